@@ -1,0 +1,16 @@
+"""The one exception that means "the user's input is wrong": shown without a traceback, exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Wrong input: the message names the file, key or line, what is wrong, and how to mend it."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return `` Did you mean 'a' or 'b'?`` for the names closest to ``name``, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return " Did you mean " + " or ".join(f"'{c}'" for c in close) + "?" if close else ""

@@ -1,0 +1,118 @@
+"""Frozen records for what people bring: prompts, demonstrations, ranked answers and plain documents.
+
+Records are validated where they enter and never change afterwards. This module knows nothing of files, tokenizers or
+models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the model is asked: zero or more turns (none for data without a prompt).
+
+    ``group`` is the unit of splitting: records of one group are all in training or all held out. ``source`` names the
+    file and line for messages to the user. ``category`` is an optional label to slice results by.
+    """
+
+    messages: tuple[Message, ...]
+    group: str
+    source: str = ""
+    category: str = ""
+
+    @property
+    def text(self) -> str:
+        """The last user message, or the empty string: what reward functions and reports show as the prompt."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """A prompt and a good answer. ``finished=False`` marks an answer that was cut off: it gets no stop token."""
+
+    prompt: Prompt
+    answer: str
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedAnswers:
+    """A prompt and k >= 2 answers with their ranks: 0 is best, equal ranks are ties.
+
+    ``scores`` (higher is better) are the annotator's own numbers where there are any: margins come from them.
+
+    Raises:
+        ValueError: fewer than two answers, lengths that differ, or a rank below zero.
+    """
+
+    prompt: Prompt
+    answers: tuple[str, ...]
+    ranks: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
+    finished: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.answers) < 2:
+            raise ValueError(f"a ranking needs at least two answers, got {len(self.answers)}")
+        if not self.finished:
+            object.__setattr__(self, "finished", (True,) * len(self.answers))
+        lengths = {len(self.answers), len(self.ranks), len(self.finished)}
+        lengths |= {len(self.scores)} if self.scores is not None else set()
+        if len(lengths) != 1:
+            raise ValueError("answers, ranks, scores and finished must have the same length")
+        if min(self.ranks) < 0:
+            raise ValueError("ranks count from 0 (best)")
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Indices (better, worse) of every strictly ordered pair."""
+        k = range(len(self.ranks))
+        return [(i, j) for i in k for j in k if self.ranks[i] < self.ranks[j]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """Plain text for pretraining."""
+
+    text: str
+    group: str
+    source: str = ""
+
+
+def normalise(text: str) -> str:
+    """Case-folded NFKC text with white space runs as one blank: what a group's identity is computed from."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def group_of(messages: Sequence[Message], answers: Sequence[str] = ()) -> str:
+    """Return the split group: a hash of the first user message; without one, of the set of answers."""
+    first = next((m.content for m in messages if m.role == "user"), None)
+    if first is None and messages:
+        first = messages[0].content
+    parts = [normalise(first)] if first is not None else sorted({normalise(a) for a in answers})
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
+
+
+def ranks_from_scores(scores: Sequence[float]) -> tuple[int, ...]:
+    """Dense ranks, 0 for the highest score; equal scores tie."""
+    order = sorted(set(scores), reverse=True)
+    return tuple(order.index(s) for s in scores)
