@@ -1,0 +1,60 @@
+"""Rows of ids to padded tensors, and batches of rows of like length.
+
+Masks come from the rows' lengths, never from ids: the padding id may be a real token. Knows nothing of text or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad at the front, for queries that are continued.
+
+    Returns:
+        ids (B, L) int64 and mask (B, L) bool, True = a real token; L is the longest row's length.
+    """
+    return _pad(rows, pad_id, left=True)
+
+
+def right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad at the end. Returns ids (B, L) int64 and mask (B, L) bool, True = a real token."""
+    return _pad(rows, pad_id, left=False)
+
+
+def _pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        if len(row):
+            where = slice(longest - len(row), longest) if left else slice(0, len(row))
+            ids[i, where] = torch.as_tensor(row, dtype=torch.long)
+            mask[i, where] = True
+    return ids, mask
+
+
+def position_ids(mask: torch.Tensor) -> torch.Tensor:
+    """Positions (B, L) counted over real tokens, so that padding on either side changes nothing (B, L bool mask)."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def length_grouped(lengths: Sequence[int], batch: int, generator: torch.Generator) -> list[list[int]]:
+    """Every index once, in shuffled batches of rows of like length; one batch may be smaller.
+
+    Rows are shuffled, sorted by length within blocks of 50 batches, cut into batches, and the batches are shuffled.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    block = 50 * batch
+    batches: list[list[int]] = []
+    for at in range(0, len(order), block):
+        rows = sorted(order[at : at + block], key=lambda i: -lengths[i])
+        batches += [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -1,0 +1,474 @@
+"""Messages to token ids: the one rendering that SFT, the reward model, PPO and evaluation share.
+
+A conversation becomes text by a jinja chat template (run by Transformers, in its sandbox), and text becomes ids without
+further special tokens. What holds for every template:
+
+- ``prompt_ids(m)`` is a prefix, as ids, of everything rendered from ``m``: prompt and answer are tokenised together
+  where the prompt's ids are then a prefix, otherwise apart (a tokenizer may merge across the border, but sampled
+  tokens follow the prompt's own ids);
+- there is one BOS at the start iff the tokenizer adds one by itself or the template writes one;
+- a stop id occurs in an answer at its very end and only in a finished one. Template text behind it (a line break after
+  ``<|im_end|>``) is dropped, and where the template writes none the first stop id is appended. An answer whose own text
+  holds a stop token ends there, as it would when sampled; if it is marked unfinished, it ends just before;
+- a prompt without any id is given one, since a causal model predicts from something: the tokenizer's BOS or else the
+  first stop id.
+
+It knows nothing of models, padding or files of records. Masks are made from lengths, never from ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data.errors import UserError, nearest
+from data.records import Message
+
+IGNORE = -100
+"""The label that no loss counts."""
+
+DIALOGUE = (
+    "{%- for m in messages -%}"
+    "{{ m.role + ' :' }}{{ ' ' + m.content | trim if m.content | trim else '' }}"
+    "{{ stop_token if m.role == 'assistant' else '' }}{{ '' if loop.last else '\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '\n' if messages else '' }}{{ 'assistant :' }}{%- endif -%}"
+)
+TEXT = "{%- for m in messages -%}{{ m.content }}{%- endfor -%}"
+PLAIN = {"dialogue": DIALOGUE, "text": TEXT}
+
+SHORTEST_PROMPT = 8
+"""Ids of a prompt that an over-long answer leaves standing (half of ``max_tokens`` if that is less)."""
+
+_CACHED = 1024
+_PROBE = "trivetprobe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """One conversation: ``labels`` equal ``ids`` where they are supervised and -100 elsewhere (same length).
+
+    ``cut`` says that the answer did not fit and lost its end, stop token included.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prompt:
+    """A rendered prompt; ``start`` counts ids that stand before those of ``text`` (an added BOS)."""
+
+    text: str
+    ids: tuple[int, ...]
+    start: int
+
+
+class Renderer:
+    """Renders conversations for one tokenizer.
+
+    Args:
+        tokenizer: a Transformers tokenizer; it is not changed.
+        template: ``auto`` (the tokenizer's chat template, or ``dialogue`` where it has none), ``chat``, ``dialogue``
+            (``user : ...``, ``assistant : ...`` in ordinary words), ``text`` (contents joined, no generation prompt:
+            for continuing texts and for answers without a prompt), a path ending in ``.jinja``, or a jinja string.
+        stop: tokens or ids that end an answer, the first of which is written. By default the token that the template
+            closes a turn with, the tokenizer's EOS and ``extra_stop_ids``.
+        extra_stop_ids: further default stop ids (those of the model's generation config).
+
+    Raises:
+        UserError: no such template or token, or no stop token at all.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template: str = "auto",
+        stop: Sequence[str | int] = (),
+        extra_stop_ids: Sequence[int] | int | None = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template_name, self.template = _find_template(tokenizer, template)
+        self._prompts: dict[tuple[tuple[str, str], ...], _Prompt] = {}
+        self._stop_text = ""
+        self._added_bos = _added_bos(tokenizer)
+        self._closing, self._tail = self._probe()
+        self.stop_ids = self._find_stops(stop, extra_stop_ids)
+        self._stop_text = self._text_of(self.stop_ids[0])
+        self._closing, self._tail = self._probe()
+        self._stops = frozenset(self.stop_ids)
+        self.pad_id = self._find_pad()
+        self._anchor = self._find_anchor()
+
+    # ---- what the stages call ---------------------------------------------------------------------------------------
+
+    def prompt_ids(self, messages: Sequence[Message | Mapping[str, str]]) -> list[int]:
+        """Ids of the conversation so far, generation prompt included; never empty."""
+        return list(self._prompt(_turns(messages)).ids)
+
+    def answer_ids(
+        self, messages: Sequence[Message | Mapping[str, str]], answer: str, finished: bool = True
+    ) -> list[int]:
+        """Ids that follow ``prompt_ids(messages)``; the last one is a stop id iff ``finished``.
+
+        Raises:
+            UserError: the template writes the prompt differently once an answer follows.
+        """
+        turns = _turns(messages)
+        prompt = self._prompt(turns)
+        whole = self._render([*turns, ("assistant", answer)], generate=False)
+        if not whole.startswith(prompt.text):
+            raise UserError(
+                f"template {self.template_name}: the prompt with its generation prompt is not a prefix of prompt and "
+                f"answer ({_around(prompt.text, whole)}); give a template for which it is, with `template:`"
+            )
+        tail = whole[len(prompt.text) :]
+        if finished:
+            ids = self._continuation(prompt, tail)
+            end = self._first_stop(ids)
+            if end < len(ids):
+                return ids[: end + 1]
+        ids = self._continuation(prompt, tail[: self._content_end(tail, answer)])
+        ids = ids[: self._first_stop(ids)]
+        return [*ids, self.stop_ids[0]] if finished else ids
+
+    def prompt_and_answer(
+        self,
+        messages: Sequence[Message | Mapping[str, str]],
+        answer: str,
+        finished: bool = True,
+        max_tokens: int | None = None,
+    ) -> tuple[list[int], list[int]]:
+        """Both lists of ids, together at most ``max_tokens`` long (see ``fit``)."""
+        prompt = self.prompt_ids(messages)
+        ids = self.answer_ids(messages, answer, finished)
+        kept, length = self.fit(prompt, ids, max_tokens)
+        return [prompt[i] for i in kept], ids[:length]
+
+    def conversation(
+        self,
+        messages: Sequence[Message | Mapping[str, str]],
+        answer: str,
+        finished: bool = True,
+        supervise: Literal["all", "last"] = "all",
+        max_tokens: int | None = None,
+    ) -> Encoded:
+        """Ids and labels of a whole conversation, for SFT.
+
+        ``last`` supervises the answer, ``all`` the assistant's turns in ``messages`` too, each with the stop token
+        that follows it.
+
+        Raises:
+            UserError: with ``all``, an earlier turn of the assistant cannot be found in the rendered text.
+        """
+        turns = _turns(messages)
+        prompt = self._prompt(turns)
+        ids = self.answer_ids(messages, answer, finished)
+        labels = [IGNORE] * len(prompt.ids)
+        if supervise == "all" and any(role == "assistant" for role, _ in turns):
+            for i in self._supervised(turns, prompt):
+                labels[i] = prompt.ids[i]
+        kept, length = self.fit(prompt.ids, ids, max_tokens)
+        return Encoded(
+            ids=[prompt.ids[i] for i in kept] + ids[:length],
+            labels=[labels[i] for i in kept] + ids[:length],
+            cut=length < len(ids),
+        )
+
+    def document_ids(self, text: str) -> list[int]:
+        """Plain text with a start token (as a prompt without ids gets) and the first stop id: for pretraining."""
+        return [*(self._added_bos or (self._start_id(),)), *self._tokenise(text), self.stop_ids[0]]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of a response: up to its first stop id, without special tokens.
+
+        Decoded behind another token, since SentencePiece decoders drop the blank of the first word. Surrounding white
+        space is kept for the ``text`` template, where it separates prompt and answer, and removed otherwise.
+        """
+        ids = list(ids)
+        decoded = self._decode_after_anchor(ids[: self._first_stop(ids)])
+        return decoded if self.template_name == "'text'" else decoded.strip()
+
+    def fit(self, prompt: Sequence[int], answer: Sequence[int], max_tokens: int | None) -> tuple[list[int], int]:
+        """Return the indices of ``prompt`` and the number of answer ids that are kept within ``max_tokens``.
+
+        The prompt is cut from the left, behind its BOS and never into the template's generation prompt; only when a
+        minimum of it and the answer are still too long is the answer cut, and then it has no stop token.
+
+        Raises:
+            UserError: the template alone leaves no room for an answer.
+        """
+        if max_tokens is None or len(prompt) + len(answer) <= max_tokens:
+            return list(range(len(prompt))), len(answer)
+        bos = 1 if self._starts_with_bos(prompt) else 0
+        least = bos + self._tail
+        if least >= max_tokens:
+            raise UserError(
+                f"max_tokens {max_tokens} is too small: template {self.template_name} alone takes {least} tokens; raise it"
+            )
+        floor = min(len(prompt), max(least, min(SHORTEST_PROMPT, max_tokens // 2)))
+        room = min(len(prompt), max(max_tokens - len(answer), floor))
+        kept = [*range(bos), *range(len(prompt) - room + bos, len(prompt))]
+        return kept, min(len(answer), max_tokens - room)
+
+    def fingerprint(self) -> str:
+        """sha256 over everything that decides the ids: tokenizer, template, stop, pad and BOS."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        content: Any = sorted(self.tokenizer.get_vocab().items())
+        if backend is not None:
+            content = json.loads(backend.to_str())
+            content = {k: v for k, v in content.items() if k not in ("truncation", "padding")}  # state of other callers
+        parts = [content, self.template, self.stop_ids, self.pad_id, self._added_bos]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    # ---- text -------------------------------------------------------------------------------------------------------
+
+    def _render(self, turns: Sequence[tuple[str, str]], *, generate: bool) -> str:
+        conversation = [{"role": role, "content": content} for role, content in turns]
+        try:
+            return self.tokenizer.apply_chat_template(
+                [conversation],  # as a batch of one: a lone empty conversation is an IndexError
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=generate,
+                stop_token=self._stop_text,
+            )[0]
+        except Exception as error:
+            roles = ", ".join(role for role, _ in turns) or "no messages"
+            raise UserError(
+                f"template {self.template_name} cannot render a conversation of {roles}: {error}; "
+                "change the data or choose another `template:` (dialogue, text, or a .jinja file)"
+            ) from error
+
+    def _prompt(self, turns: tuple[tuple[str, str], ...]) -> _Prompt:
+        found = self._prompts.get(turns)
+        if found is None:
+            text = self._render(turns, generate=True)
+            ids = self._tokenise(text)
+            added = () if ids[:1] == list(self._added_bos) else self._added_bos
+            if not ids and not added:
+                added = (self._start_id(),)
+            found = _Prompt(text=text, ids=(*added, *ids), start=len(added))
+            if len(self._prompts) >= _CACHED:
+                self._prompts.clear()
+            self._prompts[turns] = found
+        return found
+
+    def _probe(self) -> tuple[str, int]:
+        """Return what the template writes after an answer, and how many ids it writes after the last user message."""
+        user = ("user", _PROBE)
+        asked = self._render([user], generate=True)
+        answered = self._render([user, ("assistant", _PROBE + "2")], generate=False)
+        closing = answered.rpartition(_PROBE + "2")[2]
+        return closing, len(self._tokenise(asked.rpartition(_PROBE)[2]))
+
+    def _content_end(self, tail: str, answer: str) -> int:
+        """Where in ``tail`` (the rendered answer) the template's closing begins."""
+        if tail.endswith(self._closing):
+            return len(tail) - len(self._closing)
+        for content in (answer, answer.strip()):
+            at = tail.find(content)
+            if at >= 0:
+                return at + len(content)
+        return len(tail)
+
+    # ---- ids --------------------------------------------------------------------------------------------------------
+
+    def _tokenise(self, text: str) -> list[int]:
+        if not text:
+            return []
+        return self.tokenizer(
+            text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        ).input_ids
+
+    def _continuation(self, prompt: _Prompt, tail: str) -> list[int]:
+        """Ids of ``tail`` behind the prompt's own ids."""
+        own = list(prompt.ids[prompt.start :])
+        whole = self._tokenise(prompt.text + tail)
+        if whole[: len(own)] == own:
+            return whole[len(own) :]
+        alone = self._tokenise(tail)
+        if self._decode_after_anchor(alone) == tail:
+            return alone
+        for border in ("\n", ".", ":", "a"):  # a SentencePiece tokenizer puts a blank before a text that stands alone
+            left = self._tokenise(border)
+            both = self._tokenise(border + tail)
+            if both[: len(left)] == left and self._decode_after_anchor(both[len(left) :]) == tail:
+                return both[len(left) :]
+        return alone
+
+    def _supervised(self, turns: Sequence[tuple[str, str]], prompt: _Prompt) -> Iterator[int]:
+        """Positions in ``prompt.ids`` of the assistant's turns and of the stop tokens that close them."""
+        starts, ends = self._offsets(prompt)
+        for n, (role, content) in enumerate(turns):
+            if role != "assistant":
+                continue
+            before = self._render(turns[:n], generate=True)
+            at = len(before)
+            spelled = next((c for c in (content, content.strip()) if prompt.text.find(c, at) >= 0), None)
+            if not prompt.text.startswith(before) or spelled is None:
+                raise UserError(
+                    f"template {self.template_name} rewrites earlier turns of the assistant, so turn {n + 1} cannot be "
+                    "found in the rendered conversation; set `sft.supervise: last` or choose another `template:`"
+                )
+            close = prompt.text.find(spelled, at) + len(spelled)
+            waiting: list[int] = []  # white space behind the content: the turn's own only if its stop token follows
+            for i, (start, end) in enumerate(zip(starts, ends, strict=True), start=prompt.start):
+                if start < at or end <= at:
+                    continue
+                is_stop = prompt.ids[i] in self._stops
+                if start < close or is_stop:
+                    yield from waiting
+                    yield i
+                elif prompt.text[start:end].strip():
+                    break
+                else:
+                    waiting.append(i)
+                if is_stop:
+                    break
+
+    def _offsets(self, prompt: _Prompt) -> tuple[list[int], list[int]]:
+        """Begin and end in ``prompt.text`` of each of its ids (those behind an added BOS)."""
+        if getattr(self.tokenizer, "is_fast", False):
+            pairs = self.tokenizer(
+                prompt.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            ).offset_mapping
+            return [a for a, _ in pairs], [b for _, b in pairs]
+        lengths = [len(self._tokenise(prompt.text[:i])) for i in range(len(prompt.text) + 1)]
+        count = len(prompt.ids) - prompt.start
+        ends = [next((c for c, n in enumerate(lengths) if n > i), len(prompt.text)) for i in range(count)]
+        return [0, *ends[:-1]], ends
+
+    def _first_stop(self, ids: Sequence[int]) -> int:
+        return next((i for i, t in enumerate(ids) if t in self._stops), len(ids))
+
+    def _decode_after_anchor(self, ids: Sequence[int]) -> str:
+        def decode(some: list[int]) -> str:
+            return self.tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+        if self._anchor is None:
+            return decode(list(ids))
+        return decode([self._anchor, *ids])[len(decode([self._anchor])) :]
+
+    # ---- special tokens ---------------------------------------------------------------------------------------------
+
+    def _find_stops(self, stop: Sequence[str | int], extra: Sequence[int] | int | None) -> tuple[int, ...]:
+        if isinstance(stop, (str, int)):
+            stop = (stop,)
+        if stop:
+            return tuple(dict.fromkeys(self._stop_id(s) for s in stop))
+        found = [i for i in (self._turn_end(), self.tokenizer.eos_token_id) if i is not None]
+        found += [extra] if isinstance(extra, int) else list(extra or ())
+        if not found:
+            raise UserError(
+                "the tokenizer has no end-of-sequence token and the template writes none: name the token that ends an "
+                'answer, e.g. `stop: ["</s>"]`'
+            )
+        return tuple(dict.fromkeys(found))
+
+    def _stop_id(self, stop: str | int) -> int:
+        size = len(self.tokenizer)
+        if isinstance(stop, int):
+            if not 0 <= stop < size:
+                raise UserError(f"stop: id {stop} is not in the vocabulary of {size} tokens")
+            return stop
+        vocabulary = self.tokenizer.get_vocab()
+        if stop in vocabulary:
+            return vocabulary[stop]
+        ids = self._tokenise(stop)
+        if len(ids) == 1 and self._decode(ids[0]) == stop:  # "\n", say, which byte-level vocabularies spell otherwise
+            return ids[0]
+        special = [str(t) for t in self.tokenizer.all_special_tokens]
+        hint = nearest(stop, special) or nearest(stop, vocabulary) or f" Special tokens: {', '.join(special)}."
+        raise UserError(f"stop: the tokenizer has no token {stop!r}.{hint}")
+
+    def _turn_end(self) -> int | None:
+        """The special token that closes a turn of the assistant in this template, if one does."""
+        special = set(self.tokenizer.all_special_ids)
+        special |= {i for i, t in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if t.special}
+        for i in self._tokenise(self._closing):
+            if i in special:
+                return i
+            if self._decode(i).strip():
+                return None
+        return None
+
+    def _decode(self, token: int) -> str:
+        return self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+
+    def _text_of(self, token: int) -> str:
+        """The text that is tokenised to just this id, or an empty string (ordinary words: they would be read as such)."""
+        text = self.tokenizer.convert_ids_to_tokens(token)
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return text if token in added and self._tokenise(text) == [token] else ""
+
+    def _start_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.stop_ids[0] if bos is None else bos
+
+    def _starts_with_bos(self, prompt: Sequence[int]) -> bool:
+        return bool(prompt) and prompt[0] in {*self._added_bos, self.tokenizer.bos_token_id}
+
+    def _find_pad(self) -> int:
+        """The tokenizer's own padding token, else one that exists: no token is added, masks do not look at ids."""
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, self.tokenizer.eos_token_id)
+        return next((i for i in candidates if i is not None), self.stop_ids[0])
+
+    def _find_anchor(self) -> int | None:
+        """An ordinary token to decode behind."""
+        special = {*self.tokenizer.all_special_ids, *getattr(self.tokenizer, "added_tokens_decoder", {})}
+        for text in ("a", "the", "."):
+            ids = self._tokenise(text)
+            if ids and ids[-1] not in special and self._decode(ids[-1]).strip():
+                return ids[-1]
+        size = len(self.tokenizer)
+        return next((i for i in range(size) if i not in special and self._decode(i).strip().isalpha()), None)
+
+
+def _turns(messages: Sequence[Message | Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((m.role, m.content) if isinstance(m, Message) else (m["role"], m["content"]) for m in messages)
+
+
+def _added_bos(tokenizer: Any) -> tuple[int, ...]:
+    """The id that the tokenizer puts before a text by itself, if it does."""
+    with_special = tokenizer("a").input_ids
+    without = tokenizer("a", add_special_tokens=False).input_ids
+    if with_special[:1] == without[:1]:
+        return ()
+    return tuple(with_special[:1])
+
+
+def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
+    """Return the name for messages to the user, and the jinja source."""
+    own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    if template == "auto":
+        template = "chat" if own else "dialogue"
+    if template == "chat":
+        if not own:
+            raise UserError("template 'chat': the tokenizer has no chat template; use dialogue, text or a .jinja file")
+        return "'chat' (the tokenizer's own)", own
+    if template in PLAIN:
+        return f"'{template}'", PLAIN[template]
+    if template.endswith(".jinja"):
+        path = Path(template)
+        if not path.is_file():
+            there = [str(p) for p in path.parent.glob("*.jinja")]
+            raise UserError(f"template: there is no file {template}.{nearest(template, there)}")
+        return f"'{template}'", path.read_text(encoding="utf-8")
+    if "{" in template:
+        return "(a jinja string in the recipe)", template
+    raise UserError(
+        f"template: unknown name {template!r}.{nearest(template, ['auto', 'chat', *PLAIN])} Known: auto, chat, dialogue, "
+        "text, a path ending in .jinja, or a jinja string"
+    )
+
+
+def _around(prompt: str, whole: str) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
+    return f"they part at character {at}: {prompt[at : at + 20]!r} and {whole[at : at + 20]!r}"
