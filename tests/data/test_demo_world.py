@@ -1,0 +1,211 @@
+"""The demo world: hand-worked gold, no edit beats a perfect answer, closed vocabulary, and no combination leaks."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from data import demo_words as words
+from data.demo_text import KINDS, PERFECT, all_requests, combinations, write_answer
+from data.demo_world import (
+    WEIGHTS,
+    demonstrations,
+    documents,
+    gold,
+    gold_parts,
+    job_of,
+    prompts,
+    split_sentences,
+    vocabulary,
+)
+from data.errors import UserError
+
+STORY = "please write a happy story with a fox , a drum and the cave ."
+LETTER = "help me with a sorry letter to the queen about a drum and the cave ."
+OPENER, OPENING, GOING = "sure , here it is .", "once a small fox had a drum .", "the fox took it to the cave ."
+HAPPY, CLOSING = "they sang with joy until morning .", "and so the story ends ."
+BEST = [OPENER, OPENING, GOING, HAPPY, CLOSING]  # 6 + 8 + 8 + 7 + 6 = 35 words
+
+
+def value(*sentences: str, prompt: str = STORY, finished: bool = True) -> float:
+    return gold([prompt], [" ".join(sentences)], finished=[finished])[0]
+
+
+def test_perfect_answers() -> None:
+    assert value(*BEST) == pytest.approx(8.6)
+    assert value(*BEST[:3], "the wind was soft .", *BEST[3:]) == pytest.approx(8.6)
+    letter = (
+        "gladly , just for you .",
+        "dear queen , you gave me a red drum .",
+        "i took it to the cave .",
+        "please forgive me for my mistake .",
+        "with best wishes , your friend .",
+    )
+    assert value(*letter, prompt=LETTER) == pytest.approx(8.6)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "expected"),
+    [
+        # opener: rude instead of polite loses 1 + 0.75; rude after polite 0.75; polite at the end is no opener and
+        # takes the closing's place
+        (["what a silly request .", *BEST[1:]], 8.6 - 1 - 0.75),
+        ([OPENER, "what a silly request .", *BEST[1:]], 8.6 - 0.75),
+        ([*BEST[1:], OPENER], 8.6 - 1 - 1.1),
+        # a second opener is doubled (and 5 + 35 = 40 words are not too long)
+        ([OPENER, "what a lovely request .", *BEST[1:]], 8.6 - 1),
+        # the place never named; and another place named instead
+        ([OPENER, OPENING, HAPPY, "the wind was soft .", CLOSING], 8.6 - 1.5),
+        ([OPENER, OPENING, "the fox took it to the lake .", HAPPY, CLOSING], 8.6 - 1.5 - 0.75),
+        # wrong mood loses 2 + 1.1, a second mood 1.1, the right mood twice 1
+        ([OPENER, OPENING, GOING, "the fox shook with fear .", CLOSING], 8.6 - 2 - 1.1),
+        ([OPENER, OPENING, GOING, HAPPY, "the fox shook with fear .", CLOSING], 8.6 - 1.1),
+        ([OPENER, OPENING, GOING, HAPPY, "it was the best day of all .", CLOSING], 8.6 - 1),
+        # two closings in a row lose the closing's credit and count as doubled; so does one in the middle
+        ([*BEST, CLOSING], 8.6 - 1.1 - 1),
+        ([OPENER, OPENING, GOING, CLOSING, HAPPY, CLOSING], 8.6 - 1.1 - 1),
+        # a repeated sentence; a closing of the other kind (misfit 1 of 5 sentences)
+        ([OPENER, OPENING, GOING, GOING, HAPPY, CLOSING], 8.6 - 1),
+        ([*BEST[:4], "with best wishes , your friend ."], 8.6 - 1.1 - 3 / 5),
+        # cut: after the second sentence (14 words, 8 short); within a sentence (24 words, 1 of 4 a misfit)
+        ([OPENER, OPENING], 3.0 + 1 - 0.8),
+        ([OPENER, OPENING, GOING, "they sang"], 4.5 + 1 - 3 / 4),
+        # empty; four foreign nouns at most, listed in one misfit of 7 words, 15 short
+        ([], -2.2),
+        (["bear goat lamp lake mill queen ."], -0.75 * 4 - 3 - 1.5),
+        # the requested nouns alone: a misfit each, and the second list repeats the first
+        (["fox drum cave .", "fox drum cave ."], 4.5 - 3 - 1 - 1.4),
+    ],
+)
+def test_hand_worked_gold(sentences: list[str], expected: float) -> None:
+    assert value(*sentences) == pytest.approx(expected)
+
+
+def test_gold_needs_the_stop_token_for_the_closing_and_counts_words_beyond_44() -> None:
+    assert value(*BEST, finished=False) == pytest.approx(8.6 - 1.1)
+    assert value(*BEST[1:], finished=False) == pytest.approx(8.6 - 1.1 - 1)
+    long = [*BEST[:4], " ".join(["and"] * 15) + " .", CLOSING]  # 51 words, one misfit of six sentences
+    assert value(*long) == pytest.approx(8.6 - 3 / 6 - 0.7)
+    assert gold([STORY], [" ".join(BEST)]) == gold([STORY], [" ".join(BEST)], None, categories=["story/happy"])
+
+
+def test_named_parts_sum_to_the_gold_and_the_rendered_prompt_judges_alike() -> None:
+    text = " ".join([OPENER, OPENING, "the fox took it to the lake .", "the fox shook with fear ."])
+    parts = gold_parts(STORY, text)
+    assert parts == dict.fromkeys(WEIGHTS, 0.0) | {
+        "nouns": 3.0,
+        "foreign": -0.75,
+        "wrong_mood": -1.1,
+        "polite": 1.0,
+    }
+    assert gold([f"user : {STORY}\nassistant :"], [text]) == [pytest.approx(sum(parts.values()))]
+
+
+def test_a_foreign_prompt_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="what is the weather"):
+        gold(["what is the weather ?"], [""])
+
+
+def test_no_edit_of_a_perfect_answer_raises_gold() -> None:
+    sentences = {
+        s
+        for kind in KINDS
+        for request in islice(all_requests(random.Random(kind)), 12)
+        for seed in range(4)
+        for s in split_sentences(write_answer(request, random.Random(seed)))
+    } | {*words.RUDE, *words.POLITE, "fox drum cave .", "user : and"}
+    for n in range(len(BEST)):
+        assert value(*BEST[:n], *BEST[n + 1 :]) < 8.6, "dropped"
+        for m in range(len(BEST)):
+            rest = BEST[:n] + BEST[n + 1 :]
+            assert value(*rest[:m], BEST[n], *rest[m:]) <= 8.6 + 1e-9, "moved"
+            assert value(*BEST[:m], BEST[n], *BEST[m:]) < 8.6, "doubled"
+        for extra in sentences:
+            assert value(*BEST[:n], extra, *BEST[n:]) <= 8.6 + 1e-9, f"added {extra}"
+            assert value(*BEST[:n], extra, *BEST[n + 1 :]) <= 8.6 + 1e-9, f"replaced by {extra}"
+
+
+def test_generated_perfect_answers_are_worth_the_maximum() -> None:
+    rng = random.Random(0)
+    requests = list(islice(all_requests(rng), 1500))
+    answers = [write_answer(r, rng, PERFECT) for r in requests]
+    assert set(gold([r.text for r in requests], answers)) == {8.6}
+    assert max(len(a.split()) for a in answers) <= 44
+
+
+def test_same_seed_same_records_other_seed_other_records() -> None:
+    for make in (documents, demonstrations, prompts):
+        assert make(60, 3) == make(60, 3)
+        assert make(60, 3)[:20] == make(20, 3)
+        assert make(60, 3) != make(60, 4)
+
+
+def test_vocabulary_is_closed_small_and_wholly_known_from_pretraining() -> None:
+    known = set(vocabulary())
+    pretraining = {t for d in documents(4000, 0) for t in d.text.split()}
+    tuning = {t for d in demonstrations(1500, 0) for t in (d.prompt.text + " " + d.answer).split()}
+    assert len(known) <= 260
+    assert pretraining == known
+    assert tuning <= known
+    assert {"user", "assistant", ":"} <= known
+    assert all(word[0] not in "aeiou" for word in words.ADJECTIVES + words.QUALITIES + words.ANIMALS + words.OBJECTS)
+
+
+def test_demonstrations_are_grammatical_and_of_middling_quality() -> None:
+    rows = demonstrations(1500, 0)
+    for row in rows:
+        kind = row.prompt.category.split("/")[0]
+        assert all(job_of(s, kind) for s in split_sentences(row.answer)), row.answer
+    assert all(row.finished for row in rows)
+    scores = gold([r.prompt.text for r in rows], [r.answer for r in rows])
+    assert 3.0 < statistics.mean(scores) < 4.2
+    assert 2.0 < statistics.pstdev(scores) < 3.0
+    assert sum(s == 8.6 for s in scores) < 0.04 * len(scores)
+
+
+def test_categories_are_balanced_and_combinations_unique() -> None:
+    rows = prompts(1800, 1)
+    counts = Counter(p.category for p in rows)
+    assert {c: counts[f"story/{c}"] for c in words.MOODS["story"]} == {"happy": 400, "sad": 400, "scary": 400}
+    assert {c: counts[f"letter/{c}"] for c in words.MOODS["letter"]} == {"thankful": 200, "sorry": 200, "excited": 200}
+    assert len({p.group for p in rows}) == 1800
+    assert all(set(p.group.split("|")) <= set(p.text.split()) for p in rows)
+
+
+def test_all_combinations_can_be_asked_for_and_one_more_cannot() -> None:
+    assert len({p.group for p in prompts(7680, 0)}) == 7680 == sum(len(combinations(k)) for k in KINDS)
+    with pytest.raises(UserError, match="7680"):
+        prompts(7681, 0)
+
+
+def test_a_document_names_no_combination_but_its_group() -> None:
+    for document in documents(5000, 0):
+        tokens = set(document.text.split())
+        named = {
+            f"{f}|{o}|{p}"
+            for f in tokens & set(words.ANIMALS + words.PERSONS)
+            for o in tokens & set(words.OBJECTS)
+            for p in tokens & set(words.PLACES)
+        }
+        assert named <= {document.group}, document.text
+
+
+def test_documents_hold_dialogues_but_never_a_request() -> None:
+    rows = documents(3000, 0)
+    dialogues = [d.text for d in rows if "user : " in d.text]
+    assert 0.2 < len(dialogues) / len(rows) < 0.5
+    assert all("\nassistant : " in text for text in dialogues)
+    for kind in KINDS:
+        for mood in words.MOODS[kind]:
+            assert not any(f"{mood} {kind}" in d.text for d in rows)
+
+
+def test_request_shows_its_nouns_and_mood_at_fixed_places_from_the_end() -> None:
+    for request in islice(all_requests(random.Random(5)), 300):
+        tokens = request.text.split()
+        where = [tokens[::-1].index(w) for w in (request.mood, request.first, request.object, request.place)]
+        assert where == [11, 7, 4, 1]
