@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data import tokens
 from data.errors import UserError, nearest
 from data.records import Message
 
@@ -97,14 +98,14 @@ class Renderer:
         self.template_name, self.template = _find_template(tokenizer, template)
         self._prompts: dict[tuple[tuple[str, str], ...], _Prompt] = {}
         self._stop_text = ""
-        self._added_bos = _added_bos(tokenizer)
+        self._added_bos = tokens.added_bos(tokenizer)
         self._closing, self._tail = self._probe()
         self.stop_ids = self._find_stops(stop, extra_stop_ids)
-        self._stop_text = self._text_of(self.stop_ids[0])
+        self._stop_text = tokens.writable(tokenizer, self.stop_ids[0])
         self._closing, self._tail = self._probe()
         self._stops = frozenset(self.stop_ids)
-        self.pad_id = self._find_pad()
-        self._anchor = self._find_anchor()
+        self.pad_id = tokens.padding_id(tokenizer, self.stop_ids[0])
+        self._anchor = tokens.anchor(tokenizer)
 
     # ---- what the stages call ---------------------------------------------------------------------------------------
 
@@ -183,7 +184,7 @@ class Renderer:
 
     def document_ids(self, text: str) -> list[int]:
         """Plain text with a start token (as a prompt without ids gets) and the first stop id: for pretraining."""
-        return [*(self._added_bos or (self._start_id(),)), *self._tokenise(text), self.stop_ids[0]]
+        return [*(self._added_bos or (self._start_id(),)), *tokens.tokenise(self.tokenizer, text), self.stop_ids[0]]
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of a response: up to its first stop id, without special tokens.
@@ -192,8 +193,8 @@ class Renderer:
         space is kept for the ``text`` template, where it separates prompt and answer, and removed otherwise.
         """
         ids = list(ids)
-        decoded = self._decode_after_anchor(ids[: self._first_stop(ids)])
-        return decoded if self.template_name == "'text'" else decoded.strip()
+        decoded = self._inner_text(ids[: self._first_stop(ids)])
+        return decoded if self.template == TEXT else decoded.strip()
 
     def fit(self, prompt: Sequence[int], answer: Sequence[int], max_tokens: int | None) -> tuple[list[int], int]:
         """Return the indices of ``prompt`` and the number of answer ids that are kept within ``max_tokens``.
@@ -210,7 +211,7 @@ class Renderer:
         least = bos + self._tail
         if least >= max_tokens:
             raise UserError(
-                f"max_tokens {max_tokens} is too small: template {self.template_name} alone takes {least} tokens; raise it"
+                f"max_tokens {max_tokens} is too small: template {self.template_name} alone takes {least} tokens"
             )
         floor = min(len(prompt), max(least, min(SHORTEST_PROMPT, max_tokens // 2)))
         room = min(len(prompt), max(max_tokens - len(answer), floor))
@@ -219,12 +220,7 @@ class Renderer:
 
     def fingerprint(self) -> str:
         """sha256 over everything that decides the ids: tokenizer, template, stop, pad and BOS."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        content: Any = sorted(self.tokenizer.get_vocab().items())
-        if backend is not None:
-            content = json.loads(backend.to_str())
-            content = {k: v for k, v in content.items() if k not in ("truncation", "padding")}  # state of other callers
-        parts = [content, self.template, self.stop_ids, self.pad_id, self._added_bos]
+        parts = [tokens.content_hash(self.tokenizer), self.template, self.stop_ids, self.pad_id, self._added_bos]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     # ---- text -------------------------------------------------------------------------------------------------------
@@ -250,7 +246,7 @@ class Renderer:
         found = self._prompts.get(turns)
         if found is None:
             text = self._render(turns, generate=True)
-            ids = self._tokenise(text)
+            ids = tokens.tokenise(self.tokenizer, text)
             added = () if ids[:1] == list(self._added_bos) else self._added_bos
             if not ids and not added:
                 added = (self._start_id(),)
@@ -266,7 +262,7 @@ class Renderer:
         asked = self._render([user], generate=True)
         answered = self._render([user, ("assistant", _PROBE + "2")], generate=False)
         closing = answered.rpartition(_PROBE + "2")[2]
-        return closing, len(self._tokenise(asked.rpartition(_PROBE)[2]))
+        return closing, len(tokens.tokenise(self.tokenizer, asked.rpartition(_PROBE)[2]))
 
     def _content_end(self, tail: str, answer: str) -> int:
         """Where in ``tail`` (the rendered answer) the template's closing begins."""
@@ -280,44 +276,36 @@ class Renderer:
 
     # ---- ids --------------------------------------------------------------------------------------------------------
 
-    def _tokenise(self, text: str) -> list[int]:
-        if not text:
-            return []
-        return self.tokenizer(
-            text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-        ).input_ids
-
     def _continuation(self, prompt: _Prompt, tail: str) -> list[int]:
         """Ids of ``tail`` behind the prompt's own ids."""
         own = list(prompt.ids[prompt.start :])
-        whole = self._tokenise(prompt.text + tail)
+        whole = tokens.tokenise(self.tokenizer, prompt.text + tail)
         if whole[: len(own)] == own:
             return whole[len(own) :]
-        alone = self._tokenise(tail)
-        if self._decode_after_anchor(alone) == tail:
+        alone = tokens.tokenise(self.tokenizer, tail)
+        if self._inner_text(alone) == tail:
             return alone
         for border in ("\n", ".", ":", "a"):  # a SentencePiece tokenizer puts a blank before a text that stands alone
-            left = self._tokenise(border)
-            both = self._tokenise(border + tail)
-            if both[: len(left)] == left and self._decode_after_anchor(both[len(left) :]) == tail:
+            left = tokens.tokenise(self.tokenizer, border)
+            both = tokens.tokenise(self.tokenizer, border + tail)
+            if both[: len(left)] == left and self._inner_text(both[len(left) :]) == tail:
                 return both[len(left) :]
         return alone
 
     def _supervised(self, turns: Sequence[tuple[str, str]], prompt: _Prompt) -> Iterator[int]:
         """Positions in ``prompt.ids`` of the assistant's turns and of the stop tokens that close them."""
-        starts, ends = self._offsets(prompt)
+        starts, ends = tokens.offsets(self.tokenizer, prompt.text, len(prompt.ids) - prompt.start)
         for n, (role, content) in enumerate(turns):
             if role != "assistant":
                 continue
             before = self._render(turns[:n], generate=True)
             at = len(before)
-            spelled = next((c for c in (content, content.strip()) if prompt.text.find(c, at) >= 0), None)
-            if not prompt.text.startswith(before) or spelled is None:
+            close = _end_of_content(prompt.text, at, content)
+            if close is None or not prompt.text.startswith(before):
                 raise UserError(
                     f"template {self.template_name} rewrites earlier turns of the assistant, so turn {n + 1} cannot be "
                     "found in the rendered conversation; set `sft.supervise: last` or choose another `template:`"
                 )
-            close = prompt.text.find(spelled, at) + len(spelled)
             waiting: list[int] = []  # white space behind the content: the turn's own only if its stop token follows
             for i, (start, end) in enumerate(zip(starts, ends, strict=True), start=prompt.start):
                 if start < at or end <= at:
@@ -333,80 +321,11 @@ class Renderer:
                 if is_stop:
                     break
 
-    def _offsets(self, prompt: _Prompt) -> tuple[list[int], list[int]]:
-        """Begin and end in ``prompt.text`` of each of its ids (those behind an added BOS)."""
-        if getattr(self.tokenizer, "is_fast", False):
-            pairs = self.tokenizer(
-                prompt.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            ).offset_mapping
-            return [a for a, _ in pairs], [b for _, b in pairs]
-        lengths = [len(self._tokenise(prompt.text[:i])) for i in range(len(prompt.text) + 1)]
-        count = len(prompt.ids) - prompt.start
-        ends = [next((c for c, n in enumerate(lengths) if n > i), len(prompt.text)) for i in range(count)]
-        return [0, *ends[:-1]], ends
-
     def _first_stop(self, ids: Sequence[int]) -> int:
         return next((i for i, t in enumerate(ids) if t in self._stops), len(ids))
 
-    def _decode_after_anchor(self, ids: Sequence[int]) -> str:
-        def decode(some: list[int]) -> str:
-            return self.tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-        if self._anchor is None:
-            return decode(list(ids))
-        return decode([self._anchor, *ids])[len(decode([self._anchor])) :]
-
-    # ---- special tokens ---------------------------------------------------------------------------------------------
-
-    def _find_stops(self, stop: Sequence[str | int], extra: Sequence[int] | int | None) -> tuple[int, ...]:
-        if isinstance(stop, (str, int)):
-            stop = (stop,)
-        if stop:
-            return tuple(dict.fromkeys(self._stop_id(s) for s in stop))
-        found = [i for i in (self._turn_end(), self.tokenizer.eos_token_id) if i is not None]
-        found += [extra] if isinstance(extra, int) else list(extra or ())
-        if not found:
-            raise UserError(
-                "the tokenizer has no end-of-sequence token and the template writes none: name the token that ends an "
-                'answer, e.g. `stop: ["</s>"]`'
-            )
-        return tuple(dict.fromkeys(found))
-
-    def _stop_id(self, stop: str | int) -> int:
-        size = len(self.tokenizer)
-        if isinstance(stop, int):
-            if not 0 <= stop < size:
-                raise UserError(f"stop: id {stop} is not in the vocabulary of {size} tokens")
-            return stop
-        vocabulary = self.tokenizer.get_vocab()
-        if stop in vocabulary:
-            return vocabulary[stop]
-        ids = self._tokenise(stop)
-        if len(ids) == 1 and self._decode(ids[0]) == stop:  # "\n", say, which byte-level vocabularies spell otherwise
-            return ids[0]
-        special = [str(t) for t in self.tokenizer.all_special_tokens]
-        hint = nearest(stop, special) or nearest(stop, vocabulary) or f" Special tokens: {', '.join(special)}."
-        raise UserError(f"stop: the tokenizer has no token {stop!r}.{hint}")
-
-    def _turn_end(self) -> int | None:
-        """The special token that closes a turn of the assistant in this template, if one does."""
-        special = set(self.tokenizer.all_special_ids)
-        special |= {i for i, t in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if t.special}
-        for i in self._tokenise(self._closing):
-            if i in special:
-                return i
-            if self._decode(i).strip():
-                return None
-        return None
-
-    def _decode(self, token: int) -> str:
-        return self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
-
-    def _text_of(self, token: int) -> str:
-        """The text that is tokenised to just this id, or an empty string (ordinary words: they would be read as such)."""
-        text = self.tokenizer.convert_ids_to_tokens(token)
-        added = getattr(self.tokenizer, "added_tokens_decoder", {})
-        return text if token in added and self._tokenise(text) == [token] else ""
+    def _inner_text(self, ids: Sequence[int]) -> str:
+        return tokens.decode_inner(self.tokenizer, ids, self._anchor)
 
     def _start_id(self) -> int:
         bos = self.tokenizer.bos_token_id
@@ -415,33 +334,34 @@ class Renderer:
     def _starts_with_bos(self, prompt: Sequence[int]) -> bool:
         return bool(prompt) and prompt[0] in {*self._added_bos, self.tokenizer.bos_token_id}
 
-    def _find_pad(self) -> int:
-        """The tokenizer's own padding token, else one that exists: no token is added, masks do not look at ids."""
-        candidates = (self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, self.tokenizer.eos_token_id)
-        return next((i for i in candidates if i is not None), self.stop_ids[0])
-
-    def _find_anchor(self) -> int | None:
-        """An ordinary token to decode behind."""
-        special = {*self.tokenizer.all_special_ids, *getattr(self.tokenizer, "added_tokens_decoder", {})}
-        for text in ("a", "the", "."):
-            ids = self._tokenise(text)
-            if ids and ids[-1] not in special and self._decode(ids[-1]).strip():
-                return ids[-1]
-        size = len(self.tokenizer)
-        return next((i for i in range(size) if i not in special and self._decode(i).strip().isalpha()), None)
+    def _find_stops(self, stop: Sequence[str | int], extra: Sequence[int] | int | None) -> tuple[int, ...]:
+        if isinstance(stop, (str, int)):
+            stop = (stop,)
+        if stop:
+            return tuple(dict.fromkeys(tokens.named_token(self.tokenizer, s) for s in stop))
+        turn_end = tokens.leading_special(self.tokenizer, self._closing)
+        found = [i for i in (turn_end, self.tokenizer.eos_token_id) if i is not None]
+        found += [extra] if isinstance(extra, int) else list(extra or ())
+        if not found:
+            raise UserError(
+                "the tokenizer has no end-of-sequence token and the template writes none: name the token that ends an "
+                'answer, e.g. `stop: ["</s>"]`'
+            )
+        return tuple(dict.fromkeys(found))
 
 
 def _turns(messages: Sequence[Message | Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple((m.role, m.content) if isinstance(m, Message) else (m["role"], m["content"]) for m in messages)
 
 
-def _added_bos(tokenizer: Any) -> tuple[int, ...]:
-    """The id that the tokenizer puts before a text by itself, if it does."""
-    with_special = tokenizer("a").input_ids
-    without = tokenizer("a", add_special_tokens=False).input_ids
-    if with_special[:1] == without[:1]:
-        return ()
-    return tuple(with_special[:1])
+def _end_of_content(text: str, at: int, content: str) -> int | None:
+    """Where a turn's content ends that begins at ``at``, behind nothing but white space or markup (``<think>...>``)."""
+    for spelled in (content, content.strip()):
+        found = text.find(spelled, at)
+        between = text[at:found].strip()
+        if found >= 0 and (not between or (between[0] == "<" and between[-1] == ">")):
+            return found + len(spelled)
+    return None
 
 
 def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
@@ -464,8 +384,8 @@ def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
     if "{" in template:
         return "(a jinja string in the recipe)", template
     raise UserError(
-        f"template: unknown name {template!r}.{nearest(template, ['auto', 'chat', *PLAIN])} Known: auto, chat, dialogue, "
-        "text, a path ending in .jinja, or a jinja string"
+        f"template: unknown name {template!r}.{nearest(template, ['auto', 'chat', *PLAIN])} Known: auto, chat, "
+        "dialogue, text, a path ending in .jinja, or a jinja string"
     )
 
 

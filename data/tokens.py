@@ -1,0 +1,129 @@
+"""What a tokenizer has and does by itself: its BOS, padding and stop tokens, and text of ids in the middle of a text.
+
+Nothing here changes a tokenizer or adds a token. It knows nothing of templates or conversations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from data.errors import UserError, nearest
+
+
+def tokenise(tokenizer: Any, text: str) -> list[int]:
+    """Ids of ``text`` alone, no special tokens around it."""
+    if not text:
+        return []
+    return tokenizer(
+        text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    ).input_ids
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    return tokenizer.decode([token], clean_up_tokenization_spaces=False)
+
+
+def added_tokens(tokenizer: Any) -> dict[int, Any]:
+    """Tokens beside the model's own vocabulary, special or not, by id."""
+    return getattr(tokenizer, "added_tokens_decoder", {})
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    return {*tokenizer.all_special_ids, *(i for i, t in added_tokens(tokenizer).items() if t.special)}
+
+
+def added_bos(tokenizer: Any) -> tuple[int, ...]:
+    """The id that the tokenizer puts before a text by itself; empty if it puts none."""
+    with_special = tokenizer("a").input_ids
+    return () if with_special[:1] == tokenise(tokenizer, "a")[:1] else tuple(with_special[:1])
+
+
+def padding_id(tokenizer: Any, otherwise: int) -> int:
+    """The tokenizer's own padding token, else one that exists: no token is added, and masks do not look at ids."""
+    candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
+    return next((i for i in candidates if i is not None), otherwise)
+
+
+def named_token(tokenizer: Any, token: str | int) -> int:
+    """The id of a stop token that the user named by its text or id.
+
+    Raises:
+        UserError: the vocabulary has no such token.
+    """
+    size = len(tokenizer)
+    if isinstance(token, int):
+        if not 0 <= token < size:
+            raise UserError(f"stop: id {token} is not in the vocabulary of {size} tokens")
+        return token
+    vocabulary = tokenizer.get_vocab()
+    if token in vocabulary:
+        return vocabulary[token]
+    ids = tokenise(tokenizer, token)
+    if len(ids) == 1 and token_text(tokenizer, ids[0]) == token:  # "\n", say, which byte vocabularies spell otherwise
+        return ids[0]
+    special = [str(t) for t in tokenizer.all_special_tokens]
+    hint = nearest(token, special) or nearest(token, vocabulary) or f" Special tokens: {', '.join(special)}."
+    raise UserError(f"stop: the tokenizer has no token {token!r}.{hint}")
+
+
+def leading_special(tokenizer: Any, text: str) -> int | None:
+    """The special token that ``text`` begins with, white space aside, or None."""
+    special = special_ids(tokenizer)
+    for i in tokenise(tokenizer, text):
+        if i in special:
+            return i
+        if token_text(tokenizer, i).strip():
+            return None
+    return None
+
+
+def writable(tokenizer: Any, token: int) -> str:
+    """The text that is read as just this added token; empty for ordinary tokens, whose text may be read otherwise."""
+    text = tokenizer.convert_ids_to_tokens(token)
+    return text if token in added_tokens(tokenizer) and tokenise(tokenizer, text) == [token] else ""
+
+
+def anchor(tokenizer: Any) -> int | None:
+    """An ordinary token to decode behind (see ``decode_inner``)."""
+    special = special_ids(tokenizer) | set(added_tokens(tokenizer))
+    for text in ("a", "the", "."):
+        ids = tokenise(tokenizer, text)
+        if ids and ids[-1] not in special and token_text(tokenizer, ids[-1]).strip():
+            return ids[-1]
+    ordinary = (i for i in range(len(tokenizer)) if i not in special)
+    return next((i for i in ordinary if token_text(tokenizer, i).strip().isalpha()), None)
+
+
+def decode_inner(tokenizer: Any, ids: Sequence[int], behind: int | None) -> str:
+    """Text of ids that follow others, special tokens left out.
+
+    SentencePiece decoders drop the blank of a text's first word, so the text is decoded behind another token.
+    """
+
+    def decode(some: Iterable[int]) -> str:
+        return tokenizer.decode(list(some), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    return decode(ids) if behind is None else decode([behind, *ids])[len(decode([behind])) :]
+
+
+def offsets(tokenizer: Any, text: str, count: int) -> tuple[list[int], list[int]]:
+    """Begin and end in ``text`` of each of its ``count`` ids."""
+    if getattr(tokenizer, "is_fast", False):
+        pairs = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+        return [a for a, _ in pairs], [b for _, b in pairs]
+    lengths = [len(tokenise(tokenizer, text[:i])) for i in range(len(text) + 1)]
+    ends = [next((c for c, n in enumerate(lengths) if n > i), len(text)) for i in range(count)]
+    return [0, *ends[:-1]], ends
+
+
+def content_hash(tokenizer: Any) -> str:
+    """sha256 of the vocabulary and the tokenisation rules."""
+    content: Any = sorted(tokenizer.get_vocab().items())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        content = {k: v for k, v in rules.items() if k not in ("truncation", "padding")}  # other callers' state
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
