@@ -111,7 +111,7 @@ def test_chat_template_ends_turns_with_its_own_token():
     assert tokenizer.decode(answer) == "yes<|im_end|>"  # and no line break behind it
     assert tokenizer.decode(render.answer_ids(chat("hi"), "yes", finished=False)) == "yes"
     assert render.answer_ids(chat("hi"), "") == [end]
-    assert tokenizer.decode(render.prompt_ids(chat("hi"))).endswith("<|im_start|>assistant\n")
+    assert str(tokenizer.decode(render.prompt_ids(chat("hi")))).endswith("<|im_start|>assistant\n")
 
 
 def test_labels_are_the_answers_and_their_stop_tokens():
@@ -119,7 +119,7 @@ def test_labels_are_the_answers_and_their_stop_tokens():
     render = Renderer(tokenizer)
     turns = chat("hi", "one", "more", system="s")
     for supervise, expected in (("all", "one<|im_end|>two<|im_end|>"), ("last", "two<|im_end|>")):
-        row = render.conversation(turns, "two", supervise=supervise)
+        row = render.conversation(turns, "two", supervise=supervise)  # type: ignore[arg-type]
         assert all(label in (IGNORE, i) for label, i in zip(row.labels, row.ids, strict=True))
         assert tokenizer.decode([x for x in row.labels if x != IGNORE]) == expected
         assert row.ids == render.prompt_ids(turns) + render.answer_ids(turns, "two")
