@@ -1,0 +1,65 @@
+# trivet: set-up, demo, tests. Every target does its own set-up; none but gpu-check touches the system's Python.
+#
+# On a machine without a GPU, the CPU build of torch is a much smaller download:
+#   make install PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TESTS ?= tests
+
+.PHONY: help install demo test test-slow test-all lint bench gpu-check clean
+
+help:
+	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
+	@echo "make demo       the whole pipeline on the embedded task, on CPU, in minutes"
+	@echo "make test       the tests, without the slow ones (test-slow: those alone; test-all: everything)"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      the benchmarks"
+	@echo "make gpu-check  the GPU tests and the tiny pipeline with PYTHON as it is; installs nothing"
+	@echo "make clean      remove caches and build leftovers (keeps $(VENV) and runs/)"
+
+install: $(STAMP)
+
+# The stamp is only as old as the files that say what is installed.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("trivet needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make install PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/trivet run examples/demo.yaml
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
+
+test-slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(TESTS)
+
+test-all: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "" $(TESTS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: install
+	@set -e; for file in benchmarks/*.py; do \
+		test -e "$$file" || { echo "no benchmarks here yet"; break; }; \
+		echo "== $$file"; $(BIN)/python "$$file"; \
+	done
+
+# Names what is missing and stops there; then the GPU-marked tests, then the tiny pipeline on the GPU.
+GPU_NEEDS := torch transformers trl peft datasets accelerate evaluate safetensors pydantic typer rich jinja2 scipy numpy yaml plotly sklearn pytest
+gpu-check:
+	@$(PYTHON) -c 'import sys; from importlib.util import find_spec as f; m = [n for n in sys.argv[1:] if f(n) is None]; sys.exit("$(PYTHON) has no " + ", ".join(m) + ": nothing is installed by gpu-check, add them yourself" if m else 0)' $(GPU_NEEDS)
+	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "torch " + torch.__version__ + " sees no CUDA device")'
+	$(PYTHON) -m pytest -m gpu $(TESTS)
+	$(PYTHON) -m pipelines run examples/tiny.yaml --set runtime.device=cuda --run-dir runs/gpu-check --fresh
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
