@@ -1,0 +1,148 @@
+"""Sampling from a role: token ids in, token ids and finish flags out. It knows nothing of text.
+
+Every warper is neutral by construction: tokens are drawn from softmax(logits / T) and nothing else, whatever the
+model's ``generation_config`` says. Draws come in from outside, one uniform number a row and step, so what a row gets
+depends neither on its neighbours nor on the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from data.batching import left_pad
+from models.shared_base import RoleView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """Sampled responses: ids include the stop token where there is one; nothing is ever written over them."""
+
+    ids: list[list[int]]
+    finished: list[bool]  # True = the row ends in a stop token that was sampled
+
+
+class Engine(Protocol):
+    """What a rollout needs; inject your own in tests or to sample elsewhere."""
+
+    def __call__(
+        self,
+        role: RoleView,
+        prompts: Sequence[Sequence[int]],
+        *,
+        uniforms: Tensor | None,
+        max_new_tokens: int,
+        temperature: float,
+        stop_ids: Sequence[int],
+        pad_id: int,
+    ) -> Generated: ...
+
+
+def draw(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tensor:
+    """Token ids (B,) by the inverse of the cumulative distribution; argmax where there are no uniforms.
+
+    In float64, so that 100,000 small probabilities add up; far cheaper than ``torch.multinomial`` on CPU.
+    """
+    if uniforms is None:
+        return logits.argmax(-1)
+    cumulative = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(-1)
+    points = uniforms.double().to(logits.device)[:, None] * cumulative[:, -1:]
+    # right=True: a token of probability 0 has no interval and cannot be drawn
+    return torch.searchsorted(cumulative, points, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+def uniforms_for(rows: int, steps: int, generator: torch.Generator) -> Tensor:
+    """Uniform draws (rows, steps) in [0, 1), made on the CPU for every device alike."""
+    return torch.rand((rows, steps), generator=generator, dtype=torch.float64)
+
+
+class CachedEngine:
+    """A decoding loop with a key-value cache over the model's own modules, for every Transformers causal LM.
+
+    Rows that have finished leave the batch once they are half of it.
+    """
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        role: RoleView,
+        prompts: Sequence[Sequence[int]],
+        *,
+        uniforms: Tensor | None,
+        max_new_tokens: int,
+        temperature: float,
+        stop_ids: Sequence[int],
+        pad_id: int,
+    ) -> Generated:
+        """Continue ``prompts``.
+
+        Args:
+            role: an entered role.
+            prompts: B lists of ids, none empty.
+            uniforms: (B, max_new_tokens) draws in [0, 1), or None for greedy decoding.
+            max_new_tokens: longest response, stop token included.
+            temperature: divides the logits, in fp32.
+            stop_ids: any of these ends a row; it is part of the response.
+            pad_id: fills the left of shorter prompts; masked, never guessed.
+        """
+        device = role.lm.device
+        ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
+        stops = torch.tensor(list(stop_ids), device=device)
+        draws = None if uniforms is None else uniforms.to(device)
+        cache = DynamicCache(config=role.lm.config)
+        rows = torch.arange(len(prompts), device=device)  # batch row -> prompt
+        out = torch.full((len(prompts), max_new_tokens), -1, device=device)
+        done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        step_ids = ids
+        for step in range(max_new_tokens):
+            hidden = role.hidden(step_ids, mask, cache=cache)[:, -1]
+            tokens = draw(role.logits(hidden), None if draws is None else draws[rows, step], temperature)
+            live = ~done[rows]
+            out[rows[live], step] = tokens[live]
+            done[rows[live]] = torch.isin(tokens[live], stops)
+            left = (~done[rows]).nonzero().squeeze(1)
+            if len(left) == 0:
+                break
+            if len(left) <= len(rows) // 2:
+                cache.batch_select_indices(left)
+                rows, mask, tokens = rows[left], mask[left], tokens[left]
+            mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
+            step_ids = tokens[:, None]
+        return Generated(ids=[[t for t in row if t >= 0] for row in out.tolist()], finished=done.tolist())
+
+
+def generate(
+    engine: Engine,
+    role: RoleView,
+    prompts: Sequence[Sequence[int]],
+    *,
+    uniforms: Tensor | None,
+    batch: int,
+    max_new_tokens: int,
+    temperature: float,
+    stop_ids: Sequence[int],
+    pad_id: int,
+) -> Generated:
+    """Run an engine over any number of prompts in batches of similar length; results in the prompts' order."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    ids: list[list[int]] = [[] for _ in prompts]
+    finished = [False] * len(prompts)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        part = engine(
+            role,
+            [prompts[i] for i in chosen],
+            uniforms=None if uniforms is None else uniforms[chosen],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            stop_ids=stop_ids,
+            pad_id=pad_id,
+        )
+        for i, row, flag in zip(chosen, part.ids, part.finished, strict=True):
+            ids[i], finished[i] = row, flag
+    return Generated(ids=ids, finished=finished)

@@ -1,0 +1,62 @@
+"""Bases from registry entries, folders and the hub: safetensors only, remote code off."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from data.errors import UserError
+from models.registry import BaseModelSpec
+from models.shared_base import SharedBase
+
+
+def load_causal_lm(source: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+    """A Transformers causal LM.
+
+    Raises:
+        UserError: not reachable, not safetensors, or code of its own.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    with _told(source):
+        lm = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    return lm.to(device)
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> Any:
+    """The base's tokenizer, which also brings chat template, pad and stop tokens."""
+    from transformers import AutoTokenizer
+
+    with _told(source):
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _told(source: str) -> Any:
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"base {source}: cannot be loaded ({first}). If it is a hub id, check the network or download it first and "
+            "name the folder; `trivet models` lists the known names."
+        ) from error
+
+
+def stop_ids_of(lm: Any) -> tuple[int, ...]:
+    """Stop ids from the generation config, which holds an int, a list or nothing."""
+    eos = lm.generation_config.eos_token_id if lm.generation_config is not None else None
+    return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+
+
+def load_base(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> SharedBase:
+    """Load a registry entry once, to be shared by every stage."""
+    tokenizer = load_tokenizer(spec.source, spec.revision)
+    lm = load_causal_lm(spec.source, spec.revision, dtype, device)
+    return SharedBase(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))

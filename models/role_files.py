@@ -1,0 +1,124 @@
+"""Roles on disk: a plain PEFT folder (or a plain Transformers folder), and a head beside it.
+
+Our own artifacts and other people's exports are read by the same code.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from data.errors import UserError
+from models.heads import ScalarHead
+from models.shared_base import SharedBase
+
+ADAPTER, MODEL, HEAD = "adapter", "model", "head.safetensors"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def save_role(base: SharedBase, name: str, folder: Path, extra: dict[str, float] | None = None) -> None:
+    """Write ``adapter/`` (or ``model/``) and, where the role has a head, ``head.safetensors``.
+
+    ``extra`` numbers (a reward model's centre and spread) are stored with the head, since a score means nothing
+    without them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if name in base.copies:
+        base.copies[name].save_pretrained(folder / MODEL, safe_serialization=True)
+        base.tokenizer.save_pretrained(folder / MODEL)
+    else:
+        save_adapter(base, name, folder / ADAPTER)
+    if name in base.heads:
+        head = base.heads[name]
+        tensors = {"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}
+        tensors |= {k: torch.tensor(v, dtype=torch.float64) for k, v in (extra or {}).items()}
+        save_file(tensors, folder / HEAD)
+
+
+def save_adapter(base: SharedBase, name: str, folder: Path, base_path: str | None = None) -> None:
+    """A plain PEFT folder. ``base_path`` is what PEFT users load the base from; by default the base's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    assert base.peft is not None
+    save_file(base.adapter_state(name), folder / WEIGHTS, metadata={"format": "pt"})
+    config = base.peft.peft_config[name].to_dict()
+    config |= {"base_model_name_or_path": base_path or base.name, "inference_mode": True}
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    text = json.dumps(plain, indent=2, sort_keys=True, default=str)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def load_role(base: SharedBase, name: str, folder: Path, *, head: bool = False) -> dict[str, float]:
+    """Add a frozen role from an artifact, a plain PEFT folder or a plain Transformers folder.
+
+    Returns:
+        The numbers stored with the head (``centre`` and ``spread`` of a reward model), or an empty dict.
+
+    Raises:
+        UserError: nothing loadable there, pickled weights, a wrong fit, or a head that is asked for and missing.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    adapter = next((f for f in (folder / ADAPTER, folder) if (f / CONFIG).is_file()), None)
+    model = next((f for f in (folder / MODEL, folder) if (f / "config.json").is_file()), None)
+    if adapter is not None:
+        _load_adapter(base, name, adapter)
+    elif model is not None:
+        _load_copy(base, name, model)
+    else:
+        raise UserError(f"{folder}: neither a PEFT folder ({CONFIG}) nor a Transformers folder (config.json)")
+    return _load_head(base, name, folder) if head else {}
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; weights must be safetensors (pickled .bin files are never read)") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _load_adapter(base: SharedBase, name: str, folder: Path) -> None:
+    try:
+        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if raw.get("peft_type") != "LORA":
+            raise UserError(f"{folder / CONFIG}: peft_type is {raw.get('peft_type')!r}; trivet reads LORA adapters")
+        # eva/loftq/etc. initialisations would touch the base: the weights are given, so no initialisation is needed
+        raw["init_lora_weights"] = True
+        config = LoraConfig(**{k: v for k, v in raw.items() if k in LoraConfig.__dataclass_fields__})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG}: not a readable LoRA configuration ({error})") from error
+    if config.modules_to_save:
+        raise UserError(f"{folder / CONFIG}: modules_to_save would change the shared base; export without it")
+    base.load_adapter(name, config, _read(folder / WEIGHTS), str(folder))
+
+
+def _load_copy(base: SharedBase, name: str, folder: Path) -> None:
+    from models.loading import load_causal_lm
+
+    lm = load_causal_lm(str(folder), None, next(base.lm.parameters()).dtype, base.device)
+    ours, theirs = base.lm.config.get_text_config(), lm.config.get_text_config()
+    if (ours.vocab_size, ours.hidden_size) != (theirs.vocab_size, theirs.hidden_size):
+        raise UserError(
+            f"{folder}: vocabulary {theirs.vocab_size} and width {theirs.hidden_size} differ from base {base.name} "
+            f"({ours.vocab_size}, {ours.hidden_size})"
+        )
+    base.copies[name] = lm.eval().requires_grad_(False)
+
+
+def _load_head(base: SharedBase, name: str, folder: Path) -> dict[str, float]:
+    path = folder / HEAD if (folder / HEAD).is_file() else folder.parent / HEAD
+    if not path.is_file():
+        raise UserError(f"{folder}: no {HEAD}; a reward or value role is nothing without its head")
+    tensors = _read(path)
+    if "weight" not in tensors or tensors["weight"].shape != (base.hidden_size,) or "bias" not in tensors:
+        raise UserError(f"{path}: does not hold a head for width {base.hidden_size} (weight and bias)")
+    head = ScalarHead(base.hidden_size)
+    head.load_state_dict({"weight": tensors["weight"].float(), "bias": tensors["bias"].float()})
+    base.heads[name] = head.to(base.device).requires_grad_(False)
+    return {k: float(v) for k, v in tensors.items() if k not in ("weight", "bias")}

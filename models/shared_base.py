@@ -1,0 +1,301 @@
+"""The one frozen base that every stage shares, and the roles that stand on it.
+
+A role is a PEFT adapter (or, with full fine-tuning, a copy of the model) and perhaps a scalar head. Entering a role
+selects its adapter without touching anybody's ``requires_grad`` (PEFT's own ``set_adapter`` flips it) and is undone in
+``finally``. Hold a role through forward *and* backward: with gradient checkpointing the recomputation in backward runs
+with whichever adapter is active then. This module knows nothing of data, losses or stages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from data.errors import UserError
+from models.forward import check_logit_path, hidden_states, logits_of, switch_off_dropout
+from models.heads import ScalarHead
+from models.seeds import derived_seed, isolated_rng
+from models.settings import AdapterConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleView:
+    """A role while it is entered: the model with its adapter selected, and its head."""
+
+    name: str
+    lm: Any
+    head: ScalarHead | None
+
+    def hidden(self, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
+        return hidden_states(self.lm, ids, mask, position_ids, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return logits_of(self.lm, hidden)
+
+
+class SharedBase:
+    """A frozen causal LM in memory once, with named roles.
+
+    Args:
+        lm: the base; it is put into eval mode, frozen, and all its dropout is set to 0.
+        tokenizer: its tokenizer.
+        name: what messages call it.
+    """
+
+    def __init__(self, lm: Any, tokenizer: Any, name: str = "base", extra_stop_ids: tuple[int, ...] = ()) -> None:
+        self.tokenizer, self.name, self.extra_stop_ids = tokenizer, name, extra_stop_ids
+        self.lm = lm.eval().requires_grad_(False)
+        switch_off_dropout(lm)
+        check_logit_path(lm, name)
+        self.base_names = tuple(n for n, _ in lm.named_parameters())
+        self.peft: PeftModel | None = None
+        self.heads = nn.ModuleDict()
+        self.copies: dict[str, Any] = {}  # full fine-tuning: role -> its own model
+        self.fingerprint = self.hash()
+        self._layers: list[BaseTunerLayer] = []
+        self._select(None)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.lm.parameters()).device
+
+    @property
+    def hidden_size(self) -> int:
+        return self.lm.config.get_text_config().hidden_size
+
+    @property
+    def context_length(self) -> int | None:
+        """Positions that the model has, where its config says so."""
+        return getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
+
+    def base_tensors(self) -> dict[str, Tensor]:
+        """Parameters of the base by name, each storage once (tied weights appear under their first name)."""
+        seen: set[int] = set()
+        out = {}
+        for name, p in self.lm.named_parameters():
+            if ".lora_" not in name and p.data_ptr() not in seen:
+                seen.add(p.data_ptr())
+                out[name.replace(".base_layer.", ".")] = p
+        return out
+
+    def hash(self) -> str:
+        """sha256 over names, dtypes, shapes and bytes of the base; the same whatever roles stand on it."""
+        digest = hashlib.sha256()
+        for name, p in sorted(self.base_tensors().items()):
+            digest.update(f"{name} {p.dtype} {tuple(p.shape)}\n".encode())
+            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    # -- roles ---------------------------------------------------------------------------------------------------
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*(self.peft.peft_config if self.peft else ()), *self.copies, *self.heads]))
+
+    def add_role(
+        self, name: str, adapter: AdapterConfig, *, copy_of: str | None = None, head: bool = False, seed: int = 0
+    ) -> None:
+        """Add a frozen role: a fresh adapter (an identity at first), or a copy of another role's.
+
+        Heads are not copied; ``head=True`` makes a fresh one.
+        """
+        if name in self.roles:
+            raise ValueError(f"role '{name}' exists already: {', '.join(self.roles)}")
+        if adapter.method == "full":
+            self.copies[name] = self._copy_model(copy_of)
+        else:
+            config = self.lora_config(adapter) if copy_of is None else copy.deepcopy(self._config(copy_of))
+            self._add_adapter(name, config, seed)
+            if copy_of is not None:
+                set_peft_model_state_dict(self.peft, self.adapter_state(copy_of), adapter_name=name)
+        if head:
+            self.add_head(name, seed)
+        self.freeze(name)
+
+    def add_head(self, name: str, seed: int = 0) -> ScalarHead:
+        g = torch.Generator().manual_seed(derived_seed(seed, f"head/{name}"))
+        self.heads[name] = ScalarHead(self.hidden_size, g).to(self.device).requires_grad_(False)
+        return self.heads[name]  # type: ignore[return-value]
+
+    def drop_roles(self) -> None:
+        """Remove every role and head; the base is as it was loaded."""
+        for name in list(self.peft.peft_config) if self.peft else ():
+            assert self.peft is not None
+            self.peft.delete_adapter(name)
+        self.copies.clear()
+        self.heads = nn.ModuleDict()
+        self._select(None)
+
+    def lora_config(self, adapter: AdapterConfig) -> LoraConfig:
+        """PEFT's configuration for these settings; layers chosen by index."""
+        layers = adapter.layers
+        count = self.lm.config.get_text_config().num_hidden_layers
+        chosen = list(range(count // 2, count)) if layers == "upper_half" else None if layers == "all" else list(layers)
+        if chosen is not None and (not chosen or max(chosen) >= count or min(chosen) < 0):
+            raise UserError(f"adapter.layers: {list(layers)} is outside the {count} layers (0 to {count - 1}) of the base")
+        targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+        if targets == "all-linear":
+            targets = linear_layers(self.lm)
+        return LoraConfig(
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            lora_dropout=adapter.dropout,
+            target_modules=targets,
+            layers_to_transform=chosen,
+            use_rslora=adapter.rslora,
+            task_type="CAUSAL_LM",
+        )
+
+    def _config(self, name: str) -> LoraConfig:
+        if self.peft is None or name not in self.peft.peft_config:
+            raise ValueError(f"no adapter role '{name}'; there are: {', '.join(self.roles) or 'none'}")
+        return self.peft.peft_config[name]
+
+    def _add_adapter(self, name: str, config: LoraConfig, seed: int) -> None:
+        trainable = self._trainable_now()
+        with isolated_rng(derived_seed(seed, f"adapter/{name}")):
+            try:
+                if self.peft is None:
+                    self.peft = get_peft_model(self.lm, config, adapter_name=name)
+                else:
+                    self.peft.add_adapter(name, config)
+            except ValueError as error:
+                raise UserError(f"adapter.targets: PEFT cannot place the adapter on {self.name}: {error}") from error
+        self._layers = [m for m in self.lm.modules() if isinstance(m, BaseTunerLayer)]
+        # a sorted list instead of PEFT's set: the saved configuration has the same bytes every time
+        kept = self.peft.peft_config[name]
+        if isinstance(kept.target_modules, set):
+            kept.target_modules = sorted(kept.target_modules)
+        self._restore_trainable(trainable)
+        self.lm.eval()
+        self._select(None)
+
+    def _copy_model(self, of: str | None) -> Any:
+        if of is not None and of in self.copies:
+            return copy.deepcopy(self.copies[of])
+        if self.peft is not None and self.peft.peft_config:
+            raise ValueError("full fine-tuning and adapters cannot be mixed on one base")
+        return copy.deepcopy(self.lm).requires_grad_(False)
+
+    @contextlib.contextmanager
+    def role(self, name: str) -> Iterator[RoleView]:
+        """Enter a role (``"base"`` is the bare base); what was active before is active again afterwards."""
+        if name != "base" and name not in self.roles:
+            raise ValueError(f"no role '{name}'; there are: base, {', '.join(self.roles)}")
+        before = self._active
+        self._select(None if name == "base" else name)
+        head = self.heads[name] if name in self.heads else None
+        try:
+            yield RoleView(name=name, lm=self.copies.get(name, self.lm), head=head)  # type: ignore[arg-type]
+        finally:
+            self._select(before)
+
+    def _select(self, name: str | None) -> None:
+        self._active = name
+        adapter = name if self.peft is not None and name in self.peft.peft_config else None
+        for layer in self._layers:
+            layer._active_adapter = [adapter] if adapter else []
+            layer._disable_adapters = adapter is None
+
+    # -- trainable parameters ------------------------------------------------------------------------------------
+
+    def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
+        """Literal names and tensors of a role: its adapter (or its model) and its head."""
+        out: dict[str, nn.Parameter] = {}
+        if name in self.copies:
+            out |= {f"{name}.{n}": p for n, p in self.copies[name].named_parameters()}
+        elif self.peft is not None and name in self.peft.peft_config:
+            out |= {n: p for n, p in self.lm.named_parameters() if ".lora_" in n and f".{name}." in n}
+        if name in self.heads:
+            out |= {f"{name}.head.{n}": p for n, p in self.heads[name].named_parameters()}
+        if not out:
+            raise ValueError(f"role '{name}' has no parameters; roles: {', '.join(self.roles)}")
+        return out
+
+    @contextlib.contextmanager
+    def training(self, *names: str) -> Iterator[dict[str, nn.Parameter]]:
+        """Make exactly these roles trainable, and everything as it was afterwards. Yields names and tensors."""
+        before = self._trainable_now()
+        chosen = {n: p for name in names for n, p in self.parameters_of(name).items()}
+        try:
+            for p in self._all_parameters():
+                p.requires_grad_(False)
+            for p in chosen.values():
+                p.requires_grad_(True)
+            yield chosen
+        finally:
+            self._restore_trainable(before)
+            for p in self._all_parameters():
+                p.grad = None
+
+    def freeze(self, name: str) -> None:
+        for p in self.parameters_of(name).values():
+            p.requires_grad_(False)
+
+    def _all_parameters(self) -> Iterable[nn.Parameter]:
+        yield from self.lm.parameters()
+        yield from self.heads.parameters()
+        for model in self.copies.values():
+            yield from model.parameters()
+
+    def _trainable_now(self) -> set[int]:
+        return {id(p) for p in self._all_parameters() if p.requires_grad}
+
+    def _restore_trainable(self, ids: set[int]) -> None:
+        for p in self._all_parameters():
+            p.requires_grad_(id(p) in ids)
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def adapter_state(self, name: str) -> dict[str, Tensor]:
+        """A role's adapter under PEFT's own file names, on the CPU."""
+        self._config(name)
+        state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
+        return {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
+
+    def load_adapter(self, name: str, config: LoraConfig, state: dict[str, Tensor], source: str) -> None:
+        """Add a frozen role from saved weights; every tensor must be there, and no other.
+
+        Raises:
+            UserError: names or shapes do not fit this base, naming ``source``.
+        """
+        self._add_adapter(name, config, seed=0)
+        own = self.adapter_state(name)
+        missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+        wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+        if missing or unknown or wrong:
+            assert self.peft is not None
+            self.peft.delete_adapter(name)
+            what = f"{len(missing)} missing, {len(unknown)} unknown, {len(wrong)} of another shape"
+            first = (missing + unknown + wrong)[0]
+            raise UserError(f"{source}: the adapter does not fit base {self.name} ({what}; first: {first})")
+        set_peft_model_state_dict(self.peft, state, adapter_name=name)
+        self.freeze(name)
+
+
+def linear_layers(lm: Any) -> list[str]:
+    """Names of the linear layers inside the transformer's blocks, never embeddings, output layer or heads.
+
+    GPT-2's ``Conv1D`` counts as linear. Sorted, so that an adapter's configuration has the same bytes every time.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    output = lm.get_output_embeddings()
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in lm.base_model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output and any(p.isdigit() for p in name.split("."))
+    }
+    if not names:
+        raise UserError(f"adapter.targets: {type(lm).__name__} has no linear layers that LoRA could use")
+    return sorted(names)
