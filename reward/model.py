@@ -1,0 +1,91 @@
+"""The reward model: one centred fp32 score a response, read at its last real token.
+
+The same path serves reward training's evaluation, PPO, held-out evaluation and ``trivet score``. On the shared base
+ids go in as they were sampled; a reward model on another base has its own tokenizer, and answers pass as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.records import Message, Prompt
+from data.template import Renderer
+from models.logprobs import Rows, make_rows
+from models.shared_base import RoleView, SharedBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Responses to be rewarded, B of each: ids as they were sampled, and the same as text."""
+
+    prompts: Sequence[Prompt]
+    queries: Sequence[Sequence[int]]
+    responses: Sequence[Sequence[int]]
+    texts: Sequence[str]
+    finished: Sequence[bool]
+
+
+def last_scores(view: RoleView, rows: Rows) -> Tensor:
+    """Raw scores (B,) fp32 of the last real token of each row, found by length, never by token id."""
+    hidden = view.hidden(rows.ids, rows.mask)
+    index = torch.arange(hidden.shape[0], device=hidden.device)
+    assert view.head is not None
+    return view.head(hidden[index, rows.lengths - 1])
+
+
+@torch.no_grad()
+def score_rows(
+    base: SharedBase, role: str, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, batch: int
+) -> Tensor:
+    """Raw scores (B,) on the CPU, rows in batches of like length."""
+    order = sorted(range(len(queries)), key=lambda i: len(queries[i]) + len(responses[i]))
+    scores = torch.zeros(len(queries), dtype=torch.float32)
+    with base.role(role) as view:
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            rows = make_rows([queries[i] for i in chosen], [responses[i] for i in chosen], pad_id, base.device)
+            scores[chosen] = last_scores(view, rows).cpu()
+    return scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModel:
+    """A trained reward role, ready to score.
+
+    ``centre`` is the mean raw score of SFT answers and is subtracted; ``spread`` their standard deviation, which PPO
+    divides by when ``ppo.standardise_scores`` is on. ``takes_ids`` is False on another base: text is rendered again
+    by ``renderer``.
+    """
+
+    base: SharedBase
+    role: str
+    renderer: Renderer
+    centre: float = 0.0
+    spread: float = 1.0
+    takes_ids: bool = True
+    max_tokens: int = 1024
+    batch: int = 64
+
+    def score(self, samples: Samples) -> Tensor:
+        """Centred scores (B,) of sampled responses."""
+        if self.takes_ids:
+            return self.score_ids(samples.queries, samples.responses)
+        return self.score_texts([p.messages for p in samples.prompts], samples.texts, samples.finished)
+
+    def score_ids(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
+        raw = score_rows(self.base, self.role, queries, responses, self.renderer.pad_id, self.batch)
+        return raw - self.centre
+
+    def score_texts(
+        self, messages: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
+    ) -> Tensor:
+        """Centred scores (B,) of answers given as text; finished ones get the stop token."""
+        pairs = [
+            self.renderer.prompt_and_answer(m, a, f, max_tokens=self.max_tokens)
+            for m, a, f in zip(messages, answers, finished, strict=True)
+        ]
+        return self.score_ids([q for q, _ in pairs], [r for _, r in pairs])
