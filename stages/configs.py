@@ -61,6 +61,7 @@ class RankingsConfig(Config):
 
     annotator: str = Field(description="'file.py:function' or 'package.module:function' that scores answers")
     prompts: int = Field(1000, ge=1, description="training prompts to answer")
+    held_out_prompts: int = Field(256, ge=0, description="held-out prompts to answer, for the reward model's accuracy")
     answers: int = Field(4, ge=2, description="answers sampled for each prompt")
     noise: float = Field(0.0, ge=0, description="scale of Gumbel noise on the annotator's scores (Plackett-Luce)")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
@@ -146,6 +147,7 @@ class PPOConfig(Config):
     standardise_scores: bool = Field(False, description="divide scores by their spread on SFT samples")
     score_clip: float | None = Field(None, gt=0, description="clip the score (never the KL) to plus or minus this")
     value: ValueConfig = ValueConfig()
+    value_coef: float = Field(0.1, ge=0, description="weight of the value loss where it shares the policy's trunk")
     critic_warmup: int = Field(0, ge=0, description="first updates that train the value role only")
 
     @model_validator(mode="after")

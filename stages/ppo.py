@@ -1,0 +1,345 @@
+"""PPO against the reward: rollout -> scores -> token rewards -> advantages -> update.
+
+Schulman et al. 2017 as Ziegler et al. 2019 and Huang et al. 2024 (arXiv 2403.17031) apply it to language models, on
+one shared base: the reference is the frozen SFT adapter, the policy starts as its copy, and the value role starts as a
+copy of the reward model. The mathematics is in ``ppo_math``; this file is the order in which it happens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.records import Prompt
+from models.devices import peak_memory
+from models.forward import set_gradient_checkpointing
+from models.generation import CachedEngine, Engine, generate, uniforms_for
+from models.logprobs import Rows, scatter
+from models.seeds import generator
+from models.shared_base import RoleView
+from reward.composition import WeightedSum
+from stages import ppo_math
+from stages.configs import PPOConfig
+from stages.kl_control import make_controller
+from stages.rollout import Rollout, micro_batches, policy_pass, response_states, value_pass
+from stages.stage import StageContext, schedule_factor
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """What one optimizer step did, for those who want to check."""
+
+    row_ids: list[int]  # rows of the minibatch that this process handled
+    tokens: float  # the denominator: response tokens of the whole minibatch over all processes
+    policy_grad_norm: float  # before clipping
+    value_grad_norm: float
+    learning_rate: float
+    applied: bool  # False when a gradient was not finite and the step was skipped
+    metrics: dict[str, float]
+
+
+class PPO:
+    """The algorithm on a shared base that already has the roles policy, reference and value.
+
+    Args:
+        context: the stage's context.
+        config: PPO's settings.
+        prompts: queries are drawn from these; each once before any comes again.
+        reward: scores whole responses.
+        engine: samples responses; inject your own to roll out elsewhere.
+    """
+
+    def __init__(
+        self,
+        context: StageContext,
+        config: PPOConfig,
+        prompts: Sequence[Prompt],
+        reward: WeightedSum,
+        engine: Engine | None = None,
+    ) -> None:
+        self.context, self.config, self.base, self.reward = context, config, context.base, reward
+        self.engine = engine or CachedEngine()
+        self.prompts = prompts
+        self.queries = [context.renderer.prompt_ids(p.messages) for p in prompts]
+        self.controller = make_controller(config.kl, config.kl_coef, config.kl_target, config.kl_horizon)
+        self.on_trunk = config.value.init == "policy_trunk"
+        self.policy_parameters = self.base.parameters_of("policy")
+        self.value_parameters = self.base.parameters_of("value")
+        self.optimizer = self._make_optimizer()
+        self.base_rates = [g["lr"] for g in self.optimizer.param_groups]
+        self.update_index = 0
+        self.skipped_steps = 0
+        self.records: list[StepRecord] = []
+
+    @property
+    def trainable_names(self) -> list[str]:
+        """Literal names of everything that the optimizer changes."""
+        return [*self.policy_parameters, *self.value_parameters]
+
+    def train(self) -> Iterator[dict[str, float]]:
+        """Run the remaining updates, yielding each one's metrics."""
+        with self.base.training("policy", "value"):
+            set_gradient_checkpointing(self.base.lm, self.context.gradient_checkpointing)
+            try:
+                while self.update_index < self.config.updates:
+                    yield self.step()
+            finally:
+                set_gradient_checkpointing(self.base.lm, False)
+
+    def step(self) -> dict[str, float]:
+        """One cycle of rollout and update."""
+        started = time.perf_counter()
+        rollout, times = self.rollout()
+        self.shape_rewards(rollout)
+        before = time.perf_counter()
+        learned = self.update(rollout)
+        times["time/update"] = time.perf_counter() - before
+        metrics = self.summary(rollout) | learned | times | {"time/total": time.perf_counter() - started}
+        kl, rows = metrics["objective/kl"], self.config.rollouts
+        metrics["objective/kl_coef"] = self.controller.coef
+        self.controller.update(kl, rows)  # the new coefficient holds from the next rollout on
+        self.update_index += 1
+        return metrics
+
+    # -- 1. rollout ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rollout(self) -> tuple[Rollout, dict[str, float]]:
+        """Sample responses and evaluate policy, reference, value and reward on them; nothing here has a gradient."""
+        config, context = self.config, self.context
+        total = config.rollouts
+        mine = context.processes.share(total)
+        chosen = [self._prompt_number(self.update_index * total + i) for i in mine]
+        queries = [self.queries[i] for i in chosen]
+        uniforms = uniforms_for(total, config.max_new_tokens, generator(context.seed, "ppo/rollout", self.update_index))
+        t0 = time.perf_counter()
+        with self.base.role("policy") as role:
+            made = generate(
+                self.engine,
+                role,
+                queries,
+                uniforms=uniforms[mine.start : mine.stop],
+                batch=max(1, len(queries)),
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                stop_ids=context.renderer.stop_ids,
+                pad_id=context.pad_id,
+            )
+        t1 = time.perf_counter()
+        width, device = max(1, max(map(len, made.ids), default=1)), self.base.device
+        lengths = torch.tensor([len(ids) for ids in made.ids], device=device)
+        empty = torch.zeros((len(queries), width), device=device)
+        rollout = Rollout(
+            row_ids=torch.tensor(list(mine)),
+            prompts=[self.prompts[i] for i in chosen],
+            queries=queries,
+            responses=made.ids,
+            texts=[context.renderer.text(ids) for ids in made.ids],
+            finished=torch.tensor(made.finished, device=device),
+            mask=ppo_math.response_mask(lengths, width),
+            logprobs=empty,
+            ref_logprobs=empty.clone(),
+            entropy=empty.clone(),
+            values=empty.clone(),
+            raw_scores=empty[:, 0].clone(),
+            scores=empty[:, 0].clone(),
+        )
+        self._evaluate(rollout)
+        scores, parts = self.reward(rollout.samples())
+        rollout.raw_scores = scores.to(device)
+        rollout.score_parts = {k: v.to(device) for k, v in parts.items()}
+        return rollout, {"time/rollout": t1 - t0, "time/score": time.perf_counter() - t1}
+
+    def _evaluate(self, rollout: Rollout) -> None:
+        """Old log-probabilities by the training forward (never those of the sampler), reference, values."""
+        for index in micro_batches(rollout.lengths.tolist(), self.config.micro_batch):
+            rows = rollout.rows(index, self.context.pad_id)
+            width, temperature = rollout.mask.shape[1], self.config.temperature
+
+            def lay(flat: Tensor, rows: Rows = rows, width: int = width) -> Tensor:
+                return scatter(flat.float(), rows.response_lengths, width)
+
+            with self.base.role("policy") as policy:
+                logprobs, entropy = policy_pass(policy, rows, temperature)
+                if self.on_trunk:
+                    rollout.values[index] = lay(self._trunk_value(policy, rows))
+            rollout.logprobs[index], rollout.entropy[index] = lay(logprobs), lay(entropy)
+            with self.base.role("reference") as reference:
+                rollout.ref_logprobs[index] = lay(policy_pass(reference, rows, temperature)[0])
+            if not self.on_trunk:
+                with self.base.role("value") as value:
+                    rollout.values[index] = lay(value_pass(value, rows))
+
+    def _trunk_value(self, policy: RoleView, rows: Rows) -> Tensor:
+        head = self.base.heads["value"]
+        return head(response_states(policy, rows))
+
+    def _prompt_number(self, position: int) -> int:
+        """Position in an endless stream of permutations: each prompt once before any comes again; no state to save."""
+        epoch, at = divmod(position, len(self.prompts))
+        if getattr(self, "_order", (None, None))[0] != epoch:
+            g = generator(self.context.seed, "ppo/prompts", epoch)
+            self._order = (epoch, torch.randperm(len(self.prompts), generator=g).tolist())
+        return self._order[1][at]
+
+    # -- 2. scores -> token rewards -> advantages ------------------------------------------------------------------
+
+    @torch.no_grad()
+    def shape_rewards(self, rollout: Rollout) -> None:
+        """Clip the score, subtract the missing-EOS penalty, add the KL penalty per token, then GAE and whitening."""
+        config, mask, reduce = self.config, rollout.mask, self.context.processes.sum
+        scores = rollout.raw_scores
+        if config.score_clip is not None:
+            scores = scores.clamp(-config.score_clip, config.score_clip)
+        rollout.scores = scores - config.missing_eos_penalty * (~rollout.finished).to(scores.dtype)
+        kl = ppo_math.kl_penalty(rollout.logprobs, rollout.ref_logprobs, "k1")
+        rollout.rewards = ppo_math.token_rewards(rollout.scores, kl, mask, self.controller.coef)
+        if config.whiten_rewards:
+            rollout.rewards = ppo_math.whiten(rollout.rewards, mask, shift_mean=False, reduce=reduce)
+        raw, rollout.returns = ppo_math.gae(rollout.rewards, rollout.values, mask, config.gamma, config.lam)
+        rollout.advantages = ppo_math.whiten(raw, mask, reduce=reduce) if config.whiten_advantages else raw
+
+    # -- 3. update -------------------------------------------------------------------------------------------------
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Several epochs of minibatches over one rollout; every row exactly once an epoch."""
+        config, self.records = self.config, []
+        factor = schedule_factor(config.schedule, self.update_index / config.updates, config.final_learning_rate)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        local = {int(row): i for i, row in enumerate(rollout.row_ids)}
+        for epoch in range(config.epochs):
+            g = generator(self.context.seed, "ppo/minibatches", self.update_index * config.epochs + epoch)
+            for chunk in ppo_math.minibatches(config.rollouts, config.minibatches, g):
+                self.records.append(self._minibatch(rollout, [local[r] for r in chunk.tolist() if r in local]))
+        names = self.records[0].metrics
+        out = {name: sum(r.metrics[name] for r in self.records) / len(self.records) for name in names}
+        out["ppo/policy/grad_norm"] = sum(r.policy_grad_norm for r in self.records) / len(self.records)
+        out["ppo/value/grad_norm"] = sum(r.value_grad_norm for r in self.records) / len(self.records)
+        return out | {"ppo/skipped_steps": float(self.skipped_steps), "ppo/learning_rate": self.base_rates[0] * factor}
+
+    def _minibatch(self, rollout: Rollout, index: list[int]) -> StepRecord:
+        """Gradients of the whole minibatch, whatever its micro-batches, then one step for each role."""
+        config, reduce = self.config, self.context.processes.sum
+        tokens = reduce(rollout.mask[index].sum().double()).clamp(min=1).item()
+        sums: dict[str, Tensor] = {}
+        for part in micro_batches([len(rollout.responses[i]) for i in index], config.micro_batch):
+            for name, value in self._backward(rollout, [index[i] for i in part], tokens).items():
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu()
+        names = ["loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "policy/ratio", "value/clipfrac"]
+        totals = reduce(torch.stack([sums.get(n, torch.zeros((), dtype=torch.float64)) for n in names]))
+        policy, value = list(self.policy_parameters.values()), list(self.value_parameters.values())
+        self.context.processes.sum_gradients([*policy, *value])
+        norms = [torch.nn.utils.clip_grad_norm_(p, config.max_grad_norm).item() for p in (policy, value)]
+        applied = all(map(_finite, norms))
+        if applied:
+            if self.update_index < config.critic_warmup:
+                for p in policy:
+                    p.grad = None
+            self.optimizer.step()
+        else:
+            self.skipped_steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepRecord(
+            row_ids=[int(rollout.row_ids[i]) for i in index],
+            tokens=tokens,
+            policy_grad_norm=norms[0],
+            value_grad_norm=norms[1],
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            applied=applied,
+            metrics={f"ppo/{n}": v for n, v in zip(names, totals.tolist(), strict=True)},
+        )
+
+    def _backward(self, rollout: Rollout, index: list[int], tokens: float) -> dict[str, Tensor]:
+        """Forward and backward of one micro-batch, each inside its role: recomputation must find the same adapter."""
+        config, rows = self.config, rollout.rows(index, self.context.pad_id)
+        width = int(rows.response_lengths.max().clamp(min=1))
+        mask = rollout.mask[index, :width]
+
+        def lay(flat: Tensor) -> Tensor:
+            return scatter(flat, rows.response_lengths, width)
+
+        def old(field: Tensor) -> Tensor:
+            return field[index, :width]
+
+        def value_terms(values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, found = ppo_math.value_loss(
+                lay(values), old(rollout.values), old(rollout.returns), mask, config.value_clip, tokens
+            )
+            return loss, {"loss/value": loss, **{f"value/{k}": v for k, v in found.items()}}
+
+        with self.base.role("policy") as policy:
+            logprobs, entropy = policy_pass(policy, rows, config.temperature)
+            loss, metrics = ppo_math.policy_loss(
+                lay(logprobs), old(rollout.logprobs), old(rollout.advantages), mask, config.clip, tokens
+            )
+            out = {"loss/policy": loss, **{f"policy/{k}": v for k, v in metrics.items()}}
+            total = loss - config.entropy_coef * ppo_math.masked_mean(lay(entropy), mask, tokens)
+            if self.on_trunk:
+                value_part, found = value_terms(self._trunk_value(policy, rows))
+                total, out = total + config.value_coef * value_part, out | found
+            total.backward()
+        if not self.on_trunk:
+            with self.base.role("value") as value:
+                value_part, found = value_terms(value_pass(value, rows))
+                value_part.backward()
+            out |= found
+        return out
+
+    # -- 4. report -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def summary(self, rollout: Rollout) -> dict[str, float]:
+        """The field's metrics over real tokens and all processes; means of rows are means of per-row sums."""
+        mask, processes = rollout.mask, self.context.processes
+        kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, torch.zeros_like(rollout.logprobs))
+        per_row = {
+            "objective/kl": kl.sum(1),
+            "objective/scores": rollout.raw_scores,
+            "objective/scores_squared": rollout.raw_scores**2,
+            "objective/shaped_scores": rollout.scores,
+            "objective/rlhf_reward": rollout.scores - self.controller.coef * kl.sum(1),
+            "rollout/length": rollout.lengths,
+            "rollout/truncated_fraction": ~rollout.finished,
+            **{f"reward/{name}": v for name, v in rollout.score_parts.items()},
+        }
+        table = torch.stack([v.double() for v in per_row.values()])
+        rows = processes.sum(torch.tensor(float(table.shape[1]), dtype=torch.float64, device=table.device))
+        means = dict(zip(per_row, (processes.sum(table.sum(1)) / rows).tolist(), strict=True))
+        spread = max(0.0, means.pop("objective/scores_squared") - means["objective/scores"] ** 2)
+        sums = torch.stack([mask.sum().double(), ppo_math.masked_sum(rollout.entropy, mask).double(), kl.double().sum()])
+        tokens, entropy, kl_total = processes.sum(sums).tolist()
+        variance = ppo_math.explained_variance(rollout.values, rollout.returns, mask, processes.sum)
+        return means | {
+            "objective/scores_std": spread**0.5,
+            "objective/entropy": entropy / max(tokens, 1),
+            "objective/kl_per_token": kl_total / max(tokens, 1),
+            "ppo/value/explained_variance": variance.item(),
+            "tokens/response": tokens,
+            "memory/peak": float(peak_memory(self.base.device)),
+        }
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        value_rate = config.learning_rate if config.value_learning_rate is None else config.value_learning_rate
+        head_rate = value_rate if config.value_head_learning_rate is None else config.value_head_learning_rate
+        heads = {n: p for n, p in self.value_parameters.items() if n.startswith("value.head.")}
+        adapter = [p for n, p in self.value_parameters.items() if n not in heads]
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.policy_parameters.values()), "lr": config.learning_rate},
+            {"params": list(heads.values()), "lr": head_rate, "weight_decay": 0.0},
+        ]
+        if adapter:
+            groups.insert(1, {"params": adapter, "lr": value_rate})
+        return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay)
+
+
+def _finite(x: float) -> bool:
+    return x == x and abs(x) != float("inf")

@@ -1,0 +1,96 @@
+"""PPO as a stage: roles from the finished SFT and reward stages, the loop, and what is written at the end."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from data.errors import UserError
+from data.records import Prompt
+from models.heads import ScalarHead
+from models.role_files import save_role
+from reward.composition import compose
+from reward.model import RewardModel
+from stages.configs import PPOConfig
+from stages.ppo import PPO
+from stages.stage import StageContext, StageResult
+
+
+def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> StageResult:
+    """Align the ``sft`` role's copy; write ``adapter/`` (the policy) and ``value/``.
+
+    Expects the role ``reference`` (the SFT adapter) and, where the reward model stands on this base, ``reward``.
+    """
+    prompts, left_out = usable_prompts(context, config)
+    reward = compose(
+        [(part.source, part.weight) for part in config.reward],
+        model,
+        context.recipe_folder,
+        standardise=config.standardise_scores,
+    )
+    add_roles(context, config, model)
+    ppo = PPO(context, config, prompts, reward)
+    last: dict[str, float] = {}
+    for last in ppo.train():
+        context.log.write(ppo.update_index, last)
+        shown = {k.split("/")[-1]: last[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
+        context.bar.advance(ppo.update_index, shown, int(last["tokens/response"]))
+    if context.processes.is_main:
+        save_role(context.base, "policy", context.out)
+        save_role(context.base, "value", context.out / "value")
+    return StageResult(
+        metrics={
+            "updates": ppo.update_index,
+            "prompts": len(prompts),
+            "prompts_left_out": left_out,
+            "skipped_steps": ppo.skipped_steps,
+            **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length")},
+        }
+    )
+
+
+def usable_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prompt], int]:
+    """Training prompts that fit ``max_prompt_tokens`` and the model's positions, and how many do not.
+
+    Raises:
+        UserError: none fit.
+    """
+    limit = config.max_prompt_tokens
+    if context.base.context_length is not None:
+        limit = min(limit, context.base.context_length - config.max_new_tokens)
+    if limit < 1:
+        raise UserError(
+            f"ppo.max_new_tokens: {config.max_new_tokens} leaves no room for a prompt in the base's "
+            f"{context.base.context_length} positions; lower it"
+        )
+    prompts = [p for p in context.corpus.prompts.train if len(context.renderer.prompt_ids(p.messages)) <= limit]
+    left_out = len(context.corpus.prompts.train) - len(prompts)
+    if not prompts:
+        raise UserError(f"data.prompts: none of {left_out} training prompts has at most {limit} tokens; PPO needs some")
+    if left_out:
+        context.warn(f"{left_out} prompts are longer than {limit} tokens and are left out")
+    return prompts, left_out
+
+
+def add_roles(context: StageContext, config: PPOConfig, model: RewardModel | None) -> None:
+    """The policy starts as the reference; the value role as the reward model, the reference, or a head alone."""
+    base, seed = context.base, context.seed
+    base.add_role("policy", context.adapter, copy_of="reference", seed=seed)
+    shares_base = "reward" in base.roles
+    if config.value.init == "policy_trunk":
+        base.add_head("value", seed).zero_()
+        return
+    start = "reward" if config.value.init == "reward" and shares_base else "reference"
+    base.add_role("value", context.adapter, copy_of=start, head=True, seed=seed)
+    head = base.heads["value"].zero_()  # type: ignore[operator]
+    if start == "reward" and config.value.head == "copy":
+        copy_reward_head(base.heads["reward"], head, model, config.standardise_scores)
+
+
+def copy_reward_head(source: nn.Module, target: nn.Module, model: RewardModel | None, standardise: bool) -> None:
+    """The value of a state starts as the centred (and, if asked, standardised) score that the reward model gives it."""
+    assert isinstance(source, ScalarHead) and isinstance(target, ScalarHead) and model is not None
+    scale = 1.0 / max(model.spread, 1e-6) if standardise else 1.0
+    with torch.no_grad():
+        target.weight.copy_(source.weight * scale)
+        target.bias.copy_((source.bias - model.centre) * scale)

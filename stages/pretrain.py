@@ -1,0 +1,210 @@
+"""A base model from scratch: tokenizer, a small Llama, next-token training on documents, one a row.
+
+For the demo and for data in languages without a small base. Matrices are trained with Muon (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing of prompts and answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from data.batching import right_pad
+from data.errors import UserError
+from models.devices import Processes
+from models.forward import hidden_states, logits_of
+from models.logprobs import token_logprobs
+from models.seeds import derived_seed, generator, isolated_rng
+from stages.configs import PretrainConfig
+from stages.stage import Bar, MetricsLog, StageResult, schedule_factor
+
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainContext:
+    """What pretraining may use; there is no base yet."""
+
+    out: Path
+    seed: int
+    documents: Sequence[str]
+    held_out: Sequence[str]
+    processes: Processes
+    log: MetricsLog
+    bar: Bar
+
+
+def run(context: PretrainContext, config: PretrainConfig) -> StageResult:
+    """Train tokenizer and base; write a plain Transformers folder ``model/``."""
+    if not context.documents:
+        raise UserError("data.documents: base.pretrain needs training documents, and there are none")
+    tokenizer = train_tokenizer(context.documents, config)
+    rows = [encode(tokenizer, d, config.model.context) for d in context.documents]
+    rows = [r for r in rows if len(r) > 1]
+    lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
+    train(context, lm, rows, config)
+    nll = held_out_nll(lm, [encode(tokenizer, d, config.model.context) for d in context.held_out], context.processes)
+    if context.processes.is_main:
+        lm.save_pretrained(context.out / "model")
+        tokenizer.save_pretrained(context.out / "model")
+    return StageResult(
+        metrics={
+            "held_out_nll": nll,
+            "documents": len(rows),
+            "vocabulary": len(tokenizer),
+            "parameters": sum(p.numel() for p in lm.parameters()),
+        }
+    )
+
+
+def train_tokenizer(documents: Sequence[str], config: PretrainConfig) -> PreTrainedTokenizerFast:
+    """Words split on white space, byte-level BPE, or single characters."""
+    special = [PAD, BOS, EOS, UNKNOWN]
+    if config.tokenizer == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=max(config.vocabulary, len(special) + len(alphabet)),
+            special_tokens=special,
+            initial_alphabet=sorted(alphabet),
+            show_progress=False,
+        )
+    else:
+        tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+        if config.tokenizer == "words":
+            tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        else:
+            tokenizer.normalizer = normalizers.NFKC()
+            tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+            tokenizer.decoder = decoders.Fuse()
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=config.vocabulary, special_tokens=special, show_progress=False
+        )
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN
+    )
+
+
+def encode(tokenizer: Any, text: str, context: int) -> list[int]:
+    """``<bos>`` text ``<eos>``, cut to the context. The reward stage and SFT see the same start and stop tokens."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id][:context]
+
+
+def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCausalLM:
+    shape = config.model
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.width,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        initializer_range=shape.init_std,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with isolated_rng(derived_seed(seed, "pretrain/init")):
+        return LlamaForCausalLM(settings)
+
+
+def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: PretrainConfig) -> None:
+    """Cosine to zero; every process takes its share of each batch, gradients are summed over global token counts."""
+    matrices = [p for n, p in lm.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in lm.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
+    optimizers: list[torch.optim.Optimizer] = [
+        Muon(matrices, config.matrix_learning_rate),
+        torch.optim.Adam(others, lr=config.learning_rate, betas=(0.9, 0.99), eps=1e-10),
+    ]
+    rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
+    order = row_stream(len(rows), generator(context.seed, "pretrain/order"))
+    lm.train()
+    for step in range(config.steps):
+        batch = [rows[next(order)] for _ in range(config.batch)]
+        tokens = sum(len(r) - 1 for r in batch)
+        mine = [batch[i] for i in context.processes.share(len(batch))]
+        loss = nll_sum(lm, mine, context.processes.device) / tokens
+        loss.backward()
+        context.processes.sum_gradients(p for p in lm.parameters())
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        factor = schedule_factor("cosine", step / config.steps)
+        for optimizer, base_rates in zip(optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        value = context.processes.sum(loss.detach()).item()
+        context.log.write(step + 1, {"loss": value, "learning_rate": factor, "tokens": tokens})
+        context.bar.advance(step + 1, {"loss": value}, tokens)
+    lm.eval()
+
+
+def row_stream(count: int, g: torch.Generator) -> Any:
+    """Endless row numbers: each pass a fresh permutation, each row once a pass."""
+    while True:
+        yield from torch.randperm(count, generator=g).tolist()
+
+
+def nll_sum(lm: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Summed next-token loss over real tokens."""
+    ids, mask = (t.to(device) for t in right_pad(rows, 0))
+    hidden = hidden_states(lm, ids, mask)[:, :-1]
+    logprobs, _ = token_logprobs(hidden[mask[:, 1:]], ids[:, 1:][mask[:, 1:]], lambda h: logits_of(lm, h), chunk=2048)
+    return -logprobs.sum()
+
+
+@torch.no_grad()
+def held_out_nll(lm: Any, rows: list[list[int]], processes: Processes, batch: int = 64) -> float | None:
+    """Nats a token on held-out documents, over all of them."""
+    rows = [r for r in rows if len(r) > 1]
+    if not rows:
+        return None
+    total = sum(nll_sum(lm, rows[i : i + batch], processes.device).item() for i in range(0, len(rows), batch))
+    return total / sum(len(r) - 1 for r in rows)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised by five Newton-Schulz steps, for matrices; in fp32.
+
+    ``torch.optim.Muon`` orthogonalises in bf16, which is slow and coarse on CPUs; the coefficients are the same.
+    """
+
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+    def __init__(self, params: Any, lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                update = self._orthogonalise(torch.lerp(p.grad, buffer, group["momentum"]))
+                p.add_(update, alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
+
+    def _orthogonalise(self, g: Tensor) -> Tensor:
+        a, b, c = self.COEFFICIENTS
+        tall = g.shape[0] > g.shape[1]
+        x = (g.T if tall else g).float()
+        x = x / (x.norm() + 1e-7)
+        for _ in range(5):
+            square = x @ x.T
+            x = a * x + (b * square + c * square @ square) @ x
+        return x.T if tall else x

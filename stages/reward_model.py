@@ -1,0 +1,257 @@
+"""The reward model: a role with a scalar head, trained on rankings of k answers.
+
+Each answer is encoded once, however many pairs it is in (Ouyang et al. 2022). Runs on Transformers' trainer with our
+collator (one row is one ranking) and loss.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from data.errors import UserError
+from data.records import RankedAnswers
+from models.generation import CachedEngine, generate, uniforms_for
+from models.logprobs import make_rows
+from models.role_files import save_role
+from models.seeds import generator
+from models.shared_base import RoleView
+from reward.accuracy import accuracy, pairs_right
+from reward.losses import pair_counts, ranking_loss
+from reward.model import last_scores, score_rows
+from stages import trainers
+from stages.configs import RewardConfig
+from stages.stage import StageContext, StageResult
+from stages.trainers import ProgressCallback, trainer_settings, training_session
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedRanking:
+    """One ranking as ids: K queries (the same, unless truncated differently), K responses, ranks, scores."""
+
+    queries: list[list[int]]
+    responses: list[list[int]]
+    ranks: list[int]
+    scores: list[float] | None
+
+
+def run(context: StageContext, config: RewardConfig) -> StageResult:
+    """Train the ``reward`` role, centre it on SFT answers, measure it on held-out rankings, write it."""
+    base = context.base
+    train, dropped = encode(context, context.corpus.rankings.train, config)
+    held_out, _ = encode(context, context.corpus.rankings.held_out, config)
+    if not train:
+        raise UserError("data.rankings: no ranking has two different answers of different rank; nothing to learn")
+    has_sft = "sft" in base.roles
+    base.add_role(
+        "reward", context.adapter, copy_of="sft" if has_sft and config.init == "sft" else None, head=True, seed=context.seed
+    )
+    steps = fit(context, train, config)
+    centre, spread, source = calibrate(context, train, config)
+    if context.processes.is_main:
+        save_role(base, "reward", context.out, {"centre": centre, "spread": spread})
+        shutil.rmtree(context.out / "trainer", ignore_errors=True)
+    found = measure(context, held_out, config)
+    return StageResult(
+        metrics={
+            "rankings": len(train),
+            "dropped": dropped,
+            "held_out_rankings": len(held_out),
+            "steps": steps,
+            "centre": centre,
+            "spread": spread,
+            "centred_on": source,
+            **found,
+        }
+    )
+
+
+def encode(
+    context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
+) -> tuple[list[EncodedRanking], int]:
+    """Ids of every ranking; answers that are the same after truncation count once, rankings left without an ordered
+    pair are dropped and counted."""
+    kept = []
+    for ranking in rankings:
+        rows: dict[tuple[int, ...], int] = {}
+        encoded = []
+        for i, answer in enumerate(ranking.answers):
+            query, response = context.renderer.prompt_and_answer(
+                ranking.prompt.messages, answer, ranking.finished[i], max_tokens=config.max_tokens
+            )
+            if response and rows.setdefault((*query, -1, *response), i) == i:
+                encoded.append((query, response, ranking.ranks[i], ranking.scores[i] if ranking.scores else None))
+        if len({rank for _, _, rank, _ in encoded}) < 2:
+            continue
+        kept.append(
+            EncodedRanking(
+                queries=[q for q, _, _, _ in encoded],
+                responses=[r for _, r, _, _ in encoded],
+                ranks=[rank for _, _, rank, _ in encoded],
+                scores=[s for _, _, _, s in encoded if s is not None] if ranking.scores else None,
+            )
+        )
+    return kept, len(rankings) - len(kept)
+
+
+def fit(context: StageContext, rows: Sequence[EncodedRanking], config: RewardConfig) -> int:
+    """Train adapter and head; returns the number of optimizer steps."""
+    base = context.base
+    with base.training("reward") as trainable, base.role("reward") as view:
+        with training_session(context, base, "reward", "reward"):
+            head = {id(p) for p in base.heads["reward"].parameters()}
+            rate = config.learning_rate
+            head_rate = rate if config.head_learning_rate is None else config.head_learning_rate
+            groups = [
+                {"params": [p for p in trainable.values() if id(p) not in head], "lr": rate},
+                {"params": [p for p in trainable.values() if id(p) in head], "lr": head_rate, "weight_decay": 0.0},
+            ]
+            trainer = RankingTrainer(
+                model=RewardModule(view),
+                args=TrainingArguments(**trainer_settings(context, config, len(rows), "reward")),
+                train_dataset=list(rows),  # type: ignore[arg-type]
+                data_collator=lambda batch: collate(batch, context.pad_id, config.margin > 0),
+                callbacks=[ProgressCallback(context)],
+                optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay), None),
+            )
+            trainer.settings = config
+            return trainers.fit(trainer)
+
+
+class RewardModule(nn.Module):
+    """The entered reward role as one module, so that a trainer (and DDP) sees exactly what it trains."""
+
+    def __init__(self, view: RoleView) -> None:
+        super().__init__()
+        self.lm, self.head, self.view = view.lm, view.head, view
+
+    def forward(self, ids: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+        """Scores (N,) fp32 at the last real token of each row."""
+        hidden = self.view.hidden(ids, mask)
+        index = torch.arange(hidden.shape[0], device=hidden.device)
+        return self.head(hidden[index, lengths - 1])  # type: ignore[misc]
+
+
+class RankingTrainer(Trainer):
+    """Transformers' trainer with the ranking loss, normalised by the rankings of the whole batch."""
+
+    settings: RewardConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # so that `num_items_in_batch` counts rankings over accumulation
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        scores = model(inputs["ids"], inputs["mask"], inputs["lengths"])
+        ranks, present = inputs["ranks"], inputs["present"]
+        table = torch.zeros(present.shape, dtype=scores.dtype, device=scores.device).masked_scatter(present, scores)
+        losses = ranking_loss(
+            table,
+            ranks,
+            present,
+            kind=self.settings.loss,
+            margins=self.settings.margin * inputs["margins"] if "margins" in inputs else None,
+            label_smoothing=self.settings.label_smoothing,
+        )
+        count = len(losses) if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() / count
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is global
+        with torch.no_grad():
+            right, pairs = (x.sum() for x in pair_counts(table, ranks, present))
+            self.accuracy = (right / pairs.clamp(min=1)).item()
+        return (loss, scores) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and hasattr(self, "accuracy"):
+            logs["pair_accuracy"] = self.accuracy
+        super().log(logs, *args, **kwargs)
+
+
+def collate(batch: Sequence[EncodedRanking], pad_id: int, with_margins: bool) -> dict[str, Tensor]:
+    """Answers end to end (N, L), and per ranking padded (B, K) ranks, presence and score differences."""
+    rows = make_rows([q for r in batch for q in r.queries], [a for r in batch for a in r.responses], pad_id, "cpu")
+    width = max(len(r.ranks) for r in batch)
+    ranks = torch.tensor([r.ranks + [0] * (width - len(r.ranks)) for r in batch])
+    present = torch.tensor([[i < len(r.ranks) for i in range(width)] for r in batch])
+    out = {
+        "ids": rows.ids,
+        "mask": rows.mask,
+        "lengths": rows.lengths,
+        "ranks": ranks,
+        "present": present,
+        "labels": torch.ones(len(batch), dtype=torch.long),  # what the trainer counts: one ranking each
+    }
+    if with_margins:
+        scores = torch.tensor([(r.scores or []) + [0.0] * (width - len(r.scores or [])) for r in batch])
+        out["margins"] = (scores[:, :, None] - scores[:, None, :]).clamp(min=0)
+    return out
+
+
+def calibrate(
+    context: StageContext, train: Sequence[EncodedRanking], config: RewardConfig
+) -> tuple[float, float, str]:
+    """Mean and standard deviation of raw scores, on SFT samples where there is an SFT model and prompts, otherwise on
+    the training answers."""
+    base, renderer = context.base, context.renderer
+    prompts = context.corpus.prompts.train[: config.centre_samples]
+    if "sft" in base.roles and prompts:
+        queries = [renderer.prompt_ids(p.messages) for p in prompts]
+        longest = max(len(a) for r in train for a in r.responses)
+        with base.role("sft") as role:
+            made = generate(
+                CachedEngine(),
+                role,
+                queries,
+                uniforms=uniforms_for(len(queries), longest, generator(context.seed, "reward/centre")),
+                batch=128,
+                max_new_tokens=longest,
+                temperature=1.0,
+                stop_ids=renderer.stop_ids,
+                pad_id=renderer.pad_id,
+            )
+        responses, source = made.ids, "sft samples"
+    else:
+        chosen = train[: config.centre_samples]
+        queries = [q for r in chosen for q in r.queries]
+        responses, source = [a for r in chosen for a in r.responses], "training answers"
+    scores = score_rows(base, "reward", queries, responses, renderer.pad_id, 64).double()
+    return scores.mean().item(), scores.std().item() if len(scores) > 1 else 1.0, source
+
+
+def measure(context: StageContext, rows: Sequence[EncodedRanking], config: RewardConfig) -> dict[str, Any]:
+    """Held-out pair accuracy with its interval, and the share of pairs where the longer answer is the better one."""
+    if not rows:
+        return {"pair_accuracy": None, "pairs": 0}
+    flat = score_rows(
+        context.base,
+        "reward",
+        [q for r in rows for q in r.queries],
+        [a for r in rows for a in r.responses],
+        context.pad_id,
+        64,
+    ).tolist()
+    scores, at = [], 0
+    for r in rows:
+        scores.append(flat[at : at + len(r.ranks)])
+        at += len(r.ranks)
+    right, pairs = pairs_right(scores, [r.ranks for r in rows])
+    longer, _ = pairs_right([[float(len(a)) for a in r.responses] for r in rows], [r.ranks for r in rows])
+    found = accuracy(right, pairs, seed=context.seed)
+    assert found is not None
+    return {
+        "pair_accuracy": found[0],
+        "pair_accuracy_ci95": list(found[1]),
+        "pairs": int(pairs.sum()),
+        "longer_is_better": float(longer.sum() / pairs.sum()),
+    }

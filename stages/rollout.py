@@ -1,0 +1,81 @@
+"""One rollout of PPO: what was asked, what was sampled, and every number that the update needs.
+
+Shapes: B rows of this process, R the longest response. ``mask`` True = a real response token, the stop token included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from data.records import Prompt
+from models.logprobs import Rows, make_rows, token_logprobs
+from models.shared_base import RoleView
+from reward.model import Samples
+
+
+@dataclass(slots=True, kw_only=True)
+class Rollout:
+    """Tensors live on the training device; ids are kept as they were sampled."""
+
+    row_ids: Tensor  # (B,) number of each row in the whole rollout over all processes
+    prompts: Sequence[Prompt]
+    queries: Sequence[list[int]]
+    responses: Sequence[list[int]]
+    texts: Sequence[str]
+    finished: Tensor  # (B,) bool: ends in a stop token that was sampled
+    mask: Tensor  # (B, R) bool
+    logprobs: Tensor  # (B, R) of the policy before the update, by the training forward
+    ref_logprobs: Tensor  # (B, R) of the reference
+    entropy: Tensor  # (B, R) of the policy's tempered distribution, in nats
+    values: Tensor  # (B, R) of the state before each token
+    raw_scores: Tensor  # (B,) the reward sum as the sources gave it
+    scores: Tensor  # (B,) after clip and missing-EOS penalty
+    score_parts: dict[str, Tensor] = field(default_factory=dict)  # (B,) each source's own
+    rewards: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R) score and KL penalty
+    advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R)
+    returns: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R)
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.mask.sum(1)
+
+    def rows(self, index: Sequence[int], pad_id: int) -> Rows:
+        """Queries and responses of some rows, padded for a forward pass."""
+        return make_rows(
+            [self.queries[i] for i in index], [self.responses[i] for i in index], pad_id, self.mask.device
+        )
+
+    def samples(self) -> Samples:
+        return Samples(
+            prompts=self.prompts,
+            queries=self.queries,
+            responses=self.responses,
+            texts=self.texts,
+            finished=self.finished.tolist(),
+        )
+
+
+def policy_pass(view: RoleView, rows: Rows, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies (N,) of response tokens: the one path for old, new and reference."""
+    return token_logprobs(response_states(view, rows), rows.targets(), view.logits, temperature)
+
+
+def value_pass(view: RoleView, rows: Rows) -> Tensor:
+    """Values (N,) of the states before each response token."""
+    assert view.head is not None
+    return view.head(response_states(view, rows))
+
+
+def response_states(view: RoleView, rows: Rows) -> Tensor:
+    """Hidden states (N, D) that predict each response token."""
+    return view.hidden(rows.ids, rows.mask).flatten(0, 1)[rows.response_positions()]
+
+
+def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Row numbers in batches of at most ``size``, longest first, so that rows of a batch are of like length."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[i : i + size] for i in range(0, len(order), size)]

@@ -1,0 +1,106 @@
+"""Instruction SFT: TRL's SFTTrainer on the shared base, fed with ids and explicit labels from our one rendering."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from data.batching import right_pad
+from data.errors import UserError
+from data.records import Demonstration
+from data.template import Encoded
+from models.logprobs import token_logprobs
+from models.role_files import save_role
+from models.shared_base import SharedBase
+from stages.configs import SFTConfig
+from stages.stage import StageContext, StageResult
+from stages.trainers import ProgressCallback, fit, trainer_settings, training_session
+
+VERSION = 1
+
+
+def run(context: StageContext, config: SFTConfig) -> StageResult:
+    """Train the ``sft`` role on demonstrations; write its adapter alone."""
+    base = context.base
+    rows, dropped = encode(context, context.corpus.demonstrations.train, config)
+    if not rows:
+        raise UserError("data.demonstrations: no row has a supervised token; SFT has nothing to learn")
+    base.add_role("sft", context.adapter, seed=context.seed)
+    with base.training("sft"), base.role("sft"), training_session(context, base, "sft", "sft"):
+        steps = fit(make_trainer(context, rows, config))
+    if context.processes.is_main:
+        save_role(base, "sft", context.out)
+        shutil.rmtree(context.out / "trainer", ignore_errors=True)
+    held_out, _ = encode(context, context.corpus.demonstrations.held_out, config)
+    return StageResult(
+        metrics={
+            "rows": len(rows),
+            "dropped": dropped,
+            "supervised_tokens": sum(sum(x >= 0 for x in r.labels) for r in rows),
+            "held_out_nll": labelled_nll(base, "sft", held_out, context.pad_id),
+            "steps": steps,
+        }
+    )
+
+
+def encode(
+    context: StageContext, demonstrations: Sequence[Demonstration], config: SFTConfig
+) -> tuple[list[Encoded], int]:
+    """Rows with at least one supervised token, and how many had none."""
+    rows = [
+        context.renderer.conversation(
+            d.prompt.messages, d.answer, d.finished, supervise=config.supervise, max_tokens=config.max_tokens
+        )
+        for d in demonstrations
+    ]
+    kept = [r for r in rows if any(label >= 0 for label in r.labels)]
+    return kept, len(rows) - len(kept)
+
+
+def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConfig) -> Any:
+    """TRL's trainer with nothing left to its own preparation."""
+    from trl import SFTConfig as TrlConfig
+    from trl import SFTTrainer
+
+    base = context.base
+    model = base.copies.get("sft", base.peft)
+    if base.peft is not None:
+        base.peft.active_adapter = "sft"  # what PeftModel.forward asks for; the layers themselves are selected already
+    settings = trainer_settings(context, config, len(rows), "sft")
+    return SFTTrainer(
+        model=model,
+        args=TrlConfig(
+            **settings, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False, padding_free=False
+        ),
+        train_dataset=Dataset.from_list([{"input_ids": r.ids, "labels": r.labels} for r in rows]),
+        processing_class=base.tokenizer,
+        data_collator=lambda batch: collate(batch, context.pad_id),
+        callbacks=[ProgressCallback(context)],
+    )
+
+
+def collate(batch: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
+    """Right-padded ids (B, L), the mask from the lengths, labels -100 outside the supervised tokens."""
+    ids, mask = right_pad([row["input_ids"] for row in batch], pad_id)
+    labels, _ = right_pad([row["labels"] for row in batch], -100)
+    return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+
+
+@torch.no_grad()
+def labelled_nll(base: SharedBase, role: str, rows: Sequence[Encoded], pad_id: int, batch: int = 32) -> float | None:
+    """Nats per supervised token over all rows (token mean, not a mean of batch means); None without rows."""
+    total, count = 0.0, 0
+    with base.role(role) as view:
+        for start in range(0, len(rows), batch):
+            part = [{"input_ids": r.ids, "labels": r.labels} for r in rows[start : start + batch]]
+            ids, mask, labels = (t.to(base.device) for t in collate(part, pad_id).values())
+            chosen = labels[:, 1:] >= 0
+            hidden = view.hidden(ids, mask)[:, :-1][chosen]
+            logprobs, _ = token_logprobs(hidden, labels[:, 1:][chosen], view.logits)
+            total, count = total - logprobs.sum().item(), count + int(chosen.sum())
+    return total / count if count else None

@@ -1,0 +1,83 @@
+"""The shape that every stage has: a context in, files and a dict of metrics out.
+
+A stage writes into ``context.out`` and knows nothing of the runner, of keys or of what comes after it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from data.splits import Corpus
+from data.template import Renderer
+from models.artifacts import Artifact
+from models.devices import Processes
+from models.settings import AdapterConfig
+from models.shared_base import SharedBase
+
+
+class Bar(Protocol):
+    """Live progress of one stage."""
+
+    def advance(self, step: int, metrics: Mapping[str, float] | None = None, tokens: int = 0) -> None: ...
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one JSON object a step; main process only."""
+
+    def __init__(self, path: Path, active: bool = True) -> None:
+        self.path, self.active, self.started = path, active, time.perf_counter()
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        row = {"step": step, **{k: float(v) for k, v in values.items()}, "time/elapsed": time.perf_counter() - self.started}
+        self.rows.append(row)
+        if self.active:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageContext:
+    """What a stage may use."""
+
+    out: Path  # the folder it writes into
+    seed: int
+    base: SharedBase
+    renderer: Renderer
+    corpus: Corpus
+    adapter: AdapterConfig
+    inputs: Mapping[str, Artifact]  # finished stages by name
+    input_paths: Mapping[str, Path]  # the same, or folders given by the user
+    processes: Processes
+    log: MetricsLog
+    bar: Bar
+    say: Any  # Callable[[str], None]
+    warn: Any  # Callable[[str], None]
+    gradient_checkpointing: bool = False
+    recipe_folder: Path = Path(".")
+
+    @property
+    def pad_id(self) -> int:
+        return self.renderer.pad_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What the runner writes into the manifest."""
+
+    metrics: Mapping[str, Any]
+
+
+def schedule_factor(kind: str, done: float, final: float = 0.0) -> float:
+    """Learning-rate factor after a share ``done`` in [0, 1] of training: 1 at first, ``final`` at the end."""
+    import math
+
+    if kind == "constant":
+        return 1.0
+    left = 1.0 - done if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return final + (1.0 - final) * left

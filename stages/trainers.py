@@ -1,0 +1,107 @@
+"""What SFT and the reward stage share around Transformers' trainer: settings, progress, a clean base afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback
+
+from data.errors import UserError
+from models.devices import Processes
+from models.forward import set_gradient_checkpointing
+from models.seeds import derived_seed, isolated_rng
+from models.shared_base import SharedBase
+from stages.configs import RewardConfig, SFTConfig
+from stages.stage import StageContext
+
+
+def accumulation(batch: int, micro: int, processes: Processes, key: str) -> tuple[int, int]:
+    """``(micro_batch, steps)`` so that micro x processes x steps is exactly ``batch``."""
+    if batch % processes.world:
+        raise UserError(f"{key}.batch: {batch} is not divisible by {processes.world} processes")
+    each = batch // processes.world
+    micro = min(micro, each)
+    if each % micro:
+        raise UserError(f"{key}.micro_batch: {micro} does not divide {each} rows a process ({key}.batch / processes)")
+    return micro, each // micro
+
+
+def trainer_settings(context: StageContext, config: SFTConfig | RewardConfig, rows: int, key: str) -> dict[str, Any]:
+    """Arguments for ``TrainingArguments``: everything that TRL's or Transformers' defaults would decide otherwise."""
+    micro, steps = accumulation(config.batch, config.micro_batch, context.processes, key)
+    total = max(1, math.ceil(rows / config.batch * config.epochs))
+    return {
+        "output_dir": str(Path(context.out) / "trainer"),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": steps,
+        "num_train_epochs": config.epochs,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[config.schedule],
+        "warmup_steps": round(total * config.warmup),
+        "max_grad_norm": config.max_grad_norm,
+        "weight_decay": config.weight_decay,
+        "seed": derived_seed(context.seed, key) % 2**31,
+        "use_cpu": context.processes.device.type == "cpu",
+        "bf16": False,
+        "fp16": False,
+        "gradient_checkpointing": False,  # switched by `training_session`, which also puts it back
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": context.processes.device.type == "cuda",
+        "remove_unused_columns": False,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+    }
+
+
+class ProgressCallback(TrainerCallback):
+    """Sends the trainer's logs to our metrics file and bar."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        kept = {k: v for k, v in logs.items() if isinstance(v, int | float) and k != "epoch"}
+        self.context.log.write(state.global_step, kept)
+        shown = {k: kept[k] for k in ("loss", "mean_token_accuracy", "pair_accuracy") if k in kept}
+        self.context.bar.advance(state.global_step, shown)
+
+
+def fit(trainer: Any) -> int:
+    """Train without the trainer's own printing; returns the number of optimizer steps."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.accelerator.free_memory()
+    return trainer.state.global_step
+
+
+@contextlib.contextmanager
+def training_session(context: StageContext, base: SharedBase, role: str, key: str) -> Iterator[None]:
+    """Global generators, tokenizer, configs and ``forward`` are afterwards as they were (TRL changes all of them)."""
+    lm = base.copies.get(role, base.lm)
+    config, generation, pad = copy.deepcopy(lm.config), copy.deepcopy(lm.generation_config), base.tokenizer.pad_token
+    tags = copy.copy(getattr(lm, "model_tags", None))
+    with isolated_rng(derived_seed(context.seed, key)):
+        set_gradient_checkpointing(lm, context.gradient_checkpointing)
+        try:
+            yield
+        finally:
+            set_gradient_checkpointing(lm, False)
+            lm.eval()
+            lm.__dict__.pop("forward", None)
+            lm.config.__dict__.update(config.__dict__)
+            lm.generation_config = generation
+            base.tokenizer.pad_token = pad
+            if tags is not None:
+                lm.model_tags = tags
