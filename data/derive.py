@@ -1,0 +1,63 @@
+"""Parsed rows to the records that a stage asks for: every kind where it makes sense.
+
+Rankings serve as demonstrations (their best answer), anything with a prompt as prompts, and any text as documents.
+Knows nothing of files, formats' columns or splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from data.formats import Reject, Row
+from data.records import Demonstration, Document, Prompt, RankedAnswers
+
+
+def _asked(row: Row) -> Prompt:
+    return Prompt(messages=row.messages, group=row.group, source=row.source, category=row.category)
+
+
+def as_prompt(row: Row) -> list[Prompt]:
+    if not row.messages:
+        raise Reject("it has no prompt")
+    return [_asked(row)]
+
+
+def as_demonstration(row: Row) -> list[Demonstration]:
+    """The answer, or the best of several (the first of those that tie)."""
+    if not row.answers:
+        raise Reject("it has no answer")
+    if not row.answers[0].strip():
+        raise Reject("its answer is empty")
+    return [Demonstration(prompt=_asked(row), answer=row.answers[0], finished=row.finished)]
+
+
+def as_ranking(row: Row) -> list[RankedAnswers]:
+    if len(row.answers) < 2:
+        raise Reject(
+            f"it has {len(row.answers) or 'no'} different answer{'s' * (not row.answers)}; a ranking needs two"
+        )
+    if len(set(row.ranks)) < 2:
+        raise Reject("all its answers tie: nothing can be learnt from it")
+    return [RankedAnswers(prompt=_asked(row), answers=row.answers, ranks=row.ranks, scores=row.scores)]
+
+
+def as_documents(row: Row) -> list[Document]:
+    """Plain text; with a prompt, one transcript for each answer (what the dialogue template writes).
+
+    An answer that begins with white space continues the text of its prompt and is joined to it as it stands.
+    """
+    texts: Iterable[str] = [row.text] if row.text else row.answers
+    if row.messages:
+        before = "\n".join(f"{m.role} : {m.content.strip()}" for m in row.messages)
+        joined = "".join(m.content for m in row.messages)
+        texts = [joined + a if a[:1].isspace() else f"{before}\nassistant : {a}" for a in row.answers] or [before]
+    return [Document(text=t, group=row.group, source=row.source) for t in texts if t.strip()]
+
+
+KINDS: dict[str, Callable[[Row], list[Any]]] = {
+    "demonstrations": as_demonstration,
+    "rankings": as_ranking,
+    "prompts": as_prompt,
+    "documents": as_documents,
+}

@@ -1,0 +1,248 @@
+"""Files, hub data sets and the built-in demo world to records.
+
+Bad rows are collected with their place and reason; a source of which no row can be used is an error that names the
+columns found and the formats known. Knows nothing of splits, tokenizers or models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from pydantic import Field, field_validator
+
+from data.config import Config
+from data.derive import KINDS
+from data.errors import UserError, nearest
+from data.formats import FORMATS, Reject, Row, parse
+from data.readers import BadLine, Raw, TextUnit, extension, read_file
+from data.records import Message
+
+DEMO_WORLD = "demo-world"
+DEMO_ROWS = {"demonstrations": 1500, "prompts": 4000, "documents": 12_000}
+"""Rows of the demo world where the source does not say (``demo-world?rows=500``)."""
+
+_HUB = re.compile(r"(hub:)?(?P<id>[\w.-]+/[\w.-]+)(:(?P<split>[\w.+-]+(\[.*\])?))?")
+
+
+class DataConfig(Config):
+    """Where the records come from, and what is held out.
+
+    A source is a path (relative to the recipe, also with ``*``), a hub id (``org/name``, ``hub:org/name:split``) or
+    ``demo-world``; one or a list.
+    """
+
+    demonstrations: tuple[str, ...] = Field((), description="prompts with good answers, for SFT")
+    rankings: tuple[str, ...] = Field((), description="prompts with ranked answers, for the reward model")
+    prompts: tuple[str, ...] = Field((), description="prompts for PPO and evaluation; default: those of the others")
+    documents: tuple[str, ...] = Field((), description="text for pretraining a base; default: that of the others")
+    held_out: float | str = Field(0.1, description="share of the groups kept from all training, or a file of prompts")
+    group_by: str | None = Field(None, description="column that names a row's group; default: its first user message")
+    text_unit: TextUnit = Field("auto", description="what a document is in a text file")
+
+    @field_validator("demonstrations", "rankings", "prompts", "documents", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else value
+
+    @field_validator("held_out")
+    @classmethod
+    def _share(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 <= value < 1:
+            raise ValueError(f"held_out {value} must be a share from 0 to under 1, or the path of a file of prompts")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that is not used: ``source`` is ``file:line``."""
+
+    source: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What a source held: records of the kind asked for, rows left out, and how often each format and note came."""
+
+    records: list[Any] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Loaded) -> None:
+        self.records += other.records
+        self.rejected += other.rejected
+        self.formats += other.formats
+        self.notes += other.notes
+        self.columns += other.columns
+
+
+def load_records(sources: Iterable[str], kind: str, config: DataConfig, *, seed: int, base_dir: Path) -> Loaded:
+    """Return the records of ``kind`` (``demonstrations``, ``rankings``, ``prompts`` or ``documents``) of all sources.
+
+    Raises:
+        UserError: a source is not there, cannot be read, or has no row that can be used.
+    """
+    loaded = Loaded()
+    for source in sources:
+        if source.partition("?")[0] == DEMO_WORLD:
+            loaded.records += _demo_world(source, kind, seed)
+            continue
+        rows = _parsed(read_source(source, base_dir, _unit(kind, config)), config.group_by)
+        loaded.add(_of_kind(rows, kind, source))
+    return loaded
+
+
+def _unit(kind: str, config: DataConfig) -> TextUnit:
+    return "line" if kind == "prompts" and config.text_unit == "auto" else config.text_unit
+
+
+def read_source(source: str, base_dir: Path, text_unit: TextUnit = "auto") -> Iterator[Raw]:
+    """Yield (place, raw row) of a path, a path with ``*`` or a hub id.
+
+    Raises:
+        UserError: it is none of these, or cannot be read.
+    """
+    if not source.startswith("hub:"):
+        path = Path(base_dir, Path(source).expanduser())
+        if path.is_file():
+            return read_file(path, source, text_unit)
+        if path.is_dir():
+            inside = sorted(p.name for p in path.iterdir() if p.is_file())[:6]
+            raise UserError(f"{source} is a folder; name its files, e.g. '{source}/*.jsonl' (it holds {inside})")
+        if any(c in source for c in "*?["):
+            return _several(source, base_dir, text_unit)
+        hub = _HUB.fullmatch(source)
+        if hub is None or source[0] in "./~" or extension(path) or path.parent.is_dir():
+            raise UserError(_missing(source, path))
+    return _hub(source)
+
+
+def _several(source: str, base_dir: Path, text_unit: TextUnit) -> Iterator[Raw]:
+    anchor = Path(source).expanduser()
+    root, pattern = (Path(anchor.anchor), str(anchor)[1:]) if anchor.is_absolute() else (base_dir, str(anchor))
+    paths = sorted(p for p in root.glob(pattern) if p.is_file())
+    if not paths:
+        raise UserError(f"no file matches {source} (looked in {root})")
+    for path in paths:
+        yield from read_file(
+            path, str(path.relative_to(base_dir) if path.is_relative_to(base_dir) else path), text_unit
+        )
+
+
+def _missing(source: str, path: Path) -> str:
+    folder = path.parent
+    while not folder.is_dir():
+        folder = folder.parent
+    if folder != path.parent:
+        return f"there is no file {source}: the folder {path.parent} does not exist (but {folder} does)"
+    names = [p.name for p in folder.iterdir()]
+    close = nearest(path.name, names)
+    return f"there is no file {source} (looked for {path}).{close or f' The folder holds {len(names)} other files.'}"
+
+
+def _hub(source: str) -> Iterator[Raw]:
+    found = _HUB.fullmatch(source)
+    if found is None:
+        raise UserError(f"{source!r} is no hub id: write 'hub:organisation/name' or 'hub:organisation/name:split'")
+    split = found["split"] or "train"
+    import datasets
+
+    try:
+        table = datasets.load_dataset(found["id"], split=split)
+    except Exception as error:  # the hub's errors have no common class
+        first = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(
+            f"{source} is neither a file nor a hub data set that can be reached ({type(error).__name__}: {first}); "
+            "check the name and the network, or download it and give the path"
+        ) from error
+    return ((f"{source}, row {i}", dict(row)) for i, row in enumerate(table, start=1))
+
+
+def _demo_world(source: str, kind: str, seed: int) -> list[Any]:
+    from data import demo_world
+
+    options = dict(parse_qsl(source.partition("?")[2], keep_blank_values=True))
+    unknown = set(options) - {"rows", "seed"}
+    wrong = [f"{k}={v}" for k, v in options.items() if not v.isdigit()]
+    if unknown or wrong:
+        raise UserError(f"{source}: {', '.join(unknown or wrong)} is wrong; write e.g. '{DEMO_WORLD}?rows=500&seed=1'")
+    if kind not in DEMO_ROWS:
+        raise UserError(
+            f"data.{kind}: {DEMO_WORLD} has none ready; add the stage `rankings`, which samples and ranks answers"
+        )
+    rows, seed = int(options.get("rows", DEMO_ROWS[kind])), int(options.get("seed", seed))
+    return list(getattr(demo_world, kind)(rows, seed))
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A row with its format, or why it has none; ``columns`` are its keys."""
+
+    place: str
+    format: str = ""
+    row: Row | None = None
+    reason: str = ""
+    columns: tuple[str, ...] = ()
+
+
+def _parsed(raws: Iterable[Raw], group_by: str | None) -> Iterator[Parsed]:
+    for place, raw in raws:
+        if isinstance(raw, BadLine):
+            yield Parsed(place, reason=raw.reason)
+            continue
+        columns = tuple(map(str, raw))
+        try:
+            name, rows = parse(raw, place, group_by)
+        except Reject as error:
+            yield Parsed(place, reason=str(error), columns=columns)
+            continue
+        for row in rows:
+            yield Parsed(place, name, row, columns=columns)
+
+
+def parse_file(path: Path, name: str, *, group_by: str | None = None, text_unit: TextUnit = "auto") -> list[Parsed]:
+    """Return every row of a file as it was understood, for checks."""
+    return list(_parsed(read_file(path, name, text_unit), group_by))
+
+
+def _of_kind(rows: Iterable[Parsed], kind: str, source: str) -> Loaded:
+    loaded = Loaded()
+    for parsed in rows:
+        loaded.columns.update(parsed.columns)
+        if parsed.row is None:
+            loaded.rejected.append(Rejected(parsed.place, parsed.reason))
+            continue
+        try:
+            records = KINDS[kind](_text_as_prompt(parsed.row) if kind == "prompts" else parsed.row)
+        except Reject as error:
+            loaded.rejected.append(Rejected(parsed.place, str(error)))
+            continue
+        loaded.records += records
+        loaded.formats[parsed.format] += 1
+        loaded.notes.update(parsed.row.notes)
+    if not loaded.records:
+        raise UserError(_nothing(loaded, kind, source))
+    return loaded
+
+
+def _text_as_prompt(row: Row) -> Row:
+    """A line of a text file is a prompt where prompts are asked for; its group is the same either way."""
+    return replace(row, messages=(Message(role="user", content=row.text),), text="") if row.text else row
+
+
+def _nothing(loaded: Loaded, kind: str, source: str) -> str:
+    reasons = Counter(r.reason for r in loaded.rejected).most_common(1)
+    first = next((r.source for r in loaded.rejected if reasons and r.reason == reasons[0][0]), source)
+    why = f"; most often: {reasons[0][0]} ({first})" if reasons else ""
+    known = "; ".join(f.columns for f in FORMATS.values())
+    columns = ", ".join(loaded.columns) or "none"
+    count = len(loaded.rejected)
+    return f"{source}: none of its {count} rows can be used as {kind}{why}. Columns found: {columns}. Known: {known}"
