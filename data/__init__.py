@@ -1,1 +1,1 @@
-"""data"""
+"""What people bring: records, sources, checks, templates, batching, user functions, and the demo world."""

@@ -6,13 +6,16 @@ columns found and the formats known. Knows nothing of splits, tokenizers or mode
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, field_validator
 
@@ -153,6 +156,11 @@ def _hub(source: str) -> Iterator[Raw]:
     if found is None:
         raise UserError(f"{source!r} is no hub id: write 'hub:organisation/name' or 'hub:organisation/name:split'")
     split = found["split"] or "train"
+    if not _hub_is_known():
+        raise UserError(
+            f"{source} is no file, and there is no network to look for it on the hub: give the path of a file "
+            "(or set HF_HUB_OFFLINE=1 if the data set is in the local cache)"
+        )
     import datasets
 
     try:
@@ -164,6 +172,18 @@ def _hub(source: str) -> Iterator[Raw]:
             "check the name and the network, or download it and give the path"
         ) from error
     return ((f"{source}, row {i}", dict(row)) for i, row in enumerate(table, start=1))
+
+
+def _hub_is_known() -> bool:
+    """Whether the hub's name resolves: without a network its client retries for half a minute."""
+    if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies():
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _demo_world(source: str, kind: str, seed: int) -> list[Any]:
