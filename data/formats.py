@@ -138,7 +138,10 @@ def _ranking(
 ) -> Row:
     """Best first, each text once (in its best place)."""
     order = sorted(range(len(answers)), key=lambda i: ranks[i])
-    kept = list({answers[i]: i for i in reversed(order)}.values())[::-1]
+    first: dict[str, int] = {}
+    for i in order:
+        first.setdefault(answers[i], i)
+    kept = list(first.values())
     if not kept:
         raise Reject("it has no answers")
     return Row(

@@ -128,8 +128,24 @@ def _json(content: bytes, name: str) -> Iterator[Raw]:
         loaded = lists[0] if len(lists) == 1 and len(loaded) <= 3 and "data" in loaded else [loaded]
     if not isinstance(loaded, list):
         raise UserError(f"{name} holds {type(loaded).__name__}; expected a list of objects")
+    lines = _item_lines(text, len(loaded)) if text.lstrip().startswith("[") else []
     for number, row in enumerate(loaded, start=1):
-        yield f"{name}, item {number}", row if isinstance(row, dict) else BadLine("not an object")
+        place = f"{name}:{lines[number - 1]}" if lines else f"{name}, item {number}"
+        yield place, row if isinstance(row, dict) else BadLine("not an object")
+
+
+def _item_lines(text: str, count: int) -> list[int]:
+    """The line on which each item of a valid JSON list begins; nothing if they share one line."""
+    decoder, lines, line, at = json.JSONDecoder(), [], 1, 0
+    end = text.index("[") + 1
+    for _ in range(count):
+        start = end
+        while text[start] in " \t\r\n,":
+            start += 1
+        line, at = line + text.count("\n", at, start), start
+        lines.append(line)
+        end = decoder.raw_decode(text, start)[1]
+    return lines if len(set(lines)) == len(lines) else []
 
 
 def _whole(content: bytes, name: str) -> str:

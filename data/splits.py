@@ -161,10 +161,12 @@ def _content(record: Any) -> dict[str, Any]:
 
 def _unique(prompts: Sequence[Prompt], notes: Counter[str]) -> list[Prompt]:
     """Each prompt once, the first of its kind."""
-    first = {p.messages: p for p in reversed(prompts)}
-    notes["repeated prompts dropped"] += len(prompts) - len(first)
-    notes += Counter()  # drop a zero
-    return list(first.values())[::-1]
+    first: dict[Any, Prompt] = {}
+    for prompt in prompts:
+        first.setdefault(prompt.messages, prompt)
+    if len(first) < len(prompts):
+        notes["repeated prompts dropped"] += len(prompts) - len(first)
+    return list(first.values())
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
