@@ -1,0 +1,245 @@
+"""From the answers of several systems to ``results.json`` and ``samples.jsonl``.
+
+This module knows nothing of models or files: answers and their scores arrive as ``SystemAnswers``, plain JSON values
+leave. Every comparison is between answers of the same decoding to the same prompts in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from evaluation.baselines import empty_answer, longest_answer
+from evaluation.metrics import Distinct, Truncation
+from evaluation.statistics import mean_interval, paired_comparison, paired_difference, verdict
+
+Judge = Literal["gold", "reward"]
+Decoding = Literal["sampled", "greedy"]
+Scorer = Callable[[list[str], list[str]], Sequence[float]]
+
+MANY_TRUNCATED = 0.2
+COLLAPSED = 0.6  # distinct-2 below this share of the reference system's
+MUCH_LONGER = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemAnswers:
+    """One system's n answers, row by row.
+
+    ``token_ids`` are the response ids as generated (the stop token included where the answer finished); ``kl`` is the
+    sum over an answer's tokens of the log-ratio to the reference, in nats; ``groups`` names each row's prompt where
+    its text does not (conversations that end alike). Rows of one prompt are taken as one unit by the statistics.
+
+    Raises:
+        ValueError: no rows, or columns of different lengths.
+    """
+
+    name: str
+    decoding: Decoding
+    prompts: Sequence[str]
+    categories: Sequence[str]
+    responses: Sequence[str]
+    token_ids: Sequence[Sequence[int]]
+    finished: Sequence[bool]
+    reward: Sequence[float] | None = None
+    gold: Sequence[float] | None = None
+    kl: Sequence[float] | None = None
+    groups: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.prompts):
+            raise ValueError(f"{self.name}: no answers")
+        columns = ("categories", "responses", "token_ids", "finished", "reward", "gold", "kl", "groups")
+        for column in columns:
+            values = getattr(self, column)
+            if values is not None and len(values) != len(self.prompts):
+                raise ValueError(f"{self.name}: {len(values)} {column} for {len(self.prompts)} prompts")
+
+    @property
+    def units(self) -> Sequence[str]:
+        """What tells the prompts of the rows apart."""
+        return self.prompts if self.groups is None else self.groups
+
+
+def assemble(
+    systems: Sequence[SystemAnswers],
+    *,
+    judge: Judge,
+    against: str = "sft",
+    scorer: Scorer | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the content of ``results.json``.
+
+    ``systems`` and ``greedy`` map names to their numbers under either decoding. ``comparisons`` holds every system
+    against the one named ``against``, by the judge first and then, where the judge is gold, by the reward as well.
+    ``scorer`` (prompts, completions) -> scores is the judge itself: with it trivial answers are judged too.
+
+    Raises:
+        ValueError: no systems, one given twice, or systems that did not answer the same prompts in the same order.
+    """
+    _check(systems)
+    by = {s: {x.name: x for x in systems if x.decoding == s} for s in ("sampled", "greedy")}
+    described = {s: {n: _describe(x, resamples, seed) for n, x in by[s].items()} for s in by}
+    comparisons, warnings = [], []
+    for decoding, group in by.items():
+        reference = group.get(against)
+        if reference is None:
+            if group:
+                warnings.append(f"There is no {decoding} system '{against}' to compare with.")
+            continue
+        for column in dict.fromkeys((judge, "reward")):
+            for system in group.values():
+                judged = all(getattr(s, column) is not None for s in (system, reference))
+                if system.name != against and judged:
+                    comparisons.append(_compare(system, reference, column, resamples, seed))
+    main = by["sampled"] or by["greedy"]
+    for decoding in by:
+        warnings += _warnings(by[decoding], described[decoding], against, "" if by[decoding] is main else " (greedy)")
+    if judge == "reward":
+        warnings.append("The judge is the reward that PPO was trained on: wins by it may be over-optimisation.")
+    results: dict[str, Any] = {
+        "prompts": len(set(systems[0].units)),
+        "judge": judge,
+        "against": against,
+        "systems": described["sampled"],
+        "greedy": described["greedy"],
+        "comparisons": comparisons,
+    }
+    if scorer is not None:
+        scores, extra = _trivial(main, scorer, judge, against, resamples, seed)
+        results |= {"baselines": scores, "baseline_comparisons": extra}
+        warnings += [
+            f"The judge is unreliable: it prefers {c['a'].replace('_', ' ')}s to those of {c['b']}."
+            for c in extra
+            if c["verdict"] == "better"
+        ]
+    return results | {"warnings": list(dict.fromkeys(warnings))}
+
+
+def samples_rows(systems: Sequence[SystemAnswers]) -> list[dict[str, Any]]:
+    """Rows of ``samples.jsonl``: the sampled answers first, then the greedy ones, all systems of a row side by side.
+
+    ``{"prompt", "category", "decoding", "systems": {name: {"response", "reward", "gold", "kl", "finished"}}}``; scores
+    that a system does not have are left out.
+
+    Raises:
+        ValueError: as ``assemble``.
+    """
+    _check(systems)
+    rows = []
+    for decoding in ("sampled", "greedy"):
+        group = [s for s in systems if s.decoding == decoding]
+        for i in range(len(group[0].prompts) if group else 0):
+            cells = {
+                s.name: {"response": s.responses[i], "finished": bool(s.finished[i])}
+                | {k: float(getattr(s, k)[i]) for k in ("reward", "gold", "kl") if getattr(s, k) is not None}
+                for s in group
+            }
+            row = {"prompt": group[0].prompts[i], "category": group[0].categories[i], "decoding": decoding}
+            rows.append(row | {"systems": cells})
+    return rows
+
+
+def _check(systems: Sequence[SystemAnswers]) -> None:
+    if not systems:
+        raise ValueError("no systems to evaluate")
+    if len({(s.name, s.decoding) for s in systems}) != len(systems):
+        raise ValueError("a system was given twice with the same decoding")
+    for system in systems[1:]:
+        if list(system.units) != list(systems[0].units) or list(system.prompts) != list(systems[0].prompts):
+            raise ValueError(f"{system.name} and {systems[0].name} did not answer the same prompts in the same order")
+
+
+def _describe(system: SystemAnswers, resamples: int, seed: int) -> dict[str, Any]:
+    """The numbers of one system: each score as mean, interval and, where there is no interval, the reason."""
+
+    def mean(values: Sequence[float]) -> dict[str, Any]:
+        found = mean_interval(values, system.units, resamples=resamples, seed=seed)
+        return {"mean": found.estimate, "ci95": found.ci} | ({"note": found.note} if found.ci is None else {})
+
+    lengths = [len(ids) for ids in system.token_ids]
+    described: dict[str, Any] = {"n": len(system.prompts)}
+    for column in ("reward", "gold", "kl"):
+        values = getattr(system, column)
+        if values is not None:
+            described[column] = mean(values)
+    if system.kl is not None:  # total over total, never a mean of means
+        described["kl_per_token"] = float(np.sum(system.kl)) / max(1, sum(lengths))
+    distinct = Distinct().compute(predictions=[list(ids) for ids in system.token_ids])
+    described["length"] = mean(lengths)
+    described |= {k: distinct[k] for k in ("distinct_1", "distinct_2")}
+    return described | Truncation().compute(predictions=list(system.finished))
+
+
+def _compare(a: SystemAnswers, b: SystemAnswers, column: str, resamples: int, seed: int) -> dict[str, Any]:
+    x, y = getattr(a, column), getattr(b, column)
+    found = paired_comparison(x, y, clusters=a.units, resamples=resamples, seed=seed)
+    gain = paired_difference(x, y, clusters=a.units, resamples=resamples, seed=seed)
+    said = verdict(found)
+    head = {"a": a.name, "b": b.name, "by": column, "decoding": a.decoding}
+    difference = {"mean": gain.estimate, "ci95": gain.ci}
+    return head | found.as_dict() | {"difference": difference, "verdict": said.word, "verdict_text": said.text}
+
+
+def _trivial(
+    group: dict[str, SystemAnswers], scorer: Scorer, judge: Judge, against: str, resamples: int, seed: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Mean judgement of trivial answers, and their comparisons with the reference system where it was judged."""
+    systems = list(group.values())
+    candidates = [list(answers) for answers in zip(*(s.responses for s in systems), strict=True)]
+    prompts = list(systems[0].prompts)
+    reference = group.get(against)
+    means, comparisons = {}, []
+    for name, answers in (("longest_answer", longest_answer(candidates)), ("empty_answer", empty_answer(candidates))):
+        scores = [float(s) for s in scorer(prompts, answers)]
+        means[name] = float(np.mean(scores))
+        if reference is not None and getattr(reference, judge) is not None:
+            judged: dict[str, Any] = {"reward": None, "gold": None, "kl": None} | {judge: scores}
+            comparisons.append(_compare(replace(reference, name=name, **judged), reference, judge, resamples, seed))
+    return means, comparisons
+
+
+def _warnings(
+    group: dict[str, SystemAnswers], described: dict[str, dict[str, Any]], against: str, where: str
+) -> Iterable[str]:
+    """Plain sentences about what a reader should not overlook."""
+    reference, base = group.get(against), described.get(against)
+    for name, system in group.items():
+        d = described[name]
+        if d["truncated"] > MANY_TRUNCATED:
+            yield f"{name}{where}: {d['truncated']:.0%} of the answers were cut off at the length limit."
+        if "kl" in d and (d["kl"]["ci95"] or [0, d["kl"]["mean"]])[1] < 0:
+            yield (
+                f"{name}{where}: the KL is negative ({d['kl']['mean']:.2f} nats): answers were not sampled from the "
+                "distribution that they were scored under (temperature or top-k, or greedy decoding)."
+            )
+        if reference is None or base is None or name == against:
+            continue
+        if d["distinct_2"] < COLLAPSED * base["distinct_2"]:
+            yield (
+                f"{name}{where}: answers became monotonous: distinct-2 is {d['distinct_2']:.3f}, "
+                f"{against}'s is {base['distinct_2']:.3f}."
+            )
+        if d["length"]["mean"] > MUCH_LONGER * base["length"]["mean"] > 0:
+            ratio = d["length"]["mean"] / base["length"]["mean"]
+            yield f"{name}{where}: answers are {ratio:.1f} times as long as {against}'s; a win may be a win by length."
+        if _over_optimised(system, reference):
+            yield f"{name}{where}: the reward rose but gold fell against {against}: the reward is over-optimised."
+    if group and len(set(next(iter(group.values())).units)) < 20:
+        yield "There are too few prompts for honest intervals: use at least 20, better 200."
+
+
+def _over_optimised(system: SystemAnswers, reference: SystemAnswers) -> bool:
+    """Whether the reward went up and gold down, both beyond doubt where there are prompts enough to doubt."""
+    if system.reward is None or system.gold is None or reference.reward is None or reference.gold is None:
+        return False
+    reward = paired_difference(system.reward, reference.reward, clusters=system.units, resamples=2_000)
+    gold = paired_difference(system.gold, reference.gold, clusters=system.units, resamples=2_000)
+    if reward.low is None or gold.high is None:
+        return reward.estimate > 0 > gold.estimate
+    return reward.low > 0 > gold.high

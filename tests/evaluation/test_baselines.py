@@ -1,0 +1,92 @@
+"""Trivial answers and the n-gram model: by hand, on made-up rankings, and on real ones."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from data.errors import UserError
+from data.records import Prompt, RankedAnswers, group_of
+from evaluation.baselines import (
+    empty_answer,
+    length_scores,
+    longest_answer,
+    ngram_pair_accuracy,
+    pair_accuracy,
+    random_answer,
+    random_scores,
+)
+
+REVIEWS = Path(__file__).parents[2].parent / "shared" / "data" / "raw" / "reviews_ranked4_zh.tsv"
+
+
+def _ranking(*answers: str, ranks: tuple[int, ...] | None = None) -> RankedAnswers:
+    prompt = Prompt(messages=(), group=group_of((), answers))
+    return RankedAnswers(prompt=prompt, answers=answers, ranks=ranks or tuple(range(len(answers))))
+
+
+def test_adversaries():
+    candidates = [["a", "abc", "xyz"], ["", "b"]]
+    assert longest_answer(candidates) == ["abc", "b"]
+    assert empty_answer(candidates) == ["", ""]
+    drawn = random_answer(candidates * 50, seed=1)
+    assert drawn == random_answer(candidates * 50, seed=1) and len(set(drawn)) == 5
+
+
+def test_pair_accuracy_by_hand():
+    rankings = [_ranking("a", "b", "c"), _ranking("a", "b", ranks=(0, 0)), _ranking("a", "b", ranks=(1, 0))]
+    # First: a > b right, a > c tie, b > c wrong. Second: labels tie, no pair. Third: right.
+    found = pair_accuracy([[2, 1, 2], [5, 1], [0, 3]], rankings)
+    assert found.estimate == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert found.n == 2 and found.ci is None  # two rankings have pairs: too few for an interval
+
+
+def test_all_right_is_no_certainty():
+    rankings = [_ranking("long", "b")] * 30
+    found = pair_accuracy(length_scores(rankings), rankings)
+    assert found.estimate == 1 and found.low is not None and found.low < 0.95
+
+
+def test_random_scores_are_at_chance():
+    rankings = [_ranking("a", "b", "c")] * 300
+    found = pair_accuracy(random_scores(rankings), rankings)
+    assert found.low is not None and found.high is not None and found.low < 0.5 < found.high
+
+
+@pytest.mark.parametrize("analyzer", ["char", "word"])
+def test_ngrams_learn_a_good_word_whatever_the_length(analyzer):
+    rng = random.Random(0)
+    filler = [f"w{i}" for i in range(30)]
+
+    def made() -> RankedAnswers:
+        good, bad = ([*rng.choices(filler, k=rng.randint(2, 9)), word] for word in ("kind", "rude"))
+        return _ranking(" ".join(good), " ".join(bad))
+
+    found = ngram_pair_accuracy([made() for _ in range(150)], [made() for _ in range(60)], analyzer)
+    assert found.estimate > 0.95 and found.n == 60
+
+
+def test_errors():
+    with pytest.raises(UserError, match="differ in rank"):
+        ngram_pair_accuracy([_ranking("a", "b", ranks=(0, 0))], [_ranking("a", "b")])
+    with pytest.raises(ValueError, match="ranking 0"):
+        pair_accuracy([[1.0]], [_ranking("a", "b")])
+    with pytest.raises(ValueError, match="different ranks"):
+        pair_accuracy([[1.0, 2.0]], [_ranking("a", "b", ranks=(0, 0))])
+
+
+@pytest.mark.real_data
+def test_characters_rank_real_reviews():
+    if not REVIEWS.exists():
+        pytest.skip(f"{REVIEWS.name} is not beside the checkout")
+    rows = [line.split("\t") for line in REVIEWS.read_text(encoding="utf-8").splitlines()]
+    rankings = [_ranking(*row) for row in rows if len(row) == 4]
+    assert len(rankings) > 2000
+    held_out = [r for r in rankings if int(r.prompt.group, 16) % 5 == 0]
+    train = [r for r in rankings if int(r.prompt.group, 16) % 5]
+    found = ngram_pair_accuracy(train, held_out, "char")
+    assert 0.83 < found.estimate < 0.90
+    by_length = pair_accuracy(length_scores(held_out), held_out)
+    assert by_length.high is not None and by_length.high < found.estimate

@@ -1,0 +1,129 @@
+"""The shape of results.json, what is compared with what, and every warning."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluation.results import SystemAnswers, assemble, samples_rows
+
+
+def _system(name: str, shift: float = 0.0, n: int = 60, decoding: Any = "sampled", **changes: Any) -> SystemAnswers:
+    rng = np.random.default_rng(sum(map(ord, name)))
+    words = rng.integers(0, 50, size=(n, 10))
+    fields: dict[str, Any] = {
+        "prompts": [f"tell {i}" for i in range(n)],
+        "categories": ["story" if i % 3 else "letter" for i in range(n)],
+        "responses": [" ".join(f"w{w}" for w in row) for row in words],
+        "token_ids": [[int(w) for w in row] for row in words],
+        "finished": [True] * n,
+        "reward": list(rng.normal(size=n) + shift),
+        "gold": list(rng.normal(size=n) + shift),
+        "kl": list(rng.normal(2, 0.5, size=n)),
+    }
+    return SystemAnswers(name=name, decoding=decoding, **(fields | changes))
+
+
+def test_the_documented_shape_as_json():
+    systems = [_system("base", -1), _system("sft"), _system("ppo", 2)]
+    systems += [_system("sft", decoding="greedy"), _system("ppo", 2, decoding="greedy")]
+    results = json.loads(json.dumps(assemble(systems, judge="gold", resamples=500), allow_nan=False))
+    assert results["prompts"] == 60
+    assert set(results["systems"]) == {"base", "sft", "ppo"} and set(results["greedy"]) == {"sft", "ppo"}
+    ppo = results["systems"]["ppo"]
+    for key in ("reward", "gold", "kl", "length"):
+        low, high = ppo[key]["ci95"]
+        assert low <= ppo[key]["mean"] <= high
+    assert 0 < ppo["distinct_2"] <= 1 and ppo["truncated"] == 0 and ppo["n"] == 60 and ppo["length"]["mean"] == 10
+    first = results["comparisons"][1]
+    assert (first["a"], first["b"], first["by"], first["decoding"]) == ("ppo", "sft", "gold", "sampled")
+    assert first["wins"] + first["ties"] + first["losses"] == 60 and first["verdict"] == "better"
+    assert {(c["a"], c["by"], c["decoding"]) for c in results["comparisons"]} == {
+        ("base", "gold", "sampled"),
+        ("ppo", "gold", "sampled"),
+        ("base", "reward", "sampled"),
+        ("ppo", "reward", "sampled"),
+        ("ppo", "gold", "greedy"),
+        ("ppo", "reward", "greedy"),
+    }
+    assert results["warnings"] == []
+
+
+def test_kl_per_token_is_total_over_total():
+    ids = [[1]] * 30 + [[1, 2, 3]] * 30
+    d = assemble([_system("sft", token_ids=ids, kl=[2.0] * 60)], judge="gold", resamples=100)["systems"]["sft"]
+    assert d["kl_per_token"] == pytest.approx(120 / 120) and d["kl"]["mean"] == 2
+
+
+def test_samples_of_one_prompt_are_one_unit():
+    prompts = [f"tell {i // 3}" for i in range(60)]
+    results = assemble([_system("sft", prompts=prompts), _system("ppo", 1, prompts=prompts)], judge="gold")
+    assert results["prompts"] == 20 and results["comparisons"][0]["n"] == 20
+    groups = [f"g{i}" for i in range(60)]
+    apart = assemble([_system("sft", prompts=prompts, groups=groups)], judge="gold")
+    assert apart["prompts"] == 60
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"finished": [True] * 30 + [False] * 30}, "50% of the answers were cut off"),
+        ({"kl": [-0.5, -0.4, -0.6] * 20}, "the KL is negative (-0.50 nats)"),
+        ({"token_ids": [[1, 2] * 5] * 60}, "monotonous"),
+        ({"token_ids": [list(range(17))] * 60}, "1.7 times as long"),
+        ({"gold": [-5.0] * 60}, "the reward rose but gold fell"),
+    ],
+)
+def test_warnings(changes: dict[str, Any], words: str):
+    results = assemble([_system("sft"), _system("ppo", 2, **changes)], judge="gold", resamples=300)
+    assert any(words in w and w.startswith("ppo") for w in results["warnings"]), results["warnings"]
+
+
+def test_a_judge_that_prefers_trivial_answers_is_called_unreliable():
+    systems = [_system("sft"), _system("ppo", 2)]
+
+    def by_length(prompts: list[str], completions: list[str]) -> list[float]:
+        return [len(c) / 10 for c in completions]
+
+    results = assemble(systems, judge="gold", scorer=by_length, resamples=200)
+    assert results["baselines"]["empty_answer"] == 0 < results["baselines"]["longest_answer"]
+    assert any("prefers longest answers" in w for w in results["warnings"])
+    assert not any("prefers empty" in w for w in results["warnings"])
+    assert [c["a"] for c in results["baseline_comparisons"]] == ["longest_answer", "empty_answer"]
+
+
+def test_without_gold_the_reward_judges_and_that_is_said():
+    systems = [_system("sft", gold=None), _system("ppo", 2, gold=None)]
+    results = assemble(systems, judge="reward", resamples=200)
+    assert [c["by"] for c in results["comparisons"]] == ["reward"]
+    assert any("trained on" in w for w in results["warnings"])
+
+
+def test_few_prompts_and_missing_reference_are_said():
+    results = assemble([_system("ppo", n=8)], judge="gold")
+    assert results["systems"]["ppo"]["gold"]["ci95"] is None and "too few" in results["systems"]["ppo"]["gold"]["note"]
+    assert any("too few prompts" in w for w in results["warnings"]) and any(
+        "no sampled" in w for w in results["warnings"]
+    )
+    assert results["comparisons"] == []
+
+
+def test_unlike_prompts_are_refused():
+    shuffled = _system("ppo", prompts=[f"tell {59 - i}" for i in range(60)])
+    with pytest.raises(ValueError, match="same prompts in the same order"):
+        assemble([_system("sft"), shuffled], judge="gold")
+    with pytest.raises(ValueError, match="twice"):
+        assemble([_system("sft"), _system("sft")], judge="gold")
+    with pytest.raises(ValueError, match="59 reward"):
+        _system("sft", reward=[0.0] * 59)
+
+
+def test_samples_rows():
+    rows = samples_rows([_system("sft", kl=None), _system("ppo"), _system("ppo", decoding="greedy")])
+    assert len(rows) == 120 and [r["decoding"] for r in rows[59:61]] == ["sampled", "greedy"]
+    assert set(rows[0]["systems"]) == {"sft", "ppo"} and set(rows[60]["systems"]) == {"ppo"}
+    assert "kl" not in rows[0]["systems"]["sft"] and set(rows[0]) == {"prompt", "category", "decoding", "systems"}
+    json.dumps(rows, allow_nan=False)
