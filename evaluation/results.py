@@ -18,7 +18,7 @@ from evaluation.statistics import mean_interval, paired_comparison, paired_diffe
 
 Judge = Literal["gold", "reward"]
 Decoding = Literal["sampled", "greedy"]
-Scorer = Callable[[list[str], list[str]], Sequence[float]]
+Scorer = Callable[[list[str]], Sequence[float]]
 
 MANY_TRUNCATED = 0.2
 COLLAPSED = 0.6  # distinct-2 below this share of the reference system's
@@ -69,7 +69,7 @@ def assemble(
     *,
     judge: Judge,
     against: str = "sft",
-    scorer: Scorer | None = None,
+    score: Scorer | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def assemble(
 
     ``systems`` and ``greedy`` map names to their numbers under either decoding. ``comparisons`` holds every system
     against the one named ``against``, by the judge first and then, where the judge is gold, by the reward as well.
-    ``scorer`` (prompts, completions) -> scores is the judge itself: with it trivial answers are judged too.
+    ``score`` is the judge itself, from one answer a row to one number a row: with it trivial answers are judged too.
 
     Raises:
         ValueError: no systems, one given twice, or systems that did not answer the same prompts in the same order.
@@ -110,8 +110,8 @@ def assemble(
         "greedy": described["greedy"],
         "comparisons": comparisons,
     }
-    if scorer is not None:
-        scores, extra = _trivial(main, scorer, judge, against, resamples, seed)
+    if score is not None:
+        scores, extra = _trivial(main, score, judge, against, resamples, seed)
         results |= {"baselines": scores, "baseline_comparisons": extra}
         warnings += [
             f"The judge is unreliable: it prefers {c['a'].replace('_', ' ')}s to those of {c['b']}."
@@ -187,16 +187,14 @@ def _compare(a: SystemAnswers, b: SystemAnswers, column: str, resamples: int, se
 
 
 def _trivial(
-    group: dict[str, SystemAnswers], scorer: Scorer, judge: Judge, against: str, resamples: int, seed: int
+    group: dict[str, SystemAnswers], score: Scorer, judge: Judge, against: str, resamples: int, seed: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Mean judgement of trivial answers, and their comparisons with the reference system where it was judged."""
-    systems = list(group.values())
-    candidates = [list(answers) for answers in zip(*(s.responses for s in systems), strict=True)]
-    prompts = list(systems[0].prompts)
+    candidates = [list(answers) for answers in zip(*(s.responses for s in group.values()), strict=True)]
     reference = group.get(against)
     means, comparisons = {}, []
     for name, answers in (("longest_answer", longest_answer(candidates)), ("empty_answer", empty_answer(candidates))):
-        scores = [float(s) for s in scorer(prompts, answers)]
+        scores = [float(s) for s in score(answers)]
         means[name] = float(np.mean(scores))
         if reference is not None and getattr(reference, judge) is not None:
             judged: dict[str, Any] = {"reward": None, "gold": None, "kl": None} | {judge: scores}

@@ -85,10 +85,10 @@ def test_warnings(changes: dict[str, Any], words: str):
 def test_a_judge_that_prefers_trivial_answers_is_called_unreliable():
     systems = [_system("sft"), _system("ppo", 2)]
 
-    def by_length(prompts: list[str], completions: list[str]) -> list[float]:
+    def by_length(completions: list[str]) -> list[float]:
         return [len(c) / 10 for c in completions]
 
-    results = assemble(systems, judge="gold", scorer=by_length, resamples=200)
+    results = assemble(systems, judge="gold", score=by_length, resamples=200)
     assert results["baselines"]["empty_answer"] == 0 < results["baselines"]["longest_answer"]
     assert any("prefers longest answers" in w for w in results["warnings"])
     assert not any("prefers empty" in w for w in results["warnings"])
