@@ -108,7 +108,11 @@ def problems(artifact: Artifact) -> list[str]:
         elif file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
             out.append(f"{file}: altered since the stage finished")
     present = {str(f.relative_to(artifact.path)) for f in artifact.path.rglob("*") if f.is_file()}
-    out += [f"{artifact.path / n}: not in the manifest" for n in sorted(present - set(listed)) if Path(n).name not in UNHASHED]
+    out += [
+        f"{artifact.path / n}: not in the manifest"
+        for n in sorted(present - set(listed))
+        if Path(n).name not in UNHASHED
+    ]
     return out
 
 

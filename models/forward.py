@@ -19,9 +19,7 @@ def body_of(lm: Any) -> nn.Module:
     return lm.base_model
 
 
-def hidden_states(
-    lm: Any, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None, cache: Any = None
-) -> Tensor:
+def hidden_states(lm: Any, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
     """Last hidden states (B, L, D).
 
     Args:
@@ -92,7 +90,8 @@ def switch_off_dropout(lm: nn.Module) -> None:
 def set_gradient_checkpointing(lm: Any, on: bool) -> None:
     """Recompute layer activations in backward, or not; works in eval mode, where nothing else is in train mode."""
     if not on:
-        lm.gradient_checkpointing_disable()
+        if any(getattr(m, "gradient_checkpointing", False) for m in lm.modules()):
+            lm.gradient_checkpointing_disable()
         return
     lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for module in lm.modules():

@@ -23,8 +23,8 @@ class ScalarHead(nn.Module):
             self.weight.normal_(0.0, 1.0 / math.sqrt(hidden_size + 1), generator=generator)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Map hidden states (..., D) of any dtype to fp32 scalars (...)."""
-        return hidden.float() @ self.weight + self.bias
+        """Map hidden states (..., D) of any dtype to scalars (...) in the head's own precision, fp32."""
+        return hidden.to(self.weight.dtype) @ self.weight + self.bias
 
     def zero_(self) -> ScalarHead:
         """Make every output 0: the safe start of a value function that has not been trained."""

@@ -70,8 +70,9 @@ def scatter(flat: Tensor, lengths: Tensor, width: int) -> Tensor:
 
 
 def _chunk(hidden: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor], temperature: float) -> Tensor:
-    # fp32 before the temperature and the softmax: bf16 has three digits
-    logits = logits_of(hidden).float() / temperature
+    logits = logits_of(hidden)
+    # at least fp32 before the temperature and the softmax: bf16 has three digits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     normaliser = torch.logsumexp(logits, dim=-1)
     logprobs = logits.gather(1, targets[:, None]).squeeze(1) - normaliser
     entropy = normaliser - (torch.softmax(logits, dim=-1) * logits).sum(-1)
@@ -95,7 +96,7 @@ def token_logprobs(
         chunk: rows whose logits exist at one time; with gradients the backward pass computes them again.
 
     Returns:
-        ``(logprobs, entropy)``, both (N,) fp32.
+        ``(logprobs, entropy)``, both (N,), in fp32 (float64 for a float64 model).
     """
     parts = []
     for start in range(0, hidden.shape[0], chunk):

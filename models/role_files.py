@@ -90,6 +90,7 @@ def _load_adapter(base: SharedBase, name: str, folder: Path) -> None:
             raise UserError(f"{folder / CONFIG}: peft_type is {raw.get('peft_type')!r}; trivet reads LORA adapters")
         # eva/loftq/etc. initialisations would touch the base: the weights are given, so no initialisation is needed
         raw["init_lora_weights"] = True
+        raw["base_model_name_or_path"] = None
         config = LoraConfig(**{k: v for k, v in raw.items() if k in LoraConfig.__dataclass_fields__})
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: not a readable LoRA configuration ({error})") from error

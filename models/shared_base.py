@@ -57,7 +57,7 @@ class SharedBase:
         self.lm = lm.eval().requires_grad_(False)
         switch_off_dropout(lm)
         check_logit_path(lm, name)
-        self.base_names = tuple(n for n, _ in lm.named_parameters())
+        self.linear_names = linear_layers(lm)  # before adapters bring linear layers of their own
         self.peft: PeftModel | None = None
         self.heads = nn.ModuleDict()
         self.copies: dict[str, Any] = {}  # full fine-tuning: role -> its own model
@@ -142,10 +142,12 @@ class SharedBase:
         count = self.lm.config.get_text_config().num_hidden_layers
         chosen = list(range(count // 2, count)) if layers == "upper_half" else None if layers == "all" else list(layers)
         if chosen is not None and (not chosen or max(chosen) >= count or min(chosen) < 0):
-            raise UserError(f"adapter.layers: {list(layers)} is outside the {count} layers (0 to {count - 1}) of the base")
+            raise UserError(
+                f"adapter.layers: {list(layers)} is outside the {count} layers (0 to {count - 1}) of the base"
+            )
         targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
         if targets == "all-linear":
-            targets = linear_layers(self.lm)
+            targets = self.linear_names
         return LoraConfig(
             r=adapter.rank,
             lora_alpha=adapter.alpha,
@@ -153,6 +155,7 @@ class SharedBase:
             target_modules=targets,
             layers_to_transform=chosen,
             use_rslora=adapter.rslora,
+            fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in self.lm.modules()),
             task_type="CAUSAL_LM",
         )
 
@@ -194,7 +197,7 @@ class SharedBase:
             raise ValueError(f"no role '{name}'; there are: base, {', '.join(self.roles)}")
         before = self._active
         self._select(None if name == "base" else name)
-        head = self.heads[name] if name in self.heads else None
+        head = self.heads.get(name, None)
         try:
             yield RoleView(name=name, lm=self.copies.get(name, self.lm), head=head)  # type: ignore[arg-type]
         finally:

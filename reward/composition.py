@@ -77,11 +77,15 @@ def compose(
     named: list[tuple[str, float, RewardSource]] = []
     for source, weight in parts:
         if source == "model" and model is None:
-            raise UserError("ppo.reward: 'model' needs a reward model: run the reward stage or give --input reward=PATH")
+            raise UserError(
+                "ppo.reward: 'model' needs a reward model: run the reward stage or give --input reward=PATH"
+            )
         if source in (name for name, _, _ in named):
             raise UserError(f"ppo.reward: '{source}' is listed twice; add the weights up")
         made: RewardSource = (
-            ModelReward(model, standardise) if source == "model" and model is not None else FunctionReward(source, folder)
+            ModelReward(model, standardise)
+            if source == "model" and model is not None
+            else FunctionReward(source, folder)
         )
         named.append((source, weight, made))
     return WeightedSum(named)

@@ -39,7 +39,12 @@ def last_scores(view: RoleView, rows: Rows) -> Tensor:
 
 @torch.no_grad()
 def score_rows(
-    base: SharedBase, role: str, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, batch: int
+    base: SharedBase,
+    role: str,
+    queries: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    pad_id: int,
+    batch: int,
 ) -> Tensor:
     """Raw scores (B,) on the CPU, rows in batches of like length."""
     order = sorted(range(len(queries)), key=lambda i: len(queries[i]) + len(responses[i]))
@@ -48,7 +53,7 @@ def score_rows(
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             rows = make_rows([queries[i] for i in chosen], [responses[i] for i in chosen], pad_id, base.device)
-            scores[chosen] = last_scores(view, rows).cpu()
+            scores[chosen] = last_scores(view, rows).float().cpu()
     return scores
 
 

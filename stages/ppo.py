@@ -314,7 +314,9 @@ class PPO:
         rows = processes.sum(torch.tensor(float(table.shape[1]), dtype=torch.float64, device=table.device))
         means = dict(zip(per_row, (processes.sum(table.sum(1)) / rows).tolist(), strict=True))
         spread = max(0.0, means.pop("objective/scores_squared") - means["objective/scores"] ** 2)
-        sums = torch.stack([mask.sum().double(), ppo_math.masked_sum(rollout.entropy, mask).double(), kl.double().sum()])
+        sums = torch.stack(
+            [mask.sum().double(), ppo_math.masked_sum(rollout.entropy, mask).double(), kl.double().sum()]
+        )
         tokens, entropy, kl_total = processes.sum(sums).tolist()
         variance = ppo_math.explained_variance(rollout.values, rollout.returns, mask, processes.sum)
         return means | {

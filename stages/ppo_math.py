@@ -93,7 +93,9 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
         kl_coef: weight of the penalty.
     """
     if scores.shape != mask.shape[:1] or kl.shape != mask.shape:
-        raise ValueError(f"shapes do not fit: scores {tuple(scores.shape)}, kl {tuple(kl.shape)}, mask {tuple(mask.shape)}")
+        raise ValueError(
+            f"shapes do not fit: scores {tuple(scores.shape)}, kl {tuple(kl.shape)}, mask {tuple(mask.shape)}"
+        )
     rewards = -kl_coef * _clean(kl, mask)
     later = torch.flip(torch.cumsum(torch.flip(mask.long(), [1]), 1), [1])  # real tokens from here on
     last = mask & (later == 1)

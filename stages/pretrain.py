@@ -87,9 +87,7 @@ def train_tokenizer(documents: Sequence[str], config: PretrainConfig) -> PreTrai
             tokenizer.normalizer = normalizers.NFKC()
             tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
             tokenizer.decoder = decoders.Fuse()
-        trainer = trainers.WordLevelTrainer(
-            vocab_size=config.vocabulary, special_tokens=special, show_progress=False
-        )
+        trainer = trainers.WordLevelTrainer(vocab_size=config.vocabulary, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(documents, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN

@@ -24,7 +24,7 @@ from models.seeds import generator
 from models.shared_base import RoleView
 from reward.accuracy import accuracy, pairs_right
 from reward.losses import pair_counts, ranking_loss
-from reward.model import last_scores, score_rows
+from reward.model import score_rows
 from stages import trainers
 from stages.configs import RewardConfig
 from stages.stage import StageContext, StageResult
@@ -52,7 +52,11 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
         raise UserError("data.rankings: no ranking has two different answers of different rank; nothing to learn")
     has_sft = "sft" in base.roles
     base.add_role(
-        "reward", context.adapter, copy_of="sft" if has_sft and config.init == "sft" else None, head=True, seed=context.seed
+        "reward",
+        context.adapter,
+        copy_of="sft" if has_sft and config.init == "sft" else None,
+        head=True,
+        seed=context.seed,
     )
     steps = fit(context, train, config)
     centre, spread, source = calibrate(context, train, config)
@@ -198,9 +202,7 @@ def collate(batch: Sequence[EncodedRanking], pad_id: int, with_margins: bool) ->
     return out
 
 
-def calibrate(
-    context: StageContext, train: Sequence[EncodedRanking], config: RewardConfig
-) -> tuple[float, float, str]:
+def calibrate(context: StageContext, train: Sequence[EncodedRanking], config: RewardConfig) -> tuple[float, float, str]:
     """Mean and standard deviation of raw scores, on SFT samples where there is an SFT model and prompts, otherwise on
     the training answers."""
     base, renderer = context.base, context.renderer

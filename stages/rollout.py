@@ -45,9 +45,7 @@ class Rollout:
 
     def rows(self, index: Sequence[int], pad_id: int) -> Rows:
         """Queries and responses of some rows, padded for a forward pass."""
-        return make_rows(
-            [self.queries[i] for i in index], [self.responses[i] for i in index], pad_id, self.mask.device
-        )
+        return make_rows([self.queries[i] for i in index], [self.responses[i] for i in index], pad_id, self.mask.device)
 
     def samples(self) -> Samples:
         return Samples(

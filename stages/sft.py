@@ -75,7 +75,11 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
     return SFTTrainer(
         model=model,
         args=TrlConfig(
-            **settings, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False, padding_free=False
+            **settings,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,
+            packing=False,
+            padding_free=False,
         ),
         train_dataset=Dataset.from_list([{"input_ids": r.ids, "labels": r.labels} for r in rows]),
         processing_class=base.tokenizer,

@@ -34,7 +34,11 @@ class MetricsLog:
         self.rows: list[dict[str, Any]] = []
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        row = {"step": step, **{k: float(v) for k, v in values.items()}, "time/elapsed": time.perf_counter() - self.started}
+        row = {
+            "step": step,
+            **{k: float(v) for k, v in values.items()},
+            "time/elapsed": time.perf_counter() - self.started,
+        }
         self.rows.append(row)
         if self.active:
             with self.path.open("a", encoding="utf-8") as file:

@@ -41,7 +41,9 @@ def trainer_settings(context: StageContext, config: SFTConfig | RewardConfig, ro
         "gradient_accumulation_steps": steps,
         "num_train_epochs": config.epochs,
         "learning_rate": config.learning_rate,
-        "lr_scheduler_type": {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[config.schedule],
+        "lr_scheduler_type": {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[
+            config.schedule
+        ],
         "warmup_steps": round(total * config.warmup),
         "max_grad_norm": config.max_grad_norm,
         "weight_decay": config.weight_decay,

@@ -1,0 +1,216 @@
+"""STAGES: what each stage needs, what its result depends on, and how it is started. One visible dict.
+
+A new stage is one file in ``stages/``, one settings class and one entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data.functions import load_function
+from data.records import Prompt
+from data.splits import Corpus, Split
+from models.role_files import load_role
+from pipelines.keys import dump
+from pipelines.recipe import Recipe
+from pipelines.workbench import Workbench
+from stages.stage import StageContext, StageResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One stage about to run: the bench, the context (None for pretraining, which has no base), the raw parts."""
+
+    bench: Workbench
+    corpus: Corpus
+    out: Path
+    inputs: Mapping[str, Path]
+    make_context: Callable[..., StageContext]
+    log: Any
+    bar: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """An entry of ``STAGES``."""
+
+    run: Callable[[Job], StageResult]
+    needs: Callable[[Recipe], tuple[str, ...]]  # stages whose results it takes, where they are part of the run
+    settings: Callable[[Recipe], Any]  # the part of the recipe that its result depends on
+    data: tuple[str, ...]  # parts of the corpus that it reads
+    steps: Callable[[Recipe, Corpus], int | None]
+    version: Callable[[], int]
+    folder: str
+
+
+def _pretrain(job: Job) -> StageResult:
+    from stages import pretrain
+
+    recipe = job.bench.recipe
+    context = pretrain.PretrainContext(
+        out=job.out,
+        seed=recipe.seed,
+        documents=[d.text for d in job.corpus.documents.train],
+        held_out=[d.text for d in job.corpus.documents.held_out][:1000],
+        processes=job.bench.processes,
+        log=job.log,
+        bar=job.bar,
+    )
+    return pretrain.run(context, recipe.base.pretrain)  # type: ignore[union-attr]
+
+
+def _sft(job: Job) -> StageResult:
+    from stages import sft
+
+    return sft.run(job.make_context(job.bench.base(), job.bench.renderer()), job.bench.recipe.sft)
+
+
+def _rankings(job: Job) -> StageResult:
+    from stages import rankings
+
+    base, settings = job.bench.base(), job.bench.recipe.rankings
+    if "sft" in job.inputs:
+        load_role(base, "sft", job.inputs["sft"])
+    assert settings is not None
+    return rankings.run(job.make_context(base, job.bench.renderer()), settings)
+
+
+def _reward(job: Job) -> StageResult:
+    from stages import reward_model
+    from stages.rankings import read_rankings
+
+    base, renderer = job.bench.reward_base()
+    if "sft" in job.inputs and not job.bench.reward_stands_apart:
+        load_role(base, "sft", job.inputs["sft"])
+    corpus = job.corpus
+    if "rankings" in job.inputs:
+        train, held_out = read_rankings(job.inputs["rankings"])
+        corpus = replace(corpus, rankings=Split(train=tuple(train), held_out=tuple(held_out)))
+    return reward_model.run(job.make_context(base, renderer, corpus=corpus), job.bench.recipe.reward)
+
+
+def _ppo(job: Job) -> StageResult:
+    from stages import ppo_stage
+
+    base, adapter = job.bench.base(), job.bench.recipe.adapter
+    if "sft" in job.inputs:
+        load_role(base, "reference", job.inputs["sft"])
+    else:  # without SFT the reference is the base itself: an adapter that changes nothing
+        base.add_role("reference", adapter, seed=job.bench.recipe.seed)
+    model = job.bench.load_reward(job.inputs["reward"]) if "reward" in job.inputs else None
+    return ppo_stage.run(job.make_context(base, job.bench.renderer()), job.bench.recipe.ppo, model)
+
+
+def _evaluate(job: Job) -> StageResult:
+    from pipelines.evaluating import evaluate
+
+    return evaluate(job)
+
+
+def _base(recipe: Recipe) -> tuple[str, ...]:
+    return () if isinstance(recipe.base, str) else ("pretrain",)
+
+
+def _needs_reward(recipe: Recipe) -> tuple[str, ...]:
+    parts = {part.source for part in recipe.ppo.reward}
+    return ("reward",) if "model" in parts or recipe.ppo.value.init == "reward" else ()
+
+
+def functions_of(recipe: Recipe, stage: str) -> list[str]:
+    """The user's functions that a stage calls: their source is part of its key."""
+    if stage == "rankings" and recipe.rankings is not None:
+        return [recipe.rankings.annotator]
+    if stage == "ppo":
+        return [part.source for part in recipe.ppo.reward if part.source != "model"]
+    return [recipe.evaluation.gold] if stage == "evaluate" and recipe.evaluation.gold else []
+
+
+def function_fingerprints(recipe: Recipe, stage: str) -> dict[str, str]:
+    return {source: load_function(source, recipe.base_dir).fingerprint for source in functions_of(recipe, stage)}
+
+
+def limit(recipe: Recipe) -> int:
+    """Longest answer in evaluation: its own setting, or PPO's."""
+    return recipe.evaluation.max_new_tokens or recipe.ppo.max_new_tokens
+
+
+def evaluation_prompts(recipe: Recipe, corpus: Corpus) -> tuple[Prompt, ...]:
+    return corpus.prompts.held_out[: recipe.evaluation.prompts]
+
+
+def _batches(rows: int, batch: int, epochs: float) -> int:
+    return max(1, round(-(-rows // batch) * epochs))
+
+
+def _version(module: str) -> Callable[[], int]:
+    def find() -> int:
+        import importlib
+
+        return int(importlib.import_module(module).VERSION)
+
+    return find
+
+
+STAGES: dict[str, Stage] = {
+    "pretrain": Stage(
+        run=_pretrain,
+        needs=lambda r: (),
+        settings=lambda r: dump(None if isinstance(r.base, str) else r.base.pretrain),
+        data=("documents",),
+        steps=lambda r, c: None if isinstance(r.base, str) else r.base.pretrain.steps,
+        version=_version("stages.pretrain"),
+        folder="pretrain",
+    ),
+    "sft": Stage(
+        run=_sft,
+        needs=_base,
+        settings=lambda r: dump(r.sft),
+        data=("demonstrations",),
+        steps=lambda r, c: _batches(len(c.demonstrations.train), r.sft.batch, r.sft.epochs),
+        version=_version("stages.sft"),
+        folder="sft",
+    ),
+    "rankings": Stage(
+        run=_rankings,
+        needs=lambda r: (*_base(r), "sft"),
+        settings=lambda r: dump(r.rankings),
+        data=("prompts",),
+        steps=lambda r, c: None,
+        version=_version("stages.rankings"),
+        folder="rankings",
+    ),
+    "reward": Stage(
+        run=_reward,
+        needs=lambda r: (*_base(r), "sft", *(("rankings",) if r.rankings else ())),
+        settings=lambda r: dump(r.reward),
+        data=("rankings", "prompts"),
+        steps=lambda r, c: _batches(
+            min(r.rankings.prompts, len(c.prompts.train)) if r.rankings else len(c.rankings.train),
+            r.reward.batch,
+            r.reward.epochs,
+        ),
+        version=_version("stages.reward_model"),
+        folder="reward",
+    ),
+    "ppo": Stage(
+        run=_ppo,
+        needs=lambda r: (*_base(r), "sft", *_needs_reward(r)),
+        settings=lambda r: {"ppo": dump(r.ppo), "reward_max_tokens": r.reward.max_tokens},
+        data=("prompts",),
+        steps=lambda r, c: r.ppo.updates,
+        version=_version("stages.ppo"),
+        folder="ppo",
+    ),
+    "evaluate": Stage(
+        run=_evaluate,
+        needs=lambda r: (*_base(r), "sft", "reward", "ppo"),
+        settings=lambda r: {"evaluation": dump(r.evaluation), "max_new_tokens": limit(r)},
+        data=("prompts",),
+        steps=lambda r, c: None,
+        version=_version("pipelines.evaluating"),
+        folder="evaluation",
+    ),
+}

@@ -1,0 +1,51 @@
+"""Content-addressed keys: what a stage's result depends on, hashed. Equal keys mean equal results."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.config import Config
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "tokenizers", "numpy")
+
+
+def hash_of(value: Any) -> str:
+    """sha256 of the canonical JSON of a value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dump(config: Config | None, leave_out: tuple[str, ...] = ()) -> Any:
+    """A config as plain JSON values, without the keys that change no result."""
+    return None if config is None else config.model_dump(mode="json", exclude=set(leave_out))
+
+
+def library_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def folder_hash(folder: Path) -> str:
+    """Content hash of a model folder: names and bytes of its files."""
+    digest = hashlib.sha256()
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".")):
+        digest.update(str(file.relative_to(folder)).encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of what differs between two key descriptions, for "stale because ..."."""
+    out = []
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            out.append(f"{prefix}{name}")
+    return out

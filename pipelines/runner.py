@@ -1,0 +1,300 @@
+"""Order, skipping, hand-over: runs the stages of a recipe into a run folder.
+
+A stage whose key and bytes agree with what lies there is skipped; everything else is run anew. The runner knows
+nothing of what stages compute.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError, nearest
+from data.splits import Corpus, load_corpus
+from models.artifacts import (
+    Artifact,
+    load_artifact,
+    partial_folder,
+    problems,
+    publish,
+    read_artifact,
+    write_atomic,
+)
+from models.devices import Processes, peak_memory
+from pipelines.jobs import STAGES, Job, function_fingerprints
+from pipelines.keys import differences, dump, folder_hash, hash_of, library_versions
+from pipelines.progress import Progress
+from pipelines.recipe import Recipe, load_recipe, resolved_yaml
+from pipelines.run_folder import RunFolder
+from pipelines.workbench import Workbench
+from stages.stage import MetricsLog, StageContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """What would happen to a stage."""
+
+    name: str
+    status: str  # cached, new or stale
+    reason: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Pipeline:
+    """A recipe and its run folder.
+
+    Args:
+        recipe: the resolved recipe.
+        run_dir: where stages are kept; ``runs/<name>`` by default.
+        inputs: folders given by the user instead of stages of this run.
+    """
+
+    def __init__(self, recipe: Recipe, run_dir: Path | None = None, inputs: Mapping[str, str] | None = None) -> None:
+        self.recipe = recipe
+        self.run_dir = (run_dir or Path("runs") / recipe.name).resolve()
+        self.given = {name: Path(path).resolve() for name, path in (inputs or {}).items()}
+        for name, path in self.given.items():
+            if name not in STAGES:
+                raise UserError(f"--input {name}: no such stage.{nearest(name, STAGES)} Stages: {', '.join(STAGES)}")
+            if not path.is_dir():
+                raise UserError(f"--input {name}={path}: no such folder")
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: str | Path | dict[str, Any],
+        overrides: Sequence[str] = (),
+        run_dir: Path | str | None = None,
+        inputs: Mapping[str, str] | None = None,
+    ) -> Pipeline:
+        """Read a recipe (a path or a dict) with dotted overrides such as ``ppo.kl_coef=0.1``."""
+        return cls(load_recipe(recipe, overrides), Path(run_dir) if run_dir else None, inputs)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """All records, split once for every stage."""
+        return load_corpus(self.recipe.data, seed=self.recipe.seed, base_dir=self.recipe.base_dir)
+
+    @cached_property
+    def processes(self) -> Processes:
+        return Processes(self.recipe.runtime.device, self.recipe.runtime.threads)
+
+    # -- keys and plan -----------------------------------------------------------------------------------------------
+
+    def inputs_of(self, name: str) -> dict[str, Path]:
+        """Folders of the stages that ``name`` takes, as far as they are part of the run or given."""
+        out = {}
+        for need in STAGES[name].needs(self.recipe):
+            if need in self.given:
+                out[need] = self.given[need]
+            elif need in self.recipe.stages:
+                out[need] = self.run_dir / STAGES[need].folder
+            elif need == "pretrain":
+                raise UserError("base.pretrain: add 'pretrain' to the stages or give --input pretrain=PATH")
+        return out
+
+    def describe(self, name: str, keys: Mapping[str, str]) -> dict[str, Any]:
+        """Everything that the result of a stage depends on; its hash is the stage's key."""
+        stage, recipe = STAGES[name], self.recipe
+        return {
+            "stage": name,
+            "version": stage.version(),
+            "settings": stage.settings(recipe),
+            "seed": recipe.seed,
+            "base": self.base_key,
+            "rendering": {"template": recipe.template, "stop": list(recipe.stop)} if name != "pretrain" else None,
+            "adapter": dump(recipe.adapter) if name != "pretrain" else None,
+            "data": {part: self.corpus.fingerprint(part) for part in stage.data},
+            "functions": function_fingerprints(recipe, name),
+            "inputs": dict(keys),
+            "runtime": dump(recipe.runtime) | {"device": self.processes.device.type, "processes": self.processes.world},
+            "libraries": library_versions(),
+        }
+
+    @cached_property
+    def base_key(self) -> str:
+        """Source and revision of a hub base, contents of a local one; a pretrained one is known by its stage's key."""
+        from models.registry import resolve_base
+
+        if not isinstance(self.recipe.base, str):
+            return "pretrained"
+        spec = resolve_base(self.recipe.base, base_dir=self.recipe.base_dir)
+        folder = Path(spec.source)
+        return folder_hash(folder) if folder.is_dir() else f"{spec.source}@{spec.revision or 'default'}"
+
+    def _keys(self) -> Iterator[tuple[str, dict[str, Any], str, Artifact | None, str]]:
+        """Stage, description, key, what lies there, and why it is not the same ('' when it is)."""
+        known: dict[str, str] = {}
+        for name in self.recipe.stages:
+            keys = {}
+            for need, path in self.inputs_of(name).items():
+                given = read_artifact(path)
+                keys[need] = known[need] if need not in self.given else given.key if given else folder_hash(path)
+            described = self.describe(name, keys)
+            key = hash_of(described)
+            known[name] = key
+            there = read_artifact(self.run_dir / STAGES[name].folder)
+            reason = ""
+            if there is None:
+                reason = "not run yet"
+            elif there.key != key:
+                changed = differences(there.manifest.get("described", {}), described)
+                reason = "changed: " + ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
+            elif wrong := problems(there):
+                reason = wrong[0]
+            yield name, described, key, there, reason
+
+    def plan(self) -> list[StagePlan]:
+        """What a run would do, without loading any weights."""
+        out = []
+        for name, _, _, there, reason in self._keys():
+            steps = STAGES[name].steps(self.recipe, self.corpus)
+            status = "cached" if not reason else "new" if there is None else "stale"
+            details = {"steps": steps, "rows": {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}}
+            out.append(StagePlan(name=name, status=status, reason=reason or "finished and unchanged", details=details))
+        return out
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def chosen(self, only: Sequence[str], start: str | None, until: str | None) -> list[str]:
+        """Stages of this call."""
+        stages = list(self.recipe.stages)
+        for name in [*only, *filter(None, (start, until))]:
+            if name not in stages:
+                raise UserError(f"no stage '{name}' in this recipe.{nearest(name, stages)} It has: {', '.join(stages)}")
+        first = stages.index(start) if start else 0
+        last = stages.index(until) if until else len(stages) - 1
+        return [s for s in stages[first : last + 1] if not only or s in only]
+
+    def run(
+        self,
+        only: Sequence[str] = (),
+        start: str | None = None,
+        until: str | None = None,
+        fresh: bool = False,
+        progress: Progress | None = None,
+    ) -> dict[str, Path]:
+        """Run what is not finished, in order.
+
+        Args:
+            only: these stages alone; their inputs must be finished.
+            start: the first stage to consider.
+            until: the last one.
+            fresh: run the chosen stages even if they are finished and unchanged.
+            progress: where live progress goes.
+
+        Returns:
+            Stage name -> its folder, for the chosen stages.
+        """
+        progress = progress or Progress(active=self.processes.is_main)
+        chosen = self.chosen(only, start, until)
+        folder = RunFolder(self.run_dir, self.processes)
+        with folder.held():
+            if self.processes.is_main:
+                write_atomic(self.run_dir / "recipe.yaml", resolved_yaml(self.recipe))
+                folder.note(name=self.recipe.name, seed=self.recipe.seed, recipe_folder=str(self.recipe.base_dir))
+            done = 0
+            # generated lazily: each stage's state on disk is looked at when its turn comes
+            for name, described, key, there, reason in self._keys():
+                self.processes.barrier()
+                if name not in chosen:
+                    continue
+                if not reason and not fresh and there is not None:
+                    progress.say(f"{name}: finished and unchanged, skipped")
+                else:
+                    why = reason if reason else "asked for again"
+                    progress.say(f"{name}: {why}")
+                    self._run_stage(name, described, key, folder, progress)
+                    done += 1
+            if not done:
+                progress.say("nothing to do: every stage is finished and unchanged")
+        return {name: self.run_dir / STAGES[name].folder for name in chosen}
+
+    @cached_property
+    def bench(self) -> Workbench:
+        pretrained = None
+        if not isinstance(self.recipe.base, str):
+            pretrained = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
+        return Workbench(self.recipe, self.processes, pretrained)
+
+    def _checked_inputs(self, name: str) -> dict[str, Path]:
+        inputs = self.inputs_of(name)
+        for need, path in inputs.items():
+            if need not in self.given:
+                load_artifact(path, f"{need} stage")  # raises by name: missing, or altered since
+            elif (found := read_artifact(path)) is not None and (wrong := problems(found)):
+                raise UserError(f"--input {need}: {wrong[0]}")
+        return inputs
+
+    def _run_stage(self, name: str, described: dict[str, Any], key: str, folder: RunFolder, progress: Progress) -> None:
+        stage, started = STAGES[name], time.perf_counter()
+        final = self.run_dir / stage.folder
+        out = partial_folder(final)
+        inputs = self._checked_inputs(name)
+        if self.processes.is_main:
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+        self.processes.barrier()
+        self.bench.clear()
+        folder.stage(name, status="running", key=key)
+        log = MetricsLog(out / "metrics.jsonl", self.processes.is_main)
+        with progress.stage(name, stage.steps(self.recipe, self.corpus)) as bar:
+
+            def make_context(base: Any, renderer: Any, corpus: Corpus | None = None) -> StageContext:
+                found = {need: read_artifact(path) for need, path in inputs.items()}
+                return StageContext(
+                    out=out,
+                    seed=self.recipe.seed,
+                    base=base,
+                    renderer=renderer,
+                    corpus=corpus or self.corpus,
+                    adapter=self.recipe.adapter,
+                    inputs={need: a for need, a in found.items() if a is not None},
+                    input_paths=inputs,
+                    processes=self.processes,
+                    log=log,
+                    bar=bar,
+                    say=progress.say,
+                    warn=progress.warn,
+                    gradient_checkpointing=self.recipe.runtime.gradient_checkpointing,
+                    recipe_folder=self.recipe.base_dir,
+                )
+
+            job = Job(
+                bench=self.bench,
+                corpus=self.corpus,
+                out=out,
+                inputs={k: v for k, v in inputs.items() if k != "pretrain"},
+                make_context=make_context,
+                log=log,
+                bar=bar,
+            )
+            result = stage.run(job)
+        self.processes.barrier()
+        if self.processes.is_main:
+            manifest = {
+                "stage": name,
+                "key": key,
+                "described": described,
+                "parents": described["inputs"],
+                "seed": self.recipe.seed,
+                "libraries": library_versions(),
+                "metrics": dict(result.metrics),
+                "base_fingerprint": self.bench.base().fingerprint if name != "pretrain" else None,
+            }
+            publish(out, final, manifest)
+        seconds = time.perf_counter() - started
+        folder.stage(
+            name,
+            status="done",
+            key=key,
+            artifact=stage.folder,
+            seconds=round(seconds, 3),
+            peak_memory=peak_memory(self.processes.device),
+        )
+        self.processes.barrier()

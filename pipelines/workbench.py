@@ -1,0 +1,92 @@
+"""What stages of one process share: the processes, the base in memory once, renderers, and loading of roles.
+
+Every stage starts by dropping all roles and loading those it needs from files, so that a stage run alone gives the
+same bytes as in the chain.
+"""
+
+from __future__ import annotations
+
+import gc
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.errors import UserError
+from data.template import Renderer
+from models.devices import Processes, resolve_dtype
+from models.loading import load_base
+from models.registry import BaseModelSpec, resolve_base
+from models.role_files import load_role
+from models.shared_base import SharedBase
+from pipelines.recipe import Recipe
+from reward.model import RewardModel
+
+
+class Workbench:
+    """Loads what is needed, once."""
+
+    def __init__(self, recipe: Recipe, processes: Processes, pretrained: Path | None) -> None:
+        self.recipe, self.processes, self.pretrained = recipe, processes, pretrained
+        self._bases: dict[str, SharedBase] = {}
+
+    @cached_property
+    def spec(self) -> BaseModelSpec:
+        if isinstance(self.recipe.base, str):
+            return resolve_base(self.recipe.base, base_dir=self.recipe.base_dir)
+        if self.pretrained is None:
+            raise UserError(
+                "base.pretrain: the base is not there yet; run the pretrain stage or give --input pretrain=PATH"
+            )
+        spec = resolve_base(str(self.pretrained / "model"), base_dir=self.recipe.base_dir)
+        return spec.model_copy(update={"name": f"pretrained/{self.recipe.name}"})
+
+    def base(self) -> SharedBase:
+        return self._load("base", self.spec)
+
+    def renderer(self) -> Renderer:
+        return self._renderer(self.base(), self.recipe.template, self.recipe.stop)
+
+    def _renderer(self, base: SharedBase, template: str, stop: tuple[str | int, ...]) -> Renderer:
+        return Renderer(base.tokenizer, template=template, stop=stop, extra_stop_ids=base.extra_stop_ids)
+
+    def _load(self, name: str, spec: BaseModelSpec) -> SharedBase:
+        if name not in self._bases:
+            self._bases[name] = load_base(
+                spec, resolve_dtype(self.recipe.runtime.dtype, self.processes.device), self.processes.device
+            )
+        return self._bases[name]
+
+    @property
+    def reward_stands_apart(self) -> bool:
+        return self.recipe.reward.base != "same"
+
+    def reward_base(self) -> tuple[SharedBase, Renderer]:
+        """The base and rendering of the reward model: the shared one, or its own."""
+        if not self.reward_stands_apart:
+            return self.base(), self.renderer()
+        base = self._load("reward", resolve_base(self.recipe.reward.base, base_dir=self.recipe.base_dir))
+        return base, self._renderer(base, "auto", ())
+
+    def clear(self) -> None:
+        """Drop every role and give memory back before a stage."""
+        for base in self._bases.values():
+            base.drop_roles()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def load_reward(self, folder: Path) -> RewardModel:
+        """The role ``reward`` from a finished reward stage, with its head, centre and spread."""
+        base, renderer = self.reward_base()
+        numbers: dict[str, Any] = load_role(base, "reward", folder, head=True)
+        return RewardModel(
+            base=base,
+            role="reward",
+            renderer=renderer,
+            takes_ids=not self.reward_stands_apart,
+            max_tokens=self.recipe.reward.max_tokens,
+            **{k: v for k, v in numbers.items() if k in ("centre", "spread")},
+        )
