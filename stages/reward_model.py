@@ -109,25 +109,25 @@ def encode(
 def fit(context: StageContext, rows: Sequence[EncodedRanking], config: RewardConfig) -> int:
     """Train adapter and head; returns the number of optimizer steps."""
     base = context.base
-    with base.training("reward") as trainable, base.role("reward") as view:
-        with training_session(context, base, "reward", "reward"):
-            head = {id(p) for p in base.heads["reward"].parameters()}
-            rate = config.learning_rate
-            head_rate = rate if config.head_learning_rate is None else config.head_learning_rate
-            groups = [
-                {"params": [p for p in trainable.values() if id(p) not in head], "lr": rate},
-                {"params": [p for p in trainable.values() if id(p) in head], "lr": head_rate, "weight_decay": 0.0},
-            ]
-            trainer = RankingTrainer(
-                model=RewardModule(view),
-                args=TrainingArguments(**trainer_settings(context, config, len(rows), "reward")),
-                train_dataset=list(rows),  # type: ignore[arg-type]
-                data_collator=lambda batch: collate(batch, context.pad_id, config.margin > 0),
-                callbacks=[ProgressCallback(context)],
-                optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay), None),
-            )
-            trainer.settings = config
-            return trainers.fit(trainer)
+    session = training_session(context, base, "reward", "reward")
+    with base.training("reward") as trainable, base.role("reward") as view, session:
+        head = {id(p) for p in base.heads["reward"].parameters()}
+        rate = config.learning_rate
+        head_rate = rate if config.head_learning_rate is None else config.head_learning_rate
+        groups = [
+            {"params": [p for p in trainable.values() if id(p) not in head], "lr": rate},
+            {"params": [p for p in trainable.values() if id(p) in head], "lr": head_rate, "weight_decay": 0.0},
+        ]
+        trainer = RankingTrainer(
+            model=RewardModule(view),
+            args=TrainingArguments(**trainer_settings(context, config, len(rows), "reward")),
+            train_dataset=list(rows),  # type: ignore[arg-type]
+            data_collator=lambda batch: collate(batch, context.pad_id, config.margin > 0),
+            callbacks=[ProgressCallback(context)],
+            optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay), None),
+        )
+        trainer.settings = config
+        return trainers.fit(trainer)
 
 
 class RewardModule(nn.Module):

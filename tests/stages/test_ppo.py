@@ -367,9 +367,9 @@ def first_token_distribution(ppo, role="policy"):
 def test_bandit_finds_the_rewarded_token(tmp_path):
     """Sanity 1: one prompt, one token, reward 1 for one id; its probability goes above 0.9."""
     ppo = make_ppo(
-        tmp_path, reward=lambda s: torch.tensor([float(r[0] == 9) for r in s.responses]), prompts=one_prompt(), rollouts=64,
-        max_new_tokens=1, updates=25, learning_rate=1e-2, kl_coef=0.0, missing_eos_penalty=0.0, schedule="constant",
-        micro_batch=64, value_clip=None,
+        tmp_path, reward=lambda s: torch.tensor([float(r[0] == 9) for r in s.responses]), prompts=one_prompt(),
+        rollouts=64, max_new_tokens=1, updates=25, learning_rate=1e-2, kl_coef=0.0, missing_eos_penalty=0.0,
+        schedule="constant", micro_batch=64, value_clip=None,
     )  # fmt: skip
     start = first_token_distribution(ppo)[9].item()
     list(ppo.train())
@@ -399,8 +399,8 @@ def test_kl_regularised_optimum_is_reached(tmp_path):
 def test_zero_reward_leaves_the_policy_at_the_reference(tmp_path):
     """Sanity 3: only the KL pulls, and it is already 0."""
     ppo = make_ppo(
-        tmp_path, reward=lambda s: torch.zeros(len(s.texts)), missing_eos_penalty=0.0, kl_coef=0.1, updates=8, learning_rate=1e-3,
-        whiten_advantages=False,
+        tmp_path, reward=lambda s: torch.zeros(len(s.texts)), missing_eos_penalty=0.0, kl_coef=0.1, updates=8,
+        learning_rate=1e-3, whiten_advantages=False,
     )  # fmt: skip
     with torch.no_grad():
         ppo.base.heads["value"].zero_()
@@ -411,9 +411,9 @@ def test_zero_reward_leaves_the_policy_at_the_reference(tmp_path):
 def test_length_is_learnt_through_credit_at_the_stop_token(tmp_path):
     """Sanity 2: score -|length - 4|; it cannot be learnt when the stop token is outside the mask."""
     ppo = make_ppo(
-        tmp_path, reward=lambda s: torch.tensor([-abs(len(r) - 4.0) for r in s.responses]), prompts=one_prompt(), rollouts=64,
-        max_new_tokens=10, updates=30, learning_rate=1e-2, kl_coef=0.0, missing_eos_penalty=0.0, micro_batch=64,
-        schedule="constant", value_clip=None,
+        tmp_path, reward=lambda s: torch.tensor([-abs(len(r) - 4.0) for r in s.responses]), prompts=one_prompt(),
+        rollouts=64, max_new_tokens=10, updates=30, learning_rate=1e-2, kl_coef=0.0, missing_eos_penalty=0.0,
+        micro_batch=64, schedule="constant", value_clip=None,
     )  # fmt: skip
     rows = list(ppo.train())
     assert rows[0]["objective/scores"] < -1.5
