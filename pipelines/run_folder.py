@@ -15,6 +15,15 @@ from models.artifacts import write_json
 from models.devices import Processes
 
 
+def read_run(path: Path) -> dict[str, Any]:
+    """``run.json`` of a run folder, or an empty dict."""
+    try:
+        found = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
 class RunFolder:
     """``run.json`` and the lock of a run folder; only the main process writes."""
 
@@ -51,21 +60,14 @@ class RunFolder:
             file.flush()
             yield
 
-    def read(self) -> dict[str, Any]:
-        try:
-            found = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = {}
-        return found if isinstance(found, dict) else {}
-
     def note(self, **values: Any) -> None:
         """Set top-level entries of ``run.json``."""
         if self.processes.is_main:
-            write_json(self.path / "run.json", {"stages": {}} | self.read() | values)
+            write_json(self.path / "run.json", {"stages": {}} | read_run(self.path) | values)
 
     def stage(self, name: str, **values: Any) -> None:
         """Set a stage's entry."""
         if self.processes.is_main:
-            run = {"stages": {}} | self.read()
+            run = {"stages": {}} | read_run(self.path)
             run["stages"][name] = values
             write_json(self.path / "run.json", run)

@@ -1,0 +1,71 @@
+"""``trivet export``: a plain Hugging Face folder, an adapter or merged weights, that others load without trivet."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from pathlib import Path
+
+from data.errors import UserError, nearest
+from models.artifacts import partial_folder
+from models.role_files import load_role, save_adapter
+from pipelines.opening import open_run, stage_folder
+
+EXPORTABLE = {"sft": "sft", "ppo": "policy", "pretrain": "base"}
+
+
+def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = False) -> Path:
+    """Export a stage's model.
+
+    Args:
+        run: a run folder.
+        stage: ``sft``, ``ppo`` or ``pretrain``.
+        to: the folder to make; it must not exist.
+        merge: full weights with the adapter merged into a *copy* of the base, instead of the adapter alone.
+
+    Raises:
+        UserError: an unknown stage, an unfinished one, or a folder that exists.
+    """
+    if stage not in EXPORTABLE:
+        raise UserError(f"--stage {stage}: cannot be exported.{nearest(stage, EXPORTABLE)} One of: {', '.join(EXPORTABLE)}")
+    to = Path(to).resolve()
+    if to.exists():
+        raise UserError(f"{to}: exists already; choose a new folder")
+    pipeline = open_run(Path(run))
+    folder = stage_folder(pipeline.run_dir, stage)
+    base, role = pipeline.bench.base(), EXPORTABLE[stage]
+    if role != "base":
+        load_role(base, role, folder)
+    partial = partial_folder(to)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if role == "base" or role in base.copies or merge:
+        write_model(base, role, partial)
+    else:
+        save_adapter(base, role, partial, base_path=pipeline.bench.spec.source)
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template or pipeline.bench.renderer().template
+    tokenizer.save_pretrained(partial)
+    os.replace(partial, to)
+    return to
+
+
+def write_model(base: object, role: str, folder: Path) -> None:
+    """Full weights of a role; the shared base itself is never merged into."""
+    from peft import PeftModel
+
+    from models.shared_base import SharedBase
+
+    assert isinstance(base, SharedBase)
+    if role in base.copies:
+        lm = copy.deepcopy(base.copies[role])
+    elif role == "base":
+        lm = copy.deepcopy(base.lm)
+    else:
+        with base.role(role):
+            wrapped = copy.deepcopy(base.peft)
+        assert isinstance(wrapped, PeftModel)
+        lm = wrapped.base_model.merge_and_unload(adapter_names=[role])
+    lm.generation_config.eos_token_id = list(base.extra_stop_ids) or base.tokenizer.eos_token_id
+    lm.save_pretrained(folder)
