@@ -1,0 +1,350 @@
+"""A run folder as one self-contained ``report.html``: what happened, in words first.
+
+Reads what is there - ``run.json``, ``recipe.yaml``, manifests, metrics, evaluation - and says nothing about the rest,
+so that an unfinished run has a report as well. This module knows nothing of models and computes no statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from pipelines import report_charts as charts
+from pipelines.report_words import Words, answers_to_newcomers, headline
+
+SAMPLES = 500  # rows embedded; the rest stays in samples.jsonl
+CLIPPED = 4_000  # characters of an answer shown
+PER_LIST = 100  # rows kept for each of best, worst and most changed
+FOLDERS = {"evaluate": "evaluation"}
+STAGES = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """What was found in a run folder; every part may be empty."""
+
+    path: Path
+    run: Mapping[str, Any]
+    recipe: str
+    metrics: Mapping[str, list[dict[str, Any]]]
+    manifests: Mapping[str, Mapping[str, Any]]
+    results: Mapping[str, Any]
+    samples: list[dict[str, Any]]
+    samples_total: int
+    notes: list[str] = field(default_factory=list)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run folder and return its path.
+
+    Raises:
+        UserError: the folder is missing or holds nothing of a run.
+    """
+    from models.artifacts import write_atomic
+
+    files = read_run(Path(run_dir))
+    out = files.path / "report.html"
+    write_atomic(out, render(view(files)))
+    return out
+
+
+def read_run(path: Path) -> RunFiles:
+    """Read a run folder; what cannot be read is noted, not fatal.
+
+    Raises:
+        UserError: the folder is missing or holds nothing of a run.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder; `trivet ls` lists the runs")
+    notes: list[str] = []
+    folders = {s: path / FOLDERS.get(s, s) for s in STAGES}
+    metrics = {s: _json_lines(f / "metrics.jsonl", notes) for s, f in folders.items()}
+    manifests = {s: _json(f / "manifest.json", notes) for s, f in folders.items()}
+    run = _json(path / "run.json", notes)
+    samples = _json_lines(path / "evaluation" / "samples.jsonl", notes)
+    results = _json(path / "evaluation" / "results.json", notes)
+    if not (run or results or any(metrics.values()) or any(manifests.values())):
+        raise UserError(f"{path}: no run.json, metrics or results here; give the folder that `trivet run` wrote")
+    recipe = path / "recipe.yaml"
+    return RunFiles(
+        path=path,
+        run=run,
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        metrics={s: rows for s, rows in metrics.items() if rows},
+        manifests={s: m for s, m in manifests.items() if m},
+        results=results,
+        samples=chosen_samples(samples),
+        samples_total=len(samples),
+        notes=notes,
+    )
+
+
+def chosen_samples(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most ``SAMPLES`` rows, in order: the best, the worst and the most changed by reward, then the first ones."""
+    rows = [r for r in rows if isinstance(r.get("systems"), dict)]
+    order = list(range(len(rows)))
+    if len(rows) > SAMPLES:
+        scored = [i for i in order if _reward(rows[i]) is not None]
+        by_reward = sorted(scored, key=lambda i: _reward(rows[i]) or 0.0)
+        by_change = sorted(scored, key=lambda i: -abs(_change(rows[i])))
+        wanted = dict.fromkeys([*by_reward[-PER_LIST:], *by_reward[:PER_LIST], *by_change[:PER_LIST], *order])
+        order = sorted(list(wanted)[:SAMPLES])
+    return [_clipped(rows[i]) for i in order]
+
+
+def view(files: RunFiles) -> dict[str, Any]:
+    """Everything that the template shows, as plain values."""
+    results, run = files.results, files.run
+    accuracy = files.manifests.get("reward", {}).get("metrics", {})
+    stages = stage_rows(files)
+    words = Words(results=results, reward=accuracy, command=command(files.path), seed=run.get("seed"))
+    figures = _figures(files, stages)
+    return {
+        "name": run.get("name") or files.path.resolve().name,
+        "seed": run.get("seed"),
+        "headline": headline(words, stages),
+        "questions": answers_to_newcomers(words),
+        "warnings": [str(w) for w in results.get("warnings", [])],
+        "notes": files.notes,
+        "systems": system_rows(results),
+        "comparisons": comparison_rows(results),
+        "baselines": {k.replace("_", " "): number(v) for k, v in (results.get("baselines") or {}).items()},
+        "judge": results.get("judge", ""),
+        "figures": figures,
+        "curve_groups": [(s, charts.STAGE_TITLES[s], figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
+        "reward_card": {k.replace("_", " "): shown(v) for k, v in accuracy.items()},
+        "samples": files.samples,
+        "samples_total": files.samples_total,
+        "stages": stages,
+        "total_seconds": duration(sum(s["seconds"] or 0 for s in stages)) if stages else "",
+        "facts": facts(files),
+        "recipe": files.recipe,
+        "command": words.command,
+    }
+
+
+def command(path: Path) -> str:
+    """The command that repeats the run from its resolved recipe, beside the old folder."""
+    return f"trivet run {shlex.quote(str(path / 'recipe.yaml'))} --run-dir {shlex.quote(str(path) + '-again')}"
+
+
+def stage_rows(files: RunFiles) -> list[dict[str, Any]]:
+    """Name, status, key, parents, time and memory of every stage that left a trace, in order."""
+    noted = files.run.get("stages") or {}
+    rows = []
+    for name in [*STAGES, *(s for s in noted if s not in STAGES)]:
+        entry, manifest = noted.get(name) or {}, files.manifests.get(name) or {}
+        if not (entry or manifest or name in files.metrics):
+            continue
+        seconds = entry.get("seconds")
+        peak = entry.get("peak_memory")
+        rows.append(
+            {
+                "name": name,
+                "title": charts.STAGE_TITLES.get(name, name),
+                "status": str(entry.get("status") or ("done" if manifest else "unfinished")),
+                "key": str(entry.get("key") or manifest.get("key") or ""),
+                "parents": {k: str(v) for k, v in (manifest.get("parents") or {}).items()},
+                "seconds": seconds,
+                "time": duration(seconds) if seconds is not None else "",
+                "memory": f"{peak / 2**20:,.0f} MB" if peak else "",
+            }
+        )
+    return rows
+
+
+def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
+    """What each stage counted and measured, from its manifest; the reward model has a card of its own."""
+    out = []
+    for name in STAGES:
+        found = files.manifests.get(name, {}).get("metrics") or {}
+        if found and name not in ("reward", "evaluate"):
+            out.append((charts.STAGE_TITLES[name], {k.replace("_", " "): shown(v) for k, v in found.items()}))
+    data = files.run.get("data")
+    if isinstance(data, dict):
+        out.insert(0, ("Data", {str(k).replace("_", " "): shown(v) for k, v in data.items()}))
+    return out
+
+
+def system_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a system and decoding, every cell as (value, interval)."""
+    rows = []
+    for part, decoding in (("systems", "sampled"), ("greedy", "greedy")):
+        for name, d in (results.get(part) or {}).items():
+            cells = {k: _cell(d.get(k)) for k in ("reward", "gold", "kl", "length", "distinct_1", "distinct_2")}
+            cells["truncated"] = (percent(d["truncated"]), "") if "truncated" in d else ("", "")
+            rows.append({"name": {"base": "Base", "sft": "SFT", "ppo": "PPO"}.get(name, name), "key": name,
+                         "decoding": decoding, "n": d.get("n", ""), "cells": cells})  # fmt: skip
+    return rows
+
+
+def comparison_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every comparison with its verdict, numbers as text."""
+    names = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
+    return [
+        {
+            "a": names.get(c["a"], c["a"]),
+            "b": names.get(c["b"], c["b"]),
+            "by": c.get("by", ""),
+            "decoding": c.get("decoding", "sampled"),
+            "counts": f"{c.get('wins', '')} / {c.get('ties', '')} / {c.get('losses', '')}",
+            "win_rate": percent(c.get("win_rate")),
+            "ci": interval(c.get("ci95"), 100, 0),
+            "p": p_value(c.get("p_value")),
+            "detectable": f"±{percent(c['minimum_detectable'])}" if "minimum_detectable" in c else "",
+            "verdict": c.get("verdict", ""),
+        }
+        for c in results.get("comparisons") or []
+    ]
+
+
+def _figures(files: RunFiles, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    systems = files.results.get("systems") or files.results.get("greedy") or {}
+    return {
+        "wins": charts.win_rates(files.results.get("comparisons") or []),
+        "frontier": charts.reward_against_kl(files.metrics.get("ppo", []), systems),
+        "proxy": charts.proxy_and_gold(systems),
+        "curves": {s: charts.curves(s, files.metrics.get(s, [])) for s in STAGES},
+        "cost": charts.cost(stages),
+    }
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """The page, everything inlined."""
+    from jinja2 import Environment, FileSystemLoader
+    from jinja2.utils import htmlsafe_json_dumps
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["embed"] = lambda value: htmlsafe_json_dumps(value, dumps=_dumps)
+    figures = context["figures"]
+    every = [figures[k] for k in ("wins", "frontier", "proxy", "cost")] + [
+        c for g in figures["curves"].values() for c in g
+    ]
+    every = [f for f in every if f]
+    plotly = Markup(get_plotlyjs()) if every else ""  # plotly.js has no closing script tag; a test holds it to that
+    return environment.get_template("report.html.jinja").render(**context, charts=every, plotly=plotly)
+
+
+# -- numbers as text ---------------------------------------------------------------------------------------------------
+
+
+def number(value: Any) -> str:
+    """Three significant digits, thousands apart; nothing for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return ""
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+
+
+def percent(value: Any) -> str:
+    return f"{100 * value:.0f} %" if isinstance(value, int | float) and math.isfinite(value) else ""
+
+
+def interval(ci: Any, factor: float = 1, digits: int = 2) -> str:
+    """``[low, high]``, or nothing."""
+    if not isinstance(ci, list | tuple) or len(ci) != 2 or None in ci:
+        return ""
+    return f"[{factor * ci[0]:.{digits}f}, {factor * ci[1]:.{digits}f}]"
+
+
+def p_value(p: Any) -> str:
+    return "" if not isinstance(p, int | float) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def shown(value: Any) -> str:
+    """Any JSON value on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{str(k).replace('_', ' ')} {shown(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(shown(v) for v in value) + "]"
+    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _cell(value: Any) -> tuple[str, str]:
+    if isinstance(value, dict):
+        return number(value.get("mean")), interval(value.get("ci95"))
+    return number(value), ""
+
+
+def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        notes.append(f"{path.parent.name}/{path.name} is damaged and was left out.")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a last line that is still being written is no damage."""
+    if not path.is_file():
+        return []
+    rows, lines = [], path.read_text(encoding="utf-8").split("\n")  # not splitlines: answers may hold U+2028
+    for i, line in enumerate(lines):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            if i < len(lines) - 1:
+                notes.append(f"{path.parent.name}/{path.name}, line {i + 1} is damaged and was left out.")
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _dumps(value: Any, **_: Any) -> str:
+    """JSON for the page: browsers know no NaN."""
+    return json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _reward(row: Mapping[str, Any], system: str = "ppo") -> float | None:
+    systems = row["systems"]
+    found = systems.get(system) or (list(systems.values())[-1] if systems and system == "ppo" else {})
+    return found.get("reward", found.get("gold"))
+
+
+def _change(row: Mapping[str, Any]) -> float:
+    before = _reward(row, "sft")
+    return 0.0 if before is None else (_reward(row) or 0.0) - before
+
+
+def _clipped(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as shown: long texts cut, scores with few digits."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, str) and len(value) > CLIPPED:
+            return value[:CLIPPED] + " [...]"
+        return round(value, 3) if isinstance(value, float) and math.isfinite(value) else value
+
+    systems = {n: {k: short(v) for k, v in d.items()} for n, d in row["systems"].items()}
+    return {k: short(v) for k, v in row.items() if k != "systems"} | {"systems": systems}

@@ -1,0 +1,240 @@
+"""Figures of the report as plain plotly dictionaries: training curves, win rates, reward against KL, cost.
+
+Colours are names such as "@ppo" that the page replaces by those of its light or dark theme. This module knows nothing
+of files or HTML.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+POINTS = 400  # of a curve; more cannot be seen
+
+# Stage -> (key of metrics.jsonl, title, what to look for). Keys that a run does not have are left out.
+CURVES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "pretrain": (("loss", "Loss", "Nats a token; falls, then flattens."),),
+    "sft": (
+        ("loss", "Loss", "Nats a token of the demonstrations; falls, then flattens."),
+        ("mean_token_accuracy", "Token accuracy", "Share of tokens predicted; rises."),
+    ),
+    "reward": (
+        ("loss", "Loss", "0.69 is a coin's; falls below it."),
+        ("pair_accuracy", "Accuracy on training pairs", "0.5 is a coin's; near 1 is learning by heart."),
+        ("accuracy", "Accuracy on training pairs", "0.5 is a coin's; near 1 is learning by heart."),
+    ),
+    "ppo": (
+        ("objective/scores", "Reward", "The reward model's score; rises."),
+        ("objective/kl", "KL to SFT", "Nats an answer; grows slowly. A sudden rise is a warning."),
+        ("objective/entropy", "Entropy", "Nats a token; falls a little. Near 0 all answers are alike."),
+        ("rollout/length", "Answer length", "Tokens; should not run away."),
+        ("rollout/truncated_fraction", "Cut off", "Share of answers at the length limit; stays low."),
+        ("ppo/value/explained_variance", "Value: explained variance", "1 is perfect, 0 is useless; rises."),
+        ("ppo/policy/clipfrac", "Clipped steps", "Share of tokens at the clip; below 0.3 is usual."),
+        ("ppo/policy/approxkl", "Policy change an update", "Nats a token; small and steady."),
+    ),
+}
+STAGE_TITLES = {
+    "pretrain": "Pretraining",
+    "sft": "Instruction tuning (SFT)",
+    "rankings": "Rankings",
+    "reward": "Reward model",
+    "ppo": "PPO",
+    "evaluate": "Evaluation",
+}
+
+
+def curves(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One chart for every known key of a stage's metrics with at least two finite values."""
+    charts: list[dict[str, Any]] = []
+    for key, title, hint in CURVES.get(stage, ()):
+        points = [(r.get("step", i + 1), r[key]) for i, r in enumerate(rows) if _finite(r.get(key))]
+        if len(points) < 2 or any(c["title"] == title for c in charts):
+            continue
+        points = _thinned(points)
+        line = {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [x for x, _ in points],
+            "y": [_short(y) for _, y in points],
+            "line": {"color": f"@{stage}", "width": 1.8},
+            "hovertemplate": "step %{x}: %{y:.4g}<extra></extra>",
+        }
+        layout = {"xaxis": {"title": {"text": "step"}}, "height": 210}
+        if min(y for _, y in points) >= 0:
+            layout["yaxis"] = {"rangemode": "tozero"}
+        charts.append(_chart(f"{stage}-{key}", title, hint, [line], layout))
+    return charts
+
+
+def win_rates(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Bars from one half: how often each system wins, with intervals."""
+    shown = [c for c in comparisons if _finite(c.get("win_rate"))]
+    if not shown:
+        return None
+    labels = [label(c) for c in shown]
+    low = [100 * (c["win_rate"] - (c["ci95"] or [c["win_rate"]] * 2)[0]) for c in _with_ci(shown)]
+    high = [100 * ((c["ci95"] or [c["win_rate"]] * 2)[1] - c["win_rate"]) for c in _with_ci(shown)]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "y": labels,
+        "x": [_short(100 * c["win_rate"]) for c in shown],
+        "marker": {"color": [_colour(c["a"]) for c in shown]},
+        "error_x": {
+            "type": "data", "symmetric": False, "array": high, "arrayminus": low,
+            "color": "@ink", "thickness": 1.4, "width": 5,
+        },
+        "hovertemplate": "%{y}: %{x:.1f} %<extra></extra>",
+    }  # fmt: skip
+    half = {"type": "line", "x0": 50, "x1": 50, "y0": 0, "y1": 1, "yref": "paper"}
+    layout = {
+        "xaxis": {"range": [0, 100], "ticksuffix": " %", "title": {"text": "prompts won, ties as half"}},
+        "yaxis": {"autorange": "reversed", "automargin": True},
+        "shapes": [half | {"line": {"color": "@muted", "width": 1.2, "dash": "dash"}}],
+        "height": 90 + 38 * len(shown),
+        "bargap": 0.45,
+    }
+    hint = "The dashed line is a draw; an interval that crosses it shows nothing."
+    return _chart("win-rates", "Win rates", hint, [bars], layout)
+
+
+def reward_against_kl(
+    rows: Sequence[Mapping[str, Any]], systems: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """The path of PPO's training in KL and reward, and the systems on held-out prompts."""
+    points = [
+        (r["objective/kl"], r["objective/scores"], r.get("step", i + 1))
+        for i, r in enumerate(rows)
+        if _finite(r.get("objective/kl")) and _finite(r.get("objective/scores"))
+    ]
+    traces: list[dict[str, Any]] = []
+    if len(points) > 1:
+        points = _thinned(points)
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines+markers", "name": "PPO in training",
+                "x": [_short(p[0]) for p in points], "y": [_short(p[1]) for p in points],
+                "text": [f"step {p[2]}" for p in points],
+                "line": {"color": "@ppo-soft", "width": 1.2}, "marker": {"color": "@ppo-soft", "size": 5},
+                "hovertemplate": "%{text}: KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
+            }
+        )  # fmt: skip
+    for name, d in systems.items():
+        if all(_finite(d.get(k, {}).get("mean")) for k in ("kl", "reward")):
+            traces.append(
+                {
+                    "type": "scatter", "mode": "markers", "name": f"{display(name)}, held out",
+                    "x": [_short(d["kl"]["mean"])], "y": [_short(d["reward"]["mean"])],
+                    "marker": {"color": _colour(name), "size": 12, "line": {"color": "@card", "width": 2}},
+                    "hovertemplate": "KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
+                }
+            )  # fmt: skip
+    if not traces:
+        return None
+    layout = {
+        "xaxis": {"title": {"text": "KL to SFT, nats an answer"}},
+        "yaxis": {"title": {"text": "reward"}},
+        "height": 300,
+        "showlegend": True,
+    }
+    hint = "What the reward cost in distance from SFT. Reward that goes on rising with KL while gold falls is cheating."
+    return _chart("reward-kl", "Reward against KL", hint, traces, layout)
+
+
+def proxy_and_gold(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Reward and gold of every system side by side: both should rise."""
+    known = {n: d for n, d in systems.items() if all(_finite(d.get(k, {}).get("mean")) for k in ("gold", "reward"))}
+    if len(known) < 2:
+        return None
+    traces = []
+    for key, axis, symbol in (("gold", "y", "circle"), ("reward", "y2", "square")):
+        means = [d[key]["mean"] for d in known.values()]
+        limits = [d[key].get("ci95") or [m, m] for d, m in zip(known.values(), means, strict=True)]
+        colour = "@accent" if key == "gold" else "@muted"
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines+markers", "name": key, "yaxis": axis,
+                "x": [display(n) for n in known], "y": [_short(m) for m in means],
+                "error_y": {
+                    "type": "data", "symmetric": False, "thickness": 1.3, "width": 4, "color": colour,
+                    "array": [h - m for (_, h), m in zip(limits, means, strict=True)],
+                    "arrayminus": [m - lo for (lo, _), m in zip(limits, means, strict=True)],
+                },
+                "line": {"color": colour, "width": 1.6, "dash": "solid" if key == "gold" else "dot"},
+                "marker": {"color": colour, "size": 9, "symbol": symbol},
+                "hovertemplate": "%{x}: %{y:.3g}<extra>" + key + "</extra>",
+            }
+        )  # fmt: skip
+    layout = {
+        "yaxis": {"title": {"text": "gold"}},
+        "yaxis2": {"title": {"text": "reward"}, "overlaying": "y", "side": "right", "showgrid": False},
+        "height": 300,
+        "showlegend": True,
+    }
+    hint = "The reward is what PPO saw, gold is what was meant. They should rise together."
+    return _chart("proxy-gold", "Reward and gold", hint, traces, layout)
+
+
+def cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Seconds of every stage."""
+    known = [s for s in stages if _finite(s.get("seconds"))]
+    if not known:
+        return None
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [html.escape(s["name"]) for s in known],
+        "x": [_short(s["seconds"]) for s in known],
+        "marker": {"color": "@accent"},
+        "hovertemplate": "%{y}: %{x:,.0f} s<extra></extra>",
+    }
+    layout = {
+        "xaxis": {"title": {"text": "seconds"}},
+        "yaxis": {"autorange": "reversed", "automargin": True},
+        "height": 80 + 30 * len(known),
+        "bargap": 0.4,
+    }
+    return _chart("cost", "Time", "Wall-clock time of each stage when it last ran.", [bars], layout)
+
+
+def display(name: str) -> str:
+    """A system's name as people write it, safe inside plotly's markup."""
+    return {"base": "Base", "sft": "SFT", "ppo": "PPO"}.get(name, html.escape(name))
+
+
+def label(comparison: Mapping[str, Any]) -> str:
+    """For example "PPO over SFT, gold (greedy)"."""
+    c = comparison
+    greedy = " (greedy)" if c.get("decoding") == "greedy" else ""
+    return f"{display(str(c['a']))} over {display(str(c['b']))}, {html.escape(str(c.get('by', '')))}{greedy} "
+
+
+def _with_ci(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [{"ci95": None} | dict(c) for c in comparisons]
+
+
+def _colour(name: str) -> str:
+    return f"@{name}" if name in ("base", "sft", "ppo") else "@accent"
+
+
+def _chart(identity: str, title: str, hint: str, data: list[dict[str, Any]], layout: dict[str, Any]) -> dict[str, Any]:
+    slug = "".join(ch if ch.isalnum() else "-" for ch in identity)
+    return {"id": f"chart-{slug}", "title": title, "hint": hint, "data": data, "layout": layout}
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short(value: float) -> float:
+    """Five digits: enough for the eye, and half the file."""
+    return float(f"{value:.5g}")
+
+
+def _thinned(points: list[Any]) -> list[Any]:
+    """At most ``POINTS`` of them, evenly, the last one kept."""
+    step = -(-len(points) // POINTS)
+    return points[::step] + ([points[-1]] if (len(points) - 1) % step else [])

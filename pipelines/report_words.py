@@ -1,0 +1,181 @@
+"""The words of the report: the headline, and answers to the five questions every newcomer asks.
+
+Works on the plain values of ``results.json`` and the reward model's measurements. This module knows nothing of files,
+charts or HTML, and never claims more than the intervals show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FAR = 25.0  # nats an answer; beyond this the policy has little in common with SFT
+NAMES = {"base": "Base", "sft": "SFT", "ppo": "PPO", "gold": "the gold preference", "reward": "the reward model"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What the words are made from."""
+
+    results: Mapping[str, Any]
+    reward: Mapping[str, Any]  # the reward manifest's metrics
+    command: str
+    seed: Any
+
+    @property
+    def against(self) -> str:
+        return str(self.results.get("against", "sft"))
+
+    @property
+    def main(self) -> Mapping[str, Any] | None:
+        """The comparison that the headline is about: PPO (else the last system), sampled, by the judge."""
+        known = list(self.results.get("comparisons") or [])
+        known.sort(key=lambda c: (c.get("a") != "ppo", c.get("decoding", "sampled") != "sampled"))
+        return known[0] if known else None
+
+    def system(self, name: str) -> Mapping[str, Any]:
+        part = "greedy" if (self.main or {}).get("decoding") == "greedy" else "systems"
+        return (self.results.get(part) or {}).get(name) or {}
+
+
+def headline(words: Words, stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """``tone`` (good, bad or open), ``text`` and ``detail``."""
+    c = words.main
+    if c is None:
+        done = [s["title"] for s in stages if s["status"] == "done"]
+        detail = f"Finished so far: {', '.join(done)}." if done else "No stage has finished so far."
+        text = "No comparison in this run" if words.results else "Not evaluated yet"
+        return {"tone": "open", "text": text, "detail": detail}
+    a, b = _name(c["a"]), _name(c["b"])
+    n = c.get("n", words.results.get("prompts", "the"))
+    how = "" if c.get("decoding", "sampled") == "sampled" else " with greedy answers"
+    judged = f"by {NAMES.get(str(c.get('by')), str(c.get('by')))}"
+    wins = f"wins {_percent(c['win_rate'])} of {n} held-out prompts{_ci(c.get('ci95'))} {judged}{how}"
+    said = _verdict(c)
+    detail = f"{a} {wins}; ties count half, brackets are 95 % intervals."
+    if said == "better":
+        return {"tone": "good", "text": f"{a} beat {b}", "detail": detail}
+    if said == "worse":
+        return {"tone": "bad", "text": f"{a} lost to {b}", "detail": detail}
+    why = str(c.get("verdict_text") or "")
+    more = f" A difference is {why}." if why.startswith("not shown") else ""
+    return {"tone": "open", "text": f"It is not shown that {a} beats {b}", "detail": detail + more}
+
+
+def answers_to_newcomers(words: Words) -> list[dict[str, str]]:
+    """Five cards: question, short answer, tone, and a sentence; a question without data says so."""
+    return [_did_it(words), _how_much(words), _trust(words), _cheating(words), _again(words)]
+
+
+def _did_it(words: Words) -> dict[str, str]:
+    c = words.main
+    question = "Did PPO beat SFT?" if c is None else f"Did {_name(c['a'])} beat {_name(c['b'])}?"
+    if c is None:
+        return _card(question, "Unknown", "open", "There is no held-out comparison in this run yet.")
+    short, tone = {"better": ("Yes", "good"), "worse": ("No", "bad")}.get(_verdict(c), ("Not shown", "open"))
+    counts = f"{c.get('wins')} wins, {c.get('ties')} ties, {c.get('losses')} losses"
+    p = c.get("p_value")
+    test = "" if p is None else ", sign test p < 0.001" if p < 0.001 else f", sign test p = {p:.3f}"
+    return _card(question, short, tone, f"{counts} by {NAMES.get(str(c.get('by')), str(c.get('by')))}{test}.")
+
+
+def _how_much(words: Words) -> dict[str, str]:
+    c = words.main
+    if c is None:
+        return _card("By how much?", "Unknown", "open", "Run the evaluate stage to find out.")
+    by = str(c.get("by"))
+    before, after = words.system(c["b"]).get(by, {}).get("mean"), words.system(c["a"]).get(by, {}).get("mean")
+    text = f"of prompts won{_ci(c.get('ci95')) or ', too few prompts for an interval'}."
+    if before is not None and after is not None:
+        gain = (c.get("difference") or {}).get("ci95")
+        bracket = f" [{gain[0]:+.2f}, {gain[1]:+.2f}]" if gain else ""
+        text += f" Mean {by}: {before:.2f} → {after:.2f}, {after - before:+.2f}{bracket}."
+    return _card("By how much?", _percent(c["win_rate"]), "plain", text)
+
+
+def _trust(words: Words) -> dict[str, str]:
+    question = "May I trust the reward?"
+    accuracy, ci = words.reward.get("pair_accuracy"), words.reward.get("pair_accuracy_ci95")
+    doubts = [w for w in words.results.get("warnings") or [] if "over-optimised" in w or "unreliable" in w]
+    if accuracy is None:
+        return _card(question, "Unknown", "open", "There is no reward model measured on held-out rankings in this run.")
+    low = ci[0] if ci else 0.5
+    short, tone = ("Mostly", "good") if low >= 0.8 else ("With care", "open") if low > 0.5 else ("No", "bad")
+    if doubts:
+        short, tone = "No", "bad"
+    pairs = words.reward.get("pairs")
+    among = f" of {pairs:,} held-out pairs" if isinstance(pairs, int) else " of held-out pairs"
+    text = f"It orders {_percent(accuracy)}{among} as people did{_ci(ci)}; a coin gets 50 %."
+    return _card(question, short, tone, " ".join([text, *doubts[:1]]))
+
+
+def _cheating(words: Words) -> dict[str, str]:
+    question = "Did it cheat?"
+    c = words.main
+    if c is None:
+        return _card(question, "Unknown", "open", "Reward, length and variety are compared once answers are evaluated.")
+    new, old = words.system(c["a"]), words.system(c["b"])
+    signs, facts = [], []
+    kl = new.get("kl", {}).get("mean")
+    if kl is not None:
+        facts.append(f"KL {kl:.1f} nats")
+        signs += ["far from SFT"] if kl > FAR else ["negative KL"] if (new["kl"].get("ci95") or [0, kl])[1] < 0 else []
+    x, y = (s.get("length", {}).get("mean") for s in (old, new))
+    if x is not None and y is not None:
+        facts.append(f"length {x:.0f} → {y:.0f} tokens")
+        signs += ["longer answers"] if y > 1.5 * x else []
+    x, y = old.get("distinct_2"), new.get("distinct_2")
+    if x is not None and y is not None:
+        facts.append(f"distinct-2 {x:.3f} → {y:.3f}")
+        signs += ["monotonous answers"] if y < 0.6 * x else []
+    if (y := new.get("truncated")) is not None:
+        facts.append(f"{_percent(y)} cut off")
+        signs += ["answers cut off"] if y > 0.2 else []
+    change = {k: _gain(new, old, k) for k in ("reward", "gold")}
+    facts += [f"{k} {v:+.2f}" for k, v in change.items() if v is not None]
+    if change["gold"] is not None and (change["reward"] or 0) > 0 > change["gold"]:
+        signs.append("reward up, gold down")
+    elif change["gold"] is None:
+        facts.append("no independent judge")
+    short, tone = ("No sign of it", "good") if change["gold"] is not None else ("No sign, unjudged", "open")
+    if signs:
+        short, tone = signs[0][0].upper() + signs[0][1:], "bad"
+    return _card(
+        question, short, tone, (f"Also: {', '.join(signs[1:])}. " if signs[1:] else "") + " · ".join(facts) + "."
+    )
+
+
+def _again(words: Words) -> dict[str, str]:
+    seed = "unknown seed" if words.seed is None else f"Seed {words.seed}"
+    card = _card("How do I run it again?", seed, "plain", "From the resolved recipe, into a folder beside this one:")
+    return card | {"code": words.command}
+
+
+def _card(question: str, short: str, tone: str, text: str) -> dict[str, str]:
+    return {"question": question, "short": short, "tone": tone, "text": text}
+
+
+def _verdict(c: Mapping[str, Any]) -> str:
+    """The recorded verdict; for results of other hands, what their interval says."""
+    if "verdict" in c:
+        return str(c["verdict"])
+    low, high = c.get("ci95") or (0, 1)
+    return "better" if low > 0.5 else "worse" if high < 0.5 else "not shown"
+
+
+def _gain(new: Mapping[str, Any], old: Mapping[str, Any], key: str) -> float | None:
+    x, y = old.get(key, {}).get("mean"), new.get(key, {}).get("mean")
+    return None if x is None or y is None else y - x
+
+
+def _name(system: Any) -> str:
+    return {"base": "Base", "sft": "SFT", "ppo": "PPO"}.get(str(system), str(system))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _ci(ci: Any) -> str:
+    return f" [{100 * ci[0]:.0f}, {100 * ci[1]:.0f}]" if ci else ""
