@@ -197,7 +197,7 @@ class SharedBase:
             raise ValueError(f"no role '{name}'; there are: base, {', '.join(self.roles)}")
         before = self._active
         self._select(None if name == "base" else name)
-        head = self.heads.get(name, None)
+        head = self.heads[name] if name in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
         try:
             yield RoleView(name=name, lm=self.copies.get(name, self.lm), head=head)  # type: ignore[arg-type]
         finally:

@@ -1,0 +1,217 @@
+"""SFT and the reward stage on a tiny real model: what is supervised, what is left behind, what is learnt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from data.records import Demonstration, RankedAnswers
+from data.splits import Corpus, Split
+from models.role_files import load_role
+from reward.model import RewardModel, Samples
+from stages import reward_model, sft
+from stages.configs import RewardConfig, SFTConfig
+from tests.conftest import make_base, randomise
+from tests.stages.ppo_world import make_context, make_prompt
+
+DEMONSTRATIONS = tuple(
+    Demonstration(prompt=make_prompt(f"w{i}"), answer=f"w{i} w{i + 1} w{i + 2}", finished=i != 3) for i in range(12)
+)
+
+
+def sft_context(tmp_path, base=None, **kwargs):
+    base = base or make_base(**kwargs)
+    return make_context(base, tmp_path, Corpus(demonstrations=Split(train=DEMONSTRATIONS, held_out=DEMONSTRATIONS[:2])))
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_the_trainers_own_first_batch_supervises_answers_and_one_stop_token(tmp_path, pad_is_eos):
+    """F1, F2, F8, R13: prompts -100, exactly one supervised stop token on a finished answer, none on a cut one."""
+    context = sft_context(tmp_path, pad_is_eos=pad_is_eos)
+    base, config = context.base, SFTConfig(batch=12, micro_batch=12, max_tokens=8)
+    long = Demonstration(prompt=make_prompt("w1"), answer=" ".join(["w5"] * 30))
+    rows, dropped = sft.encode(context, [*DEMONSTRATIONS[:11], long], config)
+    assert dropped == 0
+    base.add_role("sft", context.adapter)
+    trainer = sft.make_trainer(context, rows, config)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["input_ids"].shape[0] == 12
+    stop, seen = context.renderer.stop_ids[0], 0
+    for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+        length = int(mask.sum())
+        supervised = labels >= 0
+        assert torch.equal(labels[supervised], ids[supervised]) and not supervised[length:].any()
+        row = next(r for r in rows if r.ids == ids[:length].tolist())
+        prompt = next(i for i, label in enumerate(row.labels) if label >= 0)
+        assert not supervised[:prompt].any() and supervised[prompt:length].all()
+        finished = int((labels == stop).sum())
+        assert finished == (0 if row.cut or ids[length - 1] != stop else 1)
+        seen += finished
+    assert seen == 10  # one demonstration is unfinished, one does not fit and is cut
+
+
+def test_sft_at_rate_0_leaves_every_logit_and_every_setting_as_it_was(tmp_path):
+    """A clean base between stages: configs, forward, cache flag, tokenizer and generators too."""
+    base = make_base()
+    ids = torch.arange(3, 12)[None]
+    mask = torch.ones_like(ids, dtype=torch.bool)
+
+    def logits(role):
+        with base.role(role) as view, torch.no_grad():
+            return view.logits(view.hidden(ids, mask))
+
+    before = logits("base")
+    config, generation = base.lm.config.to_dict(), base.lm.generation_config.to_dict()
+    pad, rng = base.tokenizer.pad_token, torch.get_rng_state()
+    sft.run(sft_context(tmp_path, base), SFTConfig(learning_rate=0.0, batch=4, micro_batch=4))
+    assert torch.equal(logits("base"), before) and torch.equal(logits("sft"), before)
+    assert base.lm.config.to_dict() == config and base.lm.generation_config.to_dict() == generation
+    assert "forward" not in vars(base.lm) and base.tokenizer.pad_token == pad
+    assert torch.equal(torch.get_rng_state(), rng) and base.hash() == base.fingerprint
+    assert not any(m.training for m in base.lm.modules())
+
+
+def test_sft_learns_and_saves_its_adapter_alone(tmp_path):
+    context = sft_context(tmp_path)
+    base = context.base
+    untrained = sft.encode(context, DEMONSTRATIONS, SFTConfig())[0]
+    start = sft.labelled_nll(base, "base", untrained, 0)
+    result = sft.run(context, SFTConfig(epochs=15, learning_rate=1e-2, batch=6, micro_batch=3))
+    assert sft.labelled_nll(base, "sft", untrained, 0) < 0.5 * start
+    assert result.metrics["steps"] == 30 and base.hash() == base.fingerprint
+    files = sorted(str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file())
+    assert files == ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "metrics.jsonl"]
+
+
+def test_sft_gradient_does_not_depend_on_micro_batches(tmp_path):
+    """F7, C1: one optimizer step of plain size, cut into 6, 3, 2 and 1 rows."""
+    found = []
+    for i, micro in enumerate((6, 3, 2, 1)):
+        context = sft_context(tmp_path / str(i))
+        (tmp_path / str(i)).mkdir(exist_ok=True)
+        sft.run(context, SFTConfig(epochs=0.5, learning_rate=1e-3, batch=6, micro_batch=micro, max_grad_norm=1e9))
+        found.append(torch.cat([p.flatten() for p in context.base.parameters_of("sft").values()]))
+    for other in found[1:]:
+        assert_close(other, found[0], atol=2e-5, rtol=1e-3)
+
+
+# -- reward model ------------------------------------------------------------------------------------------------
+
+
+def rankings(count=24, flip=False):
+    """Answers with more of the word w20 are better."""
+    out = []
+    for i in range(count):
+        answers = [f"w{i % 9} w20 w20", f"w{i % 9} w20 w3", f"w{i % 9} w4 w3"]
+        ranks = (2, 1, 0) if flip else (0, 1, 2)
+        out.append(RankedAnswers(prompt=make_prompt(f"w{i % 12}"), answers=tuple(answers), ranks=ranks))
+    return tuple(out)
+
+
+def reward_context(tmp_path, flip=False, **kwargs):
+    base = make_base(**kwargs)
+    corpus = Corpus(
+        rankings=Split(train=rankings(flip=flip), held_out=rankings(7)),
+        prompts=Split(train=tuple(make_prompt(f"w{i}") for i in range(20))),
+    )
+    context = make_context(base, tmp_path, corpus)
+    base.add_role("sft", context.adapter)
+    randomise(base, "sft", 3, scale=0.1)
+    return context
+
+
+@pytest.mark.parametrize("loss", ["pairs", "plackett_luce"])
+def test_a_separable_toy_is_learnt_and_swapped_labels_are_learnt_the_other_way(tmp_path, loss):
+    """M3."""
+    config = RewardConfig(loss=loss, epochs=25, learning_rate=1e-2, batch=6, micro_batch=3, centre_samples=16)
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    good = reward_model.run(reward_context(tmp_path / "a"), config).metrics
+    assert good["pair_accuracy"] == 1.0 and good["pairs"] == 21
+    assert reward_model.run(reward_context(tmp_path / "b", flip=True), config).metrics["pair_accuracy"] == 0.0
+
+
+def test_the_reward_is_centred_on_sft_samples_and_survives_the_hand_over(tmp_path):
+    """M7, P7, P8, W8: mean 0 on the calibration answers, the same scores after loading, all paths agree."""
+    context = reward_context(tmp_path)
+    result = reward_model.run(
+        context, RewardConfig(epochs=2, learning_rate=1e-2, batch=6, micro_batch=6, centre_samples=16)
+    )
+    assert result.metrics["centred_on"] == "sft samples"
+    fresh = make_base()
+    numbers = load_role(fresh, "reward", tmp_path, head=True)
+    assert numbers["centre"] == result.metrics["centre"]
+    assert torch.equal(fresh.heads["reward"].weight, context.base.heads["reward"].weight)
+    model = RewardModel(base=fresh, role="reward", renderer=context.renderer, **numbers)
+    prompts = [make_prompt("w1"), make_prompt("w2 w3"), make_prompt("w4")]
+    texts, finished = ["w5 w20", "w6 w20 w20 w9", "w7"], [True, True, False]
+    pairs = [
+        context.renderer.prompt_and_answer(p.messages, t, f) for p, t, f in zip(prompts, texts, finished, strict=True)
+    ]
+    by_text = model.score_texts([p.messages for p in prompts], texts, finished)
+    by_ids = model.score(
+        Samples(
+            prompts=prompts,
+            queries=[q for q, _ in pairs],
+            responses=[r for _, r in pairs],
+            texts=texts,
+            finished=finished,
+        )
+    )
+    alone = torch.cat([model.score_ids([q], [r]) for q, r in pairs])
+    assert_close(by_ids, by_text)
+    assert_close(by_ids, alone, atol=1e-5, rtol=1e-5)
+    assert by_ids.dtype == torch.float32 and not by_ids.requires_grad
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_the_score_is_read_at_the_last_real_token(tmp_path, pad_is_eos):
+    """M1, M2, W8: per-token head output at index length - 1; the stop token changes the score."""
+    base = make_base(pad_is_eos=pad_is_eos)
+    base.add_role("reward", make_context(base, tmp_path).adapter, head=True)
+    randomise(base, "reward", 0)
+    pad = base.tokenizer.pad_token_id
+    queries, responses = [[5, 2, 9], [7]], [[20, 21, 2], [22, 23, 24, 25, 26]]
+    found = reward_model.score_rows(base, "reward", queries, responses, pad, 8)
+    for i, (q, r) in enumerate(zip(queries, responses, strict=True)):
+        ids = torch.tensor([q + r])
+        with base.role("reward") as view, torch.no_grad():
+            per_token = view.head(view.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))[0]
+        assert_close(found[i], per_token[-1], atol=1e-5, rtol=1e-5)
+    cut = reward_model.score_rows(base, "reward", [queries[0]], [responses[0][:-1]], pad, 8)
+    assert abs(cut[0] - found[0]) > 1e-3
+
+
+def test_answers_that_are_the_same_are_compared_once_and_rankings_without_a_pair_are_dropped(tmp_path):
+    """M5, and every answer is encoded once however many pairs it is in."""
+    context = reward_context(tmp_path)
+    rows = [
+        RankedAnswers(prompt=make_prompt("w1"), answers=("w2", "w2", "w3"), ranks=(0, 2, 1)),
+        RankedAnswers(prompt=make_prompt("w1"), answers=("w2", "w2"), ranks=(0, 1)),
+        RankedAnswers(prompt=make_prompt("w1"), answers=("w2", "w3"), ranks=(1, 1)),
+        RankedAnswers(prompt=make_prompt("w1"), answers=tuple(f"w{i}" for i in range(9)), ranks=tuple(range(9))),
+    ]
+    kept, dropped = reward_model.encode(context, rows, RewardConfig())
+    assert dropped == 2 and [len(r.responses) for r in kept] == [2, 9]
+    batch = reward_model.collate(kept, 0, False)
+    assert batch["ids"].shape[0] == 11 and batch["present"].sum() == 11
+
+
+def test_reward_training_touches_neither_sft_nor_base(tmp_path):
+    context = reward_context(tmp_path)
+    before = {n: p.clone() for n, p in context.base.parameters_of("sft").items()}
+    reward_model.run(
+        context, RewardConfig(learning_rate=1e-2, weight_decay=0.1, batch=6, micro_batch=6, centre_samples=4)
+    )
+    assert all(torch.equal(p, before[n]) for n, p in context.base.parameters_of("sft").items())
+    assert context.base.hash() == context.base.fingerprint
+
+
+def test_head_is_initialised_to_unit_scores():
+    """M6: N(0, 1/sqrt(d+1)), bias 0; zero on demand (P9)."""
+    from models.heads import ScalarHead
+
+    head = ScalarHead(4095, torch.Generator().manual_seed(0))
+    assert head.weight.std().item() == pytest.approx(4096**-0.5, rel=0.1) and head.bias.item() == 0
+    assert (head.zero_()(torch.randn(3, 4095, dtype=torch.bfloat16)) == 0).all()
+    assert head(torch.randn(2, 4095, dtype=torch.bfloat16)).dtype == torch.float32
