@@ -25,7 +25,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def folder(path: Path, config: dict[str, object] | None = None, files: tuple[str, ...] = ("model.safetensors",)) -> Path:
+def folder(
+    path: Path, config: dict[str, object] | None = None, files: tuple[str, ...] = ("model.safetensors",)
+) -> Path:
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config or {"model_type": "llama"}))
     for name in (*files, "tokenizer.json"):

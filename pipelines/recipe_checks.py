@@ -1,0 +1,164 @@
+"""What must fit together across a recipe's groups, and the defaults that depend on other settings.
+
+Each problem is a path and a sentence that names the setting to change.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from data.errors import nearest
+from pipelines.recipe_errors import Problem
+
+if TYPE_CHECKING:
+    from pipelines.recipe import Recipe
+
+ORDER = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
+SYSTEMS = ("base", "sft", "ppo")
+NEW_TOKENS, PROMPT_TOKENS, CONVERSATION = 64, 512, 1024  # the settings' own defaults
+
+
+def default_stages(recipe: Recipe) -> tuple[str, ...]:
+    """The stages that the settings call for."""
+    data = recipe.data
+    wanted = {"sft"} if data.demonstrations else set()
+    wanted |= set() if isinstance(recipe.base, str) else {"pretrain"}
+    wanted |= {"rankings"} if recipe.rankings else set()
+    wanted |= {"reward"} if recipe.rankings or data.rankings else set()
+    asked_for_ppo = "ppo" in recipe.model_fields_set and not _model_part(recipe)
+    if (data.prompts or data.demonstrations) and ("reward" in wanted or asked_for_ppo):
+        wanted.add("ppo")
+    if "ppo" in wanted or ("sft" in wanted and ("reward" in wanted or recipe.evaluation.gold)):
+        wanted.add("evaluate")
+    return tuple(s for s in ORDER if s in wanted)
+
+
+def fill_in(data: dict[str, Any]) -> None:
+    """Defaults that follow from other settings, so that the resolved recipe says them.
+
+    Limits shrink to the context of a base from scratch; a value role that does not start from the reward model starts
+    with a zero head; ``reward: [model]`` is short for ``[{source: model}]``. Works on plain values, before anything is
+    checked, so every type is possible.
+    """
+    ppo = _group(data, "ppo")
+    if isinstance(parts := ppo.get("reward"), str | list):
+        listed = [parts] if isinstance(parts, str) else parts
+        ppo["reward"] = [{"source": part} if isinstance(part, str) else part for part in listed]
+    value = _group(ppo, "value")
+    if value.get("init") not in (None, "reward"):
+        value.setdefault("head", "zero")
+    context = _group(_group(_group(data, "base"), "pretrain"), "model").get("context", 256)
+    if not isinstance(data.get("base"), dict) or not isinstance(context, int) or isinstance(context, bool):
+        return
+    for stage in ("sft", "reward"):
+        if isinstance(data.setdefault(stage, {}), dict):
+            data[stage].setdefault("max_tokens", max(8, min(CONVERSATION, context)))
+    new = _group(data, "ppo").get("max_new_tokens", NEW_TOKENS)
+    if isinstance(data.setdefault("ppo", {}), dict) and isinstance(new, int) and 0 < new < context:
+        data["ppo"].setdefault("max_prompt_tokens", min(PROMPT_TOKENS, context - new))
+
+
+def _group(data: dict[str, Any], key: str) -> dict[str, Any]:
+    found = data.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _model_part(recipe: Recipe) -> bool:
+    return any(part.source == "model" for part in recipe.ppo.reward)
+
+
+def problems_across(recipe: Recipe) -> list[Problem]:
+    """Everything that does not fit together."""
+    return [*_name(recipe), *_stages(recipe), *_needs(recipe), *_systems(recipe), *_context(recipe)]
+
+
+def _name(recipe: Recipe) -> list[Problem]:
+    if re.fullmatch(r"[\w][\w. -]*", recipe.name):
+        return []
+    return [(("name",), f"{recipe.name!r} names the run folder: use letters, digits, '-', '_' and '.'")]
+
+
+def _stages(recipe: Recipe) -> list[Problem]:
+    stages = recipe.stages
+    unknown = [s for s in stages if s not in ORDER]
+    if unknown:
+        hint = nearest(unknown[0], ORDER) or f" Stages: {', '.join(ORDER)}."
+        return [(("stages",), f"no stage '{unknown[0]}'.{hint}")]
+    if len(set(stages)) < len(stages):
+        return [(("stages",), "names a stage twice")]
+    right = [s for s in ORDER if s in stages]
+    if list(stages) != right:
+        return [(("stages",), f"must be in the order in which they run: [{', '.join(right)}]")]
+    if not stages:
+        return [(("data",), "calls for no stage: give demonstrations, rankings or prompts, or name `stages`")]
+    return []
+
+
+def _needs(recipe: Recipe) -> list[Problem]:
+    stages, data, out = recipe.stages, recipe.data, list[Problem]()
+    if "pretrain" in stages and isinstance(recipe.base, str):
+        out.append(
+            (
+                ("stages",),
+                f"'pretrain' makes a base, but base is '{recipe.base}': "
+                "write base: {pretrain: {...}} or leave the stage out",
+            )
+        )
+    if "sft" in stages and not data.demonstrations:
+        out.append((("data",), "the sft stage needs data.demonstrations: give them, or leave 'sft' out of stages"))
+    if "rankings" in stages and recipe.rankings is None:
+        out.append((("stages",), "'rankings' needs the settings `rankings` (at least rankings.annotator)"))
+    if recipe.rankings is not None and "rankings" not in stages:
+        out.append((("rankings",), "there are settings, but stages has no 'rankings': add the stage or remove them"))
+    if recipe.rankings is not None and data.rankings:
+        out.append((("rankings",), "the reward model would have two sources: remove `rankings` or data.rankings"))
+    if "reward" in stages and recipe.rankings is None and not data.rankings:
+        out.append((("data",), "the reward stage needs data.rankings, or `rankings` to sample and rank answers"))
+    if {"ppo", "rankings", "evaluate"} & set(stages) and not (data.prompts or data.demonstrations or data.rankings):
+        out.append((("data",), "ppo and evaluation need data.prompts (or demonstrations, whose prompts they take)"))
+    if "ppo" in stages and "reward" not in stages and not _model_part(recipe) and recipe.ppo.value.init == "reward":
+        out.append(
+            (("ppo", "value"), "there is no reward model to start the value role from: set ppo.value.init to 'sft'")
+        )
+    return out
+
+
+def _systems(recipe: Recipe) -> list[Problem]:
+    out: list[Problem] = []
+    for i, name in enumerate(recipe.evaluation.systems):
+        if name not in SYSTEMS and not re.fullmatch(r"best_of_([2-9]|[1-9]\d+)", name):
+            hint = nearest(name, [*SYSTEMS, "best_of_4"]) or " Systems: base, sft, ppo, best_of_N."
+            out.append((("evaluation", "systems", i), f"no system '{name}'.{hint}"))
+    return out
+
+
+def _context(recipe: Recipe) -> list[Problem]:
+    if isinstance(recipe.base, str):
+        return []
+    context, out = recipe.base.pretrain.model.context, list[Problem]()
+    where = f"the base's context of {context} (base.pretrain.model.context)"
+    ppo = recipe.ppo
+    if "ppo" in recipe.stages and ppo.max_prompt_tokens + ppo.max_new_tokens > context:
+        key = "max_new_tokens" if ppo.max_new_tokens >= context else "max_prompt_tokens"
+        out.append(
+            (
+                ("ppo", key),
+                f"prompt ({ppo.max_prompt_tokens}) and answer ({ppo.max_new_tokens}) together are "
+                f"longer than {where}: lower it or raise the context",
+            )
+        )
+    limits = {("sft", "max_tokens"): recipe.sft.max_tokens}
+    if recipe.reward.base == "same":
+        limits[("reward", "max_tokens")] = recipe.reward.max_tokens
+    if recipe.rankings is not None:
+        limits[("rankings", "max_new_tokens")] = recipe.rankings.max_new_tokens
+    limits[("evaluation", "max_new_tokens")] = recipe.evaluation.max_new_tokens or 0
+    return [
+        *out,
+        *(
+            (path, f"{n} tokens do not fit into {where}: lower it or raise the context")
+            for path, n in limits.items()
+            if n > context
+        ),
+    ]
