@@ -114,7 +114,7 @@ def assemble(
         scores, extra = _trivial(main, score, judge, against, resamples, seed)
         results |= {"baselines": scores, "baseline_comparisons": extra}
         warnings += [
-            f"The judge is unreliable: it prefers {c['a'].replace('_', ' ')}s to those of {c['b']}."
+            f"The judge is unreliable: it prefers the {c['a'].replace('_', ' ')}, whatever the prompt, to {c['b']}'s."
             for c in extra
             if c["verdict"] == "better"
         ]
@@ -189,11 +189,17 @@ def _compare(a: SystemAnswers, b: SystemAnswers, column: str, resamples: int, se
 def _trivial(
     group: dict[str, SystemAnswers], score: Scorer, judge: Judge, against: str, resamples: int, seed: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Mean judgement of trivial answers, and their comparisons with the reference system where it was judged."""
-    candidates = [list(answers) for answers in zip(*(s.responses for s in group.values()), strict=True)]
+    """Mean judgement of trivial answers, and their comparisons with the reference system where it was judged.
+
+    The longest answer is the reference system's (else the first system's) longest one, given to every prompt: a judge
+    that prefers it does not read the prompt. The longest of all systems would often be a better system's answer.
+    """
     reference = group.get(against)
+    source = reference or next(iter(group.values()))
+    rows = len(source.responses)
+    longest, empty = longest_answer([source.responses]) * rows, empty_answer([source.responses]) * rows
     means, comparisons = {}, []
-    for name, answers in (("longest_answer", longest_answer(candidates)), ("empty_answer", empty_answer(candidates))):
+    for name, answers in (("longest_answer", longest), ("empty_answer", empty)):
         scores = [float(s) for s in score(answers)]
         means[name] = float(np.mean(scores))
         if reference is not None and getattr(reference, judge) is not None:

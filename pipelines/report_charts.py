@@ -91,7 +91,7 @@ def win_rates(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     }  # fmt: skip
     half = {"type": "line", "x0": 50, "x1": 50, "y0": 0, "y1": 1, "yref": "paper"}
     layout = {
-        "xaxis": {"range": [0, 100], "ticksuffix": " %", "title": {"text": "prompts won, ties as half"}},
+        "xaxis": {"range": [0, 103], "dtick": 25, "tickangle": 0, "title": {"text": "% of prompts won, ties as half"}},
         "yaxis": {"autorange": "reversed", "automargin": True},
         "shapes": [half | {"line": {"color": "@muted", "width": 1.2, "dash": "dash"}}],
         "height": 90 + 38 * len(shown),
@@ -150,29 +150,28 @@ def proxy_and_gold(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] |
     if len(known) < 2:
         return None
     traces = []
-    for key, axis, symbol in (("gold", "y", "circle"), ("reward", "y2", "square")):
+    for key, panel in (("gold", ""), ("reward", "2")):
         means = [d[key]["mean"] for d in known.values()]
         limits = [d[key].get("ci95") or [m, m] for d, m in zip(known.values(), means, strict=True)]
-        colour = "@accent" if key == "gold" else "@muted"
         traces.append(
             {
-                "type": "scatter", "mode": "lines+markers", "name": key, "yaxis": axis,
+                "type": "scatter", "mode": "markers", "xaxis": f"x{panel}", "yaxis": f"y{panel}",
                 "x": [display(n) for n in known], "y": [_short(m) for m in means],
                 "error_y": {
-                    "type": "data", "symmetric": False, "thickness": 1.3, "width": 4, "color": colour,
+                    "type": "data", "symmetric": False, "thickness": 1.4, "width": 5, "color": "@muted",
                     "array": [h - m for (_, h), m in zip(limits, means, strict=True)],
                     "arrayminus": [m - lo for (lo, _), m in zip(limits, means, strict=True)],
                 },
-                "line": {"color": colour, "width": 1.6, "dash": "solid" if key == "gold" else "dot"},
-                "marker": {"color": colour, "size": 9, "symbol": symbol},
+                "marker": {"color": [_colour(n) for n in known], "size": 11},
                 "hovertemplate": "%{x}: %{y:.3g}<extra>" + key + "</extra>",
             }
         )  # fmt: skip
     layout = {
+        "xaxis": {"domain": [0, 0.43], "showgrid": False},
+        "xaxis2": {"domain": [0.57, 1], "showgrid": False, "anchor": "y2"},
         "yaxis": {"title": {"text": "gold"}},
-        "yaxis2": {"title": {"text": "reward"}, "overlaying": "y", "side": "right", "showgrid": False},
+        "yaxis2": {"title": {"text": "reward"}, "anchor": "x2"},
         "height": 300,
-        "showlegend": True,
     }
     hint = "The reward is what PPO saw, gold is what was meant. They should rise together."
     return _chart("proxy-gold", "Reward and gold", hint, traces, layout)

@@ -97,7 +97,8 @@ def _how_much(words: Words) -> dict[str, str]:
 def _trust(words: Words) -> dict[str, str]:
     question = "May I trust the reward?"
     accuracy, ci = words.reward.get("pair_accuracy"), words.reward.get("pair_accuracy_ci95")
-    doubts = [w for w in words.results.get("warnings") or [] if "over-optimised" in w or "unreliable" in w]
+    marks = ("over-optimised", "judge is unreliable") if words.results.get("judge") == "reward" else ("over-optimised",)
+    doubts = [w for w in words.results.get("warnings") or [] if any(m in w for m in marks)]
     if accuracy is None:
         return _card(question, "Unknown", "open", "There is no reward model measured on held-out rankings in this run.")
     low = ci[0] if ci else 0.5

@@ -86,12 +86,13 @@ def test_a_judge_that_prefers_trivial_answers_is_called_unreliable():
     systems = [_system("sft"), _system("ppo", 2)]
 
     def by_length(completions: list[str]) -> list[float]:
+        assert set(completions) in ({""}, {max(systems[0].responses, key=len)})
         return [len(c) / 10 for c in completions]
 
     results = assemble(systems, judge="gold", score=by_length, resamples=200)
     assert results["baselines"]["empty_answer"] == 0 < results["baselines"]["longest_answer"]
-    assert any("prefers longest answers" in w for w in results["warnings"])
-    assert not any("prefers empty" in w for w in results["warnings"])
+    assert any("prefers the longest answer" in w for w in results["warnings"])
+    assert not any("prefers the empty" in w for w in results["warnings"])
     assert [c["a"] for c in results["baseline_comparisons"]] == ["longest_answer", "empty_answer"]
 
 
