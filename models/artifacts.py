@@ -53,8 +53,8 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, sort_keys: bool = True) -> None:
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n")
 
 
 def partial_folder(final: Path) -> Path:

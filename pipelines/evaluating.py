@@ -41,7 +41,7 @@ def evaluate(job: Job) -> StageResult:
         seed=evaluator.seed,
     )
     if job.bench.processes.is_main:
-        write_json(job.out / "results.json", results)
+        write_json(job.out / "results.json", results, sort_keys=False)  # systems in the recipe's order
         with (job.out / "samples.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples_rows(answers))
     return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"])})

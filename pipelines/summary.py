@@ -66,5 +66,9 @@ def some_answers(path: Path, count: int = 3) -> list[Text]:
             out.append(Text(f"\n{row['prompt'].strip() or '(no prompt)'}", style="bold"))
             for name in ("sft", "ppo"):
                 if name in row["systems"]:
-                    out.append(Text(f"  {name}: ", style="cyan").append(row["systems"][name]["response"], style="default"))
+                    out.append(
+                        Text(f"  {name}: ", style="cyan").append(
+                            " ".join(row["systems"][name]["response"].split()), style="default"
+                        )
+                    )
     return out
