@@ -21,7 +21,7 @@ from models.registry import BaseModelSpec, resolve_base
 from models.role_files import load_role
 from models.shared_base import SharedBase
 from pipelines.recipe import Recipe
-from reward.model import RewardModel
+from reward.model import MEAN_POOLING, RewardModel
 
 
 class Workbench:
@@ -88,5 +88,6 @@ class Workbench:
             renderer=renderer,
             takes_ids=not self.reward_stands_apart,
             max_tokens=self.recipe.reward.max_tokens,
+            pooling="mean" if numbers.get(MEAN_POOLING) else "last",
             **{k: v for k, v in numbers.items() if k in ("centre", "spread")},
         )

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.records import Message, Prompt
 from data.template import Renderer
 from models.logprobs import Rows, make_rows
-from models.shared_base import RoleView, SharedBase
+from models.shared_base import SharedBase
+
+MEAN_POOLING = "mean_pooling"  # stored with the head: 1.0 where scores are means over tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +31,19 @@ class Samples:
     finished: Sequence[bool]
 
 
-def last_scores(view: RoleView, rows: Rows) -> Tensor:
-    """Raw scores (B,) fp32 of the last real token of each row, found by length, never by token id."""
-    hidden = view.hidden(rows.ids, rows.mask)
-    index = torch.arange(hidden.shape[0], device=hidden.device)
-    assert view.head is not None
-    return view.head(hidden[index, rows.lengths - 1])
+def pooled_scores(hidden: Tensor, head: nn.Module, rows: Rows, pooling: str = "last") -> Tensor:
+    """Raw scores (B,) from hidden states (B, L, D), found by length, never by token id.
+
+    ``last`` reads the head at the last real token, the stop token of a finished answer (Ouyang et al. 2022); ``mean``
+    averages it over the answer's tokens, which lets each token speak for itself and is easier for very small models.
+    """
+    if pooling == "last":
+        index = torch.arange(hidden.shape[0], device=hidden.device)
+        return head(hidden[index, rows.lengths - 1])
+    steps = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    inside = (steps >= rows.query_lengths[:, None]) & (steps < rows.lengths[:, None])
+    values = torch.where(inside, head(hidden), 0.0)
+    return values.sum(1) / rows.response_lengths.clamp(min=1)
 
 
 @torch.no_grad()
@@ -45,6 +54,7 @@ def score_rows(
     responses: Sequence[Sequence[int]],
     pad_id: int,
     batch: int,
+    pooling: str = "last",
 ) -> Tensor:
     """Raw scores (B,) on the CPU, rows in batches of like length."""
     order = sorted(range(len(queries)), key=lambda i: len(queries[i]) + len(responses[i]))
@@ -53,7 +63,9 @@ def score_rows(
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             rows = make_rows([queries[i] for i in chosen], [responses[i] for i in chosen], pad_id, base.device)
-            scores[chosen] = last_scores(view, rows).float().cpu()
+            assert view.head is not None
+            hidden = view.hidden(rows.ids, rows.mask)
+            scores[chosen] = pooled_scores(hidden, view.head, rows, pooling).float().cpu()
     return scores
 
 
@@ -61,6 +73,7 @@ def score_rows(
 class RewardModel:
     """A trained reward role, ready to score.
 
+    ``pooling`` is as it was trained.
     ``centre`` is the mean raw score of SFT answers and is subtracted; ``spread`` their standard deviation, which PPO
     divides by when ``ppo.standardise_scores`` is on. ``takes_ids`` is False on another base: text is rendered again
     by ``renderer``.
@@ -71,6 +84,7 @@ class RewardModel:
     renderer: Renderer
     centre: float = 0.0
     spread: float = 1.0
+    pooling: str = "last"
     takes_ids: bool = True
     max_tokens: int = 1024
     batch: int = 64
@@ -82,7 +96,7 @@ class RewardModel:
         return self.score_texts([p.messages for p in samples.prompts], samples.texts, samples.finished)
 
     def score_ids(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
-        raw = score_rows(self.base, self.role, queries, responses, self.renderer.pad_id, self.batch)
+        raw = score_rows(self.base, self.role, queries, responses, self.renderer.pad_id, self.batch, self.pooling)
         return raw - self.centre
 
     def score_texts(

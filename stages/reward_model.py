@@ -18,13 +18,13 @@ from transformers import Trainer, TrainingArguments
 from data.errors import UserError
 from data.records import RankedAnswers
 from models.generation import CachedEngine, generate, uniforms_for
-from models.logprobs import make_rows
+from models.logprobs import Rows, make_rows
 from models.role_files import save_role
 from models.seeds import generator
 from models.shared_base import RoleView
 from reward.accuracy import accuracy, pairs_right
 from reward.losses import pair_counts, ranking_loss
-from reward.model import score_rows
+from reward.model import MEAN_POOLING, pooled_scores, score_rows
 from stages import trainers
 from stages.configs import RewardConfig
 from stages.stage import StageContext, StageResult
@@ -61,7 +61,12 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
     steps = fit(context, train, config)
     centre, spread, source = calibrate(context, train, config)
     if context.processes.is_main:
-        save_role(base, "reward", context.out, {"centre": centre, "spread": spread})
+        save_role(
+            base,
+            "reward",
+            context.out,
+            {"centre": centre, "spread": spread, MEAN_POOLING: float(config.pooling == "mean")},
+        )
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
     found = measure(context, held_out, config)
     return StageResult(
@@ -119,7 +124,7 @@ def fit(context: StageContext, rows: Sequence[EncodedRanking], config: RewardCon
             {"params": [p for p in trainable.values() if id(p) in head], "lr": head_rate, "weight_decay": 0.0},
         ]
         trainer = RankingTrainer(
-            model=RewardModule(view),
+            model=RewardModule(view, config.pooling),
             args=TrainingArguments(**trainer_settings(context, config, len(rows), "reward")),
             train_dataset=list(rows),  # type: ignore[arg-type]
             data_collator=lambda batch: collate(batch, context.pad_id, config.margin > 0),
@@ -133,15 +138,14 @@ def fit(context: StageContext, rows: Sequence[EncodedRanking], config: RewardCon
 class RewardModule(nn.Module):
     """The entered reward role as one module, so that a trainer (and DDP) sees exactly what it trains."""
 
-    def __init__(self, view: RoleView) -> None:
+    def __init__(self, view: RoleView, pooling: str) -> None:
         super().__init__()
-        self.lm, self.head, self.view = view.lm, view.head, view
+        self.lm, self.head, self.view, self.pooling = view.lm, view.head, view, pooling
 
-    def forward(self, ids: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-        """Scores (N,) fp32 at the last real token of each row."""
-        hidden = self.view.hidden(ids, mask)
-        index = torch.arange(hidden.shape[0], device=hidden.device)
-        return self.head(hidden[index, lengths - 1])  # type: ignore[misc]
+    def forward(self, ids: Tensor, mask: Tensor, query_lengths: Tensor, response_lengths: Tensor) -> Tensor:
+        """Scores (N,) fp32, one a row."""
+        rows = Rows(ids=ids, mask=mask, query_lengths=query_lengths, response_lengths=response_lengths)
+        return pooled_scores(self.view.hidden(ids, mask), self.head, rows, self.pooling)
 
 
 class RankingTrainer(Trainer):
@@ -156,7 +160,7 @@ class RankingTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        scores = model(inputs["ids"], inputs["mask"], inputs["lengths"])
+        scores = model(inputs["ids"], inputs["mask"], inputs["query_lengths"], inputs["response_lengths"])
         ranks, present = inputs["ranks"], inputs["present"]
         table = torch.zeros(present.shape, dtype=scores.dtype, device=scores.device).masked_scatter(present, scores)
         losses = ranking_loss(
@@ -191,7 +195,8 @@ def collate(batch: Sequence[EncodedRanking], pad_id: int, with_margins: bool) ->
     out = {
         "ids": rows.ids,
         "mask": rows.mask,
-        "lengths": rows.lengths,
+        "query_lengths": rows.query_lengths,
+        "response_lengths": rows.response_lengths,
         "ranks": ranks,
         "present": present,
         "labels": torch.ones(len(batch), dtype=torch.long),  # what the trainer counts: one ranking each
@@ -227,7 +232,7 @@ def calibrate(context: StageContext, train: Sequence[EncodedRanking], config: Re
         chosen = train[: config.centre_samples]
         queries = [q for r in chosen for q in r.queries]
         responses, source = [a for r in chosen for a in r.responses], "training answers"
-    scores = score_rows(base, "reward", queries, responses, renderer.pad_id, 64).double()
+    scores = score_rows(base, "reward", queries, responses, renderer.pad_id, 64, config.pooling).double()
     return scores.mean().item(), scores.std().item() if len(scores) > 1 else 1.0, source
 
 
@@ -242,6 +247,7 @@ def measure(context: StageContext, rows: Sequence[EncodedRanking], config: Rewar
         [a for r in rows for a in r.responses],
         context.pad_id,
         64,
+        config.pooling,
     ).tolist()
     scores, at = [], 0
     for r in rows:

@@ -140,6 +140,7 @@ def test_the_reward_is_centred_on_sft_samples_and_survives_the_hand_over(tmp_pat
     assert result.metrics["centred_on"] == "sft samples"
     fresh = make_base()
     numbers = load_role(fresh, "reward", tmp_path, head=True)
+    assert numbers.pop("mean_pooling") == 0.0
     assert numbers["centre"] == result.metrics["centre"]
     assert torch.equal(fresh.heads["reward"].weight, context.base.heads["reward"].weight)
     model = RewardModel(base=fresh, role="reward", renderer=context.renderer, **numbers)
@@ -180,6 +181,18 @@ def test_the_score_is_read_at_the_last_real_token(tmp_path, pad_is_eos):
         assert_close(found[i], per_token[-1], atol=1e-5, rtol=1e-5)
     cut = reward_model.score_rows(base, "reward", [queries[0]], [responses[0][:-1]], pad, 8)
     assert abs(cut[0] - found[0]) > 1e-3
+
+
+def test_mean_pooling_averages_the_head_over_the_answers_tokens(tmp_path):
+    """By hand on one row; padding, query and neighbours change nothing."""
+    base = make_base()
+    base.add_role("reward", make_context(base, tmp_path).adapter, head=True)
+    queries, responses = [[5, 6, 9], [7]], [[20, 2], [22, 23, 24, 25, 26]]
+    found = reward_model.score_rows(base, "reward", queries, responses, 0, 8, "mean")
+    ids = torch.tensor([queries[0] + responses[0]])
+    with base.role("reward") as view, torch.no_grad():
+        per_token = view.head(view.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))[0]
+    assert_close(found[0], per_token[3:].mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_answers_that_are_the_same_are_compared_once_and_rankings_without_a_pair_are_dropped(tmp_path):
