@@ -1,0 +1,305 @@
+"""The command line: reads arguments, calls the pipeline, turns failures into messages and exit codes.
+
+Knows nothing of how a stage runs. Heavy libraries are imported inside commands, so that help is quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli_run import run_stages
+from pipelines.exits import guarded, spread_values
+
+app = typer.Typer(
+    name="trivet",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="RLHF from one recipe: instruction SFT, a reward model on ranked answers, PPO, held-out evaluation.\n\n"
+    "\b\nStart here:\n  trivet run examples/demo.yaml     the whole pipeline on the embedded task, on CPU, in minutes\n"
+    "  trivet plan examples/demo.yaml    what a run would do\n"
+    "  trivet models                     base models by name\n\n"
+    "Exit codes: 0 done; 2 the input is wrong; 3 a stage failed; 130 and 143 stopped by a signal.",
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data files.")
+app.add_typer(data_app, name="data")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, such as runs/demo", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C ...", help="change settings of the recipe; the value is YAML"),
+]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="instead of runs/<name of the recipe>")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="run again what is finished and unchanged")]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", metavar="STAGE=PATH ...", help="take a stage's result from a folder: ours, PEFT or Hugging Face"
+    ),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"trivet {version('trivet')}")
+        except PackageNotFoundError:
+            typer.echo("trivet (from a checkout, not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    set_: Set = None,
+    only: Annotated[list[str] | None, typer.Option("--only", metavar="STAGE ...", help="these stages alone")] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="begin with this stage")] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="end with this stage")] = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+) -> None:
+    """Run the whole pipeline, or part of it.
+
+    Finished, unchanged stages are skipped; what changed, and what follows from it, is run again.
+
+    \b
+    trivet run examples/demo.yaml
+    trivet run my.yaml --set ppo.kl_coef=0.1 sft.epochs=2 --run-dir runs/less-kl
+    trivet run my.yaml --from reward --until ppo
+    """
+    run_stages(recipe, set_, run_dir, input_, only=only or [], start=from_, until=until, fresh=fresh)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, fresh: Fresh = False, input_: Input = None
+) -> None:
+    """Train a small base from scratch: for the demo, or where no base knows the language.
+
+    \b
+    trivet pretrain my.yaml --set base.pretrain.steps=2000
+    """
+    run_stages(recipe, set_, run_dir, input_, only=["pretrain"], fresh=fresh)
+
+
+@app.command()
+def sft(
+    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, fresh: Fresh = False, input_: Input = None
+) -> None:
+    """Instruction tuning on demonstrations.
+
+    \b
+    trivet sft my.yaml
+    trivet sft my.yaml --set sft.learning_rate=1e-4 --run-dir runs/slower
+    """
+    run_stages(recipe, set_, run_dir, input_, only=["sft"], fresh=fresh)
+
+
+@app.command()
+def rankings(
+    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, fresh: Fresh = False, input_: Input = None
+) -> None:
+    """Sample answers from the SFT model and have the recipe's annotator rank them.
+
+    \b
+    trivet rankings my.yaml --set rankings.annotator=my.py:kindness
+    """
+    run_stages(recipe, set_, run_dir, input_, only=["rankings"], fresh=fresh)
+
+
+@app.command()
+def reward(
+    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, fresh: Fresh = False, input_: Input = None
+) -> None:
+    """Train the reward model on ranked answers.
+
+    \b
+    trivet reward my.yaml
+    trivet reward my.yaml --input sft=runs/other/sft
+    """
+    run_stages(recipe, set_, run_dir, input_, only=["reward"], fresh=fresh)
+
+
+@app.command()
+def ppo(
+    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, fresh: Fresh = False, input_: Input = None
+) -> None:
+    """Train the policy with PPO against the reward.
+
+    \b
+    trivet ppo my.yaml --set ppo.kl_coef=0.1
+    trivet ppo my.yaml --input sft=adapters/sft reward=runs/other/reward
+    """
+    run_stages(recipe, set_, run_dir, input_, only=["ppo"], fresh=fresh)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a recipe", show_default=False)],
+    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="other held-out prompts")] = None,
+    systems: Annotated[
+        str | None, typer.Option("--systems", metavar="A,B,...", help="base, sft, ppo, best_of_N")
+    ] = None,
+    set_: Set = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="where the results go")] = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+) -> None:
+    """Compare a run's systems on held-out prompts.
+
+    With other prompts, systems or settings the results go to a folder of their own (RUN/evaluations/...), and the run
+    stays as it is.
+
+    \b
+    trivet evaluate runs/demo
+    trivet evaluate runs/demo --prompts new.jsonl --systems sft,ppo
+    """
+    from pipelines.cli_run import run_evaluation
+
+    run_evaluation(run, prompts, systems, set_, run_dir, input_, fresh)
+
+
+@app.command()
+def plan(recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, input_: Input = None) -> None:
+    """Check recipe, data and base without loading weights, and show what a run would do.
+
+    \b
+    trivet plan examples/demo.yaml
+    """
+    from pipelines.cli_run import show_plan
+
+    show_plan(recipe, set_, run_dir, input_)
+
+
+@app.command()
+def models(name: Annotated[str | None, typer.Argument(metavar="[NAME]", show_default=False)] = None) -> None:
+    """List the base models by name, or show all fields of one. Needs no network.
+
+    \b
+    trivet models
+    trivet models qwen2.5-0.5b
+    trivet models ./my-base
+    """
+    from pipelines.cli_views import show_model, show_models
+
+    show_models() if name is None else show_model(name)
+
+
+@app.command()
+def score(
+    run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="a run, or its reward stage", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="prompts and answers", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="instead of standard output")] = None,
+) -> None:
+    """Reward prompts and answers in a file: one JSON line an answer.
+
+    \b
+    trivet score runs/demo answers.jsonl --out scored.jsonl
+    """
+    from pipelines.scoring import score_file
+
+    rows = score_file(run, file, out)
+    typer.echo(f"{rows} answers scored" + (f", written to {out}" if out else ""), err=True)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    stage: Annotated[str, typer.Option("--stage", metavar="STAGE", help="sft, reward, ppo or pretrain")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="a new folder")],
+    merge: Annotated[bool, typer.Option("--merge", help="full weights instead of an adapter")] = False,
+) -> None:
+    """Write a plain Hugging Face folder that Transformers and vLLM load.
+
+    \b
+    trivet export runs/demo --stage ppo --to aligned --merge
+    """
+    from pipelines.export import export_stage
+
+    typer.echo(str(export_stage(run, stage, to, merge)))
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write the run's self-contained report.html again.
+
+    \b
+    trivet report runs/demo
+    """
+    from pipelines.cli_run import the_run
+    from pipelines.report import write_report
+
+    typer.echo(str(write_report(the_run(run))))
+
+
+@app.command()
+def verify(run: RunFolder) -> None:
+    """Check every manifest, hash and parent link of a run; exit code 2 if anything is wrong.
+
+    \b
+    trivet verify runs/demo
+    """
+    from pipelines.cli_run import the_run
+    from pipelines.verify import verify_run
+
+    problems = verify_run(the_run(run))
+    for problem in problems:
+        typer.echo(problem)
+    typer.echo(f"{run}: {len(problems)} problems" if problems else f"{run}: all well")
+    raise typer.Exit(2 if problems else 0)
+
+
+@app.command("ls")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="where runs are")] = Path("runs"),
+) -> None:
+    """List the runs in a folder with their finished stages.
+
+    \b
+    trivet ls
+    trivet ls /data/runs
+    """
+    from pipelines.cli_views import show_runs
+
+    show_runs(folder)
+
+
+@data_app.command("check")
+def check_data(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="data files", show_default=False)],
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", metavar="DIR", help="count tokens with it")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit code 2 for any bad row or overlap")] = False,
+) -> None:
+    """Show format, counts, lengths, bad rows, duplicates, and prompts that files share.
+
+    \b
+    trivet data check train.jsonl held_out.jsonl
+    """
+    from pipelines.cli_views import show_data
+
+    clean = show_data(files, tokenizer)
+    raise typer.Exit(2 if strict and not clean else 0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    import sys
+
+    given = sys.argv[1:] if arguments is None else arguments
+    return guarded(lambda: app(args=spread_values(given), prog_name="trivet", standalone_mode=False))

@@ -1,0 +1,154 @@
+"""What the commands that run stages share: options into a pipeline, failures into a log, the end of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import UserError
+from pipelines.exits import StageFailed, summary_of, write_traceback
+from pipelines.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from pipelines.runner import Pipeline
+
+
+def parse_inputs(given: Sequence[str] | None) -> dict[str, str]:
+    """``stage=path`` options as a mapping.
+
+    Raises:
+        UserError: no ``=``, or a stage twice.
+    """
+    inputs: dict[str, str] = {}
+    for one in given or ():
+        stage, equals, path = one.partition("=")
+        if not equals or not stage or not path:
+            raise UserError(f"--input {one}: must have the form stage=path, for example --input sft=runs/demo/sft")
+        if stage in inputs:
+            raise UserError(f"--input {one}: {stage} is given twice")
+        inputs[stage] = path
+    return inputs
+
+
+def make_pipeline(
+    recipe: Path, overrides: Sequence[str] | None, run_dir: Path | None, inputs: Sequence[str] | None
+) -> Pipeline:
+    """A pipeline from a recipe file; the recipe is checked before anything heavy is imported."""
+    given = parse_inputs(inputs)
+    load_recipe(recipe, overrides or ())
+    from pipelines.runner import Pipeline
+
+    return Pipeline.from_recipe(recipe, overrides or (), run_dir, given)
+
+
+def run_stages(
+    recipe: Path,
+    overrides: Sequence[str] | None,
+    run_dir: Path | None,
+    inputs: Sequence[str] | None,
+    *,
+    only: Sequence[str] = (),
+    start: str | None = None,
+    until: str | None = None,
+    fresh: bool = False,
+) -> None:
+    """Run a recipe's stages, then show what came out."""
+    names = [name for one in only for name in one.split(",") if name]
+    pipeline = make_pipeline(recipe, overrides, run_dir, inputs)
+    run_pipeline(pipeline, only=names, start=start, until=until, fresh=fresh)
+
+
+def run_pipeline(pipeline: Pipeline, **which: Any) -> None:
+    """Run, report and summarise; a failure is logged in the run folder.
+
+    Raises:
+        StageFailed: with the log's path.
+    """
+    from pipelines.progress import Progress
+
+    progress = Progress(active=pipeline.processes.is_main)
+    try:
+        pipeline.run(**which, progress=progress)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        stage = f"the {progress.current} stage failed" if progress.current else "the run failed"
+        pipeline.run_dir.mkdir(parents=True, exist_ok=True)
+        log = write_traceback(pipeline.run_dir)
+        raise StageFailed(f"{stage} with {summary_of(error)}\n        the log is {log}") from error
+    if pipeline.processes.is_main:
+        finish(pipeline.run_dir, progress)
+
+
+def finish(run_dir: Path, progress: Any) -> None:
+    """The report, the table of systems, and where things lie."""
+    from pipelines.report import write_report
+    from pipelines.summary import show_summary
+
+    report = write_report(run_dir)
+    show_summary(run_dir, progress.console)
+    progress.say(f"report: {report}")
+
+
+def run_evaluation(
+    run: Path,
+    prompts: Path | None,
+    systems: str | None,
+    overrides: Sequence[str] | None,
+    run_dir: Path | None,
+    inputs: Sequence[str] | None,
+    fresh: bool,
+) -> None:
+    """Evaluate a run as its recipe says, or otherwise into a folder of its own; or a recipe's evaluate stage."""
+    changes = list(overrides or ())
+    if prompts is not None:
+        if not prompts.is_file():
+            raise UserError(f"--prompts {prompts}: no such file")
+        changes.append(f"data.held_out={prompts.resolve()}")
+    if systems is not None:
+        changes.append(f"evaluation.systems=[{', '.join(s.strip() for s in systems.split(','))}]")
+    if run.is_file():
+        run_pipeline(make_pipeline(run, changes, run_dir, inputs), only=["evaluate"], fresh=fresh)
+        return
+    given = parse_inputs(inputs)
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run folder or recipe; `trivet ls` lists the runs")
+    from pipelines.opening import open_run
+
+    pipeline = open_run(run, changes)
+    if changes or given or run_dir or "evaluate" not in pipeline.recipe.stages:
+        pipeline = _apart(pipeline, changes, run_dir, given)
+    run_pipeline(pipeline, only=["evaluate"], fresh=fresh)
+
+
+def _apart(run: Pipeline, changes: Sequence[str], run_dir: Path | None, given: Mapping[str, str]) -> Pipeline:
+    """A pipeline that evaluates a run's finished stages in another folder; the run stays as it is."""
+    from pipelines.jobs import STAGES
+    from pipelines.runner import Pipeline
+
+    recipe = run.recipe.model_copy(update={"stages": ("evaluate",), "rankings": None})
+    there = {name: run.run_dir / stage.folder for name, stage in STAGES.items() if name not in ("evaluate", "rankings")}
+    inputs = {name: str(path) for name, path in there.items() if (path / "manifest.json").is_file()} | dict(given)
+    if isinstance(recipe.base, str):
+        inputs.pop("pretrain", None)
+    tag = hashlib.sha256("\n".join([*changes, *map(str, sorted(given.items()))]).encode()).hexdigest()[:8]
+    return Pipeline(recipe, run_dir or run.run_dir / "evaluations" / tag, inputs)
+
+
+def show_plan(
+    recipe: Path, overrides: Sequence[str] | None, run_dir: Path | None, inputs: Sequence[str] | None
+) -> None:
+    """The stages with what would happen to them."""
+    from pipelines.cli_views import print_plan
+
+    pipeline = make_pipeline(recipe, overrides, run_dir, inputs)
+    print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan())
+
+
+def the_run(path: Path) -> Path:
+    """The run folder of a path, refused by name if it is none."""
+    from pipelines.opening import find_run
+
+    return find_run(path)

@@ -1,0 +1,118 @@
+"""Exit codes: what went wrong -> one message and a number. Also options that take several values.
+
+0 done; 2 the user's input is wrong; 3 a stage failed; 130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from typer.exceptions import Abort, Exit, TyperException
+
+from data.errors import UserError
+from pipelines.recipe_checks import ORDER
+
+SETTING = re.compile(r"[\w.]+=.*", re.DOTALL)
+SEVERAL = {"--set": SETTING, "--input": SETTING, "--only": re.compile("|".join(ORDER))}
+
+
+class StageFailed(Exception):
+    """A stage ended with an error that is not the user's: the message names the log."""
+
+
+def spread_values(arguments: Sequence[str]) -> list[str]:
+    """``--set a=1 b=2`` becomes ``--set a=1 --set b=2``; the same for ``--input`` and ``--only``."""
+    out: list[str] = []
+    option = ""
+    wants_value = False
+    for word in arguments:
+        if word in SEVERAL:
+            option, wants_value = word, True
+        elif wants_value:
+            wants_value = False
+        elif option and SEVERAL[option].fullmatch(word):
+            out.append(option)
+        else:
+            option = ""
+        out.append(word)
+    return out
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; errors become messages on standard error.
+
+    Returns:
+        The exit code.
+    """
+    caught: list[int] = []
+    try:
+        with _stoppable(caught):
+            result = command()
+        code = result if isinstance(result, int) else 0
+    except UserError as error:
+        return _told(f"trivet: {error}", 2)
+    except StageFailed as error:
+        return _told(f"trivet: {error}", 3)
+    except TyperException as error:
+        show = getattr(error, "show", None)
+        show() if show is not None else _told(f"trivet: {error}", 2)
+        return 2
+    except Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, Abort):
+        code = 130
+    except Exception as error:
+        log = write_traceback(Path(tempfile.mkdtemp(prefix="trivet-")))
+        return _told(f"trivet: {summary_of(error)}\ntrivet: the log is {log}", 3)
+    if caught or code == 130:  # typer turns the interrupt into a plain 130
+        code = 128 + (caught[0] if caught else signal.SIGINT)
+        return _told("trivet: stopped; finished stages are kept, and the same command goes on from there", code)
+    return code
+
+
+def _told(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _stoppable(caught: list[int]) -> Iterator[None]:
+    """SIGTERM stops a command as Ctrl-C does; ``caught`` tells them apart. Signals belong to the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def summary_of(error: BaseException) -> str:
+    """The error's type and message, without the traceback."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def write_traceback(folder: Path) -> Path:
+    """Write the current error's traceback into ``folder``, a file for each process."""
+    rank = os.environ.get("RANK", "0")
+    path = folder / ("error.log" if rank == "0" else f"error-{rank}.log")
+    path.write_text(traceback.format_exc(), encoding="utf-8")
+    return path
