@@ -50,6 +50,7 @@ class Evaluator:
             decoding: ``sampled`` or ``greedy``.
         """
         if system.startswith("best_of_"):
+            kl: list[float] | None
             made, kl = self._best_of(int(system.removeprefix("best_of_")))
         else:
             role = ROLES.get(system, system)
@@ -59,9 +60,10 @@ class Evaluator:
         self.advance(f"{system} {decoding}")
         return SystemAnswers(
             name=system,
-            decoding=decoding,
+            decoding="greedy" if decoding == "greedy" else "sampled",
             prompts=[p.text for p in self.prompts],
             categories=[p.category for p in self.prompts],
+            groups=[p.group for p in self.prompts],
             responses=list(samples.texts),
             token_ids=made.ids,
             finished=made.finished,

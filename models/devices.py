@@ -7,6 +7,7 @@ is no autocast to leave behind for the next stage.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,11 +19,24 @@ from torch import Tensor
 from data.errors import UserError
 
 
+def quiet_libraries() -> None:
+    """No progress bars and chatter of libraries between ours; their warnings about us are ours to mend."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    datasets.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
 class Processes:
     """The process group seen from one process."""
 
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
         self._check(device)
+        quiet_libraries()
         if device == "cpu":
             os.environ["ACCELERATE_USE_CPU"] = "true"  # SFTTrainer's own Accelerator must agree
         if threads:
@@ -50,9 +64,9 @@ class Processes:
         """Sum over processes (the tensor itself when there is one)."""
         if self.world == 1:
             return tensor
-        total = tensor.detach().clone()
+        total = tensor.detach().clone().to(self.device)  # NCCL sums on the GPU only
         torch.distributed.all_reduce(total)
-        return total
+        return total.to(tensor.device)
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Add gradients up over processes in one message; a process without a gradient adds zeros.

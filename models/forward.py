@@ -5,7 +5,9 @@ Keeping the two apart is what lets every stage compute logits at response positi
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -97,3 +99,16 @@ def set_gradient_checkpointing(lm: Any, on: bool) -> None:
     for module in lm.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True  # this flag alone: its children stay in eval mode
+
+
+@contextlib.contextmanager
+def checkpointing_paused(lm: Any) -> Iterator[None]:
+    """No recomputation inside: Transformers' checkpointed layers throw the key-value cache away without an error."""
+    flagged = [m for m in lm.modules() if getattr(m, "gradient_checkpointing", False) and m.training]
+    for module in flagged:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in flagged:
+            module.training = True

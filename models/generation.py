@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from data.batching import left_pad
+from models.forward import checkpointing_paused
 from models.shared_base import RoleView
 
 
@@ -99,20 +100,21 @@ class CachedEngine:
         out = torch.full((len(prompts), max_new_tokens), -1, device=device)
         done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         step_ids = ids
-        for step in range(max_new_tokens):
-            hidden = role.hidden(step_ids, mask, cache=cache)[:, -1]
-            tokens = draw(role.logits(hidden), None if draws is None else draws[rows, step], temperature)
-            live = ~done[rows]
-            out[rows[live], step] = tokens[live]
-            done[rows[live]] = torch.isin(tokens[live], stops)
-            left = (~done[rows]).nonzero().squeeze(1)
-            if len(left) == 0:
-                break
-            if len(left) <= len(rows) // 2:
-                cache.batch_select_indices(left)
-                rows, mask, tokens = rows[left], mask[left], tokens[left]
-            mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
-            step_ids = tokens[:, None]
+        with checkpointing_paused(role.lm):
+            for step in range(max_new_tokens):
+                hidden = role.hidden(step_ids, mask, cache=cache)[:, -1]
+                tokens = draw(role.logits(hidden), None if draws is None else draws[rows, step], temperature)
+                live = ~done[rows]
+                out[rows[live], step] = tokens[live]
+                done[rows[live]] = torch.isin(tokens[live], stops)
+                left = (~done[rows]).nonzero().squeeze(1)
+                if len(left) == 0:
+                    break
+                if len(left) <= len(rows) // 2:
+                    cache.batch_select_indices(left)
+                    rows, mask, tokens = rows[left], mask[left], tokens[left]
+                mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
+                step_ids = tokens[:, None]
         return Generated(ids=[[t for t in row if t >= 0] for row in out.tolist()], finished=done.tolist())
 
 

@@ -150,7 +150,7 @@ class SharedBase:
             targets = self.linear_names
         return LoraConfig(
             r=adapter.rank,
-            lora_alpha=adapter.alpha,
+            lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT takes any number
             lora_dropout=adapter.dropout,
             target_modules=targets,
             layers_to_transform=chosen,
@@ -162,7 +162,9 @@ class SharedBase:
     def _config(self, name: str) -> LoraConfig:
         if self.peft is None or name not in self.peft.peft_config:
             raise ValueError(f"no adapter role '{name}'; there are: {', '.join(self.roles) or 'none'}")
-        return self.peft.peft_config[name]
+        config = self.peft.peft_config[name]
+        assert isinstance(config, LoraConfig)
+        return config
 
     def _add_adapter(self, name: str, config: LoraConfig, seed: int) -> None:
         trainable = self._trainable_now()
@@ -176,7 +178,7 @@ class SharedBase:
                 raise UserError(f"adapter.targets: PEFT cannot place the adapter on {self.name}: {error}") from error
         self._layers = [m for m in self.lm.modules() if isinstance(m, BaseTunerLayer)]
         # a sorted list instead of PEFT's set: the saved configuration has the same bytes every time
-        kept = self.peft.peft_config[name]
+        kept = self._config(name)
         if isinstance(kept.target_modules, set):
             kept.target_modules = sorted(kept.target_modules)
         self._restore_trainable(trainable)

@@ -28,7 +28,9 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
         UserError: an unknown stage, an unfinished one, or a folder that exists.
     """
     if stage not in EXPORTABLE:
-        raise UserError(f"--stage {stage}: cannot be exported.{nearest(stage, EXPORTABLE)} One of: {', '.join(EXPORTABLE)}")
+        raise UserError(
+            f"--stage {stage}: cannot be exported.{nearest(stage, EXPORTABLE)} One of: {', '.join(EXPORTABLE)}"
+        )
     to = Path(to).resolve()
     if to.exists():
         raise UserError(f"{to}: exists already; choose a new folder")
@@ -66,6 +68,6 @@ def write_model(base: object, role: str, folder: Path) -> None:
         with base.role(role):
             wrapped = copy.deepcopy(base.peft)
         assert isinstance(wrapped, PeftModel)
-        lm = wrapped.base_model.merge_and_unload(adapter_names=[role])
+        lm = wrapped.merge_and_unload(adapter_names=[role])  # type: ignore[operator]
     lm.generation_config.eos_token_id = list(base.extra_stop_ids) or base.tokenizer.eos_token_id
     lm.save_pretrained(folder)

@@ -8,8 +8,6 @@ from pathlib import Path
 from data.errors import UserError
 from models.artifacts import load_artifact
 from pipelines.jobs import STAGES
-from pipelines.recipe import load_recipe
-from pipelines.run_folder import read_run
 from pipelines.runner import Pipeline
 
 
@@ -29,11 +27,7 @@ def find_run(path: Path) -> Path:
 def open_run(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     """The pipeline of a run folder, with relative paths seen from where its recipe lay."""
     run = find_run(path)
-    recipe = load_recipe(run / "recipe.yaml", overrides)
-    folder = read_run(run).get("recipe_folder")
-    if folder:
-        recipe = recipe.model_copy(update={"base_dir": Path(folder)})
-    return Pipeline(recipe, run)
+    return Pipeline.from_recipe(run / "recipe.yaml", overrides, run)
 
 
 def stage_folder(run: Path, stage: str) -> Path:

@@ -30,7 +30,7 @@ from pipelines.jobs import STAGES, Job, function_fingerprints
 from pipelines.keys import differences, dump, folder_hash, hash_of, library_versions
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe, load_recipe, resolved_yaml
-from pipelines.run_folder import RunFolder
+from pipelines.run_folder import RunFolder, read_run
 from pipelines.workbench import Workbench
 from stages.stage import MetricsLog, StageContext
 
@@ -72,8 +72,14 @@ class Pipeline:
         run_dir: Path | str | None = None,
         inputs: Mapping[str, str] | None = None,
     ) -> Pipeline:
-        """Read a recipe (a path or a dict) with dotted overrides such as ``ppo.kl_coef=0.1``."""
-        return cls(load_recipe(recipe, overrides), Path(run_dir) if run_dir else None, inputs)
+        """Read a recipe (a path or a dict) with dotted overrides such as ``ppo.kl_coef=0.1``.
+
+        The resolved recipe in a run folder sees relative paths from where the first recipe lay.
+        """
+        loaded = load_recipe(recipe, overrides)
+        if isinstance(recipe, str | Path) and (origin := read_run(Path(recipe).parent).get("recipe_folder")):
+            loaded = loaded.model_copy(update={"base_dir": Path(origin)})
+        return cls(loaded, Path(run_dir) if run_dir else None, inputs)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -83,6 +89,14 @@ class Pipeline:
     @cached_property
     def processes(self) -> Processes:
         return Processes(self.recipe.runtime.device, self.recipe.runtime.threads)
+
+    def corpus_counts(self) -> dict[str, int]:
+        """Rows of every part of the data, and how many were rejected."""
+        parts = ("documents", "demonstrations", "rankings", "prompts")
+        counts = {
+            f"{p} {side}": len(getattr(getattr(self.corpus, p), side)) for p in parts for side in ("train", "held_out")
+        }
+        return {name: n for name, n in counts.items() if n} | {"rejected rows": len(self.corpus.rejected)}
 
     # -- keys and plan -----------------------------------------------------------------------------------------------
 
@@ -197,7 +211,12 @@ class Pipeline:
         with folder.held():
             if self.processes.is_main:
                 write_atomic(self.run_dir / "recipe.yaml", resolved_yaml(self.recipe))
-                folder.note(name=self.recipe.name, seed=self.recipe.seed, recipe_folder=str(self.recipe.base_dir))
+                folder.note(
+                    name=self.recipe.name,
+                    seed=self.recipe.seed,
+                    recipe_folder=str(self.recipe.base_dir),
+                    data=self.corpus_counts(),
+                )
             done = 0
             # generated lazily: each stage's state on disk is looked at when its turn comes
             for name, described, key, there, reason in self._keys():

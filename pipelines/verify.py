@@ -26,7 +26,7 @@ def verify_run(run: Path | str) -> list[str]:
         out += problems(artifact)
         for parent, key in artifact.manifest.get("parents", {}).items():
             if parent in keys and keys[parent] != key:
-                out.append(f"{path}: was made from another {parent} ({key[:12]}) than the one there ({keys[parent][:12]})")
+                out.append(f"{path}: made from another {parent} ({key[:12]}) than the one there ({keys[parent][:12]})")
     if not keys:
         out.append(f"{folder}: no finished stage")
     return out

@@ -86,12 +86,15 @@ class PPO:
     def train(self) -> Iterator[dict[str, float]]:
         """Run the remaining updates, yielding each one's metrics."""
         with self.base.training("policy", "value"):
-            set_gradient_checkpointing(self.base.lm, self.context.gradient_checkpointing)
+            models = [self.base.lm, *self.base.copies.values()]
+            for lm in models:
+                set_gradient_checkpointing(lm, self.context.gradient_checkpointing)
             try:
                 while self.update_index < self.config.updates:
                     yield self.step()
             finally:
-                set_gradient_checkpointing(self.base.lm, False)
+                for lm in models:
+                    set_gradient_checkpointing(lm, False)
 
     def step(self) -> dict[str, float]:
         """One cycle of rollout and update."""
@@ -235,13 +238,13 @@ class PPO:
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu()
         names = ["loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "policy/ratio", "value/clipfrac"]
         totals = reduce(torch.stack([sums.get(n, torch.zeros((), dtype=torch.float64)) for n in names]))
-        policy, value = list(self.policy_parameters.values()), list(self.value_parameters.values())
-        self.context.processes.sum_gradients([*policy, *value])
-        norms = [torch.nn.utils.clip_grad_norm_(p, config.max_grad_norm).item() for p in (policy, value)]
+        roles = [list(self.policy_parameters.values()), list(self.value_parameters.values())]
+        self.context.processes.sum_gradients([p for role in roles for p in role])
+        norms = [torch.nn.utils.clip_grad_norm_(p, config.max_grad_norm).item() for p in roles]
         applied = all(map(_finite, norms))
         if applied:
             if self.update_index < config.critic_warmup:
-                for p in policy:
+                for p in roles[0]:
                     p.grad = None
             self.optimizer.step()
         else:

@@ -140,6 +140,7 @@ class RewardModule(nn.Module):
 
     def __init__(self, view: RoleView, pooling: str) -> None:
         super().__init__()
+        assert view.head is not None
         self.lm, self.head, self.view, self.pooling = view.lm, view.head, view, pooling
 
     def forward(self, ids: Tensor, mask: Tensor, query_lengths: Tensor, response_lengths: Tensor) -> Tensor:

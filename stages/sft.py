@@ -68,7 +68,7 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
     from trl import SFTTrainer
 
     base = context.base
-    model = base.copies.get("sft", base.peft)
+    model: Any = base.copies.get("sft", base.peft)
     if base.peft is not None:
         base.peft.active_adapter = "sft"  # what PeftModel.forward asks for; the layers themselves are selected already
     settings = trainer_settings(context, config, len(rows), "sft")

@@ -76,7 +76,7 @@ class ProgressCallback(TrainerCallback):
             return
         kept = {k: v for k, v in logs.items() if isinstance(v, int | float) and k != "epoch"}
         self.context.log.write(state.global_step, kept)
-        shown = {k: kept[k] for k in ("loss", "mean_token_accuracy", "pair_accuracy") if k in kept}
+        shown: dict[str, float] = {k: kept[k] for k in ("loss", "mean_token_accuracy", "pair_accuracy") if k in kept}
         self.context.bar.advance(state.global_step, shown)
 
 
