@@ -13,6 +13,7 @@ from rich.table import Table
 
 from data.errors import UserError
 from pipelines.progress import duration
+from pipelines.recipe_checks import ORDER
 
 if TYPE_CHECKING:
     from data.checks import FileCheck
@@ -93,6 +94,7 @@ def show_runs(folder: Path) -> None:
         run = _json(path / "run.json")
         stages: dict[str, Any] = run.get("stages", {})
         shown = [name if s.get("status") == "done" else f"{name} ({s.get('status')})" for name, s in stages.items()]
+        shown.sort(key=lambda text: ORDER.index(text.split()[0]) if text.split()[0] in ORDER else len(ORDER))
         took = sum(s.get("seconds", 0) for s in stages.values())
         name, seed = str(run.get("name", "")), str(run.get("seed", ""))
         table.add_row(escape(path.name), escape(name), seed, " ".join(shown), duration(took) if took else "")

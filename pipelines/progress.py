@@ -6,6 +6,7 @@ Knows nothing of stages but their name, step, tokens and a few numbers. Processe
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 
@@ -92,7 +93,8 @@ class Progress:
 
     def __init__(self, active: bool = True, console: Console | None = None) -> None:
         self.active = active
-        self.console = console or Console(highlight=False)
+        # tables in a log file need more than the 80 columns that a pipe is taken for
+        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
         self.current = ""  # the stage that runs, for messages when it fails
         self._bar: Bar | None = None
 
