@@ -32,6 +32,8 @@ def hidden_states(lm: Any, ids: Tensor, mask: Tensor, position_ids: Tensor | Non
         cache: a Transformers cache, filled in place.
     """
     body = body_of(lm)
+    # what pads is never looked up: a tokenizer's padding id may lie outside the embeddings
+    ids = ids.masked_fill(mask[:, -ids.shape[1] :] == 0, 0)
     if position_ids is None:
         position_ids = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     extra = {"position_ids": position_ids} if takes_positions(body) else {}
@@ -92,8 +94,11 @@ def switch_off_dropout(lm: nn.Module) -> None:
 def set_gradient_checkpointing(lm: Any, on: bool) -> None:
     """Recompute layer activations in backward, or not; works in eval mode, where nothing else is in train mode."""
     if not on:
-        if any(getattr(m, "gradient_checkpointing", False) for m in lm.modules()):
+        flagged = [m for m in lm.modules() if getattr(m, "gradient_checkpointing", False)]
+        if flagged:
             lm.gradient_checkpointing_disable()
+        for module in flagged:
+            module.training = False  # as it was before it was switched on
         return
     lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for module in lm.modules():

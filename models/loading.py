@@ -26,7 +26,7 @@ def load_causal_lm(source: str, revision: str | None, dtype: torch.dtype, device
         lm = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-    return lm.to(device)
+    return lm.to(device)  # type: ignore[arg-type]
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> Any:

@@ -35,7 +35,7 @@ def save_role(base: SharedBase, name: str, folder: Path, extra: dict[str, float]
         save_adapter(base, name, folder / ADAPTER)
     if name in base.heads:
         head = base.heads[name]
-        tensors = {"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}
+        tensors = {"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}  # type: ignore[operator]
         tensors |= {k: torch.tensor(v, dtype=torch.float64) for k, v in (extra or {}).items()}
         save_file(tensors, folder / HEAD)
 

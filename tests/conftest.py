@@ -72,7 +72,7 @@ def tiny_lm(family: str = "llama", seed: int = 0, **changes: object):
             k: v for k, v in settings.items() if not k.startswith(("hidden_size", "num_", "intermediate", "max_p"))
         }
     settings |= changes
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def first_word_reward(samples: Any) -> torch.Tensor:
 
 def make_ppo(
     tmp_path: Path,
-    reward: Callable[[Any], torch.Tensor] = first_word_reward,
+    reward: Any = first_word_reward,
     family: str = "llama",
     base: SharedBase | None = None,
     gradient_checkpointing: bool = False,
