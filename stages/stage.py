@@ -67,7 +67,9 @@ class StageContext:
 
     @property
     def pad_id(self) -> int:
-        return self.renderer.pad_id
+        """The tokenizer's padding id, or 0 where that is outside the embeddings; masks never look at ids."""
+        pad = self.renderer.pad_id
+        return pad if pad < self.base.lm.get_input_embeddings().weight.shape[0] else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,7 +139,9 @@ class Oracle:
         ratio, eps = torch.exp(new - old), self.settings.clip
         inside = min(max(ratio.item(), 1 - eps), 1 + eps)
         # pessimistic bound: the constant where it is the smaller objective
-        return -ratio * advantage if ratio.item() * advantage <= inside * advantage else new.new_tensor(-inside * advantage)
+        if ratio.item() * advantage <= inside * advantage:
+            return -ratio * advantage
+        return new.new_tensor(-inside * advantage)
 
     def squared(self, value: Tensor, old: float, target: float) -> Tensor:
         eps = self.settings.value_clip
