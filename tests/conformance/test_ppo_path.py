@@ -12,6 +12,7 @@ from data.errors import UserError
 from data.splits import Corpus, Split
 from data.template import Renderer
 from models.devices import Processes
+from models.forward import set_gradient_checkpointing
 from models.generation import CachedEngine, generate, uniforms_for
 from models.settings import AdapterConfig
 from models.shared_base import SharedBase
@@ -20,7 +21,7 @@ from reward.model import RewardModel, Samples
 from stages import ppo_stage
 from stages.configs import PPOConfig
 from stages.rollout import micro_batches
-from tests.conftest import ADAPTER, make_base, randomise, tiny_lm, word_tokenizer
+from tests.conftest import ADAPTER, WORDS, make_base, randomise, tiny_lm, word_tokenizer
 from tests.stages.ppo_world import PROMPTS, RAGGED, Injected, make_context, make_ppo, make_prompt
 
 
@@ -122,8 +123,8 @@ def test_the_reward_models_score_in_ppo_is_that_of_its_own_evaluation(tmp_path):
 
 def test_a_reward_model_on_another_base_gets_text_in_its_own_ids(tmp_path):
     """M11: another vocabulary; ids of the policy would be nonsense there, so answers pass as text."""
-    other_words = ["<pad>", "<bos>", "<eos>", "<unk>", "user", "assistant", ":", *[f"w{i}" for i in reversed(range(33))]]
-    base = SharedBase(tiny_lm(seed=3), word_tokenizer(words=other_words), name="other")
+    words = [*WORDS[:7], *reversed(WORDS[7:])]
+    base = SharedBase(tiny_lm(seed=3), word_tokenizer(words=words), name="other")
     base.add_role("reward", ADAPTER, head=True)
     renderer = Renderer(base.tokenizer, template="dialogue")
     model = RewardModel(base=base, role="reward", renderer=renderer, takes_ids=False)
@@ -222,6 +223,18 @@ def test_a_padding_id_outside_the_vocabulary_is_harmless(tmp_path):
     assert torch.equal(*found)
 
 
+def test_rollouts_are_drawn_from_the_policy_by_its_own_distribution(tmp_path):
+    """R15, P5, R5: at a temperature near 0 the rollout is the policy's argmax, not the reference's or the critic's."""
+    ppo = make_ppo(tmp_path, temperature=1e-4)
+    randomise(ppo.base, "policy", 11, scale=1.0)
+    rollout = rolled_out(ppo)
+    with ppo.base.role("policy") as view, torch.no_grad():
+        for query, response in zip(rollout.queries, rollout.responses, strict=True):
+            ids = torch.tensor([query + response])
+            best = view.logits(view.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))[0].argmax(-1)
+            assert best[len(query) - 1 : -1].tolist() == response
+
+
 @pytest.mark.parametrize("max_new_tokens", [40, 64])
 def test_prompts_that_do_not_fit_are_left_out_and_counted_or_refused(tmp_path, max_new_tokens):
     """R14: 64 positions; what fits is used whole, never cut; no room at all is an error before anything runs."""
@@ -240,7 +253,7 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted_or_refused(tmp_path, m
 
 
 def test_an_epoch_visits_every_prompt_once_across_updates(tmp_path):
-    """R20, C12: 5 prompts in rollouts of 4; the stream of 20 rows has each prompt 4 times, 5 different ones in a row."""
+    """R20, C12: 5 prompts in rollouts of 4: each block of 5 in the stream of rows has every prompt once."""
     ppo = make_ppo(tmp_path, prompts=PROMPTS[:5], rollouts=4)
     order = [ppo._prompt_number(i) for i in range(20)]
     for at in range(0, 20, 5):
@@ -267,6 +280,41 @@ def test_adapters_are_placed_once_on_every_linear_layer_of_the_blocks():
     }
     assert set(base.parameters_of("policy")) == expected
     assert all(n.count("lora_") <= 1 for n, _ in base.lm.named_parameters())
+
+
+def test_checkpointed_states_carry_a_gradient_although_the_embeddings_are_frozen():
+    """C10: reentrant recomputation would cut the graph without an error."""
+    for checkpointing in (False, True):
+        base = make_base()
+        base.add_role("policy", ADAPTER)
+        randomise(base, "policy", 0)
+        ids = torch.arange(5, 12)[None]
+        with base.training("policy"), base.role("policy") as view:
+            set_gradient_checkpointing(base.lm, checkpointing)
+            hidden = view.hidden(ids, torch.ones_like(ids, dtype=torch.bool))
+            set_gradient_checkpointing(base.lm, False)
+            assert hidden.requires_grad
+
+
+def test_the_fingerprint_of_a_base_follows_every_weight_and_no_role():
+    """P11: what manifests record to tell bases apart."""
+    base = make_base()
+    assert base.fingerprint == make_base().fingerprint != make_base(seed=1).fingerprint
+    base.add_role("sft", ADAPTER)
+    assert base.hash() == base.fingerprint
+    with torch.no_grad():
+        base.lm.model.layers[1].mlp.down_proj.weight[3, 4] += 1e-3
+    assert base.hash() != base.fingerprint
+
+
+def test_the_value_loss_reaches_the_critic_only(tmp_path):
+    """P18: advantages of 0 and a wrong critic; the policy's gradient is exactly 0."""
+    ppo = make_ppo(tmp_path)
+    rollout = rolled_out(ppo)
+    rollout.advantages = torch.zeros_like(rollout.advantages)
+    with ppo.base.training("policy", "value"):
+        record = ppo._minibatch(rollout, list(range(8)))
+    assert record.policy_grad_norm == 0.0 and record.value_grad_norm > 0.0
 
 
 def prepared(tmp_path, **settings):
