@@ -1,7 +1,4 @@
 # trivet: set-up, demo, tests. Every target does its own set-up; none but gpu-check touches the system's Python.
-#
-# On a machine without a GPU, the CPU build of torch is a much smaller download:
-#   make install PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
 VENV ?= .venv

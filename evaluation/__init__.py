@@ -1,1 +1,1 @@
-"""evaluation"""
+"""Held-out answers of several systems, metrics, paired statistics, baselines."""

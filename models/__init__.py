@@ -1,1 +1,28 @@
-"""models"""
+"""The base-model registry, the shared base with its roles, log-probabilities, sampling, artifacts.
+
+Names are imported when they are asked for: the registry needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.registry import BASE_MODELS, BaseModelSpec
+    from models.settings import AdapterConfig
+    from models.shared_base import SharedBase
+
+__all__ = ["BASE_MODELS", "AdapterConfig", "BaseModelSpec", "SharedBase"]
+_HOMES = {
+    "BASE_MODELS": "models.registry",
+    "BaseModelSpec": "models.registry",
+    "AdapterConfig": "models.settings",
+    "SharedBase": "models.shared_base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'models' has no attribute '{name}'")

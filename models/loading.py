@@ -58,5 +58,11 @@ def stop_ids_of(lm: Any) -> tuple[int, ...]:
 def load_base(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> SharedBase:
     """Load a registry entry once, to be shared by every stage."""
     tokenizer = load_tokenizer(spec.source, spec.revision)
+    if spec.chat_template:
+        tokenizer.chat_template = spec.chat_template
+    if spec.pad_token:
+        if spec.pad_token not in tokenizer.get_vocab():
+            raise UserError(f"base {spec.name}: pad_token {spec.pad_token!r} is not in its vocabulary")
+        tokenizer.pad_token = spec.pad_token
     lm = load_causal_lm(spec.source, spec.revision, dtype, device)
     return SharedBase(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))

@@ -1,1 +1,21 @@
-"""pipelines"""
+"""Recipes, the stage table, the runner, the report and the command line.
+
+``from pipelines import Pipeline`` imports torch when it is asked for, and not before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.runner import Pipeline
+
+__all__ = ["Pipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Pipeline":
+        from pipelines.runner import Pipeline
+
+        return Pipeline
+    raise AttributeError(f"module 'pipelines' has no attribute '{name}'")

@@ -10,7 +10,6 @@ from data.functions import load_function
 from evaluation.held_out import ROLES, Evaluator
 from evaluation.results import assemble, samples_rows
 from models.artifacts import write_json
-from models.role_files import load_role
 from stages.stage import StageResult
 
 if TYPE_CHECKING:
@@ -58,9 +57,9 @@ def make_evaluator(job: Job) -> Evaluator:
         raise UserError("data.held_out: no held-out prompt is left for evaluation; raise the share or name a file")
     base = bench.base()
     if "sft" in job.inputs:
-        load_role(base, "reference", job.inputs["sft"])
+        bench.load("sft", "reference", job.inputs["sft"])
     if "ppo" in job.inputs:
-        load_role(base, "policy", job.inputs["ppo"])
+        bench.load("ppo", "policy", job.inputs["ppo"])
     return Evaluator(
         base=base,
         renderer=bench.renderer(),

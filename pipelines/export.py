@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.errors import UserError, nearest
 from models.artifacts import partial_folder
-from models.role_files import load_role, save_adapter
+from models.role_files import save_adapter
 from pipelines.opening import open_run, stage_folder
 
 EXPORTABLE = {"sft": "sft", "ppo": "policy", "pretrain": "base"}
@@ -38,7 +38,7 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
     folder = stage_folder(pipeline.run_dir, stage)
     base, role = pipeline.bench.base(), EXPORTABLE[stage]
     if role != "base":
-        load_role(base, role, folder)
+        pipeline.bench.load(stage, role, folder)
     partial = partial_folder(to)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -13,7 +13,6 @@ from typing import Any
 from data.functions import load_function
 from data.records import Prompt
 from data.splits import Corpus, Split
-from models.role_files import load_role
 from pipelines.keys import dump
 from pipelines.recipe import Recipe
 from pipelines.workbench import Workbench
@@ -73,7 +72,7 @@ def _rankings(job: Job) -> StageResult:
 
     base, settings = job.bench.base(), job.bench.recipe.rankings
     if "sft" in job.inputs:
-        load_role(base, "sft", job.inputs["sft"])
+        job.bench.load("sft", "sft", job.inputs["sft"])
     assert settings is not None
     return rankings.run(job.make_context(base, job.bench.renderer()), settings)
 
@@ -84,7 +83,7 @@ def _reward(job: Job) -> StageResult:
 
     base, renderer = job.bench.reward_base()
     if "sft" in job.inputs and not job.bench.reward_stands_apart:
-        load_role(base, "sft", job.inputs["sft"])
+        job.bench.load("sft", "sft", job.inputs["sft"])
     corpus = job.corpus
     if "rankings" in job.inputs:
         train, held_out = read_rankings(job.inputs["rankings"])
@@ -97,7 +96,7 @@ def _ppo(job: Job) -> StageResult:
 
     base, adapter = job.bench.base(), job.bench.recipe.adapter
     if "sft" in job.inputs:
-        load_role(base, "reference", job.inputs["sft"])
+        job.bench.load("sft", "reference", job.inputs["sft"])
     else:  # without SFT the reference is the base itself: an adapter that changes nothing
         base.add_role("reference", adapter, seed=job.bench.recipe.seed)
     model = job.bench.load_reward(job.inputs["reward"]) if "reward" in job.inputs else None

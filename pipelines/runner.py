@@ -16,6 +16,7 @@ from typing import Any
 
 from data.errors import UserError, nearest
 from data.splits import Corpus, load_corpus
+from data.template import Renderer
 from models.artifacts import (
     Artifact,
     load_artifact,
@@ -26,6 +27,7 @@ from models.artifacts import (
     write_atomic,
 )
 from models.devices import Processes, peak_memory
+from models.shared_base import SharedBase
 from pipelines.jobs import STAGES, Job, function_fingerprints
 from pipelines.keys import differences, dump, folder_hash, hash_of, library_versions
 from pipelines.progress import Progress
@@ -251,6 +253,7 @@ class Pipeline:
         return inputs
 
     def _run_stage(self, name: str, described: dict[str, Any], key: str, folder: RunFolder, progress: Progress) -> None:
+        """Run one stage into a hidden folder and publish it."""
         stage, started = STAGES[name], time.perf_counter()
         final = self.run_dir / stage.folder
         out = partial_folder(final)
@@ -263,37 +266,7 @@ class Pipeline:
         folder.stage(name, status="running", key=key)
         log = MetricsLog(out / "metrics.jsonl", self.processes.is_main)
         with progress.stage(name, stage.steps(self.recipe, self.corpus)) as bar:
-
-            def make_context(base: Any, renderer: Any, corpus: Corpus | None = None) -> StageContext:
-                found = {need: read_artifact(path) for need, path in inputs.items()}
-                return StageContext(
-                    out=out,
-                    seed=self.recipe.seed,
-                    base=base,
-                    renderer=renderer,
-                    corpus=corpus or self.corpus,
-                    adapter=self.recipe.adapter,
-                    inputs={need: a for need, a in found.items() if a is not None},
-                    input_paths=inputs,
-                    processes=self.processes,
-                    log=log,
-                    bar=bar,
-                    say=progress.say,
-                    warn=progress.warn,
-                    gradient_checkpointing=self.recipe.runtime.gradient_checkpointing,
-                    recipe_folder=self.recipe.base_dir,
-                )
-
-            job = Job(
-                bench=self.bench,
-                corpus=self.corpus,
-                out=out,
-                inputs={k: v for k, v in inputs.items() if k != "pretrain"},
-                make_context=make_context,
-                log=log,
-                bar=bar,
-            )
-            result = stage.run(job)
+            result = stage.run(self._job(out, inputs, log, bar, progress))
         self.processes.barrier()
         if self.processes.is_main:
             manifest = {
@@ -304,16 +277,42 @@ class Pipeline:
                 "seed": self.recipe.seed,
                 "libraries": library_versions(),
                 "metrics": dict(result.metrics),
-                "base_fingerprint": self.bench.base().fingerprint if name != "pretrain" else None,
+                "base_fingerprint": self.bench.fingerprint(name) if name != "pretrain" else None,
             }
             publish(out, final, manifest)
-        seconds = time.perf_counter() - started
-        folder.stage(
-            name,
-            status="done",
-            key=key,
-            artifact=stage.folder,
-            seconds=round(seconds, 3),
-            peak_memory=peak_memory(self.processes.device),
-        )
+        seconds, memory = round(time.perf_counter() - started, 3), peak_memory(self.processes.device)
+        folder.stage(name, status="done", key=key, artifact=stage.folder, seconds=seconds, peak_memory=memory)
         self.processes.barrier()
+
+    def _job(self, out: Path, inputs: Mapping[str, Path], log: MetricsLog, bar: Any, progress: Progress) -> Job:
+        """What a stage is handed; its context is made once it has loaded the base it stands on."""
+
+        def make_context(base: SharedBase, renderer: Renderer, corpus: Corpus | None = None) -> StageContext:
+            found = {need: read_artifact(path) for need, path in inputs.items()}
+            return StageContext(
+                out=out,
+                seed=self.recipe.seed,
+                base=base,
+                renderer=renderer,
+                corpus=corpus or self.corpus,
+                adapter=self.recipe.adapter,
+                inputs={need: a for need, a in found.items() if a is not None},
+                input_paths=inputs,
+                processes=self.processes,
+                log=log,
+                bar=bar,
+                say=progress.say,
+                warn=progress.warn,
+                gradient_checkpointing=self.recipe.runtime.gradient_checkpointing,
+                recipe_folder=self.recipe.base_dir,
+            )
+
+        return Job(
+            bench=self.bench,
+            corpus=self.corpus,
+            out=out,
+            inputs={k: v for k, v in inputs.items() if k != "pretrain"},
+            make_context=make_context,
+            log=log,
+            bar=bar,
+        )

@@ -15,6 +15,7 @@ import torch
 
 from data.errors import UserError
 from data.template import Renderer
+from models.artifacts import read_artifact
 from models.devices import Processes, resolve_dtype
 from models.loading import load_base
 from models.registry import BaseModelSpec, resolve_base
@@ -46,16 +47,16 @@ class Workbench:
         return self._load("base", self.spec)
 
     def renderer(self) -> Renderer:
-        return self._renderer(self.base(), self.recipe.template, self.recipe.stop)
+        return self._renderer(self.base(), self.recipe.template, self.recipe.stop or self.spec.stop)
 
     def _renderer(self, base: SharedBase, template: str, stop: tuple[str | int, ...]) -> Renderer:
         return Renderer(base.tokenizer, template=template, stop=stop, extra_stop_ids=base.extra_stop_ids)
 
     def _load(self, name: str, spec: BaseModelSpec) -> SharedBase:
         if name not in self._bases:
-            self._bases[name] = load_base(
-                spec, resolve_dtype(self.recipe.runtime.dtype, self.processes.device), self.processes.device
-            )
+            asked = self.recipe.runtime.dtype
+            dtype = resolve_dtype(spec.dtype if asked == "auto" else asked, self.processes.device)
+            self._bases[name] = load_base(spec, dtype, self.processes.device)
         return self._bases[name]
 
     @property
@@ -78,8 +79,28 @@ class Workbench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
+    def fingerprint(self, stage: str) -> str:
+        """Hash of the base that a stage stands on."""
+        return (self.reward_base()[0] if stage == "reward" else self.base()).fingerprint
+
+    def load(self, stage: str, role: str, folder: Path) -> None:
+        """Add a role to the shared base from a finished stage or a folder that the user gave."""
+        self._same_base(stage, folder)
+        load_role(self.base(), role, folder)
+
+    def _same_base(self, stage: str, folder: Path) -> None:
+        """An adapter means nothing on another base than the one it was trained on."""
+        artifact = read_artifact(folder)
+        made_on = artifact.manifest.get("base_fingerprint") if artifact else None
+        if made_on and made_on != self.fingerprint(stage):
+            raise UserError(
+                f"{folder}: was trained on another base (fingerprint {made_on[:12]}, this one is "
+                f"{self.fingerprint(stage)[:12]}); use the base it was made with, or run the stage again"
+            )
+
     def load_reward(self, folder: Path) -> RewardModel:
         """The role ``reward`` from a finished reward stage, with its head, centre and spread."""
+        self._same_base("reward", folder)
         base, renderer = self.reward_base()
         numbers: dict[str, Any] = load_role(base, "reward", folder, head=True)
         return RewardModel(

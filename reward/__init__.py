@@ -1,1 +1,1 @@
-"""reward"""
+"""Ranking losses, the reward model, composed rewards."""
