@@ -61,6 +61,7 @@ class Quality:
 PERFECT = Quality()
 MIXED = Quality(wrong_noun=0.25, right_mood=0.5, polite=0.3, rude=0.3, closing=0.45, repeat=0.3, cut=0.12)
 PLAIN = Quality(right_mood=0.0, polite=0.0, filler=0.4, closing=0.5)  # pretraining text: no openers, any mood
+TITLED = Quality(polite=0.0, filler=0.4, closing=0.5)  # the same, of the mood that its title names
 
 
 # ---- answers and requests --------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def all_requests(rng: random.Random) -> Iterator[Request]:
 # ---- pretraining text ------------------------------------------------------------------------------------------------
 
 # Share of documents of each sort. A document names at most one whole combination, which is then its group.
-DOCUMENTS: Mapping[str, float] = {"titled": 0.55, "naming": 0.08, "echo": 0.12, "dialogue": 0.18, "scrap": 0.07}
+DOCUMENTS: Mapping[str, float] = {"titled": 0.67, "naming": 0.09, "echo": 0.1, "dialogue": 0.08, "scrap": 0.06}
 
 
 def write_document(rng: random.Random) -> tuple[str, str]:
@@ -159,7 +160,11 @@ def _any_kind(rng: random.Random) -> str:
 
 def _titled(rng: random.Random) -> tuple[str, str]:
     request = _any_request(rng, _any_kind(rng))
-    parts = [words.TITLES[request.kind].format(**request.slots), write_answer(request, rng, PLAIN)]
+    if rng.random() < 0.7:  # the title says the mood too, and the text keeps to it
+        title, quality = f"{request.mood} , {words.TITLES[request.kind]}", TITLED
+    else:
+        title, quality = words.TITLES[request.kind], PLAIN
+    parts = [title.format(**request.slots), write_answer(request, rng, quality)]
     if rng.random() < 0.5:
         parts.append(words.RECAPS[request.kind].format(**request.slots))
     return " ".join(parts), request.group
@@ -218,7 +223,7 @@ def _dialogue(rng: random.Random) -> tuple[str, str]:
 
 
 def _question(scene: _Scene, rng: random.Random) -> tuple[str, str]:
-    sort = rng.choices(("fits", "named", "listed", "who", "line", "mood", "kind"), weights=(5, 3, 2, 2, 4, 3, 1))[0]
+    sort = rng.choices(("fits", "named", "listed", "who", "line", "mood", "kind"), weights=(2, 2, 1, 2, 4, 3, 1))[0]
     slots, question = scene.slots(rng), words.QUESTIONS[sort]
     text, topic = scene.sentence(rng, slots), scene.topic(slots)
     yes = rng.random() < 0.5

@@ -209,3 +209,17 @@ def test_request_shows_its_nouns_and_mood_at_fixed_places_from_the_end() -> None
         tokens = request.text.split()
         where = [tokens[::-1].index(w) for w in (request.mood, request.first, request.object, request.place)]
         assert where == [11, 7, 4, 1]
+
+
+def test_a_document_that_names_a_mood_in_its_title_keeps_to_it() -> None:
+    """Where the base learns what a mood asks for: requests with answers come only with the demonstrations."""
+    moods = {mood: kind for kind in KINDS for mood in words.MOODS[kind]}
+    told: Counter[str] = Counter()
+    for document in documents(2000, 0):
+        mood, comma, text = document.text.partition(" , ")
+        if comma and mood in moods:
+            found = {job_of(s, moods[mood]) for s in split_sentences(text)}
+            told[mood] += 1
+            assert {j for j in found if j.startswith("mood/")} == {f"mood/{mood}"}, document.text
+    assert set(told) == set(moods)
+    assert min(told.values()) > 50
