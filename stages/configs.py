@@ -150,6 +150,7 @@ class PPOConfig(Config):
     value: ValueConfig = ValueConfig()
     value_coef: float = Field(0.1, ge=0, description="weight of the value loss where it shares the policy's trunk")
     critic_warmup: int = Field(0, ge=0, description="first updates that train the value role only")
+    self_check: bool = Field(True, description="look for silent mistakes before the first update; takes seconds")
 
     @model_validator(mode="after")
     def _divides(self) -> PPOConfig:

@@ -13,7 +13,9 @@ from reward.composition import compose
 from reward.model import RewardModel
 from stages.configs import PPOConfig
 from stages.ppo import PPO
+from stages.self_check import require, self_check
 from stages.stage import StageContext, StageResult
+from stages.warnings import Watch
 
 
 def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> StageResult:
@@ -30,9 +32,14 @@ def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> 
     )
     add_roles(context, config, model)
     ppo = PPO(context, config, prompts, reward)
+    if config.self_check:
+        require(self_check(ppo, model))
+    watch = Watch()
     last: dict[str, float] = {}
     for last in ppo.train():
         context.log.write(ppo.update_index, last)
+        for text in watch.see(ppo.update_index, last):
+            context.warn(f"PPO, update {ppo.update_index}: {text}")
         shown = {k.split("/")[-1]: last[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
         context.bar.advance(ppo.update_index, shown, int(last["tokens/response"]))
     if context.processes.is_main:
@@ -44,6 +51,7 @@ def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> 
             "prompts": len(prompts),
             "prompts_left_out": left_out,
             "skipped_steps": ppo.skipped_steps,
+            "warnings": [{"step": w.step, "text": w.text} for w in watch.given],
             **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length")},
         }
     )

@@ -78,6 +78,7 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
             "centre": centre,
             "spread": spread,
             "centred_on": source,
+            "probe": probe(context, train, config, centre),
             **found,
         }
     )
@@ -235,6 +236,16 @@ def calibrate(context: StageContext, train: Sequence[EncodedRanking], config: Re
         responses, source = [a for r in chosen for a in r.responses], "training answers"
     scores = score_rows(base, "reward", queries, responses, renderer.pad_id, 64, config.pooling).double()
     return scores.mean().item(), scores.std().item() if len(scores) > 1 else 1.0, source
+
+
+def probe(
+    context: StageContext, rows: Sequence[EncodedRanking], config: RewardConfig, centre: float
+) -> dict[str, Any]:
+    """One short training answer and its centred score: what PPO's self-check expects of the loaded model."""
+    pairs = [(q, a) for r in rows for q, a in zip(r.queries, r.responses, strict=True)]
+    query, response = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
+    score = score_rows(context.base, "reward", [query], [response], context.pad_id, 1, config.pooling).item()
+    return {"query": query, "response": response, "score": score - centre}
 
 
 def measure(context: StageContext, rows: Sequence[EncodedRanking], config: RewardConfig) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""Bad signs are told once, at the update where they can be believed, and never in a healthy run."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.warnings import LONG, PATIENCE, Watch
+
+HEALTHY = {
+    "objective/kl": 1.0, "objective/entropy": 2.0, "objective/scores_std": 1.0, "ppo/value/explained_variance": 0.3,
+    "rollout/truncated_fraction": 0.2, "rollout/length": 20.0, "ppo/skipped_steps": 0.0,
+}  # fmt: skip
+
+
+def feed(changes: list[dict[str, float]]) -> list[tuple[int, str]]:
+    watch = Watch()
+    out = [(step, text) for step, change in enumerate(changes, 1) for text in watch.see(step, HEALTHY | change)]
+    assert [(w.step, w.text) for w in watch.given] == out
+    return out
+
+
+def test_a_healthy_run_says_nothing():
+    assert feed([{"objective/kl": 0.1 * i, "rollout/length": 20 + 0.1 * i} for i in range(60)]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "step", "words"),
+    [
+        ("objective/kl", [-0.5] * 9, PATIENCE, "negative"),
+        ("objective/kl", [1.0, 30.0, 31.0, 35.0, 50.0], 4, "growing"),
+        ("objective/entropy", [2.0, 0.3, 0.3, 0.3, 0.3], 4, "entropy"),
+        ("ppo/value/explained_variance", [-0.2] * (LONG + 5), LONG, "critic"),
+        ("objective/scores_std", [1.0, 0.01, 0.01, 0.01, 0.01], 4, "hardly differ"),
+        ("objective/scores_std", [0.0] * 5, PATIENCE, "hardly differ"),
+        ("rollout/truncated_fraction", [1.0] * 5, PATIENCE, "max_new_tokens"),
+        ("rollout/length", [10.0] * 9 + [20.0] * 9, 12, "length"),
+        ("ppo/skipped_steps", [0.0, 1.0, 1.0], 2, "not finite"),
+    ],
+)
+def test_each_sign_once_with_its_remedy(name, values, step, words):
+    (found,) = feed([{name: v} for v in values])
+    assert found[0] == step and words in found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("objective/kl", [-0.5, 0.5, -0.5, 0.5] * 5),
+        ("objective/kl", [40.0, 35.0, 30.0, 28.0]),
+        ("ppo/value/explained_variance", [-0.5] * (LONG - 1) + [0.1]),
+        ("objective/entropy", [2.0, 0.3, 0.3, 1.0, 0.3, 0.3]),
+    ],
+)
+def test_what_passes_is_not_told(name, values):
+    assert feed([{name: v} for v in values]) == []
+
+
+def test_metrics_that_are_missing_are_no_sign():
+    watch = Watch()
+    assert all(watch.see(i, {}) == [] for i in range(40))
