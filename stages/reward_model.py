@@ -238,9 +238,7 @@ def calibrate(context: StageContext, train: Sequence[EncodedRanking], config: Re
     return scores.mean().item(), scores.std().item() if len(scores) > 1 else 1.0, source
 
 
-def probe(
-    context: StageContext, rows: Sequence[EncodedRanking], config: RewardConfig, centre: float
-) -> dict[str, Any]:
+def probe(context: StageContext, rows: Sequence[EncodedRanking], config: RewardConfig, centre: float) -> dict[str, Any]:
     """One short training answer and its centred score: what PPO's self-check expects of the loaded model."""
     pairs = [(q, a) for r in rows for q, a in zip(r.queries, r.responses, strict=True)]
     query, response = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))

@@ -132,7 +132,7 @@ class Oracle:
                     policy_terms.append(self.surrogate(new[t], old[b][t], advantages[b][t]))
                     policy_terms.append(-self.settings.entropy * entropies[t])
                     value_terms.append(self.squared(v, old_values[b][t], returns[b][t]))
-            history.append(self.step(sum(policy_terms) / count, sum(value_terms) / count))
+            history.append(self.step(torch.stack(policy_terms).sum() / count, torch.stack(value_terms).sum() / count))
         return history
 
     def surrogate(self, new: Tensor, old: float, advantage: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -27,8 +29,9 @@ def dropout_names(family: str) -> list[str]:
     return [k for k, v in config.items() if ("dropout" in k or "pdrop" in k) and isinstance(v, float)]
 
 
-def dropping_base(family: str, **kwargs) -> SharedBase:
-    return make_base(family, **kwargs, **dict.fromkeys(dropout_names(family), 0.5))
+def dropping_base(family: str, **kwargs: Any) -> SharedBase:
+    changes: dict[str, Any] = dict.fromkeys(dropout_names(family), 0.5)
+    return make_base(family, **kwargs, **changes)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

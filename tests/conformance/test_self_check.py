@@ -130,14 +130,14 @@ def trained_reward(folder: Path) -> tuple[dict, Path]:
 
 def stage_world(tmp_path: Path, metrics: dict, folder: Path, spoil: bool = False):
     """What the runner hands to PPO's stage, the reward model loaded from its folder."""
-    base, told = make_base(), []
+    base, told = make_base(), list[str]()
     numbers = load_role(base, "reward", folder, head=True)
     tmp_path.mkdir(exist_ok=True)
     context = make_context(base, tmp_path)
     base.add_role("reference", context.adapter)
     randomise(base, "reference", 1)
     if spoil:
-        base.heads["reward"].bias.data += 0.5
+        base.parameters_of("reward")["reward.head.bias"].data += 0.5
     artifact = Artifact(path=folder, manifest={"metrics": metrics})
     object.__setattr__(context, "inputs", {"reward": artifact})
     object.__setattr__(context, "warn", told.append)

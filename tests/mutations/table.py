@@ -1,0 +1,343 @@
+# ruff: noqa: E501 - a table: one defect a line or two
+"""Planted defects: each names its class, one exact piece of source, what stands there instead, and who must notice.
+
+Pure data. ``old`` occurs exactly once in its file. ``tests`` is a pytest selection: a file, then words for ``-k``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MATHS, PPO = "tests/stages/test_ppo_math.py", "tests/stages/test_ppo.py"
+ORACLE, FAMILIES = "tests/conformance/test_oracle.py", "tests/conformance/test_families.py"
+PATH, TRAINING = "tests/conformance/test_ppo_path.py", "tests/conformance/test_reward_sft.py"
+SAMPLING, ROLES = "tests/models/test_logprobs_generation.py", "tests/models/test_shared_base.py"
+STAGES, LOSSES = "tests/stages/test_sft_reward.py", "tests/reward/test_losses.py"
+BATCHES, TEMPLATE = "tests/data/test_batching.py", "tests/data/test_template.py"
+
+PLAIN = "plain and llama-False"
+ALL = "everything and llama-False"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One defect."""
+
+    group: str  # class of docs/conformance.md
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    select: str
+
+
+def _of(group: str, what: str, file: str, old: str, new: str, tests: str, select: str) -> Mutant:
+    return Mutant(group=group, what=what, file=file, old=old, new=new, tests=tests, select=select)
+
+
+M, PM, RO, GEN, LP, SB, FW = (
+    "stages/ppo.py", "stages/ppo_math.py", "stages/rollout.py", "models/generation.py", "models/logprobs.py",
+    "models/shared_base.py", "models/forward.py",
+)  # fmt: skip
+BA, TE = "data/batching.py", "data/template.py"
+RM, RS, RL = "reward/model.py", "stages/reward_model.py", "reward/losses.py"
+FI, HE, SFT, PS = "models/role_files.py", "models/heads.py", "stages/sft.py", "stages/ppo_stage.py"
+
+ROLLOUT = [
+    _of("R1", "prompts padded on the right", GEN, "import left_pad\n", "import right_pad as left_pad\n", SAMPLING,
+        "does_not_depend_on_the_batch and llama"),
+    _of("R1", "padding sides swapped", BA, "if left else", "if not left else", BATCHES, "masks_come_from_lengths"),
+    _of("R2", "positions count padding", FW, "(mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]",
+        "torch.arange(mask.shape[1])[None, -ids.shape[1] :]", SAMPLING, "padding_and_neighbours and gpt2"),
+    _of("R3", "mask from the padding id when batching", BA, "mask[i, where] = True", "mask[i, where] = ids[i, where] != pad_id",
+        BATCHES, "masks_come_from_lengths"),
+    _of("R3", "mask from the padding id in rows", LP, "mask=mask.to(device)", "mask=(ids != pad_id).to(device)", PATH,
+        "sampled_ids"),
+    _of("R4", "top-k of 5 leaks into sampling", GEN, "torch.softmax(logits.float() / temperature",
+        "torch.softmax(logits.masked_fill(logits < logits.topk(5).values[:, -1:], -1e9).float() / temperature", SAMPLING,
+        "sampled_tokens_follow"),
+    _of("R5", "sampling ignores the temperature", GEN, "torch.softmax(logits.float() / temperature",
+        "torch.softmax(logits.float() / 1.0", SAMPLING, "sampled_tokens_follow"),
+    _of("R5", "log-probabilities ignore the temperature", LP, "torch.float32)) / temperature", "torch.float32)) / 1.0",
+        SAMPLING, "tempered_softmax"),
+    _of("R5", "reference without the temperature", M, "policy_pass(reference, rows, temperature)",
+        "policy_pass(reference, rows, 1.0)", PPO, "before_the_first and llama"),
+    _of("R5", "new log-probabilities without the temperature", M, "policy_pass(policy, rows, config.temperature)",
+        "policy_pass(policy, rows, 1.0)", PPO, "before_the_first and llama"),
+    _of("R6", "functional attention dropout stays", FW, "setattr(module, name, 0.0)", "setattr(module, name, value)", ROLES,
+        "dropout_is_off"),
+    _of("R6", "dropout modules stay", FW, "module.p = 0.0", "module.p = module.p + 0.0", ROLES, "dropout_is_off"),
+    _of("R6", "train mode under checkpointing", FW, "module.training = True  # this flag alone", "module.train()  #", FAMILIES,
+        "dropout_of_the_adapters"),
+    _of("R7", "sampling loses its cache under checkpointing", GEN, "with checkpointing_paused(role.lm):", "if True:", FAMILIES,
+        "generation_is_the_same and llama"),
+    _of("R8", "only the first stop id ends a row", GEN, "torch.isin(tokens[live], stops)", "tokens[live] == stops[0]", SAMPLING,
+        "rows_end_with"),
+    _of("R9", "mask without the stop token", PM, "[None] < lengths[:, None]", "[None] < lengths[:, None] - 1", PATH,
+        "sampled_ids"),
+    _of("R9", "sampler drops the stop token", GEN, "[t for t in row if t >= 0]", "[t for t in row if t >= 0 and t != stop_ids[0]]",
+        SAMPLING, "rows_end_with"),
+    _of("R10", "stop token written over the last token", GEN, "for row in out.tolist()]",
+        "for row in out.index_fill(1, torch.tensor([max_new_tokens - 1]), int(stop_ids[0])).tolist()]", SAMPLING, "rows_end_with"),
+    _of("R11", "finished guessed from the width", GEN, "finished=done.tolist()",
+        "finished=[int((row >= 0).sum()) < max_new_tokens for row in out]", SAMPLING, "rows_end_with"),
+    _of("R12", "answers decoded and encoded again for the reward model", RM, "if self.takes_ids:", "if not self.takes_ids:", PATH,
+        "reward_models_score_in_ppo"),
+    _of("R13", "query without the end of its generation prompt", M, "[context.renderer.prompt_ids(p.messages) for p in prompts]",
+        "[context.renderer.prompt_ids(p.messages)[:-1] for p in prompts]", PPO, "score_sees"),
+    _of("R13", "two BOS", TE, "added = () if ids[:1] == list(self._added_bos) else self._added_bos", "added = self._added_bos",
+        TEMPLATE, "bos"),
+    _of("R14", "no room kept for the answer", PS, "context.base.context_length - config.max_new_tokens",
+        "context.base.context_length", PATH, "do_not_fit"),
+    _of("R15", "rollouts from the reference", M, 'with self.base.role("policy") as role:', 'with self.base.role("reference") as role:',
+        PATH, "drawn_from_the_policy"),
+    _of("R16", "one draw for all rows", GEN, "torch.rand((rows, steps), generator=generator, dtype=torch.float64)",
+        "torch.rand((1, steps), generator=generator, dtype=torch.float64).expand(rows, steps)", PATH, "equal_prompts"),
+    _of("R17", "padding id outside the embeddings is handed on", "stages/stage.py",
+        "return pad if pad < self.base.lm.get_input_embeddings().weight.shape[0] else 0", "return pad", PATH,
+        "outside_the_vocabulary"),
+    _of("R18", "mean over nothing is NaN", PM, "count = mask.sum().clamp(min=1) if", "count = mask.sum() if", TRAINING,
+        "nothing_real"),
+    _of("R19", "chunks lose their order", GEN, "for i, row, flag in zip(chosen,", "for i, row, flag in zip(sorted(chosen),",
+        SAMPLING, "does_not_depend_on_the_batch and llama"),
+    _of("R19", "draws of another row in a chunk", GEN, "uniforms[chosen]", "uniforms[start : start + batch]", SAMPLING,
+        "does_not_depend_on_the_batch and llama"),
+    _of("R20", "prompts in another order than queries", M, "prompts=[self.prompts[i] for i in chosen]",
+        "prompts=[self.prompts[i] for i in sorted(chosen)]", PPO, "score_sees"),
+    _of("R20", "prompts drawn with replacement", M, "torch.randperm(len(self.prompts), generator=g)",
+        "torch.randint(len(self.prompts), (len(self.prompts),), generator=g)", PATH, "visits_every_prompt"),
+]  # fmt: skip
+
+LOGPROBS = [
+    _of("L1", "state one later", LP, "first = self.query_lengths[:, None] - 1", "first = self.query_lengths[:, None]", SAMPLING,
+        "response_positions"),
+    _of("L1", "token of the state itself", LP, "self.response_positions() + 1", "self.response_positions() + 0", SAMPLING,
+        "response_positions"),
+    _of("L2", "old log-probabilities rounded to bf16", M, "scatter(flat.float(), rows.response_lengths, width)",
+        "scatter(flat.bfloat16().float(), rows.response_lengths, width)", PPO, "before_the_first and llama"),
+    _of("L2", "old log-probabilities of the reference", M, "lay(logprobs), lay(entropy)",
+        "rollout.ref_logprobs[index], lay(entropy)", PPO, "before_the_first and llama"),
+    _of("L3", "softmax in bf16", LP, "logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature",
+        "logits / temperature", FAMILIES, "of_a_bf16_model"),
+    _of("L4", "mask by multiplication", PM, "return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))",
+        "return x * mask", MATHS, "masked_slots"),
+    _of("L5", "ratio averaged over padding", PM, '"ratio": masked_mean(ratio, mask, denominator)', '"ratio": ratio.mean()', MATHS,
+        "masked_slots"),
+    _of("L6", "numerator without its mask", PM, "return _clean(x, mask).sum()", "return x.sum()", MATHS, "masked_mean_by_hand"),
+    _of("L7", "prompt tokens as actions", LP, "inside = (steps >= first) & (steps", "inside = (steps >= 0) & (steps", SAMPLING,
+        "response_positions"),
+    _of("L8", "padding is attended to", FW, "attention_mask=mask.long()", "attention_mask=torch.ones_like(mask).long()", SAMPLING,
+        "padding_and_neighbours and llama"),
+]  # fmt: skip
+
+REWARDS = [
+    _of("W1", "score one token early", PM, "last = mask & (later == 1)", "last = mask & (later == 2)", MATHS, "score_lands"),
+    _of("W1", "score on every token", PM, "torch.where(last, scores", "torch.where(mask, scores", MATHS, "score_lands"),
+    _of("W2", "KL is paid for", PM, "rewards = -kl_coef", "rewards = kl_coef", MATHS, "score_lands"),
+    _of("W2", "KL the wrong way round", PM, "k1 = logprobs - ref_logprobs", "k1 = ref_logprobs - logprobs", MATHS, "by_hand"),
+    _of("W3", "k3 in the reward", M, 'rollout.ref_logprobs, "k1")', 'rollout.ref_logprobs, "k3")', PPO, "rewards_are"),
+    _of("W4", "KL of padding counts", PM, "_clean(kl, mask)", "kl", MATHS, "score_lands"),
+    _of("W5", "the base as reference", M, 'self.base.role("reference") as reference', 'self.base.role("base") as reference', PPO,
+        "before_the_first and llama"),
+    _of("W5", "policy starts from the base", PS, 'copy_of="reference", seed=seed)', "copy_of=None, seed=seed)", PATH,
+        "critic_starts"),
+    _of("W6", "reference follows the policy", M, "        self.update_index += 1\n",
+        "        self.update_index += 1\n        for a, b in zip(self.base.parameters_of('reference').values(), "
+        "self.policy_parameters.values(), strict=True):\n            a.data.lerp_(b.data, 0.01)\n", PPO, "exactly_policy"),
+    _of("W7", "reward model drifts", M, "        self.update_index += 1\n",
+        "        self.update_index += 1\n        for p in self.base.parameters_of('reward').values() "
+        "if 'reward' in self.base.roles else ():\n            p.data.mul_(0.999)\n", PPO, "exactly_policy"),
+    _of("W8", "score without its centre", RM, "return raw - self.centre", "return raw", PATH, "reward_models_score_in_ppo"),
+    _of("W8", "reward model does not see the stop token", RM, "return self.score_ids(samples.queries, samples.responses)",
+        "return self.score_ids(samples.queries, [r[: len(r) - f] for r, f in zip(samples.responses, samples.finished)])",
+        PATH, "reward_models_score_in_ppo"),
+    _of("W9", "finished rows are penalised", M, "(~rollout.finished).to(scores.dtype)", "(rollout.finished).to(scores.dtype)", PPO,
+        "rewards_are"),
+    _of("W9", "penalty is a bonus", M, "rollout.scores = scores - config", "rollout.scores = scores + config", PPO, "rewards_are"),
+    _of("W11", "mean kept in the wrong case", PM, "(0.0 if shift_mean else mean)", "(mean if shift_mean else 0.0)", MATHS,
+        "whitening_by_hand"),
+    _of("W12", "clip after the penalty", M,
+        "rollout.scores = scores - config.missing_eos_penalty * (~rollout.finished).to(scores.dtype)",
+        "rollout.scores = (rollout.raw_scores - config.missing_eos_penalty * (~rollout.finished).to(scores.dtype))"
+        ".clamp(-(config.score_clip or 1e9), config.score_clip or 1e9)", PPO, "rewards_are"),
+    _of("W13", "controller sees KL per token", M, 'metrics["objective/kl"], self.config.rollouts',
+        'metrics["objective/kl_per_token"], self.config.rollouts', PATH, "controllers_new"),
+    _of("W13", "error not clipped below", "stages/kl_control.py", "max(-0.2, min(0.2, kl / self.target - 1.0))",
+        "min(0.2, kl / self.target - 1.0)", MATHS, "kl_controllers"),
+    _of("W14", "raw scores changed in place", M, "scores.clamp(-config", "scores.clamp_(-config", PPO, "rewards_are"),
+    _of("W15", "scores on other rows", PM, "scores[:, None].to(rewards.dtype)", "scores.flip(0)[:, None].to(rewards.dtype)",
+        MATHS, "score_lands"),
+]  # fmt: skip
+
+ADVANTAGES = [
+    _of("A1", "lambda forgotten", PM, "gamma * lam * running", "gamma * running", MATHS, "gae_by_hand"),
+    _of("A1", "discount forgotten", PM, "gamma * next_value", "next_value", MATHS, "gae_by_hand"),
+    _of("A2", "values of padding get through", PM, "_clean(rewards, mask), _clean(values, mask)", "_clean(rewards, mask), values",
+        MATHS, "gae_equals"),
+    _of("A2", "the next value is padding's", PM, "torch.where(mask[:, t], values[:, t], next_value)", "values[:, t]", MATHS,
+        "gae_equals"),
+    _of("A3", "bootstrapped behind the end", PM, "torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])",
+        "torch.zeros_like(values[:, 0]), values[:, -1].clone()", MATHS, "undiscounted_credit"),
+    _of("A4", "returns from a later critic", M, "old(rollout.returns), mask",
+        "(old(rollout.advantages) + lay(values).detach()), mask", ORACLE, PLAIN),
+    _of("A5", "whitening counts padding", PM, "mean = total / count.clamp(min=1)", "mean = total / mask.numel()", MATHS,
+        "whitening_by_hand"),
+    _of("A5", "whitened again per micro-batch", M, "old(rollout.advantages), mask, config.clip",
+        "ppo_math.whiten(old(rollout.advantages), mask), mask, config.clip", ORACLE, PLAIN),
+    _of("A6", "returns from whitened advantages", M,
+        "rollout.advantages = ppo_math.whiten(raw, mask, reduce=reduce) if config.whiten_advantages else raw",
+        "rollout.advantages = ppo_math.whiten(raw, mask, reduce=reduce) if config.whiten_advantages else raw\n"
+        "        rollout.returns = rollout.advantages + rollout.values * mask", PPO, "returns_do_not_depend"),
+    _of("A7", "one token divides by zero", PM, "/ (count - 1).clamp(min=1)", "/ (count - 1)", MATHS, "too_few"),
+    _of("A8", "a masked token discounts", PM, "delta + gamma * lam * running, running)",
+        "delta + gamma * lam * running, gamma * lam * running)", MATHS, "gae_equals"),
+]  # fmt: skip
+
+POLICY_LOSS = [
+    _of("O1", "the smaller loss of clipped and plain", PM, "loss = masked_mean(torch.maximum(", "loss = masked_mean(torch.minimum(",
+        MATHS, "right_side"),
+    _of("O1", "sign of the surrogate", PM, "-advantages * ratio, -advantages * ratio.clamp", "advantages * ratio, advantages * ratio.clamp",
+        MATHS, "right_side"),
+    _of("O1", "clipped at half the width", PM, "ratio.clamp(1.0 - clip, 1.0 + clip)", "ratio.clamp(1.0 - clip / 2, 1.0 + clip / 2)",
+        MATHS, "right_side"),
+    _of("O2", "gradient through the old side", PM, "_clean(logprobs, mask) - _clean(old_logprobs, mask)",
+        "_clean(logprobs, mask).detach() * 2 - _clean(logprobs, mask) - _clean(old_logprobs, mask)", MATHS, "right_side"),
+    _of("O2", "rollouts with gradients", M, "    @torch.no_grad()\n    def rollout(", "    def rollout(", PPO,
+        "nothing_in_a_rollout"),
+    _of("O3", "value clipped around the return", PM, "torch.clamp(values, old_values - clip, old_values + clip)",
+        "torch.clamp(values, returns - clip, returns + clip)", MATHS, "around_the_old_value"),
+    _of("O3", "the smaller value loss", PM, "0.5 * masked_mean(torch.maximum(", "0.5 * masked_mean(torch.minimum(", MATHS,
+        "around_the_old_value"),
+    _of("O4", "value read one token late", RO, "return view.head(response_states(view, rows))",
+        "return view.head(view.hidden(rows.ids, rows.mask).flatten(0, 1)[rows.response_positions() + 1])", PATH,
+        "loss_reaches and False"),
+    _of("O5", "entropy is punished", M, "total = loss - config.entropy_coef", "total = loss + config.entropy_coef", PATH,
+        "entropy_bonus"),
+    _of("O5", "entropy from the sampled token", LP, "entropy = normaliser - (torch.softmax(logits, dim=-1) * logits).sum(-1)",
+        "entropy = -logprobs", SAMPLING, "tempered_softmax"),
+    _of("O6", "KL in the loss as well", M, "total = loss - config.entropy_coef",
+        "total = loss + self.controller.coef * ppo_math.masked_mean((lay(logprobs) - old(rollout.ref_logprobs)) ** 2, mask, tokens)"
+        " - config.entropy_coef", ORACLE, ALL),
+    _of("O7", "mean over rows", PM, "count = mask.sum().clamp(min=1) if", "count = mask.any(1).sum().clamp(min=1) if", MATHS,
+        "mean_of_means"),
+    _of("O8", "ratio overflows", PM, "torch.exp(log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))", "torch.exp(log_ratio)",
+        MATHS, "huge_ratio"),
+    _of("O8", "steps with non-finite gradients are taken", M, "applied = all(map(_finite, norms))", "applied = bool(norms)", PPO,
+        "non_finite"),
+]  # fmt: skip
+
+OPTIMISATION = [
+    _of("C1", "each micro-batch's own token count, policy", M, "mask, config.clip, tokens", "mask, config.clip, None", PPO,
+        "however_the_minibatch_is_cut and False-llama"),
+    _of("C1", "each micro-batch's own token count, value", M, "config.value_clip, tokens", "config.value_clip, None", PPO,
+        "however_the_minibatch_is_cut and False-llama"),
+    _of("C1", "each micro-batch's own ranking count", RS, "count = len(losses) if num_items_in_batch is None else num_items_in_batch",
+        "count = len(losses)", TRAINING, "reward_gradients"),
+    _of("C2", "one step an epoch", M, "minibatches(config.rollouts, config.minibatches, g)", "minibatches(config.rollouts, 1, g)",
+        PPO, "epochs_times_minibatches"),
+    _of("C2", "gradients are never zeroed", M, "        self.optimizer.zero_grad(set_to_none=True)\n", "        pass\n", ORACLE, PLAIN),
+    _of("C3", "the same order every epoch", M, "self.update_index * config.epochs + epoch", "self.update_index * config.epochs", PPO,
+        "epochs_times_minibatches"),
+    _of("C3", "rows drawn with replacement", PM, "torch.randperm(rows, generator=generator)",
+        "torch.randint(rows, (rows,), generator=generator)", MATHS, "exactly_one_minibatch"),
+    _of("C4", "gradient clipping ignored", M, "clip_grad_norm_(p, config.max_grad_norm)", "clip_grad_norm_(p, 1e9)", PPO,
+        "clipping_is_applied"),
+    _of("C4", "policy clipped by the joint norm", M, "for p in roles]", "for p in ([*roles[0], *roles[1]], roles[1])]", ORACLE, ALL),
+    _of("C5", "schedule of twice the length", M, "self.update_index / config.updates,", "self.update_index / config.updates / 2,", PPO,
+        "follows_the_schedule"),
+    _of("C6", "value adapter not in the optimizer", M, "        if adapter:\n", "        if adapter is None:\n", PPO, "exactly_policy"),
+    _of("C6", "policy not in the optimizer", M, '{"params": list(self.policy_parameters.values()), "lr"',
+        '{"params": list(self.policy_parameters.values())[:1], "lr"', PPO, "exactly_policy"),
+    _of("C7", "heads are decayed", M, 'n.startswith("value.head.")', 'n.startswith("value_head.")', PATH, "decay_does_not_move"),
+    _of("C8", "Adam's default epsilon", M, "eps=config.adam_epsilon", "eps=1e-8", PPO, "follows_the_schedule"),
+    _of("C9", "adapters in bf16", SB, "self.peft.add_adapter(name, config)",
+        "self.peft.add_adapter(name, config, autocast_adapter_dtype=False)", FAMILIES, "bf16_base and llama"),
+    _of("C10", "reentrant checkpointing", FW, '{"use_reentrant": False}', '{"use_reentrant": True}', PATH, "checkpointed_states"),
+    _of("C11", "draws from the global generator", M, 'generator(context.seed, "ppo/rollout", self.update_index)',
+        "torch.default_generator", PPO, "the_same_seed"),
+    _of("C11", "minibatches from the global generator", PM, "torch.randperm(rows, generator=generator)", "torch.randperm(rows)", PPO,
+        "the_same_seed"),
+]  # fmt: skip
+
+ADAPTERS = [
+    _of("P1", "PEFT's own switching", SB, "layer._active_adapter = [adapter] if adapter else []",
+        "layer.set_adapter([adapter] if adapter else [])", ROLES, "requires_grad"),
+    _of("P2", "adapter switched before backward", M, "            total.backward()\n",
+        '            with self.base.role("value"):\n                total.backward()\n', ORACLE, "plain and llama-True"),
+    _of("P3", "a role is never left", SB, "        finally:\n            self._select(before)", "        finally:\n            pass",
+        ROLES, "each_role_has"),
+    _of("P3", "roles stay trainable", SB, "            self._restore_trainable(before)\n", "            pass\n", ROLES, "requires_grad"),
+    _of("P4", "adding an adapter changes what is trainable", SB, "        self._restore_trainable(trainable)\n", "", ROLES,
+        "adding_a_role"),
+    _of("P5", "reward runs on the policy's adapter", SB, 'self._select(None if name == "base" else name)',
+        'self._select(None if name == "base" else "policy" if name == "reward" else name)', ROLES, "each_role_has"),
+    _of("P6", "critic and reward model share a head", PS, "target.weight.copy_(source.weight * scale)",
+        "target.weight.data = source.weight.data", PATH, "critic_starts and False"),
+    _of("P7", "head not loaded", FI, '    head.load_state_dict({"weight": tensors["weight"].float(), "bias": tensors["bias"].float()})\n',
+        "", ROLES, "survives_the_disk and llama"),
+    _of("P8", "head saved without its weights", FI, '"weight": head.weight.detach().cpu()', '"weight": head.weight.detach().cpu() * 0',
+        STAGES, "survives_the_hand_over"),
+    _of("P9", "random critic instead of zero", PS, 'head = base.heads["value"].zero_()', 'head = base.heads["value"]', PATH,
+        "zero_critic"),
+    _of("P11", "fingerprint without the weights", SB,
+        "            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())\n", "", PATH, "fingerprint"),
+    _of("P12", "an adapter on the adapted", SB, "                if self.peft is None:\n", "                if not self.roles:\n",
+        PATH, "placed_once"),
+    _of("P14", "alpha lost on loading", FI, 'raw["init_lora_weights"] = True', 'raw["lora_alpha"] = raw["r"]', ROLES,
+        "survives_the_disk and llama"),
+    _of("P15", "copies start from the base", SB, "            if copy_of is not None:\n", "            if copy_of == name:\n", ROLES,
+        "copied_role and llama"),
+    _of("P17", "everything is trained", SB, "for p in chosen.values():", "for p in self._all_parameters():", ROLES, "base_gets_no"),
+    _of("P18", "value loss on the policy's trunk", M, 'self.on_trunk = config.value.init == "policy_trunk"', "self.on_trunk = bool(config)",
+        PATH, "value_loss_reaches"),
+]  # fmt: skip
+
+REWARD_MODEL = [
+    _of("M1", "score at the token before the last", RM, "rows.lengths - 1", "rows.lengths - 2", STAGES, "last_real_token"),
+    _of("M2", "no stop token in training", RS, "ranking.finished[i], max_tokens", "False, max_tokens", TRAINING, "finished_answers"),
+    _of("M3", "worse answers are better", RL, "ranks[:, :, None] < ranks[:, None, :]", "ranks[:, :, None] > ranks[:, None, :]", LOSSES,
+        "one_pair"),
+    _of("M3", "margin added", RL, "difference = difference - margins", "difference = difference + margins", LOSSES, "margin"),
+    _of("M4", "scores of other rankings", RS, ".masked_scatter(present, scores)", ".masked_scatter(present, scores.flip(0))", TRAINING,
+        "own_ranking"),
+    _of("M4", "pairs with padding", RL, "& mask[:, :, None] & mask[:, None, :]", "& mask[:, :, None]", LOSSES, "naive_loops"),
+    _of("M5", "the same answer twice", RS, "rows.setdefault((*query, -1, *response), i) == i", "rows.setdefault((*query, -1, *response), i) >= 0",
+        STAGES, "compared_once"),
+    _of("M6", "head too wide", HE, "1.0 / math.sqrt(hidden_size + 1)", "1.0", STAGES, "head_is_initialised"),
+    _of("M7", "centred on the median", RS, "scores.mean().item()", "scores.median().item()", TRAINING, "calibration"),
+    _of("M9", "ties are right", RL, "0.5 * (difference == 0)", "1.0 * (difference == 0)", LOSSES, "ties_as_half"),
+    _of("M9", "mean of means", "reward/accuracy.py", "float(right.sum() / pairs.sum())", "float((right / pairs).mean())", LOSSES,
+        "over_all_pairs"),
+    _of("M10", "head in bf16", HE, "return hidden.to(self.weight.dtype) @ self.weight + self.bias",
+        "return (hidden.bfloat16() @ self.weight.bfloat16() + self.bias.bfloat16()).float()", FAMILIES, "small_differences"),
+    _of("M11", "the policy's ids on another vocabulary", RM, "if self.takes_ids:", "if self.renderer:", PATH, "another_base"),
+]  # fmt: skip
+
+INSTRUCTION = [
+    _of("F1", "prompt supervised", TE, "labels = [IGNORE] * len(prompt.ids)", "labels = list(prompt.ids)", STAGES, "first_batch"),
+    _of("F2", "padding id never supervised", SFT, '    labels, _ = right_pad([row["labels"] for row in batch], -100)\n',
+        '    labels, _ = right_pad([row["labels"] for row in batch], -100)\n    labels = labels.masked_fill(ids == pad_id, -100)\n',
+        STAGES, "first_batch and True"),
+    _of("F3", "earlier answers not supervised", TE, "labels[i] = prompt.ids[i]", "labels[i] = IGNORE", TEMPLATE, "labels"),
+    _of("F4", "tokens merged across the border", TE, "if whole[: len(own)] == own:", "if whole:", TEMPLATE, "merge_across"),
+    _of("F5", "rows packed without borders", SFT, "packing=False", "packing=True", TRAINING, "never_packed"),
+    _of("F6", "long prompts cut at their end", TE, "[*range(bos), *range(len(prompt) - room + bos, len(prompt))]", "[*range(room)]",
+        TEMPLATE, "truncation"),
+    _of("F8", "stop token cut off", TE, "return ids[: end + 1]", "return ids[:end]", STAGES, "first_batch"),
+]  # fmt: skip
+
+REPORTING = [
+    _of("E1", "clip fraction over a fixed number", PM, '"clipfrac": masked_mean((clipped > plain).to(ratio.dtype), mask, denominator),',
+        '"clipfrac": masked_mean((clipped >= plain).to(ratio.dtype), mask, denominator),', PPO, "before_the_first and llama"),
+    _of("E2", "KL of a row as a mean over its width", M, '"objective/kl": kl.sum(1)', '"objective/kl": kl.mean(1)', PPO, "rewards_are"),
+    _of("E3", "penalty inside the reported score", M, '"objective/scores": rollout.raw_scores,', '"objective/scores": rollout.scores,',
+        PPO, "rewards_are"),
+    _of("E7", "explained variance without the mean", PM, "(e2 - e1**2)", "e2", MATHS, "explained_variance"),
+    _of("D7", "shares overlap", "models/devices.py", "start = self.rank * each + min(self.rank, extra)", "start = self.rank * each", PATH,
+        "shares_of_processes"),
+]  # fmt: skip
+
+MUTANTS: list[Mutant] = [
+    *ROLLOUT, *LOGPROBS, *REWARDS, *ADVANTAGES, *POLICY_LOSS, *OPTIMISATION, *ADAPTERS, *REWARD_MODEL, *INSTRUCTION, *REPORTING,
+]  # fmt: skip
