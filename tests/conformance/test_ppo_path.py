@@ -20,6 +20,7 @@ from reward.composition import ModelReward, WeightedSum
 from reward.model import RewardModel, Samples
 from stages import ppo_stage
 from stages.configs import PPOConfig
+from stages.kl_control import AdaptiveKL
 from stages.rollout import micro_batches
 from tests.conftest import ADAPTER, WORDS, make_base, randomise, tiny_lm, word_tokenizer
 from tests.stages.ppo_world import PROMPTS, RAGGED, Injected, make_context, make_ppo, make_prompt
@@ -261,6 +262,34 @@ def test_an_epoch_visits_every_prompt_once_across_updates(tmp_path):
     assert order[:5] != order[5:10] or order[5:10] != order[10:15]
 
 
+def test_chunks_of_unsorted_prompts_keep_rows_and_draws(tmp_path):
+    """R19: 7 prompts of falling length in chunks of 1, 2, 3: each gets what it gets in one batch, in its own place."""
+    base = make_base()
+    prompts = [list(range(5, 5 + n)) for n in (9, 7, 8, 3, 5, 1, 2)]
+    uniforms = uniforms_for(7, 6, torch.Generator().manual_seed(0))
+    with base.role("base") as view:
+        made = [
+            generate(CachedEngine(), view, prompts, uniforms=uniforms, batch=batch, max_new_tokens=6, temperature=1.0,
+                     stop_ids=(2, 7, 11), pad_id=0)
+            for batch in (7, 1, 2, 3)
+        ]  # fmt: skip
+        alone = CachedEngine()(view, [prompts[3]], uniforms=uniforms[3:4], max_new_tokens=6, temperature=1.0,
+                               stop_ids=(2, 7, 11), pad_id=0)  # fmt: skip
+    assert made[0].ids[3] == alone.ids[0]
+    assert all(other == made[0] for other in made[1:])
+
+
+def test_the_penalty_comes_after_the_clip(tmp_path):
+    """W9, W12: a score of 9 clipped at 5 and penalised by 1.5 is 3.5; one of -9 is -6.5."""
+    for score in (9.0, -9.0):
+        ppo = make_ppo(tmp_path, reward=lambda s, x=score: torch.full((len(s.texts),), x), engine=Injected(RAGGED),
+                       score_clip=5.0, missing_eos_penalty=1.5)  # fmt: skip
+        rollout = rolled_out(ppo)
+        expected = torch.where(rollout.finished, 0.0, -1.5) + (5.0 if score > 0 else -5.0)
+        assert_close(rollout.scores, expected)
+        assert (~rollout.finished).any()
+
+
 # -- roles -------------------------------------------------------------------------------------------------------
 
 
@@ -384,10 +413,25 @@ def test_decay_does_not_move_what_has_no_gradient(tmp_path):
     assert head["weight_decay"] == 0.0 and len(head["params"]) == 2
 
 
+class Recorder(AdaptiveKL):
+    """Ziegler's controller, which writes down what it is told."""
+
+    def __init__(self, coef: float, target: float, horizon: float, given: list) -> None:
+        super().__init__(coef, target, horizon)
+        self.given = given
+
+    def update(self, kl: float, samples: int) -> None:
+        self.given.append((kl, samples))
+        super().update(kl, samples)
+
+
 def test_the_controllers_new_coefficient_holds_from_the_next_rollout_on(tmp_path):
     """W13: sequence-summed KL of the rollout just used, number of all samples."""
     ppo = make_ppo(tmp_path, kl="adaptive", kl_coef=0.2, kl_target=0.01, kl_horizon=100.0, learning_rate=1e-2)
+    given: list = []
+    ppo.controller = Recorder(0.2, 0.01, 100.0, given)
     rows = list(ppo.train())
+    assert given == [(row["objective/kl"], 8) for row in rows] and given[-1][0] > 0.01
     expected = 0.2
     for row in rows:
         assert row["objective/kl_coef"] == pytest.approx(expected)

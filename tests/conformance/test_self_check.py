@@ -16,8 +16,8 @@ from reward.model import RewardModel
 from stages import ppo_stage, reward_model
 from stages.configs import PPOConfig, RewardConfig
 from stages.self_check import require, self_check
-from tests.conftest import FAMILIES, make_base, randomise, tiny_lm, word_tokenizer
 from tests.conformance.test_reward_sft import context_for
+from tests.conftest import FAMILIES, make_base, randomise, tiny_lm, word_tokenizer
 from tests.stages.ppo_world import make_context, make_ppo
 
 
