@@ -153,10 +153,11 @@ def report(results: list[tuple[Mutant, dict[str, Any]]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="class, file or words of the defect")
+    parser.add_argument("--only", default="", help="classes, files or words of the defects, with commas")
     parser.add_argument("--write", type=Path, help="where the table goes")
     arguments = parser.parse_args()
-    chosen = [m for m in MUTANTS if arguments.only in (m.group, m.file) or arguments.only in m.what]
+    words = arguments.only.split(",")
+    chosen = [m for m in MUTANTS if any(w in (m.group, m.file) or w in m.what for w in words)]
     preload()
     failed = 0
     with tempfile.TemporaryDirectory(prefix="trivet-mutants-") as folder:
