@@ -326,8 +326,7 @@ def test_two_processes_take_different_prompts_and_end_with_equal_parameters(tmp_
         "torch.distributed.run",
         "--nproc_per_node",
         "2",
-        "--master_port",
-        "0",
+        "--standalone",
         str(script),
     ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
