@@ -106,23 +106,20 @@ def _fill(template: str, rng: random.Random, slots: Mapping[str, str]) -> str:
 
 
 def combinations(kind: str) -> list[tuple[str, str, str]]:
-    """Return every combination of nouns that a kind knows: 4,800 for stories, 2,880 for letters."""
+    """Return every combination of nouns that a kind knows: 600 for stories, 360 for letters."""
     sorts = _sorts(kind)
     return [(f, o, p) for f in sorts["first"] for o in sorts["object"] for p in sorts["place"]]
 
 
 def all_requests(rng: random.Random) -> Iterator[Request]:
-    """Yield a request for every combination once: two stories a letter while both last, moods in turn."""
-    decks = {kind: combinations(kind) for kind in KINDS}
+    """Yield a request for every combination and mood once: two stories a letter while both last."""
+    decks = {kind: [(c, m) for c in combinations(kind) for m in words.MOODS[kind]] for kind in KINDS}
     for deck in decks.values():
         rng.shuffle(deck)
-    dealt = dict.fromkeys(KINDS, 0)
     while any(decks.values()):
         for kind in ("story", "story", "letter"):
             if decks[kind]:
-                first, thing, place = decks[kind].pop()
-                mood = words.MOODS[kind][dealt[kind] % len(words.MOODS[kind])]
-                dealt[kind] += 1
+                (first, thing, place), mood = decks[kind].pop()
                 lead = rng.choice(words.LEADS[kind])
                 yield Request(kind=kind, mood=mood, first=first, object=thing, place=place, lead=lead)
 

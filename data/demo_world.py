@@ -32,13 +32,13 @@ NOUNS = frozenset(words.ANIMALS + words.PERSONS + words.OBJECTS + words.PLACES)
 
 # Perfect is 3 x 1.5 + 2 + 1 + 1.1 = 8.6, and no sentence added, doubled, dropped or moved raises it.
 WEIGHTS: Mapping[str, float] = {
-    "nouns": 1.5,  # for each requested noun, once
-    "foreign": -0.75,  # for each other noun, once, at most 4
-    "mood": 2.0,  # a sentence of the requested mood, once
-    "wrong_mood": -1.1,  # for each sentence of another mood of the kind
-    "polite": 1.0,  # the first sentence is a polite opener
-    "rude": -0.75,  # for each rude sentence
-    "closing": 1.1,  # the kind's closing occurs once, comes last, and the answer was finished
+    "nouns": 1.0,  # for each requested noun, once
+    "foreign": -0.5,  # for each other noun, once, at most 4
+    "mood": 1.5,  # a sentence of the requested mood, once
+    "wrong_mood": -0.75,  # for each sentence of another mood of the kind
+    "polite": 1.25,  # the first sentence is a polite opener
+    "rude": -1.25,  # for each rude sentence
+    "closing": 1.5,  # the kind's closing occurs once, comes last, and the answer was finished
     "doubled": -1.0,  # for each sentence that does again what an earlier one did, word for word or not
     "misfit": -3.0,  # times the share of sentences that match no pattern of the kind
     "length": -0.1,  # for each word short of 22 or beyond 44
@@ -155,9 +155,9 @@ def _rng(part: str, seed: int) -> random.Random:
 
 
 def _take(rows: int, rng: random.Random) -> list[Request]:
-    total = sum(len(combinations(kind)) for kind in KINDS)
+    total = sum(len(combinations(kind)) * len(words.MOODS[kind]) for kind in KINDS)
     if not 0 <= rows <= total:
-        raise UserError(f"the demo world has {total} combinations, {rows} rows were asked for: ask for 0 to {total}")
+        raise UserError(f"the demo world has {total} requests, {rows} rows were asked for: ask for 0 to {total}")
     return list(islice(all_requests(rng), rows))
 
 

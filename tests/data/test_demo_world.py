@@ -24,6 +24,7 @@ from data.demo_world import (
 )
 from data.errors import UserError
 
+TOP = 7.25  # 3 nouns, mood 1.5, polite 1.25, closing 1.5
 STORY = "please write a happy story with a fox , a drum and the cave ."
 LETTER = "help me with a sorry letter to the queen about a drum and the cave ."
 OPENER, OPENING, GOING = "sure , here it is .", "once a small fox had a drum .", "the fox took it to the cave ."
@@ -36,8 +37,8 @@ def value(*sentences: str, prompt: str = STORY, finished: bool = True) -> float:
 
 
 def test_perfect_answers() -> None:
-    assert value(*BEST) == pytest.approx(8.6)
-    assert value(*BEST[:3], "the wind was soft .", *BEST[3:]) == pytest.approx(8.6)
+    assert value(*BEST) == pytest.approx(TOP)
+    assert value(*BEST[:3], "the wind was soft .", *BEST[3:]) == pytest.approx(TOP)
     letter = (
         "gladly , just for you .",
         "dear queen , you gave me a red drum .",
@@ -45,40 +46,40 @@ def test_perfect_answers() -> None:
         "please forgive me for my mistake .",
         "with best wishes , your friend .",
     )
-    assert value(*letter, prompt=LETTER) == pytest.approx(8.6)
+    assert value(*letter, prompt=LETTER) == pytest.approx(TOP)
 
 
 @pytest.mark.parametrize(
     ("sentences", "expected"),
     [
-        # opener: rude instead of polite loses 1 + 0.75; rude after polite 0.75; polite at the end is no opener and
+        # opener: rude instead of polite loses 1.25 + 1.25; rude after polite 1.25; polite at the end is no opener and
         # takes the closing's place
-        (["what a silly request .", *BEST[1:]], 8.6 - 1 - 0.75),
-        ([OPENER, "what a silly request .", *BEST[1:]], 8.6 - 0.75),
-        ([*BEST[1:], OPENER], 8.6 - 1 - 1.1),
+        (["what a silly request .", *BEST[1:]], TOP - 1.25 - 1.25),
+        ([OPENER, "what a silly request .", *BEST[1:]], TOP - 1.25),
+        ([*BEST[1:], OPENER], TOP - 1.25 - 1.5),
         # a second opener is doubled (and 5 + 35 = 40 words are not too long)
-        ([OPENER, "what a lovely request .", *BEST[1:]], 8.6 - 1),
+        ([OPENER, "what a lovely request .", *BEST[1:]], TOP - 1),
         # the place never named; and another place named instead
-        ([OPENER, OPENING, HAPPY, "the wind was soft .", CLOSING], 8.6 - 1.5),
-        ([OPENER, OPENING, "the fox took it to the lake .", HAPPY, CLOSING], 8.6 - 1.5 - 0.75),
-        # wrong mood loses 2 + 1.1, a second mood 1.1, the right mood twice 1
-        ([OPENER, OPENING, GOING, "the fox shook with fear .", CLOSING], 8.6 - 2 - 1.1),
-        ([OPENER, OPENING, GOING, HAPPY, "the fox shook with fear .", CLOSING], 8.6 - 1.1),
-        ([OPENER, OPENING, GOING, HAPPY, "it was the best day of all .", CLOSING], 8.6 - 1),
+        ([OPENER, OPENING, HAPPY, "the wind was soft .", CLOSING], TOP - 1),
+        ([OPENER, OPENING, "the fox took it to the lake .", HAPPY, CLOSING], TOP - 1 - 0.5),
+        # wrong mood loses 1.5 + 0.75, a second mood 0.75, the right mood twice 1
+        ([OPENER, OPENING, GOING, "the fox shook with fear .", CLOSING], TOP - 1.5 - 0.75),
+        ([OPENER, OPENING, GOING, HAPPY, "the fox shook with fear .", CLOSING], TOP - 0.75),
+        ([OPENER, OPENING, GOING, HAPPY, "it was the best day of all .", CLOSING], TOP - 1),
         # two closings in a row lose the closing's credit and count as doubled; so does one in the middle
-        ([*BEST, CLOSING], 8.6 - 1.1 - 1),
-        ([OPENER, OPENING, GOING, CLOSING, HAPPY, CLOSING], 8.6 - 1.1 - 1),
+        ([*BEST, CLOSING], TOP - 1.5 - 1),
+        ([OPENER, OPENING, GOING, CLOSING, HAPPY, CLOSING], TOP - 1.5 - 1),
         # a repeated sentence; a closing of the other kind (misfit 1 of 5 sentences)
-        ([OPENER, OPENING, GOING, GOING, HAPPY, CLOSING], 8.6 - 1),
-        ([*BEST[:4], "with best wishes , your friend ."], 8.6 - 1.1 - 3 / 5),
+        ([OPENER, OPENING, GOING, GOING, HAPPY, CLOSING], TOP - 1),
+        ([*BEST[:4], "with best wishes , your friend ."], TOP - 1.5 - 3 / 5),
         # cut: after the second sentence (14 words, 8 short); within a sentence (24 words, 1 of 4 a misfit)
-        ([OPENER, OPENING], 3.0 + 1 - 0.8),
-        ([OPENER, OPENING, GOING, "they sang"], 4.5 + 1 - 3 / 4),
+        ([OPENER, OPENING], 2.0 + 1.25 - 0.8),
+        ([OPENER, OPENING, GOING, "they sang"], 3.0 + 1.25 - 3 / 4),
         # empty; four foreign nouns at most, listed in one misfit of 7 words, 15 short
         ([], -2.2),
-        (["bear goat lamp lake mill queen ."], -0.75 * 4 - 3 - 1.5),
+        (["bear snake lamp lake market queen ."], -0.5 * 4 - 3 - 1.5),
         # the requested nouns alone: a misfit each, and the second list repeats the first
-        (["fox drum cave .", "fox drum cave ."], 4.5 - 3 - 1 - 1.4),
+        (["fox drum cave .", "fox drum cave ."], 3.0 - 3 - 1 - 1.4),
     ],
 )
 def test_hand_worked_gold(sentences: list[str], expected: float) -> None:
@@ -86,10 +87,10 @@ def test_hand_worked_gold(sentences: list[str], expected: float) -> None:
 
 
 def test_gold_needs_the_stop_token_for_the_closing_and_counts_words_beyond_44() -> None:
-    assert value(*BEST, finished=False) == pytest.approx(8.6 - 1.1)
-    assert value(*BEST[1:], finished=False) == pytest.approx(8.6 - 1.1 - 1)
+    assert value(*BEST, finished=False) == pytest.approx(TOP - 1.5)
+    assert value(*BEST[1:], finished=False) == pytest.approx(TOP - 1.5 - 1.25)
     long = [*BEST[:4], " ".join(["and"] * 15) + " .", CLOSING]  # 51 words, one misfit of six sentences
-    assert value(*long) == pytest.approx(8.6 - 3 / 6 - 0.7)
+    assert value(*long) == pytest.approx(TOP - 3 / 6 - 0.7)
     assert gold([STORY], [" ".join(BEST)]) == gold([STORY], [" ".join(BEST)], None, categories=["story/happy"])
 
 
@@ -97,10 +98,10 @@ def test_named_parts_sum_to_the_gold_and_the_rendered_prompt_judges_alike() -> N
     text = " ".join([OPENER, OPENING, "the fox took it to the lake .", "the fox shook with fear ."])
     parts = gold_parts(STORY, text)
     assert parts == dict.fromkeys(WEIGHTS, 0.0) | {
-        "nouns": 3.0,
-        "foreign": -0.75,
-        "wrong_mood": -1.1,
-        "polite": 1.0,
+        "nouns": 2.0,
+        "foreign": -0.5,
+        "wrong_mood": -0.75,
+        "polite": 1.25,
     }
     assert gold([f"user : {STORY}\nassistant :"], [text]) == [pytest.approx(sum(parts.values()))]
 
@@ -119,21 +120,21 @@ def test_no_edit_of_a_perfect_answer_raises_gold() -> None:
         for s in split_sentences(write_answer(request, random.Random(seed)))
     } | {*words.RUDE, *words.POLITE, "fox drum cave .", "user : and"}
     for n in range(len(BEST)):
-        assert value(*BEST[:n], *BEST[n + 1 :]) < 8.6, "dropped"
+        assert value(*BEST[:n], *BEST[n + 1 :]) < TOP, "dropped"
         for m in range(len(BEST)):
             rest = BEST[:n] + BEST[n + 1 :]
-            assert value(*rest[:m], BEST[n], *rest[m:]) <= 8.6 + 1e-9, "moved"
-            assert value(*BEST[:m], BEST[n], *BEST[m:]) < 8.6, "doubled"
+            assert value(*rest[:m], BEST[n], *rest[m:]) <= TOP + 1e-9, "moved"
+            assert value(*BEST[:m], BEST[n], *BEST[m:]) < TOP, "doubled"
         for extra in sentences:
-            assert value(*BEST[:n], extra, *BEST[n:]) <= 8.6 + 1e-9, f"added {extra}"
-            assert value(*BEST[:n], extra, *BEST[n + 1 :]) <= 8.6 + 1e-9, f"replaced by {extra}"
+            assert value(*BEST[:n], extra, *BEST[n:]) <= TOP + 1e-9, f"added {extra}"
+            assert value(*BEST[:n], extra, *BEST[n + 1 :]) <= TOP + 1e-9, f"replaced by {extra}"
 
 
 def test_generated_perfect_answers_are_worth_the_maximum() -> None:
     rng = random.Random(0)
     requests = list(islice(all_requests(rng), 1500))
     answers = [write_answer(r, rng, PERFECT) for r in requests]
-    assert set(gold([r.text for r in requests], answers)) == {8.6}
+    assert set(gold([r.text for r in requests], answers)) == {TOP}
     assert max(len(a.split()) for a in answers) <= 44
 
 
@@ -162,24 +163,25 @@ def test_demonstrations_are_grammatical_and_of_middling_quality() -> None:
         assert all(job_of(s, kind) for s in split_sentences(row.answer)), row.answer
     assert all(row.finished for row in rows)
     scores = gold([r.prompt.text for r in rows], [r.answer for r in rows])
-    assert 3.0 < statistics.mean(scores) < 4.2
-    assert 2.0 < statistics.pstdev(scores) < 3.0
-    assert sum(s == 8.6 for s in scores) < 0.04 * len(scores)
+    assert 2.2 < statistics.mean(scores) < 3.4
+    assert 1.8 < statistics.pstdev(scores) < 3.0
+    assert sum(s == TOP for s in scores) < 0.04 * len(scores)
 
 
-def test_categories_are_balanced_and_combinations_unique() -> None:
+def test_categories_are_balanced_and_requests_unique() -> None:
     rows = prompts(1800, 1)
     counts = Counter(p.category for p in rows)
-    assert {c: counts[f"story/{c}"] for c in words.MOODS["story"]} == {"happy": 400, "sad": 400, "scary": 400}
-    assert {c: counts[f"letter/{c}"] for c in words.MOODS["letter"]} == {"thankful": 200, "sorry": 200, "excited": 200}
-    assert len({p.group for p in rows}) == 1800
+    assert {c: counts[f"story/{c}"] for c in words.MOODS["story"]}.keys() == {"happy", "sad", "scary"}
+    assert all(330 < counts[f"story/{c}"] < 470 for c in words.MOODS["story"])
+    assert all(150 < counts[f"letter/{c}"] < 250 for c in words.MOODS["letter"])
+    assert len({(p.group, p.category) for p in rows}) == 1800
     assert all(set(p.group.split("|")) <= set(p.text.split()) for p in rows)
 
 
-def test_all_combinations_can_be_asked_for_and_one_more_cannot() -> None:
-    assert len({p.group for p in prompts(7680, 0)}) == 7680 == sum(len(combinations(k)) for k in KINDS)
-    with pytest.raises(UserError, match="7680"):
-        prompts(7681, 0)
+def test_all_requests_can_be_asked_for_and_one_more_cannot() -> None:
+    assert len({p.group for p in prompts(2880, 0)}) == 960 == sum(len(combinations(k)) for k in KINDS)
+    with pytest.raises(UserError, match="2880"):
+        prompts(2881, 0)
 
 
 def test_a_document_names_no_combination_but_its_group() -> None:
