@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import json
 import os
-import signal
+import resource
 import sys
 import tempfile
 import time
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.mutations.planting import PACKAGES, ROOT, copy_tree, mutated  # noqa: E402 - after the path is set
 from tests.mutations.table import MUTANTS, Mutant  # noqa: E402
 
-LIMIT = 300  # seconds for one selection of tests
+LIMIT = 300  # seconds of processor time for one selection of tests; a pause of the machine does not count
 
 
 class Watcher:
@@ -86,7 +86,7 @@ def in_child(copy: Path, file: str, select: str) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            signal.alarm(LIMIT)
+            resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
             sink = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
