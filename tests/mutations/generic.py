@@ -89,7 +89,7 @@ def apply(node: ast.AST, field: str) -> None:
         setattr(node, field, SWAPS[type(found)]())
 
 
-def annotations(tree: ast.AST) -> set[int]:
+def annotated(tree: ast.AST) -> set[int]:
     """Nodes inside annotations, which nothing evaluates."""
     inside: set[int] = set()
     for node in ast.walk(tree):
@@ -103,7 +103,7 @@ def annotations(tree: ast.AST) -> set[int]:
 def mutants(file: str) -> Iterator[Blind]:
     """Every mutant of a source file, in the order of its text."""
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    skipped = annotations(tree)
+    skipped = annotated(tree)
     nodes = list(ast.walk(tree))
     places = [(i, f, w) for i, n in enumerate(nodes) if id(n) not in skipped for f, w in changes(n)]
     for index, field, what in sorted(places, key=lambda p: getattr(nodes[p[0]], "lineno", 0)):
