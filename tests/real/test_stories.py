@@ -24,16 +24,28 @@ from tests.real.runs import (
 
 pytestmark = pytest.mark.real_data
 
-BASES = {  # its own tokens: stories260K takes two for a word where TinyStories-656K takes one
-    "TinyStories-656K": ("[]", 160),
+# A story of 250 tokens has its score at the very end. A critic that has not learnt so yet praises every early end, and
+# PPO tells two sentences and stops (docs/real_data.md): train the critic first, and do not discount the end.
+PATIENT = [
+    "reward.epochs=4",
+    "ppo.updates=13",
+    "ppo.critic_warmup=3",
+    "ppo.value_learning_rate=2.0e-3",
+    "ppo.lam=1.0",
+    "ppo.learning_rate=5.0e-4",
+    "ppo.kl_coef=0.1",
+    "ppo.missing_eos_penalty=0",
+]
+BASES = {  # stop tokens, longest story in the base's own tokens, and what else differs from the example
+    "TinyStories-656K": ("[]", 160, []),
     # its </s> is an untrained embedding; between stories it was trained with <s>
-    "stories260K": ("['<s>']", 256),
+    "stories260K": ("['<s>']", 256, ["rankings.prompts=200", *PATIENT]),
 }
 
 
 def settings(shared: Path, folder: Path, base: str, demonstrations: int = 350) -> list[str]:
     """Real paths and this base's lengths. The shortest stories are the demonstrations: they fit the limits whole."""
-    stop, longest = BASES[base]
+    stop, longest, further = BASES[base]
     rows = lines(need(shared, "data/ready/sft/tinystories_continue.train.jsonl.gz"))
     rows.sort(key=lambda row: len(json.loads(row)["completion"]))
     return [
@@ -45,6 +57,8 @@ def settings(shared: Path, folder: Path, base: str, demonstrations: int = 350) -
         f"reward.max_tokens={longest + 96}",
         f"rankings.max_new_tokens={longest}",
         f"ppo.max_new_tokens={longest}",
+        "evaluation.greedy=false",
+        *further,
     ]
 
 
