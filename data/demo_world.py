@@ -167,12 +167,12 @@ def _prompt(request: Request) -> Prompt:
 
 
 def prompts(rows: int, seed: int) -> list[Prompt]:
-    """Return requests with unique combinations (at most 7,680); ``category`` is kind and mood."""
+    """Return unique requests (at most 2,880); ``category`` is kind and mood, ``group`` the combination of nouns."""
     return [_prompt(r) for r in _take(rows, _rng("prompts", seed))]
 
 
 def demonstrations(rows: int, seed: int) -> list[Demonstration]:
-    """Return requests with unique combinations and answers of mixed quality, all finished."""
+    """Return unique requests with answers of mixed quality, all finished."""
     rng = _rng("answers", seed)
     requests = _take(rows, _rng("demonstrations", seed))
     return [Demonstration(prompt=_prompt(r), answer=write_answer(r, rng, MIXED)) for r in requests]
