@@ -63,7 +63,7 @@ class Evaluator:
             decoding="greedy" if decoding == "greedy" else "sampled",
             prompts=[p.text for p in self.prompts],
             categories=[p.category for p in self.prompts],
-            groups=[p.group for p in self.prompts],
+            groups=["\n".join(f"{m.role}: {m.content}" for m in p.messages) for p in self.prompts],
             responses=list(samples.texts),
             token_ids=made.ids,
             finished=made.finished,

@@ -15,7 +15,7 @@ from stages.stage import StageResult
 if TYPE_CHECKING:
     from pipelines.jobs import Job
 
-VERSION = 1
+VERSION = 2
 
 
 def evaluate(job: Job) -> StageResult:
