@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo test test-slow test-all lint bench gpu-check clean
+.PHONY: help install demo test test-slow test-all lint mutations mutations-generic bench gpu-check clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
 	@echo "make demo       the whole pipeline on the embedded task, on CPU, in minutes"
 	@echo "make test       the tests, without the slow ones (test-slow: those alone; test-all: everything)"
 	@echo "make lint       ruff and mypy"
+	@echo "make mutations  plant known defects one at a time; the tests must catch each"
 	@echo "make bench      the benchmarks"
 	@echo "make gpu-check  the GPU tests and the tiny pipeline with PYTHON as it is; installs nothing"
 	@echo "make clean      remove caches and build leftovers (keeps $(VENV) and runs/)"
@@ -42,6 +43,14 @@ test-all: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Plants known PPO-RLHF defects one at a time and asks that the tests catch each; about seven minutes.
+mutations: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/run.py --write docs/mutations.md
+
+# Blind mutants of the mathematics; survivors are listed with the reason why each is harmless. Long.
+mutations-generic: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/generic.py --write docs/mutations_generic.md
 
 bench: install
 	@set -e; for file in benchmarks/*.py; do \

@@ -21,6 +21,7 @@ from pipelines.report_words import Words, answers_to_newcomers, headline
 SAMPLES = 500  # rows embedded; the rest stays in samples.jsonl
 CLIPPED = 4_000  # characters of an answer shown
 PER_LIST = 100  # rows kept for each of best, worst and most changed
+APART = ("warnings", "probe")  # shown elsewhere, or for machines only
 FOLDERS = {"evaluate": "evaluation"}
 STAGES = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
 
@@ -110,7 +111,7 @@ def view(files: RunFiles) -> dict[str, Any]:
         "seed": run.get("seed"),
         "headline": headline(words, stages),
         "questions": answers_to_newcomers(words),
-        "warnings": [str(w) for w in results.get("warnings", [])],
+        "warnings": [str(w) for w in results.get("warnings", [])] + training_warnings(files),
         "notes": files.notes,
         "systems": system_rows(results),
         "comparisons": comparison_rows(results),
@@ -118,7 +119,7 @@ def view(files: RunFiles) -> dict[str, Any]:
         "judge": results.get("judge", ""),
         "figures": figures,
         "curve_groups": [(s, charts.STAGE_TITLES[s], figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
-        "reward_card": {k.replace("_", " "): shown(v) for k, v in accuracy.items()},
+        "reward_card": {k.replace("_", " "): shown(v) for k, v in accuracy.items() if k not in APART},
         "samples": files.samples,
         "samples_total": files.samples_total,
         "stages": stages,
@@ -159,13 +160,20 @@ def stage_rows(files: RunFiles) -> list[dict[str, Any]]:
     return rows
 
 
+def training_warnings(files: RunFiles) -> list[str]:
+    """What PPO noticed of itself while it trained, with the update at which it did."""
+    found = files.manifests.get("ppo", {}).get("metrics", {}).get("warnings") or []
+    return [f"PPO, update {w.get('step')}: {w.get('text')}" for w in found if isinstance(w, dict)]
+
+
 def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
     """What each stage counted and measured, from its manifest; the reward model has a card of its own."""
     out = []
     for name in STAGES:
         found = files.manifests.get(name, {}).get("metrics") or {}
         if found and name not in ("reward", "evaluate"):
-            out.append((charts.STAGE_TITLES[name], {k.replace("_", " "): shown(v) for k, v in found.items()}))
+            rows = {k.replace("_", " "): shown(v) for k, v in found.items() if k not in APART}
+            out.append((charts.STAGE_TITLES[name], rows))
     data = files.run.get("data")
     if isinstance(data, dict):
         out.insert(0, ("Data", {str(k).replace("_", " "): shown(v) for k, v in data.items()}))

@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
         hashes["reward"] = digest("reward")
         return save_reward(*args)
 
-    PPO.rollout, PPO.update = watched_rollout, watched_update
+    PPO.rollout, PPO.update = watched_rollout, watched_update  # type: ignore[method-assign,assignment]
     sft.labelled_nll, reward_model.measure = watched_nll, watched_measure
     pipeline.run()
     rank = pipeline.processes.rank
