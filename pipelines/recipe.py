@@ -49,7 +49,7 @@ class Recipe(Config):
     seed: int = Field(0, ge=0, description="of everything random")
     base: str | FromScratch = Field(description="registry name, folder, hub id, or {pretrain: ...} from scratch")
     template: str = Field("auto", description="how conversations are rendered; auto: the tokenizer's chat template")
-    stop: tuple[str | int, ...] = Field((), description="further stop tokens")
+    stop: tuple[str | int, ...] = Field((), description="tokens or ids that end an answer, instead of the default ones")
     stages: tuple[str, ...] = Field((), description="in order; default: those that the settings call for")
     data: DataConfig = Field(description="demonstrations, rankings, prompts, documents, and what is held out")
     adapter: AdapterConfig = AdapterConfig()

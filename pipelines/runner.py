@@ -264,7 +264,8 @@ class Pipeline:
         self.processes.barrier()
         self.bench.clear()
         folder.stage(name, status="running", key=key)
-        log = MetricsLog(out / "metrics.jsonl", self.processes.is_main)
+        board = self.run_dir / "tensorboard" / name if "tensorboard" in self.recipe.tracking else None
+        log = MetricsLog(out / "metrics.jsonl", self.processes.is_main, board)
         with progress.stage(name, stage.steps(self.recipe, self.corpus)) as bar:
             result = stage.run(self._job(out, inputs, log, bar, progress))
         self.processes.barrier()

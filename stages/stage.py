@@ -27,11 +27,16 @@ class Bar(Protocol):
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one JSON object a step; main process only."""
+    """``metrics.jsonl``: one JSON object a step; main process only. With ``tensorboard``, event files there as well."""
 
-    def __init__(self, path: Path, active: bool = True) -> None:
+    def __init__(self, path: Path, active: bool = True, tensorboard: Path | None = None) -> None:
         self.path, self.active, self.started = path, active, time.perf_counter()
         self.rows: list[dict[str, Any]] = []
+        self.board: Any = None
+        if tensorboard is not None and active:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(tensorboard))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         row = {
@@ -43,6 +48,10 @@ class MetricsLog:
         if self.active:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            for name, value in row.items():
+                self.board.add_scalar(name, value, step)
+            self.board.flush()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,7 @@ def test_unsafe_or_incomplete_folders_are_refused(tmp_path: Path) -> None:
         check_folder(folder(tmp_path / "pickled", files=("pytorch_model.bin",)))
     with pytest.raises(UserError, match="no weights there"):
         check_folder(folder(tmp_path / "empty", files=()))
-    code = {"model_type": "invented", "auto_map": {"AutoModelForCausalLM": "code.Model"}}
+    code: dict[str, object] = {"model_type": "invented", "auto_map": {"AutoModelForCausalLM": "code.Model"}}
     with pytest.raises(UserError, match="auto_map"):
         check_folder(folder(tmp_path / "code", code))
     check_folder(folder(tmp_path / "known", {"model_type": "phi3", "auto_map": {"AutoConfig": "code.Config"}}))

@@ -309,6 +309,14 @@ def test_a_reward_model_on_another_base_with_its_own_tokenizer(run, tmp_path):
     assert read_artifact(tmp_path / "run/ppo").metrics["updates"] == 2
 
 
+def test_tracking_writes_tensorboard_events_and_changes_nothing_else(run, tmp_path):
+    inputs = {"pretrain": str(run / "pretrain"), "sft": str(run / "sft"), "reward": str(run / "reward")}
+    pipeline = Pipeline.from_recipe(RECIPE, ["tracking=[tensorboard]"], run_dir=tmp_path, inputs=inputs)
+    pipeline.run(only=["ppo"])
+    assert [f for f in (tmp_path / "tensorboard/ppo").iterdir() if f.name.startswith("events.")]
+    assert results(tmp_path) == {k: v for k, v in results(run).items() if k.startswith("ppo")}
+
+
 def test_full_fine_tuning_runs_the_chain(run, tmp_path):
     changes = ["adapter.method=full", "sft.learning_rate=1e-3", "ppo.learning_rate=1e-4", "evaluation.prompts=4"]
     Pipeline.from_recipe(RECIPE, changes, run_dir=tmp_path, inputs={"pretrain": str(run / "pretrain")}).run(start="sft")
