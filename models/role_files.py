@@ -5,6 +5,7 @@ Our own artifacts and other people's exports are read by the same code.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -109,6 +110,8 @@ def _load_copy(base: SharedBase, name: str, folder: Path) -> None:
             f"{folder}: vocabulary {theirs.vocab_size} and width {theirs.hidden_size} differ from base {base.name} "
             f"({ours.vocab_size}, {ours.hidden_size})"
         )
+    lm.config = copy.deepcopy(base.lm.config)  # the base's settings, whoever wrote the folder
+    lm.generation_config = copy.deepcopy(base.lm.generation_config)
     base.copies[name] = lm.eval().requires_grad_(False)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError
-from models.artifacts import load_artifact
+from models.artifacts import MANIFEST, load_artifact
 from pipelines.jobs import STAGES
+from pipelines.run_folder import read_run
 from pipelines.runner import Pipeline
 
 
@@ -25,9 +26,14 @@ def find_run(path: Path) -> Path:
 
 
 def open_run(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
-    """The pipeline of a run folder, with relative paths seen from where its recipe lay."""
+    """The pipeline of a run folder: relative paths as from its recipe's folder, inputs as they were given to it."""
     run = find_run(path)
-    return Pipeline.from_recipe(run / "recipe.yaml", overrides, run)
+    given = {
+        stage: folder
+        for stage, folder in read_run(run).get("inputs", {}).items()
+        if stage in STAGES and Path(folder).is_dir() and not (run / STAGES[stage].folder / MANIFEST).is_file()
+    }
+    return Pipeline.from_recipe(run / "recipe.yaml", overrides, run, given)
 
 
 def stage_folder(run: Path, stage: str) -> Path:

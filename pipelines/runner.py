@@ -218,6 +218,7 @@ class Pipeline:
                     seed=self.recipe.seed,
                     recipe_folder=str(self.recipe.base_dir),
                     data=self.corpus_counts(),
+                    inputs=read_run(self.run_dir).get("inputs", {}) | {k: str(v) for k, v in self.given.items()},
                 )
             done = 0
             # generated lazily: each stage's state on disk is looked at when its turn comes

@@ -320,6 +320,14 @@ def test_tracking_writes_tensorboard_events_and_changes_nothing_else(run, tmp_pa
 def test_full_fine_tuning_runs_the_chain(run, tmp_path):
     changes = ["adapter.method=full", "sft.learning_rate=1e-3", "ppo.learning_rate=1e-4", "evaluation.prompts=4"]
     Pipeline.from_recipe(RECIPE, changes, run_dir=tmp_path, inputs={"pretrain": str(run / "pretrain")}).run(start="sft")
+    from pipelines.export import export_stage
+
+    plain = export_stage(tmp_path, "sft", tmp_path.parent / "plain")
+    assert (plain / "model.safetensors").is_file() and (plain / "tokenizer.json").is_file()
+    inputs = {"pretrain": str(run / "pretrain"), "sft": str(plain), "reward": str(tmp_path / "reward")}
+    alone = tmp_path.parent / "alone"
+    Pipeline.from_recipe(RECIPE, changes, run_dir=alone, inputs=inputs).run(only=["ppo"])
+    assert results(alone) == {k: v for k, v in results(tmp_path).items() if k.startswith("ppo")}
     assert (tmp_path / "ppo/model/model.safetensors").is_file() and (
         tmp_path / "ppo/value/model/model.safetensors"
     ).is_file()
