@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from data.functions import load_function
 from evaluation.held_out import ROLES, Evaluator
 from evaluation.results import assemble, samples_rows
 from models.artifacts import write_json
+from pipelines.job import Job, answer_limit, evaluation_prompts
 from stages.stage import StageResult
-
-if TYPE_CHECKING:
-    from pipelines.jobs import Job
 
 VERSION = 2
 
@@ -48,8 +45,6 @@ def evaluate(job: Job) -> StageResult:
 
 def make_evaluator(job: Job) -> Evaluator:
     """Roles loaded, prompts chosen, reward and gold ready."""
-    from pipelines.jobs import evaluation_prompts, limit
-
     recipe, bench = job.bench.recipe, job.bench
     settings = recipe.evaluation
     prompts = evaluation_prompts(recipe, job.corpus)
@@ -65,7 +60,7 @@ def make_evaluator(job: Job) -> Evaluator:
         renderer=bench.renderer(),
         config=settings,
         prompts=[p for p in prompts for _ in range(settings.samples_per_prompt)],
-        max_new_tokens=limit(recipe),
+        max_new_tokens=answer_limit(recipe),
         seed=recipe.seed if settings.seed is None else settings.seed,
         reward=bench.load_reward(job.inputs["reward"]) if "reward" in job.inputs else None,
         gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,

@@ -5,31 +5,16 @@ A new stage is one file in ``stages/``, one settings class and one entry here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from data.functions import load_function
-from data.records import Prompt
 from data.splits import Corpus, Split
+from pipelines.job import Job, answer_limit
 from pipelines.keys import dump
 from pipelines.recipe import Recipe
-from pipelines.workbench import Workbench
-from stages.stage import StageContext, StageResult
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One stage about to run: the bench, the context (None for pretraining, which has no base), the raw parts."""
-
-    bench: Workbench
-    corpus: Corpus
-    out: Path
-    inputs: Mapping[str, Path]
-    make_context: Callable[..., StageContext]
-    log: Any
-    bar: Any
+from stages.stage import StageResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +89,9 @@ def _ppo(job: Job) -> StageResult:
 
 
 def _evaluate(job: Job) -> StageResult:
-    from pipelines.evaluating import evaluate
+    from pipelines import evaluating
 
-    return evaluate(job)
+    return evaluating.evaluate(job)
 
 
 def _base(recipe: Recipe) -> tuple[str, ...]:
@@ -129,15 +114,6 @@ def functions_of(recipe: Recipe, stage: str) -> list[str]:
 
 def function_fingerprints(recipe: Recipe, stage: str) -> dict[str, str]:
     return {source: load_function(source, recipe.base_dir).fingerprint for source in functions_of(recipe, stage)}
-
-
-def limit(recipe: Recipe) -> int:
-    """Longest answer in evaluation: its own setting, or PPO's."""
-    return recipe.evaluation.max_new_tokens or recipe.ppo.max_new_tokens
-
-
-def evaluation_prompts(recipe: Recipe, corpus: Corpus) -> tuple[Prompt, ...]:
-    return corpus.prompts.held_out[: recipe.evaluation.prompts]
 
 
 def _batches(rows: int, batch: int, epochs: float) -> int:
@@ -206,7 +182,7 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage(
         run=_evaluate,
         needs=lambda r: (*_base(r), "sft", "reward", "ppo"),
-        settings=lambda r: {"evaluation": dump(r.evaluation), "max_new_tokens": limit(r)},
+        settings=lambda r: {"evaluation": dump(r.evaluation), "max_new_tokens": answer_limit(r)},
         data=("prompts",),
         steps=lambda r, c: None,
         version=_version("pipelines.evaluating"),

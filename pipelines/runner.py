@@ -28,7 +28,8 @@ from models.artifacts import (
 )
 from models.devices import Processes, peak_memory
 from models.shared_base import SharedBase
-from pipelines.jobs import STAGES, Job, function_fingerprints
+from pipelines.job import Job
+from pipelines.jobs import STAGES, function_fingerprints
 from pipelines.keys import differences, dump, folder_hash, hash_of, library_versions
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe, load_recipe, resolved_yaml
