@@ -178,7 +178,9 @@ def _hub_is_known() -> bool:
     """Whether the hub's name resolves: without a network its client retries for half a minute."""
     if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies():
         return True
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
     try:
         socket.getaddrinfo(host, 443)
     except OSError:
