@@ -131,7 +131,10 @@ def view(files: RunFiles) -> dict[str, Any]:
 
 
 def command(path: Path) -> str:
-    """The command that repeats the run from its resolved recipe, beside the old folder."""
+    """The command that repeats the run from its resolved recipe, beside the old folder, relative where it can be."""
+    here = Path.cwd()
+    path = path.resolve()
+    path = path.relative_to(here) if path.is_relative_to(here) else path
     return f"trivet run {shlex.quote(str(path / 'recipe.yaml'))} --run-dir {shlex.quote(str(path) + '-again')}"
 
 
