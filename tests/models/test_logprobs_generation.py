@@ -38,6 +38,7 @@ def test_response_positions_predict_each_response_token():
     assert rows.response_positions().tolist() == [2, 3, 6, 7, 8, 9, 10]
     assert rows.targets().tolist() == [9, 2, 10, 11, 12, 2, 3]
     assert scatter(torch.arange(7.0), rows.response_lengths, 5).tolist() == [[0, 1, 0, 0, 0], [2, 3, 4, 5, 6]]
+    assert rows.lengths.tolist() == [5, 6]
     with pytest.raises(ValueError, match="query"):
         make_rows([[]], [[1]], 0, "cpu")
 
@@ -59,6 +60,14 @@ def test_logprobs_and_entropy_are_those_of_the_tempered_softmax(base, chunk):
     assert_close(found.double(), torch.stack(expected), atol=2e-5, rtol=1e-5)
     assert_close(entropy.double(), torch.stack(spread), atol=2e-5, rtol=1e-5)
     assert found.dtype == torch.float32
+
+
+def test_the_default_temperature_is_1_and_no_tokens_give_no_values():
+    table = torch.log_softmax(torch.arange(6.0)[None], -1)
+    found, _ = token_logprobs(torch.zeros(1, 4), torch.tensor([5]), lambda h: torch.arange(6.0)[None])
+    assert_close(found, table[:, 5])
+    logprobs, entropy = token_logprobs(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), lambda h: h)
+    assert logprobs.shape == entropy.shape == (0,)
 
 
 def test_entropy_of_uniform_logits_is_log_v():

@@ -43,6 +43,11 @@ FILES: dict[str, list[tuple[str, str]]] = {
 REASONS: dict[str, str] = {
     "@dataclass(": "How the record is built and stored, not what is in it.",
     "field(default_factory=lambda: torch.empty(0))": "A placeholder that is replaced before anything reads it.",
+    "strict=True)], pad_id)": "A guard against callers' mistakes; ours give columns of one length.",
+    "dim=-1": "The logits have two dimensions: the last one is dimension 1.",
+    "torch.is_grad_enabled() and h.requires_grad": "Recomputation changes memory, not values.",
+    "use_reentrant=False": "Either way of recomputing gives the same values and gradients here.",
+    "hidden.new_zeros((2, 0)": "Without tokens: two empty rows are read, a third one is not.",
     "order = sorted(range(len(lengths))": "The order of micro-batches; results do not depend on it.",
 }
 

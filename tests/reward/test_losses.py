@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from reward.accuracy import accuracy, pairs_right
-from reward.losses import pair_counts, ranking_loss
+from reward.losses import pair_counts, pairs_loss, ranking_loss
 
 T = torch.tensor
 
@@ -26,6 +26,11 @@ def test_one_pair_by_hand(kind):
 def test_margin_by_hand():
     margins = T([[[0.0, 0.5], [0.0, 0.0]]])
     assert ranking_loss(T([[1.2, 0.2]]), T([[0, 1]]), margins=margins).item() == pytest.approx(0.4740770, abs=1e-6)
+
+
+def test_no_smoothing_unless_asked():
+    one = torch.ones(1, 2, dtype=torch.bool)
+    assert_close(pairs_loss(T([[1.2, 0.2]]), T([[0, 1]]), one), ranking_loss(T([[1.2, 0.2]]), T([[0, 1]])))
 
 
 def naive_pairs(scores, ranks, smoothing):
