@@ -43,6 +43,12 @@ FILES: dict[str, list[tuple[str, str]]] = {
 REASONS: dict[str, str] = {
     "@dataclass(": "How the record is built and stored, not what is in it.",
     "field(default_factory=lambda: torch.empty(0))": "A placeholder that is replaced before anything reads it.",
+    "CHUNK = ": "How many rows at a time; results do not depend on it.",
+    "LOG_RATIO_LIMIT =": "Any limit far outside every clip will do as long as its exponential is finite.",
+    "running, next_value = torch.zeros_like": "Only the shape and type of a column are taken.",
+    "variance > 1e-12": "At exactly the bound: either way next to zero.",
+    "spread > 1e-12": "At exactly the bound: either way next to zero.",
+    "count = reduce(mask.sum().double()).clamp(min=1)": "A single token has no spread: the result is 0 either way.",
     "strict=True)], pad_id)": "A guard against callers' mistakes; ours give columns of one length.",
     "dim=-1": "The logits have two dimensions: the last one is dimension 1.",
     "torch.is_grad_enabled() and h.requires_grad": "Recomputation changes memory, not values.",

@@ -59,6 +59,15 @@ def test_whitening_by_hand():
     assert_close(pm.whiten(x, mask, shift_mean=False)[mask], white[mask] + 2.5)
 
 
+def test_whitening_does_not_depend_on_the_scale_and_two_tokens_are_enough():
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    assert_close(pm.whiten(T([[1.0, 3.0]]), mask), T([[-0.707107, 0.707107]]), atol=1e-5, rtol=0)
+    _, mask, draw = ragged(8)
+    x = draw()
+    assert_close(pm.whiten(x * 1e-3, mask), pm.whiten(x, mask))
+    assert_close(pm.explained_variance(x * 1e-3 + 1e-4, x * 1e-3, mask), torch.ones((), dtype=torch.float64))
+
+
 def test_whitened_values_have_mean_0_and_variance_1_whatever_the_padding():
     _g, mask, draw = ragged(1)
     x = 5 + 3 * draw()
