@@ -13,7 +13,8 @@ import numpy as np
 
 from data.errors import UserError
 from data.records import RankedAnswers
-from evaluation.statistics import Interval, mean_interval, proportion_interval
+from data.statistics import Interval
+from reward.accuracy import pair_accuracy
 
 HASHED = 2**20  # features of the hashed n-grams; collisions are rare at the size of preference data
 PENALTY = 0.1  # inverse strength of the L2 penalty on n-gram weights
@@ -46,37 +47,12 @@ def random_scores(rankings: Sequence[RankedAnswers], seed: int = 0) -> list[list
     return [[float(s) for s in rng.random(len(r.answers))] for r in rankings]
 
 
-def pair_accuracy(scores: Sequence[Sequence[float]], rankings: Sequence[RankedAnswers]) -> Interval:
-    """Share of strictly ordered pairs that ``scores`` (one list a ranking) order alike, over all pairs.
-
-    Equal scores count half; pairs whose labels tie are no pairs. The interval resamples rankings, since the pairs of
-    one ranking go together; ``n`` counts the rankings with a pair.
-
-    Raises:
-        ValueError: scores that do not match the rankings, or no ordered pair at all.
-    """
-    if len(scores) != len(rankings):
-        raise ValueError(f"{len(scores)} lists of scores for {len(rankings)} rankings")
-    right, cluster = [], []
-    for index, (row, ranking) in enumerate(zip(scores, rankings, strict=True)):
-        if len(row) != len(ranking.answers):
-            raise ValueError(f"ranking {index}: {len(row)} scores for {len(ranking.answers)} answers")
-        for better, worse in ranking.pairs:
-            right.append(0.5 + 0.5 * float(np.sign(row[better] - row[worse])))
-            cluster.append(index)
-    if not right:
-        raise ValueError("no pair of answers has different ranks")
-    if len(set(right)) == 1:  # all right: a bootstrap would claim certainty
-        return proportion_interval(right, cluster)
-    return mean_interval(right, cluster)
-
-
 def ngram_pair_accuracy(
     train: Sequence[RankedAnswers],
     held_out: Sequence[RankedAnswers],
     analyzer: Literal["char", "word"] = "char",
 ) -> Interval:
-    """Held-out ``pair_accuracy`` of a linear Bradley-Terry model on hashed n-grams (n = 1, 2) of the answers.
+    """Held-out pair accuracy of a linear Bradley-Terry model on hashed n-grams (n = 1, 2) of the answers.
 
     An n-gram is there or not, however often. ``analyzer`` "char" suits every script, "word" drops punctuation; both
     keep letter case. There is no intercept: it cancels in a pair. Every ranking weighs alike, as in the reward model.
@@ -108,4 +84,5 @@ def ngram_pair_accuracy(
     model = LogisticRegression(C=PENALTY, fit_intercept=False, max_iter=1000)
     model.fit(x, sign > 0, sample_weight=np.array(weights) * len(weights) / sum(weights))
     scores = iter(hashing.transform(a for r in held_out for a in r.answers) @ model.coef_[0])
-    return pair_accuracy([[float(next(scores)) for _ in r.answers] for r in held_out], held_out)
+    found = [[float(next(scores)) for _ in r.answers] for r in held_out]
+    return pair_accuracy(found, [r.ranks for r in held_out])

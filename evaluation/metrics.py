@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import datasets
 import evaluate
 
-from evaluation.statistics import mean_interval, paired_comparison
+from data.statistics import mean_interval, paired_comparison
 
 _TOKENS = {"predictions": datasets.Sequence(datasets.Value("int64"))}
 _TEXT = {"predictions": datasets.Value("string")}
@@ -160,5 +160,5 @@ class WinRate(LocalMetric):
         clusters: Sequence[Hashable] | None = None,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """Return the fields of ``evaluation.statistics.Comparison``; ``clusters`` names each answer's prompt."""
+        """Return the fields of ``data.statistics.Comparison``; ``clusters`` names each answer's prompt."""
         return paired_comparison(predictions, references, clusters=clusters, seed=seed).as_dict()

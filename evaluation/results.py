@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.statistics import mean_interval, paired_comparison, paired_difference, verdict
 from evaluation.baselines import empty_answer, longest_answer
 from evaluation.metrics import Distinct, Truncation
-from evaluation.statistics import mean_interval, paired_comparison, paired_difference, verdict
 
 Judge = Literal["gold", "reward"]
 Decoding = Literal["sampled", "greedy"]

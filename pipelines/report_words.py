@@ -103,6 +103,8 @@ def _trust(words: Words) -> dict[str, str]:
         return _card(question, "Unknown", "open", "There is no reward model measured on held-out rankings in this run.")
     low = ci[0] if ci else 0.5
     short, tone = ("Mostly", "good") if low >= 0.8 else ("With care", "open") if low > 0.5 else ("No", "bad")
+    if not ci:
+        short, tone = "Unknown", "open"  # too few held-out rankings for an interval
     if doubts:
         short, tone = "No", "bad"
     pairs = words.reward.get("pairs")

@@ -300,7 +300,6 @@ class Pipeline:
                 corpus=corpus or self.corpus,
                 adapter=self.recipe.adapter,
                 inputs={need: a for need, a in found.items() if a is not None},
-                input_paths=inputs,
                 processes=self.processes,
                 log=log,
                 bar=bar,

@@ -22,7 +22,7 @@ from models.logprobs import Rows, make_rows
 from models.role_files import save_role
 from models.seeds import generator
 from models.shared_base import RoleView
-from reward.accuracy import accuracy, pairs_right
+from reward.accuracy import pair_accuracy, pair_outcomes
 from reward.losses import pair_counts, ranking_loss
 from reward.model import MEAN_POOLING, pooled_scores, score_rows
 from stages import trainers
@@ -30,7 +30,7 @@ from stages.configs import RewardConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, trainer_settings, training_session
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,13 +263,12 @@ def measure(context: StageContext, rows: Sequence[EncodedRanking], config: Rewar
     for r in rows:
         scores.append(flat[at : at + len(r.ranks)])
         at += len(r.ranks)
-    right, pairs = pairs_right(scores, [r.ranks for r in rows])
-    longer, _ = pairs_right([[float(len(a)) for a in r.responses] for r in rows], [r.ranks for r in rows])
-    found = accuracy(right, pairs, seed=context.seed)
-    assert found is not None
+    ranks = [r.ranks for r in rows]
+    found = pair_accuracy(scores, ranks)
+    longer, _ = pair_outcomes([[float(len(a)) for a in r.responses] for r in rows], ranks)
     return {
-        "pair_accuracy": found[0],
-        "pair_accuracy_ci95": list(found[1]),
-        "pairs": int(pairs.sum()),
-        "longer_is_better": float(longer.sum() / pairs.sum()),
+        "pair_accuracy": found.estimate,
+        "pair_accuracy_ci95": found.ci,
+        "pairs": len(longer),
+        "longer_is_better": float(longer.mean()),
     }

@@ -65,7 +65,6 @@ class StageContext:
     corpus: Corpus
     adapter: AdapterConfig
     inputs: Mapping[str, Artifact]  # finished stages by name
-    input_paths: Mapping[str, Path]  # the same, or folders given by the user
     processes: Processes
     log: MetricsLog
     bar: Bar

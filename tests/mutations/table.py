@@ -13,6 +13,7 @@ ORACLE, FAMILIES = "tests/conformance/test_oracle.py", "tests/conformance/test_f
 PATH, TRAINING = "tests/conformance/test_ppo_path.py", "tests/conformance/test_reward_sft.py"
 SAMPLING, ROLES = "tests/models/test_logprobs_generation.py", "tests/models/test_shared_base.py"
 STAGES, LOSSES = "tests/stages/test_sft_reward.py", "tests/reward/test_losses.py"
+ACCURACY = "tests/reward/test_accuracy.py"
 BATCHES, TEMPLATE = "tests/data/test_batching.py", "tests/data/test_template.py"
 
 PLAIN = "plain and llama-False"
@@ -309,8 +310,10 @@ REWARD_MODEL = [
     _of("M6", "head too wide", HE, "1.0 / math.sqrt(hidden_size + 1)", "1.0", STAGES, "head_is_initialised"),
     _of("M7", "centred on the median", RS, "scores.mean().item()", "scores.median().item()", TRAINING, "calibration"),
     _of("M9", "ties are right", RL, "0.5 * (difference == 0)", "1.0 * (difference == 0)", LOSSES, "ties_as_half"),
-    _of("M9", "mean of means", "reward/accuracy.py", "float(right.sum() / pairs.sum())", "float((right / pairs).mean())", LOSSES,
-        "over_all_pairs"),
+    _of("M9", "mean of means", "reward/accuracy.py", "return proportion_interval(outcomes, owners.tolist())",
+        "return proportion_interval([outcomes[owners == i].mean() for i in np.unique(owners)])", ACCURACY, "by_hand"),
+    _of("M9", "pairs of one ranking taken as independent", "reward/accuracy.py", "(outcomes, owners.tolist())", "(outcomes)", ACCURACY,
+        "units"),
     _of("M10", "head in bf16", HE, "return hidden.to(self.weight.dtype) @ self.weight + self.bias",
         "return (hidden.bfloat16() @ self.weight.bfloat16() + self.bias.bfloat16()).float()", FAMILIES, "small_differences"),
     _of("M11", "the policy's ids on another vocabulary", RM, "if self.takes_ids:", "if self.renderer:", PATH, "another_base"),

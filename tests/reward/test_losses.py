@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from reward.accuracy import accuracy, pairs_right
 from reward.losses import pair_counts, pairs_loss, ranking_loss
 
 T = torch.tensor
@@ -106,11 +105,3 @@ def test_pair_counts_take_ties_as_half_and_tied_labels_as_no_pair():
     """M9."""
     right, pairs = pair_counts(T([[1.0, 1.0, 0.0]]), T([[0, 1, 1]]), torch.ones(1, 3, dtype=torch.bool))
     assert right.tolist() == [1.5] and pairs.tolist() == [2.0]
-
-
-def test_accuracy_is_over_all_pairs_with_an_interval_over_rankings():
-    right, pairs = pairs_right([[2.0, 1.0], [0.0, 1.0], [3.0, 2.0, 1.0]], [[0, 1], [0, 1], [0, 1, 2]])
-    assert right.tolist() == [1, 0, 3] and pairs.tolist() == [1, 1, 3]
-    value, (low, high) = accuracy(right, pairs)
-    assert value == pytest.approx(0.8) and low <= 0.8 <= high and low < high
-    assert accuracy(right * 0, pairs * 0) is None

@@ -48,7 +48,6 @@ def make_context(
         corpus=corpus or Corpus(prompts=Split(train=tuple(PROMPTS))),
         adapter=AdapterConfig(rank=4, alpha=8),
         inputs={},
-        input_paths={},
         processes=Processes("cpu"),
         log=MetricsLog(out / "metrics.jsonl"),
         bar=Silent(),

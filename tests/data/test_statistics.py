@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import (
+from data.statistics import (
     MINIMUM,
     Comparison,
     mean_interval,
