@@ -9,19 +9,17 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
 from pipelines import report_charts as charts
+from pipelines.report_samples import dumps, packed, packed_samples
 from pipelines.report_words import Words, answers_to_newcomers, headline
 
-SAMPLES = 500  # rows embedded; the rest stays in samples.jsonl
-CLIPPED = 4_000  # characters of an answer shown
-PER_LIST = 100  # rows kept for each of best, worst and most changed
-APART = ("warnings", "probe")  # shown elsewhere, or for machines only
+APART = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
 FOLDERS = {"evaluate": "evaluation"}
 STAGES = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
 
@@ -37,7 +35,6 @@ class RunFiles:
     manifests: Mapping[str, Mapping[str, Any]]
     results: Mapping[str, Any]
     samples: list[dict[str, Any]]
-    samples_total: int
     notes: list[str] = field(default_factory=list)
 
 
@@ -65,7 +62,7 @@ def read_run(path: Path) -> RunFiles:
         raise UserError(f"{path}: no such run folder; `trivet ls` lists the runs")
     notes: list[str] = []
     folders = {s: path / FOLDERS.get(s, s) for s in STAGES}
-    metrics = {s: _json_lines(f / "metrics.jsonl", notes) for s, f in folders.items()}
+    metrics = {s: _json_lines(_live(f) / "metrics.jsonl", notes) for s, f in folders.items()}
     manifests = {s: _json(f / "manifest.json", notes) for s, f in folders.items()}
     run = _json(path / "run.json", notes)
     samples = _json_lines(path / "evaluation" / "samples.jsonl", notes)
@@ -80,23 +77,15 @@ def read_run(path: Path) -> RunFiles:
         metrics={s: rows for s, rows in metrics.items() if rows},
         manifests={s: m for s, m in manifests.items() if m},
         results=results,
-        samples=chosen_samples(samples),
-        samples_total=len(samples),
+        samples=samples,
         notes=notes,
     )
 
 
-def chosen_samples(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most ``SAMPLES`` rows, in order: the best, the worst and the most changed by reward, then the first ones."""
-    rows = [r for r in rows if isinstance(r.get("systems"), dict)]
-    order = list(range(len(rows)))
-    if len(rows) > SAMPLES:
-        scored = [i for i in order if _reward(rows[i]) is not None]
-        by_reward = sorted(scored, key=lambda i: _reward(rows[i]) or 0.0)
-        by_change = sorted(scored, key=lambda i: -abs(_change(rows[i])))
-        wanted = dict.fromkeys([*by_reward[-PER_LIST:], *by_reward[:PER_LIST], *by_change[:PER_LIST], *order])
-        order = sorted(list(wanted)[:SAMPLES])
-    return [_clipped(rows[i]) for i in order]
+def _live(final: Path) -> Path:
+    """Where a stage's metrics grow: in the hidden folder while it runs, if that has any, else in its own."""
+    partial = final.with_name(f".{final.name}.partial")
+    return partial if (partial / "metrics.jsonl").is_file() else final
 
 
 def view(files: RunFiles) -> dict[str, Any]:
@@ -106,6 +95,7 @@ def view(files: RunFiles) -> dict[str, Any]:
     stages = stage_rows(files)
     words = Words(results=results, reward=accuracy, command=command(files.path), seed=run.get("seed"))
     figures = _figures(files, stages)
+    samples, count = packed_samples(files.samples)
     return {
         "name": run.get("name") or files.path.resolve().name,
         "seed": run.get("seed"),
@@ -120,8 +110,10 @@ def view(files: RunFiles) -> dict[str, Any]:
         "figures": figures,
         "curve_groups": [(s, charts.STAGE_TITLES[s], figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
         "reward_card": {k.replace("_", " "): shown(v) for k, v in accuracy.items() if k not in APART},
-        "samples": files.samples,
-        "samples_total": files.samples_total,
+        "samples": samples if count else "",
+        "samples_count": count,
+        "samples_total": len(files.samples),
+        "stage_warnings": stage_warnings(files),
         "stages": stages,
         "total_seconds": duration(sum(s["seconds"] or 0 for s in stages)) if stages else "",
         "facts": facts(files),
@@ -158,15 +150,31 @@ def stage_rows(files: RunFiles) -> list[dict[str, Any]]:
                 "seconds": seconds,
                 "time": duration(seconds) if seconds is not None else "",
                 "memory": f"{peak / 2**20:,.0f} MB" if peak else "",
+                "tokens": f"{tokens:,}" if (tokens := entry.get("tokens")) else "",
             }
         )
     return rows
 
 
 def training_warnings(files: RunFiles) -> list[str]:
-    """What PPO noticed of itself while it trained, with the update at which it did."""
-    found = files.manifests.get("ppo", {}).get("metrics", {}).get("warnings") or []
-    return [f"PPO, update {w.get('step')}: {w.get('text')}" for w in found if isinstance(w, dict)]
+    """What the stages noticed of themselves while they trained, with the step at which they did."""
+    return [
+        f"{charts.STAGE_TITLES[stage]}, {'update' if stage == 'ppo' else 'step'} {w['step']}: {w['text']}"
+        for stage, found in stage_warnings(files).items()
+        for w in found
+    ]
+
+
+def stage_warnings(files: RunFiles) -> dict[str, list[dict[str, Any]]]:
+    """Stage -> its warnings, each with ``step`` and ``text``."""
+    out = {}
+    for stage in STAGES:
+        found = (files.manifests.get(stage, {}).get("metrics") or {}).get("warnings")
+        found = found if isinstance(found, list) else []
+        rows = [w for w in found if isinstance(w, dict) and "step" in w and "text" in w]
+        if rows:
+            out[stage] = rows
+    return out
 
 
 def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
@@ -217,11 +225,12 @@ def comparison_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _figures(files: RunFiles, stages: list[dict[str, Any]]) -> dict[str, Any]:
     systems = files.results.get("systems") or files.results.get("greedy") or {}
+    warned = stage_warnings(files)
     return {
         "wins": charts.win_rates(files.results.get("comparisons") or []),
         "frontier": charts.reward_against_kl(files.metrics.get("ppo", []), systems),
         "proxy": charts.proxy_and_gold(systems),
-        "curves": {s: charts.curves(s, files.metrics.get(s, [])) for s in STAGES},
+        "curves": {s: charts.curves(s, files.metrics.get(s, []), warned.get(s, [])) for s in STAGES},
         "cost": charts.cost(stages),
     }
 
@@ -230,19 +239,18 @@ def render(context: Mapping[str, Any]) -> str:
     """The page, everything inlined."""
     from jinja2 import Environment, FileSystemLoader
     from jinja2.utils import htmlsafe_json_dumps
-    from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["embed"] = lambda value: htmlsafe_json_dumps(value, dumps=_dumps)
+    environment.filters["embed"] = lambda value: htmlsafe_json_dumps(value, dumps=dumps)
     figures = context["figures"]
     every = [figures[k] for k in ("wins", "frontier", "proxy", "cost")] + [
         c for g in figures["curves"].values() for c in g
     ]
     every = [f for f in every if f]
-    plotly = Markup(get_plotlyjs()) if every else ""  # plotly.js has no closing script tag; a test holds it to that
+    plotly = packed(get_plotlyjs()) if every else ""  # base64 needs no escaping
     return environment.get_template("report.html.jinja").render(**context, charts=every, plotly=plotly)
 
 
@@ -323,39 +331,3 @@ def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
-
-
-def _dumps(value: Any, **_: Any) -> str:
-    """JSON for the page: browsers know no NaN."""
-    return json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _reward(row: Mapping[str, Any], system: str = "ppo") -> float | None:
-    systems = row["systems"]
-    found = systems.get(system) or (list(systems.values())[-1] if systems and system == "ppo" else {})
-    return found.get("reward", found.get("gold"))
-
-
-def _change(row: Mapping[str, Any]) -> float:
-    before = _reward(row, "sft")
-    return 0.0 if before is None else (_reward(row) or 0.0) - before
-
-
-def _clipped(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as shown: long texts cut, scores with few digits."""
-
-    def short(value: Any) -> Any:
-        if isinstance(value, str) and len(value) > CLIPPED:
-            return value[:CLIPPED] + " [...]"
-        return round(value, 3) if isinstance(value, float) and math.isfinite(value) else value
-
-    systems = {n: {k: short(v) for k, v in d.items()} for n, d in row["systems"].items()}
-    return {k: short(v) for k, v in row.items() if k != "systems"} | {"systems": systems}

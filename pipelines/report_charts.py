@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,8 +47,10 @@ STAGE_TITLES = {
 }
 
 
-def curves(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One chart for every known key of a stage's metrics with at least two finite values."""
+def curves(
+    stage: str, rows: Sequence[Mapping[str, Any]], warned: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """One chart for every known key of a stage's metrics with at least two finite values; warnings at their step."""
     charts: list[dict[str, Any]] = []
     for key, title, hint in CURVES.get(stage, ()):
         points = [(r.get("step", i + 1), r[key]) for i, r in enumerate(rows) if _finite(r.get(key))]
@@ -65,8 +68,26 @@ def curves(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
         layout = {"xaxis": {"title": {"text": "step"}}, "height": 210}
         if min(y for _, y in points) >= 0:
             layout["yaxis"] = {"rangemode": "tozero"}
-        charts.append(_chart(f"{stage}-{key}", title, hint, [line], layout))
+        marks = [_warning_mark(w, points) for w in warned if _finite(w.get("step"))]
+        if marks:
+            layout["shapes"] = [
+                {"type": "line", "x0": m["x"][0], "x1": m["x"][0], "y0": 0, "y1": 1, "yref": "paper",
+                 "line": {"color": "@open", "width": 1.2, "dash": "dot"}} for m in marks
+            ]  # fmt: skip
+        charts.append(_chart(f"{stage}-{key}", title, hint, [line, *marks], layout))
     return charts
+
+
+def _warning_mark(warned: Mapping[str, Any], points: Sequence[tuple[Any, float]]) -> dict[str, Any]:
+    """A triangle on the curve at the step of a warning, with its words to hover over."""
+    step = warned["step"]
+    y = min(points, key=lambda p: abs(p[0] - step))[1]
+    words = "<br>".join(textwrap.wrap(html.escape(str(warned.get("text", ""))), 60))
+    return {
+        "type": "scatter", "mode": "markers", "x": [step], "y": [_short(y)], "name": "warning",
+        "marker": {"symbol": "triangle-up", "size": 11, "color": "@open", "line": {"color": "@card", "width": 1}},
+        "hovertemplate": f"step {step}: {words}<extra></extra>",
+    }  # fmt: skip
 
 
 def win_rates(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -113,13 +134,16 @@ def reward_against_kl(
     traces: list[dict[str, Any]] = []
     if len(points) > 1:
         points = _thinned(points)
+        every = max(1, len(points) // 5)
         traces.append(
             {
-                "type": "scatter", "mode": "lines+markers", "name": "PPO in training",
+                "type": "scatter", "mode": "lines+markers+text", "name": "PPO in training, by update",
                 "x": [_short(p[0]) for p in points], "y": [_short(p[1]) for p in points],
-                "text": [f"step {p[2]}" for p in points],
+                "customdata": [p[2] for p in points],
+                "text": [str(p[2]) if i % every == 0 or i == len(points) - 1 else "" for i, p in enumerate(points)],
+                "textposition": "top center", "textfont": {"size": 10, "color": "@muted"},
                 "line": {"color": "@ppo-soft", "width": 1.2}, "marker": {"color": "@ppo-soft", "size": 5},
-                "hovertemplate": "%{text}: KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
+                "hovertemplate": "update %{customdata}: KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
             }
         )  # fmt: skip
     for name, d in systems.items():

@@ -16,7 +16,8 @@ import pytest
 
 from data.errors import UserError
 from evaluation.results import SystemAnswers, assemble, samples_rows
-from pipelines.report import SAMPLES, chosen_samples, read_run, view, write_report
+from pipelines.report import read_run, view, write_report
+from pipelines.report_samples import PACKED, chosen_samples, packed_samples, unpacked
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 STAGES = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
@@ -185,10 +186,9 @@ def test_self_contained_and_small(run: Path, page: str):
         assert "src" not in attributes and (attributes.get("href") or "#").startswith("#"), (tag, attributes)
     from plotly.offline import get_plotlyjs
 
-    ours = page.replace(get_plotlyjs(), "")
-    assert len(ours) < len(page) and get_plotlyjs().lower().count("</script") == 0
+    assert _unpacked(page, "plotly") == get_plotlyjs()
+    ours = _without_packed(page)
     assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttpRequest", ours)
-    assert page.count(get_plotlyjs()) == 1
     assert "default-src 'none'" in page  # and the browser is told to refuse what we should have missed
 
 
@@ -236,17 +236,25 @@ def test_hostile_text_stays_text(tmp_path: Path):
     noted = json.loads((run / "run.json").read_text(encoding="utf-8"))
     (run / "run.json").write_text(json.dumps(noted | {"name": evil}), encoding="utf-8")
     page = write_report(run).read_text(encoding="utf-8")
-    assert "window.evil" in page and "<script>window.evil" not in page and "<img" not in _without_plotly(page)
+    assert "window.evil" in page and "<script>window.evil" not in page and "<img" not in page
     tags = _Tags(page).tags
     assert sum(tag == "script" for tag, _ in tags) == 4
     assert not any("onerror" in attributes for _, attributes in tags)
-    assert _embedded(page, "samples")[0]["prompt"] == evil
+    assert json.loads(_unpacked(page, "samples"))[0]["prompt"] == evil
 
 
-def _without_plotly(page: str) -> str:
-    from plotly.offline import get_plotlyjs
+def _packed(page: str, name: str) -> str:
+    found = re.search(rf'<script type="application/octet-stream" id="{name}">(.*?)</script>', page, re.S)
+    assert found
+    return found[1]
 
-    return page.replace(get_plotlyjs(), "")
+
+def _unpacked(page: str, name: str) -> str:
+    return unpacked(_packed(page, name))
+
+
+def _without_packed(page: str) -> str:
+    return page.replace(_packed(page, "plotly"), "").replace(_packed(page, "samples"), "")
 
 
 @pytest.mark.parametrize(
@@ -294,20 +302,69 @@ def test_nothing_to_report_is_an_error(tmp_path: Path):
         write_report(tmp_path)
 
 
-def test_ten_thousand_samples_stay_small_and_keep_the_extremes():
-    rows = [
-        {
-            "prompt": str(i),
-            "systems": {"sft": {"response": "a"}, "ppo": {"response": "b" * 9_000, "reward": i % 997 / 10}},
-        }
-        for i in range(10_000)
-    ]
-    rows[7_000]["systems"]["ppo"]["reward"] = -55.0  # type: ignore[index]
-    rows[7_001]["systems"]["ppo"]["reward"] = 155.0  # type: ignore[index]
-    kept = chosen_samples(rows)
-    assert len(kept) == SAMPLES and {"7000", "7001", "0"} <= {r["prompt"] for r in kept}
-    assert len(json.dumps(kept)) < 3 * 2**20
-    assert [int(r["prompt"]) for r in kept] == sorted(int(r["prompt"]) for r in kept)
+def _many_rows(n: int) -> list[dict[str, Any]]:
+    """Answers of some 600 characters a row in words that hardly repeat: harder to pack than language."""
+    rng = np.random.default_rng(5)
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+
+    def text() -> str:
+        return " ".join("".join(letters[rng.zipf(1.3, 4) % 26]) for _ in range(40))
+
+    return [
+        {"prompt": f"{i} {text()[:60]}", "category": "a", "decoding": "sampled",
+         "systems": {s: {"response": text(), "reward": float(rng.normal()), "finished": True} for s in ("sft", "ppo")}}
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def test_what_does_not_fit_leaves_the_extremes():
+    rows = _many_rows(300)
+    rows[150]["systems"]["ppo"]["reward"] = -55.0
+    rows[251]["systems"]["ppo"]["reward"] = 155.0
+    assert chosen_samples(rows) == chosen_samples(rows, 300) and len(chosen_samples(rows)) == 300
+    text, count = packed_samples(rows, budget=30_000)
+    kept = json.loads(unpacked(text))
+    assert len(text) <= 30_000 and 20 < count < 300 and count == len(kept)
+    numbers = [int(r["prompt"].split()[0]) for r in kept]
+    assert {0, 150, 251} <= set(numbers) and numbers == sorted(numbers)
+    assert packed_samples(rows[:3])[1] == 3 and packed_samples([])[1] == 0 and PACKED < 8 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+def test_ten_thousand_samples_open_from_disk(run: Path, tmp_path: Path):
+    """Size, and that all of them are there; docs/report.md has the time measured."""
+    shutil.copytree(run, tmp_path / "demo")
+    lines = "".join(json.dumps(r) + "\n" for r in _many_rows(10_000))
+    (tmp_path / "demo" / "evaluation" / "samples.jsonl").write_text(lines, encoding="utf-8")
+    page = write_report(tmp_path / "demo")
+    assert page.stat().st_size < 10 * 2**20
+    found = _chromium(page, "--dump-dom", "--enable-logging=stderr", "--log-level=0")
+    assert "10,000 of 10,000" in found.stdout and "CONSOLE" not in found.stderr
+
+
+def test_warnings_are_marked_at_their_step(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "demo")
+    path = tmp_path / "demo" / "ppo" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["metrics"]["warnings"] = [{"step": 12, "text": "the <b>critic</b> sleeps"}]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    page = write_report(tmp_path / "demo").read_text(encoding="utf-8")
+    ours = [c for c in _embedded(page, "charts") if c["id"].startswith("chart-ppo")]
+    assert len(ours) == 8
+    for chart in ours:
+        assert chart["layout"]["shapes"][0]["x0"] == 12 and chart["data"][1]["x"] == [12]
+        assert "&lt;b&gt;critic" in chart["data"][1]["hovertemplate"]
+    assert "step 12: the <b>critic</b> sleeps" in _Tags(page).text and "PPO, update 12" in _Tags(page).text
+
+
+def test_a_running_stage_shows_its_growing_curve(run: Path, tmp_path: Path):
+    partial = tmp_path / ".ppo.partial"
+    shutil.copytree(run / "ppo", partial)
+    (partial / "manifest.json").unlink()
+    (tmp_path / "run.json").write_text(json.dumps({"stages": {"ppo": {"status": "running"}}}), encoding="utf-8")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert any(c["title"] == "Reward" for c in _embedded(page, "charts")) and "running" in _Tags(page).text
 
 
 @pytest.mark.parametrize(
@@ -338,23 +395,31 @@ def test_signs_of_cheating_are_named(run: Path, tmp_path: Path):
     assert "monotonous answers, reward up, gold down" in card["text"]
 
 
-def _chromium(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def _chromium(page: Path, *options: str, mark: str = "all") -> subprocess.CompletedProcess[str]:
     assert CHROMIUM
     common = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
     profile = f"--user-data-dir={page.parent / 'profile'}"
     return subprocess.run(
-        [CHROMIUM, *common, profile, "--virtual-time-budget=20000", *options, page.as_uri()],
+        [CHROMIUM, *common, profile, "--virtual-time-budget=20000", *options, f"{page.as_uri()}#{mark}"],
         capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_a_real_browser_draws_every_chart_without_a_complaint(run: Path, page: str, tmp_path: Path):
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+@pytest.mark.parametrize(("mark", "width"), [("all", 1280), ("all-dark", 1280), ("all", 500)])
+def test_a_real_browser_draws_every_chart_without_a_complaint(
+    run: Path, page: str, tmp_path: Path, mark: str, width: int
+):
+    """Light, dark, and narrow (500 pixels is the least that Chromium's window takes)."""
     shutil.copy(run / "report.html", tmp_path / "report.html")
-    found = _chromium(tmp_path / "report.html", "--dump-dom", "--enable-logging=stderr", "--log-level=0")
+    options = ["--dump-dom", "--enable-logging=stderr", "--log-level=0", f"--window-size={width},900"]
+    found = _chromium(tmp_path / "report.html", *options, mark=mark)
     complaints = [line for line in found.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []
     count = len(_embedded(page, "charts"))
-    assert f'data-drawn="{count}"' in found.stdout
+    assert f'data-drawn="{count}"' in found.stdout and "data-ready=" in found.stdout
     assert found.stdout.count('class="main-svg"') >= 2 * count
     assert found.stdout.count('class="card row"') == 12 and "<mark>" in found.stdout
+    assert ('data-theme="dark"' in found.stdout[: found.stdout.index("<head>")]) == ("dark" in mark)
+    # nothing sticks out: a page wider than its window scrolls sideways on a phone
+    assert (fits := re.search(r'data-overflow="(-?\d+)"', found.stdout)) and int(fits[1]) <= 0
