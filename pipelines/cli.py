@@ -249,6 +249,22 @@ def report(run: RunFolder) -> None:
 
 
 @app.command()
+def watch(
+    run: RunFolder,
+    port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one")] = 8790,
+) -> None:
+    """Serve the growing report to this machine's browser, while the run goes and after.
+
+    \b
+    trivet watch runs/demo
+    trivet watch runs/demo --port 0
+    """
+    from pipelines.watch import watch as serve
+
+    serve(run, port)
+
+
+@app.command()
 def verify(run: RunFolder) -> None:
     """Check every manifest, hash and parent link of a run; exit code 2 if anything is wrong.
 

@@ -30,6 +30,7 @@ COMMANDS = [
     "score",
     "export",
     "report",
+    "watch",
 ]
 GOOD = "base: gpt2\ndata: {demonstrations: d.jsonl, rankings: r.jsonl}\n"
 
