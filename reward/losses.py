@@ -1,10 +1,10 @@
 """Losses over rankings of k answers: pure functions of scores and ranks.
 
-Shapes: B rankings, K answers (padded; ``mask`` True = an answer). Rank 0 is best; equal ranks are ties, and tied
-answers are not compared with each other in either loss.
+Shapes: B rankings, K answers (padded; ``mask`` True = an answer). Rank 0 is best; equal ranks are ties.
 
-Sources: Bradley & Terry 1952; Plackett 1975, Luce 1959; Ouyang et al. 2022 (arXiv 2203.02155, eq. 1: all pairs of a
-prompt in one element, averaged); Touvron et al. 2023 (arXiv 2307.09288, eq. 2: margins).
+Sources: Bradley & Terry 1952; Plackett 1975, Luce 1959; Efron 1977 (ties, JASA 72, 557-565); Ouyang et al. 2022
+(arXiv 2203.02155, eq. 1: all pairs of a prompt in one element, averaged); Touvron et al. 2023 (arXiv 2307.09288,
+eq. 2: margins).
 """
 
 from __future__ import annotations
@@ -44,38 +44,36 @@ def pairs_loss(
 
 
 def plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tensor:
-    """Plackett-Luce negative log-likelihood (B,), averaged over the choices that a ranking makes.
+    """Plackett-Luce negative log-likelihood (B,) of each whole ranking: the sum over its choices, best answer first.
 
-    Each answer with somebody below it is a choice: its score against those of all strictly worse answers. With K = 2
-    this is the logistic loss of one pair.
+    Every choice is made among the answers that are left. Where d answers tie, Efron's approximation (1977) stands for
+    the unknown order among them: while the l-th of them (from 0) is chosen, each counts with weight ``1 - l / d``.
+    With K = 2 and no tie this is the logistic loss of one pair. A ranking without an untied pair gives 0.
     """
-    pairs = better_pairs(ranks, mask)
+    worse = better_pairs(ranks, mask)
+    tied = (ranks[:, :, None] == ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
+    before = tied.tril(diagonal=-1).sum(2)  # tied answers that stand earlier in the row: any order of them will do
+    left = 1.0 - before / tied.sum(2).clamp(min=1)
     scores = torch.where(mask, scores, torch.zeros_like(scores))
-    itself = torch.eye(ranks.shape[1], dtype=torch.bool, device=ranks.device)[None]
-    field = scores[:, None, :].expand_as(pairs).masked_fill(~(pairs | itself), float("-inf"))
-    loss = torch.logsumexp(field, dim=2) - scores
-    chooses = pairs.any(2)
-    loss = torch.where(chooses, loss, torch.zeros_like(loss))
-    return loss.sum(1) / chooses.sum(1).clamp(min=1)
+    itself = torch.eye(ranks.shape[1], dtype=torch.bool, device=ranks.device)
+    weights = torch.where(tied, left[:, :, None], (worse | itself).double()).to(scores.dtype)
+    loss = torch.logsumexp(scores[:, None, :] + weights.log(), dim=2) - scores
+    counts = mask & worse.any(2).any(1)[:, None]
+    return torch.where(counts, loss, torch.zeros_like(loss)).sum(1)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"pairs": pairs_loss, "plackett_luce": plackett_luce_loss}
 
 
-def ranking_loss(
+def ranking_losses(
     scores: Tensor,
     ranks: Tensor,
-    mask: Tensor | None = None,
-    *,
     kind: str = "pairs",
     margins: Tensor | None = None,
+    mask: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The named loss (B,), one number a ranking; rankings without an ordered pair give 0.
-
-    Raises:
-        ValueError: an unknown kind, or margins or smoothing asked of Plackett-Luce.
-    """
+    """The named loss of each ranking (B,), for those who take the mean over a larger batch; see ``ranking_loss``."""
     if kind not in LOSSES:
         raise ValueError(f"unknown ranking loss '{kind}': one of {', '.join(LOSSES)}")
     mask = torch.ones_like(ranks, dtype=torch.bool) if mask is None else mask
@@ -84,6 +82,34 @@ def ranking_loss(
     if margins is not None or label_smoothing:
         raise ValueError("margins and label smoothing belong to the 'pairs' loss")
     return plackett_luce_loss(scores, ranks, mask)
+
+
+def ranking_loss(
+    scores: Tensor,
+    ranks: Tensor,
+    kind: str = "pairs",
+    margins: Tensor | None = None,
+    mask: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Loss of a batch of rankings, a scalar: the mean over all B rankings of each one's loss.
+
+    ``pairs``: the mean over a ranking's untied pairs; ``plackett_luce``: the negative log-likelihood of the whole
+    ranking, ties by Efron's approximation. A ranking without an untied pair contributes 0 with a finite gradient and
+    counts in the mean.
+
+    Args:
+        scores: (B, K), higher is better.
+        ranks: (B, K) integers, 0 is best, equal ranks tie.
+        kind: "pairs" or "plackett_luce".
+        margins: (B, K, K) demanded difference of i over j, or None (pairs only).
+        mask: (B, K), False for answers that are not there; by default all are.
+        label_smoothing: share of labels assumed to be the wrong way round (pairs only).
+
+    Raises:
+        ValueError: an unknown kind, or margins or smoothing asked of Plackett-Luce.
+    """
+    return ranking_losses(scores, ranks, kind, margins, mask, label_smoothing).mean()
 
 
 def pair_counts(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,14 +23,14 @@ from models.role_files import save_role
 from models.seeds import generator
 from models.shared_base import RoleView
 from reward.accuracy import pair_accuracy, pair_outcomes
-from reward.losses import pair_counts, ranking_loss
+from reward.losses import pair_counts, ranking_losses
 from reward.model import MEAN_POOLING, pooled_scores, score_rows
 from stages import trainers
 from stages.configs import RewardConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, trainer_settings, training_session
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,12 +165,12 @@ class RankingTrainer(Trainer):
         scores = model(inputs["ids"], inputs["mask"], inputs["query_lengths"], inputs["response_lengths"])
         ranks, present = inputs["ranks"], inputs["present"]
         table = torch.zeros(present.shape, dtype=scores.dtype, device=scores.device).masked_scatter(present, scores)
-        losses = ranking_loss(
+        losses = ranking_losses(
             table,
             ranks,
-            present,
-            kind=self.settings.loss,
+            self.settings.loss,
             margins=self.settings.margin * inputs["margins"] if "margins" in inputs else None,
+            mask=present,
             label_smoothing=self.settings.label_smoothing,
         )
         count = len(losses) if num_items_in_batch is None else num_items_in_batch
