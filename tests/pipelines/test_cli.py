@@ -31,6 +31,7 @@ COMMANDS = [
     "export",
     "report",
     "watch",
+    "chat",
 ]
 GOOD = "base: gpt2\ndata: {demonstrations: d.jsonl, rankings: r.jsonl}\n"
 
