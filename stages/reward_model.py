@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 
 from data.errors import UserError
 from data.records import RankedAnswers
+from models.artifacts import write_json
 from models.generation import CachedEngine, generate, uniforms_for
 from models.logprobs import Rows, make_rows
 from models.role_files import save_role
@@ -24,13 +25,13 @@ from models.seeds import generator
 from models.shared_base import RoleView
 from reward.accuracy import pair_accuracy, pair_outcomes
 from reward.losses import pair_counts, ranking_losses
-from reward.model import MEAN_POOLING, pooled_scores, score_rows
-from stages import trainers
+from reward.model import MEAN_POOLING, RewardModel, pooled_scores, score_rows
+from stages import reward_card, trainers
 from stages.configs import RewardConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, trainer_settings, training_session
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,8 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
         seed=context.seed,
     )
     steps = fit(context, train, config)
-    centre, spread, source = calibrate(context, train, config)
+    samples, source = calibrate(context, train, config)
+    centre, spread = samples.mean().item(), samples.std().item() if len(samples) > 1 else 1.0
     if context.processes.is_main:
         save_role(
             base,
@@ -69,6 +71,7 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
         )
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
     found = measure(context, held_out, config)
+    card = write_card(context, config, samples, source)
     return StageResult(
         metrics={
             "rankings": len(train),
@@ -80,8 +83,33 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
             "centred_on": source,
             "probe": probe(context, train, config, centre),
             **found,
+            "report_card": reward_card.summary(card),
         }
     )
+
+
+def write_card(context: StageContext, config: RewardConfig, samples: Tensor, source: str) -> dict[str, Any]:
+    """``report_card.json``, and what is in it."""
+    centre = samples.mean().item()
+    model = RewardModel(
+        base=context.base,
+        role="reward",
+        renderer=context.renderer,
+        centre=centre,
+        pooling=config.pooling,
+        max_tokens=config.max_tokens,
+    )
+    card = reward_card.examine(
+        model,
+        context.corpus.rankings.train,
+        context.corpus.rankings.held_out,
+        samples=(samples - centre).tolist(),
+        sampled_from=source,
+        seed=context.seed,
+    )
+    if context.processes.is_main:
+        write_json(context.out / reward_card.FILE, card, sort_keys=False)
+    return card
 
 
 def encode(
@@ -209,9 +237,9 @@ def collate(batch: Sequence[EncodedRanking], pad_id: int, with_margins: bool) ->
     return out
 
 
-def calibrate(context: StageContext, train: Sequence[EncodedRanking], config: RewardConfig) -> tuple[float, float, str]:
-    """Mean and standard deviation of raw scores, on SFT samples where there is an SFT model and prompts, otherwise on
-    the training answers."""
+def calibrate(context: StageContext, train: Sequence[EncodedRanking], config: RewardConfig) -> tuple[Tensor, str]:
+    """Raw scores, in float64, of SFT samples where there is an SFT model and prompts, otherwise of training answers;
+    and which of the two."""
     base, renderer = context.base, context.renderer
     prompts = context.corpus.prompts.train[: config.centre_samples]
     if "sft" in base.roles and prompts:
@@ -234,8 +262,7 @@ def calibrate(context: StageContext, train: Sequence[EncodedRanking], config: Re
         chosen = train[: config.centre_samples]
         queries = [q for r in chosen for q in r.queries]
         responses, source = [a for r in chosen for a in r.responses], "training answers"
-    scores = score_rows(base, "reward", queries, responses, renderer.pad_id, 64, config.pooling).double()
-    return scores.mean().item(), scores.std().item() if len(scores) > 1 else 1.0, source
+    return score_rows(base, "reward", queries, responses, renderer.pad_id, 64, config.pooling).double(), source
 
 
 def probe(context: StageContext, rows: Sequence[EncodedRanking], config: RewardConfig, centre: float) -> dict[str, Any]:

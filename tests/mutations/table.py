@@ -315,7 +315,7 @@ REWARD_MODEL = [
     _of("M5", "the same answer twice", RS, "rows.setdefault((*query, -1, *response), i) == i", "rows.setdefault((*query, -1, *response), i) >= 0",
         STAGES, "compared_once"),
     _of("M6", "head too wide", HE, "1.0 / math.sqrt(hidden_size + 1)", "1.0", STAGES, "head_is_initialised"),
-    _of("M7", "centred on the median", RS, "scores.mean().item()", "scores.median().item()", TRAINING, "calibration"),
+    _of("M7", "centred on the median", RS, "centre, spread = samples.mean().item()", "centre, spread = samples.median().item()", TRAINING, "calibration"),
     _of("M9", "ties are right", RL, "0.5 * (difference == 0)", "1.0 * (difference == 0)", LOSSES, "ties_as_half"),
     _of("M9", "mean of means", "reward/accuracy.py", "return proportion_interval(outcomes, owners.tolist())",
         "return proportion_interval([outcomes[owners == i].mean() for i in np.unique(owners)])", ACCURACY, "by_hand"),

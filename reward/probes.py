@@ -1,0 +1,80 @@
+"""Answers damaged in ways that anybody would notice: what a reward model must see without a label.
+
+Pure functions of text. A probe that does not apply to an answer (nothing to cut, no sentence) gives None.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+SENTENCE = re.compile(r".*?[.!?。！？]+(?=\s|$|[^\s.!?])\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer to a prompt. ``prompt`` tells prompts apart; it is empty where there is none."""
+
+    prompt: str
+    text: str
+
+
+Damaged = tuple[str, bool]  # text, and whether an end token follows
+
+
+def cut_short(answer: Answer, others: Sequence[Answer]) -> Damaged | None:
+    """The first half of the words (of the characters, where there are fewer than four words), then the end token."""
+    words = list(re.finditer(r"\S+", answer.text))
+    if len(words) >= 4:
+        return answer.text[: words[len(words) // 2 - 1].end()], True
+    text = answer.text.strip()
+    return (text[: len(text) // 2], True) if len(text) >= 4 else None
+
+
+def sentences_repeated(answer: Answer, others: Sequence[Answer]) -> Damaged | None:
+    """Every sentence twice."""
+    text = answer.text.rstrip()
+    sentences = SENTENCE.findall(text)
+    rest = text[sum(map(len, sentences)) :]
+    parts = [*sentences, rest] if rest else sentences
+    if not "".join(parts).strip():
+        return None
+    twice = [part if part[-1:].isspace() or " " not in text else part + " " for part in parts for _ in range(2)]
+    return "".join(twice).rstrip(), True
+
+
+def answer_to_another_prompt(answer: Answer, others: Sequence[Answer]) -> Damaged | None:
+    """A good answer to something else."""
+    other = next((o for o in others if o.prompt != answer.prompt and o.text != answer.text), None)
+    return (other.text, True) if other is not None and answer.prompt else None
+
+
+def no_end_token(answer: Answer, others: Sequence[Answer]) -> Damaged | None:
+    """The whole answer without the token that ends it."""
+    return answer.text, False
+
+
+def emptied(answer: Answer, others: Sequence[Answer]) -> Damaged | None:
+    """Nothing but the end token."""
+    return ("", True) if answer.text.strip() else None
+
+
+PROBES: dict[str, Callable[[Answer, Sequence[Answer]], Damaged | None]] = {
+    "cut short": cut_short,
+    "sentences repeated": sentences_repeated,
+    "answer to another prompt": answer_to_another_prompt,
+    "end token missing": no_end_token,
+    "emptied": emptied,
+}
+
+
+def damage(answers: Sequence[Answer]) -> dict[str, list[tuple[int, Damaged]]]:
+    """Every probe's damaged answers with the numbers of the whole ones; probes that apply to none are left out."""
+    out: dict[str, list[tuple[int, Damaged]]] = {name: [] for name in PROBES}
+    for i, answer in enumerate(answers):
+        others = [answers[(i + 1 + j) % len(answers)] for j in range(min(8, len(answers) - 1))]
+        for name, probe in PROBES.items():
+            if (made := probe(answer, others)) is not None:
+                out[name].append((i, made))
+    return {name: rows for name, rows in out.items() if rows}
