@@ -13,7 +13,8 @@ import copy
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -22,10 +23,14 @@ from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_s
 from torch import Tensor, nn
 
 from data.errors import UserError
+from models.artifacts import Artifact
 from models.forward import check_logit_path, hidden_states, logits_of, switch_off_dropout
 from models.heads import ScalarHead
 from models.seeds import derived_seed, isolated_rng
 from models.settings import AdapterConfig
+
+if TYPE_CHECKING:
+    from models.registry import BaseModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +66,36 @@ class SharedBase:
         self.peft: PeftModel | None = None
         self.heads = nn.ModuleDict()
         self.copies: dict[str, Any] = {}  # full fine-tuning: role -> its own model
-        self.fingerprint = self.hash()
+        self.fingerprint = self.base_fingerprint()
         self._layers: list[BaseTunerLayer] = []
         self._select(None)
+
+    @classmethod
+    def load(
+        cls, spec: BaseModelSpec | str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    ) -> SharedBase:
+        """Load a base: a registry entry or name, a folder, or a hub id.
+
+        Args:
+            spec: what it is; folders are relative to the working directory.
+            device: where it goes; "auto" is the GPU that torch sees, otherwise the CPU.
+            dtype: of its weights; "auto" is the spec's, or bf16 on a GPU that has it and fp32 elsewhere.
+
+        Raises:
+            UserError: nothing of that name, or it cannot be loaded safely.
+        """
+        from models.devices import resolve_dtype
+        from models.loading import load_base
+        from models.registry import BaseModelSpec, resolve_base
+
+        if not isinstance(spec, BaseModelSpec):
+            spec = resolve_base(str(spec), base_dir=Path.cwd())
+        if device == "auto":
+            device = torch.accelerator.current_accelerator() or "cpu" if torch.accelerator.is_available() else "cpu"
+        place = torch.device(device)
+        if not isinstance(dtype, torch.dtype):
+            dtype = resolve_dtype(spec.dtype if dtype == "auto" else dtype, place)
+        return load_base(spec, dtype, place)
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +120,7 @@ class SharedBase:
                 out[name.replace(".base_layer.", ".")] = p
         return out
 
-    def hash(self) -> str:
+    def base_fingerprint(self) -> str:
         """sha256 over names, dtypes, shapes and bytes of the base; the same whatever roles stand on it."""
         digest = hashlib.sha256()
         for name, p in sorted(self.base_tensors().items()):
@@ -103,24 +135,58 @@ class SharedBase:
         return tuple(dict.fromkeys([*(self.peft.peft_config if self.peft else ()), *self.copies, *self.heads]))
 
     def add_role(
-        self, name: str, adapter: AdapterConfig, *, copy_of: str | None = None, head: bool = False, seed: int = 0
+        self,
+        name: str,
+        source: AdapterConfig | Artifact | Path | None = None,
+        *,
+        copy_of: str | None = None,
+        trainable: bool = False,
+        head: bool = False,
+        seed: int = 0,
     ) -> None:
-        """Add a frozen role: a fresh adapter (an identity at first), or a copy of another role's.
+        """Add a role: a fresh adapter (an identity at first), a finished stage's, or a copy of another role's.
 
-        Heads are not copied; ``head=True`` makes a fresh one.
+        Args:
+            name: its name.
+            source: the settings of a fresh adapter; or a finished stage (or any folder that ``load_role`` reads), whose
+                head comes along. Not needed beside ``copy_of``, which takes the other role's settings.
+            copy_of: the role to start from. Heads are not copied.
+            trainable: ask for gradients from now on; a role is frozen otherwise, see also ``training``.
+            head: make a fresh head, or demand a stored one.
+            seed: of a fresh adapter and head.
+
+        Raises:
+            ValueError: the name is taken, or there is nothing to start from.
+            UserError: the folder does not fit this base.
         """
         if name in self.roles:
             raise ValueError(f"role '{name}' exists already: {', '.join(self.roles)}")
-        if adapter.method == "full":
-            self.copies[name] = self._copy_model(copy_of)
+        if isinstance(source, AdapterConfig) or (source is None and copy_of is not None):
+            self._start(name, source, copy_of, seed)
+            if head:
+                self.add_head(name, seed)
+        elif source is not None and copy_of is None:
+            from models.role_files import HEAD, load_role
+
+            folder = Path(source) if isinstance(source, str | Path) else source.path
+            load_role(self, name, folder, head=head or (folder / HEAD).is_file())
         else:
-            config = self.lora_config(adapter) if copy_of is None else copy.deepcopy(self._config(copy_of))
-            self._add_adapter(name, config, seed)
-            if copy_of is not None:
-                set_peft_model_state_dict(self.peft, self.adapter_state(copy_of), adapter_name=name)
-        if head:
-            self.add_head(name, seed)
-        self.freeze(name)
+            raise ValueError(f"role '{name}': give an AdapterConfig, a finished stage, or copy_of; one of them")
+        for p in self.parameters_of(name).values():
+            p.requires_grad_(trainable)
+
+    def _start(self, name: str, adapter: AdapterConfig | None, copy_of: str | None, seed: int) -> None:
+        if copy_of in self.copies or (adapter is not None and adapter.method == "full"):
+            self.copies[name] = self._copy_model(copy_of)
+            return
+        if copy_of is None:
+            assert adapter is not None
+            config = self.lora_config(adapter)
+        else:
+            config = copy.deepcopy(self._config(copy_of))
+        self._add_adapter(name, config, seed)
+        if copy_of is not None:
+            set_peft_model_state_dict(self.peft, self.adapter_state(copy_of), adapter_name=name)
 
     def add_head(self, name: str, seed: int = 0) -> ScalarHead:
         g = torch.Generator().manual_seed(derived_seed(seed, f"head/{name}"))
@@ -226,6 +292,10 @@ class SharedBase:
         if not out:
             raise ValueError(f"role '{name}' has no parameters; roles: {', '.join(self.roles)}")
         return out
+
+    def trainable_names(self, name: str) -> list[str]:
+        """Literal names of a role's tensors that ask for a gradient now."""
+        return [n for n, p in self.parameters_of(name).items() if p.requires_grad]
 
     @contextlib.contextmanager
     def training(self, *names: str) -> Iterator[dict[str, nn.Parameter]]:

@@ -134,7 +134,7 @@ def test_identities_on_a_bf16_base(family, tmp_path):
     metrics = next(iter(ppo.train()))
     assert abs(metrics["objective/kl_per_token"]) < 1e-3
     assert metrics["ppo/policy/ratio"] == pytest.approx(1.0, abs=1e-3)
-    assert metrics["ppo/policy/approxkl"] < 1e-3 and ppo.base.hash() == ppo.base.fingerprint
+    assert metrics["ppo/policy/approxkl"] < 1e-3 and ppo.base.base_fingerprint() == ppo.base.fingerprint
 
 
 def test_small_steps_add_up_on_a_bf16_base(tmp_path):

@@ -330,10 +330,10 @@ def test_the_fingerprint_of_a_base_follows_every_weight_and_no_role():
     base = make_base()
     assert base.fingerprint == make_base().fingerprint != make_base(seed=1).fingerprint
     base.add_role("sft", ADAPTER)
-    assert base.hash() == base.fingerprint
+    assert base.base_fingerprint() == base.fingerprint
     with torch.no_grad():
         base.lm.model.layers[1].mlp.down_proj.weight[3, 4] += 1e-3
-    assert base.hash() != base.fingerprint
+    assert base.base_fingerprint() != base.fingerprint
 
 
 def test_the_value_loss_reaches_the_critic_only(tmp_path):
@@ -483,6 +483,6 @@ def test_full_fine_tuning_trains_copies_and_leaves_base_and_reference(tmp_path):
     assert flagged == [True]
     assert not any(getattr(m, "gradient_checkpointing", False) for m in base.copies["policy"].modules())
     assert all(torch.equal(a, b) for a, b in zip(reference, base.copies["reference"].parameters(), strict=True))
-    assert base.hash() == base.fingerprint
+    assert base.base_fingerprint() == base.fingerprint
     pairs = zip(reference, base.copies["policy"].parameters(), strict=True)
     assert sum(not torch.equal(a, b) for a, b in pairs) > 10

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from data.errors import UserError
+from models.artifacts import publish
 from models.forward import hidden_states, logits_of, set_gradient_checkpointing
+from models.registry import BaseModelSpec
 from models.role_files import load_role, save_role
 from models.settings import AdapterConfig
-from tests.conftest import ADAPTER, FAMILIES, make_base, randomise, tiny_lm
+from models.shared_base import SharedBase
+from tests.conftest import ADAPTER, FAMILIES, make_base, randomise, tiny_lm, word_tokenizer
 
 IDS = torch.tensor([[5, 9, 11, 7, 20, 21]])
 MASK = torch.ones_like(IDS, dtype=torch.bool)
@@ -52,12 +55,12 @@ def test_dropout_is_off_wherever_a_config_has_it(family):
 def test_the_base_is_one_copy_through_all_roles():
     base = make_base()
     before = {n: p.data_ptr() for n, p in base.base_tensors().items()}
-    hashed = base.hash()
+    hashed = base.base_fingerprint()
     for name in ("sft", "reference", "policy", "reward", "value"):
         base.add_role(name, ADAPTER, head=name in ("reward", "value"))
     after = {n: p.data_ptr() for n, p in base.base_tensors().items()}
     assert before == after
-    assert base.hash() == hashed == base.fingerprint
+    assert base.base_fingerprint() == hashed == base.fingerprint
     for name in base.roles:
         with base.role(name) as view:
             assert {p.data_ptr() for p in view.lm.parameters()} >= set(before.values())
@@ -240,12 +243,12 @@ def test_an_adapter_that_would_change_the_base_is_refused(tmp_path):
 
 def test_dropping_roles_leaves_the_base_as_it_was():
     base = make_base()
-    plain, hashed = logits(base, "base"), base.hash()
+    plain, hashed = logits(base, "base"), base.base_fingerprint()
     base.add_role("sft", ADAPTER, head=True)
     randomise(base, "sft", 0)
     base.drop_roles()
     assert base.roles == ()
-    assert torch.equal(logits(base, "base"), plain) and base.hash() == hashed
+    assert torch.equal(logits(base, "base"), plain) and base.base_fingerprint() == hashed
     base.add_role("sft", ADAPTER)
     randomise(base, "sft", 0)
     assert not torch.equal(logits(base, "sft"), plain)
@@ -264,4 +267,64 @@ def test_full_fine_tuning_roles_are_copies_and_the_base_stays():
                     p -= 0.01 * p.grad
     assert torch.equal(logits(base, "reference"), logits(base, "base"))
     assert not torch.equal(logits(base, "policy"), logits(base, "base"))
-    assert base.hash() == base.fingerprint
+    assert base.base_fingerprint() == base.fingerprint
+
+
+# -- the names that users rely on --------------------------------------------------------------------------------
+
+
+def saved_base(folder):
+    lm, tokenizer = tiny_lm(), word_tokenizer()
+    lm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_is_loaded_from_a_folder_or_a_spec(tmp_path, monkeypatch):
+    folder = saved_base(tmp_path / "base")
+    base = SharedBase.load(folder, device="cpu", dtype="float32")
+    assert base.base_fingerprint() == base.fingerprint == make_base().base_fingerprint()
+    monkeypatch.chdir(tmp_path)
+    half = SharedBase.load(BaseModelSpec(name="tiny", source=str(folder)), device="cpu", dtype=torch.bfloat16)
+    assert half.name == "tiny" and next(half.lm.parameters()).dtype == torch.bfloat16
+    assert next(SharedBase.load("./base", device="cpu").lm.parameters()).dtype == torch.float32
+    with pytest.raises(UserError, match="nowhere"):
+        SharedBase.load("./nowhere")
+
+
+def test_a_role_comes_from_a_config_an_artifact_or_another_role(tmp_path):
+    base = with_roles("reward", head=("reward",))
+    save_role(base, "reward", tmp_path / "partial", {"centre": 0.5})
+    artifact = publish(tmp_path / "partial", tmp_path / "reward", {"key": "k"})
+    for source in (artifact, artifact.path):
+        fresh = make_base()
+        fresh.add_role("judge", source)
+        assert torch.equal(logits(fresh, "judge"), logits(base, "reward"))
+        assert torch.equal(fresh.heads["judge"].weight, base.heads["reward"].weight)
+        assert fresh.trainable_names("judge") == []
+    base.add_role("twin", copy_of="reward")
+    assert torch.equal(logits(base, "twin"), logits(base, "reward")) and "twin" not in base.heads
+    with pytest.raises(ValueError, match="one of them"):
+        base.add_role("nothing")
+    with pytest.raises(ValueError, match="one of them"):
+        base.add_role("both", artifact, copy_of="reward")
+    with pytest.raises(ValueError, match="exists already"):
+        base.add_role("twin", ADAPTER)
+
+
+def test_trainable_roles_and_their_literal_names():
+    base = with_roles("sft")
+    base.add_role("policy", copy_of="sft", trainable=True, head=True)
+    names = base.trainable_names("policy")
+    assert names == list(base.parameters_of("policy")) and "policy.head.weight" in names
+    assert base.trainable_names("sft") == []
+    with base.training("sft"):
+        assert base.trainable_names("sft") == list(base.parameters_of("sft")) and not base.trainable_names("policy")
+    assert base.trainable_names("policy") == names
+
+
+def test_a_copy_of_a_full_copy_is_full():
+    base = make_base()
+    base.add_role("reference", AdapterConfig(method="full"))
+    base.add_role("policy", copy_of="reference")
+    assert set(base.copies) == {"reference", "policy"}

@@ -289,7 +289,7 @@ ADAPTERS = [
         PATH, "placed_once"),
     _of("P14", "alpha lost on loading", FI, 'raw["init_lora_weights"] = True', 'raw["lora_alpha"] = raw["r"]', ROLES,
         "survives_the_disk and llama"),
-    _of("P15", "copies start from the base", SB, "            if copy_of is not None:\n", "            if copy_of == name:\n", ROLES,
+    _of("P15", "copies start from the base", SB, "        if copy_of is not None:\n            set_peft", "        if copy_of == name:\n            set_peft", ROLES,
         "copied_role and llama"),
     _of("P17", "everything is trained", SB, "for p in chosen.values():", "for p in self._all_parameters():", ROLES, "base_gets_no"),
     _of("P18", "value loss on the policy's trunk", M, 'self.on_trunk = config.value.init == "policy_trunk"', "self.on_trunk = bool(config)",

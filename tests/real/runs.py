@@ -96,4 +96,4 @@ def assert_measured(found: dict[str, Any]) -> None:
 
 def assert_base_as_it_was(pipeline: Pipeline) -> None:
     base: SharedBase = pipeline.bench.base()
-    assert base.hash() == base.fingerprint
+    assert base.base_fingerprint() == base.fingerprint

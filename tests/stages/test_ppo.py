@@ -141,7 +141,7 @@ def test_an_update_changes_exactly_policy_value_and_value_head(tmp_path):
     current = {**ppo.policy_parameters, **ppo.value_parameters}
     assert all(not torch.equal(current[n], p) for n, p in moving.items())
     assert all(torch.equal(everything[n], p) for n, p in frozen.items())
-    assert ppo.base.hash() == ppo.base.fingerprint
+    assert ppo.base.base_fingerprint() == ppo.base.fingerprint
     assert not any(p.requires_grad for p in ppo.base.lm.parameters())
 
 

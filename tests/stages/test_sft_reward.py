@@ -68,7 +68,7 @@ def test_sft_at_rate_0_leaves_every_logit_and_every_setting_as_it_was(tmp_path):
     assert torch.equal(logits("base"), before) and torch.equal(logits("sft"), before)
     assert base.lm.config.to_dict() == config and base.lm.generation_config.to_dict() == generation
     assert "forward" not in vars(base.lm) and base.tokenizer.pad_token == pad
-    assert torch.equal(torch.get_rng_state(), rng) and base.hash() == base.fingerprint
+    assert torch.equal(torch.get_rng_state(), rng) and base.base_fingerprint() == base.fingerprint
     assert not any(m.training for m in base.lm.modules())
 
 
@@ -79,7 +79,7 @@ def test_sft_learns_and_saves_its_adapter_alone(tmp_path):
     start = sft.labelled_nll(base, "base", untrained, 0)
     result = sft.run(context, SFTConfig(epochs=15, learning_rate=1e-2, batch=6, micro_batch=3))
     assert sft.labelled_nll(base, "sft", untrained, 0) < 0.5 * start
-    assert result.metrics["steps"] == 30 and base.hash() == base.fingerprint
+    assert result.metrics["steps"] == 30 and base.base_fingerprint() == base.fingerprint
     files = sorted(str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file())
     assert files == ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "metrics.jsonl"]
 
@@ -217,7 +217,7 @@ def test_reward_training_touches_neither_sft_nor_base(tmp_path):
         context, RewardConfig(learning_rate=1e-2, weight_decay=0.1, batch=6, micro_batch=6, centre_samples=4)
     )
     assert all(torch.equal(p, before[n]) for n, p in context.base.parameters_of("sft").items())
-    assert context.base.hash() == context.base.fingerprint
+    assert context.base.base_fingerprint() == context.base.fingerprint
 
 
 def test_head_is_initialised_to_unit_scores():
