@@ -1,0 +1,64 @@
+"""trivet's PPO on one shared base: policy, reference, value and reward as roles; the same tokens, one update."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM
+from world import Phases, llama_config, peak_bytes, report, rows_of_tokens, settings, tokenizer
+
+from data.records import Message, Prompt
+from data.splits import Corpus, Split
+from data.template import Renderer
+from models.devices import Processes
+from models.settings import AdapterConfig
+from models.shared_base import SharedBase
+from reward.composition import WeightedSum
+from reward.model import RewardModel
+from stages.configs import PPOConfig
+from stages.ppo import PPO
+from stages.stage import MetricsLog, StageContext
+
+
+class Silent:
+    def advance(self, *_: Any, **__: Any) -> None:
+        """Nothing to show."""
+
+
+imports = peak_bytes()
+case = settings()
+phases = Phases()
+torch.manual_seed(0)
+base = SharedBase(LlamaForCausalLM(llama_config(case["size"])), tokenizer())
+adapter = AdapterConfig(rank=16, alpha=32, layers=case.get("layers", "all"))
+base.add_role("reference", adapter)
+base.add_role("policy", adapter, copy_of="reference")
+base.add_role("reward", adapter, head=True)
+base.add_role("value", adapter, copy_of="reward", head=True)
+queries = rows_of_tokens(case["rollouts"] * case["updates"], *case["query"], seed=0)
+prompts = [Prompt(messages=(Message(role="user", content=f"w{i + 4}"),), group=str(i)) for i in range(len(queries))]
+with tempfile.TemporaryDirectory() as folder:
+    context = StageContext(
+        out=Path(folder), seed=0, base=base, renderer=Renderer(base.tokenizer, template="dialogue"),
+        corpus=Corpus(prompts=Split(train=tuple(prompts))), adapter=adapter, inputs={}, input_paths={},
+        processes=Processes("cpu"), log=MetricsLog(Path(folder) / "metrics.jsonl"), bar=Silent(),
+        say=lambda text: None, warn=lambda text: None,
+    )  # fmt: skip
+    model = RewardModel(base=base, role="reward", renderer=context.renderer, batch=case["micro_batch"])
+    config = PPOConfig(
+        updates=case["updates"], rollouts=case["rollouts"], epochs=case["epochs"], micro_batch=case["micro_batch"],
+        max_new_tokens=case["new"], learning_rate=1e-5,
+    )  # fmt: skip
+    ppo = PPO(context, config, prompts, WeightedSum([("model", 1.0, model.score)]))
+    ppo.queries = queries  # the very ids that TRL gets
+    phases.wrap(ppo, "engine", "generate")
+    phases.wrap(ppo, "rollout", "score")
+    phases.wrap(ppo, "update", "train")
+    tokens = 0.0
+    with phases.phase("other"):
+        for metrics in ppo.train():
+            tokens += metrics["tokens/response"]
+report(phases, imports, episodes=case["rollouts"] * case["updates"], response_tokens=tokens)
