@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo test test-slow test-all lint mutations mutations-generic bench gpu-check clean
+.PHONY: help install demo test test-slow test-all lint mutations mutations-generic bench bench-envs gpu-check clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
@@ -15,7 +15,7 @@ help:
 	@echo "make test       the tests, without the slow ones (test-slow: those alone; test-all: everything)"
 	@echo "make lint       ruff and mypy"
 	@echo "make mutations  plant known defects one at a time; the tests must catch each"
-	@echo "make bench      the benchmarks"
+	@echo "make bench      the benchmarks against TRL (BENCH_FLAGS=--quick for a short look)"
 	@echo "make gpu-check  the GPU tests and the tiny pipeline with PYTHON as it is; installs nothing"
 	@echo "make clean      remove caches and build leftovers (keeps $(VENV) and runs/)"
 
@@ -52,10 +52,19 @@ mutations: install
 mutations-generic: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/generic.py --write docs/mutations_generic.md
 
-bench: install
-	@set -e; for file in benchmarks/*.py; do \
-		test -e "$$file" || { echo "no benchmarks here yet"; break; }; \
-		echo "== $$file"; $(BIN)/python "$$file"; \
+# TRL has no PPO after 1.12, so each release gets an environment of its own; about 3 GB in all.
+BENCH_ENVS ?= .bench-envs
+bench-envs: $(BENCH_ENVS)/trl-1.12/.installed $(BENCH_ENVS)/trl-1.16/.installed
+
+$(BENCH_ENVS)/trl-%/.installed: benchmarks/trl-%.txt
+	test -x $(dir $@)bin/python || $(PYTHON) -m venv $(dir $@)
+	$(dir $@)bin/python -m pip install $(PIP_FLAGS) -r $<
+	touch $@
+
+BENCHMARKS := ppo_vs_trl
+bench: install bench-envs
+	@set -e; for name in $(BENCHMARKS); do \
+		echo "== $$name"; TRIVET_BENCH_ENVS=$(abspath $(BENCH_ENVS)) $(BIN)/python benchmarks/$$name.py $(BENCH_FLAGS); \
 	done
 
 # Names what is missing and stops there; then the GPU-marked tests, then the tiny pipeline on the GPU.

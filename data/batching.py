@@ -58,3 +58,29 @@ def length_grouped(lengths: Sequence[int], batch: int, generator: torch.Generato
         rows = sorted(order[at : at + block], key=lambda i: -lengths[i])
         batches += [rows[i : i + batch] for i in range(0, len(rows), batch)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def like_length(lengths: Sequence[int], worth: int) -> list[list[int]]:
+    """Every index once, longest first, in groups: a cut is made where it saves at least ``worth`` padded cells.
+
+    Cuts go where they save most, then each part is cut again. ``worth`` is what one more forward pass costs.
+    """
+
+    def cut(rows: list[int]) -> list[list[int]]:
+        saved = [(lengths[rows[0]] - lengths[r]) * (len(rows) - i) for i, r in enumerate(rows)]
+        best = max(range(len(rows)), key=saved.__getitem__, default=0)
+        return [rows] if saved[best] < worth or best == 0 else [*cut(rows[:best]), *cut(rows[best:])]
+
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return cut(order) if order else []
+
+
+def token_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Every index once, longest first, in batches of at most ``tokens`` padded cells, or of one row."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

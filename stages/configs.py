@@ -48,6 +48,9 @@ class SFTConfig(Config):
     learning_rate: float = Field(2e-4, ge=0, description="peak learning rate")
     batch: int = Field(16, ge=1, description="conversations an optimizer step, over all processes")
     micro_batch: int = Field(16, ge=1, description="conversations a forward pass and process")
+    batch_tokens: int | None = Field(
+        None, ge=8, description="padded tokens a forward pass, instead of micro_batch; changes memory, not results"
+    )
     warmup: float = Field(0.03, ge=0, lt=1, description="share of steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
     max_tokens: int = Field(1024, ge=8, description="longest conversation; longer ones are cut (see docs/data.md)")

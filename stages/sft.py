@@ -21,7 +21,7 @@ from stages.configs import SFTConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, fit, trainer_settings, training_session
 
-VERSION = 1
+VERSION = 2
 
 
 def run(context: StageContext, config: SFTConfig) -> StageResult:
@@ -65,14 +65,17 @@ def encode(
 def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConfig) -> Any:
     """TRL's trainer with nothing left to its own preparation."""
     from trl import SFTConfig as TrlConfig
-    from trl import SFTTrainer
+
+    from stages.sft_trainer import ResponseTrainer
 
     base = context.base
     model: Any = base.copies.get("sft", base.peft)
     if base.peft is not None:
         base.peft.active_adapter = "sft"  # what PeftModel.forward asks for; the layers themselves are selected already
-    settings = trainer_settings(context, config, len(rows), "sft")
-    return SFTTrainer(
+    # with a token budget a process's whole share of the batch is one step of the trainer, which cuts it by length
+    whole = config if config.batch_tokens is None else config.model_copy(update={"micro_batch": config.batch})
+    settings = trainer_settings(context, whole, len(rows), "sft")
+    trainer = ResponseTrainer(
         model=model,
         args=TrlConfig(
             **settings,
@@ -86,6 +89,9 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
         data_collator=lambda batch: collate(batch, context.pad_id),
         callbacks=[ProgressCallback(context)],
     )
+    trainer.batch_tokens = config.batch_tokens
+    trainer.use_response_loss(base.copies.get("sft", base.lm))
+    return trainer
 
 
 def collate(batch: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ prompts = [Prompt(messages=(Message(role="user", content=f"w{i + 4}"),), group=s
 with tempfile.TemporaryDirectory() as folder:
     context = StageContext(
         out=Path(folder), seed=0, base=base, renderer=Renderer(base.tokenizer, template="dialogue"),
-        corpus=Corpus(prompts=Split(train=tuple(prompts))), adapter=adapter, inputs={}, input_paths={},
+        corpus=Corpus(prompts=Split(train=tuple(prompts))), adapter=adapter, inputs={},
         processes=Processes("cpu"), log=MetricsLog(Path(folder) / "metrics.jsonl"), bar=Silent(),
         say=lambda text: None, warn=lambda text: None,
     )  # fmt: skip

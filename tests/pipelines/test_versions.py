@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_name("stage_versions.json")
 CODE = {
     "pretrain": ["stages/pretrain.py"],
-    "sft": ["stages/sft.py", "stages/trainers.py"],
+    "sft": ["stages/sft.py", "stages/sft_trainer.py", "models/response_loss.py", "stages/trainers.py"],
     "rankings": ["stages/rankings.py", "models/generation.py"],
     "reward": ["stages/reward_model.py", "stages/trainers.py", "reward/losses.py", "reward/model.py"],
     "ppo": ["stages/ppo.py", "stages/ppo_stage.py", "stages/ppo_math.py", "stages/rollout.py", "stages/kl_control.py"],

@@ -85,12 +85,14 @@ def test_sft_learns_and_saves_its_adapter_alone(tmp_path):
 
 
 def test_sft_gradient_does_not_depend_on_micro_batches(tmp_path):
-    """F7, C1: one optimizer step of plain size, cut into 6, 3, 2 and 1 rows."""
+    """F7, C1: one optimizer step of plain size, cut into 6, 3, 2 and 1 rows, or by a budget of padded tokens."""
     found = []
-    for i, micro in enumerate((6, 3, 2, 1)):
+    for i, cut in enumerate(
+        [{"micro_batch": 6}, {"micro_batch": 3}, {"micro_batch": 2}, {"micro_batch": 1}, {"batch_tokens": 30}]
+    ):
         context = sft_context(tmp_path / str(i))
         (tmp_path / str(i)).mkdir(exist_ok=True)
-        sft.run(context, SFTConfig(epochs=0.5, learning_rate=1e-3, batch=6, micro_batch=micro, max_grad_norm=1e9))
+        sft.run(context, SFTConfig(epochs=0.5, learning_rate=1e-3, batch=6, max_grad_norm=1e9, **cut))
         found.append(torch.cat([p.flatten() for p in context.base.parameters_of("sft").values()]))
     for other in found[1:]:
         assert_close(other, found[0], atol=2e-5, rtol=1e-3)
