@@ -1,4 +1,4 @@
-"""The one exception that means "the user's input is wrong": shown without a traceback, exit code 2."""
+"""Errors with a message for the user: wrong input (exit code 2), and a stage that cannot go on (exit code 3)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """Wrong input: the message names the file, key or line, what is wrong, and how to mend it."""
+
+
+class StageError(Exception):
+    """A stage cannot go on, and the reason is no mistake in the input: a clear message, exit code 3."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -19,8 +19,9 @@ from typing import Any
 
 from typer.exceptions import Abort, Exit, TyperException
 
-from data.errors import UserError
+from data.errors import StageError, UserError
 from pipelines.recipe_checks import ORDER
+from stages.interrupts import INTERRUPTS
 
 SETTING = re.compile(r"[\w.]+=.*", re.DOTALL)
 SEVERAL = {"--set": SETTING, "--input": SETTING, "--only": re.compile("|".join(ORDER))}
@@ -76,6 +77,7 @@ def guarded(command: Callable[[], Any]) -> int:
         return _told(f"trivet: {summary_of(error)}\ntrivet: the log is {log}", 3)
     if caught or code == 130:  # typer turns the interrupt into a plain 130
         code = 128 + (caught[0] if caught else signal.SIGINT)
+        INTERRUPTS.clear()
         return _told("trivet: stopped; finished stages are kept, and the same command goes on from there", code)
     return code
 
@@ -87,13 +89,19 @@ def _told(message: str, code: int) -> int:
 
 @contextlib.contextmanager
 def _stoppable(caught: list[int]) -> Iterator[None]:
-    """SIGTERM stops a command as Ctrl-C does; ``caught`` tells them apart. Signals belong to the main thread."""
+    """SIGTERM stops a command as Ctrl-C does; ``caught`` tells them apart. Signals belong to the main thread.
+
+    A stage with checkpoints is stopped at its next safe point by the first signal, at once by a second one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, _: object) -> None:
         caught.append(number)
+        if len(caught) == 1 and INTERRUPTS.ask():
+            os.write(2, b"trivet: saving at the next safe point, then stopping; once more stops at once\n")
+            return
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -107,6 +115,8 @@ def _stoppable(caught: list[int]) -> Iterator[None]:
 def summary_of(error: BaseException) -> str:
     """The error's type and message, without the traceback."""
     text = str(error).strip()
+    if isinstance(error, StageError):
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

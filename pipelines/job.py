@@ -11,6 +11,7 @@ from data.records import Prompt
 from data.splits import Corpus
 from pipelines.recipe import Recipe
 from pipelines.workbench import Workbench
+from stages.checkpoints import Checkpoints
 from stages.stage import StageContext
 
 
@@ -25,6 +26,7 @@ class Job:
     make_context: Callable[..., StageContext]
     log: Any
     bar: Any
+    checkpoints: Checkpoints
 
 
 def answer_limit(recipe: Recipe) -> int:

@@ -22,7 +22,7 @@ from models.settings import AdapterConfig
 from pipelines.recipe_checks import default_stages, fill_in, problems_across
 from pipelines.recipe_errors import coerced, problems_of, told, unknown_keys
 from pipelines.recipe_yaml import Source, apply_override, read_text
-from stages.configs import PPOConfig, PretrainConfig, RankingsConfig, RewardConfig, SFTConfig
+from stages.configs import CheckpointConfig, PPOConfig, PretrainConfig, RankingsConfig, RewardConfig, SFTConfig
 
 
 class FromScratch(Config):
@@ -59,6 +59,7 @@ class Recipe(Config):
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: tuple[Literal["tensorboard"], ...] = Field((), description="where metrics go besides metrics.jsonl")
     base_dir: Path = Field(default_factory=Path.cwd, exclude=True, description="relative paths start here")
 

@@ -6,6 +6,7 @@ nothing of what stages compute.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ from pipelines.progress import Progress
 from pipelines.recipe import Recipe, load_recipe, resolved_yaml
 from pipelines.run_folder import RunFolder, read_run
 from pipelines.workbench import Workbench
+from stages.checkpoints import Checkpoints
+from stages.interrupts import INTERRUPTS
 from stages.stage import MetricsLog, StageContext
 
 
@@ -232,7 +235,7 @@ class Pipeline:
                 else:
                     why = reason if reason else "asked for again"
                     progress.say(f"{name}: {why}")
-                    self._run_stage(name, described, key, folder, progress)
+                    self._run_stage(name, described, key, folder, progress, fresh)
                     done += 1
             if not done:
                 progress.say("nothing to do: every stage is finished and unchanged")
@@ -254,24 +257,35 @@ class Pipeline:
                 raise UserError(f"--input {need}: {wrong[0]}")
         return inputs
 
-    def _run_stage(self, name: str, described: dict[str, Any], key: str, folder: RunFolder, progress: Progress) -> None:
-        """Run one stage into a hidden folder and publish it."""
+    def _run_stage(
+        self,
+        name: str,
+        described: dict[str, Any],
+        key: str,
+        folder: RunFolder,
+        progress: Progress,
+        fresh: bool = False,
+    ) -> None:
+        """Run one stage into a hidden folder, from its newest usable checkpoint on, and publish it."""
         stage, started = STAGES[name], time.perf_counter()
         final = self.run_dir / stage.folder
         out = partial_folder(final)
         inputs = self._checked_inputs(name)
-        if self.processes.is_main:
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir(parents=True)
+        checkpoints = Checkpoints(
+            out / "checkpoints", key, self.recipe.checkpoint, self.processes, progress.warn, progress.say
+        )
+        start = self._prepare(out, checkpoints, fresh) if self.processes.is_main else 0
         self.processes.barrier()
         self.bench.clear()
         folder.stage(name, status="running", key=key)
         board = self.run_dir / "tensorboard" / name if "tensorboard" in self.recipe.tracking else None
-        log = MetricsLog(out / "metrics.jsonl", self.processes.is_main, board)
-        with progress.stage(name, stage.steps(self.recipe, self.corpus)) as bar:
-            result = stage.run(self._job(out, inputs, log, bar, progress))
+        log = checkpoints.metrics = MetricsLog(out / "metrics.jsonl", self.processes.is_main, board, start)
+        with progress.stage(name, stage.steps(self.recipe, self.corpus)) as bar, contextlib.closing(checkpoints):
+            result = stage.run(self._job(out, inputs, log, bar, progress, checkpoints))
+            checkpoints.wait()
         self.processes.barrier()
         if self.processes.is_main:
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
             manifest = {
                 "stage": name,
                 "key": key,
@@ -286,8 +300,29 @@ class Pipeline:
         seconds, memory = round(time.perf_counter() - started, 3), peak_memory(self.processes.device)
         folder.stage(name, status="done", key=key, artifact=stage.folder, seconds=seconds, peak_memory=memory)
         self.processes.barrier()
+        if INTERRUPTS.asked:  # by a signal after the stage's last safe point
+            raise KeyboardInterrupt
 
-    def _job(self, out: Path, inputs: Mapping[str, Path], log: MetricsLog, bar: Any, progress: Progress) -> Job:
+    @staticmethod
+    def _prepare(out: Path, checkpoints: Checkpoints, fresh: bool) -> int:
+        """The hidden folder with nothing in it but usable checkpoints; the bytes of metrics that the newest knows."""
+        metrics = out / "metrics.jsonl"
+        known = None if fresh else checkpoints.tidy(metrics)
+        for path in out.iterdir() if out.is_dir() else ():
+            if known is None or path not in (metrics, checkpoints.folder):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        out.mkdir(parents=True, exist_ok=True)
+        return known or 0
+
+    def _job(
+        self,
+        out: Path,
+        inputs: Mapping[str, Path],
+        log: MetricsLog,
+        bar: Any,
+        progress: Progress,
+        checkpoints: Checkpoints,
+    ) -> Job:
         """What a stage is handed; its context is made once it has loaded the base it stands on."""
 
         def make_context(base: SharedBase, renderer: Renderer, corpus: Corpus | None = None) -> StageContext:
@@ -305,6 +340,7 @@ class Pipeline:
                 bar=bar,
                 say=progress.say,
                 warn=progress.warn,
+                checkpoints=checkpoints,
                 gradient_checkpointing=self.recipe.runtime.gradient_checkpointing,
                 recipe_folder=self.recipe.base_dir,
             )
@@ -317,4 +353,5 @@ class Pipeline:
             make_context=make_context,
             log=log,
             bar=bar,
+            checkpoints=checkpoints,
         )

@@ -12,6 +12,14 @@ from pydantic import Field, model_validator
 from data.config import Config
 
 
+class CheckpointConfig(Config):
+    """How often a running stage is saved, so that the same command goes on after a kill. Changes no result."""
+
+    every_minutes: float | None = Field(10.0, ge=0, description="minutes between checkpoints; 0: at every safe point")
+    every_steps: int | None = Field(None, ge=1, description="also after so many steps (PPO: updates)")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+
+
 class PretrainModel(Config):
     """Shape of a base trained from scratch (a Llama with tied embeddings)."""
 

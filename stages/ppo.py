@@ -8,8 +8,8 @@ copy of the reward model. The mathematics is in ``ppo_math``; this file is the o
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,6 +45,15 @@ class StepRecord:
     metrics: dict[str, float]
 
 
+@dataclass(slots=True, kw_only=True)
+class Cycle:
+    """One rollout and what has been learnt from it so far."""
+
+    rollout: Rollout
+    times: dict[str, float]
+    records: list[StepRecord] = field(default_factory=list)
+
+
 class PPO:
     """The algorithm on a shared base that already has the roles policy, reference and value.
 
@@ -77,6 +86,8 @@ class PPO:
         self.update_index = 0
         self.skipped_steps = 0
         self.records: list[StepRecord] = []
+        self.cycle: Cycle | None = None
+        self.safe_point: Callable[[], None] = lambda: None  # called where the state could be saved, inside a cycle
 
     @property
     def trainable_names(self) -> list[str]:
@@ -99,17 +110,28 @@ class PPO:
     def step(self) -> dict[str, float]:
         """One cycle of rollout and update."""
         started = time.perf_counter()
-        rollout, times = self.rollout()
-        self.shape_rewards(rollout)
+        if self.cycle is None:  # not one that was interrupted
+            rollout, times = self.rollout()
+            self.shape_rewards(rollout)
+            self.cycle = Cycle(rollout=rollout, times=times)
+            self.safe_point()
+        rollout, times = self.cycle.rollout, self.cycle.times
         before = time.perf_counter()
-        learned = self.update(rollout)
+        learned = self.update(rollout, self.cycle.records)
         times["time/update"] = time.perf_counter() - before
         metrics = self.summary(rollout) | learned | times | {"time/total": time.perf_counter() - started}
         kl, rows = metrics["objective/kl"], self.config.rollouts
         metrics["objective/kl_coef"] = self.controller.coef
         self.controller.update(kl, rows)  # the new coefficient holds from the next rollout on
         self.update_index += 1
+        self.cycle = None
         return metrics
+
+    @property
+    def position(self) -> int:
+        """Number of the latest safe point: a cycle has one at its start, after the rollout and between minibatches."""
+        each = self.config.epochs * self.config.minibatches + 1
+        return self.update_index * each + (0 if self.cycle is None else 1 + len(self.cycle.records))
 
     # -- 1. rollout ----------------------------------------------------------------------------------------------
 
@@ -118,8 +140,7 @@ class PPO:
         """Sample responses and evaluate policy, reference, value and reward on them; nothing here has a gradient."""
         config, context = self.config, self.context
         total = config.rollouts
-        mine = context.processes.share(total)
-        chosen = [self._prompt_number(self.update_index * total + i) for i in mine]
+        mine, chosen = self.chosen()
         queries = [self.queries[i] for i in chosen]
         uniforms = uniforms_for(total, config.max_new_tokens, generator(context.seed, "ppo/rollout", self.update_index))
         t0 = time.perf_counter()
@@ -184,6 +205,12 @@ class PPO:
         head = self.base.heads["value"]
         return head(response_states(policy, rows))
 
+    def chosen(self) -> tuple[range, list[int]]:
+        """Rows of this process in the present update's rollout, and the number of each one's prompt."""
+        total = self.config.rollouts
+        mine = self.context.processes.share(total)
+        return mine, [self._prompt_number(self.update_index * total + i) for i in mine]
+
     def _prompt_number(self, position: int) -> int:
         """Position in an endless stream of permutations: each prompt once before any comes again; no state to save."""
         epoch, at = divmod(position, len(self.prompts))
@@ -211,17 +238,24 @@ class PPO:
 
     # -- 3. update -------------------------------------------------------------------------------------------------
 
-    def update(self, rollout: Rollout) -> dict[str, float]:
-        """Several epochs of minibatches over one rollout; every row exactly once an epoch."""
-        config, self.records = self.config, []
+    def update(self, rollout: Rollout, records: list[StepRecord] | None = None) -> dict[str, float]:
+        """Several epochs of minibatches over one rollout; every row exactly once an epoch.
+
+        ``records`` are those of minibatches that an interrupted update has done already; new ones are added to it.
+        """
+        config, self.records = self.config, [] if records is None else records
+        done = len(self.records)
         factor = schedule_factor(config.schedule, self.update_index / config.updates, config.final_learning_rate)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         local = {int(row): i for i, row in enumerate(rollout.row_ids)}
         for epoch in range(config.epochs):
             g = generator(self.context.seed, "ppo/minibatches", self.update_index * config.epochs + epoch)
-            for chunk in ppo_math.minibatches(config.rollouts, config.minibatches, g):
+            chunks = ppo_math.minibatches(config.rollouts, config.minibatches, g)
+            for chunk in chunks[max(0, done - epoch * config.minibatches) :]:
                 self.records.append(self._minibatch(rollout, [local[r] for r in chunk.tolist() if r in local]))
+                if len(self.records) < config.epochs * config.minibatches:
+                    self.safe_point()
         names = self.records[0].metrics
         out = {name: sum(r.metrics[name] for r in self.records) / len(self.records) for name in names}
         out["ppo/policy/grad_norm"] = sum(r.policy_grad_norm for r in self.records) / len(self.records)

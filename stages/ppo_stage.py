@@ -11,6 +11,7 @@ from models.heads import ScalarHead
 from models.role_files import save_role
 from reward.composition import compose
 from reward.model import RewardModel
+from stages import ppo_state
 from stages.configs import PPOConfig
 from stages.ppo import PPO
 from stages.self_check import require, self_check
@@ -32,16 +33,27 @@ def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> 
     )
     add_roles(context, config, model)
     ppo = PPO(context, config, prompts, reward)
-    if config.self_check:
+    saved = context.checkpoints.resume()
+    if saved is not None:
+        ppo_state.restore(ppo, saved)
+    elif config.self_check:
         require(self_check(ppo, model))
     watch = Watch()
-    last: dict[str, float] = {}
+    for row in context.log.rows:  # of the updates before the checkpoint; told already
+        watch.see(int(row["step"]), row)
+    last: dict[str, float] = context.log.rows[-1] if context.log.rows else {}
+
+    def safe_point(step: int | None = None) -> None:
+        context.checkpoints.safe_point(ppo.position, lambda: ppo_state.capture(ppo), step)
+
+    ppo.safe_point = safe_point
     for last in ppo.train():
         context.log.write(ppo.update_index, last)
         for text in watch.see(ppo.update_index, last):
             context.warn(f"PPO, update {ppo.update_index}: {text}")
         shown = {k.split("/")[-1]: last[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
         context.bar.advance(ppo.update_index, shown, int(last["tokens/response"]))
+        safe_point(ppo.update_index)
     if context.processes.is_main:
         save_role(context.base, "policy", context.out)
         save_role(context.base, "value", context.out / "value")

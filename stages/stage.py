@@ -5,10 +5,11 @@ A stage writes into ``context.out`` and knows nothing of the runner, of keys or 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from models.artifacts import Artifact
 from models.devices import Processes
 from models.settings import AdapterConfig
 from models.shared_base import SharedBase
+from stages.checkpoints import Checkpoints
 
 
 class Bar(Protocol):
@@ -27,16 +29,32 @@ class Bar(Protocol):
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one JSON object a step; main process only. With ``tensorboard``, event files there as well."""
+    """``metrics.jsonl``: one JSON object a step; main process only. With ``tensorboard``, event files there as well.
 
-    def __init__(self, path: Path, active: bool = True, tensorboard: Path | None = None) -> None:
+    Args:
+        start: the bytes of the file that a checkpoint knows; what was written after it is cut off.
+    """
+
+    def __init__(
+        self, path: Path, active: bool = True, tensorboard: Path | None = None, start: int = 0
+    ) -> None:
         self.path, self.active, self.started = path, active, time.perf_counter()
         self.rows: list[dict[str, Any]] = []
+        self._bytes, self._digest = 0, hashlib.sha256()
+        if active and start:
+            with path.open("r+b") as file:
+                known = file.read(start)
+                file.truncate(start)
+            self._count(known)
+            self.rows = [json.loads(line) for line in known.splitlines()]
+        elif active:
+            path.unlink(missing_ok=True)
         self.board: Any = None
         if tensorboard is not None and active:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(tensorboard))
+            last = int(self.rows[-1]["step"]) if self.rows else 0
+            self.board = SummaryWriter(str(tensorboard), purge_step=last + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         row = {
@@ -46,12 +64,22 @@ class MetricsLog:
         }
         self.rows.append(row)
         if self.active:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            data = (json.dumps(row) + "\n").encode()
+            with self.path.open("ab") as file:
+                file.write(data)
+            self._count(data)
         if self.board is not None:
             for name, value in row.items():
                 self.board.add_scalar(name, value, step)
             self.board.flush()
+
+    def _count(self, data: bytes) -> None:
+        self._bytes += len(data)
+        self._digest.update(data)
+
+    def position(self) -> dict[str, Any]:
+        """How much has been written, and its hash."""
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +98,7 @@ class StageContext:
     bar: Bar
     say: Any  # Callable[[str], None]
     warn: Any  # Callable[[str], None]
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
     gradient_checkpointing: bool = False
     recipe_folder: Path = Path(".")
 

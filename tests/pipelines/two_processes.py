@@ -29,8 +29,8 @@ def main(folder: Path) -> None:
         seen.extend(p.group for p in made[0].prompts)
         return made
 
-    def watched_update(self, made):
-        out = update(self, made)
+    def watched_update(self, made, *records):
+        out = update(self, made, *records)
         hashes["policy"] = digest("policy") + digest("value")
         return out
 
