@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data.statistics import mean_interval, paired_comparison, paired_difference, verdict
+from data.statistics import Comparison, holm, mean_interval, paired_comparison, paired_difference, verdict
 from evaluation.baselines import empty_answer, longest_answer
+from evaluation.length_control import length_controlled_win_rate
 from evaluation.metrics import Distinct, Truncation
 
 Judge = Literal["gold", "reward"]
@@ -93,10 +94,8 @@ def assemble(
                 warnings.append(f"There is no {decoding} system '{against}' to compare with.")
             continue
         for column in dict.fromkeys((judge, "reward")):
-            for system in group.values():
-                judged = all(getattr(s, column) is not None for s in (system, reference))
-                if system.name != against and judged:
-                    comparisons.append(_compare(system, reference, column, resamples, seed))
+            family = [s for s in group.values() if s.name != against and _judged(s, reference, column)]
+            comparisons += _adjusted([_compare(s, reference, column, resamples, seed) for s in family])
     main = by["sampled"] or by["greedy"]
     for decoding in by:
         warnings += _warnings(by[decoding], described[decoding], against, "" if by[decoding] is main else " (greedy)")
@@ -181,9 +180,26 @@ def _compare(a: SystemAnswers, b: SystemAnswers, column: str, resamples: int, se
     found = paired_comparison(x, y, clusters=a.units, resamples=resamples, seed=seed)
     gain = paired_difference(x, y, clusters=a.units, resamples=resamples, seed=seed)
     said = verdict(found)
+    lengths = [len(p) - len(q) for p, q in zip(a.token_ids, b.token_ids, strict=True)]
+    fair = length_controlled_win_rate((np.sign(np.subtract(x, y)) + 1) / 2, lengths, a.units)
     head = {"a": a.name, "b": b.name, "by": column, "decoding": a.decoding}
     difference = {"mean": gain.estimate, "ci95": gain.ci}
-    return head | found.as_dict() | {"difference": difference, "verdict": said.word, "verdict_text": said.text}
+    controlled = {"win_rate": fair.estimate, "ci95": fair.ci} | ({"note": fair.note} if fair.note else {})
+    said_words = {"verdict": said.word, "verdict_text": said.text}
+    return head | found.as_dict() | {"difference": difference, "length_controlled": controlled} | said_words
+
+
+def _judged(a: SystemAnswers, b: SystemAnswers, column: str) -> bool:
+    return getattr(a, column) is not None and getattr(b, column) is not None
+
+
+def _adjusted(family: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Comparisons of one judge and decoding, their verdicts by Holm's p-values: many looks make no discovery."""
+    fields = Comparison.__dataclass_fields__
+    for c, p in zip(family, holm([c["p_value"] for c in family]), strict=True):
+        said = verdict(Comparison(**{k: v for k, v in c.items() if k in fields}), p_value=p)
+        c |= {"p_value_holm": p, "verdict": said.word, "verdict_text": said.text}
+    return family
 
 
 def _trivial(
