@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo test test-slow test-all lint mutations mutations-generic bench bench-envs gpu-check clean
+.PHONY: help install demo test test-slow test-all lint mutations mutations-generic fuzz bench bench-envs gpu-check clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
@@ -15,6 +15,7 @@ help:
 	@echo "make test       the tests, without the slow ones (test-slow: those alone; test-all: everything)"
 	@echo "make lint       ruff and mypy"
 	@echo "make mutations  plant known defects one at a time; the tests must catch each"
+	@echo "make fuzz       hostile data and recipes, coverage-guided, for FUZZ_SECONDS (600)"
 	@echo "make bench      the benchmarks against TRL (BENCH_FLAGS=--quick for a short look)"
 	@echo "make gpu-check  the GPU tests and the tiny pipeline with PYTHON as it is; installs nothing"
 	@echo "make clean      remove caches and build leftovers (keeps $(VENV) and runs/)"
@@ -51,6 +52,13 @@ mutations: install
 # Blind mutants of the mathematics; survivors are listed with the reason why each is harmless. Long.
 mutations-generic: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/generic.py --write docs/mutations_generic.md
+
+# atheris has wheels for some Pythons on Linux only, so it is not among the dev packages; hypothesis goes on without it.
+FUZZ_SECONDS ?= 600
+fuzz: install
+	OMP_NUM_THREADS=1 TRIVET_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/fuzz
+	$(BIN)/python -m pip install $(PIP_FLAGS) atheris==3.0.0 || echo "no atheris for this Python: hypothesis alone"
+	! $(BIN)/python -c 'import atheris' || OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/readers.py $(FUZZ_SECONDS)
 
 # TRL has no PPO after 1.12, so each release gets an environment of its own; about 3 GB in all.
 BENCH_ENVS ?= .bench-envs

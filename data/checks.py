@@ -107,6 +107,8 @@ def _read(path: Path) -> list[Parsed]:
         kind = "a folder, not a file" if path.is_dir() else "not there"
         raise UserError(f"{path} is {kind}.{nearest(path.name, names)}")
     parsed = parse_file(path, str(path))
+    if not parsed:
+        raise UserError(f"{path}: holds no row, only a header or blank lines")
     if not any(p.row for p in parsed):
         columns = ", ".join(dict.fromkeys(c for p in parsed for c in p.columns)) or "none"
         why = Counter(p.reason for p in parsed).most_common(1)[0][0]

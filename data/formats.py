@@ -19,6 +19,9 @@ CELLS = "(cells)"
 
 DUPLICATE = "repeated answers dropped"
 MERGED = "neighbouring turns of one role joined"
+LARGEST = 1e300  # of a number that stands where text is expected
+MOST_ANSWERS = 1000
+"""Answers of one ranking; pairs grow with their square."""
 
 
 class Reject(Exception):
@@ -62,18 +65,33 @@ _ROLES = {
 def _string(value: Any, name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise Reject(f"{name} is {_kind(value)}, not text")
-    if isinstance(value, str) and "\x00" in value:
-        raise Reject(f"{name} holds a NUL character")
-    return value if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise Reject(f"{name} holds a NUL character")
+        if not _encodable(value):
+            raise Reject(f"{name} holds half of a surrogate pair, which no text file can hold")
+        return value
+    if not abs(value) <= LARGEST:
+        raise Reject(f"{name} is not text, nor a number of a usual size")
+    return str(value)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number(value: Any, name: str) -> float:
     try:
         number = float("nan") if isinstance(value, bool) else float(value)  # tables without types hold "0.5"
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not math.isfinite(number):
-        raise Reject(f"{name} is {value!r}, not a finite number")
+        shown = repr(value)[:60] if isinstance(value, str | float) else _kind(value)
+        raise Reject(f"{name} is {shown}, not a finite number")
     return number
 
 
@@ -85,8 +103,8 @@ def _message(turn: Any, name: str) -> Message:
     if not isinstance(turn, Mapping):
         raise Reject(f"{name} holds {_kind(turn)} where a turn with role and content was expected")
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if role not in _ROLES:
-        raise Reject(f"{name} has a turn of role {role!r}; known are user, assistant and system")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise Reject(f"{name} has a turn of role {repr(role)[:60]}; known are user, assistant and system")
     return Message(role=_ROLES[role], content=_string(content, f"a turn in {name}"))  # type: ignore[arg-type]
 
 
@@ -137,6 +155,8 @@ def _ranking(
     scores: Sequence[float] | None = None,
 ) -> Row:
     """Best first, each text once (in its best place)."""
+    if len(answers) > MOST_ANSWERS:
+        raise Reject(f"it has {len(answers):,} answers; a ranking has at most {MOST_ANSWERS:,}")
     order = sorted(range(len(answers)), key=lambda i: ranks[i])
     first: dict[str, int] = {}
     for i in order:
@@ -168,7 +188,10 @@ def _ranked(row: Mapping[str, Any]) -> list[Row]:
     scores = [_number(s, "scores") for s in _list(row["scores"], "scores")] if "scores" in row else None
     ranks: Sequence[int] = range(len(answers))
     if "ranks" in row:
-        ranks = [int(_number(r, "ranks")) for r in _list(row["ranks"], "ranks")]
+        given = [_number(r, "ranks") for r in _list(row["ranks"], "ranks")]
+        if any(not r.is_integer() for r in given):
+            raise Reject("ranks must be whole numbers, 0 is best; give `scores` if these are scores")
+        ranks = [int(r) for r in given]
     elif scores is not None:
         ranks = ranks_from_scores(scores)
     if len(ranks) != len(answers) or (scores is not None and len(scores) != len(answers)):
@@ -275,7 +298,10 @@ def _alpaca(row: Mapping[str, Any]) -> list[Row]:
     """``input`` follows the instruction behind an empty line; ``system`` and ``history`` pairs may come before."""
     before = [Message(role="system", content=m.content) for m in _turns(row.get("system", ""), "system")]
     for turn in _list(row.get("history", []), "history"):
-        question, answer = _list(turn, "history")
+        pair = _list(turn, "history")
+        if len(pair) != 2:
+            raise Reject(f"history holds a turn of {len(pair)} texts where question and answer were expected")
+        question, answer = pair
         before.append(Message(role="user", content=_string(question, "history")))
         before.append(Message(role="assistant", content=_string(answer, "history")))
     messages = (*before, *_instruction(row["instruction"], row.get("input", "")))
@@ -363,9 +389,9 @@ def parse(row: Mapping[str, Any], source: str = "", group_by: str | None = None)
     if group_by is not None:
         if group_by not in given:
             raise Reject(f"it has no column '{group_by}' to group by")
-        group = f"{group_by}={given[group_by]}"
+        group = f"{group_by}={_string(given[group_by], group_by)}"
     category = given.get("category")
-    category = category if isinstance(category, str) else ""
+    category = category if isinstance(category, str) and _encodable(category) else ""
     return name, [
         replace(r, source=source, category=category, group=group or group_of(r.messages, r.answers or (r.text,)))
         for r in rows

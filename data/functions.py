@@ -6,8 +6,10 @@ changed function is a changed stage. Results are checked row by row. Knows nothi
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
+import importlib.abc
 import importlib.util
 import inspect
 import math
@@ -90,9 +92,9 @@ def load_function(reference: str, base_dir: Path | str = ".") -> UserFunction:
             f"function {reference!r}: write it as 'file.py:function' or 'package.module:function', "
             "for example 'rewards.py:kindness'"
         )
-    if where.endswith(".py") or "/" in where:
-        path: Path | None = Path(base_dir, Path(where).expanduser())
-        module = _load_file(reference, Path(base_dir, Path(where).expanduser()))
+    if _is_file_name(where):
+        path: Path | None = _source_file(reference, where, base_dir)
+        module = _load_file(reference, path)  # type: ignore[arg-type]
     else:
         module = _load_module(reference, where)
         file = getattr(module, "__file__", None)
@@ -107,22 +109,80 @@ def load_function(reference: str, base_dir: Path | str = ".") -> UserFunction:
     return UserFunction(fn=fn, name=reference, path=path, fingerprint=hashlib.sha256(source).hexdigest())
 
 
-def _load_file(reference: str, path: Path) -> ModuleType:
-    if not path.is_file():
+def fingerprint_of(reference: str, base_dir: Path | str = ".") -> str:
+    """The fingerprint that ``load_function`` would give, without running any of a file's code.
+
+    Raises:
+        UserError: no such file, or no function of that name in it.
+    """
+    where, colon, name = reference.rpartition(":")
+    if not (colon and where and name and _is_file_name(where)):
+        return load_function(reference, base_dir).fingerprint
+    path = _source_file(reference, where, base_dir)
+    source = path.read_bytes()
+    try:
+        tree = ast.parse(source, str(path))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise UserError(f"function {reference!r}: loading {path} failed{line}: {_said(error)}") from error
+    defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    bound |= {(a.asname or a.name).split(".")[0] for n in ast.walk(tree) if isinstance(n, _IMPORTS) for a in n.names}
+    if name not in bound | set(defined) and "*" not in bound:
+        nested = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+        if name not in nested:
+            raise UserError(f"function {reference!r}: {name} is not there in {where}.{nearest(name, defined)}")
+    return hashlib.sha256(source).hexdigest()
+
+
+_IMPORTS = (ast.Import, ast.ImportFrom)
+
+
+def _is_file_name(where: str) -> bool:
+    return where.endswith(".py") or "/" in where
+
+
+def _source_file(reference: str, where: str, base_dir: Path | str) -> Path:
+    try:
+        path = Path(base_dir, Path(where).expanduser())
+        if path.is_file():
+            return path
         there = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise UserError(f"function {reference!r}: there is no file {path}.{nearest(path.name, there)}")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"function {reference!r}: no usable file name ({error})") from error
+    raise UserError(f"function {reference!r}: there is no file {path}.{nearest(path.name, there)}")
+
+
+class _Source(importlib.abc.SourceLoader):
+    """Runs exactly these bytes: no ``__pycache__`` is read (its bytes are not what was hashed) or written."""
+
+    def __init__(self, path: Path, source: bytes) -> None:
+        self.path, self.source = str(path), source
+
+    def get_filename(self, fullname: str) -> str:
+        return self.path
+
+    def get_data(self, path: str | bytes) -> bytes:
+        if str(path) != self.path:
+            raise OSError(f"{path!r} is not this module's source")
+        return self.source
+
+
+def _load_file(reference: str, path: Path) -> ModuleType:
+    source = path.read_bytes()
     # A name by content: another version of the file is another module, and the same one is loaded once.
-    digest = hashlib.sha256(str(path.resolve()).encode() + path.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(str(path.resolve()).encode() + source).hexdigest()[:16]
     private = f"_trivet_user_{digest}"
     if private in sys.modules:
         return sys.modules[private]
-    spec = importlib.util.spec_from_file_location(private, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"function {reference!r}: {path} is not a Python file")
+    loader = _Source(path, source)
+    spec = importlib.util.spec_from_loader(private, loader)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(path)
     sys.modules[private] = module  # dataclasses and typing look their module up there
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException as error:
         del sys.modules[private]
         if not isinstance(error, Exception | SystemExit):

@@ -21,6 +21,10 @@ from data.formats import CELLS, FORMATS
 
 TextUnit = Literal["auto", "paragraph", "line", "file"]
 
+SMALL_UNPACKED, MOST_UNPACKED = 64 * 2**20, 200
+"""A gzip file may always hold so many bytes, and otherwise so many times its own size."""
+MOST_CELLS = 2_000_000_000
+
 LISTS = frozenset({"messages", "conversations", "responses", "answers", "instances", "history", "scores", "ranks"})
 """Columns that hold lists, which a table can only hold as JSON."""
 
@@ -69,7 +73,7 @@ def _bytes(path: Path, name: str) -> bytes:
     try:
         content = path.read_bytes()
         if path.suffix.lower() == ".gz":
-            content = gzip.decompress(content)
+            content = _unpacked(path, name)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{name} is not a whole gzip file ({error}); fetch it again or drop the .gz") from error
     except OSError as error:
@@ -80,6 +84,19 @@ def _bytes(path: Path, name: str) -> bytes:
         except UnicodeDecodeError as error:
             raise UserError(f"{name} starts like UTF-16 but is not; save it as UTF-8") from error
     return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def _unpacked(path: Path, name: str) -> bytes:
+    """A gzip file's content; a small file that unpacks to a huge one is refused before memory is gone."""
+    limit = max(SMALL_UNPACKED, path.stat().st_size * MOST_UNPACKED)
+    with gzip.open(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise UserError(
+            f"{name} unpacks to more than {limit:,} bytes, {MOST_UNPACKED} times its size: unpack it yourself if you "
+            "trust it, and name the file that comes out"
+        )
+    return content
 
 
 def _lines(content: bytes, name: str) -> Iterator[tuple[str, str | BadLine]]:
@@ -99,8 +116,11 @@ def _lines(content: bytes, name: str) -> Iterator[tuple[str, str | BadLine]]:
 def _object(line: str) -> dict[str, Any] | BadLine:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError):
+            what = error.msg
+        else:
+            what = "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
         column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         return BadLine(f"not JSON: {what}{column}")
     return row if isinstance(row, dict) else BadLine(f"JSON, but {type(row).__name__} instead of an object")
@@ -116,7 +136,7 @@ def _json(content: bytes, name: str) -> Iterator[Raw]:
     text = _whole(content, name)
     try:
         loaded = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         rows = list(_jsonl(content, name))
         if any(not isinstance(row, BadLine) for _, row in rows) and len(rows) > 1:
             yield from rows
@@ -166,6 +186,8 @@ def _csv(content: bytes, name: str) -> Iterator[Raw]:
     header = [cell.strip() for cell in next(reader, [])]
     if not any(header):
         raise UserError(f"{name} has no header line with column names")
+    if twice := [h for i, h in enumerate(header) if h and h in header[:i]]:
+        raise UserError(f"{name}: the header names column {twice[0]!r} twice; rename one")
     while True:
         line = reader.line_num + 1
         try:
@@ -191,7 +213,7 @@ def _cell(key: str, cell: str) -> Any:
         return cell
     try:
         loaded = json.loads(cell)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return cell
     turns = isinstance(loaded, list) and loaded and all(isinstance(x, dict) for x in loaded)
     return loaded if turns or key in LISTS else cell
@@ -221,9 +243,15 @@ def _parquet(path: Path, name: str) -> Iterator[Raw]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name} is not a parquet file: {str(error).splitlines()[0]}") from error
+        meta = pq.read_metadata(path)
+        size = path.stat().st_size
+        if meta.num_rows * max(1, meta.num_columns) > max(MOST_CELLS // 1000, size * 10_000):
+            raise UserError(f"{name} says that it holds {meta.num_rows:,} rows in {size:,} bytes; it is not read")
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise UserError(f"{name} is not a parquet file: {(str(error).splitlines() or [''])[0]}") from error
+    if twice := [c for i, c in enumerate(table.column_names) if c in table.column_names[:i]]:
+        raise UserError(f"{name}: names column {twice[0]!r} twice; rename one")
     if not table.num_rows:
         raise UserError(f"{name} is empty")
     number = 0

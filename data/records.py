@@ -114,5 +114,5 @@ def group_of(messages: Sequence[Message], answers: Sequence[str] = ()) -> str:
 
 def ranks_from_scores(scores: Sequence[float]) -> tuple[int, ...]:
     """Dense ranks, 0 for the highest score; equal scores tie."""
-    order = sorted(set(scores), reverse=True)
-    return tuple(order.index(s) for s in scores)
+    place = {score: rank for rank, score in enumerate(sorted(set(scores), reverse=True))}
+    return tuple(place[s] for s in scores)

@@ -30,6 +30,8 @@ DEMO_WORLD = "demo-world"
 DEMO_ROWS = {"demonstrations": 1500, "prompts": 4000, "documents": 12_000}
 """Rows of the demo world where the source does not say (``demo-world?rows=500``)."""
 
+MOST_DEMO_ROWS = 1_000_000
+
 _HUB = re.compile(r"(hub:)?(?P<id>[\w.-]+/[\w.-]+)(:(?P<split>[\w.+-]+(\[.*\])?))?")
 
 
@@ -114,7 +116,7 @@ def read_source(source: str, base_dir: Path, text_unit: TextUnit = "auto") -> It
         UserError: it is none of these, or cannot be read.
     """
     if not source.startswith("hub:"):
-        path = Path(base_dir, Path(source).expanduser())
+        path = _path(source, base_dir)
         if path.is_file():
             return read_file(path, source, text_unit)
         if path.is_dir():
@@ -128,10 +130,24 @@ def read_source(source: str, base_dir: Path, text_unit: TextUnit = "auto") -> It
     return _hub(source)
 
 
+def _path(source: str, base_dir: Path) -> Path:
+    try:
+        path = Path(base_dir, Path(source).expanduser())
+        path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{source[:100]!r} is no usable file name ({error})") from error
+    if "\x00" in source:
+        raise UserError(f"{source[:100]!r} is no usable file name: it holds a NUL character")
+    return path
+
+
 def _several(source: str, base_dir: Path, text_unit: TextUnit) -> Iterator[Raw]:
     anchor = Path(source).expanduser()
     root, pattern = (Path(anchor.anchor), str(anchor)[1:]) if anchor.is_absolute() else (base_dir, str(anchor))
-    paths = sorted(p for p in root.glob(pattern) if p.is_file())
+    try:
+        paths = sorted(p for p in root.glob(pattern) if p.is_file())
+    except (ValueError, NotImplementedError, IndexError, re.error, RecursionError) as error:
+        raise UserError(f"{source} is no usable pattern ({error})") from error
     if not paths:
         raise UserError(f"no file matches {source} (looked in {root})")
     for path in paths:
@@ -193,13 +209,15 @@ def _demo_world(source: str, kind: str, seed: int) -> list[Any]:
 
     options = dict(parse_qsl(source.partition("?")[2], keep_blank_values=True))
     unknown = set(options) - {"rows", "seed"}
-    wrong = [f"{k}={v}" for k, v in options.items() if not v.isdigit()]
+    wrong = [f"{k}={v[:20]}" for k, v in options.items() if not re.fullmatch("[0-9]{1,18}", v)]
     if unknown or wrong:
         raise UserError(f"{source}: {', '.join(unknown or wrong)} is wrong; write e.g. '{DEMO_WORLD}?rows=500&seed=1'")
     if kind not in DEMO_ROWS:
         raise UserError(
             f"data.{kind}: {DEMO_WORLD} has none ready; add the stage `rankings`, which samples and ranks answers"
         )
+    if int(options.get("rows", 0)) > MOST_DEMO_ROWS:
+        raise UserError(f"{source}: rows={options['rows']} is too many (at most {MOST_DEMO_ROWS:,})")
     rows, seed = int(options.get("rows", DEMO_ROWS[kind])), int(options.get("seed", seed))
     return list(getattr(demo_world, kind)(rows, seed))
 

@@ -41,7 +41,9 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
 def _told(source: str) -> Any:
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # hostile or damaged folders make the libraries raise anything
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"base {source}: cannot be loaded ({first}). If it is a hub id, check the network or download it first and "

@@ -20,6 +20,7 @@ from typing import Any
 from typer.exceptions import Abort, Exit, TyperException
 
 from data.errors import StageError, UserError
+from data.secrets import printable, redact
 from pipelines.recipe_checks import ORDER
 from stages.interrupts import INTERRUPTS
 
@@ -83,7 +84,7 @@ def guarded(command: Callable[[], Any]) -> int:
 
 
 def _told(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     return code
 
 
@@ -124,5 +125,5 @@ def write_traceback(folder: Path) -> Path:
     """Write the current error's traceback into ``folder``, a file for each process."""
     rank = os.environ.get("RANK", "0")
     path = folder / ("error.log" if rank == "0" else f"error-{rank}.log")
-    path.write_text(traceback.format_exc(), encoding="utf-8")
+    path.write_text(redact(traceback.format_exc()), encoding="utf-8", errors="backslashreplace")
     return path

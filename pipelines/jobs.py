@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data.functions import load_function
+from data.functions import fingerprint_of
 from data.splits import Corpus, Split
 from pipelines.job import Job, answer_limit
 from pipelines.keys import dump
@@ -113,7 +113,7 @@ def functions_of(recipe: Recipe, stage: str) -> list[str]:
 
 
 def function_fingerprints(recipe: Recipe, stage: str) -> dict[str, str]:
-    return {source: load_function(source, recipe.base_dir).fingerprint for source in functions_of(recipe, stage)}
+    return {source: fingerprint_of(source, recipe.base_dir) for source in functions_of(recipe, stage)}
 
 
 def _batches(rows: int, batch: int, epochs: float) -> int:

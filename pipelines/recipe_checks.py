@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from data.errors import nearest
+from data.secrets import has_secret
 from pipelines.recipe_errors import Problem
 
 if TYPE_CHECKING:
@@ -70,7 +71,17 @@ def _model_part(recipe: Recipe) -> bool:
 
 def problems_across(recipe: Recipe) -> list[Problem]:
     """Everything that does not fit together."""
-    return [*_name(recipe), *_stages(recipe), *_needs(recipe), *_systems(recipe), *_context(recipe)]
+    found = [*_secrets(recipe.model_dump(mode="json")), *_name(recipe), *_stages(recipe), *_needs(recipe)]
+    return [*found, *_systems(recipe), *_context(recipe)]
+
+
+def _secrets(value: Any, path: tuple[str | int, ...] = ()) -> list[Problem]:
+    """A recipe is copied into run folders and shared: no value of it may be a secret. The value is not repeated."""
+    if isinstance(value, str):
+        bad = has_secret(value)
+        return [(path, "holds what looks like a secret; keep it in an environment variable")] if bad else []
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [p for key, item in inner for p in _secrets(item, (*path, key))]
 
 
 def _name(recipe: Recipe) -> list[Problem]:
@@ -127,7 +138,7 @@ def _needs(recipe: Recipe) -> list[Problem]:
 def _systems(recipe: Recipe) -> list[Problem]:
     out: list[Problem] = []
     for i, name in enumerate(recipe.evaluation.systems):
-        if name not in SYSTEMS and not re.fullmatch(r"best_of_([2-9]|[1-9]\d+)", name):
+        if name not in SYSTEMS and not re.fullmatch(r"best_of_([2-9]|[1-9]\d{1,2})", name):
             hint = nearest(name, [*SYSTEMS, "best_of_4"]) or " Systems: base, sft, ppo, best_of_N."
             out.append((("evaluation", "systems", i), f"no system '{name}'.{hint}"))
     return out

@@ -17,6 +17,9 @@ from data.errors import UserError
 
 Path = tuple[str | int, ...]
 
+LARGEST_TEXT, MOST_VALUES, LARGEST_INT, DEEPEST = 1_000_000, 20_000, 2**63 - 1, 200
+PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with its own copy of the implicit types."""
@@ -85,6 +88,10 @@ def read_text(text: str, name: str) -> Source:
     Raises:
         UserError: not YAML, not a mapping, a key twice, or a tag that is not plain data.
     """
+    if len(text) > LARGEST_TEXT:
+        raise UserError(f"{name}: {len(text):,} characters are no recipe (at most {LARGEST_TEXT:,})")
+    if _depth(text) > DEEPEST:
+        raise UserError(f"{name}: is nested too deeply for a recipe (more than {DEEPEST} brackets)")
     source = Source(name=name, data={})
     try:
         loader = _Loader(text)
@@ -92,9 +99,12 @@ def read_text(text: str, name: str) -> Source:
             node = loader.get_single_node()
             if node is None:
                 raise UserError(f"{name}: is empty; a recipe needs at least `base` and `data` (see docs/recipe.md)")
+            _bounded(node, name)
             data = _build(loader, node, (), source, ())
         finally:
             loader.dispose()
+    except RecursionError:
+        raise UserError(f"{name}: is nested too deeply for a recipe") from None
     except yaml.YAMLError as error:
         raise UserError(f"{_where(name, error)}: not readable as YAML: {_problem(error)}") from error
     if not isinstance(data, dict):
@@ -103,11 +113,56 @@ def read_text(text: str, name: str) -> Source:
     return source
 
 
+def _depth(text: str) -> int:
+    """How many brackets are open at once at most: the parser is slow on many."""
+    deepest = now = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        now = now + 1 if bracket in "[{" else max(0, now - 1)
+        deepest = max(deepest, now)
+    return deepest
+
+
+def _bounded(root: yaml.Node, name: str) -> None:
+    """Refuse aliases that stand for more values than any recipe has, before anything is expanded."""
+    counts: dict[int, int] = {}
+
+    def count(node: yaml.Node, above: tuple[int, ...]) -> int:
+        if id(node) in above:
+            raise UserError(f"{name}:{node.start_mark.line + 1}: an alias that contains itself")
+        if id(node) not in counts:
+            inner = (*above, id(node))
+            items = node.value if not isinstance(node, yaml.ScalarNode) else []
+            parts = [p for item in items for p in (item if isinstance(item, tuple) else (item,))]
+            counts[id(node)] = 1 + sum(count(part, inner) for part in parts)
+            if counts[id(node)] > MOST_VALUES:
+                raise UserError(
+                    f"{name}:{node.start_mark.line + 1}: its aliases stand for more than {MOST_VALUES:,} values"
+                )
+        return counts[id(node)]
+
+    count(root, ())
+
+
+def _plain(loader: _Loader, node: yaml.Node, place: str) -> Any:
+    """A text, number, true, false or null."""
+    try:
+        value = loader.construct_object(node)
+    except (ValueError, KeyError, AttributeError, OverflowError):
+        raise UserError(f"{place}: {str(node.value)[:40]!r} is no value that a recipe can hold") from None
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        raise UserError(f"{place}: the number {str(node.value)[:20]}... is too large (at most {LARGEST_INT})")
+    return value
+
+
 def _build(loader: _Loader, node: yaml.Node, path: Path, source: Source, above: tuple[int, ...]) -> Any:
     line = node.start_mark.line + 1
     if id(node) in above:
         raise UserError(f"{source.name}:{line}: an alias that contains itself")
     above = (*above, id(node))
+    if node.tag not in PLAIN:
+        tag = str(node.tag).rpartition(":")[2]
+        what = f"the tag '{tag}' makes no plain value; leave it out"
+        raise UserError(f"{source.name}:{line}: not readable as YAML: {what}")
     source.places.setdefault(path, f"{source.name}:{line}" if path else source.name)
     if isinstance(node, yaml.MappingNode):
         _no_duplicates(node, path, source.name)
@@ -121,7 +176,7 @@ def _build(loader: _Loader, node: yaml.Node, path: Path, source: Source, above: 
         return out
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, item, (*path, i), source, above) for i, item in enumerate(node.value)]
-    return loader.construct_object(node)
+    return _plain(loader, node, f"{source.name}:{line}")
 
 
 def _no_duplicates(node: yaml.MappingNode, path: Path, name: str) -> None:
@@ -146,7 +201,10 @@ def read_value(text: str) -> Any:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        return None if node is None else _build(loader, node, (), Source(name="value", data={}), ())
+        if node is None:
+            return None
+        _bounded(node, "value")
+        return _build(loader, node, (), Source(name="value", data={}), ())
     finally:
         loader.dispose()
 
@@ -158,12 +216,14 @@ def apply_override(source: Source, override: str) -> None:
         UserError: no ``=``, or a path through something that is no group.
     """
     dotted, equals, text = override.partition("=")
+    if _depth(text) > DEEPEST:
+        raise UserError(f"--set {dotted}: the value is nested too deeply")
     steps = [s.strip() for s in dotted.split(".")]
     if not equals or not all(steps):
         raise UserError(f"--set {override}: must have the form key.subkey=value, for example --set ppo.kl_coef=0.1")
     try:
         value = read_value(text)
-    except (yaml.YAMLError, UserError) as error:
+    except (yaml.YAMLError, UserError, RecursionError) as error:
         raise UserError(f"--set {override}: the value is not readable as YAML; quote it") from error
     here: Any = source.data
     path: Path = ()
