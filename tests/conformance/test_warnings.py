@@ -38,8 +38,8 @@ def test_a_healthy_run_says_nothing():
     ],
 )
 def test_each_sign_once_with_its_remedy(name, values, step, words):
-    (found,) = feed([{name: v} for v in values])
-    assert found[0] == step and words in found[1]
+    told = feed([{name: v} for v in values])
+    assert len(told) == 1 and told[0][0] == step and words in told[0][1]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ FILES: dict[str, list[tuple[str, str]]] = {
     "stages/ppo_math.py": [("tests/stages/test_ppo_math.py", "test"), ORACLE],
     "reward/losses.py": [("tests/reward/test_losses.py", "test")],
     "models/logprobs.py": [
-        ("tests/models/test_logprobs_generation.py", "positions or tempered or chunks or entropy"),
+        ("tests/models/test_logprobs_generation.py", "positions or tempered or chunks or entropy or default"),
         ("tests/conformance/test_families.py", "of_a_bf16_model"),
         ORACLE,
     ],

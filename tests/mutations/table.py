@@ -352,6 +352,43 @@ REPORTING = [
         "shares_of_processes"),
 ]  # fmt: skip
 
+SC, WA, CHECKS, SIGNS = (
+    "stages/self_check.py", "stages/warnings.py", "tests/conformance/test_self_check.py", "tests/conformance/test_warnings.py",
+)  # fmt: skip
+GUARDS = [
+    _of("G1", "self-check: any trainable set will do", SC, "ok = asking == set(held) == named and len(held) == len(named) and not others & named",
+        "ok = named <= asking", CHECKS,
+        "without_the_value_role or holds_the_reference"),
+    _of("G1", "self-check: any reference will do", SC, 'ok=gap <= probe.same_path, detail=f"log-', 'ok=gap >= 0, detail=f"log-', CHECKS,
+        "not_the_reference"),
+    _of("G1", "self-check: any ratio will do", SC, 'ok=gap <= probe.same_path, detail=f"the ratio', 'ok=gap >= 0, detail=f"the ratio',
+        CHECKS, "dropout_that_is_on"),
+    _of("G1", "self-check: any neighbours will do", SC, 'ok=gap <= probe.other_batch, detail=f"rows', 'ok=gap >= 0, detail=f"rows',
+        CHECKS, "ignores_the_attention_mask"),
+    _of("G1", "self-check: any greedy token will do", SC, 'ok=gap <= probe.other_batch, detail=f"best', 'ok=gap >= 0, detail=f"best',
+        CHECKS, "positions_that_ignore"),
+    _of("G1", "self-check: padding may be the only stop", SC, "if set(stops) == {tokenizer.pad_token_id} and",
+        "if set(stops) == {-1} and", CHECKS, "cannot_be_reached"),
+    _of("G1", "self-check: any reward model will do", SC, "ok=gap <= (0.1 if half else 1e-3)", "ok=gap >= 0", CHECKS,
+        "not_the_recorded_one"),
+    _of("G1", "self-check: failures are not told", SC, "    if bad:\n", "    if not findings:\n", CHECKS, "not_the_reference"),
+    _of("G1", "self-check: draws from the global generator", SC, 'generator(ppo.context.seed, "ppo/self_check")', "torch.default_generator",
+        CHECKS, "it_leaves"),
+    _of("G2", "warning: negative KL the wrong way round", WA, "lambda x: x < NEGATIVE_KL", "lambda x: x > NEGATIVE_KL", SIGNS, "sign"),
+    _of("G2", "warning: a falling KL is running away", WA, " and values[-1] > values[0]", "", SIGNS, "what_passes"),
+    _of("G2", "warning: high entropy is a collapse", WA, "lambda x: x < COLLAPSED_ENTROPY", "lambda x: x > COLLAPSED_ENTROPY", SIGNS,
+        "sign or healthy"),
+    _of("G2", "warning: no patience with the critic", WA, "lambda x: x < 0.0, LONG)", "lambda x: x < 0.0)", SIGNS, "sign"),
+    _of("G2", "warning: scores that never differ are fine", WA, "max(FLAT_SCORES * start, 1e-6)", "FLAT_SCORES * start", SIGNS, "sign"),
+    _of("G2", "warning: truncation never told", WA, "lambda x: x > TRUNCATED", "lambda x: x > 1 + TRUNCATED", SIGNS, "sign"),
+    _of("G2", "warning: length never told", WA, "> LONGER * start", "> 10 * LONGER * start", SIGNS, "sign"),
+    _of("G2", "warning: skipped steps told too late", WA, '"ppo/skipped_steps", 0.0) > 0', '"ppo/skipped_steps", 0.0) > 1', SIGNS, "sign"),
+    _of("G2", "warning: told at every update", WA, "self._told.add(name)", "self._told.discard(name)", SIGNS, "sign"),
+    _of("G2", "warning: believed at the first sight", WA, "return values if len(values) == count else []", "return values[-1:]", SIGNS,
+        "sign or what_passes"),
+]  # fmt: skip
+
 MUTANTS: list[Mutant] = [
     *ROLLOUT, *LOGPROBS, *REWARDS, *ADVANTAGES, *POLICY_LOSS, *OPTIMISATION, *ADAPTERS, *REWARD_MODEL, *INSTRUCTION, *REPORTING,
+    *GUARDS,
 ]  # fmt: skip
