@@ -77,8 +77,10 @@ def _reward(job: Job) -> StageResult:
 
 
 def _ppo(job: Job) -> StageResult:
-    from stages import ppo_stage
+    from stages import ppo_stage, reward_gate
 
+    if "model" in {part.source for part in job.bench.recipe.ppo.reward} and "reward" in job.inputs:
+        reward_gate.require(job.inputs["reward"], job.bench.recipe.reward.gate)
     base, adapter = job.bench.base(), job.bench.recipe.adapter
     if "sft" in job.inputs:
         job.bench.load("sft", "reference", job.inputs["sft"])
@@ -160,7 +162,7 @@ STAGES: dict[str, Stage] = {
     "reward": Stage(
         run=_reward,
         needs=lambda r: (*_base(r), "sft", *(("rankings",) if r.rankings else ())),
-        settings=lambda r: dump(r.reward),
+        settings=lambda r: dump(r.reward, leave_out=("gate",)),  # the gate judges a finished stage
         data=("rankings", "prompts"),
         steps=lambda r, c: _batches(
             min(r.rankings.prompts, len(c.prompts.train)) if r.rankings else len(c.rankings.train),
