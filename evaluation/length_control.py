@@ -61,7 +61,7 @@ def length_controlled_win_rate(
 def _fit(y: Floats, design: Floats) -> tuple[Floats, Floats]:
     """Coefficients (2,) and the inverse of the information (2, 2), by Newton's method."""
     beta = np.zeros(2)
-    bread = np.eye(2)
+    bread: Floats = np.eye(2)
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(-design @ beta))
         centre = 1 / (1 + np.exp(-beta[0]))
