@@ -60,14 +60,14 @@ def length_controlled_win_rate(
 
 def _fit(y: Floats, design: Floats) -> tuple[Floats, Floats]:
     """Coefficients (2,) and the inverse of the information (2, 2), by Newton's method."""
-    beta = np.zeros(2)
+    beta: Floats = np.zeros(2)
     bread: Floats = np.eye(2)
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(-design @ beta))
         centre = 1 / (1 + np.exp(-beta[0]))
         gradient = design.T @ (y - p) + [PRIOR * (1 - 2 * centre), -RIDGE * beta[1]]
         information = (design * (p * (1 - p))[:, None]).T @ design
-        bread = np.linalg.inv(information + np.diag([2 * PRIOR * centre * (1 - centre), RIDGE]))
+        bread = np.linalg.inv(information + np.diag([2 * PRIOR * centre * (1 - centre), RIDGE])).astype(np.float64)
         step = bread @ gradient
         beta = beta + np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-12:
