@@ -97,11 +97,11 @@ def test_finished_answers_end_in_one_stop_token_and_cut_ones_in_none(tmp_path, p
 
 
 def test_the_mean_score_of_the_calibration_answers_is_zero(tmp_path):
-    """M7: the same samples, drawn again, have centred mean 0."""
+    """M7: the same samples, drawn again, have mean 0 under the stage's centre."""
     context = context_for(tmp_path)
-    context.base.add_role("reward", context.adapter, copy_of="sft", head=True)
     rows, _ = reward_model.encode(context, RANKINGS, RewardConfig())
-    centre, spread, _ = reward_model.calibrate(context, rows, RewardConfig(centre_samples=12))
+    found = reward_model.run(context, RewardConfig(centre_samples=12)).metrics
+    assert found["centred_on"] == "sft samples"
     queries = [context.renderer.prompt_ids(p.messages) for p in context.corpus.prompts.train]
     longest = max(len(a) for r in rows for a in r.responses)
     with context.base.role("sft") as view:
@@ -109,9 +109,9 @@ def test_the_mean_score_of_the_calibration_answers_is_zero(tmp_path):
             CachedEngine(), view, queries, uniforms=uniforms_for(12, longest, generator(0, "reward/centre")), batch=5,
             max_new_tokens=longest, temperature=1.0, stop_ids=context.renderer.stop_ids, pad_id=0,
         )  # fmt: skip
-    scores = score_rows(context.base, "reward", queries, made.ids, 0, 5).double() - centre
+    scores = score_rows(context.base, "reward", queries, made.ids, 0, 5).double() - found["centre"]
     assert scores.mean().item() == pytest.approx(0.0, abs=1e-5)
-    assert scores.std().item() == pytest.approx(spread, rel=1e-4)
+    assert scores.std().item() == pytest.approx(found["spread"], rel=1e-4)
 
 
 def test_rows_of_sft_are_never_packed(tmp_path):
