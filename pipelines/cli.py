@@ -37,6 +37,9 @@ Set = Annotated[
 ]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="instead of runs/<name of the recipe>")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="run again what is finished and unchanged")]
+StoreDir = Annotated[
+    Path | None, typer.Option("--store", metavar="DIR", help="a folder in which runs share finished stages")
+]
 Input = Annotated[
     list[str] | None,
     typer.Option(
@@ -73,6 +76,7 @@ def run(
     run_dir: RunDir = None,
     fresh: Fresh = False,
     input_: Input = None,
+    store: StoreDir = None,
 ) -> None:
     """Run the whole pipeline, or part of it.
 
@@ -83,24 +87,34 @@ def run(
     trivet run my.yaml --set ppo.kl_coef=0.1 sft.epochs=2 --run-dir runs/less-kl
     trivet run my.yaml --from reward --until ppo
     """
-    run_stages(recipe, set_, run_dir, input_, only=only or [], start=from_, until=until, fresh=fresh)
+    run_stages(recipe, set_, run_dir, input_, only=only or [], start=from_, until=until, fresh=fresh, store=store)
 
 
 @app.command()
 def pretrain(
-    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, fresh: Fresh = False, input_: Input = None
+    recipe: RecipeFile,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+    store: StoreDir = None,
 ) -> None:
     """Train a small base from scratch: for the demo, or where no base knows the language.
 
     \b
     trivet pretrain my.yaml --set base.pretrain.steps=2000
     """
-    run_stages(recipe, set_, run_dir, input_, only=["pretrain"], fresh=fresh)
+    run_stages(recipe, set_, run_dir, input_, only=["pretrain"], fresh=fresh, store=store)
 
 
 @app.command()
 def sft(
-    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, fresh: Fresh = False, input_: Input = None
+    recipe: RecipeFile,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+    store: StoreDir = None,
 ) -> None:
     """Instruction tuning on demonstrations.
 
@@ -108,24 +122,34 @@ def sft(
     trivet sft my.yaml
     trivet sft my.yaml --set sft.learning_rate=1e-4 --run-dir runs/slower
     """
-    run_stages(recipe, set_, run_dir, input_, only=["sft"], fresh=fresh)
+    run_stages(recipe, set_, run_dir, input_, only=["sft"], fresh=fresh, store=store)
 
 
 @app.command()
 def rankings(
-    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, fresh: Fresh = False, input_: Input = None
+    recipe: RecipeFile,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+    store: StoreDir = None,
 ) -> None:
     """Sample answers from the SFT model and have the recipe's annotator rank them.
 
     \b
     trivet rankings my.yaml --set rankings.annotator=my.py:kindness
     """
-    run_stages(recipe, set_, run_dir, input_, only=["rankings"], fresh=fresh)
+    run_stages(recipe, set_, run_dir, input_, only=["rankings"], fresh=fresh, store=store)
 
 
 @app.command()
 def reward(
-    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, fresh: Fresh = False, input_: Input = None
+    recipe: RecipeFile,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+    store: StoreDir = None,
 ) -> None:
     """Train the reward model on ranked answers.
 
@@ -133,12 +157,17 @@ def reward(
     trivet reward my.yaml
     trivet reward my.yaml --input sft=runs/other/sft
     """
-    run_stages(recipe, set_, run_dir, input_, only=["reward"], fresh=fresh)
+    run_stages(recipe, set_, run_dir, input_, only=["reward"], fresh=fresh, store=store)
 
 
 @app.command()
 def ppo(
-    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, fresh: Fresh = False, input_: Input = None
+    recipe: RecipeFile,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+    store: StoreDir = None,
 ) -> None:
     """Train the policy with PPO against the reward.
 
@@ -146,7 +175,7 @@ def ppo(
     trivet ppo my.yaml --set ppo.kl_coef=0.1
     trivet ppo my.yaml --input sft=adapters/sft reward=runs/other/reward
     """
-    run_stages(recipe, set_, run_dir, input_, only=["ppo"], fresh=fresh)
+    run_stages(recipe, set_, run_dir, input_, only=["ppo"], fresh=fresh, store=store)
 
 
 @app.command()
@@ -176,7 +205,9 @@ def evaluate(
 
 
 @app.command()
-def plan(recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, input_: Input = None) -> None:
+def plan(
+    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, input_: Input = None, store: StoreDir = None
+) -> None:
     """Check recipe, data and base without loading weights, and show what a run would do.
 
     \b
@@ -184,7 +215,7 @@ def plan(recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, input_: I
     """
     from pipelines.cli_run import show_plan
 
-    show_plan(recipe, set_, run_dir, input_)
+    show_plan(recipe, set_, run_dir, input_, store)
 
 
 @app.command()

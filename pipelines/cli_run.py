@@ -33,14 +33,18 @@ def parse_inputs(given: Sequence[str] | None) -> dict[str, str]:
 
 
 def make_pipeline(
-    recipe: Path, overrides: Sequence[str] | None, run_dir: Path | None, inputs: Sequence[str] | None
+    recipe: Path,
+    overrides: Sequence[str] | None,
+    run_dir: Path | None,
+    inputs: Sequence[str] | None,
+    store: Path | None = None,
 ) -> Pipeline:
     """A pipeline from a recipe file; the recipe is checked before anything heavy is imported."""
     given = parse_inputs(inputs)
     load_recipe(recipe, overrides or ())
     from pipelines.runner import Pipeline
 
-    return Pipeline.from_recipe(recipe, overrides or (), run_dir, given)
+    return Pipeline.from_recipe(recipe, overrides or (), run_dir, given, store)
 
 
 def run_stages(
@@ -53,10 +57,11 @@ def run_stages(
     start: str | None = None,
     until: str | None = None,
     fresh: bool = False,
+    store: Path | None = None,
 ) -> None:
     """Run a recipe's stages, then show what came out."""
     names = [name for one in only for name in one.split(",") if name]
-    pipeline = make_pipeline(recipe, overrides, run_dir, inputs)
+    pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
     run_pipeline(pipeline, only=names, start=start, until=until, fresh=fresh)
 
 
@@ -138,12 +143,16 @@ def _apart(run: Pipeline, changes: Sequence[str], run_dir: Path | None, given: M
 
 
 def show_plan(
-    recipe: Path, overrides: Sequence[str] | None, run_dir: Path | None, inputs: Sequence[str] | None
+    recipe: Path,
+    overrides: Sequence[str] | None,
+    run_dir: Path | None,
+    inputs: Sequence[str] | None,
+    store: Path | None = None,
 ) -> None:
     """The stages with what would happen to them."""
     from pipelines.cli_views import print_plan
 
-    pipeline = make_pipeline(recipe, overrides, run_dir, inputs)
+    pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
     print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan())
 
 

@@ -71,7 +71,7 @@ def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan]) -> Non
     base = recipe.base if isinstance(recipe.base, str) else "from scratch"
     out.print(f"{recipe.name}: base {base}, seed {recipe.seed}, run folder {run_dir}", markup=False)
     table = Table("stage", "status", "why", "steps", "data and more", box=None, header_style="bold")
-    style = {"cached": "green", "new": "cyan", "stale": "yellow"}
+    style = {"cached": "green", "stored": "green", "new": "cyan", "stale": "yellow"}
     for plan in plans:
         details = dict(plan.details)
         steps = details.pop("steps", None)

@@ -35,6 +35,7 @@ from pipelines.keys import differences, dump, folder_hash, hash_of, library_vers
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe, load_recipe, resolved_yaml
 from pipelines.run_folder import RunFolder, read_run
+from pipelines.store import Store
 from pipelines.workbench import Workbench
 from stages.checkpoints import Checkpoints
 from stages.interrupts import INTERRUPTS
@@ -46,7 +47,7 @@ class StagePlan:
     """What would happen to a stage."""
 
     name: str
-    status: str  # cached, new or stale
+    status: str  # cached, stored (another run's, in the store), new or stale
     reason: str
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -58,10 +59,18 @@ class Pipeline:
         recipe: the resolved recipe.
         run_dir: where stages are kept; ``runs/<name>`` by default.
         inputs: folders given by the user instead of stages of this run.
+        store: a folder in which runs share finished stages.
     """
 
-    def __init__(self, recipe: Recipe, run_dir: Path | None = None, inputs: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_dir: Path | None = None,
+        inputs: Mapping[str, str] | None = None,
+        store: Path | str | None = None,
+    ) -> None:
         self.recipe = recipe
+        self.store = Store(Path(store)) if store else None
         self.run_dir = (run_dir or Path("runs") / recipe.name).resolve()
         self.given = {name: Path(path).resolve() for name, path in (inputs or {}).items()}
         for name, path in self.given.items():
@@ -77,6 +86,7 @@ class Pipeline:
         overrides: Sequence[str] = (),
         run_dir: Path | str | None = None,
         inputs: Mapping[str, str] | None = None,
+        store: Path | str | None = None,
     ) -> Pipeline:
         """Read a recipe (a path or a dict) with dotted overrides such as ``ppo.kl_coef=0.1``.
 
@@ -85,7 +95,7 @@ class Pipeline:
         loaded = load_recipe(recipe, overrides)
         if isinstance(recipe, str | Path) and (origin := read_run(Path(recipe).parent).get("recipe_folder")):
             loaded = loaded.model_copy(update={"base_dir": Path(origin)})
-        return cls(loaded, Path(run_dir) if run_dir else None, inputs)
+        return cls(loaded, Path(run_dir) if run_dir else None, inputs, store)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -172,9 +182,11 @@ class Pipeline:
     def plan(self) -> list[StagePlan]:
         """What a run would do, without loading any weights."""
         out = []
-        for name, _, _, there, reason in self._keys():
+        for name, _, key, there, reason in self._keys():
             steps = STAGES[name].steps(self.recipe, self.corpus)
             status = "cached" if not reason else "new" if there is None else "stale"
+            if reason and self.store is not None and self.store.find(key) is not None:
+                status, reason = "stored", f"finished in the store ({reason} here)"
             details = {"steps": steps, "rows": {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}}
             out.append(StagePlan(name=name, status=status, reason=reason or "finished and unchanged", details=details))
         return out
@@ -232,10 +244,15 @@ class Pipeline:
                     continue
                 if not reason and not fresh and there is not None:
                     progress.say(f"{name}: finished and unchanged, skipped")
+                    self._share(name, progress)
+                elif not fresh and self._taken(name, key, folder):
+                    progress.say(f"{name}: taken from the store")
+                    done += 1
                 else:
                     why = reason if reason else "asked for again"
                     progress.say(f"{name}: {why}")
                     self._run_stage(name, described, key, folder, progress, fresh)
+                    self._share(name, progress)
                     done += 1
             if not done:
                 progress.say("nothing to do: every stage is finished and unchanged")
@@ -256,6 +273,25 @@ class Pipeline:
             elif (found := read_artifact(path)) is not None and (wrong := problems(found)):
                 raise UserError(f"--input {need}: {wrong[0]}")
         return inputs
+
+    def _taken(self, name: str, key: str, folder: RunFolder) -> bool:
+        """Whether a stage came from the store; the main process looks, and all follow."""
+        found = False
+        if self.store is not None and self.processes.is_main:
+            found = self.store.fetch(key, self.run_dir / STAGES[name].folder) is not None
+            if found:
+                shutil.rmtree(partial_folder(self.run_dir / STAGES[name].folder), ignore_errors=True)
+                folder.stage(name, status="done", key=key, artifact=STAGES[name].folder, seconds=0.0, stored=True)
+        return bool(self.processes.gather([found])[0]) if self.store is not None else False
+
+    def _share(self, name: str, progress: Progress) -> None:
+        done = read_artifact(self.run_dir / STAGES[name].folder)
+        if self.store is None or not self.processes.is_main or done is None:
+            return
+        try:
+            self.store.put(done)
+        except OSError as error:  # the stage itself is finished and safe
+            progress.warn(f"{name}: not shared, {self.store.root} cannot be written ({error.strerror or error})")
 
     def _run_stage(
         self,

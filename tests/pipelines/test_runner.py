@@ -309,6 +309,30 @@ def test_a_reward_model_on_another_base_with_its_own_tokenizer(run, tmp_path):
     assert read_artifact(tmp_path / "run/ppo").metrics["updates"] == 2
 
 
+def test_another_run_takes_finished_stages_from_the_store(run, tmp_path, capsys):
+    store, second = tmp_path / "store", tmp_path / "second"
+    Pipeline.from_recipe(RECIPE, run_dir=run, store=store).run()  # nothing to do but to share
+    left = second / ".sft.partial"
+    left.mkdir(parents=True)
+    changed = Pipeline.from_recipe(RECIPE, ["ppo.kl_coef=0.2"], run_dir=second, store=store)
+    assert [p.status for p in changed.plan()] == ["stored"] * 4 + ["new"] * 2
+    capsys.readouterr()
+    Pipeline.from_recipe(RECIPE, run_dir=second, store=store).run()
+    assert results(run) == results(second) and not left.exists()
+    assert capsys.readouterr().out.count("taken from the store") == len(STAGES)
+    assert {p.status for p in Pipeline.from_recipe(RECIPE, run_dir=second).plan()} == {"cached"}
+    assert json.loads((second / "run.json").read_text())["stages"]["ppo"]["status"] == "done"
+
+
+def test_a_store_that_cannot_be_written_stops_no_run(run, tmp_path, capsys, monkeypatch):
+    def full(self, artifact):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.store.Store.put", full)
+    Pipeline.from_recipe(RECIPE, run_dir=run, store=tmp_path / "store").run(only=["sft"])
+    assert "not shared" in " ".join(capsys.readouterr().out.split())
+
+
 def test_tracking_writes_tensorboard_events_and_changes_nothing_else(run, tmp_path):
     inputs = {"pretrain": str(run / "pretrain"), "sft": str(run / "sft"), "reward": str(run / "reward")}
     pipeline = Pipeline.from_recipe(RECIPE, ["tracking=[tensorboard]"], run_dir=tmp_path, inputs=inputs)
