@@ -41,3 +41,32 @@ def isolated_rng(seed: int) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def global_rng() -> dict[str, torch.Tensor]:
+    """State of the global generators as tensors: Python's, NumPy's, torch's."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    assert version == 3 and kind == "MT19937"
+    out = {
+        "rng/python": torch.tensor(words, dtype=torch.int64),
+        "rng/python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "rng/numpy": torch.tensor([int(k) for k in keys] + [int(position), int(has_gauss)], dtype=torch.int64),
+        "rng/numpy_gauss": torch.tensor([float(cached)], dtype=torch.float64),
+        "rng/torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        out |= {f"rng/cuda/{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return out
+
+
+def set_global_rng(state: dict[str, torch.Tensor]) -> None:
+    """The inverse of ``global_rng``."""
+    gauss = state["rng/python_gauss"].tolist()
+    random.setstate((3, tuple(state["rng/python"].tolist()), gauss[0] if gauss else None))
+    *keys, position, has_gauss = state["rng/numpy"].tolist()
+    cached = state["rng/numpy_gauss"].item()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["rng/torch"])
+    for name in sorted(n for n in state if n.startswith("rng/cuda/")):
+        torch.cuda.set_rng_state(state[name], int(name.rsplit("/", 1)[1]))

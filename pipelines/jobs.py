@@ -42,6 +42,7 @@ def _pretrain(job: Job) -> StageResult:
         processes=job.bench.processes,
         log=job.log,
         bar=job.bar,
+        checkpoints=job.checkpoints,
     )
     return pretrain.run(context, recipe.base.pretrain)  # type: ignore[union-attr]
 

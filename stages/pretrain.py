@@ -7,7 +7,8 @@ https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from models.devices import Processes
 from models.forward import hidden_states, logits_of
 from models.logprobs import token_logprobs
 from models.seeds import derived_seed, generator, isolated_rng
+from stages.checkpoints import Checkpoints, State, restore_training, training_tensors
 from stages.configs import PretrainConfig
 from stages.stage import Bar, MetricsLog, StageResult, schedule_factor
 
@@ -40,6 +42,7 @@ class PretrainContext:
     processes: Processes
     log: MetricsLog
     bar: Bar
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
 
 def run(context: PretrainContext, config: PretrainConfig) -> StageResult:
@@ -131,7 +134,14 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
     rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
     order = row_stream(len(rows), generator(context.seed, "pretrain/order"))
     lm.train()
-    for step in range(config.steps):
+    parameters = dict(lm.named_parameters())
+    saved = context.checkpoints.resume()
+    first = 0 if saved is None else saved.numbers["step"]
+    if saved is not None:
+        restore_training(parameters, optimizers, saved.tensors)
+        for _ in range(first * config.batch):
+            next(order)
+    for step in range(first, config.steps):
         batch = [rows[next(order)] for _ in range(config.batch)]
         tokens = sum(len(r) - 1 for r in batch)
         mine = [batch[i] for i in context.processes.share(len(batch))]
@@ -148,7 +158,12 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
         value = context.processes.sum(loss.detach()).item()
         context.log.write(step + 1, {"loss": value, "learning_rate": factor, "tokens": tokens})
         context.bar.advance(step + 1, {"loss": value}, tokens)
+        context.checkpoints.safe_point(step + 1, partial(captured, parameters, optimizers, step + 1), step + 1)
     lm.eval()
+
+
+def captured(parameters: dict[str, Tensor], optimizers: list[Any], done: int) -> State:
+    return State(tensors=training_tensors(parameters, optimizers), numbers={"step": done})
 
 
 def row_stream(count: int, g: torch.Generator) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from data.functions import load_function
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
 from models.generation import CachedEngine, generate, uniforms_for
 from models.seeds import derived_seed, generator
+from stages.checkpoints import State
 from stages.configs import RankingsConfig
 from stages.stage import StageContext, StageResult
 
@@ -32,9 +35,13 @@ def run(context: StageContext, config: RankingsConfig) -> StageResult:
         raise UserError("data.prompts: the rankings stage needs training prompts, and there are none")
     rows: list[dict[str, object]] = []
     agree = []
+    saved = context.checkpoints.resume()
+    done: dict[str, Sampled] = {"train": Sampled(), "held_out": Sampled()}
+    if saved is not None:
+        done = {split: Sampled(**found) for split, found in saved.own_numbers.items()}
     for split, prompts in (("train", train), ("held_out", held_out)):
         mine = [prompts[i] for i in context.processes.share(len(prompts))]
-        made = context.processes.gather(sample_and_rank(context, config, mine, split))
+        made = context.processes.gather(sample_and_rank(context, config, mine, split, done))
         rows += [row | {"split": split} for row, _ in made]
         agree += [share for _, share in made if share is not None]
     if context.processes.is_main:
@@ -51,8 +58,20 @@ def run(context: StageContext, config: RankingsConfig) -> StageResult:
     )
 
 
+@dataclass
+class Sampled:
+    """Answers of one split so far; the next batch is sampled by its own generator."""
+
+    answers: list[str] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)
+
+
+def captured(done: dict[str, Sampled]) -> State:
+    return State(tensors={}, own_numbers={split: asdict(found) for split, found in done.items()})
+
+
 def sample_and_rank(
-    context: StageContext, config: RankingsConfig, prompts: Sequence[Prompt], split: str
+    context: StageContext, config: RankingsConfig, prompts: Sequence[Prompt], split: str, done: dict[str, Sampled]
 ) -> list[tuple[dict[str, object], float | None]]:
     """One JSON row a prompt, and the share of its pairs on which noisy and true order agree."""
     annotator = load_function(config.annotator, context.recipe_folder)
@@ -60,9 +79,9 @@ def sample_and_rank(
     repeated = [p for p in prompts for _ in range(k)]
     purpose = f"rankings/{split}/{context.processes.rank}"
     queries = [context.renderer.prompt_ids(p.messages) for p in prompts for _ in range(k)]
-    answers, finished = [], []
+    answers, finished = done[split].answers, done[split].finished
     with context.base.role("sft" if "sft" in context.base.roles else "base") as role:
-        for start in range(0, len(queries), config.batch * 4):
+        for start in range(len(answers), len(queries), config.batch * 4):
             part = queries[start : start + config.batch * 4]
             made = generate(
                 CachedEngine(),
@@ -78,6 +97,9 @@ def sample_and_rank(
             answers += [context.renderer.text(ids) for ids in made.ids]
             finished += made.finished
             context.bar.advance(len(answers), {}, sum(len(ids) for ids in made.ids))
+            if context.processes.world == 1:  # shares differ by a row: others may have a batch less
+                number = sum(len(d.answers) for d in done.values())
+                context.checkpoints.safe_point(number, partial(captured, done))
     scores = annotator.call(
         [p.text for p in repeated],
         answers,

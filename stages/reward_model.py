@@ -29,7 +29,7 @@ from reward.model import MEAN_POOLING, RewardModel, pooled_scores, score_rows
 from stages import reward_card, trainers
 from stages.configs import RewardConfig
 from stages.stage import StageContext, StageResult
-from stages.trainers import ProgressCallback, trainer_settings, training_session
+from stages.trainers import ProgressCallback, Resumable, trainer_settings, training_session
 
 VERSION = 4
 
@@ -161,7 +161,7 @@ def fit(context: StageContext, rows: Sequence[EncodedRanking], config: RewardCon
             optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay), None),
         )
         trainer.settings = config
-        return trainers.fit(trainer)
+        return trainers.fit(trainer, context, trainable)
 
 
 class RewardModule(nn.Module):
@@ -178,7 +178,7 @@ class RewardModule(nn.Module):
         return pooled_scores(self.view.hidden(ids, mask), self.head, rows, self.pooling)
 
 
-class RankingTrainer(Trainer):
+class RankingTrainer(Resumable, Trainer):
     """Transformers' trainer with the ranking loss, normalised by the rankings of the whole batch."""
 
     settings: RewardConfig

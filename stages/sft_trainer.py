@@ -15,9 +15,10 @@ from trl import SFTTrainer
 
 from data.batching import token_batches
 from models.response_loss import response_nll
+from stages.trainers import Resumable
 
 
-class ResponseTrainer(SFTTrainer):
+class ResponseTrainer(Resumable, SFTTrainer):
     """Loss, accuracy and token counts of supervised tokens; each batch cut by length, never padded to its longest.
 
     ``batch_tokens``: padded tokens that one forward and backward may hold; None for a whole micro-batch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from transformers import PrinterCallback, TrainerCallback
 from data.errors import UserError
 from models.devices import Processes
 from models.forward import set_gradient_checkpointing
-from models.seeds import derived_seed, isolated_rng
+from models.seeds import derived_seed, global_rng, isolated_rng, set_global_rng
 from models.shared_base import SharedBase
+from stages.checkpoints import State, restore_training, training_tensors
 from stages.configs import RewardConfig, SFTConfig
 from stages.stage import StageContext
 
@@ -65,11 +67,53 @@ def trainer_settings(context: StageContext, config: SFTConfig | RewardConfig, ro
     }
 
 
+class Resumable:
+    """A trainer whose checkpoints are ours: it skips the batches that are done and reads nothing of its own files.
+
+    Mixed in before Transformers' trainer. Its ``resume_from_checkpoint`` finds a folder with ``trainer_state.json``
+    and nothing else; weights, optimizer, schedule and generators come from ``saved``.
+    """
+
+    saved: State | None = None
+    parameters: dict[str, Any]
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """Nothing here: weights are restored with the optimizer, once both are in place."""
+
+    def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
+        if self.saved is not None:
+            restore_training(self.parameters, [self.optimizer], self.saved.tensors)
+            self.lr_scheduler.load_state_dict(self.saved.numbers["schedule"])
+            for group, rate in zip(self.optimizer.param_groups, self.saved.numbers["rates"], strict=True):
+                group["lr"] = rate
+            if hasattr(self, "_total_train_tokens"):  # TRL's count for its log
+                self._total_train_tokens = self.saved.numbers["tokens"]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self.saved is not None:
+            set_global_rng(self.saved.own)
+
+    def state_now(self: Any) -> State:
+        """Between two optimizer steps."""
+        state = {k: v for k, v in vars(self.state).items() if isinstance(v, int | float | str | bool)}
+        return State(
+            tensors=training_tensors(self.parameters, [self.optimizer]),
+            numbers={
+                "trainer": state,
+                "schedule": self.lr_scheduler.state_dict(),
+                "rates": [group["lr"] for group in self.optimizer.param_groups],
+                "tokens": int(getattr(self, "_total_train_tokens", 0)),
+            },
+            own=global_rng(),
+        )
+
+
 class ProgressCallback(TrainerCallback):
-    """Sends the trainer's logs to our metrics file and bar."""
+    """Sends the trainer's logs to our metrics file and bar; after them the state may be saved."""
 
     def __init__(self, context: StageContext) -> None:
         self.context = context
+        self.trainer: Any = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
@@ -78,12 +122,28 @@ class ProgressCallback(TrainerCallback):
         self.context.log.write(state.global_step, kept)
         shown: dict[str, float] = {k: kept[k] for k in ("loss", "mean_token_accuracy", "pair_accuracy") if k in kept}
         self.context.bar.advance(state.global_step, shown)
+        if self.trainer is not None:
+            step = state.global_step
+            self.context.checkpoints.safe_point(step, self.trainer.state_now, step)
 
 
-def fit(trainer: Any) -> int:
-    """Train without the trainer's own printing; returns the number of optimizer steps."""
+def fit(trainer: Any, context: StageContext, parameters: dict[str, Any]) -> int:
+    """Train from the newest checkpoint on, without the trainer's own printing; returns the number of steps."""
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.parameters, trainer.saved = parameters, context.checkpoints.resume()
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ProgressCallback):
+            callback.trainer = trainer
+    if trainer.saved is None:
+        trainer.train()
+    elif (known := trainer.saved.numbers["trainer"])["global_step"] >= known["max_steps"]:
+        restore_training(parameters, [], trainer.saved.tensors)
+        return int(known["global_step"])
+    else:
+        folder = Path(trainer.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trainer_state.json").write_text(json.dumps(known), encoding="utf-8")
+        trainer.train(resume_from_checkpoint=str(folder))
     trainer.accelerator.free_memory()
     return trainer.state.global_step
 

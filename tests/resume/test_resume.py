@@ -17,8 +17,18 @@ from stages.checkpoints import Checkpoints
 from stages.interrupts import INTERRUPTS
 from tests.pipelines.test_runner import RECIPE, metrics, results
 
-ALWAYS = ["checkpoint.every_minutes=0", "ppo.epochs=2", "ppo.minibatches=2", "adapter.dropout=0.1", "sft.micro_batch=8"]
+ALWAYS = [
+    "rankings.batch=4",
+    "checkpoint.every_minutes=0",
+    "ppo.epochs=2",
+    "ppo.minibatches=2",
+    "adapter.dropout=0.1",
+    "sft.micro_batch=8",
+]
 PROMISED = ("pretrain", "sft", "rankings", "reward", "ppo")
+
+
+STOPS = [("pretrain", 5), ("sft", 1), ("sft", 3), ("rankings", 1), ("reward", 1), ("ppo", 1), ("ppo", 4), ("ppo", 8)]
 
 
 class Killed(BaseException):
@@ -72,7 +82,7 @@ def metrics_of(folder: Path, stage: str):
     return [{k: v for k, v in r.items() if k != "memory/peak"} for r in rows]
 
 
-@pytest.mark.parametrize(("stage", "number"), STOPS := [("ppo", 1), ("ppo", 3), ("ppo", 5), ("ppo", 8)])
+@pytest.mark.parametrize(("stage", "number"), STOPS)
 def test_a_stage_that_is_killed_ends_in_the_same_bytes(whole, tmp_path, monkeypatch, stage, number):
     """Also without torch.load, torch.save and pickle."""
 
