@@ -101,12 +101,17 @@ def problems(artifact: Artifact) -> list[str]:
     listed = artifact.manifest.get("files", {})
     for name, entry in listed.items():
         file = artifact.path / name
-        if not file.resolve().is_relative_to(artifact.path.resolve()):
+        if not _inside(file, artifact.path):
             out.append(f"{file}: the manifest names a file outside its folder")
         elif not file.is_file():
             out.append(f"{file}: missing")
         elif file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
             out.append(f"{file}: altered since the stage finished")
+    out += [
+        f"{f}: a link to outside its folder ({f.readlink()})"
+        for f in sorted(artifact.path.rglob("*"))
+        if f.is_symlink() and str(f.relative_to(artifact.path)) not in listed and not _inside(f, artifact.path)
+    ]
     present = {str(f.relative_to(artifact.path)) for f in artifact.path.rglob("*") if f.is_file()}
     out += [
         f"{artifact.path / n}: not in the manifest"
@@ -114,6 +119,14 @@ def problems(artifact: Artifact) -> list[str]:
         if Path(n).name not in UNHASHED
     ]
     return out
+
+
+def _inside(file: Path, folder: Path) -> bool:
+    """Whether a path, links followed, stays in the folder."""
+    try:
+        return file.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
 
 
 def load_artifact(path: Path, what: str) -> Artifact:

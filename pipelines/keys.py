@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.config import Config
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "tokenizers", "numpy")
+BASE_USE = {"lora_targets", "dtype", "chat_template", "stop", "pad_token"}
+"""Settings of a base's entry that change results."""
 
 
 def hash_of(value: Any) -> str:
@@ -37,6 +39,29 @@ def folder_hash(folder: Path) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def base_key(name: str, base_dir: Path) -> str:
+    """Source and revision of a hub base, contents of a local one, and what its entry says of how it is used.
+
+    Raises:
+        UserError: no such base.
+    """
+    from models.registry import resolve_base
+
+    spec = resolve_base(name, base_dir=base_dir)
+    folder = Path(spec.source)
+    where = folder_hash(folder) if folder.is_dir() else f"{spec.source}@{spec.revision or 'default'}"
+    use = spec.model_dump(mode="json", include=BASE_USE, exclude_defaults=True)
+    return f"{where}+{hash_of(use)}" if use else where
+
+
+def rendering_key(template: str, stop: Sequence[str | int]) -> dict[str, Any]:
+    """What decides how conversations are written; of a template that is a file, its contents too."""
+    out: dict[str, Any] = {"template": template, "stop": list(stop)}
+    if template.endswith(".jinja") and (file := Path(template)).is_file():
+        out["file"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return out
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -31,7 +31,7 @@ from models.devices import Processes, peak_memory
 from models.shared_base import SharedBase
 from pipelines.job import Job
 from pipelines.jobs import STAGES, function_fingerprints
-from pipelines.keys import differences, dump, folder_hash, hash_of, library_versions
+from pipelines.keys import base_key, differences, dump, folder_hash, hash_of, library_versions, rendering_key
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe, load_recipe, resolved_yaml
 from pipelines.run_folder import RunFolder, read_run
@@ -131,13 +131,15 @@ class Pipeline:
     def describe(self, name: str, keys: Mapping[str, str]) -> dict[str, Any]:
         """Everything that the result of a stage depends on; its hash is the stage's key."""
         stage, recipe = STAGES[name], self.recipe
+        apart = recipe.reward.base != "same" and (name == "reward" or "reward" in keys)
         return {
             "stage": name,
             "version": stage.version(),
             "settings": stage.settings(recipe),
             "seed": recipe.seed,
             "base": self.base_key,
-            "rendering": {"template": recipe.template, "stop": list(recipe.stop)} if name != "pretrain" else None,
+            **({"reward_base": self.reward_base_key} if apart else {}),
+            "rendering": rendering_key(recipe.template, recipe.stop) if name != "pretrain" else None,
             "adapter": dump(recipe.adapter) if name != "pretrain" else None,
             "data": {part: self.corpus.fingerprint(part) for part in stage.data},
             "functions": function_fingerprints(recipe, name),
@@ -148,14 +150,13 @@ class Pipeline:
 
     @cached_property
     def base_key(self) -> str:
-        """Source and revision of a hub base, contents of a local one; a pretrained one is known by its stage's key."""
-        from models.registry import resolve_base
+        """A pretrained base is known by its stage's key, which is among the inputs."""
+        recipe = self.recipe
+        return base_key(recipe.base, recipe.base_dir) if isinstance(recipe.base, str) else "pretrained"
 
-        if not isinstance(self.recipe.base, str):
-            return "pretrained"
-        spec = resolve_base(self.recipe.base, base_dir=self.recipe.base_dir)
-        folder = Path(spec.source)
-        return folder_hash(folder) if folder.is_dir() else f"{spec.source}@{spec.revision or 'default'}"
+    @cached_property
+    def reward_base_key(self) -> str:
+        return base_key(self.recipe.reward.base, self.recipe.base_dir)
 
     def _keys(self) -> Iterator[tuple[str, dict[str, Any], str, Artifact | None, str]]:
         """Stage, description, key, what lies there, and why it is not the same ('' when it is)."""
