@@ -7,7 +7,6 @@ so that an unfinished run has a report as well. This module knows nothing of mod
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from typing import Any
 
 from data.errors import UserError
 from pipelines import report_charts as charts
+from pipelines import report_reward
+from pipelines.report_numbers import duration, interval, number, p_value, percent, shown
 from pipelines.report_samples import dumps, packed, packed_samples
 from pipelines.report_words import Words, answers_to_newcomers, headline
 
@@ -35,6 +36,7 @@ class RunFiles:
     manifests: Mapping[str, Mapping[str, Any]]
     results: Mapping[str, Any]
     samples: list[dict[str, Any]]
+    card: Mapping[str, Any] = field(default_factory=dict)  # the reward model's report card
     notes: list[str] = field(default_factory=list)
 
 
@@ -78,6 +80,7 @@ def read_run(path: Path) -> RunFiles:
         manifests={s: m for s, m in manifests.items() if m},
         results=results,
         samples=samples,
+        card=_card(_json(path / "reward" / "report_card.json", notes), manifests["reward"], notes),
         notes=notes,
     )
 
@@ -95,6 +98,7 @@ def view(files: RunFiles) -> dict[str, Any]:
     stages = stage_rows(files)
     words = Words(results=results, reward=accuracy, command=command(files.path), seed=run.get("seed"))
     figures = _figures(files, stages)
+    gate = report_reward.gate_outcome(files.card, files.recipe)
     samples, count = packed_samples(files.samples)
     return {
         "name": run.get("name") or files.path.resolve().name,
@@ -109,7 +113,8 @@ def view(files: RunFiles) -> dict[str, Any]:
         "judge": results.get("judge", ""),
         "figures": figures,
         "curve_groups": [(s, charts.STAGE_TITLES[s], figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
-        "reward_card": {k.replace("_", " "): shown(v) for k, v in accuracy.items() if k not in APART},
+        "reward_facts": {k.replace("_", " "): shown(v) for k, v in accuracy.items() if k not in APART},
+        "card": report_reward.view(files.card, gate) if files.card else None,
         "samples": samples if count else "",
         "samples_count": count,
         "samples_total": len(files.samples),
@@ -198,24 +203,27 @@ def system_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name, d in (results.get(part) or {}).items():
             cells = {k: _cell(d.get(k)) for k in ("reward", "gold", "kl", "length", "distinct_1", "distinct_2")}
             cells["truncated"] = (percent(d["truncated"]), "") if "truncated" in d else ("", "")
-            rows.append({"name": {"base": "Base", "sft": "SFT", "ppo": "PPO"}.get(name, name), "key": name,
+            rows.append({"name": charts.plain_name(name), "key": name,
                          "decoding": decoding, "n": d.get("n", ""), "cells": cells})  # fmt: skip
     return rows
 
 
 def comparison_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every comparison with its verdict, numbers as text."""
-    names = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
     return [
         {
-            "a": names.get(c["a"], c["a"]),
-            "b": names.get(c["b"], c["b"]),
+            "a": charts.plain_name(c["a"]),
+            "b": charts.plain_name(c["b"]),
             "by": c.get("by", ""),
             "decoding": c.get("decoding", "sampled"),
             "counts": f"{c.get('wins', '')} / {c.get('ties', '')} / {c.get('losses', '')}",
             "win_rate": percent(c.get("win_rate")),
             "ci": interval(c.get("ci95"), 100, 0),
             "p": p_value(c.get("p_value")),
+            "p_holm": p_value(c.get("p_value_holm")),
+            "fair": percent((c.get("length_controlled") or {}).get("win_rate")),
+            "fair_ci": interval((c.get("length_controlled") or {}).get("ci95"), 100, 0),
+            "fair_note": str((c.get("length_controlled") or {}).get("note") or ""),
             "detectable": f"±{percent(c['minimum_detectable'])}" if "minimum_detectable" in c else "",
             "verdict": c.get("verdict", ""),
         }
@@ -232,6 +240,7 @@ def _figures(files: RunFiles, stages: list[dict[str, Any]]) -> dict[str, Any]:
         "proxy": charts.proxy_and_gold(systems),
         "curves": {s: charts.curves(s, files.metrics.get(s, []), warned.get(s, [])) for s in STAGES},
         "cost": charts.cost(stages),
+        "card": report_reward.figures(files.card),
     }
 
 
@@ -248,55 +257,21 @@ def render(context: Mapping[str, Any]) -> str:
     figures = context["figures"]
     every = [figures[k] for k in ("wins", "frontier", "proxy", "cost")] + [
         c for g in figures["curves"].values() for c in g
-    ]
+    ] + figures["card"]
     every = [f for f in every if f]
     plotly = packed(get_plotlyjs()) if every else ""  # base64 needs no escaping
     return environment.get_template("report.html.jinja").render(**context, charts=every, plotly=plotly)
 
 
-# -- numbers as text ---------------------------------------------------------------------------------------------------
-
-
-def number(value: Any) -> str:
-    """Three significant digits, thousands apart; nothing for what is no number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return ""
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
-
-
-def percent(value: Any) -> str:
-    return f"{100 * value:.0f} %" if isinstance(value, int | float) and math.isfinite(value) else ""
-
-
-def interval(ci: Any, factor: float = 1, digits: int = 2) -> str:
-    """``[low, high]``, or nothing."""
-    if not isinstance(ci, list | tuple) or len(ci) != 2 or None in ci:
-        return ""
-    return f"[{factor * ci[0]:.{digits}f}, {factor * ci[1]:.{digits}f}]"
-
-
-def p_value(p: Any) -> str:
-    return "" if not isinstance(p, int | float) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
-
-
-def shown(value: Any) -> str:
-    """Any JSON value on one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{str(k).replace('_', ' ')} {shown(v)}" for k, v in value.items())
-    if isinstance(value, list):
-        return "[" + ", ".join(shown(v) for v in value) + "]"
-    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-
-
 # -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _card(found: Mapping[str, Any], manifest: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
+    """The report card, else what the manifest says of it."""
+    if found and not report_reward.is_card(found):
+        notes.append("reward/report_card.json is no report card and was left out.")
+        found = {}
+    return found or report_reward.from_summary(manifest.get("metrics") or {})
 
 
 def _cell(value: Any) -> tuple[str, str]:

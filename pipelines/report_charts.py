@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,7 +54,7 @@ def curves(
     """One chart for every known key of a stage's metrics with at least two finite values; warnings at their step."""
     charts: list[dict[str, Any]] = []
     for key, title, hint in CURVES.get(stage, ()):
-        points = [(r.get("step", i + 1), r[key]) for i, r in enumerate(rows) if _finite(r.get(key))]
+        points = [(r.get("step", i + 1), r[key]) for i, r in enumerate(rows) if finite(r.get(key))]
         if len(points) < 2 or any(c["title"] == title for c in charts):
             continue
         points = _thinned(points)
@@ -61,20 +62,20 @@ def curves(
             "type": "scatter",
             "mode": "lines",
             "x": [x for x, _ in points],
-            "y": [_short(y) for _, y in points],
+            "y": [short(y) for _, y in points],
             "line": {"color": f"@{stage}", "width": 1.8},
             "hovertemplate": "step %{x}: %{y:.4g}<extra></extra>",
         }
         layout = {"xaxis": {"title": {"text": "step"}}, "height": 210}
         if min(y for _, y in points) >= 0:
             layout["yaxis"] = {"rangemode": "tozero"}
-        marks = [_warning_mark(w, points) for w in warned if _finite(w.get("step"))]
+        marks = [_warning_mark(w, points) for w in warned if finite(w.get("step"))]
         if marks:
             layout["shapes"] = [
                 {"type": "line", "x0": m["x"][0], "x1": m["x"][0], "y0": 0, "y1": 1, "yref": "paper",
                  "line": {"color": "@open", "width": 1.2, "dash": "dot"}} for m in marks
             ]  # fmt: skip
-        charts.append(_chart(f"{stage}-{key}", title, hint, [line, *marks], layout))
+        charts.append(make_chart(f"{stage}-{key}", title, hint, [line, *marks], layout))
     return charts
 
 
@@ -84,7 +85,7 @@ def _warning_mark(warned: Mapping[str, Any], points: Sequence[tuple[Any, float]]
     y = min(points, key=lambda p: abs(p[0] - step))[1]
     words = "<br>".join(textwrap.wrap(html.escape(str(warned.get("text", ""))), 60))
     return {
-        "type": "scatter", "mode": "markers", "x": [step], "y": [_short(y)], "name": "warning",
+        "type": "scatter", "mode": "markers", "x": [step], "y": [short(y)], "name": "warning",
         "marker": {"symbol": "triangle-up", "size": 11, "color": "@open", "line": {"color": "@card", "width": 1}},
         "hovertemplate": f"step {step}: {words}<extra></extra>",
     }  # fmt: skip
@@ -92,7 +93,7 @@ def _warning_mark(warned: Mapping[str, Any], points: Sequence[tuple[Any, float]]
 
 def win_rates(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Bars from one half: how often each system wins, with intervals."""
-    shown = [c for c in comparisons if _finite(c.get("win_rate"))]
+    shown = [c for c in comparisons if finite(c.get("win_rate"))]
     if not shown:
         return None
     labels = [label(c) for c in shown]
@@ -102,7 +103,7 @@ def win_rates(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         "type": "bar",
         "orientation": "h",
         "y": labels,
-        "x": [_short(100 * c["win_rate"]) for c in shown],
+        "x": [short(100 * c["win_rate"]) for c in shown],
         "marker": {"color": [_colour(c["a"]) for c in shown]},
         "error_x": {
             "type": "data", "symmetric": False, "array": high, "arrayminus": low,
@@ -119,7 +120,7 @@ def win_rates(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         "bargap": 0.45,
     }
     hint = "The dashed line is a draw; an interval that crosses it shows nothing."
-    return _chart("win-rates", "Win rates", hint, [bars], layout)
+    return make_chart("win-rates", "Win rates", hint, [bars], layout)
 
 
 def reward_against_kl(
@@ -129,7 +130,7 @@ def reward_against_kl(
     points = [
         (r["objective/kl"], r["objective/scores"], r.get("step", i + 1))
         for i, r in enumerate(rows)
-        if _finite(r.get("objective/kl")) and _finite(r.get("objective/scores"))
+        if finite(r.get("objective/kl")) and finite(r.get("objective/scores"))
     ]
     traces: list[dict[str, Any]] = []
     if len(points) > 1:
@@ -138,7 +139,7 @@ def reward_against_kl(
         traces.append(
             {
                 "type": "scatter", "mode": "lines+markers+text", "name": "PPO in training, by update",
-                "x": [_short(p[0]) for p in points], "y": [_short(p[1]) for p in points],
+                "x": [short(p[0]) for p in points], "y": [short(p[1]) for p in points],
                 "customdata": [p[2] for p in points],
                 "text": [str(p[2]) if i % every == 0 or i == len(points) - 1 else "" for i, p in enumerate(points)],
                 "textposition": "top center", "textfont": {"size": 10, "color": "@muted"},
@@ -147,11 +148,11 @@ def reward_against_kl(
             }
         )  # fmt: skip
     for name, d in systems.items():
-        if all(_finite(d.get(k, {}).get("mean")) for k in ("kl", "reward")):
+        if all(finite(d.get(k, {}).get("mean")) for k in ("kl", "reward")):
             traces.append(
                 {
                     "type": "scatter", "mode": "markers", "name": f"{display(name)}, held out",
-                    "x": [_short(d["kl"]["mean"])], "y": [_short(d["reward"]["mean"])],
+                    "x": [short(d["kl"]["mean"])], "y": [short(d["reward"]["mean"])],
                     "marker": {"color": _colour(name), "size": 12, "line": {"color": "@card", "width": 2}},
                     "hovertemplate": "KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
                 }
@@ -165,12 +166,12 @@ def reward_against_kl(
         "showlegend": True,
     }
     hint = "What the reward cost in distance from SFT. Reward that goes on rising with KL while gold falls is cheating."
-    return _chart("reward-kl", "Reward against KL", hint, traces, layout)
+    return make_chart("reward-kl", "Reward against KL", hint, traces, layout)
 
 
 def proxy_and_gold(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """Reward and gold of every system side by side: both should rise."""
-    known = {n: d for n, d in systems.items() if all(_finite(d.get(k, {}).get("mean")) for k in ("gold", "reward"))}
+    known = {n: d for n, d in systems.items() if all(finite(d.get(k, {}).get("mean")) for k in ("gold", "reward"))}
     if len(known) < 2:
         return None
     traces = []
@@ -180,7 +181,7 @@ def proxy_and_gold(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] |
         traces.append(
             {
                 "type": "scatter", "mode": "markers", "xaxis": f"x{panel}", "yaxis": f"y{panel}",
-                "x": [display(n) for n in known], "y": [_short(m) for m in means],
+                "x": [display(n) for n in known], "y": [short(m) for m in means],
                 "error_y": {
                     "type": "data", "symmetric": False, "thickness": 1.4, "width": 5, "color": "@muted",
                     "array": [h - m for (_, h), m in zip(limits, means, strict=True)],
@@ -198,19 +199,19 @@ def proxy_and_gold(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] |
         "height": 300,
     }
     hint = "The reward is what PPO saw, gold is what was meant. They should rise together."
-    return _chart("proxy-gold", "Reward and gold", hint, traces, layout)
+    return make_chart("proxy-gold", "Reward and gold", hint, traces, layout)
 
 
 def cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Seconds of every stage."""
-    known = [s for s in stages if _finite(s.get("seconds"))]
+    known = [s for s in stages if finite(s.get("seconds"))]
     if not known:
         return None
     bars = {
         "type": "bar",
         "orientation": "h",
         "y": [html.escape(s["name"]) for s in known],
-        "x": [_short(s["seconds"]) for s in known],
+        "x": [short(s["seconds"]) for s in known],
         "marker": {"color": "@accent"},
         "hovertemplate": "%{y}: %{x:,.0f} s<extra></extra>",
     }
@@ -220,12 +221,18 @@ def cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "height": 80 + 30 * len(known),
         "bargap": 0.4,
     }
-    return _chart("cost", "Time", "Wall-clock time of each stage when it last ran.", [bars], layout)
+    return make_chart("cost", "Time", "Wall-clock time of each stage when it last ran.", [bars], layout)
+
+
+def plain_name(name: Any) -> str:
+    """A system's name as people write it: "PPO", "Best of 4"."""
+    known = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
+    return known.get(str(name)) or re.sub(r"^best_of_(\d+)$", r"Best of \1", str(name))
 
 
 def display(name: str) -> str:
-    """A system's name as people write it, safe inside plotly's markup."""
-    return {"base": "Base", "sft": "SFT", "ppo": "PPO"}.get(name, html.escape(name))
+    """The same, safe inside plotly's markup."""
+    return html.escape(plain_name(name))
 
 
 def label(comparison: Mapping[str, Any]) -> str:
@@ -240,19 +247,22 @@ def _with_ci(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def _colour(name: str) -> str:
-    return f"@{name}" if name in ("base", "sft", "ppo") else "@accent"
+    return f"@{name}" if name in ("base", "sft", "ppo") else "@other"
 
 
-def _chart(identity: str, title: str, hint: str, data: list[dict[str, Any]], layout: dict[str, Any]) -> dict[str, Any]:
+def make_chart(
+    identity: str, title: str, hint: str, data: list[dict[str, Any]], layout: dict[str, Any]
+) -> dict[str, Any]:
+    """One figure; its id is the identity in letters and digits."""
     slug = "".join(ch if ch.isalnum() else "-" for ch in identity)
     return {"id": f"chart-{slug}", "title": title, "hint": hint, "data": data, "layout": layout}
 
 
-def _finite(value: Any) -> bool:
+def finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """Five digits: enough for the eye, and half the file."""
     return float(f"{value:.5g}")
 

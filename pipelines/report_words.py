@@ -75,8 +75,10 @@ def _did_it(words: Words) -> dict[str, str]:
         return _card(question, "Unknown", "open", "There is no held-out comparison in this run yet.")
     short, tone = {"better": ("Yes", "good"), "worse": ("No", "bad")}.get(_verdict(c), ("Not shown", "open"))
     counts = f"{c.get('wins')} wins, {c.get('ties')} ties, {c.get('losses')} losses"
-    p = c.get("p_value")
+    adjusted = c.get("p_value_holm")
+    p = c.get("p_value") if adjusted is None else adjusted
     test = "" if p is None else ", sign test p < 0.001" if p < 0.001 else f", sign test p = {p:.3f}"
+    test += " after Holm" if adjusted is not None else ""
     return _card(question, short, tone, f"{counts} by {NAMES.get(str(c.get('by')), str(c.get('by')))}{test}.")
 
 

@@ -1,0 +1,59 @@
+"""How a real browser takes the report of a made-up run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipelines.report import write_report
+from tests.pipelines.report_world import embedded, many_rows
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+def test_ten_thousand_samples_open_from_disk(run: Path, tmp_path: Path):
+    """Size, and that all of them are there; docs/report.md has the time measured."""
+    shutil.copytree(run, tmp_path / "demo")
+    lines = "".join(json.dumps(r) + "\n" for r in many_rows(10_000))
+    (tmp_path / "demo" / "evaluation" / "samples.jsonl").write_text(lines, encoding="utf-8")
+    page = write_report(tmp_path / "demo")
+    assert page.stat().st_size < 10 * 2**20
+    found = _chromium(page, "--dump-dom", "--enable-logging=stderr", "--log-level=0")
+    assert re.search(r'id="count"[^>]*>10,000 of 10,000', found.stdout) and "CONSOLE" not in found.stderr
+
+
+def _chromium(page: Path, *options: str, mark: str = "all") -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM
+    common = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    return subprocess.run(
+        [CHROMIUM, *common, profile, "--virtual-time-budget=20000", *options, f"{page.as_uri()}#{mark}"],
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+@pytest.mark.parametrize(("mark", "width"), [("all", 1280), ("all-dark", 1280), ("all", 500)])
+def test_a_real_browser_draws_every_chart_without_a_complaint(
+    run: Path, page: str, tmp_path: Path, mark: str, width: int
+):
+    """Light, dark, and narrow (500 pixels is the least that Chromium's window takes)."""
+    shutil.copy(run / "report.html", tmp_path / "report.html")
+    options = ["--dump-dom", "--enable-logging=stderr", "--log-level=0", f"--window-size={width},900"]
+    found = _chromium(tmp_path / "report.html", *options, mark=mark)
+    complaints = [line for line in found.stderr.splitlines() if "CONSOLE" in line]
+    assert complaints == []
+    count = len(embedded(page, "charts"))
+    assert f'data-drawn="{count}"' in found.stdout and "data-ready=" in found.stdout
+    assert found.stdout.count('class="main-svg"') >= 2 * count
+    assert found.stdout.count('class="card row"') == 12 and "<mark>" in found.stdout
+    assert ('data-theme="dark"' in found.stdout[: found.stdout.index("<head>")]) == ("dark" in mark)
+    # nothing sticks out: a page wider than its window scrolls sideways on a phone
+    assert (fits := re.search(r'data-overflow="(-?\d+)"', found.stdout)) and int(fits[1]) <= 0
