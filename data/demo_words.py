@@ -172,6 +172,8 @@ QUESTIONS = {
     "mood": "{text} is it {moods} ?",
     "kind": "{text} is it a story or a letter ?",
     "line": "please write one line about {topic} .",
+    "check": "please check a text with {topic} .",
+    "match": "please check {list} .",
     "say": "please say {list} .",
 }
 ANSWER_WORDS = "yes no or and , . : ? user assistant"

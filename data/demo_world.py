@@ -20,7 +20,19 @@ from functools import cache, lru_cache
 from itertools import islice
 
 from data import demo_words as words
-from data.demo_text import KINDS, MIXED, SLOTS, Request, all_requests, combinations, write_answer, write_document
+from data.demo_text import (
+    DOCUMENTS,
+    KINDS,
+    LESSON,
+    LESSON_ROWS,
+    MIXED,
+    SLOTS,
+    Request,
+    all_requests,
+    combinations,
+    write_answer,
+    write_document,
+)
 from data.errors import UserError
 from data.records import Demonstration, Document, Message, Prompt, group_of
 
@@ -30,7 +42,7 @@ NOUNS = frozenset(words.ANIMALS + words.PERSONS + words.OBJECTS + words.PLACES)
 
 # ---- gold ------------------------------------------------------------------------------------------------------------
 
-# Perfect is 3 x 1.5 + 2 + 1 + 1.1 = 8.6, and no sentence added, doubled, dropped or moved raises it.
+# Perfect is 3 x 1 + 1.5 + 1.25 + 1.5 = 7.25, and no sentence added, doubled, dropped or moved raises it.
 WEIGHTS: Mapping[str, float] = {
     "nouns": 1.0,  # for each requested noun, once
     "foreign": -0.5,  # for each other noun, once, at most 4
@@ -50,7 +62,7 @@ MOST_FOREIGN = 4
 def gold(
     prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool] | None = None, **_: object
 ) -> list[float]:
-    """Return the gold preference of each answer; perfect is 8.6, an empty answer -2.2.
+    """Return the gold preference of each answer; perfect is 7.25, an empty answer -2.2.
 
     Args:
         prompts: request texts of this world, one an answer.
@@ -181,7 +193,7 @@ def demonstrations(rows: int, seed: int) -> list[Demonstration]:
 def documents(rows: int, seed: int) -> list[Document]:
     """Return pretraining text; a document that names a combination has it as its group, else a hash of its text."""
     rng = _rng("documents", seed)
-    written = [write_document(rng) for _ in range(rows)]
+    written = [write_document(rng, LESSON if i < LESSON_ROWS else DOCUMENTS) for i in range(rows)]
     return [Document(text=text, group=group or group_of((), (text,)), source=SOURCE) for text, group in written]
 
 

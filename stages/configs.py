@@ -45,6 +45,7 @@ class PretrainConfig(Config):
     model: PretrainModel = PretrainModel()
     steps: int = Field(450, ge=1, description="optimizer steps")
     batch: int = Field(24, ge=1, description="documents a step")
+    shuffle: bool = Field(True, description="a new order each pass; false: as given, so that a lesson can come first")
     learning_rate: float = Field(1e-2, gt=0, description="Adam, for embeddings, norms and biases")
     matrix_learning_rate: float = Field(0.03, gt=0, description="Muon, for weight matrices")
 

@@ -132,7 +132,7 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
         torch.optim.Adam(others, lr=config.learning_rate, betas=(0.9, 0.99), eps=1e-10),
     ]
     rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
-    order = row_stream(len(rows), generator(context.seed, "pretrain/order"))
+    order = row_stream(len(rows), generator(context.seed, "pretrain/order") if config.shuffle else None)
     lm.train()
     parameters = dict(lm.named_parameters())
     saved = context.checkpoints.resume()
@@ -166,10 +166,10 @@ def captured(parameters: dict[str, Tensor], optimizers: list[Any], done: int) ->
     return State(tensors=training_tensors(parameters, optimizers), numbers={"step": done})
 
 
-def row_stream(count: int, g: torch.Generator) -> Any:
-    """Endless row numbers: each pass a fresh permutation, each row once a pass."""
+def row_stream(count: int, g: torch.Generator | None) -> Any:
+    """Endless row numbers, each row once a pass: each pass a fresh permutation, or as given without a generator."""
     while True:
-        yield from torch.randperm(count, generator=g).tolist()
+        yield from range(count) if g is None else torch.randperm(count, generator=g).tolist()
 
 
 def nll_sum(lm: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

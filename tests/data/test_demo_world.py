@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import statistics
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
 from data import demo_words as words
-from data.demo_text import KINDS, PERFECT, all_requests, combinations, write_answer
+from data.demo_text import KINDS, LESSON_ROWS, PERFECT, all_requests, combinations, write_answer
 from data.demo_world import (
+    NOUNS,
     WEIGHTS,
     demonstrations,
     documents,
@@ -147,7 +148,7 @@ def test_same_seed_same_records_other_seed_other_records() -> None:
 
 def test_vocabulary_is_closed_small_and_wholly_known_from_pretraining() -> None:
     known = set(vocabulary())
-    pretraining = {t for d in documents(4000, 0) for t in d.text.split()}
+    pretraining = {t for d in documents(LESSON_ROWS + 4000, 0) for t in d.text.split()}
     tuning = {t for d in demonstrations(1500, 0) for t in (d.prompt.text + " " + d.answer).split()}
     assert len(known) <= 260
     assert pretraining == known
@@ -185,7 +186,7 @@ def test_all_requests_can_be_asked_for_and_one_more_cannot() -> None:
 
 
 def test_a_document_names_no_combination_but_its_group() -> None:
-    for document in documents(5000, 0):
+    for document in documents(8000, 0):
         tokens = set(document.text.split())
         named = {
             f"{f}|{o}|{p}"
@@ -196,8 +197,31 @@ def test_a_document_names_no_combination_but_its_group() -> None:
         assert named <= {document.group}, document.text
 
 
+def test_the_first_documents_are_checks_of_words_against_a_list() -> None:
+    rows = documents(LESSON_ROWS + 200, 0)
+    for document in rows[:LESSON_ROWS:50]:
+        asked, _, said = document.text.partition("\nassistant : ")
+        words_of_it = said.split()
+        assert len(words_of_it) == 48
+        for noun, verdict in zip(words_of_it[::2], words_of_it[1::2], strict=True):
+            assert verdict == ("yes" if noun in asked.split() else "no")
+    assert sum("please check" in d.text for d in rows[LESSON_ROWS:]) < 80
+
+
+def test_checked_sentences_say_after_each_noun_whether_it_was_asked_for() -> None:
+    seen: Counter[str] = Counter()
+    for document in documents(LESSON_ROWS + 1500, 0)[LESSON_ROWS:]:
+        asked, _, said = document.text.partition("\nassistant : ")
+        if asked.startswith("user : please check a text with"):
+            for noun, verdict in pairwise(said.split()):
+                if noun in NOUNS:
+                    seen[verdict] += 1
+                    assert verdict == ("yes" if noun in asked.split() else "no")
+    assert min(seen["yes"], seen["no"]) > 100 and set(seen) == {"yes", "no"}
+
+
 def test_documents_hold_dialogues_but_never_a_request() -> None:
-    rows = documents(3000, 0)
+    rows = documents(LESSON_ROWS + 3000, 0)[LESSON_ROWS:]
     dialogues = [d.text for d in rows if "user : " in d.text]
     assert 0.2 < len(dialogues) / len(rows) < 0.5
     assert all("\nassistant : " in text for text in dialogues)
@@ -217,7 +241,7 @@ def test_a_document_that_names_a_mood_in_its_title_keeps_to_it() -> None:
     """Where the base learns what a mood asks for: requests with answers come only with the demonstrations."""
     moods = {mood: kind for kind in KINDS for mood in words.MOODS[kind]}
     told: Counter[str] = Counter()
-    for document in documents(2000, 0):
+    for document in documents(LESSON_ROWS + 2000, 0)[LESSON_ROWS:]:
         mood, comma, text = document.text.partition(" , ")
         if comma and mood in moods:
             found = {job_of(s, moods[mood]) for s in split_sentences(text)}
