@@ -65,9 +65,10 @@ def test_every_dropout_of_a_config_is_switched_off():
     assert lm.model.layers[0].self_attn.attention_dropout == 0.0
 
 
-def test_dropout_of_the_adapters_is_off_in_rollout_and_update(tmp_path):
-    """R6: two forwards of a role are the same although its adapter asks for dropout."""
-    base = make_base()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_of_the_adapters_is_off_in_rollout_and_update(family):
+    """R6: two forwards of a role are the same although its adapter and its config ask for dropout."""
+    base = dropping_base(family)
     base.add_role("policy", AdapterConfig(rank=4, alpha=8, dropout=0.5))
     randomise(base, "policy", 0)
     ids = torch.arange(5, 15)[None]
@@ -99,22 +100,25 @@ def test_generation_is_the_same_under_gradient_checkpointing(family):
     assert base.lm.config.use_cache == use_cache
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_scores_and_values_ignore_padding_on_either_side(family):
-    """R2, W8: 17 columns of left padding and 5 of right padding; true masks, positions counted from them."""
+    """R2, L8, W8: 17 columns of left and 5 of right padding, of ids that are also real; positions from true masks."""
     base = make_base(family)
     base.add_role("reward", AdapterConfig(rank=4, alpha=8), head=True)
     randomise(base, "reward", 0)
     ids = torch.tensor([[5, 9, 2, 11, 7, 20, 2]])
     plain = torch.ones_like(ids, dtype=torch.bool)
     with base.role("reward") as view, torch.no_grad():
-        expected = view.head(view.hidden(ids, plain))
+        hidden = view.hidden(ids, plain)
+        expected, logprobs = view.head(hidden), view.logits(hidden).log_softmax(-1)
         for left, right in ((17, 0), (0, 5), (17, 5)):
             width = ids.shape[1]
             row = torch.cat([torch.full((1, left), 2), ids, torch.full((1, right), 2)], 1)
             mask = torch.zeros_like(row, dtype=torch.bool)
             mask[:, left : left + width] = True
-            assert_close(view.head(view.hidden(row, mask))[:, left : left + width], expected, atol=1e-4, rtol=1e-4)
+            hidden = view.hidden(row, mask)[:, left : left + width]
+            assert_close(view.head(hidden), expected, atol=1e-4, rtol=1e-4)
+            assert_close(view.logits(hidden).log_softmax(-1), logprobs, atol=1e-4, rtol=1e-4)
 
 
 # -- bf16 base ---------------------------------------------------------------------------------------------------
@@ -124,14 +128,17 @@ def bf16_base(family: str) -> SharedBase:
     return SharedBase(tiny_lm(family).to(torch.bfloat16), word_tokenizer(), name=f"bf16-{family}")
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma", "gpt_neox"])
-def test_identities_on_a_bf16_base(family, tmp_path):
-    """L2, C9, M10: adapters, heads, log-probabilities and losses in fp32 on a bf16 base; tolerance 1e-3."""
-    ppo = make_ppo(tmp_path, base=bf16_base(family), learning_rate=0.0, minibatches=2, micro_batch=8, updates=1,
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("autocast", [False, True], ids=["base", "autocast"])
+def test_identities_on_a_bf16_base(family, autocast, tmp_path):
+    """L2, C9, M10: what is trained is fp32 on a bf16 base, and under a caller's autocast; same path within 1e-3."""
+    base = make_base(family) if autocast else bf16_base(family)
+    ppo = make_ppo(tmp_path, base=base, learning_rate=0.0, minibatches=2, micro_batch=8, updates=1, epochs=1,
                    engine=Injected(RAGGED))  # fmt: skip
     assert {p.dtype for p in {**ppo.policy_parameters, **ppo.value_parameters}.values()} == {torch.float32}
-    assert ppo.base.lm.get_input_embeddings().weight.dtype == torch.bfloat16
-    metrics = next(iter(ppo.train()))
+    assert ppo.base.lm.get_input_embeddings().weight.dtype == (torch.float32 if autocast else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        metrics = next(iter(ppo.train()))
     assert abs(metrics["objective/kl_per_token"]) < 1e-3
     assert metrics["ppo/policy/ratio"] == pytest.approx(1.0, abs=1e-3)
     assert metrics["ppo/policy/approxkl"] < 1e-3 and ppo.base.base_fingerprint() == ppo.base.fingerprint

@@ -70,7 +70,7 @@ ROLLOUT = [
         "dropout_is_off"),
     _of("R6", "dropout modules stay", FW, "module.p = 0.0", "module.p = module.p + 0.0", ROLES, "dropout_is_off"),
     _of("R6", "train mode under checkpointing", FW, "module.training = True  # this flag alone", "module.train()  #", FAMILIES,
-        "dropout_of_the_adapters"),
+        "dropout_of_the_adapters and llama"),
     _of("R7", "sampling loses its cache under checkpointing", GEN, "with checkpointing_paused(role.lm):", "if True:", FAMILIES,
         "generation_is_the_same and llama"),
     _of("R8", "only the first stop id ends a row", GEN, "torch.isin(tokens[live], stops)", "tokens[live] == stops[0]", SAMPLING,
@@ -231,9 +231,9 @@ POLICY_LOSS = [
 
 OPTIMISATION = [
     _of("C1", "each micro-batch's own token count, policy", M, "mask, config.clip, tokens", "mask, config.clip, None", PPO,
-        "however_the_minibatch_is_cut and False-llama"),
+        "however_the_minibatch_is_cut and float64-llama"),
     _of("C1", "each micro-batch's own token count, value", M, "config.value_clip, tokens", "config.value_clip, None", PPO,
-        "however_the_minibatch_is_cut and False-llama"),
+        "however_the_minibatch_is_cut and float64-llama"),
     _of("C1", "each micro-batch's own ranking count", RS, "count = len(losses) if num_items_in_batch is None else num_items_in_batch",
         "count = len(losses)", TRAINING, "reward_gradients"),
     _of("C2", "one step an epoch", M, "minibatches(config.rollouts, config.minibatches, g)", "minibatches(config.rollouts, 1, g)",
@@ -388,7 +388,26 @@ GUARDS = [
         "sign or what_passes"),
 ]  # fmt: skip
 
+CP, ST, RESUME = "stages/checkpoints.py", "stages/ppo_state.py", "tests/resume/test_ppo_state.py"
+RESUMING = [
+    _of("K1", "Adam begins afresh", CP, 'packed["state"] = {i: states[names[id(p)]] for i, p in enumerate(flat) if names[id(p)] in states}',
+        'packed["state"] = {}', RESUME, "goes_on"),
+    _of("K1", "the critic does not come back", CP, 'p.copy_(tensors[f"weights/{name}"])',
+        'p.copy_(p if name.startswith("value") else tensors[f"weights/{name}"])', RESUME, "goes_on"),
+    _of("K2", "minibatches of an interrupted update again", ST, "records=records)", "records=[])", RESUME, "goes_on"),
+    _of("K3", "the KL coefficient begins afresh", ST, 'ppo.controller.coef = state.numbers["kl_coef"]',
+        "ppo.controller.coef = ppo.config.kl_coef", RESUME, "goes_on"),
+    _of("K4", "the resumed policy is the reference", ST, '    ppo.controller.coef = state.numbers["kl_coef"]\n',
+        '    ppo.controller.coef = state.numbers["kl_coef"]\n'
+        '    for p, q in zip(ppo.base.parameters_of("reference").values(), ppo.policy_parameters.values(), strict=True):\n'
+        "        p.data.copy_(q.data)\n", RESUME, "goes_on"),
+    _of("K5", "hashes of a checkpoint are not looked at", CP, "if wrong := problems(found):", "if wrong := problems(found)[:0]:", RESUME,
+        "altered"),
+    _of("K5", "the newest by name", CP, "if (m := NAME.fullmatch(p.name))), reverse=True)", "if (m := NAME.fullmatch(p.name))), key=str, reverse=True)",
+        "tests/resume/test_resume.py", "newest_is_chosen"),
+]  # fmt: skip
+
 MUTANTS: list[Mutant] = [
     *ROLLOUT, *LOGPROBS, *REWARDS, *ADVANTAGES, *POLICY_LOSS, *OPTIMISATION, *ADAPTERS, *REWARD_MODEL, *INSTRUCTION, *REPORTING,
-    *GUARDS,
+    *GUARDS, *RESUMING,
 ]  # fmt: skip
