@@ -28,7 +28,12 @@ ALWAYS = [
 PROMISED = ("pretrain", "sft", "rankings", "reward", "ppo")
 
 
-STOPS = [("pretrain", 5), ("sft", 1), ("sft", 3), ("rankings", 1), ("reward", 1), ("ppo", 1), ("ppo", 4), ("ppo", 8)]
+def slowly(*values) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+OTHER_STOPS = [("pretrain", 5), ("sft", 1), ("rankings", 1), ("reward", 1), ("ppo", 1), ("ppo", 8)]
+STOPS = [("sft", 3), ("ppo", 4), *(slowly(*stop) for stop in OTHER_STOPS)]
 
 
 class Killed(BaseException):
@@ -114,7 +119,7 @@ def resumed(real, told):
     return resume
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered", "missing", "manifest", "metrics"])
+@pytest.mark.parametrize("damage", ["truncated", *map(slowly, ("altered", "missing", "manifest", "metrics"))])
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
     whole, tmp_path, monkeypatch, capsys, damage
 ):
@@ -141,6 +146,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
     same(whole, tmp_path, "ppo")
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_settings_and_with_fresh_are_left(whole, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         kill_at(patch, 5)
@@ -157,7 +163,7 @@ def test_the_newest_is_chosen_by_number(tmp_path):
     assert Checkpoints(tmp_path).steps() == [100, 10, 9]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [slowly(signal.SIGINT, 130), slowly(signal.SIGTERM, 143)])
 def test_a_signal_saves_at_the_next_safe_point(whole, tmp_path, monkeypatch, capfd, number, code):
     from pipelines.exits import guarded
 
