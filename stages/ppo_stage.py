@@ -39,9 +39,9 @@ def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> 
     elif config.self_check:
         require(self_check(ppo, model))
     watch = Watch()
-    for row in context.log.rows:  # of the updates before the checkpoint; told already
-        watch.see(int(row["step"]), row)
-    last: dict[str, float] = context.log.rows[-1] if context.log.rows else {}
+    last: dict[str, float] = {}
+    for last in context.log.rows():  # of the updates before the checkpoint; told already
+        watch.see(int(last["step"]), last)
 
     def safe_point(step: int | None = None) -> None:
         context.checkpoints.safe_point(ppo.position, lambda: ppo_state.capture(ppo), step)
@@ -64,7 +64,8 @@ def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> 
             "prompts_left_out": left_out,
             "skipped_steps": ppo.skipped_steps,
             "warnings": [{"step": w.step, "text": w.text} for w in watch.given],
-            **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length")},
+            # only the main process, whose metrics are kept, knows them where all updates were done before a checkpoint
+            **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length") if name in last},
         }
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,22 +39,21 @@ class MetricsLog:
         self, path: Path, active: bool = True, tensorboard: Path | None = None, start: int = 0
     ) -> None:
         self.path, self.active, self.started = path, active, time.perf_counter()
-        self.rows: list[dict[str, Any]] = []
+        self.last: dict[str, Any] = {}  # the newest row; the others are in the file alone
         self._bytes, self._digest = 0, hashlib.sha256()
         if active and start:
             with path.open("r+b") as file:
-                known = file.read(start)
                 file.truncate(start)
-            self._count(known)
-            self.rows = [json.loads(line) for line in known.splitlines()]
+                for line in file:
+                    self._count(line)
+            self.last = json.loads(line)
         elif active:
             path.unlink(missing_ok=True)
         self.board: Any = None
         if tensorboard is not None and active:
             from torch.utils.tensorboard import SummaryWriter
 
-            last = int(self.rows[-1]["step"]) if self.rows else 0
-            self.board = SummaryWriter(str(tensorboard), purge_step=last + 1)
+            self.board = SummaryWriter(str(tensorboard), purge_step=int(self.last.get("step", 0)) + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         row = {
@@ -62,7 +61,7 @@ class MetricsLog:
             **{k: float(v) for k, v in values.items()},
             "time/elapsed": time.perf_counter() - self.started,
         }
-        self.rows.append(row)
+        self.last = row
         if self.active:
             data = (json.dumps(row) + "\n").encode()
             with self.path.open("ab") as file:
@@ -72,6 +71,12 @@ class MetricsLog:
             for name, value in row.items():
                 self.board.add_scalar(name, value, step)
             self.board.flush()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What has been written, oldest first, read from the file line by line; nothing where not active."""
+        if self._bytes:
+            with self.path.open(encoding="utf-8") as file:
+                yield from map(json.loads, file)
 
     def _count(self, data: bytes) -> None:
         self._bytes += len(data)

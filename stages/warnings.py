@@ -30,7 +30,10 @@ class Watch:
     """Looks at every update's metrics; ``see`` returns what is new."""
 
     def __init__(self) -> None:
-        self.rows: list[Mapping[str, float]] = []
+        self.rows: list[Mapping[str, float]] = []  # the newest, as many as a sign may need
+        self.first: dict[str, float] = {}  # each metric's first value
+        self.first_lengths: list[float] = []
+        self.seen = 0
         self.given: list[Warned] = []
         self._told: set[str] = set()
         self._signs: tuple[tuple[str, Callable[[], bool], str], ...] = (
@@ -50,7 +53,7 @@ class Watch:
             (
                 "entropy collapse",
                 lambda: self._lasts(
-                    "objective/entropy", lambda x: x < COLLAPSED_ENTROPY * self._first("objective/entropy")
+                    "objective/entropy", lambda x: x < COLLAPSED_ENTROPY * self.first.get("objective/entropy", 0.0)
                 ),
                 f"the policy's entropy is below {COLLAPSED_ENTROPY:.0%} of where it started: answers become all alike. "
                 "Raise ppo.kl_coef or ppo.entropy_coef, or lower ppo.learning_rate; read the samples.",
@@ -89,7 +92,11 @@ class Watch:
 
     def see(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Take one update's metrics; return the warnings that are new."""
-        self.rows.append(metrics)
+        self.seen += 1
+        self.rows = [*self.rows, metrics][-max(LONG, PATIENCE) :]
+        self.first = {**metrics, **self.first}
+        if self.seen <= PATIENCE and "rollout/length" in metrics:
+            self.first_lengths.append(metrics["rollout/length"])
         new = []
         for name, shows, text in self._signs:
             if name not in self._told and shows():
@@ -103,9 +110,6 @@ class Watch:
         values = [row[name] for row in self.rows[-count:] if name in row]
         return values if len(values) == count else []
 
-    def _first(self, name: str) -> float:
-        return next((row[name] for row in self.rows if name in row), 0.0)
-
     def _lasts(self, name: str, bad: Callable[[float], bool], count: int = PATIENCE) -> bool:
         values = self._last(name, count)
         return bool(values) and all(map(bad, values))
@@ -115,12 +119,12 @@ class Watch:
         return bool(values) and min(values) > RUNAWAY_KL and values[-1] > values[0]
 
     def _flat(self) -> bool:
-        start = self._first("objective/scores_std")
+        start = self.first.get("objective/scores_std", 0.0)
         return self._lasts("objective/scores_std", lambda x: x < max(FLAT_SCORES * start, 1e-6))
 
     def _creeping(self) -> bool:
-        if len(self.rows) < 4 * PATIENCE:
+        lengths, firsts = self._last("rollout/length", PATIENCE), self.first_lengths
+        if self.seen < 4 * PATIENCE or not lengths or len(firsts) < PATIENCE:
             return False
-        lengths = [row["rollout/length"] for row in self.rows if "rollout/length" in row]
-        start = sum(lengths[:PATIENCE]) / PATIENCE
-        return len(lengths) == len(self.rows) and min(lengths[-PATIENCE:]) > LONGER * start
+        start = sum(firsts) / PATIENCE
+        return min(lengths) > LONGER * start
