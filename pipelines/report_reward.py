@@ -94,8 +94,8 @@ def gate_outcome(card: Mapping[str, Any], recipe: str) -> dict[str, Any] | None:
 def view(card: Mapping[str, Any], gate: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the template shows: tone, headline, detail, gate, warnings, facts and the rows of slices."""
     accuracy = card["accuracy"]
-    low, high = accuracy.get("ci95") or (None, None)
-    if low is None:
+    low, high = accuracy.get("ci95") or (-1.0, -1.0)  # no interval
+    if low < 0:
         tone, text = "open", "Too few held-out prompts to judge it"
     elif low > 0.5:
         tone, text = ("good" if low >= 0.8 else "open"), "Better than chance"
