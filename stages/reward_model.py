@@ -26,12 +26,13 @@ from models.shared_base import RoleView
 from reward.accuracy import pair_accuracy, pair_outcomes
 from reward.losses import pair_counts, ranking_losses
 from reward.model import MEAN_POOLING, RewardModel, pooled_scores, score_rows
+from reward.shared_prompt import can_share, shared_values
 from stages import reward_card, trainers
 from stages.configs import RewardConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, Resumable, trainer_settings, training_session
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,11 +172,17 @@ class RewardModule(nn.Module):
         super().__init__()
         assert view.head is not None
         self.lm, self.head, self.view, self.pooling = view.lm, view.head, view, pooling
+        self.shares = can_share(view.lm)
 
-    def forward(self, ids: Tensor, mask: Tensor, query_lengths: Tensor, response_lengths: Tensor) -> Tensor:
-        """Scores (N,) fp32, one a row."""
+    def forward(
+        self, ids: Tensor, mask: Tensor, query_lengths: Tensor, response_lengths: Tensor, counts: Tensor
+    ) -> Tensor:
+        """Scores (N,) fp32, one a row; ``counts`` (B,) rows belong to each ranking, whose prompt is computed once."""
         rows = Rows(ids=ids, mask=mask, query_lengths=query_lengths, response_lengths=response_lengths)
-        return pooled_scores(self.view.hidden(ids, mask), self.head, rows, self.pooling)
+        if not self.shares:
+            return pooled_scores(self.view.hidden(ids, mask), self.head, rows, self.pooling)
+        values = shared_values(self.view, rows, counts.tolist())
+        return torch.stack([v[-1] if self.pooling == "last" else v.mean() for v in values])
 
 
 class RankingTrainer(Resumable, Trainer):
@@ -190,8 +197,9 @@ class RankingTrainer(Resumable, Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        scores = model(inputs["ids"], inputs["mask"], inputs["query_lengths"], inputs["response_lengths"])
         ranks, present = inputs["ranks"], inputs["present"]
+        rows = (inputs[k] for k in ("ids", "mask", "query_lengths", "response_lengths"))
+        scores = model(*rows, present.sum(1))
         table = torch.zeros(present.shape, dtype=scores.dtype, device=scores.device).masked_scatter(present, scores)
         losses = ranking_losses(
             table,

@@ -20,7 +20,13 @@ CODE = {
     "pretrain": ["stages/pretrain.py"],
     "sft": ["stages/sft.py", "stages/sft_trainer.py", "models/response_loss.py", "stages/trainers.py"],
     "rankings": ["stages/rankings.py", "models/generation.py"],
-    "reward": ["stages/reward_model.py", "stages/trainers.py", "reward/losses.py", "reward/model.py"],
+    "reward": [
+        "stages/reward_model.py",
+        "stages/trainers.py",
+        "reward/losses.py",
+        "reward/model.py",
+        "reward/shared_prompt.py",
+    ],
     "ppo": ["stages/ppo.py", "stages/ppo_stage.py", "stages/ppo_math.py", "stages/rollout.py", "stages/kl_control.py"],
     "evaluate": ["pipelines/evaluating.py", "evaluation/held_out.py", "evaluation/results.py"],
 }

@@ -1,0 +1,95 @@
+"""Scores of rankings with each prompt computed once: one row holds the prompt and, side by side, its answers.
+
+A 4-D mask lets an answer see the prompt and itself only, and positions restart after the prompt, so every token has
+the states that it has in a row of its own. Knows nothing of losses or trainers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.batching import like_length, right_pad
+from models.forward import body_of, takes_positions
+from models.logprobs import Rows
+from models.response_loss import cells_worth_a_pass
+from models.shared_base import RoleView
+
+
+def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]]) -> Tensor:
+    """Last hidden states (B, L, D) of rows ``prompt, branch, branch, ...``, right-padded."""
+    device = lm.device
+    ids, _ = right_pad([[*p, *(t for b in branches for t in b)] for p, branches in rows], 0)
+    positions, segments = torch.zeros_like(ids), torch.full_like(ids, -1)
+    for i, (prompt, branches) in enumerate(rows):
+        at = len(prompt)
+        positions[i, :at], segments[i, :at] = torch.arange(at), 0
+        for number, branch in enumerate(branches, start=1):
+            positions[i, at : at + len(branch)] = torch.arange(len(prompt), len(prompt) + len(branch))
+            segments[i, at : at + len(branch)] = number
+            at += len(branch)
+    same = segments[:, :, None] == segments[:, None, :]  # padding sees padding, so that no row of the mask is empty
+    sees = (same | (segments[:, None, :] == 0)) & torch.ones(same.shape[1:], dtype=torch.bool).tril()
+    dtype = lm.get_input_embeddings().weight.dtype
+    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+    out = body_of(lm)(
+        input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False
+    )
+    return out.last_hidden_state
+
+
+def shared_values(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Tensor]:
+    """The head at each answer's own tokens, one tensor an answer; ``counts`` answers follow each other in a ranking."""
+    assert view.head is not None
+    lengths, queries = rows.lengths.tolist(), rows.query_lengths.tolist()
+    whole = [ids[:n] for ids, n in zip(rows.ids.tolist(), lengths, strict=True)]
+    trees, first, at = [], [], 0
+    for count in counts:
+        mine = range(at, at + count)
+        shared = common_length([whole[i][: queries[i]] for i in mine])
+        trees.append((whole[at][:shared], [whole[i][shared:] for i in mine]))
+        first.append(at)
+        at += count
+    sizes = [len(p) + sum(map(len, b)) for p, b in trees]
+    out: list[Tensor] = [torch.empty(0)] * at
+    for group in like_length(sizes, cells_worth_a_pass(view.lm)):
+        values = view.head(branch_states(view.lm, [trees[g] for g in group]))
+        for row, g in zip(values, group, strict=True):
+            prompt, branches = trees[g]
+            begin = len(prompt)
+            for i, branch in enumerate(branches, start=first[g]):
+                out[i] = row[begin + queries[i] - len(prompt) : begin + len(branch)]
+                begin += len(branch)
+    return out
+
+
+def common_length(rows: Sequence[Sequence[int]]) -> int:
+    """How many leading ids all rows have in common."""
+    first, last = min(rows), max(rows)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+
+
+@torch.no_grad()
+def can_share(lm: Any) -> bool:
+    """Whether this architecture gives a branch the states that it has in a row of its own (tried on a few tokens).
+
+    Needs explicit positions; a window shorter than the context would count neighbours, so such models do not share.
+    """
+    if not takes_positions(body_of(lm)) or getattr(lm.config.get_text_config(), "sliding_window", None):
+        return False
+    prompt, branches = [3, 4, 5], [[6, 7], [8, 9, 5, 4]]
+    size = lm.get_input_embeddings().weight.shape[0]
+    if size < 10:
+        return False
+    together, at = branch_states(lm, [(prompt, branches)])[0], len(prompt)
+    for branch in branches:
+        alone = branch_states(lm, [(prompt + branch, [])])[0][len(prompt) :]
+        here = together[at : at + len(branch)]
+        tolerance = 1e-4 if alone.dtype in (torch.float32, torch.float64) else 5e-2
+        if (here - alone).abs().max() > tolerance * max(1.0, alone.abs().max().item()):
+            return False
+        at += len(branch)
+    return True

@@ -1,0 +1,44 @@
+"""A ranking in one row gives the scores and gradients that its answers have in rows of their own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from models.logprobs import make_rows
+from models.settings import AdapterConfig
+from reward.model import pooled_scores
+from reward.shared_prompt import can_share, shared_values
+from tests.conftest import FAMILIES, make_base, randomise
+
+QUERIES = [[5, 6, 7, 8]] * 3 + [[9, 10]] * 2 + [[11, 12, 13], [11, 12, 14], [11, 12, 13]]
+ANSWERS = [[20, 2], [20, 21, 22, 2], [23] * 9, [24], [25, 26, 2], [27, 2], [28, 29], [30] * 5]
+COUNTS = [3, 2, 3]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_scores_and_gradients_equal_those_of_plain_rows(family, pooling):
+    base = make_base(family)
+    base.add_role("reward", AdapterConfig(rank=4, alpha=8), head=True)
+    randomise(base, "reward", 0, 0.1)
+    if family in ("mistral", "gemma2"):  # a window counts neighbours
+        assert not can_share(base.lm)
+        return
+    assert can_share(base.lm)
+    rows = make_rows(QUERIES, ANSWERS, 0, "cpu")
+    weights = torch.linspace(-1, 1, len(QUERIES))
+    with base.training("reward") as trainable, base.role("reward") as view:
+        plain = pooled_scores(view.hidden(rows.ids, rows.mask), view.head, rows, pooling)
+        (plain * weights).sum().backward()
+        expected = {n: p.grad.clone() for n, p in trainable.items()}
+        for p in trainable.values():
+            p.grad = None
+        values = shared_values(view, rows, COUNTS)
+        assert [len(v) for v in values] == [len(a) for a in ANSWERS]
+        found = torch.stack([v[-1] if pooling == "last" else v.mean() for v in values])
+        (found * weights).sum().backward()
+        assert_close(found, plain, atol=1e-5 * max(1.0, plain.abs().max().item()), rtol=1e-5)
+        for name, p in trainable.items():
+            assert_close(p.grad, expected[name], rtol=1e-4, atol=1e-5 * max(1.0, expected[name].abs().max().item()))
