@@ -18,6 +18,8 @@ from models.logprobs import Rows
 from models.response_loss import cells_worth_a_pass
 from models.shared_base import RoleView
 
+WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_window_size", "local_attention")
+
 
 def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]]) -> Tensor:
     """Last hidden states (B, L, D) of rows ``prompt, branch, branch, ...``, right-padded."""
@@ -66,7 +68,7 @@ def shared_values(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Ten
     return out
 
 
-def common_length(rows: Sequence[Sequence[int]]) -> int:
+def common_length(rows: Sequence[list[int]]) -> int:
     """How many leading ids all rows have in common."""
     first, last = min(rows), max(rows)
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
@@ -76,15 +78,19 @@ def common_length(rows: Sequence[Sequence[int]]) -> int:
 def can_share(lm: Any) -> bool:
     """Whether this architecture gives a branch the states that it has in a row of its own (tried on a few tokens).
 
-    Needs explicit positions; a window shorter than the context would count neighbours, so such models do not share.
+    Needs explicit positions. Windows and chunks of attention count neighbours in the row, so such models do not share.
     """
-    if not takes_positions(body_of(lm)) or getattr(lm.config.get_text_config(), "sliding_window", None):
+    config = lm.config.get_text_config()
+    if not takes_positions(body_of(lm)) or any(getattr(config, name, None) for name in WINDOWS):
         return False
     prompt, branches = [3, 4, 5], [[6, 7], [8, 9, 5, 4]]
     size = lm.get_input_embeddings().weight.shape[0]
     if size < 10:
         return False
-    together, at = branch_states(lm, [(prompt, branches)])[0], len(prompt)
+    try:
+        together, at = branch_states(lm, [(prompt, branches)])[0], len(prompt)
+    except (RuntimeError, ValueError):  # no masks of four dimensions here
+        return False
     for branch in branches:
         alone = branch_states(lm, [(prompt + branch, [])])[0][len(prompt) :]
         here = together[at : at + len(branch)]

@@ -13,7 +13,7 @@ ORACLE, FAMILIES = "tests/conformance/test_oracle.py", "tests/conformance/test_f
 PATH, TRAINING = "tests/conformance/test_ppo_path.py", "tests/conformance/test_reward_sft.py"
 SAMPLING, ROLES = "tests/models/test_logprobs_generation.py", "tests/models/test_shared_base.py"
 STAGES, LOSSES = "tests/stages/test_sft_reward.py", "tests/reward/test_losses.py"
-ACCURACY = "tests/reward/test_accuracy.py"
+ACCURACY, SHARED, RESPONSE = "tests/reward/test_accuracy.py", "tests/reward/test_shared_prompt.py", "tests/models/test_response_loss.py"
 BATCHES, TEMPLATE = "tests/data/test_batching.py", "tests/data/test_template.py"
 
 PLAIN = "plain and llama-False"
@@ -41,8 +41,8 @@ M, PM, RO, GEN, LP, SB, FW = (
     "stages/ppo.py", "stages/ppo_math.py", "stages/rollout.py", "models/generation.py", "models/logprobs.py",
     "models/shared_base.py", "models/forward.py",
 )  # fmt: skip
-BA, TE = "data/batching.py", "data/template.py"
-RM, RS, RL = "reward/model.py", "stages/reward_model.py", "reward/losses.py"
+BA, TE, NLL = "data/batching.py", "data/template.py", "models/response_loss.py"
+RM, RS, RL, SP = "reward/model.py", "stages/reward_model.py", "reward/losses.py", "reward/shared_prompt.py"
 FI, HE, SFT, PS = "models/role_files.py", "models/heads.py", "stages/sft.py", "stages/ppo_stage.py"
 
 ROLLOUT = [
@@ -315,6 +315,10 @@ REWARD_MODEL = [
     _of("M5", "the same answer twice", RS, "rows.setdefault((*query, -1, *response), i) == i", "rows.setdefault((*query, -1, *response), i) >= 0",
         STAGES, "compared_once"),
     _of("M6", "head too wide", HE, "1.0 / math.sqrt(hidden_size + 1)", "1.0", STAGES, "head_is_initialised"),
+    _of("M4", "answers see those beside them", SP, "(same | (segments[:, None, :] == 0)) &", "(same | (segments[:, None, :] >= 0)) &",
+        SHARED, "plain_rows and llama"),
+    _of("M1", "positions go on from answer to answer", SP, "torch.arange(len(prompt), len(prompt) + len(branch))",
+        "torch.arange(at, at + len(branch))", SHARED, "plain_rows and llama"),
     _of("M7", "centred on the median", RS, "centre, spread = samples.mean().item()", "centre, spread = samples.median().item()", TRAINING, "calibration"),
     _of("M9", "ties are right", RL, "0.5 * (difference == 0)", "1.0 * (difference == 0)", LOSSES, "ties_as_half"),
     _of("M9", "mean of means", "reward/accuracy.py", "return proportion_interval(outcomes, owners.tolist())",
@@ -333,6 +337,8 @@ INSTRUCTION = [
         STAGES, "first_batch and True"),
     _of("F3", "earlier answers not supervised", TE, "labels[i] = prompt.ids[i]", "labels[i] = IGNORE", TEMPLATE, "labels"),
     _of("F4", "tokens merged across the border", TE, "if whole[: len(own)] == own:", "if whole:", TEMPLATE, "merge_across"),
+    _of("F1", "states of the token itself, not of the one before", NLL, "mask[group, :width])[:, :-1]", "mask[group, :width])[:, 1:]",
+        RESPONSE, "plain_path and llama"),
     _of("F5", "rows packed without borders", SFT, "    return kept, len(rows) - len(kept)\n",
         "    kept = [Encoded(ids=[i for r in kept for i in r.ids], labels=[i for r in kept for i in r.labels], cut=False)]\n"
         "    return kept, len(rows) - len(kept)\n", TRAINING, "never_packed"),

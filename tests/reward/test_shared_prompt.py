@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from models.forward import body_of
 from models.logprobs import make_rows
 from models.settings import AdapterConfig
 from reward.model import pooled_scores
@@ -42,3 +43,20 @@ def test_scores_and_gradients_equal_those_of_plain_rows(family, pooling):
         assert_close(found, plain, atol=1e-5 * max(1.0, plain.abs().max().item()), rtol=1e-5)
         for name, p in trainable.items():
             assert_close(p.grad, expected[name], rtol=1e-4, atol=1e-5 * max(1.0, expected[name].abs().max().item()))
+
+
+def test_a_window_or_a_body_without_masks_of_four_dimensions_does_not_share(monkeypatch):
+    """GPT-Neo's window has a name of its own; a body that refuses the mask is no failure of the stage."""
+    lm = make_base("llama").lm
+    assert can_share(lm)
+    with monkeypatch.context() as patch:
+        patch.setattr(lm.config, "window_size", 256, raising=False)
+        assert not can_share(lm)
+
+    def refuse(*_, **__):
+        raise ValueError("attention_mask should be of shape (B, L)")
+
+    handle = body_of(lm).register_forward_pre_hook(refuse)
+    assert not can_share(lm)
+    handle.remove()
+    assert can_share(lm)
