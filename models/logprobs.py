@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from data.batching import right_pad
 
-CHUNK = 512  # rows of the (rows, V) logits that exist at one time
+CHUNK = 256  # rows of the (rows, V) logits that exist at one time: fewer slow the products, more leave the caches
+LogitsOf = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,22 +72,82 @@ def scatter(flat: Tensor, lengths: Tensor, width: int) -> Tensor:
     return out
 
 
-def _chunk(hidden: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor], temperature: float) -> Tensor:
-    logits = logits_of(hidden)
-    # at least fp32 before the temperature and the softmax: bf16 has three digits
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    normaliser = torch.logsumexp(logits, dim=-1)
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    """At least fp32 before the temperature and the softmax: bf16 has three digits."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def _measure(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities (n,), entropies (n,) and the softmax (n, V) of tempered logits (n, V).
+
+    The largest probability is 1 / sum(exp(l - max)), so the normaliser costs no exponentials of its own.
+    """
+    probabilities = torch.softmax(logits, dim=-1)
+    normaliser = logits.amax(-1) - probabilities.amax(-1).log()
     logprobs = logits.gather(1, targets[:, None]).squeeze(1) - normaliser
-    entropy = normaliser - (torch.softmax(logits, dim=-1) * logits).sum(-1)
-    return torch.stack([logprobs, entropy])
+    entropy = normaliser - torch.linalg.vecdot(probabilities, logits)
+    return logprobs, entropy, probabilities
+
+
+def _chunk(hidden: Tensor, targets: Tensor, logits_of: LogitsOf, temperature: float) -> Tensor:
+    return torch.stack(_measure(_tempered(logits_of(hidden), temperature), targets)[:2])
+
+
+class _Direct(torch.autograd.Function):
+    """Log-probabilities whose gradient by each hidden state is found in the forward pass, chunk by chunk.
+
+    Rows do not depend on each other, so d logprob / d hidden is one vector a row, (N, D), which backward scales: the
+    logits are computed once and never kept. Exact only while the output layer itself is frozen.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, targets: Tensor, logits_of: LogitsOf, temperature: float, chunk: int, entropic: bool
+    ) -> tuple[Tensor, Tensor]:
+        values, slopes, bends = [], torch.empty_like(hidden), torch.empty_like(hidden) if entropic else None
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
+            h = hidden[part].detach().requires_grad_()
+            with torch.enable_grad():
+                raw = logits_of(h)
+            logits = _tempered(raw.detach(), temperature)
+            logprobs, entropy, p = _measure(logits, targets[part])
+            values.append(torch.stack([logprobs, entropy]))
+            if bends is not None:  # d entropy / d logit = p (sum(p l) - l)
+                mean = torch.linalg.vecdot(p, logits)[:, None]
+                slope = (p * (mean - logits)).div_(temperature).to(raw.dtype)
+                bends[part] = torch.autograd.grad(raw, h, slope, retain_graph=True)[0]
+            p.neg_().scatter_add_(1, targets[part, None], torch.ones_like(logprobs)[:, None])
+            slopes[part] = torch.autograd.grad(raw, h, p.div_(temperature).to(raw.dtype))[0]
+        ctx.save_for_backward(slopes, bends)
+        logprobs, entropy = torch.cat(values, dim=1)
+        if not entropic:
+            ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_logprobs: Tensor, by_entropy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        slopes, bends = ctx.saved_tensors
+        out = slopes * by_logprobs[:, None].to(slopes.dtype)
+        if bends is not None:
+            out += bends * by_entropy[:, None].to(bends.dtype)
+        return out, None, None, None, None, None
+
+
+def _head_is_frozen(hidden: Tensor, logits_of: LogitsOf) -> bool:
+    with torch.enable_grad():
+        return not logits_of(hidden[:0].detach()).requires_grad
 
 
 def token_logprobs(
     hidden: Tensor,
     targets: Tensor,
-    logits_of: Callable[[Tensor], Tensor],
+    logits_of: LogitsOf,
     temperature: float = 1.0,
     chunk: int = CHUNK,
+    entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies, in nats, of the tempered distribution that sampling draws from.
 
@@ -93,17 +156,25 @@ def token_logprobs(
         targets: (N,) the tokens.
         logits_of: maps (n, D) to (n, V); the model's own output layer.
         temperature: divides the logits once, in fp32 - the same for old, new and reference log-probabilities.
-        chunk: rows whose logits exist at one time; with gradients the backward pass computes them again.
+        chunk: rows whose logits exist at one time. With gradients and a frozen output layer they are computed once;
+            an output layer that is trained itself is computed again in the backward pass.
+        entropy_gradient: False where entropy is only measured, which saves a product with the output layer.
 
     Returns:
         ``(logprobs, entropy)``, both (N,), in fp32 (float64 for a float64 model).
     """
+    if hidden.shape[0] == 0:
+        empty = hidden.new_zeros(0, dtype=torch.float32)
+        return empty, empty.clone()
+    training = torch.is_grad_enabled()
+    if training and hidden.requires_grad and _head_is_frozen(hidden, logits_of):
+        return _Direct.apply(hidden, targets, logits_of, temperature, chunk, entropy_gradient)
     parts = []
     for start in range(0, hidden.shape[0], chunk):
         h, t = hidden[start : start + chunk], targets[start : start + chunk]
-        if torch.is_grad_enabled() and h.requires_grad:
+        if training and h.requires_grad:
             parts.append(checkpoint(_chunk, h, t, logits_of, temperature, use_reentrant=False))
         else:
             parts.append(_chunk(h, t, logits_of, temperature))
-    both = torch.cat(parts, dim=1) if parts else hidden.new_zeros((2, 0), dtype=torch.float32)
-    return both[0], both[1]
+    logprobs, entropy = torch.cat(parts, dim=1)
+    return logprobs, entropy if entropy_gradient else entropy.detach()

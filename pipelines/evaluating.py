@@ -12,7 +12,7 @@ from models.artifacts import write_json
 from pipelines.job import Job, answer_limit, evaluation_prompts
 from stages.stage import StageResult
 
-VERSION = 3
+VERSION = 4
 
 
 def evaluate(job: Job) -> StageResult:

@@ -29,7 +29,7 @@ from stages.kl_control import make_controller
 from stages.rollout import Rollout, micro_batches, policy_pass, response_states, value_pass
 from stages.stage import StageContext, schedule_factor
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,7 +313,7 @@ class PPO:
             return loss, {"loss/value": loss, **{f"value/{k}": v for k, v in found.items()}}
 
         with self.base.role("policy") as policy:
-            logprobs, entropy = policy_pass(policy, rows, config.temperature)
+            logprobs, entropy = policy_pass(policy, rows, config.temperature, config.entropy_coef > 0)
             loss, metrics = ppo_math.policy_loss(
                 lay(logprobs), old(rollout.logprobs), old(rollout.advantages), mask, config.clip, tokens
             )

@@ -23,7 +23,7 @@ from stages.checkpoints import State
 from stages.configs import RankingsConfig
 from stages.stage import StageContext, StageResult
 
-VERSION = 1
+VERSION = 2
 FILE = "rankings.jsonl"
 
 

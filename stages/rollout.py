@@ -57,9 +57,12 @@ class Rollout:
         )
 
 
-def policy_pass(view: RoleView, rows: Rows, temperature: float) -> tuple[Tensor, Tensor]:
+def policy_pass(
+    view: RoleView, rows: Rows, temperature: float, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies (N,) of response tokens: the one path for old, new and reference."""
-    return token_logprobs(response_states(view, rows), rows.targets(), view.logits, temperature)
+    states = response_states(view, rows)
+    return token_logprobs(states, rows.targets(), view.logits, temperature, entropy_gradient=entropy_gradient)
 
 
 def value_pass(view: RoleView, rows: Rows) -> Tensor:

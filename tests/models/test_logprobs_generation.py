@@ -76,18 +76,29 @@ def test_entropy_of_uniform_logits_is_log_v():
     assert entropy.item() == pytest.approx(math.log(40))
 
 
-def test_chunks_have_the_gradient_of_the_whole():
+@pytest.mark.parametrize("trained_head", [False, True])
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_chunks_have_the_gradient_of_the_whole(trained_head, cap):
+    """C10: frozen and trained output layers, with a soft cap between them and the logits, against plain autograd."""
+
+    def head(h):
+        return h @ weight.T if cap is None else torch.tanh(h @ weight.T / cap) * cap
+
     hidden = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    weight, targets = torch.randn(11, 5, generator=torch.Generator().manual_seed(1)), torch.arange(7)
-    gradients = []
-    for chunk in (2, 100):
-        hidden.grad = None
-        a, b = token_logprobs(hidden, targets, lambda h: h @ weight.T, 1.0, chunk)
-        (a.sum() + 0.3 * b.sum()).backward()
-        gradients.append(hidden.grad.clone())
-    assert_close(*gradients)
-    expected = torch.log_softmax(hidden @ weight.T, -1).gather(1, targets[:, None]).sum()
-    assert_close(a.sum(), expected)
+    weight = torch.randn(11, 5, generator=torch.Generator().manual_seed(1)).requires_grad_(trained_head)
+    targets, scale = torch.arange(7), torch.linspace(-1, 2, 7)
+    leaves = [hidden, weight] if trained_head else [hidden]
+    table = torch.log_softmax(head(hidden) / 0.7, -1)
+    logprobs, entropy = table.gather(1, targets[:, None]).squeeze(1), -(table.exp() * table).sum(-1)
+    for bonus in (0.0, 0.3):
+        expected = torch.autograd.grad((scale * (logprobs + bonus * entropy)).sum(), leaves, retain_graph=True)
+        for chunk in (2, 100):
+            a, b = token_logprobs(hidden, targets, head, 0.7, chunk, entropy_gradient=bonus > 0)
+            assert_close(a, logprobs)
+            assert_close(b, entropy)
+            found = torch.autograd.grad((scale * (a + bonus * b)).sum(), leaves)
+            assert_close(found, expected, atol=1e-5, rtol=1e-5)
+            assert b.requires_grad == (bonus > 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -162,6 +173,24 @@ def test_a_token_of_probability_zero_is_never_drawn():
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]]).repeat(5, 1)
     u = torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 1e-12], dtype=torch.float64)
     assert draw(logits, u, 1.0).tolist() == [1, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize("size", [5, 128, 129, 3000])
+def test_draws_are_those_of_the_whole_cumulative_distribution(size):
+    """R4: by blocks or in one sum, the same tokens, whatever the vocabulary's size; ends of the interval included."""
+    g = torch.Generator().manual_seed(size)
+    logits = torch.randn(400, size, generator=g) * 3
+    logits[:, 1::3] = -math.inf
+    u = torch.rand(400, generator=g, dtype=torch.float64)
+    u[0], u[1] = 0.0, 1 - 2**-53
+    found = draw(logits, u, 0.7)
+    table = torch.softmax(logits.double() / 0.7, -1)
+    upto = table.cumsum(-1)
+    low, high = (upto - table).gather(1, found[:, None])[:, 0], upto.gather(1, found[:, None])[:, 0]
+    assert ((low - 1e-6 <= u) & (u <= high + 1e-6)).all()
+    assert (table.gather(1, found[:, None]) > 0).all()
+    whole = torch.searchsorted(upto, u[:, None] * upto[:, -1:], right=True).squeeze(1)
+    assert (whole == found).float().mean() > 0.99
 
 
 def test_rows_end_with_the_first_stop_token_and_keep_it():
