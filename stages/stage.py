@@ -47,8 +47,8 @@ class MetricsLog:
                 for line in file:
                     self._count(line)
             self.last = json.loads(line)
-        elif active:
-            path.unlink(missing_ok=True)
+        elif active and path.is_file():  # a device such as /dev/null is nobody's to remove
+            path.unlink()
         self.board: Any = None
         if tensorboard is not None and active:
             from torch.utils.tensorboard import SummaryWriter

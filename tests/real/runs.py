@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from data.intervals import MINIMUM
 from data.records import Message
 from models.logprobs import make_rows
 from models.shared_base import SharedBase
@@ -86,9 +87,12 @@ def base_nll(pipeline: Pipeline, system: str) -> float:
 
 
 def assert_measured(found: dict[str, Any]) -> None:
-    """A reward stage's accuracy is a share with an interval around it."""
-    low, high = found["pair_accuracy_ci95"]
-    assert 0 <= low <= found["pair_accuracy"] <= high <= 1 and low < high
+    """A reward stage's accuracy is a share, with an interval around it where there are prompts enough for one."""
+    assert 0 <= found["pair_accuracy"] <= 1
+    assert (found["pair_accuracy_ci95"] is None) == (found["held_out_rankings"] < MINIMUM)
+    if found["pair_accuracy_ci95"] is not None:
+        low, high = found["pair_accuracy_ci95"]
+        assert 0 <= low <= found["pair_accuracy"] <= high <= 1 and low < high
     assert found["pairs"] > 0
     assert math.isfinite(found["centre"]) and math.isfinite(found["spread"])
     assert found["spread"] > 0
