@@ -4,7 +4,7 @@
 
 A random model in fp32 on one thread, 32 episodes, queries of 32 to 64 tokens, LoRA rank 16 on all linear layers of
 policy and value. The roofline is the phase's arithmetic (padding, adapters and recomputation not counted) at the
-matrix rate measured in the same call; what decoding must read from memory counts where it takes longer.
+matrix rate measured in the same call; what decoding must read from memory is not counted.
 """
 
 from __future__ import annotations
