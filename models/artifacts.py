@@ -75,13 +75,18 @@ def publish(partial: Path, final: Path, manifest: dict[str, Any]) -> Artifact:
     """Write the manifest as the folder's last file and rename the folder into place, replacing an older artifact."""
     manifest = {"format": FORMAT, **manifest, "files": files_of(partial)}
     write_json(partial / MANIFEST, manifest)
+    put_in_place(partial, final)
+    return Artifact(path=final, manifest=manifest)
+
+
+def put_in_place(new: Path, final: Path) -> None:
+    """Rename a complete folder into place; what was there is set aside first and removed last."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         os.replace(final, old)
-    os.replace(partial, final)
+    os.replace(new, final)
     shutil.rmtree(old, ignore_errors=True)
-    return Artifact(path=final, manifest=manifest)
 
 
 def read_artifact(path: Path) -> Artifact | None:

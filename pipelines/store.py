@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import UserError
-from models.artifacts import MANIFEST, Artifact, problems, read_artifact, write_json
+from models.artifacts import MANIFEST, Artifact, problems, put_in_place, read_artifact, write_json
 
 KEY = re.compile(r"[0-9a-f]{64}")
 MARK = "trivet-store.json"
@@ -100,12 +100,7 @@ class Store:
         if copied is None or copied.key != key or problems(copied):
             shutil.rmtree(new, ignore_errors=True)
             return None
-        old = final.with_name(f".{final.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            os.replace(final, old)
-        os.replace(new, final)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(new, final)
         return read_artifact(final)
 
     def _note(self, key: str, place: Path) -> None:
