@@ -36,7 +36,7 @@ def save_role(base: SharedBase, name: str, folder: Path, extra: dict[str, float]
         save_adapter(base, name, folder / ADAPTER)
     if name in base.heads:
         head = base.heads[name]
-        tensors = {"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}  # type: ignore[operator]
+        tensors = {k: v.detach().cpu() for k, v in head.state_dict().items()}
         tensors |= {k: torch.tensor(v, dtype=torch.float64) for k, v in (extra or {}).items()}
         save_file(tensors, folder / HEAD)
 
@@ -123,6 +123,10 @@ def _load_head(base: SharedBase, name: str, folder: Path) -> dict[str, float]:
     if "weight" not in tensors or tensors["weight"].shape != (base.hidden_size,) or "bias" not in tensors:
         raise UserError(f"{path}: does not hold a head for width {base.hidden_size} (weight and bias)")
     head = ScalarHead(base.hidden_size)
-    head.load_state_dict({"weight": tensors["weight"].float(), "bias": tensors["bias"].float()})
+    if "attention" in tensors:
+        head.add_attention()
+        if tensors["attention"].shape != head.weight.shape:
+            raise UserError(f"{path}: its attention has the shape {tuple(tensors['attention'].shape)}")
+    head.load_state_dict({name: tensors[name].float() for name in head.state_dict()})
     base.heads[name] = head.to(base.device).requires_grad_(False)
-    return {k: float(v) for k, v in tensors.items() if k not in ("weight", "bias")}
+    return {k: float(v) for k, v in tensors.items() if k not in head.state_dict()}

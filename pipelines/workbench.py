@@ -22,7 +22,7 @@ from models.registry import BaseModelSpec, resolve_base
 from models.role_files import load_role
 from models.shared_base import SharedBase
 from pipelines.recipe import Recipe
-from reward.model import MEAN_POOLING, RewardModel
+from reward.model import RewardModel, pooling_of
 
 
 class Workbench:
@@ -109,6 +109,6 @@ class Workbench:
             renderer=renderer,
             takes_ids=not self.reward_stands_apart,
             max_tokens=self.recipe.reward.max_tokens,
-            pooling="mean" if numbers.get(MEAN_POOLING) else "last",
+            pooling=pooling_of(numbers, base.heads["reward"]),
             **{k: v for k, v in numbers.items() if k in ("centre", "spread")},
         )

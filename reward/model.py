@@ -6,7 +6,7 @@ ids go in as they were sampled; a reward model on another base has its own token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,18 @@ from torch import Tensor, nn
 
 from data.records import Message, Prompt
 from data.template import Renderer
+from models.heads import ScalarHead
 from models.logprobs import Rows, make_rows
 from models.shared_base import SharedBase
 
 MEAN_POOLING = "mean_pooling"  # stored with the head: 1.0 where scores are means over tokens
+
+
+def pooling_of(numbers: Mapping[str, float], head: nn.Module) -> str:
+    """How a stored reward model pools, by the numbers beside its head and by the head itself."""
+    if isinstance(head, ScalarHead) and head.attention is not None:
+        return "learned"
+    return "mean" if numbers.get(MEAN_POOLING) else "last"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +43,9 @@ def pooled_scores(hidden: Tensor, head: nn.Module, rows: Rows, pooling: str = "l
     """Raw scores (B,) from hidden states (B, L, D), found by length, never by token id.
 
     ``last`` reads the head at the last real token, the stop token of a finished answer (Ouyang et al. 2022); ``mean``
-    averages it over the answer's tokens, which lets each token speak for itself and is easier for very small models.
+    averages it over the answer's tokens, which lets each token speak for itself and is easier for very small models;
+    ``learned`` is a weighted mean, by the head's own attention (one query vector; Yang et al. 2016, "Hierarchical
+    Attention Networks"). An empty answer scores 0 by either mean.
     """
     if pooling == "last":
         index = torch.arange(hidden.shape[0], device=hidden.device)
@@ -43,7 +53,22 @@ def pooled_scores(hidden: Tensor, head: nn.Module, rows: Rows, pooling: str = "l
     steps = torch.arange(hidden.shape[1], device=hidden.device)[None]
     inside = (steps >= rows.query_lengths[:, None]) & (steps < rows.lengths[:, None])
     values = torch.where(inside, head(hidden), 0.0)
+    if pooling == "learned":
+        assert isinstance(head, ScalarHead)
+        some = inside | ~inside.any(1, keepdim=True)  # no softmax over nothing
+        return (head.weights(hidden, some) * values).sum(1)
     return values.sum(1) / rows.response_lengths.clamp(min=1)
+
+
+def pooled(states: Tensor, head: nn.Module, pooling: str) -> Tensor:
+    """The score () of one answer from the states (L, D) of its own tokens: as ``pooled_scores``, without padding."""
+    if pooling == "last":
+        return head(states[-1])
+    values = head(states)
+    if pooling == "learned":
+        assert isinstance(head, ScalarHead)
+        return head.weights(states) @ values
+    return values.mean()
 
 
 @torch.no_grad()

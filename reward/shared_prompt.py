@@ -43,9 +43,8 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]]) ->
     return out.last_hidden_state
 
 
-def shared_values(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Tensor]:
-    """The head at each answer's own tokens, one tensor an answer; ``counts`` answers follow each other in a ranking."""
-    assert view.head is not None
+def shared_states(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Tensor]:
+    """Last hidden states (L, D) of each answer's own tokens; ``counts`` answers follow each other in a ranking."""
     lengths, queries = rows.lengths.tolist(), rows.query_lengths.tolist()
     whole = [ids[:n] for ids, n in zip(rows.ids.tolist(), lengths, strict=True)]
     trees, first, at = [], [], 0
@@ -58,8 +57,8 @@ def shared_values(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Ten
     sizes = [len(p) + sum(map(len, b)) for p, b in trees]
     out: list[Tensor] = [torch.empty(0)] * at
     for group in like_length(sizes, cells_worth_a_pass(view.lm)):
-        values = view.head(branch_states(view.lm, [trees[g] for g in group]))
-        for row, g in zip(values, group, strict=True):
+        states = branch_states(view.lm, [trees[g] for g in group])
+        for row, g in zip(states, group, strict=True):
             prompt, branches = trees[g]
             begin = len(prompt)
             for i, branch in enumerate(branches, start=first[g]):

@@ -102,7 +102,9 @@ class RewardConfig(Config):
     loss: Literal["pairs", "plackett_luce"] = Field("pairs", description="all-pairs logistic or Plackett-Luce")
     margin: float = Field(0.0, ge=0, description="weight of score differences as margins (needs scores)")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels assumed wrong (pairs only)")
-    pooling: Literal["last", "mean"] = Field("last", description="score at the last token, or the mean over the answer")
+    pooling: Literal["last", "mean", "learned"] = Field(
+        "last", description="score at the last token, the mean over the answer, or a mean with learned weights"
+    )
     init: Literal["sft", "base"] = Field("sft", description="adapter to start from")
     epochs: float = Field(1.0, gt=0, description="passes over the rankings")
     learning_rate: float = Field(1e-4, ge=0, description="peak learning rate of the adapter")

@@ -25,14 +25,14 @@ from models.seeds import generator
 from models.shared_base import RoleView
 from reward.accuracy import pair_accuracy, pair_outcomes
 from reward.losses import pair_counts, ranking_losses
-from reward.model import MEAN_POOLING, RewardModel, pooled_scores, score_rows
-from reward.shared_prompt import can_share, shared_values
+from reward.model import MEAN_POOLING, RewardModel, pooled, pooled_scores, score_rows
+from reward.shared_prompt import can_share, shared_states
 from stages import reward_card, trainers
 from stages.configs import RewardConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, Resumable, trainer_settings, training_session
 
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,8 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
         head=True,
         seed=context.seed,
     )
+    if config.pooling == "learned":
+        base.heads["reward"].add_attention()  # type: ignore[operator]
     steps = fit(context, train, config)
     samples, source = calibrate(context, train, config)
     centre, spread = samples.mean().item(), samples.std().item() if len(samples) > 1 else 1.0
@@ -181,8 +183,8 @@ class RewardModule(nn.Module):
         rows = Rows(ids=ids, mask=mask, query_lengths=query_lengths, response_lengths=response_lengths)
         if not self.shares:
             return pooled_scores(self.view.hidden(ids, mask), self.head, rows, self.pooling)
-        values = shared_values(self.view, rows, counts.tolist())
-        return torch.stack([v[-1] if self.pooling == "last" else v.mean() for v in values])
+        states = shared_states(self.view, rows, counts.tolist())
+        return torch.stack([pooled(s, self.head, self.pooling) for s in states])
 
 
 class RankingTrainer(Resumable, Trainer):

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from models.forward import body_of
 from models.logprobs import make_rows
 from models.settings import AdapterConfig
-from reward.model import pooled_scores
-from reward.shared_prompt import can_share, shared_values
+from reward.model import pooled, pooled_scores
+from reward.shared_prompt import can_share, shared_states
 from tests.conftest import FAMILIES, make_base, randomise
 
 QUERIES = [[5, 6, 7, 8]] * 3 + [[9, 10]] * 2 + [[11, 12, 13], [11, 12, 14], [11, 12, 13]]
@@ -19,10 +19,12 @@ COUNTS = [3, 2, 3]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "learned"])
 def test_scores_and_gradients_equal_those_of_plain_rows(family, pooling):
     base = make_base(family)
     base.add_role("reward", AdapterConfig(rank=4, alpha=8), head=True)
+    if pooling == "learned":
+        base.heads["reward"].add_attention().attention.data.normal_(generator=torch.Generator().manual_seed(1))
     randomise(base, "reward", 0, 0.1)
     if family in ("mistral", "gemma2"):  # a window counts neighbours
         assert not can_share(base.lm)
@@ -36,9 +38,9 @@ def test_scores_and_gradients_equal_those_of_plain_rows(family, pooling):
         expected = {n: p.grad.clone() for n, p in trainable.items()}
         for p in trainable.values():
             p.grad = None
-        values = shared_values(view, rows, COUNTS)
-        assert [len(v) for v in values] == [len(a) for a in ANSWERS]
-        found = torch.stack([v[-1] if pooling == "last" else v.mean() for v in values])
+        states = shared_states(view, rows, COUNTS)
+        assert [len(s) for s in states] == [len(a) for a in ANSWERS]
+        found = torch.stack([pooled(s, view.head, pooling) for s in states])
         (found * weights).sum().backward()
         assert_close(found, plain, atol=1e-5 * max(1.0, plain.abs().max().item()), rtol=1e-5)
         for name, p in trainable.items():

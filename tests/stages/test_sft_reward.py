@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
 from models.role_files import load_role
-from reward.model import RewardModel, Samples
+from reward.model import RewardModel, Samples, pooling_of
 from stages import reward_model, sft
 from stages.configs import RewardConfig, SFTConfig
 from tests.conftest import make_base, randomise
@@ -195,6 +195,38 @@ def test_mean_pooling_averages_the_head_over_the_answers_tokens(tmp_path):
     with base.role("reward") as view, torch.no_grad():
         per_token = view.head(view.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))[0]
     assert_close(found[0], per_token[3:].mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_learned_pooling_weighs_the_answers_tokens_by_a_softmax_of_its_own(tmp_path):
+    """By hand on one row; at first the plain mean; an empty answer scores 0 and not NaN."""
+    base = make_base()
+    base.add_role("reward", make_context(base, tmp_path).adapter, head=True)
+    head = base.heads["reward"].add_attention()
+    queries, responses = [[5, 6, 9], [7], [8]], [[20, 2], [22, 23, 24, 25, 26], []]
+    mean, learned = (reward_model.score_rows(base, "reward", queries, responses, 0, 8, p) for p in ("mean", "learned"))
+    assert_close(learned, mean)
+    assert learned[2] == 0.0
+    head.attention.data.normal_(generator=torch.Generator().manual_seed(0))
+    found = reward_model.score_rows(base, "reward", queries, responses, 0, 8, "learned")
+    ids = torch.tensor([queries[1] + responses[1]])
+    with base.role("reward") as view, torch.no_grad():
+        hidden = view.hidden(ids, torch.ones_like(ids, dtype=torch.bool))[0, 1:]
+    weights = [float(torch.dot(h, head.attention).exp()) for h in hidden]
+    by_hand = sum(w * float(head(h)) for w, h in zip(weights, hidden, strict=True)) / sum(weights)
+    assert found[1].item() == pytest.approx(by_hand, abs=1e-4) and abs(found[1] - mean[1]) > 1e-3
+
+
+def test_learned_pooling_is_trained_and_comes_back_with_its_head(tmp_path):
+    context = reward_context(tmp_path)
+    config = RewardConfig(pooling="learned", epochs=2, learning_rate=1e-2, batch=6, micro_batch=6, centre_samples=16)
+    reward_model.run(context, config)
+    trained = context.base.heads["reward"]
+    assert trained.attention.abs().max() > 1e-3
+    fresh = make_base()
+    numbers = load_role(fresh, "reward", tmp_path, head=True)
+    assert set(numbers) == {"centre", "spread", "mean_pooling"}
+    assert torch.equal(fresh.heads["reward"].attention, trained.attention)
+    assert pooling_of(numbers, fresh.heads["reward"]) == "learned"
 
 
 def test_answers_that_are_the_same_are_compared_once_and_rankings_without_a_pair_are_dropped(tmp_path):
