@@ -414,6 +414,8 @@ RESUMING = [
         "altered"),
     _of("K5", "the newest by name", CP, "if (m := NAME.fullmatch(p.name))), reverse=True)", "if (m := NAME.fullmatch(p.name))), key=str, reverse=True)",
         "tests/resume/test_resume.py", "newest_is_chosen"),
+    _of("K7", "names of an adapter's weights are not compared", SB, "if missing or unknown or wrong:", "if wrong:", ROLES,
+        "do_not_fit"),
 ]  # fmt: skip
 
 MUTANTS: list[Mutant] = [

@@ -3,6 +3,7 @@ streams, and tasks whose answer is known."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -395,6 +396,62 @@ def test_kl_regularised_optimum_is_reached(tmp_path):
     list(ppo.train())
     distance = 0.5 * (first_token_distribution(ppo) - best).abs().sum().item()
     assert start > 0.15 and distance < 0.05
+
+
+FIVE = [2, 10, 11, 12, 13]
+
+
+def five_token_base():
+    """A model that says nothing but four words and the stop token, none of them surely."""
+    base = make_base("phi")
+    with torch.no_grad():
+        base.lm.lm_head.weight.mul_(0.3)
+        base.lm.lm_head.bias.fill_(-40.0)
+        base.lm.lm_head.bias[FIVE] = 0.0
+    return base
+
+
+def all_answers(longest):
+    """Every answer over ``FIVE``: words and then the stop token, or as many words as are allowed."""
+    stopped = [[*w, 2] for k in range(longest) for w in itertools.product(FIVE[1:], repeat=k)]
+    return stopped + [list(w) for w in itertools.product(FIVE[1:], repeat=longest)]
+
+
+def answer_probabilities(ppo, role, answers):
+    """(len(answers),) exact, in float64."""
+    query = ppo.queries[0]
+    found = []
+    with ppo.base.role(role) as view, torch.no_grad():
+        for answer in answers:
+            ids = torch.tensor([query + answer])
+            hidden = view.hidden(ids, torch.ones_like(ids, dtype=torch.bool))
+            logprobs = torch.log_softmax(view.logits(hidden)[0, len(query) - 1 : -1].double(), -1)
+            found.append(logprobs.gather(1, torch.tensor(answer)[:, None]).sum().exp())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    ("longest", "updates"), [(2, 24), pytest.param(3, 60, marks=pytest.mark.slow)], ids=["21-answers", "85-answers"]
+)
+def test_five_tokens_reach_the_kl_regularised_optimum(tmp_path, longest, updates):
+    """Sanity 1 over whole answers: any reward of an answer, a stop token among five, the optimum by enumeration."""
+    beta, answers = 0.5, all_answers(longest)
+    table = torch.randn(len(answers), generator=torch.Generator().manual_seed(0)) * 0.4
+    worth = {tuple(a): float(v) for a, v in zip(answers, table, strict=True)}
+    ppo = make_ppo(
+        tmp_path, base=five_token_base(), reward=lambda s: torch.tensor([worth[tuple(r)] for r in s.responses]),
+        prompts=one_prompt(), rollouts=256 * (longest - 1), max_new_tokens=longest, updates=updates, learning_rate=1e-2,
+        kl_coef=beta, missing_eos_penalty=0.0, micro_batch=512, schedule="linear", value_clip=None, whiten_advantages=False,
+        epochs=longest, lam=1.0,
+    )  # fmt: skip
+    reference = answer_probabilities(ppo, "reference", answers)
+    assert abs(reference.sum().item() - 1) < 1e-6
+    best = reference * torch.exp(table.double() / beta)
+    best /= best.sum()
+    start = 0.5 * (reference - best).abs().sum().item()
+    list(ppo.train())
+    distance = 0.5 * (answer_probabilities(ppo, "policy", answers) - best).abs().sum().item()
+    assert start > 0.2 and distance < 0.05
 
 
 def test_zero_reward_leaves_the_policy_at_the_reference(tmp_path):
