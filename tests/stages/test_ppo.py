@@ -441,8 +441,8 @@ def test_five_tokens_reach_the_kl_regularised_optimum(tmp_path, longest, updates
     ppo = make_ppo(
         tmp_path, base=five_token_base(), reward=lambda s: torch.tensor([worth[tuple(r)] for r in s.responses]),
         prompts=one_prompt(), rollouts=256 * (longest - 1), max_new_tokens=longest, updates=updates, learning_rate=1e-2,
-        kl_coef=beta, missing_eos_penalty=0.0, micro_batch=512, schedule="linear", value_clip=None, whiten_advantages=False,
-        epochs=longest, lam=1.0,
+        kl_coef=beta, missing_eos_penalty=0.0, micro_batch=512, schedule="linear", value_clip=None,
+        whiten_advantages=False, epochs=longest, lam=1.0,
     )  # fmt: skip
     reference = answer_probabilities(ppo, "reference", answers)
     assert abs(reference.sum().item() - 1) < 1e-6
