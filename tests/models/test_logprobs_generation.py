@@ -43,17 +43,17 @@ def test_response_positions_predict_each_response_token():
         make_rows([[]], [[1]], 0, "cpu")
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 512])
-def test_logprobs_and_entropy_are_those_of_the_tempered_softmax(base, chunk):
+@pytest.mark.parametrize(("chunk", "temperature"), [(1, 0.7), (3, 2.5), (512, 0.7)])
+def test_logprobs_and_entropy_are_those_of_the_tempered_softmax(base, chunk, temperature):
     """L1, L3, R5, against the model's own full logits."""
     queries, responses = PROMPTS, [[20, 21, 2], [0, 23], [24, 2, 25, 26]]  # the pad id as a sampled token
     rows = make_rows(queries, responses, 0, "cpu")
     with base.role("base") as view, torch.no_grad():
         hidden = view.hidden(rows.ids, rows.mask).flatten(0, 1)[rows.response_positions()]
-        found, entropy = token_logprobs(hidden, rows.targets(), view.logits, 0.7, chunk)
+        found, entropy = token_logprobs(hidden, rows.targets(), view.logits, temperature, chunk)
         expected, spread = [], []
         for q, r in zip(queries, responses, strict=True):
-            full = view.lm(input_ids=torch.tensor([q + r]), use_cache=False).logits[0].double() / 0.7
+            full = view.lm(input_ids=torch.tensor([q + r]), use_cache=False).logits[0].double() / temperature
             table = torch.log_softmax(full, -1)
             expected += [table[len(q) - 1 + i, t] for i, t in enumerate(r)]
             spread += [-(table[len(q) - 1 + i].exp() * table[len(q) - 1 + i]).sum() for i in range(len(r))]
@@ -68,6 +68,18 @@ def test_the_default_temperature_is_1_and_no_tokens_give_no_values():
     assert_close(found, table[:, 5])
     logprobs, entropy = token_logprobs(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), lambda h: h)
     assert logprobs.shape == entropy.shape == (0,)
+
+
+def test_entropy_has_its_gradient_unless_it_is_only_measured():
+    """O5: an entropy bonus that somebody adds without more ado works."""
+    states = torch.ones(1, 3, requires_grad=True)
+    tokens, plain = torch.tensor([1]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
+    _, entropy = token_logprobs(states, tokens, lambda h: h @ plain.T)
+    found = torch.autograd.grad(entropy.sum(), states)[0]
+    table = torch.log_softmax(states @ plain.T, -1)
+    assert_close(found, torch.autograd.grad(-(table.exp() * table).sum(), states)[0])
+    _, entropy = token_logprobs(states, tokens, lambda h: h @ plain.T, entropy_gradient=False)
+    assert not entropy.requires_grad
 
 
 def test_entropy_of_uniform_logits_is_log_v():

@@ -51,9 +51,12 @@ REASONS: dict[str, str] = {
     "count = reduce(mask.sum().double()).clamp(min=1)": "A single token has no spread: the result is 0 either way.",
     "strict=True)], pad_id)": "A guard against callers' mistakes; ours give columns of one length.",
     "dim=-1": "The logits have two dimensions: the last one is dimension 1.",
-    "torch.is_grad_enabled() and h.requires_grad": "Recomputation changes memory, not values.",
+    "if training and h.requires_grad:": "Recomputation changes memory, not values.",
+    "logits.amax(-1)": "The logits have two dimensions: the last one is dimension 1.",
+    "logits_of(hidden[:0].detach())": "Whether the output layer is trained shows without a row as with one.",
+    "entropy_gradient: bool = False": "A gradient that nobody asked for costs a product and is used by nobody.",
     "use_reentrant=False": "Either way of recomputing gives the same values and gradients here.",
-    "hidden.new_zeros((2, 0)": "Without tokens: two empty rows are read, a third one is not.",
+    "left = 1.0 - before / tied": "Who ties with nobody has nobody before it: 0 divided by 1 or by 2.",
     "order = sorted(range(len(lengths))": "The order of micro-batches; results do not depend on it.",
 }
 

@@ -135,3 +135,5 @@ def test_pair_counts_take_ties_as_half_and_tied_labels_as_no_pair():
     """M9."""
     right, pairs = pair_counts(T([[1.0, 1.0, 0.0]]), T([[0, 1, 1]]), torch.ones(1, 3, dtype=torch.bool))
     assert right.tolist() == [1.5] and pairs.tolist() == [2.0]
+    right, pairs = pair_counts(T([[1.0, 1.0, 0.0, 2.0]]), T([[0, 1, 2, 3]]), torch.ones(1, 4, dtype=torch.bool))
+    assert right.tolist() == [2.5] and pairs.tolist() == [6.0]  # one equal, two right, three wrong
