@@ -12,14 +12,46 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from data.errors import UserError
+from data.secrets import redacted
+from data.strict_json import read_object
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-UNHASHED = {MANIFEST, "metrics.jsonl"}  # metrics hold times and memory, which differ from run to run
+LOGS = {"metrics.jsonl"}  # listed apart: they hold times and memory, which differ between runs of one key
+
+
+def _confined(name: str) -> str:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name:
+        raise ValueError("names a file outside its folder")
+    return name
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class _Manifest(BaseModel):
+    """The shape of a manifest: what is read from one before anything else looks at it."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    format: Literal[1]
+    key: str = Field(min_length=1, max_length=200)
+    files: dict[Annotated[str, AfterValidator(_confined)], _File]
+    logs: dict[Annotated[str, AfterValidator(_confined)], _File] = {}
+    stage: str = ""
+    parents: dict[str, str] = {}
+    described: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    base_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +95,19 @@ def partial_folder(final: Path) -> Path:
 
 
 def files_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below a folder, by relative path."""
-    return {
-        str(f.relative_to(folder)): {"sha256": sha256_of(f), "bytes": f.stat().st_size}
-        for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name not in UNHASHED
-    }
+    """Size and sha256 of every file below a folder, by relative path; the manifest and logs are left out."""
+    names = (str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.is_file())
+    return {name: _entry(folder / name) for name in names if name not in LOGS | {MANIFEST}}
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
 
 
 def publish(partial: Path, final: Path, manifest: dict[str, Any]) -> Artifact:
     """Write the manifest as the folder's last file and rename the folder into place, replacing an older artifact."""
-    manifest = {"format": FORMAT, **manifest, "files": files_of(partial)}
+    logs = {name: _entry(partial / name) for name in sorted(LOGS) if (partial / name).is_file()}
+    manifest = {"format": FORMAT, **redacted(manifest), "files": files_of(partial), "logs": logs}
     write_json(partial / MANIFEST, manifest)
     put_in_place(partial, final)
     return Artifact(path=final, manifest=manifest)
@@ -89,21 +123,42 @@ def put_in_place(new: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a folder, its shape checked.
+
+    Raises:
+        UserError: missing, damaged, of another format, or naming files outside the folder.
+    """
+    file = path / MANIFEST
+    found = read_object(file)
+    try:
+        _Manifest.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:120]
+        raise UserError(f"{file}: damaged ({where}: {first['msg']})") from error
+    if not _inside(file, path):
+        raise UserError(f"{file}: a link to outside its folder")
+    return found
+
+
 def read_artifact(path: Path) -> Artifact | None:
     """The artifact at ``path``, or None where there is no readable manifest of this format."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return Artifact(path=path, manifest=read_manifest(path))
+    except UserError:
         return None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "key" not in manifest:
-        return None
-    return Artifact(path=path, manifest=manifest)
+
+
+def listed_files(artifact: Artifact) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file of an artifact, logs included, by relative path."""
+    return {**artifact.manifest["files"], **artifact.manifest.get("logs", {})}
 
 
 def problems(artifact: Artifact) -> list[str]:
     """What is wrong with an artifact's bytes: missing, altered and unlisted files, by name."""
     out = []
-    listed = artifact.manifest.get("files", {})
+    listed = listed_files(artifact)
     for name, entry in listed.items():
         file = artifact.path / name
         if not _inside(file, artifact.path):
@@ -112,17 +167,14 @@ def problems(artifact: Artifact) -> list[str]:
             out.append(f"{file}: missing")
         elif file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
             out.append(f"{file}: altered since the stage finished")
+    found = {str(f.relative_to(artifact.path)): f for f in sorted(artifact.path.rglob("*"))}
     out += [
         f"{f}: a link to outside its folder ({f.readlink()})"
-        for f in sorted(artifact.path.rglob("*"))
-        if f.is_symlink() and str(f.relative_to(artifact.path)) not in listed and not _inside(f, artifact.path)
+        for name, f in found.items()
+        if f.is_symlink() and name not in listed and not _inside(f, artifact.path)
     ]
-    present = {str(f.relative_to(artifact.path)) for f in artifact.path.rglob("*") if f.is_file()}
-    out += [
-        f"{artifact.path / n}: not in the manifest"
-        for n in sorted(present - set(listed))
-        if Path(n).name not in UNHASHED
-    ]
+    known = {*listed, MANIFEST, *LOGS}
+    out += [f"{f}: not in the manifest" for name, f in found.items() if f.is_file() and name not in known]
     return out
 
 
@@ -130,7 +182,7 @@ def _inside(file: Path, folder: Path) -> bool:
     """Whether a path, links followed, stays in the folder."""
     try:
         return file.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError, ValueError):  # links in a circle
         return False
 
 
@@ -140,9 +192,12 @@ def load_artifact(path: Path, what: str) -> Artifact:
     Raises:
         UserError: no manifest, or bytes that differ from it, naming the file.
     """
-    artifact = read_artifact(path)
-    if artifact is None:
-        raise UserError(f"{path}: no finished {what} there (no readable {MANIFEST}); run that stage first")
+    if not (path / MANIFEST).exists():
+        raise UserError(f"{path}: no finished {what} there (no {MANIFEST}); run that stage first")
+    try:
+        artifact = Artifact(path=path, manifest=read_manifest(path))
+    except UserError as error:
+        raise UserError(f"{error}; remove {path} and run the stage again") from error
     wrong = problems(artifact)
     if wrong:
         raise UserError(f"{wrong[0]} ({len(wrong)} problem(s)); remove {path} and run the stage again")

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines import cli_folders
 from pipelines.cli_run import run_stages
 from pipelines.exits import guarded, spread_values
 
@@ -323,36 +324,8 @@ def watch(
     serve(run, port)
 
 
-@app.command()
-def verify(run: RunFolder) -> None:
-    """Check every manifest, hash and parent link of a run; exit code 2 if anything is wrong.
-
-    \b
-    trivet verify runs/demo
-    """
-    from pipelines.cli_run import the_run
-    from pipelines.verify import verify_run
-
-    problems = verify_run(the_run(run))
-    for problem in problems:
-        typer.echo(problem)
-    typer.echo(f"{run}: {len(problems)} problems" if problems else f"{run}: all well")
-    raise typer.Exit(2 if problems else 0)
-
-
-@app.command("ls")
-def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="where runs are")] = Path("runs"),
-) -> None:
-    """List the runs in a folder with their finished stages.
-
-    \b
-    trivet ls
-    trivet ls /data/runs
-    """
-    from pipelines.cli_views import show_runs
-
-    show_runs(folder)
+for command in (cli_folders.verify, cli_folders.ls, cli_folders.gc):
+    app.command()(command)
 
 
 @data_app.command("check")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-from data.errors import UserError
-from pipelines.progress import duration
-from pipelines.recipe_checks import ORDER
 
 if TYPE_CHECKING:
     from data.checks import FileCheck
@@ -81,35 +76,6 @@ def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan]) -> Non
         status = f"[{style.get(plan.status, 'default')}]{plan.status}[/]"
         table.add_row(plan.name, status, escape(plan.reason), f"{steps:,}" if steps else "", escape(", ".join(more)))
     out.print(table)
-
-
-def show_runs(folder: Path) -> None:
-    """Runs with their finished stages and how long they took."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; runs lie in ./runs unless --run-dir says otherwise")
-    table = Table("run", "name", "seed", "stages", "took", box=None, header_style="bold")
-    for path in sorted(folder.iterdir()):
-        if not (path / "run.json").is_file():
-            continue
-        run = _json(path / "run.json")
-        stages: dict[str, Any] = run.get("stages", {})
-        shown = [name if s.get("status") == "done" else f"{name} ({s.get('status')})" for name, s in stages.items()]
-        shown.sort(key=lambda text: ORDER.index(text.split()[0]) if text.split()[0] in ORDER else len(ORDER))
-        took = sum(s.get("seconds", 0) for s in stages.values())
-        name, seed = str(run.get("name", "")), str(run.get("seed", ""))
-        table.add_row(escape(path.name), escape(name), seed, " ".join(shown), duration(took) if took else "")
-    if table.row_count:
-        console().print(table)
-    else:
-        console().print(f"no runs in {folder}", markup=False)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 # -- data check -------------------------------------------------------------------------------------------------------

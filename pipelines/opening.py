@@ -5,24 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import UserError
 from models.artifacts import MANIFEST, load_artifact
 from pipelines.jobs import STAGES
-from pipelines.run_folder import read_run
+from pipelines.run_folder import find_run, read_run
 from pipelines.runner import Pipeline
 
-
-def find_run(path: Path) -> Path:
-    """The run folder of a path: itself, or the parent of one of its stages.
-
-    Raises:
-        UserError: neither.
-    """
-    path = path.resolve()
-    for folder in (path, path.parent):
-        if (folder / "recipe.yaml").is_file():
-            return folder
-    raise UserError(f"{path}: no run folder (recipe.yaml) there or one level up; `trivet ls` lists the runs")
+__all__ = ["find_run", "open_run", "stage_folder"]
 
 
 def open_run(path: Path, overrides: Sequence[str] = ()) -> Pipeline:

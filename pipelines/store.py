@@ -3,6 +3,7 @@
     DIR/entries/<key>/    an artifact, exactly as a run folder holds it
     DIR/used/<key>.<hash of a place>    a place (a run's stage folder) that was given to or taken from the store
     DIR/.partial/         entries being written, each with a lock held by its writer
+    DIR/.lock             shared by all who read or write entries, held alone by who removes some
 
 An entry appears by one atomic rename, so a half-written one is never seen; its manifest and every hash are checked
 before it is used, and a damaged one is set aside. It knows nothing of recipes.
@@ -23,7 +24,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import UserError
-from models.artifacts import MANIFEST, Artifact, problems, put_in_place, read_artifact, write_json
+from models.artifacts import (
+    LOGS,
+    MANIFEST,
+    Artifact,
+    listed_files,
+    problems,
+    put_in_place,
+    read_artifact,
+    read_manifest,
+    write_json,
+)
 
 KEY = re.compile(r"[0-9a-f]{64}")
 MARK = "trivet-store.json"
@@ -65,8 +76,33 @@ class Store:
             return None
         return found
 
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        """While entries are written or copied, nothing is removed (``alone``)."""
+        with (self.root / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody reads or writes entries meanwhile; users that come wait.
+
+        Raises:
+            UserError: somebody does at the moment.
+        """
+        with (self.root / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"{self.root}: a run is using this store at the moment; try again later") from error
+            yield
+
     def put(self, artifact: Artifact) -> None:
         """Share a finished stage. Two processes that finish the same stage both succeed; one of the copies stays."""
+        with self._using():
+            self._put(artifact)
+
+    def _put(self, artifact: Artifact) -> None:
         self._note(artifact.key, artifact.path)
         if self.find(artifact.key) is not None:
             return
@@ -85,6 +121,10 @@ class Store:
 
     def fetch(self, key: str, final: Path) -> Artifact | None:
         """Place the entry of a key at ``final``, verified there; None if there is none."""
+        with self._using():
+            return self._fetch(key, final)
+
+    def _fetch(self, key: str, final: Path) -> Artifact | None:
         found = self.find(key)
         if found is None:
             return None
@@ -120,12 +160,13 @@ class Store:
         """What is wrong with the entries, by file."""
         out = []
         for key in self.keys():
-            found = read_artifact(self.entries / key)
-            if found is None:
-                out.append(f"{self.entries / key}: no readable manifest")
-            else:
-                out += problems(found)
-                out += [f"{self.entries / key}: holds another key ({found.key[:12]})"] if found.key != key else []
+            try:
+                found = Artifact(path=self.entries / key, manifest=read_manifest(self.entries / key))
+            except UserError as error:
+                out.append(str(error))
+                continue
+            out += problems(found)
+            out += [f"{found.path}: holds another key ({found.key[:12]})"] if found.key != key else []
         return out
 
     def users(self, key: str) -> list[Path]:
@@ -169,7 +210,7 @@ def copy_artifact(artifact: Artifact, to: Path) -> None:
 
     Copies, not links: a file that is altered in one run is altered nowhere else.
     """
-    names = [*artifact.manifest.get("files", {}), *(n for n in ("metrics.jsonl",) if (artifact.path / n).is_file())]
+    names = [*listed_files(artifact), *(n for n in LOGS if (artifact.path / n).is_file())]
     to.mkdir(parents=True)
     for name in [*dict.fromkeys(names), MANIFEST]:
         target = to / name

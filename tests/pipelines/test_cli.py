@@ -99,7 +99,7 @@ def test_ls_shows_finished_stages(tmp_path: Path, capsys: pytest.CaptureFixture[
     (run / "run.json").write_text(json.dumps({"name": "mine", "seed": 3, "stages": stages}))
     assert cli.main(["ls", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("one", "mine", "sft", "ppo (running)", "1 min 01 s"))
+    assert all(word in out for word in ("one", "mine", "sft", "ppo (stopped)", "1 min 01 s"))
 
 
 def test_data_check_counts_rows_and_tells_bad_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
