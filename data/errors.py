@@ -14,6 +14,10 @@ class StageError(Exception):
     """A stage cannot go on, and the reason is no mistake in the input: a clear message, exit code 3."""
 
 
+class CheckpointError(StageError):
+    """What a stage had finished could not be saved."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return `` Did you mean 'a' or 'b'?`` for the names closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

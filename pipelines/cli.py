@@ -250,6 +250,24 @@ def score(
     typer.echo(f"{rows} answers scored" + (f", written to {out}" if out else ""), err=True)
 
 
+@app.command("serve-reward")
+def serve_reward(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_FUNCTION", help="a run, a reward model, or file.py:function")
+    ],
+    port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one")] = 8791,
+) -> None:
+    """Give rewards over HTTP, to PPO runs on this machine: an example of a remote scorer.
+
+    \b
+    trivet serve-reward runs/demo
+    trivet serve-reward my_rewards.py:kindness --port 0
+    """
+    from pipelines.serving import serve
+
+    serve(source, port)
+
+
 @app.command()
 def chat(
     run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="a run, or any model", show_default=False)],

@@ -14,6 +14,7 @@ from data.splits import Corpus, Split
 from pipelines.job import Job, answer_limit
 from pipelines.keys import dump
 from pipelines.recipe import Recipe
+from reward.settings import REMOTE_TRAITS
 from stages.stage import StageResult
 
 
@@ -80,7 +81,7 @@ def _reward(job: Job) -> StageResult:
 def _ppo(job: Job) -> StageResult:
     from stages import ppo_stage, reward_gate
 
-    if "model" in {part.source for part in job.bench.recipe.ppo.reward} and "reward" in job.inputs:
+    if "model" in {part.kind for part in job.bench.recipe.ppo.reward} and "reward" in job.inputs:
         reward_gate.require(job.inputs["reward"], job.bench.recipe.reward.gate)
     base, adapter = job.bench.base(), job.bench.recipe.adapter
     if "sft" in job.inputs:
@@ -102,7 +103,7 @@ def _base(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _needs_reward(recipe: Recipe) -> tuple[str, ...]:
-    parts = {part.source for part in recipe.ppo.reward}
+    parts = {part.kind for part in recipe.ppo.reward}
     return ("reward",) if "model" in parts or recipe.ppo.value.init == "reward" else ()
 
 
@@ -111,12 +112,20 @@ def functions_of(recipe: Recipe, stage: str) -> list[str]:
     if stage == "rankings" and recipe.rankings is not None:
         return [recipe.rankings.annotator]
     if stage == "ppo":
-        return [part.source for part in recipe.ppo.reward if part.source != "model"]
+        return [part.source for part in recipe.ppo.reward if part.kind == "function"]
     return [recipe.evaluation.gold] if stage == "evaluate" and recipe.evaluation.gold else []
 
 
 def function_fingerprints(recipe: Recipe, stage: str) -> dict[str, str]:
     return {source: fingerprint_of(source, recipe.base_dir) for source in functions_of(recipe, stage)}
+
+
+def _ppo_settings(recipe: Recipe) -> dict[str, Any]:
+    """PPO's settings without those that say how a remote scorer is asked, so that a longer time-out may resume."""
+    settings = dump(recipe.ppo)
+    for part in settings["reward"]:
+        part["remote"] = {k: v for k, v in part["remote"].items() if k not in REMOTE_TRAITS}
+    return settings
 
 
 def _batches(rows: int, batch: int, epochs: float) -> int:
@@ -176,7 +185,7 @@ STAGES: dict[str, Stage] = {
     "ppo": Stage(
         run=_ppo,
         needs=lambda r: (*_base(r), "sft", *_needs_reward(r)),
-        settings=lambda r: {"ppo": dump(r.ppo), "reward_max_tokens": r.reward.max_tokens},
+        settings=lambda r: {"ppo": _ppo_settings(r), "reward_max_tokens": r.reward.max_tokens},
         data=("prompts",),
         steps=lambda r, c: r.ppo.updates,
         version=_version("stages.ppo"),

@@ -69,7 +69,7 @@ def _group(data: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _model_part(recipe: Recipe) -> bool:
-    return any(part.source == "model" for part in recipe.ppo.reward)
+    return any(part.kind == "model" for part in recipe.ppo.reward)
 
 
 def problems_across(recipe: Recipe) -> list[Problem]:

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data.errors import UserError
-from data.records import Prompt
+from data.records import Message, Prompt
 from data.sources import DataConfig, load_records
 from models.devices import Processes
 from pipelines.opening import open_run, stage_folder
+
+Scoring = Callable[[Sequence[Sequence[Message]], Sequence[str], Sequence[bool]], list[float]]
+
+
+def load_scorer(run_or_model: Path | str) -> Scoring:
+    """From conversations, answers and whether they ended to one number each.
+
+    Raises:
+        UserError: no run with a finished reward stage there.
+    """
+    pipeline = open_run(Path(run_or_model))
+    folder = stage_folder(pipeline.run_dir, "reward")
+    model = pipeline.bench.load_reward(folder)
+    assert isinstance(pipeline.processes, Processes)
+    return lambda asked, answers, finished: model.score_texts(asked, answers, finished).tolist()
 
 
 def answers_in(file: Path) -> list[tuple[Prompt, str, bool]]:
@@ -47,15 +62,12 @@ def score_file(run_or_model: Path | str, file: Path | str, out: Path | str | Non
     file = Path(file)
     if not file.is_file():
         raise UserError(f"{file}: no such file")
-    pipeline = open_run(Path(run_or_model))
-    folder = stage_folder(pipeline.run_dir, "reward")
     rows = answers_in(file)
-    model = pipeline.bench.load_reward(folder)
-    assert isinstance(pipeline.processes, Processes)
-    rewards = model.score_texts([p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows])
+    score = load_scorer(run_or_model)
+    rewards = score([p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows])
 
     def lines() -> Iterator[str]:
-        for (prompt, answer, _), reward in zip(rows, rewards.tolist(), strict=True):
+        for (prompt, answer, _), reward in zip(rows, rewards, strict=True):
             row = {"prompt": prompt.text, "answer": answer, "reward": round(reward, 6)}
             yield json.dumps(row, ensure_ascii=False) + "\n"
 

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.errors import StageError
+from data.errors import CheckpointError
 from models.artifacts import FORMAT, MANIFEST, files_of, problems, read_artifact, write_json
 from models.devices import Processes
 from stages.configs import CheckpointConfig
@@ -155,7 +155,7 @@ class Checkpoints:
 
         Raises:
             KeyboardInterrupt: a signal asked for a stop; the state is saved.
-            StageError: an earlier checkpoint could not be written.
+            CheckpointError: an earlier checkpoint could not be written.
         """
         if self.folder is None:
             return
@@ -225,7 +225,7 @@ class Checkpoints:
         error, self._error = self._error, None
         if error is not None:
             kept = f"step_{self.steps()[0]} is intact" if self.steps() else "there is none before it"
-            raise StageError(
+            raise CheckpointError(
                 f"a checkpoint could not be written to {self.folder}: {error}; {kept}. Make room (or mend the folder), "
                 "then the same command goes on from there"
             ) from error

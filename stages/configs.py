@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data.config import Config
+from reward.settings import RewardPart
 
 
 class CheckpointConfig(Config):
@@ -133,13 +134,6 @@ class ValueConfig(Config):
         if self.init != "reward" and self.head == "copy" and "head" in self.model_fields_set:
             raise ValueError(f"value.head 'copy' needs value.init 'reward', not '{self.init}': set head to 'zero'")
         return self
-
-
-class RewardPart(Config):
-    """One term of the reward: the reward model or a Python function, with its weight."""
-
-    source: str = Field(description="'model', 'file.py:function' or 'package.module:function'")
-    weight: float = Field(1.0, description="factor of this term in the sum")
 
 
 class PPOConfig(Config):

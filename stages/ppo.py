@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.errors import StageError, UserError
 from data.records import Prompt
 from models.devices import peak_memory
 from models.forward import set_gradient_checkpointing
@@ -29,7 +30,7 @@ from stages.kl_control import make_controller
 from stages.rollout import Rollout, micro_batches, policy_pass, response_states, value_pass
 from stages.stage import StageContext, schedule_factor
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,10 +177,22 @@ class PPO:
             scores=empty[:, 0].clone(),
         )
         self._evaluate(rollout)
-        scores, parts = self.reward(rollout.samples())
+        scores, parts = self._scored(rollout)
         rollout.raw_scores = scores.to(device)
         rollout.score_parts = {k: v.to(device) for k, v in parts.items()}
         return rollout, {"time/rollout": t1 - t0, "time/score": time.perf_counter() - t1}
+
+    def _scored(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """The reward's scores; where a process cannot get its own, all of them stop with its error."""
+        own: dict[str, Tensor] = {}
+        failed: list[tuple[bool, str]] = []
+        try:
+            own = self.reward.scores(rollout.samples())
+        except (StageError, UserError) as error:
+            failed = [(isinstance(error, UserError), str(error))]
+        for by_user, text in self.context.processes.gather(failed):
+            raise (UserError if by_user else StageError)(text)
+        return self.reward.combine(own)
 
     def _evaluate(self, rollout: Rollout) -> None:
         """Old log-probabilities by the training forward (never those of the sampler), reference, values."""

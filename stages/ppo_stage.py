@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from data.errors import UserError
+from data.errors import CheckpointError, StageError, UserError
 from data.records import Prompt
 from models.heads import ScalarHead
 from models.role_files import save_role
@@ -26,10 +26,11 @@ def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> 
     """
     prompts, left_out = usable_prompts(context, config)
     reward = compose(
-        [(part.source, part.weight) for part in config.reward],
+        config.reward,
         model,
         context.recipe_folder,
         standardise=config.standardise_scores,
+        reduce=context.processes.sum,
     )
     add_roles(context, config, model)
     ppo = PPO(context, config, prompts, reward)
@@ -47,13 +48,16 @@ def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> 
         context.checkpoints.safe_point(ppo.position, lambda: ppo_state.capture(ppo), step)
 
     ppo.safe_point = safe_point
-    for last in ppo.train():
-        context.log.write(ppo.update_index, last)
-        for text in watch.see(ppo.update_index, last):
-            context.warn(f"PPO, update {ppo.update_index}: {text}")
-        shown = {k.split("/")[-1]: last[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
-        context.bar.advance(ppo.update_index, shown, int(last["tokens/response"]))
-        safe_point(ppo.update_index)
+    try:
+        for last in ppo.train():
+            context.log.write(ppo.update_index, last)
+            for text in watch.see(ppo.update_index, last):
+                context.warn(f"PPO, update {ppo.update_index}: {text}")
+            shown = {k.split("/")[-1]: last[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
+            context.bar.advance(ppo.update_index, shown, int(last["tokens/response"]))
+            safe_point(ppo.update_index)
+    except (StageError, UserError) as error:  # a scorer that does not answer, a function of the user's that fails
+        raise saved_before(error, ppo) from error
     if context.processes.is_main:
         save_role(context.base, "policy", context.out)
         save_role(context.base, "value", context.out / "value")
@@ -68,6 +72,19 @@ def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> 
             **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length") if name in last},
         }
     )
+
+
+def saved_before(error: Exception, ppo: PPO) -> Exception:
+    """Save what is finished; the error, saying where its mending goes on."""
+    checkpoints, words = ppo.context.checkpoints, ""
+    if checkpoints.folder is not None and not isinstance(error, CheckpointError):
+        checkpoints.save(ppo.position, ppo_state.capture(ppo))
+        checkpoints.wait()
+        words = (
+            f"\n{ppo.update_index} of {ppo.config.updates} updates are done and saved; once it is mended, the same "
+            "command goes on from there"
+        )
+    return type(error)(f"{error}{words}")
 
 
 def usable_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prompt], int]:

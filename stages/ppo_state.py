@@ -37,7 +37,8 @@ def capture(ppo: PPO) -> State:
             "records": [asdict(r) for r in ppo.cycle.records],
         }
     return State(
-        tensors=training_tensors(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer]),
+        tensors=training_tensors(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer])
+        | {f"running/{name}": v for name, v in ppo.reward.state.items()},
         numbers={"update": ppo.update_index, "skipped": ppo.skipped_steps, "kl_coef": ppo.controller.coef},
         own=own,
         own_numbers=numbers,
@@ -51,6 +52,8 @@ def restore(ppo: PPO, state: State) -> None:
     restore_training(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer], state.tensors)
     ppo.update_index, ppo.skipped_steps = state.numbers["update"], state.numbers["skipped"]
     ppo.controller.coef = state.numbers["kl_coef"]
+    running = {k.removeprefix("running/"): v for k, v in state.tensors.items() if k.startswith("running/")}
+    ppo.reward.restore(running)
     if state.own_numbers:
         own = state.own_numbers
         records = [StepRecord(**r) for r in own["records"]]

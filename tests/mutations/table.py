@@ -406,6 +406,10 @@ RESUMING = [
     _of("K2", "minibatches of an interrupted update again", ST, "records=records)", "records=[])", RESUME, "goes_on"),
     _of("K3", "the KL coefficient begins afresh", ST, 'ppo.controller.coef = state.numbers["kl_coef"]',
         "ppo.controller.coef = ppo.config.kl_coef", RESUME, "goes_on"),
+    _of("K3", "running means of the reward begin afresh", ST, "ppo.reward.restore(running)", "ppo.reward.restore(ppo.reward.state)",
+        "tests/resume/test_remote_reward.py", "same_bytes and nan"),
+    _of("K6", "nothing saved when a scorer fails", "stages/ppo_stage.py", "checkpoints.save(ppo.position, ppo_state.capture(ppo))",
+        "checkpoints.wait()", "tests/resume/test_remote_reward.py", "same_bytes and nan"),
     _of("K4", "the resumed policy is the reference", ST, '    ppo.controller.coef = state.numbers["kl_coef"]\n',
         '    ppo.controller.coef = state.numbers["kl_coef"]\n'
         '    for p, q in zip(ppo.base.parameters_of("reference").values(), ppo.policy_parameters.values(), strict=True):\n'

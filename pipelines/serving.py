@@ -1,0 +1,48 @@
+"""``trivet serve-reward``: a run's reward model, or a Python function, as a scorer on loopback."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.functions import load_function
+from data.records import Message
+from reward.server import Scorer, serving
+
+
+def scorer_of(source: str) -> Scorer:
+    """What gives the scores: ``file.py:function`` or ``package.module:function``, else a run or a reward model.
+
+    Raises:
+        UserError: neither can be loaded.
+    """
+    if ":" in source and not Path(source).exists():
+        function = load_function(source, Path.cwd())
+
+        def by_function(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+            columns = {name: [row[name] for row in rows] for name in ("finished", "messages")}
+            return function.call([r["prompt"] for r in rows], [r["completion"] for r in rows], **columns)
+
+        return by_function
+    from pipelines.scoring import load_scorer
+
+    model = load_scorer(source)
+
+    def by_model(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        asked = [[Message(role=m["role"], content=m["content"]) for m in row["messages"]] for row in rows]
+        return model(asked, [row["completion"] for row in rows], [row["finished"] for row in rows])
+
+    return by_model
+
+
+def serve(source: str, port: int) -> None:
+    """Serve until Ctrl-C."""
+    with serving(scorer_of(source), port, source) as address:
+        print(
+            f"{source} scores at {address}, for this machine only; in a recipe:\n"
+            f"  ppo: {{reward: [{{source: {address!r}}}]}}\nCtrl-C ends it",
+            flush=True,
+        )
+        threading.Event().wait()

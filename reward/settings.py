@@ -1,0 +1,82 @@
+"""Settings of the reward's parts, without importing torch."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from data.config import Config
+
+REMOTE_TRAITS = ("timeout", "retries", "backoff", "concurrency", "batch", "token_env")
+"""Of a remote scorer: how it is asked, which changes no score; not part of a stage's key."""
+
+
+class RemoteConfig(Config):
+    """How a scorer behind an address is asked (docs/reward_model.md has the two protocols)."""
+
+    protocol: Literal["trivet", "classify"] = Field(
+        "trivet", description="our small JSON protocol, or the OpenAI-compatible classifier's /classify of vLLM"
+    )
+    model: str | None = Field(None, description="name of the model that the server should use (classify)")
+    index: int = Field(0, ge=0, description="which class's number is the score (classify)")
+    timeout: float = Field(60.0, gt=0, description="seconds for one answer")
+    retries: int = Field(4, ge=0, description="how often a failed request is tried again, with growing waits")
+    backoff: float = Field(0.5, ge=0, description="seconds before the first further try; doubles each time")
+    concurrency: int = Field(4, ge=1, le=256, description="requests at a time")
+    batch: int = Field(16, ge=1, description="answers a request")
+    token_env: str | None = Field(
+        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable with the bearer token"
+    )
+
+
+class RewardPart(Config):
+    """One term of the reward: what gives the score, what is done to it, and its weight in the sum."""
+
+    source: str = Field(
+        description="'model', 'regex', 'length', an address (http://...), 'file.py:function' or 'package:function'"
+    )
+    name: str | None = Field(None, description="what metrics call it; default: the source")
+    weight: float = Field(1.0, description="factor of this term in the sum")
+    normalise: bool = Field(False, description="subtract the running mean of its scores, divide by their spread")
+    clip: float | None = Field(None, gt=0, description="clip to plus or minus this, after normalising")
+    pattern: str | None = Field(None, description="regex: what is looked for in the answer (Python's re)")
+    count: bool = Field(False, description="regex: the number of matches instead of 0 or 1")
+    at_least: int | None = Field(None, ge=0, description="length: shorter answers lose 1 a missing unit")
+    at_most: int | None = Field(None, ge=0, description="length: longer answers lose 1 a unit too many")
+    unit: Literal["words", "characters", "tokens"] = Field("words", description="length: what is counted")
+    remote: RemoteConfig = Field(RemoteConfig(), description="an address: how it is asked")
+
+    @property
+    def kind(self) -> str:
+        """``model``, ``regex``, ``length``, ``remote`` or ``function``."""
+        if self.source in ("model", "regex", "length"):
+            return self.source
+        return "remote" if self.source.startswith(("http://", "https://")) else "function"
+
+    @property
+    def title(self) -> str:
+        return self.name or self.source
+
+    @model_validator(mode="after")
+    def _fits(self) -> RewardPart:
+        owned = {"pattern": "regex", "count": "regex", "at_least": "length", "at_most": "length", "unit": "length"}
+        for key, kind in (owned | {"remote": "remote"}).items():
+            # a resolved recipe holds every key: those that are as by default say nothing
+            if getattr(self, key) != type(self).model_fields[key].default and self.kind != kind:
+                what = "an address (http://...)" if kind == "remote" else f"source: {kind}"
+                raise ValueError(f"'{key}' belongs to {what}, not to '{self.source}': remove it")
+        if self.kind == "regex":
+            if self.pattern is None:
+                raise ValueError("source 'regex' needs a `pattern`, such as pattern: '\\bplease\\b'")
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from None
+        if self.kind == "length":
+            if self.at_least is None and self.at_most is None:
+                raise ValueError("source 'length' needs `at_least`, `at_most` or both")
+            if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+                raise ValueError(f"at_least {self.at_least} is more than at_most {self.at_most}: exchange them")
+        return self
