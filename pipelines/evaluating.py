@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from data.errors import UserError
 from data.functions import load_function
 from evaluation.held_out import ROLES, Evaluator
-from evaluation.results import assemble, samples_rows
+from evaluation.results import SystemAnswers, assemble, samples_rows
 from models.artifacts import write_json
 from pipelines.job import Job, answer_limit, evaluation_prompts
+from stages.checkpoints import State
 from stages.stage import StageResult
 
 VERSION = 4
@@ -19,15 +21,7 @@ def evaluate(job: Job) -> StageResult:
     """Every system of the recipe that the run can offer, sampled and (where asked) greedily."""
     evaluator = make_evaluator(job)
     systems = available(job, evaluator)
-    answers = []
-    steps = 0
-    for decoding in ("sampled", "greedy") if job.bench.recipe.evaluation.greedy else ("sampled",):
-        for system in systems:
-            if decoding == "greedy" and system.startswith("best_of_"):
-                continue
-            answers.append(evaluator.run(system, decoding))
-            steps += 1
-            job.bar.advance(steps, {}, sum(len(ids) for ids in answers[-1].token_ids))
+    answers = answers_of(job, evaluator, systems)
     results = assemble(
         answers,
         judge="gold" if evaluator.gold is not None else "reward",
@@ -41,6 +35,25 @@ def evaluate(job: Job) -> StageResult:
         with (job.out / "samples.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples_rows(answers))
     return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"])})
+
+
+def answers_of(job: Job, evaluator: Evaluator, systems: list[str]) -> list[SystemAnswers]:
+    """Every system's answers, sampled and (where asked) greedily; those that a checkpoint knows are not made again."""
+    saved = job.checkpoints.resume()
+    answers = [SystemAnswers(**found) for found in saved.own_numbers["answers"]] if saved is not None else []
+    wanted = [(system, "sampled") for system in systems]
+    if job.bench.recipe.evaluation.greedy:
+        wanted += [(system, "greedy") for system in systems if not system.startswith("best_of_")]
+    for system, decoding in wanted[len(answers) :]:
+        answers.append(evaluator.run(system, decoding))
+        done = len(answers)
+        job.bar.advance(done, {}, sum(len(ids) for ids in answers[-1].token_ids))
+        job.checkpoints.safe_point(done, lambda: captured(answers), done)
+    return answers
+
+
+def captured(answers: list[SystemAnswers]) -> State:
+    return State(tensors={}, own_numbers={"answers": [asdict(a) for a in answers]})
 
 
 def make_evaluator(job: Job) -> Evaluator:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.jobs import STAGES
 from pipelines.runner import Pipeline
 from stages.checkpoints import Checkpoints
 from stages.interrupts import INTERRUPTS
@@ -25,14 +26,15 @@ ALWAYS = [
     "adapter.dropout=0.1",
     "sft.micro_batch=8",
 ]
-PROMISED = ("pretrain", "sft", "rankings", "reward", "ppo")
+PROMISED = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
+FOLDERS = {name: stage.folder for name, stage in STAGES.items()}
 
 
 def slowly(*values) -> object:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-OTHER_STOPS = [("pretrain", 5), ("sft", 1), ("rankings", 1), ("reward", 1), ("ppo", 1), ("ppo", 8)]
+OTHER_STOPS = [("pretrain", 5), ("sft", 1), ("rankings", 1), ("reward", 1), ("ppo", 1), ("ppo", 8), ("evaluate", 3)]
 STOPS = [("sft", 3), ("ppo", 4), *(slowly(*stop) for stop in OTHER_STOPS)]
 
 
@@ -50,7 +52,7 @@ def whole(tmp_path_factory) -> Path:
 
 def inputs_from(run: Path, stage: str) -> dict[str, str]:
     before = PROMISED[: PROMISED.index(stage)]
-    return {name: str(run / name) for name in before if not (stage == "ppo" and name == "rankings")}
+    return {name: str(run / name) for name in before if stage not in ("ppo", "evaluate") or name != "rankings"}
 
 
 def go(whole: Path, folder: Path, stage: str, *changes: str, fresh: bool = False) -> None:
@@ -76,6 +78,7 @@ def kill_at(monkeypatch, number: int) -> list[int]:
 
 
 def same(whole: Path, folder: Path, stage: str) -> None:
+    stage = FOLDERS[stage]
     assert results(folder) == {k: v for k, v in results(whole).items() if k.startswith(stage + "/")}
     assert metrics_of(folder, stage) == metrics_of(whole, stage)
     manifests = [json.loads((f / stage / "manifest.json").read_text())["metrics"] for f in (whole, folder)]
@@ -100,14 +103,14 @@ def test_a_stage_that_is_killed_ends_in_the_same_bytes(whole, tmp_path, monkeypa
         kill_at(patch, number)
         with pytest.raises(Killed):
             go(whole, tmp_path, stage)
-    assert len(list((tmp_path / f".{stage}.partial/checkpoints").glob("step_*"))) == min(number, 2)
+    assert len(list((tmp_path / f".{FOLDERS[stage]}.partial/checkpoints").glob("step_*"))) == min(number, 2)
     assert not [f for f in tmp_path.rglob("*") if f.suffix in (".pt", ".pth", ".bin", ".pkl")]
     told: list[str] = []
     monkeypatch.setattr(Checkpoints, "resume", resumed(Checkpoints.resume, told))
     go(whole, tmp_path, stage)
     assert told == ["resumed"]
     same(whole, tmp_path, stage)
-    assert not (tmp_path / stage / "checkpoints").exists()
+    assert not (tmp_path / FOLDERS[stage] / "checkpoints").exists()
 
 
 def resumed(real, told):
