@@ -1,7 +1,7 @@
 """Messages to token ids: the one rendering that SFT, the reward model, PPO and evaluation share.
 
-A conversation becomes text by a jinja chat template (run by Transformers, in its sandbox), and text becomes ids without
-further special tokens. What holds for every template:
+A conversation becomes text by a jinja chat template (run by Transformers, in its sandbox; templates of others in a
+process of their own: ``data/rendering.py``), and text becomes ids without special tokens. What holds for every one:
 
 - ``prompt_ids(m)`` is a prefix, as ids, of everything rendered from ``m``: prompt and answer are tokenised together
   where the prompt's ids are then a prefix, otherwise apart (a tokenizer may merge across the border, but sampled
@@ -28,6 +28,8 @@ from typing import Any, Literal
 from data import tokens
 from data.errors import UserError, nearest
 from data.records import Message
+from data.rendering import LARGEST, render_foreign
+from data.strict_json import read_text
 
 IGNORE = -100
 """The label that no loss counts."""
@@ -228,6 +230,9 @@ class Renderer:
     def _render(self, turns: Sequence[tuple[str, str]], *, generate: bool) -> str:
         conversation = [{"role": role, "content": content} for role, content in turns]
         try:
+            if self.template not in PLAIN.values():
+                special = dict(self.tokenizer.special_tokens_map) | {"stop_token": self._stop_text}
+                return render_foreign(self.template, conversation, generate, special)
             return self.tokenizer.apply_chat_template(
                 [conversation],  # as a batch of one: a lone empty conversation is an IndexError
                 chat_template=self.template,
@@ -380,7 +385,7 @@ def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
         if not path.is_file():
             there = [str(p) for p in path.parent.glob("*.jinja")]
             raise UserError(f"template: there is no file {template}.{nearest(template, there)}")
-        return f"'{template}'", path.read_text(encoding="utf-8")
+        return f"'{template}'", read_text(path, LARGEST)
     if "{" in template:
         return "(a jinja string in the recipe)", template
     raise UserError(
