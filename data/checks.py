@@ -211,7 +211,7 @@ def _token_counter(tokenizer: str | Path | Any) -> Callable[[list[str]], list[in
         if not folder.is_dir():
             raise UserError(f"tokenizer: there is no folder {folder}; give a local model or tokenizer folder")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             first = (str(error).splitlines() or [""])[0][:200]
             raise UserError(f"tokenizer: {folder} holds none that loads ({first})") from error

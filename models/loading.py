@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.errors import UserError
+from models.foreign import check_model
+from models.hub import folder_of
 from models.registry import BaseModelSpec
 from models.shared_base import SharedBase
 
@@ -22,19 +25,39 @@ def load_causal_lm(source: str, revision: str | None, dtype: torch.dtype, device
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    folder = _folder(source, revision)
+    check_model(folder)
     with _told(source):
-        lm = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    return lm.to(device)  # type: ignore[arg-type]
+    lm, told = found
+    lacking = sorted(map(str, told["missing_keys"])) or sorted(map(str, told["mismatched_keys"]))
+    if lacking:
+        raise UserError(
+            f"base {source}: its weights lack {len(lacking)} tensors that the model needs (first: {lacking[0]}); "
+            "Transformers would fill them with random numbers"
+        )
+    lm.name_or_path = lm.config._name_or_path = source  # not where a cache happens to lie
+    return lm.to(device)
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> Any:
     """The base's tokenizer, which also brings chat template, pad and stop tokens."""
     from transformers import AutoTokenizer
 
+    folder = _folder(source, revision)
     with _told(source):
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    return Path(source) if Path(source).is_dir() else folder_of(source, revision)
 
 
 @contextlib.contextmanager

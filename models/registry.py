@@ -5,7 +5,6 @@ Knows nothing of loading weights: a folder is judged by the names of its files a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from data.errors import UserError, nearest
+from data.strict_json import read_object
 from models.base_models import BASE_MODELS
 from models.base_spec import BaseModelSpec
 
@@ -131,12 +131,12 @@ def check_folder(path: Path) -> None:
             f"base {path}: no config.json there (it holds {', '.join(held) or 'nothing'}); "
             "name a folder that Transformers' save_pretrained wrote"
         )
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{config_file}: not readable as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{config_file}: must hold one JSON object, not a {type(config).__name__}")
+    if (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"base {path}: holds an adapter beside the model (adapter_config.json), which Transformers would load with "
+            "the base that the adapter names; move one of them to another folder"
+        )
+    config = read_object(config_file, largest=16 << 20)
     _check_weights(path)
     _check_code(config_file, config)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):

@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data.errors import UserError
+from models.foreign import check_tensors, read_adapter_config
 from models.heads import ScalarHead
 from models.shared_base import SharedBase
 
@@ -76,28 +76,19 @@ def load_role(base: SharedBase, name: str, folder: Path, *, head: bool = False) 
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path}: missing; weights must be safetensors (pickled .bin files are never read)")
     try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; weights must be safetensors (pickled .bin files are never read)") from error
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    check_tensors(path, tensors)
+    return tensors
 
 
 def _load_adapter(base: SharedBase, name: str, folder: Path) -> None:
-    try:
-        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if raw.get("peft_type") != "LORA":
-            raise UserError(f"{folder / CONFIG}: peft_type is {raw.get('peft_type')!r}; trivet reads LORA adapters")
-        # eva/loftq/etc. initialisations would touch the base: the weights are given, so no initialisation is needed
-        raw["init_lora_weights"] = True
-        raw["base_model_name_or_path"] = None
-        config = LoraConfig(**{k: v for k, v in raw.items() if k in LoraConfig.__dataclass_fields__})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG}: not a readable LoRA configuration ({error})") from error
-    if config.modules_to_save:
-        raise UserError(f"{folder / CONFIG}: modules_to_save would change the shared base; export without it")
-    base.load_adapter(name, config, _read(folder / WEIGHTS), str(folder))
+    weights = _read(folder / WEIGHTS)
+    base.load_adapter(name, read_adapter_config(folder, weights), weights, str(folder))
 
 
 def _load_copy(base: SharedBase, name: str, folder: Path) -> None:

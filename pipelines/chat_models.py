@@ -122,8 +122,7 @@ def _model_folder(path: Path) -> Path:
 
 
 def _of_model(target: str, beside: str | None) -> Room:
-    import json
-
+    from data.strict_json import read_object
     from models.devices import Processes
     from pipelines.recipe import load_recipe
     from pipelines.workbench import Workbench
@@ -131,7 +130,7 @@ def _of_model(target: str, beside: str | None) -> Room:
     adapter = Path(target) / "adapter_config.json"
     source = target
     if adapter.is_file():
-        source = str(json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+        source = str(read_object(adapter).get("base_model_name_or_path") or "")
     settings: dict[str, Any] = {"base": source, "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
     bench = Workbench(load_recipe(settings), Processes("auto", None), None)
     base, renderer = bench.base(), bench.renderer()

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data.config import Config
+from models.hub import commit_of
 
+UNKNOWN = "unknown"  # a hub base's commit without a network and a cache: nothing can run then
 LIBRARIES = ("torch", "transformers", "trl", "peft", "tokenizers", "numpy")
 BASE_USE = {"lora_targets", "dtype", "chat_template", "stop", "pad_token"}
 """Settings of a base's entry that change results."""
@@ -42,7 +44,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def base_key(name: str, base_dir: Path) -> str:
-    """Source and revision of a hub base, contents of a local one, and what its entry says of how it is used.
+    """Source and commit of a hub base, contents of a local one, and what its entry says of how it is used.
 
     Raises:
         UserError: no such base.
@@ -51,7 +53,10 @@ def base_key(name: str, base_dir: Path) -> str:
 
     spec = resolve_base(name, base_dir=base_dir)
     folder = Path(spec.source)
-    where = folder_hash(folder) if folder.is_dir() else f"{spec.source}@{spec.revision or 'default'}"
+    if folder.is_dir():
+        where = folder_hash(folder)
+    else:
+        where = f"{spec.source}@{commit_of(spec.source, spec.revision) or UNKNOWN}"
     use = spec.model_dump(mode="json", include=BASE_USE, exclude_defaults=True)
     return f"{where}+{hash_of(use)}" if use else where
 

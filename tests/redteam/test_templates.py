@@ -16,7 +16,7 @@ from tests.conftest import word_tokenizer
 TURNS = [{"role": "user", "content": "w1"}]
 DOUBLING = "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
 HOSTILE = {
-    "endless loop": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "seconds of CPU"),
+    "endless loop": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "CPU time"),
     "one endless operation": ("{{ 7 ** (7 ** 12) }}", "seconds of CPU|memory"),
     "terabytes": ("{{ 'a' * 10 ** 12 }}", "memory"),
     "terabytes by doubling": (DOUBLING, "memory|seconds"),
