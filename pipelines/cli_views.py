@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data.secrets import printable
+
 if TYPE_CHECKING:
     from data.checks import FileCheck
     from pipelines.recipe import Recipe
@@ -74,7 +76,8 @@ def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan]) -> Non
         more = [f"{count:,} {part}" for part, count in rows.items()]
         more += [f"{key.replace('_', ' ')} {value}" for key, value in details.items() if value not in (None, {}, [])]
         status = f"[{style.get(plan.status, 'default')}]{plan.status}[/]"
-        table.add_row(plan.name, status, escape(plan.reason), f"{steps:,}" if steps else "", escape(", ".join(more)))
+        why = escape(printable(plan.reason))
+        table.add_row(plan.name, status, why, f"{steps:,}" if steps else "", escape(", ".join(more)))
     out.print(table)
 
 

@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from data.secrets import printable
+
 EVERY_SECONDS, EVERY_SHARE, AT_LEAST_SECONDS = 10.0, 0.1, 2.0
 SHOWN = 5  # metrics in a line
 
@@ -79,7 +81,7 @@ class Bar:
     def _row(self) -> Table:
         row = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=self.total or None, completed=self.step, width=24, pulse=not self.total)
-        row.add_row(self.name, bar, self._count(), "  ".join(self._parts()))
+        row.add_row(self.name, bar, self._count(), printable("  ".join(self._parts())))
         return row
 
 
@@ -111,15 +113,16 @@ class Progress:
         self.say(bar.summary())
 
     def say(self, text: str) -> None:
-        """One line for the user."""
+        """One line for the user, without secrets or control codes."""
         if self.active:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
             self.console.file.flush()  # a run that is followed with tail -f
 
     def warn(self, text: str) -> None:
         """Something that the user should see, also among many lines."""
         if self.active:
-            self.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+            text = printable(f"warning: {text}")
+            self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
             self.console.file.flush()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.secrets import redact, redacted
 from pipelines import report_charts as charts
 from pipelines import report_reward
 from pipelines.report_numbers import duration, interval, number, p_value, percent, shown
@@ -74,14 +75,14 @@ def read_run(path: Path) -> RunFiles:
     recipe = path / "recipe.yaml"
     return RunFiles(
         path=path,
-        run=run,
-        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        run=redacted(run),
+        recipe=redact(recipe.read_text(encoding="utf-8", errors="replace")) if recipe.is_file() else "",
         metrics={s: rows for s, rows in metrics.items() if rows},
-        manifests={s: m for s, m in manifests.items() if m},
-        results=results,
-        samples=samples,
+        manifests=redacted({s: m for s, m in manifests.items() if m}),
+        results=redacted(results),
+        samples=redacted(samples),
         card=_card(_json(path / "reward" / "report_card.json", notes), manifests["reward"], notes),
-        notes=notes,
+        notes=redacted(notes),
     )
 
 
@@ -271,7 +272,7 @@ def _card(found: Mapping[str, Any], manifest: Mapping[str, Any], notes: list[str
     if found and not report_reward.is_card(found):
         notes.append("reward/report_card.json is no report card and was left out.")
         found = {}
-    return found or report_reward.from_summary(manifest.get("metrics") or {})
+    return redacted(found or report_reward.from_summary(manifest.get("metrics") or {}))
 
 
 def _cell(value: Any) -> tuple[str, str]:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data.secrets import printable
+
 
 def show_summary(run_dir: Path, console: Console) -> None:
     """Print the evaluation's table and answers, if the run was evaluated."""
@@ -19,7 +21,7 @@ def show_summary(run_dir: Path, console: Console) -> None:
     results = json.loads(path.read_text(encoding="utf-8"))
     console.print(systems_table(results))
     for text in results.get("warnings", []):
-        console.print(Text(f"warning: {text}", style="yellow"))
+        console.print(Text(printable(f"warning: {text}"), style="yellow"))
     for row in some_answers(run_dir / "evaluation" / "samples.jsonl"):
         console.print(row)
 
@@ -63,12 +65,12 @@ def some_answers(path: Path, count: int = 3) -> list[Text]:
     with path.open(encoding="utf-8") as file:
         for line in list(file)[:count]:
             row = json.loads(line)
-            out.append(Text(f"\n{row['prompt'].strip() or '(no prompt)'}", style="bold"))
+            out.append(Text(printable(f"\n{row['prompt'].strip() or '(no prompt)'}"), style="bold"))
             for name in ("sft", "ppo"):
                 if name in row["systems"]:
                     out.append(
                         Text(f"  {name}: ", style="cyan").append(
-                            " ".join(row["systems"][name]["response"].split()), style="default"
+                            printable(" ".join(row["systems"][name]["response"].split())), style="default"
                         )
                     )
     return out

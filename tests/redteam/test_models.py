@@ -8,7 +8,7 @@ import re
 import shutil
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +264,7 @@ COMMIT = "a" * 40
 
 
 @pytest.fixture
-def cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A hub cache that holds one model, as the client would have left it; no network."""
     from huggingface_hub import constants
 
