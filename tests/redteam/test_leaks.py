@@ -72,8 +72,8 @@ def poison_run(run: Path, poison: Callable[[str], str]) -> None:
         manifest = json.loads((run / stage / "manifest.json").read_text())
         manifest["metrics"] |= {poison("a name"): poison("a value"), "warnings": [{"step": 1, "text": poison("w")}]}
         (run / stage / "manifest.json").write_text(json.dumps(manifest))
-    with (run / "sft/metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 9, poison("loss"): 1.0, "loss": 2.0}) + "\n")
+    with (run / "sft/metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 9, poison("loss"): 1.0, "loss": 2.0}) + "\n")
     (run / "recipe.yaml").write_text(f"name: {poison('demo')}\n# {poison('x')}\n")
 
 
