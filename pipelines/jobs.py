@@ -132,6 +132,17 @@ def _batches(rows: int, batch: int, epochs: float) -> int:
     return max(1, round(-(-rows // batch) * epochs))
 
 
+def _reward_steps(recipe: Recipe, corpus: Corpus) -> int:
+    """Of all reward models that are trained: an ensemble's, and the one that watches."""
+    settings = recipe.reward
+    rows = len(corpus.rankings.train)
+    if recipe.rankings:
+        rows = min(recipe.rankings.prompts, len(corpus.prompts.train))
+    apart = round(rows * settings.holdout)
+    each = _batches(rows - apart, settings.batch, settings.epochs)
+    return settings.ensemble * each + (_batches(apart, settings.batch, settings.epochs) if apart else 0)
+
+
 def _version(module: str) -> Callable[[], int]:
     def find() -> int:
         import importlib
@@ -174,11 +185,7 @@ STAGES: dict[str, Stage] = {
         needs=lambda r: (*_base(r), "sft", *(("rankings",) if r.rankings else ())),
         settings=lambda r: dump(r.reward, leave_out=("gate",)),  # the gate judges a finished stage
         data=("rankings", "prompts"),
-        steps=lambda r, c: _batches(
-            min(r.rankings.prompts, len(c.prompts.train)) if r.rankings else len(c.rankings.train),
-            r.reward.batch,
-            r.reward.epochs,
-        ),
+        steps=_reward_steps,
         version=_version("stages.reward_model"),
         folder="reward",
     ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,7 +21,8 @@ from models.registry import BaseModelSpec, resolve_base
 from models.role_files import load_role
 from models.shared_base import SharedBase
 from pipelines.recipe import Recipe
-from reward.model import RewardModel, pooling_of
+from reward.files import WATCHER, load_reward
+from reward.model import RewardModel
 
 
 class Workbench:
@@ -98,17 +98,20 @@ class Workbench:
                 f"{self.fingerprint(stage)[:12]}); use the base it was made with, or run the stage again"
             )
 
-    def load_reward(self, folder: Path) -> RewardModel:
-        """The role ``reward`` from a finished reward stage, with its head, centre and spread."""
+    def load_reward(self, folder: Path, role: str = "reward", inner: Path | None = None) -> RewardModel:
+        """A finished reward stage's model, with heads, centre and spread; ``inner`` is a folder inside the stage's."""
         self._same_base("reward", folder)
         base, renderer = self.reward_base()
-        numbers: dict[str, Any] = load_role(base, "reward", folder, head=True)
-        return RewardModel(
-            base=base,
-            role="reward",
-            renderer=renderer,
+        return load_reward(
+            base,
+            inner or folder,
+            renderer,
+            role=role,
             takes_ids=not self.reward_stands_apart,
             max_tokens=self.recipe.reward.max_tokens,
-            pooling=pooling_of(numbers, base.heads["reward"]),
-            **{k: v for k, v in numbers.items() if k in ("centre", "spread")},
         )
+
+    def load_watcher(self, folder: Path) -> RewardModel | None:
+        """The second reward model of a finished reward stage, where it has one."""
+        inner = folder / WATCHER
+        return self.load_reward(folder, role=WATCHER, inner=inner) if inner.is_dir() else None

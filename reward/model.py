@@ -95,9 +95,33 @@ def score_rows(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewardModel:
-    """A trained reward role, ready to score.
+class Member:
+    """One role of an ensemble: its own mean raw score of SFT answers, and their standard deviation."""
 
+    role: str
+    centre: float = 0.0
+    spread: float = 1.0
+
+
+def combined(scores: Tensor, how: str, caution: float = 1.0) -> Tensor:
+    """One score a response (B,) from the members' centred ones (N, B).
+
+    ``mean``; ``worst``, the least; or ``mean_minus_spread``, the mean less ``caution`` times the members' standard
+    deviation (over N). Coste et al. 2023 (arXiv 2310.02743): mean, worst-case and uncertainty-weighted optimisation;
+    theirs subtracts the variance.
+    """
+    if how == "worst":
+        return scores.min(0).values
+    mean = scores.mean(0)
+    return mean if how == "mean" else mean - caution * scores.std(0, correction=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModel:
+    """A trained reward role, or an ensemble of them, ready to score.
+
+    ``members``, where there are any, are scored each by itself and ``combine``d; ``centre`` and ``spread`` are then
+    those of the combined score.
     ``pooling`` is as it was trained.
     ``centre`` is the mean raw score of SFT answers and is subtracted; ``spread`` their standard deviation, which PPO
     divides by when ``ppo.standardise_scores`` is on. ``takes_ids`` is False on another base: text is rendered again
@@ -113,6 +137,14 @@ class RewardModel:
     takes_ids: bool = True
     max_tokens: int = 1024
     batch: int = 64
+    members: tuple[Member, ...] = ()
+    combine: str = "mean"
+    caution: float = 1.0
+
+    @property
+    def head_centre(self) -> float:
+        """What the head of the role ``role`` gives to an answer that scores 0, as far as one member can tell."""
+        return self.centre + (self.members[0].centre if self.members else 0.0)
 
     def score(self, samples: Samples) -> Tensor:
         """Centred scores (B,) of sampled responses."""
@@ -121,8 +153,16 @@ class RewardModel:
         return self.score_texts([p.messages for p in samples.prompts], samples.texts, samples.finished)
 
     def score_ids(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
-        raw = score_rows(self.base, self.role, queries, responses, self.renderer.pad_id, self.batch, self.pooling)
+        raw = self.raw_scores(queries, responses)
         return raw - self.centre
+
+    def raw_scores(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
+        """Scores (B,) before centring; members are centred by themselves."""
+        rest = (queries, responses, self.renderer.pad_id, self.batch, self.pooling)
+        if not self.members:
+            return score_rows(self.base, self.role, *rest)
+        each = torch.stack([score_rows(self.base, m.role, *rest) - m.centre for m in self.members])
+        return combined(each, self.combine, self.caution)
 
     def score_texts(
         self, messages: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]

@@ -106,6 +106,14 @@ class RewardConfig(Config):
     pooling: Literal["last", "mean", "learned"] = Field(
         "last", description="score at the last token, the mean over the answer, or a mean with learned weights"
     )
+    ensemble: int = Field(1, ge=1, le=16, description="reward adapters on the shared base, with other seeds and orders")
+    combine: Literal["mean", "worst", "mean_minus_spread"] = Field(
+        "mean", description="an ensemble's score: the mean, the least, or the mean less the spread of its members"
+    )
+    caution: float = Field(1.0, ge=0, description="spreads that are subtracted by mean_minus_spread")
+    holdout: float = Field(
+        0.0, ge=0, le=0.5, description="share of the training rankings for a reward model that only watches PPO"
+    )
     init: Literal["sft", "base"] = Field("sft", description="adapter to start from")
     epochs: float = Field(1.0, gt=0, description="passes over the rankings")
     learning_rate: float = Field(1e-4, ge=0, description="peak learning rate of the adapter")

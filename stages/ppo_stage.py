@@ -131,4 +131,4 @@ def copy_reward_head(source: nn.Module, target: nn.Module, model: RewardModel | 
     scale = 1.0 / max(model.spread, 1e-6) if standardise else 1.0
     with torch.no_grad():
         target.weight.copy_(source.weight * scale)
-        target.bias.copy_((source.bias - model.centre) * scale)
+        target.bias.copy_((source.bias - model.head_centre) * scale)

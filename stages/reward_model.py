@@ -7,8 +7,8 @@ collator (one row is one ranking) and loss.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,22 +17,24 @@ from transformers import Trainer, TrainingArguments
 
 from data.errors import UserError
 from data.records import RankedAnswers
+from data.splits import is_held_out
 from models.artifacts import write_json
 from models.generation import CachedEngine, generate, uniforms_for
 from models.logprobs import Rows, make_rows
-from models.role_files import save_role
-from models.seeds import generator
+from models.seeds import derived_seed, generator
 from models.shared_base import RoleView
 from reward.accuracy import pair_accuracy, pair_outcomes
+from reward.files import WATCHER, member_role, save_reward
 from reward.losses import pair_counts, ranking_losses
-from reward.model import MEAN_POOLING, RewardModel, pooled, pooled_scores, score_rows
+from reward.model import Member, RewardModel, pooled, pooled_scores
 from reward.shared_prompt import can_share, shared_states
 from stages import reward_card, trainers
+from stages.checkpoints import State, restore_training
 from stages.configs import RewardConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, Resumable, trainer_settings, training_session
 
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,67 +48,119 @@ class EncodedRanking:
 
 
 def run(context: StageContext, config: RewardConfig) -> StageResult:
-    """Train the ``reward`` role, centre it on SFT answers, measure it on held-out rankings, write it."""
-    base = context.base
-    train, dropped = encode(context, context.corpus.rankings.train, config)
+    """Train the ``reward`` role (or an ensemble) and perhaps a watcher, centre them on SFT answers, measure them on
+    held-out rankings, write them."""
+    mine, kept_apart = set_apart(context.corpus.rankings.train, config.holdout)
+    train, dropped = encode(context, mine, config)
     held_out, _ = encode(context, context.corpus.rankings.held_out, config)
     if not train:
         raise UserError("data.rankings: no ranking has two different answers of different rank; nothing to learn")
-    has_sft = "sft" in base.roles
-    base.add_role(
-        "reward",
-        context.adapter,
-        copy_of="sft" if has_sft and config.init == "sft" else None,
-        head=True,
-        seed=context.seed,
-    )
-    if config.pooling == "learned":
-        base.heads["reward"].add_attention()  # type: ignore[operator]
-    steps = fit(context, train, config)
-    samples, source = calibrate(context, train, config)
-    centre, spread = samples.mean().item(), samples.std().item() if len(samples) > 1 else 1.0
+    parts = {member_role("reward", i): train for i in range(config.ensemble)}
+    if config.holdout:
+        parts[WATCHER], _ = encode(context, kept_apart, config)
+        if not parts[WATCHER]:
+            raise UserError("reward.holdout: none of the training rankings falls into this share; raise it, or set 0")
+    steps = train_all(context, parts, config)
+    queries, answers, source = calibration_answers(context, train, config)
+    model, samples = centred(context, config, list(parts)[: config.ensemble], queries, answers)
+    watcher = centred(context, config, [WATCHER], queries, answers)[0] if config.holdout else None
     if context.processes.is_main:
-        save_role(
-            base,
-            "reward",
-            context.out,
-            {"centre": centre, "spread": spread, MEAN_POOLING: float(config.pooling == "mean")},
-        )
+        save_reward(model, context.out)
+        if watcher is not None:
+            save_reward(watcher, context.out / WATCHER)
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
-    found = measure(context, held_out, config)
-    card = write_card(context, config, samples, source)
+    found = measure(model, held_out)
+    card = write_card(context, model, samples, source)
     return StageResult(
         metrics={
             "rankings": len(train),
             "dropped": dropped,
             "held_out_rankings": len(held_out),
             "steps": steps,
-            "centre": centre,
-            "spread": spread,
+            "centre": model.centre,
+            "spread": model.spread,
             "centred_on": source,
-            "probe": probe(context, train, config, centre),
+            "probe": probe(model, train),
             **found,
+            **({"watcher": {"rankings": len(parts[WATCHER]), **measure(watcher, held_out)}} if watcher else {}),
             "report_card": reward_card.summary(card),
         }
     )
 
 
-def write_card(context: StageContext, config: RewardConfig, samples: Tensor, source: str) -> dict[str, Any]:
+def set_apart(
+    rankings: Sequence[RankedAnswers], share: float
+) -> tuple[list[RankedAnswers], list[RankedAnswers]]:
+    """Rankings of the reward model, and those of the watcher: no prompt is in both."""
+    out: tuple[list[RankedAnswers], list[RankedAnswers]] = ([], [])
+    for ranking in rankings:
+        out[is_held_out(f"watcher/{ranking.prompt.group}", share)].append(ranking)
+    return out
+
+
+def train_all(context: StageContext, parts: Mapping[str, Sequence[EncodedRanking]], config: RewardConfig) -> int:
+    """Train one role after another, each with its own seed, on its rankings; returns the steps of all together.
+
+    Roles start alike (the SFT adapter, or an identity) but for their heads; they see their rankings in other orders.
+    """
+    base, saved = context.base, context.checkpoints.resume()
+    at = saved.numbers.get("part", 0) if saved is not None else 0
+    before: dict[str, Tensor] = {}
+    steps = 0
+    for number, (role, rows) in enumerate(parts.items()):
+        seed = context.seed if number == 0 else derived_seed(context.seed, f"reward/{role}")
+        start = "sft" if "sft" in base.roles and config.init == "sft" else None
+        base.add_role(role, context.adapter, copy_of=start, head=True, seed=seed)
+        if config.pooling == "learned":
+            base.heads[role].add_attention()  # type: ignore[operator]
+        tensors = base.parameters_of(role)
+        if saved is not None and number < at:
+            restore_training(tensors, [], {k.removeprefix(f"done/{role}/"): v for k, v in saved.tensors.items()})
+        else:
+            steps = saved.numbers["offset"] if saved is not None and number == at else steps
+            go_on = Begun(number, steps, before, saved if number == at else None)
+            steps += fit(replace(context, seed=seed), rows, config, role, go_on)
+        before |= {f"done/{role}/weights/{n}": p.detach().clone() for n, p in tensors.items()}
+    return steps
+
+
+def centred(
+    context: StageContext,
+    config: RewardConfig,
+    roles: Sequence[str],
+    queries: Sequence[list[int]],
+    answers: Sequence[list[int]],
+) -> tuple[RewardModel, Tensor]:
+    """The trained roles as a reward model whose mean score of these answers is 0, and the scores (float64)."""
+    settings: dict[str, Any] = {
+        "base": context.base,
+        "renderer": context.renderer,
+        "pooling": config.pooling,
+        "max_tokens": config.max_tokens,
+    }
+
+    def moments(model: RewardModel) -> tuple[Tensor, float, float]:
+        samples = model.raw_scores(queries, answers).double()
+        centre, spread = samples.mean().item(), samples.std().item() if len(samples) > 1 else 1.0
+        return samples, centre, spread
+
+    members = []
+    for role in roles:
+        samples, centre, spread = moments(RewardModel(role=role, **settings))
+        members.append(Member(role=role, centre=centre, spread=spread))
+    if len(roles) > 1:
+        settings |= {"members": tuple(members), "combine": config.combine, "caution": config.caution}
+        samples, centre, spread = moments(RewardModel(role=roles[0], **settings))
+    return RewardModel(role=roles[0], centre=centre, spread=spread, **settings), samples - centre
+
+
+def write_card(context: StageContext, model: RewardModel, samples: Tensor, source: str) -> dict[str, Any]:
     """``report_card.json``, and what is in it."""
-    centre = samples.mean().item()
-    model = RewardModel(
-        base=context.base,
-        role="reward",
-        renderer=context.renderer,
-        centre=centre,
-        pooling=config.pooling,
-        max_tokens=config.max_tokens,
-    )
     card = reward_card.examine(
         model,
         context.corpus.rankings.train,
         context.corpus.rankings.held_out,
-        samples=(samples - centre).tolist(),
+        samples=samples.tolist(),
         sampled_from=source,
         seed=context.seed,
     )
@@ -143,12 +197,28 @@ def encode(
     return kept, len(rankings) - len(kept)
 
 
-def fit(context: StageContext, rows: Sequence[EncodedRanking], config: RewardConfig) -> int:
-    """Train adapter and head; returns the number of optimizer steps."""
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Where one of several models begins: its number, the steps and weights before it, and its own state, if any."""
+
+    number: int = 0
+    steps: int = 0
+    before: Mapping[str, Tensor] = field(default_factory=dict)
+    saved: State | None = None
+
+
+def fit(
+    context: StageContext,
+    rows: Sequence[EncodedRanking],
+    config: RewardConfig,
+    role: str = "reward",
+    begun: Begun = Begun(),
+) -> int:
+    """Train a role's adapter and head; returns the number of its optimizer steps."""
     base = context.base
-    session = training_session(context, base, "reward", "reward")
-    with base.training("reward") as trainable, base.role("reward") as view, session:
-        head = {id(p) for p in base.heads["reward"].parameters()}
+    session = training_session(context, base, role, "reward")
+    with base.training(role) as trainable, base.role(role) as view, session:
+        head = {id(p) for p in base.heads[role].parameters()}
         rate = config.learning_rate
         head_rate = rate if config.head_learning_rate is None else config.head_learning_rate
         groups = [
@@ -164,7 +234,8 @@ def fit(context: StageContext, rows: Sequence[EncodedRanking], config: RewardCon
             optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay), None),
         )
         trainer.settings = config
-        return trainers.fit(trainer, context, trainable)
+        trainer.part, trainer.offset, trainer.before = begun.number, begun.steps, begun.before
+        return trainers.fit(trainer, context, trainable, begun.saved)
 
 
 class RewardModule(nn.Module):
@@ -247,55 +318,45 @@ def collate(batch: Sequence[EncodedRanking], pad_id: int, with_margins: bool) ->
     return out
 
 
-def calibrate(context: StageContext, train: Sequence[EncodedRanking], config: RewardConfig) -> tuple[Tensor, str]:
-    """Raw scores, in float64, of SFT samples where there is an SFT model and prompts, otherwise of training answers;
-    and which of the two."""
+def calibration_answers(
+    context: StageContext, train: Sequence[EncodedRanking], config: RewardConfig
+) -> tuple[list[list[int]], list[list[int]], str]:
+    """Queries and answers whose mean score becomes 0: SFT samples where there is an SFT model and prompts, otherwise
+    training answers; and which of the two."""
     base, renderer = context.base, context.renderer
     prompts = context.corpus.prompts.train[: config.centre_samples]
-    if "sft" in base.roles and prompts:
-        queries = [renderer.prompt_ids(p.messages) for p in prompts]
-        longest = max(len(a) for r in train for a in r.responses)
-        with base.role("sft") as role:
-            made = generate(
-                CachedEngine(),
-                role,
-                queries,
-                uniforms=uniforms_for(len(queries), longest, generator(context.seed, "reward/centre")),
-                batch=128,
-                max_new_tokens=longest,
-                temperature=1.0,
-                stop_ids=renderer.stop_ids,
-                pad_id=renderer.pad_id,
-            )
-        responses, source = made.ids, "sft samples"
-    else:
+    if "sft" not in base.roles or not prompts:
         chosen = train[: config.centre_samples]
-        queries = [q for r in chosen for q in r.queries]
-        responses, source = [a for r in chosen for a in r.responses], "training answers"
-    return score_rows(base, "reward", queries, responses, renderer.pad_id, 64, config.pooling).double(), source
+        return [q for r in chosen for q in r.queries], [a for r in chosen for a in r.responses], "training answers"
+    queries = [renderer.prompt_ids(p.messages) for p in prompts]
+    longest = max(len(a) for r in train for a in r.responses)
+    with base.role("sft") as role:
+        made = generate(
+            CachedEngine(),
+            role,
+            queries,
+            uniforms=uniforms_for(len(queries), longest, generator(context.seed, "reward/centre")),
+            batch=128,
+            max_new_tokens=longest,
+            temperature=1.0,
+            stop_ids=renderer.stop_ids,
+            pad_id=renderer.pad_id,
+        )
+    return queries, made.ids, "sft samples"
 
 
-def probe(context: StageContext, rows: Sequence[EncodedRanking], config: RewardConfig, centre: float) -> dict[str, Any]:
-    """One short training answer and its centred score: what PPO's self-check expects of the loaded model."""
+def probe(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
+    """One short training answer and its score: what PPO's self-check expects of the loaded model."""
     pairs = [(q, a) for r in rows for q, a in zip(r.queries, r.responses, strict=True)]
     query, response = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
-    score = score_rows(context.base, "reward", [query], [response], context.pad_id, 1, config.pooling).item()
-    return {"query": query, "response": response, "score": score - centre}
+    return {"query": query, "response": response, "score": model.score_ids([query], [response]).item()}
 
 
-def measure(context: StageContext, rows: Sequence[EncodedRanking], config: RewardConfig) -> dict[str, Any]:
+def measure(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
     """Held-out pair accuracy with its interval, and the share of pairs where the longer answer is the better one."""
     if not rows:
         return {"pair_accuracy": None, "pairs": 0}
-    flat = score_rows(
-        context.base,
-        "reward",
-        [q for r in rows for q in r.queries],
-        [a for r in rows for a in r.responses],
-        context.pad_id,
-        64,
-        config.pooling,
-    ).tolist()
+    flat = model.score_ids([q for r in rows for q in r.queries], [a for r in rows for a in r.responses]).tolist()
     scores, at = [], 0
     for r in rows:
         scores.append(flat[at : at + len(r.ranks)])

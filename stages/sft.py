@@ -32,7 +32,7 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
         raise UserError("data.demonstrations: no row has a supervised token; SFT has nothing to learn")
     base.add_role("sft", context.adapter, seed=context.seed)
     with base.training("sft") as trainable, base.role("sft"), training_session(context, base, "sft", "sft"):
-        steps = fit(make_trainer(context, rows, config), context, trainable)
+        steps = fit(make_trainer(context, rows, config), context, trainable, context.checkpoints.resume())
     if context.processes.is_main:
         save_role(base, "sft", context.out)
         shutil.rmtree(context.out / "trainer", ignore_errors=True)

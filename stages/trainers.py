@@ -6,8 +6,9 @@ import contextlib
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
@@ -76,6 +77,8 @@ class Resumable:
 
     saved: State | None = None
     parameters: dict[str, Any]
+    part, offset = 0, 0  # of a stage's models, trained one after another: this one's number, and the steps before it
+    before: Mapping[str, Any] = MappingProxyType({})  # what checkpoints keep of the finished ones, by name
 
     def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
         """Nothing here: weights are restored with the optimizer, once both are in place."""
@@ -97,8 +100,10 @@ class Resumable:
         """Between two optimizer steps."""
         state = {k: v for k, v in vars(self.state).items() if isinstance(v, int | float | str | bool)}
         return State(
-            tensors=training_tensors(self.parameters, [self.optimizer]),
+            tensors=training_tensors(self.parameters, [self.optimizer]) | dict(self.before),
             numbers={
+                "part": self.part,
+                "offset": self.offset,
                 "trainer": state,
                 "schedule": self.lr_scheduler.state_dict(),
                 "rates": [group["lr"] for group in self.optimizer.param_groups],
@@ -119,18 +124,18 @@ class ProgressCallback(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         kept = {k: v for k, v in logs.items() if isinstance(v, int | float) and k != "epoch"}
-        self.context.log.write(state.global_step, kept)
+        step = state.global_step + (self.trainer.offset if self.trainer is not None else 0)
+        self.context.log.write(step, kept)
         shown: dict[str, float] = {k: kept[k] for k in ("loss", "mean_token_accuracy", "pair_accuracy") if k in kept}
-        self.context.bar.advance(state.global_step, shown)
+        self.context.bar.advance(step, shown)
         if self.trainer is not None:
-            step = state.global_step
             self.context.checkpoints.safe_point(step, self.trainer.state_now, step)
 
 
-def fit(trainer: Any, context: StageContext, parameters: dict[str, Any]) -> int:
-    """Train from the newest checkpoint on, without the trainer's own printing; returns the number of steps."""
+def fit(trainer: Any, context: StageContext, parameters: dict[str, Any], saved: State | None) -> int:
+    """Train from a checkpoint on (None: from the start), without the trainer's own printing; the number of steps."""
     trainer.remove_callback(PrinterCallback)
-    trainer.parameters, trainer.saved = parameters, context.checkpoints.resume()
+    trainer.parameters, trainer.saved = parameters, saved
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, ProgressCallback):
             callback.trainer = trainer

@@ -25,6 +25,7 @@ CODE = {
         "stages/trainers.py",
         "reward/losses.py",
         "reward/model.py",
+        "reward/files.py",
         "reward/shared_prompt.py",
     ],
     "ppo": ["stages/ppo.py", "stages/ppo_stage.py", "stages/ppo_math.py", "stages/rollout.py", "stages/kl_control.py"],

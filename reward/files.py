@@ -1,0 +1,89 @@
+"""A reward model on disk: one role, or an ensemble of roles on one base, with what its scores need to mean something.
+
+    adapter/, head.safetensors        the first (or only) member, its centre and spread beside its head
+    members/1/, members/2/, ...       the others, in the same shape
+    ensemble.json                     how members are combined; centre and spread of the combined score
+    watcher/                          another reward model, in the same shape, which PPO never sees
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+from data.template import Renderer
+from models.artifacts import write_json
+from models.role_files import load_role, save_role
+from models.shared_base import SharedBase
+from reward.model import MEAN_POOLING, Member, RewardModel, pooling_of
+
+ENSEMBLE, MEMBERS, WATCHER = "ensemble.json", "members", "watcher"
+
+
+def member_role(role: str, number: int) -> str:
+    """The name of an ensemble's member; the first one's is the ensemble's own."""
+    return role if number == 0 else f"{role}_{number}"
+
+
+def save_reward(model: RewardModel, folder: Path) -> None:
+    """Write a reward model."""
+    mean = {MEAN_POOLING: float(model.pooling == "mean")}
+    if not model.members:
+        save_role(model.base, model.role, folder, {"centre": model.centre, "spread": model.spread, **mean})
+        return
+    for number, member in enumerate(model.members):
+        place = folder if number == 0 else folder / MEMBERS / str(number)
+        save_role(model.base, member.role, place, {"centre": member.centre, "spread": member.spread, **mean})
+    write_json(
+        folder / ENSEMBLE,
+        {
+            "members": len(model.members),
+            "combine": model.combine,
+            "caution": model.caution,
+            "centre": model.centre,
+            "spread": model.spread,
+        },
+    )
+
+
+def load_reward(
+    base: SharedBase,
+    folder: Path,
+    renderer: Renderer,
+    *,
+    role: str = "reward",
+    takes_ids: bool = True,
+    max_tokens: int = 1024,
+) -> RewardModel:
+    """Add a stored reward model's roles to a base.
+
+    Args:
+        folder: as ``save_reward`` writes it; also any PEFT or Transformers folder with a head beside it.
+        role: the name of its first role; the others are ``ROLE_1``, ``ROLE_2``, ...
+
+    Raises:
+        UserError: nothing loadable there, or a member that is missing.
+    """
+    kept = ("centre", "spread")
+    settings: dict[str, Any] = {"renderer": renderer, "takes_ids": takes_ids, "max_tokens": max_tokens}
+    numbers = load_role(base, role, folder, head=True)
+    pooling = pooling_of(numbers, base.heads[role])
+    own: dict[str, Any] = {k: v for k, v in numbers.items() if k in kept}
+    if not (folder / ENSEMBLE).is_file():
+        return RewardModel(base=base, role=role, pooling=pooling, **settings, **own)
+    try:
+        found = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
+        combined: dict[str, Any] = {k: float(found[k]) for k in ("caution", *kept)}
+        count, combine = int(found["members"]), str(found["combine"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / ENSEMBLE}: not a readable ensemble ({error!r})") from error
+    members = [Member(role=role, **own)]
+    for number in range(1, count):
+        name = member_role(role, number)
+        numbers = load_role(base, name, folder / MEMBERS / str(number), head=True)
+        members.append(Member(role=name, **{k: v for k, v in numbers.items() if k in kept}))
+    return RewardModel(
+        base=base, role=role, pooling=pooling, members=tuple(members), combine=combine, **settings, **combined
+    )
