@@ -89,7 +89,8 @@ def _ppo(job: Job) -> StageResult:
     else:  # without SFT the reference is the base itself: an adapter that changes nothing
         base.add_role("reference", adapter, seed=job.bench.recipe.seed)
     model = job.bench.load_reward(job.inputs["reward"]) if "reward" in job.inputs else None
-    return ppo_stage.run(job.make_context(base, job.bench.renderer()), job.bench.recipe.ppo, model)
+    judge = job.bench.load_watcher(job.inputs["reward"]) if "reward" in job.inputs else None
+    return ppo_stage.run(job.make_context(base, job.bench.renderer()), job.bench.recipe.ppo, model, judge)
 
 
 def _evaluate(job: Job) -> StageResult:
@@ -104,7 +105,8 @@ def _base(recipe: Recipe) -> tuple[str, ...]:
 
 def _needs_reward(recipe: Recipe) -> tuple[str, ...]:
     parts = {part.kind for part in recipe.ppo.reward}
-    return ("reward",) if "model" in parts or recipe.ppo.value.init == "reward" else ()
+    watched = recipe.ppo.keep == "best" or recipe.reward.holdout > 0
+    return ("reward",) if "model" in parts or recipe.ppo.value.init == "reward" or watched else ()
 
 
 def functions_of(recipe: Recipe, stage: str) -> list[str]:

@@ -135,6 +135,8 @@ def _needs(recipe: Recipe) -> list[Problem]:
         out.append(
             (("ppo", "value"), "there is no reward model to start the value role from: set ppo.value.init to 'sft'")
         )
+    if "ppo" in stages and "reward" in stages and recipe.ppo.keep == "best" and not recipe.reward.holdout:
+        out.append((("ppo", "keep"), "'best' is chosen by a held-out reward model: set reward.holdout, such as 0.2"))
     return out
 
 

@@ -181,6 +181,11 @@ class PPOConfig(Config):
     value: ValueConfig = ValueConfig()
     value_coef: float = Field(0.1, ge=0, description="weight of the value loss where it shares the policy's trunk")
     critic_warmup: int = Field(0, ge=0, description="first updates that train the value role only")
+    watch_every: int = Field(5, ge=1, description="updates between looks of the held-out reward model (reward.holdout)")
+    watch_prompts: int = Field(64, ge=2, description="prompts of each look")
+    keep: Literal["last", "best"] = Field(
+        "last", description="the policy after the last update, or the one with the best held-out score (reward.holdout)"
+    )
     self_check: bool = Field(True, description="look for silent mistakes before the first update; takes seconds")
 
     @model_validator(mode="after")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -12,18 +14,25 @@ from models.role_files import save_role
 from reward.composition import compose
 from reward.model import RewardModel
 from stages import ppo_state
+from stages.checkpoints import State
 from stages.configs import PPOConfig
 from stages.ppo import PPO
+from stages.ppo_watcher import Watcher
 from stages.self_check import require, self_check
 from stages.stage import StageContext, StageResult
-from stages.warnings import Watch
+from stages.warnings import Warned, Watch
 
 
-def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> StageResult:
+def run(
+    context: StageContext, config: PPOConfig, model: RewardModel | None, judge: RewardModel | None = None
+) -> StageResult:
     """Align the ``sft`` role's copy; write ``adapter/`` (the policy) and ``value/``.
 
     Expects the role ``reference`` (the SFT adapter) and, where the reward model stands on this base, ``reward``.
+    ``judge`` is the held-out reward model: it looks at the policy and pays nothing.
     """
+    if config.keep == "best" and judge is None:
+        raise UserError("ppo.keep: 'best' is chosen by a held-out reward model: set reward.holdout, for example 0.2")
     prompts, left_out = usable_prompts(context, config)
     reward = compose(
         config.reward,
@@ -34,30 +43,17 @@ def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> 
     )
     add_roles(context, config, model)
     ppo = PPO(context, config, prompts, reward)
+    paid = any(part.kind == "model" for part in config.reward)
+    watcher = Watcher(ppo, judge, model if paid else None) if judge is not None else None
     saved = context.checkpoints.resume()
     if saved is not None:
         ppo_state.restore(ppo, saved)
+        if watcher is not None:
+            watcher.restore(saved)
     elif config.self_check:
         require(self_check(ppo, model))
-    watch = Watch()
-    last: dict[str, float] = {}
-    for last in context.log.rows():  # of the updates before the checkpoint; told already
-        watch.see(int(last["step"]), last)
-
-    def safe_point(step: int | None = None) -> None:
-        context.checkpoints.safe_point(ppo.position, lambda: ppo_state.capture(ppo), step)
-
-    ppo.safe_point = safe_point
-    try:
-        for last in ppo.train():
-            context.log.write(ppo.update_index, last)
-            for text in watch.see(ppo.update_index, last):
-                context.warn(f"PPO, update {ppo.update_index}: {text}")
-            shown = {k.split("/")[-1]: last[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
-            context.bar.advance(ppo.update_index, shown, int(last["tokens/response"]))
-            safe_point(ppo.update_index)
-    except (StageError, UserError) as error:  # a scorer that does not answer, a function of the user's that fails
-        raise saved_before(error, ppo) from error
+    watch, last = train(ppo, watcher)
+    kept = watcher.keep_best() if watcher is not None and config.keep == "best" else ppo.update_index
     if context.processes.is_main:
         save_role(context.base, "policy", context.out)
         save_role(context.base, "value", context.out / "value")
@@ -67,18 +63,63 @@ def run(context: StageContext, config: PPOConfig, model: RewardModel | None) -> 
             "prompts": len(prompts),
             "prompts_left_out": left_out,
             "skipped_steps": ppo.skipped_steps,
-            "warnings": [{"step": w.step, "text": w.text} for w in watch.given],
+            "kept_update": kept,
+            **({"watch": watcher.summary()} if watcher is not None else {}),
+            "warnings": [{"step": w.step, "text": w.text} for w in [*watch.given, *parted(watcher)]],
             # only the main process, whose metrics are kept, knows them where all updates were done before a checkpoint
             **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length") if name in last},
         }
     )
 
 
-def saved_before(error: Exception, ppo: PPO) -> Exception:
+def train(ppo: PPO, watcher: Watcher | None) -> tuple[Watch, dict[str, float]]:
+    """All updates that are left; the signs that were seen, and the last update's metrics."""
+    context, watch, last = ppo.context, Watch(), dict[str, float]()
+    for last in context.log.rows():  # of the updates before the checkpoint; told already
+        watch.see(int(last["step"]), last)
+
+    def captured() -> State:
+        return ppo_state.capture(ppo) if watcher is None else watcher.add_to(ppo_state.capture(ppo))
+
+    def safe_point(step: int | None = None) -> None:
+        context.checkpoints.safe_point(ppo.position, captured, step)
+
+    ppo.safe_point = safe_point
+    if watcher is not None and watcher.due:
+        watcher.look()
+    try:
+        for last in ppo.train():
+            if watcher is not None and watcher.due:
+                last |= watcher.look()
+            context.log.write(ppo.update_index, last)
+            new = [w.text for w in parted(watcher) if w.step == ppo.update_index]
+            for text in [*watch.see(ppo.update_index, last), *new]:
+                context.warn(f"PPO, update {ppo.update_index}: {text}")
+            shown = {k.split("/")[-1]: last[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
+            context.bar.advance(ppo.update_index, shown, int(last["tokens/response"]))
+            safe_point(ppo.update_index)
+    except (StageError, UserError) as error:  # a scorer that does not answer, a function of the user's that fails
+        raise saved_before(error, ppo, captured) from error
+    return watch, last
+
+
+def parted(watcher: Watcher | None) -> list[Warned]:
+    """The warning, at the look that shows it, that the reward is being over-optimised; or none."""
+    found = watcher.parted() if watcher is not None else None
+    if found is None:
+        return []
+    text = (
+        f"the reward is over-optimised: since update {found.after} its score has gone on rising while that of the "
+        "held-out reward model has fallen. Keep that policy (ppo.keep: best), raise ppo.kl_coef, or train less long."
+    )
+    return [Warned(found.seen, text)]
+
+
+def saved_before(error: Exception, ppo: PPO, captured: Callable[[], State]) -> Exception:
     """Save what is finished; the error, saying where its mending goes on."""
     checkpoints, words = ppo.context.checkpoints, ""
     if checkpoints.folder is not None and not isinstance(error, CheckpointError):
-        checkpoints.save(ppo.position, ppo_state.capture(ppo))
+        checkpoints.save(ppo.position, captured())
         checkpoints.wait()
         words = (
             f"\n{ppo.update_index} of {ppo.config.updates} updates are done and saved; once it is mended, the same "

@@ -408,8 +408,10 @@ RESUMING = [
         "ppo.controller.coef = ppo.config.kl_coef", RESUME, "goes_on"),
     _of("K3", "running means of the reward begin afresh", ST, "ppo.reward.restore(running)", "ppo.reward.restore(ppo.reward.state)",
         "tests/resume/test_remote_reward.py", "same_bytes and nan"),
-    _of("K6", "nothing saved when a scorer fails", "stages/ppo_stage.py", "checkpoints.save(ppo.position, ppo_state.capture(ppo))",
+    _of("K6", "nothing saved when a scorer fails", "stages/ppo_stage.py", "checkpoints.save(ppo.position, captured())",
         "checkpoints.wait()", "tests/resume/test_remote_reward.py", "same_bytes and nan"),
+    _of("K6", "the best policy is the last one looked at", "stages/ppo_watcher.py", "best_of(self.looks) == len(self.looks) - 1", "self.looks",
+        "tests/stages/test_ppo_watcher.py", "best_policy_is_kept"),
     _of("K4", "the resumed policy is the reference", ST, '    ppo.controller.coef = state.numbers["kl_coef"]\n',
         '    ppo.controller.coef = state.numbers["kl_coef"]\n'
         '    for p, q in zip(ppo.base.parameters_of("reference").values(), ppo.policy_parameters.values(), strict=True):\n'

@@ -28,7 +28,14 @@ CODE = {
         "reward/files.py",
         "reward/shared_prompt.py",
     ],
-    "ppo": ["stages/ppo.py", "stages/ppo_stage.py", "stages/ppo_math.py", "stages/rollout.py", "stages/kl_control.py"],
+    "ppo": [
+        "stages/ppo.py",
+        "stages/ppo_stage.py",
+        "stages/ppo_watcher.py",
+        "stages/ppo_math.py",
+        "stages/rollout.py",
+        "stages/kl_control.py",
+    ],
     "evaluate": ["pipelines/evaluating.py", "evaluation/held_out.py", "evaluation/results.py"],
 }
 

@@ -1,0 +1,63 @@
+"""When do the score that PPO is paid by and a held-out one part? Pure functions of looks at the policy.
+
+Over-optimisation as Gao et al. 2022 (arXiv 2210.10760) describe it: the proxy goes on rising while the score that
+nobody optimises falls. Knows nothing of models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SURE = 2.0  # standard errors by which the held-out score must have fallen
+IN_A_ROW = 2  # looks that must show it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Scores of the policy's answers to the same prompts, with the same draws, after some updates.
+
+    Both in units of their spread on SFT samples; ``proxy`` is empty where no reward model is optimised.
+    """
+
+    update: int
+    proxy: list[float]
+    held_out: list[float]
+    kl: float  # nats an answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parting:
+    """The two scores went together up to ``after``; ``seen`` is when it was certain."""
+
+    after: int
+    seen: int
+
+
+def best_of(looks: Sequence[Look]) -> int:
+    """Number of the look with the highest mean held-out score; the earliest of equals."""
+    return int(np.argmax([np.mean(look.held_out) for look in looks]))
+
+
+def parting(looks: Sequence[Look]) -> Parting | None:
+    """Where the held-out score has fallen below its best, beyond doubt and for good, while the proxy has not.
+
+    A look tells so when its held-out scores lie below those of the best look before it by more than ``SURE`` standard
+    errors of the paired differences, and its proxy's mean is above that look's; ``IN_A_ROW`` looks must do so.
+    """
+    told = 0
+    for number, look in enumerate(looks):
+        best = looks[best_of(looks[: number + 1])]
+        told = told + 1 if _fell(best, look) and np.mean(look.proxy) > np.mean(best.proxy) else 0
+        if told == IN_A_ROW:
+            return Parting(after=best.update, seen=look.update)
+    return None
+
+
+def _fell(best: Look, now: Look) -> bool:
+    loss = np.subtract(best.held_out, now.held_out)
+    if len(loss) < 2 or not now.proxy:
+        return False
+    return bool(loss.mean() > max(SURE * loss.std(ddof=1) / len(loss) ** 0.5, 1e-9))
