@@ -60,7 +60,9 @@ class Recipe(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    tracking: tuple[Literal["tensorboard"], ...] = Field((), description="where metrics go besides metrics.jsonl")
+    tracking: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
+        ("tensorboard",), description="where metrics go besides metrics.jsonl; [] for nowhere"
+    )
     base_dir: Path = Field(default_factory=Path.cwd, exclude=True, description="relative paths start here")
 
     @model_validator(mode="after")

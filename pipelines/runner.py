@@ -36,6 +36,7 @@ from pipelines.progress import Progress
 from pipelines.recipe import Recipe, load_recipe, resolved_yaml
 from pipelines.run_folder import RunFolder, read_run
 from pipelines.store import Store
+from pipelines.tracking import check_trackers, tracked_log
 from pipelines.workbench import Workbench
 from stages.checkpoints import Checkpoints
 from stages.interrupts import INTERRUPTS
@@ -182,6 +183,7 @@ class Pipeline:
 
     def plan(self) -> list[StagePlan]:
         """What a run would do, without loading any weights."""
+        check_trackers(self.recipe.tracking)
         out = []
         for name, _, key, there, reason in self._keys():
             steps = STAGES[name].steps(self.recipe, self.corpus)
@@ -224,6 +226,7 @@ class Pipeline:
         Returns:
             Stage name -> its folder, for the chosen stages.
         """
+        check_trackers(self.recipe.tracking)
         progress = progress or Progress(active=self.processes.is_main)
         chosen = self.chosen(only, start, until)
         folder = RunFolder(self.run_dir, self.processes)
@@ -311,15 +314,20 @@ class Pipeline:
         checkpoints = Checkpoints(
             out / "checkpoints", key, self.recipe.checkpoint, self.processes, progress.warn, progress.say
         )
-        start = self._prepare(out, checkpoints, fresh) if self.processes.is_main else 0
+        start = checkpoints.prepare(out, fresh) if self.processes.is_main else 0
         self.processes.barrier()
         self.bench.clear()
         folder.stage(name, status="running", key=key)
-        board = self.run_dir / "tensorboard" / name if "tensorboard" in self.recipe.tracking else None
-        log = checkpoints.metrics = MetricsLog(out / "metrics.jsonl", self.processes.is_main, board, start)
-        with progress.stage(name, stage.steps(self.recipe, self.corpus)) as bar, contextlib.closing(checkpoints):
+        settings = {"seed": self.recipe.seed, name: stage.settings(self.recipe)}
+        log = checkpoints.metrics = tracked_log(
+            self.recipe.tracking, self.processes.is_main, out, start,
+            project=self.recipe.name, run=self.run_dir, stage=name, settings=settings, warn=progress.warn,
+        )  # fmt: skip
+        bars = progress.stage(name, stage.steps(self.recipe, self.corpus))
+        with contextlib.closing(log), bars as bar, contextlib.closing(checkpoints):
             result = stage.run(self._job(out, inputs, log, bar, progress, checkpoints))
             checkpoints.wait()
+        tokens = log.tokens() or bar.tokens or None
         self.processes.barrier()
         if self.processes.is_main:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -334,22 +342,11 @@ class Pipeline:
                 "base_fingerprint": self.bench.fingerprint(name) if name != "pretrain" else None,
             }
             publish(out, final, manifest)
-        seconds, memory = round(time.perf_counter() - started, 3), peak_memory(self.processes.device)
-        folder.stage(name, status="done", key=key, artifact=stage.folder, seconds=seconds, peak_memory=memory)
+        used = {"seconds": round(time.perf_counter() - started, 3), "peak_memory": peak_memory(self.processes.device)}
+        folder.stage(name, status="done", key=key, artifact=stage.folder, **used, tokens=tokens)
         self.processes.barrier()
         if INTERRUPTS.asked:  # by a signal after the stage's last safe point
             raise KeyboardInterrupt
-
-    @staticmethod
-    def _prepare(out: Path, checkpoints: Checkpoints, fresh: bool) -> int:
-        """The hidden folder with nothing in it but usable checkpoints; the bytes of metrics that the newest knows."""
-        metrics = out / "metrics.jsonl"
-        known = None if fresh else checkpoints.tidy(metrics)
-        for path in out.iterdir() if out.is_dir() else ():
-            if known is None or path not in (metrics, checkpoints.folder):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        out.mkdir(parents=True, exist_ok=True)
-        return known or 0
 
     def _job(
         self,

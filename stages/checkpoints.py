@@ -78,6 +78,19 @@ class Checkpoints:
 
     # -- finding -------------------------------------------------------------------------------------------------
 
+    def prepare(self, out: Path, fresh: bool = False) -> int:
+        """Leave nothing in a stage's hidden folder but usable checkpoints; the bytes of metrics that the newest knows.
+
+        Main process only, before the stage starts.
+        """
+        metrics = out / "metrics.jsonl"
+        known = None if fresh else self.tidy(metrics)
+        for path in out.iterdir() if out.is_dir() else ():
+            if known is None or path not in (metrics, self.folder):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        out.mkdir(parents=True, exist_ok=True)
+        return known or 0
+
     def tidy(self, metrics: Path) -> int | None:
         """Throw away what cannot be used; the bytes of ``metrics`` that the newest usable one knows.
 

@@ -266,6 +266,7 @@ class RankingTrainer(Resumable, Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that `num_items_in_batch` counts rankings over accumulation
+        self.tokens = 0  # of queries and answers since the last log
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -289,11 +290,13 @@ class RankingTrainer(Resumable, Trainer):
         with torch.no_grad():
             right, pairs = (x.sum() for x in pair_counts(table, ranks, present))
             self.accuracy = (right / pairs.clamp(min=1)).item()
+            self.tokens += int(self.accelerator.gather(inputs["mask"].sum()[None]).sum())
         return (loss, scores) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and hasattr(self, "accuracy"):
             logs["pair_accuracy"] = self.accuracy
+            logs["tokens"], self.tokens = self.tokens, 0
         super().log(logs, *args, **kwargs)
 
 

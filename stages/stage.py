@@ -28,19 +28,27 @@ class Bar(Protocol):
     def advance(self, step: int, metrics: Mapping[str, float] | None = None, tokens: int = 0) -> None: ...
 
 
+class Tracker(Protocol):
+    """Where metrics go besides ``metrics.jsonl``."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+
 class MetricsLog:
-    """``metrics.jsonl``: one JSON object a step; main process only. With ``tensorboard``, event files there as well.
+    """``metrics.jsonl``: one JSON object a step; main process only. A ``tracker`` gets the same numbers.
 
     Args:
         start: the bytes of the file that a checkpoint knows; what was written after it is cut off.
     """
 
-    def __init__(
-        self, path: Path, active: bool = True, tensorboard: Path | None = None, start: int = 0
-    ) -> None:
+    def __init__(self, path: Path, active: bool = True, start: int = 0) -> None:
         self.path, self.active, self.started = path, active, time.perf_counter()
         self.last: dict[str, Any] = {}  # the newest row; the others are in the file alone
+        self.tracker: Tracker | None = None
         self._bytes, self._digest = 0, hashlib.sha256()
+        self.found = _last_step(path) if active and start else 0  # of a stopped process, before the cut
         if active and start:
             with path.open("r+b") as file:
                 file.truncate(start)
@@ -49,11 +57,7 @@ class MetricsLog:
             self.last = json.loads(line)
         elif active and path.is_file():  # a device such as /dev/null is nobody's to remove
             path.unlink()
-        self.board: Any = None
-        if tensorboard is not None and active:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(tensorboard), purge_step=int(self.last.get("step", 0)) + 1)
+        self.kept = int(self.last.get("step", 0))  # steps that the file had when this process began
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         row = {
@@ -67,10 +71,22 @@ class MetricsLog:
             with self.path.open("ab") as file:
                 file.write(data)
             self._count(data)
-        if self.board is not None:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, step)
-            self.board.flush()
+        if self.tracker is not None:
+            self.tracker.log({k: v for k, v in row.items() if k != "step"}, step)
+
+    def close(self) -> None:
+        """The stage is over, whatever the reason."""
+        if self.tracker is not None:
+            self.tracker.finish()
+            self.tracker = None
+
+    def tokens(self) -> int | None:
+        """Tokens of all rows, earlier processes' included; None where rows do not tell."""
+        each, total = 0, 0
+        for row in self.rows():
+            each += int(row.get("tokens", row.get("tokens/response", 0)))
+            total = int(row.get("num_tokens", 0))  # trl's, counted up
+        return each or total or None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """What has been written, oldest first, read from the file line by line; nothing where not active."""
@@ -85,6 +101,16 @@ class MetricsLog:
     def position(self) -> dict[str, Any]:
         """How much has been written, and its hash."""
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+
+def _last_step(path: Path) -> int:
+    """The step of the last whole row of a metrics file."""
+    for line in reversed(path.read_bytes().splitlines()):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):  # cut off when its process was killed
+            continue
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,7 @@ class ProgressCallback(TrainerCallback):
     def __init__(self, context: StageContext) -> None:
         self.context = context
         self.trainer: Any = None
+        self.tokens: int | None = None  # told to the bar so far
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
@@ -127,9 +128,19 @@ class ProgressCallback(TrainerCallback):
         step = state.global_step + (self.trainer.offset if self.trainer is not None else 0)
         self.context.log.write(step, kept)
         shown: dict[str, float] = {k: kept[k] for k in ("loss", "mean_token_accuracy", "pair_accuracy") if k in kept}
-        self.context.bar.advance(step, shown)
+        self.context.bar.advance(step, shown, self._new_tokens(kept))
         if self.trainer is not None:
             self.context.checkpoints.safe_point(step, self.trainer.state_now, step)
+
+    def _new_tokens(self, logs: dict[str, float]) -> int:
+        """Tokens since the last log; TRL counts them up, from a checkpoint's count on."""
+        if "num_tokens" not in logs:
+            return int(logs.get("tokens", 0))
+        if self.tokens is None:
+            saved = self.trainer.saved if self.trainer is not None else None
+            self.tokens = 0 if saved is None else int(saved.numbers["tokens"])
+        before, self.tokens = self.tokens, int(logs["num_tokens"])
+        return self.tokens - before
 
 
 def fit(trainer: Any, context: StageContext, parameters: dict[str, Any], saved: State | None) -> int:

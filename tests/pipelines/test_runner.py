@@ -337,10 +337,17 @@ def test_a_store_that_cannot_be_written_stops_no_run(run, tmp_path, capsys, monk
     assert "not shared" in " ".join(capsys.readouterr().out.split())
 
 
+def test_run_json_has_the_tokens_of_every_stage(run):
+    noted, rows = json.loads((run / "run.json").read_text())["stages"], metrics(run)
+    for stage, key in (("pretrain", "tokens"), ("reward", "tokens"), ("ppo", "tokens/response")):
+        assert noted[stage]["tokens"] == sum(r[key] for r in rows[stage]) > 0
+    assert noted["sft"]["tokens"] == rows["sft"][-1]["num_tokens"] > rows["sft"][0]["num_tokens"] > 0
+    assert noted["rankings"]["tokens"] > 0 and noted["evaluate"]["tokens"] > 0
+
+
 def test_tracking_writes_tensorboard_events_and_changes_nothing_else(run, tmp_path):
     inputs = {"pretrain": str(run / "pretrain"), "sft": str(run / "sft"), "reward": str(run / "reward")}
-    pipeline = Pipeline.from_recipe(RECIPE, ["tracking=[tensorboard]"], run_dir=tmp_path, inputs=inputs)
-    pipeline.run(only=["ppo"])
+    Pipeline.from_recipe(RECIPE, run_dir=tmp_path, inputs=inputs).run(only=["ppo"])
     assert [f for f in (tmp_path / "tensorboard/ppo").iterdir() if f.name.startswith("events.")]
     assert results(tmp_path) == {k: v for k, v in results(run).items() if k.startswith("ppo")}
 
