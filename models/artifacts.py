@@ -150,6 +150,15 @@ def read_artifact(path: Path) -> Artifact | None:
         return None
 
 
+def damage(path: Path) -> str:
+    """Why the manifest of a folder cannot be read; '' where it can, or where there is none."""
+    try:
+        read_manifest(path)
+    except UserError as error:
+        return str(error) if os.path.lexists(path / MANIFEST) else ""
+    return ""
+
+
 def listed_files(artifact: Artifact) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file of an artifact, logs included, by relative path."""
     return {**artifact.manifest["files"], **artifact.manifest.get("logs", {})}

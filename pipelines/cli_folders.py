@@ -127,7 +127,8 @@ def _runs(folder: Path) -> Table:
         except UserError as error:
             table.add_row(escape(path.name), "", "", escape(printable(f"{error}")), "", "", age(path / RUN), "")
             continue
-        stages: dict[str, Any] = {s: run["stages"][s] for s in (*ORDER, *run.get("stages", {})) if s in run["stages"]}
+        noted: dict[str, Any] = run.get("stages", {})
+        stages = {s: noted[s] for s in (*ORDER, *noted) if s in noted}
         live = holder(path)
         shown = [s if e.get("status") == "done" else f"{s} ({_status(e, live)})" for s, e in stages.items()]
         took = sum(s.get("seconds", 0) for s in stages.values())

@@ -70,12 +70,19 @@ def rendering_key(template: str, stop: Sequence[str | int]) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of what differs between two key descriptions, for "stale because ..."."""
+    """Dotted names of what differs between two key descriptions, short values with it, for "stale because ..."."""
     out = []
     for name in sorted({*old, *new}):
         a, b = old.get(name), new.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             out += differences(a, b, f"{prefix}{name}.")
         elif a != b:
-            out.append(f"{prefix}{name}")
+            shown = [_short(v) for v in (a, b)]
+            out.append(f"{prefix}{name}" + (f" ({shown[0]} -> {shown[1]})" if all(shown) else ""))
     return out
+
+
+def _short(value: Any) -> str:
+    """A setting as the plan shows it; hashes, groups and long texts are not."""
+    text = json.dumps(value, default=str) if not isinstance(value, Mapping | list | tuple) else ""
+    return text if len(text) <= 24 else ""

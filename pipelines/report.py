@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from data.errors import UserError
 from data.secrets import redact, redacted
+from data.strict_json import read_object
 from pipelines import report_charts as charts
 from pipelines import report_reward
 from pipelines.report_numbers import duration, interval, number, p_value, percent, shown
@@ -23,6 +27,15 @@ from pipelines.report_words import Words, answers_to_newcomers, headline
 
 APART = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
 FOLDERS = {"evaluate": "evaluation"}
+SHAPES = (TypeError, KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, TemplateError)
+PARTS = {
+    "run": "run.json",
+    "manifests": "manifest.json of a stage",
+    "metrics": "metrics.jsonl of a stage",
+    "card": "reward/report_card.json",
+    "results": "evaluation/results.json",
+    "samples": "evaluation/samples.jsonl",
+}
 STAGES = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
 
 
@@ -51,8 +64,26 @@ def write_report(run_dir: Path) -> Path:
 
     files = read_run(Path(run_dir))
     out = files.path / "report.html"
-    write_atomic(out, render(view(files)))
+    write_atomic(out, page_of(files))
     return out
+
+
+def page_of(files: RunFiles) -> str:
+    """The page. Parts of another shape than trivet writes (other hands, other versions) are left out, and named."""
+    try:
+        return render(view(files))
+    except SHAPES:
+        pass
+    kept = RunFiles(path=files.path, run={}, recipe=files.recipe, metrics={}, manifests={}, results={}, samples=[])
+    notes = list(files.notes)
+    for part, file in PARTS.items():
+        tried = replace(kept, **{part: getattr(files, part)})
+        try:
+            render(view(tried))
+            kept = tried
+        except SHAPES:
+            notes.append(f"{file}: not of the shape that trivet writes, and left out.")
+    return render(view(replace(kept, notes=notes)))
 
 
 def read_run(path: Path) -> RunFiles:
@@ -249,7 +280,6 @@ def render(context: Mapping[str, Any]) -> str:
     """The page, everything inlined."""
     from jinja2 import Environment, FileSystemLoader
     from jinja2.utils import htmlsafe_json_dumps
-    from plotly.offline import get_plotlyjs
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -260,8 +290,16 @@ def render(context: Mapping[str, Any]) -> str:
         c for g in figures["curves"].values() for c in g
     ] + figures["card"]
     every = [f for f in every if f]
-    plotly = packed(get_plotlyjs()) if every else ""  # base64 needs no escaping
+    plotly = _plotly() if every else ""
     return environment.get_template("report.html.jinja").render(**context, charts=every, plotly=plotly)
+
+
+@cache
+def _plotly() -> str:
+    """The charts' library; base64 needs no escaping."""
+    from plotly.offline import get_plotlyjs
+
+    return packed(get_plotlyjs())
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -285,22 +323,22 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        return read_object(path)
+    except UserError:
         notes.append(f"{path.parent.name}/{path.name} is damaged and was left out.")
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Rows of a JSONL file; a last line that is still being written is no damage."""
     if not path.is_file():
         return []
-    rows, lines = [], path.read_text(encoding="utf-8").split("\n")  # not splitlines: answers may hold U+2028
+    text = path.read_text(encoding="utf-8", errors="replace")
+    rows, lines = [], text.split("\n")  # not splitlines: answers may hold U+2028
     for i, line in enumerate(lines):
         try:
             row = json.loads(line) if line.strip() else None
-        except ValueError:
+        except (ValueError, RecursionError):
             if i < len(lines) - 1:
                 notes.append(f"{path.parent.name}/{path.name}, line {i + 1} is damaged and was left out.")
             continue

@@ -20,6 +20,7 @@ from data.splits import Corpus, load_corpus
 from data.template import Renderer
 from models.artifacts import (
     Artifact,
+    damage,
     load_artifact,
     partial_folder,
     problems,
@@ -173,7 +174,7 @@ class Pipeline:
             there = read_artifact(self.run_dir / STAGES[name].folder)
             reason = ""
             if there is None:
-                reason = "not run yet"
+                reason = damage(self.run_dir / STAGES[name].folder) or "not run yet"
             elif there.key != key:
                 changed = differences(there.manifest.get("described", {}), described)
                 reason = "changed: " + ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")

@@ -53,10 +53,10 @@ def version(run: Path) -> str:
 
 def live_page(run: Path) -> tuple[str, str]:
     """``(version, page)``: the report with a script that asks for a newer one."""
-    from pipelines.report import read_run, render, view
+    from pipelines.report import page_of, read_run
 
     now = version(run)
-    page = render(view(read_run(run)))
+    page = page_of(read_run(run))
     page = page.replace(CSP, CSP + "; connect-src 'self'", 1)
     head, _, _ = page.rpartition("</body>")
     return now, head + REFRESH % (now, 1000 * EVERY, 1000 * EVERY) + "\n</html>\n"

@@ -8,7 +8,6 @@ writes them, so training waits for the copy alone. What a state means is the sta
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -23,14 +22,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.errors import CheckpointError
+from data.errors import CheckpointError, UserError
+from data.strict_json import read_object
 from models.artifacts import FORMAT, MANIFEST, files_of, problems, read_artifact, write_json
 from models.devices import Processes
 from stages.configs import CheckpointConfig
 from stages.interrupts import INTERRUPTS
 
 TENSORS, NUMBERS = "tensors.safetensors", "state.json"
-NAME = re.compile(r"step_(\d+)")
+NAME = re.compile(r"step_([0-9]{1,18})")
 
 
 @dataclass(kw_only=True)
@@ -120,12 +120,16 @@ class Checkpoints:
             return ""
         if wrong := problems(found):
             return wrong[0].replace("since the stage finished", "since it was written")
-        known = found.manifest.get("metrics", {})
         try:
+            _read_numbers(path, self.processes.world if self.processes else 1)
+        except UserError as error:
+            return str(error)
+        known = found.manifest.get("metrics", {})
+        rows, there = known.get("bytes"), metrics.stat().st_size if metrics.is_file() else 0
+        prefix = b""
+        if isinstance(rows, int) and 0 < rows <= there:
             with metrics.open("rb") as file:
-                prefix = file.read(known["bytes"])
-        except FileNotFoundError:
-            prefix = b""
+                prefix = file.read(rows)
         return None if _digest(prefix) == known.get("sha256") else f"{metrics}: not the rows that it was saved with"
 
     def steps(self) -> list[int]:
@@ -144,7 +148,7 @@ class Checkpoints:
         if not steps:
             return None
         path = self.folder / f"step_{steps[0]}"
-        numbers = json.loads((path / NUMBERS).read_text(encoding="utf-8"))
+        numbers = _read_numbers(path, self.processes.world if self.processes else 1)
         tensors = load_file(path / TENSORS)
         rank = self.processes.rank if self.processes else 0
         prefix = f"process/{rank}/"
@@ -249,6 +253,23 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
         INTERRUPTS.listening = False
+
+
+def _read_numbers(path: Path, world: int) -> dict[str, Any]:
+    """``state.json``, its shape checked.
+
+    Raises:
+        UserError: damaged, or of another shape.
+    """
+    found = read_object(path / NUMBERS)
+    parts = found.get("processes")
+    if not isinstance(found.get("state"), dict) or not isinstance(parts, list):
+        raise UserError(f"{path / NUMBERS}: holds no state and processes")
+    if len(parts) < world or not all(isinstance(p, dict) for p in parts):
+        raise UserError(f"{path / NUMBERS}: is not of {world} processes")
+    if not (path / TENSORS).is_file():
+        raise UserError(f"{path / TENSORS}: missing")
+    return found
 
 
 def write_checkpoint(

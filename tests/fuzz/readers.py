@@ -90,6 +90,8 @@ def seeds(folder: Path) -> None:
     (folder / "csv").write_bytes(b'\x02prompt,completion\n"a\nb",c\n')
     (folder / "tsv").write_bytes(b"\x03prompt\tchosen\trejected\nq\ta\tb\n")
     (folder / "txt").write_bytes(b"\x04one\n\ntwo\r\nthree\n")
+    for kind in range(64):
+        (folder / f"file{kind}").write_bytes(bytes([64 + kind]) + bytes(7) + bytes([kind]))
     for path in (Path(__file__).parents[2] / "examples").glob("*.yaml"):
         (folder / path.name).write_bytes(b"\xff" + path.read_bytes())
 
@@ -100,7 +102,9 @@ def main(seconds: int) -> None:
 
     os.chdir(Path(__file__).parents[2])
     sys.path.insert(0, str(Path.cwd()))
-    with atheris.instrument_imports(include=["data", "pipelines"]):
+    from tests.fuzz.artifacts import KINDS_OF_FILE, read_any
+
+    with atheris.instrument_imports(include=["data", "pipelines", "models.artifacts", "models.foreign"]):
         import data.checks
         import data.splits  # noqa: F401
         import pipelines.recipe  # noqa: F401
@@ -109,15 +113,22 @@ def main(seconds: int) -> None:
     corpus.mkdir()
     seeds(corpus)
 
+    for kind in range(KINDS_OF_FILE):  # imports and the made-up run, before the clock runs
+        with tempfile.TemporaryDirectory() as place:
+            read_any(bytes(8), kind, Path(place))
+
     def one(content: bytes) -> None:
         if not content:
             return
-        if content[0] >= 128:
+        if 64 <= content[0] < 128:
+            with tempfile.TemporaryDirectory() as place:
+                read_any(content[1:], content[0] % KINDS_OF_FILE, Path(place))
+        elif content[0] >= 128:
             read_recipe(content[1:], folder)
         else:
             read_everything(content[1:], EXTENSIONS[content[0] % len(EXTENSIONS)], folder)
 
-    flags = [f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=3000", "-max_len=4096", str(corpus)]
+    flags = [f"-max_total_time={seconds}", "-timeout=60", "-rss_limit_mb=3000", "-max_len=4096", str(corpus)]
     atheris.Setup([sys.argv[0], *flags, f"-artifact_prefix={folder}/"], one)
     print(f"inputs that fail are kept in {folder}", flush=True)
     atheris.Fuzz()

@@ -12,6 +12,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings, target
 from hypothesis import strategies as st
 
+from tests.fuzz.artifacts import KINDS_OF_FILE, read_any
 from tests.fuzz.readers import EXTENSIONS, read_everything, read_recipe
 
 LONG = int(os.environ.get("TRIVET_FUZZ_EXAMPLES", "0"))
@@ -123,3 +124,11 @@ def test_any_settings(recipe: dict[str, Any]) -> None:
 def test_any_yaml(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         read_recipe(text.encode(), Path(folder))
+
+
+@FEW
+@given(st.integers(0, KINDS_OF_FILE - 1), st.binary(min_size=8, max_size=8) | st.binary(max_size=60))
+def test_any_file_of_a_run_or_an_adapter(kind: int, content: bytes) -> None:
+    """Manifests, run.json, stores, checkpoints, adapters, and what the report reads: good ones changed, and bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        read_any(content, kind, Path(folder))
