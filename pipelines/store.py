@@ -66,10 +66,10 @@ class Store:
         """The entry of a key if it is whole; a damaged one is set aside and is as good as none."""
         if not KEY.fullmatch(key):
             return None
-        found = read_artifact(self.entries / key)
-        if found is None:
+        if not os.path.lexists(self.entries / key):
             return None
-        if found.key != key or problems(found):
+        found = read_artifact(self.entries / key)
+        if found is None or found.key != key or problems(found):
             aside = self.partial / f"damaged.{key}.{uuid.uuid4().hex}"
             with contextlib.suppress(FileNotFoundError):  # another process set it aside
                 os.replace(self.entries / key, aside)

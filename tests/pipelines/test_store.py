@@ -47,6 +47,10 @@ def test_a_damaged_entry_is_never_used_and_is_replaced(tmp_path: Path) -> None:
     assert store.fetch(KEY, tmp_path / "two") is None and not (tmp_path / "two").exists()
     store.put(made)
     assert store.fetch(KEY, tmp_path / "two") is not None
+    (store.entries / KEY / "manifest.json").write_text("{")
+    assert "manifest.json: damaged" in store.verify()[0]
+    store.put(made)
+    assert store.verify() == []
 
 
 def test_a_half_written_entry_is_never_used_and_can_be_removed(tmp_path: Path) -> None:
