@@ -18,7 +18,8 @@ from data.records import Prompt
 from data.template import Renderer
 from evaluation.results import SystemAnswers
 from evaluation.settings import EvaluationConfig
-from models.generation import CachedEngine, Generated, generate, uniforms_for
+from models.fast_engine import FastEngine
+from models.generation import Generated, generate, uniforms_for
 from models.logprobs import make_rows
 from models.seeds import generator
 from models.shared_base import SharedBase
@@ -103,7 +104,7 @@ class Evaluator:
             draws = uniforms_for(len(self.prompts), self.max_new_tokens, g)
         with self.base.role(role) as view:
             return generate(
-                CachedEngine(),
+                FastEngine(),
                 view,
                 self.queries,
                 uniforms=draws,

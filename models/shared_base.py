@@ -24,8 +24,12 @@ from torch import Tensor, nn
 
 from data.errors import UserError
 from models.artifacts import Artifact
+from models.fast_body import fast_states
+from models.fast_head import block_logprobs, output_weight
+from models.fast_weights import Decoder, decoder_of
 from models.forward import check_logit_path, hidden_states, logits_of, switch_off_dropout
 from models.heads import ScalarHead
+from models.logprobs import token_logprobs
 from models.seeds import derived_seed, isolated_rng
 from models.settings import AdapterConfig
 
@@ -40,6 +44,24 @@ class RoleView:
     name: str
     lm: Any
     head: ScalarHead | None
+    fast: bool = True  # use the fast path where it knows the architecture
+
+    def decoder(self) -> Decoder | None:
+        """The weights, where they are known to be a plain Llama-like decoder; None: the modules must run."""
+        return decoder_of(self.lm) if self.fast else None
+
+    def states(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states (N, D) at flat positions (N,) of right-padded rows (B, L), by the fast path or not."""
+        return fast_states(self.decoder(), self.lm, ids, mask, positions)
+
+    def logprobs(
+        self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (N,) of tokens; see ``models.logprobs.token_logprobs``."""
+        weight = output_weight(self.lm) if self.fast and not entropy_gradient else None
+        if weight is not None:
+            return block_logprobs(hidden, targets, weight, temperature)
+        return token_logprobs(hidden, targets, self.logits, temperature, entropy_gradient=entropy_gradient)
 
     def hidden(self, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
         return hidden_states(self.lm, ids, mask, position_ids, cache)
@@ -56,6 +78,8 @@ class SharedBase:
         tokenizer: its tokenizer.
         name: what messages call it.
     """
+
+    fast = True  # False: every pass by Transformers' own modules
 
     def __init__(self, lm: Any, tokenizer: Any, name: str = "base", extra_stop_ids: tuple[int, ...] = ()) -> None:
         self.tokenizer, self.name, self.extra_stop_ids = tokenizer, name, extra_stop_ids
@@ -267,7 +291,7 @@ class SharedBase:
         self._select(None if name == "base" else name)
         head = self.heads[name] if name in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
         try:
-            yield RoleView(name=name, lm=self.copies.get(name, self.lm), head=head)  # type: ignore[arg-type]
+            yield RoleView(name=name, lm=self.copies.get(name, self.lm), head=head, fast=self.fast)  # type: ignore[arg-type]
         finally:
             self._select(before)
 

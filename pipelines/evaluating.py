@@ -14,7 +14,7 @@ from pipelines.job import Job, answer_limit, evaluation_prompts
 from stages.checkpoints import State
 from stages.stage import StageResult
 
-VERSION = 4
+VERSION = 5
 
 
 def evaluate(job: Job) -> StageResult:

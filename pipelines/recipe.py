@@ -40,6 +40,9 @@ class RuntimeConfig(Config):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves it to torch")
     gradient_checkpointing: bool = Field(False, description="less memory for more time")
+    engine: Literal["auto", "plain"] = Field(
+        "auto", description="auto: trivet's own loops where they know the model; plain: always Transformers' modules"
+    )
 
 
 class Recipe(Config):

@@ -57,6 +57,7 @@ class Workbench:
             asked = self.recipe.runtime.dtype
             dtype = resolve_dtype(spec.dtype if asked == "auto" else asked, self.processes.device)
             self._bases[name] = load_base(spec, dtype, self.processes.device)
+            self._bases[name].fast = self.recipe.runtime.engine == "auto"
         return self._bases[name]
 
     @property

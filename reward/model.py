@@ -16,7 +16,7 @@ from data.records import Message, Prompt
 from data.template import Renderer
 from models.heads import ScalarHead
 from models.logprobs import Rows, make_rows
-from models.shared_base import SharedBase
+from models.shared_base import RoleView, SharedBase
 
 MEAN_POOLING = "mean_pooling"  # stored with the head: 1.0 where scores are means over tokens
 
@@ -71,6 +71,19 @@ def pooled(states: Tensor, head: nn.Module, pooling: str) -> Tensor:
     return values.mean()
 
 
+def row_scores(view: RoleView, rows: Rows, pooling: str = "last") -> Tensor:
+    """Raw scores (B,) of rows, states computed only where a score is read: as ``pooled_scores``."""
+    assert view.head is not None
+    steps = torch.arange(rows.ids.shape[1], device=rows.ids.device)[None]
+    first = rows.lengths - 1 if pooling == "last" else rows.query_lengths
+    read = (steps >= first[:, None]) & (steps < rows.lengths[:, None])
+    states = view.states(rows.ids, rows.mask, read.flatten().nonzero().squeeze(1))
+    if pooling == "last":
+        return view.head(states)
+    answers = states.split(rows.response_lengths.tolist())
+    return torch.stack([pooled(s, view.head, pooling) if len(s) else view.head.bias.new_zeros(()) for s in answers])
+
+
 @torch.no_grad()
 def score_rows(
     base: SharedBase,
@@ -89,8 +102,7 @@ def score_rows(
             chosen = order[start : start + batch]
             rows = make_rows([queries[i] for i in chosen], [responses[i] for i in chosen], pad_id, base.device)
             assert view.head is not None
-            hidden = view.hidden(rows.ids, rows.mask)
-            scores[chosen] = pooled_scores(hidden, view.head, rows, pooling).float().cpu()
+            scores[chosen] = row_scores(view, rows, pooling).float().cpu()
     return scores
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from data.errors import StageError, UserError
 from data.records import Prompt
 from models.devices import peak_memory
+from models.fast_engine import FastEngine
 from models.forward import set_gradient_checkpointing
-from models.generation import CachedEngine, Engine, generate, uniforms_for
+from models.generation import Engine, generate, uniforms_for
 from models.logprobs import Rows, scatter
 from models.seeds import generator
 from models.shared_base import RoleView
@@ -30,7 +31,7 @@ from stages.kl_control import make_controller
 from stages.rollout import Rollout, micro_batches, policy_pass, response_states, value_pass
 from stages.stage import StageContext, schedule_factor
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class PPO:
         engine: Engine | None = None,
     ) -> None:
         self.context, self.config, self.base, self.reward = context, config, context.base, reward
-        self.engine = engine or CachedEngine()
+        self.engine = engine or FastEngine()
         self.prompts = prompts
         self.queries = [context.renderer.prompt_ids(p.messages) for p in prompts]
         self.controller = make_controller(config.kl, config.kl_coef, config.kl_target, config.kl_horizon)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from models.generation import CachedEngine, generate, uniforms_for
+from models.fast_engine import FastEngine
+from models.generation import generate, uniforms_for
 from models.logprobs import make_rows
 from models.seeds import generator
 from reward.model import RewardModel
@@ -72,7 +73,7 @@ class Watcher:
         uniforms = uniforms_for(count, config.max_new_tokens, generator(context.seed, "ppo/watch"))
         with ppo.base.role("policy") as role:
             made = generate(
-                CachedEngine(),
+                FastEngine(),
                 role,
                 queries,
                 uniforms=uniforms[mine.start : mine.stop],

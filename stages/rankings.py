@@ -17,13 +17,14 @@ import numpy as np
 from data.errors import UserError
 from data.functions import load_function
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
-from models.generation import CachedEngine, generate, uniforms_for
+from models.fast_engine import FastEngine
+from models.generation import generate, uniforms_for
 from models.seeds import derived_seed, generator
 from stages.checkpoints import State
 from stages.configs import RankingsConfig
 from stages.stage import StageContext, StageResult
 
-VERSION = 2
+VERSION = 3
 FILE = "rankings.jsonl"
 
 
@@ -84,7 +85,7 @@ def sample_and_rank(
         for start in range(len(answers), len(queries), config.batch * 4):
             part = queries[start : start + config.batch * 4]
             made = generate(
-                CachedEngine(),
+                FastEngine(),
                 role,
                 part,
                 uniforms=uniforms_for(len(part), config.max_new_tokens, generator(context.seed, purpose, start)),

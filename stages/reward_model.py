@@ -19,7 +19,8 @@ from data.errors import UserError
 from data.records import RankedAnswers
 from data.splits import is_held_out
 from models.artifacts import write_json
-from models.generation import CachedEngine, generate, uniforms_for
+from models.fast_engine import FastEngine
+from models.generation import generate, uniforms_for
 from models.logprobs import Rows, make_rows
 from models.seeds import derived_seed, generator
 from models.shared_base import RoleView
@@ -34,7 +35,7 @@ from stages.configs import RewardConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, Resumable, trainer_settings, training_session
 
-VERSION = 7
+VERSION = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,7 +336,7 @@ def calibration_answers(
     longest = max(len(a) for r in train for a in r.responses)
     with base.role("sft") as role:
         made = generate(
-            CachedEngine(),
+            FastEngine(),
             role,
             queries,
             uniforms=uniforms_for(len(queries), longest, generator(context.seed, "reward/centre")),

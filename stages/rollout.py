@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.records import Prompt
-from models.logprobs import Rows, make_rows, token_logprobs
+from models.logprobs import Rows, make_rows
 from models.shared_base import RoleView
 from reward.model import Samples
 
@@ -62,7 +62,7 @@ def policy_pass(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies (N,) of response tokens: the one path for old, new and reference."""
     states = response_states(view, rows)
-    return token_logprobs(states, rows.targets(), view.logits, temperature, entropy_gradient=entropy_gradient)
+    return view.logprobs(states, rows.targets(), temperature, entropy_gradient)
 
 
 def value_pass(view: RoleView, rows: Rows) -> Tensor:
@@ -73,7 +73,7 @@ def value_pass(view: RoleView, rows: Rows) -> Tensor:
 
 def response_states(view: RoleView, rows: Rows) -> Tensor:
     """Hidden states (N, D) that predict each response token."""
-    return view.hidden(rows.ids, rows.mask).flatten(0, 1)[rows.response_positions()]
+    return view.states(rows.ids, rows.mask, rows.response_positions())
 
 
 def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:

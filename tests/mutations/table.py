@@ -41,11 +41,33 @@ M, PM, RO, GEN, LP, SB, FW = (
     "stages/ppo.py", "stages/ppo_math.py", "stages/rollout.py", "models/generation.py", "models/logprobs.py",
     "models/shared_base.py", "models/forward.py",
 )  # fmt: skip
+FAW, FAL, FAE, FAH = "models/fast_weights.py", "models/fast_layers.py", "models/fast_engine.py", "models/fast_head.py"
+FAST = "tests/models/test_fast_path.py"
 BA, TE, NLL = "data/batching.py", "data/template.py", "models/response_loss.py"
 RM, RS, RL, SP = "reward/model.py", "stages/reward_model.py", "reward/losses.py", "reward/shared_prompt.py"
 FI, HE, SFT, PS = "models/role_files.py", "models/heads.py", "stages/sft.py", "stages/ppo_stage.py"
 
 ROLLOUT = [
+    _of("R2", "fast path: position one late in decoding", FAE, "device=device)] + step\n", "device=device)] + step + 1\n", FAST,
+        "tokens_are_those and llama"),
+    _of("R2", "fast path: prompts of all lengths begin in one column", FAE, "width - lengths[:, None] + steps", "steps", FAST,
+        "tokens_are_those and llama"),
+    _of("R19", "fast path: a row takes another's place but keeps its draws", FAE, "rows[place], places[place] = rows[last], last",
+        "places[place] = last", FAST, "tokens_are_those and llama"),
+    _of("R15", "fast path: the adapter's scale forgotten", FAW, "alpha=p.scale, out=weight[part]", "alpha=1.0, out=weight[part]",
+        FAST, "states_are_those and llama"),
+    _of("R15", "fast path: adapter added into the base itself", FAW, "torch.addmm(p.weight, p.b, p.a, alpha=p.scale, out=weight[part])",
+        "weight[part] = p.weight.addmm_(p.b, p.a, alpha=p.scale)", FAST, "seen_at_once"),
+    _of("L2", "fast path: rows of one length leak into each other", FAL, "cells=None, shape=(rows, width))",
+        "cells=None, shape=(1, rows * width))", FAST, "leak"),
+    _of("L2", "fast path: dropout of the adapter ignored", FAW, "or strange or dropping or", "or strange or", FAST, "not_known and dropping"),
+    _of("L2", "fast path: hooks ignored", FAW, "not any(hooks)", "True", FAST, "not_known and hooked"),
+    _of("R5", "fast path: log-probabilities ignore the temperature", FAH, "if temperature != 1.0:", "if temperature == 0.0:", FAST,
+        "by_blocks"),
+    _of("C10", "fast path: gradient of B without the scale", FAL, "[(parts[id(p)].T @ u).mul_(p.scale)", "[(parts[id(p)].T @ u)", FAST,
+        "gradients_are_those and llama"),
+    _of("C10", "fast path: rotation not turned back", FAL, "rotate(q, run.cos, -run.sin), rotate(k, run.cos, -run.sin)",
+        "rotate(q, run.cos, run.sin), rotate(k, run.cos, run.sin)", FAST, "gradients_are_those and llama"),
     _of("R1", "prompts padded on the right", GEN, "import left_pad\n", "import right_pad as left_pad\n", SAMPLING,
         "does_not_depend_on_the_batch and llama"),
     _of("R1", "padding sides swapped", BA, "if left else", "if not left else", BATCHES, "masks_come_from_lengths"),
@@ -299,7 +321,7 @@ ADAPTERS = [
 ]  # fmt: skip
 
 REWARD_MODEL = [
-    _of("M1", "score at the token before the last", RM, "rows.lengths - 1", "rows.lengths - 2", STAGES, "last_real_token"),
+    _of("M1", "score at the token before the last", RM, "rows.lengths - 1 if pooling", "rows.lengths - 2 if pooling", STAGES, "last_real_token"),
     _of("M2", "no stop token in training", RS, "ranking.finished[i], max_tokens", "False, max_tokens", TRAINING, "finished_answers"),
     _of("M3", "worse answers are better", RL, "ranks[:, :, None] < ranks[:, None, :]", "ranks[:, :, None] > ranks[:, None, :]", LOSSES,
         "one_pair"),

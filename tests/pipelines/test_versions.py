@@ -16,10 +16,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_name("stage_versions.json")
+FAST = [f"models/fast_{part}.py" for part in ("weights", "layers", "body", "engine", "head")]
 CODE = {
     "pretrain": ["stages/pretrain.py"],
     "sft": ["stages/sft.py", "stages/sft_trainer.py", "models/response_loss.py", "stages/trainers.py"],
-    "rankings": ["stages/rankings.py", "models/generation.py"],
+    "rankings": ["stages/rankings.py", "models/generation.py", *FAST],
     "reward": [
         "stages/reward_model.py",
         "stages/trainers.py",
@@ -27,6 +28,7 @@ CODE = {
         "reward/model.py",
         "reward/files.py",
         "reward/shared_prompt.py",
+        *FAST,
     ],
     "ppo": [
         "stages/ppo.py",
@@ -35,8 +37,9 @@ CODE = {
         "stages/ppo_math.py",
         "stages/rollout.py",
         "stages/kl_control.py",
+        *FAST,
     ],
-    "evaluate": ["pipelines/evaluating.py", "evaluation/held_out.py", "evaluation/results.py"],
+    "evaluate": ["pipelines/evaluating.py", "evaluation/held_out.py", "evaluation/results.py", *FAST],
 }
 
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
 from models.role_files import load_role
-from reward.model import RewardModel, Samples, pooling_of
+from reward.model import RewardModel, Samples, pooling_of, score_rows
 from stages import reward_model, sft
 from stages.configs import RewardConfig, SFTConfig
 from tests.conftest import make_base, randomise
@@ -175,13 +175,13 @@ def test_the_score_is_read_at_the_last_real_token(tmp_path, pad_is_eos):
     randomise(base, "reward", 0)
     pad = base.tokenizer.pad_token_id
     queries, responses = [[5, 2, 9], [7]], [[20, 21, 2], [22, 23, 24, 25, 26]]
-    found = reward_model.score_rows(base, "reward", queries, responses, pad, 8)
+    found = score_rows(base, "reward", queries, responses, pad, 8)
     for i, (q, r) in enumerate(zip(queries, responses, strict=True)):
         ids = torch.tensor([q + r])
         with base.role("reward") as view, torch.no_grad():
             per_token = view.head(view.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))[0]
         assert_close(found[i], per_token[-1], atol=1e-5, rtol=1e-5)
-    cut = reward_model.score_rows(base, "reward", [queries[0]], [responses[0][:-1]], pad, 8)
+    cut = score_rows(base, "reward", [queries[0]], [responses[0][:-1]], pad, 8)
     assert abs(cut[0] - found[0]) > 1e-3
 
 
@@ -190,7 +190,7 @@ def test_mean_pooling_averages_the_head_over_the_answers_tokens(tmp_path):
     base = make_base()
     base.add_role("reward", make_context(base, tmp_path).adapter, head=True)
     queries, responses = [[5, 6, 9], [7]], [[20, 2], [22, 23, 24, 25, 26]]
-    found = reward_model.score_rows(base, "reward", queries, responses, 0, 8, "mean")
+    found = score_rows(base, "reward", queries, responses, 0, 8, "mean")
     ids = torch.tensor([queries[0] + responses[0]])
     with base.role("reward") as view, torch.no_grad():
         per_token = view.head(view.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))[0]
@@ -203,11 +203,11 @@ def test_learned_pooling_weighs_the_answers_tokens_by_a_softmax_of_its_own(tmp_p
     base.add_role("reward", make_context(base, tmp_path).adapter, head=True)
     head = base.heads["reward"].add_attention()
     queries, responses = [[5, 6, 9], [7], [8]], [[20, 2], [22, 23, 24, 25, 26], []]
-    mean, learned = (reward_model.score_rows(base, "reward", queries, responses, 0, 8, p) for p in ("mean", "learned"))
+    mean, learned = (score_rows(base, "reward", queries, responses, 0, 8, p) for p in ("mean", "learned"))
     assert_close(learned, mean)
     assert learned[2] == 0.0
     head.attention.data.normal_(generator=torch.Generator().manual_seed(0))
-    found = reward_model.score_rows(base, "reward", queries, responses, 0, 8, "learned")
+    found = score_rows(base, "reward", queries, responses, 0, 8, "learned")
     ids = torch.tensor([queries[1] + responses[1]])
     with base.role("reward") as view, torch.no_grad():
         hidden = view.hidden(ids, torch.ones_like(ids, dtype=torch.bool))[0, 1:]

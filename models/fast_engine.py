@@ -1,0 +1,168 @@
+"""A decoding loop of our own for Llama-like decoders: the same draws, hence the same tokens, as ``CachedEngine``.
+
+Key-value storage is laid out once, the adapter is added into copies of the weights for the duration, a prompt that
+occurs several times is read once, and a row that finishes gives its place to the last one, so that no step computes
+rows that are done. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.batching import right_pad
+from models.fast_layers import Layout, embed, gated, heads_of, layout_of, rms_norm, start
+from models.fast_layers import forward as layer_forward
+from models.fast_weights import Decoder, Folded
+from models.generation import CachedEngine, Generated, draw
+from models.shared_base import RoleView
+
+
+@dataclass(slots=True, kw_only=True)
+class Storage:
+    """Keys and values of every layer. Prompts end at column P, so all rows write their next token to one column."""
+
+    keys: list[Tensor]  # (B, H', P + R, d) each
+    values: list[Tensor]
+    hidden: Tensor | None  # (B, 1, 1, P + R) added to the scores: -inf before a prompt begins; None: equal lengths
+
+    def move(self, source: int, target: int) -> None:
+        """Row ``source`` takes the place of row ``target``."""
+        for tensor in (*self.keys, *self.values, *([] if self.hidden is None else [self.hidden])):
+            tensor[target] = tensor[source]
+
+
+class FastEngine:
+    """``CachedEngine``'s twin over the weights themselves; whatever is no such decoder goes to ``CachedEngine``."""
+
+    def __init__(self) -> None:
+        self.plain = CachedEngine()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        role: RoleView,
+        prompts: Sequence[Sequence[int]],
+        *,
+        uniforms: Tensor | None,
+        max_new_tokens: int,
+        temperature: float,
+        stop_ids: Sequence[int],
+        pad_id: int,
+    ) -> Generated:
+        """Continue ``prompts``; see ``CachedEngine``."""
+        decoder = role.decoder()
+        if decoder is None:
+            return self.plain(
+                role, prompts, uniforms=uniforms, max_new_tokens=max_new_tokens, temperature=temperature,
+                stop_ids=stop_ids, pad_id=pad_id,
+            )  # fmt: skip
+        device, stops = role.lm.device, torch.tensor(list(stop_ids), device=role.lm.device)
+        draws = None if uniforms is None else uniforms.to(device)
+        out: list[list[int]] = [[] for _ in prompts]
+        finished = [False] * len(prompts)
+        folded = Folded(keep=True)
+        hidden, storage = read_prompts(decoder, folded, prompts, max_new_tokens, device)
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        width = int(lengths.max()) if len(prompts) else 0
+        rows = list(range(len(prompts)))  # place in the batch -> prompt
+        for step in range(max_new_tokens):
+            at = torch.tensor(rows, device=device)
+            tokens = draw(role.logits(hidden), None if draws is None else draws[at, step], temperature)
+            done = torch.isin(tokens, stops).tolist()
+            for row, token, stop in zip(rows, tokens.tolist(), done, strict=True):
+                out[row].append(token)
+                finished[row] = stop
+            if all(done) or step + 1 == max_new_tokens:
+                break
+            tokens, rows = _close_ranks(storage, tokens, rows, done)
+            positions = lengths[torch.tensor(rows, device=device)] + step
+            hidden = decode_step(decoder, folded, storage, tokens, positions, width + step)
+        return Generated(ids=out, finished=finished)
+
+
+def _close_ranks(storage: Storage, tokens: Tensor, rows: list[int], done: list[bool]) -> tuple[Tensor, list[int]]:
+    """Rows that go on, moved together to the front."""
+    rows, places, last = list(rows), list(range(len(rows))), len(rows) - 1
+    for place in range(len(rows)):
+        while last >= place and done[last]:
+            last -= 1
+        if last <= place:
+            break
+        if done[place]:
+            storage.move(last, place)
+            rows[place], places[place] = rows[last], last
+            last -= 1
+    return tokens[places[: last + 1]], rows[: last + 1]
+
+
+def read_prompts(
+    decoder: Decoder, folded: Folded, prompts: Sequence[Sequence[int]], room: int, device: torch.device
+) -> tuple[Tensor, Storage]:
+    """States (B, D) that predict each row's first new token, and the storage with all prompts in it."""
+    numbers: dict[tuple[int, ...], int] = {}
+    which = torch.tensor([numbers.setdefault(tuple(p), len(numbers)) for p in prompts], device=device)
+    ids, mask = (t.to(device) for t in right_pad([list(p) for p in numbers], 0))
+    layout = layout_of(mask)
+    run, x = start(decoder, layout, folded), embed(decoder, ids[mask])
+    lengths, width = mask.sum(1), mask.shape[1]
+    last = lengths.cumsum(0) - 1  # flat positions of last tokens
+    # a prompt's tokens move right, so that all end in one column
+    steps, first = torch.arange(width, device=device), width * torch.arange(len(mask), device=device)
+    ends = first[:, None] + width - lengths[:, None] + steps
+    aligned = Layout(positions=layout.positions, cells=ends[mask], shape=layout.shape)
+    shape = (len(prompts), decoder.key_heads, width + room, decoder.head_size)
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+
+    def keep(k: Tensor, v: Tensor) -> None:
+        for x, into in ((k, keys), (v, values)):
+            into.append(x.new_empty(shape))
+            into[-1][:, :, :width] = aligned.grid(x)[which]
+
+    for index in range(len(decoder.layers)):
+        final = index + 1 == len(decoder.layers)
+        x = layer_forward(run, index, x, last if final else None, None, keep)
+    hidden = None
+    if bool((lengths != width).any()):
+        hidden = x.new_zeros((len(prompts), 1, 1, width + room))
+        before = torch.arange(width, device=device) < width - lengths[which][:, None]
+        hidden[:, 0, 0, :width].masked_fill_(before, -torch.inf)
+    return rms_norm(x, decoder.norm, decoder.epsilon)[which], Storage(keys=keys, values=values, hidden=hidden)
+
+
+def decode_step(
+    decoder: Decoder, folded: Folded, storage: Storage, tokens: Tensor, positions: Tensor, column: int
+) -> Tensor:
+    """States (B, D) after one more token of each row, written to ``column`` of the storage.
+
+    Args:
+        tokens: (B,).
+        positions: (B,) each token's place in its own row.
+        column: the same for all rows.
+    """
+    eps, count = decoder.epsilon, len(tokens)
+    cos, sin = decoder.angles(positions)
+    groups = decoder.heads // decoder.key_heads
+    hidden = None if storage.hidden is None else storage.hidden[:count, :, :, : column + 1]
+    x = embed(decoder, tokens)
+    for index, layer in enumerate(decoder.layers):
+        qkv = F.linear(rms_norm(x, layer.norm, eps), *folded(index, "attention", layer.attention))
+        q, k, v = heads_of(decoder, layer, qkv, cos, sin)
+        keys, values = storage.keys[index][:count], storage.values[index][:count]
+        keys[:, :, column], values[:, :, column] = k, v
+        # the query heads of one key head stand where SDPA expects positions
+        mixed = F.scaled_dot_product_attention(
+            q.view(count, decoder.key_heads, groups, decoder.head_size),
+            keys[:, :, : column + 1],
+            values[:, :, : column + 1],
+            attn_mask=hidden,
+        )
+        x = x + F.linear(mixed.reshape(count, -1), *folded(index, "output", layer.output))
+        gu = F.linear(rms_norm(x, layer.second_norm, eps), *folded(index, "gated", layer.gated))
+        x = x + F.linear(gated(gu), *folded(index, "down", layer.down))
+    return rms_norm(x, decoder.norm, eps)

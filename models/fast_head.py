@@ -1,0 +1,96 @@
+"""Log-probabilities by blocks of rows and of the vocabulary: the logits of a block never leave the caches.
+
+Sums over blocks are put together as they come (Milakov & Gimelshein 2018), and so is the gradient of the states, which
+needs no second product: d logprob / d state = W[token] - sum of p W, over T. Knows no modules.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from models.fast_weights import DTYPES, untouched
+
+ROWS, WORDS = 512, 1024  # 2 MB of fp32 logits at a time
+EXTRAS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+
+
+def output_weight(lm: Any) -> Tensor | None:
+    """The frozen output layer (V, D) where logits are its product with the states and nothing else."""
+    output = lm.get_output_embeddings()
+    if type(output) is not nn.Linear or output.bias is not None or not untouched(output):
+        return None
+    weight = output.weight
+    extras = any(getattr(lm.config, name, None) for name in EXTRAS)
+    fits = weight.dtype in DTYPES and not weight.requires_grad and not torch.is_autocast_enabled(weight.device.type)
+    return weight.detach() if fits and not extras else None
+
+
+def block_logprobs(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (with a gradient for ``hidden``) and entropies (without one), both (N,), in nats."""
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        return _Blocks.apply(hidden, targets, weight, temperature)
+    logprobs, entropy, _ = measure(hidden, targets, weight, temperature, slopes=False)
+    return logprobs, entropy
+
+
+@torch.no_grad()
+def measure(
+    hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, slopes: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probabilities (N,), entropies (N,) and, where asked for, d logprob / d hidden (N, D)."""
+    parts = [
+        _rows(hidden[i : i + ROWS], targets[i : i + ROWS], weight, temperature, slopes)
+        for i in range(0, len(hidden), ROWS)
+    ]
+    logprobs, entropy = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    return logprobs, entropy, torch.cat([p[2] for p in parts if p[2] is not None]) if slopes else None
+
+
+def _rows(
+    hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, slopes: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    normaliser = hidden.new_full((len(hidden),), -torch.inf)
+    mean, chosen = torch.zeros_like(normaliser), torch.zeros_like(normaliser)  # mean logit; the token's own
+    expected = torch.zeros_like(hidden) if slopes else None  # sum of p W over the blocks so far
+    for start in range(0, len(weight), WORDS):
+        words = weight[start : start + WORDS]
+        logits = hidden @ words.T
+        if temperature != 1.0:
+            logits.div_(temperature)
+        at = targets - start
+        inside = (at >= 0) & (at < len(words))
+        own = logits.gather(1, at.clamp(0, len(words) - 1)[:, None]).squeeze(1)
+        chosen = torch.where(inside, own, chosen)
+        p = torch.softmax(logits, dim=-1)
+        here = logits.amax(-1) - p.amax(-1).log()  # the largest probability is 1 / sum(exp(l - max))
+        total = torch.logaddexp(normaliser, here)
+        before, now = torch.exp(normaliser - total), torch.exp(here - total)
+        mean = before * mean + now * torch.linalg.vecdot(p, logits)
+        if expected is not None:
+            expected.mul_(before[:, None]).addmm_(p.mul_(now[:, None]), words)
+        normaliser = total
+    slope = None if expected is None else (weight[targets] - expected).div_(temperature)
+    return chosen - normaliser, normaliser - mean, slope
+
+
+class _Blocks(torch.autograd.Function):
+    """The gradient by each state is found in the forward pass and scaled in backward; see ``models.logprobs``."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropy, slopes = measure(hidden, targets, weight, temperature, slopes=True)
+        ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_logprobs: Tensor, by_entropy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (slopes,) = ctx.saved_tensors
+        return slopes * by_logprobs[:, None], None, None, None
