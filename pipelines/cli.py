@@ -314,16 +314,33 @@ def export(
 
 
 @app.command()
-def report(run: RunFolder) -> None:
-    """Write the run's self-contained report.html again.
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN [RUN ...]", help="run folders, such as runs/demo", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="of a comparison; default comparison.html", show_default=False),
+    ] = None,
+) -> None:
+    """Write the run's self-contained report.html again; of several runs, one page that compares them.
 
     \b
     trivet report runs/demo
+    trivet report runs/demo runs/less-kl --out less-kl.html
     """
     from pipelines.cli_run import the_run
-    from pipelines.report import write_report
 
-    typer.echo(str(write_report(the_run(run))))
+    folders = [the_run(run) for run in runs]
+    if len(folders) == 1 and out is None:
+        from pipelines.report import write_report
+
+        typer.echo(str(write_report(folders[0])))
+    else:
+        from pipelines.report_compare import write_comparison
+
+        typer.echo(str(write_comparison(folders, out or Path("comparison.html"))))
 
 
 @app.command()

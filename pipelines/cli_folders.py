@@ -201,7 +201,7 @@ def verdict(run: Path, stage: str) -> str:
             from pipelines.report_words import Words
 
             results = read_object(run / FOLDERS[stage] / "results.json")
-            found = Words(results=results, reward={}, command="", seed=None).main
+            found = Words(results=results, card={}, gate=None, command="", seed=None).main
             return f"{found['a']} against {found['b']}: {found['verdict_text']}" if found else ""
         made = read_artifact(run / FOLDERS[stage])
         accuracy = made.metrics.get("pair_accuracy") if made and stage == "reward" else None

@@ -73,7 +73,11 @@ def page_of(files: RunFiles) -> str:
     try:
         return render(view(files))
     except SHAPES:
-        pass
+        return render(view(salvaged(files)))
+
+
+def salvaged(files: RunFiles) -> RunFiles:
+    """The parts with which a page can be made, and a note for each of the others."""
     kept = RunFiles(path=files.path, run={}, recipe=files.recipe, metrics={}, manifests={}, results={}, samples=[])
     notes = list(files.notes)
     for part, file in PARTS.items():
@@ -83,7 +87,7 @@ def page_of(files: RunFiles) -> str:
             kept = tried
         except SHAPES:
             notes.append(f"{file}: not of the shape that trivet writes, and left out.")
-    return render(view(replace(kept, notes=notes)))
+    return replace(kept, notes=notes)
 
 
 def read_run(path: Path) -> RunFiles:
@@ -128,9 +132,11 @@ def view(files: RunFiles) -> dict[str, Any]:
     results, run = files.results, files.run
     accuracy = files.manifests.get("reward", {}).get("metrics", {})
     stages = stage_rows(files)
-    words = Words(results=results, reward=accuracy, command=command(files.path), seed=run.get("seed"))
-    figures = _figures(files, stages)
     gate = report_reward.gate_outcome(files.card, files.recipe)
+    found = {"share": "pair_accuracy", "ci95": "pair_accuracy_ci95", "n": "pairs"}  # where there is no card
+    card = files.card or {"accuracy": {k: accuracy.get(v) for k, v in found.items()}}
+    words = Words(results=results, card=card, gate=gate, command=command(files.path), seed=run.get("seed"))
+    figures = _figures(files, stages)
     samples, count = packed_samples(files.samples)
     return {
         "name": run.get("name") or files.path.resolve().name,
@@ -278,6 +284,15 @@ def _figures(files: RunFiles, stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def render(context: Mapping[str, Any]) -> str:
     """The page, everything inlined."""
+    figures = context["figures"]
+    every = [figures[k] for k in ("wins", "frontier", "proxy", "cost")] + [
+        c for g in figures["curves"].values() for c in g
+    ] + figures["card"]
+    return fill("report.html.jinja", [f for f in every if f], context)
+
+
+def fill(template: str, every: list[dict[str, Any]], context: Mapping[str, Any]) -> str:
+    """A template with its charts and their library in it."""
     from jinja2 import Environment, FileSystemLoader
     from jinja2.utils import htmlsafe_json_dumps
 
@@ -285,13 +300,8 @@ def render(context: Mapping[str, Any]) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["embed"] = lambda value: htmlsafe_json_dumps(value, dumps=dumps)
-    figures = context["figures"]
-    every = [figures[k] for k in ("wins", "frontier", "proxy", "cost")] + [
-        c for g in figures["curves"].values() for c in g
-    ] + figures["card"]
-    every = [f for f in every if f]
     plotly = _plotly() if every else ""
-    return environment.get_template("report.html.jinja").render(**context, charts=every, plotly=plotly)
+    return environment.get_template(template).render(**context, charts=every, plotly=plotly)
 
 
 @cache

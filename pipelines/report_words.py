@@ -19,9 +19,19 @@ class Words:
     """What the words are made from."""
 
     results: Mapping[str, Any]
-    reward: Mapping[str, Any]  # the reward manifest's metrics
+    card: Mapping[str, Any]  # the reward model's report card
+    gate: Mapping[str, Any] | None  # what it means for ``reward.gate``
     command: str
     seed: Any
+
+    @property
+    def simplest(self) -> str:
+        """The best of the card's baselines that look at no meaning, to read after "a coin gets 50 %"."""
+        names = {"longest answer": "choosing the longest answer", "n-grams": "counting words"}
+        found = self.card.get("baselines") or {}
+        known = {says: found[name].get("share") for name, says in names.items() if name in found}
+        shares = [(share, says) for says, share in known.items() if isinstance(share, float | int)]
+        return f", {max(shares)[1]} {_percent(max(shares)[0])}" if shares else ""
 
     @property
     def against(self) -> str:
@@ -97,22 +107,35 @@ def _how_much(words: Words) -> dict[str, str]:
 
 
 def _trust(words: Words) -> dict[str, str]:
+    """By the reward model's card, the gate before PPO, and what evaluation found of over-optimisation."""
     question = "May I trust the reward?"
-    accuracy, ci = words.reward.get("pair_accuracy"), words.reward.get("pair_accuracy_ci95")
+    accuracy = words.card.get("accuracy") or {}
+    share, ci = accuracy.get("share"), accuracy.get("ci95")
     marks = ("over-optimised", "judge is unreliable") if words.results.get("judge") == "reward" else ("over-optimised",)
     doubts = [w for w in words.results.get("warnings") or [] if any(m in w for m in marks)]
-    if accuracy is None:
+    gate = words.gate or {}
+    failed = [str(line) for line in gate.get("lines") or []] if gate.get("state") == "failed" else []
+    if share is None:
         return _card(question, "Unknown", "open", "There is no reward model measured on held-out rankings in this run.")
     low = ci[0] if ci else 0.5
     short, tone = ("Mostly", "good") if low >= 0.8 else ("With care", "open") if low > 0.5 else ("No", "bad")
+    if words.card.get("warnings") and tone == "good":
+        short, tone = "With care", "open"
     if not ci:
         short, tone = "Unknown", "open"  # too few held-out rankings for an interval
-    if doubts:
+    if doubts or failed:
         short, tone = "No", "bad"
-    pairs = words.reward.get("pairs")
+    pairs = accuracy.get("n")
     among = f" of {pairs:,} held-out pairs" if isinstance(pairs, int) else " of held-out pairs"
-    text = f"It orders {_percent(accuracy)}{among} as people did{_ci(ci)}; a coin gets 50 %."
-    return _card(question, short, tone, " ".join([text, *doubts[:1]]))
+    simple = words.simplest
+    text = [f"It orders {_percent(share)}{among} as people did{_ci(ci)}; a coin gets 50 %{simple}."]
+    told = {"passed": "The gate before PPO passed.", "failed": "The gate before PPO failed."}
+    text += [told[gate["state"]]] if gate.get("state") in told else []
+    return _card(question, short, tone, " ".join([*text, *(_sentence(w) for w in [*failed, *doubts][:1])]))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def _cheating(words: Words) -> dict[str, str]:

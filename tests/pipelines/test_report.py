@@ -13,7 +13,7 @@ import pytest
 from data.errors import UserError
 from pipelines.report import read_run, view, write_report
 from pipelines.report_samples import PACKED, chosen_samples, packed_samples, unpacked
-from tests.pipelines.report_world import Tags, embedded, make_run, many_rows, unpacked_part, without_packed
+from tests.pipelines.report_world import RECIPE, Tags, embedded, make_run, many_rows, unpacked_part, without_packed
 
 
 def test_words_first_and_five_questions(page: str):
@@ -29,7 +29,8 @@ def test_words_first_and_five_questions(page: str):
     ]
     places = [text.index(q) for q in questions]
     assert places == sorted(places) and places[-1] < text.index("Results on held-out prompts")
-    assert "73 % of 1,204 held-out pairs as people did [70, 76]" in text
+    assert re.search(r"It orders \d\d % of 360 held-out pairs as people did \[\d\d, \d\d\]; a coin gets 50 %", text)
+    assert "choosing the longest answer" in text and "The gate before PPO passed." in text
     assert "recipe.yaml --run-dir" in text and "Seed 0" in text
 
 
@@ -183,7 +184,7 @@ def test_a_running_stage_shows_its_growing_curve(run: Path, tmp_path: Path):
     ("changes", "short"),
     [
         ({"warnings": ["ppo: the reward rose but gold fell against sft: the reward is over-optimised."]}, ("No",)),
-        ({}, ("With care",)),
+        ({}, ("Mostly",)),
     ],
 )
 def test_trust_falls_with_over_optimisation(run: Path, tmp_path: Path, changes: dict[str, Any], short: tuple[str]):
@@ -192,6 +193,28 @@ def test_trust_falls_with_over_optimisation(run: Path, tmp_path: Path, changes: 
     results = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(results | {"warnings": []} | changes), encoding="utf-8")
     assert view(read_run(tmp_path / "demo"))["questions"][2]["short"] == short[0]
+
+
+def test_trust_goes_by_the_card_and_the_gate(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "demo")
+    recipe, card = tmp_path / "demo" / "recipe.yaml", tmp_path / "demo" / "reward" / "report_card.json"
+
+    def trust() -> dict[str, str]:
+        return view(read_run(tmp_path / "demo"))["questions"][2]
+
+    recipe.write_text(RECIPE.replace("accuracy: 0.5", "accuracy: 0.9"), encoding="utf-8")
+    assert trust()["short"] == "No" and "The gate before PPO failed. " in trust()["text"]
+    recipe.write_text(RECIPE.replace("enabled: true", "enabled: false"), encoding="utf-8")
+    assert trust()["short"] == "Mostly" and "gate" not in trust()["text"]
+    found = json.loads(card.read_text(encoding="utf-8"))
+    card.write_text(json.dumps(found | {"warnings": ["it likes long answers"]}), encoding="utf-8")
+    assert trust()["short"] == "With care"
+    for ci, short in (([0.6, 0.79], "With care"), ([0.45, 0.6], "No"), (None, "Unknown")):
+        accuracy = found["accuracy"] | {"ci95": ci}
+        card.write_text(json.dumps(found | {"accuracy": accuracy, "warnings": []}), encoding="utf-8")
+        assert trust()["short"] == short
+    card.unlink()  # the manifest has the accuracy alone
+    assert "73 % of 1,204 held-out pairs as people did [70, 76]" in trust()["text"]
 
 
 def test_signs_of_cheating_are_named(run: Path, tmp_path: Path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.report import write_report
+from pipelines.report_compare import write_comparison
 from tests.pipelines.report_world import embedded, many_rows
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -37,6 +38,17 @@ def _chromium(page: Path, *options: str, mark: str = "all") -> subprocess.Comple
         [CHROMIUM, *common, profile, "--virtual-time-budget=20000", *options, f"{page.as_uri()}#{mark}"],
         capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+def test_a_comparison_is_drawn_without_a_complaint(run: Path, tmp_path: Path):
+    """On a narrow screen: what fits there fits everywhere."""
+    other = shutil.copytree(run, tmp_path / "other")
+    page = write_comparison([run, other], tmp_path / "comparison.html")
+    found = _chromium(page, "--dump-dom", "--enable-logging=stderr", "--log-level=0", "--window-size=500,900")
+    assert [line for line in found.stderr.splitlines() if "CONSOLE" in line] == []
+    assert f'data-drawn="{len(embedded(page.read_text(encoding="utf-8"), "charts"))}"' in found.stdout
+    assert (fits := re.search(r'data-overflow="(-?\d+)"', found.stdout)) and int(fits[1]) <= 0
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
