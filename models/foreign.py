@@ -6,6 +6,7 @@ expression, ranks fit the weights. Model folders stay within themselves, their s
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -79,10 +80,14 @@ def read_adapter_config(folder: Path, weights: Mapping[str, Tensor]) -> LoraConf
     _check_patterns(file, known)
     _check_ranks(file, known, weights)
     settings = known.model_dump(exclude_none=True, exclude={"modules_to_save"})
+    settings["task_type"] = "CAUSAL_LM" if known.task_type == "CAUSAL_LM" else None
     if isinstance(known.target_modules, str) and known.target_modules != "all-linear":
         settings["target_modules"] = _targets(weights)  # a regular expression of others is not run
     # eva/loftq/etc. initialisations would touch the base: the weights are given, so no initialisation is needed
-    return LoraConfig(**settings, init_lora_weights=True, inference_mode=True)
+    try:
+        return LoraConfig(**settings, init_lora_weights=True, inference_mode=True)
+    except (ValueError, TypeError) as error:  # settings that PEFT does not take together
+        raise UserError(f"{file}: not a readable LoRA configuration ({' '.join(str(error).split())[:200]})") from error
 
 
 def _check_patterns(file: Path, known: _Adapter) -> None:
@@ -138,14 +143,11 @@ def check_model(folder: Path) -> None:
         for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
             if "/" in str(part.get(key) or ""):
                 raise UserError(f"{folder / 'config.json'}: {key}: {part[key]!r} is code from elsewhere; remove it")
-    files = _weight_files(folder)
+    files = weight_files(folder)
     count, elements = 0, 0
     for file in files:
-        for shape in _shapes(file):
-            size = 1
-            for n in shape:
-                size *= n
-            count, elements = count + 1, elements + size
+        for _, shape in shapes_of(file):
+            count, elements = count + 1, elements + math.prod(shape)
     for part in _parts(config):
         _check_sizes(folder / "config.json", part, count, elements)
 
@@ -157,7 +159,7 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield from _parts(value)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that Transformers will read."""
     if (folder / "model.safetensors").is_file() or not (folder / INDEX).is_file():
         return sorted(folder.glob("*.safetensors"))
@@ -172,14 +174,14 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names.values()))]
 
 
-def _shapes(file: Path) -> Iterator[list[int]]:
-    """Shapes by the header alone, which safetensors itself checks: length, offsets, gaps, overlaps, data types."""
+def shapes_of(file: Path) -> Iterator[tuple[str, list[int]]]:
+    """Names and shapes by the header alone; safetensors itself checks its length, offsets, gaps, overlaps and types."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="np") as opened:
             for name in opened.keys():  # noqa: SIM118 (it is no mapping)
-                yield opened.get_slice(name).get_shape()
+                yield name, opened.get_slice(name).get_shape()
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: not a readable safetensors file ({error})") from error
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from data.errors import UserError
 from data.secrets import printable
+from pipelines.cli_views import console, size
 
 
 def verify(
@@ -43,7 +44,6 @@ def ls(
     trivet ls ~/trivet-store
     """
     from pipelines.cleaning import is_run, is_store
-    from pipelines.cli_views import console
 
     table = _entries(folder) if is_store(folder) else _stages(folder) if is_run(folder) else _runs(folder)
     if table.row_count:
@@ -92,15 +92,6 @@ def gc(
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
-
-
-def size(count: float) -> str:
-    """``812 B``, ``3.4 MB``: powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
 
 
 def age(path: Path) -> str:

@@ -151,9 +151,15 @@ def show_plan(
 ) -> None:
     """The stages with what would happen to them."""
     from pipelines.cli_views import print_plan
+    from pipelines.keys import UNKNOWN
 
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
     print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan())
+    if UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]:
+        print(
+            f"base {pipeline.recipe.base}: its commit is not known, for neither the hub nor the cache tells it; "
+            "a run would stop. Download it first, or name a folder"
+        )
 
 
 def the_run(path: Path) -> Path:

@@ -67,18 +67,37 @@ def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan]) -> Non
     out = console()
     base = recipe.base if isinstance(recipe.base, str) else "from scratch"
     out.print(f"{recipe.name}: base {base}, seed {recipe.seed}, run folder {run_dir}", markup=False)
-    table = Table("stage", "status", "why", "steps", "data and more", box=None, header_style="bold")
+    columns = ("stage", "status", "why", "steps", "tokens", "memory", "disk", "data")
+    table = Table(*columns, box=None, header_style="bold")
     style = {"cached": "green", "stored": "green", "new": "cyan", "stale": "yellow"}
+    functions: dict[str, str] = {}
     for plan in plans:
-        details = dict(plan.details)
-        steps = details.pop("steps", None)
-        rows = details.pop("rows", {})
-        more = [f"{count:,} {part}" for part, count in rows.items()]
-        more += [f"{key.replace('_', ' ')} {value}" for key, value in details.items() if value not in (None, {}, [])]
+        steps, rows, takes = (plan.details.get(name) for name in ("steps", "rows", "takes"))
+        functions |= plan.details.get("functions") or {}
         status = f"[{style.get(plan.status, 'default')}]{plan.status}[/]"
+        sizes = [f"{takes.tokens:,}" if takes and takes.tokens is not None else "?"]
+        sizes += [size(n) if n is not None else "?" for n in ((takes.memory, takes.disk) if takes else (None, None))]
+        more = ", ".join(f"{count:,} {part}" for part, count in (rows or {}).items())
         why = escape(printable(plan.reason))
-        table.add_row(plan.name, status, why, f"{steps:,}" if steps else "", escape(", ".join(more)))
+        table.add_row(plan.name, status, why, f"{steps:,}" if steps else "", *sizes, escape(more))
     out.print(table)
+    out.print(
+        "tokens (trained on, or generated at most), memory and disk are estimates, within a factor of 3; "
+        "? is not known before the base is there",
+        style="dim", markup=False,
+    )  # fmt: skip
+    for source, digest in functions.items():
+        where = "imported" if ".py:" not in source else "loaded and run"
+        out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)
+
+
+def size(count: float) -> str:
+    """``812 B``, ``3.4 MB``: powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
 
 
 # -- data check -------------------------------------------------------------------------------------------------------

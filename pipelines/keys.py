@@ -21,7 +21,7 @@ BASE_USE = {"lora_targets", "dtype", "chat_template", "stop", "pad_token"}
 def hash_of(value: Any) -> str:
     """sha256 of the canonical JSON of a value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def dump(config: Config | None, leave_out: tuple[str, ...] = ()) -> Any:

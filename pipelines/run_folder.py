@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from data.errors import UserError
 from data.secrets import redacted
@@ -30,7 +30,7 @@ class _Stage(BaseModel):
     status: str = ""
     key: str = ""
     artifact: str = ""
-    seconds: float = 0.0
+    seconds: FiniteFloat = Field(0.0, ge=0)
     peak_memory: int | None = None
 
 

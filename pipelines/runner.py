@@ -28,8 +28,9 @@ from models.artifacts import (
     read_artifact,
     write_atomic,
 )
-from models.devices import Processes, peak_memory
+from models.devices import Processes, peak_memory, resolve_dtype
 from models.shared_base import SharedBase
+from pipelines.estimates import Estimator
 from pipelines.job import Job
 from pipelines.jobs import STAGES, function_fingerprints
 from pipelines.keys import base_key, differences, dump, folder_hash, hash_of, library_versions, rendering_key
@@ -182,16 +183,22 @@ class Pipeline:
                 reason = wrong[0]
             yield name, described, key, there, reason
 
+    def _bytes_a_weight(self) -> int:
+        asked = self.recipe.runtime.dtype
+        return resolve_dtype("auto" if asked == "auto" else asked, self.processes.device).itemsize
+
     def plan(self) -> list[StagePlan]:
         """What a run would do, without loading any weights."""
         check_trackers(self.recipe.tracking)
         out = []
-        for name, _, key, there, reason in self._keys():
+        estimator = Estimator(self.recipe, self.corpus, self._bytes_a_weight())
+        for name, described, key, there, reason in self._keys():
             steps = STAGES[name].steps(self.recipe, self.corpus)
             status = "cached" if not reason else "new" if there is None else "stale"
             if reason and self.store is not None and self.store.find(key) is not None:
                 status, reason = "stored", f"finished in the store ({reason} here)"
-            details = {"steps": steps, "rows": {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}}
+            rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}
+            details = {"steps": steps, "rows": rows, "functions": described["functions"], "takes": estimator.of(name)}
             out.append(StagePlan(name=name, status=status, reason=reason or "finished and unchanged", details=details))
         return out
 

@@ -299,6 +299,21 @@ def test_a_hub_base_is_known_by_its_commit(cache: Path, tmp_path: Path) -> None:
     assert base_key("other/model", tmp_path) == "other/model@unknown"
 
 
+def test_the_plan_says_that_a_commit_is_not_known(cache: Path, tmp_path: Path, capsys) -> None:
+    from pipelines import cli
+
+    (tmp_path / "d.jsonl").write_text('{"prompt": "p", "completion": "c"}\n' * 3)
+    (tmp_path / "r.yaml").write_text("base: nobody/nothing\ndata: {demonstrations: d.jsonl}\nstages: [sft]\n")
+    assert cli.main(["plan", str(tmp_path / "r.yaml")]) == 0
+    told = capsys.readouterr().out
+    assert "its commit is not known" in told and " ? " in told
+    assert cli.main(["run", str(tmp_path / "r.yaml"), "--run-dir", str(tmp_path / "run")]) == 2
+    assert "not in the cache" in capsys.readouterr().err
+    (tmp_path / "r.yaml").write_text("base: some/model\ndata: {demonstrations: d.jsonl}\nstages: [sft]\n")
+    assert cli.main(["plan", str(tmp_path / "r.yaml")]) == 0
+    assert "not known, for" not in capsys.readouterr().out
+
+
 def test_a_hub_folder_is_checked_like_any_other(cache: Path) -> None:
     snapshot = cache / "snapshots" / COMMIT
     (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
