@@ -26,7 +26,12 @@ MANIFEST = "manifest.json"
 LOGS = {"metrics.jsonl"}  # listed apart: they hold times and memory, which differ between runs of one key
 
 
-def _confined(name: str) -> str:
+def confined(name: str) -> str:
+    """A relative file name that stays in its folder.
+
+    Raises:
+        ValueError: it does not.
+    """
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name:
         raise ValueError("names a file outside its folder")
@@ -45,8 +50,8 @@ class _Manifest(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     format: Literal[1]
     key: str = Field(min_length=1, max_length=200)
-    files: dict[Annotated[str, AfterValidator(_confined)], _File]
-    logs: dict[Annotated[str, AfterValidator(_confined)], _File] = {}
+    files: dict[Annotated[str, AfterValidator(confined)], _File]
+    logs: dict[Annotated[str, AfterValidator(confined)], _File] = {}
     stage: str = ""
     parents: dict[str, str] = {}
     described: dict[str, Any] = {}

@@ -28,6 +28,7 @@ from models.artifacts import (
     LOGS,
     MANIFEST,
     Artifact,
+    confined,
     listed_files,
     problems,
     put_in_place,
@@ -213,7 +214,7 @@ def copy_artifact(artifact: Artifact, to: Path) -> None:
     names = [*listed_files(artifact), *(n for n in LOGS if (artifact.path / n).is_file())]
     to.mkdir(parents=True)
     for name in [*dict.fromkeys(names), MANIFEST]:
-        target = to / name
+        target = to / confined(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.path / name, target, follow_symlinks=False)
         with target.open("rb") as file:
