@@ -1,8 +1,8 @@
 """How long a browser takes to open the report of 10,000 samples, in real time.
 
-python benchmarks/report_opening.py [--samples 10000] [--times 5] [--report FILE]; needs Chromium. Each opening is a fresh
-browser with an empty profile and an empty cache. Prints milliseconds since navigation began: DOMContentLoaded, first
-contentful paint, all answers unpacked and searchable ("ready"), and of one search over all of them.
+python benchmarks/report_opening.py [--samples 10000] [--times 5] [--report FILE]; needs Chromium. Each opening is in
+a fresh browser with an empty profile and cache. Prints milliseconds since navigation began: DOMContentLoaded, first
+contentful paint, all answers unpacked and searchable ("ready"); and those of one search over all of them.
 """
 
 from __future__ import annotations

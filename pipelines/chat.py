@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from data.errors import UserError
 from data.records import Message
 from models.seeds import generator
 from pipelines.chat_models import Room
@@ -110,9 +111,17 @@ class Chat:
         self._say(f"{what.replace('_', ' ')}: {value:g}")
 
     def turn(self, text: str) -> None:
-        """The user's message, every speaker's answer, and the vote."""
+        """The user's message, every speaker's answer, and the vote; old messages go when there is no room for them."""
         self.turns.append(Message(role="user", content=text))
-        asked = self.messages()
+        try:
+            asked = self.room.fitting(self.messages(), self.max_new_tokens)
+        except UserError as error:
+            self._say(str(error))
+            self.turns.pop()
+            return
+        if left_out := len(self.messages()) - len(asked):
+            del self.turns[:left_out]
+            self._say(f"the oldest {left_out} messages no longer fit and are left out from here on", style="dim")
         answers = self._side_by_side() if len(self.room.speakers) > 1 else [self._alone()]
         chosen = self._vote(asked, answers) if len(answers) > 1 else 0
         self.turns.append(Message(role="assistant", content=answers[chosen][0]))

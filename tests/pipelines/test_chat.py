@@ -10,16 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from data.errors import UserError
+from data.records import Message
 from data.sources import DataConfig, load_records
 from data.template import Renderer
 from models.generation import CachedEngine
 from models.streaming import stream
 from pipelines.chat import Chat
 from pipelines.chat_models import Room, Speaker, open_room
-from tests.conftest import ADAPTER, make_base, randomise
+from tests.conftest import ADAPTER, make_base, randomise, tiny_lm, word_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,6 +130,73 @@ def test_the_same_seed_says_the_same(tmp_path: Path):
     room = a_room()
     first, second = (chat(room, tmp_path, "w1", "", "w2", "")[0].turns for _ in range(2))
     assert first == second
+
+
+def test_a_long_conversation_is_cut_from_the_left_and_says_so(tmp_path: Path):
+    room = a_room()
+    lines = [f"w{i} w{i} w{i} w{i} w{i}" for i in range(8)]  # 64 positions, 8 of them for each answer
+    made, out = chat(room, tmp_path, "/system w9", "/temperature 0", *[w for one in lines for w in (one, "1")])
+    assert out.count("no longer fit") >= 2
+    assert made.turns[0].role == "user" and made.turns[-1].role == "assistant" and len(made.turns) < 16
+    last = json.loads((tmp_path / "preferences.jsonl").read_text().splitlines()[-1])
+    assert last["prompt"][0] == {"role": "system", "content": "w9"}  # stays
+    assert last["prompt"][1]["role"] == "user" and last["prompt"][-1]["content"] == lines[-1]
+    speaker = room.speakers[0]
+    asked = [Message(**m) for m in last["prompt"]]
+    assert speaker.missing(asked, 8) <= 0 < speaker.missing([*made.messages(), *made.messages()], 8)
+
+
+def test_a_message_that_can_never_fit_is_refused_and_forgotten(tmp_path: Path):
+    made, out = chat(a_room(), tmp_path, "w1 " * 70, "w2", "1", "/tokens 63", "w3")
+    assert "tokens too long for ppo, which has 64 positions, 8 of them" in out and "63 of them" in out
+    assert [m.content for m in made.turns if m.role == "user"] == ["w2"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two plain model folders, and a PEFT folder for each."""
+    folder = tmp_path_factory.mktemp("models")
+    for i, name in enumerate(("one", "two")):
+        lm = tiny_lm(seed=i)
+        peft = get_peft_model(lm, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+        peft.peft_config["default"].base_model_name_or_path = str(folder / name)
+        peft.save_pretrained(str(folder / f"{name}-adapter"))
+        tiny_lm(seed=i).save_pretrained(folder / name)
+        word_tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("target", "beside", "shared"),
+    [
+        ("one", None, True),
+        ("one-adapter", None, True),
+        ("one-adapter", "base", True),
+        ("one", "one-adapter", True),
+        ("one", "two", False),
+        ("one", "two-adapter", False),
+    ],
+)
+def test_plain_models_and_adapters_talk_and_stand_on_their_own_base(models, target, beside, shared):
+    room = open_room(str(models / target), None, beside and (beside if beside == "base" else str(models / beside)))
+    assert len({id(s.base) for s in room.speakers}) == (1 if shared else 2) and room.max_new_tokens == 32
+
+    def greedy(speaker: Speaker, lm: Any) -> None:
+        ids = speaker.renderer.prompt_ids([Message(role="user", content="w1 w2")])
+        with speaker.base.role(speaker.role) as view, torch.no_grad():
+            made = view.logits(view.hidden(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)))
+            assert torch.allclose(made.float(), lm(torch.tensor([ids])).logits, atol=1e-4)
+
+    for speaker, name in zip(room.speakers, [target, beside], strict=False):
+        name = target.removesuffix("-adapter") if name == "base" else name
+        assert name is not None
+        lm = AutoModelForCausalLM.from_pretrained(models / name.removesuffix("-adapter")).eval()
+        greedy(speaker, PeftModel.from_pretrained(lm, models / name).eval() if "adapter" in name else lm)
+
+
+def test_a_second_speaker_that_is_nothing_is_named(models, tmp_path):
+    with pytest.raises(UserError, match=r"--beside .*nothing: cannot be opened as a stage \(base, sft, ppo\), a run"):
+        open_room(str(models / "one"), None, str(tmp_path / "nothing"))
 
 
 def test_wrong_rooms_are_named(tmp_path: Path):
