@@ -183,7 +183,10 @@ def _csv(content: bytes, name: str) -> Iterator[Raw]:
     csv.field_size_limit(sys.maxsize)
     lines = (line + "\n" for line in _whole(content, name).split("\n"))
     reader = csv.reader(lines)
-    header = [cell.strip() for cell in next(reader, [])]
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+    except csv.Error as error:
+        raise UserError(f"{name}:1: the header line is not CSV ({error})") from error
     if not any(header):
         raise UserError(f"{name} has no header line with column names")
     if twice := [h for i, h in enumerate(header) if h and h in header[:i]]:

@@ -1,8 +1,8 @@
 """What a stage will take: tokens, memory and disk, from shapes and rows alone. For ``trivet plan``; loads no weights.
 
 Rough on purpose, and tested to lie within a factor of 3 of what a tiny run took. Tokens are those that a stage trains
-on or generates (at most: answers end by themselves); memory is the largest of weights, training state and activations,
-on top of what Python and its libraries take; disk is what stays in the run folder.
+on or generates (at most: answers end by themselves). Memory is weights, training state and activations: on a CPU with
+what Python and its libraries take, on a GPU what is allocated there. Disk is what stays in the run folder.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _first(config: dict[str, Any], *names: str) -> int:
 class Estimator:
     """Estimates for the stages of one recipe."""
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, bytes_a_weight: int, processes: int = 1) -> None:
-        self.recipe, self.corpus, self.bytes, self.processes = recipe, corpus, bytes_a_weight, processes
+    def __init__(self, recipe: Recipe, corpus: Corpus, bytes_a_weight: int, libraries: int = LIBRARIES) -> None:
+        self.recipe, self.corpus, self.bytes, self.libraries = recipe, corpus, bytes_a_weight, libraries
         self.shape = shape_of(recipe)
 
     def of(self, stage: str) -> Estimate:
@@ -190,7 +190,7 @@ class Estimator:
             logits = 0 if stage == "reward" else 3 * s.vocabulary
             held = 4 * tokens * (s.layers * inner + logits)
         weights = 4 * s.parameters if stage == "pretrain" else self.bytes * s.parameters
-        return int(LIBRARIES + weights + trained + held)
+        return int(self.libraries + weights + trained + held)
 
     def _disk(self, stage: str, texts: int) -> int:
         s = self.shape

@@ -30,7 +30,7 @@ from models.artifacts import (
 )
 from models.devices import Processes, peak_memory, resolve_dtype
 from models.shared_base import SharedBase
-from pipelines.estimates import Estimator
+from pipelines.estimates import LIBRARIES, Estimator
 from pipelines.job import Job
 from pipelines.jobs import STAGES, function_fingerprints
 from pipelines.keys import base_key, differences, dump, folder_hash, hash_of, library_versions, rendering_key
@@ -183,15 +183,13 @@ class Pipeline:
                 reason = wrong[0]
             yield name, described, key, there, reason
 
-    def _bytes_a_weight(self) -> int:
-        asked = self.recipe.runtime.dtype
-        return resolve_dtype("auto" if asked == "auto" else asked, self.processes.device).itemsize
-
     def plan(self) -> list[StagePlan]:
         """What a run would do, without loading any weights."""
         check_trackers(self.recipe.tracking)
         out = []
-        estimator = Estimator(self.recipe, self.corpus, self._bytes_a_weight())
+        dtype = resolve_dtype(self.recipe.runtime.dtype, self.processes.device)
+        on_cpu = self.processes.device.type == "cpu"
+        estimator = Estimator(self.recipe, self.corpus, dtype.itemsize, LIBRARIES if on_cpu else 0)
         for name, described, key, there, reason in self._keys():
             steps = STAGES[name].steps(self.recipe, self.corpus)
             status = "cached" if not reason else "new" if there is None else "stale"

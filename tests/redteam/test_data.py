@@ -99,3 +99,11 @@ def test_a_fifo_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(UserError):
         load(tmp_path, "pipe.jsonl")
+
+
+def test_a_csv_header_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(b"\nprompt\rcompletion\na,b\n")
+    (tmp_path / "old.csv").write_bytes(b"two\rpo\nt")
+    for name in ("rows.csv", "old.csv"):
+        with pytest.raises(UserError, match=name):
+            load(tmp_path, name)
