@@ -19,6 +19,9 @@ from world import machine_rates, ppo_flops, rows_of_tokens
 COMMON: dict[str, Any] = {"rollouts": 32, "updates": 1, "micro_batch": 8, "rollout_batch": 32, "query": [32, 64]}
 
 
+PLAIN = ("S-64-1", "S-64-4", "S-128-1", "S-128-4")  # the ratios of the file's head are the least of these
+
+
 def all_cases() -> dict[str, dict[str, Any]]:
     cases = {
         f"{size}-{new}-{epochs}": COMMON | {"size": size, "new": new, "epochs": epochs}
@@ -50,9 +53,11 @@ def main() -> None:
         print(f"  speed x{ratios['speed'][1]:.2f}, memory x{ratios['memory'][1]:.2f}, share of the roofline "
               f"{share['trivet']:.0%} (TRL {share['trl']:.0%})", flush=True)  # fmt: skip
         results.append({"name": name, "case": case, "ratios": ratios, "roofline_share": share, "runs": found})
-    plain = [r for r in results if r["name"] in ("S-64-1", "S-64-4", "S-128-1", "S-128-4")]
-    least = {k: min((r["ratios"][k][1] for r in plain), default=None) for k in ("speed", "memory")}
-    write("ppo_vs_trl", chosen, results, speed_ratio=least["speed"], memory_ratio=least["memory"])
+        plain = [r for r in results if r["name"] in PLAIN]
+        least = {k: min((r["ratios"][k][1] for r in plain), default=None) for k in ("speed", "memory")}
+        missing = [n for n in all_cases() if n not in [r["name"] for r in results]]
+        # after each case, so that a run that is cut short leaves what it found, and says so
+        write("ppo_vs_trl", chosen, results, speed_ratio=least["speed"], memory_ratio=least["memory"], missing=missing)
 
 
 if __name__ == "__main__":

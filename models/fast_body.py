@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.fast_layers import Layout, Saved, backward, embed, forward, layout_of, rms_backward, rms_norm, start
-from models.fast_weights import Decoder, can_train
+from models.fast_weights import Decoder, can_train, decoder_of
 from models.forward import body_of, hidden_states
 
 
@@ -35,6 +35,12 @@ def states(
         return _Body.apply(decoder, ids, layout, wanted, recompute, *parameters)
     with torch.no_grad():
         return _through(decoder, ids, layout, wanted, None, recompute)
+
+
+def usable(lm: Any, fast: bool = True) -> Decoder | None:
+    """The decoder that ``lm`` now is, where it can do what is asked, a gradient included."""
+    decoder = decoder_of(lm) if fast else None
+    return None if decoder is None or (torch.is_grad_enabled() and not can_train(decoder)) else decoder
 
 
 def fast_states(decoder: Decoder | None, lm: Any, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:

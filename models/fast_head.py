@@ -6,7 +6,7 @@ needs no second product: d logprob / d state = W[token] - sum of p W, over T. Kn
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,28 +32,45 @@ def output_weight(lm: Any) -> Tensor | None:
 def block_logprobs(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities (with a gradient for ``hidden``) and entropies (without one), both (N,), in nats."""
     if torch.is_grad_enabled() and hidden.requires_grad:
-        return _Blocks.apply(hidden, targets, weight, temperature)
-    logprobs, entropy, _ = measure(hidden, targets, weight, temperature, slopes=False)
-    return logprobs, entropy
+        return _Blocks.apply(hidden, targets, weight, temperature)[:2]
+    return measure(hidden, targets, weight, temperature, slopes=False)[:2]
+
+
+def block_nll(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of -log p in nats, with a gradient for ``hidden``, and how many tokens are the likeliest."""
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        logprobs, _, likeliest = _Blocks.apply(hidden, targets, weight, 1.0)
+    else:
+        logprobs, _, likeliest, _ = measure(hidden, targets, weight, 1.0, slopes=False)
+    return -logprobs.sum(), likeliest.sum()
+
+
+class Measured(NamedTuple):
+    logprobs: Tensor  # (N,)
+    entropy: Tensor  # (N,)
+    likeliest: Tensor  # (N,) bool: no token has a larger logit
+    slopes: Tensor | None  # (N, D) d logprob / d hidden
 
 
 @torch.no_grad()
-def measure(
-    hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, slopes: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probabilities (N,), entropies (N,) and, where asked for, d logprob / d hidden (N, D)."""
+def measure(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, slopes: bool) -> Measured:
+    """Everything about N tokens; slopes where they are asked for."""
     parts = [
         _rows(hidden[i : i + ROWS], targets[i : i + ROWS], weight, temperature, slopes)
-        for i in range(0, len(hidden), ROWS)
+        for i in range(0, max(1, len(hidden)), ROWS)
     ]
-    logprobs, entropy = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-    return logprobs, entropy, torch.cat([p[2] for p in parts if p[2] is not None]) if slopes else None
+    steep = torch.cat([p.slopes for p in parts if p.slopes is not None]) if slopes else None
+    return Measured(
+        logprobs=torch.cat([p.logprobs for p in parts]),
+        entropy=torch.cat([p.entropy for p in parts]),
+        likeliest=torch.cat([p.likeliest for p in parts]),
+        slopes=steep,
+    )
 
 
-def _rows(
-    hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, slopes: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, slopes: bool) -> Measured:
     normaliser = hidden.new_full((len(hidden),), -torch.inf)
+    largest = normaliser.clone()
     mean, chosen = torch.zeros_like(normaliser), torch.zeros_like(normaliser)  # mean logit; the token's own
     expected = torch.zeros_like(hidden) if slopes else None  # sum of p W over the blocks so far
     for start in range(0, len(weight), WORDS):
@@ -66,7 +83,9 @@ def _rows(
         own = logits.gather(1, at.clamp(0, len(words) - 1)[:, None]).squeeze(1)
         chosen = torch.where(inside, own, chosen)
         p = torch.softmax(logits, dim=-1)
-        here = logits.amax(-1) - p.amax(-1).log()  # the largest probability is 1 / sum(exp(l - max))
+        top = logits.amax(-1)
+        largest = torch.maximum(largest, top)
+        here = top - p.amax(-1).log()  # the largest probability is 1 / sum(exp(l - max))
         total = torch.logaddexp(normaliser, here)
         before, now = torch.exp(normaliser - total), torch.exp(here - total)
         mean = before * mean + now * torch.linalg.vecdot(p, logits)
@@ -74,7 +93,7 @@ def _rows(
             expected.mul_(before[:, None]).addmm_(p.mul_(now[:, None]), words)
         normaliser = total
     slope = None if expected is None else (weight[targets] - expected).div_(temperature)
-    return chosen - normaliser, normaliser - mean, slope
+    return Measured(chosen - normaliser, normaliser - mean, chosen >= largest, slope)
 
 
 class _Blocks(torch.autograd.Function):
@@ -83,14 +102,14 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        logprobs, entropy, slopes = measure(hidden, targets, weight, temperature, slopes=True)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logprobs, entropy, likeliest, slopes = measure(hidden, targets, weight, temperature, slopes=True)
         ctx.save_for_backward(slopes)
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        ctx.mark_non_differentiable(entropy, likeliest)
+        return logprobs, entropy, likeliest
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_logprobs: Tensor, by_entropy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, by_logprobs: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (slopes,) = ctx.saved_tensors
         return slopes * by_logprobs[:, None], None, None, None

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batching import like_length
+from models.fast_body import fast_states, usable
+from models.fast_head import block_nll, output_weight
 from models.forward import hidden_states, logits_of
 from models.logprobs import token_logprobs
 
@@ -30,9 +32,16 @@ def cells_worth_a_pass(lm: Any) -> int:
     return max(1, int(OVERHEAD.get(lm.device.type, 3e11) / (6.0 * (4 * width * width + 3 * width * int(inner)))))
 
 
-def supervised_states(lm: Any, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def supervised_states(
+    lm: Any, ids: Tensor, mask: Tensor, labels: Tensor, fast: bool = True
+) -> tuple[Tensor, Tensor]:
     """``(hidden, targets)``, (N, D) and (N,): the states that predict each supervised token, rows in groups of like
-    length. Groups are passes of their own, so nothing can leak from row to row."""
+    length. Groups are passes of their own, so nothing can leak from row to row; the fast path has no padding at all."""
+    decoder = usable(lm, fast)
+    if decoder is not None:
+        places = (labels[:, 1:] >= 0).nonzero()
+        positions = places[:, 0] * labels.shape[1] + places[:, 1]
+        return fast_states(decoder, lm, ids, mask, positions), labels.flatten()[positions + 1]
     lengths = mask.sum(1).tolist()
     states, targets = [], []
     for group in like_length(lengths, cells_worth_a_pass(lm)):
@@ -79,7 +88,7 @@ class _Likelihood(torch.autograd.Function):
 
 
 def response_nll(
-    lm: Any, ids: Tensor, mask: Tensor, labels: Tensor, chunk: int = CHUNK
+    lm: Any, ids: Tensor, mask: Tensor, labels: Tensor, chunk: int = CHUNK, fast: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over supervised tokens of -log p in nats, how many the model has right (argmax), and how many there are.
 
@@ -88,11 +97,15 @@ def response_nll(
         ids, mask: (B, L), right-padded.
         labels: (B, L), the token itself where it is supervised, else negative; a row's first token is never a target.
         chunk: rows whose logits exist at one time.
+        fast: use the fast path where it knows the model.
     """
-    hidden, targets = supervised_states(lm, ids, mask, labels)
+    hidden, targets = supervised_states(lm, ids, mask, labels, fast)
     count = torch.tensor(len(targets), device=ids.device)
     if not len(targets):
         return hidden.sum().float(), count, count
+    weight = output_weight(lm) if fast else None
+    if weight is not None:
+        return *block_nll(hidden, targets, weight), count
     if not (torch.is_grad_enabled() and any(p.requires_grad for p in lm.get_output_embeddings().parameters())):
         total, right = _Likelihood.apply(hidden, targets, lambda h: logits_of(lm, h), chunk)
         return total, right, count

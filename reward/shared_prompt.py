@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 from data.batching import like_length, right_pad
+from models import fast_body
+from models.fast_body import usable
+from models.fast_layers import Layout
+from models.fast_weights import Decoder
 from models.forward import body_of, takes_positions
 from models.logprobs import Rows
 from models.response_loss import cells_worth_a_pass
@@ -21,8 +25,10 @@ from models.shared_base import RoleView
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_window_size", "local_attention")
 
 
-def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]]) -> Tensor:
-    """Last hidden states (B, L, D) of rows ``prompt, branch, branch, ...``, right-padded."""
+def branch_states(
+    lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], decoder: Decoder | None = None
+) -> Tensor:
+    """Last hidden states (B, L, D) of rows ``prompt, branch, branch, ...``, right-padded; by ``decoder``, if given."""
     device = lm.device
     ids, _ = right_pad([[*p, *(t for b in branches for t in b)] for p, branches in rows], 0)
     positions, segments = torch.zeros_like(ids), torch.full_like(ids, -1)
@@ -35,12 +41,21 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]]) ->
             at += len(branch)
     same = segments[:, :, None] == segments[:, None, :]  # padding sees padding, so that no row of the mask is empty
     sees = (same | (segments[:, None, :] == 0)) & torch.ones(same.shape[1:], dtype=torch.bool).tril()
+    if decoder is not None:
+        return _fast_branches(decoder, *(t.to(device) for t in (ids, positions, segments >= 0, sees)))
     dtype = lm.get_input_embeddings().weight.dtype
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
     out = body_of(lm)(
         input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False
     )
     return out.last_hidden_state
+
+
+def _fast_branches(decoder: Decoder, ids: Tensor, positions: Tensor, real: Tensor, sees: Tensor) -> Tensor:
+    cells = real.flatten().nonzero().squeeze(1)
+    layout = Layout(positions=positions[real], cells=cells, shape=(ids.shape[0], ids.shape[1]), sees=sees[:, None])
+    flat = fast_body.states(decoder, ids[real], layout)
+    return flat.new_zeros((ids.numel(), flat.shape[1])).index_copy(0, cells, flat).view(*ids.shape, -1)
 
 
 def shared_states(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Tensor]:
@@ -57,7 +72,7 @@ def shared_states(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Ten
     sizes = [len(p) + sum(map(len, b)) for p, b in trees]
     out: list[Tensor] = [torch.empty(0)] * at
     for group in like_length(sizes, cells_worth_a_pass(view.lm)):
-        states = branch_states(view.lm, [trees[g] for g in group])
+        states = branch_states(view.lm, [trees[g] for g in group], usable(view.lm, view.fast))
         for row, g in zip(states, group, strict=True):
             prompt, branches = trees[g]
             begin = len(prompt)

@@ -152,6 +152,9 @@ class PPOConfig(Config):
     epochs: int = Field(4, ge=1, description="passes over each rollout")
     minibatches: int = Field(1, ge=1, description="optimizer steps a pass")
     micro_batch: int = Field(16, ge=1, description="rows a forward pass and process; changes memory, not results")
+    micro_tokens: int | None = Field(
+        None, ge=8, description="padded tokens, queries included, a forward pass, instead of micro_batch"
+    )
     learning_rate: float = Field(3e-5, ge=0, description="of the policy adapter")
     value_learning_rate: float | None = Field(None, ge=0, description="of the value adapter; default: learning_rate")
     value_head_learning_rate: float | None = Field(None, ge=0, description="of the value head; default: the adapter's")

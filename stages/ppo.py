@@ -28,7 +28,7 @@ from reward.composition import WeightedSum
 from stages import ppo_math
 from stages.configs import PPOConfig
 from stages.kl_control import make_controller
-from stages.rollout import Rollout, micro_batches, policy_pass, response_states, value_pass
+from stages.rollout import Rollout, policy_pass, response_states, value_pass
 from stages.stage import StageContext, schedule_factor
 
 VERSION = 4
@@ -197,7 +197,7 @@ class PPO:
 
     def _evaluate(self, rollout: Rollout) -> None:
         """Old log-probabilities by the training forward (never those of the sampler), reference, values."""
-        for index in micro_batches(rollout.lengths.tolist(), self.config.micro_batch):
+        for index in rollout.parts(range(len(rollout.queries)), self.config.micro_batch, self.config.micro_tokens):
             rows = rollout.rows(index, self.context.pad_id)
             width, temperature = rollout.mask.shape[1], self.config.temperature
 
@@ -281,8 +281,8 @@ class PPO:
         config, reduce = self.config, self.context.processes.sum
         tokens = reduce(rollout.mask[index].sum().double()).clamp(min=1).item()
         sums: dict[str, Tensor] = {}
-        for part in micro_batches([len(rollout.responses[i]) for i in index], config.micro_batch):
-            for name, value in self._backward(rollout, [index[i] for i in part], tokens).items():
+        for part in rollout.parts(index, config.micro_batch, config.micro_tokens):
+            for name, value in self._backward(rollout, part, tokens).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu()
         names = ["loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "policy/ratio", "value/clipfrac"]
         totals = reduce(torch.stack([sums.get(n, torch.zeros((), dtype=torch.float64)) for n in names]))

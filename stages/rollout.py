@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from data.batching import token_batches
 from data.records import Prompt
 from models.logprobs import Rows, make_rows
 from models.shared_base import RoleView
@@ -46,6 +47,15 @@ class Rollout:
     def rows(self, index: Sequence[int], pad_id: int) -> Rows:
         """Queries and responses of some rows, padded for a forward pass."""
         return make_rows([self.queries[i] for i in index], [self.responses[i] for i in index], pad_id, self.mask.device)
+
+    def parts(self, index: Sequence[int], rows: int, tokens: int | None) -> list[list[int]]:
+        """Some rows cut into micro-batches of like length: at most ``rows`` each, or ``tokens`` padded tokens."""
+        index = list(index)
+        if tokens is None:
+            found = micro_batches([len(self.responses[i]) for i in index], rows)
+        else:
+            found = token_batches([len(self.queries[i]) + len(self.responses[i]) for i in index], tokens)
+        return [[index[i] for i in part] for part in found]
 
     def samples(self) -> Samples:
         return Samples(

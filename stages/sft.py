@@ -14,14 +14,13 @@ from data.batching import right_pad
 from data.errors import UserError
 from data.records import Demonstration
 from data.template import Encoded
-from models.logprobs import token_logprobs
 from models.role_files import save_role
 from models.shared_base import SharedBase
 from stages.configs import SFTConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, fit, trainer_settings, training_session
 
-VERSION = 2
+VERSION = 3
 
 
 def run(context: StageContext, config: SFTConfig) -> StageResult:
@@ -90,7 +89,7 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
         callbacks=[ProgressCallback(context)],
     )
     trainer.batch_tokens = config.batch_tokens
-    trainer.use_response_loss(base.copies.get("sft", base.lm))
+    trainer.use_response_loss(base.copies.get("sft", base.lm), base.fast)
     return trainer
 
 
@@ -110,7 +109,7 @@ def labelled_nll(base: SharedBase, role: str, rows: Sequence[Encoded], pad_id: i
             part = [{"input_ids": r.ids, "labels": r.labels} for r in rows[start : start + batch]]
             ids, mask, labels = (t.to(base.device) for t in collate(part, pad_id).values())
             chosen = labels[:, 1:] >= 0
-            hidden = view.hidden(ids, mask)[:, :-1][chosen]
-            logprobs, _ = token_logprobs(hidden, labels[:, 1:][chosen], view.logits)
+            where = torch.nn.functional.pad(chosen, (0, 1)).flatten().nonzero().squeeze(1)
+            logprobs, _ = view.logprobs(view.states(ids, mask, where), labels[:, 1:][chosen])
             total, count = total - logprobs.sum().item(), count + int(chosen.sum())
     return total / count if count else None

@@ -26,13 +26,13 @@ class ResponseTrainer(Resumable, SFTTrainer):
 
     batch_tokens: int | None = None
 
-    def use_response_loss(self, lm: Any) -> None:
+    def use_response_loss(self, lm: Any, fast: bool = True) -> None:
         """Replace the forward of the causal LM under the adapters by the response-only loss."""
 
         def forward(
             input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: Any
         ) -> tuple[Tensor, Tensor, Tensor]:
-            return response_nll(lm, input_ids, attention_mask, labels)
+            return response_nll(lm, input_ids, attention_mask, labels, fast=fast)
 
         lm.forward = forward
 

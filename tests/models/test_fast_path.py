@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from models.fast_engine import FastEngine
-from models.fast_head import block_logprobs, measure
+from models.fast_head import block_logprobs, block_nll, measure
 from models.forward import set_gradient_checkpointing
 from models.generation import CachedEngine, generate, uniforms_for
 from models.logprobs import make_rows, token_logprobs
@@ -144,11 +144,17 @@ def test_log_probabilities_by_blocks(words, temperature):
     assert_close(found, expected.double(), atol=1e-10, rtol=0)
     assert_close(entropy, spread.detach().double(), atol=1e-10, rtol=0)
     assert not entropy.requires_grad
+    best = (hidden @ weight.T).argmax(1)
+    half = torch.where(torch.arange(600) % 2 == 0, best, targets)
+    nll, right = block_nll(hidden, half, weight)
+    assert right == (half == best).sum() and 300 <= right < 600
+    logits = hidden @ weight.T
+    assert_close(nll, torch.nn.functional.cross_entropy(logits, half, reduction="sum"), atol=1e-8, rtol=0)
     pull = torch.randn(600, generator=g, dtype=torch.float64)
     ours, theirs = (torch.autograd.grad((x.double() * pull).sum(), hidden)[0] for x in (found, expected))
     assert_close(ours, theirs, atol=1e-10, rtol=0)
     single = measure(hidden.detach().float(), targets, weight.float(), temperature, slopes=True)
-    assert_close(single[0].double(), expected.detach().double(), atol=1e-4, rtol=1e-5)
+    assert_close(single.logprobs.double(), expected.detach().double(), atol=1e-4, rtol=1e-5)
 
 
 def sampled(base, engine, prompts, uniforms=None, stops=(2, 7), steps=12, batch=99, temperature=0.9):

@@ -29,11 +29,11 @@ def plain(lm, ids, mask, labels):
     return F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="sum"), logits
 
 
-@pytest.mark.parametrize("cells", [1, 10**9])
+@pytest.mark.parametrize("cells", [1, 10**9, None])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_accuracy_and_gradients_equal_the_plain_path(family, cells, monkeypatch):
-    """Cut by length or not, in chunks of 5 positions; LoRA on all layers."""
-    monkeypatch.setattr(response_loss, "cells_worth_a_pass", lambda lm: cells)
+    """Cut by length or not, in chunks of 5 positions, or by the fast path where there is one; LoRA on all layers."""
+    monkeypatch.setattr(response_loss, "cells_worth_a_pass", lambda lm: cells or 1)
     base = make_base(family)
     base.add_role("sft", AdapterConfig(rank=4, alpha=8))
     randomise(base, "sft", 0, 0.1)
@@ -45,7 +45,7 @@ def test_loss_accuracy_and_gradients_equal_the_plain_path(family, cells, monkeyp
         found.append({n: p.grad.clone() for n, p in trainable.items()})
         for p in trainable.values():
             p.grad = None
-        total, right, count = response_nll(base.lm, ids, mask, labels, chunk=5)
+        total, right, count = response_nll(base.lm, ids, mask, labels, chunk=5, fast=cells is None)
         (total / 7).backward()
         assert_close(total, expected, rtol=1e-5, atol=1e-4)
         chosen = labels[:, 1:] >= 0

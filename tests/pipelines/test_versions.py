@@ -19,7 +19,7 @@ RECORD = Path(__file__).with_name("stage_versions.json")
 FAST = [f"models/fast_{part}.py" for part in ("weights", "layers", "body", "engine", "head")]
 CODE = {
     "pretrain": ["stages/pretrain.py"],
-    "sft": ["stages/sft.py", "stages/sft_trainer.py", "models/response_loss.py", "stages/trainers.py"],
+    "sft": ["stages/sft.py", "stages/sft_trainer.py", "models/response_loss.py", "stages/trainers.py", *FAST],
     "rankings": ["stages/rankings.py", "models/generation.py", *FAST],
     "reward": [
         "stages/reward_model.py",

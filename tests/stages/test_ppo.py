@@ -90,6 +90,10 @@ def test_gradients_are_the_same_however_the_minibatch_is_cut(family, double, tol
             set_gradient_checkpointing(ppo.base.lm, checkpointing)
             found.append(gradients(ppo, rollout))
             set_gradient_checkpointing(ppo.base.lm, False)
+    ppo.config = ppo.config.model_copy(update={"micro_tokens": 20})  # by tokens instead of rows
+    with ppo.base.training("policy", "value"):
+        found.append(gradients(ppo, rollout))
+    assert 1 < len(rollout.parts(range(len(RAGGED)), 1, 20)) < len(RAGGED)
     assert set(found[0]) == set(ppo.trainable_names)
     assert {g.dtype for g in found[0].values()} == {torch.float64 if double else torch.float32}
     for other in found[1:]:
