@@ -43,7 +43,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "verify", "ls", "data check"])
+@pytest.mark.parametrize("command", [*COMMANDS, "verify", "ls", "gc", "data check"])
 def test_every_help_teaches_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command.split(), "--help"]) == 0
     assert f"trivet {command}" in capsys.readouterr().out.split("Usage:")[1].split("\n", 1)[1]
