@@ -22,9 +22,9 @@ def called(node: ast.Call) -> str:
 
 def unsafe(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        yield from (f"line {node.lineno}: imports {n}" for n in names if n.split(".")[0] in UNSAFE_MODULES)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            yield from (f"line {node.lineno}: imports {n}" for n in names if n.split(".")[0] in UNSAFE_MODULES)
         if not isinstance(node, ast.Call):
             continue
         options = {k.arg: ast.unparse(k.value) for k in node.keywords}
