@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
         with pytest.raises(Killed):
             go(whole, tmp_path, "ppo")
     partial = tmp_path / ".ppo.partial"
-    newest = sorted((partial / "checkpoints").iterdir(), key=lambda p: int(p.name[5:]))[-1]
+    newest = sorted((partial / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))[-1]
     file = {"manifest": newest / "manifest.json", "missing": newest / "state.json"}.get(
         damage, newest / "tensors.safetensors"
     )
@@ -184,7 +184,7 @@ def test_a_signal_saves_at_the_next_safe_point(whole, tmp_path, monkeypatch, cap
         patch.setattr(Checkpoints, "safe_point", safe_point)
         assert guarded(lambda: go(whole, tmp_path, "ppo", never)) == code
     assert "the same command goes on" in capfd.readouterr().err and not INTERRUPTS.asked
-    assert [p.name for p in (tmp_path / ".ppo.partial/checkpoints").iterdir()] == [f"step_{seen[-1]}"]
+    assert [p.name for p in (tmp_path / ".ppo.partial/checkpoints").glob("step_*")] == [f"step_{seen[-1]}"]
     go(whole, tmp_path, "ppo", never)
     assert "going on from checkpoint" in capfd.readouterr().out
     same(whole, tmp_path, "ppo")
