@@ -274,12 +274,19 @@ def _figures(files: RunFiles, stages: list[dict[str, Any]]) -> dict[str, Any]:
     warned = stage_warnings(files)
     return {
         "wins": charts.win_rates(files.results.get("comparisons") or []),
-        "frontier": charts.reward_against_kl(files.metrics.get("ppo", []), systems),
+        "frontier": frontier(files, systems),
         "proxy": charts.proxy_and_gold(systems),
         "curves": {s: charts.curves(s, files.metrics.get(s, []), warned.get(s, [])) for s in STAGES},
         "cost": charts.cost(stages),
         "card": report_reward.figures(files.card),
     }
+
+
+def frontier(files: RunFiles, systems: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Reward against KL of one run."""
+    measured = {s: files.manifests.get(s, {}).get("metrics") or {} for s in ("reward", "ppo")}
+    scale = report_reward.training_scale(files.recipe, measured["reward"])
+    return charts.reward_against_kl(files.metrics.get("ppo", []), systems, measured["ppo"].get("kept_update"), scale)
 
 
 def render(context: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ CURVES: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "ppo": (
         ("objective/scores", "Reward", "The reward model's score; rises."),
+        ("watch/held_out", "Held-out reward model", "In spreads of SFT's scores. PPO never sees it; rises as well."),
         ("objective/kl", "KL to SFT", "Nats an answer; grows slowly. A sudden rise is a warning."),
         ("watch/held_out", "Held-out reward model", "A score that PPO does not see; where it falls, stop."),
         ("watch/proxy", "Reward model, at the same looks", "In the same units: spreads of SFT samples."),
@@ -126,39 +127,35 @@ def win_rates(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
 
 
 def reward_against_kl(
-    rows: Sequence[Mapping[str, Any]], systems: Mapping[str, Mapping[str, Any]]
+    rows: Sequence[Mapping[str, Any]],
+    systems: Mapping[str, Mapping[str, Any]],
+    kept: int | None = None,
+    scale: float | None = 1.0,
 ) -> dict[str, Any] | None:
-    """The path of PPO's training in KL and reward, and the systems on held-out prompts."""
+    """The path of PPO's training in KL and reward, and the systems on held-out prompts.
+
+    A system that is far from all others in KL is told of in words: beside it nothing else could be told apart.
+
+    Args:
+        rows: of PPO's metrics.
+        systems: of the evaluation.
+        kept: the update whose policy the stage wrote, where that was chosen.
+        scale: from the scores of training to those of the evaluation; None where they are not the same thing.
+    """
+    factor = 1.0 if scale is None else scale
     points = [
-        (r["objective/kl"], r["objective/scores"], r.get("step", i + 1))
+        (short(r["objective/kl"]), short(factor * r["objective/scores"]), r.get("step", i + 1))
         for i, r in enumerate(rows)
         if finite(r.get("objective/kl")) and finite(r.get("objective/scores"))
     ]
-    traces: list[dict[str, Any]] = []
-    if len(points) > 1:
-        points = _thinned(points)
-        every = max(1, len(points) // 5)
-        traces.append(
-            {
-                "type": "scatter", "mode": "lines+markers+text", "name": "PPO in training, by update",
-                "x": [short(p[0]) for p in points], "y": [short(p[1]) for p in points],
-                "customdata": [p[2] for p in points],
-                "text": [str(p[2]) if i % every == 0 or i == len(points) - 1 else "" for i, p in enumerate(points)],
-                "textposition": "top center", "textfont": {"size": 10, "color": "@muted"},
-                "line": {"color": "@ppo-soft", "width": 1.2}, "marker": {"color": "@ppo-soft", "size": 5},
-                "hovertemplate": "update %{customdata}: KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
-            }
-        )  # fmt: skip
-    for name, d in systems.items():
-        if all(finite(d.get(k, {}).get("mean")) for k in ("kl", "reward")):
-            traces.append(
-                {
-                    "type": "scatter", "mode": "markers", "name": f"{display(name)}, held out",
-                    "x": [short(d["kl"]["mean"])], "y": [short(d["reward"]["mean"])],
-                    "marker": {"color": _colour(name), "size": 12, "line": {"color": "@card", "width": 2}},
-                    "hovertemplate": "KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
-                }
-            )  # fmt: skip
+    path = _thinned(points) if len(points) > 1 else []
+    places = {n: (short(d["kl"]["mean"]), short(d["reward"]["mean"])) for n, d in systems.items() if _placed(d)}
+    far = _far({n: kl for n, (kl, _) in places.items()}, max((p[0] for p in path), default=0.0))
+    traces = [_path(path)] if path else []
+    if chosen := [p for p in points if p[2] == kept]:
+        traces.append(_place(f"Kept: update {kept}", *chosen[0][:2], "@ppo") | {"marker": {
+            "color": "@ppo", "symbol": "star", "size": 13, "line": {"color": "@card", "width": 1}}})  # fmt: skip
+    traces += [_place(f"{display(n)}, held out", *at, _colour(n)) for n, at in places.items() if n not in far]
     if not traces:
         return None
     layout = {
@@ -168,7 +165,43 @@ def reward_against_kl(
         "showlegend": True,
     }
     hint = "What the reward cost in distance from SFT. Reward that goes on rising with KL while gold falls is cheating."
+    hint += " In training it is the recipe's sum of parts, in other units than held out." if scale is None else ""
+    hint += "".join(f" Far off: {plain_name(n)} at KL {places[n][0]:.3g}, reward {places[n][1]:.3g}." for n in far)
     return make_chart("reward-kl", "Reward against KL", hint, traces, layout)
+
+
+def _placed(system: Mapping[str, Any]) -> bool:
+    return all(finite(system.get(k, {}).get("mean")) for k in ("kl", "reward"))
+
+
+def _far(kl: Mapping[str, float], path: float) -> list[str]:
+    """Systems with more than three times the KL of everything else."""
+    return [n for n in kl if kl[n] > 3 * max([path, 1.0, *(v for m, v in kl.items() if m != n)])]
+
+
+def _path(points: Sequence[tuple[float, float, Any]]) -> dict[str, Any]:
+    """The line through the updates; as many of their numbers as can be read."""
+    width, height = (max(p[i] for p in points) - min(p[i] for p in points) or 1.0 for i in (0, 1))
+    named = [points[0], points[-1]]
+    for p in points:
+        if all(math.hypot((p[0] - q[0]) / width, (p[1] - q[1]) / height) > 0.12 for q in named):
+            named.append(p)
+    return {
+        "type": "scatter", "mode": "lines+markers+text", "name": "PPO in training, by update",
+        "x": [p[0] for p in points], "y": [p[1] for p in points], "customdata": [p[2] for p in points],
+        "text": [str(p[2]) if p in named else "" for p in points],
+        "textposition": "top center", "textfont": {"size": 10, "color": "@muted"},
+        "line": {"color": "@ppo-soft", "width": 1.2}, "marker": {"color": "@ppo-soft", "size": 5},
+        "hovertemplate": "update %{customdata}: KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
+    }  # fmt: skip
+
+
+def _place(name: str, kl: float, reward: float, colour: str) -> dict[str, Any]:
+    return {
+        "type": "scatter", "mode": "markers", "name": name, "x": [kl], "y": [reward],
+        "marker": {"color": colour, "size": 12, "line": {"color": "@card", "width": 2}},
+        "hovertemplate": "KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
+    }  # fmt: skip
 
 
 def proxy_and_gold(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:

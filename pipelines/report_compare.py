@@ -17,7 +17,7 @@ import yaml
 from data.errors import UserError
 from pipelines import report_charts as charts
 from pipelines import report_reward
-from pipelines.report import SHAPES, STAGES, RunFiles, fill, read_run, salvaged, stage_rows, system_rows, view
+from pipelines.report import SHAPES, STAGES, RunFiles, fill, frontier, read_run, salvaged, stage_rows, system_rows, view
 from pipelines.report_numbers import duration
 
 COLOURS = ("@ppo", "@sft", "@reward", "@other", "@base", "@pretrain")
@@ -163,12 +163,8 @@ def _figures(runs: Mapping[str, RunFiles]) -> dict[str, Any]:
         if known:
             merged = [_merged([one.get(identity) for one in per_run], list(runs)) for identity in known]
             groups.append((stage, charts.STAGE_TITLES[stage], merged))
-    paths = [  # without the base, which is far from everything
-        charts.reward_against_kl(
-            f.metrics.get("ppo", []), {k: v for k, v in (f.results.get("systems") or {}).items() if k != "base"}
-        )
-        for f in runs.values()
-    ]
+    near = [{k: v for k, v in (f.results.get("systems") or {}).items() if k != "base"} for f in runs.values()]
+    paths = [frontier(files, systems) for files, systems in zip(runs.values(), near, strict=True)]
     return {"groups": groups, "frontier": _merged(paths, list(runs)) if any(paths) else None}
 
 
@@ -184,7 +180,8 @@ def _merged(figures: Sequence[dict[str, Any] | None], runs: Sequence[str]) -> di
                 own["line"] = trace["line"] | {"color": COLOURS[i], "dash": DASHES[i]}
             if "marker" in trace:
                 system = str(trace.get("name", "")).split(",")[0]
-                own["marker"] = trace["marker"] | {"color": COLOURS[i], "symbol": SYMBOLS.get(system, "circle")}
+                symbol = trace["marker"].get("symbol") or SYMBOLS.get(system, "circle")
+                own["marker"] = trace["marker"] | {"color": COLOURS[i], "symbol": symbol}
             own["hovertemplate"] = trace["hovertemplate"].replace("<extra></extra>", f"<extra>{_plain(run)}</extra>")
             traces.append(trace | own)
     layout = {k: v for k, v in first["layout"].items() if k != "shapes"}

@@ -91,6 +91,32 @@ def gate_outcome(card: Mapping[str, Any], recipe: str) -> dict[str, Any] | None:
     return {"state": "failed" if lines else "passed", "lines": lines}
 
 
+def training_scale(recipe: str, measured: Mapping[str, Any]) -> float | None:
+    """What PPO's scores in training are multiplied with to be in the reward model's own units, as evaluation's are.
+
+    Args:
+        recipe: the resolved recipe.
+        measured: the reward stage's metrics.
+
+    Returns:
+        None where they cannot be: the recipe pays by several parts, or in another way.
+    """
+    try:
+        ppo = (yaml.safe_load(recipe) or {}).get("ppo") or {}
+        parts = ppo.get("reward") or [{"source": "model"}]
+        alone = len(parts) == 1 and parts[0].get("source", "model") == "model" and parts[0].get("weight", 1) == 1
+        changed = any(parts[0].get(key) for key in ("normalise", "clip"))
+        standardised = bool(ppo.get("standardise_scores"))
+    except (yaml.YAMLError, AttributeError, TypeError, KeyError):
+        return 1.0
+    if not alone or changed:
+        return None
+    spread = measured.get("spread")
+    if not standardised:
+        return 1.0
+    return float(spread) if isinstance(spread, int | float) and finite(spread) else None
+
+
 def view(card: Mapping[str, Any], gate: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the template shows: tone, headline, detail, gate, warnings, facts and the rows of slices."""
     accuracy = card["accuracy"]

@@ -12,6 +12,8 @@ import pytest
 
 from data.errors import UserError
 from pipelines.report import read_run, view, write_report
+from pipelines.report_charts import reward_against_kl
+from pipelines.report_reward import training_scale
 from pipelines.report_samples import PACKED, chosen_samples, packed_samples, unpacked
 from tests.pipelines.report_world import RECIPE, Tags, embedded, make_run, many_rows, unpacked_part, without_packed
 
@@ -228,3 +230,41 @@ def test_signs_of_cheating_are_named(run: Path, tmp_path: Path):
     card = view(read_run(tmp_path / "demo"))["questions"][3]
     assert card["tone"] == "bad" and card["short"] == "Far from SFT"
     assert "monotonous answers, reward up, gold down" in card["text"]
+
+
+def _path_and_places(chart: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return chart["data"][0], {t["name"]: (t["x"][0], t["y"][0]) for t in chart["data"][1:]}
+
+
+def test_reward_against_kl_in_one_unit_with_readable_updates():
+    rows = [{"step": i, "objective/kl": i / 4, "objective/scores": i / 10} for i in range(1, 21)]
+    systems = {"base": {"kl": {"mean": 44.0}, "reward": {"mean": -3.0}},
+               "ppo": {"kl": {"mean": 5.0}, "reward": {"mean": 4.1}}}  # fmt: skip
+    chart = reward_against_kl(rows, systems, kept=15, scale=2.0)
+    assert chart is not None
+    path, places = _path_and_places(chart)
+    assert path["y"] == pytest.approx([i / 5 for i in range(1, 21)]) and path["customdata"] == list(range(1, 21))
+    named = [int(t) for t in path["text"] if t]
+    assert named[0] == 1 and named[-1] == 20 and 4 <= len(named) <= 12
+    assert places == {"Kept: update 15": (3.75, 3.0), "PPO, held out": (5.0, 4.1)}
+    assert "Far off: Base at KL 44, reward -3." in chart["hint"] and "other units" not in chart["hint"]
+    other = reward_against_kl(rows, systems | {"base": {"kl": {"mean": 14.0}, "reward": {"mean": -3.0}}}, scale=None)
+    assert other is not None
+    path, places = _path_and_places(other)
+    assert path["y"][-1] == 2.0 and "Base, held out" in places and "other units" in other["hint"]
+
+
+@pytest.mark.parametrize(
+    ("ppo", "scale"),
+    [
+        ("{}", 1.0),
+        ("{standardise_scores: true}", 1.5),
+        ("{standardise_scores: true, reward: [{source: model, weight: 1.0, clip: null}]}", 1.5),
+        ("{reward: [{source: model, weight: 2.0}]}", None),
+        ("{reward: [{source: model}, {source: length}]}", None),
+        ("{reward: [{source: model, normalise: true}]}", None),
+        ("[", 1.0),
+    ],
+)
+def test_scores_of_training_are_put_into_the_units_of_evaluation(ppo: str, scale: float | None):
+    assert training_scale(f"ppo: {ppo}\n", {"spread": 1.5}) == scale

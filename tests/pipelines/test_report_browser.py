@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -69,3 +70,61 @@ def test_a_real_browser_draws_every_chart_without_a_complaint(
     assert ('data-theme="dark"' in found.stdout[: found.stdout.index("<head>")]) == ("dark" in mark)
     # nothing sticks out: a page wider than its window scrolls sideways on a phone
     assert (fits := re.search(r'data-overflow="(-?\d+)"', found.stdout)) and int(fits[1]) <= 0
+
+
+TRIES = """<script>
+(async () => {
+  const root = document.documentElement, $ = id => document.getElementById(id), tried = {};
+  while (!root.dataset.ready) await new Promise(done => setTimeout(done, 20));
+  const set = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("input")); };
+  const rows = () => [...document.querySelectorAll("#rows .row")];
+  const rewards = row => Object.fromEntries([...row.querySelectorAll("h4")].map(h =>
+    [h.childNodes[1].textContent, +h.querySelector("small").textContent.match(/reward (-?[0-9.]+)/)[1]]));
+  for (const order of ["best", "worst", "change"]) { set("sort", order); tried[order] = rows().map(rewards); }
+  set("sort", ""); set("search", "WHALE (4)");
+  tried.found = [$("count").textContent, ...rows().map(r => r.querySelector(".prompt").textContent)];
+  tried.answer = [...rows()[0].querySelectorAll(".text")].map(t => t.textContent);
+  const marks = column => [...column.querySelectorAll("mark")].map(m => m.textContent.trim());
+  tried.marks = [...rows()[0].querySelectorAll(".cols > div")].map(marks);
+  set("search", "no such word"); tried.none = [$("count").textContent, rows().length];
+  root.dataset.tried = JSON.stringify(tried);
+})();
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+def test_answers_are_searched_ordered_and_marked(run: Path, page: str, tmp_path: Path):
+    """In the browser, against the same done here with samples.jsonl."""
+    copy = tmp_path / "report.html"
+    copy.write_text(page.replace("</body>", TRIES, 1), encoding="utf-8")
+    found = _chromium(copy, "--dump-dom", "--enable-logging=stderr", "--log-level=0", mark="")
+    told = re.search(r'data-tried="([^"]*)"', found.stdout)
+    assert told and "CONSOLE" not in found.stderr
+    tried = json.loads(html.unescape(told[1]))
+    lines = (run / "evaluation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [r for r in map(json.loads, lines) if r["decoding"] == "sampled"]
+    reward = [{k: round(r["systems"][k]["reward"], 3) for k in ("base", "sft", "ppo")} for r in rows]
+    orders = {
+        "best": lambda r: -r["ppo"],
+        "worst": lambda r: r["ppo"],
+        "change": lambda r: -abs(r["ppo"] - r["sft"]),
+    }
+    for order, key in orders.items():
+        wanted = [[r[k] for k in ("base", "sft", "ppo")] for r in sorted(reward, key=key)[:12]]
+        shown = [[r[k] for k in ("Base", "SFT", "PPO")] for r in tried[order]]
+        assert [x for r in shown for x in r] == pytest.approx([x for r in wanted for x in r], abs=0.0051), order
+    assert tried["found"][0] == "1 of 512" and "whale" in tried["found"][1] and "(4)" in tried["found"][1]
+    sft, ppo = (rows[4]["systems"][k]["response"].split() for k in ("sft", "ppo"))
+    assert tried["answer"][2].split() == ppo and tried["marks"][:2] == [[], []]
+    marked = [w for m in tried["marks"][2] for w in m.split()]
+    assert set(ppo) - set(sft) <= set(marked) and len(marked) == len(ppo) - _common(sft, ppo)
+    assert tried["none"] == ["0 of 512", 0]
+
+
+def _common(a: list[str], b: list[str]) -> int:
+    """Length of the longest common subsequence."""
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
