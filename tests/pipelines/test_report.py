@@ -179,7 +179,9 @@ def test_a_running_stage_shows_its_growing_curve(run: Path, tmp_path: Path):
     (partial / "manifest.json").unlink()
     (tmp_path / "run.json").write_text(json.dumps({"stages": {"ppo": {"status": "running"}}}), encoding="utf-8")
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert any(c["title"] == "Reward" for c in embedded(page, "charts")) and "running" in Tags(page).text
+    charts = {c["id"]: c["title"] for c in embedded(page, "charts")}
+    assert {"Reward", "Reward against KL"} <= set(charts.values()) and "running" in Tags(page).text
+    assert set(charts) == {a["id"] for tag, a in Tags(page).tags if a.get("class") == "plot"}
 
 
 @pytest.mark.parametrize(

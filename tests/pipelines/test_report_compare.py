@@ -115,6 +115,10 @@ def test_an_unfinished_run_is_compared_as_far_as_it_is(run: Path, tmp_path: Path
     begun = shutil.copytree(run, tmp_path / "begun", ignore=shutil.ignore_patterns("evaluation", "ppo"))
     text = Tags(write_comparison([run, begun], tmp_path / "c.html").read_text(encoding="utf-8")).text
     assert "Not evaluated: begun." in text and "Not evaluated yet" in text
+    one, two = (shutil.copytree(run, tmp_path / n, ignore=shutil.ignore_patterns("evaluation")) for n in "xy")
+    page = write_comparison([one, two], tmp_path / "c.html").read_text(encoding="utf-8")
+    places = {a["id"] for tag, a in Tags(page).tags if a.get("class") == "plot"}
+    assert {c["id"] for c in embedded(page, "charts")} == places and "chart-reward-kl" in places
 
 
 def test_a_part_of_another_shape_is_left_out_and_named(run: Path, tmp_path: Path):
