@@ -124,7 +124,7 @@ def view(card: Mapping[str, Any], gate: Mapping[str, Any] | None) -> dict[str, A
     if low < 0:
         tone, text = "open", "Too few held-out prompts to judge it"
     elif low > 0.5:
-        tone, text = ("good" if low >= 0.8 else "open"), "Better than chance"
+        tone, text = ("good" if round(low, 2) >= 0.8 else "open"), "Better than chance"
     else:
         tone, text = "bad", "Worse than chance" if high < 0.5 else "Not shown to be better than chance"
     if gate and gate["state"] == "failed":

@@ -118,7 +118,7 @@ def _trust(words: Words) -> dict[str, str]:
     if share is None:
         return _card(question, "Unknown", "open", "There is no reward model measured on held-out rankings in this run.")
     low = ci[0] if ci else 0.5
-    short, tone = ("Mostly", "good") if low >= 0.8 else ("With care", "open") if low > 0.5 else ("No", "bad")
+    short, tone = ("Mostly", "good") if round(low, 2) >= 0.8 else ("With care", "open") if low > 0.5 else ("No", "bad")
     if words.card.get("warnings") and tone == "good":
         short, tone = "With care", "open"
     if not ci:

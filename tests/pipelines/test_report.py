@@ -213,7 +213,7 @@ def test_trust_goes_by_the_card_and_the_gate(run: Path, tmp_path: Path):
     found = json.loads(card.read_text(encoding="utf-8"))
     card.write_text(json.dumps(found | {"warnings": ["it likes long answers"]}), encoding="utf-8")
     assert trust()["short"] == "With care"
-    for ci, short in (([0.6, 0.79], "With care"), ([0.45, 0.6], "No"), (None, "Unknown")):
+    for ci, short in (([0.796, 0.85], "Mostly"), ([0.6, 0.79], "With care"), ([0.45, 0.6], "No"), (None, "Unknown")):
         accuracy = found["accuracy"] | {"ci95": ci}
         card.write_text(json.dumps(found | {"accuracy": accuracy, "warnings": []}), encoding="utf-8")
         assert trust()["short"] == short
