@@ -43,6 +43,7 @@ def usable(lm: Any, fast: bool = True) -> Decoder | None:
     return None if decoder is None or (torch.is_grad_enabled() and not can_train(decoder)) else decoder
 
 
+@torch.profiler.record_function("trivet/states")
 def fast_states(decoder: Decoder | None, lm: Any, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
     """States (N, D) at flat positions (N,) of right-padded rows (B, L): by ``decoder`` where it can, else by ``lm``."""
     if decoder is None or (torch.is_grad_enabled() and not can_train(decoder)):
@@ -91,6 +92,7 @@ class _Body(torch.autograd.Function):
         return _through(decoder, ids, layout, wanted, ctx.saved_layers, recompute)
 
     @staticmethod
+    @torch.profiler.record_function("trivet/states backward")
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         decoder, saved = ctx.decoder, ctx.saved_layers

@@ -52,6 +52,7 @@ class Measured(NamedTuple):
     slopes: Tensor | None  # (N, D) d logprob / d hidden
 
 
+@torch.profiler.record_function("trivet/logprobs")
 @torch.no_grad()
 def measure(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, slopes: bool) -> Measured:
     """Everything about N tokens; slopes where they are asked for."""

@@ -130,6 +130,7 @@ class CachedEngine:
         return Generated(ids=[[t for t in row if t >= 0] for row in out.tolist()], finished=done.tolist())
 
 
+@torch.profiler.record_function("trivet/sample")
 def generate(
     engine: Engine,
     role: RoleView,

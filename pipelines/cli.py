@@ -78,6 +78,7 @@ def run(
     fresh: Fresh = False,
     input_: Input = None,
     store: StoreDir = None,
+    profile: Annotated[bool, typer.Option("--profile", help="RUN/profile: where time and memory of steps go")] = False,
 ) -> None:
     """Run the whole pipeline, or part of it.
 
@@ -88,7 +89,8 @@ def run(
     trivet run my.yaml --set ppo.kl_coef=0.1 sft.epochs=2 --run-dir runs/less-kl
     trivet run my.yaml --from reward --until ppo
     """
-    run_stages(recipe, set_, run_dir, input_, only=only or [], start=from_, until=until, fresh=fresh, store=store)
+    which = {"only": only or [], "start": from_, "until": until, "fresh": fresh}
+    run_stages(recipe, set_, run_dir, input_, **which, store=store, profile=profile)  # type: ignore[arg-type]
 
 
 @app.command()

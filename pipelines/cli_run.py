@@ -58,14 +58,15 @@ def run_stages(
     until: str | None = None,
     fresh: bool = False,
     store: Path | None = None,
+    profile: bool = False,
 ) -> None:
     """Run a recipe's stages, then show what came out."""
     names = [name for one in only for name in one.split(",") if name]
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
-    run_pipeline(pipeline, only=names, start=start, until=until, fresh=fresh)
+    run_pipeline(pipeline, profile, only=names, start=start, until=until, fresh=fresh)
 
 
-def run_pipeline(pipeline: Pipeline, **which: Any) -> None:
+def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> None:
     """Run, report and summarise; a failure is logged in the run folder.
 
     Raises:
@@ -73,7 +74,8 @@ def run_pipeline(pipeline: Pipeline, **which: Any) -> None:
     """
     from pipelines.progress import Progress
 
-    progress = Progress(active=pipeline.processes.is_main)
+    folder = pipeline.run_dir / "profile" if profile else None
+    progress = Progress(active=pipeline.processes.is_main, profile=folder)
     try:
         pipeline.run(**which, progress=progress)
     except (UserError, MemoryError):

@@ -9,6 +9,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -91,10 +92,11 @@ class Progress:
     Args:
         active: False in every process but the first.
         console: where to; standard output by default.
+        profile: a folder for a profile of each stage.
     """
 
-    def __init__(self, active: bool = True, console: Console | None = None) -> None:
-        self.active = active
+    def __init__(self, active: bool = True, console: Console | None = None, profile: Path | None = None) -> None:
+        self.active, self.profile = active, profile
         # tables in a log file need more than the 80 columns that a pipe is taken for
         self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
         self.current = ""  # the stage that runs, for messages when it fails
@@ -102,7 +104,18 @@ class Progress:
 
     @contextlib.contextmanager
     def stage(self, name: str, total_steps: int | None = None) -> Iterator[Bar]:
-        """Show a stage while it runs; its last numbers stay when it ends without an error."""
+        """Show a stage while it runs, and profile it if asked; its last numbers stay when it ends without an error."""
+        with self._shown(name, total_steps) as bar:
+            if self.profile is None or not self.active:
+                yield bar
+                return
+            from pipelines.profiling import profiled
+
+            with profiled(bar, self.profile, self.say) as watched:
+                yield watched
+
+    @contextlib.contextmanager
+    def _shown(self, name: str, total_steps: int | None) -> Iterator[Bar]:
         bar, self.current = Bar(self, name, total_steps), name
         if self.active and self.console.is_terminal and not self.console.is_dumb_terminal:
             with Live(bar._row(), console=self.console, transient=True, refresh_per_second=4) as bar.live:

@@ -137,6 +137,7 @@ class PPO:
 
     # -- 1. rollout ----------------------------------------------------------------------------------------------
 
+    @torch.profiler.record_function("trivet/rollout")
     @torch.no_grad()
     def rollout(self) -> tuple[Rollout, dict[str, float]]:
         """Sample responses and evaluate policy, reference, value and reward on them; nothing here has a gradient."""
@@ -252,6 +253,7 @@ class PPO:
 
     # -- 3. update -------------------------------------------------------------------------------------------------
 
+    @torch.profiler.record_function("trivet/update")
     def update(self, rollout: Rollout, records: list[StepRecord] | None = None) -> dict[str, float]:
         """Several epochs of minibatches over one rollout; every row exactly once an epoch.
 
