@@ -19,6 +19,7 @@ HOSTILE = {
     "endless loop": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "CPU time"),
     "one endless operation": ("{{ 7 ** (7 ** 12) }}", "seconds of CPU|memory"),
     "terabytes": ("{{ 'a' * 10 ** 12 }}", "memory"),
+    "three gigabytes": ("{{ ('a' * 3000000000) | length }}", "memory"),
     "terabytes by doubling": (DOUBLING, "memory|seconds"),
     "a wide format": ("{{ '%1000000000000d' % 1 }}", "memory|too big|seconds"),
     "a long text": ("{{ 'a' * 2000000 }}", "characters"),
