@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batching import right_pad
+from models.fast_head import block_logits, output_weight
 from models.fast_layers import Layout, embed, gated, heads_of, layout_of, rms_norm, start
 from models.fast_layers import forward as layer_forward
 from models.fast_weights import Decoder, Folded
@@ -65,14 +66,15 @@ class FastEngine:
         draws = None if uniforms is None else uniforms.to(device)
         out: list[list[int]] = [[] for _ in prompts]
         finished = [False] * len(prompts)
-        folded = Folded(keep=True)
+        folded, output = Folded(keep=True), output_weight(role.lm)
         hidden, storage = read_prompts(decoder, folded, prompts, max_new_tokens, device)
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         width = int(lengths.max()) if len(prompts) else 0
         rows = list(range(len(prompts)))  # place in the batch -> prompt
         for step in range(max_new_tokens):
             at = torch.tensor(rows, device=device)
-            tokens = draw(role.logits(hidden), None if draws is None else draws[at, step], temperature)
+            logits = role.logits(hidden) if output is None else block_logits(hidden, output)
+            tokens = draw(logits, None if draws is None else draws[at, step], temperature)
             done = torch.isin(tokens, stops).tolist()
             for row, token, stop in zip(rows, tokens.tolist(), done, strict=True):
                 out[row].append(token)

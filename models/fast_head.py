@@ -29,6 +29,16 @@ def output_weight(lm: Any) -> Tensor | None:
     return weight.detach() if fits and not extras else None
 
 
+def block_logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Logits (B, V) of a few rows; on CPU by blocks of words, whose copies for the product stay in the caches."""
+    if weight.device.type != "cpu":
+        return hidden @ weight.T
+    out = hidden.new_empty((len(hidden), len(weight)))
+    for start in range(0, len(weight), WORDS):
+        torch.mm(hidden, weight[start : start + WORDS].T, out=out[:, start : start + WORDS])
+    return out
+
+
 def block_logprobs(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities (with a gradient for ``hidden``) and entropies (without one), both (N,), in nats."""
     if torch.is_grad_enabled() and hidden.requires_grad:

@@ -14,7 +14,7 @@ from pipelines.job import Job, answer_limit, evaluation_prompts
 from stages.checkpoints import State
 from stages.stage import StageResult
 
-VERSION = 5
+VERSION = 6
 
 
 def evaluate(job: Job) -> StageResult:

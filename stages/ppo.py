@@ -31,7 +31,7 @@ from stages.kl_control import make_controller
 from stages.rollout import Rollout, policy_pass, response_states, value_pass
 from stages.stage import StageContext, schedule_factor
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from stages.checkpoints import State
 from stages.configs import RankingsConfig
 from stages.stage import StageContext, StageResult
 
-VERSION = 3
+VERSION = 4
 FILE = "rankings.jsonl"
 
 

@@ -35,7 +35,7 @@ from stages.configs import RewardConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, Resumable, trainer_settings, training_session
 
-VERSION = 9
+VERSION = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from models.fast_engine import FastEngine
-from models.fast_head import block_logprobs, block_nll, measure
+from models.fast_head import block_logits, block_logprobs, block_nll, measure
 from models.forward import set_gradient_checkpointing
 from models.generation import CachedEngine, generate, uniforms_for
 from models.logprobs import make_rows, token_logprobs
@@ -129,6 +129,13 @@ def test_rows_do_not_leak_into_each_other():
         b = view.states(changed, rows.mask, rows.response_positions()).split([len(r) for r in RESPONSES])
         assert len(table) == 40 and (a[1] - b[1]).abs().max() > 1e-3
         assert all(torch.equal(a[i], b[i]) for i in (0, 2, 3))
+
+
+@pytest.mark.parametrize("words", [40, 1024, 2500])
+def test_logits_by_blocks(words):
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(7, 16, generator=g), torch.randn(words, 16, generator=g)
+    assert_close(block_logits(hidden, weight), hidden @ weight.T, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
