@@ -256,7 +256,8 @@ def cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "height": 80 + 30 * len(known),
         "bargap": 0.4,
     }
-    return make_chart("cost", "Time", "Wall-clock time of each stage when it last ran.", [bars], layout)
+    hint = "Wall-clock time of each stage when it last ran; what came before its checkpoint counts."
+    return make_chart("cost", "Time", hint, [bars], layout)
 
 
 def plain_name(name: Any) -> str:

@@ -348,7 +348,8 @@ class Pipeline:
                 "base_fingerprint": self.bench.fingerprint(name) if name != "pretrain" else None,
             }
             publish(out, final, manifest)
-        used = {"seconds": round(time.perf_counter() - started, 3), "peak_memory": peak_memory(self.processes.device)}
+        seconds = round(log.before + time.perf_counter() - started, 3)  # those of stopped processes as well
+        used = {"seconds": seconds, "peak_memory": peak_memory(self.processes.device)}
         folder.stage(name, status="done", key=key, artifact=stage.folder, **used, tokens=tokens)
         self.processes.barrier()
         if INTERRUPTS.asked:  # by a signal after the stage's last safe point

@@ -58,6 +58,8 @@ class MetricsLog:
         elif active and path.is_file():  # a device such as /dev/null is nobody's to remove
             path.unlink()
         self.kept = int(self.last.get("step", 0))  # steps that the file had when this process began
+        self.before = float(self.last.get("time/elapsed", 0.0))  # seconds of the processes before this one
+        self.started -= self.before
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         row = {

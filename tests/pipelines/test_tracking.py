@@ -197,6 +197,20 @@ def test_a_tracker_that_cannot_start_costs_one_warning(tmp_path, monkeypatch):
     assert len(warnings) == 1 and "mlflow failed (RuntimeError: not logged in)" in warnings[0]
 
 
+def test_time_goes_on_where_a_stopped_process_left_it(tmp_path):
+    log = open_log(tmp_path)
+    log.started -= 100
+    log.write(1, values(1))
+    start = log.position()["bytes"]
+    log.started -= 50  # after the checkpoint, and so not kept
+    log.write(2, values(2))
+    log = open_log(tmp_path, start=start)
+    assert log.before == pytest.approx(100, abs=5)
+    log.write(2, values(2))
+    assert [r["time/elapsed"] for r in log.rows()] == pytest.approx([100, 100], abs=5)
+    assert open_log(tmp_path).before == 0
+
+
 def test_tokens_are_those_of_all_rows(tmp_path):
     log = open_log(tmp_path)
     for step in (1, 2, 3):

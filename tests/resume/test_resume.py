@@ -110,6 +110,8 @@ def test_a_stage_that_is_killed_ends_in_the_same_bytes(whole, tmp_path, monkeypa
     go(whole, tmp_path, stage)
     assert told == ["resumed"]
     same(whole, tmp_path, stage)
+    took = [json.loads((f / "run.json").read_text())["stages"][stage] for f in (whole, tmp_path)]
+    assert took[0]["tokens"] == took[1]["tokens"]
     assert not (tmp_path / FOLDERS[stage] / "checkpoints").exists()
 
 
