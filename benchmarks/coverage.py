@@ -16,9 +16,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data.intervals import Interval, mean_interval, proportion_interval  # noqa: E402
+from data.intervals import MINIMUM, Interval, mean_interval, proportion_interval  # noqa: E402
 from data.statistics import holm, paired_comparison, paired_difference, verdict  # noqa: E402
-from evaluation.length_control import length_controlled_win_rate  # noqa: E402
+from evaluation.length_control import LENGTH_MINIMUM, length_controlled_win_rate  # noqa: E402
 
 RESAMPLES = 2_000
 Rng = np.random.Generator
@@ -61,11 +61,16 @@ def _wins_clustered(n: int, rng: Rng) -> tuple[Interval, float]:
     return proportion_interval(x.ravel(), np.repeat(np.arange(n), 4)), 0.6
 
 
-def _by_length(n: int, rng: Rng) -> tuple[Interval, float]:
-    difference = rng.normal(0.4, 1, size=n)
-    slope = np.tanh(difference / np.sqrt(1.16))
-    y = rng.random(n) < 1 / (1 + np.exp(-(0.4 + 0.8 * slope)))
-    return length_controlled_win_rate(y * 1.0, difference), float(1 / (1 + np.exp(-0.4)))
+def _by_length(truth: float, effect: float, longer: float) -> World:
+    """Logit of a win at equal length, what length adds to it, and how much longer the system is."""
+
+    def world(n: int, rng: Rng) -> tuple[Interval, float]:
+        difference = rng.normal(longer, 1, size=n)
+        slope = np.tanh(difference / np.sqrt(1 + longer**2))
+        y = rng.random(n) < 1 / (1 + np.exp(-(truth + effect * slope)))
+        return length_controlled_win_rate(y * 1.0, difference), float(1 / (1 + np.exp(-truth)))
+
+    return world
 
 
 WORLDS: dict[str, World] = {
@@ -83,18 +88,23 @@ WORLDS: dict[str, World] = {
     "win rate 0.75, 30 % ties": _wins(0.6, 0.3),
     "win rate 0.8, no ties": _wins(0.8, 0.0),
     "win rate 0.6, 4 samples a prompt": _wins_clustered,
-    "length-controlled win rate": _by_length,
+    "length-controlled win rate": _by_length(0.4, 0.8, 0.4),
+    "length-controlled, length means nothing": _by_length(0.0, 0.0, 0.0),
+    "length-controlled, length means much": _by_length(1.0, 1.5, 0.7),
 }
+SMALLEST = {name: LENGTH_MINIMUM if name.startswith("length-controlled") else MINIMUM for name in WORLDS}
 
 
 def coverage(world: World, n: int, simulations: int, seed: int = 0) -> float:
-    """Share of simulated data sets whose 95 % interval holds the truth."""
-    rng, hits = np.random.default_rng(seed), 0
+    """Share of simulated data sets whose 95 % interval holds the truth, of those for which one is given at all."""
+    rng, hits, given = np.random.default_rng(seed), 0, 0
     for _ in range(simulations):
         found, truth = world(n, rng)
-        assert found.low is not None and found.high is not None
-        hits += found.low <= truth <= found.high
-    return hits / simulations
+        if found.low is not None and found.high is not None:
+            given += 1
+            hits += found.low <= truth <= found.high
+    assert given > 0.99 * simulations
+    return hits / given
 
 
 def false_calls(n: int, simulations: int, per_prompt: int = 1, ties: bool = False, systems: int = 1) -> float:
@@ -124,7 +134,8 @@ def tables(simulations: int) -> str:
     sizes = (20, 50, 200, 1000)
     rows = [f"| coverage of 95 % intervals | {' | '.join(f'n = {n}' for n in sizes)} |", "|---" * 5 + "|"]
     for name, world in WORLDS.items():
-        rows.append(f"| {name} | {' | '.join(f'{coverage(world, n, simulations):.3f}' for n in sizes)} |")
+        cells = ("too few" if n < SMALLEST[name] else f"{coverage(world, n, simulations):.3f}" for n in sizes)
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     rows += ["", f"| called better or worse than itself | {' | '.join(f'n = {n}' for n in sizes)} |", "|---" * 5 + "|"]
     for name, how in SELVES.items():
         cells = (f"{false_calls(n, min(simulations, 1000), **how):.3f}" for n in sizes)  # type: ignore[arg-type]

@@ -119,8 +119,8 @@ def by_cluster(x: Floats, labels: NDArray[np.int64]) -> tuple[Floats, Floats]:
     return np.bincount(labels, weights=x).astype(np.float64), np.bincount(labels).astype(np.float64)
 
 
-def too_few(estimate: float, n: int) -> Interval:
-    note = f"{n} prompts are too few for an honest interval; it takes {MINIMUM}"
+def too_few(estimate: float, n: int, minimum: int = MINIMUM) -> Interval:
+    note = f"{n} prompts are too few for an honest interval; it takes {minimum}"
     return Interval(estimate=estimate, low=None, high=None, n=n, method="none", note=note)
 
 

@@ -1,37 +1,58 @@
 """Answers of several systems to the same held-out prompts, with the same draws and limits, scored by the same path.
 
-It knows the shared base's roles but not how they were trained; statistics are in ``results``.
+It knows roles of bases but not how they were trained; statistics are in ``results``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from data.errors import UserError
 from data.functions import UserFunction
-from data.records import Prompt
+from data.records import Message, Prompt
 from data.template import Renderer
+from evaluation.divergence import kl_to_reference
+from evaluation.generations import Generations, digest_of, libraries, weights_key
+from evaluation.own_metrics import Perplexity
+from evaluation.prompting import Asking
 from evaluation.results import SystemAnswers
 from evaluation.settings import EvaluationConfig
 from models.fast_engine import FastEngine
-from models.generation import Generated, generate, uniforms_for
+from models.generation import Engine, Generated, generate, uniforms_for
 from models.logprobs import make_rows
 from models.seeds import generator
 from models.shared_base import SharedBase
 from reward.model import RewardModel, Samples
 from stages.rollout import micro_batches, policy_pass
 
-ROLES = {"base": "base", "sft": "reference", "ppo": "policy"}
+Decoding = Literal["sampled", "greedy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """Something that answers: a role of a base, asked by the prompt itself or in another way.
+
+    With ``best_of`` the best of so many samples by the reward model is its answer.
+    """
+
+    name: str
+    base: SharedBase
+    role: str
+    renderer: Renderer
+    asking: Asking | None = None
+    best_of: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Everything that stays the same from system to system."""
+    """Everything that stays the same from system to system. ``renderer`` and ``base`` are those of the run."""
 
     base: SharedBase
     renderer: Renderer
@@ -41,36 +62,36 @@ class Evaluator:
     seed: int
     reward: RewardModel | None = None
     gold: UserFunction | None = None
-    advance: Callable[[str], None] = lambda _: None
+    generations: Generations = field(default_factory=lambda: Generations(None))
+    engine: Engine = field(default_factory=FastEngine)
 
-    def run(self, system: str, decoding: str) -> SystemAnswers:
-        """Sample (or decode greedily) and score one system.
-
-        Args:
-            system: ``base``, ``sft``, ``ppo``, any role of the base, or ``best_of_N``.
-            decoding: ``sampled`` or ``greedy``.
-        """
-        if system.startswith("best_of_"):
-            kl: list[float] | None
-            made, kl = self._best_of(int(system.removeprefix("best_of_")))
+    def run(self, system: System, decoding: Decoding) -> SystemAnswers:
+        """Sample (or decode greedily) and score one system."""
+        kl: list[float] | None = None
+        exact: list[float] | None = None
+        if system.best_of > 1:
+            said, kl = self._best_of(system)
         else:
-            role = ROLES.get(system, system)
-            made = self._generate(role, "greedy" if decoding == "greedy" else "0")
-            kl = self._kl(role, made) if decoding == "sampled" and "reference" in self.base.roles else None
-        samples = self._samples(made)
-        self.advance(f"{system} {decoding}")
+            said = self._said(system, "greedy" if decoding == "greedy" else "0")
+            if decoding == "sampled":
+                kl, exact = self._kl(system, said)
+        samples = said.samples
         return SystemAnswers(
-            name=system,
-            decoding="greedy" if decoding == "greedy" else "sampled",
+            name=system.name,
+            decoding=decoding,
             prompts=[p.text for p in self.prompts],
             categories=[p.category for p in self.prompts],
             groups=["\n".join(f"{m.role}: {m.content}" for m in p.messages) for p in self.prompts],
             responses=list(samples.texts),
-            token_ids=made.ids,
-            finished=made.finished,
+            token_ids=samples.responses,  # type: ignore[arg-type]
+            finished=samples.finished,
             reward=self.reward.score(samples).tolist() if self.reward else None,
-            gold=self._gold(samples.texts, made.finished),
+            gold=self._gold(samples.texts, samples.finished),
             kl=kl,
+            kl_exact=exact,
+            raw=said.raw,
+            extracted=said.extracted,
+            generation=said.key,
         )
 
     def _gold(self, texts: Sequence[str], finished: Sequence[bool]) -> list[float] | None:
@@ -90,69 +111,167 @@ class Evaluator:
         gold = self._gold(texts, finished)
         if gold is not None:
             return gold
+        return self.rewards_of(texts)
+
+    def rewards_of(self, texts: Sequence[str]) -> list[float]:
+        """The reward model's scores of arbitrary answers to the prompts."""
         assert self.reward is not None
+        finished = [True] * len(texts)
         return self.reward.score_texts([p.messages for p in self.prompts], texts, finished).tolist()
 
-    @property
+    @cached_property
     def queries(self) -> list[list[int]]:
         return [self.renderer.prompt_ids(p.messages) for p in self.prompts]
 
-    def _generate(self, role: str, stream: str) -> Generated:
+    def settings(self) -> dict[str, Any]:
+        """What is the same for all systems, and its hash: results with equal hashes can be compared."""
+        asked = [[m.as_dict() for m in p.messages] for p in self.prompts]
+        same = {
+            "prompts": digest_of(asked),
+            "seed": self.seed,
+            "temperature": self.config.temperature,
+            "max_new_tokens": self.max_new_tokens,
+            "samples_per_prompt": self.config.samples_per_prompt,
+        }
+        return same | {"hash": digest_of(same)}
+
+    # -- what a system says -----------------------------------------------------------------------------------------
+
+    def _generate(self, system: System, stream: str) -> tuple[Generated, str]:
+        """Sampled ids and the key that they are kept under; from disk where these answers were made before."""
+        renderer, messages = system.renderer, self._messages(system)
+        queries = [renderer.prompt_ids(m) for m in messages]
+        if system.asking is not None or system.base is not self.base:
+            self._fits(system, queries)
+        settings = {
+            "weights": weights_key(system.base, system.role),
+            "dtype": str(next(system.base.lm.parameters()).dtype),
+            "device": system.base.device.type,
+            "rendering": renderer.fingerprint(),
+            "queries": digest_of(queries),
+            "seed": None if stream == "greedy" else self.seed,
+            "stream": stream,
+            "temperature": None if stream == "greedy" else self.config.temperature,
+            "max_new_tokens": self.max_new_tokens,
+            "batch": self.config.batch,
+            "fast": system.base.fast,
+            "libraries": libraries(),
+        }
+        key = digest_of(settings)[:24]
+        if (found := self.generations.find(settings, len(queries))) is not None:
+            return found, key
         draws: Tensor | None = None
         if stream != "greedy":
-            g = generator(self.seed, f"evaluation/{stream}")
-            draws = uniforms_for(len(self.prompts), self.max_new_tokens, g)
-        with self.base.role(role) as view:
-            return generate(
-                FastEngine(),
+            draws = uniforms_for(len(queries), self.max_new_tokens, generator(self.seed, f"evaluation/{stream}"))
+        with system.base.role(system.role) as view:
+            made = generate(
+                self.engine,
                 view,
-                self.queries,
+                queries,
                 uniforms=draws,
                 batch=self.config.batch,
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.config.temperature,
-                stop_ids=self.renderer.stop_ids,
-                pad_id=self.renderer.pad_id,
+                stop_ids=renderer.stop_ids,
+                pad_id=renderer.pad_id,
+            )
+        self.generations.keep(settings, made, [p.text for p in self.prompts], [renderer.text(i) for i in made.ids])
+        return made, key
+
+    def _messages(self, system: System) -> list[Sequence[Message]]:
+        ask = system.asking
+        return [p.messages if ask is None else ask.messages(p.messages) for p in self.prompts]
+
+    def _fits(self, system: System, queries: Sequence[Sequence[int]]) -> None:
+        limit, longest = system.base.context_length, max(map(len, queries))
+        if limit is not None and longest + self.max_new_tokens > limit:
+            raise UserError(
+                f"evaluation: {system.name} has {limit} positions, and the longest prompt ({longest} tokens) with "
+                f"{self.max_new_tokens} new tokens does not fit; lower evaluation.max_new_tokens"
+                + (", use fewer examples" if system.asking is not None else "")
+                + ", or leave out the longest prompts"
             )
 
-    def _best_of(self, n: int) -> tuple[Generated, list[float]]:
-        """Best of n SFT samples by the reward model, the first sample being the one that ``sft`` gives.
+    def _said(self, system: System, stream: str) -> _Said:
+        """A system's answers as samples of the run's own base.
 
-        Its KL to the reference is at most log n - (n - 1) / n (Stiennon et al. 2020; Beirami et al. 2024).
+        Ids are those that were sampled, unless another tokenizer made them or only a part of the text is the answer:
+        then the answer's text is rendered again.
         """
+        made, key = self._generate(system, stream)
+        texts, finished = [system.renderer.text(ids) for ids in made.ids], made.finished
+        if system.base is self.base and system.asking is None:
+            return _Said(self._samples(made.ids, texts, finished), key)
+        raw = extracted = None
+        if system.asking is not None:
+            finals = [system.asking.final(t, f) for t, f in zip(texts, finished, strict=True)]
+            raw, texts, finished = texts, [f.text for f in finals], [f.finished for f in finals]
+            extracted = [f.extracted for f in finals] if system.asking.config.answer is not None else None
+        rows = zip(self.prompts, texts, finished, strict=True)
+        ids = [self.renderer.answer_ids(p.messages, text, done) for p, text, done in rows]
+        return _Said(self._samples(ids, texts, finished), key, raw, extracted)
+
+    def _samples(self, ids: list[list[int]], texts: Sequence[str], finished: Sequence[bool]) -> Samples:
+        return Samples(prompts=self.prompts, queries=self.queries, responses=ids, texts=texts, finished=finished)
+
+    def _best_of(self, system: System) -> tuple[_Said, list[float]]:
+        """Best of n samples by the reward model, the first sample being the one that the system alone gives.
+
+        Its KL to the sampled system is at most log n - (n - 1) / n (Stiennon et al. 2020; Beirami et al. 2024).
+        """
+        n = system.best_of
         if self.reward is None:
             raise UserError("evaluation.systems: best_of_N needs a reward model; leave it out of the systems")
-        tries = [self._generate("reference", str(i)) for i in range(n)]
-        scores = torch.stack([self.reward.score(self._samples(made)) for made in tries])
-        best = scores.argmax(0).tolist()
-        chosen = Generated(
-            ids=[tries[t].ids[i] for i, t in enumerate(best)],
-            finished=[tries[t].finished[i] for i, t in enumerate(best)],
+        tries = [self._said(system, str(i)) for i in range(n)]
+        best = torch.stack([self.reward.score(t.samples) for t in tries]).argmax(0).tolist()
+        chosen = [tries[t].samples for t in best]
+        samples = self._samples(
+            [list(s.responses[i]) for i, s in enumerate(chosen)],
+            [s.texts[i] for i, s in enumerate(chosen)],
+            [s.finished[i] for i, s in enumerate(chosen)],
         )
-        return chosen, [math.log(n) - (n - 1) / n] * len(best)
-
-    def _samples(self, made: Generated) -> Samples:
-        return Samples(
-            prompts=self.prompts,
-            queries=self.queries,
-            responses=made.ids,
-            texts=[self.renderer.text(ids) for ids in made.ids],
-            finished=made.finished,
-        )
+        return _Said(samples, digest_of([t.key for t in tries])[:24]), [math.log(n) - (n - 1) / n] * len(best)
 
     @torch.no_grad()
-    def _kl(self, role: str, made: Generated) -> list[float]:
-        """Log-ratio to the reference summed over each response, in nats: an unbiased estimate of the sequence KL."""
-        out = [0.0] * len(made.ids)
-        queries = self.queries
-        for index in micro_batches([len(r) for r in made.ids], self.config.batch):
-            rows = make_rows(
-                [queries[i] for i in index], [made.ids[i] for i in index], self.renderer.pad_id, self.base.device
-            )
-            with self.base.role(role) as view:
-                mine, _ = policy_pass(view, rows, self.config.temperature)
-            with self.base.role("reference") as view:
-                theirs, _ = policy_pass(view, rows, self.config.temperature)
-            for i, part in zip(index, (mine - theirs).split(rows.response_lengths.tolist()), strict=True):
-                out[i] = part.sum().item()
-        return out
+    def perplexity(self, system: System, references: Sequence[Sequence[str]]) -> dict[str, float]:
+        """Of a system on the references, each behind its prompt as the system is asked; stop token included."""
+        rows = [(i, text) for i, found in enumerate(references) for text in found]
+        messages = self._messages(system)
+        queries = [system.renderer.prompt_ids(messages[i]) for i, _ in rows]
+        ids = [system.renderer.answer_ids(messages[i], text) for i, text in rows]
+        logprobs = [0.0] * len(rows)
+        for index in micro_batches([len(r) for r in ids], self.config.batch):
+            padded = make_rows([queries[i] for i in index], [ids[i] for i in index], system.renderer.pad_id,
+                               system.base.device)  # fmt: skip
+            with system.base.role(system.role) as view:
+                values, _ = policy_pass(view, padded, 1.0)
+            for i, part in zip(index, values.split(padded.response_lengths.tolist()), strict=True):
+                logprobs[i] = part.sum().item()
+        characters = sum(len(text) for _, text in rows)
+        return Perplexity().compute(
+            predictions=logprobs, references=[len(r) for r in ids], characters=characters
+        )
+
+    def _kl(self, system: System, said: _Said) -> tuple[list[float] | None, list[float] | None]:
+        """Sampled and exact KL to the reference; None where the system is asked or tokenised otherwise."""
+        if system.base is not self.base or system.asking is not None or "reference" not in self.base.roles:
+            return None, None
+        return kl_to_reference(
+            self.base,
+            system.role,
+            self.queries,
+            said.samples.responses,
+            pad_id=self.renderer.pad_id,
+            temperature=self.config.temperature,
+            batch=self.config.batch,
+        )
+
+
+@dataclass(frozen=True)
+class _Said:
+    """Answers as samples, the key of the generation, and for another way of asking the whole texts."""
+
+    samples: Samples
+    key: str
+    raw: list[str] | None = None
+    extracted: list[bool] | None = None

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from data.intervals import MINIMUM, Floats, Interval, Labels, by_cluster, checked, too_few
+from data.intervals import Floats, Interval, Labels, by_cluster, checked, too_few
 
+LENGTH_MINIMUM = 30  # prompts: with fewer, coverage depends on how much length matters (docs/statistics.md)
 STEPS = 50
 PRIOR = 0.5  # weight of one imagined win and one imagined loss: no separation, no certainty
 RIDGE = 0.1  # on the slope of length
@@ -42,8 +43,8 @@ def length_controlled_win_rate(
     beta, bread = _fit(y, design)
     estimate = float(1 / (1 + np.exp(-beta[0])))
     n = int(labels.max()) + 1
-    if n < MINIMUM:
-        return too_few(estimate, n)
+    if n < LENGTH_MINIMUM:
+        return too_few(estimate, n, LENGTH_MINIMUM)
     if scale > 0 and (np.all(difference > 0) or np.all(difference < 0)):
         note = "one system's answers are longer to every prompt: equal lengths would be a guess"
         return Interval(estimate=estimate, low=None, high=None, n=n, method="none", note=note)
@@ -53,7 +54,9 @@ def length_controlled_win_rate(
     p = 1 / (1 + np.exp(-beta[0]))
     meat = scores.T @ scores * n / (n - 1) + np.diag([PRIOR * (p**2 + (1 - p) ** 2), 0.0])
     error = float(np.sqrt((bread @ meat @ bread)[0, 0]))
-    reach = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
+    # rows of their own are 0-1 outcomes, whose variance is known from their mean; between clusters it is estimated
+    quantile = stats.t.ppf(0.5 + confidence / 2, n - 1) if n < len(y) else stats.norm.ppf(0.5 + confidence / 2)
+    reach = float(quantile) * error
     low, high = (float(1 / (1 + np.exp(-(beta[0] + sign * reach)))) for sign in (-1, 1))
     return Interval(estimate=estimate, low=low, high=high, n=n, method="logistic, cluster-robust")
 

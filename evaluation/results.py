@@ -6,14 +6,14 @@ leave. Every comparison is between answers of the same decoding to the same prom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from data.statistics import Comparison, holm, mean_interval, paired_comparison, paired_difference, verdict
-from evaluation.baselines import empty_answer, longest_answer
+from evaluation.adversaries import adversaries, named
 from evaluation.length_control import length_controlled_win_rate
 from evaluation.metrics import Distinct, Truncation
 
@@ -24,6 +24,8 @@ Scorer = Callable[[list[str]], Sequence[float]]
 MANY_TRUNCATED = 0.2
 COLLAPSED = 0.6  # distinct-2 below this share of the reference system's
 MUCH_LONGER = 1.5
+SCORES = ("reward", "gold", "kl", "kl_exact")
+COLUMNS = ("categories", "responses", "token_ids", "finished", *SCORES, "groups", "raw", "extracted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +33,10 @@ class SystemAnswers:
     """One system's n answers, row by row.
 
     ``token_ids`` are the response ids as generated (the stop token included where the answer finished); ``kl`` is the
-    sum over an answer's tokens of the log-ratio to the reference, in nats; ``groups`` names each row's prompt where
-    its text does not (conversations that end alike). Rows of one prompt are taken as one unit by the statistics.
+    sum over an answer's tokens of the log-ratio to the reference, in nats, ``kl_exact`` that of the exact KL at every
+    step; ``groups`` names each row's prompt where its text does not (conversations that end alike). Rows of one prompt
+    are taken as one unit by the statistics. ``raw`` is the whole text where only a part of it is the answer,
+    ``extracted`` whether that part was found; ``generation`` is the key of the kept answers.
 
     Raises:
         ValueError: no rows, or columns of different lengths.
@@ -49,12 +53,16 @@ class SystemAnswers:
     gold: Sequence[float] | None = None
     kl: Sequence[float] | None = None
     groups: Sequence[str] | None = None
+    kl_exact: Sequence[float] | None = None
+    raw: Sequence[str] | None = None
+    extracted: Sequence[bool] | None = None
+    generation: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # of whole sets, by name
 
     def __post_init__(self) -> None:
         if not len(self.prompts):
             raise ValueError(f"{self.name}: no answers")
-        columns = ("categories", "responses", "token_ids", "finished", "reward", "gold", "kl", "groups")
-        for column in columns:
+        for column in COLUMNS:
             values = getattr(self, column)
             if values is not None and len(values) != len(self.prompts):
                 raise ValueError(f"{self.name}: {len(values)} {column} for {len(self.prompts)} prompts")
@@ -68,9 +76,10 @@ class SystemAnswers:
 def assemble(
     systems: Sequence[SystemAnswers],
     *,
-    judge: Judge,
+    judge: Judge | None,
     against: str = "sft",
     score: Scorer | None = None,
+    others: Mapping[str, Scorer] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -78,7 +87,9 @@ def assemble(
 
     ``systems`` and ``greedy`` map names to their numbers under either decoding. ``comparisons`` holds every system
     against the one named ``against``, by the judge first and then, where the judge is gold, by the reward as well.
-    ``score`` is the judge itself, from one answer a row to one number a row: with it trivial answers are judged too.
+    Without a judge nothing is compared.
+    ``score`` is the judge itself, from one answer a row to one number a row: with it trivial answers are judged too;
+    ``others`` are further judges that are tested so (the reward model beside gold).
 
     Raises:
         ValueError: no systems, one given twice, or systems that did not answer the same prompts in the same order.
@@ -93,12 +104,14 @@ def assemble(
             if group:
                 warnings.append(f"There is no {decoding} system '{against}' to compare with.")
             continue
-        for column in dict.fromkeys((judge, "reward")):
+        for column in dict.fromkeys((judge, "reward") if judge else ()):
             family = [s for s in group.values() if s.name != against and _judged(s, reference, column)]
-            comparisons += _adjusted([_compare(s, reference, column, resamples, seed) for s in family])
+            comparisons += adjusted([_compare(s, reference, column, resamples, seed) for s in family])
     main = by["sampled"] or by["greedy"]
     for decoding in by:
         warnings += _warnings(by[decoding], described[decoding], against, "" if by[decoding] is main else " (greedy)")
+    if judge is None:
+        warnings.append("There is neither gold nor a reward model: systems are described, not compared.")
     if judge == "reward":
         warnings.append("The judge is the reward that PPO was trained on: wins by it may be over-optimisation.")
     results: dict[str, Any] = {
@@ -109,22 +122,22 @@ def assemble(
         "greedy": described["greedy"],
         "comparisons": comparisons,
     }
-    if score is not None:
-        scores, extra = _trivial(main, score, judge, against, resamples, seed)
-        results |= {"baselines": scores, "baseline_comparisons": extra}
-        warnings += [
-            f"The judge is unreliable: it prefers the {c['a'].replace('_', ' ')}, whatever the prompt, to {c['b']}'s."
-            for c in extra
-            if c["verdict"] == "better"
-        ]
+    if score is not None and judge is not None:
+        results["judges"] = {}
+        for name, scorer in {judge: score, **(others or {})}.items():
+            scores, extra = _trivial(main, scorer, name, against, resamples, seed)
+            if name == judge:
+                results |= {"baselines": scores, "baseline_comparisons": extra}
+            results["judges"][name] = about_judge(extra)
+            warnings += distrust(name, extra, main=name == judge)
     return results | {"warnings": list(dict.fromkeys(warnings))}
 
 
 def samples_rows(systems: Sequence[SystemAnswers]) -> list[dict[str, Any]]:
     """Rows of ``samples.jsonl``: the sampled answers first, then the greedy ones, all systems of a row side by side.
 
-    ``{"prompt", "category", "decoding", "systems": {name: {"response", "reward", "gold", "kl", "finished"}}}``; scores
-    that a system does not have are left out.
+    ``{"prompt", "category", "decoding", "systems": {name: {"response", "reward", "gold", "kl", "kl_exact", "raw",
+    "finished"}}}``; what a system does not have is left out.
 
     Raises:
         ValueError: as ``assemble``.
@@ -136,7 +149,8 @@ def samples_rows(systems: Sequence[SystemAnswers]) -> list[dict[str, Any]]:
         for i in range(len(group[0].prompts) if group else 0):
             cells = {
                 s.name: {"response": s.responses[i], "finished": bool(s.finished[i])}
-                | {k: float(getattr(s, k)[i]) for k in ("reward", "gold", "kl") if getattr(s, k) is not None}
+                | {k: float(getattr(s, k)[i]) for k in SCORES if getattr(s, k) is not None}
+                | ({"raw": s.raw[i]} if s.raw is not None else {})
                 for s in group
             }
             row = {"prompt": group[0].prompts[i], "category": group[0].categories[i], "decoding": decoding}
@@ -163,15 +177,21 @@ def _describe(system: SystemAnswers, resamples: int, seed: int) -> dict[str, Any
 
     lengths = [len(ids) for ids in system.token_ids]
     described: dict[str, Any] = {"n": len(system.prompts)}
-    for column in ("reward", "gold", "kl"):
+    for column in SCORES:
         values = getattr(system, column)
         if values is not None:
             described[column] = mean(values)
-    if system.kl is not None:  # total over total, never a mean of means
-        described["kl_per_token"] = float(np.sum(system.kl)) / max(1, sum(lengths))
+            if column.startswith("kl"):  # total over total, never a mean of means
+                described[f"{column}_per_token"] = float(np.sum(values)) / max(1, sum(lengths))
     distinct = Distinct().compute(predictions=[list(ids) for ids in system.token_ids])
     described["length"] = mean(lengths)
     described |= {k: distinct[k] for k in ("distinct_1", "distinct_2")}
+    if system.extracted is not None:
+        described["extracted"] = float(np.mean(system.extracted))
+    if system.generation:
+        described["generation"] = system.generation
+    if system.metrics:
+        described["metrics"] = dict(system.metrics)
     return described | Truncation().compute(predictions=list(system.finished))
 
 
@@ -193,7 +213,7 @@ def _judged(a: SystemAnswers, b: SystemAnswers, column: str) -> bool:
     return getattr(a, column) is not None and getattr(b, column) is not None
 
 
-def _adjusted(family: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def adjusted(family: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Comparisons of one judge and decoding, their verdicts by Holm's p-values: many looks make no discovery."""
     fields = Comparison.__dataclass_fields__
     for c, p in zip(family, holm([c["p_value"] for c in family]), strict=True):
@@ -203,25 +223,58 @@ def _adjusted(family: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _trivial(
-    group: dict[str, SystemAnswers], score: Scorer, judge: Judge, against: str, resamples: int, seed: int
+    group: dict[str, SystemAnswers], score: Scorer, judge: str, against: str, resamples: int, seed: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Mean judgement of trivial answers, and their comparisons with the reference system where it was judged.
 
-    The longest answer is the reference system's (else the first system's) longest one, given to every prompt: a judge
-    that prefers it does not read the prompt. The longest of all systems would often be a better system's answer.
+    The longest answer is the reference system's (else the first system's): the longest of all systems would often be
+    a better system's answer.
     """
     reference = group.get(against)
     source = reference or next(iter(group.values()))
-    rows = len(source.responses)
-    longest, empty = longest_answer([source.responses]) * rows, empty_answer([source.responses]) * rows
     means, comparisons = {}, []
-    for name, answers in (("longest_answer", longest), ("empty_answer", empty)):
+    for name, answers in adversaries(source.prompts, source.responses).items():
         scores = [float(s) for s in score(answers)]
         means[name] = float(np.mean(scores))
         if reference is not None and getattr(reference, judge) is not None:
             judged: dict[str, Any] = {"reward": None, "gold": None, "kl": None} | {judge: scores}
             comparisons.append(_compare(replace(reference, name=name, **judged), reference, judge, resamples, seed))
     return means, comparisons
+
+
+def about_judge(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How adversaries did before a judge, and whether it may be relied on: no adversary may be shown better."""
+    kept = ("win_rate", "ci95", "n", "verdict")
+    return {
+        "reliable": all(c["verdict"] != "better" for c in comparisons) if comparisons else None,
+        "adversaries": {c["a"]: {k: c[k] for k in kept} for c in comparisons},
+    }
+
+
+def distrust(judge: str, comparisons: Sequence[Mapping[str, Any]], main: bool = True) -> list[str]:
+    """A sentence for every adversary that a judge prefers to the reference system."""
+    who = "The judge" if main else "As a judge the reward model" if judge == "reward" else f"The chat judge '{judge}'"
+    return [
+        f"{who} is unreliable: it prefers the {named(c['a'])}, whatever the prompt, to {c['b']}'s."
+        for c in comparisons
+        if c["verdict"] == "better"
+    ]
+
+
+def compare_outcomes(
+    a: SystemAnswers, b: SystemAnswers, outcomes: Sequence[float], by: str, resamples: int, seed: int
+) -> dict[str, Any]:
+    """A comparison from a judge of pairs: 1, 1/2 or 0 for each of the first rows."""
+    n = len(outcomes)
+    units = a.units[:n]
+    found = paired_comparison(outcomes, np.subtract(1, outcomes), clusters=units, resamples=resamples, seed=seed)
+    said = verdict(found)
+    lengths = [len(p) - len(q) for p, q in zip(a.token_ids[:n], b.token_ids[:n], strict=True)]
+    fair = length_controlled_win_rate(outcomes, lengths, units)
+    controlled = {"win_rate": fair.estimate, "ci95": fair.ci} | ({"note": fair.note} if fair.note else {})
+    head = {"a": a.name, "b": b.name, "by": by, "decoding": a.decoding}
+    words = {"verdict": said.word, "verdict_text": said.text}
+    return head | found.as_dict() | {"length_controlled": controlled} | words
 
 
 def _warnings(

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_folders
+from pipelines import cli_evaluate, cli_folders
+from pipelines.cli_options import Fresh, Input, RecipeFile, RunDir, RunFolder, Set, StoreDir
 from pipelines.cli_run import run_stages
 from pipelines.exits import guarded, spread_values
 
@@ -29,24 +30,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data files.")
 app.add_typer(data_app, name="data")
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file", show_default=False)]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, such as runs/demo", show_default=False)]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C ...", help="change settings of the recipe; the value is YAML"),
-]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="instead of runs/<name of the recipe>")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="run again what is finished and unchanged")]
-StoreDir = Annotated[
-    Path | None, typer.Option("--store", metavar="DIR", help="a folder in which runs share finished stages")
-]
-Input = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input", metavar="STAGE=PATH ...", help="take a stage's result from a folder: ours, PEFT or Hugging Face"
-    ),
-]
 
 
 def _version(asked: bool) -> None:
@@ -181,30 +164,7 @@ def ppo(
     run_stages(recipe, set_, run_dir, input_, only=["ppo"], fresh=fresh, store=store)
 
 
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a recipe", show_default=False)],
-    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="other held-out prompts")] = None,
-    systems: Annotated[
-        str | None, typer.Option("--systems", metavar="A,B,...", help="base, sft, ppo, best_of_N")
-    ] = None,
-    set_: Set = None,
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="where the results go")] = None,
-    fresh: Fresh = False,
-    input_: Input = None,
-) -> None:
-    """Compare a run's systems on held-out prompts.
-
-    With other prompts, systems or settings the results go to a folder of their own (RUN/evaluations/...), and the run
-    stays as it is.
-
-    \b
-    trivet evaluate runs/demo
-    trivet evaluate runs/demo --prompts new.jsonl --systems sft,ppo
-    """
-    from pipelines.cli_run import run_evaluation
-
-    run_evaluation(run, prompts, systems, set_, run_dir, input_, fresh)
+app.command()(cli_evaluate.evaluate)
 
 
 @app.command()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,51 +96,6 @@ def finish(run_dir: Path, progress: Any) -> None:
     report = write_report(run_dir)
     show_summary(run_dir, progress.console)
     progress.say(f"report: {report}")
-
-
-def run_evaluation(
-    run: Path,
-    prompts: Path | None,
-    systems: str | None,
-    overrides: Sequence[str] | None,
-    run_dir: Path | None,
-    inputs: Sequence[str] | None,
-    fresh: bool,
-) -> None:
-    """Evaluate a run as its recipe says, or otherwise into a folder of its own; or a recipe's evaluate stage."""
-    changes = list(overrides or ())
-    if prompts is not None:
-        if not prompts.is_file():
-            raise UserError(f"--prompts {prompts}: no such file")
-        changes.append(f"data.held_out={prompts.resolve()}")
-    if systems is not None:
-        changes.append(f"evaluation.systems=[{', '.join(s.strip() for s in systems.split(','))}]")
-    if run.is_file():
-        run_pipeline(make_pipeline(run, changes, run_dir, inputs), only=["evaluate"], fresh=fresh)
-        return
-    given = parse_inputs(inputs)
-    if not run.is_dir():
-        raise UserError(f"{run}: no such run folder or recipe; `trivet ls` lists the runs")
-    from pipelines.opening import open_run
-
-    pipeline = open_run(run, changes)
-    if changes or given or run_dir or "evaluate" not in pipeline.recipe.stages:
-        pipeline = _apart(pipeline, changes, run_dir, given)
-    run_pipeline(pipeline, only=["evaluate"], fresh=fresh)
-
-
-def _apart(run: Pipeline, changes: Sequence[str], run_dir: Path | None, given: Mapping[str, str]) -> Pipeline:
-    """A pipeline that evaluates a run's finished stages in another folder; the run stays as it is."""
-    from pipelines.jobs import STAGES
-    from pipelines.runner import Pipeline
-
-    recipe = run.recipe.model_copy(update={"stages": ("evaluate",), "rankings": None})
-    there = {name: run.run_dir / stage.folder for name, stage in STAGES.items() if name not in ("evaluate", "rankings")}
-    inputs = {name: str(path) for name, path in there.items() if (path / "manifest.json").is_file()} | dict(given)
-    if isinstance(recipe.base, str):
-        inputs.pop("pretrain", None)
-    tag = hashlib.sha256("\n".join([*changes, *map(str, sorted(given.items()))]).encode()).hexdigest()[:8]
-    return Pipeline(recipe, run_dir or run.run_dir / "evaluations" / tag, inputs)
 
 
 def show_plan(

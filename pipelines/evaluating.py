@@ -1,17 +1,28 @@
-"""The evaluate stage: systems of a run on held-out prompts, ``results.json`` and ``samples.jsonl``."""
+"""The evaluate stage: systems on held-out prompts, ``results.json`` and ``samples.jsonl``."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 from data.errors import UserError
 from data.functions import load_function
-from evaluation.held_out import ROLES, Evaluator
+from evaluation.chat_judges import judged_by_chat
+from evaluation.generations import Generations
+from evaluation.held_out import Decoding, Evaluator
+from evaluation.metric_table import NO_REFERENCES, measure, needs_references
 from evaluation.results import SystemAnswers, assemble, samples_rows
+from evaluation.systems import Named, parse
 from models.artifacts import write_json
+from pipelines.harness import harness_results
 from pipelines.job import Job, answer_limit, evaluation_prompts
+from pipelines.opening_systems import open_system
+from pipelines.references import references_for
+from pipelines.reward_cards import card_for, in_short
 from stages.checkpoints import State
+from stages.reward_card import FILE
 from stages.stage import StageResult
 
 VERSION = 6
@@ -22,38 +33,109 @@ def evaluate(job: Job) -> StageResult:
     evaluator = make_evaluator(job)
     systems = available(job, evaluator)
     answers = answers_of(job, evaluator, systems)
+    judge = "gold" if evaluator.gold is not None else "reward" if evaluator.reward is not None else None
+    names = [s.name for s in answers if s.decoding == "sampled"]
+    settings = job.bench.recipe.evaluation
+    against = "sft" if "sft" in names else names[0]
     results = assemble(
         answers,
-        judge="gold" if evaluator.gold is not None else "reward",
-        against="sft" if "sft" in systems else systems[0],
-        score=evaluator.judge if evaluator.gold is not None or evaluator.reward is not None else None,
-        resamples=job.bench.recipe.evaluation.bootstrap,
+        judge=judge,  # type: ignore[arg-type]
+        against=against,
+        score=evaluator.judge if judge else None,
+        others={"reward": evaluator.rewards_of} if judge == "gold" and evaluator.reward is not None else None,
+        resamples=settings.bootstrap,
         seed=evaluator.seed,
-    )
+    ) | {"settings": evaluator.settings()}
+    if settings.judges:
+        join(results, chat_verdicts(job, answers, against, evaluator.seed))
+    card = card_for(job, evaluator, answers)
+    results |= {"reward_card": in_short(card)} if card else {}
+    if settings.lm_eval.tasks:
+        results["lm_eval"] = harness_results(job, evaluator, settings.lm_eval)
     if job.bench.processes.is_main:
-        write_json(job.out / "results.json", results, sort_keys=False)  # systems in the recipe's order
-        with (job.out / "samples.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples_rows(answers))
+        write(job, results, answers)
+        if card:
+            write_json(job.out / FILE, card)
     return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"])})
 
 
-def answers_of(job: Job, evaluator: Evaluator, systems: list[str]) -> list[SystemAnswers]:
-    """Every system's answers, sampled and (where asked) greedily; those that a checkpoint knows are not made again."""
+def chat_verdicts(job: Job, answers: Sequence[SystemAnswers], against: str, seed: int) -> dict[str, Any]:
+    """What chat judges say; one process asks, all know."""
+    settings, processes = job.bench.recipe.evaluation, job.bench.processes
+    found: dict[str, Any] = {}
+    if processes.is_main:
+        folder = None if job.generations is None else job.generations / "judgements"
+        found = judged_by_chat(
+            settings.judges, answers, against, folder=folder, resamples=settings.bootstrap, seed=seed, say=job.say
+        )
+    return processes.gather([found])[0]
+
+
+def join(results: dict[str, Any], found: dict[str, Any]) -> None:
+    """Comparisons, judges and warnings of other judges beside those of the first."""
+    results["comparisons"] += found["comparisons"]
+    results["judges"] = results.get("judges", {}) | found["judges"]
+    results["warnings"] += found["warnings"]
+
+
+def write(job: Job, results: dict[str, Any], answers: Sequence[SystemAnswers]) -> None:
+    write_json(job.out / "results.json", results, sort_keys=False)  # systems in the recipe's order
+    with (job.out / "samples.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples_rows(answers))
+
+
+def answers_of(job: Job, evaluator: Evaluator, systems: Sequence[Named]) -> list[SystemAnswers]:
+    """Answers, the sampled ones of all systems first; those that a checkpoint knows are not made again.
+
+    A system is loaded once, for both decodings, and let go before the next.
+    """
+    recipe, settings = job.bench.recipe, job.bench.recipe.evaluation
     saved = job.checkpoints.resume()
     answers = [SystemAnswers(**found) for found in saved.own_numbers["answers"]] if saved is not None else []
-    wanted = [(system, "sampled") for system in systems]
-    if job.bench.recipe.evaluation.greedy:
-        wanted += [(system, "greedy") for system in systems if not system.startswith("best_of_")]
-    for system, decoding in wanted[len(answers) :]:
-        answers.append(evaluator.run(system, decoding))
-        done = len(answers)
-        job.bar.advance(done, {}, sum(len(ids) for ids in answers[-1].token_ids))
-        job.checkpoints.safe_point(done, lambda: captured(answers), done)
-    return answers
+    references, labels = _references(job, evaluator), _labels(systems)
+    wanted: list[tuple[Named, Decoding]] = []
+    for named in systems:
+        wanted += [(named, "sampled")]
+        wanted += [(named, "greedy")] if settings.greedy and named.kind != "best_of" else []
+    open_name, system = "", None
+    for named, decoding in wanted[len(answers) :]:
+        if named.name != open_name or system is None:
+            open_name, system = named.name, None  # the one before goes first
+            system = open_system(job, evaluator, named, labels[named.name])
+        found = evaluator.run(system, decoding)
+        metrics = measure(found, settings, references, base_dir=recipe.base_dir, seed=evaluator.seed)
+        if decoding == "sampled" and references is not None and "perplexity" in settings.metrics:
+            metrics |= evaluator.perplexity(system, references) if system.best_of == 1 else {}
+        answers.append(replace(found, metrics=metrics))
+        job.bar.advance(len(answers), {}, sum(len(ids) for ids in found.token_ids))
+        job.checkpoints.safe_point(len(answers), lambda: captured(answers), len(answers))
+    return sorted(answers, key=lambda a: a.decoding != "sampled")
 
 
-def captured(answers: list[SystemAnswers]) -> State:
+def captured(answers: Sequence[SystemAnswers]) -> State:
     return State(tensors={}, own_numbers={"answers": [asdict(a) for a in answers]})
+
+
+def _references(job: Job, evaluator: Evaluator) -> list[tuple[str, ...]] | None:
+    """References of every row where a metric asks for them.
+
+    Raises:
+        UserError: none of the prompts has one.
+    """
+    names = job.bench.recipe.evaluation.metrics
+    if not needs_references(names) and not any(":" in name for name in names):
+        return None
+    found = references_for(job.bench.recipe, job.corpus, evaluator.prompts)
+    if needs_references(names) and not any(found):
+        first = next(name for name in names if needs_references([name]))
+        raise UserError(f"evaluation.metrics: {NO_REFERENCES.format(name=first)}")
+    return found
+
+
+def _labels(systems: Sequence[Named]) -> dict[str, str]:
+    """Folders by their own name, or as they were written where two would be called the same."""
+    labels = [s.label for s in systems]
+    return {s.name: s.label if labels.count(s.label) == 1 else s.name for s in systems}
 
 
 def make_evaluator(job: Job) -> Evaluator:
@@ -77,26 +159,25 @@ def make_evaluator(job: Job) -> Evaluator:
         seed=recipe.seed if settings.seed is None else settings.seed,
         reward=bench.load_reward(job.inputs["reward"]) if "reward" in job.inputs else None,
         gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,
+        generations=Generations(job.generations, bench.processes.is_main),
     )
 
 
-def available(job: Job, evaluator: Evaluator) -> list[str]:
+def available(job: Job, evaluator: Evaluator) -> list[Named]:
     """Systems of the recipe whose stages are there, in the recipe's order.
 
     Raises:
-        UserError: nothing can be judged.
+        UserError: there is none.
     """
-    if evaluator.gold is None and evaluator.reward is None:
-        raise UserError("evaluation: neither a reward model nor evaluation.gold is there to judge answers by")
-    roles = {"base", *evaluator.base.roles}
-    systems = []
-    for system in job.bench.recipe.evaluation.systems:
-        if system.startswith("best_of_"):
-            there = "reference" in roles and evaluator.reward is not None
-        else:
-            there = ROLES.get(system, system) in roles
-        if there:
-            systems.append(system)
-    if not systems:
+    roles = {"base": True, "sft": "reference" in evaluator.base.roles, "ppo": "policy" in evaluator.base.roles}
+    systems = [parse(name) for name in dict.fromkeys(job.bench.recipe.evaluation.systems)]
+
+    def there(named: Named) -> bool:
+        if named.kind == "best_of":
+            return roles["sft"] and evaluator.reward is not None
+        return roles[named.value] if named.kind == "role" else True
+
+    found = [named for named in systems if there(named)]
+    if not found:
         raise UserError("evaluation.systems: none of them is in this run")
-    return systems
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from data.records import Prompt
 from data.splits import Corpus
+from pipelines.keys import folder_hash
 from pipelines.recipe import Recipe
 from pipelines.workbench import Workbench
 from stages.checkpoints import Checkpoints
@@ -27,11 +29,28 @@ class Job:
     log: Any
     bar: Any
     checkpoints: Checkpoints
+    generations: Path | None = None  # where evaluation keeps answers
+    say: Callable[[str], None] = lambda text: None
 
 
 def answer_limit(recipe: Recipe) -> int:
     """Longest answer in evaluation: its own setting, or PPO's."""
     return recipe.evaluation.max_new_tokens or recipe.ppo.max_new_tokens
+
+
+def files_of_evaluation(recipe: Recipe) -> dict[str, str]:
+    """Contents of files and folders that evaluation reads besides the corpus, hashed: they are part of its key."""
+    named = [m.partition(":")[2] for m in recipe.evaluation.metrics if m.startswith("folder:")]
+    named += [s.partition(":")[2] for s in recipe.evaluation.systems if s.startswith("path:")]
+    named += [recipe.evaluation.rankings] if recipe.evaluation.rankings else []
+    named += [recipe.evaluation.lm_eval.tasks_dir] if recipe.evaluation.lm_eval.tasks_dir else []
+    named += [recipe.data.held_out] if isinstance(recipe.data.held_out, str) else []  # its answers are references
+    found = {name: (recipe.base_dir / Path(name).expanduser()) for name in named}
+    return {
+        name: folder_hash(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in sorted(found.items())
+        if path.exists()
+    }
 
 
 def evaluation_prompts(recipe: Recipe, corpus: Corpus) -> tuple[Prompt, ...]:

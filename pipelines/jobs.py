@@ -11,7 +11,7 @@ from typing import Any
 
 from data.functions import fingerprint_of
 from data.splits import Corpus, Split
-from pipelines.job import Job, answer_limit
+from pipelines.job import Job, answer_limit, files_of_evaluation
 from pipelines.keys import dump
 from pipelines.recipe import Recipe
 from reward.settings import REMOTE_TRAITS
@@ -115,7 +115,10 @@ def functions_of(recipe: Recipe, stage: str) -> list[str]:
         return [recipe.rankings.annotator]
     if stage == "ppo":
         return [part.source for part in recipe.ppo.reward if part.kind == "function"]
-    return [recipe.evaluation.gold] if stage == "evaluate" and recipe.evaluation.gold else []
+    if stage != "evaluate":
+        return []
+    own = [name for name in recipe.evaluation.metrics if ":" in name and not name.startswith(("hub:", "folder:"))]
+    return [*([recipe.evaluation.gold] if recipe.evaluation.gold else []), *own]
 
 
 def function_fingerprints(recipe: Recipe, stage: str) -> dict[str, str]:
@@ -124,7 +127,7 @@ def function_fingerprints(recipe: Recipe, stage: str) -> dict[str, str]:
 
 def _ppo_settings(recipe: Recipe) -> dict[str, Any]:
     """PPO's settings without those that say how a remote scorer is asked, so that a longer time-out may resume."""
-    settings = dump(recipe.ppo)
+    settings = dump(recipe.ppo, () if recipe.ppo.keep_every else ("keep_every",))  # unset it changes nothing
     for part in settings["reward"]:
         part["remote"] = {k: v for k, v in part["remote"].items() if k not in REMOTE_TRAITS}
     return settings
@@ -203,8 +206,12 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage(
         run=_evaluate,
         needs=lambda r: (*_base(r), "sft", "reward", "ppo"),
-        settings=lambda r: {"evaluation": dump(r.evaluation), "max_new_tokens": answer_limit(r)},
-        data=("prompts",),
+        settings=lambda r: {
+            "evaluation": dump(r.evaluation),
+            "max_new_tokens": answer_limit(r),
+            "files": files_of_evaluation(r),
+        },
+        data=("prompts", "demonstrations", "rankings"),  # for worked examples, references, the reward model's card
         steps=lambda r, c: None,
         version=_version("pipelines.evaluating"),
         folder="evaluation",

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import nearest
 from data.secrets import has_secret
+from evaluation.systems import problem_of, problem_of_metric
 from pipelines.recipe_errors import Problem
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
 
 ORDER = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
-SYSTEMS = ("base", "sft", "ppo")
 NEW_TOKENS, PROMPT_TOKENS, CONVERSATION = 64, 512, 1024  # the settings' own defaults
 
 
@@ -129,7 +129,12 @@ def _needs(recipe: Recipe) -> list[Problem]:
         out.append((("rankings",), "the reward model would have two sources: remove `rankings` or data.rankings"))
     if "reward" in stages and recipe.rankings is None and not data.rankings:
         out.append((("data",), "the reward stage needs data.rankings, or `rankings` to sample and rank answers"))
-    if {"ppo", "rankings", "evaluate"} & set(stages) and not (data.prompts or data.demonstrations or data.rankings):
+    evaluates_a_file = isinstance(data.held_out, str) and not {"ppo", "rankings"} & set(stages)
+    if (
+        {"ppo", "rankings", "evaluate"} & set(stages)
+        and not (data.prompts or data.demonstrations or data.rankings)
+        and not evaluates_a_file
+    ):
         out.append((("data",), "ppo and evaluation need data.prompts (or demonstrations, whose prompts they take)"))
     if "ppo" in stages and "reward" not in stages and not _model_part(recipe) and recipe.ppo.value.init == "reward":
         out.append(
@@ -142,10 +147,9 @@ def _needs(recipe: Recipe) -> list[Problem]:
 
 def _systems(recipe: Recipe) -> list[Problem]:
     out: list[Problem] = []
-    for i, name in enumerate(recipe.evaluation.systems):
-        if name not in SYSTEMS and not re.fullmatch(r"best_of_([2-9]|[1-9]\d{1,2})", name):
-            hint = nearest(name, [*SYSTEMS, "best_of_4"]) or " Systems: base, sft, ppo, best_of_N."
-            out.append((("evaluation", "systems", i), f"no system '{name}'.{hint}"))
+    config = recipe.evaluation
+    for key, names, check in (("systems", config.systems, problem_of), ("metrics", config.metrics, problem_of_metric)):
+        out += [(("evaluation", key, i), problem) for i, name in enumerate(names) if (problem := check(name, config))]
     return out
 
 

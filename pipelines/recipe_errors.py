@@ -63,6 +63,9 @@ def unknown_keys(data: Any, models: Sequence[type[BaseModel]], path: Path = ()) 
             where = f" in {_dotted(path)}" if path else ""
             hint = nearest(str(key), known) or f" Known{where}: {', '.join(known)}."
             out.append(((*path, key), f"no such setting.{hint}"))
+        elif typing.get_origin(known[key]) is dict and isinstance(value, dict):  # names that the user chooses
+            inner = models_in(known[key])
+            out += [p for name, one in value.items() for p in unknown_keys(one, inner, (*path, key, name))]
         else:
             out += unknown_keys(value, models_in(known[key]), (*path, key))
     return out

@@ -20,7 +20,7 @@ from data.errors import UserError
 from data.secrets import redact, redacted
 from data.strict_json import read_object
 from pipelines import report_charts as charts
-from pipelines import report_reward
+from pipelines import report_evaluation, report_reward
 from pipelines.report_numbers import duration, interval, number, p_value, percent, shown
 from pipelines.report_samples import dumps, packed, packed_samples
 from pipelines.report_words import Words, answers_to_newcomers, headline
@@ -116,7 +116,7 @@ def read_run(path: Path) -> RunFiles:
         manifests=redacted({s: m for s, m in manifests.items() if m}),
         results=redacted(results),
         samples=redacted(samples),
-        card=_card(_json(path / "reward" / "report_card.json", notes), manifests["reward"], notes),
+        card=_card(_first_card(path, notes), manifests["reward"], notes),
         notes=redacted(notes),
     )
 
@@ -147,6 +147,7 @@ def view(files: RunFiles) -> dict[str, Any]:
         "notes": files.notes,
         "systems": system_rows(results),
         "comparisons": comparison_rows(results),
+        "beside": report_evaluation.view(results),
         "baselines": {k.replace("_", " "): number(v) for k, v in (results.get("baselines") or {}).items()},
         "judge": results.get("judge", ""),
         "figures": figures,
@@ -320,6 +321,11 @@ def _plotly() -> str:
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _first_card(path: Path, notes: list[str]) -> dict[str, Any]:
+    """The reward stage's, else the one of an evaluation in a folder of its own."""
+    return _json(path / "reward" / "report_card.json", notes) or _json(path / "evaluation" / "report_card.json", notes)
 
 
 def _card(found: Mapping[str, Any], manifest: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:

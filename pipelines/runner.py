@@ -75,6 +75,7 @@ class Pipeline:
         self.recipe = recipe
         self.store = Store(Path(store)) if store else None
         self.run_dir = (run_dir or Path("runs") / recipe.name).resolve()
+        self.generations = self.run_dir / "generations"  # evaluation's answers, by content
         self.given = {name: Path(path).resolve() for name, path in (inputs or {}).items()}
         for name, path in self.given.items():
             if name not in STAGES:
@@ -394,5 +395,5 @@ class Pipeline:
             make_context=make_context,
             log=log,
             bar=bar,
-            checkpoints=checkpoints,
-        )
+            checkpoints=checkpoints, generations=self.generations, say=progress.say,
+        )  # fmt: skip

@@ -54,11 +54,16 @@ class Workbench:
 
     def _load(self, name: str, spec: BaseModelSpec) -> SharedBase:
         if name not in self._bases:
-            asked = self.recipe.runtime.dtype
-            dtype = resolve_dtype(spec.dtype if asked == "auto" else asked, self.processes.device)
-            self._bases[name] = load_base(spec, dtype, self.processes.device)
-            self._bases[name].fast = self.recipe.runtime.engine == "auto"
+            self._bases[name] = self.load_other(spec)
         return self._bases[name]
+
+    def load_other(self, spec: BaseModelSpec) -> SharedBase:
+        """A base that is not kept here, in the recipe's precision and on its device."""
+        asked = self.recipe.runtime.dtype
+        dtype = resolve_dtype(spec.dtype if asked == "auto" else asked, self.processes.device)
+        base = load_base(spec, dtype, self.processes.device)
+        base.fast = self.recipe.runtime.engine == "auto"
+        return base
 
     @property
     def reward_stands_apart(self) -> bool:

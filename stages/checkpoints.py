@@ -26,7 +26,7 @@ from data.errors import CheckpointError, UserError
 from data.strict_json import read_object
 from models.artifacts import FORMAT, MANIFEST, files_of, problems, read_artifact, write_json
 from models.devices import Processes
-from stages.configs import CheckpointConfig
+from stages.configs import KEPT, CheckpointConfig
 from stages.interrupts import INTERRUPTS
 
 TENSORS, NUMBERS = "tensors.safetensors", "state.json"
@@ -86,7 +86,7 @@ class Checkpoints:
         metrics = out / "metrics.jsonl"
         known = None if fresh else self.tidy(metrics)
         for path in out.iterdir() if out.is_dir() else ():
-            if known is None or path not in (metrics, self.folder):
+            if known is None or path not in (metrics, self.folder, out / KEPT):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         out.mkdir(parents=True, exist_ok=True)
         return known or 0

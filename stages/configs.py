@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from data.config import Config
 from reward.settings import RewardPart
 
+KEPT = "policies"  # folder of the ppo stage: policies kept on the way, for evaluation
+
 
 class CheckpointConfig(Config):
     """How often a running stage is saved, so that the same command goes on after a kill. Changes no result."""
@@ -189,6 +191,7 @@ class PPOConfig(Config):
     keep: Literal["last", "best"] = Field(
         "last", description="the policy after the last update, or the one with the best held-out score (reward.holdout)"
     )
+    keep_every: int | None = Field(None, ge=1, description="keep the policy every so many updates, to evaluate ppo@N")
     self_check: bool = Field(True, description="look for silent mistakes before the first update; takes seconds")
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from reward.composition import compose
 from reward.model import RewardModel
 from stages import ppo_state
 from stages.checkpoints import State
-from stages.configs import PPOConfig
+from stages.configs import KEPT, PPOConfig
 from stages.ppo import PPO
 from stages.ppo_watcher import Watcher
 from stages.self_check import require, self_check
@@ -26,7 +26,7 @@ from stages.warnings import Warned, Watch
 def run(
     context: StageContext, config: PPOConfig, model: RewardModel | None, judge: RewardModel | None = None
 ) -> StageResult:
-    """Align the ``sft`` role's copy; write ``adapter/`` (the policy) and ``value/``.
+    """Align the ``sft`` role's copy; write ``adapter/`` (the policy), ``value/`` and the policies kept on the way.
 
     Expects the role ``reference`` (the SFT adapter) and, where the reward model stands on this base, ``reward``.
     ``judge`` is the held-out reward model: it looks at the policy and pays nothing.
@@ -97,6 +97,9 @@ def train(ppo: PPO, watcher: Watcher | None) -> tuple[Watch, dict[str, float]]:
                 context.warn(f"PPO, update {ppo.update_index}: {text}")
             shown = {k.split("/")[-1]: last[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
             context.bar.advance(ppo.update_index, shown, int(last["tokens/response"]))
+            every = ppo.config.keep_every
+            if every and ppo.update_index % every == 0 and context.processes.is_main:
+                save_role(context.base, "policy", context.out / KEPT / f"update_{ppo.update_index}")
             safe_point(ppo.update_index)
     except (StageError, UserError) as error:  # a scorer that does not answer, a function of the user's that fails
         raise saved_before(error, ppo, captured) from error

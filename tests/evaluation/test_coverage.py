@@ -29,7 +29,7 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("world", list(table.WORLDS))
 def test_intervals_cover_at_the_smallest_n(world: str):
-    found = table.coverage(table.WORLDS[world], 20, SIMULATIONS)
+    found = table.coverage(table.WORLDS[world], table.SMALLEST[world], SIMULATIONS)
     assert 0.93 - SLACK < found < 0.97 + SLACK, found
 
 

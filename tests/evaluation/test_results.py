@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evaluation.adversaries import CONSTANT
 from evaluation.results import SystemAnswers, assemble, samples_rows
 
 
@@ -86,14 +87,28 @@ def test_a_judge_that_prefers_trivial_answers_is_called_unreliable():
     systems = [_system("sft"), _system("ppo", 2)]
 
     def by_length(completions: list[str]) -> list[float]:
-        assert set(completions) in ({""}, {max(systems[0].responses, key=len)})
+        longest = {max(systems[0].responses, key=len)}
+        assert set(completions) in ({""}, longest, {CONSTANT}, set(systems[0].prompts))
         return [len(c) / 10 for c in completions]
 
     results = assemble(systems, judge="gold", score=by_length, resamples=200)
     assert results["baselines"]["empty_answer"] == 0 < results["baselines"]["longest_answer"]
     assert any("prefers the longest answer" in w for w in results["warnings"])
     assert not any("prefers the empty" in w for w in results["warnings"])
-    assert [c["a"] for c in results["baseline_comparisons"]] == ["longest_answer", "empty_answer"]
+    names = ["longest_answer", "empty_answer", "constant_answer", "repeated_prompt"]
+    assert [c["a"] for c in results["baseline_comparisons"]] == names == list(results["baselines"])
+    judge = results["judges"]["gold"]
+    assert judge["reliable"] is False and judge["adversaries"]["empty_answer"]["verdict"] != "better"
+
+
+def test_the_reward_model_is_tested_beside_gold():
+    systems = [_system("sft"), _system("ppo", 2)]
+    others = {"reward": lambda texts: [5.0 if t in systems[0].prompts else -9.0 for t in texts]}
+    results = assemble(systems, judge="gold", score=lambda t: [-9.0] * len(t), others=others, resamples=200)
+    assert results["judges"]["gold"]["reliable"] is True and results["judges"]["reward"]["reliable"] is False
+    told = "As a judge the reward model is unreliable: it prefers the prompt repeated, whatever the prompt, to sft's."
+    assert told in results["warnings"]
+    assert results["baselines"]["repeated_prompt"] == -9
 
 
 def test_without_gold_the_reward_judges_and_that_is_said():

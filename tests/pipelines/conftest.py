@@ -1,4 +1,4 @@
-"""One made-up run and its report for all tests of the report; whoever changes the folder copies it first."""
+"""Runs for many tests: one made up, for the report, and the smallest real one. Whoever changes a folder copies it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.report import write_report
+from tests.pipelines.least import RECIPE
 from tests.pipelines.report_world import make_run
 
 
@@ -18,3 +19,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def page(run: Path) -> str:
     return write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def least_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pipelines.runner import Pipeline
+
+    folder = tmp_path_factory.mktemp("least") / "first"
+    Pipeline.from_recipe(RECIPE, run_dir=folder).run()
+    return folder

@@ -15,40 +15,9 @@ import torch
 from data.errors import UserError
 from models.artifacts import read_artifact
 from pipelines.runner import Pipeline
+from tests.pipelines.least import RECIPE
 
 ROOT = Path(__file__).parents[2]
-RECIPE = {
-    "name": "least",
-    "base": {
-        "pretrain": {
-            "tokenizer": "words",
-            "vocabulary": 300,
-            "steps": 12,
-            "batch": 8,
-            "model": {"layers": 2, "width": 32, "feed_forward": 64, "heads": 4, "context": 128},
-        }
-    },
-    "template": "dialogue",
-    "data": {
-        "documents": "demo-world?rows=200",
-        "demonstrations": "demo-world?rows=60",
-        "prompts": "demo-world?rows=80",
-        "held_out": 0.2,
-    },
-    "adapter": {"rank": 4, "alpha": 8},
-    "sft": {"learning_rate": 3e-3, "batch": 16},
-    "rankings": {
-        "annotator": "data.demo_world:gold",
-        "prompts": 16,
-        "held_out_prompts": 8,
-        "answers": 3,
-        "max_new_tokens": 12,
-    },
-    "reward": {"learning_rate": 3e-3, "batch": 8, "micro_batch": 8, "centre_samples": 8},
-    "ppo": {"updates": 2, "rollouts": 8, "epochs": 1, "learning_rate": 1e-3, "max_new_tokens": 12},
-    "evaluation": {"prompts": 6, "gold": "data.demo_world:gold", "bootstrap": 50},
-    "runtime": {"device": "cpu", "threads": 1},
-}
 PROMISED = {
     "objective/kl",
     "objective/scores",
@@ -93,10 +62,8 @@ def metrics(run: Path) -> dict[str, list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "first"
-    Pipeline.from_recipe(RECIPE, run_dir=folder).run()
-    return folder
+def run(least_run) -> Path:
+    return least_run
 
 
 def test_every_stage_leaves_what_the_interface_says(run):

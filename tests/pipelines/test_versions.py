@@ -39,7 +39,15 @@ CODE = {
         "stages/kl_control.py",
         *FAST,
     ],
-    "evaluate": ["pipelines/evaluating.py", "evaluation/held_out.py", "evaluation/results.py", *FAST],
+    "evaluate": [
+        "pipelines/evaluating.py",
+        "pipelines/opening_systems.py",
+        "evaluation/held_out.py",
+        "evaluation/results.py",
+        "evaluation/divergence.py",
+        "evaluation/prompting.py",
+        *FAST,
+    ],
 }
 
 

@@ -1,0 +1,26 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, such as runs/demo", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C ...", help="change settings of the recipe; the value is YAML"),
+]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="instead of runs/<name of the recipe>")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="run again what is finished and unchanged")]
+StoreDir = Annotated[
+    Path | None, typer.Option("--store", metavar="DIR", help="a folder in which runs share finished stages")
+]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", metavar="STAGE=PATH ...", help="take a stage's result from a folder: ours, PEFT or Hugging Face"
+    ),
+]
