@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo test test-slow test-all test-resume lint mutations mutations-generic fuzz bench bench-envs gpu-check clean
+.PHONY: help install demo test test-slow test-all test-resume soak lint mutations mutations-generic fuzz bench bench-envs gpu-check clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
 	@echo "make demo       the whole pipeline on the embedded task, on CPU, in minutes"
 	@echo "make test       the tests, without the slow ones (test-slow: those alone; test-all: everything)"
 	@echo "make test-resume  kill a tiny run everywhere and compare what it ends in; about half an hour"
+	@echo "make soak       5,000 PPO updates with random kills; memory, time and folders must not grow"
 	@echo "make lint       ruff and mypy"
 	@echo "make mutations  plant known defects one at a time; the tests must catch each"
 	@echo "make fuzz       hostile data and recipes, coverage-guided, for FUZZ_SECONDS (600)"
@@ -44,6 +45,9 @@ test-all: install
 
 test-resume: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.resume.kills $(KILL_FLAGS)
+
+soak: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.resume.soak $(SOAK_FLAGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -18,6 +18,10 @@ class CheckpointError(StageError):
     """What a stage had finished could not be saved."""
 
 
+class NonFiniteError(StageError):
+    """Too many optimizer steps in a row without a finite loss and gradient."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return `` Did you mean 'a' or 'b'?`` for the names closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

@@ -54,7 +54,7 @@ class UserFunction:
             result = self.fn(list(prompts), list(completions), **wanted)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() in it would end the run without a word
             place = _place(error, self.path)
             raise UserError(f"{self.name} failed{place} with {type(error).__name__}: {error}") from error
         return self._checked(result, len(completions))

@@ -83,11 +83,15 @@ def sha256_of(path: Path) -> str:
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that readers see the old or the new one, never a part."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any, sort_keys: bool = True) -> None:
@@ -109,13 +113,32 @@ def _entry(file: Path) -> dict[str, Any]:
     return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
 
 
-def publish(partial: Path, final: Path, manifest: dict[str, Any]) -> Artifact:
-    """Write the manifest as the folder's last file and rename the folder into place, replacing an older artifact."""
+def publish(partial: Path, final: Path, manifest: dict[str, Any], scratch: str | None = None) -> Artifact:
+    """Write the manifest as the folder's last file and rename the folder into place, replacing an older artifact.
+
+    ``scratch`` is a folder in it that is no part of the artifact; it goes once the manifest is on the disk, so that a
+    full disk loses nothing.
+    """
+    files = {n: entry for n, entry in files_of(partial).items() if Path(n).parts[0] != scratch}
     logs = {name: _entry(partial / name) for name in sorted(LOGS) if (partial / name).is_file()}
-    manifest = {"format": FORMAT, **redacted(manifest), "files": files_of(partial), "logs": logs}
+    manifest = {"format": FORMAT, **redacted(manifest), "files": files, "logs": logs}
     write_json(partial / MANIFEST, manifest)
+    if scratch is not None:
+        shutil.rmtree(partial / scratch, ignore_errors=True)
     put_in_place(partial, final)
     return Artifact(path=final, manifest=manifest)
+
+
+def finish_publishing(partial: Path, final: Path, key: str, scratch: str) -> bool:
+    """Whether a process died in ``publish`` with all done but the rename; then that is done now."""
+    found = read_artifact(partial)
+    if found is None or found.key != key:
+        return False
+    shutil.rmtree(partial / scratch, ignore_errors=True)
+    if problems(found):
+        return False
+    put_in_place(partial, final)
+    return True
 
 
 def put_in_place(new: Path, final: Path) -> None:

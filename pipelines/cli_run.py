@@ -81,7 +81,6 @@ def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> Non
         raise
     except Exception as error:
         stage = f"the {progress.current} stage failed" if progress.current else "the run failed"
-        pipeline.run_dir.mkdir(parents=True, exist_ok=True)
         log = write_traceback(pipeline.run_dir)
         raise StageFailed(f"{stage} with {summary_of(error)}\n        the log is {log}") from error
     if pipeline.processes.is_main:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -26,6 +27,9 @@ from stages.interrupts import INTERRUPTS
 
 SETTING = re.compile(r"[\w.]+=.*", re.DOTALL)
 SEVERAL = {"--set": SETTING, "--input": SETTING, "--only": re.compile("|".join(ORDER))}
+
+
+UNWRITABLE = tuple(os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
 
 
 class StageFailed(Exception):
@@ -118,12 +122,19 @@ def summary_of(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, StageError):
         return text
+    if any(words in text for words in UNWRITABLE):  # also in the words of libraries that write files
+        return f"{text}: make room (or mend the folder), then the same command goes on from its newest checkpoint"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def write_traceback(folder: Path) -> Path:
-    """Write the current error's traceback into ``folder``, a file for each process."""
-    rank = os.environ.get("RANK", "0")
+    """Write the current error's traceback into ``folder``, a file for each process; elsewhere where that is full."""
+    rank, text = os.environ.get("RANK", "0"), redact(traceback.format_exc())
     path = folder / ("error.log" if rank == "0" else f"error-{rank}.log")
-    path.write_text(redact(traceback.format_exc()), encoding="utf-8", errors="backslashreplace")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        path = Path(tempfile.mkdtemp(prefix="trivet-")) / path.name
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path

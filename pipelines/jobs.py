@@ -109,6 +109,9 @@ def _needs_reward(recipe: Recipe) -> tuple[str, ...]:
     return ("reward",) if "model" in parts or recipe.ppo.value.init == "reward" or watched else ()
 
 
+BOUND = ("max_skipped_steps",)  # changes no finished stage, so that another one may resume
+
+
 def functions_of(recipe: Recipe, stage: str) -> list[str]:
     """The user's functions that a stage calls: their source is part of its key."""
     if stage == "rankings" and recipe.rankings is not None:
@@ -127,7 +130,7 @@ def function_fingerprints(recipe: Recipe, stage: str) -> dict[str, str]:
 
 def _ppo_settings(recipe: Recipe) -> dict[str, Any]:
     """PPO's settings without those that say how a remote scorer is asked, so that a longer time-out may resume."""
-    settings = dump(recipe.ppo, () if recipe.ppo.keep_every else ("keep_every",))  # unset it changes nothing
+    settings = dump(recipe.ppo, BOUND if recipe.ppo.keep_every else ("keep_every", *BOUND))  # unset it changes nothing
     for part in settings["reward"]:
         part["remote"] = {k: v for k, v in part["remote"].items() if k not in REMOTE_TRAITS}
     return settings
@@ -161,7 +164,7 @@ STAGES: dict[str, Stage] = {
     "pretrain": Stage(
         run=_pretrain,
         needs=lambda r: (),
-        settings=lambda r: dump(None if isinstance(r.base, str) else r.base.pretrain),
+        settings=lambda r: dump(None if isinstance(r.base, str) else r.base.pretrain, BOUND),
         data=("documents",),
         steps=lambda r, c: None if isinstance(r.base, str) else r.base.pretrain.steps,
         version=_version("stages.pretrain"),
@@ -170,7 +173,7 @@ STAGES: dict[str, Stage] = {
     "sft": Stage(
         run=_sft,
         needs=_base,
-        settings=lambda r: dump(r.sft),
+        settings=lambda r: dump(r.sft, BOUND),
         data=("demonstrations",),
         steps=lambda r, c: _batches(len(c.demonstrations.train), r.sft.batch, r.sft.epochs),
         version=_version("stages.sft"),
@@ -188,7 +191,7 @@ STAGES: dict[str, Stage] = {
     "reward": Stage(
         run=_reward,
         needs=lambda r: (*_base(r), "sft", *(("rankings",) if r.rankings else ())),
-        settings=lambda r: dump(r.reward, leave_out=("gate",)),  # the gate judges a finished stage
+        settings=lambda r: dump(r.reward, ("gate", *BOUND)),  # the gate judges a finished stage
         data=("rankings", "prompts"),
         steps=_reward_steps,
         version=_version("stages.reward_model"),

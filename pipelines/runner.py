@@ -21,6 +21,7 @@ from data.template import Renderer
 from models.artifacts import (
     Artifact,
     damage,
+    finish_publishing,
     load_artifact,
     partial_folder,
     problems,
@@ -43,6 +44,8 @@ from pipelines.workbench import Workbench
 from stages.checkpoints import Checkpoints
 from stages.interrupts import INTERRUPTS
 from stages.stage import MetricsLog, StageContext
+
+CHECKPOINTS = "checkpoints"  # the folder in a stage's hidden one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,21 +308,17 @@ class Pipeline:
             progress.warn(f"{name}: not shared, {self.store.root} cannot be written ({error.strerror or error})")
 
     def _run_stage(
-        self,
-        name: str,
-        described: dict[str, Any],
-        key: str,
-        folder: RunFolder,
-        progress: Progress,
-        fresh: bool = False,
+        self, name: str, described: dict[str, Any], key: str, folder: RunFolder, progress: Progress, fresh: bool = False
     ) -> None:
         """Run one stage into a hidden folder, from its newest usable checkpoint on, and publish it."""
         stage, started = STAGES[name], time.perf_counter()
         final = self.run_dir / stage.folder
         out = partial_folder(final)
         inputs = self._checked_inputs(name)
+        if not fresh and self._finished(out, final, key):
+            return folder.stage(name, status="done", key=key, artifact=stage.folder, seconds=0.0)
         checkpoints = Checkpoints(
-            out / "checkpoints", key, self.recipe.checkpoint, self.processes, progress.warn, progress.say
+            out / CHECKPOINTS, key, self.recipe.checkpoint, self.processes, progress.warn, progress.say
         )
         start = checkpoints.prepare(out, fresh) if self.processes.is_main else 0
         self.processes.barrier()
@@ -337,7 +336,6 @@ class Pipeline:
         tokens = log.tokens() or bar.tokens or None
         self.processes.barrier()
         if self.processes.is_main:
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
             manifest = {
                 "stage": name,
                 "key": key,
@@ -348,13 +346,17 @@ class Pipeline:
                 "metrics": dict(result.metrics),
                 "base_fingerprint": self.bench.fingerprint(name) if name != "pretrain" else None,
             }
-            publish(out, final, manifest)
+            publish(out, final, manifest, scratch=CHECKPOINTS)
         seconds = round(log.before + time.perf_counter() - started, 3)  # those of stopped processes as well
         used = {"seconds": seconds, "peak_memory": peak_memory(self.processes.device)}
         folder.stage(name, status="done", key=key, artifact=stage.folder, **used, tokens=tokens)
         self.processes.barrier()
         if INTERRUPTS.asked:  # by a signal after the stage's last safe point
             raise KeyboardInterrupt
+
+    def _finished(self, out: Path, final: Path, key: str) -> bool:
+        """Whether a process that was killed had done all but the last rename; the main one does it, and all follow."""
+        return bool(self.processes.gather([self.processes.is_main and finish_publishing(out, final, key, CHECKPOINTS)])[0])
 
     def _job(
         self,

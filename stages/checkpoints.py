@@ -8,6 +8,7 @@ writes them, so training waits for the copy alone. What a state means is the sta
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -116,6 +117,8 @@ class Checkpoints:
         found = read_artifact(path)
         if found is None:
             return f"{path / MANIFEST}: missing or unreadable"
+        if found.manifest.get("own") != _own(found.manifest):
+            return f"{path / MANIFEST}: altered since it was written"
         if found.key != self.key:
             return ""
         if wrong := problems(found):
@@ -162,13 +165,16 @@ class Checkpoints:
 
     # -- saving --------------------------------------------------------------------------------------------------
 
-    def safe_point(self, number: int, capture: Callable[[], State], step: int | None = None) -> None:
+    def safe_point(
+        self, number: int, capture: Callable[[], State], step: int | None = None, good: bool = True
+    ) -> None:
         """The state could be saved here.
 
         Args:
             number: of this safe point; later ones have higher numbers.
             capture: makes the state; called only where it is saved.
             step: the stage's step that has just ended, for ``every_steps``; None in the midst of one.
+            good: whether the state may push earlier ones out; where not, it is saved for a signal alone.
 
         Raises:
             KeyboardInterrupt: a signal asked for a stop; the state is saved.
@@ -177,7 +183,7 @@ class Checkpoints:
         if self.folder is None:
             return
         self._raise_error()
-        due, stop = self._agreed(self._due(step), INTERRUPTS.asked)
+        due, stop = self._agreed(good and self._due(step), INTERRUPTS.asked)
         if due or stop:
             self.save(number, capture())
         if stop:
@@ -281,12 +287,18 @@ def write_checkpoint(
     save_file(dict(tensors), aside / TENSORS)
     write_json(aside / NUMBERS, numbers)
     _sync(aside / TENSORS)
-    write_json(aside / MANIFEST, {"format": FORMAT, **entries, "files": files_of(aside)})
+    manifest = {"format": FORMAT, **entries, "files": files_of(aside)}
+    write_json(aside / MANIFEST, manifest | {"own": _own(manifest)})
     _sync(aside)
     if final.exists():
         shutil.rmtree(final)
     os.replace(aside, final)
     _sync(final.parent)
+
+
+def _own(manifest: Mapping[str, Any]) -> str:
+    """Hash of a manifest's entries, so that an altered key is not taken for other settings."""
+    return _digest(json.dumps({k: v for k, v in manifest.items() if k != "own"}, sort_keys=True).encode())
 
 
 def _sync(path: Path) -> None:

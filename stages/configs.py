@@ -51,6 +51,9 @@ class PretrainConfig(Config):
     shuffle: bool = Field(True, description="a new order each pass; false: as given, so that a lesson can come first")
     learning_rate: float = Field(1e-2, gt=0, description="Adam, for embeddings, norms and biases")
     matrix_learning_rate: float = Field(0.03, gt=0, description="Muon, for weight matrices")
+    max_skipped_steps: int | None = Field(
+        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
+    )
 
 
 class SFTConfig(Config):
@@ -69,6 +72,9 @@ class SFTConfig(Config):
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns are trained on")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_skipped_steps: int | None = Field(
+        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
+    )
 
 
 class RankingsConfig(Config):
@@ -127,6 +133,9 @@ class RewardConfig(Config):
     max_tokens: int = Field(1024, ge=8, description="longest prompt and answer")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_skipped_steps: int | None = Field(
+        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
+    )
     centre_samples: int = Field(256, ge=1, description="SFT answers whose mean score becomes 0")
     gate: GateConfig = GateConfig()
 
@@ -165,6 +174,9 @@ class PPOConfig(Config):
     adam_epsilon: float = Field(1e-5, gt=0, description="Adam's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip, for policy and value apart")
+    max_skipped_steps: int | None = Field(
+        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
+    )
     kl_coef: float = Field(0.05, ge=0, description="weight of the KL penalty in the reward")
     kl: Literal["fixed", "adaptive"] = Field("fixed", description="KL coefficient: fixed or Ziegler's controller")
     kl_target: float = Field(6.0, gt=0, description="target KL per response of the adaptive controller, in nats")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,38 +21,18 @@ from models.fast_engine import FastEngine
 from models.forward import set_gradient_checkpointing
 from models.generation import Engine, generate, uniforms_for
 from models.logprobs import Rows, scatter
+from models.memory import Halving
 from models.seeds import generator
 from models.shared_base import RoleView
 from reward.composition import WeightedSum
 from stages import ppo_math
 from stages.configs import PPOConfig
 from stages.kl_control import make_controller
-from stages.rollout import Rollout, policy_pass, response_states, value_pass
+from stages.rollout import Cycle, Rollout, StepRecord, policy_pass, response_states, value_pass
+from stages.skips import Skips
 from stages.stage import StageContext, schedule_factor
 
-VERSION = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepRecord:
-    """What one optimizer step did, for those who want to check."""
-
-    row_ids: list[int]  # rows of the minibatch that this process handled
-    tokens: float  # the denominator: response tokens of the whole minibatch over all processes
-    policy_grad_norm: float  # before clipping
-    value_grad_norm: float
-    learning_rate: float
-    applied: bool  # False when a gradient was not finite and the step was skipped
-    metrics: dict[str, float]
-
-
-@dataclass(slots=True, kw_only=True)
-class Cycle:
-    """One rollout and what has been learnt from it so far."""
-
-    rollout: Rollout
-    times: dict[str, float]
-    records: list[StepRecord] = field(default_factory=list)
+VERSION = 6
 
 
 class PPO:
@@ -86,7 +65,9 @@ class PPO:
         self.optimizer = self._make_optimizer()
         self.base_rates = [g["lr"] for g in self.optimizer.param_groups]
         self.update_index = 0
-        self.skipped_steps = 0
+        self.skips = Skips("ppo.max_skipped_steps", config.max_skipped_steps)
+        self.memory = Halving(f"ppo.micro_{'batch' if config.micro_tokens is None else 'tokens'}", context.warn)
+        self.sampling = Halving("rows sampled at once", context.warn)
         self.records: list[StepRecord] = []
         self.cycle: Cycle | None = None
         self.safe_point: Callable[[], None] = lambda: None  # called where the state could be saved, inside a cycle
@@ -148,16 +129,19 @@ class PPO:
         uniforms = uniforms_for(total, config.max_new_tokens, generator(context.seed, "ppo/rollout", self.update_index))
         t0 = time.perf_counter()
         with self.base.role("policy") as role:
-            made = generate(
-                self.engine,
-                role,
-                queries,
-                uniforms=uniforms[mine.start : mine.stop],
-                batch=max(1, len(queries)),
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.temperature,
-                stop_ids=context.renderer.stop_ids,
-                pad_id=context.pad_id,
+            made = self.sampling.run(
+                lambda size: generate(
+                    self.engine,
+                    role,
+                    queries,
+                    uniforms=uniforms[mine.start : mine.stop],
+                    batch=size,
+                    max_new_tokens=config.max_new_tokens,
+                    temperature=config.temperature,
+                    stop_ids=context.renderer.stop_ids,
+                    pad_id=context.pad_id,
+                ),
+                max(1, len(queries)),
             )
         t1 = time.perf_counter()
         width, device = max(1, max(map(len, made.ids), default=1)), self.base.device
@@ -178,7 +162,7 @@ class PPO:
             raw_scores=empty[:, 0].clone(),
             scores=empty[:, 0].clone(),
         )
-        self._evaluate(rollout)
+        self.memory.run(lambda size: self._evaluate(rollout, size), *self._micro(rollout))
         scores, parts = self._scored(rollout)
         rollout.raw_scores = scores.to(device)
         rollout.score_parts = {k: v.to(device) for k, v in parts.items()}
@@ -196,9 +180,9 @@ class PPO:
             raise (UserError if by_user else StageError)(text)
         return self.reward.combine(own)
 
-    def _evaluate(self, rollout: Rollout) -> None:
+    def _evaluate(self, rollout: Rollout, size: int) -> None:
         """Old log-probabilities by the training forward (never those of the sampler), reference, values."""
-        for index in rollout.parts(range(len(rollout.queries)), self.config.micro_batch, self.config.micro_tokens):
+        for index in rollout.parts(range(len(rollout.queries)), size, self.config.micro_tokens and size):
             rows = rollout.rows(index, self.context.pad_id)
             width, temperature = rollout.mask.shape[1], self.config.temperature
 
@@ -270,35 +254,35 @@ class PPO:
             chunks = ppo_math.minibatches(config.rollouts, config.minibatches, g)
             for chunk in chunks[max(0, done - epoch * config.minibatches) :]:
                 self.records.append(self._minibatch(rollout, [local[r] for r in chunk.tolist() if r in local]))
+                self.skips.see(self.records[-1].applied, f"PPO, update {self.update_index + 1}", self.records[-1].norms)
                 if len(self.records) < config.epochs * config.minibatches:
                     self.safe_point()
         names = self.records[0].metrics
         out = {name: sum(r.metrics[name] for r in self.records) / len(self.records) for name in names}
         out["ppo/policy/grad_norm"] = sum(r.policy_grad_norm for r in self.records) / len(self.records)
         out["ppo/value/grad_norm"] = sum(r.value_grad_norm for r in self.records) / len(self.records)
-        return out | {"ppo/skipped_steps": float(self.skipped_steps), "ppo/learning_rate": self.base_rates[0] * factor}
+        return out | {"ppo/skipped_steps": float(self.skips.total), "ppo/learning_rate": self.base_rates[0] * factor}
 
     def _minibatch(self, rollout: Rollout, index: list[int]) -> StepRecord:
         """Gradients of the whole minibatch, whatever its micro-batches, then one step for each role."""
         config, reduce = self.config, self.context.processes.sum
         tokens = reduce(rollout.mask[index].sum().double()).clamp(min=1).item()
-        sums: dict[str, Tensor] = {}
-        for part in rollout.parts(index, config.micro_batch, config.micro_tokens):
-            for name, value in self._backward(rollout, part, tokens).items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu()
+        sums = self.memory.run(
+            lambda size: self._gradients(rollout, index, tokens, size),
+            *self._micro(rollout),
+            undo=lambda: self.optimizer.zero_grad(set_to_none=True),
+        )
         names = ["loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "policy/ratio", "value/clipfrac"]
         totals = reduce(torch.stack([sums.get(n, torch.zeros((), dtype=torch.float64)) for n in names]))
         roles = [list(self.policy_parameters.values()), list(self.value_parameters.values())]
         self.context.processes.sum_gradients([p for role in roles for p in role])
         norms = [torch.nn.utils.clip_grad_norm_(p, config.max_grad_norm).item() for p in roles]
-        applied = all(map(_finite, norms))
+        applied = all(map(_finite, [*norms, *totals[:2].tolist()]))
         if applied:
             if self.update_index < config.critic_warmup:
                 for p in roles[0]:
                     p.grad = None
             self.optimizer.step()
-        else:
-            self.skipped_steps += 1
         self.optimizer.zero_grad(set_to_none=True)
         return StepRecord(
             row_ids=[int(rollout.row_ids[i]) for i in index],
@@ -309,6 +293,18 @@ class PPO:
             applied=applied,
             metrics={f"ppo/{n}": v for n, v in zip(names, totals.tolist(), strict=True)},
         )
+
+    def _micro(self, rollout: Rollout) -> tuple[int, int]:
+        """The size of a micro-batch (rows, or padded tokens) that is wanted, and the least that makes a difference."""
+        return (self.config.micro_tokens, rollout.longest) if self.config.micro_tokens else (self.config.micro_batch, 1)
+
+    def _gradients(self, rollout: Rollout, index: list[int], tokens: float, size: int) -> dict[str, Tensor]:
+        """Add up a minibatch's gradients and metrics over its micro-batches of ``size`` rows."""
+        sums: dict[str, Tensor] = {}
+        for part in rollout.parts(index, size, self.config.micro_tokens and size):
+            for name, value in self._backward(rollout, part, tokens).items():
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu()
+        return sums
 
     def _backward(self, rollout: Rollout, index: list[int], tokens: float) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch, each inside its role: recomputation must find the same adapter."""
@@ -379,6 +375,7 @@ class PPO:
             "ppo/value/explained_variance": variance.item(),
             "tokens/response": tokens,
             "memory/peak": float(peak_memory(self.base.device)),
+            self.memory.name.replace("ppo.", "memory/"): float(self.memory.size(self._micro(rollout)[0])),
         }
 
     def _make_optimizer(self) -> torch.optim.Optimizer:

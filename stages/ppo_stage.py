@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from data.errors import CheckpointError, StageError, UserError
+from data.errors import CheckpointError, NonFiniteError, StageError, UserError
 from data.records import Prompt
 from models.heads import ScalarHead
 from models.role_files import save_role
@@ -62,7 +62,7 @@ def run(
             "updates": ppo.update_index,
             "prompts": len(prompts),
             "prompts_left_out": left_out,
-            "skipped_steps": ppo.skipped_steps,
+            "skipped_steps": ppo.skips.total,
             "kept_update": kept,
             **({"watch": watcher.summary()} if watcher is not None else {}),
             "warnings": [{"step": w.step, "text": w.text} for w in [*watch.given, *parted(watcher)]],
@@ -82,7 +82,7 @@ def train(ppo: PPO, watcher: Watcher | None) -> tuple[Watch, dict[str, float]]:
         return ppo_state.capture(ppo) if watcher is None else watcher.add_to(ppo_state.capture(ppo))
 
     def safe_point(step: int | None = None) -> None:
-        context.checkpoints.safe_point(ppo.position, captured, step)
+        context.checkpoints.safe_point(ppo.position, captured, step, good=ppo.skips.in_a_row == 0)
 
     ppo.safe_point = safe_point
     if watcher is not None and watcher.due:
@@ -121,7 +121,7 @@ def parted(watcher: Watcher | None) -> list[Warned]:
 def saved_before(error: Exception, ppo: PPO, captured: Callable[[], State]) -> Exception:
     """Save what is finished; the error, saying where its mending goes on."""
     checkpoints, words = ppo.context.checkpoints, ""
-    if checkpoints.folder is not None and not isinstance(error, CheckpointError):
+    if checkpoints.folder is not None and not isinstance(error, CheckpointError | NonFiniteError):
         checkpoints.save(ppo.position, captured())
         checkpoints.wait()
         words = (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stages import ppo_math
 from stages.checkpoints import State, restore_training, training_tensors
-from stages.rollout import Rollout
+from stages.rollout import Cycle, Rollout, StepRecord
 
 if TYPE_CHECKING:
     from stages.ppo import PPO
@@ -39,7 +39,12 @@ def capture(ppo: PPO) -> State:
     return State(
         tensors=training_tensors(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer])
         | {f"running/{name}": v for name, v in ppo.reward.state.items()},
-        numbers={"update": ppo.update_index, "skipped": ppo.skipped_steps, "kl_coef": ppo.controller.coef},
+        numbers={
+            "update": ppo.update_index,
+            "skips": ppo.skips.as_dict(),
+            "kl_coef": ppo.controller.coef,
+            "limits": [ppo.memory.limit, ppo.sampling.limit],
+        },
         own=own,
         own_numbers=numbers,
     )
@@ -47,11 +52,10 @@ def capture(ppo: PPO) -> State:
 
 def restore(ppo: PPO, state: State) -> None:
     """Put a fresh PPO where the captured one was."""
-    from stages.ppo import Cycle, StepRecord
-
     restore_training(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer], state.tensors)
-    ppo.update_index, ppo.skipped_steps = state.numbers["update"], state.numbers["skipped"]
-    ppo.controller.coef = state.numbers["kl_coef"]
+    ppo.update_index, ppo.controller.coef = state.numbers["update"], state.numbers["kl_coef"]
+    ppo.skips.restore(state.numbers["skips"])
+    ppo.memory.limit, ppo.sampling.limit = state.numbers["limits"]
     running = {k.removeprefix("running/"): v for k, v in state.tensors.items() if k.startswith("running/")}
     ppo.reward.restore(running)
     if state.own_numbers:

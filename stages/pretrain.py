@@ -6,6 +6,7 @@ https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,10 +26,11 @@ from models.logprobs import token_logprobs
 from models.seeds import derived_seed, generator, isolated_rng
 from stages.checkpoints import Checkpoints, State, restore_training, training_tensors
 from stages.configs import PretrainConfig
+from stages.skips import Skips, norm_of
 from stages.stage import Bar, MetricsLog, StageResult, schedule_factor
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ def run(context: PretrainContext, config: PretrainConfig) -> StageResult:
     rows = [encode(tokenizer, d, config.model.context) for d in context.documents]
     rows = [r for r in rows if len(r) > 1]
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
-    train(context, lm, rows, config)
+    skipped = train(context, lm, rows, config)
     nll = held_out_nll(lm, [encode(tokenizer, d, config.model.context) for d in context.held_out], context.processes)
     if context.processes.is_main:
         lm.save_pretrained(context.out / "model")
@@ -63,6 +65,7 @@ def run(context: PretrainContext, config: PretrainConfig) -> StageResult:
             "held_out_nll": nll,
             "documents": len(rows),
             "vocabulary": len(tokenizer),
+            "skipped_steps": skipped,
             "parameters": sum(p.numel() for p in lm.parameters()),
         }
     )
@@ -123,8 +126,11 @@ def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCaus
         return LlamaForCausalLM(settings)
 
 
-def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: PretrainConfig) -> None:
-    """Cosine to zero; every process takes its share of each batch, gradients are summed over global token counts."""
+def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: PretrainConfig) -> int:
+    """Cosine to zero; every process takes its share of each batch, gradients are summed over global token counts.
+
+    Returns the number of steps that were skipped because loss or gradient was not finite.
+    """
     matrices = [p for n, p in lm.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in lm.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
     optimizers: list[torch.optim.Optimizer] = [
@@ -135,10 +141,12 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
     order = row_stream(len(rows), generator(context.seed, "pretrain/order") if config.shuffle else None)
     lm.train()
     parameters = dict(lm.named_parameters())
+    skips = Skips("base.pretrain.max_skipped_steps", config.max_skipped_steps)
     saved = context.checkpoints.resume()
     first = 0 if saved is None else saved.numbers["step"]
     if saved is not None:
         restore_training(parameters, optimizers, saved.tensors)
+        skips.restore(saved.numbers["skips"])
         for _ in range(first * config.batch):
             next(order)
     for step in range(first, config.steps):
@@ -148,22 +156,29 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
         loss = nll_sum(lm, mine, context.processes.device) / tokens
         loss.backward()
         context.processes.sum_gradients(p for p in lm.parameters())
+        value = context.processes.sum(loss.detach()).item()
+        norm = norm_of(lm.parameters())
+        finite = math.isfinite(value) and math.isfinite(norm)
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         factor = schedule_factor("cosine", step / config.steps)
         for optimizer, base_rates in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
-            optimizer.step()
+            if finite:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        value = context.processes.sum(loss.detach()).item()
-        context.log.write(step + 1, {"loss": value, "learning_rate": factor, "tokens": tokens})
+        skips.see(finite, f"pretraining, step {step + 1}", f"loss {value:g}, gradient norm {norm:g}")
+        row = {"loss": value, "learning_rate": factor, "tokens": tokens, "skipped_steps": skips.total}
+        context.log.write(step + 1, row)
         context.bar.advance(step + 1, {"loss": value}, tokens)
-        context.checkpoints.safe_point(step + 1, partial(captured, parameters, optimizers, step + 1), step + 1)
+        save = partial(captured, parameters, optimizers, skips, step + 1)
+        context.checkpoints.safe_point(step + 1, save, step + 1, good=skips.in_a_row == 0)
     lm.eval()
+    return skips.total
 
 
-def captured(parameters: dict[str, Tensor], optimizers: list[Any], done: int) -> State:
-    return State(tensors=training_tensors(parameters, optimizers), numbers={"step": done})
+def captured(parameters: dict[str, Tensor], optimizers: list[Any], skips: Skips, done: int) -> State:
+    return State(tensors=training_tensors(parameters, optimizers), numbers={"step": done, "skips": skips.as_dict()})
 
 
 def row_stream(count: int, g: torch.Generator | None) -> Any:

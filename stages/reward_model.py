@@ -32,10 +32,11 @@ from reward.shared_prompt import can_share, shared_states
 from stages import reward_card, trainers
 from stages.checkpoints import State, restore_training
 from stages.configs import RewardConfig
+from stages.pieces import of_rankings
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, Resumable, trainer_settings, training_session
 
-VERSION = 10
+VERSION = 11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
         parts[WATCHER], _ = encode(context, kept_apart, config)
         if not parts[WATCHER]:
             raise UserError("reward.holdout: none of the training rankings falls into this share; raise it, or set 0")
-    steps = train_all(context, parts, config)
+    steps, skipped = train_all(context, parts, config)
     queries, answers, source = calibration_answers(context, train, config)
     model, samples = centred(context, config, list(parts)[: config.ensemble], queries, answers)
     watcher = centred(context, config, [WATCHER], queries, answers)[0] if config.holdout else None
@@ -78,6 +79,7 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
             "dropped": dropped,
             "held_out_rankings": len(held_out),
             "steps": steps,
+            "skipped_steps": skipped,
             "centre": model.centre,
             "spread": model.spread,
             "centred_on": source,
@@ -99,15 +101,18 @@ def set_apart(
     return out
 
 
-def train_all(context: StageContext, parts: Mapping[str, Sequence[EncodedRanking]], config: RewardConfig) -> int:
-    """Train one role after another, each with its own seed, on its rankings; returns the steps of all together.
+def train_all(
+    context: StageContext, parts: Mapping[str, Sequence[EncodedRanking]], config: RewardConfig
+) -> tuple[int, int]:
+    """Train one role after another, each with its own seed, on its rankings; returns the steps of all together, and how
+    many of them were skipped.
 
     Roles start alike (the SFT adapter, or an identity) but for their heads; they see their rankings in other orders.
     """
     base, saved = context.base, context.checkpoints.resume()
     at = saved.numbers.get("part", 0) if saved is not None else 0
     before: dict[str, Tensor] = {}
-    steps = 0
+    steps = skipped = 0
     for number, (role, rows) in enumerate(parts.items()):
         seed = context.seed if number == 0 else derived_seed(context.seed, f"reward/{role}")
         start = "sft" if "sft" in base.roles and config.init == "sft" else None
@@ -118,11 +123,13 @@ def train_all(context: StageContext, parts: Mapping[str, Sequence[EncodedRanking
         if saved is not None and number < at:
             restore_training(tensors, [], {k.removeprefix(f"done/{role}/"): v for k, v in saved.tensors.items()})
         else:
-            steps = saved.numbers["offset"] if saved is not None and number == at else steps
-            go_on = Begun(number, steps, before, saved if number == at else None)
-            steps += fit(replace(context, seed=seed), rows, config, role, go_on)
+            if saved is not None and number == at:
+                steps, skipped = saved.numbers["offset"], saved.numbers["skipped_before"]
+            go_on = Begun(number, steps, skipped, before, saved if number == at else None)
+            more = fit(replace(context, seed=seed), rows, config, role, go_on)
+            steps, skipped = steps + more[0], skipped + more[1]
         before |= {f"done/{role}/weights/{n}": p.detach().clone() for n, p in tensors.items()}
-    return steps
+    return steps, skipped
 
 
 def centred(
@@ -200,10 +207,12 @@ def encode(
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Where one of several models begins: its number, the steps and weights before it, and its own state, if any."""
+    """Where one of several models begins: its number, the steps (and those skipped) and weights before it, and its own
+    state, if any."""
 
     number: int = 0
     steps: int = 0
+    skipped: int = 0
     before: Mapping[str, Tensor] = field(default_factory=dict)
     saved: State | None = None
 
@@ -214,8 +223,8 @@ def fit(
     config: RewardConfig,
     role: str = "reward",
     begun: Begun = Begun(),
-) -> int:
-    """Train a role's adapter and head; returns the number of its optimizer steps."""
+) -> tuple[int, int]:
+    """Train a role's adapter and head; returns the numbers of its optimizer steps, and of those that were skipped."""
     base = context.base
     session = training_session(context, base, role, "reward")
     with base.training(role) as trainable, base.role(role) as view, session:
@@ -231,12 +240,14 @@ def fit(
             args=TrainingArguments(**trainer_settings(context, config, len(rows), "reward")),
             train_dataset=list(rows),  # type: ignore[arg-type]
             data_collator=lambda batch: collate(batch, context.pad_id, config.margin > 0),
-            callbacks=[ProgressCallback(context)],
+            callbacks=[ProgressCallback(context, "reward model")],
             optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay), None),
         )
         trainer.settings = config
+        trainer.prepare(context, config, "reward")
         trainer.part, trainer.offset, trainer.before = begun.number, begun.steps, begun.before
-        return trainers.fit(trainer, context, trainable, begun.saved)
+        trainer.skipped_before = begun.skipped
+        return trainers.fit(trainer, context, trainable, begun.saved), trainer.skips.total
 
 
 class RewardModule(nn.Module):
@@ -293,6 +304,15 @@ class RankingTrainer(Resumable, Trainer):
             self.accuracy = (right / pairs.clamp(min=1)).item()
             self.tokens += int(self.accelerator.gather(inputs["mask"].sum()[None]).sum())
         return (loss, scores) if return_outputs else loss
+
+    def pieces(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+        return of_rankings(inputs, size)
+
+    def told(self) -> Any:
+        return self.tokens
+
+    def untell(self, told: Any) -> None:
+        self.tokens = told
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and hasattr(self, "accuracy"):

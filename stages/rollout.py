@@ -48,6 +48,11 @@ class Rollout:
         """Queries and responses of some rows, padded for a forward pass."""
         return make_rows([self.queries[i] for i in index], [self.responses[i] for i in index], pad_id, self.mask.device)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, its query included."""
+        return max((len(q) + len(r) for q, r in zip(self.queries, self.responses, strict=True)), default=1)
+
     def parts(self, index: Sequence[int], rows: int, tokens: int | None) -> list[list[int]]:
         """Some rows cut into micro-batches of like length: at most ``rows`` each, or ``tokens`` padded tokens."""
         index = list(index)
@@ -65,6 +70,32 @@ class Rollout:
             texts=self.texts,
             finished=self.finished.tolist(),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """What one optimizer step did, for those who want to check."""
+
+    row_ids: list[int]  # rows of the minibatch that this process handled
+    tokens: float  # the denominator: response tokens of the whole minibatch over all processes
+    policy_grad_norm: float  # before clipping
+    value_grad_norm: float
+    learning_rate: float
+    applied: bool  # False when a gradient was not finite and the step was skipped
+    metrics: dict[str, float]
+
+    @property
+    def norms(self) -> str:
+        return f"gradient norms: policy {self.policy_grad_norm:g}, value {self.value_grad_norm:g}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Cycle:
+    """One rollout and what has been learnt from it so far."""
+
+    rollout: Rollout
+    times: dict[str, float]
+    records: list[StepRecord] = field(default_factory=list)
 
 
 def policy_pass(

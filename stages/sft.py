@@ -20,7 +20,7 @@ from stages.configs import SFTConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, fit, trainer_settings, training_session
 
-VERSION = 3
+VERSION = 4
 
 
 def run(context: StageContext, config: SFTConfig) -> StageResult:
@@ -31,7 +31,8 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
         raise UserError("data.demonstrations: no row has a supervised token; SFT has nothing to learn")
     base.add_role("sft", context.adapter, seed=context.seed)
     with base.training("sft") as trainable, base.role("sft"), training_session(context, base, "sft", "sft"):
-        steps = fit(make_trainer(context, rows, config), context, trainable, context.checkpoints.resume())
+        trainer = make_trainer(context, rows, config)
+        steps = fit(trainer, context, trainable, context.checkpoints.resume())
     if context.processes.is_main:
         save_role(base, "sft", context.out)
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
@@ -43,6 +44,7 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
             "supervised_tokens": sum(sum(x >= 0 for x in r.labels) for r in rows),
             "held_out_nll": labelled_nll(base, "sft", held_out, context.pad_id),
             "steps": steps,
+            "skipped_steps": trainer.skips.total,
         }
     )
 
@@ -71,7 +73,7 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
     model: Any = base.copies.get("sft", base.peft)
     if base.peft is not None:
         base.peft.active_adapter = "sft"  # what PeftModel.forward asks for; the layers themselves are selected already
-    # with a token budget a process's whole share of the batch is one step of the trainer, which cuts it by length
+    # with a token budget a process's whole share of the batch is one step of the trainer, and is cut by length
     whole = config if config.batch_tokens is None else config.model_copy(update={"micro_batch": config.batch})
     settings = trainer_settings(context, whole, len(rows), "sft")
     trainer = ResponseTrainer(
@@ -86,8 +88,9 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
         train_dataset=Dataset.from_list([{"input_ids": r.ids, "labels": r.labels} for r in rows]),
         processing_class=base.tokenizer,
         data_collator=lambda batch: collate(batch, context.pad_id),
-        callbacks=[ProgressCallback(context)],
+        callbacks=[ProgressCallback(context, "SFT")],
     )
+    trainer.prepare(context, config, "sft")
     trainer.batch_tokens = config.batch_tokens
     trainer.use_response_loss(base.copies.get("sft", base.lm), base.fast)
     return trainer

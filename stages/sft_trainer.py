@@ -6,7 +6,6 @@ model's ``forward``, which ``training_session`` puts back.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from trl import SFTTrainer
 
 from data.batching import token_batches
 from models.response_loss import response_nll
+from stages.pieces import of_rows
 from stages.trainers import Resumable
 
 
@@ -53,16 +53,22 @@ class ResponseTrainer(Resumable, SFTTrainer):
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return (loss, None) if return_outputs else loss
 
-    def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch; with a token budget it is cut into parts, whose gradients add up before one exchange."""
-        if self.batch_tokens is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+    def pieces(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+        """Of at most ``size`` rows, or padded tokens where there is a budget of them."""
         lengths = inputs["attention_mask"].sum(1).tolist()
-        parts = token_batches(lengths, self.batch_tokens)
-        total = torch.zeros((), device=self.args.device)
-        for i, rows in enumerate(parts):
-            part = {k: v[rows, : max(lengths[r] for r in rows)] for k, v in inputs.items()}
-            last = i == len(parts) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                total = total + super().training_step(model, part, num_items_in_batch)
-        return total
+        if self.batch_tokens is not None:
+            return of_rows(inputs, token_batches(lengths, size))
+        return of_rows(inputs, [range(i, min(i + size, len(lengths))) for i in range(0, len(lengths), size)])
+
+    def wanted(self, inputs: dict[str, Tensor]) -> tuple[int, int]:
+        if self.batch_tokens is None:
+            return self.micro, 1
+        return self.batch_tokens, int(inputs["attention_mask"].sum(1).max())
+
+    def told(self) -> Any:
+        return self._total_train_tokens, {k: list(v) for k, v in self._metrics["train"].items()}
+
+    def untell(self, told: Any) -> None:
+        self._total_train_tokens = told[0]
+        self._metrics["train"].clear()
+        self._metrics["train"].update(told[1])

@@ -250,8 +250,8 @@ POLICY_LOSS = [
         "mean_of_means"),
     _of("O8", "ratio overflows", PM, "torch.exp(log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))", "torch.exp(log_ratio)",
         MATHS, "huge_ratio"),
-    _of("O8", "steps with non-finite gradients are taken", M, "applied = all(map(_finite, norms))", "applied = bool(norms)", PPO,
-        "non_finite"),
+    _of("O8", "steps with non-finite gradients are taken", M, "applied = all(map(_finite, [*norms, *totals[:2].tolist()]))",
+        "applied = bool(norms)", PPO, "non_finite"),
 ]  # fmt: skip
 
 OPTIMISATION = [

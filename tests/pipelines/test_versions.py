@@ -19,11 +19,19 @@ RECORD = Path(__file__).with_name("stage_versions.json")
 FAST = [f"models/fast_{part}.py" for part in ("weights", "layers", "body", "engine", "head")]
 CODE = {
     "pretrain": ["stages/pretrain.py"],
-    "sft": ["stages/sft.py", "stages/sft_trainer.py", "models/response_loss.py", "stages/trainers.py", *FAST],
+    "sft": [
+        "stages/sft.py",
+        "stages/sft_trainer.py",
+        "models/response_loss.py",
+        "stages/trainers.py",
+        "stages/pieces.py",
+        *FAST,
+    ],
     "rankings": ["stages/rankings.py", "models/generation.py", *FAST],
     "reward": [
         "stages/reward_model.py",
         "stages/trainers.py",
+        "stages/pieces.py",
         "reward/losses.py",
         "reward/model.py",
         "reward/files.py",

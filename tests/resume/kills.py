@@ -259,6 +259,13 @@ class Harness:
         return total
 
 
+def device() -> str:
+    """The processor's name, where the system tells it, and the number of cores."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{next(iter(names), platform.machine())}, {os.cpu_count()} cores"
+
+
 def _running(run: Path) -> str:
     found = {name for name, entry in read_run(run).get("stages", {}).items() if entry.get("status") == "running"}
     return next(iter(found), "between stages")
@@ -290,12 +297,13 @@ def main() -> None:
     calls = {stage: harness.at_calls(stage, "every_steps=2") for stage in options.calls}
     found = {
         "device": next((s for s in options.set if s.startswith("runtime.device")), "cpu"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": device(),
         "safe_points": dict(harness.points),
         "kills": {"boundaries": boundaries, "instants": dict(stood), "before_file_calls": calls},
         "failures": harness.failures,
         "minutes": round((time.perf_counter() - started) / 60, 1),
     }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
     raise SystemExit(1 if harness.failures else 0)
