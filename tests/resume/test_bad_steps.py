@@ -205,7 +205,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(tmp_path, 
                 context.base.role("sft"),
                 sft.training_session(context, context.base, "sft", "sft"),
             ):
-                sft.fit(sft.make_trainer(context, rows, config), context, trainable)
+                sft.fit(sft.make_trainer(context, rows, config), context, trainable, None)
         else:
             rows = reward_model.encode(context, context.corpus.rankings.train, RewardConfig())[0]
             context.base.add_role("reward", context.adapter, copy_of="sft", head=True)
