@@ -347,8 +347,7 @@ class Pipeline:
                 "base_fingerprint": self.bench.fingerprint(name) if name != "pretrain" else None,
             }
             publish(out, final, manifest, scratch=CHECKPOINTS)
-        seconds = round(log.before + time.perf_counter() - started, 3)  # those of stopped processes as well
-        used = {"seconds": seconds, "peak_memory": peak_memory(self.processes.device)}
+        used = {"seconds": round(time.perf_counter() - started, 3), "peak_memory": peak_memory(self.processes.device)}
         folder.stage(name, status="done", key=key, artifact=stage.folder, **used, tokens=tokens)
         self.processes.barrier()
         if INTERRUPTS.asked:  # by a signal after the stage's last safe point
@@ -356,7 +355,8 @@ class Pipeline:
 
     def _finished(self, out: Path, final: Path, key: str) -> bool:
         """Whether a process that was killed had done all but the last rename; the main one does it, and all follow."""
-        return bool(self.processes.gather([self.processes.is_main and finish_publishing(out, final, key, CHECKPOINTS)])[0])
+        found = self.processes.is_main and finish_publishing(out, final, key, CHECKPOINTS)
+        return bool(self.processes.gather([found])[0])
 
     def _job(
         self,
