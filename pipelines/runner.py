@@ -41,11 +41,9 @@ from pipelines.run_folder import RunFolder, read_run
 from pipelines.store import Store
 from pipelines.tracking import check_trackers, tracked_log
 from pipelines.workbench import Workbench
-from stages.checkpoints import Checkpoints
+from stages.checkpoints import CHECKPOINTS, Checkpoints
 from stages.interrupts import INTERRUPTS
 from stages.stage import MetricsLog, StageContext
-
-CHECKPOINTS = "checkpoints"  # the folder in a stage's hidden one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,7 +345,8 @@ class Pipeline:
                 "base_fingerprint": self.bench.fingerprint(name) if name != "pretrain" else None,
             }
             publish(out, final, manifest, scratch=CHECKPOINTS)
-        used = {"seconds": round(time.perf_counter() - started, 3), "peak_memory": peak_memory(self.processes.device)}
+        seconds = round(log.before + time.perf_counter() - started, 3)  # those of stopped processes as well
+        used = {"seconds": seconds, "peak_memory": peak_memory(self.processes.device)}
         folder.stage(name, status="done", key=key, artifact=stage.folder, **used, tokens=tokens)
         self.processes.barrier()
         if INTERRUPTS.asked:  # by a signal after the stage's last safe point

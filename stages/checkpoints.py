@@ -31,6 +31,7 @@ from stages.configs import KEPT, CheckpointConfig
 from stages.interrupts import INTERRUPTS
 
 TENSORS, NUMBERS = "tensors.safetensors", "state.json"
+CHECKPOINTS = "checkpoints"  # the folder in a stage's hidden one
 NAME = re.compile(r"step_([0-9]{1,18})")
 
 
