@@ -185,6 +185,7 @@ SECTIONS: dict[str, tuple[type[Config], tuple[str, ...]]] = {
     "ppo": (configs.PPOConfig, FROM["ppo"]),
 }
 GROUPS = {"gate", "value", "reward", "base", "ensemble"}  # groups of their own, and what names a file
+GROUPS |= {"max_skipped_steps"}  # decides whether a stage ends, not what it leaves
 ALSO = {("reward", "max_tokens"): FROM["reward"], ("ppo", "max_new_tokens"): FROM["ppo"]}
 
 
@@ -231,6 +232,9 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...], str]] = {
     "evaluation__greedy": (False, FROM["evaluate"], "evaluation.greedy"),
     "evaluation__seed": (4, FROM["evaluate"], "evaluation.seed"),
     "reward__gate__accuracy": (0.7, (), ""),
+    "sft__max_skipped_steps": (5, (), ""),
+    "reward__max_skipped_steps": (5, (), ""),
+    "ppo__max_skipped_steps": (5, (), ""),
     "checkpoint__every_steps": (1, (), ""),
     "tracking": (["tensorboard"], (), ""),
     "name": ("another", (), ""),
