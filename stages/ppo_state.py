@@ -53,7 +53,8 @@ def capture(ppo: PPO) -> State:
 def restore(ppo: PPO, state: State) -> None:
     """Put a fresh PPO where the captured one was."""
     restore_training(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer], state.tensors)
-    ppo.update_index, ppo.controller.coef = state.numbers["update"], state.numbers["kl_coef"]
+    ppo.update_index = state.numbers["update"]
+    ppo.controller.coef = state.numbers["kl_coef"]
     ppo.skips.restore(state.numbers["skips"])
     ppo.memory.limit, ppo.sampling.limit = state.numbers["limits"]
     running = {k.removeprefix("running/"): v for k, v in state.tensors.items() if k.startswith("running/")}
