@@ -118,7 +118,7 @@ class Checkpoints:
         found = read_artifact(path)
         if found is None:
             return f"{path / MANIFEST}: missing or unreadable"
-        if found.manifest.get("own") != _own(found.manifest):
+        if found.manifest.get("own") != own_hash(found.manifest):
             return f"{path / MANIFEST}: altered since it was written"
         if found.key != self.key:
             return ""
@@ -289,7 +289,7 @@ def write_checkpoint(
     write_json(aside / NUMBERS, numbers)
     _sync(aside / TENSORS)
     manifest = {"format": FORMAT, **entries, "files": files_of(aside)}
-    write_json(aside / MANIFEST, manifest | {"own": _own(manifest)})
+    write_json(aside / MANIFEST, manifest | {"own": own_hash(manifest)})
     _sync(aside)
     if final.exists():
         shutil.rmtree(final)
@@ -297,7 +297,7 @@ def write_checkpoint(
     _sync(final.parent)
 
 
-def _own(manifest: Mapping[str, Any]) -> str:
+def own_hash(manifest: Mapping[str, Any]) -> str:
     """Hash of a manifest's entries, so that an altered key is not taken for other settings."""
     return _digest(json.dumps({k: v for k, v in manifest.items() if k != "own"}, sort_keys=True).encode())
 

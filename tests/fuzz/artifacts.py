@@ -123,7 +123,7 @@ def read_checkpoint(content: bytes, name: str, folder: Path) -> None:
     import torch
 
     from models.artifacts import sha256_of
-    from stages.checkpoints import Checkpoints, State
+    from stages.checkpoints import Checkpoints, State, own_hash
     from stages.interrupts import INTERRUPTS
 
     place = folder / "checkpoints"
@@ -137,7 +137,7 @@ def read_checkpoint(content: bytes, name: str, folder: Path) -> None:
     if name == "state.json":  # hostile rather than damaged: its hash is right
         manifest = json.loads((step / "manifest.json").read_text())
         manifest["files"][name] = {"sha256": sha256_of(step / name), "bytes": len(content)}
-        (step / "manifest.json").write_text(json.dumps(manifest))
+        (step / "manifest.json").write_text(json.dumps(manifest | {"own": own_hash(manifest)}))
     if points.tidy(folder / "metrics.jsonl") is None:
         assert told or name == "manifest.json"
     else:

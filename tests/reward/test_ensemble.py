@@ -118,7 +118,7 @@ def test_a_stage_that_is_killed_in_any_member_ends_in_the_same_bytes(tmp_path, n
     class Stops(Checkpoints):
         left = number
 
-        def safe_point(self, at, capture, step=None):
+        def safe_point(self, at, capture, step=None, good=True):
             self.save(at, capture())
             self.wait()
             self.left -= 1

@@ -104,7 +104,7 @@ def test_a_watched_run_that_is_killed_keeps_the_same_policy(tmp_path):
         pass
 
     class Stops(Checkpoints):
-        def safe_point(self, number, capture, step=None):
+        def safe_point(self, number, capture, step=None, good=True):
             if step == 5:
                 self.save(number, capture())
                 self.wait()
