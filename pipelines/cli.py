@@ -197,18 +197,24 @@ def models(name: Annotated[str | None, typer.Argument(metavar="[NAME]", show_def
 
 @app.command()
 def score(
-    run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="a run, or its reward stage", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN_OR_MODEL", help="a run, a reward adapter, a classifier", show_default=False)
+    ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="prompts and answers", show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="instead of standard output")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="of a classifier with several labels")] = None,
 ) -> None:
     """Reward prompts and answers in a file: one JSON line an answer.
 
+    By a run's reward model, an exported one, or any Transformers folder for sequence classification.
+
     \b
     trivet score runs/demo answers.jsonl --out scored.jsonl
+    trivet score ./some-reward-model answers.jsonl
     """
     from pipelines.scoring import score_file
 
-    rows = score_file(run, file, out)
+    rows = score_file(run, file, out, label)
     typer.echo(f"{rows} answers scored" + (f", written to {out}" if out else ""), err=True)
 
 

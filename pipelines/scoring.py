@@ -6,27 +6,72 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from data.errors import UserError
 from data.records import Message, Prompt
 from data.sources import DataConfig, load_records
+from data.template import Renderer
 from models.devices import Processes
+from models.loading import load_tokenizer
+from models.role_files import CONFIG, HEAD
 from pipelines.opening import open_run, stage_folder
+from reward.files import load_reward
+from reward.model import RewardModel
 
 Scoring = Callable[[Sequence[Sequence[Message]], Sequence[str], Sequence[bool]], list[float]]
 
 
-def load_scorer(run_or_model: Path | str) -> Scoring:
+def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
     """From conversations, answers and whether they ended to one number each.
 
+    Args:
+        run_or_model: a run folder, or its reward stage; an exported reward adapter (or any LoRA adapter with our
+            ``head.safetensors`` beside it); or a Transformers folder for sequence classification.
+        label: of a classifier with several labels, the one whose log-odds are the score.
+
     Raises:
-        UserError: no run with a finished reward stage there.
+        UserError: none of these is there.
     """
-    pipeline = open_run(Path(run_or_model))
-    folder = stage_folder(pipeline.run_dir, "reward")
-    model = pipeline.bench.load_reward(folder)
-    assert isinstance(pipeline.processes, Processes)
+    path = Path(run_or_model)
+    if is_run(path):
+        pipeline = open_run(path)
+        return _of(pipeline.bench.load_reward(stage_folder(pipeline.run_dir, "reward")))
+    if (path / CONFIG).is_file():
+        return _of(exported_reward(path))
+    from models.classifier import Classifier, is_classifier
+
+    if is_classifier(path):
+        return Classifier(path, Processes("auto").device, label)
+    raise UserError(
+        f"{path}: neither a run (recipe.yaml), nor a reward adapter ({CONFIG} and {HEAD}), nor a Transformers folder "
+        "for sequence classification"
+    )
+
+
+def is_run(path: Path) -> bool:
+    return any((folder / "recipe.yaml").is_file() for folder in (path.resolve(), path.resolve().parent))
+
+
+def _of(model: RewardModel) -> Scoring:
     return lambda asked, answers, finished: model.score_texts(asked, answers, finished).tolist()
+
+
+def exported_reward(folder: Path) -> RewardModel:
+    """A reward model as ``trivet export --stage reward`` writes it, on the base that its adapter names."""
+    from pipelines.recipe import load_recipe
+    from pipelines.workbench import Workbench
+
+    try:
+        base_name = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG}: does not say which base the adapter is for ({error!r})") from error
+    settings: dict[str, Any] = {"base": str(base_name), "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
+    bench = Workbench(load_recipe(settings), Processes("auto"), None)
+    base = bench.base()
+    tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else base.tokenizer
+    renderer = Renderer(tokenizer, template="auto", extra_stop_ids=base.extra_stop_ids)
+    return load_reward(base, folder, renderer, max_tokens=min(1024, base.context_length or 1024))
 
 
 def answers_in(file: Path) -> list[tuple[Prompt, str, bool]]:
@@ -48,11 +93,13 @@ def answers_in(file: Path) -> list[tuple[Prompt, str, bool]]:
     return [(d.prompt, d.answer, d.finished) for d in shown.records]
 
 
-def score_file(run_or_model: Path | str, file: Path | str, out: Path | str | None = None) -> int:
+def score_file(
+    run_or_model: Path | str, file: Path | str, out: Path | str | None = None, label: str | None = None
+) -> int:
     """Write one JSON line an answer: ``{"prompt", "answer", "reward"}``; to ``out`` or standard output.
 
     Args:
-        run_or_model: a run folder, or the reward stage's folder inside one.
+        run_or_model, label: see ``load_scorer``.
         file: prompts and answers in any format that ``trivet data check`` knows.
         out: a JSONL file; by default standard output.
 
@@ -63,7 +110,7 @@ def score_file(run_or_model: Path | str, file: Path | str, out: Path | str | Non
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     rows = answers_in(file)
-    score = load_scorer(run_or_model)
+    score = load_scorer(run_or_model, label)
     rewards = score([p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows])
 
     def lines() -> Iterator[str]:

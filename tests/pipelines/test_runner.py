@@ -214,6 +214,10 @@ def test_scoring_a_file_gives_the_rewards_of_evaluation(run, tmp_path):
     assert score_file(run, file, out) == len(rows)
     found = [json.loads(line)["reward"] for line in out.read_text().splitlines()]
     assert found == pytest.approx([r["systems"]["sft"]["reward"] for r in rows], abs=1e-3)
+    from pipelines.export import export_stage
+
+    score_file(export_stage(run, "reward", tmp_path / "exported"), file, tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_text() == out.read_text()
 
 
 def test_verify_finds_nothing_and_then_the_broken_link(run, tmp_path):
