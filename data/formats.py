@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data.annotators import judged
 from data.records import Message, group_of, ranks_from_scores
 
 CELLS = "(cells)"
@@ -149,11 +150,9 @@ def _conversation(turns: Sequence[Message], name: str) -> Row:
 
 
 def _ranking(
-    messages: tuple[Message, ...],
-    answers: Sequence[str],
-    ranks: Sequence[int],
-    scores: Sequence[float] | None = None,
-) -> Row:
+    messages: tuple[Message, ...], answers: Sequence[str], ranks: Sequence[int],
+    scores: Sequence[float] | None = None, notes: tuple[str, ...] = (),
+) -> Row:  # fmt: skip
     """Best first, each text once (in its best place)."""
     if len(answers) > MOST_ANSWERS:
         raise Reject(f"it has {len(answers):,} answers; a ranking has at most {MOST_ANSWERS:,}")
@@ -169,7 +168,7 @@ def _ranking(
         answers=tuple(answers[i] for i in kept),
         ranks=tuple(ranks[i] for i in kept),
         scores=tuple(scores[i] for i in kept) if scores is not None else None,
-        notes=(DUPLICATE,) * (len(answers) - len(kept)),
+        notes=(DUPLICATE,) * (len(answers) - len(kept)) + notes,
     )
 
 
@@ -185,6 +184,7 @@ def _cells(row: Mapping[str, Any]) -> list[Row]:
 def _ranked(row: Mapping[str, Any]) -> list[Row]:
     """Answers best first, or with ``ranks`` (0 is best, equal ranks tie) or ``scores`` (higher is better) beside."""
     answers = [_answer(a, "responses") for a in _list(row["responses"], "responses")]
+    row, answers, notes = judged(row, answers)
     scores = [_number(s, "scores") for s in _list(row["scores"], "scores")] if "scores" in row else None
     ranks: Sequence[int] = range(len(answers))
     if "ranks" in row:
@@ -198,7 +198,7 @@ def _ranked(row: Mapping[str, Any]) -> list[Row]:
         raise Reject("responses, ranks and scores differ in number")
     if any(r < 0 for r in ranks):
         raise Reject("ranks count from 0 (best)")
-    return [_ranking(_turns(row.get("prompt", ""), "prompt"), answers, ranks, scores)]
+    return [_ranking(_turns(row.get("prompt", ""), "prompt"), answers, ranks, scores, notes)]
 
 
 def _scored(row: Mapping[str, Any]) -> list[Row]:

@@ -69,6 +69,7 @@ class RankedAnswers:
     ranks: tuple[int, ...]
     scores: tuple[float, ...] | None = None
     finished: tuple[bool, ...] = ()
+    weight: float = 1.0  # in the ranking loss
 
     def __post_init__(self) -> None:
         if len(self.answers) < 2:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, field_validator
@@ -48,6 +48,9 @@ class DataConfig(Config):
     documents: tuple[str, ...] = Field((), description="text for pretraining a base; default: that of the others")
     held_out: float | str = Field(0.1, description="share of the groups kept from all training, or a file of prompts")
     group_by: str | None = Field(None, description="column that names a row's group; default: its first user message")
+    annotators: Literal["keep", "share", "mean"] = Field(
+        "keep", description="several people's rankings of the same answers: each counts 1, each 1/m, or their mean rank"
+    )
     text_unit: TextUnit = Field("auto", description="what a document is in a text file")
 
     @field_validator("demonstrations", "rankings", "prompts", "documents", mode="before")

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from data.annotators import merged
 from data.derive import as_documents
 from data.errors import UserError
 from data.formats import Row
@@ -100,6 +101,7 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
         loaded = load_records(getattr(config, part), part, config, seed=seed, base_dir=base_dir)
         records[part], rejected = loaded.records, rejected + loaded.rejected
         notes += loaded.notes
+    records["rankings"] = merged(records["rankings"], config.annotators)
     held_file: list[Prompt] = []
     if isinstance(config.held_out, str):
         loaded = load_records([config.held_out], "prompts", config, seed=seed, base_dir=base_dir)
@@ -156,6 +158,8 @@ def _regroup(record: Any, group: str) -> Any:
 def _content(record: Any) -> dict[str, Any]:
     content = asdict(record)
     content.get("prompt", content).pop("source", None)
+    if content.get("weight") == 1.0:
+        del content["weight"]
     return content
 
 

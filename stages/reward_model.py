@@ -47,6 +47,7 @@ class EncodedRanking:
     responses: list[list[int]]
     ranks: list[int]
     scores: list[float] | None
+    weight: float = 1.0
 
 
 def run(context: StageContext, config: RewardConfig) -> StageResult:
@@ -200,6 +201,7 @@ def encode(
                 responses=[r for _, r, _, _ in encoded],
                 ranks=[rank for _, _, rank, _ in encoded],
                 scores=[s for _, _, _, s in encoded if s is not None] if ranking.scores else None,
+                weight=ranking.weight,
             )
         )
     return kept, len(rankings) - len(kept)
@@ -295,6 +297,7 @@ class RankingTrainer(Resumable, Trainer):
             mask=present,
             label_smoothing=self.settings.label_smoothing,
         )
+        losses = losses * inputs["weights"]
         count = len(losses) if num_items_in_batch is None else num_items_in_batch
         loss = losses.sum() / count
         if num_items_in_batch is not None:
@@ -334,6 +337,7 @@ def collate(batch: Sequence[EncodedRanking], pad_id: int, with_margins: bool) ->
         "response_lengths": rows.response_lengths,
         "ranks": ranks,
         "present": present,
+        "weights": torch.tensor([r.weight for r in batch]),
         "labels": torch.ones(len(batch), dtype=torch.long),  # what the trainer counts: one ranking each
     }
     if with_margins:

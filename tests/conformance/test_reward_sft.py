@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -71,7 +73,8 @@ def test_each_score_is_compared_under_its_own_ranking(tmp_path):
         pairs = [(i, j) for i in range(len(scores)) for j in range(len(scores)) if row.ranks[i] < row.ranks[j]]
         expected.append(sum(torch.log1p(torch.exp(scores[j] - scores[i])) for i, j in pairs) / len(pairs))
     trainer = reward_model.RankingTrainer.__new__(reward_model.RankingTrainer)
-    trainer.settings = RewardConfig()
+    trainer.settings, trainer.tokens = RewardConfig(), 0
+    trainer.accelerator = SimpleNamespace(gather=lambda x: x)
     with context.base.role("reward") as view, torch.no_grad():
         batch = reward_model.collate(rows, 0, False)
         loss = reward_model.RankingTrainer.compute_loss(trainer, reward_model_module(view), batch)
