@@ -24,7 +24,8 @@ def of_rankings(inputs: Batch, size: int) -> list[Batch]:
         length, width = int(inputs["mask"][rows].sum(1).max()), max(counts[chosen])
         part = {k: inputs[k][rows, :length] for k in ("ids", "mask")}
         part |= {k: inputs[k][rows] for k in ("query_lengths", "response_lengths")}
-        part |= {k: inputs[k][chosen, :width] for k in ("ranks", "present")} | {"labels": inputs["labels"][chosen]}
+        part |= {k: inputs[k][chosen, :width] for k in ("ranks", "present")}
+        part |= {k: inputs[k][chosen] for k in ("labels", "weights")}
         if "margins" in inputs:
             part["margins"] = inputs["margins"][chosen, :width, :width]
         out.append(part)
