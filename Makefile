@@ -77,7 +77,7 @@ $(BENCH_ENVS)/trl-%/.installed: benchmarks/trl-%.txt
 	$(dir $@)bin/python -m pip install $(PIP_FLAGS) -r $<
 	touch $@
 
-BENCHMARKS := ppo_vs_trl generation growth
+BENCHMARKS := ppo_vs_trl sft_vs_trl reward_vs_trl ppo_vs_sft generation growth
 bench: install bench-envs
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; TRIVET_BENCH_ENVS=$(abspath $(BENCH_ENVS)) $(BIN)/python benchmarks/$$name.py $(BENCH_FLAGS); \

@@ -52,13 +52,16 @@ def run(python: Path, worker: str, case: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def paired(sides: Mapping[str, tuple[Path, str]], case: Mapping[str, Any], repeats: int) -> dict[str, list[Any]]:
+Side = tuple[Path, str, Mapping[str, Any]]  # its Python, its worker, what it is told besides the case
+
+
+def paired(sides: Mapping[str, Side], case: Mapping[str, Any], repeats: int) -> dict[str, list[Any]]:
     """Every side ``repeats`` times, the order turned round each time."""
     found: dict[str, list[Any]] = {name: [] for name in sides}
     for i in range(repeats):
         for name in list(sides) if i % 2 == 0 else list(sides)[::-1]:
-            python, worker = sides[name]
-            found[name].append(run(python, worker, case))
+            python, worker, more = sides[name]
+            found[name].append(run(python, worker, {**case, **more}))
             print(f"  {name}: {found[name][-1]['seconds']:.1f} CPU s, "
                   f"{found[name][-1]['peak_above_imports'] / 1e9:.2f} GB above the imports", flush=True)  # fmt: skip
     return found
@@ -86,6 +89,12 @@ def compare(found: Mapping[str, list[Any]], ours: str, theirs: str, work: str | 
         "speed": spread([cost(b) / cost(a) for a, b in pairs]),
         "memory": spread([b["peak_above_imports"] / max(1, a["peak_above_imports"]) for a, b in pairs]),
     }
+
+
+def beside(found: Mapping[str, list[Any]], ours: str = "trivet") -> dict[str, Any]:
+    """Ratios to every other side, and the least median of them: those of whichever of the others is best."""
+    ratios = {name: compare(found, ours, name) for name in found if name != ours}
+    return {"ratios": ratios, "best": {k: min(r[k][1] for r in ratios.values()) for k in ("speed", "memory")}}
 
 
 def options(text: str | None) -> argparse.Namespace:

@@ -36,7 +36,7 @@ def all_cases() -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     chosen = options(__doc__)
-    sides = {"trivet": (TRIVET, "trivet_ppo"), "trl": (trl("1.12"), "trl_ppo")}
+    sides = {"trivet": (TRIVET, "trivet_ppo", {}), "trl": (trl("1.12"), "trl_ppo", {})}
     rate = machine_rates()["matrix_flops"]
     results = []
     for name, case in all_cases().items():

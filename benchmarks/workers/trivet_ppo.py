@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
-from typing import Any
 
 import torch
+from stage_world import context_of
 from transformers import LlamaForCausalLM
 from world import Phases, llama_config, peak_bytes, report, rows_of_tokens, settings, tokenizer
 
 from data.records import Message, Prompt
 from data.splits import Corpus, Split
-from data.template import Renderer
-from models.devices import Processes
 from models.settings import AdapterConfig
 from models.shared_base import SharedBase
 from reward.composition import WeightedSum
 from reward.model import RewardModel
 from stages.configs import PPOConfig
 from stages.ppo import PPO
-from stages.stage import MetricsLog, StageContext
-
-
-class Silent:
-    def advance(self, *_: Any, **__: Any) -> None:
-        """Nothing to show."""
-
 
 imports = peak_bytes()
 case = settings()
@@ -41,12 +31,7 @@ base.add_role("value", adapter, copy_of="reward", head=True)
 queries = rows_of_tokens(case["rollouts"] * case["updates"], *case["query"], seed=0)
 prompts = [Prompt(messages=(Message(role="user", content=f"w{i + 4}"),), group=str(i)) for i in range(len(queries))]
 with tempfile.TemporaryDirectory() as folder:
-    context = StageContext(
-        out=Path(folder), seed=0, base=base, renderer=Renderer(base.tokenizer, template="dialogue"),
-        corpus=Corpus(prompts=Split(train=tuple(prompts))), adapter=adapter, inputs={},
-        processes=Processes("cpu"), log=MetricsLog(Path(folder) / "metrics.jsonl"), bar=Silent(),
-        say=lambda text: None, warn=lambda text: None,
-    )  # fmt: skip
+    context = context_of(folder, base, adapter, Corpus(prompts=Split(train=tuple(prompts))))
     model = RewardModel(base=base, role="reward", renderer=context.renderer, batch=case["micro_batch"])
     config = PPOConfig(
         updates=case["updates"], rollouts=case["rollouts"], epochs=case["epochs"], micro_batch=case["micro_batch"],

@@ -1,0 +1,26 @@
+"""What trivet's workers share: a stage's context around a shared base, with nothing shown and nothing resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data.splits import Corpus
+from data.template import Renderer
+from models.devices import Processes
+from models.settings import AdapterConfig
+from models.shared_base import SharedBase
+from stages.stage import MetricsLog, StageContext
+
+
+class Silent:
+    def advance(self, *_: Any, **__: Any) -> None:
+        """Nothing to show."""
+
+
+def context_of(folder: str, base: SharedBase, adapter: AdapterConfig, corpus: Corpus, **more: Any) -> StageContext:
+    return StageContext(
+        out=Path(folder), seed=0, base=base, renderer=Renderer(base.tokenizer, template="dialogue"), corpus=corpus,
+        adapter=adapter, inputs={}, processes=Processes("cpu"), log=MetricsLog(Path(folder) / "metrics.jsonl"),
+        bar=Silent(), say=lambda text: None, warn=lambda text: None, **more,
+    )  # fmt: skip

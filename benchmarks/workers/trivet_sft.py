@@ -1,0 +1,44 @@
+"""trivet's SFT on the shared base: the trainer that the stage makes, fed with the very ids that TRL gets."""
+
+from __future__ import annotations
+
+import tempfile
+
+import torch
+from stage_world import context_of
+from transformers import LlamaForCausalLM
+from world import Phases, demonstrations, llama_config, peak_bytes, report, settings, tokenizer
+
+from data.splits import Corpus
+from data.template import Encoded
+from models.settings import AdapterConfig
+from models.shared_base import SharedBase
+from stages import sft_trainer  # noqa: F401  (brings TRL, which the stage imports late)
+from stages.configs import SFTConfig
+from stages.sft import make_trainer
+from stages.trainers import fit, training_session
+
+imports = peak_bytes()
+case = settings()
+phases = Phases()
+torch.manual_seed(0)
+base = SharedBase(LlamaForCausalLM(llama_config(case["size"])), tokenizer())
+adapter = AdapterConfig(rank=16, alpha=32)
+base.add_role("sft", adapter)
+rows = [
+    Encoded(ids=[*prompt, *answer], labels=[-100] * len(prompt) + answer)
+    for prompt, answer in demonstrations(case["batch"] * case["updates"], case["prompt"], case["answer"])
+]
+with tempfile.TemporaryDirectory() as folder:
+    context = context_of(
+        folder, base, adapter, Corpus(), gradient_checkpointing=case.get("gradient_checkpointing", False)
+    )
+    config = SFTConfig(batch=case["batch"], micro_batch=case["micro_batch"], learning_rate=1e-5)
+    with base.training("sft") as trainable, base.role("sft"), training_session(context, base, "sft", "sft"):
+        trainer = make_trainer(context, rows, config)
+        with phases.phase("train"):
+            updates = fit(trainer, context, trainable, None)
+report(
+    phases, imports, updates=updates, tokens=sum(len(r.ids) for r in rows),
+    supervised=sum(x >= 0 for r in rows for x in r.labels),
+)  # fmt: skip
