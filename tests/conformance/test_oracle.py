@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch.testing import assert_close
 
 from tests.conformance.oracle import Leaves, Oracle, Settings
@@ -30,10 +31,21 @@ def leaves_of(ppo, role: str, grad: bool = True) -> Leaves:
     return {name: (a, b) for name, (a, b) in out.items()}
 
 
+def exact(lm):
+    """In float64 throughout: Llama's own norms compute in fp32, whatever the weights are."""
+    for parent in list(lm.modules()):
+        for name, norm in list(parent.named_children()):
+            if type(norm).__name__ == "LlamaRMSNorm":
+                plain = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, dtype=torch.float64)
+                plain.weight = norm.weight
+                setattr(parent, name, plain)
+    return lm
+
+
 def oracle_for(ppo, family: str) -> Oracle:
     c, head = ppo.config, ppo.base.heads["value"]
     return Oracle(
-        lm=tiny_lm(family).double().eval().requires_grad_(False),
+        lm=exact(tiny_lm(family).double().eval().requires_grad_(False)),
         transposed=family == "gpt2",
         scale=SCALE,
         policy=leaves_of(ppo, "policy"),

@@ -79,7 +79,7 @@ ROLLOUT = [
     _of("R3", "mask from the padding id when batching", BA, "mask[i, where] = True", "mask[i, where] = ids[i, where] != pad_id",
         BATCHES, "masks_come_from_lengths"),
     _of("R3", "mask from the padding id in rows", LP, "mask=mask.to(device)", "mask=(ids != pad_id).to(device)", PATH,
-        "sampled_ids"),
+        "sampled_ids and modules"),
     _of("R4", "top-k of 5 leaks into sampling", GEN, "torch.softmax(logits.float() / temperature",
         "torch.softmax(logits.masked_fill(logits < logits.topk(5).values[:, -1:], -1e9).float() / temperature", SAMPLING,
         "sampled_tokens_follow"),
