@@ -91,7 +91,8 @@ def answers_of(job: Job, evaluator: Evaluator, systems: Sequence[Named]) -> list
     """
     recipe, settings = job.bench.recipe, job.bench.recipe.evaluation
     saved = job.checkpoints.resume()
-    answers = [SystemAnswers(**found) for found in saved.own_numbers["answers"]] if saved is not None else []
+    known = [] if saved is None else json.loads(saved.own_numbers["answers"])
+    answers = [SystemAnswers(**found) for found in known]
     references, labels = _references(job, evaluator), _labels(systems)
     wanted: list[tuple[Named, Decoding]] = []
     for named in systems:
@@ -113,7 +114,8 @@ def answers_of(job: Job, evaluator: Evaluator, systems: Sequence[Named]) -> list
 
 
 def captured(answers: Sequence[SystemAnswers]) -> State:
-    return State(tensors={}, own_numbers={"answers": [asdict(a) for a in answers]})
+    """As text: a checkpoint sorts the keys of what it holds, and metrics stand in the order of the recipe."""
+    return State(tensors={}, own_numbers={"answers": json.dumps([asdict(a) for a in answers])})
 
 
 def _references(job: Job, evaluator: Evaluator) -> list[tuple[str, ...]] | None:

@@ -324,7 +324,7 @@ ADAPTERS = [
 ]  # fmt: skip
 
 REWARD_MODEL = [
-    _of("M1", "score at the token before the last", RM, "rows.lengths - 1 if pooling", "rows.lengths - 2 if pooling", STAGES, "last_real_token"),
+    _of("M1", "score at the token before the last", RM, "read.flatten().nonzero()", "read.roll(-1, 1).flatten().nonzero()", STAGES, "last_real_token"),
     _of("M2", "no stop token in training", RS, "ranking.finished[i], max_tokens", "False, max_tokens", TRAINING, "finished_answers"),
     _of("M3", "worse answers are better", RL, "ranks[:, :, None] < ranks[:, None, :]", "ranks[:, :, None] > ranks[:, None, :]", LOSSES,
         "one_pair"),
