@@ -77,7 +77,7 @@ def main() -> None:
         means = " ".join(f"{n} {sum(r) / len(r):.0f}" for n, r in rates.items())
         print(f"{size}: {means} tokens/s; x{ratios['generate'][1]:.2f} generate()", flush=True)
         results.append({"name": size, "tokens_per_second": rates, "ratios": ratios})
-    write("generation", chosen, results)
+        write("generation", chosen, results)
 
 
 if __name__ == "__main__":

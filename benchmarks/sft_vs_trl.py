@@ -1,9 +1,9 @@
 """trivet's SFT beside TRL's SFTTrainer, 1.12 and 1.16: same rows, answers only in the loss, same updates, LoRA.
 
 Rows of 16 to 64 tokens of prompt and 16 to 240 of answer, 8 a batch; CPU seconds of ``train()`` on one thread, peak
-memory above the imports. ``padded`` is TRL's default; ``unpadded`` are its padding-free and its packed setting, a
-packed row holding what a batch holds. Both without gradient checkpointing, which TRL has on by default and which costs
-it time; ``lean`` has it on in both, for memory.
+memory above the imports. ``padded`` is TRL's default; in ``packed`` a row holds what a batch holds; ``padding-free``
+lays the rows of a batch end to end. All without gradient checkpointing, which TRL has on by default and which costs it
+time; ``lean`` is packed and has it on in both, for memory.
 
     make bench-envs                                the two TRL environments
     python benchmarks/sft_vs_trl.py                three rounds: about ten minutes
@@ -21,8 +21,9 @@ COMMON: dict[str, Any] = {"updates": 4, "batch": 8, "micro_batch": 8, "prompt": 
 LEAN = {"gradient_checkpointing": True}
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "S-padded": (COMMON | {"size": "S"}, ("padded",)),
-    "S-unpadded": (COMMON | {"size": "S"}, ("padding_free", "packed")),
-    "S-lean": (COMMON | {"size": "S"} | LEAN, ("padded", "packed")),
+    "S-packed": (COMMON | {"size": "S"}, ("packed",)),
+    "S-padding-free": (COMMON | {"size": "S"}, ("padding_free",)),
+    "S-lean": (COMMON | {"size": "S"} | LEAN, ("packed",)),
     "M-padded": (COMMON | {"size": "M"}, ("padded",)),
 }
 
