@@ -2,8 +2,8 @@
 
 Rows of 16 to 64 tokens of prompt and 16 to 240 of answer, 8 a batch; CPU seconds of ``train()`` on one thread, peak
 memory above the imports. ``padded`` is TRL's default; in ``packed`` a row holds what a batch holds; ``padding-free``
-lays the rows of a batch end to end. All without gradient checkpointing, which TRL has on by default and which costs it
-time; ``lean`` is packed and has it on in both, for memory.
+lays the rows of a batch end to end. These without gradient checkpointing, which TRL has on by default and which costs
+it time. ``default`` leaves each side as it is by default; ``lean`` is packed and has it on in both, for memory.
 
     make bench-envs                                the two TRL environments
     python benchmarks/sft_vs_trl.py                three rounds: about ten minutes
@@ -21,6 +21,7 @@ COMMON: dict[str, Any] = {"updates": 4, "batch": 8, "micro_batch": 8, "prompt": 
 LEAN = {"gradient_checkpointing": True}
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "S-padded": (COMMON | {"size": "S"}, ("padded",)),
+    "S-default": (COMMON | {"size": "S"} | LEAN, ("padded",)),  # TRL's; trivet's is off
     "S-packed": (COMMON | {"size": "S"}, ("packed",)),
     "S-padding-free": (COMMON | {"size": "S"}, ("padding_free",)),
     "S-lean": (COMMON | {"size": "S"} | LEAN, ("packed",)),
@@ -42,7 +43,8 @@ def main() -> None:
         if chosen.only not in name or (chosen.quick and not name.startswith("S")):
             continue
         print(name, flush=True)
-        sides: dict[str, Side] = {"trivet": (TRIVET, "trivet_sft", {})}
+        ours = {"gradient_checkpointing": False} if name == "S-default" else {}
+        sides: dict[str, Side] = {"trivet": (TRIVET, "trivet_sft", ours)}
         sides |= {f"trl-{v}-{mode}": (trl(v), "trl_sft", {"mode": mode}) for v in VERSIONS for mode in modes}
         found = paired(sides, case, chosen.repeats)
         share = {side: floor(case) / rate / middle(runs, "seconds") for side, runs in found.items()}
