@@ -34,7 +34,13 @@ FILES: dict[str, list[tuple[str, str]]] = {
         ("tests/conformance/test_families.py", "of_a_bf16_model"),
         ORACLE,
     ],
+    "models/fast_head.py": [
+        ("tests/models/test_fast_path.py", "blocks or exactly"),
+        ("tests/models/test_response_loss.py", "plain_path and llama"),
+        ORACLE,
+    ],
     "stages/rollout.py": [
+        ("tests/stages/test_ppo.py", "longest_row"),
         ("tests/conformance/test_ppo_path.py", "loss_reaches or rows_that_the_update or sampled_ids"),
         ORACLE,
     ],
@@ -49,6 +55,7 @@ REASONS: dict[str, str] = {
     "variance > 1e-12": "At exactly the bound: either way next to zero.",
     "spread > 1e-12": "At exactly the bound: either way next to zero.",
     "count = reduce(mask.sum().double()).clamp(min=1)": "A single token has no spread: the result is 0 either way.",
+    "strict=True)), default=1)": "A guard against callers' mistakes; a rollout has as many queries as responses.",
     "strict=True)], pad_id)": "A guard against callers' mistakes; ours give columns of one length.",
     "dim=-1": "The logits have two dimensions: the last one is dimension 1.",
     "if training and h.requires_grad:": "Recomputation changes memory, not values.",

@@ -115,7 +115,7 @@ def slope_across(rows: list[list[float]], column: int) -> dict[str, Any]:
 
 def _interval(slope: float, error: float, freedom: int) -> dict[str, Any]:
     half = float(stats.t.ppf(0.975, freedom)) * float(error)
-    return {"slope": float(slope), "ci95": [float(slope) - half, float(slope) + half], "zero": abs(slope) <= half}
+    return {"slope": float(slope), "ci95": [float(slope) - half, float(slope) + half], "zero": bool(abs(slope) <= half)}
 
 
 def verdicts(run_dir: str, updates: int, rows: list[list[float]], keep: int = 2) -> dict[str, Any]:

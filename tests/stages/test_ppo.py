@@ -341,6 +341,18 @@ def test_a_single_prompt_and_a_batch_larger_than_the_data_work(tmp_path):
     assert next(iter(ppo.train()))["tokens/response"] > 0
 
 
+def test_the_longest_row_and_parts_by_a_budget_of_tokens_count_query_and_response(tmp_path):
+    """Rows of 3+1, 2+3, 1+6 and 3+3 tokens; twelve padded tokens hold two rows of up to six."""
+    ppo = make_ppo(tmp_path, engine=Injected([[2]] * 8), updates=1)
+    rollout, _ = ppo.rollout()
+    rollout.queries, rollout.responses = [[5] * n for n in (3, 2, 1, 3)], [[9] * n for n in (1, 3, 6, 3)]
+    assert rollout.longest == 7
+    assert rollout.parts([0, 1, 2, 3], 8, 12) == [[2], [3, 1], [0]]
+    assert rollout.parts([0, 1, 3], 8, 12) == [[3, 1], [0]]
+    rollout.queries, rollout.responses = [], []
+    assert rollout.longest == 1
+
+
 def test_rows_that_stop_at_once_train_without_trouble(tmp_path):
     """R18: every response is the stop token alone."""
     ppo = make_ppo(tmp_path, engine=Injected([[2]] * 8), updates=1)
