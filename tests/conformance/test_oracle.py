@@ -69,7 +69,8 @@ def key(name: str) -> str:
     return f"{kind.split('.')[1]}/{weight}.weight/{kind[0]}"
 
 
-@pytest.mark.parametrize(("family", "checkpointing"), [("llama", False), ("llama", True), ("gpt2", False)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("settings", [PLAIN, EVERYTHING, UNWHITENED], ids=["plain", "everything", "unwhitened"])
 def test_a_whole_update_is_that_of_the_oracle(tmp_path, family, checkpointing, settings):
     """Sanity 7, and O1 to O4, A1 to A6, W1, W2, W9, W12, C1, C2, C4, L1, L7, R5, R9 at once: 2 epochs of 2 minibatches
