@@ -34,11 +34,6 @@ FILES: dict[str, list[tuple[str, str]]] = {
         ("tests/conformance/test_families.py", "of_a_bf16_model"),
         ORACLE,
     ],
-    "models/fast_head.py": [
-        ("tests/models/test_fast_path.py", "blocks or exactly"),
-        ("tests/models/test_response_loss.py", "plain_path and llama"),
-        ORACLE,
-    ],
     "stages/rollout.py": [
         ("tests/stages/test_ppo.py", "longest_row"),
         ("tests/conformance/test_ppo_path.py", "loss_reaches or rows_that_the_update or sampled_ids"),
