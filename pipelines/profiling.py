@@ -22,27 +22,33 @@ class ProfiledBar:
     """A stage's progress bar whose steps are the profiler's as well."""
 
     def __init__(self, bar: Bar, profiler: Any) -> None:
-        self._bar, self._profiler, self._step = bar, profiler, 0
+        self._bar, self._profiler = bar, profiler
+        self.seen, self.steps = 0, 0  # the newest step's number; how many there were, since a resumed stage begins late
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bar, name)
 
     def advance(self, step: int, metrics: Mapping[str, float] | None = None, tokens: int = 0) -> None:
         self._bar.advance(step, metrics, tokens)
-        if step > self._step:
-            self._step = step
+        if step > self.seen:
+            self.seen, self.steps = step, self.steps + 1
             self._profiler.step()
 
 
 @contextlib.contextmanager
 def profiled(bar: Bar, folder: Path, say: Callable[[str], None]) -> Iterator[Any]:
-    """The bar to hand to a stage; ``folder/STAGE.json.gz`` and ``STAGE.txt`` are there when its steps are recorded."""
+    """The bar to hand to a stage; ``folder/STAGE.json.gz`` and ``STAGE.txt`` are there when its steps are recorded.
+
+    A stage of too few steps leaves nothing.
+    """
     import torch
     from torch.profiler import ProfilerActivity, profile, schedule
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
 
     def done(profiler: Any) -> None:
+        if watched.steps <= STEPS:
+            return say(f"{bar.name}: no profile, which takes {STEPS + 1} steps")
         folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(folder / f"{bar.name}.json.gz"))
         text = table(profiler.key_averages(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -51,7 +57,8 @@ def profiled(bar: Bar, folder: Path, say: Callable[[str], None]) -> Iterator[Any
 
     plan = schedule(wait=0, warmup=1, active=STEPS, repeat=1)
     with profile(activities=kinds, schedule=plan, on_trace_ready=done, profile_memory=True) as profiler:
-        yield ProfiledBar(bar, profiler)
+        watched = ProfiledBar(bar, profiler)
+        yield watched
 
 
 def table(events: Any, device: Any) -> str:

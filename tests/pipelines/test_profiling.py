@@ -33,8 +33,10 @@ def test_two_steps_after_the_first_are_recorded(tmp_path: Path) -> None:
 
 
 def test_a_stage_of_too_few_steps_leaves_nothing_and_does_not_fail(tmp_path: Path) -> None:
-    with profiled(Bar(Progress(active=False), "sft", 1), tmp_path / "profile", print) as watched:
+    said: list[str] = []
+    with profiled(Bar(Progress(active=False), "sft", 1), tmp_path / "profile", said.append) as watched:
         work(watched, 1)
+    assert not (tmp_path / "profile").exists() and said == ["sft: no profile, which takes 3 steps"]
 
 
 def test_shares_are_of_all_operations(tmp_path: Path) -> None:
