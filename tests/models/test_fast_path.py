@@ -10,12 +10,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from models.fast_engine import FastEngine
-from models.fast_head import block_logits, block_logprobs, block_nll, measure
+from models.fast_head import block_logits, block_logprobs, block_nll, measure, output_weight
 from models.forward import set_gradient_checkpointing
 from models.generation import CachedEngine, generate, uniforms_for
 from models.logprobs import make_rows, token_logprobs
 from models.settings import AdapterConfig
-from tests.conftest import ADAPTER, make_base, randomise
+from tests.conftest import ADAPTER, make_base, randomise, tiny_lm
 
 QUERIES = [[5, 9], [7, 8, 9, 10, 11], [12, 13, 2, 14, 15, 16, 17, 18, 19], [20]]
 RESPONSES = [[21, 2], [0, 23, 24, 25, 26, 27], [28], [29, 30, 31, 2]]
@@ -138,7 +138,7 @@ def test_logits_by_blocks(words):
     assert_close(block_logits(hidden, weight), hidden @ weight.T, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.5])
 @pytest.mark.parametrize("words", [40, 1024, 2500])
 def test_log_probabilities_by_blocks(words, temperature):
     """Against the whole softmax in float64, values and gradients; 600 rows are two blocks of rows."""
@@ -268,3 +268,36 @@ def test_a_base_that_is_trained_itself_goes_the_plain_way():
         logprobs, _ = view.logprobs(states, rows.targets())
         logprobs.sum().backward()
         assert all(p.grad is not None for p in tensors.values())
+
+
+def test_the_negative_log_likelihood_without_gradients_is_that_with_them():
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(9, 16, generator=g), torch.randn(40, 16, generator=g)
+    targets = torch.randint(0, 40, (9,), generator=g)
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    assert_close(block_nll(hidden, targets, weight)[0], expected, atol=1e-4, rtol=1e-5)
+    with torch.no_grad():  # states of a trained body, only measured
+        asked = hidden.clone().requires_grad_()
+        loss, right = block_nll(asked, targets, weight)
+    assert_close(loss, expected, atol=1e-4, rtol=1e-5)
+    assert right == ((hidden @ weight.T).argmax(1) == targets).sum() and not loss.requires_grad
+
+
+@pytest.mark.parametrize("change", ["bias", "hook", "trained", "half", "cap", "other"])
+def test_an_output_layer_that_is_more_than_a_product_is_left_to_the_modules(change):
+    lm = tiny_lm("llama").requires_grad_(False)
+    assert output_weight(lm) is not None
+    if change == "bias":
+        lm.lm_head.bias = torch.nn.Parameter(torch.zeros(lm.config.vocab_size), requires_grad=False)
+    elif change == "hook":
+        lm.lm_head.register_forward_hook(lambda *_: None)
+    elif change == "trained":
+        lm.lm_head.weight.requires_grad_()
+    elif change == "half":
+        lm.lm_head.bfloat16()
+    elif change == "cap":
+        lm.config.final_logit_softcapping = 5.0
+    else:
+        lm.lm_head = type("Other", (torch.nn.Linear,), {})(32, 40).requires_grad_(False)
+        lm.lm_head.bias = None
+    assert output_weight(lm) is None
