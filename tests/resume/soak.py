@@ -2,7 +2,9 @@
 
 ``python -m tests.resume.soak`` runs the tiniest model for 5,000 updates, kills it with SIGKILL at random instants and
 gives the same command again; then it asks for slopes whose 95 % intervals contain zero and writes
-``benchmarks/results/soak.json``.
+``benchmarks/results/soak.json``. Before each process of the long run and after the last one, the first updates of a
+new run are measured, and of the long run's medians those of its two neighbours are taken off: whatever the machine does
+meanwhile is in both.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -32,16 +35,19 @@ SETTINGS = (
     "ppo.reward=[{source: length, at_most: 3}]",
     "ppo.value.init=sft",
     "ppo.self_check=false",
+    "ppo.keep_every=null",  # as by default: policies that are kept on purpose grow in number on purpose
+    "ppo.learning_rate=1e-6",  # a policy that learns to be short makes updates cheaper: the work must stay the same
     "ppo.rollouts=4",
     "ppo.max_new_tokens=4",
     "checkpoint.every_minutes=null",
     "checkpoint.every_steps=20",
 )
+CONTROL = 160  # updates of a new run beside each process of the long one
 WARM_UP = 60  # updates of a process that are left out: allocators and caches fill
 BLOCK = 10  # updates of which the median time is taken
 
 
-def work(run_dir: str, updates: int, only: tuple[str, ...]) -> None:
+def work(run_dir: str, updates: int, only: tuple[str, ...], inputs: dict[str, str] | None = None) -> None:
     """In the child: run, and note after each update what the process has taken."""
     log = os.open(run_dir + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -58,13 +64,23 @@ def work(run_dir: str, updates: int, only: tuple[str, ...]) -> None:
             notes.write(json.dumps(row) + "\n")
 
     MetricsLog.write = write  # type: ignore[method-assign]
-    Pipeline.from_recipe(RECIPE, [*SETTINGS, f"ppo.updates={updates}"], run_dir=run_dir).run(only=only)
+    settings = [*SETTINGS, f"ppo.updates={updates}"]
+    Pipeline.from_recipe(RECIPE, settings, run_dir=run_dir, inputs=inputs or {}).run(only=only)
 
 
 def samples(run_dir: str) -> list[list[float]]:
     path = Path(run_dir + ".samples")
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def count(run_dir: str) -> int:
+    """Rows so far, in constant memory: children are forked from this process, and its pages count as theirs."""
+    try:
+        with open(run_dir + ".samples", "rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 16), b""))
+    except FileNotFoundError:
+        return 0
 
 
 def soak(run_dir: str, updates: int, apart: int, rng: random.Random) -> int:
@@ -74,43 +90,68 @@ def soak(run_dir: str, updates: int, apart: int, rng: random.Random) -> int:
     first.start()
     first.join()
     while True:
+        control(warm, run_dir, updates)
         process = warm.context.Process(target=work, args=(run_dir, updates, ("ppo",)))
-        limit = len(samples(run_dir)) + rng.randint(apart // 2, apart + apart // 2)
+        limit = count(run_dir) + rng.randint(apart // 2, apart + apart // 2)
         process.start()
-        while process.is_alive() and len(samples(run_dir)) < limit:
+        while process.is_alive() and count(run_dir) < limit:
             process.join(0.5)
         process.join(rng.uniform(0, 0.2))
         if not process.is_alive():
             if process.exitcode != 0:
                 raise RuntimeError(f"exit code {process.exitcode}: {run_dir}.log")
+            control(warm, run_dir, updates)
             return kills
         process.kill()
         process.join()
         kills += 1
-        print(f"{kills} kills, update {int(samples(run_dir)[-1][1])}", flush=True)
+        print(f"{kills} kills, {count(run_dir)} updates with those done twice", flush=True)
+
+
+def control(warm: Warm, run_dir: str, updates: int) -> None:
+    """The first updates of a new run that takes the long one's earlier stages; its samples are kept, the run is not."""
+    fresh = run_dir + ".control"
+    shutil.rmtree(fresh, ignore_errors=True)
+    inputs = {name: f"{run_dir}/{name}" for name in ("pretrain", "sft")}
+    process, goal = warm.context.Process(target=work, args=(fresh, updates, ("ppo",), inputs)), count(fresh) + CONTROL
+    process.start()
+    while process.is_alive() and count(fresh) < goal:
+        process.join(0.1)
+    process.kill()
+    process.join()
+    if count(fresh) < goal:
+        raise RuntimeError(f"exit code {process.exitcode}: {fresh}.log")
 
 
 def slope_within(rows: list[list[float]], column: int) -> dict[str, Any]:
     """Mean over processes of the slope in each, per 1,000 updates: a t-interval, since processes are independent."""
     slopes = []
-    for pid in dict.fromkeys(row[0] for row in rows):
-        values = np.array([row[column] for row in rows if row[0] == pid][WARM_UP:])
+    for mine in _processes(rows):
+        values = np.array([row[column] for row in mine][WARM_UP:])
         blocks = [np.median(values[i : i + BLOCK]) for i in range(0, len(values) - BLOCK + 1, BLOCK)]
         if len(blocks) >= 5:
             slopes.append(stats.linregress(np.arange(len(blocks)) * BLOCK / 1000, blocks).slope)
     return _interval(np.mean(slopes), stats.sem(slopes), len(slopes) - 1) | {"processes": len(slopes)}
 
 
-def slope_across(rows: list[list[float]], column: int) -> dict[str, Any]:
-    """Slope of the processes' medians over the whole run, per 1,000 updates."""
-    x, y = [], []
-    for pid in dict.fromkeys(row[0] for row in rows):
-        mine = [row for row in rows if row[0] == pid][WARM_UP:]
-        if len(mine) >= 5 * BLOCK:
-            x.append(np.median([row[1] for row in mine]) / 1000)
-            y.append(np.median([row[column] for row in mine]))
+def slope_across(rows: list[list[float]], controls: list[list[float]], column: int) -> dict[str, Any]:
+    """Slope over the whole run, per 1,000 updates, of the processes' medians less those of the new runs around them."""
+    new = [np.median([row[column] for row in mine][WARM_UP:]) for mine in _processes(controls)]
+    x, y, alone = [], [], []
+    for mine, before, after in zip(_processes(rows), new[:-1], new[1:], strict=True):
+        if len(mine) >= WARM_UP + 5 * BLOCK:
+            x.append(np.median([row[1] for row in mine[WARM_UP:]]) / 1000)
+            alone.append(np.median([row[column] for row in mine[WARM_UP:]]))
+            y.append(alone[-1] - (before + after) / 2)
     found = stats.linregress(x, y)
-    return _interval(found.slope, found.stderr, len(x) - 2) | {"median": float(np.median(y))}
+    return _interval(found.slope, found.stderr, len(x) - 2) | {
+        "median": float(np.median(alone)),
+        "median_new_run": float(np.median(new)),
+    }
+
+
+def _processes(rows: list[list[float]]) -> list[list[list[float]]]:
+    return [[row for row in rows if row[0] == pid] for pid in dict.fromkeys(row[0] for row in rows)]
 
 
 def _interval(slope: float, error: float, freedom: int) -> dict[str, Any]:
@@ -119,18 +160,20 @@ def _interval(slope: float, error: float, freedom: int) -> dict[str, Any]:
 
 
 def verdicts(run_dir: str, updates: int, rows: list[list[float]], keep: int = 2) -> dict[str, Any]:
+    controls = samples(run_dir + ".control")
+    slopes = [{"within": slope_within(rows, c), "across": slope_across(rows, controls, c)} for c in (2, 3)]
     lines = (Path(run_dir) / "ppo/metrics.jsonl").read_bytes().splitlines()
     tenth = updates // 10
     sizes = [len(line) for line in lines]
     growth = float(np.mean(sizes[-tenth:]) / np.mean(sizes[:tenth]))
     return {
-        "memory_bytes_per_1000_updates": {"within": slope_within(rows, 2), "across": slope_across(rows, 2)},
-        "cpu_seconds_per_1000_updates": {"within": slope_within(rows, 3), "across": slope_across(rows, 3)},
+        "memory_bytes_per_1000_updates": slopes[0],
+        "cpu_seconds_per_1000_updates": slopes[1],
         "most_checkpoint_folders": int(max(row[4] for row in rows)),  # one more than is kept as the newest is renamed
         "metrics_rows": len(lines),
         "bytes_a_row_last_to_first_tenth": growth,
         "holds": bool(
-            all(f(rows, c)["zero"] for f in (slope_within, slope_across) for c in (2, 3))
+            all(found["zero"] for both in slopes for found in both.values())
             and max(row[4] for row in rows) <= keep + 1
             and [json.loads(line)["step"] for line in lines] == list(range(1, updates + 1))
             and abs(growth - 1) < 0.05
