@@ -117,6 +117,26 @@ def _stoppable(caught: list[int]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Ended(Exception):
+    """A server was told to end."""
+
+
+def until_stopped() -> None:
+    """Wait for Ctrl-C or SIGTERM: to a server they are no failure, so nothing is said and the exit code is 0."""
+
+    def end(*_: object) -> None:
+        raise _Ended
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        threading.Event().wait()
+    except _Ended:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def summary_of(error: BaseException) -> str:
     """The error's type and message, without the traceback."""
     text = str(error).strip()

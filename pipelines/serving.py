@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.functions import load_function
 from data.records import Message
+from pipelines.exits import until_stopped
 from reward.server import Scorer, serving
 
+TOLD = """{source} scores at {address}, for this machine only; Ctrl-C ends it. By hand, and in a recipe:
+
+  curl {address} -d '{{"rows": [{{"prompt": "hello", "completion": "hello to you"}}]}}'
+
+  ppo:
+    reward: [{{source: "{address}"}}]
+"""
 
 def scorer_of(source: str) -> Scorer:
     """What gives the scores: ``file.py:function`` or ``package.module:function``, else a run or a reward model.
@@ -40,9 +47,5 @@ def scorer_of(source: str) -> Scorer:
 def serve(source: str, port: int) -> None:
     """Serve until Ctrl-C."""
     with serving(scorer_of(source), port, source) as address:
-        print(
-            f"{source} scores at {address}, for this machine only; in a recipe:\n"
-            f"  ppo: {{reward: [{{source: {address!r}}}]}}\nCtrl-C ends it",
-            flush=True,
-        )
-        threading.Event().wait()
+        print(TOLD.format(source=source, address=address), flush=True)
+        until_stopped()

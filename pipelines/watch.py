@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from data.errors import UserError
+from pipelines.exits import until_stopped
 
 HOST, PORT, EVERY = "127.0.0.1", 8790, 3  # the last in seconds
 CSP = "default-src 'none'"
@@ -133,4 +134,4 @@ def watch(run: Path, port: int = PORT) -> None:
     """Serve until Ctrl-C."""
     with serving(run, port) as address:
         print(f"{run}: watch it at {address}, on this machine only; Ctrl-C ends it", flush=True)
-        threading.Event().wait()
+        until_stopped()

@@ -18,6 +18,7 @@ from data.errors import UserError
 HOST, PORT = "127.0.0.1", 8791
 LARGEST = 64 * 2**20  # bytes of a request
 ROW = {"prompt": str, "completion": str, "messages": list, "finished": bool}
+ROLES = ("user", "assistant", "system")
 Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]
 
 
@@ -27,6 +28,7 @@ class Handler(BaseHTTPRequestHandler):
     scorer: Scorer
     lock: threading.Lock
     name: str
+    error_message_format, error_content_type = '{"error": "%(message)s"}', "application/json"
 
     def do_GET(self) -> None:
         self._answer(*((200, {"status": "ok", "name": self.name}) if self.path == "/health" else NOT_FOUND))
@@ -48,14 +50,22 @@ class Handler(BaseHTTPRequestHandler):
             if not 0 < size <= LARGEST:
                 raise UserError(f"send JSON of at most {LARGEST >> 20} MiB with its Content-Length")
             rows = read(json.loads(self.rfile.read(size)))
-            with self.lock:
-                scores = [float(s) for s in self.scorer(rows)] if rows else []
-        except (ValueError, RecursionError, UserError) as error:
+        except UserError as error:
             self._answer(400, {"error": f"{error}"})
-        except Exception as error:
-            self._answer(500, {"error": f"{type(error).__name__}: {error}"})
+        except (ValueError, RecursionError) as error:
+            self._answer(400, {"error": f"not JSON: {error}"})
         else:
-            self._answer(200, write(scores))
+            self._answer(*self._result(rows, write))
+
+    def _result(self, rows: list[dict[str, Any]], write: Callable[[list[float]], Any]) -> tuple[int, Any]:
+        """Whatever the scorer fails with is the server's failure, which may pass."""
+        try:
+            with self.lock:
+                return 200, write([float(s) for s in self.scorer(rows)] if rows else [])
+        except UserError as error:
+            return 500, {"error": f"{error}"}
+        except Exception as error:
+            return 500, {"error": f"{type(error).__name__}: {error}"}
 
     def _classes(self, scores: list[float]) -> dict[str, Any]:
         rows = [{"index": i, "label": "reward", "probs": [s], "num_classes": 1} for i, s in enumerate(scores)]
@@ -90,8 +100,9 @@ def _rows(body: Any) -> list[dict[str, Any]]:
             raise UserError(f"row {i}: `{wrong[0]}` should be {ROW[wrong[0]].__name__}")
         prompt = row.get("prompt", "")
         messages = row.get("messages") or ([{"role": "user", "content": prompt}] if prompt else [])
-        if not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages):
-            raise UserError(f"row {i}: a message is no object with role and content")
+        turns = (m if isinstance(m, dict) else {} for m in messages)
+        if not all(m.get("role") in ROLES and isinstance(m.get("content"), str) for m in turns):
+            raise UserError(f"row {i}: a message is no object with a role ({', '.join(ROLES)}) and content, a text")
         made.append({"prompt": prompt, "finished": True, **row, "messages": messages})
     return made
 

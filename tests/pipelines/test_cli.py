@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 import pipelines.cli as cli
 from data.errors import UserError
@@ -147,6 +148,23 @@ def test_signals_stop_with_their_exit_code(number: int, code: int, monkeypatch: 
     monkeypatch.setattr("pipelines.cli.run_stages", lambda *_, **__: os.kill(os.getpid(), number))
     assert cli.main(["sft", "recipe.yaml"]) == code
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_ends_at_a_signal_without_a_word(number: int, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def f(prompts, completions):\n    return [float(len(c)) for c in completions]\n")
+    command = [sys.executable, "-m", "pipelines", "serve-reward", f"{tmp_path}/own.py:f", "--port", "0"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    told = [server.stdout.readline() for _ in range(3)]
+    address = told[2].split()[1]
+    assert f"scores at {address}" in told[0] and told[2].split()[0] == "curl"
+    shown = json.loads(told[2].partition(" -d '")[2].strip().strip("'"))  # what the message says to send
+    answer = requests.post(address, json=shown, timeout=10).json()
+    assert answer == {"scores": [float(len(shown["rows"][0]["completion"]))]}
+    server.send_signal(number)
+    rest = server.communicate(timeout=20)
+    assert (server.returncode, rest[1]) == (0, "")
 
 
 def test_guarded_returns_what_each_failure_means(capsys: pytest.CaptureFixture[str]) -> None:

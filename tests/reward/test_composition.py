@@ -141,6 +141,31 @@ def test_the_example_server_says_what_it_was_told_wrongly():
         assert asked("other", {})[0] == 404
         assert asked("", {"rows": []}, Host="evil.example")[0] == 403
         assert asked("", {"rows": [{"completion": "x", "finished": 1}]})[0] == 400
+        for message in ({"role": "wizard", "content": "x"}, {"role": "user", "content": 3}, {"role": "user"}, "x"):
+            code, said = asked("", {"rows": [{"completion": "x", "messages": [message]}]})
+            assert code == 400 and "row 0: a message is no object with a role (user, assistant, system)" in said
+        request = urllib.request.Request(address, b'{"rows": [', method="POST")
+        with pytest.raises(urllib.error.HTTPError, match="400") as error:
+            urllib.request.urlopen(request)
+        assert json.loads(error.value.read())["error"].startswith("not JSON: ")
+        with pytest.raises(urllib.error.HTTPError, match="501") as error:
+            urllib.request.urlopen(urllib.request.Request(address, method="PUT"))
+        assert json.loads(error.value.read()) == {"error": "Unsupported method ('PUT')"}
+
+
+def test_a_scorer_that_fails_is_the_servers_failure_and_may_pass():
+    """500, which a client asks again about; 400 is for requests that will never do."""
+    answers = iter([UserError("no luck"), KeyError("x"), [2.0]])
+
+    def scorer(rows):
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    with serving(scorer) as address:
+        ask = RemoteReward(address, RemoteConfig(retries=2, backoff=0.0))
+        assert ask(samples_of("a")).tolist() == [2.0]
 
 
 def test_a_token_that_is_not_there_is_refused_before_training(monkeypatch, tmp_path):
