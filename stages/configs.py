@@ -139,6 +139,13 @@ class RewardConfig(Config):
     centre_samples: int = Field(256, ge=1, description="SFT answers whose mean score becomes 0")
     gate: GateConfig = GateConfig()
 
+    @model_validator(mode="after")
+    def _of_pairs(self) -> RewardConfig:
+        for key in ("margin", "label_smoothing"):
+            if self.loss != "pairs" and getattr(self, key):
+                raise ValueError(f"{key} belongs to loss 'pairs', not to '{self.loss}': remove it")
+        return self
+
 
 class ValueConfig(Config):
     """Where the value role starts."""

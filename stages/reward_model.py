@@ -58,6 +58,8 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
     held_out, _ = encode(context, context.corpus.rankings.held_out, config)
     if not train:
         raise UserError("data.rankings: no ranking has two different answers of different rank; nothing to learn")
+    if config.margin and all(row.scores is None for row in train):
+        raise UserError("reward.margin: needs rankings with scores, whose differences it is; set it to 0")
     parts = {member_role("reward", i): train for i in range(config.ensemble)}
     if config.holdout:
         parts[WATCHER], _ = encode(context, kept_apart, config)
@@ -92,9 +94,7 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
     )
 
 
-def set_apart(
-    rankings: Sequence[RankedAnswers], share: float
-) -> tuple[list[RankedAnswers], list[RankedAnswers]]:
+def set_apart(rankings: Sequence[RankedAnswers], share: float) -> tuple[list[RankedAnswers], list[RankedAnswers]]:
     """Rankings of the reward model, and those of the watcher: no prompt is in both."""
     out: tuple[list[RankedAnswers], list[RankedAnswers]] = ([], [])
     for ranking in rankings:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from data.errors import UserError
 from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
 from models.role_files import load_role
@@ -99,6 +100,14 @@ def test_sft_gradient_does_not_depend_on_micro_batches(tmp_path):
 
 
 # -- reward model ------------------------------------------------------------------------------------------------
+
+
+def test_margins_need_scores_and_belong_to_pairs(tmp_path):
+    with pytest.raises(UserError, match=r"reward\.margin: needs rankings with scores"):
+        reward_model.run(reward_context(tmp_path), RewardConfig(margin=0.5))
+    for key in ("margin", "label_smoothing"):
+        with pytest.raises(ValueError, match=f"{key} belongs to loss 'pairs'"):
+            RewardConfig(loss="plackett_luce", **{key: 0.1})
 
 
 def rankings(count=24, flip=False):
