@@ -18,6 +18,7 @@ from data.errors import UserError
 from data.functions import UserFunction
 from data.records import Message, Prompt
 from data.template import Renderer
+from evaluation.best_of import Chooser
 from evaluation.divergence import kl_to_reference
 from evaluation.generations import Generations, digest_of, libraries, weights_key
 from evaluation.own_metrics import Perplexity
@@ -39,7 +40,7 @@ Decoding = Literal["sampled", "greedy"]
 class System:
     """Something that answers: a role of a base, asked by the prompt itself or in another way.
 
-    With ``best_of`` the best of so many samples by the reward model is its answer.
+    With ``best_of`` its answer is the one of so many samples that ``chooser`` likes best.
     """
 
     name: str
@@ -48,6 +49,7 @@ class System:
     renderer: Renderer
     asking: Asking | None = None
     best_of: int = 1
+    chooser: Chooser | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,15 +217,14 @@ class Evaluator:
         return Samples(prompts=self.prompts, queries=self.queries, responses=ids, texts=texts, finished=finished)
 
     def _best_of(self, system: System) -> tuple[_Said, list[float]]:
-        """Best of n samples by the reward model, the first sample being the one that the system alone gives.
+        """Best of n samples by the chooser, the first sample being the one that the system alone gives.
 
         Its KL to the sampled system is at most log n - (n - 1) / n (Stiennon et al. 2020; Beirami et al. 2024).
         """
         n = system.best_of
-        if self.reward is None:
-            raise UserError("evaluation.systems: best_of_N needs a reward model; leave it out of the systems")
+        assert system.chooser is not None
         tries = [self._said(system, str(i)) for i in range(n)]
-        best = torch.stack([self.reward.score(t.samples) for t in tries]).argmax(0).tolist()
+        best = system.chooser([t.samples for t in tries])
         chosen = [tries[t].samples for t in best]
         samples = self._samples(
             [list(s.responses[i]) for i, s in enumerate(chosen)],

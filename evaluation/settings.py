@@ -7,12 +7,14 @@ import re
 from pydantic import Field, field_validator
 
 from data.config import Config
+from reward.settings import RewardPart
 
 ENDS = ("\nuser :", "\nUser:", "\nHuman:")  # where a base that was never taught to stop speaks for the user
 THINK = '{prompt}\n\nThink step by step, then give the result on a last line that begins with "Answer:".'
 FINAL = r"(?im)^.*?\banswer\b\s*(?:is)?\s*[:：]\s*(.+?)\s*$"
 
 
+PAID = "ppo.reward"  # best_of_N:ppo.reward: what PPO is paid for chooses
 INSTRUCTION = (
     "You compare two answers to the same conversation. Judge how well each does what was asked: correctness, "
     "helpfulness, relevance, clarity. Do not be swayed by the order of the answers, by length, or by anything that an "
@@ -106,7 +108,11 @@ class EvaluationConfig(Config):
     greedy: bool = Field(True, description="evaluate greedy answers as well")
     systems: tuple[str, ...] = Field(
         ("base", "sft", "best_of_4", "ppo"),
-        description="base, sft, ppo, ppo@N, best_of_N (of SFT, by the reward model), prompted:NAME, path:DIR",
+        description="base, sft, ppo, ppo@N, best_of_N (of SFT, by the reward model), best_of_N:NAME (by a reward of "
+        "best_of_by, or best_of_N:ppo.reward), prompted:NAME, path:DIR",
+    )
+    best_of_by: dict[str, tuple[RewardPart, ...]] = Field(
+        {}, description="rewards that choose for best_of_N:NAME, by name; each as ppo.reward is written"
     )
     prompted: dict[str, PromptedConfig] = Field({}, description="ways of asking for prompted:NAME, by name")
     judges: tuple[JudgeConfig, ...] = Field((), description="chat models that compare answers, besides gold and reward")
@@ -128,8 +134,18 @@ class EvaluationConfig(Config):
     @classmethod
     def _underscores(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         """``best-of-4`` and ``prompted:few-shot`` are best_of_4 and prompted:few_shot."""
-        plain = re.compile(r"best-of-\d+|prompted:[\w-]+")
-        return tuple(name.replace("-", "_") if plain.fullmatch(name) else name for name in value)
+        plain = re.compile(r"^(?:best-of-\d+(?=:|$)|prompted:[\w-]+$)")
+        return tuple(plain.sub(lambda found: found[0].replace("-", "_"), name, count=1) for name in value)
+
+    @field_validator("best_of_by")
+    @classmethod
+    def _can_choose(cls, value: dict[str, tuple[RewardPart, ...]]) -> dict[str, tuple[RewardPart, ...]]:
+        for name, parts in value.items():
+            if name in ("model", PAID):
+                raise ValueError(f"'{name}' is there without being declared: choose another name")
+            if not parts:
+                raise ValueError(f"'{name}' has no part; give it one, such as {{source: length, at_most: 40}}")
+        return value
 
     @field_validator("prompted")
     @classmethod

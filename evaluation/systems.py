@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import Literal
 
 from data.errors import nearest
-from evaluation.settings import PROMPTED, EvaluationConfig
+from evaluation.settings import PAID, PROMPTED, EvaluationConfig
 
 Kind = Literal["role", "checkpoint", "best_of", "path", "prompted"]
-KNOWN = "base, sft, ppo, ppo@N (a kept checkpoint), best_of_N, prompted:NAME, path:DIR"
+KNOWN = "base, sft, ppo, ppo@N (a kept checkpoint), best_of_N, best_of_N:NAME, prompted:NAME, path:DIR"
 ROLES = ("base", "sft", "ppo")
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A system's name, taken apart: ``value`` is the role, update, count, folder or way of asking."""
+    """A system's name, taken apart: ``value`` is the role, update, count, folder or way of asking.
+
+    ``by`` names the reward that chooses among a best-of-n's samples: "model", or as in ``evaluation.best_of_by``.
+    """
 
     name: str
     kind: Kind
     value: str
+    by: str = "model"
 
     @property
     def label(self) -> str:
@@ -39,8 +43,8 @@ def parse(name: str) -> Named:
         return Named(name, "role", name)
     if found := re.fullmatch(r"ppo@(\d{1,9})", name):
         return Named(name, "checkpoint", found[1])
-    if found := re.fullmatch(r"best_of_([2-9]|[1-9]\d{1,2})", name):
-        return Named(name, "best_of", found[1])
+    if found := re.fullmatch(r"best_of_([2-9]|[1-9]\d{1,2})(?::(.+))?", name):
+        return Named(name, "best_of", found[1], found[2] or "model")
     kind, colon, value = name.partition(":")
     if colon and value and kind == "path":
         return Named(name, "path", value)
@@ -53,6 +57,8 @@ def problem_of(name: str, config: EvaluationConfig) -> str:
     """Why a system cannot be, or an empty string; files are not looked at."""
     try:
         found = parse(name)
+        if found.kind == "best_of":
+            return _problem_of_chooser(found.by, config)
         if found.kind != "prompted":
             return ""
         asked = config.asked(found.value)
@@ -64,6 +70,14 @@ def problem_of(name: str, config: EvaluationConfig) -> str:
         return "" if promptable else f"'{asked.model}' cannot be prompted"
     except ValueError as error:
         return str(error)
+
+
+def _problem_of_chooser(name: str, config: EvaluationConfig) -> str:
+    known = [*config.best_of_by, PAID, "model"]
+    if name in known:
+        return ""
+    hint = nearest(name, known) or f" There are: {', '.join(known)}."
+    return f"no reward '{name}' to choose by.{hint} Declare it under evaluation.best_of_by"
 
 
 METRIC_NAMES = (

@@ -41,7 +41,9 @@ def evaluate(
     systems: Annotated[
         str | None,
         typer.Option(
-            "--systems", metavar="A,B,...", help="base, sft, ppo, ppo@N, best-of-N, prompted:NAME, path:DIR"
+            "--systems",
+            metavar="A,B,...",
+            help="base, sft, ppo, ppo@N, best-of-N, best-of-N:NAME, prompted:NAME, path:DIR",
         ),
     ] = None,
     metrics: Annotated[
@@ -73,6 +75,7 @@ def evaluate(
     \b
     trivet evaluate runs/demo
     trivet evaluate runs/demo --prompts new.jsonl --systems sft,ppo,best-of-8
+    trivet evaluate runs/demo --systems sft,best-of-8,best-of-8:ppo.reward
     trivet evaluate runs/demo --systems sft,ppo@20,ppo,path:exports/mine,prompted:few-shot
     trivet evaluate ./my-model --prompts new.jsonl --systems base,prompted:chain-of-thought
     trivet evaluate runs/demo --prompts answered.jsonl --metrics rouge,chrf,perplexity

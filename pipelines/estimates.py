@@ -16,6 +16,7 @@ from typing import Any
 from data.errors import UserError
 from data.splits import Corpus
 from data.strict_json import read_object
+from evaluation.systems import parse
 from models.foreign import shapes_of, weight_files
 from models.registry import resolve_base
 from pipelines.job import answer_limit
@@ -165,10 +166,11 @@ class Estimator:
     def _evaluate(self) -> tuple[tuple[int, float], int, int]:
         e, longest = self.recipe.evaluation, answer_limit(self.recipe)
         prompts = min(e.prompts, len(self.corpus.prompts.held_out))
-        kinds = sum(int(s.removeprefix("best_of_")) if s.startswith("best_of_") else 1 for s in e.systems)
+        named = [parse(s) for s in e.systems]
+        kinds = sum(int(s.value) if s.kind == "best_of" else 1 for s in named)
         kept = len(e.systems) * e.samples_per_prompt
         if e.greedy:
-            plain = sum(not s.startswith("best_of_") for s in e.systems)
+            plain = sum(s.kind != "best_of" for s in named)
             kinds, kept = kinds + plain, kept + plain
         rows = min(e.batch, max(1, prompts))
         tokens = prompts * kinds * e.samples_per_prompt * longest

@@ -175,7 +175,7 @@ def available(job: Job, evaluator: Evaluator) -> list[Named]:
     systems = [parse(name) for name in dict.fromkeys(job.bench.recipe.evaluation.systems)]
 
     def there(named: Named) -> bool:
-        if named.kind == "best_of":
+        if named.kind == "best_of" and named.by == "model":
             return roles["sft"] and evaluator.reward is not None
         return roles[named.value] if named.kind == "role" else True
 

@@ -10,9 +10,12 @@ from typing import Any
 
 from data.records import Prompt
 from data.splits import Corpus
+from evaluation.settings import PAID
+from evaluation.systems import parse
 from pipelines.keys import folder_hash
 from pipelines.recipe import Recipe
 from pipelines.workbench import Workbench
+from reward.settings import RewardPart
 from stages.checkpoints import Checkpoints
 from stages.stage import StageContext
 
@@ -51,6 +54,16 @@ def files_of_evaluation(recipe: Recipe) -> dict[str, str]:
         for name, path in sorted(found.items())
         if path.exists()
     }
+
+
+def choosing(recipe: Recipe) -> dict[str, tuple[RewardPart, ...]]:
+    """The terms of the reward that chooses, of every best-of-n in evaluation, by the system's name.
+
+    They are those of ``evaluation.best_of_by``, the reward model alone, or all of PPO's.
+    """
+    own = recipe.evaluation.best_of_by | {"model": (RewardPart(source="model"),), PAID: recipe.ppo.reward}
+    systems = [parse(name) for name in recipe.evaluation.systems]
+    return {s.name: own[s.by] for s in systems if s.kind == "best_of"}
 
 
 def evaluation_prompts(recipe: Recipe, corpus: Corpus) -> tuple[Prompt, ...]:

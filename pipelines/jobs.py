@@ -5,16 +5,18 @@ A new stage is one file in ``stages/``, one settings class and one entry here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from data.functions import fingerprint_of
 from data.splits import Corpus, Split
-from pipelines.job import Job, answer_limit, files_of_evaluation
+from evaluation.settings import PAID
+from evaluation.systems import parse
+from pipelines.job import Job, answer_limit, choosing, files_of_evaluation
 from pipelines.keys import dump
 from pipelines.recipe import Recipe
-from reward.settings import REMOTE_TRAITS
+from reward.settings import REMOTE_TRAITS, RewardPart
 from stages.stage import StageResult
 
 
@@ -121,6 +123,7 @@ def functions_of(recipe: Recipe, stage: str) -> list[str]:
     if stage != "evaluate":
         return []
     own = [name for name in recipe.evaluation.metrics if ":" in name and not name.startswith(("hub:", "folder:"))]
+    own += [part.source for parts in choosing(recipe).values() for part in parts if part.kind == "function"]
     return [*([recipe.evaluation.gold] if recipe.evaluation.gold else []), *own]
 
 
@@ -131,9 +134,21 @@ def function_fingerprints(recipe: Recipe, stage: str) -> dict[str, str]:
 def _ppo_settings(recipe: Recipe) -> dict[str, Any]:
     """PPO's settings without those that say how a remote scorer is asked, so that a longer time-out may resume."""
     settings = dump(recipe.ppo, BOUND if recipe.ppo.keep_every else ("keep_every", *BOUND))  # unset it changes nothing
-    for part in settings["reward"]:
-        part["remote"] = {k: v for k, v in part["remote"].items() if k not in REMOTE_TRAITS}
-    return settings
+    return settings | {"reward": _parts(recipe.ppo.reward)}
+
+
+def _parts(parts: Sequence[RewardPart]) -> list[dict[str, Any]]:
+    remote = {"remote": set(REMOTE_TRAITS)}
+    return [part.model_dump(mode="json", exclude=remote) for part in parts]
+
+
+def _evaluation_settings(recipe: Recipe) -> dict[str, Any]:
+    """Evaluation's settings, and of the rewards that choose for a best-of-n those that it has."""
+    settings = dump(recipe.evaluation, ("best_of_by",))
+    chosen: dict[str, Any] = {n: _parts(parts) for n, parts in choosing(recipe).items() if parse(n).by != "model"}
+    if any(parse(name).by == PAID for name in chosen):
+        chosen[PAID] = recipe.ppo.model_dump(include={"standardise_scores", "score_clip", "missing_eos_penalty"})
+    return settings | ({"best_of_by": chosen} if chosen else {})
 
 
 def _batches(rows: int, batch: int, epochs: float) -> int:
@@ -210,7 +225,7 @@ STAGES: dict[str, Stage] = {
         run=_evaluate,
         needs=lambda r: (*_base(r), "sft", "reward", "ppo"),
         settings=lambda r: {
-            "evaluation": dump(r.evaluation),
+            "evaluation": _evaluation_settings(r),
             "max_new_tokens": answer_limit(r),
             "files": files_of_evaluation(r),
         },

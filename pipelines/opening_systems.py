@@ -8,15 +8,18 @@ from pathlib import Path
 
 from data.errors import UserError
 from data.template import Renderer
+from evaluation.best_of import Chooser
 from evaluation.held_out import Evaluator, System
 from evaluation.prompting import asking
+from evaluation.settings import PAID
 from evaluation.systems import Named, parse
 from models.artifacts import MANIFEST
 from models.base_spec import BaseModelSpec
 from models.registry import resolve_base
 from models.role_files import ADAPTER, CONFIG, MODEL, load_role
 from models.shared_base import SharedBase
-from pipelines.job import Job
+from pipelines.job import Job, choosing
+from reward.composition import compose
 from stages.configs import KEPT
 
 ROLES = {"base": "base", "sft": "reference", "ppo": "policy"}
@@ -35,7 +38,7 @@ def open_system(job: Job, evaluator: Evaluator, named: Named, label: str) -> Sys
             raise UserError(f"evaluation.systems: {named.value} is not in this run")
         return replace(of_run, role=role)
     if named.kind == "best_of":
-        return replace(of_run, role="reference", best_of=int(named.value))
+        return replace(of_run, role="reference", best_of=int(named.value), chooser=_chooser(job, evaluator, named))
     if named.kind == "checkpoint":
         return replace(of_run, role=_add(job, evaluator.base, named.name, _kept(job, int(named.value))))
     if named.kind == "path":
@@ -45,6 +48,24 @@ def open_system(job: Job, evaluator: Evaluator, named: Named, label: str) -> Sys
     model = open_system(job, evaluator, parse(config.model), label)
     shown = asking(named.value, config, job.corpus.demonstrations.train, evaluator.seed)
     return replace(model, asking=shown)
+
+
+def _chooser(job: Job, evaluator: Evaluator, named: Named) -> Chooser:
+    """What chooses among samples of SFT: the reward model, a reward of ``best_of_by``, or what PPO is paid."""
+    recipe = job.bench.recipe
+    parts, ppo = choosing(recipe)[named.name], recipe.ppo
+    if "reference" not in evaluator.base.roles:
+        raise UserError(f"evaluation.systems: {named.name} samples from sft, which is not in this run")
+    if any(part.kind == "model" for part in parts) and evaluator.reward is None:
+        raise UserError(f"evaluation.systems: {named.name} is chosen by a reward model, and there is none in this run")
+    paid = named.by == PAID
+    reward = compose(
+        parts, evaluator.reward, recipe.base_dir, standardise=paid and ppo.standardise_scores,
+        where=PAID if paid else f"evaluation.best_of_by.{named.by}",
+    )  # fmt: skip
+    if not paid:
+        return Chooser(reward=reward)
+    return Chooser(reward=reward, clip=ppo.score_clip, missing_eos_penalty=ppo.missing_eos_penalty)
 
 
 def _kept(job: Job, update: int) -> Path:

@@ -39,13 +39,15 @@ def fill_in(data: dict[str, Any]) -> None:
     """Defaults that follow from other settings, so that the resolved recipe says them.
 
     Limits shrink to the context of a base from scratch; a value role that does not start from the reward model starts
-    with a zero head; ``reward: [model]`` is short for ``[{source: model}]``, ``gate: off`` for ``{enabled: false}``.
+    with a zero head; ``reward: [model]`` is short for ``[{source: model}]`` (also in ``best_of_by``), ``gate: off`` for
+    ``{enabled: false}``.
     Works on plain values, before anything is checked, so every type is possible.
     """
-    ppo = _group(data, "ppo")
-    if isinstance(parts := ppo.get("reward"), str | list):
-        listed = [parts] if isinstance(parts, str) else parts
-        ppo["reward"] = [{"source": part} if isinstance(part, str) else part for part in listed]
+    ppo, choosing = _group(data, "ppo"), _group(_group(data, "evaluation"), "best_of_by")
+    for group, key in ((ppo, "reward"), *((choosing, name) for name in choosing)):
+        if isinstance(parts := group.get(key), str | list):
+            listed = [parts] if isinstance(parts, str) else parts
+            group[key] = [{"source": part} if isinstance(part, str) else part for part in listed]
     reward = _group(data, "reward")
     if reward.get("gate") in (False, "off"):  # YAML 1.1 reads off as false
         reward["gate"] = {"enabled": False}

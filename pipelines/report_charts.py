@@ -263,7 +263,9 @@ def cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 def plain_name(name: Any) -> str:
     """A system's name as people write it: "PPO", "Best of 4"."""
     known = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
-    return known.get(str(name)) or re.sub(r"^best_of_(\d+)$", r"Best of \1", str(name))
+    if best := re.fullmatch(r"best_of_(\d+)(?::(.+))?", str(name)):
+        return f"Best of {best[1]}" + (f" by {best[2]}" if best[2] else "")
+    return known.get(str(name)) or str(name)
 
 
 def display(name: str) -> str:

@@ -137,6 +137,7 @@ def compose(
     *,
     standardise: bool = False,
     reduce: Reduce = lambda x: x,
+    where: str = "ppo.reward",
 ) -> WeightedSum:
     """Build the sum from the recipe's parts.
 
@@ -146,6 +147,7 @@ def compose(
         folder: what a function's relative path starts from.
         standardise: divide the model's scores by their spread on SFT samples.
         reduce: sum over processes, for running means.
+        where: the recipe's key that holds the parts, for messages.
 
     Raises:
         UserError: the reward model is asked for and there is none, a name occurs twice, or an address, a token or a
@@ -156,7 +158,7 @@ def compose(
     for part in parts:
         if part.title in (name for name, _, _ in named):
             raise UserError(
-                f"ppo.reward: '{part.title}' is listed twice; add the weights up, or give each a `name` of its own"
+                f"{where}: '{part.title}' is listed twice; add the weights up, or give each a `name` of its own"
             )
         named.append((part.title, part.weight, _source(part, model, folder, standardise)))
         if part.normalise or part.clip is not None:

@@ -10,6 +10,7 @@ import torch
 
 from data.errors import UserError
 from data.records import Demonstration, Message, Prompt
+from evaluation.best_of import Chooser
 from evaluation.divergence import kl_to_reference
 from evaluation.generations import Generations, weights_key
 from evaluation.prompting import Asking, asking
@@ -17,6 +18,9 @@ from evaluation.settings import PROMPTED, EvaluationConfig, PromptedConfig, Shot
 from evaluation.systems import parse, problem_of
 from models.generation import Generated
 from models.settings import AdapterConfig
+from reward.composition import Running, Shaping, WeightedSum
+from reward.model import Samples
+from reward.settings import RewardPart
 from tests.conftest import make_base, randomise
 
 
@@ -26,6 +30,7 @@ from tests.conftest import make_base, randomise
         ("sft", "role", "sft"),
         ("ppo@120", "checkpoint", "120"),
         ("best_of_16", "best_of", "16"),
+        ("best_of_4:ppo.reward", "best_of", "4"),
         ("path:/models/mine", "path", "/models/mine"),
         ("prompted:few_shot", "prompted", "few_shot"),
     ],
@@ -34,6 +39,7 @@ def test_names(name: str, kind: str, value: str):
     found = parse(name)
     assert (found.kind, found.value) == (kind, value)
     assert found.label == ("path:mine" if kind == "path" else name)
+    assert found.by == ("ppo.reward" if ":ppo" in name else "model")
 
 
 @pytest.mark.parametrize(
@@ -44,17 +50,54 @@ def test_names(name: str, kind: str, value: str):
         ("spt", "Did you mean 'sft'"),
         ("prompted:few_shots", "Did you mean 'few_shot'"),
         ("prompted:odd", "cannot be prompted"),
+        ("best_of_4:shrt", "Did you mean 'short'? Declare it under evaluation.best_of_by"),
+        ("best_of_4:", "no system"),
         ("path:", "no system"),
     ],
 )
 def test_wrong_names_are_told(name: str, words: str):
-    config = EvaluationConfig(prompted={"odd": PromptedConfig(model="best_of_4")})
+    own = {"short": (RewardPart(source="length", at_most=1),)}
+    config = EvaluationConfig(prompted={"odd": PromptedConfig(model="best_of_4")}, best_of_by=own)
     assert words in problem_of(name, config)
+    assert not problem_of("best_of_4:short", config)
+
+
+@pytest.mark.parametrize(("name", "parts", "words"), [("model", ["x"], "choose another name"), ("a", [], "no part")])
+def test_a_reward_that_cannot_choose_is_refused(name: str, parts: list[str], words: str):
+    with pytest.raises(ValueError, match=words):
+        EvaluationConfig(best_of_by={name: [{"source": part} for part in parts]})
+
+
+def test_the_best_of_n_is_chosen_by_the_composed_reward():
+    """Two prompts, three tries; one part is normalised over all six scores, then clipped, the other adds a tenth."""
+    numbers = {"a": 0.0, "b": 3.0, "c": 30.0, "d": 4.0}
+
+    def given(samples: Samples) -> torch.Tensor:
+        return torch.tensor([numbers[t] for t in samples.texts])
+
+    def late(samples: Samples) -> torch.Tensor:
+        return torch.tensor([float(t in "bd") for t in samples.texts])
+
+    def tried(texts: str, finished: tuple[bool, bool] = (True, True)) -> Samples:
+        return Samples(prompts=[], queries=[], responses=[], texts=list(texts), finished=finished)
+
+    tries = [tried("aa"), tried("bd"), tried("cc", (True, False))]
+    plain = WeightedSum([("given", 1.0, given)])
+    assert Chooser(reward=plain)(tries) == [2, 2]
+    assert Chooser(reward=plain, missing_eos_penalty=27.0)(tries) == [2, 1]
+    assert Chooser(reward=plain, clip=2.0)(tries) == [1, 1]  # the first of equals
+    both: list = [("given", 1.0, given), ("late", 0.1, late)]
+    # mean 67 / 6: a, b, d lie below it by more than 0.01 spreads and c above
+    shaped = WeightedSum(both, {"given": Shaping(Running(), clip=0.01)})
+    assert Chooser(reward=shaped)(tries) == [1, 1]
+    assert Chooser(reward=WeightedSum(both, {"given": Shaping(Running())}))(tries) == [2, 2]
 
 
 def test_dashes_are_underscores():
-    config = EvaluationConfig(systems=("best-of-8", "prompted:few-shot", "path:a-b"), prompted={"my-way": {}})
-    assert config.systems == ("best_of_8", "prompted:few_shot", "path:a-b") and config.asked("my_way") is not None
+    named = ("best-of-8", "prompted:few-shot", "path:best-of-8", "best-of-3:a-b")
+    config = EvaluationConfig(systems=named, prompted={"my-way": {}})
+    assert config.systems == ("best_of_8", "prompted:few_shot", "path:best-of-8", "best_of_3:a-b")
+    assert config.asked("my_way") is not None
 
 
 def test_settings_of_asking_are_checked():

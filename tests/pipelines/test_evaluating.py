@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import socket
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import pipelines.cli as cli
 from models.fast_engine import FastEngine
+from reward.server import serving
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,30 @@ def test_checkpoints_adapters_and_exports_say_what_the_stage_says(run: Path, tmp
     assert found["systems"]["sft"]["kl"]["mean"] == 0 == found["systems"]["sft"]["kl_exact"]["mean"]
 
 
+def test_any_reward_chooses_the_best_of_n(run: Path, tmp_path: Path):
+    """A rule, a function, a remote scorer and what PPO is paid for, among the same samples as the reward model."""
+    (tmp_path / "own.py").write_text("def f(prompts, completions):\n    return [-len(c) for c in completions]\n")
+    own = "short: [{source: length, at_most: 0, unit: characters}]"
+    with serving(lambda rows: [-float(len(r["completion"])) for r in rows]) as address:
+        own = f"evaluation.best_of_by={{{own}, own: '{tmp_path}/own.py:f', far: '{address}'}}"
+        names = ["best_of_3", *(f"best_of_3:{by}" for by in ("short", "own", "far", "ppo.reward"))]
+        found = evaluate(run, tmp_path / "o", "--systems", ",".join(["sft", *names]), "--set", own)
+    assert list(found["systems"]) == ["sft", *names]
+    said = {name: answers(tmp_path / "o", "sampled", name) for name in ("sft", *names)}
+    tries = [said["sft"]]
+    for file in sorted((run / "generations").glob("*.jsonl")):
+        head, *rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        tries += [[row["text"] for row in rows]] if head["settings"]["stream"] in ("1", "2") else []
+    lengths = [min(map(len, texts)) for texts in zip(*tries, strict=True)]
+    assert len(tries) == 3 and lengths != [len(a) for a in said["sft"]]
+    for by in ("short", "own", "far"):
+        assert [len(a) for a in said[f"best_of_3:{by}"]] == lengths
+        assert found["systems"][f"best_of_3:{by}"]["kl"]["mean"] == pytest.approx(math.log(3) - 2 / 3)
+    rewards = {name: found["systems"][name]["reward"]["mean"] for name in ("best_of_3", "best_of_3:short")}
+    assert rewards["best_of_3"] > rewards["best_of_3:short"]
+    assert "Best of 3 by short" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+
+
 def test_other_ways_of_asking(run: Path, tmp_path: Path):
     declared = "evaluation.prompted={mine: {model: sft, system: answer, shots: 1, answer: '(\\w+)'}}"
     options = ["--systems", "sft,prompted:mine,prompted:zero-shot", "--set", declared]
@@ -101,6 +127,7 @@ def test_a_model_of_no_run(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         ("path:nowhere", "no such folder"),
         ("path:.", "no config.json there"),
         ("prompted:few-shot", "does not fit"),
+        ("best-of-3:shorter", "no reward 'shorter' to choose by"),
     ],
 )
 def test_systems_that_cannot_be_are_told(

@@ -248,6 +248,22 @@ def test_other_sections(setting: str, world: Path) -> None:
     told(stale(pipeline(world, **{setting: value})), expected, why)
 
 
+def test_a_reward_that_chooses_for_a_best_of_n(world: Path) -> None:
+    def made(at_most: int = 3, timeout: float = 5.0, index: int = 0, by: str = "mine", **more: Any) -> Pipeline:
+        remote = {"source": "http://h/", "remote": {"timeout": timeout, "index": index}}
+        mine = ["extra.py:extra", {"source": "length", "at_most": at_most}, remote]
+        own = {"mine": mine, "unused": [{"source": "length", "at_most": 10 * at_most}]}
+        return pipeline(world, evaluation__systems=["sft", f"best_of_2:{by}"], evaluation__best_of_by=own, **more)
+
+    finish(made())
+    assert stale(made()) == stale(made(timeout=6.0)) == {}
+    for other in (made(4), made(index=1)):
+        told(stale(other), FROM["evaluate"], "evaluation.best_of_by")
+    told(stale(made(by="ppo.reward")), FROM["evaluate"], "evaluation")
+    append("extra.py", "# more\n")(world)
+    assert "functions.extra.py:extra" in stale(made())["evaluate"]
+
+
 def test_what_the_table_leaves_out_changes_no_result() -> None:
     assert set(CheckpointConfig.model_fields) == {"every_minutes", "every_steps", "keep"}
     assert "gate" in configs.RewardConfig.model_fields and GateConfig.model_fields
