@@ -5,19 +5,32 @@ What it costs in memory with gradients: about 6 D + 2 I numbers a token and laye
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.fast_layers import Layout, Saved, backward, embed, forward, layout_of, rms_backward, rms_norm, start
+from models.fast_trunk import Trunk
 from models.fast_weights import Decoder, can_train, decoder_of
 from models.forward import body_of, hidden_states
 
 
+class Below(NamedTuple):
+    """Known states (T, D) that enter layer ``depth``."""
+
+    depth: int
+    states: Tensor
+
+
 def states(
-    decoder: Decoder, ids: Tensor, layout: Layout, wanted: Tensor | None = None, recompute: bool = False
+    decoder: Decoder,
+    ids: Tensor,
+    layout: Layout,
+    wanted: Tensor | None = None,
+    recompute: bool = False,
+    below: Below | None = None,
 ) -> Tensor:
     """Last hidden states.
 
@@ -26,15 +39,16 @@ def states(
         layout: where they stand.
         wanted: flat positions (N,), each once; None for all T.
         recompute: keep only each layer's input for backward.
+        below: what enters a layer that no adapter lies below, where it is known; otherwise all layers are computed.
 
     Returns:
         (N, D); with a graph for the adapter's tensors where gradients are enabled and they ask for them.
     """
     parameters = decoder.trainable()
     if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-        return _Body.apply(decoder, ids, layout, wanted, recompute, *parameters)
+        return _Body.apply(decoder, ids, layout, wanted, recompute, below, *parameters)
     with torch.no_grad():
-        return _through(decoder, ids, layout, wanted, None, recompute)
+        return _through(decoder, ids, layout, wanted, None, recompute, below)
 
 
 def usable(lm: Any, fast: bool = True) -> Decoder | None:
@@ -44,8 +58,13 @@ def usable(lm: Any, fast: bool = True) -> Decoder | None:
 
 
 @torch.profiler.record_function("trivet/states")
-def fast_states(decoder: Decoder | None, lm: Any, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-    """States (N, D) at flat positions (N,) of right-padded rows (B, L): by ``decoder`` where it can, else by ``lm``."""
+def fast_states(
+    decoder: Decoder | None, lm: Any, ids: Tensor, mask: Tensor, positions: Tensor, trunk: Trunk | None = None
+) -> Tensor:
+    """States (N, D) at flat positions (N,) of right-padded rows (B, L): by ``decoder`` where it can, else by ``lm``.
+
+    ``trunk`` spares layers below all adapters where it has the rows.
+    """
     if decoder is None or (torch.is_grad_enabled() and not can_train(decoder)):
         return hidden_states(lm, ids, mask).flatten(0, 1)[positions]
     mask = mask.bool()
@@ -55,14 +74,23 @@ def fast_states(decoder: Decoder | None, lm: Any, ids: Tensor, mask: Tensor, pos
         places[layout.cells] = torch.arange(len(layout.cells), device=mask.device)
         positions = places[positions]
     recompute = any(getattr(layer, "gradient_checkpointing", False) for layer in body_of(lm).layers)  # type: ignore
-    return states(decoder, ids[mask], layout, positions, recompute)
+    known = None if trunk is None else trunk.find(decoder, ids, mask)
+    below = None if trunk is None or known is None else Below(trunk.depth, known)
+    return states(decoder, ids[mask], layout, positions, recompute, below)
 
 
 def _through(
-    decoder: Decoder, ids: Tensor, layout: Layout, wanted: Tensor | None, saved: list[Saved] | None, recompute: bool
+    decoder: Decoder,
+    ids: Tensor,
+    layout: Layout,
+    wanted: Tensor | None,
+    saved: list[Saved] | None,
+    recompute: bool,
+    below: Below | None,
 ) -> Tensor:
-    run, x, last = start(decoder, layout), embed(decoder, ids), len(decoder.layers) - 1
-    for index in range(len(decoder.layers)):
+    run, last = start(decoder, layout), len(decoder.layers) - 1
+    first, x = below or Below(0, embed(decoder, ids))
+    for index in range(first, len(decoder.layers)):
         chosen = wanted if index == last else None
         save = None
         if saved is not None and index >= decoder.lowest:
@@ -85,11 +113,12 @@ class _Body(torch.autograd.Function):
         layout: Layout,
         wanted: Tensor | None,
         recompute: bool,
+        below: Below | None,
         *parameters: Tensor,
     ) -> Tensor:
         ctx.saved_layers = []
         ctx.decoder, ctx.layout, ctx.wanted, ctx.count = decoder, layout, wanted, len(parameters)
-        return _through(decoder, ids, layout, wanted, ctx.saved_layers, recompute)
+        return _through(decoder, ids, layout, wanted, ctx.saved_layers, recompute, below)
 
     @staticmethod
     @torch.profiler.record_function("trivet/states backward")
@@ -106,4 +135,4 @@ class _Body(torch.autograd.Function):
             chosen = ctx.wanted if index == last else None
             x, parts = backward(run, index, x, chosen, saved.pop(), below=index > lowest)
             found.append(parts)
-        return (None, None, None, None, None, *(g for parts in reversed(found) for g in parts))
+        return (None, None, None, None, None, None, *(g for parts in reversed(found) for g in parts))

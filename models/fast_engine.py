@@ -18,8 +18,9 @@ from data.batching import right_pad
 from models.fast_head import block_logits, output_weight
 from models.fast_layers import Layout, embed, gated, heads_of, layout_of, rms_norm, start
 from models.fast_layers import forward as layer_forward
+from models.fast_products import linear
 from models.fast_weights import Decoder, Folded
-from models.generation import CachedEngine, Generated, draw
+from models.generation import CachedEngine, Generated, drawn
 from models.shared_base import RoleView
 
 
@@ -40,8 +41,8 @@ class Storage:
 class FastEngine:
     """``CachedEngine``'s twin over the weights themselves; whatever is no such decoder goes to ``CachedEngine``."""
 
-    def __init__(self) -> None:
-        self.plain = CachedEngine()
+    def __init__(self, measure: bool = False) -> None:
+        self.measure, self.plain = measure, CachedEngine(measure)
 
     @torch.no_grad()
     def __call__(
@@ -66,15 +67,20 @@ class FastEngine:
         draws = None if uniforms is None else uniforms.to(device)
         out: list[list[int]] = [[] for _ in prompts]
         finished = [False] * len(prompts)
-        folded, output = Folded(keep=True), output_weight(role.lm)
+        folded, output = Folded(keep=len(prompts)), output_weight(role.lm)
         hidden, storage = read_prompts(decoder, folded, prompts, max_new_tokens, device)
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         width = int(lengths.max()) if len(prompts) else 0
         rows = list(range(len(prompts)))  # place in the batch -> prompt
+        measured = [torch.zeros((len(prompts), max_new_tokens), device=device) for _ in range(2 * self.measure)]
         for step in range(max_new_tokens):
             at = torch.tensor(rows, device=device)
             logits = role.logits(hidden) if output is None else block_logits(hidden, output)
-            tokens = draw(logits, None if draws is None else draws[at, step], temperature)
+            made = drawn(logits, None if draws is None else draws[at, step], temperature, self.measure)
+            for into, found in zip(measured, (made.logprobs, made.entropy), strict=False):
+                assert found is not None
+                into[at, step] = found
+            tokens = made.tokens
             done = torch.isin(tokens, stops).tolist()
             for row, token, stop in zip(rows, tokens.tolist(), done, strict=True):
                 out[row].append(token)
@@ -84,7 +90,8 @@ class FastEngine:
             tokens, rows = _close_ranks(storage, tokens, rows, done)
             positions = lengths[torch.tensor(rows, device=device)] + step
             hidden = decode_step(decoder, folded, storage, tokens, positions, width + step)
-        return Generated(ids=out, finished=finished)
+        logprobs, entropy = measured or (None, None)
+        return Generated(ids=out, finished=finished, logprobs=logprobs, entropy=entropy)
 
 
 def _close_ranks(storage: Storage, tokens: Tensor, rows: list[int], done: list[bool]) -> tuple[Tensor, list[int]]:
@@ -153,7 +160,7 @@ def decode_step(
     hidden = None if storage.hidden is None else storage.hidden[:count, :, :, : column + 1]
     x = embed(decoder, tokens)
     for index, layer in enumerate(decoder.layers):
-        qkv = F.linear(rms_norm(x, layer.norm, eps), *folded(index, "attention", layer.attention))
+        qkv = linear(rms_norm(x, layer.norm, eps), *folded(index, "attention", layer.attention))
         q, k, v = heads_of(decoder, layer, qkv, cos, sin)
         keys, values = storage.keys[index][:count], storage.values[index][:count]
         keys[:, :, column], values[:, :, column] = k, v
@@ -164,7 +171,7 @@ def decode_step(
             values[:, :, : column + 1],
             attn_mask=hidden,
         )
-        x = x + F.linear(mixed.reshape(count, -1), *folded(index, "output", layer.output))
-        gu = F.linear(rms_norm(x, layer.second_norm, eps), *folded(index, "gated", layer.gated))
-        x = x + F.linear(gated(gu), *folded(index, "down", layer.down))
+        x = x + linear(mixed.reshape(count, -1), *folded(index, "output", layer.output))
+        gu = linear(rms_norm(x, layer.second_norm, eps), *folded(index, "gated", layer.gated))
+        x = x + linear(gated(gu), *folded(index, "down", layer.down))
     return rms_norm(x, decoder.norm, eps)

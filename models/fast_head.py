@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from models.fast_products import has_kernels_for, linear
 from models.fast_weights import DTYPES, untouched
 
 ROWS, WORDS = 512, 1024  # 2 MB of fp32 logits at a time
@@ -30,9 +31,9 @@ def output_weight(lm: Any) -> Tensor | None:
 
 
 def block_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Logits (B, V) of a few rows; on CPU by blocks of words, whose copies for the product stay in the caches."""
-    if weight.device.type != "cpu":
-        return hidden @ weight.T
+    """Logits (B, V) of a few rows; with BLAS by blocks of words, whose copies for the product stay in the caches."""
+    if weight.device.type != "cpu" or has_kernels_for(hidden, weight):
+        return linear(hidden, weight)
     out = hidden.new_empty((len(hidden), len(weight)))
     for start in range(0, len(weight), WORDS):
         torch.mm(hidden, weight[start : start + WORDS].T, out=out[:, start : start + WORDS])
@@ -86,7 +87,7 @@ def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, s
     expected = torch.zeros_like(hidden) if slopes else None  # sum of p W over the blocks so far
     for start in range(0, len(weight), WORDS):
         words = weight[start : start + WORDS]
-        logits = hidden @ words.T
+        logits = linear(hidden, words)
         if temperature != 1.0:
             logits.div_(temperature)
         at = targets - start
@@ -101,7 +102,7 @@ def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, s
         before, now = torch.exp(normaliser - total), torch.exp(here - total)
         mean = before * mean + now * torch.linalg.vecdot(p, logits)
         if expected is not None:
-            expected.mul_(before[:, None]).addmm_(p.mul_(now[:, None]), words)
+            expected.mul_(before[:, None]).addcmul_(linear(p, words.T), now[:, None])
         normaliser = total
     slope = None if expected is None else (weight[targets] - expected).div_(temperature)
     return Measured(chosen - normaliser, normaliser - mean, chosen >= largest, slope)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.fast_products import linear
 from models.fast_weights import Decoder, Folded, Layer, Projection
 
 KeepKeys = Callable[[Tensor, Tensor], None]
@@ -130,7 +131,7 @@ def forward(
         (T, D), or (N, D).
     """
     layer, eps = run.decoder.layers[index], run.decoder.epsilon
-    qkv = F.linear(rms_norm(x, layer.norm, eps), *run.folded(index, "attention", layer.attention))
+    qkv = linear(rms_norm(x, layer.norm, eps), *run.folded(index, "attention", layer.attention))
     heads = heads_of(run.decoder, layer, qkv, run.cos, run.sin)
     if keep is not None:
         keep(heads[1], heads[2])
@@ -144,11 +145,11 @@ def forward(
     a = run.layout.flat(mixed.detach())
     if wanted is not None:
         a, x = a[wanted], x[wanted]
-    middle = x + F.linear(a, *run.folded(index, "output", layer.output))
-    gu = F.linear(rms_norm(middle, layer.second_norm, eps), *run.folded(index, "gated", layer.gated))
+    middle = x + linear(a, *run.folded(index, "output", layer.output))
+    gu = linear(rms_norm(middle, layer.second_norm, eps), *run.folded(index, "gated", layer.gated))
     if save is not None:
         save.grids, save.mixed, save.middle, save.gu = (grids[0], grids[1], grids[2]), mixed, middle, gu
-    return middle + F.linear(gated(gu), *run.folded(index, "down", layer.down))
+    return middle + linear(gated(gu), *run.folded(index, "down", layer.down))
 
 
 def backward(
@@ -161,15 +162,15 @@ def backward(
     mixed, middle, gu, grids = saved.mixed, saved.middle, saved.gu, saved.grids
     assert mixed is not None and middle is not None and gu is not None and grids is not None
     down = lora_gradients(layer.down, gated(gu), gradient)
-    by_gu = _gated_backward(gu, gradient @ run.folded(index, "down", layer.down)[0])
+    by_gu = _gated_backward(gu, linear(gradient, run.folded(index, "down", layer.down)[0].T))
     saved.gu = None
     both = lora_gradients(layer.gated, rms_norm(middle, layer.second_norm, eps), by_gu)
-    by_normed = by_gu @ run.folded(index, "gated", layer.gated)[0]
+    by_normed = linear(by_gu, run.folded(index, "gated", layer.gated)[0].T)
     del by_gu, gu
     by_middle = gradient + rms_backward(by_normed, middle, layer.second_norm, eps)
     a = run.layout.flat(mixed.detach())
     output = lora_gradients(layer.output, a if wanted is None else a[wanted], by_middle)
-    by_a = by_middle @ run.folded(index, "output", layer.output)[0]
+    by_a = linear(by_middle, run.folded(index, "output", layer.output)[0].T)
     if wanted is not None:
         by_a = a.new_zeros(a.shape).index_copy_(0, wanted, by_a)
     by_mixed = run.layout.grid(by_a.unflatten(1, (-1, decoder.head_size)))
@@ -179,7 +180,7 @@ def backward(
     found = [*attention, *output, *both, *down]
     if not below:
         return None, found
-    by_normed = by_qkv @ run.folded(index, "attention", layer.attention)[0]
+    by_normed = linear(by_qkv, run.folded(index, "attention", layer.attention)[0].T)
     by_x = rms_backward(by_normed, saved.x, layer.norm, eps)
     return (by_x.add_(by_middle) if wanted is None else by_x.index_add_(0, wanted, by_middle)), found
 

@@ -15,6 +15,7 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from models.fast_products import pack
 from models.forward import body_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -185,33 +186,43 @@ class Folded:
     """Weights with the adapter added in, in copies: one buffer a kind of product, written over by the next layer.
 
     Args:
-        keep: a copy of its own for each layer instead, for loops that come back to every layer.
+        keep: rows of a loop that comes back to every layer; each layer then keeps a copy, packed for so many rows.
     """
 
-    def __init__(self, keep: bool = False) -> None:
-        self.keep, self._buffers = keep, dict[Any, tuple[Tensor, Tensor | None]]()
+    def __init__(self, keep: int | None = None) -> None:
+        self.keep, self._buffers = keep, dict[str, tuple[Tensor, Tensor | None]]()
+        self._kept: dict[tuple[int, str], tuple[Tensor, Tensor | None]] = {}
 
     def __call__(self, index: int, name: str, group: Sequence[Projection]) -> tuple[Tensor, Tensor | None]:
         """``(weight, bias)`` of a group's one product."""
         if len(group) == 1 and group[0].a is None:
             return group[0].weight, group[0].bias
-        if self.keep and (index, name) in self._buffers:
-            return self._buffers[index, name]
-        key = (index if self.keep else None, name)
-        if key not in self._buffers:
+        if (index, name) in self._kept:
+            return self._kept[index, name]
+        if name not in self._buffers:
             first, rows = group[0].weight, sum(len(p.weight) for p in group)
-            bias = None if first is None or all(p.bias is None for p in group) else first.new_zeros(rows)
-            self._buffers[key] = (first.new_empty((rows, first.shape[1])), bias)
-        weight, bias = self._buffers[key]
-        with torch.no_grad():
-            start = 0
-            for p in group:
-                part = slice(start, start + len(p.weight))
-                if p.a is None or p.b is None:
-                    weight[part] = p.weight
-                else:
-                    torch.addmm(p.weight, p.b, p.a, alpha=p.scale, out=weight[part])
-                if bias is not None:
-                    bias[part] = 0.0 if p.bias is None else p.bias
-                start += len(p.weight)
-        return weight, bias
+            bias = None if all(p.bias is None for p in group) else first.new_zeros(rows)
+            self._buffers[name] = (first.new_empty((rows, first.shape[1])), bias)
+        weight, bias = self._buffers[name]
+        self._fill(group, weight, bias)
+        if self.keep is None:
+            return weight, bias
+        packed = pack(weight, self.keep)  # a copy, or where that does not pay the buffer itself
+        if packed is weight:
+            del self._buffers[name]
+        self._kept[index, name] = packed, bias if bias is None else bias.clone()
+        return self._kept[index, name]
+
+    @staticmethod
+    @torch.no_grad()
+    def _fill(group: Sequence[Projection], weight: Tensor, bias: Tensor | None) -> None:
+        start = 0
+        for p in group:
+            part = slice(start, start + len(p.weight))
+            if p.a is None or p.b is None:
+                weight[part] = p.weight
+            else:
+                torch.addmm(p.weight, p.b, p.a, alpha=p.scale, out=weight[part])
+            if bias is not None:
+                bias[part] = 0.0 if p.bias is None else p.bias
+            start += len(p.weight)

@@ -26,8 +26,9 @@ from data.errors import UserError
 from models.artifacts import Artifact
 from models.fast_body import fast_states
 from models.fast_head import block_logprobs, output_weight
+from models.fast_trunk import Trunk
 from models.fast_weights import Decoder, decoder_of
-from models.forward import check_logit_path, hidden_states, logits_of, switch_off_dropout
+from models.forward import check_logit_path, hidden_states, linear_layers, logits_of, switch_off_dropout
 from models.heads import ScalarHead
 from models.logprobs import token_logprobs
 from models.seeds import derived_seed, isolated_rng
@@ -45,6 +46,7 @@ class RoleView:
     lm: Any
     head: ScalarHead | None
     fast: bool = True  # use the fast path where it knows the architecture
+    trunk: Trunk | None = None  # states of some rows below all adapters
 
     def decoder(self) -> Decoder | None:
         """The weights, where they are known to be a plain Llama-like decoder; None: the modules must run."""
@@ -52,7 +54,7 @@ class RoleView:
 
     def states(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Last hidden states (N, D) at flat positions (N,) of right-padded rows (B, L), by the fast path or not."""
-        return fast_states(self.decoder(), self.lm, ids, mask, positions)
+        return fast_states(self.decoder(), self.lm, ids, mask, positions, self.trunk)
 
     def logprobs(
         self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
@@ -89,6 +91,7 @@ class SharedBase:
         self.linear_names = linear_layers(lm)  # before adapters bring linear layers of their own
         self.peft: PeftModel | None = None
         self.heads = nn.ModuleDict()
+        self.trunk: Trunk | None = None  # set by whoever reads the same rows by several roles
         self.copies: dict[str, Any] = {}  # full fine-tuning: role -> its own model
         self.fingerprint = self.base_fingerprint()
         self._layers: list[BaseTunerLayer] = []
@@ -289,9 +292,10 @@ class SharedBase:
             raise ValueError(f"no role '{name}'; there are: base, {', '.join(self.roles)}")
         before = self._active
         self._select(None if name == "base" else name)
-        head = self.heads[name] if name in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
+        head: Any = self.heads[name] if name in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
+        lm = self.copies.get(name, self.lm)
         try:
-            yield RoleView(name=name, lm=self.copies.get(name, self.lm), head=head, fast=self.fast)  # type: ignore[arg-type]
+            yield RoleView(name=name, lm=lm, head=head, fast=self.fast, trunk=self.trunk)
         finally:
             self._select(before)
 
@@ -380,21 +384,3 @@ class SharedBase:
             raise UserError(f"{source}: the adapter does not fit base {self.name} ({what}; first: {first})")
         set_peft_model_state_dict(self.peft, state, adapter_name=name)
         self.freeze(name)
-
-
-def linear_layers(lm: Any) -> list[str]:
-    """Names of the linear layers inside the transformer's blocks, never embeddings, output layer or heads.
-
-    GPT-2's ``Conv1D`` counts as linear. Sorted, so that an adapter's configuration has the same bytes every time.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    output = lm.get_output_embeddings()
-    names = {
-        name.rsplit(".", 1)[-1]
-        for name, module in lm.base_model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output and any(p.isdigit() for p in name.split("."))
-    }
-    if not names:
-        raise UserError(f"adapter.targets: {type(lm).__name__} has no linear layers that LoRA could use")
-    return sorted(names)

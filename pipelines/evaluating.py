@@ -25,7 +25,7 @@ from stages.checkpoints import State
 from stages.reward_card import FILE
 from stages.stage import StageResult
 
-VERSION = 6
+VERSION = 7
 
 
 def evaluate(job: Job) -> StageResult:

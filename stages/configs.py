@@ -198,6 +198,14 @@ class PPOConfig(Config):
     temperature: float = Field(1.0, gt=0, description="sampling temperature, used in every log-probability as well")
     max_new_tokens: int = Field(64, ge=1, description="longest response")
     max_prompt_tokens: int = Field(512, ge=1, description="longest query; longer prompts are left out and counted")
+    old_logprobs: Literal["auto", "recompute", "sampler"] = Field(
+        "auto",
+        description="old log-probabilities by a pass of the training forward, or as the sampler found them; auto: the "
+        "sampler's where both run the fast path in fp32, which is compared",
+    )
+    share_lower_layers: bool = Field(
+        True, description="layers below all adapters are computed once a rollout for all roles and epochs, and kept"
+    )
     missing_eos_penalty: float = Field(1.0, ge=0, description="subtracted from the score of an unfinished response")
     reward: tuple[RewardPart, ...] = Field((RewardPart(source="model"),), description="terms of the reward")
     standardise_scores: bool = Field(False, description="divide scores by their spread on SFT samples")

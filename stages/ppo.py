@@ -28,11 +28,13 @@ from reward.composition import WeightedSum
 from stages import ppo_math
 from stages.configs import PPOConfig
 from stages.kl_control import make_controller
+from stages.lower_layers import keep_lower_layers
+from stages.old_logprobs import OldLogprobs, apart
 from stages.rollout import Cycle, Rollout, StepRecord, policy_pass, response_states, value_pass
 from stages.skips import Skips
 from stages.stage import StageContext, schedule_factor
 
-VERSION = 6
+VERSION = 7
 
 
 class PPO:
@@ -55,7 +57,8 @@ class PPO:
         engine: Engine | None = None,
     ) -> None:
         self.context, self.config, self.base, self.reward = context, config, context.base, reward
-        self.engine = engine or FastEngine()
+        self.engine = engine or FastEngine(measure=config.old_logprobs != "recompute")
+        self.old = OldLogprobs(config.old_logprobs, config.temperature, context)
         self.prompts = prompts
         self.queries = [context.renderer.prompt_ids(p.messages) for p in prompts]
         self.controller = make_controller(config.kl, config.kl_coef, config.kl_target, config.kl_horizon)
@@ -87,6 +90,7 @@ class PPO:
                 while self.update_index < self.config.updates:
                     yield self.step()
             finally:
+                self.base.trunk = None
                 for lm in models:
                     set_gradient_checkpointing(lm, False)
 
@@ -98,6 +102,8 @@ class PPO:
             self.shape_rewards(rollout)
             self.cycle = Cycle(rollout=rollout, times=times)
             self.safe_point()
+        elif self.base.trunk is None:
+            keep_lower_layers(self.base, self.cycle.rollout, self.config)
         rollout, times = self.cycle.rollout, self.cycle.times
         before = time.perf_counter()
         learned = self.update(rollout, self.cycle.records)
@@ -107,7 +113,7 @@ class PPO:
         metrics["objective/kl_coef"] = self.controller.coef
         self.controller.update(kl, rows)  # the new coefficient holds from the next rollout on
         self.update_index += 1
-        self.cycle = None
+        self.cycle = self.base.trunk = None
         return metrics
 
     @property
@@ -144,25 +150,18 @@ class PPO:
                 max(1, len(queries)),
             )
         t1 = time.perf_counter()
-        width, device = max(1, max(map(len, made.ids), default=1)), self.base.device
-        lengths = torch.tensor([len(ids) for ids in made.ids], device=device)
-        empty = torch.zeros((len(queries), width), device=device)
-        rollout = Rollout(
+        rollout = Rollout.of(
+            made,
+            device := self.base.device,
             row_ids=torch.tensor(list(mine)),
             prompts=[self.prompts[i] for i in chosen],
             queries=queries,
-            responses=made.ids,
             texts=[context.renderer.text(ids) for ids in made.ids],
-            finished=torch.tensor(made.finished, device=device),
-            mask=ppo_math.response_mask(lengths, width),
-            logprobs=empty,
-            ref_logprobs=empty.clone(),
-            entropy=empty.clone(),
-            values=empty.clone(),
-            raw_scores=empty[:, 0].clone(),
-            scores=empty[:, 0].clone(),
         )
-        self.memory.run(lambda size: self._evaluate(rollout, size), *self._micro(rollout))
+        keep_lower_layers(self.base, rollout, config)
+        with self.base.role("policy") as policy:
+            sampled = self.old.take(policy, rollout, made)
+        self.memory.run(lambda size: self._evaluate(rollout, size, sampled), *self._micro(rollout))
         scores, parts = self._scored(rollout)
         rollout.raw_scores = scores.to(device)
         rollout.score_parts = {k: v.to(device) for k, v in parts.items()}
@@ -180,8 +179,8 @@ class PPO:
             raise (UserError if by_user else StageError)(text)
         return self.reward.combine(own)
 
-    def _evaluate(self, rollout: Rollout, size: int) -> None:
-        """Old log-probabilities by the training forward (never those of the sampler), reference, values."""
+    def _evaluate(self, rollout: Rollout, size: int, sampled: bool) -> None:
+        """Old log-probabilities by the training forward unless they were ``sampled``, reference, values."""
         for index in rollout.parts(range(len(rollout.queries)), size, self.config.micro_tokens and size):
             rows = rollout.rows(index, self.context.pad_id)
             width, temperature = rollout.mask.shape[1], self.config.temperature
@@ -190,10 +189,11 @@ class PPO:
                 return scatter(flat.float(), rows.response_lengths, width)
 
             with self.base.role("policy") as policy:
-                logprobs, entropy = policy_pass(policy, rows, temperature)
+                if not sampled:
+                    logprobs, entropy = policy_pass(policy, rows, temperature)
+                    rollout.logprobs[index], rollout.entropy[index] = lay(logprobs), lay(entropy)
                 if self.on_trunk:
                     rollout.values[index] = lay(self._trunk_value(policy, rows))
-            rollout.logprobs[index], rollout.entropy[index] = lay(logprobs), lay(entropy)
             with self.base.role("reference") as reference:
                 rollout.ref_logprobs[index] = lay(policy_pass(reference, rows, temperature)[0])
             if not self.on_trunk:
@@ -273,7 +273,8 @@ class PPO:
             undo=lambda: self.optimizer.zero_grad(set_to_none=True),
         )
         names = ["loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "policy/ratio", "value/clipfrac"]
-        totals = reduce(torch.stack([sums.get(n, torch.zeros((), dtype=torch.float64)) for n in names]))
+        totals = reduce(torch.stack([sums.get(n, torch.zeros((), dtype=torch.float64)) for n in [*names, "apart"]]))
+        self.old.see(totals[-1].item())
         roles = [list(self.policy_parameters.values()), list(self.value_parameters.values())]
         self.context.processes.sum_gradients([p for role in roles for p in role])
         norms = [torch.nn.utils.clip_grad_norm_(p, config.max_grad_norm).item() for p in roles]
@@ -291,7 +292,7 @@ class PPO:
             value_grad_norm=norms[1],
             learning_rate=self.optimizer.param_groups[0]["lr"],
             applied=applied,
-            metrics={f"ppo/{n}": v for n, v in zip(names, totals.tolist(), strict=True)},
+            metrics={f"ppo/{n}": v for n, v in zip(names, totals[:-1].tolist(), strict=True)},
         )
 
     def _micro(self, rollout: Rollout) -> tuple[int, int]:
@@ -330,6 +331,8 @@ class PPO:
                 lay(logprobs), old(rollout.logprobs), old(rollout.advantages), mask, config.clip, tokens
             )
             out = {"loss/policy": loss, **{f"policy/{k}": v for k, v in metrics.items()}}
+            if self.old.agree and not self.records:  # the policy is still the one that sampled
+                out["apart"] = apart(lay(logprobs), old(rollout.logprobs), mask)
             total = loss - config.entropy_coef * ppo_math.masked_mean(lay(entropy), mask, tokens)
             if self.on_trunk:
                 value_part, found = value_terms(self._trunk_value(policy, rows))

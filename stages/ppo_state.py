@@ -43,6 +43,7 @@ def capture(ppo: PPO) -> State:
             "update": ppo.update_index,
             "skips": ppo.skips.as_dict(),
             "kl_coef": ppo.controller.coef,
+            "sampler_agrees": ppo.old.agree,
             "limits": [ppo.memory.limit, ppo.sampling.limit],
         },
         own=own,
@@ -56,6 +57,7 @@ def restore(ppo: PPO, state: State) -> None:
     ppo.update_index = state.numbers["update"]
     ppo.controller.coef = state.numbers["kl_coef"]
     ppo.skips.restore(state.numbers["skips"])
+    ppo.old.agree = state.numbers["sampler_agrees"]
     ppo.memory.limit, ppo.sampling.limit = state.numbers["limits"]
     running = {k.removeprefix("running/"): v for k, v in state.tensors.items() if k.startswith("running/")}
     ppo.reward.restore(running)

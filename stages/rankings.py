@@ -24,7 +24,7 @@ from stages.checkpoints import State
 from stages.configs import RankingsConfig
 from stages.stage import StageContext, StageResult
 
-VERSION = 4
+VERSION = 5
 FILE = "rankings.jsonl"
 
 

@@ -36,7 +36,7 @@ from stages.pieces import of_rankings
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, Resumable, trainer_settings, training_session
 
-VERSION = 11
+VERSION = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.batching import token_batches
 from data.records import Prompt
+from models.generation import Generated
 from models.logprobs import Rows, make_rows
 from models.shared_base import RoleView
 from reward.model import Samples
+from stages.ppo_math import response_mask
+
+EVALUATED = ("logprobs", "ref_logprobs", "entropy", "values")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,7 +34,7 @@ class Rollout:
     texts: Sequence[str]
     finished: Tensor  # (B,) bool: ends in a stop token that was sampled
     mask: Tensor  # (B, R) bool
-    logprobs: Tensor  # (B, R) of the policy before the update, by the training forward
+    logprobs: Tensor  # (B, R) of the policy before the update
     ref_logprobs: Tensor  # (B, R) of the reference
     entropy: Tensor  # (B, R) of the policy's tempered distribution, in nats
     values: Tensor  # (B, R) of the state before each token
@@ -39,6 +44,22 @@ class Rollout:
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R) score and KL penalty
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R)
     returns: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R)
+
+    @classmethod
+    def of(cls, made: Generated, device: torch.device, **rows: Any) -> Rollout:
+        """What was sampled, with zeros for what is not evaluated yet; ``rows``: ids, prompts, queries and texts."""
+        width = max(1, max(map(len, made.ids), default=1))
+        lengths = torch.tensor([len(ids) for ids in made.ids], device=device)
+        zeros: dict[str, Any] = {n: torch.zeros((len(made.ids), width), device=device) for n in EVALUATED}
+        return cls(
+            responses=made.ids,
+            finished=torch.tensor(made.finished, device=device),
+            mask=response_mask(lengths, width),
+            raw_scores=torch.zeros(len(made.ids), device=device),
+            scores=torch.zeros(len(made.ids), device=device),
+            **zeros,
+            **rows,
+        )
 
     @property
     def lengths(self) -> Tensor:

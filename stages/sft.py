@@ -20,7 +20,7 @@ from stages.configs import SFTConfig
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, fit, trainer_settings, training_session
 
-VERSION = 4
+VERSION = 5
 
 
 def run(context: StageContext, config: SFTConfig) -> StageResult:

@@ -42,7 +42,9 @@ M, PM, RO, GEN, LP, SB, FW = (
     "models/shared_base.py", "models/forward.py",
 )  # fmt: skip
 FAW, FAL, FAE, FAH = "models/fast_weights.py", "models/fast_layers.py", "models/fast_engine.py", "models/fast_head.py"
+FAT, OL, STATE = "models/fast_trunk.py", "stages/old_logprobs.py", "stages/ppo_state.py"
 FAST = "tests/models/test_fast_path.py"
+OLD, LOWER = "tests/stages/test_old_logprobs.py", "tests/stages/test_lower_layers.py"
 BA, TE, NLL = "data/batching.py", "data/template.py", "models/response_loss.py"
 RM, RS, RL, SP = "reward/model.py", "stages/reward_model.py", "reward/losses.py", "reward/shared_prompt.py"
 FI, HE, SFT, PS = "models/role_files.py", "models/heads.py", "stages/sft.py", "stages/ppo_stage.py"
@@ -80,11 +82,11 @@ ROLLOUT = [
         BATCHES, "masks_come_from_lengths"),
     _of("R3", "mask from the padding id in rows", LP, "mask=mask.to(device)", "mask=(ids != pad_id).to(device)", SAMPLING,
         "tempered_softmax"),
-    _of("R4", "top-k of 5 leaks into sampling", GEN, "torch.softmax(logits.float() / temperature",
-        "torch.softmax(logits.masked_fill(logits < logits.topk(5).values[:, -1:], -1e9).float() / temperature", SAMPLING,
+    _of("R4", "top-k of 5 leaks into sampling", GEN, "torch.softmax(tempered, dim=-1)",
+        "torch.softmax(tempered.masked_fill(logits < logits.topk(5).values[:, -1:], -1e9), dim=-1)", SAMPLING,
         "sampled_tokens_follow"),
-    _of("R5", "sampling ignores the temperature", GEN, "torch.softmax(logits.float() / temperature",
-        "torch.softmax(logits.float() / 1.0", SAMPLING, "sampled_tokens_follow"),
+    _of("R5", "sampling ignores the temperature", GEN, "logits.float() if temperature == 1.0 else",
+        "logits.float() if temperature else", SAMPLING, "sampled_tokens_follow"),
     _of("R5", "log-probabilities ignore the temperature", LP, "if temperature == 1.0 else logits / temperature", "if temperature else logits",
         SAMPLING, "tempered_softmax"),
     _of("R5", "reference without the temperature", M, "policy_pass(reference, rows, temperature)",
@@ -144,6 +146,14 @@ LOGPROBS = [
         "scatter(flat.bfloat16().float(), rows.response_lengths, width)", PPO, "before_the_first and llama"),
     _of("L2", "old log-probabilities of the reference", M, "lay(logprobs), lay(entropy)",
         "rollout.ref_logprobs[index], lay(entropy)", PPO, "before_the_first and llama"),
+    _of("L2", "the sampler's log-probabilities are believed unseen", OL, "self.see(self._compare(policy, rollout))",
+        "self.see(0)", OLD, "not_believed"),
+    _of("L2", "the sampler's log-probabilities of a float64 base", OL, "and decoder.norm.dtype == torch.float32", "", OLD,
+        "not_known_to_agree"),
+    _of("L2", "a sampler that goes wrong later is not seen", M, "if self.old.agree and not self.records:", "if False:", OLD,
+        "wrong_later"),
+    _of("L2", "kept lower layers used below an adapter", FAT, "or decoder.lowest < self.depth", "or decoder.lowest < 0", LOWER,
+        "only_for_its_rows"),
     _of("L3", "softmax in bf16", LP, "logits = logits.to(torch.promote_types(logits.dtype, torch.float32))",
         "logits = logits + 0", FAMILIES, "of_a_bf16_model"),
     _of("L4", "mask by multiplication", PM, "return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))",
@@ -424,6 +434,8 @@ GUARDS = [
 
 CP, ST, RESUME = "stages/checkpoints.py", "stages/ppo_state.py", "tests/resume/test_ppo_state.py"
 RESUMING = [
+    _of("K1", "what was found of the sampler is lost", STATE, 'ppo.old.agree = state.numbers["sampler_agrees"]', "pass", OLD,
+        "resumed_run_decides"),
     _of("K1", "Adam begins afresh", CP, 'packed["state"] = {i: states[names[id(p)]] for i, p in enumerate(flat) if names[id(p)] in states}',
         'packed["state"] = {}', RESUME, "goes_on"),
     _of("K1", "the critic does not come back", CP, 'p.copy_(tensors[f"weights/{name}"])',

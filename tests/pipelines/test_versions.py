@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_name("stage_versions.json")
-FAST = [f"models/fast_{part}.py" for part in ("weights", "layers", "body", "engine", "head")]
+FAST = [f"models/fast_{part}.py" for part in ("weights", "layers", "body", "engine", "head", "products", "trunk")]
 CODE = {
     "pretrain": ["stages/pretrain.py"],
     "sft": [
@@ -44,6 +44,9 @@ CODE = {
         "stages/ppo_watcher.py",
         "stages/ppo_math.py",
         "stages/rollout.py",
+        "stages/old_logprobs.py",
+        "stages/lower_layers.py",
+        "models/generation.py",
         "stages/kl_control.py",
         *FAST,
     ],

@@ -72,6 +72,7 @@ def make_ppo(
     seed: int = 0,
     prompts: list[Prompt] | None = None,
     double: bool = False,
+    adapter: AdapterConfig | None = None,
     **settings: Any,
 ) -> PPO:
     """A PPO whose reference is a trained-looking SFT adapter and whose value role is random."""
@@ -80,13 +81,14 @@ def make_ppo(
         **({"updates": 3, "rollouts": 8, "epochs": 2, "max_new_tokens": 6, "learning_rate": 1e-3} | settings)
     )
     context = make_context(base, tmp_path, seed=seed, gradient_checkpointing=gradient_checkpointing)
-    base.add_role("reference", context.adapter)
+    adapter = adapter or context.adapter
+    base.add_role("reference", adapter)
     randomise(base, "reference", 1)
-    base.add_role("policy", context.adapter, copy_of="reference")
+    base.add_role("policy", adapter, copy_of="reference")
     if config.value.init == "policy_trunk":
         base.add_head("value", 0)
     else:
-        base.add_role("value", context.adapter, head=True)
+        base.add_role("value", adapter, head=True)
         randomise(base, "value", 2)
     if double:
         base.lm.double()
