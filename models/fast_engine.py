@@ -28,14 +28,15 @@ from models.shared_base import RoleView
 class Storage:
     """Keys and values of every layer. Prompts end at column P, so all rows write their next token to one column."""
 
-    keys: list[Tensor]  # (B, H', P + R, d) each
-    values: list[Tensor]
+    # (layers, 2, B, H', P + R, d), one piece of memory, which is whole again when it is given back
+    both: Tensor
     hidden: Tensor | None  # (B, 1, 1, P + R) added to the scores: -inf before a prompt begins; None: equal lengths
 
     def move(self, source: int, target: int) -> None:
         """Row ``source`` takes the place of row ``target``."""
-        for tensor in (*self.keys, *self.values, *([] if self.hidden is None else [self.hidden])):
-            tensor[target] = tensor[source]
+        self.both[:, :, target] = self.both[:, :, source]
+        if self.hidden is not None:
+            self.hidden[target] = self.hidden[source]
 
 
 class FastEngine:
@@ -117,31 +118,29 @@ def read_prompts(
     which = torch.tensor([numbers.setdefault(tuple(p), len(numbers)) for p in prompts], device=device)
     ids, mask = (t.to(device) for t in right_pad([list(p) for p in numbers], 0))
     layout = layout_of(mask)
-    run, x = start(decoder, layout, folded), embed(decoder, ids[mask])
     lengths, width = mask.sum(1), mask.shape[1]
     last = lengths.cumsum(0) - 1  # flat positions of last tokens
     # a prompt's tokens move right, so that all end in one column
     steps, first = torch.arange(width, device=device), width * torch.arange(len(mask), device=device)
     ends = first[:, None] + width - lengths[:, None] + steps
     aligned = Layout(positions=layout.positions, cells=ends[mask], shape=layout.shape)
-    shape = (len(prompts), decoder.key_heads, width + room, decoder.head_size)
-    keys: list[Tensor] = []
-    values: list[Tensor] = []
-
-    def keep(k: Tensor, v: Tensor) -> None:
-        for x, into in ((k, keys), (v, values)):
-            into.append(x.new_empty(shape))
-            into[-1][:, :, :width] = aligned.grid(x)[which]
-
+    shape = (len(decoder.layers), 2, len(prompts), decoder.key_heads, width + room, decoder.head_size)
+    both = decoder.norm.new_empty(shape)
+    run, x = start(decoder, layout, folded), embed(decoder, ids[mask])
     for index in range(len(decoder.layers)):
         final = index + 1 == len(decoder.layers)
+
+        def keep(k: Tensor, v: Tensor, into: Tensor = both[index]) -> None:
+            for x, place in zip((k, v), into, strict=True):
+                place[:, :, :width] = aligned.grid(x)[which]
+
         x = layer_forward(run, index, x, last if final else None, None, keep)
     hidden = None
     if bool((lengths != width).any()):
         hidden = x.new_zeros((len(prompts), 1, 1, width + room))
         before = torch.arange(width, device=device) < width - lengths[which][:, None]
         hidden[:, 0, 0, :width].masked_fill_(before, -torch.inf)
-    return rms_norm(x, decoder.norm, decoder.epsilon)[which], Storage(keys=keys, values=values, hidden=hidden)
+    return rms_norm(x, decoder.norm, decoder.epsilon)[which], Storage(both=both, hidden=hidden)
 
 
 def decode_step(
@@ -162,7 +161,7 @@ def decode_step(
     for index, layer in enumerate(decoder.layers):
         qkv = linear(rms_norm(x, layer.norm, eps), *folded(index, "attention", layer.attention))
         q, k, v = heads_of(decoder, layer, qkv, cos, sin)
-        keys, values = storage.keys[index][:count], storage.values[index][:count]
+        keys, values = storage.both[index, :, :count]
         keys[:, :, column], values[:, :, column] = k, v
         # the query heads of one key head stand where SDPA expects positions
         mixed = F.scaled_dot_product_attention(

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.fast_products import has_kernels_for, linear
+from models.fast_products import by_kernels, fits, product
 from models.fast_weights import DTYPES, untouched
 
 ROWS, WORDS = 512, 1024  # 2 MB of fp32 logits at a time
@@ -32,8 +33,10 @@ def output_weight(lm: Any) -> Tensor | None:
 
 def block_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """Logits (B, V) of a few rows; with BLAS by blocks of words, whose copies for the product stay in the caches."""
-    if weight.device.type != "cpu" or has_kernels_for(hidden, weight):
-        return linear(hidden, weight)
+    if weight.device.type != "cpu":
+        return hidden @ weight.T
+    if fits(weight):
+        return by_kernels(hidden, weight)
     out = hidden.new_empty((len(hidden), len(weight)))
     for start in range(0, len(weight), WORDS):
         torch.mm(hidden, weight[start : start + WORDS].T, out=out[:, start : start + WORDS])
@@ -85,9 +88,10 @@ def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, s
     largest = normaliser.clone()
     mean, chosen = torch.zeros_like(normaliser), torch.zeros_like(normaliser)  # mean logit; the token's own
     expected = torch.zeros_like(hidden) if slopes else None  # sum of p W over the blocks so far
+    multiply = product if len(hidden) == ROWS and fits(weight) else F.linear  # whole blocks alone: few shapes
     for start in range(0, len(weight), WORDS):
         words = weight[start : start + WORDS]
-        logits = linear(hidden, words)
+        logits = multiply(hidden, words)
         if temperature != 1.0:
             logits.div_(temperature)
         at = targets - start
@@ -102,7 +106,7 @@ def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, s
         before, now = torch.exp(normaliser - total), torch.exp(here - total)
         mean = before * mean + now * torch.linalg.vecdot(p, logits)
         if expected is not None:
-            expected.mul_(before[:, None]).addcmul_(linear(p, words.T), now[:, None])
+            expected.mul_(before[:, None]).addcmul_(multiply(p, words.T), now[:, None])
         normaliser = total
     slope = None if expected is None else (weight[targets] - expected).div_(temperature)
     return Measured(chosen - normaliser, normaliser - mean, chosen >= largest, slope)

@@ -1,7 +1,9 @@
-"""Products with a frozen weight: oneDNN's on a CPU, whose kernels beat the BLAS that torch calls for them.
+"""Products with a frozen weight by oneDNN, whose kernels on a CPU beat the BLAS that torch calls for fp32.
 
-Nothing here has a gradient. A weight that serves many products of few rows is packed once instead of at every call.
-Which kernel runs depends on shapes and on the machine alone, so the same machine gives the same bytes.
+A weight that serves many products of few rows is packed once instead of at every call. oneDNN prepares a kernel for
+each new shape (about 1 ms) and keeps it (0.6 MB), so only few shapes may come here: rows are filled up to one of a few
+numbers. Which kernel runs depends on shapes and on the machine alone, so the same machine gives the same bytes.
+Nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAST = 128  # smaller weights cost more to prepare a kernel for (about 1 ms a new shape) than it saves
+LEAST = 128  # smaller weights cost more in kernels than they save
+SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # rows of a product; more go in blocks of the largest
 
 
 def has_kernels() -> bool:
@@ -20,27 +23,35 @@ def has_kernels() -> bool:
     return found and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-def has_kernels_for(x: Tensor, weight: Tensor) -> bool:
-    """Whether ``linear`` takes them."""
-    return weight.is_mkldnn or (x.dtype == torch.float32 and len(x) > 0 and _fits(weight))
-
-
-def _fits(weight: Tensor) -> bool:
+def fits(weight: Tensor) -> bool:
+    """Whether oneDNN is worth its while for this weight."""
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_mkldnn
     return plain and min(weight.shape) >= LEAST and has_kernels()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x weight^T + bias`` (N, out), x (N, in), weight (out, in) or as ``pack`` gives it; without gradients."""
-    if has_kernels_for(x, weight):
-        return product(x, weight, bias)
-    return F.linear(x, weight, bias)
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x weight^T + bias`` by oneDNN, in fp32; for callers whose shapes are few."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def pack(weight: Tensor, rows: int) -> Tensor:
     """A copy of the weight (out, in) as ``linear`` reads it fastest, best for so many rows; or the weight itself."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight, max(1, rows)) if _fits(weight) else weight
+    return torch.ops.mkldnn._reorder_linear_weight(weight, max(1, rows)) if fits(weight) else weight
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x weight^T + bias`` (N, out), x (N, in), weight (out, in) as it is or as ``pack`` gives it."""
+    return by_kernels(x, weight, bias) if weight.is_mkldnn else F.linear(x, weight, bias)
+
+
+def by_kernels(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same by oneDNN for any number of rows, for a weight that ``fits`` or is packed."""
+    parts = [_filled(part, weight, bias) for part in x.split(SIZES[-1])]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _filled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    size = next(s for s in SIZES if s >= len(x))
+    if len(x) == size:
+        return product(x, weight, bias)
+    return product(F.pad(x, (0, 0, 0, size - len(x))), weight, bias)[: len(x)]
