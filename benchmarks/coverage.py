@@ -1,26 +1,39 @@
 """Coverage of every interval, and how often a system is called better than itself, by simulation.
 
-python benchmarks/coverage.py [--write docs/statistics_coverage.md] [--simulations 4000]; a few minutes. The same
-functions with fewer simulations run in tests/evaluation/test_coverage.py.
+python benchmarks/coverage.py [--write docs/statistics.md]; about a quarter of an hour. The same functions with fewer
+simulations run in tests/evaluation/test_coverage.py. Every cell's seed is the hash of its name: none was chosen.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
+from scipy.integrate import simpson
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data.intervals import MINIMUM, Interval, mean_interval, proportion_interval  # noqa: E402
-from data.statistics import holm, paired_comparison, paired_difference, verdict  # noqa: E402
+from data.statistics import (  # noqa: E402
+    holm,
+    mean_comparison,
+    mean_verdict,
+    paired_comparison,
+    paired_difference,
+    verdict,
+)
 from evaluation.length_control import LENGTH_MINIMUM, length_controlled_win_rate  # noqa: E402
 
-RESAMPLES = 2_000
+RESAMPLES = 1_000
+SIZES = {20: 10_000, 50: 4_000, 200: 2_000, 1000: 1_000}  # prompts -> simulations of a coverage
+SELF = 1_000  # simulations of a system against itself
 Rng = np.random.Generator
 World = Callable[[int, Rng], tuple[Interval, float]]
 
@@ -55,10 +68,40 @@ def _wins(win: float, tie: float) -> World:
     return lambda n, rng: (proportion_interval(rng.choice([1, 0.5, 0], size=n, p=p)), win + tie / 2)
 
 
-def _wins_clustered(n: int, rng: Rng) -> tuple[Interval, float]:
-    q = rng.beta(3, 2, size=n)
-    x = (rng.random((n, 4)) < q[:, None]) * 1.0
-    return proportion_interval(x.ravel(), np.repeat(np.arange(n), 4)), 0.6
+def _wins_clustered(a: float, b: float, samples: int) -> World:
+    """Each prompt has a win rate of its own, Beta(a, b)."""
+
+    def world(n: int, rng: Rng) -> tuple[Interval, float]:
+        q = rng.beta(a, b, size=n)
+        x = (rng.random((n, samples)) < q[:, None]) * 1.0
+        return proportion_interval(x.ravel(), np.repeat(np.arange(n), samples)), a / (a + b)
+
+    return world
+
+
+def _ties_clustered(n: int, rng: Rng) -> tuple[Interval, float]:
+    """Four samples of a prompt, each with probability 1/2 the prompt's own outcome."""
+    win, p = [1, 0.5, 0], [0.6, 0.3, 0.1]
+    own, others = rng.choice(win, size=(n, 1), p=p), rng.choice(win, size=(n, 4), p=p)
+    x = np.where(rng.random((n, 4)) < 0.5, own, others)
+    return proportion_interval(x.ravel(), np.repeat(np.arange(n), 4)), 0.75
+
+
+def _outcomes(n: int, rng: Rng) -> tuple[Interval, float]:
+    """Exact match of two systems on the same prompts."""
+    hard = rng.random(n)
+    a, b = (hard + rng.normal(0, 0.2, size=n) > limit for limit in (0.4, 0.6))
+    truth = OUTCOMES[0.4] - OUTCOMES[0.6]
+    return paired_difference(a * 1.0, b * 1.0), truth
+
+
+def _above(limit: float) -> float:
+    """P(U + N > limit) of a uniform U and a normal N of spread 0.2, by Simpson's rule."""
+    u = np.linspace(0, 1, 2001)
+    return float(simpson(stats.norm.sf((limit - u) / 0.2), x=u))
+
+
+OUTCOMES = {limit: _above(limit) for limit in (0.4, 0.6)}
 
 
 def _by_length(truth: float, effect: float, longer: float) -> World:
@@ -87,12 +130,20 @@ WORLDS: dict[str, World] = {
     "win rate 0.5, 40 % ties": _wins(0.3, 0.4),
     "win rate 0.75, 30 % ties": _wins(0.6, 0.3),
     "win rate 0.8, no ties": _wins(0.8, 0.0),
-    "win rate 0.6, 4 samples a prompt": _wins_clustered,
+    "win rate 0.6, 4 samples a prompt": _wins_clustered(3, 2, 4),
+    "win rate 0.6, 8 samples a prompt": _wins_clustered(30, 20, 8),
+    "win rate 0.9, 4 samples a prompt": _wins_clustered(9, 1, 4),
+    "win rate 0.75, 30 % ties, 4 samples a prompt": _ties_clustered,
+    "paired difference of outcomes": _outcomes,
     "length-controlled win rate": _by_length(0.4, 0.8, 0.4),
     "length-controlled, length means nothing": _by_length(0.0, 0.0, 0.0),
     "length-controlled, length means much": _by_length(1.0, 1.5, 0.7),
 }
 SMALLEST = {name: LENGTH_MINIMUM if name.startswith("length-controlled") else MINIMUM for name in WORLDS}
+
+
+def seed_of(*cell: object) -> int:
+    return zlib.crc32("/".join(map(str, cell)).encode())
 
 
 def coverage(world: World, n: int, simulations: int, seed: int = 0) -> float:
@@ -107,9 +158,14 @@ def coverage(world: World, n: int, simulations: int, seed: int = 0) -> float:
     return hits / given
 
 
-def false_calls(n: int, simulations: int, per_prompt: int = 1, ties: bool = False, systems: int = 1) -> float:
-    """How often a system is called better or worse than itself (any of ``systems`` copies, corrected by Holm)."""
-    rng, calls = np.random.default_rng(1), 0
+def false_calls(
+    n: int, simulations: int, seed: int = 1, per_prompt: int = 1, ties: bool = False, systems: int = 1
+) -> tuple[int, int]:
+    """How often a system is called better than itself, and how often worse.
+
+    With several ``systems`` it is whether any of so many copies is called so, corrected by Holm.
+    """
+    rng, better, worse = np.random.default_rng(seed), 0, 0
     labels = np.repeat(np.arange(n), per_prompt)
     for _ in range(simulations):
         hard = rng.normal(size=n)[labels]
@@ -117,41 +173,74 @@ def false_calls(n: int, simulations: int, per_prompt: int = 1, ties: bool = Fals
         made = [np.round(m) for m in made] if ties else made
         found = [paired_comparison(m, made[0], clusters=labels, resamples=1_000) for m in made[1:]]
         adjusted = holm([c.p_value for c in found])
-        calls += any(verdict(c, p_value=p).word != "not shown" for c, p in zip(found, adjusted, strict=True))
-    return calls / simulations
+        words = [verdict(c, p_value=p).word for c, p in zip(found, adjusted, strict=True)]
+        better, worse = better + ("better" in words), worse + ("worse" in words)
+    return better, worse
 
 
-SELVES = {
-    "one sample a prompt": {},
-    "with ties": {"ties": True},
-    "4 samples a prompt": {"per_prompt": 4},
-    "4 samples a prompt, with ties": {"per_prompt": 4, "ties": True},
-    "best of 5 copies": {"systems": 5},
+def false_metric_calls(n: int, simulations: int, seed: int = 1, per_prompt: int = 1) -> tuple[int, int]:
+    """The same for a metric's mean: "higher" and "lower"."""
+    rng, higher, lower = np.random.default_rng(seed), 0, 0
+    labels = np.repeat(np.arange(n), per_prompt)
+    for _ in range(simulations):
+        hard = rng.gamma(2, size=n)[labels]
+        a, b = (hard + rng.exponential(size=len(labels)) for _ in range(2))
+        word = mean_verdict(mean_comparison(a, b, clusters=labels, resamples=1_000)).word
+        higher, lower = higher + (word == "higher"), lower + (word == "lower")
+    return higher, lower
+
+
+def exact_rate(n: int) -> float:
+    """Probability that a system is called better than itself: one sample a prompt, no ties, every number of wins."""
+    chances = stats.binom.pmf(np.arange(n + 1), n, 0.5)
+    wins = np.arange(n)[None] < np.arange(n + 1)[:, None]
+    found = [verdict(paired_comparison(w * 1.0, 1.0 - w)).word == "better" for w in wins]
+    return float(chances[found].sum())
+
+
+def allowed(simulations: int = SELF, level: float = 0.025) -> int:
+    """What a count of a rate at the level exceeds once in a thousand times."""
+    return int(stats.binom.isf(0.001, simulations, level))
+
+
+SELVES: dict[str, Callable[..., tuple[int, int]]] = {
+    "one sample a prompt": false_calls,
+    "with ties": partial(false_calls, ties=True),
+    "4 samples a prompt": partial(false_calls, per_prompt=4),
+    "4 samples a prompt, with ties": partial(false_calls, per_prompt=4, ties=True),
+    "any of 5 copies": partial(false_calls, systems=5),
+    "mean of a metric": false_metric_calls,
+    "mean of a metric, 4 samples a prompt": partial(false_metric_calls, per_prompt=4),
 }
 
 
-def tables(simulations: int) -> str:
-    sizes = (20, 50, 200, 1000)
-    rows = [f"| coverage of 95 % intervals | {' | '.join(f'n = {n}' for n in sizes)} |", "|---" * 5 + "|"]
+def tables() -> str:
+    head = f"{' | '.join(f'n = {n}' for n in SIZES)} |"
+    rows = [f"| coverage of 95 % intervals | {head}", "|---" * 5 + "|"]
     for name, world in WORLDS.items():
-        cells = ("too few" if n < SMALLEST[name] else f"{coverage(world, n, simulations):.3f}" for n in sizes)
+        cells = (
+            "too few" if n < SMALLEST[name] else f"{coverage(world, n, times, seed_of(name, n)):.3f}"
+            for n, times in SIZES.items()
+        )
         rows.append(f"| {name} | {' | '.join(cells)} |")
-    rows += ["", f"| called better or worse than itself | {' | '.join(f'n = {n}' for n in sizes)} |", "|---" * 5 + "|"]
-    for name, how in SELVES.items():
-        cells = (f"{false_calls(n, min(simulations, 1000), **how):.3f}" for n in sizes)  # type: ignore[arg-type]
+        print(rows[-1], flush=True)
+    rows += ["", f"| called better / worse than itself, of {SELF:,} | {head}", "|---" * 5 + "|"]
+    for name, count in SELVES.items():
+        cells = (" / ".join(map(str, count(n, SELF, seed_of(name, n)))) for n in SIZES)
         rows.append(f"| {name} | {' | '.join(cells)} |")
+        print(rows[-1], flush=True)
+    exact = " | ".join(f"{1000 * exact_rate(n):.1f}" for n in SIZES)
+    rows.append(f"| one sample a prompt, better, by enumeration | {exact} |")
     return "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--simulations", type=int, default=4000)
     parser.add_argument("--write", type=Path, help="a file in which the tables replace what is behind the mark")
     given = parser.parse_args()
-    text = tables(given.simulations)
-    print(text)
+    text = tables()
     if given.write:
         mark = "<!-- tables: python benchmarks/coverage.py --write docs/statistics.md -->\n"
         head = given.write.read_text(encoding="utf-8").partition(mark)[0]
-        said = f"\n{given.simulations:,} simulations a cell.\n\n"
-        given.write.write_text(head + mark + said + text, encoding="utf-8")
+        said = ", ".join(f"{times:,} at n = {n}" for n, times in SIZES.items())
+        given.write.write_text(f"{head}{mark}\nSimulations: {said}.\n\n{text}", encoding="utf-8")

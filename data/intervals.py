@@ -72,7 +72,8 @@ def proportion_interval(values: ArrayLike, clusters: Labels | None = None, confi
 
     The effective n is n divided by the variance relative to a 0-1 outcome of the same mean: below 1 with ties, above 1
     for rows that go together within clusters. One imagined win and one imagined loss enter the variance (not the
-    mean), so that neither all wins nor all ties yields an interval of no width. ``values -> 1 - values`` mirrors it.
+    mean), so that neither all wins nor all ties yields an interval of no width; with clusters they weigh less the more
+    variance was seen. ``values -> 1 - values`` mirrors it.
 
     Raises:
         ValueError: no values, values outside [0, 1], or labels of another length.
@@ -127,13 +128,16 @@ def too_few(estimate: float, n: int, minimum: int = MINIMUM) -> Interval:
 def dispersion(x: Floats, sums: Floats, sizes: Floats) -> float:
     """Variance of the mean times the number of clusters, relative to a 0-1 outcome: see ``proportion_interval``."""
     rows, n = len(x), len(sums)
-    size = rows / n
-    p = (x.sum() + size) / (rows + 2 * size)
-    # The imagined win and loss are two more clusters of average size.
-    squares = ((sums - p * sizes) ** 2).sum() + (size * (1 - p)) ** 2 + (size * p) ** 2
-    variance = squares / (n + 2) / size**2
-    if n < rows:
-        variance *= (n + 2) / (n + 1)  # between clusters the mean is estimated; rows of their own are 0-1 outcomes
+    size, p = rows / n, float(x.mean())
+    # The imagined win and loss are two more clusters of average size. Between clusters the mean is estimated and the
+    # interval is a t's, so there the pair counts less the more the data say: its weight falls with the fourth power of
+    # the number of clusters whose worth of a 0-1 outcome's variance was seen (by simulation: docs/statistics.md).
+    weight = 1.0
+    if n < rows and 0 < p < 1:
+        weight = 1 / (1 + (((sums - p * sizes) ** 2).sum() / size**2 / (p * (1 - p))) ** 4)
+    p = (x.sum() + weight * size) / (rows + 2 * weight * size)
+    squares = ((sums - p * sizes) ** 2).sum() / size**2 + weight * ((1 - p) ** 2 + p**2)
+    variance = squares / (n + 2 * weight - (n < rows))  # rows of their own are 0-1 outcomes
     return float(variance / (p * (1 - p)))
 
 

@@ -58,10 +58,26 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What may be said: ``word`` is "better", "worse" or "not shown"; ``text`` is the sentence."""
+    """What may be said: ``word`` is "better", "worse" or "not shown"; ``text`` is the sentence.
 
-    word: Literal["better", "worse", "not shown"]
+    Of means that are not judgements (``mean_verdict``) the words are "higher" and "lower".
+    """
+
+    word: Literal["better", "worse", "higher", "lower", "not shown"]
     text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanComparison:
+    """Mean of a minus mean of b, paired by prompt.
+
+    ``p_value`` is two-sided, by flipping whole prompts' signs at random; ``needed`` is how many prompts would show the
+    difference, were it as large as here, in four of five cases.
+    """
+
+    difference: Interval
+    p_value: float
+    needed: int | None = None
 
 
 def paired_comparison(
@@ -126,6 +142,11 @@ def paired_difference(
     """
     difference, labels = _difference(a, b, clusters)
     if kind == "difference":
+        if np.isin(difference, (-1.0, 0.0, 1.0)).all():  # outcomes: see mean_interval
+            half = proportion_interval((difference + 1) / 2, labels, confidence)
+            low, high = (None, None) if half.low is None or half.high is None else (2 * half.low - 1, 2 * half.high - 1)
+            mean = 2 * half.estimate - 1
+            return Interval(estimate=mean, low=low, high=high, n=half.n, method=half.method, note=half.note)
         flip = difference.sum() < 0  # see proportion_interval: (a, b) and (b, a) mirror exactly
         found = mean_interval(-difference if flip else difference, labels, confidence, resamples, seed)
         if not flip:
@@ -143,6 +164,35 @@ def paired_difference(
         return Interval(estimate=ratio, low=ratio, high=ratio, n=n, method="constant", note="all ratios are equal")
     lo, hi, method = ratio_interval(top, bottom, confidence, resamples, seed)
     return Interval(estimate=ratio, low=lo, high=hi, n=n, method=method)
+
+
+def mean_comparison(
+    a: ArrayLike, b: ArrayLike, *, clusters: Labels | None = None, resamples: int = 10_000, seed: int = 0
+) -> MeanComparison:
+    """Compare the means of ``a`` and ``b``, both (n,) and paired by row: Fisher's randomisation test of pairs.
+
+    As for metrics of translations (Riezler & Maxwell 2005), whole clusters at once; the interval is
+    ``paired_difference``'s.
+
+    Raises:
+        ValueError: as ``paired_difference``.
+    """
+    difference, labels = _difference(a, b, clusters)
+    sums, sizes = by_cluster(difference, labels)
+    found = paired_difference(a, b, clusters=clusters, resamples=resamples, seed=seed)
+    error = np.sqrt(((sums - found.estimate * sizes) ** 2).sum()) / sizes.sum()
+    reach = float(stats.norm.ppf(0.975) + stats.norm.ppf(POWER))
+    needed = int(np.ceil(len(sums) * (reach * error / found.estimate) ** 2)) if found.estimate else None
+    return MeanComparison(difference=found, p_value=_sign_flip(sums, resamples, seed), needed=needed)
+
+
+def mean_verdict(comparison: MeanComparison, level: float = 0.05, p_value: float | None = None) -> Verdict:
+    """Say "higher" or "lower" only where test and interval both show it; ``p_value`` as for ``verdict``."""
+    found, p = comparison.difference, comparison.p_value if p_value is None else p_value
+    if found.low is not None and found.high is not None and p < level and not found.low <= 0 <= found.high:
+        word: Literal["higher", "lower"] = "higher" if found.low > 0 else "lower"
+        return Verdict(word=word, text=f"{word} by {abs(found.estimate):.3g} over {found.n} prompts")
+    return Verdict(word="not shown", text=_not_shown(found.n, comparison.needed, comparison.p_value < level <= p))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -167,13 +217,16 @@ def verdict(comparison: Comparison, level: float = 0.05, p_value: float | None =
             return Verdict(word="better", text=f"better: wins {_percent(c)} of {c.n} prompts")
         if c.ci95[1] < 0.5:
             return Verdict(word="worse", text=f"worse: wins {_percent(c)} of {c.n} prompts")
-    if c.needed is None:
-        return Verdict(word="not shown", text=f"not shown with {c.n} prompts; no difference was seen at all")
-    needed = max(c.needed, c.n + 1, MINIMUM)
-    if c.ci95 is not None and c.p_value < level <= p:
-        text = f"not shown with {c.n} prompts once all comparisons count; about {_rounded(needed):,} would be needed"
-        return Verdict(word="not shown", text=text)
-    return Verdict(word="not shown", text=f"not shown with {c.n} prompts; about {_rounded(needed):,} would be needed")
+    once = c.ci95 is not None and c.p_value < level <= p
+    return Verdict(word="not shown", text=_not_shown(c.n, c.needed, once))
+
+
+def _not_shown(n: int, needed: int | None, by_count: bool) -> str:
+    """``by_count``: alone it would have been shown, but it is one of many comparisons."""
+    if needed is None:
+        return f"not shown with {n} prompts; no difference was seen at all"
+    counted = " once all comparisons count" if by_count else ""
+    return f"not shown with {n} prompts{counted}; about {_rounded(max(needed, n + 1, MINIMUM)):,} would be needed"
 
 
 def _percent(c: Comparison) -> str:

@@ -28,6 +28,7 @@ from evaluation.settings import EvaluationConfig
 from models.fast_engine import FastEngine
 from models.generation import Engine, Generated, generate, uniforms_for
 from models.logprobs import make_rows
+from models.memory import Halving
 from models.seeds import generator
 from models.shared_base import SharedBase
 from reward.model import RewardModel, Samples
@@ -66,6 +67,7 @@ class Evaluator:
     gold: UserFunction | None = None
     generations: Generations = field(default_factory=lambda: Generations(None))
     engine: Engine = field(default_factory=FastEngine)
+    memory: Halving = field(default_factory=lambda: Halving("evaluation.batch"))
 
     def run(self, system: System, decoding: Decoding) -> SystemAnswers:
         """Sample (or decode greedily) and score one system."""
@@ -176,6 +178,7 @@ class Evaluator:
                 temperature=self.config.temperature,
                 stop_ids=renderer.stop_ids,
                 pad_id=renderer.pad_id,
+                memory=self.memory,
             )
         self.generations.keep(settings, made, [p.text for p in self.prompts], [renderer.text(i) for i in made.ids])
         return made, key
@@ -241,13 +244,17 @@ class Evaluator:
         queries = [system.renderer.prompt_ids(messages[i]) for i, _ in rows]
         ids = [system.renderer.answer_ids(messages[i], text) for i, text in rows]
         logprobs = [0.0] * len(rows)
-        for index in micro_batches([len(r) for r in ids], self.config.batch):
+
+        def measure(index: Sequence[int]) -> None:
             padded = make_rows([queries[i] for i in index], [ids[i] for i in index], system.renderer.pad_id,
                                system.base.device)  # fmt: skip
             with system.base.role(system.role) as view:
                 values, _ = policy_pass(view, padded, 1.0)
             for i, part in zip(index, values.split(padded.response_lengths.tolist()), strict=True):
                 logprobs[i] = part.sum().item()
+
+        for index in micro_batches([len(r) for r in ids], self.config.batch):
+            self.memory.each(index, self.config.batch, measure)
         characters = sum(len(text) for _, text in rows)
         return Perplexity().compute(
             predictions=logprobs, references=[len(r) for r in ids], characters=characters
@@ -265,6 +272,7 @@ class Evaluator:
             pad_id=self.renderer.pad_id,
             temperature=self.config.temperature,
             batch=self.config.batch,
+            memory=self.memory,
         )
 
 

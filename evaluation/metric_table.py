@@ -49,6 +49,9 @@ def needs_references(names: Sequence[str]) -> bool:
     return any(name == "perplexity" or (name in METRICS and METRICS[name].references) for name in names)
 
 
+Scores = dict[str, list[float | None]]  # of single answers, by name, one a row; None where there is no reference
+
+
 def measure(
     system: SystemAnswers,
     config: EvaluationConfig,
@@ -56,37 +59,47 @@ def measure(
     *,
     base_dir: Path = Path("."),
     seed: int = 0,
-) -> dict[str, Any]:
-    """Every metric of the settings on a system's answers.
+) -> tuple[dict[str, Any], Scores]:
+    """Every metric of the settings on a system's answers, and the numbers of single answers.
 
-    Numbers of single answers come as ``{"mean", "ci95"}`` with an interval over prompts, those of the whole set as they
-    are. Rows without a reference stay out of what needs one; ``references_n`` counts those that have one.
+    Those come as ``{"mean", "ci95"}`` with an interval over prompts, numbers of the whole set as they are. Rows without
+    a reference stay out of what needs one; ``references_n`` counts those that have one.
 
     Raises:
         UserError: an unknown metric, one that needs references where there are none, or one's own that fails.
     """
     given = references if references is not None else [()] * len(system.prompts)
-    rows = [i for i, r in enumerate(given) if r]
-    out: dict[str, Any] = {"references_n": len(rows)} if rows and needs_references(config.metrics) else {}
+    with_one = [i for i, r in enumerate(given) if r]
+    out: dict[str, Any] = {"references_n": len(with_one)} if with_one and needs_references(config.metrics) else {}
+    scores: Scores = {}
     for name in config.metrics:
         if name == "perplexity":  # needs the model: measured where the system is loaded
             continue
         entry = METRICS.get(name)
-        if entry is not None and not entry.references:
-            found = entry.make().compute(predictions=list(system.responses), **entry.options(config))
-            out |= _spread(found, system.units, config.bootstrap, seed)
-        elif entry is not None:
-            if not rows:
-                raise UserError(f"evaluation.metrics: {NO_REFERENCES.format(name=name)}")
-            found = entry.make().compute(
-                predictions=[system.responses[i] for i in rows],
-                references=[list(given[i]) for i in rows],
-                **entry.options(config),
-            )
-            out |= _spread(found, [system.units[i] for i in rows], config.bootstrap, seed)
+        rows = with_one if entry is not None and entry.references else list(range(len(given)))
+        if entry is not None:
+            found = _ready_made(name, entry, system, config, given, rows)
         else:
-            out |= _own(name, system, given, config, base_dir, seed)
-    return out
+            found = _own(name, system, given, config, base_dir)
+        out |= _spread(found, [system.units[i] for i in rows], config.bootstrap, seed)
+        for label, values in found.get("scores", {}).items():
+            at = dict(zip(rows, map(float, values), strict=True))
+            scores[label] = [at.get(i) for i in range(len(given))]
+    return out, scores
+
+
+def _ready_made(
+    name: str, entry: Entry, system: SystemAnswers, config: EvaluationConfig, given: References, rows: Sequence[int]
+) -> Mapping[str, Any]:
+    if not entry.references:
+        return entry.make().compute(predictions=list(system.responses), **entry.options(config))
+    if not rows:
+        raise UserError(f"evaluation.metrics: {NO_REFERENCES.format(name=name)}")
+    return entry.make().compute(
+        predictions=[system.responses[i] for i in rows],
+        references=[list(given[i]) for i in rows],
+        **entry.options(config),
+    )
 
 
 NO_REFERENCES = (
@@ -106,13 +119,13 @@ def _spread(found: Mapping[str, Any], units: Sequence[str], resamples: int, seed
 
 
 def _own(
-    name: str, system: SystemAnswers, references: References, config: EvaluationConfig, base_dir: Path, seed: int
+    name: str, system: SystemAnswers, references: References, config: EvaluationConfig, base_dir: Path
 ) -> dict[str, Any]:
     """A metric of the user's, or of the hub."""
     if problem := problem_of_metric(name, config):
         raise UserError(f"evaluation.metrics: {problem}")
     if name.startswith(("hub:", "folder:")):
-        return _module(name, system, references, base_dir, config.bootstrap, seed)
+        return _module(name, system, references, base_dir)
     scores = load_function(name, base_dir).call(
         list(system.prompts),
         list(system.responses),
@@ -120,13 +133,11 @@ def _own(
         categories=list(system.categories),
         references=[list(r) for r in references],
     )
-    return _spread({"scores": {name.rpartition(":")[2]: scores}}, system.units, config.bootstrap, seed)
+    return {"scores": {name.rpartition(":")[2]: scores}}
 
 
-def _module(
-    name: str, system: SystemAnswers, references: References, base_dir: Path, resamples: int, seed: int
-) -> dict[str, Any]:
-    """An ``evaluate`` module by folder or hub name: its numbers, and means of lists of one number an answer."""
+def _module(name: str, system: SystemAnswers, references: References, base_dir: Path) -> dict[str, Any]:
+    """An ``evaluate`` module by folder or hub name: its numbers, and lists of one number an answer."""
     import evaluate
 
     kind, _, where = name.partition(":")
@@ -145,7 +156,7 @@ def _module(
     label, n = Path(where).name, len(system.responses)
     scores = {f"{label}/{k}": list(v) for k, v in found.items() if isinstance(v, list | tuple) and len(v) == n}
     numbers = {f"{label}/{k}": float(v) for k, v in found.items() if isinstance(v, int | float)}
-    return numbers | _spread({"scores": scores}, system.units, resamples, seed)
+    return numbers | {"scores": scores}
 
 
 def _columns(metric: Any) -> set[str]:

@@ -58,6 +58,7 @@ class SystemAnswers:
     extracted: Sequence[bool] | None = None
     generation: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of whole sets, by name
+    answer_scores: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # of single answers, by metric
 
     def __post_init__(self) -> None:
         if not len(self.prompts):
@@ -137,7 +138,7 @@ def samples_rows(systems: Sequence[SystemAnswers]) -> list[dict[str, Any]]:
     """Rows of ``samples.jsonl``: the sampled answers first, then the greedy ones, all systems of a row side by side.
 
     ``{"prompt", "category", "decoding", "systems": {name: {"response", "reward", "gold", "kl", "kl_exact", "raw",
-    "finished"}}}``; what a system does not have is left out.
+    "metrics", "finished"}}}``; what a system does not have is left out.
 
     Raises:
         ValueError: as ``assemble``.
@@ -151,6 +152,7 @@ def samples_rows(systems: Sequence[SystemAnswers]) -> list[dict[str, Any]]:
                 s.name: {"response": s.responses[i], "finished": bool(s.finished[i])}
                 | {k: float(getattr(s, k)[i]) for k in SCORES if getattr(s, k) is not None}
                 | ({"raw": s.raw[i]} if s.raw is not None else {})
+                | ({"metrics": {k: v[i] for k, v in s.answer_scores.items()}} if s.answer_scores else {})
                 for s in group
             }
             row = {"prompt": group[0].prompts[i], "category": group[0].categories[i], "decoding": decoding}

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import datasets
+import numpy as np
 
 from data.errors import UserError
 from evaluation.metrics import LocalMetric
@@ -93,6 +94,20 @@ class Bleu(LocalMetric):
         metric = library("sacrebleu").BLEU(tokenize=tokenizer)
         found = metric.corpus_score(list(predictions), _streams(references))
         return {"bleu": float(found.score), "bleu_signature": str(metric.get_signature())}
+
+
+def bleu_statistics(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str) -> Any:
+    """What corpus BLEU adds up over answers, (n, 10): matches and n-grams of each order, lengths of both sides."""
+    metric = library("sacrebleu").BLEU(tokenize=tokenizer, effective_order=True)  # counts do not depend on it
+    found = [metric.sentence_score(p, list(r)) for p, r in zip(predictions, references, strict=True)]
+    return np.array([[*f.counts, *f.totals, f.sys_len, f.ref_len] for f in found], dtype=np.float64)
+
+
+def bleu_of(sums: Any) -> float:
+    """Corpus BLEU of the sums of ``bleu_statistics``, by sacrebleu."""
+    counts = [round(x) for x in sums]
+    compute = library("sacrebleu").BLEU.compute_bleu
+    return float(compute(counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp").score)
 
 
 class Chrf(LocalMetric):

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor
 
-from data.errors import UserError
+from data.errors import StageError, UserError
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=6)  # one process may ask a slow server or write much while the others wait for it
 
 
 def quiet_libraries() -> None:
@@ -41,7 +45,9 @@ class Processes:
             os.environ["ACCELERATE_USE_CPU"] = "true"  # SFTTrainer's own Accelerator must agree
         if threads:
             torch.set_num_threads(threads)
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+        self.accelerator = Accelerator(
+            cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+        )
         self.device = self.accelerator.device
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
@@ -89,6 +95,33 @@ class Processes:
     def gather(self, items: Sequence[Any]) -> list[Any]:
         """All processes' items, in rank order."""
         return list(items) if self.world == 1 else list(gather_object(list(items)))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """``work()``; where it fails in one process, all of them stop with its error instead of waiting for it.
+
+        Raises:
+            UserError, StageError: of whichever process failed; in that process whatever ``work`` raised.
+        """
+        if self.world == 1:
+            return work()
+        made: list[T] = []
+        own: Exception | None = None
+        try:
+            made = [work()]
+        except Exception as error:
+            own = error
+        told = [] if own is None else [(isinstance(own, UserError), f"process {self.rank}: {own or repr(own)}")]
+        failed = self.gather(told)
+        if own is not None:
+            raise own
+        for by_user, text in failed:
+            raise (UserError if by_user else StageError)(text)
+        return made[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """``work()`` of the main process, for all of them; its error as well (``together``)."""
+        made = self.together(lambda: [work()] if self.is_main else [])
+        return made[0] if self.world == 1 else self.gather(made)[0]
 
     def share(self, count: int) -> range:
         """This process's contiguous share of ``count`` rows (sizes differ by at most one)."""

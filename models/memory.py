@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -23,13 +24,22 @@ def out_of_memory(error: BaseException) -> bool:
 class Halving:
     """A limit on a batch size that is halved when memory runs out, and stays so.
 
+    Each process has its own limit: pieces add up to the same sums whatever their size.
+
     Args:
         name: of the setting that it limits, for the user.
         warn: where a halving is told.
+        together: of several processes that meet in ``run`` (``Processes.together``): where the smallest piece does not
+            fit in one of them, all stop with its error.
     """
 
-    def __init__(self, name: str, warn: Callable[[str], None]) -> None:
-        self.name, self.warn = name, warn
+    def __init__(
+        self,
+        name: str,
+        warn: Callable[[str], None] = warnings.warn,
+        together: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+    ) -> None:
+        self.name, self.warn, self.together = name, warn, together
         self.limit: int | None = None  # part of a stage's state: pieces decide about the last bits
 
     def size(self, wanted: int) -> int:
@@ -48,6 +58,42 @@ class Halving:
         Raises:
             StageError: the smallest piece does not fit.
         """
+        return self.together(lambda: self._run(work, wanted, least, undo))
+
+    def each(self, rows: Sequence[int], wanted: int, work: Callable[[Sequence[int]], None]) -> None:
+        """``work`` on at most ``wanted`` of the rows at a time; what is finished is not done again.
+
+        Raises:
+            StageError: a single row does not fit.
+        """
+        start = 0
+
+        def piece(size: int) -> int:
+            work(rows[start : start + size])
+            return size
+
+        while start < len(rows):
+            start += self._run(piece, min(wanted, len(rows) - start))
+
+    def once(self, work: Callable[[int], T], wanted: int) -> T:
+        """``work(wanted)``, where it cannot be begun again.
+
+        Raises:
+            StageError: memory ran out; the user must ask for less.
+        """
+        try:
+            return work(wanted)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise StageError(
+                f"out of memory with {self.name}={wanted} ({str(error).splitlines()[0]}). With several processes it is "
+                f"not halved by itself: run again with {self.name}={max(1, wanted // 2)}"
+            ) from error
+
+    def _run(
+        self, work: Callable[[int], T], wanted: int, least: int = 1, undo: Callable[[], None] = lambda: None
+    ) -> T:
         while True:
             size = self.size(wanted)
             try:

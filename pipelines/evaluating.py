@@ -12,10 +12,12 @@ from data.functions import load_function
 from evaluation.chat_judges import judged_by_chat
 from evaluation.generations import Generations
 from evaluation.held_out import Decoding, Evaluator
-from evaluation.metric_table import NO_REFERENCES, measure, needs_references
+from evaluation.metric_comparisons import compare_metrics
+from evaluation.metric_table import NO_REFERENCES, References, measure, needs_references
 from evaluation.results import SystemAnswers, assemble, samples_rows
 from evaluation.systems import Named, parse
 from models.artifacts import write_json
+from models.memory import Halving
 from pipelines.harness import harness_results
 from pipelines.job import Job, answer_limit, evaluation_prompts
 from pipelines.opening_systems import open_system
@@ -32,7 +34,8 @@ def evaluate(job: Job) -> StageResult:
     """Every system of the recipe that the run can offer, sampled and (where asked) greedily."""
     evaluator = make_evaluator(job)
     systems = available(job, evaluator)
-    answers = answers_of(job, evaluator, systems)
+    references = _references(job, evaluator)
+    answers = answers_of(job, evaluator, systems, references)
     judge = "gold" if evaluator.gold is not None else "reward" if evaluator.reward is not None else None
     names = [s.name for s in answers if s.decoding == "sampled"]
     settings = job.bench.recipe.evaluation
@@ -46,6 +49,8 @@ def evaluate(job: Job) -> StageResult:
         resamples=settings.bootstrap,
         seed=evaluator.seed,
     ) | {"settings": evaluator.settings()}
+    compared = compare_metrics(answers, against, references, resamples=settings.bootstrap, seed=evaluator.seed)
+    results |= {"metric_comparisons": compared} if compared else {}
     if settings.judges:
         join(results, chat_verdicts(job, answers, against, evaluator.seed))
     card = card_for(job, evaluator, answers)
@@ -60,15 +65,20 @@ def evaluate(job: Job) -> StageResult:
 
 
 def chat_verdicts(job: Job, answers: Sequence[SystemAnswers], against: str, seed: int) -> dict[str, Any]:
-    """What chat judges say; one process asks, all know."""
-    settings, processes = job.bench.recipe.evaluation, job.bench.processes
-    found: dict[str, Any] = {}
-    if processes.is_main:
+    """What chat judges say; one process asks, all know.
+
+    Raises:
+        RemoteError: an endpoint gives no usable reply; in the other processes as ``StageError``.
+    """
+    settings = job.bench.recipe.evaluation
+
+    def ask() -> dict[str, Any]:
         folder = None if job.generations is None else job.generations / "judgements"
-        found = judged_by_chat(
+        return judged_by_chat(
             settings.judges, answers, against, folder=folder, resamples=settings.bootstrap, seed=seed, say=job.say
         )
-    return processes.gather([found])[0]
+
+    return job.bench.processes.on_main(ask)
 
 
 def join(results: dict[str, Any], found: dict[str, Any]) -> None:
@@ -84,7 +94,9 @@ def write(job: Job, results: dict[str, Any], answers: Sequence[SystemAnswers]) -
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples_rows(answers))
 
 
-def answers_of(job: Job, evaluator: Evaluator, systems: Sequence[Named]) -> list[SystemAnswers]:
+def answers_of(
+    job: Job, evaluator: Evaluator, systems: Sequence[Named], references: References | None
+) -> list[SystemAnswers]:
     """Answers, the sampled ones of all systems first; those that a checkpoint knows are not made again.
 
     A system is loaded once, for both decodings, and let go before the next.
@@ -93,7 +105,7 @@ def answers_of(job: Job, evaluator: Evaluator, systems: Sequence[Named]) -> list
     saved = job.checkpoints.resume()
     known = [] if saved is None else json.loads(saved.own_numbers["answers"])
     answers = [SystemAnswers(**found) for found in known]
-    references, labels = _references(job, evaluator), _labels(systems)
+    labels = _labels(systems)
     wanted: list[tuple[Named, Decoding]] = []
     for named in systems:
         wanted += [(named, "sampled")]
@@ -104,10 +116,10 @@ def answers_of(job: Job, evaluator: Evaluator, systems: Sequence[Named]) -> list
             open_name, system = named.name, None  # the one before goes first
             system = open_system(job, evaluator, named, labels[named.name])
         found = evaluator.run(system, decoding)
-        metrics = measure(found, settings, references, base_dir=recipe.base_dir, seed=evaluator.seed)
+        metrics, scores = measure(found, settings, references, base_dir=recipe.base_dir, seed=evaluator.seed)
         if decoding == "sampled" and references is not None and "perplexity" in settings.metrics:
             metrics |= evaluator.perplexity(system, references) if system.best_of == 1 else {}
-        answers.append(replace(found, metrics=metrics))
+        answers.append(replace(found, metrics=metrics, answer_scores=scores))
         job.bar.advance(len(answers), {}, sum(len(ids) for ids in found.token_ids))
         job.checkpoints.safe_point(len(answers), lambda: captured(answers), len(answers))
     return sorted(answers, key=lambda a: a.decoding != "sampled")
@@ -162,6 +174,7 @@ def make_evaluator(job: Job) -> Evaluator:
         reward=bench.load_reward(job.inputs["reward"]) if "reward" in job.inputs else None,
         gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,
         generations=Generations(job.generations, bench.processes.is_main),
+        memory=Halving("evaluation.batch", bench.warn),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.adversaries import named
 from pipelines.report_charts import plain_name
-from pipelines.report_numbers import interval, number, percent
+from pipelines.report_numbers import interval, number, p_value, percent, signed
 
 JUDGES = {"gold": "the gold preference", "reward": "the reward model"}
 HIDDEN = ("references_n", "self_bleu_n")
@@ -15,7 +15,12 @@ HIDDEN = ("references_n", "self_bleu_n")
 
 def view(results: Mapping[str, Any]) -> dict[str, Any]:
     """Tables of metrics, judges and harness tasks; empty lists where there is nothing."""
-    return {"metrics": _metrics(results), "judges": _judges(results), "harness": _harness(results)}
+    return {
+        "metrics": _metrics(results),
+        "differences": _differences(results),
+        "judges": _judges(results),
+        "harness": _harness(results),
+    }
 
 
 def _metrics(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,6 +33,24 @@ def _metrics(results: Mapping[str, Any]) -> dict[str, Any]:
             columns |= dict.fromkeys(cells)
             rows.append({"name": plain_name(name), "decoding": decoding, "cells": cells})
     return {"columns": list(columns), "rows": [r for r in rows if r["cells"]]}
+
+
+def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a metric and pair of systems: the difference, its p after Holm, and what may be said."""
+    return [
+        {
+            "metric": str(c.get("metric", "")).replace("_", " "),
+            "a": plain_name(c.get("a")),
+            "b": plain_name(c.get("b")),
+            "decoding": c.get("decoding", "sampled"),
+            "mean": signed((c.get("difference") or {}).get("mean")),
+            "ci": interval((c.get("difference") or {}).get("ci95"), digits=3),
+            "p": p_value(c.get("p_value_holm")),
+            "verdict": c.get("verdict", ""),
+            "text": c.get("verdict_text", ""),
+        }
+        for c in results.get("metric_comparisons") or []
+    ]
 
 
 def _is_number(value: Any) -> bool:

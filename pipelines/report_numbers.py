@@ -15,6 +15,12 @@ def number(value: Any) -> str:
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
+def signed(value: Any) -> str:
+    """``number`` with its sign in front."""
+    found = number(value)
+    return f"+{found}" if found and value > 0 else found
+
+
 def percent(value: Any) -> str:
     return f"{100 * value:.0f} %" if isinstance(value, int | float) and math.isfinite(value) else ""
 

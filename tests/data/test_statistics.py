@@ -145,7 +145,9 @@ def test_paired_difference_and_ratio():
     ratio, difference = paired_difference(a, b, kind="ratio"), paired_difference(a, b)
     assert ratio.ci is not None and ratio.ci[0] < 1.5 < ratio.ci[1] and ratio.ci[1] - ratio.ci[0] < 0.06
     assert difference.estimate == pytest.approx(a.mean() - b.mean())
-    assert paired_difference(b, b).ci == [0, 0]
+    assert paired_difference(b + 3, b).ci == [3, 3]
+    same = paired_difference(b, b)  # no pair of a hundred differs: so far
+    assert same.estimate == 0 and same.ci == pytest.approx([-0.027, 0.027], abs=1e-3)
     with pytest.raises(ValueError, match="positive"):
         paired_difference(a, -b, kind="ratio")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from data.statistics import holm
 from evaluation.length_control import length_controlled_win_rate
@@ -33,9 +34,24 @@ def test_intervals_cover_at_the_smallest_n(world: str):
     assert 0.93 - SLACK < found < 0.97 + SLACK, found
 
 
-@pytest.mark.parametrize("how", ["one sample a prompt", "with ties"])
+@pytest.mark.parametrize("how", ["one sample a prompt", "with ties", "mean of a metric"])
 def test_a_system_is_not_called_better_than_itself(how: str):
-    assert table.false_calls(40, 1000, **table.SELVES[how]) <= 0.05
+    assert max(table.SELVES[how](40, 1000)) <= table.allowed(1000)
+
+
+@pytest.mark.parametrize("n", [20, 21, 50, 101, 200])
+def test_the_exact_rate_of_such_calls_is_below_the_nominal_one(n: int):
+    """Every number of wins, weighed by its probability: no simulation, no luck."""
+    assert 0.001 < table.exact_rate(n) <= 0.025
+
+
+def test_ties_leave_it_below_as_well():
+    """Given how many pairs differ, the test is exact: of any number of them at most 2.5 % are called better."""
+    for differing in (*range(1, 40), 199):
+        wins = np.arange(differing + 1)
+        p = np.array([stats.binomtest(int(w), differing, 0.5).pvalue for w in wins])
+        called = (p < 0.05) & (wins > differing / 2)
+        assert stats.binom.pmf(wins, differing, 0.5)[called].sum() <= 0.025
 
 
 def test_holm_by_hand():

@@ -187,13 +187,14 @@ def test_measuring_by_name_with_intervals_over_prompts(tmp_path: Path):
     body = "return [len(c) + len(r) for c, r in zip(completions, references)]"
     (tmp_path / "mine.py").write_text(f"def vowels(prompts, completions, references):\n    {body}\n")
     config = EvaluationConfig(metrics=("exact_match", "labels", "refusal_rate", "mine.py:vowels"), bootstrap=100)
-    found = measure(_system(texts), config, references, base_dir=tmp_path)
+    found, scores = measure(_system(texts), config, references, base_dir=tmp_path)
     assert found["references_n"] == 24 and found["exact_match"]["mean"] == 0.5
     low, high = found["exact_match"]["ci95"]
     assert 0.2 < low < 0.5 < high < 0.8 and found["refused"]["mean"] == 0
     assert found["vowels"]["mean"] == pytest.approx(2.5 + 24 / 30)
     assert found["accuracy"]["mean"] == 0.5 and found["f1"] == pytest.approx(2 / 3)
-    few = measure(_system(texts[:4]), config, references[:4], base_dir=tmp_path)
+    assert scores["exact_match"] == [1.0, 0.0] * 12 + [None] * 6 and scores["vowels"][-2:] == [3.0, 2.0]
+    few, _ = measure(_system(texts[:4]), config, references[:4], base_dir=tmp_path)
     assert few["exact_match"]["ci95"] is None and "too few" in few["exact_match"]["note"]
 
 
@@ -201,7 +202,7 @@ def test_every_metric_of_the_table_measures():
     pytest.importorskip("sacrebleu")
     pytest.importorskip("nltk")
     config = EvaluationConfig(metrics=tuple(METRICS), bootstrap=50)
-    found = measure(_system(["a b c d", "e f g h"]), config, [("a b c d",), ("e f g",)])
+    found, _ = measure(_system(["a b c d", "e f g h"]), config, [("a b c d",), ("e f g",)])
     assert {*METRICS, "perplexity"} == set(METRIC_NAMES)
     assert found["bleu"] > 50 and found["rougeL"]["mean"] > 0.8 and "meteor_no_synonyms" in found
 
@@ -231,4 +232,4 @@ def test_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "        return {'share': sum(p.isupper() for p in predictions) / len(predictions)}\n"
     )
     config = EvaluationConfig(metrics=(f"folder:{folder}",))
-    assert measure(_system(["A", "b"]), config)["shouting/share"] == 0.5
+    assert measure(_system(["A", "b"]), config)[0]["shouting/share"] == 0.5

@@ -17,6 +17,13 @@ RESULTS: dict[str, Any] = {
         "ppo": {"metrics": {"bleu": 14.0, "by_label": {"yes": {"f1": 1.0}}, "references_n": 9}},
         "base": {},
     },
+    "metric_comparisons": [
+        {"a": "ppo", "b": "sft", "metric": "exact_match", "decoding": "greedy", "n": 60, "p_value": 0.004,
+         "difference": {"mean": 0.125, "ci95": [0.0301, 0.22]}, "p_value_holm": 0.012, "verdict": "higher",
+         "verdict_text": "higher by 0.125 over 60 prompts"},
+        {"a": "base", "b": "sft", "metric": "bleu", "decoding": "sampled", "n": 60, "p_value": 0.4,
+         "difference": {"mean": -1.5, "ci95": None}, "p_value_holm": 0.4, "verdict": "not shown"},
+    ],
     "judges": {
         "gold": {"reliable": True, "adversaries": {"empty_answer": {"win_rate": 0.1, "ci95": [0.05, 0.2]}}},
         "gpt": {
@@ -35,12 +42,16 @@ def test_tables():
     found = view(RESULTS)
     assert found["metrics"]["columns"] == ["rougeL", "bleu"]
     assert [r["name"] for r in found["metrics"]["rows"]] == ["SFT", "PPO"]
+    match, bleu = found["differences"]
+    assert (match["metric"], match["a"], match["decoding"]) == ("exact match", "PPO", "greedy")
+    assert (match["mean"], match["ci"], match["p"]) == ("+0.125", "[0.030, 0.220]", "0.012")
+    assert (bleu["mean"], bleu["ci"], bleu["verdict"]) == ("-1.50", "", "not shown")
     gold, gpt = found["judges"]
     assert gold["name"] == "the gold preference" and gold["adversaries"][0][0] == "empty answer" and not gold["tokens"]
     assert gpt["flip_rate"] == "25 %" and gpt["tokens"] == "4,510" and gpt["adversaries"][0][0] == "prompt repeated"
     (row,) = found["harness"]
     assert (row["system"], row["task"], row["metric"], row["n"]) == ("PPO", "arc", "acc", 40) and "±" in row["error"]
-    assert view({}) == {"metrics": {"columns": [], "rows": []}, "judges": [], "harness": []}
+    assert view({}) == {"metrics": {"columns": [], "rows": []}, "differences": [], "judges": [], "harness": []}
 
 
 def test_they_are_in_the_page(run: Path, tmp_path: Path):
@@ -50,8 +61,10 @@ def test_they_are_in_the_page(run: Path, tmp_path: Path):
     results = json.loads(path.read_text(encoding="utf-8"))
     results["judges"] = RESULTS["judges"]
     results["lm_eval"] = RESULTS["lm_eval"]
+    results["metric_comparisons"] = RESULTS["metric_comparisons"]
     results["systems"]["sft"]["metrics"] = RESULTS["systems"]["sft"]["metrics"]
     path.write_text(json.dumps(results), encoding="utf-8")
     text = Tags(write_report(folder).read_text(encoding="utf-8")).text
-    for words in ("More metrics", "rougeL", "lm-evaluation-harness", "arc", "May the judges be trusted?", "unreliable"):
+    shown = ("More metrics", "rougeL", "exact match", "lm-evaluation-harness", "arc", "May the judges be trusted?")
+    for words in (*shown, "unreliable"):
         assert words in text, words
