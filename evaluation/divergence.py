@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.logprobs import CHUNK, make_rows
+from models.memory import Halving
 from models.shared_base import SharedBase
 from stages.rollout import micro_batches, response_states
 
@@ -27,10 +28,12 @@ def kl_to_reference(
     temperature: float = 1.0,
     batch: int = 64,
     reference: str = "reference",
+    memory: Halving | None = None,
 ) -> tuple[list[float], list[float]]:
     """``(sampled, exact)``, one sum an answer each, of KL(role || reference) at this temperature."""
     sampled, exact = [0.0] * len(responses), [0.0] * len(responses)
-    for index in micro_batches([len(r) for r in responses], batch):
+
+    def measure(index: Sequence[int]) -> None:
         rows = make_rows([queries[i] for i in index], [responses[i] for i in index], pad_id, base.device)
         states = {}
         for name in (role, reference):
@@ -44,10 +47,14 @@ def kl_to_reference(
             exact_step = torch.where(p.isneginf(), 0.0, p.exp() * ratio).sum(1)
             parts.append(torch.stack([ratio.gather(1, targets[part, None])[:, 0], exact_step]))
         if not parts:
-            continue
+            return
         lengths = rows.response_lengths.tolist()
         for i, row in zip(index, torch.cat(parts, dim=1).split(lengths, dim=1), strict=True):
             sampled[i], exact[i] = row.sum(1).tolist()
+
+    memory = memory or Halving("rows measured at once")
+    for index in micro_batches([len(r) for r in responses], batch):
+        memory.each(index, batch, measure)
     return sampled, exact
 
 

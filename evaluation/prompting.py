@@ -6,11 +6,11 @@ Conversations and texts in and out. Knows nothing of tokens or models.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.errors import UserError
+from data.patterns import occurrences
 from data.records import Demonstration, Message
 from evaluation.settings import PromptedConfig, Shot
 
@@ -56,11 +56,8 @@ class Asking:
             text, finished = text[: min(ends)].rstrip(), True
         if self.config.answer is None:
             return Final(text, finished)
-        found = re.findall(self.config.answer, text)
-        if not found:
-            return Final(text, finished, extracted=False)
-        last = found[-1]
-        return Final((last if isinstance(last, str) else last[0]).strip(), finished)
+        found = [match[1] for match in occurrences(self.config.answer, text, "evaluation.prompted, answer")]
+        return Final((found[-1] or "").strip(), finished) if found else Final(text, finished, extracted=False)
 
 
 def asking(name: str, config: PromptedConfig, demonstrations: Sequence[Demonstration], seed: int) -> Asking:

@@ -7,6 +7,7 @@ import re
 from pydantic import Field, field_validator
 
 from data.config import Config
+from data.patterns import compiled
 from reward.settings import RewardPart
 
 ENDS = ("\nuser :", "\nUser:", "\nHuman:")  # where a base that was never taught to stop speaks for the user
@@ -52,8 +53,8 @@ class PromptedConfig(Config):
     @classmethod
     def _is_a_pattern(cls, value: str | None) -> str | None:
         try:
-            groups = re.compile(value).groups if value is not None else 1
-        except re.error as error:
+            groups = compiled(value).groups if value is not None else 1
+        except ValueError as error:
             raise ValueError(f"is no regular expression ({error})") from None
         if not groups:
             raise ValueError("needs a group in brackets, which is the final answer")

@@ -12,6 +12,7 @@ import torch
 from data.errors import UserError, nearest
 from data.records import Message
 from data.template import Renderer
+from data.tokens import bounded
 from models.foreign import check_model
 from models.loading import load_tokenizer
 
@@ -61,7 +62,8 @@ class Classifier:
             query, response = self.renderer.prompt_and_answer(messages, answer, finished, max_tokens=1 << 20)
             return [*query, *response]
         asked = "\n\n".join(m.content for m in messages)
-        return list(self.tokenizer(asked, answer)["input_ids"] if asked else self.tokenizer(answer)["input_ids"])
+        with bounded(asked + answer):
+            return list(self.tokenizer(asked, answer)["input_ids"] if asked else self.tokenizer(answer)["input_ids"])
 
     @torch.no_grad()
     def __call__(

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from data.batching import left_pad
 from models.forward import checkpointing_paused
+from models.memory import Halving
 from models.shared_base import RoleView
 
 
@@ -181,18 +182,22 @@ def generate(
     temperature: float,
     stop_ids: Sequence[int],
     pad_id: int,
+    memory: Halving | None = None,
 ) -> Generated:
-    """Run an engine over any number of prompts in batches of similar length; results in the prompts' order."""
+    """Run an engine over any number of prompts in batches of similar length; results in the prompts' order.
+
+    With ``memory``, batches that do not fit are sampled again as smaller ones.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     ids: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     parts: list[Generated] = []
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+
+    def sample(chosen: Sequence[int]) -> None:
         part = engine(
             role,
             [prompts[i] for i in chosen],
-            uniforms=None if uniforms is None else uniforms[chosen],
+            uniforms=None if uniforms is None else uniforms[list(chosen)],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             stop_ids=stop_ids,
@@ -201,6 +206,12 @@ def generate(
         for i, row, flag in zip(chosen, part.ids, part.finished, strict=True):
             ids[i], finished[i] = row, flag
         parts.append(part)
+
+    if memory is not None:
+        memory.each(order, batch, sample)
+    else:
+        for start in range(0, len(order), batch):
+            sample(order[start : start + batch])
     back = sorted(range(len(order)), key=order.__getitem__)
     logprobs, entropy = (_joined([getattr(p, name) for p in parts], back) for name in ("logprobs", "entropy"))
     return Generated(ids=ids, finished=finished, logprobs=logprobs, entropy=entropy)

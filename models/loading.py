@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from data.errors import UserError
+from data.tokens import probe
 from models.foreign import check_model
 from models.hub import folder_of
 from models.registry import BaseModelSpec
@@ -53,7 +54,12 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
 
     folder = _folder(source, revision)
     with _told(source):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        probe(tokenizer)
+    except UserError as error:
+        raise UserError(f"base {source}: {error}") from None
+    return tokenizer
 
 
 def _folder(source: str, revision: str | None) -> Path:

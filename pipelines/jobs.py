@@ -46,6 +46,7 @@ def _pretrain(job: Job) -> StageResult:
         log=job.log,
         bar=job.bar,
         checkpoints=job.checkpoints,
+        warn=job.bench.warn,
     )
     return pretrain.run(context, recipe.base.pretrain)  # type: ignore[union-attr]
 

@@ -7,6 +7,8 @@ same bytes as in the chain.
 from __future__ import annotations
 
 import gc
+import warnings
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -31,6 +33,7 @@ class Workbench:
     def __init__(self, recipe: Recipe, processes: Processes, pretrained: Path | None) -> None:
         self.recipe, self.processes, self.pretrained = recipe, processes, pretrained
         self._bases: dict[str, SharedBase] = {}
+        self.warn: Callable[[str], None] = warnings.warn
 
     @cached_property
     def spec(self) -> BaseModelSpec:
@@ -108,7 +111,7 @@ class Workbench:
         """A finished reward stage's model, with heads, centre and spread; ``inner`` is a folder inside the stage's."""
         self._same_base("reward", folder)
         base, renderer = self.reward_base()
-        return load_reward(
+        model = load_reward(
             base,
             inner or folder,
             renderer,
@@ -116,6 +119,8 @@ class Workbench:
             takes_ids=not self.reward_stands_apart,
             max_tokens=self.recipe.reward.max_tokens,
         )
+        model.memory.warn = self.warn
+        return model
 
     def load_watcher(self, folder: Path) -> RewardModel | None:
         """The second reward model of a finished reward stage, where it has one."""

@@ -7,7 +7,7 @@ ids go in as they were sampled; a reward model on another base has its own token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from data.records import Message, Prompt
 from data.template import Renderer
 from models.heads import ScalarHead
 from models.logprobs import Rows, make_rows
+from models.memory import Halving
 from models.shared_base import RoleView, SharedBase
 
+SCORED = "answers scored at once"
 MEAN_POOLING = "mean_pooling"  # stored with the head: 1.0 where scores are means over tokens
 
 
@@ -93,16 +95,19 @@ def score_rows(
     pad_id: int,
     batch: int,
     pooling: str = "last",
+    memory: Halving | None = None,
 ) -> Tensor:
-    """Raw scores (B,) on the CPU, rows in batches of like length."""
+    """Raw scores (B,) on the CPU, rows in batches of like length; of smaller ones where memory runs out."""
     order = sorted(range(len(queries)), key=lambda i: len(queries[i]) + len(responses[i]))
     scores = torch.zeros(len(queries), dtype=torch.float32)
-    with base.role(role) as view:
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
-            rows = make_rows([queries[i] for i in chosen], [responses[i] for i in chosen], pad_id, base.device)
+
+    def score(chosen: Sequence[int]) -> None:
+        rows = make_rows([queries[i] for i in chosen], [responses[i] for i in chosen], pad_id, base.device)
+        with base.role(role) as view:
             assert view.head is not None
-            scores[chosen] = row_scores(view, rows, pooling).float().cpu()
+            scores[list(chosen)] = row_scores(view, rows, pooling).float().cpu()
+
+    (memory or Halving(SCORED)).each(order, batch, score)
     return scores
 
 
@@ -152,6 +157,7 @@ class RewardModel:
     members: tuple[Member, ...] = ()
     combine: str = "mean"
     caution: float = 1.0
+    memory: Halving = field(default_factory=lambda: Halving(SCORED), compare=False, repr=False)
 
     @property
     def head_centre(self) -> float:
@@ -170,7 +176,7 @@ class RewardModel:
 
     def raw_scores(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
         """Scores (B,) before centring; members are centred by themselves."""
-        rest = (queries, responses, self.renderer.pad_id, self.batch, self.pooling)
+        rest = (queries, responses, self.renderer.pad_id, self.batch, self.pooling, self.memory)
         if not self.members:
             return score_rows(self.base, self.role, *rest)
         each = torch.stack([score_rows(self.base, m.role, *rest) - m.centre for m in self.members])

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.errors import StageError, UserError
 from data.records import Prompt
 from models.devices import peak_memory
 from models.fast_engine import FastEngine
@@ -69,8 +68,9 @@ class PPO:
         self.base_rates = [g["lr"] for g in self.optimizer.param_groups]
         self.update_index = 0
         self.skips = Skips("ppo.max_skipped_steps", config.max_skipped_steps)
-        self.memory = Halving(f"ppo.micro_{'batch' if config.micro_tokens is None else 'tokens'}", context.warn)
-        self.sampling = Halving("rows sampled at once", context.warn)
+        met = (context.warn, context.processes.together)
+        self.memory = Halving(f"ppo.micro_{'batch' if config.micro_tokens is None else 'tokens'}", *met)
+        self.sampling = Halving("rows sampled at once", *met)
         self.records: list[StepRecord] = []
         self.cycle: Cycle | None = None
         self.safe_point: Callable[[], None] = lambda: None  # called where the state could be saved, inside a cycle
@@ -169,14 +169,7 @@ class PPO:
 
     def _scored(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
         """The reward's scores; where a process cannot get its own, all of them stop with its error."""
-        own: dict[str, Tensor] = {}
-        failed: list[tuple[bool, str]] = []
-        try:
-            own = self.reward.scores(rollout.samples())
-        except (StageError, UserError) as error:
-            failed = [(isinstance(error, UserError), str(error))]
-        for by_user, text in self.context.processes.gather(failed):
-            raise (UserError if by_user else StageError)(text)
+        own = self.context.processes.together(lambda: self.reward.scores(rollout.samples()))
         return self.reward.combine(own)
 
     def _evaluate(self, rollout: Rollout, size: int, sampled: bool) -> None:

@@ -82,6 +82,7 @@ class Watcher:
                 temperature=config.temperature,
                 stop_ids=context.renderer.stop_ids,
                 pad_id=context.pad_id,
+                memory=ppo.sampling,
             )
         kl = torch.zeros(len(queries))
         for index in micro_batches([len(ids) for ids in made.ids], config.micro_batch):

@@ -7,7 +7,7 @@ https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from data.errors import UserError
 from models.devices import Processes
 from models.forward import hidden_states, logits_of
 from models.logprobs import token_logprobs
+from models.memory import Halving
 from models.seeds import derived_seed, generator, isolated_rng
 from stages.checkpoints import Checkpoints, State, restore_training, training_tensors
 from stages.configs import PretrainConfig
@@ -45,6 +46,7 @@ class PretrainContext:
     log: MetricsLog
     bar: Bar
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    warn: Callable[[str], None] = lambda text: None
 
 
 def run(context: PretrainContext, config: PretrainConfig) -> StageResult:
@@ -142,21 +144,24 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
     lm.train()
     parameters = dict(lm.named_parameters())
     skips = Skips("base.pretrain.max_skipped_steps", config.max_skipped_steps)
+    memory = Halving("documents at once", context.warn, context.processes.together)
     saved = context.checkpoints.resume()
     first = 0 if saved is None else saved.numbers["step"]
     if saved is not None:
         restore_training(parameters, optimizers, saved.tensors)
         skips.restore(saved.numbers["skips"])
+        memory.limit = saved.numbers["limit"]
         for _ in range(first * config.batch):
             next(order)
     for step in range(first, config.steps):
         batch = [rows[next(order)] for _ in range(config.batch)]
         tokens = sum(len(r) - 1 for r in batch)
         mine = [batch[i] for i in context.processes.share(len(batch))]
-        loss = nll_sum(lm, mine, context.processes.device) / tokens
-        loss.backward()
+        loss = memory.run(
+            partial(backward, lm, mine, tokens), max(1, len(mine)), undo=lambda: lm.zero_grad(set_to_none=True)
+        )
         context.processes.sum_gradients(p for p in lm.parameters())
-        value = context.processes.sum(loss.detach()).item()
+        value = context.processes.sum(loss).item()
         norm = norm_of(lm.parameters())
         finite = math.isfinite(value) and math.isfinite(norm)
         torch.nn.utils.clip_grad_norm_(others, 1.0)
@@ -171,14 +176,27 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
         row = {"loss": value, "learning_rate": factor, "tokens": tokens, "skipped_steps": skips.total}
         context.log.write(step + 1, row)
         context.bar.advance(step + 1, {"loss": value}, tokens)
-        save = partial(captured, parameters, optimizers, skips, step + 1)
+        save = partial(captured, parameters, optimizers, skips, step + 1, memory.limit)
         context.checkpoints.safe_point(step + 1, save, step + 1, good=skips.in_a_row == 0)
     lm.eval()
     return skips.total
 
 
-def captured(parameters: dict[str, Tensor], optimizers: list[Any], skips: Skips, done: int) -> State:
-    return State(tensors=training_tensors(parameters, optimizers), numbers={"step": done, "skips": skips.as_dict()})
+def captured(
+    parameters: dict[str, Tensor], optimizers: list[Any], skips: Skips, done: int, limit: int | None
+) -> State:
+    numbers = {"step": done, "skips": skips.as_dict(), "limit": limit}
+    return State(tensors=training_tensors(parameters, optimizers), numbers=numbers)
+
+
+def backward(lm: Any, rows: Sequence[Sequence[int]], tokens: int, size: int) -> Tensor:
+    """Loss of the rows (of ``tokens`` in the whole batch), ``size`` of them at a time, and its gradient."""
+    total = torch.zeros((), device=lm.device)
+    for start in range(0, len(rows), size):
+        loss = nll_sum(lm, rows[start : start + size], lm.device) / tokens
+        loss.backward()
+        total = total + loss.detach()
+    return total
 
 
 def row_stream(count: int, g: torch.Generator | None) -> Any:
@@ -201,8 +219,13 @@ def held_out_nll(lm: Any, rows: list[list[int]], processes: Processes, batch: in
     rows = [r for r in rows if len(r) > 1]
     if not rows:
         return None
-    total = sum(nll_sum(lm, rows[i : i + batch], processes.device).item() for i in range(0, len(rows), batch))
-    return total / sum(len(r) - 1 for r in rows)
+    found: list[float] = []
+
+    def measure(part: Sequence[int]) -> None:
+        found.append(nll_sum(lm, [rows[i] for i in part], processes.device).item())
+
+    Halving("documents at once").each(range(len(rows)), batch, measure)
+    return sum(found) / sum(len(r) - 1 for r in rows)
 
 
 class Muon(torch.optim.Optimizer):

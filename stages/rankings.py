@@ -19,6 +19,7 @@ from data.functions import load_function
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
 from models.fast_engine import FastEngine
 from models.generation import generate, uniforms_for
+from models.memory import Halving
 from models.seeds import derived_seed, generator
 from stages.checkpoints import State
 from stages.configs import RankingsConfig
@@ -65,6 +66,7 @@ class Sampled:
 
     answers: list[str] = field(default_factory=list)
     finished: list[bool] = field(default_factory=list)
+    limit: int | None = None  # rows at once, where memory asked for less than the recipe
 
 
 def captured(done: dict[str, Sampled]) -> State:
@@ -81,6 +83,8 @@ def sample_and_rank(
     purpose = f"rankings/{split}/{context.processes.rank}"
     queries = [context.renderer.prompt_ids(p.messages) for p in prompts for _ in range(k)]
     answers, finished = done[split].answers, done[split].finished
+    memory = Halving("rankings.batch", context.warn)
+    memory.limit = done[split].limit
     with context.base.role("sft" if "sft" in context.base.roles else "base") as role:
         for start in range(len(answers), len(queries), config.batch * 4):
             part = queries[start : start + config.batch * 4]
@@ -94,19 +98,23 @@ def sample_and_rank(
                 temperature=config.temperature,
                 stop_ids=context.renderer.stop_ids,
                 pad_id=context.pad_id,
+                memory=memory,
             )
             answers += [context.renderer.text(ids) for ids in made.ids]
             finished += made.finished
+            done[split].limit = memory.limit
             context.bar.advance(len(answers), {}, sum(len(ids) for ids in made.ids))
             if context.processes.world == 1:  # shares differ by a row: others may have a batch less
                 number = sum(len(d.answers) for d in done.values())
                 context.checkpoints.safe_point(number, partial(captured, done))
-    scores = annotator.call(
-        [p.text for p in repeated],
-        answers,
-        finished=finished,
-        messages=[[m.as_dict() for m in p.messages] for p in repeated],
-        categories=[p.category for p in repeated],
+    scores = context.processes.together(
+        lambda: annotator.call(
+            [p.text for p in repeated],
+            answers,
+            finished=finished,
+            messages=[[m.as_dict() for m in p.messages] for p in repeated],
+            categories=[p.category for p in repeated],
+        )
     )
     noise = np.random.default_rng(derived_seed(context.seed, purpose + "/noise")).gumbel(size=len(scores))
     noisy = np.asarray(scores) + config.noise * noise

@@ -138,7 +138,7 @@ class Resumable:
 
         wanted, least = self.wanted(inputs)
         alone = self.accelerator.num_processes == 1  # others would wait in an exchange that cannot be begun again
-        total = self.memory.run(work, wanted, least, undo) if alone else work(wanted)
+        total = self.memory.run(work, wanted, least, undo) if alone else self.memory.once(work, wanted)
         self.loss = float(total)
         return total
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -198,3 +201,27 @@ def test_a_judge_that_no_adversary_beats_is_reliable():
     about = found["judges"]["j"]
     worst = [a["verdict"] for n, a in about["adversaries"].items() if n != "longest_answer"]
     assert about["reliable"] is True and worst == ["worse"] * 3 and found["warnings"] == []
+
+
+@pytest.mark.slow
+def test_a_judge_that_fails_stops_both_processes_and_the_next_time_goes_on(tmp_path: Path):
+    """The main process asks while the other waits for it: neither hangs, and what was answered is asked once."""
+    root, up = Path(__file__).parents[2], threading.Event()
+
+    def reply(p: str, a: str, b: str, n: int) -> Any:
+        return (503, b"down", {}) if n > 12 and not up.is_set() else longer(p, a, b, n)
+
+    with serving(reply) as (url, requests):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+        command += [str(root / "tests/evaluation/judged_by_two.py"), str(tmp_path), url]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        subprocess.run(command, check=True, capture_output=True, timeout=120, env=env, cwd=root)
+        main, other = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
+        assert main["world"] == 2 and main["error"] == "RemoteError" and "503" in main["text"]
+        assert other["error"] == "StageError" and other["text"] == f"process 0: {main['text']}"
+        assert len((tmp_path / "judgements" / "j.jsonl").read_text().splitlines()) == 12 and len(requests) == 13
+        up.set()
+        subprocess.run(command, check=True, capture_output=True, timeout=120, env=env, cwd=root)
+        assert len(requests) == 13 + 2 * 20 - 12  # two orders of twenty pairs, less those that were known
+    main, other = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
+    assert main == other and "wins" in main
