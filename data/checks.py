@@ -19,6 +19,7 @@ from data.formats import FORMATS, Reject, Row
 from data.readers import extension
 from data.records import group_of, normalise
 from data.sources import Parsed, Rejected, parse_file
+from data.tokens import bounded, probe
 
 EXAMPLES = 5
 """Places named for each overlap of two files."""
@@ -216,4 +217,10 @@ def _token_counter(tokenizer: str | Path | Any) -> Callable[[list[str]], list[in
             first = (str(error).splitlines() or [""])[0][:200]
             raise UserError(f"tokenizer: {folder} holds none that loads ({first})") from error
     loaded = tokenizer
-    return lambda texts: [len(ids) for ids in loaded(texts, add_special_tokens=False, verbose=False).input_ids]
+    probe(loaded)
+
+    def count(texts: list[str]) -> list[int]:
+        with bounded("".join(texts)):
+            return [len(ids) for ids in loaded(texts, add_special_tokens=False, verbose=False).input_ids]
+
+    return count

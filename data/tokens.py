@@ -5,21 +5,70 @@ Nothing here changes a tokenizer or adds a token. It knows nothing of templates 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from data.errors import UserError, nearest
 
+SLOW = 5.0  # seconds of CPU time that no honest tokenizer takes for a text of LONG characters
+LONG = 100_000
+PROBES = ("a" * 40 + "!", " " * 40 + "a", "1" * 40 + "a", "ab" * 30 + "!", "\n" * 40 + "a", "中" * 40 + "!")
+
 
 def tokenise(tokenizer: Any, text: str) -> list[int]:
-    """Ids of ``text`` alone, no special tokens around it."""
+    """Ids of ``text`` alone, no special tokens around it.
+
+    Raises:
+        UserError: the tokenizer breaks on it or takes very long.
+    """
     if not text:
         return []
-    return tokenizer(
-        text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    ).input_ids
+    with bounded(text):
+        return tokenizer(
+            text, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        ).input_ids
+
+
+@contextlib.contextmanager
+def bounded(text: str) -> Iterator[None]:
+    """Around one call of a tokenizer: its regular expressions may be made to run for ever.
+
+    The Rust library gives up on a single match after ten million steps with a panic, which is no ``Exception``; a text
+    has many places to begin one, so time is looked at as well, after each text.
+
+    Raises:
+        UserError: it broke, or took longer than any honest one.
+    """
+    started = time.thread_time()
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{_TOKENIZER} broke on a text of {len(text):,} characters ({str(error)[:200]})") from None
+    seconds = time.thread_time() - started
+    if seconds > SLOW * max(1.0, len(text) / LONG):
+        raise UserError(
+            f"{_TOKENIZER} took {seconds:.0f} seconds for a text of {len(text):,} characters: it is damaged, or made "
+            "to be slow. Use another base"
+        )
+
+
+_TOKENIZER = "the tokenizer (its tokenizer.json)"
+
+
+def probe(tokenizer: Any) -> None:
+    """Try short texts on which patterns made to be slow give themselves away, before any long one.
+
+    Raises:
+        UserError: as ``bounded``.
+    """
+    for text in PROBES:
+        tokenise(tokenizer, text)
 
 
 def token_text(tokenizer: Any, token: int) -> str:
@@ -37,7 +86,8 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 def added_bos(tokenizer: Any) -> tuple[int, ...]:
     """The id that the tokenizer puts before a text by itself; empty if it puts none."""
-    with_special = tokenizer("a").input_ids
+    with bounded("a"):
+        with_special = tokenizer("a").input_ids
     return () if with_special[:1] == tokenise(tokenizer, "a")[:1] else tuple(with_special[:1])
 
 
@@ -104,7 +154,8 @@ def decode_inner(tokenizer: Any, ids: Sequence[int], behind: int | None) -> str:
     """
 
     def decode(some: Iterable[int]) -> str:
-        return tokenizer.decode(list(some), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        with bounded(" " * len(ids)):
+            return tokenizer.decode(list(some), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     return decode(ids) if behind is None else decode([behind, *ids])[len(decode([behind])) :]
 
@@ -112,7 +163,8 @@ def decode_inner(tokenizer: Any, ids: Sequence[int], behind: int | None) -> str:
 def offsets(tokenizer: Any, text: str, count: int) -> tuple[list[int], list[int]]:
     """Begin and end in ``text`` of each of its ``count`` ids."""
     if getattr(tokenizer, "is_fast", False):
-        pairs = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+        with bounded(text):
+            pairs = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
         return [a for a, _ in pairs], [b for _, b in pairs]
     lengths = [len(tokenise(tokenizer, text[:i])) for i in range(len(text) + 1)]
     ends = [next((c for c, n in enumerate(lengths) if n > i), len(text)) for i in range(count)]

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from data.patterns import occurrences
 from reward.model import Samples
 
 
 @dataclass(frozen=True, slots=True)
 class RegexReward:
-    """1 where the pattern occurs in the answer, else 0; with ``count``, how often it does (without overlaps)."""
+    """1 where the pattern occurs in the answer, else 0; with ``count``, how often it does (without overlaps).
+
+    A search that takes too long is a ``StageError`` (``data.patterns``).
+    """
 
     pattern: str
     count: bool = False
 
     def __call__(self, samples: Samples) -> Tensor:
-        look = re.compile(self.pattern)
-        found = [sum(1 for _ in look.finditer(t)) if self.count else bool(look.search(t)) for t in samples.texts]
-        return torch.tensor([float(n) for n in found], dtype=torch.float32)
+        found = [occurrences(self.pattern, t, "ppo.reward, source regex") for t in samples.texts]
+        counts = [sum(1 for _ in some) if self.count else any(True for _ in some) for some in found]
+        return torch.tensor([float(n) for n in counts], dtype=torch.float32)
 
 
 @dataclass(frozen=True, slots=True)

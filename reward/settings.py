@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from data.config import Config
+from data.patterns import compiled
 
 REMOTE_TRAITS = ("timeout", "retries", "backoff", "concurrency", "batch", "token_env")
 """Of a remote scorer: how it is asked, which changes no score; not part of a stage's key."""
@@ -71,8 +71,8 @@ class RewardPart(Config):
             if self.pattern is None:
                 raise ValueError("source 'regex' needs a `pattern`, such as pattern: '\\bplease\\b'")
             try:
-                re.compile(self.pattern)
-            except re.error as error:
+                compiled(self.pattern)
+            except ValueError as error:
                 raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from None
         if self.kind == "length":
             if self.at_least is None and self.at_most is None:

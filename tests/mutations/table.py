@@ -129,7 +129,7 @@ ROLLOUT = [
         "nothing_real"),
     _of("R19", "chunks lose their order", GEN, "for i, row, flag in zip(chosen,", "for i, row, flag in zip(sorted(chosen),",
         PATH, "chunks_of_unsorted"),
-    _of("R19", "draws of another row in a chunk", GEN, "uniforms[chosen]", "uniforms[start : start + batch]", PATH,
+    _of("R19", "draws of another row in a chunk", GEN, "uniforms[list(chosen)]", "uniforms[: len(chosen)]", PATH,
         "chunks_of_unsorted"),
     _of("R20", "prompts in another order than queries", M, "prompts=[self.prompts[i] for i in chosen]",
         "prompts=[self.prompts[i] for i in sorted(chosen)]", PPO, "score_sees"),
@@ -461,7 +461,37 @@ RESUMING = [
         "do_not_fit"),
 ]  # fmt: skip
 
+LO, AR, RE, RT = "models/loading.py", "models/artifacts.py", "pipelines/report.py", "data/rendering.py"
+CALLS, LEAKS, HOSTILE = "tests/redteam/test_calls.py", "tests/redteam/test_leaks.py", "tests/redteam/test_models.py"
+ENTRIES, RECIPES, JINJA = "tests/redteam/test_manifests.py", "tests/redteam/test_recipes.py", "tests/redteam/test_templates.py"
+
+SAFETY = [
+    _of("H1", "remote code may be loaded with a model", LO, "use_safetensors=True,\n            trust_remote_code=False",
+        "use_safetensors=True,\n            trust_remote_code=True", CALLS, "no_call_runs"),
+    _of("H1", "remote code may be loaded with a tokenizer", LO, "from_pretrained(folder, trust_remote_code=False",
+        "from_pretrained(folder, trust_remote_code=True", CALLS, "no_call_runs"),
+    _of("H1", "an adapter's pattern is run", "models/foreign.py", "if not NAME.fullmatch(name):", "if not name:", HOSTILE,
+        "hostile_adapter_settings"),
+    _of("H2", "pickled weights may be read", LO, "use_safetensors=True", "use_safetensors=False", CALLS, "no_call_runs"),
+    _of("H2", "pickled weights pass for weights", "models/registry.py", 'if any(path.glob("*.safetensors")):',
+        'if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):', HOSTILE, "hub_folder_is_checked"),
+    _of("H3", "manifests name files anywhere", AR, ' or ".." in path.parts', "", ENTRIES, "another_shape"),
+    _of("H3", "links may leave the folder", AR, "return file.resolve().is_relative_to(folder.resolve())", "return True",
+        "tests/models/test_artifacts.py", "link"),
+    _of("H4", "secrets in manifests", AR, "**redacted(manifest)", "**manifest", LEAKS, "no_secret_in_manifests"),
+    _of("H4", "secrets in the report's answers", RE, "samples=redacted(samples)", "samples=samples", LEAKS, "no_secret_in_the_report"),
+    _of("H4", "secrets before the process that renders", RT, "if not _SECRET.search(k)}", "if k}", JINJA, "sees_no_secret"),
+    _of("H5", "texts become markup", RE, "autoescape=True", "autoescape=False", LEAKS, "becomes_markup"),
+    _of("H6", "templates write as much as they like", RT, 'if len(text) > asked["most"]:', 'if len(text) > 1 << 40:', JINJA,
+        "hostile_template"),
+    _of("H7", "tokenizers are not tried when loaded", LO, "        probe(tokenizer)\n", "        pass\n", HOSTILE, "when_it_is_loaded"),
+    _of("H7", "a slow tokenizer is not told", "data/tokens.py", "if seconds > SLOW * max(1.0, len(text) / LONG):",
+        "if seconds > 1e9:", HOSTILE, "waits_for_its_moment"),
+    _of("H8", "what runs is not what was hashed", "data/functions.py", "loader = _Source(path, source)",
+        "loader = importlib.machinery.SourceFileLoader(private, str(path))", RECIPES, "what_was_hashed"),
+]  # fmt: skip
+
 MUTANTS: list[Mutant] = [
     *ROLLOUT, *LOGPROBS, *REWARDS, *ADVANTAGES, *POLICY_LOSS, *OPTIMISATION, *ADAPTERS, *REWARD_MODEL, *INSTRUCTION, *REPORTING,
-    *GUARDS, *RESUMING,
+    *GUARDS, *RESUMING, *SAFETY,
 ]  # fmt: skip

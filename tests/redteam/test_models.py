@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data import tokens
 from data.errors import UserError
 from models.loading import load_causal_lm, load_tokenizer
 from models.role_files import CONFIG, WEIGHTS, load_role, save_role
@@ -256,6 +257,41 @@ def test_tokenizers_that_are_none(content: str, folder: Path) -> None:
     (folder.parent / "d.jsonl").write_text('{"prompt": "p"}\n')
     with pytest.raises(UserError, match="tokenizer"):
         check_files([folder.parent / "d.jsonl"], tokenizer=str(folder))
+
+
+def with_pattern(folder: Path, pattern: str) -> None:
+    """A tokenizer that is valid in every way, and splits words by this regular expression."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    path.write_text(json.dumps(content | {"pre_tokenizer": split}), encoding="utf-8")
+
+
+def test_a_tokenizer_whose_pattern_backtracks_for_ever_is_refused_when_it_is_loaded(folder: Path) -> None:
+    from data.checks import check_files
+
+    with_pattern(folder, "(a|aa)+$")
+    with pytest.raises(UserError, match="broke on a text of 41 characters") as told:
+        load_tokenizer(str(folder))
+    assert "retry-limit" in str(told.value) and "tokenizer.json" in str(told.value)
+    (folder.parent / "d.jsonl").write_text('{"prompt": "p"}\n')
+    with pytest.raises(UserError, match="broke on a text"):
+        check_files([folder.parent / "d.jsonl"], tokenizer=str(folder))
+
+
+def test_a_tokenizer_that_waits_for_its_moment_or_is_only_slow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_pattern(folder, "(x|xx)+$")
+    tokenizer = load_tokenizer(str(folder))  # no text of the probe has an x
+    with pytest.raises(UserError, match="broke on a text of 51 characters"):
+        tokens.tokenise(tokenizer, "x" * 50 + "!")
+    with pytest.raises(UserError, match="broke on a text"):
+        tokens.offsets(tokenizer, "x" * 50 + "!", 1)
+    with_pattern(folder, "(x|y)*(x|y)*(x|y)*b")
+    tokenizer = load_tokenizer(str(folder))
+    monkeypatch.setattr(tokens, "SLOW", 0.02)
+    assert tokens.tokenise(tokenizer, "w1")
+    with pytest.raises(UserError, match=r"took .* seconds for a text of 152 characters.*Use another base"):
+        tokens.tokenise(tokenizer, "x" * 150 + "cb")
 
 
 # -- the hub ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.request
 
@@ -11,9 +12,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from data.errors import UserError
+from data import patterns
+from data.errors import StageError, UserError
 from data.http import RemoteError
 from data.records import Message, Prompt
+from evaluation.prompting import Asking
+from evaluation.settings import PromptedConfig
 from reward.composition import Running, Shaping, WeightedSum, compose
 from reward.model import Samples
 from reward.remote import RemoteReward, classes_in, plain, scores_in
@@ -40,6 +44,26 @@ def test_a_regular_expression_is_found_or_counted():
     assert RegexReward(r"\bplease\b", count=True)(found).tolist() == [2.0, 0.0, 0.0]
 
 
+def test_a_pattern_that_backtracks_for_ever_ends_in_a_word(monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.1)
+    with pytest.raises(StageError, match=r"took more than 0\.1 seconds in a text of 101 characters.*\(a\+\)\+"):
+        RegexReward("(a|aa)+$")(samples_of("a", "a" * 100 + "!"))
+    asked = Asking(PromptedConfig(answer="((?:a|aa)+)$", until=()))
+    assert asked.final("so aaa", True).text == "aaa"
+    with pytest.raises(StageError, match=r"evaluation\.prompted, answer"):
+        asked.final("a" * 100 + "!", True)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [(r"a{2,3}", "aaaa a"), (r"x\{e\}", "x{e}"), (r"(?i)[^\W\d_]+", "Über 3"), (r"(?<=a)b|^c", "ab\nc"), ("", "ab"),
+     (r"(\w)\1", "hello book"), (r"\bdas\b.*?$", "was das\nist"), (r"(?P<n>a)|b", "bab"), (r"[]a]+", "]a]")],
+)  # fmt: skip
+def test_patterns_mean_what_they_mean_to_python(pattern, text):
+    found = [m.span() for m in patterns.occurrences(pattern, text, "here")]
+    assert found == [m.span() for m in re.finditer(pattern, text)]
+
+
 def test_length_costs_one_a_unit_outside_the_bounds():
     found = samples_of("a b c", "", "a", finished=[True, True, False])
     assert LengthReward(1, 2)(found).tolist() == [-1.0, -1.0, 0.0]
@@ -52,6 +76,7 @@ def test_length_costs_one_a_unit_outside_the_bounds():
     [
         ({"source": "regex"}, "needs a `pattern`"),
         ({"source": "regex", "pattern": "("}, "no regular expression"),
+        ({"source": "regex", "pattern": "x{e}"}, r"write \\{e for the characters {e"),
         ({"source": "length"}, "at_least"),
         ({"source": "length", "at_least": 3, "at_most": 2}, "exchange them"),
         ({"source": "model", "pattern": "x"}, "'pattern' belongs to source: regex"),
