@@ -320,8 +320,7 @@ class Pipeline:
         )
         start = checkpoints.prepare(out, fresh) if self.processes.is_main else 0
         self.processes.barrier()
-        self.bench.clear()
-        self.bench.warn = progress.warn
+        self.bench.clear(progress.warn)
         folder.stage(name, status="running", key=key)
         settings = {"seed": self.recipe.seed, name: stage.settings(self.recipe)}
         log = checkpoints.metrics = tracked_log(

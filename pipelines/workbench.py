@@ -79,8 +79,9 @@ class Workbench:
         base = self._load("reward", resolve_base(self.recipe.reward.base, base_dir=self.recipe.base_dir))
         return base, self._renderer(base, "auto", ())
 
-    def clear(self) -> None:
-        """Drop every role and give memory back before a stage."""
+    def clear(self, warn: Callable[[str], None] = warnings.warn) -> None:
+        """Drop every role and give memory back before a stage, whose warnings go to ``warn``."""
+        self.warn = warn
         for base in self._bases.values():
             base.drop_roles()
         gc.collect()
