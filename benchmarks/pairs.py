@@ -55,8 +55,13 @@ def run(python: Path, worker: str, case: Mapping[str, Any]) -> dict[str, Any]:
 Side = tuple[Path, str, Mapping[str, Any]]  # its Python, its worker, what it is told besides the case
 
 
-def paired(sides: Mapping[str, Side], case: Mapping[str, Any], repeats: int) -> dict[str, list[Any]]:
-    """Every side ``repeats`` times, the order turned round each time."""
+def paired(
+    sides: Mapping[str, Side],
+    case: Mapping[str, Any],
+    repeats: int,
+    after: Callable[[dict[str, list[Any]]], None] = lambda _: None,
+) -> dict[str, list[Any]]:
+    """Every side ``repeats`` times, the order turned round each time; ``after`` each pair it is told what there is."""
     found: dict[str, list[Any]] = {name: [] for name in sides}
     for i in range(repeats):
         for name in list(sides) if i % 2 == 0 else list(sides)[::-1]:
@@ -64,6 +69,7 @@ def paired(sides: Mapping[str, Side], case: Mapping[str, Any], repeats: int) -> 
             found[name].append(run(python, worker, {**case, **more}))
             print(f"  {name}: {found[name][-1]['seconds']:.1f} CPU s, "
                   f"{found[name][-1]['peak_above_imports'] / 1e9:.2f} GB above the imports", flush=True)  # fmt: skip
+        after(found)
     return found
 
 
@@ -102,10 +108,19 @@ def options(text: str | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="size S only, one pair a case")
     parser.add_argument("--repeats", type=int, default=3, help="pairs a case (default 3)")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="these alone (PPO's benchmarks)")
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.repeats = 1
     return chosen
+
+
+def selected(cases: Mapping[str, Any], chosen: argparse.Namespace) -> list[str]:
+    """Names of the cases to run: those named, or all that ``--only`` and ``--quick`` (size S) leave."""
+    if unknown := [name for name in chosen.cases or () if name not in cases]:
+        raise SystemExit(f"no case {', '.join(unknown)}; there are: {', '.join(cases)}")
+    small = [n for n in cases if chosen.only in n and (n.startswith("S") or not chosen.quick)]
+    return list(chosen.cases or small)
 
 
 def device() -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pairs import TRIVET, Side, middle, options, paired, write
+from pairs import TRIVET, Side, middle, options, paired, selected, write
 from ppo_vs_trl import COMMON
 
 CASES: dict[str, dict[str, Any]] = {
@@ -22,9 +22,8 @@ CASES: dict[str, dict[str, Any]] = {
 def main() -> None:
     chosen = options(__doc__)
     results = []
-    for name, case in CASES.items():
-        if chosen.only not in name or (chosen.quick and not name.startswith("S")):
-            continue
+    for name in selected(CASES, chosen):
+        case = CASES[name]
         print(name, flush=True)
         tokens = {"prompt": COMMON["query"], "answer": [case["new"], case["new"]], "batch": COMMON["rollouts"]}
         sides: dict[str, Side] = {

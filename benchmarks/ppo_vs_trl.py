@@ -7,13 +7,14 @@ from below what it would cost with a LoRA value role.
     make bench-envs                                the two TRL environments
     python benchmarks/ppo_vs_trl.py --quick        size S, one pair a case: about seven minutes
     python benchmarks/ppo_vs_trl.py                every case, three pairs: about an hour and a half
+    python benchmarks/ppo_vs_trl.py --repeats 1 --cases S-64-1 M-64-4-upper-half    these alone, one pair each
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from pairs import TRIVET, compare, middle, options, paired, trl, write
+from pairs import TRIVET, Side, compare, middle, options, paired, selected, trl, write
 from world import machine_rates, ppo_flops, rows_of_tokens
 
 COMMON: dict[str, Any] = {"rollouts": 32, "updates": 1, "micro_batch": 8, "rollout_batch": 32, "query": [32, 64]}
@@ -34,30 +35,37 @@ def all_cases() -> dict[str, dict[str, Any]]:
     return cases
 
 
+def entry(name: str, case: dict[str, Any], found: dict[str, list[Any]], rate: float) -> dict[str, Any]:
+    """What the pairs so far say of a case."""
+    lengths = [len(q) for q in rows_of_tokens(case["rollouts"], *case["query"], seed=0)]
+    ratios = compare(found, "trivet", "trl")
+    work = {side: ppo_flops(case["size"], lengths, case["new"], case["epochs"], side == "trl") for side in found}
+    share = {side: work[side] / rate * case["updates"] / middle(found[side], "seconds") for side in found}
+    return {"name": name, "case": case, "ratios": ratios, "roofline_share": share, "runs": found}
+
+
 def main() -> None:
     chosen = options(__doc__)
-    sides = {"trivet": (TRIVET, "trivet_ppo", {}), "trl": (trl("1.12"), "trl_ppo", {})}
-    rate = machine_rates()["matrix_flops"]
-    results = []
-    for name, case in all_cases().items():
-        if chosen.only not in name or (chosen.quick and not name.startswith("S")):
-            continue
+    sides: dict[str, Side] = {"trivet": (TRIVET, "trivet_ppo", {}), "trl": (trl("1.12"), "trl_ppo", {})}
+    cases, rate = all_cases(), machine_rates()["matrix_flops"]
+    done: dict[str, dict[str, Any]] = {}
+
+    def keep(found: dict[str, list[Any]]) -> None:
+        """After each pair, so that a run that is cut short leaves what it found, and says so."""
+        done[name] = entry(name, cases[name], found, rate)
+        plain = [r for r in done.values() if r["name"] in PLAIN]
+        least = {k: min((r["ratios"][k][1] for r in plain), default=None) for k in ("speed", "memory")}
+        write(
+            "ppo_vs_trl", chosen, list(done.values()), speed_ratio=least["speed"], memory_ratio=least["memory"],
+            missing=[n for n in cases if n not in done],
+        )  # fmt: skip
+
+    for name in selected(cases, chosen):
         print(name, flush=True)
-        found = paired(sides, case, chosen.repeats)
-        lengths = [len(q) for q in rows_of_tokens(case["rollouts"], *case["query"], seed=0)]
-        ratios = compare(found, "trivet", "trl")
-        floor = {
-            side: ppo_flops(case["size"], lengths, case["new"], case["epochs"], side == "trl") / rate for side in sides
-        }
-        share = {side: floor[side] * case["updates"] / middle(found[side], "seconds") for side in sides}
+        paired(sides, cases[name], chosen.repeats, keep)
+        ratios, share = done[name]["ratios"], done[name]["roofline_share"]
         print(f"  speed x{ratios['speed'][1]:.2f}, memory x{ratios['memory'][1]:.2f}, share of the roofline "
               f"{share['trivet']:.0%} (TRL {share['trl']:.0%})", flush=True)  # fmt: skip
-        results.append({"name": name, "case": case, "ratios": ratios, "roofline_share": share, "runs": found})
-        plain = [r for r in results if r["name"] in PLAIN]
-        least = {k: min((r["ratios"][k][1] for r in plain), default=None) for k in ("speed", "memory")}
-        missing = [n for n in all_cases() if n not in [r["name"] for r in results]]
-        # after each case, so that a run that is cut short leaves what it found, and says so
-        write("ppo_vs_trl", chosen, results, speed_ratio=least["speed"], memory_ratio=least["memory"], missing=missing)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ is no autocast to leave behind for the next stage.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -25,12 +26,13 @@ PATIENCE = timedelta(hours=6)  # one process may ask a slow server or write much
 
 def quiet_libraries() -> None:
     """No progress bars and chatter of libraries between ours; their warnings about us are ours to mend."""
-    import datasets
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    datasets.utils.logging.disable_progress_bar()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # importing it here would take 80 MB
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

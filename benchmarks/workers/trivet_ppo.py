@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 
 import torch
-import torch._dynamo  # torch's optimizers import it when the first is made: part of the bare imports on both sides
 from stage_world import context_of
 from transformers import LlamaForCausalLM
 from world import Phases, llama_config, peak_bytes, report, rows_of_tokens, settings, tokenizer

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 
 import torch
-import torch._dynamo  # torch's optimizers import it when the first is made: part of the bare imports on both sides
 import trl.experimental.ppo.ppo_trainer as module
 from datasets import Dataset
 from peft import LoraConfig
