@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 WIDTH, HEIGHT = 1280, 470
 COLOURS = {
     "gold": "#b7791f", "proxy": "#2b6cb0", "watcher": "#6b46c1",
-    "single": "#c53030", "ensemble": "#2b6cb0", "kl": "#2f855a",
+    "single": "#c53030", "ensemble": "#1a202c", "kl": "#2f855a",
 }  # fmt: skip
 
 
@@ -74,9 +74,10 @@ def curves(rows: Sequence[Mapping[str, Any]], name: str, spread: Mapping[int, fl
 def band(out: go.Figure, column: int, d: np.ndarray, every: np.ndarray, colour: str, name: str, legend: bool) -> None:
     mean, half = (np.array(x) for x in zip(*(interval(y) for y in every.T), strict=True))
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    onward = np.maximum.accumulate(d)  # a band that turned back would cross itself
     out.add_scatter(
-        x=[*d, *d[::-1]], y=[*(mean - half), *(mean + half)[::-1]], fill="toself", mode="lines", line={"width": 0},
-        fillcolor=f"rgba({red},{green},{blue},0.15)", showlegend=False, row=1, col=column,
+        x=[*onward, *onward[::-1]], y=[*(mean - half), *(mean + half)[::-1]], fill="toself", mode="lines",
+        line={"width": 0}, fillcolor=f"rgba({red},{green},{blue},0.15)", showlegend=False, row=1, col=column,
     )  # fmt: skip
     out.add_scatter(
         x=d, y=mean, mode="lines+markers", line={"color": colour, "width": 2}, marker={"size": 4}, name=name,

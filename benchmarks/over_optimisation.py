@@ -59,9 +59,9 @@ class Settings:
     answers: int = 4
     noise: float = 0.3
     epochs: float = 2
-    updates: int = 40
-    every: int = 4  # updates between looks
-    learning_rate: float = 2e-3  # below the demo's: without KL control that one leaps
+    updates: int = 39
+    every: int = 3  # updates between looks
+    learning_rate: float = 3e-3  # as in the demo, but constant
     held_out: int = 96  # prompts of a look
     most: int = 64  # of best of n
     combine: str = "mean_minus_spread"
@@ -151,7 +151,7 @@ class Study:
         model, judge = self.load(ensemble=arm == "ensemble")
         changes = {
             "updates": settings.updates, "watch_every": settings.every, "score_clip": None, "keep": "best",
-            "learning_rate": settings.learning_rate,
+            "learning_rate": settings.learning_rate, "schedule": "constant",
             "kl_coef": recipe.ppo.kl_coef if arm == "kl" else 0.0,
         }  # fmt: skip
         config, context = recipe.ppo.model_copy(update=changes), self.context()
