@@ -219,9 +219,11 @@ def test_a_judge_that_fails_stops_both_processes_and_the_next_time_goes_on(tmp_p
         main, other = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
         assert main["world"] == 2 and main["error"] == "RemoteError" and "503" in main["text"]
         assert other["error"] == "StageError" and other["text"] == f"process 0: {main['text']}"
-        assert len((tmp_path / "judgements" / "j.jsonl").read_text().splitlines()) == 12 and len(requests) == 13
+        assert len((tmp_path / "judgements" / "j.jsonl").read_text().splitlines()) == 12
+        before = len(requests)
+        assert 13 <= before <= 14  # the one that failed, and perhaps one that had begun by then
         up.set()
         subprocess.run(command, check=True, capture_output=True, timeout=120, env=env, cwd=root)
-        assert len(requests) == 13 + 2 * 20 - 12  # two orders of twenty pairs, less those that were known
+        assert len(requests) - before == 2 * 20 - 12  # two orders of twenty pairs, less those that were known
     main, other = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
     assert main == other and "wins" in main

@@ -31,6 +31,8 @@ def unsafe(tree: ast.Module) -> Iterator[str]:
         name = called(node)
         if name.endswith(".from_pretrained") and options.get("trust_remote_code") != "False":
             yield f"line {node.lineno}: {name} without trust_remote_code=False"
+        elif name.startswith("AutoModel") and "from_" in name and options.get("use_safetensors") != "True":
+            yield f"line {node.lineno}: {name} without use_safetensors=True"
         if name in UNSAFE_CALLS or options.get("shell") == "True" or options.get("weights_only"):
             yield f"line {node.lineno}: {name}"
 
@@ -47,6 +49,7 @@ def test_an_unsafe_call_would_be_seen() -> None:
         "torch.load(f)",
         "AutoModel.from_pretrained(x)",
         "AutoModel.from_pretrained(x, trust_remote_code=True)",
+        "AutoModel.from_pretrained(x, trust_remote_code=False, use_safetensors=False)",
         "yaml.load(f)",
         "subprocess.run(x, shell=True)",
     ):
