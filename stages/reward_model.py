@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from data.errors import UserError
-from data.records import RankedAnswers
+from data.records import Message, RankedAnswers
 from data.splits import is_held_out
 from models.artifacts import write_json
 from models.fast_engine import FastEngine
@@ -33,10 +33,11 @@ from stages import reward_card, trainers
 from stages.checkpoints import State, restore_training
 from stages.configs import RewardConfig
 from stages.pieces import of_rankings
+from stages.prompt_order import OnePromptAStep
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, Resumable, trainer_settings, training_session
 
-VERSION = 12
+VERSION = 13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,7 @@ class EncodedRanking:
     ranks: list[int]
     scores: list[float] | None
     weight: float = 1.0
+    prompt: tuple[Message, ...] = ()
 
 
 def run(context: StageContext, config: RewardConfig) -> StageResult:
@@ -141,12 +143,8 @@ def centred(
     answers: Sequence[list[int]],
 ) -> tuple[RewardModel, Tensor]:
     """The trained roles as a reward model whose mean score of these answers is 0, and the scores (float64)."""
-    settings: dict[str, Any] = {
-        "base": context.base,
-        "renderer": context.renderer,
-        "pooling": config.pooling,
-        "max_tokens": config.max_tokens,
-    }
+    settings: dict[str, Any] = {"base": context.base, "renderer": context.renderer, "pooling": config.pooling}
+    settings["max_tokens"] = config.max_tokens
 
     def moments(model: RewardModel) -> tuple[Tensor, float, float]:
         samples = model.raw_scores(queries, answers).double()
@@ -165,13 +163,9 @@ def centred(
 
 def write_card(context: StageContext, model: RewardModel, samples: Tensor, source: str) -> dict[str, Any]:
     """``report_card.json``, and what is in it."""
+    given, scores = context.corpus.rankings, samples.tolist()
     card = reward_card.examine(
-        model,
-        context.corpus.rankings.train,
-        context.corpus.rankings.held_out,
-        samples=samples.tolist(),
-        sampled_from=source,
-        seed=context.seed,
+        model, given.train, given.held_out, samples=scores, sampled_from=source, seed=context.seed
     )
     if context.processes.is_main:
         write_json(context.out / reward_card.FILE, card, sort_keys=False)
@@ -202,6 +196,7 @@ def encode(
                 ranks=[rank for _, _, rank, _ in encoded],
                 scores=[s for _, _, _, s in encoded if s is not None] if ranking.scores else None,
                 weight=ranking.weight,
+                prompt=ranking.prompt.messages,
             )
         )
     return kept, len(rankings) - len(kept)
@@ -307,6 +302,11 @@ class RankingTrainer(Resumable, Trainer):
             self.accuracy = (right / pairs.clamp(min=1)).item()
             self.tokens += int(self.accelerator.gather(inputs["mask"].sum()[None]).sum())
         return (loss, scores) if return_outputs else loss
+
+    def _get_train_sampler(self, *given: Any) -> Any:
+        prompts = [row.prompt or None for row in self.train_dataset]  # type: ignore[union-attr]
+        order = OnePromptAStep(prompts, self.settings.batch, self.args.seed)
+        return order if order.needed else super()._get_train_sampler(*given)
 
     def pieces(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
         return of_rankings(inputs, size)

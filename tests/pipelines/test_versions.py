@@ -30,6 +30,7 @@ CODE = {
     "rankings": ["stages/rankings.py", "models/generation.py", *FAST],
     "reward": [
         "stages/reward_model.py",
+        "stages/prompt_order.py",
         "stages/trainers.py",
         "stages/pieces.py",
         "reward/losses.py",
