@@ -58,9 +58,12 @@ START, END = "<!-- losses: {kind} -->", "<!-- /losses -->"
 
 
 def settings(kind: str) -> list[tuple[int, str, str]]:
-    """(k, loss, pooling); the whole reward role is costly, so there only one of the two is varied at a time."""
-    every = itertools.product(PROMPTS, LOSSES, POOLINGS)
-    return [s for s in every if kind == "heads" or s[1] == "pairs" or s[2] == "mean"]
+    """(k, loss, pooling). The whole reward role is costly: there poolings are compared at k = 4 alone, and losses not
+    at k = 2, where the two are one function."""
+    every = list(itertools.product(PROMPTS, LOSSES, POOLINGS))
+    if kind == "heads":
+        return every
+    return [(k, loss, p) for k, loss, p in every if k == 4 or (p == "mean" and (k > 2 or loss == "pairs"))]
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,8 @@ def tables(rows: list[dict[str, Any]], kind: str) -> str:
     def difference(noise: float, k: int, place: int, a: str, b: str) -> str:
         """Setting ``a`` less ``b`` at one place of (k, loss, pooling), over everything that both were run with."""
         pairs = [(x, (*x[:place], b, *x[place + 1 :])) for x in every if x[0] == k and x[place] == a]
-        return interval(np.mean([of(noise, *x) - of(noise, *y) for x, y in pairs if y in every], axis=0))
+        found = [of(noise, *x) - of(noise, *y) for x, y in pairs if y in every]
+        return interval(np.mean(found, axis=0)) if found else ""
 
     agree = {n: np.mean([r["labels_agree"] for r in rows if r["noise"] == n]) for n in noises}
     count = ", ".join(f"{len(whole[n])} where {agree[n]:.0%} of the labels are right" for n in noises)

@@ -42,13 +42,13 @@ def test_a_few_reviews_go_from_text_to_a_reward_model(shared: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_reviews_reward_model_orders_more_than_four_fifths_of_held_out_pairs(shared: Path, tmp_path: Path) -> None:
+def test_the_reward_model_is_within_a_point_of_counting_characters(shared: Path, tmp_path: Path) -> None:
+    """On the same split."""
     pipeline = run("reviews.yaml", [f"data.rankings={need(shared, FILE)}"], tmp_path)
     found = metrics(pipeline, "reward")
     rankings = pipeline.corpus.rankings
     linear = ngram_pair_accuracy(rankings.train, rankings.held_out, "char")
     print(f"reviews: {found['pair_accuracy']:.3f} {found['pair_accuracy_ci95']}, character 1-2-grams {linear}")
     assert (found["rankings"], found["held_out_rankings"]) == (1859, 232)
-    assert found["pair_accuracy"] > 0.80
-    assert found["pair_accuracy_ci95"][0] > 0.75
-    assert found["pair_accuracy"] > linear.estimate - 0.05
+    assert found["pair_accuracy_ci95"][0] > 0.80
+    assert found["pair_accuracy"] > linear.estimate - 0.01
