@@ -259,6 +259,12 @@ class SharedBase:
         assert isinstance(config, LoraConfig)
         return config
 
+    def lora_settings(self, name: str) -> dict[str, Any] | None:
+        """What, with its weights, makes a role's adapter; None where the role has none."""
+        if self.peft is None or name not in self.peft.peft_config:
+            return None
+        return self._config(name).to_dict() | {"inference_mode": None}
+
     def _add_adapter(self, name: str, config: LoraConfig, seed: int) -> None:
         trainable = self._trainable_now()
         with isolated_rng(derived_seed(seed, f"adapter/{name}")):

@@ -4,6 +4,10 @@ Where both ways run trivet's own arithmetic in fp32 they agree to about 1e-6 nat
 does not trust in that: a few rows of the first rollout are computed both ways before anything is used, and the first
 minibatch of every update, whose policy is still the one that sampled, shows for each of its tokens how far both are
 apart. What was found is part of a checkpoint, so a run that was interrupted decides as one that was not.
+
+While the policy is the reference bit for bit, as it is before the first step, neither is needed: the reference's pass
+is the policy's as well, and a KL of 0 is exactly 0. (Rounding in its place would be all that a reward without
+differences leaves, and Adam makes whole steps of it.)
 """
 
 from __future__ import annotations
@@ -17,11 +21,12 @@ from data.errors import UserError
 from models.fast_weights import can_train
 from models.generation import Generated
 from models.logprobs import scatter
-from models.shared_base import RoleView
+from models.shared_base import RoleView, SharedBase
 from stages.rollout import Rollout, policy_pass
 from stages.stage import StageContext
 
 How = Literal["auto", "recompute", "sampler"]
+Source = Literal["sampler", "policy", "reference"]
 COMPARED = 4  # of the first rollout, computed both ways
 TOLERANCE = 1e-4  # nats a token
 
@@ -38,6 +43,17 @@ class OldLogprobs:
     def __init__(self, how: How, temperature: float, context: StageContext) -> None:
         self.how, self.temperature, self.context = how, temperature, context
         self.agree: bool | None = None  # part of the state; None: not compared yet
+
+    def source(self, base: SharedBase, rollout: Rollout, made: Generated) -> Source:
+        """Whose pass gives this rollout's; with ``"sampler"`` they have been put into it.
+
+        Raises:
+            UserError: as ``take``.
+        """
+        if self.how != "sampler" and is_reference(base):
+            return "reference"
+        with base.role("policy") as policy:
+            return "sampler" if self.take(policy, rollout, made) else "policy"
 
     def take(self, policy: RoleView, rollout: Rollout, made: Generated) -> bool:
         """Put the sampler's log-probabilities and entropies into the rollout; False where they must be computed.
@@ -76,6 +92,14 @@ class OldLogprobs:
                 f"the sampler's log-probabilities differ from those of the training forward by more than {TOLERANCE:g} "
                 f"nats on {tokens:.0f} tokens; they are recomputed from now on, as with ppo.old_logprobs: recompute"
             )
+
+
+def is_reference(base: SharedBase) -> bool:
+    """Whether the policy's weights are those of the reference, bit for bit."""
+    kinds = [base.lora_settings(name) for name in ("policy", "reference")]
+    own, other = (list(base.parameters_of(name).values()) for name in ("policy", "reference"))
+    same = kinds[0] == kinds[1] and len(own) == len(other)
+    return same and all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
 
 
 def same_arithmetic(policy: RoleView) -> bool:

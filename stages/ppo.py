@@ -28,12 +28,12 @@ from stages import ppo_math
 from stages.configs import PPOConfig
 from stages.kl_control import make_controller
 from stages.lower_layers import keep_lower_layers
-from stages.old_logprobs import OldLogprobs, apart
+from stages.old_logprobs import OldLogprobs, Source, apart
 from stages.rollout import Cycle, Rollout, StepRecord, policy_pass, response_states, value_pass
 from stages.skips import Skips
 from stages.stage import StageContext, schedule_factor
 
-VERSION = 7
+VERSION = 8
 
 
 class PPO:
@@ -159,9 +159,8 @@ class PPO:
             texts=[context.renderer.text(ids) for ids in made.ids],
         )
         keep_lower_layers(self.base, rollout, config)
-        with self.base.role("policy") as policy:
-            sampled = self.old.take(policy, rollout, made)
-        self.memory.run(lambda size: self._evaluate(rollout, size, sampled), *self._micro(rollout))
+        source = self.old.source(self.base, rollout, made)
+        self.memory.run(lambda size: self._evaluate(rollout, size, source), *self._micro(rollout))
         scores, parts = self._scored(rollout)
         rollout.raw_scores = scores.to(device)
         rollout.score_parts = {k: v.to(device) for k, v in parts.items()}
@@ -172,8 +171,8 @@ class PPO:
         own = self.context.processes.together(lambda: self.reward.scores(rollout.samples()))
         return self.reward.combine(own)
 
-    def _evaluate(self, rollout: Rollout, size: int, sampled: bool) -> None:
-        """Old log-probabilities by the training forward unless they were ``sampled``, reference, values."""
+    def _evaluate(self, rollout: Rollout, size: int, source: Source) -> None:
+        """Old log-probabilities unless the sampler gave them, reference, values."""
         for index in rollout.parts(range(len(rollout.queries)), size, self.config.micro_tokens and size):
             rows = rollout.rows(index, self.context.pad_id)
             width, temperature = rollout.mask.shape[1], self.config.temperature
@@ -182,13 +181,16 @@ class PPO:
                 return scatter(flat.float(), rows.response_lengths, width)
 
             with self.base.role("policy") as policy:
-                if not sampled:
+                if source == "policy":
                     logprobs, entropy = policy_pass(policy, rows, temperature)
                     rollout.logprobs[index], rollout.entropy[index] = lay(logprobs), lay(entropy)
                 if self.on_trunk:
                     rollout.values[index] = lay(self._trunk_value(policy, rows))
             with self.base.role("reference") as reference:
-                rollout.ref_logprobs[index] = lay(policy_pass(reference, rows, temperature)[0])
+                logprobs, entropy = policy_pass(reference, rows, temperature)
+                rollout.ref_logprobs[index] = lay(logprobs)
+                if source == "reference":
+                    rollout.logprobs[index], rollout.entropy[index] = lay(logprobs), lay(entropy)
             if not self.on_trunk:
                 with self.base.role("value") as value:
                     rollout.values[index] = lay(value_pass(value, rows))

@@ -13,10 +13,20 @@ from data.errors import UserError
 from models.fast_engine import FastEngine
 from stages import old_logprobs, ppo_state
 from stages import ppo as ppo_module
+from stages.ppo import PPO
 from stages.rollout import policy_pass
-from tests.conftest import make_base
+from tests.conftest import make_base, randomise
 from tests.resume.test_ppo_state import everything, facts
-from tests.stages.ppo_world import RAGGED, Injected, make_ppo
+from tests.stages import ppo_world
+from tests.stages.ppo_world import RAGGED, Injected
+
+
+def make_ppo(*args: Any, **settings: Any) -> PPO:
+    """One whose policy is no longer the reference, by less than any number here shows."""
+    ppo = ppo_world.make_ppo(*args, **settings)
+    with torch.no_grad():
+        next(iter(ppo.policy_parameters.values())).view(-1)[0] += 1e-6
+    return ppo
 
 
 def counted(monkeypatch) -> list[str]:
@@ -59,6 +69,7 @@ def test_the_samplers_are_taken_and_are_those_of_the_training_forward(tmp_path, 
     for how in ("auto", "sampler", "recompute"):
         names.clear()
         ppo = make_ppo(tmp_path, old_logprobs=how, temperature=0.7, rollouts=8, micro_batch=3)
+        randomise(ppo.base, "policy", 5)
         with ppo.base.training("policy", "value"):
             found[how] = ppo.rollout()[0]
         # three micro-batches of the reference; four rows of the policy in one pass, none, or three micro-batches
@@ -74,6 +85,32 @@ def test_the_samplers_are_taken_and_are_those_of_the_training_forward(tmp_path, 
     ppo = make_ppo(tmp_path, updates=3, epochs=1)
     list(ppo.train())
     assert names == ["policy", *["reference"] * 3]  # compared in the first rollout alone
+
+
+@pytest.mark.parametrize("how", ["auto", "recompute"])
+def test_while_the_policy_is_the_reference_one_pass_serves_both(tmp_path, monkeypatch, how):
+    names = counted(monkeypatch)
+    ppo = ppo_world.make_ppo(tmp_path, old_logprobs=how, updates=2, epochs=1, micro_batch=8, engine=Off(0.01))
+    told = warned(ppo)
+    with ppo.base.training("policy", "value"):
+        first = ppo.rollout()[0]
+    assert names == ["reference"] and not told and ppo.old.agree is None
+    assert torch.equal(first.logprobs, first.ref_logprobs) and first.entropy[first.mask].min() > 0
+    names.clear()
+    rows = list(ppo.train())
+    assert rows[0]["objective/kl"] == 0 and rows[0]["ppo/policy/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert names.count("policy") == {"auto": 2, "recompute": 1}[how]
+    assert names[0] == "reference" and names[-2] == "policy"
+
+
+def test_other_settings_or_weights_are_another_policy(tmp_path):
+    ppo = ppo_world.make_ppo(tmp_path)
+    assert old_logprobs.is_reference(ppo.base)
+    settings = ppo.base.peft.peft_config["policy"]
+    settings.lora_alpha *= 2
+    assert not old_logprobs.is_reference(ppo.base)
+    settings.lora_alpha /= 2
+    assert old_logprobs.is_reference(ppo.base) and not old_logprobs.is_reference(make_ppo(tmp_path).base)
 
 
 @pytest.mark.parametrize("how", ["auto", "sampler"])
