@@ -13,7 +13,7 @@ from typing import Any
 
 from data.errors import UserError
 from data.functions import load_function
-from data.statistics import mean_interval
+from data.intervals import mean_interval, proportion_interval
 from evaluation.metrics import LocalMetric
 from evaluation.own_metrics import RefusalRate, SelfBleu
 from evaluation.results import SystemAnswers
@@ -26,22 +26,26 @@ References = Sequence[Sequence[str]]  # of each row; empty where there are none
 
 @dataclass(frozen=True)
 class Entry:
-    """A metric: how it is made, whether it needs references, and what else of the settings it is given."""
+    """A metric: how it is made, whether it needs references, and what else of the settings it is given.
+
+    ``outcomes``: a score is 1 or 0 by definition, so that no answer refused still leaves some room for refusals.
+    """
 
     make: Callable[[], LocalMetric]
     references: bool = True
+    outcomes: bool = False
     options: Callable[[EvaluationConfig], dict[str, Any]] = lambda config: {}
 
 
 METRICS: dict[str, Entry] = {
-    "refusal_rate": Entry(RefusalRate, references=False),
+    "refusal_rate": Entry(RefusalRate, references=False, outcomes=True),
     "self_bleu": Entry(SelfBleu, references=False),
     "rouge": Entry(Rouge),
     "bleu": Entry(Bleu),
     "chrf": Entry(Chrf),
     "meteor": Entry(Meteor),
-    "exact_match": Entry(ExactMatch),
-    "labels": Entry(Labels, options=lambda config: {"labels": list(config.labels)}),
+    "exact_match": Entry(ExactMatch, outcomes=True),
+    "labels": Entry(Labels, outcomes=True, options=lambda config: {"labels": list(config.labels)}),
 }
 
 
@@ -81,7 +85,8 @@ def measure(
             found = _ready_made(name, entry, system, config, given, rows)
         else:
             found = _own(name, system, given, config, base_dir)
-        out |= _spread(found, [system.units[i] for i in rows], config.bootstrap, seed)
+        outcomes = entry is not None and entry.outcomes
+        out |= _spread(found, [system.units[i] for i in rows], outcomes, config.bootstrap, seed)
         for label, values in found.get("scores", {}).items():
             at = dict(zip(rows, map(float, values), strict=True))
             scores[label] = [at.get(i) for i in range(len(given))]
@@ -108,11 +113,16 @@ NO_REFERENCES = (
 )
 
 
-def _spread(found: Mapping[str, Any], units: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
+def _spread(
+    found: Mapping[str, Any], units: Sequence[str], outcomes: bool, resamples: int, seed: int
+) -> dict[str, Any]:
     """Aggregates as they are; ``scores``, one an answer, as mean and interval."""
     out = {k: v for k, v in found.items() if k != "scores"}
     for name, values in found.get("scores", {}).items():
-        interval = mean_interval(values, units, resamples=resamples, seed=seed)
+        if outcomes:
+            interval = proportion_interval(values, units)
+        else:
+            interval = mean_interval(values, units, resamples=resamples, seed=seed)
         note = {"note": interval.note} if interval.ci is None else {}
         out[name] = {"mean": interval.estimate, "ci95": interval.ci} | note
     return out

@@ -27,7 +27,7 @@ from stages.checkpoints import State
 from stages.reward_card import FILE
 from stages.stage import StageResult
 
-VERSION = 8
+VERSION = 9
 
 
 def evaluate(job: Job) -> StageResult:

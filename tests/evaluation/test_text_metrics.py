@@ -191,6 +191,7 @@ def test_measuring_by_name_with_intervals_over_prompts(tmp_path: Path):
     assert found["references_n"] == 24 and found["exact_match"]["mean"] == 0.5
     low, high = found["exact_match"]["ci95"]
     assert 0.2 < low < 0.5 < high < 0.8 and found["refused"]["mean"] == 0
+    assert found["refused"]["ci95"][0] == 0 and 0.05 < found["refused"]["ci95"][1] < 0.2  # none of 30 is not "never"
     assert found["vowels"]["mean"] == pytest.approx(2.5 + 24 / 30)
     assert found["accuracy"]["mean"] == 0.5 and found["f1"] == pytest.approx(2 / 3)
     assert scores["exact_match"] == [1.0, 0.0] * 12 + [None] * 6 and scores["vowels"][-2:] == [3.0, 2.0]
