@@ -137,7 +137,7 @@ def arithmetic(config: Any, queries: int, responses: int, rows: int) -> dict[str
     head = 2 * responses * d * v
     return {
         "rollout": body + head,
-        "score": 2 * (body + head) + 2 * body,  # policy, reference; value, reward
+        "score": (body + head) + 2 * body,  # reference; value, reward (old log-probabilities are the sampler's)
         "update": 2 * (body + head) + 2 * body,  # an epoch: policy and value, forward and backward
     }
 

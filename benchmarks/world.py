@@ -162,11 +162,11 @@ def forward_flops(size: str, lengths: Sequence[int], logits: int) -> float:
 
 
 def ppo_flops(size: str, queries: Sequence[int], new: int, epochs: int, full_value: bool) -> float:
-    """One update: sampling, old and reference log-probs, value, reward, then ``epochs`` passes of both roles.
+    """One update: sampling, reference log-probs, value, reward, then ``epochs`` passes of both roles.
 
-    Backward costs a forward again with LoRA and two with full training.
+    Old log-probs are the sampler's, on both sides. Backward costs a forward again with LoRA and two with full training.
     """
     rows = [q + new for q in queries]
     tokens = len(rows) * new
     scored, plain = forward_flops(size, rows, tokens), forward_flops(size, rows, 0)
-    return scored + 2 * scored + 2 * plain + epochs * (2 * scored + (3 if full_value else 2) * plain)
+    return 2 * scored + 2 * plain + epochs * (2 * scored + (3 if full_value else 2) * plain)
