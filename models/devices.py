@@ -116,7 +116,8 @@ class Processes:
         failed = self.gather(told)
         if own is not None:
             raise own
-        for by_user, text in failed:
+        if failed:
+            by_user, text = failed[0]
             raise (UserError if by_user else StageError)(text)
         return made[0]
 

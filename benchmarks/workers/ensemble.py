@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from pathlib import Path
 
+import psutil
 import torch
 from stage_world import context_of
 from transformers import LlamaForCausalLM
@@ -20,15 +19,10 @@ from reward.model import Member, RewardModel
 from stages.configs import RewardConfig
 from stages.reward_model import EncodedRanking, train_all
 
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 case = settings()
 torch.manual_seed(0)
 base = SharedBase(LlamaForCausalLM(llama_config(case["size"])), tokenizer())
-before, adapter, members = resident(), AdapterConfig(rank=16, alpha=32), case["members"]
+before, adapter, members = psutil.Process().memory_info().rss, AdapterConfig(rank=16, alpha=32), case["members"]
 found = rankings(case["batch"] * case["updates"], case["answers"], case["prompt"], case["answer"])
 roles = [member_role("reward", i) for i in range(members)]
 with tempfile.TemporaryDirectory() as folder:
