@@ -52,3 +52,14 @@ def test_the_reward_model_is_within_a_point_of_counting_characters(shared: Path,
     assert (found["rankings"], found["held_out_rankings"]) == (1859, 232)
     assert found["pair_accuracy_ci95"][0] > 0.80
     assert found["pair_accuracy"] > linear.estimate - 0.01
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_better_than_counting_characters(shared: Path, tmp_path: Path) -> None:
+    """On the same split, three members."""
+    pipeline = run("reviews.yaml", [f"data.rankings={need(shared, FILE)}", "reward.ensemble=3"], tmp_path)
+    found = metrics(pipeline, "reward")
+    rankings = pipeline.corpus.rankings
+    linear = ngram_pair_accuracy(rankings.train, rankings.held_out, "char")
+    print(f"reviews, three members: {found['pair_accuracy']:.3f} {found['pair_accuracy_ci95']}, 1-2-grams {linear}")
+    assert found["pair_accuracy"] > linear.estimate
