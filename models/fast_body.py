@@ -18,10 +18,11 @@ from models.forward import body_of, hidden_states
 
 
 class Below(NamedTuple):
-    """Known states (T, D) that enter layer ``depth``."""
+    """Of layer ``depth``: the states (T, D) that enter it, and its ``base_product`` where known, to be written over."""
 
     depth: int
     states: Tensor
+    product: Tensor | None
 
 
 def states(
@@ -75,7 +76,7 @@ def fast_states(
         positions = places[positions]
     recompute = any(getattr(layer, "gradient_checkpointing", False) for layer in body_of(lm).layers)  # type: ignore
     known = None if trunk is None else trunk.find(decoder, ids, mask)
-    below = None if trunk is None or known is None else Below(trunk.depth, known)
+    below = None if trunk is None or known is None else Below(trunk.depth, *known)
     return states(decoder, ids[mask], layout, positions, recompute, below)
 
 
@@ -89,14 +90,14 @@ def _through(
     below: Below | None,
 ) -> Tensor:
     run, last = start(decoder, layout), len(decoder.layers) - 1
-    first, x = below or Below(0, embed(decoder, ids))
+    first, x, product = below or Below(0, embed(decoder, ids), None)
     for index in range(first, len(decoder.layers)):
         chosen = wanted if index == last else None
         save = None
         if saved is not None and index >= decoder.lowest:
             save = Saved(x=x)
             saved.append(save)
-        x = forward(run, index, x, chosen, None if recompute else save)
+        x = forward(run, index, x, chosen, None if recompute else save, product=product if index == first else None)
     if saved is not None:
         saved.append(Saved(x=x))
     return rms_norm(x, decoder.norm, decoder.epsilon)

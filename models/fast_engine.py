@@ -2,7 +2,7 @@
 
 Key-value storage is laid out once, the adapter is added into copies of the weights for the duration, a prompt that
 occurs several times is read once, and a row that finishes gives its place to the last one, so that no step computes
-rows that are done. Knows nothing of text.
+rows that are done. What enters one layer can be kept for those who would compute it again. Knows nothing of text.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Storage:
     # (layers, 2, B, H', P + R, d), one piece of memory, which is whole again when it is given back
     both: Tensor
     hidden: Tensor | None  # (B, 1, 1, P + R) added to the scores: -inf before a prompt begins; None: equal lengths
+    lower: Tensor | None  # (B, P + R, D) what enters one layer, by prompt and position; rows of it do not move
 
     def move(self, source: int, target: int) -> None:
         """Row ``source`` takes the place of row ``target``."""
@@ -40,10 +41,15 @@ class Storage:
 
 
 class FastEngine:
-    """``CachedEngine``'s twin over the weights themselves; whatever is no such decoder goes to ``CachedEngine``."""
+    """``CachedEngine``'s twin over the weights themselves; whatever is no such decoder goes to ``CachedEngine``.
 
-    def __init__(self, measure: bool = False) -> None:
-        self.measure, self.plain = measure, CachedEngine(measure)
+    Args:
+        measure: give log-probabilities and entropies too.
+        depth: where the role has no adapter below this layer, give what enters it too, for every token; 0: nothing.
+    """
+
+    def __init__(self, measure: bool = False, depth: int = 0) -> None:
+        self.measure, self.depth, self.plain = measure, depth, CachedEngine(measure)
 
     @torch.no_grad()
     def __call__(
@@ -69,7 +75,8 @@ class FastEngine:
         out: list[list[int]] = [[] for _ in prompts]
         finished = [False] * len(prompts)
         folded, output = Folded(keep=len(prompts)), output_weight(role.lm)
-        hidden, storage = read_prompts(decoder, folded, prompts, max_new_tokens, device)
+        depth, count = self.depth if self.depth <= decoder.lowest else 0, len(decoder.layers)
+        hidden, storage = read_prompts(decoder, folded, prompts, max_new_tokens, device, depth)
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         width = int(lengths.max()) if len(prompts) else 0
         rows = list(range(len(prompts)))  # place in the batch -> prompt
@@ -86,17 +93,25 @@ class FastEngine:
             for row, token, stop in zip(rows, tokens.tolist(), done, strict=True):
                 out[row].append(token)
                 finished[row] = stop
-            if all(done) or step + 1 == max_new_tokens:
+            last, positions, x = all(done) or step + 1 == max_new_tokens, lengths[at] + step, embed(decoder, tokens)
+            if storage.lower is not None:  # of the tokens that end rows as well
+                x = decode_layers(decoder, folded, storage, range(depth), x, positions, width + step)
+                storage.lower[at, positions] = x
+            if last:
                 break
-            tokens, rows = _close_ranks(storage, tokens, rows, done)
-            positions = lengths[torch.tensor(rows, device=device)] + step
-            hidden = decode_step(decoder, folded, storage, tokens, positions, width + step)
+            places, rows = _close_ranks(storage, rows, done)
+            x, positions = x[places], positions[places]
+            x = decode_layers(decoder, folded, storage, range(depth, count), x, positions, width + step)
+            hidden = rms_norm(x, decoder.norm, decoder.epsilon)
         logprobs, entropy = measured or (None, None)
-        return Generated(ids=out, finished=finished, logprobs=logprobs, entropy=entropy)
+        lower = None
+        if storage.lower is not None:
+            lower = [x[: len(p) + len(r)] for x, p, r in zip(storage.lower, prompts, out, strict=True)]
+        return Generated(ids=out, finished=finished, logprobs=logprobs, entropy=entropy, lower=lower)
 
 
-def _close_ranks(storage: Storage, tokens: Tensor, rows: list[int], done: list[bool]) -> tuple[Tensor, list[int]]:
-    """Rows that go on, moved together to the front."""
+def _close_ranks(storage: Storage, rows: list[int], done: list[bool]) -> tuple[list[int], list[int]]:
+    """Rows that go on, moved together to the front: their places before, and their prompts."""
     rows, places, last = list(rows), list(range(len(rows))), len(rows) - 1
     for place in range(len(rows)):
         while last >= place and done[last]:
@@ -107,13 +122,16 @@ def _close_ranks(storage: Storage, tokens: Tensor, rows: list[int], done: list[b
             storage.move(last, place)
             rows[place], places[place] = rows[last], last
             last -= 1
-    return tokens[places[: last + 1]], rows[: last + 1]
+    return places[: last + 1], rows[: last + 1]
 
 
 def read_prompts(
-    decoder: Decoder, folded: Folded, prompts: Sequence[Sequence[int]], room: int, device: torch.device
+    decoder: Decoder, folded: Folded, prompts: Sequence[Sequence[int]], room: int, device: torch.device, depth: int = 0
 ) -> tuple[Tensor, Storage]:
-    """States (B, D) that predict each row's first new token, and the storage with all prompts in it."""
+    """States (B, D) that predict each row's first new token, and the storage with all prompts in it.
+
+    ``depth``: the layer whose input is kept; 0: none.
+    """
     numbers: dict[tuple[int, ...], int] = {}
     which = torch.tensor([numbers.setdefault(tuple(p), len(numbers)) for p in prompts], device=device)
     ids, mask = (t.to(device) for t in right_pad([list(p) for p in numbers], 0))
@@ -127,7 +145,10 @@ def read_prompts(
     shape = (len(decoder.layers), 2, len(prompts), decoder.key_heads, width + room, decoder.head_size)
     both = decoder.norm.new_empty(shape)
     run, x = start(decoder, layout, folded), embed(decoder, ids[mask])
+    lower = x.new_empty((len(prompts), width + room, x.shape[1])) if depth else None
     for index in range(len(decoder.layers)):
+        if index == depth and lower is not None:
+            lower[:, :width] = layout.grid(x[:, None])[which, 0]
         final = index + 1 == len(decoder.layers)
 
         def keep(k: Tensor, v: Tensor, into: Tensor = both[index]) -> None:
@@ -140,25 +161,30 @@ def read_prompts(
         hidden = x.new_zeros((len(prompts), 1, 1, width + room))
         before = torch.arange(width, device=device) < width - lengths[which][:, None]
         hidden[:, 0, 0, :width].masked_fill_(before, -torch.inf)
-    return rms_norm(x, decoder.norm, decoder.epsilon)[which], Storage(both=both, hidden=hidden)
+    states = rms_norm(x, decoder.norm, decoder.epsilon)[which]
+    return states, Storage(both=both, hidden=hidden, lower=lower)
 
 
-def decode_step(
-    decoder: Decoder, folded: Folded, storage: Storage, tokens: Tensor, positions: Tensor, column: int
+def decode_layers(
+    decoder: Decoder, folded: Folded, storage: Storage, which: range, x: Tensor, positions: Tensor, column: int
 ) -> Tensor:
-    """States (B, D) after one more token of each row, written to ``column`` of the storage.
+    """Some layers on one more token of each row, whose keys and values go to ``column`` of the storage.
 
     Args:
-        tokens: (B,).
+        which: indices of layers, one after another.
+        x: (B, D) what enters the first of them.
         positions: (B,) each token's place in its own row.
         column: the same for all rows.
+
+    Returns:
+        (B, D) what leaves the last of them.
     """
-    eps, count = decoder.epsilon, len(tokens)
+    eps, count = decoder.epsilon, len(x)
     cos, sin = decoder.angles(positions)
     groups = decoder.heads // decoder.key_heads
     hidden = None if storage.hidden is None else storage.hidden[:count, :, :, : column + 1]
-    x = embed(decoder, tokens)
-    for index, layer in enumerate(decoder.layers):
+    for index in which:
+        layer = decoder.layers[index]
         qkv = linear(rms_norm(x, layer.norm, eps), *folded(index, "attention", layer.attention))
         q, k, v = heads_of(decoder, layer, qkv, cos, sin)
         keys, values = storage.both[index, :, :count]
@@ -173,4 +199,4 @@ def decode_step(
         x = x + linear(mixed.reshape(count, -1), *folded(index, "output", layer.output))
         gu = linear(rms_norm(x, layer.second_norm, eps), *folded(index, "gated", layer.gated))
         x = x + linear(gated(gu), *folded(index, "down", layer.down))
-    return rms_norm(x, decoder.norm, eps)
+    return x

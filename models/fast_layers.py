@@ -93,6 +93,22 @@ def gated(gu: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
+def base_product(decoder: Decoder, index: int, x: Tensor) -> Tensor:
+    """What the frozen weights alone make of a layer's input (T, D): its queries, keys and values (T, ...) so far."""
+    layer = decoder.layers[index]
+    normed = rms_norm(x, layer.norm, decoder.epsilon)
+    return torch.cat([F.linear(normed, p.weight, p.bias) for p in layer.attention], dim=1)
+
+
+def add_adapters(product: Tensor, group: Sequence[Projection], x: Tensor) -> Tensor:
+    """``product + s (x A^T) B^T`` for each projection of a group, written into ``product`` (T, sum of out)."""
+    parts = product.split([len(p.weight) for p in group], dim=1)
+    for p, part in zip(group, parts, strict=True):
+        if p.a is not None and p.b is not None:
+            part.addmm_(x @ p.a.T, p.b.T, alpha=p.scale)
+    return product
+
+
 @dataclass(slots=True, kw_only=True)
 class Saved:
     """What backward needs of one layer's forward; ``recompute`` keeps ``x`` alone."""
@@ -117,7 +133,13 @@ class Pass:
 
 
 def forward(
-    run: Pass, index: int, x: Tensor, wanted: Tensor | None, save: Saved | None, keep: KeepKeys | None = None
+    run: Pass,
+    index: int,
+    x: Tensor,
+    wanted: Tensor | None,
+    save: Saved | None,
+    keep: KeepKeys | None = None,
+    product: Tensor | None = None,
 ) -> Tensor:
     """One layer.
 
@@ -126,12 +148,16 @@ def forward(
         wanted: flat positions (N,) whose states are needed afterwards, in the last layer; None for all.
         save: filled for backward.
         keep: is shown the keys and values (T, H', d).
+        product: what ``base_product`` gives for ``x``, where it is known; it is written over.
 
     Returns:
         (T, D), or (N, D).
     """
     layer, eps = run.decoder.layers[index], run.decoder.epsilon
-    qkv = linear(rms_norm(x, layer.norm, eps), *run.folded(index, "attention", layer.attention))
+    if product is None:
+        qkv = linear(rms_norm(x, layer.norm, eps), *run.folded(index, "attention", layer.attention))
+    else:
+        qkv = add_adapters(product, layer.attention, rms_norm(x, layer.norm, eps))
     heads = heads_of(run.decoder, layer, qkv, run.cos, run.sin)
     if keep is not None:
         keep(heads[1], heads[2])
@@ -161,12 +187,14 @@ def backward(
         forward(run, index, saved.x, wanted, saved)
     mixed, middle, gu, grids = saved.mixed, saved.middle, saved.gu, saved.grids
     assert mixed is not None and middle is not None and gu is not None and grids is not None
-    down = lora_gradients(layer.down, gated(gu), gradient)
-    by_gu = _gated_backward(gu, linear(gradient, run.folded(index, "down", layer.down)[0].T))
+    gate, up = gu.chunk(2, dim=1)
+    active = F.silu(gate)
+    down = lora_gradients(layer.down, active * up, gradient)
+    by_gu = _gated_backward(gate, up, active, linear(gradient, run.folded(index, "down", layer.down)[0].T))
     saved.gu = None
     both = lora_gradients(layer.gated, rms_norm(middle, layer.second_norm, eps), by_gu)
     by_normed = linear(by_gu, run.folded(index, "gated", layer.gated)[0].T)
-    del by_gu, gu
+    del by_gu, gu, gate, up, active
     by_middle = gradient + rms_backward(by_normed, middle, layer.second_norm, eps)
     a = run.layout.flat(mixed.detach())
     output = lora_gradients(layer.output, a if wanted is None else a[wanted], by_middle)
@@ -185,11 +213,12 @@ def backward(
     return (by_x.add_(by_middle) if wanted is None else by_x.index_add_(0, wanted, by_middle)), found
 
 
-def _gated_backward(gu: Tensor, by_h: Tensor) -> Tensor:
-    gate, up = gu.chunk(2, dim=1)
-    out = torch.empty_like(gu)
-    torch.mul(by_h, F.silu(gate), out=out[:, gate.shape[1] :])
-    out[:, : gate.shape[1]] = torch.ops.aten.silu_backward(by_h.mul_(up), gate)
+def _gated_backward(gate: Tensor, up: Tensor, active: Tensor, by_h: Tensor) -> Tensor:
+    """(N, 2 I) from ``by_h`` (N, I), which is written over; ``active`` is silu(gate)."""
+    width = gate.shape[1]
+    out = by_h.new_empty((len(by_h), 2 * width))
+    torch.mul(by_h, active, out=out[:, width:])
+    out[:, :width] = torch.ops.aten.silu_backward(by_h.mul_(up), gate)
     return out
 
 

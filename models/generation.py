@@ -8,7 +8,7 @@ depends neither on its neighbours nor on the engine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,6 +30,8 @@ class Generated:
     # (B, max_new_tokens) fp32 of the tempered distribution, in nats, 0 after a row's end; None: not measured
     logprobs: Tensor | None = field(default=None, compare=False)
     entropy: Tensor | None = field(default=None, compare=False)
+    # one (T, D) a row, its prompt included: what enters some layer below which no adapter is; None: not kept
+    lower: Sequence[Tensor] | None = field(default=None, compare=False)
 
 
 class Engine(Protocol):
@@ -166,8 +168,8 @@ class CachedEngine:
                     rows, mask, tokens = rows[left], mask[left], tokens[left]
                 mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
                 step_ids = tokens[:, None]
-        measured = {"logprobs": logprobs, "entropy": entropy} if self.measure else {}
-        return Generated(ids=[[t for t in row if t >= 0] for row in out.tolist()], finished=done.tolist(), **measured)
+        result = Generated(ids=[[t for t in row if t >= 0] for row in out.tolist()], finished=done.tolist())
+        return replace(result, logprobs=logprobs, entropy=entropy) if self.measure else result
 
 
 @torch.profiler.record_function("trivet/sample")
@@ -214,7 +216,9 @@ def generate(
             sample(order[start : start + batch])
     back = sorted(range(len(order)), key=order.__getitem__)
     logprobs, entropy = (_joined([getattr(p, name) for p in parts], back) for name in ("logprobs", "entropy"))
-    return Generated(ids=ids, finished=finished, logprobs=logprobs, entropy=entropy)
+    states = [x for p in parts for x in p.lower or ()]
+    lower = [states[i] for i in back] if states and len(states) == len(order) else None
+    return Generated(ids=ids, finished=finished, logprobs=logprobs, entropy=entropy, lower=lower)
 
 
 def _joined(parts: Sequence[Tensor | None], order: Sequence[int]) -> Tensor | None:

@@ -27,13 +27,13 @@ from reward.composition import WeightedSum
 from stages import ppo_math
 from stages.configs import PPOConfig
 from stages.kl_control import make_controller
-from stages.lower_layers import keep_lower_layers
+from stages.lower_layers import keep_lower_layers, shared_depth
 from stages.old_logprobs import OldLogprobs, Source, apart
 from stages.rollout import Cycle, Rollout, StepRecord, policy_pass, response_states, value_pass
 from stages.skips import Skips
 from stages.stage import StageContext, schedule_factor
 
-VERSION = 8
+VERSION = 9
 
 
 class PPO:
@@ -56,7 +56,8 @@ class PPO:
         engine: Engine | None = None,
     ) -> None:
         self.context, self.config, self.base, self.reward = context, config, context.base, reward
-        self.engine = engine or FastEngine(measure=config.old_logprobs != "recompute")
+        measured = config.old_logprobs != "recompute"
+        self.engine = engine or FastEngine(measured, depth=shared_depth(self.base, config)[0])
         self.old = OldLogprobs(config.old_logprobs, config.temperature, context)
         self.prompts = prompts
         self.queries = [context.renderer.prompt_ids(p.messages) for p in prompts]
@@ -103,7 +104,7 @@ class PPO:
             self.cycle = Cycle(rollout=rollout, times=times)
             self.safe_point()
         elif self.base.trunk is None:
-            keep_lower_layers(self.base, self.cycle.rollout, self.config)
+            keep_lower_layers(self.base, self.cycle.rollout, self.config, self.context.warn)
         rollout, times = self.cycle.rollout, self.cycle.times
         before = time.perf_counter()
         learned = self.update(rollout, self.cycle.records)
@@ -158,7 +159,7 @@ class PPO:
             queries=queries,
             texts=[context.renderer.text(ids) for ids in made.ids],
         )
-        keep_lower_layers(self.base, rollout, config)
+        keep_lower_layers(self.base, rollout, config, context.warn)
         source = self.old.source(self.base, rollout, made)
         self.memory.run(lambda size: self._evaluate(rollout, size, source), *self._micro(rollout))
         scores, parts = self._scored(rollout)

@@ -30,6 +30,7 @@ def capture(ppo: PPO) -> State:
         rollout = ppo.cycle.rollout
         own = {name: getattr(rollout, name) for name in (*FIELDS, *SHAPED)}
         own |= {f"parts/{name}": v for name, v in rollout.score_parts.items()}
+        own |= {} if rollout.lower is None else {"lower": rollout.lower}
         numbers = {
             "responses": [list(r) for r in rollout.responses],
             "parts": list(rollout.score_parts),
@@ -79,6 +80,7 @@ def _rollout(ppo: PPO, state: State) -> Rollout:
         responses=responses,
         texts=[ppo.context.renderer.text(ids) for ids in responses],
         mask=ppo_math.response_mask(lengths, own["logprobs"].shape[1]),
+        lower=own.get("lower"),
         score_parts={name: own[f"parts/{name}"] for name in state.own_numbers["parts"]},
         **{name: own[name] for name in (*FIELDS, *SHAPED)},
     )

@@ -44,6 +44,7 @@ class Rollout:
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R) score and KL penalty
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R)
     returns: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R)
+    lower: Tensor | None = None  # (T, D) the sampler's states below all adapters, of all rows end to end
 
     @classmethod
     def of(cls, made: Generated, device: torch.device, **rows: Any) -> Rollout:
@@ -53,6 +54,7 @@ class Rollout:
         zeros: dict[str, Any] = {n: torch.zeros((len(made.ids), width), device=device) for n in EVALUATED}
         return cls(
             responses=made.ids,
+            lower=None if made.lower is None else torch.cat(list(made.lower)),
             finished=torch.tensor(made.finished, device=device),
             mask=response_mask(lengths, width),
             raw_scores=torch.zeros(len(made.ids), device=device),

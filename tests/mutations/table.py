@@ -43,6 +43,7 @@ M, PM, RO, GEN, LP, SB, FW = (
 )  # fmt: skip
 FAW, FAL, FAE, FAH = "models/fast_weights.py", "models/fast_layers.py", "models/fast_engine.py", "models/fast_head.py"
 FAT, OL, STATE = "models/fast_trunk.py", "stages/old_logprobs.py", "stages/ppo_state.py"
+LL = "stages/lower_layers.py"
 FAST = "tests/models/test_fast_path.py"
 OLD, LOWER = "tests/stages/test_old_logprobs.py", "tests/stages/test_lower_layers.py"
 BA, TE, NLL = "data/batching.py", "data/template.py", "models/response_loss.py"
@@ -50,7 +51,7 @@ RM, RS, RL, SP = "reward/model.py", "stages/reward_model.py", "reward/losses.py"
 FI, HE, SFT, PS = "models/role_files.py", "models/heads.py", "stages/sft.py", "stages/ppo_stage.py"
 
 ROLLOUT = [
-    _of("R2", "fast path: position one late in decoding", FAE, "device=device)] + step\n", "device=device)] + step + 1\n", FAST,
+    _of("R2", "fast path: position one late in decoding", FAE, "lengths[at] + step, embed", "lengths[at] + step + 1, embed", FAST,
         "tokens_are_those and llama"),
     _of("R2", "fast path: prompts of all lengths begin in one column", FAE, "width - lengths[:, None] + steps", "steps", FAST,
         "tokens_are_those and llama"),
@@ -155,6 +156,13 @@ LOGPROBS = [
         "not_known_to_agree"),
     _of("L2", "a sampler that goes wrong later is not seen", M, "if self.old.agree and not self.records:", "if False:", OLD,
         "wrong_later"),
+    _of("L2", "sampler's lower states one position late", FAE, "storage.lower[at, positions] = x", "storage.lower[at, positions - 1] = x",
+        LOWER, "sampler_keeps"),
+    _of("L2", "sampler's lower states not compared before they are used", LL, "> TOLERANCE:", "> 1e9:", LOWER, "far_from"),
+    _of("K2", "the sampler's lower states missing in a checkpoint", STATE, 'own |= {} if rollout.lower is None else {"lower": rollout.lower}',
+        "pass", LOWER, "interrupted"),
+    _of("L2", "known products without the adapter's part", FAL, "part.addmm_(x @ p.a.T, p.b.T, alpha=p.scale)", "pass", LOWER,
+        "states_and_gradients"),
     _of("L2", "kept lower layers used below an adapter", FAT, "or decoder.lowest < self.depth", "or decoder.lowest < 0", LOWER,
         "only_for_its_rows"),
     _of("L3", "softmax in bf16", LP, "logits = logits.to(torch.promote_types(logits.dtype, torch.float32))",

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from models import fast_body
-from models.fast_trunk import best_depth, make_trunk
+from models.fast_engine import FastEngine
+from models.fast_trunk import best_depth, lower_states, make_trunk
 from models.forward import set_gradient_checkpointing
+from models.generation import uniforms_for
 from models.logprobs import make_rows
 from models.settings import AdapterConfig
-from stages import ppo_state
+from stages import lower_layers, ppo_state
 from stages.lower_layers import keep_lower_layers
 from tests.conftest import make_base, randomise
+from tests.models.test_fast_path import sampled
 from tests.resume.test_ppo_state import everything, facts
 from tests.stages.ppo_world import make_ppo
 
@@ -42,9 +47,9 @@ def run_layers(monkeypatch) -> list[int]:
     seen: list[int] = []
     real = fast_body.forward
 
-    def noting(run, index, *rest):
+    def noting(run, index, *rest, **named):
         seen.append(index)
-        return real(run, index, *rest)
+        return real(run, index, *rest, **named)
 
     monkeypatch.setattr(fast_body, "forward", noting)
     return seen
@@ -129,6 +134,61 @@ def test_ppo_computes_lower_layers_once_and_learns_the_same(tmp_path, monkeypatc
     assert shared.base.trunk is None
 
 
+@pytest.mark.parametrize("batch", [3, 99])
+def test_the_sampler_keeps_what_a_plain_pass_gives(batch):
+    """For every token, that which ends a row included; tokens and log-probabilities are what they are without it."""
+    base = world()
+    prompts = [*QUERIES, QUERIES[1], QUERIES[3]] * 3
+    draws = uniforms_for(len(prompts), 12, torch.Generator().manual_seed(3))
+    plain = sampled(base, FastEngine(measure=True), prompts, draws, batch=batch)
+    kept = sampled(base, FastEngine(measure=True, depth=2), prompts, draws, batch=batch)
+    assert kept == plain and plain.lower is None and len({len(r) for r in plain.ids}) > 3
+    assert_close(kept.logprobs, plain.logprobs, atol=1e-5, rtol=1e-5)
+    rows = [[*q, *r] for q, r in zip(prompts, kept.ids, strict=True)]
+    with base.role("policy") as view:
+        expected = lower_states(view.decoder(), rows, 2)
+    assert [len(x) for x in kept.lower] == [len(row) for row in rows]
+    assert_close(torch.cat(list(kept.lower)), expected, atol=1e-5, rtol=1e-5)
+    assert sampled(base, FastEngine(depth=3), prompts, draws).lower is None  # an adapter lies below
+    base.fast = False
+    assert sampled(base, FastEngine(depth=2), prompts, draws).lower is None
+
+
+def test_ppo_takes_the_samplers_states_and_not_those_far_from_a_plain_pass(tmp_path, monkeypatch):
+    """Where the sampler's are wrong, the run says so and ends as one that computes them itself."""
+    told: list[str] = []
+
+    def end(name, spoil=None, engine=None):
+        ppo = make_upper(tmp_path / name, updates=2, engine=engine)
+        ppo.context = replace(ppo.context, warn=told.append)
+        computed = []
+        real = lower_layers.make_trunk
+
+        def noting(decoder, rows, depth, states=None):
+            computed.append(states is None)
+            return real(decoder, rows, depth, states)
+
+        monkeypatch.setattr(lower_layers, "make_trunk", noting)
+        if spoil is not None:
+            run = ppo.engine
+            ppo.engine = lambda *a, **k: replace(made := run(*a, **k), lower=[spoil(x) for x in made.lower])
+        metrics = list(ppo.train())
+        monkeypatch.setattr(lower_layers, "make_trunk", real)
+        return facts(metrics), computed
+
+    own, computed = end("own", engine=FastEngine(measure=True))
+    assert computed == [True, True] and told == []
+    taken, computed = end("taken")
+    assert computed == [False, False] and told == []
+    for a, b in zip(own, taken, strict=True):
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-5)
+    for number, spoil in enumerate((lambda x: x * 1.001, lambda x: x.roll(1, 0), lambda x: x / 0.0)):
+        found, computed = end(f"spoilt{number}", spoil)
+        assert computed == [True, True] and found == own
+        assert len(told) == 2 and all("sampler's states" in t for t in told)
+        told.clear()
+
+
 def test_depths_of_roles_that_differ_and_heads_on_the_trunk(tmp_path):
     for settings, expected in (
         ({}, 2),
@@ -156,6 +216,7 @@ def test_an_interrupted_update_goes_on_to_the_same_bits(tmp_path):
         rows = list(whole.train())
     finally:
         ppo_state.training_tensors = real
+    assert kept[0].own["lower"].shape[1] == 32  # the sampler's states, of which another pass would give other bits
     again = make_upper(tmp_path / "again", **settings)
     ppo_state.restore(again, kept[0])
     assert facts(list(again.train())) == facts(rows[1:])
