@@ -131,6 +131,8 @@ class Server:
                 raise Unusable(f"no answer within {self.timeout:g} s") from None
             except requests.RequestException as error:
                 raise Unusable(_plain(error)) from None
+        if found.is_redirect:
+            text = f"it is at {found.headers['Location']}; name that address, for redirects are not followed".encode()
         after = found.headers.get("Retry-After", "")
         return found.status_code, float(after) if after.isdigit() else 0.0, text
 

@@ -104,6 +104,13 @@ def test_a_server_that_dribbles_is_not_waited_for(monkeypatch):
             client(url, timeout=5.0, retries=0).post({}, number)
 
 
+def test_a_redirect_is_named_but_not_followed():
+    with answering(forever=(307, b"<html>", {"Location": "http://127.0.0.1/score"})) as (url, asked):
+        with pytest.raises(RemoteError, match=r"answered 307: 'it is at http://127\.0\.0\.1/score; name that address"):
+            client(url).post({}, number)
+        assert len(asked) == 1
+
+
 def test_order_is_kept_and_no_more_than_so_many_are_asked_at_once():
     now, most, lock = [0], [0], threading.Lock()
 
