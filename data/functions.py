@@ -13,6 +13,7 @@ import importlib.abc
 import importlib.util
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def load_function(reference: str, base_dir: Path | str = ".") -> UserFunction:
     Raises:
         UserError: no such file, module or function, or the file cannot be run; the nearest names are given.
     """
-    where, colon, name = reference.rpartition(":")
+    where, colon, name = _parts(reference)
     if not colon or not where or not name:
         raise UserError(
             f"function {reference!r}: write it as 'file.py:function' or 'package.module:function', "
@@ -115,7 +116,7 @@ def fingerprint_of(reference: str, base_dir: Path | str = ".") -> str:
     Raises:
         UserError: no such file, or no function of that name in it.
     """
-    where, colon, name = reference.rpartition(":")
+    where, colon, name = _parts(reference)
     if not (colon and where and name and _is_file_name(where)):
         return load_function(reference, base_dir).fingerprint
     path = _source_file(reference, where, base_dir)
@@ -136,6 +137,16 @@ def fingerprint_of(reference: str, base_dir: Path | str = ".") -> str:
 
 
 _IMPORTS = (ast.Import, ast.ImportFrom)
+_ADDRESS = re.compile(r"https?:/|[\w.-]+:\d")  # no function's name begins with a digit
+
+
+def _parts(reference: str) -> tuple[str, str, str]:
+    if _ADDRESS.match(reference):
+        raise UserError(
+            f"function {reference!r}: an address is no function. As a reward write http://host:port/ or https://...; "
+            "elsewhere it must be 'file.py:function' or 'package.module:function'"
+        )
+    return reference.rpartition(":")
 
 
 def _is_file_name(where: str) -> bool:

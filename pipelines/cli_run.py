@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import UserError
+from data.errors import StageError, UserError
 from pipelines.exits import StageFailed, summary_of, write_traceback
 from pipelines.recipe import load_recipe
 
@@ -81,8 +81,9 @@ def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> Non
         raise
     except Exception as error:
         stage = f"the {progress.current} stage failed" if progress.current else "the run failed"
+        stage += ":" if isinstance(error, StageError) else " with"  # a sentence of ours, or an error's name
         log = write_traceback(pipeline.run_dir)
-        raise StageFailed(f"{stage} with {summary_of(error)}\n        the log is {log}") from error
+        raise StageFailed(f"{stage} {summary_of(error)}\n        the log is {log}") from error
     if pipeline.processes.is_main:
         finish(pipeline.run_dir, progress)
 

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 import pipelines.cli as cli
-from data.errors import UserError
+from data.errors import StageError, UserError
 from pipelines.cli_run import parse_inputs
 from pipelines.exits import StageFailed, guarded, spread_values
 
@@ -123,21 +123,25 @@ def test_several_values_after_one_option() -> None:
         parse_inputs(["sft=a", "sft=b"])
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RuntimeError("out of luck"), " with RuntimeError: out of luck"), (StageError("out of luck"), ": out of luck")],
+)
 def test_a_failed_stage_leaves_a_log_and_exit_code_3(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, said: str, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import pipelines.runner as runner
 
     def broken(self: runner.Pipeline, **which: object) -> None:
         progress = which["progress"]
         with progress.stage("reward", 5):  # type: ignore[attr-defined]
-            raise RuntimeError("out of luck")
+            raise error
 
     monkeypatch.setattr(runner.Pipeline, "run", broken)
     run_dir = recipe.parent / "run"
     assert cli.main(["run", str(recipe), "--run-dir", str(run_dir), "--set", "runtime.device=cpu"]) == 3
     told = capsys.readouterr().err
-    assert "the reward stage failed with RuntimeError: out of luck" in told and "Traceback" not in told
+    assert f"the reward stage failed{said}" in told and "Traceback" not in told
     assert str(run_dir / "error.log") in told
     assert "out of luck" in (run_dir / "error.log").read_text()
 
