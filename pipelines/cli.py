@@ -198,7 +198,10 @@ def models(name: Annotated[str | None, typer.Argument(metavar="[NAME]", show_def
 @app.command()
 def score(
     run: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="a run, a reward adapter, a classifier", show_default=False)
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL", help="a run, a reward adapter, a classifier, a scorer's address", show_default=False
+        ),
     ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="prompts and answers", show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="instead of standard output")] = None,
@@ -206,10 +209,11 @@ def score(
 ) -> None:
     """Reward prompts and answers in a file: one JSON line an answer.
 
-    By a run's reward model, an exported one, or any Transformers folder for sequence classification.
+    By a run's reward model, an exported one, any Transformers folder for sequence classification, or a remote scorer.
 
     \b
     trivet score runs/demo answers.jsonl --out scored.jsonl
+    trivet score http://127.0.0.1:8791/ answers.jsonl
     trivet score ./some-reward-model answers.jsonl
     """
     from pipelines.scoring import score_file
@@ -223,7 +227,7 @@ def serve_reward(
     source: Annotated[
         str, typer.Argument(metavar="RUN_OR_FUNCTION", help="a run, a reward model, or file.py:function")
     ],
-    port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one")] = 8791,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one")] = 8791,
 ) -> None:
     """Give rewards over HTTP, to PPO runs on this machine: an example of a remote scorer.
 
@@ -314,7 +318,7 @@ def report(
 @app.command()
 def watch(
     run: RunFolder,
-    port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one")] = 8790,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one")] = 8790,
 ) -> None:
     """Serve the growing report to this machine's browser, while the run goes and after.
 

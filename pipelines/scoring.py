@@ -17,7 +17,9 @@ from models.loading import load_tokenizer
 from models.role_files import CONFIG, HEAD
 from pipelines.opening import open_run, stage_folder
 from reward.files import load_reward
-from reward.model import RewardModel
+from reward.model import RewardModel, Samples
+from reward.remote import RemoteReward
+from reward.settings import RemoteConfig
 
 Scoring = Callable[[Sequence[Sequence[Message]], Sequence[str], Sequence[bool]], list[float]]
 
@@ -27,12 +29,15 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
 
     Args:
         run_or_model: a run folder, or its reward stage; an exported reward adapter (or any LoRA adapter with our
-            ``head.safetensors`` beside it); or a Transformers folder for sequence classification.
+            ``head.safetensors`` beside it); a Transformers folder for sequence classification; or the address of a
+            scorer that speaks trivet's protocol.
         label: of a classifier with several labels, the one whose log-odds are the score.
 
     Raises:
         UserError: none of these is there.
     """
+    if str(run_or_model).startswith(("http://", "https://")):
+        return _remote(str(run_or_model))
     path = Path(run_or_model)
     if is_run(path):
         pipeline = open_run(path)
@@ -45,7 +50,7 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
         return Classifier(path, Processes("auto").device, label)
     raise UserError(
         f"{path}: neither a run (recipe.yaml), nor a reward adapter ({CONFIG} and {HEAD}), nor a Transformers folder "
-        "for sequence classification"
+        "for sequence classification, nor an address (http://...)"
     )
 
 
@@ -55,6 +60,18 @@ def is_run(path: Path) -> bool:
 
 def _of(model: RewardModel) -> Scoring:
     return lambda asked, answers, finished: model.score_texts(asked, answers, finished).tolist()
+
+
+def _remote(address: str) -> Scoring:
+    ask = RemoteReward(address, RemoteConfig())
+
+    def score(asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]) -> list[float]:
+        prompts = [Prompt(messages=tuple(messages), group="") for messages in asked]
+        ids: list[list[int]] = [[] for _ in prompts]  # a server is told texts
+        told = Samples(prompts=prompts, queries=ids, responses=ids, texts=answers, finished=finished)
+        return ask(told).tolist()
+
+    return score
 
 
 def exported_reward(folder: Path) -> RewardModel:
