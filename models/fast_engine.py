@@ -23,21 +23,42 @@ from models.fast_weights import Decoder, Folded
 from models.generation import CachedEngine, Generated, drawn
 from models.shared_base import RoleView
 
+LEAST_GROWTH = 32  # columns
+
 
 @dataclass(slots=True, kw_only=True)
 class Storage:
-    """Keys and values of every layer. Prompts end at column P, so all rows write their next token to one column."""
+    """Keys and values of every layer. Prompts end at column P, so all rows write their next token to one column.
 
-    # (layers, 2, B, H', P + R, d), one piece of memory, which is whole again when it is given back
-    both: Tensor
-    hidden: Tensor | None  # (B, 1, 1, P + R) added to the scores: -inf before a prompt begins; None: equal lengths
+    A CPU reads keys twice as fast where no gap is between those of two heads, so there the columns in use lie close
+    together in the memory of all, and are laid out anew when they are full.
+    """
+
+    memory: Tensor  # (layers, 2, B * H' * (P + R) * d), one piece, which is whole again when it is given back
+    both: Tensor  # (layers, 2, B, H', W, d) the W columns in use; a part of ``memory``; finite
+    hidden: Tensor  # (B, 1, 1, P + R) added to the scores: -inf before a prompt begins and where nothing is written yet
     lower: Tensor | None  # (B, P + R, D) what enters one layer, by prompt and position; rows of it do not move
 
     def move(self, source: int, target: int) -> None:
         """Row ``source`` takes the place of row ``target``."""
         self.both[:, :, target] = self.both[:, :, source]
-        if self.hidden is not None:
-            self.hidden[target] = self.hidden[source]
+        self.hidden[target] = self.hidden[source]
+
+    def lay_out(self, columns: int) -> Tensor:
+        """The memory as (layers, 2, B, H', columns, d); what stands in it is not moved."""
+        rows, heads, _, size = self.both.shape[2:]
+        return self.memory[:, :, : rows * heads * columns * size].unflatten(2, (rows, heads, columns, size))
+
+    def open_column(self, column: int, rows: int) -> None:
+        """Make room for one more token of the first ``rows`` rows, which from now on see it."""
+        used, whole = self.both.shape[4], self.hidden.shape[3]
+        if column >= used:
+            wider = self.lay_out(min(whole, used + max(LEAST_GROWTH, used // 5)))
+            for old, new in zip(self.both.flatten(0, 1), wider.flatten(0, 1), strict=True):
+                new[:rows, :, :used] = old[:rows].clone()  # both are one memory
+                new[:rows, :, used:] = 0.0
+            self.both = wider
+        self.hidden[:rows, :, :, column] = 0.0
 
 
 class FastEngine:
@@ -94,6 +115,8 @@ class FastEngine:
                 out[row].append(token)
                 finished[row] = stop
             last, positions, x = all(done) or step + 1 == max_new_tokens, lengths[at] + step, embed(decoder, tokens)
+            if not last or storage.lower is not None:
+                storage.open_column(width + step, len(rows))
             if storage.lower is not None:  # of the tokens that end rows as well
                 x = decode_layers(decoder, folded, storage, range(depth), x, positions, width + step)
                 storage.lower[at, positions] = x
@@ -142,27 +165,36 @@ def read_prompts(
     steps, first = torch.arange(width, device=device), width * torch.arange(len(mask), device=device)
     ends = first[:, None] + width - lengths[:, None] + steps
     aligned = Layout(positions=layout.positions, cells=ends[mask], shape=layout.shape)
-    shape = (len(decoder.layers), 2, len(prompts), decoder.key_heads, width + room, decoder.head_size)
-    both = decoder.norm.new_empty(shape)
+    storage = new_storage(decoder, len(prompts), width, room)
+    before = torch.arange(width, device=device) < width - lengths[which][:, None]
+    storage.hidden[:, 0, 0, :width].masked_fill_(before, -torch.inf)
     run, x = start(decoder, layout, folded), embed(decoder, ids[mask])
-    lower = x.new_empty((len(prompts), width + room, x.shape[1])) if depth else None
+    if depth:
+        storage.lower = x.new_empty((len(prompts), width + room, x.shape[1]))
     for index in range(len(decoder.layers)):
-        if index == depth and lower is not None:
-            lower[:, :width] = layout.grid(x[:, None])[which, 0]
+        if index == depth and storage.lower is not None:
+            storage.lower[:, :width] = layout.grid(x[:, None])[which, 0]
         final = index + 1 == len(decoder.layers)
 
-        def keep(k: Tensor, v: Tensor, into: Tensor = both[index]) -> None:
+        def keep(k: Tensor, v: Tensor, into: Tensor = storage.both[index]) -> None:
             for x, place in zip((k, v), into, strict=True):
                 place[:, :, :width] = aligned.grid(x)[which]
 
         x = layer_forward(run, index, x, last if final else None, None, keep)
-    hidden = None
-    if bool((lengths != width).any()):
-        hidden = x.new_zeros((len(prompts), 1, 1, width + room))
-        before = torch.arange(width, device=device) < width - lengths[which][:, None]
-        hidden[:, 0, 0, :width].masked_fill_(before, -torch.inf)
-    states = rms_norm(x, decoder.norm, decoder.epsilon)[which]
-    return states, Storage(both=both, hidden=hidden, lower=lower)
+    return rms_norm(x, decoder.norm, decoder.epsilon)[which], storage
+
+
+def new_storage(decoder: Decoder, rows: int, width: int, room: int) -> Storage:
+    """Empty, for prompts that end at column ``width`` and ``room`` more tokens."""
+    each = rows * decoder.key_heads * decoder.head_size
+    memory = decoder.norm.new_empty((len(decoder.layers), 2, each * (width + room)))
+    hidden = memory.new_zeros((rows, 1, 1, width + room))
+    hidden[..., width:] = -torch.inf
+    close = memory.device.type == "cpu"
+    columns = min(width + room, width + LEAST_GROWTH) if close else width + room
+    both = memory[:, :, : each * columns].unflatten(2, (rows, decoder.key_heads, columns, decoder.head_size))
+    both[:, :, :, :, width:] = 0.0
+    return Storage(memory=memory, both=both, hidden=hidden, lower=None)
 
 
 def decode_layers(
@@ -182,21 +214,33 @@ def decode_layers(
     eps, count = decoder.epsilon, len(x)
     cos, sin = decoder.angles(positions)
     groups = decoder.heads // decoder.key_heads
-    hidden = None if storage.hidden is None else storage.hidden[:count, :, :, : column + 1]
+    columns = storage.both.shape[4] if x.device.type == "cpu" else column + 1
+    hidden = storage.hidden[:count, :, :, :columns]
     for index in which:
         layer = decoder.layers[index]
         qkv = linear(rms_norm(x, layer.norm, eps), *folded(index, "attention", layer.attention))
         q, k, v = heads_of(decoder, layer, qkv, cos, sin)
         keys, values = storage.both[index, :, :count]
         keys[:, :, column], values[:, :, column] = k, v
-        # the query heads of one key head stand where SDPA expects positions
-        mixed = F.scaled_dot_product_attention(
-            q.view(count, decoder.key_heads, groups, decoder.head_size),
-            keys[:, :, : column + 1],
-            values[:, :, : column + 1],
-            attn_mask=hidden,
-        )
+        # the query heads of one key head stand where attention expects positions
+        q = q.view(count, decoder.key_heads, groups, decoder.head_size)
+        mixed = look_back(q, keys[:, :, :columns], values[:, :, :columns], hidden)
         x = x + linear(mixed.reshape(count, -1), *folded(index, "output", layer.output))
         gu = linear(rms_norm(x, layer.second_norm, eps), *folded(index, "gated", layer.gated))
         x = x + linear(gated(gu), *folded(index, "down", layer.down))
     return x
+
+
+def look_back(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    """Attention (B, H', G, d) of one token a row and query head.
+
+    Args:
+        q: (B, H', G, d).
+        keys, values: (B, H', W, d).
+        hidden: (B, 1, 1, W) added to the scores.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=hidden)
+    scores = torch.bmm((q * q.shape[-1] ** -0.5).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+    weights = torch.softmax(scores.unflatten(0, q.shape[:2]).add_(hidden), dim=-1)
+    return torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).unflatten(0, q.shape[:2])

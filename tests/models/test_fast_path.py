@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from models import fast_engine
 from models.fast_engine import FastEngine
 from models.fast_head import block_logits, block_logprobs, block_nll, measure, output_weight
 from models.forward import set_gradient_checkpointing
@@ -185,6 +186,43 @@ def test_tokens_are_those_of_the_plain_engine(kind, greedy):
     if not greedy:
         assert len({len(r) for r in plain.ids}) > 2 and any(plain.finished) and not all(plain.finished)
         assert sampled(base, FastEngine(), prompts, draws, batch=4) == plain
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_storage_that_grows_every_few_tokens_changes_no_token(kind, monkeypatch):
+    """Keys and values are laid out anew, also after rows have left."""
+    base = world(kind)
+    prompts = [*QUERIES, QUERIES[1], QUERIES[3], QUERIES[1]] * 3
+    draws = uniforms_for(len(prompts), 12, torch.Generator().manual_seed(3))
+    plain = sampled(base, CachedEngine(measure=True), prompts, draws)
+    grown, real = [], fast_engine.Storage.lay_out
+    monkeypatch.setattr(fast_engine, "LEAST_GROWTH", 2)
+    monkeypatch.setattr(fast_engine.Storage, "lay_out", lambda self, n: grown.append(n) or real(self, n))
+    fast = sampled(base, FastEngine(measure=True), prompts, draws)
+    assert fast == plain and len(grown) > 3 and grown == sorted(set(grown))
+    assert_close(fast.logprobs, plain.logprobs, atol=1e-5, rtol=1e-5)
+
+
+def test_columns_stay_where_rows_expect_them_and_hold_nothing_of_before():
+    """A weight of 0 times NaN would be NaN."""
+    base = world()
+    with base.role("policy") as view:
+        storage = fast_engine.new_storage(view.decoder(), rows=4, width=3, room=90)
+    used = storage.both.shape[4]
+    storage.memory[:, :, storage.both[0, 0].numel() :] = torch.nan
+    storage.both.copy_(torch.randn(storage.both.shape))
+    before = storage.both.clone()
+    for column in range(3, used + 1):
+        assert storage.both.shape[4] == used < 93
+        storage.open_column(column, 3)
+    assert used < storage.both.shape[4] < 93
+    assert torch.equal(storage.both[:, :, :3, :, :used], before[:, :, :3])
+    assert (storage.both[:, :, :3, :, used:] == 0).all()
+    seen = (storage.hidden[:, 0, 0] == 0).sum(1).tolist()
+    assert seen == [used + 1, used + 1, used + 1, 3]
+    storage.both[:, :, :3, :, used] = 1.0
+    storage.open_column(92, 3)
+    assert storage.both[:, :, :3, :, used].eq(1.0).all()
 
 
 def test_a_changed_adapter_is_seen_at_once():
