@@ -25,7 +25,8 @@ def main() -> None:
         case = COMMON | {"size": "S", "epochs": 1} | more
         runs = [run(TRIVET, "trivet_ppo", case) for _ in range(chosen.repeats)]
         lengths = [len(q) for q in rows_of_tokens(case["rollouts"], *case["query"], seed=0)]
-        floor = ppo_flops("S", lengths, case["new"], 1, full_value=False) / machine_rates()["matrix_flops"]
+        flops = sum(ppo_flops("S", lengths, case["new"], 1, full_value=False).values())
+        floor = flops / machine_rates()["matrix_flops"]
         seconds, memory = middle(runs, "seconds"), middle(runs, "peak_above_imports")
         print(f"{name}: {seconds:.1f} CPU s, {memory / 1e9:.2f} GB, {floor / seconds:.0%} of the roofline", flush=True)
         results.append({"name": name, "case": case, "roofline_share": floor / seconds, "runs": runs})

@@ -12,6 +12,7 @@ from below what it would cost with a LoRA value role.
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from pairs import TRIVET, Side, compare, middle, options, paired, selected, trl, write
@@ -40,8 +41,17 @@ def entry(name: str, case: dict[str, Any], found: dict[str, list[Any]], rate: fl
     lengths = [len(q) for q in rows_of_tokens(case["rollouts"], *case["query"], seed=0)]
     ratios = compare(found, "trivet", "trl")
     work = {side: ppo_flops(case["size"], lengths, case["new"], case["epochs"], side == "trl") for side in found}
-    share = {side: work[side] / rate * case["updates"] / middle(found[side], "seconds") for side in found}
-    return {"name": name, "case": case, "ratios": ratios, "roofline_share": share, "runs": found}
+    each = case["updates"] / rate
+    share = {side: sum(work[side].values()) * each / middle(found[side], "seconds") for side in found}
+
+    def of_phase(side: str, phase: str) -> float:
+        return work[side][phase] * each / statistics.median(r["phases"][phase] for r in found[side])
+
+    phases = {side: {phase: of_phase(side, phase) for phase in work[side]} for side in found}
+    return {
+        "name": name, "case": case, "ratios": ratios, "roofline_share": share, "roofline_share_of_phases": phases,
+        "runs": found,
+    }  # fmt: skip
 
 
 def main() -> None:

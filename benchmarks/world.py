@@ -161,12 +161,13 @@ def forward_flops(size: str, lengths: Sequence[int], logits: int) -> float:
     return 2.0 * (sum(lengths) * body + layers * d * sum(t * t for t in lengths) + logits * d * VOCABULARY)
 
 
-def ppo_flops(size: str, queries: Sequence[int], new: int, epochs: int, full_value: bool) -> float:
-    """One update: sampling, reference log-probs, value, reward, then ``epochs`` passes of both roles.
+def ppo_flops(size: str, queries: Sequence[int], new: int, epochs: int, full_value: bool) -> dict[str, float]:
+    """One update by phases: sampling; reference log-probs, value, reward; then ``epochs`` passes of both roles.
 
     Old log-probs are the sampler's, on both sides. Backward costs a forward again with LoRA and two with full training.
     """
     rows = [q + new for q in queries]
     tokens = len(rows) * new
     scored, plain = forward_flops(size, rows, tokens), forward_flops(size, rows, 0)
-    return 2 * scored + 2 * plain + epochs * (2 * scored + (3 if full_value else 2) * plain)
+    train = epochs * (2 * scored + (3 if full_value else 2) * plain)
+    return {"generate": scored, "score": scored + 2 * plain, "train": train}

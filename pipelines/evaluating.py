@@ -27,7 +27,7 @@ from stages.checkpoints import State
 from stages.reward_card import FILE
 from stages.stage import StageResult
 
-VERSION = 9
+VERSION = 10
 
 
 def evaluate(job: Job) -> StageResult:

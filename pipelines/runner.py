@@ -41,7 +41,7 @@ from pipelines.run_folder import RunFolder, read_run
 from pipelines.store import Store
 from pipelines.tracking import check_trackers, tracked_log
 from pipelines.workbench import Workbench
-from stages.checkpoints import CHECKPOINTS, Checkpoints
+from stages.checkpoints import CHECKPOINTS, Checkpoints, begun
 from stages.interrupts import INTERRUPTS
 from stages.stage import MetricsLog, StageContext
 
@@ -172,12 +172,11 @@ class Pipeline:
                 given = read_artifact(path)
                 keys[need] = known[need] if need not in self.given else given.key if given else folder_hash(path)
             described = self.describe(name, keys)
-            key = hash_of(described)
-            known[name] = key
-            there = read_artifact(self.run_dir / STAGES[name].folder)
+            key = known[name] = hash_of(described)
+            there = read_artifact(final := self.run_dir / STAGES[name].folder)
             reason = ""
             if there is None:
-                reason = damage(self.run_dir / STAGES[name].folder) or "not run yet"
+                reason = damage(final) or begun(partial_folder(final) / CHECKPOINTS, key) or "not run yet"
             elif there.key != key:
                 changed = differences(there.manifest.get("described", {}), described)
                 reason = "changed: " + ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")

@@ -48,6 +48,17 @@ class State:
     own_numbers: dict[str, Any] = field(default_factory=dict)
 
 
+def begun(folder: Path, key: str) -> str:
+    """Where a stage of this key will go on, in words; '' where no checkpoint of it is there."""
+    found = [int(m[1]) for p in folder.glob("step_*") if (m := NAME.fullmatch(p.name)) and _belongs(p, key)]
+    return f"begun, goes on from checkpoint step_{max(found)}" if found else ""
+
+
+def _belongs(path: Path, key: str) -> bool:
+    found = read_artifact(path)
+    return found is not None and found.key == key
+
+
 class Checkpoints:
     """The checkpoints of one stage; without a folder nothing is saved and nothing is found.
 

@@ -25,7 +25,7 @@ from stages.checkpoints import State
 from stages.configs import RankingsConfig
 from stages.stage import StageContext, StageResult
 
-VERSION = 5
+VERSION = 6
 FILE = "rankings.jsonl"
 
 

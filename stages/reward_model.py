@@ -37,7 +37,7 @@ from stages.prompt_order import OnePromptAStep
 from stages.stage import StageContext, StageResult
 from stages.trainers import ProgressCallback, Resumable, trainer_settings, training_session
 
-VERSION = 13
+VERSION = 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

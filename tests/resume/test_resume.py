@@ -187,6 +187,13 @@ def test_a_signal_saves_at_the_next_safe_point(whole, tmp_path, monkeypatch, cap
         assert guarded(lambda: go(whole, tmp_path, "ppo", never)) == code
     assert "the same command goes on" in capfd.readouterr().err and not INTERRUPTS.asked
     assert [p.name for p in (tmp_path / ".ppo.partial/checkpoints").glob("step_*")] == [f"step_{seen[-1]}"]
+
+    def planned(*settings: str) -> str:
+        given = {"run_dir": tmp_path, "inputs": inputs_from(whole, "ppo")}
+        return {p.name: p.reason for p in Pipeline.from_recipe(RECIPE, [*ALWAYS, *settings], **given).plan()}["ppo"]
+
+    assert planned(never) == f"begun, goes on from checkpoint step_{seen[-1]}"
+    assert planned(never, "ppo.learning_rate=0.5") == "not run yet"
     go(whole, tmp_path, "ppo", never)
     assert "going on from checkpoint" in capfd.readouterr().out
     same(whole, tmp_path, "ppo")
