@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -79,6 +80,23 @@ def tiny_lm(family: str = "llama", seed: int = 0, **changes: object):
 
 def make_base(family: str = "llama", seed: int = 0, pad_is_eos: bool = False, **changes: object) -> SharedBase:
     return SharedBase(tiny_lm(family, seed, **changes), word_tokenizer(pad_is_eos), name=f"tiny-{family}")
+
+
+def in_float64(lm):
+    """The model in float64 throughout: RMS norms of Transformers compute in fp32, whatever the weights are.
+
+    Two evaluations of one thing then agree to many digits on every processor, whatever its order of sums.
+    """
+    lm.double()
+    for parent in list(lm.modules()):
+        for name, norm in list(parent.named_children()):
+            kind = type(norm).__name__
+            if kind.endswith("RMSNorm"):
+                epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
+                plain = nn.RMSNorm(norm.weight.shape, epsilon, dtype=torch.float64)
+                plain.weight = nn.Parameter(norm.weight + 1, False) if kind.startswith("Gemma") else norm.weight
+                setattr(parent, name, plain)
+    return lm
 
 
 def randomise(base: SharedBase, role: str, seed: int, scale: float = 0.3) -> None:

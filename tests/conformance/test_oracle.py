@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch.testing import assert_close
 
 from tests.conformance.oracle import Leaves, Oracle, Settings
-from tests.conftest import make_base, randomise, tiny_lm
+from tests.conftest import in_float64, make_base, randomise, tiny_lm
 from tests.stages.ppo_world import RAGGED, Injected, make_ppo
 
 SCALE = 2.0  # alpha 8 / rank 4
@@ -31,21 +30,10 @@ def leaves_of(ppo, role: str, grad: bool = True) -> Leaves:
     return {name: (a, b) for name, (a, b) in out.items()}
 
 
-def exact(lm):
-    """In float64 throughout: Llama's own norms compute in fp32, whatever the weights are."""
-    for parent in list(lm.modules()):
-        for name, norm in list(parent.named_children()):
-            if type(norm).__name__ == "LlamaRMSNorm":
-                plain = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, dtype=torch.float64)
-                plain.weight = norm.weight
-                setattr(parent, name, plain)
-    return lm
-
-
 def oracle_for(ppo, family: str) -> Oracle:
     c, head = ppo.config, ppo.base.heads["value"]
     return Oracle(
-        lm=exact(tiny_lm(family).double().eval().requires_grad_(False)),
+        lm=in_float64(tiny_lm(family).eval().requires_grad_(False)),
         transposed=family == "gpt2",
         scale=SCALE,
         policy=leaves_of(ppo, "policy"),

@@ -11,7 +11,7 @@ from models.logprobs import make_rows
 from models.settings import AdapterConfig
 from reward.model import pooled, pooled_scores
 from reward.shared_prompt import can_share, shared_states
-from tests.conftest import FAMILIES, make_base, randomise
+from tests.conftest import FAMILIES, in_float64, make_base, randomise
 
 QUERIES = [[5, 6, 7, 8]] * 3 + [[9, 10]] * 2 + [[11, 12, 13], [11, 12, 14], [11, 12, 13]]
 ANSWERS = [[20, 2], [20, 21, 22, 2], [23] * 9, [24], [25, 26, 2], [27, 2], [28, 29], [30] * 5]
@@ -26,6 +26,8 @@ def test_scores_and_gradients_equal_those_of_plain_rows(family, pooling):
     if pooling == "learned":
         base.heads["reward"].add_attention().attention.data.normal_(generator=torch.Generator().manual_seed(1))
     randomise(base, "reward", 0, 0.1)
+    in_float64(base.lm)
+    base.heads.double()
     if family in ("mistral", "gemma2"):  # a window counts neighbours
         assert not can_share(base.lm)
         return
@@ -42,9 +44,9 @@ def test_scores_and_gradients_equal_those_of_plain_rows(family, pooling):
         assert [len(s) for s in states] == [len(a) for a in ANSWERS]
         found = torch.stack([pooled(s, view.head, pooling) for s in states])
         (found * weights).sum().backward()
-        assert_close(found, plain, atol=1e-5 * max(1.0, plain.abs().max().item()), rtol=1e-5)
+        assert_close(found, plain, atol=1e-9 * max(1.0, plain.abs().max().item()), rtol=1e-9)
         for name, p in trainable.items():
-            assert_close(p.grad, expected[name], rtol=1e-4, atol=1e-5 * max(1.0, expected[name].abs().max().item()))
+            assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-9 * max(1.0, expected[name].abs().max().item()))
 
 
 def test_a_window_or_a_body_without_masks_of_four_dimensions_does_not_share(monkeypatch):
