@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pairs import device
 
-from pipelines.runner import Pipeline
-from stages import ppo_stage
-from stages.checkpoints import Checkpoints
-from stages.configs import CheckpointConfig
+from pipelines.run.pipeline import Pipeline
+from stages.ppo import stage as ppo_stage
+from stages.safe_points.checkpoints import Checkpoints
+from stages.settings import CheckpointConfig
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = CheckpointConfig().every_minutes or 0.0

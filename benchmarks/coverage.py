@@ -20,8 +20,8 @@ from scipy.integrate import simpson
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data.intervals import MINIMUM, Interval, mean_interval, proportion_interval  # noqa: E402
-from data.statistics import (  # noqa: E402
+from data.common.intervals import MINIMUM, Interval, mean_interval, proportion_interval  # noqa: E402
+from data.common.paired_tests import (  # noqa: E402
     holm,
     mean_comparison,
     mean_verdict,
@@ -29,7 +29,7 @@ from data.statistics import (  # noqa: E402
     paired_difference,
     verdict,
 )
-from evaluation.length_control import LENGTH_MINIMUM, length_controlled_win_rate  # noqa: E402
+from evaluation.metrics.length_control import LENGTH_MINIMUM, length_controlled_win_rate  # noqa: E402
 
 RESAMPLES = 1_000
 SIZES = {20: 10_000, 50: 4_000, 200: 2_000, 1000: 1_000}  # prompts -> simulations of a coverage

@@ -1,6 +1,6 @@
 """What members of a reward ensemble cost in memory: peak resident set above the base alone, one member and three.
 
-    python benchmarks/ensemble_memory.py                 size M, three alternating rounds: about two minutes
+python benchmarks/ensemble_memory.py                 size M, three alternating rounds: about two minutes
 """
 
 from __future__ import annotations

@@ -24,9 +24,7 @@ def draw(rows: Sequence[Mapping[str, Any]], target: Path, chromium: str) -> None
     """Write the figure as a PNG file."""
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
-        page.write_text(
-            figure(rows).to_html(include_plotlyjs=True, config={"displayModeBar": False}), encoding="utf-8"
-        )
+        page.write_text(figure(rows).to_html(include_plotlyjs=True, config={"displayModeBar": False}), encoding="utf-8")
         subprocess.run(
             [
                 chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu",

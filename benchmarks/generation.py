@@ -19,9 +19,9 @@ from ppo_phases import make_base
 from world import rows_of_tokens
 
 from data.batching import left_pad
-from models.fast_engine import FastEngine
-from models.generation import CachedEngine, generate, uniforms_for
-from models.settings import AdapterConfig
+from models.backbone.settings import AdapterConfig
+from models.sampling.fast import FastEngine
+from models.sampling.generate import CachedEngine, generate, uniforms_for
 
 ROWS, NEW = 32, 64
 

@@ -1,6 +1,6 @@
 """How PPO grows with episodes and new tokens: CPU seconds, memory above the imports, share of the roofline.
 
-    python benchmarks/growth.py [--quick] [--repeats 1] [--only new]
+python benchmarks/growth.py [--quick] [--repeats 1] [--only new]
 """
 
 from __future__ import annotations

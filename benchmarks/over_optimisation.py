@@ -32,20 +32,20 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from gao_forms import NAMES, best_of_n, best_of_n_kl, tables  # noqa: E402
 
-from data.demo_world import gold  # noqa: E402
+from data.demo.task import gold  # noqa: E402
 from data.records import Prompt, ranks_from_scores  # noqa: E402
-from models.fast_engine import FastEngine  # noqa: E402
-from models.generation import Generated, generate, uniforms_for  # noqa: E402
-from models.logprobs import make_rows  # noqa: E402
-from models.seeds import derived_seed, generator  # noqa: E402
+from models.backbone.logprobs import make_rows  # noqa: E402
+from models.backbone.seeds import derived_seed, generator  # noqa: E402
+from models.sampling.fast import FastEngine  # noqa: E402
+from models.sampling.generate import Generated, generate, uniforms_for  # noqa: E402
 from pipelines import Pipeline  # noqa: E402
-from reward.composition import compose  # noqa: E402
 from reward.model import RewardModel  # noqa: E402
-from stages.ppo import PPO  # noqa: E402
-from stages.ppo_stage import add_roles, usable_prompts  # noqa: E402
-from stages.ppo_watcher import Watcher  # noqa: E402
+from reward.terms.composition import compose  # noqa: E402
+from stages.ppo.holdout_monitor import Watcher  # noqa: E402
+from stages.ppo.rollout import micro_batches, policy_pass  # noqa: E402
+from stages.ppo.stage import add_roles, usable_prompts  # noqa: E402
+from stages.ppo.update import PPO  # noqa: E402
 from stages.rankings import FILE  # noqa: E402
-from stages.rollout import micro_batches, policy_pass  # noqa: E402
 from stages.stage import MetricsLog, StageContext  # noqa: E402
 
 START, END = "<!-- over-optimisation -->", "<!-- /over-optimisation -->"

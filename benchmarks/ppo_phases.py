@@ -27,13 +27,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from data.records import Message, Prompt
 from data.splits import Corpus, Split
 from data.template import Renderer
-from models.devices import Processes
-from models.settings import AdapterConfig
-from models.shared_base import SharedBase
-from reward.composition import ModelReward, WeightedSum
+from models.backbone.processes import Processes
+from models.backbone.settings import AdapterConfig
+from models.roles.shared_base import SharedBase
 from reward.model import RewardModel
-from stages.configs import PPOConfig
-from stages.ppo import PPO
+from reward.terms.composition import ModelReward, WeightedSum
+from stages.ppo.update import PPO
+from stages.settings import PPOConfig
 from stages.stage import MetricsLog, StageContext
 
 SIZES = {

@@ -43,8 +43,8 @@ PROBE = """<script>
 
 def made_up(folder: Path, samples: int) -> Path:
     """The report of a made-up run with that many rows of answers that are hard to pack."""
-    from pipelines.report import write_report
-    from tests.pipelines.report_world import make_run, many_rows
+    from pipelines.report.page import write_report
+    from tests.support.finished_run import make_run, many_rows
 
     run = make_run(folder / "demo")
     lines = "".join(json.dumps(row) + "\n" for row in many_rows(samples))

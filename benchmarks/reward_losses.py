@@ -33,19 +33,19 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data.demo_world import gold  # noqa: E402
+from data.demo.task import gold  # noqa: E402
 from data.records import Prompt, RankedAnswers, ranks_from_scores  # noqa: E402
 from data.splits import Corpus  # noqa: E402
-from models.generation import CachedEngine, generate, uniforms_for  # noqa: E402
-from models.heads import ScalarHead  # noqa: E402
-from models.logprobs import make_rows  # noqa: E402
-from models.seeds import derived_seed, generator  # noqa: E402
-from pipelines.opening import open_run  # noqa: E402
-from reward.accuracy import pair_outcomes  # noqa: E402
+from models.backbone.logprobs import make_rows  # noqa: E402
+from models.backbone.scalar_head import ScalarHead  # noqa: E402
+from models.backbone.seeds import derived_seed, generator  # noqa: E402
+from models.sampling.generate import CachedEngine, generate, uniforms_for  # noqa: E402
+from pipelines.run.open_run import open_run  # noqa: E402
+from reward.card.accuracy import pair_outcomes  # noqa: E402
 from reward.losses import ranking_loss  # noqa: E402
 from reward.model import score_rows  # noqa: E402
 from stages import reward_model  # noqa: E402
-from stages.configs import RewardConfig  # noqa: E402
+from stages.settings import RewardConfig  # noqa: E402
 from stages.stage import MetricsLog, StageContext  # noqa: E402
 
 POOL, HELD_OUT, ASKED, TOKENS = 600, 120, 5, 52  # training and held-out prompts, answers to each of these, longest

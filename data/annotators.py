@@ -55,6 +55,9 @@ def judged(row: Mapping[str, Any], answers: list[str]) -> tuple[Mapping[str, Any
     if not isinstance(marks, list) or len(marks) != len(answers) or None not in marks:
         return row, answers, ()
     kept = [i for i, mark in enumerate(marks) if mark is not None]
-    lists = {k: [row[k][i] for i in kept] for k in ("ranks", "scores") if isinstance(row.get(k), list)
-             and len(row[k]) == len(answers)}  # fmt: skip
+    lists = {
+        k: [row[k][i] for i in kept]
+        for k in ("ranks", "scores")
+        if isinstance(row.get(k), list) and len(row[k]) == len(answers)
+    }
     return {**row, **lists}, [answers[i] for i in kept], (UNJUDGED,) * (len(answers) - len(kept))

@@ -13,8 +13,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from data.common.errors import UserError, nearest
 from data.derive import KINDS
-from data.errors import UserError, nearest
 from data.formats import FORMATS, Reject, Row
 from data.readers import extension
 from data.records import group_of, normalise

@@ -150,9 +150,12 @@ def _conversation(turns: Sequence[Message], name: str) -> Row:
 
 
 def _ranking(
-    messages: tuple[Message, ...], answers: Sequence[str], ranks: Sequence[int],
-    scores: Sequence[float] | None = None, notes: tuple[str, ...] = (),
-) -> Row:  # fmt: skip
+    messages: tuple[Message, ...],
+    answers: Sequence[str],
+    ranks: Sequence[int],
+    scores: Sequence[float] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Row:
     """Best first, each text once (in its best place)."""
     if len(answers) > MOST_ANSWERS:
         raise Reject(f"it has {len(answers):,} answers; a ranking has at most {MOST_ANSWERS:,}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.formats import CELLS, FORMATS
 
 TextUnit = Literal["auto", "paragraph", "line", "file"]

@@ -19,9 +19,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, field_validator
 
-from data.config import Config
+from data.common.config import Config
+from data.common.errors import UserError, nearest
 from data.derive import KINDS
-from data.errors import UserError, nearest
 from data.formats import FORMATS, Reject, Row, parse
 from data.readers import BadLine, Raw, TextUnit, extension, read_file
 from data.records import Message
@@ -208,7 +208,7 @@ def _hub_is_known() -> bool:
 
 
 def _demo_world(source: str, kind: str, seed: int) -> list[Any]:
-    from data import demo_world
+    from data.demo import task as demo_world
 
     options = dict(parse_qsl(source.partition("?")[2], keep_blank_values=True))
     unknown = set(options) - {"rows", "seed"}

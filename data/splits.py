@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from data.annotators import merged
+from data.common.errors import UserError
 from data.derive import as_documents
-from data.errors import UserError
 from data.formats import Row
 from data.records import Demonstration, Document, Prompt, RankedAnswers, group_of, normalise
 from data.sources import DataConfig, Rejected, load_records

@@ -1,7 +1,7 @@
 """Messages to token ids: the one rendering that SFT, the reward model, PPO and evaluation share.
 
 A conversation becomes text by a jinja chat template (run by Transformers, in its sandbox; templates of others in a
-process of their own: ``data/rendering.py``), and text becomes ids without special tokens. What holds for every one:
+process of their own: ``data/template_sandbox.py``), and text becomes ids without special tokens. What holds for every one:
 
 - ``prompt_ids(m)`` is a prefix, as ids, of everything rendered from ``m``: prompt and answer are tokenised together
   where the prompt's ids are then a prefix, otherwise apart (a tokenizer may merge across the border, but sampled
@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data import tokens
-from data.errors import UserError, nearest
+from data.common.errors import UserError, nearest
+from data.common.strict_json import read_text
 from data.records import Message
-from data.rendering import LARGEST, render_foreign
-from data.strict_json import read_text
+from data.template_sandbox import LARGEST, render_foreign
 
 IGNORE = -100
 """The label that no loss counts."""

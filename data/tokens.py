@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from data.errors import UserError, nearest
+from data.common.errors import UserError, nearest
 
 SLOW = 5.0  # seconds of CPU time that no honest tokenizer takes for a text of LONG characters
 LONG = 100_000

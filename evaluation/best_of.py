@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from reward.composition import WeightedSum
 from reward.model import Samples
+from reward.terms.composition import WeightedSum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

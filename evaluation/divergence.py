@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.logprobs import CHUNK, make_rows
-from models.memory import Halving
-from models.shared_base import SharedBase
-from stages.rollout import micro_batches, response_states
+from models.backbone.logprobs import CHUNK, make_rows
+from models.backbone.oom_retry import Halving
+from models.roles.shared_base import SharedBase
+from stages.ppo.rollout import micro_batches, response_states
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from models.artifacts import write_atomic
-from models.generation import Generated
-from models.shared_base import SharedBase
+from models.backbone.artifacts import write_atomic
+from models.roles.shared_base import SharedBase
+from models.sampling.generate import Generated
 
 SCALING = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "bias")
 """What of an adapter's configuration changes its effect, besides its tensors."""
@@ -45,8 +45,6 @@ def weights_key(base: SharedBase, role: str) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
 
 
 def libraries() -> dict[str, str]:
@@ -79,9 +77,7 @@ class Generations:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def keep(
-        self, settings: Mapping[str, Any], made: Generated, prompts: Sequence[str], texts: Sequence[str]
-    ) -> None:
+    def keep(self, settings: Mapping[str, Any], made: Generated, prompts: Sequence[str], texts: Sequence[str]) -> None:
         """Write answers with their prompts and texts, for people; a folder that cannot be written is no failure."""
         path = self._path(settings)
         if path is None or not self.write:

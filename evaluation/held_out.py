@@ -14,25 +14,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from data.errors import UserError
-from data.functions import UserFunction
+from data.common.errors import UserError
+from data.common.user_functions import UserFunction
 from data.records import Message, Prompt
 from data.template import Renderer
 from evaluation.best_of import Chooser
 from evaluation.divergence import kl_to_reference
 from evaluation.generations import Generations, digest_of, libraries, weights_key
-from evaluation.own_metrics import Perplexity
+from evaluation.metrics.builtin import Perplexity
 from evaluation.prompting import Asking
 from evaluation.results import SystemAnswers
 from evaluation.settings import EvaluationConfig
-from models.fast_engine import FastEngine
-from models.generation import Engine, Generated, generate, uniforms_for
-from models.logprobs import make_rows
-from models.memory import Halving
-from models.seeds import generator
-from models.shared_base import SharedBase
+from models.backbone.logprobs import make_rows
+from models.backbone.oom_retry import Halving
+from models.backbone.seeds import generator
+from models.roles.shared_base import SharedBase
+from models.sampling.fast import FastEngine
+from models.sampling.generate import Engine, Generated, generate, uniforms_for
 from reward.model import RewardModel, Samples
-from stages.rollout import micro_batches, policy_pass
+from stages.ppo.rollout import micro_batches, policy_pass
 
 Decoding = Literal["sampled", "greedy"]
 
@@ -246,8 +246,9 @@ class Evaluator:
         logprobs = [0.0] * len(rows)
 
         def measure(index: Sequence[int]) -> None:
-            padded = make_rows([queries[i] for i in index], [ids[i] for i in index], system.renderer.pad_id,
-                               system.base.device)  # fmt: skip
+            padded = make_rows(
+                [queries[i] for i in index], [ids[i] for i in index], system.renderer.pad_id, system.base.device
+            )
             with system.base.role(system.role) as view:
                 values, _ = policy_pass(view, padded, 1.0)
             for i, part in zip(index, values.split(padded.response_lengths.tolist()), strict=True):
@@ -256,9 +257,7 @@ class Evaluator:
         for index in micro_batches([len(r) for r in ids], self.config.batch):
             self.memory.each(index, self.config.batch, measure)
         characters = sum(len(text) for _, text in rows)
-        return Perplexity().compute(
-            predictions=logprobs, references=[len(r) for r in ids], characters=characters
-        )
+        return Perplexity().compute(predictions=logprobs, references=[len(r) for r in ids], characters=characters)
 
     def _kl(self, system: System, said: _Said) -> tuple[list[float] | None, list[float] | None]:
         """Sampled and exact KL to the reference; None where the system is asked or tokenised otherwise."""

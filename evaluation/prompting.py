@@ -9,8 +9,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.errors import UserError
-from data.patterns import occurrences
+from data.common.errors import UserError
+from data.common.regex_timeout import occurrences
 from data.records import Demonstration, Message
 from evaluation.settings import PromptedConfig, Shot
 

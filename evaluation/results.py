@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data.statistics import Comparison, holm, mean_interval, paired_comparison, paired_difference, verdict
-from evaluation.adversaries import adversaries, named
-from evaluation.length_control import length_controlled_win_rate
-from evaluation.metrics import Distinct, Truncation
+from data.common.paired_tests import Comparison, holm, mean_interval, paired_comparison, paired_difference, verdict
+from evaluation.judges.adversaries import adversaries, named
+from evaluation.metrics.base import Distinct, Truncation
+from evaluation.metrics.length_control import length_controlled_win_rate
 
 Judge = Literal["gold", "reward"]
 Decoding = Literal["sampled", "greedy"]

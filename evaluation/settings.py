@@ -6,8 +6,8 @@ import re
 
 from pydantic import Field, field_validator
 
-from data.config import Config
-from data.patterns import compiled
+from data.common.config import Config
+from data.common.regex_timeout import compiled
 from reward.settings import RewardPart
 
 ENDS = ("\nuser :", "\nUser:", "\nHuman:")  # where a base that was never taught to stop speaks for the user

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.errors import nearest
+from data.common.errors import nearest
 from evaluation.settings import PAID, PROMPTED, EvaluationConfig
 
 Kind = Literal["role", "checkpoint", "best_of", "path", "prompted"]
@@ -81,8 +81,16 @@ def _problem_of_chooser(name: str, config: EvaluationConfig) -> str:
 
 
 METRIC_NAMES = (
-    "refusal_rate", "self_bleu", "rouge", "bleu", "chrf", "meteor", "exact_match", "labels", "perplexity",
-)  # fmt: skip
+    "refusal_rate",
+    "self_bleu",
+    "rouge",
+    "bleu",
+    "chrf",
+    "meteor",
+    "exact_match",
+    "labels",
+    "perplexity",
+)
 
 
 def problem_of_metric(name: str, config: EvaluationConfig) -> str:

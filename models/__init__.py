@@ -9,16 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.registry import BASE_MODELS, BaseModelSpec
-    from models.settings import AdapterConfig
-    from models.shared_base import SharedBase
+    from models.backbone.settings import AdapterConfig
+    from models.hub.registry import BASE_MODELS, BaseModelSpec
+    from models.roles.shared_base import SharedBase
 
 __all__ = ["BASE_MODELS", "AdapterConfig", "BaseModelSpec", "SharedBase"]
 _HOMES = {
-    "BASE_MODELS": "models.registry",
-    "BaseModelSpec": "models.registry",
-    "AdapterConfig": "models.settings",
-    "SharedBase": "models.shared_base",
+    "BASE_MODELS": "models.hub.registry",
+    "BaseModelSpec": "models.hub.registry",
+    "AdapterConfig": "models.backbone.settings",
+    "SharedBase": "models.roles.shared_base",
 }
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.runner import Pipeline
+    from pipelines.run.pipeline import Pipeline
 
 __all__ = ["Pipeline"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Pipeline":
-        from pipelines.runner import Pipeline
+        from pipelines.run.pipeline import Pipeline
 
         return Pipeline
     raise AttributeError(f"module 'pipelines' has no attribute '{name}'")

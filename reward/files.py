@@ -1,9 +1,9 @@
 """A reward model on disk: one role, or an ensemble of roles on one base, with what its scores need to mean something.
 
-    adapter/, head.safetensors        the first (or only) member, its centre and spread beside its head
-    members/1/, members/2/, ...       the others, in the same shape
-    ensemble.json                     how members are combined; centre and spread of the combined score
-    watcher/                          another reward model, in the same shape, which PPO never sees
+adapter/, head.safetensors        the first (or only) member, its centre and spread beside its head
+members/1/, members/2/, ...       the others, in the same shape
+ensemble.json                     how members are combined; centre and spread of the combined score
+watcher/                          another reward model, in the same shape, which PPO never sees
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.template import Renderer
-from models.artifacts import write_json
-from models.role_files import load_role, save_role
-from models.shared_base import SharedBase
+from models.backbone.artifacts import write_json
+from models.roles.files import load_role, save_role
+from models.roles.shared_base import SharedBase
 from reward.model import MEAN_POOLING, Member, RewardModel, pooling_of
 
 ENSEMBLE, MEMBERS, WATCHER = "ensemble.json", "members", "watcher"

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from data.records import Message, Prompt
 from data.template import Renderer
-from models.heads import ScalarHead
-from models.logprobs import Rows, make_rows
-from models.memory import Halving
-from models.shared_base import RoleView, SharedBase
+from models.backbone.logprobs import Rows, make_rows
+from models.backbone.oom_retry import Halving
+from models.backbone.scalar_head import ScalarHead
+from models.roles.shared_base import RoleView, SharedBase
 
 SCORED = "answers scored at once"
 MEAN_POOLING = "mean_pooling"  # stored with the head: 1.0 where scores are means over tokens

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from data.config import Config
-from data.patterns import compiled
+from data.common.config import Config
+from data.common.regex_timeout import compiled
 
 REMOTE_TRAITS = ("timeout", "retries", "backoff", "concurrency", "batch", "token_env")
 """Of a remote scorer: how it is asked, which changes no score; not part of a stage's key."""

@@ -13,21 +13,19 @@ import torch
 from torch import Tensor
 
 from data.batching import like_length, right_pad
-from models import fast_body
-from models.fast_body import usable
-from models.fast_layers import Layout
-from models.fast_weights import Decoder
-from models.forward import body_of, takes_positions
-from models.logprobs import Rows
-from models.response_loss import cells_worth_a_pass
-from models.shared_base import RoleView
+from models.backbone.forward import body_of, takes_positions
+from models.backbone.logprobs import Rows
+from models.fast import hidden_states as fast_body
+from models.fast.hidden_states import usable
+from models.fast.layers import Layout
+from models.fast.weights import Decoder
+from models.roles.response_loss import cells_worth_a_pass
+from models.roles.shared_base import RoleView
 
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_window_size", "local_attention")
 
 
-def branch_states(
-    lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], decoder: Decoder | None = None
-) -> Tensor:
+def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], decoder: Decoder | None = None) -> Tensor:
     """Last hidden states (B, L, D) of rows ``prompt, branch, branch, ...``, right-padded; by ``decoder``, if given."""
     device = lm.device
     ids, _ = right_pad([[*p, *(t for b in branches for t in b)] for p, branches in rows], 0)

@@ -19,16 +19,16 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.batching import right_pad
-from data.errors import UserError
-from models.devices import Processes
-from models.forward import hidden_states, logits_of
-from models.logprobs import token_logprobs
-from models.memory import Halving
-from models.seeds import derived_seed, generator, isolated_rng
-from stages.checkpoints import Checkpoints, State, restore_training, training_tensors
-from stages.configs import PretrainConfig
-from stages.skips import Skips, norm_of
+from data.common.errors import UserError
+from models.backbone.forward import hidden_states, logits_of
+from models.backbone.logprobs import token_logprobs
+from models.backbone.oom_retry import Halving
+from models.backbone.processes import Processes
+from models.backbone.seeds import derived_seed, generator, isolated_rng
+from stages.safe_points.checkpoints import Checkpoints, State, restore_training, training_tensors
+from stages.settings import PretrainConfig
 from stages.stage import Bar, MetricsLog, StageResult, schedule_factor
+from stages.training.nonfinite import Skips, norm_of
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 VERSION = 2
@@ -182,9 +182,7 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
     return skips.total
 
 
-def captured(
-    parameters: dict[str, Tensor], optimizers: list[Any], skips: Skips, done: int, limit: int | None
-) -> State:
+def captured(parameters: dict[str, Tensor], optimizers: list[Any], skips: Skips, done: int, limit: int | None) -> State:
     numbers = {"step": done, "skips": skips.as_dict(), "limit": limit}
     return State(tensors=training_tensors(parameters, optimizers), numbers=numbers)
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import UserError
-from data.functions import load_function
+from data.common.errors import UserError
+from data.common.user_functions import load_function
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
-from models.fast_engine import FastEngine
-from models.generation import generate, uniforms_for
-from models.memory import Halving
-from models.seeds import derived_seed, generator
-from stages.checkpoints import State
-from stages.configs import RankingsConfig
+from models.backbone.oom_retry import Halving
+from models.backbone.seeds import derived_seed, generator
+from models.sampling.fast import FastEngine
+from models.sampling.generate import generate, uniforms_for
+from stages.safe_points.checkpoints import State
+from stages.settings import RankingsConfig
 from stages.stage import StageContext, StageResult
 
 VERSION = 6

@@ -15,27 +15,28 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.records import Message, RankedAnswers
 from data.splits import is_held_out
-from models.artifacts import write_json
-from models.fast_engine import FastEngine
-from models.generation import generate, uniforms_for
-from models.logprobs import Rows, make_rows
-from models.seeds import derived_seed, generator
-from models.shared_base import RoleView
-from reward.accuracy import pair_accuracy, pair_outcomes
+from models.backbone.artifacts import write_json
+from models.backbone.logprobs import Rows, make_rows
+from models.backbone.seeds import derived_seed, generator
+from models.roles.shared_base import RoleView
+from models.sampling.fast import FastEngine
+from models.sampling.generate import generate, uniforms_for
+from reward.card import examine as reward_card
+from reward.card.accuracy import pair_accuracy, pair_outcomes
 from reward.files import WATCHER, member_role, save_reward
 from reward.losses import pair_counts, ranking_losses
 from reward.model import Member, RewardModel, pooled, pooled_scores
 from reward.shared_prompt import can_share, shared_states
-from stages import reward_card, trainers
-from stages.checkpoints import State, restore_training
-from stages.configs import RewardConfig
-from stages.pieces import of_rankings
-from stages.prompt_order import OnePromptAStep
+from stages.safe_points.checkpoints import State, restore_training
+from stages.settings import RewardConfig
 from stages.stage import StageContext, StageResult
-from stages.trainers import ProgressCallback, Resumable, trainer_settings, training_session
+from stages.training import hf_trainer as trainers
+from stages.training.hf_trainer import ProgressCallback, Resumable, trainer_settings, training_session
+from stages.training.micro_batches import of_rankings
+from stages.training.prompt_sampler import OnePromptAStep
 
 VERSION = 14
 

@@ -11,14 +11,14 @@ from datasets import Dataset
 from torch import Tensor
 
 from data.batching import right_pad
-from data.errors import UserError
+from data.common.errors import UserError
 from data.records import Demonstration
 from data.template import Encoded
-from models.role_files import save_role
-from models.shared_base import SharedBase
-from stages.configs import SFTConfig
+from models.roles.files import save_role
+from models.roles.shared_base import SharedBase
+from stages.settings import SFTConfig
 from stages.stage import StageContext, StageResult
-from stages.trainers import ProgressCallback, fit, trainer_settings, training_session
+from stages.training.hf_trainer import ProgressCallback, fit, trainer_settings, training_session
 
 VERSION = 5
 
@@ -67,7 +67,7 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
     """TRL's trainer with nothing left to its own preparation."""
     from trl import SFTConfig as TrlConfig
 
-    from stages.sft_trainer import ResponseTrainer
+    from stages.training.sft_trainer import ResponseTrainer
 
     base = context.base
     model: Any = base.copies.get("sft", base.peft)

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from data.splits import Corpus
 from data.template import Renderer
-from models.artifacts import Artifact
-from models.devices import Processes
-from models.settings import AdapterConfig
-from models.shared_base import SharedBase
-from stages.checkpoints import Checkpoints
+from models.backbone.artifacts import Artifact
+from models.backbone.processes import Processes
+from models.backbone.settings import AdapterConfig
+from models.roles.shared_base import SharedBase
+from stages.safe_points.checkpoints import Checkpoints
 
 
 class Bar(Protocol):

@@ -19,8 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.settings import AdapterConfig
-from models.shared_base import SharedBase
+from models.backbone.settings import AdapterConfig
+from models.roles.shared_base import SharedBase
 
 torch.set_num_threads(1)
 

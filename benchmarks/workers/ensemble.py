@@ -12,12 +12,12 @@ from transformers import LlamaForCausalLM
 from world import llama_config, peak_bytes, rankings, settings, tokenizer
 
 from data.splits import Corpus
-from models.settings import AdapterConfig
-from models.shared_base import SharedBase
+from models.backbone.settings import AdapterConfig
+from models.roles.shared_base import SharedBase
 from reward.files import member_role
 from reward.model import Member, RewardModel
-from stages.configs import RewardConfig
 from stages.reward_model import EncodedRanking, train_all
+from stages.settings import RewardConfig
 
 case = settings()
 torch.manual_seed(0)

@@ -7,9 +7,9 @@ from typing import Any
 
 from data.splits import Corpus
 from data.template import Renderer
-from models.devices import Processes
-from models.settings import AdapterConfig
-from models.shared_base import SharedBase
+from models.backbone.processes import Processes
+from models.backbone.settings import AdapterConfig
+from models.roles.shared_base import SharedBase
 from stages.stage import MetricsLog, StageContext
 
 

@@ -11,12 +11,12 @@ from world import Phases, llama_config, peak_bytes, report, rows_of_tokens, sett
 
 from data.records import Message, Prompt
 from data.splits import Corpus, Split
-from models.settings import AdapterConfig
-from models.shared_base import SharedBase
-from reward.composition import WeightedSum
+from models.backbone.settings import AdapterConfig
+from models.roles.shared_base import SharedBase
 from reward.model import RewardModel
-from stages.configs import PPOConfig
-from stages.ppo import PPO
+from reward.terms.composition import WeightedSum
+from stages.ppo.update import PPO
+from stages.settings import PPOConfig
 
 imports = peak_bytes()
 case = settings()

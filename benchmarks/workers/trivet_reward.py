@@ -10,10 +10,10 @@ from transformers import LlamaForCausalLM
 from world import Phases, llama_config, peak_bytes, rankings, report, settings, tokenizer
 
 from data.splits import Corpus
-from models.settings import AdapterConfig
-from models.shared_base import SharedBase
-from stages.configs import RewardConfig
+from models.backbone.settings import AdapterConfig
+from models.roles.shared_base import SharedBase
 from stages.reward_model import EncodedRanking, fit
+from stages.settings import RewardConfig
 
 imports = peak_bytes()
 case = settings()

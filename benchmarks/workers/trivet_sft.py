@@ -11,12 +11,12 @@ from world import Phases, demonstrations, llama_config, peak_bytes, report, sett
 
 from data.splits import Corpus
 from data.template import Encoded
-from models.settings import AdapterConfig
-from models.shared_base import SharedBase
+from models.backbone.settings import AdapterConfig
+from models.roles.shared_base import SharedBase
 from stages import sft_trainer  # noqa: F401  (brings TRL, which the stage imports late)
-from stages.configs import SFTConfig
+from stages.settings import SFTConfig
 from stages.sft import make_trainer
-from stages.trainers import fit, training_session
+from stages.training.hf_trainer import fit, training_session
 
 imports = peak_bytes()
 case = settings()

@@ -1,3 +1,3 @@
 """Conformance holds by the fast path and, among the slow tests, by the models' own modules."""
 
-from tests.engines import engine, pytest_generate_tests  # noqa: F401 - a fixture and a hook
+from tests.support.engines import engine, pytest_generate_tests  # noqa: F401 - a fixture and a hook

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutations.planting import ROOT, mutated
 from tests.mutations.table import MUTANTS
+from tests.support.planting import ROOT, mutated
 
 ROW = re.compile(r"^\| ([A-Z][^|]*?) \| (S[123]) \| ([^|]*) \| ([^|]*) \|$", re.MULTILINE)
 PAGE = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")

@@ -9,15 +9,15 @@ import torch
 from torch.testing import assert_close
 
 from data.template import Renderer
-from models.forward import set_gradient_checkpointing, switch_off_dropout
-from models.generation import CachedEngine, generate, uniforms_for
-from models.logprobs import make_rows, token_logprobs
-from models.settings import AdapterConfig
-from models.shared_base import SharedBase
+from models.backbone.forward import set_gradient_checkpointing, switch_off_dropout
+from models.backbone.logprobs import make_rows, token_logprobs
+from models.backbone.settings import AdapterConfig
+from models.roles.shared_base import SharedBase
+from models.sampling.generate import CachedEngine, generate, uniforms_for
 from reward.losses import ranking_loss
 from reward.model import score_rows
 from tests.conftest import FAMILIES, make_base, randomise, tiny_lm, word_tokenizer
-from tests.stages.ppo_world import RAGGED, Injected, make_ppo
+from tests.support.ppo import RAGGED, Injected, make_ppo
 
 STOPS = ("<eos>", "w1", "w2", "w3", "w4", "w5")
 PROMPTS = [[5, 9], [7, 8, 9, 10, 11], [12, 13, 2, 14, 15, 16, 17, 18, 19]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from torch.testing import assert_close
 
-from tests.conformance.oracle import Leaves, Oracle, Settings
 from tests.conftest import in_float64, make_base, randomise, tiny_lm
-from tests.stages.ppo_world import RAGGED, Injected, make_ppo
+from tests.support.oracle import Leaves, Oracle, Settings
+from tests.support.ppo import RAGGED, Injected, make_ppo
 
 SCALE = 2.0  # alpha 8 / rank 4
 PLAIN = {"learning_rate": 3e-3, "max_grad_norm": 1e9, "missing_eos_penalty": 1.0}

@@ -8,22 +8,22 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.splits import Corpus, Split
 from data.template import Renderer
-from models.devices import Processes
-from models.forward import set_gradient_checkpointing
-from models.generation import CachedEngine, generate, uniforms_for
-from models.settings import AdapterConfig
-from models.shared_base import SharedBase
-from reward.composition import ModelReward, WeightedSum
+from models.backbone.forward import set_gradient_checkpointing
+from models.backbone.processes import Processes
+from models.backbone.settings import AdapterConfig
+from models.roles.shared_base import SharedBase
+from models.sampling.generate import CachedEngine, generate, uniforms_for
 from reward.model import RewardModel, Samples
-from stages import ppo_stage
-from stages.configs import PPOConfig
-from stages.kl_control import AdaptiveKL
-from stages.rollout import micro_batches
+from reward.terms.composition import ModelReward, WeightedSum
+from stages.ppo import stage as ppo_stage
+from stages.ppo.kl_controller import AdaptiveKL
+from stages.ppo.rollout import micro_batches
+from stages.settings import PPOConfig
 from tests.conftest import ADAPTER, WORDS, make_base, randomise, tiny_lm, word_tokenizer
-from tests.stages.ppo_world import PROMPTS, RAGGED, Injected, make_context, make_ppo, make_prompt
+from tests.support.ppo import PROMPTS, RAGGED, Injected, make_context, make_ppo, make_prompt
 
 
 def rolled_out(ppo):
@@ -472,8 +472,8 @@ def test_full_fine_tuning_trains_copies_and_leaves_base_and_reference(tmp_path):
     base.add_role("policy", full, copy_of="reference")
     base.add_role("value", full, copy_of="reference", head=True)
     reference = [p.clone() for p in base.copies["reference"].parameters()]
-    from stages.ppo import PPO
-    from tests.stages.ppo_world import first_word_reward
+    from stages.ppo.update import PPO
+    from tests.support.ppo import first_word_reward
 
     config = PPOConfig(rollouts=8, updates=1, epochs=1, max_new_tokens=6, learning_rate=1e-3)
     ppo = PPO(context, config, PROMPTS, WeightedSum([("test", 1.0, first_word_reward)]))

@@ -10,14 +10,14 @@ from torch.testing import assert_close
 
 from data.records import RankedAnswers
 from data.splits import Corpus, Split
-from models.generation import CachedEngine, generate, uniforms_for
-from models.seeds import generator
+from models.backbone.seeds import generator
+from models.sampling.generate import CachedEngine, generate, uniforms_for
 from reward.model import score_rows
 from stages import reward_model, sft
-from stages.configs import RewardConfig, SFTConfig
 from stages.ppo_math import masked_mean
+from stages.settings import RewardConfig, SFTConfig
 from tests.conftest import make_base, randomise
-from tests.stages.ppo_world import make_context, make_prompt
+from tests.support.ppo import make_context, make_prompt
 
 RANKINGS = tuple(
     RankedAnswers(

@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.template import Renderer
-from models.artifacts import Artifact
-from models.role_files import load_role
+from models.backbone.artifacts import Artifact
+from models.roles.files import load_role
 from reward.model import RewardModel
-from stages import ppo_stage, reward_model
-from stages.configs import PPOConfig, RewardConfig
-from stages.self_check import require, self_check
+from stages import reward_model
+from stages.ppo import stage as ppo_stage
+from stages.ppo.self_check import require, self_check
+from stages.settings import PPOConfig, RewardConfig
 from tests.conformance.test_reward_sft import context_for
 from tests.conftest import FAMILIES, make_base, randomise, tiny_lm, word_tokenizer
-from tests.stages.ppo_world import make_context, make_ppo
+from tests.support.ppo import make_context, make_ppo
 
 
 def failed(ppo, model=None) -> list[str]:
@@ -38,7 +39,7 @@ def test_every_family_passes(family, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_bases_pass(tmp_path, dtype):
-    from models.shared_base import SharedBase
+    from models.roles.shared_base import SharedBase
 
     base = SharedBase(tiny_lm("llama").to(dtype), word_tokenizer(), name="half")
     assert failed(make_ppo(tmp_path, base=base)) == []
@@ -88,7 +89,7 @@ def test_dropout_that_is_on(tmp_path):
 def test_positions_that_ignore_the_mask(tmp_path, monkeypatch):
     """A sampler whose cache or positions are off, as under left padding with absolute positions."""
     ppo = make_ppo(tmp_path, family="gpt2")
-    monkeypatch.setattr("models.forward.takes_positions", lambda body: False)
+    monkeypatch.setattr("models.backbone.forward.takes_positions", lambda body: False)
     assert "generation" in failed(ppo)
 
 

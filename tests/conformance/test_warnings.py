@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.warnings import LONG, PATIENCE, Watch
+from stages.ppo.warning_signs import LONG, PATIENCE, Watch
 
 HEALTHY = {
     "objective/kl": 1.0, "objective/entropy": 2.0, "objective/scores_std": 1.0, "ppo/value/explained_variance": 0.3,

@@ -13,9 +13,9 @@ from data.records import Message, Prompt, RankedAnswers
 from data.sources import DataConfig
 from data.splits import load_corpus
 from stages import reward_model
-from stages.configs import RewardConfig
+from stages.settings import RewardConfig
 from tests.conftest import make_base
-from tests.stages.ppo_world import make_context
+from tests.support.ppo import make_context
 
 PROMPT = Prompt(messages=(Message(role="user", content="w1"),), group="g")
 

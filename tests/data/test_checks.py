@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.checks import check_files
-from data.errors import UserError
+from data.common.errors import UserError
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 

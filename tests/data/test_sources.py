@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.sources import DataConfig, load_records
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

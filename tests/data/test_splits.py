@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.records import normalise
 from data.sources import DataConfig
 from data.splits import PARTS, Corpus, is_held_out, load_corpus

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.records import Message
 from data.template import IGNORE, Renderer
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from data.statistics import holm
-from evaluation.length_control import length_controlled_win_rate
+from data.common.paired_tests import holm
+from evaluation.metrics.length_control import length_controlled_win_rate
 from evaluation.results import assemble
 from tests.evaluation.test_results import _system
 

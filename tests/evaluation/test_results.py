@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.adversaries import CONSTANT
+from evaluation.judges.adversaries import CONSTANT
 from evaluation.results import SystemAnswers, assemble, samples_rows
 
 

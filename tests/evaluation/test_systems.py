@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.records import Demonstration, Message, Prompt
 from evaluation.best_of import Chooser
 from evaluation.divergence import kl_to_reference
@@ -16,11 +16,11 @@ from evaluation.generations import Generations, weights_key
 from evaluation.prompting import Asking, asking
 from evaluation.settings import PROMPTED, EvaluationConfig, PromptedConfig, Shot
 from evaluation.systems import parse, problem_of
-from models.generation import Generated
-from models.settings import AdapterConfig
-from reward.composition import Running, Shaping, WeightedSum
+from models.backbone.settings import AdapterConfig
+from models.sampling.generate import Generated
 from reward.model import Samples
 from reward.settings import RewardPart
+from reward.terms.composition import Running, Shaping, WeightedSum
 from tests.conftest import make_base, randomise
 
 

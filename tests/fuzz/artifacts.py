@@ -58,12 +58,12 @@ def read_manifests(content: bytes, where: str, folder: Path) -> None:
     """A run whose manifest or run.json is ``content``: every command that reads it ends well or in a UserError."""
     import shutil
 
-    from data.errors import UserError
-    from models.artifacts import load_artifact, problems, publish, read_artifact
-    from pipelines.cleaning import leftovers
-    from pipelines.cli_folders import _entries, _runs, _stages
-    from pipelines.store import Store
-    from pipelines.verify import verify_run
+    from data.common.errors import UserError
+    from models.backbone.artifacts import load_artifact, problems, publish, read_artifact
+    from pipelines.cli.folders import _entries, _runs, _stages
+    from pipelines.workspace.gc import leftovers
+    from pipelines.workspace.store import Store
+    from pipelines.workspace.verify import verify_run
 
     run = folder / "runs/r"
     shutil.rmtree(folder / "runs", ignore_errors=True)
@@ -99,7 +99,7 @@ def read_manifests(content: bytes, where: str, folder: Path) -> None:
 def _good_manifest() -> dict[str, Any]:
     import tempfile
 
-    from models.artifacts import publish
+    from models.backbone.artifacts import publish
 
     folder = Path(tempfile.mkdtemp())
     part = folder / ".sft.partial"
@@ -122,9 +122,9 @@ def read_checkpoint(content: bytes, name: str, folder: Path) -> None:
 
     import torch
 
-    from models.artifacts import sha256_of
-    from stages.checkpoints import Checkpoints, State, own_hash
-    from stages.interrupts import INTERRUPTS
+    from models.backbone.artifacts import sha256_of
+    from stages.safe_points.checkpoints import Checkpoints, State, own_hash
+    from stages.safe_points.interrupts import INTERRUPTS
 
     place = folder / "checkpoints"
     shutil.rmtree(place, ignore_errors=True)
@@ -158,7 +158,7 @@ REPORTED = ("evaluation/results.json", "reward/report_card.json", "run.json", "p
 def _good_report() -> tuple[Path, dict[str, Any]]:
     import tempfile
 
-    from tests.pipelines.report_world import make_run
+    from tests.support.finished_run import make_run
 
     run = make_run(Path(tempfile.mkdtemp()) / "demo", n=12)
     good = {n: json.loads((run / n).read_text()) for n in REPORTED if n.endswith(".json")}
@@ -168,9 +168,9 @@ def _good_report() -> tuple[Path, dict[str, Any]]:
 
 def read_reported(content: bytes, name: str) -> None:
     """The report of a run one of whose files is ``content``: a page, with a note where something was left out."""
-    from data.errors import UserError
-    from pipelines.cli_folders import verdict
-    from pipelines.report import page_of, read_run
+    from data.common.errors import UserError
+    from pipelines.cli.folders import verdict
+    from pipelines.report.page import page_of, read_run
 
     run, _ = _good_report()
     before = (run / name).read_bytes()
@@ -209,8 +209,8 @@ def read_adapter(content: bytes, folder: Path) -> None:
     """Settings of an adapter: plain LoRA for the weights beside it, or a UserError."""
     import torch
 
-    from data.errors import UserError
-    from models.foreign import read_adapter_config
+    from data.common.errors import UserError
+    from models.hub.validate import read_adapter_config
 
     (folder / "adapter_config.json").write_bytes(content)
     weights = {"base_model.model.layers.0.q_proj.lora_A.weight": torch.zeros(2, 4)}

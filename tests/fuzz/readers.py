@@ -17,7 +17,7 @@ KINDS = ("demonstrations", "rankings", "prompts", "documents")
 def read_everything(content: bytes, suffix: str, folder: Path) -> None:
     """Read a file as every kind of record, split it and check it; only a UserError may come out."""
     from data.checks import check_files
-    from data.errors import UserError
+    from data.common.errors import UserError
     from data.sources import DataConfig, load_records, parse_file
     from data.splits import load_corpus
 
@@ -55,8 +55,8 @@ def _config(name: str):
 
 def read_recipe(content: bytes, folder: Path) -> None:
     """A recipe loads, or is refused by a UserError."""
-    from data.errors import UserError
-    from pipelines.recipe import load_recipe, resolved_yaml
+    from data.common.errors import UserError
+    from pipelines.recipe.schema import load_recipe, resolved_yaml
 
     path = folder / "recipe.yaml"
     path.write_bytes(content)
@@ -104,10 +104,10 @@ def main(seconds: int) -> None:
     sys.path.insert(0, str(Path.cwd()))
     from tests.fuzz.artifacts import KINDS_OF_FILE, read_any
 
-    with atheris.instrument_imports(include=["data", "pipelines", "models.artifacts", "models.foreign"]):
+    with atheris.instrument_imports(include=["data", "pipelines", "models.backbone.artifacts", "models.hub.validate"]):
         import data.checks
         import data.splits  # noqa: F401
-        import pipelines.recipe  # noqa: F401
+        import pipelines.recipe.schema  # noqa: F401
     folder = Path(tempfile.mkdtemp(prefix="trivet-fuzz-"))
     corpus = folder / "corpus"
     corpus.mkdir()

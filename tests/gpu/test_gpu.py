@@ -11,14 +11,14 @@ import json
 import pytest
 import torch
 
-from models.devices import resolve_dtype
-from models.logprobs import make_rows, token_logprobs
-from models.role_files import load_role, save_role
-from models.shared_base import SharedBase
-from pipelines.runner import Pipeline
+from models.backbone.logprobs import make_rows, token_logprobs
+from models.backbone.processes import resolve_dtype
+from models.roles.files import load_role, save_role
+from models.roles.shared_base import SharedBase
+from pipelines.run.pipeline import Pipeline
 from reward.model import score_rows
 from tests.conftest import ADAPTER, make_base, randomise, tiny_lm, word_tokenizer
-from tests.pipelines.test_runner import RECIPE
+from tests.pipelines.run.test_pipeline import RECIPE
 
 pytestmark = [
     pytest.mark.gpu,

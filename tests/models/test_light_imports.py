@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.mutations.planting import ROOT
+from tests.support.planting import ROOT
 
 CODE = """
 import sys
-from models.devices import Processes, quiet_libraries
+from models.backbone.processes import Processes, quiet_libraries
 Processes("cpu")
 assert "datasets" not in sys.modules
 import datasets

@@ -21,26 +21,26 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.mutations.planting import ROOT, copy_tree  # noqa: E402 - after the path is set
 from tests.mutations.run import in_child, preload  # noqa: E402
+from tests.support.planting import ROOT, copy_tree  # noqa: E402 - after the path is set
 
 ORACLE = ("tests/conformance/test_oracle.py", "llama-False")
 # source -> the selections that look for its mutants, cheapest first
 FILES: dict[str, list[tuple[str, str]]] = {
     "stages/ppo_math.py": [("tests/stages/test_ppo_math.py", "test"), ORACLE],
     "reward/losses.py": [("tests/reward/test_losses.py", "test")],
-    "models/logprobs.py": [
-        ("tests/models/test_logprobs_generation.py", "positions or tempered or chunks or entropy or default"),
+    "models/backbone/logprobs.py": [
+        ("tests/models/backbone/test_logprobs_and_sampling.py", "positions or tempered or chunks or entropy or default"),
         ("tests/conformance/test_families.py", "of_a_bf16_model"),
         ORACLE,
     ],
-    "models/fast_head.py": [
-        ("tests/models/test_fast_path.py", "blocks or exactly or likelihood or more_than"),
-        ("tests/models/test_response_loss.py", "plain_path and llama"),
+    "models/fast/logprobs.py": [
+        ("tests/models/fast/test_fast_path.py", "blocks or exactly or likelihood or more_than"),
+        ("tests/models/roles/test_response_loss.py", "plain_path and llama"),
         ORACLE,
     ],
-    "stages/rollout.py": [
-        ("tests/stages/test_ppo.py", "longest_row"),
+    "stages/ppo/rollout.py": [
+        ("tests/stages/ppo/test_update.py", "longest_row"),
         ("tests/conformance/test_ppo_path.py", "loss_reaches or rows_that_the_update or sampled_ids"),
         ORACLE,
     ],

@@ -25,8 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.mutations.planting import PACKAGES, ROOT, copy_tree, mutated  # noqa: E402 - after the path is set
 from tests.mutations.table import MUTANTS, Mutant  # noqa: E402
+from tests.support.planting import PACKAGES, ROOT, copy_tree, mutated  # noqa: E402 - after the path is set
 
 LIMIT = 300  # seconds of processor time for one selection of tests; a pause of the machine does not count
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MATHS, PPO = "tests/stages/test_ppo_math.py", "tests/stages/test_ppo.py"
+MATHS, PPO = "tests/stages/test_ppo_math.py", "tests/stages/ppo/test_update.py"
 ORACLE, FAMILIES = "tests/conformance/test_oracle.py", "tests/conformance/test_families.py"
 PATH, TRAINING = "tests/conformance/test_ppo_path.py", "tests/conformance/test_reward_sft.py"
-SAMPLING, ROLES = "tests/models/test_logprobs_generation.py", "tests/models/test_shared_base.py"
+SAMPLING, ROLES = "tests/models/backbone/test_logprobs_and_sampling.py", "tests/models/roles/test_shared_base.py"
 STAGES, LOSSES = "tests/stages/test_sft_reward.py", "tests/reward/test_losses.py"
-ACCURACY, SHARED, RESPONSE = "tests/reward/test_accuracy.py", "tests/reward/test_shared_prompt.py", "tests/models/test_response_loss.py"
+ACCURACY, SHARED, RESPONSE = (
+    "tests/reward/card/test_accuracy.py",
+    "tests/reward/test_shared_prompt.py",
+    "tests/models/roles/test_response_loss.py",
+)
 BATCHES, TEMPLATE = "tests/data/test_batching.py", "tests/data/test_template.py"
 
 PLAIN = "plain and llama-False"
@@ -38,17 +42,22 @@ def _of(group: str, what: str, file: str, old: str, new: str, tests: str, select
 
 
 M, PM, RO, GEN, LP, SB, FW = (
-    "stages/ppo.py", "stages/ppo_math.py", "stages/rollout.py", "models/generation.py", "models/logprobs.py",
-    "models/shared_base.py", "models/forward.py",
+    "stages/ppo/update.py", "stages/ppo_math.py", "stages/ppo/rollout.py", "models/sampling/generate.py", "models/backbone/logprobs.py",
+    "models/roles/shared_base.py", "models/backbone/forward.py",
 )  # fmt: skip
-FAW, FAL, FAE, FAH = "models/fast_weights.py", "models/fast_layers.py", "models/fast_engine.py", "models/fast_head.py"
-FAT, OL, STATE = "models/fast_trunk.py", "stages/old_logprobs.py", "stages/ppo_state.py"
-LL = "stages/lower_layers.py"
-FAST = "tests/models/test_fast_path.py"
-OLD, LOWER = "tests/stages/test_old_logprobs.py", "tests/stages/test_lower_layers.py"
-BA, TE, NLL = "data/batching.py", "data/template.py", "models/response_loss.py"
+FAW, FAL, FAE, FAH = (
+    "models/fast/weights.py",
+    "models/fast/layers.py",
+    "models/sampling/fast.py",
+    "models/fast/logprobs.py",
+)
+FAT, OL, STATE = "models/fast/prefix_cache.py", "stages/ppo/old_logprobs.py", "stages/ppo/state.py"
+LL = "stages/ppo/shared_layers.py"
+FAST = "tests/models/fast/test_fast_path.py"
+OLD, LOWER = "tests/stages/ppo/test_old_logprobs.py", "tests/stages/ppo/test_shared_layers.py"
+BA, TE, NLL = "data/batching.py", "data/template.py", "models/roles/response_loss.py"
 RM, RS, RL, SP = "reward/model.py", "stages/reward_model.py", "reward/losses.py", "reward/shared_prompt.py"
-FI, HE, SFT, PS = "models/role_files.py", "models/heads.py", "stages/sft.py", "stages/ppo_stage.py"
+FI, HE, SFT, PS = "models/roles/files.py", "models/backbone/scalar_head.py", "stages/sft.py", "stages/ppo/stage.py"
 
 ROLLOUT = [
     _of("R2", "fast path: position one late in decoding", FAE, "lengths[at] + step, embed", "lengths[at] + step + 1, embed", FAST,
@@ -216,7 +225,7 @@ REWARDS = [
         ".clamp(-(config.score_clip or 1e9), config.score_clip or 1e9)", PATH, "penalty_comes_after"),
     _of("W13", "controller sees KL per token", M, 'metrics["objective/kl"], self.config.rollouts',
         'metrics["objective/kl_per_token"], self.config.rollouts', PATH, "controllers_new"),
-    _of("W13", "error not clipped below", "stages/kl_control.py", "max(-0.2, min(0.2, kl / self.target - 1.0))",
+    _of("W13", "error not clipped below", "stages/ppo/kl_controller.py", "max(-0.2, min(0.2, kl / self.target - 1.0))",
         "min(0.2, kl / self.target - 1.0)", MATHS, "kl_controllers"),
     _of("W14", "raw scores changed in place", M, "scores.clamp(-config", "scores.clamp_(-config", PPO, "rewards_are"),
     _of("W15", "scores on other rows", PM, "scores[:, None].to(rewards.dtype)", "scores.flip(0)[:, None].to(rewards.dtype)",
@@ -341,7 +350,7 @@ ADAPTERS = [
         "            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())\n", "", PATH, "fingerprint"),
     _of("P12", "an adapter misses a block", SB, 'None if layers == "all" else', 'list(range(count - 1)) if layers == "all" else',
         PATH, "placed_once"),
-    _of("P14", "alpha lost on loading", "models/foreign.py", 'exclude={"modules_to_save"})',
+    _of("P14", "alpha lost on loading", "models/hub/validate.py", 'exclude={"modules_to_save"})',
         'exclude={"modules_to_save"}) | {"lora_alpha": known.r}', ROLES, "survives_the_disk and llama"),
     _of("P15", "copies start from the base", SB, "        if copy_of is not None:\n            set_peft", "        if copy_of == name:\n            set_peft", ROLES,
         "copied_role and llama"),
@@ -376,9 +385,9 @@ REWARD_MODEL = [
         "torch.arange(at, at + len(branch))", SHARED, "plain_rows and llama"),
     _of("M7", "centred on the median", RS, "centre, spread = samples.mean().item()", "centre, spread = samples.median().item()", TRAINING, "calibration"),
     _of("M9", "ties are right", RL, "0.5 * (difference == 0)", "1.0 * (difference == 0)", LOSSES, "ties_as_half"),
-    _of("M9", "mean of means", "reward/accuracy.py", "return proportion_interval(outcomes, owners.tolist())",
+    _of("M9", "mean of means", "reward/card/accuracy.py", "return proportion_interval(outcomes, owners.tolist())",
         "return proportion_interval([outcomes[owners == i].mean() for i in np.unique(owners)])", ACCURACY, "by_hand"),
-    _of("M9", "pairs of one ranking taken as independent", "reward/accuracy.py", "(outcomes, owners.tolist())", "(outcomes)", ACCURACY,
+    _of("M9", "pairs of one ranking taken as independent", "reward/card/accuracy.py", "(outcomes, owners.tolist())", "(outcomes)", ACCURACY,
         "units"),
     _of("M10", "head in bf16", HE, "return hidden.to(self.weight.dtype) @ self.weight + self.bias",
         "return (hidden.bfloat16() @ self.weight.bfloat16() + self.bias.bfloat16()).float()", FAMILIES, "small_differences"),
@@ -409,12 +418,12 @@ REPORTING = [
     _of("E3", "penalty inside the reported score", M, '"objective/scores": rollout.raw_scores,', '"objective/scores": rollout.scores,',
         PPO, "rewards_are"),
     _of("E7", "explained variance without the mean", PM, "(e2 - e1**2)", "e2", MATHS, "explained_variance"),
-    _of("D7", "shares overlap", "models/devices.py", "start = self.rank * each + min(self.rank, extra)", "start = self.rank * each", PATH,
+    _of("D7", "shares overlap", "models/backbone/processes.py", "start = self.rank * each + min(self.rank, extra)", "start = self.rank * each", PATH,
         "shares_of_processes"),
 ]  # fmt: skip
 
 SC, WA, CHECKS, SIGNS = (
-    "stages/self_check.py", "stages/warnings.py", "tests/conformance/test_self_check.py", "tests/conformance/test_warnings.py",
+    "stages/ppo/self_check.py", "stages/ppo/warning_signs.py", "tests/conformance/test_self_check.py", "tests/conformance/test_warnings.py",
 )  # fmt: skip
 GUARDS = [
     _of("G1", "self-check: any trainable set will do", SC, "ok = asking == set(held) == named and len(held) == len(named) and not others & named",
@@ -449,7 +458,7 @@ GUARDS = [
         "sign or what_passes"),
 ]  # fmt: skip
 
-CP, ST, RESUME = "stages/checkpoints.py", "stages/ppo_state.py", "tests/resume/test_ppo_state.py"
+CP, ST, RESUME = "stages/safe_points/checkpoints.py", "stages/ppo/state.py", "tests/resume/test_ppo_state.py"
 RESUMING = [
     _of("K1", "what was found of the sampler is lost", STATE, 'ppo.old.agree = state.numbers["sampler_agrees"]', "pass", OLD,
         "resumed_run_decides"),
@@ -462,10 +471,10 @@ RESUMING = [
         "ppo.controller.coef = ppo.config.kl_coef", RESUME, "goes_on"),
     _of("K3", "running means of the reward begin afresh", ST, "ppo.reward.restore(running)", "ppo.reward.restore(ppo.reward.state)",
         "tests/resume/test_remote_reward.py", "same_bytes and nan"),
-    _of("K6", "nothing saved when a scorer fails", "stages/ppo_stage.py", "checkpoints.save(ppo.position, captured())",
+    _of("K6", "nothing saved when a scorer fails", "stages/ppo/stage.py", "checkpoints.save(ppo.position, captured())",
         "checkpoints.wait()", "tests/resume/test_remote_reward.py", "same_bytes and nan"),
-    _of("K6", "the best policy is the last one looked at", "stages/ppo_watcher.py", "best_of(self.looks) == len(self.looks) - 1", "self.looks",
-        "tests/stages/test_ppo_watcher.py", "best_policy_is_kept"),
+    _of("K6", "the best policy is the last one looked at", "stages/ppo/holdout_monitor.py", "best_of(self.looks) == len(self.looks) - 1", "self.looks",
+        "tests/stages/ppo/test_holdout_monitor.py", "best_policy_is_kept"),
     _of("K4", "the resumed policy is the reference", ST, '    ppo.controller.coef = state.numbers["kl_coef"]\n',
         '    ppo.controller.coef = state.numbers["kl_coef"]\n'
         '    for p, q in zip(ppo.base.parameters_of("reference").values(), ppo.policy_parameters.values(), strict=True):\n'
@@ -478,23 +487,32 @@ RESUMING = [
         "do_not_fit"),
 ]  # fmt: skip
 
-LO, AR, RE, RT = "models/loading.py", "models/artifacts.py", "pipelines/report.py", "data/rendering.py"
+LO, AR, RE, RT = (
+    "models/hub/load.py",
+    "models/backbone/artifacts.py",
+    "pipelines/report/page.py",
+    "data/template_sandbox.py",
+)
 CALLS, LEAKS, HOSTILE = "tests/redteam/test_calls.py", "tests/redteam/test_leaks.py", "tests/redteam/test_models.py"
-ENTRIES, RECIPES, JINJA = "tests/redteam/test_manifests.py", "tests/redteam/test_recipes.py", "tests/redteam/test_templates.py"
+ENTRIES, RECIPES, JINJA = (
+    "tests/redteam/test_manifests.py",
+    "tests/redteam/test_recipes.py",
+    "tests/redteam/test_templates.py",
+)
 
 SAFETY = [
     _of("H1", "remote code may be loaded with a model", LO, "use_safetensors=True,\n            trust_remote_code=False",
         "use_safetensors=True,\n            trust_remote_code=True", CALLS, "no_call_runs"),
     _of("H1", "remote code may be loaded with a tokenizer", LO, "from_pretrained(folder, trust_remote_code=False",
         "from_pretrained(folder, trust_remote_code=True", CALLS, "no_call_runs"),
-    _of("H1", "an adapter's pattern is run", "models/foreign.py", "if not NAME.fullmatch(name):", "if not name:", HOSTILE,
+    _of("H1", "an adapter's pattern is run", "models/hub/validate.py", "if not NAME.fullmatch(name):", "if not name:", HOSTILE,
         "hostile_adapter_settings"),
     _of("H2", "pickled weights may be read", LO, "use_safetensors=True", "use_safetensors=False", CALLS, "no_call_runs"),
-    _of("H2", "pickled weights pass for weights", "models/registry.py", 'if any(path.glob("*.safetensors")):',
+    _of("H2", "pickled weights pass for weights", "models/hub/registry.py", 'if any(path.glob("*.safetensors")):',
         'if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):', HOSTILE, "hub_folder_is_checked"),
     _of("H3", "manifests name files anywhere", AR, ' or ".." in path.parts', "", ENTRIES, "another_shape"),
     _of("H3", "links may leave the folder", AR, "return file.resolve().is_relative_to(folder.resolve())", "return True",
-        "tests/models/test_artifacts.py", "link"),
+        "tests/models/backbone/test_artifacts.py", "link"),
     _of("H4", "secrets in manifests", AR, "**redacted(manifest)", "**manifest", LEAKS, "no_secret_in_manifests"),
     _of("H4", "secrets in the report's answers", RE, "samples=redacted(samples)", "samples=samples", LEAKS, "no_secret_in_the_report"),
     _of("H4", "secrets before the process that renders", RT, "if not _SECRET.search(k)}", "if k}", JINJA, "sees_no_secret"),
@@ -504,7 +522,7 @@ SAFETY = [
     _of("H7", "tokenizers are not tried when loaded", LO, "        probe(tokenizer)\n", "        pass\n", HOSTILE, "when_it_is_loaded"),
     _of("H7", "a slow tokenizer is not told", "data/tokens.py", "if seconds > SLOW * max(1.0, len(text) / LONG):",
         "if seconds > 1e9:", HOSTILE, "waits_for_its_moment"),
-    _of("H8", "what runs is not what was hashed", "data/functions.py", "loader = _Source(path, source)",
+    _of("H8", "what runs is not what was hashed", "data/common/user_functions.py", "loader = _Source(path, source)",
         "loader = importlib.machinery.SourceFileLoader(private, str(path))", RECIPES, "what_was_hashed"),
 ]  # fmt: skip
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.report import write_report
-from tests.pipelines.least import RECIPE
-from tests.pipelines.report_world import make_run
+from pipelines.report.page import write_report
+from tests.support.finished_run import make_run
+from tests.support.recipes import RECIPE
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def page(run: Path) -> str:
 
 @pytest.fixture(scope="session")
 def least_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pipelines.runner import Pipeline
+    from pipelines.run.pipeline import Pipeline
 
     folder = tmp_path_factory.mktemp("least") / "first"
     Pipeline.from_recipe(RECIPE, run_dir=folder).run()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.runs import assert_base_as_it_was, assert_measured, lines, metrics, need, run, some_of
+from tests.support.real_runs import assert_base_as_it_was, assert_measured, lines, metrics, need, run, some_of
 
 pytestmark = pytest.mark.real_data
 ALPACA, VICUNA = "data/raw/alpaca_en_demo.json", "data/raw/vicuna80_scored_answers.jsonl"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.baselines import ngram_pair_accuracy
-from tests.real.runs import assert_measured, metrics, need, run
+from evaluation.judges.baselines import ngram_pair_accuracy
+from tests.support.real_runs import assert_measured, metrics, need, run
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.runner import Pipeline
-from tests.real.runs import EXAMPLES, assert_base_as_it_was, assert_measured, lines, metrics, need, run, some_of
+from pipelines.run.pipeline import Pipeline
+from tests.support.real_runs import EXAMPLES, assert_base_as_it_was, assert_measured, lines, metrics, need, run, some_of
 
 pytestmark = pytest.mark.real_data
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.baselines import ngram_pair_accuracy
-from tests.real.runs import assert_base_as_it_was, assert_measured, lines, metrics, need, run, some_of
+from evaluation.judges.baselines import ngram_pair_accuracy
+from tests.support.real_runs import assert_base_as_it_was, assert_measured, lines, metrics, need, run, some_of
 
 pytestmark = pytest.mark.real_data
 FILE = "data/raw/reviews_ranked4_zh.tsv"

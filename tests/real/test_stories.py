@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data.functions import load_function
-from tests.real.runs import (
+from data.common.user_functions import load_function
+from tests.support.real_runs import (
     EXAMPLES,
     assert_base_as_it_was,
     base_nll,

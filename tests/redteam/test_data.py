@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.sources import DataConfig, load_records
 
 GOOD = '{"prompt": "q", "completion": "a"}\n'

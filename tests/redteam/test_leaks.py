@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from models.artifacts import publish
-from models.devices import Processes
-from pipelines.progress import Progress
-from pipelines.report import write_report
-from pipelines.run_folder import RunFolder
-from pipelines.summary import show_summary
-from tests.pipelines.report_world import Tags, make_run, unpacked_part
+from models.backbone.artifacts import publish
+from models.backbone.processes import Processes
+from pipelines.cli.summary import show_summary
+from pipelines.execution.progress import Progress
+from pipelines.report.page import write_report
+from pipelines.workspace.run_folder import RunFolder
+from tests.support.finished_run import Tags, make_run, unpacked_part
 
 HTML = [
     "<script>evil()</script>",
     "</script><script>evil()</script>",
-    "\"><img src=x onerror=evil()>",
+    '"><img src=x onerror=evil()>',
     "'--><svg onload=evil()>",
 ]
 SECRETS = {
@@ -60,9 +60,11 @@ def poisoned(value: Any, poison: Callable[[str], str]) -> Any:
 
 def poison_run(run: Path, poison: Callable[[str], str]) -> None:
     for file in [*run.rglob("*.json"), *run.rglob("*.jsonl")]:
-        rows = [poisoned(json.loads(line), poison) for line in file.read_text().splitlines() if line.strip()] if (
-            file.suffix == ".jsonl"
-        ) else [poisoned(json.loads(file.read_text()), poison)]
+        rows = (
+            [poisoned(json.loads(line), poison) for line in file.read_text().splitlines() if line.strip()]
+            if (file.suffix == ".jsonl")
+            else [poisoned(json.loads(file.read_text()), poison)]
+        )
         file.write_text("\n".join(map(json.dumps, rows)) + "\n")
     noted = json.loads((run / "run.json").read_text())
     noted["data"] = {poison("rows"): 3}
@@ -96,7 +98,7 @@ def test_no_text_of_a_run_becomes_markup(evil: str, run: Path) -> None:
 
 
 def test_answers_are_written_as_text_by_the_pages_script() -> None:
-    script = (Path(__file__).parents[2] / "pipelines/report.js.jinja").read_text()
+    script = (Path(__file__).parents[2] / "pipelines/report/report.js.jinja").read_text()
     assert "textContent" in script
     for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("):
         assert way not in script
@@ -152,7 +154,7 @@ def test_no_secret_and_no_control_code_in_progress_and_summary(run: Path) -> Non
 
 @pytest.mark.usefixtures("environment")
 def test_no_secret_in_ls_plan_and_verify(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pipelines import cli
+    from pipelines.cli import main as cli
 
     noted = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(noted | {"name": TEXT}))

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from data.errors import UserError
-from data.strict_json import object_of, read_object
-from models.artifacts import Artifact, load_artifact, publish, read_artifact
-from pipelines import cli
-from pipelines.run_folder import read_run
-from pipelines.store import Store
+from data.common.errors import UserError
+from data.common.strict_json import object_of, read_object
+from models.backbone.artifacts import Artifact, load_artifact, publish, read_artifact
+from pipelines.cli import main as cli
+from pipelines.workspace.run_folder import read_run
+from pipelines.workspace.store import Store
 
 KEY = "a" * 64
 

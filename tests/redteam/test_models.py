@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data import tokens
-from data.errors import UserError
-from models.loading import load_causal_lm, load_tokenizer
-from models.role_files import CONFIG, WEIGHTS, load_role, save_role
-from models.shared_base import SharedBase
+from data.common.errors import UserError
+from models.hub.load import load_causal_lm, load_tokenizer
+from models.roles.files import CONFIG, WEIGHTS, load_role, save_role
+from models.roles.shared_base import SharedBase
 from tests.conftest import ADAPTER, make_base, randomise, tiny_lm, word_tokenizer
 
 CPU = torch.device("cpu")
@@ -239,7 +239,7 @@ def test_an_index_that_points_elsewhere(index: dict[str, Any], told: str, folder
 
 
 def test_an_adapter_beside_a_model_does_not_lead_to_another_base(folder: Path) -> None:
-    from models.registry import check_folder
+    from models.hub.registry import check_folder
 
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "/elsewhere"}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
@@ -304,7 +304,7 @@ def cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """A hub cache that holds one model, as the client would have left it; no network."""
     from huggingface_hub import constants
 
-    from models import hub
+    from models.hub import download as hub
 
     home = tmp_path / "cache/models--some--model"
     shutil.copytree(folder, home / "snapshots" / COMMIT)
@@ -320,8 +320,8 @@ def cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_a_hub_base_is_known_by_its_commit(cache: Path, tmp_path: Path) -> None:
-    from models import hub
-    from pipelines.keys import base_key
+    from models.hub import download as hub
+    from pipelines.workspace.keys import base_key
 
     assert base_key("some/model", tmp_path) == f"some/model@{COMMIT}" == base_key(f"some/model@{COMMIT}", tmp_path)
     lm = load_causal_lm("some/model", None, torch.float32, CPU)
@@ -336,7 +336,7 @@ def test_a_hub_base_is_known_by_its_commit(cache: Path, tmp_path: Path) -> None:
 
 
 def test_the_plan_says_that_a_commit_is_not_known(cache: Path, tmp_path: Path, capsys) -> None:
-    from pipelines import cli
+    from pipelines.cli import main as cli
 
     (tmp_path / "d.jsonl").write_text('{"prompt": "p", "completion": "c"}\n' * 3)
     (tmp_path / "r.yaml").write_text("base: nobody/nothing\ndata: {demonstrations: d.jsonl}\nstages: [sft]\n")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.cli as cli
-from data.errors import UserError
-from data.functions import fingerprint_of, load_function
-from data.secrets import printable, redact, redacted
+import pipelines.cli.main as cli
+from data.common.errors import UserError
+from data.common.redaction import printable, redact, redacted
+from data.common.user_functions import fingerprint_of, load_function
 
 GOOD = "base: gpt2\ndata: {demonstrations: d.jsonl}\n"
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
@@ -148,7 +148,7 @@ def test_ordinary_text_is_left_alone(text: str) -> None:
 
 
 def test_error_logs_hold_no_secret(tmp_path: Path, monkeypatch) -> None:
-    from pipelines.exits import write_traceback
+    from pipelines.cli.exit_codes import write_traceback
 
     monkeypatch.setenv("HF_TOKEN", "not-a-usual-shape-9")
     try:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data import rendering
-from data.errors import UserError
-from data.rendering import RenderingError, render_foreign
+from data import template_sandbox as rendering
+from data.common.errors import UserError
 from data.template import Renderer
+from data.template_sandbox import RenderingError, render_foreign
 from tests.conftest import word_tokenizer
 
 TURNS = [{"role": "user", "content": "w1"}]

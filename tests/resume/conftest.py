@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.resume.fault_world import NEVER, Ppo
+from tests.support.faults import NEVER, Ppo
 
 
 @pytest.fixture(scope="package")

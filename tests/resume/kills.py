@@ -26,27 +26,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.jobs import STAGES
-from pipelines.run_folder import read_run
-from pipelines.runner import Pipeline
-from stages.checkpoints import Checkpoints
-from tests.pipelines.test_runner import RECIPE, ROOT, metrics, results
+from pipelines.run.pipeline import Pipeline
+from pipelines.run.stages import STAGES
+from pipelines.workspace.run_folder import read_run
+from stages.safe_points.checkpoints import Checkpoints
+from tests.pipelines.run.test_pipeline import RECIPE, ROOT, metrics, results
 
 # what a run imports late; the process that is forked has it already
 for late in (
-    "data.demo_world",
+    "data.demo.task",
     "evaluate",
     "evaluation.held_out",
     "peft.utils.transformers_weight_conversion",
-    "pipelines.evaluating",
+    "pipelines.evaluate.stage",
     "sklearn.feature_extraction.text",
     "sklearn.linear_model",
-    "stages.ppo_stage",
+    "stages.ppo.stage",
     "stages.pretrain",
     "stages.rankings",
-    "stages.reward_gate",
+    "reward.card.gate",
     "stages.reward_model",
-    "stages.sft_trainer",
+    "stages.training.sft_trainer",
 ):
     importlib.import_module(late)
 

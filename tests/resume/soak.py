@@ -23,9 +23,9 @@ import numpy as np
 import psutil
 from scipy import stats
 
-from pipelines.runner import Pipeline
+from pipelines.run.pipeline import Pipeline
 from stages.stage import MetricsLog
-from tests.pipelines.test_runner import RECIPE, ROOT
+from tests.pipelines.run.test_pipeline import RECIPE, ROOT
 from tests.resume.kills import Warm, device
 
 SETTINGS = (

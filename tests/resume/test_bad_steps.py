@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from data.errors import NonFiniteError, StageError
-from models.devices import Processes
-from models.memory import Halving
+from data.common.errors import NonFiniteError, StageError
+from models.backbone.oom_retry import Halving
+from models.backbone.processes import Processes
 from stages import pretrain, reward_model, sft
-from stages.configs import PretrainConfig, RewardConfig, SFTConfig
+from stages.settings import PretrainConfig, RewardConfig, SFTConfig
 from stages.stage import MetricsLog
 from tests.conformance.test_reward_sft import context_for
-from tests.resume.fault_world import Ppo, slowly
-from tests.stages.ppo_world import Silent, make_ppo
 from tests.stages.test_sft_reward import sft_context
+from tests.support.faults import Ppo, slowly
+from tests.support.ppo import Silent, make_ppo
 
 # -- numbers that are not finite ---------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ def test_ppo_stops_at_the_bound_and_only_skips_in_a_row_count(tmp_path):
 
 def test_skipped_steps_push_no_good_checkpoint_out(whole_ppo, tmp_path, monkeypatch):
     """Two good steps, then none: what was saved before stays, and the same command goes on to the same bytes."""
-    from stages import ppo as module
+    from stages.ppo import update as module
 
     seen = itertools.count()
     with monkeypatch.context() as patch:

@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import CheckpointError, UserError
-from models.artifacts import finish_publishing, publish
-from models.devices import Processes
-from pipelines.exits import StageFailed, guarded, summary_of, write_traceback
-from pipelines.run_folder import RunFolder
-from stages.checkpoints import Checkpoints, State
-from stages.configs import CheckpointConfig
+from data.common.errors import CheckpointError, UserError
+from models.backbone.artifacts import finish_publishing, publish
+from models.backbone.processes import Processes
+from pipelines.cli.exit_codes import StageFailed, guarded, summary_of, write_traceback
+from pipelines.workspace.run_folder import RunFolder
+from stages.safe_points.checkpoints import Checkpoints, State
+from stages.settings import CheckpointConfig
 from stages.stage import MetricsLog
-from tests.resume.fault_world import NEVER, Ppo
+from tests.support.faults import NEVER, Ppo
 
 # -- disks and folders -------------------------------------------------------------------------------------------
 

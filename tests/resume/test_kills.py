@@ -11,7 +11,7 @@ from tests.resume.kills import Harness
 SHORT = (
     "stages=[pretrain, sft, ppo]",
     "rankings=null",
-    "ppo.reward=[{source: 'data.demo_world:gold', weight: 1.0}]",
+    "ppo.reward=[{source: 'data.demo.task:gold', weight: 1.0}]",
     "ppo.value.init=sft",
     "base.pretrain.steps=6",
 )

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from data.errors import StageError
+from data.common.errors import StageError
 from data.records import Prompt
 from data.splits import Corpus
 from evaluation.held_out import Evaluator, System
 from evaluation.settings import EvaluationConfig
-from models.devices import Processes
-from models.memory import Halving
+from models.backbone.oom_retry import Halving
+from models.backbone.processes import Processes
 from reward.model import RewardModel
 from stages import pretrain, rankings
-from stages.checkpoints import Checkpoints
-from stages.configs import PretrainConfig, RankingsConfig
+from stages.safe_points.checkpoints import Checkpoints
+from stages.settings import PretrainConfig, RankingsConfig
 from stages.stage import MetricsLog
 from tests.conftest import ADAPTER, make_base, randomise
 from tests.resume.test_bad_steps import small_memory
-from tests.stages.ppo_world import Silent, make_context, make_prompt
+from tests.support.ppo import Silent, make_context, make_prompt
 
 PROMPTS: list[Prompt] = [make_prompt(f"w{i} w{i + 1}") for i in range(7)]
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from stages import ppo_state
-from stages.checkpoints import Checkpoints, State
-from tests.stages.ppo_world import make_ppo
+from stages.ppo import state as ppo_state
+from stages.safe_points.checkpoints import Checkpoints, State
+from tests.support.ppo import make_ppo
 
 SETTINGS = {"kl": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0, "minibatches": 2, "learning_rate": 1e-2}
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import StageError
-from models.artifacts import files_of
-from reward.server import serving
-from stages import ppo_stage
-from stages.checkpoints import Checkpoints
-from stages.configs import PPOConfig
+from data.common.errors import StageError
+from models.backbone.artifacts import files_of
+from reward.terms.server import serving
+from stages.ppo import stage as ppo_stage
+from stages.safe_points.checkpoints import Checkpoints
+from stages.settings import PPOConfig
 from stages.stage import MetricsLog
 from tests.conftest import make_base, randomise
-from tests.stages.ppo_world import make_context
+from tests.support.ppo import make_context
 
 
 def config_for(address: str, **remote) -> PPOConfig:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from models.artifacts import files_of
-from reward.server import serving
-from tests.pipelines.least import RECIPE
+from models.backbone.artifacts import files_of
+from reward.terms.server import serving
+from tests.support.recipes import RECIPE
 
 ROOT = Path(__file__).parents[2]
 UPDATES, ROLLOUTS = 4, 8

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.jobs import STAGES
-from pipelines.runner import Pipeline
-from stages.checkpoints import Checkpoints
-from stages.interrupts import INTERRUPTS
-from tests.pipelines.test_runner import RECIPE, metrics, results
+from pipelines.run.pipeline import Pipeline
+from pipelines.run.stages import STAGES
+from stages.safe_points.checkpoints import Checkpoints
+from stages.safe_points.interrupts import INTERRUPTS
+from tests.pipelines.run.test_pipeline import RECIPE, metrics, results
 
 ALWAYS = [
     "rankings.batch=4",
@@ -170,7 +170,7 @@ def test_the_newest_is_chosen_by_number(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [slowly(signal.SIGINT, 130), slowly(signal.SIGTERM, 143)])
 def test_a_signal_saves_at_the_next_safe_point(whole, tmp_path, monkeypatch, capfd, number, code):
-    from pipelines.exits import guarded
+    from pipelines.cli.exit_codes import guarded
 
     real = Checkpoints.safe_point
     seen: list[int] = []
@@ -209,8 +209,8 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(whole, tmp_p
     if mounted.returncode:
         pytest.skip("mounting a file system is not permitted here")
     try:
-        from data.errors import StageError
-        from stages.checkpoints import State
+        from data.common.errors import StageError
+        from stages.safe_points.checkpoints import State
 
         points = Checkpoints(disk / "checkpoints", "key")
         points.save(1, State(tensors={"x": torch.ones(1000)}))

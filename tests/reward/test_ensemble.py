@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.template import Renderer
-from models.artifacts import files_of
+from models.backbone.artifacts import files_of
 from reward.files import load_reward, save_reward
 from reward.model import Member, RewardModel, combined, score_rows
-from stages import ppo_stage, reward_model
-from stages.checkpoints import Checkpoints
-from stages.configs import PPOConfig, RewardConfig
+from stages import reward_model
+from stages.ppo import stage as ppo_stage
+from stages.safe_points.checkpoints import Checkpoints
+from stages.settings import PPOConfig, RewardConfig
 from tests.conftest import ADAPTER, make_base, randomise
-from tests.stages.ppo_world import make_context
 from tests.stages.test_sft_reward import reward_context
+from tests.support.ppo import make_context
 
 SMALL = RewardConfig(
     ensemble=2, combine="worst", holdout=0.4, epochs=1, learning_rate=1e-2, batch=3, micro_batch=3, centre_samples=8

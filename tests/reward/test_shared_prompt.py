@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from models.forward import body_of
-from models.logprobs import make_rows
-from models.settings import AdapterConfig
+from models.backbone.forward import body_of
+from models.backbone.logprobs import make_rows
+from models.backbone.settings import AdapterConfig
 from reward.model import pooled, pooled_scores
 from reward.shared_prompt import can_share, shared_states
 from tests.conftest import FAMILIES, in_float64, make_base, randomise

@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from stages import ppo_math as pm
-from stages.kl_control import AdaptiveKL, FixedKL
+from stages.ppo.kl_controller import AdaptiveKL, FixedKL
 
 T = torch.tensor
 

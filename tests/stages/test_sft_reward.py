@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from data.errors import UserError
+from data.common.errors import UserError
 from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
-from models.role_files import load_role
+from models.roles.files import load_role
 from reward.model import RewardModel, Samples, pooling_of, score_rows
 from stages import reward_model, sft
-from stages.configs import RewardConfig, SFTConfig
+from stages.settings import RewardConfig, SFTConfig
 from tests.conftest import make_base, randomise
-from tests.stages.ppo_world import make_context, make_prompt
+from tests.support.ppo import make_context, make_prompt
 
 DEMONSTRATIONS = tuple(
     Demonstration(prompt=make_prompt(f"w{i}"), answer=f"w{i} w{i + 1} w{i + 2}", finished=i != 3) for i in range(12)
@@ -265,7 +265,7 @@ def test_reward_training_touches_neither_sft_nor_base(tmp_path):
 
 def test_head_is_initialised_to_unit_scores():
     """M6: N(0, 1/sqrt(d+1)), bias 0; zero on demand (P9)."""
-    from models.heads import ScalarHead
+    from models.backbone.scalar_head import ScalarHead
 
     head = ScalarHead(4095, torch.Generator().manual_seed(0))
     assert head.weight.std().item() == pytest.approx(4096**-0.5, rel=0.1) and head.bias.item() == 0

@@ -1,0 +1,1 @@
+"""The embedded task: requests, answers and pretraining text, written procedurally, with a known gold preference."""

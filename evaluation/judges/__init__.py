@@ -1,0 +1,1 @@
+"""Judges of pairs of responses, and what a judge must not fall for."""

@@ -1,0 +1,72 @@
+"""Every system against the reference system before chat judges, with the adversaries beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data.common.redaction import printable
+from evaluation.judges.adversaries import adversaries
+from evaluation.judges.pair_judge import PairJudge
+from evaluation.results import SystemAnswers, about_judge, adjusted, compare_outcomes, distrust
+from evaluation.settings import JudgeConfig
+
+UNPARSED = 0.2  # beyond this share of replies without a verdict a judge says too little
+
+
+def judged_by_chat(
+    configs: Sequence[JudgeConfig],
+    systems: Sequence[SystemAnswers],
+    against: str,
+    *,
+    folder: Path | None,
+    resamples: int = 10_000,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """``comparisons``, ``judges`` (by name) and ``warnings``, to be joined to those of ``results.assemble``.
+
+    Sampled answers are judged, greedy ones where nothing was sampled.
+
+    Raises:
+        RemoteError: an endpoint gives no usable reply; verdicts so far are kept in ``folder``.
+    """
+    decoding = "sampled" if any(s.decoding == "sampled" for s in systems) else "greedy"
+    group = [s for s in systems if s.decoding == decoding]
+    reference = next((s for s in group if s.name == against), None)
+    out: dict[str, Any] = {"comparisons": [], "judges": {}, "warnings": []}
+    if reference is None:
+        return out
+    for config in configs:
+        judge = PairJudge(config=config, folder=folder)
+        n = min(config.prompts, len(reference.units))
+
+        def compare(
+            a: SystemAnswers, rows: int, judge: PairJudge = judge, b: SystemAnswers = reference
+        ) -> dict[str, Any]:
+            outcomes = judge.outcomes(a.units[:rows], a.responses[:rows], b.responses[:rows])
+            return compare_outcomes(a, b, outcomes, judge.config.name, resamples, seed)
+
+        out["comparisons"] += adjusted([compare(s, n) for s in group if s.name != against])
+        systems_tally, judge.tally = judge.tally, type(judge.tally)()
+        few = min(config.adversary_prompts, n)
+        made = adversaries(reference.prompts[:few], reference.responses[:few]) if few else {}
+        extra = [compare(_answering(reference, name, texts), few) for name, texts in made.items()]
+        say(f"judge {config.name}: {systems_tally.asked + judge.tally.asked} questions asked, the others were known")
+        about = {"model": config.model, "url": printable(config.url)} | systems_tally.as_dict()
+        about["adversary_tokens"] = judge.tally.as_dict()["tokens"]
+        out["judges"][config.name] = about | about_judge(extra)
+        out["warnings"] += distrust(config.name, extra, main=False)
+        if about["unparsed"] > UNPARSED:
+            share = f"{about['unparsed']:.0%} of its replies (is max_tokens too small?)"
+            out["warnings"].append(f"The chat judge '{config.name}' gave no verdict in {share}")
+    return out
+
+
+def _answering(reference: SystemAnswers, name: str, texts: Sequence[str]) -> SystemAnswers:
+    """An adversary as a system: lengths in words, since no tokenizer wrote it."""
+    rest = [""] * (len(reference.prompts) - len(texts))
+    responses = [*texts, *rest]
+    return replace(reference, name=name, responses=responses, token_ids=[[0] * len(t.split()) for t in responses])

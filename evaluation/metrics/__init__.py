@@ -1,0 +1,1 @@
+"""Metrics of responses, and policies compared by them."""

@@ -1,0 +1,180 @@
+"""METRICS by name, and measuring a system's answers with them. One entry a metric; one's own by file or folder.
+
+``file.py:function`` is a function of prompts and completions that gives one number an answer, ``folder:DIR`` a local
+``evaluate`` module, ``hub:NAME`` one from the hub, which runs the hub's code and so takes ``evaluation.hub_metrics``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.common.errors import UserError
+from data.common.intervals import mean_interval, proportion_interval
+from data.common.user_functions import load_function
+from evaluation.metrics.base import LocalMetric
+from evaluation.metrics.builtin import RefusalRate, SelfBleu
+from evaluation.metrics.text import Bleu, Chrf, ExactMatch, Labels, Meteor, Rouge
+from evaluation.results import SystemAnswers
+from evaluation.settings import EvaluationConfig
+from evaluation.systems import problem_of_metric
+
+References = Sequence[Sequence[str]]  # of each row; empty where there are none
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A metric: how it is made, whether it needs references, and what else of the settings it is given.
+
+    ``outcomes``: a score is 1 or 0 by definition, so that no answer refused still leaves some room for refusals.
+    """
+
+    make: Callable[[], LocalMetric]
+    references: bool = True
+    outcomes: bool = False
+    options: Callable[[EvaluationConfig], dict[str, Any]] = lambda config: {}
+
+
+METRICS: dict[str, Entry] = {
+    "refusal_rate": Entry(RefusalRate, references=False, outcomes=True),
+    "self_bleu": Entry(SelfBleu, references=False),
+    "rouge": Entry(Rouge),
+    "bleu": Entry(Bleu),
+    "chrf": Entry(Chrf),
+    "meteor": Entry(Meteor),
+    "exact_match": Entry(ExactMatch, outcomes=True),
+    "labels": Entry(Labels, outcomes=True, options=lambda config: {"labels": list(config.labels)}),
+}
+
+
+def needs_references(names: Sequence[str]) -> bool:
+    return any(name == "perplexity" or (name in METRICS and METRICS[name].references) for name in names)
+
+
+Scores = dict[str, list[float | None]]  # of single answers, by name, one a row; None where there is no reference
+
+
+def measure(
+    system: SystemAnswers,
+    config: EvaluationConfig,
+    references: References | None = None,
+    *,
+    base_dir: Path = Path("."),
+    seed: int = 0,
+) -> tuple[dict[str, Any], Scores]:
+    """Every metric of the settings on a system's answers, and the numbers of single answers.
+
+    Those come as ``{"mean", "ci95"}`` with an interval over prompts, numbers of the whole set as they are. Rows without
+    a reference stay out of what needs one; ``references_n`` counts those that have one.
+
+    Raises:
+        UserError: an unknown metric, one that needs references where there are none, or one's own that fails.
+    """
+    given = references if references is not None else [()] * len(system.prompts)
+    with_one = [i for i, r in enumerate(given) if r]
+    out: dict[str, Any] = {"references_n": len(with_one)} if with_one and needs_references(config.metrics) else {}
+    scores: Scores = {}
+    for name in config.metrics:
+        if name == "perplexity":  # needs the model: measured where the system is loaded
+            continue
+        entry = METRICS.get(name)
+        rows = with_one if entry is not None and entry.references else list(range(len(given)))
+        if entry is not None:
+            found = _ready_made(name, entry, system, config, given, rows)
+        else:
+            found = _own(name, system, given, config, base_dir)
+        outcomes = entry is not None and entry.outcomes
+        out |= _spread(found, [system.units[i] for i in rows], outcomes, config.bootstrap, seed)
+        for label, values in found.get("scores", {}).items():
+            at = dict(zip(rows, map(float, values), strict=True))
+            scores[label] = [at.get(i) for i in range(len(given))]
+    return out, scores
+
+
+def _ready_made(
+    name: str, entry: Entry, system: SystemAnswers, config: EvaluationConfig, given: References, rows: Sequence[int]
+) -> Mapping[str, Any]:
+    if not entry.references:
+        return entry.make().compute(predictions=list(system.responses), **entry.options(config))
+    if not rows:
+        raise UserError(f"evaluation.metrics: {NO_REFERENCES.format(name=name)}")
+    return entry.make().compute(
+        predictions=[system.responses[i] for i in rows],
+        references=[list(given[i]) for i in rows],
+        **entry.options(config),
+    )
+
+
+NO_REFERENCES = (
+    "{name} needs references, and no held-out prompt has any; give --prompts FILE with answers "
+    '({{"prompt": ..., "completion": ...}}), or demonstrations whose prompts are held out'
+)
+
+
+def _spread(
+    found: Mapping[str, Any], units: Sequence[str], outcomes: bool, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Aggregates as they are; ``scores``, one an answer, as mean and interval."""
+    out = {k: v for k, v in found.items() if k != "scores"}
+    for name, values in found.get("scores", {}).items():
+        if outcomes:
+            interval = proportion_interval(values, units)
+        else:
+            interval = mean_interval(values, units, resamples=resamples, seed=seed)
+        note = {"note": interval.note} if interval.ci is None else {}
+        out[name] = {"mean": interval.estimate, "ci95": interval.ci} | note
+    return out
+
+
+def _own(
+    name: str, system: SystemAnswers, references: References, config: EvaluationConfig, base_dir: Path
+) -> dict[str, Any]:
+    """A metric of the user's, or of the hub."""
+    if problem := problem_of_metric(name, config):
+        raise UserError(f"evaluation.metrics: {problem}")
+    if name.startswith(("hub:", "folder:")):
+        return _module(name, system, references, base_dir)
+    scores = load_function(name, base_dir).call(
+        list(system.prompts),
+        list(system.responses),
+        finished=list(system.finished),
+        categories=list(system.categories),
+        references=[list(r) for r in references],
+    )
+    return {"scores": {name.rpartition(":")[2]: scores}}
+
+
+def _module(name: str, system: SystemAnswers, references: References, base_dir: Path) -> dict[str, Any]:
+    """An ``evaluate`` module by folder or hub name: its numbers, and lists of one number an answer."""
+    import evaluate
+
+    kind, _, where = name.partition(":")
+    path = str((base_dir / Path(where).expanduser()).resolve()) if kind == "folder" else where
+    if kind == "folder" and not Path(path).is_dir():
+        raise UserError(f"evaluation.metrics: {name}: no such folder ({path})")
+    given = {"references": [list(r) for r in references]} if any(references) else {}
+    try:
+        metric = evaluate.load(path)
+        wanted: dict[str, Any] = {k: v for k, v in given.items() if k in _columns(metric)}
+        if wanted and not _takes_lists(metric):
+            wanted = {"references": [r[0] if r else "" for r in references]}
+        found = metric.compute(predictions=list(system.responses), **wanted) or {}
+    except Exception as error:  # the module's own code may raise anything
+        raise UserError(f"evaluation.metrics: {name} failed with {type(error).__name__}: {error}") from error
+    label, n = Path(where).name, len(system.responses)
+    scores = {f"{label}/{k}": list(v) for k, v in found.items() if isinstance(v, list | tuple) and len(v) == n}
+    numbers = {f"{label}/{k}": float(v) for k, v in found.items() if isinstance(v, int | float)}
+    return numbers | {"scores": scores}
+
+
+def _columns(metric: Any) -> set[str]:
+    features = metric.features if not isinstance(metric.features, list) else metric.features[0]
+    return set(features)
+
+
+def _takes_lists(metric: Any) -> bool:
+    """Whether a module's references are a list for each answer."""
+    every = metric.features if isinstance(metric.features, list) else [metric.features]
+    return any(type(f.get("references")).__name__ in ("Sequence", "List", "LargeList", "list") for f in every)

@@ -1,0 +1,1 @@
+"""A causal LM and the ground under it: forward passes, log-probabilities, processes, seeds, artifacts."""

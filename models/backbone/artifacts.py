@@ -1,0 +1,241 @@
+"""Finished stages on disk: a folder whose ``manifest.json`` is written last, and whose every file is hashed.
+
+A stage writes into a hidden folder beside its final place; an atomic rename publishes it. Weights are safetensors,
+everything else is JSON: nothing here is ever unpickled. This module knows nothing of what a stage computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from data.common.errors import UserError
+from data.common.redaction import redacted
+from data.common.strict_json import read_object
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+LOGS = {"metrics.jsonl"}  # listed apart: they hold times and memory, which differ between runs of one key
+
+
+def confined(name: str) -> str:
+    """A relative file name that stays in its folder.
+
+    Raises:
+        ValueError: it does not.
+    """
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name:
+        raise ValueError("names a file outside its folder")
+    return name
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class _Manifest(BaseModel):
+    """The shape of a manifest: what is read from one before anything else looks at it."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    format: Literal[1]
+    key: str = Field(min_length=1, max_length=200)
+    files: dict[Annotated[str, AfterValidator(confined)], _File]
+    logs: dict[Annotated[str, AfterValidator(confined)], _File] = {}
+    stage: str = ""
+    parents: dict[str, str] = {}
+    described: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    base_fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A finished stage."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return str(self.manifest["key"])
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return self.manifest.get("metrics", {})
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any, sort_keys: bool = True) -> None:
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n")
+
+
+def partial_folder(final: Path) -> Path:
+    """The hidden folder that a stage writes into."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def files_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below a folder, by relative path; the manifest and logs are left out."""
+    names = (str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.is_file())
+    return {name: _entry(folder / name) for name in names if name not in LOGS | {MANIFEST}}
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+
+
+def publish(partial: Path, final: Path, manifest: dict[str, Any], scratch: str | None = None) -> Artifact:
+    """Write the manifest as the folder's last file and rename the folder into place, replacing an older artifact.
+
+    ``scratch`` is a folder in it that is no part of the artifact; it goes once the manifest is on the disk, so that a
+    full disk loses nothing.
+    """
+    files = {n: entry for n, entry in files_of(partial).items() if Path(n).parts[0] != scratch}
+    logs = {name: _entry(partial / name) for name in sorted(LOGS) if (partial / name).is_file()}
+    manifest = {"format": FORMAT, **redacted(manifest), "files": files, "logs": logs}
+    write_json(partial / MANIFEST, manifest)
+    if scratch is not None:
+        shutil.rmtree(partial / scratch, ignore_errors=True)
+    put_in_place(partial, final)
+    return Artifact(path=final, manifest=manifest)
+
+
+def finish_publishing(partial: Path, final: Path, key: str, scratch: str) -> bool:
+    """Whether a process died in ``publish`` with all done but the rename; then that is done now."""
+    found = read_artifact(partial)
+    if found is None or found.key != key:
+        return False
+    shutil.rmtree(partial / scratch, ignore_errors=True)
+    if problems(found):
+        return False
+    put_in_place(partial, final)
+    return True
+
+
+def put_in_place(new: Path, final: Path) -> None:
+    """Rename a complete folder into place; what was there is set aside first and removed last."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(new, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a folder, its shape checked.
+
+    Raises:
+        UserError: missing, damaged, of another format, or naming files outside the folder.
+    """
+    file = path / MANIFEST
+    found = read_object(file)
+    try:
+        _Manifest.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:120]
+        raise UserError(f"{file}: damaged ({where}: {first['msg']})") from error
+    if not _inside(file, path):
+        raise UserError(f"{file}: a link to outside its folder")
+    return found
+
+
+def read_artifact(path: Path) -> Artifact | None:
+    """The artifact at ``path``, or None where there is no readable manifest of this format."""
+    try:
+        return Artifact(path=path, manifest=read_manifest(path))
+    except UserError:
+        return None
+
+
+def damage(path: Path) -> str:
+    """Why the manifest of a folder cannot be read; '' where it can, or where there is none."""
+    try:
+        read_manifest(path)
+    except UserError as error:
+        return str(error) if os.path.lexists(path / MANIFEST) else ""
+    return ""
+
+
+def listed_files(artifact: Artifact) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file of an artifact, logs included, by relative path."""
+    return {**artifact.manifest["files"], **artifact.manifest.get("logs", {})}
+
+
+def problems(artifact: Artifact) -> list[str]:
+    """What is wrong with an artifact's bytes: missing, altered and unlisted files, by name."""
+    out = []
+    listed = listed_files(artifact)
+    for name, entry in listed.items():
+        file = artifact.path / name
+        if not _inside(file, artifact.path):
+            out.append(f"{file}: the manifest names a file outside its folder")
+        elif not file.is_file():
+            out.append(f"{file}: missing")
+        elif file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
+            out.append(f"{file}: altered since the stage finished")
+    found = {str(f.relative_to(artifact.path)): f for f in sorted(artifact.path.rglob("*"))}
+    out += [
+        f"{f}: a link to outside its folder ({f.readlink()})"
+        for name, f in found.items()
+        if f.is_symlink() and name not in listed and not _inside(f, artifact.path)
+    ]
+    known = {*listed, MANIFEST, *LOGS}
+    out += [f"{f}: not in the manifest" for name, f in found.items() if f.is_file() and name not in known]
+    return out
+
+
+def _inside(file: Path, folder: Path) -> bool:
+    """Whether a path, links followed, stays in the folder."""
+    try:
+        return file.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle
+        return False
+
+
+def load_artifact(path: Path, what: str) -> Artifact:
+    """Read and verify.
+
+    Raises:
+        UserError: no manifest, or bytes that differ from it, naming the file.
+    """
+    if not (path / MANIFEST).exists():
+        raise UserError(f"{path}: no finished {what} there (no {MANIFEST}); run that stage first")
+    try:
+        artifact = Artifact(path=path, manifest=read_manifest(path))
+    except UserError as error:
+        raise UserError(f"{error}; remove {path} and run the stage again") from error
+    wrong = problems(artifact)
+    if wrong:
+        raise UserError(f"{wrong[0]} ({len(wrong)} problem(s)); remove {path} and run the stage again")
+    return artifact

@@ -1,0 +1,137 @@
+"""One way through a causal LM for every family: body -> last hidden states -> logits, each on its own.
+
+Keeping the two apart is what lets every stage compute logits at response positions only. Knows nothing of adapters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.common.errors import UserError
+
+
+def body_of(lm: Any) -> nn.Module:
+    """The transformer without its output layer."""
+    return lm.base_model
+
+
+def hidden_states(lm: Any, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
+    """Last hidden states (B, L, D).
+
+    Args:
+        lm: a Transformers causal LM, adapters already selected.
+        ids: (B, L) token ids.
+        mask: (B, past + L) bool or int, True = real. Carried with the data, never guessed from ids.
+        position_ids: (B, L); by default counted from the mask, which absolute-position models need under left padding.
+        cache: a Transformers cache, filled in place.
+    """
+    body = body_of(lm)
+    # what pads is never looked up: a tokenizer's padding id may lie outside the embeddings
+    ids = ids.masked_fill(mask[:, -ids.shape[1] :] == 0, 0)
+    if position_ids is None:
+        position_ids = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    extra = {"position_ids": position_ids} if takes_positions(body) else {}
+    out = body(input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=cache is not None, **extra)
+    return out.last_hidden_state
+
+
+def takes_positions(body: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(body.forward).parameters
+
+
+def logits_of(lm: Any, hidden: Tensor) -> Tensor:
+    """Output layer with the families' own extras: Gemma's soft cap, Cohere's and Granite's scales."""
+    output = lm.get_output_embeddings()
+    logits = output(hidden.to(output.weight.dtype))
+    config = lm.config
+    if getattr(config, "logit_scale", None):
+        logits = logits * config.logit_scale
+    if getattr(config, "logits_scaling", None):
+        logits = logits / config.logits_scaling
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+@torch.no_grad()
+def check_logit_path(lm: Any, name: str) -> None:
+    """Raise UserError when body + output layer differ from the model's own logits (an architecture with extras)."""
+    ids = torch.arange(1, 7, device=lm.device)[None] % lm.config.get_text_config().vocab_size
+    mask = torch.ones_like(ids)
+    whole = lm(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    ours = logits_of(lm, hidden_states(lm, ids, mask))
+    tolerance = 1e-4 if whole.dtype == torch.float32 else 5e-2
+    if not torch.allclose(whole.float(), ours.float(), atol=tolerance * max(1.0, whole.float().abs().max().item())):
+        raise UserError(
+            f"base {name}: {type(lm).__name__} does more between its last hidden state and its logits than an output "
+            "layer; trivet does not know this architecture. Choose one of `trivet models`."
+        )
+
+
+def switch_off_dropout(lm: nn.Module) -> None:
+    """Dropout 0 everywhere, functional attention dropout included: log-probabilities must be repeatable.
+
+    Walks modules and configs, since a loop over ``nn.Dropout`` misses ``attention_dropout`` of Llama and GPT-NeoX.
+    """
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+        config = getattr(module, "config", None)
+        if config is not None:
+            for name, value in list(vars(config).items()):
+                if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
+                    setattr(config, name, 0.0)
+
+
+def set_gradient_checkpointing(lm: Any, on: bool) -> None:
+    """Recompute layer activations in backward, or not; works in eval mode, where nothing else is in train mode."""
+    if not on:
+        flagged = [m for m in lm.modules() if getattr(m, "gradient_checkpointing", False)]
+        if flagged:
+            lm.gradient_checkpointing_disable()
+        for module in flagged:
+            module.training = False  # as it was before it was switched on
+        return
+    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in lm.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True  # this flag alone: its children stay in eval mode
+
+
+@contextlib.contextmanager
+def checkpointing_paused(lm: Any) -> Iterator[None]:
+    """No recomputation inside: Transformers' checkpointed layers throw the key-value cache away without an error."""
+    flagged = [m for m in lm.modules() if getattr(m, "gradient_checkpointing", False) and m.training]
+    for module in flagged:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in flagged:
+            module.training = True
+
+
+def linear_layers(lm: Any) -> list[str]:
+    """Names of the linear layers inside the transformer's blocks, never embeddings, output layer or heads.
+
+    GPT-2's ``Conv1D`` counts as linear. Sorted, so that an adapter's configuration has the same bytes every time.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    output = lm.get_output_embeddings()
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, module in lm.base_model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output and any(p.isdigit() for p in name.split("."))
+    }
+    if not names:
+        raise UserError(f"adapter.targets: {type(lm).__name__} has no linear layers that LoRA could use")
+    return sorted(names)

@@ -1,0 +1,112 @@
+"""Out of memory: the same work again in smaller pieces, which changes no sum beyond rounding."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from data.common.errors import StageError
+
+T = TypeVar("T")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the allocator of the CPU had no more."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and should_reduce_batch_size(error)
+
+
+class Halving:
+    """A limit on a batch size that is halved when memory runs out, and stays so.
+
+    Each process has its own limit: pieces add up to the same sums whatever their size.
+
+    Args:
+        name: of the setting that it limits, for the user.
+        warn: where a halving is told.
+        together: of several processes that meet in ``run`` (``Processes.together``): where the smallest piece does not
+            fit in one of them, all stop with its error.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        warn: Callable[[str], None] = warnings.warn,
+        together: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+    ) -> None:
+        self.name, self.warn, self.together = name, warn, together
+        self.limit: int | None = None  # part of a stage's state: pieces decide about the last bits
+
+    def size(self, wanted: int) -> int:
+        return wanted if self.limit is None else min(wanted, self.limit)
+
+    def run(self, work: Callable[[int], T], wanted: int, least: int = 1, undo: Callable[[], None] = lambda: None) -> T:
+        """``work(size)``, again with half the size as long as memory runs out.
+
+        Args:
+            wanted: the size that the recipe asks for.
+            least: a smaller size makes no smaller piece.
+            undo: takes back what a failed attempt has left.
+
+        Raises:
+            StageError: the smallest piece does not fit.
+        """
+        return self.together(lambda: self._run(work, wanted, least, undo))
+
+    def each(self, rows: Sequence[int], wanted: int, work: Callable[[Sequence[int]], None]) -> None:
+        """``work`` on at most ``wanted`` of the rows at a time; what is finished is not done again.
+
+        Raises:
+            StageError: a single row does not fit.
+        """
+        start = 0
+
+        def piece(size: int) -> int:
+            work(rows[start : start + size])
+            return size
+
+        while start < len(rows):
+            start += self._run(piece, min(wanted, len(rows) - start))
+
+    def once(self, work: Callable[[int], T], wanted: int) -> T:
+        """``work(wanted)``, where it cannot be begun again.
+
+        Raises:
+            StageError: memory ran out; the user must ask for less.
+        """
+        try:
+            return work(wanted)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise StageError(
+                f"out of memory with {self.name}={wanted} ({str(error).splitlines()[0]}). With several processes it is "
+                f"not halved by itself: run again with {self.name}={max(1, wanted // 2)}"
+            ) from error
+
+    def _run(self, work: Callable[[int], T], wanted: int, least: int = 1, undo: Callable[[], None] = lambda: None) -> T:
+        while True:
+            size = self.size(wanted)
+            try:
+                return work(size)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                if size <= least:
+                    undo()
+                    raise StageError(
+                        f"out of memory, even with {self.name}={size} ({str(error).splitlines()[0]}). Shorten the "
+                        "texts, take a smaller base, or set runtime.gradient_checkpointing=true"
+                    ) from error
+            undo()  # not before the error is gone, since its traceback holds on to the tensors
+            self.limit = max(least, size // 2)
+            clear_device_cache(garbage_collection=True)
+            self.warn(
+                f"out of memory with {self.name}={size}: going on with {self.limit}, which is slower and changes no "
+                "result beyond rounding"
+            )

@@ -1,0 +1,149 @@
+"""Where the process runs: device, dtype, rank, and the few collectives that the stages need.
+
+One `accelerate.Accelerator` a process. Mixed precision stays off: a bf16 base has fp32 adapters and heads, so there
+is no autocast to leave behind for the next stage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch import Tensor
+
+from data.common.errors import StageError, UserError
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=6)  # one process may ask a slow server or write much while the others wait for it
+
+
+def quiet_libraries() -> None:
+    """No progress bars and chatter of libraries between ours; their warnings about us are ours to mend."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # importing it here would take 80 MB
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class Processes:
+    """The process group seen from one process."""
+
+    def __init__(self, device: str = "auto", threads: int | None = None) -> None:
+        self._check(device)
+        quiet_libraries()
+        if device == "cpu":
+            os.environ["ACCELERATE_USE_CPU"] = "true"  # SFTTrainer's own Accelerator must agree
+        if threads:
+            torch.set_num_threads(threads)
+        self.accelerator = Accelerator(
+            cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+        )
+        self.device = self.accelerator.device
+        self.rank = self.accelerator.process_index
+        self.world = self.accelerator.num_processes
+
+    @staticmethod
+    def _check(device: str) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("runtime.device: 'cuda' asked for, but torch sees no GPU: use 'auto' or 'cpu'")
+        if device == "mps" and not torch.backends.mps.is_available():
+            raise UserError("runtime.device: 'mps' asked for, but torch sees no Apple GPU: use 'auto' or 'cpu'")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over processes (the tensor itself when there is one)."""
+        if self.world == 1:
+            return tensor
+        total = tensor.detach().clone().to(self.device)  # NCCL sums on the GPU only
+        torch.distributed.all_reduce(total)
+        return total.to(tensor.device)
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Add gradients up over processes in one message; a process without a gradient adds zeros.
+
+        Losses are divided by global token counts, so the sum is the gradient of the whole minibatch.
+        """
+        if self.world == 1:
+            return
+        parameters = list(parameters)
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        torch.distributed.all_reduce(flat)
+        start = 0
+        for p in parameters:
+            assert p.grad is not None
+            p.grad.copy_(flat[start : start + p.numel()].view_as(p))
+            start += p.numel()
+
+    def gather(self, items: Sequence[Any]) -> list[Any]:
+        """All processes' items, in rank order."""
+        return list(items) if self.world == 1 else list(gather_object(list(items)))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """``work()``; where it fails in one process, all of them stop with its error instead of waiting for it.
+
+        Raises:
+            UserError, StageError: of whichever process failed; in that process whatever ``work`` raised.
+        """
+        if self.world == 1:
+            return work()
+        made: list[T] = []
+        own: Exception | None = None
+        try:
+            made = [work()]
+        except Exception as error:
+            own = error
+        told = [] if own is None else [(isinstance(own, UserError), f"process {self.rank}: {own or repr(own)}")]
+        failed = self.gather(told)
+        if own is not None:
+            raise own
+        if failed:
+            by_user, text = failed[0]
+            raise (UserError if by_user else StageError)(text)
+        return made[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """``work()`` of the main process, for all of them; its error as well (``together``)."""
+        made = self.together(lambda: [work()] if self.is_main else [])
+        return made[0] if self.world == 1 else self.gather(made)[0]
+
+    def share(self, count: int) -> range:
+        """This process's contiguous share of ``count`` rows (sizes differ by at most one)."""
+        each, extra = divmod(count, self.world)
+        start = self.rank * each + min(self.rank, extra)
+        return range(start, start + each + (self.rank < extra))
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """'auto' is bf16 on a GPU that has it and fp32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes: allocated on a GPU since the last reset, resident set of the process on CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

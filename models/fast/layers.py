@@ -1,0 +1,265 @@
+"""One block of a Llama-like decoder on rows laid end to end, forward and, for frozen weights with LoRA, backward.
+
+Shapes: T tokens of all rows end to end, D hidden size, H heads of size d, B rows, L the longest. Only attention sees
+rows: there they are padded on the right, where a causal mask keeps padding out of sight. Knows no modules and no roles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.fast.matmul import linear
+from models.fast.weights import Decoder, Folded, Layer, Projection
+
+KeepKeys = Callable[[Tensor, Tensor], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where each token stands."""
+
+    positions: Tensor  # (T,) for the rotary embedding
+    cells: Tensor | None  # (T,) place in the (B * L) grid of attention; None: rows are of one length
+    shape: tuple[int, int]  # B, L
+    sees: Tensor | None = None  # (B, 1, L, L) bool; None: every token sees its row up to itself
+
+    def grid(self, x: Tensor) -> Tensor:
+        """(T, H, d) -> (B, H, L, d), zero where there is no token."""
+        if self.cells is not None:
+            x = x.new_zeros((self.shape[0] * self.shape[1], *x.shape[1:])).index_copy_(0, self.cells, x)
+        return x.view(*self.shape, *x.shape[1:]).transpose(1, 2)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """(B, H, L, d) -> (T, H * d)."""
+        x = x.transpose(1, 2).reshape(self.shape[0] * self.shape[1], -1)
+        return x if self.cells is None else x[self.cells]
+
+
+def layout_of(mask: Tensor) -> Layout:
+    """Rows padded on the right: ``mask`` (B, L) True = real."""
+    rows, width = mask.shape
+    steps = torch.arange(width, device=mask.device).expand(rows, width)
+    if bool(mask.all()):
+        return Layout(positions=steps.reshape(-1), cells=None, shape=(rows, width))
+    return Layout(positions=steps[mask], cells=mask.flatten().nonzero().squeeze(1), shape=(rows, width))
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], weight, epsilon)
+
+
+def rms_backward(gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """d loss / d x of ``rms_norm`` with a frozen weight: r g w - x r^3 mean(g w x), r = 1 / rms."""
+    r = torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+    g = gradient * weight
+    dot = torch.linalg.vecdot(g, x)[..., None]
+    return g.mul_(r).addcmul_(x, r.pow(3).mul_(dot), value=-1.0 / x.shape[-1])
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of (T, H, d); the halves of d are the two coordinates."""
+    half = x.shape[-1] // 2
+    turned = torch.empty_like(x)
+    turned[..., :half] = x[..., half:].neg()
+    turned[..., half:] = x[..., :half]
+    return turned.mul_(sin).addcmul_(x, cos)
+
+
+def heads_of(decoder: Decoder, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (T, H, d), keys and values (T, H', d) from their common product."""
+    size, q_width = decoder.head_size, decoder.heads * decoder.head_size
+    k_width = decoder.key_heads * size
+    q, k, v = (x.unflatten(1, (-1, size)) for x in qkv.split([q_width, k_width, k_width], dim=1))
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q, k = rms_norm(q, layer.q_norm, decoder.epsilon), rms_norm(k, layer.k_norm, decoder.epsilon)
+    return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None) -> Tensor:
+    """(B, H, L, d); fewer key heads than query heads are shared by groups."""
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=sees, is_causal=sees is None, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def gated(gu: Tensor) -> Tensor:
+    """silu(gate) * up from their common product (T, 2 I)."""
+    gate, up = gu.chunk(2, dim=1)
+    return F.silu(gate).mul_(up)
+
+
+def base_product(decoder: Decoder, index: int, x: Tensor) -> Tensor:
+    """What the frozen weights alone make of a layer's input (T, D): its queries, keys and values (T, ...) so far."""
+    layer = decoder.layers[index]
+    normed = rms_norm(x, layer.norm, decoder.epsilon)
+    return torch.cat([F.linear(normed, p.weight, p.bias) for p in layer.attention], dim=1)
+
+
+def add_adapters(product: Tensor, group: Sequence[Projection], x: Tensor) -> Tensor:
+    """``product + s (x A^T) B^T`` for each projection of a group, written into ``product`` (T, sum of out)."""
+    parts = product.split([len(p.weight) for p in group], dim=1)
+    for p, part in zip(group, parts, strict=True):
+        if p.a is not None and p.b is not None:
+            part.addmm_(x @ p.a.T, p.b.T, alpha=p.scale)
+    return product
+
+
+@dataclass(slots=True, kw_only=True)
+class Saved:
+    """What backward needs of one layer's forward; ``recompute`` keeps ``x`` alone."""
+
+    x: Tensor  # (T, D) the layer's input
+    qkv: Tensor | None = None  # (T, ...) before the head norms, where the layer has such
+    grids: tuple[Tensor, Tensor, Tensor] | None = None  # (B, H, L, d) that ask for gradients
+    mixed: Tensor | None = None  # (B, H, L, d) attention's result, with its graph
+    middle: Tensor | None = None  # (N, D) after attention
+    gu: Tensor | None = None  # (N, 2 I)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What every layer of one pass shares."""
+
+    decoder: Decoder
+    layout: Layout
+    cos: Tensor
+    sin: Tensor
+    folded: Folded
+
+
+def forward(
+    run: Pass,
+    index: int,
+    x: Tensor,
+    wanted: Tensor | None,
+    save: Saved | None,
+    keep: KeepKeys | None = None,
+    product: Tensor | None = None,
+) -> Tensor:
+    """One layer.
+
+    Args:
+        x: (T, D).
+        wanted: flat positions (N,) whose states are needed afterwards, in the last layer; None for all.
+        save: filled for backward.
+        keep: is shown the keys and values (T, H', d).
+        product: what ``base_product`` gives for ``x``, where it is known; it is written over.
+
+    Returns:
+        (T, D), or (N, D).
+    """
+    layer, eps = run.decoder.layers[index], run.decoder.epsilon
+    if product is None:
+        qkv = linear(rms_norm(x, layer.norm, eps), *run.folded(index, "attention", layer.attention))
+    else:
+        qkv = add_adapters(product, layer.attention, rms_norm(x, layer.norm, eps))
+    heads = heads_of(run.decoder, layer, qkv, run.cos, run.sin)
+    if keep is not None:
+        keep(heads[1], heads[2])
+    grids = tuple(map(run.layout.grid, heads))
+    if save is not None:
+        grids = tuple(t.detach().requires_grad_() for t in grids)
+        save.qkv = qkv if layer.q_norm is not None else None
+    del qkv, heads
+    with torch.set_grad_enabled(save is not None):
+        mixed = attend(grids[0], grids[1], grids[2], run.layout.sees)
+    a = run.layout.flat(mixed.detach())
+    if wanted is not None:
+        a, x = a[wanted], x[wanted]
+    middle = x + linear(a, *run.folded(index, "output", layer.output))
+    gu = linear(rms_norm(middle, layer.second_norm, eps), *run.folded(index, "gated", layer.gated))
+    if save is not None:
+        save.grids, save.mixed, save.middle, save.gu = (grids[0], grids[1], grids[2]), mixed, middle, gu
+    return middle + linear(gated(gu), *run.folded(index, "down", layer.down))
+
+
+def backward(
+    run: Pass, index: int, gradient: Tensor, wanted: Tensor | None, saved: Saved, below: bool
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Gradients of one layer, by its input (None unless ``below`` asks for it) and by ``Layer.parameters``."""
+    layer, decoder, eps = run.decoder.layers[index], run.decoder, run.decoder.epsilon
+    if saved.mixed is None:  # recomputation
+        forward(run, index, saved.x, wanted, saved)
+    mixed, middle, gu, grids = saved.mixed, saved.middle, saved.gu, saved.grids
+    assert mixed is not None and middle is not None and gu is not None and grids is not None
+    gate, up = gu.chunk(2, dim=1)
+    active = F.silu(gate)
+    down = lora_gradients(layer.down, active * up, gradient)
+    by_gu = _gated_backward(gate, up, active, linear(gradient, run.folded(index, "down", layer.down)[0].T))
+    saved.gu = None
+    both = lora_gradients(layer.gated, rms_norm(middle, layer.second_norm, eps), by_gu)
+    by_normed = linear(by_gu, run.folded(index, "gated", layer.gated)[0].T)
+    del by_gu, gu, gate, up, active
+    by_middle = gradient + rms_backward(by_normed, middle, layer.second_norm, eps)
+    a = run.layout.flat(mixed.detach())
+    output = lora_gradients(layer.output, a if wanted is None else a[wanted], by_middle)
+    by_a = linear(by_middle, run.folded(index, "output", layer.output)[0].T)
+    if wanted is not None:
+        by_a = a.new_zeros(a.shape).index_copy_(0, wanted, by_a)
+    by_mixed = run.layout.grid(by_a.unflatten(1, (-1, decoder.head_size)))
+    by_grids = torch.autograd.grad(mixed, grids, by_mixed)
+    by_qkv = _heads_backward(run, layer, saved, by_grids)
+    attention = lora_gradients(layer.attention, rms_norm(saved.x, layer.norm, eps), by_qkv)
+    found = [*attention, *output, *both, *down]
+    if not below:
+        return None, found
+    by_normed = linear(by_qkv, run.folded(index, "attention", layer.attention)[0].T)
+    by_x = rms_backward(by_normed, saved.x, layer.norm, eps)
+    return (by_x.add_(by_middle) if wanted is None else by_x.index_add_(0, wanted, by_middle)), found
+
+
+def _gated_backward(gate: Tensor, up: Tensor, active: Tensor, by_h: Tensor) -> Tensor:
+    """(N, 2 I) from ``by_h`` (N, I), which is written over; ``active`` is silu(gate)."""
+    width = gate.shape[1]
+    out = by_h.new_empty((len(by_h), 2 * width))
+    torch.mul(by_h, active, out=out[:, width:])
+    out[:, :width] = torch.ops.aten.silu_backward(by_h.mul_(up), gate)
+    return out
+
+
+def _heads_backward(run: Pass, layer: Layer, saved: Saved, by_grids: Sequence[Tensor]) -> Tensor:
+    """Gradient (T, ...) of the common product of q, k, v; a rotation's transpose is the rotation back."""
+    size = run.decoder.head_size
+    q, k, v = (run.layout.flat(g).unflatten(1, (-1, size)) for g in by_grids)
+    q, k = rotate(q, run.cos, -run.sin), rotate(k, run.cos, -run.sin)
+    if layer.q_norm is not None and layer.k_norm is not None:
+        assert saved.qkv is not None
+        q_width, k_width = q.shape[1] * size, k.shape[1] * size
+        raw_q, raw_k, _ = (t.unflatten(1, (-1, size)) for t in saved.qkv.split([q_width, k_width, k_width], dim=1))
+        q = rms_backward(q, raw_q, layer.q_norm, run.decoder.epsilon)
+        k = rms_backward(k, raw_k, layer.k_norm, run.decoder.epsilon)
+    return torch.cat([q.flatten(1), k.flatten(1), v.flatten(1)], dim=1)
+
+
+def lora_gradients(group: Sequence[Projection], x: Tensor, gradient: Tensor) -> list[Tensor]:
+    """``dA, dB`` of each projection that has an adapter: dB = s g^T (x A^T), dA = s (g B)^T x.
+
+    Args:
+        group: projections of one input.
+        x: (T, in) that input.
+        gradient: (T, sum of out) of their common product.
+    """
+    having = [p for p in group if p.a is not None]
+    if not having:
+        return []
+    a = torch.cat([p.a for p in having if p.a is not None])
+    inner = (x @ a.T).split([len(p.a) for p in having if p.a is not None], dim=1)  # (T, rank) each
+    parts = dict(zip(map(id, group), gradient.split([len(p.weight) for p in group], dim=1), strict=True))
+    by_b = [(parts[id(p)].T @ u).mul_(p.scale) for p, u in zip(having, inner, strict=True)]
+    by_inner = torch.cat([(parts[id(p)] @ p.b).mul_(p.scale) for p in having if p.b is not None], dim=1)
+    by_a = (by_inner.T @ x).split([len(u) for p in having if (u := p.a) is not None])
+    return [t for pair in zip(by_a, by_b, strict=True) for t in pair]
+
+
+def embed(decoder: Decoder, ids: Tensor) -> Tensor:
+    return F.embedding(ids, decoder.embeddings)
+
+
+def start(decoder: Decoder, layout: Layout, folded: Folded | None = None) -> Pass:
+    cos, sin = decoder.angles(layout.positions)
+    return Pass(decoder=decoder, layout=layout, cos=cos, sin=sin, folded=folded or Folded())

@@ -1,0 +1,131 @@
+"""Log-probabilities by blocks of rows and of the vocabulary: the logits of a block never leave the caches.
+
+Sums over blocks are put together as they come (Milakov & Gimelshein 2018), and so is the gradient of the states, which
+needs no second product: d logprob / d state = W[token] - sum of p W, over T. Knows no modules.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from models.fast.matmul import by_kernels, fits, product
+from models.fast.weights import DTYPES, untouched
+
+ROWS, WORDS = 512, 1024  # 2 MB of fp32 logits at a time
+EXTRAS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+
+
+def output_weight(lm: Any) -> Tensor | None:
+    """The frozen output layer (V, D) where logits are its product with the states and nothing else."""
+    output = lm.get_output_embeddings()
+    if type(output) is not nn.Linear or output.bias is not None or not untouched(output):
+        return None
+    weight = output.weight
+    extras = any(getattr(lm.config, name, None) for name in EXTRAS)
+    fits = weight.dtype in DTYPES and not weight.requires_grad and not torch.is_autocast_enabled(weight.device.type)
+    return weight.detach() if fits and not extras else None
+
+
+def block_logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Logits (B, V) of a few rows; with BLAS by blocks of words, whose copies for the product stay in the caches."""
+    if weight.device.type != "cpu":
+        return hidden @ weight.T
+    if fits(weight):
+        return by_kernels(hidden, weight)
+    out = hidden.new_empty((len(hidden), len(weight)))
+    for start in range(0, len(weight), WORDS):
+        torch.mm(hidden, weight[start : start + WORDS].T, out=out[:, start : start + WORDS])
+    return out
+
+
+def block_logprobs(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (with a gradient for ``hidden``) and entropies (without one), both (N,), in nats."""
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        return _Blocks.apply(hidden, targets, weight, temperature)[:2]
+    return measure(hidden, targets, weight, temperature, slopes=False)[:2]
+
+
+def block_nll(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of -log p in nats, with a gradient for ``hidden``, and how many tokens are the likeliest."""
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        logprobs, _, likeliest = _Blocks.apply(hidden, targets, weight, 1.0)
+    else:
+        logprobs, _, likeliest, _ = measure(hidden, targets, weight, 1.0, slopes=False)
+    return -logprobs.sum(), likeliest.sum()
+
+
+class Measured(NamedTuple):
+    logprobs: Tensor  # (N,)
+    entropy: Tensor  # (N,)
+    likeliest: Tensor  # (N,) bool: no token has a larger logit
+    slopes: Tensor | None  # (N, D) d logprob / d hidden
+
+
+@torch.profiler.record_function("trivet/logprobs")
+@torch.no_grad()
+def measure(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, slopes: bool) -> Measured:
+    """Everything about N tokens; slopes where they are asked for."""
+    parts = [
+        _rows(hidden[i : i + ROWS], targets[i : i + ROWS], weight, temperature, slopes)
+        for i in range(0, max(1, len(hidden)), ROWS)
+    ]
+    steep = torch.cat([p.slopes for p in parts if p.slopes is not None]) if slopes else None
+    return Measured(
+        logprobs=torch.cat([p.logprobs for p in parts]),
+        entropy=torch.cat([p.entropy for p in parts]),
+        likeliest=torch.cat([p.likeliest for p in parts]),
+        slopes=steep,
+    )
+
+
+def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, slopes: bool) -> Measured:
+    normaliser = hidden.new_full((len(hidden),), -torch.inf)
+    largest = normaliser.clone()
+    mean, chosen = torch.zeros_like(normaliser), torch.zeros_like(normaliser)  # mean logit; the token's own
+    expected = torch.zeros_like(hidden) if slopes else None  # sum of p W over the blocks so far
+    multiply = product if len(hidden) == ROWS and fits(weight) else F.linear  # whole blocks alone: few shapes
+    for start in range(0, len(weight), WORDS):
+        words = weight[start : start + WORDS]
+        logits = multiply(hidden, words)
+        if temperature != 1.0:
+            logits.div_(temperature)
+        at = targets - start
+        inside = (at >= 0) & (at < len(words))
+        own = logits.gather(1, at.clamp(0, len(words) - 1)[:, None]).squeeze(1)
+        chosen = torch.where(inside, own, chosen)
+        p = torch.softmax(logits, dim=-1)
+        top = logits.amax(-1)
+        largest = torch.maximum(largest, top)
+        here = top - p.amax(-1).log()  # the largest probability is 1 / sum(exp(l - max))
+        total = torch.logaddexp(normaliser, here)
+        before, now = torch.exp(normaliser - total), torch.exp(here - total)
+        mean = before * mean + now * torch.linalg.vecdot(p, logits)
+        if expected is not None:
+            expected.mul_(before[:, None]).addcmul_(multiply(p, words.T), now[:, None])
+        normaliser = total
+    slope = None if expected is None else (weight[targets] - expected).div_(temperature)
+    return Measured(chosen - normaliser, normaliser - mean, chosen >= largest, slope)
+
+
+class _Blocks(torch.autograd.Function):
+    """The gradient by each state is found in the forward pass and scaled in backward; see ``models.backbone.logprobs``."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logprobs, entropy, likeliest, slopes = measure(hidden, targets, weight, temperature, slopes=True)
+        ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(entropy, likeliest)
+        return logprobs, entropy, likeliest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_logprobs: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (slopes,) = ctx.saved_tensors
+        return slopes * by_logprobs[:, None], None, None, None

@@ -1,0 +1,99 @@
+"""States of the layers that no adapter touches, kept for rows that several roles and epochs read.
+
+Below its lowest adapter every role computes the same numbers from the same tokens, and in the layer of that adapter the
+same products of queries, keys and values with the frozen weights. Rows are found by their tokens, so whoever reads them
+(policy, reference, value, reward) need not say which rows they are, and a row that is not there is computed as ever.
+Kept: tokens x (hidden size + widths of queries, keys and values) numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.batching import right_pad, token_batches
+from models.fast.layers import base_product, embed, forward, layout_of, start
+from models.fast.weights import Decoder
+
+CELLS = 2048  # padded tokens a pass; fixed, so that the same rows have the same bits whenever they are computed again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trunk:
+    """What enters layer ``depth`` of one base."""
+
+    depth: int  # at least 1
+    embeddings: Tensor  # of the base: which one it is
+    states: Tensor  # (T, D) of all rows end to end
+    product: Tensor  # (T, ...) layer ``depth``'s ``base_product`` of them
+    places: dict[tuple[int, ...], slice]  # a row's ids -> its states
+
+    def find(self, decoder: Decoder, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Copies of states (T', D) and products of right-padded rows (B, L) laid end to end; None unless all are here
+        and valid for ``decoder``."""
+        same = decoder.embeddings is self.embeddings and decoder.norm.dtype == self.states.dtype
+        if not same or decoder.lowest < self.depth:
+            return None
+        found = []
+        for row, length in zip(ids.tolist(), mask.sum(1).tolist(), strict=True):
+            place = self.places.get(tuple(row[:length]))
+            if place is None:
+                return None
+            found.append(place)
+        if not found:
+            return None
+        return torch.cat([self.states[place] for place in found]), torch.cat([self.product[place] for place in found])
+
+
+@torch.no_grad()
+@torch.profiler.record_function("trivet/lower layers")
+def make_trunk(decoder: Decoder, rows: Sequence[Sequence[int]], depth: int, states: Tensor | None = None) -> Trunk:
+    """Layers 0 to ``depth`` - 1 of rows of ids, none empty.
+
+    Args:
+        decoder: of any role whose adapter begins no lower.
+        rows: several may be the same.
+        depth: at least 1.
+        states: (T, D) that enter layer ``depth``, of all rows end to end, where they are known; otherwise they are
+            computed, each distinct row once.
+
+    Raises:
+        ValueError: an adapter of ``decoder`` lies below ``depth``.
+    """
+    if not 0 < depth <= decoder.lowest:
+        raise ValueError(f"no trunk of depth {depth}: the lowest adapter is in layer {decoder.lowest}")
+    kept = [tuple(row) for row in rows]
+    if states is None:
+        kept = list(dict.fromkeys(kept))
+        states = lower_states(decoder, kept, depth)
+    product = torch.cat([base_product(decoder, depth, part) for part in states.split(CELLS)])
+    places: dict[tuple[int, ...], slice] = {}
+    at = 0
+    for row in kept:
+        places.setdefault(row, slice(at, at + len(row)))
+        at += len(row)
+    return Trunk(depth=depth, embeddings=decoder.embeddings, states=states, product=product, places=places)
+
+
+@torch.no_grad()
+def lower_states(decoder: Decoder, rows: Sequence[Sequence[int]], depth: int) -> Tensor:
+    """What enters layer ``depth`` (T, D), of all rows end to end."""
+    lengths = [len(row) for row in rows]
+    states = decoder.norm.new_empty((sum(lengths), decoder.embeddings.shape[1]))
+    parts = states.split(lengths)
+    for batch in token_batches(lengths, CELLS):
+        ids, mask = (t.to(states.device) for t in right_pad([rows[i] for i in batch], 0))
+        run, x = start(decoder, layout_of(mask)), embed(decoder, ids[mask])
+        for index in range(depth):
+            x = forward(run, index, x, None, None)
+        for i, part in zip(batch, x.split(mask.sum(1).tolist()), strict=True):
+            parts[i].copy_(part)
+    return states
+
+
+def best_depth(lowest: Sequence[tuple[int, int]]) -> int:
+    """The depth that saves most: ``lowest`` are each role's lowest layer with an adapter, and its passes."""
+    return max((depth for depth, _ in lowest), key=lambda d: d * sum(n for at, n in lowest if at >= d), default=0)

@@ -1,0 +1,1 @@
+"""Base models by name: the catalogue, downloads, checks of foreign files, loading."""

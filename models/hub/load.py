@@ -1,0 +1,99 @@
+"""Bases from registry entries, folders and the hub: safetensors only, remote code off."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.common.errors import UserError
+from data.tokens import probe
+from models.hub.download import folder_of
+from models.hub.registry import BaseModelSpec
+from models.hub.validate import check_model
+from models.roles.shared_base import SharedBase
+
+
+def load_causal_lm(source: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+    """A Transformers causal LM.
+
+    Raises:
+        UserError: not reachable, not safetensors, or code of its own.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    folder = _folder(source, revision)
+    check_model(folder)
+    with _told(source):
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    lm, told = found
+    lacking = sorted(map(str, told["missing_keys"])) or sorted(map(str, told["mismatched_keys"]))
+    if lacking:
+        raise UserError(
+            f"base {source}: its weights lack {len(lacking)} tensors that the model needs (first: {lacking[0]}); "
+            "Transformers would fill them with random numbers"
+        )
+    lm.name_or_path = lm.config._name_or_path = source  # not where a cache happens to lie
+    return lm.to(device)
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> Any:
+    """The base's tokenizer, which also brings chat template, pad and stop tokens."""
+    from transformers import AutoTokenizer
+
+    folder = _folder(source, revision)
+    with _told(source):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        probe(tokenizer)
+    except UserError as error:
+        raise UserError(f"base {source}: {error}") from None
+    return tokenizer
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    return Path(source) if Path(source).is_dir() else folder_of(source, revision)
+
+
+@contextlib.contextmanager
+def _told(source: str) -> Any:
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # hostile or damaged folders make the libraries raise anything
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"base {source}: cannot be loaded ({first}). If it is a hub id, check the network or download it first and "
+            "name the folder; `trivet models` lists the known names."
+        ) from error
+
+
+def stop_ids_of(lm: Any) -> tuple[int, ...]:
+    """Stop ids from the generation config, which holds an int, a list or nothing."""
+    eos = lm.generation_config.eos_token_id if lm.generation_config is not None else None
+    return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+
+
+def load_base(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> SharedBase:
+    """Load a registry entry once, to be shared by every stage."""
+    tokenizer = load_tokenizer(spec.source, spec.revision)
+    if spec.chat_template:
+        tokenizer.chat_template = spec.chat_template
+    if spec.pad_token:
+        if spec.pad_token not in tokenizer.get_vocab():
+            raise UserError(f"base {spec.name}: pad_token {spec.pad_token!r} is not in its vocabulary")
+        tokenizer.pad_token = spec.pad_token
+    lm = load_causal_lm(spec.source, spec.revision, dtype, device)
+    return SharedBase(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))

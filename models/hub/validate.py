@@ -1,0 +1,200 @@
+"""Model and adapter files that others made: refused where they would do more than hold weights.
+
+Adapters become plain LoRA settings: no classes or modules are named by a file, no pattern of its is run as a regular
+expression, ranks fit the weights. Model folders stay within themselves, their sizes fit the weights that are there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from data.common.errors import UserError
+from data.common.strict_json import read_object
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from torch import Tensor
+
+CONFIG, INDEX = "adapter_config.json", "model.safetensors.index.json"
+NAME = re.compile(r"\^?[A-Za-z0-9_.-]{1,200}")
+# How an adapter came to be, or what PEFT itself would do with it; without meaning for weights that are given.
+IGNORED = {
+    *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "init_lora_weights"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_core"),
+    *("exclude_modules", "qalora_group_size", "ensure_weight_tying"),
+}
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+WIDTHS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model")
+
+
+class _Adapter(BaseModel):
+    """What is read of an adapter's settings."""
+
+    model_config = ConfigDict(strict=True)
+    r: int = Field(8, ge=1)
+    lora_alpha: FiniteFloat | int = 8
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    target_modules: str | list[str] | None = None
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    modules_to_save: list[str] | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, FiniteFloat | int] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    task_type: str | None = None
+
+
+def read_adapter_config(folder: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
+    """The plain LoRA settings of a folder, for the weights that lie beside it.
+
+    Raises:
+        UserError: no LoRA, damaged, or settings that would change the base, run patterns, or fit other weights.
+    """
+    from peft import LoraConfig
+
+    file = folder / CONFIG
+    raw = read_object(file, largest=1 << 20)
+    if raw.get("peft_type") != "LORA":
+        raise UserError(f"{file}: peft_type is {raw.get('peft_type')!r}; trivet reads LORA adapters")
+    try:
+        known = _Adapter.model_validate({k: v for k, v in raw.items() if k in _Adapter.model_fields})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise UserError(f"{file}: {'.'.join(map(str, first['loc']))[:100]}: {first['msg']}") from error
+    if known.modules_to_save or known.bias != "none":
+        what = "modules_to_save" if known.modules_to_save else "bias"
+        raise UserError(f"{file}: {what} would change the shared base; export the adapter without it")
+    for name in sorted(set(LoraConfig.__dataclass_fields__) - set(_Adapter.model_fields) - IGNORED - {"peft_type"}):
+        if raw.get(name):
+            raise UserError(f"{file}: {name}: trivet reads plain LoRA adapters, without this setting")
+    _check_patterns(file, known)
+    _check_ranks(file, known, weights)
+    settings = known.model_dump(exclude_none=True, exclude={"modules_to_save"})
+    settings["task_type"] = "CAUSAL_LM" if known.task_type == "CAUSAL_LM" else None
+    if isinstance(known.target_modules, str) and known.target_modules != "all-linear":
+        settings["target_modules"] = _targets(weights)  # a regular expression of others is not run
+    # eva/loftq/etc. initialisations would touch the base: the weights are given, so no initialisation is needed
+    try:
+        return LoraConfig(**settings, init_lora_weights=True, inference_mode=True)
+    except (ValueError, TypeError) as error:  # settings that PEFT does not take together
+        raise UserError(f"{file}: not a readable LoRA configuration ({' '.join(str(error).split())[:200]})") from error
+
+
+def _check_patterns(file: Path, known: _Adapter) -> None:
+    """PEFT reads these as regular expressions: only plain names pass."""
+    layers = [known.layers_pattern] if isinstance(known.layers_pattern, str) else known.layers_pattern or []
+    for where, names in (
+        ("rank_pattern", known.rank_pattern or {}),
+        ("alpha_pattern", known.alpha_pattern or {}),
+        ("layers_pattern", layers),
+    ):
+        for name in names:
+            if not NAME.fullmatch(name):
+                raise UserError(f"{file}: {where}: {name[:60]!r} is a pattern, not a module's name")
+
+
+def _check_ranks(file: Path, known: _Adapter, weights: Mapping[str, Tensor]) -> None:
+    ranks = [w.shape[0] for n, w in weights.items() if ("lora_A" in n or "lora_embedding_A" in n) and w.dim()]
+    largest = max([known.r, *(known.rank_pattern or {}).values()])
+    if largest > max(ranks, default=0):
+        raise UserError(f"{file}: rank {largest} does not fit the weights beside it (largest {max(ranks, default=0)})")
+
+
+def _targets(weights: Mapping[str, Tensor]) -> list[str]:
+    """Full names of the modules that the weights are for."""
+    found = {n.removeprefix("base_model.model.").partition(".lora_")[0] for n in weights if ".lora_" in n}
+    return sorted(found)
+
+
+def check_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse adapter or head tensors that are no finite floating-point numbers.
+
+    Raises:
+        UserError: names file and tensor.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{file}: {name[:100]} holds {str(tensor.dtype).removeprefix('torch.')}, not weights")
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{file}: {name[:100]} holds numbers that are not finite")
+
+
+# -- model folders ----------------------------------------------------------------------------------------------------
+
+
+def check_model(folder: Path) -> None:
+    """Refuse a model folder whose files point outside, whose headers are damaged or whose sizes are made up.
+
+    Raises:
+        UserError: names the file.
+    """
+    config = read_object(folder / "config.json", largest=16 << 20)
+    for part in _parts(config):
+        for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+            if "/" in str(part.get(key) or ""):
+                raise UserError(f"{folder / 'config.json'}: {key}: {part[key]!r} is code from elsewhere; remove it")
+    files = weight_files(folder)
+    count, elements = 0, 0
+    for file in files:
+        for _, shape in shapes_of(file):
+            count, elements = count + 1, elements + math.prod(shape)
+    for part in _parts(config):
+        _check_sizes(folder / "config.json", part, count, elements)
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield config
+    for value in config.values():
+        if isinstance(value, dict):
+            yield from _parts(value)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that Transformers will read."""
+    if (folder / "model.safetensors").is_file() or not (folder / INDEX).is_file():
+        return sorted(folder.glob("*.safetensors"))
+    names = read_object(folder / INDEX).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise UserError(f"{folder / INDEX}: weight_map: must map each tensor to a file")
+    for name in sorted(set(names.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{folder / INDEX}: names {name[:100]!r}, which is no safetensors file of this folder")
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing, and {INDEX} names it")
+    return [folder / name for name in sorted(set(names.values()))]
+
+
+def shapes_of(file: Path) -> Iterator[tuple[str, list[int]]]:
+    """Names and shapes by the header alone; safetensors itself checks its length, offsets, gaps, overlaps and types."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                yield name, opened.get_slice(name).get_shape()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error})") from error
+
+
+def _check_sizes(file: Path, config: Mapping[str, Any], tensors: int, elements: int) -> None:
+    """A model larger than its weights would be made of random numbers, or never be finished."""
+    for key in LAYERS:
+        layers = config.get(key)
+        if isinstance(layers, int) and layers > tensors:
+            raise UserError(f"{file}: {key}: {layers:,} layers, and the weights hold {tensors:,} tensors")
+    width = next((config[k] for k in WIDTHS if isinstance(config.get(k), int)), 0)
+    vocabulary = config.get("vocab_size")
+    if isinstance(vocabulary, int) and vocabulary * width > elements > 0:
+        raise UserError(
+            f"{file}: a vocabulary of {vocabulary:,} and width {width:,} do not fit weights of {elements:,} numbers"
+        )

@@ -1,0 +1,94 @@
+"""A plain Transformers sequence classifier as a scorer: somebody else's reward model, or a classifier of answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.common.errors import UserError, nearest
+from data.records import Message
+from data.template import Renderer
+from data.tokens import bounded
+from models.hub.load import load_tokenizer
+from models.hub.validate import check_model
+
+BATCH = 16
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether a folder's ``config.json`` names a model for sequence classification."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return False
+    return any(str(name).endswith("ForSequenceClassification") for name in named)
+
+
+class Classifier:
+    """Scores answers: the logit of a model with one label, or the log-odds of one of several.
+
+    Raises:
+        UserError: it cannot be loaded safely, or ``label`` is none of its labels (or needed and not given).
+    """
+
+    def __init__(self, folder: Path, device: torch.device, label: str | None = None) -> None:
+        from transformers import AutoModelForSequenceClassification
+
+        check_model(folder)
+        try:
+            self.model: Any = AutoModelForSequenceClassification.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
+            )
+        except (ValueError, OSError, RuntimeError) as error:
+            raise UserError(f"{folder}: cannot be loaded as a classifier ({str(error).splitlines()[0]})") from error
+        self.model.eval().to(device)
+        self.model.config.get_text_config().pad_token_id = self.model.config.pad_token_id = -1  # nothing is padded
+        self.tokenizer = load_tokenizer(str(folder))
+        self.renderer = Renderer(self.tokenizer, template="auto") if self.tokenizer.chat_template else None
+        names = [str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels)]
+        if label is not None and label not in names:
+            raise UserError(f"--label {label}: {folder} has no such label.{nearest(label, names)} It has: {names}")
+        if label is None and len(names) > 1:
+            raise UserError(f"{folder}: has {len(names)} labels; name the one to score with --label: {names}")
+        self.label = names.index(label) if label is not None else 0
+
+    def ids(self, messages: Sequence[Message], answer: str, finished: bool) -> list[int]:
+        """The conversation by the model's chat template; without one, prompt and answer as a pair of texts."""
+        if self.renderer is not None:
+            query, response = self.renderer.prompt_and_answer(messages, answer, finished, max_tokens=1 << 20)
+            return [*query, *response]
+        asked = "\n\n".join(m.content for m in messages)
+        with bounded(asked + answer):
+            return list(self.tokenizer(asked, answer)["input_ids"] if asked else self.tokenizer(answer)["input_ids"])
+
+    @torch.no_grad()
+    def __call__(
+        self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
+    ) -> list[float]:
+        """One score an answer; only rows of equal length share a pass, so that no padding is seen."""
+        rows = [self.ids(*row) for row in zip(asked, answers, finished, strict=True)]
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and (long := [i for i, r in enumerate(rows) if len(r) > limit]):
+            most = len(rows[long[0]])
+            raise UserError(f"answer {long[0]} and its prompt have {most} tokens, the model takes {limit}")
+        out, groups = [0.0] * len(rows), dict[int, list[int]]()
+        for i, row in enumerate(rows):
+            groups.setdefault(len(row), []).append(i)
+        for same in groups.values():
+            for at in range(0, len(same), BATCH):
+                chosen = same[at : at + BATCH]
+                ids = torch.tensor([rows[i] for i in chosen], device=self.model.device)
+                logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.double()
+                for i, row_logits in zip(chosen, logits, strict=True):
+                    out[i] = self._score(row_logits)
+        return out
+
+    def _score(self, logits: torch.Tensor) -> float:
+        if len(logits) == 1:
+            return logits[0].item()
+        others = torch.cat([logits[: self.label], logits[self.label + 1 :]])
+        return (logits[self.label] - others.logsumexp(0)).item()

@@ -1,0 +1,392 @@
+"""The one frozen base that every stage shares, and the roles that stand on it.
+
+A role is a PEFT adapter (or, with full fine-tuning, a copy of the model) and perhaps a scalar head. Entering a role
+selects its adapter without touching anybody's ``requires_grad`` (PEFT's own ``set_adapter`` flips it) and is undone in
+``finally``. Hold a role through forward *and* backward: with gradient checkpointing the recomputation in backward runs
+with whichever adapter is active then. This module knows nothing of data, losses or stages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from data.common.errors import UserError
+from models.backbone.artifacts import Artifact
+from models.backbone.forward import check_logit_path, hidden_states, linear_layers, logits_of, switch_off_dropout
+from models.backbone.logprobs import token_logprobs
+from models.backbone.scalar_head import ScalarHead
+from models.backbone.seeds import derived_seed, isolated_rng
+from models.backbone.settings import AdapterConfig
+from models.fast.hidden_states import fast_states
+from models.fast.logprobs import block_logprobs, output_weight
+from models.fast.prefix_cache import Trunk
+from models.fast.weights import Decoder, decoder_of
+
+if TYPE_CHECKING:
+    from models.hub.registry import BaseModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleView:
+    """A role while it is entered: the model with its adapter selected, and its head."""
+
+    name: str
+    lm: Any
+    head: ScalarHead | None
+    fast: bool = True  # use the fast path where it knows the architecture
+    trunk: Trunk | None = None  # states of some rows below all adapters
+
+    def decoder(self) -> Decoder | None:
+        """The weights, where they are known to be a plain Llama-like decoder; None: the modules must run."""
+        return decoder_of(self.lm) if self.fast else None
+
+    def states(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states (N, D) at flat positions (N,) of right-padded rows (B, L), by the fast path or not."""
+        return fast_states(self.decoder(), self.lm, ids, mask, positions, self.trunk)
+
+    def logprobs(
+        self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (N,) of tokens; see ``models.backbone.logprobs.token_logprobs``."""
+        weight = output_weight(self.lm) if self.fast and not entropy_gradient else None
+        if weight is not None:
+            return block_logprobs(hidden, targets, weight, temperature)
+        return token_logprobs(hidden, targets, self.logits, temperature, entropy_gradient=entropy_gradient)
+
+    def hidden(self, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
+        return hidden_states(self.lm, ids, mask, position_ids, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return logits_of(self.lm, hidden)
+
+
+class SharedBase:
+    """A frozen causal LM in memory once, with named roles.
+
+    Args:
+        lm: the base; it is put into eval mode, frozen, and all its dropout is set to 0.
+        tokenizer: its tokenizer.
+        name: what messages call it.
+    """
+
+    fast = True  # False: every pass by Transformers' own modules
+
+    def __init__(self, lm: Any, tokenizer: Any, name: str = "base", extra_stop_ids: tuple[int, ...] = ()) -> None:
+        self.tokenizer, self.name, self.extra_stop_ids = tokenizer, name, extra_stop_ids
+        self.lm = lm.eval().requires_grad_(False)
+        switch_off_dropout(lm)
+        check_logit_path(lm, name)
+        self.linear_names = linear_layers(lm)  # before adapters bring linear layers of their own
+        self.peft: PeftModel | None = None
+        self.heads = nn.ModuleDict()
+        self.trunk: Trunk | None = None  # set by whoever reads the same rows by several roles
+        self.copies: dict[str, Any] = {}  # full fine-tuning: role -> its own model
+        self.fingerprint = self.base_fingerprint()
+        self._layers: list[BaseTunerLayer] = []
+        self._select(None)
+
+    @classmethod
+    def load(
+        cls, spec: BaseModelSpec | str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    ) -> SharedBase:
+        """Load a base: a registry entry or name, a folder, or a hub id.
+
+        Args:
+            spec: what it is; folders are relative to the working directory.
+            device: where it goes; "auto" is the GPU that torch sees, otherwise the CPU.
+            dtype: of its weights; "auto" is the spec's, or bf16 on a GPU that has it and fp32 elsewhere.
+
+        Raises:
+            UserError: nothing of that name, or it cannot be loaded safely.
+        """
+        from models.backbone.processes import resolve_dtype
+        from models.hub.load import load_base
+        from models.hub.registry import BaseModelSpec, resolve_base
+
+        if not isinstance(spec, BaseModelSpec):
+            spec = resolve_base(str(spec), base_dir=Path.cwd())
+        if device == "auto":
+            device = torch.accelerator.current_accelerator() or "cpu" if torch.accelerator.is_available() else "cpu"
+        place = torch.device(device)
+        if not isinstance(dtype, torch.dtype):
+            dtype = resolve_dtype(spec.dtype if dtype == "auto" else dtype, place)
+        return load_base(spec, dtype, place)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.lm.parameters()).device
+
+    @property
+    def hidden_size(self) -> int:
+        return self.lm.config.get_text_config().hidden_size
+
+    @property
+    def context_length(self) -> int | None:
+        """Positions that the model has, where its config says so."""
+        return getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
+
+    def base_tensors(self) -> dict[str, Tensor]:
+        """Parameters of the base by name, each storage once (tied weights appear under their first name)."""
+        seen: set[int] = set()
+        out = {}
+        for name, p in self.lm.named_parameters():
+            if ".lora_" not in name and p.data_ptr() not in seen:
+                seen.add(p.data_ptr())
+                out[name.replace(".base_layer.", ".")] = p
+        return out
+
+    def base_fingerprint(self) -> str:
+        """sha256 over names, dtypes, shapes and bytes of the base; the same whatever roles stand on it."""
+        digest = hashlib.sha256()
+        for name, p in sorted(self.base_tensors().items()):
+            digest.update(f"{name} {p.dtype} {tuple(p.shape)}\n".encode())
+            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    # -- roles ---------------------------------------------------------------------------------------------------
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*(self.peft.peft_config if self.peft else ()), *self.copies, *self.heads]))
+
+    def add_role(
+        self,
+        name: str,
+        source: AdapterConfig | Artifact | Path | None = None,
+        *,
+        copy_of: str | None = None,
+        trainable: bool = False,
+        head: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Add a role: a fresh adapter (an identity at first), a finished stage's, or a copy of another role's.
+
+        Args:
+            name: its name.
+            source: the settings of a fresh adapter; or a finished stage (or any folder that ``load_role`` reads), whose
+                head comes along. Not needed beside ``copy_of``, which takes the other role's settings.
+            copy_of: the role to start from. Heads are not copied.
+            trainable: ask for gradients from now on; a role is frozen otherwise, see also ``training``.
+            head: make a fresh head, or demand a stored one.
+            seed: of a fresh adapter and head.
+
+        Raises:
+            ValueError: the name is taken, or there is nothing to start from.
+            UserError: the folder does not fit this base.
+        """
+        if name in self.roles:
+            raise ValueError(f"role '{name}' exists already: {', '.join(self.roles)}")
+        if isinstance(source, AdapterConfig) or (source is None and copy_of is not None):
+            self._start(name, source, copy_of, seed)
+            if head:
+                self.add_head(name, seed)
+        elif source is not None and copy_of is None:
+            from models.roles.files import HEAD, load_role
+
+            folder = Path(source) if isinstance(source, str | Path) else source.path
+            load_role(self, name, folder, head=head or (folder / HEAD).is_file())
+        else:
+            raise ValueError(f"role '{name}': give an AdapterConfig, a finished stage, or copy_of; one of them")
+        for p in self.parameters_of(name).values():
+            p.requires_grad_(trainable)
+
+    def _start(self, name: str, adapter: AdapterConfig | None, copy_of: str | None, seed: int) -> None:
+        if copy_of in self.copies or (adapter is not None and adapter.method == "full"):
+            self.copies[name] = self._copy_model(copy_of)
+            return
+        if copy_of is None:
+            assert adapter is not None
+            config = self.lora_config(adapter)
+        else:
+            config = copy.deepcopy(self._config(copy_of))
+        self._add_adapter(name, config, seed)
+        if copy_of is not None:
+            set_peft_model_state_dict(self.peft, self.adapter_state(copy_of), adapter_name=name)
+
+    def add_head(self, name: str, seed: int = 0) -> ScalarHead:
+        g = torch.Generator().manual_seed(derived_seed(seed, f"head/{name}"))
+        self.heads[name] = ScalarHead(self.hidden_size, g).to(self.device).requires_grad_(False)
+        return self.heads[name]  # type: ignore[return-value]
+
+    def drop_roles(self) -> None:
+        """Remove every role and head; the base is as it was loaded."""
+        for name in list(self.peft.peft_config) if self.peft else ():
+            assert self.peft is not None
+            self.peft.delete_adapter(name)
+        self.copies.clear()
+        self.heads = nn.ModuleDict()
+        self._select(None)
+
+    def lora_config(self, adapter: AdapterConfig) -> LoraConfig:
+        """PEFT's configuration for these settings; layers chosen by index."""
+        layers = adapter.layers
+        count = self.lm.config.get_text_config().num_hidden_layers
+        chosen = list(range(count // 2, count)) if layers == "upper_half" else None if layers == "all" else list(layers)
+        if chosen is not None and (not chosen or max(chosen) >= count or min(chosen) < 0):
+            raise UserError(
+                f"adapter.layers: {list(layers)} is outside the {count} layers (0 to {count - 1}) of the base"
+            )
+        targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+        if targets == "all-linear":
+            targets = self.linear_names
+        return LoraConfig(
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT takes any number
+            lora_dropout=adapter.dropout,
+            target_modules=targets,
+            layers_to_transform=chosen,
+            use_rslora=adapter.rslora,
+            fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in self.lm.modules()),
+            task_type="CAUSAL_LM",
+        )
+
+    def _config(self, name: str) -> LoraConfig:
+        if self.peft is None or name not in self.peft.peft_config:
+            raise ValueError(f"no adapter role '{name}'; there are: {', '.join(self.roles) or 'none'}")
+        config = self.peft.peft_config[name]
+        assert isinstance(config, LoraConfig)
+        return config
+
+    def lora_settings(self, name: str) -> dict[str, Any] | None:
+        """What, with its weights, makes a role's adapter; None where the role has none."""
+        if self.peft is None or name not in self.peft.peft_config:
+            return None
+        return self._config(name).to_dict() | {"inference_mode": None}
+
+    def _add_adapter(self, name: str, config: LoraConfig, seed: int) -> None:
+        trainable = self._trainable_now()
+        with isolated_rng(derived_seed(seed, f"adapter/{name}")):
+            try:
+                if self.peft is None:
+                    self.peft = get_peft_model(self.lm, config, adapter_name=name)
+                else:
+                    self.peft.add_adapter(name, config)
+            except ValueError as error:
+                raise UserError(f"adapter.targets: PEFT cannot place the adapter on {self.name}: {error}") from error
+        self._layers = [m for m in self.lm.modules() if isinstance(m, BaseTunerLayer)]
+        # a sorted list instead of PEFT's set: the saved configuration has the same bytes every time
+        kept = self._config(name)
+        if isinstance(kept.target_modules, set):
+            kept.target_modules = sorted(kept.target_modules)
+        self._restore_trainable(trainable)
+        self.lm.eval()
+        self._select(None)
+
+    def _copy_model(self, of: str | None) -> Any:
+        if of is not None and of in self.copies:
+            return copy.deepcopy(self.copies[of])
+        if self.peft is not None and self.peft.peft_config:
+            raise ValueError("full fine-tuning and adapters cannot be mixed on one base")
+        return copy.deepcopy(self.lm).requires_grad_(False)
+
+    @contextlib.contextmanager
+    def role(self, name: str) -> Iterator[RoleView]:
+        """Enter a role (``"base"`` is the bare base); what was active before is active again afterwards."""
+        if name != "base" and name not in self.roles:
+            raise ValueError(f"no role '{name}'; there are: base, {', '.join(self.roles)}")
+        before = self._active
+        self._select(None if name == "base" else name)
+        head: Any = self.heads[name] if name in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
+        lm = self.copies.get(name, self.lm)
+        try:
+            yield RoleView(name=name, lm=lm, head=head, fast=self.fast, trunk=self.trunk)
+        finally:
+            self._select(before)
+
+    def _select(self, name: str | None) -> None:
+        self._active = name
+        adapter = name if self.peft is not None and name in self.peft.peft_config else None
+        for layer in self._layers:
+            layer._active_adapter = [adapter] if adapter else []
+            layer._disable_adapters = adapter is None
+
+    # -- trainable parameters ------------------------------------------------------------------------------------
+
+    def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
+        """Literal names and tensors of a role: its adapter (or its model) and its head."""
+        out: dict[str, nn.Parameter] = {}
+        if name in self.copies:
+            out |= {f"{name}.{n}": p for n, p in self.copies[name].named_parameters()}
+        elif self.peft is not None and name in self.peft.peft_config:
+            out |= {n: p for n, p in self.lm.named_parameters() if ".lora_" in n and f".{name}." in n}
+        if name in self.heads:
+            out |= {f"{name}.head.{n}": p for n, p in self.heads[name].named_parameters()}
+        if not out:
+            raise ValueError(f"role '{name}' has no parameters; roles: {', '.join(self.roles)}")
+        return out
+
+    def trainable_names(self, name: str) -> list[str]:
+        """Literal names of a role's tensors that ask for a gradient now."""
+        return [n for n, p in self.parameters_of(name).items() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def training(self, *names: str) -> Iterator[dict[str, nn.Parameter]]:
+        """Make exactly these roles trainable, and everything as it was afterwards. Yields names and tensors."""
+        before = self._trainable_now()
+        chosen = {n: p for name in names for n, p in self.parameters_of(name).items()}
+        try:
+            for p in self._all_parameters():
+                p.requires_grad_(False)
+            for p in chosen.values():
+                p.requires_grad_(True)
+            yield chosen
+        finally:
+            self._restore_trainable(before)
+            for p in self._all_parameters():
+                p.grad = None
+
+    def freeze(self, name: str) -> None:
+        for p in self.parameters_of(name).values():
+            p.requires_grad_(False)
+
+    def _all_parameters(self) -> Iterable[nn.Parameter]:
+        yield from self.lm.parameters()
+        yield from self.heads.parameters()
+        for model in self.copies.values():
+            yield from model.parameters()
+
+    def _trainable_now(self) -> set[int]:
+        return {id(p) for p in self._all_parameters() if p.requires_grad}
+
+    def _restore_trainable(self, ids: set[int]) -> None:
+        for p in self._all_parameters():
+            p.requires_grad_(id(p) in ids)
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def adapter_state(self, name: str) -> dict[str, Tensor]:
+        """A role's adapter under PEFT's own file names, on the CPU."""
+        self._config(name)
+        state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
+        return {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
+
+    def load_adapter(self, name: str, config: LoraConfig, state: dict[str, Tensor], source: str) -> None:
+        """Add a frozen role from saved weights; every tensor must be there, and no other.
+
+        Raises:
+            UserError: names or shapes do not fit this base, naming ``source``.
+        """
+        self._add_adapter(name, config, seed=0)
+        own = self.adapter_state(name)
+        missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+        wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+        if missing or unknown or wrong:
+            assert self.peft is not None
+            self.peft.delete_adapter(name)
+            what = f"{len(missing)} missing, {len(unknown)} unknown, {len(wrong)} of another shape"
+            first = (missing + unknown + wrong)[0]
+            raise UserError(f"{source}: the adapter does not fit base {self.name} ({what}; first: {first})")
+        set_peft_model_state_dict(self.peft, state, adapter_name=name)
+        self.freeze(name)

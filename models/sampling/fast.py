@@ -1,0 +1,251 @@
+"""A decoding loop of our own for Llama-like decoders: the same draws, hence the same tokens, as ``CachedEngine``.
+
+Key-value storage is laid out once, the adapter is added into copies of the weights for the duration, a prompt that
+occurs several times is read once, and a row that finishes gives its place to the last one, so that no step computes
+rows that are done. What enters one layer can be kept for those who would compute it again. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.batching import right_pad
+from models.fast.layers import Layout, embed, gated, heads_of, layout_of, rms_norm, start
+from models.fast.layers import forward as layer_forward
+from models.fast.logprobs import block_logits, output_weight
+from models.fast.matmul import linear
+from models.fast.weights import Decoder, Folded
+from models.roles.shared_base import RoleView
+from models.sampling.generate import CachedEngine, Generated, drawn
+
+LEAST_GROWTH = 32  # columns
+
+
+@dataclass(slots=True, kw_only=True)
+class Storage:
+    """Keys and values of every layer. Prompts end at column P, so all rows write their next token to one column.
+
+    A CPU reads keys twice as fast where no gap is between those of two heads, so there the columns in use lie close
+    together in the memory of all, and are laid out anew when they are full.
+    """
+
+    memory: Tensor  # (layers, 2, B * H' * (P + R) * d), one piece, which is whole again when it is given back
+    both: Tensor  # (layers, 2, B, H', W, d) the W columns in use; a part of ``memory``; finite
+    hidden: Tensor  # (B, 1, 1, P + R) added to the scores: -inf before a prompt begins and where nothing is written yet
+    lower: Tensor | None  # (B, P + R, D) what enters one layer, by prompt and position; rows of it do not move
+
+    def move(self, source: int, target: int) -> None:
+        """Row ``source`` takes the place of row ``target``."""
+        self.both[:, :, target] = self.both[:, :, source]
+        self.hidden[target] = self.hidden[source]
+
+    def lay_out(self, columns: int) -> Tensor:
+        """The memory as (layers, 2, B, H', columns, d); what stands in it is not moved."""
+        rows, heads, _, size = self.both.shape[2:]
+        return self.memory[:, :, : rows * heads * columns * size].unflatten(2, (rows, heads, columns, size))
+
+    def open_column(self, column: int, rows: int) -> None:
+        """Make room for one more token of the first ``rows`` rows, which from now on see it."""
+        used, whole = self.both.shape[4], self.hidden.shape[3]
+        if column >= used:
+            wider = self.lay_out(min(whole, used + max(LEAST_GROWTH, used // 5)))
+            for old, new in zip(self.both.flatten(0, 1), wider.flatten(0, 1), strict=True):
+                new[:rows, :, :used] = old[:rows].clone()  # both are one memory
+                new[:rows, :, used:] = 0.0
+            self.both = wider
+        self.hidden[:rows, :, :, column] = 0.0
+
+
+class FastEngine:
+    """``CachedEngine``'s twin over the weights themselves; whatever is no such decoder goes to ``CachedEngine``.
+
+    Args:
+        measure: give log-probabilities and entropies too.
+        depth: where the role has no adapter below this layer, give what enters it too, for every token; 0: nothing.
+    """
+
+    def __init__(self, measure: bool = False, depth: int = 0) -> None:
+        self.measure, self.depth, self.plain = measure, depth, CachedEngine(measure)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        role: RoleView,
+        prompts: Sequence[Sequence[int]],
+        *,
+        uniforms: Tensor | None,
+        max_new_tokens: int,
+        temperature: float,
+        stop_ids: Sequence[int],
+        pad_id: int,
+    ) -> Generated:
+        """Continue ``prompts``; see ``CachedEngine``."""
+        decoder = role.decoder()
+        if decoder is None:
+            return self.plain(
+                role,
+                prompts,
+                uniforms=uniforms,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                stop_ids=stop_ids,
+                pad_id=pad_id,
+            )
+        device, stops = role.lm.device, torch.tensor(list(stop_ids), device=role.lm.device)
+        draws = None if uniforms is None else uniforms.to(device)
+        out: list[list[int]] = [[] for _ in prompts]
+        finished = [False] * len(prompts)
+        folded, output = Folded(keep=len(prompts)), output_weight(role.lm)
+        depth, count = self.depth if self.depth <= decoder.lowest else 0, len(decoder.layers)
+        hidden, storage = read_prompts(decoder, folded, prompts, max_new_tokens, device, depth)
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        width = int(lengths.max()) if len(prompts) else 0
+        rows = list(range(len(prompts)))  # place in the batch -> prompt
+        measured = [torch.zeros((len(prompts), max_new_tokens), device=device) for _ in range(2 * self.measure)]
+        for step in range(max_new_tokens):
+            at = torch.tensor(rows, device=device)
+            logits = role.logits(hidden) if output is None else block_logits(hidden, output)
+            made = drawn(logits, None if draws is None else draws[at, step], temperature, self.measure)
+            for into, found in zip(measured, (made.logprobs, made.entropy), strict=False):
+                assert found is not None
+                into[at, step] = found
+            tokens = made.tokens
+            done = torch.isin(tokens, stops).tolist()
+            for row, token, stop in zip(rows, tokens.tolist(), done, strict=True):
+                out[row].append(token)
+                finished[row] = stop
+            last, positions, x = all(done) or step + 1 == max_new_tokens, lengths[at] + step, embed(decoder, tokens)
+            if not last or storage.lower is not None:
+                storage.open_column(width + step, len(rows))
+            if storage.lower is not None:  # of the tokens that end rows as well
+                x = decode_layers(decoder, folded, storage, range(depth), x, positions, width + step)
+                storage.lower[at, positions] = x
+            if last:
+                break
+            places, rows = _close_ranks(storage, rows, done)
+            x, positions = x[places], positions[places]
+            x = decode_layers(decoder, folded, storage, range(depth, count), x, positions, width + step)
+            hidden = rms_norm(x, decoder.norm, decoder.epsilon)
+        logprobs, entropy = measured or (None, None)
+        lower = None
+        if storage.lower is not None:
+            lower = [x[: len(p) + len(r)] for x, p, r in zip(storage.lower, prompts, out, strict=True)]
+        return Generated(ids=out, finished=finished, logprobs=logprobs, entropy=entropy, lower=lower)
+
+
+def _close_ranks(storage: Storage, rows: list[int], done: list[bool]) -> tuple[list[int], list[int]]:
+    """Rows that go on, moved together to the front: their places before, and their prompts."""
+    rows, places, last = list(rows), list(range(len(rows))), len(rows) - 1
+    for place in range(len(rows)):
+        while last >= place and done[last]:
+            last -= 1
+        if last <= place:
+            break
+        if done[place]:
+            storage.move(last, place)
+            rows[place], places[place] = rows[last], last
+            last -= 1
+    return places[: last + 1], rows[: last + 1]
+
+
+def read_prompts(
+    decoder: Decoder, folded: Folded, prompts: Sequence[Sequence[int]], room: int, device: torch.device, depth: int = 0
+) -> tuple[Tensor, Storage]:
+    """States (B, D) that predict each row's first new token, and the storage with all prompts in it.
+
+    ``depth``: the layer whose input is kept; 0: none.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    which = torch.tensor([numbers.setdefault(tuple(p), len(numbers)) for p in prompts], device=device)
+    ids, mask = (t.to(device) for t in right_pad([list(p) for p in numbers], 0))
+    layout = layout_of(mask)
+    lengths, width = mask.sum(1), mask.shape[1]
+    last = lengths.cumsum(0) - 1  # flat positions of last tokens
+    # a prompt's tokens move right, so that all end in one column
+    steps, first = torch.arange(width, device=device), width * torch.arange(len(mask), device=device)
+    ends = first[:, None] + width - lengths[:, None] + steps
+    aligned = Layout(positions=layout.positions, cells=ends[mask], shape=layout.shape)
+    storage = new_storage(decoder, len(prompts), width, room)
+    before = torch.arange(width, device=device) < width - lengths[which][:, None]
+    storage.hidden[:, 0, 0, :width].masked_fill_(before, -torch.inf)
+    run, x = start(decoder, layout, folded), embed(decoder, ids[mask])
+    if depth:
+        storage.lower = x.new_empty((len(prompts), width + room, x.shape[1]))
+    for index in range(len(decoder.layers)):
+        if index == depth and storage.lower is not None:
+            storage.lower[:, :width] = layout.grid(x[:, None])[which, 0]
+        final = index + 1 == len(decoder.layers)
+
+        def keep(k: Tensor, v: Tensor, into: Tensor = storage.both[index]) -> None:
+            for x, place in zip((k, v), into, strict=True):
+                place[:, :, :width] = aligned.grid(x)[which]
+
+        x = layer_forward(run, index, x, last if final else None, None, keep)
+    return rms_norm(x, decoder.norm, decoder.epsilon)[which], storage
+
+
+def new_storage(decoder: Decoder, rows: int, width: int, room: int) -> Storage:
+    """Empty, for prompts that end at column ``width`` and ``room`` more tokens."""
+    each = rows * decoder.key_heads * decoder.head_size
+    memory = decoder.norm.new_empty((len(decoder.layers), 2, each * (width + room)))
+    hidden = memory.new_zeros((rows, 1, 1, width + room))
+    hidden[..., width:] = -torch.inf
+    close = memory.device.type == "cpu"
+    columns = min(width + room, width + LEAST_GROWTH) if close else width + room
+    both = memory[:, :, : each * columns].unflatten(2, (rows, decoder.key_heads, columns, decoder.head_size))
+    both[:, :, :, :, width:] = 0.0
+    return Storage(memory=memory, both=both, hidden=hidden, lower=None)
+
+
+def decode_layers(
+    decoder: Decoder, folded: Folded, storage: Storage, which: range, x: Tensor, positions: Tensor, column: int
+) -> Tensor:
+    """Some layers on one more token of each row, whose keys and values go to ``column`` of the storage.
+
+    Args:
+        which: indices of layers, one after another.
+        x: (B, D) what enters the first of them.
+        positions: (B,) each token's place in its own row.
+        column: the same for all rows.
+
+    Returns:
+        (B, D) what leaves the last of them.
+    """
+    eps, count = decoder.epsilon, len(x)
+    cos, sin = decoder.angles(positions)
+    groups = decoder.heads // decoder.key_heads
+    columns = storage.both.shape[4] if x.device.type == "cpu" else column + 1
+    hidden = storage.hidden[:count, :, :, :columns]
+    for index in which:
+        layer = decoder.layers[index]
+        qkv = linear(rms_norm(x, layer.norm, eps), *folded(index, "attention", layer.attention))
+        q, k, v = heads_of(decoder, layer, qkv, cos, sin)
+        keys, values = storage.both[index, :, :count]
+        keys[:, :, column], values[:, :, column] = k, v
+        # the query heads of one key head stand where attention expects positions
+        q = q.view(count, decoder.key_heads, groups, decoder.head_size)
+        mixed = look_back(q, keys[:, :, :columns], values[:, :, :columns], hidden)
+        x = x + linear(mixed.reshape(count, -1), *folded(index, "output", layer.output))
+        gu = linear(rms_norm(x, layer.second_norm, eps), *folded(index, "gated", layer.gated))
+        x = x + linear(gated(gu), *folded(index, "down", layer.down))
+    return x
+
+
+def look_back(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    """Attention (B, H', G, d) of one token a row and query head.
+
+    Args:
+        q: (B, H', G, d).
+        keys, values: (B, H', W, d).
+        hidden: (B, 1, 1, W) added to the scores.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=hidden)
+    scores = torch.bmm((q * q.shape[-1] ** -0.5).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+    weights = torch.softmax(scores.unflatten(0, q.shape[:2]).add_(hidden), dim=-1)
+    return torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).unflatten(0, q.shape[:2])

@@ -1,0 +1,226 @@
+"""Sampling from a role: token ids in, token ids and finish flags out. It knows nothing of text.
+
+Every warper is neutral by construction: tokens are drawn from softmax(logits / T) and nothing else, whatever the
+model's ``generation_config`` says. Draws come in from outside, one uniform number a row and step, so what a row gets
+depends neither on its neighbours nor on the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from data.batching import left_pad
+from models.backbone.forward import checkpointing_paused
+from models.backbone.oom_retry import Halving
+from models.roles.shared_base import RoleView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """Sampled responses: ids include the stop token where there is one; nothing is ever written over them."""
+
+    ids: list[list[int]]
+    finished: list[bool]  # True = the row ends in a stop token that was sampled
+    # (B, max_new_tokens) fp32 of the tempered distribution, in nats, 0 after a row's end; None: not measured
+    logprobs: Tensor | None = field(default=None, compare=False)
+    entropy: Tensor | None = field(default=None, compare=False)
+    # one (T, D) a row, its prompt included: what enters some layer below which no adapter is; None: not kept
+    lower: Sequence[Tensor] | None = field(default=None, compare=False)
+
+
+class Engine(Protocol):
+    """What a rollout needs; inject your own in tests or to sample elsewhere."""
+
+    def __call__(
+        self,
+        role: RoleView,
+        prompts: Sequence[Sequence[int]],
+        *,
+        uniforms: Tensor | None,
+        max_new_tokens: int,
+        temperature: float,
+        stop_ids: Sequence[int],
+        pad_id: int,
+    ) -> Generated: ...
+
+
+BLOCK = 128  # tokens whose probabilities are added up at once
+
+
+class Drawn(NamedTuple):
+    tokens: Tensor  # (B,)
+    logprobs: Tensor | None  # (B,) of the tempered distribution, in nats, where they are measured
+    entropy: Tensor | None  # (B,)
+
+
+def draw(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tensor:
+    """Token ids (B,) by the inverse of the cumulative distribution; argmax where there are no uniforms."""
+    return drawn(logits, uniforms, temperature, measure=False).tokens
+
+
+def drawn(logits: Tensor, uniforms: Tensor | None, temperature: float, measure: bool = True) -> Drawn:
+    """Tokens as ``draw`` gives them, and with ``measure`` what the distribution says of them."""
+    if uniforms is None and not measure:
+        return Drawn(logits.argmax(-1), None, None)
+    tempered = logits.float() if temperature == 1.0 else logits.float() / temperature
+    probabilities = torch.softmax(tempered, dim=-1)
+    tokens = logits.argmax(-1) if uniforms is None else pick(probabilities, uniforms)
+    if not measure:
+        return Drawn(tokens, None, None)
+    logprobs = probabilities.gather(1, tokens[:, None]).log()
+    normaliser = tempered.gather(1, tokens[:, None]) - logprobs
+    entropy = normaliser.squeeze(1) - torch.linalg.vecdot(probabilities, tempered)
+    return Drawn(tokens, logprobs.squeeze(1), entropy)
+
+
+def pick(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """One token a row (B,) of (B, V), by the inverse of the cumulative distribution at uniforms (B,).
+
+    In two steps, the block of tokens and then the token, so that most of the vocabulary is added up in fp32 and only
+    the sums over blocks in float64. Far cheaper than ``torch.multinomial`` on CPU. Every row stands for itself.
+    """
+    short = -probabilities.shape[-1] % BLOCK
+    blocks = torch.nn.functional.pad(probabilities, (0, short)) if short else probabilities
+    blocks = blocks.unflatten(1, (-1, BLOCK))
+    inside = blocks.sum(-1).double()
+    upto = inside.cumsum(-1)
+    point = uniforms.double().to(probabilities.device)[:, None] * upto[:, -1:]
+    # right=True: a token of probability 0 has no interval and cannot be drawn
+    block = torch.searchsorted(upto, point, right=True).clamp(max=upto.shape[1] - 1)
+    point = point - (upto.gather(1, block) - inside.gather(1, block))
+    cumulative = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
+    # the two sums of one block may differ in their last digits
+    point = torch.minimum(point, torch.nextafter(cumulative[:, -1:], torch.zeros_like(point)))
+    return (block * BLOCK + torch.searchsorted(cumulative, point, right=True)).squeeze(1)
+
+
+def uniforms_for(rows: int, steps: int, generator: torch.Generator) -> Tensor:
+    """Uniform draws (rows, steps) in [0, 1), made on the CPU for every device alike."""
+    return torch.rand((rows, steps), generator=generator, dtype=torch.float64)
+
+
+class CachedEngine:
+    """A decoding loop with a key-value cache over the model's own modules, for every Transformers causal LM.
+
+    Rows that have finished leave the batch once they are half of it.
+
+    Args:
+        measure: give log-probabilities and entropies too.
+    """
+
+    def __init__(self, measure: bool = False) -> None:
+        self.measure = measure
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        role: RoleView,
+        prompts: Sequence[Sequence[int]],
+        *,
+        uniforms: Tensor | None,
+        max_new_tokens: int,
+        temperature: float,
+        stop_ids: Sequence[int],
+        pad_id: int,
+    ) -> Generated:
+        """Continue ``prompts``.
+
+        Args:
+            role: an entered role.
+            prompts: B lists of ids, none empty.
+            uniforms: (B, max_new_tokens) draws in [0, 1), or None for greedy decoding.
+            max_new_tokens: longest response, stop token included.
+            temperature: divides the logits, in fp32.
+            stop_ids: any of these ends a row; it is part of the response.
+            pad_id: fills the left of shorter prompts; masked, never guessed.
+        """
+        device = role.lm.device
+        ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
+        stops = torch.tensor(list(stop_ids), device=device)
+        draws = None if uniforms is None else uniforms.to(device)
+        cache = DynamicCache(config=role.lm.config)
+        rows = torch.arange(len(prompts), device=device)  # batch row -> prompt
+        out = torch.full((len(prompts), max_new_tokens), -1, device=device)
+        done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        logprobs, entropy = (torch.zeros((len(prompts), max_new_tokens), device=device) for _ in range(2))
+        step_ids = ids
+        with checkpointing_paused(role.lm):
+            for step in range(max_new_tokens):
+                hidden = role.hidden(step_ids, mask, cache=cache)[:, -1]
+                uniform = None if draws is None else draws[rows, step]
+                made = drawn(role.logits(hidden), uniform, temperature, self.measure)
+                tokens, live = made.tokens, ~done[rows]
+                out[rows[live], step] = tokens[live]
+                if made.logprobs is not None and made.entropy is not None:
+                    logprobs[rows[live], step], entropy[rows[live], step] = made.logprobs[live], made.entropy[live]
+                done[rows[live]] = torch.isin(tokens[live], stops)
+                left = (~done[rows]).nonzero().squeeze(1)
+                if len(left) == 0:
+                    break
+                if len(left) <= len(rows) // 2:
+                    cache.batch_select_indices(left)
+                    rows, mask, tokens = rows[left], mask[left], tokens[left]
+                mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
+                step_ids = tokens[:, None]
+        result = Generated(ids=[[t for t in row if t >= 0] for row in out.tolist()], finished=done.tolist())
+        return replace(result, logprobs=logprobs, entropy=entropy) if self.measure else result
+
+
+@torch.profiler.record_function("trivet/sample")
+def generate(
+    engine: Engine,
+    role: RoleView,
+    prompts: Sequence[Sequence[int]],
+    *,
+    uniforms: Tensor | None,
+    batch: int,
+    max_new_tokens: int,
+    temperature: float,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    memory: Halving | None = None,
+) -> Generated:
+    """Run an engine over any number of prompts in batches of similar length; results in the prompts' order.
+
+    With ``memory``, batches that do not fit are sampled again as smaller ones.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    ids: list[list[int]] = [[] for _ in prompts]
+    finished = [False] * len(prompts)
+    parts: list[Generated] = []
+
+    def sample(chosen: Sequence[int]) -> None:
+        part = engine(
+            role,
+            [prompts[i] for i in chosen],
+            uniforms=None if uniforms is None else uniforms[list(chosen)],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            stop_ids=stop_ids,
+            pad_id=pad_id,
+        )
+        for i, row, flag in zip(chosen, part.ids, part.finished, strict=True):
+            ids[i], finished[i] = row, flag
+        parts.append(part)
+
+    if memory is not None:
+        memory.each(order, batch, sample)
+    else:
+        for start in range(0, len(order), batch):
+            sample(order[start : start + batch])
+    back = sorted(range(len(order)), key=order.__getitem__)
+    logprobs, entropy = (_joined([getattr(p, name) for p in parts], back) for name in ("logprobs", "entropy"))
+    states = [x for p in parts for x in p.lower or ()]
+    lower = [states[i] for i in back] if states and len(states) == len(order) else None
+    return Generated(ids=ids, finished=finished, logprobs=logprobs, entropy=entropy, lower=lower)
+
+
+def _joined(parts: Sequence[Tensor | None], order: Sequence[int]) -> Tensor | None:
+    known = [p for p in parts if p is not None]
+    return torch.cat(known)[order] if known and len(known) == len(parts) else None

@@ -1,0 +1,201 @@
+"""Commands that look after run folders and stores: ``verify``, ``ls``, ``gc``, and the tables that they print."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from data.common.errors import UserError
+from data.common.redaction import printable
+from pipelines.cli.tables import console, size
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a store", show_default=False)],
+) -> None:
+    """Check every manifest, the hash of every file, and parent links; exit code 2 if anything is wrong.
+
+    \b
+    trivet verify runs/demo
+    trivet verify ~/trivet-store
+    """
+    from pipelines.workspace.verify import verify_run
+
+    problems = verify_run(run, lambda text: typer.echo(printable(text), err=True))
+    for problem in problems:
+        typer.echo(printable(problem))
+    typer.echo(f"{run}: {len(problems)} problems" if problems else f"{run}: all well")
+    raise typer.Exit(2 if problems else 0)
+
+
+def ls(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="where runs are, one run, or a store")] = Path("runs"),
+) -> None:
+    """List runs; of one run its stages, of a store its entries: status, key, size, age, verdict.
+
+    \b
+    trivet ls
+    trivet ls runs/demo
+    trivet ls ~/trivet-store
+    """
+    from pipelines.workspace.gc import is_run, is_store
+
+    table = _entries(folder) if is_store(folder) else _stages(folder) if is_run(folder) else _runs(folder)
+    if table.row_count:
+        console().print(table)
+    else:
+        console().print(f"no {'entries' if is_store(folder) else 'runs'} in {folder}", markup=False)
+
+
+def gc(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="where runs are, one run, or a store")] = Path("runs"),
+    days: Annotated[
+        float, typer.Option("--days", min=0.0, metavar="N", help="entries of a store used so lately stay")
+    ] = 30.0,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="also what stopped stages have saved; they begin again then")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="remove it; without this it is only shown")] = False,
+) -> None:
+    """Show what nobody needs any more, with sizes; with --yes remove it.
+
+    In runs: checkpoints of finished stages, and what killed processes left. In a store: entries that no run holds and
+    nobody used for --days, damaged and half-written ones. Finished stages of runs, and whatever a live process holds,
+    are never removed.
+
+    \b
+    trivet gc
+    trivet gc runs/demo --unfinished --yes
+    trivet gc ~/trivet-store --days 7 --yes
+    """
+    from pipelines.workspace.gc import leftovers, remove
+
+    found = leftovers(folder, days, unfinished)
+    free = [one for one in found if not one.held]
+    for one in found:
+        kept = f"; stays, process {one.held} holds the run" if one.held else ""
+        typer.echo(printable(f"{size(one.bytes):>10}  {one.path}  ({one.why}{kept})"))
+    if not yes:
+        more = "; nothing was removed, --yes removes it" if free else ""
+        typer.echo(f"{folder}: {size(sum(one.bytes for one in free))} in {len(free)} places can go{more}")
+        return
+    gone, told = remove(free, days, unfinished)
+    for text in told:
+        typer.echo(printable(text), err=True)
+    typer.echo(f"{folder}: {size(sum(one.bytes for one in gone))} in {len(gone)} places removed")
+    raise typer.Exit(2 if told else 0)
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def age(path: Path) -> str:
+    """How long ago something was written."""
+    seconds = max(0.0, time.time() - path.stat().st_mtime)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _runs(folder: Path) -> Table:
+    from pipelines.execution.progress import duration
+    from pipelines.recipe.checks import ORDER
+    from pipelines.workspace.gc import size_of
+    from pipelines.workspace.run_folder import RUN, holder, read_run
+
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; runs lie in ./runs unless --run-dir says otherwise")
+    table = Table("run", "name", "seed", "stages", "took", "size", "age", "verdict", box=None, header_style="bold")
+    for path in sorted(p for p in folder.iterdir() if (p / RUN).is_file()):
+        try:
+            run = read_run(path)
+        except UserError as error:
+            table.add_row(escape(path.name), "", "", escape(printable(f"{error}")), "", "", age(path / RUN), "")
+            continue
+        noted: dict[str, Any] = run.get("stages", {})
+        stages = {s: noted[s] for s in (*ORDER, *noted) if s in noted}
+        live = holder(path)
+        shown = [s if e.get("status") == "done" else f"{s} ({_status(e, live)})" for s, e in stages.items()]
+        took = sum(s.get("seconds", 0) for s in stages.values())
+        cells = [path.name, run.get("name", ""), run.get("seed", ""), " ".join(shown), duration(took) if took else ""]
+        cells += [size(size_of(path)), age(path / RUN), verdict(path, "evaluate")]
+        table.add_row(*(escape(printable(str(c))) for c in cells))
+    return table
+
+
+def _status(entry: dict[str, Any], live: str) -> str:
+    status = entry.get("status", "")
+    return "stopped" if status == "running" and not live else status
+
+
+def _stages(run: Path) -> Table:
+    from models.backbone.artifacts import MANIFEST, partial_folder, read_manifest
+    from pipelines.execution.progress import duration
+    from pipelines.workspace.gc import size_of
+    from pipelines.workspace.run_folder import FOLDERS, holder, read_run
+
+    noted, live = read_run(run).get("stages", {}), holder(run)
+    table = Table("stage", "status", "key", "size", "took", "age", "verdict", box=None, header_style="bold")
+    for stage, name in FOLDERS.items():
+        entry, path = noted.get(stage, {}), run / name
+        if not (entry or path.is_dir()):
+            continue
+        status, key = _status(entry, live), entry.get("key", "")
+        if path.is_dir():
+            try:
+                found = read_manifest(path)
+                now = "done" if not entry or key == found["key"] else f"done; another {status}"
+                status, key = now, found["key"]
+            except UserError:
+                status = f"damaged {MANIFEST}"
+        elif status == "done":
+            status = "missing"
+        place = path if path.is_dir() else partial_folder(path)
+        took = entry.get("seconds")
+        cells = [stage, status, key[:12], size(size_of(place)) if place.is_dir() else ""]
+        cells += [duration(took) if took else "", age(place) if place.is_dir() else "", verdict(run, stage)]
+        table.add_row(*(escape(printable(str(c))) for c in cells))
+    return table
+
+
+def _entries(folder: Path) -> Table:
+    from models.backbone.artifacts import read_artifact
+    from pipelines.workspace.gc import size_of
+    from pipelines.workspace.store import Store
+
+    store = Store(folder, make=False)
+    table = Table("stage", "key", "size", "last used", "held by", box=None, header_style="bold")
+    keys = store.keys()
+    for key in keys:
+        found = read_artifact(store.entries / key)
+        stage = str(found.manifest.get("stage", "")) if found else "damaged"
+        users = ", ".join(sorted(str(p) for p in store.users(key))) or "nobody"
+        path = store.entries / key
+        table.add_row(*map(escape, (printable(stage), key[:12], size(size_of(path)), age(path), printable(users))))
+    return table
+
+
+def verdict(run: Path, stage: str) -> str:
+    """What a finished stage showed, in a few words; '' where it says nothing."""
+    from data.common.strict_json import read_object
+    from models.backbone.artifacts import read_artifact
+    from pipelines.workspace.run_folder import FOLDERS
+
+    try:
+        if stage == "evaluate":
+            from pipelines.report.words import Words
+
+            results = read_object(run / FOLDERS[stage] / "results.json")
+            found = Words(results=results, card={}, gate=None, command="", seed=None).main
+            return f"{found['a']} against {found['b']}: {found['verdict_text']}" if found else ""
+        made = read_artifact(run / FOLDERS[stage])
+        accuracy = made.metrics.get("pair_accuracy") if made and stage == "reward" else None
+        return f"orders {accuracy:.0%} of the held-out pairs" if accuracy is not None else ""
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):  # nothing, or results of other hands
+        return ""

@@ -1,0 +1,365 @@
+"""The command line: reads arguments, calls the pipeline, turns failures into messages and exit codes.
+
+Knows nothing of how a stage runs. Heavy libraries are imported inside commands, so that help is quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli import evaluate as cli_evaluate
+from pipelines.cli import folders as cli_folders
+from pipelines.cli.exit_codes import guarded, spread_values
+from pipelines.cli.options import Fresh, Input, RecipeFile, RunDir, RunFolder, Set, StoreDir
+from pipelines.cli.run import run_stages
+
+app = typer.Typer(
+    name="trivet",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="RLHF from one recipe: instruction SFT, a reward model on ranked answers, PPO, held-out evaluation.\n\n"
+    "\b\nStart here:\n  trivet run examples/demo.yaml     the whole pipeline on the embedded task, on CPU, in minutes\n"
+    "  trivet plan examples/demo.yaml    what a run would do\n"
+    "  trivet models                     base models by name\n\n"
+    "Exit codes: 0 done; 2 the input is wrong; 3 a stage failed; 130 and 143 stopped by a signal.",
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data files.")
+app.add_typer(data_app, name="data")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"trivet {version('trivet')}")
+        except PackageNotFoundError:
+            typer.echo("trivet (from a checkout, not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    set_: Set = None,
+    only: Annotated[list[str] | None, typer.Option("--only", metavar="STAGE ...", help="these stages alone")] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="begin with this stage")] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="end with this stage")] = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+    store: StoreDir = None,
+    profile: Annotated[bool, typer.Option("--profile", help="RUN/profile: where time and memory of steps go")] = False,
+) -> None:
+    """Run the whole pipeline, or part of it.
+
+    Finished, unchanged stages are skipped; what changed, and what follows from it, is run again.
+
+    \b
+    trivet run examples/demo.yaml
+    trivet run my.yaml --set ppo.kl_coef=0.1 sft.epochs=2 --run-dir runs/less-kl
+    trivet run my.yaml --from reward --until ppo
+    """
+    which = {"only": only or [], "start": from_, "until": until, "fresh": fresh}
+    run_stages(recipe, set_, run_dir, input_, **which, store=store, profile=profile)  # type: ignore[arg-type]
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeFile,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+    store: StoreDir = None,
+) -> None:
+    """Train a small base from scratch: for the demo, or where no base knows the language.
+
+    \b
+    trivet pretrain my.yaml --set base.pretrain.steps=2000
+    """
+    run_stages(recipe, set_, run_dir, input_, only=["pretrain"], fresh=fresh, store=store)
+
+
+@app.command()
+def sft(
+    recipe: RecipeFile,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+    store: StoreDir = None,
+) -> None:
+    """Instruction tuning on demonstrations.
+
+    \b
+    trivet sft my.yaml
+    trivet sft my.yaml --set sft.learning_rate=1e-4 --run-dir runs/slower
+    """
+    run_stages(recipe, set_, run_dir, input_, only=["sft"], fresh=fresh, store=store)
+
+
+@app.command()
+def rankings(
+    recipe: RecipeFile,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+    store: StoreDir = None,
+) -> None:
+    """Sample answers from the SFT model and have the recipe's annotator rank them.
+
+    \b
+    trivet rankings my.yaml --set rankings.annotator=my.py:kindness
+    """
+    run_stages(recipe, set_, run_dir, input_, only=["rankings"], fresh=fresh, store=store)
+
+
+@app.command()
+def reward(
+    recipe: RecipeFile,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+    store: StoreDir = None,
+) -> None:
+    """Train the reward model on ranked answers.
+
+    \b
+    trivet reward my.yaml
+    trivet reward my.yaml --input sft=runs/other/sft
+    """
+    run_stages(recipe, set_, run_dir, input_, only=["reward"], fresh=fresh, store=store)
+
+
+@app.command()
+def ppo(
+    recipe: RecipeFile,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    input_: Input = None,
+    store: StoreDir = None,
+) -> None:
+    """Train the policy with PPO against the reward.
+
+    \b
+    trivet ppo my.yaml --set ppo.kl_coef=0.1
+    trivet ppo my.yaml --input sft=adapters/sft reward=runs/other/reward
+    """
+    run_stages(recipe, set_, run_dir, input_, only=["ppo"], fresh=fresh, store=store)
+
+
+app.command()(cli_evaluate.evaluate)
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, input_: Input = None, store: StoreDir = None
+) -> None:
+    """Check recipe, data and base without loading weights, and show what a run would do.
+
+    \b
+    trivet plan examples/demo.yaml
+    """
+    from pipelines.cli.run import show_plan
+
+    show_plan(recipe, set_, run_dir, input_, store)
+
+
+@app.command()
+def models(name: Annotated[str | None, typer.Argument(metavar="[NAME]", show_default=False)] = None) -> None:
+    """List the base models by name, or show all fields of one. Needs no network.
+
+    \b
+    trivet models
+    trivet models qwen2.5-0.5b
+    trivet models ./my-base
+    """
+    from pipelines.cli.tables import show_model, show_models
+
+    show_models() if name is None else show_model(name)
+
+
+@app.command()
+def score(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL", help="a run, a reward adapter, a classifier, a scorer's address", show_default=False
+        ),
+    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="prompts and answers", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="instead of standard output")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="of a classifier with several labels")] = None,
+) -> None:
+    """Reward prompts and answers in a file: one JSON line an answer.
+
+    By a run's reward model, an exported one, any Transformers folder for sequence classification, or a remote scorer.
+
+    \b
+    trivet score runs/demo answers.jsonl --out scored.jsonl
+    trivet score http://127.0.0.1:8791/ answers.jsonl
+    trivet score ./some-reward-model answers.jsonl
+    """
+    from pipelines.run.score import score_file
+
+    rows = score_file(run, file, out, label)
+    typer.echo(f"{rows} answers scored" + (f", written to {out}" if out else ""), err=True)
+
+
+@app.command("serve-reward")
+def serve_reward(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_FUNCTION", help="a run, a reward model, or file.py:function")
+    ],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one")] = 8791,
+) -> None:
+    """Give rewards over HTTP, to PPO runs on this machine: an example of a remote scorer.
+
+    \b
+    trivet serve-reward runs/demo
+    trivet serve-reward my_rewards.py:kindness --port 0
+    """
+    from pipelines.cli.serve_reward import serve
+
+    serve(source, port)
+
+
+@app.command()
+def chat(
+    run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="a run, or any model", show_default=False)],
+    stage: Annotated[str | None, typer.Option("--stage", metavar="STAGE", help="base, sft or ppo of a run")] = None,
+    beside: Annotated[
+        str | None, typer.Option("--beside", metavar="STAGE_OR_PATH", help="a second model that answers as well")
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="system prompt")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, help="0 is greedy; default 1")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="longest answer")] = None,
+    preferences: Annotated[Path | None, typer.Option("--preferences", metavar="FILE", help="where votes go")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="of the sampling")] = None,
+) -> None:
+    """Talk to a model; with --beside two of them, each with its reward, and your votes become training data.
+
+    \b
+    trivet chat runs/demo
+    trivet chat runs/demo --stage ppo --beside sft --preferences mine.jsonl
+    trivet chat qwen2.5-0.5b-instruct
+    """
+    from pipelines.cli.chat import talk
+
+    talk(
+        *(run, stage, beside),
+        system=system,
+        temperature=temperature,
+        max_new_tokens=tokens,
+        preferences=preferences,
+        seed=seed,
+    )
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    stage: Annotated[str, typer.Option("--stage", metavar="STAGE", help="sft, reward, ppo or pretrain")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="a new folder")],
+    merge: Annotated[bool, typer.Option("--merge", help="full weights instead of an adapter")] = False,
+) -> None:
+    """Write a plain Hugging Face folder that Transformers and vLLM load.
+
+    \b
+    trivet export runs/demo --stage ppo --to aligned --merge
+    """
+    from pipelines.run.export import export_stage
+
+    typer.echo(str(export_stage(run, stage, to, merge)))
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN [RUN ...]", help="run folders, such as runs/demo", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="of a comparison; default comparison.html", show_default=False),
+    ] = None,
+) -> None:
+    """Write the run's self-contained report.html again; of several runs, one page that compares them.
+
+    \b
+    trivet report runs/demo
+    trivet report runs/demo runs/less-kl --out less-kl.html
+    """
+    from pipelines.cli.run import the_run
+
+    folders = [the_run(run) for run in runs]
+    if len(folders) == 1 and out is None:
+        from pipelines.report.page import write_report
+
+        typer.echo(str(write_report(folders[0])))
+    else:
+        from pipelines.report.compare import write_comparison
+
+        typer.echo(str(write_comparison(folders, out or Path("comparison.html"))))
+
+
+@app.command()
+def watch(
+    run: RunFolder,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one")] = 8790,
+) -> None:
+    """Serve the growing report to this machine's browser, while the run goes and after.
+
+    \b
+    trivet watch runs/demo
+    trivet watch runs/demo --port 0
+    """
+    from pipelines.cli.watch import watch as serve
+
+    serve(run, port)
+
+
+for command in (cli_folders.verify, cli_folders.ls, cli_folders.gc):
+    app.command()(command)
+
+
+@data_app.command("check")
+def check_data(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="data files", show_default=False)],
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", metavar="DIR", help="count tokens with it")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit code 2 for any bad row or overlap")] = False,
+) -> None:
+    """Show format, counts, lengths, bad rows, duplicates, and prompts that files share.
+
+    \b
+    trivet data check train.jsonl held_out.jsonl
+    """
+    from pipelines.cli.tables import show_data
+
+    clean = show_data(files, tokenizer)
+    raise typer.Exit(2 if strict and not clean else 0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    import sys
+
+    given = sys.argv[1:] if arguments is None else arguments
+    return guarded(lambda: app(args=spread_values(given), prog_name="trivet", standalone_mode=False))

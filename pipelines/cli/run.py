@@ -1,0 +1,125 @@
+"""What the commands that run stages share: options into a pipeline, failures into a log, the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.common.errors import StageError, UserError
+from pipelines.cli.exit_codes import StageFailed, summary_of, write_traceback
+from pipelines.recipe.schema import load_recipe
+
+if TYPE_CHECKING:
+    from pipelines.run.pipeline import Pipeline
+
+
+def parse_inputs(given: Sequence[str] | None) -> dict[str, str]:
+    """``stage=path`` options as a mapping.
+
+    Raises:
+        UserError: no ``=``, or a stage twice.
+    """
+    inputs: dict[str, str] = {}
+    for one in given or ():
+        stage, equals, path = one.partition("=")
+        if not equals or not stage or not path:
+            raise UserError(f"--input {one}: must have the form stage=path, for example --input sft=runs/demo/sft")
+        if stage in inputs:
+            raise UserError(f"--input {one}: {stage} is given twice")
+        inputs[stage] = path
+    return inputs
+
+
+def make_pipeline(
+    recipe: Path,
+    overrides: Sequence[str] | None,
+    run_dir: Path | None,
+    inputs: Sequence[str] | None,
+    store: Path | None = None,
+) -> Pipeline:
+    """A pipeline from a recipe file; the recipe is checked before anything heavy is imported."""
+    given = parse_inputs(inputs)
+    load_recipe(recipe, overrides or ())
+    from pipelines.run.pipeline import Pipeline
+
+    return Pipeline.from_recipe(recipe, overrides or (), run_dir, given, store)
+
+
+def run_stages(
+    recipe: Path,
+    overrides: Sequence[str] | None,
+    run_dir: Path | None,
+    inputs: Sequence[str] | None,
+    *,
+    only: Sequence[str] = (),
+    start: str | None = None,
+    until: str | None = None,
+    fresh: bool = False,
+    store: Path | None = None,
+    profile: bool = False,
+) -> None:
+    """Run a recipe's stages, then show what came out."""
+    names = [name for one in only for name in one.split(",") if name]
+    pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
+    run_pipeline(pipeline, profile, only=names, start=start, until=until, fresh=fresh)
+
+
+def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> None:
+    """Run, report and summarise; a failure is logged in the run folder.
+
+    Raises:
+        StageFailed: with the log's path.
+    """
+    from pipelines.execution.progress import Progress
+
+    folder = pipeline.run_dir / "profile" if profile else None
+    progress = Progress(active=pipeline.processes.is_main, profile=folder)
+    try:
+        pipeline.run(**which, progress=progress)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        stage = f"the {progress.current} stage failed" if progress.current else "the run failed"
+        stage += ":" if isinstance(error, StageError) else " with"  # a sentence of ours, or an error's name
+        log = write_traceback(pipeline.run_dir)
+        raise StageFailed(f"{stage} {summary_of(error)}\n        the log is {log}") from error
+    if pipeline.processes.is_main:
+        finish(pipeline.run_dir, progress)
+
+
+def finish(run_dir: Path, progress: Any) -> None:
+    """The report, the table of systems, and where things lie."""
+    from pipelines.cli.summary import show_summary
+    from pipelines.report.page import write_report
+
+    report = write_report(run_dir)
+    show_summary(run_dir, progress.console)
+    progress.say(f"report: {report}")
+
+
+def show_plan(
+    recipe: Path,
+    overrides: Sequence[str] | None,
+    run_dir: Path | None,
+    inputs: Sequence[str] | None,
+    store: Path | None = None,
+) -> None:
+    """The stages with what would happen to them."""
+    from pipelines.cli.tables import print_plan
+    from pipelines.workspace.keys import UNKNOWN
+
+    pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
+    print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan())
+    if UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]:
+        print(
+            f"base {pipeline.recipe.base}: its commit is not known, for neither the hub nor the cache tells it; "
+            "a run would stop. Download it first, or name a folder"
+        )
+
+
+def the_run(path: Path) -> Path:
+    """The run folder of a path, refused by name if it is none."""
+    from pipelines.run.open_run import find_run
+
+    return find_run(path)

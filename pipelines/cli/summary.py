@@ -1,0 +1,76 @@
+"""What the terminal shows when a run is over: the table of systems, three answers before and after, the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data.common.redaction import printable
+
+
+def show_summary(run_dir: Path, console: Console) -> None:
+    """Print the evaluation's table and answers, if the run was evaluated."""
+    path = run_dir / "evaluation" / "results.json"
+    if not path.is_file():
+        return
+    results = json.loads(path.read_text(encoding="utf-8"))
+    console.print(systems_table(results))
+    for text in results.get("warnings", []):
+        console.print(Text(printable(f"warning: {text}"), style="yellow"))
+    for row in some_answers(run_dir / "evaluation" / "samples.jsonl"):
+        console.print(row)
+
+
+def systems_table(results: dict[str, Any]) -> Table:
+    """One row a system: gold, reward, KL, length, wins against SFT with their interval."""
+    gold = results.get("judge") == "gold"
+    table = Table(title=f"{results['prompts']} held-out prompts", title_justify="left")
+    table.add_column("system")
+    for name in (["gold"] if gold else []) + ["reward", "KL", "length", "distinct-2", "cut", "wins against SFT [95 %]"]:
+        table.add_column(name, justify="right")
+    for decoding, systems in (("", results["systems"]), (" greedy", results.get("greedy", {}))):
+        for name, system in systems.items():
+            cells = [_number(system, "gold")] if gold else []
+            cells += [_number(system, "reward"), _number(system, "kl"), _number(system, "length", 1)]
+            cells += [f"{system['distinct_2']:.3f}", f"{system['truncated']:.0%}", _wins(results, name, decoding)]
+            table.add_row(name + decoding, *cells)
+    return table
+
+
+def _number(system: dict[str, Any], key: str, digits: int = 2) -> str:
+    value = (system.get(key) or {}).get("mean")
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _wins(results: dict[str, Any], name: str, decoding: str) -> str:
+    for c in results["comparisons"]:
+        same = c["a"] == name and c["by"] == results["judge"]
+        if same and c.get("decoding", "sampled") == (decoding.strip() or "sampled"):
+            interval = c.get("ci95")
+            shown = f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+            return f"{c['win_rate']:.2f}{shown}"
+    return ""
+
+
+def some_answers(path: Path, count: int = 3) -> list[Text]:
+    """The first prompts with the answers of SFT and PPO."""
+    out: list[Text] = []
+    if not path.is_file():
+        return out
+    with path.open(encoding="utf-8") as file:
+        for line in list(file)[:count]:
+            row = json.loads(line)
+            out.append(Text(printable(f"\n{row['prompt'].strip() or '(no prompt)'}"), style="bold"))
+            for name in ("sft", "ppo"):
+                if name in row["systems"]:
+                    out.append(
+                        Text(f"  {name}: ", style="cyan").append(
+                            printable(" ".join(row["systems"][name]["response"].split())), style="default"
+                        )
+                    )
+    return out

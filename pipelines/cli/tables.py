@@ -1,0 +1,159 @@
+"""Tables for the terminal: base models, plans, runs, data checks. Prints; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from data.common.redaction import printable
+
+if TYPE_CHECKING:
+    from data.checks import FileCheck
+    from pipelines.recipe.schema import Recipe
+    from pipelines.run.pipeline import StagePlan
+
+SHOWN = 5  # examples of each kind of finding
+
+
+def console() -> Console:
+    """Standard output; as wide as the text needs when it is no terminal."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=200)
+
+
+def show_models() -> None:
+    """All registry entries."""
+    from models.hub.registry import list_models
+
+    table = Table("name", "source", "licence", "size and use", box=None, header_style="bold")
+    family = None
+    for spec in list_models():
+        if spec.family != family:
+            family = spec.family
+            table.add_section()
+        source = spec.source + (f"@{spec.revision}" if spec.revision else "")
+        table.add_row(spec.name, escape(source), spec.licence, spec.note)
+    console().print(table)
+
+
+def show_model(name: str) -> None:
+    """Every field of one entry, folder or hub id."""
+    from models.hub.registry import resolve_base
+
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    spec = resolve_base(name, base_dir=Path.cwd())
+    empty = {
+        "revision": "the default branch",
+        "chat_template": "the tokenizer's",
+        "pad_token": "the tokenizer's",
+        "stop": "the tokenizer's",
+        "override_source": "nothing is overridden",
+    }
+    for key, value in spec.model_dump().items():
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+        table.add_row(key.replace("_", " "), escape(str(shown or empty.get(key, "not stated"))))
+    console().print(table)
+
+
+def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan]) -> None:
+    """Stages with cached, new or stale, why, and how much work each is."""
+    out = console()
+    base = recipe.base if isinstance(recipe.base, str) else "from scratch"
+    out.print(f"{recipe.name}: base {base}, seed {recipe.seed}, run folder {run_dir}", markup=False)
+    columns = ("stage", "status", "why", "steps", "tokens", "memory", "disk", "data")
+    table = Table(*columns, box=None, header_style="bold")
+    style = {"cached": "green", "stored": "green", "new": "cyan", "stale": "yellow"}
+    functions: dict[str, str] = {}
+    for plan in plans:
+        steps, rows, takes = (plan.details.get(name) for name in ("steps", "rows", "takes"))
+        functions |= plan.details.get("functions") or {}
+        status = f"[{style.get(plan.status, 'default')}]{plan.status}[/]"
+        sizes = [f"{takes.tokens:,}" if takes and takes.tokens is not None else "?"]
+        sizes += [size(n) if n is not None else "?" for n in ((takes.memory, takes.disk) if takes else (None, None))]
+        more = ", ".join(f"{count:,} {part}" for part, count in (rows or {}).items())
+        why = escape(printable(plan.reason))
+        table.add_row(plan.name, status, why, f"{steps:,}" if steps else "", *sizes, escape(more))
+    out.print(table)
+    out.print(
+        "tokens (trained on, or generated at most), memory and disk are estimates, within a factor of 3; "
+        "? is not known before the base is there",
+        style="dim",
+        markup=False,
+    )
+    for source, digest in functions.items():
+        where = "imported" if ".py:" not in source else "loaded and run"
+        out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)
+
+
+def size(count: float) -> str:
+    """``812 B``, ``3.4 MB``: powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+# -- data check -------------------------------------------------------------------------------------------------------
+
+
+def show_data(files: Sequence[Path], tokenizer: str | None) -> bool:
+    """Print what the files hold; False if a row is bad or files share prompts."""
+    from data.checks import check_files
+
+    check = check_files(files, tokenizer=tokenizer)
+    out = console()
+    for one in check.files:
+        _show_file(out, one)
+    for overlap in check.overlaps:
+        out.print(
+            f"{overlap.first} and {overlap.second} share {overlap.shared:,} prompts", style="yellow", markup=False
+        )
+        for first, second in overlap.examples[:SHOWN]:
+            out.print(f"  {first} is also {second}", markup=False)
+    if check.overlaps:
+        out.print("train on one and hold out the other, and the shared prompts are a leak", markup=False)
+    return check.clean
+
+
+def _show_file(out: Console, one: FileCheck) -> None:
+    out.print(one.file, style="bold", markup=False)
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    table.add_row("rows", f"{one.rows:,}")
+    table.add_row("format", _counts(one.formats))
+    table.add_row("columns", escape(", ".join(one.columns)))
+    table.add_row("usable as", _counts({k: v for k, v in one.usable.items() if v}))
+    for unit, lengths in (("characters", one.characters), ("tokens", one.tokens)):
+        for kind, n in lengths.items():
+            spread = f"median {n.median:,.0f}, mean {n.mean:,.0f}, 95 % {n.p95:,.0f}, longest {n.longest:,.0f}"
+            table.add_row(f"{unit} a {kind}", spread)
+    if one.answers:
+        table.add_row("answers a row", _counts(one.answers))
+    if one.tied_rows:
+        table.add_row("rows with ties", f"{one.tied_rows:,}")
+    if one.longer_is_better is not None:
+        table.add_row("longer is better", f"{one.longer_is_better:.0%} of the pairs")
+    if one.repeated_prompts:
+        table.add_row("repeated prompts", f"{one.repeated_prompts:,}")
+    for note, count in one.notes.items():
+        table.add_row("note", escape(f"{note} ({count:,} rows)"))
+    out.print(table)
+    if one.duplicates:
+        out.print(f"  {len(one.duplicates):,} duplicate rows", style="yellow", markup=False)
+        for place, first in one.duplicates[:SHOWN]:
+            out.print(f"    {place} is {first} again", markup=False)
+    if one.bad:
+        out.print(f"  {len(one.bad):,} bad rows", style="red", markup=False)
+        for row in one.bad[:SHOWN]:
+            out.print(f"    {row.source}: {row.reason}", markup=False)
+
+
+def _counts(counts: dict[Any, int]) -> str:
+    return escape(", ".join(f"{name} ({count:,})" for name, count in counts.items()))

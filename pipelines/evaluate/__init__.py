@@ -1,0 +1,1 @@
+"""The evaluate stage: policies on held-out prompts."""

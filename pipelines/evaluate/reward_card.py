@@ -1,0 +1,62 @@
+"""The reward model's report card in an evaluation: the stage's own, or a new one on other rankings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from data.common.errors import UserError
+from data.sources import load_records
+from evaluation.held_out import Evaluator
+from evaluation.results import SystemAnswers
+from pipelines.execution.stage_request import Job
+from reward.card.examine import FILE, examine, summary
+
+
+def card_for(job: Job, evaluator: Evaluator, answers: Sequence[SystemAnswers]) -> dict[str, Any]:
+    """The card, or an empty dict without a reward model or without a ranking to ask it about.
+
+    With ``evaluation.rankings`` the model is asked about those; otherwise the card that the reward stage wrote counts,
+    and a model without one is asked about the held-out rankings of the recipe.
+
+    Raises:
+        UserError: the file of rankings holds none that can be used.
+    """
+    if evaluator.reward is None:
+        return {}
+    recipe = job.bench.recipe
+    own = job.inputs["reward"] / FILE
+    train, held_out = list(job.corpus.rankings.train), list(job.corpus.rankings.held_out)
+    if recipe.evaluation.rankings is not None:
+        file = recipe.evaluation.rankings
+        held_out = load_records([file], "rankings", recipe.data, seed=recipe.seed, base_dir=recipe.base_dir).records
+    elif own.is_file():
+        return _read(own.read_text(encoding="utf-8"))
+    if not held_out:
+        return {}
+    sampled = next((a for a in answers if a.name == "sft" and a.decoding == "sampled"), None)
+    return examine(
+        evaluator.reward,
+        train,
+        held_out,
+        samples=list(sampled.reward or ()) if sampled is not None else (),
+        sampled_from="SFT answers to the held-out prompts" if sampled is not None else "",
+        seed=recipe.seed,
+    )
+
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{FILE} of the reward stage is damaged ({error}); run the reward stage again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def in_short(card: dict[str, Any]) -> dict[str, Any]:
+    """What ``results.json`` holds of a card: held-out pair accuracy first."""
+    if not card:
+        return {}
+    accuracy = card.get("accuracy") or {}
+    return {"pair_accuracy": accuracy.get("share"), "ci95": accuracy.get("ci95")} | summary(card)

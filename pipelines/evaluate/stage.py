@@ -1,0 +1,198 @@
+"""The evaluate stage: systems on held-out prompts, ``results.json`` and ``samples.jsonl``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from data.common.errors import UserError
+from data.common.user_functions import load_function
+from evaluation.generations import Generations
+from evaluation.held_out import Decoding, Evaluator
+from evaluation.judges.chat import judged_by_chat
+from evaluation.metrics.compare import compare_metrics
+from evaluation.metrics.registry import NO_REFERENCES, References, measure, needs_references
+from evaluation.results import SystemAnswers, assemble, samples_rows
+from evaluation.systems import Named, parse
+from models.backbone.artifacts import write_json
+from models.backbone.oom_retry import Halving
+from pipelines.evaluate.lm_eval import harness_results
+from pipelines.evaluate.references import references_for
+from pipelines.evaluate.reward_card import card_for, in_short
+from pipelines.evaluate.systems import open_system
+from pipelines.execution.stage_request import Job, answer_limit, evaluation_prompts
+from reward.card.examine import FILE
+from stages.safe_points.checkpoints import State
+from stages.stage import StageResult
+
+VERSION = 10
+
+
+def evaluate(job: Job) -> StageResult:
+    """Every system of the recipe that the run can offer, sampled and (where asked) greedily."""
+    evaluator = make_evaluator(job)
+    systems = available(job, evaluator)
+    references = _references(job, evaluator)
+    answers = answers_of(job, evaluator, systems, references)
+    judge = "gold" if evaluator.gold is not None else "reward" if evaluator.reward is not None else None
+    names = [s.name for s in answers if s.decoding == "sampled"]
+    settings = job.bench.recipe.evaluation
+    against = "sft" if "sft" in names else names[0]
+    results = assemble(
+        answers,
+        judge=judge,  # type: ignore[arg-type]
+        against=against,
+        score=evaluator.judge if judge else None,
+        others={"reward": evaluator.rewards_of} if judge == "gold" and evaluator.reward is not None else None,
+        resamples=settings.bootstrap,
+        seed=evaluator.seed,
+    ) | {"settings": evaluator.settings()}
+    compared = compare_metrics(answers, against, references, resamples=settings.bootstrap, seed=evaluator.seed)
+    results |= {"metric_comparisons": compared} if compared else {}
+    if settings.judges:
+        join(results, chat_verdicts(job, answers, against, evaluator.seed))
+    card = card_for(job, evaluator, answers)
+    results |= {"reward_card": in_short(card)} if card else {}
+    if settings.lm_eval.tasks:
+        results["lm_eval"] = harness_results(job, evaluator, settings.lm_eval)
+    if job.bench.processes.is_main:
+        write(job, results, answers)
+        if card:
+            write_json(job.out / FILE, card)
+    return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"])})
+
+
+def chat_verdicts(job: Job, answers: Sequence[SystemAnswers], against: str, seed: int) -> dict[str, Any]:
+    """What chat judges say; one process asks, all know.
+
+    Raises:
+        RemoteError: an endpoint gives no usable reply; in the other processes as ``StageError``.
+    """
+    settings = job.bench.recipe.evaluation
+
+    def ask() -> dict[str, Any]:
+        folder = None if job.generations is None else job.generations / "judgements"
+        return judged_by_chat(
+            settings.judges, answers, against, folder=folder, resamples=settings.bootstrap, seed=seed, say=job.say
+        )
+
+    return job.bench.processes.on_main(ask)
+
+
+def join(results: dict[str, Any], found: dict[str, Any]) -> None:
+    """Comparisons, judges and warnings of other judges beside those of the first."""
+    results["comparisons"] += found["comparisons"]
+    results["judges"] = results.get("judges", {}) | found["judges"]
+    results["warnings"] += found["warnings"]
+
+
+def write(job: Job, results: dict[str, Any], answers: Sequence[SystemAnswers]) -> None:
+    write_json(job.out / "results.json", results, sort_keys=False)  # systems in the recipe's order
+    with (job.out / "samples.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples_rows(answers))
+
+
+def answers_of(
+    job: Job, evaluator: Evaluator, systems: Sequence[Named], references: References | None
+) -> list[SystemAnswers]:
+    """Answers, the sampled ones of all systems first; those that a checkpoint knows are not made again.
+
+    A system is loaded once, for both decodings, and let go before the next.
+    """
+    recipe, settings = job.bench.recipe, job.bench.recipe.evaluation
+    saved = job.checkpoints.resume()
+    known = [] if saved is None else json.loads(saved.own_numbers["answers"])
+    answers = [SystemAnswers(**found) for found in known]
+    labels = _labels(systems)
+    wanted: list[tuple[Named, Decoding]] = []
+    for named in systems:
+        wanted += [(named, "sampled")]
+        wanted += [(named, "greedy")] if settings.greedy and named.kind != "best_of" else []
+    open_name, system = "", None
+    for named, decoding in wanted[len(answers) :]:
+        if named.name != open_name or system is None:
+            open_name, system = named.name, None  # the one before goes first
+            system = open_system(job, evaluator, named, labels[named.name])
+        found = evaluator.run(system, decoding)
+        metrics, scores = measure(found, settings, references, base_dir=recipe.base_dir, seed=evaluator.seed)
+        if decoding == "sampled" and references is not None and "perplexity" in settings.metrics:
+            metrics |= evaluator.perplexity(system, references) if system.best_of == 1 else {}
+        answers.append(replace(found, metrics=metrics, answer_scores=scores))
+        job.bar.advance(len(answers), {}, sum(len(ids) for ids in found.token_ids))
+        job.checkpoints.safe_point(len(answers), lambda: captured(answers), len(answers))
+    return sorted(answers, key=lambda a: a.decoding != "sampled")
+
+
+def captured(answers: Sequence[SystemAnswers]) -> State:
+    """As text: a checkpoint sorts the keys of what it holds, and metrics stand in the order of the recipe."""
+    return State(tensors={}, own_numbers={"answers": json.dumps([asdict(a) for a in answers])})
+
+
+def _references(job: Job, evaluator: Evaluator) -> list[tuple[str, ...]] | None:
+    """References of every row where a metric asks for them.
+
+    Raises:
+        UserError: none of the prompts has one.
+    """
+    names = job.bench.recipe.evaluation.metrics
+    if not needs_references(names) and not any(":" in name for name in names):
+        return None
+    found = references_for(job.bench.recipe, job.corpus, evaluator.prompts)
+    if needs_references(names) and not any(found):
+        first = next(name for name in names if needs_references([name]))
+        raise UserError(f"evaluation.metrics: {NO_REFERENCES.format(name=first)}")
+    return found
+
+
+def _labels(systems: Sequence[Named]) -> dict[str, str]:
+    """Folders by their own name, or as they were written where two would be called the same."""
+    labels = [s.label for s in systems]
+    return {s.name: s.label if labels.count(s.label) == 1 else s.name for s in systems}
+
+
+def make_evaluator(job: Job) -> Evaluator:
+    """Roles loaded, prompts chosen, reward and gold ready."""
+    recipe, bench = job.bench.recipe, job.bench
+    settings = recipe.evaluation
+    prompts = evaluation_prompts(recipe, job.corpus)
+    if not prompts:
+        raise UserError("data.held_out: no held-out prompt is left for evaluation; raise the share or name a file")
+    base = bench.base()
+    if "sft" in job.inputs:
+        bench.load("sft", "reference", job.inputs["sft"])
+    if "ppo" in job.inputs:
+        bench.load("ppo", "policy", job.inputs["ppo"])
+    return Evaluator(
+        base=base,
+        renderer=bench.renderer(),
+        config=settings,
+        prompts=[p for p in prompts for _ in range(settings.samples_per_prompt)],
+        max_new_tokens=answer_limit(recipe),
+        seed=recipe.seed if settings.seed is None else settings.seed,
+        reward=bench.load_reward(job.inputs["reward"]) if "reward" in job.inputs else None,
+        gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,
+        generations=Generations(job.generations, bench.processes.is_main),
+        memory=Halving("evaluation.batch", bench.warn),
+    )
+
+
+def available(job: Job, evaluator: Evaluator) -> list[Named]:
+    """Systems of the recipe whose stages are there, in the recipe's order.
+
+    Raises:
+        UserError: there is none.
+    """
+    roles = {"base": True, "sft": "reference" in evaluator.base.roles, "ppo": "policy" in evaluator.base.roles}
+    systems = [parse(name) for name in dict.fromkeys(job.bench.recipe.evaluation.systems)]
+
+    def there(named: Named) -> bool:
+        if named.kind == "best_of" and named.by == "model":
+            return roles["sft"] and evaluator.reward is not None
+        return roles[named.value] if named.kind == "role" else True
+
+    found = [named for named in systems if there(named)]
+    if not found:
+        raise UserError("evaluation.systems: none of them is in this run")
+    return found

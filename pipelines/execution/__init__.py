@@ -1,0 +1,1 @@
+"""What a running stage is given: models in memory, its request, progress, trackers."""

@@ -1,0 +1,129 @@
+"""What stages of one process share: the processes, the base in memory once, renderers, and loading of roles.
+
+Every stage starts by dropping all roles and loading those it needs from files, so that a stage run alone gives the
+same bytes as in the chain.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from data.common.errors import UserError
+from data.template import Renderer
+from models.backbone.artifacts import read_artifact
+from models.backbone.processes import Processes, resolve_dtype
+from models.hub.load import load_base
+from models.hub.registry import BaseModelSpec, resolve_base
+from models.roles.files import load_role
+from models.roles.shared_base import SharedBase
+from pipelines.recipe.schema import Recipe
+from reward.files import WATCHER, load_reward
+from reward.model import RewardModel
+
+
+class Workbench:
+    """Loads what is needed, once."""
+
+    def __init__(self, recipe: Recipe, processes: Processes, pretrained: Path | None) -> None:
+        self.recipe, self.processes, self.pretrained = recipe, processes, pretrained
+        self._bases: dict[str, SharedBase] = {}
+        self.warn: Callable[[str], None] = warnings.warn
+
+    @cached_property
+    def spec(self) -> BaseModelSpec:
+        if isinstance(self.recipe.base, str):
+            return resolve_base(self.recipe.base, base_dir=self.recipe.base_dir)
+        if self.pretrained is None:
+            raise UserError(
+                "base.pretrain: the base is not there yet; run the pretrain stage or give --input pretrain=PATH"
+            )
+        spec = resolve_base(str(self.pretrained / "model"), base_dir=self.recipe.base_dir)
+        return spec.model_copy(update={"name": f"pretrained/{self.recipe.name}"})
+
+    def base(self) -> SharedBase:
+        return self._load("base", self.spec)
+
+    def renderer(self) -> Renderer:
+        return self._renderer(self.base(), self.recipe.template, self.recipe.stop or self.spec.stop)
+
+    def _renderer(self, base: SharedBase, template: str, stop: tuple[str | int, ...]) -> Renderer:
+        return Renderer(base.tokenizer, template=template, stop=stop, extra_stop_ids=base.extra_stop_ids)
+
+    def _load(self, name: str, spec: BaseModelSpec) -> SharedBase:
+        if name not in self._bases:
+            self._bases[name] = self.load_other(spec)
+        return self._bases[name]
+
+    def load_other(self, spec: BaseModelSpec) -> SharedBase:
+        """A base that is not kept here, in the recipe's precision and on its device."""
+        asked = self.recipe.runtime.dtype
+        dtype = resolve_dtype(spec.dtype if asked == "auto" else asked, self.processes.device)
+        base = load_base(spec, dtype, self.processes.device)
+        base.fast = self.recipe.runtime.engine == "auto"
+        return base
+
+    @property
+    def reward_stands_apart(self) -> bool:
+        return self.recipe.reward.base != "same"
+
+    def reward_base(self) -> tuple[SharedBase, Renderer]:
+        """The base and rendering of the reward model: the shared one, or its own."""
+        if not self.reward_stands_apart:
+            return self.base(), self.renderer()
+        base = self._load("reward", resolve_base(self.recipe.reward.base, base_dir=self.recipe.base_dir))
+        return base, self._renderer(base, "auto", ())
+
+    def clear(self, warn: Callable[[str], None] = warnings.warn) -> None:
+        """Drop every role and give memory back before a stage, whose warnings go to ``warn``."""
+        self.warn = warn
+        for base in self._bases.values():
+            base.drop_roles()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def fingerprint(self, stage: str) -> str:
+        """Hash of the base that a stage stands on."""
+        return (self.reward_base()[0] if stage == "reward" else self.base()).fingerprint
+
+    def load(self, stage: str, role: str, folder: Path) -> None:
+        """Add a role to the shared base from a finished stage or a folder that the user gave."""
+        self._same_base(stage, folder)
+        load_role(self.base(), role, folder)
+
+    def _same_base(self, stage: str, folder: Path) -> None:
+        """An adapter means nothing on another base than the one it was trained on."""
+        artifact = read_artifact(folder)
+        made_on = artifact.manifest.get("base_fingerprint") if artifact else None
+        if made_on and made_on != self.fingerprint(stage):
+            raise UserError(
+                f"{folder}: was trained on another base (fingerprint {made_on[:12]}, this one is "
+                f"{self.fingerprint(stage)[:12]}); use the base it was made with, or run the stage again"
+            )
+
+    def load_reward(self, folder: Path, role: str = "reward", inner: Path | None = None) -> RewardModel:
+        """A finished reward stage's model, with heads, centre and spread; ``inner`` is a folder inside the stage's."""
+        self._same_base("reward", folder)
+        base, renderer = self.reward_base()
+        model = load_reward(
+            base,
+            inner or folder,
+            renderer,
+            role=role,
+            takes_ids=not self.reward_stands_apart,
+            max_tokens=self.recipe.reward.max_tokens,
+        )
+        model.memory.warn = self.warn
+        return model
+
+    def load_watcher(self, folder: Path) -> RewardModel | None:
+        """The second reward model of a finished reward stage, where it has one."""
+        inner = folder / WATCHER
+        return self.load_reward(folder, role=WATCHER, inner=inner) if inner.is_dir() else None

@@ -1,0 +1,156 @@
+"""Live progress: a bar on a terminal, a readable line now and then when written to a file.
+
+Knows nothing of stages but their name, step, tokens and a few numbers. Processes other than the first are silent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from data.common.redaction import printable
+
+EVERY_SECONDS, EVERY_SHARE, AT_LEAST_SECONDS = 10.0, 0.1, 2.0
+SHOWN = 5  # metrics in a line
+
+
+class Bar:
+    """One stage's progress."""
+
+    def __init__(self, progress: Progress, name: str, total: int | None) -> None:
+        self.name, self.total = name, total
+        self.step, self.tokens, self.metrics = 0, 0, dict[str, float]()
+        self.started = self._told_at = time.monotonic()
+        self._told_step = 0
+        self._progress = progress
+        self.live: Live | None = None
+
+    def advance(self, step: int, metrics: Mapping[str, float] | None = None, tokens: int = 0) -> None:
+        """Say how far the stage is.
+
+        Args:
+            step: steps done, counted from the stage's beginning.
+            metrics: the few numbers to show; those of the step before stay where there are none.
+            tokens: tokens handled since the last call.
+        """
+        self.step, self.tokens = step, self.tokens + tokens
+        self.metrics.update(metrics or {})
+        if self.live is not None:
+            self.live.update(self._row())
+        elif self._due():
+            self._told_at, self._told_step = time.monotonic(), step
+            self._progress.say(self.line())
+
+    def _due(self) -> bool:
+        waited = time.monotonic() - self._told_at
+        share = (self.step - self._told_step) / self.total if self.total else 0.0
+        return waited >= EVERY_SECONDS or (share >= EVERY_SHARE and waited >= AT_LEAST_SECONDS)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def _parts(self) -> list[str]:
+        parts = []
+        if self.tokens and self.seconds > 0:
+            parts.append(f"{self.tokens / self.seconds:,.0f} tokens/s")
+        if self.total and 0 < self.step < self.total:
+            parts.append(f"{duration(self.seconds / self.step * (self.total - self.step))} left")
+        return parts + [f"{name} {number(value)}" for name, value in list(self.metrics.items())[:SHOWN]]
+
+    def _count(self) -> str:
+        return f"{self.step}/{self.total}" if self.total else f"{self.step}"
+
+    def line(self) -> str:
+        """One plain line, without control characters."""
+        share = f" ({self.step / self.total:.0%})" if self.total else ""
+        return "  ".join([f"{self.name} {self._count()}{share}", *self._parts()])
+
+    def summary(self) -> str:
+        """What stays in view when the stage is over."""
+        numbers = [f"{name} {number(value)}" for name, value in list(self.metrics.items())[:SHOWN]]
+        return "  ".join([f"{self.name}: done in {duration(self.seconds)}", *numbers])
+
+    def _row(self) -> Table:
+        row = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=self.total or None, completed=self.step, width=24, pulse=not self.total)
+        row.add_row(self.name, bar, self._count(), printable("  ".join(self._parts())))
+        return row
+
+
+class Progress:
+    """Where a run tells how it goes.
+
+    Args:
+        active: False in every process but the first.
+        console: where to; standard output by default.
+        profile: a folder for a profile of each stage.
+    """
+
+    def __init__(self, active: bool = True, console: Console | None = None, profile: Path | None = None) -> None:
+        self.active, self.profile = active, profile
+        # tables in a log file need more than the 80 columns that a pipe is taken for
+        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+        self.current = ""  # the stage that runs, for messages when it fails
+        self._bar: Bar | None = None
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total_steps: int | None = None) -> Iterator[Bar]:
+        """Show a stage while it runs, and profile it if asked; its last numbers stay when it ends without an error."""
+        with self._shown(name, total_steps) as bar:
+            if self.profile is None or not self.active:
+                yield bar
+                return
+            from pipelines.execution.profiling import profiled
+
+            with profiled(bar, self.profile, self.say) as watched:
+                yield watched
+
+    @contextlib.contextmanager
+    def _shown(self, name: str, total_steps: int | None) -> Iterator[Bar]:
+        bar, self.current = Bar(self, name, total_steps), name
+        if self.active and self.console.is_terminal and not self.console.is_dumb_terminal:
+            with Live(bar._row(), console=self.console, transient=True, refresh_per_second=4) as bar.live:
+                yield bar
+        else:
+            yield bar
+        bar.live, self.current = None, ""
+        self.say(bar.summary())
+
+    def say(self, text: str) -> None:
+        """One line for the user, without secrets or control codes."""
+        if self.active:
+            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            self.console.file.flush()  # a run that is followed with tail -f
+
+    def warn(self, text: str) -> None:
+        """Something that the user should see, also among many lines."""
+        if self.active:
+            text = printable(f"warning: {text}")
+            self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            self.console.file.flush()
+
+
+def number(value: float) -> str:
+    """Four significant digits without an exponent where that is readable."""
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e6):
+        return f"{int(value):,}"
+    return f"{value:.3g}" if abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """``12 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,1 @@
+"""A recipe: YAML to frozen, typed settings, every mistake named by its place."""

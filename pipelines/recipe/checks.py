@@ -1,0 +1,186 @@
+"""What must fit together across a recipe's groups, and the defaults that depend on other settings.
+
+Each problem is a path and a sentence that names the setting to change.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from data.common.errors import nearest
+from data.common.redaction import has_secret
+from evaluation.systems import problem_of, problem_of_metric
+from pipelines.recipe.errors import Problem
+
+if TYPE_CHECKING:
+    from pipelines.recipe.schema import Recipe
+
+ORDER = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
+NEW_TOKENS, PROMPT_TOKENS, CONVERSATION = 64, 512, 1024  # the settings' own defaults
+
+
+def default_stages(recipe: Recipe) -> tuple[str, ...]:
+    """The stages that the settings call for."""
+    data = recipe.data
+    wanted = {"sft"} if data.demonstrations else set()
+    wanted |= set() if isinstance(recipe.base, str) else {"pretrain"}
+    wanted |= {"rankings"} if recipe.rankings else set()
+    wanted |= {"reward"} if recipe.rankings or data.rankings else set()
+    asked_for_ppo = "ppo" in recipe.model_fields_set and not _model_part(recipe)
+    if (data.prompts or data.demonstrations) and ("reward" in wanted or asked_for_ppo):
+        wanted.add("ppo")
+    if "ppo" in wanted or ("sft" in wanted and ("reward" in wanted or recipe.evaluation.gold)):
+        wanted.add("evaluate")
+    return tuple(s for s in ORDER if s in wanted)
+
+
+def fill_in(data: dict[str, Any]) -> None:
+    """Defaults that follow from other settings, so that the resolved recipe says them.
+
+    Limits shrink to the context of a base from scratch; a value role that does not start from the reward model starts
+    with a zero head; ``reward: [model]`` is short for ``[{source: model}]`` (also in ``best_of_by``), ``gate: off`` for
+    ``{enabled: false}``.
+    Works on plain values, before anything is checked, so every type is possible.
+    """
+    ppo, choosing = _group(data, "ppo"), _group(_group(data, "evaluation"), "best_of_by")
+    for group, key in ((ppo, "reward"), *((choosing, name) for name in choosing)):
+        if isinstance(parts := group.get(key), str | list):
+            listed = [parts] if isinstance(parts, str) else parts
+            group[key] = [{"source": part} if isinstance(part, str) else part for part in listed]
+    reward = _group(data, "reward")
+    if reward.get("gate") in (False, "off"):  # YAML 1.1 reads off as false
+        reward["gate"] = {"enabled": False}
+    value = _group(ppo, "value")
+    if value.get("init") not in (None, "reward"):
+        value.setdefault("head", "zero")
+    context = _group(_group(_group(data, "base"), "pretrain"), "model").get("context", 256)
+    if not isinstance(data.get("base"), dict) or not isinstance(context, int) or isinstance(context, bool):
+        return
+    for stage in ("sft", "reward"):
+        if isinstance(data.setdefault(stage, {}), dict):
+            data[stage].setdefault("max_tokens", max(8, min(CONVERSATION, context)))
+    new = _group(data, "ppo").get("max_new_tokens", NEW_TOKENS)
+    if isinstance(data.setdefault("ppo", {}), dict) and isinstance(new, int) and 0 < new < context:
+        data["ppo"].setdefault("max_prompt_tokens", min(PROMPT_TOKENS, context - new))
+
+
+def _group(data: dict[str, Any], key: str) -> dict[str, Any]:
+    found = data.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _model_part(recipe: Recipe) -> bool:
+    return any(part.kind == "model" for part in recipe.ppo.reward)
+
+
+def problems_across(recipe: Recipe) -> list[Problem]:
+    """Everything that does not fit together."""
+    found = [*_secrets(recipe.model_dump(mode="json")), *_name(recipe), *_stages(recipe), *_needs(recipe)]
+    return [*found, *_systems(recipe), *_context(recipe)]
+
+
+def _secrets(value: Any, path: tuple[str | int, ...] = ()) -> list[Problem]:
+    """A recipe is copied into run folders and shared: no value of it may be a secret. The value is not repeated."""
+    if isinstance(value, str):
+        bad = has_secret(value)
+        return [(path, "holds what looks like a secret; keep it in an environment variable")] if bad else []
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [p for key, item in inner for p in _secrets(item, (*path, key))]
+
+
+def _name(recipe: Recipe) -> list[Problem]:
+    if re.fullmatch(r"[\w][\w. -]*", recipe.name):
+        return []
+    return [(("name",), f"{recipe.name!r} names the run folder: use letters, digits, '-', '_' and '.'")]
+
+
+def _stages(recipe: Recipe) -> list[Problem]:
+    stages = recipe.stages
+    unknown = [s for s in stages if s not in ORDER]
+    if unknown:
+        hint = nearest(unknown[0], ORDER) or f" Stages: {', '.join(ORDER)}."
+        return [(("stages",), f"no stage '{unknown[0]}'.{hint}")]
+    if len(set(stages)) < len(stages):
+        return [(("stages",), "names a stage twice")]
+    right = [s for s in ORDER if s in stages]
+    if list(stages) != right:
+        return [(("stages",), f"must be in the order in which they run: [{', '.join(right)}]")]
+    if not stages:
+        return [(("data",), "calls for no stage: give demonstrations, rankings or prompts, or name `stages`")]
+    return []
+
+
+def _needs(recipe: Recipe) -> list[Problem]:
+    stages, data, out = recipe.stages, recipe.data, list[Problem]()
+    if "pretrain" in stages and isinstance(recipe.base, str):
+        out.append(
+            (
+                ("stages",),
+                f"'pretrain' makes a base, but base is '{recipe.base}': "
+                "write base: {pretrain: {...}} or leave the stage out",
+            )
+        )
+    if "sft" in stages and not data.demonstrations:
+        out.append((("data",), "the sft stage needs data.demonstrations: give them, or leave 'sft' out of stages"))
+    if "rankings" in stages and recipe.rankings is None:
+        out.append((("stages",), "'rankings' needs the settings `rankings` (at least rankings.annotator)"))
+    if recipe.rankings is not None and "rankings" not in stages:
+        out.append((("rankings",), "there are settings, but stages has no 'rankings': add the stage or remove them"))
+    if recipe.rankings is not None and data.rankings:
+        out.append((("rankings",), "the reward model would have two sources: remove `rankings` or data.rankings"))
+    if "reward" in stages and recipe.rankings is None and not data.rankings:
+        out.append((("data",), "the reward stage needs data.rankings, or `rankings` to sample and rank answers"))
+    evaluates_a_file = isinstance(data.held_out, str) and not {"ppo", "rankings"} & set(stages)
+    if (
+        {"ppo", "rankings", "evaluate"} & set(stages)
+        and not (data.prompts or data.demonstrations or data.rankings)
+        and not evaluates_a_file
+    ):
+        out.append((("data",), "ppo and evaluation need data.prompts (or demonstrations, whose prompts they take)"))
+    if "ppo" in stages and "reward" not in stages and not _model_part(recipe) and recipe.ppo.value.init == "reward":
+        out.append(
+            (("ppo", "value"), "there is no reward model to start the value role from: set ppo.value.init to 'sft'")
+        )
+    if "ppo" in stages and "reward" in stages and recipe.ppo.keep == "best" and not recipe.reward.holdout:
+        out.append((("ppo", "keep"), "'best' is chosen by a held-out reward model: set reward.holdout, such as 0.2"))
+    return out
+
+
+def _systems(recipe: Recipe) -> list[Problem]:
+    out: list[Problem] = []
+    config = recipe.evaluation
+    for key, names, check in (("systems", config.systems, problem_of), ("metrics", config.metrics, problem_of_metric)):
+        out += [(("evaluation", key, i), problem) for i, name in enumerate(names) if (problem := check(name, config))]
+    return out
+
+
+def _context(recipe: Recipe) -> list[Problem]:
+    if isinstance(recipe.base, str):
+        return []
+    context, out = recipe.base.pretrain.model.context, list[Problem]()
+    where = f"the base's context of {context} (base.pretrain.model.context)"
+    ppo = recipe.ppo
+    if "ppo" in recipe.stages and ppo.max_prompt_tokens + ppo.max_new_tokens > context:
+        key = "max_new_tokens" if ppo.max_new_tokens >= context else "max_prompt_tokens"
+        out.append(
+            (
+                ("ppo", key),
+                f"prompt ({ppo.max_prompt_tokens}) and answer ({ppo.max_new_tokens}) together are "
+                f"longer than {where}: lower it or raise the context",
+            )
+        )
+    limits = {("sft", "max_tokens"): recipe.sft.max_tokens}
+    if recipe.reward.base == "same":
+        limits[("reward", "max_tokens")] = recipe.reward.max_tokens
+    if recipe.rankings is not None:
+        limits[("rankings", "max_new_tokens")] = recipe.rankings.max_new_tokens
+    limits[("evaluation", "max_new_tokens")] = recipe.evaluation.max_new_tokens or 0
+    return [
+        *out,
+        *(
+            (path, f"{n} tokens do not fit into {where}: lower it or raise the context")
+            for path, n in limits.items()
+            if n > context
+        ),
+    ]

@@ -1,0 +1,348 @@
+"""Figures of the report as plain plotly dictionaries: training curves, win rates, reward against KL, cost.
+
+Colours are names such as "@ppo" that the page replaces by those of its light or dark theme. This module knows nothing
+of files or HTML.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+POINTS = 400  # of a curve; more cannot be seen
+
+# Stage -> (key of metrics.jsonl, title, what to look for). Keys that a run does not have are left out.
+CURVES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "pretrain": (("loss", "Loss", "Nats a token; falls, then flattens."),),
+    "sft": (
+        ("loss", "Loss", "Nats a token of the demonstrations; falls, then flattens."),
+        ("mean_token_accuracy", "Token accuracy", "Share of tokens predicted; rises."),
+    ),
+    "reward": (
+        ("loss", "Loss", "0.69 is a coin's; falls below it."),
+        ("pair_accuracy", "Accuracy on training pairs", "0.5 is a coin's; near 1 is learning by heart."),
+        ("accuracy", "Accuracy on training pairs", "0.5 is a coin's; near 1 is learning by heart."),
+    ),
+    "ppo": (
+        ("objective/scores", "Reward", "The reward model's score; rises."),
+        ("watch/held_out", "Held-out reward model", "In spreads of SFT's scores. PPO never sees it; rises as well."),
+        ("objective/kl", "KL to SFT", "Nats an answer; grows slowly. A sudden rise is a warning."),
+        ("watch/held_out", "Held-out reward model", "A score that PPO does not see; where it falls, stop."),
+        ("watch/proxy", "Reward model, at the same looks", "In the same units: spreads of SFT samples."),
+        ("objective/entropy", "Entropy", "Nats a token; falls a little. Near 0 all answers are alike."),
+        ("rollout/length", "Answer length", "Tokens; should not run away."),
+        ("rollout/truncated_fraction", "Cut off", "Share of answers at the length limit; stays low."),
+        ("ppo/value/explained_variance", "Value: explained variance", "1 is perfect, 0 is useless; rises."),
+        ("ppo/policy/clipfrac", "Clipped steps", "Share of tokens at the clip; below 0.3 is usual."),
+        ("ppo/policy/approxkl", "Policy change an update", "Nats a token; small and steady."),
+    ),
+}
+STAGE_TITLES = {
+    "pretrain": "Pretraining",
+    "sft": "Instruction tuning (SFT)",
+    "rankings": "Rankings",
+    "reward": "Reward model",
+    "ppo": "PPO",
+    "evaluate": "Evaluation",
+}
+
+
+def curves(
+    stage: str, rows: Sequence[Mapping[str, Any]], warned: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """One chart for every known key of a stage's metrics with at least two finite values; warnings at their step."""
+    charts: list[dict[str, Any]] = []
+    for key, title, hint in CURVES.get(stage, ()):
+        points = [(r.get("step", i + 1), r[key]) for i, r in enumerate(rows) if finite(r.get(key))]
+        if len(points) < 2 or any(c["title"] == title for c in charts):
+            continue
+        points = _thinned(points)
+        line = {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [x for x, _ in points],
+            "y": [short(y) for _, y in points],
+            "line": {"color": f"@{stage}", "width": 1.8},
+            "hovertemplate": "step %{x}: %{y:.4g}<extra></extra>",
+        }
+        layout = {"xaxis": {"title": {"text": "step"}}, "height": 210}
+        if min(y for _, y in points) >= 0:
+            layout["yaxis"] = {"rangemode": "tozero"}
+        marks = [_warning_mark(w, points) for w in warned if finite(w.get("step"))]
+        if marks:
+            layout["shapes"] = [
+                {
+                    "type": "line",
+                    "x0": m["x"][0],
+                    "x1": m["x"][0],
+                    "y0": 0,
+                    "y1": 1,
+                    "yref": "paper",
+                    "line": {"color": "@open", "width": 1.2, "dash": "dot"},
+                }
+                for m in marks
+            ]
+        charts.append(make_chart(f"{stage}-{key}", title, hint, [line, *marks], layout))
+    return charts
+
+
+def _warning_mark(warned: Mapping[str, Any], points: Sequence[tuple[Any, float]]) -> dict[str, Any]:
+    """A triangle on the curve at the step of a warning, with its words to hover over."""
+    step = warned["step"]
+    y = min(points, key=lambda p: abs(p[0] - step))[1]
+    words = "<br>".join(textwrap.wrap(html.escape(str(warned.get("text", ""))), 60))
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [step],
+        "y": [short(y)],
+        "name": "warning",
+        "marker": {"symbol": "triangle-up", "size": 11, "color": "@open", "line": {"color": "@card", "width": 1}},
+        "hovertemplate": f"step {step}: {words}<extra></extra>",
+    }
+
+
+def win_rates(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Bars from one half: how often each system wins, with intervals."""
+    shown = [c for c in comparisons if finite(c.get("win_rate"))]
+    if not shown:
+        return None
+    labels = [label(c) for c in shown]
+    low = [100 * (c["win_rate"] - (c["ci95"] or [c["win_rate"]] * 2)[0]) for c in _with_ci(shown)]
+    high = [100 * ((c["ci95"] or [c["win_rate"]] * 2)[1] - c["win_rate"]) for c in _with_ci(shown)]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "y": labels,
+        "x": [short(100 * c["win_rate"]) for c in shown],
+        "marker": {"color": [_colour(c["a"]) for c in shown]},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": high,
+            "arrayminus": low,
+            "color": "@ink",
+            "thickness": 1.4,
+            "width": 5,
+        },
+        "hovertemplate": "%{y}: %{x:.1f} %<extra></extra>",
+    }
+    half = {"type": "line", "x0": 50, "x1": 50, "y0": 0, "y1": 1, "yref": "paper"}
+    layout = {
+        "xaxis": {"range": [0, 103], "dtick": 25, "tickangle": 0, "title": {"text": "% of prompts won, ties as half"}},
+        "yaxis": {"autorange": "reversed", "automargin": True},
+        "shapes": [half | {"line": {"color": "@muted", "width": 1.2, "dash": "dash"}}],
+        "height": 90 + 38 * len(shown),
+        "bargap": 0.45,
+    }
+    hint = "The dashed line is a draw; an interval that crosses it shows nothing."
+    return make_chart("win-rates", "Win rates", hint, [bars], layout)
+
+
+def reward_against_kl(
+    rows: Sequence[Mapping[str, Any]],
+    systems: Mapping[str, Mapping[str, Any]],
+    kept: int | None = None,
+    scale: float | None = 1.0,
+) -> dict[str, Any] | None:
+    """The path of PPO's training in KL and reward, and the systems on held-out prompts.
+
+    A system that is far from all others in KL is told of in words: beside it nothing else could be told apart.
+
+    Args:
+        rows: of PPO's metrics.
+        systems: of the evaluation.
+        kept: the update whose policy the stage wrote, where that was chosen.
+        scale: from the scores of training to those of the evaluation; None where they are not the same thing.
+    """
+    factor = 1.0 if scale is None else scale
+    points = [
+        (short(r["objective/kl"]), short(factor * r["objective/scores"]), r.get("step", i + 1))
+        for i, r in enumerate(rows)
+        if finite(r.get("objective/kl")) and finite(r.get("objective/scores"))
+    ]
+    path = _thinned(points) if len(points) > 1 else []
+    places = {n: (short(d["kl"]["mean"]), short(d["reward"]["mean"])) for n, d in systems.items() if _placed(d)}
+    far = _far({n: kl for n, (kl, _) in places.items()}, max((p[0] for p in path), default=0.0))
+    traces = [_path(path)] if path else []
+    if chosen := [p for p in points if p[2] == kept]:
+        traces.append(
+            _place(f"Kept: update {kept}", *chosen[0][:2], "@ppo")
+            | {"marker": {"color": "@ppo", "symbol": "star", "size": 13, "line": {"color": "@card", "width": 1}}}
+        )
+    traces += [_place(f"{display(n)}, held out", *at, _colour(n)) for n, at in places.items() if n not in far]
+    if not traces:
+        return None
+    layout = {
+        "xaxis": {"title": {"text": "KL to SFT, nats an answer"}},
+        "yaxis": {"title": {"text": "reward"}},
+        "height": 300,
+        "showlegend": True,
+    }
+    hint = "What the reward cost in distance from SFT. Reward that goes on rising with KL while gold falls is cheating."
+    hint += " In training it is the recipe's sum of parts, in other units than held out." if scale is None else ""
+    hint += "".join(f" Far off: {plain_name(n)} at KL {places[n][0]:.3g}, reward {places[n][1]:.3g}." for n in far)
+    return make_chart("reward-kl", "Reward against KL", hint, traces, layout)
+
+
+def _placed(system: Mapping[str, Any]) -> bool:
+    return all(finite(system.get(k, {}).get("mean")) for k in ("kl", "reward"))
+
+
+def _far(kl: Mapping[str, float], path: float) -> list[str]:
+    """Systems with more than three times the KL of everything else."""
+    return [n for n in kl if kl[n] > 3 * max([path, 1.0, *(v for m, v in kl.items() if m != n)])]
+
+
+def _path(points: Sequence[tuple[float, float, Any]]) -> dict[str, Any]:
+    """The line through the updates; as many of their numbers as can be read."""
+    width, height = (max(p[i] for p in points) - min(p[i] for p in points) or 1.0 for i in (0, 1))
+    named = [points[0], points[-1]]
+    for p in points:
+        if all(math.hypot((p[0] - q[0]) / width, (p[1] - q[1]) / height) > 0.12 for q in named):
+            named.append(p)
+    return {
+        "type": "scatter",
+        "mode": "lines+markers+text",
+        "name": "PPO in training, by update",
+        "x": [p[0] for p in points],
+        "y": [p[1] for p in points],
+        "customdata": [p[2] for p in points],
+        "text": [str(p[2]) if p in named else "" for p in points],
+        "textposition": "top center",
+        "textfont": {"size": 10, "color": "@muted"},
+        "line": {"color": "@ppo-soft", "width": 1.2},
+        "marker": {"color": "@ppo-soft", "size": 5},
+        "hovertemplate": "update %{customdata}: KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
+    }
+
+
+def _place(name: str, kl: float, reward: float, colour: str) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [kl],
+        "y": [reward],
+        "marker": {"color": colour, "size": 12, "line": {"color": "@card", "width": 2}},
+        "hovertemplate": "KL %{x:.3g}, reward %{y:.3g}<extra></extra>",
+    }
+
+
+def proxy_and_gold(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Reward and gold of every system side by side: both should rise."""
+    known = {n: d for n, d in systems.items() if all(finite(d.get(k, {}).get("mean")) for k in ("gold", "reward"))}
+    if len(known) < 2:
+        return None
+    traces = []
+    for key, panel in (("gold", ""), ("reward", "2")):
+        means = [d[key]["mean"] for d in known.values()]
+        limits = [d[key].get("ci95") or [m, m] for d, m in zip(known.values(), means, strict=True)]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "xaxis": f"x{panel}",
+                "yaxis": f"y{panel}",
+                "x": [display(n) for n in known],
+                "y": [short(m) for m in means],
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "thickness": 1.4,
+                    "width": 5,
+                    "color": "@muted",
+                    "array": [h - m for (_, h), m in zip(limits, means, strict=True)],
+                    "arrayminus": [m - lo for (lo, _), m in zip(limits, means, strict=True)],
+                },
+                "marker": {"color": [_colour(n) for n in known], "size": 11},
+                "hovertemplate": "%{x}: %{y:.3g}<extra>" + key + "</extra>",
+            }
+        )
+    layout = {
+        "xaxis": {"domain": [0, 0.43], "showgrid": False},
+        "xaxis2": {"domain": [0.57, 1], "showgrid": False, "anchor": "y2"},
+        "yaxis": {"title": {"text": "gold"}},
+        "yaxis2": {"title": {"text": "reward"}, "anchor": "x2"},
+        "height": 300,
+    }
+    hint = "The reward is what PPO saw, gold is what was meant. They should rise together."
+    return make_chart("proxy-gold", "Reward and gold", hint, traces, layout)
+
+
+def cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Seconds of every stage."""
+    known = [s for s in stages if finite(s.get("seconds"))]
+    if not known:
+        return None
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [html.escape(s["name"]) for s in known],
+        "x": [short(s["seconds"]) for s in known],
+        "marker": {"color": "@accent"},
+        "hovertemplate": "%{y}: %{x:,.0f} s<extra></extra>",
+    }
+    layout = {
+        "xaxis": {"title": {"text": "seconds"}},
+        "yaxis": {"autorange": "reversed", "automargin": True},
+        "height": 80 + 30 * len(known),
+        "bargap": 0.4,
+    }
+    hint = "Wall-clock time of each stage when it last ran; what came before its checkpoint counts."
+    return make_chart("cost", "Time", hint, [bars], layout)
+
+
+def plain_name(name: Any) -> str:
+    """A system's name as people write it: "PPO", "Best of 4"."""
+    known = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
+    if best := re.fullmatch(r"best_of_(\d+)(?::(.+))?", str(name)):
+        return f"Best of {best[1]}" + (f" by {best[2]}" if best[2] else "")
+    return known.get(str(name)) or str(name)
+
+
+def display(name: str) -> str:
+    """The same, safe inside plotly's markup."""
+    return html.escape(plain_name(name))
+
+
+def label(comparison: Mapping[str, Any]) -> str:
+    """For example "PPO over SFT, gold (greedy)"."""
+    c = comparison
+    greedy = " (greedy)" if c.get("decoding") == "greedy" else ""
+    return f"{display(str(c['a']))} over {display(str(c['b']))}, {html.escape(str(c.get('by', '')))}{greedy} "
+
+
+def _with_ci(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [{"ci95": None} | dict(c) for c in comparisons]
+
+
+def _colour(name: str) -> str:
+    return f"@{name}" if name in ("base", "sft", "ppo") else "@other"
+
+
+def make_chart(
+    identity: str, title: str, hint: str, data: list[dict[str, Any]], layout: dict[str, Any]
+) -> dict[str, Any]:
+    """One figure; its id is the identity in letters and digits."""
+    slug = "".join(ch if ch.isalnum() else "-" for ch in identity)
+    return {"id": f"chart-{slug}", "title": title, "hint": hint, "data": data, "layout": layout}
+
+
+def finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def short(value: float) -> float:
+    """Five digits: enough for the eye, and half the file."""
+    return float(f"{value:.5g}")
+
+
+def _thinned(points: list[Any]) -> list[Any]:
+    """At most ``POINTS`` of them, evenly, the last one kept."""
+    step = -(-len(points) // POINTS)
+    return points[::step] + ([points[-1]] if (len(points) - 1) % step else [])

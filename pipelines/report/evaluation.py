@@ -1,0 +1,109 @@
+"""The report's section on metrics, judges and the harness: plain rows from ``results.json``. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evaluation.judges.adversaries import named
+from pipelines.report.charts import plain_name
+from pipelines.report.format import interval, number, p_value, percent, signed
+
+JUDGES = {"gold": "the gold preference", "reward": "the reward model"}
+HIDDEN = ("references_n", "self_bleu_n")
+
+
+def view(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables of metrics, judges and harness tasks; empty lists where there is nothing."""
+    return {
+        "metrics": _metrics(results),
+        "differences": _differences(results),
+        "judges": _judges(results),
+        "harness": _harness(results),
+    }
+
+
+def _metrics(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns and one row a system and decoding; words and nested values stay in ``results.json``."""
+    rows, columns = [], dict[str, None]()
+    for part, decoding in (("systems", "sampled"), ("greedy", "greedy")):
+        for name, described in (results.get(part) or {}).items():
+            found = described.get("metrics") or {}
+            cells = {k: _cell(v) for k, v in found.items() if k not in HIDDEN and (_is_mean(v) or _is_number(v))}
+            columns |= dict.fromkeys(cells)
+            rows.append({"name": plain_name(name), "decoding": decoding, "cells": cells})
+    return {"columns": list(columns), "rows": [r for r in rows if r["cells"]]}
+
+
+def _differences(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a metric and pair of systems: the difference, its p after Holm, and what may be said."""
+    return [
+        {
+            "metric": str(c.get("metric", "")).replace("_", " "),
+            "a": plain_name(c.get("a")),
+            "b": plain_name(c.get("b")),
+            "decoding": c.get("decoding", "sampled"),
+            "mean": signed((c.get("difference") or {}).get("mean")),
+            "ci": interval((c.get("difference") or {}).get("ci95"), digits=3),
+            "p": p_value(c.get("p_value_holm")),
+            "verdict": c.get("verdict", ""),
+            "text": c.get("verdict_text", ""),
+        }
+        for c in results.get("metric_comparisons") or []
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_mean(value: Any) -> bool:
+    return isinstance(value, dict) and "mean" in value
+
+
+def _cell(value: Any) -> tuple[str, str]:
+    if isinstance(value, dict):
+        return number(value.get("mean")), interval(value.get("ci95"))
+    return number(value), ""
+
+
+def _judges(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every judge with its adversaries: how often each won against the reference system."""
+    out = []
+    for name, judge in (results.get("judges") or {}).items():
+        tokens = judge.get("tokens") or {}
+        spent = sum(tokens.values()) + sum((judge.get("adversary_tokens") or {}).values())
+        out.append(
+            {
+                "name": JUDGES.get(name, name),
+                "reliable": judge.get("reliable"),
+                "flip_rate": percent(judge["flip_rate"]) if "flip_rate" in judge else "",
+                "tokens": f"{spent:,}" if tokens else "",
+                "adversaries": [
+                    (named(a), percent(found.get("win_rate")), interval(found.get("ci95"), 100, 0))
+                    for a, found in (judge.get("adversaries") or {}).items()
+                ],
+            }
+        )
+    return out
+
+
+def _harness(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a system, task and metric."""
+    rows = []
+    for name, tasks in ((results.get("lm_eval") or {}).get("systems") or {}).items():
+        for task, found in tasks.items():
+            for metric, value in found.items():
+                if isinstance(value, dict):
+                    error = f"± {number(value['stderr'])}" if value.get("stderr") is not None else ""
+                    rows.append(
+                        {
+                            "system": plain_name(name),
+                            "task": task,
+                            "metric": metric,
+                            "n": found.get("n", ""),
+                            "value": number(value.get("value")),
+                            "error": error,
+                        }
+                    )
+    return rows

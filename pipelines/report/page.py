@@ -1,0 +1,380 @@
+"""A run folder as one self-contained ``report.html``: what happened, in words first.
+
+Reads what is there - ``run.json``, ``recipe.yaml``, manifests, metrics, evaluation - and says nothing about the rest,
+so that an unfinished run has a report as well. This module knows nothing of models and computes no statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from data.common.errors import UserError
+from data.common.redaction import redact, redacted
+from data.common.strict_json import read_object
+from pipelines.report import charts
+from pipelines.report import evaluation as report_evaluation
+from pipelines.report import reward_card as report_reward
+from pipelines.report.format import duration, interval, number, p_value, percent, shown
+from pipelines.report.samples import dumps, packed, packed_samples
+from pipelines.report.words import Words, answers_to_newcomers, headline
+
+APART = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
+FOLDERS = {"evaluate": "evaluation"}
+SHAPES = (TypeError, KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, TemplateError)
+PARTS = {
+    "run": "run.json",
+    "manifests": "manifest.json of a stage",
+    "metrics": "metrics.jsonl of a stage",
+    "card": "reward/report_card.json",
+    "results": "evaluation/results.json",
+    "samples": "evaluation/samples.jsonl",
+}
+STAGES = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """What was found in a run folder; every part may be empty."""
+
+    path: Path
+    run: Mapping[str, Any]
+    recipe: str
+    metrics: Mapping[str, list[dict[str, Any]]]
+    manifests: Mapping[str, Mapping[str, Any]]
+    results: Mapping[str, Any]
+    samples: list[dict[str, Any]]
+    card: Mapping[str, Any] = field(default_factory=dict)  # the reward model's report card
+    notes: list[str] = field(default_factory=list)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run folder and return its path.
+
+    Raises:
+        UserError: the folder is missing or holds nothing of a run.
+    """
+    from models.backbone.artifacts import write_atomic
+
+    files = read_run(Path(run_dir))
+    out = files.path / "report.html"
+    write_atomic(out, page_of(files))
+    return out
+
+
+def page_of(files: RunFiles) -> str:
+    """The page. Parts of another shape than trivet writes (other hands, other versions) are left out, and named."""
+    try:
+        return render(view(files))
+    except SHAPES:
+        return render(view(salvaged(files)))
+
+
+def salvaged(files: RunFiles) -> RunFiles:
+    """The parts with which a page can be made, and a note for each of the others."""
+    kept = RunFiles(path=files.path, run={}, recipe=files.recipe, metrics={}, manifests={}, results={}, samples=[])
+    notes = list(files.notes)
+    for part, file in PARTS.items():
+        tried = replace(kept, **{part: getattr(files, part)})
+        try:
+            render(view(tried))
+            kept = tried
+        except SHAPES:
+            notes.append(f"{file}: not of the shape that trivet writes, and left out.")
+    return replace(kept, notes=notes)
+
+
+def read_run(path: Path) -> RunFiles:
+    """Read a run folder; what cannot be read is noted, not fatal.
+
+    Raises:
+        UserError: the folder is missing or holds nothing of a run.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder; `trivet ls` lists the runs")
+    notes: list[str] = []
+    folders = {s: path / FOLDERS.get(s, s) for s in STAGES}
+    metrics = {s: _json_lines(_live(f) / "metrics.jsonl", notes) for s, f in folders.items()}
+    manifests = {s: _json(f / "manifest.json", notes) for s, f in folders.items()}
+    run = _json(path / "run.json", notes)
+    samples = _json_lines(path / "evaluation" / "samples.jsonl", notes)
+    results = _json(path / "evaluation" / "results.json", notes)
+    if not (run or results or any(metrics.values()) or any(manifests.values())):
+        raise UserError(f"{path}: no run.json, metrics or results here; give the folder that `trivet run` wrote")
+    recipe = path / "recipe.yaml"
+    return RunFiles(
+        path=path,
+        run=redacted(run),
+        recipe=redact(recipe.read_text(encoding="utf-8", errors="replace")) if recipe.is_file() else "",
+        metrics={s: rows for s, rows in metrics.items() if rows},
+        manifests=redacted({s: m for s, m in manifests.items() if m}),
+        results=redacted(results),
+        samples=redacted(samples),
+        card=_card(_first_card(path, notes), manifests["reward"], notes),
+        notes=redacted(notes),
+    )
+
+
+def _live(final: Path) -> Path:
+    """Where a stage's metrics grow: in the hidden folder while it runs, if that has any, else in its own."""
+    partial = final.with_name(f".{final.name}.partial")
+    return partial if (partial / "metrics.jsonl").is_file() else final
+
+
+def view(files: RunFiles) -> dict[str, Any]:
+    """Everything that the template shows, as plain values."""
+    results, run = files.results, files.run
+    accuracy = files.manifests.get("reward", {}).get("metrics", {})
+    stages = stage_rows(files)
+    gate = report_reward.gate_outcome(files.card, files.recipe)
+    found = {"share": "pair_accuracy", "ci95": "pair_accuracy_ci95", "n": "pairs"}  # where there is no card
+    card = files.card or {"accuracy": {k: accuracy.get(v) for k, v in found.items()}}
+    words = Words(results=results, card=card, gate=gate, command=command(files.path), seed=run.get("seed"))
+    figures = _figures(files, stages)
+    samples, count = packed_samples(files.samples)
+    return {
+        "name": run.get("name") or files.path.resolve().name,
+        "seed": run.get("seed"),
+        "headline": headline(words, stages),
+        "questions": answers_to_newcomers(words),
+        "warnings": [str(w) for w in results.get("warnings", [])] + training_warnings(files),
+        "notes": files.notes,
+        "systems": system_rows(results),
+        "comparisons": comparison_rows(results),
+        "beside": report_evaluation.view(results),
+        "baselines": {k.replace("_", " "): number(v) for k, v in (results.get("baselines") or {}).items()},
+        "judge": results.get("judge", ""),
+        "figures": figures,
+        "curve_groups": [(s, charts.STAGE_TITLES[s], figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
+        "reward_facts": {k.replace("_", " "): shown(v) for k, v in accuracy.items() if k not in APART},
+        "card": report_reward.view(files.card, gate) if files.card else None,
+        "samples": samples if count else "",
+        "samples_count": count,
+        "samples_total": len(files.samples),
+        "stage_warnings": stage_warnings(files),
+        "stages": stages,
+        "total_seconds": duration(sum(s["seconds"] or 0 for s in stages)) if stages else "",
+        "facts": facts(files),
+        "recipe": files.recipe,
+        "command": words.command,
+    }
+
+
+def command(path: Path) -> str:
+    """The command that repeats the run from its resolved recipe, beside the old folder, relative where it can be."""
+    here = Path.cwd()
+    path = path.resolve()
+    path = path.relative_to(here) if path.is_relative_to(here) else path
+    return f"trivet run {shlex.quote(str(path / 'recipe.yaml'))} --run-dir {shlex.quote(str(path) + '-again')}"
+
+
+def stage_rows(files: RunFiles) -> list[dict[str, Any]]:
+    """Name, status, key, parents, time and memory of every stage that left a trace, in order."""
+    noted = files.run.get("stages") or {}
+    rows = []
+    for name in [*STAGES, *(s for s in noted if s not in STAGES)]:
+        entry, manifest = noted.get(name) or {}, files.manifests.get(name) or {}
+        if not (entry or manifest or name in files.metrics):
+            continue
+        seconds = entry.get("seconds")
+        peak = entry.get("peak_memory")
+        rows.append(
+            {
+                "name": name,
+                "title": charts.STAGE_TITLES.get(name, name),
+                "status": str(entry.get("status") or ("done" if manifest else "unfinished")),
+                "key": str(entry.get("key") or manifest.get("key") or ""),
+                "parents": {k: str(v) for k, v in (manifest.get("parents") or {}).items()},
+                "seconds": seconds,
+                "time": duration(seconds) if seconds is not None else "",
+                "memory": f"{peak / 2**20:,.0f} MB" if peak else "",
+                "tokens": f"{tokens:,}" if (tokens := entry.get("tokens")) else "",
+            }
+        )
+    return rows
+
+
+def training_warnings(files: RunFiles) -> list[str]:
+    """What the stages noticed of themselves while they trained, with the step at which they did."""
+    return [
+        f"{charts.STAGE_TITLES[stage]}, {'update' if stage == 'ppo' else 'step'} {w['step']}: {w['text']}"
+        for stage, found in stage_warnings(files).items()
+        for w in found
+    ]
+
+
+def stage_warnings(files: RunFiles) -> dict[str, list[dict[str, Any]]]:
+    """Stage -> its warnings, each with ``step`` and ``text``."""
+    out = {}
+    for stage in STAGES:
+        found = (files.manifests.get(stage, {}).get("metrics") or {}).get("warnings")
+        found = found if isinstance(found, list) else []
+        rows = [w for w in found if isinstance(w, dict) and "step" in w and "text" in w]
+        if rows:
+            out[stage] = rows
+    return out
+
+
+def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
+    """What each stage counted and measured, from its manifest; the reward model has a card of its own."""
+    out = []
+    for name in STAGES:
+        found = files.manifests.get(name, {}).get("metrics") or {}
+        if found and name not in ("reward", "evaluate"):
+            rows = {k.replace("_", " "): shown(v) for k, v in found.items() if k not in APART}
+            out.append((charts.STAGE_TITLES[name], rows))
+    data = files.run.get("data")
+    if isinstance(data, dict):
+        out.insert(0, ("Data", {str(k).replace("_", " "): shown(v) for k, v in data.items()}))
+    return out
+
+
+def system_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a system and decoding, every cell as (value, interval)."""
+    rows = []
+    for part, decoding in (("systems", "sampled"), ("greedy", "greedy")):
+        for name, d in (results.get(part) or {}).items():
+            cells = {k: _cell(d.get(k)) for k in ("reward", "gold", "kl", "length", "distinct_1", "distinct_2")}
+            cells["truncated"] = (percent(d["truncated"]), "") if "truncated" in d else ("", "")
+            rows.append(
+                {
+                    "name": charts.plain_name(name),
+                    "key": name,
+                    "decoding": decoding,
+                    "n": d.get("n", ""),
+                    "cells": cells,
+                }
+            )
+    return rows
+
+
+def comparison_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every comparison with its verdict, numbers as text."""
+    return [
+        {
+            "a": charts.plain_name(c["a"]),
+            "b": charts.plain_name(c["b"]),
+            "by": c.get("by", ""),
+            "decoding": c.get("decoding", "sampled"),
+            "counts": f"{c.get('wins', '')} / {c.get('ties', '')} / {c.get('losses', '')}",
+            "win_rate": percent(c.get("win_rate")),
+            "ci": interval(c.get("ci95"), 100, 0),
+            "p": p_value(c.get("p_value")),
+            "p_holm": p_value(c.get("p_value_holm")),
+            "fair": percent((c.get("length_controlled") or {}).get("win_rate")),
+            "fair_ci": interval((c.get("length_controlled") or {}).get("ci95"), 100, 0),
+            "fair_note": str((c.get("length_controlled") or {}).get("note") or ""),
+            "detectable": f"±{percent(c['minimum_detectable'])}" if "minimum_detectable" in c else "",
+            "verdict": c.get("verdict", ""),
+        }
+        for c in results.get("comparisons") or []
+    ]
+
+
+def _figures(files: RunFiles, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    systems = files.results.get("systems") or files.results.get("greedy") or {}
+    warned = stage_warnings(files)
+    return {
+        "wins": charts.win_rates(files.results.get("comparisons") or []),
+        "frontier": frontier(files, systems),
+        "proxy": charts.proxy_and_gold(systems),
+        "curves": {s: charts.curves(s, files.metrics.get(s, []), warned.get(s, [])) for s in STAGES},
+        "cost": charts.cost(stages),
+        "card": report_reward.figures(files.card),
+    }
+
+
+def frontier(files: RunFiles, systems: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Reward against KL of one run."""
+    measured = {s: files.manifests.get(s, {}).get("metrics") or {} for s in ("reward", "ppo")}
+    scale = report_reward.training_scale(files.recipe, measured["reward"])
+    return charts.reward_against_kl(files.metrics.get("ppo", []), systems, measured["ppo"].get("kept_update"), scale)
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """The page, everything inlined."""
+    figures = context["figures"]
+    every = (
+        [figures[k] for k in ("wins", "frontier", "proxy", "cost")]
+        + [c for g in figures["curves"].values() for c in g]
+        + figures["card"]
+    )
+    return fill("report.html.jinja", [f for f in every if f], context)
+
+
+def fill(template: str, every: list[dict[str, Any]], context: Mapping[str, Any]) -> str:
+    """A template with its charts and their library in it."""
+    from jinja2 import Environment, FileSystemLoader
+    from jinja2.utils import htmlsafe_json_dumps
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["embed"] = lambda value: htmlsafe_json_dumps(value, dumps=dumps)
+    plotly = _plotly() if every else ""
+    return environment.get_template(template).render(**context, charts=every, plotly=plotly)
+
+
+@cache
+def _plotly() -> str:
+    """The charts' library; base64 needs no escaping."""
+    from plotly.offline import get_plotlyjs
+
+    return packed(get_plotlyjs())
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _first_card(path: Path, notes: list[str]) -> dict[str, Any]:
+    """The reward stage's, else the one of an evaluation in a folder of its own."""
+    return _json(path / "reward" / "report_card.json", notes) or _json(path / "evaluation" / "report_card.json", notes)
+
+
+def _card(found: Mapping[str, Any], manifest: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
+    """The report card, else what the manifest says of it."""
+    if found and not report_reward.is_card(found):
+        notes.append("reward/report_card.json is no report card and was left out.")
+        found = {}
+    return redacted(found or report_reward.from_summary(manifest.get("metrics") or {}))
+
+
+def _cell(value: Any) -> tuple[str, str]:
+    if isinstance(value, dict):
+        return number(value.get("mean")), interval(value.get("ci95"))
+    return number(value), ""
+
+
+def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return read_object(path)
+    except UserError:
+        notes.append(f"{path.parent.name}/{path.name} is damaged and was left out.")
+        return {}
+
+
+def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a last line that is still being written is no damage."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    rows, lines = [], text.split("\n")  # not splitlines: answers may hold U+2028
+    for i, line in enumerate(lines):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            if i < len(lines) - 1:
+                notes.append(f"{path.parent.name}/{path.name}, line {i + 1} is damaged and was left out.")
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

@@ -1,0 +1,1 @@
+"""The stage table and the pipeline; opening a finished run again."""

@@ -1,0 +1,227 @@
+"""Who talks in ``trivet chat``: a stage of a run, an adapter beside it, or any model folder or name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.common.errors import UserError, nearest
+from data.records import Message
+from data.template import Renderer
+from models.hub.registry import resolve_base
+from models.roles.files import load_role
+from models.roles.shared_base import SharedBase
+from models.sampling.stream import stream
+from reward.model import RewardModel
+
+ROLES = {"base": "base", "sft": "sft", "ppo": "policy"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaker:
+    """One model that answers."""
+
+    name: str
+    base: SharedBase
+    role: str
+    renderer: Renderer
+
+    def missing(self, messages: Sequence[Message], max_new_tokens: int) -> int:
+        """Positions that the model lacks for these messages and an answer; 0 or less where it has enough."""
+        limit = self.base.context_length
+        return 0 if limit is None else len(self.renderer.prompt_ids(messages)) + max_new_tokens - limit
+
+    def answer(
+        self, messages: Sequence[Message], *, temperature: float, max_new_tokens: int, generator: torch.Generator
+    ) -> Iterator[tuple[str, bool]]:
+        """``(text so far, finished)`` as the answer grows; finished is True when it ended by itself."""
+        ids: list[int] = []
+        yield "", False
+        with self.base.role(self.role) as view:
+            for token in stream(
+                view,
+                self.renderer.prompt_ids(messages),
+                generator=generator,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                stop_ids=self.renderer.stop_ids,
+            ):
+                ids.append(token)
+                yield self.renderer.text(ids), token in self.renderer.stop_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """The speakers, and the reward model where there is one."""
+
+    speakers: tuple[Speaker, ...]
+    reward: RewardModel | None
+    max_new_tokens: int
+
+    def fitting(self, messages: Sequence[Message], max_new_tokens: int) -> list[Message]:
+        """The newest messages that leave every speaker room for an answer; a system prompt stays, a user begins.
+
+        Raises:
+            UserError: the last message alone is too long, or no prompt leaves that room.
+        """
+        system = [m for m in messages[:1] if m.role == "system"]
+        turns = list(messages[len(system) :])
+        while True:
+            over = [(s, n) for s in self.speakers if (n := s.missing([*system, *turns], max_new_tokens)) > 0]
+            if not over:
+                return [*system, *turns]
+            later = [i for i, m in enumerate(turns) if i and m.role == "user"]
+            if not later:
+                speaker, n = over[0]
+                raise UserError(
+                    f"{n} tokens too long for {speaker.name}, which has {speaker.base.context_length} positions, "
+                    f"{max_new_tokens} of them kept for the answer; say less, or /tokens N with a smaller N"
+                )
+            turns = turns[later[0] :]
+
+    def score(self, messages: Sequence[Message], answer: str, finished: bool) -> float | None:
+        """The centred reward of an answer, or None without a reward model (or without an answer)."""
+        if self.reward is None or not answer.strip():
+            return None
+        return float(self.reward.score_texts([messages], [answer], [finished])[0])
+
+
+def open_room(target: str, stage: str | None = None, beside: str | None = None) -> Room:
+    """Load what is needed for a conversation.
+
+    Args:
+        target: a run folder (or a stage's folder in one), or a model: registry name, folder or hub id.
+        stage: ``base``, ``sft`` or ``ppo`` of a run; by default the last that is finished.
+        beside: another stage of the run, another run, or an adapter or model folder.
+
+    Raises:
+        UserError: nothing loadable there, or an unknown or unfinished stage.
+    """
+    path = Path(target)
+    if _is_run(path):
+        return _of_run(path, stage, beside)
+    if stage is not None:
+        raise UserError(f"--stage {stage}: {target} is no run folder; leave --stage out for a plain model")
+    return _of_model(target, beside)
+
+
+def _of_run(path: Path, stage: str | None, beside: str | None) -> Room:
+    from pipelines.execution.stage_request import answer_limit
+    from pipelines.run.open_run import find_run, open_run, stage_folder
+    from pipelines.run.stages import STAGES
+
+    run = find_run(path)
+    stage = _stage_of(path, run, stage)
+    pipeline = open_run(run)
+    base, renderer = pipeline.bench.base(), pipeline.bench.renderer()
+
+    def speaker(name: str) -> Speaker:
+        if name != "base" and ROLES[name] not in base.roles:
+            pipeline.bench.load("sft", ROLES[name], stage_folder(run, name))
+        return Speaker(name=name, base=base, role=ROLES[name], renderer=renderer)
+
+    speakers = [speaker(stage)]
+    if beside in ROLES:
+        speakers.append(speaker(beside))
+    elif beside is not None:
+        speakers.append(_guest(beside, base, renderer, _identity(pipeline)))
+    reward = run / STAGES["reward"].folder
+    found = pipeline.bench.load_reward(stage_folder(run, "reward")) if (reward / "manifest.json").is_file() else None
+    return Room(speakers=tuple(speakers), reward=found, max_new_tokens=answer_limit(pipeline.recipe))
+
+
+def _stage_of(path: Path, run: Path, asked: str | None) -> str:
+    """The stage that is asked for or that the path names, else the last one that is finished."""
+    from pipelines.run.stages import STAGES
+
+    done = ["base", *(s for s in ("sft", "ppo") if (run / STAGES[s].folder / "manifest.json").is_file())]
+    stage = asked or (path.resolve().name if path.resolve() != run and path.resolve().name in done else done[-1])
+    if stage not in ROLES:
+        raise UserError(f"--stage {stage}: no model to talk to.{nearest(stage, ROLES)} One of: {', '.join(ROLES)}")
+    return stage
+
+
+def _is_run(path: Path) -> bool:
+    return any((folder / "recipe.yaml").is_file() for folder in (path, path.resolve().parent))
+
+
+def _identity(pipeline: Any) -> str:
+    """What says whether two runs stand on the same base."""
+    from models.backbone.artifacts import read_artifact
+
+    if isinstance(pipeline.recipe.base, str):
+        return resolve_base(pipeline.recipe.base, base_dir=pipeline.recipe.base_dir).source
+    found = read_artifact(pipeline.bench.pretrained)
+    return found.key if found is not None else str(pipeline.bench.pretrained)
+
+
+def _guest(beside: str, base: SharedBase, renderer: Renderer, identity: str) -> Speaker:
+    """The second speaker: another run's model, an adapter, or any model; on this base where it is made for it.
+
+    Args:
+        beside: what the user named.
+        base, renderer: of the first speaker.
+        identity: of its base; a run's as `_identity` has it, else the source.
+    """
+    path = Path(beside)
+    if _is_run(path):
+        from pipelines.run.open_run import find_run, open_run, stage_folder
+
+        run = find_run(path)
+        stage = _stage_of(path, run, None)
+        if stage == "base" or _identity(open_run(run)) != identity:
+            return replace(_of_run(path, stage, None).speakers[0], name=beside)
+        load_role(base, "beside", stage_folder(run, stage))
+        return Speaker(name=beside, base=base, role="beside", renderer=renderer)
+    adapter = next((f for f in (path, path / "adapter") if (f / "adapter_config.json").is_file()), None)
+    if adapter is not None and _fits(adapter, identity):
+        load_role(base, "beside", adapter)
+        return Speaker(name=beside, base=base, role="beside", renderer=renderer)
+    try:
+        return _of_model(str(adapter or beside), None).speakers[0]
+    except UserError as error:
+        kinds = f"a stage ({', '.join(ROLES)}), a run, an adapter or a model"
+        raise UserError(f"--beside {beside}: cannot be opened as {kinds}: {error}") from error
+
+
+def _fits(adapter: Path, identity: str) -> bool:
+    """Whether an adapter is made for a base, as far as it says: one that names none, or none that is known, is."""
+    from data.common.strict_json import read_object
+
+    named = str(read_object(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
+    if not named:
+        return True
+    try:
+        return resolve_base(named, base_dir=Path.cwd()).source == identity
+    except UserError:
+        return True
+
+
+def _of_model(target: str, beside: str | None) -> Room:
+    from data.common.strict_json import read_object
+    from models.backbone.processes import Processes
+    from pipelines.execution.loaded_models import Workbench
+    from pipelines.recipe.schema import load_recipe
+
+    adapter = Path(target) / "adapter_config.json"
+    source = target
+    if adapter.is_file():
+        source = str(read_object(adapter).get("base_model_name_or_path") or "")
+        if not source:
+            raise UserError(f"{adapter}: names no base; give the base (or a run) and --beside {target}")
+    settings: dict[str, Any] = {"base": source, "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
+    bench = Workbench(load_recipe(settings), Processes("auto", None), None)
+    base, renderer = bench.base(), bench.renderer()
+    if adapter.is_file():
+        load_role(base, "model", Path(target))
+    speakers = [Speaker(name=target, base=base, role="model" if adapter.is_file() else "base", renderer=renderer)]
+    if beside == "base":
+        speakers.append(Speaker(name="base", base=base, role="base", renderer=renderer))
+    elif beside is not None:
+        speakers.append(_guest(beside, base, renderer, bench.spec.source))
+    longest = min((s.base.context_length or 512) // 2 for s in speakers)
+    return Room(speakers=tuple(speakers), reward=None, max_new_tokens=min(256, longest))

@@ -1,0 +1,202 @@
+"""What a stage will take: tokens, memory and disk, from shapes and rows alone. For ``trivet plan``; loads no weights.
+
+Rough on purpose, and tested to lie within a factor of 3 of what a tiny run took. Tokens are those that a stage trains
+on or generates (at most: answers end by themselves). Memory is weights, training state and activations: on a CPU with
+what Python and its libraries take, on a GPU what is allocated there. Disk is what stays in the run folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.common.errors import UserError
+from data.common.strict_json import read_object
+from data.splits import Corpus
+from evaluation.systems import parse
+from models.hub.registry import resolve_base
+from models.hub.validate import shapes_of, weight_files
+from pipelines.execution.stage_request import answer_limit
+from pipelines.recipe.schema import Recipe
+
+CHARACTERS = 4.0  # a token, where the tokenizer is not made yet or not looked at
+SAMPLED = 500  # rows whose length is measured
+TURN = 5  # tokens that a template writes around a turn
+LIBRARIES = 450 << 20  # bytes of Python, torch and the rest on a CPU
+FACTOR = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Of one stage; None where it cannot be known yet."""
+
+    tokens: int | None
+    memory: int | None
+    disk: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Of the base: parameters and of one adapter, layers, width, vocabulary."""
+
+    parameters: int
+    adapter: int
+    layers: int
+    width: int
+    inner: int
+    vocabulary: int
+
+
+def shape_of(recipe: Recipe) -> Shape | None:
+    """The base's shape: of a base from scratch by the recipe, of a folder by its files; None for one not downloaded."""
+    lora = recipe.adapter.method == "lora"
+    share = 1.0 if recipe.adapter.layers == "all" else 0.5
+    if not isinstance(recipe.base, str):
+        m, vocabulary = recipe.base.pretrain.model, recipe.base.pretrain.vocabulary
+        matrices = [(m.width, m.width)] * 4 + [(m.width, m.feed_forward)] * 3
+        count = vocabulary * m.width + m.layers * sum(a * b for a, b in matrices)
+        adapter = recipe.adapter.rank * m.layers * sum(a + b for a, b in matrices)
+        sizes = (m.layers, m.width, m.feed_forward, vocabulary)
+    else:
+        folder = Path(resolve_base(recipe.base, base_dir=recipe.base_dir).source)
+        if not folder.is_dir():
+            return None
+        try:
+            named = [pair for file in weight_files(folder) for pair in shapes_of(file)]
+            raw = read_object(folder / "config.json")
+        except UserError:
+            return None
+        config: dict[str, Any] = raw.get("text_config") or raw
+        count = sum(math.prod(shape) for _, shape in named)
+        inside = [s for n, s in named if len(s) == 2 and any(part.isdigit() for part in n.split("."))]
+        adapter = recipe.adapter.rank * sum(map(sum, inside))
+        layers = _first(config, "num_hidden_layers", "n_layer")
+        width = _first(config, "hidden_size", "n_embd")
+        inner = _first(config, "intermediate_size", "n_inner", "ffn_dim") or 4 * width
+        sizes = (layers, width, inner, _first(config, "vocab_size"))
+    return Shape(
+        parameters=count,
+        adapter=int(adapter * share) if lora else count,
+        layers=sizes[0],
+        width=sizes[1],
+        inner=sizes[2],
+        vocabulary=sizes[3],
+    )
+
+
+def _first(config: dict[str, Any], *names: str) -> int:
+    return next((v for n in names if isinstance(v := config.get(n), int)), 0)
+
+
+class Estimator:
+    """Estimates for the stages of one recipe."""
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, bytes_a_weight: int, libraries: int = LIBRARIES) -> None:
+        self.recipe, self.corpus, self.bytes, self.libraries = recipe, corpus, bytes_a_weight, libraries
+        self.shape = shape_of(recipe)
+
+    def of(self, stage: str) -> Estimate:
+        """The estimate of a stage."""
+        rows, tokens, held = getattr(self, f"_{stage}")()
+        if self.shape is None:
+            return Estimate(tokens=tokens, memory=None, disk=None)
+        memory, disk = self._memory(stage, rows), self._disk(stage, held)
+        return Estimate(tokens=tokens, memory=memory, disk=disk)
+
+    # -- lengths in tokens -------------------------------------------------------------------------------------------
+
+    def _tokens(self, texts: Sequence[str]) -> float:
+        """Mean tokens of a text."""
+        some = texts[:: max(1, len(texts) // SAMPLED)]
+        if not some:
+            return 0.0
+        kind = "" if isinstance(self.recipe.base, str) else self.recipe.base.pretrain.tokenizer
+        if kind == "words":
+            return sum(len(t.split()) for t in some) / len(some)
+        return sum(map(len, some)) / len(some) / (1.0 if kind == "characters" else CHARACTERS)
+
+    def _prompt(self) -> float:
+        prompts = self.corpus.prompts.train or self.corpus.prompts.held_out
+        turns = sum(len(p.messages) for p in prompts) / max(1, len(prompts))
+        return self._tokens([" ".join(m.content for m in p.messages) for p in prompts]) + TURN * (turns + 1)
+
+    # -- each stage: (rows of a forward pass and their tokens), tokens in all, texts that are kept -------------------
+
+    def _pretrain(self) -> tuple[tuple[int, float], int, int]:
+        assert not isinstance(self.recipe.base, str)
+        p = self.recipe.base.pretrain
+        length = min(p.model.context, self._tokens([d.text for d in self.corpus.documents.train]) + 2)
+        return (p.batch, length), int(p.steps * p.batch * length), 0
+
+    def _sft(self) -> tuple[tuple[int, float], int, int]:
+        s, rows = self.recipe.sft, self.corpus.demonstrations.train
+        asked = self._tokens([" ".join(m.content for m in d.prompt.messages) for d in rows])
+        length = min(s.max_tokens, asked + self._tokens([d.answer for d in rows]) + 2 * TURN)
+        return (min(s.micro_batch, max(1, len(rows))), length), int(len(rows) * length * s.epochs), 0
+
+    def _rankings(self) -> tuple[tuple[int, float], int, int]:
+        r = self.recipe.rankings
+        assert r is not None
+        prompts = min(r.prompts, len(self.corpus.prompts.train))
+        prompts += min(r.held_out_prompts, len(self.corpus.prompts.held_out))
+        tokens = prompts * r.answers * r.max_new_tokens
+        rows = min(r.batch, prompts * r.answers)
+        return (rows, self._prompt() + r.max_new_tokens), tokens, int(CHARACTERS * tokens)
+
+    def _reward(self) -> tuple[tuple[int, float], int, int]:
+        w, r, rows = self.recipe.reward, self.recipe.rankings, self.corpus.rankings.train
+        if r is not None:
+            count, answers = min(r.prompts, len(self.corpus.prompts.train)), float(r.answers)
+            length = self._prompt() + r.max_new_tokens
+        else:
+            count, answers = len(rows), sum(len(x.answers) for x in rows) / max(1, len(rows))
+            asked = self._tokens([" ".join(m.content for m in x.prompt.messages) for x in rows])
+            length = asked + self._tokens([a for x in rows for a in x.answers]) + 2 * TURN
+        length = min(w.max_tokens, length)
+        return (int(w.micro_batch * answers), length), int(count * answers * length * w.epochs), 0
+
+    def _ppo(self) -> tuple[tuple[int, float], int, int]:
+        p = self.recipe.ppo
+        length = min(p.max_prompt_tokens, self._prompt()) + p.max_new_tokens
+        return (min(p.micro_batch, p.rollouts), length), p.updates * p.rollouts * p.max_new_tokens, 0
+
+    def _evaluate(self) -> tuple[tuple[int, float], int, int]:
+        e, longest = self.recipe.evaluation, answer_limit(self.recipe)
+        prompts = min(e.prompts, len(self.corpus.prompts.held_out))
+        named = [parse(s) for s in e.systems]
+        kinds = sum(int(s.value) if s.kind == "best_of" else 1 for s in named)
+        kept = len(e.systems) * e.samples_per_prompt
+        if e.greedy:
+            plain = sum(s.kind != "best_of" for s in named)
+            kinds, kept = kinds + plain, kept + plain
+        rows = min(e.batch, max(1, prompts))
+        tokens = prompts * kinds * e.samples_per_prompt * longest
+        return (rows, self._prompt() + longest), tokens, int(prompts * kept * (CHARACTERS * longest + 150))
+
+    # -- bytes -------------------------------------------------------------------------------------------------------
+
+    def _memory(self, stage: str, rows: tuple[int, float]) -> int:
+        """Weights, what is trained with its gradient and two moments in fp32, and what a forward pass holds."""
+        s = self.shape
+        assert s is not None
+        batch, length = rows
+        tokens = batch * length
+        if stage in ("rankings", "evaluate"):  # keys and values, one step's logits
+            trained, held = 4 * s.adapter, tokens * s.layers * 2 * s.width * self.bytes + batch * s.vocabulary * 8
+        else:
+            inner = 3 * s.width if self.recipe.runtime.gradient_checkpointing else 16 * s.width + 5 * s.inner
+            trained = 16 * (s.parameters if stage == "pretrain" else s.adapter * (2 if stage == "ppo" else 1))
+            logits = 0 if stage == "reward" else 3 * s.vocabulary
+            held = 4 * tokens * (s.layers * inner + logits)
+        weights = 4 * s.parameters if stage == "pretrain" else self.bytes * s.parameters
+        return int(self.libraries + weights + trained + held)
+
+    def _disk(self, stage: str, texts: int) -> int:
+        s = self.shape
+        assert s is not None
+        roles = {"pretrain": 0, "sft": 1, "reward": 1, "ppo": 2}.get(stage, 0)
+        weights = 4 * s.parameters if stage == "pretrain" else 4 * s.adapter * roles
+        return int(weights + texts + 12_000)  # manifest, metrics, settings

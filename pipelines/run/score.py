@@ -1,0 +1,143 @@
+"""``trivet score``: rewards of prompts and answers in a file, by the same path as in training and PPO."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.common.errors import UserError
+from data.records import Message, Prompt
+from data.sources import DataConfig, load_records
+from data.template import Renderer
+from models.backbone.processes import Processes
+from models.hub.load import load_tokenizer
+from models.roles.files import CONFIG, HEAD
+from pipelines.run.open_run import open_run, stage_folder
+from reward.files import load_reward
+from reward.model import RewardModel, Samples
+from reward.settings import RemoteConfig
+from reward.terms.remote import RemoteReward
+
+Scoring = Callable[[Sequence[Sequence[Message]], Sequence[str], Sequence[bool]], list[float]]
+
+
+def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
+    """From conversations, answers and whether they ended to one number each.
+
+    Args:
+        run_or_model: a run folder, or its reward stage; an exported reward adapter (or any LoRA adapter with our
+            ``head.safetensors`` beside it); a Transformers folder for sequence classification; or the address of a
+            scorer that speaks trivet's protocol.
+        label: of a classifier with several labels, the one whose log-odds are the score.
+
+    Raises:
+        UserError: none of these is there.
+    """
+    if str(run_or_model).startswith(("http://", "https://")):
+        return _remote(str(run_or_model))
+    path = Path(run_or_model)
+    if is_run(path):
+        pipeline = open_run(path)
+        return _of(pipeline.bench.load_reward(stage_folder(pipeline.run_dir, "reward")))
+    if (path / CONFIG).is_file():
+        return _of(exported_reward(path))
+    from models.roles.classifier import Classifier, is_classifier
+
+    if is_classifier(path):
+        return Classifier(path, Processes("auto").device, label)
+    raise UserError(
+        f"{path}: neither a run (recipe.yaml), nor a reward adapter ({CONFIG} and {HEAD}), nor a Transformers folder "
+        "for sequence classification, nor an address (http://...)"
+    )
+
+
+def is_run(path: Path) -> bool:
+    return any((folder / "recipe.yaml").is_file() for folder in (path.resolve(), path.resolve().parent))
+
+
+def _of(model: RewardModel) -> Scoring:
+    return lambda asked, answers, finished: model.score_texts(asked, answers, finished).tolist()
+
+
+def _remote(address: str) -> Scoring:
+    ask = RemoteReward(address, RemoteConfig())
+
+    def score(asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]) -> list[float]:
+        prompts = [Prompt(messages=tuple(messages), group="") for messages in asked]
+        ids: list[list[int]] = [[] for _ in prompts]  # a server is told texts
+        told = Samples(prompts=prompts, queries=ids, responses=ids, texts=answers, finished=finished)
+        return ask(told).tolist()
+
+    return score
+
+
+def exported_reward(folder: Path) -> RewardModel:
+    """A reward model as ``trivet export --stage reward`` writes it, on the base that its adapter names."""
+    from pipelines.execution.loaded_models import Workbench
+    from pipelines.recipe.schema import load_recipe
+
+    try:
+        base_name = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG}: does not say which base the adapter is for ({error!r})") from error
+    settings: dict[str, Any] = {"base": str(base_name), "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
+    bench = Workbench(load_recipe(settings), Processes("auto"), None)
+    base = bench.base()
+    tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else base.tokenizer
+    renderer = Renderer(tokenizer, template="auto", extra_stop_ids=base.extra_stop_ids)
+    return load_reward(base, folder, renderer, max_tokens=min(1024, base.context_length or 1024))
+
+
+def answers_in(file: Path) -> list[tuple[Prompt, str, bool]]:
+    """Prompts and answers of a file of demonstrations or of rankings (each answer a row).
+
+    Raises:
+        UserError: the file holds neither.
+    """
+    config, folder = DataConfig(), file.parent
+    try:
+        ranked = load_records((file.name,), "rankings", config, seed=0, base_dir=folder)
+        return [(r.prompt, a, f) for r in ranked.records for a, f in zip(r.answers, r.finished, strict=True)]
+    except UserError as error:
+        first = error
+    try:
+        shown = load_records((file.name,), "demonstrations", config, seed=0, base_dir=folder)
+    except UserError as error:
+        raise UserError(f"{error} (as rankings: {first})") from error
+    return [(d.prompt, d.answer, d.finished) for d in shown.records]
+
+
+def score_file(
+    run_or_model: Path | str, file: Path | str, out: Path | str | None = None, label: str | None = None
+) -> int:
+    """Write one JSON line an answer: ``{"prompt", "answer", "reward"}``; to ``out`` or standard output.
+
+    Args:
+        run_or_model, label: see ``load_scorer``.
+        file: prompts and answers in any format that ``trivet data check`` knows.
+        out: a JSONL file; by default standard output.
+
+    Returns:
+        The number of answers scored.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    rows = answers_in(file)
+    score = load_scorer(run_or_model, label)
+    rewards = score([p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows])
+
+    def lines() -> Iterator[str]:
+        for (prompt, answer, _), reward in zip(rows, rewards, strict=True):
+            row = {"prompt": prompt.text, "answer": answer, "reward": round(reward, 6)}
+            yield json.dumps(row, ensure_ascii=False) + "\n"
+
+    if out is None:
+        sys.stdout.writelines(lines())
+    else:
+        with Path(out).open("w", encoding="utf-8") as stream:
+            stream.writelines(lines())
+    return len(rows)

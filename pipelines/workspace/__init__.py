@@ -1,0 +1,1 @@
+"""What lies on disk: run folders, keys, the store; looking after them."""

@@ -1,0 +1,151 @@
+"""A run's folder: who holds it, and ``run.json`` with what became of each stage."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from data.common.errors import UserError
+from data.common.redaction import redacted
+from data.common.strict_json import read_object
+from models.backbone.artifacts import write_json
+from pipelines.recipe.checks import ORDER
+
+if TYPE_CHECKING:
+    from models.backbone.processes import Processes
+
+RUN, LOCK = "run.json", ".lock"
+FOLDERS = {stage: "evaluation" if stage == "evaluate" else stage for stage in ORDER}
+"""Where a run folder keeps each stage."""
+
+
+class _Stage(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    status: str = ""
+    key: str = ""
+    artifact: str = ""
+    seconds: FiniteFloat = Field(0.0, ge=0)
+    peak_memory: int | None = None
+
+
+class _Run(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    name: str = ""
+    seed: int = 0
+    recipe_folder: str = "."
+    inputs: dict[str, str] = {}
+    stages: dict[str, _Stage] = {}
+    data: dict[str, Any] = {}
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """``run.json`` of a run folder, or an empty dict where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = path / RUN
+    if not os.path.lexists(file):
+        return {}
+    mend = "remove it; the same `trivet run` writes it again and keeps the finished stages"
+    try:
+        found = read_object(file)
+        _Run.model_validate(found)
+    except UserError as error:
+        raise UserError(f"{error}; {mend}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:120]
+        raise UserError(f"{file}: damaged ({where}: {first['msg']}); {mend}") from error
+    return found
+
+
+def find_run(path: Path) -> Path:
+    """The run folder of a path: itself, or the parent of one of its stages.
+
+    Raises:
+        UserError: neither.
+    """
+    path = path.resolve()
+    for folder in (path, path.parent):
+        if (folder / "recipe.yaml").is_file():
+            return folder
+    raise UserError(f"{path}: no run folder (recipe.yaml) there or one level up; `trivet ls` lists the runs")
+
+
+@contextlib.contextmanager
+def holding(path: Path) -> Iterator[None]:
+    """Hold a run folder against other processes; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: somebody else holds it, named by process id; or the folder cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --run-dir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{path}: another run holds this folder (process {_written(path)}); wait for it or choose --run-dir"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def holder(path: Path) -> str:
+    """The process that holds a run folder now, '' if none does. Writes nothing."""
+    try:
+        with (path / LOCK).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        return _written(path)
+    return ""
+
+
+def _written(path: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return (path / LOCK).read_text(encoding="utf-8")[:20].strip() or "unknown"
+    return "unknown"
+
+
+class RunFolder:
+    """``run.json`` and the lock of a run folder; only the main process writes."""
+
+    def __init__(self, path: Path, processes: Processes) -> None:
+        self.path, self.processes = path, processes
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder against a second run.
+
+        Raises:
+            UserError: somebody else holds it, or it cannot be written.
+        """
+        with holding(self.path) if self.processes.is_main else contextlib.nullcontext():
+            yield
+
+    def note(self, **values: Any) -> None:
+        """Set top-level entries of ``run.json``."""
+        if self.processes.is_main:
+            write_json(self.path / RUN, redacted({"stages": {}} | read_run(self.path) | values))
+
+    def stage(self, name: str, **values: Any) -> None:
+        """Set a stage's entry."""
+        if self.processes.is_main:
+            run = {"stages": {}} | read_run(self.path)
+            run["stages"][name] = values
+            write_json(self.path / RUN, redacted(run))

@@ -1,0 +1,59 @@
+"""The gate before PPO: a reward model whose report card is not good enough is not worth a PPO step.
+
+It reads the card that the reward stage wrote; changing the gate trains nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.common.errors import StageError
+from stages.settings import GateConfig
+
+
+def failures(card: Mapping[str, Any], gate: GateConfig) -> list[str]:
+    """The gate's lines that a card fails, each with what was measured. Lines without an interval are not judged."""
+    out = []
+    accuracy, baselines = card["accuracy"], card["baselines"]
+    if accuracy["ci95"]:
+        low, high = accuracy["ci95"]
+        measured = f"held-out pair accuracy is {accuracy['share']:.3f} [{low:.3f}, {high:.3f}]"
+        if low <= gate.accuracy:
+            out.append(f"accuracy: {measured}; its interval must lie above {gate.accuracy:g}")
+        for key, name, asked in (
+            ("beat_longest", "longest answer", gate.beat_longest),
+            ("beat_ngrams", "n-grams", gate.beat_ngrams),
+        ):
+            if asked and name in baselines and accuracy["share"] <= baselines[name]["share"]:
+                out.append(f"{key}: {measured}, and '{name}' reaches {baselines[name]['share']:.3f}")
+    emptied = card["probes"].get("emptied")
+    if emptied and emptied["ci95"] and emptied["share"] < gate.emptied:
+        out.append(f"emptied: {emptied['share']:.0%} of the answers score above an empty one, not {gate.emptied:.0%}")
+    samples = card["samples"]
+    if samples and samples["std"] < gate.spread:
+        out.append(f"spread: scores of {samples['of']} differ by {samples['std']:.2g} only (least {gate.spread:g})")
+    return out
+
+
+def require(folder: Path, gate: GateConfig) -> None:
+    """Let a reward stage's folder pass, or stop. A folder without a card (made elsewhere) passes.
+
+    Raises:
+        StageError: names every line that failed, and what to do.
+    """
+    from reward.card.examine import FILE  # here: it brings torch, which a report on the gate does without
+
+    if not gate.enabled or not (folder / FILE).is_file():
+        return
+    card = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    if card and (failed := failures(card, gate)):
+        raise StageError(
+            "PPO was not started: the reward model does not pass reward.gate.\n  "
+            + "\n  ".join(failed)
+            + f"\nThe finished reward stage is kept; its card is {folder / FILE}. Check that the rankings are the "
+            "right way round, give more of them, or train longer (reward.epochs, reward.learning_rate). To go on all "
+            "the same, lower the line (--set reward.gate.accuracy=...) or switch the gate off (--set reward.gate=off)"
+        )

@@ -1,0 +1,1 @@
+"""The terms of a reward: models, functions, rules and remote scorers, weighted into one."""

@@ -1,0 +1,180 @@
+"""The reward that PPO maximises: a weighted sum of named parts, each normalised and clipped by itself if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from data.common.errors import UserError
+from data.common.user_functions import load_function
+from reward.model import RewardModel, Samples
+from reward.settings import RewardPart
+from reward.terms.remote import RemoteReward
+from reward.terms.rules import LengthReward, RegexReward
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+class RewardSource(Protocol):
+    """Anything that gives one number a response; inject your own."""
+
+    def __call__(self, samples: Samples) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReward:
+    """The reward model, centred, and divided by its spread on SFT samples where ``standardise`` says so."""
+
+    model: RewardModel
+    standardise: bool = False
+
+    def __call__(self, samples: Samples) -> Tensor:
+        scores = self.model.score(samples)
+        return scores / max(self.model.spread, 1e-6) if self.standardise else scores
+
+
+class FunctionReward:
+    """A Python function ``f(prompts, completions, **kwargs) -> list of numbers`` from the user's file or a package."""
+
+    def __init__(self, source: str, folder: Path) -> None:
+        self.function = load_function(source, folder)
+
+    def __call__(self, samples: Samples) -> Tensor:
+        values = self.function.call(
+            [p.text for p in samples.prompts],
+            list(samples.texts),
+            finished=list(samples.finished),
+            messages=[[m.as_dict() for m in p.messages] for p in samples.prompts],
+            categories=[p.category for p in samples.prompts],
+        )
+        return torch.tensor(values, dtype=torch.float32)
+
+
+class Running:
+    """Mean and spread of all scores of a part so far, over all processes (Chan et al. 1979: parallel variance).
+
+    ``state`` (3,) float64 is count, mean and sum of squared differences; it belongs in a checkpoint.
+    """
+
+    def __init__(self, reduce: Reduce = lambda x: x) -> None:
+        self.state = torch.zeros(3, dtype=torch.float64)
+        self.reduce = reduce
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Take the scores (B,) in, then return them less the mean, over the spread (1 before there is one)."""
+        x = scores.double().cpu()
+        count, total = self.reduce(torch.tensor([float(len(x)), float(x.sum())], dtype=torch.float64)).tolist()
+        if count:
+            mean = total / count
+            squares = float(self.reduce(((x - mean) ** 2).sum()))
+            before, known, rest = self.state.tolist()
+            n, gap = before + count, mean - known
+            self.state = torch.tensor(
+                [n, known + gap * count / n, rest + squares + gap**2 * before * count / n], dtype=torch.float64
+            )
+        n, mean, rest = self.state.tolist()
+        spread = (rest / n) ** 0.5 if n > 1 else 0.0
+        return ((scores.double() - mean) / (spread if spread > 1e-8 else 1.0)).to(scores.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Shaping:
+    """What is done to a part's scores before they are weighed: normalised, then clipped."""
+
+    running: Running | None = None
+    clip: float | None = None
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        scores = scores if self.running is None else self.running(scores)
+        return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSum:
+    """Named parts with weights; ``shaping`` by name, for those that have any."""
+
+    parts: Sequence[tuple[str, float, RewardSource]]
+    shaping: Mapping[str, Shaping] = field(default_factory=dict)
+
+    def __call__(self, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(total (B,), scores (B,) by name)``: each part's own, and as ``NAME/shaped`` what became of them."""
+        return self.combine(self.scores(samples))
+
+    def scores(self, samples: Samples) -> dict[str, Tensor]:
+        """Each part's own scores (B,) by name; running means do not take them in yet, since another part may fail."""
+        scores = {name: source(samples) for name, _, source in self.parts}
+        for name, values in scores.items():
+            if values.shape != (len(samples.texts),):
+                raise UserError(f"reward '{name}': {tuple(values.shape)} scores for {len(samples.texts)} responses")
+        return scores
+
+    def combine(self, scores: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Shape, weigh and add; all processes call it, with what each has of a rollout."""
+        shaped = {name: shape(scores[name]) for name, shape in self.shaping.items()}
+        total = torch.stack([weight * shaped.get(name, scores[name]) for name, weight, _ in self.parts]).sum(0)
+        return total, {**scores} | {f"{name}/shaped": values for name, values in shaped.items()}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Running means by part, for checkpoints."""
+        return {n: s.running.state.clone() for n, s in self.shaping.items() if s.running is not None}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for name, shape in self.shaping.items():
+            if shape.running is not None:
+                shape.running.state = state[name].double().cpu().clone()
+
+
+def compose(
+    parts: Sequence[RewardPart],
+    model: RewardModel | None,
+    folder: Path,
+    *,
+    standardise: bool = False,
+    reduce: Reduce = lambda x: x,
+    where: str = "ppo.reward",
+) -> WeightedSum:
+    """Build the sum from the recipe's parts.
+
+    Args:
+        parts: in the order in which they are asked.
+        model: the reward model, where there is one.
+        folder: what a function's relative path starts from.
+        standardise: divide the model's scores by their spread on SFT samples.
+        reduce: sum over processes, for running means.
+        where: the recipe's key that holds the parts, for messages.
+
+    Raises:
+        UserError: the reward model is asked for and there is none, a name occurs twice, or an address, a token or a
+            function cannot be used.
+    """
+    named: list[tuple[str, float, RewardSource]] = []
+    shaping: dict[str, Shaping] = {}
+    for part in parts:
+        if part.title in (name for name, _, _ in named):
+            raise UserError(
+                f"{where}: '{part.title}' is listed twice; add the weights up, or give each a `name` of its own"
+            )
+        named.append((part.title, part.weight, _source(part, model, folder, standardise)))
+        if part.normalise or part.clip is not None:
+            shaping[part.title] = Shaping(Running(reduce) if part.normalise else None, part.clip)
+    return WeightedSum(named, shaping)
+
+
+def _source(part: RewardPart, model: RewardModel | None, folder: Path, standardise: bool) -> RewardSource:
+    if part.kind == "model":
+        if model is None:
+            raise UserError(
+                "ppo.reward: 'model' needs a reward model: run the reward stage or give --input reward=PATH"
+            )
+        return ModelReward(model, standardise)
+    if part.kind == "regex":
+        return RegexReward(part.pattern or "", part.count)
+    if part.kind == "length":
+        return LengthReward(part.at_least, part.at_most, part.unit)
+    return RemoteReward(part.source, part.remote) if part.kind == "remote" else FunctionReward(part.source, folder)

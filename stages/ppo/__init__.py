@@ -1,0 +1,1 @@
+"""PPO against the reward, as a stage."""

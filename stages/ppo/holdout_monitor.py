@@ -1,0 +1,147 @@
+"""A reward model that PPO never sees looks at its policy every so many updates, and may choose the one to keep.
+
+Each look samples answers to the same training prompts with the same draws, so looks differ by the policy alone; it
+consumes nothing of the training's random numbers and changes no weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models.backbone.logprobs import make_rows
+from models.backbone.seeds import generator
+from models.sampling.fast import FastEngine
+from models.sampling.generate import generate, uniforms_for
+from reward.model import RewardModel
+from stages.ppo.overoptimisation import Look, Parting, best_of, parting
+from stages.ppo.rollout import micro_batches, policy_pass
+
+if TYPE_CHECKING:
+    from stages.ppo.update import PPO
+    from stages.safe_points.checkpoints import State
+
+BEST = "watch/best/"
+
+
+class Watcher:
+    """Looks at a PPO under way.
+
+    Args:
+        ppo: whose policy is looked at.
+        judge: the held-out reward model.
+        proxy: the reward model that PPO is paid by, where it is.
+    """
+
+    def __init__(self, ppo: PPO, judge: RewardModel, proxy: RewardModel | None) -> None:
+        self.ppo, self.judge, self.proxy = ppo, judge, proxy
+        self.looks: list[Look] = []
+        self.best: dict[str, Tensor] = {}  # the policy of the best look, where it is to be kept
+
+    @property
+    def due(self) -> bool:
+        at, config = self.ppo.update_index, self.ppo.config
+        last = self.looks[-1].update if self.looks else -1
+        return at != last and (at % config.watch_every == 0 or at == config.updates)
+
+    def look(self) -> dict[str, float]:
+        """Look now; what goes into the metrics."""
+        rows = self.ppo.context.processes.gather(self._rows())
+        proxy = [p for p, _, _ in rows] if self.proxy is not None else []
+        found = Look(
+            update=self.ppo.update_index,
+            proxy=proxy,
+            held_out=[h for _, h, _ in rows],
+            kl=sum(k for _, _, k in rows) / len(rows),
+        )
+        self.looks.append(found)
+        if self.ppo.config.keep == "best" and best_of(self.looks) == len(self.looks) - 1:
+            self.best = {n: p.detach().clone() for n, p in self.ppo.policy_parameters.items()}
+        means = {"watch/held_out": found.held_out, "watch/proxy": found.proxy}
+        return {"watch/kl": found.kl} | {n: sum(x) / len(x) for n, x in means.items() if x}
+
+    @torch.no_grad()
+    def _rows(self) -> list[tuple[float, float, float]]:
+        """Proxy score, held-out score and KL of this process's answers."""
+        ppo, config, context = self.ppo, self.ppo.config, self.ppo.context
+        count = min(config.watch_prompts, len(ppo.prompts))
+        mine = context.processes.share(count)
+        queries = [ppo.queries[i] for i in mine]
+        uniforms = uniforms_for(count, config.max_new_tokens, generator(context.seed, "ppo/watch"))
+        with ppo.base.role("policy") as role:
+            made = generate(
+                FastEngine(),
+                role,
+                queries,
+                uniforms=uniforms[mine.start : mine.stop],
+                batch=max(1, len(queries)),
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                stop_ids=context.renderer.stop_ids,
+                pad_id=context.pad_id,
+                memory=ppo.sampling,
+            )
+        kl = torch.zeros(len(queries))
+        for index in micro_batches([len(ids) for ids in made.ids], config.micro_batch):
+            rows = make_rows([queries[i] for i in index], [made.ids[i] for i in index], context.pad_id, ppo.base.device)
+            with ppo.base.role("policy") as role:
+                own, _ = policy_pass(role, rows, config.temperature)
+            with ppo.base.role("reference") as role:
+                theirs, _ = policy_pass(role, rows, config.temperature)
+            for i, part in zip(index, (own - theirs).float().split(rows.response_lengths.tolist()), strict=True):
+                kl[i] = part.sum()
+
+        def scores(model: RewardModel | None) -> list[float]:
+            if model is None:
+                return [0.0] * len(queries)
+            prompts = [ppo.prompts[i].messages for i in mine]
+            texts = [context.renderer.text(ids) for ids in made.ids]
+            found = (
+                model.score_ids(queries, made.ids)
+                if model.takes_ids
+                else model.score_texts(prompts, texts, made.finished)
+            )
+            return (found / max(model.spread, 1e-6)).tolist()
+
+        return list(zip(scores(self.proxy), scores(self.judge), kl.tolist(), strict=True))
+
+    def parted(self) -> Parting | None:
+        return parting(self.looks)
+
+    @torch.no_grad()
+    def keep_best(self) -> int:
+        """Put the policy back that the held-out score likes best; the number of its update."""
+        for name, p in self.ppo.policy_parameters.items():
+            p.copy_(self.best[name])
+        return self.looks[best_of(self.looks)].update
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def add_to(self, state: State) -> State:
+        state.numbers["looks"] = [asdict(look) for look in self.looks]
+        state.tensors |= {BEST + name: tensor for name, tensor in self.best.items()}
+        return state
+
+    def restore(self, state: State) -> None:
+        device = self.ppo.base.device
+        self.looks = [Look(**look) for look in state.numbers["looks"]]
+        self.best = {k.removeprefix(BEST): v.to(device).clone() for k, v in state.tensors.items() if k.startswith(BEST)}
+
+    def summary(self) -> dict[str, Any]:
+        """For the stage's metrics: each look's means, and where the scores parted, if they did."""
+        found = self.parted()
+
+        def mean(x: list[float]) -> float | None:
+            return sum(x) / len(x) if x else None
+
+        return {
+            "looks": [
+                {"update": look.update, "proxy": mean(look.proxy), "held_out": mean(look.held_out), "kl": look.kl}
+                for look in self.looks
+            ],
+            "best_update": self.looks[best_of(self.looks)].update,
+            "parted": asdict(found) if found else None,
+        }

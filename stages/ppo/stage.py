@@ -1,0 +1,178 @@
+"""PPO as a stage: roles from the finished SFT and reward stages, the loop, and what is written at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from data.common.errors import CheckpointError, NonFiniteError, StageError, UserError
+from data.records import Prompt
+from models.backbone.scalar_head import ScalarHead
+from models.roles.files import save_role
+from reward.model import RewardModel
+from reward.terms.composition import compose
+from stages.ppo import state as ppo_state
+from stages.ppo.holdout_monitor import Watcher
+from stages.ppo.self_check import require, self_check
+from stages.ppo.update import PPO
+from stages.ppo.warning_signs import Warned, Watch
+from stages.safe_points.checkpoints import State
+from stages.settings import KEPT, PPOConfig
+from stages.stage import StageContext, StageResult
+
+
+def run(
+    context: StageContext, config: PPOConfig, model: RewardModel | None, judge: RewardModel | None = None
+) -> StageResult:
+    """Align the ``sft`` role's copy; write ``adapter/`` (the policy), ``value/`` and the policies kept on the way.
+
+    Expects the role ``reference`` (the SFT adapter) and, where the reward model stands on this base, ``reward``.
+    ``judge`` is the held-out reward model: it looks at the policy and pays nothing.
+    """
+    if config.keep == "best" and judge is None:
+        raise UserError("ppo.keep: 'best' is chosen by a held-out reward model: set reward.holdout, for example 0.2")
+    prompts, left_out = usable_prompts(context, config)
+    reward = compose(
+        config.reward,
+        model,
+        context.recipe_folder,
+        standardise=config.standardise_scores,
+        reduce=context.processes.sum,
+    )
+    add_roles(context, config, model)
+    ppo = PPO(context, config, prompts, reward)
+    paid = any(part.kind == "model" for part in config.reward)
+    watcher = Watcher(ppo, judge, model if paid else None) if judge is not None else None
+    saved = context.checkpoints.resume()
+    if saved is not None:
+        ppo_state.restore(ppo, saved)
+        if watcher is not None:
+            watcher.restore(saved)
+    elif config.self_check:
+        require(self_check(ppo, model))
+    watch, last = train(ppo, watcher)
+    kept = watcher.keep_best() if watcher is not None and config.keep == "best" else ppo.update_index
+    if context.processes.is_main:
+        save_role(context.base, "policy", context.out)
+        save_role(context.base, "value", context.out / "value")
+    return StageResult(
+        metrics={
+            "updates": ppo.update_index,
+            "prompts": len(prompts),
+            "prompts_left_out": left_out,
+            "skipped_steps": ppo.skips.total,
+            "kept_update": kept,
+            **({"watch": watcher.summary()} if watcher is not None else {}),
+            "warnings": [{"step": w.step, "text": w.text} for w in [*watch.given, *parted(watcher)]],
+            # only the main process, whose metrics are kept, knows them where all updates were done before a checkpoint
+            **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length") if name in last},
+        }
+    )
+
+
+def train(ppo: PPO, watcher: Watcher | None) -> tuple[Watch, dict[str, float]]:
+    """All updates that are left; the signs that were seen, and the last update's metrics."""
+    context, watch, last = ppo.context, Watch(), dict[str, float]()
+    for last in context.log.rows():  # of the updates before the checkpoint; told already
+        watch.see(int(last["step"]), last)
+
+    def captured() -> State:
+        return ppo_state.capture(ppo) if watcher is None else watcher.add_to(ppo_state.capture(ppo))
+
+    def safe_point(step: int | None = None) -> None:
+        context.checkpoints.safe_point(ppo.position, captured, step, good=ppo.skips.in_a_row == 0)
+
+    ppo.safe_point = safe_point
+    if watcher is not None and watcher.due:
+        watcher.look()
+    try:
+        for last in ppo.train():
+            if watcher is not None and watcher.due:
+                last |= watcher.look()
+            context.log.write(ppo.update_index, last)
+            new = [w.text for w in parted(watcher) if w.step == ppo.update_index]
+            for text in [*watch.see(ppo.update_index, last), *new]:
+                context.warn(f"PPO, update {ppo.update_index}: {text}")
+            shown = {k.split("/")[-1]: last[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
+            context.bar.advance(ppo.update_index, shown, int(last["tokens/response"]))
+            every = ppo.config.keep_every
+            if every and ppo.update_index % every == 0 and context.processes.is_main:
+                save_role(context.base, "policy", context.out / KEPT / f"update_{ppo.update_index}")
+            safe_point(ppo.update_index)
+    except (StageError, UserError) as error:  # a scorer that does not answer, a function of the user's that fails
+        raise saved_before(error, ppo, captured) from error
+    return watch, last
+
+
+def parted(watcher: Watcher | None) -> list[Warned]:
+    """The warning, at the look that shows it, that the reward is being over-optimised; or none."""
+    found = watcher.parted() if watcher is not None else None
+    if found is None:
+        return []
+    text = (
+        f"the reward is over-optimised: since update {found.after} its score has gone on rising while that of the "
+        "held-out reward model has fallen. Keep that policy (ppo.keep: best), raise ppo.kl_coef, or train less long."
+    )
+    return [Warned(found.seen, text)]
+
+
+def saved_before(error: Exception, ppo: PPO, captured: Callable[[], State]) -> Exception:
+    """Save what is finished; the error, saying where its mending goes on."""
+    checkpoints, words = ppo.context.checkpoints, ""
+    if checkpoints.folder is not None and not isinstance(error, CheckpointError | NonFiniteError):
+        checkpoints.save(ppo.position, captured())
+        checkpoints.wait()
+        words = (
+            f"\n{ppo.update_index} of {ppo.config.updates} updates are done and saved; once it is mended, the same "
+            "command goes on from there"
+        )
+    return type(error)(f"{error}{words}")
+
+
+def usable_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prompt], int]:
+    """Training prompts that fit ``max_prompt_tokens`` and the model's positions, and how many do not.
+
+    Raises:
+        UserError: none fit.
+    """
+    limit = config.max_prompt_tokens
+    if context.base.context_length is not None:
+        limit = min(limit, context.base.context_length - config.max_new_tokens)
+    if limit < 1:
+        raise UserError(
+            f"ppo.max_new_tokens: {config.max_new_tokens} leaves no room for a prompt in the base's "
+            f"{context.base.context_length} positions; lower it"
+        )
+    prompts = [p for p in context.corpus.prompts.train if len(context.renderer.prompt_ids(p.messages)) <= limit]
+    left_out = len(context.corpus.prompts.train) - len(prompts)
+    if not prompts:
+        raise UserError(f"data.prompts: none of {left_out} training prompts has at most {limit} tokens; PPO needs some")
+    if left_out:
+        context.warn(f"{left_out} prompts are longer than {limit} tokens and are left out")
+    return prompts, left_out
+
+
+def add_roles(context: StageContext, config: PPOConfig, model: RewardModel | None) -> None:
+    """The policy starts as the reference; the value role as the reward model, the reference, or a head alone."""
+    base, seed = context.base, context.seed
+    base.add_role("policy", context.adapter, copy_of="reference", seed=seed)
+    shares_base = "reward" in base.roles
+    if config.value.init == "policy_trunk":
+        base.add_head("value", seed).zero_()
+        return
+    start = "reward" if config.value.init == "reward" and shares_base else "reference"
+    base.add_role("value", context.adapter, copy_of=start, head=True, seed=seed)
+    head = base.heads["value"].zero_()  # type: ignore[operator]
+    if start == "reward" and config.value.head == "copy":
+        copy_reward_head(base.heads["reward"], head, model, config.standardise_scores)
+
+
+def copy_reward_head(source: nn.Module, target: nn.Module, model: RewardModel | None, standardise: bool) -> None:
+    """The value of a state starts as the centred (and, if asked, standardised) score that the reward model gives it."""
+    assert isinstance(source, ScalarHead) and isinstance(target, ScalarHead) and model is not None
+    scale = 1.0 / max(model.spread, 1e-6) if standardise else 1.0
+    with torch.no_grad():
+        target.weight.copy_(source.weight * scale)
+        target.bias.copy_((source.bias - model.head_centre) * scale)

@@ -1,0 +1,1 @@
+"""Where a stage may stop and resume: checkpoints, and asking for a stop."""

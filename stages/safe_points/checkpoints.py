@@ -1,0 +1,360 @@
+"""Checkpoints of a stage that is under way: tensors and JSON, written aside, hashed, and renamed into place.
+
+A stage says at each safe point how its state would be captured; whether it is saved is decided here, by steps, by
+minutes (of a clock that does not jump) or because a signal asks for a stop. Capturing copies the tensors, a thread
+writes them, so training waits for the copy alone. What a state means is the stage's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data.common.errors import CheckpointError, UserError
+from data.common.strict_json import read_object
+from models.backbone.artifacts import FORMAT, MANIFEST, files_of, problems, read_artifact, write_json
+from models.backbone.processes import Processes
+from stages.safe_points.interrupts import INTERRUPTS
+from stages.settings import KEPT, CheckpointConfig
+
+TENSORS, NUMBERS = "tensors.safetensors", "state.json"
+CHECKPOINTS = "checkpoints"  # the folder in a stage's hidden one
+NAME = re.compile(r"step_([0-9]{1,18})")
+
+
+@dataclass(kw_only=True)
+class State:
+    """What a stage needs to go on: tensors by name and plain JSON values.
+
+    ``tensors`` and ``numbers`` are the same in every process; ``own`` and ``own_numbers`` are this process's.
+    """
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, Tensor] = field(default_factory=dict)
+    own_numbers: dict[str, Any] = field(default_factory=dict)
+
+
+def begun(folder: Path, key: str) -> str:
+    """Where a stage of this key will go on, in words; '' where no checkpoint of it is there."""
+    found = [int(m[1]) for p in folder.glob("step_*") if (m := NAME.fullmatch(p.name)) and _belongs(p, key)]
+    return f"begun, goes on from checkpoint step_{max(found)}" if found else ""
+
+
+def _belongs(path: Path, key: str) -> bool:
+    found = read_artifact(path)
+    return found is not None and found.key == key
+
+
+class Checkpoints:
+    """The checkpoints of one stage; without a folder nothing is saved and nothing is found.
+
+    Args:
+        folder: where ``step_N`` folders go.
+        key: the stage's key; a checkpoint with another one belongs to another computation and is ignored.
+        settings: how often, and how many are kept.
+        warn, say: for the user.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        key: str = "",
+        settings: CheckpointConfig | None = None,
+        processes: Processes | None = None,
+        warn: Callable[[str], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.folder, self.key, self.settings = folder, key, settings or CheckpointConfig()
+        self.processes, self.warn, self.say = processes, warn, say
+        self.metrics: Any = None  # the stage's MetricsLog: what it holds is part of the state
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._last = time.monotonic()
+
+    @property
+    def _main(self) -> bool:
+        return self.processes is None or self.processes.is_main
+
+    # -- finding -------------------------------------------------------------------------------------------------
+
+    def prepare(self, out: Path, fresh: bool = False) -> int:
+        """Leave nothing in a stage's hidden folder but usable checkpoints; the bytes of metrics that the newest knows.
+
+        Main process only, before the stage starts.
+        """
+        metrics = out / "metrics.jsonl"
+        known = None if fresh else self.tidy(metrics)
+        for path in out.iterdir() if out.is_dir() else ():
+            if known is None or path not in (metrics, self.folder, out / KEPT):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        out.mkdir(parents=True, exist_ok=True)
+        return known or 0
+
+    def tidy(self, metrics: Path) -> int | None:
+        """Throw away what cannot be used; the bytes of ``metrics`` that the newest usable one knows.
+
+        Main process only, before the stage starts.
+        """
+        assert self.folder is not None
+        for path in self.folder.glob(".step_*") if self.folder.is_dir() else ():
+            shutil.rmtree(path, ignore_errors=True)
+        for step in self.steps():
+            path = self.folder / f"step_{step}"
+            wrong = self._refused(path, metrics)
+            if wrong is None:
+                found = read_artifact(path)
+                assert found is not None
+                return int(found.manifest["metrics"]["bytes"])
+            if wrong:
+                self.warn(f"checkpoint step_{step} is refused ({wrong}); the one before is used, if there is one")
+            shutil.rmtree(path)
+        return None
+
+    def _refused(self, path: Path, metrics: Path) -> str | None:
+        """Why a checkpoint cannot be used; '' where it belongs to other settings, None where it can."""
+        found = read_artifact(path)
+        if found is None:
+            return f"{path / MANIFEST}: missing or unreadable"
+        if found.manifest.get("own") != own_hash(found.manifest):
+            return f"{path / MANIFEST}: altered since it was written"
+        if found.key != self.key:
+            return ""
+        if wrong := problems(found):
+            return wrong[0].replace("since the stage finished", "since it was written")
+        try:
+            _read_numbers(path, self.processes.world if self.processes else 1)
+        except UserError as error:
+            return str(error)
+        known = found.manifest.get("metrics", {})
+        rows, there = known.get("bytes"), metrics.stat().st_size if metrics.is_file() else 0
+        prefix = b""
+        if isinstance(rows, int) and 0 < rows <= there:
+            with metrics.open("rb") as file:
+                prefix = file.read(rows)
+        return None if _digest(prefix) == known.get("sha256") else f"{metrics}: not the rows that it was saved with"
+
+    def steps(self) -> list[int]:
+        """Numbers of the checkpoints that are there, newest first."""
+        if self.folder is None or not self.folder.is_dir():
+            return []
+        return sorted((int(m[1]) for p in self.folder.iterdir() if (m := NAME.fullmatch(p.name))), reverse=True)
+
+    def resume(self) -> State | None:
+        """The newest checkpoint's state, or None to begin at the beginning. Safe points follow from here on."""
+        if self.folder is None:
+            return None
+        INTERRUPTS.listen()
+        self._last = time.monotonic()
+        steps = self.steps()
+        if not steps:
+            return None
+        path = self.folder / f"step_{steps[0]}"
+        numbers = _read_numbers(path, self.processes.world if self.processes else 1)
+        tensors = load_file(path / TENSORS)
+        rank = self.processes.rank if self.processes else 0
+        prefix = f"process/{rank}/"
+        self.say(f"going on from checkpoint step_{steps[0]}")
+        return State(
+            tensors={k: v.clone() for k, v in tensors.items() if not k.startswith("process/")},
+            numbers=numbers["state"],
+            own={k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)},
+            own_numbers=numbers["processes"][rank],
+        )
+
+    # -- saving --------------------------------------------------------------------------------------------------
+
+    def safe_point(self, number: int, capture: Callable[[], State], step: int | None = None, good: bool = True) -> None:
+        """The state could be saved here.
+
+        Args:
+            number: of this safe point; later ones have higher numbers.
+            capture: makes the state; called only where it is saved.
+            step: the stage's step that has just ended, for ``every_steps``; None in the midst of one.
+            good: whether the state may push earlier ones out; where not, it is saved for a signal alone.
+
+        Raises:
+            KeyboardInterrupt: a signal asked for a stop; the state is saved.
+            CheckpointError: an earlier checkpoint could not be written.
+        """
+        if self.folder is None:
+            return
+        self._raise_error()
+        due, stop = self._agreed(good and self._due(step), INTERRUPTS.asked)
+        if due or stop:
+            self.save(number, capture())
+        if stop:
+            self.wait()
+            raise KeyboardInterrupt
+
+    def _due(self, step: int | None) -> bool:
+        every = self.settings
+        waited = time.monotonic() - self._last
+        return (every.every_minutes is not None and waited >= 60 * every.every_minutes) or (
+            every.every_steps is not None and step is not None and step > 0 and step % every.every_steps == 0
+        )
+
+    def _agreed(self, due: bool, stop: bool) -> tuple[bool, bool]:
+        """All processes save and stop at the same safe point; the clock is the main one's."""
+        if self.processes is None or self.processes.world == 1:
+            return due, stop
+        flags = torch.tensor([float(due and self._main), float(stop)])
+        found = self.processes.sum(flags)
+        return bool(found[0] > 0), bool(found[1] > 0)
+
+    def save(self, number: int, state: State) -> None:
+        """Copy the state, then write it in a thread; all processes call it, the main one writes."""
+        if self.folder is None:
+            return
+        self.wait()
+        own = [({k: v.detach().cpu() for k, v in state.own.items()}, state.own_numbers)]
+        parts = own if self.processes is None else self.processes.gather(own)
+        if self._main:
+            tensors = {k: _copied(v) for k, v in state.tensors.items()}
+            for rank, (mine, _) in enumerate(parts):
+                tensors |= {f"process/{rank}/{k}": _copied(v) for k, v in mine.items()}
+            numbers = {"state": state.numbers, "processes": [n for _, n in parts]}
+            known = self.metrics.position() if self.metrics is not None else {"bytes": 0, "sha256": _digest(b"")}
+            self._thread = threading.Thread(target=self._write, args=(number, tensors, numbers, known))
+            self._thread.start()
+        self._last = time.monotonic()
+
+    def _write(self, number: int, tensors: dict[str, Tensor], numbers: Any, known: dict[str, Any]) -> None:
+        assert self.folder is not None
+        aside = self.folder / f".step_{number}.partial"
+        try:
+            write_checkpoint(
+                aside, self.folder / f"step_{number}", tensors, numbers, {"key": self.key, "metrics": known}
+            )
+            for old in self.steps()[self.settings.keep :]:
+                hidden = self.folder / f".step_{old}.old"
+                os.replace(self.folder / f"step_{old}", hidden)
+                shutil.rmtree(hidden)
+        except BaseException as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            self._error = error
+
+    def wait(self) -> None:
+        """Until what is being written is on disk."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            kept = f"step_{self.steps()[0]} is intact" if self.steps() else "there is none before it"
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self.folder}: {error}; {kept}. Make room (or mend the folder), "
+                "then the same command goes on from there"
+            ) from error
+
+    def close(self) -> None:
+        """The stage is over, whatever the reason."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        INTERRUPTS.listening = False
+
+
+def _read_numbers(path: Path, world: int) -> dict[str, Any]:
+    """``state.json``, its shape checked.
+
+    Raises:
+        UserError: damaged, or of another shape.
+    """
+    found = read_object(path / NUMBERS)
+    parts = found.get("processes")
+    if not isinstance(found.get("state"), dict) or not isinstance(parts, list):
+        raise UserError(f"{path / NUMBERS}: holds no state and processes")
+    if len(parts) < world or not all(isinstance(p, dict) for p in parts):
+        raise UserError(f"{path / NUMBERS}: is not of {world} processes")
+    if not (path / TENSORS).is_file():
+        raise UserError(f"{path / TENSORS}: missing")
+    return found
+
+
+def write_checkpoint(
+    aside: Path, final: Path, tensors: Mapping[str, Tensor], numbers: Any, entries: Mapping[str, Any]
+) -> None:
+    """Files first, each on the disk, then the manifest with their hashes, then the name."""
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file(dict(tensors), aside / TENSORS)
+    write_json(aside / NUMBERS, numbers)
+    _sync(aside / TENSORS)
+    manifest = {"format": FORMAT, **entries, "files": files_of(aside)}
+    write_json(aside / MANIFEST, manifest | {"own": own_hash(manifest)})
+    _sync(aside)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(aside, final)
+    _sync(final.parent)
+
+
+def own_hash(manifest: Mapping[str, Any]) -> str:
+    """Hash of a manifest's entries, so that an altered key is not taken for other settings."""
+    return _digest(json.dumps({k: v for k, v in manifest.items() if k != "own"}, sort_keys=True).encode())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# -- parameters and optimizers -----------------------------------------------------------------------------------
+
+
+def training_tensors(parameters: Mapping[str, Tensor], optimizers: Iterable[Any]) -> dict[str, Tensor]:
+    """Weights as ``weights/NAME`` and optimizer state as ``optimizer/KEY/NAME``."""
+    out = {f"weights/{n}": p for n, p in parameters.items()}
+    names = {id(p): n for n, p in parameters.items()}
+    for optimizer in optimizers:
+        for p, state in getattr(optimizer, "optimizer", optimizer).state.items():
+            out |= {f"optimizer/{key}/{names[id(p)]}": v for key, v in state.items() if isinstance(v, Tensor)}
+    return out
+
+
+@torch.no_grad()
+def restore_training(
+    parameters: Mapping[str, Tensor], optimizers: Iterable[Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of ``training_tensors``: in place, on the devices where the parameters are."""
+    for name, p in parameters.items():
+        p.copy_(tensors[f"weights/{name}"])
+    names = {id(p): n for n, p in parameters.items()}
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, what, name = key.split("/", 2)
+            states.setdefault(name, {})[what] = value
+    for optimizer in optimizers:
+        inner = getattr(optimizer, "optimizer", optimizer)
+        packed, flat = inner.state_dict(), [p for g in inner.param_groups for p in g["params"]]
+        packed["state"] = {i: states[names[id(p)]] for i, p in enumerate(flat) if names[id(p)] in states}
+        inner.load_state_dict(packed)

@@ -1,0 +1,230 @@
+"""The settings of every stage, frozen and typed; defaults follow ``docs/recipe.md``.
+
+Light on purpose: reading a recipe, planning a run and printing help import no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from data.common.config import Config
+from reward.settings import RewardPart
+
+KEPT = "policies"  # folder of the ppo stage: policies kept on the way, for evaluation
+
+
+class CheckpointConfig(Config):
+    """How often a running stage is saved, so that the same command goes on after a kill. Changes no result."""
+
+    every_minutes: float | None = Field(10.0, ge=0, description="minutes between checkpoints; 0: at every safe point")
+    every_steps: int | None = Field(None, ge=1, description="also after so many steps (PPO: updates)")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+
+
+class PretrainModel(Config):
+    """Shape of a base trained from scratch (a Llama with tied embeddings)."""
+
+    layers: int = Field(2, ge=1, description="transformer layers")
+    width: int = Field(96, ge=8, description="hidden size; a multiple of heads")
+    feed_forward: int = Field(256, ge=8, description="width of the gated feed-forward layer")
+    heads: int = Field(4, ge=1, description="attention heads")
+    context: int = Field(256, ge=8, description="longest sequence in tokens")
+    init_std: float = Field(0.1, gt=0, description="standard deviation of the initial weights")
+
+    @model_validator(mode="after")
+    def _divides(self) -> PretrainModel:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}")
+        return self
+
+
+class PretrainConfig(Config):
+    """A base model from scratch, for the demo and for data in languages without a small base."""
+
+    tokenizer: Literal["words", "bpe", "characters"] = Field("bpe", description="words, byte-level BPE or characters")
+    vocabulary: int = Field(2048, ge=16, description="largest vocabulary, special tokens included")
+    model: PretrainModel = PretrainModel()
+    steps: int = Field(450, ge=1, description="optimizer steps")
+    batch: int = Field(24, ge=1, description="documents a step")
+    shuffle: bool = Field(True, description="a new order each pass; false: as given, so that a lesson can come first")
+    learning_rate: float = Field(1e-2, gt=0, description="Adam, for embeddings, norms and biases")
+    matrix_learning_rate: float = Field(0.03, gt=0, description="Muon, for weight matrices")
+    max_skipped_steps: int | None = Field(
+        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
+    )
+
+
+class SFTConfig(Config):
+    """Instruction tuning on demonstrations, run by TRL's SFTTrainer."""
+
+    epochs: float = Field(1.0, gt=0, description="passes over the demonstrations")
+    learning_rate: float = Field(2e-4, ge=0, description="peak learning rate")
+    batch: int = Field(16, ge=1, description="conversations an optimizer step, over all processes")
+    micro_batch: int = Field(16, ge=1, description="conversations a forward pass and process")
+    batch_tokens: int | None = Field(
+        None, ge=8, description="padded tokens a forward pass, instead of micro_batch; changes memory, not results"
+    )
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of steps of linear warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+    max_tokens: int = Field(1024, ge=8, description="longest conversation; longer ones are cut (see docs/data.md)")
+    supervise: Literal["all", "last"] = Field("all", description="which assistant turns are trained on")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_skipped_steps: int | None = Field(
+        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
+    )
+
+
+class RankingsConfig(Config):
+    """Ranked answers made by sampling from the SFT model and asking an annotator (a Python function)."""
+
+    annotator: str = Field(description="'file.py:function' or 'package.module:function' that scores answers")
+    prompts: int = Field(1000, ge=1, description="training prompts to answer")
+    held_out_prompts: int = Field(256, ge=0, description="held-out prompts to answer, for the reward model's accuracy")
+    answers: int = Field(4, ge=2, description="answers sampled for each prompt")
+    noise: float = Field(0.0, ge=0, description="scale of Gumbel noise on the annotator's scores (Plackett-Luce)")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    max_new_tokens: int = Field(64, ge=1, description="longest answer")
+    batch: int = Field(128, ge=1, description="answers generated at once")
+
+
+class GateConfig(Config):
+    """What the reward model's report card must show before PPO; `gate: off` lets everything pass.
+
+    Lines that cannot be measured (fewer than 20 held-out prompts) do not stop a run.
+    """
+
+    enabled: bool = Field(True, description="stop before PPO when a line below fails")
+    accuracy: float = Field(0.5, ge=0, lt=1, description="the interval of held-out pair accuracy must lie above this")
+    beat_longest: bool = Field(True, description="more accurate than taking the longest answer")
+    beat_ngrams: bool = Field(False, description="more accurate than a linear model of the words")
+    emptied: float = Field(0.5, ge=0, le=1, description="share of answers that must score above an empty one")
+    spread: float = Field(1e-3, ge=0, description="least standard deviation of scores over SFT samples")
+
+
+class RewardConfig(Config):
+    """The reward model, trained on rankings."""
+
+    base: str = Field("same", description="'same' for the shared base, or a smaller base's name, folder or hub id")
+    loss: Literal["pairs", "plackett_luce"] = Field("pairs", description="all-pairs logistic or Plackett-Luce")
+    margin: float = Field(0.0, ge=0, description="weight of score differences as margins (needs scores)")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels assumed wrong (pairs only)")
+    pooling: Literal["last", "mean", "learned"] = Field(
+        "last", description="score at the last token, the mean over the answer, or a mean with learned weights"
+    )
+    ensemble: int = Field(1, ge=1, le=16, description="reward adapters on the shared base, with other seeds and orders")
+    combine: Literal["mean", "worst", "mean_minus_spread"] = Field(
+        "mean", description="an ensemble's score: the mean, the least, or the mean less the spread of its members"
+    )
+    caution: float = Field(1.0, ge=0, description="spreads that are subtracted by mean_minus_spread")
+    holdout: float = Field(
+        0.0, ge=0, le=0.5, description="share of the training rankings for a reward model that only watches PPO"
+    )
+    init: Literal["sft", "base"] = Field("sft", description="adapter to start from")
+    epochs: float = Field(1.0, gt=0, description="passes over the rankings")
+    learning_rate: float = Field(1e-4, ge=0, description="peak learning rate of the adapter")
+    head_learning_rate: float | None = Field(None, ge=0, description="of the scalar head; default: learning_rate")
+    batch: int = Field(16, ge=1, description="rankings an optimizer step, over all processes")
+    micro_batch: int = Field(16, ge=1, description="rankings a forward pass and process")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of steps of linear warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+    max_tokens: int = Field(1024, ge=8, description="longest prompt and answer")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_skipped_steps: int | None = Field(
+        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
+    )
+    centre_samples: int = Field(256, ge=1, description="SFT answers whose mean score becomes 0")
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _of_pairs(self) -> RewardConfig:
+        for key in ("margin", "label_smoothing"):
+            if self.loss != "pairs" and getattr(self, key):
+                raise ValueError(f"{key} belongs to loss 'pairs', not to '{self.loss}': remove it")
+        return self
+
+
+class ValueConfig(Config):
+    """Where the value role starts."""
+
+    init: Literal["reward", "sft", "policy_trunk"] = Field(
+        "reward", description="reward model's adapter, SFT's adapter, or only a head on the policy's own trunk"
+    )
+    head: Literal["copy", "zero"] = Field("copy", description="the reward head's weights, or zeros")
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> ValueConfig:
+        if self.init != "reward" and self.head == "copy" and "head" in self.model_fields_set:
+            raise ValueError(f"value.head 'copy' needs value.init 'reward', not '{self.init}': set head to 'zero'")
+        return self
+
+
+class PPOConfig(Config):
+    """PPO against the reward; defaults are those of Huang et al. 2024 ("The N+ Implementation Details")."""
+
+    updates: int = Field(100, ge=1, description="rollout-and-update cycles")
+    rollouts: int = Field(64, ge=1, description="responses a cycle, over all processes")
+    epochs: int = Field(4, ge=1, description="passes over each rollout")
+    minibatches: int = Field(1, ge=1, description="optimizer steps a pass")
+    micro_batch: int = Field(16, ge=1, description="rows a forward pass and process; changes memory, not results")
+    micro_tokens: int | None = Field(
+        None, ge=8, description="padded tokens, queries included, a forward pass, instead of micro_batch"
+    )
+    learning_rate: float = Field(3e-5, ge=0, description="of the policy adapter")
+    value_learning_rate: float | None = Field(None, ge=0, description="of the value adapter; default: learning_rate")
+    value_head_learning_rate: float | None = Field(None, ge=0, description="of the value head; default: the adapter's")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate over the updates")
+    final_learning_rate: float = Field(0.0, ge=0, le=1, description="share of the learning rate left at the end")
+    adam_epsilon: float = Field(1e-5, gt=0, description="Adam's epsilon")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip, for policy and value apart")
+    max_skipped_steps: int | None = Field(
+        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
+    )
+    kl_coef: float = Field(0.05, ge=0, description="weight of the KL penalty in the reward")
+    kl: Literal["fixed", "adaptive"] = Field("fixed", description="KL coefficient: fixed or Ziegler's controller")
+    kl_target: float = Field(6.0, gt=0, description="target KL per response of the adaptive controller, in nats")
+    kl_horizon: float = Field(10_000.0, gt=0, description="samples over which the controller reacts")
+    clip: float = Field(0.2, gt=0, description="policy ratio clip")
+    value_clip: float | None = Field(0.2, gt=0, description="value clip around the old value; null switches it off")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount")
+    lam: float = Field(0.95, ge=0, le=1, description="GAE lambda")
+    whiten_advantages: bool = Field(True, description="advantages to mean 0 and variance 1 over each rollout")
+    whiten_rewards: bool = Field(False, description="token rewards to variance 1 (mean kept)")
+    entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature, used in every log-probability as well")
+    max_new_tokens: int = Field(64, ge=1, description="longest response")
+    max_prompt_tokens: int = Field(512, ge=1, description="longest query; longer prompts are left out and counted")
+    old_logprobs: Literal["auto", "recompute", "sampler"] = Field(
+        "auto",
+        description="old log-probabilities by a pass of the training forward, or as the sampler found them; auto: the "
+        "sampler's where both run the fast path in fp32, which is compared",
+    )
+    share_lower_layers: bool = Field(
+        True, description="layers below all adapters are computed once a rollout for all roles and epochs, and kept"
+    )
+    missing_eos_penalty: float = Field(1.0, ge=0, description="subtracted from the score of an unfinished response")
+    reward: tuple[RewardPart, ...] = Field((RewardPart(source="model"),), description="terms of the reward")
+    standardise_scores: bool = Field(False, description="divide scores by their spread on SFT samples")
+    score_clip: float | None = Field(None, gt=0, description="clip the score (never the KL) to plus or minus this")
+    value: ValueConfig = ValueConfig()
+    value_coef: float = Field(0.1, ge=0, description="weight of the value loss where it shares the policy's trunk")
+    critic_warmup: int = Field(0, ge=0, description="first updates that train the value role only")
+    watch_every: int = Field(5, ge=1, description="updates between looks of the held-out reward model (reward.holdout)")
+    watch_prompts: int = Field(64, ge=2, description="prompts of each look")
+    keep: Literal["last", "best"] = Field(
+        "last", description="the policy after the last update, or the one with the best held-out score (reward.holdout)"
+    )
+    keep_every: int | None = Field(None, ge=1, description="keep the policy every so many updates, to evaluate ppo@N")
+    self_check: bool = Field(True, description="look for silent mistakes before the first update; takes seconds")
+
+    @model_validator(mode="after")
+    def _divides(self) -> PPOConfig:
+        if self.rollouts % self.minibatches:
+            raise ValueError(
+                f"rollouts {self.rollouts} is not divisible by minibatches {self.minibatches}: choose a divisor"
+            )
+        return self

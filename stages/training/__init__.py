@@ -1,0 +1,1 @@
+"""What SFT and the reward stage share around Transformers' trainer."""

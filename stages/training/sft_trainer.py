@@ -1,0 +1,74 @@
+"""TRL's SFTTrainer with the loss of response positions only. Imported where it is used: TRL takes seconds to import.
+
+The loss goes through ``model(...)``, so that a wrapper such as DDP sees every forward pass; what changes is the
+model's ``forward``, which ``training_session`` puts back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import SFTTrainer
+
+from data.batching import token_batches
+from models.roles.response_loss import response_nll
+from stages.training.hf_trainer import Resumable
+from stages.training.micro_batches import of_rows
+
+
+class ResponseTrainer(Resumable, SFTTrainer):
+    """Loss, accuracy and token counts of supervised tokens; each batch cut by length, never padded to its longest.
+
+    ``batch_tokens``: padded tokens that one forward and backward may hold; None for a whole micro-batch.
+    """
+
+    batch_tokens: int | None = None
+
+    def use_response_loss(self, lm: Any, fast: bool = True) -> None:
+        """Replace the forward of the causal LM under the adapters by the response-only loss."""
+
+        def forward(
+            input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: Any
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            return response_nll(lm, input_ids, attention_mask, labels, fast=fast)
+
+        lm.forward = forward
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Sum of -log p over the supervised tokens of the whole batch, accumulation and processes included."""
+        nll, right, count = model(**inputs)
+        total = count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        loss = nll / total
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is global
+        seen = self.accelerator.gather_for_metrics(
+            torch.stack([right.double(), count.double(), inputs["attention_mask"].sum().double()])[None]
+        ).sum(0)
+        self._total_train_tokens += int(seen[2])
+        self._metrics["train"]["mean_token_accuracy"].append((seen[0] / seen[1].clamp(min=1)).item())
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return (loss, None) if return_outputs else loss
+
+    def pieces(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+        """Of at most ``size`` rows, or padded tokens where there is a budget of them."""
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        if self.batch_tokens is not None:
+            return of_rows(inputs, token_batches(lengths, size))
+        return of_rows(inputs, [range(i, min(i + size, len(lengths))) for i in range(0, len(lengths), size)])
+
+    def wanted(self, inputs: dict[str, Tensor]) -> tuple[int, int]:
+        if self.batch_tokens is None:
+            return self.micro, 1
+        return self.batch_tokens, int(inputs["attention_mask"].sum(1).max())
+
+    def told(self) -> Any:
+        return self._total_train_tokens, {k: list(v) for k, v in self._metrics["train"].items()}
+
+    def untell(self, told: Any) -> None:
+        self._total_train_tokens = told[0]
+        self._metrics["train"].clear()
+        self._metrics["train"].update(told[1])

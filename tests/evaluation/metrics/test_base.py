@@ -1,0 +1,93 @@
+"""The evaluate modules: values by hand, arrays as input, no network and no files left."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.metrics.base import Distinct, Length, MeanScore, SequenceKL, Truncation, WinRate
+
+REPO = Path(__file__).parents[3]
+
+
+def test_distinct_by_hand():
+    found = Distinct().compute(predictions=[[1, 2, 1, 2], [1, 2], [7]])
+    assert found["distinct_1"] == pytest.approx(3 / 7)
+    assert found["distinct_2"] == pytest.approx(2 / 4)  # (1,2) (2,1) of (1,2) (2,1) (1,2) (1,2)
+    assert found["distinct_1_mean"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert found["distinct_2_mean"] == pytest.approx((2 / 3 + 1) / 2)  # the answer of one token has no pair
+
+
+def test_distinct_over_words_equals_token_ids():
+    words = Distinct("words").compute(predictions=["a b  a b", "a b", "z"], orders=(1, 2, 3))
+    ids = Distinct().compute(predictions=[[1, 2, 1, 2], [1, 2], [7]], orders=(1, 2, 3))
+    assert words == ids and "distinct_3" in words
+
+
+def test_empty_answers_count():
+    assert Distinct().compute(predictions=[[], []])["distinct_1"] == 0
+    found = Length().compute(predictions=[[], [1, 2, 3, 4]])
+    assert (found["length"], found["median"], found["shortest"], found["longest"]) == (2, 2, 0, 4)
+
+
+def test_numpy_rows_and_add_batch():
+    metric = Length()
+    metric.add_batch(predictions=[np.array([1, 2, 3])])
+    metric.add_batch(predictions=[np.array([1])])
+    assert metric.compute()["length"] == 2
+    assert metric.compute(predictions=[[1] * 5])["length"] == 5  # the first batches are gone
+
+
+def test_truncation():
+    assert Truncation().compute(predictions=[True, False, True, True])["truncated"] == 0.25
+
+
+def test_mean_score_with_interval():
+    found = MeanScore().compute(predictions=np.arange(100) / 10)
+    assert found["mean"] == pytest.approx(4.95) and found["n"] == 100
+    assert found["ci95"][0] < 4.95 < found["ci95"][1]
+    assert MeanScore().compute(predictions=[1.0, 2.0])["ci95"] is None
+    assert MeanScore().compute(predictions=[1.0, 2.0] * 30, clusters=["a", "b"] * 30)["n"] == 2
+
+
+def test_kl_per_token_is_total_over_total():
+    found = SequenceKL().compute(predictions=[2.0, 4.0], references=[1, 5])
+    assert found["kl"] == 3 and found["kl_per_token"] == pytest.approx(1.0)
+
+
+def test_win_rate():
+    found = WinRate().compute(predictions=[2.0] * 30 + [0.0] * 10, references=[1.0] * 30 + [0.0] * 10)
+    assert (found["wins"], found["ties"], found["losses"]) == (30, 10, 0)
+    assert found["win_rate"] == 35 / 40
+
+
+@pytest.mark.parametrize("metric", [Distinct, Length, Truncation, MeanScore])
+def test_nothing_to_measure_is_an_error(metric: type):
+    with pytest.raises(ValueError, match="nothing to measure"):
+        metric().compute(predictions=[])
+
+
+def test_unknown_configuration_names_the_known_ones():
+    with pytest.raises(ValueError, match="tokens"):
+        Distinct("syllables")
+
+
+def test_no_network_and_no_files(tmp_path: Path):
+    code = (
+        "import socket\n"
+        "def refuse(*a, **k): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
+        "from evaluation.metrics import Distinct, WinRate\n"
+        "Distinct().compute(predictions=[[1, 2]])\n"
+        "print(WinRate().compute(predictions=[1.0], references=[0.0])['wins'])\n"
+    )
+    env = {"HF_HOME": str(tmp_path / "hf"), "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1"
+    left = [p for p in tmp_path.rglob("*") if "metric" in str(p)]
+    assert left == []

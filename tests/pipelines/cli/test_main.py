@@ -1,0 +1,191 @@
+"""The command line: help, exit codes, messages, options that take several values. No stage runs here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+import pipelines.cli.main as cli
+from data.common.errors import StageError, UserError
+from pipelines.cli.exit_codes import StageFailed, guarded, spread_values
+from pipelines.cli.run import parse_inputs
+
+ROOT = Path(__file__).parents[3]
+COMMANDS = [
+    "run",
+    "pretrain",
+    "sft",
+    "rankings",
+    "reward",
+    "ppo",
+    "evaluate",
+    "plan",
+    "models",
+    "score",
+    "export",
+    "report",
+    "watch",
+    "chat",
+]
+GOOD = "base: gpt2\ndata: {demonstrations: d.jsonl, rankings: r.jsonl}\n"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "verify", "ls", "gc", "data check"])
+def test_every_help_teaches_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command.split(), "--help"]) == 0
+    assert f"trivet {command}" in capsys.readouterr().out.split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_help_is_quick_and_imports_no_heavy_library() -> None:
+    code = (
+        "import sys; from pipelines.cli import main; main(['--help']); "
+        "sys.exit(bool({'torch', 'transformers', 'datasets', 'scipy', 'plotly'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "No such command"),
+        (["run"], "Missing argument"),
+        (["run", "{recipe}", "--bogus"], "No such option"),
+        (["run", "{folder}/none.yaml"], "none.yaml: no such recipe"),
+        (["run", "{recipe}", "--set", "ppo.kl_ceof=1"], "Did you mean 'kl_coef'"),
+        (["plan", "{recipe}", "--set", "ppo.clip=x"], "ppo.clip: must be a number"),
+        (["run", "{recipe}", "--input", "sft"], "must have the form stage=path"),
+        (["evaluate", "{folder}/nothing"], "no such run folder or recipe"),
+        (["evaluate", "{folder}", "--prompts", "none.jsonl"], "--prompts none.jsonl: no such file"),
+        (["report", "{folder}/no/run"], "no run folder"),
+        (["verify", "{folder}/no/run"], "no run folder"),
+        (["models", "qwen2.5-05b"], "Did you mean 'qwen2.5-0.5b'"),
+        (["ls", "{folder}/nothing"], "no such folder"),
+        (["data", "check", "{folder}/none.jsonl"], "is not there"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(
+    arguments: list[str], message: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main([a.format(recipe=recipe, folder=recipe.parent) for a in arguments])
+    told = capsys.readouterr()
+    assert code == 2 and message in told.err and "Traceback" not in told.err
+
+
+def test_models_lists_without_a_network(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    assert "Qwen/Qwen2.5-0.5B" in capsys.readouterr().out
+    assert cli.main(["models", "opt-125m"]) == 0
+    out = capsys.readouterr().out
+    assert "refs/pr/35" in out and "lora targets" in out and "override source" in out
+
+
+def test_ls_shows_finished_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "one"
+    run.mkdir()
+    stages = {"sft": {"status": "done", "seconds": 61}, "ppo": {"status": "running"}}
+    (run / "run.json").write_text(json.dumps({"name": "mine", "seed": 3, "stages": stages}))
+    assert cli.main(["ls", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("one", "mine", "sft", "ppo (stopped)", "1 min 01 s"))
+
+
+def test_data_check_counts_rows_and_tells_bad_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "p", "completion": "c"}\n{"prompt": \n')
+    assert cli.main(["data", "check", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "1 bad rows" in out and "rows.jsonl:2" in out
+    assert cli.main(["data", "check", str(file), "--strict"]) == 2
+
+
+def test_several_values_after_one_option() -> None:
+    given = ["run", "--set", "a.b=1", "c=2", "recipe.yaml", "--only", "sft", "ppo", "--input", "sft=x", "reward=y"]
+    assert spread_values(given) == [
+        *["run", "--set", "a.b=1", "--set", "c=2", "recipe.yaml", "--only", "sft", "--only", "ppo"],
+        *["--input", "sft=x", "--input", "reward=y"],
+    ]
+    assert parse_inputs(["sft=a=b"]) == {"sft": "a=b"}
+    with pytest.raises(UserError, match="given twice"):
+        parse_inputs(["sft=a", "sft=b"])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RuntimeError("out of luck"), " with RuntimeError: out of luck"), (StageError("out of luck"), ": out of luck")],
+)
+def test_a_failed_stage_leaves_a_log_and_exit_code_3(
+    error: Exception, said: str, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pipelines.run.pipeline as runner
+
+    def broken(self: runner.Pipeline, **which: object) -> None:
+        progress = which["progress"]
+        with progress.stage("reward", 5):  # type: ignore[attr-defined]
+            raise error
+
+    monkeypatch.setattr(runner.Pipeline, "run", broken)
+    run_dir = recipe.parent / "run"
+    assert cli.main(["run", str(recipe), "--run-dir", str(run_dir), "--set", "runtime.device=cpu"]) == 3
+    told = capsys.readouterr().err
+    assert f"the reward stage failed{said}" in told and "Traceback" not in told
+    assert str(run_dir / "error.log") in told
+    assert "out of luck" in (run_dir / "error.log").read_text()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_with_their_exit_code(number: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(number)
+    monkeypatch.setattr("pipelines.cli.main.run_stages", lambda *_, **__: os.kill(os.getpid(), number))
+    assert cli.main(["sft", "recipe.yaml"]) == code
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_ends_at_a_signal_without_a_word(number: int, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def f(prompts, completions):\n    return [float(len(c)) for c in completions]\n")
+    command = [sys.executable, "-m", "pipelines", "serve-reward", f"{tmp_path}/own.py:f", "--port", "0"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    told = [server.stdout.readline() for _ in range(3)]
+    address = told[2].split()[1]
+    assert f"scores at {address}" in told[0] and told[2].split()[0] == "curl"
+    shown = json.loads(told[2].partition(" -d '")[2].strip().strip("'"))  # what the message says to send
+    answer = requests.post(address, json=shown, timeout=10).json()
+    assert answer == {"scores": [float(len(shown["rows"][0]["completion"]))]}
+    server.send_signal(number)
+    rest = server.communicate(timeout=20)
+    assert (server.returncode, rest[1]) == (0, "")
+
+
+def test_guarded_returns_what_each_failure_means(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(error: BaseException) -> int:
+        def command() -> None:
+            raise error
+
+        return guarded(command)
+
+    assert fails(UserError("line 3 is wrong")) == 2
+    assert fails(StageFailed("ppo")) == 3
+    assert fails(ValueError("odd")) == 3
+    told = capsys.readouterr().err
+    assert "trivet: line 3 is wrong" in told and "ValueError: odd" in told and "error.log" in told
+    assert guarded(lambda: None) == 0
+
+
+def test_module_equals_script() -> None:
+    done = subprocess.run([sys.executable, "-m", "pipelines", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("trivet")

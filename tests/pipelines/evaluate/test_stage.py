@@ -1,0 +1,218 @@
+"""``trivet evaluate`` on the smallest real run: systems of every kind, answers kept, models of no run."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipelines.cli.main as cli
+from models.sampling.fast import FastEngine
+from reward.terms.server import serving
+
+
+@pytest.fixture(scope="module")
+def run(least_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: evaluations are written into it."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(least_run, folder)
+    return folder
+
+
+def evaluate(run: Path | str, out: Path, *options: str) -> dict[str, Any]:
+    assert cli.main(["evaluate", str(run), "--run-dir", str(out), *options]) == 0
+    return json.loads((out / "evaluation" / "results.json").read_text(encoding="utf-8"))
+
+
+def answers(out: Path, decoding: str, system: str) -> list[str]:
+    rows = map(json.loads, (out / "evaluation" / "samples.jsonl").read_text(encoding="utf-8").splitlines())
+    return [r["systems"][system]["response"] for r in rows if r["decoding"] == decoding]
+
+
+def test_what_was_said_is_not_said_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    first = json.loads((run / "evaluation" / "results.json").read_text())
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("an answer was made again")
+
+    monkeypatch.setattr(FastEngine, "__call__", refuse)
+    again = evaluate(run, tmp_path / "a", "--set", "evaluation.gold=null", "evaluation.bootstrap=60")
+    assert again["settings"] == first["settings"] and again["judge"] == "reward"
+    for name, system in again["systems"].items():
+        assert system["generation"] == first["systems"][name]["generation"]
+        assert system["length"]["mean"] == first["systems"][name]["length"]["mean"]
+    other = ["evaluate", str(run), "--run-dir", str(tmp_path / "b"), "--systems", "sft", "--set", "evaluation.seed=5"]
+    assert cli.main(other) == 3 and "made again" in capsys.readouterr().err
+
+
+def test_checkpoints_adapters_and_exports_say_what_the_stage_says(run: Path, tmp_path: Path):
+    exported = tmp_path / "merged"
+    assert cli.main(["export", str(run), "--stage", "ppo", "--to", str(exported), "--merge"]) == 0
+    systems = f"sft,ppo,ppo@1,ppo@2,path:{run / 'ppo'},path:{exported}"
+    found = evaluate(run, tmp_path / "out", "--systems", systems)
+    assert list(found["systems"]) == ["sft", "ppo", "ppo@1", "ppo@2", "path:ppo", "path:merged"]
+    for system in ("ppo@2", "path:ppo", "path:merged"):
+        for decoding in ("sampled", "greedy"):
+            assert answers(tmp_path / "out", decoding, system) == answers(tmp_path / "out", decoding, "ppo"), system
+    ppo = found["systems"]["ppo"]
+    for system in ("ppo@2", "path:ppo"):
+        same = {k: v for k, v in found["systems"][system].items() if k != "generation"}
+        assert same == {k: v for k, v in ppo.items() if k != "generation"}
+    assert found["systems"]["ppo@1"]["generation"] != ppo["generation"] and "kl" not in found["systems"]["path:merged"]
+    assert found["systems"]["sft"]["kl"]["mean"] == 0 == found["systems"]["sft"]["kl_exact"]["mean"]
+
+
+def test_any_reward_chooses_the_best_of_n(run: Path, tmp_path: Path):
+    """A rule, a function, a remote scorer and what PPO is paid for, among the same samples as the reward model."""
+    (tmp_path / "own.py").write_text("def f(prompts, completions):\n    return [-len(c) for c in completions]\n")
+    own = "short: [{source: length, at_most: 0, unit: characters}]"
+    with serving(lambda rows: [-float(len(r["completion"])) for r in rows]) as address:
+        own = f"evaluation.best_of_by={{{own}, own: '{tmp_path}/own.py:f', far: '{address}'}}"
+        names = ["best_of_3", *(f"best_of_3:{by}" for by in ("short", "own", "far", "ppo.reward"))]
+        found = evaluate(run, tmp_path / "o", "--systems", ",".join(["sft", *names]), "--set", own)
+    assert list(found["systems"]) == ["sft", *names]
+    said = {name: answers(tmp_path / "o", "sampled", name) for name in ("sft", *names)}
+    tries = [said["sft"]]
+    for file in sorted((run / "generations").glob("*.jsonl")):
+        head, *rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        tries += [[row["text"] for row in rows]] if head["settings"]["stream"] in ("1", "2") else []
+    lengths = [min(map(len, texts)) for texts in zip(*tries, strict=True)]
+    assert len(tries) == 3 and lengths != [len(a) for a in said["sft"]]
+    for by in ("short", "own", "far"):
+        assert [len(a) for a in said[f"best_of_3:{by}"]] == lengths
+        assert found["systems"][f"best_of_3:{by}"]["kl"]["mean"] == pytest.approx(math.log(3) - 2 / 3)
+    rewards = {name: found["systems"][name]["reward"]["mean"] for name in ("best_of_3", "best_of_3:short")}
+    assert rewards["best_of_3"] > rewards["best_of_3:short"]
+    assert "Best of 3 by short" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+
+
+def test_other_ways_of_asking(run: Path, tmp_path: Path):
+    declared = "evaluation.prompted={mine: {model: sft, system: answer, shots: 1, answer: '(\\w+)'}}"
+    options = ["--systems", "sft,prompted:mine,prompted:zero-shot", "--set", declared]
+    found = evaluate(run, tmp_path, *options, "evaluation.max_new_tokens=8")
+    assert list(found["systems"]) == ["sft", "prompted:mine", "prompted:zero_shot"]
+    mine = found["systems"]["prompted:mine"]
+    assert mine["extracted"] > 0 and "kl" not in mine and mine["length"]["mean"] <= 3
+    rows = [json.loads(line) for line in (tmp_path / "evaluation/samples.jsonl").read_text().splitlines()]
+    cell = rows[0]["systems"]["prompted:mine"]
+    assert cell["response"] in cell["raw"] and "raw" not in rows[0]["systems"]["sft"]
+
+
+def test_a_model_of_no_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    exported = tmp_path / "adapter"
+    assert cli.main(["export", str(run), "--stage", "sft", "--to", str(exported)]) == 0
+    prompts = tmp_path / "new.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"tell me a story about {n}"}) + "\n" for n in range(20)))
+    options = ["--prompts", str(prompts), "--set", "evaluation.max_new_tokens=6"]
+    found = evaluate("adapter", tmp_path / "out", *options)
+    assert list(found["systems"]) == ["base", "path:adapter"] and found["prompts"] == 20
+    assert found["judge"] is None and found["comparisons"] == []
+    assert any("described, not compared" in w for w in found["warnings"])
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("systems", "words"),
+    [
+        ("ppo@7", "that policy was not kept (kept: ppo@1, ppo@2)"),
+        ("path:nowhere", "no such folder"),
+        ("path:.", "no config.json there"),
+        ("prompted:few-shot", "does not fit"),
+        ("best-of-3:shorter", "no reward 'shorter' to choose by"),
+    ],
+)
+def test_systems_that_cannot_be_are_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], systems, words
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", str(run), "--run-dir", str(tmp_path / "o"), "--systems", systems]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_model_needs_prompts(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["evaluate", str(run / "pretrain" / "model" / ".." / "model")]) == 2
+    assert "--prompts FILE" in capsys.readouterr().err
+
+
+def test_metrics_against_a_files_answers_and_the_reward_models_card(run: Path, tmp_path: Path):
+    rows = [{"prompt": f"tell me a story about {n}", "completion": f"once upon a time {n}"} for n in range(4)]
+    prompts, rankings = tmp_path / "answered.jsonl", tmp_path / "ranked.jsonl"
+    prompts.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    ranked = [{"prompt": f"tell {n}", "responses": ["a fox and a dog .", "no", f"{n}"]} for n in range(6)]
+    rankings.write_text("".join(json.dumps(r) + "\n" for r in ranked))
+    options = ["--prompts", str(prompts), "--rankings", str(rankings), "--metrics", "exact_match,perplexity"]
+    settings = ["--set", "evaluation.max_new_tokens=6", "evaluation.bootstrap=50", "evaluation.gold=null"]
+    found = evaluate(run, tmp_path / "out", "--systems", "base,sft", *options, *settings)
+    metrics = {name: system["metrics"] for name, system in found["systems"].items()}
+    assert metrics["sft"]["exact_match"]["mean"] == 0 and metrics["sft"]["references_n"] == 4
+    assert 1 < metrics["sft"]["perplexity"] != metrics["base"]["perplexity"] > 1
+    assert "perplexity" not in found["greedy"]["sft"]["metrics"]
+    assert 0 <= found["reward_card"]["pair_accuracy"] <= 1
+    card = json.loads((tmp_path / "out" / "evaluation" / "report_card.json").read_text())
+    assert card["accuracy"]["share"] == found["reward_card"]["pair_accuracy"]
+    own = json.loads((run / "reward" / "report_card.json").read_text())
+    assert json.loads((run / "evaluation" / "report_card.json").read_text()) == own
+
+
+def test_what_metrics_and_tasks_need_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "hello"}\n')
+    common = ["evaluate", str(run), "--run-dir", str(tmp_path / "o"), "--systems", "sft"]
+    assert cli.main([*common, "--prompts", str(tmp_path / "p.jsonl"), "--metrics", "rouge"]) == 2
+    assert "rouge needs references" in capsys.readouterr().err
+    assert cli.main([*common, "--metrics", "hub:bleu"]) == 2
+    assert "--allow-hub-metrics" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    short = ["--set", "evaluation.prompts=2", "evaluation.greedy=false", "evaluation.max_new_tokens=2"]
+    assert cli.main([*common, "--lm-eval", "arc_easy", *short]) == 2
+    assert "pip install 'trivet[lm-eval]'" in capsys.readouterr().err
+
+
+def test_numbers_of_the_harness_are_made_simple():
+    from pipelines.evaluate.lm_eval import simplified
+
+    results = {"alias": "t", "acc,none": 0.5, "acc_stderr,none": 0.1, "em,strict": 1, "em_stderr,strict": "N/A"}
+    found = simplified({"results": {"t": results}, "n-samples": {"t": {"original": 9, "effective": 4}}})
+    assert found == {"t": {"acc": {"value": 0.5, "stderr": 0.1}, "em (strict)": {"value": 1.0, "stderr": None}, "n": 4}}
+
+
+@pytest.mark.slow
+def test_the_harness_runs_local_tasks_on_the_exported_model(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'trivet[lm-eval]'")
+    rows = [{"question": "tell a story", "choices": ["cat", "dog"], "answer": n % 2} for n in range(8)]
+    (tmp_path / "pets.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    task = {
+        "task": "pets",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "pets.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "pets.yaml").write_text(json.dumps(task))
+    monkeypatch.setattr(socket.socket, "connect", _refuse)
+    options = ["--lm-eval", "pets", "--tasks-dir", str(tmp_path), "--systems", "sft"]
+    short = ["--set", "evaluation.prompts=2", "evaluation.greedy=false", "evaluation.lm_eval.systems=[sft, ppo]"]
+    found = evaluate(run, tmp_path / "out", *options, *short)["lm_eval"]
+    assert set(found["systems"]) == {"sft", "ppo"}
+    pets = found["systems"]["ppo"]["pets"]
+    assert pets["n"] == 8 and pets["acc"]["value"] == 0.5  # one answer to every question is right half the time
+    assert "pets" in (tmp_path / "out" / "report.html").read_text()
+    assert not list((tmp_path / "out").glob(".harness-*"))
+
+
+def _refuse(*_: Any) -> None:
+    raise AssertionError("network")

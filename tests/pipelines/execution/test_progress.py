@@ -1,0 +1,68 @@
+"""Progress: readable lines in a file, silence in other processes, nothing lost on a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+import pipelines.execution.progress as progress_module
+from pipelines.execution.progress import Progress, duration, number
+
+
+def test_a_file_gets_plain_lines_at_every_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Progress(console=Console(file=out)).stage("ppo", 100) as bar:
+        for step in range(1, 101):
+            now[0] += 0.5
+            bar.advance(step, {"kl": step / 7, "reward": 0.0001234}, tokens=50)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 11 and "\x1b" not in out.getvalue() and "\r" not in out.getvalue()
+    assert lines[0] == "ppo 10/100 (10%)  100 tokens/s  45 s left  kl 1.429  reward 0.000123"
+    assert lines[-1].startswith("ppo: done in 50 s  kl 14.29")
+
+
+def test_slow_steps_are_told_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Progress(console=Console(file=out)).stage("rankings") as bar:
+        for step in range(1, 7):
+            now[0] += 4
+            bar.advance(step)
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["3", "6", "done"]
+
+
+def test_a_terminal_gets_a_bar_and_keeps_the_last_line() -> None:
+    out = io.StringIO()
+    progress = Progress(console=Console(file=out, force_terminal=True, width=100))
+    with progress.stage("sft", 2) as bar:
+        assert bar.live is not None and progress.current == "sft"
+        bar.advance(1, {"loss": 2.5}, tokens=10)
+        progress.say("half way [done]")
+    assert "half way [done]" in out.getvalue() and "sft: done in" in out.getvalue() and progress.current == ""
+
+
+def test_other_processes_are_silent() -> None:
+    out = io.StringIO()
+    progress = Progress(active=False, console=Console(file=out))
+    with progress.stage("sft", 2) as bar:
+        bar.advance(2, {"loss": 1.0})
+        progress.warn("nobody hears this")
+    assert out.getvalue() == ""
+
+
+def test_a_failed_stage_is_not_called_done() -> None:
+    out = io.StringIO()
+    progress = Progress(console=Console(file=out))
+    with pytest.raises(RuntimeError), progress.stage("ppo", 3):
+        raise RuntimeError
+    assert "done" not in out.getvalue() and progress.current == "ppo"
+
+
+def test_numbers_and_durations() -> None:
+    assert [number(v) for v in (3, 0.123456, 1e-5, 12345.678, 2.0)] == ["3", "0.1235", "1e-05", "1.235e+04", "2"]
+    assert [duration(s) for s in (9.6, 200, 7500)] == ["10 s", "3 min 20 s", "2 h 05 min"]

@@ -1,0 +1,272 @@
+"""The report of a made-up run: complete, partial and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.common.errors import UserError
+from pipelines.report.charts import reward_against_kl
+from pipelines.report.page import read_run, view, write_report
+from pipelines.report.reward_card import training_scale
+from pipelines.report.samples import PACKED, chosen_samples, packed_samples, unpacked
+from tests.support.finished_run import RECIPE, Tags, embedded, make_run, many_rows, unpacked_part, without_packed
+
+
+def test_words_first_and_five_questions(page: str):
+    text = Tags(page).text
+    assert "PPO beat SFT" in text
+    assert re.search(r"PPO wins \d\d % of 256 held-out prompts \[\d\d, \d\d\] by the gold preference", text)
+    questions = [
+        "Did PPO beat SFT?",
+        "By how much?",
+        "May I trust the reward?",
+        "Did it cheat?",
+        "How do I run it again?",
+    ]
+    places = [text.index(q) for q in questions]
+    assert places == sorted(places) and places[-1] < text.index("Results on held-out prompts")
+    assert re.search(r"It orders \d\d % of 360 held-out pairs as people did \[\d\d, \d\d\]; a coin gets 50 %", text)
+    assert "choosing the longest answer" in text and "The gate before PPO passed." in text
+    assert "recipe.yaml --run-dir" in text and "Seed 0" in text
+
+
+def test_self_contained_and_small(run: Path, page: str):
+    assert (run / "report.html").stat().st_size < 10 * 2**20
+    for tag, attributes in Tags(page).tags:
+        assert tag not in ("link", "iframe", "img", "object", "embed"), tag
+        assert "src" not in attributes and (attributes.get("href") or "#").startswith("#"), (tag, attributes)
+    from plotly.offline import get_plotlyjs
+
+    assert unpacked_part(page, "plotly") == get_plotlyjs()
+    ours = without_packed(page)
+    assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttpRequest", ours)
+    assert "default-src 'none'" in page  # and the browser is told to refuse what we should have missed
+
+
+def test_every_chart_is_there(page: str):
+    charts = {c["id"]: c for c in embedded(page, "charts")}
+    titles = {c["title"] for c in charts.values()}
+    assert {"Win rates", "Reward and gold", "Reward against KL", "Time", "Loss", "Token accuracy"} <= titles
+    assert {"Reward", "KL to SFT", "Entropy", "Answer length", "Cut off", "Clipped steps"} <= titles
+    places = {a.get("id") for tag, a in Tags(page).tags if tag == "div"}
+    assert set(charts) <= places
+    assert all(c["data"][0]["x"] and c["data"][0]["y"] for c in charts.values())
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_lineage_cost_data_and_recipe(page: str):
+    text = Tags(page).text
+    for part in (
+        "1a3f09c7be25",
+        "740 MB",
+        "1 min 10 s",
+        "supervised tokens",
+        "44,120",
+        "kl_coef: 0.1",
+        "In all: 3 min 33 s",
+    ):
+        assert part in text, part
+
+
+def test_hostile_text_stays_text(tmp_path: Path):
+    run = make_run(tmp_path / "demo", n=24)
+    evil = "</script><script>window.evil = 1</script><img src=x onerror=alert(1)>"
+    row = {
+        "prompt": evil,
+        "category": evil,
+        "decoding": "sampled",
+        "systems": {evil: {"response": evil, "reward": 1e9}},
+    }
+    (run / "evaluation" / "samples.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (run / "recipe.yaml").write_text(f"name: '{evil}'\n", encoding="utf-8")
+    results = json.loads((run / "evaluation" / "results.json").read_text(encoding="utf-8"))
+    results["warnings"].append(evil)
+    results["systems"][evil] = results["systems"]["base"]
+    results["comparisons"].append(results["comparisons"][0] | {"a": evil})
+    (run / "evaluation" / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    noted = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    (run / "run.json").write_text(json.dumps(noted | {"name": evil}), encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "window.evil" in page and "<script>window.evil" not in page and "<img" not in page
+    tags = Tags(page).tags
+    assert sum(tag == "script" for tag, _ in tags) == 4
+    assert not any("onerror" in attributes for _, attributes in tags)
+    assert json.loads(unpacked_part(page, "samples"))[0]["prompt"] == evil
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        ["run.json"],
+        ["sft/metrics.jsonl"],
+        ["run.json", "sft", "reward"],
+        ["run.json", "ppo/metrics.jsonl"],
+        ["evaluation/results.json"],
+        ["recipe.yaml", "reward/manifest.json"],
+    ],
+)
+def test_partial_runs_have_partial_reports(run: Path, tmp_path: Path, kept: list[str]):
+    for name in kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (run / name).is_dir() else shutil.copy)(run / name, tmp_path / name)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    text = Tags(page).text
+    evaluated = "evaluation/results.json" in kept
+    assert ("Not evaluated yet" in text) != evaluated and ("PPO beat SFT\n" in text) == evaluated
+    assert "Did it cheat?" in text and "Answers side by side" not in text and "None" not in text
+    drawn = "metrics.jsonl" in str(kept) or "sft" in kept or evaluated or "run.json" in kept
+    assert bool(embedded(page, "charts")) == drawn
+
+
+def test_a_growing_or_damaged_file_is_no_obstacle(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "demo")
+    (tmp_path / "demo" / "evaluation" / "results.json").write_text("{", encoding="utf-8")
+    with (tmp_path / "demo" / "ppo" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 41, "objective/scores": NaN, "objective/kl": Infinity}\n{"step": 42, "obj')
+    files = read_run(tmp_path / "demo")
+    assert len(files.metrics["ppo"]) == 41
+    assert files.notes == ["evaluation/results.json is damaged and was left out."]
+    page = write_report(tmp_path / "demo").read_text(encoding="utf-8")
+    assert "results.json is damaged" in Tags(page).text
+    for c in embedded(page, "charts"):
+        assert "NaN" not in json.dumps(c)
+
+
+def test_nothing_to_report_is_an_error(tmp_path: Path):
+    with pytest.raises(UserError, match="no such run folder"):
+        write_report(tmp_path / "missing")
+    with pytest.raises(UserError, match="trivet run"):
+        write_report(tmp_path)
+
+
+def test_what_does_not_fit_leaves_the_extremes():
+    rows = many_rows(300)
+    rows[150]["systems"]["ppo"]["reward"] = -55.0
+    rows[251]["systems"]["ppo"]["reward"] = 155.0
+    assert chosen_samples(rows) == chosen_samples(rows, 300) and len(chosen_samples(rows)) == 300
+    text, count = packed_samples(rows, budget=30_000)
+    kept = json.loads(unpacked(text))
+    assert len(text) <= 30_000 and 20 < count < 300 and count == len(kept)
+    numbers = [int(r["prompt"].split()[0]) for r in kept]
+    assert {0, 150, 251} <= set(numbers) and numbers == sorted(numbers)
+    assert packed_samples(rows[:3])[1] == 3 and packed_samples([])[1] == 0 and PACKED < 8 * 2**20
+
+
+def test_warnings_are_marked_at_their_step(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "demo")
+    path = tmp_path / "demo" / "ppo" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["metrics"]["warnings"] = [{"step": 12, "text": "the <b>critic</b> sleeps"}]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    page = write_report(tmp_path / "demo").read_text(encoding="utf-8")
+    ours = [c for c in embedded(page, "charts") if c["id"].startswith("chart-ppo")]
+    assert len(ours) == 8
+    for chart in ours:
+        assert chart["layout"]["shapes"][0]["x0"] == 12 and chart["data"][1]["x"] == [12]
+        assert "&lt;b&gt;critic" in chart["data"][1]["hovertemplate"]
+    assert "step 12: the <b>critic</b> sleeps" in Tags(page).text and "PPO, update 12" in Tags(page).text
+
+
+def test_a_running_stage_shows_its_growing_curve(run: Path, tmp_path: Path):
+    partial = tmp_path / ".ppo.partial"
+    shutil.copytree(run / "ppo", partial)
+    (partial / "manifest.json").unlink()
+    (tmp_path / "run.json").write_text(json.dumps({"stages": {"ppo": {"status": "running"}}}), encoding="utf-8")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    charts = {c["id"]: c["title"] for c in embedded(page, "charts")}
+    assert {"Reward", "Reward against KL"} <= set(charts.values()) and "running" in Tags(page).text
+    assert set(charts) == {a["id"] for tag, a in Tags(page).tags if a.get("class") == "plot"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "short"),
+    [
+        ({"warnings": ["ppo: the reward rose but gold fell against sft: the reward is over-optimised."]}, ("No",)),
+        ({}, ("Mostly",)),
+    ],
+)
+def test_trust_falls_with_over_optimisation(run: Path, tmp_path: Path, changes: dict[str, Any], short: tuple[str]):
+    shutil.copytree(run, tmp_path / "demo")
+    path = tmp_path / "demo" / "evaluation" / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(results | {"warnings": []} | changes), encoding="utf-8")
+    assert view(read_run(tmp_path / "demo"))["questions"][2]["short"] == short[0]
+
+
+def test_trust_goes_by_the_card_and_the_gate(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "demo")
+    recipe, card = tmp_path / "demo" / "recipe.yaml", tmp_path / "demo" / "reward" / "report_card.json"
+
+    def trust() -> dict[str, str]:
+        return view(read_run(tmp_path / "demo"))["questions"][2]
+
+    recipe.write_text(RECIPE.replace("accuracy: 0.5", "accuracy: 0.9"), encoding="utf-8")
+    assert trust()["short"] == "No" and "The gate before PPO failed. " in trust()["text"]
+    recipe.write_text(RECIPE.replace("enabled: true", "enabled: false"), encoding="utf-8")
+    assert trust()["short"] == "Mostly" and "gate" not in trust()["text"]
+    found = json.loads(card.read_text(encoding="utf-8"))
+    card.write_text(json.dumps(found | {"warnings": ["it likes long answers"]}), encoding="utf-8")
+    assert trust()["short"] == "With care"
+    for ci, short in (([0.796, 0.85], "Mostly"), ([0.6, 0.79], "With care"), ([0.45, 0.6], "No"), (None, "Unknown")):
+        accuracy = found["accuracy"] | {"ci95": ci}
+        card.write_text(json.dumps(found | {"accuracy": accuracy, "warnings": []}), encoding="utf-8")
+        assert trust()["short"] == short
+    card.unlink()  # the manifest has the accuracy alone
+    assert "73 % of 1,204 held-out pairs as people did [70, 76]" in trust()["text"]
+
+
+def test_signs_of_cheating_are_named(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "demo")
+    path = tmp_path / "demo" / "evaluation" / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert view(read_run(tmp_path / "demo"))["questions"][3]["tone"] == "good"
+    ppo = results["systems"]["ppo"]
+    ppo["gold"]["mean"], ppo["kl"]["mean"], ppo["distinct_2"] = -2.5, 124.0, 0.001
+    path.write_text(json.dumps(results), encoding="utf-8")
+    card = view(read_run(tmp_path / "demo"))["questions"][3]
+    assert card["tone"] == "bad" and card["short"] == "Far from SFT"
+    assert "monotonous answers, reward up, gold down" in card["text"]
+
+
+def _path_and_places(chart: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return chart["data"][0], {t["name"]: (t["x"][0], t["y"][0]) for t in chart["data"][1:]}
+
+
+def test_reward_against_kl_in_one_unit_with_readable_updates():
+    rows = [{"step": i, "objective/kl": i / 4, "objective/scores": i / 10} for i in range(1, 21)]
+    systems = {"base": {"kl": {"mean": 44.0}, "reward": {"mean": -3.0}},
+               "ppo": {"kl": {"mean": 5.0}, "reward": {"mean": 4.1}}}  # fmt: skip
+    chart = reward_against_kl(rows, systems, kept=15, scale=2.0)
+    assert chart is not None
+    path, places = _path_and_places(chart)
+    assert path["y"] == pytest.approx([i / 5 for i in range(1, 21)]) and path["customdata"] == list(range(1, 21))
+    named = [int(t) for t in path["text"] if t]
+    assert named[0] == 1 and named[-1] == 20 and 4 <= len(named) <= 12
+    assert places == {"Kept: update 15": (3.75, 3.0), "PPO, held out": (5.0, 4.1)}
+    assert "Far off: Base at KL 44, reward -3." in chart["hint"] and "other units" not in chart["hint"]
+    other = reward_against_kl(rows, systems | {"base": {"kl": {"mean": 14.0}, "reward": {"mean": -3.0}}}, scale=None)
+    assert other is not None
+    path, places = _path_and_places(other)
+    assert path["y"][-1] == 2.0 and "Base, held out" in places and "other units" in other["hint"]
+
+
+@pytest.mark.parametrize(
+    ("ppo", "scale"),
+    [
+        ("{}", 1.0),
+        ("{standardise_scores: true}", 1.5),
+        ("{standardise_scores: true, reward: [{source: model, weight: 1.0, clip: null}]}", 1.5),
+        ("{reward: [{source: model, weight: 2.0}]}", None),
+        ("{reward: [{source: model}, {source: length}]}", None),
+        ("{reward: [{source: model, normalise: true}]}", None),
+        ("[", 1.0),
+    ],
+)
+def test_scores_of_training_are_put_into_the_units_of_evaluation(ppo: str, scale: float | None):
+    assert training_scale(f"ppo: {ppo}\n", {"spread": 1.5}) == scale

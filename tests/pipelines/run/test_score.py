@@ -1,0 +1,65 @@
+"""``trivet score`` on models that are no run: a sequence classifier, an exported reward adapter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from data.common.errors import UserError
+from pipelines.run.score import load_scorer, score_file
+from tests.conftest import WORDS, word_tokenizer
+
+ROWS = [("w1 w2", "w3"), ("w1", "w4 w5 w6 w7"), ("w2", "w8 w9"), ("w3", "w8 w1")]
+
+
+def save_classifier(folder, labels=1):
+    config = AutoConfig.for_model(
+        "llama", vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=32, num_labels=labels,
+    )  # fmt: skip
+    config.id2label = {i: f"class{i}" for i in range(labels)}
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(folder)
+    word_tokenizer(pad_is_eos=True).save_pretrained(folder)
+    return model
+
+
+def answers_file(folder):
+    file = folder / "answers.jsonl"
+    file.write_text("".join(json.dumps({"prompt": p, "response": a}) + "\n" for p, a in ROWS))
+    return file
+
+
+def test_a_classifier_scores_each_answer_as_it_does_alone(tmp_path):
+    model = save_classifier(tmp_path / "model")
+    assert score_file(tmp_path / "model", answers_file(tmp_path), tmp_path / "out.jsonl") == len(ROWS)
+    found = [json.loads(line)["reward"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    tokenizer = word_tokenizer()
+    for (prompt, answer), score in zip(ROWS, found, strict=True):
+        ids = tokenizer(prompt, answer, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            assert model(input_ids=ids).logits.item() == pytest.approx(score, abs=1e-5)
+
+
+def test_one_of_several_labels_is_named_and_scored_by_its_odds(tmp_path):
+    model = save_classifier(tmp_path, labels=3)
+    with pytest.raises(UserError, match="has 3 labels; name the one to score with --label"):
+        load_scorer(tmp_path)
+    with pytest.raises(UserError, match=r"no such label.*class1"):
+        load_scorer(tmp_path, "clas1")
+    found = load_scorer(tmp_path, "class1")([[]], ["w5 w6"], [True])[0]
+    with torch.no_grad():
+        p = model(input_ids=word_tokenizer()("w5 w6", return_tensors="pt")["input_ids"]).logits.softmax(-1)[0, 1].item()
+    assert found == pytest.approx(torch.logit(torch.tensor(p)).item(), abs=1e-4)
+
+
+def test_too_long_and_nothing_at_all(tmp_path):
+    save_classifier(tmp_path / "model")
+    with pytest.raises(UserError, match="40 tokens, the model takes 32"):
+        load_scorer(tmp_path / "model")([[]], ["w1 " * 40], [True])
+    with pytest.raises(UserError, match="neither a run"):
+        load_scorer(tmp_path)

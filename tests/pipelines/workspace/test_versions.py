@@ -1,0 +1,109 @@
+"""A stage's code cannot change without its VERSION: the version is in the key, and old results would pass for new.
+
+After a change of behaviour raise VERSION in the stage's file; then (or after a change that alters no result) run
+``python tests/pipelines/workspace/test_versions.py`` and commit the new digests.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+RECORD = Path(__file__).with_name("stage_versions.json")
+FAST = [f"models/fast_{part}.py" for part in ("weights", "layers", "body", "engine", "head", "products", "trunk")]
+CODE = {
+    "pretrain": ["stages/pretrain.py"],
+    "sft": [
+        "stages/sft.py",
+        "stages/training/sft_trainer.py",
+        "models/roles/response_loss.py",
+        "stages/training/hf_trainer.py",
+        "stages/training/micro_batches.py",
+        *FAST,
+    ],
+    "rankings": ["stages/rankings.py", "models/sampling/generate.py", *FAST],
+    "reward": [
+        "stages/reward_model.py",
+        "stages/training/prompt_sampler.py",
+        "stages/training/hf_trainer.py",
+        "stages/training/micro_batches.py",
+        "reward/losses.py",
+        "reward/model.py",
+        "reward/files.py",
+        "reward/shared_prompt.py",
+        *FAST,
+    ],
+    "ppo": [
+        "stages/ppo/update.py",
+        "stages/ppo/stage.py",
+        "stages/ppo/holdout_monitor.py",
+        "stages/ppo_math.py",
+        "stages/ppo/rollout.py",
+        "stages/ppo/old_logprobs.py",
+        "stages/ppo/shared_layers.py",
+        "models/sampling/generate.py",
+        "stages/ppo/kl_controller.py",
+        *FAST,
+    ],
+    "evaluate": [
+        "pipelines/evaluate/stage.py",
+        "pipelines/evaluate/systems.py",
+        "evaluation/held_out.py",
+        "evaluation/results.py",
+        "evaluation/divergence.py",
+        "evaluation/prompting.py",
+        *FAST,
+    ],
+}
+
+
+def normalised(path: Path) -> str:
+    """The syntax tree without comments, layout and docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def current() -> dict[str, dict[str, object]]:
+    from pipelines.run.stages import STAGES
+
+    text = {stage: "\n".join(normalised(ROOT / f) for f in files) for stage, files in CODE.items()}
+    return {
+        s: {"version": STAGES[s].version(), "code": hashlib.sha256(t.encode()).hexdigest()} for s, t in text.items()
+    }
+
+
+def test_every_stage_has_its_code_listed():
+    from pipelines.run.stages import STAGES
+
+    assert set(CODE) == set(STAGES)
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="digests are of Python 3.11's syntax trees")
+@pytest.mark.parametrize("stage", CODE)
+def test_code_changes_only_with_its_version(stage):
+    recorded, found = json.loads(RECORD.read_text())[stage], current()[stage]
+    assert found == recorded, (
+        f"{stage}: code changed; raise VERSION if results can, then record it (see this file's head)"
+    )
+
+
+def test_comments_and_docstrings_do_not_count(tmp_path):
+    a, b, c = (tmp_path / n for n in "abc")
+    a.write_text('"""One."""\ndef f(x):\n    """Doc."""\n    return x + 1\n')
+    b.write_text('"""Two."""\n\n\ndef f(x):  # why\n    return (x + 1)\n')
+    c.write_text("def f(x):\n    return x + 2\n")
+    assert normalised(a) == normalised(b) != normalised(c)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    RECORD.write_text(json.dumps(current(), indent=1, sort_keys=True) + "\n")
