@@ -36,30 +36,6 @@ def _pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[tor
     return ids, mask
 
 
-def position_ids(mask: torch.Tensor) -> torch.Tensor:
-    """Positions (B, L) counted over real tokens, so that padding on either side changes nothing (B, L bool mask)."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def length_grouped(lengths: Sequence[int], batch: int, generator: torch.Generator) -> list[list[int]]:
-    """Every index once, in shuffled batches of rows of like length; one batch may be smaller.
-
-    Rows are shuffled, sorted by length within blocks of 50 batches, cut into batches, and the batches are shuffled.
-
-    Raises:
-        ValueError: a batch size below 1.
-    """
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    block = 50 * batch
-    batches: list[list[int]] = []
-    for at in range(0, len(order), block):
-        rows = sorted(order[at : at + block], key=lambda i: -lengths[i])
-        batches += [rows[i : i + batch] for i in range(0, len(rows), batch)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-
-
 def like_length(lengths: Sequence[int], worth: int) -> list[list[int]]:
     """Every index once, longest first, in groups: a cut is made where it saves at least ``worth`` padded cells.
 

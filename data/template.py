@@ -1,7 +1,7 @@
 """Messages to token ids: the one rendering that SFT, the reward model, PPO and evaluation share.
 
 A conversation becomes text by a jinja chat template (run by Transformers, in its sandbox; templates of others in a
-process of their own: ``data/template_sandbox.py``), and text becomes ids without special tokens. What holds for every one:
+process of their own, ``data.template_sandbox``), and text becomes ids without special tokens. For every one holds:
 
 - ``prompt_ids(m)`` is a prefix, as ids, of everything rendered from ``m``: prompt and answer are tokenised together
   where the prompt's ids are then a prefix, otherwise apart (a tokenizer may merge across the border, but sampled
@@ -183,10 +183,6 @@ class Renderer:
             labels=[labels[i] for i in kept] + ids[:length],
             cut=length < len(ids),
         )
-
-    def document_ids(self, text: str) -> list[int]:
-        """Plain text with a start token (as a prompt without ids gets) and the first stop id: for pretraining."""
-        return [*(self._added_bos or (self._start_id(),)), *tokens.tokenise(self.tokenizer, text), self.stop_ids[0]]
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of a response: up to its first stop id, without special tokens.

@@ -18,12 +18,12 @@ from data.common.errors import UserError
 from data.common.user_functions import UserFunction
 from data.records import Message, Prompt
 from data.template import Renderer
+from evaluation.answers import SystemAnswers
 from evaluation.best_of import Chooser
 from evaluation.divergence import kl_to_reference
 from evaluation.generations import Generations, digest_of, libraries, weights_key
 from evaluation.metrics.builtin import Perplexity
 from evaluation.prompting import Asking
-from evaluation.results import SystemAnswers
 from evaluation.settings import EvaluationConfig
 from models.backbone.logprobs import make_rows
 from models.backbone.oom_retry import Halving

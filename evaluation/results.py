@@ -7,71 +7,23 @@ leave. Every comparison is between answers of the same decoding to the same prom
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from data.common.paired_tests import Comparison, holm, mean_interval, paired_comparison, paired_difference, verdict
-from evaluation.judges.adversaries import adversaries, named
+from evaluation.adversaries import adversaries, named
+from evaluation.answers import SCORES, SystemAnswers
 from evaluation.metrics.base import Distinct, Truncation
 from evaluation.metrics.length_control import length_controlled_win_rate
 
 Judge = Literal["gold", "reward"]
-Decoding = Literal["sampled", "greedy"]
 Scorer = Callable[[list[str]], Sequence[float]]
 
 MANY_TRUNCATED = 0.2
 COLLAPSED = 0.6  # distinct-2 below this share of the reference system's
 MUCH_LONGER = 1.5
-SCORES = ("reward", "gold", "kl", "kl_exact")
-COLUMNS = ("categories", "responses", "token_ids", "finished", *SCORES, "groups", "raw", "extracted")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SystemAnswers:
-    """One system's n answers, row by row.
-
-    ``token_ids`` are the response ids as generated (the stop token included where the answer finished); ``kl`` is the
-    sum over an answer's tokens of the log-ratio to the reference, in nats, ``kl_exact`` that of the exact KL at every
-    step; ``groups`` names each row's prompt where its text does not (conversations that end alike). Rows of one prompt
-    are taken as one unit by the statistics. ``raw`` is the whole text where only a part of it is the answer,
-    ``extracted`` whether that part was found; ``generation`` is the key of the kept answers.
-
-    Raises:
-        ValueError: no rows, or columns of different lengths.
-    """
-
-    name: str
-    decoding: Decoding
-    prompts: Sequence[str]
-    categories: Sequence[str]
-    responses: Sequence[str]
-    token_ids: Sequence[Sequence[int]]
-    finished: Sequence[bool]
-    reward: Sequence[float] | None = None
-    gold: Sequence[float] | None = None
-    kl: Sequence[float] | None = None
-    groups: Sequence[str] | None = None
-    kl_exact: Sequence[float] | None = None
-    raw: Sequence[str] | None = None
-    extracted: Sequence[bool] | None = None
-    generation: str = ""
-    metrics: Mapping[str, Any] = field(default_factory=dict)  # of whole sets, by name
-    answer_scores: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # of single answers, by metric
-
-    def __post_init__(self) -> None:
-        if not len(self.prompts):
-            raise ValueError(f"{self.name}: no answers")
-        for column in COLUMNS:
-            values = getattr(self, column)
-            if values is not None and len(values) != len(self.prompts):
-                raise ValueError(f"{self.name}: {len(values)} {column} for {len(self.prompts)} prompts")
-
-    @property
-    def units(self) -> Sequence[str]:
-        """What tells the prompts of the rows apart."""
-        return self.prompts if self.groups is None else self.groups
 
 
 def assemble(

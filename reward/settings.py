@@ -1,4 +1,4 @@
-"""Settings of the reward's parts, without importing torch."""
+"""Settings of the reward's terms and of the gate before PPO, without importing torch."""
 
 from __future__ import annotations
 
@@ -80,3 +80,17 @@ class RewardPart(Config):
             if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
                 raise ValueError(f"at_least {self.at_least} is more than at_most {self.at_most}: exchange them")
         return self
+
+
+class GateConfig(Config):
+    """What the reward model's report card must show before PPO; `gate: off` lets everything pass.
+
+    Lines that cannot be measured (fewer than 20 held-out prompts) do not stop a run.
+    """
+
+    enabled: bool = Field(True, description="stop before PPO when a line below fails")
+    accuracy: float = Field(0.5, ge=0, lt=1, description="the interval of held-out pair accuracy must lie above this")
+    beat_longest: bool = Field(True, description="more accurate than taking the longest answer")
+    beat_ngrams: bool = Field(False, description="more accurate than a linear model of the words")
+    emptied: float = Field(0.5, ge=0, le=1, description="share of answers that must score above an empty one")
+    spread: float = Field(1e-3, ge=0, description="least standard deviation of scores over SFT samples")

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data.common.config import Config
-from reward.settings import RewardPart
+from reward.settings import GateConfig, RewardPart
 
 KEPT = "policies"  # folder of the ppo stage: policies kept on the way, for evaluation
 
@@ -88,20 +88,6 @@ class RankingsConfig(Config):
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     max_new_tokens: int = Field(64, ge=1, description="longest answer")
     batch: int = Field(128, ge=1, description="answers generated at once")
-
-
-class GateConfig(Config):
-    """What the reward model's report card must show before PPO; `gate: off` lets everything pass.
-
-    Lines that cannot be measured (fewer than 20 held-out prompts) do not stop a run.
-    """
-
-    enabled: bool = Field(True, description="stop before PPO when a line below fails")
-    accuracy: float = Field(0.5, ge=0, lt=1, description="the interval of held-out pair accuracy must lie above this")
-    beat_longest: bool = Field(True, description="more accurate than taking the longest answer")
-    beat_ngrams: bool = Field(False, description="more accurate than a linear model of the words")
-    emptied: float = Field(0.5, ge=0, le=1, description="share of answers that must score above an empty one")
-    spread: float = Field(1e-3, ge=0, description="least standard deviation of scores over SFT samples")
 
 
 class RewardConfig(Config):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data.common.redaction import printable
-from evaluation.judges.adversaries import adversaries
+from evaluation.adversaries import adversaries
+from evaluation.answers import SystemAnswers
 from evaluation.judges.pair_judge import PairJudge
-from evaluation.results import SystemAnswers, about_judge, adjusted, compare_outcomes, distrust
+from evaluation.results import about_judge, adjusted, compare_outcomes, distrust
 from evaluation.settings import JudgeConfig
 
 UNPARSED = 0.2  # beyond this share of replies without a verdict a judge says too little

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import datasets
 import evaluate
 
-from data.common.paired_tests import mean_interval, paired_comparison
-
 _TOKENS = {"predictions": datasets.Sequence(datasets.Value("int64"))}
 _TEXT = {"predictions": datasets.Value("string")}
-_NUMBER = {"predictions": datasets.Value("float64")}
 
 
 class LocalMetric(evaluate.Metric):
@@ -81,27 +78,6 @@ class Distinct(LocalMetric):
         return result
 
 
-class Length(LocalMetric):
-    """Answer length in tokens, or in white-space words."""
-
-    about = "Mean, median, shortest and longest answer."
-    inputs = "predictions: token ids of each answer; with config_name='words', texts, split at white space."
-    columns: ClassVar = {"tokens": _TOKENS, "words": _TEXT}
-
-    def _compute(self, predictions: Sequence[Any]) -> dict[str, Any]:
-        """Return ``length`` (mean), ``ci95``, ``median``, ``shortest`` and ``longest``; empty answers count as 0."""
-        lengths = sorted(len(p.split()) if isinstance(p, str) else len(p) for p in predictions)
-        found, k = mean_interval(lengths), len(lengths)
-        median = (lengths[(k - 1) // 2] + lengths[k // 2]) / 2
-        return {
-            "length": found.estimate,
-            "ci95": found.ci,
-            "median": median,
-            "shortest": lengths[0],
-            "longest": lengths[-1],
-        }
-
-
 class Truncation(LocalMetric):
     """Share of answers cut off at the length limit."""
 
@@ -112,53 +88,3 @@ class Truncation(LocalMetric):
     def _compute(self, predictions: Sequence[bool]) -> dict[str, float]:
         """Return ``truncated``, the share of False."""
         return {"truncated": sum(not finished for finished in predictions) / len(predictions)}
-
-
-class MeanScore(LocalMetric):
-    """Mean score with a bootstrap interval."""
-
-    about = "Mean of a score per answer (reward, gold preference, a judge's mark), with a 95 % interval."
-    inputs = "predictions: one score an answer."
-    columns: ClassVar = {"default": _NUMBER}
-
-    def _compute(
-        self, predictions: Sequence[float], clusters: Sequence[Hashable] | None = None, seed: int = 0
-    ) -> dict[str, Any]:
-        """Return ``mean``, ``ci95`` (None below 20 prompts) and ``n``; ``clusters`` names each answer's prompt."""
-        found = mean_interval(predictions, clusters, seed=seed)
-        return {"mean": found.estimate, "ci95": found.ci, "n": found.n}
-
-
-class SequenceKL(LocalMetric):
-    """KL divergence from the reference, per answer and per token."""
-
-    about = "Sampled estimate of KL(policy || reference): mean over answers of summed log-ratios, in nats."
-    inputs = "predictions: the sum of log policy - log reference over each answer's tokens; references: its tokens."
-    columns: ClassVar = {"default": {**_NUMBER, "references": datasets.Value("int64")}}
-
-    def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, Any]:
-        """Return ``kl`` per answer with ``ci95``, and ``kl_per_token``: total over total, never a mean of means."""
-        found, tokens = mean_interval(predictions), sum(references)
-        return {
-            "kl": found.estimate,
-            "ci95": found.ci,
-            "kl_per_token": math.fsum(predictions) / tokens if tokens else 0.0,
-        }
-
-
-class WinRate(LocalMetric):
-    """Paired win rate, ties as half."""
-
-    about = "How often an answer's score beats the score of the other system's answer to the same prompt."
-    inputs = "predictions: scores of the system; references: scores of the other system, same prompts, same order."
-    columns: ClassVar = {"default": {**_NUMBER, "references": datasets.Value("float64")}}
-
-    def _compute(
-        self,
-        predictions: Sequence[float],
-        references: Sequence[float],
-        clusters: Sequence[Hashable] | None = None,
-        seed: int = 0,
-    ) -> dict[str, Any]:
-        """Return the fields of ``data.common.paired_tests.Comparison``; ``clusters`` names each answer's prompt."""
-        return paired_comparison(predictions, references, clusters=clusters, seed=seed).as_dict()

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from data.common.intervals import checked
 from data.common.paired_tests import holm, mean_comparison, mean_verdict
+from evaluation.answers import SystemAnswers
 from evaluation.metrics.registry import References
 from evaluation.metrics.text import bleu_of, bleu_statistics, bleu_tokenizer
-from evaluation.results import SystemAnswers
 
 LEVEL = 0.05
 BLOCK = 2_000_000  # coins that exist at one time
@@ -31,8 +31,8 @@ def compare_metrics(
 ) -> list[dict[str, Any]]:
     """Every system against the one named ``against``, by every metric that is one number an answer, and by BLEU.
 
-    Means are compared on the rows that both have (``data.common.paired_tests.mean_comparison``); BLEU, which is of the whole
-    set, by approximate randomisation (Riezler & Maxwell 2005), without an interval. Holm's correction is over the
+    Means are compared on the rows that both have (``data.common.paired_tests.mean_comparison``); BLEU, which is of the
+    whole set, by approximate randomisation (Riezler & Maxwell 2005), without an interval. Holm's correction is over the
     systems of one metric and decoding.
 
     Returns:

@@ -14,10 +14,10 @@ from typing import Any
 from data.common.errors import UserError
 from data.common.intervals import mean_interval, proportion_interval
 from data.common.user_functions import load_function
+from evaluation.answers import SystemAnswers
 from evaluation.metrics.base import LocalMetric
 from evaluation.metrics.builtin import RefusalRate, SelfBleu
 from evaluation.metrics.text import Bleu, Chrf, ExactMatch, Labels, Meteor, Rouge
-from evaluation.results import SystemAnswers
 from evaluation.settings import EvaluationConfig
 from evaluation.systems import problem_of_metric
 

@@ -113,7 +113,7 @@ def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, s
 
 
 class _Blocks(torch.autograd.Function):
-    """The gradient by each state is found in the forward pass and scaled in backward; see ``models.backbone.logprobs``."""
+    """The gradient by each state is found in forward and scaled in backward; see ``models.backbone.logprobs``."""
 
     @staticmethod
     def forward(  # type: ignore[override]

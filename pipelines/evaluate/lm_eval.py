@@ -20,9 +20,9 @@ from evaluation.held_out import Evaluator, System
 from evaluation.settings import LmEvalConfig
 from evaluation.systems import parse
 from models.backbone.seeds import isolated_rng
+from models.roles.export import write_model
 from pipelines.evaluate.systems import open_system
 from pipelines.execution.stage_request import Job
-from pipelines.run.export import write_model
 
 
 def harness_results(job: Job, evaluator: Evaluator, config: LmEvalConfig) -> dict[str, Any]:

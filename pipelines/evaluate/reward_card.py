@@ -8,8 +8,8 @@ from typing import Any
 
 from data.common.errors import UserError
 from data.sources import load_records
+from evaluation.answers import SystemAnswers
 from evaluation.held_out import Evaluator
-from evaluation.results import SystemAnswers
 from pipelines.execution.stage_request import Job
 from reward.card.examine import FILE, examine, summary
 

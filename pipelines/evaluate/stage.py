@@ -9,12 +9,13 @@ from typing import Any
 
 from data.common.errors import UserError
 from data.common.user_functions import load_function
+from evaluation.answers import SystemAnswers
 from evaluation.generations import Generations
 from evaluation.held_out import Decoding, Evaluator
 from evaluation.judges.chat import judged_by_chat
 from evaluation.metrics.compare import compare_metrics
 from evaluation.metrics.registry import NO_REFERENCES, References, measure, needs_references
-from evaluation.results import SystemAnswers, assemble, samples_rows
+from evaluation.results import assemble, samples_rows
 from evaluation.systems import Named, parse
 from models.backbone.artifacts import write_json
 from models.backbone.oom_retry import Halving

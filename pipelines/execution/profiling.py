@@ -9,19 +9,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from models.backbone.processes import peak_memory
-from pipelines.execution.progress import Bar
+from stages.stage import Bar
 
 STEPS = 2
 RANGES = "trivet/"
 
 
+class NamedBar(Bar, Protocol):
+    """A progress bar that knows its stage's name."""
+
+    name: str
+
+
 class ProfiledBar:
     """A stage's progress bar whose steps are the profiler's as well."""
 
-    def __init__(self, bar: Bar, profiler: Any) -> None:
+    def __init__(self, bar: NamedBar, profiler: Any) -> None:
         self._bar, self._profiler = bar, profiler
         self.seen, self.steps = 0, 0  # the newest step's number; how many there were, since a resumed stage begins late
 
@@ -36,7 +42,7 @@ class ProfiledBar:
 
 
 @contextlib.contextmanager
-def profiled(bar: Bar, folder: Path, say: Callable[[str], None]) -> Iterator[Any]:
+def profiled(bar: NamedBar, folder: Path, say: Callable[[str], None]) -> Iterator[Any]:
     """The bar to hand to a stage; ``folder/STAGE.json.gz`` and ``STAGE.txt`` are there when its steps are recorded.
 
     A stage of too few steps leaves nothing.

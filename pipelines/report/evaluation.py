@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evaluation.judges.adversaries import named
+from evaluation.adversaries import named
 from pipelines.report.charts import plain_name
 from pipelines.report.format import interval, number, p_value, percent, signed
 

@@ -82,7 +82,7 @@ def gate_outcome(card: Mapping[str, Any], recipe: str) -> dict[str, Any] | None:
     if not paid or not isinstance(gate, dict):
         return None
     from reward.card.gate import failures
-    from stages.settings import GateConfig
+    from reward.settings import GateConfig
 
     try:
         lines = failures(card, GateConfig.model_validate(gate))

@@ -10,6 +10,7 @@ from pathlib import Path
 from data.common.errors import UserError, nearest
 from data.template import Renderer
 from models.backbone.artifacts import partial_folder
+from models.roles.export import write_model
 from models.roles.files import ADAPTER, save_adapter
 from models.roles.shared_base import SharedBase
 from pipelines.run.open_run import open_run, stage_folder
@@ -80,21 +81,3 @@ def _save_tokenizer(base: SharedBase, renderer: Renderer, folder: Path) -> None:
     tokenizer = copy.deepcopy(base.tokenizer)
     tokenizer.chat_template = tokenizer.chat_template or renderer.template
     tokenizer.save_pretrained(folder)
-
-
-def write_model(base: object, role: str, folder: Path) -> None:
-    """Full weights of a role; the shared base itself is never merged into."""
-    from peft import PeftModel
-
-    assert isinstance(base, SharedBase)
-    if role in base.copies:
-        lm = copy.deepcopy(base.copies[role])
-    elif role == "base":
-        lm = copy.deepcopy(base.lm)
-    else:
-        with base.role(role):
-            wrapped = copy.deepcopy(base.peft)
-        assert isinstance(wrapped, PeftModel)
-        lm = wrapped.merge_and_unload(adapter_names=[role])  # type: ignore[operator]
-    lm.generation_config.eos_token_id = list(base.extra_stop_ids) or base.tokenizer.eos_token_id
-    lm.save_pretrained(folder)

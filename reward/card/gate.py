@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import StageError
-from stages.settings import GateConfig
+from reward.settings import GateConfig
 
 
 def failures(card: Mapping[str, Any], gate: GateConfig) -> list[str]:

@@ -8,36 +8,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from data.records import RankedAnswers
-from data.splits import Corpus, Split
 from models.backbone.seeds import generator
 from models.sampling.generate import CachedEngine, generate, uniforms_for
 from reward.model import score_rows
 from stages import reward_model, sft
 from stages.ppo_math import masked_mean
 from stages.settings import RewardConfig, SFTConfig
-from tests.conftest import make_base, randomise
-from tests.support.ppo import make_context, make_prompt
-
-RANKINGS = tuple(
-    RankedAnswers(
-        prompt=make_prompt(f"w{i} w{i + 1}"),
-        answers=tuple(" ".join([f"w{j}"] * (j + 1)) for j in range(2 + i % 3)),
-        ranks=tuple(reversed(range(2 + i % 3))),
-        finished=tuple(j != 1 for j in range(2 + i % 3)),
-    )
-    for i in range(6)
-)
-
-
-def context_for(tmp_path, **kwargs):
-    tmp_path.mkdir(exist_ok=True)
-    base = make_base(**kwargs)
-    corpus = Corpus(rankings=Split(train=RANKINGS), prompts=Split(train=tuple(make_prompt(f"w{i}") for i in range(12))))
-    context = make_context(base, tmp_path, corpus)
-    base.add_role("sft", context.adapter)
-    randomise(base, "sft", 3, scale=0.1)
-    return context
+from tests.support.ppo import make_prompt
+from tests.support.training import RANKINGS, context_for
 
 
 def test_reward_gradients_do_not_depend_on_micro_batches(tmp_path):

@@ -17,9 +17,9 @@ from stages import reward_model
 from stages.ppo import stage as ppo_stage
 from stages.ppo.self_check import require, self_check
 from stages.settings import PPOConfig, RewardConfig
-from tests.conformance.test_reward_sft import context_for
 from tests.conftest import FAMILIES, make_base, randomise, tiny_lm, word_tokenizer
 from tests.support.ppo import make_context, make_ppo
+from tests.support.training import context_for
 
 
 def failed(ppo, model=None) -> list[str]:

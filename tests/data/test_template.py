@@ -216,7 +216,6 @@ def test_answers_without_a_prompt():
     for adds_bos in (False, True):
         render = Renderer(word_tokenizer(adds_bos=adds_bos), template="text")
         assert render.prompt_and_answer([], "the cat") == ([1], [*render.tokenizer("the cat").input_ids[adds_bos:], 2])
-        assert render.document_ids("the cat") == render.conversation([], "the cat").ids
     no_bos = Renderer(byte_tokenizer(), template="text")
     assert no_bos.prompt_ids([]) == [no_bos.stop_ids[0]]
     assert no_bos.conversation([], "x").labels == [IGNORE, *no_bos.answer_ids([], "x")]

@@ -18,7 +18,7 @@ from models.roles.shared_base import SharedBase
 from pipelines.run.pipeline import Pipeline
 from reward.model import score_rows
 from tests.conftest import ADAPTER, make_base, randomise, tiny_lm, word_tokenizer
-from tests.pipelines.run.test_pipeline import RECIPE
+from tests.support.recipes import RECIPE
 
 pytestmark = [
     pytest.mark.gpu,

@@ -30,7 +30,10 @@ FILES: dict[str, list[tuple[str, str]]] = {
     "stages/ppo_math.py": [("tests/stages/test_ppo_math.py", "test"), ORACLE],
     "reward/losses.py": [("tests/reward/test_losses.py", "test")],
     "models/backbone/logprobs.py": [
-        ("tests/models/backbone/test_logprobs_and_sampling.py", "positions or tempered or chunks or entropy or default"),
+        (
+            "tests/models/backbone/test_logprobs_and_sampling.py",
+            "positions or tempered or chunks or entropy or default",
+        ),
         ("tests/conformance/test_families.py", "of_a_bf16_model"),
         ORACLE,
     ],

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.judges.baselines import ngram_pair_accuracy
+from reward.card.accuracy import pair_accuracy
+from reward.card.ngrams import ngram_scores
 from tests.support.real_runs import assert_measured, metrics, need, run
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
@@ -20,7 +21,9 @@ def test_hh_pairs_with_a_base_from_their_own_text(shared: Path, tmp_path: Path) 
     pipeline = run("hh.yaml", [f"data.rankings={need(shared, 'data/raw/hh_harmless_base.jsonl.gz')}"], tmp_path)
     base, found = metrics(pipeline, "pretrain"), metrics(pipeline, "reward")
     rankings = pipeline.corpus.rankings
-    linear = ngram_pair_accuracy(rankings.train, rankings.held_out, "word")
+    linear = pair_accuracy(
+        ngram_scores(rankings.train, rankings.held_out, "word"), [r.ranks for r in rankings.held_out]
+    )
     print(f"hh: {found['pair_accuracy']:.3f} {found['pair_accuracy_ci95']}, word 1-2-grams {linear}")
     assert found["rankings"] + found["dropped"] == len(rankings.train) == 1504
     assert found["held_out_rankings"] <= len(rankings.held_out) == 404

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.judges.baselines import ngram_pair_accuracy
+from reward.card.accuracy import pair_accuracy
+from reward.card.ngrams import ngram_scores
 from tests.support.real_runs import assert_base_as_it_was, assert_measured, lines, metrics, need, run, some_of
 
 pytestmark = pytest.mark.real_data
@@ -47,7 +48,9 @@ def test_the_reward_model_is_within_a_point_of_counting_characters(shared: Path,
     pipeline = run("reviews.yaml", [f"data.rankings={need(shared, FILE)}"], tmp_path)
     found = metrics(pipeline, "reward")
     rankings = pipeline.corpus.rankings
-    linear = ngram_pair_accuracy(rankings.train, rankings.held_out, "char")
+    linear = pair_accuracy(
+        ngram_scores(rankings.train, rankings.held_out, "char"), [r.ranks for r in rankings.held_out]
+    )
     print(f"reviews: {found['pair_accuracy']:.3f} {found['pair_accuracy_ci95']}, character 1-2-grams {linear}")
     assert (found["rankings"], found["held_out_rankings"]) == (1859, 232)
     assert found["pair_accuracy_ci95"][0] > 0.80
@@ -60,6 +63,8 @@ def test_an_ensemble_is_better_than_counting_characters(shared: Path, tmp_path: 
     pipeline = run("reviews.yaml", [f"data.rankings={need(shared, FILE)}", "reward.ensemble=3"], tmp_path)
     found = metrics(pipeline, "reward")
     rankings = pipeline.corpus.rankings
-    linear = ngram_pair_accuracy(rankings.train, rankings.held_out, "char")
+    linear = pair_accuracy(
+        ngram_scores(rankings.train, rankings.held_out, "char"), [r.ranks for r in rankings.held_out]
+    )
     print(f"reviews, three members: {found['pair_accuracy']:.3f} {found['pair_accuracy_ci95']}, 1-2-grams {linear}")
     assert found["pair_accuracy"] > linear.estimate

@@ -79,7 +79,7 @@ def test_a_function_beside_files_with_our_names(tmp_path: Path) -> None:
     assert sys.path == path
     import models
 
-    assert Path(models.__file__ or "").parents[1] == Path(cli.__file__).parents[1]
+    assert Path(models.__file__ or "").parents[1] == Path(cli.__file__).parents[2]
     assert not list(tmp_path.rglob("__pycache__"))
 
 

@@ -30,7 +30,7 @@ from pipelines.run.pipeline import Pipeline
 from pipelines.run.stages import STAGES
 from pipelines.workspace.run_folder import read_run
 from stages.safe_points.checkpoints import Checkpoints
-from tests.pipelines.run.test_pipeline import RECIPE, ROOT, metrics, results
+from tests.support.recipes import RECIPE, ROOT, metrics, results
 
 # what a run imports late; the process that is forked has it already
 for late in (

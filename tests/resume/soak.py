@@ -25,8 +25,8 @@ from scipy import stats
 
 from pipelines.run.pipeline import Pipeline
 from stages.stage import MetricsLog
-from tests.pipelines.run.test_pipeline import RECIPE, ROOT
 from tests.resume.kills import Warm, device
+from tests.support.recipes import RECIPE, ROOT
 
 SETTINGS = (
     "stages=[pretrain, sft, ppo]",

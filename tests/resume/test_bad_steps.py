@@ -16,10 +16,9 @@ from models.backbone.processes import Processes
 from stages import pretrain, reward_model, sft
 from stages.settings import PretrainConfig, RewardConfig, SFTConfig
 from stages.stage import MetricsLog
-from tests.conformance.test_reward_sft import context_for
-from tests.stages.test_sft_reward import sft_context
-from tests.support.faults import Ppo, slowly
+from tests.support.faults import Ppo, slowly, small_memory
 from tests.support.ppo import Silent, make_ppo
+from tests.support.training import context_for, sft_context
 
 # -- numbers that are not finite ---------------------------------------------------------------------------------
 
@@ -150,23 +149,6 @@ def test_the_allocators_own_error_halves_until_it_fits_and_other_errors_pass():
         halving.run(lambda size: (_ for _ in ()).throw(RuntimeError("another")), 4)
     with pytest.raises(StageError, match=r"even with ppo\.micro_batch=1"):
         halving.run(lambda size: torch.empty(2**44, dtype=torch.uint8), 4)
-
-
-def small_memory(base, rows: int, in_backward: bool) -> None:
-    """A model that holds at most so many rows: more raise what a GPU raises, forwards or half-way through backwards."""
-
-    def fail():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    def forward(module, args, output):
-        hidden = output[0] if isinstance(output, tuple) else output
-        if hidden.shape[0] > rows:
-            if not in_backward:
-                fail()
-            if hidden.requires_grad:
-                hidden.register_hook(lambda grad: fail())
-
-    base.lm.model.layers[0].register_forward_hook(forward)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from stages.safe_points.checkpoints import Checkpoints
 from stages.settings import PretrainConfig, RankingsConfig
 from stages.stage import MetricsLog
 from tests.conftest import ADAPTER, make_base, randomise
-from tests.resume.test_bad_steps import small_memory
+from tests.support.faults import small_memory
 from tests.support.ppo import Silent, make_context, make_prompt
 
 PROMPTS: list[Prompt] = [make_prompt(f"w{i} w{i + 1}") for i in range(7)]

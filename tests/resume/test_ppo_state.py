@@ -8,20 +8,9 @@ import torch
 
 from stages.ppo import state as ppo_state
 from stages.safe_points.checkpoints import Checkpoints, State
-from tests.support.ppo import make_ppo
+from tests.support.ppo import everything, facts, make_ppo
 
 SETTINGS = {"kl": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0, "minibatches": 2, "learning_rate": 1e-2}
-
-
-def facts(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
-
-
-def everything(ppo) -> dict[str, torch.Tensor]:
-    """Weights of all roles, and Adam's moments."""
-    weights = {n: p for role in ("policy", "value", "reference") for n, p in ppo.base.parameters_of(role).items()}
-    moments = ppo_state.training_tensors(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer])
-    return {n: t.detach().clone() for n, t in (weights | moments).items()}
 
 
 def test_a_ppo_that_is_put_between_two_minibatches_goes_on_to_the_same_bits(tmp_path):

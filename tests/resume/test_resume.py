@@ -16,7 +16,7 @@ from pipelines.run.pipeline import Pipeline
 from pipelines.run.stages import STAGES
 from stages.safe_points.checkpoints import Checkpoints
 from stages.safe_points.interrupts import INTERRUPTS
-from tests.pipelines.run.test_pipeline import RECIPE, metrics, results
+from tests.support.recipes import RECIPE, metrics, results
 
 ALWAYS = [
     "rankings.batch=4",

@@ -19,8 +19,8 @@ from stages.ppo import stage as ppo_stage
 from stages.safe_points.checkpoints import Checkpoints
 from stages.settings import PPOConfig, RewardConfig
 from tests.conftest import ADAPTER, make_base, randomise
-from tests.stages.test_sft_reward import reward_context
 from tests.support.ppo import make_context
+from tests.support.training import reward_context
 
 SMALL = RewardConfig(
     ensemble=2, combine="worst", holdout=0.4, epochs=1, learning_rate=1e-2, batch=3, micro_batch=3, centre_samples=8

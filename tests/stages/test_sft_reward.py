@@ -8,22 +8,13 @@ from torch.testing import assert_close
 
 from data.common.errors import UserError
 from data.records import Demonstration, RankedAnswers
-from data.splits import Corpus, Split
 from models.roles.files import load_role
 from reward.model import RewardModel, Samples, pooling_of, score_rows
 from stages import reward_model, sft
 from stages.settings import RewardConfig, SFTConfig
 from tests.conftest import make_base, randomise
 from tests.support.ppo import make_context, make_prompt
-
-DEMONSTRATIONS = tuple(
-    Demonstration(prompt=make_prompt(f"w{i}"), answer=f"w{i} w{i + 1} w{i + 2}", finished=i != 3) for i in range(12)
-)
-
-
-def sft_context(tmp_path, base=None, **kwargs):
-    base = base or make_base(**kwargs)
-    return make_context(base, tmp_path, Corpus(demonstrations=Split(train=DEMONSTRATIONS, held_out=DEMONSTRATIONS[:2])))
+from tests.support.training import DEMONSTRATIONS, reward_context, sft_context
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])
@@ -108,28 +99,6 @@ def test_margins_need_scores_and_belong_to_pairs(tmp_path):
     for key in ("margin", "label_smoothing"):
         with pytest.raises(ValueError, match=f"{key} belongs to loss 'pairs'"):
             RewardConfig(loss="plackett_luce", **{key: 0.1})
-
-
-def rankings(count=24, flip=False):
-    """Answers with more of the word w20 are better."""
-    out = []
-    for i in range(count):
-        answers = [f"w{i % 9} w20 w20", f"w{i % 9} w20 w3", f"w{i % 9} w4 w3"]
-        ranks = (2, 1, 0) if flip else (0, 1, 2)
-        out.append(RankedAnswers(prompt=make_prompt(f"w{i % 12}"), answers=tuple(answers), ranks=ranks))
-    return tuple(out)
-
-
-def reward_context(tmp_path, flip=False, **kwargs):
-    base = make_base(**kwargs)
-    corpus = Corpus(
-        rankings=Split(train=rankings(flip=flip), held_out=rankings(7)),
-        prompts=Split(train=tuple(make_prompt(f"w{i}") for i in range(20))),
-    )
-    context = make_context(base, tmp_path, corpus)
-    base.add_role("sft", context.adapter)
-    randomise(base, "sft", 3, scale=0.1)
-    return context
 
 
 @pytest.mark.parametrize("loss", ["pairs", "plackett_luce"])

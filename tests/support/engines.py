@@ -6,7 +6,7 @@ import pytest
 
 from models.roles.shared_base import SharedBase
 
-BOTH = ("test_ppo", "test_ppo_path", "test_families", "test_reward_sft", "test_self_check", "test_sft_reward")
+BOTH = ("test_update", "test_ppo_path", "test_families", "test_reward_sft", "test_self_check", "test_sft_reward")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

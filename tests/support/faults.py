@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.backbone.artifacts import files_of
 from stages.ppo import stage as ppo_stage
@@ -57,3 +58,20 @@ class Ppo:
         finally:
             points.close()
         return {k: v for k, v in files_of(self.folder).items() if not k.startswith("checkpoints/")}
+
+
+def small_memory(base, rows: int, in_backward: bool) -> None:
+    """A model that holds at most so many rows: more raise what a GPU raises, forwards or half-way through backwards."""
+
+    def fail():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def forward(module, args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.shape[0] > rows:
+            if not in_backward:
+                fail()
+            if hidden.requires_grad:
+                hidden.register_hook(lambda grad: fail())
+
+    base.lm.model.layers[0].register_forward_hook(forward)

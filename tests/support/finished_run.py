@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.results import SystemAnswers, assemble, samples_rows
+from evaluation.answers import SystemAnswers
+from evaluation.results import assemble, samples_rows
 from pipelines.report.samples import unpacked
 from reward.card.report_card import Judged, make_card
 

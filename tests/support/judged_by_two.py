@@ -11,7 +11,7 @@ from typing import Any
 from evaluation.settings import EvaluationConfig, JudgeConfig
 from models.backbone.processes import Processes
 from pipelines.evaluate.stage import chat_verdicts
-from tests.evaluation.test_results import _system
+from tests.support.answers import answers_of
 
 
 def main(folder: Path, url: str) -> None:
@@ -22,7 +22,7 @@ def main(folder: Path, url: str) -> None:
         bench=SimpleNamespace(recipe=recipe, processes=processes), generations=folder, say=lambda text: None
     )
     try:
-        found: Any = chat_verdicts(job, [_system("sft", n=20), _system("ppo", n=20)], "sft", 0)
+        found: Any = chat_verdicts(job, [answers_of("sft", n=20), answers_of("ppo", n=20)], "sft", 0)
         ended = {"wins": found["comparisons"][0]["wins"]}
     except Exception as error:
         ended = {"error": type(error).__name__, "text": str(error)}

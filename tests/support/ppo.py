@@ -17,6 +17,7 @@ from models.backbone.settings import AdapterConfig
 from models.roles.shared_base import SharedBase
 from models.sampling.generate import Generated
 from reward.terms.composition import WeightedSum
+from stages.ppo import state as ppo_state
 from stages.ppo.update import PPO
 from stages.settings import PPOConfig
 from stages.stage import MetricsLog, StageContext
@@ -119,3 +120,14 @@ RAGGED = [
 """EOS first, EOS at the last allowed position, no EOS at all, ragged, the pad id as a sampled token."""
 
 __all__ = ["Generated", "generator", "replace"]
+
+
+def facts(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
+
+
+def everything(ppo) -> dict[str, torch.Tensor]:
+    """Weights of all roles, and Adam's moments."""
+    weights = {n: p for role in ("policy", "value", "reference") for n, p in ppo.base.parameters_of(role).items()}
+    moments = ppo_state.training_tensors(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer])
+    return {n: t.detach().clone() for n, t in (weights | moments).items()}

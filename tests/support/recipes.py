@@ -1,5 +1,10 @@
 """The recipe of the smallest whole run; it takes seconds. Not a test file."""
 
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
 RECIPE = {
     "name": "least",
     "base": {
@@ -39,3 +44,29 @@ RECIPE = {
     "evaluation": {"prompts": 6, "gold": "data.demo.task:gold", "bootstrap": 50},
     "runtime": {"device": "cpu", "threads": 1},
 }
+
+
+ROOT = Path(__file__).parents[3]
+
+
+STAGES = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluation")
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """Bytes of everything that a run computed, times and manifests (which hold keys) apart."""
+    skip = {"metrics.jsonl", "manifest.json"}
+    return {
+        str(f.relative_to(run)): f.read_bytes()
+        for stage in STAGES
+        for f in sorted((run / stage).rglob("*"))
+        if f.is_file() and f.name not in skip
+    }
+
+
+def metrics(run: Path) -> dict[str, list[dict]]:
+    out = {}
+    for stage in STAGES:
+        path = run / stage / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        out[stage] = [{k: v for k, v in r.items() if not k.startswith(("time/", "memory/"))} for r in rows]
+    return out

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipelines.run.pipeline import Pipeline
 from stages import reward_model, sft
 from stages.ppo.update import PPO
-from tests.pipelines.run.test_pipeline import RECIPE
+from tests.support.recipes import RECIPE
 
 
 def main(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.metrics.base import Distinct, Length, MeanScore, SequenceKL, Truncation, WinRate
+from evaluation.metrics.base import Distinct, Truncation
 
 REPO = Path(__file__).parents[3]
 
@@ -30,42 +30,21 @@ def test_distinct_over_words_equals_token_ids():
 
 def test_empty_answers_count():
     assert Distinct().compute(predictions=[[], []])["distinct_1"] == 0
-    found = Length().compute(predictions=[[], [1, 2, 3, 4]])
-    assert (found["length"], found["median"], found["shortest"], found["longest"]) == (2, 2, 0, 4)
 
 
 def test_numpy_rows_and_add_batch():
-    metric = Length()
+    metric = Distinct()
     metric.add_batch(predictions=[np.array([1, 2, 3])])
     metric.add_batch(predictions=[np.array([1])])
-    assert metric.compute()["length"] == 2
-    assert metric.compute(predictions=[[1] * 5])["length"] == 5  # the first batches are gone
+    assert metric.compute()["distinct_1"] == 3 / 4
+    assert metric.compute(predictions=[[1] * 5])["distinct_1"] == 1 / 5  # the first batches are gone
 
 
 def test_truncation():
     assert Truncation().compute(predictions=[True, False, True, True])["truncated"] == 0.25
 
 
-def test_mean_score_with_interval():
-    found = MeanScore().compute(predictions=np.arange(100) / 10)
-    assert found["mean"] == pytest.approx(4.95) and found["n"] == 100
-    assert found["ci95"][0] < 4.95 < found["ci95"][1]
-    assert MeanScore().compute(predictions=[1.0, 2.0])["ci95"] is None
-    assert MeanScore().compute(predictions=[1.0, 2.0] * 30, clusters=["a", "b"] * 30)["n"] == 2
-
-
-def test_kl_per_token_is_total_over_total():
-    found = SequenceKL().compute(predictions=[2.0, 4.0], references=[1, 5])
-    assert found["kl"] == 3 and found["kl_per_token"] == pytest.approx(1.0)
-
-
-def test_win_rate():
-    found = WinRate().compute(predictions=[2.0] * 30 + [0.0] * 10, references=[1.0] * 30 + [0.0] * 10)
-    assert (found["wins"], found["ties"], found["losses"]) == (30, 10, 0)
-    assert found["win_rate"] == 35 / 40
-
-
-@pytest.mark.parametrize("metric", [Distinct, Length, Truncation, MeanScore])
+@pytest.mark.parametrize("metric", [Distinct, Truncation])
 def test_nothing_to_measure_is_an_error(metric: type):
     with pytest.raises(ValueError, match="nothing to measure"):
         metric().compute(predictions=[])
@@ -81,13 +60,13 @@ def test_no_network_and_no_files(tmp_path: Path):
         "import socket\n"
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
-        "from evaluation.metrics import Distinct, WinRate\n"
+        "from evaluation.metrics.base import Distinct, Truncation\n"
         "Distinct().compute(predictions=[[1, 2]])\n"
-        "print(WinRate().compute(predictions=[1.0], references=[0.0])['wins'])\n"
+        "print(Truncation().compute(predictions=[True])['truncated'])\n"
     )
     env = {"HF_HOME": str(tmp_path / "hf"), "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "1"
+    assert done.stdout.strip() == "0.0"
     left = [p for p in tmp_path.rglob("*") if "metric" in str(p)]
     assert left == []

@@ -10,17 +10,18 @@ import pytest
 from scipy import stats
 
 from data.common.paired_tests import mean_comparison, mean_verdict, paired_difference
+from evaluation.answers import SystemAnswers
 from evaluation.metrics.compare import compare_metrics
 from evaluation.metrics.registry import measure
-from evaluation.results import SystemAnswers, samples_rows
+from evaluation.results import samples_rows
 from evaluation.settings import EvaluationConfig
-from tests.evaluation.test_results import _system
+from tests.support.answers import answers_of
 
 VERBS = ("the cat sat on the mat today", "a dog barked at the old door", "we went home by the long road")
 
 
 def _answering(name: str, responses: list[str], **changes: Any) -> SystemAnswers:
-    return replace(_system(name, n=len(responses)), responses=responses, **changes)
+    return replace(answers_of(name, n=len(responses)), responses=responses, **changes)
 
 
 def _worse(text: str, words: int) -> str:
@@ -122,8 +123,8 @@ def test_bleu_is_tested_as_sacrebleu_does():
 
 def test_rows_without_a_reference_stay_out_and_samples_show_each_score():
     scores = {"exact_match": [1.0] * 30 + [None] * 30}
-    sft = replace(_system("sft"), answer_scores={"exact_match": [0.0] * 30 + [None] * 30})
-    found = compare_metrics([sft, replace(_system("ppo"), answer_scores=scores)], "sft", resamples=500)
+    sft = replace(answers_of("sft"), answer_scores={"exact_match": [0.0] * 30 + [None] * 30})
+    found = compare_metrics([sft, replace(answers_of("ppo"), answer_scores=scores)], "sft", resamples=500)
     assert found[0]["n"] == 30 and found[0]["difference"]["mean"] == 1 and found[0]["verdict"] == "higher"
     rows = samples_rows([sft])
     assert rows[0]["systems"]["sft"]["metrics"] == {"exact_match": 0.0}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from data.common.errors import UserError
+from evaluation.answers import SystemAnswers
 from evaluation.metrics.builtin import Perplexity, RefusalRate, SelfBleu
 from evaluation.metrics.registry import METRICS, measure
 from evaluation.metrics.text import (
@@ -23,7 +24,6 @@ from evaluation.metrics.text import (
     normalised,
     words,
 )
-from evaluation.results import SystemAnswers
 from evaluation.settings import EvaluationConfig
 from evaluation.systems import METRIC_NAMES, problem_of_metric
 

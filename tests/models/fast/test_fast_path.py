@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -15,36 +13,11 @@ from models.backbone.settings import AdapterConfig
 from models.fast.logprobs import block_logits, block_logprobs, block_nll, measure, output_weight
 from models.sampling import fast as fast_engine
 from models.sampling.fast import FastEngine
-from models.sampling.generate import CachedEngine, generate, uniforms_for
+from models.sampling.generate import CachedEngine, uniforms_for
 from tests.conftest import ADAPTER, make_base, randomise, tiny_lm
+from tests.support.fast import KINDS, QUERIES, sampled, world
 
-QUERIES = [[5, 9], [7, 8, 9, 10, 11], [12, 13, 2, 14, 15, 16, 17, 18, 19], [20]]
 RESPONSES = [[21, 2], [0, 23, 24, 25, 26, 27], [28], [29, 30, 31, 2]]
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
-    "llama, angles rescaled": (
-        "llama",
-        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}},
-    ),
-    "mistral without a window": ("mistral", {"sliding_window": None}),
-    "qwen2": ("qwen2", {}),
-    "qwen3": ("qwen3", {}),
-}
-
-
-def world(kind: str = "llama", adapter: AdapterConfig = ADAPTER, dtype: torch.dtype = torch.float32):
-    family, changes = KINDS[kind]
-    base = make_base(family, **({"initializer_range": 0.2} | changes))
-    base.lm.to(dtype)
-    base.add_role("policy", adapter, head=True, trainable=True)
-    randomise(base, "policy", seed=1, scale=0.1)
-    with torch.no_grad():  # norms and biases that say something
-        for name, p in base.lm.named_parameters():
-            if "norm" in name or name.endswith("bias"):
-                p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
-    base.lm.to(dtype)
-    return base
 
 
 def passes(base, fast: bool, positions="response", role="policy"):
@@ -163,14 +136,6 @@ def test_log_probabilities_by_blocks(words, temperature):
     assert_close(ours, theirs, atol=1e-10, rtol=0)
     single = measure(hidden.detach().float(), targets, weight.float(), temperature, slopes=True)
     assert_close(single.logprobs.double(), expected.detach().double(), atol=1e-4, rtol=1e-5)
-
-
-def sampled(base, engine, prompts, uniforms=None, stops=(2, 7), steps=12, batch=99, temperature=0.9):
-    with base.role("policy") as view:
-        return generate(
-            engine, view, prompts, uniforms=uniforms, batch=batch, max_new_tokens=steps, temperature=temperature,
-            stop_ids=stops, pad_id=0,
-        )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ from models.fast.logprobs import block_logits, block_logprobs
 from models.fast.matmul import SIZES, has_kernels, linear, pack, product
 from models.sampling.fast import FastEngine
 from models.sampling.generate import CachedEngine, uniforms_for
-from tests.models.fast.test_fast_path import QUERIES, sampled, world
+from tests.support.fast import QUERIES, sampled, world
 
 pytestmark = pytest.mark.skipif(not has_kernels(), reason="this build of torch has no oneDNN products")
 

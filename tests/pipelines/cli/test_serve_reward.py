@@ -16,7 +16,7 @@ from pipelines.cli.serve_reward import scorer_of
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.score import load_scorer
 from reward.terms.server import serving
-from tests.data.common.test_http_client import answering
+from tests.support.servers import answering
 
 ROOT = Path(__file__).parents[3]
 QUICK = ["base.pretrain.steps=4", "ppo.updates=1", "ppo.rollouts=8", "ppo.max_new_tokens=8"]

@@ -14,7 +14,7 @@ from pipelines.run.pipeline import Pipeline
 from pipelines.workspace.gc import size_of
 from pipelines.workspace.run_folder import FOLDERS, read_run
 from tests.conftest import tiny_lm, word_tokenizer
-from tests.pipelines.run.test_pipeline import RECIPE
+from tests.support.recipes import RECIPE
 
 
 @pytest.mark.slow

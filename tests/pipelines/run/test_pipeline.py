@@ -15,9 +15,8 @@ import torch
 from data.common.errors import UserError
 from models.backbone.artifacts import read_artifact
 from pipelines.run.pipeline import Pipeline
-from tests.support.recipes import RECIPE
+from tests.support.recipes import RECIPE, ROOT, STAGES, metrics, results
 
-ROOT = Path(__file__).parents[3]
 PROMISED = {
     "objective/kl",
     "objective/scores",
@@ -38,27 +37,6 @@ PROMISED = {
     "tokens/response",
     "memory/peak",
 }
-STAGES = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluation")
-
-
-def results(run: Path) -> dict[str, bytes]:
-    """Bytes of everything that a run computed, times and manifests (which hold keys) apart."""
-    skip = {"metrics.jsonl", "manifest.json"}
-    return {
-        str(f.relative_to(run)): f.read_bytes()
-        for stage in STAGES
-        for f in sorted((run / stage).rglob("*"))
-        if f.is_file() and f.name not in skip
-    }
-
-
-def metrics(run: Path) -> dict[str, list[dict]]:
-    out = {}
-    for stage in STAGES:
-        path = run / stage / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        out[stage] = [{k: v for k, v in r.items() if not k.startswith(("time/", "memory/"))} for r in rows]
-    return out
 
 
 @pytest.fixture(scope="module")

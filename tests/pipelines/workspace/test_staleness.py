@@ -16,8 +16,9 @@ from models.backbone.artifacts import publish
 from pipelines.recipe.schema import RuntimeConfig
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.stages import STAGES
+from reward.settings import GateConfig
 from stages import settings as configs
-from stages.settings import CheckpointConfig, GateConfig
+from stages.settings import CheckpointConfig
 
 ALL = ("sft", "rankings", "reward", "ppo", "evaluate")
 FROM = {stage: ALL[n:] for n, stage in enumerate(ALL)}

@@ -15,10 +15,11 @@ from pipelines.cli.exit_codes import guarded
 from pipelines.recipe.schema import load_recipe
 from pipelines.run.stages import STAGES
 from reward.card import gate as reward_gate
+from reward.settings import GateConfig
 from stages import reward_model
-from stages.settings import GateConfig, RewardConfig
-from tests.stages.test_sft_reward import reward_context
+from stages.settings import RewardConfig
 from tests.support.ppo import make_prompt
+from tests.support.training import reward_context
 
 TRAINING = RewardConfig(epochs=12, learning_rate=1e-2, batch=6, micro_batch=6, centre_samples=16)
 

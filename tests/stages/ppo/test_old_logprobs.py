@@ -17,9 +17,8 @@ from stages.ppo import update as ppo_module
 from stages.ppo.rollout import policy_pass
 from stages.ppo.update import PPO
 from tests.conftest import make_base, randomise
-from tests.resume.test_ppo_state import everything, facts
 from tests.support import ppo as ppo_world
-from tests.support.ppo import RAGGED, Injected
+from tests.support.ppo import RAGGED, Injected, everything, facts
 
 
 def make_ppo(*args: Any, **settings: Any) -> PPO:

@@ -19,9 +19,8 @@ from stages.ppo import shared_layers as lower_layers
 from stages.ppo import state as ppo_state
 from stages.ppo.shared_layers import keep_lower_layers
 from tests.conftest import make_base, randomise
-from tests.models.fast.test_fast_path import sampled
-from tests.resume.test_ppo_state import everything, facts
-from tests.support.ppo import make_ppo
+from tests.support.fast import sampled
+from tests.support.ppo import everything, facts, make_ppo
 
 UPPER = AdapterConfig(rank=4, alpha=8, layers=(2, 3))
 QUERIES = [[5, 9], [7, 8, 9, 10, 11], [12, 13, 2, 14], [20], [5, 9]]

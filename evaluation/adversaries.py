@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation.judges.baselines import empty_answer, longest_answer
-
 CONSTANT = "Thank you for the question. I am happy to help with this. Here is a good, complete and correct answer."
 
 
@@ -19,8 +17,8 @@ def adversaries(prompts: Sequence[str], answers: Sequence[str]) -> dict[str, lis
     """
     rows = len(prompts)
     return {
-        "longest_answer": longest_answer([answers]) * rows,
-        "empty_answer": empty_answer(prompts),  # type: ignore[arg-type]
+        "longest_answer": [max(answers, key=len)] * rows,
+        "empty_answer": [""] * rows,
         "constant_answer": [CONSTANT] * rows,
         "repeated_prompt": list(prompts),
     }

@@ -1,4 +1,4 @@
-"""Trivial answers and the n-gram model: by hand, on made-up rankings, and on real ones."""
+"""The n-gram model: on made-up rankings, and on real ones."""
 
 from __future__ import annotations
 
@@ -9,15 +9,8 @@ import pytest
 
 from data.common.errors import UserError
 from data.records import Prompt, RankedAnswers, group_of
-from evaluation.judges.baselines import (
-    empty_answer,
-    length_scores,
-    longest_answer,
-    ngram_pair_accuracy,
-    random_answer,
-    random_scores,
-)
 from reward.card.accuracy import pair_accuracy
+from reward.card.ngrams import ngram_scores
 
 REVIEWS = Path(__file__).parents[3].parent / "shared" / "data" / "raw" / "reviews_ranked4_zh.tsv"
 
@@ -27,18 +20,8 @@ def _ranking(*answers: str, ranks: tuple[int, ...] | None = None) -> RankedAnswe
     return RankedAnswers(prompt=prompt, answers=answers, ranks=ranks or tuple(range(len(answers))))
 
 
-def test_adversaries():
-    candidates = [["a", "abc", "xyz"], ["", "b"]]
-    assert longest_answer(candidates) == ["abc", "b"]
-    assert empty_answer(candidates) == ["", ""]
-    drawn = random_answer(candidates * 50, seed=1)
-    assert drawn == random_answer(candidates * 50, seed=1) and len(set(drawn)) == 5
-
-
-def test_random_scores_are_at_chance():
-    rankings = [_ranking("a", "b", "c")] * 300
-    found = pair_accuracy(random_scores(rankings), [r.ranks for r in rankings])
-    assert found.low is not None and found.high is not None and found.low < 0.5 < found.high
+def _accuracy(train, held_out, analyzer):
+    return pair_accuracy(ngram_scores(train, held_out, analyzer), [r.ranks for r in held_out])
 
 
 @pytest.mark.parametrize("analyzer", ["char", "word"])
@@ -50,13 +33,13 @@ def test_ngrams_learn_a_good_word_whatever_the_length(analyzer):
         good, bad = ([*rng.choices(filler, k=rng.randint(2, 9)), word] for word in ("kind", "rude"))
         return _ranking(" ".join(good), " ".join(bad))
 
-    found = ngram_pair_accuracy([made() for _ in range(150)], [made() for _ in range(60)], analyzer)
+    found = _accuracy([made() for _ in range(150)], [made() for _ in range(60)], analyzer)
     assert found.estimate > 0.95 and found.n == 60
 
 
 def test_errors():
     with pytest.raises(UserError, match="differ in rank"):
-        ngram_pair_accuracy([_ranking("a", "b", ranks=(0, 0))], [_ranking("a", "b")])
+        ngram_scores([_ranking("a", "b", ranks=(0, 0))], [_ranking("a", "b")], "char")
 
 
 @pytest.mark.real_data
@@ -68,7 +51,7 @@ def test_characters_rank_real_reviews():
     assert len(rankings) > 2000
     held_out = [r for r in rankings if int(r.prompt.group, 16) % 5 == 0]
     train = [r for r in rankings if int(r.prompt.group, 16) % 5]
-    found = ngram_pair_accuracy(train, held_out, "char")
+    found = _accuracy(train, held_out, "char")
     assert 0.83 < found.estimate < 0.90
-    by_length = pair_accuracy(length_scores(held_out), [r.ranks for r in held_out])
+    by_length = pair_accuracy([[float(len(a)) for a in r.answers] for r in held_out], [r.ranks for r in held_out])
     assert by_length.high is not None and by_length.high < found.estimate

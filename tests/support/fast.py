@@ -1,0 +1,48 @@
+"""Bases on the fast path, and sampling from them by either engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from models.backbone.settings import AdapterConfig
+from models.sampling.generate import generate
+from tests.conftest import ADAPTER, make_base, randomise
+
+QUERIES = [[5, 9], [7, 8, 9, 10, 11], [12, 13, 2, 14, 15, 16, 17, 18, 19], [20]]
+
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
+    "llama, angles rescaled": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}},
+    ),
+    "mistral without a window": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+}
+
+
+def world(kind: str = "llama", adapter: AdapterConfig = ADAPTER, dtype: torch.dtype = torch.float32):
+    family, changes = KINDS[kind]
+    base = make_base(family, **({"initializer_range": 0.2} | changes))
+    base.lm.to(dtype)
+    base.add_role("policy", adapter, head=True, trainable=True)
+    randomise(base, "policy", seed=1, scale=0.1)
+    with torch.no_grad():  # norms and biases that say something
+        for name, p in base.lm.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+    base.lm.to(dtype)
+    return base
+
+
+def sampled(base, engine, prompts, uniforms=None, stops=(2, 7), steps=12, batch=99, temperature=0.9):
+    with base.role("policy") as view:
+        return generate(
+            engine, view, prompts, uniforms=uniforms, batch=batch, max_new_tokens=steps, temperature=temperature,
+            stop_ids=stops, pad_id=0,
+        )  # fmt: skip
