@@ -164,7 +164,7 @@ def main() -> None:
             for name, seconds in one_update(ppo).items():
                 times[name].append(seconds)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    queries = sum(map(len, ppo.queries))
+    queries = sum(map(len, ppo.stream.queries))
     flop = arithmetic(config, queries, options.rows * options.new, options.rows)
     flop["update"] *= options.epochs
     found: dict[str, Any] = {"matrix_gflops": peak_rate / 1e9, "copy_gb_s": speed / 1e9}
@@ -198,7 +198,8 @@ def one_update(ppo: PPO) -> dict[str, float]:
     start = time.process_time()
     rollout, _ = ppo.rollout()
     ppo.engine = engine
-    ppo.shape_rewards(rollout)
+    ppo.compute_rewards(rollout)
+    ppo.compute_advantages(rollout)
     middle = time.process_time()
     ppo.update(rollout)
     end = time.process_time()

@@ -67,9 +67,9 @@ class Watcher:
     def _rows(self) -> list[tuple[float, float, float]]:
         """Proxy score, held-out score and KL of this process's answers."""
         ppo, config, context = self.ppo, self.ppo.config, self.ppo.context
-        count = min(config.watch_prompts, len(ppo.prompts))
+        count = min(config.watch_prompts, len(ppo.stream.prompts))
         mine = context.processes.share(count)
-        queries = [ppo.queries[i] for i in mine]
+        queries = [ppo.stream.queries[i] for i in mine]
         uniforms = uniforms_for(count, config.max_new_tokens, generator(context.seed, "ppo/watch"))
         with ppo.base.role("policy") as role:
             made = generate(
@@ -82,7 +82,7 @@ class Watcher:
                 temperature=config.temperature,
                 stop_ids=context.renderer.stop_ids,
                 pad_id=context.pad_id,
-                memory=ppo.sampling,
+                memory=ppo.sampling_retry,
             )
         kl = torch.zeros(len(queries))
         for index in micro_batches([len(ids) for ids in made.ids], config.micro_batch):
@@ -97,7 +97,7 @@ class Watcher:
         def scores(model: RewardModel | None) -> list[float]:
             if model is None:
                 return [0.0] * len(queries)
-            prompts = [ppo.prompts[i].messages for i in mine]
+            prompts = [ppo.stream.prompts[i].messages for i in mine]
             texts = [context.renderer.text(ids) for ids in made.ids]
             found = (
                 model.score_ids(queries, made.ids)

@@ -2,8 +2,8 @@
 
 Where both ways run trivet's own arithmetic in fp32 they agree to about 1e-6 nats, and ``auto`` takes the sampler's. It
 does not trust in that: a few rows of the first rollout are computed both ways before anything is used, and the first
-minibatch of every update, whose policy is still the one that sampled, shows for each of its tokens how far both are
-apart. What was found is part of a checkpoint, so a run that was interrupted decides as one that was not.
+minibatch of every update, whose policy is still the one that sampled, shows for each of its tokens how far both
+differ. What was found is part of a checkpoint, so a run that was interrupted decides as one that was not.
 
 While the policy is the reference bit for bit, as it is before the first step, neither is needed: the reference's pass
 is the policy's as well, and a KL of 0 is exactly 0. (Rounding in its place would be all that a reward without
@@ -43,6 +43,7 @@ class OldLogprobs:
     def __init__(self, how: How, temperature: float, context: StageContext) -> None:
         self.how, self.temperature, self.context = how, temperature, context
         self.agree: bool | None = None  # part of the state; None: not compared yet
+        self._mismatched: Tensor | None = None  # tokens of the present minibatch
 
     def source(self, base: SharedBase, rollout: Rollout, made: Generated) -> Source:
         """Whose pass gives this rollout's; with ``"sampler"`` they have been put into it.
@@ -71,21 +72,40 @@ class OldLogprobs:
         rollout.logprobs, rollout.entropy = made.logprobs[:, :width].clone(), made.entropy[:, :width].clone()
         if self.how == "auto" and self.agree is None:
             self.agree = True
-            self.see(self._compare(policy, rollout))
+            self._judge(self._of_some_rows(policy, rollout))
         return self.how == "sampler" or bool(self.agree)
 
-    def _compare(self, policy: RoleView, rollout: Rollout) -> float:
-        """Tokens of the longest rows on which sampler and training forward are apart, over all processes."""
+    def _of_some_rows(self, policy: RoleView, rollout: Rollout) -> float:
+        """Tokens of the longest rows on which sampler and training forward differ, over all processes."""
         found = torch.zeros((), dtype=torch.float64, device=rollout.mask.device)
         index = sorted(range(len(rollout.responses)), key=lambda i: -len(rollout.responses[i]))[:COMPARED]
         if index:
             rows = rollout.rows(index, self.context.pad_id)
             new = scatter(policy_pass(policy, rows, self.temperature)[0], rows.response_lengths, rollout.mask.shape[1])
-            found += apart(new, rollout.logprobs[index], rollout.mask[index])
+            found += mismatched(new, rollout.logprobs[index], rollout.mask[index])
         return self.context.processes.sum(found).item()
 
-    def see(self, tokens: float) -> None:
-        """On how many tokens both ways were found apart; any, and ``auto`` gives the sampler's up for good."""
+    def compare(self, new: Tensor, old: Tensor, mask: Tensor) -> None:
+        """Count the tokens (B, R) of a micro-batch on which training forward and sampler differ."""
+        if self.agree:
+            found = mismatched(new.detach(), old, mask).double()
+            self._mismatched = found if self._mismatched is None else self._mismatched + found
+
+    def conclude(self) -> None:
+        """Judge by what was counted in all micro-batches of all processes; every process calls it alike."""
+        if self.agree:
+            device = self.context.base.device
+            found = (
+                torch.zeros((), dtype=torch.float64, device=device) if self._mismatched is None else self._mismatched
+            )
+            self._judge(self.context.processes.sum(found).item())
+        self.forget()
+
+    def forget(self) -> None:
+        self._mismatched = None
+
+    def _judge(self, tokens: float) -> None:
+        """Any token on which both ways differ, and ``auto`` gives the sampler's log-probabilities up for good."""
         if tokens and self.agree:
             self.agree = False
             self.context.warn(
@@ -108,6 +128,6 @@ def same_arithmetic(policy: RoleView) -> bool:
     return decoder is not None and can_train(decoder) and decoder.norm.dtype == torch.float32
 
 
-def apart(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:
-    """How many real tokens (B, R) are further apart than ``TOLERANCE``; NaN counts."""
+def mismatched(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:
+    """How many real tokens (B, R) differ by more than ``TOLERANCE``; NaN counts."""
     return (~((new - old).abs() <= TOLERANCE) & mask).sum()

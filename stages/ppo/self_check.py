@@ -93,9 +93,9 @@ def require(findings: Sequence[Finding]) -> None:
 
 def _probe(ppo: PPO) -> Probe:
     """The shortest, the longest and two other prompts, answered by the policy from draws of this check's own."""
-    order = sorted(range(len(ppo.queries)), key=lambda i: len(ppo.queries[i]))
+    order = sorted(range(len(ppo.stream.queries)), key=lambda i: len(ppo.stream.queries[i]))
     chosen = dict.fromkeys(order[i * (len(order) - 1) // (PROMPTS - 1)] for i in range(PROMPTS))
-    queries = [ppo.queries[i] for i in chosen]
+    queries = [ppo.stream.queries[i] for i in chosen]
     tokens = min(TOKENS, ppo.config.max_new_tokens)
     draws = uniforms_for(len(queries), tokens, generator(ppo.context.seed, "ppo/self_check"))
     responses = _sample(ppo, queries, draws, tokens, ppo.config.temperature)
@@ -136,8 +136,8 @@ def _logprobs(ppo: PPO, view: RoleView, queries: list[list[int]], responses: lis
 
 def _values(ppo: PPO, queries: list[list[int]], responses: list[list[int]]) -> Tensor:
     rows = make_rows(queries, responses, ppo.context.pad_id, ppo.base.device)
-    with ppo.base.role("policy" if ppo.on_trunk else "value") as view:
-        return (ppo._trunk_value(view, rows) if ppo.on_trunk else value_pass(view, rows)).detach()
+    with ppo.base.role("policy" if ppo.value_on_policy else "value") as view:
+        return (ppo.policy_value(view, rows) if ppo.value_on_policy else value_pass(view, rows)).detach()
 
 
 # -- the checks --------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def run(
             "updates": ppo.update_index,
             "prompts": len(prompts),
             "prompts_left_out": left_out,
-            "skipped_steps": ppo.skips.total,
+            "skipped_steps": ppo.nonfinite.total,
             "kept_update": kept,
             **({"watch": watcher.summary()} if watcher is not None else {}),
             "warnings": [{"step": w.step, "text": w.text} for w in [*watch.given, *parted(watcher)]],
@@ -82,7 +82,7 @@ def train(ppo: PPO, watcher: Watcher | None) -> tuple[Watch, dict[str, float]]:
         return ppo_state.capture(ppo) if watcher is None else watcher.add_to(ppo_state.capture(ppo))
 
     def safe_point(step: int | None = None) -> None:
-        context.checkpoints.safe_point(ppo.position, captured, step, good=ppo.skips.in_a_row == 0)
+        context.checkpoints.safe_point(ppo.position, captured, step, good=ppo.nonfinite.in_a_row == 0)
 
     ppo.safe_point = safe_point
     if watcher is not None and watcher.due:

@@ -42,10 +42,10 @@ def capture(ppo: PPO) -> State:
         | {f"running/{name}": v for name, v in ppo.reward.state.items()},
         numbers={
             "update": ppo.update_index,
-            "skips": ppo.skips.as_dict(),
+            "skips": ppo.nonfinite.as_dict(),
             "kl_coef": ppo.controller.coef,
             "sampler_agrees": ppo.old.agree,
-            "limits": [ppo.memory.limit, ppo.sampling.limit],
+            "limits": [ppo.micro.retry.limit, ppo.sampling_retry.limit],
         },
         own=own,
         own_numbers=numbers,
@@ -57,9 +57,9 @@ def restore(ppo: PPO, state: State) -> None:
     restore_training(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer], state.tensors)
     ppo.update_index = state.numbers["update"]
     ppo.controller.coef = state.numbers["kl_coef"]
-    ppo.skips.restore(state.numbers["skips"])
+    ppo.nonfinite.restore(state.numbers["skips"])
     ppo.old.agree = state.numbers["sampler_agrees"]
-    ppo.memory.limit, ppo.sampling.limit = state.numbers["limits"]
+    ppo.micro.retry.limit, ppo.sampling_retry.limit = state.numbers["limits"]
     running = {k.removeprefix("running/"): v for k, v in state.tensors.items() if k.startswith("running/")}
     ppo.reward.restore(running)
     if state.own_numbers:
@@ -71,12 +71,12 @@ def restore(ppo: PPO, state: State) -> None:
 def _rollout(ppo: PPO, state: State) -> Rollout:
     device, responses = ppo.base.device, state.own_numbers["responses"]
     own = {name: tensor.to(device) for name, tensor in state.own.items()}
-    rows, chosen = ppo.chosen()
+    rows, chosen = ppo.stream.share(ppo.update_index, ppo.config.rollouts, ppo.context.processes)
     lengths = torch.tensor([len(ids) for ids in responses], device=device)
     return Rollout(
         row_ids=torch.tensor(list(rows)),
-        prompts=[ppo.prompts[i] for i in chosen],
-        queries=[ppo.queries[i] for i in chosen],
+        prompts=[ppo.stream.prompts[i] for i in chosen],
+        queries=[ppo.stream.queries[i] for i in chosen],
         responses=responses,
         texts=[ppo.context.renderer.text(ids) for ids in responses],
         mask=ppo_math.response_mask(lengths, own["logprobs"].shape[1]),

@@ -1,15 +1,16 @@
-"""PPO against the reward: rollout -> scores -> token rewards -> advantages -> update.
+"""PPO against the reward: respond -> score -> token rewards -> advantages -> update.
 
-Schulman et al. 2017 as Ziegler et al. 2019 and Huang et al. 2024 (arXiv 2403.17031) apply it to language models, on
-one shared base: the reference is the frozen SFT adapter, the policy starts as its copy, and the value role starts as a
-copy of the reward model. The mathematics is in ``ppo_math``; this file is the order in which it happens.
+Schulman et al. 2017 (arXiv 1707.06347) as Ziegler et al. 2019 (arXiv 1909.08593) and Huang et al. 2024 (arXiv
+2403.17031) apply it to language models, on one shared base: the reference is the frozen SFT adapter, the policy starts
+as its copy, and the value role starts as a copy of the reward model. The mathematics is in ``ppo_math``; this file is
+the order in which it happens. What it does not know: files, checkpoints, stages before and after.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,21 +18,25 @@ from torch import Tensor
 from data.records import Prompt
 from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.logprobs import Rows, scatter
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import peak_memory
 from models.backbone.seeds import generator
 from models.roles.shared_base import RoleView
 from models.sampling.fast import FastEngine
-from models.sampling.generate import Engine, generate, uniforms_for
+from models.sampling.generate import Engine, Generated, generate, uniforms_for
 from reward.terms.composition import WeightedSum
 from stages import ppo_math
 from stages.ppo.kl_controller import make_controller
-from stages.ppo.old_logprobs import OldLogprobs, Source, apart
+from stages.ppo.metrics import STEP_METRICS, rollout_metrics, update_metrics
+from stages.ppo.micro_batching import MicroBatching
+from stages.ppo.old_logprobs import OldLogprobs
+from stages.ppo.optimizer import make_optimizer
+from stages.ppo.prompt_stream import PromptStream
 from stages.ppo.rollout import Cycle, Rollout, StepRecord, policy_pass, response_states, value_pass
 from stages.ppo.shared_layers import keep_lower_layers, shared_depth
 from stages.settings import PPOConfig
 from stages.stage import StageContext, schedule_factor
-from stages.training.nonfinite import Skips
+from stages.training.nonfinite import NonFiniteSteps
 
 VERSION = 9
 
@@ -56,30 +61,23 @@ class PPO:
         engine: Engine | None = None,
     ) -> None:
         self.context, self.config, self.base, self.reward = context, config, context.base, reward
-        measured = config.old_logprobs != "recompute"
-        self.engine = engine or FastEngine(measured, depth=shared_depth(self.base, config)[0])
+        self.stream = PromptStream(prompts, [context.renderer.prompt_ids(p.messages) for p in prompts], context.seed)
+        self.engine = engine or FastEngine(config.old_logprobs != "recompute", shared_depth(self.base, config)[0])
         self.old = OldLogprobs(config.old_logprobs, config.temperature, context)
-        self.prompts = prompts
-        self.queries = [context.renderer.prompt_ids(p.messages) for p in prompts]
         self.controller = make_controller(config.kl, config.kl_coef, config.kl_target, config.kl_horizon)
-        self.on_trunk = config.value.init == "policy_trunk"
+        self.value_on_policy = config.value.init == "policy_trunk"
         self.policy_parameters = self.base.parameters_of("policy")
         self.value_parameters = self.base.parameters_of("value")
-        self.optimizer = self._make_optimizer()
+        self.optimizer = make_optimizer(config, self.policy_parameters, self.value_parameters)
         self.base_rates = [g["lr"] for g in self.optimizer.param_groups]
+        self.nonfinite = NonFiniteSteps("ppo.max_skipped_steps", config.max_skipped_steps)
+        setting = f"ppo.micro_{'batch' if config.micro_tokens is None else 'tokens'}"
+        self.micro = MicroBatching(config, OOMRetry(setting, context.warn, context.processes.together))
+        self.sampling_retry = OOMRetry("rows sampled at once", context.warn, context.processes.together)
         self.update_index = 0
-        self.skips = Skips("ppo.max_skipped_steps", config.max_skipped_steps)
-        met = (context.warn, context.processes.together)
-        self.memory = Halving(f"ppo.micro_{'batch' if config.micro_tokens is None else 'tokens'}", *met)
-        self.sampling = Halving("rows sampled at once", *met)
         self.records: list[StepRecord] = []
         self.cycle: Cycle | None = None
         self.safe_point: Callable[[], None] = lambda: None  # called where the state could be saved, inside a cycle
-
-    @property
-    def trainable_names(self) -> list[str]:
-        """Literal names of everything that the optimizer changes."""
-        return [*self.policy_parameters, *self.value_parameters]
 
     def train(self) -> Iterator[dict[str, float]]:
         """Run the remaining updates, yielding each one's metrics."""
@@ -96,23 +94,22 @@ class PPO:
                     set_gradient_checkpointing(lm, False)
 
     def step(self) -> dict[str, float]:
-        """One cycle of rollout and update."""
+        """One iteration: sample responses, score them, turn scores into advantages, and update on them."""
         started = time.perf_counter()
-        if self.cycle is None:  # not one that was interrupted
+        if self.cycle is None:
             rollout, times = self.rollout()
-            self.shape_rewards(rollout)
+            self.compute_rewards(rollout)
+            self.compute_advantages(rollout)
             self.cycle = Cycle(rollout=rollout, times=times)
             self.safe_point()
-        elif self.base.trunk is None:
+        elif self.base.trunk is None:  # an iteration that was interrupted is resumed
             keep_lower_layers(self.base, self.cycle.rollout, self.config, self.context.warn)
         rollout, times = self.cycle.rollout, self.cycle.times
         before = time.perf_counter()
         learned = self.update(rollout, self.cycle.records)
         times["time/update"] = time.perf_counter() - before
         metrics = self.summary(rollout) | learned | times | {"time/total": time.perf_counter() - started}
-        kl, rows = metrics["objective/kl"], self.config.rollouts
-        metrics["objective/kl_coef"] = self.controller.coef
-        self.controller.update(kl, rows)  # the new coefficient holds from the next rollout on
+        self.controller.update(metrics["objective/kl"], self.config.rollouts)  # holds from the next rollout on
         self.update_index += 1
         self.cycle = self.base.trunk = None
         return metrics
@@ -123,25 +120,41 @@ class PPO:
         each = self.config.epochs * self.config.minibatches + 1
         return self.update_index * each + (0 if self.cycle is None else 1 + len(self.cycle.records))
 
-    # -- 1. rollout ----------------------------------------------------------------------------------------------
+    # -- 1. rollout: queries, responses, log-probabilities, values, scores -----------------------------------------
 
     @torch.profiler.record_function("trivet/rollout")
     @torch.no_grad()
     def rollout(self) -> tuple[Rollout, dict[str, float]]:
         """Sample responses and evaluate policy, reference, value and reward on them; nothing here has a gradient."""
-        config, context = self.config, self.context
-        total = config.rollouts
-        mine, chosen = self.chosen()
-        queries = [self.queries[i] for i in chosen]
-        uniforms = uniforms_for(total, config.max_new_tokens, generator(context.seed, "ppo/rollout", self.update_index))
+        mine, chosen = self.stream.share(self.update_index, self.config.rollouts, self.context.processes)
+        queries = [self.stream.queries[i] for i in chosen]
         t0 = time.perf_counter()
+        generated = self.sample(queries, mine)
+        t1 = time.perf_counter()
+        rollout = Rollout.of(
+            generated,
+            self.base.device,
+            row_ids=torch.tensor(list(mine)),
+            prompts=[self.stream.prompts[i] for i in chosen],
+            queries=queries,
+            texts=[self.context.renderer.text(ids) for ids in generated.ids],
+        )
+        self.evaluate(rollout, generated)
+        self.score(rollout)
+        return rollout, {"time/rollout": t1 - t0, "time/score": time.perf_counter() - t1}
+
+    def sample(self, queries: Sequence[list[int]], mine: range) -> Generated:
+        """One response of the policy to each query of this process, whose rows in the whole rollout are ``mine``."""
+        config, context = self.config, self.context
+        draws = generator(context.seed, "ppo/rollout", self.update_index)
+        uniforms = uniforms_for(config.rollouts, config.max_new_tokens, draws)[mine.start : mine.stop]
         with self.base.role("policy") as role:
-            made = self.sampling.run(
+            return self.sampling_retry.run(
                 lambda size: generate(
                     self.engine,
                     role,
                     queries,
-                    uniforms=uniforms[mine.start : mine.stop],
+                    uniforms=uniforms,
                     batch=size,
                     max_new_tokens=config.max_new_tokens,
                     temperature=config.temperature,
@@ -150,82 +163,64 @@ class PPO:
                 ),
                 max(1, len(queries)),
             )
-        t1 = time.perf_counter()
-        rollout = Rollout.of(
-            made,
-            device := self.base.device,
-            row_ids=torch.tensor(list(mine)),
-            prompts=[self.prompts[i] for i in chosen],
-            queries=queries,
-            texts=[context.renderer.text(ids) for ids in made.ids],
-        )
-        keep_lower_layers(self.base, rollout, config, context.warn)
-        source = self.old.source(self.base, rollout, made)
-        self.memory.run(lambda size: self._evaluate(rollout, size, source), *self._micro(rollout))
-        scores, parts = self._scored(rollout)
-        rollout.raw_scores = scores.to(device)
-        rollout.score_parts = {k: v.to(device) for k, v in parts.items()}
-        return rollout, {"time/rollout": t1 - t0, "time/score": time.perf_counter() - t1}
 
-    def _scored(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        """The reward's scores; where a process cannot get its own, all of them stop with its error."""
-        own = self.context.processes.together(lambda: self.reward.scores(rollout.samples()))
-        return self.reward.combine(own)
+    def evaluate(self, rollout: Rollout, generated: Generated) -> None:
+        """Fill in the policy's and the reference's log-probabilities and the values."""
+        keep_lower_layers(self.base, rollout, self.config, self.context.warn)
+        source = self.old.source(self.base, rollout, generated)
+        temperature, width = self.config.temperature, rollout.mask.shape[1]
 
-    def _evaluate(self, rollout: Rollout, size: int, source: Source) -> None:
-        """Old log-probabilities unless the sampler gave them, reference, values."""
-        for index in rollout.parts(range(len(rollout.queries)), size, self.config.micro_tokens and size):
+        def pass_of(index: list[int]) -> None:
             rows = rollout.rows(index, self.context.pad_id)
-            width, temperature = rollout.mask.shape[1], self.config.temperature
 
-            def lay(flat: Tensor, rows: Rows = rows, width: int = width) -> Tensor:
+            def padded(flat: Tensor) -> Tensor:
                 return scatter(flat.float(), rows.response_lengths, width)
 
             with self.base.role("policy") as policy:
                 if source == "policy":
                     logprobs, entropy = policy_pass(policy, rows, temperature)
-                    rollout.logprobs[index], rollout.entropy[index] = lay(logprobs), lay(entropy)
-                if self.on_trunk:
-                    rollout.values[index] = lay(self._trunk_value(policy, rows))
+                    rollout.logprobs[index], rollout.entropy[index] = padded(logprobs), padded(entropy)
+                if self.value_on_policy:
+                    rollout.values[index] = padded(self.policy_value(policy, rows))
             with self.base.role("reference") as reference:
                 logprobs, entropy = policy_pass(reference, rows, temperature)
-                rollout.ref_logprobs[index] = lay(logprobs)
+                rollout.ref_logprobs[index] = padded(logprobs)
                 if source == "reference":
-                    rollout.logprobs[index], rollout.entropy[index] = lay(logprobs), lay(entropy)
-            if not self.on_trunk:
+                    rollout.logprobs[index], rollout.entropy[index] = padded(logprobs), padded(entropy)
+            if not self.value_on_policy:
                 with self.base.role("value") as value:
-                    rollout.values[index] = lay(value_pass(value, rows))
+                    rollout.values[index] = padded(value_pass(value, rows))
 
-    def _trunk_value(self, policy: RoleView, rows: Rows) -> Tensor:
+        self.micro.each(rollout, pass_of)
+
+    def policy_value(self, policy: RoleView, rows: Rows) -> Tensor:
+        """Values (N,) by the value head on the policy's own states."""
         head = self.base.heads["value"]
         return head(response_states(policy, rows))
 
-    def chosen(self) -> tuple[range, list[int]]:
-        """Rows of this process in the present update's rollout, and the number of each one's prompt."""
-        total = self.config.rollouts
-        mine = self.context.processes.share(total)
-        return mine, [self._prompt_number(self.update_index * total + i) for i in mine]
-
-    def _prompt_number(self, position: int) -> int:
-        """Position in an endless stream of permutations: each prompt once before any comes again; no state to save."""
-        epoch, at = divmod(position, len(self.prompts))
-        if getattr(self, "_order", (None, None))[0] != epoch:
-            g = generator(self.context.seed, "ppo/prompts", epoch)
-            self._order = (epoch, torch.randperm(len(self.prompts), generator=g).tolist())
-        return self._order[1][at]
+    def score(self, rollout: Rollout) -> None:
+        """Fill in the reward's scores; where a process cannot get its own, all of them stop with its error."""
+        own = self.context.processes.together(lambda: self.reward.scores(rollout.samples()))
+        scores, parts = self.reward.combine(own)
+        rollout.raw_scores = scores.to(self.base.device)
+        rollout.score_parts = {k: v.to(self.base.device) for k, v in parts.items()}
 
     # -- 2. scores -> token rewards -> advantages ------------------------------------------------------------------
 
     @torch.no_grad()
-    def shape_rewards(self, rollout: Rollout) -> None:
-        """Clip the score, subtract the missing-EOS penalty, add the KL penalty per token, then GAE and whitening."""
-        config, mask, reduce = self.config, rollout.mask, self.context.processes.sum
-        scores = rollout.raw_scores
+    def compute_rewards(self, rollout: Rollout) -> None:
+        """Clip the score, subtract the missing-EOS penalty, and add the KL penalty on every token."""
+        config, scores = self.config, rollout.raw_scores
         if config.score_clip is not None:
             scores = scores.clamp(-config.score_clip, config.score_clip)
         rollout.scores = scores - config.missing_eos_penalty * (~rollout.finished).to(scores.dtype)
         kl = ppo_math.kl_penalty(rollout.logprobs, rollout.ref_logprobs, "k1")
-        rollout.rewards = ppo_math.token_rewards(rollout.scores, kl, mask, self.controller.coef)
+        rollout.rewards = ppo_math.token_rewards(rollout.scores, kl, rollout.mask, self.controller.coef)
+
+    @torch.no_grad()
+    def compute_advantages(self, rollout: Rollout) -> None:
+        """Generalised advantage estimation over response tokens, whitened over the whole rollout."""
+        config, mask, reduce = self.config, rollout.mask, self.context.processes.sum
         if config.whiten_rewards:
             rollout.rewards = ppo_math.whiten(rollout.rewards, mask, shift_mean=False, reduce=reduce)
         raw, rollout.returns = ppo_math.gae(rollout.rewards, rollout.values, mask, config.gamma, config.lam)
@@ -239,42 +234,78 @@ class PPO:
 
         ``records`` are those of minibatches that an interrupted update has done already; new ones are added to it.
         """
-        config, self.records = self.config, [] if records is None else records
-        done = len(self.records)
-        factor = schedule_factor(config.schedule, self.update_index / config.updates, config.final_learning_rate)
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
-        local = {int(row): i for i, row in enumerate(rollout.row_ids)}
-        for epoch in range(config.epochs):
-            g = generator(self.context.seed, "ppo/minibatches", self.update_index * config.epochs + epoch)
-            chunks = ppo_math.minibatches(config.rollouts, config.minibatches, g)
-            for chunk in chunks[max(0, done - epoch * config.minibatches) :]:
-                self.records.append(self._minibatch(rollout, [local[r] for r in chunk.tolist() if r in local]))
-                self.skips.see(self.records[-1].applied, f"PPO, update {self.update_index + 1}", self.records[-1].norms)
-                if len(self.records) < config.epochs * config.minibatches:
-                    self.safe_point()
-        names = self.records[0].metrics
-        out = {name: sum(r.metrics[name] for r in self.records) / len(self.records) for name in names}
-        out["ppo/policy/grad_norm"] = sum(r.policy_grad_norm for r in self.records) / len(self.records)
-        out["ppo/value/grad_norm"] = sum(r.value_grad_norm for r in self.records) / len(self.records)
-        return out | {"ppo/skipped_steps": float(self.skips.total), "ppo/learning_rate": self.base_rates[0] * factor}
+        self.records = [] if records is None else records
+        rate = self._set_learning_rate()
+        minibatches = self._minibatches(rollout)
+        for rows in minibatches[len(self.records) :]:
+            tokens = self.context.processes.sum(rollout.mask[rows].sum().double()).clamp(min=1).item()
 
-    def _minibatch(self, rollout: Rollout, index: list[int]) -> StepRecord:
-        """Gradients of the whole minibatch, whatever its micro-batches, then one step for each role."""
-        config, reduce = self.config, self.context.processes.sum
-        tokens = reduce(rollout.mask[index].sum().double()).clamp(min=1).item()
-        sums = self.memory.run(
-            lambda size: self._gradients(rollout, index, tokens, size),
-            *self._micro(rollout),
-            undo=lambda: self.optimizer.zero_grad(set_to_none=True),
-        )
-        names = ["loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "policy/ratio", "value/clipfrac"]
-        totals = reduce(torch.stack([sums.get(n, torch.zeros((), dtype=torch.float64)) for n in [*names, "apart"]]))
-        self.old.see(totals[-1].item())
+            def backward(part: list[int], tokens: float = tokens) -> dict[str, Tensor]:
+                return self.backward(rollout, part, tokens)
+
+            losses = self.micro.accumulate(rollout, rows, backward, undo=self._discard_gradients)
+            record = self.optimizer_step(losses, tokens, [int(rollout.row_ids[i]) for i in rows])
+            self.records.append(record)
+            self.nonfinite.record(record.applied, f"PPO, update {self.update_index + 1}", record.norms)
+            if len(self.records) < len(minibatches):
+                self.safe_point()
+        metrics = update_metrics(self.records)
+        return metrics | {"ppo/skipped_steps": float(self.nonfinite.total), "ppo/learning_rate": rate}
+
+    def backward(self, rollout: Rollout, index: list[int], tokens: float) -> dict[str, Tensor]:
+        """Losses of one micro-batch and their gradients; each role is held through its own backward.
+
+        Args:
+            rollout: what was sampled, with advantages and returns.
+            index: the micro-batch's rows.
+            tokens: response tokens of the whole minibatch over all processes: the denominator of every mean.
+        """
+        config, rows = self.config, rollout.rows(index, self.context.pad_id)
+        width = int(rows.response_lengths.max().clamp(min=1))
+        mask = rollout.mask[index, :width]
+
+        def padded(flat: Tensor) -> Tensor:
+            return scatter(flat, rows.response_lengths, width)
+
+        def old(field: Tensor) -> Tensor:
+            return field[index, :width]
+
+        def value_loss(values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            return ppo_math.value_loss(
+                padded(values), old(rollout.values), old(rollout.returns), mask, config.value_clip, tokens
+            )
+
+        with self.base.role("policy") as policy:
+            logprobs, entropy = policy_pass(policy, rows, config.temperature, config.entropy_coef > 0)
+            if not self.records:  # no step since the rollout: the policy is still the one that sampled
+                self.old.compare(padded(logprobs), old(rollout.logprobs), mask)
+            loss, about_policy = ppo_math.policy_loss(
+                padded(logprobs), old(rollout.logprobs), old(rollout.advantages), mask, config.clip, tokens
+            )
+            total = loss - config.entropy_coef * ppo_math.masked_mean(padded(entropy), mask, tokens)
+            if self.value_on_policy:
+                value_part, about_value = value_loss(self.policy_value(policy, rows))
+                total = total + config.value_coef * value_part
+            total.backward()
+        if not self.value_on_policy:
+            with self.base.role("value") as value:
+                value_part, about_value = value_loss(value_pass(value, rows))
+                value_part.backward()
+        metrics = {"loss/policy": loss, "loss/value": value_part}
+        metrics |= {f"policy/{name}": x for name, x in about_policy.items()}
+        return metrics | {f"value/{name}": x for name, x in about_value.items()}
+
+    def optimizer_step(self, losses: dict[str, Tensor], tokens: float, row_ids: list[int]) -> StepRecord:
+        """Add gradients over processes, clip each role's by its own norm, and step where all of it is finite."""
+        config, processes = self.config, self.context.processes
+        zero = torch.zeros((), dtype=torch.float64)
+        totals = processes.sum(torch.stack([losses.get(name, zero) for name in STEP_METRICS])).tolist()
+        if not self.records:
+            self.old.conclude()
         roles = [list(self.policy_parameters.values()), list(self.value_parameters.values())]
-        self.context.processes.sum_gradients([p for role in roles for p in role])
+        processes.sum_gradients([p for role in roles for p in role])
         norms = [torch.nn.utils.clip_grad_norm_(p, config.max_grad_norm).item() for p in roles]
-        applied = all(map(_finite, [*norms, *totals[:2].tolist()]))
+        applied = all(map(math.isfinite, [*norms, *totals[:2]]))
         if applied:
             if self.update_index < config.critic_warmup:
                 for p in roles[0]:
@@ -282,115 +313,43 @@ class PPO:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepRecord(
-            row_ids=[int(rollout.row_ids[i]) for i in index],
+            row_ids=row_ids,
             tokens=tokens,
             policy_grad_norm=norms[0],
             value_grad_norm=norms[1],
             learning_rate=self.optimizer.param_groups[0]["lr"],
             applied=applied,
-            metrics={f"ppo/{n}": v for n, v in zip(names, totals[:-1].tolist(), strict=True)},
+            metrics={f"ppo/{name}": x for name, x in zip(STEP_METRICS, totals, strict=True)},
         )
 
-    def _micro(self, rollout: Rollout) -> tuple[int, int]:
-        """The size of a micro-batch (rows, or padded tokens) that is wanted, and the least that makes a difference."""
-        return (self.config.micro_tokens, rollout.longest) if self.config.micro_tokens else (self.config.micro_batch, 1)
+    def summary(self, rollout: Rollout) -> dict[str, float]:
+        """The rollout's metrics, and what this update took."""
+        retry = self.micro.retry
+        return rollout_metrics(rollout, self.controller.coef, self.context.processes) | {
+            "objective/kl_coef": self.controller.coef,
+            "memory/peak": float(peak_memory(self.base.device)),
+            retry.name.replace("ppo.", "memory/"): float(self.micro.size),
+        }
 
-    def _gradients(self, rollout: Rollout, index: list[int], tokens: float, size: int) -> dict[str, Tensor]:
-        """Add up a minibatch's gradients and metrics over its micro-batches of ``size`` rows."""
-        sums: dict[str, Tensor] = {}
-        for part in rollout.parts(index, size, self.config.micro_tokens and size):
-            for name, value in self._backward(rollout, part, tokens).items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu()
-        return sums
-
-    def _backward(self, rollout: Rollout, index: list[int], tokens: float) -> dict[str, Tensor]:
-        """Forward and backward of one micro-batch, each inside its role: recomputation must find the same adapter."""
-        config, rows = self.config, rollout.rows(index, self.context.pad_id)
-        width = int(rows.response_lengths.max().clamp(min=1))
-        mask = rollout.mask[index, :width]
-
-        def lay(flat: Tensor) -> Tensor:
-            return scatter(flat, rows.response_lengths, width)
-
-        def old(field: Tensor) -> Tensor:
-            return field[index, :width]
-
-        def value_terms(values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            loss, found = ppo_math.value_loss(
-                lay(values), old(rollout.values), old(rollout.returns), mask, config.value_clip, tokens
-            )
-            return loss, {"loss/value": loss, **{f"value/{k}": v for k, v in found.items()}}
-
-        with self.base.role("policy") as policy:
-            logprobs, entropy = policy_pass(policy, rows, config.temperature, config.entropy_coef > 0)
-            loss, metrics = ppo_math.policy_loss(
-                lay(logprobs), old(rollout.logprobs), old(rollout.advantages), mask, config.clip, tokens
-            )
-            out = {"loss/policy": loss, **{f"policy/{k}": v for k, v in metrics.items()}}
-            if self.old.agree and not self.records:  # the policy is still the one that sampled
-                out["apart"] = apart(lay(logprobs), old(rollout.logprobs), mask)
-            total = loss - config.entropy_coef * ppo_math.masked_mean(lay(entropy), mask, tokens)
-            if self.on_trunk:
-                value_part, found = value_terms(self._trunk_value(policy, rows))
-                total, out = total + config.value_coef * value_part, out | found
-            total.backward()
-        if not self.on_trunk:
-            with self.base.role("value") as value:
-                value_part, found = value_terms(value_pass(value, rows))
-                value_part.backward()
-            out |= found
+    def _minibatches(self, rollout: Rollout) -> list[list[int]]:
+        """This process's rows in every minibatch of all epochs, in order; an epoch is a fresh permutation."""
+        config, out = self.config, list[list[int]]()
+        local = {int(row): i for i, row in enumerate(rollout.row_ids)}
+        for epoch in range(config.epochs):
+            g = generator(self.context.seed, "ppo/minibatches", self.update_index * config.epochs + epoch)
+            chunks = ppo_math.minibatches(config.rollouts, config.minibatches, g)
+            out += [[local[r] for r in chunk.tolist() if r in local] for chunk in chunks]
         return out
 
-    # -- 4. report -------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def summary(self, rollout: Rollout) -> dict[str, float]:
-        """The field's metrics over real tokens and all processes; means of rows are means of per-row sums."""
-        mask, processes = rollout.mask, self.context.processes
-        kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, torch.zeros_like(rollout.logprobs))
-        per_row = {
-            "objective/kl": kl.sum(1),
-            "objective/scores": rollout.raw_scores,
-            "objective/scores_squared": rollout.raw_scores**2,
-            "objective/shaped_scores": rollout.scores,
-            "objective/rlhf_reward": rollout.scores - self.controller.coef * kl.sum(1),
-            "rollout/length": rollout.lengths,
-            "rollout/truncated_fraction": ~rollout.finished,
-            **{f"reward/{name}": v for name, v in rollout.score_parts.items()},
-        }
-        table = torch.stack([v.double() for v in per_row.values()])
-        rows = processes.sum(torch.tensor(float(table.shape[1]), dtype=torch.float64, device=table.device))
-        means = dict(zip(per_row, (processes.sum(table.sum(1)) / rows).tolist(), strict=True))
-        spread = max(0.0, means.pop("objective/scores_squared") - means["objective/scores"] ** 2)
-        sums = torch.stack(
-            [mask.sum().double(), ppo_math.masked_sum(rollout.entropy, mask).double(), kl.double().sum()]
-        )
-        tokens, entropy, kl_total = processes.sum(sums).tolist()
-        variance = ppo_math.explained_variance(rollout.values, rollout.returns, mask, processes.sum)
-        return means | {
-            "objective/scores_std": spread**0.5,
-            "objective/entropy": entropy / max(tokens, 1),
-            "objective/kl_per_token": kl_total / max(tokens, 1),
-            "ppo/value/explained_variance": variance.item(),
-            "tokens/response": tokens,
-            "memory/peak": float(peak_memory(self.base.device)),
-            self.memory.name.replace("ppo.", "memory/"): float(self.memory.size(self._micro(rollout)[0])),
-        }
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
+    def _set_learning_rate(self) -> float:
+        """Put every group at its rate for this update; the policy's rate."""
         config = self.config
-        value_rate = config.learning_rate if config.value_learning_rate is None else config.value_learning_rate
-        head_rate = value_rate if config.value_head_learning_rate is None else config.value_head_learning_rate
-        heads = {n: p for n, p in self.value_parameters.items() if n.startswith("value.head.")}
-        adapter = [p for n, p in self.value_parameters.items() if n not in heads]
-        groups: list[dict[str, Any]] = [
-            {"params": list(self.policy_parameters.values()), "lr": config.learning_rate},
-            {"params": list(heads.values()), "lr": head_rate, "weight_decay": 0.0},
-        ]
-        if adapter:
-            groups.insert(1, {"params": adapter, "lr": value_rate})
-        return torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay)
+        factor = schedule_factor(config.schedule, self.update_index / config.updates, config.final_learning_rate)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        return self.base_rates[0] * factor
 
-
-def _finite(x: float) -> bool:
-    return x == x and abs(x) != float("inf")
+    def _discard_gradients(self) -> None:
+        """Leave nothing of a minibatch for which memory did not suffice."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.old.forget()

@@ -70,7 +70,7 @@ def test_a_whole_update_is_that_of_the_oracle(tmp_path, family, checkpointing, s
     )  # fmt: skip
     randomise(base, "policy", 7)  # away from the reference, so that the KL penalty says something
     oracle = oracle_for(ppo, family)
-    seen, real, taken = [], ppo.optimizer.step, ppo.shape_rewards
+    seen, real, taken = [], ppo.optimizer.step, ppo.compute_rewards
     parameters = {**ppo.policy_parameters, **ppo.value_parameters}
 
     def step() -> None:
@@ -79,7 +79,7 @@ def test_a_whole_update_is_that_of_the_oracle(tmp_path, family, checkpointing, s
 
     rollouts = []
     ppo.optimizer.step = step
-    ppo.shape_rewards = lambda rollout: (rollouts.append(rollout), taken(rollout))[1]
+    ppo.compute_rewards = lambda rollout: (rollouts.append(rollout), taken(rollout))[1]
     metrics = next(iter(ppo.train()))
     (rollout,) = rollouts
     expected = oracle.update(

@@ -29,7 +29,8 @@ from tests.support.ppo import PROMPTS, RAGGED, Injected, make_context, make_ppo,
 def rolled_out(ppo):
     with ppo.base.training("policy", "value"):
         rollout, _ = ppo.rollout()
-        ppo.shape_rewards(rollout)
+        ppo.compute_rewards(rollout)
+        ppo.compute_advantages(rollout)
     return rollout
 
 
@@ -52,7 +53,7 @@ def test_the_loss_reaches_exactly_the_states_that_predict_response_tokens(tmp_pa
 
     with base.training("policy", "value"):
         hook = base.lm.model.norm.register_forward_hook(keep)
-        ppo._backward(rollout, list(range(8)), float(rollout.mask.sum()))
+        ppo.backward(rollout, list(range(8)), float(rollout.mask.sum()))
         hook.remove()
         assert len(seen) == 2  # policy, value
         rows = rollout.rows(range(8), ppo.context.pad_id)
@@ -180,7 +181,8 @@ def test_sampling_between_updates_changes_nothing(tmp_path):
                 torch.rand(3)
                 with ppo.base.role("policy") as view:
                     generate(
-                        CachedEngine(), view, ppo.queries, uniforms=uniforms_for(8, 4, torch.Generator()), batch=3,
+                        CachedEngine(), view, ppo.stream.queries, uniforms=uniforms_for(8, 4, torch.Generator()),
+                        batch=3,
                         max_new_tokens=4, temperature=1.0, stop_ids=(2,), pad_id=0,
                     )  # fmt: skip
         found.append(torch.cat([p.detach().flatten() for p in ppo.policy_parameters.values()]))
@@ -191,14 +193,15 @@ def test_after_updates_the_sampler_draws_from_the_new_policy(tmp_path):
     """R15: greedy tokens of the cached path are the training forward's argmax after large steps."""
     ppo = make_ppo(tmp_path, learning_rate=5e-2, updates=2)
     with ppo.base.role("policy") as view, torch.no_grad():
-        row = torch.tensor([ppo.queries[0]])
+        row = torch.tensor([ppo.stream.queries[0]])
         start = view.logits(view.hidden(row, torch.ones_like(row, dtype=torch.bool)))
     list(ppo.train())
     with ppo.base.role("policy") as view, torch.no_grad():
         moved = view.logits(view.hidden(row, torch.ones_like(row, dtype=torch.bool)))
-        made = generate(CachedEngine(), view, ppo.queries, uniforms=None, batch=8, max_new_tokens=6, temperature=1.0,
+        made = generate(CachedEngine(), view, ppo.stream.queries, uniforms=None, batch=8, max_new_tokens=6,
+            temperature=1.0,
                         stop_ids=(2,), pad_id=0)  # fmt: skip
-        for query, response in zip(ppo.queries, made.ids, strict=True):
+        for query, response in zip(ppo.stream.queries, made.ids, strict=True):
             ids = torch.tensor([query + response])
             best = view.logits(view.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))[0].argmax(-1)
             assert best[len(query) - 1 : -1].tolist() == response
@@ -256,7 +259,7 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted_or_refused(tmp_path, m
 def test_an_epoch_visits_every_prompt_once_across_updates(tmp_path):
     """R20, C12: 5 prompts in rollouts of 4: each block of 5 in the stream of rows has every prompt once."""
     ppo = make_ppo(tmp_path, prompts=PROMPTS[:5], rollouts=4)
-    order = [ppo._prompt_number(i) for i in range(20)]
+    order = [i for update in range(5) for i in ppo.stream.share(update, 4, ppo.context.processes)[1]]
     for at in range(0, 20, 5):
         assert sorted(order[at : at + 5]) == list(range(5))
     assert order[:5] != order[5:10] or order[5:10] != order[10:15]
@@ -342,7 +345,9 @@ def test_the_value_loss_reaches_the_critic_only(tmp_path):
     rollout = rolled_out(ppo)
     rollout.advantages = torch.zeros_like(rollout.advantages)
     with ppo.base.training("policy", "value"):
-        record = ppo._minibatch(rollout, list(range(8)))
+        ppo.config = ppo.config.model_copy(update={"epochs": 1, "minibatches": 1})
+        ppo.update(rollout)
+    (record,) = ppo.records
     assert record.policy_grad_norm == 0.0 and record.value_grad_norm > 0.0
 
 
@@ -458,7 +463,8 @@ def test_a_perfect_critic_leaves_the_policy_alone(tmp_path):
     ppo = make_ppo(tmp_path, engine=Injected(RAGGED), whiten_advantages=False, gamma=1.0, lam=1.0)
     rollout = rolled_out(ppo)
     rollout.values = torch.flip(torch.cumsum(torch.flip(rollout.rewards, [1]), 1), [1]) * rollout.mask
-    ppo.shape_rewards(rollout)
+    ppo.compute_rewards(rollout)
+    ppo.compute_advantages(rollout)
     assert rollout.advantages.abs().max() < 1e-6
     assert ppo.summary(rollout)["ppo/value/explained_variance"] == pytest.approx(1.0)
 

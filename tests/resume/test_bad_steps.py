@@ -11,7 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from data.common.errors import NonFiniteError, StageError
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
 from stages import pretrain, reward_model, sft
 from stages.settings import PretrainConfig, RewardConfig, SFTConfig
@@ -42,16 +42,18 @@ def test_ppo_stops_at_the_bound_and_only_skips_in_a_row_count(tmp_path):
     )  # fmt: skip
     with pytest.raises(NonFiniteError, match=r"update 4: 3 optimizer steps in a row.*policy.*ppo\.max_skipped_steps"):
         list(ppo.train())
-    assert (ppo.update_index, ppo.skips.total, len(ppo.records)) == (3, 5, 1)
+    assert (ppo.update_index, ppo.nonfinite.total, len(ppo.records)) == (3, 5, 1)
 
 
 def test_skipped_steps_push_no_good_checkpoint_out(whole_ppo, tmp_path, monkeypatch):
     """Two good steps, then none: what was saved before stays, and the same command goes on to the same bytes."""
+    from types import SimpleNamespace
+
     from stages.ppo import update as module
 
     seen = itertools.count()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_finite", lambda norm: next(seen) < 8)  # four numbers a step
+        patch.setattr(module, "math", SimpleNamespace(isfinite=lambda norm: next(seen) < 8))  # four numbers a step
         stage = Ppo(tmp_path / "run", max_skipped_steps=3)
         with pytest.raises(NonFiniteError, match="3 optimizer steps in a row"):
             stage.run()
@@ -137,7 +139,7 @@ def _pretrain(tmp_path, steps, monkeypatch):
 
 def test_the_allocators_own_error_halves_until_it_fits_and_other_errors_pass():
     told: list[str] = []
-    halving = Halving("ppo.micro_batch", told.append)
+    halving = OOMRetry("ppo.micro_batch", told.append)
 
     def work(size: int) -> int:
         return torch.empty(size * 2**44 if size > 2 else size, dtype=torch.uint8).numel()  # 16 TiB a row
@@ -164,10 +166,10 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(tmp_path, 
         limited = name == "small memory"
         if kind == "ppo":
             ppo = make_ppo(folder, rollouts=6, micro_batch=micro, epochs=1, updates=1, learning_rate=1e-2)
-            ppo.memory.warn = told.append
+            ppo.micro.retry.warn = told.append
             ppo.base.fast = False  # the fast path has no modules that a hook could be put on
             if limited:
-                ppo.sampling.limit = 3
+                ppo.sampling_retry.limit = 3
                 small_memory(ppo.base, 3, in_backward)
             row = list(ppo.train())[-1]
             assert row["memory/micro_batch"] == (3 if name != "six" else 6)

@@ -24,13 +24,14 @@ def gradients(ppo, rollout=None):
     with ppo.base.training("policy", "value"):
         if rollout is None:
             rollout, _ = ppo.rollout()
-            ppo.shape_rewards(rollout)
+            ppo.compute_rewards(rollout)
+            ppo.compute_advantages(rollout)
         kept = {}
         ppo.optimizer.step = lambda: kept.update(
             {n: p.grad.clone() for n, p in {**ppo.policy_parameters, **ppo.value_parameters}.items()}
         )
-        ppo.config = ppo.config.model_copy(update={"max_grad_norm": 1e9})
-        ppo._minibatch(rollout, list(range(len(rollout.queries))))
+        ppo.config = ppo.config.model_copy(update={"max_grad_norm": 1e9, "epochs": 1, "minibatches": 1})
+        ppo.update(rollout)
     return kept
 
 
@@ -82,19 +83,20 @@ def test_gradients_are_the_same_however_the_minibatch_is_cut(family, double, tol
     ppo = make_ppo(tmp_path, family=family, engine=Injected(RAGGED), entropy_coef=0.01, double=double)
     with ppo.base.training("policy", "value"):
         rollout, _ = ppo.rollout()
-        ppo.shape_rewards(rollout)
+        ppo.compute_rewards(rollout)
+        ppo.compute_advantages(rollout)
     found = []
     for micro, checkpointing in ((8, False), (4, False), (3, False), (1, False), (8, True), (3, True), (1, True)):
-        ppo.config = ppo.config.model_copy(update={"micro_batch": micro})
+        ppo.micro.rows = micro
         with ppo.base.training("policy", "value"):
             set_gradient_checkpointing(ppo.base.lm, checkpointing)
             found.append(gradients(ppo, rollout))
             set_gradient_checkpointing(ppo.base.lm, False)
-    ppo.config = ppo.config.model_copy(update={"micro_tokens": 20})  # by tokens instead of rows
+    ppo.micro.tokens = 20  # by tokens instead of rows
     with ppo.base.training("policy", "value"):
         found.append(gradients(ppo, rollout))
     assert 1 < len(rollout.parts(range(len(RAGGED)), 1, 20)) < len(RAGGED)
-    assert set(found[0]) == set(ppo.trainable_names)
+    assert set(found[0]) == {*ppo.policy_parameters, *ppo.value_parameters}
     assert {g.dtype for g in found[0].values()} == {torch.float64 if double else torch.float32}
     for other in found[1:]:
         for name, g in found[0].items():
@@ -108,7 +110,8 @@ def test_the_value_loss_does_not_move_the_policy(tmp_path):
     ppo = make_ppo(tmp_path, reward=lambda s: torch.zeros(len(s.texts)), kl_coef=0.0, missing_eos_penalty=0.0)
     with ppo.base.training("policy", "value"):
         rollout, _ = ppo.rollout()
-        ppo.shape_rewards(rollout)
+        ppo.compute_rewards(rollout)
+        ppo.compute_advantages(rollout)
         rollout.advantages.zero_()
     found = gradients(ppo, rollout)
     for name, g in found.items():
@@ -123,7 +126,8 @@ def test_nothing_in_a_rollout_has_a_gradient(tmp_path):
     ppo = make_ppo(tmp_path)
     with ppo.base.training("policy", "value"):
         rollout, _ = ppo.rollout()
-        ppo.shape_rewards(rollout)
+        ppo.compute_rewards(rollout)
+        ppo.compute_advantages(rollout)
     for name in ("logprobs", "ref_logprobs", "values", "raw_scores", "scores", "rewards", "advantages", "returns"):
         assert not getattr(rollout, name).requires_grad
 
@@ -140,7 +144,7 @@ def test_an_update_changes_exactly_policy_value_and_value_head(tmp_path):
     frozen = {n: p.clone() for n, p in everything.items()}
     moving = {n: p.clone() for n, p in {**ppo.policy_parameters, **ppo.value_parameters}.items()}
     list(ppo.train())
-    names = ppo.trainable_names
+    names = [*ppo.policy_parameters, *ppo.value_parameters]
     assert len(names) == len(set(names)) and set(names) == set(moving)
     optimised = [id(p) for g in ppo.optimizer.param_groups for p in g["params"]]
     assert len(optimised) == len(set(optimised)) == len(names)
@@ -222,7 +226,8 @@ def test_rewards_are_score_minus_penalty_minus_kl(tmp_path):
     with ppo.base.training("policy", "value"):
         rollout, _ = ppo.rollout()
     rollout.ref_logprobs -= 0.25  # KL of 0.25 on every token
-    ppo.shape_rewards(rollout)
+    ppo.compute_rewards(rollout)
+    ppo.compute_advantages(rollout)
     assert sorted(rollout.responses) == sorted(RAGGED)
     unfinished = torch.tensor([r[-1] != 2 for r in rollout.responses])
     expected = scores.clamp(-5, 5) - 1.5 * unfinished
@@ -247,7 +252,8 @@ def test_several_stop_tokens_count_as_finished(tmp_path):
     object.__setattr__(ppo.context, "renderer", renderer)
     with ppo.base.training("policy", "value"):
         rollout, _ = ppo.rollout()
-    ppo.shape_rewards(rollout)
+    ppo.compute_rewards(rollout)
+    ppo.compute_advantages(rollout)
     ended = torch.tensor([r[-1] in renderer.stop_ids for r in rollout.responses])
     assert torch.equal(rollout.finished, ended) and ended.any()
     assert_close(rollout.scores, rollout.raw_scores - (~ended).float())
@@ -260,7 +266,8 @@ def test_returns_do_not_depend_on_whitening_and_are_fixed_for_all_epochs(tmp_pat
         ppo = make_ppo(tmp_path, whiten_advantages=whiten)
         with ppo.base.training("policy", "value"):
             rollout, _ = ppo.rollout()
-            ppo.shape_rewards(rollout)
+            ppo.compute_rewards(rollout)
+            ppo.compute_advantages(rollout)
             before = rollout.returns.clone(), rollout.advantages.clone()
             ppo.update(rollout)
         assert torch.equal(rollout.returns, before[0]) and torch.equal(rollout.advantages, before[1])
@@ -363,7 +370,7 @@ def test_rows_that_stop_at_once_train_without_trouble(tmp_path):
 
 def test_value_head_on_the_policys_trunk(tmp_path):
     ppo = make_ppo(tmp_path, value={"init": "policy_trunk"}, updates=2)
-    assert [n for n in ppo.trainable_names if n.startswith("value")] == ["value.head.weight", "value.head.bias"]
+    assert list(ppo.value_parameters) == ["value.head.weight", "value.head.bias"]
     before = ppo.base.heads["value"].weight.clone()
     list(ppo.train())
     assert not torch.equal(before, ppo.base.heads["value"].weight)
@@ -378,7 +385,7 @@ def one_prompt():
 
 def first_token_distribution(ppo, role="policy"):
     with ppo.base.role(role) as view, torch.no_grad():
-        ids = torch.tensor([ppo.queries[0]])
+        ids = torch.tensor([ppo.stream.queries[0]])
         return torch.softmax(view.logits(view.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))[0, -1].double(), -1)
 
 
@@ -435,7 +442,7 @@ def all_answers(longest):
 
 def answer_probabilities(ppo, role, answers):
     """(len(answers),) exact, in float64."""
-    query = ppo.queries[0]
+    query = ppo.stream.queries[0]
     found = []
     with ppo.base.role(role) as view, torch.no_grad():
         for answer in answers:

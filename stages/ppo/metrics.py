@@ -1,0 +1,51 @@
+"""The field's metrics of one PPO update, over real tokens and all processes."""
+
+from __future__ import annotations
+
+import torch
+
+from models.backbone.processes import Processes
+from stages import ppo_math
+from stages.ppo.rollout import Rollout, StepRecord
+
+STEP_METRICS = ("loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac", "policy/ratio", "value/clipfrac")
+
+
+@torch.no_grad()
+def rollout_metrics(rollout: Rollout, kl_coef: float, processes: Processes) -> dict[str, float]:
+    """What a rollout was like. Means of rows are means of per-row sums, so a KL is in nats a response."""
+    mask = rollout.mask
+    kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, torch.zeros_like(rollout.logprobs))
+    per_row = {
+        "objective/kl": kl.sum(1),
+        "objective/scores": rollout.raw_scores,
+        "objective/scores_squared": rollout.raw_scores**2,
+        "objective/shaped_scores": rollout.scores,
+        "objective/rlhf_reward": rollout.scores - kl_coef * kl.sum(1),
+        "rollout/length": rollout.lengths,
+        "rollout/truncated_fraction": ~rollout.finished,
+        **{f"reward/{name}": v for name, v in rollout.score_parts.items()},
+    }
+    table = torch.stack([v.double() for v in per_row.values()])
+    rows = processes.sum(torch.tensor(float(table.shape[1]), dtype=torch.float64, device=table.device))
+    means = dict(zip(per_row, (processes.sum(table.sum(1)) / rows).tolist(), strict=True))
+    variance = max(0.0, means.pop("objective/scores_squared") - means["objective/scores"] ** 2)
+    sums = torch.stack([mask.sum().double(), ppo_math.masked_sum(rollout.entropy, mask).double(), kl.double().sum()])
+    tokens, entropy, kl_total = processes.sum(sums).tolist()
+    explained = ppo_math.explained_variance(rollout.values, rollout.returns, mask, processes.sum)
+    return means | {
+        "objective/scores_std": variance**0.5,
+        "objective/entropy": entropy / max(tokens, 1),
+        "objective/kl_per_token": kl_total / max(tokens, 1),
+        "ppo/value/explained_variance": explained.item(),
+        "tokens/response": tokens,
+    }
+
+
+def update_metrics(records: list[StepRecord]) -> dict[str, float]:
+    """Means over the optimizer steps of one update."""
+    count = len(records)
+    out = {name: sum(r.metrics[name] for r in records) / count for name in records[0].metrics}
+    out["ppo/policy/grad_norm"] = sum(r.policy_grad_norm for r in records) / count
+    out["ppo/value/grad_norm"] = sum(r.value_grad_norm for r in records) / count
+    return out
