@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.backbone.logprobs import CHUNK, make_rows
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.roles.shared_base import SharedBase
 from stages.ppo.rollout import micro_batches, response_states
 
@@ -28,7 +28,7 @@ def kl_to_reference(
     temperature: float = 1.0,
     batch: int = 64,
     reference: str = "reference",
-    memory: Halving | None = None,
+    memory: OOMRetry | None = None,
 ) -> tuple[list[float], list[float]]:
     """``(sampled, exact)``, one sum an answer each, of KL(role || reference) at this temperature."""
     sampled, exact = [0.0] * len(responses), [0.0] * len(responses)
@@ -52,7 +52,7 @@ def kl_to_reference(
         for i, row in zip(index, torch.cat(parts, dim=1).split(lengths, dim=1), strict=True):
             sampled[i], exact[i] = row.sum(1).tolist()
 
-    memory = memory or Halving("rows measured at once")
+    memory = memory or OOMRetry("rows measured at once")
     for index in micro_batches([len(r) for r in responses], batch):
         memory.each(index, batch, measure)
     return sampled, exact

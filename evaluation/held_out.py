@@ -26,7 +26,7 @@ from evaluation.prompting import Asking
 from evaluation.results import SystemAnswers
 from evaluation.settings import EvaluationConfig
 from models.backbone.logprobs import make_rows
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import generator
 from models.roles.shared_base import SharedBase
 from models.sampling.fast import FastEngine
@@ -67,7 +67,7 @@ class Evaluator:
     gold: UserFunction | None = None
     generations: Generations = field(default_factory=lambda: Generations(None))
     engine: Engine = field(default_factory=FastEngine)
-    memory: Halving = field(default_factory=lambda: Halving("evaluation.batch"))
+    memory: OOMRetry = field(default_factory=lambda: OOMRetry("evaluation.batch"))
 
     def run(self, system: System, decoding: Decoding) -> SystemAnswers:
         """Sample (or decode greedily) and score one system."""

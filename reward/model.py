@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data.records import Message, Prompt
 from data.template import Renderer
 from models.backbone.logprobs import Rows, make_rows
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.backbone.scalar_head import ScalarHead
 from models.roles.shared_base import RoleView, SharedBase
 
@@ -95,7 +95,7 @@ def score_rows(
     pad_id: int,
     batch: int,
     pooling: str = "last",
-    memory: Halving | None = None,
+    memory: OOMRetry | None = None,
 ) -> Tensor:
     """Raw scores (B,) on the CPU, rows in batches of like length; of smaller ones where memory runs out."""
     order = sorted(range(len(queries)), key=lambda i: len(queries[i]) + len(responses[i]))
@@ -107,7 +107,7 @@ def score_rows(
             assert view.head is not None
             scores[list(chosen)] = row_scores(view, rows, pooling).float().cpu()
 
-    (memory or Halving(SCORED)).each(order, batch, score)
+    (memory or OOMRetry(SCORED)).each(order, batch, score)
     return scores
 
 
@@ -157,7 +157,7 @@ class RewardModel:
     members: tuple[Member, ...] = ()
     combine: str = "mean"
     caution: float = 1.0
-    memory: Halving = field(default_factory=lambda: Halving(SCORED), compare=False, repr=False)
+    memory: OOMRetry = field(default_factory=lambda: OOMRetry(SCORED), compare=False, repr=False)
 
     @property
     def head_centre(self) -> float:

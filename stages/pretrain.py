@@ -22,13 +22,13 @@ from data.batching import right_pad
 from data.common.errors import UserError
 from models.backbone.forward import hidden_states, logits_of
 from models.backbone.logprobs import token_logprobs
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
 from models.backbone.seeds import derived_seed, generator, isolated_rng
 from stages.safe_points.checkpoints import Checkpoints, State, restore_training, training_tensors
 from stages.settings import PretrainConfig
 from stages.stage import Bar, MetricsLog, StageResult, schedule_factor
-from stages.training.nonfinite import Skips, norm_of
+from stages.training.nonfinite import NonFiniteSteps, norm_of
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 VERSION = 2
@@ -143,8 +143,8 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
     order = row_stream(len(rows), generator(context.seed, "pretrain/order") if config.shuffle else None)
     lm.train()
     parameters = dict(lm.named_parameters())
-    skips = Skips("base.pretrain.max_skipped_steps", config.max_skipped_steps)
-    memory = Halving("documents at once", context.warn, context.processes.together)
+    skips = NonFiniteSteps("base.pretrain.max_skipped_steps", config.max_skipped_steps)
+    memory = OOMRetry("documents at once", context.warn, context.processes.together)
     saved = context.checkpoints.resume()
     first = 0 if saved is None else saved.numbers["step"]
     if saved is not None:
@@ -172,7 +172,7 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
             if finite:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        skips.see(finite, f"pretraining, step {step + 1}", f"loss {value:g}, gradient norm {norm:g}")
+        skips.record(finite, f"pretraining, step {step + 1}", f"loss {value:g}, gradient norm {norm:g}")
         row = {"loss": value, "learning_rate": factor, "tokens": tokens, "skipped_steps": skips.total}
         context.log.write(step + 1, row)
         context.bar.advance(step + 1, {"loss": value}, tokens)
@@ -182,7 +182,7 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
     return skips.total
 
 
-def captured(parameters: dict[str, Tensor], optimizers: list[Any], skips: Skips, done: int, limit: int | None) -> State:
+def captured(parameters: dict[str, Tensor], optimizers: list[Any], skips: NonFiniteSteps, done: int, limit: int | None) -> State:
     numbers = {"step": done, "skips": skips.as_dict(), "limit": limit}
     return State(tensors=training_tensors(parameters, optimizers), numbers=numbers)
 
@@ -222,7 +222,7 @@ def held_out_nll(lm: Any, rows: list[list[int]], processes: Processes, batch: in
     def measure(part: Sequence[int]) -> None:
         found.append(nll_sum(lm, [rows[i] for i in part], processes.device).item())
 
-    Halving("documents at once").each(range(len(rows)), batch, measure)
+    OOMRetry("documents at once").each(range(len(rows)), batch, measure)
     return sum(found) / sum(len(r) - 1 for r in rows)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from data.common.errors import UserError
 from data.common.user_functions import load_function
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, generator
 from models.sampling.fast import FastEngine
 from models.sampling.generate import generate, uniforms_for
@@ -83,7 +83,7 @@ def sample_and_rank(
     purpose = f"rankings/{split}/{context.processes.rank}"
     queries = [context.renderer.prompt_ids(p.messages) for p in prompts for _ in range(k)]
     answers, finished = done[split].answers, done[split].finished
-    memory = Halving("rankings.batch", context.warn)
+    memory = OOMRetry("rankings.batch", context.warn)
     memory.limit = done[split].limit
     with context.base.role("sft" if "sft" in context.base.roles else "base") as role:
         for start in range(len(answers), len(queries), config.batch * 4):

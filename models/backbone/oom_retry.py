@@ -21,7 +21,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and should_reduce_batch_size(error)
 
 
-class Halving:
+class OOMRetry:
     """A limit on a batch size that is halved when memory runs out, and stays so.
 
     Each process has its own limit: pieces add up to the same sums whatever their size.

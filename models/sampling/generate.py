@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from data.batching import left_pad
 from models.backbone.forward import checkpointing_paused
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.roles.shared_base import RoleView
 
 
@@ -184,7 +184,7 @@ def generate(
     temperature: float,
     stop_ids: Sequence[int],
     pad_id: int,
-    memory: Halving | None = None,
+    memory: OOMRetry | None = None,
 ) -> Generated:
     """Run an engine over any number of prompts in batches of similar length; results in the prompts' order.
 

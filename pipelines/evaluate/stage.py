@@ -17,7 +17,7 @@ from evaluation.metrics.registry import NO_REFERENCES, References, measure, need
 from evaluation.results import SystemAnswers, assemble, samples_rows
 from evaluation.systems import Named, parse
 from models.backbone.artifacts import write_json
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from pipelines.evaluate.lm_eval import harness_results
 from pipelines.evaluate.references import references_for
 from pipelines.evaluate.reward_card import card_for, in_short
@@ -174,7 +174,7 @@ def make_evaluator(job: Job) -> Evaluator:
         reward=bench.load_reward(job.inputs["reward"]) if "reward" in job.inputs else None,
         gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,
         generations=Generations(job.generations, bench.processes.is_main),
-        memory=Halving("evaluation.batch", bench.warn),
+        memory=OOMRetry("evaluation.batch", bench.warn),
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from data.records import Prompt
 from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.logprobs import Rows, scatter
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import peak_memory
 from models.backbone.seeds import generator
 from models.roles.shared_base import RoleView
@@ -31,7 +31,7 @@ from stages.ppo.rollout import Cycle, Rollout, StepRecord, policy_pass, response
 from stages.ppo.shared_layers import keep_lower_layers, shared_depth
 from stages.settings import PPOConfig
 from stages.stage import StageContext, schedule_factor
-from stages.training.nonfinite import Skips
+from stages.training.nonfinite import NonFiniteSteps
 
 VERSION = 9
 
@@ -68,10 +68,10 @@ class PPO:
         self.optimizer = self._make_optimizer()
         self.base_rates = [g["lr"] for g in self.optimizer.param_groups]
         self.update_index = 0
-        self.skips = Skips("ppo.max_skipped_steps", config.max_skipped_steps)
+        self.skips = NonFiniteSteps("ppo.max_skipped_steps", config.max_skipped_steps)
         met = (context.warn, context.processes.together)
-        self.memory = Halving(f"ppo.micro_{'batch' if config.micro_tokens is None else 'tokens'}", *met)
-        self.sampling = Halving("rows sampled at once", *met)
+        self.memory = OOMRetry(f"ppo.micro_{'batch' if config.micro_tokens is None else 'tokens'}", *met)
+        self.sampling = OOMRetry("rows sampled at once", *met)
         self.records: list[StepRecord] = []
         self.cycle: Cycle | None = None
         self.safe_point: Callable[[], None] = lambda: None  # called where the state could be saved, inside a cycle
@@ -250,7 +250,7 @@ class PPO:
             chunks = ppo_math.minibatches(config.rollouts, config.minibatches, g)
             for chunk in chunks[max(0, done - epoch * config.minibatches) :]:
                 self.records.append(self._minibatch(rollout, [local[r] for r in chunk.tolist() if r in local]))
-                self.skips.see(self.records[-1].applied, f"PPO, update {self.update_index + 1}", self.records[-1].norms)
+                self.skips.record(self.records[-1].applied, f"PPO, update {self.update_index + 1}", self.records[-1].norms)
                 if len(self.records) < config.epochs * config.minibatches:
                     self.safe_point()
         names = self.records[0].metrics

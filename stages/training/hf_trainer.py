@@ -17,14 +17,14 @@ from transformers import PrinterCallback, TrainerCallback
 
 from data.common.errors import UserError
 from models.backbone.forward import set_gradient_checkpointing
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
 from models.backbone.seeds import derived_seed, global_rng, isolated_rng, set_global_rng
 from models.roles.shared_base import SharedBase
 from stages.safe_points.checkpoints import State, restore_training, training_tensors
 from stages.settings import RewardConfig, SFTConfig
 from stages.stage import StageContext
-from stages.training.nonfinite import Skips, norm_of
+from stages.training.nonfinite import NonFiniteSteps, norm_of
 
 
 def accumulation(batch: int, micro: int, processes: Processes, key: str) -> tuple[int, int]:
@@ -89,15 +89,15 @@ class Resumable:
     part, offset = 0, 0  # of a stage's models, trained one after another: this one's number, and the steps before it
     before: Mapping[str, Any] = MappingProxyType({})  # what checkpoints keep of the finished ones, by name
     skipped_before = 0  # steps of the finished ones that were skipped
-    skips: Skips
-    memory: Halving
+    skips: NonFiniteSteps
+    memory: OOMRetry
     micro: int  # rows of a piece
     norm: float = 0.0  # of the gradient, before clipping
     loss: float = 0.0
 
     def prepare(self, context: StageContext, config: SFTConfig | RewardConfig, key: str) -> None:
-        self.skips = Skips(f"{key}.max_skipped_steps", config.max_skipped_steps)
-        self.memory = Halving(f"{key}.micro_batch", context.warn)
+        self.skips = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
+        self.memory = OOMRetry(f"{key}.micro_batch", context.warn)
         self.micro = config.micro_batch
 
     # -- steps -------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Resumable:
             for p in self.parameters.values():
                 p.grad = None
         step = f"{name}, step {self.state.global_step + 1}"
-        self.skips.see(finite, step, f"loss {self.loss:g}, gradient norm {self.norm:g}")
+        self.skips.record(finite, step, f"loss {self.loss:g}, gradient norm {self.norm:g}")
 
     # -- state -------------------------------------------------------------------------------------------------
 

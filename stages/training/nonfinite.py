@@ -10,7 +10,7 @@ from torch import Tensor
 from data.common.errors import NonFiniteError
 
 
-class Skips:
+class NonFiniteSteps:
     """Steps whose loss or gradient was not finite; they change no weight and no optimizer state.
 
     Args:
@@ -22,7 +22,7 @@ class Skips:
         self.setting, self.bound = setting, bound
         self.total = self.in_a_row = 0
 
-    def see(self, finite: bool, step: str, numbers: str) -> None:
+    def record(self, finite: bool, step: str, numbers: str) -> None:
         """Count one step.
 
         Args:

@@ -11,7 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from data.common.errors import NonFiniteError, StageError
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
 from stages import pretrain, reward_model, sft
 from stages.settings import PretrainConfig, RewardConfig, SFTConfig
@@ -138,7 +138,7 @@ def _pretrain(tmp_path, steps, monkeypatch):
 
 def test_the_allocators_own_error_halves_until_it_fits_and_other_errors_pass():
     told: list[str] = []
-    halving = Halving("ppo.micro_batch", told.append)
+    halving = OOMRetry("ppo.micro_batch", told.append)
 
     def work(size: int) -> int:
         return torch.empty(size * 2**44 if size > 2 else size, dtype=torch.uint8).numel()  # 16 TiB a row

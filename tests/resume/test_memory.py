@@ -13,7 +13,7 @@ from data.records import Prompt
 from data.splits import Corpus
 from evaluation.held_out import Evaluator, System
 from evaluation.settings import EvaluationConfig
-from models.backbone.oom_retry import Halving
+from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
 from reward.model import RewardModel
 from stages import pretrain, rankings
@@ -37,7 +37,7 @@ def small_base(rows: int | None):
 
 def test_a_limit_is_kept_finished_rows_are_not_done_again_and_the_reason_is_told():
     told: list[str] = []
-    halving, done = Halving("evaluation.batch", told.append), []
+    halving, done = OOMRetry("evaluation.batch", told.append), []
 
     def work(rows) -> None:
         if len(rows) > 2 and rows[0] >= 3:
@@ -50,7 +50,7 @@ def test_a_limit_is_kept_finished_rows_are_not_done_again_and_the_reason_is_told
     with pytest.raises(StageError, match=r"even with evaluation\.batch=1"):
         halving.each([5], 4, lambda rows: torch.empty(2**44, dtype=torch.uint8))
     with pytest.raises(StageError, match=r"several processes.*run again with sft\.micro_batch=4"):
-        Halving("sft.micro_batch").once(lambda size: torch.empty(2**44, dtype=torch.uint8), 8)
+        OOMRetry("sft.micro_batch").once(lambda size: torch.empty(2**44, dtype=torch.uint8), 8)
 
 
 def test_processes_meet_where_the_smallest_piece_does_not_fit():
@@ -63,7 +63,7 @@ def test_processes_meet_where_the_smallest_piece_does_not_fit():
             met.append(str(error))
             raise StageError("process 1: too large") from error
 
-    halving = Halving("ppo.micro_batch", lambda text: None, together)
+    halving = OOMRetry("ppo.micro_batch", lambda text: None, together)
     assert halving.run(lambda size: size, 4) == 4 and met == []
     with pytest.raises(StageError, match="process 1"):
         halving.run(lambda size: torch.empty(2**44, dtype=torch.uint8), 4)
@@ -87,7 +87,7 @@ def test_evaluation_goes_on_with_less_and_finds_the_same(tmp_path, rows):
         reward.memory.warn = told.append
         evaluator = Evaluator(
             base=base, renderer=context.renderer, config=EvaluationConfig(batch=batch), prompts=PROMPTS,
-            max_new_tokens=5, seed=0, reward=reward, memory=Halving("evaluation.batch", told.append),
+            max_new_tokens=5, seed=0, reward=reward, memory=OOMRetry("evaluation.batch", told.append),
         )  # fmt: skip
         system = System(name="ppo", base=base, role="policy", renderer=context.renderer)
         answers = evaluator.run(system, "sampled")
