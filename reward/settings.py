@@ -30,6 +30,13 @@ class RemoteConfig(Config):
         None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable with the bearer token"
     )
 
+    @model_validator(mode="after")
+    def _of_classify(self) -> RemoteConfig:
+        for key in ("model", "index"):
+            if self.protocol != "classify" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"'{key}' belongs to protocol 'classify', not to '{self.protocol}': remove it")
+        return self
+
 
 class RewardPart(Config):
     """One term of the reward: what gives the score, what is done to it, and its weight in the sum."""

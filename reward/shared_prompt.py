@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.batching import like_length, right_pad
-from models.backbone.forward import body_of, takes_positions
+from models.backbone.forward import body_of, precision, takes_positions
 from models.backbone.logprobs import Rows
 from models.fast import hidden_states as fast_body
 from models.fast.hidden_states import usable
@@ -41,11 +41,12 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], de
     sees = (same | (segments[:, None, :] == 0)) & torch.ones(same.shape[1:], dtype=torch.bool).tril()
     if decoder is not None:
         return _fast_branches(decoder, *(t.to(device) for t in (ids, positions, segments >= 0, sees)))
-    dtype = lm.get_input_embeddings().weight.dtype
+    dtype = getattr(lm, "compute_dtype", None) or lm.get_input_embeddings().weight.dtype
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
-    out = body_of(lm)(
-        input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False
-    )
+    with precision(lm):
+        out = body_of(lm)(
+            input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False
+        )
     return out.last_hidden_state
 
 
@@ -106,7 +107,8 @@ def can_share(lm: Any) -> bool:
     for branch in branches:
         alone = branch_states(lm, [(prompt + branch, [])])[0][len(prompt) :]
         here = together[at : at + len(branch)]
-        tolerance = 1e-4 if alone.dtype in (torch.float32, torch.float64) else 5e-2
+        exact = alone.dtype in (torch.float32, torch.float64) and getattr(lm, "compute_dtype", None) is None
+        tolerance = 1e-4 if exact else 5e-2
         if (here - alone).abs().max() > tolerance * max(1.0, alone.abs().max().item()):
             return False
         at += len(branch)

@@ -25,7 +25,7 @@ from stages.safe_points.checkpoints import State
 from stages.settings import RankingsConfig
 from stages.stage import StageContext, StageResult
 
-VERSION = 6
+VERSION = 7
 FILE = "rankings.jsonl"
 
 

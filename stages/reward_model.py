@@ -38,7 +38,7 @@ from stages.training.hf_trainer import ProgressCallback, Resumable, trainer_sett
 from stages.training.micro_batches import of_rankings
 from stages.training.prompt_sampler import OnePromptAStep
 
-VERSION = 14
+VERSION = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from stages.settings import SFTConfig
 from stages.stage import StageContext, StageResult
 from stages.training.hf_trainer import ProgressCallback, fit, trainer_settings, training_session
 
-VERSION = 5
+VERSION = 6
 
 
 def run(context: StageContext, config: SFTConfig) -> StageResult:

@@ -21,6 +21,30 @@ def body_of(lm: Any) -> nn.Module:
     return lm.base_model
 
 
+def full_copy(lm: Any, base_dtype: torch.dtype) -> Any:
+    """A model as a fully fine-tuned role: frozen fp32 weights, products in bf16 where the base is bf16.
+
+    Steps of an optimizer are mostly smaller than the last place of a bf16 weight, and would be lost in it. An fp16
+    base's copies compute in fp32: without a scaled loss, fp16 gradients vanish.
+    """
+    lm = lm.to(torch.promote_types(lm.dtype, torch.float32)).eval().requires_grad_(False)
+    lm.compute_dtype = torch.bfloat16 if base_dtype == torch.bfloat16 else None
+    return lm
+
+
+@contextlib.contextmanager
+def precision(lm: Any) -> Iterator[None]:
+    """The arithmetic of a model whose weights are kept in a higher precision than it computes in.
+
+    A fully fine-tuned copy keeps fp32 weights; where the base is bf16, ``lm.compute_dtype`` says so and its products
+    are made in bf16. Entered for one forward pass at a time: autocast keeps its casts of weights until it is left, and
+    an optimizer's step in between would go unseen.
+    """
+    dtype = getattr(lm, "compute_dtype", None)
+    with contextlib.nullcontext() if dtype is None else torch.autocast(lm.device.type, dtype=dtype):
+        yield
+
+
 def hidden_states(lm: Any, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
     """Last hidden states (B, L, D).
 
@@ -37,7 +61,9 @@ def hidden_states(lm: Any, ids: Tensor, mask: Tensor, position_ids: Tensor | Non
     if position_ids is None:
         position_ids = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     extra = {"position_ids": position_ids} if takes_positions(body) else {}
-    out = body(input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=cache is not None, **extra)
+    kept = {"past_key_values": cache, "use_cache": cache is not None}
+    with precision(lm):
+        out = body(input_ids=ids, attention_mask=mask.long(), **kept, **extra)
     return out.last_hidden_state
 
 
@@ -48,7 +74,8 @@ def takes_positions(body: nn.Module) -> bool:
 def logits_of(lm: Any, hidden: Tensor) -> Tensor:
     """Output layer with the families' own extras: Gemma's soft cap, Cohere's and Granite's scales."""
     output = lm.get_output_embeddings()
-    logits = output(hidden.to(output.weight.dtype))
+    with precision(lm):
+        logits = output(hidden.to(output.weight.dtype))
     config = lm.config
     if getattr(config, "logit_scale", None):
         logits = logits * config.logit_scale

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from models.fast.matmul import by_kernels, fits, product
-from models.fast.weights import DTYPES, untouched
+from models.fast.weights import DTYPES, mixed, untouched
 
 ROWS, WORDS = 512, 1024  # 2 MB of fp32 logits at a time
 EXTRAS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
@@ -27,7 +27,7 @@ def output_weight(lm: Any) -> Tensor | None:
         return None
     weight = output.weight
     extras = any(getattr(lm.config, name, None) for name in EXTRAS)
-    fits = weight.dtype in DTYPES and not weight.requires_grad and not torch.is_autocast_enabled(weight.device.type)
+    fits = weight.dtype in DTYPES and not weight.requires_grad and not mixed(lm)
     return weight.detach() if fits and not extras else None
 
 

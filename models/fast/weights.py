@@ -86,7 +86,7 @@ def decoder_of(lm: Any) -> Decoder | None:
     """The decoder that ``lm`` now is, or None where its own modules must run."""
     kind = type(lm)
     family = kind.__module__.rsplit(".", 2)[-2] if kind.__module__.startswith("transformers.models.") else ""
-    if family not in FAMILIES or not _plain_config(lm.config) or torch.is_autocast_enabled(lm.device.type):
+    if family not in FAMILIES or not _plain_config(lm.config) or mixed(lm):
         return None
     body: Any = body_of(lm)
     if not all(map(untouched, body.modules())) or type(body).__module__ != kind.__module__:
@@ -109,6 +109,11 @@ def decoder_of(lm: Any) -> Decoder | None:
         head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         rotary=body.rotary_emb,
     )
+
+
+def mixed(lm: Any) -> bool:
+    """Whether products are made in another precision than the weights have."""
+    return getattr(lm, "compute_dtype", None) is not None or torch.is_autocast_enabled(lm.device.type)
 
 
 def can_train(decoder: Decoder) -> bool:

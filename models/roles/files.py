@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data.common.errors import UserError
+from models.backbone.forward import full_copy
 from models.backbone.scalar_head import ScalarHead
 from models.hub.validate import check_tensors, read_adapter_config
 from models.roles.shared_base import SharedBase
@@ -94,7 +95,7 @@ def _load_adapter(base: SharedBase, name: str, folder: Path) -> None:
 def _load_copy(base: SharedBase, name: str, folder: Path) -> None:
     from models.hub.load import load_causal_lm
 
-    lm = load_causal_lm(str(folder), None, next(base.lm.parameters()).dtype, base.device)
+    lm = load_causal_lm(str(folder), None, torch.float32, base.device)
     ours, theirs = base.lm.config.get_text_config(), lm.config.get_text_config()
     if (ours.vocab_size, ours.hidden_size) != (theirs.vocab_size, theirs.hidden_size):
         raise UserError(
@@ -103,7 +104,7 @@ def _load_copy(base: SharedBase, name: str, folder: Path) -> None:
         )
     lm.config = copy.deepcopy(base.lm.config)  # the base's settings, whoever wrote the folder
     lm.generation_config = copy.deepcopy(base.lm.generation_config)
-    base.copies[name] = lm.eval().requires_grad_(False)
+    base.copies[name] = full_copy(lm, base.dtype)
 
 
 def _load_head(base: SharedBase, name: str, folder: Path) -> dict[str, float]:

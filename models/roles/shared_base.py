@@ -1,6 +1,6 @@
 """The one frozen base that every stage shares, and the roles that stand on it.
 
-A role is a PEFT adapter (or, with full fine-tuning, a copy of the model) and perhaps a scalar head. Entering a role
+A role is a PEFT adapter (or, with full fine-tuning, an fp32 copy of the model) and perhaps a scalar head. Entering one
 selects its adapter without touching anybody's ``requires_grad`` (PEFT's own ``set_adapter`` flips it) and is undone in
 ``finally``. Hold a role through forward *and* backward: with gradient checkpointing the recomputation in backward runs
 with whichever adapter is active then. This module knows nothing of data, losses or stages.
@@ -24,7 +24,14 @@ from torch import Tensor, nn
 
 from data.common.errors import UserError
 from models.backbone.artifacts import Artifact
-from models.backbone.forward import check_logit_path, hidden_states, linear_layers, logits_of, switch_off_dropout
+from models.backbone.forward import (
+    check_logit_path,
+    full_copy,
+    hidden_states,
+    linear_layers,
+    logits_of,
+    switch_off_dropout,
+)
 from models.backbone.logprobs import token_logprobs
 from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
@@ -127,6 +134,10 @@ class SharedBase:
     @property
     def device(self) -> torch.device:
         return next(self.lm.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.lm.parameters()).dtype
 
     @property
     def hidden_size(self) -> int:
@@ -289,7 +300,7 @@ class SharedBase:
             return copy.deepcopy(self.copies[of])
         if self.peft is not None and self.peft.peft_config:
             raise ValueError("full fine-tuning and adapters cannot be mixed on one base")
-        return copy.deepcopy(self.lm).requires_grad_(False)
+        return full_copy(copy.deepcopy(self.lm), self.dtype)
 
     @contextlib.contextmanager
     def role(self, name: str) -> Iterator[RoleView]:

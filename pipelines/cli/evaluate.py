@@ -105,7 +105,8 @@ def run_evaluation(
     changes = settings_of(asked, overrides)
     path, given = Path(run), parse_inputs(inputs)
     if path.is_file():
-        run_pipeline(make_pipeline(path, changes, run_dir, inputs), only=["evaluate"], fresh=fresh)
+        pipeline = make_pipeline(path, changes, run_dir, inputs, may_idle=bool(changes))
+        run_pipeline(pipeline, only=["evaluate"], fresh=fresh)
         return
     if not path.is_dir() or not any((p / "recipe.yaml").is_file() for p in (path, path.resolve().parent)):
         run_pipeline(_of_model(run, asked, changes, run_dir, given), only=["evaluate"], fresh=fresh)

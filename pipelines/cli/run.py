@@ -37,13 +37,14 @@ def make_pipeline(
     run_dir: Path | None,
     inputs: Sequence[str] | None,
     store: Path | None = None,
+    may_idle: bool = False,
 ) -> Pipeline:
     """A pipeline from a recipe file; the recipe is checked before anything heavy is imported."""
     given = parse_inputs(inputs)
-    load_recipe(recipe, overrides or ())
+    load_recipe(recipe, overrides or (), may_idle)
     from pipelines.run.pipeline import Pipeline
 
-    return Pipeline.from_recipe(recipe, overrides or (), run_dir, given, store)
+    return Pipeline.from_recipe(recipe, overrides or (), run_dir, given, store, may_idle)
 
 
 def run_stages(

@@ -82,7 +82,8 @@ def _run(folder: Path, config: LmEvalConfig, tasks: Any, job: Job, seed: int) ->
     """The harness over one exported folder; global generators are put back afterwards."""
     import lm_eval
 
-    dtype = str(next(job.bench.base().lm.parameters()).dtype).removeprefix("torch.")
+    base = job.bench.base()
+    dtype = "float32" if base.copies else str(base.dtype).removeprefix("torch.")  # as trained weights are kept
     model = {"pretrained": str(folder), "dtype": dtype, "trust_remote_code": False}
     with isolated_rng(seed), _quiet():
         found = lm_eval.simple_evaluate(

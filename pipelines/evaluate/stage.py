@@ -28,7 +28,7 @@ from reward.card.examine import FILE
 from stages.safe_points.checkpoints import State
 from stages.stage import StageResult
 
-VERSION = 10
+VERSION = 11
 
 
 def evaluate(job: Job) -> StageResult:

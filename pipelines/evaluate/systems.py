@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.common.errors import UserError
+from data.common.strict_json import read_object
 from data.template import Renderer
 from evaluation.best_of import Chooser
 from evaluation.held_out import Evaluator, System
@@ -105,7 +106,8 @@ def _of_path(job: Job, of_run: System, named: Named, folder: Path) -> System:
         return replace(of_run, base=base, renderer=renderer, role="model")
     if (folder / MANIFEST).is_file() and (folder / MODEL / "config.json").is_file():
         if (folder / MODEL / "tokenizer.json").is_file() and not of_run.base.copies:
-            base, renderer = _load(job, _spec(folder / MODEL))
+            trained = read_object(folder / MANIFEST).get("stage") != "pretrain"
+            base, renderer = _load(job, _spec(folder / MODEL), trained)
             return replace(of_run, base=base, renderer=renderer)
         return replace(of_run, role=_add(job, of_run.base, str(folder), folder))
     base, renderer = _load(job, _spec(folder))
@@ -128,8 +130,8 @@ def _spec(folder: Path) -> BaseModelSpec:
     return resolve_base(str(folder.resolve()), base_dir=folder)
 
 
-def _load(job: Job, spec: BaseModelSpec) -> tuple[SharedBase, Renderer]:
+def _load(job: Job, spec: BaseModelSpec, trained: bool = False) -> tuple[SharedBase, Renderer]:
     """A model of its own: its chat template if it has one, else the recipe's template."""
-    base = job.bench.load_other(spec)
+    base = job.bench.load_other(spec, trained)
     template = "auto" if base.tokenizer.chat_template else job.bench.recipe.template
     return base, Renderer(base.tokenizer, template=template, extra_stop_ids=base.extra_stop_ids)

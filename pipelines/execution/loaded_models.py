@@ -60,9 +60,10 @@ class Workbench:
             self._bases[name] = self.load_other(spec)
         return self._bases[name]
 
-    def load_other(self, spec: BaseModelSpec) -> SharedBase:
-        """A base that is not kept here, in the recipe's precision and on its device."""
-        asked = self.recipe.runtime.dtype
+    def load_other(self, spec: BaseModelSpec, trained: bool = False) -> SharedBase:
+        """A base that is not kept here, on the recipe's device and in its precision; what a stage ``trained`` in fp32,
+        which is how such weights are kept."""
+        asked = "float32" if trained else self.recipe.runtime.dtype
         dtype = resolve_dtype(spec.dtype if asked == "auto" else asked, self.processes.device)
         base = load_base(spec, dtype, self.processes.device)
         base.fast = self.recipe.runtime.engine == "auto"

@@ -77,7 +77,21 @@ def _model_part(recipe: Recipe) -> bool:
 def problems_across(recipe: Recipe) -> list[Problem]:
     """Everything that does not fit together."""
     found = [*_secrets(recipe.model_dump(mode="json")), *_name(recipe), *_stages(recipe), *_needs(recipe)]
-    return [*found, *_systems(recipe), *_context(recipe)]
+    return [*found, *_systems(recipe), *_context(recipe), *_adapter(recipe)]
+
+
+def _adapter(recipe: Recipe) -> list[Problem]:
+    """Where adapters go, as far as the recipe alone can tell."""
+    adapter, out = recipe.adapter, list[Problem]()
+    for key, named in (("layers", adapter.layers), ("targets", adapter.targets)):
+        if named == ():
+            out.append((("adapter", key), "names nothing that an adapter could stand on: remove it, or name some"))
+    if isinstance(recipe.base, str) or isinstance(adapter.layers, str) or adapter.method != "lora":
+        return out
+    count = recipe.base.pretrain.model.layers
+    if wrong := [n for n in adapter.layers if not 0 <= n < count]:
+        out.append((("adapter", "layers"), f"{wrong} is outside the {count} layers (0 to {count - 1}) of the base"))
+    return out
 
 
 def _secrets(value: Any, path: tuple[str | int, ...] = ()) -> list[Problem]:

@@ -22,6 +22,7 @@ from models.backbone.settings import AdapterConfig
 from pipelines.recipe.checks import default_stages, fill_in, problems_across
 from pipelines.recipe.errors import coerced, problems_of, told, unknown_keys
 from pipelines.recipe.yaml_source import Source, apply_override, read_text
+from pipelines.recipe_idle import idle
 from stages.settings import CheckpointConfig, PPOConfig, PretrainConfig, RankingsConfig, RewardConfig, SFTConfig
 
 
@@ -75,12 +76,15 @@ class Recipe(Config):
         return self
 
 
-def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), may_idle: bool = False
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
         recipe: a YAML file, or the same as a dict.
         overrides: dotted settings such as ``ppo.kl_coef=0.1``; the value is YAML.
+        may_idle: let settings pass that cannot act, as where a finished run is evaluated in another way.
 
     Raises:
         UserError: names file, line and key of everything that is wrong, and the mend.
@@ -98,7 +102,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]
         made = Recipe.model_validate(source.data | {"base_dir": folder})
     except ValidationError as error:
         raise told(source, problems_of(error, source)) from None
-    if problems := coerced(source.data, made) or problems_across(made):
+    if problems := coerced(source.data, made) or problems_across(made) or ([] if may_idle else idle(made)):
         raise told(source, problems)
     return made
 

@@ -27,6 +27,7 @@ SAMPLED = 500  # rows whose length is measured
 TURN = 5  # tokens that a template writes around a turn
 LIBRARIES = 450 << 20  # bytes of Python, torch and the rest on a CPU
 FACTOR = 3
+FROZEN = {"rankings": 1, "reward": 1, "ppo": 2, "evaluate": 3}  # roles that a stage reads: SFT's, reward's, policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,14 +186,15 @@ class Estimator:
         batch, length = rows
         tokens = batch * length
         if stage in ("rankings", "evaluate"):  # keys and values, one step's logits
-            trained, held = 4 * s.adapter, tokens * s.layers * 2 * s.width * self.bytes + batch * s.vocabulary * 8
+            trained, held = 0, tokens * s.layers * 2 * s.width * self.bytes + batch * s.vocabulary * 8
         else:
             inner = 3 * s.width if self.recipe.runtime.gradient_checkpointing else 16 * s.width + 5 * s.inner
             trained = 16 * (s.parameters if stage == "pretrain" else s.adapter * (2 if stage == "ppo" else 1))
             logits = 0 if stage == "reward" else 3 * s.vocabulary
             held = 4 * tokens * (s.layers * inner + logits)
         weights = 4 * s.parameters if stage == "pretrain" else self.bytes * s.parameters
-        return int(self.libraries + weights + trained + held)
+        frozen = FROZEN.get(stage, 0) * 4 * s.adapter  # of a full copy fp32 too, whatever the base has
+        return int(self.libraries + weights + frozen + trained + held)
 
     def _disk(self, stage: str, texts: int) -> int:
         s = self.shape

@@ -21,7 +21,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         for stage, folder in read_run(run).get("inputs", {}).items()
         if stage in STAGES and Path(folder).is_dir() and not (run / STAGES[stage].folder / MANIFEST).is_file()
     }
-    return Pipeline.from_recipe(run / "recipe.yaml", overrides, run, given)
+    return Pipeline.from_recipe(run / "recipe.yaml", overrides, run, given, may_idle=True)
 
 
 def stage_folder(run: Path, stage: str) -> Path:

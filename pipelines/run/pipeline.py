@@ -92,12 +92,13 @@ class Pipeline:
         run_dir: Path | str | None = None,
         inputs: Mapping[str, str] | None = None,
         store: Path | str | None = None,
+        may_idle: bool = False,
     ) -> Pipeline:
-        """Read a recipe (a path or a dict) with dotted overrides such as ``ppo.kl_coef=0.1``.
+        """Read a recipe (a path or a dict) with dotted overrides such as ``ppo.kl_coef=0.1``; see ``load_recipe``.
 
         The resolved recipe in a run folder sees relative paths from where the first recipe lay.
         """
-        loaded = load_recipe(recipe, overrides)
+        loaded = load_recipe(recipe, overrides, may_idle)
         if isinstance(recipe, str | Path) and (origin := read_run(Path(recipe).parent).get("recipe_folder")):
             loaded = loaded.model_copy(update={"base_dir": Path(origin)})
         return cls(loaded, Path(run_dir) if run_dir else None, inputs, store)

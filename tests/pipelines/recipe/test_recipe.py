@@ -204,5 +204,5 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_a_recipe_from_a_dict_takes_settings_objects() -> None:
     from stages.settings import PPOConfig
 
-    recipe = load_recipe({"base": "gpt2", "data": {"rankings": ("r",)}, "ppo": PPOConfig(clip=0.3)})
+    recipe = load_recipe({"base": "gpt2", "data": {"rankings": ("r",), "prompts": ("p",)}, "ppo": PPOConfig(clip=0.3)})
     assert isinstance(recipe, Recipe) and recipe.ppo.clip == 0.3 and recipe.base_dir == Path.cwd()

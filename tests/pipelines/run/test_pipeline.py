@@ -302,7 +302,7 @@ def test_tracking_writes_tensorboard_events_and_changes_nothing_else(run, tmp_pa
 
 
 def test_full_fine_tuning_runs_the_chain(run, tmp_path):
-    changes = ["adapter.method=full", "sft.learning_rate=1e-3", "ppo.learning_rate=1e-4", "evaluation.prompts=4"]
+    changes = ["adapter={method: full}", "sft.learning_rate=1e-3", "ppo.learning_rate=1e-4", "evaluation.prompts=4"]
     Pipeline.from_recipe(RECIPE, changes, run_dir=tmp_path, inputs={"pretrain": str(run / "pretrain")}).run(start="sft")
     from pipelines.run.export import export_stage
 

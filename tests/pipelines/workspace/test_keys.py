@@ -52,7 +52,13 @@ def test_the_weights_of_the_reward_models_own_base_count(tmp_path: Path) -> None
     model(tmp_path / "other", "w2")
     assert changed(before, keys(tmp_path, base=base, reward={"base": str(other)})) == {"reward", "ppo", "evaluate"}
     pipeline = Pipeline.from_recipe(
-        {"name": "k", "base": base, "reward": {"base": str(other)}, "data": {"demonstrations": "demo-world?rows=20"}},
+        {
+            "name": "k",
+            "base": base,
+            "stages": ["sft", "ppo"],
+            "reward": {"base": str(other)},
+            "data": {"demonstrations": "demo-world?rows=20"},
+        },
         run_dir=tmp_path / "run",
     )
     assert "reward_base" in pipeline.describe("ppo", {"reward": "x"})  # a reward folder that the user gave

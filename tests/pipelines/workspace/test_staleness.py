@@ -251,9 +251,9 @@ def test_other_sections(setting: str, world: Path) -> None:
 
 def test_a_reward_that_chooses_for_a_best_of_n(world: Path) -> None:
     def made(at_most: int = 3, timeout: float = 5.0, index: int = 0, by: str = "mine", **more: Any) -> Pipeline:
-        remote = {"source": "http://h/", "remote": {"timeout": timeout, "index": index}}
+        remote = {"source": "http://h/", "remote": {"protocol": "classify", "timeout": timeout, "index": index}}
         mine = ["extra.py:extra", {"source": "length", "at_most": at_most}, remote]
-        own = {"mine": mine, "unused": [{"source": "length", "at_most": 10 * at_most}]}
+        own = {"mine": mine} if by == "mine" else {}
         return pipeline(world, evaluation__systems=["sft", f"best_of_2:{by}"], evaluation__best_of_by=own, **more)
 
     finish(made())

@@ -1,0 +1,331 @@
+"""Settings that cannot act: each setting of a recipe does something, or is refused with what stands in its way.
+
+What counts is a value other than the default, so that a resolved recipe, which writes every setting, says nothing that
+is refused. Settings of a stage that an explicit ``stages`` leaves out wait for it and are no mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.common.config import Config
+from data.readers import READERS
+from evaluation.systems import parse
+from pipelines.recipe.errors import Problem
+from stages.settings import GateConfig, PPOConfig, RewardConfig
+
+if TYPE_CHECKING:
+    from pipelines.recipe.schema import Recipe
+
+Dotted = str
+OF_EVALUATION = ("reward", "standardise_scores", "score_clip", "missing_eos_penalty", "max_new_tokens")
+"""Of PPO's settings, those that evaluation takes as well: its limit, and for best_of_N:ppo.reward what chooses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Settings, by dotted name or that of their group, and what they need to act."""
+
+    settings: tuple[Dotted, ...]
+    acts: Callable[[Recipe], bool]
+    why: str  # "has no effect: " + this
+
+
+def rule(*settings: Dotted, acts: Callable[[Recipe], bool], why: str) -> Rule:
+    return Rule(settings, acts, why)
+
+
+def has(recipe: Recipe, *stages: str) -> bool:
+    """Whether one of these stages is part of the run, or was left out by name."""
+    return "stages" in recipe.model_fields_set or any(s in recipe.stages for s in stages)
+
+
+def paid_by_model(recipe: Recipe) -> bool:
+    return any(part.kind == "model" for part in recipe.ppo.reward)
+
+
+def on_trunk(recipe: Recipe) -> bool:
+    return recipe.ppo.value.init == "policy_trunk"
+
+
+def watched(recipe: Recipe) -> bool:
+    """A held-out reward model is trained, or may come with a reward model that is given."""
+    return recipe.reward.holdout > 0 or "reward" not in recipe.stages
+
+
+def scored(recipe: Recipe) -> bool:
+    """A reward model of the run is asked after its training, or may be given."""
+    return has(recipe, "ppo", "evaluate")
+
+
+def reads_text(recipe: Recipe) -> bool:
+    """Whether a source of documents or other records is, or may hold, plain text."""
+    data = recipe.data
+    named = (
+        *data.demonstrations,
+        *data.rankings,
+        *data.prompts,
+        *data.documents,
+        *([data.held_out] if isinstance(data.held_out, str) else []),
+    )
+    files = [Path(name.removesuffix(".gz")) for name in named if not name.startswith("demo-world")]
+    return any(file.suffix.lower() not in READERS and file.suffix != ".parquet" for file in files)
+
+
+STAGES = (
+    rule("sft", acts=lambda r: has(r, "sft"), why="no stage sft: there are no data.demonstrations"),
+    rule(
+        *("reward.base", "reward.max_tokens"),
+        acts=lambda r: has(r, "reward") or scored(r),
+        why="no stage trains or asks a reward model",
+    ),
+    rule(
+        "reward.gate",
+        acts=lambda r: has(r, "ppo") and paid_by_model(r),
+        why="the gate stands before a ppo stage that the reward model pays ({source: model} in ppo.reward)",
+    ),
+    rule(
+        *(f"reward.{key}" for key in RewardConfig.model_fields if key not in ("base", "max_tokens", "gate")),
+        acts=lambda r: has(r, "reward"),
+        why="no stage reward: there are no rankings to learn from",
+    ),
+    rule(
+        *(f"ppo.{key}" for key in OF_EVALUATION),
+        acts=lambda r: has(r, "ppo", "evaluate"),
+        why="neither a stage ppo nor an evaluation: add them to stages",
+    ),
+    rule(
+        *(f"ppo.{key}" for key in PPOConfig.model_fields if key not in OF_EVALUATION),
+        acts=lambda r: has(r, "ppo"),
+        why="no stage ppo: add it to stages",
+    ),
+    rule("evaluation", acts=lambda r: has(r, "evaluate"), why="no stage evaluate: add it to stages"),
+    rule("adapter", acts=lambda r: has(r, "sft", "reward", "ppo"), why="no stage trains an adapter"),
+    rule(
+        *("runtime.gradient_checkpointing",),
+        acts=lambda r: has(r, "sft", "reward", "ppo"),
+        why="it is for the stages sft, reward and ppo, and there are none",
+    ),
+    rule(
+        *("runtime.dtype", "runtime.engine", "template", "stop"),
+        acts=lambda r: has(r, "sft", "rankings", "reward", "ppo", "evaluate"),
+        why="pretraining is in fp32, of documents as they are, and there is no other stage",
+    ),
+)
+DATA = (
+    rule(
+        "data.documents",
+        acts=lambda r: not isinstance(r.base, str),
+        why="documents are for pretraining, and base is not {pretrain: ...}",
+    ),
+    rule(
+        "data.text_unit",
+        acts=reads_text,
+        why="it parts text files (.txt, .md), and data names none",
+    ),
+    rule(
+        "data.annotators",
+        acts=lambda r: bool(r.data.rankings or r.evaluation.rankings),
+        why="it joins several people's rankings, and there are no data.rankings",
+    ),
+    rule(
+        "rankings.held_out_prompts",
+        acts=lambda r: r.data.held_out != 0,
+        why="data.held_out is 0, so that there are no held-out prompts",
+    ),
+)
+ADAPTER = (
+    rule(
+        *("adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.targets", "adapter.layers", "adapter.rslora"),
+        acts=lambda r: r.adapter.method == "lora",
+        why="adapter.method is 'full', which trains every tensor of a copy",
+    ),
+    rule(
+        "adapter.dropout",
+        acts=lambda r: has(r, "sft", "reward"),
+        why="dropout is for the stages sft and reward, and there are none; PPO uses none",
+    ),
+)
+TRAINING = (
+    rule(
+        "sft.micro_batch",
+        acts=lambda r: r.sft.batch_tokens is None,
+        why="sft.batch_tokens cuts the batches instead",
+    ),
+    rule(
+        "reward.init",
+        acts=lambda r: r.reward.base == "same",
+        why="on a base of its own (reward.base) there is no SFT adapter to start from",
+    ),
+    rule("reward.combine", acts=lambda r: r.reward.ensemble > 1, why="reward.ensemble is 1: one model is not combined"),
+    rule(
+        "reward.caution",
+        acts=lambda r: r.reward.ensemble > 1 and r.reward.combine == "mean_minus_spread",
+        why="it belongs to reward.combine 'mean_minus_spread' of a reward.ensemble of two or more",
+    ),
+    rule(
+        *(f"reward.gate.{key}" for key in GateConfig.model_fields if key != "enabled"),
+        acts=lambda r: r.reward.gate.enabled,
+        why="reward.gate is off",
+    ),
+)
+PPO = (
+    rule("ppo.micro_batch", acts=lambda r: r.ppo.micro_tokens is None, why="ppo.micro_tokens cuts the batches instead"),
+    rule(
+        *("ppo.kl_target", "ppo.kl_horizon"),
+        acts=lambda r: r.ppo.kl == "adaptive",
+        why="it steers the adaptive controller, and ppo.kl is 'fixed'",
+    ),
+    rule(
+        *("ppo.kl", "ppo.kl_target", "ppo.kl_horizon"),
+        acts=lambda r: r.ppo.kl_coef > 0,
+        why="the controller multiplies ppo.kl_coef, which is 0 and stays so",
+    ),
+    rule(
+        "ppo.final_learning_rate",
+        acts=lambda r: r.ppo.schedule != "constant",
+        why="ppo.schedule is 'constant', so that the rate never falls",
+    ),
+    rule(
+        "ppo.value_learning_rate",
+        acts=lambda r: not on_trunk(r) or r.ppo.value_head_learning_rate is None,
+        why="on the policy's trunk the value role is a head alone, whose rate is ppo.value_head_learning_rate",
+    ),
+    rule(
+        "ppo.value_coef", acts=on_trunk, why="it weighs the value loss on the policy's trunk (value.init policy_trunk)"
+    ),
+    rule(
+        "ppo.value",
+        acts=lambda r: r.reward.base == "same" or r.ppo.value.init == "policy_trunk",
+        why="with a reward model on another base the value role starts from the SFT adapter with a zero head anyway",
+    ),
+    rule(
+        "ppo.standardise_scores",
+        acts=paid_by_model,
+        why="it is for the reward model's scores, and ppo.reward has no part {source: model}",
+    ),
+    rule(
+        "ppo.share_lower_layers",
+        acts=lambda r: r.adapter.method == "lora" and r.adapter.layers != "all",
+        why="every layer carries adapters (adapter.layers), so that there are none below them",
+    ),
+    rule(
+        *("ppo.watch_every", "ppo.watch_prompts"),
+        acts=watched,
+        why="nothing watches: reward.holdout is 0",
+    ),
+    rule(
+        "ppo.keep_every",
+        acts=lambda r: (r.ppo.keep_every or 0) <= r.ppo.updates,
+        why="it is more than ppo.updates, so that no policy would be kept on the way",
+    ),
+    rule(
+        "ppo.critic_warmup",
+        acts=lambda r: r.ppo.critic_warmup < r.ppo.updates,
+        why="all ppo.updates would train the value role only and the policy never: lower it",
+    ),
+)
+EVALUATION = (
+    rule(
+        "evaluation.labels", acts=lambda r: "labels" in r.evaluation.metrics, why="evaluation.metrics has no 'labels'"
+    ),
+    rule(
+        "evaluation.hub_metrics",
+        acts=lambda r: any(m.startswith("hub:") for m in r.evaluation.metrics),
+        why="evaluation.metrics has no 'hub:NAME'",
+    ),
+    rule(
+        *(f"evaluation.lm_eval.{key}" for key in ("tasks_dir", "systems", "shots", "limit", "chat_template", "batch")),
+        acts=lambda r: bool(r.evaluation.lm_eval.tasks),
+        why="evaluation.lm_eval.tasks names no task",
+    ),
+    rule(
+        "evaluation.rankings",
+        acts=lambda r: has(r, "reward"),
+        why="it is for the reward model's report card, and no stage trains one",
+    ),
+)
+OTHER = (
+    rule(
+        "checkpoint.keep",
+        acts=lambda r: r.checkpoint.every_minutes is not None or r.checkpoint.every_steps is not None,
+        why="neither checkpoint.every_minutes nor every_steps is set, so that nothing is saved",
+    ),
+    rule(
+        "base.pretrain.vocabulary",
+        acts=lambda r: (
+            isinstance(r.base, str) or r.base.pretrain.tokenizer != "bpe" or r.base.pretrain.vocabulary >= 260
+        ),
+        why="byte-level BPE has 260 tokens at least (256 bytes and 4 special ones): raise it to 260 or more",
+    ),
+)
+RULES = (*STAGES, *DATA, *ADAPTER, *TRAINING, *PPO, *EVALUATION, *OTHER)
+
+
+def idle(recipe: Recipe) -> list[Problem]:
+    """Every setting that is not as by default and cannot act."""
+    found: dict[tuple[str | int, ...], str] = {}
+    for path, value, default in leaves(recipe, defaults(recipe)):
+        if value == default:
+            continue
+        for one in RULES:
+            if any(covers(name, path) for name in one.settings) and not one.acts(recipe):
+                found.setdefault(path, f"has no effect: {one.why}. Remove it, or change what it needs")
+    return [*found.items(), *_unused(recipe)]
+
+
+def covers(name: Dotted, path: tuple[str | int, ...]) -> bool:
+    parts = tuple(name.split("."))
+    return path[: len(parts)] == parts
+
+
+def leaves(config: Config, default: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, Any, Any]]:
+    """Path, value and default of every setting; groups inside groups are taken apart, lists are not."""
+    for name, field in type(config).model_fields.items():
+        if field.exclude:
+            continue
+        value = getattr(config, name)
+        usual = default.get(name, ...) if isinstance(default, dict) else ...
+        if isinstance(value, Config):
+            yield from leaves(value, usual, (*path, name))
+        else:
+            yield (*path, name), value, field.get_default(call_default_factory=True) if usual is ... else usual
+
+
+def defaults(recipe: Recipe) -> dict[str, Any]:
+    """Defaults that follow from other settings, as ``fill_in`` gives them."""
+    from pipelines.recipe.checks import fill_in
+
+    base = (
+        recipe.base
+        if isinstance(recipe.base, str)
+        else {"pretrain": {"model": recipe.base.pretrain.model.model_dump()}}
+    )
+    value = {"init": recipe.ppo.value.init}
+    made: dict[str, Any] = {"base": base, "ppo": {"max_new_tokens": recipe.ppo.max_new_tokens, "value": value}}
+    fill_in(made)
+    kept = {k: v for k, v in made["ppo"].items() if k == "max_prompt_tokens"}
+    return {k: v for k, v in made.items() if k in ("sft", "reward")} | {
+        "ppo": kept | {"value": {k: v for k, v in value.items() if k == "head"}}
+    }
+
+
+def _unused(recipe: Recipe) -> list[Problem]:
+    """Declared by name, and named by nothing."""
+    config, out = recipe.evaluation, list[Problem]()
+    if not has(recipe, "evaluate"):
+        return []
+    named = [parse(name) for name in (*config.systems, *config.lm_eval.systems)]
+    choosing, asked = {n.by for n in named if n.kind == "best_of"}, {n.value.replace("-", "_") for n in named}
+    for name in config.best_of_by:
+        if name not in choosing:
+            path = ("evaluation", "best_of_by", name)
+            out.append((path, f"has no effect: no system chooses by it; add best_of_4:{name} to evaluation.systems"))
+    for name in config.prompted:
+        if name not in asked:
+            path = ("evaluation", "prompted", name)
+            out.append((path, f"has no effect: no system asks so; add prompted:{name} to evaluation.systems"))
+    return out

@@ -1,0 +1,379 @@
+"""Every setting of a recipe acts or is refused: a walk over all of them, so that a new one cannot be left out.
+
+``ACTS`` holds for each setting a value that changes what its stage is described by (its key, hence its result), or the
+test that shows it acting where it is no part of a key. ``IDLE`` holds for each rule recipes in which a setting
+cannot act, and what the message says.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data.common.errors import UserError
+from pipelines.recipe.errors import models_in
+from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
+from pipelines.recipe_idle import RULES, covers, leaves
+from pipelines.run.stages import STAGES
+from pipelines.workspace.keys import rendering_key
+
+ROOT = Path(__file__).parents[2]
+DATA = {
+    "demonstrations": "demo-world?rows=60",
+    "rankings": "demo-world?rows=60",
+    "prompts": "demo-world?rows=80",
+}
+PLAIN = {"base": "gpt2", "data": DATA}
+SCRATCH = {"base": {"pretrain": {}}, "data": DATA | {"documents": ["notes.txt"]}}
+SAMPLED = {
+    "base": "gpt2",
+    "data": {k: v for k, v in DATA.items() if k != "rankings"},
+    "rankings": {"annotator": "data.demo.task:gold"},
+}
+JUDGE = {"name": "j", "url": "http://localhost:1/v1", "model": "m"}
+
+
+def with_settings(recipe, settings):
+    """A copy with dotted settings written in."""
+    made = yaml.safe_load(yaml.safe_dump(recipe))
+    for dotted, value in settings.items():
+        *groups, last = dotted.split(".")
+        at = made
+        for group in groups:
+            at = at.setdefault(group, {})
+        at[last] = value
+    return made
+
+
+def described(recipe):
+    """What the keys of all stages take in of a recipe, and how conversations are written."""
+    stages = {name: STAGES[name].settings(recipe) for name in STAGES if name in recipe.stages}
+    return stages | {
+        "adapter": recipe.adapter.model_dump(),
+        "rendering": rendering_key(recipe.template, recipe.stop),
+        "data": recipe.data.model_dump(),
+        "base": recipe.base,
+        "seed": recipe.seed,
+        "stages": recipe.stages,
+    }
+
+
+def setting_names(model=Recipe, prefix=""):
+    """Dotted names of all settings; those of groups in lists and mappings stand under the list's name."""
+    for name, field in model.model_fields.items():
+        if field.exclude:
+            continue
+        inner = models_in(field.annotation)
+        if inner:
+            for one in inner:
+                yield from setting_names(one, f"{prefix}{name}.")
+        if not inner or any(part in str(field.annotation) for part in ("tuple", "dict")):
+            yield f"{prefix}{name}"
+
+
+def of_part(key, value, source="length", **more):
+    """A term of PPO's reward with one setting of its own."""
+    usual = {"length": {"at_most": 40}, "regex": {"pattern": "a"}}.get(source, {})
+    return {"ppo.reward": ["model", {"source": source, **usual, **more, key: value}]}
+
+
+def of_remote(key, value, **more):
+    return of_part("remote", {**more, key: value}, source="http://localhost:1/")
+
+
+def of_chooser(key, value, source="length", **more):
+    (parts,) = of_part(key, value, source, **more).values()
+    return {"evaluation.systems": ["sft", "best_of_2:mine"], "evaluation.best_of_by": {"mine": parts[1:]}}
+
+
+def of_asking(key, value):
+    return {"evaluation.systems": ["prompted:mine"], "evaluation.prompted": {"mine": {key: value}}}
+
+
+def of_judge(key, value):
+    return {"evaluation.judges": [JUDGE | {key: value}]}
+
+
+SHOT = {"prompt": "a", "answer": "b"}
+OTHER = "distilgpt2"
+ACTS = {  # setting: (recipe, settings written into it)
+    "seed": (PLAIN, {"seed": 1}),
+    "template": (PLAIN, {"template": "dialogue"}),
+    "stop": (PLAIN, {"stop": ["x"]}),
+    "stages": (PLAIN, {"stages": ["sft", "reward"]}),
+    **{f"base.pretrain.{k}": (SCRATCH, {f"base.pretrain.{k}": v}) for k, v in {
+        "tokenizer": "words", "vocabulary": 300, "model.layers": 1, "model.width": 64, "model.feed_forward": 32,
+        "model.heads": 2, "model.context": 128, "model.init_std": 0.2, "steps": 9, "batch": 5, "shuffle": False,
+        "learning_rate": 0.5, "matrix_learning_rate": 0.5,
+    }.items()},
+    **{f"data.{k}": (recipe, {f"data.{k}": v}) for k, recipe, v in [
+        ("demonstrations", PLAIN, "demo-world?rows=9"), ("rankings", PLAIN, "demo-world?rows=9"),
+        ("prompts", PLAIN, "demo-world?rows=9"), ("documents", SCRATCH, "more.txt"), ("held_out", PLAIN, 0.2),
+        ("group_by", PLAIN, "topic"), ("annotators", PLAIN, "mean"), ("text_unit", SCRATCH, "line"),
+    ]},
+    **{f"adapter.{k}": (PLAIN, {f"adapter.{k}": v}) for k, v in {
+        "method": "full", "rank": 4, "alpha": 4, "dropout": 0.1, "targets": ["c_attn"], "layers": [0], "rslora": True,
+    }.items()},
+    **{f"sft.{k}": (PLAIN, {f"sft.{k}": v}) for k, v in {
+        "epochs": 2.0, "learning_rate": 1e-3, "batch": 8, "micro_batch": 4, "batch_tokens": 64, "warmup": 0.1,
+        "schedule": "linear", "max_tokens": 64, "supervise": "last", "max_grad_norm": 2.0, "weight_decay": 0.1,
+    }.items()},
+    **{f"rankings.{k}": (SAMPLED, {f"rankings.{k}": v}) for k, v in {
+        "annotator": "data.demo.task:other", "prompts": 9, "held_out_prompts": 9, "answers": 2, "noise": 0.1,
+        "temperature": 0.5, "max_new_tokens": 9, "batch": 9,
+    }.items()},
+    **{f"reward.{k}": (PLAIN, {f"reward.{k}": v} | more) for k, v, more in [
+        ("base", OTHER, {}), ("loss", "plackett_luce", {}), ("margin", 0.1, {}), ("label_smoothing", 0.1, {}),
+        ("pooling", "mean", {}), ("ensemble", 2, {}), ("combine", "worst", {"reward.ensemble": 2}),
+        ("caution", 2.0, {"reward.ensemble": 2, "reward.combine": "mean_minus_spread"}), ("holdout", 0.2, {}),
+        ("init", "base", {}), ("epochs", 2.0, {}), ("learning_rate", 1e-3, {}), ("head_learning_rate", 1e-3, {}),
+        ("batch", 8, {}), ("micro_batch", 4, {}), ("warmup", 0.1, {}), ("schedule", "linear", {}),
+        ("max_tokens", 64, {}), ("max_grad_norm", 2.0, {}), ("weight_decay", 0.1, {}), ("centre_samples", 9, {}),
+    ]},
+    **{f"ppo.{k}": (PLAIN, {f"ppo.{k}": v} | more) for k, v, more in [
+        *((k, v, {}) for k, v in {
+            "updates": 9, "rollouts": 32, "epochs": 2, "minibatches": 2, "micro_batch": 8, "micro_tokens": 64,
+            "learning_rate": 1e-3, "value_learning_rate": 1e-3, "value_head_learning_rate": 1e-3,
+            "schedule": "cosine", "final_learning_rate": 0.1, "adam_epsilon": 1e-8, "weight_decay": 0.1,
+            "max_grad_norm": 2.0, "kl_coef": 0.1, "kl": "adaptive", "clip": 0.1, "value_clip": 0.1, "gamma": 0.9,
+            "lam": 0.9, "whiten_advantages": False, "whiten_rewards": True, "entropy_coef": 0.1, "temperature": 0.5,
+            "max_new_tokens": 9, "max_prompt_tokens": 9, "old_logprobs": "recompute", "missing_eos_penalty": 0.5,
+            "reward": ["model", "data.demo.task:gold"], "standardise_scores": True, "score_clip": 2.0,
+            "critic_warmup": 1, "keep_every": 5, "self_check": False, "value.init": "sft", "value.head": "zero",
+        }.items()),
+        ("kl_target", 3.0, {"ppo.kl": "adaptive"}), ("kl_horizon", 9.0, {"ppo.kl": "adaptive"}),
+        ("share_lower_layers", False, {"adapter.layers": "upper_half"}),
+        ("value_coef", 0.5, {"ppo.value.init": "policy_trunk"}),
+        ("watch_every", 2, {"reward.holdout": 0.2}), ("watch_prompts", 9, {"reward.holdout": 0.2}),
+        ("keep", "best", {"reward.holdout": 0.2}),
+    ]},
+    **{f"{group}.{k}": (PLAIN, make(k, v, source)) for group, make in (
+        ("ppo.reward", of_part), ("evaluation.best_of_by", of_chooser),
+    ) for k, v, source in [
+        ("source", "data.demo.task:gold", "data.demo.task:other"), ("name", "n", "length"), ("weight", 2.0, "length"),
+        ("normalise", True, "length"), ("clip", 1.0, "length"), ("pattern", "b", "regex"), ("count", True, "regex"),
+        ("at_least", 2, "length"), ("at_most", 30, "length"), ("unit", "tokens", "length"),
+    ]},
+    **{f"{group}.remote.{k}": (PLAIN, make("remote", {"protocol": "classify", k: v}, "http://localhost:1/"))
+       for group, make in (("ppo.reward", of_part), ("evaluation.best_of_by", of_chooser))
+       for k, v in {"protocol": "classify", "model": "m", "index": 1}.items()},
+    **{f"evaluation.{k}": (PLAIN, {f"evaluation.{k}": v} | more) for k, v, more in [
+        *((k, v, {}) for k, v in {
+            "prompts": 9, "gold": "data.demo.task:gold", "samples_per_prompt": 2, "temperature": 0.5, "greedy": False,
+            "systems": ["sft"], "rankings": "more.jsonl", "metrics": ["rouge"], "max_new_tokens": 9, "batch": 9,
+            "seed": 3, "bootstrap": 99, "judges": [JUDGE],
+        }.items()),
+        ("labels", ["a"], {"evaluation.metrics": ["labels"]}),
+        ("hub_metrics", True, {"evaluation.metrics": ["hub:x"]}),
+        ("lm_eval.tasks", ["a"], {}),
+        *((f"lm_eval.{k}", v, {"evaluation.lm_eval.tasks": ["a"]}) for k, v in {
+            "tasks_dir": "t", "systems": ["sft"], "shots": 1, "limit": 9, "chat_template": True, "batch": 9,
+        }.items()),
+    ]},
+    "evaluation.best_of_by": (PLAIN, of_chooser("weight", 2.0)),
+    "evaluation.prompted": (PLAIN, of_asking("system", "s")),
+    **{f"evaluation.prompted.{k}": (PLAIN, of_asking(k, v)) for k, v in {
+        "model": "sft", "prompt": "a {prompt}", "system": "s", "examples": [SHOT], "shots": 1, "until": ["x"],
+        "answer": "(a)",
+    }.items()},
+    **{f"evaluation.prompted.examples.{k}": (PLAIN, of_asking("examples", [SHOT | {k: "c"}])) for k in SHOT},
+    **{f"evaluation.judges.{k}": (PLAIN, of_judge(k, v)) for k, v in {
+        "name": "k", "url": "http://localhost:2/v1", "model": "n", "token_env": "T", "instruction": "i", "prompts": 9,
+        "adversary_prompts": 9, "temperature": 0.5, "max_tokens": 9, "timeout": 9.0, "retries": 1, "concurrency": 1,
+        "requests_per_minute": 9.0,
+    }.items()},
+}  # fmt: skip
+REMOTE = ("timeout", "retries", "backoff", "concurrency", "batch", "token_env")
+SHOWN = {  # what is in no key, and the file of tests that shows it acting
+    "name": "pipelines/test_cli.py",
+    "runtime.device": "pipelines/test_cli.py",
+    "runtime.dtype": "pipelines/test_precision.py",
+    "runtime.threads": "models/test_devices.py",
+    "runtime.gradient_checkpointing": "stages/test_ppo.py",
+    "runtime.engine": "pipelines/test_idle_settings.py",
+    "checkpoint.every_minutes": "resume/test_resume.py",
+    "checkpoint.every_steps": "resume/test_kills.py",
+    "checkpoint.keep": "pipelines/test_idle_settings.py",
+    "tracking": "pipelines/test_tracking.py",
+    "base.pretrain.max_skipped_steps": "resume/test_bad_steps.py",
+    **{f"{s}.max_skipped_steps": "resume/test_bad_steps.py" for s in ("sft", "reward", "ppo")},
+    **{f"reward.gate.{k}": "stages/test_reward_gate.py" for k in (
+        "enabled", "accuracy", "beat_longest", "beat_ngrams", "emptied", "spread")},
+    **{f"{group}.remote.{k}": "data/test_http.py" for group in ("ppo.reward", "evaluation.best_of_by")
+       for k in REMOTE if k != "batch"},
+    **{f"{group}.remote.batch": "reward/test_composition.py" for group in ("ppo.reward", "evaluation.best_of_by")},
+}  # fmt: skip
+
+
+def test_every_setting_has_its_entry() -> None:
+    names = set(setting_names())
+    assert len(names) > 200
+    assert names == set(ACTS) | set(SHOWN) and not set(ACTS) & set(SHOWN)
+
+
+@pytest.mark.parametrize("setting", ACTS)
+def test_a_setting_acts(setting: str) -> None:
+    recipe, settings = ACTS[setting]
+    written = load_recipe(with_settings(recipe, settings))
+    without = {k: v for k, v in settings.items() if k != setting}
+    declared = setting in ("evaluation.best_of_by", "evaluation.prompted", "evaluation.hub_metrics")  # needed by name
+    plain = {} if declared or without == settings else without
+    assert described(written) != described(load_recipe(with_settings(recipe, plain)))
+
+
+@pytest.mark.parametrize("setting", SHOWN)
+def test_a_setting_outside_the_keys_is_shown_acting(setting: str) -> None:
+    assert setting.rsplit(".", 1)[-1] in (ROOT / "tests" / SHOWN[setting]).read_text(encoding="utf-8")
+
+
+def test_the_engine_is_the_plain_one_where_it_is_asked_for(tmp_path: Path) -> None:
+    from models.backbone.processes import Processes
+    from pipelines.execution.loaded_models import Workbench
+    from tests.conftest import tiny_lm, word_tokenizer
+
+    tiny_lm().save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    for engine, fast in (("auto", True), ("plain", False)):
+        recipe = load_recipe(PLAIN | {"base": str(tmp_path), "runtime": {"engine": engine}})
+        assert Workbench(recipe, Processes("cpu"), None).base().fast is fast
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_so_many_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
+    import torch
+
+    from stages.safe_points.checkpoints import Checkpoints, State
+    from stages.settings import CheckpointConfig
+
+    points = Checkpoints(tmp_path, "key", CheckpointConfig(every_steps=1, keep=keep))
+    for step in range(1, 6):
+        points.save(step, State(tensors={"weights/a": torch.ones(1)}, numbers={}))
+        points.wait()
+    assert len(points.steps()) == keep
+
+
+# -- refused --------------------------------------------------------------------------------------------------------
+
+FULL = {"adapter.method": "full"}
+FUNCTION = {"ppo.reward": ["data.demo.task:gold"]}
+TRUNK = {"ppo.value.init": "policy_trunk"}
+GIVEN = {"demonstrations": "demo-world?rows=60"}
+RANKED = {"rankings": "demo-world?rows=60"}
+ADAPTER = {"rank": 4, "alpha": 4, "dropout": 0.1, "targets": ["c_attn"], "layers": "upper_half", "rslora": True}
+ONLY_PRETRAIN = {"base": {"pretrain": {}}, "data": {"documents": "notes.txt"}}
+IDLE = [  # recipe, settings written into it, the setting that cannot act, what the message says
+    *((PLAIN, FULL | {f"adapter.{k}": v}, f"adapter.{k}", "adapter.method is 'full'") for k, v in ADAPTER.items()),
+    (PLAIN, FULL | {"adapter.layers": [99]}, "adapter.layers", "adapter.method is 'full'"),
+    ({"base": "gpt2", "data": RANKED}, {"sft.epochs": 2.0}, "sft.epochs", "no stage sft"),
+    ({"base": "gpt2", "data": GIVEN}, {"reward.epochs": 2.0}, "reward.epochs", "no stage reward"),
+    ({"base": "gpt2", "data": GIVEN}, {"reward.base": OTHER}, "reward.base", "no stage trains or asks"),
+    ({"base": "gpt2", "data": GIVEN}, {"reward.gate.accuracy": 0.6}, "reward.gate.accuracy", "before a ppo stage"),
+    ({"base": "gpt2", "data": GIVEN}, {"ppo.score_clip": 1.0, "ppo.reward": ["model"]}, "ppo.score_clip", "neither"),
+    ({"base": "gpt2", "data": GIVEN}, {"evaluation.prompts": 9}, "evaluation.prompts", "no stage evaluate"),
+    ({"base": "gpt2", "data": RANKED}, {"ppo.clip": 0.1}, "ppo.clip", "no stage ppo"),
+    (ONLY_PRETRAIN, {"adapter.rank": 4}, "adapter.rank", "no stage trains an adapter"),
+    (ONLY_PRETRAIN, {"runtime.gradient_checkpointing": True}, "runtime.gradient_checkpointing", "sft, reward and ppo"),
+    (ONLY_PRETRAIN, {"template": "dialogue"}, "template", "no other stage"),
+    (ONLY_PRETRAIN, {"runtime.dtype": "bfloat16"}, "runtime.dtype", "pretraining is in fp32"),
+    (PLAIN, {"data.documents": "notes.txt"}, "data.documents", "base is not"),
+    (PLAIN, {"data.text_unit": "line"}, "data.text_unit", "names none"),
+    (SAMPLED, {"data.annotators": "mean"}, "data.annotators", "no data.rankings"),
+    (SAMPLED, {"data.held_out": 0.0, "rankings.held_out_prompts": 9}, "rankings.held_out_prompts", "held_out is 0"),
+    (PLAIN, {"sft.batch_tokens": 64, "sft.micro_batch": 4}, "sft.micro_batch", "sft.batch_tokens"),
+    (PLAIN, {"reward.base": OTHER, "reward.init": "base"}, "reward.init", "no SFT adapter"),
+    (PLAIN, {"reward.combine": "worst"}, "reward.combine", "ensemble is 1"),
+    (PLAIN, {"reward.caution": 2.0}, "reward.caution", "mean_minus_spread"),
+    (PLAIN, {"reward.caution": 2.0, "reward.ensemble": 2}, "reward.caution", "mean_minus_spread"),
+    *((PLAIN, {"reward.gate": {"enabled": False, k: v}}, f"reward.gate.{k}", "reward.gate is off") for k, v in {
+        "accuracy": 0.6, "beat_longest": False, "beat_ngrams": True, "emptied": 0.6, "spread": 0.1}.items()),
+    (PLAIN, FUNCTION | {"reward.gate.accuracy": 0.6}, "reward.gate.accuracy", "pays"),
+    (PLAIN, {"ppo.micro_tokens": 64, "ppo.micro_batch": 4}, "ppo.micro_batch", "ppo.micro_tokens"),
+    (PLAIN, {"ppo.kl_target": 3.0}, "ppo.kl_target", "'fixed'"),
+    (PLAIN, {"ppo.kl_horizon": 3.0}, "ppo.kl_horizon", "'fixed'"),
+    (PLAIN, {"ppo.kl": "adaptive", "ppo.kl_coef": 0.0}, "ppo.kl", "stays so"),
+    (PLAIN, {"ppo.schedule": "constant", "ppo.final_learning_rate": 0.1}, "ppo.final_learning_rate", "never falls"),
+    (PLAIN, TRUNK | {"ppo.value_learning_rate": 1e-3, "ppo.value_head_learning_rate": 1e-3},
+     "ppo.value_learning_rate", "head alone"),
+    (PLAIN, {"ppo.value_coef": 0.5}, "ppo.value_coef", "policy_trunk"),
+    (PLAIN, {"reward.base": OTHER, "ppo.value.head": "zero"}, "ppo.value.head", "anyway"),
+    (PLAIN, {"reward.base": OTHER, "ppo.value.init": "sft"}, "ppo.value.init", "anyway"),
+    (PLAIN, FUNCTION | {"ppo.standardise_scores": True}, "ppo.standardise_scores", "no part"),
+    ({"base": "gpt2", "data": {"prompts": DATA["prompts"]}},
+     FUNCTION | {"ppo.value.init": "sft", "adapter.dropout": 0.1}, "adapter.dropout", "PPO uses none"),
+    (PLAIN, {"ppo.share_lower_layers": False}, "ppo.share_lower_layers", "every layer"),
+    (PLAIN, {"ppo.watch_every": 2}, "ppo.watch_every", "nothing watches"),
+    (PLAIN, {"ppo.watch_prompts": 9}, "ppo.watch_prompts", "nothing watches"),
+    (PLAIN, {"ppo.updates": 3, "ppo.keep_every": 4}, "ppo.keep_every", "no policy"),
+    (PLAIN, {"ppo.updates": 3, "ppo.critic_warmup": 3}, "ppo.critic_warmup", "policy never"),
+    (PLAIN, {"evaluation.labels": ["a"]}, "evaluation.labels", "no 'labels'"),
+    (PLAIN, {"evaluation.hub_metrics": True}, "evaluation.hub_metrics", "no 'hub:NAME'"),
+    *((PLAIN, {f"evaluation.lm_eval.{k}": v}, f"evaluation.lm_eval.{k}", "names no task") for k, v in {
+        "tasks_dir": "t", "systems": ["sft"], "shots": 1, "limit": 9, "chat_template": True, "batch": 9}.items()),
+    ({"base": "gpt2", "data": {k: DATA[k] for k in ("demonstrations", "prompts")}},
+     FUNCTION | {"ppo.value.init": "sft", "evaluation.rankings": "r.jsonl"},
+     "evaluation.rankings", "no stage trains one"),
+    (PLAIN, {"evaluation.best_of_by": {"mine": ["model"]}}, "evaluation.best_of_by.mine", "best_of_4:mine"),
+    (PLAIN, {"evaluation.prompted": {"mine": {"system": "s"}}}, "evaluation.prompted.mine", "prompted:mine"),
+    (PLAIN, {"checkpoint.every_minutes": None, "checkpoint.keep": 3}, "checkpoint.keep", "nothing is saved"),
+    (SCRATCH, {"base.pretrain.vocabulary": 100}, "base.pretrain.vocabulary", "260"),
+    (PLAIN, of_remote("model", "m"), "remote", "belongs to protocol 'classify'"),
+    (PLAIN, of_remote("index", 1), "remote", "belongs to protocol 'classify'"),
+    *((PLAIN, of_part(k, v, "data.demo.task:gold"), "ppo.reward", f"'{k}' belongs to") for k, v in {
+        "pattern": "a", "count": True, "at_least": 1, "at_most": 9, "unit": "tokens", "remote": {"batch": 2}}.items()),
+    (PLAIN, {"reward.loss": "plackett_luce", "reward.margin": 0.1}, "reward", "margin belongs to"),
+    (PLAIN, {"reward.loss": "plackett_luce", "reward.label_smoothing": 0.1}, "reward", "label_smoothing belongs to"),
+    (PLAIN, {"ppo.value": {"init": "sft", "head": "copy"}}, "ppo.value", "needs value.init 'reward'"),
+    (PLAIN, {"ppo.keep": "best"}, "ppo.keep", "reward.holdout"),
+    (SCRATCH, {"adapter.layers": [0, 99]}, "adapter.layers", "[99] is outside the 2 layers (0 to 1)"),
+    (SCRATCH, {"adapter.layers": [-1]}, "adapter.layers", "[-1] is outside the 2 layers"),
+    (PLAIN, {"adapter.layers": []}, "adapter.layers", "names nothing"),
+    (PLAIN, {"adapter.targets": []}, "adapter.targets", "names nothing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("recipe", "settings", "setting", "why"), IDLE, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_setting_that_cannot_act_is_refused(recipe, settings, setting, why, tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(with_settings(recipe, settings)))
+    with pytest.raises(UserError, match=re.escape(why)) as refused:
+        load_recipe(file)
+    line = next(part for part in str(refused.value).splitlines() if why in part)
+    assert setting in line and re.search(r"r\.yaml:\d+", line)
+
+
+def test_every_rule_has_a_refusal() -> None:
+    refused = [(tuple(setting.split(".")), why) for _, _, setting, why in IDLE]
+    names = [tuple(name.split(".")) for name in (*ACTS, *SHOWN)]
+    for rule in RULES:
+        assert any(covers(name, path) and why in rule.why for name in rule.settings for path, why in refused), rule
+        for name in rule.settings:
+            assert any(covers(name, path) for path in names), f"{name}: no setting of that name"
+
+
+@pytest.mark.parametrize("recipe", [PLAIN, SCRATCH, SAMPLED, ONLY_PRETRAIN, PLAIN | {"adapter": {"method": "full"}}])
+def test_a_resolved_recipe_writes_every_setting_and_is_taken(recipe, tmp_path: Path) -> None:
+    made = load_recipe(recipe)
+    (tmp_path / "recipe.yaml").write_text(resolved_yaml(made))
+    again = load_recipe(tmp_path / "recipe.yaml")
+    assert again.model_dump(exclude={"base_dir"}) == made.model_dump(exclude={"base_dir"})
+    assert {".".join(map(str, path)) for path, _, _ in leaves(made, {})} >= {"adapter.rank", "ppo.kl_target"}
+
+
+def test_defaults_that_are_written_out_say_nothing() -> None:
+    load_recipe(with_settings(PLAIN, FULL | {"adapter.rank": 16, "adapter.layers": "all", "ppo.kl_target": 6.0}))
+
+
+def test_settings_of_stages_that_are_left_out_by_name_wait() -> None:
+    load_recipe(with_settings(PLAIN, {"stages": ["sft"], "reward.epochs": 2.0, "ppo.clip": 0.1, "evaluation.batch": 4}))
+
+
+def test_a_finished_run_is_evaluated_in_another_way(tmp_path: Path) -> None:
+    made = load_recipe(with_settings(PLAIN, of_chooser("weight", 2.0)))
+    (tmp_path / "recipe.yaml").write_text(resolved_yaml(made))
+    other = ["evaluation.systems=[sft]"]
+    assert load_recipe(tmp_path / "recipe.yaml", other, may_idle=True).evaluation.systems == ("sft",)
+    with pytest.raises(UserError, match=r"best_of_by\.mine"):
+        load_recipe(tmp_path / "recipe.yaml", other)
