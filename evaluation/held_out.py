@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from data.common.errors import UserError
 from data.common.user_functions import UserFunction
 from data.records import Message, Prompt
 from data.template import Renderer
@@ -28,6 +27,7 @@ from evaluation.settings import EvaluationConfig
 from models.backbone.logprobs import make_rows
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import generator
+from models.limits import check_rows
 from models.roles.shared_base import SharedBase
 from models.sampling.fast import FastEngine
 from models.sampling.generate import Engine, Generated, generate, uniforms_for
@@ -188,14 +188,10 @@ class Evaluator:
         return [p.messages if ask is None else ask.messages(p.messages) for p in self.prompts]
 
     def _fits(self, system: System, queries: Sequence[Sequence[int]]) -> None:
-        limit, longest = system.base.context_length, max(map(len, queries))
-        if limit is not None and longest + self.max_new_tokens > limit:
-            raise UserError(
-                f"evaluation: {system.name} has {limit} positions, and the longest prompt ({longest} tokens) with "
-                f"{self.max_new_tokens} new tokens does not fit; lower evaluation.max_new_tokens"
-                + (", use fewer examples" if system.asking is not None else "")
-                + ", or leave out the longest prompts"
-            )
+        fewer = ", use fewer examples" if system.asking is not None else ""
+        cure = f"lower evaluation.max_new_tokens{fewer}, or leave out the longest prompts"
+        places, room = [p.source for p in self.prompts], self.max_new_tokens
+        check_rows(system.base.limits, queries, f"evaluation: {system.name}", cure, self.memory.warn, room, places)
 
     def _said(self, system: System, stream: str) -> _Said:
         """A system's answers as samples of the run's own base.
@@ -243,6 +239,9 @@ class Evaluator:
         messages = self._messages(system)
         queries = [system.renderer.prompt_ids(messages[i]) for i, _ in rows]
         ids = [system.renderer.answer_ids(messages[i], text) for i, text in rows]
+        whole = [q + a for q, a in zip(queries, ids, strict=True)]
+        cure = "leave out the longest references"
+        check_rows(system.base.limits, whole, f"evaluation: {system.name}, perplexity", cure, self.memory.warn)
         logprobs = [0.0] * len(rows)
 
         def measure(index: Sequence[int]) -> None:

@@ -19,11 +19,12 @@ from data.common.user_functions import load_function
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, generator
+from models.limits import check_rows
 from models.sampling.fast import FastEngine
 from models.sampling.generate import generate, uniforms_for
 from stages.safe_points.checkpoints import State
 from stages.settings import RankingsConfig
-from stages.stage import StageContext, StageResult
+from stages.stage import StageContext, StageResult, prompt_rows
 
 VERSION = 7
 FILE = "rankings.jsonl"
@@ -42,10 +43,10 @@ def run(context: StageContext, config: RankingsConfig) -> StageResult:
     if saved is not None:
         done = {split: Sampled(**found) for split, found in saved.own_numbers.items()}
     for split, prompts in (("train", train), ("held_out", held_out)):
-        mine = [prompts[i] for i in context.processes.share(len(prompts))]
-        made = context.processes.gather(sample_and_rank(context, config, mine, split, done))
-        rows += [row | {"split": split} for row, _ in made]
-        agree += [share for _, share in made if share is not None]
+        sample(context, config, prompts, split, done)
+        for row, share in rank(context, config, prompts, split, done[split]):
+            rows.append(row | {"split": split})
+            agree += [share] if share is not None else []
     if context.processes.is_main:
         with (context.out / FILE).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
@@ -62,7 +63,7 @@ def run(context: StageContext, config: RankingsConfig) -> StageResult:
 
 @dataclass
 class Sampled:
-    """Answers of one split so far; the next batch is sampled by its own generator."""
+    """Answers of one split so far, those of all processes; the next batch is sampled by its own generator."""
 
     answers: list[str] = field(default_factory=list)
     finished: list[bool] = field(default_factory=list)
@@ -73,26 +74,33 @@ def captured(done: dict[str, Sampled]) -> State:
     return State(tensors={}, own_numbers={split: asdict(found) for split, found in done.items()})
 
 
-def sample_and_rank(
+def sample(
     context: StageContext, config: RankingsConfig, prompts: Sequence[Prompt], split: str, done: dict[str, Sampled]
-) -> list[tuple[dict[str, object], float | None]]:
-    """One JSON row a prompt, and the share of its pairs on which noisy and true order agree."""
-    annotator = load_function(config.annotator, context.recipe_folder)
-    k = config.answers
-    repeated = [p for p in prompts for _ in range(k)]
-    purpose = f"rankings/{split}/{context.processes.rank}"
-    queries = [context.renderer.prompt_ids(p.messages) for p in prompts for _ in range(k)]
-    answers, finished = done[split].answers, done[split].finished
-    memory = OOMRetry("rankings.batch", context.warn)
-    memory.limit = done[split].limit
+) -> None:
+    """``rankings.answers`` answers to each prompt into ``done[split]``, in the order of the prompts.
+
+    Random numbers belong to rows: a batch's table is drawn whole, and each process samples its share of the rows with
+    their part of it, so that answers do not depend on the number of processes.
+    """
+    asked = prompt_rows(context.renderer, prompts)
+    room, cure = config.max_new_tokens, "lower rankings.max_new_tokens, or leave out the longest prompts"
+    places = [p.source for p in prompts]
+    check_rows(context.base.limits, asked, "data.prompts", cure, context.warn, room, places)
+    queries = [ids for ids in asked for _ in range(config.answers)]
+    found, memory = done[split], OOMRetry("rankings.batch", context.warn)
+    memory.limit = found.limit
     with context.base.role("sft" if "sft" in context.base.roles else "base") as role:
-        for start in range(len(answers), len(queries), config.batch * 4):
+        for start in range(len(found.answers), len(queries), config.batch * 4):
             part = queries[start : start + config.batch * 4]
-            made = generate(
+            draws = generator(context.seed, f"rankings/{split}/0", start)
+            table = uniforms_for(len(part), config.max_new_tokens, draws)
+            mine = list(context.processes.share(len(part)))
+            work = partial(
+                generate,
                 FastEngine(),
                 role,
-                part,
-                uniforms=uniforms_for(len(part), config.max_new_tokens, generator(context.seed, purpose, start)),
+                [part[i] for i in mine],
+                uniforms=table[mine],
                 batch=config.batch,
                 max_new_tokens=config.max_new_tokens,
                 temperature=config.temperature,
@@ -100,14 +108,27 @@ def sample_and_rank(
                 pad_id=context.pad_id,
                 memory=memory,
             )
-            answers += [context.renderer.text(ids) for ids in made.ids]
-            finished += made.finished
-            done[split].limit = memory.limit
-            context.bar.advance(len(answers), {}, sum(len(ids) for ids in made.ids))
-            if context.processes.world == 1:  # shares differ by a row: others may have a batch less
-                number = sum(len(d.answers) for d in done.values())
-                context.checkpoints.safe_point(number, partial(captured, done))
-    scores = context.processes.together(
+            made = context.processes.together(work)
+            new = context.processes.gather(list(zip(made.ids, made.finished, strict=True)))
+            found.answers += [context.renderer.text(ids) for ids, _ in new]
+            found.finished += [finished for _, finished in new]
+            found.limit = memory.limit
+            context.bar.advance(len(found.answers), {}, sum(len(ids) for ids, _ in new))
+            number = sum(len(d.answers) for d in done.values())
+            context.checkpoints.safe_point(number, partial(captured, done))
+
+
+def rank(
+    context: StageContext, config: RankingsConfig, prompts: Sequence[Prompt], split: str, sampled: Sampled
+) -> list[tuple[dict[str, object], float | None]]:
+    """One JSON row a prompt, and the share of its pairs on which noisy and true order agree.
+
+    The annotator is asked once, by the main process, for all answers.
+    """
+    annotator = load_function(config.annotator, context.recipe_folder)
+    k, answers, finished = config.answers, sampled.answers, sampled.finished
+    repeated = [p for p in prompts for _ in range(k)]
+    scores = context.processes.on_main(
         lambda: annotator.call(
             [p.text for p in repeated],
             answers,
@@ -116,7 +137,7 @@ def sample_and_rank(
             categories=[p.category for p in repeated],
         )
     )
-    noise = np.random.default_rng(derived_seed(context.seed, purpose + "/noise")).gumbel(size=len(scores))
+    noise = np.random.default_rng(derived_seed(context.seed, f"rankings/{split}/0/noise")).gumbel(size=len(scores))
     noisy = np.asarray(scores) + config.noise * noise
     out = []
     for i, prompt in enumerate(prompts):

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from data.common.errors import UserError
+from data.common.errors import UserError, located
 from data.records import Message, RankedAnswers
 from data.splits import is_held_out
 from models.backbone.artifacts import write_json
 from models.backbone.logprobs import Rows, make_rows
 from models.backbone.seeds import derived_seed, generator
+from models.limits import check_rows
 from models.roles.shared_base import RoleView
 from models.sampling.fast import FastEngine
 from models.sampling.generate import generate, uniforms_for
@@ -34,8 +35,8 @@ from stages.safe_points.checkpoints import State, restore_training
 from stages.settings import RewardConfig
 from stages.stage import StageContext, StageResult
 from stages.training import hf_trainer as trainers
-from stages.training.hf_trainer import ProgressCallback, Resumable, trainer_settings, training_session
-from stages.training.micro_batches import of_rankings
+from stages.training.hf_trainer import ProgressCallback, Resumable, on_one_device, trainer_settings, training_session
+from stages.training.micro_batches import of_rankings, some_rankings
 from stages.training.prompt_sampler import OnePromptAStep
 
 VERSION = 15
@@ -54,13 +55,14 @@ class EncodedRanking:
 
 
 def run(context: StageContext, config: RewardConfig) -> StageResult:
-    """Train the ``reward`` role (or an ensemble) and perhaps a watcher, centre them on SFT answers, measure them on
-    held-out rankings, write them."""
+    """Train the ``reward`` role (or an ensemble) and perhaps a watcher, centre, measure and write them."""
     mine, kept_apart = set_apart(context.corpus.rankings.train, config.holdout)
     train, dropped = encode(context, mine, config)
     held_out, _ = encode(context, context.corpus.rankings.held_out, config)
     if not train:
         raise UserError("data.rankings: no ranking has two different answers of different rank; nothing to learn")
+    ids = [q + a for r in (*train, *held_out) for q, a in zip(r.queries, r.responses, strict=True)]
+    check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
     if config.margin and all(row.scores is None for row in train):
         raise UserError("reward.margin: needs rankings with scores, whose differences it is; set it to 0")
     parts = {member_role("reward", i): train for i in range(config.ensemble)}
@@ -108,8 +110,7 @@ def set_apart(rankings: Sequence[RankedAnswers], share: float) -> tuple[list[Ran
 def train_all(
     context: StageContext, parts: Mapping[str, Sequence[EncodedRanking]], config: RewardConfig
 ) -> tuple[int, int]:
-    """Train one role after another, each with its own seed, on its rankings; returns the steps of all together, and how
-    many of them were skipped.
+    """Train one role after another, each with its own seed; returns all steps, and how many of them were skipped.
 
     Roles start alike (the SFT adapter, or an identity) but for their heads; they see their rankings in other orders.
     """
@@ -176,16 +177,16 @@ def write_card(context: StageContext, model: RewardModel, samples: Tensor, sourc
 def encode(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
 ) -> tuple[list[EncodedRanking], int]:
-    """Ids of every ranking; answers that are the same after truncation count once, rankings left without an ordered
-    pair are dropped and counted."""
+    """Ids of every ranking; answers equal after truncation count once, rankings without a pair are dropped, counted."""
     kept = []
     for ranking in rankings:
         rows: dict[tuple[int, ...], int] = {}
         encoded = []
         for i, answer in enumerate(ranking.answers):
-            query, response = context.renderer.prompt_and_answer(
-                ranking.prompt.messages, answer, ranking.finished[i], max_tokens=config.max_tokens
-            )
+            with located(ranking.prompt.source):
+                query, response = context.renderer.prompt_and_answer(
+                    ranking.prompt.messages, answer, ranking.finished[i], max_tokens=config.max_tokens
+                )
             if response and rows.setdefault((*query, -1, *response), i) == i:
                 encoded.append((query, response, ranking.ranks[i], ranking.scores[i] if ranking.scores else None))
         if len({rank for _, _, rank, _ in encoded}) < 2:
@@ -205,8 +206,7 @@ def encode(
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Where one of several models begins: its number, the steps (and those skipped) and weights before it, and its own
-    state, if any."""
+    """Where one of several models begins: its number, steps, skipped ones and weights before it, and its own state."""
 
     number: int = 0
     steps: int = 0
@@ -235,7 +235,7 @@ def fit(
         ]
         trainer = RankingTrainer(
             model=RewardModule(view, config.pooling),
-            args=TrainingArguments(**trainer_settings(context, config, len(rows), "reward")),
+            args=on_one_device(TrainingArguments(**trainer_settings(context, config, len(rows), "reward"))),
             train_dataset=list(rows),  # type: ignore[arg-type]
             data_collator=lambda batch: collate(batch, context.pad_id, config.margin > 0),
             callbacks=[ProgressCallback(context, "reward model")],
@@ -275,8 +275,8 @@ class RankingTrainer(Resumable, Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # so that `num_items_in_batch` counts rankings over accumulation
-        self.tokens = 0  # of queries and answers since the last log
+        self.model_accepts_loss_kwargs = True  # so that `num_items_in_batch` counts the rankings of the batch
+        self.tokens = 0  # of queries and answers in the last step
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -295,13 +295,12 @@ class RankingTrainer(Resumable, Trainer):
         )
         losses = losses * inputs["weights"]
         count = len(losses) if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / count
+        loss = losses.sum() / count * self.counted
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is global
         with torch.no_grad():
-            right, pairs = (x.sum() for x in pair_counts(table, ranks, present))
-            self.accuracy = (right / pairs.clamp(min=1)).item()
-            self.tokens += int(self.accelerator.gather(inputs["mask"].sum()[None]).sum())
+            right_and_all = torch.stack([x.sum() for x in pair_counts(table, ranks, present)])
+            self.noted = self.noted + self.counted * right_and_all.cpu()
         return (loss, scores) if return_outputs else loss
 
     def _get_train_sampler(self, *given: Any) -> Any:
@@ -312,16 +311,17 @@ class RankingTrainer(Resumable, Trainer):
     def pieces(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
         return of_rankings(inputs, size)
 
-    def told(self) -> Any:
-        return self.tokens
+    def share_of(self, inputs: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
+        return some_rankings(inputs, rows)
 
-    def untell(self, told: Any) -> None:
-        self.tokens = told
+    def note_step(self, inputs: dict[str, Tensor], noted: Tensor) -> None:
+        right, pairs = noted.tolist()
+        self.accuracy, self.tokens = right / max(1.0, pairs), int(inputs["mask"].sum())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and hasattr(self, "accuracy"):
             logs["pair_accuracy"] = self.accuracy
-            logs["tokens"], self.tokens = self.tokens, 0
+            logs["tokens"] = self.tokens
         super().log(logs, *args, **kwargs)
 
 

@@ -11,14 +11,15 @@ from datasets import Dataset
 from torch import Tensor
 
 from data.batching import right_pad
-from data.common.errors import UserError
+from data.common.errors import UserError, located
 from data.records import Demonstration
 from data.template import Encoded
+from models.limits import check_rows
 from models.roles.files import save_role
 from models.roles.shared_base import SharedBase
 from stages.settings import SFTConfig
 from stages.stage import StageContext, StageResult
-from stages.training.hf_trainer import ProgressCallback, fit, trainer_settings, training_session
+from stages.training.hf_trainer import ProgressCallback, fit, on_one_device, trainer_settings, training_session
 
 VERSION = 6
 
@@ -29,6 +30,9 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
     rows, dropped = encode(context, context.corpus.demonstrations.train, config)
     if not rows:
         raise UserError("data.demonstrations: no row has a supervised token; SFT has nothing to learn")
+    held_out, _ = encode(context, context.corpus.demonstrations.held_out, config)
+    ids = [r.ids for r in (*rows, *held_out)]
+    check_rows(base.limits, ids, "data.demonstrations", "lower sft.max_tokens", context.warn)
     base.add_role("sft", context.adapter, seed=context.seed)
     with base.training("sft") as trainable, base.role("sft"), training_session(context, base, "sft", "sft"):
         trainer = make_trainer(context, rows, config)
@@ -36,7 +40,6 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
     if context.processes.is_main:
         save_role(base, "sft", context.out)
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
-    held_out, _ = encode(context, context.corpus.demonstrations.held_out, config)
     return StageResult(
         metrics={
             "rows": len(rows),
@@ -53,12 +56,14 @@ def encode(
     context: StageContext, demonstrations: Sequence[Demonstration], config: SFTConfig
 ) -> tuple[list[Encoded], int]:
     """Rows with at least one supervised token, and how many had none."""
-    rows = [
-        context.renderer.conversation(
-            d.prompt.messages, d.answer, d.finished, supervise=config.supervise, max_tokens=config.max_tokens
-        )
-        for d in demonstrations
-    ]
+    rows = []
+    for d in demonstrations:
+        with located(d.prompt.source):
+            rows.append(
+                context.renderer.conversation(
+                    d.prompt.messages, d.answer, d.finished, supervise=config.supervise, max_tokens=config.max_tokens
+                )
+            )
     kept = [r for r in rows if any(label >= 0 for label in r.labels)]
     return kept, len(rows) - len(kept)
 
@@ -73,17 +78,17 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
     model: Any = base.copies.get("sft", base.peft)
     if base.peft is not None:
         base.peft.active_adapter = "sft"  # what PeftModel.forward asks for; the layers themselves are selected already
-    # with a token budget a process's whole share of the batch is one step of the trainer, and is cut by length
-    whole = config if config.batch_tokens is None else config.model_copy(update={"micro_batch": config.batch})
-    settings = trainer_settings(context, whole, len(rows), "sft")
+    settings = trainer_settings(context, config, len(rows), "sft")
     trainer = ResponseTrainer(
         model=model,
-        args=TrlConfig(
-            **settings,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            max_length=None,
-            packing=False,
-            padding_free=False,
+        args=on_one_device(
+            TrlConfig(
+                **settings,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                max_length=None,
+                packing=False,
+                padding_free=False,
+            )
         ),
         train_dataset=Dataset.from_list([{"input_ids": r.ids, "labels": r.labels} for r in rows]),
         processing_class=base.tokenizer,

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from data.common.errors import located
+from data.records import Prompt
 from data.splits import Corpus
 from data.template import Renderer
 from models.backbone.artifacts import Artifact
@@ -147,6 +149,19 @@ class StageResult:
     """What the runner writes into the manifest."""
 
     metrics: Mapping[str, Any]
+
+
+def prompt_rows(renderer: Renderer, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Ids of each prompt.
+
+    Raises:
+        UserError: the template refuses one; names its file and row.
+    """
+    rows = []
+    for prompt in prompts:
+        with located(prompt.source):
+            rows.append(renderer.prompt_ids(prompt.messages))
+    return rows
 
 
 def schedule_factor(kind: str, done: float, final: float = 0.0) -> float:

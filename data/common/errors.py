@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -20,6 +21,17 @@ class CheckpointError(StageError):
 
 class NonFiniteError(StageError):
     """Too many optimizer steps in a row without a finite loss and gradient."""
+
+
+@contextlib.contextmanager
+def located(place: str) -> Iterator[None]:
+    """Put ``place``, a file and its row, before what a ``UserError`` says inside; nothing where it is empty."""
+    try:
+        yield
+    except UserError as error:
+        if not place or str(error).startswith(place):
+            raise
+        raise UserError(f"{place}: {error}") from error
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -37,29 +37,66 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def chosen_device(asked: str) -> str:
+    """The type of device for ``runtime.device``: 'auto' is a CUDA GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: 'cuda' on a machine without one.
+    """
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.device: 'cuda' asked for, but torch sees no GPU: use 'auto' or 'cpu'")
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return asked
+
+
+LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Where launchers write how many processes they started: torchrun and accelerate, Open MPI, other MPIs, srun."""
+
+
+def check_world_size(world: int, environment: Mapping[str, str]) -> None:
+    """Compare the number of processes that work together with the number that a launcher started.
+
+    Raises:
+        UserError: they disagree, so that several processes would each do all of the work, in one folder.
+    """
+    name = next((n for n in LAUNCHED if environment.get(n, "").isdigit()), None)
+    if name is not None and int(environment[name]) != world:
+        raise UserError(
+            f"{name}={environment[name]}: the launcher speaks of {environment[name]} processes, but this one "
+            f"works with {world}; start with `torchrun --nproc_per_node N --no-python trivet run RECIPE` on a CPU or "
+            f"`accelerate launch --no_python trivet run RECIPE` on GPUs, or unset {name}"
+        )
+
+
 class Processes:
     """The process group seen from one process."""
 
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
-        self._check(device)
+        on_cpu = chosen_device(device) == "cpu"
         quiet_libraries()
-        if device == "cpu":
+        if on_cpu:
             os.environ["ACCELERATE_USE_CPU"] = "true"  # SFTTrainer's own Accelerator must agree
         if threads:
             torch.set_num_threads(threads)
         self.accelerator = Accelerator(
-            cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+            cpu=on_cpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
         )
         self.device = self.accelerator.device
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
+        check_world_size(self.world, os.environ)
 
-    @staticmethod
-    def _check(device: str) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("runtime.device: 'cuda' asked for, but torch sees no GPU: use 'auto' or 'cpu'")
-        if device == "mps" and not torch.backends.mps.is_available():
-            raise UserError("runtime.device: 'mps' asked for, but torch sees no Apple GPU: use 'auto' or 'cpu'")
+    @property
+    def unused_devices(self) -> str:
+        """A sentence about GPUs that are visible and that no process of this run uses; '' where there are none."""
+        visible = torch.cuda.device_count() if self.device.type == "cuda" else 0
+        if self.world > 1 or visible < 2:
+            return ""
+        return (
+            f"{visible} GPUs are visible, and one process uses one of them ({self.device}); "
+            "`accelerate launch --no_python trivet run RECIPE` uses them all"
+        )
 
     @property
     def is_main(self) -> bool:

@@ -36,6 +36,17 @@ def commit_of(source: str, revision: str | None) -> str | None:
 
 
 @cache
+def cached_folder(source: str, revision: str | None) -> Path | None:
+    """The files of a hub id as they lie in the cache, without asking the network; None where they do not."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
 def folder_of(source: str, revision: str | None) -> Path:
     """The files of a hub id at its commit, downloaded where need be: JSON, safetensors and tokenizers, nothing else.
 

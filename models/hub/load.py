@@ -13,6 +13,7 @@ from data.tokens import probe
 from models.hub.download import folder_of
 from models.hub.registry import BaseModelSpec
 from models.hub.validate import check_model
+from models.limits import check_vocabulary, limits_of_model
 from models.roles.shared_base import SharedBase
 
 
@@ -88,6 +89,14 @@ def stop_ids_of(lm: Any) -> tuple[int, ...]:
 
 def load_base(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> SharedBase:
     """Load a registry entry once, to be shared by every stage."""
+    tokenizer = tokenizer_of(spec)
+    lm = load_causal_lm(spec.source, spec.revision, dtype, device)
+    check_vocabulary(limits_of_model(lm, spec.name), tokenizer)
+    return SharedBase(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))
+
+
+def tokenizer_of(spec: BaseModelSpec) -> Any:
+    """The tokenizer of a registry entry, with the entry's own chat template and padding token."""
     tokenizer = load_tokenizer(spec.source, spec.revision)
     if spec.chat_template:
         tokenizer.chat_template = spec.chat_template
@@ -95,5 +104,4 @@ def load_base(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> 
         if spec.pad_token not in tokenizer.get_vocab():
             raise UserError(f"base {spec.name}: pad_token {spec.pad_token!r} is not in its vocabulary")
         tokenizer.pad_token = spec.pad_token
-    lm = load_causal_lm(spec.source, spec.revision, dtype, device)
-    return SharedBase(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))
+    return tokenizer

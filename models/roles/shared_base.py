@@ -40,6 +40,7 @@ from models.fast.hidden_states import fast_states
 from models.fast.logprobs import block_logprobs, output_weight
 from models.fast.prefix_cache import Trunk
 from models.fast.weights import Decoder, decoder_of
+from models.limits import Limits, limits_of_model
 
 if TYPE_CHECKING:
     from models.hub.registry import BaseModelSpec
@@ -142,6 +143,11 @@ class SharedBase:
     @property
     def hidden_size(self) -> int:
         return self.lm.config.get_text_config().hidden_size
+
+    @property
+    def limits(self) -> Limits:
+        """Which ids and positions the base takes."""
+        return limits_of_model(self.lm, self.name)
 
     @property
     def context_length(self) -> int | None:

@@ -108,10 +108,12 @@ def show_plan(
 ) -> None:
     """The stages with what would happen to them."""
     from pipelines.cli.tables import print_plan
+    from pipelines.rehearsal import rehearse
     from pipelines.workspace.keys import UNKNOWN
 
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
     print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan())
+    rehearse(pipeline, pipeline.recipe.stages, lambda text: print(f"warning: {text}"))
     if UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]:
         print(
             f"base {pipeline.recipe.base}: its commit is not known, for neither the hub nor the cache tells it; "

@@ -17,6 +17,7 @@ from evaluation.systems import Named, parse
 from models.backbone.artifacts import MANIFEST
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
+from models.limits import check_stops
 from models.roles.files import ADAPTER, CONFIG, MODEL, load_role
 from models.roles.shared_base import SharedBase
 from pipelines.execution.stage_request import Job, choosing
@@ -134,4 +135,6 @@ def _load(job: Job, spec: BaseModelSpec, trained: bool = False) -> tuple[SharedB
     """A model of its own: its chat template if it has one, else the recipe's template."""
     base = job.bench.load_other(spec, trained)
     template = "auto" if base.tokenizer.chat_template else job.bench.recipe.template
-    return base, Renderer(base.tokenizer, template=template, extra_stop_ids=base.extra_stop_ids)
+    renderer = Renderer(base.tokenizer, template=template, extra_stop_ids=base.extra_stop_ids)
+    check_stops(base.limits, renderer.stop_ids)
+    return base, renderer

@@ -20,6 +20,7 @@ from models.backbone.artifacts import read_artifact
 from models.backbone.processes import Processes, resolve_dtype
 from models.hub.load import load_base
 from models.hub.registry import BaseModelSpec, resolve_base
+from models.limits import check_stops
 from models.roles.files import load_role
 from models.roles.shared_base import SharedBase
 from pipelines.recipe.schema import Recipe
@@ -53,7 +54,9 @@ class Workbench:
         return self._renderer(self.base(), self.recipe.template, self.recipe.stop or self.spec.stop)
 
     def _renderer(self, base: SharedBase, template: str, stop: tuple[str | int, ...]) -> Renderer:
-        return Renderer(base.tokenizer, template=template, stop=stop, extra_stop_ids=base.extra_stop_ids)
+        renderer = Renderer(base.tokenizer, template=template, stop=stop, extra_stop_ids=base.extra_stop_ids)
+        check_stops(base.limits, renderer.stop_ids)
+        return renderer
 
     def _load(self, name: str, spec: BaseModelSpec) -> SharedBase:
         if name not in self._bases:

@@ -35,7 +35,7 @@ class FromScratch(Config):
 class RuntimeConfig(Config):
     """Where and how a run computes."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: a GPU if there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a CUDA GPU if there is one, else the CPU")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the frozen base; auto: bf16 on a GPU that has it, else float32"
     )

@@ -36,6 +36,7 @@ from pipelines.execution.progress import Progress
 from pipelines.execution.stage_request import Job
 from pipelines.execution.tracking import check_trackers, tracked_log
 from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
+from pipelines.rehearsal import before_first_stage
 from pipelines.run.estimates import LIBRARIES, Estimator
 from pipelines.run.stages import STAGES, function_fingerprints
 from pipelines.workspace.keys import base_key, differences, dump, folder_hash, hash_of, library_versions, rendering_key
@@ -234,9 +235,9 @@ class Pipeline:
         Returns:
             Stage name -> its folder, for the chosen stages.
         """
-        check_trackers(self.recipe.tracking)
         progress = progress or Progress(active=self.processes.is_main)
         chosen = self.chosen(only, start, until)
+        before_first_stage(self, progress, chosen)
         folder = RunFolder(self.run_dir, self.processes)
         with folder.held():
             if self.processes.is_main:

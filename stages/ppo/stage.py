@@ -10,6 +10,7 @@ from torch import nn
 from data.common.errors import CheckpointError, NonFiniteError, StageError, UserError
 from data.records import Prompt
 from models.backbone.scalar_head import ScalarHead
+from models.limits import check_rows
 from models.roles.files import save_role
 from reward.model import RewardModel
 from reward.terms.composition import compose
@@ -20,7 +21,7 @@ from stages.ppo.update import PPO
 from stages.ppo.warning_signs import Warned, Watch
 from stages.safe_points.checkpoints import State
 from stages.settings import KEPT, PPOConfig
-from stages.stage import StageContext, StageResult
+from stages.stage import StageContext, StageResult, prompt_rows
 
 
 def run(
@@ -145,7 +146,12 @@ def usable_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Promp
             f"ppo.max_new_tokens: {config.max_new_tokens} leaves no room for a prompt in the base's "
             f"{context.base.context_length} positions; lower it"
         )
-    prompts = [p for p in context.corpus.prompts.train if len(context.renderer.prompt_ids(p.messages)) <= limit]
+    asked = prompt_rows(context.renderer, context.corpus.prompts.train)
+    fits = [len(ids) <= limit for ids in asked]
+    prompts = [p for p, fit in zip(context.corpus.prompts.train, fits, strict=True) if fit]
+    kept = [ids for ids, fit in zip(asked, fits, strict=True) if fit]
+    room, cure = config.max_new_tokens, "lower ppo.max_new_tokens"
+    check_rows(context.base.limits, kept, "data.prompts", cure, context.warn, room)
     left_out = len(context.corpus.prompts.train) - len(prompts)
     if not prompts:
         raise UserError(f"data.prompts: none of {left_out} training prompts has at most {limit} tokens; PPO needs some")

@@ -7,15 +7,16 @@ import copy
 import json
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from data.common.errors import UserError
 from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
@@ -26,28 +27,18 @@ from stages.settings import RewardConfig, SFTConfig
 from stages.stage import StageContext
 from stages.training.nonfinite import NonFiniteSteps, norm_of
 
-
-def accumulation(batch: int, micro: int, processes: Processes, key: str) -> tuple[int, int]:
-    """``(micro_batch, steps)`` so that micro x processes x steps is exactly ``batch``."""
-    if batch % processes.world:
-        raise UserError(f"{key}.batch: {batch} is not divisible by {processes.world} processes")
-    each = batch // processes.world
-    micro = min(micro, each)
-    if each % micro:
-        raise UserError(f"{key}.micro_batch: {micro} does not divide {each} rows a process ({key}.batch / processes)")
-    return micro, each // micro
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 def trainer_settings(context: StageContext, config: SFTConfig | RewardConfig, rows: int, key: str) -> dict[str, Any]:
     """Arguments for ``TrainingArguments``: everything that TRL's or Transformers' defaults would decide otherwise."""
-    micro, steps = accumulation(config.batch, config.micro_batch, context.processes, key)
-    if context.processes.world == 1:  # a whole batch is one step of the trainer, which `Resumable` cuts
-        micro, steps = config.batch, 1
     total = max(1, math.ceil(rows / config.batch * config.epochs))
     return {
         "output_dir": str(Path(context.out) / "trainer"),
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": steps,
+        # every process reads whole batches, of which `Resumable` takes the process's share, cut into pieces
+        "per_device_train_batch_size": config.batch,
+        "gradient_accumulation_steps": 1,
+        "average_tokens_across_devices": False,  # the batch that is counted is the whole one already
         "num_train_epochs": config.epochs,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[
@@ -75,13 +66,37 @@ def trainer_settings(context: StageContext, config: SFTConfig | RewardConfig, ro
     }
 
 
+def on_one_device(arguments: Arguments) -> Arguments:
+    """The same arguments, told that this process has one device: with more, trainers enter ``nn.DataParallel``."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _undivided(accelerator: Any, loader: Any, *_: Any, **__: Any) -> Any:
+    """A prepared loader as one process has it, whichever process this is."""
+    prepared = prepare_data_loader(
+        loader,
+        accelerator.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        rng_types=accelerator.rng_types.copy(),
+        use_seedable_sampler=accelerator.use_seedable_sampler,
+        data_seed=accelerator.dataloader_config.data_seed,
+    )
+    accelerator._dataloaders.append(prepared)
+    return prepared
+
+
 class Resumable:
     """A trainer whose checkpoints are ours: it skips the batches that are done and reads nothing of its own files.
 
-    Mixed in before Transformers' trainer. Its ``resume_from_checkpoint`` finds a folder with ``trainer_state.json``
-    and nothing else; weights, optimizer, schedule and generators come from ``saved``. Batches are cut into pieces
-    here, so that a piece that does not fit into memory can be cut again; a step without a finite loss and gradient is
-    not taken.
+    Mixed in before Transformers' trainer. Every process reads the same whole batches in the same order and computes its
+    share of each one's rows, so that what a step sees does not depend on the number of processes. The trainer's
+    ``resume_from_checkpoint`` finds a folder with ``trainer_state.json`` and nothing else; weights, optimizer, schedule
+    and generators come from ``saved``. Batches are cut into pieces here, so that a piece that does not fit into memory
+    can be cut again; a step without a finite loss and gradient is not taken.
     """
 
     saved: State | None = None
@@ -92,10 +107,14 @@ class Resumable:
     skips: NonFiniteSteps
     memory: OOMRetry
     micro: int  # rows of a piece
+    processes: Processes
+    counted: float = 1.0  # 0 while this process computes a row only to take part
+    noted = torch.zeros(2, dtype=torch.float64)  # what the loss notes of this process's pieces in a step
     norm: float = 0.0  # of the gradient, before clipping
     loss: float = 0.0
 
     def prepare(self, context: StageContext, config: SFTConfig | RewardConfig, key: str) -> None:
+        self.processes = context.processes
         self.skips = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
         self.memory = OOMRetry(f"{key}.micro_batch", context.warn)
         self.micro = config.micro_batch
@@ -110,21 +129,36 @@ class Resumable:
         """The size of a piece that the recipe asks for, and the least that makes a difference."""
         return self.micro, 1
 
-    def told(self) -> Any:
-        """What the loss has noted for the log, to be handed to ``untell`` when the step is done again."""
+    def share_of(self, inputs: dict[str, Any], rows: range) -> dict[str, Any]:
+        """These neighbouring rows of a batch."""
+        raise NotImplementedError
 
-    def untell(self, told: Any) -> None:
-        """Forget what was noted since."""
+    def note_step(self, inputs: dict[str, Any], noted: Tensor) -> None:
+        """Keep for the log what ``noted`` says of a whole step, over all pieces and processes."""
+
+    def get_train_dataloader(self: Any) -> Any:
+        """The trainer's own loader, with every whole batch in every process."""
+        accelerator = self.accelerator
+        accelerator.prepare_data_loader = partial(_undivided, accelerator)
+        try:
+            return super().get_train_dataloader()  # type: ignore[misc]
+        finally:
+            del accelerator.prepare_data_loader
 
     def training_step(self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The trainer's batch piece by piece; gradients add up before one exchange between processes.
+        """This process's share of the batch piece by piece; gradients add up before one exchange between processes.
 
+        Nothing is exchanged within the pieces, whose number is each process's own. A process without a row, where a
+        batch has fewer rows than there are processes, computes one that counts nothing, to take part in the exchange.
         In one process, a piece for which memory is too small makes the whole step begin again with smaller ones.
         """
-        told, step = self.told(), super().training_step  # type: ignore[misc]
+        step, share = super().training_step, self.processes.share(len(inputs["labels"]))  # type: ignore[misc]
+        self.counted = float(len(share) > 0)
+        mine = self.share_of(inputs, share or range(1))
 
         def work(size: int) -> Tensor:
-            total, parts = torch.zeros((), device=self.args.device), self.pieces(inputs, size)
+            self.noted = torch.zeros_like(Resumable.noted)
+            total, parts = torch.zeros((), device=self.args.device), self.pieces(mine, size)
             for i, part in enumerate(parts):
                 last = i == len(parts) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
@@ -132,14 +166,14 @@ class Resumable:
             return total
 
         def undo() -> None:
-            self.untell(told)
             for p in self.parameters.values():
                 p.grad = None
 
-        wanted, least = self.wanted(inputs)
+        wanted, least = self.wanted(mine)
         alone = self.accelerator.num_processes == 1  # others would wait in an exchange that cannot be begun again
         total = self.memory.run(work, wanted, least, undo) if alone else self.memory.once(work, wanted)
         self.loss = float(total)
+        self.note_step(inputs, self.processes.sum(self.noted))
         return total
 
     def _clip_grad_norm(self: Any, model: Any) -> Any:

@@ -39,19 +39,23 @@ class ResponseTrainer(Resumable, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Sum of -log p over the supervised tokens of the whole batch, accumulation and processes included."""
+        """Sum of -log p over a piece's supervised tokens by their number in the whole batch of all processes."""
         nll, right, count = model(**inputs)
         total = count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        loss = nll / total
+        loss = nll / total * self.counted
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is global
-        seen = self.accelerator.gather_for_metrics(
-            torch.stack([right.double(), count.double(), inputs["attention_mask"].sum().double()])[None]
-        ).sum(0)
-        self._total_train_tokens += int(seen[2])
-        self._metrics["train"]["mean_token_accuracy"].append((seen[0] / seen[1].clamp(min=1)).item())
-        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        self.noted = self.noted + self.counted * torch.stack([right, count]).double().cpu()
         return (loss, None) if return_outputs else loss
+
+    def note_step(self, inputs: dict[str, Tensor], noted: Tensor) -> None:
+        right, count = noted.tolist()
+        self._total_train_tokens += int(inputs["attention_mask"].sum())
+        self._metrics["train"]["mean_token_accuracy"].append(right / max(1.0, count))
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+    def share_of(self, inputs: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
+        return of_rows(inputs, [rows])[0]
 
     def pieces(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
         """Of at most ``size`` rows, or padded tokens where there is a budget of them."""
@@ -64,11 +68,3 @@ class ResponseTrainer(Resumable, SFTTrainer):
         if self.batch_tokens is None:
             return self.micro, 1
         return self.batch_tokens, int(inputs["attention_mask"].sum(1).max())
-
-    def told(self) -> Any:
-        return self._total_train_tokens, {k: list(v) for k, v in self._metrics["train"].items()}
-
-    def untell(self, told: Any) -> None:
-        self._total_train_tokens = told[0]
-        self._metrics["train"].clear()
-        self._metrics["train"].update(told[1])

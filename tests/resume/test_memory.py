@@ -111,7 +111,8 @@ def test_rankings_are_sampled_in_smaller_batches_and_the_limit_is_saved(tmp_path
         context = make_context(small_base(room), tmp_path, Corpus())
         context = replace(context, recipe_folder=tmp_path, warn=told.append)
         done = {"train": rankings.Sampled()}
-        made.append(rankings.sample_and_rank(context, config, PROMPTS, "train", done))
+        rankings.sample(context, config, PROMPTS, "train", done)
+        made.append(rankings.rank(context, config, PROMPTS, "train", done["train"]))
         assert done["train"].limit == room
     assert made[0] == made[1] and len(made[0]) == 7
     assert len(told) == 1 and "rankings.batch=6: going on with 3" in told[0]

@@ -126,7 +126,6 @@ def test_a_model_of_no_run(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         ("ppo@7", "that policy was not kept (kept: ppo@1, ppo@2)"),
         ("path:nowhere", "no such folder"),
         ("path:.", "no config.json there"),
-        ("prompted:few-shot", "does not fit"),
         ("best-of-3:shorter", "no reward 'shorter' to choose by"),
     ],
 )

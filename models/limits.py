@@ -1,0 +1,146 @@
+"""What a base takes: ids that have an embedding, and positions. One set of checks for loading, planning and all stages.
+
+Models with a table of positions (GPT-2, OPT) break beyond it. Rotary models compute on, worse the farther beyond what
+they were trained for, so there it is a warning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.common.errors import UserError
+from data.common.strict_json import read_object
+from data.tokens import added_tokens
+from models.hub.validate import shapes_of, weight_files
+
+TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|positions_embed)(\.weight)?$")
+BUFFERED = ("gptj", "codegen", "ctrl")
+"""Families whose table of positions is computed and in no file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits of one base.
+
+    Attributes:
+        name: of the base, for messages.
+        embeddings: ids that have one.
+        positions: that the model has, or was made for; None where nothing says so.
+        table: whether positions are rows of a table, so that one beyond is an error.
+    """
+
+    name: str
+    embeddings: int
+    positions: int | None
+    table: bool
+
+
+def limits_of_model(lm: Any, name: str) -> Limits:
+    """Limits of a loaded causal LM."""
+    config = lm.config.get_text_config()
+    named = [*lm.named_parameters(), *lm.named_buffers()]
+    return Limits(
+        name=name,
+        embeddings=lm.get_input_embeddings().weight.shape[0],
+        positions=getattr(config, "max_position_embeddings", None),
+        table=any(TABLE.search(n.replace(".base_layer", "")) for n, _ in named) or config.model_type in BUFFERED,
+    )
+
+
+def limits_of_folder(folder: Path, name: str) -> Limits | None:
+    """Limits by ``config.json`` and the headers of the weights; None where the config names no vocabulary."""
+    raw = read_object(folder / "config.json", largest=16 << 20)
+    config: Mapping[str, Any] = raw.get("text_config") or raw
+    names = ("max_position_embeddings", "n_positions")
+    positions = next((v for n in names if isinstance(v := config.get(n), int)), None)
+    if not isinstance(config.get("vocab_size"), int):
+        return None
+    stored = [n for file in weight_files(folder) for n, _ in shapes_of(file)]
+    table = any(TABLE.search(n) for n in stored) or config.get("model_type") in BUFFERED
+    return Limits(name=name, embeddings=config["vocab_size"], positions=positions, table=table)
+
+
+def check_vocabulary(limits: Limits, tokenizer: Any) -> None:
+    """Compare the tokenizer with the embeddings. Added tokens beyond them, which some bases have for pictures, are
+    refused only where they occur (``check_rows``, ``check_stops``).
+
+    Raises:
+        UserError: ordinary tokens without an embedding: this tokenizer belongs to another model.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if max(vocabulary.values(), default=-1) < limits.embeddings:
+        return
+    added = added_tokens(tokenizer)
+    beyond = sorted((i, t) for t, i in vocabulary.items() if i >= limits.embeddings and i not in added)
+    if beyond:
+        raise UserError(
+            f"base {limits.name}: its tokenizer has {len(beyond)} tokens without an embedding (the first is "
+            f"{beyond[0][1]!r}, id {beyond[0][0]}; the model has {limits.embeddings}); use the tokenizer that belongs "
+            "to the model"
+        )
+
+
+def check_stops(limits: Limits, stop_ids: Iterable[int]) -> None:
+    """Look at the tokens that end an answer.
+
+    Raises:
+        UserError: one of them has no embedding, so the model can never write it.
+    """
+    beyond = [i for i in stop_ids if not 0 <= i < limits.embeddings]
+    if beyond:
+        raise UserError(
+            f"stop: id {beyond[0]} is outside the {limits.embeddings} embeddings of base {limits.name}, which can "
+            "never write it (it comes from `stop:`, the chat template, the tokenizer's EOS or the model's generation "
+            'config); name a token that the model has, e.g. `stop: ["</s>"]`'
+        )
+
+
+def check_rows(
+    limits: Limits,
+    rows: Sequence[Sequence[int]],
+    what: str,
+    cure: str,
+    warn: Callable[[str], None],
+    room: int = 0,
+    where: Sequence[str] = (),
+) -> None:
+    """Compare rows of ids, each followed by at most ``room`` new tokens, with what the base takes.
+
+    Args:
+        what: the rows are, for messages: "data.demonstrations".
+        cure: the setting that makes them fit: "lower sft.max_tokens".
+        warn: where it is told that a rotary model is asked beyond the positions that it was made for.
+        where: of each row, its file and line.
+
+    Raises:
+        UserError: an id without an embedding, or a row longer than a table of positions.
+    """
+    for i, row in enumerate(rows):
+        if row and max(row) >= limits.embeddings:
+            raise UserError(
+                f"{_place(what, where, i)}: holds token id {max(row)}, and base {limits.name} has "
+                f"{limits.embeddings} embeddings; use the tokenizer that belongs to the model"
+            )
+    if limits.positions is None or not rows:
+        return
+    lengths = [len(row) + room for row in rows]
+    longest = max(range(len(rows)), key=lengths.__getitem__)
+    if lengths[longest] <= limits.positions:
+        return
+    beyond = sum(n > limits.positions for n in lengths)
+    new = f", {room} of them new" if room else ""
+    told = (
+        f"{_place(what, where, longest)}: {beyond} of {len(rows)} rows are longer than the {limits.positions} "
+        f"positions of base {limits.name} (the longest: {lengths[longest]} tokens{new})"
+    )
+    if limits.table:
+        raise UserError(f"{told}; {cure}")
+    warn(f"{told}; beyond them it computes on, but was not made for it: {cure}")
+
+
+def _place(what: str, where: Sequence[str], row: int) -> str:
+    return f"{what} ({where[row]})" if row < len(where) and where[row] else what

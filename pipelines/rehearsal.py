@@ -1,0 +1,226 @@
+"""What can be known before the first stage, so that no fault of the start is told after hours of work.
+
+The base's config and tokenizer are read, never its weights; rows of every part are rendered; evaluation's systems are
+looked at. `trivet plan` does all of this but run code of the user's, which a run loads before its first stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.common.errors import UserError, located
+from data.common.user_functions import load_function
+from data.records import Prompt
+from data.splits import Corpus
+from data.template import Renderer
+from evaluation.prompting import asking
+from evaluation.systems import Named, parse
+from models.hub.download import cached_folder
+from models.hub.load import tokenizer_of
+from models.hub.registry import resolve_base
+from models.hub.spec import BaseModelSpec
+from models.hub.validate import check_model
+from models.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder
+from pipelines.execution.tracking import check_trackers
+from pipelines.recipe.schema import Recipe
+from pipelines.run.stages import functions_of
+from stages.stage import prompt_rows
+
+if TYPE_CHECKING:
+    from pipelines.execution.progress import Progress
+    from pipelines.run.pipeline import Pipeline
+
+ROWS = 2000
+"""Rows of a part that are rendered: all of a small one, every n-th of a large one."""
+
+
+def before_first_stage(pipeline: Pipeline, progress: Progress, chosen: Sequence[str]) -> None:
+    """Everything that ``run`` looks at before it holds the folder.
+
+    Raises:
+        UserError: whatever of it would fail later.
+    """
+    check_trackers(pipeline.recipe.tracking)
+    if pipeline.processes.unused_devices:
+        progress.say(pipeline.processes.unused_devices)
+    for name in chosen:
+        bind(functions_of(pipeline.recipe, name), pipeline.recipe.base_dir)
+    rehearse(pipeline, chosen, progress.warn)
+
+
+def bind(functions: Sequence[str], folder: Path) -> None:
+    """Load the user's functions as the stages will."""
+    for source in functions:
+        load_function(source, folder)
+
+
+def rehearse(pipeline: Pipeline, chosen: Sequence[str], warn: Callable[[str], None]) -> None:
+    """Look at base, rows and systems of the chosen stages.
+
+    Raises:
+        UserError: what a stage would say of them, now.
+    """
+    recipe, corpus = pipeline.recipe, pipeline.corpus
+    if "evaluate" in chosen:
+        check_systems(recipe, corpus, {*recipe.stages, *pipeline.given})
+    spec = _base_of(pipeline)
+    folder = None if spec is None else _folder_of(spec)
+    if spec is None or folder is None:
+        return
+    renderer, limits = _opened(spec, folder, recipe)
+    for what, rows, places, room, cure in _rows(recipe, corpus, renderer, chosen):
+        if limits is not None:
+            check_rows(limits, rows, what, cure, warn, room, places)
+
+
+# -- the base --------------------------------------------------------------------------------------------------------
+
+
+def _base_of(pipeline: Pipeline) -> BaseModelSpec | None:
+    """The base, if it is there: one that is made by the run itself is not before its stage."""
+    recipe = pipeline.recipe
+    if isinstance(recipe.base, str):
+        return resolve_base(recipe.base, base_dir=recipe.base_dir)
+    made = pipeline.given.get("pretrain", pipeline.run_dir / "pretrain") / "model"
+    return resolve_base(str(made), base_dir=recipe.base_dir) if (made / "config.json").is_file() else None
+
+
+def _folder_of(spec: BaseModelSpec) -> Path | None:
+    """Where the base's files lie; None for a hub id that is not in the cache, which only its stage downloads."""
+    return Path(spec.source) if Path(spec.source).is_dir() else cached_folder(spec.source, spec.revision)
+
+
+def _opened(spec: BaseModelSpec, folder: Path, recipe: Recipe) -> tuple[Renderer, Limits | None]:
+    """The renderer that the stages will use, and what the base takes; both compared."""
+    check_model(folder)
+    config = _config_of(folder, spec)
+    tokenizer, stops = tokenizer_of(spec.model_copy(update={"source": str(folder)})), _generation_stops(folder, config)
+    limits = limits_of_folder(folder, spec.name)
+    if limits is not None:
+        check_vocabulary(limits, tokenizer)
+    renderer = Renderer(tokenizer, template=recipe.template, stop=recipe.stop or spec.stop, extra_stop_ids=stops)
+    if limits is not None:
+        check_stops(limits, renderer.stop_ids)
+    return renderer, limits
+
+
+def _config_of(folder: Path, spec: BaseModelSpec) -> Any:
+    """The config of a causal language model.
+
+    Raises:
+        UserError: it is of another kind, which no stage can use.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # damaged configs make the library raise anything
+        raise UserError(f"base {spec.name}: its config.json cannot be read ({str(error).splitlines()[0]})") from error
+    if config.model_type not in CAUSAL:
+        raise UserError(
+            f"base {spec.name}: '{config.model_type}' is no causal language model, which every stage needs; choose "
+            "another base (`trivet models` lists some)"
+        )
+    return config
+
+
+def _generation_stops(folder: Path, config: Any) -> tuple[int, ...]:
+    """Stop ids of the generation config, as the loaded model will have them."""
+    from transformers import GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    except OSError:  # there is no such file: the model makes one of its config
+        found = GenerationConfig.from_model_config(config).eos_token_id
+    return () if found is None else (found,) if isinstance(found, int) else tuple(found)
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _some(rows: Sequence[Any]) -> Sequence[Any]:
+    return rows[:: max(1, -(-len(rows) // ROWS))]
+
+
+Rendered = tuple[str, list[list[int]], list[str], int, str]
+
+
+def _rows(recipe: Recipe, corpus: Corpus, renderer: Renderer, chosen: Sequence[str]) -> Iterator[Rendered]:
+    """Rendered rows of each chosen stage: what they are, ids, places, new tokens behind them, what makes them fit."""
+    if "sft" in chosen:
+        shown = _some((*corpus.demonstrations.train, *corpus.demonstrations.held_out))
+        encoded = []
+        for d in shown:
+            with located(d.prompt.source):
+                encoded.append(
+                    renderer.conversation(
+                        d.prompt.messages, d.answer, d.finished, recipe.sft.supervise, recipe.sft.max_tokens
+                    ).ids
+                )
+        yield "data.demonstrations", encoded, [d.prompt.source for d in shown], 0, "lower sft.max_tokens"
+    if "reward" in chosen and recipe.reward.base == "same":
+        rankings = _some((*corpus.rankings.train, *corpus.rankings.held_out))
+        pairs, places = [], []
+        for r in rankings:
+            with located(r.prompt.source):
+                both = [
+                    renderer.prompt_and_answer(r.prompt.messages, a, max_tokens=recipe.reward.max_tokens)
+                    for a in r.answers
+                ]
+            pairs += [query + answer for query, answer in both]
+            places += [r.prompt.source] * len(both)
+        yield "data.rankings", pairs, places, 0, "lower reward.max_tokens"
+    for what, prompts, room, cure in _asked(recipe, corpus, chosen):
+        some = _some(prompts)
+        yield what, prompt_rows(renderer, some), [p.source for p in some], room, cure
+
+
+def _asked(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[tuple[str, Sequence[Prompt], int, str]]:
+    """Prompts that are answered: of rankings and evaluation; PPO leaves out by itself those that do not fit."""
+    if "rankings" in chosen and recipe.rankings is not None:
+        r = recipe.rankings
+        prompts = (*corpus.prompts.train[: r.prompts], *corpus.prompts.held_out[: r.held_out_prompts])
+        yield "data.prompts", prompts, r.max_new_tokens, "lower rankings.max_new_tokens"
+    if "ppo" in chosen:
+        yield "data.prompts", corpus.prompts.train, 0, "leave out the longest prompts"
+    if "evaluate" in chosen:
+        room = recipe.evaluation.max_new_tokens or recipe.ppo.max_new_tokens
+        held_out = corpus.prompts.held_out[: recipe.evaluation.prompts]
+        yield "evaluation", held_out, room, "lower evaluation.max_new_tokens"
+
+
+# -- systems ---------------------------------------------------------------------------------------------------------
+
+
+def check_systems(recipe: Recipe, corpus: Corpus, stages: set[str]) -> None:
+    """Look at evaluation's prompts and systems, with the stages that the run has or is given.
+
+    Raises:
+        UserError: no prompt is left, or a system that cannot be.
+    """
+    if not corpus.prompts.held_out[: recipe.evaluation.prompts]:
+        raise UserError("data.held_out: no held-out prompt is left for evaluation; raise the share or name a file")
+    for name in recipe.evaluation.systems:
+        _check_system(parse(name), recipe, corpus, stages)
+
+
+def _check_system(named: Named, recipe: Recipe, corpus: Corpus, stages: set[str]) -> None:
+    told = f"evaluation.systems: {named.name}"
+    if named.kind == "checkpoint" and "ppo" in recipe.stages:
+        every, update = recipe.ppo.keep_every, int(named.value)
+        if not every or update % every or not 0 < update <= recipe.ppo.updates:
+            kept = f"every {every}th of {recipe.ppo.updates} is" if every else "none is, without ppo.keep_every,"
+            raise UserError(f"{told}: that policy will not be kept ({kept} kept); change ppo.keep_every or the system")
+    if named.kind == "checkpoint" and "ppo" not in stages:
+        raise UserError(f"{told}: there is no ppo stage in this run; add it, or give --input ppo=PATH")
+    if named.kind == "path" and not (folder := (recipe.base_dir / Path(named.value).expanduser())).is_dir():
+        raise UserError(f"{told}: no such folder ({folder})")
+    if named.kind == "prompted":
+        config = recipe.evaluation.asked(named.value)
+        assert config is not None  # the recipe's own check
+        seed = recipe.seed if recipe.evaluation.seed is None else recipe.evaluation.seed
+        asking(named.value, config, corpus.demonstrations.train, seed)
+        _check_system(parse(config.model), recipe, corpus, stages)

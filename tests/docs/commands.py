@@ -1,0 +1,49 @@
+"""Console commands of README and docs, as they are written there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PROGRAMS = ("trivet", "torchrun", "accelerate", "make", "python", "python3", "pip", "curl")
+INLINE = re.compile(rf"`((?:{'|'.join(PROGRAMS)}) [^`]+)`")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command and where it stands."""
+
+    page: str
+    line: int
+    text: str
+
+
+def blocks(text: str) -> Iterator[tuple[int, str]]:
+    """``(line number, line)`` of every fenced or indented line, without its indentation."""
+    fenced = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith(("    ", "\t")):
+            yield number, line.strip()
+
+
+def commands_of(text: str, page: str = "") -> list[Command]:
+    """Commands in blocks, whose trailing comment is left out and which ``;`` divides, and those in running text."""
+    found = []
+    for number, line in blocks(text):
+        code = re.split(r"\s+#", line.removeprefix("$ "))[0]
+        parts = [part.strip() for part in code.split(";")] if '"' not in code else [code.strip()]
+        found += [Command(page, number, p) for p in parts if p.split(" ")[0] in PROGRAMS]
+    for at in INLINE.finditer(text):
+        command = " ".join(at[1].split())  # running text is wrapped at any blank
+        found.append(Command(page, text[: at.start()].count("\n") + 1, command))
+    return found
+
+
+def all_commands() -> list[Command]:
+    return [c for page in PAGES for c in commands_of(page.read_text(encoding="utf-8"), page.name)]

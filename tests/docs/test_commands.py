@@ -1,0 +1,109 @@
+"""Every command of README and docs is run as it is written, or is listed with a reason why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.docs.commands import ROOT, all_commands, commands_of
+from tests.docs.table import FIRST, NOT_RUN, QUICK, SLOW, reason_of
+from tests.support.recipes import RECIPE
+
+PLACES = {
+    "RECIPE": "mine.yaml",
+    "FILE...": "prompts.jsonl",
+    "RUN": "runs/mine",
+    "DIR": "store",
+    "COMMAND": "run",
+    "~/": "./",
+}
+"""What stands for the reader's own, and what the test puts there."""
+
+
+def test_commands_are_found_in_blocks_and_in_running_text() -> None:
+    text = "Do `trivet plan\nx.yaml`, `make` or:\n\n    trivet ls; trivet gc   # both\n\n```sh\n$ pip install y\n```\n"
+    assert [(c.line, c.text) for c in commands_of(text)] == [
+        (4, "trivet ls"), (4, "trivet gc"), (7, "pip install y"), (1, "trivet plan x.yaml"),
+    ]  # fmt: skip
+
+
+WRITTEN = sorted({c.text for c in all_commands()})
+NAMES = [c for c in WRITTEN if len(c.split()) < 4 and any(other.startswith(f"{c} ") for other in WRITTEN)]
+"""Commands that running text calls by name, without arguments, such as `trivet data check`."""
+
+
+@pytest.mark.parametrize("command", [c for c in WRITTEN if c not in NAMES])
+def test_every_command_is_classified(command: str) -> None:
+    assert command in (FIRST, *QUICK, *SLOW) or reason_of(command), (
+        f"{command}: add it to tests/docs/table.py, to be run or with the reason why it cannot be"
+    )
+
+
+def test_the_table_holds_nothing_that_is_not_written() -> None:
+    assert not {FIRST, *QUICK, *SLOW} - {*WRITTEN}
+    assert not [start for start in NOT_RUN if not any(c.startswith(start) for c in WRITTEN)]
+    assert not set(QUICK) & set(SLOW) and not [c for c in (*QUICK, *SLOW) if reason_of(c)]
+
+
+def lines(path: Path, *rows: dict) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a shell whose ``trivet`` is this checkout's, in a folder that holds what it names."""
+    for word, place in PLACES.items():
+        command = command.replace(word, place)
+    path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    python = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"PATH": path, "PYTHONPATH": python, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=280,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a reader who has done the first run: recipe, data, and copies of that run by other names."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "bin").mkdir()
+    trivet = folder / "bin" / "trivet"
+    trivet.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipelines "$@"\n')
+    trivet.chmod(0o755)
+    recipe = RECIPE | {"name": "mine", "runtime": {"threads": 1}}
+    recipe["reward"] = RECIPE["reward"] | {"gate": False}
+    for name in ("mine", "my"):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe | {"name": name}))
+    lines(folder / "instructions.jsonl", {"prompt": "w1", "completion": "w2"}, {"prompt": "w3", "completion": "w4"})
+    lines(folder / "rankings.jsonl", {"prompt": "w1", "responses": ["w2", "w3"]})
+    for name in ("prompts", "other_prompts"):
+        lines(folder / f"{name}.jsonl", {"prompt": "write a poem"}, {"prompt": "tell a story"})
+    lines(folder / "labelled.jsonl", {"prompt": "is it so", "completion": "yes"}, {"prompt": "or", "completion": "no"})
+    lines(folder / "answers.jsonl", {"prompt": "w1", "response": "w2 w3"}, {"prompt": "w4", "response": "w5"})
+    (folder / "store").mkdir()
+    done = shell(FIRST, folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("demo", "other", "less-kl"):
+        shutil.copytree(folder / "runs/mine", folder / "runs" / name)
+    return folder
+
+
+@pytest.mark.parametrize("command", [*QUICK, *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)])
+def test_the_command_runs_as_it_is_written(command: str, world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reader"
+    shutil.copytree(world, folder)
+    if command.startswith(("torchrun", "accelerate")):
+        shutil.rmtree(folder / "runs/mine")
+    done = shell(command, folder)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    assert "Traceback" not in done.stderr
+    if command.startswith("torchrun"):
+        made = json.loads((folder / "runs/mine/ppo/manifest.json").read_text())
+        assert made["described"]["runtime"]["processes"] == 2 and made["described"]["runtime"]["device"] == "cpu"

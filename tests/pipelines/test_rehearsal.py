@@ -1,0 +1,138 @@
+"""Faults that are known at the start are told by plan, and by run before its first stage, with exit code 2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.cli import main as cli
+from tests.conftest import WORDS, tiny_lm, word_tokenizer
+
+REFUSES = "{{ raise_exception('no system please') if messages[0].role == 'system' else '' }}"
+
+
+def rows(path: Path, made: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+
+
+def save_base(folder: Path, family: str = "llama", words: list[str] | None = None, **changes: Any) -> None:
+    lm, tokenizer = tiny_lm(family, **changes), word_tokenizer(words=words)
+    tokenizer.chat_template = REFUSES + "{% for m in messages %}{{ m.role }} : {{ m.content }}\n{% endfor %}"
+    tokenizer.chat_template += "{% if add_generation_prompt %}assistant : {% endif %}"
+    lm.save_pretrained(folder), tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> dict[str, Any]:
+    """A recipe whose plan and run are sound; every test breaks one thing."""
+    save_base(tmp_path / "base")
+    rows(tmp_path / "sft.jsonl", [{"prompt": f"w{i}", "completion": f"w{i + 1}"} for i in range(12)])
+    rows(tmp_path / "rank.jsonl", [{"prompt": f"w{i}", "responses": ["w1", "w2"]} for i in range(12)])
+    rows(tmp_path / "prompts.jsonl", [{"prompt": f"w{i}"} for i in range(12)])
+    return {
+        "name": "r",
+        "base": "./base",
+        "template": "dialogue",
+        "data": {"demonstrations": "sft.jsonl", "rankings": "rank.jsonl", "prompts": "prompts.jsonl", "held_out": 0.3},
+        "ppo": {"max_new_tokens": 8, "updates": 4},
+        "sft": {"max_tokens": 64},
+        "reward": {"max_tokens": 64},
+        "runtime": {"device": "cpu"},
+    }
+
+
+def long_row(folder: Path) -> None:
+    with (folder / "sft.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "w1", "completion": "w2 " * 90}) + "\n")
+
+
+def system_row(folder: Path) -> None:
+    turns = [{"role": r, "content": "w1"} for r in ("system", "user", "assistant")]
+    with (folder / "sft.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": turns}) + "\n")
+
+
+FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
+    "a tokenizer larger than the embeddings": (
+        lambda f, r: save_base(f / "base", words=[*WORDS, "more"]),
+        "tokens without an embedding",
+    ),
+    "a stop of the generation config": (
+        lambda f, r: (f / "base/generation_config.json").write_text('{"eos_token_id": [2, 999]}'),
+        "stop: id 999 is outside the 40 embeddings",
+    ),
+    "rows beyond a table of positions": (
+        lambda f, r: (save_base(f / "base", "gpt2"), long_row(f), r["sft"].update(max_tokens=512)),
+        "sft.jsonl:13): 1 of 13 rows are longer than the 64 positions",
+    ),
+    "prompts and new tokens beyond it": (
+        lambda f, r: (save_base(f / "base", "gpt2"), r.update(evaluation={"max_new_tokens": 63})),
+        "63 of them new); lower evaluation.max_new_tokens",
+    ),
+    "a template that refuses": (lambda f, r: (system_row(f), r.update(template="chat")), "sft.jsonl:13"),
+    "no held-out prompt": (lambda f, r: r["data"].update(held_out=0.0), "data.held_out: no held-out prompt is left"),
+    "few-shot without demonstrations": (
+        lambda f, r: r.update(
+            evaluation={"systems": ["base", "prompted:mine"], "prompted": {"mine": {"model": "base", "shots": 50}}}
+        ),
+        "prompted:mine: 50 shots are asked for",
+    ),
+    "a policy that is not kept": (
+        lambda f, r: (r["ppo"].update(keep_every=2), r.update(evaluation={"systems": ["sft", "ppo@3"]})),
+        "ppo@3: that policy will not be kept",
+    ),
+    "a folder that is not there": (
+        lambda f, r: r.update(evaluation={"systems": ["sft", "path:nowhere"]}),
+        "path:nowhere: no such folder",
+    ),
+    "a base of another kind": (
+        lambda f, r: (f / "base/config.json").write_text('{"model_type": "t5", "vocab_size": 40}'),
+        "'t5' is no causal language model",
+    ),
+}
+
+
+def written(folder: Path, recipe: dict[str, Any]) -> str:
+    (folder / "r.yaml").write_text(yaml.safe_dump(recipe))
+    return str(folder / "r.yaml")
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_told_before_the_first_stage(
+    fault: str, command: str, tmp_path: Path, recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, words = FAULTS[fault]
+    spoil(tmp_path, recipe)
+    run_dir = tmp_path / "out"
+    assert cli.main([command, written(tmp_path, recipe), "--run-dir", str(run_dir)]) == 2
+    assert words in capsys.readouterr().err
+    assert not (run_dir / "run.json").exists()
+
+
+def test_a_sound_recipe_is_planned_and_a_rotary_base_is_warned_of(
+    tmp_path: Path, recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", written(tmp_path, recipe)]) == 0
+    assert "warning" not in capsys.readouterr().out
+    long_row(tmp_path)
+    recipe["sft"]["max_tokens"] = 512
+    assert cli.main(["plan", written(tmp_path, recipe)]) == 0
+    assert "warning: data.demonstrations" in (told := capsys.readouterr().out) and "64 positions" in told
+
+
+def test_a_function_that_cannot_be_loaded_is_told_before_sft(
+    tmp_path: Path, recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plan runs no code of the user's; run loads it first of all."""
+    (tmp_path / "own.py").write_text("import nowhere\n\ndef f(prompts, completions):\n    return [0.0]\n")
+    recipe["ppo"]["reward"] = "own.py:f"
+    file = written(tmp_path, recipe)
+    assert cli.main(["plan", file]) == 0
+    assert cli.main(["run", file, "--run-dir", str(tmp_path / "out")]) == 2
+    assert "nowhere" in capsys.readouterr().err and not (tmp_path / "out/run.json").exists()
