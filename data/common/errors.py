@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -16,6 +16,14 @@ class StageError(Exception):
 
 class CheckpointError(StageError):
     """What a stage had finished could not be saved."""
+
+
+class GateStopped(StageError):
+    """The reward model's report card does not pass the gate; ``lines`` are those that failed."""
+
+    def __init__(self, message: str, lines: Sequence[str]) -> None:
+        super().__init__(message)
+        self.lines = tuple(lines)
 
 
 class NonFiniteError(StageError):

@@ -45,7 +45,7 @@ def capture(ppo: PPO) -> State:
             "skips": ppo.skips.as_dict(),
             "kl_coef": ppo.controller.coef,
             "sampler_agrees": ppo.old.agree,
-            "limits": [ppo.memory.limit, ppo.sampling.limit],
+            "limits": {ppo.memory.name: ppo.memory.limit, ppo.sampling.name: ppo.sampling.limit},
         },
         own=own,
         own_numbers=numbers,
@@ -59,7 +59,9 @@ def restore(ppo: PPO, state: State) -> None:
     ppo.controller.coef = state.numbers["kl_coef"]
     ppo.skips.restore(state.numbers["skips"])
     ppo.old.agree = state.numbers["sampler_agrees"]
-    ppo.memory.limit, ppo.sampling.limit = state.numbers["limits"]
+    limits = state.numbers["limits"]
+    for memory in (ppo.memory, ppo.sampling):  # rows are no limit on tokens, where the recipe counts by those now
+        memory.limit = limits.get(memory.name)
     running = {k.removeprefix("running/"): v for k, v in state.tensors.items() if k.startswith("running/")}
     ppo.reward.restore(running)
     if state.own_numbers:
