@@ -12,7 +12,7 @@ from evaluation.settings import PAID, PROMPTED, EvaluationConfig
 
 Kind = Literal["role", "checkpoint", "best_of", "path", "prompted"]
 KNOWN = "base, sft, ppo, ppo@N (a kept checkpoint), best_of_N, best_of_N:NAME, prompted:NAME, path:DIR"
-ROLES = ("base", "sft", "ppo")
+ROLES = {"base": "base", "sft": "reference", "ppo": "policy"}  # a stage's model -> its role on the shared base
 
 
 @dataclass(frozen=True, slots=True)

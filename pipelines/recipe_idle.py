@@ -15,7 +15,8 @@ from data.common.config import Config
 from data.readers import READERS
 from evaluation.systems import parse
 from pipelines.recipe.errors import Problem
-from stages.settings import GateConfig, PPOConfig, RewardConfig
+from reward.settings import GateConfig
+from stages.settings import PPOConfig, RewardConfig
 
 if TYPE_CHECKING:
     from pipelines.recipe.schema import Recipe

@@ -97,6 +97,7 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
     )
     trainer.prepare(context, config, "sft")
     trainer.batch_tokens = config.batch_tokens
+    trainer.memory.name = "sft.micro_batch" if config.batch_tokens is None else "sft.batch_tokens"
     trainer.use_response_loss(base.copies.get("sft", base.lm), base.fast)
     return trainer
 

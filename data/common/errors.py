@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class UserError(Exception):
@@ -17,6 +17,14 @@ class StageError(Exception):
 
 class CheckpointError(StageError):
     """What a stage had finished could not be saved."""
+
+
+class GateStopped(StageError):
+    """The reward model's report card does not pass the gate; ``lines`` are those that failed."""
+
+    def __init__(self, message: str, lines: Sequence[str]) -> None:
+        super().__init__(message)
+        self.lines = tuple(lines)
 
 
 class NonFiniteError(StageError):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -94,6 +94,21 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
+def replace_text(path: Path, text: str, say: Callable[[str], None] = lambda _: None) -> None:
+    """Write a text file; another one that was there becomes the previous one, which ``say`` is told."""
+    before = previous_folder(path)
+    if path.is_file() and path.read_bytes() != text.encode(errors="surrogatepass"):
+        aside = before.with_name(f"{before.name}.partial")
+        aside.unlink(missing_ok=True)
+        try:
+            os.link(path, aside)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, aside)
+        os.replace(aside, before)
+        say(f"{path.name}: another one was there; it is kept as {before.name}")
+    write_atomic(path, text)
+
+
 def write_json(path: Path, value: Any, sort_keys: bool = True) -> None:
     write_atomic(path, json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n")
 
@@ -141,14 +156,56 @@ def finish_publishing(partial: Path, final: Path, key: str, scratch: str) -> boo
     return True
 
 
+def previous_folder(final: Path) -> Path:
+    """The hidden folder with the artifact that the one at ``final`` replaced."""
+    return final.with_name(f".{final.name}.previous")
+
+
+def _old_folder(final: Path) -> Path:
+    """Where an artifact stands for the moment between two renames."""
+    return final.with_name(f".{final.name}.old")
+
+
+def _waiting_folder(final: Path) -> Path:
+    """Where a previous artifact stands while the one in place makes room for it."""
+    return final.with_name(f".{final.name}.restored")
+
+
 def put_in_place(new: Path, final: Path) -> None:
-    """Rename a complete folder into place; what was there is set aside first and removed last."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    """Rename a complete folder into place; what it replaces becomes the one previous artifact.
+
+    A kill between two of the renames loses nothing: ``settle`` finishes what was begun.
+    """
+    settle(final)
     if final.exists():
-        os.replace(final, old)
+        os.replace(final, _old_folder(final))
     os.replace(new, final)
-    shutil.rmtree(old, ignore_errors=True)
+    settle(final)
+
+
+def settle(final: Path) -> None:
+    """Bring a replacement to an end that was killed between its renames.
+
+    With a new artifact in place the replaced one becomes the previous one; without, it goes back to its place.
+    """
+    old, previous, waiting = _old_folder(final), previous_folder(final), _waiting_folder(final)
+    if old.is_dir() and not final.exists():
+        os.replace(old, final)
+    elif old.is_dir():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.replace(old, previous)
+    if waiting.is_dir() and not previous.exists():
+        os.replace(waiting, previous)
+
+
+def put_back(final: Path) -> None:
+    """The previous artifact and the one in place change places."""
+    settle(final)
+    os.replace(previous_folder(final), _waiting_folder(final))
+    if final.exists():
+        os.replace(final, _old_folder(final))
+    os.replace(_waiting_folder(final), final)
+    settle(final)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -102,6 +102,15 @@ class Processes:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def threads(self) -> int:
+        """CPU threads of this process."""
+        return torch.get_num_threads()
+
+    def use_threads(self, threads: int) -> None:
+        if threads != self.threads:
+            torch.set_num_threads(threads)
+
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()
 

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from data.common.config import Config
 
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's file: a folder with it holds an adapter
+
 
 class AdapterConfig(Config):
     """How a role differs from the base: a LoRA adapter, or a full copy of the model."""

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from data.common.errors import UserError, nearest
 from data.common.strict_json import read_object
+from models.backbone.settings import ADAPTER_CONFIG
 from models.hub.catalogue import BASE_MODELS
 from models.hub.spec import BaseModelSpec
 
@@ -121,7 +122,7 @@ def check_folder(path: Path) -> None:
     """
     config_file = path / "config.json"
     if not config_file.is_file():
-        if (path / "adapter_config.json").is_file():
+        if (path / ADAPTER_CONFIG).is_file():
             raise UserError(
                 f"base {path}: is an adapter, not a model (adapter_config.json but no config.json); "
                 "name its base, or merge it first (`trivet export --merge`)"
@@ -131,7 +132,7 @@ def check_folder(path: Path) -> None:
             f"base {path}: no config.json there (it holds {', '.join(held) or 'nothing'}); "
             "name a folder that Transformers' save_pretrained wrote"
         )
-    if (path / "adapter_config.json").is_file():
+    if (path / ADAPTER_CONFIG).is_file():
         raise UserError(
             f"base {path}: holds an adapter beside the model (adapter_config.json), which Transformers would load with "
             "the base that the adapter names; move one of them to another folder"

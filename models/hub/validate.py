@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from data.common.errors import UserError
 from data.common.strict_json import read_object
+from models.backbone.settings import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import Tensor
 
-CONFIG, INDEX = "adapter_config.json", "model.safetensors.index.json"
+CONFIG, INDEX = ADAPTER_CONFIG, "model.safetensors.index.json"
 NAME = re.compile(r"\^?[A-Za-z0-9_.-]{1,200}")
 # How an adapter came to be, or what PEFT itself would do with it; without meaning for weights that are given.
 IGNORED = {

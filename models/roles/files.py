@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from data.common.errors import UserError
 from models.backbone.forward import full_copy
 from models.backbone.scalar_head import ScalarHead
+from models.backbone.settings import ADAPTER_CONFIG
 from models.hub.validate import check_tensors, read_adapter_config
 from models.roles.shared_base import SharedBase
 
 ADAPTER, MODEL, HEAD = "adapter", "model", "head.safetensors"
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG = "adapter_model.safetensors", ADAPTER_CONFIG
 
 
 def save_role(base: SharedBase, name: str, folder: Path, extra: dict[str, float] | None = None) -> None:

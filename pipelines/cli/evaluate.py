@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data.common.errors import UserError
+from models.backbone.artifacts import MANIFEST
+from models.backbone.settings import ADAPTER_CONFIG
 from pipelines.cli.options import Fresh, Input, Set
 from pipelines.cli.run import make_pipeline, parse_inputs, run_pipeline
+from pipelines.workspace.run_folder import run_of
 
 if TYPE_CHECKING:
     from pipelines.run.pipeline import Pipeline
@@ -108,7 +111,7 @@ def run_evaluation(
         pipeline = make_pipeline(path, changes, run_dir, inputs, may_idle=bool(changes))
         run_pipeline(pipeline, only=["evaluate"], fresh=fresh)
         return
-    if not path.is_dir() or not any((p / "recipe.yaml").is_file() for p in (path, path.resolve().parent)):
+    if run_of(path) is None:
         run_pipeline(_of_model(run, asked, changes, run_dir, given), only=["evaluate"], fresh=fresh)
         return
     from pipelines.run.open_run import open_run
@@ -158,7 +161,7 @@ def _apart(run: Pipeline, changes: Sequence[str], run_dir: Path | None, given: M
 
     recipe = run.recipe.model_copy(update={"stages": ("evaluate",), "rankings": None})
     there = {name: run.run_dir / stage.folder for name, stage in STAGES.items() if name not in ("evaluate", "rankings")}
-    inputs = {name: str(path) for name, path in there.items() if (path / "manifest.json").is_file()} | dict(given)
+    inputs = {name: str(path) for name, path in there.items() if (path / MANIFEST).is_file()} | dict(given)
     if isinstance(recipe.base, str):
         inputs.pop("pretrain", None)
     tag = hashlib.sha256("\n".join([*changes, *map(str, sorted(given.items()))]).encode()).hexdigest()[:8]
@@ -185,7 +188,7 @@ def _of_model(
         raise UserError(f"{model}: no such run folder or recipe, and no model: {error}") from None
     if asked.prompts is None:
         raise UserError(f"{model} is no run; to evaluate a model, name the prompts: --prompts FILE")
-    adapter = (path / "adapter_config.json").is_file()
+    adapter = (path / ADAPTER_CONFIG).is_file()
     named = ["base", f"path:{path.resolve()}"] if adapter else ["base"]
     recipe: dict[str, Any] = {
         "name": "evaluate-" + re.sub(r"[^\w.-]+", "-", path.name or model).strip("-."),
@@ -203,7 +206,7 @@ def _base_of(path: Path) -> str:
     Raises:
         UserError: an adapter that names none.
     """
-    config = path / "adapter_config.json"
+    config = path / ADAPTER_CONFIG
     if not config.is_file():
         return str(path)
     try:

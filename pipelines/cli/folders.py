@@ -43,7 +43,8 @@ def ls(
     trivet ls runs/demo
     trivet ls ~/trivet-store
     """
-    from pipelines.workspace.gc import is_run, is_store
+    from pipelines.workspace.gc import is_store
+    from pipelines.workspace.run_folder import is_run
 
     table = _entries(folder) if is_store(folder) else _stages(folder) if is_run(folder) else _runs(folder)
     if table.row_count:
@@ -64,9 +65,9 @@ def gc(
 ) -> None:
     """Show what nobody needs any more, with sizes; with --yes remove it.
 
-    In runs: checkpoints of finished stages, and what killed processes left. In a store: entries that no run holds and
-    nobody used for --days, damaged and half-written ones. Finished stages of runs, and whatever a live process holds,
-    are never removed.
+    In runs: checkpoints of finished stages, the results and reports that newer ones replaced, and what killed processes
+    left. In a store: entries that no run holds and nobody used for --days, damaged and half-written ones. Finished
+    stages of runs, and whatever a live process holds, are never removed.
 
     \b
     trivet gc
@@ -107,12 +108,12 @@ def _runs(folder: Path) -> Table:
     from pipelines.execution.progress import duration
     from pipelines.recipe.checks import ORDER
     from pipelines.workspace.gc import size_of
-    from pipelines.workspace.run_folder import RUN, holder, read_run
+    from pipelines.workspace.run_folder import RUN, holder, is_run, read_run
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; runs lie in ./runs unless --run-dir says otherwise")
     table = Table("run", "name", "seed", "stages", "took", "size", "age", "verdict", box=None, header_style="bold")
-    for path in sorted(p for p in folder.iterdir() if (p / RUN).is_file()):
+    for path in sorted(p for p in folder.iterdir() if is_run(p)):
         try:
             run = read_run(path)
         except UserError as error:
@@ -135,15 +136,20 @@ def _status(entry: dict[str, Any], live: str) -> str:
 
 
 def _stages(run: Path) -> Table:
-    from models.backbone.artifacts import MANIFEST, partial_folder, read_manifest
+    from models.backbone.artifacts import MANIFEST, partial_folder, read_artifact, read_manifest
     from pipelines.execution.progress import duration
     from pipelines.workspace.gc import size_of
     from pipelines.workspace.run_folder import FOLDERS, holder, read_run
+    from stages.stopped import kept_of, read_begun
 
     noted, live = read_run(run).get("stages", {}), holder(run)
     table = Table("stage", "status", "key", "size", "took", "age", "verdict", box=None, header_style="bold")
     for stage, name in FOLDERS.items():
         entry, path = noted.get(stage, {}), run / name
+        for kept, what in kept_of(path, stage):
+            begun_with = read_artifact(kept) or read_begun(kept)
+            cells = [kept.name, what, begun_with.key[:12] if begun_with else "", size(size_of(kept)), "", age(kept), ""]
+            table.add_row(*(escape(printable(c)) for c in cells))
         if not (entry or path.is_dir()):
             continue
         status, key = _status(entry, live), entry.get("key", "")

@@ -313,7 +313,7 @@ def report(
     if len(folders) == 1 and out is None:
         from pipelines.report.page import write_report
 
-        typer.echo(str(write_report(folders[0])))
+        typer.echo(str(write_report(folders[0], lambda text: typer.echo(text, err=True))))
     else:
         from pipelines.report.compare import write_comparison
 

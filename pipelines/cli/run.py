@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.common.errors import StageError, UserError
+from data.common.errors import GateStopped, StageError, UserError
 from pipelines.cli.exit_codes import StageFailed, summary_of, write_traceback
 from pipelines.recipe.schema import load_recipe
 
@@ -84,8 +84,14 @@ def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> Non
         stage = f"the {progress.current} stage failed" if progress.current else "the run failed"
         stage += ":" if isinstance(error, StageError) else " with"  # a sentence of ours, or an error's name
         log = write_traceback(pipeline.run_dir)
+        if isinstance(error, GateStopped) and pipeline.processes.is_main:
+            from pipelines.report.page import write_report
+
+            progress.say(f"report: {write_report(pipeline.run_dir, progress.say)}")
         raise StageFailed(f"{stage} {summary_of(error)}\n        the log is {log}") from error
     if pipeline.processes.is_main:
+        for log in pipeline.run_dir.glob("error*.log"):  # of a failure that is overcome
+            log.unlink()
         finish(pipeline.run_dir, progress)
 
 
@@ -94,7 +100,7 @@ def finish(run_dir: Path, progress: Any) -> None:
     from pipelines.cli.summary import show_summary
     from pipelines.report.page import write_report
 
-    report = write_report(run_dir)
+    report = write_report(run_dir, progress.say)
     show_summary(run_dir, progress.console)
     progress.say(f"report: {report}")
 
@@ -112,7 +118,7 @@ def show_plan(
     from pipelines.workspace.keys import UNKNOWN
 
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
-    print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan())
+    print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan(), pipeline.kept())
     rehearse(pipeline, pipeline.recipe.stages, lambda text: print(f"warning: {text}"))
     if UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]:
         print(

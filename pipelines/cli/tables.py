@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pipelines.recipe.schema import Recipe
     from pipelines.run.pipeline import StagePlan
 
+EMPTY: Mapping[Path, str] = MappingProxyType({})
 SHOWN = 5  # examples of each kind of finding
 
 
@@ -62,8 +64,14 @@ def show_model(name: str) -> None:
     console().print(table)
 
 
-def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan]) -> None:
-    """Stages with cached, new or stale, why, and how much work each is."""
+def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan], kept: Mapping[Path, str] = EMPTY) -> None:
+    """Stages with cached, new or stale, why, and how much work each is.
+
+    Args:
+        kept: hidden folders that the run keeps beside its stages, and what they hold.
+    """
+    from pipelines.workspace.gc import size_of
+
     out = console()
     base = recipe.base if isinstance(recipe.base, str) else "from scratch"
     out.print(f"{recipe.name}: base {base}, seed {recipe.seed}, run folder {run_dir}", markup=False)
@@ -87,6 +95,9 @@ def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan]) -> Non
         style="dim",
         markup=False,
     )
+    for folder, what in kept.items():
+        told = f"kept beside them: {size(size_of(folder))} in {folder.name} ({what}); `trivet gc` removes it"
+        out.print(printable(told), markup=False)
     for source, digest in functions.items():
         where = "imported" if ".py:" not in source else "loaded and run"
         out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)

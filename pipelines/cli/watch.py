@@ -14,7 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from data.common.errors import UserError
+from models.backbone.artifacts import MANIFEST
 from pipelines.cli.exit_codes import until_stopped
+from pipelines.workspace.run_folder import RECIPE, RUN
 
 HOST, PORT, EVERY = "127.0.0.1", 8790, 3  # the last in seconds
 CSP = "default-src 'none'"
@@ -42,7 +44,7 @@ REFRESH = """<script>
 
 def version(run: Path) -> str:
     """Changes whenever a file that the report reads does."""
-    names = ("run.json", "recipe.yaml", "*/metrics.jsonl", "*/manifest.json", "evaluation/*.json*")
+    names = (RUN, RECIPE, "*/metrics.jsonl", f"*/{MANIFEST}", "evaluation/*.json*")
     files = sorted({f for name in names for f in run.glob(name)})
     stats = []
     for file in files:

@@ -18,7 +18,7 @@ from typing import Any
 from data.common.errors import UserError, nearest
 from evaluation.held_out import Evaluator, System
 from evaluation.settings import LmEvalConfig
-from evaluation.systems import parse
+from evaluation.systems import ROLES, parse
 from models.backbone.seeds import isolated_rng
 from models.roles.export import write_model
 from pipelines.evaluate.systems import open_system
@@ -32,7 +32,7 @@ def harness_results(job: Job, evaluator: Evaluator, config: LmEvalConfig) -> dic
         UserError: the harness is not installed, or knows no such task.
     """
     tasks = _tasks(config, job.bench.recipe.base_dir)
-    there = [n for n, role in (("ppo", "policy"), ("sft", "reference")) if role in evaluator.base.roles]
+    there = [n for n, role in reversed(ROLES.items()) if role in evaluator.base.roles]
     names = config.systems or tuple([*there, "base"][:1])
     found = {}
     for name in names:

@@ -16,7 +16,7 @@ from evaluation.judges.chat import judged_by_chat
 from evaluation.metrics.compare import compare_metrics
 from evaluation.metrics.registry import NO_REFERENCES, References, measure, needs_references
 from evaluation.results import assemble, samples_rows
-from evaluation.systems import Named, parse
+from evaluation.systems import ROLES, Named, parse
 from models.backbone.artifacts import write_json
 from models.backbone.oom_retry import OOMRetry
 from pipelines.evaluate.lm_eval import harness_results
@@ -185,7 +185,7 @@ def available(job: Job, evaluator: Evaluator) -> list[Named]:
     Raises:
         UserError: there is none.
     """
-    roles = {"base": True, "sft": "reference" in evaluator.base.roles, "ppo": "policy" in evaluator.base.roles}
+    roles = {name: name == "base" or role in evaluator.base.roles for name, role in ROLES.items()}
     systems = [parse(name) for name in dict.fromkeys(job.bench.recipe.evaluation.systems)]
 
     def there(named: Named) -> bool:

@@ -13,7 +13,7 @@ from evaluation.best_of import Chooser
 from evaluation.held_out import Evaluator, System
 from evaluation.prompting import asking
 from evaluation.settings import PAID
-from evaluation.systems import Named, parse
+from evaluation.systems import ROLES, Named, parse
 from models.backbone.artifacts import MANIFEST
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
@@ -23,8 +23,6 @@ from models.roles.shared_base import SharedBase
 from pipelines.execution.stage_request import Job, choosing
 from reward.terms.composition import compose
 from stages.settings import KEPT
-
-ROLES = {"base": "base", "sft": "reference", "ppo": "policy"}
 
 
 def open_system(job: Job, evaluator: Evaluator, named: Named, label: str) -> System:

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from data.common.redaction import printable
+from pipelines.report.format import duration
 
 EVERY_SECONDS, EVERY_SHARE, AT_LEAST_SECONDS = 10.0, 0.1, 2.0
 SHOWN = 5  # metrics in a line
@@ -144,13 +145,3 @@ def number(value: float) -> str:
     if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e6):
         return f"{int(value):,}"
     return f"{value:.3g}" if abs(value) < 1e-3 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """``12 s``, ``3 min 20 s`` or ``2 h 05 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

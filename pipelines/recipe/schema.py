@@ -23,6 +23,7 @@ from pipelines.recipe.checks import default_stages, fill_in, problems_across
 from pipelines.recipe.errors import coerced, problems_of, told, unknown_keys
 from pipelines.recipe.yaml_source import Source, apply_override, read_text
 from pipelines.recipe_idle import idle
+from pipelines.workspace.run_folder import RECIPE
 from stages.settings import CheckpointConfig, PPOConfig, PretrainConfig, RankingsConfig, RewardConfig, SFTConfig
 
 
@@ -115,7 +116,7 @@ def _read(path: Path) -> Source:
         hint = f" There is: {', '.join(near)}." if near else ""
         raise UserError(f"{path}: no such recipe.{hint}") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name the recipe in it, for example {path / 'recipe.yaml'}") from None
+        raise UserError(f"{path}: is a folder; name the recipe in it, for example {path / RECIPE}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:

@@ -43,7 +43,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     Raises:
         UserError: fewer than two runs, one twice, too many, or a folder that holds nothing of a run.
     """
-    from models.backbone.artifacts import write_atomic
+    from models.backbone.artifacts import replace_text
 
     folders = [Path(run).resolve() for run in runs]
     if not 2 <= len(folders) <= MOST:
@@ -57,7 +57,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     except SHAPES:
         made = page({name: salvaged(one) for name, one in files.items()})
     try:
-        write_atomic(out, made)
+        replace_text(out, made)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
     return out
@@ -162,7 +162,8 @@ def _costs(runs: Mapping[str, RunFiles]) -> list[dict[str, Any]]:
         keys = {c["key"] if c else "" for c in cells}
         out.append({"title": charts.STAGE_TITLES[stage], "cells": cells, "same": len(keys) == 1 and "" not in keys})
     total = [sum(s["seconds"] or 0 for s in one.values()) for one in rows.values()]
-    return [*out, {"title": "In all", "cells": [{"time": duration(t), "status": "done"} for t in total], "same": False}]
+    cells = [{"time": duration(t, 1), "status": "done"} for t in total]
+    return [*out, {"title": "In all", "cells": cells, "same": False}]
 
 
 def _figures(runs: Mapping[str, RunFiles]) -> dict[str, Any]:

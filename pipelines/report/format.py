@@ -36,10 +36,13 @@ def p_value(p: Any) -> str:
     return "" if not isinstance(p, int | float) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float, digits: int = 0) -> str:
+    """``12 s``, ``3 min 20 s`` or ``2 h 05 min``; ``digits`` of seconds below a minute."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.{digits}f} s"
 
 
 def shown(value: Any) -> str:

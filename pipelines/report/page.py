@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,25 +19,27 @@ from jinja2 import TemplateError
 from data.common.errors import UserError
 from data.common.redaction import redact, redacted
 from data.common.strict_json import read_object
+from models.backbone.artifacts import MANIFEST
+from pipelines.recipe.checks import ORDER
 from pipelines.report import charts
 from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
 from pipelines.report.format import duration, interval, number, p_value, percent, shown
 from pipelines.report.samples import dumps, packed, packed_samples
 from pipelines.report.words import Words, answers_to_newcomers, headline
+from pipelines.workspace.run_folder import FOLDERS, RECIPE, REPORT, RUN
 
 APART = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
-FOLDERS = {"evaluate": "evaluation"}
 SHAPES = (TypeError, KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, TemplateError)
 PARTS = {
-    "run": "run.json",
-    "manifests": "manifest.json of a stage",
+    "run": RUN,
+    "manifests": f"{MANIFEST} of a stage",
     "metrics": "metrics.jsonl of a stage",
     "card": "reward/report_card.json",
     "results": "evaluation/results.json",
     "samples": "evaluation/samples.jsonl",
 }
-STAGES = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
+STAGES = ORDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +57,19 @@ class RunFiles:
     notes: list[str] = field(default_factory=list)
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, say: Callable[[str], None] = lambda _: None) -> Path:
     """Write ``report.html`` into a run folder and return its path.
+
+    Another one there becomes the previous report, which ``say`` is told.
 
     Raises:
         UserError: the folder is missing or holds nothing of a run.
     """
-    from models.backbone.artifacts import write_atomic
+    from models.backbone.artifacts import replace_text
 
     files = read_run(Path(run_dir))
-    out = files.path / "report.html"
-    write_atomic(out, page_of(files))
+    out = files.path / REPORT
+    replace_text(out, page_of(files), say)
     return out
 
 
@@ -100,15 +104,15 @@ def read_run(path: Path) -> RunFiles:
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; `trivet ls` lists the runs")
     notes: list[str] = []
-    folders = {s: path / FOLDERS.get(s, s) for s in STAGES}
+    folders = {s: path / FOLDERS[s] for s in STAGES}
     metrics = {s: _json_lines(_live(f) / "metrics.jsonl", notes) for s, f in folders.items()}
-    manifests = {s: _json(f / "manifest.json", notes) for s, f in folders.items()}
-    run = _json(path / "run.json", notes)
+    manifests = {s: _json(f / MANIFEST, notes) for s, f in folders.items()}
+    run = _json(path / RUN, notes)
     samples = _json_lines(path / "evaluation" / "samples.jsonl", notes)
     results = _json(path / "evaluation" / "results.json", notes)
     if not (run or results or any(metrics.values()) or any(manifests.values())):
         raise UserError(f"{path}: no run.json, metrics or results here; give the folder that `trivet run` wrote")
-    recipe = path / "recipe.yaml"
+    recipe = path / RECIPE
     return RunFiles(
         path=path,
         run=redacted(run),
@@ -136,7 +140,10 @@ def view(files: RunFiles) -> dict[str, Any]:
     gate = report_reward.gate_outcome(files.card, files.recipe)
     found = {"share": "pair_accuracy", "ci95": "pair_accuracy_ci95", "n": "pairs"}  # where there is no card
     card = files.card or {"accuracy": {k: accuracy.get(v) for k, v in found.items()}}
-    words = Words(results=results, card=card, gate=gate, command=command(files.path), seed=run.get("seed"))
+    failed = report_reward.failed_lines(files.card, files.recipe)
+    words = Words(
+        results=results, card=card, gate=gate, failed=failed, command=command(files.path), seed=run.get("seed")
+    )
     figures = _figures(files, stages)
     samples, count = packed_samples(files.samples)
     return {
@@ -160,7 +167,7 @@ def view(files: RunFiles) -> dict[str, Any]:
         "samples_total": len(files.samples),
         "stage_warnings": stage_warnings(files),
         "stages": stages,
-        "total_seconds": duration(sum(s["seconds"] or 0 for s in stages)) if stages else "",
+        "total_seconds": duration(sum(s["seconds"] or 0 for s in stages), 1) if stages else "",
         "facts": facts(files),
         "recipe": files.recipe,
         "command": words.command,
@@ -172,7 +179,7 @@ def command(path: Path) -> str:
     here = Path.cwd()
     path = path.resolve()
     path = path.relative_to(here) if path.is_relative_to(here) else path
-    return f"trivet run {shlex.quote(str(path / 'recipe.yaml'))} --run-dir {shlex.quote(str(path) + '-again')}"
+    return f"trivet run {shlex.quote(str(path / RECIPE))} --run-dir {shlex.quote(str(path) + '-again')}"
 
 
 def stage_rows(files: RunFiles) -> list[dict[str, Any]]:
@@ -190,10 +197,11 @@ def stage_rows(files: RunFiles) -> list[dict[str, Any]]:
                 "name": name,
                 "title": charts.STAGE_TITLES.get(name, name),
                 "status": str(entry.get("status") or ("done" if manifest else "unfinished")),
+                "lines": [str(line) for line in entry.get("lines") or ()],
                 "key": str(entry.get("key") or manifest.get("key") or ""),
                 "parents": {k: str(v) for k, v in (manifest.get("parents") or {}).items()},
                 "seconds": seconds,
-                "time": duration(seconds) if seconds is not None else "",
+                "time": duration(seconds, 1) if seconds is not None else "",
                 "memory": f"{peak / 2**20:,.0f} MB" if peak else "",
                 "tokens": f"{tokens:,}" if (tokens := entry.get("tokens")) else "",
             }

@@ -67,7 +67,8 @@ def from_summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def gate_outcome(card: Mapping[str, Any], recipe: str) -> dict[str, Any] | None:
     """``{"state": passed | failed | off, "lines"}`` by the recipe's ``reward.gate``; None where there is no gate,
-    no whole card, or PPO is not paid by the reward model."""
+    no whole card, or PPO is not paid by the reward model. ``lines`` are those that the card fails, also of a gate that
+    is off."""
     if "rankings" not in card or not recipe:
         return None
     try:
@@ -77,18 +78,34 @@ def gate_outcome(card: Mapping[str, Any], recipe: str) -> dict[str, Any] | None:
         paid = any(part.get("source", "model") == "model" for part in rewards)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         return None
-    if gate in (False, "off") or (isinstance(gate, dict) and gate.get("enabled") is False):
-        return {"state": "off", "lines": []}
-    if not paid or not isinstance(gate, dict):
+    gate = {"enabled": False} if gate in (False, "off") else gate
+    if not isinstance(gate, dict) or (not paid and gate.get("enabled") is not False):
         return None
-    from reward.card.gate import failures
+    from reward.card.gate import card_failures, failures
     from reward.settings import GateConfig
 
     try:
-        lines = failures(card, GateConfig.model_validate(gate))
+        asked = GateConfig.model_validate(gate)
+        lines = failures(card, asked) if asked.enabled else card_failures(card, asked)
     except (ValidationError, KeyError, TypeError):  # a gate or a card of another version
         return None
-    return {"state": "failed" if lines else "passed", "lines": lines}
+    state = ("failed" if lines else "passed") if asked.enabled else "off"
+    return {"state": state, "lines": lines}
+
+
+def failed_lines(card: Mapping[str, Any], recipe: str) -> list[str]:
+    """The gate's lines that a card fails, by default or by the recipe, whether the gate is on, off or not there."""
+    from reward.card.gate import card_failures
+    from reward.settings import GateConfig
+
+    if "rankings" not in card:
+        return []
+    try:
+        gate = (yaml.safe_load(recipe).get("reward") or {}).get("gate")
+        asked = GateConfig.model_validate(gate) if isinstance(gate, dict) else GateConfig()
+    except (yaml.YAMLError, AttributeError, ValidationError):  # a recipe of other hands
+        asked = GateConfig()
+    return card_failures(card, asked)
 
 
 def training_scale(recipe: str, measured: Mapping[str, Any]) -> float | None:
@@ -127,7 +144,7 @@ def view(card: Mapping[str, Any], gate: Mapping[str, Any] | None) -> dict[str, A
         tone, text = ("good" if round(low, 2) >= 0.8 else "open"), "Better than chance"
     else:
         tone, text = "bad", "Worse than chance" if high < 0.5 else "Not shown to be better than chance"
-    if gate and gate["state"] == "failed":
+    if gate and gate["lines"]:
         tone = "bad"
     among = f" of {accuracy['n']:,}" if isinstance(accuracy.get("n"), int) else " of the"
     share = percent(accuracy.get("share"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FAR = 25.0  # nats an answer; beyond this the policy has little in common with SFT
+AT_THE_GATE = "stopped at the gate"  # a stage's status in run.json
 NAMES = {"base": "Base", "sft": "SFT", "ppo": "PPO", "gold": "the gold preference", "reward": "the reward model"}
 
 
@@ -21,6 +22,7 @@ class Words:
     results: Mapping[str, Any]
     card: Mapping[str, Any]  # the reward model's report card
     gate: Mapping[str, Any] | None  # what it means for ``reward.gate``
+    failed: Sequence[str] = ()  # the gate's lines that the card fails, whether the gate is on or off
     command: str
     seed: Any
 
@@ -51,6 +53,11 @@ class Words:
 
 def headline(words: Words, stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """``tone`` (good, bad or open), ``text`` and ``detail``."""
+    stopped = [s for s in stages if s["status"] == AT_THE_GATE]
+    if stopped:
+        lines = [_sentence(str(line)) for line in stopped[0].get("lines") or words.failed]
+        lines += ["What is shown of answers is of an earlier run."] if words.results else []
+        return {"tone": "bad", "text": "Stopped at the gate before PPO", "detail": " ".join(lines)}
     c = words.main
     if c is None:
         done = [s["title"] for s in stages if s["status"] == "done"]
@@ -114,7 +121,7 @@ def _trust(words: Words) -> dict[str, str]:
     marks = ("over-optimised", "judge is unreliable") if words.results.get("judge") == "reward" else ("over-optimised",)
     doubts = [w for w in words.results.get("warnings") or [] if any(m in w for m in marks)]
     gate = words.gate or {}
-    failed = [str(line) for line in gate.get("lines") or []] if gate.get("state") == "failed" else []
+    failed = [str(line) for line in words.failed or gate.get("lines") or []]
     if share is None:
         return _card(question, "Unknown", "open", "There is no reward model measured on held-out rankings in this run.")
     low = ci[0] if ci else 0.5
@@ -130,6 +137,7 @@ def _trust(words: Words) -> dict[str, str]:
     simple = words.simplest
     text = [f"It orders {_percent(share)}{among} as people did{_ci(ci)}; a coin gets 50 %{simple}."]
     told = {"passed": "The gate before PPO passed.", "failed": "The gate before PPO failed."}
+    told |= {"off": "The gate before PPO was switched off; this card fails it."} if failed else {}
     text += [told[gate["state"]]] if gate.get("state") in told else []
     return _card(question, short, tone, " ".join([*text, *(_sentence(w) for w in [*failed, *doubts][:1])]))
 

@@ -12,13 +12,15 @@ import torch
 from data.common.errors import UserError, nearest
 from data.records import Message
 from data.template import Renderer
+from evaluation.systems import ROLES
+from models.backbone.artifacts import MANIFEST
+from models.backbone.settings import ADAPTER_CONFIG
 from models.hub.registry import resolve_base
 from models.roles.files import load_role
 from models.roles.shared_base import SharedBase
 from models.sampling.stream import stream
+from pipelines.workspace.run_folder import run_of
 from reward.model import RewardModel
-
-ROLES = {"base": "base", "sft": "sft", "ppo": "policy"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,7 @@ def open_room(target: str, stage: str | None = None, beside: str | None = None) 
         UserError: nothing loadable there, or an unknown or unfinished stage.
     """
     path = Path(target)
-    if _is_run(path):
+    if run_of(path) is not None:
         return _of_run(path, stage, beside)
     if stage is not None:
         raise UserError(f"--stage {stage}: {target} is no run folder; leave --stage out for a plain model")
@@ -130,7 +132,7 @@ def _of_run(path: Path, stage: str | None, beside: str | None) -> Room:
     elif beside is not None:
         speakers.append(_guest(beside, base, renderer, _identity(pipeline)))
     reward = run / STAGES["reward"].folder
-    found = pipeline.bench.load_reward(stage_folder(run, "reward")) if (reward / "manifest.json").is_file() else None
+    found = pipeline.bench.load_reward(stage_folder(run, "reward")) if (reward / MANIFEST).is_file() else None
     return Room(speakers=tuple(speakers), reward=found, max_new_tokens=answer_limit(pipeline.recipe))
 
 
@@ -138,15 +140,11 @@ def _stage_of(path: Path, run: Path, asked: str | None) -> str:
     """The stage that is asked for or that the path names, else the last one that is finished."""
     from pipelines.run.stages import STAGES
 
-    done = ["base", *(s for s in ("sft", "ppo") if (run / STAGES[s].folder / "manifest.json").is_file())]
+    done = ["base", *(s for s in ("sft", "ppo") if (run / STAGES[s].folder / MANIFEST).is_file())]
     stage = asked or (path.resolve().name if path.resolve() != run and path.resolve().name in done else done[-1])
     if stage not in ROLES:
         raise UserError(f"--stage {stage}: no model to talk to.{nearest(stage, ROLES)} One of: {', '.join(ROLES)}")
     return stage
-
-
-def _is_run(path: Path) -> bool:
-    return any((folder / "recipe.yaml").is_file() for folder in (path, path.resolve().parent))
 
 
 def _identity(pipeline: Any) -> str:
@@ -168,7 +166,7 @@ def _guest(beside: str, base: SharedBase, renderer: Renderer, identity: str) -> 
         identity: of its base; a run's as `_identity` has it, else the source.
     """
     path = Path(beside)
-    if _is_run(path):
+    if run_of(path) is not None:
         from pipelines.run.open_run import find_run, open_run, stage_folder
 
         run = find_run(path)
@@ -177,7 +175,7 @@ def _guest(beside: str, base: SharedBase, renderer: Renderer, identity: str) -> 
             return replace(_of_run(path, stage, None).speakers[0], name=beside)
         load_role(base, "beside", stage_folder(run, stage))
         return Speaker(name=beside, base=base, role="beside", renderer=renderer)
-    adapter = next((f for f in (path, path / "adapter") if (f / "adapter_config.json").is_file()), None)
+    adapter = next((f for f in (path, path / "adapter") if (f / ADAPTER_CONFIG).is_file()), None)
     if adapter is not None and _fits(adapter, identity):
         load_role(base, "beside", adapter)
         return Speaker(name=beside, base=base, role="beside", renderer=renderer)
@@ -192,7 +190,7 @@ def _fits(adapter: Path, identity: str) -> bool:
     """Whether an adapter is made for a base, as far as it says: one that names none, or none that is known, is."""
     from data.common.strict_json import read_object
 
-    named = str(read_object(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
+    named = str(read_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
     if not named:
         return True
     try:
@@ -207,7 +205,7 @@ def _of_model(target: str, beside: str | None) -> Room:
     from pipelines.execution.loaded_models import Workbench
     from pipelines.recipe.schema import load_recipe
 
-    adapter = Path(target) / "adapter_config.json"
+    adapter = Path(target) / ADAPTER_CONFIG
     source = target
     if adapter.is_file():
         source = str(read_object(adapter).get("base_model_name_or_path") or "")

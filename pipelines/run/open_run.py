@@ -8,7 +8,7 @@ from pathlib import Path
 from models.backbone.artifacts import MANIFEST, load_artifact
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.stages import STAGES
-from pipelines.workspace.run_folder import find_run, read_run
+from pipelines.workspace.run_folder import RECIPE, find_run, read_run
 
 __all__ = ["find_run", "open_run", "stage_folder"]
 
@@ -21,7 +21,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         for stage, folder in read_run(run).get("inputs", {}).items()
         if stage in STAGES and Path(folder).is_dir() and not (run / STAGES[stage].folder / MANIFEST).is_file()
     }
-    return Pipeline.from_recipe(run / "recipe.yaml", overrides, run, given, may_idle=True)
+    return Pipeline.from_recipe(run / RECIPE, overrides, run, given, may_idle=True)
 
 
 def stage_folder(run: Path, stage: str) -> Path:

@@ -6,9 +6,7 @@ nothing of what stages compute.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,34 +15,30 @@ from typing import Any
 
 from data.common.errors import UserError, nearest
 from data.splits import Corpus, load_corpus
-from data.template import Renderer
 from models.backbone.artifacts import (
-    Artifact,
-    damage,
-    finish_publishing,
     load_artifact,
     partial_folder,
+    previous_folder,
     problems,
-    publish,
+    put_back,
     read_artifact,
+    settle,
     write_atomic,
 )
-from models.backbone.processes import Processes, peak_memory, resolve_dtype
-from models.roles.shared_base import SharedBase
+from models.backbone.processes import Processes, resolve_dtype
 from pipelines.execution.loaded_models import Workbench
 from pipelines.execution.progress import Progress
-from pipelines.execution.stage_request import Job
-from pipelines.execution.tracking import check_trackers, tracked_log
+from pipelines.execution.tracking import check_trackers
 from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
 from pipelines.rehearsal import before_first_stage
 from pipelines.run.estimates import LIBRARIES, Estimator
-from pipelines.run.stages import STAGES, function_fingerprints
-from pipelines.workspace.keys import base_key, differences, dump, folder_hash, hash_of, library_versions, rendering_key
-from pipelines.workspace.run_folder import RunFolder, read_run
+from pipelines.run.stages import RUNTIME_SPEED, STAGES, function_fingerprints
+from pipelines.stage_run import StageRun
+from pipelines.staleness import StageState, and_remark, state_of
+from pipelines.workspace.keys import base_key, dump, folder_hash, library_versions, rendering_key
+from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run
 from pipelines.workspace.store import Store
-from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints, begun
-from stages.safe_points.interrupts import INTERRUPTS
-from stages.stage import MetricsLog, StageContext
+from stages.stopped import kept_of, read_begun, work_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +94,8 @@ class Pipeline:
         The resolved recipe in a run folder sees relative paths from where the first recipe lay.
         """
         loaded = load_recipe(recipe, overrides, may_idle)
-        if isinstance(recipe, str | Path) and (origin := read_run(Path(recipe).parent).get("recipe_folder")):
+        if isinstance(recipe, str | Path) and Path(recipe).name == RECIPE:
+            origin = read_run(Path(recipe).parent).get("recipe_folder", loaded.base_dir)
             loaded = loaded.model_copy(update={"base_dir": Path(origin)})
         return cls(loaded, Path(run_dir) if run_dir else None, inputs, store)
 
@@ -151,7 +146,8 @@ class Pipeline:
             "data": {part: self.corpus.fingerprint(part) for part in stage.data},
             "functions": function_fingerprints(recipe, name),
             "inputs": dict(keys),
-            "runtime": dump(recipe.runtime) | {"device": self.processes.device.type, "processes": self.processes.world},
+            "runtime": dump(recipe.runtime, RUNTIME_SPEED)
+            | {"device": self.processes.device.type, "processes": self.processes.world},
             "libraries": library_versions(),
         }
 
@@ -165,26 +161,22 @@ class Pipeline:
     def reward_base_key(self) -> str:
         return base_key(self.recipe.reward.base, self.recipe.base_dir)
 
-    def _keys(self) -> Iterator[tuple[str, dict[str, Any], str, Artifact | None, str]]:
-        """Stage, description, key, what lies there, and why it is not the same ('' when it is)."""
+    def _keys(self, again: Sequence[str] = ()) -> Iterator[StageState]:
+        """Every stage of the recipe in order, looked at when its turn comes.
+
+        Args:
+            again: stages that are run whatever lies there.
+        """
         known: dict[str, str] = {}
         for name in self.recipe.stages:
             keys = {}
             for need, path in self.inputs_of(name).items():
                 given = read_artifact(path)
                 keys[need] = known[need] if need not in self.given else given.key if given else folder_hash(path)
-            described = self.describe(name, keys)
-            key = known[name] = hash_of(described)
-            there = read_artifact(final := self.run_dir / STAGES[name].folder)
-            reason = ""
-            if there is None:
-                reason = damage(final) or begun(partial_folder(final) / CHECKPOINTS, key) or "not run yet"
-            elif there.key != key:
-                changed = differences(there.manifest.get("described", {}), described)
-                reason = "changed: " + ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
-            elif wrong := problems(there):
-                reason = wrong[0]
-            yield name, described, key, there, reason
+            described, threads = self.describe(name, keys), self.processes.threads
+            state = state_of(name, described, self.run_dir, self.recipe, threads, name in again)
+            known[name] = state.key
+            yield state
 
     def plan(self) -> list[StagePlan]:
         """What a run would do, without loading any weights."""
@@ -193,15 +185,21 @@ class Pipeline:
         dtype = resolve_dtype(self.recipe.runtime.dtype, self.processes.device)
         on_cpu = self.processes.device.type == "cpu"
         estimator = Estimator(self.recipe, self.corpus, dtype.itemsize, LIBRARIES if on_cpu else 0)
-        for name, described, key, there, reason in self._keys():
+        for state in self._keys():
+            name, described, key, there, reason = state
             steps = STAGES[name].steps(self.recipe, self.corpus)
             status = "cached" if not reason else "new" if there is None else "stale"
             if reason and self.store is not None and self.store.find(key) is not None:
                 status, reason = "stored", f"finished in the store ({reason} here)"
             rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}
             details = {"steps": steps, "rows": rows, "functions": described["functions"], "takes": estimator.of(name)}
-            out.append(StagePlan(name=name, status=status, reason=reason or "finished and unchanged", details=details))
+            done = state.remark if state.put_back else and_remark("finished and unchanged", state.remark)
+            out.append(StagePlan(name=name, status=status, reason=reason or done, details=details))
         return out
+
+    def kept(self) -> dict[Path, str]:
+        """Hidden folders of the run with results that were replaced and work that was stopped, and what they are."""
+        return {path: what for name in STAGES for path, what in kept_of(self.run_dir / STAGES[name].folder, name)}
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -241,7 +239,7 @@ class Pipeline:
         folder = RunFolder(self.run_dir, self.processes)
         with folder.held():
             if self.processes.is_main:
-                write_atomic(self.run_dir / "recipe.yaml", resolved_yaml(self.recipe))
+                write_atomic(self.run_dir / RECIPE, resolved_yaml(self.recipe))
                 folder.note(
                     name=self.recipe.name,
                     seed=self.recipe.seed,
@@ -249,27 +247,46 @@ class Pipeline:
                     data=self.corpus_counts(),
                     inputs=read_run(self.run_dir).get("inputs", {}) | {k: str(v) for k, v in self.given.items()},
                 )
+                for stage in STAGES.values():
+                    settle(self.run_dir / stage.folder)
+            self.processes.barrier()
             done = 0
             # generated lazily: each stage's state on disk is looked at when its turn comes
-            for name, described, key, there, reason in self._keys():
+            for state in self._keys(again=chosen if fresh else ()):
                 self.processes.barrier()
-                if name not in chosen:
-                    continue
-                if not reason and not fresh and there is not None:
-                    progress.say(f"{name}: finished and unchanged, skipped")
-                    self._share(name, progress)
-                elif not fresh and self._taken(name, key, folder):
-                    progress.say(f"{name}: taken from the store")
-                    done += 1
-                else:
-                    why = reason if reason else "asked for again"
-                    progress.say(f"{name}: {why}")
-                    self._run_stage(name, described, key, folder, progress, fresh)
-                    self._share(name, progress)
-                    done += 1
+                if state.name in chosen:
+                    done += self._do(state, folder, progress, fresh)
             if not done:
                 progress.say("nothing to do: every stage is finished and unchanged")
         return {name: self.run_dir / STAGES[name].folder for name in chosen}
+
+    def _do(self, state: StageState, folder: RunFolder, progress: Progress, fresh: bool) -> bool:
+        """Skip, put back, fetch or run one stage; whether anything was done."""
+        name, final = state.name, self.run_dir / STAGES[state.name].folder
+        replaced = read_artifact(final)
+        kept = f"; the finished {name} of before stays in {previous_folder(final).name}" if replaced else ""
+        if not state.reason and not fresh and not state.put_back:
+            progress.say(and_remark(f"{name}: finished and unchanged, skipped", state.remark))
+            self._share(name, progress)
+            return False
+        if state.put_back and not fresh:
+            self._put_back(state, folder)
+            progress.say(f"{name}: {state.remark}, is put back{kept}")
+        elif not fresh and self._taken(name, state.key, folder):
+            progress.say(f"{name}: taken from the store{kept}")
+        else:
+            progress.say(f"{name}: {state.reason or 'asked for again'}{kept}")
+            StageRun(self, state, folder, progress).run(fresh)
+            self._share(name, progress)
+        return True
+
+    def _put_back(self, state: StageState, folder: RunFolder) -> None:
+        """The previous artifact becomes the stage's result again."""
+        final = self.run_dir / STAGES[state.name].folder
+        if self.processes.is_main:
+            put_back(final)
+            folder.stage(state.name, status="done", key=state.key, artifact=STAGES[state.name].folder, seconds=0.0)
+        self.processes.barrier()
 
     @cached_property
     def bench(self) -> Workbench:
@@ -278,7 +295,12 @@ class Pipeline:
             pretrained = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
         return Workbench(self.recipe, self.processes, pretrained)
 
-    def _checked_inputs(self, name: str) -> dict[str, Path]:
+    def checked_inputs(self, name: str) -> dict[str, Path]:
+        """Folders of the stages that ``name`` takes, their bytes verified.
+
+        Raises:
+            UserError: one is missing, or altered since it was finished.
+        """
         inputs = self.inputs_of(name)
         for need, path in inputs.items():
             if need not in self.given:
@@ -293,9 +315,16 @@ class Pipeline:
         if self.store is not None and self.processes.is_main:
             found = self.store.fetch(key, self.run_dir / STAGES[name].folder) is not None
             if found:
-                shutil.rmtree(partial_folder(self.run_dir / STAGES[name].folder), ignore_errors=True)
+                self._let_go(name, key)
                 folder.stage(name, status="done", key=key, artifact=STAGES[name].folder, seconds=0.0, stored=True)
         return bool(self.processes.gather([found])[0]) if self.store is not None else False
+
+    def _let_go(self, name: str, key: str) -> None:
+        """Remove the checkpoints of a key whose stage is finished now; those of other keys stay."""
+        final = self.run_dir / STAGES[name].folder
+        for folder in (work_of(final, key), partial_folder(final)):
+            if folder is not None and ((begun := read_begun(folder)) is None or begun.key == key):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _share(self, name: str, progress: Progress) -> None:
         done = read_artifact(self.run_dir / STAGES[name].folder)
@@ -305,106 +334,3 @@ class Pipeline:
             self.store.put(done)
         except OSError as error:  # the stage itself is finished and safe
             progress.warn(f"{name}: not shared, {self.store.root} cannot be written ({error.strerror or error})")
-
-    def _run_stage(
-        self, name: str, described: dict[str, Any], key: str, folder: RunFolder, progress: Progress, fresh: bool = False
-    ) -> None:
-        """Run one stage into a hidden folder, from its newest usable checkpoint on, and publish it."""
-        stage, started = STAGES[name], time.perf_counter()
-        final = self.run_dir / stage.folder
-        out = partial_folder(final)
-        inputs = self._checked_inputs(name)
-        if not fresh and self._finished(out, final, key):
-            return folder.stage(name, status="done", key=key, artifact=stage.folder, seconds=0.0)
-        checkpoints = Checkpoints(
-            out / CHECKPOINTS, key, self.recipe.checkpoint, self.processes, progress.warn, progress.say
-        )
-        start = checkpoints.prepare(out, fresh) if self.processes.is_main else 0
-        self.processes.barrier()
-        self.bench.clear(progress.warn)
-        folder.stage(name, status="running", key=key)
-        settings = {"seed": self.recipe.seed, name: stage.settings(self.recipe)}
-        log = checkpoints.metrics = tracked_log(
-            self.recipe.tracking,
-            self.processes.is_main,
-            out,
-            start,
-            project=self.recipe.name,
-            run=self.run_dir,
-            stage=name,
-            settings=settings,
-            warn=progress.warn,
-        )
-        bars = progress.stage(name, stage.steps(self.recipe, self.corpus))
-        with contextlib.closing(log), bars as bar, contextlib.closing(checkpoints):
-            result = stage.run(self._job(out, inputs, log, bar, progress, checkpoints))
-            checkpoints.wait()
-        tokens = log.tokens() or bar.tokens or None
-        self.processes.barrier()
-        if self.processes.is_main:
-            manifest = {
-                "stage": name,
-                "key": key,
-                "described": described,
-                "parents": described["inputs"],
-                "seed": self.recipe.seed,
-                "libraries": library_versions(),
-                "metrics": dict(result.metrics),
-                "base_fingerprint": self.bench.fingerprint(name) if name != "pretrain" else None,
-            }
-            publish(out, final, manifest, scratch=CHECKPOINTS)
-        seconds = round(log.before + time.perf_counter() - started, 3)  # those of stopped processes as well
-        used = {"seconds": seconds, "peak_memory": peak_memory(self.processes.device)}
-        folder.stage(name, status="done", key=key, artifact=stage.folder, **used, tokens=tokens)
-        self.processes.barrier()
-        if INTERRUPTS.asked:  # by a signal after the stage's last safe point
-            raise KeyboardInterrupt
-
-    def _finished(self, out: Path, final: Path, key: str) -> bool:
-        """Whether a process that was killed had done all but the last rename; the main one does it, and all follow."""
-        found = self.processes.is_main and finish_publishing(out, final, key, CHECKPOINTS)
-        return bool(self.processes.gather([found])[0])
-
-    def _job(
-        self,
-        out: Path,
-        inputs: Mapping[str, Path],
-        log: MetricsLog,
-        bar: Any,
-        progress: Progress,
-        checkpoints: Checkpoints,
-    ) -> Job:
-        """What a stage is handed; its context is made once it has loaded the base it stands on."""
-
-        def make_context(base: SharedBase, renderer: Renderer, corpus: Corpus | None = None) -> StageContext:
-            found = {need: read_artifact(path) for need, path in inputs.items()}
-            return StageContext(
-                out=out,
-                seed=self.recipe.seed,
-                base=base,
-                renderer=renderer,
-                corpus=corpus or self.corpus,
-                adapter=self.recipe.adapter,
-                inputs={need: a for need, a in found.items() if a is not None},
-                processes=self.processes,
-                log=log,
-                bar=bar,
-                say=progress.say,
-                warn=progress.warn,
-                checkpoints=checkpoints,
-                gradient_checkpointing=self.recipe.runtime.gradient_checkpointing,
-                recipe_folder=self.recipe.base_dir,
-            )
-
-        return Job(
-            bench=self.bench,
-            corpus=self.corpus,
-            out=out,
-            inputs={k: v for k, v in inputs.items() if k != "pretrain"},
-            make_context=make_context,
-            log=log,
-            bar=bar,
-            checkpoints=checkpoints,
-            generations=self.generations,
-            say=progress.say,
-        )

@@ -16,6 +16,7 @@ from models.backbone.processes import Processes
 from models.hub.load import load_tokenizer
 from models.roles.files import CONFIG, HEAD
 from pipelines.run.open_run import open_run, stage_folder
+from pipelines.workspace.run_folder import RUN, run_of
 from reward.files import load_reward
 from reward.model import RewardModel, Samples
 from reward.settings import RemoteConfig
@@ -39,7 +40,7 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
     if str(run_or_model).startswith(("http://", "https://")):
         return _remote(str(run_or_model))
     path = Path(run_or_model)
-    if is_run(path):
+    if run_of(path) is not None:
         pipeline = open_run(path)
         return _of(pipeline.bench.load_reward(stage_folder(pipeline.run_dir, "reward")))
     if (path / CONFIG).is_file():
@@ -49,13 +50,9 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
     if is_classifier(path):
         return Classifier(path, Processes("auto").device, label)
     raise UserError(
-        f"{path}: neither a run (recipe.yaml), nor a reward adapter ({CONFIG} and {HEAD}), nor a Transformers folder "
+        f"{path}: neither a run ({RUN}), nor a reward adapter ({CONFIG} and {HEAD}), nor a Transformers folder "
         "for sequence classification, nor an address (http://...)"
     )
-
-
-def is_run(path: Path) -> bool:
-    return any((folder / "recipe.yaml").is_file() for folder in (path.resolve(), path.resolve().parent))
 
 
 def _of(model: RewardModel) -> Scoring:

@@ -5,7 +5,7 @@ A new stage is one file in ``stages/``, one settings class and one entry here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,53 @@ def _needs_reward(recipe: Recipe) -> tuple[str, ...]:
 
 
 BOUND = ("max_skipped_steps",)  # changes no finished stage, so that another one may resume
+SPEED: dict[str, tuple[str, ...]] = {
+    "sft": ("micro_batch", "batch_tokens"),
+    "reward": ("micro_batch",),
+    "ppo": ("micro_batch", "micro_tokens", "share_lower_layers"),
+    "evaluate": ("batch",),
+}
+GROUPS = {"evaluate": "evaluation"}  # the recipe's group of a stage, where it has another name
+"""Settings of a stage that cut the same sums into other parts: they change memory and time, and nothing beyond the
+rounding of sums. They are in no key; the manifest has them under ``made_with``."""
+RUNTIME_SPEED = ("gradient_checkpointing",)
+
+
+def speed_settings(recipe: Recipe, stage: str) -> tuple[str, ...]:
+    """The settings of a stage that no key holds.
+
+    With dropout in the adapters, SFT and the reward stage draw its masks by forward pass: how batches are cut then
+    changes the result.
+    """
+    drawn = stage in ("sft", "reward") and recipe.adapter.dropout > 0
+    return () if drawn else SPEED.get(stage, ())
+
+
+def made_with(recipe: Recipe, stage: str, threads: int) -> dict[str, Any]:
+    """How a stage is computed, as far as that changes rounding alone: written down, and in no key.
+
+    Args:
+        threads: CPU threads of this process.
+    """
+    group = GROUPS.get(stage, stage)
+    own = {f"{group}.{name}": getattr(getattr(recipe, group), name) for name in speed_settings(recipe, stage)}
+    general = {f"runtime.{name}": getattr(recipe.runtime, name) for name in RUNTIME_SPEED}
+    return own | general | ({"threads": threads} if recipe.runtime.threads is None else {})
+
+
+def without_speed(described: Mapping[str, Any], recipe: Recipe, stage: str) -> dict[str, Any]:
+    """A stage's description as it was written before those settings left the keys, without them."""
+    out = dict(described)
+    settings = out.get("settings")
+    if isinstance(settings, Mapping):
+        left_out = speed_settings(recipe, stage)
+        group = GROUPS.get(stage, stage)
+        out["settings"] = {k: v for k, v in settings.items() if k not in left_out}
+        if isinstance(inner := settings.get(group), Mapping):
+            out["settings"][group] = {k: v for k, v in inner.items() if k not in left_out}
+    if isinstance(out.get("runtime"), Mapping):
+        out["runtime"] = {k: v for k, v in out["runtime"].items() if k not in RUNTIME_SPEED}
+    return out
 
 
 def functions_of(recipe: Recipe, stage: str) -> list[str]:
@@ -135,7 +182,8 @@ def function_fingerprints(recipe: Recipe, stage: str) -> dict[str, str]:
 
 def _ppo_settings(recipe: Recipe) -> dict[str, Any]:
     """PPO's settings without those that say how a remote scorer is asked, so that a longer time-out may resume."""
-    settings = dump(recipe.ppo, BOUND if recipe.ppo.keep_every else ("keep_every", *BOUND))  # unset it changes nothing
+    left_out = (*BOUND, *speed_settings(recipe, "ppo"))  # keep_every changes nothing where it is unset
+    settings = dump(recipe.ppo, left_out if recipe.ppo.keep_every else ("keep_every", *left_out))
     return settings | {"reward": _parts(recipe.ppo.reward)}
 
 
@@ -146,7 +194,7 @@ def _parts(parts: Sequence[RewardPart]) -> list[dict[str, Any]]:
 
 def _evaluation_settings(recipe: Recipe) -> dict[str, Any]:
     """Evaluation's settings, and of the rewards that choose for a best-of-n those that it has."""
-    settings = dump(recipe.evaluation, ("best_of_by",))
+    settings = dump(recipe.evaluation, ("best_of_by", *speed_settings(recipe, "evaluate")))
     chosen: dict[str, Any] = {n: _parts(parts) for n, parts in choosing(recipe).items() if parse(n).by != "model"}
     if any(parse(name).by == PAID for name in chosen):
         chosen[PAID] = recipe.ppo.model_dump(include={"standardise_scores", "score_clip", "missing_eos_penalty"})
@@ -190,7 +238,7 @@ STAGES: dict[str, Stage] = {
     "sft": Stage(
         run=_sft,
         needs=_base,
-        settings=lambda r: dump(r.sft, BOUND),
+        settings=lambda r: dump(r.sft, (*BOUND, *speed_settings(r, "sft"))),
         data=("demonstrations",),
         steps=lambda r, c: _batches(len(c.demonstrations.train), r.sft.batch, r.sft.epochs),
         version=_version("stages.sft"),
@@ -208,7 +256,7 @@ STAGES: dict[str, Stage] = {
     "reward": Stage(
         run=_reward,
         needs=lambda r: (*_base(r), "sft", *(("rankings",) if r.rankings else ())),
-        settings=lambda r: dump(r.reward, ("gate", *BOUND)),  # the gate judges a finished stage
+        settings=lambda r: dump(r.reward, ("gate", *BOUND, *speed_settings(r, "reward"))),  # the gate comes later
         data=("rankings", "prompts"),
         steps=_reward_steps,
         version=_version("stages.reward_model"),

@@ -1,8 +1,9 @@
 """``trivet gc``: what nobody needs any more in run folders and stores, by name and size. Never what somebody holds.
 
-Removable in a run: the hidden folder of a stage that is finished (its checkpoints), and what a killed process left half
-written. Removable in a store: entries that no run holds and nobody used for some days, damaged ones that were set
-aside, half-written ones of dead processes. Finished stages of a run are never removed.
+Removable in a run: the hidden folder of a stage that is finished (its checkpoints), the result and the report that a
+newer one replaced, and what a killed process left half written. Removable in a store: entries that no run holds and
+nobody used for some days, damaged ones that were set aside, half-written ones of dead processes. Finished stages of a
+run are never removed, and what stopped stages have saved only where it is asked for.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.common.errors import UserError
-from models.backbone.artifacts import partial_folder, read_artifact
-from pipelines.workspace.run_folder import FOLDERS, RUN, holder, holding, read_run
+from models.backbone.artifacts import partial_folder, previous_folder, read_artifact
+from pipelines.workspace.run_folder import FOLDERS, REPORT, holder, holding, is_run, read_run
 from pipelines.workspace.store import MARK, Store
+from stages.stopped import kept_of, read_begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +40,6 @@ def size_of(path: Path) -> int:
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
     return sum(os.lstat(os.path.join(root, name)).st_size for root, _, names in os.walk(path) for name in names)
-
-
-def is_run(path: Path) -> bool:
-    return (path / RUN).is_file() or (path / "recipe.yaml").is_file()
 
 
 def is_store(path: Path) -> bool:
@@ -88,16 +86,25 @@ def _candidates(run: Path, unfinished: bool) -> Iterator[tuple[Path, str]]:
         partial, old, fetched = partial_folder(final), run / f".{name}.old", run / f".{name}.fetched"
         done = read_artifact(final)
         entry = noted.get(stage, {})
-        begun = entry.get("status") == "running" and (done is None or done.key != entry.get("key"))
+        work = read_begun(partial)
+        begun = entry.get("status", "done") != "done" and (done is None or done.key != entry.get("key"))
+        begun |= work is not None and (done is None or done.key != work.key)
         if partial.is_dir() and (unfinished or (done is not None and not begun)):
             yield partial, f"checkpoints of {stage}, which {'is not' if begun or done is None else 'is'} finished"
         if old.is_dir() and done is not None:
             yield old, f"an older {stage} that was replaced"
+        for kept, what in kept_of(final, stage):
+            begun_with = None if kept == previous_folder(final) else read_begun(kept)
+            finished = done is not None and begun_with is not None and begun_with.key == done.key
+            if (kept == previous_folder(final) and done is not None) or finished or unfinished:
+                yield kept, what
         if fetched.is_dir():
             yield fetched, f"a half-written copy of {stage} from a store"
     for file in sorted(run.glob(".*.partial")):
         if file.is_file():
             yield file, "a file that was never finished"
+    if previous_folder(run / REPORT).is_file():
+        yield previous_folder(run / REPORT), "the report that the present one replaced"
 
 
 def _of_store(store: Store, days: float) -> Iterator[Leftover]:

@@ -20,7 +20,7 @@ from pipelines.recipe.checks import ORDER
 if TYPE_CHECKING:
     from models.backbone.processes import Processes
 
-RUN, LOCK = "run.json", ".lock"
+RUN, LOCK, RECIPE, REPORT = "run.json", ".lock", "recipe.yaml", "report.html"
 FOLDERS = {stage: "evaluation" if stage == "evaluate" else stage for stage in ORDER}
 """Where a run folder keeps each stage."""
 
@@ -66,17 +66,32 @@ def read_run(path: Path) -> dict[str, Any]:
     return found
 
 
-def find_run(path: Path) -> Path:
-    """The run folder of a path: itself, or the parent of one of its stages.
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run: it holds ``run.json``, which nobody but trivet writes. A recipe alone makes no run."""
+    return (path / RUN).is_file()
 
-    Raises:
-        UserError: neither.
+
+def run_of(path: Path) -> Path | None:
+    """The run folder that a path names: itself, or the parent of one of its stages' folders; None for all else.
+
+    A model in or beside a run is no part of it.
     """
     path = path.resolve()
-    for folder in (path, path.parent):
-        if (folder / "recipe.yaml").is_file():
-            return folder
-    raise UserError(f"{path}: no run folder (recipe.yaml) there or one level up; `trivet ls` lists the runs")
+    if is_run(path):
+        return path
+    return path.parent if path.name in FOLDERS.values() and is_run(path.parent) else None
+
+
+def find_run(path: Path) -> Path:
+    """The run folder of a path (``run_of``).
+
+    Raises:
+        UserError: it names no run.
+    """
+    if (run := run_of(path)) is None:
+        where = path.resolve()
+        raise UserError(f"{where}: no run folder ({RUN}) and no stage of one; `trivet ls` lists the runs")
+    return run
 
 
 @contextlib.contextmanager

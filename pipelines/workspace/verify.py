@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from data.common.errors import UserError
-from models.backbone.artifacts import Artifact, problems, read_artifact, read_manifest
+from models.backbone.artifacts import Artifact, previous_folder, problems, read_artifact, read_manifest
 from pipelines.workspace.gc import is_store
 from pipelines.workspace.keys import folder_hash, hash_of
 from pipelines.workspace.run_folder import FOLDERS, find_run, read_run
 from pipelines.workspace.store import Store
+from stages.stopped import kept_of
 
 
 def verify_run(run: Path | str, say: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -36,6 +37,7 @@ def verify_run(run: Path | str, say: Callable[[str], None] = lambda _: None) -> 
         noted = {}
     for name, place in FOLDERS.items():
         path = folder / place
+        out += _kept(path, name, say)
         if not path.is_dir():
             if noted.get("stages", {}).get(name, {}).get("status") == "done":
                 out.append(f"{path}: missing, and run.json says that {name} is finished")
@@ -51,6 +53,19 @@ def verify_run(run: Path | str, say: Callable[[str], None] = lambda _: None) -> 
         out += _parents(name, artifact, found, noted.get("inputs", {}), folder)
     if not found and not out:
         out.append(f"{folder}: no finished stage")
+    return out
+
+
+def _kept(final: Path, name: str, say: Callable[[str], None]) -> list[str]:
+    """What is wrong with what a run keeps of a stage beside its result: a replaced one must be whole."""
+    out = []
+    for path, what in kept_of(final, name):
+        say(f"{path.name}: {what}")
+        if path == previous_folder(final):
+            try:
+                out += problems(Artifact(path=path, manifest=read_manifest(path)))
+            except UserError as error:
+                out.append(str(error))
     return out
 
 

@@ -6,11 +6,12 @@ It reads the card that the reward stage wrote; changing the gate trains nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import StageError
+from data.common.errors import GateStopped
 from reward.settings import GateConfig
 
 
@@ -38,11 +39,36 @@ def failures(card: Mapping[str, Any], gate: GateConfig) -> list[str]:
     return out
 
 
+def remedies(card: Mapping[str, Any], lines: Sequence[str]) -> list[str]:
+    """What lets a card pass the lines that it failed, as options of the command; none for a line that nothing passes.
+
+    Args:
+        lines: as ``failures`` gives them.
+    """
+    out = []
+    for key in (line.partition(":")[0] for line in lines):
+        if key in ("beat_longest", "beat_ngrams"):
+            out.append(f"--set reward.gate.{key}=false")
+        elif key == "spread":
+            out.append("--set reward.gate.spread=0")
+        elif key == "emptied":
+            out.append(f"--set reward.gate.emptied={math.floor(100 * card['probes']['emptied']['share']) / 100:g}")
+        elif key == "accuracy" and card["accuracy"]["ci95"][0] > 0:
+            below = math.ceil(100 * card["accuracy"]["ci95"][0]) - 1  # the interval must lie above it
+            out.append(f"--set reward.gate.accuracy={below / 100:g}")
+    return out
+
+
+def card_failures(card: Mapping[str, Any], gate: GateConfig) -> list[str]:
+    """What a card fails of the gate's default lines and of the recipe's, whether the gate is on or off."""
+    return list(dict.fromkeys([*failures(card, gate), *failures(card, GateConfig())]))
+
+
 def require(folder: Path, gate: GateConfig) -> None:
     """Let a reward stage's folder pass, or stop. A folder without a card (made elsewhere) passes.
 
     Raises:
-        StageError: names every line that failed, and what to do.
+        GateStopped: names every line that failed, and what to do.
     """
     from reward.card.examine import FILE  # here: it brings torch, which a report on the gate does without
 
@@ -50,10 +76,13 @@ def require(folder: Path, gate: GateConfig) -> None:
         return
     card = json.loads((folder / FILE).read_text(encoding="utf-8"))
     if card and (failed := failures(card, gate)):
-        raise StageError(
+        options = " ".join(remedies(card, failed))
+        lower = f"change what failed ({options}) or " if options else ""
+        raise GateStopped(
             "PPO was not started: the reward model does not pass reward.gate.\n  "
             + "\n  ".join(failed)
             + f"\nThe finished reward stage is kept; its card is {folder / FILE}. Check that the rankings are the "
             "right way round, give more of them, or train longer (reward.epochs, reward.learning_rate). To go on all "
-            "the same, lower the line (--set reward.gate.accuracy=...) or switch the gate off (--set reward.gate=off)"
+            "the same, " + lower + "switch the gate off (--set reward.gate=off)",
+            failed,
         )

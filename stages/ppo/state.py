@@ -45,7 +45,7 @@ def capture(ppo: PPO) -> State:
             "skips": ppo.nonfinite.as_dict(),
             "kl_coef": ppo.controller.coef,
             "sampler_agrees": ppo.old.agree,
-            "limits": [ppo.micro.retry.limit, ppo.sampling_retry.limit],
+            "limits": {retry.name: retry.limit for retry in (ppo.micro.retry, ppo.sampling_retry)},
         },
         own=own,
         own_numbers=numbers,
@@ -59,7 +59,9 @@ def restore(ppo: PPO, state: State) -> None:
     ppo.controller.coef = state.numbers["kl_coef"]
     ppo.nonfinite.restore(state.numbers["skips"])
     ppo.old.agree = state.numbers["sampler_agrees"]
-    ppo.micro.retry.limit, ppo.sampling_retry.limit = state.numbers["limits"]
+    limits = state.numbers["limits"]
+    for retry in (ppo.micro.retry, ppo.sampling_retry):  # a limit on rows says nothing of tokens, if those count here
+        retry.limit = limits.get(retry.name)
     running = {k.removeprefix("running/"): v for k, v in state.tensors.items() if k.startswith("running/")}
     ppo.reward.restore(running)
     if state.own_numbers:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
 import time
@@ -29,10 +28,11 @@ from models.backbone.artifacts import FORMAT, MANIFEST, files_of, problems, read
 from models.backbone.processes import Processes
 from stages.safe_points.interrupts import INTERRUPTS
 from stages.settings import KEPT, CheckpointConfig
+from stages.stopped import CHECKPOINTS, NAME
+
+__all__ = ["CHECKPOINTS", "Checkpoints", "State", "begun"]
 
 TENSORS, NUMBERS = "tensors.safetensors", "state.json"
-CHECKPOINTS = "checkpoints"  # the folder in a stage's hidden one
-NAME = re.compile(r"step_([0-9]{1,18})")
 
 
 @dataclass(kw_only=True)
@@ -99,15 +99,17 @@ class Checkpoints:
         metrics = out / "metrics.jsonl"
         known = None if fresh else self.tidy(metrics)
         for path in out.iterdir() if out.is_dir() else ():
-            if known is None or path not in (metrics, self.folder, out / KEPT):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            kept = (self.folder,) if known is None and not fresh else (metrics, self.folder, out / KEPT)
+            if fresh or path not in kept:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         out.mkdir(parents=True, exist_ok=True)
         return known or 0
 
     def tidy(self, metrics: Path) -> int | None:
-        """Throw away what cannot be used; the bytes of ``metrics`` that the newest usable one knows.
+        """Set aside what cannot be used; the bytes of ``metrics`` that the newest usable one knows.
 
-        Main process only, before the stage starts.
+        A checkpoint that is refused becomes ``refused_step_N``, and stays until the stage is finished. Main process
+        only, before the stage starts.
         """
         assert self.folder is not None
         for path in self.folder.glob(".step_*") if self.folder.is_dir() else ():
@@ -119,20 +121,24 @@ class Checkpoints:
                 found = read_artifact(path)
                 assert found is not None
                 return int(found.manifest["metrics"]["bytes"])
-            if wrong:
-                self.warn(f"checkpoint step_{step} is refused ({wrong}); the one before is used, if there is one")
-            shutil.rmtree(path)
+            aside = self.folder / f"refused_step_{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            self.warn(
+                f"checkpoint step_{step} is refused ({wrong}) and set aside as {aside.name}; the one before is used, "
+                "if there is one"
+            )
         return None
 
     def _refused(self, path: Path, metrics: Path) -> str | None:
-        """Why a checkpoint cannot be used; '' where it belongs to other settings, None where it can."""
+        """Why a checkpoint cannot be used; None where it can."""
         found = read_artifact(path)
         if found is None:
             return f"{path / MANIFEST}: missing or unreadable"
         if found.manifest.get("own") != own_hash(found.manifest):
             return f"{path / MANIFEST}: altered since it was written"
         if found.key != self.key:
-            return ""
+            return f"{path / MANIFEST}: of a stage with other settings ({found.key[:12]})"
         if wrong := problems(found):
             return wrong[0].replace("since the stage finished", "since it was written")
         try:

@@ -205,7 +205,8 @@ class Resumable:
             for group, rate in zip(self.optimizer.param_groups, self.saved.numbers["rates"], strict=True):
                 group["lr"] = rate
             self.skips.restore(self.saved.numbers["skips"])
-            self.memory.limit = self.saved.numbers["limit"]
+            limits = self.saved.numbers["limits"]
+            self.memory.limit = limits.get(self.memory.name)  # of rows or of tokens, by what the recipe counts now
             if hasattr(self, "_total_train_tokens"):  # TRL's count for its log
                 self._total_train_tokens = self.saved.numbers["tokens"]
 
@@ -227,7 +228,7 @@ class Resumable:
                 "tokens": int(getattr(self, "_total_train_tokens", 0)),
                 "skips": self.skips.as_dict(),
                 "skipped_before": self.skipped_before,
-                "limit": self.memory.limit,
+                "limits": {self.memory.name: self.memory.limit},
             },
             own=global_rng(),
         )

@@ -187,6 +187,7 @@ SECTIONS: dict[str, tuple[type[Config], tuple[str, ...]]] = {
 }
 GROUPS = {"gate", "value", "reward", "base", "ensemble"}  # groups of their own, and what names a file
 GROUPS |= {"max_skipped_steps"}  # decides whether a stage ends, not what it leaves
+GROUPS |= {"micro_batch", "micro_tokens", "batch_tokens", "share_lower_layers"}  # see test_made_with.py
 ALSO = {("reward", "max_tokens"): FROM["reward"], ("ppo", "max_new_tokens"): FROM["ppo"]}
 
 

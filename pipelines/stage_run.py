@@ -1,0 +1,188 @@
+"""One stage that is run: into a hidden folder, from its newest usable checkpoint on, and published when it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.common.errors import GateStopped
+from data.splits import Corpus
+from data.template import Renderer
+from models.backbone.artifacts import finish_publishing, partial_folder, publish, read_artifact
+from models.backbone.processes import peak_memory
+from models.roles.shared_base import SharedBase
+from pipelines.execution.progress import Progress
+from pipelines.execution.stage_request import Job
+from pipelines.execution.tracking import tracked_log
+from pipelines.report.words import AT_THE_GATE
+from pipelines.run.stages import STAGES, made_with
+from pipelines.staleness import StageState
+from pipelines.workspace.keys import library_versions
+from pipelines.workspace.run_folder import RunFolder
+from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints
+from stages.safe_points.interrupts import INTERRUPTS
+from stages.stage import MetricsLog, StageContext, StageResult
+from stages.stopped import note_begun, read_begun, take_up
+
+if TYPE_CHECKING:
+    from pipelines.run.pipeline import Pipeline
+
+
+class StageRun:
+    """A stage of a pipeline that is about to run.
+
+    Args:
+        pipeline: whose stage it is.
+        state: its description and key.
+        folder: ``run.json`` of the run.
+        progress: where live progress goes.
+    """
+
+    def __init__(self, pipeline: Pipeline, state: StageState, folder: RunFolder, progress: Progress) -> None:
+        self.pipeline, self.folder, self.progress = pipeline, folder, progress
+        self.name, self.described, self.key = state.name, state.described, state.key
+        self.stage, self.recipe, self.processes = STAGES[state.name], pipeline.recipe, pipeline.processes
+        self.final = pipeline.run_dir / self.stage.folder
+        self.out = partial_folder(self.final)
+
+    def run(self, fresh: bool = False) -> None:
+        """Run and publish it; what other settings have begun of it is set aside first.
+
+        Args:
+            fresh: from the beginning, whatever checkpoints there are.
+
+        Raises:
+            KeyboardInterrupt: a signal came; what is done is saved.
+        """
+        started = time.perf_counter()
+        inputs = self.pipeline.checked_inputs(self.name)
+        if self.processes.is_main and (aside := take_up(self.final, self.key)) is not None:
+            told = f"what was stopped before stays in {aside}; with its settings given again it resumes"
+            self.progress.say(f"{self.name}: {told}")
+        self.processes.barrier()
+        if not fresh and self._finished():
+            return self.folder.stage(self.name, status="done", key=self.key, artifact=self.stage.folder, seconds=0.0)
+        progress = self.progress
+        checkpoints = Checkpoints(
+            self.out / CHECKPOINTS, self.key, self.recipe.checkpoint, self.processes, progress.warn, progress.say
+        )
+        with self._threads(fresh) as made:
+            start = checkpoints.prepare(self.out, fresh) if self.processes.is_main else 0
+            if self.processes.is_main:
+                note_begun(self.out, self.key, self.described, made)
+            self.processes.barrier()
+            try:
+                result, log, tokens = self._compute(checkpoints, start, inputs)
+            except GateStopped as stop:
+                self.folder.stage(self.name, status=AT_THE_GATE, key=self.key, lines=list(stop.lines))
+                raise
+            self._publish(result, made)
+        seconds = round(log.before + time.perf_counter() - started, 3)  # those of stopped processes as well
+        used = {"seconds": seconds, "peak_memory": peak_memory(self.processes.device), "tokens": tokens}
+        self.folder.stage(self.name, status="done", key=self.key, artifact=self.stage.folder, **used)
+        self.processes.barrier()
+        if INTERRUPTS.asked:  # by a signal after the stage's last safe point
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def _threads(self, fresh: bool) -> Iterator[dict[str, Any]]:
+        """How the stage is computed; a resumed one with the CPU threads it began with, where the recipe names none."""
+        began = self.processes.on_main(lambda: None if fresh else read_begun(self.out))
+        threads = began.made_with.get("threads") if began is not None else None
+        own = self.processes.threads
+        told = self.recipe.runtime.threads is not None
+        if isinstance(threads, int) and threads > 0 and threads != own and not told:
+            self.progress.say(f"{self.name}: resumes with CPU threads: {threads}, as it began (here it would be {own})")
+            self.processes.use_threads(threads)
+        try:
+            yield made_with(self.recipe, self.name, self.processes.threads)
+        finally:
+            self.processes.use_threads(own)
+
+    def _compute(
+        self, checkpoints: Checkpoints, start: int, inputs: Mapping[str, Path]
+    ) -> tuple[StageResult, MetricsLog, int | None]:
+        """The stage itself, with its metrics and the tokens that it saw."""
+        progress = self.progress
+        self.pipeline.bench.clear(progress.warn)
+        self.folder.stage(self.name, status="running", key=self.key)
+        settings = {"seed": self.recipe.seed, self.name: self.stage.settings(self.recipe)}
+        log = checkpoints.metrics = tracked_log(
+            self.recipe.tracking,
+            self.processes.is_main,
+            self.out,
+            start,
+            project=self.recipe.name,
+            run=self.pipeline.run_dir,
+            stage=self.name,
+            settings=settings,
+            warn=progress.warn,
+        )
+        bars = progress.stage(self.name, self.stage.steps(self.recipe, self.pipeline.corpus))
+        with contextlib.closing(log), bars as bar, contextlib.closing(checkpoints):
+            result = self.stage.run(self._job(inputs, log, bar, checkpoints))
+            checkpoints.wait()
+        tokens = log.tokens() or bar.tokens or None
+        self.processes.barrier()
+        return result, log, tokens
+
+    def _publish(self, result: StageResult, made: Mapping[str, Any]) -> None:
+        if not self.processes.is_main:
+            return
+        manifest = {
+            "stage": self.name,
+            "key": self.key,
+            "described": self.described,
+            "made_with": dict(made),
+            "parents": self.described["inputs"],
+            "seed": self.recipe.seed,
+            "libraries": library_versions(),
+            "metrics": dict(result.metrics),
+            "base_fingerprint": self.pipeline.bench.fingerprint(self.name) if self.name != "pretrain" else None,
+        }
+        publish(self.out, self.final, manifest, scratch=CHECKPOINTS)
+
+    def _finished(self) -> bool:
+        """Whether a process that was killed had done all but the last rename; the main one does it, and all follow."""
+        found = self.processes.is_main and finish_publishing(self.out, self.final, self.key, CHECKPOINTS)
+        return bool(self.processes.gather([found])[0])
+
+    def _job(self, inputs: Mapping[str, Path], log: MetricsLog, bar: Any, checkpoints: Checkpoints) -> Job:
+        """What a stage is handed; its context is made once it has loaded the base it stands on."""
+        pipeline, progress = self.pipeline, self.progress
+
+        def make_context(base: SharedBase, renderer: Renderer, corpus: Corpus | None = None) -> StageContext:
+            found = {need: read_artifact(path) for need, path in inputs.items()}
+            return StageContext(
+                out=self.out,
+                seed=self.recipe.seed,
+                base=base,
+                renderer=renderer,
+                corpus=corpus or pipeline.corpus,
+                adapter=self.recipe.adapter,
+                inputs={need: a for need, a in found.items() if a is not None},
+                processes=self.processes,
+                log=log,
+                bar=bar,
+                say=progress.say,
+                warn=progress.warn,
+                checkpoints=checkpoints,
+                gradient_checkpointing=self.recipe.runtime.gradient_checkpointing,
+                recipe_folder=self.recipe.base_dir,
+            )
+
+        return Job(
+            bench=pipeline.bench,
+            corpus=pipeline.corpus,
+            out=self.out,
+            inputs={k: v for k, v in inputs.items() if k != "pretrain"},
+            make_context=make_context,
+            log=log,
+            bar=bar,
+            checkpoints=checkpoints,
+            generations=pipeline.generations,
+            say=progress.say,
+        )

@@ -1,0 +1,112 @@
+"""Whether what lies in a run folder is a stage's result, and why it is not: keys compared, and changes named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.backbone.artifacts import Artifact, damage, previous_folder, problems, read_artifact
+from pipelines.recipe.schema import Recipe
+from pipelines.run.stages import GROUPS, STAGES, made_with, without_speed
+from pipelines.workspace.keys import differences, hash_of
+from stages.safe_points.checkpoints import CHECKPOINTS, begun
+from stages.stopped import Begun, newest_step, other_work, place_of, work_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageState:
+    """A stage of the recipe beside what lies in the run folder.
+
+    ``reason`` says why what is there is not the stage's result; '' where it is. ``remark`` adds what a reader should
+    know of a result that is there: with which settings of speed it was made, or that it has to be put back first.
+    """
+
+    name: str
+    described: dict[str, Any]
+    key: str
+    there: Artifact | None
+    reason: str
+    remark: str = ""
+    put_back: bool = False  # the previous artifact is the result
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.name, self.described, self.key, self.there, self.reason))
+
+
+def state_of(
+    name: str, described: dict[str, Any], run_dir: Path, recipe: Recipe, threads: int, again: bool = False
+) -> StageState:
+    """What lies in a run folder of a stage, compared with its description.
+
+    Args:
+        threads: CPU threads of this process.
+        again: the stage is run whatever lies there.
+    """
+    key, final = hash_of(described), run_dir / STAGES[name].folder
+    there, before = read_artifact(final), read_artifact(previous_folder(final))
+    wrong = problems(there) if there is not None else []
+    if there is not None and not wrong and not again and _same_but_speed(name, there, described, recipe):
+        key = there.key  # another one where it was written when keys held settings of speed too
+    reason, remark, put_back = "", "", False
+    if there is not None and there.key == key:
+        reason, remark = wrong[0] if wrong else "", _made_otherwise(name, there, recipe, threads)
+    elif before is not None and before.key == key and not problems(before):
+        there, put_back, remark = before, True, f"finished before, and kept in {before.path.name}"
+    else:
+        reason = _why(name, described, key, there, final, recipe)
+    return StageState(
+        name=name, described=described, key=key, there=there, reason=reason, remark=remark, put_back=put_back
+    )
+
+
+def _why(name: str, described: Mapping[str, Any], key: str, there: Artifact | None, final: Path, recipe: Recipe) -> str:
+    """Why a stage is run: what changed of the finished one, or where a stopped one resumes or begins again."""
+    own, other = work_of(final, key), other_work(final, key)
+    reason = damage(final)
+    if there is not None:
+        old = without_speed(there.manifest.get("described", {}), recipe, name)
+        reason = "changed: " + _some(differences(old, described))
+    more = begun(own / CHECKPOINTS, key) if own is not None else ""
+    if not more and other is not None:
+        more = begins_again(other, final, name, described)
+    return "; ".join(filter(None, (reason, more))) or "not run yet"
+
+
+def _same_but_speed(name: str, there: Artifact, described: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether an artifact differs from a description in settings alone that no key holds."""
+    return hash_of(without_speed(there.manifest.get("described", {}), recipe, name)) == hash_of(described)
+
+
+def _made_otherwise(name: str, there: Artifact, recipe: Recipe, threads: int) -> str:
+    """With which settings of speed a finished stage was made, where the recipe or the machine has others."""
+    noted = there.manifest.get("made_with")
+    if not isinstance(noted, Mapping):
+        return ""
+    now = made_with(recipe, name, threads)
+    differ = sorted(k for k in now if k in noted and noted[k] != now[k])
+    told = [f"{k} {json.dumps(noted[k], default=str)} (now {json.dumps(now[k])})" for k in differ]
+    return "made with " + ", ".join(told) if told else ""
+
+
+def and_remark(text: str, remark: str) -> str:
+    return f"{text}; {remark}" if remark else text
+
+
+def _some(changed: Sequence[str]) -> str:
+    """The first few of a list of changes."""
+    return ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
+
+
+def begins_again(other: tuple[Path, Begun], final: Path, name: str, described: Mapping[str, Any]) -> str:
+    """Why a stage that was stopped does not resume, and where what it saved stays."""
+    out, before = other
+    changed = differences(before.described, described) if before.described else []
+    group = GROUPS.get(name, name)
+    named = [c.replace(f"settings.{group}.", "settings.").replace("settings.", f"{group}.", 1) for c in changed]
+    step = newest_step(out)
+    saved = "what was finished before stays" if step is None else f"the checkpoints of before (step_{step}) stay"
+    because = f"because {_some(named)} changed" if named else "with other settings"
+    return f"begins again {because}; {saved} in {place_of(final, before.key).name}"

@@ -1,0 +1,134 @@
+"""A run that the gate stops: its report, its status everywhere, the remedy; and a verdict that no switch changes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.common.errors import GateStopped
+from models.backbone.artifacts import publish
+from pipelines.cli import main as cli
+from pipelines.recipe.schema import load_recipe
+from pipelines.report.page import read_run, view
+from reward.card.gate import failures, remedies, require
+from reward.settings import GateConfig
+from tests.support.recipes import RECIPE
+
+GOOD = {"share": 0.8, "ci95": [0.75, 0.85]}
+
+
+def card(**changes: Any) -> dict[str, Any]:
+    return {
+        "rankings": 40,
+        "accuracy": GOOD,
+        "baselines": {"longest answer": {"share": 0.6}, "n-grams": {"share": 0.9}},
+        "probes": {"emptied": {"share": 1.0, "ci95": [0.9, 1.0]}},
+        "samples": {"std": 1.0, "of": "sft samples"},
+    } | changes
+
+
+BAD = [
+    card(accuracy={"share": 0.55, "ci95": [0.49, 0.61]}, baselines={"longest answer": {"share": 0.5}}),
+    card(accuracy={"share": 0.55, "ci95": [0.4, 0.61]}, baselines={"longest answer": {"share": 0.5}}),
+    card(baselines={"longest answer": {"share": 0.81}}),
+    card(probes={"emptied": {"share": 0.257, "ci95": [0.1, 0.3]}}),
+    card(samples={"std": 1e-5, "of": "sft samples"}),
+    card(
+        accuracy={"share": 0.5, "ci95": [0.301, 0.61]},
+        probes={"emptied": {"share": 0.0, "ci95": [0.0, 0.3]}},
+        samples={"std": 0.0, "of": "sft samples"},
+    ),
+]
+
+
+def gate_with(options: str) -> GateConfig:
+    base = {"base": "tiny-gpt2", "data": {"rankings": "r.jsonl"}, "stages": ["reward"]}
+    return load_recipe(base, [w for w in shlex.split(options) if w != "--set"]).reward.gate
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_the_remedy_names_what_failed_and_lets_it_pass(bad: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "report_card.json").write_text(json.dumps(bad))
+    lines = failures(bad, GateConfig())
+    with pytest.raises(GateStopped) as stopped:
+        require(tmp_path, GateConfig())
+    assert list(stopped.value.lines) == lines
+    named = set(re.findall(r"reward\.gate\.(\w+)=", str(stopped.value)))
+    assert named == {line.partition(":")[0] for line in lines}
+    assert failures(bad, gate_with(" ".join(remedies(bad, lines)))) == []
+
+
+def test_a_line_that_nothing_passes_has_no_remedy_but_the_switch(tmp_path: Path) -> None:
+    bad = card(accuracy={"share": 0.1, "ci95": [0.0, 0.2]}, baselines={})
+    (tmp_path / "report_card.json").write_text(json.dumps(bad))
+    with pytest.raises(GateStopped, match=r"switch the gate off \(--set reward.gate=off\)") as stopped:
+        require(tmp_path, GateConfig())
+    assert "reward.gate.accuracy=" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("skill", [0.0, 0.3, 3.0])
+def test_the_verdict_is_the_same_with_the_gate_on_off_lowered_or_not_there(skill: float, run: Path, tmp_path: Path):
+    import shutil
+
+    from tests.pipelines.report.test_reward_card import report_card
+
+    folder = Path(shutil.copytree(run, tmp_path / "demo"))
+    made = report_card(skill=skill) if skill else report_card(skill=0.0)
+    (folder / "reward/report_card.json").write_text(json.dumps(made))
+    seen = set()
+    lowered = "{enabled: true, accuracy: 0.0, beat_longest: false}"
+    for gate in ("{enabled: true}", "{enabled: false}", "off", lowered, ""):
+        text = "name: demo\nseed: 0\n" + (f"reward:\n  gate: {gate}\n" if gate else "") + "ppo:\n  kl_coef: 0.1\n"
+        (folder / "recipe.yaml").write_text(text)
+        found = view(read_run(folder))
+        seen.add((found["questions"][2]["short"], found["questions"][2]["tone"]))
+    assert len(seen) == 1
+    assert (seen == {("No", "bad")}) == bool(failures(made, GateConfig()))
+
+
+@pytest.fixture
+def stopped_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose reward stage is finished with a bad card, and the command that stops at it."""
+    recipe = copy.deepcopy(RECIPE) | {"stages": ["reward", "ppo"]}
+    recipe["base"], recipe["data"] = "tiny-gpt2", {"rankings": "r.jsonl", "prompts": "p.jsonl"}
+    del recipe["rankings"]
+    rows = [{"prompt": f"p{n}", "chosen": "a b", "rejected": f"c{n}"} for n in range(20)]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"prompt": f"q{n}"}) for n in range(20)) + "\n")
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    monkeypatch.chdir(tmp_path)
+    from pipelines.run import pipeline as runner
+
+    monkeypatch.setattr(runner.Pipeline, "base_key", "base")
+    pipeline = runner.Pipeline.from_recipe(tmp_path / "recipe.yaml", run_dir=tmp_path / "run")
+    described = next(iter(pipeline._keys())).described
+    part = tmp_path / "run/.reward.partial"
+    part.mkdir(parents=True)
+    (part / "report_card.json").write_text(json.dumps(BAD[0]))
+    from pipelines.workspace.keys import hash_of
+
+    publish(part, tmp_path / "run/reward", {"stage": "reward", "key": hash_of(described), "described": described})
+    return tmp_path
+
+
+def test_a_run_that_stops_at_the_gate_says_so_everywhere(stopped_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = stopped_run / "run"
+    assert cli.main(["run", "recipe.yaml", "--run-dir", "run"]) == 3
+    told = capsys.readouterr()
+    assert "--set reward.gate.accuracy=0.48" in " ".join(told.err.split())
+    entry = json.loads((run / "run.json").read_text())["stages"]["ppo"]
+    assert entry["status"] == "stopped at the gate" and entry["lines"][0].startswith("accuracy: ")
+    found = view(read_run(run))
+    assert found["headline"]["text"] == "Stopped at the gate before PPO" and found["headline"]["tone"] == "bad"
+    assert "0.550 [0.490, 0.610]" in found["headline"]["detail"]
+    assert {s["name"]: s["status"] for s in found["stages"]}["ppo"] == "stopped at the gate"
+    assert "Stopped at the gate before PPO" in (run / "report.html").read_text()
+    for folder in (run, stopped_run):
+        assert cli.main(["ls", str(folder)]) == 0
+        assert "stopped at the gate" in capsys.readouterr().out
