@@ -91,7 +91,7 @@ class Length(LocalMetric):
     def _compute(self, predictions: Sequence[Any]) -> dict[str, Any]:
         """Return ``length`` (mean), ``ci95``, ``median``, ``shortest`` and ``longest``; empty answers count as 0."""
         lengths = sorted(len(p.split()) if isinstance(p, str) else len(p) for p in predictions)
-        found, k = mean_interval(lengths), len(lengths)
+        found, k = mean_interval(lengths, bounds=(0.0, math.inf)), len(lengths)
         median = (lengths[(k - 1) // 2] + lengths[k // 2]) / 2
         return {
             "length": found.estimate,

@@ -31,13 +31,14 @@ from models.backbone.artifacts import (
 )
 from models.backbone.processes import Processes, peak_memory, resolve_dtype
 from models.roles.shared_base import SharedBase
+from pipelines.binding import check_start
 from pipelines.execution.loaded_models import Workbench
 from pipelines.execution.progress import Progress
 from pipelines.execution.stage_request import Job
-from pipelines.execution.tracking import check_trackers, tracked_log
+from pipelines.execution.tracking import tracked_log
 from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
 from pipelines.run.estimates import LIBRARIES, Estimator
-from pipelines.run.stages import STAGES, function_fingerprints
+from pipelines.run.stages import STAGES, functions_in_key
 from pipelines.workspace.keys import base_key, differences, dump, folder_hash, hash_of, library_versions, rendering_key
 from pipelines.workspace.run_folder import RunFolder, read_run
 from pipelines.workspace.store import Store
@@ -147,7 +148,7 @@ class Pipeline:
             "rendering": rendering_key(recipe.template, recipe.stop) if name != "pretrain" else None,
             "adapter": dump(recipe.adapter) if name != "pretrain" else None,
             "data": {part: self.corpus.fingerprint(part) for part in stage.data},
-            "functions": function_fingerprints(recipe, name),
+            **functions_in_key(recipe, name, self.corpus),
             "inputs": dict(keys),
             "runtime": dump(recipe.runtime) | {"device": self.processes.device.type, "processes": self.processes.world},
             "libraries": library_versions(),
@@ -185,8 +186,8 @@ class Pipeline:
             yield name, described, key, there, reason
 
     def plan(self) -> list[StagePlan]:
-        """What a run would do, without loading any weights."""
-        check_trackers(self.recipe.tracking)
+        """What a run would do, without loading any weights or running code of the user's."""
+        check_start(self.recipe, self.corpus, self.recipe.stages, run_code=False)
         out = []
         dtype = resolve_dtype(self.recipe.runtime.dtype, self.processes.device)
         on_cpu = self.processes.device.type == "cpu"
@@ -233,9 +234,9 @@ class Pipeline:
         Returns:
             Stage name -> its folder, for the chosen stages.
         """
-        check_trackers(self.recipe.tracking)
         progress = progress or Progress(active=self.processes.is_main)
         chosen = self.chosen(only, start, until)
+        check_start(self.recipe, self.corpus, chosen, run_code=True)
         folder = RunFolder(self.run_dir, self.processes)
         with folder.held():
             if self.processes.is_main:
