@@ -20,7 +20,7 @@ from scipy.integrate import simpson
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data.common.intervals import MINIMUM, Interval, mean_interval, proportion_interval  # noqa: E402
+from data.common.intervals import MINIMUM, Bounds, Interval, mean_interval, proportion_interval  # noqa: E402
 from data.common.paired_tests import (  # noqa: E402
     holm,
     mean_comparison,
@@ -32,7 +32,7 @@ from data.common.paired_tests import (  # noqa: E402
 from evaluation.metrics.length_control import LENGTH_MINIMUM, length_controlled_win_rate  # noqa: E402
 
 RESAMPLES = 1_000
-SIZES = {20: 10_000, 50: 4_000, 200: 2_000, 1000: 1_000}  # prompts -> simulations of a coverage
+SIZES = {20: 2_000, 50: 1_000, 200: 500, 1000: 300}  # prompts -> simulations of a coverage
 SELF = 1_000  # simulations of a system against itself
 Rng = np.random.Generator
 World = Callable[[int, Rng], tuple[Interval, float]]
@@ -40,6 +40,22 @@ World = Callable[[int, Rng], tuple[Interval, float]]
 
 def _mean(draw: Callable[[int, Rng], np.ndarray], truth: float) -> World:
     return lambda n, rng: (mean_interval(draw(n, rng), resamples=RESAMPLES), truth)
+
+
+def _bounded(draw: Callable[[int, Rng], np.ndarray], truth: float, bounds: Bounds = (0.0, 1.0)) -> World:
+    return lambda n, rng: (mean_interval(draw(n, rng), resamples=RESAMPLES, bounds=bounds), truth)
+
+
+def _rare(share: float) -> Callable[[int, Rng], np.ndarray]:
+    """Values that are 0 save for a share of them, as ROUGE-2 of a weak system is."""
+    return lambda n, rng: (rng.random(n) < share) * rng.uniform(0.2, 0.6, size=n)
+
+
+def _rare_difference(n: int, rng: Rng) -> tuple[Interval, float]:
+    """Two systems that give the same answer to nine of ten prompts."""
+    b = rng.beta(2, 5, size=n)
+    a = np.where(rng.random(n) < 0.1, rng.beta(5, 2, size=n), b)
+    return paired_difference(a, b, resamples=RESAMPLES, bounds=(0.0, 1.0)), 0.1 * (5 / 7 - 2 / 7)
 
 
 def _clustered(n: int, rng: Rng) -> tuple[Interval, float]:
@@ -121,6 +137,17 @@ WORLDS: dict[str, World] = {
     "mean, skewed (gamma 2)": _mean(lambda n, r: r.gamma(2, size=n), 2.0),
     "mean, very skewed (exponential)": _mean(lambda n, r: r.exponential(size=n), 1.0),
     "mean, heavy tails (t, 3 degrees)": _mean(lambda n, r: r.standard_t(3, size=n), 0.0),
+    "mean, log-normal (sigma 1)": _mean(lambda n, r: r.lognormal(size=n), float(np.exp(0.5))),
+    "mean, very heavy tail (Pareto 3)": _mean(lambda n, r: r.pareto(3, size=n), 0.5),
+    "mean in [0, 1], beta(2, 5)": _bounded(lambda n, r: r.beta(2, 5, size=n), 2 / 7),
+    "mean in [0, 1], mostly near 0, beta(0.2, 2)": _bounded(lambda n, r: r.beta(0.2, 2, size=n), 1 / 11),
+    "mean in [0, 1], all but 2 % are 0": _bounded(_rare(0.02), 0.008),
+    "mean in [0, 1], all but 5 % are 0": _bounded(_rare(0.05), 0.02),
+    "mean in [0, 1], all but 20 % are 0": _bounded(_rare(0.2), 0.08),
+    "mean in [0, 1], constant": _bounded(lambda n, r: np.full(n, 0.3), 0.3),
+    "mean of no known range, all but 5 % are 0": _mean(_rare(0.05), 0.02),
+    "mean of no known range, all but 20 % are 0": _mean(_rare(0.2), 0.08),
+    "paired difference in [-1, 1], nine of ten are 0": _rare_difference,
     "mean, points 0 1 2": _mean(lambda n, r: r.choice([0.0, 1, 2], size=n, p=[0.2, 0.3, 0.5]), 1.3),
     "mean, 4 samples a prompt": _clustered,
     "mean, 1 to 6 samples a prompt": _unequal,

@@ -14,7 +14,7 @@ from data.records import Demonstration, Document, Prompt, RankedAnswers
 
 
 def _asked(row: Row) -> Prompt:
-    return Prompt(messages=row.messages, group=row.group, source=row.source, category=row.category)
+    return Prompt(messages=row.messages, group=row.group, source=row.source, category=row.category, columns=row.columns)
 
 
 def as_prompt(row: Row) -> list[Prompt]:

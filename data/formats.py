@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data.annotators import judged
@@ -18,6 +18,7 @@ from data.records import Message, group_of, ranks_from_scores
 CELLS = "(cells)"
 """The key under which a reader hands over a tab-separated line that has no header."""
 
+ASKED = frozenset({CELLS, "prompt", "messages", "conversations", "text"})  # the others go to a user's functions
 DUPLICATE = "repeated answers dropped"
 MERGED = "neighbouring turns of one role joined"
 LARGEST = 1e300  # of a number that stands where text is expected
@@ -43,6 +44,7 @@ class Row:
     group: str = ""
     source: str = ""
     category: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -393,9 +395,9 @@ def parse(row: Mapping[str, Any], source: str = "", group_by: str | None = None)
         if group_by not in given:
             raise Reject(f"it has no column '{group_by}' to group by")
         group = f"{group_by}={_string(given[group_by], group_by)}"
-    category = given.get("category")
-    category = category if isinstance(category, str) and _encodable(category) else ""
+    category = c if isinstance(c := given.get("category"), str) and _encodable(c) else ""
+    about = {"source": source, "category": category, "columns": {k: v for k, v in given.items() if k not in ASKED}}
     return name, [
-        replace(r, source=source, category=category, group=group or group_of(r.messages, r.answers or (r.text,)))
+        replace(r, **about, group=group or group_of(r.messages, r.answers or (r.text,)))  # type: ignore[arg-type]
         for r in rows
     ]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
 
@@ -31,13 +31,16 @@ class Prompt:
     """What the model is asked: zero or more turns (none for data without a prompt).
 
     ``group`` is the unit of splitting: records of one group are all in training or all held out. ``source`` names the
-    file and line for messages to the user. ``category`` is an optional label to slice results by.
+    file and line for messages to the user. ``category`` is an optional label to slice results by. ``columns`` are the
+    row's other columns, such as a reference answer: a user's functions get them by name. They are no part of what a
+    prompt is, so prompts that differ in them alone are equal.
     """
 
     messages: tuple[Message, ...]
     group: str
     source: str = ""
     category: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def text(self) -> str:

@@ -76,6 +76,16 @@ class Corpus:
                         digest.update(json.dumps(_content(record), sort_keys=True, ensure_ascii=False).encode() + b"\n")
         return digest.hexdigest()
 
+    def columns_fingerprint(self, part: str) -> str:
+        """sha256 over the other columns of a part's prompts, in order: what a user's functions are given of them."""
+        digest = hashlib.sha256()
+        split: Split[Any] = getattr(self, part)
+        for record in (*split.train, *split.held_out):
+            prompt = _prompt_of(record)
+            text = json.dumps({} if prompt is None else prompt.columns, sort_keys=True, default=str)
+            digest.update(text.encode() + b"\n")
+        return digest.hexdigest()
+
 
 def is_held_out(group: str, share: float) -> bool:
     """Whether a group is held out at this share: the same answer everywhere, and at a larger share never less."""
@@ -122,6 +132,7 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
                 f"data.{part}: all {len(splits[part])} records are held out, none is left to train on; {mend}"
             )
     _check_leaks(splits)
+    splits["prompts"] = _same_columns(splits["prompts"])
     return Corpus(**splits, rejected=tuple(dict.fromkeys(rejected)), notes=dict(notes))
 
 
@@ -157,7 +168,9 @@ def _regroup(record: Any, group: str) -> Any:
 
 def _content(record: Any) -> dict[str, Any]:
     content = asdict(record)
-    content.get("prompt", content).pop("source", None)
+    asked = content.get("prompt", content)
+    asked.pop("source", None)
+    asked.pop("columns", None)  # of no weight but to functions: see ``columns_fingerprint``
     if content.get("weight") == 1.0:
         del content["weight"]
     return content
@@ -231,6 +244,17 @@ def _held_groups(records: dict[str, list[Any]], held_file: list[Prompt], held_ou
             if prompt is not None and prompt.messages and group_of(prompt.messages) in asked:
                 held.add(prompt.group)
     return held
+
+
+def _same_columns(split: Split[Prompt]) -> Split[Prompt]:
+    """Every prompt with the columns of all, None where it has no value: each batch then offers the same names."""
+    names = dict.fromkeys(name for p in (*split.train, *split.held_out) for name in p.columns)
+    blank = dict.fromkeys(names)
+
+    def filled(p: Prompt) -> Prompt:
+        return p if len(p.columns) == len(blank) else replace(p, columns=blank | dict(p.columns))
+
+    return Split(tuple(map(filled, split.train)), tuple(map(filled, split.held_out)))
 
 
 def _split(records: Iterable[Any], held: set[str]) -> Split[Any]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from data.common.user_functions import UserFunction
+from data.common.user_functions import UserFunction, columns_of
 from data.records import Message, Prompt
 from data.template import Renderer
 from evaluation.answers import SystemAnswers
@@ -104,9 +104,8 @@ class Evaluator:
         return self.gold.call(
             [p.text for p in self.prompts],
             list(texts),
+            **columns_of(self.prompts),
             finished=list(finished),
-            messages=[[m.as_dict() for m in p.messages] for p in self.prompts],
-            categories=[p.category for p in self.prompts],
         )
 
     def judge(self, texts: Sequence[str]) -> list[float]:

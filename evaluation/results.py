@@ -6,12 +6,14 @@ leave. Every comparison is between answers of the same decoding to the same prom
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
+from data.common.intervals import UNBOUNDED, Bounds
 from data.common.paired_tests import Comparison, holm, mean_interval, paired_comparison, paired_difference, verdict
 from evaluation.adversaries import adversaries, named
 from evaluation.answers import SCORES, SystemAnswers
@@ -125,8 +127,8 @@ def _check(systems: Sequence[SystemAnswers]) -> None:
 def _describe(system: SystemAnswers, resamples: int, seed: int) -> dict[str, Any]:
     """The numbers of one system: each score as mean, interval and, where there is no interval, the reason."""
 
-    def mean(values: Sequence[float]) -> dict[str, Any]:
-        found = mean_interval(values, system.units, resamples=resamples, seed=seed)
+    def mean(values: Sequence[float], bounds: Bounds = UNBOUNDED) -> dict[str, Any]:
+        found = mean_interval(values, system.units, resamples=resamples, seed=seed, bounds=bounds)
         return {"mean": found.estimate, "ci95": found.ci} | ({"note": found.note} if found.ci is None else {})
 
     lengths = [len(ids) for ids in system.token_ids]
@@ -134,11 +136,11 @@ def _describe(system: SystemAnswers, resamples: int, seed: int) -> dict[str, Any
     for column in SCORES:
         values = getattr(system, column)
         if values is not None:
-            described[column] = mean(values)
+            described[column] = mean(values, (0.0, math.inf) if column == "kl_exact" else UNBOUNDED)
             if column.startswith("kl"):  # total over total, never a mean of means
                 described[f"{column}_per_token"] = float(np.sum(values)) / max(1, sum(lengths))
     distinct = Distinct().compute(predictions=[list(ids) for ids in system.token_ids])
-    described["length"] = mean(lengths)
+    described["length"] = mean(lengths, (0.0, math.inf))
     described |= {k: distinct[k] for k in ("distinct_1", "distinct_2")}
     if system.extracted is not None:
         described["extracted"] = float(np.mean(system.extracted))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError, located
-from data.common.user_functions import load_function
 from data.records import Prompt
 from data.splits import Corpus
 from data.template import Renderer
@@ -23,9 +22,8 @@ from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model
 from models.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder
-from pipelines.execution.tracking import check_trackers
+from pipelines.binding import check_start
 from pipelines.recipe.schema import Recipe
-from pipelines.run.stages import functions_of
 from stages.stage import prompt_rows
 
 if TYPE_CHECKING:
@@ -42,18 +40,10 @@ def before_first_stage(pipeline: Pipeline, progress: Progress, chosen: Sequence[
     Raises:
         UserError: whatever of it would fail later.
     """
-    check_trackers(pipeline.recipe.tracking)
+    check_start(pipeline.recipe, pipeline.corpus, chosen, run_code=True)
     if pipeline.processes.unused_devices:
         progress.say(pipeline.processes.unused_devices)
-    for name in chosen:
-        bind(functions_of(pipeline.recipe, name), pipeline.recipe.base_dir)
     rehearse(pipeline, chosen, progress.warn)
-
-
-def bind(functions: Sequence[str], folder: Path) -> None:
-    """Load the user's functions as the stages will."""
-    for source in functions:
-        load_function(source, folder)
 
 
 def rehearse(pipeline: Pipeline, chosen: Sequence[str], warn: Callable[[str], None]) -> None:

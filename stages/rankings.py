@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data.common.errors import UserError
-from data.common.user_functions import load_function
+from data.common.user_functions import columns_of, load_function
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, generator
@@ -132,9 +132,8 @@ def rank(
         lambda: annotator.call(
             [p.text for p in repeated],
             answers,
+            **columns_of(repeated),
             finished=finished,
-            messages=[[m.as_dict() for m in p.messages] for p in repeated],
-            categories=[p.category for p in repeated],
         )
     )
     noise = np.random.default_rng(derived_seed(context.seed, f"rankings/{split}/0/noise")).gumbel(size=len(scores))

@@ -1,4 +1,4 @@
-"""Intervals that cover: means by a studentised bootstrap, proportions by Wilson's, for rows and for clusters of rows.
+"""Intervals that cover: of means by a studentised bootstrap, of proportions and sparse values by Wilson's; with clusters.
 
 Pure numpy and scipy. Coverage is simulated in tests and, at length, by ``benchmarks/coverage.py`` (docs/statistics.md).
 This module knows nothing of systems, prompts or files.
@@ -6,6 +6,7 @@ This module knows nothing of systems, prompts or files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,10 @@ from scipy import stats
 
 MINIMUM = 20  # below this many prompts no interval is given: coverage is tested from here upwards
 BLOCK = 4_000_000  # bootstrap counts that exist at one time
+FEW = 10  # clusters unlike all others: with fewer, resamples without any are common and know nothing of the spread
+FLOOR = 4.0  # a resample's standard error is at least that of the data over this
+Bounds = tuple[float, float]
+UNBOUNDED: Bounds = (-math.inf, math.inf)
 
 Floats = NDArray[np.float64]
 Labels = Sequence[Hashable] | NDArray[np.int64]
@@ -44,28 +49,66 @@ def mean_interval(
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
+    bounds: Bounds = UNBOUNDED,
 ) -> Interval:
-    """Mean of ``values`` (n,) with a studentised bootstrap interval (see ``ratio_interval``).
+    """Mean of ``values`` (n,) with a studentised bootstrap interval (see ``ratio_interval``), whatever their order.
 
     With ``clusters`` (n labels), whole clusters are drawn. Outcomes (0, 1/2 and 1 alone) get ``proportion_interval``,
-    since resamples of a rare outcome often hold none of it.
+    since resamples of a rare outcome often hold none of it; values of which all but a few are equal get
+    ``sparse_interval``. ``bounds`` is the range that the values can have, finite or not; the interval stays within.
 
     Raises:
         ValueError: no values, values that are not finite, or labels of another length.
     """
     x, labels = checked(values, clusters)
     sums, sizes = by_cluster(x, labels)
-    mean, n = float(sums.sum() / sizes.sum()), len(sums)
+    mean, n = math.fsum(x) / len(x), len(sums)
     if n < MINIMUM:
         return too_few(mean, n)
-    if np.all(x == x[0]):
-        return Interval(
-            estimate=float(x[0]), low=float(x[0]), high=float(x[0]), n=n, method="constant", note="all values are equal"
-        )
-    if np.isin(x, (0.0, 0.5, 1.0)).all():
+    bounds = min(bounds[0], float(x.min())), max(bounds[1], float(x.max()))  # a metric's own rounding
+    if bounds in (UNBOUNDED, (0.0, 1.0)) and np.isin(x, (0.0, 0.5, 1.0)).all() and not np.all(x == x[0]):
         return proportion_interval(x, clusters, confidence)
+    if is_sparse(sums / sizes):
+        return sparse_interval(x, clusters, confidence, bounds)
     low, high, method = ratio_interval(sums, sizes, confidence, resamples, seed)
-    return Interval(estimate=mean, low=low, high=high, n=n, method=method)
+    return Interval(estimate=mean, low=max(low, bounds[0]), high=min(high, bounds[1]), n=n, method=method)
+
+
+def is_sparse(values: Floats) -> bool:
+    """Whether fewer than ``FEW`` of the clusters' values (n,) differ from the commonest one."""
+    _, counts = np.unique(values, return_counts=True)
+    return len(values) - int(counts.max()) < FEW
+
+
+def sparse_interval(
+    values: ArrayLike, clusters: Labels | None = None, confidence: float = 0.95, bounds: Bounds = UNBOUNDED
+) -> Interval:
+    """Mean of values (n,) that are nearly all equal: ``proportion_interval`` on their range.
+
+    The range is ``bounds`` where they are finite, else the values' own; values that are all equal and have no range
+    get an interval of no width, with a note.
+
+    Raises:
+        ValueError: as ``proportion_interval``.
+    """
+    x, labels = checked(values, clusters)
+    low = bounds[0] if math.isfinite(bounds[0]) else float(x.min())
+    high = bounds[1] if math.isfinite(bounds[1]) else float(x.max())
+    n, mean = int(labels.max()) + 1, math.fsum(x) / len(x)
+    if low == high:
+        return Interval(
+            estimate=low,
+            low=low,
+            high=low,
+            n=n,
+            method="constant",
+            note="all values are equal, and nothing says how far others may lie",
+        )
+    found = proportion_interval(np.clip((x - low) / (high - low), 0.0, 1.0), labels, confidence)
+    if found.low is None or found.high is None:
+        return too_few(mean, n)
+    ends = [low + end * (high - low) for end in (found.low, found.high)]
+    return Interval(estimate=mean, low=min(ends[0], mean), high=max(ends[1], mean), n=n, method="wilson on the range")
 
 
 def proportion_interval(values: ArrayLike, clusters: Labels | None = None, confidence: float = 0.95) -> Interval:
@@ -149,9 +192,14 @@ def ratio_interval(
 
     A studentised bootstrap (Efron & Tibshirani 1993, chapter 12) with the linearised standard error of a ratio. The
     equal-tailed interval is best for skewed values and the symmetric one for heavy tails; their average covers in
-    both (docs/statistics.md). Where a resample without spread makes it infinite, the percentile interval, widened as
-    by a t instead of a normal distribution (Hesterberg 2015), takes its place.
+    both (docs/statistics.md). A resample's standard error is at least that of the data over ``FLOOR``, since one
+    without the outliers would otherwise divide by next to nothing (the erratic intervals that Efron & Tibshirani warn of in chapter
+    12). Clusters are sorted first, so that their order does not matter. Where a resample has nothing
+    below the line, the percentile interval, widened as by a t instead of a normal distribution (Hesterberg 2015),
+    takes its place.
     """
+    order = np.lexsort((bottom, top))
+    top, bottom = top[order], bottom[order]
     n, ratio = len(top), top.sum() / bottom.sum()
     rest = top - ratio * bottom
     error = np.sqrt(n / (n - 1) * (rest**2).sum()) / bottom.sum()
@@ -160,7 +208,7 @@ def ratio_interval(
     with np.errstate(all="ignore"):
         shift = a / b
         spread = np.sqrt(n / (n - 1) * np.maximum(aa - 2 * shift * ab + shift**2 * bb, 0)) / b
-        t = np.where(spread > 1e-9 * error, shift / spread, np.sign(shift) * np.inf)
+        t = shift / np.maximum(spread, error / FLOOR)
         tail = (1 - confidence) / 2
         lower, upper = np.quantile(t, [tail, 1 - tail], method="inverted_cdf")
         middle = np.quantile(np.abs(t), confidence, method="inverted_cdf")

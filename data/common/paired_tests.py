@@ -7,7 +7,7 @@ samples of one prompt) share a cluster label; clusters are then the unit of resa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,8 @@ from scipy import stats
 
 from data.common.intervals import (
     MINIMUM,
+    UNBOUNDED,
+    Bounds,
     Floats,
     Interval,
     Labels,
@@ -134,25 +136,36 @@ def paired_difference(
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
+    bounds: Bounds = UNBOUNDED,
 ) -> Interval:
     """``mean(a) - mean(b)`` or ``mean(a) / mean(b)`` of paired rows (n,), with a bootstrap interval over pairs.
+
+    ``bounds`` is the range of the values themselves, such as (0, 1): a difference then lies in [-1, 1]. A ratio of
+    values that are not negative is not negative either.
 
     Raises:
         ValueError: lengths that differ, no rows, values that are not finite, or a ratio to a mean that is not positive.
     """
     difference, labels = _difference(a, b, clusters)
     if kind == "difference":
-        if np.isin(difference, (-1.0, 0.0, 1.0)).all():  # outcomes: see mean_interval
+        reach = bounds[1] - bounds[0]
+        if reach in (1.0, np.inf) and np.isin(difference, (-1.0, 0.0, 1.0)).all():  # outcomes: see mean_interval
             half = proportion_interval((difference + 1) / 2, labels, confidence)
             low, high = (None, None) if half.low is None or half.high is None else (2 * half.low - 1, 2 * half.high - 1)
             mean = 2 * half.estimate - 1
             return Interval(estimate=mean, low=low, high=high, n=half.n, method=half.method, note=half.note)
-        flip = difference.sum() < 0  # see proportion_interval: (a, b) and (b, a) mirror exactly
-        found = mean_interval(-difference if flip else difference, labels, confidence, resamples, seed)
+        # One orientation is computed and the other mirrored, so that (a, b) and (b, a) mirror exactly.
+        straight, mirrored = (sorted(zip(*by_cluster(d, labels), strict=True)) for d in (difference, -difference))
+        flip = difference.sum() < 0 or (difference.sum() == 0 and straight < mirrored)
+        values = -difference if flip else difference
+        found = mean_interval(values, labels, confidence, resamples, seed, (-reach, reach))
+        if found.low is not None and found.high is not None and straight == mirrored:
+            half_width = max(-found.low, found.high)
+            found = replace(found, low=-half_width, high=half_width)
         if not flip:
             return found
         low, high = (None, None) if found.low is None or found.high is None else (-found.high, -found.low)
-        return Interval(estimate=-found.estimate, low=low, high=high, n=found.n, method=found.method, note=found.note)
+        return replace(found, estimate=-found.estimate, low=low, high=high)
     top, _ = by_cluster(np.asarray(a, dtype=np.float64), labels)
     bottom, _ = by_cluster(np.asarray(b, dtype=np.float64), labels)
     if bottom.sum() <= 0:
@@ -163,11 +176,17 @@ def paired_difference(
     if np.allclose(top, ratio * bottom, rtol=1e-12, atol=0):
         return Interval(estimate=ratio, low=ratio, high=ratio, n=n, method="constant", note="all ratios are equal")
     lo, hi, method = ratio_interval(top, bottom, confidence, resamples, seed)
-    return Interval(estimate=ratio, low=lo, high=hi, n=n, method=method)
+    return Interval(estimate=ratio, low=max(lo, 0.0) if top.min() >= 0 else lo, high=hi, n=n, method=method)
 
 
 def mean_comparison(
-    a: ArrayLike, b: ArrayLike, *, clusters: Labels | None = None, resamples: int = 10_000, seed: int = 0
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    clusters: Labels | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+    bounds: Bounds = UNBOUNDED,
 ) -> MeanComparison:
     """Compare the means of ``a`` and ``b``, both (n,) and paired by row: Fisher's randomisation test of pairs.
 
@@ -179,7 +198,7 @@ def mean_comparison(
     """
     difference, labels = _difference(a, b, clusters)
     sums, sizes = by_cluster(difference, labels)
-    found = paired_difference(a, b, clusters=clusters, resamples=resamples, seed=seed)
+    found = paired_difference(a, b, clusters=clusters, resamples=resamples, seed=seed, bounds=bounds)
     error = np.sqrt(((sums - found.estimate * sizes) ** 2).sum()) / sizes.sum()
     reach = float(stats.norm.ppf(0.975) + stats.norm.ppf(POWER))
     needed = int(np.ceil(len(sums) * (reach * error / found.estimate) ** 2)) if found.estimate else None

@@ -1,7 +1,8 @@
 """Functions that users bring: a reward, a gold preference, an annotator, from a named file or an installed package.
 
-A file is loaded under a private module name, without touching the import path, and its source is hashed so that a
-changed function is a changed stage. Results are checked row by row. Knows nothing of models or stages.
+A file is loaded under a private module name, without touching the import path, and its source is hashed with those of
+the files beside it that it imports (``user_files``), so that a changed function is a changed stage. Columns are given
+by name (``binding``) and results are checked row by row. Knows nothing of models or stages.
 """
 
 from __future__ import annotations
@@ -9,26 +10,27 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
-import importlib.abc
-import importlib.util
 import inspect
 import math
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from data.binding import ALIASES, OFFERED, bind, bind_function, is_async, parameters_of
 from data.common.errors import UserError, nearest
+from data.records import Prompt
+from data.user_files import Importer, closure_digest, source_closure
 
 
 @dataclass(frozen=True, slots=True)
 class UserFunction:
-    """A loaded function ``fn(prompts, completions, **kwargs) -> one float a row``.
+    """A loaded function of named columns, such as ``fn(prompts, completions)``, that returns one number a row.
 
-    ``name`` is as the user wrote it, ``path`` the file it came from and ``fingerprint`` the sha256 of that file.
+    ``name`` is as the user wrote it, ``path`` the file it came from and ``fingerprint`` the sha256 of that file, with
+    those that it imports from beside it.
     """
 
     fn: Callable[..., Any]
@@ -36,23 +38,44 @@ class UserFunction:
     path: Path | None
     fingerprint: str
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **extra: Sequence[Any]) -> list[float]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], /, **extra: Sequence[Any]) -> list[float]:
         return self.call(prompts, completions, **extra)
 
-    def call(self, prompts: Sequence[str], completions: Sequence[str], **extra: Sequence[Any]) -> list[float]:
+    def check(self, offered: Collection[str] = OFFERED) -> None:
+        """Refuse the function where it cannot be called with these columns.
+
+        Raises:
+            UserError: see ``binding.bind``.
+        """
+        bind_function(self.fn, offered, self.name)
+
+    def call(self, prompts: Sequence[str], completions: Sequence[str], /, **extra: Sequence[Any]) -> list[float]:
         """Return one finite number a row.
 
         Args:
             prompts, completions: texts, one a row.
-            extra: further columns, one value a row (``finished``, ``messages``, ``categories``); a function gets those
-                that it names, or all if it takes ``**kwargs``.
+            extra: further columns, one value a row (``finished``, ``messages``, ``categories``, the data's own); a
+                function gets those that it names, or all if it takes ``**kwargs``.
 
         Raises:
-            UserError: the function failed, or its result is not one finite number for each row.
+            UserError: the function cannot be called with these columns, it failed, or its result is not one finite
+                number for each row.
         """
-        wanted = {k: list(v) for k, v in extra.items() if k in _accepted(self.fn, extra)}
+        columns = {**extra, "prompts": prompts, "completions": completions}
+        binding = bind_function(self.fn, columns, self.name)
+
+        def column(name: str) -> list[Any]:
+            return list(columns[name] if name in columns else columns[ALIASES[name]])
+
+        given = [column(name) for name in binding.positional]
+        named = {name: column(name) for name in binding.named}
+        if binding.rest:
+            taken = {*named, *binding.positional, *binding.fixed}
+            named |= {name: list(values) for name, values in columns.items() if name not in taken}
         try:
-            result = self.fn(list(prompts), list(completions), **wanted)
+            result = self.fn(*given, **named)
+            if inspect.isgenerator(result):
+                result = list(result)  # what it raises is the function's
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # sys.exit() in it would end the run without a word
@@ -101,13 +124,99 @@ def load_function(reference: str, base_dir: Path | str = ".") -> UserFunction:
         file = getattr(module, "__file__", None)
         path = Path(file) if file else None
     fn = getattr(module, name, None)
+    if isinstance(fn, type):
+        fn = _instance(reference, fn)
     if fn is None or not callable(fn):
         known = [k for k, v in vars(module).items() if inspect.isfunction(v) and not k.startswith("_")]
         listing = f" Functions there: {', '.join(sorted(known))}." if known else ""
         what = "is not a function" if fn is not None else "is not there"
         raise UserError(f"function {reference!r}: {name} {what} in {where}.{nearest(name, known)}{listing}")
-    source = path.read_bytes() if path is not None and path.is_file() else reference.encode()
-    return UserFunction(fn=fn, name=reference, path=path, fingerprint=hashlib.sha256(source).hexdigest())
+    if is_async(fn):
+        raise UserError(ASYNC.format(reference=reference, name=name))
+    return UserFunction(fn=fn, name=reference, path=path, fingerprint=_fingerprint(reference, path))
+
+
+ASYNC = "function {reference!r}: {name} is async; write a plain function, for example one that calls asyncio.run"
+
+
+def _instance(reference: str, made: type) -> Any:
+    """An object of a class with ``__call__``; a class without one is no function.
+
+    Raises:
+        UserError: it has no ``__call__``, or cannot be made without arguments.
+    """
+    if not any("__call__" in vars(base) for base in made.__mro__):
+        raise UserError(f"function {reference!r}: {made.__name__} is a class without `__call__`, not a function")
+    try:
+        return made()
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"function {reference!r}: the class {made.__name__} cannot be made without arguments ({_said(error)}); "
+            f"make an object of it in the file, `f = {made.__name__}(...)`, and name that"
+        ) from error
+
+
+def _fingerprint(reference: str, path: Path | None) -> str:
+    """Of a file with those beside it that it imports; of a module's source alone, which is installed as a whole."""
+    if path is None or not path.is_file():
+        return hashlib.sha256(reference.encode()).hexdigest()
+    if not _is_file_name(reference.rpartition(":")[0]):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return closure_digest(source_closure(path))
+
+
+RESERVED = frozenset({*OFFERED, *ALIASES, "completion_ids"})
+"""Names that mean the same for every function; a column of the data that is called so is not passed on."""
+
+
+def columns_of(prompts: Collection[Prompt]) -> dict[str, list[Any]]:
+    """What every function is offered of prompts besides their text: turns, categories and the data's own columns.
+
+    A row that lacks a column of the others has None there.
+    """
+    names = dict.fromkeys(name for p in prompts for name in p.columns if name not in RESERVED)
+    own: dict[str, list[Any]] = {name: [p.columns.get(name) for p in prompts] for name in names}
+    return own | {
+        "messages": [[m.as_dict() for m in p.messages] for p in prompts],
+        "categories": [p.category for p in prompts],
+    }
+
+
+def offered_for(prompts: Collection[Prompt], *more: str) -> set[str]:
+    """Names of the columns that a function of these prompts' answers is offered: those with a value in some row."""
+    own = {name for p in prompts for name, value in p.columns.items() if value is not None}
+    return {*OFFERED, *more, *(own - RESERVED)}
+
+
+def check_statically(reference: str, offered: Collection[str], base_dir: Path | str = ".") -> None:
+    """Refuse what can be seen not to bind without running any code: a plain function in a file.
+
+    Decorated functions, classes and what is computed are bound when they are loaded.
+
+    Raises:
+        UserError: a parameter is not on offer, the function is async, or it is not there.
+    """
+    fingerprint_of(reference, base_dir)
+    where, _, name = _parts(reference)
+    if not _is_file_name(where):
+        return
+    tree = ast.parse(_source_file(reference, where, base_dir).read_bytes())
+    last = [n for n in tree.body if name in _bound_by(n)][-1:]
+    for node in last:
+        if isinstance(node, ast.AsyncFunctionDef):
+            raise UserError(ASYNC.format(reference=reference, name=name))
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+            bind(parameters_of(node), offered, reference)
+
+
+def _bound_by(node: ast.stmt) -> set[str]:
+    """Names that a statement at the top of a file may bind."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    inside = list(ast.walk(node))
+    names = {n.id for n in inside if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    names |= {n.name for n in inside if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    return names | {(a.asname or a.name).split(".")[0] for n in inside if isinstance(n, _IMPORTS) for a in n.names}
 
 
 def fingerprint_of(reference: str, base_dir: Path | str = ".") -> str:
@@ -126,14 +235,14 @@ def fingerprint_of(reference: str, base_dir: Path | str = ".") -> str:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f" in line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise UserError(f"function {reference!r}: loading {path} failed{line}: {_said(error)}") from error
-    defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
     bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     bound |= {(a.asname or a.name).split(".")[0] for n in ast.walk(tree) if isinstance(n, _IMPORTS) for a in n.names}
     if name not in bound | set(defined) and "*" not in bound:
         nested = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
         if name not in nested:
             raise UserError(f"function {reference!r}: {name} is not there in {where}.{nearest(name, defined)}")
-    return hashlib.sha256(source).hexdigest()
+    return _fingerprint(reference, path)
 
 
 _IMPORTS = (ast.Import, ast.ImportFrom)
@@ -164,43 +273,17 @@ def _source_file(reference: str, where: str, base_dir: Path | str) -> Path:
     raise UserError(f"function {reference!r}: there is no file {path}.{nearest(path.name, there)}")
 
 
-class _Source(importlib.abc.SourceLoader):
-    """Runs exactly these bytes: no ``__pycache__`` is read (its bytes are not what was hashed) or written."""
-
-    def __init__(self, path: Path, source: bytes) -> None:
-        self.path, self.source = str(path), source
-
-    def get_filename(self, fullname: str) -> str:
-        return self.path
-
-    def get_data(self, path: str | bytes) -> bytes:
-        if str(path) != self.path:
-            raise OSError(f"{path!r} is not this module's source")
-        return self.source
-
-
 def _load_file(reference: str, path: Path) -> ModuleType:
-    source = path.read_bytes()
-    # A name by content: another version of the file is another module, and the same one is loaded once.
-    digest = hashlib.sha256(str(path.resolve()).encode() + source).hexdigest()[:16]
-    private = f"_trivet_user_{digest}"
-    if private in sys.modules:
-        return sys.modules[private]
-    loader = _Source(path, source)
-    spec = importlib.util.spec_from_loader(private, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    module.__file__ = str(path)
-    sys.modules[private] = module  # dataclasses and typing look their module up there
     try:
-        loader.exec_module(module)
+        return Importer(path, source_closure(path)).main()
     except BaseException as error:
-        del sys.modules[private]
         if not isinstance(error, Exception | SystemExit):
             raise
-        where = f" in line {error.lineno}" if isinstance(error, SyntaxError) else _place(error, path)
+        where = _place(error, path)
+        if isinstance(error, SyntaxError):
+            beside = "" if error.filename in (None, str(path)) else f" of {Path(str(error.filename)).name}"
+            where = f" in line {error.lineno}{beside}"
         raise UserError(f"function {reference!r}: loading {path} failed{where}: {_said(error)}") from error
-    return module
 
 
 def _load_module(reference: str, name: str) -> ModuleType:
@@ -227,13 +310,3 @@ def _place(error: BaseException, path: Path | None) -> str:
             lines.append(trace.tb_lineno)
         trace = trace.tb_next
     return f" in line {lines[-1]} of {path.name}" if lines and path is not None else ""
-
-
-def _accepted(fn: Callable[..., Any], offered: Mapping[str, Any]) -> set[str]:
-    try:
-        parameters = inspect.signature(fn).parameters.values()
-    except (TypeError, ValueError):  # some builtins have none
-        return set()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return set(offered)
-    return {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.common.intervals import checked
+from data.common.intervals import UNBOUNDED, checked
 from data.common.paired_tests import holm, mean_comparison, mean_verdict
 from evaluation.answers import SystemAnswers
-from evaluation.metrics.registry import References
+from evaluation.metrics.registry import BOUNDS, References
 from evaluation.metrics.text import bleu_of, bleu_statistics, bleu_tokenizer
 
 LEVEL = 0.05
@@ -64,7 +64,9 @@ def _by_scores(
         if rows:
             x, y = ([float(v[i]) for i in rows] for v in (of_a, of_b))  # type: ignore[arg-type]
             units = [a.units[i] for i in rows]
-            made.append((a, mean_comparison(x, y, clusters=units, resamples=resamples, seed=seed)))
+            bounds = BOUNDS.get(metric, UNBOUNDED)
+            bounds = bounds if bounds[0] <= min(*x, *y) and max(*x, *y) <= bounds[1] else UNBOUNDED  # one's own metric
+            made.append((a, mean_comparison(x, y, clusters=units, resamples=resamples, seed=seed, bounds=bounds)))
     out = []
     for (a, found), p in zip(made, holm([found.p_value for _, found in made]), strict=True):
         said = mean_verdict(found, LEVEL, p)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError
-from data.common.intervals import mean_interval, proportion_interval
+from data.common.intervals import UNBOUNDED, Bounds, mean_interval, proportion_interval
 from data.common.user_functions import load_function
 from evaluation.answers import SystemAnswers
 from evaluation.metrics.base import LocalMetric
@@ -49,6 +49,13 @@ METRICS: dict[str, Entry] = {
 }
 
 
+BOUNDS: dict[str, Bounds] = {
+    **dict.fromkeys(("rouge1", "rouge2", "rougeL", "meteor_no_synonyms"), (0.0, 1.0)),
+    "chrf_answer": (0.0, 100.0),
+}
+"""The range of single answers' scores, by their names, where it is known: their intervals stay within."""
+
+
 def needs_references(names: Sequence[str]) -> bool:
     return any(name == "perplexity" or (name in METRICS and METRICS[name].references) for name in names)
 
@@ -63,11 +70,13 @@ def measure(
     *,
     base_dir: Path = Path("."),
     seed: int = 0,
+    columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[dict[str, Any], Scores]:
     """Every metric of the settings on a system's answers, and the numbers of single answers.
 
     Those come as ``{"mean", "ci95"}`` with an interval over prompts, numbers of the whole set as they are. Rows without
-    a reference stay out of what needs one; ``references_n`` counts those that have one.
+    a reference stay out of what needs one; ``references_n`` counts those that have one. A function of the user's is
+    given ``columns`` by name as well.
 
     Raises:
         UserError: an unknown metric, one that needs references where there are none, or one's own that fails.
@@ -84,9 +93,10 @@ def measure(
         if entry is not None:
             found = _ready_made(name, entry, system, config, given, rows)
         else:
-            found = _own(name, system, given, config, base_dir)
+            found = _own(name, system, given, config, base_dir, columns)
         outcomes = entry is not None and entry.outcomes
-        out |= _spread(found, [system.units[i] for i in rows], outcomes, config.bootstrap, seed)
+        units = [system.units[i] for i in rows]
+        out |= _spread(found, units, outcomes, config.bootstrap, seed, ready_made=entry is not None)
         for label, values in found.get("scores", {}).items():
             at = dict(zip(rows, map(float, values), strict=True))
             scores[label] = [at.get(i) for i in range(len(given))]
@@ -114,7 +124,13 @@ NO_REFERENCES = (
 
 
 def _spread(
-    found: Mapping[str, Any], units: Sequence[str], outcomes: bool, resamples: int, seed: int
+    found: Mapping[str, Any],
+    units: Sequence[str],
+    outcomes: bool,
+    resamples: int,
+    seed: int,
+    *,
+    ready_made: bool = True,
 ) -> dict[str, Any]:
     """Aggregates as they are; ``scores``, one an answer, as mean and interval."""
     out = {k: v for k, v in found.items() if k != "scores"}
@@ -122,14 +138,20 @@ def _spread(
         if outcomes:
             interval = proportion_interval(values, units)
         else:
-            interval = mean_interval(values, units, resamples=resamples, seed=seed)
+            bounds = BOUNDS.get(name, UNBOUNDED) if ready_made else UNBOUNDED
+            interval = mean_interval(values, units, resamples=resamples, seed=seed, bounds=bounds)
         note = {"note": interval.note} if interval.ci is None else {}
         out[name] = {"mean": interval.estimate, "ci95": interval.ci} | note
     return out
 
 
 def _own(
-    name: str, system: SystemAnswers, references: References, config: EvaluationConfig, base_dir: Path
+    name: str,
+    system: SystemAnswers,
+    references: References,
+    config: EvaluationConfig,
+    base_dir: Path,
+    columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, Any]:
     """A metric of the user's, or of the hub."""
     if problem := problem_of_metric(name, config):
@@ -139,8 +161,7 @@ def _own(
     scores = load_function(name, base_dir).call(
         list(system.prompts),
         list(system.responses),
-        finished=list(system.finished),
-        categories=list(system.categories),
+        **{**(columns or {}), "finished": list(system.finished), "categories": list(system.categories)},
         references=[list(r) for r in references],
     )
     return {"scores": {name.rpartition(":")[2]: scores}}

@@ -28,6 +28,7 @@ def scorer_of(source: str) -> Scorer:
     """
     if ":" in source and not Path(source).exists():
         function = load_function(source, Path.cwd())
+        function.check(("prompts", "completions", "finished", "messages"))
 
         def by_function(rows: Sequence[Mapping[str, Any]]) -> list[float]:
             columns = {name: [row[name] for row in rows] for name in ("finished", "messages")}

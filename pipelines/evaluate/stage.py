@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from data.common.errors import UserError
-from data.common.user_functions import load_function
+from data.common.user_functions import columns_of, load_function
 from evaluation.answers import SystemAnswers
 from evaluation.generations import Generations
 from evaluation.held_out import Decoding, Evaluator
@@ -117,7 +117,14 @@ def answers_of(
             open_name, system = named.name, None  # the one before goes first
             system = open_system(job, evaluator, named, labels[named.name])
         found = evaluator.run(system, decoding)
-        metrics, scores = measure(found, settings, references, base_dir=recipe.base_dir, seed=evaluator.seed)
+        metrics, scores = measure(
+            found,
+            settings,
+            references,
+            base_dir=recipe.base_dir,
+            seed=evaluator.seed,
+            columns=columns_of(evaluator.prompts),
+        )
         if decoding == "sampled" and references is not None and "perplexity" in settings.metrics:
             metrics |= evaluator.perplexity(system, references) if system.best_of == 1 else {}
         answers.append(replace(found, metrics=metrics, answer_scores=scores))

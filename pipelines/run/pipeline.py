@@ -26,13 +26,13 @@ from models.backbone.artifacts import (
     write_atomic,
 )
 from models.backbone.processes import Processes, resolve_dtype
+from pipelines.binding import check_start
 from pipelines.execution.loaded_models import Workbench
 from pipelines.execution.progress import Progress
-from pipelines.execution.tracking import check_trackers
 from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
 from pipelines.rehearsal import before_first_stage
 from pipelines.run.estimates import LIBRARIES, Estimator
-from pipelines.run.stages import RUNTIME_SPEED, STAGES, function_fingerprints
+from pipelines.run.stages import RUNTIME_SPEED, STAGES, functions_in_key
 from pipelines.stage_run import StageRun
 from pipelines.staleness import StageState, and_remark, state_of
 from pipelines.workspace.keys import base_key, dump, folder_hash, library_versions, rendering_key
@@ -144,7 +144,7 @@ class Pipeline:
             "rendering": rendering_key(recipe.template, recipe.stop) if name != "pretrain" else None,
             "adapter": dump(recipe.adapter) if name != "pretrain" else None,
             "data": {part: self.corpus.fingerprint(part) for part in stage.data},
-            "functions": function_fingerprints(recipe, name),
+            **functions_in_key(recipe, name, self.corpus),
             "inputs": dict(keys),
             "runtime": dump(recipe.runtime, RUNTIME_SPEED)
             | {"device": self.processes.device.type, "processes": self.processes.world},
@@ -179,8 +179,8 @@ class Pipeline:
             yield state
 
     def plan(self) -> list[StagePlan]:
-        """What a run would do, without loading any weights."""
-        check_trackers(self.recipe.tracking)
+        """What a run would do, without loading any weights or running code of the user's."""
+        check_start(self.recipe, self.corpus, self.recipe.stages, run_code=False)
         out = []
         dtype = resolve_dtype(self.recipe.runtime.dtype, self.processes.device)
         on_cpu = self.processes.device.type == "cpu"

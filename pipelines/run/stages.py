@@ -176,8 +176,10 @@ def functions_of(recipe: Recipe, stage: str) -> list[str]:
     return [*([recipe.evaluation.gold] if recipe.evaluation.gold else []), *own]
 
 
-def function_fingerprints(recipe: Recipe, stage: str) -> dict[str, str]:
-    return {source: fingerprint_of(source, recipe.base_dir) for source in functions_of(recipe, stage)}
+def functions_in_key(recipe: Recipe, stage: str, corpus: Corpus) -> dict[str, Any]:
+    """Fingerprints of a stage's functions and, where it has any, of the data's other columns that they are given."""
+    found = {source: fingerprint_of(source, recipe.base_dir) for source in functions_of(recipe, stage)}
+    return {"functions": found} | ({"columns": corpus.columns_fingerprint("prompts")} if found else {})
 
 
 def _ppo_settings(recipe: Recipe) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.common.errors import UserError
-from data.common.user_functions import load_function
+from data.common.user_functions import columns_of, load_function
 from reward.model import RewardModel, Samples
 from reward.settings import RewardPart
 from reward.terms.remote import RemoteReward
@@ -39,7 +39,7 @@ class ModelReward:
 
 
 class FunctionReward:
-    """A Python function ``f(prompts, completions, **kwargs) -> list of numbers`` from the user's file or a package."""
+    """A Python function of named columns (``prompts``, ``completions``, ...) from the user's file or a package."""
 
     def __init__(self, source: str, folder: Path) -> None:
         self.function = load_function(source, folder)
@@ -48,9 +48,9 @@ class FunctionReward:
         values = self.function.call(
             [p.text for p in samples.prompts],
             list(samples.texts),
+            **columns_of(samples.prompts),
             finished=list(samples.finished),
-            messages=[[m.as_dict() for m in p.messages] for p in samples.prompts],
-            categories=[p.category for p in samples.prompts],
+            completion_ids=[list(ids) for ids in samples.responses],
         )
         return torch.tensor(values, dtype=torch.float32)
 

@@ -69,10 +69,12 @@ def test_hostile_overrides(tmp_path: Path, capsys) -> None:
 def test_a_function_beside_files_with_our_names(tmp_path: Path) -> None:
     """The user's ``reward.py``, ``models.py`` and ``data/`` neither replace ours nor are they replaced."""
     (tmp_path / "data").mkdir()
-    for name in ("models.py", "stages.py", "data/__init__.py", "json.py"):
+    for name in ("stages.py", "data/__init__.py", "json.py"):
         (tmp_path / name).write_text("raise RuntimeError('the wrong module')\n")
+    (tmp_path / "models.py").write_text("ONE = 1.0\n")
     (tmp_path / "reward.py").write_text(
-        "import json, models, data.records\ndef f(prompts, completions):\n    return [1.0 for _ in completions]\n"
+        "import json, models, data.records\n"
+        "def f(prompts, completions):\n    return [models.ONE * len(json.dumps(c)) / 3 for c in completions]\n"
     )
     path = list(sys.path)
     assert load_function("reward.py:f", tmp_path)(["p"], ["c"]) == [1.0]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 
+from data.binding import OFFERED
 from data.common.errors import UserError
-from data.common.user_functions import load_function
+from data.common.user_functions import check_statically, columns_of, load_function, offered_for
+from data.sources import DataConfig
+from data.splits import load_corpus
 
 SOURCE = """
 from dataclasses import dataclass
@@ -97,3 +101,133 @@ def test_loads_from_a_package():
     fn = load_function("math:fsum")
     assert callable(fn.fn) and fn.fingerprint
     assert load_function("data.records:ranks_from_scores").path is not None
+
+
+CALLED = """
+import functools
+
+def kwargs(f):
+    @functools.wraps(f)
+    def wrapper(*args, **kw):
+        return f(*args, **kw)
+    return wrapper
+
+def bare(f):
+    def wrapper(*args, **kw):
+        return f(*args, **kw)
+    return wrapper
+
+def marks(c, extra=0.0):
+    return [len(x) + extra for x in c]
+
+def swapped(completions, prompts): return marks(completions)
+def plain(prompts, completions): return marks(completions)
+def trl(completions, **kwargs): return marks(completions, len(kwargs["answer"]))
+def truth(completions, answer): return [float(c == a) for c, a in zip(completions, answer)]
+def responses(responses): return marks(responses)
+def only(prompts, completions, /): return marks(completions)
+def turned(completions, prompts, /, *, answer): return marks(completions)
+def optional(completions, threshold=0.5, /, other=2): return marks(completions, threshold)
+def generator(completions):
+    yield from marks(completions)
+decorated = kwargs(swapped)
+weighted = functools.partial(lambda completions, weight: [weight * len(c) for c in completions], weight=2.0)
+first = functools.partial(lambda weight, completions: [weight * len(c) for c in completions], 3.0)
+
+class Object:
+    def __call__(self, completions, prompts): return marks(completions)
+    def method(self, completions): return marks(completions)
+instance = Object()
+method = Object().method
+
+def texts(texts): return marks(texts)
+def promts(promts, completions): return marks(completions)
+def nothing(a=1, b=2): return [1.0]
+def starred(*args): return [1.0]
+wrapped = bare(swapped)
+async def waiting(completions): return marks(completions)
+class Waiting:
+    async def __call__(self, completions): return marks(completions)
+class Record:
+    pass
+class Needs:
+    def __init__(self, size): pass
+    def __call__(self, completions): return marks(completions)
+builtin = len
+"""
+COLUMNS: dict[str, list] = {"answer": ["ab", "x"], "weight": [9, 9]}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((n, [2.0, 3.0]) for n in ("swapped", "plain", "responses", "only", "turned", "generator", "decorated")),
+        *((n, [2.0, 3.0]) for n in ("Object", "instance", "method")),
+        ("trl", [4.0, 5.0]),
+        ("truth", [1.0, 0.0]),
+        ("optional", [2.5, 3.5]),
+        ("weighted", [4.0, 6.0]),  # what partial has set stays, whatever the data's columns are called
+        ("first", [6.0, 9.0]),
+    ],
+)
+def test_columns_are_given_by_name(tmp_path, name, expected):
+    (tmp_path / "r.py").write_text(CALLED)
+    function = load_function(f"r.py:{name}", tmp_path)
+    function.check({*OFFERED, *COLUMNS})
+    assert function.call(["a long prompt", "q"], ["ab", "cde"], **COLUMNS) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("texts", "no column is called 'texts'.*on offer are .*completions.*prompts"),
+        ("promts", "'promts'. Did you mean 'prompts'"),
+        ("truth", "no column is called 'answer'"),
+        ("nothing", "no parameter of it has the name of a column"),
+        ("starred", "no parameter of it"),
+        ("wrapped", "functools.wraps"),
+        ("waiting", "is async"),
+        ("Waiting", "is async"),
+        ("Record", "is a class without `__call__`"),
+        ("Needs", "cannot be made without arguments"),
+        ("builtin", "no column is called 'obj'"),
+    ],
+)
+def test_what_cannot_be_called_by_name_is_refused(tmp_path, name, message):
+    (tmp_path / "r.py").write_text(CALLED)
+    with pytest.raises(UserError, match=message):
+        load_function(f"r.py:{name}", tmp_path).check()
+
+
+@pytest.mark.parametrize("name", ["texts", "promts", "truth", "nothing", "starred", "waiting"])
+def test_plain_functions_are_refused_without_running_the_file(tmp_path, name):
+    (tmp_path / "r.py").write_text(CALLED + "\nraise SystemExit\n")
+    with pytest.raises(UserError, match=r"r\.py:" + name):
+        check_statically(f"r.py:{name}", OFFERED, tmp_path)
+    for fine in ("swapped", "trl", "only", "optional", "Object", "decorated", "weighted"):
+        check_statically(f"r.py:{fine}", OFFERED, tmp_path)
+
+
+def test_the_datas_columns_are_carried_to_functions(tmp_path):
+    rows = [
+        {"prompt": "2 + 2?", "answer": "4", "level": 1},
+        {"prompt": "3 + 3?", "answer": "6", "finished": True, "self": "x", "prompts": "mine"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    corpus = load_corpus(DataConfig(prompts=("p.jsonl",), held_out=0.0), seed=0, base_dir=tmp_path)
+    prompts = corpus.prompts.train
+    assert columns_of(prompts)["answer"] == ["4", "6"] and columns_of(prompts[1:])["level"] == [None]
+    assert offered_for(prompts) == {*OFFERED, "answer", "level", "self"}
+    (tmp_path / "r.py").write_text(CALLED)
+    truth = load_function("r.py:truth", tmp_path)
+    assert truth.call([p.text for p in prompts], ["4", "5"], **columns_of(prompts)) == [1.0, 0.0]
+
+
+def test_a_changed_column_is_another_fingerprint_of_the_columns_alone(tmp_path):
+    def load(answer: str):
+        (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "2 + 2?", "answer": answer}) + "\n")
+        return load_corpus(DataConfig(prompts=("p.jsonl",), held_out=0.0), seed=0, base_dir=tmp_path)
+
+    one, other = load("4"), load("5")
+    assert one.fingerprint("prompts") == other.fingerprint("prompts")
+    assert one.columns_fingerprint("prompts") != other.columns_fingerprint("prompts")

@@ -1,0 +1,64 @@
+"""Are the recipe's functions callable with the columns that they will be offered? Asked before the first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from data.common.errors import UserError
+from data.common.user_functions import check_statically, load_function, offered_for
+from data.splits import Corpus
+from pipelines.execution.stage_request import evaluation_prompts
+from pipelines.execution.tracking import check_trackers
+from pipelines.recipe.schema import Recipe
+from pipelines.run.stages import functions_of
+
+
+def offers(recipe: Recipe, corpus: Corpus, stages: Sequence[str]) -> Iterator[tuple[str, str, set[str]]]:
+    """Stage, function and names on offer, for every function of the user's that the stages call."""
+    for stage in stages:
+        for reference in functions_of(recipe, stage):
+            yield stage, reference, _offered(recipe, corpus, stage, reference)
+
+
+def _offered(recipe: Recipe, corpus: Corpus, stage: str, reference: str) -> set[str]:
+    if stage == "rankings":
+        return offered_for([*corpus.prompts.train, *corpus.prompts.held_out])
+    if stage == "ppo":
+        return offered_for(corpus.prompts.train, "completion_ids")
+    more = ["references"] if reference in recipe.evaluation.metrics else []
+    chosen_by = [reference] if reference not in (recipe.evaluation.gold, *recipe.evaluation.metrics) else []
+    return offered_for(evaluation_prompts(recipe, corpus), *more, *("completion_ids" for _ in chosen_by))
+
+
+def check_start(recipe: Recipe, corpus: Corpus, stages: Sequence[str], *, run_code: bool) -> None:
+    """What must hold before any stage begins: trackers that can be reached and functions that can be called.
+
+    Raises:
+        UserError: one of them cannot; ``run_code`` is as for ``check_functions``.
+    """
+    check_trackers(recipe.tracking)
+    check_functions(recipe, corpus, stages, run_code=run_code)
+
+
+def check_functions(recipe: Recipe, corpus: Corpus, stages: Sequence[str], *, run_code: bool) -> None:
+    """Refuse functions that cannot be called by name.
+
+    Args:
+        stages: whose functions are looked at.
+        run_code: load the functions, which runs their files; otherwise only what can be read is judged.
+
+    Raises:
+        UserError: a function cannot be loaded or bound; the names on offer are given.
+    """
+    for stage, reference, offered in offers(recipe, corpus, stages):
+        _check(stage, reference, offered, recipe, run_code)
+
+
+def _check(stage: str, reference: str, offered: Collection[str], recipe: Recipe, run_code: bool) -> None:
+    try:
+        if run_code:
+            load_function(reference, recipe.base_dir).check(offered)
+        else:
+            check_statically(reference, offered, recipe.base_dir)
+    except UserError as error:
+        raise UserError(f"{stage}: {error}") from error
