@@ -26,19 +26,19 @@ from models.backbone.artifacts import (
     write_atomic,
 )
 from models.backbone.processes import Processes, resolve_dtype
-from pipelines.binding import check_start
 from pipelines.execution.loaded_models import Workbench
 from pipelines.execution.progress import Progress
 from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
-from pipelines.rehearsal import before_first_stage
+from pipelines.run.binding import check_start
 from pipelines.run.estimates import LIBRARIES, Estimator
+from pipelines.run.rehearsal import before_first_stage
+from pipelines.run.stage_run import StageRun
 from pipelines.run.stages import RUNTIME_SPEED, STAGES, functions_in_key
-from pipelines.stage_run import StageRun
-from pipelines.staleness import StageState, and_remark, state_of
+from pipelines.run.staleness import StageState, and_remark, state_of
 from pipelines.workspace.keys import base_key, dump, folder_hash, library_versions, rendering_key
 from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run
 from pipelines.workspace.store import Store
-from stages.stopped import kept_of, read_begun, work_of
+from stages.safe_points.stopped import kept_of, read_begun, work_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

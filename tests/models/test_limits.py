@@ -11,9 +11,9 @@ import torch
 from data.common.errors import UserError
 from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
+from models.hub.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder, limits_of_model
 from models.hub.load import load_base
 from models.hub.spec import BaseModelSpec
-from models.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder, limits_of_model
 from stages import rankings, reward_model, sft
 from stages.ppo import stage as ppo_stage
 from stages.settings import PPOConfig, RankingsConfig, RewardConfig, SFTConfig

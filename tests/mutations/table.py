@@ -523,7 +523,7 @@ SAFETY = [
     _of("H7", "tokenizers are not tried when loaded", LO, "        probe(tokenizer)\n", "        pass\n", HOSTILE, "when_it_is_loaded"),
     _of("H7", "a slow tokenizer is not told", "data/tokens.py", "if seconds > SLOW * max(1.0, len(text) / LONG):",
         "if seconds > 1e9:", HOSTILE, "waits_for_its_moment"),
-    _of("H8", "what runs is not what was hashed", "data/user_files.py",
+    _of("H8", "what runs is not what was hashed", "data/common/user_files.py",
         "loader = Source(path, self.sources[name] if name in self.sources else path.read_bytes())",
         "loader = importlib.machinery.SourceFileLoader(self._name(dotted), str(path))", RECIPES, "what_was_hashed"),
 ]  # fmt: skip

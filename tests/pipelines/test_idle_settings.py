@@ -15,8 +15,8 @@ import yaml
 
 from data.common.errors import UserError
 from pipelines.recipe.errors import models_in
+from pipelines.recipe.idle import RULES, covers, leaves
 from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
-from pipelines.recipe_idle import RULES, covers, leaves
 from pipelines.run.stages import STAGES
 from pipelines.workspace.keys import rendering_key
 
