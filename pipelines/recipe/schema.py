@@ -21,8 +21,8 @@ from evaluation.settings import EvaluationConfig
 from models.backbone.settings import AdapterConfig
 from pipelines.recipe.checks import default_stages, fill_in, problems_across
 from pipelines.recipe.errors import coerced, problems_of, told, unknown_keys
+from pipelines.recipe.idle import idle
 from pipelines.recipe.yaml_source import Source, apply_override, read_text
-from pipelines.recipe_idle import idle
 from stages.settings import CheckpointConfig, PPOConfig, PretrainConfig, RankingsConfig, RewardConfig, SFTConfig
 
 
