@@ -26,10 +26,13 @@ CONFIG, INDEX = ADAPTER_CONFIG, "model.safetensors.index.json"
 NAME = re.compile(r"\^?[A-Za-z0-9_.-]{1,200}")
 # How an adapter came to be, or what PEFT itself would do with it; without meaning for weights that are given.
 IGNORED = {
-    *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "init_lora_weights"),
+    *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "merge_weights"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_core"),
     *("exclude_modules", "qalora_group_size", "ensure_weight_tying"),
 }
+# Ways to begin that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take something out of its
+# weights, and the adapter means what it says on what is left of them alone.
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTHS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model")
 
@@ -75,20 +78,40 @@ def read_adapter_config(folder: Path, weights: Mapping[str, Tensor]) -> LoraConf
     if known.modules_to_save or known.bias != "none":
         what = "modules_to_save" if known.modules_to_save else "bias"
         raise UserError(f"{file}: {what} would change the shared base; export the adapter without it")
-    for name in sorted(set(LoraConfig.__dataclass_fields__) - set(_Adapter.model_fields) - IGNORED - {"peft_type"}):
-        if raw.get(name):
-            raise UserError(f"{file}: {name}: trivet reads plain LoRA adapters, without this setting")
+    _check_start(file, raw.get("init_lora_weights", True))
+    for name in sorted(set(raw) - set(_Adapter.model_fields) - IGNORED - {"peft_type", "init_lora_weights"}):
+        if raw[name]:
+            raise UserError(f"{file}: {name[:60]}: trivet reads plain LoRA adapters, without this setting")
     _check_patterns(file, known)
     _check_ranks(file, known, weights)
     settings = known.model_dump(exclude_none=True, exclude={"modules_to_save"})
     settings["task_type"] = "CAUSAL_LM" if known.task_type == "CAUSAL_LM" else None
-    if isinstance(known.target_modules, str) and known.target_modules != "all-linear":
-        settings["target_modules"] = _targets(weights)  # a regular expression of others is not run
+    if _by_weights(known, raw):
+        settings["target_modules"] = _targets(weights)
+        settings = {k: v for k, v in settings.items() if k not in ("layers_to_transform", "layers_pattern")}
     # eva/loftq/etc. initialisations would touch the base: the weights are given, so no initialisation is needed
     try:
         return LoraConfig(**settings, init_lora_weights=True, inference_mode=True)
     except (ValueError, TypeError) as error:  # settings that PEFT does not take together
         raise UserError(f"{file}: not a readable LoRA configuration ({' '.join(str(error).split())[:200]})") from error
+
+
+def _check_start(file: Path, start: Any) -> None:
+    """Refuse weights that are relative to a base which PEFT changed when the adapter was begun."""
+    if isinstance(start, bool | str | None) and start in PLAIN_STARTS:
+        return
+    raise UserError(
+        f"{file}: init_lora_weights: {start!r:.60} means weights relative to a changed base, which on the plain base "
+        "are another model. Convert them: save_pretrained(..., path_initial_model_for_weight_conversion=FOLDER), where "
+        "FOLDER holds the adapter as it was before training; or merge it into its base and give that folder"
+    )
+
+
+def _by_weights(known: _Adapter, raw: Mapping[str, Any]) -> bool:
+    """Whether the weights say where the adapter stands: a regular expression of others is not run, and modules that
+    were excluded have no weights."""
+    pattern = isinstance(known.target_modules, str) and known.target_modules != "all-linear"
+    return pattern or bool(raw.get("exclude_modules"))
 
 
 def _check_patterns(file: Path, known: _Adapter) -> None:

@@ -90,7 +90,32 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 def _load_adapter(base: SharedBase, name: str, folder: Path) -> None:
     weights = _read(folder / WEIGHTS)
-    base.load_adapter(name, read_adapter_config(folder, weights), weights, str(folder))
+    config = read_adapter_config(folder, weights)
+    base.load_adapter(name, config, _without_base(base, folder / WEIGHTS, weights), str(folder))
+
+
+def _without_base(base: SharedBase, file: Path, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The adapter's own tensors, without the copies of embeddings that PEFT writes beside an adapter on them.
+
+    Raises:
+        UserError: such a tensor is not what this base has; it was trained or resized, and would change the shared base.
+    """
+    named = base.lm.named_parameters(remove_duplicate=False)
+    own = {_plain(name): p for name, p in named if ".lora_" not in name}
+    for name, tensor in weights.items():
+        if ".lora_" in name or (there := own.get(_plain(name))) is None:
+            continue
+        if there.shape != tensor.shape or not torch.equal(tensor.to(there.device, there.dtype), there):
+            raise UserError(
+                f"{file}: {name[:100]} is not what base {base.name} has there: it was trained or resized beside the "
+                "adapter, and would change the shared base. Merge the adapter into its base and give that folder"
+            )
+    return {n: t for n, t in weights.items() if ".lora_" in n or _plain(n) not in own}
+
+
+def _plain(name: str) -> str:
+    """A tensor's name in the base, without what PEFT puts around it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def _load_copy(base: SharedBase, name: str, folder: Path) -> None:

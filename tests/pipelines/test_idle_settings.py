@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -74,6 +75,11 @@ def setting_names(model=Recipe, prefix=""):
             yield f"{prefix}{name}"
 
 
+def also(more: Any) -> dict[str, Any]:
+    """What a setting needs beside it."""
+    return dict(more)
+
+
 def of_part(key, value, source="length", **more):
     """A term of PPO's reward with one setting of its own."""
     usual = {"length": {"at_most": 40}, "regex": {"pattern": "a"}}.get(source, {})
@@ -104,88 +110,252 @@ ACTS = {  # setting: (recipe, settings written into it)
     "template": (PLAIN, {"template": "dialogue"}),
     "stop": (PLAIN, {"stop": ["x"]}),
     "stages": (PLAIN, {"stages": ["sft", "reward"]}),
-    **{f"base.pretrain.{k}": (SCRATCH, {f"base.pretrain.{k}": v}) for k, v in {
-        "tokenizer": "words", "vocabulary": 300, "model.layers": 1, "model.width": 64, "model.feed_forward": 32,
-        "model.heads": 2, "model.context": 128, "model.init_std": 0.2, "steps": 9, "batch": 5, "shuffle": False,
-        "learning_rate": 0.5, "matrix_learning_rate": 0.5,
-    }.items()},
-    **{f"data.{k}": (recipe, {f"data.{k}": v}) for k, recipe, v in [
-        ("demonstrations", PLAIN, "demo-world?rows=9"), ("rankings", PLAIN, "demo-world?rows=9"),
-        ("prompts", PLAIN, "demo-world?rows=9"), ("documents", SCRATCH, "more.txt"), ("held_out", PLAIN, 0.2),
-        ("group_by", PLAIN, "topic"), ("annotators", PLAIN, "mean"), ("text_unit", SCRATCH, "line"),
-    ]},
-    **{f"adapter.{k}": (PLAIN, {f"adapter.{k}": v}) for k, v in {
-        "method": "full", "rank": 4, "alpha": 4, "dropout": 0.1, "targets": ["c_attn"], "layers": [0], "rslora": True,
-    }.items()},
-    **{f"sft.{k}": (PLAIN, {f"sft.{k}": v}) for k, v in {
-        "epochs": 2.0, "learning_rate": 1e-3, "batch": 8, "micro_batch": 4, "batch_tokens": 64, "warmup": 0.1,
-        "schedule": "linear", "max_tokens": 64, "supervise": "last", "max_grad_norm": 2.0, "weight_decay": 0.1,
-    }.items()},
-    **{f"rankings.{k}": (SAMPLED, {f"rankings.{k}": v}) for k, v in {
-        "annotator": "data.demo.task:other", "prompts": 9, "held_out_prompts": 9, "answers": 2, "noise": 0.1,
-        "temperature": 0.5, "max_new_tokens": 9, "batch": 9,
-    }.items()},
-    **{f"reward.{k}": (PLAIN, {f"reward.{k}": v} | more) for k, v, more in [
-        ("base", OTHER, {}), ("loss", "plackett_luce", {}), ("margin", 0.1, {}), ("label_smoothing", 0.1, {}),
-        ("pooling", "mean", {}), ("ensemble", 2, {}), ("combine", "worst", {"reward.ensemble": 2}),
-        ("caution", 2.0, {"reward.ensemble": 2, "reward.combine": "mean_minus_spread"}), ("holdout", 0.2, {}),
-        ("init", "base", {}), ("epochs", 2.0, {}), ("learning_rate", 1e-3, {}), ("head_learning_rate", 1e-3, {}),
-        ("batch", 8, {}), ("micro_batch", 4, {}), ("warmup", 0.1, {}), ("schedule", "linear", {}),
-        ("max_tokens", 64, {}), ("max_grad_norm", 2.0, {}), ("weight_decay", 0.1, {}), ("centre_samples", 9, {}),
-    ]},
-    **{f"ppo.{k}": (PLAIN, {f"ppo.{k}": v} | more) for k, v, more in [
-        *((k, v, {}) for k, v in {
-            "updates": 9, "rollouts": 32, "epochs": 2, "minibatches": 2, "micro_batch": 8, "micro_tokens": 64,
-            "learning_rate": 1e-3, "value_learning_rate": 1e-3, "value_head_learning_rate": 1e-3,
-            "schedule": "cosine", "final_learning_rate": 0.1, "adam_epsilon": 1e-8, "weight_decay": 0.1,
-            "max_grad_norm": 2.0, "kl_coef": 0.1, "kl": "adaptive", "clip": 0.1, "value_clip": 0.1, "gamma": 0.9,
-            "lam": 0.9, "whiten_advantages": False, "whiten_rewards": True, "entropy_coef": 0.1, "temperature": 0.5,
-            "max_new_tokens": 9, "max_prompt_tokens": 9, "old_logprobs": "recompute", "missing_eos_penalty": 0.5,
-            "reward": ["model", "data.demo.task:gold"], "standardise_scores": True, "score_clip": 2.0,
-            "critic_warmup": 1, "keep_every": 5, "self_check": False, "value.init": "sft", "value.head": "zero",
-        }.items()),
-        ("kl_target", 3.0, {"ppo.kl": "adaptive"}), ("kl_horizon", 9.0, {"ppo.kl": "adaptive"}),
-        ("share_lower_layers", False, {"adapter.layers": "upper_half"}),
-        ("value_coef", 0.5, {"ppo.value.init": "policy_trunk"}),
-        ("watch_every", 2, {"reward.holdout": 0.2}), ("watch_prompts", 9, {"reward.holdout": 0.2}),
-        ("keep", "best", {"reward.holdout": 0.2}),
-    ]},
-    **{f"{group}.{k}": (PLAIN, make(k, v, source)) for group, make in (
-        ("ppo.reward", of_part), ("evaluation.best_of_by", of_chooser),
-    ) for k, v, source in [
-        ("source", "data.demo.task:gold", "data.demo.task:other"), ("name", "n", "length"), ("weight", 2.0, "length"),
-        ("normalise", True, "length"), ("clip", 1.0, "length"), ("pattern", "b", "regex"), ("count", True, "regex"),
-        ("at_least", 2, "length"), ("at_most", 30, "length"), ("unit", "tokens", "length"),
-    ]},
-    **{f"{group}.remote.{k}": (PLAIN, make("remote", {"protocol": "classify", k: v}, "http://localhost:1/"))
-       for group, make in (("ppo.reward", of_part), ("evaluation.best_of_by", of_chooser))
-       for k, v in {"protocol": "classify", "model": "m", "index": 1}.items()},
-    **{f"evaluation.{k}": (PLAIN, {f"evaluation.{k}": v} | more) for k, v, more in [
-        *((k, v, {}) for k, v in {
-            "prompts": 9, "gold": "data.demo.task:gold", "samples_per_prompt": 2, "temperature": 0.5, "greedy": False,
-            "systems": ["sft"], "rankings": "more.jsonl", "metrics": ["rouge"], "max_new_tokens": 9, "batch": 9,
-            "seed": 3, "bootstrap": 99, "judges": [JUDGE],
-        }.items()),
-        ("labels", ["a"], {"evaluation.metrics": ["labels"]}),
-        ("hub_metrics", True, {"evaluation.metrics": ["hub:x"]}),
-        ("lm_eval.tasks", ["a"], {}),
-        *((f"lm_eval.{k}", v, {"evaluation.lm_eval.tasks": ["a"]}) for k, v in {
-            "tasks_dir": "t", "systems": ["sft"], "shots": 1, "limit": 9, "chat_template": True, "batch": 9,
-        }.items()),
-    ]},
+    **{
+        f"base.pretrain.{k}": (SCRATCH, {f"base.pretrain.{k}": v})
+        for k, v in {
+            "tokenizer": "words",
+            "vocabulary": 300,
+            "model.layers": 1,
+            "model.width": 64,
+            "model.feed_forward": 32,
+            "model.heads": 2,
+            "model.context": 128,
+            "model.init_std": 0.2,
+            "steps": 9,
+            "batch": 5,
+            "shuffle": False,
+            "learning_rate": 0.5,
+            "matrix_learning_rate": 0.5,
+        }.items()
+    },
+    **{
+        f"data.{k}": (recipe, {f"data.{k}": v})
+        for k, recipe, v in [
+            ("demonstrations", PLAIN, "demo-world?rows=9"),
+            ("rankings", PLAIN, "demo-world?rows=9"),
+            ("prompts", PLAIN, "demo-world?rows=9"),
+            ("documents", SCRATCH, "more.txt"),
+            ("held_out", PLAIN, 0.2),
+            ("group_by", PLAIN, "topic"),
+            ("annotators", PLAIN, "mean"),
+            ("text_unit", SCRATCH, "line"),
+        ]
+    },
+    **{
+        f"adapter.{k}": (PLAIN, {f"adapter.{k}": v})
+        for k, v in {
+            "method": "full",
+            "rank": 4,
+            "alpha": 4,
+            "dropout": 0.1,
+            "targets": ["c_attn"],
+            "layers": [0],
+            "rslora": True,
+        }.items()
+    },
+    **{
+        f"sft.{k}": (PLAIN, {f"sft.{k}": v})
+        for k, v in {
+            "epochs": 2.0,
+            "learning_rate": 1e-3,
+            "batch": 8,
+            "micro_batch": 4,
+            "batch_tokens": 64,
+            "warmup": 0.1,
+            "schedule": "linear",
+            "max_tokens": 64,
+            "supervise": "last",
+            "max_grad_norm": 2.0,
+            "weight_decay": 0.1,
+        }.items()
+    },
+    **{
+        f"rankings.{k}": (SAMPLED, {f"rankings.{k}": v})
+        for k, v in {
+            "annotator": "data.demo.task:other",
+            "prompts": 9,
+            "held_out_prompts": 9,
+            "answers": 2,
+            "noise": 0.1,
+            "temperature": 0.5,
+            "max_new_tokens": 9,
+            "batch": 9,
+        }.items()
+    },
+    **{
+        f"reward.{k}": (PLAIN, {f"reward.{k}": v, **also(more)})
+        for k, v, more in [
+            ("base", OTHER, {}),
+            ("loss", "plackett_luce", {}),
+            ("margin", 0.1, {}),
+            ("label_smoothing", 0.1, {}),
+            ("pooling", "mean", {}),
+            ("ensemble", 2, {}),
+            ("combine", "worst", {"reward.ensemble": 2}),
+            ("caution", 2.0, {"reward.ensemble": 2, "reward.combine": "mean_minus_spread"}),
+            ("holdout", 0.2, {}),
+            ("init", "base", {}),
+            ("epochs", 2.0, {}),
+            ("learning_rate", 1e-3, {}),
+            ("head_learning_rate", 1e-3, {}),
+            ("batch", 8, {}),
+            ("micro_batch", 4, {}),
+            ("warmup", 0.1, {}),
+            ("schedule", "linear", {}),
+            ("max_tokens", 64, {}),
+            ("max_grad_norm", 2.0, {}),
+            ("weight_decay", 0.1, {}),
+            ("centre_samples", 9, {}),
+        ]
+    },
+    **{
+        f"ppo.{k}": (PLAIN, {f"ppo.{k}": v, **also(more)})
+        for k, v, more in [
+            *(
+                (k, v, {})
+                for k, v in {
+                    "updates": 9,
+                    "rollouts": 32,
+                    "epochs": 2,
+                    "minibatches": 2,
+                    "micro_batch": 8,
+                    "micro_tokens": 64,
+                    "learning_rate": 1e-3,
+                    "value_learning_rate": 1e-3,
+                    "value_head_learning_rate": 1e-3,
+                    "schedule": "cosine",
+                    "final_learning_rate": 0.1,
+                    "adam_epsilon": 1e-8,
+                    "weight_decay": 0.1,
+                    "max_grad_norm": 2.0,
+                    "kl_coef": 0.1,
+                    "kl": "adaptive",
+                    "clip": 0.1,
+                    "value_clip": 0.1,
+                    "gamma": 0.9,
+                    "lam": 0.9,
+                    "whiten_advantages": False,
+                    "whiten_rewards": True,
+                    "entropy_coef": 0.1,
+                    "temperature": 0.5,
+                    "max_new_tokens": 9,
+                    "max_prompt_tokens": 9,
+                    "old_logprobs": "recompute",
+                    "missing_eos_penalty": 0.5,
+                    "reward": ["model", "data.demo.task:gold"],
+                    "standardise_scores": True,
+                    "score_clip": 2.0,
+                    "critic_warmup": 1,
+                    "keep_every": 5,
+                    "self_check": False,
+                    "value.init": "sft",
+                    "value.head": "zero",
+                }.items()
+            ),
+            ("kl_target", 3.0, {"ppo.kl": "adaptive"}),
+            ("kl_horizon", 9.0, {"ppo.kl": "adaptive"}),
+            ("share_lower_layers", False, {"adapter.layers": "upper_half"}),
+            ("value_coef", 0.5, {"ppo.value.init": "policy_trunk"}),
+            ("watch_every", 2, {"reward.holdout": 0.2}),
+            ("watch_prompts", 9, {"reward.holdout": 0.2}),
+            ("keep", "best", {"reward.holdout": 0.2}),
+        ]
+    },
+    **{
+        f"{group}.{k}": (PLAIN, make(k, v, source))
+        for group, make in (
+            ("ppo.reward", of_part),
+            ("evaluation.best_of_by", of_chooser),
+        )
+        for k, v, source in [
+            ("source", "data.demo.task:gold", "data.demo.task:other"),
+            ("name", "n", "length"),
+            ("weight", 2.0, "length"),
+            ("normalise", True, "length"),
+            ("clip", 1.0, "length"),
+            ("pattern", "b", "regex"),
+            ("count", True, "regex"),
+            ("at_least", 2, "length"),
+            ("at_most", 30, "length"),
+            ("unit", "tokens", "length"),
+        ]
+    },
+    **{
+        f"{group}.remote.{k}": (PLAIN, make("remote", {"protocol": "classify", k: v}, "http://localhost:1/"))
+        for group, make in (("ppo.reward", of_part), ("evaluation.best_of_by", of_chooser))
+        for k, v in {"protocol": "classify", "model": "m", "index": 1}.items()
+    },
+    **{
+        f"evaluation.{k}": (PLAIN, {f"evaluation.{k}": v, **also(more)})
+        for k, v, more in [
+            *(
+                (k, v, {})
+                for k, v in {
+                    "prompts": 9,
+                    "gold": "data.demo.task:gold",
+                    "samples_per_prompt": 2,
+                    "temperature": 0.5,
+                    "greedy": False,
+                    "systems": ["sft"],
+                    "rankings": "more.jsonl",
+                    "metrics": ["rouge"],
+                    "max_new_tokens": 9,
+                    "batch": 9,
+                    "seed": 3,
+                    "bootstrap": 99,
+                    "judges": [JUDGE],
+                }.items()
+            ),
+            ("labels", ["a"], {"evaluation.metrics": ["labels"]}),
+            ("hub_metrics", True, {"evaluation.metrics": ["hub:x"]}),
+            ("lm_eval.tasks", ["a"], {}),
+            *(
+                (f"lm_eval.{k}", v, {"evaluation.lm_eval.tasks": ["a"]})
+                for k, v in {
+                    "tasks_dir": "t",
+                    "systems": ["sft"],
+                    "shots": 1,
+                    "limit": 9,
+                    "chat_template": True,
+                    "batch": 9,
+                }.items()
+            ),
+        ]
+    },
     "evaluation.best_of_by": (PLAIN, of_chooser("weight", 2.0)),
     "evaluation.prompted": (PLAIN, of_asking("system", "s")),
-    **{f"evaluation.prompted.{k}": (PLAIN, of_asking(k, v)) for k, v in {
-        "model": "sft", "prompt": "a {prompt}", "system": "s", "examples": [SHOT], "shots": 1, "until": ["x"],
-        "answer": "(a)",
-    }.items()},
+    **{
+        f"evaluation.prompted.{k}": (PLAIN, of_asking(k, v))
+        for k, v in {
+            "model": "sft",
+            "prompt": "a {prompt}",
+            "system": "s",
+            "examples": [SHOT],
+            "shots": 1,
+            "until": ["x"],
+            "answer": "(a)",
+        }.items()
+    },
     **{f"evaluation.prompted.examples.{k}": (PLAIN, of_asking("examples", [SHOT | {k: "c"}])) for k in SHOT},
-    **{f"evaluation.judges.{k}": (PLAIN, of_judge(k, v)) for k, v in {
-        "name": "k", "url": "http://localhost:2/v1", "model": "n", "token_env": "T", "instruction": "i", "prompts": 9,
-        "adversary_prompts": 9, "temperature": 0.5, "max_tokens": 9, "timeout": 9.0, "retries": 1, "concurrency": 1,
-        "requests_per_minute": 9.0,
-    }.items()},
-}  # fmt: skip
+    **{
+        f"evaluation.judges.{k}": (PLAIN, of_judge(k, v))
+        for k, v in {
+            "name": "k",
+            "url": "http://localhost:2/v1",
+            "model": "n",
+            "token_env": "T",
+            "instruction": "i",
+            "prompts": 9,
+            "adversary_prompts": 9,
+            "temperature": 0.5,
+            "max_tokens": 9,
+            "timeout": 9.0,
+            "retries": 1,
+            "concurrency": 1,
+            "requests_per_minute": 9.0,
+        }.items()
+    },
+}
 REMOTE = ("timeout", "retries", "backoff", "concurrency", "batch", "token_env")
 SHOWN = {  # what is in no key, and the file of tests that shows it acting
     "name": "pipelines/test_cli.py",
@@ -200,12 +370,18 @@ SHOWN = {  # what is in no key, and the file of tests that shows it acting
     "tracking": "pipelines/test_tracking.py",
     "base.pretrain.max_skipped_steps": "resume/test_bad_steps.py",
     **{f"{s}.max_skipped_steps": "resume/test_bad_steps.py" for s in ("sft", "reward", "ppo")},
-    **{f"reward.gate.{k}": "stages/test_reward_gate.py" for k in (
-        "enabled", "accuracy", "beat_longest", "beat_ngrams", "emptied", "spread")},
-    **{f"{group}.remote.{k}": "data/test_http.py" for group in ("ppo.reward", "evaluation.best_of_by")
-       for k in REMOTE if k != "batch"},
+    **{
+        f"reward.gate.{k}": "stages/test_reward_gate.py"
+        for k in ("enabled", "accuracy", "beat_longest", "beat_ngrams", "emptied", "spread")
+    },
+    **{
+        f"{group}.remote.{k}": "data/test_http.py"
+        for group in ("ppo.reward", "evaluation.best_of_by")
+        for k in REMOTE
+        if k != "batch"
+    },
     **{f"{group}.remote.batch": "reward/test_composition.py" for group in ("ppo.reward", "evaluation.best_of_by")},
-}  # fmt: skip
+}
 
 
 def test_every_setting_has_its_entry() -> None:
@@ -287,22 +463,32 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     (PLAIN, {"reward.combine": "worst"}, "reward.combine", "ensemble is 1"),
     (PLAIN, {"reward.caution": 2.0}, "reward.caution", "mean_minus_spread"),
     (PLAIN, {"reward.caution": 2.0, "reward.ensemble": 2}, "reward.caution", "mean_minus_spread"),
-    *((PLAIN, {"reward.gate": {"enabled": False, k: v}}, f"reward.gate.{k}", "reward.gate is off") for k, v in {
-        "accuracy": 0.6, "beat_longest": False, "beat_ngrams": True, "emptied": 0.6, "spread": 0.1}.items()),
+    *(
+        (PLAIN, {"reward.gate": {"enabled": False, k: v}}, f"reward.gate.{k}", "reward.gate is off")
+        for k, v in {"accuracy": 0.6, "beat_longest": False, "beat_ngrams": True, "emptied": 0.6, "spread": 0.1}.items()
+    ),
     (PLAIN, FUNCTION | {"reward.gate.accuracy": 0.6}, "reward.gate.accuracy", "pays"),
     (PLAIN, {"ppo.micro_tokens": 64, "ppo.micro_batch": 4}, "ppo.micro_batch", "ppo.micro_tokens"),
     (PLAIN, {"ppo.kl_target": 3.0}, "ppo.kl_target", "'fixed'"),
     (PLAIN, {"ppo.kl_horizon": 3.0}, "ppo.kl_horizon", "'fixed'"),
     (PLAIN, {"ppo.kl": "adaptive", "ppo.kl_coef": 0.0}, "ppo.kl", "stays so"),
     (PLAIN, {"ppo.schedule": "constant", "ppo.final_learning_rate": 0.1}, "ppo.final_learning_rate", "never falls"),
-    (PLAIN, TRUNK | {"ppo.value_learning_rate": 1e-3, "ppo.value_head_learning_rate": 1e-3},
-     "ppo.value_learning_rate", "head alone"),
+    (
+        PLAIN,
+        TRUNK | {"ppo.value_learning_rate": 1e-3, "ppo.value_head_learning_rate": 1e-3},
+        "ppo.value_learning_rate",
+        "head alone",
+    ),
     (PLAIN, {"ppo.value_coef": 0.5}, "ppo.value_coef", "policy_trunk"),
     (PLAIN, {"reward.base": OTHER, "ppo.value.head": "zero"}, "ppo.value.head", "anyway"),
     (PLAIN, {"reward.base": OTHER, "ppo.value.init": "sft"}, "ppo.value.init", "anyway"),
     (PLAIN, FUNCTION | {"ppo.standardise_scores": True}, "ppo.standardise_scores", "no part"),
-    ({"base": "gpt2", "data": {"prompts": DATA["prompts"]}},
-     FUNCTION | {"ppo.value.init": "sft", "adapter.dropout": 0.1}, "adapter.dropout", "PPO uses none"),
+    (
+        {"base": "gpt2", "data": {"prompts": DATA["prompts"]}},
+        FUNCTION | {"ppo.value.init": "sft", "adapter.dropout": 0.1},
+        "adapter.dropout",
+        "PPO uses none",
+    ),
     (PLAIN, {"ppo.share_lower_layers": False}, "ppo.share_lower_layers", "every layer"),
     (PLAIN, {"ppo.watch_every": 2}, "ppo.watch_every", "nothing watches"),
     (PLAIN, {"ppo.watch_prompts": 9}, "ppo.watch_prompts", "nothing watches"),
@@ -310,19 +496,40 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     (PLAIN, {"ppo.updates": 3, "ppo.critic_warmup": 3}, "ppo.critic_warmup", "policy never"),
     (PLAIN, {"evaluation.labels": ["a"]}, "evaluation.labels", "no 'labels'"),
     (PLAIN, {"evaluation.hub_metrics": True}, "evaluation.hub_metrics", "no 'hub:NAME'"),
-    *((PLAIN, {f"evaluation.lm_eval.{k}": v}, f"evaluation.lm_eval.{k}", "names no task") for k, v in {
-        "tasks_dir": "t", "systems": ["sft"], "shots": 1, "limit": 9, "chat_template": True, "batch": 9}.items()),
-    ({"base": "gpt2", "data": {k: DATA[k] for k in ("demonstrations", "prompts")}},
-     FUNCTION | {"ppo.value.init": "sft", "evaluation.rankings": "r.jsonl"},
-     "evaluation.rankings", "no stage trains one"),
+    *(
+        (PLAIN, {f"evaluation.lm_eval.{k}": v}, f"evaluation.lm_eval.{k}", "names no task")
+        for k, v in {
+            "tasks_dir": "t",
+            "systems": ["sft"],
+            "shots": 1,
+            "limit": 9,
+            "chat_template": True,
+            "batch": 9,
+        }.items()
+    ),
+    (
+        {"base": "gpt2", "data": {k: DATA[k] for k in ("demonstrations", "prompts")}},
+        FUNCTION | {"ppo.value.init": "sft", "evaluation.rankings": "r.jsonl"},
+        "evaluation.rankings",
+        "no stage trains one",
+    ),
     (PLAIN, {"evaluation.best_of_by": {"mine": ["model"]}}, "evaluation.best_of_by.mine", "best_of_4:mine"),
     (PLAIN, {"evaluation.prompted": {"mine": {"system": "s"}}}, "evaluation.prompted.mine", "prompted:mine"),
     (PLAIN, {"checkpoint.every_minutes": None, "checkpoint.keep": 3}, "checkpoint.keep", "nothing is saved"),
     (SCRATCH, {"base.pretrain.vocabulary": 100}, "base.pretrain.vocabulary", "260"),
     (PLAIN, of_remote("model", "m"), "remote", "belongs to protocol 'classify'"),
     (PLAIN, of_remote("index", 1), "remote", "belongs to protocol 'classify'"),
-    *((PLAIN, of_part(k, v, "data.demo.task:gold"), "ppo.reward", f"'{k}' belongs to") for k, v in {
-        "pattern": "a", "count": True, "at_least": 1, "at_most": 9, "unit": "tokens", "remote": {"batch": 2}}.items()),
+    *(
+        (PLAIN, of_part(k, v, "data.demo.task:gold"), "ppo.reward", f"'{k}' belongs to")
+        for k, v in {
+            "pattern": "a",
+            "count": True,
+            "at_least": 1,
+            "at_most": 9,
+            "unit": "tokens",
+            "remote": {"batch": 2},
+        }.items()
+    ),
     (PLAIN, {"reward.loss": "plackett_luce", "reward.margin": 0.1}, "reward", "margin belongs to"),
     (PLAIN, {"reward.loss": "plackett_luce", "reward.label_smoothing": 0.1}, "reward", "label_smoothing belongs to"),
     (PLAIN, {"ppo.value": {"init": "sft", "head": "copy"}}, "ppo.value", "needs value.init 'reward'"),
@@ -331,7 +538,7 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     (SCRATCH, {"adapter.layers": [-1]}, "adapter.layers", "[-1] is outside the 2 layers"),
     (PLAIN, {"adapter.layers": []}, "adapter.layers", "names nothing"),
     (PLAIN, {"adapter.targets": []}, "adapter.targets", "names nothing"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("recipe", "settings", "setting", "why"), IDLE, ids=lambda v: v if isinstance(v, str) else "")
