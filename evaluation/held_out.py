@@ -27,7 +27,7 @@ from evaluation.settings import EvaluationConfig
 from models.backbone.logprobs import make_rows
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import generator
-from models.limits import check_rows
+from models.hub.limits import check_rows
 from models.roles.shared_base import SharedBase
 from models.sampling.fast import FastEngine
 from models.sampling.generate import Engine, Generated, generate, uniforms_for

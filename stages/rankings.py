@@ -19,7 +19,7 @@ from data.common.user_functions import load_function
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, generator
-from models.limits import check_rows
+from models.hub.limits import check_rows
 from models.sampling.fast import FastEngine
 from models.sampling.generate import generate, uniforms_for
 from stages.safe_points.checkpoints import State

@@ -14,7 +14,7 @@ from data.batching import right_pad
 from data.common.errors import UserError, located
 from data.records import Demonstration
 from data.template import Encoded
-from models.limits import check_rows
+from models.hub.limits import check_rows
 from models.roles.files import save_role
 from models.roles.shared_base import SharedBase
 from stages.settings import SFTConfig

@@ -11,9 +11,9 @@ import torch
 from data.common.errors import UserError
 from data.tokens import probe
 from models.hub.download import folder_of
+from models.hub.limits import check_vocabulary, limits_of_model
 from models.hub.registry import BaseModelSpec
 from models.hub.validate import check_model
-from models.limits import check_vocabulary, limits_of_model
 from models.roles.shared_base import SharedBase
 
 

@@ -33,7 +33,7 @@ from models.fast.hidden_states import fast_states
 from models.fast.logprobs import block_logprobs, output_weight
 from models.fast.prefix_cache import Trunk
 from models.fast.weights import Decoder, decoder_of
-from models.limits import Limits, limits_of_model
+from models.hub.limits import Limits, limits_of_model
 
 if TYPE_CHECKING:
     from models.hub.registry import BaseModelSpec

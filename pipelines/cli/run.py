@@ -107,7 +107,7 @@ def show_plan(
 ) -> None:
     """The stages with what would happen to them."""
     from pipelines.cli.tables import print_plan
-    from pipelines.rehearsal import rehearse
+    from pipelines.run.rehearsal import rehearse
     from pipelines.workspace.keys import UNKNOWN
 
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)

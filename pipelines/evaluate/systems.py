@@ -14,9 +14,9 @@ from evaluation.prompting import asking
 from evaluation.settings import PAID
 from evaluation.systems import Named, parse
 from models.backbone.artifacts import MANIFEST
+from models.hub.limits import check_stops
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
-from models.limits import check_stops
 from models.roles.files import ADAPTER, CONFIG, MODEL, load_role
 from models.roles.shared_base import SharedBase
 from pipelines.execution.stage_request import Job, choosing

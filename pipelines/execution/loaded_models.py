@@ -18,9 +18,9 @@ from data.common.errors import UserError
 from data.template import Renderer
 from models.backbone.artifacts import read_artifact
 from models.backbone.processes import Processes, resolve_dtype
+from models.hub.limits import check_stops
 from models.hub.load import load_base
 from models.hub.registry import BaseModelSpec, resolve_base
-from models.limits import check_stops
 from models.roles.files import load_role
 from models.roles.shared_base import SharedBase
 from pipelines.recipe.schema import Recipe

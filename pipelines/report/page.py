@@ -17,12 +17,12 @@ from typing import Any
 from jinja2 import TemplateError
 
 from data.common.errors import UserError
+from data.common.number_format import duration, interval, number, p_value, percent, shown
 from data.common.redaction import redact, redacted
 from data.common.strict_json import read_object
 from pipelines.report import charts
 from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
-from pipelines.report.format import duration, interval, number, p_value, percent, shown
 from pipelines.report.samples import dumps, packed, packed_samples
 from pipelines.report.words import Words, answers_to_newcomers, headline
 

@@ -36,8 +36,8 @@ from pipelines.execution.progress import Progress
 from pipelines.execution.stage_request import Job
 from pipelines.execution.tracking import check_trackers, tracked_log
 from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
-from pipelines.rehearsal import before_first_stage
 from pipelines.run.estimates import LIBRARIES, Estimator
+from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stages import STAGES, function_fingerprints
 from pipelines.workspace.keys import base_key, differences, dump, folder_hash, hash_of, library_versions, rendering_key
 from pipelines.workspace.run_folder import RunFolder, read_run

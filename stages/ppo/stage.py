@@ -10,7 +10,7 @@ from torch import nn
 from data.common.errors import CheckpointError, NonFiniteError, StageError, UserError
 from data.records import Prompt
 from models.backbone.scalar_head import ScalarHead
-from models.limits import check_rows
+from models.hub.limits import check_rows
 from models.roles.files import save_role
 from reward.model import RewardModel
 from reward.terms.composition import compose

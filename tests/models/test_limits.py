@@ -11,9 +11,9 @@ import torch
 from data.common.errors import UserError
 from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
+from models.hub.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder, limits_of_model
 from models.hub.load import load_base
 from models.hub.spec import BaseModelSpec
-from models.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder, limits_of_model
 from stages import rankings, reward_model, sft
 from stages.ppo import stage as ppo_stage
 from stages.settings import PPOConfig, RankingsConfig, RewardConfig, SFTConfig
@@ -42,8 +42,8 @@ def test_a_table_of_positions_is_what_breaks_beyond_it(family: str) -> None:
         assert tiny_lm("llama")(input_ids=ids).logits.shape[1] == 65
 
 
-def saved(folder: Path, words: list[str] | None = None, added: list[str] | None = None, **changes: object) -> Path:
-    lm, tokenizer = tiny_lm(**changes), word_tokenizer(words=words)
+def saved(folder: Path, words: list[str] | None = None, added: list[str] | None = None) -> Path:
+    lm, tokenizer = tiny_lm(), word_tokenizer(words=words)
     if added:
         tokenizer.add_tokens(added)
     lm.save_pretrained(folder), tokenizer.save_pretrained(folder)

@@ -18,11 +18,11 @@ from data.template import Renderer
 from evaluation.prompting import asking
 from evaluation.systems import Named, parse
 from models.hub.download import cached_folder
+from models.hub.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder
 from models.hub.load import tokenizer_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model
-from models.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder
 from pipelines.execution.tracking import check_trackers
 from pipelines.recipe.schema import Recipe
 from pipelines.run.stages import functions_of
