@@ -84,7 +84,7 @@ bench: install bench-envs
 	done
 
 # Names what is missing and stops there; then the GPU-marked tests, then the tiny pipeline on the GPU.
-GPU_NEEDS := torch transformers trl peft datasets accelerate evaluate safetensors pydantic typer rich jinja2 scipy numpy yaml plotly sklearn pytest
+GPU_NEEDS := torch transformers trl peft datasets accelerate evaluate safetensors pydantic typer rich jinja2 scipy numpy yaml plotly sklearn waitress pytest
 gpu-check:
 	@$(PYTHON) -c 'import sys; from importlib.util import find_spec as f; m = [n for n in sys.argv[1:] if f(n) is None]; sys.exit("$(PYTHON) has no " + ", ".join(m) + ": nothing is installed by gpu-check, add them yourself" if m else 0)' $(GPU_NEEDS)
 	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "torch " + torch.__version__ + " sees no CUDA device")'

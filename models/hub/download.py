@@ -35,7 +35,6 @@ def commit_of(source: str, revision: str | None) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else None
 
 
-@cache
 def cached_folder(source: str, revision: str | None) -> Path | None:
     """The files of a hub id as they lie in the cache, without asking the network; None where they do not."""
     from huggingface_hub import snapshot_download
@@ -47,6 +46,7 @@ def cached_folder(source: str, revision: str | None) -> Path | None:
         return None
 
 
+@cache
 def folder_of(source: str, revision: str | None) -> Path:
     """The files of a hub id at its commit, downloaded where need be: JSON, safetensors and tokenizers, nothing else.
 

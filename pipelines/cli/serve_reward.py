@@ -13,7 +13,8 @@ from reward.terms.server import Scorer, serving
 
 TOLD = """{source} scores at {address}, for this machine only; Ctrl-C ends it. By hand, and in a recipe:
 
-  curl {address} -d '{{"rows": [{{"prompt": "hello", "completion": "hello to you"}}]}}'
+  curl {address} -H "Content-Type: application/json" \\
+       -d '{{"rows": [{{"prompt": "hello", "completion": "hello to you"}}]}}'
 
   ppo:
     reward: [{{source: "{address}"}}]

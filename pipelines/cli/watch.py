@@ -1,7 +1,6 @@
-"""``trivet watch``: the growing report of a run on loopback, from Python's own HTTP server.
+"""``trivet watch``: the growing report of a run, on this machine only (``data.loopback``).
 
-Only this machine can ask: it listens on 127.0.0.1 and refuses names of other hosts. It reads the run's files and
-writes nothing.
+It reads the run's files and writes nothing.
 """
 
 from __future__ import annotations
@@ -9,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from data import loopback
 from data.common.errors import UserError
 from models.backbone.artifacts import MANIFEST
+from data.loopback import Answer
 from pipelines.cli.exit_codes import until_stopped
 from pipelines.workspace.run_folder import RECIPE, RUN
 
-HOST, PORT, EVERY = "127.0.0.1", 8790, 3  # the last in seconds
+PORT, EVERY = 8790, 3  # the latter in seconds
 CSP = "default-src 'none'"
 REFRESH = """<script>
 (() => {
@@ -65,47 +66,32 @@ def live_page(run: Path) -> tuple[str, str]:
     return now, head + REFRESH % (now, 1000 * EVERY, 1000 * EVERY) + "\n</html>\n"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Application:
     """``/`` is the page, ``/version`` a word that changes with it."""
 
-    run: Path
-    made: tuple[str, str] = ("", "")
-    lock = threading.Lock()
+    def __init__(self, run: Path) -> None:
+        self.run, self.made, self.lock = run, ("", ""), threading.Lock()
 
-    def do_GET(self) -> None:
-        host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
-        if host not in ("127.0.0.1", "localhost"):  # another site's name that points here
-            self._answer(403, "only 127.0.0.1 and localhost", "text/plain")
-        elif self.path == "/version":
-            self._answer(200, version(self.run), "text/plain")
-        elif self.path == "/":
-            self._answer(200, self._page(), "text/html")
-        else:
-            self._answer(404, "there is / and /version", "text/plain")
+    def __call__(self, method: str, path: str, environ: Mapping[str, Any], body: bytes) -> Answer:
+        if method == "GET" and path == "/version":
+            return _text("200 OK", version(self.run), "text/plain")
+        if method == "GET" and path == "/":
+            return _text("200 OK", self._page(), "text/html")
+        return _text("404 Not Found", "there is / and /version", "text/plain")
 
     def _page(self) -> str:
-        cls = type(self)
-        with cls.lock:
-            if cls.made[0] != version(self.run):
+        with self.lock:
+            if self.made[0] != version(self.run):
                 try:
-                    cls.made = live_page(self.run)
+                    self.made = live_page(self.run)
                 except UserError:  # a run that has only just begun
                     wait = REFRESH % (version(self.run), 1000 * EVERY, 1000 * EVERY)
                     return f"<!doctype html><html><body><p>No stage has begun yet.</p>{wait}</html>"
-            return cls.made[1]
+            return self.made[1]
 
-    def _answer(self, status: int, text: str, kind: str) -> None:
-        body = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Silence: a line a request is of no use to anybody."""
+def _text(status: str, text: str, kind: str) -> Answer:
+    return Answer(status, text.encode(), f"{kind}; charset=utf-8")
 
 
 @contextlib.contextmanager
@@ -117,19 +103,8 @@ def serving(run: Path, port: int = 0) -> Iterator[str]:
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder; `trivet ls` lists the runs")
-    handler = type("RunHandler", (Handler,), {"run": run, "lock": threading.Lock()})
-    try:
-        server = ThreadingHTTPServer((HOST, port), handler)
-    except OSError as error:
-        raise UserError(f"--port {port}: cannot be used ({error.strerror}); choose another or 0") from error
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://{HOST}:{server.server_address[1]}/"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with loopback.serving(Application(run), port) as address:
+        yield address
 
 
 def watch(run: Path, port: int = PORT) -> None:

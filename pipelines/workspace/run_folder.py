@@ -15,6 +15,7 @@ from data.common.errors import UserError
 from data.common.redaction import redacted
 from data.common.strict_json import read_object
 from models.backbone.artifacts import write_json
+from models.peers import watching
 from pipelines.recipe.checks import ORDER
 
 if TYPE_CHECKING:
@@ -149,8 +150,9 @@ class RunFolder:
 
         Raises:
             UserError: somebody else holds it, or it cannot be written.
+            StageError: another process of this run died.
         """
-        with holding(self.path) if self.processes.is_main else contextlib.nullcontext():
+        with watching(self.processes), holding(self.path) if self.processes.is_main else contextlib.nullcontext():
             yield
 
     def note(self, **values: Any) -> None:

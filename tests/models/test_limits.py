@@ -42,8 +42,8 @@ def test_a_table_of_positions_is_what_breaks_beyond_it(family: str) -> None:
         assert tiny_lm("llama")(input_ids=ids).logits.shape[1] == 65
 
 
-def saved(folder: Path, words: list[str] | None = None, added: list[str] | None = None, **changes: object) -> Path:
-    lm, tokenizer = tiny_lm(**changes), word_tokenizer(words=words)
+def saved(folder: Path, words: list[str] | None = None, added: list[str] | None = None) -> Path:
+    lm, tokenizer = tiny_lm(), word_tokenizer(words=words)
     if added:
         tokenizer.add_tokens(added)
     lm.save_pretrained(folder), tokenizer.save_pretrained(folder)

@@ -20,7 +20,7 @@ def rows(path: Path, made: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
 
 
-def save_base(folder: Path, family: str = "llama", words: list[str] | None = None, **changes: Any) -> None:
+def save_base(folder: Path, family: str = "llama", words: list[str] | None = None, **changes: Any) -> Any:
     lm, tokenizer = tiny_lm(family, **changes), word_tokenizer(words=words)
     tokenizer.chat_template = REFUSES + "{% for m in messages %}{{ m.role }} : {{ m.content }}\n{% endfor %}"
     tokenizer.chat_template += "{% if add_generation_prompt %}assistant : {% endif %}"
@@ -46,12 +46,12 @@ def recipe(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def long_row(folder: Path) -> None:
+def long_row(folder: Path) -> Any:
     with (folder / "sft.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "w1", "completion": "w2 " * 90}) + "\n")
 
 
-def system_row(folder: Path) -> None:
+def system_row(folder: Path) -> Any:
     turns = [{"role": r, "content": "w1"} for r in ("system", "user", "assistant")]
     with (folder / "sft.jsonl").open("a") as file:
         file.write(json.dumps({"messages": turns}) + "\n")

@@ -1,0 +1,124 @@
+"""HTTP on this machine only: waitress behind 127.0.0.1, with the checks that every server of ours makes.
+
+A request must name this machine as its host (a page of another site can point a name of its own here) and must not
+come from a page of another site. Bodies are read before an answer is begun, and connections that stay silent are
+closed, so that half-sent requests hold nothing. Errors of the application are JSON; a request that is no HTTP is
+answered by waitress itself, in plain text. Knows nothing of what is served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.common.errors import UserError
+
+HOST = "127.0.0.1"
+NAMES = (HOST, "localhost")
+LARGEST = 64 * 2**20  # bytes of a request
+BACKLOG = CONNECTIONS = 1000  # a request more waits for one of these to end
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, body and its type."""
+
+    status: str
+    body: bytes
+    kind: str = "application/json"
+
+
+Application = Callable[[str, str, Mapping[str, Any], bytes], Answer]
+"""From method, path, WSGI environment and body to an answer."""
+
+
+def as_json(status: str, value: Any) -> Answer:
+    """An answer in JSON.
+
+    Raises:
+        ValueError: numbers that JSON has no form for.
+    """
+    return Answer(status, json.dumps(value, allow_nan=False).encode())
+
+
+def _refused(environ: Mapping[str, Any]) -> Answer | None:
+    """The answer to a request that names another host or comes from another site's page."""
+    host = str(environ.get("HTTP_HOST") or "").rsplit(":", 1)[0]
+    origin = environ.get("HTTP_ORIGIN")
+    if host not in NAMES:
+        return as_json("403 Forbidden", {"error": "only 127.0.0.1 and localhost"})
+    if origin is not None and origin != f"http://{environ.get('HTTP_HOST')}":
+        return as_json("403 Forbidden", {"error": "no requests from pages of other sites"})
+    return None
+
+
+def _wsgi(application: Application) -> Callable[..., list[bytes]]:
+    def handle(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        try:
+            answer = _refused(environ) or application(
+                environ["REQUEST_METHOD"], environ["PATH_INFO"], environ, environ["wsgi.input"].read()
+            )
+        except Exception as error:  # a fault of ours is no reason to end the server
+            answer = as_json("500 Internal Server Error", {"error": f"{type(error).__name__}: {error}"})
+        headers = {"Content-Type": answer.kind, "Content-Length": str(len(answer.body)), "Cache-Control": "no-store"}
+        start(answer.status, list(headers.items()))
+        return [answer.body]
+
+    return handle
+
+
+@contextlib.contextmanager
+def serving(application: Application, port: int = 0, patience: int = 30) -> Iterator[str]:
+    """Serve in a thread; yields the address. Port 0 takes a free one.
+
+    Args:
+        patience: seconds after which a silent connection is closed.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    from waitress import create_server, wasyncore
+
+    logging.getLogger("waitress").setLevel(logging.CRITICAL)  # a line for each request that waits helps nobody
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((HOST, port))
+    except OSError as error:
+        listening.close()
+        raise UserError(f"--port {port}: cannot be used ({error.strerror}); choose another or 0") from error
+    channels: dict[int, Any] = {}
+    server = create_server(
+        _wsgi(application),
+        map=channels,
+        sockets=[listening],
+        threads=8,
+        backlog=BACKLOG,
+        connection_limit=CONNECTIONS,
+        channel_timeout=patience,
+        cleanup_interval=max(1, patience // 4),
+        max_request_body_size=LARGEST,
+        asyncore_use_poll=True,
+        ident="trivet",
+    )
+    stopping = threading.Event()
+
+    def loop() -> None:
+        while not stopping.is_set():
+            wasyncore.loop(timeout=0.2, use_poll=True, map=channels, count=1)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield f"http://{HOST}:{listening.getsockname()[1]}/"
+    finally:
+        stopping.set()
+        thread.join(5)
+        server.task_dispatcher.shutdown(timeout=1)
+        wasyncore.close_all(channels, ignore_all=True)

@@ -1,0 +1,25 @@
+"""Run by torchrun in test_dead_process: ``trivet run`` of two processes, the second of which is killed in SFT."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from pipelines.cli import main as cli
+from stages.training.hf_trainer import Resumable
+
+
+def main() -> int:
+    if os.environ["RANK"] == "1":
+
+        def killed(*_: object, **__: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Resumable.note_step = killed  # type: ignore[assignment,method-assign]
+        Resumable.judge_step = killed  # type: ignore[assignment,method-assign]
+    return cli.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
