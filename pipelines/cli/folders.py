@@ -140,7 +140,7 @@ def _stages(run: Path) -> Table:
     from pipelines.execution.progress import duration
     from pipelines.workspace.gc import size_of
     from pipelines.workspace.run_folder import FOLDERS, holder, read_run
-    from stages.stopped import kept_of, read_begun
+    from stages.safe_points.stopped import kept_of, read_begun
 
     noted, live = read_run(run).get("stages", {}), holder(run)
     table = Table("stage", "status", "key", "size", "took", "age", "verdict", box=None, header_style="bold")

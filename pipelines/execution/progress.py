@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from data.common.number_format import duration
 from data.common.redaction import printable
-from pipelines.report.format import duration
 
 EVERY_SECONDS, EVERY_SHARE, AT_LEAST_SECONDS = 10.0, 0.1, 2.0
 SHOWN = 5  # metrics in a line

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from data.common.number_format import interval, number, percent
 from pipelines.report.charts import finite, make_chart, short
-from pipelines.report.format import interval, number, percent
 
 BARS = 24  # rows of the figure of slices; the table has all
 PROBES = {
@@ -24,24 +24,6 @@ PROBES = {
     "end token missing": "without its end token",
     "emptied": "emptied",
 }
-
-
-def is_card(found: Mapping[str, Any]) -> bool:
-    """Whether the parts that are shown have the shapes that they should have."""
-    parts = [found.get(k) for k in ("accuracy", "baselines", "probes", "slices", "length", "top1")]
-    shares = [found.get("accuracy"), *_values(found.get("baselines")), *_values(found.get("probes"))]
-    shares += [s for group in _values(found.get("slices")) for s in _values(group)]
-    optional = [found.get(k) for k in ("calibration", "samples", "ceiling")]
-    return (
-        all(isinstance(p, dict) for p in parts)
-        and all(isinstance(s, dict) and "share" in s for s in shares)
-        and all(o is None or isinstance(o, dict) for o in optional)
-        and isinstance(found.get("warnings", []), list)
-    )
-
-
-def _values(group: Any) -> list[Any]:
-    return list(group.values()) if isinstance(group, dict) else []
 
 
 def from_summary(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,13 +31,13 @@ from pipelines.execution.progress import Progress
 from pipelines.execution.tracking import check_trackers
 from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
 from pipelines.run.estimates import LIBRARIES, Estimator
+from pipelines.run.stage_run import StageRun
 from pipelines.run.stages import RUNTIME_SPEED, STAGES, function_fingerprints
-from pipelines.stage_run import StageRun
-from pipelines.staleness import StageState, and_remark, state_of
+from pipelines.run.staleness import StageState, and_remark, state_of
 from pipelines.workspace.keys import base_key, dump, folder_hash, library_versions, rendering_key
 from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run
 from pipelines.workspace.store import Store
-from stages.stopped import kept_of, read_begun, work_of
+from stages.safe_points.stopped import kept_of, read_begun, work_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

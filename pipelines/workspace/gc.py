@@ -18,7 +18,7 @@ from data.common.errors import UserError
 from models.backbone.artifacts import partial_folder, previous_folder, read_artifact
 from pipelines.workspace.run_folder import FOLDERS, REPORT, holder, holding, is_run, read_run
 from pipelines.workspace.store import MARK, Store
-from stages.stopped import kept_of, read_begun
+from stages.safe_points.stopped import kept_of, read_begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from pipelines.workspace.gc import is_store
 from pipelines.workspace.keys import folder_hash, hash_of
 from pipelines.workspace.run_folder import FOLDERS, find_run, read_run
 from pipelines.workspace.store import Store
-from stages.stopped import kept_of
+from stages.safe_points.stopped import kept_of
 
 
 def verify_run(run: Path | str, say: Callable[[str], None] = lambda _: None) -> list[str]:

@@ -27,8 +27,8 @@ from data.common.strict_json import read_object
 from models.backbone.artifacts import FORMAT, MANIFEST, files_of, problems, read_artifact, write_json
 from models.backbone.processes import Processes
 from stages.safe_points.interrupts import INTERRUPTS
+from stages.safe_points.stopped import CHECKPOINTS, NAME
 from stages.settings import KEPT, CheckpointConfig
-from stages.stopped import CHECKPOINTS, NAME
 
 __all__ = ["CHECKPOINTS", "Checkpoints", "State", "begun"]
 

@@ -20,7 +20,7 @@ from pipelines.run.pipeline import Pipeline
 from pipelines.workspace.gc import leftovers, remove
 from pipelines.workspace.verify import verify_run
 from stages.safe_points.checkpoints import Checkpoints
-from stages.stopped import CHECKPOINTS, note_begun, read_begun, take_up
+from stages.safe_points.stopped import CHECKPOINTS, note_begun, read_begun, take_up
 from tests.support.recipes import RECIPE
 
 SFT: dict[str, Any] = copy.deepcopy(RECIPE) | {"stages": ["pretrain", "sft"], "checkpoint": {"every_minutes": 0}}

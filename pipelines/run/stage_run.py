@@ -19,13 +19,13 @@ from pipelines.execution.stage_request import Job
 from pipelines.execution.tracking import tracked_log
 from pipelines.report.words import AT_THE_GATE
 from pipelines.run.stages import STAGES, made_with
-from pipelines.staleness import StageState
+from pipelines.run.staleness import StageState
 from pipelines.workspace.keys import library_versions
 from pipelines.workspace.run_folder import RunFolder
 from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints
 from stages.safe_points.interrupts import INTERRUPTS
+from stages.safe_points.stopped import note_begun, read_begun, take_up
 from stages.stage import MetricsLog, StageContext, StageResult
-from stages.stopped import note_begun, read_begun, take_up
 
 if TYPE_CHECKING:
     from pipelines.run.pipeline import Pipeline

@@ -13,7 +13,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.run.stages import GROUPS, STAGES, made_with, without_speed
 from pipelines.workspace.keys import differences, hash_of
 from stages.safe_points.checkpoints import CHECKPOINTS, begun
-from stages.stopped import Begun, newest_step, other_work, place_of, work_of
+from stages.safe_points.stopped import Begun, newest_step, other_work, place_of, work_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
