@@ -18,18 +18,7 @@ from data.common.errors import UserError
 from data.common.number_format import duration
 from pipelines.report import charts
 from pipelines.report import reward_card as report_reward
-from pipelines.report.page import (
-    SHAPES,
-    STAGES,
-    RunFiles,
-    fill,
-    frontier,
-    read_run,
-    salvaged,
-    stage_rows,
-    system_rows,
-    view,
-)
+from pipelines.report.page import STAGES, RunFiles, fill, frontier, read_run, stage_rows, system_rows, view
 
 COLOURS = ("@ppo", "@sft", "@reward", "@other", "@base", "@pretrain")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -52,10 +41,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
         if folder in folders[:i]:
             raise UserError(f"{runs[i]}: named twice; give different runs")
     files = dict(zip(names(folders), map(read_run, folders), strict=True))
-    try:
-        made = page(files)
-    except SHAPES:
-        made = page({name: salvaged(one) for name, one in files.items()})
+    made = page(files)
     try:
         replace_text(out, made)
     except OSError as error:

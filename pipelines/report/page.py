@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from pydantic import BaseModel
 
 from data.common.errors import UserError
 from data.common.number_format import duration, interval, number, p_value, percent, shown
@@ -22,7 +22,7 @@ from data.common.redaction import redact, redacted
 from data.common.strict_json import read_object
 from models.backbone.artifacts import MANIFEST
 from pipelines.recipe.checks import ORDER
-from pipelines.report import charts
+from pipelines.report import charts, shapes
 from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
 from pipelines.report.samples import dumps, packed, packed_samples
@@ -30,16 +30,7 @@ from pipelines.report.words import Words, answers_to_newcomers, headline
 from pipelines.workspace.run_folder import FOLDERS, RECIPE, REPORT, RUN
 
 APART = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
-SHAPES = (TypeError, KeyError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, TemplateError)
-PARTS = {
-    "run": RUN,
-    "manifests": f"{MANIFEST} of a stage",
-    "metrics": "metrics.jsonl of a stage",
-    "card": "reward/report_card.json",
-    "results": "evaluation/results.json",
-    "samples": "evaluation/samples.jsonl",
-}
-STAGES = ORDER
+STAGES, CARD = ORDER, "report_card.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,29 +65,12 @@ def write_report(run_dir: Path, say: Callable[[str], None] = lambda _: None) -> 
 
 
 def page_of(files: RunFiles) -> str:
-    """The page. Parts of another shape than trivet writes (other hands, other versions) are left out, and named."""
-    try:
-        return render(view(files))
-    except SHAPES:
-        return render(view(salvaged(files)))
-
-
-def salvaged(files: RunFiles) -> RunFiles:
-    """The parts with which a page can be made, and a note for each of the others."""
-    kept = RunFiles(path=files.path, run={}, recipe=files.recipe, metrics={}, manifests={}, results={}, samples=[])
-    notes = list(files.notes)
-    for part, file in PARTS.items():
-        tried = replace(kept, **{part: getattr(files, part)})
-        try:
-            render(view(tried))
-            kept = tried
-        except SHAPES:
-            notes.append(f"{file}: not of the shape that trivet writes, and left out.")
-    return replace(kept, notes=notes)
+    """The page."""
+    return render(view(files))
 
 
 def read_run(path: Path) -> RunFiles:
-    """Read a run folder; what cannot be read is noted, not fatal.
+    """Read a run folder; what cannot be read, or has another shape than trivet writes, is noted and left out.
 
     Raises:
         UserError: the folder is missing or holds nothing of a run.
@@ -105,11 +79,11 @@ def read_run(path: Path) -> RunFiles:
         raise UserError(f"{path}: no such run folder; `trivet ls` lists the runs")
     notes: list[str] = []
     folders = {s: path / FOLDERS[s] for s in STAGES}
-    metrics = {s: _json_lines(_live(f) / "metrics.jsonl", notes) for s, f in folders.items()}
-    manifests = {s: _json(f / MANIFEST, notes) for s, f in folders.items()}
-    run = _json(path / RUN, notes)
-    samples = _json_lines(path / "evaluation" / "samples.jsonl", notes)
-    results = _json(path / "evaluation" / "results.json", notes)
+    metrics = {s: _json_lines(_live(f) / "metrics.jsonl", notes, shapes.Row) for s, f in folders.items()}
+    manifests = {s: _json(f / MANIFEST, notes, shapes.Manifest) for s, f in folders.items()}
+    run = _json(path / RUN, notes, shapes.RUN_SHAPE)
+    samples = _json_lines(path / "evaluation" / "samples.jsonl", notes, shapes.Sample)
+    results = _json(path / "evaluation" / "results.json", notes, shapes.Results)
     if not (run or results or any(metrics.values()) or any(manifests.values())):
         raise UserError(f"{path}: no run.json, metrics or results here; give the folder that `trivet run` wrote")
     recipe = path / RECIPE
@@ -135,7 +109,7 @@ def _live(final: Path) -> Path:
 def view(files: RunFiles) -> dict[str, Any]:
     """Everything that the template shows, as plain values."""
     results, run = files.results, files.run
-    accuracy = files.manifests.get("reward", {}).get("metrics", {})
+    accuracy = files.manifests.get("reward", {}).get("metrics") or {}
     stages = stage_rows(files)
     gate = report_reward.gate_outcome(files.card, files.recipe)
     found = {"share": "pair_accuracy", "ci95": "pair_accuracy_ci95", "n": "pairs"}  # where there is no card
@@ -343,15 +317,16 @@ def _plotly() -> str:
 
 def _first_card(path: Path, notes: list[str]) -> dict[str, Any]:
     """The reward stage's, else the one of an evaluation in a folder of its own."""
-    return _json(path / "reward" / "report_card.json", notes) or _json(path / "evaluation" / "report_card.json", notes)
+    places = (path / folder / CARD for folder in ("reward", "evaluation"))
+    return next((found for place in places if (found := _json(place, notes, shapes.Shape))), {})
 
 
 def _card(found: Mapping[str, Any], manifest: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
     """The report card, else what the manifest says of it."""
-    if found and not report_reward.is_card(found):
+    card = shapes.whole_card(found) if found else None
+    if found and card is None:
         notes.append("reward/report_card.json is no report card and was left out.")
-        found = {}
-    return redacted(found or report_reward.from_summary(manifest.get("metrics") or {}))
+    return redacted(card or report_reward.from_summary(manifest.get("metrics") or {}))
 
 
 def _cell(value: Any) -> tuple[str, str]:
@@ -360,17 +335,18 @@ def _cell(value: Any) -> tuple[str, str]:
     return number(value), ""
 
 
-def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+def _json(path: Path, notes: list[str], shape: type[BaseModel]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return read_object(path)
+        name = path.name if shape is shapes.RUN_SHAPE else f"{path.parent.name}/{path.name}"
+        return shapes.checked(shape, read_object(path), name, notes)
     except UserError:
         notes.append(f"{path.parent.name}/{path.name} is damaged and was left out.")
         return {}
 
 
-def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def _json_lines(path: Path, notes: list[str], shape: type[BaseModel]) -> list[dict[str, Any]]:
     """Rows of a JSONL file; a last line that is still being written is no damage."""
     if not path.is_file():
         return []
@@ -385,4 +361,4 @@ def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             continue
         if isinstance(row, dict):
             rows.append(row)
-    return rows
+    return shapes.checked_rows(shape, rows, f"{path.parent.name}/{path.name}", notes)

@@ -26,24 +26,6 @@ PROBES = {
 }
 
 
-def is_card(found: Mapping[str, Any]) -> bool:
-    """Whether the parts that are shown have the shapes that they should have."""
-    parts = [found.get(k) for k in ("accuracy", "baselines", "probes", "slices", "length", "top1")]
-    shares = [found.get("accuracy"), *_values(found.get("baselines")), *_values(found.get("probes"))]
-    shares += [s for group in _values(found.get("slices")) for s in _values(group)]
-    optional = [found.get(k) for k in ("calibration", "samples", "ceiling")]
-    return (
-        all(isinstance(p, dict) for p in parts)
-        and all(isinstance(s, dict) and "share" in s for s in shares)
-        and all(o is None or isinstance(o, dict) for o in optional)
-        and isinstance(found.get("warnings", []), list)
-    )
-
-
-def _values(group: Any) -> list[Any]:
-    return list(group.values()) if isinstance(group, dict) else []
-
-
 def from_summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What the reward stage's metrics hold of the card, in the card's shape; empty where they hold nothing of it."""
     found = metrics.get("report_card")

@@ -32,10 +32,14 @@ class _Stage(BaseModel):
     key: str = ""
     artifact: str = ""
     seconds: FiniteFloat = Field(0.0, ge=0)
-    peak_memory: int | None = None
+    peak_memory: int | None = Field(None, ge=0, le=10**18)
+    tokens: int | None = Field(None, ge=0, le=10**18)
+    lines: list[str] = []
 
 
-class _Run(BaseModel):
+class RunEntries(BaseModel):
+    """The shape of ``run.json``."""
+
     model_config = ConfigDict(strict=True, extra="allow")
     name: str = ""
     seed: int = 0
@@ -57,7 +61,7 @@ def read_run(path: Path) -> dict[str, Any]:
     mend = "remove it; the same `trivet run` writes it again and keeps the finished stages"
     try:
         found = read_object(file)
-        _Run.model_validate(found)
+        RunEntries.model_validate(found)
     except UserError as error:
         raise UserError(f"{error}; {mend}") from error
     except ValidationError as error:

@@ -28,8 +28,9 @@ def failures(card: Mapping[str, Any], gate: GateConfig) -> list[str]:
             ("beat_longest", "longest answer", gate.beat_longest),
             ("beat_ngrams", "n-grams", gate.beat_ngrams),
         ):
-            if asked and name in baselines and accuracy["share"] <= baselines[name]["share"]:
-                out.append(f"{key}: {measured}, and '{name}' reaches {baselines[name]['share']:.3f}")
+            reached = baselines[name]["share"] if asked and name in baselines else None
+            if reached is not None and accuracy["share"] <= reached:
+                out.append(f"{key}: {measured}, and '{name}' reaches {reached:.3f}")
     emptied = card["probes"].get("emptied")
     if emptied and emptied["ci95"] and emptied["share"] < gate.emptied:
         out.append(f"emptied: {emptied['share']:.0%} of the answers score above an empty one, not {gate.emptied:.0%}")
