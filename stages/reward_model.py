@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from data.common.errors import UserError
-from data.records import Message, RankedAnswers
+from data.counting import warned
+from data.records import RankedAnswers
 from data.splits import is_held_out
 from models.backbone.artifacts import write_json
 from models.backbone.logprobs import Rows, make_rows
@@ -37,30 +38,22 @@ from stages.training import hf_trainer as trainers
 from stages.training.hf_trainer import ProgressCallback, Resumable, trainer_settings, training_session
 from stages.training.micro_batches import of_rankings
 from stages.training.prompt_sampler import OnePromptAStep
+from stages.training.ranking_rows import EncodedRanking, encode_rankings
 
-VERSION = 14
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedRanking:
-    """One ranking as ids: K queries (the same, unless truncated differently), K responses, ranks, scores."""
-
-    queries: list[list[int]]
-    responses: list[list[int]]
-    ranks: list[int]
-    scores: list[float] | None
-    weight: float = 1.0
-    prompt: tuple[Message, ...] = ()
+VERSION = 15
 
 
 def run(context: StageContext, config: RewardConfig) -> StageResult:
     """Train the ``reward`` role (or an ensemble) and perhaps a watcher, centre them on SFT answers, measure them on
     held-out rankings, write them."""
     mine, kept_apart = set_apart(context.corpus.rankings.train, config.holdout)
-    train, dropped = encode(context, mine, config)
+    train, tally = encode_rankings(context.renderer, mine, config)
+    if told := tally.warning() or tally.told():
+        (context.warn if tally.warning() else context.say)(f"reward model: {told}")
     held_out, _ = encode(context, context.corpus.rankings.held_out, config)
     if not train:
-        raise UserError("data.rankings: no ranking has two different answers of different rank; nothing to learn")
+        why = f": {tally.warning() or tally.told()}" if tally.rows else ""
+        raise UserError(f"data.rankings: no ranking has two different answers of different rank; nothing to learn{why}")
     if config.margin and all(row.scores is None for row in train):
         raise UserError("reward.margin: needs rankings with scores, whose differences it is; set it to 0")
     parts = {member_role("reward", i): train for i in range(config.ensemble)}
@@ -82,7 +75,9 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
     return StageResult(
         metrics={
             "rankings": len(train),
-            "dropped": dropped,
+            "dropped": sum(tally.dropped.values()),
+            "counts": tally.as_dict(),
+            **warned(tally.warning()),
             "held_out_rankings": len(held_out),
             "steps": steps,
             "skipped_steps": skipped,
@@ -176,31 +171,9 @@ def write_card(context: StageContext, model: RewardModel, samples: Tensor, sourc
 def encode(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
 ) -> tuple[list[EncodedRanking], int]:
-    """Ids of every ranking; answers that are the same after truncation count once, rankings left without an ordered
-    pair are dropped and counted."""
-    kept = []
-    for ranking in rankings:
-        rows: dict[tuple[int, ...], int] = {}
-        encoded = []
-        for i, answer in enumerate(ranking.answers):
-            query, response = context.renderer.prompt_and_answer(
-                ranking.prompt.messages, answer, ranking.finished[i], max_tokens=config.max_tokens
-            )
-            if response and rows.setdefault((*query, -1, *response), i) == i:
-                encoded.append((query, response, ranking.ranks[i], ranking.scores[i] if ranking.scores else None))
-        if len({rank for _, _, rank, _ in encoded}) < 2:
-            continue
-        kept.append(
-            EncodedRanking(
-                queries=[q for q, _, _, _ in encoded],
-                responses=[r for _, r, _, _ in encoded],
-                ranks=[rank for _, _, rank, _ in encoded],
-                scores=[s for _, _, _, s in encoded if s is not None] if ranking.scores else None,
-                weight=ranking.weight,
-                prompt=ranking.prompt.messages,
-            )
-        )
-    return kept, len(rankings) - len(kept)
+    """Ids of every ranking that is used, and how many are dropped; see ``encode_rankings``."""
+    kept, tally = encode_rankings(context.renderer, rankings, config)
+    return kept, sum(tally.dropped.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -26,3 +27,12 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return `` Did you mean 'a' or 'b'?`` for the names closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     return " Did you mean " + " or ".join(f"'{c}'" for c in close) + "?" if close else ""
+
+
+@contextlib.contextmanager
+def located(source: str) -> Iterator[None]:
+    """Put the file and line that a record came from before the message of a ``UserError`` about it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}" if source else f"{error}") from error

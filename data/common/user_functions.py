@@ -19,10 +19,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from data.binding import ALIASES, OFFERED, bind, bind_function, is_async, parameters_of
 from data.common.errors import UserError, nearest
+from data.common.function_binding import ALIASES, OFFERED, bind, bind_function, is_async, parameters_of
+from data.common.user_files import Importer, closure_digest, source_closure
 from data.records import Prompt
-from data.user_files import Importer, closure_digest, source_closure
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,8 +86,12 @@ def stop_ids_of(lm: Any) -> tuple[int, ...]:
     return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
 
 
-def load_base(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> SharedBase:
-    """Load a registry entry once, to be shared by every stage."""
+def tokenizer_of(spec: BaseModelSpec) -> Any:
+    """A registry entry's tokenizer, with the entry's own template and padding token.
+
+    Raises:
+        UserError: it cannot be loaded, or does not know the padding token.
+    """
     tokenizer = load_tokenizer(spec.source, spec.revision)
     if spec.chat_template:
         tokenizer.chat_template = spec.chat_template
@@ -95,5 +99,11 @@ def load_base(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> 
         if spec.pad_token not in tokenizer.get_vocab():
             raise UserError(f"base {spec.name}: pad_token {spec.pad_token!r} is not in its vocabulary")
         tokenizer.pad_token = spec.pad_token
+    return tokenizer
+
+
+def load_base(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> SharedBase:
+    """Load a registry entry once, to be shared by every stage."""
+    tokenizer = tokenizer_of(spec)
     lm = load_causal_lm(spec.source, spec.revision, dtype, device)
     return SharedBase(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))

@@ -110,7 +110,7 @@ def show_plan(
     from pipelines.workspace.keys import UNKNOWN
 
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
-    print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan())
+    print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan(), pipeline.corpus)
     if UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]:
         print(
             f"base {pipeline.recipe.base}: its commit is not known, for neither the hub nor the cache tells it; "

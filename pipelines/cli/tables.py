@@ -14,6 +14,7 @@ from data.common.redaction import printable
 
 if TYPE_CHECKING:
     from data.checks import FileCheck
+    from data.splits import Corpus
     from pipelines.recipe.schema import Recipe
     from pipelines.run.pipeline import StagePlan
 
@@ -62,8 +63,10 @@ def show_model(name: str) -> None:
     console().print(table)
 
 
-def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan]) -> None:
+def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan], corpus: Corpus) -> None:
     """Stages with cached, new or stale, why, and how much work each is."""
+    from pipelines.plan_details import rejected_warning
+
     out = console()
     base = recipe.base if isinstance(recipe.base, str) else "from scratch"
     out.print(f"{recipe.name}: base {base}, seed {recipe.seed}, run folder {run_dir}", markup=False)
@@ -87,6 +90,13 @@ def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan]) -> Non
         style="dim",
         markup=False,
     )
+    if rejected := rejected_warning(corpus):
+        out.print(printable(rejected), style="yellow", markup=False)
+    for plan in plans:
+        told = plan.details.get("warning") or plan.details.get("told")
+        if told:
+            style_of = "yellow" if plan.details.get("warning") else "default"
+            out.print(printable(f"{plan.name}: {told}"), style=style_of, markup=False)
     for source, digest in functions.items():
         where = "imported" if ".py:" not in source else "loaded and run"
         out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)
@@ -139,7 +149,9 @@ def _show_file(out: Console, one: FileCheck) -> None:
     if one.tied_rows:
         table.add_row("rows with ties", f"{one.tied_rows:,}")
     if one.longer_is_better is not None:
-        table.add_row("longer is better", f"{one.longer_is_better:.0%} of the pairs")
+        table.add_row("longer is better", f"{one.longer_is_better:.0%} of the pairs, in characters")
+    if one.longer_is_better_in_tokens is not None:
+        table.add_row("longer is better", f"{one.longer_is_better_in_tokens:.0%} of the pairs, in tokens")
     if one.repeated_prompts:
         table.add_row("repeated prompts", f"{one.repeated_prompts:,}")
     for note, count in one.notes.items():

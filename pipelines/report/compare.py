@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from data.common.errors import UserError
+from data.common.number_format import duration
 from pipelines.report import charts
 from pipelines.report import reward_card as report_reward
-from pipelines.report.format import duration
 from pipelines.report.page import (
     SHAPES,
     STAGES,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from data.common.number_format import interval, number, p_value, percent, signed
 from evaluation.judges.adversaries import named
 from pipelines.report.charts import plain_name
-from pipelines.report.format import interval, number, p_value, percent, signed
 
 JUDGES = {"gold": "the gold preference", "reward": "the reward model"}
 HIDDEN = ("references_n", "self_bleu_n")

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from data.common.number_format import interval, number, percent
 from pipelines.report.charts import finite, make_chart, short
-from pipelines.report.format import interval, number, percent
 
 BARS = 24  # rows of the figure of slices; the table has all
 PROBES = {

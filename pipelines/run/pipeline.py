@@ -29,15 +29,15 @@ from models.backbone.artifacts import (
     read_artifact,
     write_atomic,
 )
-from models.backbone.processes import Processes, peak_memory, resolve_dtype
+from models.backbone.processes import Processes, peak_memory
 from models.roles.shared_base import SharedBase
-from pipelines.binding import check_start
 from pipelines.execution.loaded_models import Workbench
 from pipelines.execution.progress import Progress
 from pipelines.execution.stage_request import Job
 from pipelines.execution.tracking import tracked_log
+from pipelines.plan_details import PlanDetails
 from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
-from pipelines.run.estimates import LIBRARIES, Estimator
+from pipelines.run.binding import check_start
 from pipelines.run.stages import STAGES, functions_in_key
 from pipelines.workspace.keys import base_key, differences, dump, folder_hash, hash_of, library_versions, rendering_key
 from pipelines.workspace.run_folder import RunFolder, read_run
@@ -188,18 +188,15 @@ class Pipeline:
     def plan(self) -> list[StagePlan]:
         """What a run would do, without loading any weights or running code of the user's."""
         check_start(self.recipe, self.corpus, self.recipe.stages, run_code=False)
-        out = []
-        dtype = resolve_dtype(self.recipe.runtime.dtype, self.processes.device)
-        on_cpu = self.processes.device.type == "cpu"
-        estimator = Estimator(self.recipe, self.corpus, dtype.itemsize, LIBRARIES if on_cpu else 0)
+        out: list[StagePlan] = []
+        folder = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
+        details = PlanDetails(self.recipe, self.corpus, self.processes.device, folder / "model", out)
         for name, described, key, there, reason in self._keys():
-            steps = STAGES[name].steps(self.recipe, self.corpus)
             status = "cached" if not reason else "new" if there is None else "stale"
             if reason and self.store is not None and self.store.find(key) is not None:
                 status, reason = "stored", f"finished in the store ({reason} here)"
-            rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}
-            details = {"steps": steps, "rows": rows, "functions": described["functions"], "takes": estimator.of(name)}
-            out.append(StagePlan(name=name, status=status, reason=reason or "finished and unchanged", details=details))
+            more = details.of(name) | {"functions": described["functions"]}
+            out.append(StagePlan(name=name, status=status, reason=reason or "finished and unchanged", details=more))
         return out
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -236,7 +233,7 @@ class Pipeline:
         """
         progress = progress or Progress(active=self.processes.is_main)
         chosen = self.chosen(only, start, until)
-        check_start(self.recipe, self.corpus, chosen, run_code=True)
+        check_start(self.recipe, self.corpus, chosen, run_code=True, warn=progress.warn)
         folder = RunFolder(self.run_dir, self.processes)
         with folder.held():
             if self.processes.is_main:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data.common.errors import UserError
+from data.common.user_files import source_closure
 from data.common.user_functions import fingerprint_of, load_function
-from data.user_files import source_closure
 
 F = "def f(completions):\n    return [float({}) for c in completions]\n"
 

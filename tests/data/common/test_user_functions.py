@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from data.binding import OFFERED
 from data.common.errors import UserError
+from data.common.function_binding import OFFERED
 from data.common.user_functions import check_statically, columns_of, load_function, offered_for
 from data.sources import DataConfig
 from data.splits import load_corpus

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from data.common.errors import UserError
+from data.common.number_format import interval, number
 from pipelines.cli.main import main
 from pipelines.report.compare import names, recipe_differences, write_comparison
-from pipelines.report.format import interval, number
 from tests.support.finished_run import Tags, embedded
 
 
