@@ -51,7 +51,8 @@ class FileCheck:
     repeated_prompts: int  # rows whose prompt came before, with another answer or the same
     answers: dict[int, int]  # rows by their number of answers
     tied_rows: int
-    longer_is_better: float | None  # share of ordered pairs whose better answer is the longer one
+    longer_is_better: float | None  # share of ordered pairs whose better answer is the longer one, in characters
+    longer_is_better_in_tokens: float | None  # the same in tokens, where they are counted
     characters: dict[str, Lengths]
     tokens: dict[str, Lengths]
 
@@ -148,7 +149,8 @@ def _check(file: str, parsed: Sequence[Parsed], count_tokens: Callable[[list[str
         repeated_prompts=len(prompts) - len(set(prompts)),
         answers=dict(sorted(Counter(len(r.answers) for r in rows if r.answers).items())),
         tied_rows=sum(len(set(r.ranks)) < len(r.ranks) for r in rows),
-        longer_is_better=_longer_is_better(rows),
+        longer_is_better=_longer_is_better(rows, lambda texts: [len(t) for t in texts]),
+        longer_is_better_in_tokens=_longer_is_better(rows, count_tokens) if count_tokens else None,
         characters={name: _lengths([len(t) for t in found]) for name, found in texts.items()},
         tokens={name: _lengths(count_tokens(found)) for name, found in texts.items()} if count_tokens else {},
     )
@@ -166,13 +168,15 @@ def _usable(rows: Sequence[Row], *, prompts_only: bool) -> dict[str, int]:
     return counts
 
 
-def _longer_is_better(rows: Sequence[Row]) -> float | None:
-    longer = [
-        len(a) > len(b)
-        for r in rows
-        for (a, rank), (b, other) in combinations(zip(r.answers, r.ranks, strict=True), 2)
-        if rank < other and len(a) != len(b)
-    ]
+def _longer_is_better(rows: Sequence[Row], measure: Callable[[list[str]], list[int]]) -> float | None:
+    """Share of the ordered pairs of unlike length, as ``measure`` has it, whose better answer is the longer one."""
+    texts = [a for r in rows for a in r.answers]
+    lengths = iter(measure(texts) if texts else [])
+    longer = []
+    for r in rows:
+        answers = [(next(lengths), rank) for rank in r.ranks]
+        pairs = combinations(answers, 2)
+        longer += [a > b for (a, rank), (b, other) in pairs if rank < other and a != b]
     return sum(longer) / len(longer) if longer else None
 
 

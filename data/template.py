@@ -28,11 +28,10 @@ from typing import Any, Literal
 from data import tokens
 from data.common.errors import UserError, nearest
 from data.common.strict_json import read_text
+from data.counting import Fitted
 from data.records import Message
+from data.supervision import IGNORE, Encoded, around, carries, end_of_content
 from data.template_sandbox import LARGEST, render_foreign
-
-IGNORE = -100
-"""The label that no loss counts."""
 
 DIALOGUE = (
     "{%- for m in messages -%}"
@@ -49,18 +48,6 @@ SHORTEST_PROMPT = 8
 
 _CACHED = 1024
 _PROBE = "trivetprobe"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """One conversation: ``labels`` equal ``ids`` where they are supervised and -100 elsewhere (same length).
-
-    ``cut`` says that the answer did not fit and lost its end, stop token included.
-    """
-
-    ids: list[int]
-    labels: list[int]
-    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +116,7 @@ class Renderer:
         if not whole.startswith(prompt.text):
             raise UserError(
                 f"template {self.template_name}: the prompt with its generation prompt is not a prefix of prompt and "
-                f"answer ({_around(prompt.text, whole)}); give a template for which it is, with `template:`"
+                f"answer ({around(prompt.text, whole)}); give a template for which it is, with `template:`"
             )
         tail = whole[len(prompt.text) :]
         if finished:
@@ -149,10 +136,22 @@ class Renderer:
         max_tokens: int | None = None,
     ) -> tuple[list[int], list[int]]:
         """Both lists of ids, together at most ``max_tokens`` long (see ``fit``)."""
-        prompt = self.prompt_ids(messages)
-        ids = self.answer_ids(messages, answer, finished)
-        kept, length = self.fit(prompt, ids, max_tokens)
-        return [prompt[i] for i in kept], ids[:length]
+        fitted = self.fitted(messages, answer, finished, max_tokens)
+        return fitted.query, fitted.response
+
+    def fitted(
+        self,
+        messages: Sequence[Message | Mapping[str, str]],
+        answer: str,
+        finished: bool = True,
+        max_tokens: int | None = None,
+        prove: bool = False,
+    ) -> Fitted:
+        """``prompt_and_answer``, with what was cut; ``prove`` refuses an answer whose text is not in its ids."""
+        prompt, ids = self.prompt_ids(messages), self.answer_ids(messages, answer, finished)
+        if prove:
+            self._prove(ids, answer)
+        return Fitted.of(prompt, ids, *self.fit(prompt, ids, max_tokens))
 
     def conversation(
         self,
@@ -168,20 +167,21 @@ class Renderer:
         that follows it.
 
         Raises:
-            UserError: with ``all``, an earlier turn of the assistant cannot be found in the rendered text.
+            UserError: the template leaves out some of the answer, or with ``all`` an earlier turn of the assistant
+                cannot be found in the rendered text.
         """
         turns = _turns(messages)
         prompt = self._prompt(turns)
-        ids = self.answer_ids(messages, answer, finished)
+        made = self.fitted(messages, answer, finished, max_tokens, prove=True)
         labels = [IGNORE] * len(prompt.ids)
         if supervise == "all" and any(role == "assistant" for role, _ in turns):
             for i in self._supervised(turns, prompt):
                 labels[i] = prompt.ids[i]
-        kept, length = self.fit(prompt.ids, ids, max_tokens)
         return Encoded(
-            ids=[prompt.ids[i] for i in kept] + ids[:length],
-            labels=[labels[i] for i in kept] + ids[:length],
-            cut=length < len(ids),
+            ids=made.query + made.response,
+            labels=[labels[i] for i in made.kept] + made.response,
+            cut=made.cut_answer,
+            fitted=made,
         )
 
     def text(self, ids: Sequence[int]) -> str:
@@ -247,6 +247,11 @@ class Renderer:
         found = self._prompts.get(turns)
         if found is None:
             text = self._render(turns, generate=True)
+            if turns and turns[-1][0] == "user" and not carries(text, turns[-1][1]):
+                raise UserError(
+                    f"template {self.template_name} leaves out the user's message {turns[-1][1][:60]!r}: it writes "
+                    f"{text[:60]!r}; it may want content as a list of parts. Choose another `template:`"
+                )
             ids = tokens.tokenise(self.tokenizer, text)
             added = () if ids[:1] == list(self._added_bos) else self._added_bos
             if not ids and not added:
@@ -301,7 +306,7 @@ class Renderer:
                 continue
             before = self._render(turns[:n], generate=True)
             at = len(before)
-            close = _end_of_content(prompt.text, at, content)
+            close = end_of_content(prompt.text, at, content)
             if close is None or not prompt.text.startswith(before):
                 raise UserError(
                     f"template {self.template_name} rewrites earlier turns of the assistant, so turn {n + 1} cannot be "
@@ -321,6 +326,17 @@ class Renderer:
                     waiting.append(i)
                 if is_stop:
                     break
+
+    def _prove(self, ids: Sequence[int], answer: str) -> None:
+        """Refuse ids that do not hold the answer's text, up to a stop token of its own."""
+        found = self._inner_text(ids[: self._first_stop(ids)])
+        if not carries(found, answer):  # perhaps a word that the tokenizer does not know, or a stop token in the text
+            own = tokens.tokenise(self.tokenizer, answer)
+            if not carries(found, expected := self._inner_text(own[: self._first_stop(own)])):
+                raise UserError(
+                    f"template {self.template_name} leaves out some of the answer: of {expected[:60]!r} it supervises "
+                    f"{found[:60]!r}; choose another `template:` (dialogue, text, or a .jinja file of your own)"
+                )
 
     def _first_stop(self, ids: Sequence[int]) -> int:
         return next((i for i, t in enumerate(ids) if t in self._stops), len(ids))
@@ -355,16 +371,6 @@ def _turns(messages: Sequence[Message | Mapping[str, str]]) -> tuple[tuple[str, 
     return tuple((m.role, m.content) if isinstance(m, Message) else (m["role"], m["content"]) for m in messages)
 
 
-def _end_of_content(text: str, at: int, content: str) -> int | None:
-    """Where a turn's content ends that begins at ``at``, behind nothing but white space or markup (``<think>...>``)."""
-    for spelled in (content, content.strip()):
-        found = text.find(spelled, at)
-        between = text[at:found].strip()
-        if found >= 0 and (not between or (between[0] == "<" and between[-1] == ">")):
-            return found + len(spelled)
-    return None
-
-
 def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
     """Return the name for messages to the user, and the jinja source."""
     own = tokenizer.get_chat_template() if tokenizer.chat_template else None
@@ -388,8 +394,3 @@ def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
         f"template: unknown name {template!r}.{nearest(template, ['auto', 'chat', *PLAIN])} Known: auto, chat, "
         "dialogue, text, a path ending in .jinja, or a jinja string"
     )
-
-
-def _around(prompt: str, whole: str) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
-    return f"they part at character {at}: {prompt[at : at + 20]!r} and {whole[at : at + 20]!r}"

@@ -26,6 +26,7 @@ Scorer = Callable[[list[str]], Sequence[float]]
 MANY_TRUNCATED = 0.2
 COLLAPSED = 0.6  # distinct-2 below this share of the reference system's
 MUCH_LONGER = 1.5
+NEGATIVE_KL = -0.01  # nats an answer: what rounding does is no sign of anything
 
 
 def assemble(
@@ -242,7 +243,7 @@ def _warnings(
         d = described[name]
         if d["truncated"] > MANY_TRUNCATED:
             yield f"{name}{where}: {d['truncated']:.0%} of the answers were cut off at the length limit."
-        if "kl" in d and (d["kl"]["ci95"] or [0, d["kl"]["mean"]])[1] < 0:
+        if "kl" in d and d["kl"]["ci95"] and d["kl"]["ci95"][1] < 0 and d["kl"]["mean"] < NEGATIVE_KL:
             yield (
                 f"{name}{where}: the KL is negative ({d['kl']['mean']:.2f} nats): answers were not sampled from the "
                 "distribution that they were scored under (temperature or top-k, or greedy decoding)."

@@ -1,4 +1,4 @@
-"""A base model from scratch: tokenizer, a small Llama, next-token training on documents, one a row.
+"""A base model from scratch: tokenizer, a small Llama, next-token training on documents, in pieces of the context.
 
 For the demo and for data in languages without a small base. Matrices are trained with Muon (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing of prompts and answers.
@@ -31,7 +31,7 @@ from stages.stage import Bar, MetricsLog, StageResult, schedule_factor
 from stages.training.nonfinite import NonFiniteSteps, norm_of
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +54,25 @@ def run(context: PretrainContext, config: PretrainConfig) -> StageResult:
     if not context.documents:
         raise UserError("data.documents: base.pretrain needs training documents, and there are none")
     tokenizer = train_tokenizer(context.documents, config)
-    rows = [encode(tokenizer, d, config.model.context) for d in context.documents]
-    rows = [r for r in rows if len(r) > 1]
+    pieces = [chunks(encode(tokenizer, d), config.model.context) for d in context.documents]
+    rows = [row for document in pieces for row in document]
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     skipped = train(context, lm, rows, config)
-    nll = held_out_nll(lm, [encode(tokenizer, d, config.model.context) for d in context.held_out], context.processes)
+    held_out = [row for d in context.held_out for row in chunks(encode(tokenizer, d), config.model.context)]
+    nll = held_out_nll(lm, held_out, context.processes)
     if context.processes.is_main:
         lm.save_pretrained(context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
     return StageResult(
         metrics={
             "held_out_nll": nll,
-            "documents": len(rows),
+            "documents": len(pieces),
+            "counts": {
+                "documents": len(pieces),
+                "documents_in_several_pieces": sum(len(p) > 1 for p in pieces),
+                "pieces": len(rows),
+                "tokens": sum(len(r) - 1 for r in rows),
+            },
             "vocabulary": len(tokenizer),
             "skipped_steps": skipped,
             "parameters": sum(p.numel() for p in lm.parameters()),
@@ -102,10 +109,18 @@ def train_tokenizer(documents: Sequence[str], config: PretrainConfig) -> PreTrai
     )
 
 
-def encode(tokenizer: Any, text: str, context: int) -> list[int]:
-    """``<bos>`` text ``<eos>``, cut to the context. The reward stage and SFT see the same start and stop tokens."""
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """``<bos>`` text ``<eos>``. The reward stage and SFT see the same start and stop tokens."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id][:context]
+    return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+
+
+def chunks(ids: Sequence[int], context: int) -> list[list[int]]:
+    """A document's ids in pieces of at most ``context``, so that each of them but the first is predicted once.
+
+    A piece begins with the last id of the one before; no piece holds two documents, so none attends to another.
+    """
+    return [list(ids[i : i + context]) for i in range(0, len(ids) - 1, context - 1)]
 
 
 def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCausalLM:

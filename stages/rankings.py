@@ -16,6 +16,7 @@ import numpy as np
 
 from data.common.errors import UserError
 from data.common.user_functions import columns_of, load_function
+from data.counting import share_warning, warned
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, generator
@@ -28,6 +29,7 @@ from stages.stage import StageContext, StageResult, prompt_rows
 
 VERSION = 7
 FILE = "rankings.jsonl"
+MEND = "raise rankings.max_new_tokens, or train longer by SFT so that answers end"
 
 
 def run(context: StageContext, config: RankingsConfig) -> StageResult:
@@ -51,10 +53,16 @@ def run(context: StageContext, config: RankingsConfig) -> StageResult:
         with (context.out / FILE).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     scores = [s for row in rows for s in row["scores"]]  # type: ignore[attr-defined]
+    ended = [f for row in rows for f in row["finished"]]  # type: ignore[attr-defined]
+    unfinished = len(ended) - sum(ended)
+    if told := share_warning(unfinished, len(ended), "sampled answers were cut at the limit", MEND):
+        context.warn(f"rankings: {told}")
     return StageResult(
         metrics={
             "rankings": len(train),
             "held_out_rankings": len(held_out),
+            "counts": {"answers": len(ended), "unfinished": unfinished, "limit": config.max_new_tokens},
+            **warned(told),
             "annotator_mean": float(np.mean(scores)),
             "labels_agree_with_annotator": float(np.mean(agree)) if agree else None,
         }

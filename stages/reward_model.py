@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from data.common.errors import UserError, located
-from data.records import Message, RankedAnswers
+from data.common.errors import UserError
+from data.counting import warned
+from data.records import RankedAnswers
 from data.splits import is_held_out
 from models.backbone.artifacts import write_json
 from models.backbone.logprobs import Rows, make_rows
@@ -38,29 +39,21 @@ from stages.training import hf_trainer as trainers
 from stages.training.hf_trainer import ProgressCallback, Resumable, on_one_device, trainer_settings, training_session
 from stages.training.micro_batches import of_rankings, some_rankings
 from stages.training.prompt_sampler import OnePromptAStep
+from stages.training.ranking_rows import EncodedRanking, encode_rankings
 
 VERSION = 15
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedRanking:
-    """One ranking as ids: K queries (the same, unless truncated differently), K responses, ranks, scores."""
-
-    queries: list[list[int]]
-    responses: list[list[int]]
-    ranks: list[int]
-    scores: list[float] | None
-    weight: float = 1.0
-    prompt: tuple[Message, ...] = ()
 
 
 def run(context: StageContext, config: RewardConfig) -> StageResult:
     """Train the ``reward`` role (or an ensemble) and perhaps a watcher, centre, measure and write them."""
     mine, kept_apart = set_apart(context.corpus.rankings.train, config.holdout)
-    train, dropped = encode(context, mine, config)
+    train, tally = encode_rankings(context.renderer, mine, config)
+    if told := tally.warning() or tally.told():
+        (context.warn if tally.warning() else context.say)(f"reward model: {told}")
     held_out, _ = encode(context, context.corpus.rankings.held_out, config)
     if not train:
-        raise UserError("data.rankings: no ranking has two different answers of different rank; nothing to learn")
+        why = f": {tally.warning() or tally.told()}" if tally.rows else ""
+        raise UserError(f"data.rankings: no ranking has two different answers of different rank; nothing to learn{why}")
     ids = [q + a for r in (*train, *held_out) for q, a in zip(r.queries, r.responses, strict=True)]
     check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
     if config.margin and all(row.scores is None for row in train):
@@ -84,7 +77,9 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
     return StageResult(
         metrics={
             "rankings": len(train),
-            "dropped": dropped,
+            "dropped": sum(tally.dropped.values()),
+            "counts": tally.as_dict(),
+            **warned(tally.warning()),
             "held_out_rankings": len(held_out),
             "steps": steps,
             "skipped_steps": skipped,
@@ -177,31 +172,9 @@ def write_card(context: StageContext, model: RewardModel, samples: Tensor, sourc
 def encode(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
 ) -> tuple[list[EncodedRanking], int]:
-    """Ids of every ranking; answers equal after truncation count once, rankings without a pair are dropped, counted."""
-    kept = []
-    for ranking in rankings:
-        rows: dict[tuple[int, ...], int] = {}
-        encoded = []
-        for i, answer in enumerate(ranking.answers):
-            with located(ranking.prompt.source):
-                query, response = context.renderer.prompt_and_answer(
-                    ranking.prompt.messages, answer, ranking.finished[i], max_tokens=config.max_tokens
-                )
-            if response and rows.setdefault((*query, -1, *response), i) == i:
-                encoded.append((query, response, ranking.ranks[i], ranking.scores[i] if ranking.scores else None))
-        if len({rank for _, _, rank, _ in encoded}) < 2:
-            continue
-        kept.append(
-            EncodedRanking(
-                queries=[q for q, _, _, _ in encoded],
-                responses=[r for _, r, _, _ in encoded],
-                ranks=[rank for _, _, rank, _ in encoded],
-                scores=[s for _, _, _, s in encoded if s is not None] if ranking.scores else None,
-                weight=ranking.weight,
-                prompt=ranking.prompt.messages,
-            )
-        )
-    return kept, len(rankings) - len(kept)
+    """Ids of every ranking that is used, and how many are dropped; see ``encode_rankings``."""
+    kept, tally = encode_rankings(context.renderer, rankings, config)
+    return kept, sum(tally.dropped.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from data.batching import right_pad
 from data.common.errors import UserError, located
+from data.counting import Tally, warned
 from data.records import Demonstration
-from data.template import Encoded
+from data.template import Encoded, Renderer
 from models.hub.limits import check_rows
 from models.roles.files import save_role
 from models.roles.shared_base import SharedBase
@@ -27,7 +28,9 @@ VERSION = 6
 def run(context: StageContext, config: SFTConfig) -> StageResult:
     """Train the ``sft`` role on demonstrations; write its adapter alone."""
     base = context.base
-    rows, dropped = encode(context, context.corpus.demonstrations.train, config)
+    rows, tally = encode_demonstrations(context.renderer, context.corpus.demonstrations.train, config)
+    if told := tally.warning() or tally.told():
+        (context.warn if tally.warning() else context.say)(f"SFT: {told}")
     if not rows:
         raise UserError("data.demonstrations: no row has a supervised token; SFT has nothing to learn")
     held_out, _ = encode(context, context.corpus.demonstrations.held_out, config)
@@ -43,7 +46,9 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
     return StageResult(
         metrics={
             "rows": len(rows),
-            "dropped": dropped,
+            "dropped": sum(tally.dropped.values()),
+            "counts": tally.as_dict(),
+            **warned(tally.warning()),
             "supervised_tokens": sum(sum(x >= 0 for x in r.labels) for r in rows),
             "held_out_nll": labelled_nll(base, "sft", held_out, context.pad_id),
             "steps": steps,
@@ -56,16 +61,30 @@ def encode(
     context: StageContext, demonstrations: Sequence[Demonstration], config: SFTConfig
 ) -> tuple[list[Encoded], int]:
     """Rows with at least one supervised token, and how many had none."""
-    rows = []
+    rows, tally = encode_demonstrations(context.renderer, demonstrations, config)
+    return rows, sum(tally.dropped.values())
+
+
+def encode_demonstrations(
+    renderer: Renderer, demonstrations: Sequence[Demonstration], config: SFTConfig
+) -> tuple[list[Encoded], Tally]:
+    """Rows with at least one supervised token, and the count of all.
+
+    Raises:
+        UserError: the template refuses a conversation; its file and line are named.
+    """
+    kept, tally = [], Tally(unit="demonstrations", key="sft.max_tokens", limit=config.max_tokens)
     for d in demonstrations:
         with located(d.prompt.source):
-            rows.append(
-                context.renderer.conversation(
-                    d.prompt.messages, d.answer, d.finished, supervise=config.supervise, max_tokens=config.max_tokens
-                )
+            row = renderer.conversation(
+                d.prompt.messages, d.answer, d.finished, supervise=config.supervise, max_tokens=config.max_tokens
             )
-    kept = [r for r in rows if any(label >= 0 for label in r.labels)]
-    return kept, len(rows) - len(kept)
+        assert row.fitted is not None
+        empty = all(label < 0 for label in row.labels)
+        tally.see([row.fitted], "no supervised token" if empty else "")
+        if not empty:
+            kept.append(row)
+    return kept, tally
 
 
 def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConfig) -> Any:

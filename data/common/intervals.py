@@ -1,4 +1,4 @@
-"""Intervals that cover: of means by a studentised bootstrap, of proportions and sparse values by Wilson's.
+"""Intervals that cover: means by a studentised bootstrap; proportions and sparse values by Wilson's; with clusters.
 
 Pure numpy and scipy. Coverage is simulated in tests and, at length, by ``benchmarks/coverage.py`` (docs/statistics.md).
 This module knows nothing of systems, prompts or files.
@@ -193,10 +193,9 @@ def ratio_interval(
     A studentised bootstrap (Efron & Tibshirani 1993, chapter 12) with the linearised standard error of a ratio. The
     equal-tailed interval is best for skewed values and the symmetric one for heavy tails; their average covers in
     both (docs/statistics.md). A resample's standard error is at least that of the data over ``FLOOR``, since one
-    without the outliers would otherwise divide by next to nothing (the erratic intervals that
-    Efron & Tibshirani warn of in chapter 12). Clusters are sorted first, so that their order does not matter. Where a resample has nothing
-    below the line, the percentile interval, widened as by a t instead of a normal distribution (Hesterberg 2015),
-    takes its place.
+    without the outliers would otherwise divide by next to nothing. Clusters are sorted first, so that their order
+    does not matter. Where a resample has nothing below the line, the percentile interval, widened as by a t instead
+    of a normal distribution (Hesterberg 2015), takes its place.
     """
     order = np.lexsort((bottom, top))
     top, bottom = top[order], bottom[order]

@@ -96,7 +96,11 @@ def load_base(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> 
 
 
 def tokenizer_of(spec: BaseModelSpec) -> Any:
-    """The tokenizer of a registry entry, with the entry's own chat template and padding token."""
+    """A registry entry's tokenizer, with the entry's own template and padding token.
+
+    Raises:
+        UserError: it cannot be loaded, or does not know the padding token.
+    """
     tokenizer = load_tokenizer(spec.source, spec.revision)
     if spec.chat_template:
         tokenizer.chat_template = spec.chat_template

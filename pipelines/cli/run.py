@@ -118,7 +118,7 @@ def show_plan(
     from pipelines.workspace.keys import UNKNOWN
 
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
-    print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan(), pipeline.kept())
+    print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan(), pipeline.corpus, pipeline.kept())
     rehearse(pipeline, pipeline.recipe.stages, lambda text: print(f"warning: {text}"))
     if UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]:
         print(

@@ -15,6 +15,7 @@ from data.common.redaction import printable
 
 if TYPE_CHECKING:
     from data.checks import FileCheck
+    from data.splits import Corpus
     from pipelines.recipe.schema import Recipe
     from pipelines.run.pipeline import StagePlan
 
@@ -64,12 +65,15 @@ def show_model(name: str) -> None:
     console().print(table)
 
 
-def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan], kept: Mapping[Path, str] = EMPTY) -> None:
+def print_plan(
+    recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan], corpus: Corpus, kept: Mapping[Path, str] = EMPTY
+) -> None:
     """Stages with cached, new or stale, why, and how much work each is.
 
     Args:
         kept: hidden folders that the run keeps beside its stages, and what they hold.
     """
+    from pipelines.run.plan_details import rejected_warning
     from pipelines.workspace.gc import size_of
 
     out = console()
@@ -98,6 +102,13 @@ def print_plan(recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan], kept: 
     for folder, what in kept.items():
         told = f"kept beside them: {size(size_of(folder))} in {folder.name} ({what}); `trivet gc` removes it"
         out.print(printable(told), markup=False)
+    if rejected := rejected_warning(corpus):
+        out.print(printable(rejected), style="yellow", markup=False)
+    for plan in plans:
+        told = plan.details.get("warning") or plan.details.get("told")
+        if told:
+            style_of = "yellow" if plan.details.get("warning") else "default"
+            out.print(printable(f"{plan.name}: {told}"), style=style_of, markup=False)
     for source, digest in functions.items():
         where = "imported" if ".py:" not in source else "loaded and run"
         out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)
@@ -150,7 +161,9 @@ def _show_file(out: Console, one: FileCheck) -> None:
     if one.tied_rows:
         table.add_row("rows with ties", f"{one.tied_rows:,}")
     if one.longer_is_better is not None:
-        table.add_row("longer is better", f"{one.longer_is_better:.0%} of the pairs")
+        table.add_row("longer is better", f"{one.longer_is_better:.0%} of the pairs, in characters")
+    if one.longer_is_better_in_tokens is not None:
+        table.add_row("longer is better", f"{one.longer_is_better_in_tokens:.0%} of the pairs, in tokens")
     if one.repeated_prompts:
         table.add_row("repeated prompts", f"{one.repeated_prompts:,}")
     for note, count in one.notes.items():

@@ -1,4 +1,4 @@
-"""``trivet watch``: the growing report of a run, on this machine only (``data.loopback``).
+"""``trivet watch``: the growing report of a run, on this machine only (``data.common.loopback``).
 
 It reads the run's files and writes nothing.
 """
@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data import loopback
+from data.common import loopback
 from data.common.errors import UserError
+from data.common.loopback import Answer
 from models.backbone.artifacts import MANIFEST
-from data.loopback import Answer
 from pipelines.cli.exit_codes import until_stopped
 from pipelines.workspace.run_folder import RECIPE, RUN
 

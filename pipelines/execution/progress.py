@@ -43,6 +43,8 @@ class Bar:
             tokens: tokens handled since the last call.
         """
         self.step, self.tokens = step, self.tokens + tokens
+        if self.total and step > self.total:  # planned before rows were cut or shared: no share of it is true
+            self.total = None
         self.metrics.update(metrics or {})
         if self.live is not None:
             self.live.update(self._row())

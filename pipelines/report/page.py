@@ -211,11 +211,19 @@ def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
         found = files.manifests.get(name, {}).get("metrics") or {}
         if found and name not in ("reward", "evaluate"):
             rows = {k.replace("_", " "): shown(v) for k, v in found.items() if k not in APART}
-            out.append((charts.STAGE_TITLES[name], rows))
+            out.append((charts.STAGE_TITLES[name], rows | counted(found)))
+        elif name == "reward" and counted(found):
+            out.append((f"{charts.STAGE_TITLES[name]}: rankings", counted(found)))
     data = files.run.get("data")
     if isinstance(data, dict):
         out.insert(0, ("Data", {str(k).replace("_", " "): shown(v) for k, v in data.items()}))
     return out
+
+
+def counted(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What a stage counted of its data: used, cut and dropped rows."""
+    counts = metrics.get("counts")
+    return {k.replace("_", " "): shown(v) for k, v in counts.items()} if isinstance(counts, dict) else {}
 
 
 def system_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from data.common.errors import UserError
 from data.common.user_functions import check_statically, load_function, offered_for
@@ -10,6 +10,7 @@ from data.splits import Corpus
 from pipelines.execution.stage_request import evaluation_prompts
 from pipelines.execution.tracking import check_trackers
 from pipelines.recipe.schema import Recipe
+from pipelines.run.plan_details import rejected_warning
 from pipelines.run.stages import functions_of
 
 
@@ -30,13 +31,24 @@ def _offered(recipe: Recipe, corpus: Corpus, stage: str, reference: str) -> set[
     return offered_for(evaluation_prompts(recipe, corpus), *more, *("completion_ids" for _ in chosen_by))
 
 
-def check_start(recipe: Recipe, corpus: Corpus, stages: Sequence[str], *, run_code: bool) -> None:
+def check_start(
+    recipe: Recipe,
+    corpus: Corpus,
+    stages: Sequence[str],
+    *,
+    run_code: bool,
+    warn: Callable[[str], None] = lambda text: None,
+) -> None:
     """What must hold before any stage begins: trackers that can be reached and functions that can be called.
+
+    Many rejected rows are a warning.
 
     Raises:
         UserError: one of them cannot; ``run_code`` is as for ``check_functions``.
     """
     check_trackers(recipe.tracking)
+    if told := rejected_warning(corpus):
+        warn(told)
     check_functions(recipe, corpus, stages, run_code=run_code)
 
 

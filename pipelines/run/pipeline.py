@@ -25,12 +25,12 @@ from models.backbone.artifacts import (
     settle,
     write_atomic,
 )
-from models.backbone.processes import Processes, resolve_dtype
+from models.backbone.processes import Processes
 from pipelines.execution.loaded_models import Workbench
 from pipelines.execution.progress import Progress
 from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
 from pipelines.run.binding import check_start
-from pipelines.run.estimates import LIBRARIES, Estimator
+from pipelines.run.plan_details import PlanDetails
 from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stage_run import StageRun
 from pipelines.run.stages import RUNTIME_SPEED, STAGES, functions_in_key
@@ -181,20 +181,17 @@ class Pipeline:
     def plan(self) -> list[StagePlan]:
         """What a run would do, without loading any weights or running code of the user's."""
         check_start(self.recipe, self.corpus, self.recipe.stages, run_code=False)
-        out = []
-        dtype = resolve_dtype(self.recipe.runtime.dtype, self.processes.device)
-        on_cpu = self.processes.device.type == "cpu"
-        estimator = Estimator(self.recipe, self.corpus, dtype.itemsize, LIBRARIES if on_cpu else 0)
+        out: list[StagePlan] = []
+        folder = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
+        details = PlanDetails(self.recipe, self.corpus, self.processes.device, folder / "model", out)
         for state in self._keys():
             name, described, key, there, reason = state
-            steps = STAGES[name].steps(self.recipe, self.corpus)
             status = "cached" if not reason else "new" if there is None else "stale"
             if reason and self.store is not None and self.store.find(key) is not None:
                 status, reason = "stored", f"finished in the store ({reason} here)"
-            rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}
-            details = {"steps": steps, "rows": rows, "functions": described["functions"], "takes": estimator.of(name)}
             done = state.remark if state.put_back else and_remark("finished and unchanged", state.remark)
-            out.append(StagePlan(name=name, status=status, reason=reason or done, details=details))
+            more = details.of(name) | {"functions": described["functions"]}
+            out.append(StagePlan(name=name, status=status, reason=reason or done, details=more))
         return out
 
     def kept(self) -> dict[Path, str]:

@@ -15,7 +15,7 @@ from data.common.errors import UserError
 from data.common.redaction import redacted
 from data.common.strict_json import read_object
 from models.backbone.artifacts import write_json
-from models.peers import watching
+from models.backbone.peers import watching
 from pipelines.recipe.checks import ORDER
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """A scorer behind an address on this machine: the server side of both protocols in ``reward.terms.remote``.
 
-On this machine only (``data.loopback``). It scores one request at a time, since a model is one. It knows nothing of
+On this machine only (``data.common.loopback``). It scores one request at a time, since a model is one. It knows nothing of
 what gives the scores.
 """
 
@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data import loopback
+from data.common import loopback
 from data.common.errors import UserError
-from data.loopback import Answer, as_json
+from data.common.loopback import Answer, as_json
 
 ROW = {"prompt": str, "completion": str, "messages": list, "finished": bool}
 ROLES = ("user", "assistant", "system")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from data.common.errors import CheckpointError, NonFiniteError, StageError, UserError
+from data.common.errors import CheckpointError, NonFiniteError, StageError, UserError, located
+from data.counting import Fitted, Tally, warned
 from data.records import Prompt
+from data.template import Renderer
 from models.backbone.scalar_head import ScalarHead
 from models.hub.limits import check_rows
 from models.roles.files import save_role
@@ -34,7 +36,7 @@ def run(
     """
     if config.keep == "best" and judge is None:
         raise UserError("ppo.keep: 'best' is chosen by a held-out reward model: set reward.holdout, for example 0.2")
-    prompts, left_out = usable_prompts(context, config)
+    prompts, tally = counted_prompts(context, config)
     reward = compose(
         config.reward,
         model,
@@ -62,11 +64,15 @@ def run(
         metrics={
             "updates": ppo.update_index,
             "prompts": len(prompts),
-            "prompts_left_out": left_out,
+            "prompts_left_out": sum(tally.dropped.values()),
+            "counts": tally.as_dict(),
             "skipped_steps": ppo.nonfinite.total,
             "kept_update": kept,
             **({"watch": watcher.summary()} if watcher is not None else {}),
-            "warnings": [{"step": w.step, "text": w.text} for w in [*watch.given, *parted(watcher)]],
+            "warnings": [
+                *warned(tally.warning()).get("warnings", []),
+                *({"step": w.step, "text": w.text} for w in [*watch.given, *parted(watcher)]),
+            ],
             # only the main process, whose metrics are kept, knows them where all updates were done before a checkpoint
             **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length") if name in last},
         }
@@ -133,7 +139,13 @@ def saved_before(error: Exception, ppo: PPO, captured: Callable[[], State]) -> E
 
 
 def usable_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prompt], int]:
-    """Training prompts that fit ``max_prompt_tokens`` and the model's positions, and how many do not.
+    """Training prompts that fit, and how many do not; see ``counted_prompts``."""
+    prompts, tally = counted_prompts(context, config)
+    return prompts, sum(tally.dropped.values())
+
+
+def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prompt], Tally]:
+    """Training prompts that fit ``max_prompt_tokens`` and the model's positions, and the count of all.
 
     Raises:
         UserError: none fit.
@@ -146,18 +158,33 @@ def usable_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Promp
             f"ppo.max_new_tokens: {config.max_new_tokens} leaves no room for a prompt in the base's "
             f"{context.base.context_length} positions; lower it"
         )
-    asked = prompt_rows(context.renderer, context.corpus.prompts.train)
-    fits = [len(ids) <= limit for ids in asked]
-    prompts = [p for p, fit in zip(context.corpus.prompts.train, fits, strict=True) if fit]
-    kept = [ids for ids, fit in zip(asked, fits, strict=True) if fit]
-    room, cure = config.max_new_tokens, "lower ppo.max_new_tokens"
-    check_rows(context.base.limits, kept, "data.prompts", cure, context.warn, room)
-    left_out = len(context.corpus.prompts.train) - len(prompts)
+    prompts, tally = fitting_prompts(context.renderer, context.corpus.prompts.train, limit)
+    left_out = sum(tally.dropped.values())
+    kept = prompt_rows(context.renderer, prompts)
+    check_rows(
+        context.base.limits, kept, "data.prompts", "lower ppo.max_new_tokens", context.warn, config.max_new_tokens
+    )
     if not prompts:
         raise UserError(f"data.prompts: none of {left_out} training prompts has at most {limit} tokens; PPO needs some")
     if left_out:
         context.warn(f"{left_out} prompts are longer than {limit} tokens and are left out")
-    return prompts, left_out
+        if tally.warning():
+            context.warn(f"PPO: {tally.warning()}")
+    return prompts, tally
+
+
+def fitting_prompts(renderer: Renderer, prompts: Sequence[Prompt], limit: int) -> tuple[list[Prompt], Tally]:
+    """Prompts of at most ``limit`` tokens, and the count of all."""
+    tally = Tally(unit="prompts", key="ppo.max_prompt_tokens", limit=limit)
+    kept = []
+    for prompt in prompts:
+        with located(prompt.source):
+            query = renderer.prompt_ids(prompt.messages)
+        fits = len(query) <= limit
+        tally.see([Fitted.of(query, [], range(len(query)), 0)], "" if fits else f"longer than {limit:,} tokens")
+        if fits:
+            kept.append(prompt)
+    return kept, tally
 
 
 def add_roles(context: StageContext, config: PPOConfig, model: RewardModel | None) -> None:

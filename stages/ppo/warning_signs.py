@@ -5,8 +5,11 @@ Pure: numbers of each update go in, new warnings come out. It knows nothing of m
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from scipy import stats
 
 PATIENCE = 3  # updates in a row before a sign is believed
 LONG = 20  # the same for the critic, which needs time to learn
@@ -39,7 +42,7 @@ class Watch:
         self._signs: tuple[tuple[str, Callable[[], bool], str], ...] = (
             (
                 "negative KL",
-                lambda: self._lasts("objective/kl", lambda x: x < NEGATIVE_KL),
+                self._negative_kl,
                 "the KL to the reference is negative: answers are not drawn from the distribution whose "
                 "log-probabilities are used. With an engine of your own, check its temperature, top-k and top-p.",
             ),
@@ -113,6 +116,14 @@ class Watch:
     def _lasts(self, name: str, bad: Callable[[float], bool], count: int = PATIENCE) -> bool:
         values = self._last(name, count)
         return bool(values) and all(map(bad, values))
+
+    def _negative_kl(self) -> bool:
+        """Below 0 by more than the updates' own scatter: the upper end of a 95 % t interval over those kept."""
+        kept = [row["objective/kl"] for row in self.rows if "objective/kl" in row]
+        if not self._lasts("objective/kl", lambda x: x < NEGATIVE_KL):
+            return False
+        reach = float(stats.t.ppf(0.975, len(kept) - 1)) * statistics.stdev(kept) / len(kept) ** 0.5
+        return statistics.fmean(kept) + reach < 0
 
     def _runaway(self) -> bool:
         values = self._last("objective/kl", PATIENCE)

@@ -46,6 +46,8 @@ def test_each_sign_once_with_its_remedy(name, values, step, words):
     ("name", "values"),
     [
         ("objective/kl", [-0.5, 0.5, -0.5, 0.5] * 5),
+        ("objective/kl", [0.4, -0.2, 0.5, 0.3, -0.12, -0.3, -0.11, 0.4]),  # three in a row, by chance
+        ("objective/kl", [-0.11, -1.9, -0.12]),
         ("objective/kl", [40.0, 35.0, 30.0, 28.0]),
         ("ppo/value/explained_variance", [-0.5] * (LONG - 1) + [0.1]),
         ("objective/entropy", [2.0, 0.3, 0.3, 1.0, 0.3, 0.3]),

@@ -72,3 +72,17 @@ def test_real_overlap_and_token_counts():
     found = check_files([train, held], tokenizer=model)
     assert found.overlaps[0].shared == 65  # PandaLM's prompts come from the other file
     assert found.files[0].tokens["answer"].count == found.files[0].characters["answer"].count == 220
+
+
+def test_longer_is_better_in_the_unit_that_it_says():
+    """One file for which characters and words say the opposite."""
+    from data.checks import _longer_is_better
+    from data.formats import Row
+
+    rows = [
+        Row(answers=("extraordinarily", "a b c d"), ranks=(0, 1)),
+        Row(answers=("same one", "one same"), ranks=(0, 0)),
+    ]
+    assert _longer_is_better(rows, lambda texts: [len(t) for t in texts]) == 1.0
+    assert _longer_is_better(rows, lambda texts: [len(t.split()) for t in texts]) == 0.0
+    assert _longer_is_better([], lambda texts: [1 // 0]) is None

@@ -362,7 +362,7 @@ ADAPTERS = [
 
 REWARD_MODEL = [
     _of("M1", "score at the token before the last", RM, "read.flatten().nonzero()", "read.roll(-1, 1).flatten().nonzero()", STAGES, "last_real_token"),
-    _of("M2", "no stop token in training", RS, "ranking.finished[i], max_tokens", "False, max_tokens", TRAINING, "finished_answers"),
+    _of("M2", "no stop token in training", "stages/training/ranking_rows.py", "ranking.finished[i], max_tokens", "False, max_tokens", TRAINING, "finished_answers"),
     _of("M3", "worse answers are better", RL, "ranks[:, :, None] < ranks[:, None, :]", "ranks[:, :, None] > ranks[:, None, :]", LOSSES,
         "one_pair"),
     _of("M3", "margin added", RL, "difference = difference - margins", "difference = difference + margins", LOSSES, "margin"),
@@ -376,7 +376,8 @@ REWARD_MODEL = [
         "plackett_luce_by_hand"),
     _of("M4", "rankings without a pair not in the mean", RL, "margins, mask, label_smoothing).mean()",
         "margins, mask, label_smoothing).sum() / (ranks != ranks[:, :1]).any(1).sum().clamp(min=1)", LOSSES, "counts_as_0"),
-    _of("M5", "the same answer twice", RS, "rows.setdefault((*query, -1, *response), i) == i", "rows.setdefault((*query, -1, *response), i) >= 0",
+    _of("M5", "the same answer twice", "stages/training/ranking_rows.py",
+        "rows.setdefault((*made.query, -1, *made.response), i) == i", "rows.setdefault((*made.query, -1, *made.response), i) >= 0",
         STAGES, "compared_once"),
     _of("M6", "head too wide", HE, "1.0 / math.sqrt(hidden_size + 1)", "1.0", STAGES, "head_is_initialised"),
     _of("M1", "padding has a share in learned pooling", RM, "hidden, some", "hidden", SHARED, "plain_rows and llama and learned"),
@@ -404,9 +405,9 @@ INSTRUCTION = [
     _of("F4", "tokens merged across the border", TE, "if whole[: len(own)] == own:", "if whole:", TEMPLATE, "merge_across"),
     _of("F1", "states of the token itself, not of the one before", NLL, "mask[group, :width])[:, :-1]", "mask[group, :width])[:, 1:]",
         RESPONSE, "plain_path and llama"),
-    _of("F5", "rows packed without borders", SFT, "    return kept, len(rows) - len(kept)\n",
+    _of("F5", "rows packed without borders", SFT, "    return kept, tally\n",
         "    kept = [Encoded(ids=[i for r in kept for i in r.ids], labels=[i for r in kept for i in r.labels], cut=False)]\n"
-        "    return kept, len(rows) - len(kept)\n", TRAINING, "never_packed"),
+        "    return kept, tally\n", TRAINING, "never_packed"),
     _of("F6", "long prompts cut at their end", TE, "[*range(bos), *range(len(prompt) - room + bos, len(prompt))]", "[*range(room)]",
         TEMPLATE, "truncation"),
     _of("F8", "stop token cut off", TE, "return ids[: end + 1]", "return ids[:end]", STAGES, "first_batch"),

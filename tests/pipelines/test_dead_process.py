@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models.peers import Peer, alive, dead_among, told
+from models.backbone.peers import Peer, alive, dead_among, told
 from tests.support.recipes import RECIPE
 
 ROOT = Path(__file__).parents[2]

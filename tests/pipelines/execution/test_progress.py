@@ -66,3 +66,13 @@ def test_a_failed_stage_is_not_called_done() -> None:
 def test_numbers_and_durations() -> None:
     assert [number(v) for v in (3, 0.123456, 1e-5, 12345.678, 2.0)] == ["3", "0.1235", "1e-05", "1.235e+04", "2"]
     assert [duration(s) for s in (9.6, 200, 7500)] == ["10 s", "3 min 20 s", "2 h 05 min"]
+
+
+def test_more_steps_than_planned_are_no_share_above_the_whole() -> None:
+    from pipelines.execution.progress import Bar, Progress
+
+    bar = Bar(Progress(active=False), "reward", 3)
+    bar.advance(3)
+    assert "3/3 (100%)" in bar.line()
+    bar.advance(4)
+    assert "%" not in bar.line() and "4" in bar.line()

@@ -38,6 +38,7 @@ CODE = {
     "rankings": ["stages/rankings.py", "models/sampling/generate.py", *FAST],
     "reward": [
         "stages/reward_model.py",
+        "stages/training/ranking_rows.py",
         "stages/training/prompt_sampler.py",
         "stages/training/hf_trainer.py",
         "stages/training/micro_batches.py",

@@ -1,0 +1,127 @@
+"""What of the data a stage uses, cuts and drops: one way of counting for all stages, for plan and for the report.
+
+A row is *cut* when it is used without some of its tokens, *dropped* when nothing of it is used. Pure counting: it
+knows nothing of files or models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MANY = 0.05
+"""The share of rows from which on a loss is worth a warning, and that a proposed limit may still cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A prompt and an answer as ids, perhaps shortened to a limit.
+
+    ``full`` counts the tokens of both before that; ``kept`` are the indices of the prompt's ids that stayed.
+    """
+
+    query: list[int]
+    response: list[int]
+    kept: list[int]
+    full: int
+    cut_answer: bool
+    cut_prompt: bool
+
+    @classmethod
+    def of(cls, prompt: Sequence[int], answer: Sequence[int], kept: Sequence[int], length: int) -> Fitted:
+        """Of the prompt the ids at ``kept``, of the answer the first ``length``."""
+        return cls(
+            query=[prompt[i] for i in kept],
+            response=list(answer[:length]),
+            kept=list(kept),
+            full=len(prompt) + len(answer),
+            cut_answer=length < len(answer),
+            cut_prompt=len(kept) < len(prompt),
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """Counts over the rows of one part of the data.
+
+    ``unit`` is what a row is called, ``key`` the recipe's key that holds the limit of ``limit`` tokens.
+    """
+
+    unit: str
+    key: str
+    limit: int | None = None
+    rows: int = 0
+    cut_answers: int = 0
+    cut_prompts: int = 0
+    cut: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    lengths: list[int] = field(default_factory=list)
+
+    def see(self, parts: Sequence[Fitted], dropped: str = "") -> None:
+        """Count one row of one or more answers; ``dropped`` is why nothing of it is used."""
+        self.rows += 1
+        self.lengths.append(max((p.full for p in parts), default=0))
+        if dropped:
+            self.dropped[dropped] += 1
+            return
+        self.cut_answers += any(p.cut_answer for p in parts)
+        self.cut_prompts += any(p.cut_prompt for p in parts)
+        self.cut += any(p.cut_answer or p.cut_prompt for p in parts)
+
+    @property
+    def lost(self) -> int:
+        """Rows that are cut or dropped."""
+        return self.cut + sum(self.dropped.values())
+
+    def limit_for_most(self) -> int | None:
+        """The smallest limit, in tokens, within which 95 % of the rows are whole; None without rows."""
+        if not self.lengths:
+            return None
+        whole = -(-len(self.lengths) * round(100 * (1 - MANY)) // 100)
+        return sorted(self.lengths)[max(0, whole - 1)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for manifests, plans and reports."""
+        out: dict[str, Any] = {
+            "rows": self.rows,
+            "used": self.rows - sum(self.dropped.values()),
+            "cut": self.cut,
+            "cut_answers": self.cut_answers,
+            "cut_prompts": self.cut_prompts,
+            "dropped": sum(self.dropped.values()),
+        }
+        if self.limit is not None:
+            out |= {"limit": self.limit, "limit_for_95_percent": self.limit_for_most()}
+        return out | {f"dropped: {why}": n for why, n in sorted(self.dropped.items())}
+
+    def told(self) -> str:
+        """One line for the terminal; empty where nothing was lost."""
+        if not self.lost:
+            return ""
+        parts = [f"{self.cut:,} cut to {self.limit:,} tokens"] if self.cut else []
+        if self.cut_answers:
+            parts[-1] += f" ({self.cut_answers:,} lose the end of an answer, stop token included)"
+        parts += [f"{n:,} dropped ({why})" for why, n in sorted(self.dropped.items())]
+        return f"of {self.rows:,} {self.unit} " + ", ".join(parts)
+
+    def warning(self) -> str:
+        """What to do where more than ``MANY`` of the rows are lost; empty otherwise."""
+        if self.lost <= MANY * self.rows:
+            return ""
+        needed = self.limit_for_most()
+        if self.limit is None or needed is None or needed <= self.limit:
+            return self.told()
+        return f"{self.told()}; {self.key} of {needed:,} would keep 95 % whole"
+
+
+def share_warning(count: int, of: int, what: str, mend: str) -> str:
+    """A sentence where ``count`` is more than ``MANY`` of ``of``; empty otherwise."""
+    return f"{count:,} of {of:,} {what} ({count / of:.0%}); {mend}" if of and count > MANY * of else ""
+
+
+def warned(*texts: str) -> dict[str, list[dict[str, Any]]]:
+    """Warnings about the data for a stage's metrics, as those of training; nothing where all texts are empty."""
+    found = [{"step": 0, "text": text} for text in texts if text]
+    return {"warnings": found} if found else {}

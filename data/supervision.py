@@ -1,0 +1,57 @@
+"""What of a conversation is supervised, and the proof that it is the answer: its text is among the supervised ids.
+
+Pure functions of texts; it knows nothing of templates and tokenizers.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from data.counting import Fitted
+
+IGNORE = -100
+"""The label that no loss counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """One conversation: ``labels`` equal ``ids`` where they are supervised and -100 elsewhere (same length).
+
+    ``cut`` says that the answer did not fit and lost its end, stop token included; ``fitted`` is what was counted.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    cut: bool = False
+    fitted: Fitted | None = None
+
+
+def carries(supervised: str, answer: str) -> bool:
+    """Whether the text of the supervised ids holds the answer.
+
+    White space, Unicode composition and the marks of unknown tokens aside, since tokenizers change those; a tokenizer
+    that drops or merges characters is judged by what its own rendering of the answer decodes to.
+    """
+    return _bare(answer) in _bare(supervised)
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text))
+
+
+def end_of_content(text: str, at: int, content: str) -> int | None:
+    """Where a turn's content ends that begins at ``at``, behind nothing but white space or markup (``<think>...>``)."""
+    for spelled in (content, content.strip()):
+        found = text.find(spelled, at)
+        between = text[at:found].strip()
+        if found >= 0 and (not between or (between[0] == "<" and between[-1] == ">")):
+            return found + len(spelled)
+    return None
+
+
+def around(prompt: str, whole: str) -> str:
+    """Where two texts part, for messages."""
+    at = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
+    return f"they part at character {at}: {prompt[at : at + 20]!r} and {whole[at : at + 20]!r}"

@@ -1,0 +1,167 @@
+"""What is cut and dropped, counted by the stages' own functions and by hand; answers that a template leaves out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from data.common.errors import UserError
+from data.counting import Fitted, Tally, share_warning
+from data.records import Demonstration, Message, Prompt, RankedAnswers
+from data.template import Renderer
+from pipelines.run.pipeline import Pipeline
+from stages.ppo.stage import fitting_prompts
+from stages.pretrain import chunks, train_tokenizer
+from stages.settings import PretrainConfig, RewardConfig, SFTConfig
+from stages.sft import encode_demonstrations
+from stages.training.ranking_rows import EQUAL_WHEN_CUT, encode_rankings
+from tests.support.recipes import RECIPE as LEAST
+
+WORDS = [f"w{i}" for i in range(60)]
+RECIPE: dict = LEAST
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    texts = [" ".join([*WORDS, "user : assistant : system :"])] * 3
+    return Renderer(train_tokenizer(texts, PretrainConfig(tokenizer="words", vocabulary=400)), template="dialogue")
+
+
+def prompt(words: int, n: int = 0) -> Prompt:
+    text = " ".join(WORDS[(n + i) % 60] for i in range(words))
+    return Prompt(messages=(Message(role="user", content=text),), group=str(n), source=f"rows.jsonl:{n}")
+
+
+def answer(words: int) -> str:
+    return " ".join(WORDS[:words])
+
+
+def test_planted_cuts_of_demonstrations_are_all_counted(renderer: Renderer) -> None:
+    # "user : q... \n assistant : a... <eos>": 4 words of the template and a stop token, and a BOS if one is added
+    extra = len(renderer.prompt_ids(prompt(1).messages)) - 1 + 1
+    limit = 40
+    short = [Demonstration(prompt=prompt(3, n), answer=answer(4)) for n in range(50)]
+    long_answers = [Demonstration(prompt=prompt(3, n), answer=answer(50)) for n in range(3)]
+    long_prompts = [Demonstration(prompt=prompt(45, n), answer=answer(4)) for n in range(2)]
+    rows, tally = encode_demonstrations(renderer, [*short, *long_answers, *long_prompts], SFTConfig(max_tokens=limit))
+    found = tally.as_dict()
+    independent = [extra + q + a > limit for q, a in [(3, 4)] * 50 + [(3, 50)] * 3 + [(45, 4)] * 2]
+    assert found["rows"] == found["used"] == len(rows) == 55 and found["dropped"] == 0
+    assert found["cut"] == sum(independent) == 5 and found["cut_answers"] == 3
+    assert found["cut_prompts"] == 2, "a prompt of eight ids is never cut"
+    assert sum(r.ids[-1] not in renderer.stop_ids for r in rows) == 3, "those have lost their stop token"
+    # 5 of 55 are 9 %: 53 whole rows are 95 %, and the 53rd in order of length is one with a long prompt
+    lengths = sorted(extra + q + a for q, a in [(3, 4)] * 50 + [(3, 50)] * 3 + [(45, 4)] * 2)
+    assert found["limit_for_95_percent"] == lengths[52]
+    assert f"sft.max_tokens of {lengths[52]} would keep 95 % whole" in tally.warning()
+    every = [*short, *long_answers, *long_prompts]
+    again = encode_demonstrations(renderer, every, SFTConfig(max_tokens=lengths[52]))[1]
+    assert again.cut <= 0.05 * 55 and not again.warning()
+
+
+def test_rankings_that_the_cut_makes_equal_are_dropped_and_counted(renderer: Renderer) -> None:
+    same = RankedAnswers(prompt=prompt(2), answers=(answer(50), answer(50) + " w1"), ranks=(0, 1))
+    fine = RankedAnswers(prompt=prompt(2), answers=(answer(5), answer(6)), ranks=(0, 1))
+    halved = RankedAnswers(prompt=prompt(2), answers=(answer(50), "w7 w8"), ranks=(0, 1))
+    kept, tally = encode_rankings(renderer, [same, same, fine, halved], RewardConfig(max_tokens=32))
+    assert len(kept) == 2 and tally.dropped == {EQUAL_WHEN_CUT: 2}
+    assert (tally.cut, tally.cut_answers, tally.rows, tally.lost) == (1, 1, 4, 3)
+    assert "equal once cut" in tally.warning() and "reward.max_tokens of" in tally.warning()
+
+
+def test_prompts_that_do_not_fit_are_counted(renderer: Renderer) -> None:
+    prompts = [prompt(3, n) for n in range(8)] + [prompt(40, n) for n in range(2)]
+    kept, tally = fitting_prompts(renderer, prompts, 20)
+    needed = len(renderer.prompt_ids(prompts[-1].messages))
+    assert kept == prompts[:8] and tally.as_dict()["dropped"] == 2
+    assert f"ppo.max_prompt_tokens of {needed} would keep 95 % whole" in tally.warning()
+
+
+def test_the_limit_for_95_percent_by_hand() -> None:
+    tally = Tally(unit="rows", key="k", limit=10)
+    for n in range(1, 101):
+        tally.see([Fitted.of(list(range(n)), [], range(min(n, 10)), 0)])
+    assert tally.limit_for_most() == 95 and tally.cut == 90
+    assert not Tally(unit="rows", key="k").warning() and Tally(unit="rows", key="k").limit_for_most() is None
+    assert share_warning(5, 100, "a", "b") == "" and "6 of 100 a (6%); b" in share_warning(6, 100, "a", "b")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 9, 15, 16, 17, 100])
+def test_every_token_of_a_document_is_predicted_once(length: int) -> None:
+    ids = list(range(1000, 1000 + length))
+    pieces = chunks(ids, 8)
+    assert all(2 <= len(p) <= 8 for p in pieces)
+    assert [token for p in pieces for token in p[1:]] == ids[1:]
+    assert pieces == ([ids] if 1 < length <= 8 else pieces)
+
+
+def test_manifest_and_report_counts_agree_with_an_independent_count(tmp_path) -> None:
+    rows = [{"prompt": f"say {i}", "completion": "so it is ."} for i in range(30)]
+    rows += [{"prompt": f"tell {i}", "completion": "one two three four five " * 12} for i in range(6)]
+    lines = [json.dumps(r) for r in rows] + ["{broken", json.dumps({"nothing": 1})]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "long.txt").write_text("a b c d e f g h " * 100)
+    settings = {
+        "data": {"demonstrations": "rows.jsonl", "documents": ["long.txt", "demo-world?rows=60"], "held_out": 0.0,
+                 "text_unit": "file"},
+        "sft": RECIPE["sft"] | {"max_tokens": 32},
+    }  # fmt: skip
+    (tmp_path / "r.json").write_text(json.dumps(RECIPE | settings))
+    made = Pipeline.from_recipe(tmp_path / "r.json", run_dir=tmp_path / "run")
+    made.run(only=["pretrain"])
+    planned = {p.name: p.details["counts"] for p in made.plan()}
+    made.run(only=["sft"])
+    files = {s: tmp_path / "run" / s / "manifest.json" for s in ("pretrain", "sft")}
+    manifests = {s: json.loads(file.read_text())["metrics"] for s, file in files.items()}
+    counts = manifests["sft"]["counts"]
+    assert (counts["rows"], counts["cut"], counts["cut_answers"], counts["dropped"]) == (36, 6, 6, 0)
+    assert planned["sft"] == counts
+    assert "would keep 95 % whole" in manifests["sft"]["warnings"][0]["text"]
+    pretrain = manifests["pretrain"]["counts"]
+    assert pretrain["documents"] == 61 and pretrain["documents_in_several_pieces"] == 1
+    assert pretrain["pieces"] == 60 + -(-(8 * 100 + 1) // 127)
+    assert json.loads((tmp_path / "run/run.json").read_text())["data"]["rejected rows"] == 2
+    from pipelines.report.page import facts, read_run
+
+    told = dict(facts(read_run(tmp_path / "run")))
+    assert any(k == "cut answers" and v == "6" for part in told.values() for k, v in part.items())
+
+
+CLOSING_ONLY = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'user' %}{{ m.content }}{% endif %}"
+    "</{{ m.role }}>{% endfor %}"
+)
+PARTS = "{% for m in messages %}{{ m.role }} :{% for p in m.content %}{{ p.text }}{% endfor %} {% endfor %}"
+THOUGHTS = (
+    "{% for m in messages %}{{ m.role }} : {{ m.content.split('</think>')[-1] }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [(CLOSING_ONLY, "w1 w2 w3"), (PARTS, "w1 w2 w3"), (THOUGHTS, "<think> w9 w8 </think> w1 w2")],
+)
+def test_an_answer_that_the_template_leaves_out_is_refused_with_row_and_template(
+    renderer: Renderer, template: str, said: str, tmp_path
+) -> None:
+    (tmp_path / "t.jinja").write_text(template)
+    made = Renderer(renderer.tokenizer, template=str(tmp_path / "t.jinja"))
+    row = Demonstration(prompt=prompt(3, 17), answer=said)
+    with pytest.raises(UserError, match=r"rows\.jsonl:17: template .*t\.jinja.* leaves out"):
+        encode_demonstrations(made, [row], SFTConfig())
+    ranked = RankedAnswers(prompt=row.prompt, answers=(said, said + " w5"), ranks=(0, 1))
+    with pytest.raises(UserError, match=r"rows\.jsonl:17: template .*leaves out"):
+        encode_rankings(made, [ranked], RewardConfig())
+
+
+SAID = ["w1 w2", " w1  w2\n", "", "unknown words w1", "w1 <eos> w2", "<think> w3 </think> w4"]
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("template", ["dialogue", "text"])
+def test_every_answer_that_is_rendered_passes(renderer: Renderer, template: str, said: str) -> None:
+    made = Renderer(renderer.tokenizer, template=template)
+    row = made.conversation(prompt(2).messages, said)
+    assert row.ids[-1] in made.stop_ids
