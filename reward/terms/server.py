@@ -1,7 +1,7 @@
 """A scorer behind an address on this machine: the server side of both protocols in ``reward.terms.remote``.
 
-On this machine only (``data.common.loopback``). It scores one request at a time, since a model is one. It knows nothing of
-what gives the scores.
+On this machine only (``data.common.loopback``). It scores one request at a time, since a model is one. It knows nothing
+of what gives the scores.
 """
 
 from __future__ import annotations
