@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.common.errors import UserError, located
+from data.common.strict_json import read_object
 from data.records import Prompt
 from data.splits import Corpus
 from data.template import Renderer
@@ -119,12 +120,9 @@ def _config_of(folder: Path, spec: BaseModelSpec) -> Any:
 
 def _generation_stops(folder: Path, config: Any) -> tuple[int, ...]:
     """Stop ids of the generation config, as the loaded model will have them."""
-    from transformers import GenerationConfig
-
-    try:
-        found = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-    except OSError:  # there is no such file: the model makes one of its config
-        found = GenerationConfig.from_model_config(config).eos_token_id
+    file = folder / "generation_config.json"
+    # where there is no such file, the model makes one of its config
+    found = read_object(file).get("eos_token_id") if file.is_file() else config.get_text_config().eos_token_id
     return () if found is None else (found,) if isinstance(found, int) else tuple(found)
 
 

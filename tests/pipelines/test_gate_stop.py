@@ -18,6 +18,8 @@ from pipelines.recipe.schema import load_recipe
 from pipelines.report.page import read_run, view
 from reward.card.gate import failures, remedies, require
 from reward.settings import GateConfig
+from tests.conftest import tiny_lm, word_tokenizer
+from tests.support.finished_run import report_card
 from tests.support.recipes import RECIPE
 
 GOOD = {"share": 0.8, "ci95": [0.75, 0.85]}
@@ -76,8 +78,6 @@ def test_a_line_that_nothing_passes_has_no_remedy_but_the_switch(tmp_path: Path)
 def test_the_verdict_is_the_same_with_the_gate_on_off_lowered_or_not_there(skill: float, run: Path, tmp_path: Path):
     import shutil
 
-    from tests.pipelines.report.test_reward_card import report_card
-
     folder = Path(shutil.copytree(run, tmp_path / "demo"))
     made = report_card(skill=skill) if skill else report_card(skill=0.0)
     (folder / "reward/report_card.json").write_text(json.dumps(made))
@@ -96,7 +96,9 @@ def test_the_verdict_is_the_same_with_the_gate_on_off_lowered_or_not_there(skill
 def stopped_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run whose reward stage is finished with a bad card, and the command that stops at it."""
     recipe = copy.deepcopy(RECIPE) | {"stages": ["reward", "ppo"]}
-    recipe["base"], recipe["data"] = "tiny-gpt2", {"rankings": "r.jsonl", "prompts": "p.jsonl"}
+    tiny_lm("gpt2").save_pretrained(tmp_path / "base")
+    word_tokenizer().save_pretrained(tmp_path / "base")
+    recipe["base"], recipe["data"] = "./base", {"rankings": "r.jsonl", "prompts": "p.jsonl"}
     del recipe["rankings"]
     rows = [{"prompt": f"p{n}", "chosen": "a b", "rejected": f"c{n}"} for n in range(20)]
     (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")

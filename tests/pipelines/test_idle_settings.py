@@ -18,7 +18,7 @@ from data.common.errors import UserError
 from pipelines.recipe.errors import models_in
 from pipelines.recipe.idle import RULES, covers, leaves
 from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
-from pipelines.run.stages import STAGES
+from pipelines.run.stages import STAGES, made_with
 from pipelines.workspace.keys import rendering_key
 
 ROOT = Path(__file__).parents[2]
@@ -50,16 +50,21 @@ def with_settings(recipe, settings):
 
 
 def described(recipe):
-    """What the keys of all stages take in of a recipe, and how conversations are written."""
+    """What the keys and manifests of all stages take in of a recipe, and how conversations are written."""
     stages = {name: STAGES[name].settings(recipe) for name in STAGES if name in recipe.stages}
-    return stages | {
-        "adapter": recipe.adapter.model_dump(),
-        "rendering": rendering_key(recipe.template, recipe.stop),
-        "data": recipe.data.model_dump(),
-        "base": recipe.base,
-        "seed": recipe.seed,
-        "stages": recipe.stages,
-    }
+    made = {f"{name} made with": made_with(recipe, name, 1) for name in stages}
+    return (
+        stages
+        | made
+        | {
+            "adapter": recipe.adapter.model_dump(),
+            "rendering": rendering_key(recipe.template, recipe.stop),
+            "data": recipe.data.model_dump(),
+            "base": recipe.base,
+            "seed": recipe.seed,
+            "stages": recipe.stages,
+        }
+    )
 
 
 def setting_names(model=Recipe, prefix=""):
@@ -356,31 +361,32 @@ ACTS = {  # setting: (recipe, settings written into it)
         }.items()
     },
 }
+COMPOSITION = "reward/terms/test_composition.py"
 REMOTE = ("timeout", "retries", "backoff", "concurrency", "batch", "token_env")
 SHOWN = {  # what is in no key, and the file of tests that shows it acting
-    "name": "pipelines/test_cli.py",
-    "runtime.device": "pipelines/test_cli.py",
+    "name": "pipelines/cli/test_main.py",
+    "runtime.device": "pipelines/cli/test_main.py",
     "runtime.dtype": "pipelines/test_precision.py",
-    "runtime.threads": "models/test_devices.py",
-    "runtime.gradient_checkpointing": "stages/test_ppo.py",
+    "runtime.threads": "models/backbone/test_processes.py",
+    "runtime.gradient_checkpointing": "stages/ppo/test_update.py",
     "runtime.engine": "pipelines/test_idle_settings.py",
     "checkpoint.every_minutes": "resume/test_resume.py",
     "checkpoint.every_steps": "resume/test_kills.py",
     "checkpoint.keep": "pipelines/test_idle_settings.py",
-    "tracking": "pipelines/test_tracking.py",
+    "tracking": "pipelines/execution/test_tracking.py",
     "base.pretrain.max_skipped_steps": "resume/test_bad_steps.py",
     **{f"{s}.max_skipped_steps": "resume/test_bad_steps.py" for s in ("sft", "reward", "ppo")},
     **{
-        f"reward.gate.{k}": "stages/test_reward_gate.py"
+        f"reward.gate.{k}": "reward/card/test_gate.py"
         for k in ("enabled", "accuracy", "beat_longest", "beat_ngrams", "emptied", "spread")
     },
     **{
-        f"{group}.remote.{k}": "data/test_http.py"
+        f"{group}.remote.{k}": "data/common/test_http_client.py"
         for group in ("ppo.reward", "evaluation.best_of_by")
         for k in REMOTE
         if k != "batch"
     },
-    **{f"{group}.remote.batch": "reward/test_composition.py" for group in ("ppo.reward", "evaluation.best_of_by")},
+    **{f"{group}.remote.batch": COMPOSITION for group in ("ppo.reward", "evaluation.best_of_by")},
 }
 
 
