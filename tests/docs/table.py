@@ -13,6 +13,7 @@ QUICK = (
     "trivet verify runs/mine",
     "trivet ls",
     "trivet gc",
+    "trivet gc --unfinished",
     "trivet score runs/mine answers.jsonl",
     "trivet report runs/mine runs/other",
     "trivet export runs/mine --stage ppo --to aligned --merge",

@@ -71,6 +71,7 @@ SMALL = [
     "reward.batch=8",
     "reward.centre_samples=8",
     "ppo.updates=2",
+    "ppo.critic_warmup=1",
     "ppo.rollouts=16",
     "ppo.micro_batch=16",
     "ppo.max_new_tokens=48",

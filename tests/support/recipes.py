@@ -46,7 +46,7 @@ RECIPE = {
 }
 
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 STAGES = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluation")
