@@ -94,6 +94,10 @@ class Shaping:
         return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
 
 
+LARGEST = 1e15
+"""Weighted scores beyond this are refused: the value loss squares them, and fp32 ends at 3e38."""
+
+
 @dataclass(frozen=True, slots=True)
 class WeightedSum:
     """Named parts with weights; ``shaping`` by name, for those that have any."""
@@ -108,9 +112,18 @@ class WeightedSum:
     def scores(self, samples: Samples) -> dict[str, Tensor]:
         """Each part's own scores (B,) by name; running means do not take them in yet, since another part may fail."""
         scores = {name: source(samples) for name, _, source in self.parts}
-        for name, values in scores.items():
+        for name, weight, _ in self.parts:
+            values = scores[name]
             if values.shape != (len(samples.texts),):
                 raise UserError(f"reward '{name}': {tuple(values.shape)} scores for {len(samples.texts)} responses")
+            # a normalised or clipped term is small whatever its scores are, as long as these are numbers
+            used = values if name in self.shaping else weight * values
+            limit = torch.finfo(values.dtype).max if name in self.shaping else LARGEST
+            if wrong := (~(used.abs() <= limit)).nonzero().flatten().tolist():
+                raise UserError(
+                    f"reward '{name}': the score of response {wrong[0]} is {values[wrong[0]].item():g}, with which fp32 "
+                    f"cannot compute (beyond {LARGEST:g}, or no number). Scale it down, or set `clip` or `normalise`"
+                )
         return scores
 
     def combine(self, scores: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

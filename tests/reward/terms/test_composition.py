@@ -218,3 +218,22 @@ def test_a_classifiers_rows_are_put_in_order_and_one_class_is_taken():
         with pytest.raises(Exception, match=r"data|probs|index"):
             classes_in(bad, 1, 1)
     assert plain({"messages": [{"role": "user", "content": "hi"}], "completion": "ho"}) == "hi\n\nho"
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, 1e25, float("nan")], ids=str)
+def test_a_score_that_fp32_cannot_compute_with_is_refused_by_name(value):
+    """1e39 is infinite in fp32, and the square of 1e25 as well: every step would be skipped."""
+    made = WeightedSum([("mine", 1.0, lambda samples: torch.tensor([0.0, value]))])
+    with pytest.raises(UserError, match=r"reward 'mine': the score of response 1 is .*Scale it down"):
+        made.scores(samples_of("a", "b"))
+
+
+def test_large_scores_pass_where_a_weight_or_a_clip_makes_them_small():
+    large = torch.tensor([0.0, 1e25])
+    weighted = WeightedSum([("mine", 1e-24, lambda samples: large)])
+    assert weighted(samples_of("a", "b"))[0].tolist() == pytest.approx([0.0, 10.0])
+    clipped = WeightedSum([("mine", 1.0, lambda samples: large)], {"mine": Shaping(clip=3.0)})
+    assert clipped(samples_of("a", "b"))[0].tolist() == [0.0, 3.0]
+    infinite = WeightedSum([("mine", 1.0, lambda samples: large * 1e30)], {"mine": Shaping(clip=3.0)})
+    with pytest.raises(UserError, match="reward 'mine'"):
+        infinite.scores(samples_of("a", "b"))
