@@ -106,6 +106,7 @@ def test_manifest_and_report_counts_agree_with_an_independent_count(tmp_path) ->
         "data": {"demonstrations": "rows.jsonl", "documents": ["long.txt", "demo-world?rows=60"], "held_out": 0.0,
                  "text_unit": "file"},
         "sft": RECIPE["sft"] | {"max_tokens": 32},
+        "rankings": RECIPE["rankings"] | {"held_out_prompts": 256},
     }  # fmt: skip
     (tmp_path / "r.json").write_text(json.dumps(RECIPE | settings))
     made = Pipeline.from_recipe(tmp_path / "r.json", run_dir=tmp_path / "run")

@@ -78,7 +78,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trivet.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipelines "$@"\n')
     trivet.chmod(0o755)
     recipe = RECIPE | {"name": "mine", "runtime": {"threads": 1}}
-    recipe["reward"] = {**dict(RECIPE["reward"]), "gate": False}  # type: ignore[call-overload]
+    recipe["reward"] = RECIPE["reward"] | {"gate": False}  # type: ignore[operator]
     for name in ("mine", "my"):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe | {"name": name}))
     lines(folder / "instructions.jsonl", {"prompt": "w1", "completion": "w2"}, {"prompt": "w3", "completion": "w4"})

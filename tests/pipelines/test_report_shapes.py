@@ -80,7 +80,7 @@ def test_what_is_left_out_is_named_with_its_place(demo: Path) -> None:
 
 def test_an_error_of_ours_is_no_damage_of_the_files(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> dict[str, str]:
-        return {}["ours"]
+        return dict[str, dict[str, str]]()["ours"]
 
     monkeypatch.setattr(report, "headline", broken)
     with pytest.raises(KeyError, match="ours"):
