@@ -20,6 +20,7 @@ from models.roles.shared_base import SharedBase
 from reward.model import MEAN_POOLING, Member, RewardModel, pooling_of
 
 ENSEMBLE, MEMBERS, WATCHER = "ensemble.json", "members", "watcher"
+SCORING = "scoring.json"  # of an exported reward model: the limit on tokens and the stop tokens of its run
 
 
 def member_role(role: str, number: int) -> str:

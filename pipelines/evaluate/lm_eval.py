@@ -49,9 +49,9 @@ def harness_results(job: Job, evaluator: Evaluator, config: LmEvalConfig) -> dic
 
 def export_system(system: System, folder: Path) -> None:
     """A system as a plain Hugging Face folder, its adapter merged, with the template that it is asked by."""
-    write_model(system.base, system.role, folder)
+    write_model(system.base, system.role, folder, system.renderer.stop_ids)
     tokenizer = copy.deepcopy(system.base.tokenizer)
-    tokenizer.chat_template = tokenizer.chat_template or system.renderer.template
+    tokenizer.chat_template = system.renderer.template
     tokenizer.save_pretrained(folder)
 
 

@@ -132,7 +132,7 @@ def _spec(folder: Path) -> BaseModelSpec:
 def _load(job: Job, spec: BaseModelSpec, trained: bool = False) -> tuple[SharedBase, Renderer]:
     """A model of its own: its chat template if it has one, else the recipe's template."""
     base = job.bench.load_other(spec, trained)
-    template = "auto" if base.tokenizer.chat_template else job.bench.recipe.template
+    template = "auto" if base.tokenizer.chat_template else job.bench.recipe.template_source
     renderer = Renderer(base.tokenizer, template=template, extra_stop_ids=base.extra_stop_ids)
     check_stops(base.limits, renderer.stop_ids)
     return base, renderer

@@ -51,7 +51,7 @@ class Workbench:
         return self._load("base", self.spec)
 
     def renderer(self) -> Renderer:
-        return self._renderer(self.base(), self.recipe.template, self.recipe.stop or self.spec.stop)
+        return self._renderer(self.base(), self.recipe.template_source, self.recipe.stop or self.spec.stop)
 
     def _renderer(self, base: SharedBase, template: str, stop: tuple[str | int, ...]) -> Renderer:
         renderer = Renderer(base.tokenizer, template=template, stop=stop, extra_stop_ids=base.extra_stop_ids)

@@ -70,6 +70,12 @@ class Recipe(Config):
     )
     base_dir: Path = Field(default_factory=Path.cwd, exclude=True, description="relative paths start here")
 
+    @property
+    def template_source(self) -> str:
+        """The template as a renderer takes it: a file's path from the recipe's folder, a name or a text as it is."""
+        own = self.template.endswith(".jinja") and "{" not in self.template
+        return str(self.base_dir / Path(self.template).expanduser()) if own else self.template
+
     @model_validator(mode="after")
     def _stages(self) -> Recipe:
         if "stages" not in self.model_fields_set:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from data.common.errors import UserError, nearest
 from data.template import Renderer
-from models.backbone.artifacts import partial_folder
-from models.roles.export import write_model
+from models.backbone.artifacts import partial_folder, write_json
+from models.roles.export import generation_settings, write_model
 from models.roles.files import ADAPTER, save_adapter
 from models.roles.shared_base import SharedBase
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline
-from reward.files import save_reward
+from reward.files import SCORING, save_reward
 
 EXPORTABLE = {"sft": "sft", "reward": "reward", "ppo": "policy", "pretrain": "base"}
 
@@ -41,25 +43,48 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
         raise UserError(f"{to}: exists already; choose a new folder")
     pipeline = open_run(Path(run))
     folder = stage_folder(pipeline.run_dir, stage)
-    base, role = pipeline.bench.base(), EXPORTABLE[stage]
-    if role == "reward":
-        return _export_reward(pipeline, folder, to, merge)
-    if role != "base":
-        pipeline.bench.load(stage, role, folder)
-    partial = partial_folder(to)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if role == "base" or role in base.copies or merge:
-        write_model(base, role, partial)
-    else:
-        save_adapter(base, role, partial, base_path=pipeline.bench.spec.source)
-    _save_tokenizer(base, pipeline.bench.renderer(), partial)
-    os.replace(partial, to)
+    role = EXPORTABLE[stage]
+    with _written_whole(to) as partial:
+        if role == "reward":
+            _export_reward(pipeline, folder, partial, merge)
+        else:
+            _export_lm(pipeline, stage, folder, partial, merge)
     return to
 
 
-def _export_reward(pipeline: Pipeline, folder: Path, to: Path, merge: bool) -> Path:
-    """A PEFT folder with ``head.safetensors`` beside it, as ``trivet score`` takes it; the head is ours alone."""
+@contextlib.contextmanager
+def _written_whole(to: Path) -> Iterator[Path]:
+    """A hidden folder that becomes ``to`` at the end, and goes where anything fails."""
+    partial = partial_folder(to)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, to)
+    except OSError as error:
+        raise UserError(f"{to}: cannot be written ({error.strerror or error}); choose another --to") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _export_lm(pipeline: Pipeline, stage: str, folder: Path, partial: Path, merge: bool) -> None:
+    """The language model of a stage, with the run's template and the tokens that end its answers."""
+    base, role, renderer = pipeline.bench.base(), EXPORTABLE[stage], pipeline.bench.renderer()
+    if role != "base":
+        pipeline.bench.load(stage, role, folder)
+    if role == "base" or role in base.copies or merge:
+        write_model(base, role, partial, renderer.stop_ids)
+    else:
+        save_adapter(base, role, partial, base_path=pipeline.bench.spec.source)
+        generation_settings(base, renderer.stop_ids).save_pretrained(partial)
+    _save_tokenizer(base, renderer, partial)
+
+
+def _export_reward(pipeline: Pipeline, folder: Path, partial: Path, merge: bool) -> None:
+    """A PEFT folder with ``head.safetensors`` beside it, as ``trivet score`` takes it; the head is ours alone.
+
+    What else its scores depend on goes along: the run's template, the tokens that end an answer, and the limit.
+    """
     if merge:
         raise UserError("--merge: a reward model is an adapter and a head; export it without --merge")
     model = pipeline.bench.load_reward(folder)
@@ -67,17 +92,14 @@ def _export_reward(pipeline: Pipeline, folder: Path, to: Path, merge: bool) -> P
         raise UserError("--stage reward: a fully fine-tuned reward model stays in its run; score with the run")
     spec = pipeline.bench.spec if model.takes_ids else None
     source = spec.source if spec is not None else pipeline.recipe.reward.base
-    partial = partial_folder(to)
-    shutil.rmtree(partial, ignore_errors=True)
     save_reward(model, partial)
     shutil.rmtree(partial / ADAPTER)
     save_adapter(model.base, model.role, partial, base_path=source)
+    write_json(partial / SCORING, {"max_tokens": model.max_tokens, "stop_ids": list(model.renderer.stop_ids)})
     _save_tokenizer(model.base, model.renderer, partial)
-    os.replace(partial, to)
-    return to
 
 
 def _save_tokenizer(base: SharedBase, renderer: Renderer, folder: Path) -> None:
     tokenizer = copy.deepcopy(base.tokenizer)
-    tokenizer.chat_template = tokenizer.chat_template or renderer.template
+    tokenizer.chat_template = renderer.template
     tokenizer.save_pretrained(folder)

@@ -141,7 +141,7 @@ class Pipeline:
             "seed": recipe.seed,
             "base": self.base_key,
             **({"reward_base": self.reward_base_key} if apart else {}),
-            "rendering": rendering_key(recipe.template, recipe.stop) if name != "pretrain" else None,
+            "rendering": rendering_key(recipe.template, recipe.stop, recipe.base_dir) if name != "pretrain" else None,
             "adapter": dump(recipe.adapter) if name != "pretrain" else None,
             "data": {part: self.corpus.fingerprint(part) for part in stage.data},
             **functions_in_key(recipe, name, self.corpus),

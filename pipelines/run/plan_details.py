@@ -109,7 +109,7 @@ def renderer_of(spec: BaseModelSpec, recipe: Recipe, tokenizer: Any) -> Renderer
     config = Path(spec.source) / "generation_config.json"
     if config.is_file():
         stops = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id")
-    return Renderer(tokenizer, template=recipe.template, stop=recipe.stop or spec.stop, extra_stop_ids=stops)
+    return Renderer(tokenizer, template=recipe.template_source, stop=recipe.stop or spec.stop, extra_stop_ids=stops)
 
 
 def rejected_warning(corpus: Corpus) -> str:

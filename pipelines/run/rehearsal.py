@@ -91,7 +91,7 @@ def _opened(spec: BaseModelSpec, folder: Path, recipe: Recipe) -> tuple[Renderer
     limits = limits_of_folder(folder, spec.name)
     if limits is not None:
         check_vocabulary(limits, tokenizer)
-    renderer = Renderer(tokenizer, template=recipe.template, stop=recipe.stop or spec.stop, extra_stop_ids=stops)
+    renderer = Renderer(tokenizer, template=recipe.template_source, stop=recipe.stop or spec.stop, extra_stop_ids=stops)
     if limits is not None:
         check_stops(limits, renderer.stop_ids)
     return renderer, limits

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError
+from data.common.strict_json import read_object
 from data.records import Message, Prompt
 from data.sources import DataConfig, load_records
 from data.template import Renderer
@@ -17,7 +18,7 @@ from models.hub.load import load_tokenizer
 from models.roles.files import CONFIG, HEAD
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.workspace.run_folder import RUN, run_of
-from reward.files import load_reward
+from reward.files import SCORING, load_reward
 from reward.model import RewardModel, Samples
 from reward.settings import RemoteConfig
 from reward.terms.remote import RemoteReward
@@ -84,8 +85,14 @@ def exported_reward(folder: Path) -> RewardModel:
     bench = Workbench(load_recipe(settings), Processes("auto"), None)
     base = bench.base()
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else base.tokenizer
-    renderer = Renderer(tokenizer, template="auto", extra_stop_ids=base.extra_stop_ids)
-    return load_reward(base, folder, renderer, max_tokens=min(1024, base.context_length or 1024))
+    own = read_object(folder / SCORING) if (folder / SCORING).is_file() else {}
+    try:
+        limit = int(own.get("max_tokens", min(1024, base.context_length or 1024)))
+        stop = tuple(int(i) for i in own.get("stop_ids", ()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / SCORING}: not as `trivet export` writes it ({error})") from error
+    renderer = Renderer(tokenizer, template="auto", stop=stop, extra_stop_ids=base.extra_stop_ids)
+    return load_reward(base, folder, renderer, max_tokens=limit)
 
 
 def answers_in(file: Path) -> list[tuple[Prompt, str, bool]]:

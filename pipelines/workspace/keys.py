@@ -61,10 +61,16 @@ def base_key(name: str, base_dir: Path) -> str:
     return f"{where}+{hash_of(use)}" if use else where
 
 
-def rendering_key(template: str, stop: Sequence[str | int]) -> dict[str, Any]:
-    """What decides how conversations are written; of a template that is a file, its contents too."""
+def rendering_key(template: str, stop: Sequence[str | int], base_dir: Path = Path()) -> dict[str, Any]:
+    """What decides how conversations are written; of a template that is a file, its contents too.
+
+    Args:
+        template: as the recipe names it.
+        stop: tokens or ids that end an answer.
+        base_dir: what a file's relative path starts from.
+    """
     out: dict[str, Any] = {"template": template, "stop": list(stop)}
-    if template.endswith(".jinja") and (file := Path(template)).is_file():
+    if template.endswith(".jinja") and (file := base_dir / Path(template).expanduser()).is_file():
         out["file"] = hashlib.sha256(file.read_bytes()).hexdigest()
     return out
 

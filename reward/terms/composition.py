@@ -121,8 +121,9 @@ class WeightedSum:
             limit = torch.finfo(values.dtype).max if name in self.shaping else LARGEST
             if wrong := (~(used.abs() <= limit)).nonzero().flatten().tolist():
                 raise UserError(
-                    f"reward '{name}': the score of response {wrong[0]} is {values[wrong[0]].item():g}, with which fp32 "
-                    f"cannot compute (beyond {LARGEST:g}, or no number). Scale it down, or set `clip` or `normalise`"
+                    f"reward '{name}': the score of response {wrong[0]} is {values[wrong[0]].item():g}, with which "
+                    f"fp32 cannot compute (beyond {LARGEST:g}, or no number). Scale it down, or set `clip` or "
+                    "`normalise`"
                 )
         return scores
 

@@ -234,7 +234,9 @@ def test_a_finished_stage_stays_when_memory_and_speed_alone_change(
     assert plan_of(made(base, whole, *other)) == (
         "finished and unchanged; made with runtime.gradient_checkpointing false (now true), sft.micro_batch 8 (now 2)"
     )
-    assert plan_of(made(base, whole, "sft.micro_batch=16", "sft.batch_tokens=64")).startswith("finished and unchanged; made with sft.batch_t")
+    assert plan_of(made(base, whole, "sft.micro_batch=16", "sft.batch_tokens=64")).startswith(
+        "finished and unchanged; made with sft.batch_t"
+    )
     before = weights(whole)
     made(base, whole, *other).run(only=["sft"])
     assert "skipped; made with" in " ".join(capsys.readouterr().out.split()) and weights(whole) == before

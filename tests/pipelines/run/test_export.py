@@ -1,0 +1,121 @@
+"""What is exported gives the run's answers and scores in plain Transformers and PEFT, at settings off the defaults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data.common.errors import UserError
+from models.sampling.generate import CachedEngine
+from pipelines.cli import main as cli
+from pipelines.run.export import export_stage
+from pipelines.run.pipeline import Pipeline
+from pipelines.run.score import load_scorer
+from tests.conftest import tiny_lm, word_tokenizer
+
+LIMIT = 24  # of the reward model, below the length of some answers
+MESSAGES = [{"role": "user", "content": "w1 w2"}]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """SFT and a reward model on a base whose generation config samples, with an end and a template of the run's own."""
+    folder = tmp_path_factory.mktemp("exports")
+    tiny_lm().save_pretrained(folder / "base")
+    # sampling flags without do_sample, as public checkpoints have them, which Transformers refuses to save again
+    config = json.loads((folder / "base/generation_config.json").read_text())
+    (folder / "base/generation_config.json").write_text(json.dumps(config | {"temperature": 0.7, "top_p": 0.9}))
+    word_tokenizer().save_pretrained(folder / "base")
+    (folder / "own.jinja").write_text(
+        "{% for m in messages %}{{ m.role + ' : ' + m.content }}{% if m.role == 'assistant' %} w9{% endif %} "
+        "{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+    )
+    shown = [{"prompt": f"w{n} w2", "completion": "w3 w4"} for n in range(12)]
+    ranked = [{"prompt": f"w{n}", "chosen": "w5 " * 30, "rejected": f"w6 w{n}"} for n in range(12)]
+    for name, rows in (("d", shown), ("r", ranked)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    recipe = {
+        "base": "./base",
+        "template": "own.jinja",
+        "stop": ["w9"],
+        "stages": ["sft", "reward"],
+        "data": {"demonstrations": "d.jsonl", "rankings": "r.jsonl", "held_out": 0.0},
+        "adapter": {"rank": 4, "alpha": 8},
+        "sft": {"learning_rate": 5e-2, "batch": 4, "epochs": 3},
+        "reward": {"learning_rate": 1e-2, "batch": 4, "max_tokens": LIMIT, "centre_samples": 8, "pooling": "mean"},
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    made = Pipeline.from_recipe(folder / "recipe.yaml", run_dir=folder / "run")
+    made.run()
+    return made
+
+
+def answer_of_the_run(pipeline: Pipeline) -> tuple[list[int], list[int]]:
+    """The prompt's ids and the greedy answer of the SFT model, by the run's own loop."""
+    bench = pipeline.bench
+    bench.clear()
+    bench.load("sft", "sft", pipeline.run_dir / "sft")
+    renderer = bench.renderer()
+    from data.records import Message
+
+    query = renderer.prompt_ids([Message(role="user", content="w1 w2")])
+    with bench.base().role("sft") as role:
+        made = CachedEngine()(
+            role, [query], uniforms=None, max_new_tokens=12, temperature=1.0, stop_ids=renderer.stop_ids, pad_id=0
+        )
+    return query, made.ids[0]
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
+def test_an_exported_model_is_asked_and_ends_as_in_the_run(finished: Pipeline, tmp_path: Path, merge: bool) -> None:
+    query, expected = answer_of_the_run(finished)
+    folder = export_stage(finished.run_dir, "sft", tmp_path / "out", merge=merge)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    assert ids[0].tolist() == query
+    if merge:
+        lm = AutoModelForCausalLM.from_pretrained(folder)
+        settings = lm.generation_config
+    else:
+        from transformers import GenerationConfig
+
+        lm = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(finished.bench.spec.source), folder)
+        settings = GenerationConfig.from_pretrained(folder)
+    made = lm.generate(ids, generation_config=settings, max_new_tokens=12, do_sample=False)
+    assert made[0, len(query) :].tolist() == expected
+    assert expected[-1] == tokenizer.convert_tokens_to_ids("w9")  # it has learnt its end, which is not the base's
+
+
+def test_an_exported_reward_model_scores_as_in_the_run(finished: Pipeline, tmp_path: Path) -> None:
+    folder = export_stage(finished.run_dir, "reward", tmp_path / "out")
+    from data.records import Message
+
+    asked = [[Message(role="user", content="w1 w2")]] * 3
+    answers = ["w5 " * 30, "w6 w7", "w8 " * 40]
+    ours, theirs = (load_scorer(place)(asked, answers, [True] * 3) for place in (finished.run_dir, folder))
+    torch.testing.assert_close(torch.tensor(theirs), torch.tensor(ours), atol=1e-5, rtol=1e-5)
+
+
+def test_an_export_that_fails_leaves_nothing(finished: Pipeline, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.run.export._save_tokenizer", full)
+    with pytest.raises(UserError, match=r"cannot be written .No space left on device.*another --to"):
+        export_stage(finished.run_dir, "sft", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["/dev/null/x", "file/x"])
+def test_a_place_that_cannot_be_is_one_message(finished: Pipeline, tmp_path: Path, to: str, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    assert cli.main(["export", str(finished.run_dir), "--stage", "sft", "--to", to]) == 2
+    told = capsys.readouterr().err
+    assert "choose another --to" in told and "Traceback" not in told
