@@ -15,9 +15,13 @@ from models.roles.files import ADAPTER, save_adapter
 from models.roles.shared_base import SharedBase
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline
+from pipelines.stages.table import STAGES
 from reward.files import save_reward
 
-EXPORTABLE = {"sft": "sft", "reward": "reward", "ppo": "policy", "pretrain": "base"}
+
+def exportable() -> dict[str, str]:
+    """Stages whose model can be exported, and the role that each makes."""
+    return {name: stage.role for name, stage in STAGES.items() if stage.role is not None}
 
 
 def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = False) -> Path:
@@ -32,16 +36,15 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
     Raises:
         UserError: an unknown stage, an unfinished one, or a folder that exists.
     """
-    if stage not in EXPORTABLE:
-        raise UserError(
-            f"--stage {stage}: cannot be exported.{nearest(stage, EXPORTABLE)} One of: {', '.join(EXPORTABLE)}"
-        )
+    roles = exportable()
+    if stage not in roles:
+        raise UserError(f"--stage {stage}: cannot be exported.{nearest(stage, roles)} One of: {', '.join(roles)}")
     to = Path(to).resolve()
     if to.exists():
         raise UserError(f"{to}: exists already; choose a new folder")
     pipeline = open_run(Path(run))
     folder = stage_folder(pipeline.run_dir, stage)
-    base, role = pipeline.bench.base(), EXPORTABLE[stage]
+    base, role = pipeline.bench.base(), roles[stage]
     if role == "reward":
         return _export_reward(pipeline, folder, to, merge)
     if role != "base":
