@@ -31,10 +31,6 @@ SEVERAL: dict[str, Callable[[str], Any]] = {
     "--input": SETTING.fullmatch,
     "--only": lambda word: word in STAGES,
 }
-    "--set": SETTING.fullmatch,
-    "--input": SETTING.fullmatch,
-    "--only": STAGES.__contains__,
-}
 """Options that take several values, and what is one more of them."""
 
 
