@@ -157,10 +157,10 @@ def _in_place(name: str) -> str:
 def _apart(run: Pipeline, changes: Sequence[str], run_dir: Path | None, given: Mapping[str, str]) -> Pipeline:
     """A pipeline that evaluates a run's finished stages in another folder; the run stays as it is."""
     from pipelines.run.pipeline import Pipeline
-    from pipelines.run.stages import STAGES
+    from pipelines.stages.table import STAGES
 
     recipe = run.recipe.model_copy(update={"stages": ("evaluate",), "rankings": None})
-    there = {name: run.run_dir / stage.folder for name, stage in STAGES.items() if name not in ("evaluate", "rankings")}
+    there = {name: run.run_dir / stage.folder for name, stage in STAGES.items() if stage.role is not None}
     inputs = {name: str(path) for name, path in there.items() if (path / MANIFEST).is_file()} | dict(given)
     if isinstance(recipe.base, str):
         inputs.pop("pretrain", None)

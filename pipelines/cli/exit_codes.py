@@ -22,11 +22,16 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from data.common.errors import StageError, UserError
 from data.common.redaction import printable, redact
-from pipelines.recipe.checks import ORDER
+from pipelines.stages.table import STAGES
 from stages.safe_points.interrupts import INTERRUPTS
 
 SETTING = re.compile(r"[\w.]+=.*", re.DOTALL)
-SEVERAL = {"--set": SETTING, "--input": SETTING, "--only": re.compile("|".join(ORDER))}
+SEVERAL: dict[str, Callable[[str], Any]] = {
+    "--set": SETTING.fullmatch,
+    "--input": SETTING.fullmatch,
+    "--only": lambda word: word in STAGES,
+}
+"""Options that take several values, and what is one more of them."""
 
 
 UNWRITABLE = tuple(os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
@@ -46,7 +51,7 @@ def spread_values(arguments: Sequence[str]) -> list[str]:
             option, wants_value = word, True
         elif wants_value:
             wants_value = False
-        elif option and SEVERAL[option].fullmatch(word):
+        elif option and SEVERAL[option](word):
             out.append(option)
         else:
             option = ""

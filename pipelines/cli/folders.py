@@ -106,7 +106,7 @@ def age(path: Path) -> str:
 
 def _runs(folder: Path) -> Table:
     from pipelines.execution.progress import duration
-    from pipelines.recipe.checks import ORDER
+    from pipelines.stages.table import STAGES
     from pipelines.workspace.gc import size_of
     from pipelines.workspace.run_folder import RUN, holder, is_run, read_run
 
@@ -120,7 +120,7 @@ def _runs(folder: Path) -> Table:
             table.add_row(escape(path.name), "", "", escape(printable(f"{error}")), "", "", age(path / RUN), "")
             continue
         noted: dict[str, Any] = run.get("stages", {})
-        stages = {s: noted[s] for s in (*ORDER, *noted) if s in noted}
+        stages = {s: noted[s] for s in (*STAGES, *noted) if s in noted}
         live = holder(path)
         shown = [s if e.get("status") == "done" else f"{s} ({_status(e, live)})" for s, e in stages.items()]
         took = sum(s.get("seconds", 0) for s in stages.values())
@@ -138,13 +138,14 @@ def _status(entry: dict[str, Any], live: str) -> str:
 def _stages(run: Path) -> Table:
     from models.backbone.artifacts import MANIFEST, partial_folder, read_artifact, read_manifest
     from pipelines.execution.progress import duration
+    from pipelines.stages.table import folders
     from pipelines.workspace.gc import size_of
-    from pipelines.workspace.run_folder import FOLDERS, holder, read_run
+    from pipelines.workspace.run_folder import holder, read_run
     from stages.safe_points.stopped import kept_of, read_begun
 
     noted, live = read_run(run).get("stages", {}), holder(run)
     table = Table("stage", "status", "key", "size", "took", "age", "verdict", box=None, header_style="bold")
-    for stage, name in FOLDERS.items():
+    for stage, name in folders().items():
         entry, path = noted.get(stage, {}), run / name
         for kept, what in kept_of(path, stage):
             begun_with = read_artifact(kept) or read_begun(kept)
@@ -191,16 +192,16 @@ def verdict(run: Path, stage: str) -> str:
     """What a finished stage showed, in a few words; '' where it says nothing."""
     from data.common.strict_json import read_object
     from models.backbone.artifacts import read_artifact
-    from pipelines.workspace.run_folder import FOLDERS
+    from pipelines.stages.table import folders
 
     try:
         if stage == "evaluate":
             from pipelines.report.words import Words
 
-            results = read_object(run / FOLDERS[stage] / "results.json")
+            results = read_object(run / folders()[stage] / "results.json")
             found = Words(results=results, card={}, gate=None, command="", seed=None).main
             return f"{found['a']} against {found['b']}: {found['verdict_text']}" if found else ""
-        made = read_artifact(run / FOLDERS[stage])
+        made = read_artifact(run / folders()[stage])
         accuracy = made.metrics.get("pair_accuracy") if made and stage == "reward" else None
         return f"orders {accuracy:.0%} of the held-out pairs" if accuracy is not None else ""
     except (UserError, KeyError, TypeError, ValueError, AttributeError):  # nothing, or results of other hands

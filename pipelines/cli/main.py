@@ -5,6 +5,8 @@ Knows nothing of how a stage runs. Heavy libraries are imported inside commands,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,7 @@ from pipelines.cli import folders as cli_folders
 from pipelines.cli.exit_codes import guarded, spread_values
 from pipelines.cli.options import Fresh, Input, RecipeFile, RunDir, RunFolder, Set, StoreDir
 from pipelines.cli.run import run_stages
+from pipelines.stages.table import STAGES
 
 app = typer.Typer(
     name="trivet",
@@ -77,94 +80,32 @@ def run(
     run_stages(recipe, set_, run_dir, input_, **which, store=store, profile=profile)  # type: ignore[arg-type]
 
 
-@app.command()
-def pretrain(
-    recipe: RecipeFile,
-    set_: Set = None,
-    run_dir: RunDir = None,
-    fresh: Fresh = False,
-    input_: Input = None,
-    store: StoreDir = None,
-) -> None:
-    """Train a small base from scratch: for the demo, or where no base knows the language.
+def stage_command(name: str) -> Callable[..., None]:
+    """The command that runs one stage alone, with the options that all of them share."""
 
-    \b
-    trivet pretrain my.yaml --set base.pretrain.steps=2000
-    """
-    run_stages(recipe, set_, run_dir, input_, only=["pretrain"], fresh=fresh, store=store)
+    def command(
+        recipe: RecipeFile,
+        set_: Set = None,
+        run_dir: RunDir = None,
+        fresh: Fresh = False,
+        input_: Input = None,
+        store: StoreDir = None,
+    ) -> None:
+        run_stages(recipe, set_, run_dir, input_, only=[name], fresh=fresh, store=store)
 
-
-@app.command()
-def sft(
-    recipe: RecipeFile,
-    set_: Set = None,
-    run_dir: RunDir = None,
-    fresh: Fresh = False,
-    input_: Input = None,
-    store: StoreDir = None,
-) -> None:
-    """Instruction tuning on demonstrations.
-
-    \b
-    trivet sft my.yaml
-    trivet sft my.yaml --set sft.learning_rate=1e-4 --run-dir runs/slower
-    """
-    run_stages(recipe, set_, run_dir, input_, only=["sft"], fresh=fresh, store=store)
+    command.__doc__ = cleandoc(STAGES[name].command or "")
+    return command
 
 
-@app.command()
-def rankings(
-    recipe: RecipeFile,
-    set_: Set = None,
-    run_dir: RunDir = None,
-    fresh: Fresh = False,
-    input_: Input = None,
-    store: StoreDir = None,
-) -> None:
-    """Sample answers from the SFT model and have the recipe's annotator rank them.
-
-    \b
-    trivet rankings my.yaml --set rankings.annotator=my.py:kindness
-    """
-    run_stages(recipe, set_, run_dir, input_, only=["rankings"], fresh=fresh, store=store)
+def add_stage_commands(app: typer.Typer) -> None:
+    """A command for every stage of the table that has none."""
+    there = {one.name for one in app.registered_commands}
+    for name, stage in STAGES.items():
+        if stage.command is not None and name not in there:
+            app.command(name)(stage_command(name))
 
 
-@app.command()
-def reward(
-    recipe: RecipeFile,
-    set_: Set = None,
-    run_dir: RunDir = None,
-    fresh: Fresh = False,
-    input_: Input = None,
-    store: StoreDir = None,
-) -> None:
-    """Train the reward model on ranked answers.
-
-    \b
-    trivet reward my.yaml
-    trivet reward my.yaml --input sft=runs/other/sft
-    """
-    run_stages(recipe, set_, run_dir, input_, only=["reward"], fresh=fresh, store=store)
-
-
-@app.command()
-def ppo(
-    recipe: RecipeFile,
-    set_: Set = None,
-    run_dir: RunDir = None,
-    fresh: Fresh = False,
-    input_: Input = None,
-    store: StoreDir = None,
-) -> None:
-    """Train the policy with PPO against the reward.
-
-    \b
-    trivet ppo my.yaml --set ppo.kl_coef=0.1
-    trivet ppo my.yaml --input sft=adapters/sft reward=runs/other/reward
-    """
-    run_stages(recipe, set_, run_dir, input_, only=["ppo"], fresh=fresh, store=store)
-
-
+add_stage_commands(app)
 app.command()(cli_evaluate.evaluate)
 
 
@@ -362,4 +303,5 @@ def main(arguments: list[str] | None = None) -> int:
     import sys
 
     given = sys.argv[1:] if arguments is None else arguments
+    add_stage_commands(app)
     return guarded(lambda: app(args=spread_values(given), prog_name="trivet", standalone_mode=False))

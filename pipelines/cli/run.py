@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.common.errors import GateStopped, StageError, UserError
 from pipelines.cli.exit_codes import StageFailed, summary_of, write_traceback
-from pipelines.recipe.schema import load_recipe
+from pipelines.loading.load import load_recipe
 
 if TYPE_CHECKING:
     from pipelines.run.pipeline import Pipeline
@@ -115,7 +115,7 @@ def show_plan(
     """The stages with what would happen to them."""
     from pipelines.cli.tables import print_plan
     from pipelines.run.rehearsal import rehearse
-    from pipelines.workspace.keys import UNKNOWN
+    from pipelines.stages.keys import UNKNOWN
 
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
     print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan(), pipeline.corpus, pipeline.kept())

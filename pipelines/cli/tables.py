@@ -105,9 +105,10 @@ def print_plan(
     if rejected := rejected_warning(corpus):
         out.print(printable(rejected), style="yellow", markup=False)
     for plan in plans:
-        if counted := plan.details.get("warning") or plan.details.get("told"):
+        of_rows = plan.details.get("warning") or plan.details.get("told")
+        if of_rows:
             style_of = "yellow" if plan.details.get("warning") else "default"
-            out.print(printable(f"{plan.name}: {counted}"), style=style_of, markup=False)
+            out.print(printable(f"{plan.name}: {of_rows}"), style=style_of, markup=False)
     for source, digest in functions.items():
         where = "imported" if ".py:" not in source else "loaded and run"
         out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)

@@ -23,7 +23,8 @@ from pipelines.evaluate.lm_eval import harness_results
 from pipelines.evaluate.references import references_for
 from pipelines.evaluate.reward_card import card_for, in_short
 from pipelines.evaluate.systems import open_system
-from pipelines.execution.stage_request import Job, answer_limit, evaluation_prompts
+from pipelines.execution.stage_request import Job
+from pipelines.recipe.derived import answer_limit, evaluation_prompts
 from reward.card.examine import FILE
 from stages.safe_points.checkpoints import State
 from stages.stage import StageResult

@@ -20,7 +20,8 @@ from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import ADAPTER, CONFIG, MODEL, load_role
 from models.roles.shared_base import SharedBase
-from pipelines.execution.stage_request import Job, choosing
+from pipelines.execution.stage_request import Job
+from pipelines.recipe.derived import choosing
 from reward.terms.composition import compose
 from stages.settings import KEPT
 

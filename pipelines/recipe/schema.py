@@ -1,29 +1,21 @@
-"""A recipe: YAML (or a dict) -> frozen, typed settings of a whole run; unknown keys and wrong values refused by place.
+"""A recipe: frozen, typed settings of a whole run. ``pipelines.loading.load`` makes one of YAML or a dict.
 
 It knows every stage's settings but nothing of files, models or how a stage runs; it imports no torch.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field
 
 from data.common.config import Config
-from data.common.errors import UserError
 from data.sources import DataConfig
 from evaluation.settings import EvaluationConfig
 from models.backbone.settings import AdapterConfig
-from pipelines.recipe.checks import default_stages, fill_in, problems_across
-from pipelines.recipe.errors import coerced, problems_of, told, unknown_keys
-from pipelines.recipe.idle import idle
-from pipelines.recipe.yaml_source import Source, apply_override, read_text
-from pipelines.workspace.run_folder import RECIPE
 from stages.settings import CheckpointConfig, PPOConfig, PretrainConfig, RankingsConfig, RewardConfig, SFTConfig
 
 
@@ -76,70 +68,9 @@ class Recipe(Config):
         own = self.template.endswith(".jinja") and "{" not in self.template
         return str(self.base_dir / Path(self.template).expanduser()) if own else self.template
 
-    @model_validator(mode="after")
-    def _stages(self) -> Recipe:
-        if "stages" not in self.model_fields_set:
-            object.__setattr__(self, "stages", default_stages(self))
-        return self
-
-
-def load_recipe(
-    recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), may_idle: bool = False
-) -> Recipe:
-    """Read and check a recipe.
-
-    Args:
-        recipe: a YAML file, or the same as a dict.
-        overrides: dotted settings such as ``ppo.kl_coef=0.1``; the value is YAML.
-        may_idle: let settings pass that cannot act, as where a finished run is evaluated in another way.
-
-    Raises:
-        UserError: names file, line and key of everything that is wrong, and the mend.
-    """
-    if isinstance(recipe, Mapping):
-        source, folder = Source(name="recipe", data=json.loads(json.dumps(recipe, default=_plain))), Path.cwd()
-    else:
-        source, folder = _read(Path(recipe)), Path(recipe).resolve().parent
-    for override in overrides:
-        apply_override(source, override)
-    if problems := unknown_keys(source.data, [Recipe]):
-        raise told(source, problems)
-    fill_in(source.data)
-    try:
-        made = Recipe.model_validate(source.data | {"base_dir": folder})
-    except ValidationError as error:
-        raise told(source, problems_of(error, source)) from None
-    if problems := coerced(source.data, made) or problems_across(made) or ([] if may_idle else idle(made)):
-        raise told(source, problems)
-    return made
-
-
-def _read(path: Path) -> Source:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:5] if path.parent.is_dir() else []
-        hint = f" There is: {', '.join(near)}." if near else ""
-        raise UserError(f"{path}: no such recipe.{hint}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name the recipe in it, for example {path / RECIPE}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return read_text(text, str(path))
-
 
 def resolved_yaml(recipe: Recipe) -> str:
     """Every setting with its value, in the order of the classes: the same recipe gives the same text."""
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     # PyYAML writes 1e-05, which YAML 1.1 readers take for text
     return re.sub(r"(?m)(?<=[ \[])(-?\d+)(e[-+]?\d+)(?=$|[,\]])", r"\1.0\2", text)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", exclude_unset=True)
-    if isinstance(value, Path):
-        return str(value)
-    raise UserError(f"recipe: {value!r} is no plain value (text, number, true or false, list, mapping)")

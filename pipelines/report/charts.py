@@ -13,42 +13,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-POINTS = 400  # of a curve; more cannot be seen
+from pipelines.stages.table import STAGES
 
-# Stage -> (key of metrics.jsonl, title, what to look for). Keys that a run does not have are left out.
-CURVES: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "pretrain": (("loss", "Loss", "Nats a token; falls, then flattens."),),
-    "sft": (
-        ("loss", "Loss", "Nats a token of the demonstrations; falls, then flattens."),
-        ("mean_token_accuracy", "Token accuracy", "Share of tokens predicted; rises."),
-    ),
-    "reward": (
-        ("loss", "Loss", "0.69 is a coin's; falls below it."),
-        ("pair_accuracy", "Accuracy on training pairs", "0.5 is a coin's; near 1 is learning by heart."),
-        ("accuracy", "Accuracy on training pairs", "0.5 is a coin's; near 1 is learning by heart."),
-    ),
-    "ppo": (
-        ("objective/scores", "Reward", "The reward model's score; rises."),
-        ("watch/held_out", "Held-out reward model", "In spreads of SFT's scores. PPO never sees it; rises as well."),
-        ("objective/kl", "KL to SFT", "Nats an answer; grows slowly. A sudden rise is a warning."),
-        ("watch/held_out", "Held-out reward model", "A score that PPO does not see; where it falls, stop."),
-        ("watch/proxy", "Reward model, at the same looks", "In the same units: spreads of SFT samples."),
-        ("objective/entropy", "Entropy", "Nats a token; falls a little. Near 0 all answers are alike."),
-        ("rollout/length", "Answer length", "Tokens; should not run away."),
-        ("rollout/truncated_fraction", "Cut off", "Share of answers at the length limit; stays low."),
-        ("ppo/value/explained_variance", "Value: explained variance", "1 is perfect, 0 is useless; rises."),
-        ("ppo/policy/clipfrac", "Clipped steps", "Share of tokens at the clip; below 0.3 is usual."),
-        ("ppo/policy/approxkl", "Policy change an update", "Nats a token; small and steady."),
-    ),
-}
-STAGE_TITLES = {
-    "pretrain": "Pretraining",
-    "sft": "Instruction tuning (SFT)",
-    "rankings": "Rankings",
-    "reward": "Reward model",
-    "ppo": "PPO",
-    "evaluate": "Evaluation",
-}
+POINTS = 400  # of a curve; more cannot be seen
 
 
 def curves(
@@ -56,7 +23,7 @@ def curves(
 ) -> list[dict[str, Any]]:
     """One chart for every known key of a stage's metrics with at least two finite values; warnings at their step."""
     charts: list[dict[str, Any]] = []
-    for key, title, hint in CURVES.get(stage, ()):
+    for key, title, hint in STAGES[stage].curves if stage in STAGES else ():
         points = [(r.get("step", i + 1), r[key]) for i, r in enumerate(rows) if finite(r.get(key))]
         if len(points) < 2 or any(c["title"] == title for c in charts):
             continue

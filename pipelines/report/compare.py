@@ -18,7 +18,8 @@ from data.common.errors import UserError
 from data.common.number_format import duration
 from pipelines.report import charts
 from pipelines.report import reward_card as report_reward
-from pipelines.report.page import STAGES, RunFiles, fill, frontier, read_run, stage_rows, system_rows, view
+from pipelines.report.page import RunFiles, fill, frontier, read_run, stage_rows, system_rows, view
+from pipelines.stages.table import STAGES, title_of
 
 COLOURS = ("@ppo", "@sft", "@reward", "@other", "@base", "@pretrain")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -146,7 +147,7 @@ def _costs(runs: Mapping[str, RunFiles]) -> list[dict[str, Any]]:
     for stage in stages:
         cells = [one.get(stage) for one in rows.values()]
         keys = {c["key"] if c else "" for c in cells}
-        out.append({"title": charts.STAGE_TITLES[stage], "cells": cells, "same": len(keys) == 1 and "" not in keys})
+        out.append({"title": title_of(stage), "cells": cells, "same": len(keys) == 1 and "" not in keys})
     total = [sum(s["seconds"] or 0 for s in one.values()) for one in rows.values()]
     cells = [{"time": duration(t, 1), "status": "done"} for t in total]
     return [*out, {"title": "In all", "cells": cells, "same": False}]
@@ -160,7 +161,7 @@ def _figures(runs: Mapping[str, RunFiles]) -> dict[str, Any]:
         known = dict.fromkeys(identity for one in per_run for identity in one)
         if known:
             merged = [_merged([one.get(identity) for one in per_run], list(runs)) for identity in known]
-            groups.append((stage, charts.STAGE_TITLES[stage], merged))
+            groups.append((stage, title_of(stage), merged))
     near = [{k: v for k, v in (f.results.get("systems") or {}).items() if k != "base"} for f in runs.values()]
     paths = [frontier(files, systems) for files, systems in zip(runs.values(), near, strict=True)]
     return {"groups": groups, "frontier": _merged(paths, list(runs)) if any(paths) else None}

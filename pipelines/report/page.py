@@ -21,16 +21,16 @@ from data.common.number_format import duration, interval, number, p_value, perce
 from data.common.redaction import redact, redacted
 from data.common.strict_json import read_object
 from models.backbone.artifacts import MANIFEST
-from pipelines.recipe.checks import ORDER
 from pipelines.report import charts, shapes
 from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
 from pipelines.report.samples import dumps, packed, packed_samples
 from pipelines.report.words import Words, answers_to_newcomers, headline
-from pipelines.workspace.run_folder import FOLDERS, RECIPE, REPORT, RUN
+from pipelines.stages.table import STAGES, folders, title_of
+from pipelines.workspace.run_folder import RECIPE, REPORT, RUN
 
 APART = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
-STAGES, CARD = ORDER, "report_card.json"
+CARD = "report_card.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +78,12 @@ def read_run(path: Path) -> RunFiles:
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; `trivet ls` lists the runs")
     notes: list[str] = []
-    folders = {s: path / FOLDERS[s] for s in STAGES}
-    metrics = {s: _json_lines(_live(f) / "metrics.jsonl", notes, shapes.Row) for s, f in folders.items()}
-    manifests = {s: _json(f / MANIFEST, notes, shapes.Manifest) for s, f in folders.items()}
+    places = {s: path / name for s, name in folders().items()}
+    metrics = {s: _json_lines(_live(f) / "metrics.jsonl", notes, shapes.Row) for s, f in places.items()}
+    manifests = {s: _json(f / MANIFEST, notes, shapes.Manifest) for s, f in places.items()}
     run = _json(path / RUN, notes, shapes.RUN_SHAPE)
-    samples = _json_lines(path / "evaluation" / "samples.jsonl", notes, shapes.Sample)
-    results = _json(path / "evaluation" / "results.json", notes, shapes.Results)
+    samples = _json_lines(places["evaluate"] / "samples.jsonl", notes, shapes.Sample)
+    results = _json(places["evaluate"] / "results.json", notes, shapes.Results)
     if not (run or results or any(metrics.values()) or any(manifests.values())):
         raise UserError(f"{path}: no run.json, metrics or results here; give the folder that `trivet run` wrote")
     recipe = path / RECIPE
@@ -133,7 +133,7 @@ def view(files: RunFiles) -> dict[str, Any]:
         "baselines": {k.replace("_", " "): number(v) for k, v in (results.get("baselines") or {}).items()},
         "judge": results.get("judge", ""),
         "figures": figures,
-        "curve_groups": [(s, charts.STAGE_TITLES[s], figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
+        "curve_groups": [(s, title_of(s), figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
         "reward_facts": {k.replace("_", " "): shown(v) for k, v in accuracy.items() if k not in APART},
         "card": report_reward.view(files.card, gate) if files.card else None,
         "samples": samples if count else "",
@@ -169,7 +169,7 @@ def stage_rows(files: RunFiles) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "title": charts.STAGE_TITLES.get(name, name),
+                "title": title_of(name),
                 "status": str(entry.get("status") or ("done" if manifest else "unfinished")),
                 "lines": [str(line) for line in entry.get("lines") or ()],
                 "key": str(entry.get("key") or manifest.get("key") or ""),
@@ -186,7 +186,7 @@ def stage_rows(files: RunFiles) -> list[dict[str, Any]]:
 def training_warnings(files: RunFiles) -> list[str]:
     """What the stages noticed of themselves while they trained, with the step at which they did."""
     return [
-        f"{charts.STAGE_TITLES[stage]}, {'update' if stage == 'ppo' else 'step'} {w['step']}: {w['text']}"
+        f"{title_of(stage)}, {STAGES[stage].unit} {w['step']}: {w['text']}"
         for stage, found in stage_warnings(files).items()
         for w in found
     ]
@@ -209,11 +209,11 @@ def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
     out = []
     for name in STAGES:
         found = files.manifests.get(name, {}).get("metrics") or {}
-        if found and name not in ("reward", "evaluate"):
+        if found and STAGES[name].facts:
             rows = {k.replace("_", " "): shown(v) for k, v in found.items() if k not in APART}
-            out.append((charts.STAGE_TITLES[name], rows | counted(found)))
+            out.append((title_of(name), rows | counted(found)))
         elif name == "reward" and counted(found):
-            out.append((f"{charts.STAGE_TITLES[name]}: rankings", counted(found)))
+            out.append((f"{title_of(name)}: rankings", counted(found)))
     data = files.run.get("data")
     if isinstance(data, dict):
         out.insert(0, ("Data", {str(k).replace("_", " "): shown(v) for k, v in data.items()}))

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.workspace.run_folder import AT_THE_GATE
+
 FAR = 25.0  # nats an answer; beyond this the policy has little in common with SFT
-AT_THE_GATE = "stopped at the gate"  # a stage's status in run.json
 NAMES = {"base": "Base", "sft": "SFT", "ppo": "PPO", "gold": "the gold preference", "reward": "the reward model"}
 
 

@@ -5,30 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from data.common.errors import UserError
-from data.common.user_functions import check_statically, load_function, offered_for
+from data.common.user_functions import check_statically, load_function
 from data.splits import Corpus
-from pipelines.execution.stage_request import evaluation_prompts
 from pipelines.execution.tracking import check_trackers
 from pipelines.recipe.schema import Recipe
 from pipelines.run.plan_details import rejected_warning
-from pipelines.run.stages import functions_of
+from pipelines.stages.table import STAGES
 
 
 def offers(recipe: Recipe, corpus: Corpus, stages: Sequence[str]) -> Iterator[tuple[str, str, set[str]]]:
     """Stage, function and names on offer, for every function of the user's that the stages call."""
     for stage in stages:
-        for reference in functions_of(recipe, stage):
-            yield stage, reference, _offered(recipe, corpus, stage, reference)
-
-
-def _offered(recipe: Recipe, corpus: Corpus, stage: str, reference: str) -> set[str]:
-    if stage == "rankings":
-        return offered_for([*corpus.prompts.train, *corpus.prompts.held_out])
-    if stage == "ppo":
-        return offered_for(corpus.prompts.train, "completion_ids")
-    more = ["references"] if reference in recipe.evaluation.metrics else []
-    chosen_by = [reference] if reference not in (recipe.evaluation.gold, *recipe.evaluation.metrics) else []
-    return offered_for(evaluation_prompts(recipe, corpus), *more, *("completion_ids" for _ in chosen_by))
+        for reference in STAGES[stage].functions(recipe):
+            yield stage, reference, STAGES[stage].offered(recipe, corpus, reference)
 
 
 def check_start(

@@ -112,9 +112,9 @@ def open_room(target: str, stage: str | None = None, beside: str | None = None) 
 
 
 def _of_run(path: Path, stage: str | None, beside: str | None) -> Room:
-    from pipelines.execution.stage_request import answer_limit
+    from pipelines.recipe.derived import answer_limit
     from pipelines.run.open_run import find_run, open_run, stage_folder
-    from pipelines.run.stages import STAGES
+    from pipelines.stages.table import STAGES
 
     run = find_run(path)
     stage = _stage_of(path, run, stage)
@@ -138,9 +138,10 @@ def _of_run(path: Path, stage: str | None, beside: str | None) -> Room:
 
 def _stage_of(path: Path, run: Path, asked: str | None) -> str:
     """The stage that is asked for or that the path names, else the last one that is finished."""
-    from pipelines.run.stages import STAGES
+    from pipelines.stages.table import STAGES
 
-    done = ["base", *(s for s in ("sft", "ppo") if (run / STAGES[s].folder / MANIFEST).is_file())]
+    asked_of = [(name, run / one.folder) for name, one in STAGES.items() if one.asked_in_chat]
+    done = ["base", *(name for name, folder in asked_of if (folder / MANIFEST).is_file())]
     stage = asked or (path.resolve().name if path.resolve() != run and path.resolve().name in done else done[-1])
     if stage not in ROLES:
         raise UserError(f"--stage {stage}: no model to talk to.{nearest(stage, ROLES)} One of: {', '.join(ROLES)}")
@@ -203,7 +204,7 @@ def _of_model(target: str, beside: str | None) -> Room:
     from data.common.strict_json import read_object
     from models.backbone.processes import Processes
     from pipelines.execution.loaded_models import Workbench
-    from pipelines.recipe.schema import load_recipe
+    from pipelines.loading.load import load_recipe
 
     adapter = Path(target) / ADAPTER_CONFIG
     source = target

@@ -17,9 +17,13 @@ from models.roles.files import ADAPTER, save_adapter
 from models.roles.shared_base import SharedBase
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline
+from pipelines.stages.table import STAGES
 from reward.files import SCORING, save_reward
 
-EXPORTABLE = {"sft": "sft", "reward": "reward", "ppo": "policy", "pretrain": "base"}
+
+def exportable() -> dict[str, str]:
+    """Stages whose model can be exported, and the role that each makes."""
+    return {name: stage.role for name, stage in STAGES.items() if stage.role is not None}
 
 
 def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = False) -> Path:
@@ -34,21 +38,20 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
     Raises:
         UserError: an unknown stage, an unfinished one, or a folder that exists.
     """
-    if stage not in EXPORTABLE:
-        raise UserError(
-            f"--stage {stage}: cannot be exported.{nearest(stage, EXPORTABLE)} One of: {', '.join(EXPORTABLE)}"
-        )
+    roles = exportable()
+    if stage not in roles:
+        raise UserError(f"--stage {stage}: cannot be exported.{nearest(stage, roles)} One of: {', '.join(roles)}")
     to = Path(to).resolve()
     if to.exists():
         raise UserError(f"{to}: exists already; choose a new folder")
     pipeline = open_run(Path(run))
     folder = stage_folder(pipeline.run_dir, stage)
-    role = EXPORTABLE[stage]
+    role = roles[stage]
     with _written_whole(to) as partial:
         if role == "reward":
             _export_reward(pipeline, folder, partial, merge)
         else:
-            _export_lm(pipeline, stage, folder, partial, merge)
+            _export_lm(pipeline, stage, role, folder, partial, merge)
     return to
 
 
@@ -67,9 +70,9 @@ def _written_whole(to: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _export_lm(pipeline: Pipeline, stage: str, folder: Path, partial: Path, merge: bool) -> None:
+def _export_lm(pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, merge: bool) -> None:
     """The language model of a stage, with the run's template and the tokens that end its answers."""
-    base, role, renderer = pipeline.bench.base(), EXPORTABLE[stage], pipeline.bench.renderer()
+    base, renderer = pipeline.bench.base(), pipeline.bench.renderer()
     if role != "base":
         pipeline.bench.load(stage, role, folder)
     if role == "base" or role in base.copies or merge:

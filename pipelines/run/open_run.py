@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.backbone.artifacts import MANIFEST, load_artifact
 from pipelines.run.pipeline import Pipeline
-from pipelines.run.stages import STAGES
+from pipelines.stages.table import STAGES
 from pipelines.workspace.run_folder import RECIPE, find_run, read_run
 
 __all__ = ["find_run", "open_run", "stage_folder"]

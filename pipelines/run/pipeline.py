@@ -28,14 +28,15 @@ from models.backbone.artifacts import (
 from models.backbone.processes import Processes
 from pipelines.execution.loaded_models import Workbench
 from pipelines.execution.progress import Progress
-from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
+from pipelines.loading.load import load_recipe
+from pipelines.recipe.schema import Recipe, resolved_yaml
 from pipelines.run.binding import check_start
 from pipelines.run.plan_details import PlanDetails
 from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stage_run import StageRun
-from pipelines.run.stages import RUNTIME_SPEED, STAGES, functions_in_key
 from pipelines.run.staleness import StageState, and_remark, state_of
-from pipelines.workspace.keys import base_key, dump, folder_hash, library_versions, rendering_key
+from pipelines.stages.keys import base_key, dump, folder_hash, library_versions, rendering_key
+from pipelines.stages.table import RUNTIME_SPEED, STAGES, functions_in_key
 from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run
 from pipelines.workspace.store import Store
 from stages.safe_points.stopped import kept_of, read_begun, work_of
@@ -133,7 +134,7 @@ class Pipeline:
     def describe(self, name: str, keys: Mapping[str, str]) -> dict[str, Any]:
         """Everything that the result of a stage depends on; its hash is the stage's key."""
         stage, recipe = STAGES[name], self.recipe
-        apart = recipe.reward.base != "same" and (name == "reward" or "reward" in keys)
+        apart = recipe.reward.base != "same" and (stage.role == "reward" or "reward" in keys)
         return {
             "stage": name,
             "version": stage.version(),
@@ -141,8 +142,8 @@ class Pipeline:
             "seed": recipe.seed,
             "base": self.base_key,
             **({"reward_base": self.reward_base_key} if apart else {}),
-            "rendering": rendering_key(recipe.template, recipe.stop, recipe.base_dir) if name != "pretrain" else None,
-            "adapter": dump(recipe.adapter) if name != "pretrain" else None,
+            "rendering": rendering_key(recipe.template, recipe.stop, recipe.base_dir) if stage.on_base else None,
+            "adapter": dump(recipe.adapter) if stage.on_base else None,
             "data": {part: self.corpus.fingerprint(part) for part in stage.data},
             **functions_in_key(recipe, name, self.corpus),
             "inputs": dict(keys),

@@ -23,8 +23,8 @@ from models.backbone.processes import resolve_dtype
 from models.hub.load import tokenizer_of
 from models.hub.registry import BaseModelSpec, resolve_base
 from pipelines.recipe.schema import Recipe
-from pipelines.run.estimates import LIBRARIES, Estimator
-from pipelines.run.stages import STAGES
+from pipelines.stages.estimates import LIBRARIES, Estimator
+from pipelines.stages.table import STAGES
 
 MOST_ROWS = 20_000
 """Rows of a part that are rendered for a plan; of more, the first so many."""
@@ -57,7 +57,7 @@ class PlanDetails:
         return {
             "steps": steps,
             "rows": rows,
-            "takes": self.estimator.of(name),
+            "takes": self.estimator.of(STAGES[name].estimate(self.estimator)),
             "counts": counts,
             "told": "" if tally is None else tally.told(),
             "warning": warning,

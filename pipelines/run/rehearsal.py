@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.common.errors import UserError, located
 from data.common.strict_json import read_object
@@ -23,19 +23,19 @@ from models.hub.load import tokenizer_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model
+from pipelines.execution.progress import Progress
+from pipelines.recipe.derived import answer_limit, evaluation_prompts
 from pipelines.recipe.schema import Recipe
 from pipelines.run.binding import check_start
+from pipelines.run.parts import RunParts
+from pipelines.stages.table import STAGES
 from stages.stage import prompt_rows
-
-if TYPE_CHECKING:
-    from pipelines.execution.progress import Progress
-    from pipelines.run.pipeline import Pipeline
 
 ROWS = 2000
 """Rows of a part that are rendered: all of a small one, every n-th of a large one."""
 
 
-def before_first_stage(pipeline: Pipeline, progress: Progress, chosen: Sequence[str]) -> None:
+def before_first_stage(pipeline: RunParts, progress: Progress, chosen: Sequence[str]) -> None:
     """Everything that ``run`` looks at before it holds the folder.
 
     Raises:
@@ -47,7 +47,7 @@ def before_first_stage(pipeline: Pipeline, progress: Progress, chosen: Sequence[
     rehearse(pipeline, chosen, progress.warn)
 
 
-def rehearse(pipeline: Pipeline, chosen: Sequence[str], warn: Callable[[str], None]) -> None:
+def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], None]) -> None:
     """Look at base, rows and systems of the chosen stages.
 
     Raises:
@@ -69,12 +69,12 @@ def rehearse(pipeline: Pipeline, chosen: Sequence[str], warn: Callable[[str], No
 # -- the base --------------------------------------------------------------------------------------------------------
 
 
-def _base_of(pipeline: Pipeline) -> BaseModelSpec | None:
+def _base_of(pipeline: RunParts) -> BaseModelSpec | None:
     """The base, if it is there: one that is made by the run itself is not before its stage."""
     recipe = pipeline.recipe
     if isinstance(recipe.base, str):
         return resolve_base(recipe.base, base_dir=recipe.base_dir)
-    made = pipeline.given.get("pretrain", pipeline.run_dir / "pretrain") / "model"
+    made = pipeline.given.get("pretrain", pipeline.run_dir / STAGES["pretrain"].folder) / "model"
     return resolve_base(str(made), base_dir=recipe.base_dir) if (made / "config.json").is_file() else None
 
 
@@ -175,9 +175,8 @@ def _asked(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[tu
     if "ppo" in chosen:
         yield "data.prompts", corpus.prompts.train, 0, "leave out the longest prompts"
     if "evaluate" in chosen:
-        room = recipe.evaluation.max_new_tokens or recipe.ppo.max_new_tokens
-        held_out = corpus.prompts.held_out[: recipe.evaluation.prompts]
-        yield "evaluation", held_out, room, "lower evaluation.max_new_tokens"
+        held_out = evaluation_prompts(recipe, corpus)
+        yield "evaluation", held_out, answer_limit(recipe), "lower evaluation.max_new_tokens"
 
 
 # -- systems ---------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def _remote(address: str) -> Scoring:
 def exported_reward(folder: Path) -> RewardModel:
     """A reward model as ``trivet export --stage reward`` writes it, on the base that its adapter names."""
     from pipelines.execution.loaded_models import Workbench
-    from pipelines.recipe.schema import load_recipe
+    from pipelines.loading.load import load_recipe
 
     try:
         base_name = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.common.errors import GateStopped
 from data.splits import Corpus
@@ -17,18 +17,15 @@ from models.roles.shared_base import SharedBase
 from pipelines.execution.progress import Progress
 from pipelines.execution.stage_request import Job
 from pipelines.execution.tracking import tracked_log
-from pipelines.report.words import AT_THE_GATE
-from pipelines.run.stages import STAGES, made_with
+from pipelines.run.parts import RunParts
 from pipelines.run.staleness import StageState
-from pipelines.workspace.keys import library_versions
-from pipelines.workspace.run_folder import RunFolder
+from pipelines.stages.keys import library_versions
+from pipelines.stages.table import STAGES, made_with
+from pipelines.workspace.run_folder import AT_THE_GATE, RunFolder
 from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints
 from stages.safe_points.interrupts import INTERRUPTS
 from stages.safe_points.stopped import note_begun, read_begun, take_up
 from stages.stage import MetricsLog, StageContext, StageResult
-
-if TYPE_CHECKING:
-    from pipelines.run.pipeline import Pipeline
 
 
 class StageRun:
@@ -41,7 +38,7 @@ class StageRun:
         progress: where live progress goes.
     """
 
-    def __init__(self, pipeline: Pipeline, state: StageState, folder: RunFolder, progress: Progress) -> None:
+    def __init__(self, pipeline: RunParts, state: StageState, folder: RunFolder, progress: Progress) -> None:
         self.pipeline, self.folder, self.progress = pipeline, folder, progress
         self.name, self.described, self.key = state.name, state.described, state.key
         self.stage, self.recipe, self.processes = STAGES[state.name], pipeline.recipe, pipeline.processes
@@ -141,7 +138,7 @@ class StageRun:
             "seed": self.recipe.seed,
             "libraries": library_versions(),
             "metrics": dict(result.metrics),
-            "base_fingerprint": self.pipeline.bench.fingerprint(self.name) if self.name != "pretrain" else None,
+            "base_fingerprint": self.pipeline.bench.fingerprint(self.name) if self.stage.on_base else None,
         }
         publish(self.out, self.final, manifest, scratch=CHECKPOINTS)
 
@@ -178,7 +175,7 @@ class StageRun:
             bench=pipeline.bench,
             corpus=pipeline.corpus,
             out=self.out,
-            inputs={k: v for k, v in inputs.items() if k != "pretrain"},
+            inputs={k: v for k, v in inputs.items() if STAGES[k].role != "base"},
             make_context=make_context,
             log=log,
             bar=bar,

@@ -10,8 +10,8 @@ from typing import Any
 
 from models.backbone.artifacts import Artifact, damage, previous_folder, problems, read_artifact
 from pipelines.recipe.schema import Recipe
-from pipelines.run.stages import GROUPS, STAGES, made_with, without_speed
-from pipelines.workspace.keys import differences, hash_of
+from pipelines.stages.keys import differences, hash_of
+from pipelines.stages.table import STAGES, group_of, made_with, without_speed
 from stages.safe_points.checkpoints import CHECKPOINTS, begun
 from stages.safe_points.stopped import Begun, newest_step, other_work, place_of, work_of
 
@@ -104,7 +104,7 @@ def begins_again(other: tuple[Path, Begun], final: Path, name: str, described: M
     """Why a stage that was stopped does not resume, and where what it saved stays."""
     out, before = other
     changed = differences(before.described, described) if before.described else []
-    group = GROUPS.get(name, name)
+    group = group_of(name)
     named = [c.replace(f"settings.{group}.", "settings.").replace("settings.", f"{group}.", 1) for c in changed]
     step = newest_step(out)
     saved = "what was finished before stays" if step is None else f"the checkpoints of before (step_{step}) stay"

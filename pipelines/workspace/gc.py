@@ -16,7 +16,8 @@ from pathlib import Path
 
 from data.common.errors import UserError
 from models.backbone.artifacts import partial_folder, previous_folder, read_artifact
-from pipelines.workspace.run_folder import FOLDERS, REPORT, holder, holding, is_run, read_run
+from pipelines.stages.table import folders
+from pipelines.workspace.run_folder import REPORT, holder, holding, is_run, read_run
 from pipelines.workspace.store import MARK, Store
 from stages.safe_points.stopped import kept_of, read_begun
 
@@ -81,7 +82,7 @@ def _of_run(run: Path, unfinished: bool) -> Iterator[Leftover]:
 
 def _candidates(run: Path, unfinished: bool) -> Iterator[tuple[Path, str]]:
     noted = read_run(run).get("stages", {})
-    for stage, name in FOLDERS.items():
+    for stage, name in folders().items():
         final = run / name
         partial, old, fetched = partial_folder(final), run / f".{name}.old", run / f".{name}.fetched"
         done = read_artifact(final)

@@ -15,15 +15,13 @@ from data.common.errors import UserError
 from data.common.redaction import redacted
 from data.common.strict_json import read_object
 from models.backbone.artifacts import write_json
-from models.backbone.peers import watching
-from pipelines.recipe.checks import ORDER
+from pipelines.stages.table import folders
 
 if TYPE_CHECKING:
     from models.backbone.processes import Processes
 
 RUN, LOCK, RECIPE, REPORT = "run.json", ".lock", "recipe.yaml", "report.html"
-FOLDERS = {stage: "evaluation" if stage == "evaluate" else stage for stage in ORDER}
-"""Where a run folder keeps each stage."""
+AT_THE_GATE = "stopped at the gate"  # a stage's status in run.json
 
 
 class _Stage(BaseModel):
@@ -84,7 +82,7 @@ def run_of(path: Path) -> Path | None:
     path = path.resolve()
     if is_run(path):
         return path
-    return path.parent if path.name in FOLDERS.values() and is_run(path.parent) else None
+    return path.parent if path.name in folders().values() and is_run(path.parent) else None
 
 
 def find_run(path: Path) -> Path:
@@ -156,6 +154,8 @@ class RunFolder:
             UserError: somebody else holds it, or it cannot be written.
             StageError: another process of this run died.
         """
+        from models.backbone.peers import watching  # with torch, which looking at a run needs not
+
         with watching(self.processes), holding(self.path) if self.processes.is_main else contextlib.nullcontext():
             yield
 

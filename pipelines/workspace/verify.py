@@ -7,9 +7,10 @@ from pathlib import Path
 
 from data.common.errors import UserError
 from models.backbone.artifacts import Artifact, previous_folder, problems, read_artifact, read_manifest
+from pipelines.stages.keys import folder_hash, hash_of
+from pipelines.stages.table import folders
 from pipelines.workspace.gc import is_store
-from pipelines.workspace.keys import folder_hash, hash_of
-from pipelines.workspace.run_folder import FOLDERS, find_run, read_run
+from pipelines.workspace.run_folder import find_run, read_run
 from pipelines.workspace.store import Store
 from stages.safe_points.stopped import kept_of
 
@@ -35,7 +36,7 @@ def verify_run(run: Path | str, say: Callable[[str], None] = lambda _: None) -> 
     except UserError as error:
         out.append(str(error))
         noted = {}
-    for name, place in FOLDERS.items():
+    for name, place in folders().items():
         path = folder / place
         out += _kept(path, name, say)
         if not path.is_dir():
@@ -83,7 +84,7 @@ def _parents(
     """The stages that it was made from are there, with the keys that it names."""
     out = []
     for parent, key in artifact.manifest.get("parents", {}).items():
-        there, place = found.get(parent), run / FOLDERS.get(parent, parent)
+        there, place = found.get(parent), run / folders().get(parent, parent)
         if parent in inputs and (there is None or there.key != key):
             place = Path(inputs[parent])
             given = read_artifact(place)

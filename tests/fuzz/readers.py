@@ -56,7 +56,8 @@ def _config(name: str):
 def read_recipe(content: bytes, folder: Path) -> None:
     """A recipe loads, or is refused by a UserError."""
     from data.common.errors import UserError
-    from pipelines.recipe.schema import load_recipe, resolved_yaml
+    from pipelines.loading.load import load_recipe
+    from pipelines.recipe.schema import resolved_yaml
 
     path = folder / "recipe.yaml"
     path.write_bytes(content)
@@ -107,7 +108,7 @@ def main(seconds: int) -> None:
     with atheris.instrument_imports(include=["data", "pipelines", "models.backbone.artifacts", "models.hub.validate"]):
         import data.checks
         import data.splits  # noqa: F401
-        import pipelines.recipe.schema  # noqa: F401
+        import pipelines.loading.load  # noqa: F401
     folder = Path(tempfile.mkdtemp(prefix="trivet-fuzz-"))
     corpus = folder / "corpus"
     corpus.mkdir()

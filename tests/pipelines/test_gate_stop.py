@@ -14,7 +14,7 @@ import pytest
 from data.common.errors import GateStopped
 from models.backbone.artifacts import publish
 from pipelines.cli import main as cli
-from pipelines.recipe.schema import load_recipe
+from pipelines.loading.load import load_recipe
 from pipelines.report.page import read_run, view
 from reward.card.gate import failures, remedies, require
 from reward.settings import GateConfig
@@ -113,7 +113,7 @@ def stopped_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     part = tmp_path / "run/.reward.partial"
     part.mkdir(parents=True)
     (part / "report_card.json").write_text(json.dumps(BAD[0]))
-    from pipelines.workspace.keys import hash_of
+    from pipelines.stages.keys import hash_of
 
     publish(part, tmp_path / "run/reward", {"stage": "reward", "key": hash_of(described), "described": described})
     return tmp_path

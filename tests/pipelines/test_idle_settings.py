@@ -15,11 +15,12 @@ import pytest
 import yaml
 
 from data.common.errors import UserError
+from pipelines.loading.idle import RULES, covers, leaves
+from pipelines.loading.load import load_recipe
 from pipelines.recipe.errors import models_in
-from pipelines.recipe.idle import RULES, covers, leaves
-from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
-from pipelines.run.stages import STAGES, made_with
-from pipelines.workspace.keys import rendering_key
+from pipelines.recipe.schema import Recipe, resolved_yaml
+from pipelines.stages.keys import rendering_key
+from pipelines.stages.table import STAGES, made_with
 
 ROOT = Path(__file__).parents[2]
 DATA = {

@@ -16,7 +16,7 @@ from pipelines.run.export import export_stage
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.score import load_scorer
 from pipelines.workspace.gc import runs_below
-from pipelines.workspace.run_folder import FOLDERS, find_run, is_run, run_of
+from pipelines.workspace.run_folder import find_run, is_run, run_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,10 +96,3 @@ def test_a_files_name_stands_once(literal: str) -> None:
             nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
             found += [str(file.relative_to(ROOT)) for n in nodes if isinstance(n, ast.Constant) and n.value == literal]
     assert found == [HOME[literal]]
-
-
-def test_stages_stand_in_one_order() -> None:
-    from pipelines.recipe.checks import ORDER
-    from pipelines.report import page as report
-
-    assert report.STAGES is ORDER and report.FOLDERS is FOLDERS

@@ -283,7 +283,7 @@ def test_threads_are_recorded_and_a_stopped_stage_resumes_with_its_own(
 
 
 def test_a_stage_of_when_the_key_held_settings_of_speed_stays_valid(base: Path, tmp_path: Path) -> None:
-    from pipelines.workspace.keys import hash_of
+    from pipelines.stages.keys import hash_of
 
     pipeline = made(base, tmp_path)
     described = next(iter(s for s in pipeline._keys() if s.name == "sft")).described

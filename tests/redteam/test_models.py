@@ -321,7 +321,7 @@ def cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def test_a_hub_base_is_known_by_its_commit(cache: Path, tmp_path: Path) -> None:
     from models.hub import download as hub
-    from pipelines.workspace.keys import base_key
+    from pipelines.stages.keys import base_key
 
     assert base_key("some/model", tmp_path) == f"some/model@{COMMIT}" == base_key(f"some/model@{COMMIT}", tmp_path)
     lm = load_causal_lm("some/model", None, torch.float32, CPU)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.run.pipeline import Pipeline
-from pipelines.run.stages import STAGES
+from pipelines.stages.table import STAGES
 from pipelines.workspace.run_folder import read_run
 from stages.safe_points.checkpoints import Checkpoints
 from tests.support.recipes import RECIPE, ROOT, metrics, results

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipelines.run.pipeline import Pipeline
-from pipelines.run.stages import STAGES
+from pipelines.stages.table import STAGES
 from stages.safe_points.checkpoints import Checkpoints
 from stages.safe_points.interrupts import INTERRUPTS
 from tests.support.recipes import RECIPE, metrics, results

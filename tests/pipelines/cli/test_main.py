@@ -52,7 +52,7 @@ def test_every_help_teaches_with_an_example(command: str, capsys: pytest.Capture
 
 def test_help_is_quick_and_imports_no_heavy_library() -> None:
     code = (
-        "import sys; from pipelines.cli import main; main(['--help']); "
+        "import sys; from pipelines.cli.main import main; main(['--help']); "
         "sys.exit(bool({'torch', 'transformers', 'datasets', 'scipy', 'plotly'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0

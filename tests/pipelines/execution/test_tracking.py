@@ -18,7 +18,7 @@ from accelerate import PartialState
 from data.common.errors import UserError
 from pipelines.execution import tracking
 from pipelines.execution.tracking import NEEDS, check_trackers, tracked_log
-from pipelines.recipe.schema import load_recipe
+from pipelines.loading.load import load_recipe
 
 
 def values(step: int) -> dict[str, float]:

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from data.common.errors import UserError
-from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
+from pipelines.loading.load import load_recipe
+from pipelines.recipe.schema import Recipe, resolved_yaml
 
 ROOT = Path(__file__).parents[3]
 GOOD = """\
@@ -65,7 +66,7 @@ def test_resolved_numbers_stay_numbers_for_other_readers(tmp_path: Path) -> None
 
 def test_reading_a_recipe_imports_no_heavy_library() -> None:
     code = (
-        "import sys; from pipelines.recipe import load_recipe; import pipelines.cli; "
+        "import sys; from pipelines.loading.load import load_recipe; import pipelines.cli.main; "
         "load_recipe('examples/tiny.yaml'); sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

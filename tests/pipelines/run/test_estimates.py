@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from pipelines.cli import main as cli
-from pipelines.run.estimates import FACTOR, LIBRARIES, Estimator, shape_of
 from pipelines.run.pipeline import Pipeline
+from pipelines.stages.estimates import FACTOR, LIBRARIES, Estimator, Work, shape_of
+from pipelines.stages.table import folders
 from pipelines.workspace.gc import size_of
-from pipelines.workspace.run_folder import FOLDERS, read_run
+from pipelines.workspace.run_folder import read_run
 from tests.conftest import tiny_lm, word_tokenizer
 from tests.support.recipes import RECIPE
 
@@ -24,7 +25,7 @@ def test_a_tiny_run_takes_what_the_plan_said_within_the_stated_factor(tmp_path: 
     made.run()
     noted = read_run(tmp_path / "run")["stages"]
     for stage, takes in said.items():
-        disk, memory = size_of(tmp_path / "run" / FOLDERS[stage]), noted[stage]["peak_memory"]
+        disk, memory = size_of(tmp_path / "run" / folders()[stage]), noted[stage]["peak_memory"]
         assert takes.disk / FACTOR <= disk <= takes.disk * FACTOR, (stage, takes, disk)
         assert takes.memory / FACTOR <= memory <= takes.memory * FACTOR, (stage, takes, memory)
         tokens = noted[stage].get("tokens")
@@ -75,7 +76,7 @@ def test_memory_of_a_training_step(rows: int, length: int, width: int, tmp_path:
     parameters = sum(p.numel() for p in lm.parameters())
     assert loss.requires_grad and estimator.shape is not None
     taken = sum(kept.values()) + 16 * parameters  # weights were kept as well; here they stand for gradients' share
-    said = estimator._memory("pretrain", (rows, float(length))) - LIBRARIES
+    said = estimator._memory(Work(rows=rows, length=float(length), tokens=0, whole=True)) - LIBRARIES
     assert said / FACTOR <= taken <= said * FACTOR, (said, taken)
 
 

@@ -166,7 +166,7 @@ def test_merged_export_is_the_policy(run, tmp_path):
 
 
 def test_scoring_a_file_gives_the_rewards_of_evaluation(run, tmp_path):
-    from pipelines.execution.stage_request import answer_limit
+    from pipelines.recipe.derived import answer_limit
     from pipelines.run.score import score_file
 
     samples = [json.loads(line) for line in (run / "evaluation/samples.jsonl").read_text().splitlines()]

@@ -13,29 +13,31 @@ import pytest
 
 from models.backbone.artifacts import publish
 from pipelines.cli import main as cli
-from pipelines.run.stages import STAGES
+from pipelines.stages.keys import hash_of
+from pipelines.stages.table import STAGES, folders
 from pipelines.workspace.gc import leftovers, remove, size_of
-from pipelines.workspace.keys import hash_of
-from pipelines.workspace.run_folder import FOLDERS, holder, holding
+from pipelines.workspace.run_folder import holder, holding
 from pipelines.workspace.store import Store
 from pipelines.workspace.verify import verify_run
 
 
 def finish(run: Path, stage: str, parents: dict[str, str] | None = None, text: str = "weights") -> str:
     """A finished stage of a made-up run."""
-    part = run / f".{FOLDERS[stage]}.partial"
+    part = run / f".{folders()[stage]}.partial"
     part.mkdir(parents=True)
     (part / "w.safetensors").write_text(text)
     (part / "metrics.jsonl").write_text('{"step": 1}\n')
     described = {"stage": stage, "inputs": parents or {}, "text": text}
     key = hash_of(described)
-    publish(part, run / FOLDERS[stage], {"stage": stage, "key": key, "described": described, "parents": parents or {}})
+    publish(
+        part, run / folders()[stage], {"stage": stage, "key": key, "described": described, "parents": parents or {}}
+    )
     return key
 
 
 def begin(run: Path, stage: str) -> Path:
     """A stage under way, with a checkpoint of 1,000 bytes."""
-    folder = run / f".{FOLDERS[stage]}.partial/checkpoints/step_1"
+    folder = run / f".{folders()[stage]}.partial/checkpoints/step_1"
     folder.mkdir(parents=True)
     (folder / "tensors.safetensors").write_bytes(b"x" * 1000)
     return folder.parents[1]
@@ -58,7 +60,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_folders_are_the_stages_own() -> None:
-    assert {name: stage.folder for name, stage in STAGES.items()} == FOLDERS
+    assert {name: stage.folder for name, stage in STAGES.items()} == folders()
 
 
 def test_what_can_go_and_what_stays(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

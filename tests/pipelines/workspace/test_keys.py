@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.run.pipeline import Pipeline
-from pipelines.workspace.keys import base_key, rendering_key
+from pipelines.stages.keys import base_key, rendering_key
 
 
 def model(folder: Path, weights: str = "w") -> Path:

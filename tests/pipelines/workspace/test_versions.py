@@ -88,7 +88,7 @@ def normalised(path: Path) -> str:
 
 
 def current() -> dict[str, dict[str, object]]:
-    from pipelines.run.stages import STAGES
+    from pipelines.stages.table import STAGES
 
     text = {stage: "\n".join(normalised(ROOT / f) for f in files) for stage, files in CODE.items()}
     return {
@@ -97,7 +97,7 @@ def current() -> dict[str, dict[str, object]]:
 
 
 def test_every_stage_has_its_code_listed():
-    from pipelines.run.stages import STAGES
+    from pipelines.stages.table import STAGES
 
     assert set(CODE) == set(STAGES)
 

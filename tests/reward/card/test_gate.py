@@ -12,8 +12,8 @@ from data.common.errors import StageError
 from data.records import RankedAnswers
 from data.splits import Split
 from pipelines.cli.exit_codes import guarded
-from pipelines.recipe.schema import load_recipe
-from pipelines.run.stages import STAGES
+from pipelines.loading.load import load_recipe
+from pipelines.stages.table import STAGES
 from reward.card import gate as reward_gate
 from reward.settings import GateConfig
 from stages import reward_model

@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.common.config import Config
 from data.readers import READERS
 from evaluation.systems import parse
+from pipelines.loading.checks import fill_in
 from pipelines.recipe.errors import Problem
+from pipelines.recipe.schema import Recipe
 from reward.settings import GateConfig
 from stages.settings import PPOConfig, RewardConfig
-
-if TYPE_CHECKING:
-    from pipelines.recipe.schema import Recipe
 
 Dotted = str
 OF_EVALUATION = ("reward", "standardise_scores", "score_clip", "missing_eos_penalty", "max_new_tokens")
@@ -298,8 +297,6 @@ def leaves(config: Config, default: Any, path: tuple[str | int, ...] = ()) -> It
 
 def defaults(recipe: Recipe) -> dict[str, Any]:
     """Defaults that follow from other settings, as ``fill_in`` gives them."""
-    from pipelines.recipe.checks import fill_in
-
     base = (
         recipe.base
         if isinstance(recipe.base, str)

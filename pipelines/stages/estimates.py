@@ -19,7 +19,7 @@ from data.splits import Corpus
 from evaluation.systems import parse
 from models.hub.registry import resolve_base
 from models.hub.validate import shapes_of, weight_files
-from pipelines.execution.stage_request import answer_limit
+from pipelines.recipe.derived import answer_limit
 from pipelines.recipe.schema import Recipe
 
 CHARACTERS = 4.0  # a token, where the tokenizer is not made yet or not looked at
@@ -27,7 +27,6 @@ SAMPLED = 500  # rows whose length is measured
 TURN = 5  # tokens that a template writes around a turn
 LIBRARIES = 450 << 20  # bytes of Python, torch and the rest on a CPU
 FACTOR = 3
-FROZEN = {"rankings": 1, "reward": 1, "ppo": 2, "evaluate": 3}  # roles that a stage reads: SFT's, reward's, policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +48,26 @@ class Shape:
     width: int
     inner: int
     vocabulary: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a stage does, as far as its estimate needs it.
+
+    ``rows`` of a forward pass have ``length`` tokens each; ``tokens`` are those of the whole stage. ``texts`` are bytes
+    that stay besides weights; ``frozen`` and ``trained`` roles of an adapter's size; ``whole`` where the base itself is
+    trained; ``samples`` where it generates and trains nothing; ``logits`` where the loss is over the vocabulary.
+    """
+
+    rows: int
+    length: float
+    tokens: int
+    texts: int = 0
+    frozen: int = 0
+    trained: int = 0
+    whole: bool = False
+    samples: bool = False
+    logits: bool = True
 
 
 def shape_of(recipe: Recipe) -> Shape | None:
@@ -99,13 +118,11 @@ class Estimator:
         self.recipe, self.corpus, self.bytes, self.libraries = recipe, corpus, bytes_a_weight, libraries
         self.shape = shape_of(recipe)
 
-    def of(self, stage: str) -> Estimate:
-        """The estimate of a stage."""
-        rows, tokens, held = getattr(self, f"_{stage}")()
+    def of(self, work: Work) -> Estimate:
+        """The estimate of a stage that does this work."""
         if self.shape is None:
-            return Estimate(tokens=tokens, memory=None, disk=None)
-        memory, disk = self._memory(stage, rows), self._disk(stage, held)
-        return Estimate(tokens=tokens, memory=memory, disk=disk)
+            return Estimate(tokens=work.tokens, memory=None, disk=None)
+        return Estimate(tokens=work.tokens, memory=self._memory(work), disk=self._disk(work))
 
     # -- lengths in tokens -------------------------------------------------------------------------------------------
 
@@ -124,30 +141,32 @@ class Estimator:
         turns = sum(len(p.messages) for p in prompts) / max(1, len(prompts))
         return self._tokens([" ".join(m.content for m in p.messages) for p in prompts]) + TURN * (turns + 1)
 
-    # -- each stage: (rows of a forward pass and their tokens), tokens in all, texts that are kept -------------------
+    # -- the work of each stage, named by its entry in the table ----------------------------------------------------
 
-    def _pretrain(self) -> tuple[tuple[int, float], int, int]:
+    def pretrain(self) -> Work:
         assert not isinstance(self.recipe.base, str)
         p = self.recipe.base.pretrain
         length = min(p.model.context, self._tokens([d.text for d in self.corpus.documents.train]) + 2)
-        return (p.batch, length), int(p.steps * p.batch * length), 0
+        return Work(rows=p.batch, length=length, tokens=int(p.steps * p.batch * length), whole=True)
 
-    def _sft(self) -> tuple[tuple[int, float], int, int]:
+    def sft(self) -> Work:
         s, rows = self.recipe.sft, self.corpus.demonstrations.train
         asked = self._tokens([" ".join(m.content for m in d.prompt.messages) for d in rows])
         length = min(s.max_tokens, asked + self._tokens([d.answer for d in rows]) + 2 * TURN)
-        return (min(s.micro_batch, max(1, len(rows))), length), int(len(rows) * length * s.epochs), 0
+        count = min(s.micro_batch, max(1, len(rows)))
+        return Work(rows=count, length=length, tokens=int(len(rows) * length * s.epochs), trained=1)
 
-    def _rankings(self) -> tuple[tuple[int, float], int, int]:
+    def rankings(self) -> Work:
         r = self.recipe.rankings
         assert r is not None
         prompts = min(r.prompts, len(self.corpus.prompts.train))
         prompts += min(r.held_out_prompts, len(self.corpus.prompts.held_out))
         tokens = prompts * r.answers * r.max_new_tokens
         rows = min(r.batch, prompts * r.answers)
-        return (rows, self._prompt() + r.max_new_tokens), tokens, int(CHARACTERS * tokens)
+        length = self._prompt() + r.max_new_tokens
+        return Work(rows=rows, length=length, tokens=tokens, texts=int(CHARACTERS * tokens), frozen=1, samples=True)
 
-    def _reward(self) -> tuple[tuple[int, float], int, int]:
+    def reward(self) -> Work:
         w, r, rows = self.recipe.reward, self.recipe.rankings, self.corpus.rankings.train
         if r is not None:
             count, answers = min(r.prompts, len(self.corpus.prompts.train)), float(r.answers)
@@ -157,14 +176,17 @@ class Estimator:
             asked = self._tokens([" ".join(m.content for m in x.prompt.messages) for x in rows])
             length = asked + self._tokens([a for x in rows for a in x.answers]) + 2 * TURN
         length = min(w.max_tokens, length)
-        return (int(w.micro_batch * answers), length), int(count * answers * length * w.epochs), 0
+        tokens = int(count * answers * length * w.epochs)
+        rows_at_once = int(w.micro_batch * answers)
+        return Work(rows=rows_at_once, length=length, tokens=tokens, frozen=1, trained=1, logits=False)
 
-    def _ppo(self) -> tuple[tuple[int, float], int, int]:
+    def ppo(self) -> Work:
         p = self.recipe.ppo
         length = min(p.max_prompt_tokens, self._prompt()) + p.max_new_tokens
-        return (min(p.micro_batch, p.rollouts), length), p.updates * p.rollouts * p.max_new_tokens, 0
+        tokens = p.updates * p.rollouts * p.max_new_tokens
+        return Work(rows=min(p.micro_batch, p.rollouts), length=length, tokens=tokens, frozen=2, trained=2)
 
-    def _evaluate(self) -> tuple[tuple[int, float], int, int]:
+    def evaluate(self) -> Work:
         e, longest = self.recipe.evaluation, answer_limit(self.recipe)
         prompts = min(e.prompts, len(self.corpus.prompts.held_out))
         named = [parse(s) for s in e.systems]
@@ -175,30 +197,29 @@ class Estimator:
             kinds, kept = kinds + plain, kept + plain
         rows = min(e.batch, max(1, prompts))
         tokens = prompts * kinds * e.samples_per_prompt * longest
-        return (rows, self._prompt() + longest), tokens, int(prompts * kept * (CHARACTERS * longest + 150))
+        texts = int(prompts * kept * (CHARACTERS * longest + 150))
+        return Work(rows=rows, length=self._prompt() + longest, tokens=tokens, texts=texts, frozen=3, samples=True)
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
-    def _memory(self, stage: str, rows: tuple[int, float]) -> int:
+    def _memory(self, work: Work) -> int:
         """Weights, what is trained with its gradient and two moments in fp32, and what a forward pass holds."""
         s = self.shape
         assert s is not None
-        batch, length = rows
-        tokens = batch * length
-        if stage in ("rankings", "evaluate"):  # keys and values, one step's logits
-            trained, held = 0, tokens * s.layers * 2 * s.width * self.bytes + batch * s.vocabulary * 8
+        tokens = work.rows * work.length
+        if work.samples:  # keys and values, one step's logits
+            trained, held = 0, tokens * s.layers * 2 * s.width * self.bytes + work.rows * s.vocabulary * 8
         else:
             inner = 3 * s.width if self.recipe.runtime.gradient_checkpointing else 16 * s.width + 5 * s.inner
-            trained = 16 * (s.parameters if stage == "pretrain" else s.adapter * (2 if stage == "ppo" else 1))
-            logits = 0 if stage == "reward" else 3 * s.vocabulary
+            trained = 16 * (s.parameters if work.whole else s.adapter * work.trained)
+            logits = 3 * s.vocabulary if work.logits else 0
             held = 4 * tokens * (s.layers * inner + logits)
-        weights = 4 * s.parameters if stage == "pretrain" else self.bytes * s.parameters
-        frozen = FROZEN.get(stage, 0) * 4 * s.adapter  # of a full copy fp32 too, whatever the base has
+        weights = 4 * s.parameters if work.whole else self.bytes * s.parameters
+        frozen = work.frozen * 4 * s.adapter  # of a full copy fp32 too, whatever the base has
         return int(self.libraries + weights + frozen + trained + held)
 
-    def _disk(self, stage: str, texts: int) -> int:
+    def _disk(self, work: Work) -> int:
         s = self.shape
         assert s is not None
-        roles = {"pretrain": 0, "sft": 1, "reward": 1, "ppo": 2}.get(stage, 0)
-        weights = 4 * s.parameters if stage == "pretrain" else 4 * s.adapter * roles
-        return int(weights + texts + 12_000)  # manifest, metrics, settings
+        weights = 4 * s.parameters if work.whole else 4 * s.adapter * work.trained
+        return int(weights + work.texts + 12_000)  # manifest, metrics, settings

@@ -6,33 +6,25 @@ Each problem is a path and a sentence that names the setting to change.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.common.errors import nearest
 from data.common.redaction import has_secret
 from evaluation.systems import problem_of, problem_of_metric
 from pipelines.recipe.errors import Problem
+from pipelines.recipe.schema import Recipe
+from pipelines.stages.table import STAGES
 
-if TYPE_CHECKING:
-    from pipelines.recipe.schema import Recipe
-
-ORDER = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
 NEW_TOKENS, PROMPT_TOKENS, CONVERSATION = 64, 512, 1024  # the settings' own defaults
 
 
 def default_stages(recipe: Recipe) -> tuple[str, ...]:
     """The stages that the settings call for."""
-    data = recipe.data
-    wanted = {"sft"} if data.demonstrations else set()
-    wanted |= set() if isinstance(recipe.base, str) else {"pretrain"}
-    wanted |= {"rankings"} if recipe.rankings else set()
-    wanted |= {"reward"} if recipe.rankings or data.rankings else set()
-    asked_for_ppo = "ppo" in recipe.model_fields_set and not _model_part(recipe)
-    if (data.prompts or data.demonstrations) and ("reward" in wanted or asked_for_ppo):
-        wanted.add("ppo")
-    if "ppo" in wanted or ("sft" in wanted and ("reward" in wanted or recipe.evaluation.gold)):
-        wanted.add("evaluate")
-    return tuple(s for s in ORDER if s in wanted)
+    wanted: set[str] = set()
+    for name, stage in STAGES.items():
+        if stage.wanted(recipe, wanted):
+            wanted.add(name)
+    return tuple(s for s in STAGES if s in wanted)
 
 
 def fill_in(data: dict[str, Any]) -> None:
@@ -111,13 +103,13 @@ def _name(recipe: Recipe) -> list[Problem]:
 
 def _stages(recipe: Recipe) -> list[Problem]:
     stages = recipe.stages
-    unknown = [s for s in stages if s not in ORDER]
+    unknown = [s for s in stages if s not in STAGES]
     if unknown:
-        hint = nearest(unknown[0], ORDER) or f" Stages: {', '.join(ORDER)}."
+        hint = nearest(unknown[0], STAGES) or f" Stages: {', '.join(STAGES)}."
         return [(("stages",), f"no stage '{unknown[0]}'.{hint}")]
     if len(set(stages)) < len(stages):
         return [(("stages",), "names a stage twice")]
-    right = [s for s in ORDER if s in stages]
+    right = [s for s in STAGES if s in stages]
     if list(stages) != right:
         return [(("stages",), f"must be in the order in which they run: [{', '.join(right)}]")]
     if not stages:

@@ -1,0 +1,83 @@
+"""YAML (or a dict) -> a checked recipe: read, unknown keys refused, defaults filled in, values and their fit checked.
+
+Each of these happens once and in this order; whatever is wrong is told by file, line and key. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from data.common.errors import UserError
+from pipelines.loading.checks import default_stages, fill_in, problems_across
+from pipelines.loading.idle import idle
+from pipelines.recipe.errors import coerced, problems_of, told, unknown_keys
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.yaml_source import Source, apply_override, read_text
+from pipelines.workspace.run_folder import RECIPE
+
+
+def load_recipe(
+    recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), may_idle: bool = False
+) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        recipe: a YAML file, or the same as a dict.
+        overrides: dotted settings such as ``ppo.kl_coef=0.1``; the value is YAML.
+        may_idle: let settings pass that cannot act, as where a finished run is evaluated in another way.
+
+    Raises:
+        UserError: names file, line and key of everything that is wrong, and the mend.
+    """
+    if isinstance(recipe, Mapping):
+        source, folder = Source(name="recipe", data=json.loads(json.dumps(recipe, default=_plain))), Path.cwd()
+    else:
+        source, folder = _read(Path(recipe)), Path(recipe).resolve().parent
+    for override in overrides:
+        apply_override(source, override)
+    if problems := unknown_keys(source.data, [Recipe]):
+        raise told(source, problems)
+    fill_in(source.data)
+    try:
+        made = with_stages(Recipe.model_validate(source.data | {"base_dir": folder}))
+    except ValidationError as error:
+        raise told(source, problems_of(error, source)) from None
+    if problems := coerced(source.data, made) or problems_across(made) or ([] if may_idle else idle(made)):
+        raise told(source, problems)
+    return made
+
+
+def with_stages(recipe: Recipe) -> Recipe:
+    """With the stages that the settings call for, where none are named: the set of what was named stays as it is."""
+    if "stages" not in recipe.model_fields_set:
+        object.__setattr__(recipe, "stages", default_stages(recipe))
+    return recipe
+
+
+def _read(path: Path) -> Source:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:5] if path.parent.is_dir() else []
+        hint = f" There is: {', '.join(near)}." if near else ""
+        raise UserError(f"{path}: no such recipe.{hint}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name the recipe in it, for example {path / RECIPE}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return read_text(text, str(path))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_unset=True)
+    if isinstance(value, Path):
+        return str(value)
+    raise UserError(f"recipe: {value!r} is no plain value (text, number, true or false, list, mapping)")

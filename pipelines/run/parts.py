@@ -1,0 +1,39 @@
+"""What a stage that runs, and the look before the first stage, take of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from data.splits import Corpus
+from models.backbone.processes import Processes
+from pipelines.execution.loaded_models import Workbench
+from pipelines.recipe.schema import Recipe
+
+
+class RunParts(Protocol):
+    """A recipe with its run folder, records, processes and models."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def run_dir(self) -> Path: ...
+
+    @property
+    def given(self) -> Mapping[str, Path]: ...
+
+    @property
+    def generations(self) -> Path: ...
+
+    @property
+    def corpus(self) -> Corpus: ...
+
+    @property
+    def processes(self) -> Processes: ...
+
+    @property
+    def bench(self) -> Workbench: ...
+
+    def checked_inputs(self, name: str) -> dict[str, Path]: ...

@@ -1,0 +1,32 @@
+"""The curves of each stage in the report: key of ``metrics.jsonl``, title, what to look for.
+
+Keys that a run does not have are left out.
+"""
+
+from __future__ import annotations
+
+Curves = tuple[tuple[str, str, str], ...]
+
+PRETRAIN: Curves = (("loss", "Loss", "Nats a token; falls, then flattens."),)
+SFT: Curves = (
+    ("loss", "Loss", "Nats a token of the demonstrations; falls, then flattens."),
+    ("mean_token_accuracy", "Token accuracy", "Share of tokens predicted; rises."),
+)
+REWARD: Curves = (
+    ("loss", "Loss", "0.69 is a coin's; falls below it."),
+    ("pair_accuracy", "Accuracy on training pairs", "0.5 is a coin's; near 1 is learning by heart."),
+    ("accuracy", "Accuracy on training pairs", "0.5 is a coin's; near 1 is learning by heart."),
+)
+PPO: Curves = (
+    ("objective/scores", "Reward", "The reward model's score; rises."),
+    ("watch/held_out", "Held-out reward model", "In spreads of SFT's scores. PPO never sees it; rises as well."),
+    ("objective/kl", "KL to SFT", "Nats an answer; grows slowly. A sudden rise is a warning."),
+    ("watch/held_out", "Held-out reward model", "A score that PPO does not see; where it falls, stop."),
+    ("watch/proxy", "Reward model, at the same looks", "In the same units: spreads of SFT samples."),
+    ("objective/entropy", "Entropy", "Nats a token; falls a little. Near 0 all answers are alike."),
+    ("rollout/length", "Answer length", "Tokens; should not run away."),
+    ("rollout/truncated_fraction", "Cut off", "Share of answers at the length limit; stays low."),
+    ("ppo/value/explained_variance", "Value: explained variance", "1 is perfect, 0 is useless; rises."),
+    ("ppo/policy/clipfrac", "Clipped steps", "Share of tokens at the clip; below 0.3 is usual."),
+    ("ppo/policy/approxkl", "Policy change an update", "Nats a token; small and steady."),
+)

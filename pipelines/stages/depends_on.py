@@ -1,0 +1,99 @@
+"""The part of the recipe that each stage's result depends on, and the steps that it takes.
+
+``left_out`` names settings that change no result; they are in no key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.splits import Corpus
+from evaluation.settings import PAID
+from evaluation.systems import parse
+from pipelines.recipe.derived import answer_limit, choosing
+from pipelines.recipe.schema import Recipe
+from pipelines.stages.keys import dump, folder_hash
+from reward.settings import REMOTE_TRAITS, RewardPart
+
+
+def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
+    return None if isinstance(recipe.base, str) else dump(recipe.base.pretrain, left_out)
+
+
+def sft_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
+    return dump(recipe.sft, left_out)
+
+
+def rankings_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
+    return dump(recipe.rankings, left_out)
+
+
+def reward_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
+    return dump(recipe.reward, ("gate", *left_out))  # the gate comes later
+
+
+def ppo_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, Any]:
+    """PPO's settings without those that say how a remote scorer is asked, so that a longer time-out may resume."""
+    unset = () if recipe.ppo.keep_every else ("keep_every",)  # which then changes nothing
+    settings = dump(recipe.ppo, (*unset, *left_out)) | {"reward": _parts(recipe.ppo.reward)}
+    return {"ppo": settings, "reward_max_tokens": recipe.reward.max_tokens}
+
+
+def _parts(parts: Sequence[RewardPart]) -> list[dict[str, Any]]:
+    remote = {"remote": set(REMOTE_TRAITS)}
+    return [part.model_dump(mode="json", exclude=remote) for part in parts]
+
+
+def evaluation_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, Any]:
+    """Evaluation's settings, and of the rewards that choose for a best-of-n those that it has."""
+    settings = dump(recipe.evaluation, ("best_of_by", *left_out))
+    chosen: dict[str, Any] = {n: _parts(parts) for n, parts in choosing(recipe).items() if parse(n).by != "model"}
+    if any(parse(name).by == PAID for name in chosen):
+        chosen[PAID] = recipe.ppo.model_dump(include={"standardise_scores", "score_clip", "missing_eos_penalty"})
+    settings |= {"best_of_by": chosen} if chosen else {}
+    return {"evaluation": settings, "max_new_tokens": answer_limit(recipe), "files": _files_of_evaluation(recipe)}
+
+
+def _files_of_evaluation(recipe: Recipe) -> dict[str, str]:
+    """Contents of files and folders that evaluation reads besides the corpus, hashed: they are part of its key."""
+    named = [m.partition(":")[2] for m in recipe.evaluation.metrics if m.startswith("folder:")]
+    named += [s.partition(":")[2] for s in recipe.evaluation.systems if s.startswith("path:")]
+    named += [recipe.evaluation.rankings] if recipe.evaluation.rankings else []
+    named += [recipe.evaluation.lm_eval.tasks_dir] if recipe.evaluation.lm_eval.tasks_dir else []
+    named += [recipe.data.held_out] if isinstance(recipe.data.held_out, str) else []  # its answers are references
+    found = {name: (recipe.base_dir / Path(name).expanduser()) for name in named}
+    return {
+        name: folder_hash(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in sorted(found.items())
+        if path.exists()
+    }
+
+
+def pretrain_steps(recipe: Recipe, corpus: Corpus) -> int | None:
+    return None if isinstance(recipe.base, str) else recipe.base.pretrain.steps
+
+
+def sft_steps(recipe: Recipe, corpus: Corpus) -> int:
+    return _batches(len(corpus.demonstrations.train), recipe.sft.batch, recipe.sft.epochs)
+
+
+def _batches(rows: int, batch: int, epochs: float) -> int:
+    return max(1, round(-(-rows // batch) * epochs))
+
+
+def reward_steps(recipe: Recipe, corpus: Corpus) -> int:
+    """Of all reward models that are trained: an ensemble's, and the one that watches."""
+    settings = recipe.reward
+    rows = len(corpus.rankings.train)
+    if recipe.rankings:
+        rows = min(recipe.rankings.prompts, len(corpus.prompts.train))
+    apart = round(rows * settings.holdout)
+    each = _batches(rows - apart, settings.batch, settings.epochs)
+    return settings.ensemble * each + (_batches(apart, settings.batch, settings.epochs) if apart else 0)
+
+
+def ppo_steps(recipe: Recipe, corpus: Corpus) -> int:
+    return recipe.ppo.updates

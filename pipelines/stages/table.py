@@ -1,0 +1,307 @@
+"""STAGES: one entry owns all that the house knows of a stage. The order of the entries is that in which stages run.
+
+The recipe's checks, run folders, the plan, the report, export, chat and the command line read it. Light: no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data.common.config import Config
+from data.common.user_functions import fingerprint_of, offered_for
+from data.splits import Corpus
+from pipelines.recipe.derived import choosing, evaluation_prompts
+from pipelines.recipe.schema import Recipe
+from pipelines.stages import curves, depends_on, starts
+from pipelines.stages.estimates import Estimator, Work
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage_request import Job
+    from stages.stage import StageResult
+
+BOUND = ("max_skipped_steps",)  # changes no finished stage, so that another one may resume
+RUNTIME_SPEED = ("gradient_checkpointing",)
+
+
+def _no_functions(recipe: Recipe) -> list[str]:
+    return []
+
+
+def _no_columns(recipe: Recipe, corpus: Corpus, reference: str) -> set[str]:
+    return set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """An entry of ``STAGES``: everything that is known of a stage outside its own file in ``stages/``."""
+
+    title: str  # in the report
+    folder: str  # in the run folder
+    group: str  # the recipe's group of its settings
+    code: str  # the module whose VERSION counts
+    run: Callable[[Job], StageResult]
+    wanted: Callable[[Recipe, set[str]], bool]
+    """Whether settings call for it where the recipe names no stages, given those before it that they call for."""
+    needs: Callable[[Recipe], tuple[str, ...]]
+    """Stages whose results it takes, where they are part of the run."""
+    depends_on: Callable[[Recipe, tuple[str, ...]], Any]
+    """The part of the recipe that its result depends on, without the settings named."""
+    data: tuple[str, ...]  # parts of the corpus that it reads
+    steps: Callable[[Recipe, Corpus], int | None]
+    estimate: Callable[[Estimator], Work]
+    config: type[Config] | None = None  # the settings' class, where ``Recipe`` has no such group of its own
+    role: str | None = None  # what it makes on a base: a role, or "base" itself
+    on_base: bool = True  # whether it stands on a base that is there before it
+    asked_in_chat: bool = False
+    speed: tuple[str, ...] = ()
+    """Settings that cut the same sums into other parts: they change memory and time, and nothing beyond the rounding
+    of sums. They are in no key; the manifest has them under ``made_with``."""
+    draws_dropout: bool = False  # masks are drawn by forward pass, so that cutting batches changes the result
+    functions: Callable[[Recipe], list[str]] = _no_functions
+    """The user's functions that it calls: their source is part of its key."""
+    offered: Callable[[Recipe, Corpus, str], set[str]] = _no_columns
+    """The columns that it offers to one of them."""
+    curves: curves.Curves = ()  # in the report
+    unit: str = "step"  # of its metrics
+    facts: bool = True  # whether the report lists its manifest's metrics; others have sections of their own
+    command: str | None = None  # help of the command that runs it alone; None for one that is written by hand
+
+    def version(self) -> int:
+        """That of its code, which is part of its key."""
+        return int(importlib.import_module(self.code).VERSION)
+
+    def speed_settings(self, recipe: Recipe) -> tuple[str, ...]:
+        """Its settings that no key holds."""
+        return () if self.draws_dropout and recipe.adapter.dropout > 0 else self.speed
+
+    def settings(self, recipe: Recipe) -> Any:
+        """What its key holds of the recipe."""
+        return self.depends_on(recipe, (*BOUND, *self.speed_settings(recipe)))
+
+
+def _base(recipe: Recipe) -> tuple[str, ...]:
+    return () if isinstance(recipe.base, str) else ("pretrain",)
+
+
+def _paid_by_model(recipe: Recipe) -> bool:
+    return any(part.kind == "model" for part in recipe.ppo.reward)
+
+
+def _ppo_needs(recipe: Recipe) -> tuple[str, ...]:
+    watched = recipe.ppo.keep == "best" or recipe.reward.holdout > 0
+    asks = _paid_by_model(recipe) or recipe.ppo.value.init == "reward" or watched
+    return (*_base(recipe), "sft", *(("reward",) if asks else ()))
+
+
+def _ppo_wanted(recipe: Recipe, before: set[str]) -> bool:
+    asked_for = "ppo" in recipe.model_fields_set and not _paid_by_model(recipe)
+    return bool(recipe.data.prompts or recipe.data.demonstrations) and ("reward" in before or asked_for)
+
+
+def _evaluation_wanted(recipe: Recipe, before: set[str]) -> bool:
+    return "ppo" in before or ("sft" in before and ("reward" in before or bool(recipe.evaluation.gold)))
+
+
+def _annotator(recipe: Recipe) -> list[str]:
+    return [recipe.rankings.annotator] if recipe.rankings is not None else []
+
+
+def _reward_functions(recipe: Recipe) -> list[str]:
+    return [part.source for part in recipe.ppo.reward if part.kind == "function"]
+
+
+def _evaluation_functions(recipe: Recipe) -> list[str]:
+    own = [name for name in recipe.evaluation.metrics if ":" in name and not name.startswith(("hub:", "folder:"))]
+    own += [part.source for parts in choosing(recipe).values() for part in parts if part.kind == "function"]
+    return [*([recipe.evaluation.gold] if recipe.evaluation.gold else []), *own]
+
+
+def _offered_in_evaluation(recipe: Recipe, corpus: Corpus, reference: str) -> set[str]:
+    more = ["references"] if reference in recipe.evaluation.metrics else []
+    chosen_by = [reference] if reference not in (recipe.evaluation.gold, *recipe.evaluation.metrics) else []
+    return offered_for(evaluation_prompts(recipe, corpus), *more, *("completion_ids" for _ in chosen_by))
+
+
+STAGES: dict[str, Stage] = {
+    "pretrain": Stage(
+        title="Pretraining",
+        folder="pretrain",
+        group="pretrain",
+        code="stages.pretrain",
+        run=starts.pretrain,
+        wanted=lambda recipe, before: not isinstance(recipe.base, str),
+        needs=lambda recipe: (),
+        depends_on=depends_on.pretrain_settings,
+        data=("documents",),
+        steps=depends_on.pretrain_steps,
+        estimate=Estimator.pretrain,
+        role="base",
+        on_base=False,
+        curves=curves.PRETRAIN,
+        command="""Train a small base from scratch: for the demo, or where no base knows the language.
+
+        \b
+        trivet pretrain my.yaml --set base.pretrain.steps=2000
+        """,
+    ),
+    "sft": Stage(
+        title="Instruction tuning (SFT)",
+        folder="sft",
+        group="sft",
+        code="stages.sft",
+        run=starts.sft,
+        wanted=lambda recipe, before: bool(recipe.data.demonstrations),
+        needs=_base,
+        depends_on=depends_on.sft_settings,
+        data=("demonstrations",),
+        steps=depends_on.sft_steps,
+        estimate=Estimator.sft,
+        role="sft",
+        asked_in_chat=True,
+        speed=("micro_batch", "batch_tokens"),
+        draws_dropout=True,
+        curves=curves.SFT,
+        command="""Instruction tuning on demonstrations.
+
+        \b
+        trivet sft my.yaml
+        trivet sft my.yaml --set sft.learning_rate=1e-4 --run-dir runs/slower
+        """,
+    ),
+    "rankings": Stage(
+        title="Rankings",
+        folder="rankings",
+        group="rankings",
+        code="stages.rankings",
+        run=starts.rankings,
+        wanted=lambda recipe, before: recipe.rankings is not None,
+        needs=lambda recipe: (*_base(recipe), "sft"),
+        depends_on=depends_on.rankings_settings,
+        data=("prompts",),
+        steps=lambda recipe, corpus: None,
+        estimate=Estimator.rankings,
+        functions=_annotator,
+        offered=lambda recipe, corpus, _: offered_for([*corpus.prompts.train, *corpus.prompts.held_out]),
+        command="""Sample answers from the SFT model and have the recipe's annotator rank them.
+
+        \b
+        trivet rankings my.yaml --set rankings.annotator=my.py:kindness
+        """,
+    ),
+    "reward": Stage(
+        title="Reward model",
+        folder="reward",
+        group="reward",
+        code="stages.reward_model",
+        run=starts.reward,
+        wanted=lambda recipe, before: bool(recipe.rankings or recipe.data.rankings),
+        needs=lambda recipe: (*_base(recipe), "sft", *(("rankings",) if recipe.rankings else ())),
+        depends_on=depends_on.reward_settings,
+        data=("rankings", "prompts"),
+        steps=depends_on.reward_steps,
+        estimate=Estimator.reward,
+        role="reward",
+        speed=("micro_batch",),
+        draws_dropout=True,
+        curves=curves.REWARD,
+        facts=False,
+        command="""Train the reward model on ranked answers.
+
+        \b
+        trivet reward my.yaml
+        trivet reward my.yaml --input sft=runs/other/sft
+        """,
+    ),
+    "ppo": Stage(
+        title="PPO",
+        folder="ppo",
+        group="ppo",
+        code="stages.ppo.update",
+        run=starts.ppo,
+        wanted=_ppo_wanted,
+        needs=_ppo_needs,
+        depends_on=depends_on.ppo_settings,
+        data=("prompts",),
+        steps=depends_on.ppo_steps,
+        estimate=Estimator.ppo,
+        role="policy",
+        asked_in_chat=True,
+        speed=("micro_batch", "micro_tokens", "share_lower_layers"),
+        functions=_reward_functions,
+        offered=lambda recipe, corpus, _: offered_for(corpus.prompts.train, "completion_ids"),
+        curves=curves.PPO,
+        unit="update",
+        command="""Train the policy with PPO against the reward.
+
+        \b
+        trivet ppo my.yaml --set ppo.kl_coef=0.1
+        trivet ppo my.yaml --input sft=adapters/sft reward=runs/other/reward
+        """,
+    ),
+    "evaluate": Stage(
+        title="Evaluation",
+        folder="evaluation",
+        group="evaluation",
+        code="pipelines.evaluate.stage",
+        run=starts.evaluate,
+        wanted=_evaluation_wanted,
+        needs=lambda recipe: (*_base(recipe), "sft", "reward", "ppo"),
+        depends_on=depends_on.evaluation_settings,
+        data=("prompts", "demonstrations", "rankings"),  # for worked examples, references, the reward model's card
+        steps=lambda recipe, corpus: None,
+        estimate=Estimator.evaluate,
+        speed=("batch",),
+        functions=_evaluation_functions,
+        offered=_offered_in_evaluation,
+        facts=False,
+    ),
+}
+
+
+def folders() -> dict[str, str]:
+    """Where a run folder keeps each stage."""
+    return {name: stage.folder for name, stage in STAGES.items()}
+
+
+def title_of(name: str) -> str:
+    """What the report calls a stage; one that is not in the table by its name."""
+    return STAGES[name].title if name in STAGES else name
+
+
+def group_of(name: str) -> str:
+    return STAGES[name].group if name in STAGES else name
+
+
+def made_with(recipe: Recipe, name: str, threads: int) -> dict[str, Any]:
+    """How a stage is computed, as far as that changes rounding alone: written down, and in no key.
+
+    Args:
+        threads: CPU threads of this process.
+    """
+    stage = STAGES[name]
+    own = {f"{stage.group}.{s}": getattr(getattr(recipe, stage.group), s) for s in stage.speed_settings(recipe)}
+    general = {f"runtime.{name}": getattr(recipe.runtime, name) for name in RUNTIME_SPEED}
+    return own | general | ({"threads": threads} if recipe.runtime.threads is None else {})
+
+
+def without_speed(described: Mapping[str, Any], recipe: Recipe, name: str) -> dict[str, Any]:
+    """A stage's description as it was written before those settings left the keys, without them."""
+    out, stage = dict(described), STAGES[name]
+    settings = out.get("settings")
+    if isinstance(settings, Mapping):
+        left_out = stage.speed_settings(recipe)
+        out["settings"] = {k: v for k, v in settings.items() if k not in left_out}
+        if isinstance(inner := settings.get(stage.group), Mapping):
+            out["settings"][stage.group] = {k: v for k, v in inner.items() if k not in left_out}
+    if isinstance(out.get("runtime"), Mapping):
+        out["runtime"] = {k: v for k, v in out["runtime"].items() if k not in RUNTIME_SPEED}
+    return out
+
+
+def functions_in_key(recipe: Recipe, name: str, corpus: Corpus) -> dict[str, Any]:
+    """Fingerprints of a stage's functions and, where it has any, of the data's other columns that they are given."""
+    found = {source: fingerprint_of(source, recipe.base_dir) for source in STAGES[name].functions(recipe)}
+    return {"functions": found} | ({"columns": corpus.columns_fingerprint("prompts")} if found else {})
