@@ -15,7 +15,7 @@ from typing import Any
 from data.common.errors import UserError
 from data.template import Renderer
 from models.backbone.artifacts import write_json
-from models.roles.files import load_role, save_role
+from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
 from reward.model import MEAN_POOLING, Member, RewardModel, pooling_of
 
@@ -69,7 +69,7 @@ def load_reward(
     """
     kept = ("centre", "spread")
     settings: dict[str, Any] = {"renderer": renderer, "takes_ids": takes_ids, "max_tokens": max_tokens}
-    numbers = load_role(base, role, folder, head=True)
+    numbers = base.load_role(role, folder, head=True)
     pooling = pooling_of(numbers, base.heads[role])
     own: dict[str, Any] = {k: v for k, v in numbers.items() if k in kept}
     if not (folder / ENSEMBLE).is_file():
@@ -83,7 +83,7 @@ def load_reward(
     members = [Member(role=role, **own)]
     for number in range(1, count):
         name = member_role(role, number)
-        numbers = load_role(base, name, folder / MEMBERS / str(number), head=True)
+        numbers = base.load_role(name, folder / MEMBERS / str(number), head=True)
         members.append(Member(role=name, **{k: v for k, v in numbers.items() if k in kept}))
     return RewardModel(
         base=base, role=role, pooling=pooling, members=tuple(members), combine=combine, **settings, **combined

@@ -17,7 +17,8 @@ from data.template import Renderer
 from models.backbone.logprobs import Rows, make_rows
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.scalar_head import ScalarHead
-from models.roles.shared_base import RoleView, SharedBase
+from models.roles.role_view import RoleView
+from models.roles.shared_base import SharedBase
 
 SCORED = "answers scored at once"
 MEAN_POOLING = "mean_pooling"  # stored with the head: 1.0 where scores are means over tokens

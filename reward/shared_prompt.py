@@ -20,7 +20,7 @@ from models.fast.hidden_states import usable
 from models.fast.layers import Layout
 from models.fast.weights import Decoder
 from models.roles.response_loss import cells_worth_a_pass
-from models.roles.shared_base import RoleView
+from models.roles.role_view import RoleView
 
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_window_size", "local_attention")
 

@@ -23,7 +23,7 @@ from models.backbone.artifacts import write_json
 from models.backbone.logprobs import Rows, make_rows
 from models.backbone.seeds import derived_seed, generator
 from models.hub.limits import check_rows
-from models.roles.shared_base import RoleView
+from models.roles.role_view import RoleView
 from models.sampling.fast import FastEngine
 from models.sampling.generate import generate, uniforms_for
 from reward.card import examine as reward_card

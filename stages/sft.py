@@ -16,7 +16,7 @@ from data.counting import Tally, warned
 from data.records import Demonstration
 from data.template import Encoded, Renderer
 from models.hub.limits import check_rows
-from models.roles.files import save_role
+from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
 from stages.settings import SFTConfig
 from stages.stage import StageContext, StageResult

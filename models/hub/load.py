@@ -14,7 +14,6 @@ from models.hub.download import folder_of
 from models.hub.limits import check_vocabulary, limits_of_model
 from models.hub.registry import BaseModelSpec
 from models.hub.validate import check_model
-from models.roles.shared_base import SharedBase
 
 
 def load_causal_lm(source: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> Any:
@@ -87,12 +86,12 @@ def stop_ids_of(lm: Any) -> tuple[int, ...]:
     return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
 
 
-def load_base(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> SharedBase:
-    """Load a registry entry once, to be shared by every stage."""
+def load_lm_and_tokenizer(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+    """A registry entry's model and tokenizer, which fit each other."""
     tokenizer = tokenizer_of(spec)
     lm = load_causal_lm(spec.source, spec.revision, dtype, device)
     check_vocabulary(limits_of_model(lm, spec.name), tokenizer)
-    return SharedBase(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))
+    return lm, tokenizer
 
 
 def tokenizer_of(spec: BaseModelSpec) -> Any:

@@ -1,14 +1,18 @@
-"""A role as weights that others load: full weights in a plain Transformers folder."""
+"""Roles as files: a finished stage's folder, a plain PEFT folder, or full weights in a plain Transformers folder."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import GenerationConfig
 
+from models.roles.files import ADAPTER, CONFIG, HEAD, MODEL, WEIGHTS
 from models.roles.shared_base import SharedBase
 
 
@@ -25,6 +29,41 @@ def generation_settings(base: SharedBase, stop_ids: Sequence[int]) -> Generation
         eos_token_id=eos[0] if len(eos) == 1 else eos,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0],
     )
+
+
+def save_role(base: SharedBase, name: str, folder: Path, extra: dict[str, float] | None = None) -> None:
+    """Write ``adapter/`` (or ``model/``) and, where the role has a head, ``head.safetensors``.
+
+    ``extra`` numbers (a reward model's centre and spread) are stored with the head, since a score means nothing
+    without them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if name in base.copies:
+        lm, own = base.copies[name], base.copies[name].generation_config
+        # the base's own sampling flags may be such that Transformers refuses to save them
+        lm.generation_config = generation_settings(base, base.extra_stop_ids or (base.tokenizer.eos_token_id,))
+        lm.save_pretrained(folder / MODEL, safe_serialization=True)
+        lm.generation_config = own
+        base.tokenizer.save_pretrained(folder / MODEL)
+    else:
+        save_adapter(base, name, folder / ADAPTER)
+    if name in base.heads:
+        head = base.heads[name]
+        tensors = {k: v.detach().cpu() for k, v in head.state_dict().items()}
+        tensors |= {k: torch.tensor(v, dtype=torch.float64) for k, v in (extra or {}).items()}
+        save_file(tensors, folder / HEAD)
+
+
+def save_adapter(base: SharedBase, name: str, folder: Path, base_path: str | None = None) -> None:
+    """A plain PEFT folder. ``base_path`` is what PEFT users load the base from; by default the base's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    assert base.peft is not None
+    save_file(base.adapter_state(name), folder / WEIGHTS, metadata={"format": "pt"})
+    config = base.peft.peft_config[name].to_dict()
+    config |= {"base_model_name_or_path": base_path or base.name, "inference_mode": True}
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    text = json.dumps(plain, indent=2, sort_keys=True, default=str)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def write_model(base: SharedBase, role: str, folder: Path, stop_ids: Sequence[int]) -> None:

@@ -12,9 +12,8 @@ import contextlib
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -24,60 +23,19 @@ from torch import Tensor, nn
 
 from data.common.errors import UserError
 from models.backbone.artifacts import Artifact
-from models.backbone.forward import (
-    check_logit_path,
-    full_copy,
-    hidden_states,
-    linear_layers,
-    logits_of,
-    switch_off_dropout,
-)
-from models.backbone.logprobs import token_logprobs
+from models.backbone.forward import check_logit_path, full_copy, linear_layers, switch_off_dropout
+from models.backbone.processes import resolve_dtype
 from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
-from models.fast.hidden_states import fast_states
-from models.fast.logprobs import block_logprobs, output_weight
 from models.fast.prefix_cache import Trunk
-from models.fast.weights import Decoder, decoder_of
 from models.hub.limits import Limits, limits_of_model
-
-if TYPE_CHECKING:
-    from models.hub.registry import BaseModelSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoleView:
-    """A role while it is entered: the model with its adapter selected, and its head."""
-
-    name: str
-    lm: Any
-    head: ScalarHead | None
-    fast: bool = True  # use the fast path where it knows the architecture
-    trunk: Trunk | None = None  # states of some rows below all adapters
-
-    def decoder(self) -> Decoder | None:
-        """The weights, where they are known to be a plain Llama-like decoder; None: the modules must run."""
-        return decoder_of(self.lm) if self.fast else None
-
-    def states(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Last hidden states (N, D) at flat positions (N,) of right-padded rows (B, L), by the fast path or not."""
-        return fast_states(self.decoder(), self.lm, ids, mask, positions, self.trunk)
-
-    def logprobs(
-        self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies (N,) of tokens; see ``models.backbone.logprobs.token_logprobs``."""
-        weight = output_weight(self.lm) if self.fast and not entropy_gradient else None
-        if weight is not None:
-            return block_logprobs(hidden, targets, weight, temperature)
-        return token_logprobs(hidden, targets, self.logits, temperature, entropy_gradient=entropy_gradient)
-
-    def hidden(self, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
-        return hidden_states(self.lm, ids, mask, position_ids, cache)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return logits_of(self.lm, hidden)
+from models.hub.load import load_causal_lm, load_lm_and_tokenizer, stop_ids_of
+from models.hub.registry import resolve_base
+from models.hub.spec import BaseModelSpec
+from models.roles.files import HEAD, read_role
+from models.roles.lora import lora_config, own_tensors
+from models.roles.role_view import RoleView
 
 
 class SharedBase:
@@ -119,10 +77,6 @@ class SharedBase:
         Raises:
             UserError: nothing of that name, or it cannot be loaded safely.
         """
-        from models.backbone.processes import resolve_dtype
-        from models.hub.load import load_base
-        from models.hub.registry import BaseModelSpec, resolve_base
-
         if not isinstance(spec, BaseModelSpec):
             spec = resolve_base(str(spec), base_dir=Path.cwd())
         if device == "auto":
@@ -130,7 +84,8 @@ class SharedBase:
         place = torch.device(device)
         if not isinstance(dtype, torch.dtype):
             dtype = resolve_dtype(spec.dtype if dtype == "auto" else dtype, place)
-        return load_base(spec, dtype, place)
+        lm, tokenizer = load_lm_and_tokenizer(spec, dtype, place)
+        return cls(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))
 
     @property
     def device(self) -> torch.device:
@@ -205,32 +160,45 @@ class SharedBase:
         """
         if name in self.roles:
             raise ValueError(f"role '{name}' exists already: {', '.join(self.roles)}")
-        if isinstance(source, AdapterConfig) or (source is None and copy_of is not None):
-            self._start(name, source, copy_of, seed)
-            if head:
-                self.add_head(name, seed)
-        elif source is not None and copy_of is None:
-            from models.roles.files import HEAD, load_role
-
-            folder = Path(source) if isinstance(source, str | Path) else source.path
-            load_role(self, name, folder, head=head or (folder / HEAD).is_file())
-        else:
+        is_settings = isinstance(source, AdapterConfig)
+        if (source is None and copy_of is None) or (source is not None and not is_settings and copy_of is not None):
             raise ValueError(f"role '{name}': give an AdapterConfig, a finished stage, or copy_of; one of them")
+        if isinstance(source, Artifact | Path | str):
+            self._add_stored(name, source.path if isinstance(source, Artifact) else Path(source), head)
+        elif copy_of is not None:
+            self._add_copy(name, source, copy_of, seed)
+        elif source is not None:
+            self._add_fresh(name, source, seed)
+        if head and name not in self.heads:
+            self.add_head(name, seed)
         for p in self.parameters_of(name).values():
             p.requires_grad_(trainable)
 
-    def _start(self, name: str, adapter: AdapterConfig | None, copy_of: str | None, seed: int) -> None:
-        if copy_of in self.copies or (adapter is not None and adapter.method == "full"):
-            self.copies[name] = self._copy_model(copy_of)
-            return
-        if copy_of is None:
-            assert adapter is not None
-            config = self.lora_config(adapter)
+    def _add_fresh(self, name: str, adapter: AdapterConfig, seed: int) -> None:
+        """A new adapter, or a copy of the base."""
+        if adapter.method == "full":
+            self.copies[name] = self._copy_of_base()
         else:
-            config = copy.deepcopy(self._config(copy_of))
-        self._add_adapter(name, config, seed)
-        if copy_of is not None:
-            set_peft_model_state_dict(self.peft, self.adapter_state(copy_of), adapter_name=name)
+            self._add_adapter(name, lora_config(self.lm, self.linear_names, adapter), seed)
+
+    def _add_copy(self, name: str, adapter: AdapterConfig | None, of: str, seed: int) -> None:
+        """The same weights as another role's; ``adapter`` says "full" where that role is the base itself."""
+        if of in self.copies:
+            self.copies[name] = copy.deepcopy(self.copies[of])
+        elif adapter is not None and adapter.method == "full":
+            self.copies[name] = self._copy_of_base()
+        else:
+            self._add_adapter(name, copy.deepcopy(self._config(of)), seed)
+            set_peft_model_state_dict(self.peft, self.adapter_state(of), adapter_name=name)
+
+    def _add_stored(self, name: str, folder: Path, head: bool) -> None:
+        """What a finished stage wrote, with its head where it has one."""
+        self.load_role(name, folder, head=head or (folder / HEAD).is_file())
+
+    def _copy_of_base(self) -> Any:
+        if self.peft is not None and self.peft.peft_config:
+            raise ValueError("full fine-tuning and adapters cannot be mixed on one base")
+        return full_copy(copy.deepcopy(self.lm), self.dtype)
 
     def add_head(self, name: str, seed: int = 0) -> ScalarHead:
         g = torch.Generator().manual_seed(derived_seed(seed, f"head/{name}"))
@@ -245,29 +213,6 @@ class SharedBase:
         self.copies.clear()
         self.heads = nn.ModuleDict()
         self._select(None)
-
-    def lora_config(self, adapter: AdapterConfig) -> LoraConfig:
-        """PEFT's configuration for these settings; layers chosen by index."""
-        layers = adapter.layers
-        count = self.lm.config.get_text_config().num_hidden_layers
-        chosen = list(range(count // 2, count)) if layers == "upper_half" else None if layers == "all" else list(layers)
-        if chosen is not None and (not chosen or max(chosen) >= count or min(chosen) < 0):
-            raise UserError(
-                f"adapter.layers: {list(layers)} is outside the {count} layers (0 to {count - 1}) of the base"
-            )
-        targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
-        if targets == "all-linear":
-            targets = self.linear_names
-        return LoraConfig(
-            r=adapter.rank,
-            lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT takes any number
-            lora_dropout=adapter.dropout,
-            target_modules=targets,
-            layers_to_transform=chosen,
-            use_rslora=adapter.rslora,
-            fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in self.lm.modules()),
-            task_type="CAUSAL_LM",
-        )
 
     def _config(self, name: str) -> LoraConfig:
         if self.peft is None or name not in self.peft.peft_config:
@@ -300,13 +245,6 @@ class SharedBase:
         self._restore_trainable(trainable)
         self.lm.eval()
         self._select(None)
-
-    def _copy_model(self, of: str | None) -> Any:
-        if of is not None and of in self.copies:
-            return copy.deepcopy(self.copies[of])
-        if self.peft is not None and self.peft.peft_config:
-            raise ValueError("full fine-tuning and adapters cannot be mixed on one base")
-        return full_copy(copy.deepcopy(self.lm), self.dtype)
 
     @contextlib.contextmanager
     def role(self, name: str) -> Iterator[RoleView]:
@@ -389,7 +327,46 @@ class SharedBase:
         state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
         return {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
 
-    def load_adapter(self, name: str, config: LoraConfig, state: dict[str, Tensor], source: str) -> None:
+    def load_role(self, name: str, folder: Path, *, head: bool = False) -> dict[str, float]:
+        """Add a frozen role from an artifact, a plain PEFT folder or a plain Transformers folder.
+
+        Args:
+            name: its name here.
+            folder: what ``models.roles.files.read_role`` reads.
+            head: load its head too.
+
+        Returns:
+            The numbers stored with the head (``centre`` and ``spread`` of a reward model), or an empty dict.
+
+        Raises:
+            UserError: nothing loadable there, pickled weights, a wrong fit, or a head that is asked for and missing.
+        """
+        found = read_role(folder, head=head)
+        if found.adapter is not None:
+            own = own_tensors(self.lm, self.name, found.adapter.file, found.adapter.tensors)
+            self._load_adapter(name, found.adapter.config, own, str(found.adapter.file.parent))
+        elif found.model is not None:
+            self._load_model(name, found.model)
+        if found.head is None:
+            return {}
+        made, numbers = found.head.build(self.hidden_size)
+        self.heads[name] = made.to(self.device).requires_grad_(False)
+        return numbers
+
+    def _load_model(self, name: str, folder: Path) -> None:
+        """A role that is a whole model of this base's shape."""
+        lm = load_causal_lm(str(folder), None, torch.float32, self.device)
+        ours, theirs = self.lm.config.get_text_config(), lm.config.get_text_config()
+        if (ours.vocab_size, ours.hidden_size) != (theirs.vocab_size, theirs.hidden_size):
+            raise UserError(
+                f"{folder}: vocabulary {theirs.vocab_size} and width {theirs.hidden_size} differ from base {self.name} "
+                f"({ours.vocab_size}, {ours.hidden_size})"
+            )
+        lm.config = copy.deepcopy(self.lm.config)  # the base's settings, whoever wrote the folder
+        lm.generation_config = copy.deepcopy(self.lm.generation_config)
+        self.copies[name] = full_copy(lm, self.dtype)
+
+    def _load_adapter(self, name: str, config: LoraConfig, state: dict[str, Tensor], source: str) -> None:
         """Add a frozen role from saved weights; every tensor must be there, and no other.
 
         Raises:

@@ -20,7 +20,7 @@ from models.fast.layers import forward as layer_forward
 from models.fast.logprobs import block_logits, output_weight
 from models.fast.matmul import linear
 from models.fast.weights import Decoder, Folded
-from models.roles.shared_base import RoleView
+from models.roles.role_view import RoleView
 from models.sampling.generate import CachedEngine, Generated, drawn
 
 LEAST_GROWTH = 32  # columns

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from data.batching import left_pad
 from models.backbone.forward import checkpointing_paused
 from models.backbone.oom_retry import OOMRetry
-from models.roles.shared_base import RoleView
+from models.roles.role_view import RoleView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import DynamicCache
 
-from models.roles.shared_base import RoleView
+from models.roles.role_view import RoleView
 from models.sampling.generate import draw
 
 

@@ -18,7 +18,7 @@ from models.backbone.artifacts import MANIFEST
 from models.hub.limits import check_stops
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
-from models.roles.files import ADAPTER, CONFIG, MODEL, load_role
+from models.roles.files import ADAPTER, CONFIG, MODEL
 from models.roles.shared_base import SharedBase
 from pipelines.execution.stage_request import Job
 from pipelines.recipe.derived import choosing
@@ -102,7 +102,7 @@ def _of_path(job: Job, of_run: System, named: Named, folder: Path) -> System:
         if other is None:
             return replace(of_run, role=_add(job, of_run.base, str(folder), folder))
         base, renderer = _load(job, other)
-        load_role(base, "model", folder)
+        base.load_role("model", folder)
         return replace(of_run, base=base, renderer=renderer, role="model")
     if (folder / MANIFEST).is_file() and (folder / MODEL / "config.json").is_file():
         if (folder / MODEL / "tokenizer.json").is_file() and not of_run.base.copies:

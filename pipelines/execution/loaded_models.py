@@ -19,9 +19,7 @@ from data.template import Renderer
 from models.backbone.artifacts import read_artifact
 from models.backbone.processes import Processes, resolve_dtype
 from models.hub.limits import check_stops
-from models.hub.load import load_base
 from models.hub.registry import BaseModelSpec, resolve_base
-from models.roles.files import load_role
 from models.roles.shared_base import SharedBase
 from pipelines.recipe.schema import Recipe
 from reward.files import WATCHER, load_reward
@@ -68,7 +66,7 @@ class Workbench:
         which is how such weights are kept."""
         asked = "float32" if trained else self.recipe.runtime.dtype
         dtype = resolve_dtype(spec.dtype if asked == "auto" else asked, self.processes.device)
-        base = load_base(spec, dtype, self.processes.device)
+        base = SharedBase.load(spec, dtype=dtype, device=self.processes.device)
         base.fast = self.recipe.runtime.engine == "auto"
         return base
 
@@ -100,7 +98,7 @@ class Workbench:
     def load(self, stage: str, role: str, folder: Path) -> None:
         """Add a role to the shared base from a finished stage or a folder that the user gave."""
         self._same_base(stage, folder)
-        load_role(self.base(), role, folder)
+        self.base().load_role(role, folder)
 
     def _same_base(self, stage: str, folder: Path) -> None:
         """An adapter means nothing on another base than the one it was trained on."""

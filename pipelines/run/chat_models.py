@@ -16,7 +16,6 @@ from evaluation.systems import ROLES
 from models.backbone.artifacts import MANIFEST
 from models.backbone.settings import ADAPTER_CONFIG
 from models.hub.registry import resolve_base
-from models.roles.files import load_role
 from models.roles.shared_base import SharedBase
 from models.sampling.stream import stream
 from pipelines.workspace.run_folder import run_of
@@ -174,11 +173,11 @@ def _guest(beside: str, base: SharedBase, renderer: Renderer, identity: str) -> 
         stage = _stage_of(path, run, None)
         if stage == "base" or _identity(open_run(run)) != identity:
             return replace(_of_run(path, stage, None).speakers[0], name=beside)
-        load_role(base, "beside", stage_folder(run, stage))
+        base.load_role("beside", stage_folder(run, stage))
         return Speaker(name=beside, base=base, role="beside", renderer=renderer)
     adapter = next((f for f in (path, path / "adapter") if (f / ADAPTER_CONFIG).is_file()), None)
     if adapter is not None and _fits(adapter, identity):
-        load_role(base, "beside", adapter)
+        base.load_role("beside", adapter)
         return Speaker(name=beside, base=base, role="beside", renderer=renderer)
     try:
         return _of_model(str(adapter or beside), None).speakers[0]
@@ -216,7 +215,7 @@ def _of_model(target: str, beside: str | None) -> Room:
     bench = Workbench(load_recipe(settings), Processes("auto", None), None)
     base, renderer = bench.base(), bench.renderer()
     if adapter.is_file():
-        load_role(base, "model", Path(target))
+        base.load_role("model", Path(target))
     speakers = [Speaker(name=target, base=base, role="model" if adapter.is_file() else "base", renderer=renderer)]
     if beside == "base":
         speakers.append(Speaker(name="base", base=base, role="base", renderer=renderer))

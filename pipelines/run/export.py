@@ -12,8 +12,8 @@ from pathlib import Path
 from data.common.errors import UserError, nearest
 from data.template import Renderer
 from models.backbone.artifacts import partial_folder, write_json
-from models.roles.export import generation_settings, write_model
-from models.roles.files import ADAPTER, save_adapter
+from models.roles.export import generation_settings, save_adapter, write_model
+from models.roles.files import ADAPTER
 from models.roles.shared_base import SharedBase
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline

@@ -20,7 +20,8 @@ from torch import Tensor
 from data.common.errors import UserError
 from models.backbone.logprobs import scatter
 from models.fast.weights import can_train
-from models.roles.shared_base import RoleView, SharedBase
+from models.roles.role_view import RoleView
+from models.roles.shared_base import SharedBase
 from models.sampling.generate import Generated
 from stages.ppo.rollout import Rollout, policy_pass
 from stages.stage import StageContext

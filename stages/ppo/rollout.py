@@ -15,7 +15,7 @@ from torch import Tensor
 from data.batching import token_batches
 from data.records import Prompt
 from models.backbone.logprobs import Rows, make_rows
-from models.roles.shared_base import RoleView
+from models.roles.role_view import RoleView
 from models.sampling.generate import Generated
 from reward.model import Samples
 from stages.ppo_math import response_mask

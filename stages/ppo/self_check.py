@@ -17,7 +17,7 @@ from data.common.errors import UserError
 from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.logprobs import make_rows
 from models.backbone.seeds import generator
-from models.roles.shared_base import RoleView
+from models.roles.role_view import RoleView
 from models.sampling.generate import generate, uniforms_for
 from reward.model import RewardModel
 from stages.ppo.rollout import policy_pass, response_states, value_pass

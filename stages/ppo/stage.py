@@ -13,7 +13,7 @@ from data.records import Prompt
 from data.template import Renderer
 from models.backbone.scalar_head import ScalarHead
 from models.hub.limits import check_rows
-from models.roles.files import save_role
+from models.roles.export import save_role
 from reward.model import RewardModel
 from reward.terms.composition import compose
 from stages.ppo import state as ppo_state

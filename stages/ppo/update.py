@@ -21,7 +21,7 @@ from models.backbone.logprobs import Rows, scatter
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import peak_memory
 from models.backbone.seeds import generator
-from models.roles.shared_base import RoleView
+from models.roles.role_view import RoleView
 from models.sampling.fast import FastEngine
 from models.sampling.generate import Engine, Generated, generate, uniforms_for
 from reward.terms.composition import WeightedSum

@@ -11,7 +11,6 @@ import torch
 from data.common.errors import UserError
 from data.template import Renderer
 from models.backbone.artifacts import Artifact
-from models.roles.files import load_role
 from reward.model import RewardModel
 from stages import reward_model
 from stages.ppo import stage as ppo_stage
@@ -132,7 +131,7 @@ def trained_reward(folder: Path) -> tuple[dict, Path]:
 def stage_world(tmp_path: Path, metrics: dict, folder: Path, spoil: bool = False):
     """What the runner hands to PPO's stage, the reward model loaded from its folder."""
     base, told = make_base(), list[str]()
-    numbers = load_role(base, "reward", folder, head=True)
+    numbers = base.load_role("reward", folder, head=True)
     tmp_path.mkdir(exist_ok=True)
     context = make_context(base, tmp_path)
     base.add_role("reference", context.adapter)
@@ -158,8 +157,8 @@ def test_the_stage_checks_trains_and_writes_down_its_warnings(tmp_path):
     assert all(set(w) == {"step", "text"} for w in kept)
     assert len(told) == len(kept)
     fresh = make_base()
-    load_role(fresh, "policy", context.out)
-    load_role(fresh, "value", context.out / "value", head=True)
+    fresh.load_role("policy", context.out)
+    fresh.load_role("value", context.out / "value", head=True)
     for role in ("policy", "value"):
         ours, theirs = context.base.parameters_of(role), fresh.parameters_of(role)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)

@@ -13,7 +13,7 @@ import torch
 
 from models.backbone.logprobs import make_rows, token_logprobs
 from models.backbone.processes import resolve_dtype
-from models.roles.files import load_role, save_role
+from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
 from pipelines.run.pipeline import Pipeline
 from reward.model import score_rows
@@ -44,7 +44,7 @@ def handed_over(tmp_path, dtype: torch.dtype) -> tuple[SharedBase, SharedBase]:
     randomise(cpu, "reward", 0, scale=0.1)
     save_role(cpu, "reward", tmp_path / "cpu")
     gpu = on_gpu(dtype)
-    load_role(gpu, "reward", tmp_path / "cpu", head=True)
+    gpu.load_role("reward", tmp_path / "cpu", head=True)
     return cpu, gpu
 
 

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from data.common.errors import UserError
 from models.hub.validate import IGNORED, PLAIN_STARTS, _Adapter
-from models.roles.files import load_role
 from models.roles.shared_base import SharedBase
 from tests.conftest import tiny_lm, word_tokenizer
 
@@ -43,7 +42,7 @@ def trained(tmp_path, family="llama", *, begun=None, lm=None, **settings):
 
 def logits_here(base, adapter):
     shared = SharedBase(AutoModelForCausalLM.from_pretrained(base), word_tokenizer(), name="tiny")
-    load_role(shared, "sft", adapter)
+    shared.load_role("sft", adapter)
     with shared.role("sft") as view, torch.no_grad():
         return view.logits(view.hidden(IDS, MASK.bool()))
 

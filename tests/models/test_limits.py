@@ -12,8 +12,8 @@ from data.common.errors import UserError
 from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
 from models.hub.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder, limits_of_model
-from models.hub.load import load_base
 from models.hub.spec import BaseModelSpec
+from models.roles.shared_base import SharedBase
 from stages import rankings, reward_model, sft
 from stages.ppo import stage as ppo_stage
 from stages.settings import PPOConfig, RankingsConfig, RewardConfig, SFTConfig
@@ -51,7 +51,7 @@ def saved(folder: Path, words: list[str] | None = None, added: list[str] | None 
 
 
 def load(folder: Path):
-    return load_base(BaseModelSpec(name="x", source=str(folder)), torch.float32, torch.device("cpu"))
+    return SharedBase.load(BaseModelSpec(name="x", source=str(folder)), dtype=torch.float32, device=torch.device("cpu"))
 
 
 def test_a_tokenizer_larger_than_the_embeddings_is_refused_at_load(tmp_path: Path) -> None:

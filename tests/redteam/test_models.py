@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from data import tokens
 from data.common.errors import UserError
 from models.hub.load import load_causal_lm, load_tokenizer
-from models.roles.files import CONFIG, WEIGHTS, load_role, save_role
+from models.roles.export import save_role
+from models.roles.files import CONFIG, WEIGHTS
 from models.roles.shared_base import SharedBase
 from tests.conftest import ADAPTER, make_base, randomise, tiny_lm, word_tokenizer
 
@@ -84,7 +85,7 @@ def test_hostile_adapter_settings(name: str, base: SharedBase, adapter: Path) ->
     change(adapter / CONFIG, **values)
     started = time.process_time()
     with pytest.raises(UserError, match=told) as error:
-        load_role(base, "x", adapter.parent)
+        base.load_role("x", adapter.parent)
     assert CONFIG in str(error.value) and time.process_time() - started < 2
     assert base.base_fingerprint() == before and "x" not in base.roles
 
@@ -93,14 +94,14 @@ def test_what_an_adapter_says_of_classes_and_bases_is_not_followed(base: SharedB
     auto = {"base_model_class": "Mine", "parent_library": "evil"}
     change(adapter / CONFIG, auto_mapping=auto, base_model_name_or_path="/elsewhere", revision="x")
     change(adapter / CONFIG, megatron_core="evil")
-    load_role(base, "x", adapter.parent)
+    base.load_role("x", adapter.parent)
     assert base.parameters_of("x").keys() and base.peft is not None
     assert base.peft.peft_config["x"].base_model_name_or_path is None
 
 
 def test_a_targets_pattern_is_not_run_and_the_weights_say_what_it_meant(base: SharedBase, adapter: Path) -> None:
     change(adapter / CONFIG, target_modules=BOMB)
-    load_role(base, "x", adapter.parent)
+    base.load_role("x", adapter.parent)
     ours, theirs = base.adapter_state("sft"), base.adapter_state("x")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
@@ -140,7 +141,7 @@ KINDS = ["huge header", "long header", "cut", "empty", "pickle", "overlap", "neg
 def test_damaged_safetensors(kind: str, base: SharedBase, adapter: Path, folder: Path) -> None:
     damaged(adapter / WEIGHTS, kind)
     with pytest.raises(UserError, match="not a readable safetensors"):
-        load_role(base, "x", adapter.parent)
+        base.load_role("x", adapter.parent)
     damaged(folder / "model.safetensors", kind)
     with pytest.raises(UserError, match="not a readable safetensors"):
         load_causal_lm(str(folder), None, torch.float32, CPU)
@@ -161,7 +162,7 @@ def test_adapter_tensors_that_are_no_weights(
     first = sorted(tensors)[-1]
     save_file(tensors | {first: tensor(tensors[first]).contiguous()}, adapter / WEIGHTS)
     with pytest.raises(UserError, match=told):
-        load_role(base, "x", adapter.parent)
+        base.load_role("x", adapter.parent)
 
 
 def test_devices_and_pipes_are_not_opened(base: SharedBase, adapter: Path) -> None:
@@ -169,7 +170,7 @@ def test_devices_and_pipes_are_not_opened(base: SharedBase, adapter: Path) -> No
         (adapter / name).rename(adapter / "aside")
         os.mkfifo(adapter / name)
         with pytest.raises(UserError, match=re.escape(name)):
-            load_role(base, "x", adapter.parent)
+            base.load_role("x", adapter.parent)
         (adapter / name).unlink()
         (adapter / "aside").rename(adapter / name)
 

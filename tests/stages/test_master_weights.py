@@ -10,7 +10,7 @@ from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
 from models.backbone.forward import precision
 from models.backbone.settings import AdapterConfig
-from models.roles.files import load_role, save_role
+from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
 from reward.terms.composition import WeightedSum
 from stages import reward_model, sft
@@ -159,7 +159,7 @@ def test_a_full_result_is_saved_exactly_and_is_the_reference_and_the_policys_sta
     stored = load_file(tmp_path / "sft" / "model" / "model.safetensors")
     assert all(torch.equal(stored[n], p) for n, p in trained.items() if n in stored) and len(stored) > 20
     fresh = base_of(torch.bfloat16)
-    load_role(fresh, "reference", tmp_path / "sft")
+    fresh.load_role("reference", tmp_path / "sft")
     fresh.add_role("policy", FULL, copy_of="reference")
     for role in ("reference", "policy"):
         assert all(torch.equal(p, trained[n]) for n, p in fresh.copies[role].named_parameters())

@@ -8,7 +8,6 @@ from torch.testing import assert_close
 
 from data.common.errors import UserError
 from data.records import Demonstration, RankedAnswers
-from models.roles.files import load_role
 from reward.model import RewardModel, Samples, pooling_of, score_rows
 from stages import reward_model, sft
 from stages.settings import RewardConfig, SFTConfig
@@ -119,7 +118,7 @@ def test_the_reward_is_centred_on_sft_samples_and_survives_the_hand_over(tmp_pat
     )
     assert result.metrics["centred_on"] == "sft samples"
     fresh = make_base()
-    numbers = load_role(fresh, "reward", tmp_path, head=True)
+    numbers = fresh.load_role("reward", tmp_path, head=True)
     assert numbers.pop("mean_pooling") == 0.0
     assert numbers["centre"] == result.metrics["centre"]
     assert torch.equal(fresh.heads["reward"].weight, context.base.heads["reward"].weight)
@@ -201,7 +200,7 @@ def test_learned_pooling_is_trained_and_comes_back_with_its_head(tmp_path):
     trained = context.base.heads["reward"]
     assert trained.attention.abs().max() > 1e-3
     fresh = make_base()
-    numbers = load_role(fresh, "reward", tmp_path, head=True)
+    numbers = fresh.load_role("reward", tmp_path, head=True)
     assert set(numbers) == {"centre", "spread", "mean_pooling"}
     assert torch.equal(fresh.heads["reward"].attention, trained.attention)
     assert pooling_of(numbers, fresh.heads["reward"]) == "learned"

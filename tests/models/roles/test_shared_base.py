@@ -12,7 +12,7 @@ from models.backbone.artifacts import publish
 from models.backbone.forward import hidden_states, logits_of, set_gradient_checkpointing
 from models.backbone.settings import AdapterConfig
 from models.hub.registry import BaseModelSpec
-from models.roles.files import load_role, save_role
+from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
 from tests.conftest import ADAPTER, FAMILIES, make_base, randomise, tiny_lm, word_tokenizer
 
@@ -184,7 +184,7 @@ def test_a_role_survives_the_disk_exactly(family, tmp_path):
     base = with_roles("reward", family=family, head=("reward",))
     save_role(base, "reward", tmp_path / "a", {"centre": 0.1234567890123})
     other = make_base(family)
-    numbers = load_role(other, "reward", tmp_path / "a", head=True)
+    numbers = other.load_role("reward", tmp_path / "a", head=True)
     assert numbers == {"centre": 0.1234567890123}
     assert torch.equal(logits(base, "reward"), logits(other, "reward"))
     assert torch.equal(base.heads["reward"].weight, other.heads["reward"].weight)
@@ -210,7 +210,7 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path):
     save_role(base, "reward", tmp_path)
     (tmp_path / "head.safetensors").unlink()
     with pytest.raises(UserError, match=r"head\.safetensors"):
-        load_role(make_base(), "reward", tmp_path, head=True)
+        make_base().load_role("reward", tmp_path, head=True)
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
@@ -224,11 +224,11 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
     save_file({("renamed" if k == first else k): v for k, v in state.items()}, weights)
     fresh = make_base()
     with pytest.raises(UserError, match="1 missing, 1 unknown"):
-        load_role(fresh, "sft", tmp_path)
+        fresh.load_role("sft", tmp_path)
     assert "sft" not in fresh.roles
     weights.unlink()
     with pytest.raises(UserError, match="safetensors"):
-        load_role(fresh, "sft", tmp_path)
+        fresh.load_role("sft", tmp_path)
 
 
 def test_an_adapter_that_would_change_the_base_is_refused(tmp_path):
@@ -238,7 +238,7 @@ def test_an_adapter_that_would_change_the_base_is_refused(tmp_path):
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"modules_to_save": ["lm_head"]}))
     with pytest.raises(UserError, match="modules_to_save"):
-        load_role(make_base(), "sft", tmp_path)
+        make_base().load_role("sft", tmp_path)
 
 
 def test_dropping_roles_leaves_the_base_as_it_was():

@@ -10,7 +10,6 @@ import torch
 
 from data.common.errors import UserError
 from models.backbone.artifacts import files_of
-from models.roles.files import load_role
 from stages.ppo import stage as ppo_stage
 from stages.ppo.overoptimisation import Look, Parting, best_of, parting
 from stages.safe_points.checkpoints import Checkpoints
@@ -83,7 +82,7 @@ def test_the_best_policy_is_kept_and_the_parting_told(tmp_path):
     assert found["parted"]["after"] == 0 and any("over-optimised: since update 0" in text for text in said)
     assert [w["step"] for w in result.metrics["warnings"] if "over-optimised" in w["text"]] == [found["parted"]["seen"]]
     fresh = make_base()
-    load_role(fresh, "policy", tmp_path)
+    fresh.load_role("policy", tmp_path)
     reference = base.adapter_state("reference")
     assert all(torch.equal(v, reference[k]) for k, v in fresh.adapter_state("policy").items())
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

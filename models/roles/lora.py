@@ -1,0 +1,75 @@
+"""LoRA adapters on a base: PEFT's configuration for our settings, and which tensors of a file are the adapter's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from data.common.errors import UserError
+from models.backbone.settings import AdapterConfig
+
+
+def lora_config(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> LoraConfig:
+    """PEFT's configuration for these settings.
+
+    Args:
+        lm: the base.
+        linear_names: of its linear layers, without those that adapters bring.
+        adapter: the settings; layers are chosen by index.
+
+    Raises:
+        UserError: a layer that the base does not have.
+    """
+    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    if targets == "all-linear":
+        targets = list(linear_names)
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        lora_dropout=adapter.dropout,
+        target_modules=targets,
+        layers_to_transform=_chosen_layers(lm.config.get_text_config().num_hidden_layers, adapter),
+        use_rslora=adapter.rslora,
+        fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in lm.modules()),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _chosen_layers(count: int, adapter: AdapterConfig) -> list[int] | None:
+    """Indices of the layers that carry the adapter; None: all ``count`` of them."""
+    layers = adapter.layers
+    if layers == "upper_half":
+        return list(range(count // 2, count))
+    chosen = None if layers == "all" else list(layers)
+    if chosen is not None and (not chosen or max(chosen) >= count or min(chosen) < 0):
+        raise UserError(f"adapter.layers: {list(layers)} is outside the {count} layers (0 to {count - 1}) of the base")
+    return chosen
+
+
+def own_tensors(lm: Any, base_name: str, file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's own tensors, without the copies of embeddings that PEFT writes beside an adapter on them.
+
+    Raises:
+        UserError: such a tensor is not what this base has; it was trained or resized, and would change the shared base.
+    """
+    named = lm.named_parameters(remove_duplicate=False)
+    own = {_plain(name): p for name, p in named if ".lora_" not in name}
+    for name, tensor in tensors.items():
+        if ".lora_" in name or (there := own.get(_plain(name))) is None:
+            continue
+        if there.shape != tensor.shape or not torch.equal(tensor.to(there.device, there.dtype), there):
+            raise UserError(
+                f"{file}: {name[:100]} is not what base {base_name} has there: it was trained or resized beside the "
+                "adapter, and would change the shared base. Merge the adapter into its base and give that folder"
+            )
+    return {n: t for n, t in tensors.items() if ".lora_" in n or _plain(n) not in own}
+
+
+def _plain(name: str) -> str:
+    """A tensor's name in the base, without what PEFT puts around it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")

@@ -1,0 +1,50 @@
+"""What stages compute with while a role is entered: states, log-probabilities and logits, by the fast path or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from models.backbone.forward import hidden_states, logits_of
+from models.backbone.logprobs import token_logprobs
+from models.backbone.scalar_head import ScalarHead
+from models.fast.hidden_states import fast_states
+from models.fast.logprobs import block_logprobs, output_weight
+from models.fast.prefix_cache import Trunk
+from models.fast.weights import Decoder, decoder_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleView:
+    """A role while it is entered: the model with its adapter selected, and its head."""
+
+    name: str
+    lm: Any
+    head: ScalarHead | None
+    fast: bool = True  # use the fast path where it knows the architecture
+    trunk: Trunk | None = None  # states of some rows below all adapters
+
+    def decoder(self) -> Decoder | None:
+        """The weights, where they are known to be a plain Llama-like decoder; None: the modules must run."""
+        return decoder_of(self.lm) if self.fast else None
+
+    def states(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states (N, D) at flat positions (N,) of right-padded rows (B, L), by the fast path or not."""
+        return fast_states(self.decoder(), self.lm, ids, mask, positions, self.trunk)
+
+    def logprobs(
+        self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (N,) of tokens; see ``models.backbone.logprobs.token_logprobs``."""
+        weight = output_weight(self.lm) if self.fast and not entropy_gradient else None
+        if weight is not None:
+            return block_logprobs(hidden, targets, weight, temperature)
+        return token_logprobs(hidden, targets, self.logits, temperature, entropy_gradient=entropy_gradient)
+
+    def hidden(self, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
+        return hidden_states(self.lm, ids, mask, position_ids, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return logits_of(self.lm, hidden)
