@@ -55,11 +55,11 @@ lint: install
 
 # Plants known PPO-RLHF defects one at a time and asks that the tests catch each; about seven minutes.
 mutations: install
-	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/run.py --write docs/mutations.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/run.py --write docs/measurements/mutations.md
 
 # Blind mutants of the mathematics; survivors are listed with the reason why each is harmless. Long.
 mutations-generic: install
-	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/generic.py --write docs/mutations_generic.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/generic.py --write docs/measurements/mutations_generic.md
 
 # atheris has wheels for some Pythons on Linux only, so it is not among the dev packages; hypothesis goes on without it.
 FUZZ_SECONDS ?= 600

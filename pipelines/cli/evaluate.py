@@ -73,7 +73,7 @@ def evaluate(
     """Compare systems on held-out prompts: the same prompts, seeds and limits for all.
 
     With other prompts, systems or settings the results go to a folder of their own (RUN/evaluations/...), and the run
-    stays as it is. Answers are kept in RUN/generations and not made twice. See docs/evaluation.md.
+    stays as it is. Answers are kept in RUN/generations and not made twice. See docs/how-to/evaluation.md.
 
     \b
     trivet evaluate runs/demo

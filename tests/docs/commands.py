@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 PROGRAMS = ("trivet", "torchrun", "accelerate", "make", "python", "python3", "pip", "curl")
 INLINE = re.compile(rf"`((?:{'|'.join(PROGRAMS)}) [^`]+)`")
 
