@@ -52,7 +52,7 @@ def test_every_help_teaches_with_an_example(command: str, capsys: pytest.Capture
 
 def test_help_is_quick_and_imports_no_heavy_library() -> None:
     code = (
-        "import sys; from pipelines.cli import main; main(['--help']); "
+        "import sys; from pipelines.cli.main import main; main(['--help']); "
         "sys.exit(bool({'torch', 'transformers', 'datasets', 'scipy', 'plotly'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
@@ -160,10 +160,10 @@ def test_a_server_ends_at_a_signal_without_a_word(number: int, tmp_path: Path) -
     command = [sys.executable, "-m", "pipelines", "serve-reward", f"{tmp_path}/own.py:f", "--port", "0"]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None
-    told = [server.stdout.readline() for _ in range(3)]
+    told = [server.stdout.readline() for _ in range(4)]
     address = told[2].split()[1]
     assert f"scores at {address}" in told[0] and told[2].split()[0] == "curl"
-    shown = json.loads(told[2].partition(" -d '")[2].strip().strip("'"))  # what the message says to send
+    shown = json.loads(told[3].partition(" -d '")[2].strip().strip("'"))  # what the message says to send
     answer = requests.post(address, json=shown, timeout=10).json()
     assert answer == {"scores": [float(len(shown["rows"][0]["completion"]))]}
     server.send_signal(number)
