@@ -1,7 +1,8 @@
 """Coverage of every interval, and how often a system is called better than itself, by simulation.
 
 python benchmarks/coverage.py [--write docs/measurements/statistics.md]; about a quarter of an hour. The same functions
-with fewer simulations run in tests/evaluation/test_coverage.py. Every cell's seed is the hash of its name: none was chosen.
+with fewer simulations run in tests/evaluation/test_coverage.py. Every cell's seed is the hash of its name:
+none was chosen.
 """
 
 from __future__ import annotations

@@ -193,9 +193,9 @@ def ratio_interval(
     A studentised bootstrap (Efron & Tibshirani 1993, chapter 12) with the linearised standard error of a ratio. The
     equal-tailed interval is best for skewed values and the symmetric one for heavy tails; their average covers in
     both (docs/measurements/statistics.md). A resample's standard error is at least that of the data over ``FLOOR``,
-    since one without the outliers would otherwise divide by next to nothing. Clusters are sorted first, so that their order
-    does not matter. Where a resample has nothing below the line, the percentile interval, widened as by a t instead
-    of a normal distribution (Hesterberg 2015), takes its place.
+    since one without the outliers would otherwise divide by next to nothing. Clusters are sorted first, so that their
+    order does not matter. Where a resample has nothing below the line, the percentile interval, widened as by a t
+    instead of a normal distribution (Hesterberg 2015), takes its place.
     """
     order = np.lexsort((bottom, top))
     top, bottom = top[order], bottom[order]

@@ -47,7 +47,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """Options of all commands."""
 
@@ -203,7 +205,11 @@ def plan(
 
 
 @app.command()
-def models(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="a name, or a model folder", show_default=False)] = None) -> None:
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="a name, or a model folder", show_default=False)
+    ] = None,
+) -> None:
     """List the base models by name, or describe one.
 
     Needs no network.
@@ -227,7 +233,9 @@ def score(
         ),
     ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="prompts and answers", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="write here instead of standard output")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="write here instead of standard output")
+    ] = None,
     label: Annotated[str | None, typer.Option("--label", metavar="NAME", help="which label of a classifier")] = None,
 ) -> None:
     """Reward the answers in a file, one JSON line each.
@@ -326,7 +334,9 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="where a comparison goes; default comparison.html", show_default=False),
+        typer.Option(
+            "--out", metavar="FILE", help="where a comparison goes; default comparison.html", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Write the report of a run again, or compare runs.
@@ -375,7 +385,9 @@ for command in (cli_folders.verify, cli_folders.ls, cli_folders.gc):
 @data_app.command("check")
 def check_data(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="data files", show_default=False)],
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", metavar="DIR", help="count tokens with this tokenizer")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="DIR", help="count tokens with this tokenizer")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="exit code 2 for any bad row or overlap")] = False,
 ) -> None:
     """Show what is in data files, and what is wrong.
