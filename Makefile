@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo test test-slow test-all test-resume soak lint mutations mutations-generic fuzz bench bench-envs gpu-check clean
+.PHONY: help install demo test test-slow test-all test-resume soak lint reference mutations mutations-generic fuzz bench bench-envs gpu-check clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-resume  kill a tiny run everywhere and compare what it ends in; about half an hour"
 	@echo "make soak       5,000 PPO updates with random kills; memory, time and folders must not grow"
 	@echo "make lint       ruff and mypy"
+	@echo "make reference  write docs/reference/ again from the code"
 	@echo "make mutations  plant known defects one at a time; the tests must catch each"
 	@echo "make fuzz       hostile data and recipes, coverage-guided, for FUZZ_SECONDS (600)"
 	@echo "make bench      the benchmarks against TRL (BENCH_FLAGS=--quick for a short look)"
@@ -53,13 +54,16 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+reference: install
+	$(BIN)/python docs/generate.py
+
 # Plants known PPO-RLHF defects one at a time and asks that the tests catch each; about seven minutes.
 mutations: install
-	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/run.py --write docs/mutations.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/run.py --write docs/measurements/mutations.md
 
 # Blind mutants of the mathematics; survivors are listed with the reason why each is harmless. Long.
 mutations-generic: install
-	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/generic.py --write docs/mutations_generic.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/generic.py --write docs/measurements/mutations_generic.md
 
 # atheris has wheels for some Pythons on Linux only, so it is not among the dev packages; hypothesis goes on without it.
 FUZZ_SECONDS ?= 600

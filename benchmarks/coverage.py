@@ -1,7 +1,8 @@
 """Coverage of every interval, and how often a system is called better than itself, by simulation.
 
-python benchmarks/coverage.py [--write docs/statistics.md]; about a quarter of an hour. The same functions with fewer
-simulations run in tests/evaluation/test_coverage.py. Every cell's seed is the hash of its name: none was chosen.
+python benchmarks/coverage.py [--write docs/measurements/statistics.md]; about a quarter of an hour. The same functions
+with fewer simulations run in tests/evaluation/test_coverage.py. Every cell's seed is the hash of its name:
+none was chosen.
 """
 
 from __future__ import annotations
@@ -267,7 +268,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     text = tables()
     if given.write:
-        mark = "<!-- tables: python benchmarks/coverage.py --write docs/statistics.md -->\n"
+        mark = "<!-- tables: python benchmarks/coverage.py --write docs/measurements/statistics.md -->\n"
         head = given.write.read_text(encoding="utf-8").partition(mark)[0]
         said = ", ".join(f"{times:,} at n = {n}" for n, times in SIZES.items())
         given.write.write_text(f"{head}{mark}\nSimulations: {said}.\n\n{text}", encoding="utf-8")

@@ -1,7 +1,7 @@
 """How far can PPO go before a reward model misleads it, and what helps? On finished runs of the demo, gold known.
 
 trivet run examples/demo.yaml --run-dir runs/201 --set seed=201          # and other seeds
-python benchmarks/over_optimisation.py runs/201 runs/202 ... [--write docs/over_optimisation.md]
+python benchmarks/over_optimisation.py runs/201 runs/202 ... [--write docs/measurements/over_optimisation.md]
 
 Each run lends its base, its SFT model and some of its ranked answers, with labels drawn anew: a reward model that is
 weak on purpose, an ensemble of three (the first of which is that one), and a watcher from other prompts. Then PPO goes

@@ -1,7 +1,7 @@
 """Which ranking loss for k = 2, 4, 9 answers, and which pooling? On the demo world with known label noise.
 
 trivet run examples/demo.yaml --until sft            # the base and SFT model that all runs share
-python benchmarks/reward_losses.py runs/demo [--kind heads] [--seeds 10] [--write docs/reward_model.md]
+python benchmarks/reward_losses.py runs/demo [--kind heads] [--seeds 10] [--write docs/measurements/reward_losses.md]
 
 A pool of SFT samples is made once. Every seed draws other prompts from it, other label noise and other initial weights;
 within a seed the settings see the same answers and labels, so differences are paired. Each k gets the same number of

@@ -14,7 +14,7 @@ REMOTE_TRAITS = ("timeout", "retries", "backoff", "concurrency", "batch", "token
 
 
 class RemoteConfig(Config):
-    """How a scorer behind an address is asked (docs/reward_model.md has the two protocols)."""
+    """How a scorer behind an address is asked (docs/how-to/remote_scorers.md has the two protocols)."""
 
     protocol: Literal["trivet", "classify"] = Field(
         "trivet", description="our small JSON protocol, or the OpenAI-compatible classifier's /classify of vLLM"

@@ -1,4 +1,4 @@
-"""The settings of every stage, frozen and typed; defaults follow ``docs/recipe.md``.
+"""The settings of every stage, frozen and typed; the reasons of the defaults are in ``docs/how-to/recipe.md``.
 
 Light on purpose: reading a recipe, planning a run and printing help import no torch.
 """
@@ -68,7 +68,7 @@ class SFTConfig(Config):
     )
     warmup: float = Field(0.03, ge=0, lt=1, description="share of steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
-    max_tokens: int = Field(1024, ge=8, description="longest conversation; longer ones are cut (see docs/data.md)")
+    max_tokens: int = Field(1024, ge=8, description="longest conversation; longer ones are cut")
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns are trained on")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")

@@ -1,6 +1,6 @@
 """Intervals that cover: means by a studentised bootstrap; proportions and sparse values by Wilson's; with clusters.
 
-Pure numpy and scipy. Coverage is simulated in tests and, at length, by ``benchmarks/coverage.py`` (docs/statistics.md).
+Pure numpy and scipy. ``benchmarks/coverage.py`` simulates coverage (docs/measurements/statistics.md).
 This module knows nothing of systems, prompts or files.
 """
 
@@ -175,7 +175,7 @@ def dispersion(x: Floats, sums: Floats, sizes: Floats) -> float:
     size, p = rows / n, float(x.mean())
     # The imagined win and loss are two more clusters of average size. Between clusters the mean is estimated and the
     # interval is a t's, so there the pair counts less the more the data say: its weight falls with the fourth power of
-    # the number of clusters whose worth of a 0-1 outcome's variance was seen (by simulation: docs/statistics.md).
+    # the number of clusters whose worth of a 0-1 outcome's variance was seen (docs/measurements/statistics.md).
     weight = 1.0
     if n < rows and 0 < p < 1:
         weight = 1 / (1 + (((sums - p * sizes) ** 2).sum() / size**2 / (p * (1 - p))) ** 4)
@@ -192,10 +192,10 @@ def ratio_interval(
 
     A studentised bootstrap (Efron & Tibshirani 1993, chapter 12) with the linearised standard error of a ratio. The
     equal-tailed interval is best for skewed values and the symmetric one for heavy tails; their average covers in
-    both (docs/statistics.md). A resample's standard error is at least that of the data over ``FLOOR``, since one
-    without the outliers would otherwise divide by next to nothing. Clusters are sorted first, so that their order
-    does not matter. Where a resample has nothing below the line, the percentile interval, widened as by a t instead
-    of a normal distribution (Hesterberg 2015), takes its place.
+    both (docs/measurements/statistics.md). A resample's standard error is at least that of the data over ``FLOOR``,
+    since one without the outliers would otherwise divide by next to nothing. Clusters are sorted first, so that their
+    order does not matter. Where a resample has nothing below the line, the percentile interval, widened as by a t
+    instead of a normal distribution (Hesterberg 2015), takes its place.
     """
     order = np.lexsort((bottom, top))
     top, bottom = top[order], bottom[order]

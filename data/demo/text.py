@@ -138,7 +138,7 @@ DOCUMENTS: Mapping[str, float] = {
 }
 # The first documents are a lesson of their own. Whether a word is one of those asked for is what so small a model
 # learns last, or never, among everything else, and at once when it comes first; on a base without it no reward model
-# sees whether the request was followed (docs/demo.md).
+# sees whether the request was followed (docs/measurements/demo.md).
 LESSON: Mapping[str, float] = {"matched": 1.0}
 LESSON_ROWS = 3000
 WRONG = 0.5  # share of nouns that are drawn anew in checked texts

@@ -12,7 +12,7 @@ from scipy import stats
 
 from data.common.intervals import Floats, Interval, Labels, by_cluster, checked, too_few
 
-LENGTH_MINIMUM = 30  # prompts: with fewer, coverage depends on how much length matters (docs/statistics.md)
+LENGTH_MINIMUM = 30  # prompts: with fewer, coverage depends on the effect of length (docs/measurements/statistics.md)
 STEPS = 50
 PRIOR = 0.5  # weight of one imagined win and one imagined loss: no separation, no certainty
 RIDGE = 0.1  # on the slope of length

@@ -16,9 +16,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.common.errors import StageError, UserError
-from models.backbone.processes import Processes
+
+if TYPE_CHECKING:
+    from models.backbone.processes import Processes
 
 GRACE = 20.0
 """Seconds after which a process ends by itself when another has died and it still waits for it."""

@@ -70,18 +70,20 @@ def evaluate(
     fresh: Fresh = False,
     input_: Input = None,
 ) -> None:
-    """Compare systems on held-out prompts: the same prompts, seeds and limits for all.
+    """Compare models on held-out prompts.
+
+    All have the same prompts, seeds and limits. They are judged by gold, the reward model, judges and metrics.
 
     With other prompts, systems or settings the results go to a folder of their own (RUN/evaluations/...), and the run
-    stays as it is. Answers are kept in RUN/generations and not made twice. See docs/evaluation.md.
+    stays as it is. Answers are kept in RUN/generations and not made twice. See docs/how-to/evaluation.md.
 
     \b
     trivet evaluate runs/demo
     trivet evaluate runs/demo --prompts new.jsonl --systems sft,ppo,best-of-8
     trivet evaluate runs/demo --systems sft,best-of-8,best-of-8:ppo.reward
-    trivet evaluate runs/demo --systems sft,ppo@20,ppo,path:exports/mine,prompted:few-shot
-    trivet evaluate ./my-model --prompts new.jsonl --systems base,prompted:chain-of-thought
-    trivet evaluate runs/demo --prompts answered.jsonl --metrics rouge,chrf,perplexity
+    trivet evaluate runs/demo --systems sft,ppo@20,path:exports/mine
+    trivet evaluate ./my-model --prompts new.jsonl --systems base
+    trivet evaluate runs/demo --prompts answered.jsonl --metrics rouge,chrf
     trivet evaluate runs/demo --lm-eval arc_easy,my_task --tasks-dir tasks
     """
     asked = Asked(

@@ -18,7 +18,9 @@ from pipelines.cli.tables import console, size
 def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, or a store", show_default=False)],
 ) -> None:
-    """Check every manifest, the hash of every file, and parent links; exit code 2 if anything is wrong.
+    """Check the manifests and hashes of a run or a store.
+
+    Every manifest, the hash of every file, and parent links. Exit code 2 if anything is wrong.
 
     \b
     trivet verify runs/demo
@@ -36,7 +38,9 @@ def verify(
 def ls(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="where runs are, one run, or a store")] = Path("runs"),
 ) -> None:
-    """List runs; of one run its stages, of a store its entries: status, key, size, age, verdict.
+    """List runs, the stages of a run, or a store's entries.
+
+    With status, key, size and age, and the verdict of each run.
 
     \b
     trivet ls
@@ -63,7 +67,9 @@ def gc(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="remove it; without this it is only shown")] = False,
 ) -> None:
-    """Show what nobody needs any more, with sizes; with --yes remove it.
+    """Show what nobody needs any more, and remove it.
+
+    Without --yes it is only shown, with sizes.
 
     In runs: checkpoints of finished stages, the results and reports that newer ones replaced, and what killed processes
     left. In a store: entries that no run holds and nobody used for --days, damaged and half-written ones. Finished

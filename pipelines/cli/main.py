@@ -27,9 +27,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="RLHF from one recipe: instruction SFT, a reward model on ranked answers, PPO, held-out evaluation.\n\n"
-    "\b\nStart here:\n  trivet run examples/demo.yaml     the whole pipeline on the embedded task, on CPU, in minutes\n"
+    "\b\nStart here:\n  trivet run examples/demo.yaml     everything on a small task, on a CPU\n"
     "  trivet plan examples/demo.yaml    what a run would do\n"
-    "  trivet models                     base models by name\n\n"
+    "  trivet models                     base models by name\n"
+    "  trivet COMMAND --help             one command, with examples\n\n"
     "Exit codes: 0 done; 2 the input is wrong; 3 a stage failed; 130 and 143 stopped by a signal.",
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data files.")
@@ -49,7 +50,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """Options of all commands."""
 
@@ -111,21 +114,38 @@ app.command()(cli_evaluate.evaluate)
 
 @app.command()
 def plan(
-    recipe: RecipeFile, set_: Set = None, run_dir: RunDir = None, input_: Input = None, store: StoreDir = None
+    recipe: RecipeFile,
+    set_: Set = None,
+    run_dir: RunDir = None,
+    input_: Input = None,
+    store: StoreDir = None,
+    settings: Annotated[bool, typer.Option("--settings", help="print every setting with its value instead")] = False,
 ) -> None:
-    """Check recipe, data and base without loading weights, and show what a run would do.
+    """Check a recipe and show what a run would do.
+
+    Reads recipe, data and the base's configuration, and loads no weights.
 
     \b
     trivet plan examples/demo.yaml
+    trivet plan my.yaml --set sft.epochs=2
+    trivet plan my.yaml --settings          # every setting with its value
     """
-    from pipelines.cli.run import show_plan
+    from pipelines.cli.run import show_plan, show_settings
 
+    if settings:
+        return show_settings(recipe, set_)
     show_plan(recipe, set_, run_dir, input_, store)
 
 
 @app.command()
-def models(name: Annotated[str | None, typer.Argument(metavar="[NAME]", show_default=False)] = None) -> None:
-    """List the base models by name, or show all fields of one. Needs no network.
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="a name, or a model folder", show_default=False)
+    ] = None,
+) -> None:
+    """List the base models by name, or describe one.
+
+    Needs no network.
 
     \b
     trivet models
@@ -146,10 +166,12 @@ def score(
         ),
     ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="prompts and answers", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="instead of standard output")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="of a classifier with several labels")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="write here instead of standard output")
+    ] = None,
+    label: Annotated[str | None, typer.Option("--label", metavar="NAME", help="which label of a classifier")] = None,
 ) -> None:
-    """Reward prompts and answers in a file: one JSON line an answer.
+    """Reward the answers in a file, one JSON line each.
 
     By a run's reward model, an exported one, any Transformers folder for sequence classification, or a remote scorer.
 
@@ -171,7 +193,9 @@ def serve_reward(
     ],
     port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one")] = 8791,
 ) -> None:
-    """Give rewards over HTTP, to PPO runs on this machine: an example of a remote scorer.
+    """Serve a reward model or a function over HTTP.
+
+    To PPO runs on this machine: an example of a remote scorer.
 
     \b
     trivet serve-reward runs/demo
@@ -193,9 +217,11 @@ def chat(
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, help="0 is greedy; default 1")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="longest answer")] = None,
     preferences: Annotated[Path | None, typer.Option("--preferences", metavar="FILE", help="where votes go")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="of the sampling")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="seed of the sampling")] = None,
 ) -> None:
-    """Talk to a model; with --beside two of them, each with its reward, and your votes become training data.
+    """Talk to a model, or to two side by side.
+
+    With --beside both answer, each with its reward, and your votes become training data.
 
     \b
     trivet chat runs/demo
@@ -221,7 +247,9 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="a new folder")],
     merge: Annotated[bool, typer.Option("--merge", help="full weights instead of an adapter")] = False,
 ) -> None:
-    """Write a plain Hugging Face folder that Transformers and vLLM load.
+    """Write a stage as a plain Hugging Face folder.
+
+    Transformers, PEFT and vLLM load it.
 
     \b
     trivet export runs/demo --stage ppo --to aligned --merge
@@ -239,10 +267,14 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="of a comparison; default comparison.html", show_default=False),
+        typer.Option(
+            "--out", metavar="FILE", help="where a comparison goes; default comparison.html", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Write the run's self-contained report.html again; of several runs, one page that compares them.
+    """Write the report of a run again, or compare runs.
+
+    Of one run: its self-contained report.html. Of several: one page that compares them.
 
     \b
     trivet report runs/demo
@@ -266,7 +298,9 @@ def watch(
     run: RunFolder,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one")] = 8790,
 ) -> None:
-    """Serve the growing report to this machine's browser, while the run goes and after.
+    """Serve the growing report to this machine's browser.
+
+    While the run goes, and after.
 
     \b
     trivet watch runs/demo
@@ -284,10 +318,14 @@ for command in (cli_folders.verify, cli_folders.ls, cli_folders.gc):
 @data_app.command("check")
 def check_data(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="data files", show_default=False)],
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", metavar="DIR", help="count tokens with it")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="DIR", help="count tokens with this tokenizer")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="exit code 2 for any bad row or overlap")] = False,
 ) -> None:
-    """Show format, counts, lengths, bad rows, duplicates, and prompts that files share.
+    """Show what is in data files, and what is wrong.
+
+    Format, counts, lengths, bad rows, duplicates, and prompts that files share.
 
     \b
     trivet data check train.jsonl held_out.jsonl

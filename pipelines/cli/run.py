@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data.common.errors import GateStopped, StageError, UserError
 from pipelines.cli.exit_codes import StageFailed, summary_of, write_traceback
 from pipelines.loading.load import load_recipe
+from pipelines.recipe.schema import resolved_yaml
 
 if TYPE_CHECKING:
     from pipelines.run.pipeline import Pipeline
@@ -103,6 +104,11 @@ def finish(run_dir: Path, progress: Any) -> None:
     report = write_report(run_dir, progress.say)
     show_summary(run_dir, progress.console)
     progress.say(f"report: {report}")
+
+
+def show_settings(recipe: Path, overrides: Sequence[str] | None) -> None:
+    """Every setting with its value, as the YAML of a recipe that says the same."""
+    print(resolved_yaml(load_recipe(recipe, overrides or ())), end="")
 
 
 def show_plan(

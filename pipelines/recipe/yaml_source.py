@@ -98,7 +98,7 @@ def read_text(text: str, name: str) -> Source:
         try:
             node = loader.get_single_node()
             if node is None:
-                raise UserError(f"{name}: is empty; a recipe needs at least `base` and `data` (see docs/recipe.md)")
+                raise UserError(f"{name}: is empty; a recipe needs at least `base` and `data` (docs/how-to/recipe.md)")
             _bounded(node, name)
             data = _build(loader, node, (), source, ())
         finally:

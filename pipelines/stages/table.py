@@ -141,7 +141,9 @@ STAGES: dict[str, Stage] = {
         role="base",
         on_base=False,
         curves=curves.PRETRAIN,
-        command="""Train a small base from scratch: for the demo, or where no base knows the language.
+        command="""Train a small base model from scratch.
+
+        For the demo, or where no base knows the language. The recipe needs `base: {pretrain: ...}`.
 
         \b
         trivet pretrain my.yaml --set base.pretrain.steps=2000
@@ -164,7 +166,7 @@ STAGES: dict[str, Stage] = {
         speed=("micro_batch", "batch_tokens"),
         draws_dropout=True,
         curves=curves.SFT,
-        command="""Instruction tuning on demonstrations.
+        command="""Train the SFT adapter on demonstrations.
 
         \b
         trivet sft my.yaml
@@ -185,7 +187,9 @@ STAGES: dict[str, Stage] = {
         estimate=Estimator.rankings,
         functions=_annotator,
         offered=lambda recipe, corpus, _: offered_for([*corpus.prompts.train, *corpus.prompts.held_out]),
-        command="""Sample answers from the SFT model and have the recipe's annotator rank them.
+        command="""Sample answers of the SFT model and have them ranked.
+
+        The recipe names the annotator, a function of yours: `rankings: {annotator: my.py:kindness}`.
 
         \b
         trivet rankings my.yaml --set rankings.annotator=my.py:kindness
@@ -209,6 +213,8 @@ STAGES: dict[str, Stage] = {
         curves=curves.REWARD,
         facts=False,
         command="""Train the reward model on ranked answers.
+
+        Its report card, on held-out rankings, says whether it is good enough for PPO.
 
         \b
         trivet reward my.yaml
@@ -235,6 +241,8 @@ STAGES: dict[str, Stage] = {
         curves=curves.PPO,
         unit="update",
         command="""Train the policy with PPO against the reward.
+
+        SFT and reward model come from the run folder, or from --input.
 
         \b
         trivet ppo my.yaml --set ppo.kl_coef=0.1

@@ -11,7 +11,7 @@ from tests.mutations.table import MUTANTS
 from tests.support.planting import ROOT, mutated
 
 ROW = re.compile(r"^\| ([A-Z][^|]*?) \| (S[123]) \| ([^|]*) \| ([^|]*) \|$", re.MULTILINE)
-PAGE = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "design" / "conformance.md").read_text(encoding="utf-8")
 ROWS = {group: (severity, re.findall(r"`([^`]+)::([^`]+)`", tests)) for group, severity, _, tests in ROW.findall(PAGE)}
 
 

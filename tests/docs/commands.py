@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+GENERATED = ROOT / "docs" / "reference"
+"""From the code: tests/docs/test_reference.py parses the commands there."""
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 PROGRAMS = ("trivet", "torchrun", "accelerate", "make", "python", "python3", "pip", "curl")
 INLINE = re.compile(rf"`((?:{'|'.join(PROGRAMS)}) [^`]+)`")
 
@@ -46,4 +48,9 @@ def commands_of(text: str, page: str = "") -> list[Command]:
 
 
 def all_commands() -> list[Command]:
-    return [c for page in PAGES for c in commands_of(page.read_text(encoding="utf-8"), page.name)]
+    return [
+        c
+        for page in PAGES
+        if page.parent != GENERATED
+        for c in commands_of(page.read_text(encoding="utf-8"), page.name)
+    ]

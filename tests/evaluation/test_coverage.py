@@ -39,7 +39,7 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("world", list(table.WORLDS))
 def test_intervals_cover_at_the_smallest_n(world: str):
     found = table.coverage(table.WORLDS[world], table.SMALLEST[world], SIMULATIONS)
-    if world in UNSEEN:  # what was not drawn has no known size: docs/statistics.md says so
+    if world in UNSEEN:  # what was not drawn has no known size: docs/measurements/statistics.md says so
         assert UNSEEN[world] - SLACK < found, found
     elif world in WIDE:
         assert found > 0.93 - SLACK, found

@@ -1,6 +1,6 @@
 """Blind mutants of the mathematics: operators, comparisons, constants, signs, one at a time, by the syntax tree.
 
-    python tests/mutations/generic.py [--only FILE] [--write docs/mutations_generic.md]
+    python tests/mutations/generic.py [--only FILE] [--write docs/measurements/mutations_generic.md]
 
 Unlike the planted defects these mean nothing by themselves: many only break the code, and some change nothing that can
 be seen. What survives all tests of its file and the oracle is listed, with the reason why it is harmless where

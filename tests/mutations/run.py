@@ -1,6 +1,6 @@
 """Plant every defect of ``table`` in a copy of the source, one at a time, and say whether its tests notice.
 
-    python tests/mutations/run.py [--only WORD] [--write docs/mutations.md]
+    python tests/mutations/run.py [--only WORD] [--write docs/measurements/mutations.md]
 
 Heavy libraries are loaded once; each defect gets a forked process that imports trivet from the copy. A defect is caught
 when a test fails on an assertion of its own; an error of any other kind is a crash and does not count.
@@ -136,7 +136,7 @@ def report(results: list[tuple[Mutant, dict[str, Any]]]) -> str:
         "# Planted defects",
         "",
         "Written by `make mutations`. Each line is one defect put into a copy of the source; `caught` means that a",
-        "named test fails on an assertion. Classes are those of [conformance.md](conformance.md).",
+        "named test fails on an assertion. Classes are those of [conformance](../design/conformance.md).",
         "",
         f"**{counts['caught']} of {len(results)} caught** ("
         + ", ".join(f"{v} {k}" for k, v in sorted(counts.items()))

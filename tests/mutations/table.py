@@ -28,7 +28,7 @@ ALL = "everything and llama-False"
 class Mutant:
     """One defect."""
 
-    group: str  # class of docs/conformance.md
+    group: str  # class of docs/design/conformance.md
     what: str
     file: str
     old: str

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 
 def test_hh_pairs_with_a_base_from_their_own_text(shared: Path, tmp_path: Path) -> None:
-    """A reward model of 400,000 parameters learns little from 1,500 pairs; docs/real_data.md has the numbers.
+    """A reward model of 400,000 parameters learns little from 1,500 pairs (docs/measurements/real_data.md).
 
     What must hold: every pair is used, nothing held out was seen, and it is measured beside a linear model.
     """

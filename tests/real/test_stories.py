@@ -25,7 +25,7 @@ from tests.support.real_runs import (
 pytestmark = pytest.mark.real_data
 
 # A story of 250 tokens has its score at the very end. A critic that has not learnt so yet praises every early end, and
-# PPO tells two sentences and stops (docs/real_data.md): train the critic first, and do not discount the end.
+# PPO tells two sentences and stops (docs/measurements/real_data.md): train the critic first, lambda = 1.
 PATIENT = [
     "reward.epochs=4",
     "ppo.updates=13",

@@ -21,7 +21,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
 def test_ten_thousand_samples_open_from_disk(run: Path, tmp_path: Path):
-    """Size, and that all of them are there; docs/report.md has the time measured."""
+    """Size, and that all of them are there; docs/how-to/report.md has the time measured."""
     shutil.copytree(run, tmp_path / "demo")
     lines = "".join(json.dumps(r) + "\n" for r in many_rows(10_000))
     (tmp_path / "demo" / "evaluation" / "samples.jsonl").write_text(lines, encoding="utf-8")
