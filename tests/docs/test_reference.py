@@ -14,7 +14,8 @@ import yaml
 
 from pipelines.cli.exit_codes import spread_values
 from pipelines.cli.main import app
-from pipelines.recipe.schema import Recipe, load_recipe, resolved_yaml
+from pipelines.loading.load import load_recipe
+from pipelines.recipe.schema import Recipe, resolved_yaml
 from tests.docs.commands import ROOT
 from tests.support.recipes import RECIPE
 
