@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,8 +78,9 @@ def test_an_exported_model_is_asked_and_ends_as_in_the_run(finished: Pipeline, t
     query, expected = answer_of_the_run(finished)
     folder = export_stage(finished.run_dir, "sft", tmp_path / "out", merge=merge)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    ids: Any = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=False)
     assert ids[0].tolist() == query
+    lm: Any
     if merge:
         lm = AutoModelForCausalLM.from_pretrained(folder)
         settings = lm.generation_config
