@@ -1,5 +1,6 @@
 # trivet: set-up, demo, tests. Every target does its own set-up; none but gpu-check touches the system's Python.
 
+SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
@@ -7,12 +8,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo test test-slow test-all test-resume soak lint reference mutations mutations-generic fuzz bench bench-envs gpu-check clean
+.PHONY: help install demo test test-isa test-slow test-all test-resume soak lint reference mutations mutations-generic fuzz bench bench-envs gpu-check clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
 	@echo "make demo       the whole pipeline on the embedded task, on CPU, in minutes"
 	@echo "make test       the tests, without the slow ones (test-slow: those alone; test-all: everything)"
+	@echo "make test-isa   the tests under each capped instruction set (SSE, AVX2, AVX512)"
 	@echo "make test-resume  kill a tiny run everywhere and compare what it ends in; about half an hour"
 	@echo "make soak       5,000 PPO updates with random kills; memory, time and folders must not grow"
 	@echo "make lint       ruff and mypy"
@@ -37,6 +39,13 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
+
+# The same tests under capped instruction sets, so that none hangs on a processor; TESTS=tests/models for a part.
+ISAS ?= default:SSE41:SSE4_2 avx2:AVX2:AVX2 avx512:AVX512_CORE:AVX512
+test-isa: install
+	@set -e; for isa in $(ISAS); do IFS=: read torch onednn mkl <<< "$$isa"; echo "== $$isa"; \
+		OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=$$torch ONEDNN_MAX_CPU_ISA=$$onednn MKL_ENABLE_INSTRUCTIONS=$$mkl \
+		$(BIN)/python -m pytest -q -n 2 $(TESTS); done
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(TESTS)
