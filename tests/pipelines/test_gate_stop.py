@@ -76,7 +76,7 @@ def test_a_line_that_nothing_passes_has_no_remedy_but_the_switch(tmp_path: Path)
 def test_the_verdict_is_the_same_with_the_gate_on_off_lowered_or_not_there(skill: float, run: Path, tmp_path: Path):
     import shutil
 
-    from tests.pipelines.report.test_reward_card import report_card
+    from tests.support.finished_run import report_card
 
     folder = Path(shutil.copytree(run, tmp_path / "demo"))
     made = report_card(skill=skill) if skill else report_card(skill=0.0)
