@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.common.errors import nearest
+from evaluation.metric_table import metric_names
 from evaluation.settings import PAID, PROMPTED, EvaluationConfig
 
 Kind = Literal["role", "checkpoint", "best_of", "path", "prompted"]
@@ -80,27 +81,15 @@ def _problem_of_chooser(name: str, config: EvaluationConfig) -> str:
     return f"no reward '{name}' to choose by.{hint} Declare it under evaluation.best_of_by"
 
 
-METRIC_NAMES = (
-    "refusal_rate",
-    "self_bleu",
-    "rouge",
-    "bleu",
-    "chrf",
-    "meteor",
-    "exact_match",
-    "labels",
-    "perplexity",
-)
-
-
 def problem_of_metric(name: str, config: EvaluationConfig) -> str:
     """Why a metric cannot be, or an empty string; files are not looked at."""
-    if name in METRIC_NAMES or name.startswith("folder:"):
+    if name in metric_names() or name.startswith("folder:"):
         return ""
     if name.startswith("hub:"):
         told = f"'{name}' would run code from the hub: set evaluation.hub_metrics to true (--allow-hub-metrics) if you "
         return "" if config.hub_metrics else told + "trust it"
     if re.search(r".:[^:\s]+$", name):
         return ""
-    hint = nearest(name, METRIC_NAMES)
-    return f"no metric '{name}'.{hint} There are: {', '.join(METRIC_NAMES)}, file.py:function, folder:DIR, hub:NAME"
+    known = metric_names()
+    hint = nearest(name, known)
+    return f"no metric '{name}'.{hint} There are: {', '.join(known)}, file.py:function, folder:DIR, hub:NAME"

@@ -17,7 +17,7 @@ from data.template import Renderer
 from models.backbone.artifacts import write_json
 from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
-from reward.model import MEAN_POOLING, Member, RewardModel, pooling_of
+from reward.model import Member, RewardModel, pooling_numbers, pooling_of
 
 ENSEMBLE, MEMBERS, WATCHER = "ensemble.json", "members", "watcher"
 SCORING = "scoring.json"  # of an exported reward model: the limit on tokens and the stop tokens of its run
@@ -30,13 +30,13 @@ def member_role(role: str, number: int) -> str:
 
 def save_reward(model: RewardModel, folder: Path) -> None:
     """Write a reward model."""
-    mean = {MEAN_POOLING: float(model.pooling == "mean")}
+    pooling = pooling_numbers(model.pooling)
     if not model.members:
-        save_role(model.base, model.role, folder, {"centre": model.centre, "spread": model.spread, **mean})
+        save_role(model.base, model.role, folder, {"centre": model.centre, "spread": model.spread, **pooling})
         return
     for number, member in enumerate(model.members):
         place = folder if number == 0 else folder / MEMBERS / str(number)
-        save_role(model.base, member.role, place, {"centre": member.centre, "spread": member.spread, **mean})
+        save_role(model.base, member.role, place, {"centre": member.centre, "spread": member.spread, **pooling})
     write_json(
         folder / ENSEMBLE,
         {

@@ -9,11 +9,11 @@ eq. 2: margins).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from reward.tables import LOSSES
 
 
 def better_pairs(ranks: Tensor, mask: Tensor) -> Tensor:
@@ -62,9 +62,6 @@ def plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tensor:
     return torch.where(counts, loss, torch.zeros_like(loss)).sum(1)
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"pairs": pairs_loss, "plackett_luce": plackett_luce_loss}
-
-
 def ranking_losses(
     scores: Tensor,
     ranks: Tensor,
@@ -77,11 +74,12 @@ def ranking_losses(
     if kind not in LOSSES:
         raise ValueError(f"unknown ranking loss '{kind}': one of {', '.join(LOSSES)}")
     mask = torch.ones_like(ranks, dtype=torch.bool) if mask is None else mask
-    if kind == "pairs":
-        return pairs_loss(scores, ranks, mask, margins, label_smoothing)
+    loss = LOSSES[kind]
+    if loss.pairwise:
+        return loss.function(scores, ranks, mask, margins, label_smoothing)
     if margins is not None or label_smoothing:
-        raise ValueError("margins and label smoothing belong to the 'pairs' loss")
-    return plackett_luce_loss(scores, ranks, mask)
+        raise ValueError(f"margins and label smoothing belong to a pairwise loss such as 'pairs', not to '{kind}'")
+    return loss.function(scores, ranks, mask)
 
 
 def ranking_loss(
@@ -101,13 +99,13 @@ def ranking_loss(
     Args:
         scores: (B, K), higher is better.
         ranks: (B, K) integers, 0 is best, equal ranks tie.
-        kind: "pairs" or "plackett_luce".
-        margins: (B, K, K) demanded difference of i over j, or None (pairs only).
+        kind: a name in ``LOSSES``.
+        margins: (B, K, K) demanded difference of i over j, or None (pairwise losses only).
         mask: (B, K), False for answers that are not there; by default all are.
-        label_smoothing: share of labels assumed to be the wrong way round (pairs only).
+        label_smoothing: share of labels assumed to be the wrong way round (pairwise losses only).
 
     Raises:
-        ValueError: an unknown kind, or margins or smoothing asked of Plackett-Luce.
+        ValueError: an unknown kind, or margins or smoothing asked of a loss without pairs.
     """
     return ranking_losses(scores, ranks, kind, margins, mask, label_smoothing).mean()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +20,22 @@ from models.backbone.oom_retry import OOMRetry
 from models.backbone.scalar_head import ScalarHead
 from models.roles.role_view import RoleView
 from models.roles.shared_base import SharedBase
+from reward.tables import POOLINGS
 
 SCORED = "answers scored at once"
-MEAN_POOLING = "mean_pooling"  # stored with the head: 1.0 where scores are means over tokens
+
+
+def pooling_numbers(pooling: str) -> dict[str, float]:
+    """What is stored with a head, so that it is known how it pools: ``NAME_pooling`` is 1 for that of another kind."""
+    marked = pooling != "last" and not POOLINGS[pooling].attention
+    return {"mean_pooling": 0.0} | ({f"{pooling}_pooling": 1.0} if marked else {})
 
 
 def pooling_of(numbers: Mapping[str, float], head: nn.Module) -> str:
     """How a stored reward model pools, by the numbers beside its head and by the head itself."""
     if isinstance(head, ScalarHead) and head.attention is not None:
-        return "learned"
-    return "mean" if numbers.get(MEAN_POOLING) else "last"
+        return next(name for name, one in POOLINGS.items() if one.attention)
+    return next((name for name in POOLINGS if numbers.get(f"{name}_pooling")), "last")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,48 +50,34 @@ class Samples:
 
 
 def pooled_scores(hidden: Tensor, head: nn.Module, rows: Rows, pooling: str = "last") -> Tensor:
-    """Raw scores (B,) from hidden states (B, L, D), found by length, never by token id.
-
-    ``last`` reads the head at the last real token, the stop token of a finished answer (Ouyang et al. 2022); ``mean``
-    averages it over the answer's tokens, which lets each token speak for itself and is easier for very small models;
-    ``learned`` is a weighted mean, by the head's own attention (one query vector; Yang et al. 2016, "Hierarchical
-    Attention Networks"). An empty answer scores 0 by either mean.
-    """
-    if pooling == "last":
-        index = torch.arange(hidden.shape[0], device=hidden.device)
-        return head(hidden[index, rows.lengths - 1])
-    steps = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    inside = (steps >= rows.query_lengths[:, None]) & (steps < rows.lengths[:, None])
-    values = torch.where(inside, head(hidden), 0.0)
-    if pooling == "learned":
-        assert isinstance(head, ScalarHead)
-        some = inside | ~inside.any(1, keepdim=True)  # no softmax over nothing
-        return (head.weights(hidden, some) * values).sum(1)
-    return values.sum(1) / rows.response_lengths.clamp(min=1)
+    """Raw scores (B,) from hidden states (B, L, D), found by length, never by token id; an empty answer scores 0."""
+    if (padded := POOLINGS[pooling].padded) is not None:
+        return padded(hidden, head, rows)
+    spans = zip(hidden, rows.query_lengths.tolist(), rows.lengths.tolist(), strict=True)
+    return _each(head, [states[first:end] for states, first, end in spans], pooling)
 
 
 def pooled(states: Tensor, head: nn.Module, pooling: str) -> Tensor:
     """The score () of one answer from the states (L, D) of its own tokens: as ``pooled_scores``, without padding."""
-    if pooling == "last":
-        return head(states[-1])
-    values = head(states)
-    if pooling == "learned":
-        assert isinstance(head, ScalarHead)
-        return head.weights(states) @ values
-    return values.mean()
+    return POOLINGS[pooling].function(states, head)
+
+
+def _each(head: nn.Module, answers: Sequence[Tensor], pooling: str) -> Tensor:
+    """Scores (B,) of answers by their states; 0 for one without tokens."""
+    bias: Any = head.bias
+    return torch.stack([pooled(s, head, pooling) if len(s) else bias.new_zeros(()) for s in answers])
 
 
 def row_scores(view: RoleView, rows: Rows, pooling: str = "last") -> Tensor:
     """Raw scores (B,) of rows, states computed only where a score is read: as ``pooled_scores``."""
     assert view.head is not None
     steps = torch.arange(rows.ids.shape[1], device=rows.ids.device)[None]
-    first = rows.lengths - 1 if pooling == "last" else rows.query_lengths
+    first = rows.lengths - 1 if POOLINGS[pooling].last_only else rows.query_lengths
     read = (steps >= first[:, None]) & (steps < rows.lengths[:, None])
     states = view.states(rows.ids, rows.mask, read.flatten().nonzero().squeeze(1))
-    if pooling == "last":
+    if POOLINGS[pooling].last_only:
         return view.head(states)
-    answers = states.split(rows.response_lengths.tolist())
-    return torch.stack([pooled(s, view.head, pooling) if len(s) else view.head.bias.new_zeros(()) for s in answers])
+    return _each(view.head, states.split(rows.response_lengths.tolist()), pooling)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data.common.config import Config
-from data.common.regex_timeout import compiled
+from reward.tables import RULES
 
 REMOTE_TRAITS = ("timeout", "retries", "backoff", "concurrency", "batch", "token_env")
 """Of a remote scorer: how it is asked, which changes no score; not part of a stage's key."""
@@ -57,8 +57,8 @@ class RewardPart(Config):
 
     @property
     def kind(self) -> str:
-        """``model``, ``regex``, ``length``, ``remote`` or ``function``."""
-        if self.source in ("model", "regex", "length"):
+        """``model``, ``remote``, ``function`` or the name of a rule (``reward.tables.RULES``)."""
+        if self.source == "model" or self.source in RULES:
             return self.source
         return "remote" if self.source.startswith(("http://", "https://")) else "function"
 
@@ -68,24 +68,14 @@ class RewardPart(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> RewardPart:
-        owned = {"pattern": "regex", "count": "regex", "at_least": "length", "at_most": "length", "unit": "length"}
+        owned = {key: name for name, rule in RULES.items() for key in rule.settings}
         for key, kind in (owned | {"remote": "remote"}).items():
             # a resolved recipe holds every key: those that are as by default say nothing
             if getattr(self, key) != type(self).model_fields[key].default and self.kind != kind:
                 what = "an address (http://...)" if kind == "remote" else f"source: {kind}"
                 raise ValueError(f"'{key}' belongs to {what}, not to '{self.source}': remove it")
-        if self.kind == "regex":
-            if self.pattern is None:
-                raise ValueError("source 'regex' needs a `pattern`, such as pattern: '\\bplease\\b'")
-            try:
-                compiled(self.pattern)
-            except ValueError as error:
-                raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from None
-        if self.kind == "length":
-            if self.at_least is None and self.at_most is None:
-                raise ValueError("source 'length' needs `at_least`, `at_most` or both")
-            if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
-                raise ValueError(f"at_least {self.at_least} is more than at_most {self.at_most}: exchange them")
+        if self.kind in RULES:
+            RULES[self.kind].check(self)
         return self
 
 

@@ -32,6 +32,7 @@ from reward.files import WATCHER, member_role, save_reward
 from reward.losses import pair_counts, ranking_losses
 from reward.model import Member, RewardModel, pooled, pooled_scores
 from reward.shared_prompt import can_share, shared_states
+from reward.tables import POOLINGS
 from stages.safe_points.checkpoints import State, restore_training
 from stages.settings import RewardConfig
 from stages.stage import StageContext, StageResult
@@ -117,7 +118,7 @@ def train_all(
         seed = context.seed if number == 0 else derived_seed(context.seed, f"reward/{role}")
         start = "sft" if "sft" in base.roles and config.init == "sft" else None
         base.add_role(role, context.adapter, copy_of=start, head=True, seed=seed)
-        if config.pooling == "learned":
+        if POOLINGS[config.pooling].attention:
             base.heads[role].add_attention()  # type: ignore[operator]
         tensors = base.parameters_of(role)
         if saved is not None and number < at:

@@ -5,12 +5,14 @@ Light on purpose: reading a recipe, planning a run and printing help import no t
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from data.common.config import Config
+from data.common.tables import in_table
 from reward.settings import GateConfig, RewardPart
+from reward.tables import LOSSES, POOLINGS
 
 KEPT = "policies"  # folder of the ppo stage: policies kept on the way, for evaluation
 
@@ -94,10 +96,12 @@ class RewardConfig(Config):
     """The reward model, trained on rankings."""
 
     base: str = Field("same", description="'same' for the shared base, or a smaller base's name, folder or hub id")
-    loss: Literal["pairs", "plackett_luce"] = Field("pairs", description="all-pairs logistic or Plackett-Luce")
+    loss: Annotated[str, AfterValidator(in_table(LOSSES))] = Field(
+        "pairs", description="pairs (all-pairs logistic), plackett_luce, or another name in reward.tables.LOSSES"
+    )
     margin: float = Field(0.0, ge=0, description="weight of score differences as margins (needs scores)")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels assumed wrong (pairs only)")
-    pooling: Literal["last", "mean", "learned"] = Field(
+    pooling: Annotated[str, AfterValidator(in_table(POOLINGS))] = Field(
         "last", description="score at the last token, the mean over the answer, or a mean with learned weights"
     )
     ensemble: int = Field(1, ge=1, le=16, description="reward adapters on the shared base, with other seeds and orders")
@@ -128,8 +132,9 @@ class RewardConfig(Config):
     @model_validator(mode="after")
     def _of_pairs(self) -> RewardConfig:
         for key in ("margin", "label_smoothing"):
-            if self.loss != "pairs" and getattr(self, key):
-                raise ValueError(f"{key} belongs to loss 'pairs', not to '{self.loss}': remove it")
+            if not LOSSES[self.loss].pairwise and getattr(self, key):
+                owners = " or ".join(f"'{name}'" for name, loss in LOSSES.items() if loss.pairwise)
+                raise ValueError(f"{key} belongs to loss {owners}, not to '{self.loss}': remove it")
         return self
 
 

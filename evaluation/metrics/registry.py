@@ -1,4 +1,4 @@
-"""METRICS by name, and measuring a system's answers with them. One entry a metric; one's own by file or folder.
+"""Measuring a system's answers: metrics by name (``evaluation.metric_table``), and one's own by file or folder.
 
 ``file.py:function`` is a function of prompts and completions that gives one number an answer, ``folder:DIR`` a local
 ``evaluate`` module, ``hub:NAME`` one from the hub, which runs the hub's code and so takes ``evaluation.hub_metrics``.
@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +14,11 @@ from data.common.errors import UserError
 from data.common.intervals import UNBOUNDED, Bounds, mean_interval, proportion_interval
 from data.common.user_functions import load_function
 from evaluation.answers import SystemAnswers
-from evaluation.metrics.base import LocalMetric
-from evaluation.metrics.builtin import RefusalRate, SelfBleu
-from evaluation.metrics.text import Bleu, Chrf, ExactMatch, Labels, Meteor, Rouge
+from evaluation.metric_table import METRICS, Entry
 from evaluation.settings import EvaluationConfig
 from evaluation.systems import problem_of_metric
 
 References = Sequence[Sequence[str]]  # of each row; empty where there are none
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A metric: how it is made, whether it needs references, and what else of the settings it is given.
-
-    ``outcomes``: a score is 1 or 0 by definition, so that no answer refused still leaves some room for refusals.
-    """
-
-    make: Callable[[], LocalMetric]
-    references: bool = True
-    outcomes: bool = False
-    options: Callable[[EvaluationConfig], dict[str, Any]] = lambda config: {}
-
-
-METRICS: dict[str, Entry] = {
-    "refusal_rate": Entry(RefusalRate, references=False, outcomes=True),
-    "self_bleu": Entry(SelfBleu, references=False),
-    "rouge": Entry(Rouge),
-    "bleu": Entry(Bleu),
-    "chrf": Entry(Chrf),
-    "meteor": Entry(Meteor),
-    "exact_match": Entry(ExactMatch, outcomes=True),
-    "labels": Entry(Labels, outcomes=True, options=lambda config: {"labels": list(config.labels)}),
-}
 
 
 BOUNDS: dict[str, Bounds] = {

@@ -139,7 +139,7 @@ def _needs(recipe: Recipe) -> list[Problem]:
         out.append((("data",), "the reward stage needs data.rankings, or `rankings` to sample and rank answers"))
     evaluates_a_file = isinstance(data.held_out, str) and not {"ppo", "rankings"} & set(stages)
     if (
-        {"ppo", "rankings", "evaluate"} & set(stages)
+        any(stage.asks for name, stage in STAGES.items() if name in stages)
         and not (data.prompts or data.demonstrations or data.rankings)
         and not evaluates_a_file
     ):

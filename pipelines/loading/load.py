@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 from data.common.errors import UserError
 from pipelines.loading.checks import default_stages, fill_in, problems_across
@@ -18,6 +18,7 @@ from pipelines.loading.idle import idle
 from pipelines.recipe.errors import coerced, problems_of, told, unknown_keys
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.yaml_source import Source, apply_override, read_text
+from pipelines.stages.table import STAGES
 from pipelines.workspace.run_folder import RECIPE
 
 
@@ -40,16 +41,24 @@ def load_recipe(
         source, folder = _read(Path(recipe)), Path(recipe).resolve().parent
     for override in overrides:
         apply_override(source, override)
-    if problems := unknown_keys(source.data, [Recipe]):
+    shape = recipe_class()
+    if problems := unknown_keys(source.data, [shape]):
         raise told(source, problems)
     fill_in(source.data)
     try:
-        made = with_stages(Recipe.model_validate(source.data | {"base_dir": folder}))
+        made = with_stages(shape.model_validate(source.data | {"base_dir": folder}))
     except ValidationError as error:
         raise told(source, problems_of(error, source)) from None
     if problems := coerced(source.data, made) or problems_across(made) or ([] if may_idle else idle(made)):
         raise told(source, problems)
     return made
+
+
+def recipe_class() -> type[Recipe]:
+    """``Recipe`` with the groups that entries of the stage table bring along (``Stage.config``)."""
+    own = {stage.group: stage.config for stage in STAGES.values() if stage.config is not None}
+    fields: dict[str, Any] = {group: (config, config()) for group, config in own.items()}
+    return create_model("Recipe", __base__=Recipe, **fields) if fields else Recipe
 
 
 def with_stages(recipe: Recipe) -> Recipe:

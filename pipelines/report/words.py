@@ -13,7 +13,8 @@ from typing import Any
 from pipelines.workspace.run_folder import AT_THE_GATE
 
 FAR = 25.0  # nats an answer; beyond this the policy has little in common with SFT
-NAMES = {"base": "Base", "sft": "SFT", "ppo": "PPO", "gold": "the gold preference", "reward": "the reward model"}
+SYSTEMS = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
+NAMES = SYSTEMS | {"gold": "the gold preference", "reward": "the reward model"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +208,7 @@ def _gain(new: Mapping[str, Any], old: Mapping[str, Any], key: str) -> float | N
 
 
 def _name(system: Any) -> str:
-    return {"base": "Base", "sft": "SFT", "ppo": "PPO"}.get(str(system), str(system))
+    return SYSTEMS.get(str(system), str(system))
 
 
 def _percent(value: float) -> str:

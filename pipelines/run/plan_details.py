@@ -26,9 +26,6 @@ from pipelines.recipe.schema import Recipe
 from pipelines.stages.estimates import LIBRARIES, Estimator
 from pipelines.stages.table import STAGES
 
-MOST_ROWS = 20_000
-"""Rows of a part that are rendered for a plan; of more, the first so many."""
-
 
 @dataclass(frozen=True)
 class PlanDetails:
@@ -85,22 +82,10 @@ class PlanDetails:
         return renderer_of(spec, self.recipe, tokenizer)
 
     def _tally(self, name: str) -> Tally | None:
-        recipe, renderer = self.recipe, self.renderer if name in ("sft", "reward", "ppo") else None
-        if renderer is None:
+        tally = STAGES[name].tally
+        if tally is None or self.renderer is None:
             return None
-        if name == "sft":
-            from stages.sft import encode_demonstrations
-
-            return encode_demonstrations(renderer, self.corpus.demonstrations.train[:MOST_ROWS], recipe.sft)[1]
-        if name == "ppo":
-            from stages.ppo.stage import fitting_prompts
-
-            return fitting_prompts(renderer, self.corpus.prompts.train[:MOST_ROWS], recipe.ppo.max_prompt_tokens)[1]
-        if recipe.rankings is not None or recipe.reward.base != "same" or recipe.reward.holdout:
-            return None  # rows that are sampled later, rendered otherwise, or drawn by lot
-        from stages.training.ranking_rows import encode_rankings
-
-        return encode_rankings(renderer, self.corpus.rankings.train[:MOST_ROWS], recipe.reward)[1]
+        return tally(self.renderer, self.recipe, self.corpus)
 
 
 def renderer_of(spec: BaseModelSpec, recipe: Recipe, tokenizer: Any) -> Renderer:

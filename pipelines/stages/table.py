@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from data.common.config import Config
 from data.common.user_functions import fingerprint_of, offered_for
+from data.counting import Tally
 from data.splits import Corpus
+from data.template import Renderer
 from pipelines.recipe.derived import choosing, evaluation_prompts
 from pipelines.recipe.schema import Recipe
-from pipelines.stages import curves, depends_on, starts
+from pipelines.stages import curves, depends_on, starts, tallies
 from pipelines.stages.estimates import Estimator, Work
 
 if TYPE_CHECKING:
@@ -51,7 +53,10 @@ class Stage:
     """The part of the recipe that its result depends on, without the settings named."""
     data: tuple[str, ...]  # parts of the corpus that it reads
     steps: Callable[[Recipe, Corpus], int | None]
-    estimate: Callable[[Estimator], Work]
+    estimate: Callable[[Estimator], Work]  # for the plan
+    tally: Callable[[Renderer, Recipe, Corpus], Tally | None] | None = None
+    """What it will cut or drop of its rows, for the plan."""
+    asks: bool = False  # whether it samples answers to prompts
     config: type[Config] | None = None  # the settings' class, where ``Recipe`` has no such group of its own
     role: str | None = None  # what it makes on a base: a role, or "base" itself
     on_base: bool = True  # whether it stands on a base that is there before it
@@ -161,6 +166,7 @@ STAGES: dict[str, Stage] = {
         data=("demonstrations",),
         steps=depends_on.sft_steps,
         estimate=Estimator.sft,
+        tally=tallies.sft,
         role="sft",
         asked_in_chat=True,
         speed=("micro_batch", "batch_tokens"),
@@ -185,6 +191,7 @@ STAGES: dict[str, Stage] = {
         data=("prompts",),
         steps=lambda recipe, corpus: None,
         estimate=Estimator.rankings,
+        asks=True,
         functions=_annotator,
         offered=lambda recipe, corpus, _: offered_for([*corpus.prompts.train, *corpus.prompts.held_out]),
         command="""Sample answers of the SFT model and have them ranked.
@@ -207,6 +214,7 @@ STAGES: dict[str, Stage] = {
         data=("rankings", "prompts"),
         steps=depends_on.reward_steps,
         estimate=Estimator.reward,
+        tally=tallies.reward,
         role="reward",
         speed=("micro_batch",),
         draws_dropout=True,
@@ -233,6 +241,8 @@ STAGES: dict[str, Stage] = {
         data=("prompts",),
         steps=depends_on.ppo_steps,
         estimate=Estimator.ppo,
+        tally=tallies.ppo,
+        asks=True,
         role="policy",
         asked_in_chat=True,
         speed=("micro_batch", "micro_tokens", "share_lower_layers"),
@@ -261,6 +271,7 @@ STAGES: dict[str, Stage] = {
         data=("prompts", "demonstrations", "rankings"),  # for worked examples, references, the reward model's card
         steps=lambda recipe, corpus: None,
         estimate=Estimator.evaluate,
+        asks=True,
         speed=("batch",),
         functions=_evaluation_functions,
         offered=_offered_in_evaluation,

@@ -14,8 +14,8 @@ from data.common.errors import UserError
 from data.common.user_functions import columns_of, load_function
 from reward.model import RewardModel, Samples
 from reward.settings import RewardPart
+from reward.tables import RULES
 from reward.terms.remote import RemoteReward
-from reward.terms.rules import LengthReward, RegexReward
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -187,8 +187,6 @@ def _source(part: RewardPart, model: RewardModel | None, folder: Path, standardi
                 "ppo.reward: 'model' needs a reward model: run the reward stage or give --input reward=PATH"
             )
         return ModelReward(model, standardise)
-    if part.kind == "regex":
-        return RegexReward(part.pattern or "", part.count)
-    if part.kind == "length":
-        return LengthReward(part.at_least, part.at_most, part.unit)
+    if part.kind in RULES:
+        return RULES[part.kind].make(part)
     return RemoteReward(part.source, part.remote) if part.kind == "remote" else FunctionReward(part.source, folder)

@@ -10,6 +10,15 @@ from torch import Tensor
 
 from data.common.regex_timeout import occurrences
 from reward.model import Samples
+from reward.settings import RewardPart
+
+
+def regex(part: RewardPart) -> RegexReward:
+    return RegexReward(part.pattern or "", part.count)
+
+
+def length(part: RewardPart) -> LengthReward:
+    return LengthReward(part.at_least, part.at_most, part.unit)
 
 
 @dataclass(frozen=True, slots=True)

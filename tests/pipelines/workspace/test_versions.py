@@ -44,6 +44,7 @@ CODE = {
         "stages/training/micro_batches.py",
         "reward/losses.py",
         "reward/model.py",
+        "reward/pooling.py",
         "reward/files.py",
         "reward/shared_prompt.py",
         *FAST,

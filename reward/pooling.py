@@ -1,0 +1,53 @@
+"""Poolings: an answer's hidden states (L, D) to its raw score, and the same for padded rows (B, L, D) at once.
+
+``last`` reads the head at the last real token, the stop token of a finished answer (Ouyang et al. 2022); ``mean``
+averages it over the answer's tokens, which lets each token speak for itself and is easier for very small models;
+``learned`` is a weighted mean, by the head's own attention (one query vector; Yang et al. 2016, "Hierarchical
+Attention Networks"). An empty answer scores 0 by either mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.backbone.logprobs import Rows
+from models.backbone.scalar_head import ScalarHead
+
+
+def last(states: Tensor, head: nn.Module) -> Tensor:
+    return head(states[-1])
+
+
+def mean(states: Tensor, head: nn.Module) -> Tensor:
+    return head(states).mean()
+
+
+def learned(states: Tensor, head: nn.Module) -> Tensor:
+    assert isinstance(head, ScalarHead)
+    values = head(states)
+    return head.weights(states) @ values
+
+
+def last_of_padded(hidden: Tensor, head: nn.Module, rows: Rows) -> Tensor:
+    index = torch.arange(hidden.shape[0], device=hidden.device)
+    return head(hidden[index, rows.lengths - 1])
+
+
+def mean_of_padded(hidden: Tensor, head: nn.Module, rows: Rows) -> Tensor:
+    values = torch.where(_inside(hidden, rows), head(hidden), 0.0)
+    return values.sum(1) / rows.response_lengths.clamp(min=1)
+
+
+def learned_of_padded(hidden: Tensor, head: nn.Module, rows: Rows) -> Tensor:
+    assert isinstance(head, ScalarHead)
+    inside = _inside(hidden, rows)
+    values = torch.where(inside, head(hidden), 0.0)
+    some = inside | ~inside.any(1, keepdim=True)  # no softmax over nothing
+    return (head.weights(hidden, some) * values).sum(1)
+
+
+def _inside(hidden: Tensor, rows: Rows) -> Tensor:
+    """(B, L) True on the answer's tokens."""
+    steps = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    return (steps >= rows.query_lengths[:, None]) & (steps < rows.lengths[:, None])
