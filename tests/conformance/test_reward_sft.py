@@ -14,6 +14,7 @@ from reward.model import score_rows
 from stages import reward_model, sft
 from stages.ppo_math import masked_mean
 from stages.settings import RewardConfig, SFTConfig
+from stages.training import ranking_trainer
 from tests.support.ppo import make_prompt
 from tests.support.training import RANKINGS, context_for
 
@@ -50,18 +51,19 @@ def test_each_score_is_compared_under_its_own_ranking(tmp_path):
         at += len(row.ranks)
         pairs = [(i, j) for i in range(len(scores)) for j in range(len(scores)) if row.ranks[i] < row.ranks[j]]
         expected.append(sum(torch.log1p(torch.exp(scores[j] - scores[i])) for i, j in pairs) / len(pairs))
-    trainer = reward_model.RankingTrainer.__new__(reward_model.RankingTrainer)
+    trainer = ranking_trainer.RankingTrainer.__new__(ranking_trainer.RankingTrainer)
     trainer.settings, trainer.tokens = RewardConfig(), 0
+    trainer.training_run = SimpleNamespace(counted=1.0, note=lambda numbers: None)
     trainer.accelerator = SimpleNamespace(gather=lambda x: x)
     with context.base.role("reward") as view, torch.no_grad():
-        batch = reward_model.collate(rows, 0, False)
-        loss = reward_model.RankingTrainer.compute_loss(trainer, reward_model_module(view), batch)
+        batch = ranking_trainer.collate(rows, 0, False)
+        loss = ranking_trainer.RankingTrainer.compute_loss(trainer, reward_model_module(view), batch)
     assert loss.item() == pytest.approx((sum(expected) / len(expected)).item(), rel=1e-4)
 
 
 def reward_model_module(view):
     """The module that the trainer trains, with default pooling where there is a choice."""
-    return reward_model.RewardModule(view, "last")
+    return ranking_trainer.RewardModule(view, "last")
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])
