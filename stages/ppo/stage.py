@@ -139,8 +139,8 @@ class Loop:
             checkpoints.save(self.ppo.position, self.state())
             checkpoints.wait()
             words = (
-                f"\n{self.ppo.update_index} of {self.ppo.config.updates} updates are done and saved; once it is mended, "
-                "the same command goes on from there"
+                f"\n{self.ppo.update_index} of {self.ppo.config.updates} updates are done and saved; once it is "
+                "mended, the same command goes on from there"
             )
         return type(error)(f"{error}{words}")
 
