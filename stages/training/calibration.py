@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.backbone.seeds import generator
 from models.sampling.fast import FastEngine
-from models.sampling.generate import generate, uniforms_for
+from models.sampling.generate import SamplingParams, generate, uniforms_for
 from reward.model import Member, RewardModel
 from stages.settings import RewardConfig
 from stages.stage import StageContext
@@ -35,10 +35,9 @@ def calibration_answers(
             queries,
             uniforms=uniforms_for(len(queries), longest, generator(context.seed, "reward/centre")),
             batch=128,
-            max_new_tokens=longest,
-            temperature=1.0,
-            stop_ids=renderer.stop_ids,
-            pad_id=renderer.pad_id,
+            params=SamplingParams(
+                max_new_tokens=longest, temperature=1.0, stop_ids=renderer.stop_ids, pad_id=renderer.pad_id
+            ),
         )
     return queries, made.ids, "sft samples"
 

@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from models.backbone.seeds import generator
-from models.sampling.generate import CachedEngine, generate, uniforms_for
+from models.sampling.generate import CachedEngine, SamplingParams, generate, uniforms_for
 from reward.model import score_rows
 from stages import reward_model, sft
 from stages.ppo_math import masked_mean
@@ -89,9 +89,15 @@ def test_the_mean_score_of_the_calibration_answers_is_zero(tmp_path):
     longest = max(len(a) for r in rows for a in r.responses)
     with context.base.role("sft") as view:
         made = generate(
-            CachedEngine(), view, queries, uniforms=uniforms_for(12, longest, generator(0, "reward/centre")), batch=5,
-            max_new_tokens=longest, temperature=1.0, stop_ids=context.renderer.stop_ids, pad_id=0,
-        )  # fmt: skip
+            CachedEngine(),
+            view,
+            queries,
+            uniforms=uniforms_for(12, longest, generator(0, "reward/centre")),
+            batch=5,
+            params=SamplingParams(
+                max_new_tokens=longest, temperature=1.0, stop_ids=context.renderer.stop_ids, pad_id=0
+            ),
+        )
     scores = score_rows(context.base, "reward", queries, made.ids, 0, 5).double() - found["centre"]
     assert scores.mean().item() == pytest.approx(0.0, abs=1e-5)
     assert scores.std().item() == pytest.approx(found["spread"], rel=1e-4)
