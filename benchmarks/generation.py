@@ -21,7 +21,7 @@ from world import rows_of_tokens
 from data.batching import left_pad
 from models.backbone.settings import AdapterConfig
 from models.sampling.fast import FastEngine
-from models.sampling.generate import CachedEngine, generate, uniforms_for
+from models.sampling.generate import CachedEngine, SamplingParams, generate, uniforms_for
 
 ROWS, NEW = 32, 64
 
@@ -37,9 +37,13 @@ def sides(size: str) -> dict[str, Callable[[], int]]:
     def ours(engine: Any) -> int:
         with base.role("policy") as role:
             made = generate(
-                engine, role, prompts, uniforms=draws, batch=ROWS, max_new_tokens=NEW, temperature=1.0, stop_ids=(2,),
-                pad_id=0,
-            )  # fmt: skip
+                engine,
+                role,
+                prompts,
+                uniforms=draws,
+                batch=ROWS,
+                params=SamplingParams(max_new_tokens=NEW, temperature=1.0, stop_ids=(2,), pad_id=0),
+            )
         return sum(map(len, made.ids))
 
     def theirs(role: str) -> int:

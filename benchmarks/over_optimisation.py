@@ -37,7 +37,7 @@ from data.records import Prompt, ranks_from_scores  # noqa: E402
 from models.backbone.logprobs import make_rows  # noqa: E402
 from models.backbone.seeds import derived_seed, generator  # noqa: E402
 from models.sampling.fast import FastEngine  # noqa: E402
-from models.sampling.generate import Generated, generate, uniforms_for  # noqa: E402
+from models.sampling.generate import Generated, SamplingParams, generate, uniforms_for  # noqa: E402
 from pipelines import Pipeline  # noqa: E402
 from reward.model import RewardModel  # noqa: E402
 from reward.terms.composition import compose  # noqa: E402
@@ -114,10 +114,18 @@ class Study:
         longest = self.pipeline.recipe.ppo.max_new_tokens
         with self.base.role(role) as view:
             made = generate(
-                FastEngine(), view, queries, batch=256, max_new_tokens=longest, temperature=1.0,
+                FastEngine(),
+                view,
+                queries,
+                batch=256,
+                params=SamplingParams(
+                    max_new_tokens=longest,
+                    temperature=1.0,
+                    stop_ids=self.renderer.stop_ids,
+                    pad_id=self.context().pad_id,
+                ),
                 uniforms=uniforms_for(len(queries), longest, generator(self.seed, purpose)),
-                stop_ids=self.renderer.stop_ids, pad_id=self.context().pad_id,
-            )  # fmt: skip
+            )
         return queries, made
 
     def golds(self, prompts: Sequence[Prompt], made: Generated) -> np.ndarray:

@@ -39,7 +39,7 @@ from data.splits import Corpus  # noqa: E402
 from models.backbone.logprobs import make_rows  # noqa: E402
 from models.backbone.scalar_head import ScalarHead  # noqa: E402
 from models.backbone.seeds import derived_seed, generator  # noqa: E402
-from models.sampling.generate import CachedEngine, generate, uniforms_for  # noqa: E402
+from models.sampling.generate import CachedEngine, SamplingParams, generate, uniforms_for  # noqa: E402
 from pipelines.run.open_run import open_run  # noqa: E402
 from reward.card.accuracy import pair_outcomes  # noqa: E402
 from reward.losses import ranking_loss  # noqa: E402
@@ -113,10 +113,15 @@ class Study:
         queries = [self.renderer.prompt_ids(p.messages) for p in prompts for _ in range(k)]
         with self.base.role("sft") as view:
             made = generate(
-                CachedEngine(), view, queries, batch=128, max_new_tokens=TOKENS, temperature=1.0,
+                CachedEngine(),
+                view,
+                queries,
+                batch=128,
+                params=SamplingParams(
+                    max_new_tokens=TOKENS, temperature=1.0, stop_ids=self.renderer.stop_ids, pad_id=self.renderer.pad_id
+                ),
                 uniforms=uniforms_for(len(queries), TOKENS, generator(0, purpose)),
-                stop_ids=self.renderer.stop_ids, pad_id=self.renderer.pad_id,
-            )  # fmt: skip
+            )
         texts = [self.renderer.text(ids) for ids in made.ids]
         true = gold([p.text for p in prompts for _ in range(k)], texts, finished=made.finished)
         return Answers(prompts, k, made.ids, made.finished, texts, np.array(true).reshape(len(prompts), k))

@@ -30,7 +30,7 @@ from models.backbone.seeds import generator
 from models.hub.limits import check_rows
 from models.roles.shared_base import SharedBase
 from models.sampling.fast import FastEngine
-from models.sampling.generate import Engine, Generated, generate, uniforms_for
+from models.sampling.generate import Engine, Generated, SamplingParams, generate, uniforms_for
 from reward.model import RewardModel, Samples
 from stages.ppo.rollout import micro_batches, policy_pass
 
@@ -173,10 +173,12 @@ class Evaluator:
                 queries,
                 uniforms=draws,
                 batch=self.config.batch,
-                max_new_tokens=self.max_new_tokens,
-                temperature=self.config.temperature,
-                stop_ids=renderer.stop_ids,
-                pad_id=renderer.pad_id,
+                params=SamplingParams(
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=self.config.temperature,
+                    stop_ids=renderer.stop_ids,
+                    pad_id=renderer.pad_id,
+                ),
                 memory=self.memory,
             )
         self.generations.keep(settings, made, [p.text for p in self.prompts], [renderer.text(i) for i in made.ids])

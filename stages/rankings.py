@@ -22,7 +22,7 @@ from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, generator
 from models.hub.limits import check_rows
 from models.sampling.fast import FastEngine
-from models.sampling.generate import generate, uniforms_for
+from models.sampling.generate import SamplingParams, generate, uniforms_for
 from stages.safe_points.checkpoints import State
 from stages.settings import RankingsConfig
 from stages.stage import StageContext, StageResult, prompt_rows
@@ -110,10 +110,12 @@ def sample(
                 [part[i] for i in mine],
                 uniforms=table[mine],
                 batch=config.batch,
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.temperature,
-                stop_ids=context.renderer.stop_ids,
-                pad_id=context.pad_id,
+                params=SamplingParams(
+                    max_new_tokens=config.max_new_tokens,
+                    temperature=config.temperature,
+                    stop_ids=context.renderer.stop_ids,
+                    pad_id=context.pad_id,
+                ),
                 memory=memory,
             )
             made = context.processes.together(work)

@@ -18,9 +18,11 @@ from data.template import Encoded, Renderer
 from models.hub.limits import check_rows
 from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
+from stages.safe_points.checkpoints import State
 from stages.settings import SFTConfig
 from stages.stage import StageContext, StageResult
-from stages.training.hf_trainer import ProgressCallback, fit, on_one_device, trainer_settings, training_session
+from stages.training.hf_trainer import fit, on_one_device, trainer_settings, training_session
+from stages.training.training_run import Start, TrainingRun
 
 VERSION = 6
 
@@ -37,9 +39,9 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
     ids = [r.ids for r in (*rows, *held_out)]
     check_rows(base.limits, ids, "data.demonstrations", "lower sft.max_tokens", context.warn)
     base.add_role("sft", context.adapter, seed=context.seed)
-    with base.training("sft") as trainable, base.role("sft"), training_session(context, base, "sft", "sft"):
-        trainer = make_trainer(context, rows, config)
-        steps = fit(trainer, context, trainable, context.checkpoints.resume())
+    with base.training("sft"), base.role("sft"), training_session(context, base, "sft", "sft"):
+        trainer = make_trainer(context, rows, config, context.checkpoints.resume())
+        steps = fit(trainer)
     if context.processes.is_main:
         save_role(base, "sft", context.out)
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
@@ -52,7 +54,7 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
             "supervised_tokens": sum(sum(x >= 0 for x in r.labels) for r in rows),
             "held_out_nll": labelled_nll(base, "sft", held_out, context.pad_id),
             "steps": steps,
-            "skipped_steps": trainer.skips.total,
+            "skipped_steps": trainer.training_run.skipped,
         }
     )
 
@@ -87,8 +89,8 @@ def encode_demonstrations(
     return kept, tally
 
 
-def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConfig) -> Any:
-    """TRL's trainer with nothing left to its own preparation."""
+def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConfig, saved: State | None = None) -> Any:
+    """TRL's trainer of the entered role, with nothing left to its own preparation; ``saved``: where it goes on."""
     from trl import SFTConfig as TrlConfig
 
     from stages.training.sft_trainer import ResponseTrainer
@@ -98,7 +100,12 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
     if base.peft is not None:
         base.peft.active_adapter = "sft"  # what PeftModel.forward asks for; the layers themselves are selected already
     settings = trainer_settings(context, config, len(rows), "sft")
-    trainer = ResponseTrainer(
+    run = TrainingRun(context, config, "sft", "SFT", base.parameters_of("sft"), Start(saved=saved))
+    return ResponseTrainer(
+        run,
+        lm=base.copies.get("sft", base.lm),
+        fast=base.fast,
+        batch_tokens=config.batch_tokens,
         model=model,
         args=on_one_device(
             TrlConfig(
@@ -112,13 +119,7 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
         train_dataset=Dataset.from_list([{"input_ids": r.ids, "labels": r.labels} for r in rows]),
         processing_class=base.tokenizer,
         data_collator=lambda batch: collate(batch, context.pad_id),
-        callbacks=[ProgressCallback(context, "SFT")],
     )
-    trainer.prepare(context, config, "sft")
-    trainer.batch_tokens = config.batch_tokens
-    trainer.memory.name = "sft.micro_batch" if config.batch_tokens is None else "sft.batch_tokens"
-    trainer.use_response_loss(base.copies.get("sft", base.lm), base.fast)
-    return trainer
 
 
 def collate(batch: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:

@@ -34,10 +34,10 @@ with tempfile.TemporaryDirectory() as folder:
         folder, base, adapter, Corpus(), gradient_checkpointing=case.get("gradient_checkpointing", False)
     )
     config = SFTConfig(batch=case["batch"], micro_batch=case["micro_batch"], learning_rate=1e-5)
-    with base.training("sft") as trainable, base.role("sft"), training_session(context, base, "sft", "sft"):
+    with base.training("sft"), base.role("sft"), training_session(context, base, "sft", "sft"):
         trainer = make_trainer(context, rows, config)
         with phases.phase("train"):
-            updates = fit(trainer, context, trainable, None)
+            updates = fit(trainer)
 report(
     phases, imports, updates=updates, tokens=sum(len(r.ids) for r in rows),
     supervised=sum(x >= 0 for r in rows for x in r.labels),

@@ -21,7 +21,7 @@ from models.fast.logprobs import block_logits, output_weight
 from models.fast.matmul import linear
 from models.fast.weights import Decoder, Folded
 from models.roles.role_view import RoleView
-from models.sampling.generate import CachedEngine, Generated, drawn
+from models.sampling.generate import CachedEngine, Generated, SamplingParams, drawn
 
 LEAST_GROWTH = 32  # columns
 
@@ -78,25 +78,15 @@ class FastEngine:
         role: RoleView,
         prompts: Sequence[Sequence[int]],
         *,
+        params: SamplingParams,
         uniforms: Tensor | None,
-        max_new_tokens: int,
-        temperature: float,
-        stop_ids: Sequence[int],
-        pad_id: int,
     ) -> Generated:
         """Continue ``prompts``; see ``CachedEngine``."""
         decoder = role.decoder()
         if decoder is None:
-            return self.plain(
-                role,
-                prompts,
-                uniforms=uniforms,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                stop_ids=stop_ids,
-                pad_id=pad_id,
-            )
-        device, stops = role.lm.device, torch.tensor(list(stop_ids), device=role.lm.device)
+            return self.plain(role, prompts, params=params, uniforms=uniforms)
+        device, max_new_tokens = role.lm.device, params.max_new_tokens
+        stops = torch.tensor(list(params.stop_ids), device=device)
         draws = None if uniforms is None else uniforms.to(device)
         out: list[list[int]] = [[] for _ in prompts]
         finished = [False] * len(prompts)
@@ -110,7 +100,7 @@ class FastEngine:
         for step in range(max_new_tokens):
             at = torch.tensor(rows, device=device)
             logits = role.logits(hidden) if output is None else block_logits(hidden, output)
-            made = drawn(logits, None if draws is None else draws[at, step], temperature, self.measure)
+            made = drawn(logits, None if draws is None else draws[at, step], params.temperature, self.measure)
             for into, found in zip(measured, (made.logprobs, made.entropy), strict=False):
                 assert found is not None
                 into[at, step] = found

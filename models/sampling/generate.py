@@ -34,6 +34,23 @@ class Generated:
     lower: Sequence[Tensor] | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How responses are sampled.
+
+    Attributes:
+        max_new_tokens: longest response, stop token included.
+        temperature: divides the logits, in fp32.
+        stop_ids: any of these ends a row; it is part of the response.
+        pad_id: fills the left of shorter prompts; masked, so that any id will do.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    stop_ids: Sequence[int]
+    pad_id: int = 0
+
+
 class Engine(Protocol):
     """What a rollout needs; inject your own in tests or to sample elsewhere."""
 
@@ -42,11 +59,8 @@ class Engine(Protocol):
         role: RoleView,
         prompts: Sequence[Sequence[int]],
         *,
+        params: SamplingParams,
         uniforms: Tensor | None,
-        max_new_tokens: int,
-        temperature: float,
-        stop_ids: Sequence[int],
-        pad_id: int,
     ) -> Generated: ...
 
 
@@ -123,38 +137,32 @@ class CachedEngine:
         role: RoleView,
         prompts: Sequence[Sequence[int]],
         *,
+        params: SamplingParams,
         uniforms: Tensor | None,
-        max_new_tokens: int,
-        temperature: float,
-        stop_ids: Sequence[int],
-        pad_id: int,
     ) -> Generated:
         """Continue ``prompts``.
 
         Args:
             role: an entered role.
             prompts: B lists of ids, none empty.
+            params: how they are sampled.
             uniforms: (B, max_new_tokens) draws in [0, 1), or None for greedy decoding.
-            max_new_tokens: longest response, stop token included.
-            temperature: divides the logits, in fp32.
-            stop_ids: any of these ends a row; it is part of the response.
-            pad_id: fills the left of shorter prompts; masked, never guessed.
         """
-        device = role.lm.device
-        ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
-        stops = torch.tensor(list(stop_ids), device=device)
+        device, steps = role.lm.device, params.max_new_tokens
+        ids, mask = (t.to(device) for t in left_pad(prompts, params.pad_id))
+        stops = torch.tensor(list(params.stop_ids), device=device)
         draws = None if uniforms is None else uniforms.to(device)
         cache = DynamicCache(config=role.lm.config)
         rows = torch.arange(len(prompts), device=device)  # batch row -> prompt
-        out = torch.full((len(prompts), max_new_tokens), -1, device=device)
+        out = torch.full((len(prompts), steps), -1, device=device)
         done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        logprobs, entropy = (torch.zeros((len(prompts), max_new_tokens), device=device) for _ in range(2))
+        logprobs, entropy = (torch.zeros((len(prompts), steps), device=device) for _ in range(2))
         step_ids = ids
         with checkpointing_paused(role.lm):
-            for step in range(max_new_tokens):
+            for step in range(steps):
                 hidden = role.hidden(step_ids, mask, cache=cache)[:, -1]
                 uniform = None if draws is None else draws[rows, step]
-                made = drawn(role.logits(hidden), uniform, temperature, self.measure)
+                made = drawn(role.logits(hidden), uniform, params.temperature, self.measure)
                 tokens, live = made.tokens, ~done[rows]
                 out[rows[live], step] = tokens[live]
                 if made.logprobs is not None and made.entropy is not None:
@@ -178,12 +186,9 @@ def generate(
     role: RoleView,
     prompts: Sequence[Sequence[int]],
     *,
+    params: SamplingParams,
     uniforms: Tensor | None,
     batch: int,
-    max_new_tokens: int,
-    temperature: float,
-    stop_ids: Sequence[int],
-    pad_id: int,
     memory: OOMRetry | None = None,
 ) -> Generated:
     """Run an engine over any number of prompts in batches of similar length; results in the prompts' order.
@@ -199,11 +204,8 @@ def generate(
         part = engine(
             role,
             [prompts[i] for i in chosen],
+            params=params,
             uniforms=None if uniforms is None else uniforms[list(chosen)],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            stop_ids=stop_ids,
-            pad_id=pad_id,
         )
         for i, row, flag in zip(chosen, part.ids, part.finished, strict=True):
             ids[i], finished[i] = row, flag

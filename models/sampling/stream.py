@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from models.roles.role_view import RoleView
-from models.sampling.generate import draw
+from models.sampling.generate import SamplingParams, draw
 
 
 @torch.no_grad()
@@ -16,29 +16,25 @@ def stream(
     role: RoleView,
     prompt: Sequence[int],
     *,
+    params: SamplingParams,
     generator: torch.Generator,
-    max_new_tokens: int,
-    temperature: float,
-    stop_ids: Sequence[int],
 ) -> Iterator[int]:
     """Yield sampled ids, the stop token last where there is one; the same draws as ``CachedEngine`` makes for one row.
 
     Args:
         role: an entered role; it must stay entered until the last id.
         prompt: ids, not empty.
+        params: how it is sampled; temperature 0 is greedy.
         generator: one uniform draw a token comes from it.
-        max_new_tokens: longest answer, stop token included.
-        temperature: divides the logits; 0 is greedy.
-        stop_ids: any of these ends the answer.
     """
     device, cache = role.lm.device, DynamicCache(config=role.lm.config)
     ids = torch.tensor([list(prompt)], device=device)
     mask = torch.ones_like(ids)
-    for _ in range(max_new_tokens):
+    for _ in range(params.max_new_tokens):
         hidden = role.hidden(ids, mask, cache=cache)[:, -1]
-        uniforms = None if temperature == 0 else torch.rand((1,), generator=generator, dtype=torch.float64)
-        token = draw(role.logits(hidden), uniforms, temperature or 1.0)
+        uniforms = None if params.temperature == 0 else torch.rand((1,), generator=generator, dtype=torch.float64)
+        token = draw(role.logits(hidden), uniforms, params.temperature or 1.0)
         yield int(token)
-        if int(token) in stop_ids:
+        if int(token) in params.stop_ids:
             return
         ids, mask = token[:, None], torch.cat([mask, mask.new_ones((1, 1))], dim=1)

@@ -17,6 +17,7 @@ from models.backbone.artifacts import MANIFEST
 from models.backbone.settings import ADAPTER_CONFIG
 from models.hub.registry import resolve_base
 from models.roles.shared_base import SharedBase
+from models.sampling.generate import SamplingParams
 from models.sampling.stream import stream
 from pipelines.workspace.run_folder import run_of
 from reward.model import RewardModel
@@ -47,9 +48,9 @@ class Speaker:
                 view,
                 self.renderer.prompt_ids(messages),
                 generator=generator,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                stop_ids=self.renderer.stop_ids,
+                params=SamplingParams(
+                    max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=self.renderer.stop_ids
+                ),
             ):
                 ids.append(token)
                 yield self.renderer.text(ids), token in self.renderer.stop_ids

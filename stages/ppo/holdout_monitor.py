@@ -15,7 +15,7 @@ from torch import Tensor
 from models.backbone.logprobs import make_rows
 from models.backbone.seeds import generator
 from models.sampling.fast import FastEngine
-from models.sampling.generate import generate, uniforms_for
+from models.sampling.generate import SamplingParams, generate, uniforms_for
 from reward.model import RewardModel
 from stages.ppo.overoptimisation import Look, Parting, best_of, parting
 from stages.ppo.rollout import micro_batches, policy_pass
@@ -78,10 +78,12 @@ class Watcher:
                 queries,
                 uniforms=uniforms[mine.start : mine.stop],
                 batch=max(1, len(queries)),
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.temperature,
-                stop_ids=context.renderer.stop_ids,
-                pad_id=context.pad_id,
+                params=SamplingParams(
+                    max_new_tokens=config.max_new_tokens,
+                    temperature=config.temperature,
+                    stop_ids=context.renderer.stop_ids,
+                    pad_id=context.pad_id,
+                ),
                 memory=ppo.sampling_retry,
             )
         kl = torch.zeros(len(queries))

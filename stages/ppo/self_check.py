@@ -18,7 +18,7 @@ from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.logprobs import make_rows
 from models.backbone.seeds import generator
 from models.roles.role_view import RoleView
-from models.sampling.generate import generate, uniforms_for
+from models.sampling.generate import SamplingParams, generate, uniforms_for
 from reward.model import RewardModel
 from stages.ppo.rollout import policy_pass, response_states, value_pass
 from stages.ppo.update import PPO
@@ -121,10 +121,12 @@ def _sample(
             queries,
             uniforms=draws,
             batch=len(queries),
-            max_new_tokens=tokens,
-            temperature=temperature,
-            stop_ids=ppo.context.renderer.stop_ids,
-            pad_id=ppo.context.pad_id,
+            params=SamplingParams(
+                max_new_tokens=tokens,
+                temperature=temperature,
+                stop_ids=ppo.context.renderer.stop_ids,
+                pad_id=ppo.context.pad_id,
+            ),
         )
     return made.ids
 

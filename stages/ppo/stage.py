@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -55,7 +55,8 @@ def run(
             watcher.restore(saved)
     elif config.self_check:
         require(self_check(ppo, model))
-    watch, last = train(ppo, watcher)
+    loop = Loop(ppo, watcher)
+    last = loop.run()
     kept = watcher.keep_best() if watcher is not None and config.keep == "best" else ppo.update_index
     if context.processes.is_main:
         save_role(context.base, "policy", context.out)
@@ -71,7 +72,7 @@ def run(
             **({"watch": watcher.summary()} if watcher is not None else {}),
             "warnings": [
                 *warned(tally.warning()).get("warnings", []),
-                *({"step": w.step, "text": w.text} for w in [*watch.given, *parted(watcher)]),
+                *({"step": w.step, "text": w.text} for w in [*loop.watch.given, *parted(watcher)]),
             ],
             # only the main process, whose metrics are kept, knows them where all updates were done before a checkpoint
             **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length") if name in last},
@@ -79,38 +80,69 @@ def run(
     )
 
 
-def train(ppo: PPO, watcher: Watcher | None) -> tuple[Watch, dict[str, float]]:
-    """All updates that are left; the signs that were seen, and the last update's metrics."""
-    context, watch, last = ppo.context, Watch(), dict[str, float]()
-    for last in context.log.rows():  # of the updates before the checkpoint; told already
-        watch.see(int(last["step"]), last)
+class Loop:
+    """PPO's updates with what happens around them: looks of the held-out reward model, warnings, logs, checkpoints."""
 
-    def captured() -> State:
-        return ppo_state.capture(ppo) if watcher is None else watcher.add_to(ppo_state.capture(ppo))
+    def __init__(self, ppo: PPO, watcher: Watcher | None) -> None:
+        self.ppo, self.context, self.watcher, self.watch = ppo, ppo.context, watcher, Watch()
+        ppo.safe_point = self.safe_point
 
-    def safe_point(step: int | None = None) -> None:
-        context.checkpoints.safe_point(ppo.position, captured, step, good=ppo.nonfinite.in_a_row == 0)
+    def run(self) -> dict[str, float]:
+        """All updates that are left; the metrics of the last one.
 
-    ppo.safe_point = safe_point
-    if watcher is not None and watcher.due:
-        watcher.look()
-    try:
-        for last in ppo.train():
-            if watcher is not None and watcher.due:
-                last |= watcher.look()
-            context.log.write(ppo.update_index, last)
-            new = [w.text for w in parted(watcher) if w.step == ppo.update_index]
-            for text in [*watch.see(ppo.update_index, last), *new]:
-                context.warn(f"PPO, update {ppo.update_index}: {text}")
-            shown = {k.split("/")[-1]: last[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
-            context.bar.advance(ppo.update_index, shown, int(last["tokens/response"]))
-            every = ppo.config.keep_every
-            if every and ppo.update_index % every == 0 and context.processes.is_main:
-                save_role(context.base, "policy", context.out / KEPT / f"update_{ppo.update_index}")
-            safe_point(ppo.update_index)
-    except (StageError, UserError) as error:  # a scorer that does not answer, a function of the user's that fails
-        raise saved_before(error, ppo, captured) from error
-    return watch, last
+        Raises:
+            StageError, UserError: a scorer that does not answer, or a function of the user's that fails; what was
+                finished before is saved.
+        """
+        last: dict[str, float] = {}
+        for last in self.context.log.rows():  # of the updates before the checkpoint; told already
+            self.watch.see(int(last["step"]), last)
+        if self.watcher is not None and self.watcher.due:
+            self.watcher.look()
+        try:
+            for last in self.ppo.train():
+                self.after_update(last)
+        except (StageError, UserError) as error:
+            raise self.saved_before(error) from error
+        return last
+
+    def after_update(self, metrics: dict[str, float]) -> None:
+        """Look, warn, log, show, keep and save; the held-out reward model adds to ``metrics``."""
+        number = self.ppo.update_index
+        if self.watcher is not None and self.watcher.due:
+            metrics |= self.watcher.look()
+        self.context.log.write(number, metrics)
+        new = [w.text for w in parted(self.watcher) if w.step == number]
+        for text in [*self.watch.see(number, metrics), *new]:
+            self.context.warn(f"PPO, update {number}: {text}")
+        shown = {k.split("/")[-1]: metrics[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
+        self.context.bar.advance(number, shown, int(metrics["tokens/response"]))
+        every = self.ppo.config.keep_every
+        if every and number % every == 0 and self.context.processes.is_main:
+            save_role(self.context.base, "policy", self.context.out / KEPT / f"update_{number}")
+        self.safe_point(number)
+
+    def state(self) -> State:
+        """What a checkpoint keeps."""
+        state = ppo_state.capture(self.ppo)
+        return state if self.watcher is None else self.watcher.add_to(state)
+
+    def safe_point(self, step: int | None = None) -> None:
+        """A moment at which the state could be saved; ``step`` where an update has just ended."""
+        good = self.ppo.nonfinite.in_a_row == 0
+        self.context.checkpoints.safe_point(self.ppo.position, self.state, step, good=good)
+
+    def saved_before(self, error: Exception) -> Exception:
+        """Save what is finished; the error, saying where the run goes on once it is fixed."""
+        checkpoints, words = self.context.checkpoints, ""
+        if checkpoints.folder is not None and not isinstance(error, CheckpointError | NonFiniteError):
+            checkpoints.save(self.ppo.position, self.state())
+            checkpoints.wait()
+            words = (
+                f"\n{self.ppo.update_index} of {self.ppo.config.updates} updates are done and saved; once it is "
+                "mended, the same command goes on from there"
+            )
+        return type(error)(f"{error}{words}")
 
 
 def parted(watcher: Watcher | None) -> list[Warned]:
@@ -123,19 +155,6 @@ def parted(watcher: Watcher | None) -> list[Warned]:
         "held-out reward model has fallen. Keep that policy (ppo.keep: best), raise ppo.kl_coef, or train less long."
     )
     return [Warned(found.seen, text)]
-
-
-def saved_before(error: Exception, ppo: PPO, captured: Callable[[], State]) -> Exception:
-    """Save what is finished; the error, saying where its mending goes on."""
-    checkpoints, words = ppo.context.checkpoints, ""
-    if checkpoints.folder is not None and not isinstance(error, CheckpointError | NonFiniteError):
-        checkpoints.save(ppo.position, captured())
-        checkpoints.wait()
-        words = (
-            f"\n{ppo.update_index} of {ppo.config.updates} updates are done and saved; once it is mended, the same "
-            "command goes on from there"
-        )
-    return type(error)(f"{error}{words}")
 
 
 def usable_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prompt], int]:

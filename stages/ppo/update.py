@@ -23,7 +23,7 @@ from models.backbone.processes import peak_memory
 from models.backbone.seeds import generator
 from models.roles.role_view import RoleView
 from models.sampling.fast import FastEngine
-from models.sampling.generate import Engine, Generated, generate, uniforms_for
+from models.sampling.generate import Engine, Generated, SamplingParams, generate, uniforms_for
 from reward.terms.composition import WeightedSum
 from stages import ppo_math
 from stages.ppo.kl_controller import make_controller
@@ -156,10 +156,12 @@ class PPO:
                     queries,
                     uniforms=uniforms,
                     batch=size,
-                    max_new_tokens=config.max_new_tokens,
-                    temperature=config.temperature,
-                    stop_ids=context.renderer.stop_ids,
-                    pad_id=context.pad_id,
+                    params=SamplingParams(
+                        max_new_tokens=config.max_new_tokens,
+                        temperature=config.temperature,
+                        stop_ids=context.renderer.stop_ids,
+                        pad_id=context.pad_id,
+                    ),
                 ),
                 max(1, len(queries)),
             )

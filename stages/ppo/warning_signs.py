@@ -6,8 +6,8 @@ Pure: numbers of each update go in, new warnings come out. It knows nothing of m
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from scipy import stats
 
@@ -29,113 +29,153 @@ class Warned:
     text: str
 
 
-class Watch:
-    """Looks at every update's metrics; ``see`` returns what is new."""
+@dataclass(slots=True)
+class History:
+    """The updates so far, as much of them as signs need."""
 
-    def __init__(self) -> None:
-        self.rows: list[Mapping[str, float]] = []  # the newest, as many as a sign may need
-        self.first: dict[str, float] = {}  # each metric's first value
-        self.first_lengths: list[float] = []
-        self.seen = 0
-        self.given: list[Warned] = []
-        self._told: set[str] = set()
-        self._signs: tuple[tuple[str, Callable[[], bool], str], ...] = (
-            (
-                "negative KL",
-                self._negative_kl,
-                "the KL to the reference is negative: answers are not drawn from the distribution whose "
-                "log-probabilities are used. With an engine of your own, check its temperature, top-k and top-p.",
-            ),
-            (
-                "runaway KL",
-                self._runaway,
-                f"the KL to the reference is above {RUNAWAY_KL:g} nats an answer and growing: the policy leaves the "
-                "region that the reward model knows. Raise ppo.kl_coef (or set ppo.kl: adaptive) or lower "
-                "ppo.learning_rate.",
-            ),
-            (
-                "entropy collapse",
-                lambda: self._lasts(
-                    "objective/entropy", lambda x: x < COLLAPSED_ENTROPY * self.first.get("objective/entropy", 0.0)
-                ),
-                f"the policy's entropy is below {COLLAPSED_ENTROPY:.0%} of where it started: answers become all alike. "
-                "Raise ppo.kl_coef or ppo.entropy_coef, or lower ppo.learning_rate; read the samples.",
-            ),
-            (
-                "critic",
-                lambda: self._lasts("ppo/value/explained_variance", lambda x: x < 0.0, LONG),
-                f"the critic has explained nothing for {LONG} updates (explained variance below 0): advantages are "
-                "noise. Raise ppo.value_learning_rate, widen ppo.value_clip (or null), or set ppo.critic_warmup.",
-            ),
-            (
-                "flat scores",
-                self._flat,
-                "scores of different answers hardly differ, so there is nothing to learn from. Check the reward "
-                "(a constant function? a score_clip that is too narrow?) and that answers differ.",
-            ),
-            (
-                "truncation",
-                lambda: self._lasts("rollout/truncated_fraction", lambda x: x > TRUNCATED),
-                "nearly all answers reach ppo.max_new_tokens without a stop token. Raise it, check `stop`, or check "
-                "that the demonstrations end their answers.",
-            ),
-            (
-                "length",
-                self._creeping,
-                f"answers are {LONGER:g} times as long as at first: rewards may be paid for length. Compare scores at "
-                "equal length in the report, and see whether the longer answer wins in your rankings.",
-            ),
-            (
-                "skipped steps",
-                lambda: self.rows[-1].get("ppo/skipped_steps", 0.0) > 0,
-                "an optimizer step was skipped because a gradient was not finite. Look for infinite or huge rewards, "
-                "or lower ppo.learning_rate.",
-            ),
-        )
+    rows: list[Mapping[str, float]] = field(default_factory=list)  # the newest
+    first: dict[str, float] = field(default_factory=dict)  # each metric's first value
+    first_lengths: list[float] = field(default_factory=list)
+    updates: int = 0
 
-    def see(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Take one update's metrics; return the warnings that are new."""
-        self.seen += 1
+    def add(self, metrics: Mapping[str, float]) -> None:
+        self.updates += 1
         self.rows = [*self.rows, metrics][-max(LONG, PATIENCE) :]
         self.first = {**metrics, **self.first}
-        if self.seen <= PATIENCE and "rollout/length" in metrics:
+        if self.updates <= PATIENCE and "rollout/length" in metrics:
             self.first_lengths.append(metrics["rollout/length"])
-        new = []
-        for name, shows, text in self._signs:
-            if name not in self._told and shows():
-                self._told.add(name)
-                self.given.append(Warned(step, text))
-                new.append(text)
-        return new
 
-    def _last(self, name: str, count: int) -> list[float]:
+    def last(self, name: str, count: int = PATIENCE) -> list[float]:
         """The last ``count`` values, or nothing while there are fewer."""
         values = [row[name] for row in self.rows[-count:] if name in row]
         return values if len(values) == count else []
 
-    def _lasts(self, name: str, bad: Callable[[float], bool], count: int = PATIENCE) -> bool:
-        values = self._last(name, count)
+    def lasts(self, name: str, bad: Callable[[float], bool], count: int = PATIENCE) -> bool:
+        """Whether the last ``count`` values are there and all bad."""
+        values = self.last(name, count)
         return bool(values) and all(map(bad, values))
 
-    def _negative_kl(self) -> bool:
-        """Below 0 by more than the updates' own scatter: the upper end of a 95 % t interval over those kept."""
-        kept = [row["objective/kl"] for row in self.rows if "objective/kl" in row]
-        if not self._lasts("objective/kl", lambda x: x < NEGATIVE_KL):
-            return False
-        reach = float(stats.t.ppf(0.975, len(kept) - 1)) * statistics.stdev(kept) / len(kept) ** 0.5
-        return statistics.fmean(kept) + reach < 0
 
-    def _runaway(self) -> bool:
-        values = self._last("objective/kl", PATIENCE)
-        return bool(values) and min(values) > RUNAWAY_KL and values[-1] > values[0]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sign:
+    """A bad sign: whether the updates so far show it, and what to do about it."""
 
-    def _flat(self) -> bool:
-        start = self.first.get("objective/scores_std", 0.0)
-        return self._lasts("objective/scores_std", lambda x: x < max(FLAT_SCORES * start, 1e-6))
+    name: str
+    shows: Callable[[History], bool]
+    advice: str
 
-    def _creeping(self) -> bool:
-        lengths, firsts = self._last("rollout/length", PATIENCE), self.first_lengths
-        if self.seen < 4 * PATIENCE or not lengths or len(firsts) < PATIENCE:
-            return False
-        start = sum(firsts) / PATIENCE
-        return min(lengths) > LONGER * start
+
+def negative_kl(history: History) -> bool:
+    """Below 0 by more than the updates' own scatter: the upper end of a 95 % t interval over those kept."""
+    kept = [row["objective/kl"] for row in history.rows if "objective/kl" in row]
+    if not history.lasts("objective/kl", lambda x: x < NEGATIVE_KL):
+        return False
+    reach = float(stats.t.ppf(0.975, len(kept) - 1)) * statistics.stdev(kept) / len(kept) ** 0.5
+    return statistics.fmean(kept) + reach < 0
+
+
+def runaway_kl(history: History) -> bool:
+    values = history.last("objective/kl")
+    return bool(values) and min(values) > RUNAWAY_KL and values[-1] > values[0]
+
+
+def entropy_collapse(history: History) -> bool:
+    start = history.first.get("objective/entropy", 0.0)
+    return history.lasts("objective/entropy", lambda x: x < COLLAPSED_ENTROPY * start)
+
+
+def useless_critic(history: History) -> bool:
+    return history.lasts("ppo/value/explained_variance", lambda x: x < 0.0, LONG)
+
+
+def flat_scores(history: History) -> bool:
+    start = history.first.get("objective/scores_std", 0.0)
+    return history.lasts("objective/scores_std", lambda x: x < max(FLAT_SCORES * start, 1e-6))
+
+
+def truncation(history: History) -> bool:
+    return history.lasts("rollout/truncated_fraction", lambda x: x > TRUNCATED)
+
+
+def growing_length(history: History) -> bool:
+    lengths, firsts = history.last("rollout/length"), history.first_lengths
+    if history.updates < 4 * PATIENCE or not lengths or len(firsts) < PATIENCE:
+        return False
+    start = sum(firsts) / PATIENCE
+    return min(lengths) > LONGER * start
+
+
+def skipped_steps(history: History) -> bool:
+    return history.rows[-1].get("ppo/skipped_steps", 0.0) > 0
+
+
+SIGNS = (
+    Sign(
+        name="negative KL",
+        shows=negative_kl,
+        advice="the KL to the reference is negative: answers are not drawn from the distribution whose "
+        "log-probabilities are used. With an engine of your own, check its temperature, top-k and top-p.",
+    ),
+    Sign(
+        name="runaway KL",
+        shows=runaway_kl,
+        advice=f"the KL to the reference is above {RUNAWAY_KL:g} nats an answer and growing: the policy leaves the "
+        "region that the reward model knows. Raise ppo.kl_coef (or set ppo.kl: adaptive) or lower ppo.learning_rate.",
+    ),
+    Sign(
+        name="entropy collapse",
+        shows=entropy_collapse,
+        advice=f"the policy's entropy is below {COLLAPSED_ENTROPY:.0%} of where it started: answers become all alike. "
+        "Raise ppo.kl_coef or ppo.entropy_coef, or lower ppo.learning_rate; read the samples.",
+    ),
+    Sign(
+        name="critic",
+        shows=useless_critic,
+        advice=f"the critic has explained nothing for {LONG} updates (explained variance below 0): advantages are "
+        "noise. Raise ppo.value_learning_rate, widen ppo.value_clip (or null), or set ppo.critic_warmup.",
+    ),
+    Sign(
+        name="flat scores",
+        shows=flat_scores,
+        advice="scores of different answers hardly differ, so there is nothing to learn from. Check the reward "
+        "(a constant function? a score_clip that is too narrow?) and that answers differ.",
+    ),
+    Sign(
+        name="truncation",
+        shows=truncation,
+        advice="nearly all answers reach ppo.max_new_tokens without a stop token. Raise it, check `stop`, or check "
+        "that the demonstrations end their answers.",
+    ),
+    Sign(
+        name="length",
+        shows=growing_length,
+        advice=f"answers are {LONGER:g} times as long as at first: rewards may be paid for length. Compare scores at "
+        "equal length in the report, and see whether the longer answer wins in your rankings.",
+    ),
+    Sign(
+        name="skipped steps",
+        shows=skipped_steps,
+        advice="an optimizer step was skipped because a gradient was not finite. Look for infinite or huge rewards, "
+        "or lower ppo.learning_rate.",
+    ),
+)
+
+
+class Watch:
+    """Looks at every update's metrics; ``see`` returns what is new."""
+
+    def __init__(self, signs: Sequence[Sign] = SIGNS) -> None:
+        self.signs, self.history = signs, History()
+        self.given: list[Warned] = []
+        self._told: set[str] = set()
+
+    def see(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Take one update's metrics; return the warnings that are new."""
+        self.history.add(metrics)
+        new = []
+        for sign in self.signs:
+            if sign.name not in self._told and sign.shows(self.history):
+                self._told.add(sign.name)
+                self.given.append(Warned(step, sign.advice))
+                new.append(sign.advice)
+        return new

@@ -6,10 +6,9 @@ import contextlib
 import copy
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -18,14 +17,12 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from models.backbone.forward import set_gradient_checkpointing
-from models.backbone.oom_retry import OOMRetry
-from models.backbone.processes import Processes
-from models.backbone.seeds import derived_seed, global_rng, isolated_rng, set_global_rng
+from models.backbone.seeds import derived_seed, isolated_rng, set_global_rng
 from models.roles.shared_base import SharedBase
-from stages.safe_points.checkpoints import State, restore_training, training_tensors
+from stages.safe_points.checkpoints import State
 from stages.settings import RewardConfig, SFTConfig
 from stages.stage import StageContext
-from stages.training.nonfinite import NonFiniteSteps, norm_of
+from stages.training.training_run import TrainingRun
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -35,7 +32,7 @@ def trainer_settings(context: StageContext, config: SFTConfig | RewardConfig, ro
     total = max(1, math.ceil(rows / config.batch * config.epochs))
     return {
         "output_dir": str(Path(context.out) / "trainer"),
-        # every process reads whole batches, of which `Resumable` takes the process's share, cut into pieces
+        # every process reads whole batches, of which `OwnSteps` takes the process's share, cut into pieces
         "per_device_train_batch_size": config.batch,
         "gradient_accumulation_steps": 1,
         "average_tokens_across_devices": False,  # the batch that is counted is the whole one already
@@ -89,37 +86,24 @@ def _undivided(accelerator: Any, loader: Any, *_: Any, **__: Any) -> Any:
     return prepared
 
 
-class Resumable:
-    """A trainer whose checkpoints are ours: it skips the batches that are done and reads nothing of its own files.
+class OwnSteps:
+    """A trainer whose steps and checkpoints are ours; mixed in before Transformers' trainer.
 
-    Mixed in before Transformers' trainer. Every process reads the same whole batches in the same order and computes its
-    share of each one's rows, so that what a step sees does not depend on the number of processes. The trainer's
-    ``resume_from_checkpoint`` finds a folder with ``trainer_state.json`` and nothing else; weights, optimizer, schedule
-    and generators come from ``saved``. Batches are cut into pieces here, so that a piece that does not fit into memory
-    can be cut again; a step without a finite loss and gradient is not taken.
+    Every process reads the same whole batches in the same order and computes its share of each one's rows, so that what
+    a step sees does not depend on the number of processes. Batches are cut into pieces here, so that a piece that does
+    not fit into memory can be cut again; a step without a finite loss and gradient is not taken. Batches that were done
+    before a checkpoint are skipped: the trainer's ``resume_from_checkpoint`` finds a folder with ``trainer_state.json``
+    and nothing else; weights, optimizer, schedule and generators come from the training run.
     """
 
-    saved: State | None = None
-    parameters: dict[str, Any]
-    part, offset = 0, 0  # of a stage's models, trained one after another: this one's number, and the steps before it
-    before: Mapping[str, Any] = MappingProxyType({})  # what checkpoints keep of the finished ones, by name
-    skipped_before = 0  # steps of the finished ones that were skipped
-    skips: NonFiniteSteps
-    memory: OOMRetry
-    micro: int  # rows of a piece
-    processes: Processes
-    counted: float = 1.0  # 0 while this process computes a row only to take part
-    noted = torch.zeros(2, dtype=torch.float64)  # what the loss notes of this process's pieces in a step
-    norm: float = 0.0  # of the gradient, before clipping
-    loss: float = 0.0
+    def __init__(self, training_run: TrainingRun, **settings: Any) -> None:
+        self.training_run = training_run
+        super().__init__(**settings)
+        trainer: Any = self
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(ProgressCallback(trainer))
 
-    def prepare(self, context: StageContext, config: SFTConfig | RewardConfig, key: str) -> None:
-        self.processes = context.processes
-        self.skips = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
-        self.memory = OOMRetry(f"{key}.micro_batch", context.warn)
-        self.micro = config.micro_batch
-
-    # -- steps -------------------------------------------------------------------------------------------------
+    # -- what a trainer says of its batches ----------------------------------------------------------------------
 
     def pieces(self, inputs: dict[str, Any], size: int) -> list[dict[str, Any]]:
         """A batch cut into parts of at most ``size`` rows."""
@@ -127,7 +111,7 @@ class Resumable:
 
     def wanted(self, inputs: dict[str, Any]) -> tuple[int, int]:
         """The size of a piece that the recipe asks for, and the least that makes a difference."""
-        return self.micro, 1
+        return self.training_run.micro_batch, 1
 
     def share_of(self, inputs: dict[str, Any], rows: range) -> dict[str, Any]:
         """These neighbouring rows of a batch."""
@@ -135,6 +119,8 @@ class Resumable:
 
     def note_step(self, inputs: dict[str, Any], noted: Tensor) -> None:
         """Keep for the log what ``noted`` says of a whole step, over all pieces and processes."""
+
+    # -- what Transformers' trainer calls ------------------------------------------------------------------------
 
     def get_train_dataloader(self: Any) -> Any:
         """The trainer's own loader, with every whole batch in every process."""
@@ -152,12 +138,13 @@ class Resumable:
         batch has fewer rows than there are processes, computes one that counts nothing, to take part in the exchange.
         In one process, a piece for which memory is too small makes the whole step begin again with smaller ones.
         """
-        step, share = super().training_step, self.processes.share(len(inputs["labels"]))  # type: ignore[misc]
-        self.counted = float(len(share) > 0)
+        run, step = self.training_run, super().training_step  # type: ignore[misc]
+        share = run.processes.share(len(inputs["labels"]))
+        run.counted = float(len(share) > 0)
         mine = self.share_of(inputs, share or range(1))
 
         def work(size: int) -> Tensor:
-            self.noted = torch.zeros_like(Resumable.noted)
+            run.begin_step()
             total, parts = torch.zeros((), device=self.args.device), self.pieces(mine, size)
             for i, part in enumerate(parts):
                 last = i == len(parts) - 1
@@ -165,129 +152,82 @@ class Resumable:
                     total = total + step(model, part, num_items_in_batch)
             return total
 
-        def undo() -> None:
-            for p in self.parameters.values():
-                p.grad = None
-
         wanted, least = self.wanted(mine)
         alone = self.accelerator.num_processes == 1  # others would wait in an exchange that cannot be begun again
-        total = self.memory.run(work, wanted, least, undo) if alone else self.memory.once(work, wanted)
-        self.loss = float(total)
-        self.note_step(inputs, self.processes.sum(self.noted))
+        total = run.memory.run(work, wanted, least, run.drop_gradients) if alone else run.memory.once(work, wanted)
+        run.loss = float(total)
+        self.note_step(inputs, run.processes.sum(run.noted))
         return total
 
     def _clip_grad_norm(self: Any, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[misc]
-        self.norm = float(norm)
+        self.training_run.norm = float(norm)
         return norm
-
-    def judge_step(self: Any, processes: Processes, name: str) -> None:
-        """Before the optimizer's step: without gradients it changes neither weights nor moments."""
-        if self.args.max_grad_norm <= 0:
-            self.norm = norm_of(self.parameters.values())
-        mine = math.isfinite(self.norm) and math.isfinite(self.loss)
-        finite = processes.sum(torch.tensor(float(not mine))).item() == 0
-        if not finite:
-            for p in self.parameters.values():
-                p.grad = None
-        step = f"{name}, step {self.state.global_step + 1}"
-        self.skips.record(finite, step, f"loss {self.loss:g}, gradient norm {self.norm:g}")
-
-    # -- state -------------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
         """Nothing here: weights are restored with the optimizer, once both are in place."""
 
     def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
-        if self.saved is not None:
-            restore_training(self.parameters, [self.optimizer], self.saved.tensors)
-            self.lr_scheduler.load_state_dict(self.saved.numbers["schedule"])
-            for group, rate in zip(self.optimizer.param_groups, self.saved.numbers["rates"], strict=True):
-                group["lr"] = rate
-            self.skips.restore(self.saved.numbers["skips"])
-            limits = self.saved.numbers["limits"]
-            self.memory.limit = limits.get(self.memory.name)  # of rows or of tokens, by what the recipe counts now
-            if hasattr(self, "_total_train_tokens"):  # TRL's count for its log
-                self._total_train_tokens = self.saved.numbers["tokens"]
+        run = self.training_run
+        if run.saved is None:
+            return
+        run.restore(self.optimizer, self.lr_scheduler)
+        if hasattr(self, "_total_train_tokens"):  # TRL's count for its log
+            self._total_train_tokens = run.saved.numbers["tokens"]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if self.saved is not None:
-            set_global_rng(self.saved.own)
+        if self.training_run.saved is not None:
+            set_global_rng(self.training_run.saved.own)
 
     def state_now(self: Any) -> State:
         """Between two optimizer steps."""
-        state = {k: v for k, v in vars(self.state).items() if isinstance(v, int | float | str | bool)}
-        return State(
-            tensors=training_tensors(self.parameters, [self.optimizer]) | dict(self.before),
-            numbers={
-                "part": self.part,
-                "offset": self.offset,
-                "trainer": state,
-                "schedule": self.lr_scheduler.state_dict(),
-                "rates": [group["lr"] for group in self.optimizer.param_groups],
-                "tokens": int(getattr(self, "_total_train_tokens", 0)),
-                "skips": self.skips.as_dict(),
-                "skipped_before": self.skipped_before,
-                "limits": {self.memory.name: self.memory.limit},
-            },
-            own=global_rng(),
-        )
+        tokens = int(getattr(self, "_total_train_tokens", 0))
+        return self.training_run.state(self.optimizer, self.lr_scheduler, self.state, tokens)
 
 
 class ProgressCallback(TrainerCallback):
-    """Sends the trainer's logs to our metrics file and bar; after them the state may be saved."""
+    """Sends a trainer's logs to our metrics file and bar; after them the state may be saved."""
 
-    def __init__(self, context: StageContext, name: str) -> None:
-        self.context, self.name = context, name
-        self.trainer: Any = None
-        self.tokens: int | None = None  # told to the bar so far
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.run = trainer, trainer.training_run
+        saved = self.run.saved
+        self.tokens = 0 if saved is None else int(saved.numbers["tokens"])  # that the bar knows of
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.trainer is not None:
-            self.trainer.judge_step(self.context.processes, self.name)
+        self.run.judge_step(state.global_step + 1, args.max_grad_norm)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
+        context, step = self.run.context, state.global_step + self.run.start.steps
         kept = {k: v for k, v in logs.items() if isinstance(v, int | float) and k != "epoch"}
-        step = state.global_step + (self.trainer.offset if self.trainer is not None else 0)
-        if self.trainer is not None:
-            kept["skipped_steps"] = self.trainer.skipped_before + self.trainer.skips.total
-        self.context.log.write(step, kept)
+        kept["skipped_steps"] = self.run.skipped
+        context.log.write(step, kept)
         shown: dict[str, float] = {k: kept[k] for k in ("loss", "mean_token_accuracy", "pair_accuracy") if k in kept}
-        self.context.bar.advance(step, shown, self._new_tokens(kept))
-        if self.trainer is not None:
-            good = self.trainer.skips.in_a_row == 0
-            self.context.checkpoints.safe_point(step, self.trainer.state_now, step, good)
+        context.bar.advance(step, shown, self._new_tokens(kept))
+        context.checkpoints.safe_point(step, self.trainer.state_now, step, self.run.skips.in_a_row == 0)
 
     def _new_tokens(self, logs: dict[str, float]) -> int:
         """Tokens since the last log; TRL counts them up, from a checkpoint's count on."""
         if "num_tokens" not in logs:
             return int(logs.get("tokens", 0))
-        if self.tokens is None:
-            saved = self.trainer.saved if self.trainer is not None else None
-            self.tokens = 0 if saved is None else int(saved.numbers["tokens"])
         before, self.tokens = self.tokens, int(logs["num_tokens"])
         return self.tokens - before
 
 
-def fit(trainer: Any, context: StageContext, parameters: dict[str, Any], saved: State | None) -> int:
-    """Train from a checkpoint on (None: from the start), without the trainer's own printing; the number of steps."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.parameters, trainer.saved = parameters, saved
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, ProgressCallback):
-            callback.trainer = trainer
-    if trainer.saved is None:
+def fit(trainer: Any) -> int:
+    """Train to the end, from the run's saved state on where it has one; the number of steps."""
+    run: TrainingRun = trainer.training_run
+    steps = run.finished()
+    if steps is not None:
+        run.restore_finished()
+        return steps
+    if run.saved is None:
         trainer.train()
-    elif (known := trainer.saved.numbers["trainer"])["global_step"] >= known["max_steps"]:
-        restore_training(parameters, [], trainer.saved.tensors)
-        trainer.skips.restore(trainer.saved.numbers["skips"])
-        return int(known["global_step"])
     else:
         folder = Path(trainer.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "trainer_state.json").write_text(json.dumps(known), encoding="utf-8")
+        (folder / "trainer_state.json").write_text(json.dumps(run.saved.numbers["trainer"]), encoding="utf-8")
         trainer.train(resume_from_checkpoint=str(folder))
     trainer.accelerator.free_memory()
     return trainer.state.global_step

@@ -14,20 +14,28 @@ from trl import SFTTrainer
 
 from data.batching import token_batches
 from models.roles.response_loss import response_nll
-from stages.training.hf_trainer import Resumable
+from stages.training.hf_trainer import OwnSteps
 from stages.training.micro_batches import of_rows
+from stages.training.training_run import TrainingRun
 
 
-class ResponseTrainer(Resumable, SFTTrainer):
+class ResponseTrainer(OwnSteps, SFTTrainer):
     """Loss, accuracy and token counts of supervised tokens; each batch cut by length, never padded to its longest.
 
-    ``batch_tokens``: padded tokens that one forward and backward may hold; None for a whole micro-batch.
+    Args:
+        training_run: what its steps need.
+        lm: the causal LM under the adapters, whose forward becomes the response-only loss.
+        fast: use the fast path where it knows the architecture.
+        batch_tokens: padded tokens that one forward and backward may hold; None for a whole micro-batch.
     """
 
-    batch_tokens: int | None = None
-
-    def use_response_loss(self, lm: Any, fast: bool = True) -> None:
-        """Replace the forward of the causal LM under the adapters by the response-only loss."""
+    def __init__(
+        self, training_run: TrainingRun, *, lm: Any, fast: bool, batch_tokens: int | None, **settings: Any
+    ) -> None:
+        super().__init__(training_run, **settings)
+        self.batch_tokens = batch_tokens
+        if batch_tokens is not None:
+            training_run.memory.name = "sft.batch_tokens"
 
         def forward(
             input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: Any
@@ -42,10 +50,10 @@ class ResponseTrainer(Resumable, SFTTrainer):
         """Sum of -log p over a piece's supervised tokens by their number in the whole batch of all processes."""
         nll, right, count = model(**inputs)
         total = count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        loss = nll / total * self.counted
+        loss = nll / total * self.training_run.counted
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is global
-        self.noted = self.noted + self.counted * torch.stack([right, count]).double().cpu()
+        self.training_run.note(torch.stack([right, count]).double())
         return (loss, None) if return_outputs else loss
 
     def note_step(self, inputs: dict[str, Tensor], noted: Tensor) -> None:
@@ -66,5 +74,5 @@ class ResponseTrainer(Resumable, SFTTrainer):
 
     def wanted(self, inputs: dict[str, Tensor]) -> tuple[int, int]:
         if self.batch_tokens is None:
-            return self.micro, 1
+            return self.training_run.micro_batch, 1
         return self.batch_tokens, int(inputs["attention_mask"].sum(1).max())

@@ -15,7 +15,7 @@ from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.processes import Processes
 from models.backbone.settings import AdapterConfig
 from models.roles.shared_base import SharedBase
-from models.sampling.generate import CachedEngine, generate, uniforms_for
+from models.sampling.generate import CachedEngine, SamplingParams, generate, uniforms_for
 from reward.model import RewardModel, Samples
 from reward.terms.composition import ModelReward, WeightedSum
 from stages.ppo import stage as ppo_stage
@@ -183,7 +183,7 @@ def test_sampling_between_updates_changes_nothing(tmp_path):
                     generate(
                         CachedEngine(), view, ppo.stream.queries, uniforms=uniforms_for(8, 4, torch.Generator()),
                         batch=3,
-                        max_new_tokens=4, temperature=1.0, stop_ids=(2,), pad_id=0,
+                        params=SamplingParams(max_new_tokens=4, temperature=1.0, stop_ids=(2,), pad_id=0),
                     )  # fmt: skip
         found.append(torch.cat([p.detach().flatten() for p in ppo.policy_parameters.values()]))
     assert torch.equal(*found)
@@ -198,9 +198,14 @@ def test_after_updates_the_sampler_draws_from_the_new_policy(tmp_path):
     list(ppo.train())
     with ppo.base.role("policy") as view, torch.no_grad():
         moved = view.logits(view.hidden(row, torch.ones_like(row, dtype=torch.bool)))
-        made = generate(CachedEngine(), view, ppo.stream.queries, uniforms=None, batch=8, max_new_tokens=6,
-            temperature=1.0,
-                        stop_ids=(2,), pad_id=0)  # fmt: skip
+        made = generate(
+            CachedEngine(),
+            view,
+            ppo.stream.queries,
+            uniforms=None,
+            batch=8,
+            params=SamplingParams(max_new_tokens=6, temperature=1.0, stop_ids=(2,), pad_id=0),
+        )
         for query, response in zip(ppo.stream.queries, made.ids, strict=True):
             ids = torch.tensor([query + response])
             best = view.logits(view.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))[0].argmax(-1)
@@ -272,12 +277,22 @@ def test_chunks_of_unsorted_prompts_keep_rows_and_draws(tmp_path):
     uniforms = uniforms_for(7, 6, torch.Generator().manual_seed(0))
     with base.role("base") as view:
         made = [
-            generate(CachedEngine(), view, prompts, uniforms=uniforms, batch=batch, max_new_tokens=6, temperature=1.0,
-                     stop_ids=(2, 7, 11), pad_id=0)
+            generate(
+                CachedEngine(),
+                view,
+                prompts,
+                uniforms=uniforms,
+                batch=batch,
+                params=SamplingParams(max_new_tokens=6, temperature=1.0, stop_ids=(2, 7, 11), pad_id=0),
+            )
             for batch in (7, 1, 2, 3)
-        ]  # fmt: skip
-        alone = CachedEngine()(view, [prompts[3]], uniforms=uniforms[3:4], max_new_tokens=6, temperature=1.0,
-                               stop_ids=(2, 7, 11), pad_id=0)  # fmt: skip
+        ]
+        alone = CachedEngine()(
+            view,
+            [prompts[3]],
+            uniforms=uniforms[3:4],
+            params=SamplingParams(max_new_tokens=6, temperature=1.0, stop_ids=(2, 7, 11), pad_id=0),
+        )
     assert made[0].ids[3] == alone.ids[0]
     assert all(other == made[0] for other in made[1:])
 

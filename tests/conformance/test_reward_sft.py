@@ -9,11 +9,12 @@ import torch
 from torch.testing import assert_close
 
 from models.backbone.seeds import generator
-from models.sampling.generate import CachedEngine, generate, uniforms_for
+from models.sampling.generate import CachedEngine, SamplingParams, generate, uniforms_for
 from reward.model import score_rows
 from stages import reward_model, sft
 from stages.ppo_math import masked_mean
 from stages.settings import RewardConfig, SFTConfig
+from stages.training import ranking_trainer
 from tests.support.ppo import make_prompt
 from tests.support.training import RANKINGS, context_for
 
@@ -50,18 +51,19 @@ def test_each_score_is_compared_under_its_own_ranking(tmp_path):
         at += len(row.ranks)
         pairs = [(i, j) for i in range(len(scores)) for j in range(len(scores)) if row.ranks[i] < row.ranks[j]]
         expected.append(sum(torch.log1p(torch.exp(scores[j] - scores[i])) for i, j in pairs) / len(pairs))
-    trainer = reward_model.RankingTrainer.__new__(reward_model.RankingTrainer)
+    trainer = ranking_trainer.RankingTrainer.__new__(ranking_trainer.RankingTrainer)
     trainer.settings, trainer.tokens = RewardConfig(), 0
+    trainer.training_run = SimpleNamespace(counted=1.0, note=lambda numbers: None)
     trainer.accelerator = SimpleNamespace(gather=lambda x: x)
     with context.base.role("reward") as view, torch.no_grad():
-        batch = reward_model.collate(rows, 0, False)
-        loss = reward_model.RankingTrainer.compute_loss(trainer, reward_model_module(view), batch)
+        batch = ranking_trainer.collate(rows, 0, False)
+        loss = ranking_trainer.RankingTrainer.compute_loss(trainer, reward_model_module(view), batch)
     assert loss.item() == pytest.approx((sum(expected) / len(expected)).item(), rel=1e-4)
 
 
 def reward_model_module(view):
     """The module that the trainer trains, with default pooling where there is a choice."""
-    return reward_model.RewardModule(view, "last")
+    return ranking_trainer.RewardModule(view, "last")
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])
@@ -87,9 +89,15 @@ def test_the_mean_score_of_the_calibration_answers_is_zero(tmp_path):
     longest = max(len(a) for r in rows for a in r.responses)
     with context.base.role("sft") as view:
         made = generate(
-            CachedEngine(), view, queries, uniforms=uniforms_for(12, longest, generator(0, "reward/centre")), batch=5,
-            max_new_tokens=longest, temperature=1.0, stop_ids=context.renderer.stop_ids, pad_id=0,
-        )  # fmt: skip
+            CachedEngine(),
+            view,
+            queries,
+            uniforms=uniforms_for(12, longest, generator(0, "reward/centre")),
+            batch=5,
+            params=SamplingParams(
+                max_new_tokens=longest, temperature=1.0, stop_ids=context.renderer.stop_ids, pad_id=0
+            ),
+        )
     scores = score_rows(context.base, "reward", queries, made.ids, 0, 5).double() - found["centre"]
     assert scores.mean().item() == pytest.approx(0.0, abs=1e-5)
     assert scores.std().item() == pytest.approx(found["spread"], rel=1e-4)

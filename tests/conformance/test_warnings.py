@@ -66,7 +66,7 @@ def test_a_long_run_keeps_no_more_than_the_signs_need():
     """And they still show: the first values are remembered, however long ago they were."""
     watch = Watch()
     for step in range(1, 2_001):
-        assert watch.see(step, HEALTHY) == [] and len(watch.rows) <= LONG
+        assert watch.see(step, HEALTHY) == [] and len(watch.history.rows) <= LONG
     longer = HEALTHY | {"rollout/length": 40.0, "objective/entropy": 0.3, "objective/scores_std": 0.01}
     told = [text for step in range(2_001, 2_004) for text in watch.see(step, longer)]
-    assert len(told) == 3 and len(watch.rows) == LONG
+    assert len(told) == 3 and len(watch.history.rows) == LONG

@@ -14,6 +14,7 @@ from data.sources import DataConfig
 from data.splits import load_corpus
 from stages import reward_model
 from stages.settings import RewardConfig
+from stages.training import ranking_trainer
 from tests.conftest import make_base
 from tests.support.ppo import make_context
 
@@ -64,12 +65,13 @@ def test_a_weight_scales_a_rankings_part_of_the_loss(tmp_path):
         rows, _ = reward_model.encode(context, plain, RewardConfig())
         for row, weight in zip(rows, weights, strict=True):
             object.__setattr__(row, "weight", weight)
-        trainer = reward_model.RankingTrainer.__new__(reward_model.RankingTrainer)
+        trainer = ranking_trainer.RankingTrainer.__new__(ranking_trainer.RankingTrainer)
         trainer.settings, trainer.tokens = RewardConfig(), 0
+        trainer.training_run = SimpleNamespace(counted=1.0, note=lambda numbers: None)
         trainer.accelerator = SimpleNamespace(gather=lambda x: x)
         with context.base.role("reward") as view:
-            module = reward_model.RewardModule(view, "last")
-            return reward_model.RankingTrainer.compute_loss(trainer, module, reward_model.collate(rows, 0, False))
+            module = ranking_trainer.RewardModule(view, "last")
+            return ranking_trainer.RankingTrainer.compute_loss(trainer, module, ranking_trainer.collate(rows, 0, False))
 
     first, second, both = loss([1.0, 0.0]), loss([0.0, 1.0]), loss([1.0, 0.5])
     assert_close(both, first + 0.5 * second)

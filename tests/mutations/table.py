@@ -57,7 +57,7 @@ OPT, MET = "stages/ppo/optimizer.py", "stages/ppo/metrics.py"
 FAST = "tests/models/fast/test_fast_path.py"
 OLD, LOWER = "tests/stages/ppo/test_old_logprobs.py", "tests/stages/ppo/test_shared_layers.py"
 BA, TE, NLL = "data/batching.py", "data/template.py", "models/roles/response_loss.py"
-RM, RS, RL, SP = "reward/model.py", "stages/reward_model.py", "reward/losses.py", "reward/shared_prompt.py"
+RM, RTR, RL, SP = "reward/model.py", "stages/training/ranking_trainer.py", "reward/losses.py", "reward/shared_prompt.py"
 FI, HE, SFT, PS = "models/roles/files.py", "models/backbone/scalar_head.py", "stages/sft.py", "stages/ppo/stage.py"
 
 ROLLOUT = [
@@ -296,7 +296,7 @@ OPTIMISATION = [
         "however_the_minibatch_is_cut and float64-llama"),
     _of("C1", "each micro-batch's own token count, value", M, "config.value_clip, tokens", "config.value_clip, None", PPO,
         "however_the_minibatch_is_cut and float64-llama"),
-    _of("C1", "each micro-batch's own ranking count", RS, "count = len(losses) if num_items_in_batch is None else num_items_in_batch",
+    _of("C1", "each micro-batch's own ranking count", RTR, "count = len(losses) if num_items_in_batch is None else num_items_in_batch",
         "count = len(losses)", TRAINING, "reward_gradients"),
     _of("C2", "one step an epoch", M, "minibatches(config.rollouts, config.minibatches, g)", "minibatches(config.rollouts, 1, g)",
         PPO, "epochs_times_minibatches"),
@@ -366,7 +366,7 @@ REWARD_MODEL = [
     _of("M3", "worse answers are better", RL, "ranks[:, :, None] < ranks[:, None, :]", "ranks[:, :, None] > ranks[:, None, :]", LOSSES,
         "one_pair"),
     _of("M3", "margin added", RL, "difference = difference - margins", "difference = difference + margins", LOSSES, "margin"),
-    _of("M4", "scores of other rankings", RS, ".masked_scatter(present, scores)", ".masked_scatter(present, scores.flip(0))", TRAINING,
+    _of("M4", "scores of other rankings", RTR, ".masked_scatter(present, scores)", ".masked_scatter(present, scores.flip(0))", TRAINING,
         "own_ranking"),
     _of("M4", "pairs with padding", RL, "return (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]",
         "return (ranks[:, :, None] < ranks[:, None, :]) & mask[:, None, :]", LOSSES, "naive_loops"),
@@ -385,7 +385,7 @@ REWARD_MODEL = [
         SHARED, "plain_rows and llama"),
     _of("M1", "positions go on from answer to answer", SP, "torch.arange(len(prompt), len(prompt) + len(branch))",
         "torch.arange(at, at + len(branch))", SHARED, "plain_rows and llama"),
-    _of("M7", "centred on the median", RS, "centre, spread = samples.mean().item()", "centre, spread = samples.median().item()", TRAINING, "calibration"),
+    _of("M7", "centred on the median", "stages/training/calibration.py", "centre, spread = samples.mean().item()", "centre, spread = samples.median().item()", TRAINING, "calibration"),
     _of("M9", "ties are right", RL, "0.5 * (difference == 0)", "1.0 * (difference == 0)", LOSSES, "ties_as_half"),
     _of("M9", "mean of means", "reward/card/accuracy.py", "return proportion_interval(outcomes, owners.tolist())",
         "return proportion_interval([outcomes[owners == i].mean() for i in np.unique(owners)])", ACCURACY, "by_hand"),
@@ -455,7 +455,7 @@ GUARDS = [
     _of("G2", "warning: truncation never told", WA, "lambda x: x > TRUNCATED", "lambda x: x > 1 + TRUNCATED", SIGNS, "sign"),
     _of("G2", "warning: length never told", WA, "> LONGER * start", "> 10 * LONGER * start", SIGNS, "sign"),
     _of("G2", "warning: skipped steps told too late", WA, '"ppo/skipped_steps", 0.0) > 0', '"ppo/skipped_steps", 0.0) > 1', SIGNS, "sign"),
-    _of("G2", "warning: told at every update", WA, "self._told.add(name)", "self._told.discard(name)", SIGNS, "sign"),
+    _of("G2", "warning: told at every update", WA, "self._told.add(sign.name)", "self._told.discard(sign.name)", SIGNS, "sign"),
     _of("G2", "warning: believed at the first sight", WA, "return values if len(values) == count else []", "return values[-1:]", SIGNS,
         "sign or what_passes"),
 ]  # fmt: skip
@@ -473,7 +473,7 @@ RESUMING = [
         "ppo.controller.coef = ppo.config.kl_coef", RESUME, "goes_on"),
     _of("K3", "running means of the reward begin afresh", ST, "ppo.reward.restore(running)", "ppo.reward.restore(ppo.reward.state)",
         "tests/resume/test_remote_reward.py", "same_bytes and nan"),
-    _of("K6", "nothing saved when a scorer fails", "stages/ppo/stage.py", "checkpoints.save(ppo.position, captured())",
+    _of("K6", "nothing saved when a scorer fails", "stages/ppo/stage.py", "checkpoints.save(self.ppo.position, self.state())",
         "checkpoints.wait()", "tests/resume/test_remote_reward.py", "same_bytes and nan"),
     _of("K6", "the best policy is the last one looked at", "stages/ppo/holdout_monitor.py", "best_of(self.looks) == len(self.looks) - 1", "self.looks",
         "tests/stages/ppo/test_holdout_monitor.py", "best_policy_is_kept"),

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from pipelines.cli import main as cli
-from stages.training.hf_trainer import Resumable
+from stages.training.training_run import TrainingRun
 
 
 def main() -> int:
@@ -16,8 +16,7 @@ def main() -> int:
         def killed(*_: object, **__: object) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        Resumable.note_step = killed  # type: ignore[assignment,method-assign]
-        Resumable.judge_step = killed  # type: ignore[assignment,method-assign]
+        TrainingRun.judge_step = killed  # type: ignore[assignment,method-assign]
     return cli.main(sys.argv[1:])
 
 

@@ -16,6 +16,7 @@ from models.backbone.processes import Processes
 from stages import pretrain, reward_model, sft
 from stages.settings import PretrainConfig, RewardConfig, SFTConfig
 from stages.stage import MetricsLog
+from stages.training import ranking_trainer
 from tests.support.faults import Ppo, slowly, small_memory
 from tests.support.ppo import Silent, make_ppo
 from tests.support.training import context_for, sft_context
@@ -104,13 +105,13 @@ def _sft(tmp_path, steps, monkeypatch):
 
 def _reward(tmp_path, steps, monkeypatch):
     context, seen = context_for(tmp_path), []
-    real = reward_model.RankingTrainer.train
+    real = ranking_trainer.RankingTrainer.train
 
     def train(self, *args, **kwargs):
-        broken_gradients(self.parameters["reward.head.weight"], steps, seen)
+        broken_gradients(self.training_run.parameters["reward.head.weight"], steps, seen)
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(reward_model.RankingTrainer, "train", train)
+    monkeypatch.setattr(ranking_trainer.RankingTrainer, "train", train)
     config = RewardConfig(batch=3, micro_batch=3, epochs=2, learning_rate=1e-2, centre_samples=4, max_skipped_steps=2)
     result = _outcome(lambda: reward_model.run(context, config))
     return result, context.log, context.base.parameters_of("reward").values()
@@ -185,11 +186,11 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(tmp_path, 
             config = SFTConfig(batch=6, micro_batch=micro, learning_rate=1e-2, warmup=0.0)
             context.base.add_role("sft", context.adapter)
             with (
-                context.base.training("sft") as trainable,
+                context.base.training("sft"),
                 context.base.role("sft"),
                 sft.training_session(context, context.base, "sft", "sft"),
             ):
-                sft.fit(sft.make_trainer(context, rows, config), context, trainable, None)
+                sft.fit(sft.make_trainer(context, rows, config))
         else:
             rows = reward_model.encode(context, context.corpus.rankings.train, RewardConfig())[0]
             context.base.add_role("reward", context.adapter, copy_of="sft", head=True)

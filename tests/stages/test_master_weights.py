@@ -134,8 +134,8 @@ def test_the_trainers_moments_are_fp32(tmp_path, stage, monkeypatch):
     seen = []
     fit = trainers.fit
 
-    def spied(trainer, *rest):
-        out = fit(trainer, *rest)
+    def spied(trainer):
+        out = fit(trainer)
         seen.extend(v for state in trainer.optimizer.state.values() for v in state.values())
         return out
 

@@ -11,6 +11,7 @@ from data.records import Demonstration, RankedAnswers
 from reward.model import RewardModel, Samples, pooling_of, score_rows
 from stages import reward_model, sft
 from stages.settings import RewardConfig, SFTConfig
+from stages.training import ranking_trainer
 from tests.conftest import make_base, randomise
 from tests.support.ppo import make_context, make_prompt
 from tests.support.training import DEMONSTRATIONS, reward_context, sft_context
@@ -217,7 +218,7 @@ def test_answers_that_are_the_same_are_compared_once_and_rankings_without_a_pair
     ]
     kept, dropped = reward_model.encode(context, rows, RewardConfig())
     assert dropped == 2 and [len(r.responses) for r in kept] == [2, 9]
-    batch = reward_model.collate(kept, 0, False)
+    batch = ranking_trainer.collate(kept, 0, False)
     assert batch["ids"].shape[0] == 11 and batch["present"].sum() == 11
 
 

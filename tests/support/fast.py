@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from models.backbone.settings import AdapterConfig
-from models.sampling.generate import generate
+from models.sampling.generate import SamplingParams, generate
 from tests.conftest import ADAPTER, make_base, randomise
 
 QUERIES = [[5, 9], [7, 8, 9, 10, 11], [12, 13, 2, 14, 15, 16, 17, 18, 19], [20]]
@@ -43,6 +43,10 @@ def world(kind: str = "llama", adapter: AdapterConfig = ADAPTER, dtype: torch.dt
 def sampled(base, engine, prompts, uniforms=None, stops=(2, 7), steps=12, batch=99, temperature=0.9):
     with base.role("policy") as view:
         return generate(
-            engine, view, prompts, uniforms=uniforms, batch=batch, max_new_tokens=steps, temperature=temperature,
-            stop_ids=stops, pad_id=0,
-        )  # fmt: skip
+            engine,
+            view,
+            prompts,
+            uniforms=uniforms,
+            batch=batch,
+            params=SamplingParams(max_new_tokens=steps, temperature=temperature, stop_ids=stops, pad_id=0),
+        )

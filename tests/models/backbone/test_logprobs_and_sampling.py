@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from data.batching import left_pad
 from models.backbone.logprobs import make_rows, scatter, token_logprobs
-from models.sampling.generate import CachedEngine, draw, generate, uniforms_for
+from models.sampling.generate import CachedEngine, SamplingParams, draw, generate, uniforms_for
 from tests.conftest import ADAPTER, FAMILIES, make_base, randomise
 
 PROMPTS = [[5, 9], [7, 8, 9, 10, 11], [12, 13, 2, 14, 15, 16, 17, 18, 19]]  # one with a stop id inside
@@ -19,9 +19,13 @@ PROMPTS = [[5, 9], [7, 8, 9, 10, 11], [12, 13, 2, 14, 15, 16, 17, 18, 19]]  # on
 def run(base, role="base", prompts=PROMPTS, uniforms=None, steps=8, stops=(2,), temperature=1.0, batch=99):
     with base.role(role) as view:
         return generate(
-            CachedEngine(), view, prompts, uniforms=uniforms, batch=batch, max_new_tokens=steps,
-            temperature=temperature, stop_ids=stops, pad_id=0,
-        )  # fmt: skip
+            CachedEngine(),
+            view,
+            prompts,
+            uniforms=uniforms,
+            batch=batch,
+            params=SamplingParams(max_new_tokens=steps, temperature=temperature, stop_ids=stops, pad_id=0),
+        )
 
 
 def logprobs(base, queries, responses, temperature=1.0, role="base"):

@@ -18,7 +18,7 @@ from data.common.errors import UserError
 from data.records import Message
 from data.sources import DataConfig, load_records
 from data.template import Renderer
-from models.sampling.generate import CachedEngine
+from models.sampling.generate import CachedEngine, SamplingParams
 from models.sampling.stream import stream
 from pipelines.cli.chat import Chat
 from pipelines.run.chat_models import Room, Speaker, open_room
@@ -64,10 +64,14 @@ def chat(room: Room, folder: Path, *lines: str, terminal: bool = False) -> tuple
 def test_streamed_ids_are_those_of_the_engine(temperature: float):
     base, prompt = make_base(), [4, 6, 9, 11, 5, 6]
     with base.role("base") as view:
-        ids = list(stream(
-            view, prompt, generator=torch.Generator().manual_seed(3), max_new_tokens=12, temperature=temperature,
-            stop_ids=[2],
-        ))  # fmt: skip
+        ids = list(
+            stream(
+                view,
+                prompt,
+                generator=torch.Generator().manual_seed(3),
+                params=SamplingParams(max_new_tokens=12, temperature=temperature, stop_ids=[2]),
+            )
+        )
         draws = torch.cat(
             [
                 torch.rand((1,), generator=g, dtype=torch.float64)
@@ -76,9 +80,11 @@ def test_streamed_ids_are_those_of_the_engine(temperature: float):
             ]
         )[None]
         made = CachedEngine()(
-            view, [prompt], uniforms=draws if temperature else None, max_new_tokens=12,
-            temperature=temperature or 1.0, stop_ids=[2], pad_id=0,
-        )  # fmt: skip
+            view,
+            [prompt],
+            uniforms=draws if temperature else None,
+            params=SamplingParams(max_new_tokens=12, temperature=temperature or 1.0, stop_ids=[2], pad_id=0),
+        )
     assert ids == made.ids[0] and len(ids) > 1
 
 

@@ -12,6 +12,7 @@ from data.splits import Corpus, Split
 from stages import reward_model
 from stages.safe_points.checkpoints import Checkpoints
 from stages.settings import RewardConfig
+from stages.training import ranking_trainer
 from stages.training.prompt_sampler import OnePromptAStep, packed
 from tests.conftest import make_base
 from tests.support.ppo import make_context, make_prompt
@@ -52,9 +53,9 @@ def seen_steps(folder, monkeypatch, checkpoints=None):
     context = make_context(make_base(), folder, Corpus(rankings=Split(train=tuple(ranked), held_out=())))
     context = context if checkpoints is None else replace(context, checkpoints=checkpoints)
     context.base.add_role("sft", context.adapter)
-    seen, collate = [], reward_model.collate
+    seen, collate = [], ranking_trainer.collate
     monkeypatch.setattr(
-        reward_model, "collate", lambda batch, *rest: seen.append([r.prompt for r in batch]) or collate(batch, *rest)
+        ranking_trainer, "collate", lambda batch, *rest: seen.append([r.prompt for r in batch]) or collate(batch, *rest)
     )
     reward_model.run(context, RewardConfig(epochs=2, batch=6, micro_batch=3, centre_samples=4))
     monkeypatch.undo()

@@ -1,0 +1,68 @@
+"""Scores that mean something: the answers whose mean score becomes 0, and a reward model that is shifted to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from models.backbone.seeds import generator
+from models.sampling.fast import FastEngine
+from models.sampling.generate import SamplingParams, generate, uniforms_for
+from reward.model import Member, RewardModel
+from stages.settings import RewardConfig
+from stages.stage import StageContext
+from stages.training.ranking_rows import EncodedRanking
+
+
+def calibration_answers(
+    context: StageContext, train: Sequence[EncodedRanking], config: RewardConfig
+) -> tuple[list[list[int]], list[list[int]], str]:
+    """Queries and answers whose mean score becomes 0: SFT samples where there is an SFT model and prompts, otherwise
+    training answers; and which of the two."""
+    base, renderer = context.base, context.renderer
+    prompts = context.corpus.prompts.train[: config.centre_samples]
+    if "sft" not in base.roles or not prompts:
+        chosen = train[: config.centre_samples]
+        return [q for r in chosen for q in r.queries], [a for r in chosen for a in r.responses], "training answers"
+    queries = [renderer.prompt_ids(p.messages) for p in prompts]
+    longest = max(len(a) for r in train for a in r.responses)
+    with base.role("sft") as role:
+        made = generate(
+            FastEngine(),
+            role,
+            queries,
+            uniforms=uniforms_for(len(queries), longest, generator(context.seed, "reward/centre")),
+            batch=128,
+            params=SamplingParams(
+                max_new_tokens=longest, temperature=1.0, stop_ids=renderer.stop_ids, pad_id=renderer.pad_id
+            ),
+        )
+    return queries, made.ids, "sft samples"
+
+
+def centred(
+    context: StageContext,
+    config: RewardConfig,
+    roles: Sequence[str],
+    queries: Sequence[list[int]],
+    answers: Sequence[list[int]],
+) -> tuple[RewardModel, Tensor]:
+    """The trained roles as a reward model whose mean score of these answers is 0, and the scores (float64)."""
+    settings: dict[str, Any] = {"base": context.base, "renderer": context.renderer, "pooling": config.pooling}
+    settings["max_tokens"] = config.max_tokens
+
+    def moments(model: RewardModel) -> tuple[Tensor, float, float]:
+        samples = model.raw_scores(queries, answers).double()
+        centre, spread = samples.mean().item(), samples.std().item() if len(samples) > 1 else 1.0
+        return samples, centre, spread
+
+    members = []
+    for role in roles:
+        samples, centre, spread = moments(RewardModel(role=role, **settings))
+        members.append(Member(role=role, centre=centre, spread=spread))
+    if len(roles) > 1:
+        settings |= {"members": tuple(members), "combine": config.combine, "caution": config.caution}
+        samples, centre, spread = moments(RewardModel(role=roles[0], **settings))
+    return RewardModel(role=roles[0], centre=centre, spread=spread, **settings), samples - centre

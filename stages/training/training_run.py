@@ -1,0 +1,139 @@
+"""One model's training in a stage: its steps, what is skipped, and what a checkpoint keeps. It knows no trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.backbone.oom_retry import OOMRetry
+from models.backbone.seeds import global_rng
+from stages.safe_points.checkpoints import State, restore_training, training_tensors
+from stages.settings import RewardConfig, SFTConfig
+from stages.stage import StageContext
+from stages.training.nonfinite import NonFiniteSteps, norm_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a model's training starts, of those that a stage trains one after another.
+
+    Attributes:
+        number: of this model, from 0.
+        steps: of the models before it.
+        skipped: how many of those were skipped.
+        weights: of the models before it, by the names that checkpoints give them.
+        saved: this model's own state, to go on from; None: it is trained from the start.
+    """
+
+    number: int = 0
+    steps: int = 0
+    skipped: int = 0
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    saved: State | None = None
+
+
+FROM_SCRATCH = Start()
+
+
+class TrainingRun:
+    """What a trainer's steps need and leave behind.
+
+    Args:
+        context: of the stage.
+        config: the stage's settings.
+        key: what messages call those settings: ``KEY.max_skipped_steps``, ``KEY.micro_batch``.
+        name: what messages call the training.
+        parameters: what is trained, by name.
+        start: where it starts.
+    """
+
+    def __init__(
+        self,
+        context: StageContext,
+        config: SFTConfig | RewardConfig,
+        key: str,
+        name: str,
+        parameters: Mapping[str, Any],
+        start: Start = FROM_SCRATCH,
+    ) -> None:
+        self.context, self.processes, self.name = context, context.processes, name
+        self.parameters, self.start, self.saved = dict(parameters), start, start.saved
+        self.skips = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
+        self.memory = OOMRetry(f"{key}.micro_batch", context.warn)
+        self.micro_batch = config.micro_batch
+        self.counted = 1.0  # 0 while this process computes a row only to take part
+        self.noted = torch.zeros(2, dtype=torch.float64)  # what the loss notes of this process's pieces in a step
+        self.norm = self.loss = 0.0  # of the last step; the gradient's before clipping
+
+    def begin_step(self) -> None:
+        """Forget what was noted, at the first piece of a step."""
+        self.noted = torch.zeros(2, dtype=torch.float64)
+
+    def note(self, numbers: Tensor) -> None:
+        """Add what the loss of one piece counted (2,), for the log."""
+        self.noted = self.noted + self.counted * numbers.cpu()
+
+    def drop_gradients(self) -> None:
+        for p in self.parameters.values():
+            p.grad = None
+
+    def judge_step(self, step: int, max_grad_norm: float) -> None:
+        """Before the optimizer's step: without gradients it changes neither weights nor moments."""
+        if max_grad_norm <= 0:  # nobody clips, and nobody measured
+            self.norm = norm_of(self.parameters.values())
+        mine = math.isfinite(self.norm) and math.isfinite(self.loss)
+        finite = self.processes.sum(torch.tensor(float(not mine))).item() == 0
+        if not finite:
+            self.drop_gradients()
+        self.skips.record(finite, f"{self.name}, step {step}", f"loss {self.loss:g}, gradient norm {self.norm:g}")
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were skipped, those of the models before included."""
+        return self.start.skipped + self.skips.total
+
+    def finished(self) -> int | None:
+        """Steps of a training that the saved state shows to be complete; None: there are some left."""
+        known = self.saved.numbers["trainer"] if self.saved is not None else None
+        return int(known["global_step"]) if known is not None and known["global_step"] >= known["max_steps"] else None
+
+    def restore_finished(self) -> None:
+        """Weights and counts of a training that is complete."""
+        assert self.saved is not None
+        restore_training(self.parameters, [], self.saved.tensors)
+        self.skips.restore(self.saved.numbers["skips"])
+
+    def restore(self, optimizer: Any, schedule: Any) -> None:
+        """Weights, optimizer, schedule and counts as they were saved."""
+        assert self.saved is not None
+        numbers = self.saved.numbers
+        restore_training(self.parameters, [optimizer], self.saved.tensors)
+        schedule.load_state_dict(numbers["schedule"])
+        for group, rate in zip(optimizer.param_groups, numbers["rates"], strict=True):
+            group["lr"] = rate
+        self.skips.restore(numbers["skips"])
+        self.memory.limit = numbers["limits"].get(self.memory.name)  # of rows or of tokens, by what the recipe counts
+
+    def state(self, optimizer: Any, schedule: Any, trainer_state: Any, tokens: int) -> State:
+        """All of it, between two optimizer steps; ``tokens`` is TRL's count for its log."""
+        plain = {k: v for k, v in vars(trainer_state).items() if isinstance(v, int | float | str | bool)}
+        return State(
+            tensors=training_tensors(self.parameters, [optimizer]) | dict(self.start.weights),
+            numbers={
+                "part": self.start.number,
+                "offset": self.start.steps,
+                "trainer": plain,
+                "schedule": schedule.state_dict(),
+                "rates": [group["lr"] for group in optimizer.param_groups],
+                "tokens": tokens,
+                "skips": self.skips.as_dict(),
+                "skipped_before": self.start.skipped,
+                "limits": {self.memory.name: self.memory.limit},
+            },
+            own=global_rng(),
+        )
