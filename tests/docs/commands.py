@@ -10,6 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 GENERATED = ROOT / "docs" / "reference"
 """From the code: tests/docs/test_reference.py parses the commands there."""
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+"""Run from its first line to its last by tests/docs/test_tutorial.py."""
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 PROGRAMS = ("trivet", "torchrun", "accelerate", "make", "python", "python3", "pip", "curl")
 INLINE = re.compile(rf"`((?:{'|'.join(PROGRAMS)}) [^`]+)`")
@@ -48,9 +50,6 @@ def commands_of(text: str, page: str = "") -> list[Command]:
 
 
 def all_commands() -> list[Command]:
-    return [
-        c
-        for page in PAGES
-        if page.parent != GENERATED
-        for c in commands_of(page.read_text(encoding="utf-8"), page.name)
-    ]
+    """The commands of all pages that have no test of their own."""
+    pages = [page for page in PAGES if page.parent != GENERATED and page != TUTORIAL]
+    return [c for page in pages for c in commands_of(page.read_text(encoding="utf-8"), page.name)]
