@@ -10,6 +10,7 @@ QUICK = (
     "trivet --help",
     "trivet data check instructions.jsonl rankings.jsonl prompts.jsonl",
     "trivet plan mine.yaml",
+    "trivet plan RECIPE --settings",
     "trivet verify runs/mine",
     "trivet ls",
     "trivet gc",

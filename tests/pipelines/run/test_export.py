@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.common.errors import UserError
-from models.sampling.generate import CachedEngine
+from models.sampling.generate import CachedEngine, SamplingParams
 from pipelines.cli import main as cli
 from pipelines.run.export import export_stage
 from pipelines.run.pipeline import Pipeline
@@ -67,9 +67,8 @@ def answer_of_the_run(pipeline: Pipeline) -> tuple[list[int], list[int]]:
 
     query = renderer.prompt_ids([Message(role="user", content="w1 w2")])
     with bench.base().role("sft") as role:
-        made = CachedEngine()(
-            role, [query], uniforms=None, max_new_tokens=12, temperature=1.0, stop_ids=renderer.stop_ids, pad_id=0
-        )
+        greedy = SamplingParams(max_new_tokens=12, stop_ids=renderer.stop_ids)
+        made = CachedEngine()(role, [query], params=greedy, uniforms=None)
     return query, made.ids[0]
 
 
@@ -78,7 +77,9 @@ def test_an_exported_model_is_asked_and_ends_as_in_the_run(finished: Pipeline, t
     query, expected = answer_of_the_run(finished)
     folder = export_stage(finished.run_dir, "sft", tmp_path / "out", merge=merge)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids: Any = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    ids: Any = tokenizer.apply_chat_template(
+        MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
     assert ids[0].tolist() == query
     lm: Any
     if merge:
