@@ -186,13 +186,13 @@ class Pipeline:
         folder = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
         details = PlanDetails(self.recipe, self.corpus, self.processes.device, folder / "model", out)
         for state in self._keys():
-            name, described, key, there, reason = state
-            status = "cached" if not reason else "new" if there is None else "stale"
-            if reason and self.store is not None and self.store.find(key) is not None:
+            reason = state.reason
+            status = "cached" if not reason else "new" if state.there is None else "stale"
+            if reason and self.store is not None and self.store.find(state.key) is not None:
                 status, reason = "stored", f"finished in the store ({reason} here)"
             done = state.remark if state.put_back else and_remark("finished and unchanged", state.remark)
-            more = details.of(name) | {"functions": described["functions"]}
-            out.append(StagePlan(name=name, status=status, reason=reason or done, details=more))
+            more = details.of(state.name) | {"functions": state.described["functions"]}
+            out.append(StagePlan(name=state.name, status=status, reason=reason or done, details=more))
         return out
 
     def kept(self) -> dict[Path, str]:

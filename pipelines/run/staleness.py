@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,6 @@ class StageState:
     reason: str
     remark: str = ""
     put_back: bool = False  # the previous artifact is the result
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.name, self.described, self.key, self.there, self.reason))
 
 
 def state_of(

@@ -53,10 +53,10 @@ def test_a_function_that_cannot_be_bound_is_refused_before_the_first_stage(tmp_p
 def test_a_changed_column_makes_only_stages_with_functions_stale(tmp_path: Path) -> None:
     code = "def f(completions, level):\n    return [float(x) for x in level]\n"
     settings = {"ppo": RECIPE["ppo"] | {"reward": [own(tmp_path)]}}
-    before = {name: described for name, described, *_ in pipeline(tmp_path, code, **settings)._keys()}
+    before = {s.name: s.described for s in pipeline(tmp_path, code, **settings)._keys()}
     ROWS[3]["level"] = -1
     try:
-        after = {name: described for name, described, *_ in pipeline(tmp_path, code, **settings)._keys()}
+        after = {s.name: s.described for s in pipeline(tmp_path, code, **settings)._keys()}
     finally:
         ROWS[3]["level"] = 3
     assert before["pretrain"] == after["pretrain"] and before["sft"] == after["sft"]

@@ -75,7 +75,8 @@ def pipeline(world: Path, inputs: dict[str, str] | None = None, **changes: Any) 
 
 def finish(made: Pipeline) -> None:
     """Every stage as if it had been run: its key and description over a file."""
-    for name, described, key, _, _ in made._keys():
+    for state in made._keys():
+        name, described, key = state.name, state.described, state.key
         part = made.run_dir / f".{STAGES[name].folder}.partial"
         part.mkdir(parents=True)
         (part / "w.safetensors").write_text(name)
