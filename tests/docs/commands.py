@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,3 +56,27 @@ def all_commands() -> list[Command]:
     """The commands of all pages that have no test of their own."""
     pages = [page for page in PAGES if page.parent != GENERATED and page != TUTORIAL]
     return [c for page in pages for c in commands_of(page.read_text(encoding="utf-8"), page.name)]
+
+
+PLACES = {
+    "RECIPE": "mine.yaml",
+    "FILE...": "prompts.jsonl",
+    "RUN": "runs/mine",
+    "DIR": "store",
+    "COMMAND": "run",
+    "~/": "./",
+}
+"""What stands for the reader's own, and what the test puts there."""
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a shell whose ``trivet`` is this checkout's, in a folder that holds what it names."""
+    for word, place in PLACES.items():
+        command = command.replace(word, place)
+    path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    python = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"PATH": path, "PYTHONPATH": python, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=280,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.docs.commands import ROOT, all_commands, commands_of
+from tests.docs.commands import all_commands, commands_of, shell
 from tests.docs.table import FIRST, NOT_RUN, QUICK, SLOW, reason_of
 from tests.support.recipes import RECIPE
-
-PLACES = {
-    "RECIPE": "mine.yaml",
-    "FILE...": "prompts.jsonl",
-    "RUN": "runs/mine",
-    "DIR": "store",
-    "COMMAND": "run",
-    "~/": "./",
-}
-"""What stands for the reader's own, and what the test puts there."""
 
 
 def test_commands_are_found_in_blocks_and_in_running_text() -> None:
@@ -54,19 +42,6 @@ def test_the_table_holds_nothing_that_is_not_written() -> None:
 
 def lines(path: Path, *rows: dict) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command in a shell whose ``trivet`` is this checkout's, in a folder that holds what it names."""
-    for word, place in PLACES.items():
-        command = command.replace(word, place)
-    path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    python = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = os.environ | {"PATH": path, "PYTHONPATH": python, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=280,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.recipe.schema import load_recipe
-from tests.docs.commands import TUTORIAL
-from tests.docs.test_commands import shell
+from tests.docs.commands import TUTORIAL, shell
 
 TEXT = TUTORIAL.read_text(encoding="utf-8")
 FILES = dict(re.findall(r"(?m)^`([\w.]+)`:\n\n```(?:python|yaml)\n(.*?)^```", TEXT, re.DOTALL))
