@@ -25,10 +25,10 @@ from models.backbone.seeds import derived_seed, generator
 from models.hub.limits import check_rows
 from models.roles.shared_base import RoleView
 from models.sampling.fast import FastEngine
-from models.sampling.generate import generate, uniforms_for
+from models.sampling.generate import generate, sampling_noise
 from reward.card import examine as reward_card
 from reward.card.accuracy import pair_accuracy, pair_outcomes
-from reward.files import WATCHER, member_role, save_reward
+from reward.files import HOLDOUT, member_role, save_reward
 from reward.losses import pair_counts, ranking_losses
 from reward.model import Member, RewardModel, pooled, pooled_scores
 from reward.shared_prompt import can_share, shared_states
@@ -46,33 +46,33 @@ VERSION = 15
 
 def run(context: StageContext, config: RewardConfig) -> StageResult:
     """Train the ``reward`` role (or an ensemble) and perhaps a watcher, centre, measure and write them."""
-    mine, kept_apart = set_apart(context.corpus.rankings.train, config.holdout)
+    mine, holdout_rankings = split_holdout(context.corpus.rankings.train, config.holdout)
     train, tally = encode_rankings(context.renderer, mine, config)
-    if told := tally.warning() or tally.told():
-        (context.warn if tally.warning() else context.say)(f"reward model: {told}")
+    if text := tally.warning() or tally.summary():
+        (context.warn if tally.warning() else context.say)(f"reward model: {text}")
     held_out, _ = encode(context, context.corpus.rankings.held_out, config)
     if not train:
-        why = f": {tally.warning() or tally.told()}" if tally.rows else ""
+        why = f": {tally.warning() or tally.summary()}" if tally.rows else ""
         raise UserError(f"data.rankings: no ranking has two different answers of different rank; nothing to learn{why}")
     ids = [q + a for r in (*train, *held_out) for q, a in zip(r.queries, r.responses, strict=True)]
     check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
     if config.margin and all(row.scores is None for row in train):
         raise UserError("reward.margin: needs rankings with scores, whose differences it is; set it to 0")
-    parts = {member_role("reward", i): train for i in range(config.ensemble)}
+    roles_rankings = {member_role("reward", i): train for i in range(config.ensemble)}
     if config.holdout:
-        parts[WATCHER], _ = encode(context, kept_apart, config)
-        if not parts[WATCHER]:
+        roles_rankings[HOLDOUT], _ = encode(context, holdout_rankings, config)
+        if not roles_rankings[HOLDOUT]:
             raise UserError("reward.holdout: none of the training rankings falls into this share; raise it, or set 0")
-    steps, skipped = train_all(context, parts, config)
-    queries, answers, source = calibration_answers(context, train, config)
-    model, samples = centred(context, config, list(parts)[: config.ensemble], queries, answers)
-    watcher = centred(context, config, [WATCHER], queries, answers)[0] if config.holdout else None
+    steps, skipped = train_all(context, roles_rankings, config)
+    queries, answers, source = calibration_responses(context, train, config)
+    model, samples = calibrated(context, config, list(roles_rankings)[: config.ensemble], queries, answers)
+    holdout_model = calibrated(context, config, [HOLDOUT], queries, answers)[0] if config.holdout else None
     if context.processes.is_main:
         save_reward(model, context.out)
-        if watcher is not None:
-            save_reward(watcher, context.out / WATCHER)
+        if holdout_model is not None:
+            save_reward(holdout_model, context.out / HOLDOUT)
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
-    found = measure(model, held_out)
+    found = evaluate_rankings(model, held_out)
     card = write_card(context, model, samples, source)
     return StageResult(
         metrics={
@@ -83,18 +83,22 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
             "held_out_rankings": len(held_out),
             "steps": steps,
             "skipped_steps": skipped,
-            "centre": model.centre,
-            "spread": model.spread,
+            "score_mean": model.score_mean,
+            "score_std": model.score_std,
             "centred_on": source,
-            "probe": probe(model, train),
+            "probe": reference_score(model, train),
             **found,
-            **({"watcher": {"rankings": len(parts[WATCHER]), **measure(watcher, held_out)}} if watcher else {}),
+            **(
+                {"watcher": {"rankings": len(roles_rankings[HOLDOUT]), **evaluate_rankings(holdout_model, held_out)}}
+                if holdout_model
+                else {}
+            ),
             "report_card": reward_card.summary(card),
         }
     )
 
 
-def set_apart(rankings: Sequence[RankedAnswers], share: float) -> tuple[list[RankedAnswers], list[RankedAnswers]]:
+def split_holdout(rankings: Sequence[RankedAnswers], share: float) -> tuple[list[RankedAnswers], list[RankedAnswers]]:
     """Rankings of the reward model, and those of the watcher: no prompt is in both."""
     out: tuple[list[RankedAnswers], list[RankedAnswers]] = ([], [])
     for ranking in rankings:
@@ -103,7 +107,7 @@ def set_apart(rankings: Sequence[RankedAnswers], share: float) -> tuple[list[Ran
 
 
 def train_all(
-    context: StageContext, parts: Mapping[str, Sequence[EncodedRanking]], config: RewardConfig
+    context: StageContext, roles_rankings: Mapping[str, Sequence[EncodedRanking]], config: RewardConfig
 ) -> tuple[int, int]:
     """Train one role after another, each with its own seed; returns all steps, and how many of them were skipped.
 
@@ -113,7 +117,7 @@ def train_all(
     at = saved.numbers.get("part", 0) if saved is not None else 0
     before: dict[str, Tensor] = {}
     steps = skipped = 0
-    for number, (role, rows) in enumerate(parts.items()):
+    for number, (role, rows) in enumerate(roles_rankings.items()):
         seed = context.seed if number == 0 else derived_seed(context.seed, f"reward/{role}")
         start = "sft" if "sft" in base.roles and config.init == "sft" else None
         base.add_role(role, context.adapter, copy_of=start, head=True, seed=seed)
@@ -125,14 +129,14 @@ def train_all(
         else:
             if saved is not None and number == at:
                 steps, skipped = saved.numbers["offset"], saved.numbers["skipped_before"]
-            go_on = Begun(number, steps, skipped, before, saved if number == at else None)
-            more = fit(replace(context, seed=seed), rows, config, role, go_on)
+            resume = ResumePoint(number, steps, skipped, before, saved if number == at else None)
+            more = fit(replace(context, seed=seed), rows, config, role, resume)
             steps, skipped = steps + more[0], skipped + more[1]
         before |= {f"done/{role}/weights/{n}": p.detach().clone() for n, p in tensors.items()}
     return steps, skipped
 
 
-def centred(
+def calibrated(
     context: StageContext,
     config: RewardConfig,
     roles: Sequence[str],
@@ -145,17 +149,21 @@ def centred(
 
     def moments(model: RewardModel) -> tuple[Tensor, float, float]:
         samples = model.raw_scores(queries, answers).double()
-        centre, spread = samples.mean().item(), samples.std().item() if len(samples) > 1 else 1.0
-        return samples, centre, spread
+        score_mean, score_std = samples.mean().item(), samples.std().item() if len(samples) > 1 else 1.0
+        return samples, score_mean, score_std
 
     members = []
     for role in roles:
-        samples, centre, spread = moments(RewardModel(role=role, **settings))
-        members.append(Member(role=role, centre=centre, spread=spread))
+        samples, score_mean, score_std = moments(RewardModel(role=role, **settings))
+        members.append(Member(role=role, score_mean=score_mean, score_std=score_std))
     if len(roles) > 1:
-        settings |= {"members": tuple(members), "combine": config.combine, "caution": config.caution}
-        samples, centre, spread = moments(RewardModel(role=roles[0], **settings))
-    return RewardModel(role=roles[0], centre=centre, spread=spread, **settings), samples - centre
+        settings |= {
+            "members": tuple(members),
+            "combine": config.combine,
+            "uncertainty_penalty": config.uncertainty_penalty,
+        }
+        samples, score_mean, score_std = moments(RewardModel(role=roles[0], **settings))
+    return RewardModel(role=roles[0], score_mean=score_mean, score_std=score_std, **settings), samples - score_mean
 
 
 def write_card(context: StageContext, model: RewardModel, samples: Tensor, source: str) -> dict[str, Any]:
@@ -178,7 +186,7 @@ def encode(
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class ResumePoint:
     """Where one of several models begins: its number, steps, skipped ones and weights before it, and its own state."""
 
     number: int = 0
@@ -193,7 +201,7 @@ def fit(
     rows: Sequence[EncodedRanking],
     config: RewardConfig,
     role: str = "reward",
-    begun: Begun = Begun(),
+    resume: ResumePoint = ResumePoint(),
 ) -> tuple[int, int]:
     """Train a role's adapter and head; returns the numbers of its optimizer steps, and of those that were skipped."""
     base = context.base
@@ -216,9 +224,9 @@ def fit(
         )
         trainer.settings = config
         trainer.prepare(context, config, "reward")
-        trainer.part, trainer.offset, trainer.before = begun.number, begun.steps, begun.before
-        trainer.skipped_before = begun.skipped
-        return trainers.fit(trainer, context, trainable, begun.saved), trainer.skips.total
+        trainer.part, trainer.offset, trainer.before = resume.number, resume.steps, resume.before
+        trainer.skipped_before = resume.skipped
+        return trainers.fit(trainer, context, trainable, resume.saved), trainer.nonfinite.total
 
 
 class RewardModule(nn.Module):
@@ -281,7 +289,7 @@ class RankingTrainer(Resumable, Trainer):
         order = OnePromptAStep(prompts, self.settings.batch, self.args.seed)
         return order if order.needed else super()._get_train_sampler(*given)
 
-    def pieces(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    def micro_batches_of(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
         return of_rankings(inputs, size)
 
     def share_of(self, inputs: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
@@ -299,7 +307,7 @@ class RankingTrainer(Resumable, Trainer):
 
 
 def collate(batch: Sequence[EncodedRanking], pad_id: int, with_margins: bool) -> dict[str, Tensor]:
-    """Answers end to end (N, L), and per ranking padded (B, K) ranks, presence and score differences."""
+    """Answers packed (N, L), and per ranking padded (B, K) ranks, presence and score differences."""
     rows = make_rows([q for r in batch for q in r.queries], [a for r in batch for a in r.responses], pad_id, "cpu")
     width = max(len(r.ranks) for r in batch)
     ranks = torch.tensor([r.ranks + [0] * (width - len(r.ranks)) for r in batch])
@@ -320,15 +328,15 @@ def collate(batch: Sequence[EncodedRanking], pad_id: int, with_margins: bool) ->
     return out
 
 
-def calibration_answers(
+def calibration_responses(
     context: StageContext, train: Sequence[EncodedRanking], config: RewardConfig
 ) -> tuple[list[list[int]], list[list[int]], str]:
     """Queries and answers whose mean score becomes 0: SFT samples where there is an SFT model and prompts, otherwise
     training answers; and which of the two."""
     base, renderer = context.base, context.renderer
-    prompts = context.corpus.prompts.train[: config.centre_samples]
+    prompts = context.corpus.prompts.train[: config.calibration_samples]
     if "sft" not in base.roles or not prompts:
-        chosen = train[: config.centre_samples]
+        chosen = train[: config.calibration_samples]
         return [q for r in chosen for q in r.queries], [a for r in chosen for a in r.responses], "training answers"
     queries = [renderer.prompt_ids(p.messages) for p in prompts]
     longest = max(len(a) for r in train for a in r.responses)
@@ -337,7 +345,7 @@ def calibration_answers(
             FastEngine(),
             role,
             queries,
-            uniforms=uniforms_for(len(queries), longest, generator(context.seed, "reward/centre")),
+            noise=sampling_noise(len(queries), longest, generator(context.seed, "reward/centre")),
             batch=128,
             max_new_tokens=longest,
             temperature=1.0,
@@ -347,14 +355,14 @@ def calibration_answers(
     return queries, made.ids, "sft samples"
 
 
-def probe(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
+def reference_score(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
     """One short training answer and its score: what PPO's self-check expects of the loaded model."""
     pairs = [(q, a) for r in rows for q, a in zip(r.queries, r.responses, strict=True)]
     query, response = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
     return {"query": query, "response": response, "score": model.score_ids([query], [response]).item()}
 
 
-def measure(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
+def evaluate_rankings(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
     """Held-out pair accuracy with its interval, and the share of pairs where the longer answer is the better one."""
     if not rows:
         return {"pair_accuracy": None, "pairs": 0}

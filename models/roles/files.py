@@ -27,7 +27,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", ADAPTER_CONFIG
 def save_role(base: SharedBase, name: str, folder: Path, extra: dict[str, float] | None = None) -> None:
     """Write ``adapter/`` (or ``model/``) and, where the role has a head, ``head.safetensors``.
 
-    ``extra`` numbers (a reward model's centre and spread) are stored with the head, since a score means nothing
+    ``extra`` numbers (the scores' mean and standard deviation) are stored with the head, since a score means nothing
     without them.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def load_role(base: SharedBase, name: str, folder: Path, *, head: bool = False) 
     """Add a frozen role from an artifact, a plain PEFT folder or a plain Transformers folder.
 
     Returns:
-        The numbers stored with the head (``centre`` and ``spread`` of a reward model), or an empty dict.
+        The numbers stored with the head (``score_mean`` and ``score_std`` of a reward model), or an empty dict.
 
     Raises:
         UserError: nothing loadable there, pickled weights, a wrong fit, or a head that is asked for and missing.

@@ -38,7 +38,7 @@ from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
 from models.fast.hidden_states import fast_states
 from models.fast.logprobs import block_logprobs, output_weight
-from models.fast.prefix_cache import Trunk
+from models.fast.prefix_cache import PrefixCache
 from models.fast.weights import Decoder, decoder_of
 from models.hub.limits import Limits, limits_of_model
 
@@ -54,7 +54,7 @@ class RoleView:
     lm: Any
     head: ScalarHead | None
     fast: bool = True  # use the fast path where it knows the architecture
-    trunk: Trunk | None = None  # states of some rows below all adapters
+    prefix_cache: PrefixCache | None = None  # states of some rows below all adapters
 
     def decoder(self) -> Decoder | None:
         """The weights, where they are known to be a plain Llama-like decoder; None: the modules must run."""
@@ -62,7 +62,7 @@ class RoleView:
 
     def states(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Last hidden states (N, D) at flat positions (N,) of right-padded rows (B, L), by the fast path or not."""
-        return fast_states(self.decoder(), self.lm, ids, mask, positions, self.trunk)
+        return fast_states(self.decoder(), self.lm, ids, mask, positions, self.prefix_cache)
 
     def logprobs(
         self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
@@ -99,7 +99,7 @@ class SharedBase:
         self.linear_names = linear_layers(lm)  # before adapters bring linear layers of their own
         self.peft: PeftModel | None = None
         self.heads = nn.ModuleDict()
-        self.trunk: Trunk | None = None  # set by whoever reads the same rows by several roles
+        self.prefix_cache: PrefixCache | None = None  # set by whoever reads the same rows by several roles
         self.copies: dict[str, Any] = {}  # full fine-tuning: role -> its own model
         self.fingerprint = self.base_fingerprint()
         self._layers: list[BaseTunerLayer] = []
@@ -318,7 +318,7 @@ class SharedBase:
         head: Any = self.heads[name] if name in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
         lm = self.copies.get(name, self.lm)
         try:
-            yield RoleView(name=name, lm=lm, head=head, fast=self.fast, trunk=self.trunk)
+            yield RoleView(name=name, lm=lm, head=head, fast=self.fast, prefix_cache=self.prefix_cache)
         finally:
             self._select(before)
 

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from models.roles.shared_base import RoleView
-from models.sampling.generate import draw
+from models.sampling.generate import sample_tokens
 
 
 @torch.no_grad()
@@ -36,8 +36,8 @@ def stream(
     mask = torch.ones_like(ids)
     for _ in range(max_new_tokens):
         hidden = role.hidden(ids, mask, cache=cache)[:, -1]
-        uniforms = None if temperature == 0 else torch.rand((1,), generator=generator, dtype=torch.float64)
-        token = draw(role.logits(hidden), uniforms, temperature or 1.0)
+        noise = None if temperature == 0 else torch.rand((1,), generator=generator, dtype=torch.float64)
+        token = sample_tokens(role.logits(hidden), noise, temperature or 1.0)
         yield int(token)
         if int(token) in stop_ids:
             return

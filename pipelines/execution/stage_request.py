@@ -10,9 +10,9 @@ from typing import Any
 
 from data.records import Prompt
 from data.splits import Corpus
-from evaluation.settings import PAID
+from evaluation.settings import OPTIMISED
 from evaluation.systems import parse
-from pipelines.execution.loaded_models import Workbench
+from pipelines.execution.loaded_models import LoadedModels
 from pipelines.recipe.schema import Recipe
 from pipelines.workspace.keys import folder_hash
 from reward.settings import RewardPart
@@ -21,10 +21,10 @@ from stages.stage import StageContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class StageRequest:
     """One stage about to run: the bench, the context (None for pretraining, which has no base), the raw parts."""
 
-    bench: Workbench
+    loaded: LoadedModels
     corpus: Corpus
     out: Path
     inputs: Mapping[str, Path]
@@ -36,7 +36,7 @@ class Job:
     say: Callable[[str], None] = lambda text: None
 
 
-def answer_limit(recipe: Recipe) -> int:
+def response_limit(recipe: Recipe) -> int:
     """Longest answer in evaluation: its own setting, or PPO's."""
     return recipe.evaluation.max_new_tokens or recipe.ppo.max_new_tokens
 
@@ -61,7 +61,7 @@ def choosing(recipe: Recipe) -> dict[str, tuple[RewardPart, ...]]:
 
     They are those of ``evaluation.best_of_by``, the reward model alone, or all of PPO's.
     """
-    own = recipe.evaluation.best_of_by | {"model": (RewardPart(source="model"),), PAID: recipe.ppo.reward}
+    own = recipe.evaluation.best_of_by | {"model": (RewardPart(source="model"),), OPTIMISED: recipe.ppo.reward}
     systems = [parse(name) for name in recipe.evaluation.systems]
     return {s.name: own[s.by] for s in systems if s.kind == "best_of"}
 

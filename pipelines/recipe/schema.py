@@ -20,10 +20,11 @@ from data.sources import DataConfig
 from evaluation.settings import EvaluationConfig
 from models.backbone.settings import AdapterConfig
 from pipelines.recipe.checks import default_stages, fill_in, problems_across
-from pipelines.recipe.errors import coerced, problems_of, told, unknown_keys
+from pipelines.recipe.errors import coerced, problems_of, recipe_error, unknown_keys
 from pipelines.recipe.idle import idle
+from pipelines.recipe.renamed import in_new_names, old_names
 from pipelines.recipe.yaml_source import Source, apply_override, read_text
-from pipelines.workspace.run_folder import RECIPE
+from pipelines.workspace.run_folder import RECIPE, is_run
 from stages.settings import CheckpointConfig, PPOConfig, PretrainConfig, RankingsConfig, RewardConfig, SFTConfig
 
 
@@ -88,23 +89,27 @@ def load_recipe(
         may_idle: let settings pass that cannot act, as where a finished run is evaluated in another way.
 
     Raises:
-        UserError: names file, line and key of everything that is wrong, and the mend.
+        UserError: names file, line and key of everything that is wrong, and the fix.
     """
     if isinstance(recipe, Mapping):
         source, folder = Source(name="recipe", data=json.loads(json.dumps(recipe, default=_plain))), Path.cwd()
     else:
         source, folder = _read(Path(recipe)), Path(recipe).resolve().parent
+        if Path(recipe).name == RECIPE and is_run(folder):  # trivet wrote it, perhaps with names of before
+            source = in_new_names(source)
     for override in overrides:
         apply_override(source, override)
-    if problems := unknown_keys(source.data, [Recipe]):
-        raise told(source, problems)
+    renamed = old_names(source.data)
+    at = {path for path, _ in renamed}
+    if problems := [*renamed, *(p for p in unknown_keys(source.data, [Recipe]) if p[0] not in at)]:
+        raise recipe_error(source, problems)
     fill_in(source.data)
     try:
         made = Recipe.model_validate(source.data | {"base_dir": folder})
     except ValidationError as error:
-        raise told(source, problems_of(error, source)) from None
+        raise recipe_error(source, problems_of(error, source)) from None
     if problems := coerced(source.data, made) or problems_across(made) or ([] if may_idle else idle(made)):
-        raise told(source, problems)
+        raise recipe_error(source, problems)
     return made
 
 

@@ -22,6 +22,7 @@ from data.common.redaction import redact, redacted
 from data.common.strict_json import read_object
 from models.backbone.artifacts import MANIFEST
 from pipelines.recipe.checks import ORDER
+from pipelines.recipe.renamed import metrics_in_new_words
 from pipelines.report import charts, shapes
 from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
@@ -29,7 +30,7 @@ from pipelines.report.samples import dumps, packed, packed_samples
 from pipelines.report.words import Words, answers_to_newcomers, headline
 from pipelines.workspace.run_folder import FOLDERS, RECIPE, REPORT, RUN
 
-APART = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
+SHOWN_ELSEWHERE = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
 STAGES, CARD = ORDER, "report_card.json"
 
 
@@ -79,7 +80,8 @@ def read_run(path: Path) -> RunFiles:
         raise UserError(f"{path}: no such run folder; `trivet ls` lists the runs")
     notes: list[str] = []
     folders = {s: path / FOLDERS[s] for s in STAGES}
-    metrics = {s: _json_lines(_live(f) / "metrics.jsonl", notes, shapes.Row) for s, f in folders.items()}
+    lines = {s: _json_lines(_live(f) / "metrics.jsonl", notes, shapes.Row) for s, f in folders.items()}
+    metrics = {s: metrics_in_new_words(rows) for s, rows in lines.items()}
     manifests = {s: _json(f / MANIFEST, notes, shapes.Manifest) for s, f in folders.items()}
     run = _json(path / RUN, notes, shapes.RUN_SHAPE)
     samples = _json_lines(path / "evaluation" / "samples.jsonl", notes, shapes.Sample)
@@ -134,7 +136,7 @@ def view(files: RunFiles) -> dict[str, Any]:
         "judge": results.get("judge", ""),
         "figures": figures,
         "curve_groups": [(s, charts.STAGE_TITLES[s], figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
-        "reward_facts": {k.replace("_", " "): shown(v) for k, v in accuracy.items() if k not in APART},
+        "reward_facts": {k.replace("_", " "): shown(v) for k, v in accuracy.items() if k not in SHOWN_ELSEWHERE},
         "card": report_reward.view(files.card, gate) if files.card else None,
         "samples": samples if count else "",
         "samples_count": count,
@@ -210,7 +212,7 @@ def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
     for name in STAGES:
         found = files.manifests.get(name, {}).get("metrics") or {}
         if found and name not in ("reward", "evaluate"):
-            rows = {k.replace("_", " "): shown(v) for k, v in found.items() if k not in APART}
+            rows = {k.replace("_", " "): shown(v) for k, v in found.items() if k not in SHOWN_ELSEWHERE}
             out.append((charts.STAGE_TITLES[name], rows | counted(found)))
         elif name == "reward" and counted(found):
             out.append((f"{charts.STAGE_TITLES[name]}: rankings", counted(found)))
@@ -283,9 +285,11 @@ def _figures(files: RunFiles, stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def frontier(files: RunFiles, systems: Mapping[str, Any]) -> dict[str, Any] | None:
     """Reward against KL of one run."""
-    measured = {s: files.manifests.get(s, {}).get("metrics") or {} for s in ("reward", "ppo")}
-    scale = report_reward.training_scale(files.recipe, measured["reward"])
-    return charts.reward_against_kl(files.metrics.get("ppo", []), systems, measured["ppo"].get("kept_update"), scale)
+    stage_metrics = {s: files.manifests.get(s, {}).get("metrics") or {} for s in ("reward", "ppo")}
+    scale = report_reward.training_scale(files.recipe, stage_metrics["reward"])
+    return charts.reward_against_kl(
+        files.metrics.get("ppo", []), systems, stage_metrics["ppo"].get("kept_update"), scale
+    )
 
 
 def render(context: Mapping[str, Any]) -> str:

@@ -41,19 +41,19 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
         raise UserError(f"{to}: exists already; choose a new folder")
     pipeline = open_run(Path(run))
     folder = stage_folder(pipeline.run_dir, stage)
-    base, role = pipeline.bench.base(), EXPORTABLE[stage]
+    base, role = pipeline.loaded.base(), EXPORTABLE[stage]
     if role == "reward":
         return _export_reward(pipeline, folder, to, merge)
     if role != "base":
-        pipeline.bench.load(stage, role, folder)
+        pipeline.loaded.load(stage, role, folder)
     partial = partial_folder(to)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if role == "base" or role in base.copies or merge:
         write_model(base, role, partial)
     else:
-        save_adapter(base, role, partial, base_path=pipeline.bench.spec.source)
-    _save_tokenizer(base, pipeline.bench.renderer(), partial)
+        save_adapter(base, role, partial, base_path=pipeline.loaded.spec.source)
+    _save_tokenizer(base, pipeline.loaded.renderer(), partial)
     os.replace(partial, to)
     return to
 
@@ -62,10 +62,10 @@ def _export_reward(pipeline: Pipeline, folder: Path, to: Path, merge: bool) -> P
     """A PEFT folder with ``head.safetensors`` beside it, as ``trivet score`` takes it; the head is ours alone."""
     if merge:
         raise UserError("--merge: a reward model is an adapter and a head; export it without --merge")
-    model = pipeline.bench.load_reward(folder)
+    model = pipeline.loaded.load_reward(folder)
     if model.base.copies:
         raise UserError("--stage reward: a fully fine-tuned reward model stays in its run; score with the run")
-    spec = pipeline.bench.spec if model.takes_ids else None
+    spec = pipeline.loaded.spec if model.takes_ids else None
     source = spec.source if spec is not None else pipeline.recipe.reward.base
     partial = partial_folder(to)
     shutil.rmtree(partial, ignore_errors=True)

@@ -26,7 +26,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.run.estimates import LIBRARIES, Estimator
 from pipelines.run.stages import STAGES
 
-MOST_ROWS = 20_000
+MAX_ROWS = 20_000
 """Rows of a part that are rendered for a plan; of more, the first so many."""
 
 
@@ -59,7 +59,7 @@ class PlanDetails:
             "rows": rows,
             "takes": self.estimator.of(name),
             "counts": counts,
-            "told": "" if tally is None else tally.told(),
+            "counted": "" if tally is None else tally.summary(),
             "warning": warning,
         }
 
@@ -91,16 +91,16 @@ class PlanDetails:
         if name == "sft":
             from stages.sft import encode_demonstrations
 
-            return encode_demonstrations(renderer, self.corpus.demonstrations.train[:MOST_ROWS], recipe.sft)[1]
+            return encode_demonstrations(renderer, self.corpus.demonstrations.train[:MAX_ROWS], recipe.sft)[1]
         if name == "ppo":
             from stages.ppo.stage import fitting_prompts
 
-            return fitting_prompts(renderer, self.corpus.prompts.train[:MOST_ROWS], recipe.ppo.max_prompt_tokens)[1]
+            return fitting_prompts(renderer, self.corpus.prompts.train[:MAX_ROWS], recipe.ppo.max_prompt_tokens)[1]
         if recipe.rankings is not None or recipe.reward.base != "same" or recipe.reward.holdout:
             return None  # rows that are sampled later, rendered otherwise, or drawn by lot
         from stages.training.ranking_rows import encode_rankings
 
-        return encode_rankings(renderer, self.corpus.rankings.train[:MOST_ROWS], recipe.reward)[1]
+        return encode_rankings(renderer, self.corpus.rankings.train[:MAX_ROWS], recipe.reward)[1]
 
 
 def renderer_of(spec: BaseModelSpec, recipe: Recipe, tokenizer: Any) -> Renderer:

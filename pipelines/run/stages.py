@@ -11,9 +11,9 @@ from typing import Any
 
 from data.common.user_functions import fingerprint_of
 from data.splits import Corpus, Split
-from evaluation.settings import PAID
+from evaluation.settings import OPTIMISED
 from evaluation.systems import parse
-from pipelines.execution.stage_request import Job, answer_limit, choosing, files_of_evaluation
+from pipelines.execution.stage_request import StageRequest, choosing, files_of_evaluation, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.workspace.keys import dump
 from reward.settings import REMOTE_TRAITS, RewardPart
@@ -24,7 +24,7 @@ from stages.stage import StageResult
 class Stage:
     """An entry of ``STAGES``."""
 
-    run: Callable[[Job], StageResult]
+    run: Callable[[StageRequest], StageResult]
     needs: Callable[[Recipe], tuple[str, ...]]  # stages whose results it takes, where they are part of the run
     settings: Callable[[Recipe], Any]  # the part of the recipe that its result depends on
     data: tuple[str, ...]  # parts of the corpus that it reads
@@ -33,74 +33,74 @@ class Stage:
     folder: str
 
 
-def _pretrain(job: Job) -> StageResult:
+def _pretrain(request: StageRequest) -> StageResult:
     from stages import pretrain
 
-    recipe = job.bench.recipe
+    recipe = request.loaded.recipe
     context = pretrain.PretrainContext(
-        out=job.out,
+        out=request.out,
         seed=recipe.seed,
-        documents=[d.text for d in job.corpus.documents.train],
-        held_out=[d.text for d in job.corpus.documents.held_out][:1000],
-        processes=job.bench.processes,
-        log=job.log,
-        bar=job.bar,
-        checkpoints=job.checkpoints,
-        warn=job.bench.warn,
+        documents=[d.text for d in request.corpus.documents.train],
+        held_out=[d.text for d in request.corpus.documents.held_out][:1000],
+        processes=request.loaded.processes,
+        log=request.log,
+        bar=request.bar,
+        checkpoints=request.checkpoints,
+        warn=request.loaded.warn,
     )
     return pretrain.run(context, recipe.base.pretrain)  # type: ignore[union-attr]
 
 
-def _sft(job: Job) -> StageResult:
+def _sft(request: StageRequest) -> StageResult:
     from stages import sft
 
-    return sft.run(job.make_context(job.bench.base(), job.bench.renderer()), job.bench.recipe.sft)
+    return sft.run(request.make_context(request.loaded.base(), request.loaded.renderer()), request.loaded.recipe.sft)
 
 
-def _rankings(job: Job) -> StageResult:
+def _rankings(request: StageRequest) -> StageResult:
     from stages import rankings
 
-    base, settings = job.bench.base(), job.bench.recipe.rankings
-    if "sft" in job.inputs:
-        job.bench.load("sft", "sft", job.inputs["sft"])
+    base, settings = request.loaded.base(), request.loaded.recipe.rankings
+    if "sft" in request.inputs:
+        request.loaded.load("sft", "sft", request.inputs["sft"])
     assert settings is not None
-    return rankings.run(job.make_context(base, job.bench.renderer()), settings)
+    return rankings.run(request.make_context(base, request.loaded.renderer()), settings)
 
 
-def _reward(job: Job) -> StageResult:
+def _reward(request: StageRequest) -> StageResult:
     from stages import reward_model
     from stages.rankings import read_rankings
 
-    base, renderer = job.bench.reward_base()
-    if "sft" in job.inputs and not job.bench.reward_stands_apart:
-        job.bench.load("sft", "sft", job.inputs["sft"])
-    corpus = job.corpus
-    if "rankings" in job.inputs:
-        train, held_out = read_rankings(job.inputs["rankings"])
+    base, renderer = request.loaded.reward_base()
+    if "sft" in request.inputs and not request.loaded.reward_has_own_base:
+        request.loaded.load("sft", "sft", request.inputs["sft"])
+    corpus = request.corpus
+    if "rankings" in request.inputs:
+        train, held_out = read_rankings(request.inputs["rankings"])
         corpus = replace(corpus, rankings=Split(train=tuple(train), held_out=tuple(held_out)))
-    return reward_model.run(job.make_context(base, renderer, corpus=corpus), job.bench.recipe.reward)
+    return reward_model.run(request.make_context(base, renderer, corpus=corpus), request.loaded.recipe.reward)
 
 
-def _ppo(job: Job) -> StageResult:
+def _ppo(request: StageRequest) -> StageResult:
     from reward.card import gate as reward_gate
     from stages.ppo import stage as ppo_stage
 
-    if "model" in {part.kind for part in job.bench.recipe.ppo.reward} and "reward" in job.inputs:
-        reward_gate.require(job.inputs["reward"], job.bench.recipe.reward.gate)
-    base, adapter = job.bench.base(), job.bench.recipe.adapter
-    if "sft" in job.inputs:
-        job.bench.load("sft", "reference", job.inputs["sft"])
+    if "model" in {part.kind for part in request.loaded.recipe.ppo.reward} and "reward" in request.inputs:
+        reward_gate.require(request.inputs["reward"], request.loaded.recipe.reward.gate)
+    base, adapter = request.loaded.base(), request.loaded.recipe.adapter
+    if "sft" in request.inputs:
+        request.loaded.load("sft", "reference", request.inputs["sft"])
     else:  # without SFT the reference is the base itself: an adapter that changes nothing
-        base.add_role("reference", adapter, seed=job.bench.recipe.seed)
-    model = job.bench.load_reward(job.inputs["reward"]) if "reward" in job.inputs else None
-    judge = job.bench.load_watcher(job.inputs["reward"]) if "reward" in job.inputs else None
-    return ppo_stage.run(job.make_context(base, job.bench.renderer()), job.bench.recipe.ppo, model, judge)
+        base.add_role("reference", adapter, seed=request.loaded.recipe.seed)
+    model = request.loaded.load_reward(request.inputs["reward"]) if "reward" in request.inputs else None
+    judge = request.loaded.load_holdout_model(request.inputs["reward"]) if "reward" in request.inputs else None
+    return ppo_stage.run(request.make_context(base, request.loaded.renderer()), request.loaded.recipe.ppo, model, judge)
 
 
-def _evaluate(job: Job) -> StageResult:
+def _evaluate(request: StageRequest) -> StageResult:
     from pipelines.evaluate import stage as evaluating
 
-    return evaluating.evaluate(job)
+    return evaluating.evaluate(request)
 
 
 def _base(recipe: Recipe) -> tuple[str, ...]:
@@ -109,15 +109,15 @@ def _base(recipe: Recipe) -> tuple[str, ...]:
 
 def _needs_reward(recipe: Recipe) -> tuple[str, ...]:
     parts = {part.kind for part in recipe.ppo.reward}
-    watched = recipe.ppo.keep == "best" or recipe.reward.holdout > 0
-    return ("reward",) if "model" in parts or recipe.ppo.value.init == "reward" or watched else ()
+    holds_out = recipe.ppo.keep == "best" or recipe.reward.holdout > 0
+    return ("reward",) if "model" in parts or recipe.ppo.value.init == "reward" or holds_out else ()
 
 
 BOUND = ("max_skipped_steps",)  # changes no finished stage, so that another one may resume
 SPEED: dict[str, tuple[str, ...]] = {
     "sft": ("micro_batch", "batch_tokens"),
     "reward": ("micro_batch",),
-    "ppo": ("micro_batch", "micro_tokens", "share_lower_layers"),
+    "ppo": ("micro_batch", "micro_tokens", "share_prefix_layers"),
     "evaluate": ("batch",),
 }
 GROUPS = {"evaluate": "evaluation"}  # the recipe's group of a stage, where it has another name
@@ -132,8 +132,8 @@ def speed_settings(recipe: Recipe, stage: str) -> tuple[str, ...]:
     With dropout in the adapters, SFT and the reward stage draw its masks by forward pass: how batches are cut then
     changes the result.
     """
-    drawn = stage in ("sft", "reward") and recipe.adapter.dropout > 0
-    return () if drawn else SPEED.get(stage, ())
+    random_masks = stage in ("sft", "reward") and recipe.adapter.dropout > 0
+    return () if random_masks else SPEED.get(stage, ())
 
 
 def made_with(recipe: Recipe, stage: str, threads: int) -> dict[str, Any]:
@@ -198,8 +198,8 @@ def _evaluation_settings(recipe: Recipe) -> dict[str, Any]:
     """Evaluation's settings, and of the rewards that choose for a best-of-n those that it has."""
     settings = dump(recipe.evaluation, ("best_of_by", *speed_settings(recipe, "evaluate")))
     chosen: dict[str, Any] = {n: _parts(parts) for n, parts in choosing(recipe).items() if parse(n).by != "model"}
-    if any(parse(name).by == PAID for name in chosen):
-        chosen[PAID] = recipe.ppo.model_dump(include={"standardise_scores", "score_clip", "missing_eos_penalty"})
+    if any(parse(name).by == OPTIMISED for name in chosen):
+        chosen[OPTIMISED] = recipe.ppo.model_dump(include={"standardise_scores", "score_clip", "missing_eos_penalty"})
     return settings | ({"best_of_by": chosen} if chosen else {})
 
 
@@ -213,9 +213,9 @@ def _reward_steps(recipe: Recipe, corpus: Corpus) -> int:
     rows = len(corpus.rankings.train)
     if recipe.rankings:
         rows = min(recipe.rankings.prompts, len(corpus.prompts.train))
-    apart = round(rows * settings.holdout)
-    each = _batches(rows - apart, settings.batch, settings.epochs)
-    return settings.ensemble * each + (_batches(apart, settings.batch, settings.epochs) if apart else 0)
+    holdout_rows = round(rows * settings.holdout)
+    each = _batches(rows - holdout_rows, settings.batch, settings.epochs)
+    return settings.ensemble * each + (_batches(holdout_rows, settings.batch, settings.epochs) if holdout_rows else 0)
 
 
 def _version(module: str) -> Callable[[], int]:
@@ -278,7 +278,7 @@ STAGES: dict[str, Stage] = {
         needs=lambda r: (*_base(r), "sft", "reward", "ppo"),
         settings=lambda r: {
             "evaluation": _evaluation_settings(r),
-            "max_new_tokens": answer_limit(r),
+            "max_new_tokens": response_limit(r),
             "files": files_of_evaluation(r),
         },
         data=("prompts", "demonstrations", "rankings"),  # for worked examples, references, the reward model's card

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.common.errors import UserError
 from models.backbone.artifacts import Artifact, previous_folder, problems, read_artifact, read_manifest
+from pipelines.recipe.renamed import in_old_words
 from pipelines.workspace.gc import is_store
 from pipelines.workspace.keys import folder_hash, hash_of
 from pipelines.workspace.run_folder import FOLDERS, find_run, read_run
@@ -72,7 +73,7 @@ def _kept(final: Path, name: str, say: Callable[[str], None]) -> list[str]:
 def _key(artifact: Artifact) -> list[str]:
     """The key is the hash of what the manifest says that it was made of."""
     described = artifact.manifest.get("described")
-    if described and hash_of(described) != artifact.key:
+    if described and hash_of(in_old_words(described)) != artifact.key:
         return [f"{artifact.path}: its key ({artifact.key[:12]}) is not the hash of what its manifest describes"]
     return []
 

@@ -17,7 +17,7 @@ from models.roles.files import save_role
 from reward.model import RewardModel
 from reward.terms.composition import compose
 from stages.ppo import state as ppo_state
-from stages.ppo.holdout_monitor import Watcher
+from stages.ppo.holdout_monitor import HoldoutMonitor
 from stages.ppo.self_check import require, self_check
 from stages.ppo.update import PPO
 from stages.ppo.warning_signs import Warned, Watch
@@ -46,17 +46,17 @@ def run(
     )
     add_roles(context, config, model)
     ppo = PPO(context, config, prompts, reward)
-    paid = any(part.kind == "model" for part in config.reward)
-    watcher = Watcher(ppo, judge, model if paid else None) if judge is not None else None
+    optimised = any(part.kind == "model" for part in config.reward)
+    monitor = HoldoutMonitor(ppo, judge, model if optimised else None) if judge is not None else None
     saved = context.checkpoints.resume()
     if saved is not None:
         ppo_state.restore(ppo, saved)
-        if watcher is not None:
-            watcher.restore(saved)
+        if monitor is not None:
+            monitor.restore(saved)
     elif config.self_check:
         require(self_check(ppo, model))
-    watch, last = train(ppo, watcher)
-    kept = watcher.keep_best() if watcher is not None and config.keep == "best" else ppo.update_index
+    watch, last = train(ppo, monitor)
+    kept = monitor.keep_best() if monitor is not None and config.keep == "best" else ppo.update_index
     if context.processes.is_main:
         save_role(context.base, "policy", context.out)
         save_role(context.base, "value", context.out / "value")
@@ -68,10 +68,10 @@ def run(
             "counts": tally.as_dict(),
             "skipped_steps": ppo.nonfinite.total,
             "kept_update": kept,
-            **({"watch": watcher.summary()} if watcher is not None else {}),
+            **({"holdout": monitor.summary()} if monitor is not None else {}),
             "warnings": [
                 *warned(tally.warning()).get("warnings", []),
-                *({"step": w.step, "text": w.text} for w in [*watch.given, *parted(watcher)]),
+                *({"step": w.step, "text": w.text} for w in [*watch.given, *onset_warnings(monitor)]),
             ],
             # only the main process, whose metrics are kept, knows them where all updates were done before a checkpoint
             **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length") if name in last},
@@ -79,28 +79,28 @@ def run(
     )
 
 
-def train(ppo: PPO, watcher: Watcher | None) -> tuple[Watch, dict[str, float]]:
+def train(ppo: PPO, monitor: HoldoutMonitor | None) -> tuple[Watch, dict[str, float]]:
     """All updates that are left; the signs that were seen, and the last update's metrics."""
     context, watch, last = ppo.context, Watch(), dict[str, float]()
     for last in context.log.rows():  # of the updates before the checkpoint; told already
-        watch.see(int(last["step"]), last)
+        watch.record(int(last["step"]), last)
 
-    def captured() -> State:
-        return ppo_state.capture(ppo) if watcher is None else watcher.add_to(ppo_state.capture(ppo))
+    def snapshot() -> State:
+        return ppo_state.snapshot(ppo) if monitor is None else monitor.add_to(ppo_state.snapshot(ppo))
 
     def safe_point(step: int | None = None) -> None:
-        context.checkpoints.safe_point(ppo.position, captured, step, good=ppo.nonfinite.in_a_row == 0)
+        context.checkpoints.safe_point(ppo.position, snapshot, step, good=ppo.nonfinite.in_a_row == 0)
 
     ppo.safe_point = safe_point
-    if watcher is not None and watcher.due:
-        watcher.look()
+    if monitor is not None and monitor.due:
+        monitor.evaluate()
     try:
         for last in ppo.train():
-            if watcher is not None and watcher.due:
-                last |= watcher.look()
+            if monitor is not None and monitor.due:
+                last |= monitor.evaluate()
             context.log.write(ppo.update_index, last)
-            new = [w.text for w in parted(watcher) if w.step == ppo.update_index]
-            for text in [*watch.see(ppo.update_index, last), *new]:
+            new = [w.text for w in onset_warnings(monitor) if w.step == ppo.update_index]
+            for text in [*watch.record(ppo.update_index, last), *new]:
                 context.warn(f"PPO, update {ppo.update_index}: {text}")
             shown = {k.split("/")[-1]: last[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
             context.bar.advance(ppo.update_index, shown, int(last["tokens/response"]))
@@ -109,13 +109,13 @@ def train(ppo: PPO, watcher: Watcher | None) -> tuple[Watch, dict[str, float]]:
                 save_role(context.base, "policy", context.out / KEPT / f"update_{ppo.update_index}")
             safe_point(ppo.update_index)
     except (StageError, UserError) as error:  # a scorer that does not answer, a function of the user's that fails
-        raise saved_before(error, ppo, captured) from error
+        raise saved_before(error, ppo, snapshot) from error
     return watch, last
 
 
-def parted(watcher: Watcher | None) -> list[Warned]:
+def onset_warnings(monitor: HoldoutMonitor | None) -> list[Warned]:
     """The warning, at the look that shows it, that the reward is being over-optimised; or none."""
-    found = watcher.parted() if watcher is not None else None
+    found = monitor.onset() if monitor is not None else None
     if found is None:
         return []
     text = (
@@ -125,15 +125,15 @@ def parted(watcher: Watcher | None) -> list[Warned]:
     return [Warned(found.seen, text)]
 
 
-def saved_before(error: Exception, ppo: PPO, captured: Callable[[], State]) -> Exception:
-    """Save what is finished; the error, saying where its mending goes on."""
+def saved_before(error: Exception, ppo: PPO, snapshot: Callable[[], State]) -> Exception:
+    """Save what is finished; the error, saying where its fixing goes on."""
     checkpoints, words = ppo.context.checkpoints, ""
     if checkpoints.folder is not None and not isinstance(error, CheckpointError | NonFiniteError):
-        checkpoints.save(ppo.position, captured())
+        checkpoints.save(ppo.position, snapshot())
         checkpoints.wait()
         words = (
-            f"\n{ppo.update_index} of {ppo.config.updates} updates are done and saved; once it is mended, the same "
-            "command goes on from there"
+            f"\n{ppo.update_index} of {ppo.config.updates} updates are done and saved; once it is fixed, the same "
+            "command resumes from there"
         )
     return type(error)(f"{error}{words}")
 
@@ -181,7 +181,7 @@ def fitting_prompts(renderer: Renderer, prompts: Sequence[Prompt], limit: int) -
         with located(prompt.source):
             query = renderer.prompt_ids(prompt.messages)
         fits = len(query) <= limit
-        tally.see([Fitted.of(query, [], range(len(query)), 0)], "" if fits else f"longer than {limit:,} tokens")
+        tally.record([Fitted.of(query, [], range(len(query)), 0)], "" if fits else f"longer than {limit:,} tokens")
         if fits:
             kept.append(prompt)
     return kept, tally
@@ -205,7 +205,7 @@ def add_roles(context: StageContext, config: PPOConfig, model: RewardModel | Non
 def copy_reward_head(source: nn.Module, target: nn.Module, model: RewardModel | None, standardise: bool) -> None:
     """The value of a state starts as the centred (and, if asked, standardised) score that the reward model gives it."""
     assert isinstance(source, ScalarHead) and isinstance(target, ScalarHead) and model is not None
-    scale = 1.0 / max(model.spread, 1e-6) if standardise else 1.0
+    scale = 1.0 / max(model.score_std, 1e-6) if standardise else 1.0
     with torch.no_grad():
         target.weight.copy_(source.weight * scale)
-        target.bias.copy_((source.bias - model.head_centre) * scale)
+        target.bias.copy_((source.bias - model.head_mean) * scale)

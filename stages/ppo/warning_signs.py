@@ -30,7 +30,7 @@ class Warned:
 
 
 class Watch:
-    """Looks at every update's metrics; ``see`` returns what is new."""
+    """Looks at every update's metrics; ``record`` returns what is new."""
 
     def __init__(self) -> None:
         self.rows: list[Mapping[str, float]] = []  # the newest, as many as a sign may need
@@ -38,7 +38,7 @@ class Watch:
         self.first_lengths: list[float] = []
         self.seen = 0
         self.given: list[Warned] = []
-        self._told: set[str] = set()
+        self._given: set[str] = set()
         self._signs: tuple[tuple[str, Callable[[], bool], str], ...] = (
             (
                 "negative KL",
@@ -93,7 +93,7 @@ class Watch:
             ),
         )
 
-    def see(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+    def record(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Take one update's metrics; return the warnings that are new."""
         self.seen += 1
         self.rows = [*self.rows, metrics][-max(LONG, PATIENCE) :]
@@ -102,8 +102,8 @@ class Watch:
             self.first_lengths.append(metrics["rollout/length"])
         new = []
         for name, shows, text in self._signs:
-            if name not in self._told and shows():
-                self._told.add(name)
+            if name not in self._given and shows():
+                self._given.add(name)
                 self.given.append(Warned(step, text))
                 new.append(text)
         return new

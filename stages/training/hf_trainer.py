@@ -104,7 +104,7 @@ class Resumable:
     part, offset = 0, 0  # of a stage's models, trained one after another: this one's number, and the steps before it
     before: Mapping[str, Any] = MappingProxyType({})  # what checkpoints keep of the finished ones, by name
     skipped_before = 0  # steps of the finished ones that were skipped
-    skips: NonFiniteSteps
+    nonfinite: NonFiniteSteps
     memory: OOMRetry
     micro: int  # rows of a piece
     processes: Processes
@@ -115,13 +115,13 @@ class Resumable:
 
     def prepare(self, context: StageContext, config: SFTConfig | RewardConfig, key: str) -> None:
         self.processes = context.processes
-        self.skips = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
+        self.nonfinite = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
         self.memory = OOMRetry(f"{key}.micro_batch", context.warn)
         self.micro = config.micro_batch
 
     # -- steps -------------------------------------------------------------------------------------------------
 
-    def pieces(self, inputs: dict[str, Any], size: int) -> list[dict[str, Any]]:
+    def micro_batches_of(self, inputs: dict[str, Any], size: int) -> list[dict[str, Any]]:
         """A batch cut into parts of at most ``size`` rows."""
         raise NotImplementedError
 
@@ -158,9 +158,9 @@ class Resumable:
 
         def work(size: int) -> Tensor:
             self.noted = torch.zeros_like(Resumable.noted)
-            total, parts = torch.zeros((), device=self.args.device), self.pieces(mine, size)
-            for i, part in enumerate(parts):
-                last = i == len(parts) - 1
+            total, micro_batches = torch.zeros((), device=self.args.device), self.micro_batches_of(mine, size)
+            for i, part in enumerate(micro_batches):
+                last = i == len(micro_batches) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                     total = total + step(model, part, num_items_in_batch)
             return total
@@ -169,9 +169,9 @@ class Resumable:
             for p in self.parameters.values():
                 p.grad = None
 
-        wanted, least = self.wanted(mine)
+        wanted, minimum = self.wanted(mine)
         alone = self.accelerator.num_processes == 1  # others would wait in an exchange that cannot be begun again
-        total = self.memory.run(work, wanted, least, undo) if alone else self.memory.once(work, wanted)
+        total = self.memory.run(work, wanted, minimum, undo) if alone else self.memory.once(work, wanted)
         self.loss = float(total)
         self.note_step(inputs, self.processes.sum(self.noted))
         return total
@@ -191,7 +191,7 @@ class Resumable:
             for p in self.parameters.values():
                 p.grad = None
         step = f"{name}, step {self.state.global_step + 1}"
-        self.skips.record(finite, step, f"loss {self.loss:g}, gradient norm {self.norm:g}")
+        self.nonfinite.record(finite, step, f"loss {self.loss:g}, gradient norm {self.norm:g}")
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Resumable:
             self.lr_scheduler.load_state_dict(self.saved.numbers["schedule"])
             for group, rate in zip(self.optimizer.param_groups, self.saved.numbers["rates"], strict=True):
                 group["lr"] = rate
-            self.skips.restore(self.saved.numbers["skips"])
+            self.nonfinite.restore(self.saved.numbers["skips"])
             limits = self.saved.numbers["limits"]
             self.memory.limit = limits.get(self.memory.name)  # of rows or of tokens, by what the recipe counts now
             if hasattr(self, "_total_train_tokens"):  # TRL's count for its log
@@ -226,7 +226,7 @@ class Resumable:
                 "schedule": self.lr_scheduler.state_dict(),
                 "rates": [group["lr"] for group in self.optimizer.param_groups],
                 "tokens": int(getattr(self, "_total_train_tokens", 0)),
-                "skips": self.skips.as_dict(),
+                "skips": self.nonfinite.as_dict(),
                 "skipped_before": self.skipped_before,
                 "limits": {self.memory.name: self.memory.limit},
             },
@@ -252,12 +252,12 @@ class ProgressCallback(TrainerCallback):
         kept = {k: v for k, v in logs.items() if isinstance(v, int | float) and k != "epoch"}
         step = state.global_step + (self.trainer.offset if self.trainer is not None else 0)
         if self.trainer is not None:
-            kept["skipped_steps"] = self.trainer.skipped_before + self.trainer.skips.total
+            kept["skipped_steps"] = self.trainer.skipped_before + self.trainer.nonfinite.total
         self.context.log.write(step, kept)
         shown: dict[str, float] = {k: kept[k] for k in ("loss", "mean_token_accuracy", "pair_accuracy") if k in kept}
         self.context.bar.advance(step, shown, self._new_tokens(kept))
         if self.trainer is not None:
-            good = self.trainer.skips.in_a_row == 0
+            good = self.trainer.nonfinite.in_a_row == 0
             self.context.checkpoints.safe_point(step, self.trainer.state_now, step, good)
 
     def _new_tokens(self, logs: dict[str, float]) -> int:
@@ -282,7 +282,7 @@ def fit(trainer: Any, context: StageContext, parameters: dict[str, Any], saved: 
         trainer.train()
     elif (known := trainer.saved.numbers["trainer"])["global_step"] >= known["max_steps"]:
         restore_training(parameters, [], trainer.saved.tensors)
-        trainer.skips.restore(trainer.saved.numbers["skips"])
+        trainer.nonfinite.restore(trainer.saved.numbers["skips"])
         return int(known["global_step"])
     else:
         folder = Path(trainer.args.output_dir)
