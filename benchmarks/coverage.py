@@ -39,12 +39,12 @@ Rng = np.random.Generator
 World = Callable[[int, Rng], tuple[Interval, float]]
 
 
-def _mean(draw: Callable[[int, Rng], np.ndarray], truth: float) -> World:
-    return lambda n, rng: (mean_interval(draw(n, rng), resamples=RESAMPLES), truth)
+def _mean(sampler: Callable[[int, Rng], np.ndarray], truth: float) -> World:
+    return lambda n, rng: (mean_interval(sampler(n, rng), resamples=RESAMPLES), truth)
 
 
-def _bounded(draw: Callable[[int, Rng], np.ndarray], truth: float, bounds: Bounds = (0.0, 1.0)) -> World:
-    return lambda n, rng: (mean_interval(draw(n, rng), resamples=RESAMPLES, bounds=bounds), truth)
+def _bounded(sampler: Callable[[int, Rng], np.ndarray], truth: float, bounds: Bounds = (0.0, 1.0)) -> World:
+    return lambda n, rng: (mean_interval(sampler(n, rng), resamples=RESAMPLES, bounds=bounds), truth)
 
 
 def _rare(share: float) -> Callable[[int, Rng], np.ndarray]:
@@ -126,8 +126,8 @@ def _by_length(truth: float, effect: float, longer: float) -> World:
 
     def world(n: int, rng: Rng) -> tuple[Interval, float]:
         difference = rng.normal(longer, 1, size=n)
-        slope = np.tanh(difference / np.sqrt(1 + longer**2))
-        y = rng.random(n) < 1 / (1 + np.exp(-(truth + effect * slope)))
+        effect_of_length = np.tanh(difference / np.sqrt(1 + longer**2))
+        y = rng.random(n) < 1 / (1 + np.exp(-(truth + effect * effect_of_length)))
         return length_controlled_win_rate(y * 1.0, difference), float(1 / (1 + np.exp(-truth)))
 
     return world

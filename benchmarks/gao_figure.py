@@ -20,7 +20,7 @@ COLOURS = {
 }  # fmt: skip
 
 
-def draw(rows: Sequence[Mapping[str, Any]], target: Path, chromium: str) -> None:
+def draw_figure(rows: Sequence[Mapping[str, Any]], target: Path, chromium: str) -> None:
     """Write the figure as a PNG file."""
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
@@ -40,19 +40,19 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     arms = by_arm(rows)
     titles = ("Best of n, one reward model", "PPO, one reward model, no KL control", "Gold: what helps")
     out = make_subplots(cols=3, rows=1, subplot_titles=titles, horizontal_spacing=0.06)
-    spread = {r["seed"]: r["gold_spread"] for r in arms["best_of_n"]}
+    std = {r["seed"]: r["gold_spread"] for r in arms["best_of_n"]}
     for column, arm, form in ((1, "best_of_n", "best of n"), (2, "single", "PPO")):
         for name in ("proxy", "watcher", "gold"):
-            d, every = curves(arms[arm], name, spread)
+            d, every = curves(arms[arm], name, std)
             band(out, column, d, every, COLOURS[name], name, legend=column == 1)
             if name == "gold":
                 fitted(out, column, d, every, form, COLOURS[name], legend=column == 1)
     for arm, name in NAMES.items():
-        d, every = curves(arms[arm], "gold", spread)
+        d, every = curves(arms[arm], "gold", std)
         band(out, 3, d, every, COLOURS[arm], name, legend=True)
         fitted(out, 3, d, every, "PPO", COLOURS[arm], legend=False)
-        chosen(out, 3, arms[arm], spread, COLOURS[arm], legend=arm == "single")
-    chosen(out, 2, arms["single"], spread, COLOURS["gold"], legend=False)
+        chosen(out, 3, arms[arm], std, COLOURS[arm], legend=arm == "single")
+    chosen(out, 2, arms["single"], std, COLOURS["gold"], legend=False)
     out.update_layout(
         template="plotly_white", width=WIDTH, height=HEIGHT, margin={"l": 60, "r": 20, "t": 40, "b": 100},
         font={"size": 13}, legend={"orientation": "h", "y": -0.2, "x": 0},
@@ -62,10 +62,10 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     return out
 
 
-def curves(rows: Sequence[Mapping[str, Any]], name: str, spread: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+def curves(rows: Sequence[Mapping[str, Any]], name: str, std: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
     """Mean d by look, and the gains (seeds, looks) in standard deviations of SFT answers."""
     d = np.mean([gains(r)["d"] for r in rows], axis=0)
-    scale = [spread[r["seed"]] if name == "gold" else 1.0 for r in rows]
+    scale = [std[r["seed"]] if name == "gold" else 1.0 for r in rows]
     return d, np.array([gains(r)[name] / s for r, s in zip(rows, scale, strict=True)])
 
 
@@ -93,14 +93,14 @@ def fitted(out: go.Figure, column: int, d: np.ndarray, every: np.ndarray, form: 
     )  # fmt: skip
 
 
-def chosen(out: go.Figure, column: int, rows: Any, spread: Mapping[int, float], colour: str, legend: bool) -> None:
+def chosen(out: go.Figure, column: int, rows: Any, std: Mapping[int, float], colour: str, legend: bool) -> None:
     """Where the watcher stopped, one star a seed."""
     x, y = [], []
     for row in rows:
-        at = [look["update"] for look in row["looks"]].index(row["chosen"])
+        at = [evaluation["update"] for evaluation in row["looks"]].index(row["chosen"])
         found = gains(row)
         x.append(found["d"][at])
-        y.append(found["gold"][at] / spread[row["seed"]])
+        y.append(found["gold"][at] / std[row["seed"]])
     out.add_scatter(
         x=x, y=y, mode="markers", name="watcher's choice, by seed", showlegend=legend, row=1, col=column,
         marker={"symbol": "star", "size": 11, "color": colour, "line": {"color": "white", "width": 1}},

@@ -59,7 +59,7 @@ def interval(values: Any) -> tuple[float, float]:
     return float(x.mean()), float(half)
 
 
-def told(values: Any, sign: bool = False, digits: int = 2) -> str:
+def interval_text(values: Any, sign: bool = False, digits: int = 2) -> str:
     mean, half = interval(values)
     return f"{mean:{'+' if sign else ''}.{digits}f} ± {half:.{digits}f}"
 
@@ -71,17 +71,17 @@ NAMES = {"single": "one reward model", "ensemble": "ensemble of three", "kl": "K
 
 def gains(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Of one run, by look: ``d`` = sqrt(KL), and the gains over the first look."""
-    looks = row["looks"]
-    out = {"d": np.sqrt([max(0.0, look["kl"]) for look in looks])}
+    evaluations = row["looks"]
+    out = {"d": np.sqrt([max(0.0, evaluation["kl"]) for evaluation in evaluations])}
     for name in ("gold", "proxy", "watcher"):
-        values = np.array([look[name] for look in looks])
+        values = np.array([evaluation[name] for evaluation in evaluations])
         out[name] = values - values[0]
     return out
 
 
 def golds(row: Mapping[str, Any]) -> dict[str, float]:
     """Gold at the first and the last look, at the one that the watcher chose, and the highest there was."""
-    by_update = {look["update"]: look["gold"] for look in row["looks"]}
+    by_update = {evaluation["update"]: evaluation["gold"] for evaluation in row["looks"]}
     values = list(by_update.values())
     return {"start": values[0], "end": values[-1], "chosen": by_update[row["chosen"]], "best": max(values)}
 
@@ -109,12 +109,12 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for arm, name in NAMES.items():
-        kl = told([r["looks"][-1]["kl"] for r in arms[arm]], digits=1)
-        proxy = told([gains(r)["proxy"][-1] for r in arms[arm]], sign=True)
-        cells = " | ".join(told(of(arm, n)) for n in ("start", "best"))
+        kl = interval_text([r["looks"][-1]["kl"] for r in arms[arm]], digits=1)
+        proxy = interval_text([gains(r)["proxy"][-1] for r in arms[arm]], sign=True)
+        cells = " | ".join(interval_text(of(arm, n)) for n in ("start", "best"))
         updates = ", ".join(str(r["chosen"]) for r in arms[arm])
-        chosen = f"{told(of(arm, 'chosen'))} (updates {updates})"
-        out.append(f"| {name} | {kl} | {proxy} | {cells} | **{told(of(arm, 'end'))}** | {chosen} |")
+        chosen = f"{interval_text(of(arm, 'chosen'))} (updates {updates})"
+        out.append(f"| {name} | {kl} | {proxy} | {cells} | **{interval_text(of(arm, 'end'))}** | {chosen} |")
     lost = of("single", "end")
     out += ["", "Gold saved, against one reward model to the end (paired differences; the last column by seed):", ""]
     out += ["| remedy | gold saved | seeds |", "|---|---|---|"]
@@ -128,12 +128,12 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     }
     for name, gold in remedies.items():
         each = ", ".join(f"{x:+.2f}" for x in gold - lost)
-        out.append(f"| {name} | {told(gold - lost, sign=True)} | {each} |")
+        out.append(f"| {name} | {interval_text(gold - lost, sign=True)} | {each} |")
     out += ["", "Fitted forms, gain in gold against d = sqrt(KL); one fit a seed:", ""]
     out += ["| | form | a | b | R² (least) |", "|---|---|---|---|---|"]
     for name, form, text, points in fits(arms):
         a, b, r2 = (np.array(x) for x in zip(*(fit(*p, form) for p in points), strict=True))
-        out.append(f"| {name} | {text} | {told(a)} | {told(b)} | {r2.mean():.2f} ({r2.min():.2f}) |")
+        out.append(f"| {name} | {text} | {interval_text(a)} | {interval_text(b)} | {r2.mean():.2f} ({r2.min():.2f}) |")
     return "\n".join(out) + "\n"
 
 

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pairs import options, spread, write
+from pairs import low_median_high, options, write
 from ppo_phases import make_base
 from world import rows_of_tokens
 
 from data.batching import left_pad
 from models.backbone.settings import AdapterConfig
 from models.sampling.fast import FastEngine
-from models.sampling.generate import CachedEngine, SamplingParams, generate, uniforms_for
+from models.sampling.generate import CachedEngine, SamplingParams, generate, sampling_noise
 
 ROWS, NEW = 32, 64
 
@@ -32,7 +32,7 @@ def sides(size: str) -> dict[str, Callable[[], int]]:
     base.add_role("policy", AdapterConfig(rank=16, alpha=32))
     prompts = rows_of_tokens(ROWS, 32, 64, seed=0)
     ids, mask = left_pad(prompts, 0)
-    draws = uniforms_for(ROWS, NEW, torch.Generator().manual_seed(0))
+    noise = sampling_noise(ROWS, NEW, torch.Generator().manual_seed(0))
 
     def ours(engine: Any) -> int:
         with base.role("policy") as role:
@@ -40,7 +40,7 @@ def sides(size: str) -> dict[str, Callable[[], int]]:
                 engine,
                 role,
                 prompts,
-                uniforms=draws,
+                noise=noise,
                 batch=ROWS,
                 params=SamplingParams(max_new_tokens=NEW, temperature=1.0, stop_ids=(2,), pad_id=0),
             )
@@ -77,7 +77,11 @@ def main() -> None:
                 tokens = ways[name]()
                 if i:
                     rates[name].append(tokens / (time.process_time() - start))
-        ratios = {n: spread([a / b for a, b in zip(rates["fast"], rates[n], strict=True)]) for n in ways if n != "fast"}
+        ratios = {
+            n: low_median_high([a / b for a, b in zip(rates["fast"], rates[n], strict=True)])
+            for n in ways
+            if n != "fast"
+        }
         means = " ".join(f"{n} {sum(r) / len(r):.0f}" for n, r in rates.items())
         print(f"{size}: {means} tokens/s; x{ratios['generate'][1]:.2f} generate()", flush=True)
         results.append({"name": size, "tokens_per_second": rates, "ratios": ratios})

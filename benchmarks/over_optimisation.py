@@ -37,11 +37,11 @@ from data.records import Prompt, ranks_from_scores  # noqa: E402
 from models.backbone.logprobs import make_rows  # noqa: E402
 from models.backbone.seeds import derived_seed, generator  # noqa: E402
 from models.sampling.fast import FastEngine  # noqa: E402
-from models.sampling.generate import Generated, SamplingParams, generate, uniforms_for  # noqa: E402
+from models.sampling.generate import Generated, SamplingParams, generate, sampling_noise  # noqa: E402
 from pipelines import Pipeline  # noqa: E402
 from reward.model import RewardModel  # noqa: E402
 from reward.terms.composition import compose  # noqa: E402
-from stages.ppo.holdout_monitor import Watcher  # noqa: E402
+from stages.ppo.holdout_monitor import HoldoutMonitor  # noqa: E402
 from stages.ppo.rollout import micro_batches, policy_pass  # noqa: E402
 from stages.ppo.stage import add_roles, usable_prompts  # noqa: E402
 from stages.ppo.update import PPO  # noqa: E402
@@ -64,7 +64,7 @@ class Settings:
     learning_rate: float = 3e-3  # as in the demo, but constant
     held_out: int = 96  # prompts of a look
     most: int = 64  # of best of n
-    combine: str = "mean_minus_spread"
+    combine: str = "mean_minus_std"
 
 
 class Silent:
@@ -88,7 +88,7 @@ class Study:
         self.pipeline = Pipeline.from_recipe(run / "recipe.yaml", asked, self.folder, given)
         self.pipeline.run(only=["reward"])
         self.sft = run / "sft"
-        self.base, self.renderer = self.pipeline.bench.base(), self.pipeline.bench.renderer()
+        self.base, self.renderer = self.pipeline.loaded.base(), self.pipeline.loaded.renderer()
         self.held_out = self.pipeline.corpus.prompts.held_out[: settings.held_out]
 
     def context(self) -> StageContext:
@@ -100,13 +100,18 @@ class Study:
 
     def load(self, ensemble: bool) -> tuple[RewardModel, RewardModel]:
         """The roles anew: the reward model that pays (the ensemble, or its first member) and the watcher."""
-        bench = self.pipeline.bench
-        bench.clear()
-        bench.load("sft", "reference", self.sft)
-        model, judge = bench.load_reward(self.folder / "reward"), bench.load_watcher(self.folder / "reward")
-        assert judge is not None
+        loaded = self.pipeline.loaded
+        loaded.clear()
+        loaded.load("sft", "reference", self.sft)
+        model, holdout_model = (
+            loaded.load_reward(self.folder / "reward"),
+            loaded.load_holdout_model(self.folder / "reward"),
+        )
+        assert holdout_model is not None
         first = model.members[0]
-        return (model if ensemble else replace(model, members=(), centre=first.centre, spread=first.spread)), judge
+        return (
+            model if ensemble else replace(model, members=(), score_mean=first.score_mean, score_std=first.score_std)
+        ), holdout_model
 
     def sample(self, role: str, prompts: Sequence[Prompt], purpose: str) -> tuple[list[list[int]], Generated]:
         """Queries and one answer each; the same purpose draws the same uniform numbers."""
@@ -124,7 +129,7 @@ class Study:
                     stop_ids=self.renderer.stop_ids,
                     pad_id=self.context().pad_id,
                 ),
-                uniforms=uniforms_for(len(queries), longest, generator(self.seed, purpose)),
+                noise=sampling_noise(len(queries), longest, generator(self.seed, purpose)),
             )
         return queries, made
 
@@ -133,12 +138,12 @@ class Study:
         return np.array(gold([p.text for p in prompts], texts, finished=made.finished))
 
     @torch.no_grad()
-    def look(self, update: int, model: RewardModel, judge: RewardModel) -> dict[str, float]:
+    def evaluation(self, update: int, model: RewardModel, holdout_model: RewardModel) -> dict[str, float]:
         """Means over the policy's answers to held-out prompts; scores in spreads of SFT samples, KL in nats."""
         queries, made = self.sample("policy", self.held_out, "over-optimisation/look")
         found = {"kl": self.kl(queries, made.ids), "gold": float(self.golds(self.held_out, made).mean())}
-        for name, scorer in (("proxy", model), ("watcher", judge)):
-            found[name] = float(scorer.score_ids(queries, made.ids).mean()) / scorer.spread
+        for name, scorer in (("proxy", model), ("watcher", holdout_model)):
+            found[name] = float(scorer.score_ids(queries, made.ids).mean()) / scorer.score_std
         return {"update": update, **found, "length": float(np.mean([len(ids) for ids in made.ids]))}
 
     def kl(self, queries: Sequence[list[int]], answers: Sequence[list[int]]) -> float:
@@ -156,9 +161,9 @@ class Study:
     def ppo(self, arm: str) -> dict[str, Any]:
         """PPO from the SFT model on, with looks; the demo's settings but for what the arm and the study change."""
         settings, recipe = self.settings, self.pipeline.recipe
-        model, judge = self.load(ensemble=arm == "ensemble")
+        model, holdout_model = self.load(ensemble=arm == "ensemble")
         changes = {
-            "updates": settings.updates, "watch_every": settings.every, "score_clip": None, "keep": "best",
+            "updates": settings.updates, "holdout_every": settings.every, "score_clip": None, "keep": "best",
             "learning_rate": settings.learning_rate, "schedule": "constant",
             "kl_coef": recipe.ppo.kl_coef if arm == "kl" else 0.0,
         }  # fmt: skip
@@ -166,35 +171,35 @@ class Study:
         add_roles(context, config, model)
         reward = compose(config.reward, model, recipe.base_dir, standardise=config.standardise_scores)
         ppo = PPO(context, config, usable_prompts(context, config)[0], reward)
-        watcher, looks = Watcher(ppo, judge, model), [self.look(0, model, judge)]
-        watcher.look()
+        watcher, evaluations = HoldoutMonitor(ppo, holdout_model, model), [self.evaluation(0, model, holdout_model)]
+        watcher.evaluate()
         for _ in ppo.train():
             if watcher.due:
-                watcher.look()
-                looks.append(self.look(ppo.update_index, model, judge))
-                print(f"  {self.seed} {arm}:", {k: round(v, 2) for k, v in looks[-1].items()}, flush=True)
-        parted = watcher.summary()["parted"]
-        return {"looks": looks, "chosen": watcher.summary()["best_update"], "parted": parted}
+                watcher.evaluate()
+                evaluations.append(self.evaluation(ppo.update_index, model, holdout_model))
+                print(f"  {self.seed} {arm}:", {k: round(v, 2) for k, v in evaluations[-1].items()}, flush=True)
+        onset = watcher.summary()["onset"]
+        return {"looks": evaluations, "chosen": watcher.summary()["best_update"], "parted": onset}
 
     def best_of_n(self) -> dict[str, Any]:
         """Best of n SFT samples by the one reward model, as looks by n."""
-        model, judge = self.load(ensemble=False)
+        model, holdout_model = self.load(ensemble=False)
         most, n = self.settings.most, 1
         prompts = [p for p in self.held_out for _ in range(most)]
         queries, made = self.sample("reference", prompts, "over-optimisation/best-of-n")
         shape = (len(self.held_out), most)
         proxy, watcher = (
-            scorer.score_ids(queries, made.ids).double().numpy().reshape(shape) / scorer.spread
-            for scorer in (model, judge)
+            scorer.score_ids(queries, made.ids).double().numpy().reshape(shape) / scorer.score_std
+            for scorer in (model, holdout_model)
         )
         true = self.golds(prompts, made).reshape(shape)
-        looks = []
+        evaluations = []
         while n <= most:
             values = {"gold": true, "proxy": proxy, "watcher": watcher}
             means = {name: best_of_n(proxy, value, n) for name, value in values.items()}
-            looks.append({"update": n, "kl": best_of_n_kl(n), **means})
+            evaluations.append({"update": n, "kl": best_of_n_kl(n), **means})
             n *= 2
-        return {"looks": looks, "gold_spread": float(true.std(ddof=1))}
+        return {"looks": evaluations, "gold_spread": float(true.std(ddof=1))}
 
     def accuracies(self) -> dict[str, Any]:
         """Held-out pair accuracy of the ensemble and of the watcher, by the reward stage."""
@@ -264,9 +269,11 @@ def main() -> None:
         after = rest.partition(END)[2]
         options.write.write_text(f"{before}{START}\n{text}{END}{after}", encoding="utf-8")
     if options.figure:
-        from gao_figure import draw
+        from gao_figure import draw_figure
 
-        draw(rows, options.figure, shutil.which("chromium") or shutil.which("chromium-browser") or "google-chrome")
+        draw_figure(
+            rows, options.figure, shutil.which("chromium") or shutil.which("chromium-browser") or "google-chrome"
+        )
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def middle(runs: list[dict[str, Any]], key: str) -> float:
     return statistics.median(r[key] for r in runs)
 
 
-def spread(ratios: list[float]) -> list[float]:
+def low_median_high(ratios: list[float]) -> list[float]:
     return [min(ratios), statistics.median(ratios), max(ratios)]
 
 
@@ -92,12 +92,12 @@ def compare(found: Mapping[str, list[Any]], ours: str, theirs: str, work: str | 
 
     pairs = list(zip(found[ours], found[theirs], strict=True))
     return {
-        "speed": spread([cost(b) / cost(a) for a, b in pairs]),
-        "memory": spread([b["peak_above_imports"] / max(1, a["peak_above_imports"]) for a, b in pairs]),
+        "speed": low_median_high([cost(b) / cost(a) for a, b in pairs]),
+        "memory": low_median_high([b["peak_above_imports"] / max(1, a["peak_above_imports"]) for a, b in pairs]),
     }
 
 
-def beside(found: Mapping[str, list[Any]], ours: str = "trivet") -> dict[str, Any]:
+def compared(found: Mapping[str, list[Any]], ours: str = "trivet") -> dict[str, Any]:
     """Ratios to every other side, and the least median of them: those of whichever of the others is best."""
     ratios = {name: compare(found, ours, name) for name in found if name != ours}
     return {"ratios": ratios, "best": {k: min(r[k][1] for r in ratios.values()) for k in ("speed", "memory")}}

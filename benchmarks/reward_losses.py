@@ -1,4 +1,4 @@
-"""Which ranking loss for k = 2, 4, 9 answers, and which pooling? On the demo world with known label noise.
+"""Which ranking loss for k = 2, 4, 9 answers, and which pooling? On the demo task with known label noise.
 
 trivet run examples/demo.yaml --until sft            # the base and SFT model that all runs share
 python benchmarks/reward_losses.py runs/demo [--kind heads] [--seeds 10] [--write docs/measurements/reward_losses.md]
@@ -39,7 +39,7 @@ from data.splits import Corpus  # noqa: E402
 from models.backbone.logprobs import make_rows  # noqa: E402
 from models.backbone.scalar_head import ScalarHead  # noqa: E402
 from models.backbone.seeds import derived_seed, generator  # noqa: E402
-from models.sampling.generate import CachedEngine, SamplingParams, generate, uniforms_for  # noqa: E402
+from models.sampling.generate import CachedEngine, SamplingParams, generate, sampling_noise  # noqa: E402
 from pipelines.run.open_run import open_run  # noqa: E402
 from reward.card.accuracy import pair_outcomes  # noqa: E402
 from reward.losses import ranking_loss  # noqa: E402
@@ -97,7 +97,7 @@ class Study:
         self.pipeline = open_run(run)
         self.pipeline.processes  # noqa: B018 (sets threads)
         torch.set_num_threads(1)
-        self.base, self.renderer = self.pipeline.bench.base(), self.pipeline.bench.renderer()
+        self.base, self.renderer = self.pipeline.loaded.base(), self.pipeline.loaded.renderer()
         self.sft = self.pipeline.run_dir / "sft"
 
     def context(self, seed: int) -> StageContext:
@@ -120,7 +120,7 @@ class Study:
                 params=SamplingParams(
                     max_new_tokens=TOKENS, temperature=1.0, stop_ids=self.renderer.stop_ids, pad_id=self.renderer.pad_id
                 ),
-                uniforms=uniforms_for(len(queries), TOKENS, generator(0, purpose)),
+                noise=sampling_noise(len(queries), TOKENS, generator(0, purpose)),
             )
         texts = [self.renderer.text(ids) for ids in made.ids]
         true = gold([p.text for p in prompts for _ in range(k)], texts, finished=made.finished)
@@ -128,7 +128,7 @@ class Study:
 
     def start(self) -> None:
         self.base.drop_roles()
-        self.pipeline.bench.load("sft", "sft", self.sft)
+        self.pipeline.loaded.load("sft", "sft", self.sft)
 
     @torch.no_grad()
     def states(self, answers: Answers) -> list[Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pairs import TRIVET, Side, beside, options, paired, trl, write
+from pairs import TRIVET, Side, compared, options, paired, trl, write
 
 COMMON: dict[str, Any] = {
     "updates": 4, "batch": 8, "micro_batch": 4, "answers": 4, "prompt": [32, 64], "answer": [32, 96]
@@ -33,7 +33,7 @@ def main() -> None:
             continue
         print(name, flush=True)
         found = paired(sides, case, chosen.repeats)
-        ratios = beside(found)
+        ratios = compared(found)
         print(f"  beside TRL's better: speed x{ratios['best']['speed']:.2f}, memory x{ratios['best']['memory']:.2f}",
               flush=True)  # fmt: skip
         results.append({"name": name, "case": case, **ratios, "runs": found})

@@ -2,7 +2,7 @@
 
 Rows of 16 to 64 tokens of prompt and 16 to 240 of answer, 8 a batch; CPU seconds of ``train()`` on one thread, peak
 memory above the imports. ``padded`` is TRL's default; in ``packed`` a row holds what a batch holds; ``padding-free``
-lays the rows of a batch end to end. These without gradient checkpointing, which TRL has on by default and which costs
+lays the rows of a batch packed. These without gradient checkpointing, which TRL has on by default and which costs
 it time. ``default`` leaves each side as it is by default; ``lean`` is packed and has it on in both, for memory.
 
     make bench-envs                                the two TRL environments
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pairs import TRIVET, Side, beside, middle, options, paired, trl, write
+from pairs import TRIVET, Side, compared, middle, options, paired, trl, write
 from world import demonstrations, forward_flops, machine_rates
 
 VERSIONS = ("1.12", "1.16")
@@ -48,7 +48,7 @@ def main() -> None:
         sides |= {f"trl-{v}-{mode}": (trl(v), "trl_sft", {"mode": mode}) for v in VERSIONS for mode in modes}
         found = paired(sides, case, chosen.repeats)
         share = {side: floor(case) / rate / middle(runs, "seconds") for side, runs in found.items()}
-        ratios = beside(found)
+        ratios = compared(found)
         print(f"  beside TRL's best: speed x{ratios['best']['speed']:.2f}, memory x{ratios['best']['memory']:.2f}; "
               f"{share['trivet']:.0%} of the roofline", flush=True)  # fmt: skip
         results.append({"name": name, "case": case, **ratios, "roofline_share": share, "runs": found})

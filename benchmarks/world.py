@@ -53,8 +53,8 @@ def tokenizer(side: str = "right") -> Any:
 
 def rows_of_tokens(count: int, shortest: int, longest: int, seed: int) -> list[list[int]]:
     """Rows of random ids, lengths uniform; the same on every machine and side."""
-    draw = random.Random(seed)
-    return [[draw.randrange(4, VOCABULARY) for _ in range(draw.randint(shortest, longest))] for _ in range(count)]
+    rng = random.Random(seed)
+    return [[rng.randrange(4, VOCABULARY) for _ in range(rng.randint(shortest, longest))] for _ in range(count)]
 
 
 def demonstrations(rows: int, prompt: tuple[int, int], answer: tuple[int, int]) -> list[tuple[list[int], list[int]]]:

@@ -1,1 +1,1 @@
-"""What people bring: records, sources, checks, templates, batching, user functions, and the demo world."""
+"""What people bring: records, sources, checks, templates, batching, user functions, and the demo task."""

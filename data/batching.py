@@ -1,4 +1,4 @@
-"""Rows of ids to padded tensors, and batches of rows of like length.
+"""Rows of ids to padded tensors, and batches of length-bucketed rows.
 
 Masks come from the rows' lengths, never from ids: the padding id may be a real token. Knows nothing of text or models.
 """
@@ -36,7 +36,7 @@ def _pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[tor
     return ids, mask
 
 
-def like_length(lengths: Sequence[int], worth: int) -> list[list[int]]:
+def length_bucketed(lengths: Sequence[int], worth: int) -> list[list[int]]:
     """Every index once, longest first, in groups: a cut is made where it saves at least ``worth`` padded cells.
 
     Cuts go where they save most, then each part is cut again. ``worth`` is what one more forward pass costs.

@@ -19,7 +19,7 @@ from data.formats import FORMATS, Reject, Row
 from data.readers import extension
 from data.records import group_of, normalise
 from data.sources import Parsed, Rejected, parse_file
-from data.tokens import bounded, probe
+from data.tokens import bounded, check_speed
 
 EXAMPLES = 5
 """Places named for each overlap of two files."""
@@ -168,10 +168,10 @@ def _usable(rows: Sequence[Row], *, prompts_only: bool) -> dict[str, int]:
     return counts
 
 
-def _longer_is_better(rows: Sequence[Row], measure: Callable[[list[str]], list[int]]) -> float | None:
-    """Share of the ordered pairs of unlike length, as ``measure`` has it, whose better answer is the longer one."""
+def _longer_is_better(rows: Sequence[Row], length_of: Callable[[list[str]], list[int]]) -> float | None:
+    """Share of the ordered pairs of unlike length, as ``length_of`` has it, whose better answer is the longer one."""
     texts = [a for r in rows for a in r.answers]
-    lengths = iter(measure(texts) if texts else [])
+    lengths = iter(length_of(texts) if texts else [])
     longer = []
     for r in rows:
         answers = [(next(lengths), rank) for rank in r.ranks]
@@ -221,7 +221,7 @@ def _token_counter(tokenizer: str | Path | Any) -> Callable[[list[str]], list[in
             first = (str(error).splitlines() or [""])[0][:200]
             raise UserError(f"tokenizer: {folder} holds none that loads ({first})") from error
     loaded = tokenizer
-    probe(loaded)
+    check_speed(loaded)
 
     def count(texts: list[str]) -> list[int]:
         with bounded("".join(texts)):

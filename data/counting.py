@@ -59,7 +59,7 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
 
-    def see(self, parts: Sequence[Fitted], dropped: str = "") -> None:
+    def record(self, parts: Sequence[Fitted], dropped: str = "") -> None:
         """Count one row of one or more answers; ``dropped`` is why nothing of it is used."""
         self.rows += 1
         self.lengths.append(max((p.full for p in parts), default=0))
@@ -75,7 +75,7 @@ class Tally:
         """Rows that are cut or dropped."""
         return self.cut + sum(self.dropped.values())
 
-    def limit_for_most(self) -> int | None:
+    def limit_for_95_percent(self) -> int | None:
         """The smallest limit, in tokens, within which 95 % of the rows are whole; None without rows."""
         if not self.lengths:
             return None
@@ -93,10 +93,10 @@ class Tally:
             "dropped": sum(self.dropped.values()),
         }
         if self.limit is not None:
-            out |= {"limit": self.limit, "limit_for_95_percent": self.limit_for_most()}
+            out |= {"limit": self.limit, "limit_for_95_percent": self.limit_for_95_percent()}
         return out | {f"dropped: {why}": n for why, n in sorted(self.dropped.items())}
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One line for the terminal; empty where nothing was lost."""
         if not self.lost:
             return ""
@@ -110,15 +110,15 @@ class Tally:
         """What to do where more than ``MANY`` of the rows are lost; empty otherwise."""
         if self.lost <= MANY * self.rows:
             return ""
-        needed = self.limit_for_most()
+        needed = self.limit_for_95_percent()
         if self.limit is None or needed is None or needed <= self.limit:
-            return self.told()
-        return f"{self.told()}; {self.key} of {needed:,} would keep 95 % whole"
+            return self.summary()
+        return f"{self.summary()}; {self.key} of {needed:,} would keep 95 % whole"
 
 
-def share_warning(count: int, of: int, what: str, mend: str) -> str:
+def share_warning(count: int, of: int, what: str, fix: str) -> str:
     """A sentence where ``count`` is more than ``MANY`` of ``of``; empty otherwise."""
-    return f"{count:,} of {of:,} {what} ({count / of:.0%}); {mend}" if of and count > MANY * of else ""
+    return f"{count:,} of {of:,} {what} ({count / of:.0%}); {fix}" if of and count > MANY * of else ""
 
 
 def warned(*texts: str) -> dict[str, list[dict[str, Any]]]:

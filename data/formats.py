@@ -22,7 +22,7 @@ ASKED = frozenset({CELLS, "prompt", "messages", "conversations", "text"})  # the
 DUPLICATE = "repeated answers dropped"
 MERGED = "neighbouring turns of one role joined"
 LARGEST = 1e300  # of a number that stands where text is expected
-MOST_ANSWERS = 1000
+MAX_ANSWERS = 1000
 """Answers of one ranking; pairs grow with their square."""
 
 
@@ -159,8 +159,8 @@ def _ranking(
     notes: tuple[str, ...] = (),
 ) -> Row:
     """Best first, each text once (in its best place)."""
-    if len(answers) > MOST_ANSWERS:
-        raise Reject(f"it has {len(answers):,} answers; a ranking has at most {MOST_ANSWERS:,}")
+    if len(answers) > MAX_ANSWERS:
+        raise Reject(f"it has {len(answers):,} answers; a ranking has at most {MAX_ANSWERS:,}")
     order = sorted(range(len(answers)), key=lambda i: ranks[i])
     first: dict[str, int] = {}
     for i in order:

@@ -21,9 +21,9 @@ from data.formats import CELLS, FORMATS
 
 TextUnit = Literal["auto", "paragraph", "line", "file"]
 
-SMALL_UNPACKED, MOST_UNPACKED = 64 * 2**20, 200
+SMALL_UNPACKED, MAX_UNPACKED = 64 * 2**20, 200
 """A gzip file may always hold so many bytes, and otherwise so many times its own size."""
-MOST_CELLS = 2_000_000_000
+MAX_CELLS = 2_000_000_000
 
 LISTS = frozenset({"messages", "conversations", "responses", "answers", "instances", "history", "scores", "ranks"})
 """Columns that hold lists, which a table can only hold as JSON."""
@@ -88,12 +88,12 @@ def _bytes(path: Path, name: str) -> bytes:
 
 def _unpacked(path: Path, name: str) -> bytes:
     """A gzip file's content; a small file that unpacks to a huge one is refused before memory is gone."""
-    limit = max(SMALL_UNPACKED, path.stat().st_size * MOST_UNPACKED)
+    limit = max(SMALL_UNPACKED, path.stat().st_size * MAX_UNPACKED)
     with gzip.open(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise UserError(
-            f"{name} unpacks to more than {limit:,} bytes, {MOST_UNPACKED} times its size: unpack it yourself if you "
+            f"{name} unpacks to more than {limit:,} bytes, {MAX_UNPACKED} times its size: unpack it yourself if you "
             "trust it, and name the file that comes out"
         )
     return content
@@ -248,7 +248,7 @@ def _parquet(path: Path, name: str) -> Iterator[Raw]:
     try:
         meta = pq.read_metadata(path)
         size = path.stat().st_size
-        if meta.num_rows * max(1, meta.num_columns) > max(MOST_CELLS // 1000, size * 10_000):
+        if meta.num_rows * max(1, meta.num_columns) > max(MAX_CELLS // 1000, size * 10_000):
             raise UserError(f"{name} says that it holds {meta.num_rows:,} rows in {size:,} bytes; it is not read")
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""Files, hub data sets and the built-in demo world to records.
+"""Files, hub data sets and the built-in demo task to records.
 
 Bad rows are collected with their place and reason; a source of which no row can be used is an error that names the
 columns found and the formats known. Knows nothing of splits, tokenizers or models.
@@ -26,11 +26,11 @@ from data.formats import FORMATS, Reject, Row, parse
 from data.readers import BadLine, Raw, TextUnit, extension, read_file
 from data.records import Message
 
-DEMO_WORLD = "demo-world"
+DEMO_TASK = "demo-task"
 DEMO_ROWS = {"demonstrations": 1500, "prompts": 4000, "documents": 12_000}
-"""Rows of the demo world where the source does not say (``demo-world?rows=500``)."""
+"""Rows of the demo task where the source does not say (``demo-task?rows=500``)."""
 
-MOST_DEMO_ROWS = 1_000_000
+MAX_DEMO_ROWS = 1_000_000
 
 _HUB = re.compile(r"(hub:)?(?P<id>[\w.-]+/[\w.-]+)(:(?P<split>[\w.+-]+(\[.*\])?))?")
 
@@ -39,7 +39,7 @@ class DataConfig(Config):
     """Where the records come from, and what is held out.
 
     A source is a path (relative to the recipe, also with ``*``), a hub id (``org/name``, ``hub:org/name:split``) or
-    ``demo-world``; one or a list.
+    ``demo-task``; one or a list.
     """
 
     demonstrations: tuple[str, ...] = Field((), description="prompts with good answers, for SFT")
@@ -100,8 +100,8 @@ def load_records(sources: Iterable[str], kind: str, config: DataConfig, *, seed:
     """
     loaded = Loaded()
     for source in sources:
-        if source.partition("?")[0] == DEMO_WORLD:
-            loaded.records += _demo_world(source, kind, seed)
+        if source.partition("?")[0] == DEMO_TASK:
+            loaded.records += _demo_task(source, kind, seed)
             continue
         rows = _parsed(read_source(source, base_dir, _unit(kind, config)), config.group_by)
         loaded.add(_of_kind(rows, kind, source))
@@ -207,22 +207,22 @@ def _hub_is_known() -> bool:
     return True
 
 
-def _demo_world(source: str, kind: str, seed: int) -> list[Any]:
-    from data.demo import task as demo_world
+def _demo_task(source: str, kind: str, seed: int) -> list[Any]:
+    from data.demo import task as demo_task
 
     options = dict(parse_qsl(source.partition("?")[2], keep_blank_values=True))
     unknown = set(options) - {"rows", "seed"}
     wrong = [f"{k}={v[:20]}" for k, v in options.items() if not re.fullmatch("[0-9]{1,18}", v)]
     if unknown or wrong:
-        raise UserError(f"{source}: {', '.join(unknown or wrong)} is wrong; write e.g. '{DEMO_WORLD}?rows=500&seed=1'")
+        raise UserError(f"{source}: {', '.join(unknown or wrong)} is wrong; write e.g. '{DEMO_TASK}?rows=500&seed=1'")
     if kind not in DEMO_ROWS:
         raise UserError(
-            f"data.{kind}: {DEMO_WORLD} has none ready; add the stage `rankings`, which samples and ranks answers"
+            f"data.{kind}: {DEMO_TASK} has none ready; add the stage `rankings`, which samples and ranks answers"
         )
-    if int(options.get("rows", 0)) > MOST_DEMO_ROWS:
-        raise UserError(f"{source}: rows={options['rows']} is too many (at most {MOST_DEMO_ROWS:,})")
+    if int(options.get("rows", 0)) > MAX_DEMO_ROWS:
+        raise UserError(f"{source}: rows={options['rows']} is too many (at most {MAX_DEMO_ROWS:,})")
     rows, seed = int(options.get("rows", DEMO_ROWS[kind])), int(options.get("seed", seed))
-    return list(getattr(demo_world, kind)(rows, seed))
+    return list(getattr(demo_task, kind)(rows, seed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
 
     Args:
         config: sources and what to hold out.
-        seed: of the demo world's text; the split does not depend on it.
+        seed: of the demo task's text; the split does not depend on it.
         base_dir: what relative paths start from.
 
     Raises:
@@ -127,9 +127,9 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
     splits["documents"] = _without_held_prompts(splits, notes)
     for part in PARTS:
         if getattr(config, part) and not splits[part].train:
-            mend = "the prompts of the file data.held_out cover them all" if held_file else "lower data.held_out"
+            fix = "the prompts of the file data.held_out cover them all" if held_file else "lower data.held_out"
             raise UserError(
-                f"data.{part}: all {len(splits[part])} records are held out, none is left to train on; {mend}"
+                f"data.{part}: all {len(splits[part])} records are held out, none is left to train on; {fix}"
             )
     _check_leaks(splits)
     splits["prompts"] = _same_columns(splits["prompts"])

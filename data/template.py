@@ -47,7 +47,7 @@ SHORTEST_PROMPT = 8
 """Ids of a prompt that an over-long answer leaves standing (half of ``max_tokens`` if that is less)."""
 
 _CACHED = 1024
-_PROBE = "trivetprobe"
+_SAMPLE = "trivetprobe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +88,10 @@ class Renderer:
         self._prompts: dict[tuple[tuple[str, str], ...], _Prompt] = {}
         self._stop_text = ""
         self._added_bos = tokens.added_bos(tokenizer)
-        self._closing, self._tail = self._probe()
+        self._closing, self._tail = self._closing_of()
         self.stop_ids = self._find_stops(stop, extra_stop_ids)
         self._stop_text = tokens.writable(tokenizer, self.stop_ids[0])
-        self._closing, self._tail = self._probe()
+        self._closing, self._tail = self._closing_of()
         self._stops = frozenset(self.stop_ids)
         self.pad_id = tokens.padding_id(tokenizer, self.stop_ids[0])
         self._anchor = tokens.anchor(tokenizer)
@@ -206,12 +206,12 @@ class Renderer:
         if max_tokens is None or len(prompt) + len(answer) <= max_tokens:
             return list(range(len(prompt))), len(answer)
         bos = 1 if self._starts_with_bos(prompt) else 0
-        least = bos + self._tail
-        if least >= max_tokens:
+        minimum = bos + self._tail
+        if minimum >= max_tokens:
             raise UserError(
-                f"max_tokens {max_tokens} is too small: template {self.template_name} alone takes {least} tokens"
+                f"max_tokens {max_tokens} is too small: template {self.template_name} alone takes {minimum} tokens"
             )
-        floor = min(len(prompt), max(least, min(SHORTEST_PROMPT, max_tokens // 2)))
+        floor = min(len(prompt), max(minimum, min(SHORTEST_PROMPT, max_tokens // 2)))
         room = min(len(prompt), max(max_tokens - len(answer), floor))
         kept = [*range(bos), *range(len(prompt) - room + bos, len(prompt))]
         return kept, min(len(answer), max_tokens - room)
@@ -262,13 +262,13 @@ class Renderer:
             self._prompts[turns] = found
         return found
 
-    def _probe(self) -> tuple[str, int]:
+    def _closing_of(self) -> tuple[str, int]:
         """Return what the template writes after an answer, and how many ids it writes after the last user message."""
-        user = ("user", _PROBE)
+        user = ("user", _SAMPLE)
         asked = self._render([user], generate=True)
-        answered = self._render([user, ("assistant", _PROBE + "2")], generate=False)
-        closing = answered.rpartition(_PROBE + "2")[2]
-        return closing, len(tokens.tokenise(self.tokenizer, asked.rpartition(_PROBE)[2]))
+        answered = self._render([user, ("assistant", _SAMPLE + "2")], generate=False)
+        closing = answered.rpartition(_SAMPLE + "2")[2]
+        return closing, len(tokens.tokenise(self.tokenizer, asked.rpartition(_SAMPLE)[2]))
 
     def _content_end(self, tail: str, answer: str) -> int:
         """Where in ``tail`` (the rendered answer) the template's closing begins."""

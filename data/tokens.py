@@ -16,7 +16,7 @@ from data.common.errors import UserError, nearest
 
 SLOW = 5.0  # seconds of CPU time that no honest tokenizer takes for a text of LONG characters
 LONG = 100_000
-PROBES = ("a" * 40 + "!", " " * 40 + "a", "1" * 40 + "a", "ab" * 30 + "!", "\n" * 40 + "a", "中" * 40 + "!")
+SLOW_TEXTS = ("a" * 40 + "!", " " * 40 + "a", "1" * 40 + "a", "ab" * 30 + "!", "\n" * 40 + "a", "中" * 40 + "!")
 
 
 def tokenise(tokenizer: Any, text: str) -> list[int]:
@@ -61,13 +61,13 @@ def bounded(text: str) -> Iterator[None]:
 _TOKENIZER = "the tokenizer (its tokenizer.json)"
 
 
-def probe(tokenizer: Any) -> None:
+def check_speed(tokenizer: Any) -> None:
     """Try short texts on which patterns made to be slow give themselves away, before any long one.
 
     Raises:
         UserError: as ``bounded``.
     """
-    for text in PROBES:
+    for text in SLOW_TEXTS:
         tokenise(tokenizer, text)
 
 

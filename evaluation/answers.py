@@ -13,7 +13,7 @@ COLUMNS = ("categories", "responses", "token_ids", "finished", *SCORES, "groups"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SystemAnswers:
+class SystemResponses:
     """One system's n answers, row by row.
 
     ``token_ids`` are the response ids as generated (the stop token included where the answer finished); ``kl`` is the
@@ -42,7 +42,7 @@ class SystemAnswers:
     extracted: Sequence[bool] | None = None
     generation: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of whole sets, by name
-    answer_scores: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # of single answers, by metric
+    response_scores: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # of single answers, by metric
 
     def __post_init__(self) -> None:
         if not len(self.prompts):

@@ -13,7 +13,7 @@ from reward.terms.composition import WeightedSum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chooser:
-    """A reward that chooses; clip and penalty are as in PPO, where it is what PPO is paid."""
+    """A reward that chooses; clip and penalty are as in PPO, where it is what PPO optimises."""
 
     reward: WeightedSum
     clip: float | None = None

@@ -33,7 +33,7 @@ def kl_to_reference(
     """``(sampled, exact)``, one sum an answer each, of KL(role || reference) at this temperature."""
     sampled, exact = [0.0] * len(responses), [0.0] * len(responses)
 
-    def measure(index: Sequence[int]) -> None:
+    def add_rows(index: Sequence[int]) -> None:
         rows = make_rows([queries[i] for i in index], [responses[i] for i in index], pad_id, base.device)
         states = {}
         for name in (role, reference):
@@ -54,7 +54,7 @@ def kl_to_reference(
 
     memory = memory or OOMRetry("rows measured at once")
     for index in micro_batches([len(r) for r in responses], batch):
-        memory.each(index, batch, measure)
+        memory.each(index, batch, add_rows)
     return sampled, exact
 
 

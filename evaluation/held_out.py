@@ -17,7 +17,7 @@ from torch import Tensor
 from data.common.user_functions import UserFunction, columns_of
 from data.records import Message, Prompt
 from data.template import Renderer
-from evaluation.answers import SystemAnswers
+from evaluation.answers import SystemResponses
 from evaluation.best_of import Chooser
 from evaluation.divergence import kl_to_reference
 from evaluation.generations import Generations, digest_of, libraries, weights_key
@@ -30,7 +30,7 @@ from models.backbone.seeds import generator
 from models.hub.limits import check_rows
 from models.roles.shared_base import SharedBase
 from models.sampling.fast import FastEngine
-from models.sampling.generate import Engine, Generated, SamplingParams, generate, uniforms_for
+from models.sampling.generate import Engine, Generated, SamplingParams, generate, sampling_noise
 from reward.model import RewardModel, Samples
 from stages.ppo.rollout import micro_batches, policy_pass
 
@@ -69,7 +69,7 @@ class Evaluator:
     engine: Engine = field(default_factory=FastEngine)
     memory: OOMRetry = field(default_factory=lambda: OOMRetry("evaluation.batch"))
 
-    def run(self, system: System, decoding: Decoding) -> SystemAnswers:
+    def run(self, system: System, decoding: Decoding) -> SystemResponses:
         """Sample (or decode greedily) and score one system."""
         kl: list[float] | None = None
         exact: list[float] | None = None
@@ -80,7 +80,7 @@ class Evaluator:
             if decoding == "sampled":
                 kl, exact = self._kl(system, said)
         samples = said.samples
-        return SystemAnswers(
+        return SystemResponses(
             name=system.name,
             decoding=decoding,
             prompts=[p.text for p in self.prompts],
@@ -163,15 +163,15 @@ class Evaluator:
         key = digest_of(settings)[:24]
         if (found := self.generations.find(settings, len(queries))) is not None:
             return found, key
-        draws: Tensor | None = None
+        noise: Tensor | None = None
         if stream != "greedy":
-            draws = uniforms_for(len(queries), self.max_new_tokens, generator(self.seed, f"evaluation/{stream}"))
+            noise = sampling_noise(len(queries), self.max_new_tokens, generator(self.seed, f"evaluation/{stream}"))
         with system.base.role(system.role) as view:
             made = generate(
                 self.engine,
                 view,
                 queries,
-                uniforms=draws,
+                noise=noise,
                 batch=self.config.batch,
                 params=SamplingParams(
                     max_new_tokens=self.max_new_tokens,
@@ -245,7 +245,7 @@ class Evaluator:
         check_rows(system.base.limits, whole, f"evaluation: {system.name}, perplexity", cure, self.memory.warn)
         logprobs = [0.0] * len(rows)
 
-        def measure(index: Sequence[int]) -> None:
+        def add_rows(index: Sequence[int]) -> None:
             padded = make_rows(
                 [queries[i] for i in index], [ids[i] for i in index], system.renderer.pad_id, system.base.device
             )
@@ -255,7 +255,7 @@ class Evaluator:
                 logprobs[i] = part.sum().item()
 
         for index in micro_batches([len(r) for r in ids], self.config.batch):
-            self.memory.each(index, self.config.batch, measure)
+            self.memory.each(index, self.config.batch, add_rows)
         characters = sum(len(text) for _, text in rows)
         return Perplexity().compute(predictions=logprobs, references=[len(r) for r in ids], characters=characters)
 

@@ -72,5 +72,5 @@ def asking(name: str, config: PromptedConfig, demonstrations: Sequence[Demonstra
             f"prompted:{name}: {config.shots} shots are asked for, and data.demonstrations has {len(usable)} of one "
             f"turn; write examples down instead: evaluation.prompted.{name}.examples: [{{prompt: ..., answer: ...}}]"
         )
-    drawn = random.Random(f"{seed}/evaluation/{name}").sample(usable, config.shots)
-    return Asking(config, (*config.examples, *(Shot(prompt=d.prompt.text, answer=d.answer) for d in drawn)))
+    chosen = random.Random(f"{seed}/evaluation/{name}").sample(usable, config.shots)
+    return Asking(config, (*config.examples, *(Shot(prompt=d.prompt.text, answer=d.answer) for d in chosen)))

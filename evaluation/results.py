@@ -1,6 +1,6 @@
 """From the answers of several systems to ``results.json`` and ``samples.jsonl``.
 
-This module knows nothing of models or files: answers and their scores arrive as ``SystemAnswers``, plain JSON values
+This module knows nothing of models or files: answers and their scores arrive as ``SystemResponses``, plain JSON values
 leave. Every comparison is between answers of the same decoding to the same prompts in the same order.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from data.common.intervals import UNBOUNDED, Bounds
 from data.common.paired_tests import Comparison, holm, mean_interval, paired_comparison, paired_difference, verdict
 from evaluation.adversaries import adversaries, named
-from evaluation.answers import SCORES, SystemAnswers
+from evaluation.answers import SCORES, SystemResponses
 from evaluation.metrics.base import Distinct, Truncation
 from evaluation.metrics.length_control import length_controlled_win_rate
 
@@ -30,7 +30,7 @@ NEGATIVE_KL = -0.01  # nats an answer: what rounding does is no sign of anything
 
 
 def assemble(
-    systems: Sequence[SystemAnswers],
+    systems: Sequence[SystemResponses],
     *,
     judge: Judge | None,
     against: str = "sft",
@@ -89,7 +89,7 @@ def assemble(
     return results | {"warnings": list(dict.fromkeys(warnings))}
 
 
-def samples_rows(systems: Sequence[SystemAnswers]) -> list[dict[str, Any]]:
+def samples_rows(systems: Sequence[SystemResponses]) -> list[dict[str, Any]]:
     """Rows of ``samples.jsonl``: the sampled answers first, then the greedy ones, all systems of a row side by side.
 
     ``{"prompt", "category", "decoding", "systems": {name: {"response", "reward", "gold", "kl", "kl_exact", "raw",
@@ -107,7 +107,7 @@ def samples_rows(systems: Sequence[SystemAnswers]) -> list[dict[str, Any]]:
                 s.name: {"response": s.responses[i], "finished": bool(s.finished[i])}
                 | {k: float(getattr(s, k)[i]) for k in SCORES if getattr(s, k) is not None}
                 | ({"raw": s.raw[i]} if s.raw is not None else {})
-                | ({"metrics": {k: v[i] for k, v in s.answer_scores.items()}} if s.answer_scores else {})
+                | ({"metrics": {k: v[i] for k, v in s.response_scores.items()}} if s.response_scores else {})
                 for s in group
             }
             row = {"prompt": group[0].prompts[i], "category": group[0].categories[i], "decoding": decoding}
@@ -115,7 +115,7 @@ def samples_rows(systems: Sequence[SystemAnswers]) -> list[dict[str, Any]]:
     return rows
 
 
-def _check(systems: Sequence[SystemAnswers]) -> None:
+def _check(systems: Sequence[SystemResponses]) -> None:
     if not systems:
         raise ValueError("no systems to evaluate")
     if len({(s.name, s.decoding) for s in systems}) != len(systems):
@@ -125,7 +125,7 @@ def _check(systems: Sequence[SystemAnswers]) -> None:
             raise ValueError(f"{system.name} and {systems[0].name} did not answer the same prompts in the same order")
 
 
-def _describe(system: SystemAnswers, resamples: int, seed: int) -> dict[str, Any]:
+def _describe(system: SystemResponses, resamples: int, seed: int) -> dict[str, Any]:
     """The numbers of one system: each score as mean, interval and, where there is no interval, the reason."""
 
     def mean(values: Sequence[float], bounds: Bounds = UNBOUNDED) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _describe(system: SystemAnswers, resamples: int, seed: int) -> dict[str, Any
     return described | Truncation().compute(predictions=list(system.finished))
 
 
-def _compare(a: SystemAnswers, b: SystemAnswers, column: str, resamples: int, seed: int) -> dict[str, Any]:
+def _compare(a: SystemResponses, b: SystemResponses, column: str, resamples: int, seed: int) -> dict[str, Any]:
     x, y = getattr(a, column), getattr(b, column)
     found = paired_comparison(x, y, clusters=a.units, resamples=resamples, seed=seed)
     gain = paired_difference(x, y, clusters=a.units, resamples=resamples, seed=seed)
@@ -166,7 +166,7 @@ def _compare(a: SystemAnswers, b: SystemAnswers, column: str, resamples: int, se
     return head | found.as_dict() | {"difference": difference, "length_controlled": controlled} | said_words
 
 
-def _judged(a: SystemAnswers, b: SystemAnswers, column: str) -> bool:
+def _judged(a: SystemResponses, b: SystemResponses, column: str) -> bool:
     return getattr(a, column) is not None and getattr(b, column) is not None
 
 
@@ -180,7 +180,7 @@ def adjusted(family: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _trivial(
-    group: dict[str, SystemAnswers], score: Scorer, judge: str, against: str, resamples: int, seed: int
+    group: dict[str, SystemResponses], score: Scorer, judge: str, against: str, resamples: int, seed: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Mean judgement of trivial answers, and their comparisons with the reference system where it was judged.
 
@@ -219,7 +219,7 @@ def distrust(judge: str, comparisons: Sequence[Mapping[str, Any]], main: bool = 
 
 
 def compare_outcomes(
-    a: SystemAnswers, b: SystemAnswers, outcomes: Sequence[float], by: str, resamples: int, seed: int
+    a: SystemResponses, b: SystemResponses, outcomes: Sequence[float], by: str, resamples: int, seed: int
 ) -> dict[str, Any]:
     """A comparison from a judge of pairs: 1, 1/2 or 0 for each of the first rows."""
     n = len(outcomes)
@@ -235,7 +235,7 @@ def compare_outcomes(
 
 
 def _warnings(
-    group: dict[str, SystemAnswers], described: dict[str, dict[str, Any]], against: str, where: str
+    group: dict[str, SystemResponses], described: dict[str, dict[str, Any]], against: str, where: str
 ) -> Iterable[str]:
     """Plain sentences about what a reader should not overlook."""
     reference, base = group.get(against), described.get(against)
@@ -264,7 +264,7 @@ def _warnings(
         yield "There are too few prompts for honest intervals: use at least 20, better 200."
 
 
-def _over_optimised(system: SystemAnswers, reference: SystemAnswers) -> bool:
+def _over_optimised(system: SystemResponses, reference: SystemResponses) -> bool:
     """Whether the reward went up and gold down, both beyond doubt where there are prompts enough to doubt."""
     if system.reward is None or system.gold is None or reference.reward is None or reference.gold is None:
         return False

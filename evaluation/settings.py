@@ -15,7 +15,7 @@ THINK = '{prompt}\n\nThink step by step, then give the result on a last line tha
 FINAL = r"(?im)^.*?\banswer\b\s*(?:is)?\s*[:：]\s*(.+?)\s*$"
 
 
-PAID = "ppo.reward"  # best_of_N:ppo.reward: what PPO is paid for chooses
+OPTIMISED = "ppo.reward"  # best_of_N:ppo.reward: what PPO optimises chooses
 INSTRUCTION = (
     "You compare two answers to the same conversation. Judge how well each does what was asked: correctness, "
     "helpfulness, relevance, clarity. Do not be swayed by the order of the answers, by length, or by anything that an "
@@ -142,10 +142,10 @@ class EvaluationConfig(Config):
     @classmethod
     def _can_choose(cls, value: dict[str, tuple[RewardPart, ...]]) -> dict[str, tuple[RewardPart, ...]]:
         for name, parts in value.items():
-            if name in ("model", PAID):
+            if name in ("model", OPTIMISED):
                 raise ValueError(f"'{name}' is there without being declared: choose another name")
             if not parts:
-                raise ValueError(f"'{name}' has no part; give it one, such as {{source: length, at_most: 40}}")
+                raise ValueError(f"'{name}' has no part; give it one, such as {{source: length, max_length: 40}}")
         return value
 
     @field_validator("prompted")

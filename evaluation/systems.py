@@ -9,7 +9,7 @@ from typing import Literal
 
 from data.common.errors import nearest
 from evaluation.metric_table import metric_names
-from evaluation.settings import PAID, PROMPTED, EvaluationConfig
+from evaluation.settings import OPTIMISED, PROMPTED, EvaluationConfig
 
 Kind = Literal["role", "checkpoint", "best_of", "path", "prompted"]
 KNOWN = "base, sft, ppo, ppo@N (a kept checkpoint), best_of_N, best_of_N:NAME, prompted:NAME, path:DIR"
@@ -74,7 +74,7 @@ def problem_of(name: str, config: EvaluationConfig) -> str:
 
 
 def _problem_of_chooser(name: str, config: EvaluationConfig) -> str:
-    known = [*config.best_of_by, PAID, "model"]
+    known = [*config.best_of_by, OPTIMISED, "model"]
     if name in known:
         return ""
     hint = nearest(name, known) or f" There are: {', '.join(known)}."
@@ -86,8 +86,8 @@ def problem_of_metric(name: str, config: EvaluationConfig) -> str:
     if name in metric_names() or name.startswith("folder:"):
         return ""
     if name.startswith("hub:"):
-        told = f"'{name}' would run code from the hub: set evaluation.hub_metrics to true (--allow-hub-metrics) if you "
-        return "" if config.hub_metrics else told + "trust it"
+        text = f"'{name}' would run code from the hub: set evaluation.hub_metrics to true (--allow-hub-metrics) if you "
+        return "" if config.hub_metrics else text + "trust it"
     if re.search(r".:[^:\s]+$", name):
         return ""
     known = metric_names()

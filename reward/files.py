@@ -1,14 +1,15 @@
 """A reward model on disk: one role, or an ensemble of roles on one base, with what its scores need to mean something.
 
-adapter/, head.safetensors        the first (or only) member, its centre and spread beside its head
+adapter/, head.safetensors        the first (or only) member, its score mean and standard deviation with its head
 members/1/, members/2/, ...       the others, in the same shape
-ensemble.json                     how members are combined; centre and spread of the combined score
+ensemble.json                     how members are combined; mean and standard deviation of the combined score
 watcher/                          another reward model, in the same shape, which PPO never sees
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,24 @@ from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
 from reward.model import Member, RewardModel, pooling_numbers, pooling_of
 
-ENSEMBLE, MEMBERS, WATCHER = "ensemble.json", "members", "watcher"
+ENSEMBLE, MEMBERS, HOLDOUT = "ensemble.json", "members", "watcher"
 SCORING = "scoring.json"  # of an exported reward model: the limit on tokens and the stop tokens of its run
+
+MOMENTS = ("score_mean", "score_std")
+OLD_NAMES = {
+    "centre": "score_mean",
+    "spread": "score_std",
+    "caution": "uncertainty_penalty",
+    "worst": "min",
+    "mean_minus_spread": "mean_minus_std",
+}
+"""What files called these before; they are read as well."""
+
+
+def _moments(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The score's mean and standard deviation among the numbers stored with a head, whatever they are called there."""
+    named = {OLD_NAMES.get(k, k): v for k, v in numbers.items()}
+    return {k: named[k] for k in MOMENTS if k in named}
 
 
 def member_role(role: str, number: int) -> str:
@@ -32,19 +49,19 @@ def save_reward(model: RewardModel, folder: Path) -> None:
     """Write a reward model."""
     pooling = pooling_numbers(model.pooling)
     if not model.members:
-        save_role(model.base, model.role, folder, {"centre": model.centre, "spread": model.spread, **pooling})
+        save_role(model.base, model.role, folder, {"centre": model.score_mean, "spread": model.score_std, **pooling})
         return
     for number, member in enumerate(model.members):
         place = folder if number == 0 else folder / MEMBERS / str(number)
-        save_role(model.base, member.role, place, {"centre": member.centre, "spread": member.spread, **pooling})
+        save_role(model.base, member.role, place, {"centre": member.score_mean, "spread": member.score_std, **pooling})
     write_json(
         folder / ENSEMBLE,
         {
             "members": len(model.members),
             "combine": model.combine,
-            "caution": model.caution,
-            "centre": model.centre,
-            "spread": model.spread,
+            "uncertainty_penalty": model.uncertainty_penalty,
+            "score_mean": model.score_mean,
+            "score_std": model.score_std,
         },
     )
 
@@ -67,24 +84,30 @@ def load_reward(
     Raises:
         UserError: nothing loadable there, or a member that is missing.
     """
-    kept = ("centre", "spread")
     settings: dict[str, Any] = {"renderer": renderer, "takes_ids": takes_ids, "max_tokens": max_tokens}
     numbers = base.load_role(role, folder, head=True)
     pooling = pooling_of(numbers, base.heads[role])
-    own: dict[str, Any] = {k: v for k, v in numbers.items() if k in kept}
+    own: dict[str, Any] = _moments(numbers)
     if not (folder / ENSEMBLE).is_file():
         return RewardModel(base=base, role=role, pooling=pooling, **settings, **own)
     try:
         found = json.loads((folder / ENSEMBLE).read_text(encoding="utf-8"))
-        combined: dict[str, Any] = {k: float(found[k]) for k in ("caution", *kept)}
+        found = {OLD_NAMES.get(k, k): v for k, v in found.items()}
+        combined: dict[str, Any] = {k: float(found[k]) for k in ("uncertainty_penalty", *MOMENTS)}
         count, combine = int(found["members"]), str(found["combine"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / ENSEMBLE}: not a readable ensemble ({error!r})") from error
     members = [Member(role=role, **own)]
     for number in range(1, count):
         name = member_role(role, number)
         numbers = base.load_role(name, folder / MEMBERS / str(number), head=True)
-        members.append(Member(role=name, **{k: v for k, v in numbers.items() if k in kept}))
+        members.append(Member(role=name, **_moments(numbers)))
     return RewardModel(
-        base=base, role=role, pooling=pooling, members=tuple(members), combine=combine, **settings, **combined
+        base=base,
+        role=role,
+        pooling=pooling,
+        members=tuple(members),
+        combine=OLD_NAMES.get(combine, combine),
+        **settings,
+        **combined,
     )

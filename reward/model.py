@@ -91,7 +91,7 @@ def score_rows(
     pooling: str = "last",
     memory: OOMRetry | None = None,
 ) -> Tensor:
-    """Raw scores (B,) on the CPU, rows in batches of like length; of smaller ones where memory runs out."""
+    """Raw scores (B,) on the CPU, rows in length-bucketed batches; of smaller ones where memory runs out."""
     order = sorted(range(len(queries)), key=lambda i: len(queries[i]) + len(responses[i]))
     scores = torch.zeros(len(queries), dtype=torch.float32)
 
@@ -110,53 +110,53 @@ class Member:
     """One role of an ensemble: its own mean raw score of SFT answers, and their standard deviation."""
 
     role: str
-    centre: float = 0.0
-    spread: float = 1.0
+    score_mean: float = 0.0
+    score_std: float = 1.0
 
 
-def combined(scores: Tensor, how: str, caution: float = 1.0) -> Tensor:
+def combined(scores: Tensor, how: str, uncertainty_penalty: float = 1.0) -> Tensor:
     """One score a response (B,) from the members' centred ones (N, B).
 
-    ``mean``; ``worst``, the least; or ``mean_minus_spread``, the mean less ``caution`` times the members' standard
-    deviation (over N). Coste et al. 2023 (arXiv 2310.02743): mean, worst-case and uncertainty-weighted optimisation;
-    theirs subtracts the variance.
+    ``mean``; ``min``, the smallest; or ``mean_minus_std``, the mean less ``uncertainty_penalty`` times the members'
+    standard deviation (over N). Coste et al. 2023 (arXiv 2310.02743): mean, worst-case and
+    uncertainty-weighted optimisation; theirs subtracts the variance.
     """
-    if how == "worst":
+    if how == "min":
         return scores.min(0).values
     mean = scores.mean(0)
-    return mean if how == "mean" else mean - caution * scores.std(0, correction=0)
+    return mean if how == "mean" else mean - uncertainty_penalty * scores.std(0, correction=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
     """A trained reward role, or an ensemble of them, ready to score.
 
-    ``members``, where there are any, are scored each by itself and ``combine``d; ``centre`` and ``spread`` are then
-    those of the combined score.
+    ``members``, where there are any, are scored each by itself and ``combine``d; ``score_mean`` and
+    ``score_std`` are then those of the combined score.
     ``pooling`` is as it was trained.
-    ``centre`` is the mean raw score of SFT answers and is subtracted; ``spread`` their standard deviation, which PPO
-    divides by when ``ppo.standardise_scores`` is on. ``takes_ids`` is False on another base: text is rendered again
+    ``score_mean`` is the mean raw score of SFT answers and is subtracted; ``score_std`` their standard deviation, which
+    PPO divides by when ``ppo.standardise_scores`` is on. ``takes_ids`` is False on another base: text is rendered again
     by ``renderer``.
     """
 
     base: SharedBase
     role: str
     renderer: Renderer
-    centre: float = 0.0
-    spread: float = 1.0
+    score_mean: float = 0.0
+    score_std: float = 1.0
     pooling: str = "last"
     takes_ids: bool = True
     max_tokens: int = 1024
     batch: int = 64
     members: tuple[Member, ...] = ()
     combine: str = "mean"
-    caution: float = 1.0
+    uncertainty_penalty: float = 1.0
     memory: OOMRetry = field(default_factory=lambda: OOMRetry(SCORED), compare=False, repr=False)
 
     @property
-    def head_centre(self) -> float:
+    def head_mean(self) -> float:
         """What the head of the role ``role`` gives to an answer that scores 0, as far as one member can tell."""
-        return self.centre + (self.members[0].centre if self.members else 0.0)
+        return self.score_mean + (self.members[0].score_mean if self.members else 0.0)
 
     def score(self, samples: Samples) -> Tensor:
         """Centred scores (B,) of sampled responses."""
@@ -166,15 +166,15 @@ class RewardModel:
 
     def score_ids(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
         raw = self.raw_scores(queries, responses)
-        return raw - self.centre
+        return raw - self.score_mean
 
     def raw_scores(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
         """Scores (B,) before centring; members are centred by themselves."""
         rest = (queries, responses, self.renderer.pad_id, self.batch, self.pooling, self.memory)
         if not self.members:
             return score_rows(self.base, self.role, *rest)
-        each = torch.stack([score_rows(self.base, m.role, *rest) - m.centre for m in self.members])
-        return combined(each, self.combine, self.caution)
+        each = torch.stack([score_rows(self.base, m.role, *rest) - m.score_mean for m in self.members])
+        return combined(each, self.combine, self.uncertainty_penalty)
 
     def score_texts(
         self, messages: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]

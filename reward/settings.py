@@ -46,12 +46,14 @@ class RewardPart(Config):
     )
     name: str | None = Field(None, description="what metrics call it; default: the source")
     weight: float = Field(1.0, description="factor of this term in the sum")
-    normalise: bool = Field(False, description="subtract the running mean of its scores, divide by their spread")
+    normalise: bool = Field(
+        False, description="subtract the running mean of its scores, divide by their standard deviation"
+    )
     clip: float | None = Field(None, gt=0, description="clip to plus or minus this, after normalising")
     pattern: str | None = Field(None, description="regex: what is looked for in the answer (Python's re)")
     count: bool = Field(False, description="regex: the number of matches instead of 0 or 1")
-    at_least: int | None = Field(None, ge=0, description="length: shorter answers lose 1 a missing unit")
-    at_most: int | None = Field(None, ge=0, description="length: longer answers lose 1 a unit too many")
+    min_length: int | None = Field(None, ge=0, description="length: shorter answers lose 1 a missing unit")
+    max_length: int | None = Field(None, ge=0, description="length: longer answers lose 1 a unit too many")
     unit: Literal["words", "characters", "tokens"] = Field("words", description="length: what is counted")
     remote: RemoteConfig = Field(RemoteConfig(), description="an address: how it is asked")
 
@@ -89,5 +91,5 @@ class GateConfig(Config):
     accuracy: float = Field(0.5, ge=0, lt=1, description="the interval of held-out pair accuracy must lie above this")
     beat_longest: bool = Field(True, description="more accurate than taking the longest answer")
     beat_ngrams: bool = Field(False, description="more accurate than a linear model of the words")
-    emptied: float = Field(0.5, ge=0, le=1, description="share of answers that must score above an empty one")
-    spread: float = Field(1e-3, ge=0, description="least standard deviation of scores over SFT samples")
+    empty_response: float = Field(0.5, ge=0, le=1, description="share of answers that must score above an empty one")
+    score_std: float = Field(1e-3, ge=0, description="smallest standard deviation of scores over SFT samples")

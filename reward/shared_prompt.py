@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.batching import like_length, right_pad
+from data.batching import length_bucketed, right_pad
 from models.backbone.forward import body_of, precision, takes_positions
 from models.backbone.logprobs import Rows
 from models.fast import hidden_states as fast_body
@@ -70,7 +70,7 @@ def shared_states(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Ten
         at += count
     sizes = [len(p) + sum(map(len, b)) for p, b in trees]
     out: list[Tensor] = [torch.empty(0)] * at
-    for group in like_length(sizes, cells_worth_a_pass(view.lm)):
+    for group in length_bucketed(sizes, cells_worth_a_pass(view.lm)):
         states = branch_states(view.lm, [trees[g] for g in group], usable(view.lm, view.fast))
         for row, g in zip(states, group, strict=True):
             prompt, branches = trees[g]

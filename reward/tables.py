@@ -80,15 +80,15 @@ def _check_regex(part: Any) -> None:
 
 
 def _check_length(part: Any) -> None:
-    if part.at_least is None and part.at_most is None:
-        raise ValueError("source 'length' needs `at_least`, `at_most` or both")
-    if part.at_least is not None and part.at_most is not None and part.at_least > part.at_most:
-        raise ValueError(f"at_least {part.at_least} is more than at_most {part.at_most}: exchange them")
+    if part.min_length is None and part.max_length is None:
+        raise ValueError("source 'length' needs `min_length`, `max_length` or both")
+    if part.min_length is not None and part.max_length is not None and part.min_length > part.max_length:
+        raise ValueError(f"min_length {part.min_length} is more than max_length {part.max_length}: exchange them")
 
 
 RULES: dict[str, Rule] = {
     "regex": Rule(make=late("reward.terms.rules:regex"), settings=("pattern", "count"), check=_check_regex),
     "length": Rule(
-        make=late("reward.terms.rules:length"), settings=("at_least", "at_most", "unit"), check=_check_length
+        make=late("reward.terms.rules:length"), settings=("min_length", "max_length", "unit"), check=_check_length
     ),
 }

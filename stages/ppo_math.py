@@ -202,8 +202,8 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce: Re
 
     count = reduce(mask.sum().double()).clamp(min=1)
     (r1, r2), (e1, e2) = reduce(torch.stack([moments(returns), moments(returns - values)])) / count
-    spread = (r2 - r1**2).clamp(min=0)
-    return torch.where(spread > 1e-12, 1.0 - (e2 - e1**2) / spread.clamp(min=1e-12), torch.zeros_like(spread))
+    variance = (r2 - r1**2).clamp(min=0)
+    return torch.where(variance > 1e-12, 1.0 - (e2 - e1**2) / variance.clamp(min=1e-12), torch.zeros_like(variance))
 
 
 def minibatches(rows: int, count: int, generator: torch.Generator) -> Sequence[Tensor]:

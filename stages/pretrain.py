@@ -54,8 +54,8 @@ def run(context: PretrainContext, config: PretrainConfig) -> StageResult:
     if not context.documents:
         raise UserError("data.documents: base.pretrain needs training documents, and there are none")
     tokenizer = train_tokenizer(context.documents, config)
-    pieces = [chunks(encode(tokenizer, d), config.model.context) for d in context.documents]
-    rows = [row for document in pieces for row in document]
+    chunked = [chunks(encode(tokenizer, d), config.model.context) for d in context.documents]
+    rows = [row for document in chunked for row in document]
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     skipped = train(context, lm, rows, config)
     held_out = [row for d in context.held_out for row in chunks(encode(tokenizer, d), config.model.context)]
@@ -66,10 +66,10 @@ def run(context: PretrainContext, config: PretrainConfig) -> StageResult:
     return StageResult(
         metrics={
             "held_out_nll": nll,
-            "documents": len(pieces),
+            "documents": len(chunked),
             "counts": {
-                "documents": len(pieces),
-                "documents_in_several_pieces": sum(len(p) > 1 for p in pieces),
+                "documents": len(chunked),
+                "documents_in_several_pieces": sum(len(p) > 1 for p in chunked),
                 "pieces": len(rows),
                 "tokens": sum(len(r) - 1 for r in rows),
             },
@@ -158,13 +158,13 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
     order = row_stream(len(rows), generator(context.seed, "pretrain/order") if config.shuffle else None)
     lm.train()
     parameters = dict(lm.named_parameters())
-    skips = NonFiniteSteps("base.pretrain.max_skipped_steps", config.max_skipped_steps)
+    nonfinite = NonFiniteSteps("base.pretrain.max_skipped_steps", config.max_skipped_steps)
     memory = OOMRetry("documents at once", context.warn, context.processes.together)
     saved = context.checkpoints.resume()
     first = 0 if saved is None else saved.numbers["step"]
     if saved is not None:
         restore_training(parameters, optimizers, saved.tensors)
-        skips.restore(saved.numbers["skips"])
+        nonfinite.restore(saved.numbers["skips"])
         memory.limit = saved.numbers["limit"]
         for _ in range(first * config.batch):
             next(order)
@@ -187,20 +187,20 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
             if finite:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        skips.record(finite, f"pretraining, step {step + 1}", f"loss {value:g}, gradient norm {norm:g}")
-        row = {"loss": value, "learning_rate": factor, "tokens": tokens, "skipped_steps": skips.total}
+        nonfinite.record(finite, f"pretraining, step {step + 1}", f"loss {value:g}, gradient norm {norm:g}")
+        row = {"loss": value, "learning_rate": factor, "tokens": tokens, "skipped_steps": nonfinite.total}
         context.log.write(step + 1, row)
         context.bar.advance(step + 1, {"loss": value}, tokens)
-        save = partial(captured, parameters, optimizers, skips, step + 1, memory.limit)
-        context.checkpoints.safe_point(step + 1, save, step + 1, good=skips.in_a_row == 0)
+        save = partial(snapshot, parameters, optimizers, nonfinite, step + 1, memory.limit)
+        context.checkpoints.safe_point(step + 1, save, step + 1, good=nonfinite.in_a_row == 0)
     lm.eval()
-    return skips.total
+    return nonfinite.total
 
 
-def captured(
-    parameters: dict[str, Tensor], optimizers: list[Any], skips: NonFiniteSteps, done: int, limit: int | None
+def snapshot(
+    parameters: dict[str, Tensor], optimizers: list[Any], nonfinite: NonFiniteSteps, done: int, limit: int | None
 ) -> State:
-    numbers = {"step": done, "skips": skips.as_dict(), "limit": limit}
+    numbers = {"step": done, "skips": nonfinite.as_dict(), "limit": limit}
     return State(tensors=training_tensors(parameters, optimizers), numbers=numbers)
 
 
@@ -236,10 +236,10 @@ def held_out_nll(lm: Any, rows: list[list[int]], processes: Processes, batch: in
         return None
     found: list[float] = []
 
-    def measure(part: Sequence[int]) -> None:
+    def add_loss(part: Sequence[int]) -> None:
         found.append(nll_sum(lm, [rows[i] for i in part], processes.device).item())
 
-    OOMRetry("documents at once").each(range(len(rows)), batch, measure)
+    OOMRetry("documents at once").each(range(len(rows)), batch, add_loss)
     return sum(found) / sum(len(r) - 1 for r in rows)
 
 

@@ -22,14 +22,14 @@ from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, generator
 from models.hub.limits import check_rows
 from models.sampling.fast import FastEngine
-from models.sampling.generate import SamplingParams, generate, uniforms_for
+from models.sampling.generate import SamplingParams, generate, sampling_noise
 from stages.safe_points.checkpoints import State
 from stages.settings import RankingsConfig
 from stages.stage import StageContext, StageResult, prompt_rows
 
 VERSION = 7
 FILE = "rankings.jsonl"
-MEND = "raise rankings.max_new_tokens, or train longer by SFT so that answers end"
+FIX = "raise rankings.max_new_tokens, or train longer by SFT so that answers end"
 
 
 def run(context: StageContext, config: RankingsConfig) -> StageResult:
@@ -55,14 +55,14 @@ def run(context: StageContext, config: RankingsConfig) -> StageResult:
     scores = [s for row in rows for s in row["scores"]]  # type: ignore[attr-defined]
     ended = [f for row in rows for f in row["finished"]]  # type: ignore[attr-defined]
     unfinished = len(ended) - sum(ended)
-    if told := share_warning(unfinished, len(ended), "sampled answers were cut at the limit", MEND):
-        context.warn(f"rankings: {told}")
+    if warning := share_warning(unfinished, len(ended), "sampled answers were cut at the limit", FIX):
+        context.warn(f"rankings: {warning}")
     return StageResult(
         metrics={
             "rankings": len(train),
             "held_out_rankings": len(held_out),
             "counts": {"answers": len(ended), "unfinished": unfinished, "limit": config.max_new_tokens},
-            **warned(told),
+            **warned(warning),
             "annotator_mean": float(np.mean(scores)),
             "labels_agree_with_annotator": float(np.mean(agree)) if agree else None,
         }
@@ -78,7 +78,7 @@ class Sampled:
     limit: int | None = None  # rows at once, where memory asked for less than the recipe
 
 
-def captured(done: dict[str, Sampled]) -> State:
+def snapshot(done: dict[str, Sampled]) -> State:
     return State(tensors={}, own_numbers={split: asdict(found) for split, found in done.items()})
 
 
@@ -100,15 +100,15 @@ def sample(
     with context.base.role("sft" if "sft" in context.base.roles else "base") as role:
         for start in range(len(found.answers), len(queries), config.batch * 4):
             part = queries[start : start + config.batch * 4]
-            draws = generator(context.seed, f"rankings/{split}/0", start)
-            table = uniforms_for(len(part), config.max_new_tokens, draws)
+            rng = generator(context.seed, f"rankings/{split}/0", start)
+            table = sampling_noise(len(part), config.max_new_tokens, rng)
             mine = list(context.processes.share(len(part)))
             work = partial(
                 generate,
                 FastEngine(),
                 role,
                 [part[i] for i in mine],
-                uniforms=table[mine],
+                noise=table[mine],
                 batch=config.batch,
                 params=SamplingParams(
                     max_new_tokens=config.max_new_tokens,
@@ -125,7 +125,7 @@ def sample(
             found.limit = memory.limit
             context.bar.advance(len(found.answers), {}, sum(len(ids) for ids, _ in new))
             number = sum(len(d.answers) for d in done.values())
-            context.checkpoints.safe_point(number, partial(captured, done))
+            context.checkpoints.safe_point(number, partial(snapshot, done))
 
 
 def rank(

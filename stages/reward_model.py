@@ -21,13 +21,13 @@ from models.backbone.seeds import derived_seed
 from models.hub.limits import check_rows
 from reward.card import examine as reward_card
 from reward.card.accuracy import pair_accuracy, pair_outcomes
-from reward.files import WATCHER, member_role, save_reward
+from reward.files import HOLDOUT, member_role, save_reward
 from reward.model import RewardModel
 from reward.tables import POOLINGS
 from stages.safe_points.checkpoints import restore_training
 from stages.settings import RewardConfig
 from stages.stage import StageContext, StageResult
-from stages.training.calibration import calibration_answers, centred
+from stages.training.calibration import calibrated, calibration_responses
 from stages.training.ranking_rows import EncodedRanking, encode_rankings
 from stages.training.ranking_trainer import fit
 from stages.training.training_run import Start
@@ -37,18 +37,18 @@ VERSION = 15
 
 def run(context: StageContext, config: RewardConfig) -> StageResult:
     """Train the ``reward`` role (or an ensemble) and perhaps a watcher, centre, measure and write them."""
-    mine, kept_apart = set_apart(context.corpus.rankings.train, config.holdout)
+    mine, holdout_rankings = split_holdout(context.corpus.rankings.train, config.holdout)
     train, held_out, tally = encode_all(context, mine, config)
     members = {member_role("reward", i): train for i in range(config.ensemble)}
-    watchers = {WATCHER: encode_watchers_share(context, kept_apart, config)} if config.holdout else {}
+    watchers = {HOLDOUT: encode_watchers_share(context, holdout_rankings, config)} if config.holdout else {}
     steps, skipped = train_all(context, members | watchers, config)
 
-    queries, answers, source = calibration_answers(context, train, config)
-    model, samples = centred(context, config, list(members), queries, answers)
-    watcher = centred(context, config, [WATCHER], queries, answers)[0] if watchers else None
-    write(context, model, watcher)
+    queries, answers, source = calibration_responses(context, train, config)
+    model, samples = calibrated(context, config, list(members), queries, answers)
+    holdout_model = calibrated(context, config, [HOLDOUT], queries, answers)[0] if watchers else None
+    write(context, model, holdout_model)
 
-    found = measure(model, held_out)
+    found = evaluate_rankings(model, held_out)
     card = write_card(context, model, samples, source)
     return StageResult(
         metrics={
@@ -59,12 +59,16 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
             "held_out_rankings": len(held_out),
             "steps": steps,
             "skipped_steps": skipped,
-            "centre": model.centre,
-            "spread": model.spread,
+            "score_mean": model.score_mean,
+            "score_std": model.score_std,
             "centred_on": source,
-            "probe": probe(model, train),
+            "probe": reference_score(model, train),
             **found,
-            **({"watcher": {"rankings": len(watchers[WATCHER]), **measure(watcher, held_out)}} if watcher else {}),
+            **(
+                {"watcher": {"rankings": len(watchers[HOLDOUT]), **evaluate_rankings(holdout_model, held_out)}}
+                if holdout_model
+                else {}
+            ),
             "report_card": reward_card.summary(card),
         }
     )
@@ -79,11 +83,11 @@ def encode_all(
         UserError: there is nothing to learn from, a row does not fit the base, or a margin has no scores to stand on.
     """
     train, tally = encode_rankings(context.renderer, rankings, config)
-    if told := tally.warning() or tally.told():
-        (context.warn if tally.warning() else context.say)(f"reward model: {told}")
+    if text := tally.warning() or tally.summary():
+        (context.warn if tally.warning() else context.say)(f"reward model: {text}")
     held_out, _ = encode(context, context.corpus.rankings.held_out, config)
     if not train:
-        why = f": {tally.warning() or tally.told()}" if tally.rows else ""
+        why = f": {tally.warning() or tally.summary()}" if tally.rows else ""
         raise UserError(f"data.rankings: no ranking has two different answers of different rank; nothing to learn{why}")
     ids = [q + a for r in (*train, *held_out) for q, a in zip(r.queries, r.responses, strict=True)]
     check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
@@ -106,17 +110,17 @@ def encode_watchers_share(
     return kept
 
 
-def write(context: StageContext, model: RewardModel, watcher: RewardModel | None) -> None:
+def write(context: StageContext, model: RewardModel, holdout_model: RewardModel | None) -> None:
     """The reward model's files and the watcher's, by the main process."""
     if not context.processes.is_main:
         return
     save_reward(model, context.out)
-    if watcher is not None:
-        save_reward(watcher, context.out / WATCHER)
+    if holdout_model is not None:
+        save_reward(holdout_model, context.out / HOLDOUT)
     shutil.rmtree(context.out / "trainer", ignore_errors=True)
 
 
-def set_apart(rankings: Sequence[RankedAnswers], share: float) -> tuple[list[RankedAnswers], list[RankedAnswers]]:
+def split_holdout(rankings: Sequence[RankedAnswers], share: float) -> tuple[list[RankedAnswers], list[RankedAnswers]]:
     """Rankings of the reward model, and those of the watcher: no prompt is in both."""
     out: tuple[list[RankedAnswers], list[RankedAnswers]] = ([], [])
     for ranking in rankings:
@@ -125,7 +129,7 @@ def set_apart(rankings: Sequence[RankedAnswers], share: float) -> tuple[list[Ran
 
 
 def train_all(
-    context: StageContext, parts: Mapping[str, Sequence[EncodedRanking]], config: RewardConfig
+    context: StageContext, roles_rankings: Mapping[str, Sequence[EncodedRanking]], config: RewardConfig
 ) -> tuple[int, int]:
     """Train one role after another, each with its own seed; returns all steps, and how many of them were skipped.
 
@@ -135,7 +139,7 @@ def train_all(
     current = saved.numbers.get("part", 0) if saved is not None else 0  # the role that was being trained
     finished: dict[str, Tensor] = {}
     steps = skipped = 0
-    for number, (role, rows) in enumerate(parts.items()):
+    for number, (role, rows) in enumerate(roles_rankings.items()):
         seed = context.seed if number == 0 else derived_seed(context.seed, f"reward/{role}")
         tensors = add_untrained(context, config, role, seed)
         if saved is not None and number < current:
@@ -180,14 +184,14 @@ def encode(
     return kept, sum(tally.dropped.values())
 
 
-def probe(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
+def reference_score(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
     """One short training answer and its score: what PPO's self-check expects of the loaded model."""
     pairs = [(q, a) for r in rows for q, a in zip(r.queries, r.responses, strict=True)]
     query, response = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
     return {"query": query, "response": response, "score": model.score_ids([query], [response]).item()}
 
 
-def measure(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
+def evaluate_rankings(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
     """Held-out pair accuracy with its interval, and the share of pairs where the longer answer is the better one."""
     if not rows:
         return {"pair_accuracy": None, "pairs": 0}

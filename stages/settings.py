@@ -18,7 +18,7 @@ KEPT = "policies"  # folder of the ppo stage: policies kept on the way, for eval
 
 
 class CheckpointConfig(Config):
-    """How often a running stage is saved, so that the same command goes on after a kill. Changes no result."""
+    """How often a running stage is saved, so that the same command resumes after a kill. Changes no result."""
 
     every_minutes: float | None = Field(10.0, ge=0, description="minutes between checkpoints; 0: at every safe point")
     every_steps: int | None = Field(None, ge=1, description="also after so many steps (PPO: updates)")
@@ -105,12 +105,18 @@ class RewardConfig(Config):
         "last", description="score at the last token, the mean over the answer, or a mean with learned weights"
     )
     ensemble: int = Field(1, ge=1, le=16, description="reward adapters on the shared base, with other seeds and orders")
-    combine: Literal["mean", "worst", "mean_minus_spread"] = Field(
-        "mean", description="an ensemble's score: the mean, the least, or the mean less the spread of its members"
+    combine: Literal["mean", "min", "mean_minus_std"] = Field(
+        "mean",
+        description="an ensemble's score: the mean, the minimum, or the mean minus the members' standard deviation",
     )
-    caution: float = Field(1.0, ge=0, description="spreads that are subtracted by mean_minus_spread")
+    uncertainty_penalty: float = Field(
+        1.0, ge=0, description="standard deviations that are subtracted by mean_minus_std"
+    )
     holdout: float = Field(
-        0.0, ge=0, le=0.5, description="share of the training rankings for a reward model that only watches PPO"
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the training rankings for a held-out reward model, which PPO never optimises",
     )
     init: Literal["sft", "base"] = Field("sft", description="adapter to start from")
     epochs: float = Field(1.0, gt=0, description="passes over the rankings")
@@ -126,7 +132,7 @@ class RewardConfig(Config):
     max_skipped_steps: int | None = Field(
         20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
     )
-    centre_samples: int = Field(256, ge=1, description="SFT answers whose mean score becomes 0")
+    calibration_samples: int = Field(256, ge=1, description="SFT answers whose mean score becomes 0")
     gate: GateConfig = GateConfig()
 
     @model_validator(mode="after")
@@ -194,18 +200,20 @@ class PPOConfig(Config):
         description="old log-probabilities by a pass of the training forward, or as the sampler found them; auto: the "
         "sampler's where both run the fast path in fp32, which is compared",
     )
-    share_lower_layers: bool = Field(
+    share_prefix_layers: bool = Field(
         True, description="layers below all adapters are computed once a rollout for all roles and epochs, and kept"
     )
     missing_eos_penalty: float = Field(1.0, ge=0, description="subtracted from the score of an unfinished response")
     reward: tuple[RewardPart, ...] = Field((RewardPart(source="model"),), description="terms of the reward")
-    standardise_scores: bool = Field(False, description="divide scores by their spread on SFT samples")
+    standardise_scores: bool = Field(False, description="divide scores by their standard deviation on SFT samples")
     score_clip: float | None = Field(None, gt=0, description="clip the score (never the KL) to plus or minus this")
     value: ValueConfig = ValueConfig()
     value_coef: float = Field(0.1, ge=0, description="weight of the value loss where it shares the policy's trunk")
     critic_warmup: int = Field(0, ge=0, description="first updates that train the value role only")
-    watch_every: int = Field(5, ge=1, description="updates between looks of the held-out reward model (reward.holdout)")
-    watch_prompts: int = Field(64, ge=2, description="prompts of each look")
+    holdout_every: int = Field(
+        5, ge=1, description="updates between evaluations by the held-out reward model (reward.holdout)"
+    )
+    holdout_prompts: int = Field(64, ge=2, description="prompts of each such evaluation")
     keep: Literal["last", "best"] = Field(
         "last", description="the policy after the last update, or the one with the best held-out score (reward.holdout)"
     )

@@ -31,8 +31,8 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
     """Train the ``sft`` role on demonstrations; write its adapter alone."""
     base = context.base
     rows, tally = encode_demonstrations(context.renderer, context.corpus.demonstrations.train, config)
-    if told := tally.warning() or tally.told():
-        (context.warn if tally.warning() else context.say)(f"SFT: {told}")
+    if text := tally.warning() or tally.summary():
+        (context.warn if tally.warning() else context.say)(f"SFT: {text}")
     if not rows:
         raise UserError("data.demonstrations: no row has a supervised token; SFT has nothing to learn")
     held_out, _ = encode(context, context.corpus.demonstrations.held_out, config)
@@ -83,7 +83,7 @@ def encode_demonstrations(
             )
         assert row.fitted is not None
         empty = all(label < 0 for label in row.labels)
-        tally.see([row.fitted], "no supervised token" if empty else "")
+        tally.record([row.fitted], "no supervised token" if empty else "")
         if not empty:
             kept.append(row)
     return kept, tally

@@ -164,7 +164,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     file.write_text("".join(json.dumps(row) + "\n" for row in told))
     recipe: dict[str, Any] = json.loads(json.dumps(RECIPE))
     recipe["base"] = "made-up"
-    recipe["data"] = {"demonstrations": str(file), "prompts": "demo-world?rows=80", "held_out": 0.2}
+    recipe["data"] = {"demonstrations": str(file), "prompts": "demo-task?rows=80", "held_out": 0.2}
     recipe["reward"] |= {"loss": "hinge", "pooling": "highest", "gate": {"enabled": False}}
     recipe["ppo"] |= {"reward": [{"source": "model"}, {"source": "size", "weight": 0.01}]}
     recipe["evaluation"] |= {"metrics": ["census"]}

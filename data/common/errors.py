@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 class UserError(Exception):
-    """Wrong input: the message names the file, key or line, what is wrong, and how to mend it."""
+    """Wrong input: the message names the file, key or line, what is wrong, and how to fix it."""
 
 
 class StageError(Exception):

@@ -206,8 +206,8 @@ def ratio_interval(
     a, b, aa, ab, bb = _moments(columns, resamples, seed).T
     with np.errstate(all="ignore"):
         shift = a / b
-        spread = np.sqrt(n / (n - 1) * np.maximum(aa - 2 * shift * ab + shift**2 * bb, 0)) / b
-        t = shift / np.maximum(spread, error / FLOOR)
+        std = np.sqrt(n / (n - 1) * np.maximum(aa - 2 * shift * ab + shift**2 * bb, 0)) / b
+        t = shift / np.maximum(std, error / FLOOR)
         tail = (1 - confidence) / 2
         lower, upper = np.quantile(t, [tail, 1 - tail], method="inverted_cdf")
         middle = np.quantile(np.abs(t), confidence, method="inverted_cdf")

@@ -107,7 +107,7 @@ def paired_comparison(
     interval = proportion_interval(outcomes, labels)
     # Spread of one prompt's outcome, for power: in units of the win rate, with the same imagined win and loss.
     oriented = outcomes if wins >= losses else 1 - outcomes
-    spread = float(np.sqrt(dispersion(oriented, *by_cluster(oriented, labels)) / 4))
+    std = float(np.sqrt(dispersion(oriented, *by_cluster(oriented, labels)) / 4))
     reach = float(stats.norm.ppf(0.975) + stats.norm.ppf(POWER))
     effect = abs(interval.estimate - 0.5)
     if len(sums) < len(signs):
@@ -121,9 +121,9 @@ def paired_comparison(
         win_rate=interval.estimate,
         ci95=None if interval.low is None or interval.high is None else (interval.low, interval.high),
         p_value=p_value,
-        minimum_detectable=min(0.5, reach * spread / float(np.sqrt(len(sums)))),
+        minimum_detectable=min(0.5, reach * std / float(np.sqrt(len(sums)))),
         n=len(sums),
-        needed=int(np.ceil((reach * spread / effect) ** 2)) if effect > 0 else None,
+        needed=int(np.ceil((reach * std / effect) ** 2)) if effect > 0 else None,
     )
 
 

@@ -57,8 +57,8 @@ def object_of(text: str, name: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{name}: damaged (not JSON: {error.msg}, line {error.lineno})") from error
     except (ValueError, RecursionError) as error:
-        told = "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
-        raise UserError(f"{name}: damaged ({told})") from error
+        text = "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
+        raise UserError(f"{name}: damaged ({text})") from error
     if not isinstance(value, dict):
         raise UserError(f"{name}: damaged (holds a {type(value).__name__}, not an object)")
     return value

@@ -22,7 +22,7 @@ OWN = Path(__file__).resolve().parent.parent
 Dotted = tuple[str, ...]
 
 
-def find_beside(root: Path, dotted: Dotted) -> Path | None:
+def find_sibling(root: Path, dotted: Dotted) -> Path | None:
     """The file that ``import a.b`` means for a file in ``root``, or None where none lies there.
 
     A folder without ``__init__.py`` holds modules but is no file of its own.
@@ -100,10 +100,10 @@ def _calls_import(function: ast.expr) -> bool:
 
 def _files_of(root: Path, dotted: Dotted) -> Iterator[tuple[Path, Dotted]]:
     """Files that importing ``dotted`` runs, each with the package that its relative imports start from."""
-    if find_beside(root, dotted) is None:  # perhaps a name in a module: that module comes by itself
+    if find_sibling(root, dotted) is None:  # perhaps a name in a module: that module comes by itself
         return
     for n in range(1, len(dotted) + 1):
-        file = find_beside(root, dotted[:n])
+        file = find_sibling(root, dotted[:n])
         if file is not None:
             yield file, dotted[:n] if file.name == "__init__.py" else dotted[: n - 1]
 
@@ -175,11 +175,11 @@ class Importer:
     def _import_for(self, package: Dotted) -> Any:
         """``__import__`` of a module whose relative imports start from ``package``."""
 
-        def import_beside(
+        def import_sibling(
             name: str, globals: Any = None, locals: Any = None, fromlist: Sequence[str] | None = (), level: int = 0
         ) -> ModuleType:
             dotted = resolved(name, level, package)
-            if dotted is None or not self._is_beside(dotted, fromlist or ()):
+            if dotted is None or not self._is_sibling(dotted, fromlist or ()):
                 if level:
                     raise ImportError(f"no file beside {self.path.name} for the import of {'.' * level}{name}")
                 return builtins.__import__(name, globals, locals, fromlist or (), level)
@@ -188,21 +188,21 @@ class Importer:
                 return modules[0]
             last = modules[-1] if modules else self.main()
             for item in fromlist:
-                if not hasattr(last, item) and find_beside(self.root, (*dotted, item)) is not None:
+                if not hasattr(last, item) and find_sibling(self.root, (*dotted, item)) is not None:
                     setattr(last, item, self._load((*dotted, item)))
             return last
 
-        return import_beside
+        return import_sibling
 
-    def _is_beside(self, dotted: Dotted, fromlist: Sequence[str]) -> bool:
-        if find_beside(self.root, dotted) is not None:
+    def _is_sibling(self, dotted: Dotted, fromlist: Sequence[str]) -> bool:
+        if find_sibling(self.root, dotted) is not None:
             return True
-        return any(find_beside(self.root, (*dotted, item)) is not None for item in fromlist)
+        return any(find_sibling(self.root, (*dotted, item)) is not None for item in fromlist)
 
     def _load(self, dotted: Dotted) -> ModuleType:
         if dotted in self.loaded:
             return self.loaded[dotted]
-        file = find_beside(self.root, dotted)
+        file = find_sibling(self.root, dotted)
         if file is None:  # a folder that only holds modules
             module = self.loaded[dotted] = ModuleType(self._name(dotted))
             sys.modules[self._name(dotted)] = module

@@ -281,8 +281,8 @@ def _load_file(reference: str, path: Path) -> ModuleType:
             raise
         where = _place(error, path)
         if isinstance(error, SyntaxError):
-            beside = "" if error.filename in (None, str(path)) else f" of {Path(str(error.filename)).name}"
-            where = f" in line {error.lineno}{beside}"
+            of_file = "" if error.filename in (None, str(path)) else f" of {Path(str(error.filename)).name}"
+            where = f" in line {error.lineno}{of_file}"
         raise UserError(f"function {reference!r}: loading {path} failed{where}: {_said(error)}") from error
 
 

@@ -36,7 +36,7 @@ from data.demo.text import (
 )
 from data.records import Demonstration, Document, Message, Prompt, group_of
 
-SOURCE = "demo-world"
+SOURCE = "demo-world"  # seeds the generators and marks records: another text would be other data
 NOUNS = frozenset(words.ANIMALS + words.PERSONS + words.OBJECTS + words.PLACES)
 
 
@@ -56,7 +56,7 @@ WEIGHTS: Mapping[str, float] = {
     "length": -0.1,  # for each word short of 22 or beyond 44
 }
 SHORTEST, LONGEST = 22, 44
-MOST_FOREIGN = 4
+MAX_FOREIGN = 4
 
 
 def gold(
@@ -65,12 +65,12 @@ def gold(
     """Return the gold preference of each answer; perfect is 7.25, an empty answer -2.2.
 
     Args:
-        prompts: request texts of this world, one an answer.
+        prompts: request texts of this task, one an answer.
         completions: answer texts without the stop token.
         finished: whether the stop token came; taken as true for all where it is not given.
 
     Raises:
-        UserError: a prompt is no request of this world.
+        UserError: a prompt is no request of this task.
         ValueError: the lengths differ.
     """
     ended = [True] * len(completions) if finished is None else finished
@@ -88,7 +88,7 @@ def gold_parts(prompt: str, completion: str, finished: bool = True) -> dict[str,
     repeated_misfits = len(jobs) - len(known) - len({s for s, j in zip(sentences, jobs, strict=True) if not j})
     counts = {
         "nouns": len(asked & set(tokens)),
-        "foreign": min(MOST_FOREIGN, len((NOUNS & set(tokens)) - asked)),
+        "foreign": min(MAX_FOREIGN, len((NOUNS & set(tokens)) - asked)),
         "mood": mood in moods,
         "wrong_mood": sum(m != mood for m in moods),
         "polite": jobs[:1] == ["polite"],
@@ -153,8 +153,8 @@ def _parse(prompt: str) -> tuple[str, str, frozenset[str]]:
     asked = frozenset(tokens) & NOUNS
     if not kind or not mood or len(asked) != len(SLOTS):
         raise UserError(
-            f"gold of the demo world: {prompt[:80]!r} is no request of this world; use it with the built-in prompts "
-            "('demo-world'), or name your own gold function"
+            f"gold of the demo task: {prompt[:80]!r} is no request of this task; use it with the built-in prompts "
+            "('demo-task'), or name your own gold function"
         )
     return kind, mood, asked
 
@@ -169,7 +169,7 @@ def _rng(part: str, seed: int) -> random.Random:
 def _take(rows: int, rng: random.Random) -> list[Request]:
     total = sum(len(combinations(kind)) * len(words.MOODS[kind]) for kind in KINDS)
     if not 0 <= rows <= total:
-        raise UserError(f"the demo world has {total} requests, {rows} rows were asked for: ask for 0 to {total}")
+        raise UserError(f"the demo task has {total} requests, {rows} rows were asked for: ask for 0 to {total}")
     return list(islice(all_requests(rng), rows))
 
 

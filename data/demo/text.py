@@ -1,4 +1,4 @@
-"""Writing for the demo world: requests, answers of any quality, and pretraining text.
+"""Writing for the demo task: requests, answers of any quality, and pretraining text.
 
 Every choice is drawn from the ``random.Random`` that is passed in. Knows nothing of the gold preference, records, seeds
 or splits; see ``data.demo.task``.

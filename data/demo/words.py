@@ -1,4 +1,4 @@
-"""Words and sentence patterns of the demo world: plain lists.
+"""Words and sentence patterns of the demo task: plain lists.
 
 Slots in braces are filled by ``data.demo.task``: ``first`` (animal of a story, person of a letter), ``object`` and
 ``place``; ``[adjective]`` and ``[quality]`` may stay empty. Every word stands between blanks, punctuation too, and

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.common.redaction import printable
 from evaluation.adversaries import adversaries
-from evaluation.answers import SystemAnswers
+from evaluation.answers import SystemResponses
 from evaluation.judges.pair_judge import PairJudge
 from evaluation.results import about_judge, adjusted, compare_outcomes, distrust
 from evaluation.settings import JudgeConfig
@@ -19,7 +19,7 @@ UNPARSED = 0.2  # beyond this share of replies without a verdict a judge says to
 
 def judged_by_chat(
     configs: Sequence[JudgeConfig],
-    systems: Sequence[SystemAnswers],
+    systems: Sequence[SystemResponses],
     against: str,
     *,
     folder: Path | None,
@@ -45,7 +45,7 @@ def judged_by_chat(
         n = min(config.prompts, len(reference.units))
 
         def compare(
-            a: SystemAnswers, rows: int, judge: PairJudge = judge, b: SystemAnswers = reference
+            a: SystemResponses, rows: int, judge: PairJudge = judge, b: SystemResponses = reference
         ) -> dict[str, Any]:
             outcomes = judge.outcomes(a.units[:rows], a.responses[:rows], b.responses[:rows])
             return compare_outcomes(a, b, outcomes, judge.config.name, resamples, seed)
@@ -66,7 +66,7 @@ def judged_by_chat(
     return out
 
 
-def _answering(reference: SystemAnswers, name: str, texts: Sequence[str]) -> SystemAnswers:
+def _answering(reference: SystemResponses, name: str, texts: Sequence[str]) -> SystemResponses:
     """An adversary as a system: lengths in words, since no tokenizer wrote it."""
     rest = [""] * (len(reference.prompts) - len(texts))
     responses = [*texts, *rest]

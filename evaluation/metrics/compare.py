@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data.common.intervals import UNBOUNDED, checked
 from data.common.paired_tests import holm, mean_comparison, mean_verdict
-from evaluation.answers import SystemAnswers
+from evaluation.answers import SystemResponses
 from evaluation.metrics.registry import BOUNDS, References
 from evaluation.metrics.text import bleu_of, bleu_statistics, bleu_tokenizer
 
@@ -22,7 +22,7 @@ BLOCK = 2_000_000  # coins that exist at one time
 
 
 def compare_metrics(
-    systems: Sequence[SystemAnswers],
+    systems: Sequence[SystemResponses],
     against: str,
     references: References | None = None,
     *,
@@ -45,8 +45,8 @@ def compare_metrics(
         reference = group.pop(against, None)
         if reference is None:
             continue
-        for metric in reference.answer_scores:
-            family = [s for s in group.values() if metric in s.answer_scores]
+        for metric in reference.response_scores:
+            family = [s for s in group.values() if metric in s.response_scores]
             out += _by_scores(family, reference, metric, resamples, seed)
         if references is not None and "bleu" in reference.metrics:
             family = [s for s in group.values() if "bleu" in s.metrics]
@@ -55,11 +55,11 @@ def compare_metrics(
 
 
 def _by_scores(
-    family: Sequence[SystemAnswers], b: SystemAnswers, metric: str, resamples: int, seed: int
+    family: Sequence[SystemResponses], b: SystemResponses, metric: str, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    made, of_b = [], b.answer_scores[metric]
+    made, of_b = [], b.response_scores[metric]
     for a in family:
-        of_a = a.answer_scores[metric]
+        of_a = a.response_scores[metric]
         rows = [i for i, pair in enumerate(zip(of_a, of_b, strict=True)) if None not in pair]
         if rows:
             x, y = ([float(v[i]) for i in rows] for v in (of_a, of_b))  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def _by_scores(
 
 
 def _by_bleu(
-    family: Sequence[SystemAnswers], b: SystemAnswers, references: References, resamples: int, seed: int
+    family: Sequence[SystemResponses], b: SystemResponses, references: References, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
     rows = [i for i, r in enumerate(references) if r]
     given = [list(references[i]) for i in rows]
@@ -113,7 +113,7 @@ def _randomised(
     return gain, (beyond + 1) / (resamples + 1)
 
 
-def _head(a: SystemAnswers, b: SystemAnswers, metric: str) -> dict[str, Any]:
+def _head(a: SystemResponses, b: SystemResponses, metric: str) -> dict[str, Any]:
     return {"a": a.name, "b": b.name, "metric": metric, "decoding": a.decoding}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from data.common.errors import UserError
 from data.common.intervals import UNBOUNDED, Bounds, mean_interval, proportion_interval
 from data.common.user_functions import load_function
-from evaluation.answers import SystemAnswers
+from evaluation.answers import SystemResponses
 from evaluation.metric_table import METRICS, Entry
 from evaluation.settings import EvaluationConfig
 from evaluation.systems import problem_of_metric
@@ -35,8 +35,8 @@ def needs_references(names: Sequence[str]) -> bool:
 Scores = dict[str, list[float | None]]  # of single answers, by name, one a row; None where there is no reference
 
 
-def measure(
-    system: SystemAnswers,
+def compute_metrics(
+    system: SystemResponses,
     config: EvaluationConfig,
     references: References | None = None,
     *,
@@ -76,7 +76,7 @@ def measure(
 
 
 def _ready_made(
-    name: str, entry: Entry, system: SystemAnswers, config: EvaluationConfig, given: References, rows: Sequence[int]
+    name: str, entry: Entry, system: SystemResponses, config: EvaluationConfig, given: References, rows: Sequence[int]
 ) -> Mapping[str, Any]:
     if not entry.references:
         return entry.make().compute(predictions=list(system.responses), **entry.options(config))
@@ -119,7 +119,7 @@ def _spread(
 
 def _own(
     name: str,
-    system: SystemAnswers,
+    system: SystemResponses,
     references: References,
     config: EvaluationConfig,
     base_dir: Path,
@@ -139,7 +139,7 @@ def _own(
     return {"scores": {name.rpartition(":")[2]: scores}}
 
 
-def _module(name: str, system: SystemAnswers, references: References, base_dir: Path) -> dict[str, Any]:
+def _module(name: str, system: SystemResponses, references: References, base_dir: Path) -> dict[str, Any]:
     """An ``evaluate`` module by folder or hub name: its numbers, and lists of one number an answer."""
     import evaluate
 

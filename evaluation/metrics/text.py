@@ -128,8 +128,8 @@ class Chrf(LocalMetric):
 
 def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
     """References the other way round, as sacrebleu has them; None where an answer has fewer."""
-    most = max(map(len, references))
-    return [[r[i] if i < len(r) else None for r in references] for i in range(most)]
+    count = max(map(len, references))
+    return [[r[i] if i < len(r) else None for r in references] for i in range(count)]
 
 
 class _NoSynonyms:

@@ -1,7 +1,7 @@
 """Hidden states -> log-probabilities and entropy, at response positions only, the vocabulary in chunks of rows.
 
 Rows are ``query + response``, right-padded. Shapes: B rows, L padded length, N response tokens of the whole batch laid
-end to end (row by row), D hidden size, V vocabulary. This module knows nothing of roles or sampling.
+packed (row by row), D hidden size, V vocabulary. This module knows nothing of roles or sampling.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
-def _measure(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities (n,), entropies (n,) and the softmax (n, V) of tempered logits (n, V).
 
     The largest probability is 1 / sum(exp(l - max)), so the normaliser costs no exponentials of its own.
@@ -91,7 +91,7 @@ def _measure(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _chunk(hidden: Tensor, targets: Tensor, logits_of: LogitsOf, temperature: float) -> Tensor:
-    return torch.stack(_measure(_tempered(logits_of(hidden), temperature), targets)[:2])
+    return torch.stack(_statistics(_tempered(logits_of(hidden), temperature), targets)[:2])
 
 
 class _Direct(torch.autograd.Function):
@@ -105,22 +105,26 @@ class _Direct(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, hidden: Tensor, targets: Tensor, logits_of: LogitsOf, temperature: float, chunk: int, entropic: bool
     ) -> tuple[Tensor, Tensor]:
-        values, slopes, bends = [], torch.empty_like(hidden), torch.empty_like(hidden) if entropic else None
+        values, logprob_gradients, entropy_gradients = (
+            [],
+            torch.empty_like(hidden),
+            torch.empty_like(hidden) if entropic else None,
+        )
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             h = hidden[part].detach().requires_grad_()
             with torch.enable_grad():
                 raw = logits_of(h)
             logits = _tempered(raw.detach(), temperature)
-            logprobs, entropy, p = _measure(logits, targets[part])
+            logprobs, entropy, p = _statistics(logits, targets[part])
             values.append(torch.stack([logprobs, entropy]))
-            if bends is not None:  # d entropy / d logit = p (sum(p l) - l)
+            if entropy_gradients is not None:  # d entropy / d logit = p (sum(p l) - l)
                 mean = torch.linalg.vecdot(p, logits)[:, None]
-                slope = (p * (mean - logits)).div_(temperature).to(raw.dtype)
-                bends[part] = torch.autograd.grad(raw, h, slope, retain_graph=True)[0]
+                logit_gradient = (p * (mean - logits)).div_(temperature).to(raw.dtype)
+                entropy_gradients[part] = torch.autograd.grad(raw, h, logit_gradient, retain_graph=True)[0]
             p.neg_().scatter_add_(1, targets[part, None], torch.ones_like(logprobs)[:, None])
-            slopes[part] = torch.autograd.grad(raw, h, p.div_(temperature).to(raw.dtype))[0]
-        ctx.save_for_backward(slopes, bends)
+            logprob_gradients[part] = torch.autograd.grad(raw, h, p.div_(temperature).to(raw.dtype))[0]
+        ctx.save_for_backward(logprob_gradients, entropy_gradients)
         logprobs, entropy = torch.cat(values, dim=1)
         if not entropic:
             ctx.mark_non_differentiable(entropy)
@@ -129,10 +133,10 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_logprobs: Tensor, by_entropy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        slopes, bends = ctx.saved_tensors
-        out = slopes * by_logprobs[:, None].to(slopes.dtype)
-        if bends is not None:
-            out += bends * by_entropy[:, None].to(bends.dtype)
+        logprob_gradients, entropy_gradients = ctx.saved_tensors
+        out = logprob_gradients * by_logprobs[:, None].to(logprob_gradients.dtype)
+        if entropy_gradients is not None:
+            out += entropy_gradients * by_entropy[:, None].to(entropy_gradients.dtype)
         return out, None, None, None, None, None
 
 

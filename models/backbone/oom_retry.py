@@ -45,18 +45,20 @@ class OOMRetry:
     def size(self, wanted: int) -> int:
         return wanted if self.limit is None else min(wanted, self.limit)
 
-    def run(self, work: Callable[[int], T], wanted: int, least: int = 1, undo: Callable[[], None] = lambda: None) -> T:
+    def run(
+        self, work: Callable[[int], T], wanted: int, minimum: int = 1, undo: Callable[[], None] = lambda: None
+    ) -> T:
         """``work(size)``, again with half the size as long as memory runs out.
 
         Args:
             wanted: the size that the recipe asks for.
-            least: a smaller size makes no smaller piece.
+            minimum: a smaller size makes no smaller piece.
             undo: takes back what a failed attempt has left.
 
         Raises:
             StageError: the smallest piece does not fit.
         """
-        return self.together(lambda: self._run(work, wanted, least, undo))
+        return self.together(lambda: self._run(work, wanted, minimum, undo))
 
     def each(self, rows: Sequence[int], wanted: int, work: Callable[[Sequence[int]], None]) -> None:
         """``work`` on at most ``wanted`` of the rows at a time; what is finished is not done again.
@@ -66,12 +68,12 @@ class OOMRetry:
         """
         start = 0
 
-        def piece(size: int) -> int:
+        def attempt(size: int) -> int:
             work(rows[start : start + size])
             return size
 
         while start < len(rows):
-            start += self._run(piece, min(wanted, len(rows) - start))
+            start += self._run(attempt, min(wanted, len(rows) - start))
 
     def once(self, work: Callable[[int], T], wanted: int) -> T:
         """``work(wanted)``, where it cannot be begun again.
@@ -89,7 +91,9 @@ class OOMRetry:
                 f"not halved by itself: run again with {self.name}={max(1, wanted // 2)}"
             ) from error
 
-    def _run(self, work: Callable[[int], T], wanted: int, least: int = 1, undo: Callable[[], None] = lambda: None) -> T:
+    def _run(
+        self, work: Callable[[int], T], wanted: int, minimum: int = 1, undo: Callable[[], None] = lambda: None
+    ) -> T:
         while True:
             size = self.size(wanted)
             try:
@@ -97,14 +101,14 @@ class OOMRetry:
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                if size <= least:
+                if size <= minimum:
                     undo()
                     raise StageError(
                         f"out of memory, even with {self.name}={size} ({str(error).splitlines()[0]}). Shorten the "
                         "texts, take a smaller base, or set runtime.gradient_checkpointing=true"
                     ) from error
             undo()  # not before the error is gone, since its traceback holds on to the tensors
-            self.limit = max(least, size // 2)
+            self.limit = max(minimum, size // 2)
             clear_device_cache(garbage_collection=True)
             self.warn(
                 f"out of memory with {self.name}={size}: going on with {self.limit}, which is slower and changes no "

@@ -56,12 +56,12 @@ def alive(pid: int) -> bool:
         return True
 
 
-def told(dead: list[Peer]) -> str:
+def death_notice(dead: list[Peer]) -> str:
     """What is said of processes that died."""
     who = ", ".join(f"process {p.rank} (pid {p.pid} on {p.host})" for p in dead)
     return (
         f"{who} died, most likely killed by a signal or for want of memory, and the others cannot go on without it; "
-        "the same command goes on from the newest checkpoint"
+        "the same command resumes from the newest checkpoint"
     )
 
 
@@ -79,17 +79,17 @@ class Watch:
     def __init__(self, peers: list[Peer]) -> None:
         self.peers, self.done, self.lock, self.said = peers, threading.Event(), threading.Lock(), False
 
-    def tell(self, dead: list[Peer]) -> None:
+    def print_deaths(self, dead: list[Peer]) -> None:
         with self.lock:
             if dead and not self.said:
-                print(f"trivet: {told(dead)}", file=sys.stderr, flush=True)
+                print(f"trivet: {death_notice(dead)}", file=sys.stderr, flush=True)
                 self.said = True
 
     def run(self) -> None:
         """End this process when another died and the main thread still waits for it after a while."""
         while not self.done.wait(0.5):
             if dead := dead_among(self.peers):
-                self.tell(dead)
+                self.print_deaths(dead)
                 if not self.done.wait(GRACE):
                     os._exit(3)
                 return
@@ -99,7 +99,7 @@ class Watch:
         for _ in range(3):
             with contextlib.suppress(KeyboardInterrupt):
                 dead = dead_among(self.peers, wait=3.0)
-                self.tell(dead)
+                self.print_deaths(dead)
                 return dead
         return []
 
@@ -111,7 +111,7 @@ def watching(processes: Processes) -> Iterator[None]:
     Raises:
         StageError: instead of what a lost connection raises, where another process died.
     """
-    if processes.world == 1:
+    if processes.world_size == 1:
         yield
         return
     handle, marker = tempfile.mkstemp(prefix="trivet-process-")

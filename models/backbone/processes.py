@@ -25,7 +25,7 @@ PATIENCE = timedelta(hours=6)  # one process may ask a slow server or write much
 
 
 def quiet_libraries() -> None:
-    """No progress bars and chatter of libraries between ours; their warnings about us are ours to mend."""
+    """No progress bars and chatter of libraries between ours; their warnings about us are ours to fix."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -54,17 +54,17 @@ LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TA
 """Where launchers write how many processes they started: torchrun and accelerate, Open MPI, other MPIs, srun."""
 
 
-def check_world_size(world: int, environment: Mapping[str, str]) -> None:
+def check_world_size(world_size: int, environment: Mapping[str, str]) -> None:
     """Compare the number of processes that work together with the number that a launcher started.
 
     Raises:
         UserError: they disagree, so that several processes would each do all of the work, in one folder.
     """
     name = next((n for n in LAUNCHED if environment.get(n, "").isdigit()), None)
-    if name is not None and int(environment[name]) != world:
+    if name is not None and int(environment[name]) != world_size:
         raise UserError(
             f"{name}={environment[name]}: the launcher speaks of {environment[name]} processes, but this one "
-            f"works with {world}; start with `torchrun --nproc_per_node N --no-python trivet run RECIPE` on a CPU or "
+            f"works with {world_size}; start with `torchrun --nproc_per_node N --no-python trivet run RECIPE` on a CPU "
             f"`accelerate launch --no_python trivet run RECIPE` on GPUs, or unset {name}"
         )
 
@@ -84,14 +84,14 @@ class Processes:
         )
         self.device = self.accelerator.device
         self.rank = self.accelerator.process_index
-        self.world = self.accelerator.num_processes
-        check_world_size(self.world, os.environ)
+        self.world_size = self.accelerator.num_processes
+        check_world_size(self.world_size, os.environ)
 
     @property
     def unused_devices(self) -> str:
         """A sentence about GPUs that are visible and that no process of this run uses; '' where there are none."""
         visible = torch.cuda.device_count() if self.device.type == "cuda" else 0
-        if self.world > 1 or visible < 2:
+        if self.world_size > 1 or visible < 2:
             return ""
         return (
             f"{visible} GPUs are visible, and one process uses one of them ({self.device}); "
@@ -116,7 +116,7 @@ class Processes:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over processes (the tensor itself when there is one)."""
-        if self.world == 1:
+        if self.world_size == 1:
             return tensor
         total = tensor.detach().clone().to(self.device)  # NCCL sums on the GPU only
         torch.distributed.all_reduce(total)
@@ -127,7 +127,7 @@ class Processes:
 
         Losses are divided by global token counts, so the sum is the gradient of the whole minibatch.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return
         parameters = list(parameters)
         for p in parameters:
@@ -142,7 +142,7 @@ class Processes:
 
     def gather(self, items: Sequence[Any]) -> list[Any]:
         """All processes' items, in rank order."""
-        return list(items) if self.world == 1 else list(gather_object(list(items)))
+        return list(items) if self.world_size == 1 else list(gather_object(list(items)))
 
     def together(self, work: Callable[[], T]) -> T:
         """``work()``; where it fails in one process, all of them stop with its error instead of waiting for it.
@@ -150,7 +150,7 @@ class Processes:
         Raises:
             UserError, StageError: of whichever process failed; in that process whatever ``work`` raised.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return work()
         made: list[T] = []
         own: Exception | None = None
@@ -158,8 +158,8 @@ class Processes:
             made = [work()]
         except Exception as error:
             own = error
-        told = [] if own is None else [(isinstance(own, UserError), f"process {self.rank}: {own or repr(own)}")]
-        failed = self.gather(told)
+        failure = [] if own is None else [(isinstance(own, UserError), f"process {self.rank}: {own or repr(own)}")]
+        failed = self.gather(failure)
         if own is not None:
             raise own
         if failed:
@@ -170,11 +170,11 @@ class Processes:
     def on_main(self, work: Callable[[], T]) -> T:
         """``work()`` of the main process, for all of them; its error as well (``together``)."""
         made = self.together(lambda: [work()] if self.is_main else [])
-        return made[0] if self.world == 1 else self.gather(made)[0]
+        return made[0] if self.world_size == 1 else self.gather(made)[0]
 
     def share(self, count: int) -> range:
         """This process's contiguous share of ``count`` rows (sizes differ by at most one)."""
-        each, extra = divmod(count, self.world)
+        each, extra = divmod(count, self.world_size)
         start = self.rank * each + min(self.rank, extra)
         return range(start, start + each + (self.rank < extra))
 

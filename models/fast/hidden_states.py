@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from models.backbone.forward import body_of, hidden_states
 from models.fast.layers import Layout, Saved, backward, embed, forward, layout_of, rms_backward, rms_norm, start
-from models.fast.prefix_cache import Trunk
+from models.fast.prefix_cache import PrefixCache
 from models.fast.weights import Decoder, can_train, decoder_of
 
 
@@ -36,7 +36,7 @@ def states(
     """Last hidden states.
 
     Args:
-        ids: (T,) tokens of all rows end to end.
+        ids: (T,) tokens of all rows packed.
         layout: where they stand.
         wanted: flat positions (N,), each once; None for all T.
         recompute: keep only each layer's input for backward.
@@ -60,11 +60,16 @@ def usable(lm: Any, fast: bool = True) -> Decoder | None:
 
 @torch.profiler.record_function("trivet/states")
 def fast_states(
-    decoder: Decoder | None, lm: Any, ids: Tensor, mask: Tensor, positions: Tensor, trunk: Trunk | None = None
+    decoder: Decoder | None,
+    lm: Any,
+    ids: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    prefix_cache: PrefixCache | None = None,
 ) -> Tensor:
     """States (N, D) at flat positions (N,) of right-padded rows (B, L): by ``decoder`` where it can, else by ``lm``.
 
-    ``trunk`` spares layers below all adapters where it has the rows.
+    ``prefix_cache`` spares layers below all adapters where it has the rows.
     """
     if decoder is None or (torch.is_grad_enabled() and not can_train(decoder)):
         return hidden_states(lm, ids, mask).flatten(0, 1)[positions]
@@ -75,8 +80,8 @@ def fast_states(
         places[layout.cells] = torch.arange(len(layout.cells), device=mask.device)
         positions = places[positions]
     recompute = any(getattr(layer, "gradient_checkpointing", False) for layer in body_of(lm).layers)  # type: ignore
-    known = None if trunk is None else trunk.find(decoder, ids, mask)
-    below = None if trunk is None or known is None else Below(trunk.depth, *known)
+    known = None if prefix_cache is None else prefix_cache.find(decoder, ids, mask)
+    below = None if prefix_cache is None or known is None else Below(prefix_cache.depth, *known)
     return states(decoder, ids[mask], layout, positions, recompute, below)
 
 

@@ -1,6 +1,6 @@
-"""One block of a Llama-like decoder on rows laid end to end, forward and, for frozen weights with LoRA, backward.
+"""One block of a Llama-like decoder on rows packed, forward and, for frozen weights with LoRA, backward.
 
-Shapes: T tokens of all rows end to end, D hidden size, H heads of size d, B rows, L the longest. Only attention sees
+Shapes: T tokens of all rows packed, D hidden size, H heads of size d, B rows, L the longest. Only attention sees
 rows: there they are padded on the right, where a causal mask keeps padding out of sight. Knows no modules and no roles.
 """
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.fast.matmul import linear
-from models.fast.weights import Decoder, Folded, Layer, Projection
+from models.fast.weights import Decoder, Layer, MergedWeights, Projection
 
 KeepKeys = Callable[[Tensor, Tensor], None]
 
@@ -129,7 +129,7 @@ class Pass:
     layout: Layout
     cos: Tensor
     sin: Tensor
-    folded: Folded
+    merged: MergedWeights
 
 
 def forward(
@@ -155,7 +155,7 @@ def forward(
     """
     layer, eps = run.decoder.layers[index], run.decoder.epsilon
     if product is None:
-        qkv = linear(rms_norm(x, layer.norm, eps), *run.folded(index, "attention", layer.attention))
+        qkv = linear(rms_norm(x, layer.norm, eps), *run.merged(index, "attention", layer.attention))
     else:
         qkv = add_adapters(product, layer.attention, rms_norm(x, layer.norm, eps))
     heads = heads_of(run.decoder, layer, qkv, run.cos, run.sin)
@@ -171,11 +171,11 @@ def forward(
     a = run.layout.flat(mixed.detach())
     if wanted is not None:
         a, x = a[wanted], x[wanted]
-    middle = x + linear(a, *run.folded(index, "output", layer.output))
-    gu = linear(rms_norm(middle, layer.second_norm, eps), *run.folded(index, "gated", layer.gated))
+    middle = x + linear(a, *run.merged(index, "output", layer.output))
+    gu = linear(rms_norm(middle, layer.second_norm, eps), *run.merged(index, "gated", layer.gated))
     if save is not None:
         save.grids, save.mixed, save.middle, save.gu = (grids[0], grids[1], grids[2]), mixed, middle, gu
-    return middle + linear(gated(gu), *run.folded(index, "down", layer.down))
+    return middle + linear(gated(gu), *run.merged(index, "down", layer.down))
 
 
 def backward(
@@ -190,15 +190,15 @@ def backward(
     gate, up = gu.chunk(2, dim=1)
     active = F.silu(gate)
     down = lora_gradients(layer.down, active * up, gradient)
-    by_gu = _gated_backward(gate, up, active, linear(gradient, run.folded(index, "down", layer.down)[0].T))
+    by_gu = _gated_backward(gate, up, active, linear(gradient, run.merged(index, "down", layer.down)[0].T))
     saved.gu = None
     both = lora_gradients(layer.gated, rms_norm(middle, layer.second_norm, eps), by_gu)
-    by_normed = linear(by_gu, run.folded(index, "gated", layer.gated)[0].T)
+    by_normed = linear(by_gu, run.merged(index, "gated", layer.gated)[0].T)
     del by_gu, gu, gate, up, active
     by_middle = gradient + rms_backward(by_normed, middle, layer.second_norm, eps)
     a = run.layout.flat(mixed.detach())
     output = lora_gradients(layer.output, a if wanted is None else a[wanted], by_middle)
-    by_a = linear(by_middle, run.folded(index, "output", layer.output)[0].T)
+    by_a = linear(by_middle, run.merged(index, "output", layer.output)[0].T)
     if wanted is not None:
         by_a = a.new_zeros(a.shape).index_copy_(0, wanted, by_a)
     by_mixed = run.layout.grid(by_a.unflatten(1, (-1, decoder.head_size)))
@@ -208,7 +208,7 @@ def backward(
     found = [*attention, *output, *both, *down]
     if not below:
         return None, found
-    by_normed = linear(by_qkv, run.folded(index, "attention", layer.attention)[0].T)
+    by_normed = linear(by_qkv, run.merged(index, "attention", layer.attention)[0].T)
     by_x = rms_backward(by_normed, saved.x, layer.norm, eps)
     return (by_x.add_(by_middle) if wanted is None else by_x.index_add_(0, wanted, by_middle)), found
 
@@ -260,6 +260,6 @@ def embed(decoder: Decoder, ids: Tensor) -> Tensor:
     return F.embedding(ids, decoder.embeddings)
 
 
-def start(decoder: Decoder, layout: Layout, folded: Folded | None = None) -> Pass:
+def start(decoder: Decoder, layout: Layout, merged: MergedWeights | None = None) -> Pass:
     cos, sin = decoder.angles(layout.positions)
-    return Pass(decoder=decoder, layout=layout, cos=cos, sin=sin, folded=folded or Folded())
+    return Pass(decoder=decoder, layout=layout, cos=cos, sin=sin, merged=merged or MergedWeights())

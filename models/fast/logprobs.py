@@ -47,7 +47,7 @@ def block_logprobs(hidden: Tensor, targets: Tensor, weight: Tensor, temperature:
     """Log-probabilities (with a gradient for ``hidden``) and entropies (without one), both (N,), in nats."""
     if torch.is_grad_enabled() and hidden.requires_grad:
         return _Blocks.apply(hidden, targets, weight, temperature)[:2]
-    return measure(hidden, targets, weight, temperature, slopes=False)[:2]
+    return token_statistics(hidden, targets, weight, temperature, gradients=False)[:2]
 
 
 def block_nll(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,39 +55,41 @@ def block_nll(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, 
     if torch.is_grad_enabled() and hidden.requires_grad:
         logprobs, _, likeliest = _Blocks.apply(hidden, targets, weight, 1.0)
     else:
-        logprobs, _, likeliest, _ = measure(hidden, targets, weight, 1.0, slopes=False)
+        logprobs, _, likeliest, _ = token_statistics(hidden, targets, weight, 1.0, gradients=False)
     return -logprobs.sum(), likeliest.sum()
 
 
-class Measured(NamedTuple):
+class TokenStatistics(NamedTuple):
     logprobs: Tensor  # (N,)
     entropy: Tensor  # (N,)
     likeliest: Tensor  # (N,) bool: no token has a larger logit
-    slopes: Tensor | None  # (N, D) d logprob / d hidden
+    gradients: Tensor | None  # (N, D) d logprob / d hidden
 
 
 @torch.profiler.record_function("trivet/logprobs")
 @torch.no_grad()
-def measure(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, slopes: bool) -> Measured:
+def token_statistics(
+    hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, gradients: bool
+) -> TokenStatistics:
     """Everything about N tokens; slopes where they are asked for."""
     parts = [
-        _rows(hidden[i : i + ROWS], targets[i : i + ROWS], weight, temperature, slopes)
+        _rows(hidden[i : i + ROWS], targets[i : i + ROWS], weight, temperature, gradients)
         for i in range(0, max(1, len(hidden)), ROWS)
     ]
-    steep = torch.cat([p.slopes for p in parts if p.slopes is not None]) if slopes else None
-    return Measured(
+    steep = torch.cat([p.gradients for p in parts if p.gradients is not None]) if gradients else None
+    return TokenStatistics(
         logprobs=torch.cat([p.logprobs for p in parts]),
         entropy=torch.cat([p.entropy for p in parts]),
         likeliest=torch.cat([p.likeliest for p in parts]),
-        slopes=steep,
+        gradients=steep,
     )
 
 
-def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, slopes: bool) -> Measured:
+def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, gradients: bool) -> TokenStatistics:
     normaliser = hidden.new_full((len(hidden),), -torch.inf)
     largest = normaliser.clone()
     mean, chosen = torch.zeros_like(normaliser), torch.zeros_like(normaliser)  # mean logit; the token's own
-    expected = torch.zeros_like(hidden) if slopes else None  # sum of p W over the blocks so far
+    expected = torch.zeros_like(hidden) if gradients else None  # sum of p W over the blocks so far
     multiply = product if len(hidden) == ROWS and fits(weight) else F.linear  # whole blocks alone: few shapes
     for start in range(0, len(weight), WORDS):
         words = weight[start : start + WORDS]
@@ -108,8 +110,8 @@ def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, s
         if expected is not None:
             expected.mul_(before[:, None]).addcmul_(multiply(p, words.T), now[:, None])
         normaliser = total
-    slope = None if expected is None else (weight[targets] - expected).div_(temperature)
-    return Measured(chosen - normaliser, normaliser - mean, chosen >= largest, slope)
+    gradient = None if expected is None else (weight[targets] - expected).div_(temperature)
+    return TokenStatistics(chosen - normaliser, normaliser - mean, chosen >= largest, gradient)
 
 
 class _Blocks(torch.autograd.Function):
@@ -119,13 +121,13 @@ class _Blocks(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        logprobs, entropy, likeliest, slopes = measure(hidden, targets, weight, temperature, slopes=True)
-        ctx.save_for_backward(slopes)
+        logprobs, entropy, likeliest, gradients = token_statistics(hidden, targets, weight, temperature, gradients=True)
+        ctx.save_for_backward(gradients)
         ctx.mark_non_differentiable(entropy, likeliest)
         return logprobs, entropy, likeliest
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_logprobs: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (slopes,) = ctx.saved_tensors
-        return slopes * by_logprobs[:, None], None, None, None
+        (gradients,) = ctx.saved_tensors
+        return gradients * by_logprobs[:, None], None, None, None

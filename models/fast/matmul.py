@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAST = 128  # smaller weights cost more in kernels than they save
+MIN_SIZE = 128  # smaller weights cost more in kernels than they save
 SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # rows of a product; more go in blocks of the largest
 
 
@@ -26,7 +26,7 @@ def has_kernels() -> bool:
 def fits(weight: Tensor) -> bool:
     """Whether oneDNN is worth its while for this weight."""
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_mkldnn
-    return plain and min(weight.shape) >= LEAST and has_kernels()
+    return plain and min(weight.shape) >= MIN_SIZE and has_kernels()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 Below its lowest adapter every role computes the same numbers from the same tokens, and in the layer of that adapter the
 same products of queries, keys and values with the frozen weights. Rows are found by their tokens, so whoever reads them
-(policy, reference, value, reward) need not say which rows they are, and a row that is not there is computed as ever.
+(policy, reference, value, reward) need not say which rows they are, and a row that is not there is computed, as usual.
 Kept: tokens x (hidden size + widths of queries, keys and values) numbers.
 """
 
@@ -22,17 +22,17 @@ CELLS = 2048  # padded tokens a pass; fixed, so that the same rows have the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trunk:
+class PrefixCache:
     """What enters layer ``depth`` of one base."""
 
     depth: int  # at least 1
     embeddings: Tensor  # of the base: which one it is
-    states: Tensor  # (T, D) of all rows end to end
+    states: Tensor  # (T, D) of all rows packed
     product: Tensor  # (T, ...) layer ``depth``'s ``base_product`` of them
     places: dict[tuple[int, ...], slice]  # a row's ids -> its states
 
     def find(self, decoder: Decoder, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Copies of states (T', D) and products of right-padded rows (B, L) laid end to end; None unless all are here
+        """Copies of states (T', D) and products of right-padded rows (B, L) packed; None unless all are here
         and valid for ``decoder``."""
         same = decoder.embeddings is self.embeddings and decoder.norm.dtype == self.states.dtype
         if not same or decoder.lowest < self.depth:
@@ -49,38 +49,40 @@ class Trunk:
 
 
 @torch.no_grad()
-@torch.profiler.record_function("trivet/lower layers")
-def make_trunk(decoder: Decoder, rows: Sequence[Sequence[int]], depth: int, states: Tensor | None = None) -> Trunk:
+@torch.profiler.record_function("trivet/prefix layers")
+def make_prefix_cache(
+    decoder: Decoder, rows: Sequence[Sequence[int]], depth: int, states: Tensor | None = None
+) -> PrefixCache:
     """Layers 0 to ``depth`` - 1 of rows of ids, none empty.
 
     Args:
         decoder: of any role whose adapter begins no lower.
         rows: several may be the same.
         depth: at least 1.
-        states: (T, D) that enter layer ``depth``, of all rows end to end, where they are known; otherwise they are
+        states: (T, D) that enter layer ``depth``, of all rows packed, where they are known; otherwise they are
             computed, each distinct row once.
 
     Raises:
         ValueError: an adapter of ``decoder`` lies below ``depth``.
     """
     if not 0 < depth <= decoder.lowest:
-        raise ValueError(f"no trunk of depth {depth}: the lowest adapter is in layer {decoder.lowest}")
+        raise ValueError(f"no prefix cache of depth {depth}: the lowest adapter is in layer {decoder.lowest}")
     kept = [tuple(row) for row in rows]
     if states is None:
         kept = list(dict.fromkeys(kept))
-        states = lower_states(decoder, kept, depth)
+        states = prefix_states_of(decoder, kept, depth)
     product = torch.cat([base_product(decoder, depth, part) for part in states.split(CELLS)])
     places: dict[tuple[int, ...], slice] = {}
     at = 0
     for row in kept:
         places.setdefault(row, slice(at, at + len(row)))
         at += len(row)
-    return Trunk(depth=depth, embeddings=decoder.embeddings, states=states, product=product, places=places)
+    return PrefixCache(depth=depth, embeddings=decoder.embeddings, states=states, product=product, places=places)
 
 
 @torch.no_grad()
-def lower_states(decoder: Decoder, rows: Sequence[Sequence[int]], depth: int) -> Tensor:
-    """What enters layer ``depth`` (T, D), of all rows end to end."""
+def prefix_states_of(decoder: Decoder, rows: Sequence[Sequence[int]], depth: int) -> Tensor:
+    """What enters layer ``depth`` (T, D), of all rows packed."""
     lengths = [len(row) for row in rows]
     states = decoder.norm.new_empty((sum(lengths), decoder.embeddings.shape[1]))
     parts = states.split(lengths)

@@ -187,7 +187,7 @@ def _fixed(layer: Layer, adapters: bool = True) -> list[Tensor]:
     return [t for t in (*norms, *maybe, *(p.weight for p in projections)) if t is not None]
 
 
-class Folded:
+class MergedWeights:
     """Weights with the adapter added in, in copies: one buffer a kind of product, written over by the next layer.
 
     Args:

@@ -133,13 +133,13 @@ def check_rows(
         return
     beyond = sum(n > limits.positions for n in lengths)
     new = f", {room} of them new" if room else ""
-    told = (
+    text = (
         f"{_place(what, where, longest)}: {beyond} of {len(rows)} rows are longer than the {limits.positions} "
         f"positions of base {limits.name} (the longest: {lengths[longest]} tokens{new})"
     )
     if limits.table:
-        raise UserError(f"{told}; {cure}")
-    warn(f"{told}; beyond them it computes on, but was not made for it: {cure}")
+        raise UserError(f"{text}; {cure}")
+    warn(f"{text}; beyond them it computes on, but was not made for it: {cure}")
 
 
 def _place(what: str, where: Sequence[str], row: int) -> str:

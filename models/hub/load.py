@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from data.common.errors import UserError
-from data.tokens import probe
+from data.tokens import check_speed
 from models.hub.download import folder_of
 from models.hub.limits import check_vocabulary, limits_of_model
 from models.hub.registry import BaseModelSpec
@@ -28,7 +28,7 @@ def load_causal_lm(source: str, revision: str | None, dtype: torch.dtype, device
     transformers_logging.disable_progress_bar()
     folder = _folder(source, revision)
     check_model(folder)
-    with _told(source):
+    with _readable_errors(source):
         found: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -37,8 +37,8 @@ def load_causal_lm(source: str, revision: str | None, dtype: torch.dtype, device
             local_files_only=True,
             output_loading_info=True,
         )
-    lm, told = found
-    lacking = sorted(map(str, told["missing_keys"])) or sorted(map(str, told["mismatched_keys"]))
+    lm, loading = found
+    lacking = sorted(map(str, loading["missing_keys"])) or sorted(map(str, loading["mismatched_keys"]))
     if lacking:
         raise UserError(
             f"base {source}: its weights lack {len(lacking)} tensors that the model needs (first: {lacking[0]}); "
@@ -53,10 +53,10 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     folder = _folder(source, revision)
-    with _told(source):
+    with _readable_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     try:
-        probe(tokenizer)
+        check_speed(tokenizer)
     except UserError as error:
         raise UserError(f"base {source}: {error}") from None
     return tokenizer
@@ -67,7 +67,7 @@ def _folder(source: str, revision: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def _told(source: str) -> Any:
+def _readable_errors(source: str) -> Any:
     try:
         yield
     except (UserError, MemoryError):

@@ -96,8 +96,8 @@ def _own_spec(path: Path, name: str, fields: dict[str, Any]) -> BaseModelSpec:
     try:
         return BaseModelSpec(**{"family": "own", **fields, "name": name})
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc'])) or name}: {e['msg']}" for e in error.errors())
-        raise UserError(f"{path}: {name}: {told}") from error
+        text = "; ".join(f"{'.'.join(map(str, e['loc'])) or name}: {e['msg']}" for e in error.errors())
+        raise UserError(f"{path}: {name}: {text}") from error
 
 
 def _in_place(spec: BaseModelSpec, folder: Path) -> BaseModelSpec:
@@ -118,7 +118,7 @@ def check_folder(path: Path) -> None:
     """Refuse a folder that cannot be loaded safely: no model, pickled weights, code of its own.
 
     Raises:
-        UserError: says what is missing or unsafe, and the mend.
+        UserError: says what is missing or unsafe, and the fix.
     """
     config_file = path / "config.json"
     if not config_file.is_file():

@@ -73,8 +73,8 @@ class Classifier:
         rows = [self.ids(*row) for row in zip(asked, answers, finished, strict=True)]
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and (long := [i for i, r in enumerate(rows) if len(r) > limit]):
-            most = len(rows[long[0]])
-            raise UserError(f"answer {long[0]} and its prompt have {most} tokens, the model takes {limit}")
+            longest = len(rows[long[0]])
+            raise UserError(f"answer {long[0]} and its prompt have {longest} tokens, the model takes {limit}")
         out, groups = [0.0] * len(rows), dict[int, list[int]]()
         for i, row in enumerate(rows):
             groups.setdefault(len(row), []).append(i)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batching import like_length
+from data.batching import length_bucketed
 from models.backbone.forward import hidden_states, logits_of
 from models.backbone.logprobs import token_logprobs
 from models.fast.hidden_states import fast_states, usable
@@ -20,7 +20,7 @@ from models.fast.logprobs import block_nll, output_weight
 
 CHUNK = 256  # rows of the (rows, V) logits that exist at one time
 # Operations that one more forward and backward of a layer costs, as lost time on each kind of device: a batch is cut
-# into groups of like length only where that saves more. About 1.5 ms of Python a layer at the device's matrix rate.
+# into groups of similar length only where that saves more. About 1.5 ms of Python a layer at the device's matrix rate.
 OVERHEAD = {"cpu": 1.5e8, "cuda": 3e11}
 
 
@@ -42,7 +42,7 @@ def supervised_states(lm: Any, ids: Tensor, mask: Tensor, labels: Tensor, fast: 
         return fast_states(decoder, lm, ids, mask, positions), labels.flatten()[positions + 1]
     lengths = mask.sum(1).tolist()
     states, targets = [], []
-    for group in like_length(lengths, cells_worth_a_pass(lm)):
+    for group in length_bucketed(lengths, cells_worth_a_pass(lm)):
         width = max(lengths[i] for i in group)
         wanted = labels[group, 1:width]
         chosen = wanted >= 0

@@ -12,7 +12,7 @@ from models.backbone.logprobs import token_logprobs
 from models.backbone.scalar_head import ScalarHead
 from models.fast.hidden_states import fast_states
 from models.fast.logprobs import block_logprobs, output_weight
-from models.fast.prefix_cache import Trunk
+from models.fast.prefix_cache import PrefixCache
 from models.fast.weights import Decoder, decoder_of
 
 
@@ -24,7 +24,7 @@ class RoleView:
     lm: Any
     head: ScalarHead | None
     fast: bool = True  # use the fast path where it knows the architecture
-    trunk: Trunk | None = None  # states of some rows below all adapters
+    prefix_cache: PrefixCache | None = None  # states of some rows below all adapters
 
     def decoder(self) -> Decoder | None:
         """The weights, where they are known to be a plain Llama-like decoder; None: the modules must run."""
@@ -32,7 +32,7 @@ class RoleView:
 
     def states(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Last hidden states (N, D) at flat positions (N,) of right-padded rows (B, L), by the fast path or not."""
-        return fast_states(self.decoder(), self.lm, ids, mask, positions, self.trunk)
+        return fast_states(self.decoder(), self.lm, ids, mask, positions, self.prefix_cache)
 
     def logprobs(
         self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy_gradient: bool = False

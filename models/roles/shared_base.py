@@ -28,7 +28,7 @@ from models.backbone.processes import resolve_dtype
 from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
-from models.fast.prefix_cache import Trunk
+from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
 from models.hub.load import load_causal_lm, load_lm_and_tokenizer, stop_ids_of
 from models.hub.registry import resolve_base
@@ -57,7 +57,7 @@ class SharedBase:
         self.linear_names = linear_layers(lm)  # before adapters bring linear layers of their own
         self.peft: PeftModel | None = None
         self.heads = nn.ModuleDict()
-        self.trunk: Trunk | None = None  # set by whoever reads the same rows by several roles
+        self.prefix_cache: PrefixCache | None = None  # set by whoever reads the same rows by several roles
         self.copies: dict[str, Any] = {}  # full fine-tuning: role -> its own model
         self.fingerprint = self.base_fingerprint()
         self._layers: list[BaseTunerLayer] = []
@@ -256,7 +256,7 @@ class SharedBase:
         head: Any = self.heads[name] if name in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
         lm = self.copies.get(name, self.lm)
         try:
-            yield RoleView(name=name, lm=lm, head=head, fast=self.fast, trunk=self.trunk)
+            yield RoleView(name=name, lm=lm, head=head, fast=self.fast, prefix_cache=self.prefix_cache)
         finally:
             self._select(before)
 

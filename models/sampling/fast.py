@@ -19,11 +19,11 @@ from models.fast.layers import Layout, embed, gated, heads_of, layout_of, rms_no
 from models.fast.layers import forward as layer_forward
 from models.fast.logprobs import block_logits, output_weight
 from models.fast.matmul import linear
-from models.fast.weights import Decoder, Folded
+from models.fast.weights import Decoder, MergedWeights
 from models.roles.role_view import RoleView
-from models.sampling.generate import CachedEngine, Generated, SamplingParams, drawn
+from models.sampling.generate import CachedEngine, Generated, SamplingParams, sample_with_statistics
 
-LEAST_GROWTH = 32  # columns
+MIN_GROWTH = 32  # columns
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,14 +37,14 @@ class Storage:
     memory: Tensor  # (layers, 2, B * H' * (P + R) * d), one piece, which is whole again when it is given back
     both: Tensor  # (layers, 2, B, H', W, d) the W columns in use; a part of ``memory``; finite
     hidden: Tensor  # (B, 1, 1, P + R) added to the scores: -inf before a prompt begins and where nothing is written yet
-    lower: Tensor | None  # (B, P + R, D) what enters one layer, by prompt and position; rows of it do not move
+    prefix_states: Tensor | None  # (B, P + R, D) what enters one layer, by prompt and position; rows of it do not move
 
     def move(self, source: int, target: int) -> None:
         """Row ``source`` takes the place of row ``target``."""
         self.both[:, :, target] = self.both[:, :, source]
         self.hidden[target] = self.hidden[source]
 
-    def lay_out(self, columns: int) -> Tensor:
+    def as_columns(self, columns: int) -> Tensor:
         """The memory as (layers, 2, B, H', columns, d); what stands in it is not moved."""
         rows, heads, _, size = self.both.shape[2:]
         return self.memory[:, :, : rows * heads * columns * size].unflatten(2, (rows, heads, columns, size))
@@ -53,7 +53,7 @@ class Storage:
         """Make room for one more token of the first ``rows`` rows, which from now on see it."""
         used, whole = self.both.shape[4], self.hidden.shape[3]
         if column >= used:
-            wider = self.lay_out(min(whole, used + max(LEAST_GROWTH, used // 5)))
+            wider = self.as_columns(min(whole, used + max(MIN_GROWTH, used // 5)))
             for old, new in zip(self.both.flatten(0, 1), wider.flatten(0, 1), strict=True):
                 new[:rows, :, :used] = old[:rows].clone()  # both are one memory
                 new[:rows, :, used:] = 0.0
@@ -65,12 +65,12 @@ class FastEngine:
     """``CachedEngine``'s twin over the weights themselves; whatever is no such decoder goes to ``CachedEngine``.
 
     Args:
-        measure: give log-probabilities and entropies too.
+        with_logprobs: give log-probabilities and entropies too.
         depth: where the role has no adapter below this layer, give what enters it too, for every token; 0: nothing.
     """
 
-    def __init__(self, measure: bool = False, depth: int = 0) -> None:
-        self.measure, self.depth, self.plain = measure, depth, CachedEngine(measure)
+    def __init__(self, with_logprobs: bool = False, depth: int = 0) -> None:
+        self.with_logprobs, self.depth, self.plain = with_logprobs, depth, CachedEngine(with_logprobs)
 
     @torch.no_grad()
     def __call__(
@@ -79,29 +79,31 @@ class FastEngine:
         prompts: Sequence[Sequence[int]],
         *,
         params: SamplingParams,
-        uniforms: Tensor | None,
+        noise: Tensor | None,
     ) -> Generated:
         """Continue ``prompts``; see ``CachedEngine``."""
         decoder = role.decoder()
         if decoder is None:
-            return self.plain(role, prompts, params=params, uniforms=uniforms)
+            return self.plain(role, prompts, params=params, noise=noise)
         device, max_new_tokens = role.lm.device, params.max_new_tokens
         stops = torch.tensor(list(params.stop_ids), device=device)
-        draws = None if uniforms is None else uniforms.to(device)
+        noise = None if noise is None else noise.to(device)
         out: list[list[int]] = [[] for _ in prompts]
         finished = [False] * len(prompts)
-        folded, output = Folded(keep=len(prompts)), output_weight(role.lm)
+        merged, output = MergedWeights(keep=len(prompts)), output_weight(role.lm)
         depth, count = self.depth if self.depth <= decoder.lowest else 0, len(decoder.layers)
-        hidden, storage = read_prompts(decoder, folded, prompts, max_new_tokens, device, depth)
+        hidden, storage = read_prompts(decoder, merged, prompts, max_new_tokens, device, depth)
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         width = int(lengths.max()) if len(prompts) else 0
         rows = list(range(len(prompts)))  # place in the batch -> prompt
-        measured = [torch.zeros((len(prompts), max_new_tokens), device=device) for _ in range(2 * self.measure)]
+        statistics = [torch.zeros((len(prompts), max_new_tokens), device=device) for _ in range(2 * self.with_logprobs)]
         for step in range(max_new_tokens):
             at = torch.tensor(rows, device=device)
             logits = role.logits(hidden) if output is None else block_logits(hidden, output)
-            made = drawn(logits, None if draws is None else draws[at, step], params.temperature, self.measure)
-            for into, found in zip(measured, (made.logprobs, made.entropy), strict=False):
+            made = sample_with_statistics(
+                logits, None if noise is None else noise[at, step], params.temperature, self.with_logprobs
+            )
+            for into, found in zip(statistics, (made.logprobs, made.entropy), strict=False):
                 assert found is not None
                 into[at, step] = found
             tokens = made.tokens
@@ -110,22 +112,22 @@ class FastEngine:
                 out[row].append(token)
                 finished[row] = stop
             last, positions, x = all(done) or step + 1 == max_new_tokens, lengths[at] + step, embed(decoder, tokens)
-            if not last or storage.lower is not None:
+            if not last or storage.prefix_states is not None:
                 storage.open_column(width + step, len(rows))
-            if storage.lower is not None:  # of the tokens that end rows as well
-                x = decode_layers(decoder, folded, storage, range(depth), x, positions, width + step)
-                storage.lower[at, positions] = x
+            if storage.prefix_states is not None:  # of the tokens that end rows as well
+                x = decode_layers(decoder, merged, storage, range(depth), x, positions, width + step)
+                storage.prefix_states[at, positions] = x
             if last:
                 break
             places, rows = _close_ranks(storage, rows, done)
             x, positions = x[places], positions[places]
-            x = decode_layers(decoder, folded, storage, range(depth, count), x, positions, width + step)
+            x = decode_layers(decoder, merged, storage, range(depth, count), x, positions, width + step)
             hidden = rms_norm(x, decoder.norm, decoder.epsilon)
-        logprobs, entropy = measured or (None, None)
-        lower = None
-        if storage.lower is not None:
-            lower = [x[: len(p) + len(r)] for x, p, r in zip(storage.lower, prompts, out, strict=True)]
-        return Generated(ids=out, finished=finished, logprobs=logprobs, entropy=entropy, lower=lower)
+        logprobs, entropy = statistics or (None, None)
+        prefix_states = None
+        if storage.prefix_states is not None:
+            prefix_states = [x[: len(p) + len(r)] for x, p, r in zip(storage.prefix_states, prompts, out, strict=True)]
+        return Generated(ids=out, finished=finished, logprobs=logprobs, entropy=entropy, prefix_states=prefix_states)
 
 
 def _close_ranks(storage: Storage, rows: list[int], done: list[bool]) -> tuple[list[int], list[int]]:
@@ -144,7 +146,12 @@ def _close_ranks(storage: Storage, rows: list[int], done: list[bool]) -> tuple[l
 
 
 def read_prompts(
-    decoder: Decoder, folded: Folded, prompts: Sequence[Sequence[int]], room: int, device: torch.device, depth: int = 0
+    decoder: Decoder,
+    merged: MergedWeights,
+    prompts: Sequence[Sequence[int]],
+    room: int,
+    device: torch.device,
+    depth: int = 0,
 ) -> tuple[Tensor, Storage]:
     """States (B, D) that predict each row's first new token, and the storage with all prompts in it.
 
@@ -163,12 +170,12 @@ def read_prompts(
     storage = new_storage(decoder, len(prompts), width, room)
     before = torch.arange(width, device=device) < width - lengths[which][:, None]
     storage.hidden[:, 0, 0, :width].masked_fill_(before, -torch.inf)
-    run, x = start(decoder, layout, folded), embed(decoder, ids[mask])
+    run, x = start(decoder, layout, merged), embed(decoder, ids[mask])
     if depth:
-        storage.lower = x.new_empty((len(prompts), width + room, x.shape[1]))
+        storage.prefix_states = x.new_empty((len(prompts), width + room, x.shape[1]))
     for index in range(len(decoder.layers)):
-        if index == depth and storage.lower is not None:
-            storage.lower[:, :width] = layout.grid(x[:, None])[which, 0]
+        if index == depth and storage.prefix_states is not None:
+            storage.prefix_states[:, :width] = layout.grid(x[:, None])[which, 0]
         final = index + 1 == len(decoder.layers)
 
         def keep(k: Tensor, v: Tensor, into: Tensor = storage.both[index]) -> None:
@@ -186,14 +193,14 @@ def new_storage(decoder: Decoder, rows: int, width: int, room: int) -> Storage:
     hidden = memory.new_zeros((rows, 1, 1, width + room))
     hidden[..., width:] = -torch.inf
     close = memory.device.type == "cpu"
-    columns = min(width + room, width + LEAST_GROWTH) if close else width + room
+    columns = min(width + room, width + MIN_GROWTH) if close else width + room
     both = memory[:, :, : each * columns].unflatten(2, (rows, decoder.key_heads, columns, decoder.head_size))
     both[:, :, :, :, width:] = 0.0
-    return Storage(memory=memory, both=both, hidden=hidden, lower=None)
+    return Storage(memory=memory, both=both, hidden=hidden, prefix_states=None)
 
 
 def decode_layers(
-    decoder: Decoder, folded: Folded, storage: Storage, which: range, x: Tensor, positions: Tensor, column: int
+    decoder: Decoder, merged: MergedWeights, storage: Storage, which: range, x: Tensor, positions: Tensor, column: int
 ) -> Tensor:
     """Some layers on one more token of each row, whose keys and values go to ``column`` of the storage.
 
@@ -213,20 +220,20 @@ def decode_layers(
     hidden = storage.hidden[:count, :, :, :columns]
     for index in which:
         layer = decoder.layers[index]
-        qkv = linear(rms_norm(x, layer.norm, eps), *folded(index, "attention", layer.attention))
+        qkv = linear(rms_norm(x, layer.norm, eps), *merged(index, "attention", layer.attention))
         q, k, v = heads_of(decoder, layer, qkv, cos, sin)
         keys, values = storage.both[index, :, :count]
         keys[:, :, column], values[:, :, column] = k, v
         # the query heads of one key head stand where attention expects positions
         q = q.view(count, decoder.key_heads, groups, decoder.head_size)
-        mixed = look_back(q, keys[:, :, :columns], values[:, :, :columns], hidden)
-        x = x + linear(mixed.reshape(count, -1), *folded(index, "output", layer.output))
-        gu = linear(rms_norm(x, layer.second_norm, eps), *folded(index, "gated", layer.gated))
-        x = x + linear(gated(gu), *folded(index, "down", layer.down))
+        mixed = attend_to_past(q, keys[:, :, :columns], values[:, :, :columns], hidden)
+        x = x + linear(mixed.reshape(count, -1), *merged(index, "output", layer.output))
+        gu = linear(rms_norm(x, layer.second_norm, eps), *merged(index, "gated", layer.gated))
+        x = x + linear(gated(gu), *merged(index, "down", layer.down))
     return x
 
 
-def look_back(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+def attend_to_past(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
     """Attention (B, H', G, d) of one token a row and query head.
 
     Args:

@@ -31,7 +31,7 @@ class Generated:
     logprobs: Tensor | None = field(default=None, compare=False)
     entropy: Tensor | None = field(default=None, compare=False)
     # one (T, D) a row, its prompt included: what enters some layer below which no adapter is; None: not kept
-    lower: Sequence[Tensor] | None = field(default=None, compare=False)
+    prefix_states: Sequence[Tensor] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,40 +60,42 @@ class Engine(Protocol):
         prompts: Sequence[Sequence[int]],
         *,
         params: SamplingParams,
-        uniforms: Tensor | None,
+        noise: Tensor | None,
     ) -> Generated: ...
 
 
 BLOCK = 128  # tokens whose probabilities are added up at once
 
 
-class Drawn(NamedTuple):
+class Sampled(NamedTuple):
     tokens: Tensor  # (B,)
     logprobs: Tensor | None  # (B,) of the tempered distribution, in nats, where they are measured
     entropy: Tensor | None  # (B,)
 
 
-def draw(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tensor:
+def sample_tokens(logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
     """Token ids (B,) by the inverse of the cumulative distribution; argmax where there are no uniforms."""
-    return drawn(logits, uniforms, temperature, measure=False).tokens
+    return sample_with_statistics(logits, noise, temperature, with_logprobs=False).tokens
 
 
-def drawn(logits: Tensor, uniforms: Tensor | None, temperature: float, measure: bool = True) -> Drawn:
-    """Tokens as ``draw`` gives them, and with ``measure`` what the distribution says of them."""
-    if uniforms is None and not measure:
-        return Drawn(logits.argmax(-1), None, None)
+def sample_with_statistics(
+    logits: Tensor, noise: Tensor | None, temperature: float, with_logprobs: bool = True
+) -> Sampled:
+    """Tokens as ``sample_tokens`` gives them, and with ``with_logprobs`` what the distribution says of them."""
+    if noise is None and not with_logprobs:
+        return Sampled(logits.argmax(-1), None, None)
     tempered = logits.float() if temperature == 1.0 else logits.float() / temperature
     probabilities = torch.softmax(tempered, dim=-1)
-    tokens = logits.argmax(-1) if uniforms is None else pick(probabilities, uniforms)
-    if not measure:
-        return Drawn(tokens, None, None)
+    tokens = logits.argmax(-1) if noise is None else inverse_cdf(probabilities, noise)
+    if not with_logprobs:
+        return Sampled(tokens, None, None)
     logprobs = probabilities.gather(1, tokens[:, None]).log()
     normaliser = tempered.gather(1, tokens[:, None]) - logprobs
     entropy = normaliser.squeeze(1) - torch.linalg.vecdot(probabilities, tempered)
-    return Drawn(tokens, logprobs.squeeze(1), entropy)
+    return Sampled(tokens, logprobs.squeeze(1), entropy)
 
 
-def pick(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+def inverse_cdf(probabilities: Tensor, noise: Tensor) -> Tensor:
     """One token a row (B,) of (B, V), by the inverse of the cumulative distribution at uniforms (B,).
 
     In two steps, the block of tokens and then the token, so that most of the vocabulary is added up in fp32 and only
@@ -104,7 +106,7 @@ def pick(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     blocks = blocks.unflatten(1, (-1, BLOCK))
     inside = blocks.sum(-1).double()
     upto = inside.cumsum(-1)
-    point = uniforms.double().to(probabilities.device)[:, None] * upto[:, -1:]
+    point = noise.double().to(probabilities.device)[:, None] * upto[:, -1:]
     # right=True: a token of probability 0 has no interval and cannot be drawn
     block = torch.searchsorted(upto, point, right=True).clamp(max=upto.shape[1] - 1)
     point = point - (upto.gather(1, block) - inside.gather(1, block))
@@ -114,7 +116,7 @@ def pick(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     return (block * BLOCK + torch.searchsorted(cumulative, point, right=True)).squeeze(1)
 
 
-def uniforms_for(rows: int, steps: int, generator: torch.Generator) -> Tensor:
+def sampling_noise(rows: int, steps: int, generator: torch.Generator) -> Tensor:
     """Uniform draws (rows, steps) in [0, 1), made on the CPU for every device alike."""
     return torch.rand((rows, steps), generator=generator, dtype=torch.float64)
 
@@ -125,11 +127,11 @@ class CachedEngine:
     Rows that have finished leave the batch once they are half of it.
 
     Args:
-        measure: give log-probabilities and entropies too.
+        with_logprobs: give log-probabilities and entropies too.
     """
 
-    def __init__(self, measure: bool = False) -> None:
-        self.measure = measure
+    def __init__(self, with_logprobs: bool = False) -> None:
+        self.with_logprobs = with_logprobs
 
     @torch.no_grad()
     def __call__(
@@ -138,7 +140,7 @@ class CachedEngine:
         prompts: Sequence[Sequence[int]],
         *,
         params: SamplingParams,
-        uniforms: Tensor | None,
+        noise: Tensor | None,
     ) -> Generated:
         """Continue ``prompts``.
 
@@ -146,12 +148,12 @@ class CachedEngine:
             role: an entered role.
             prompts: B lists of ids, none empty.
             params: how they are sampled.
-            uniforms: (B, max_new_tokens) draws in [0, 1), or None for greedy decoding.
+            noise: (B, max_new_tokens) draws in [0, 1), or None for greedy decoding.
         """
         device, steps = role.lm.device, params.max_new_tokens
         ids, mask = (t.to(device) for t in left_pad(prompts, params.pad_id))
         stops = torch.tensor(list(params.stop_ids), device=device)
-        draws = None if uniforms is None else uniforms.to(device)
+        noise = None if noise is None else noise.to(device)
         cache = DynamicCache(config=role.lm.config)
         rows = torch.arange(len(prompts), device=device)  # batch row -> prompt
         out = torch.full((len(prompts), steps), -1, device=device)
@@ -161,8 +163,8 @@ class CachedEngine:
         with checkpointing_paused(role.lm):
             for step in range(steps):
                 hidden = role.hidden(step_ids, mask, cache=cache)[:, -1]
-                uniform = None if draws is None else draws[rows, step]
-                made = drawn(role.logits(hidden), uniform, params.temperature, self.measure)
+                step_noise = None if noise is None else noise[rows, step]
+                made = sample_with_statistics(role.logits(hidden), step_noise, params.temperature, self.with_logprobs)
                 tokens, live = made.tokens, ~done[rows]
                 out[rows[live], step] = tokens[live]
                 if made.logprobs is not None and made.entropy is not None:
@@ -177,7 +179,7 @@ class CachedEngine:
                 mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
                 step_ids = tokens[:, None]
         result = Generated(ids=[[t for t in row if t >= 0] for row in out.tolist()], finished=done.tolist())
-        return replace(result, logprobs=logprobs, entropy=entropy) if self.measure else result
+        return replace(result, logprobs=logprobs, entropy=entropy) if self.with_logprobs else result
 
 
 @torch.profiler.record_function("trivet/sample")
@@ -187,7 +189,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     params: SamplingParams,
-    uniforms: Tensor | None,
+    noise: Tensor | None,
     batch: int,
     memory: OOMRetry | None = None,
 ) -> Generated:
@@ -205,7 +207,7 @@ def generate(
             role,
             [prompts[i] for i in chosen],
             params=params,
-            uniforms=None if uniforms is None else uniforms[list(chosen)],
+            noise=None if noise is None else noise[list(chosen)],
         )
         for i, row, flag in zip(chosen, part.ids, part.finished, strict=True):
             ids[i], finished[i] = row, flag
@@ -218,9 +220,9 @@ def generate(
             sample(order[start : start + batch])
     back = sorted(range(len(order)), key=order.__getitem__)
     logprobs, entropy = (_joined([getattr(p, name) for p in parts], back) for name in ("logprobs", "entropy"))
-    states = [x for p in parts for x in p.lower or ()]
-    lower = [states[i] for i in back] if states and len(states) == len(order) else None
-    return Generated(ids=ids, finished=finished, logprobs=logprobs, entropy=entropy, lower=lower)
+    states = [x for p in parts for x in p.prefix_states or ()]
+    prefix_states = [states[i] for i in back] if states and len(states) == len(order) else None
+    return Generated(ids=ids, finished=finished, logprobs=logprobs, entropy=entropy, prefix_states=prefix_states)
 
 
 def _joined(parts: Sequence[Tensor | None], order: Sequence[int]) -> Tensor | None:

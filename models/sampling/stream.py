@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from models.roles.role_view import RoleView
-from models.sampling.generate import SamplingParams, draw
+from models.sampling.generate import SamplingParams, sample_tokens
 
 
 @torch.no_grad()
@@ -32,8 +32,8 @@ def stream(
     mask = torch.ones_like(ids)
     for _ in range(params.max_new_tokens):
         hidden = role.hidden(ids, mask, cache=cache)[:, -1]
-        uniforms = None if params.temperature == 0 else torch.rand((1,), generator=generator, dtype=torch.float64)
-        token = draw(role.logits(hidden), uniforms, params.temperature or 1.0)
+        noise = None if params.temperature == 0 else torch.rand((1,), generator=generator, dtype=torch.float64)
+        token = sample_tokens(role.logits(hidden), noise, params.temperature or 1.0)
         yield int(token)
         if int(token) in params.stop_ids:
             return

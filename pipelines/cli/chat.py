@@ -99,13 +99,13 @@ class Chat:
         else:
             self._say(f"{name}: no such command; /help lists them")
 
-    def _number(self, name: str, text: str, kind: type, least: float, what: str) -> None:
+    def _number(self, name: str, text: str, kind: type, minimum: float, what: str) -> None:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not least <= value < 1e6:
-            self._say(f"{name} {text}: give a number of at least {least:g}")
+        if value is None or not minimum <= value < 1e6:
+            self._say(f"{name} {text}: give a number of at least {minimum:g}")
             return
         setattr(self, what, value)
         self._say(f"{what.replace('_', ' ')}: {value:g}")
@@ -211,7 +211,7 @@ class Chat:
         """Append the votes that are not saved yet."""
         new = self.votes[self.saved :]
         if not new:
-            self._say("no new preferences to save" + ("" if self.votes else "; votes need --beside"))
+            self._say("no new preferences to save" + ("" if self.votes else "; votes need --compare-with"))
             return
         try:
             with path.open("a", encoding="utf-8") as file:
@@ -234,13 +234,13 @@ class _Quiet:
     def __exit__(self, *_: object) -> None: ...
 
 
-def talk(target: str, stage: str | None, beside: str | None, **settings: object) -> None:
+def talk(target: str, stage: str | None, compare_with: str | None, **settings: object) -> None:
     """Open the room and talk on standard input and output."""
     import sys
 
     from pipelines.run.chat_models import open_room
 
-    room = open_room(target, stage, beside)
+    room = open_room(target, stage, compare_with)
     console = Console(highlight=False)
     if sys.stdin.isatty():
         import readline  # noqa: F401 (editing and history of what is typed)

@@ -120,7 +120,7 @@ def run_evaluation(
 
     pipeline = open_run(path, changes)
     if changes or given or run_dir or "evaluate" not in pipeline.recipe.stages:
-        pipeline = _apart(pipeline, changes, run_dir, given)
+        pipeline = _in_another_folder(pipeline, changes, run_dir, given)
     run_pipeline(pipeline, only=["evaluate"], fresh=fresh)
 
 
@@ -156,7 +156,9 @@ def _in_place(name: str) -> str:
     return f"{Path(kind).resolve()}:{place}" if kind.endswith(".py") else name
 
 
-def _apart(run: Pipeline, changes: Sequence[str], run_dir: Path | None, given: Mapping[str, str]) -> Pipeline:
+def _in_another_folder(
+    run: Pipeline, changes: Sequence[str], run_dir: Path | None, given: Mapping[str, str]
+) -> Pipeline:
     """A pipeline that evaluates a run's finished stages in another folder; the run stays as it is."""
     from pipelines.run.pipeline import Pipeline
     from pipelines.stages.table import STAGES

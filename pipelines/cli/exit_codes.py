@@ -71,12 +71,12 @@ def guarded(command: Callable[[], Any]) -> int:
             result = command()
         code = result if isinstance(result, int) else 0
     except UserError as error:
-        return _told(f"trivet: {error}", 2)
+        return _report(f"trivet: {error}", 2)
     except StageFailed as error:
-        return _told(f"trivet: {error}", 3)
+        return _report(f"trivet: {error}", 3)
     except TyperException as error:
         show = getattr(error, "show", None)
-        show() if show is not None else _told(f"trivet: {error}", 2)
+        show() if show is not None else _report(f"trivet: {error}", 2)
         return 2
     except Exit as stop:
         return stop.exit_code
@@ -84,15 +84,15 @@ def guarded(command: Callable[[], Any]) -> int:
         code = 130
     except Exception as error:
         log = write_traceback(Path(tempfile.mkdtemp(prefix="trivet-")))
-        return _told(f"trivet: {summary_of(error)}\ntrivet: the log is {log}", 3)
+        return _report(f"trivet: {summary_of(error)}\ntrivet: the log is {log}", 3)
     if caught or code == 130:  # typer turns the interrupt into a plain 130
         code = 128 + (caught[0] if caught else signal.SIGINT)
         INTERRUPTS.clear()
-        return _told("trivet: stopped; finished stages are kept, and the same command goes on from there", code)
+        return _report("trivet: stopped; finished stages are kept, and the same command resumes from there", code)
     return code
 
 
-def _told(message: str, code: int) -> int:
+def _report(message: str, code: int) -> int:
     print(printable(message), file=sys.stderr)
     return code
 
@@ -148,7 +148,7 @@ def summary_of(error: BaseException) -> str:
     if isinstance(error, StageError):
         return text
     if any(words in text for words in UNWRITABLE):  # also in the words of libraries that write files
-        return f"{text}: make room (or mend the folder), then the same command goes on from its newest checkpoint"
+        return f"{text}: make room (or fix the folder), then the same command resumes from its newest checkpoint"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

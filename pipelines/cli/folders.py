@@ -91,11 +91,11 @@ def gc(
         more = "; nothing was removed, --yes removes it" if free else ""
         typer.echo(f"{folder}: {size(sum(one.bytes for one in free))} in {len(free)} places can go{more}")
         return
-    gone, told = remove(free, days, unfinished)
-    for text in told:
+    gone, errors = remove(free, days, unfinished)
+    for text in errors:
         typer.echo(printable(text), err=True)
     typer.echo(f"{folder}: {size(sum(one.bytes for one in gone))} in {len(gone)} places removed")
-    raise typer.Exit(2 if told else 0)
+    raise typer.Exit(2 if errors else 0)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -147,15 +147,23 @@ def _stages(run: Path) -> Table:
     from pipelines.stages.table import folders
     from pipelines.workspace.gc import size_of
     from pipelines.workspace.run_folder import holder, read_run
-    from stages.safe_points.stopped import kept_of, read_begun
+    from stages.safe_points.stopped import kept_of, read_work
 
     noted, live = read_run(run).get("stages", {}), holder(run)
     table = Table("stage", "status", "key", "size", "took", "age", "verdict", box=None, header_style="bold")
     for stage, name in folders().items():
         entry, path = noted.get(stage, {}), run / name
         for kept, what in kept_of(path, stage):
-            begun_with = read_artifact(kept) or read_begun(kept)
-            cells = [kept.name, what, begun_with.key[:12] if begun_with else "", size(size_of(kept)), "", age(kept), ""]
+            stopped_work = read_artifact(kept) or read_work(kept)
+            cells = [
+                kept.name,
+                what,
+                stopped_work.key[:12] if stopped_work else "",
+                size(size_of(kept)),
+                "",
+                age(kept),
+                "",
+            ]
             table.add_row(*(escape(printable(c)) for c in cells))
         if not (entry or path.is_dir()):
             continue
@@ -210,5 +218,5 @@ def verdict(run: Path, stage: str) -> str:
         made = read_artifact(run / folders()[stage])
         accuracy = made.metrics.get("pair_accuracy") if made and stage == "reward" else None
         return f"orders {accuracy:.0%} of the held-out pairs" if accuracy is not None else ""
-    except (UserError, KeyError, TypeError, ValueError, AttributeError):  # nothing, or results of other hands
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):  # nothing, or results from a third party
         return ""

@@ -210,9 +210,10 @@ def serve_reward(
 def chat(
     run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="a run, or any model", show_default=False)],
     stage: Annotated[str | None, typer.Option("--stage", metavar="STAGE", help="base, sft or ppo of a run")] = None,
-    beside: Annotated[
-        str | None, typer.Option("--beside", metavar="STAGE_OR_PATH", help="a second model that answers as well")
+    compare_with: Annotated[
+        str | None, typer.Option("--compare-with", metavar="STAGE_OR_PATH", help="a second model that answers as well")
     ] = None,
+    old_name: Annotated[str | None, typer.Option("--beside", hidden=True)] = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="system prompt")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, help="0 is greedy; default 1")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="longest answer")] = None,
@@ -221,17 +222,21 @@ def chat(
 ) -> None:
     """Talk to a model, or to two side by side.
 
-    With --beside both answer, each with its reward, and your votes become training data.
+    With --compare-with both answer, each with its reward, and your votes become training data.
 
     \b
     trivet chat runs/demo
-    trivet chat runs/demo --stage ppo --beside sft --preferences mine.jsonl
+    trivet chat runs/demo --stage ppo --compare-with sft --preferences mine.jsonl
     trivet chat qwen2.5-0.5b-instruct
     """
     from pipelines.cli.chat import talk
 
+    if old_name is not None:
+        from data.common.errors import UserError
+
+        raise UserError(f"--beside is called --compare-with: trivet chat {run} --compare-with {old_name}")
     talk(
-        *(run, stage, beside),
+        *(run, stage, compare_with),
         system=system,
         temperature=temperature,
         max_new_tokens=tokens,

@@ -11,7 +11,7 @@ from data.records import Message
 from pipelines.cli.exit_codes import until_stopped
 from reward.terms.server import Scorer, serving
 
-TOLD = """{source} scores at {address}, for this machine only; Ctrl-C ends it. By hand, and in a recipe:
+MESSAGE = """{source} scores at {address}, for this machine only; Ctrl-C ends it. By hand, and in a recipe:
 
   curl {address} -H "Content-Type: application/json" \\
        -d '{{"rows": [{{"prompt": "hello", "completion": "hello to you"}}]}}'
@@ -50,5 +50,5 @@ def scorer_of(source: str) -> Scorer:
 def serve(source: str, port: int) -> None:
     """Serve until Ctrl-C."""
     with serving(scorer_of(source), port, source) as address:
-        print(TOLD.format(source=source, address=address), flush=True)
+        print(MESSAGE.format(source=source, address=address), flush=True)
         until_stopped()

@@ -22,7 +22,7 @@ def show_summary(run_dir: Path, console: Console) -> None:
     console.print(systems_table(results))
     for text in results.get("warnings", []):
         console.print(Text(printable(f"warning: {text}"), style="yellow"))
-    for row in some_answers(run_dir / "evaluation" / "samples.jsonl"):
+    for row in some_responses(run_dir / "evaluation" / "samples.jsonl"):
         console.print(row)
 
 
@@ -57,7 +57,7 @@ def _wins(results: dict[str, Any], name: str, decoding: str) -> str:
     return ""
 
 
-def some_answers(path: Path, count: int = 3) -> list[Text]:
+def some_responses(path: Path, count: int = 3) -> list[Text]:
     """The first prompts with the answers of SFT and PPO."""
     out: list[Text] = []
     if not path.is_file():

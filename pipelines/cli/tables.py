@@ -100,12 +100,12 @@ def print_plan(
         markup=False,
     )
     for folder, what in kept.items():
-        told = f"kept beside them: {size(size_of(folder))} in {folder.name} ({what}); `trivet gc` removes it"
-        out.print(printable(told), markup=False)
+        line = f"kept beside them: {size(size_of(folder))} in {folder.name} ({what}); `trivet gc` removes it"
+        out.print(printable(line), markup=False)
     if rejected := rejected_warning(corpus):
         out.print(printable(rejected), style="yellow", markup=False)
     for plan in plans:
-        of_rows = plan.details.get("warning") or plan.details.get("told")
+        of_rows = plan.details.get("warning") or plan.details.get("counted")
         if of_rows:
             style_of = "yellow" if plan.details.get("warning") else "default"
             out.print(printable(f"{plan.name}: {of_rows}"), style=style_of, markup=False)
@@ -154,8 +154,8 @@ def _show_file(out: Console, one: FileCheck) -> None:
     table.add_row("usable as", _counts({k: v for k, v in one.usable.items() if v}))
     for unit, lengths in (("characters", one.characters), ("tokens", one.tokens)):
         for kind, n in lengths.items():
-            spread = f"median {n.median:,.0f}, mean {n.mean:,.0f}, 95 % {n.p95:,.0f}, longest {n.longest:,.0f}"
-            table.add_row(f"{unit} a {kind}", spread)
+            quantiles = f"median {n.median:,.0f}, mean {n.mean:,.0f}, 95 % {n.p95:,.0f}, longest {n.longest:,.0f}"
+            table.add_row(f"{unit} a {kind}", quantiles)
     if one.answers:
         table.add_row("answers a row", _counts(one.answers))
     if one.tied_rows:

@@ -9,12 +9,12 @@ from typing import Any
 
 from data.common.errors import UserError
 from data.common.user_functions import columns_of, load_function
-from evaluation.answers import SystemAnswers
+from evaluation.answers import SystemResponses
 from evaluation.generations import Generations
 from evaluation.held_out import Decoding, Evaluator
 from evaluation.judges.chat import judged_by_chat
 from evaluation.metrics.compare import compare_metrics
-from evaluation.metrics.registry import NO_REFERENCES, References, measure, needs_references
+from evaluation.metrics.registry import NO_REFERENCES, References, compute_metrics, needs_references
 from evaluation.results import assemble, samples_rows
 from evaluation.systems import ROLES, Named, parse
 from models.backbone.artifacts import write_json
@@ -23,8 +23,8 @@ from pipelines.evaluate.lm_eval import harness_results
 from pipelines.evaluate.references import references_for
 from pipelines.evaluate.reward_card import card_for, in_short
 from pipelines.evaluate.systems import open_system
-from pipelines.execution.stage_request import Job
-from pipelines.recipe.derived import answer_limit, evaluation_prompts
+from pipelines.execution.stage_request import StageRequest
+from pipelines.recipe.derived import evaluation_prompts, response_limit
 from reward.card.examine import FILE
 from stages.safe_points.checkpoints import State
 from stages.stage import StageResult
@@ -32,15 +32,15 @@ from stages.stage import StageResult
 VERSION = 11
 
 
-def evaluate(job: Job) -> StageResult:
+def evaluate(request: StageRequest) -> StageResult:
     """Every system of the recipe that the run can offer, sampled and (where asked) greedily."""
-    evaluator = make_evaluator(job)
-    systems = available(job, evaluator)
-    references = _references(job, evaluator)
-    answers = answers_of(job, evaluator, systems, references)
+    evaluator = make_evaluator(request)
+    systems = available(request, evaluator)
+    references = _references(request, evaluator)
+    answers = responses_of(request, evaluator, systems, references)
     judge = "gold" if evaluator.gold is not None else "reward" if evaluator.reward is not None else None
     names = [s.name for s in answers if s.decoding == "sampled"]
-    settings = job.bench.recipe.evaluation
+    settings = request.loaded.recipe.evaluation
     against = "sft" if "sft" in names else names[0]
     results = assemble(
         answers,
@@ -54,33 +54,33 @@ def evaluate(job: Job) -> StageResult:
     compared = compare_metrics(answers, against, references, resamples=settings.bootstrap, seed=evaluator.seed)
     results |= {"metric_comparisons": compared} if compared else {}
     if settings.judges:
-        join(results, chat_verdicts(job, answers, against, evaluator.seed))
-    card = card_for(job, evaluator, answers)
+        join(results, chat_verdicts(request, answers, against, evaluator.seed))
+    card = card_for(request, evaluator, answers)
     results |= {"reward_card": in_short(card)} if card else {}
     if settings.lm_eval.tasks:
-        results["lm_eval"] = harness_results(job, evaluator, settings.lm_eval)
-    if job.bench.processes.is_main:
-        write(job, results, answers)
+        results["lm_eval"] = harness_results(request, evaluator, settings.lm_eval)
+    if request.loaded.processes.is_main:
+        write(request, results, answers)
         if card:
-            write_json(job.out / FILE, card)
+            write_json(request.out / FILE, card)
     return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"])})
 
 
-def chat_verdicts(job: Job, answers: Sequence[SystemAnswers], against: str, seed: int) -> dict[str, Any]:
+def chat_verdicts(request: StageRequest, answers: Sequence[SystemResponses], against: str, seed: int) -> dict[str, Any]:
     """What chat judges say; one process asks, all know.
 
     Raises:
         RemoteError: an endpoint gives no usable reply; in the other processes as ``StageError``.
     """
-    settings = job.bench.recipe.evaluation
+    settings = request.loaded.recipe.evaluation
 
     def ask() -> dict[str, Any]:
-        folder = None if job.generations is None else job.generations / "judgements"
+        folder = None if request.generations is None else request.generations / "judgements"
         return judged_by_chat(
-            settings.judges, answers, against, folder=folder, resamples=settings.bootstrap, seed=seed, say=job.say
+            settings.judges, answers, against, folder=folder, resamples=settings.bootstrap, seed=seed, say=request.say
         )
 
-    return job.bench.processes.on_main(ask)
+    return request.loaded.processes.on_main(ask)
 
 
 def join(results: dict[str, Any], found: dict[str, Any]) -> None:
@@ -90,23 +90,23 @@ def join(results: dict[str, Any], found: dict[str, Any]) -> None:
     results["warnings"] += found["warnings"]
 
 
-def write(job: Job, results: dict[str, Any], answers: Sequence[SystemAnswers]) -> None:
-    write_json(job.out / "results.json", results, sort_keys=False)  # systems in the recipe's order
-    with (job.out / "samples.jsonl").open("w", encoding="utf-8") as file:
+def write(request: StageRequest, results: dict[str, Any], answers: Sequence[SystemResponses]) -> None:
+    write_json(request.out / "results.json", results, sort_keys=False)  # systems in the recipe's order
+    with (request.out / "samples.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples_rows(answers))
 
 
-def answers_of(
-    job: Job, evaluator: Evaluator, systems: Sequence[Named], references: References | None
-) -> list[SystemAnswers]:
+def responses_of(
+    request: StageRequest, evaluator: Evaluator, systems: Sequence[Named], references: References | None
+) -> list[SystemResponses]:
     """Answers, the sampled ones of all systems first; those that a checkpoint knows are not made again.
 
     A system is loaded once, for both decodings, and let go before the next.
     """
-    recipe, settings = job.bench.recipe, job.bench.recipe.evaluation
-    saved = job.checkpoints.resume()
+    recipe, settings = request.loaded.recipe, request.loaded.recipe.evaluation
+    saved = request.checkpoints.resume()
     known = [] if saved is None else json.loads(saved.own_numbers["answers"])
-    answers = [SystemAnswers(**found) for found in known]
+    answers = [SystemResponses(**found) for found in known]
     labels = _labels(systems)
     wanted: list[tuple[Named, Decoding]] = []
     for named in systems:
@@ -116,9 +116,9 @@ def answers_of(
     for named, decoding in wanted[len(answers) :]:
         if named.name != open_name or system is None:
             open_name, system = named.name, None  # the one before goes first
-            system = open_system(job, evaluator, named, labels[named.name])
+            system = open_system(request, evaluator, named, labels[named.name])
         found = evaluator.run(system, decoding)
-        metrics, scores = measure(
+        metrics, scores = compute_metrics(
             found,
             settings,
             references,
@@ -128,27 +128,27 @@ def answers_of(
         )
         if decoding == "sampled" and references is not None and "perplexity" in settings.metrics:
             metrics |= evaluator.perplexity(system, references) if system.best_of == 1 else {}
-        answers.append(replace(found, metrics=metrics, answer_scores=scores))
-        job.bar.advance(len(answers), {}, sum(len(ids) for ids in found.token_ids))
-        job.checkpoints.safe_point(len(answers), lambda: captured(answers), len(answers))
+        answers.append(replace(found, metrics=metrics, response_scores=scores))
+        request.bar.advance(len(answers), {}, sum(len(ids) for ids in found.token_ids))
+        request.checkpoints.safe_point(len(answers), lambda: snapshot(answers), len(answers))
     return sorted(answers, key=lambda a: a.decoding != "sampled")
 
 
-def captured(answers: Sequence[SystemAnswers]) -> State:
+def snapshot(answers: Sequence[SystemResponses]) -> State:
     """As text: a checkpoint sorts the keys of what it holds, and metrics stand in the order of the recipe."""
     return State(tensors={}, own_numbers={"answers": json.dumps([asdict(a) for a in answers])})
 
 
-def _references(job: Job, evaluator: Evaluator) -> list[tuple[str, ...]] | None:
+def _references(request: StageRequest, evaluator: Evaluator) -> list[tuple[str, ...]] | None:
     """References of every row where a metric asks for them.
 
     Raises:
         UserError: none of the prompts has one.
     """
-    names = job.bench.recipe.evaluation.metrics
+    names = request.loaded.recipe.evaluation.metrics
     if not needs_references(names) and not any(":" in name for name in names):
         return None
-    found = references_for(job.bench.recipe, job.corpus, evaluator.prompts)
+    found = references_for(request.loaded.recipe, request.corpus, evaluator.prompts)
     if needs_references(names) and not any(found):
         first = next(name for name in names if needs_references([name]))
         raise UserError(f"evaluation.metrics: {NO_REFERENCES.format(name=first)}")
@@ -161,40 +161,40 @@ def _labels(systems: Sequence[Named]) -> dict[str, str]:
     return {s.name: s.label if labels.count(s.label) == 1 else s.name for s in systems}
 
 
-def make_evaluator(job: Job) -> Evaluator:
+def make_evaluator(request: StageRequest) -> Evaluator:
     """Roles loaded, prompts chosen, reward and gold ready."""
-    recipe, bench = job.bench.recipe, job.bench
+    recipe, loaded = request.loaded.recipe, request.loaded
     settings = recipe.evaluation
-    prompts = evaluation_prompts(recipe, job.corpus)
+    prompts = evaluation_prompts(recipe, request.corpus)
     if not prompts:
         raise UserError("data.held_out: no held-out prompt is left for evaluation; raise the share or name a file")
-    base = bench.base()
-    if "sft" in job.inputs:
-        bench.load("sft", "reference", job.inputs["sft"])
-    if "ppo" in job.inputs:
-        bench.load("ppo", "policy", job.inputs["ppo"])
+    base = loaded.base()
+    if "sft" in request.inputs:
+        loaded.load("sft", "reference", request.inputs["sft"])
+    if "ppo" in request.inputs:
+        loaded.load("ppo", "policy", request.inputs["ppo"])
     return Evaluator(
         base=base,
-        renderer=bench.renderer(),
+        renderer=loaded.renderer(),
         config=settings,
         prompts=[p for p in prompts for _ in range(settings.samples_per_prompt)],
-        max_new_tokens=answer_limit(recipe),
+        max_new_tokens=response_limit(recipe),
         seed=recipe.seed if settings.seed is None else settings.seed,
-        reward=bench.load_reward(job.inputs["reward"]) if "reward" in job.inputs else None,
+        reward=loaded.load_reward(request.inputs["reward"]) if "reward" in request.inputs else None,
         gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,
-        generations=Generations(job.generations, bench.processes.is_main),
-        memory=OOMRetry("evaluation.batch", bench.warn),
+        generations=Generations(request.generations, loaded.processes.is_main),
+        memory=OOMRetry("evaluation.batch", loaded.warn),
     )
 
 
-def available(job: Job, evaluator: Evaluator) -> list[Named]:
+def available(request: StageRequest, evaluator: Evaluator) -> list[Named]:
     """Systems of the recipe whose stages are there, in the recipe's order.
 
     Raises:
         UserError: there is none.
     """
     roles = {name: name == "base" or role in evaluator.base.roles for name, role in ROLES.items()}
-    systems = [parse(name) for name in dict.fromkeys(job.bench.recipe.evaluation.systems)]
+    systems = [parse(name) for name in dict.fromkeys(request.loaded.recipe.evaluation.systems)]
 
     def there(named: Named) -> bool:
         if named.kind == "best_of" and named.by == "model":

@@ -22,11 +22,11 @@ from models.hub.limits import check_stops
 from models.hub.registry import BaseModelSpec, resolve_base
 from models.roles.shared_base import SharedBase
 from pipelines.recipe.schema import Recipe
-from reward.files import WATCHER, load_reward
+from reward.files import HOLDOUT, load_reward
 from reward.model import RewardModel
 
 
-class Workbench:
+class LoadedModels:
     """Loads what is needed, once."""
 
     def __init__(self, recipe: Recipe, processes: Processes, pretrained: Path | None) -> None:
@@ -71,12 +71,12 @@ class Workbench:
         return base
 
     @property
-    def reward_stands_apart(self) -> bool:
+    def reward_has_own_base(self) -> bool:
         return self.recipe.reward.base != "same"
 
     def reward_base(self) -> tuple[SharedBase, Renderer]:
         """The base and rendering of the reward model: the shared one, or its own."""
-        if not self.reward_stands_apart:
+        if not self.reward_has_own_base:
             return self.base(), self.renderer()
         base = self._load("reward", resolve_base(self.recipe.reward.base, base_dir=self.recipe.base_dir))
         return base, self._renderer(base, "auto", ())
@@ -111,7 +111,7 @@ class Workbench:
             )
 
     def load_reward(self, folder: Path, role: str = "reward", inner: Path | None = None) -> RewardModel:
-        """A finished reward stage's model, with heads, centre and spread; ``inner`` is a folder inside the stage's."""
+        """A finished reward stage's model, with its heads; ``inner`` is a folder inside the stage's."""
         self._same_base("reward", folder)
         base, renderer = self.reward_base()
         model = load_reward(
@@ -119,13 +119,13 @@ class Workbench:
             inner or folder,
             renderer,
             role=role,
-            takes_ids=not self.reward_stands_apart,
+            takes_ids=not self.reward_has_own_base,
             max_tokens=self.recipe.reward.max_tokens,
         )
         model.memory.warn = self.warn
         return model
 
-    def load_watcher(self, folder: Path) -> RewardModel | None:
+    def load_holdout_model(self, folder: Path) -> RewardModel | None:
         """The second reward model of a finished reward stage, where it has one."""
-        inner = folder / WATCHER
-        return self.load_reward(folder, role=WATCHER, inner=inner) if inner.is_dir() else None
+        inner = folder / HOLDOUT
+        return self.load_reward(folder, role=HOLDOUT, inner=inner) if inner.is_dir() else None

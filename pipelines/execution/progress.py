@@ -19,7 +19,7 @@ from rich.table import Table
 from data.common.number_format import duration
 from data.common.redaction import printable
 
-EVERY_SECONDS, EVERY_SHARE, AT_LEAST_SECONDS = 10.0, 0.1, 2.0
+EVERY_SECONDS, EVERY_SHARE, MIN_SECONDS = 10.0, 0.1, 2.0
 SHOWN = 5  # metrics in a line
 
 
@@ -29,8 +29,8 @@ class Bar:
     def __init__(self, progress: Progress, name: str, total: int | None) -> None:
         self.name, self.total = name, total
         self.step, self.tokens, self.metrics = 0, 0, dict[str, float]()
-        self.started = self._told_at = time.monotonic()
-        self._told_step = 0
+        self.started = self._reported_at = time.monotonic()
+        self._reported_step = 0
         self._progress = progress
         self.live: Live | None = None
 
@@ -49,13 +49,13 @@ class Bar:
         if self.live is not None:
             self.live.update(self._row())
         elif self._due():
-            self._told_at, self._told_step = time.monotonic(), step
+            self._reported_at, self._reported_step = time.monotonic(), step
             self._progress.say(self.line())
 
     def _due(self) -> bool:
-        waited = time.monotonic() - self._told_at
-        share = (self.step - self._told_step) / self.total if self.total else 0.0
-        return waited >= EVERY_SECONDS or (share >= EVERY_SHARE and waited >= AT_LEAST_SECONDS)
+        waited = time.monotonic() - self._reported_at
+        share = (self.step - self._reported_step) / self.total if self.total else 0.0
+        return waited >= EVERY_SECONDS or (share >= EVERY_SHARE and waited >= MIN_SECONDS)
 
     @property
     def seconds(self) -> float:

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from data.splits import Corpus
-from pipelines.execution.loaded_models import Workbench
+from pipelines.execution.loaded_models import LoadedModels
 from stages.safe_points.checkpoints import Checkpoints
 from stages.stage import StageContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class StageRequest:
     """One stage about to run: the bench, the context (None for pretraining, which has no base), the raw parts."""
 
-    bench: Workbench
+    loaded: LoadedModels
     corpus: Corpus
     out: Path
     inputs: Mapping[str, Path]

@@ -35,9 +35,9 @@ def check_trackers(names: Sequence[str]) -> None:
         UserError: with what to install.
     """
     for name in names:
-        modules, mend = NEEDS[name]
+        modules, fix = NEEDS[name]
         if any(importlib.util.find_spec(module) is None for module in modules):
-            raise UserError(f"tracking: {name} is not installed; {mend}; or leave it out of `tracking`")
+            raise UserError(f"tracking: {name} is not installed; {fix}; or leave it out of `tracking`")
 
 
 class Trackers:

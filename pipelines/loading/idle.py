@@ -43,11 +43,11 @@ def has(recipe: Recipe, *stages: str) -> bool:
     return "stages" in recipe.model_fields_set or any(s in recipe.stages for s in stages)
 
 
-def paid_by_model(recipe: Recipe) -> bool:
+def optimises_model(recipe: Recipe) -> bool:
     return any(part.kind == "model" for part in recipe.ppo.reward)
 
 
-def on_trunk(recipe: Recipe) -> bool:
+def on_policy_backbone(recipe: Recipe) -> bool:
     return recipe.ppo.value.init == "policy_trunk"
 
 
@@ -71,7 +71,7 @@ def reads_text(recipe: Recipe) -> bool:
         *data.documents,
         *([data.held_out] if isinstance(data.held_out, str) else []),
     )
-    files = [Path(name.removesuffix(".gz")) for name in named if not name.startswith("demo-world")]
+    files = [Path(name.removesuffix(".gz")) for name in named if not name.startswith("demo-task")]
     return any(file.suffix.lower() not in READERS and file.suffix != ".parquet" for file in files)
 
 
@@ -84,7 +84,7 @@ STAGES = (
     ),
     rule(
         "reward.gate",
-        acts=lambda r: has(r, "ppo") and paid_by_model(r),
+        acts=lambda r: has(r, "ppo") and optimises_model(r),
         why="the gate stands before a ppo stage that the reward model pays ({source: model} in ppo.reward)",
     ),
     rule(
@@ -162,9 +162,9 @@ TRAINING = (
     ),
     rule("reward.combine", acts=lambda r: r.reward.ensemble > 1, why="reward.ensemble is 1: one model is not combined"),
     rule(
-        "reward.caution",
-        acts=lambda r: r.reward.ensemble > 1 and r.reward.combine == "mean_minus_spread",
-        why="it belongs to reward.combine 'mean_minus_spread' of a reward.ensemble of two or more",
+        "reward.uncertainty_penalty",
+        acts=lambda r: r.reward.ensemble > 1 and r.reward.combine == "mean_minus_std",
+        why="it belongs to reward.combine 'mean_minus_std' of a reward.ensemble of two or more",
     ),
     rule(
         *(f"reward.gate.{key}" for key in GateConfig.model_fields if key != "enabled"),
@@ -191,11 +191,13 @@ PPO = (
     ),
     rule(
         "ppo.value_learning_rate",
-        acts=lambda r: not on_trunk(r) or r.ppo.value_head_learning_rate is None,
+        acts=lambda r: not on_policy_backbone(r) or r.ppo.value_head_learning_rate is None,
         why="on the policy's trunk the value role is a head alone, whose rate is ppo.value_head_learning_rate",
     ),
     rule(
-        "ppo.value_coef", acts=on_trunk, why="it weighs the value loss on the policy's trunk (value.init policy_trunk)"
+        "ppo.value_coef",
+        acts=on_policy_backbone,
+        why="it weighs the value loss on the policy's trunk (value.init policy_trunk)",
     ),
     rule(
         "ppo.value",
@@ -204,16 +206,16 @@ PPO = (
     ),
     rule(
         "ppo.standardise_scores",
-        acts=paid_by_model,
+        acts=optimises_model,
         why="it is for the reward model's scores, and ppo.reward has no part {source: model}",
     ),
     rule(
-        "ppo.share_lower_layers",
+        "ppo.share_prefix_layers",
         acts=lambda r: r.adapter.method == "lora" and r.adapter.layers != "all",
         why="every layer carries adapters (adapter.layers), so that there are none below them",
     ),
     rule(
-        *("ppo.watch_every", "ppo.watch_prompts"),
+        *("ppo.holdout_every", "ppo.holdout_prompts"),
         acts=watched,
         why="nothing watches: reward.holdout is 0",
     ),

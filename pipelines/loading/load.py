@@ -33,7 +33,7 @@ def load_recipe(
         may_idle: let settings pass that cannot act, as where a finished run is evaluated in another way.
 
     Raises:
-        UserError: names file, line and key of everything that is wrong, and the mend.
+        UserError: names file, line and key of everything that is wrong, and the fix.
     """
     if isinstance(recipe, Mapping):
         source, folder = Source(name="recipe", data=json.loads(json.dumps(recipe, default=_plain))), Path.cwd()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from data.records import Prompt
 from data.splits import Corpus
-from evaluation.settings import PAID
+from evaluation.settings import OPTIMISED
 from evaluation.systems import parse
 from pipelines.recipe.schema import Recipe
 from reward.settings import RewardPart
 
 
-def answer_limit(recipe: Recipe) -> int:
+def response_limit(recipe: Recipe) -> int:
     """Longest answer in evaluation: its own setting, or PPO's."""
     return recipe.evaluation.max_new_tokens or recipe.ppo.max_new_tokens
 
@@ -20,7 +20,7 @@ def choosing(recipe: Recipe) -> dict[str, tuple[RewardPart, ...]]:
 
     They are those of ``evaluation.best_of_by``, the reward model alone, or all of PPO's.
     """
-    own = recipe.evaluation.best_of_by | {"model": (RewardPart(source="model"),), PAID: recipe.ppo.reward}
+    own = recipe.evaluation.best_of_by | {"model": (RewardPart(source="model"),), OPTIMISED: recipe.ppo.reward}
     systems = [parse(name) for name in recipe.evaluation.systems]
     return {s.name: own[s.by] for s in systems if s.kind == "best_of"}
 

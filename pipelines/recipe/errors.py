@@ -1,4 +1,4 @@
-"""What pydantic and the recipe's own checks find wrong -> one message naming file, line, key and the mend."""
+"""What pydantic and the recipe's own checks find wrong -> one message naming file, line, key and the fix."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def unknown_keys(data: Any, models: Sequence[type[BaseModel]], path: Path = ()) 
     return out
 
 
-def told(source: Source, problems: Sequence[Problem]) -> UserError:
+def recipe_error(source: Source, problems: Sequence[Problem]) -> UserError:
     """One error for all problems, in the order in which they were found."""
     lines = [
         f"{source.place(path)}: {_dotted(path)}: {text}" if path else f"{source.place(())}: {text}"
@@ -79,7 +79,7 @@ def told(source: Source, problems: Sequence[Problem]) -> UserError:
     ]
     if len(lines) == 1:
         return UserError(lines[0])
-    return UserError(f"{len(lines)} things to mend in {source.name}:\n" + "\n".join(f"  {line}" for line in lines))
+    return UserError(f"{len(lines)} things to fix in {source.name}:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def problems_of(error: ValidationError, source: Source) -> list[Problem]:

@@ -17,7 +17,7 @@ from data.common.errors import UserError
 
 Path = tuple[str | int, ...]
 
-LARGEST_TEXT, MOST_VALUES, LARGEST_INT, DEEPEST = 1_000_000, 20_000, 2**63 - 1, 200
+LARGEST_TEXT, MAX_VALUES, LARGEST_INT, DEEPEST = 1_000_000, 20_000, 2**63 - 1, 200
 PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
 
 
@@ -134,9 +134,9 @@ def _bounded(root: yaml.Node, name: str) -> None:
             items = node.value if not isinstance(node, yaml.ScalarNode) else []
             parts = [p for item in items for p in (item if isinstance(item, tuple) else (item,))]
             counts[id(node)] = 1 + sum(count(part, inner) for part in parts)
-            if counts[id(node)] > MOST_VALUES:
+            if counts[id(node)] > MAX_VALUES:
                 raise UserError(
-                    f"{name}:{node.start_mark.line + 1}: its aliases stand for more than {MOST_VALUES:,} values"
+                    f"{name}:{node.start_mark.line + 1}: its aliases stand for more than {MAX_VALUES:,} values"
                 )
         return counts[id(node)]
 

@@ -24,7 +24,7 @@ from pipelines.stages.table import STAGES, title_of
 COLOURS = ("@ppo", "@sft", "@reward", "@other", "@base", "@pretrain")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = {"PPO": "diamond", "SFT": "square"}
-MOST = len(COLOURS)
+MAX_RUNS = len(COLOURS)
 
 
 def write_comparison(runs: Sequence[Path], out: Path) -> Path:
@@ -36,8 +36,8 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     from models.backbone.artifacts import replace_text
 
     folders = [Path(run).resolve() for run in runs]
-    if not 2 <= len(folders) <= MOST:
-        raise UserError(f"trivet report: a comparison takes 2 to {MOST} runs, here are {len(folders)}")
+    if not 2 <= len(folders) <= MAX_RUNS:
+        raise UserError(f"trivet report: a comparison takes 2 to {MAX_RUNS} runs, here are {len(folders)}")
     for i, folder in enumerate(folders):
         if folder in folders[:i]:
             raise UserError(f"{runs[i]}: named twice; give different runs")

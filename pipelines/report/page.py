@@ -29,7 +29,7 @@ from pipelines.report.words import Words, answers_to_newcomers, headline
 from pipelines.stages.table import STAGES, folders, title_of
 from pipelines.workspace.run_folder import RECIPE, REPORT, RUN
 
-APART = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
+SHOWN_ELSEWHERE = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
 CARD = "report_card.json"
 
 
@@ -134,7 +134,7 @@ def view(files: RunFiles) -> dict[str, Any]:
         "judge": results.get("judge", ""),
         "figures": figures,
         "curve_groups": [(s, title_of(s), figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
-        "reward_facts": {k.replace("_", " "): shown(v) for k, v in accuracy.items() if k not in APART},
+        "reward_facts": {k.replace("_", " "): shown(v) for k, v in accuracy.items() if k not in SHOWN_ELSEWHERE},
         "card": report_reward.view(files.card, gate) if files.card else None,
         "samples": samples if count else "",
         "samples_count": count,
@@ -210,7 +210,7 @@ def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
     for name in STAGES:
         found = files.manifests.get(name, {}).get("metrics") or {}
         if found and STAGES[name].facts:
-            rows = {k.replace("_", " "): shown(v) for k, v in found.items() if k not in APART}
+            rows = {k.replace("_", " "): shown(v) for k, v in found.items() if k not in SHOWN_ELSEWHERE}
             out.append((title_of(name), rows | counted(found)))
         elif name == "reward" and counted(found):
             out.append((f"{title_of(name)}: rankings", counted(found)))
@@ -283,9 +283,11 @@ def _figures(files: RunFiles, stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def frontier(files: RunFiles, systems: Mapping[str, Any]) -> dict[str, Any] | None:
     """Reward against KL of one run."""
-    measured = {s: files.manifests.get(s, {}).get("metrics") or {} for s in ("reward", "ppo")}
-    scale = report_reward.training_scale(files.recipe, measured["reward"])
-    return charts.reward_against_kl(files.metrics.get("ppo", []), systems, measured["ppo"].get("kept_update"), scale)
+    stage_metrics = {s: files.manifests.get(s, {}).get("metrics") or {} for s in ("reward", "ppo")}
+    scale = report_reward.training_scale(files.recipe, stage_metrics["reward"])
+    return charts.reward_against_kl(
+        files.metrics.get("ppo", []), systems, stage_metrics["ppo"].get("kept_update"), scale
+    )
 
 
 def render(context: Mapping[str, Any]) -> str:

@@ -22,7 +22,8 @@ PROBES = {
     "sentences repeated": "sentences repeated",
     "answer to another prompt": "for another prompt",
     "end token missing": "without its end token",
-    "emptied": "emptied",
+    "empty response": "empty response",
+    "emptied": "empty response",  # of cards from before the rename
 }
 
 
@@ -57,11 +58,11 @@ def gate_outcome(card: Mapping[str, Any], recipe: str) -> dict[str, Any] | None:
         found = yaml.safe_load(recipe)
         rewards = (found.get("ppo") or {}).get("reward") or [{"source": "model"}]
         gate = (found.get("reward") or {})["gate"]
-        paid = any(part.get("source", "model") == "model" for part in rewards)
+        optimised = any(part.get("source", "model") == "model" for part in rewards)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         return None
     gate = {"enabled": False} if gate in (False, "off") else gate
-    if not isinstance(gate, dict) or (not paid and gate.get("enabled") is not False):
+    if not isinstance(gate, dict) or (not optimised and gate.get("enabled") is not False):
         return None
     from reward.card.gate import card_failures, failures
     from reward.settings import GateConfig
@@ -85,17 +86,17 @@ def failed_lines(card: Mapping[str, Any], recipe: str) -> list[str]:
     try:
         gate = (yaml.safe_load(recipe).get("reward") or {}).get("gate")
         asked = GateConfig.model_validate(gate) if isinstance(gate, dict) else GateConfig()
-    except (yaml.YAMLError, AttributeError, ValidationError):  # a recipe of other hands
+    except (yaml.YAMLError, AttributeError, ValidationError):  # a recipe from a third party
         asked = GateConfig()
     return card_failures(card, asked)
 
 
-def training_scale(recipe: str, measured: Mapping[str, Any]) -> float | None:
+def training_scale(recipe: str, metrics_of_stage: Mapping[str, Any]) -> float | None:
     """What PPO's scores in training are multiplied with to be in the reward model's own units, as evaluation's are.
 
     Args:
         recipe: the resolved recipe.
-        measured: the reward stage's metrics.
+        metrics_of_stage: the reward stage's metrics.
 
     Returns:
         None where they cannot be: the recipe pays by several parts, or in another way.
@@ -110,10 +111,10 @@ def training_scale(recipe: str, measured: Mapping[str, Any]) -> float | None:
         return 1.0
     if not alone or changed:
         return None
-    spread = measured.get("spread")
+    std = metrics_of_stage.get("score_std", metrics_of_stage.get("spread"))  # the second: runs from before the rename
     if not standardised:
         return 1.0
-    return float(spread) if isinstance(spread, int | float) and finite(spread) else None
+    return float(std) if isinstance(std, int | float) and finite(std) else None
 
 
 def view(card: Mapping[str, Any], gate: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -153,12 +154,12 @@ def facts(card: Mapping[str, Any]) -> dict[str, str]:
         "Pair accuracy": _share(card["accuracy"]),
         "Labels that agree with the annotator's scores": _share(ceiling),
         "Accuracy as a share of those": percent(ceiling.get("reached")),
-        "Best answer scored highest": _share(top1) + _beside("chance", percent(top1.get("chance"))),
+        "Best answer scored highest": _share(top1) + _compared_with("chance", percent(top1.get("chance"))),
         "Calibration error, before → after scaling" if after else "Calibration error": error,
         "Temperature": number(calibration.get("temperature")),
         "Score for 100 tokens more": f"{100 * slope:+.3g}" if finite(slope) else "",
         "Correlation of score and length": number(length.get("correlation")),
-        "Longer answer wins": _share(wins) + _beside("by the labels", percent(better.get("share"))),
+        "Longer answer wins": _share(wins) + _compared_with("by the labels", percent(better.get("share"))),
         f"Spread of scores over {samples.get('of') or 'samples'}": number(samples.get("std")),
     }
     return {label: text for label, text in rows.items() if text}
@@ -214,7 +215,7 @@ def bars(
     if not known:
         return None
     limits = [s.get("ci95") or [s["share"]] * 2 for _, s, _ in known]
-    spread = [
+    std = [
         (100 * (high - s["share"]), 100 * (s["share"] - low))
         for (low, high), (_, s, _) in zip(limits, known, strict=True)
     ]
@@ -231,8 +232,8 @@ def bars(
             "color": "@ink",
             "thickness": 1.4,
             "width": 4,
-            "array": [short(up) for up, _ in spread],
-            "arrayminus": [short(down) for _, down in spread],
+            "array": [short(up) for up, _ in std],
+            "arrayminus": [short(down) for _, down in std],
         },
         "hovertemplate": "%{y}: %{x:.1f} %, n %{customdata}<extra></extra>",
     }
@@ -300,5 +301,5 @@ def _ci(s: Mapping[str, Any]) -> str:
     return f" {found}" if found else ""
 
 
-def _beside(what: str, value: str) -> str:
+def _compared_with(what: str, value: str) -> str:
     return f", {what} {value}" if value else ""

@@ -1,6 +1,6 @@
 """The shapes of what the report reads: checked where it is read, so that an error behind that is an error of ours.
 
-Every model says what the page relies on and lets the rest through; a part of another shape (other hands, other
+Every model says what the page relies on and lets the rest through; a part of another shape (third parties, other
 versions) is left out, and the report says which part and why.
 """
 
@@ -205,7 +205,7 @@ class StageMetrics(Shape):
     pair_accuracy: Finite | None = None
     pair_accuracy_ci95: Interval = None
     pairs: Count | None = None
-    spread: Number | None = None
+    score_std: Number | None = None
     kept_update: Count | None = None
     report_card: Summary | None = None
 

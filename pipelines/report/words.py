@@ -138,9 +138,9 @@ def _trust(words: Words) -> dict[str, str]:
     among = f" of {pairs:,} held-out pairs" if isinstance(pairs, int) else " of held-out pairs"
     simple = words.simplest
     text = [f"It orders {_percent(share)}{among} as people did{_ci(ci)}; a coin gets 50 %{simple}."]
-    told = {"passed": "The gate before PPO passed.", "failed": "The gate before PPO failed."}
-    told |= {"off": "The gate before PPO was switched off; this card fails it."} if failed else {}
-    text += [told[gate["state"]]] if gate.get("state") in told else []
+    sentences = {"passed": "The gate before PPO passed.", "failed": "The gate before PPO failed."}
+    sentences |= {"off": "The gate before PPO was switched off; this card fails it."} if failed else {}
+    text += [sentences[gate["state"]]] if gate.get("state") in sentences else []
     return _card(question, short, tone, " ".join([*text, *(_sentence(w) for w in [*failed, *doubts][:1])]))
 
 
@@ -195,7 +195,7 @@ def _card(question: str, short: str, tone: str, text: str) -> dict[str, str]:
 
 
 def _verdict(c: Mapping[str, Any]) -> str:
-    """The recorded verdict; for results of other hands, what their interval says."""
+    """The recorded verdict; for results from a third party, what their interval says."""
     if "verdict" in c:
         return str(c["verdict"])
     low, high = c.get("ci95") or (0, 1)

@@ -36,8 +36,8 @@ def check_start(
         UserError: one of them cannot; ``run_code`` is as for ``check_functions``.
     """
     check_trackers(recipe.tracking)
-    if told := rejected_warning(corpus):
-        warn(told)
+    if text := rejected_warning(corpus):
+        warn(text)
     check_functions(recipe, corpus, stages, run_code=run_code)
 
 

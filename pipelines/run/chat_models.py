@@ -92,48 +92,48 @@ class Room:
         return float(self.reward.score_texts([messages], [answer], [finished])[0])
 
 
-def open_room(target: str, stage: str | None = None, beside: str | None = None) -> Room:
+def open_room(target: str, stage: str | None = None, compare_with: str | None = None) -> Room:
     """Load what is needed for a conversation.
 
     Args:
         target: a run folder (or a stage's folder in one), or a model: registry name, folder or hub id.
         stage: ``base``, ``sft`` or ``ppo`` of a run; by default the last that is finished.
-        beside: another stage of the run, another run, or an adapter or model folder.
+        compare_with: another stage of the run, another run, or an adapter or model folder.
 
     Raises:
         UserError: nothing loadable there, or an unknown or unfinished stage.
     """
     path = Path(target)
     if run_of(path) is not None:
-        return _of_run(path, stage, beside)
+        return _of_run(path, stage, compare_with)
     if stage is not None:
         raise UserError(f"--stage {stage}: {target} is no run folder; leave --stage out for a plain model")
-    return _of_model(target, beside)
+    return _of_model(target, compare_with)
 
 
-def _of_run(path: Path, stage: str | None, beside: str | None) -> Room:
-    from pipelines.recipe.derived import answer_limit
+def _of_run(path: Path, stage: str | None, compare_with: str | None) -> Room:
+    from pipelines.recipe.derived import response_limit
     from pipelines.run.open_run import find_run, open_run, stage_folder
     from pipelines.stages.table import STAGES
 
     run = find_run(path)
     stage = _stage_of(path, run, stage)
     pipeline = open_run(run)
-    base, renderer = pipeline.bench.base(), pipeline.bench.renderer()
+    base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
 
     def speaker(name: str) -> Speaker:
         if name != "base" and ROLES[name] not in base.roles:
-            pipeline.bench.load("sft", ROLES[name], stage_folder(run, name))
+            pipeline.loaded.load("sft", ROLES[name], stage_folder(run, name))
         return Speaker(name=name, base=base, role=ROLES[name], renderer=renderer)
 
     speakers = [speaker(stage)]
-    if beside in ROLES:
-        speakers.append(speaker(beside))
-    elif beside is not None:
-        speakers.append(_guest(beside, base, renderer, _identity(pipeline)))
+    if compare_with in ROLES:
+        speakers.append(speaker(compare_with))
+    elif compare_with is not None:
+        speakers.append(_guest(compare_with, base, renderer, _identity(pipeline)))
     reward = run / STAGES["reward"].folder
-    found = pipeline.bench.load_reward(stage_folder(run, "reward")) if (reward / MANIFEST).is_file() else None
-    return Room(speakers=tuple(speakers), reward=found, max_new_tokens=answer_limit(pipeline.recipe))
+    found = pipeline.loaded.load_reward(stage_folder(run, "reward")) if (reward / MANIFEST).is_file() else None
+    return Room(speakers=tuple(speakers), reward=found, max_new_tokens=response_limit(pipeline.recipe))
 
 
 def _stage_of(path: Path, run: Path, asked: str | None) -> str:
@@ -154,37 +154,37 @@ def _identity(pipeline: Any) -> str:
 
     if isinstance(pipeline.recipe.base, str):
         return resolve_base(pipeline.recipe.base, base_dir=pipeline.recipe.base_dir).source
-    found = read_artifact(pipeline.bench.pretrained)
-    return found.key if found is not None else str(pipeline.bench.pretrained)
+    found = read_artifact(pipeline.loaded.pretrained)
+    return found.key if found is not None else str(pipeline.loaded.pretrained)
 
 
-def _guest(beside: str, base: SharedBase, renderer: Renderer, identity: str) -> Speaker:
+def _guest(compare_with: str, base: SharedBase, renderer: Renderer, identity: str) -> Speaker:
     """The second speaker: another run's model, an adapter, or any model; on this base where it is made for it.
 
     Args:
-        beside: what the user named.
+        compare_with: what the user named.
         base, renderer: of the first speaker.
         identity: of its base; a run's as `_identity` has it, else the source.
     """
-    path = Path(beside)
+    path = Path(compare_with)
     if run_of(path) is not None:
         from pipelines.run.open_run import find_run, open_run, stage_folder
 
         run = find_run(path)
         stage = _stage_of(path, run, None)
         if stage == "base" or _identity(open_run(run)) != identity:
-            return replace(_of_run(path, stage, None).speakers[0], name=beside)
-        base.load_role("beside", stage_folder(run, stage))
-        return Speaker(name=beside, base=base, role="beside", renderer=renderer)
+            return replace(_of_run(path, stage, None).speakers[0], name=compare_with)
+        base.load_role("compared", stage_folder(run, stage))
+        return Speaker(name=compare_with, base=base, role="compared", renderer=renderer)
     adapter = next((f for f in (path, path / "adapter") if (f / ADAPTER_CONFIG).is_file()), None)
     if adapter is not None and _fits(adapter, identity):
-        base.load_role("beside", adapter)
-        return Speaker(name=beside, base=base, role="beside", renderer=renderer)
+        base.load_role("compared", adapter)
+        return Speaker(name=compare_with, base=base, role="compared", renderer=renderer)
     try:
-        return _of_model(str(adapter or beside), None).speakers[0]
+        return _of_model(str(adapter or compare_with), None).speakers[0]
     except UserError as error:
         kinds = f"a stage ({', '.join(ROLES)}), a run, an adapter or a model"
-        raise UserError(f"--beside {beside}: cannot be opened as {kinds}: {error}") from error
+        raise UserError(f"--compare-with {compare_with}: cannot be opened as {kinds}: {error}") from error
 
 
 def _fits(adapter: Path, identity: str) -> bool:
@@ -200,10 +200,10 @@ def _fits(adapter: Path, identity: str) -> bool:
         return True
 
 
-def _of_model(target: str, beside: str | None) -> Room:
+def _of_model(target: str, compare_with: str | None) -> Room:
     from data.common.strict_json import read_object
     from models.backbone.processes import Processes
-    from pipelines.execution.loaded_models import Workbench
+    from pipelines.execution.loaded_models import LoadedModels
     from pipelines.loading.load import load_recipe
 
     adapter = Path(target) / ADAPTER_CONFIG
@@ -211,16 +211,16 @@ def _of_model(target: str, beside: str | None) -> Room:
     if adapter.is_file():
         source = str(read_object(adapter).get("base_model_name_or_path") or "")
         if not source:
-            raise UserError(f"{adapter}: names no base; give the base (or a run) and --beside {target}")
+            raise UserError(f"{adapter}: names no base; give the base (or a run) and --compare-with {target}")
     settings: dict[str, Any] = {"base": source, "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
-    bench = Workbench(load_recipe(settings), Processes("auto", None), None)
-    base, renderer = bench.base(), bench.renderer()
+    loaded = LoadedModels(load_recipe(settings), Processes("auto", None), None)
+    base, renderer = loaded.base(), loaded.renderer()
     if adapter.is_file():
         base.load_role("model", Path(target))
     speakers = [Speaker(name=target, base=base, role="model" if adapter.is_file() else "base", renderer=renderer)]
-    if beside == "base":
+    if compare_with == "base":
         speakers.append(Speaker(name="base", base=base, role="base", renderer=renderer))
-    elif beside is not None:
-        speakers.append(_guest(beside, base, renderer, bench.spec.source))
+    elif compare_with is not None:
+        speakers.append(_guest(compare_with, base, renderer, loaded.spec.source))
     longest = min((s.base.context_length or 512) // 2 for s in speakers)
     return Room(speakers=tuple(speakers), reward=None, max_new_tokens=min(256, longest))

@@ -72,13 +72,13 @@ def _written_whole(to: Path) -> Iterator[Path]:
 
 def _export_lm(pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, merge: bool) -> None:
     """The language model of a stage, with the run's template and the tokens that end its answers."""
-    base, renderer = pipeline.bench.base(), pipeline.bench.renderer()
+    base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
     if role != "base":
-        pipeline.bench.load(stage, role, folder)
+        pipeline.loaded.load(stage, role, folder)
     if role == "base" or role in base.copies or merge:
         write_model(base, role, partial, renderer.stop_ids)
     else:
-        save_adapter(base, role, partial, base_path=pipeline.bench.spec.source)
+        save_adapter(base, role, partial, base_path=pipeline.loaded.spec.source)
         generation_settings(base, renderer.stop_ids).save_pretrained(partial)
     _save_tokenizer(base, renderer, partial)
 
@@ -90,10 +90,10 @@ def _export_reward(pipeline: Pipeline, folder: Path, partial: Path, merge: bool)
     """
     if merge:
         raise UserError("--merge: a reward model is an adapter and a head; export it without --merge")
-    model = pipeline.bench.load_reward(folder)
+    model = pipeline.loaded.load_reward(folder)
     if model.base.copies:
         raise UserError("--stage reward: a fully fine-tuned reward model stays in its run; score with the run")
-    spec = pipeline.bench.spec if model.takes_ids else None
+    spec = pipeline.loaded.spec if model.takes_ids else None
     source = spec.source if spec is not None else pipeline.recipe.reward.base
     save_reward(model, partial)
     shutil.rmtree(partial / ADAPTER)

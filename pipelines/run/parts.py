@@ -8,7 +8,7 @@ from typing import Protocol
 
 from data.splits import Corpus
 from models.backbone.processes import Processes
-from pipelines.execution.loaded_models import Workbench
+from pipelines.execution.loaded_models import LoadedModels
 from pipelines.recipe.schema import Recipe
 
 
@@ -34,6 +34,6 @@ class RunParts(Protocol):
     def processes(self) -> Processes: ...
 
     @property
-    def bench(self) -> Workbench: ...
+    def loaded(self) -> LoadedModels: ...
 
     def checked_inputs(self, name: str) -> dict[str, Path]: ...

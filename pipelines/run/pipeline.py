@@ -26,7 +26,7 @@ from models.backbone.artifacts import (
     write_atomic,
 )
 from models.backbone.processes import Processes
-from pipelines.execution.loaded_models import Workbench
+from pipelines.execution.loaded_models import LoadedModels
 from pipelines.execution.progress import Progress
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.schema import Recipe, resolved_yaml
@@ -39,7 +39,7 @@ from pipelines.stages.keys import base_key, dump, folder_hash, library_versions,
 from pipelines.stages.table import RUNTIME_SPEED, STAGES, functions_in_key
 from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run
 from pipelines.workspace.store import Store
-from stages.safe_points.stopped import kept_of, read_begun, work_of
+from stages.safe_points.stopped import kept_of, read_work, work_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,21 +134,21 @@ class Pipeline:
     def describe(self, name: str, keys: Mapping[str, str]) -> dict[str, Any]:
         """Everything that the result of a stage depends on; its hash is the stage's key."""
         stage, recipe = STAGES[name], self.recipe
-        apart = recipe.reward.base != "same" and (stage.role == "reward" or "reward" in keys)
+        own_reward_base = recipe.reward.base != "same" and (stage.role == "reward" or "reward" in keys)
         return {
             "stage": name,
             "version": stage.version(),
             "settings": stage.settings(recipe),
             "seed": recipe.seed,
             "base": self.base_key,
-            **({"reward_base": self.reward_base_key} if apart else {}),
+            **({"reward_base": self.reward_base_key} if own_reward_base else {}),
             "rendering": rendering_key(recipe.template, recipe.stop, recipe.base_dir) if stage.on_base else None,
             "adapter": dump(recipe.adapter) if stage.on_base else None,
             "data": {part: self.corpus.fingerprint(part) for part in stage.data},
             **functions_in_key(recipe, name, self.corpus),
             "inputs": dict(keys),
             "runtime": dump(recipe.runtime, RUNTIME_SPEED)
-            | {"device": self.processes.device.type, "processes": self.processes.world},
+            | {"device": self.processes.device.type, "processes": self.processes.world_size},
             "libraries": library_versions(),
         }
 
@@ -287,11 +287,11 @@ class Pipeline:
         self.processes.barrier()
 
     @cached_property
-    def bench(self) -> Workbench:
+    def loaded(self) -> LoadedModels:
         pretrained = None
         if not isinstance(self.recipe.base, str):
             pretrained = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
-        return Workbench(self.recipe, self.processes, pretrained)
+        return LoadedModels(self.recipe, self.processes, pretrained)
 
     def checked_inputs(self, name: str) -> dict[str, Path]:
         """Folders of the stages that ``name`` takes, their bytes verified.
@@ -321,7 +321,7 @@ class Pipeline:
         """Remove the checkpoints of a key whose stage is finished now; those of other keys stay."""
         final = self.run_dir / STAGES[name].folder
         for folder in (work_of(final, key), partial_folder(final)):
-            if folder is not None and ((begun := read_begun(folder)) is None or begun.key == key):
+            if folder is not None and ((work := read_work(folder)) is None or work.key == key):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _share(self, name: str, progress: Progress) -> None:

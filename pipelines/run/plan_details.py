@@ -56,7 +56,7 @@ class PlanDetails:
             "rows": rows,
             "takes": self.estimator.of(STAGES[name].estimate(self.estimator)),
             "counts": counts,
-            "told": "" if tally is None else tally.told(),
+            "counted": "" if tally is None else tally.summary(),
             "warning": warning,
         }
 

@@ -24,7 +24,7 @@ from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model
 from pipelines.execution.progress import Progress
-from pipelines.recipe.derived import answer_limit, evaluation_prompts
+from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.run.binding import check_start
 from pipelines.run.parts import RunParts
@@ -176,7 +176,7 @@ def _asked(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[tu
         yield "data.prompts", corpus.prompts.train, 0, "leave out the longest prompts"
     if "evaluate" in chosen:
         held_out = evaluation_prompts(recipe, corpus)
-        yield "evaluation", held_out, answer_limit(recipe), "lower evaluation.max_new_tokens"
+        yield "evaluation", held_out, response_limit(recipe), "lower evaluation.max_new_tokens"
 
 
 # -- systems ---------------------------------------------------------------------------------------------------------
@@ -195,16 +195,16 @@ def check_systems(recipe: Recipe, corpus: Corpus, stages: set[str]) -> None:
 
 
 def _check_system(named: Named, recipe: Recipe, corpus: Corpus, stages: set[str]) -> None:
-    told = f"evaluation.systems: {named.name}"
+    text = f"evaluation.systems: {named.name}"
     if named.kind == "checkpoint" and "ppo" in recipe.stages:
         every, update = recipe.ppo.keep_every, int(named.value)
         if not every or update % every or not 0 < update <= recipe.ppo.updates:
             kept = f"every {every}th of {recipe.ppo.updates} is" if every else "none is, without ppo.keep_every,"
-            raise UserError(f"{told}: that policy will not be kept ({kept} kept); change ppo.keep_every or the system")
+            raise UserError(f"{text}: that policy will not be kept ({kept} kept); change ppo.keep_every or the system")
     if named.kind == "checkpoint" and "ppo" not in stages:
-        raise UserError(f"{told}: there is no ppo stage in this run; add it, or give --input ppo=PATH")
+        raise UserError(f"{text}: there is no ppo stage in this run; add it, or give --input ppo=PATH")
     if named.kind == "path" and not (folder := (recipe.base_dir / Path(named.value).expanduser())).is_dir():
-        raise UserError(f"{told}: no such folder ({folder})")
+        raise UserError(f"{text}: no such folder ({folder})")
     if named.kind == "prompted":
         config = recipe.evaluation.asked(named.value)
         assert config is not None  # the recipe's own check

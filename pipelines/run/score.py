@@ -43,7 +43,7 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
     path = Path(run_or_model)
     if run_of(path) is not None:
         pipeline = open_run(path)
-        return _of(pipeline.bench.load_reward(stage_folder(pipeline.run_dir, "reward")))
+        return _of(pipeline.loaded.load_reward(stage_folder(pipeline.run_dir, "reward")))
     if (path / CONFIG).is_file():
         return _of(exported_reward(path))
     from models.roles.classifier import Classifier, is_classifier
@@ -66,15 +66,15 @@ def _remote(address: str) -> Scoring:
     def score(asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]) -> list[float]:
         prompts = [Prompt(messages=tuple(messages), group="") for messages in asked]
         ids: list[list[int]] = [[] for _ in prompts]  # a server is told texts
-        told = Samples(prompts=prompts, queries=ids, responses=ids, texts=answers, finished=finished)
-        return ask(told).tolist()
+        samples = Samples(prompts=prompts, queries=ids, responses=ids, texts=answers, finished=finished)
+        return ask(samples).tolist()
 
     return score
 
 
 def exported_reward(folder: Path) -> RewardModel:
     """A reward model as ``trivet export --stage reward`` writes it, on the base that its adapter names."""
-    from pipelines.execution.loaded_models import Workbench
+    from pipelines.execution.loaded_models import LoadedModels
     from pipelines.loading.load import load_recipe
 
     try:
@@ -82,8 +82,8 @@ def exported_reward(folder: Path) -> RewardModel:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: does not say which base the adapter is for ({error!r})") from error
     settings: dict[str, Any] = {"base": str(base_name), "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
-    bench = Workbench(load_recipe(settings), Processes("auto"), None)
-    base = bench.base()
+    loaded = LoadedModels(load_recipe(settings), Processes("auto"), None)
+    base = loaded.base()
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else base.tokenizer
     own = read_object(folder / SCORING) if (folder / SCORING).is_file() else {}
     try:

@@ -15,7 +15,7 @@ from models.backbone.artifacts import finish_publishing, partial_folder, publish
 from models.backbone.processes import peak_memory
 from models.roles.shared_base import SharedBase
 from pipelines.execution.progress import Progress
-from pipelines.execution.stage_request import Job
+from pipelines.execution.stage_request import StageRequest
 from pipelines.execution.tracking import tracked_log
 from pipelines.run.parts import RunParts
 from pipelines.run.staleness import StageState
@@ -24,7 +24,7 @@ from pipelines.stages.table import STAGES, made_with
 from pipelines.workspace.run_folder import AT_THE_GATE, RunFolder
 from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints
 from stages.safe_points.interrupts import INTERRUPTS
-from stages.safe_points.stopped import note_begun, read_begun, take_up
+from stages.safe_points.stopped import note_work, read_work, take_up
 from stages.stage import MetricsLog, StageContext, StageResult
 
 
@@ -57,8 +57,8 @@ class StageRun:
         started = time.perf_counter()
         inputs = self.pipeline.checked_inputs(self.name)
         if self.processes.is_main and (aside := take_up(self.final, self.key)) is not None:
-            told = f"what was stopped before stays in {aside}; with its settings given again it resumes"
-            self.progress.say(f"{self.name}: {told}")
+            text = f"what was stopped before stays in {aside}; with its settings given again it resumes"
+            self.progress.say(f"{self.name}: {text}")
         self.processes.barrier()
         if not fresh and self._finished():
             return self.folder.stage(self.name, status="done", key=self.key, artifact=self.stage.folder, seconds=0.0)
@@ -69,7 +69,7 @@ class StageRun:
         with self._threads(fresh) as made:
             start = checkpoints.prepare(self.out, fresh) if self.processes.is_main else 0
             if self.processes.is_main:
-                note_begun(self.out, self.key, self.described, made)
+                note_work(self.out, self.key, self.described, made)
             self.processes.barrier()
             try:
                 result, log, tokens = self._compute(checkpoints, start, inputs)
@@ -87,11 +87,11 @@ class StageRun:
     @contextlib.contextmanager
     def _threads(self, fresh: bool) -> Iterator[dict[str, Any]]:
         """How the stage is computed; a resumed one with the CPU threads it began with, where the recipe names none."""
-        began = self.processes.on_main(lambda: None if fresh else read_begun(self.out))
+        began = self.processes.on_main(lambda: None if fresh else read_work(self.out))
         threads = began.made_with.get("threads") if began is not None else None
         own = self.processes.threads
-        told = self.recipe.runtime.threads is not None
-        if isinstance(threads, int) and threads > 0 and threads != own and not told:
+        fixed = self.recipe.runtime.threads is not None
+        if isinstance(threads, int) and threads > 0 and threads != own and not fixed:
             self.progress.say(f"{self.name}: resumes with CPU threads: {threads}, as it began (here it would be {own})")
             self.processes.use_threads(threads)
         try:
@@ -104,7 +104,7 @@ class StageRun:
     ) -> tuple[StageResult, MetricsLog, int | None]:
         """The stage itself, with its metrics and the tokens that it saw."""
         progress = self.progress
-        self.pipeline.bench.clear(progress.warn)
+        self.pipeline.loaded.clear(progress.warn)
         self.folder.stage(self.name, status="running", key=self.key)
         settings = {"seed": self.recipe.seed, self.name: self.stage.settings(self.recipe)}
         log = checkpoints.metrics = tracked_log(
@@ -120,7 +120,7 @@ class StageRun:
         )
         bars = progress.stage(self.name, self.stage.steps(self.recipe, self.pipeline.corpus))
         with contextlib.closing(log), bars as bar, contextlib.closing(checkpoints):
-            result = self.stage.run(self._job(inputs, log, bar, checkpoints))
+            result = self.stage.run(self._request(inputs, log, bar, checkpoints))
             checkpoints.wait()
         tokens = log.tokens() or bar.tokens or None
         self.processes.barrier()
@@ -138,7 +138,7 @@ class StageRun:
             "seed": self.recipe.seed,
             "libraries": library_versions(),
             "metrics": dict(result.metrics),
-            "base_fingerprint": self.pipeline.bench.fingerprint(self.name) if self.stage.on_base else None,
+            "base_fingerprint": self.pipeline.loaded.fingerprint(self.name) if self.stage.on_base else None,
         }
         publish(self.out, self.final, manifest, scratch=CHECKPOINTS)
 
@@ -147,7 +147,7 @@ class StageRun:
         found = self.processes.is_main and finish_publishing(self.out, self.final, self.key, CHECKPOINTS)
         return bool(self.processes.gather([found])[0])
 
-    def _job(self, inputs: Mapping[str, Path], log: MetricsLog, bar: Any, checkpoints: Checkpoints) -> Job:
+    def _request(self, inputs: Mapping[str, Path], log: MetricsLog, bar: Any, checkpoints: Checkpoints) -> StageRequest:
         """What a stage is handed; its context is made once it has loaded the base it stands on."""
         pipeline, progress = self.pipeline, self.progress
 
@@ -171,8 +171,8 @@ class StageRun:
                 recipe_folder=self.recipe.base_dir,
             )
 
-        return Job(
-            bench=pipeline.bench,
+        return StageRequest(
+            loaded=pipeline.loaded,
             corpus=pipeline.corpus,
             out=self.out,
             inputs={k: v for k, v in inputs.items() if STAGES[k].role != "base"},

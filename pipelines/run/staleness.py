@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from models.backbone.artifacts import Artifact, damage, previous_folder, problems, read_artifact
+from pipelines.recipe.renamed import in_new_words, in_old_words
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.keys import differences, hash_of
 from pipelines.stages.table import STAGES, group_of, made_with, without_speed
-from stages.safe_points.checkpoints import CHECKPOINTS, begun
-from stages.safe_points.stopped import Begun, newest_step, other_work, place_of, work_of
+from stages.safe_points.checkpoints import CHECKPOINTS, resume_text
+from stages.safe_points.stopped import StoppedWork, newest_step, other_work, place_of, work_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ def state_of(
         threads: CPU threads of this process.
         again: the stage is run whatever lies there.
     """
-    key, final = hash_of(described), run_dir / STAGES[name].folder
+    key, final = hash_of(in_old_words(described)), run_dir / STAGES[name].folder
     there, before = read_artifact(final), read_artifact(previous_folder(final))
     wrong = problems(there) if there is not None else []
     if there is not None and not wrong and not again and _same_but_speed(name, there, described, recipe):
@@ -64,9 +65,9 @@ def _why(name: str, described: Mapping[str, Any], key: str, there: Artifact | No
     own, other = work_of(final, key), other_work(final, key)
     reason = damage(final)
     if there is not None:
-        old = without_speed(there.manifest.get("described", {}), recipe, name)
-        reason = "changed: " + _some(differences(old, described))
-    more = begun(own / CHECKPOINTS, key) if own is not None else ""
+        old = without_speed(in_new_words(there.manifest.get("described", {})), recipe, name)
+        reason = "changed: " + _some(differences(old, in_new_words(described)))
+    more = resume_text(own / CHECKPOINTS, key) if own is not None else ""
     if not more and other is not None:
         more = begins_again(other, final, name, described)
     return "; ".join(filter(None, (reason, more))) or "not run yet"
@@ -74,7 +75,8 @@ def _why(name: str, described: Mapping[str, Any], key: str, there: Artifact | No
 
 def _same_but_speed(name: str, there: Artifact, described: Mapping[str, Any], recipe: Recipe) -> bool:
     """Whether an artifact differs from a description in settings alone that no key holds."""
-    return hash_of(without_speed(there.manifest.get("described", {}), recipe, name)) == hash_of(described)
+    old = without_speed(in_new_words(there.manifest.get("described", {})), recipe, name)
+    return hash_of(in_old_words(old)) == hash_of(in_old_words(described))
 
 
 def _made_otherwise(name: str, there: Artifact, recipe: Recipe, threads: int) -> str:
@@ -84,8 +86,8 @@ def _made_otherwise(name: str, there: Artifact, recipe: Recipe, threads: int) ->
         return ""
     now = made_with(recipe, name, threads)
     differ = sorted(k for k in now if k in noted and noted[k] != now[k])
-    told = [f"{k} {json.dumps(noted[k], default=str)} (now {json.dumps(now[k])})" for k in differ]
-    return "made with " + ", ".join(told) if told else ""
+    settings = [f"{k} {json.dumps(noted[k], default=str)} (now {json.dumps(now[k])})" for k in differ]
+    return "made with " + ", ".join(settings) if settings else ""
 
 
 def and_remark(text: str, remark: str) -> str:
@@ -97,10 +99,10 @@ def _some(changed: Sequence[str]) -> str:
     return ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
 
 
-def begins_again(other: tuple[Path, Begun], final: Path, name: str, described: Mapping[str, Any]) -> str:
+def begins_again(other: tuple[Path, StoppedWork], final: Path, name: str, described: Mapping[str, Any]) -> str:
     """Why a stage that was stopped does not resume, and where what it saved stays."""
     out, before = other
-    changed = differences(before.described, described) if before.described else []
+    changed = differences(in_new_words(before.described), in_new_words(described)) if before.described else []
     group = group_of(name)
     named = [c.replace(f"settings.{group}.", "settings.").replace("settings.", f"{group}.", 1) for c in changed]
     step = newest_step(out)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from data.splits import Corpus
-from evaluation.settings import PAID
+from evaluation.settings import OPTIMISED
 from evaluation.systems import parse
-from pipelines.recipe.derived import answer_limit, choosing
+from pipelines.recipe.derived import choosing, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.keys import dump, folder_hash
 from reward.settings import REMOTE_TRAITS, RewardPart
@@ -51,10 +51,10 @@ def evaluation_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, 
     """Evaluation's settings, and of the rewards that choose for a best-of-n those that it has."""
     settings = dump(recipe.evaluation, ("best_of_by", *left_out))
     chosen: dict[str, Any] = {n: _parts(parts) for n, parts in choosing(recipe).items() if parse(n).by != "model"}
-    if any(parse(name).by == PAID for name in chosen):
-        chosen[PAID] = recipe.ppo.model_dump(include={"standardise_scores", "score_clip", "missing_eos_penalty"})
+    if any(parse(name).by == OPTIMISED for name in chosen):
+        chosen[OPTIMISED] = recipe.ppo.model_dump(include={"standardise_scores", "score_clip", "missing_eos_penalty"})
     settings |= {"best_of_by": chosen} if chosen else {}
-    return {"evaluation": settings, "max_new_tokens": answer_limit(recipe), "files": _files_of_evaluation(recipe)}
+    return {"evaluation": settings, "max_new_tokens": response_limit(recipe), "files": _files_of_evaluation(recipe)}
 
 
 def _files_of_evaluation(recipe: Recipe) -> dict[str, str]:

@@ -19,7 +19,7 @@ from data.splits import Corpus
 from evaluation.systems import parse
 from models.hub.registry import resolve_base
 from models.hub.validate import shapes_of, weight_files
-from pipelines.recipe.derived import answer_limit
+from pipelines.recipe.derived import response_limit
 from pipelines.recipe.schema import Recipe
 
 CHARACTERS = 4.0  # a token, where the tokenizer is not made yet or not looked at
@@ -187,7 +187,7 @@ class Estimator:
         return Work(rows=min(p.micro_batch, p.rollouts), length=length, tokens=tokens, frozen=2, trained=2)
 
     def evaluate(self) -> Work:
-        e, longest = self.recipe.evaluation, answer_limit(self.recipe)
+        e, longest = self.recipe.evaluation, response_limit(self.recipe)
         prompts = min(e.prompts, len(self.corpus.prompts.held_out))
         named = [parse(s) for s in e.systems]
         kinds = sum(int(s.value) if s.kind == "best_of" else 1 for s in named)

@@ -21,7 +21,7 @@ from pipelines.stages import curves, depends_on, starts, tallies
 from pipelines.stages.estimates import Estimator, Work
 
 if TYPE_CHECKING:
-    from pipelines.execution.stage_request import Job
+    from pipelines.execution.stage_request import StageRequest
     from stages.stage import StageResult
 
 BOUND = ("max_skipped_steps",)  # changes no finished stage, so that another one may resume
@@ -44,7 +44,7 @@ class Stage:
     folder: str  # in the run folder
     group: str  # the recipe's group of its settings
     code: str  # the module whose VERSION counts
-    run: Callable[[Job], StageResult]
+    run: Callable[[StageRequest], StageResult]
     wanted: Callable[[Recipe, set[str]], bool]
     """Whether settings call for it where the recipe names no stages, given those before it that they call for."""
     needs: Callable[[Recipe], tuple[str, ...]]
@@ -245,7 +245,7 @@ STAGES: dict[str, Stage] = {
         asks=True,
         role="policy",
         asked_in_chat=True,
-        speed=("micro_batch", "micro_tokens", "share_lower_layers"),
+        speed=("micro_batch", "micro_tokens", "share_prefix_layers"),
         functions=_reward_functions,
         offered=lambda recipe, corpus, _: offered_for(corpus.prompts.train, "completion_ids"),
         curves=curves.PPO,

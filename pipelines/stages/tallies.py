@@ -7,14 +7,14 @@ from data.splits import Corpus
 from data.template import Renderer
 from pipelines.recipe.schema import Recipe
 
-MOST_ROWS = 20_000
+MAX_ROWS = 20_000
 """Rows of a part that are rendered for a plan; of more, the first so many."""
 
 
 def sft(renderer: Renderer, recipe: Recipe, corpus: Corpus) -> Tally | None:
     from stages.sft import encode_demonstrations
 
-    return encode_demonstrations(renderer, corpus.demonstrations.train[:MOST_ROWS], recipe.sft)[1]
+    return encode_demonstrations(renderer, corpus.demonstrations.train[:MAX_ROWS], recipe.sft)[1]
 
 
 def reward(renderer: Renderer, recipe: Recipe, corpus: Corpus) -> Tally | None:
@@ -23,10 +23,10 @@ def reward(renderer: Renderer, recipe: Recipe, corpus: Corpus) -> Tally | None:
         return None
     from stages.training.ranking_rows import encode_rankings
 
-    return encode_rankings(renderer, corpus.rankings.train[:MOST_ROWS], recipe.reward)[1]
+    return encode_rankings(renderer, corpus.rankings.train[:MAX_ROWS], recipe.reward)[1]
 
 
 def ppo(renderer: Renderer, recipe: Recipe, corpus: Corpus) -> Tally | None:
     from stages.ppo.stage import fitting_prompts
 
-    return fitting_prompts(renderer, corpus.prompts.train[:MOST_ROWS], recipe.ppo.max_prompt_tokens)[1]
+    return fitting_prompts(renderer, corpus.prompts.train[:MAX_ROWS], recipe.ppo.max_prompt_tokens)[1]

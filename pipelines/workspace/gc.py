@@ -19,7 +19,7 @@ from models.backbone.artifacts import partial_folder, previous_folder, read_arti
 from pipelines.stages.table import folders
 from pipelines.workspace.run_folder import REPORT, holder, holding, is_run, read_run
 from pipelines.workspace.store import MARK, Store
-from stages.safe_points.stopped import kept_of, read_begun
+from stages.safe_points.stopped import kept_of, read_work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,16 +87,16 @@ def _candidates(run: Path, unfinished: bool) -> Iterator[tuple[Path, str]]:
         partial, old, fetched = partial_folder(final), run / f".{name}.old", run / f".{name}.fetched"
         done = read_artifact(final)
         entry = noted.get(stage, {})
-        work = read_begun(partial)
-        begun = entry.get("status", "done") != "done" and (done is None or done.key != entry.get("key"))
-        begun |= work is not None and (done is None or done.key != work.key)
-        if partial.is_dir() and (unfinished or (done is not None and not begun)):
-            yield partial, f"checkpoints of {stage}, which {'is not' if begun or done is None else 'is'} finished"
+        work = read_work(partial)
+        in_progress = entry.get("status", "done") != "done" and (done is None or done.key != entry.get("key"))
+        in_progress |= work is not None and (done is None or done.key != work.key)
+        if partial.is_dir() and (unfinished or (done is not None and not in_progress)):
+            yield partial, f"checkpoints of {stage}, which {'is not' if in_progress or done is None else 'is'} finished"
         if old.is_dir() and done is not None:
             yield old, f"an older {stage} that was replaced"
         for kept, what in kept_of(final, stage):
-            begun_with = None if kept == previous_folder(final) else read_begun(kept)
-            finished = done is not None and begun_with is not None and begun_with.key == done.key
+            stopped_work = None if kept == previous_folder(final) else read_work(kept)
+            finished = done is not None and stopped_work is not None and stopped_work.key == done.key
             if (kept == previous_folder(final) and done is not None) or finished or unfinished:
                 yield kept, what
         if fetched.is_dir():
@@ -123,7 +123,7 @@ def remove(found: list[Leftover], days: float = 30.0, unfinished: bool = False) 
         What was removed, and why the rest was not.
     """
     gone: list[Leftover] = []
-    told: list[str] = []
+    errors: list[str] = []
     for owner in dict.fromkeys(one.owner for one in found):
         wanted = {one.path for one in found if one.owner == owner}
         try:
@@ -133,8 +133,8 @@ def remove(found: list[Leftover], days: float = 30.0, unfinished: bool = False) 
                 with holding(owner):
                     gone += [_removed(one) for one in _of_run(owner, unfinished) if one.path in wanted]
         except (UserError, OSError) as error:
-            told.append(f"{error}; nothing was removed there" if isinstance(error, UserError) else str(error))
-    return gone, told
+            errors.append(f"{error}; nothing was removed there" if isinstance(error, UserError) else str(error))
+    return gone, errors
 
 
 def _clean_store(store: Store, days: float, wanted: set[Path]) -> list[Leftover]:

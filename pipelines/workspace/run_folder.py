@@ -56,16 +56,16 @@ def read_run(path: Path) -> dict[str, Any]:
     file = path / RUN
     if not os.path.lexists(file):
         return {}
-    mend = "remove it; the same `trivet run` writes it again and keeps the finished stages"
+    fix = "remove it; the same `trivet run` writes it again and keeps the finished stages"
     try:
         found = read_object(file)
         RunEntries.model_validate(found)
     except UserError as error:
-        raise UserError(f"{error}; {mend}") from error
+        raise UserError(f"{error}; {fix}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))[:120]
-        raise UserError(f"{file}: damaged ({where}: {first['msg']}); {mend}") from error
+        raise UserError(f"{file}: damaged ({where}: {first['msg']}); {fix}") from error
     return found
 
 

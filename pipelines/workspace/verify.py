@@ -73,7 +73,7 @@ def _kept(final: Path, name: str, say: Callable[[str], None]) -> list[str]:
 def _key(artifact: Artifact) -> list[str]:
     """The key is the hash of what the manifest says that it was made of."""
     described = artifact.manifest.get("described")
-    if described and hash_of(described) != artifact.key:
+    if described and hash_of(in_old_words(described)) != artifact.key:
         return [f"{artifact.path}: its key ({artifact.key[:12]}) is not the hash of what its manifest describes"]
     return []
 

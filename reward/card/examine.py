@@ -14,7 +14,7 @@ from data.common.errors import UserError
 from data.records import RankedAnswers
 from models.backbone.seeds import derived_seed
 from reward.card.ngrams import ngram_scores
-from reward.card.probes import Answer, damage
+from reward.card.probes import ProbedAnswer, damage
 from reward.card.report_card import Judged, make_card
 from reward.model import RewardModel
 
@@ -112,7 +112,7 @@ def probe(
         finished = [i for i in range(len(r.answers)) if r.finished[i]]
         if finished and len(chosen) < PROBED:
             chosen.append((r, r.answers[min(finished, key=lambda i: r.ranks[i])]))
-    made = damage([Answer(r.prompt.group if r.prompt.messages else "", text) for r, text in chosen])
+    made = damage([ProbedAnswer(r.prompt.group if r.prompt.messages else "", text) for r, text in chosen])
     flat = [(i, text, done) for rows in made.values() for i, (text, done) in rows]
     texts = [text for _, text in chosen] + [text for _, text, _ in flat]
     asked = [r.prompt.messages for r, _ in chosen] + [chosen[i][0].prompt.messages for i, _, _ in flat]

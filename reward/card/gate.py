@@ -21,23 +21,32 @@ def failures(card: Mapping[str, Any], gate: GateConfig) -> list[str]:
     accuracy, baselines = card["accuracy"], card["baselines"]
     if accuracy["ci95"]:
         low, high = accuracy["ci95"]
-        measured = f"held-out pair accuracy is {accuracy['share']:.3f} [{low:.3f}, {high:.3f}]"
+        found = f"held-out pair accuracy is {accuracy['share']:.3f} [{low:.3f}, {high:.3f}]"
         if low <= gate.accuracy:
-            out.append(f"accuracy: {measured}; its interval must lie above {gate.accuracy:g}")
+            out.append(f"accuracy: {found}; its interval must lie above {gate.accuracy:g}")
         for key, name, asked in (
             ("beat_longest", "longest answer", gate.beat_longest),
             ("beat_ngrams", "n-grams", gate.beat_ngrams),
         ):
             reached = baselines[name]["share"] if asked and name in baselines else None
             if reached is not None and accuracy["share"] <= reached:
-                out.append(f"{key}: {measured}, and '{name}' reaches {reached:.3f}")
-    emptied = card["probes"].get("emptied")
-    if emptied and emptied["ci95"] and emptied["share"] < gate.emptied:
-        out.append(f"emptied: {emptied['share']:.0%} of the answers score above an empty one, not {gate.emptied:.0%}")
+                out.append(f"{key}: {found}, and '{name}' reaches {reached:.3f}")
+    empty = empty_probe(card)
+    if empty and empty["ci95"] and empty["share"] < gate.empty_response:
+        out.append(
+            f"empty_response: {empty['share']:.0%} of the answers beat an empty one, not {gate.empty_response:.0%}"
+        )
     samples = card["samples"]
-    if samples and samples["std"] < gate.spread:
-        out.append(f"spread: scores of {samples['of']} differ by {samples['std']:.2g} only (least {gate.spread:g})")
+    if samples and samples["std"] < gate.score_std:
+        out.append(
+            f"score_std: scores of {samples['of']} differ by {samples['std']:.2g} only (minimum {gate.score_std:g})"
+        )
     return out
+
+
+def empty_probe(card: Mapping[str, Any]) -> Any:
+    """What the card says of empty responses, also where it was written under the probe's old name; None: nothing."""
+    return card["probes"].get("empty response") or card["probes"].get("emptied")
 
 
 def remedies(card: Mapping[str, Any], lines: Sequence[str]) -> list[str]:
@@ -50,10 +59,10 @@ def remedies(card: Mapping[str, Any], lines: Sequence[str]) -> list[str]:
     for key in (line.partition(":")[0] for line in lines):
         if key in ("beat_longest", "beat_ngrams"):
             out.append(f"--set reward.gate.{key}=false")
-        elif key == "spread":
-            out.append("--set reward.gate.spread=0")
-        elif key == "emptied":
-            out.append(f"--set reward.gate.emptied={math.floor(100 * card['probes']['emptied']['share']) / 100:g}")
+        elif key == "score_std":
+            out.append("--set reward.gate.score_std=0")
+        elif key == "empty_response":
+            out.append(f"--set reward.gate.empty_response={math.floor(100 * empty_probe(card)['share']) / 100:g}")
         elif key == "accuracy" and card["accuracy"]["ci95"][0] > 0:
             below = math.ceil(100 * card["accuracy"]["ci95"][0]) - 1  # the interval must lie above it
             out.append(f"--set reward.gate.accuracy={below / 100:g}")

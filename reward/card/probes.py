@@ -13,7 +13,7 @@ SENTENCE = re.compile(r".*?[.!?。！？]+(?=\s|$|[^\s.!?])\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbedAnswer:
     """A finished answer to a prompt. ``prompt`` tells prompts apart; it is empty where there is none."""
 
     prompt: str
@@ -23,7 +23,7 @@ class Answer:
 Damaged = tuple[str, bool]  # text, and whether an end token follows
 
 
-def cut_short(answer: Answer, others: Sequence[Answer]) -> Damaged | None:
+def cut_short(answer: ProbedAnswer, others: Sequence[ProbedAnswer]) -> Damaged | None:
     """The first half of the words (of the characters, where there are fewer than four words), then the end token."""
     words = list(re.finditer(r"\S+", answer.text))
     if len(words) >= 4:
@@ -32,7 +32,7 @@ def cut_short(answer: Answer, others: Sequence[Answer]) -> Damaged | None:
     return (text[: len(text) // 2], True) if len(text) >= 4 else None
 
 
-def sentences_repeated(answer: Answer, others: Sequence[Answer]) -> Damaged | None:
+def sentences_repeated(answer: ProbedAnswer, others: Sequence[ProbedAnswer]) -> Damaged | None:
     """Every sentence twice."""
     text = answer.text.rstrip()
     sentences = SENTENCE.findall(text)
@@ -44,32 +44,32 @@ def sentences_repeated(answer: Answer, others: Sequence[Answer]) -> Damaged | No
     return "".join(twice).rstrip(), True
 
 
-def answer_to_another_prompt(answer: Answer, others: Sequence[Answer]) -> Damaged | None:
+def answer_to_another_prompt(answer: ProbedAnswer, others: Sequence[ProbedAnswer]) -> Damaged | None:
     """A good answer to something else."""
     other = next((o for o in others if o.prompt != answer.prompt and o.text != answer.text), None)
     return (other.text, True) if other is not None and answer.prompt else None
 
 
-def no_end_token(answer: Answer, others: Sequence[Answer]) -> Damaged | None:
+def no_end_token(answer: ProbedAnswer, others: Sequence[ProbedAnswer]) -> Damaged | None:
     """The whole answer without the token that ends it."""
     return answer.text, False
 
 
-def emptied(answer: Answer, others: Sequence[Answer]) -> Damaged | None:
+def empty_response(answer: ProbedAnswer, others: Sequence[ProbedAnswer]) -> Damaged | None:
     """Nothing but the end token."""
     return ("", True) if answer.text.strip() else None
 
 
-PROBES: dict[str, Callable[[Answer, Sequence[Answer]], Damaged | None]] = {
+PROBES: dict[str, Callable[[ProbedAnswer, Sequence[ProbedAnswer]], Damaged | None]] = {
     "cut short": cut_short,
     "sentences repeated": sentences_repeated,
     "answer to another prompt": answer_to_another_prompt,
     "end token missing": no_end_token,
-    "emptied": emptied,
+    "empty response": empty_response,
 }
 
 
-def damage(answers: Sequence[Answer]) -> dict[str, list[tuple[int, Damaged]]]:
+def damage(answers: Sequence[ProbedAnswer]) -> dict[str, list[tuple[int, Damaged]]]:
     """Every probe's damaged answers with the numbers of the whole ones; probes that apply to none are left out."""
     out: dict[str, list[tuple[int, Damaged]]] = {name: [] for name in PROBES}
     for i, answer in enumerate(answers):

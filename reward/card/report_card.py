@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 BINS = 10  # of the reliability diagram, equally wide, from 0.5 to 1
 ABOUT_EQUAL = 0.1  # lengths that differ by less than this share of the longer one
 SMALLEST_SLICE = 10  # pairs; below that a slice says nothing
-MOST_SLICES = 20  # categories or sources, the largest first
+MAX_SLICES = 20  # categories or sources, the largest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +72,11 @@ def pairs_of(rankings: Sequence[Judged]) -> Pairs:
         cluster = numbers.setdefault(r.prompt, len(numbers))
         for i, j in r.pairs:
             gap = float("nan") if r.labels is None else r.labels[i] - r.labels[j]
-            apart = r.ranks[j] - r.ranks[i]
+            rank_difference = r.ranks[j] - r.ranks[i]
             longer, longest = r.lengths[i] - r.lengths[j], max(r.lengths[i], r.lengths[j])
-            rows.append((cluster, r.scores[i] - r.scores[j], apart, gap, longer, longest, r.category, r.source))
+            rows.append(
+                (cluster, r.scores[i] - r.scores[j], rank_difference, gap, longer, longest, r.category, r.source)
+            )
     columns: list[Any] = [list(c) for c in zip(*rows, strict=True)] if rows else [[]] * 8
     kinds = (np.int64, np.float64, np.int64, np.float64, np.float64, np.float64, np.str_, np.str_)
     return Pairs(**{n: np.array(c, dtype=k) for n, c, k in zip(Pairs.__slots__, columns, kinds, strict=True)})
@@ -122,7 +124,7 @@ def make_card(
         "length": length(rankings, pairs),
         "baselines": {n: share(right(_margins(rankings, s)), pairs.cluster) for n, s in baselines.items()},
         "probes": {name: _probe(*given) for name, given in probes.items()},
-        "samples": spread(samples, sampled_from),
+        "samples": sample_moments(samples, sampled_from),
     }
     return card | {"warnings": warnings(card)}
 
@@ -171,7 +173,7 @@ def _slice(values: NDArray[np.str_], pairs: Pairs, hits: Floats) -> dict[str, An
     kept = [(str(n), int(c)) for n, c in zip(names, counts, strict=True) if n and c >= SMALLEST_SLICE]
     if len(kept) < 2:  # one slice is the whole
         return {}
-    kept = sorted(sorted(kept, key=lambda x: -x[1])[:MOST_SLICES])
+    kept = sorted(sorted(kept, key=lambda x: -x[1])[:MAX_SLICES])
     return {n: share(hits[values == n], pairs.cluster[values == n]) for n, _ in kept}
 
 
@@ -268,7 +270,7 @@ def length(rankings: Sequence[Judged], pairs: Pairs) -> dict[str, Any]:
     }
 
 
-def spread(samples: Sequence[float], source: str) -> dict[str, Any] | None:
+def sample_moments(samples: Sequence[float], source: str) -> dict[str, Any] | None:
     """Mean, standard deviation and quantiles of scores; None for fewer than two."""
     if len(samples) < 2:
         return None

@@ -28,14 +28,14 @@ class RewardSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelReward:
-    """The reward model, centred, and divided by its spread on SFT samples where ``standardise`` says so."""
+    """The reward model, centred, and divided by its standard deviation on SFT samples where ``standardise`` says so."""
 
     model: RewardModel
     standardise: bool = False
 
     def __call__(self, samples: Samples) -> Tensor:
         scores = self.model.score(samples)
-        return scores / max(self.model.spread, 1e-6) if self.standardise else scores
+        return scores / max(self.model.score_std, 1e-6) if self.standardise else scores
 
 
 class FunctionReward:
@@ -78,12 +78,12 @@ class Running:
                 [n, known + gap * count / n, rest + squares + gap**2 * before * count / n], dtype=torch.float64
             )
         n, mean, rest = self.state.tolist()
-        spread = (rest / n) ** 0.5 if n > 1 else 0.0
-        return ((scores.double() - mean) / (spread if spread > 1e-8 else 1.0)).to(scores.dtype)
+        score_std = (rest / n) ** 0.5 if n > 1 else 0.0
+        return ((scores.double() - mean) / (score_std if score_std > 1e-8 else 1.0)).to(scores.dtype)
 
 
 @dataclass(frozen=True, slots=True)
-class Shaping:
+class RewardTransform:
     """What is done to a part's scores before they are weighed: normalised, then clipped."""
 
     running: Running | None = None
@@ -100,13 +100,13 @@ LARGEST = 1e15
 
 @dataclass(frozen=True, slots=True)
 class WeightedSum:
-    """Named parts with weights; ``shaping`` by name, for those that have any."""
+    """Named parts with weights; ``transforms`` by name, for those that have any."""
 
     parts: Sequence[tuple[str, float, RewardSource]]
-    shaping: Mapping[str, Shaping] = field(default_factory=dict)
+    transforms: Mapping[str, RewardTransform] = field(default_factory=dict)
 
     def __call__(self, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
-        """``(total (B,), scores (B,) by name)``: each part's own, and as ``NAME/shaped`` what became of them."""
+        """``(total (B,), scores (B,) by name)``: each part's own, and as ``NAME/transformed`` what became of them."""
         return self.combine(self.scores(samples))
 
     def scores(self, samples: Samples) -> dict[str, Tensor]:
@@ -117,8 +117,8 @@ class WeightedSum:
             if values.shape != (len(samples.texts),):
                 raise UserError(f"reward '{name}': {tuple(values.shape)} scores for {len(samples.texts)} responses")
             # a normalised or clipped term is small whatever its scores are, as long as these are numbers
-            used = values if name in self.shaping else weight * values
-            limit = torch.finfo(values.dtype).max if name in self.shaping else LARGEST
+            used = values if name in self.transforms else weight * values
+            limit = torch.finfo(values.dtype).max if name in self.transforms else LARGEST
             if wrong := (~(used.abs() <= limit)).nonzero().flatten().tolist():
                 raise UserError(
                     f"reward '{name}': the score of response {wrong[0]} is {values[wrong[0]].item():g}, with which "
@@ -129,17 +129,17 @@ class WeightedSum:
 
     def combine(self, scores: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Shape, weigh and add; all processes call it, with what each has of a rollout."""
-        shaped = {name: shape(scores[name]) for name, shape in self.shaping.items()}
-        total = torch.stack([weight * shaped.get(name, scores[name]) for name, weight, _ in self.parts]).sum(0)
-        return total, {**scores} | {f"{name}/shaped": values for name, values in shaped.items()}
+        transformed = {name: shape(scores[name]) for name, shape in self.transforms.items()}
+        total = torch.stack([weight * transformed.get(name, scores[name]) for name, weight, _ in self.parts]).sum(0)
+        return total, {**scores} | {f"{name}/transformed": values for name, values in transformed.items()}
 
     @property
     def state(self) -> dict[str, Tensor]:
         """Running means by part, for checkpoints."""
-        return {n: s.running.state.clone() for n, s in self.shaping.items() if s.running is not None}
+        return {n: s.running.state.clone() for n, s in self.transforms.items() if s.running is not None}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        for name, shape in self.shaping.items():
+        for name, shape in self.transforms.items():
             if shape.running is not None:
                 shape.running.state = state[name].double().cpu().clone()
 
@@ -159,7 +159,7 @@ def compose(
         parts: in the order in which they are asked.
         model: the reward model, where there is one.
         folder: what a function's relative path starts from.
-        standardise: divide the model's scores by their spread on SFT samples.
+        standardise: divide the model's scores by their standard deviation on SFT samples.
         reduce: sum over processes, for running means.
         where: the recipe's key that holds the parts, for messages.
 
@@ -168,7 +168,7 @@ def compose(
             function cannot be used.
     """
     named: list[tuple[str, float, RewardSource]] = []
-    shaping: dict[str, Shaping] = {}
+    transforms: dict[str, RewardTransform] = {}
     for part in parts:
         if part.title in (name for name, _, _ in named):
             raise UserError(
@@ -176,8 +176,8 @@ def compose(
             )
         named.append((part.title, part.weight, _source(part, model, folder, standardise)))
         if part.normalise or part.clip is not None:
-            shaping[part.title] = Shaping(Running(reduce) if part.normalise else None, part.clip)
-    return WeightedSum(named, shaping)
+            transforms[part.title] = RewardTransform(Running(reduce) if part.normalise else None, part.clip)
+    return WeightedSum(named, transforms)
 
 
 def _source(part: RewardPart, model: RewardModel | None, folder: Path, standardise: bool) -> RewardSource:

@@ -18,7 +18,7 @@ def regex(part: RewardPart) -> RegexReward:
 
 
 def length(part: RewardPart) -> LengthReward:
-    return LengthReward(part.at_least, part.at_most, part.unit)
+    return LengthReward(part.min_length, part.max_length, part.unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +44,12 @@ class LengthReward:
     Words are parted by white space; tokens are those that were sampled, the stop token not counted.
     """
 
-    at_least: int | None = None
-    at_most: int | None = None
+    min_length: int | None = None
+    max_length: int | None = None
     unit: str = "words"
 
     def __call__(self, samples: Samples) -> Tensor:
-        short, long = self.at_least or 0, float("inf") if self.at_most is None else self.at_most
+        short, long = self.min_length or 0, float("inf") if self.max_length is None else self.max_length
         return torch.tensor([-float(max(0, short - n, n - long)) for n in self._lengths(samples)], dtype=torch.float32)
 
     def _lengths(self, samples: Samples) -> Sequence[int]:

@@ -15,9 +15,9 @@ from torch import Tensor
 from models.backbone.logprobs import make_rows
 from models.backbone.seeds import generator
 from models.sampling.fast import FastEngine
-from models.sampling.generate import SamplingParams, generate, uniforms_for
+from models.sampling.generate import SamplingParams, generate, sampling_noise
 from reward.model import RewardModel
-from stages.ppo.overoptimisation import Look, Parting, best_of, parting
+from stages.ppo.overoptimisation import HoldoutEvaluation, Onset, best_of, find_onset
 from stages.ppo.rollout import micro_batches, policy_pass
 
 if TYPE_CHECKING:
@@ -27,56 +27,56 @@ if TYPE_CHECKING:
 BEST = "watch/best/"
 
 
-class Watcher:
+class HoldoutMonitor:
     """Looks at a PPO under way.
 
     Args:
         ppo: whose policy is looked at.
-        judge: the held-out reward model.
-        proxy: the reward model that PPO is paid by, where it is.
+        holdout_model: the held-out reward model.
+        proxy: the reward model that PPO optimises, where it is.
     """
 
-    def __init__(self, ppo: PPO, judge: RewardModel, proxy: RewardModel | None) -> None:
-        self.ppo, self.judge, self.proxy = ppo, judge, proxy
-        self.looks: list[Look] = []
+    def __init__(self, ppo: PPO, holdout_model: RewardModel, proxy: RewardModel | None) -> None:
+        self.ppo, self.holdout_model, self.proxy = ppo, holdout_model, proxy
+        self.evaluations: list[HoldoutEvaluation] = []
         self.best: dict[str, Tensor] = {}  # the policy of the best look, where it is to be kept
 
     @property
     def due(self) -> bool:
         at, config = self.ppo.update_index, self.ppo.config
-        last = self.looks[-1].update if self.looks else -1
-        return at != last and (at % config.watch_every == 0 or at == config.updates)
+        last = self.evaluations[-1].update if self.evaluations else -1
+        return at != last and (at % config.holdout_every == 0 or at == config.updates)
 
-    def look(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Look now; what goes into the metrics."""
         rows = self.ppo.context.processes.gather(self._rows())
         proxy = [p for p, _, _ in rows] if self.proxy is not None else []
-        found = Look(
+        found = HoldoutEvaluation(
             update=self.ppo.update_index,
             proxy=proxy,
             held_out=[h for _, h, _ in rows],
             kl=sum(k for _, _, k in rows) / len(rows),
         )
-        self.looks.append(found)
-        if self.ppo.config.keep == "best" and best_of(self.looks) == len(self.looks) - 1:
+        self.evaluations.append(found)
+        if self.ppo.config.keep == "best" and best_of(self.evaluations) == len(self.evaluations) - 1:
             self.best = {n: p.detach().clone() for n, p in self.ppo.policy_parameters.items()}
-        means = {"watch/held_out": found.held_out, "watch/proxy": found.proxy}
-        return {"watch/kl": found.kl} | {n: sum(x) / len(x) for n, x in means.items() if x}
+        means = {"holdout/held_out": found.held_out, "holdout/proxy": found.proxy}
+        return {"holdout/kl": found.kl} | {n: sum(x) / len(x) for n, x in means.items() if x}
 
     @torch.no_grad()
     def _rows(self) -> list[tuple[float, float, float]]:
         """Proxy score, held-out score and KL of this process's answers."""
         ppo, config, context = self.ppo, self.ppo.config, self.ppo.context
-        count = min(config.watch_prompts, len(ppo.stream.prompts))
+        count = min(config.holdout_prompts, len(ppo.stream.prompts))
         mine = context.processes.share(count)
         queries = [ppo.stream.queries[i] for i in mine]
-        uniforms = uniforms_for(count, config.max_new_tokens, generator(context.seed, "ppo/watch"))
+        noise = sampling_noise(count, config.max_new_tokens, generator(context.seed, "ppo/watch"))
         with ppo.base.role("policy") as role:
             made = generate(
                 FastEngine(),
                 role,
                 queries,
-                uniforms=uniforms[mine.start : mine.stop],
+                noise=noise[mine.start : mine.stop],
                 batch=max(1, len(queries)),
                 params=SamplingParams(
                     max_new_tokens=config.max_new_tokens,
@@ -106,44 +106,49 @@ class Watcher:
                 if model.takes_ids
                 else model.score_texts(prompts, texts, made.finished)
             )
-            return (found / max(model.spread, 1e-6)).tolist()
+            return (found / max(model.score_std, 1e-6)).tolist()
 
-        return list(zip(scores(self.proxy), scores(self.judge), kl.tolist(), strict=True))
+        return list(zip(scores(self.proxy), scores(self.holdout_model), kl.tolist(), strict=True))
 
-    def parted(self) -> Parting | None:
-        return parting(self.looks)
+    def onset(self) -> Onset | None:
+        return find_onset(self.evaluations)
 
     @torch.no_grad()
     def keep_best(self) -> int:
         """Put the policy back that the held-out score likes best; the number of its update."""
         for name, p in self.ppo.policy_parameters.items():
             p.copy_(self.best[name])
-        return self.looks[best_of(self.looks)].update
+        return self.evaluations[best_of(self.evaluations)].update
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def add_to(self, state: State) -> State:
-        state.numbers["looks"] = [asdict(look) for look in self.looks]
+        state.numbers["looks"] = [asdict(evaluation) for evaluation in self.evaluations]
         state.tensors |= {BEST + name: tensor for name, tensor in self.best.items()}
         return state
 
     def restore(self, state: State) -> None:
         device = self.ppo.base.device
-        self.looks = [Look(**look) for look in state.numbers["looks"]]
+        self.evaluations = [HoldoutEvaluation(**evaluation) for evaluation in state.numbers["looks"]]
         self.best = {k.removeprefix(BEST): v.to(device).clone() for k, v in state.tensors.items() if k.startswith(BEST)}
 
     def summary(self) -> dict[str, Any]:
         """For the stage's metrics: each look's means, and where the scores parted, if they did."""
-        found = self.parted()
+        found = self.onset()
 
         def mean(x: list[float]) -> float | None:
             return sum(x) / len(x) if x else None
 
         return {
-            "looks": [
-                {"update": look.update, "proxy": mean(look.proxy), "held_out": mean(look.held_out), "kl": look.kl}
-                for look in self.looks
+            "evaluations": [
+                {
+                    "update": evaluation.update,
+                    "proxy": mean(evaluation.proxy),
+                    "held_out": mean(evaluation.held_out),
+                    "kl": evaluation.kl,
+                }
+                for evaluation in self.evaluations
             ],
-            "best_update": self.looks[best_of(self.looks)].update,
-            "parted": asdict(found) if found else None,
+            "best_update": self.evaluations[best_of(self.evaluations)].update,
+            "onset": asdict(found) if found else None,
         }

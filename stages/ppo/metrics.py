@@ -20,7 +20,7 @@ def rollout_metrics(rollout: Rollout, kl_coef: float, processes: Processes) -> d
         "objective/kl": kl.sum(1),
         "objective/scores": rollout.raw_scores,
         "objective/scores_squared": rollout.raw_scores**2,
-        "objective/shaped_scores": rollout.scores,
+        "objective/transformed_scores": rollout.scores,
         "objective/rlhf_reward": rollout.scores - kl_coef * kl.sum(1),
         "rollout/length": rollout.lengths,
         "rollout/truncated_fraction": ~rollout.finished,

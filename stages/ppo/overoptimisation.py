@@ -1,4 +1,4 @@
-"""When do the score that PPO is paid by and a held-out one part? Pure functions of looks at the policy.
+"""When do the score that PPO optimises and a held-out one part? Pure functions of looks at the policy.
 
 Over-optimisation as Gao et al. 2022 (arXiv 2210.10760) describe it: the proxy goes on rising while the score that
 nobody optimises falls. Knows nothing of models or files.
@@ -16,7 +16,7 @@ IN_A_ROW = 2  # looks that must show it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class HoldoutEvaluation:
     """Scores of the policy's answers to the same prompts, with the same draws, after some updates.
 
     Both in units of their spread on SFT samples; ``proxy`` is empty where no reward model is optimised.
@@ -29,34 +29,34 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parting:
+class Onset:
     """The two scores went together up to ``after``; ``seen`` is when it was certain."""
 
     after: int
     seen: int
 
 
-def best_of(looks: Sequence[Look]) -> int:
+def best_of(evaluations: Sequence[HoldoutEvaluation]) -> int:
     """Number of the look with the highest mean held-out score; the earliest of equals."""
-    return int(np.argmax([np.mean(look.held_out) for look in looks]))
+    return int(np.argmax([np.mean(evaluation.held_out) for evaluation in evaluations]))
 
 
-def parting(looks: Sequence[Look]) -> Parting | None:
+def find_onset(evaluations: Sequence[HoldoutEvaluation]) -> Onset | None:
     """Where the held-out score has fallen below its best, beyond doubt and for good, while the proxy has not.
 
     A look tells so when its held-out scores lie below those of the best look before it by more than ``SURE`` standard
     errors of the paired differences, and its proxy's mean is above that look's; ``IN_A_ROW`` looks must do so.
     """
-    told = 0
-    for number, look in enumerate(looks):
-        best = looks[best_of(looks[: number + 1])]
-        told = told + 1 if _fell(best, look) and np.mean(look.proxy) > np.mean(best.proxy) else 0
-        if told == IN_A_ROW:
-            return Parting(after=best.update, seen=look.update)
+    in_a_row = 0
+    for number, evaluation in enumerate(evaluations):
+        best = evaluations[best_of(evaluations[: number + 1])]
+        in_a_row = in_a_row + 1 if _fell(best, evaluation) and np.mean(evaluation.proxy) > np.mean(best.proxy) else 0
+        if in_a_row == IN_A_ROW:
+            return Onset(after=best.update, seen=evaluation.update)
     return None
 
 
-def _fell(best: Look, now: Look) -> bool:
+def _fell(best: HoldoutEvaluation, now: HoldoutEvaluation) -> bool:
     loss = np.subtract(best.held_out, now.held_out)
     if len(loss) < 2 or not now.proxy:
         return False

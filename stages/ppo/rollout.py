@@ -44,7 +44,7 @@ class Rollout:
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R) score and KL penalty
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R)
     returns: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R)
-    lower: Tensor | None = None  # (T, D) the sampler's states below all adapters, of all rows end to end
+    prefix_states: Tensor | None = None  # (T, D) the sampler's states below all adapters, of all rows packed
 
     @classmethod
     def of(cls, made: Generated, device: torch.device, **rows: Any) -> Rollout:
@@ -54,7 +54,7 @@ class Rollout:
         zeros: dict[str, Any] = {n: torch.zeros((len(made.ids), width), device=device) for n in EVALUATED}
         return cls(
             responses=made.ids,
-            lower=None if made.lower is None else torch.cat(list(made.lower)),
+            prefix_states=None if made.prefix_states is None else torch.cat(list(made.prefix_states)),
             finished=torch.tensor(made.finished, device=device),
             mask=response_mask(lengths, width),
             raw_scores=torch.zeros(len(made.ids), device=device),
@@ -77,7 +77,7 @@ class Rollout:
         return max((len(q) + len(r) for q, r in zip(self.queries, self.responses, strict=True)), default=1)
 
     def parts(self, index: Sequence[int], rows: int, tokens: int | None) -> list[list[int]]:
-        """Some rows cut into micro-batches of like length: at most ``rows`` each, or ``tokens`` padded tokens."""
+        """Some rows cut into micro-batches of similar length: at most ``rows`` each, or ``tokens`` padded tokens."""
         index = list(index)
         if tokens is None:
             found = micro_batches([len(self.responses[i]) for i in index], rows)
@@ -141,6 +141,6 @@ def response_states(view: RoleView, rows: Rows) -> Tensor:
 
 
 def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Row numbers in batches of at most ``size``, longest first, so that rows of a batch are of like length."""
+    """Row numbers in batches of at most ``size``, longest first, so that rows of a batch are of similar length."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[i : i + size] for i in range(0, len(order), size)]

@@ -18,7 +18,7 @@ from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.logprobs import make_rows
 from models.backbone.seeds import generator
 from models.roles.role_view import RoleView
-from models.sampling.generate import SamplingParams, generate, uniforms_for
+from models.sampling.generate import SamplingParams, generate, sampling_noise
 from reward.model import RewardModel
 from stages.ppo.rollout import policy_pass, response_states, value_pass
 from stages.ppo.update import PPO
@@ -52,7 +52,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class Batch:
     """A few rows, and how much numbers may differ on this base."""
 
     queries: list[list[int]]
@@ -67,18 +67,18 @@ class Probe:
 
 def self_check(ppo: PPO, reward: RewardModel | None = None) -> list[Finding]:
     """Every check's finding, good or bad; see ``require`` for the error."""
-    probe = _probe(ppo)
+    batch = _batch(ppo)
     models = [ppo.base.lm, *ppo.base.copies.values()]
     with ppo.base.training("policy", "value"):
         findings = [_trainable(ppo)]
         for lm in models:
             set_gradient_checkpointing(lm, ppo.context.gradient_checkpointing)
         try:
-            findings += [_reference(ppo, probe), _ratio(ppo, probe), _batches(ppo, probe), _greedy(ppo, probe)]
+            findings += [_reference(ppo, batch), _ratio(ppo, batch), _batches(ppo, batch), _greedy(ppo, batch)]
         finally:
             for lm in models:
                 set_gradient_checkpointing(lm, False)
-    return [*findings, _stops(ppo, probe), *_reward(ppo, reward)]
+    return [*findings, _stops(ppo, batch), *_reward(ppo, reward)]
 
 
 def require(findings: Sequence[Finding]) -> None:
@@ -91,18 +91,18 @@ def require(findings: Sequence[Finding]) -> None:
 # -- the probe ---------------------------------------------------------------------------------------------------
 
 
-def _probe(ppo: PPO) -> Probe:
+def _batch(ppo: PPO) -> Batch:
     """The shortest, the longest and two other prompts, answered by the policy from draws of this check's own."""
     order = sorted(range(len(ppo.stream.queries)), key=lambda i: len(ppo.stream.queries[i]))
     chosen = dict.fromkeys(order[i * (len(order) - 1) // (PROMPTS - 1)] for i in range(PROMPTS))
     queries = [ppo.stream.queries[i] for i in chosen]
     tokens = min(TOKENS, ppo.config.max_new_tokens)
-    draws = uniforms_for(len(queries), tokens, generator(ppo.context.seed, "ppo/self_check"))
-    responses = _sample(ppo, queries, draws, tokens, ppo.config.temperature)
+    noise = sampling_noise(len(queries), tokens, generator(ppo.context.seed, "ppo/self_check"))
+    responses = _sample(ppo, queries, noise, tokens, ppo.config.temperature)
     # fixed continuations too, so that rows differ in length even where an engine always answers alike
     responses = [r[: 1 + (i + 1) * tokens // len(queries)] for i, r in enumerate(responses)]
     half = next(ppo.base.lm.parameters()).dtype in (torch.bfloat16, torch.float16)
-    return Probe(
+    return Batch(
         queries=queries,
         responses=responses,
         same_path=1e-3 if half else 1e-5,
@@ -112,14 +112,14 @@ def _probe(ppo: PPO) -> Probe:
 
 @torch.no_grad()
 def _sample(
-    ppo: PPO, queries: list[list[int]], draws: Tensor | None, tokens: int, temperature: float
+    ppo: PPO, queries: list[list[int]], noise: Tensor | None, tokens: int, temperature: float
 ) -> list[list[int]]:
     with ppo.base.role("policy") as role:
         made = generate(
             ppo.engine,
             role,
             queries,
-            uniforms=draws,
+            noise=noise,
             batch=len(queries),
             params=SamplingParams(
                 max_new_tokens=tokens,
@@ -159,58 +159,58 @@ def _trainable(ppo: PPO) -> Finding:
 
 
 @torch.no_grad()
-def _reference(ppo: PPO, probe: Probe) -> Finding:
+def _reference(ppo: PPO, batch: Batch) -> Finding:
     """Before the first update the KL to the reference is 0, token by token."""
     if ppo.update_index > 0:
         return Finding(name="reference", ok=True, detail="not the first update")
     with ppo.base.role("policy") as view:
-        policy = _logprobs(ppo, view, probe.queries, probe.responses)
+        policy = _logprobs(ppo, view, batch.queries, batch.responses)
     with ppo.base.role("reference") as view:
-        reference = _logprobs(ppo, view, probe.queries, probe.responses)
+        reference = _logprobs(ppo, view, batch.queries, batch.responses)
     gap = (policy - reference).abs().max().item()
-    return Finding(name="reference", ok=gap <= probe.same_path, detail=f"log-probabilities differ by {gap:.2g} nats")
+    return Finding(name="reference", ok=gap <= batch.same_path, detail=f"log-probabilities differ by {gap:.2g} nats")
 
 
-def _ratio(ppo: PPO, probe: Probe) -> Finding:
+def _ratio(ppo: PPO, batch: Batch) -> Finding:
     """The pass of the rollout (no gradient) and the pass of the update (with one) are the same."""
     with ppo.base.role("policy") as view:
         with torch.no_grad():
-            old = _logprobs(ppo, view, probe.queries, probe.responses)
+            old = _logprobs(ppo, view, batch.queries, batch.responses)
         with torch.enable_grad():
-            new = _logprobs(ppo, view, probe.queries, probe.responses)
+            new = _logprobs(ppo, view, batch.queries, batch.responses)
     gap = torch.expm1(new - old).abs().max().item()
-    return Finding(name="ratio", ok=gap <= probe.same_path, detail=f"the ratio is off 1 by {gap:.2g}")
+    return Finding(name="ratio", ok=gap <= batch.same_path, detail=f"the ratio is off 1 by {gap:.2g}")
 
 
 @torch.no_grad()
-def _batches(ppo: PPO, probe: Probe) -> Finding:
+def _batches(ppo: PPO, batch: Batch) -> Finding:
     """Rows alone and together: log-probabilities and values."""
-    alone = list(zip(probe.queries, probe.responses, strict=True))
+    alone = list(zip(batch.queries, batch.responses, strict=True))
     with ppo.base.role("policy") as view:
-        together = _logprobs(ppo, view, probe.queries, probe.responses)
+        together = _logprobs(ppo, view, batch.queries, batch.responses)
         single = torch.cat([_logprobs(ppo, view, [q], [r]) for q, r in alone])
-    values = _values(ppo, probe.queries, probe.responses)
+    values = _values(ppo, batch.queries, batch.responses)
     scale = max(1.0, values.abs().max().item())
-    apart = (values - torch.cat([_values(ppo, [q], [r]) for q, r in alone])) / scale
-    gap = max((together - single).abs().mean().item(), apart.abs().mean().item())
+    mismatch = (values - torch.cat([_values(ppo, [q], [r]) for q, r in alone])) / scale
+    gap = max((together - single).abs().mean().item(), mismatch.abs().mean().item())
     return Finding(
-        name="batch composition", ok=gap <= probe.other_batch, detail=f"rows alone and together differ by {gap:.2g}"
+        name="batch composition", ok=gap <= batch.other_batch, detail=f"rows alone and together differ by {gap:.2g}"
     )
 
 
 @torch.no_grad()
-def _greedy(ppo: PPO, probe: Probe) -> Finding:
+def _greedy(ppo: PPO, batch: Batch) -> Finding:
     """Greedy tokens of the sampler are the training forward's best, or all but equal to it."""
-    greedy = _sample(ppo, probe.queries, None, probe.width, 1.0)
-    rows = make_rows(probe.queries, greedy, ppo.context.pad_id, ppo.base.device)
+    greedy = _sample(ppo, batch.queries, None, batch.width, 1.0)
+    rows = make_rows(batch.queries, greedy, ppo.context.pad_id, ppo.base.device)
     with ppo.base.role("policy") as view:
         logits = view.logits(response_states(view, rows)).float()
     gap = (logits.max(-1).values - logits.gather(1, rows.targets()[:, None]).squeeze(1)).mean().item()
-    return Finding(name="generation", ok=gap <= probe.other_batch, detail=f"best and chosen logit differ by {gap:.2g}")
+    return Finding(name="generation", ok=gap <= batch.other_batch, detail=f"best and chosen logit differ by {gap:.2g}")
 
 
 @torch.no_grad()
-def _stops(ppo: PPO, probe: Probe) -> Finding:
+def _stops(ppo: PPO, batch: Batch) -> Finding:
     """Every stop id has a row in the vocabulary and a finite logit, and one is more than padding."""
     size = ppo.base.lm.get_output_embeddings().weight.shape[0]
     stops, tokenizer = ppo.context.renderer.stop_ids, ppo.base.tokenizer
@@ -221,7 +221,7 @@ def _stops(ppo: PPO, probe: Probe) -> Finding:
         )
     if set(stops) == {tokenizer.pad_token_id} and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return Finding(name="stop tokens", ok=False, detail="the only stop token is the padding token")
-    rows = make_rows(probe.queries, probe.responses, ppo.context.pad_id, ppo.base.device)
+    rows = make_rows(batch.queries, batch.responses, ppo.context.pad_id, ppo.base.device)
     with ppo.base.role("policy") as view:
         best = view.logits(response_states(view, rows)).float()[:, list(stops)].max().item()
     return Finding(name="stop tokens", ok=best > float("-inf"), detail=f"the largest stop logit is {best:.3g}")

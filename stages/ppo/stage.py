@@ -17,7 +17,7 @@ from models.roles.export import save_role
 from reward.model import RewardModel
 from reward.terms.composition import compose
 from stages.ppo import state as ppo_state
-from stages.ppo.holdout_monitor import Watcher
+from stages.ppo.holdout_monitor import HoldoutMonitor
 from stages.ppo.self_check import require, self_check
 from stages.ppo.update import PPO
 from stages.ppo.warning_signs import Warned, Watch
@@ -46,18 +46,18 @@ def run(
     )
     add_roles(context, config, model)
     ppo = PPO(context, config, prompts, reward)
-    paid = any(part.kind == "model" for part in config.reward)
-    watcher = Watcher(ppo, judge, model if paid else None) if judge is not None else None
+    optimised = any(part.kind == "model" for part in config.reward)
+    monitor = HoldoutMonitor(ppo, judge, model if optimised else None) if judge is not None else None
     saved = context.checkpoints.resume()
     if saved is not None:
         ppo_state.restore(ppo, saved)
-        if watcher is not None:
-            watcher.restore(saved)
+        if monitor is not None:
+            monitor.restore(saved)
     elif config.self_check:
         require(self_check(ppo, model))
-    loop = Loop(ppo, watcher)
+    loop = Loop(ppo, monitor)
     last = loop.run()
-    kept = watcher.keep_best() if watcher is not None and config.keep == "best" else ppo.update_index
+    kept = monitor.keep_best() if monitor is not None and config.keep == "best" else ppo.update_index
     if context.processes.is_main:
         save_role(context.base, "policy", context.out)
         save_role(context.base, "value", context.out / "value")
@@ -69,10 +69,10 @@ def run(
             "counts": tally.as_dict(),
             "skipped_steps": ppo.nonfinite.total,
             "kept_update": kept,
-            **({"watch": watcher.summary()} if watcher is not None else {}),
+            **({"holdout": monitor.summary()} if monitor is not None else {}),
             "warnings": [
                 *warned(tally.warning()).get("warnings", []),
-                *({"step": w.step, "text": w.text} for w in [*loop.watch.given, *parted(watcher)]),
+                *({"step": w.step, "text": w.text} for w in [*loop.watch.given, *onset_warnings(monitor)]),
             ],
             # only the main process, whose metrics are kept, knows them where all updates were done before a checkpoint
             **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length") if name in last},
@@ -83,8 +83,8 @@ def run(
 class Loop:
     """PPO's updates with what happens around them: looks of the held-out reward model, warnings, logs, checkpoints."""
 
-    def __init__(self, ppo: PPO, watcher: Watcher | None) -> None:
-        self.ppo, self.context, self.watcher, self.watch = ppo, ppo.context, watcher, Watch()
+    def __init__(self, ppo: PPO, monitor: HoldoutMonitor | None) -> None:
+        self.ppo, self.context, self.monitor, self.watch = ppo, ppo.context, monitor, Watch()
         ppo.safe_point = self.safe_point
 
     def run(self) -> dict[str, float]:
@@ -96,9 +96,9 @@ class Loop:
         """
         last: dict[str, float] = {}
         for last in self.context.log.rows():  # of the updates before the checkpoint; told already
-            self.watch.see(int(last["step"]), last)
-        if self.watcher is not None and self.watcher.due:
-            self.watcher.look()
+            self.watch.record(int(last["step"]), last)
+        if self.monitor is not None and self.monitor.due:
+            self.monitor.evaluate()
         try:
             for last in self.ppo.train():
                 self.after_update(last)
@@ -109,11 +109,11 @@ class Loop:
     def after_update(self, metrics: dict[str, float]) -> None:
         """Look, warn, log, show, keep and save; the held-out reward model adds to ``metrics``."""
         number = self.ppo.update_index
-        if self.watcher is not None and self.watcher.due:
-            metrics |= self.watcher.look()
+        if self.monitor is not None and self.monitor.due:
+            metrics |= self.monitor.evaluate()
         self.context.log.write(number, metrics)
-        new = [w.text for w in parted(self.watcher) if w.step == number]
-        for text in [*self.watch.see(number, metrics), *new]:
+        new = [w.text for w in onset_warnings(self.monitor) if w.step == number]
+        for text in [*self.watch.record(number, metrics), *new]:
             self.context.warn(f"PPO, update {number}: {text}")
         shown = {k.split("/")[-1]: metrics[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
         self.context.bar.advance(number, shown, int(metrics["tokens/response"]))
@@ -124,8 +124,8 @@ class Loop:
 
     def state(self) -> State:
         """What a checkpoint keeps."""
-        state = ppo_state.capture(self.ppo)
-        return state if self.watcher is None else self.watcher.add_to(state)
+        state = ppo_state.snapshot(self.ppo)
+        return state if self.monitor is None else self.monitor.add_to(state)
 
     def safe_point(self, step: int | None = None) -> None:
         """A moment at which the state could be saved; ``step`` where an update has just ended."""
@@ -140,14 +140,14 @@ class Loop:
             checkpoints.wait()
             words = (
                 f"\n{self.ppo.update_index} of {self.ppo.config.updates} updates are done and saved; once it is "
-                "mended, the same command goes on from there"
+                "fixed, the same command resumes from there"
             )
         return type(error)(f"{error}{words}")
 
 
-def parted(watcher: Watcher | None) -> list[Warned]:
+def onset_warnings(monitor: HoldoutMonitor | None) -> list[Warned]:
     """The warning, at the look that shows it, that the reward is being over-optimised; or none."""
-    found = watcher.parted() if watcher is not None else None
+    found = monitor.onset() if monitor is not None else None
     if found is None:
         return []
     text = (
@@ -200,7 +200,7 @@ def fitting_prompts(renderer: Renderer, prompts: Sequence[Prompt], limit: int) -
         with located(prompt.source):
             query = renderer.prompt_ids(prompt.messages)
         fits = len(query) <= limit
-        tally.see([Fitted.of(query, [], range(len(query)), 0)], "" if fits else f"longer than {limit:,} tokens")
+        tally.record([Fitted.of(query, [], range(len(query)), 0)], "" if fits else f"longer than {limit:,} tokens")
         if fits:
             kept.append(prompt)
     return kept, tally
@@ -224,7 +224,7 @@ def add_roles(context: StageContext, config: PPOConfig, model: RewardModel | Non
 def copy_reward_head(source: nn.Module, target: nn.Module, model: RewardModel | None, standardise: bool) -> None:
     """The value of a state starts as the centred (and, if asked, standardised) score that the reward model gives it."""
     assert isinstance(source, ScalarHead) and isinstance(target, ScalarHead) and model is not None
-    scale = 1.0 / max(model.spread, 1e-6) if standardise else 1.0
+    scale = 1.0 / max(model.score_std, 1e-6) if standardise else 1.0
     with torch.no_grad():
         target.weight.copy_(source.weight * scale)
-        target.bias.copy_((source.bias - model.head_centre) * scale)
+        target.bias.copy_((source.bias - model.head_mean) * scale)

@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from stages.ppo.update import PPO
 
 FIELDS = ("finished", "logprobs", "ref_logprobs", "entropy", "values", "raw_scores", "scores")
-SHAPED = ("rewards", "advantages", "returns")
+DERIVED = ("rewards", "advantages", "returns")
 
 
-def capture(ppo: PPO) -> State:
+def snapshot(ppo: PPO) -> State:
     """The state between two minibatches, between rollout and update, or between two updates."""
     own: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     if ppo.cycle is not None:
         rollout = ppo.cycle.rollout
-        own = {name: getattr(rollout, name) for name in (*FIELDS, *SHAPED)}
+        own = {name: getattr(rollout, name) for name in (*FIELDS, *DERIVED)}
         own |= {f"parts/{name}": v for name, v in rollout.score_parts.items()}
-        own |= {} if rollout.lower is None else {"lower": rollout.lower}
+        own |= {} if rollout.prefix_states is None else {"lower": rollout.prefix_states}
         numbers = {
             "responses": [list(r) for r in rollout.responses],
             "parts": list(rollout.score_parts),
@@ -82,7 +82,7 @@ def _rollout(ppo: PPO, state: State) -> Rollout:
         responses=responses,
         texts=[ppo.context.renderer.text(ids) for ids in responses],
         mask=ppo_math.response_mask(lengths, own["logprobs"].shape[1]),
-        lower=own.get("lower"),
+        prefix_states=own.get("lower"),
         score_parts={name: own[f"parts/{name}"] for name in state.own_numbers["parts"]},
-        **{name: own[name] for name in (*FIELDS, *SHAPED)},
+        **{name: own[name] for name in (*FIELDS, *DERIVED)},
     )

@@ -23,7 +23,7 @@ from models.backbone.processes import peak_memory
 from models.backbone.seeds import generator
 from models.roles.role_view import RoleView
 from models.sampling.fast import FastEngine
-from models.sampling.generate import Engine, Generated, SamplingParams, generate, uniforms_for
+from models.sampling.generate import Engine, Generated, SamplingParams, generate, sampling_noise
 from reward.terms.composition import WeightedSum
 from stages import ppo_math
 from stages.ppo.kl_controller import make_controller
@@ -33,7 +33,7 @@ from stages.ppo.old_logprobs import OldLogprobs
 from stages.ppo.optimizer import make_optimizer
 from stages.ppo.prompt_stream import PromptStream
 from stages.ppo.rollout import Cycle, Rollout, StepRecord, policy_pass, response_states, value_pass
-from stages.ppo.shared_layers import keep_lower_layers, shared_depth
+from stages.ppo.shared_layers import keep_prefix_states, shared_depth
 from stages.settings import PPOConfig
 from stages.stage import StageContext, schedule_factor
 from stages.training.nonfinite import NonFiniteSteps
@@ -89,7 +89,7 @@ class PPO:
                 while self.update_index < self.config.updates:
                     yield self.step()
             finally:
-                self.base.trunk = None
+                self.base.prefix_cache = None
                 for lm in models:
                     set_gradient_checkpointing(lm, False)
 
@@ -102,8 +102,8 @@ class PPO:
             self.compute_advantages(rollout)
             self.cycle = Cycle(rollout=rollout, times=times)
             self.safe_point()
-        elif self.base.trunk is None:  # an iteration that was interrupted is resumed
-            keep_lower_layers(self.base, self.cycle.rollout, self.config, self.context.warn)
+        elif self.base.prefix_cache is None:  # an iteration that was interrupted is resumed
+            keep_prefix_states(self.base, self.cycle.rollout, self.config, self.context.warn)
         rollout, times = self.cycle.rollout, self.cycle.times
         before = time.perf_counter()
         learned = self.update(rollout, self.cycle.records)
@@ -111,7 +111,7 @@ class PPO:
         metrics = self.summary(rollout) | learned | times | {"time/total": time.perf_counter() - started}
         self.controller.update(metrics["objective/kl"], self.config.rollouts)  # holds from the next rollout on
         self.update_index += 1
-        self.cycle = self.base.trunk = None
+        self.cycle = self.base.prefix_cache = None
         return metrics
 
     @property
@@ -146,15 +146,15 @@ class PPO:
     def sample(self, queries: Sequence[list[int]], mine: range) -> Generated:
         """One response of the policy to each query of this process, whose rows in the whole rollout are ``mine``."""
         config, context = self.config, self.context
-        draws = generator(context.seed, "ppo/rollout", self.update_index)
-        uniforms = uniforms_for(config.rollouts, config.max_new_tokens, draws)[mine.start : mine.stop]
+        rng = generator(context.seed, "ppo/rollout", self.update_index)
+        noise = sampling_noise(config.rollouts, config.max_new_tokens, rng)[mine.start : mine.stop]
         with self.base.role("policy") as role:
             return self.sampling_retry.run(
                 lambda size: generate(
                     self.engine,
                     role,
                     queries,
-                    uniforms=uniforms,
+                    noise=noise,
                     batch=size,
                     params=SamplingParams(
                         max_new_tokens=config.max_new_tokens,
@@ -168,7 +168,7 @@ class PPO:
 
     def evaluate(self, rollout: Rollout, generated: Generated) -> None:
         """Fill in the policy's and the reference's log-probabilities and the values."""
-        keep_lower_layers(self.base, rollout, self.config, self.context.warn)
+        keep_prefix_states(self.base, rollout, self.config, self.context.warn)
         source = self.old.source(self.base, rollout, generated)
         temperature, width = self.config.temperature, rollout.mask.shape[1]
 

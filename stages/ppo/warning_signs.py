@@ -162,20 +162,20 @@ SIGNS = (
 
 
 class Watch:
-    """Looks at every update's metrics; ``see`` returns what is new."""
+    """Looks at every update's metrics; ``record`` returns what is new."""
 
     def __init__(self, signs: Sequence[Sign] = SIGNS) -> None:
         self.signs, self.history = signs, History()
         self.given: list[Warned] = []
-        self._told: set[str] = set()
+        self._given: set[str] = set()
 
-    def see(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+    def record(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Take one update's metrics; return the warnings that are new."""
         self.history.add(metrics)
         new = []
         for sign in self.signs:
-            if sign.name not in self._told and sign.shows(self.history):
-                self._told.add(sign.name)
+            if sign.name not in self._given and sign.shows(self.history):
+                self._given.add(sign.name)
                 self.given.append(Warned(step, sign.advice))
                 new.append(sign.advice)
         return new

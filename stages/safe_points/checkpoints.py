@@ -30,7 +30,7 @@ from stages.safe_points.interrupts import INTERRUPTS
 from stages.safe_points.stopped import CHECKPOINTS, NAME
 from stages.settings import KEPT, CheckpointConfig
 
-__all__ = ["CHECKPOINTS", "Checkpoints", "State", "begun"]
+__all__ = ["CHECKPOINTS", "Checkpoints", "State", "resume_text"]
 
 TENSORS, NUMBERS = "tensors.safetensors", "state.json"
 
@@ -48,10 +48,10 @@ class State:
     own_numbers: dict[str, Any] = field(default_factory=dict)
 
 
-def begun(folder: Path, key: str) -> str:
+def resume_text(folder: Path, key: str) -> str:
     """Where a stage of this key will go on, in words; '' where no checkpoint of it is there."""
     found = [int(m[1]) for p in folder.glob("step_*") if (m := NAME.fullmatch(p.name)) and _belongs(p, key)]
-    return f"begun, goes on from checkpoint step_{max(found)}" if found else ""
+    return f"resumes from checkpoint step_{max(found)}" if found else ""
 
 
 def _belongs(path: Path, key: str) -> bool:
@@ -142,7 +142,7 @@ class Checkpoints:
         if wrong := problems(found):
             return wrong[0].replace("since the stage finished", "since it was written")
         try:
-            _read_numbers(path, self.processes.world if self.processes else 1)
+            _read_numbers(path, self.processes.world_size if self.processes else 1)
         except UserError as error:
             return str(error)
         known = found.manifest.get("metrics", {})
@@ -169,7 +169,7 @@ class Checkpoints:
         if not steps:
             return None
         path = self.folder / f"step_{steps[0]}"
-        numbers = _read_numbers(path, self.processes.world if self.processes else 1)
+        numbers = _read_numbers(path, self.processes.world_size if self.processes else 1)
         tensors = load_file(path / TENSORS)
         rank = self.processes.rank if self.processes else 0
         prefix = f"process/{rank}/"
@@ -183,12 +183,14 @@ class Checkpoints:
 
     # -- saving --------------------------------------------------------------------------------------------------
 
-    def safe_point(self, number: int, capture: Callable[[], State], step: int | None = None, good: bool = True) -> None:
+    def safe_point(
+        self, number: int, snapshot: Callable[[], State], step: int | None = None, good: bool = True
+    ) -> None:
         """The state could be saved here.
 
         Args:
             number: of this safe point; later ones have higher numbers.
-            capture: makes the state; called only where it is saved.
+            snapshot: makes the state; called only where it is saved.
             step: the stage's step that has just ended, for ``every_steps``; None in the midst of one.
             good: whether the state may push earlier ones out; where not, it is saved for a signal alone.
 
@@ -201,7 +203,7 @@ class Checkpoints:
         self._raise_error()
         due, stop = self._agreed(good and self._due(step), INTERRUPTS.asked)
         if due or stop:
-            self.save(number, capture())
+            self.save(number, snapshot())
         if stop:
             self.wait()
             raise KeyboardInterrupt
@@ -215,7 +217,7 @@ class Checkpoints:
 
     def _agreed(self, due: bool, stop: bool) -> tuple[bool, bool]:
         """All processes save and stop at the same safe point; the clock is the main one's."""
-        if self.processes is None or self.processes.world == 1:
+        if self.processes is None or self.processes.world_size == 1:
             return due, stop
         flags = torch.tensor([float(due and self._main), float(stop)])
         found = self.processes.sum(flags)
@@ -265,8 +267,8 @@ class Checkpoints:
         if error is not None:
             kept = f"step_{self.steps()[0]} is intact" if self.steps() else "there is none before it"
             raise CheckpointError(
-                f"a checkpoint could not be written to {self.folder}: {error}; {kept}. Make room (or mend the folder), "
-                "then the same command goes on from there"
+                f"a checkpoint could not be written to {self.folder}: {error}; {kept}. Make room (or fix the folder), "
+                "then the same command resumes from there"
             ) from error
 
     def close(self) -> None:
@@ -277,7 +279,7 @@ class Checkpoints:
         INTERRUPTS.listening = False
 
 
-def _read_numbers(path: Path, world: int) -> dict[str, Any]:
+def _read_numbers(path: Path, world_size: int) -> dict[str, Any]:
     """``state.json``, its shape checked.
 
     Raises:
@@ -287,8 +289,8 @@ def _read_numbers(path: Path, world: int) -> dict[str, Any]:
     parts = found.get("processes")
     if not isinstance(found.get("state"), dict) or not isinstance(parts, list):
         raise UserError(f"{path / NUMBERS}: holds no state and processes")
-    if len(parts) < world or not all(isinstance(p, dict) for p in parts):
-        raise UserError(f"{path / NUMBERS}: is not of {world} processes")
+    if len(parts) < world_size or not all(isinstance(p, dict) for p in parts):
+        raise UserError(f"{path / NUMBERS}: is not of {world_size} processes")
     if not (path / TENSORS).is_file():
         raise UserError(f"{path / TENSORS}: missing")
     return found

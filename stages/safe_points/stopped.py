@@ -22,10 +22,10 @@ from models.backbone.artifacts import partial_folder, previous_folder, read_arti
 
 CHECKPOINTS = "checkpoints"  # the folder in a stage's hidden one
 NAME = re.compile(r"step_([0-9]{1,18})")
-BEGUN = "begun.json"  # beside the checkpoints, so that it goes with them
+WORK_FILE = "begun.json"  # beside the checkpoints, so that it goes with them
 
 
-class _Begun(BaseModel):
+class _WorkFile(BaseModel):
     model_config = ConfigDict(strict=True)
     key: str = Field(min_length=1, max_length=200)
     described: dict[str, Any] = {}
@@ -33,7 +33,7 @@ class _Begun(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begun:
+class StoppedWork:
     """What a hidden folder says of its stage: the key, what it is the hash of, and how the stage is computed."""
 
     key: str
@@ -41,13 +41,13 @@ class Begun:
     made_with: Mapping[str, Any] = field(default_factory=dict)
 
 
-def note_begun(out: Path, key: str, described: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+def note_work(out: Path, key: str, described: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
     """Write down in a stage's hidden folder with which settings it runs."""
     (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    write_json(out / CHECKPOINTS / BEGUN, redacted({"key": key, "described": described, "made_with": made_with}))
+    write_json(out / CHECKPOINTS / WORK_FILE, redacted({"key": key, "described": described, "made_with": made_with}))
 
 
-def read_begun(out: Path) -> Begun | None:
+def read_work(out: Path) -> StoppedWork | None:
     """What a hidden folder holds work of; None where it holds none.
 
     The newest readable checkpoint's key counts, or that of a finished stage that was not yet renamed.
@@ -58,10 +58,10 @@ def read_begun(out: Path) -> Begun | None:
     if not key:
         return None
     try:
-        noted = _Begun.model_validate(read_object(out / CHECKPOINTS / BEGUN))
+        noted = _WorkFile.model_validate(read_object(out / CHECKPOINTS / WORK_FILE))
     except (UserError, ValidationError):
-        return Begun(key=key)
-    return Begun(**noted.model_dump()) if noted.key == key else Begun(key=key)
+        return StoppedWork(key=key)
+    return StoppedWork(**noted.model_dump()) if noted.key == key else StoppedWork(key=key)
 
 
 def newest_step(out: Path) -> int | None:
@@ -81,16 +81,16 @@ def stopped_folders(final: Path) -> list[Path]:
 def work_of(final: Path, key: str) -> Path | None:
     """The hidden folder with work of this key: the stage's own, or one that was set aside."""
     for folder in (partial_folder(final), *stopped_folders(final)):
-        if (begun := read_begun(folder)) is not None and begun.key == key:
+        if (work := read_work(folder)) is not None and work.key == key:
             return folder
     return None
 
 
-def other_work(final: Path, key: str) -> tuple[Path, Begun] | None:
+def other_work(final: Path, key: str) -> tuple[Path, StoppedWork] | None:
     """A stage's hidden folder with work of another key."""
     out = partial_folder(final)
-    begun = read_begun(out)
-    return None if begun is None or begun.key == key else (out, begun)
+    work = read_work(out)
+    return None if work is None or work.key == key else (out, work)
 
 
 def place_of(final: Path, key: str) -> Path:

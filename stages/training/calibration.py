@@ -9,22 +9,22 @@ from torch import Tensor
 
 from models.backbone.seeds import generator
 from models.sampling.fast import FastEngine
-from models.sampling.generate import SamplingParams, generate, uniforms_for
+from models.sampling.generate import SamplingParams, generate, sampling_noise
 from reward.model import Member, RewardModel
 from stages.settings import RewardConfig
 from stages.stage import StageContext
 from stages.training.ranking_rows import EncodedRanking
 
 
-def calibration_answers(
+def calibration_responses(
     context: StageContext, train: Sequence[EncodedRanking], config: RewardConfig
 ) -> tuple[list[list[int]], list[list[int]], str]:
     """Queries and answers whose mean score becomes 0: SFT samples where there is an SFT model and prompts, otherwise
     training answers; and which of the two."""
     base, renderer = context.base, context.renderer
-    prompts = context.corpus.prompts.train[: config.centre_samples]
+    prompts = context.corpus.prompts.train[: config.calibration_samples]
     if "sft" not in base.roles or not prompts:
-        chosen = train[: config.centre_samples]
+        chosen = train[: config.calibration_samples]
         return [q for r in chosen for q in r.queries], [a for r in chosen for a in r.responses], "training answers"
     queries = [renderer.prompt_ids(p.messages) for p in prompts]
     longest = max(len(a) for r in train for a in r.responses)
@@ -33,7 +33,7 @@ def calibration_answers(
             FastEngine(),
             role,
             queries,
-            uniforms=uniforms_for(len(queries), longest, generator(context.seed, "reward/centre")),
+            noise=sampling_noise(len(queries), longest, generator(context.seed, "reward/centre")),
             batch=128,
             params=SamplingParams(
                 max_new_tokens=longest, temperature=1.0, stop_ids=renderer.stop_ids, pad_id=renderer.pad_id
@@ -63,6 +63,10 @@ def centred(
         samples, centre, spread = moments(RewardModel(role=role, **settings))
         members.append(Member(role=role, centre=centre, spread=spread))
     if len(roles) > 1:
-        settings |= {"members": tuple(members), "combine": config.combine, "caution": config.caution}
+        settings |= {
+            "members": tuple(members),
+            "combine": config.combine,
+            "uncertainty_penalty": config.uncertainty_penalty,
+        }
         samples, centre, spread = moments(RewardModel(role=roles[0], **settings))
     return RewardModel(role=roles[0], centre=centre, spread=spread, **settings), samples - centre

@@ -105,7 +105,7 @@ class OwnSteps:
 
     # -- what a trainer says of its batches ----------------------------------------------------------------------
 
-    def pieces(self, inputs: dict[str, Any], size: int) -> list[dict[str, Any]]:
+    def micro_batches_of(self, inputs: dict[str, Any], size: int) -> list[dict[str, Any]]:
         """A batch cut into parts of at most ``size`` rows."""
         raise NotImplementedError
 
@@ -145,16 +145,16 @@ class OwnSteps:
 
         def work(size: int) -> Tensor:
             run.begin_step()
-            total, parts = torch.zeros((), device=self.args.device), self.pieces(mine, size)
-            for i, part in enumerate(parts):
-                last = i == len(parts) - 1
+            total, micro_batches = torch.zeros((), device=self.args.device), self.micro_batches_of(mine, size)
+            for i, part in enumerate(micro_batches):
+                last = i == len(micro_batches) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                     total = total + step(model, part, num_items_in_batch)
             return total
 
-        wanted, least = self.wanted(mine)
+        wanted, minimum = self.wanted(mine)
         alone = self.accelerator.num_processes == 1  # others would wait in an exchange that cannot be begun again
-        total = run.memory.run(work, wanted, least, run.drop_gradients) if alone else run.memory.once(work, wanted)
+        total = run.memory.run(work, wanted, minimum, run.drop_gradients) if alone else run.memory.once(work, wanted)
         run.loss = float(total)
         self.note_step(inputs, run.processes.sum(run.noted))
         return total
@@ -205,7 +205,7 @@ class ProgressCallback(TrainerCallback):
         context.log.write(step, kept)
         shown: dict[str, float] = {k: kept[k] for k in ("loss", "mean_token_accuracy", "pair_accuracy") if k in kept}
         context.bar.advance(step, shown, self._new_tokens(kept))
-        context.checkpoints.safe_point(step, self.trainer.state_now, step, self.run.skips.in_a_row == 0)
+        context.checkpoints.safe_point(step, self.trainer.state_now, step, self.run.nonfinite.in_a_row == 0)
 
     def _new_tokens(self, logs: dict[str, float]) -> int:
         """Tokens since the last log; TRL counts them up, from a checkpoint's count on."""

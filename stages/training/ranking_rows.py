@@ -45,9 +45,9 @@ def encode_rankings(
                 encoded.append((made.query, made.response, ranking.ranks[i], score))
         if len({rank for _, _, rank, _ in encoded}) < 2:
             cut = any(p.cut_answer or p.cut_prompt for p in parts)
-            tally.see(parts, EQUAL_WHEN_CUT if cut else "no two different answers of different rank")
+            tally.record(parts, EQUAL_WHEN_CUT if cut else "no two different answers of different rank")
             continue
-        tally.see(parts)
+        tally.record(parts)
         kept.append(
             EncodedRanking(
                 queries=[q for q, _, _, _ in encoded],

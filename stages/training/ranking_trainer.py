@@ -139,7 +139,7 @@ class RankingTrainer(OwnSteps, Trainer):
 
 
 def collate(batch: Sequence[EncodedRanking], pad_id: int, with_margins: bool) -> dict[str, Tensor]:
-    """Answers end to end (N, L), and per ranking padded (B, K) ranks, presence and score differences."""
+    """Answers packed (N, L), and per ranking padded (B, K) ranks, presence and score differences."""
     rows = make_rows([q for r in batch for q in r.queries], [a for r in batch for a in r.responses], pad_id, "cpu")
     width = max(len(r.ranks) for r in batch)
     ranks = torch.tensor([r.ranks + [0] * (width - len(r.ranks)) for r in batch])

@@ -65,7 +65,7 @@ class ResponseTrainer(OwnSteps, SFTTrainer):
     def share_of(self, inputs: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
         return of_rows(inputs, [rows])[0]
 
-    def pieces(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    def micro_batches_of(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
         """Of at most ``size`` rows, or padded tokens where there is a budget of them."""
         lengths = inputs["attention_mask"].sum(1).tolist()
         if self.batch_tokens is not None:

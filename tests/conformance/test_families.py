@@ -13,7 +13,7 @@ from models.backbone.forward import set_gradient_checkpointing, switch_off_dropo
 from models.backbone.logprobs import make_rows, token_logprobs
 from models.backbone.settings import AdapterConfig
 from models.roles.shared_base import SharedBase
-from models.sampling.generate import CachedEngine, SamplingParams, generate, uniforms_for
+from models.sampling.generate import CachedEngine, SamplingParams, generate, sampling_noise
 from reward.losses import ranking_loss
 from reward.model import score_rows
 from tests.conftest import FAMILIES, make_base, randomise, tiny_lm, word_tokenizer
@@ -91,7 +91,7 @@ def test_generation_is_the_same_under_gradient_checkpointing(family):
         with base.role("base") as view:
             found.append(
                 generate(
-                    CachedEngine(), view, PROMPTS, uniforms=uniforms_for(3, 8, torch.Generator().manual_seed(0)),
+                    CachedEngine(), view, PROMPTS, noise=sampling_noise(3, 8, torch.Generator().manual_seed(0)),
                     batch=9, params=SamplingParams(max_new_tokens=8, temperature=1.0, stop_ids=(2,), pad_id=0),
                 )
             )  # fmt: skip

@@ -15,7 +15,7 @@ from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.processes import Processes
 from models.backbone.settings import AdapterConfig
 from models.roles.shared_base import SharedBase
-from models.sampling.generate import CachedEngine, SamplingParams, generate, uniforms_for
+from models.sampling.generate import CachedEngine, SamplingParams, generate, sampling_noise
 from reward.model import RewardModel, Samples
 from reward.terms.composition import ModelReward, WeightedSum
 from stages.ppo import stage as ppo_stage
@@ -97,7 +97,7 @@ def test_the_reward_models_score_in_ppo_is_that_of_its_own_evaluation(tmp_path):
         base.add_role("reward", ADAPTER, head=True)
         randomise(base, "reward", 5)
         ppo = make_ppo(tmp_path, base=base, learning_rate=1e-2, weight_decay=0.1)
-        model = RewardModel(base=base, role="reward", renderer=ppo.context.renderer, centre=0.3)
+        model = RewardModel(base=base, role="reward", renderer=ppo.context.renderer, score_mean=0.3)
         ppo.reward = WeightedSum([("model", 1.0, ModelReward(model))])
         rollout = rolled_out(ppo)
         assert not rollout.raw_scores.requires_grad
@@ -161,11 +161,11 @@ def test_equal_prompts_get_different_samples_and_padding_sides_are_our_own(tmp_p
 
 def test_shares_of_processes_are_the_whole_and_disjoint():
     """D7, R16: contiguous shares whose sizes differ by at most one."""
-    for world in (1, 2, 3):
+    for world_size in (1, 2, 3):
         shares = []
-        for rank in range(world):
+        for rank in range(world_size):
             processes = Processes("cpu")
-            processes.rank, processes.world = rank, world
+            processes.rank, processes.world_size = rank, world_size
             shares.append(list(processes.share(8)))
         assert sorted(i for s in shares for i in s) == list(range(8))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -181,7 +181,7 @@ def test_sampling_between_updates_changes_nothing(tmp_path):
                 torch.rand(3)
                 with ppo.base.role("policy") as view:
                     generate(
-                        CachedEngine(), view, ppo.stream.queries, uniforms=uniforms_for(8, 4, torch.Generator()),
+                        CachedEngine(), view, ppo.stream.queries, noise=sampling_noise(8, 4, torch.Generator()),
                         batch=3,
                         params=SamplingParams(max_new_tokens=4, temperature=1.0, stop_ids=(2,), pad_id=0),
                     )  # fmt: skip
@@ -202,7 +202,7 @@ def test_after_updates_the_sampler_draws_from_the_new_policy(tmp_path):
             CachedEngine(),
             view,
             ppo.stream.queries,
-            uniforms=None,
+            noise=None,
             batch=8,
             params=SamplingParams(max_new_tokens=6, temperature=1.0, stop_ids=(2,), pad_id=0),
         )
@@ -274,14 +274,14 @@ def test_chunks_of_unsorted_prompts_keep_rows_and_draws(tmp_path):
     """R19: 7 prompts of falling length in chunks of 1, 2, 3: each gets what it gets in one batch, in its own place."""
     base = make_base()
     prompts = [list(range(5, 5 + n)) for n in (9, 7, 8, 3, 5, 1, 2)]
-    uniforms = uniforms_for(7, 6, torch.Generator().manual_seed(0))
+    noise = sampling_noise(7, 6, torch.Generator().manual_seed(0))
     with base.role("base") as view:
         made = [
             generate(
                 CachedEngine(),
                 view,
                 prompts,
-                uniforms=uniforms,
+                noise=noise,
                 batch=batch,
                 params=SamplingParams(max_new_tokens=6, temperature=1.0, stop_ids=(2, 7, 11), pad_id=0),
             )
@@ -290,7 +290,7 @@ def test_chunks_of_unsorted_prompts_keep_rows_and_draws(tmp_path):
         alone = CachedEngine()(
             view,
             [prompts[3]],
-            uniforms=uniforms[3:4],
+            noise=noise[3:4],
             params=SamplingParams(max_new_tokens=6, temperature=1.0, stop_ids=(2, 7, 11), pad_id=0),
         )
     assert made[0].ids[3] == alone.ids[0]
@@ -374,7 +374,7 @@ def prepared(tmp_path, **settings):
         base.add_role(name, context.adapter, head=name == "reward")
         randomise(base, name, i)
     base.heads["reward"].bias.data.fill_(0.4)
-    model = RewardModel(base=base, role="reward", renderer=context.renderer, centre=0.25, spread=2.0)
+    model = RewardModel(base=base, role="reward", renderer=context.renderer, score_mean=0.25, score_std=2.0)
     config = PPOConfig(rollouts=8, updates=2, epochs=1, max_new_tokens=6, **settings)
     ppo_stage.add_roles(context, config, model)
     return base, context, config, model

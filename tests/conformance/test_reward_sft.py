@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from models.backbone.seeds import generator
-from models.sampling.generate import CachedEngine, SamplingParams, generate, uniforms_for
+from models.sampling.generate import CachedEngine, SamplingParams, generate, sampling_noise
 from reward.model import score_rows
 from stages import reward_model, sft
 from stages.ppo_math import masked_mean
@@ -83,7 +83,7 @@ def test_the_mean_score_of_the_calibration_answers_is_zero(tmp_path):
     """M7: the same samples, drawn again, have mean 0 under the stage's centre."""
     context = context_for(tmp_path)
     rows, _ = reward_model.encode(context, RANKINGS, RewardConfig())
-    found = reward_model.run(context, RewardConfig(centre_samples=12)).metrics
+    found = reward_model.run(context, RewardConfig(calibration_samples=12)).metrics
     assert found["centred_on"] == "sft samples"
     queries = [context.renderer.prompt_ids(p.messages) for p in context.corpus.prompts.train]
     longest = max(len(a) for r in rows for a in r.responses)
@@ -92,7 +92,7 @@ def test_the_mean_score_of_the_calibration_answers_is_zero(tmp_path):
             CachedEngine(),
             view,
             queries,
-            uniforms=uniforms_for(12, longest, generator(0, "reward/centre")),
+            noise=sampling_noise(12, longest, generator(0, "reward/centre")),
             batch=5,
             params=SamplingParams(
                 max_new_tokens=longest, temperature=1.0, stop_ids=context.renderer.stop_ids, pad_id=0

@@ -124,7 +124,7 @@ def test_stop_tokens_that_cannot_be_reached(tmp_path):
 
 def trained_reward(folder: Path) -> tuple[dict, Path]:
     context = context_for(folder)
-    config = RewardConfig(batch=6, micro_batch=6, learning_rate=1e-3, centre_samples=8)
+    config = RewardConfig(batch=6, micro_batch=6, learning_rate=1e-3, calibration_samples=8)
     return dict(reward_model.run(context, config).metrics), folder
 
 
@@ -142,7 +142,7 @@ def stage_world(tmp_path: Path, metrics: dict, folder: Path, spoil: bool = False
     object.__setattr__(context, "inputs", {"reward": artifact})
     object.__setattr__(context, "warn", told.append)
     model = RewardModel(
-        base=base, role="reward", renderer=Renderer(base.tokenizer, template="dialogue"), centre=numbers["centre"]
+        base=base, role="reward", renderer=Renderer(base.tokenizer, template="dialogue"), score_mean=numbers["centre"]
     )
     return context, model, told
 

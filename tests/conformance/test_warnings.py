@@ -14,7 +14,7 @@ HEALTHY = {
 
 def feed(changes: list[dict[str, float]]) -> list[tuple[int, str]]:
     watch = Watch()
-    out = [(step, text) for step, change in enumerate(changes, 1) for text in watch.see(step, HEALTHY | change)]
+    out = [(step, text) for step, change in enumerate(changes, 1) for text in watch.record(step, HEALTHY | change)]
     assert [(w.step, w.text) for w in watch.given] == out
     return out
 
@@ -59,14 +59,14 @@ def test_what_passes_is_not_told(name, values):
 
 def test_metrics_that_are_missing_are_no_sign():
     watch = Watch()
-    assert all(watch.see(i, {}) == [] for i in range(40))
+    assert all(watch.record(i, {}) == [] for i in range(40))
 
 
 def test_a_long_run_keeps_no_more_than_the_signs_need():
     """And they still show: the first values are remembered, however long ago they were."""
     watch = Watch()
     for step in range(1, 2_001):
-        assert watch.see(step, HEALTHY) == [] and len(watch.history.rows) <= LONG
+        assert watch.record(step, HEALTHY) == [] and len(watch.history.rows) <= LONG
     longer = HEALTHY | {"rollout/length": 40.0, "objective/entropy": 0.3, "objective/scores_std": 0.01}
-    told = [text for step in range(2_001, 2_004) for text in watch.see(step, longer)]
+    told = [text for step in range(2_001, 2_004) for text in watch.record(step, longer)]
     assert len(told) == 3 and len(watch.history.rows) == LONG

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from data.batching import left_pad, like_length, right_pad, token_batches
+from data.batching import left_pad, length_bucketed, right_pad, token_batches
 
 ROWS = [[5, 2, 6], [0], [], [7, 0]]
 
@@ -25,9 +25,9 @@ def test_no_rows():
 
 def test_groups_hold_every_row_once_and_a_cut_saves_what_it_costs():
     lengths = [3, 100, 98, 4, 5, 97]
-    assert like_length(lengths, 50) == [[1, 2, 5], [4, 3, 0]]  # one cut saves (100 - 5) * 3 cells, the next saves 6
-    assert like_length(lengths, 1000) == [[1, 2, 5, 4, 3, 0]]
-    assert like_length([], 1) == []
+    assert length_bucketed(lengths, 50) == [[1, 2, 5], [4, 3, 0]]  # one cut saves (100 - 5) * 3 cells, the next saves 6
+    assert length_bucketed(lengths, 1000) == [[1, 2, 5, 4, 3, 0]]
+    assert length_bucketed([], 1) == []
 
 
 def test_batches_of_tokens_hold_every_row_once_and_stay_below_the_limit():

@@ -81,9 +81,9 @@ def test_prompts_that_do_not_fit_are_counted(renderer: Renderer) -> None:
 def test_the_limit_for_95_percent_by_hand() -> None:
     tally = Tally(unit="rows", key="k", limit=10)
     for n in range(1, 101):
-        tally.see([Fitted.of(list(range(n)), [], range(min(n, 10)), 0)])
-    assert tally.limit_for_most() == 95 and tally.cut == 90
-    assert not Tally(unit="rows", key="k").warning() and Tally(unit="rows", key="k").limit_for_most() is None
+        tally.record([Fitted.of(list(range(n)), [], range(min(n, 10)), 0)])
+    assert tally.limit_for_95_percent() == 95 and tally.cut == 90
+    assert not Tally(unit="rows", key="k").warning() and Tally(unit="rows", key="k").limit_for_95_percent() is None
     assert share_warning(5, 100, "a", "b") == "" and "6 of 100 a (6%); b" in share_warning(6, 100, "a", "b")
 
 
@@ -103,7 +103,7 @@ def test_manifest_and_report_counts_agree_with_an_independent_count(tmp_path) ->
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "long.txt").write_text("a b c d e f g h " * 100)
     settings = {
-        "data": {"demonstrations": "rows.jsonl", "documents": ["long.txt", "demo-world?rows=60"], "held_out": 0.0,
+        "data": {"demonstrations": "rows.jsonl", "documents": ["long.txt", "demo-task?rows=60"], "held_out": 0.0,
                  "text_unit": "file"},
         "sft": RECIPE["sft"] | {"max_tokens": 32},
         "rankings": RECIPE["rankings"] | {"held_out_prompts": 256},

@@ -171,12 +171,12 @@ def test_hub_rows_come_through_datasets(tmp_path, monkeypatch):
 
 
 def test_demo_world_and_its_options(tmp_path):
-    one = load(tmp_path, "demo-world?rows=7", "prompts").records
-    assert len(one) == 7 and one != load(tmp_path, "demo-world?rows=7&seed=5", "prompts").records
+    one = load(tmp_path, "demo-task?rows=7", "prompts").records
+    assert len(one) == 7 and one != load(tmp_path, "demo-task?rows=7&seed=5", "prompts").records
     with pytest.raises(UserError, match="rows=many is wrong"):
-        load(tmp_path, "demo-world?rows=many", "prompts")
+        load(tmp_path, "demo-task?rows=many", "prompts")
     with pytest.raises(UserError, match="the stage `rankings`"):
-        load(tmp_path, "demo-world", "rankings")
+        load(tmp_path, "demo-task", "rankings")
 
 
 def test_config_takes_one_or_many_and_refuses_the_rest():

@@ -163,9 +163,9 @@ def test_prompts_are_distinct_and_default_to_the_others(tmp_path):
 def test_demo_world_holds_out_combinations(tmp_path):
     found = corpus(
         tmp_path,
-        demonstrations="demo-world?rows=300",
-        prompts="demo-world?rows=600",
-        documents="demo-world?rows=800",
+        demonstrations="demo-task?rows=300",
+        prompts="demo-task?rows=600",
+        documents="demo-task?rows=800",
         held_out=0.125,
     )
     train = {d.group for d in found.documents.train} | {d.prompt.group for d in found.demonstrations.train}

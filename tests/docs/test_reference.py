@@ -127,7 +127,7 @@ LEAST: dict[str, Any] = {"base": "b", "data": {"demonstrations": "d.jsonl", "ran
         {"reward": {"gate": False}},
         {"reward": {"gate": "off"}},
         {"data": {"demonstrations": ["a", "b"], "held_out": "file.jsonl"}},
-        {"evaluation": {"best_of_by": {"kind": "k.py:f", "two": ["model", {"source": "length", "at_most": 4}]}}},
+        {"evaluation": {"best_of_by": {"kind": "k.py:f", "two": ["model", {"source": "length", "max_length": 4}]}}},
         {"adapter": {"layers": [0, 1], "targets": ["q_proj"]}},
     ],
     ids=str,

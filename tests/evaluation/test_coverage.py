@@ -12,7 +12,7 @@ from scipy import stats
 from data.common.paired_tests import holm
 from evaluation.metrics.length_control import length_controlled_win_rate
 from evaluation.results import assemble
-from tests.support.answers import answers_of
+from tests.support.answers import responses_of
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
 SPEC = importlib.util.spec_from_file_location("coverage_table", SCRIPT)
@@ -77,10 +77,10 @@ def test_many_systems_are_corrected():
     rng = np.random.default_rng(0)
     base = rng.normal(size=60)
     hint = base + np.where(np.arange(60) < 39, 1.0, -1.0)  # 39 of 60: p = 0.027
-    one = assemble([answers_of("sft", gold=base), answers_of("a", gold=hint)], judge="gold", resamples=200)
+    one = assemble([responses_of("sft", gold=base), responses_of("a", gold=hint)], judge="gold", resamples=200)
     names = "abcdefgh"
-    many = [answers_of(n, gold=hint if n == "a" else base + rng.normal(size=60)) for n in names]
-    eight = assemble([answers_of("sft", gold=base), *many], judge="gold", resamples=200)
+    many = [responses_of(n, gold=hint if n == "a" else base + rng.normal(size=60)) for n in names]
+    eight = assemble([responses_of("sft", gold=base), *many], judge="gold", resamples=200)
     assert one["comparisons"][0]["verdict"] == "better"
     first = eight["comparisons"][0]
     assert first["p_value"] < 0.05 < first["p_value_holm"] and first["verdict"] == "not shown"

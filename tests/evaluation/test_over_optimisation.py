@@ -64,8 +64,10 @@ def test_best_of_n_is_the_mean_over_all_choices():
 
 
 def row(seed: int, arm: str, gold: list[float], chosen: int = 0) -> dict[str, Any]:
-    looks = [{"update": i, "kl": float(i), "gold": g, "proxy": float(i), "watcher": g} for i, g in enumerate(gold)]
-    return {"seed": seed, "arm": arm, "looks": looks, "chosen": chosen, "gold_spread": 1.0}
+    evaluations = [
+        {"update": i, "kl": float(i), "gold": g, "proxy": float(i), "watcher": g} for i, g in enumerate(gold)
+    ]
+    return {"seed": seed, "arm": arm, "looks": evaluations, "chosen": chosen, "gold_spread": 1.0}
 
 
 def test_tables_pair_the_seeds_and_leave_out_unfinished_ones():
@@ -137,8 +139,8 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytes
 def tiny(tmp_path: Path) -> Path:
     folder = tmp_path
     small = [
-        "base.pretrain.steps=5", "base.pretrain.model.width=32", "data.documents=demo-world?rows=300",
-        "data.demonstrations=demo-world?rows=32", "data.prompts=demo-world?rows=60", "rankings.prompts=16",
+        "base.pretrain.steps=5", "base.pretrain.model.width=32", "data.documents=demo-task?rows=300",
+        "data.demonstrations=demo-task?rows=32", "data.prompts=demo-task?rows=60", "rankings.prompts=16",
         "rankings.held_out_prompts=4", "rankings.max_new_tokens=8", "ppo.max_new_tokens=8", "ppo.rollouts=8",
         "seed=5",
     ]  # fmt: skip
@@ -160,7 +162,7 @@ def test_the_driver_runs_every_arm_once_and_goes_on(tiny: Path, monkeypatch: pyt
     rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     assert [(r["seed"], r["arm"]) for r in rows] == [(5, a) for a in ("best_of_n", "single", "ensemble", "kl")]
     one, many, kl = rows[1:]
-    assert [look["update"] for look in one["looks"]] == [0, 1, 2]
+    assert [evaluation["update"] for evaluation in one["looks"]] == [0, 1, 2]
     assert one["looks"][0]["kl"] == pytest.approx(0.0, abs=1e-5)
     assert one["looks"][0]["gold"] == many["looks"][0]["gold"] == kl["looks"][0]["gold"]  # the SFT model, same draws
     assert one["looks"][2]["kl"] != 0.0

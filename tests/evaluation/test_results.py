@@ -9,12 +9,12 @@ import pytest
 
 from evaluation.adversaries import CONSTANT
 from evaluation.results import assemble, samples_rows
-from tests.support.answers import answers_of
+from tests.support.answers import responses_of
 
 
 def test_the_documented_shape_as_json():
-    systems = [answers_of("base", -1), answers_of("sft"), answers_of("ppo", 2)]
-    systems += [answers_of("sft", decoding="greedy"), answers_of("ppo", 2, decoding="greedy")]
+    systems = [responses_of("base", -1), responses_of("sft"), responses_of("ppo", 2)]
+    systems += [responses_of("sft", decoding="greedy"), responses_of("ppo", 2, decoding="greedy")]
     results = json.loads(json.dumps(assemble(systems, judge="gold", resamples=500), allow_nan=False))
     assert results["prompts"] == 60
     assert set(results["systems"]) == {"base", "sft", "ppo"} and set(results["greedy"]) == {"sft", "ppo"}
@@ -39,16 +39,16 @@ def test_the_documented_shape_as_json():
 
 def test_kl_per_token_is_total_over_total():
     ids = [[1]] * 30 + [[1, 2, 3]] * 30
-    d = assemble([answers_of("sft", token_ids=ids, kl=[2.0] * 60)], judge="gold", resamples=100)["systems"]["sft"]
+    d = assemble([responses_of("sft", token_ids=ids, kl=[2.0] * 60)], judge="gold", resamples=100)["systems"]["sft"]
     assert d["kl_per_token"] == pytest.approx(120 / 120) and d["kl"]["mean"] == 2
 
 
 def test_samples_of_one_prompt_are_one_unit():
     prompts = [f"tell {i // 3}" for i in range(60)]
-    results = assemble([answers_of("sft", prompts=prompts), answers_of("ppo", 1, prompts=prompts)], judge="gold")
+    results = assemble([responses_of("sft", prompts=prompts), responses_of("ppo", 1, prompts=prompts)], judge="gold")
     assert results["prompts"] == 20 and results["comparisons"][0]["n"] == 20
     groups = [f"g{i}" for i in range(60)]
-    apart = assemble([answers_of("sft", prompts=prompts, groups=groups)], judge="gold")
+    apart = assemble([responses_of("sft", prompts=prompts, groups=groups)], judge="gold")
     assert apart["prompts"] == 60
 
 
@@ -63,12 +63,12 @@ def test_samples_of_one_prompt_are_one_unit():
     ],
 )
 def test_warnings(changes: dict[str, Any], words: str):
-    results = assemble([answers_of("sft"), answers_of("ppo", 2, **changes)], judge="gold", resamples=300)
+    results = assemble([responses_of("sft"), responses_of("ppo", 2, **changes)], judge="gold", resamples=300)
     assert any(words in w and w.startswith("ppo") for w in results["warnings"]), results["warnings"]
 
 
 def test_a_judge_that_prefers_trivial_answers_is_called_unreliable():
-    systems = [answers_of("sft"), answers_of("ppo", 2)]
+    systems = [responses_of("sft"), responses_of("ppo", 2)]
 
     def by_length(completions: list[str]) -> list[float]:
         longest = {max(systems[0].responses, key=len)}
@@ -86,7 +86,7 @@ def test_a_judge_that_prefers_trivial_answers_is_called_unreliable():
 
 
 def test_the_reward_model_is_tested_beside_gold():
-    systems = [answers_of("sft"), answers_of("ppo", 2)]
+    systems = [responses_of("sft"), responses_of("ppo", 2)]
     others = {"reward": lambda texts: [5.0 if t in systems[0].prompts else -9.0 for t in texts]}
     results = assemble(systems, judge="gold", score=lambda t: [-9.0] * len(t), others=others, resamples=200)
     assert results["judges"]["gold"]["reliable"] is True and results["judges"]["reward"]["reliable"] is False
@@ -96,14 +96,14 @@ def test_the_reward_model_is_tested_beside_gold():
 
 
 def test_without_gold_the_reward_judges_and_that_is_said():
-    systems = [answers_of("sft", gold=None), answers_of("ppo", 2, gold=None)]
+    systems = [responses_of("sft", gold=None), responses_of("ppo", 2, gold=None)]
     results = assemble(systems, judge="reward", resamples=200)
     assert [c["by"] for c in results["comparisons"]] == ["reward"]
     assert any("trained on" in w for w in results["warnings"])
 
 
 def test_few_prompts_and_missing_reference_are_said():
-    results = assemble([answers_of("ppo", n=8)], judge="gold")
+    results = assemble([responses_of("ppo", n=8)], judge="gold")
     assert results["systems"]["ppo"]["gold"]["ci95"] is None and "too few" in results["systems"]["ppo"]["gold"]["note"]
     assert any("too few prompts" in w for w in results["warnings"]) and any(
         "no sampled" in w for w in results["warnings"]
@@ -112,17 +112,17 @@ def test_few_prompts_and_missing_reference_are_said():
 
 
 def test_unlike_prompts_are_refused():
-    shuffled = answers_of("ppo", prompts=[f"tell {59 - i}" for i in range(60)])
+    shuffled = responses_of("ppo", prompts=[f"tell {59 - i}" for i in range(60)])
     with pytest.raises(ValueError, match="same prompts in the same order"):
-        assemble([answers_of("sft"), shuffled], judge="gold")
+        assemble([responses_of("sft"), shuffled], judge="gold")
     with pytest.raises(ValueError, match="twice"):
-        assemble([answers_of("sft"), answers_of("sft")], judge="gold")
+        assemble([responses_of("sft"), responses_of("sft")], judge="gold")
     with pytest.raises(ValueError, match="59 reward"):
-        answers_of("sft", reward=[0.0] * 59)
+        responses_of("sft", reward=[0.0] * 59)
 
 
 def test_samples_rows():
-    rows = samples_rows([answers_of("sft", kl=None), answers_of("ppo"), answers_of("ppo", decoding="greedy")])
+    rows = samples_rows([responses_of("sft", kl=None), responses_of("ppo"), responses_of("ppo", decoding="greedy")])
     assert len(rows) == 120 and [r["decoding"] for r in rows[59:61]] == ["sampled", "greedy"]
     assert set(rows[0]["systems"]) == {"sft", "ppo"} and set(rows[60]["systems"]) == {"ppo"}
     assert "kl" not in rows[0]["systems"]["sft"] and set(rows[0]) == {"prompt", "category", "decoding", "systems"}

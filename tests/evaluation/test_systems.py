@@ -20,7 +20,7 @@ from models.backbone.settings import AdapterConfig
 from models.sampling.generate import Generated
 from reward.model import Samples
 from reward.settings import RewardPart
-from reward.terms.composition import Running, Shaping, WeightedSum
+from reward.terms.composition import RewardTransform, Running, WeightedSum
 from tests.conftest import make_base, randomise
 
 
@@ -56,7 +56,7 @@ def test_names(name: str, kind: str, value: str):
     ],
 )
 def test_wrong_names_are_told(name: str, words: str):
-    own = {"short": (RewardPart(source="length", at_most=1),)}
+    own = {"short": (RewardPart(source="length", max_length=1),)}
     config = EvaluationConfig(prompted={"odd": PromptedConfig(model="best_of_4")}, best_of_by=own)
     assert words in problem_of(name, config)
     assert not problem_of("best_of_4:short", config)
@@ -88,9 +88,9 @@ def test_the_best_of_n_is_chosen_by_the_composed_reward():
     assert Chooser(reward=plain, clip=2.0)(tries) == [1, 1]  # the first of equals
     both: list = [("given", 1.0, given), ("late", 0.1, late)]
     # mean 67 / 6: a, b, d lie below it by more than 0.01 spreads and c above
-    shaped = WeightedSum(both, {"given": Shaping(Running(), clip=0.01)})
-    assert Chooser(reward=shaped)(tries) == [1, 1]
-    assert Chooser(reward=WeightedSum(both, {"given": Shaping(Running())}))(tries) == [2, 2]
+    transformed = WeightedSum(both, {"given": RewardTransform(Running(), clip=0.01)})
+    assert Chooser(reward=transformed)(tries) == [1, 1]
+    assert Chooser(reward=WeightedSum(both, {"given": RewardTransform(Running())}))(tries) == [2, 2]
 
 
 def test_dashes_are_underscores():

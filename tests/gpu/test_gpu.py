@@ -81,7 +81,7 @@ def test_the_pipeline_runs_and_gives_memory_back(tmp_path):
     pipeline.run()
     rows = [json.loads(line) for line in (tmp_path / "ppo/metrics.jsonl").read_text().splitlines()]
     assert abs(rows[0]["objective/kl"]) < 1e-2 and rows[0]["ppo/policy/ratio"] == pytest.approx(1.0, abs=2e-2)
-    pipeline.bench.clear()
+    pipeline.loaded.clear()
     held = torch.cuda.memory_allocated()
-    base = sum(p.numel() * p.element_size() for p in pipeline.bench.base().base_tensors().values())
+    base = sum(p.numel() * p.element_size() for p in pipeline.loaded.base().base_tensors().values())
     assert held < 4 * base + 2**24

@@ -91,7 +91,7 @@ DEMONSTRATIONS = Split(train=(Demonstration(prompt=make_prompt("w2"), answer=LON
 RANKED = RankedAnswers(prompt=make_prompt("w2"), answers=(LONG, LONG + " w2"), ranks=(0, 1))
 STAGES = {
     "sft": lambda c: sft.run(c, SFTConfig(batch=2)),
-    "reward": lambda c: reward_model.run(c, RewardConfig(batch=1, centre_samples=1)),
+    "reward": lambda c: reward_model.run(c, RewardConfig(batch=1, calibration_samples=1)),
     "rankings": lambda c: rankings.run(
         c, RankingsConfig(annotator="data.demo.task:gold", prompts=2, answers=2, max_new_tokens=70)
     ),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models.backbone.peers import Peer, alive, dead_among, told
+from models.backbone.peers import Peer, alive, dead_among, death_notice
 from tests.support.recipes import RECIPE
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def test_the_others_name_the_process_that_died_and_the_way_on(tmp_path: Path) ->
     )
     assert done.returncode != 0 and time.monotonic() - started < 120  # of which most is the start and pretraining
     said = re.search(
-        r"process 1 \(pid \d+ on .+?\) died.*the same command goes on from the newest checkpoint", done.stderr
+        r"process 1 \(pid \d+ on .+?\) died.*the same command resumes from the newest checkpoint", done.stderr
     )
     assert said, done.stderr[-3000:]
     assert (tmp_path / "run/pretrain/manifest.json").exists()
@@ -49,7 +49,7 @@ def test_a_process_that_left_in_order_has_not_died(tmp_path: Path, ended: int) -
     assert dead_among(peers) == []
     marker.touch()
     assert dead_among(peers) == peers[1:]
-    assert f"process 1 (pid {ended} on here) died" in told(peers[1:])
+    assert f"process 1 (pid {ended} on here) died" in death_notice(peers[1:])
 
 
 def test_a_process_that_nobody_has_asked_about_is_gone(tmp_path: Path) -> None:

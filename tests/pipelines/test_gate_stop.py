@@ -30,7 +30,7 @@ def card(**changes: Any) -> dict[str, Any]:
         "rankings": 40,
         "accuracy": GOOD,
         "baselines": {"longest answer": {"share": 0.6}, "n-grams": {"share": 0.9}},
-        "probes": {"emptied": {"share": 1.0, "ci95": [0.9, 1.0]}},
+        "probes": {"empty response": {"share": 1.0, "ci95": [0.9, 1.0]}},
         "samples": {"std": 1.0, "of": "sft samples"},
     } | changes
 
@@ -39,11 +39,11 @@ BAD = [
     card(accuracy={"share": 0.55, "ci95": [0.49, 0.61]}, baselines={"longest answer": {"share": 0.5}}),
     card(accuracy={"share": 0.55, "ci95": [0.4, 0.61]}, baselines={"longest answer": {"share": 0.5}}),
     card(baselines={"longest answer": {"share": 0.81}}),
-    card(probes={"emptied": {"share": 0.257, "ci95": [0.1, 0.3]}}),
+    card(probes={"empty response": {"share": 0.257, "ci95": [0.1, 0.3]}}),
     card(samples={"std": 1e-5, "of": "sft samples"}),
     card(
         accuracy={"share": 0.5, "ci95": [0.301, 0.61]},
-        probes={"emptied": {"share": 0.0, "ci95": [0.0, 0.3]}},
+        probes={"empty response": {"share": 0.0, "ci95": [0.0, 0.3]}},
         samples={"std": 0.0, "of": "sft samples"},
     ),
 ]

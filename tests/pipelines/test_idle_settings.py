@@ -24,9 +24,9 @@ from pipelines.stages.table import STAGES, made_with
 
 ROOT = Path(__file__).parents[2]
 DATA = {
-    "demonstrations": "demo-world?rows=60",
-    "rankings": "demo-world?rows=60",
-    "prompts": "demo-world?rows=80",
+    "demonstrations": "demo-task?rows=60",
+    "rankings": "demo-task?rows=60",
+    "prompts": "demo-task?rows=80",
 }
 PLAIN = {"base": "gpt2", "data": DATA}
 SCRATCH = {"base": {"pretrain": {}}, "data": DATA | {"documents": ["notes.txt"]}}
@@ -88,7 +88,7 @@ def also(more: Any) -> dict[str, Any]:
 
 def of_part(key, value, source="length", **more):
     """A term of PPO's reward with one setting of its own."""
-    usual = {"length": {"at_most": 40}, "regex": {"pattern": "a"}}.get(source, {})
+    usual = {"length": {"max_length": 40}, "regex": {"pattern": "a"}}.get(source, {})
     return {"ppo.reward": ["model", {"source": source, **usual, **more, key: value}]}
 
 
@@ -137,9 +137,9 @@ ACTS = {  # setting: (recipe, settings written into it)
     **{
         f"data.{k}": (recipe, {f"data.{k}": v})
         for k, recipe, v in [
-            ("demonstrations", PLAIN, "demo-world?rows=9"),
-            ("rankings", PLAIN, "demo-world?rows=9"),
-            ("prompts", PLAIN, "demo-world?rows=9"),
+            ("demonstrations", PLAIN, "demo-task?rows=9"),
+            ("rankings", PLAIN, "demo-task?rows=9"),
+            ("prompts", PLAIN, "demo-task?rows=9"),
             ("documents", SCRATCH, "more.txt"),
             ("held_out", PLAIN, 0.2),
             ("group_by", PLAIN, "topic"),
@@ -197,8 +197,8 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("label_smoothing", 0.1, {}),
             ("pooling", "mean", {}),
             ("ensemble", 2, {}),
-            ("combine", "worst", {"reward.ensemble": 2}),
-            ("caution", 2.0, {"reward.ensemble": 2, "reward.combine": "mean_minus_spread"}),
+            ("combine", "min", {"reward.ensemble": 2}),
+            ("uncertainty_penalty", 2.0, {"reward.ensemble": 2, "reward.combine": "mean_minus_std"}),
             ("holdout", 0.2, {}),
             ("init", "base", {}),
             ("epochs", 2.0, {}),
@@ -211,7 +211,7 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("max_tokens", 64, {}),
             ("max_grad_norm", 2.0, {}),
             ("weight_decay", 0.1, {}),
-            ("centre_samples", 9, {}),
+            ("calibration_samples", 9, {}),
         ]
     },
     **{
@@ -260,10 +260,10 @@ ACTS = {  # setting: (recipe, settings written into it)
             ),
             ("kl_target", 3.0, {"ppo.kl": "adaptive"}),
             ("kl_horizon", 9.0, {"ppo.kl": "adaptive"}),
-            ("share_lower_layers", False, {"adapter.layers": "upper_half"}),
+            ("share_prefix_layers", False, {"adapter.layers": "upper_half"}),
             ("value_coef", 0.5, {"ppo.value.init": "policy_trunk"}),
-            ("watch_every", 2, {"reward.holdout": 0.2}),
-            ("watch_prompts", 9, {"reward.holdout": 0.2}),
+            ("holdout_every", 2, {"reward.holdout": 0.2}),
+            ("holdout_prompts", 9, {"reward.holdout": 0.2}),
             ("keep", "best", {"reward.holdout": 0.2}),
         ]
     },
@@ -281,8 +281,8 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("clip", 1.0, "length"),
             ("pattern", "b", "regex"),
             ("count", True, "regex"),
-            ("at_least", 2, "length"),
-            ("at_most", 30, "length"),
+            ("min_length", 2, "length"),
+            ("max_length", 30, "length"),
             ("unit", "tokens", "length"),
         ]
     },
@@ -379,7 +379,7 @@ SHOWN = {  # what is in no key, and the file of tests that shows it acting
     **{f"{s}.max_skipped_steps": "resume/test_bad_steps.py" for s in ("sft", "reward", "ppo")},
     **{
         f"reward.gate.{k}": "reward/card/test_gate.py"
-        for k in ("enabled", "accuracy", "beat_longest", "beat_ngrams", "emptied", "spread")
+        for k in ("enabled", "accuracy", "beat_longest", "beat_ngrams", "empty_response", "score_std")
     },
     **{
         f"{group}.remote.{k}": "data/common/test_http_client.py"
@@ -414,14 +414,14 @@ def test_a_setting_outside_the_keys_is_shown_acting(setting: str) -> None:
 
 def test_the_engine_is_the_plain_one_where_it_is_asked_for(tmp_path: Path) -> None:
     from models.backbone.processes import Processes
-    from pipelines.execution.loaded_models import Workbench
+    from pipelines.execution.loaded_models import LoadedModels
     from tests.conftest import tiny_lm, word_tokenizer
 
     tiny_lm().save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
     for engine, fast in (("auto", True), ("plain", False)):
         recipe = load_recipe(PLAIN | {"base": str(tmp_path), "runtime": {"engine": engine}})
-        assert Workbench(recipe, Processes("cpu"), None).base().fast is fast
+        assert LoadedModels(recipe, Processes("cpu"), None).base().fast is fast
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -443,8 +443,8 @@ def test_so_many_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
 FULL = {"adapter.method": "full"}
 FUNCTION = {"ppo.reward": ["data.demo.task:gold"]}
 TRUNK = {"ppo.value.init": "policy_trunk"}
-GIVEN = {"demonstrations": "demo-world?rows=60"}
-RANKED = {"rankings": "demo-world?rows=60"}
+GIVEN = {"demonstrations": "demo-task?rows=60"}
+RANKED = {"rankings": "demo-task?rows=60"}
 ADAPTER = {"rank": 4, "alpha": 4, "dropout": 0.1, "targets": ["c_attn"], "layers": "upper_half", "rslora": True}
 ONLY_PRETRAIN = {"base": {"pretrain": {}}, "data": {"documents": "notes.txt"}}
 IDLE = [  # recipe, settings written into it, the setting that cannot act, what the message says
@@ -467,12 +467,18 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     (SAMPLED, {"data.held_out": 0.0, "rankings.held_out_prompts": 9}, "rankings.held_out_prompts", "held_out is 0"),
     (PLAIN, {"sft.batch_tokens": 64, "sft.micro_batch": 4}, "sft.micro_batch", "sft.batch_tokens"),
     (PLAIN, {"reward.base": OTHER, "reward.init": "base"}, "reward.init", "no SFT adapter"),
-    (PLAIN, {"reward.combine": "worst"}, "reward.combine", "ensemble is 1"),
-    (PLAIN, {"reward.caution": 2.0}, "reward.caution", "mean_minus_spread"),
-    (PLAIN, {"reward.caution": 2.0, "reward.ensemble": 2}, "reward.caution", "mean_minus_spread"),
+    (PLAIN, {"reward.combine": "min"}, "reward.combine", "ensemble is 1"),
+    (PLAIN, {"reward.uncertainty_penalty": 2.0}, "reward.uncertainty_penalty", "mean_minus_std"),
+    (PLAIN, {"reward.uncertainty_penalty": 2.0, "reward.ensemble": 2}, "reward.uncertainty_penalty", "mean_minus_std"),
     *(
         (PLAIN, {"reward.gate": {"enabled": False, k: v}}, f"reward.gate.{k}", "reward.gate is off")
-        for k, v in {"accuracy": 0.6, "beat_longest": False, "beat_ngrams": True, "emptied": 0.6, "spread": 0.1}.items()
+        for k, v in {
+            "accuracy": 0.6,
+            "beat_longest": False,
+            "beat_ngrams": True,
+            "empty_response": 0.6,
+            "score_std": 0.1,
+        }.items()
     ),
     (PLAIN, FUNCTION | {"reward.gate.accuracy": 0.6}, "reward.gate.accuracy", "pays"),
     (PLAIN, {"ppo.micro_tokens": 64, "ppo.micro_batch": 4}, "ppo.micro_batch", "ppo.micro_tokens"),
@@ -496,9 +502,9 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
         "adapter.dropout",
         "PPO uses none",
     ),
-    (PLAIN, {"ppo.share_lower_layers": False}, "ppo.share_lower_layers", "every layer"),
-    (PLAIN, {"ppo.watch_every": 2}, "ppo.watch_every", "nothing watches"),
-    (PLAIN, {"ppo.watch_prompts": 9}, "ppo.watch_prompts", "nothing watches"),
+    (PLAIN, {"ppo.share_prefix_layers": False}, "ppo.share_prefix_layers", "every layer"),
+    (PLAIN, {"ppo.holdout_every": 2}, "ppo.holdout_every", "nothing watches"),
+    (PLAIN, {"ppo.holdout_prompts": 9}, "ppo.holdout_prompts", "nothing watches"),
     (PLAIN, {"ppo.updates": 3, "ppo.keep_every": 4}, "ppo.keep_every", "no policy"),
     (PLAIN, {"ppo.updates": 3, "ppo.critic_warmup": 3}, "ppo.critic_warmup", "policy never"),
     (PLAIN, {"evaluation.labels": ["a"]}, "evaluation.labels", "no 'labels'"),
@@ -531,8 +537,8 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
         for k, v in {
             "pattern": "a",
             "count": True,
-            "at_least": 1,
-            "at_most": 9,
+            "min_length": 1,
+            "max_length": 9,
             "unit": "tokens",
             "remote": {"batch": 2},
         }.items()

@@ -20,7 +20,7 @@ from pipelines.run.pipeline import Pipeline
 from pipelines.workspace.gc import leftovers, remove
 from pipelines.workspace.verify import verify_run
 from stages.safe_points.checkpoints import Checkpoints
-from stages.safe_points.stopped import CHECKPOINTS, note_begun, read_begun, take_up
+from stages.safe_points.stopped import CHECKPOINTS, note_work, read_work, take_up
 from tests.support.recipes import RECIPE
 
 SFT: dict[str, Any] = copy.deepcopy(RECIPE) | {"stages": ["pretrain", "sft"], "checkpoint": {"every_minutes": 0}}
@@ -97,7 +97,7 @@ def test_other_settings_tried_in_between_cost_no_checkpoint(
     assert "begins again because sft.batch (8 -> 4) changed" in " ".join(capsys.readouterr().out.split())
     stop_at(base, tmp_path, 1, "sft.learning_rate=0.001")
     assert len(list(tmp_path.glob(".sft.stopped-*"))) == 2
-    assert plan_of(made(base, tmp_path)) == "begun, goes on from checkpoint step_3"
+    assert plan_of(made(base, tmp_path)) == "resumes from checkpoint step_3"
     assert "step_2" in plan_of(other)
     assert leftovers(tmp_path) == []  # nothing goes unasked
     kept = made(base, tmp_path).kept()
@@ -206,8 +206,8 @@ def test_a_finished_stage_that_was_not_yet_renamed_is_not_lost_to_other_settings
 
 def test_what_is_no_work_is_not_taken_for_any(tmp_path: Path) -> None:
     out = tmp_path / ".sft.partial"
-    note_begun(out, "a" * 64, {}, {"threads": 3})
-    assert read_begun(out) is None and take_up(tmp_path / "sft", "b" * 64) is None and out.is_dir()
+    note_work(out, "a" * 64, {}, {"threads": 3})
+    assert read_work(out) is None and take_up(tmp_path / "sft", "b" * 64) is None and out.is_dir()
 
 
 def test_another_report_is_kept(run: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def run_with(dtype, folder, **changes):
 def test_a_base_from_scratch_and_a_full_copy_are_trained_and_kept_in_fp32(tmp_path):
     full = {"adapter": {"method": "full"}}
     half, whole = (run_with(dtype, tmp_path / dtype, **full) for dtype in ("bfloat16", "float32"))
-    assert half.bench.base().dtype == torch.bfloat16
+    assert half.loaded.base().dtype == torch.bfloat16
     made = [load_file(p.run_dir / "pretrain/model/model.safetensors") for p in (half, whole)]
     assert all(v.dtype == torch.float32 and torch.equal(v, made[1][n]) for n, v in made[0].items())
     trained = load_file(half.run_dir / "sft/model/model.safetensors")

@@ -27,7 +27,7 @@ def test_sft_and_reward_model_on_alpaca_and_scored_answers(shared: Path, tmp_pat
             f"base={need(shared, 'models/TinyStories-656K')}",
             "sft.max_tokens=192",
             "reward.max_tokens=128",
-            "reward.centre_samples=16",
+            "reward.calibration_samples=16",
         ],
         tmp_path,
     )

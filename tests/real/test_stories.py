@@ -69,7 +69,7 @@ SMALL = [
     "rankings.max_new_tokens=48",
     "reward.epochs=1",
     "reward.batch=8",
-    "reward.centre_samples=8",
+    "reward.calibration_samples=8",
     "ppo.updates=2",
     "ppo.critic_warmup=1",
     "ppo.rollouts=16",
@@ -84,9 +84,9 @@ SMALL = [
 def test_all_stages_run_on_a_real_pretrained_base(shared: Path, tmp_path: Path, base: str) -> None:
     pipeline = run("stories.yaml", [*settings(shared, tmp_path, base, 64), *SMALL], tmp_path)
     assert pipeline.recipe.stages == ("sft", "rankings", "reward", "ppo", "evaluate")
-    stop = pipeline.bench.renderer().stop_ids[0]
+    stop = pipeline.loaded.renderer().stop_ids[0]
     assert (
-        pipeline.bench.base().tokenizer.convert_ids_to_tokens(stop)
+        pipeline.loaded.base().tokenizer.convert_ids_to_tokens(stop)
         == {
             "TinyStories-656K": "<|end_story|>",
             "stories260K": "<s>",

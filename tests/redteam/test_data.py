@@ -70,9 +70,9 @@ def test_a_small_file_that_unpacks_to_a_huge_one(tmp_path: Path) -> None:
         "x" * 5000,
         "a**b.jsonl",
         "/dev/zero",
-        "demo-world?rows=999999999999",
-        "demo-world?rows=\u00b2",
-        "demo-world?rows=" + "9" * 5000,
+        "demo-task?rows=999999999999",
+        "demo-task?rows=\u00b2",
+        "demo-task?rows=" + "9" * 5000,
         "hub:../../x",
     ],
 )

@@ -1,4 +1,4 @@
-"""Hostile chat templates: each ends in one clear error within seconds, and the next text is rendered as ever."""
+"""Hostile chat templates: each ends in one clear error within seconds, and the next text is rendered, as usual."""
 
 from __future__ import annotations
 

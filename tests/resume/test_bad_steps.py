@@ -112,7 +112,9 @@ def _reward(tmp_path, steps, monkeypatch):
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(ranking_trainer.RankingTrainer, "train", train)
-    config = RewardConfig(batch=3, micro_batch=3, epochs=2, learning_rate=1e-2, centre_samples=4, max_skipped_steps=2)
+    config = RewardConfig(
+        batch=3, micro_batch=3, epochs=2, learning_rate=1e-2, calibration_samples=4, max_skipped_steps=2
+    )
     result = _outcome(lambda: reward_model.run(context, config))
     return result, context.log, context.base.parameters_of("reward").values()
 

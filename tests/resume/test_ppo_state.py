@@ -19,7 +19,7 @@ def test_a_ppo_that_is_put_between_two_minibatches_goes_on_to_the_same_bits(tmp_
 
     def safe_point() -> None:
         if whole.position == 7:  # in the second update, after its first minibatch
-            found = ppo_state.capture(whole)
+            found = ppo_state.snapshot(whole)
             kept.append(replace(found, tensors={n: t.detach().clone() for n, t in found.tensors.items()}))
 
     whole.safe_point = safe_point

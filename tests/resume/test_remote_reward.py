@@ -26,7 +26,7 @@ def config_for(address: str, **remote) -> PPOConfig:
         value={"init": "sft", "head": "zero"},
         reward=[
             {"source": address, "name": "judge", "normalise": True, "remote": asked},
-            {"source": "length", "at_most": 3, "weight": 0.5, "clip": 2.0},
+            {"source": "length", "max_length": 3, "weight": 0.5, "clip": 2.0},
         ],
     )  # fmt: skip
 
@@ -116,5 +116,5 @@ def test_finished_updates_are_kept_and_the_run_goes_on_to_the_same_bytes(whole, 
 
 def test_each_part_is_in_the_metrics(whole):
     text = (whole / "metrics.jsonl").read_text().splitlines()[0]
-    for name in ("reward/judge", "reward/judge/shaped", "reward/length", "reward/length/shaped"):
+    for name in ("reward/judge", "reward/judge/transformed", "reward/length", "reward/length/transformed"):
         assert f'"{name}"' in text

@@ -192,7 +192,7 @@ def test_a_signal_saves_at_the_next_safe_point(whole, tmp_path, monkeypatch, cap
         given = {"run_dir": tmp_path, "inputs": inputs_from(whole, "ppo")}
         return {p.name: p.reason for p in Pipeline.from_recipe(RECIPE, [*ALWAYS, *settings], **given).plan()}["ppo"]
 
-    assert planned(never) == f"begun, goes on from checkpoint step_{seen[-1]}"
+    assert planned(never) == f"resumes from checkpoint step_{seen[-1]}"
     assert planned(never, "ppo.learning_rate=0.5") == "not run yet"
     go(whole, tmp_path, "ppo", never)
     assert "going on from checkpoint" in capfd.readouterr().out

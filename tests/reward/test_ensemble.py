@@ -23,7 +23,7 @@ from tests.support.ppo import make_context
 from tests.support.training import reward_context
 
 SMALL = RewardConfig(
-    ensemble=2, combine="worst", holdout=0.4, epochs=1, learning_rate=1e-2, batch=3, micro_batch=3, centre_samples=8
+    ensemble=2, combine="min", holdout=0.4, epochs=1, learning_rate=1e-2, batch=3, micro_batch=3, calibration_samples=8
 )
 QUERIES, ANSWERS = [[5, 6], [7]], [[20, 21, 2], [22, 2]]
 
@@ -31,34 +31,38 @@ QUERIES, ANSWERS = [[5, 6], [7]], [[20, 21, 2], [22, 2]]
 def test_members_are_combined_by_hand():
     scores = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 6.0]])
     assert combined(scores, "mean").tolist() == [2.0, 2.0]
-    assert combined(scores, "worst").tolist() == [1.0, 0.0]
-    spread = [(2 / 3) ** 0.5, 8**0.5]
-    assert_close(combined(scores, "mean_minus_spread", 0.5), torch.tensor([2 - spread[0] / 2, 2 - spread[1] / 2]))
+    assert combined(scores, "min").tolist() == [1.0, 0.0]
+    score_std = [(2 / 3) ** 0.5, 8**0.5]
+    assert_close(combined(scores, "mean_minus_std", 0.5), torch.tensor([2 - score_std[0] / 2, 2 - score_std[1] / 2]))
 
 
-def ensemble(base, combine="mean_minus_spread") -> RewardModel:
+def ensemble(base, combine="mean_minus_std") -> RewardModel:
     for i, role in enumerate(("reward", "reward_1", "reward_2")):
         base.add_role(role, ADAPTER, head=True, seed=i)
         randomise(base, role, i)
-    members = tuple(Member(role=r, centre=c) for r, c in (("reward", 0.5), ("reward_1", -1.0), ("reward_2", 0.0)))
+    members = tuple(Member(role=r, score_mean=c) for r, c in (("reward", 0.5), ("reward_1", -1.0), ("reward_2", 0.0)))
     renderer = Renderer(base.tokenizer, template="dialogue")
     return RewardModel(
-        base=base, role="reward", renderer=renderer, members=members, combine=combine, caution=0.7, centre=0.25,
-        spread=2.0,
+        base=base, role="reward", renderer=renderer, members=members, combine=combine,
+        uncertainty_penalty=0.7, score_mean=0.25,
+        score_std=2.0,
     )  # fmt: skip
 
 
 def test_scores_survive_the_disk_and_are_those_of_the_members(tmp_path):
     base = make_base()
     model = ensemble(base)
-    each = [score_rows(base, m.role, QUERIES, ANSWERS, 0, 8) - m.centre for m in model.members]
-    expected = combined(torch.stack(each), "mean_minus_spread", 0.7) - 0.25
+    each = [score_rows(base, m.role, QUERIES, ANSWERS, 0, 8) - m.score_mean for m in model.members]
+    expected = combined(torch.stack(each), "mean_minus_std", 0.7) - 0.25
     assert_close(model.score_ids(QUERIES, ANSWERS), expected)
     save_reward(model, tmp_path / "r")
     fresh = make_base()
     again = load_reward(fresh, tmp_path / "r", model.renderer)
     assert torch.equal(again.score_ids(QUERIES, ANSWERS), model.score_ids(QUERIES, ANSWERS))
-    assert fresh.roles == ("reward", "reward_1", "reward_2") and (again.spread, again.caution) == (2.0, 0.7)
+    assert fresh.roles == ("reward", "reward_1", "reward_2") and (again.score_std, again.uncertainty_penalty) == (
+        2.0,
+        0.7,
+    )
     (tmp_path / "r/ensemble.json").write_text('{"members": 4}')
     with pytest.raises(UserError, match=r"ensemble\.json"):
         load_reward(make_base(), tmp_path / "r", model.renderer)
@@ -96,7 +100,7 @@ def test_the_stage_trains_members_apart_and_a_watcher_on_other_prompts(tmp_path)
     context, result = trained(tmp_path / "a")
     weights = [context.base.heads[r].weight for r in ("reward", "reward_1", "watcher")]
     assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
-    mine, apart = reward_model.set_apart(context.corpus.rankings.train, 0.4)
+    mine, apart = reward_model.split_holdout(context.corpus.rankings.train, 0.4)
     assert mine and apart and not {r.prompt.group for r in mine} & {r.prompt.group for r in apart}
     assert result.metrics["rankings"] == len(mine) and result.metrics["watcher"]["rankings"] == len(apart)
     steps = [row["step"] for row in context.log.rows()]
@@ -105,7 +109,7 @@ def test_the_stage_trains_members_apart_and_a_watcher_on_other_prompts(tmp_path)
     probe = result.metrics["probe"]
     assert loaded.score_ids([probe["query"]], [probe["response"]]).item() == pytest.approx(probe["score"], abs=1e-6)
     stored = json.loads((tmp_path / "a/ensemble.json").read_text())
-    assert (stored["members"], stored["combine"]) == (2, "worst")
+    assert (stored["members"], stored["combine"]) == (2, "min")
     assert load_reward(make_base(), tmp_path / "a/watcher", context.renderer, role="watcher").members == ()
 
 
@@ -119,8 +123,8 @@ def test_a_stage_that_is_killed_in_any_member_ends_in_the_same_bytes(tmp_path, n
     class Stops(Checkpoints):
         left = number
 
-        def safe_point(self, at, capture, step=None, good=True):
-            self.save(at, capture())
+        def safe_point(self, at, snapshot, step=None, good=True):
+            self.save(at, snapshot())
             self.wait()
             self.left -= 1
             if not self.left:

@@ -69,7 +69,7 @@ def ranked(folder: Path, micro_batch: int) -> dict[str, Any]:
     )
     context = context_of(folder, f"reward {micro_batch}", Corpus(rankings=Split(train=rows)))
     context.base.add_role("sft", context.adapter)
-    settings = RewardConfig(epochs=2, learning_rate=1e-3, batch=4, micro_batch=micro_batch, centre_samples=4)
+    settings = RewardConfig(epochs=2, learning_rate=1e-3, batch=4, micro_batch=micro_batch, calibration_samples=4)
     parts, _ = reward_model.encode(context, rows, settings)
     reward_model.train_all(context, {"reward": parts}, settings)
     return ended(context, "reward")
@@ -93,7 +93,7 @@ def sampled(folder: Path) -> list[str]:
 def main(folder: Path) -> None:
     processes = Processes("auto")
     found = {
-        "world": processes.world,
+        "world": processes.world_size,
         "sft": {name: tuned(folder, name, settings) for name, settings in CASES.items()},
         "reward": {str(size): ranked(folder, size) for size in (1, 4)},
         "rankings": sampled(folder),

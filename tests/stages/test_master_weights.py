@@ -14,7 +14,7 @@ from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
 from reward.terms.composition import WeightedSum
 from stages import reward_model, sft
-from stages.ppo.state import capture, restore
+from stages.ppo.state import restore, snapshot
 from stages.ppo.update import PPO
 from stages.settings import PPOConfig, RewardConfig, SFTConfig
 from stages.training import hf_trainer as trainers
@@ -176,7 +176,7 @@ def test_ppo_resumes_exactly(tmp_path):
     first = make_ppo(context_of(base_of(torch.bfloat16), tmp_path / "b", FULL), updates=2)
     with first.base.training("policy", "value"):
         first.step()
-    state = capture(first)
+    state = snapshot(first)
     second = make_ppo(context_of(base_of(torch.bfloat16), tmp_path / "c", FULL), updates=2)
     restore(second, state)
     list(second.train())

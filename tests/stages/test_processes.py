@@ -94,9 +94,9 @@ def test_a_launcher_that_speaks_of_other_processes_is_an_error():
 
 def test_shares_are_whole_and_disjoint_for_any_count():
     class Played(Processes):
-        def __init__(self, rank: int, world: int) -> None:
-            self.rank, self.world = rank, world
+        def __init__(self, rank: int, world_size: int) -> None:
+            self.rank, self.world_size = rank, world_size
 
-    for world in (1, 2, 3, 5):
+    for world_size in (1, 2, 3, 5):
         for count in range(12):
-            assert [i for r in range(world) for i in Played(r, world).share(count)] == list(range(count))
+            assert [i for r in range(world_size) for i in Played(r, world_size).share(count)] == list(range(count))

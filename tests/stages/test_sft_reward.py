@@ -104,7 +104,7 @@ def test_margins_need_scores_and_belong_to_pairs(tmp_path):
 @pytest.mark.parametrize("loss", ["pairs", "plackett_luce"])
 def test_a_separable_toy_is_learnt_and_swapped_labels_are_learnt_the_other_way(tmp_path, loss):
     """M3."""
-    config = RewardConfig(loss=loss, epochs=25, learning_rate=1e-2, batch=6, micro_batch=3, centre_samples=16)
+    config = RewardConfig(loss=loss, epochs=25, learning_rate=1e-2, batch=6, micro_batch=3, calibration_samples=16)
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     good = reward_model.run(reward_context(tmp_path / "a"), config).metrics
     assert good["pair_accuracy"] == 1.0 and good["pairs"] == 21
@@ -115,7 +115,7 @@ def test_the_reward_is_centred_on_sft_samples_and_survives_the_hand_over(tmp_pat
     """M7, P7, P8, W8: mean 0 on the calibration answers, the same scores after loading, all paths agree."""
     context = reward_context(tmp_path)
     result = reward_model.run(
-        context, RewardConfig(epochs=2, learning_rate=1e-2, batch=6, micro_batch=6, centre_samples=16)
+        context, RewardConfig(epochs=2, learning_rate=1e-2, batch=6, micro_batch=6, calibration_samples=16)
     )
     assert result.metrics["centred_on"] == "sft samples"
     fresh = make_base()
@@ -196,7 +196,9 @@ def test_learned_pooling_weighs_the_answers_tokens_by_a_softmax_of_its_own(tmp_p
 
 def test_learned_pooling_is_trained_and_comes_back_with_its_head(tmp_path):
     context = reward_context(tmp_path)
-    config = RewardConfig(pooling="learned", epochs=2, learning_rate=1e-2, batch=6, micro_batch=6, centre_samples=16)
+    config = RewardConfig(
+        pooling="learned", epochs=2, learning_rate=1e-2, batch=6, micro_batch=6, calibration_samples=16
+    )
     reward_model.run(context, config)
     trained = context.base.heads["reward"]
     assert trained.attention.abs().max() > 1e-3
@@ -226,7 +228,7 @@ def test_reward_training_touches_neither_sft_nor_base(tmp_path):
     context = reward_context(tmp_path)
     before = {n: p.clone() for n, p in context.base.parameters_of("sft").items()}
     reward_model.run(
-        context, RewardConfig(learning_rate=1e-2, weight_decay=0.1, batch=6, micro_batch=6, centre_samples=4)
+        context, RewardConfig(learning_rate=1e-2, weight_decay=0.1, batch=6, micro_batch=6, calibration_samples=4)
     )
     assert all(torch.equal(p, before[n]) for n, p in context.base.parameters_of("sft").items())
     assert context.base.base_fingerprint() == context.base.fingerprint

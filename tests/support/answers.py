@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.answers import SystemAnswers
+from evaluation.answers import SystemResponses
 
 
-def answers_of(name: str, shift: float = 0.0, n: int = 60, decoding: Any = "sampled", **changes: Any) -> SystemAnswers:
+def responses_of(
+    name: str, shift: float = 0.0, n: int = 60, decoding: Any = "sampled", **changes: Any
+) -> SystemResponses:
     rng = np.random.default_rng(sum(map(ord, name)))
     words = rng.integers(0, 50, size=(n, 10))
     fields: dict[str, Any] = {
@@ -22,4 +24,4 @@ def answers_of(name: str, shift: float = 0.0, n: int = 60, decoding: Any = "samp
         "gold": list(rng.normal(size=n) + shift),
         "kl": list(rng.normal(2, 0.5, size=n)),
     }
-    return SystemAnswers(name=name, decoding=decoding, **(fields | changes))
+    return SystemResponses(name=name, decoding=decoding, **(fields | changes))

@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def world(kind: str = "llama", adapter: AdapterConfig = ADAPTER, dtype: torch.dtype = torch.float32):
+def world_size(kind: str = "llama", adapter: AdapterConfig = ADAPTER, dtype: torch.dtype = torch.float32):
     family, changes = KINDS[kind]
     base = make_base(family, **({"initializer_range": 0.2} | changes))
     base.lm.to(dtype)
@@ -40,13 +40,13 @@ def world(kind: str = "llama", adapter: AdapterConfig = ADAPTER, dtype: torch.dt
     return base
 
 
-def sampled(base, engine, prompts, uniforms=None, stops=(2, 7), steps=12, batch=99, temperature=0.9):
+def sampled(base, engine, prompts, noise=None, stops=(2, 7), steps=12, batch=99, temperature=0.9):
     with base.role("policy") as view:
         return generate(
             engine,
             view,
             prompts,
-            uniforms=uniforms,
+            noise=noise,
             batch=batch,
             params=SamplingParams(max_new_tokens=steps, temperature=temperature, stop_ids=stops, pad_id=0),
         )

@@ -51,7 +51,8 @@ class Ppo:
         points.safe_point = safe_point  # type: ignore[method-assign]
         config = PPOConfig(
             **{"updates": 3, "rollouts": 8, "epochs": 1, "minibatches": 2, "max_new_tokens": 6, "self_check": False}
-            | {"value": {"init": "sft", "head": "zero"}, "reward": [{"source": "length", "at_most": 3}]} | self.config,
+            | {"value": {"init": "sft", "head": "zero"}, "reward": [{"source": "length", "max_length": 3}]}
+            | self.config,
         )  # fmt: skip
         try:
             ppo_stage.run(context, config, None)

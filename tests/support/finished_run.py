@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.answers import SystemAnswers
+from evaluation.answers import SystemResponses
 from evaluation.results import assemble, samples_rows
 from pipelines.report.samples import unpacked
 from reward.card.report_card import Judged, make_card
@@ -21,7 +21,7 @@ RECIPE = "name: demo\nseed: 0\nreward:\n  gate: {enabled: true, accuracy: 0.5}\n
 OPENERS = ("once upon a time", "one sunny morning", "late at night", "in the old days")
 
 
-def _answers(name: str, level: float, n: int, decoding: Any = "sampled") -> SystemAnswers:
+def _answers(name: str, level: float, n: int, decoding: Any = "sampled") -> SystemResponses:
     """Plausible stories whose scores sit around ``level``; better systems mention more of the prompt."""
     rng = np.random.default_rng(len(name) + int(10 * level) + 50)
     nouns = [("fox", "drum", "cave"), ("whale", "lamp", "harbour"), ("goat", "kite", "valley")]
@@ -33,7 +33,7 @@ def _answers(name: str, level: float, n: int, decoding: Any = "sampled") -> Syst
         opener = OPENERS[int(rng.integers(4 if level < 4 else 2))]
         texts.append(f"{opener} there was a {' and a '.join(used)} . all danced and sang .")
     gold = level + rng.normal(0, 2.2, size=n)
-    return SystemAnswers(
+    return SystemResponses(
         name=name,
         decoding=decoding,
         prompts=prompts,
@@ -61,7 +61,7 @@ def report_card(skill: float = 1.2) -> dict[str, Any]:
         "longest answer": [[float(n) for n in r.lengths] for r in judged],
     }
     whole, damaged = rng.normal(3, 1, 60).tolist(), rng.normal(0, 1, 60).tolist()
-    probes = {name: (whole, damaged, [f"p{i}" for i in range(60)]) for name in ("cut short", "emptied")}
+    probes = {name: (whole, damaged, [f"p{i}" for i in range(60)]) for name in ("cut short", "empty response")}
     samples = rng.normal(0, 1.1, 64).tolist()
     return make_card(judged, baselines=baselines, probes=probes, samples=samples, sampled_from="SFT samples")
 

@@ -11,22 +11,22 @@ from typing import Any
 from evaluation.settings import EvaluationConfig, JudgeConfig
 from models.backbone.processes import Processes
 from pipelines.evaluate.stage import chat_verdicts
-from tests.support.answers import answers_of
+from tests.support.answers import responses_of
 
 
 def main(folder: Path, url: str) -> None:
     processes = Processes("cpu")
     judge = JudgeConfig(name="j", url=url, model="m", concurrency=1, retries=0, adversary_prompts=0)
     recipe = SimpleNamespace(evaluation=EvaluationConfig(judges=(judge,), bootstrap=50))
-    job: Any = SimpleNamespace(
-        bench=SimpleNamespace(recipe=recipe, processes=processes), generations=folder, say=lambda text: None
+    request: Any = SimpleNamespace(
+        loaded=SimpleNamespace(recipe=recipe, processes=processes), generations=folder, say=lambda text: None
     )
     try:
-        found: Any = chat_verdicts(job, [answers_of("sft", n=20), answers_of("ppo", n=20)], "sft", 0)
+        found: Any = chat_verdicts(request, [responses_of("sft", n=20), responses_of("ppo", n=20)], "sft", 0)
         ended = {"wins": found["comparisons"][0]["wins"]}
     except Exception as error:
         ended = {"error": type(error).__name__, "text": str(error)}
-    (folder / f"rank{processes.rank}.json").write_text(json.dumps(ended | {"world": processes.world}))
+    (folder / f"rank{processes.rank}.json").write_text(json.dumps(ended | {"world": processes.world_size}))
 
 
 if __name__ == "__main__":

@@ -103,8 +103,8 @@ class Oracle:
         if s.whiten:
             flat = [a for row in raw for a in row]
             mean = sum(flat) / len(flat)
-            spread = math.sqrt(sum((a - mean) ** 2 for a in flat) / (len(flat) - 1))
-            raw = [[(a - mean) / spread for a in row] for row in raw]
+            score_std = math.sqrt(sum((a - mean) ** 2 for a in flat) / (len(flat) - 1))
+            raw = [[(a - mean) / score_std for a in row] for row in raw]
         return raw, returns
 
     def update(

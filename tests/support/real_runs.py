@@ -71,7 +71,7 @@ def comparison(pipeline: Pipeline, system: str, by: str = "gold") -> dict[str, A
 @torch.no_grad()
 def base_nll(pipeline: Pipeline, system: str) -> float:
     """Nats a token of a system's sampled answers under the bare base, over all tokens but the stop token."""
-    base, renderer = pipeline.bench.base(), pipeline.bench.renderer()
+    base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
     total, count = 0.0, 0
     rows = [json.loads(line) for line in lines(pipeline.run_dir / "evaluation" / "samples.jsonl")]
     rows = [row for row in rows if row["decoding"] == "sampled"]
@@ -99,5 +99,5 @@ def assert_measured(found: dict[str, Any]) -> None:
 
 
 def assert_base_as_it_was(pipeline: Pipeline) -> None:
-    base: SharedBase = pipeline.bench.base()
+    base: SharedBase = pipeline.loaded.base()
     assert base.base_fingerprint() == base.fingerprint

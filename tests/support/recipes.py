@@ -18,9 +18,9 @@ RECIPE = {
     },
     "template": "dialogue",
     "data": {
-        "documents": "demo-world?rows=200",
-        "demonstrations": "demo-world?rows=60",
-        "prompts": "demo-world?rows=80",
+        "documents": "demo-task?rows=200",
+        "demonstrations": "demo-task?rows=60",
+        "prompts": "demo-task?rows=80",
         "held_out": 0.2,
     },
     "adapter": {"rank": 4, "alpha": 8},
@@ -32,7 +32,7 @@ RECIPE = {
         "answers": 3,
         "max_new_tokens": 12,
     },
-    "reward": {"learning_rate": 3e-3, "batch": 8, "micro_batch": 8, "centre_samples": 8},
+    "reward": {"learning_rate": 3e-3, "batch": 8, "micro_batch": 8, "calibration_samples": 8},
     "ppo": {
         "updates": 2,
         "rollouts": 8,

@@ -19,10 +19,10 @@ def main(folder: Path) -> None:
     hashes: dict[str, str] = {}
 
     def digest(role: str) -> str:
-        tensors = pipeline.bench.base().parameters_of(role).values()
+        tensors = pipeline.loaded.base().parameters_of(role).values()
         return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in tensors)).hexdigest()
 
-    rollout, save_sft, save_reward, update = PPO.rollout, sft.labelled_nll, reward_model.measure, PPO.update
+    rollout, save_sft, save_reward, update = PPO.rollout, sft.labelled_nll, reward_model.evaluate_rankings, PPO.update
 
     def watched_rollout(self):
         made = rollout(self)
@@ -43,10 +43,10 @@ def main(folder: Path) -> None:
         return save_reward(*args)
 
     PPO.rollout, PPO.update = watched_rollout, watched_update  # type: ignore[method-assign,assignment]
-    sft.labelled_nll, reward_model.measure = watched_nll, watched_measure
+    sft.labelled_nll, reward_model.evaluate_rankings = watched_nll, watched_measure
     pipeline.run()
     rank = pipeline.processes.rank
-    trace = {"world": pipeline.processes.world, "prompts": seen, "hashes": hashes}
+    trace = {"world": pipeline.processes.world_size, "prompts": seen, "hashes": hashes}
     (folder / f"rank{rank}.json").write_text(json.dumps(trace))
 
 

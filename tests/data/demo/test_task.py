@@ -1,4 +1,4 @@
-"""The demo world: hand-worked gold, no edit beats a perfect answer, closed vocabulary, and no combination leaks."""
+"""The demo task: hand-worked gold, no edit beats a perfect answer, closed vocabulary, and no combination leaks."""
 
 from __future__ import annotations
 

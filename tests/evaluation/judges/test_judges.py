@@ -21,7 +21,7 @@ from data.common.http_client import RemoteError
 from evaluation.judges.chat import judged_by_chat
 from evaluation.judges.pair_judge import PairJudge
 from evaluation.settings import JudgeConfig
-from tests.support.answers import answers_of
+from tests.support.answers import responses_of
 
 Reply = Callable[[str, str, str, int], Any]  # conversation, A, B, number of the request -> content, or (status, body)
 SHOWN = re.compile(
@@ -175,7 +175,7 @@ def test_the_key_comes_from_the_environment_and_stays_there(tmp_path: Path, monk
 
 def test_systems_before_a_judge_with_adversaries_beside_them(tmp_path: Path):
     long = [f"a much longer answer of {i}, word upon word upon word" for i in range(60)]
-    systems = [answers_of("sft"), answers_of("ppo", responses=long), answers_of("sft", decoding="greedy")]
+    systems = [responses_of("sft"), responses_of("ppo", responses=long), responses_of("sft", decoding="greedy")]
     with serving(lambda p, a, b, n: longer(p, a, b, n)) as (url, _):
         config = JudgeConfig(name="by-length", url=url, model="m", prompts=40)
         found = judged_by_chat([config], systems, "sft", folder=tmp_path, resamples=200)
@@ -191,7 +191,7 @@ def test_systems_before_a_judge_with_adversaries_beside_them(tmp_path: Path):
 
 
 def test_a_judge_that_no_adversary_beats_is_reliable():
-    systems = [answers_of("sft"), answers_of("ppo")]
+    systems = [responses_of("sft"), responses_of("ppo")]
     real = {r for s in systems for r in s.responses}
     with serving(lambda p, a, b, n: "[[C]]" if (a in real) == (b in real) else "[[A]]" if a in real else "[[B]]") as (
         url,

@@ -10,31 +10,31 @@ import pytest
 from scipy import stats
 
 from data.common.paired_tests import mean_comparison, mean_verdict, paired_difference
-from evaluation.answers import SystemAnswers
+from evaluation.answers import SystemResponses
 from evaluation.metrics.compare import compare_metrics
-from evaluation.metrics.registry import measure
+from evaluation.metrics.registry import compute_metrics
 from evaluation.results import samples_rows
 from evaluation.settings import EvaluationConfig
-from tests.support.answers import answers_of
+from tests.support.answers import responses_of
 
 VERBS = ("the cat sat on the mat today", "a dog barked at the old door", "we went home by the long road")
 
 
-def _answering(name: str, responses: list[str], **changes: Any) -> SystemAnswers:
-    return replace(answers_of(name, n=len(responses)), responses=responses, **changes)
+def _answering(name: str, responses: list[str], **changes: Any) -> SystemResponses:
+    return replace(responses_of(name, n=len(responses)), responses=responses, **changes)
 
 
 def _worse(text: str, words: int) -> str:
     return " ".join(text.split()[:-words] + ["thing"] * words)
 
 
-def _measured(references: list[tuple[str, ...]], **said: list[str]) -> list[SystemAnswers]:
+def _measured(references: list[tuple[str, ...]], **said: list[str]) -> list[SystemResponses]:
     config = EvaluationConfig(metrics=("rouge", "bleu", "chrf", "meteor", "exact_match"), bootstrap=200)
     out = []
     for name, responses in said.items():
         system = _answering(name, responses)
-        metrics, scores = measure(system, config, references)
-        out.append(replace(system, metrics=metrics, answer_scores=scores))
+        metrics, scores = compute_metrics(system, config, references)
+        out.append(replace(system, metrics=metrics, response_scores=scores))
     return out
 
 
@@ -123,8 +123,8 @@ def test_bleu_is_tested_as_sacrebleu_does():
 
 def test_rows_without_a_reference_stay_out_and_samples_show_each_score():
     scores = {"exact_match": [1.0] * 30 + [None] * 30}
-    sft = replace(answers_of("sft"), answer_scores={"exact_match": [0.0] * 30 + [None] * 30})
-    found = compare_metrics([sft, replace(answers_of("ppo"), answer_scores=scores)], "sft", resamples=500)
+    sft = replace(responses_of("sft"), response_scores={"exact_match": [0.0] * 30 + [None] * 30})
+    found = compare_metrics([sft, replace(responses_of("ppo"), response_scores=scores)], "sft", resamples=500)
     assert found[0]["n"] == 30 and found[0]["difference"]["mean"] == 1 and found[0]["verdict"] == "higher"
     rows = samples_rows([sft])
     assert rows[0]["systems"]["sft"]["metrics"] == {"exact_match": 0.0}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from data.common.errors import UserError
-from evaluation.answers import SystemAnswers
+from evaluation.answers import SystemResponses
 from evaluation.metric_table import metric_names
 from evaluation.metrics.builtin import Perplexity, RefusalRate, SelfBleu
-from evaluation.metrics.registry import METRICS, measure
+from evaluation.metrics.registry import METRICS, compute_metrics
 from evaluation.metrics.text import (
     Bleu,
     Chrf,
@@ -169,9 +169,9 @@ def test_perplexity_is_total_over_total():
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def _system(texts: list[str]) -> SystemAnswers:
+def _system(texts: list[str]) -> SystemResponses:
     n = len(texts)
-    return SystemAnswers(
+    return SystemResponses(
         name="s",
         decoding="sampled",
         prompts=[f"p{i}" for i in range(n)],
@@ -188,7 +188,7 @@ def test_measuring_by_name_with_intervals_over_prompts(tmp_path: Path):
     body = "return [len(c) + len(r) for c, r in zip(completions, references)]"
     (tmp_path / "mine.py").write_text(f"def vowels(prompts, completions, references):\n    {body}\n")
     config = EvaluationConfig(metrics=("exact_match", "labels", "refusal_rate", "mine.py:vowels"), bootstrap=100)
-    found, scores = measure(_system(texts), config, references, base_dir=tmp_path)
+    found, scores = compute_metrics(_system(texts), config, references, base_dir=tmp_path)
     assert found["references_n"] == 24 and found["exact_match"]["mean"] == 0.5
     low, high = found["exact_match"]["ci95"]
     assert 0.2 < low < 0.5 < high < 0.8 and found["refused"]["mean"] == 0
@@ -196,7 +196,7 @@ def test_measuring_by_name_with_intervals_over_prompts(tmp_path: Path):
     assert found["vowels"]["mean"] == pytest.approx(2.5 + 24 / 30)
     assert found["accuracy"]["mean"] == 0.5 and found["f1"] == pytest.approx(2 / 3)
     assert scores["exact_match"] == [1.0, 0.0] * 12 + [None] * 6 and scores["vowels"][-2:] == [3.0, 2.0]
-    few, _ = measure(_system(texts[:4]), config, references[:4], base_dir=tmp_path)
+    few, _ = compute_metrics(_system(texts[:4]), config, references[:4], base_dir=tmp_path)
     assert few["exact_match"]["ci95"] is None and "too few" in few["exact_match"]["note"]
 
 
@@ -204,21 +204,21 @@ def test_every_metric_of_the_table_measures():
     pytest.importorskip("sacrebleu")
     pytest.importorskip("nltk")
     config = EvaluationConfig(metrics=tuple(METRICS), bootstrap=50)
-    found, _ = measure(_system(["a b c d", "e f g h"]), config, [("a b c d",), ("e f g",)])
+    found, _ = compute_metrics(_system(["a b c d", "e f g h"]), config, [("a b c d",), ("e f g",)])
     assert {*METRICS, "perplexity"} == set(metric_names())
     assert found["bleu"] > 50 and found["rougeL"]["mean"] > 0.8 and "meteor_no_synonyms" in found
 
 
 def test_what_cannot_be_measured_is_told():
     with pytest.raises(UserError, match="rouge needs references"):
-        measure(_system(["a"]), EvaluationConfig(metrics=("rouge",)))
+        compute_metrics(_system(["a"]), EvaluationConfig(metrics=("rouge",)))
     assert "Did you mean 'rouge'" in problem_of_metric("rogue", EvaluationConfig())
     assert "runs code" not in problem_of_metric("rogue", EvaluationConfig())
     with pytest.raises(UserError, match="would run code from the hub"):
-        measure(_system(["a"]), EvaluationConfig(metrics=("hub:bleu",)))
+        compute_metrics(_system(["a"]), EvaluationConfig(metrics=("hub:bleu",)))
     assert problem_of_metric("hub:bleu", EvaluationConfig(hub_metrics=True)) == ""
     with pytest.raises(UserError, match="no such folder"):
-        measure(_system(["a"]), EvaluationConfig(metrics=("folder:nowhere",)))
+        compute_metrics(_system(["a"]), EvaluationConfig(metrics=("folder:nowhere",)))
 
 
 def test_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -234,4 +234,4 @@ def test_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "        return {'share': sum(p.isupper() for p in predictions) / len(predictions)}\n"
     )
     config = EvaluationConfig(metrics=(f"folder:{folder}",))
-    assert measure(_system(["A", "b"]), config)[0]["shouting/share"] == 0.5
+    assert compute_metrics(_system(["A", "b"]), config)[0]["shouting/share"] == 0.5

@@ -10,19 +10,19 @@ from torch.testing import assert_close
 
 from data.batching import left_pad
 from models.backbone.logprobs import make_rows, scatter, token_logprobs
-from models.sampling.generate import CachedEngine, SamplingParams, draw, generate, uniforms_for
+from models.sampling.generate import CachedEngine, SamplingParams, generate, sample_tokens, sampling_noise
 from tests.conftest import ADAPTER, FAMILIES, make_base, randomise
 
 PROMPTS = [[5, 9], [7, 8, 9, 10, 11], [12, 13, 2, 14, 15, 16, 17, 18, 19]]  # one with a stop id inside
 
 
-def run(base, role="base", prompts=PROMPTS, uniforms=None, steps=8, stops=(2,), temperature=1.0, batch=99):
+def run(base, role="base", prompts=PROMPTS, noise=None, steps=8, stops=(2,), temperature=1.0, batch=99):
     with base.role(role) as view:
         return generate(
             CachedEngine(),
             view,
             prompts,
-            uniforms=uniforms,
+            noise=noise,
             batch=batch,
             params=SamplingParams(max_new_tokens=steps, temperature=temperature, stop_ids=stops, pad_id=0),
         )
@@ -137,11 +137,11 @@ def test_padding_and_neighbours_change_nothing(family):
 def test_generation_does_not_depend_on_the_batch_and_agrees_with_the_training_path(family):
     """R1, R15, R19: together, in small batches, one by one; greedy tokens are the training forward's argmax."""
     base = make_base(family)
-    u = uniforms_for(3, 8, torch.Generator().manual_seed(0))
-    together = run(base, uniforms=u)
-    assert run(base, uniforms=u, batch=2) == together
+    u = sampling_noise(3, 8, torch.Generator().manual_seed(0))
+    together = run(base, noise=u)
+    assert run(base, noise=u, batch=2) == together
     for i, prompt in enumerate(PROMPTS):
-        alone = run(base, prompts=[prompt], uniforms=u[i : i + 1])
+        alone = run(base, prompts=[prompt], noise=u[i : i + 1])
         assert alone.ids[0] == together.ids[i] and alone.finished[0] == together.finished[i]
     greedy = run(base)
     with base.role("base") as view, torch.no_grad():
@@ -171,7 +171,7 @@ def test_sampled_tokens_follow_the_models_distribution_whatever_its_generation_c
     poisoned.suppress_tokens, poisoned.min_new_tokens = [2], 8
     base.lm.generation_config = poisoned
     n, temperature = 20_000, 1.7
-    made = run(base, prompts=[PROMPTS[0]] * n, uniforms=uniforms_for(n, 1, torch.Generator().manual_seed(1)), steps=1,
+    made = run(base, prompts=[PROMPTS[0]] * n, noise=sampling_noise(n, 1, torch.Generator().manual_seed(1)), steps=1,
                temperature=temperature, batch=n)  # fmt: skip
     with base.role("base") as view, torch.no_grad():
         row = torch.tensor([PROMPTS[0]])
@@ -188,7 +188,7 @@ def test_sampled_tokens_follow_the_models_distribution_whatever_its_generation_c
 def test_a_token_of_probability_zero_is_never_drawn():
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]]).repeat(5, 1)
     u = torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 1e-12], dtype=torch.float64)
-    assert draw(logits, u, 1.0).tolist() == [1, 1, 3, 3, 3]
+    assert sample_tokens(logits, u, 1.0).tolist() == [1, 1, 3, 3, 3]
 
 
 @pytest.mark.parametrize("size", [5, 128, 129, 3000])
@@ -199,7 +199,7 @@ def test_draws_are_those_of_the_whole_cumulative_distribution(size):
     logits[:, 1::3] = -math.inf
     u = torch.rand(400, generator=g, dtype=torch.float64)
     u[0], u[1] = 0.0, 1 - 2**-53
-    found = draw(logits, u, 0.7)
+    found = sample_tokens(logits, u, 0.7)
     table = torch.softmax(logits.double() / 0.7, -1)
     upto = table.cumsum(-1)
     low, high = (upto - table).gather(1, found[:, None])[:, 0], upto.gather(1, found[:, None])[:, 0]
@@ -212,9 +212,9 @@ def test_draws_are_those_of_the_whole_cumulative_distribution(size):
 def test_rows_end_with_the_first_stop_token_and_keep_it():
     """R8, R9, R10, R11, R18: several stop ids; a truncated row keeps what it sampled; flags are by row."""
     base = make_base()
-    u = uniforms_for(64, 6, torch.Generator().manual_seed(3))
+    u = sampling_noise(64, 6, torch.Generator().manual_seed(3))
     prompts = [[5, 9]] * 64
-    made = run(base, prompts=prompts, uniforms=u, steps=6, stops=(2, 7, 11, 12, 13))
+    made = run(base, prompts=prompts, noise=u, steps=6, stops=(2, 7, 11, 12, 13))
     lengths = {len(ids) for ids in made.ids}
     assert 1 in lengths and 6 in lengths
     flags = set()
@@ -224,7 +224,7 @@ def test_rows_end_with_the_first_stop_token_and_keep_it():
         assert finished or len(ids) == 6
         flags.add((finished, len(ids) == 6))
     assert (True, True) in flags and (False, True) in flags  # at the limit: by stop token, and cut
-    free = run(base, prompts=prompts, uniforms=u, steps=6, stops=(999,))
+    free = run(base, prompts=prompts, noise=u, steps=6, stops=(999,))
     for cut, whole in zip(made.ids, free.ids, strict=True):
         assert whole[: len(cut)] == cut
 
@@ -243,6 +243,6 @@ def test_generation_leaves_the_model_as_it_was(base):
     """R7, E10."""
     flags = {n: m.training for n, m in base.lm.named_modules()}
     cache, rng = base.lm.config.use_cache, torch.get_rng_state()
-    run(base, uniforms=uniforms_for(3, 8, torch.Generator().manual_seed(0)))
+    run(base, noise=sampling_noise(3, 8, torch.Generator().manual_seed(0)))
     assert flags == {n: m.training for n, m in base.lm.named_modules()}
     assert base.lm.config.use_cache == cache and torch.equal(rng, torch.get_rng_state())

@@ -31,7 +31,7 @@ def both(work: Callable[[Processes], Any]) -> list[Any]:
 
     class Played(Processes):
         def __init__(self, rank: int) -> None:
-            self.rank, self.world = rank, 2
+            self.rank, self.world_size = rank, 2
 
         def gather(self, mine: Any) -> list[Any]:
             gate.wait()
@@ -107,7 +107,7 @@ def test_one_process_says_that_it_leaves_devices_alone(monkeypatch):
     assert alone.unused_devices == ""
     alone.device = torch.device("cuda:0")
     assert re.search(r"2 GPUs are visible, and one process uses one.*accelerate launch", alone.unused_devices)
-    alone.world = 2
+    alone.world_size = 2
     assert alone.unused_devices == ""
 
 

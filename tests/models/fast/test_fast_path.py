@@ -10,12 +10,12 @@ from torch.testing import assert_close
 from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.logprobs import make_rows, token_logprobs
 from models.backbone.settings import AdapterConfig
-from models.fast.logprobs import block_logits, block_logprobs, block_nll, measure, output_weight
+from models.fast.logprobs import block_logits, block_logprobs, block_nll, output_weight, token_statistics
 from models.sampling import fast as fast_engine
 from models.sampling.fast import FastEngine
-from models.sampling.generate import CachedEngine, uniforms_for
+from models.sampling.generate import CachedEngine, sampling_noise
 from tests.conftest import ADAPTER, make_base, randomise, tiny_lm
-from tests.support.fast import KINDS, QUERIES, sampled, world
+from tests.support.fast import KINDS, QUERIES, sampled, world_size
 
 RESPONSES = [[21, 2], [0, 23, 24, 25, 26, 27], [28], [29, 30, 31, 2]]
 
@@ -31,7 +31,7 @@ def passes(base, fast: bool, positions="response", role="policy"):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_are_those_of_the_modules(kind):
-    base = world(kind)
+    base = world_size(kind)
     with torch.no_grad():
         plain, fast = passes(base, False)[0], passes(base, True)[0]
         assert_close(fast, plain, atol=1e-5, rtol=1e-5)
@@ -56,7 +56,7 @@ def gradients(base, fast: bool, checkpointing: bool = False):
     ("kind", "checkpointing"), [*((kind, False) for kind in KINDS), ("llama", True), ("qwen3", True)]
 )
 def test_gradients_are_those_of_the_modules(kind, checkpointing):
-    base = world(kind)
+    base = world_size(kind)
     plain, fast = gradients(base, False), gradients(base, True, checkpointing)
     assert plain.keys() == fast.keys() and all(g.abs().max() > 0 for g in plain.values())
     for name, expected in plain.items():
@@ -74,7 +74,7 @@ def test_gradients_are_those_of_the_modules(kind, checkpointing):
     ids=["upper half", "some targets", "one target, rslora"],
 )
 def test_gradients_where_some_layers_have_no_adapter(changes):
-    base = world(adapter=ADAPTER.model_copy(update=changes))
+    base = world_size(adapter=ADAPTER.model_copy(update=changes))
     plain, fast = gradients(base, False), gradients(base, True)
     for name, expected in plain.items():
         apart = ((fast[name] - expected).norm() / expected.norm()).item()
@@ -83,7 +83,7 @@ def test_gradients_where_some_layers_have_no_adapter(changes):
 
 def test_rows_do_not_leak_into_each_other():
     """A row's states are the same bits of arithmetic whatever its neighbours say."""
-    base = world(dtype=torch.float64)
+    base = world_size(dtype=torch.float64)
     alike = make_rows([[5, 9, 3], [7, 8, 9], [10, 11, 12]], [[21, 2], [22, 23], [24, 2]], 0, "cpu")
     with base.role("policy") as view, torch.no_grad():  # rows of one length, without padding
         for i, state in enumerate(view.states(alike.ids, alike.mask, alike.response_positions()).split(2)):
@@ -134,7 +134,7 @@ def test_log_probabilities_by_blocks(words, temperature):
     pull = torch.randn(600, generator=g, dtype=torch.float64)
     ours, theirs = (torch.autograd.grad((x.double() * pull).sum(), hidden)[0] for x in (found, expected))
     assert_close(ours, theirs, atol=1e-10, rtol=0)
-    single = measure(hidden.detach().float(), targets, weight.float(), temperature, slopes=True)
+    single = token_statistics(hidden.detach().float(), targets, weight.float(), temperature, gradients=True)
     assert_close(single.logprobs.double(), expected.detach().double(), atol=1e-4, rtol=1e-5)
 
 
@@ -142,35 +142,35 @@ def test_log_probabilities_by_blocks(words, temperature):
 @pytest.mark.parametrize("greedy", [True, False])
 def test_tokens_are_those_of_the_plain_engine(kind, greedy):
     """Under the same draws; rows stop at different steps, and some prompts come twice."""
-    base = world(kind)
+    base = world_size(kind)
     prompts = [*QUERIES, QUERIES[1], QUERIES[3], QUERIES[1]] * 3
-    draws = None if greedy else uniforms_for(len(prompts), 12, torch.Generator().manual_seed(3))
-    plain = sampled(base, CachedEngine(), prompts, draws)
-    fast = sampled(base, FastEngine(), prompts, draws)
+    noise = None if greedy else sampling_noise(len(prompts), 12, torch.Generator().manual_seed(3))
+    plain = sampled(base, CachedEngine(), prompts, noise)
+    fast = sampled(base, FastEngine(), prompts, noise)
     assert fast == plain
     if not greedy:
         assert len({len(r) for r in plain.ids}) > 2 and any(plain.finished) and not all(plain.finished)
-        assert sampled(base, FastEngine(), prompts, draws, batch=4) == plain
+        assert sampled(base, FastEngine(), prompts, noise, batch=4) == plain
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_storage_that_grows_every_few_tokens_changes_no_token(kind, monkeypatch):
     """Keys and values are laid out anew, also after rows have left."""
-    base = world(kind)
+    base = world_size(kind)
     prompts = [*QUERIES, QUERIES[1], QUERIES[3], QUERIES[1]] * 3
-    draws = uniforms_for(len(prompts), 12, torch.Generator().manual_seed(3))
-    plain = sampled(base, CachedEngine(measure=True), prompts, draws)
-    grown, real = [], fast_engine.Storage.lay_out
-    monkeypatch.setattr(fast_engine, "LEAST_GROWTH", 2)
-    monkeypatch.setattr(fast_engine.Storage, "lay_out", lambda self, n: grown.append(n) or real(self, n))
-    fast = sampled(base, FastEngine(measure=True), prompts, draws)
+    noise = sampling_noise(len(prompts), 12, torch.Generator().manual_seed(3))
+    plain = sampled(base, CachedEngine(with_logprobs=True), prompts, noise)
+    grown, real = [], fast_engine.Storage.as_columns
+    monkeypatch.setattr(fast_engine, "MIN_GROWTH", 2)
+    monkeypatch.setattr(fast_engine.Storage, "as_columns", lambda self, n: grown.append(n) or real(self, n))
+    fast = sampled(base, FastEngine(with_logprobs=True), prompts, noise)
     assert fast == plain and len(grown) > 3 and grown == sorted(set(grown))
     assert_close(fast.logprobs, plain.logprobs, atol=1e-5, rtol=1e-5)
 
 
 def test_columns_stay_where_rows_expect_them_and_hold_nothing_of_before():
     """A weight of 0 times NaN would be NaN."""
-    base = world()
+    base = world_size()
     with base.role("policy") as view:
         storage = fast_engine.new_storage(view.decoder(), rows=4, width=3, room=90)
     used = storage.both.shape[4]
@@ -192,7 +192,7 @@ def test_columns_stay_where_rows_expect_them_and_hold_nothing_of_before():
 
 def test_a_changed_adapter_is_seen_at_once():
     """R15: the folded copies live no longer than one call; the base's own weights are never touched."""
-    base = world()
+    base = world_size()
     before = sampled(base, FastEngine(), QUERIES, steps=6)
     fingerprint = base.base_fingerprint()
     randomise(base, "policy", seed=9)
@@ -243,7 +243,7 @@ def stretched(base):
     ids=lambda f: f.__name__,
 )
 def test_what_is_not_known_exactly_goes_the_plain_way(change):
-    base = world()
+    base = world_size()
     with base.role("policy") as view:
         assert view.decoder() is not None
         change(base)
@@ -256,9 +256,9 @@ def test_other_architectures_go_the_plain_way(family):
     base.add_role("policy", ADAPTER)
     with base.role("policy") as view:
         assert view.decoder() is None
-    draws = uniforms_for(4, 5, torch.Generator().manual_seed(0))
-    expected = sampled(base, CachedEngine(), QUERIES, draws, steps=5)
-    assert sampled(base, FastEngine(), QUERIES, draws, steps=5) == expected
+    noise = sampling_noise(4, 5, torch.Generator().manual_seed(0))
+    expected = sampled(base, CachedEngine(), QUERIES, noise, steps=5)
+    assert sampled(base, FastEngine(), QUERIES, noise, steps=5) == expected
 
 
 def test_a_base_that_is_trained_itself_goes_the_plain_way():

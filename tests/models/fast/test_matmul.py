@@ -13,8 +13,8 @@ from models.fast import matmul as fast_products
 from models.fast.logprobs import block_logits, block_logprobs
 from models.fast.matmul import SIZES, has_kernels, linear, pack, product
 from models.sampling.fast import FastEngine
-from models.sampling.generate import CachedEngine, uniforms_for
-from tests.support.fast import QUERIES, sampled, world
+from models.sampling.generate import CachedEngine, sampling_noise
+from tests.support.fast import QUERIES, sampled, world_size
 
 pytestmark = pytest.mark.skipif(not has_kernels(), reason="this build of torch has no oneDNN products")
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not has_kernels(), reason="this build of torch h
 @pytest.fixture
 def small(monkeypatch):
     """Tiny weights take oneDNN's way too; the rows of each product, and whether its weight is packed."""
-    monkeypatch.setattr(fast_products, "LEAST", 1)
+    monkeypatch.setattr(fast_products, "MIN_SIZE", 1)
     calls = []
     real = fast_products.product
 
@@ -56,7 +56,7 @@ def test_what_is_small_or_in_float64_is_left_to_torch(small):
     x, weight = torch.randn(4, 130), torch.randn(200, 130)
     assert torch.equal(linear(x, weight), F.linear(x, weight)) and not small
     assert pack(weight.double(), 4).dtype == torch.float64
-    fast_products.LEAST = 140
+    fast_products.MIN_SIZE = 140
     assert pack(weight, 4) is weight
 
 
@@ -66,14 +66,14 @@ def test_tokens_by_packed_weights_are_those_of_the_plain_engine(kind, small):
 
     The output layer is not packed: that would be a copy of its own.
     """
-    base = world(kind)
+    base = world_size(kind)
     prompts = [*QUERIES, QUERIES[1], QUERIES[3], QUERIES[1]] * 3
-    draws = uniforms_for(len(prompts), 12, torch.Generator().manual_seed(3))
-    plain = sampled(base, CachedEngine(measure=True), prompts, draws)
-    fast = sampled(base, FastEngine(measure=True), prompts, draws)
+    noise = sampling_noise(len(prompts), 12, torch.Generator().manual_seed(3))
+    plain = sampled(base, CachedEngine(with_logprobs=True), prompts, noise)
+    fast = sampled(base, FastEngine(with_logprobs=True), prompts, noise)
     assert fast == plain and len(small) > 40 and all(rows in SIZES for rows, _ in small)
     assert len({rows for rows, _ in small}) > 1 and {packed for _, packed in small} == {True, False}
-    again = sampled(base, FastEngine(measure=True), prompts, draws)
+    again = sampled(base, FastEngine(with_logprobs=True), prompts, noise)
     assert torch.equal(again.logprobs, fast.logprobs) and again == fast
 
 
@@ -95,11 +95,11 @@ def test_log_probabilities_by_onednn(small):
 
 def test_the_samplers_own_numbers_are_those_of_the_training_forward():
     """Log-probabilities and entropies of every token, by both engines; zero after a row's end."""
-    base = world()
+    base = world_size()
     prompts = [*QUERIES, *QUERIES]
-    draws = uniforms_for(len(prompts), 12, torch.Generator().manual_seed(3))
-    for engine in (FastEngine(measure=True), CachedEngine(measure=True)):
-        made = sampled(base, engine, prompts, draws, batch=3)
+    noise = sampling_noise(len(prompts), 12, torch.Generator().manual_seed(3))
+    for engine in (FastEngine(with_logprobs=True), CachedEngine(with_logprobs=True)):
+        made = sampled(base, engine, prompts, noise, batch=3)
         rows = make_rows(prompts, made.ids, 0, "cpu")
         with base.role("policy") as view, torch.no_grad():
             states = view.states(rows.ids, rows.mask, rows.response_positions())
@@ -109,6 +109,6 @@ def test_the_samplers_own_numbers_are_those_of_the_training_forward():
         assert_close(made.logprobs[inside], logprobs, atol=1e-5, rtol=1e-5)
         assert_close(made.entropy[inside], entropy, atol=1e-5, rtol=1e-5)
         assert not made.logprobs[~inside].any() and not made.entropy[~inside].any()
-    assert sampled(base, FastEngine(), prompts, draws).logprobs is None
-    greedy = sampled(base, FastEngine(measure=True), prompts)
+    assert sampled(base, FastEngine(), prompts, noise).logprobs is None
+    greedy = sampled(base, FastEngine(with_logprobs=True), prompts)
     assert greedy == sampled(base, CachedEngine(), prompts) and (greedy.logprobs <= 0).all()

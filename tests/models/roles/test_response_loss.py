@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from data.batching import like_length, right_pad, token_batches
+from data.batching import length_bucketed, right_pad, token_batches
 from models.backbone.settings import AdapterConfig
 from models.roles import response_loss
 from models.roles.response_loss import response_nll
@@ -82,10 +82,10 @@ def test_nothing_supervised_is_a_zero_that_can_be_differentiated():
 
 def test_rows_of_like_length_go_together_where_it_saves_enough():
     """By hand: 10 and 9 together (2 rows of 1 saved cell at most), the short ones apart."""
-    assert like_length([2, 10, 3, 9], 5) == [[1, 3], [2, 0]]
-    assert like_length([2, 10, 3, 9], 10**6) == [[1, 3, 2, 0]]
-    assert like_length([2, 10, 3, 9], 1) == [[1], [3], [2], [0]]
-    assert like_length([4, 4], 1) == [[0, 1]] and like_length([], 1) == []
+    assert length_bucketed([2, 10, 3, 9], 5) == [[1, 3], [2, 0]]
+    assert length_bucketed([2, 10, 3, 9], 10**6) == [[1, 3, 2, 0]]
+    assert length_bucketed([2, 10, 3, 9], 1) == [[1], [3], [2], [0]]
+    assert length_bucketed([4, 4], 1) == [[0, 1]] and length_bucketed([], 1) == []
 
 
 def test_a_token_budget_holds_and_loses_no_row():

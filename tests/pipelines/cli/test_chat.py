@@ -72,7 +72,7 @@ def test_streamed_ids_are_those_of_the_engine(temperature: float):
                 params=SamplingParams(max_new_tokens=12, temperature=temperature, stop_ids=[2]),
             )
         )
-        draws = torch.cat(
+        noise = torch.cat(
             [
                 torch.rand((1,), generator=g, dtype=torch.float64)
                 for g in [torch.Generator().manual_seed(3)]
@@ -82,7 +82,7 @@ def test_streamed_ids_are_those_of_the_engine(temperature: float):
         made = CachedEngine()(
             view,
             [prompt],
-            uniforms=draws if temperature else None,
+            noise=noise if temperature else None,
             params=SamplingParams(max_new_tokens=12, temperature=temperature or 1.0, stop_ids=[2], pad_id=0),
         )
     assert ids == made.ids[0] and len(ids) > 1
@@ -105,7 +105,7 @@ def test_commands_change_what_they_say_and_wrong_ones_nothing(tmp_path: Path):
     )
     assert (made.system, made.temperature, made.max_new_tokens) == ("be brief", 0.0, 5)
     assert "/temperature x: give a number" in out and "/tokens 0: give" in out and "/nope: no such command" in out
-    assert "votes need --beside" in out and not (tmp_path / "preferences.jsonl").exists()
+    assert "votes need --compare-with" in out and not (tmp_path / "preferences.jsonl").exists()
     assert [m.role for m in made.messages()] == ["system", "user", "assistant"]
     assert made.turns[1].content and made.turns[1].content in out
     made.command("/clear")
@@ -201,7 +201,9 @@ def test_plain_models_and_adapters_talk_and_stand_on_their_own_base(models, targ
 
 
 def test_a_second_speaker_that_is_nothing_is_named(models, tmp_path):
-    with pytest.raises(UserError, match=r"--beside .*nothing: cannot be opened as a stage \(base, sft, ppo\), a run"):
+    with pytest.raises(
+        UserError, match=r"--compare-with .*nothing: cannot be opened as a stage \(base, sft, ppo\), a run"
+    ):
         open_room(str(models / "one"), None, str(tmp_path / "nothing"))
 
 

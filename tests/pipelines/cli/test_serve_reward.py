@@ -1,4 +1,4 @@
-"""A scorer behind an address, from the command line's side: the example that PPO is paid by, and ``trivet score``."""
+"""A scorer behind an address, from the command line's side: the example that PPO optimises, and ``trivet score``."""
 
 from __future__ import annotations
 

@@ -71,9 +71,9 @@ def test_checkpoints_adapters_and_exports_say_what_the_stage_says(run: Path, tmp
 
 
 def test_any_reward_chooses_the_best_of_n(run: Path, tmp_path: Path):
-    """A rule, a function, a remote scorer and what PPO is paid for, among the same samples as the reward model."""
+    """A rule, a function, a remote scorer and what PPO optimises, among the same samples as the reward model."""
     (tmp_path / "own.py").write_text("def f(prompts, completions):\n    return [-len(c) for c in completions]\n")
-    own = "short: [{source: length, at_most: 0, unit: characters}]"
+    own = "short: [{source: length, max_length: 0, unit: characters}]"
     with serving(lambda rows: [-float(len(r["completion"])) for r in rows]) as address:
         own = f"evaluation.best_of_by={{{own}, own: '{tmp_path}/own.py:f', far: '{address}'}}"
         names = ["best_of_3", *(f"best_of_3:{by}" for by in ("short", "own", "far", "ppo.reward"))]

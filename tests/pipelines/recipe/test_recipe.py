@@ -25,7 +25,7 @@ ppo:
   kl_coef: 0.1
   learning_rate: 1e-5
 """
-SCRATCH: dict[str, Any] = {"base": {"pretrain": {}}, "data": {"demonstrations": "demo-world", "rankings": "r.jsonl"}}
+SCRATCH: dict[str, Any] = {"base": {"pretrain": {}}, "data": {"demonstrations": "demo-task", "rankings": "r.jsonl"}}
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -118,7 +118,7 @@ def test_wrong_recipes_name_file_line_key_and_mend(tmp_path: Path, text: str, me
 
 def test_several_mistakes_come_together(tmp_path: Path) -> None:
     told = failure(tmp_path, GOOD + "  clip: x\nseed: y\n")
-    assert "2 things to mend" in told and "FILE:9: ppo.clip" in told and "FILE:10: seed" in told
+    assert "2 things to fix" in told and "FILE:9: ppo.clip" in told and "FILE:10: seed" in told
 
 
 def test_a_mistake_inside_the_base_is_told_once(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ HAND = {
         "longer_is_better": SHARE | {"share": 0.5},
     },
     "baselines": {"longest answer": SHARE | {"share": 0.51}},
-    "probes": {"emptied": SHARE | {"share": 0.99, "ci95": None}},
+    "probes": {"empty response": SHARE | {"share": 0.99, "ci95": None}},
     "samples": {"of": "SFT samples", "n": 64, "mean": 0.0, "std": 1.25, "quantiles": {}},
     "warnings": ["it prefers damaged answers"],
 }  # fmt: skip
@@ -111,7 +111,7 @@ def test_the_page_has_the_section(page: str):
 
 def test_a_run_without_the_card_shows_what_the_manifest_says(tmp_path: Path):
     summary = {"top1": 0.6, "calibration_error": 0.07, "temperature": 1.5, "longer_wins": 0.55,
-               "baselines": {"n-grams": 0.66}, "probes": {"emptied": 0.99}, "card_warnings": []}  # fmt: skip
+               "baselines": {"n-grams": 0.66}, "probes": {"empty response": 0.99}, "card_warnings": []}  # fmt: skip
     metrics = {"pair_accuracy": 0.75, "pair_accuracy_ci95": [0.7, 0.8], "pairs": 1200, "report_card": summary}
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward" / "manifest.json").write_text(json.dumps({"metrics": metrics}), encoding="utf-8")

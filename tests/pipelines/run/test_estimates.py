@@ -43,7 +43,7 @@ def test_the_shape_of_a_base_is_its_own(family: str, tmp_path: Path) -> None:
     lm.save_pretrained(tmp_path / "base")
     word_tokenizer().save_pretrained(tmp_path / "base")
     recipe = Pipeline.from_recipe(
-        {"base": str(tmp_path / "base"), "adapter": {"rank": 4}, "data": {"demonstrations": "demo-world?rows=9"}}
+        {"base": str(tmp_path / "base"), "adapter": {"rank": 4}, "data": {"demonstrations": "demo-task?rows=9"}}
     ).recipe
     shape = shape_of(recipe)
     assert shape is not None and (shape.layers, shape.width) == (2, 32)

@@ -48,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         "data": {"demonstrations": "d.jsonl", "rankings": "r.jsonl", "held_out": 0.0},
         "adapter": {"rank": 4, "alpha": 8},
         "sft": {"learning_rate": 5e-2, "batch": 4, "epochs": 3},
-        "reward": {"learning_rate": 1e-2, "batch": 4, "max_tokens": LIMIT, "centre_samples": 8, "pooling": "mean"},
+        "reward": {"learning_rate": 1e-2, "batch": 4, "max_tokens": LIMIT, "calibration_samples": 8, "pooling": "mean"},
         "runtime": {"device": "cpu", "threads": 1},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
@@ -59,16 +59,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 def answer_of_the_run(pipeline: Pipeline) -> tuple[list[int], list[int]]:
     """The prompt's ids and the greedy answer of the SFT model, by the run's own loop."""
-    bench = pipeline.bench
-    bench.clear()
-    bench.load("sft", "sft", pipeline.run_dir / "sft")
-    renderer = bench.renderer()
+    loaded = pipeline.loaded
+    loaded.clear()
+    loaded.load("sft", "sft", pipeline.run_dir / "sft")
+    renderer = loaded.renderer()
     from data.records import Message
 
     query = renderer.prompt_ids([Message(role="user", content="w1 w2")])
-    with bench.base().role("sft") as role:
+    with loaded.base().role("sft") as role:
         greedy = SamplingParams(max_new_tokens=12, stop_ids=renderer.stop_ids)
-        made = CachedEngine()(role, [query], params=greedy, uniforms=None)
+        made = CachedEngine()(role, [query], params=greedy, noise=None)
     return query, made.ids[0]
 
 
@@ -88,7 +88,7 @@ def test_an_exported_model_is_asked_and_ends_as_in_the_run(finished: Pipeline, t
     else:
         from transformers import GenerationConfig
 
-        lm = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(finished.bench.spec.source), folder)
+        lm = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(finished.loaded.spec.source), folder)
         settings = GenerationConfig.from_pretrained(folder)
     made = lm.generate(ids, generation_config=settings, max_new_tokens=12, do_sample=False)
     assert made[0, len(query) :].tolist() == expected

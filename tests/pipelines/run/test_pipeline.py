@@ -68,7 +68,7 @@ def test_a_second_run_does_nothing_and_the_base_is_unchanged(run):
     pipeline.run()
     assert before == {f: f.stat().st_mtime_ns for f in before}
     prints = {read_artifact(run / s).manifest["base_fingerprint"] for s in STAGES[1:]}
-    assert len(prints) == 1 and prints == {pipeline.bench.base().base_fingerprint()}
+    assert len(prints) == 1 and prints == {pipeline.loaded.base().base_fingerprint()}
 
 
 def test_the_same_recipe_gives_the_same_bytes(run, tmp_path):
@@ -153,8 +153,8 @@ def test_merged_export_is_the_policy(run, tmp_path):
     lm, tokenizer = AutoModelForCausalLM.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
     assert tokenizer.chat_template
     pipeline = open_run(run)
-    base = pipeline.bench.base()
-    pipeline.bench.load("ppo", "policy", run / "ppo")
+    base = pipeline.loaded.base()
+    pipeline.loaded.load("ppo", "policy", run / "ppo")
     ids = torch.arange(4, 20)[None]
     with base.role("policy") as view, torch.no_grad():
         ours = view.logits(view.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))
@@ -166,12 +166,12 @@ def test_merged_export_is_the_policy(run, tmp_path):
 
 
 def test_scoring_a_file_gives_the_rewards_of_evaluation(run, tmp_path):
-    from pipelines.recipe.derived import answer_limit
+    from pipelines.recipe.derived import response_limit
     from pipelines.run.score import score_file
 
     samples = [json.loads(line) for line in (run / "evaluation/samples.jsonl").read_text().splitlines()]
     # this small model samples special tokens, which text leaves out: only answers whose every token is a word
-    limit = answer_limit(Pipeline.from_recipe(RECIPE).recipe)
+    limit = response_limit(Pipeline.from_recipe(RECIPE).recipe)
     rows = [r for r in samples if len(r["systems"]["sft"]["response"].split()) == limit]
     assert rows
     file = tmp_path / "answers.jsonl"

@@ -23,7 +23,7 @@ def keys(folder: Path, **recipe: object) -> dict[str, str]:
     """The key of each stage of a recipe beside which the files lie."""
     rows = [json.dumps({"prompt": f"q{n}", "chosen": "yes", "rejected": "no"}) for n in range(8)]
     (folder / "ranked.jsonl").write_text("\n".join(rows))
-    demo = "demo-world?rows=20"
+    demo = "demo-task?rows=20"
     data = {"demonstrations": demo, "prompts": demo, "rankings": str(folder / "ranked.jsonl")}
     whole: dict[str, object] = {"name": "k", "data": data}
     pipeline = Pipeline.from_recipe(whole | {"runtime": {"device": "cpu"}} | recipe, run_dir=folder / "run")
@@ -57,7 +57,7 @@ def test_the_weights_of_the_reward_models_own_base_count(tmp_path: Path) -> None
             "base": base,
             "stages": ["sft", "ppo"],
             "reward": {"base": str(other)},
-            "data": {"demonstrations": "demo-world?rows=20"},
+            "data": {"demonstrations": "demo-task?rows=20"},
         },
         run_dir=tmp_path / "run",
     )

@@ -30,7 +30,7 @@ def lines(*rows: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """All that a recipe can name, each in a file of its own."""
     import numpy as np
 
@@ -69,8 +69,8 @@ def recipe(**changes: Any) -> dict[str, Any]:
     return out
 
 
-def pipeline(world: Path, inputs: dict[str, str] | None = None, **changes: Any) -> Pipeline:
-    return Pipeline.from_recipe(recipe(**changes), run_dir=world / "run", inputs=inputs)
+def pipeline(world_size: Path, inputs: dict[str, str] | None = None, **changes: Any) -> Pipeline:
+    return Pipeline.from_recipe(recipe(**changes), run_dir=world_size / "run", inputs=inputs)
 
 
 def finish(made: Pipeline) -> None:
@@ -96,17 +96,17 @@ def told(found: dict[str, str], expected: tuple[str, ...], why: str) -> None:
 
 
 def write(name: str, text: str) -> Callable[[Path], object]:
-    return lambda world: (world / name).write_text(text)
+    return lambda world_size: (world_size / name).write_text(text)
 
 
 def append(name: str, text: str) -> Callable[[Path], object]:
-    return lambda world: (world / name).write_text((world / name).read_text() + text)
+    return lambda world_size: (world_size / name).write_text((world_size / name).read_text() + text)
 
 
-def heavier(world: Path) -> None:
+def heavier(world_size: Path) -> None:
     import numpy as np
 
-    save_file({"w": np.ones(2)}, world / "base/model.safetensors")
+    save_file({"w": np.ones(2)}, world_size / "base/model.safetensors")
 
 
 FILES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
@@ -125,44 +125,44 @@ FILES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_changed_file(name: str, world: Path) -> None:
-    finish(pipeline(world))
-    assert stale(pipeline(world)) == {}
+def test_a_changed_file(name: str, world_size: Path) -> None:
+    finish(pipeline(world_size))
+    assert stale(pipeline(world_size)) == {}
     change, expected, why = FILES[name]
-    change(world)
-    told(stale(pipeline(world)), expected, why)
+    change(world_size)
+    told(stale(pipeline(world_size)), expected, why)
 
 
 @pytest.mark.parametrize("stage", ALL)
-def test_another_version_of_a_stages_code(stage: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish(pipeline(world))
+def test_another_version_of_a_stages_code(stage: str, world_size: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(pipeline(world_size))
     now = STAGES[stage].version()
     monkeypatch.setattr(f"{STAGES[stage].code}.VERSION", now + 1)
-    told(stale(pipeline(world)), FROM[stage], f"version ({now} -> {now + 1})")
+    told(stale(pipeline(world_size)), FROM[stage], f"version ({now} -> {now + 1})")
 
 
-def test_an_adapter_that_was_given(world: Path) -> None:
-    given = world / "given"
+def test_an_adapter_that_was_given(world_size: Path) -> None:
+    given = world_size / "given"
     given.mkdir()
     (given / "adapter_model.safetensors").write_text("one")
     inputs = {"sft": str(given)}
-    made = pipeline(world, inputs, stages=["rankings", "reward", "ppo", "evaluate"])
+    made = pipeline(world_size, inputs, stages=["rankings", "reward", "ppo", "evaluate"])
     finish(made)
-    assert stale(pipeline(world, inputs, stages=["rankings", "reward", "ppo", "evaluate"])) == {}
+    assert stale(pipeline(world_size, inputs, stages=["rankings", "reward", "ppo", "evaluate"])) == {}
     (given / "adapter_model.safetensors").write_text("two")
-    found = stale(pipeline(world, inputs, stages=["rankings", "reward", "ppo", "evaluate"]))
+    found = stale(pipeline(world_size, inputs, stages=["rankings", "reward", "ppo", "evaluate"]))
     told(found, FROM["rankings"], "inputs.sft")
 
 
 @pytest.mark.parametrize("stage", ALL)
-def test_a_stage_is_skipped_only_if_its_bytes_agree(stage: str, world: Path) -> None:
-    made = pipeline(world)
+def test_a_stage_is_skipped_only_if_its_bytes_agree(stage: str, world_size: Path) -> None:
+    made = pipeline(world_size)
     finish(made)
     file = made.run_dir / STAGES[stage].folder / "w.safetensors"
     file.write_text(stage.upper())  # the same size
-    assert list(stale(pipeline(world))) == [stage] and "altered" in stale(pipeline(world))[stage]
+    assert list(stale(pipeline(world_size))) == [stage] and "altered" in stale(pipeline(world_size))[stage]
     (file.parent / "manifest.json").write_text("{")
-    assert "manifest.json: damaged" in stale(pipeline(world))[stage]
+    assert "manifest.json: damaged" in stale(pipeline(world_size))[stage]
 
 
 # -- every setting ----------------------------------------------------------------------------------------------------
@@ -186,14 +186,14 @@ SECTIONS: dict[str, tuple[type[Config], tuple[str, ...]]] = {
 }
 GROUPS = {"gate", "value", "reward", "base", "ensemble"}  # groups of their own, and what names a file
 GROUPS |= {"max_skipped_steps"}  # decides whether a stage ends, not what it leaves
-GROUPS |= {"micro_batch", "micro_tokens", "batch_tokens", "share_lower_layers"}  # see test_made_with.py
+GROUPS |= {"micro_batch", "micro_tokens", "batch_tokens", "share_prefix_layers"}  # see test_made_with.py
 ALSO = {("reward", "max_tokens"): FROM["reward"], ("ppo", "max_new_tokens"): FROM["ppo"]}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_setting_of_a_stage(section: str, world: Path) -> None:
+def test_every_setting_of_a_stage(section: str, world_size: Path) -> None:
     config, expected = SECTIONS[section]
-    finish(pipeline(world))
+    finish(pipeline(world_size))
     tried = 0
     for name, field in config.model_fields.items():
         if name in GROUPS or (isinstance(field.annotation, type) and issubclass(field.annotation, Config)):
@@ -202,7 +202,7 @@ def test_every_setting_of_a_stage(section: str, world: Path) -> None:
             if value == field.default:
                 continue
             try:
-                made = pipeline(world, **{f"{section}__{name}": value})
+                made = pipeline(world_size, **{f"{section}__{name}": value})
                 found = stale(made)
             except UserError:
                 continue
@@ -210,9 +210,9 @@ def test_every_setting_of_a_stage(section: str, world: Path) -> None:
             tried += 1
             break
         else:  # only together with another setting: changed behind the checks
-            made = pipeline(world)
+            made = pipeline(world_size)
             group = getattr(made.recipe, section).model_copy(update={name: other_values(name, config)[0]})
-            made = Pipeline(made.recipe.model_copy(update={section: group}), world / "run")
+            made = Pipeline(made.recipe.model_copy(update={section: group}), world_size / "run")
             told(stale(made), expected, name)
             tried += 1
     assert tried >= 8
@@ -243,25 +243,25 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_other_sections(setting: str, world: Path) -> None:
-    finish(pipeline(world))
+def test_other_sections(setting: str, world_size: Path) -> None:
+    finish(pipeline(world_size))
     value, expected, why = SETTINGS[setting]
-    told(stale(pipeline(world, **{setting: value})), expected, why)
+    told(stale(pipeline(world_size, **{setting: value})), expected, why)
 
 
-def test_a_reward_that_chooses_for_a_best_of_n(world: Path) -> None:
-    def made(at_most: int = 3, timeout: float = 5.0, index: int = 0, by: str = "mine", **more: Any) -> Pipeline:
+def test_a_reward_that_chooses_for_a_best_of_n(world_size: Path) -> None:
+    def made(max_length: int = 3, timeout: float = 5.0, index: int = 0, by: str = "mine", **more: Any) -> Pipeline:
         remote = {"source": "http://h/", "remote": {"protocol": "classify", "timeout": timeout, "index": index}}
-        mine = ["extra.py:extra", {"source": "length", "at_most": at_most}, remote]
+        mine = ["extra.py:extra", {"source": "length", "max_length": max_length}, remote]
         own = {"mine": mine} if by == "mine" else {}
-        return pipeline(world, evaluation__systems=["sft", f"best_of_2:{by}"], evaluation__best_of_by=own, **more)
+        return pipeline(world_size, evaluation__systems=["sft", f"best_of_2:{by}"], evaluation__best_of_by=own, **more)
 
     finish(made())
     assert stale(made()) == stale(made(timeout=6.0)) == {}
     for other in (made(4), made(index=1)):
         told(stale(other), FROM["evaluate"], "evaluation.best_of_by")
     told(stale(made(by="ppo.reward")), FROM["evaluate"], "evaluation")
-    append("extra.py", "# more\n")(world)
+    append("extra.py", "# more\n")(world_size)
     assert "functions.extra.py:extra" in stale(made())["evaluate"]
 
 

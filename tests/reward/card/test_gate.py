@@ -21,7 +21,7 @@ from stages.settings import RewardConfig
 from tests.support.ppo import make_prompt
 from tests.support.training import reward_context
 
-TRAINING = RewardConfig(epochs=12, learning_rate=1e-2, batch=6, micro_batch=6, centre_samples=16)
+TRAINING = RewardConfig(epochs=12, learning_rate=1e-2, batch=6, micro_batch=6, calibration_samples=16)
 
 
 def rankings(count, first, shuffled):
@@ -45,7 +45,7 @@ def test_a_reward_model_of_shuffled_labels_is_stopped_and_a_good_one_passes(tmp_
     (tmp_path / "good").mkdir(), (tmp_path / "bad").mkdir()
     result = trained(tmp_path / "good", False)
     assert result.metrics["pair_accuracy"] > 0.8 and result.metrics["report_card"]["top1"] > 0.8
-    reward_gate.require(tmp_path / "good", GateConfig(emptied=0.0))
+    reward_gate.require(tmp_path / "good", GateConfig(empty_response=0.0))
     trained(tmp_path / "bad", True)
     with pytest.raises(StageError, match=r"accuracy: held-out pair accuracy is 0\.[45]"):
         reward_gate.require(tmp_path / "bad", GateConfig())
@@ -60,7 +60,7 @@ def card(**changes):
     return {
         "accuracy": good,
         "baselines": {"longest answer": {"share": 0.6}, "n-grams": {"share": 0.9}},
-        "probes": {"emptied": {"share": 1.0, "ci95": [0.9, 1.0]}},
+        "probes": {"empty response": {"share": 1.0, "ci95": [0.9, 1.0]}},
         "samples": {"std": 1.0, "of": "sft samples"},
     } | changes
 
@@ -71,8 +71,8 @@ def card(**changes):
         ({"accuracy": {"share": 0.55, "ci95": [0.49, 0.61]}}, {"beat_longest": False}, "accuracy"),
         ({"baselines": {"longest answer": {"share": 0.81}}}, {}, "beat_longest"),
         ({}, {"beat_ngrams": True}, "beat_ngrams"),
-        ({"probes": {"emptied": {"share": 0.2, "ci95": [0.1, 0.3]}}}, {}, "emptied"),
-        ({"samples": {"std": 1e-5, "of": "sft samples"}}, {}, "spread"),
+        ({"probes": {"empty response": {"share": 0.2, "ci95": [0.1, 0.3]}}}, {}, "empty_response"),
+        ({"samples": {"std": 1e-5, "of": "sft samples"}}, {}, "score_std"),
     ],
 )
 def test_each_line(changes, settings, line):

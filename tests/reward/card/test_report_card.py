@@ -10,7 +10,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from reward.card import report_card as card
-from reward.card.probes import Answer, damage
+from reward.card.probes import ProbedAnswer, damage
 from reward.card.report_card import Judged
 
 
@@ -31,13 +31,13 @@ def test_a_card_by_hand():
     found = made(
         rankings,
         baselines={"longest answer": [r.lengths for r in rankings]},
-        probes={"emptied": ([1.0, 0.0, 2.0], [0.0, 0.0, 3.0], ["a", "b", "c"])},
+        probes={"empty response": ([1.0, 0.0, 2.0], [0.0, 0.0, 3.0], ["a", "b", "c"])},
         samples=[1.0, 3.0],
         sampled_from="SFT samples",
     )
     assert found["accuracy"] == {"share": pytest.approx(2.5 / 4), "ci95": None, "n": 4, "prompts": 2}
     assert found["baselines"]["longest answer"]["share"] == pytest.approx(3.5 / 4)
-    assert found["probes"]["emptied"]["share"] == pytest.approx(0.5)  # right, equal, wrong
+    assert found["probes"]["empty response"]["share"] == pytest.approx(0.5)  # right, equal, wrong
     assert found["top1"]["share"] == pytest.approx((1 + 0 + 1) / 3)
     assert found["top1"]["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)
     assert found["length"]["longer_is_better"]["share"] == 1.0  # three pairs of the first ranking differ in length
@@ -114,20 +114,20 @@ def test_warnings_say_what_is_wrong():
     rng = np.random.default_rng(0)
     rankings = [judged(rng.normal(size=3).tolist(), lengths=(1, 2, 3), prompt=str(i)) for i in range(60)]
     good = [[3.0, 2.0, 1.0]] * 60
-    probes = {"emptied": ([0.0] * 60, [1.0] * 60, [str(i) for i in range(60)])}
+    probes = {"empty response": ([0.0] * 60, [1.0] * 60, [str(i) for i in range(60)])}
     said = " ".join(made(rankings, baselines={"longest answer": good, "n-grams": good}, probes=probes)["warnings"])
-    for part in ("above chance", "longest answer", "n-grams", "emptied"):
+    for part in ("above chance", "longest answer", "n-grams", "empty response"):
         assert part in said
     fine = [judged([1.5, 1.0, 0.2], lengths=(2, 2, 2), prompt=str(i)) for i in range(60)]
     assert not [w for w in made(fine)["warnings"] if "chance" in w]
 
 
 def test_damage():
-    answers = [Answer("p", "one two . three four ."), Answer("q", "yes !"), Answer("", "一二三四。")]
+    answers = [ProbedAnswer("p", "one two . three four ."), ProbedAnswer("q", "yes !"), ProbedAnswer("", "一二三四。")]
     found = {name: dict(rows) for name, rows in damage(answers).items()}
     assert found["cut short"][0] == ("one two .", True) and found["cut short"][2] == ("一二", True)
     assert found["sentences repeated"][0][0] == "one two . one two . three four . three four ."
     assert found["sentences repeated"][2][0] == "一二三四。一二三四。"
     assert found["answer to another prompt"][0] == ("yes !", True) and 2 not in found["answer to another prompt"]
-    assert found["end token missing"][1] == ("yes !", False) and found["emptied"][1] == ("", True)
+    assert found["end token missing"][1] == ("yes !", False) and found["empty response"][1] == ("", True)
     assert damage([]) == {}

@@ -20,7 +20,7 @@ from evaluation.prompting import Asking
 from evaluation.settings import PromptedConfig
 from reward.model import Samples
 from reward.settings import RemoteConfig, RewardPart
-from reward.terms.composition import Running, Shaping, WeightedSum, compose
+from reward.terms.composition import RewardTransform, Running, WeightedSum, compose
 from reward.terms.remote import RemoteReward, classes_in, plain, scores_in
 from reward.terms.rules import LengthReward, RegexReward
 from reward.terms.server import serving
@@ -67,8 +67,12 @@ def test_patterns_mean_what_they_mean_to_python(pattern, text):
 def test_length_costs_one_a_unit_outside_the_bounds():
     found = samples_of("a b c", "", "a", finished=[True, True, False])
     assert LengthReward(1, 2)(found).tolist() == [-1.0, -1.0, 0.0]
-    assert LengthReward(at_least=4, unit="characters")(found).tolist() == [0.0, -4.0, -3.0]
-    assert LengthReward(at_most=1, unit="tokens")(found).tolist() == [-2.0, 0.0, -1.0]  # a stop token only if it ended
+    assert LengthReward(min_length=4, unit="characters")(found).tolist() == [0.0, -4.0, -3.0]
+    assert LengthReward(max_length=1, unit="tokens")(found).tolist() == [
+        -2.0,
+        0.0,
+        -1.0,
+    ]  # a stop token only if it ended
 
 
 @pytest.mark.parametrize(
@@ -77,8 +81,8 @@ def test_length_costs_one_a_unit_outside_the_bounds():
         ({"source": "regex"}, "needs a `pattern`"),
         ({"source": "regex", "pattern": "("}, "no regular expression"),
         ({"source": "regex", "pattern": "x{e}"}, r"write \\{e for the characters {e"),
-        ({"source": "length"}, "at_least"),
-        ({"source": "length", "at_least": 3, "at_most": 2}, "exchange them"),
+        ({"source": "length"}, "min_length"),
+        ({"source": "length", "min_length": 3, "max_length": 2}, "exchange them"),
         ({"source": "model", "pattern": "x"}, "'pattern' belongs to source: regex"),
         ({"source": "f.py:f", "remote": {"batch": 3}}, "belongs to an address"),
         ({"source": "http://h/", "remote": {"token_env": "not a name"}}, "pattern"),
@@ -95,8 +99,8 @@ def test_running_means_are_those_of_all_scores_so_far():
         batch = rng.normal(3.0, 2.0, size)
         seen += batch.tolist()
         found = running(torch.tensor(batch, dtype=torch.float64))
-        spread = np.std(seen) if len(seen) > 1 else 1.0
-        np.testing.assert_allclose(found.numpy(), (batch - np.mean(seen)) / spread, rtol=1e-12, atol=1e-12)
+        score_std = np.std(seen) if len(seen) > 1 else 1.0
+        np.testing.assert_allclose(found.numpy(), (batch - np.mean(seen)) / score_std, rtol=1e-12, atol=1e-12)
     assert Running()(torch.tensor([2.0, 2.0])).tolist() == [0.0, 0.0]
 
 
@@ -111,11 +115,11 @@ def test_two_processes_share_their_running_means():
 
 def test_parts_are_normalised_then_clipped_then_weighed_and_each_is_kept_apart():
     parts: list = [("a", 2.0, lambda s: torch.tensor([0.0, 10.0])), ("b", -1.0, lambda s: torch.tensor([1.0, 2.0]))]
-    reward = WeightedSum(parts, {"a": Shaping(Running(), clip=0.5)})
+    reward = WeightedSum(parts, {"a": RewardTransform(Running(), clip=0.5)})
     total, logged = reward(samples_of("x", "y"))
     assert total.tolist() == [2.0 * -0.5 - 1.0, 2.0 * 0.5 - 2.0]
     assert {k: v.tolist() for k, v in logged.items()} == {
-        "a": [0.0, 10.0], "b": [1.0, 2.0], "a/shaped": [-0.5, 0.5],
+        "a": [0.0, 10.0], "b": [1.0, 2.0], "a/transformed": [-0.5, 0.5],
     }  # fmt: skip
 
 
@@ -123,7 +127,7 @@ def test_a_part_that_fails_leaves_running_means_as_they_were():
     def fails(_):
         raise RemoteError("dead")
 
-    reward = WeightedSum([("a", 1.0, lambda s: torch.ones(1)), ("b", 1.0, fails)], {"a": Shaping(Running())})
+    reward = WeightedSum([("a", 1.0, lambda s: torch.ones(1)), ("b", 1.0, fails)], {"a": RewardTransform(Running())})
     with pytest.raises(RemoteError):
         reward(samples_of("x"))
     assert reward.state["a"].tolist() == [0.0, 0.0, 0.0]
@@ -135,7 +139,7 @@ def test_names_tell_parts_apart(tmp_path):
         compose(twice, None, tmp_path)
     twice[1] = RewardPart(source="regex", pattern="b", name="second", clip=0.5, weight=3)
     total, logged = compose(twice, None, tmp_path)(samples_of("b"))
-    assert total.tolist() == [1.5] and set(logged) == {"regex", "second", "second/shaped"}
+    assert total.tolist() == [1.5] and set(logged) == {"regex", "second", "second/transformed"}
 
 
 # -- remote ----------------------------------------------------------------------------------------------------------
@@ -232,8 +236,8 @@ def test_large_scores_pass_where_a_weight_or_a_clip_makes_them_small():
     large = torch.tensor([0.0, 1e25])
     weighted = WeightedSum([("mine", 1e-24, lambda samples: large)])
     assert weighted(samples_of("a", "b"))[0].tolist() == pytest.approx([0.0, 10.0])
-    clipped = WeightedSum([("mine", 1.0, lambda samples: large)], {"mine": Shaping(clip=3.0)})
+    clipped = WeightedSum([("mine", 1.0, lambda samples: large)], {"mine": RewardTransform(clip=3.0)})
     assert clipped(samples_of("a", "b"))[0].tolist() == [0.0, 3.0]
-    infinite = WeightedSum([("mine", 1.0, lambda samples: large * 1e30)], {"mine": Shaping(clip=3.0)})
+    infinite = WeightedSum([("mine", 1.0, lambda samples: large * 1e30)], {"mine": RewardTransform(clip=3.0)})
     with pytest.raises(UserError, match="reward 'mine'"):
         infinite.scores(samples_of("a", "b"))

@@ -11,33 +11,44 @@ import torch
 from data.common.errors import UserError
 from models.backbone.artifacts import files_of
 from stages.ppo import stage as ppo_stage
-from stages.ppo.overoptimisation import Look, Parting, best_of, parting
+from stages.ppo.overoptimisation import HoldoutEvaluation, Onset, best_of, find_onset
 from stages.safe_points.checkpoints import Checkpoints
 from stages.settings import PPOConfig
 from tests.conftest import make_base, randomise
 from tests.support.ppo import make_context
 
 
-def look(update: int, proxy: float, held_out: float, noise: float = 0.1) -> Look:
+def evaluation(update: int, proxy: float, held_out: float, noise: float = 0.1) -> HoldoutEvaluation:
     wobble = [noise * (-1) ** i for i in range(16)]
-    return Look(update=update, proxy=[proxy] * 16, held_out=[held_out + w * (update + 1) / 10 for w in wobble], kl=0.0)
+    return HoldoutEvaluation(
+        update=update, proxy=[proxy] * 16, held_out=[held_out + w * (update + 1) / 10 for w in wobble], kl=0.0
+    )
 
 
 def test_two_scores_part_where_one_rises_and_the_other_falls_for_good():
-    rising = [look(0, 0, 0), look(5, 1, 1), look(10, 2, 2), look(15, 3, 1.5), look(20, 4, 1.2), look(25, 5, 1)]
-    assert parting(rising) == Parting(after=10, seen=20)
-    assert best_of(rising) == 2 and parting(rising[:4]) is None
-    back = [*rising[:4], look(20, 4, 2.5), look(25, 5, 1), look(30, 6, 3)]
-    assert parting(back) is None  # one bad look at a time
-    assert parting([look(u, 3 - u / 10, 2 - u / 10) for u in (0, 5, 10, 15)]) is None  # both fall: no over-optimisation
-    assert parting([look(u, u, -0.01 * u, noise=5.0) for u in (0, 5, 10, 15)]) is None  # within the noise
-    assert parting([replace(one, proxy=[]) for one in rising]) is None
+    rising = [
+        evaluation(0, 0, 0),
+        evaluation(5, 1, 1),
+        evaluation(10, 2, 2),
+        evaluation(15, 3, 1.5),
+        evaluation(20, 4, 1.2),
+        evaluation(25, 5, 1),
+    ]
+    assert find_onset(rising) == Onset(after=10, seen=20)
+    assert best_of(rising) == 2 and find_onset(rising[:4]) is None
+    back = [*rising[:4], evaluation(20, 4, 2.5), evaluation(25, 5, 1), evaluation(30, 6, 3)]
+    assert find_onset(back) is None  # one bad look at a time
+    assert (
+        find_onset([evaluation(u, 3 - u / 10, 2 - u / 10) for u in (0, 5, 10, 15)]) is None
+    )  # both fall: no over-optimisation
+    assert find_onset([evaluation(u, u, -0.01 * u, noise=5.0) for u in (0, 5, 10, 15)]) is None  # within the noise
+    assert find_onset([replace(one, proxy=[]) for one in rising]) is None
 
 
 class Judge:
     """A score by ids, which stands for a reward model on this base."""
 
-    takes_ids, spread = True, 2.0
+    takes_ids, score_std = True, 2.0
 
     def __init__(self, sign: float = 1.0) -> None:
         self.sign = sign
@@ -49,7 +60,7 @@ class Judge:
         return self.score_ids(samples.queries, samples.responses)
 
 
-def run_stage(folder, judge, said=None, checkpoints=None, **settings):
+def run_stage(folder, holdout_model, said=None, checkpoints=None, **settings):
     folder.mkdir(exist_ok=True)
     log = folder / "metrics.jsonl"
     kept = log.read_bytes() if log.is_file() else b""
@@ -65,29 +76,29 @@ def run_stage(folder, judge, said=None, checkpoints=None, **settings):
     randomise(base, "reference", 1)
     config = PPOConfig(**({
         "updates": 6, "rollouts": 16, "epochs": 2, "max_new_tokens": 6, "learning_rate": 5e-2, "self_check": False,
-        "value": {"init": "sft", "head": "zero"}, "watch_every": 2, "watch_prompts": 8, "kl_coef": 0.0,
+        "value": {"init": "sft", "head": "zero"}, "holdout_every": 2, "holdout_prompts": 8, "kl_coef": 0.0,
         "missing_eos_penalty": 0.0, "schedule": "constant",
     } | settings))  # fmt: skip
-    return base, ppo_stage.run(context, config, Judge(), judge)
+    return base, ppo_stage.run(context, config, Judge(), holdout_model)
 
 
 def test_the_best_policy_is_kept_and_the_parting_told(tmp_path):
     """The judge likes the opposite: the policy that is kept is the one that nothing was done to."""
     said: list[str] = []
     base, result = run_stage(tmp_path, Judge(-1.0), said, keep="best")
-    found = result.metrics["watch"]
-    assert [one["update"] for one in found["looks"]] == [0, 2, 4, 6]
-    assert found["looks"][-1]["proxy"] > found["looks"][0]["proxy"] + 0.1
+    found = result.metrics["holdout"]
+    assert [one["update"] for one in found["evaluations"]] == [0, 2, 4, 6]
+    assert found["evaluations"][-1]["proxy"] > found["evaluations"][0]["proxy"] + 0.1
     assert result.metrics["kept_update"] == found["best_update"] == 0
-    assert found["parted"]["after"] == 0 and any("over-optimised: since update 0" in text for text in said)
-    assert [w["step"] for w in result.metrics["warnings"] if "over-optimised" in w["text"]] == [found["parted"]["seen"]]
+    assert found["onset"]["after"] == 0 and any("over-optimised: since update 0" in text for text in said)
+    assert [w["step"] for w in result.metrics["warnings"] if "over-optimised" in w["text"]] == [found["onset"]["seen"]]
     fresh = make_base()
     fresh.load_role("policy", tmp_path)
     reference = base.adapter_state("reference")
     assert all(torch.equal(v, reference[k]) for k, v in fresh.adapter_state("policy").items())
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "watch/held_out" in row] == [2, 4, 6]
-    assert rows[1]["watch/held_out"] == pytest.approx(-rows[1]["watch/proxy"])
+    assert [row["step"] for row in rows if "holdout/held_out" in row] == [2, 4, 6]
+    assert rows[1]["holdout/held_out"] == pytest.approx(-rows[1]["holdout/proxy"])
 
 
 def test_watching_changes_nothing_of_what_is_learnt(tmp_path):
@@ -103,9 +114,9 @@ def test_a_watched_run_that_is_killed_keeps_the_same_policy(tmp_path):
         pass
 
     class Stops(Checkpoints):
-        def safe_point(self, number, capture, step=None, good=True):
+        def safe_point(self, number, snapshot, step=None, good=True):
             if step == 5:
-                self.save(number, capture())
+                self.save(number, snapshot())
                 self.wait()
                 raise Killed
 

@@ -47,7 +47,7 @@ class Off:
     """The sampler, with log-probabilities that are off by ``gap`` from call ``first`` on."""
 
     def __init__(self, gap: float, first: int = 0) -> None:
-        self.gap, self.first, self.calls, self.engine = gap, first, 0, FastEngine(measure=True)
+        self.gap, self.first, self.calls, self.engine = gap, first, 0, FastEngine(with_logprobs=True)
 
     def __call__(self, *args: Any, **rest: Any) -> Any:
         made: Any = self.engine(*args, **rest)
@@ -203,7 +203,7 @@ def test_a_resumed_run_decides_as_an_uninterrupted_one(tmp_path, gap):
 
     def safe_point() -> None:
         if whole.position == 7:
-            found = ppo_state.capture(whole)
+            found = ppo_state.snapshot(whole)
             kept.append(replace(found, tensors={n: t.detach().clone() for n, t in found.tensors.items()}))
 
     whole.safe_point = safe_point

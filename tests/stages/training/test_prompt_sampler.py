@@ -57,7 +57,7 @@ def seen_steps(folder, monkeypatch, checkpoints=None):
     monkeypatch.setattr(
         ranking_trainer, "collate", lambda batch, *rest: seen.append([r.prompt for r in batch]) or collate(batch, *rest)
     )
-    reward_model.run(context, RewardConfig(epochs=2, batch=6, micro_batch=3, centre_samples=4))
+    reward_model.run(context, RewardConfig(epochs=2, batch=6, micro_batch=3, calibration_samples=4))
     monkeypatch.undo()
     return seen
 
@@ -78,8 +78,8 @@ def test_a_training_that_goes_on_sees_the_rest_of_the_same_order(tmp_path, monke
     class Stops(Checkpoints):
         left = 6
 
-        def safe_point(self, at, capture, step=None, good=True):
-            self.save(at, capture())
+        def safe_point(self, at, snapshot, step=None, good=True):
+            self.save(at, snapshot())
             self.wait()
             self.left -= 1
             if not self.left:
