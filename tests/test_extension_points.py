@@ -215,7 +215,7 @@ def test_the_pooling_scored_and_is_stored(done: Done) -> None:
     from pipelines.run.open_run import open_run
 
     assert done.seen.pooled
-    assert open_run(done.run).bench.load_reward(done.run / "reward").pooling == "highest"
+    assert open_run(done.run).loaded.load_reward(done.run / "reward").pooling == "highest"
 
 
 def test_the_rule_paid(done: Done) -> None:

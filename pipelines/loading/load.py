@@ -15,11 +15,12 @@ from pydantic import BaseModel, ValidationError, create_model
 from data.common.errors import UserError
 from pipelines.loading.checks import default_stages, fill_in, problems_across
 from pipelines.loading.idle import idle
-from pipelines.recipe.errors import coerced, problems_of, told, unknown_keys
+from pipelines.recipe.errors import coerced, problems_of, recipe_error, unknown_keys
+from pipelines.recipe.renamed import in_new_names, old_names
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.yaml_source import Source, apply_override, read_text
 from pipelines.stages.table import STAGES
-from pipelines.workspace.run_folder import RECIPE
+from pipelines.workspace.run_folder import RECIPE, is_run
 
 
 def load_recipe(
@@ -39,18 +40,22 @@ def load_recipe(
         source, folder = Source(name="recipe", data=json.loads(json.dumps(recipe, default=_plain))), Path.cwd()
     else:
         source, folder = _read(Path(recipe)), Path(recipe).resolve().parent
+        if Path(recipe).name == RECIPE and is_run(folder):  # trivet wrote it, perhaps under other names
+            source = in_new_names(source)
     for override in overrides:
         apply_override(source, override)
     shape = recipe_class()
-    if problems := unknown_keys(source.data, [shape]):
-        raise told(source, problems)
+    renamed = old_names(source.data)
+    at = {path for path, _ in renamed}
+    if problems := [*renamed, *(p for p in unknown_keys(source.data, [shape]) if p[0] not in at)]:
+        raise recipe_error(source, problems)
     fill_in(source.data)
     try:
         made = with_stages(shape.model_validate(source.data | {"base_dir": folder}))
     except ValidationError as error:
-        raise told(source, problems_of(error, source)) from None
+        raise recipe_error(source, problems_of(error, source)) from None
     if problems := coerced(source.data, made) or problems_across(made) or ([] if may_idle else idle(made)):
-        raise told(source, problems)
+        raise recipe_error(source, problems)
     return made
 
 

@@ -21,6 +21,7 @@ from data.common.number_format import duration, interval, number, p_value, perce
 from data.common.redaction import redact, redacted
 from data.common.strict_json import read_object
 from models.backbone.artifacts import MANIFEST
+from pipelines.recipe.renamed import metrics_in_new_words
 from pipelines.report import charts, shapes
 from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
@@ -79,7 +80,8 @@ def read_run(path: Path) -> RunFiles:
         raise UserError(f"{path}: no such run folder; `trivet ls` lists the runs")
     notes: list[str] = []
     places = {s: path / name for s, name in folders().items()}
-    metrics = {s: _json_lines(_live(f) / "metrics.jsonl", notes, shapes.Row) for s, f in places.items()}
+    lines = {s: _json_lines(_live(f) / "metrics.jsonl", notes, shapes.Row) for s, f in places.items()}
+    metrics = {s: metrics_in_new_words(rows) for s, rows in lines.items()}
     manifests = {s: _json(f / MANIFEST, notes, shapes.Manifest) for s, f in places.items()}
     run = _json(path / RUN, notes, shapes.RUN_SHAPE)
     samples = _json_lines(places["evaluate"] / "samples.jsonl", notes, shapes.Sample)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.common.errors import UserError
 from models.backbone.artifacts import Artifact, previous_folder, problems, read_artifact, read_manifest
+from pipelines.recipe.renamed import in_old_words
 from pipelines.stages.keys import folder_hash, hash_of
 from pipelines.stages.table import folders
 from pipelines.workspace.gc import is_store

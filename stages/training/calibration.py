@@ -42,7 +42,7 @@ def calibration_responses(
     return queries, made.ids, "sft samples"
 
 
-def centred(
+def calibrated(
     context: StageContext,
     config: RewardConfig,
     roles: Sequence[str],
@@ -55,18 +55,18 @@ def centred(
 
     def moments(model: RewardModel) -> tuple[Tensor, float, float]:
         samples = model.raw_scores(queries, answers).double()
-        centre, spread = samples.mean().item(), samples.std().item() if len(samples) > 1 else 1.0
-        return samples, centre, spread
+        mean, std = samples.mean().item(), samples.std().item() if len(samples) > 1 else 1.0
+        return samples, mean, std
 
     members = []
     for role in roles:
-        samples, centre, spread = moments(RewardModel(role=role, **settings))
-        members.append(Member(role=role, centre=centre, spread=spread))
+        samples, mean, std = moments(RewardModel(role=role, **settings))
+        members.append(Member(role=role, score_mean=mean, score_std=std))
     if len(roles) > 1:
         settings |= {
             "members": tuple(members),
             "combine": config.combine,
             "uncertainty_penalty": config.uncertainty_penalty,
         }
-        samples, centre, spread = moments(RewardModel(role=roles[0], **settings))
-    return RewardModel(role=roles[0], centre=centre, spread=spread, **settings), samples - centre
+        samples, mean, std = moments(RewardModel(role=roles[0], **settings))
+    return RewardModel(role=roles[0], score_mean=mean, score_std=std, **settings), samples - mean

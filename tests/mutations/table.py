@@ -385,7 +385,7 @@ REWARD_MODEL = [
         SHARED, "plain_rows and llama"),
     _of("M1", "positions go on from answer to answer", SP, "torch.arange(len(prompt), len(prompt) + len(branch))",
         "torch.arange(at, at + len(branch))", SHARED, "plain_rows and llama"),
-    _of("M7", "centred on the median", "stages/training/calibration.py", "centre, spread = samples.mean().item()", "centre, spread = samples.median().item()", TRAINING, "calibration"),
+    _of("M7", "centred on the median", "stages/training/calibration.py", "mean, std = samples.mean().item()", "mean, std = samples.median().item()", TRAINING, "calibration"),
     _of("M9", "ties are right", RL, "0.5 * (difference == 0)", "1.0 * (difference == 0)", LOSSES, "ties_as_half"),
     _of("M9", "mean of means", "reward/card/accuracy.py", "return proportion_interval(outcomes, owners.tolist())",
         "return proportion_interval([outcomes[owners == i].mean() for i in np.unique(owners)])", ACCURACY, "by_hand"),
