@@ -131,12 +131,11 @@ def register(patch: pytest.MonkeyPatch, seen: Seen, base: Path) -> None:
         command="Polish what SFT made.",
     )
     before = dict(STAGES)
-    for name in before:  # an entry stands where its stage runs: here behind SFT
-        patch.delitem(STAGES, name)
+    STAGES.clear()  # an entry stands where its stage runs: here behind SFT
     for name, stage in before.items():
-        patch.setitem(STAGES, name, stage)
+        STAGES[name] = stage
         if name == "sft":
-            patch.setitem(STAGES, "polish", entry)
+            STAGES["polish"] = entry
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------
@@ -172,11 +171,16 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     seen, run = Seen(), folder / "run"
+    before = dict(STAGES)
     with pytest.MonkeyPatch.context() as patch:
         register(patch, seen, base_run.run_dir / "pretrain" / "model")
         codes = {name: main([name, str(path), "--run-dir", str(run)]) for name in ("plan", "run", "polish")}
         codes |= {"verify": main(["verify", str(run)]), "ls": main(["ls", str(run)])}
-        yield Done(run, path, seen, codes, base_run.run_dir)
+        try:
+            yield Done(run, path, seen, codes, base_run.run_dir)
+        finally:  # in the order of before
+            STAGES.clear()
+            STAGES.update(before)
 
 
 def test_every_command_takes_them(done: Done) -> None:

@@ -22,8 +22,8 @@ from pipelines.recipe.renamed import (
     old_names,
 )
 from pipelines.run.pipeline import Pipeline
-from pipelines.run.stages import STAGES
-from pipelines.workspace.keys import hash_of
+from pipelines.stages.keys import hash_of
+from pipelines.stages.table import STAGES
 from reward.card.gate import failures
 from reward.files import _moments
 from reward.settings import GateConfig
