@@ -194,6 +194,7 @@ def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: Pret
         save = partial(snapshot, parameters, optimizers, nonfinite, step + 1, memory.limit)
         context.checkpoints.safe_point(step + 1, save, step + 1, good=nonfinite.in_a_row == 0)
     lm.eval()
+    nonfinite.require_a_step(config.steps, "pretraining")
     return nonfinite.total
 
 

@@ -104,6 +104,8 @@ class Loop:
                 self.after_update(last)
         except (StageError, UserError) as error:
             raise self.saved_before(error) from error
+        config = self.ppo.config
+        self.ppo.nonfinite.require_a_step(config.updates * config.epochs * config.minibatches, "PPO")
         return last
 
     def after_update(self, metrics: dict[str, float]) -> None:

@@ -41,7 +41,7 @@ def trainer_settings(context: StageContext, config: SFTConfig | RewardConfig, ro
         "lr_scheduler_type": {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}[
             config.schedule
         ],
-        "warmup_steps": round(total * config.warmup),
+        "warmup_steps": min(round(total * config.warmup), total - 1),  # at least one step above rate 0
         "max_grad_norm": config.max_grad_norm,
         "weight_decay": config.weight_decay,
         "seed": derived_seed(context.seed, key) % 2**31,
@@ -230,6 +230,7 @@ def fit(trainer: Any) -> int:
         (folder / "trainer_state.json").write_text(json.dumps(run.saved.numbers["trainer"]), encoding="utf-8")
         trainer.train(resume_from_checkpoint=str(folder))
     trainer.accelerator.free_memory()
+    run.skips.require_a_step(trainer.state.global_step, run.name)
     return trainer.state.global_step
 
 

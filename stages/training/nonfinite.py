@@ -42,6 +42,22 @@ class NonFiniteSteps:
                 "from there"
             )
 
+    def require_a_step(self, steps: int, what: str) -> None:
+        """At the end of a training: something must have been trained.
+
+        Args:
+            steps: how many there were.
+            what: was trained, for the message.
+
+        Raises:
+            NonFiniteError: every single step was skipped.
+        """
+        if steps and self.total >= steps:
+            raise NonFiniteError(
+                f"{what}: all {steps} optimizer steps were skipped, since loss or gradient was not finite: nothing was "
+                "trained. Look for extreme data or rewards, or lower the learning rate"
+            )
+
     def as_dict(self) -> dict[str, int]:
         return {"total": self.total, "in_a_row": self.in_a_row}
 

@@ -63,6 +63,40 @@ def test_skipped_steps_push_no_good_checkpoint_out(whole_ppo, tmp_path, monkeypa
     assert stage.run() == whole_ppo
 
 
+def test_a_ppo_whose_every_step_was_skipped_is_not_done(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from stages.ppo import update as module
+
+    monkeypatch.setattr(module, "math", SimpleNamespace(isfinite=lambda norm: False))
+    stage = Ppo(tmp_path / "run", max_skipped_steps=None)
+    with pytest.raises(NonFiniteError, match=r"PPO: all \d+ optimizer steps were skipped.*nothing was trained"):
+        stage.run()
+
+
+@pytest.mark.parametrize(("steps", "skipped", "raises"), [(3, 3, True), (3, 2, False), (1, 1, True), (0, 0, False)])
+def test_a_training_needs_one_step_that_was_taken(steps, skipped, raises):
+    from contextlib import nullcontext
+
+    from stages.training.nonfinite import NonFiniteSteps
+
+    counted = NonFiniteSteps("sft.max_skipped_steps", None)
+    for step in range(steps):
+        counted.record(step >= skipped, "SFT", "loss nan")
+    with pytest.raises(NonFiniteError, match="SFT: all") if raises else nullcontext():
+        counted.require_a_step(steps, "SFT")
+
+
+@pytest.mark.parametrize(("rows", "warmup", "expected"), [(4, 0.9, 0), (8, 0.9, 1), (40, 0.03, 0), (400, 0.1, 10)])
+def test_a_warm_up_leaves_a_step_above_rate_0(tmp_path, rows, warmup, expected):
+    """One step under warmup 0.9 would train at rate 0, which is no training."""
+    from stages.training.hf_trainer import trainer_settings
+    from tests.support.training import sft_context
+
+    config = SFTConfig(batch=4, micro_batch=4, warmup=warmup)
+    assert trainer_settings(sft_context(tmp_path), config, rows, "sft")["warmup_steps"] == expected
+
+
 @pytest.mark.parametrize(
     ("kind", "steps"),
     [
