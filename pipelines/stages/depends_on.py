@@ -90,9 +90,9 @@ def reward_steps(recipe: Recipe, corpus: Corpus) -> int:
     rows = len(corpus.rankings.train)
     if recipe.rankings:
         rows = min(recipe.rankings.prompts, len(corpus.prompts.train))
-    apart = round(rows * settings.holdout)
-    each = _batches(rows - apart, settings.batch, settings.epochs)
-    return settings.ensemble * each + (_batches(apart, settings.batch, settings.epochs) if apart else 0)
+    held_out = round(rows * settings.holdout)
+    each = _batches(rows - held_out, settings.batch, settings.epochs)
+    return settings.ensemble * each + (_batches(held_out, settings.batch, settings.epochs) if held_out else 0)
 
 
 def ppo_steps(recipe: Recipe, corpus: Corpus) -> int:

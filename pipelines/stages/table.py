@@ -64,7 +64,7 @@ class Stage:
     speed: tuple[str, ...] = ()
     """Settings that cut the same sums into other parts: they change memory and time, and nothing beyond the rounding
     of sums. They are in no key; the manifest has them under ``made_with``."""
-    draws_dropout: bool = False  # masks are drawn by forward pass, so that cutting batches changes the result
+    random_masks: bool = False  # masks are drawn by forward pass, so that cutting batches changes the result
     functions: Callable[[Recipe], list[str]] = _no_functions
     """The user's functions that it calls: their source is part of its key."""
     offered: Callable[[Recipe, Corpus, str], set[str]] = _no_columns
@@ -80,7 +80,7 @@ class Stage:
 
     def speed_settings(self, recipe: Recipe) -> tuple[str, ...]:
         """Its settings that no key holds."""
-        return () if self.draws_dropout and recipe.adapter.dropout > 0 else self.speed
+        return () if self.random_masks and recipe.adapter.dropout > 0 else self.speed
 
     def settings(self, recipe: Recipe) -> Any:
         """What its key holds of the recipe."""
@@ -91,18 +91,18 @@ def _base(recipe: Recipe) -> tuple[str, ...]:
     return () if isinstance(recipe.base, str) else ("pretrain",)
 
 
-def _paid_by_model(recipe: Recipe) -> bool:
+def _reward_asks_model(recipe: Recipe) -> bool:
     return any(part.kind == "model" for part in recipe.ppo.reward)
 
 
 def _ppo_needs(recipe: Recipe) -> tuple[str, ...]:
     watched = recipe.ppo.keep == "best" or recipe.reward.holdout > 0
-    asks = _paid_by_model(recipe) or recipe.ppo.value.init == "reward" or watched
+    asks = _reward_asks_model(recipe) or recipe.ppo.value.init == "reward" or watched
     return (*_base(recipe), "sft", *(("reward",) if asks else ()))
 
 
 def _ppo_wanted(recipe: Recipe, before: set[str]) -> bool:
-    asked_for = "ppo" in recipe.model_fields_set and not _paid_by_model(recipe)
+    asked_for = "ppo" in recipe.model_fields_set and not _reward_asks_model(recipe)
     return bool(recipe.data.prompts or recipe.data.demonstrations) and ("reward" in before or asked_for)
 
 
@@ -170,7 +170,7 @@ STAGES: dict[str, Stage] = {
         role="sft",
         asked_in_chat=True,
         speed=("micro_batch", "batch_tokens"),
-        draws_dropout=True,
+        random_masks=True,
         curves=curves.SFT,
         command="""Train the SFT adapter on demonstrations.
 
@@ -217,7 +217,7 @@ STAGES: dict[str, Stage] = {
         tally=tallies.reward,
         role="reward",
         speed=("micro_batch",),
-        draws_dropout=True,
+        random_masks=True,
         curves=curves.REWARD,
         facts=False,
         command="""Train the reward model on ranked answers.

@@ -230,7 +230,7 @@ def fit(trainer: Any) -> int:
         (folder / "trainer_state.json").write_text(json.dumps(run.saved.numbers["trainer"]), encoding="utf-8")
         trainer.train(resume_from_checkpoint=str(folder))
     trainer.accelerator.free_memory()
-    run.skips.require_a_step(trainer.state.global_step, run.name)
+    run.nonfinite.require_a_step(trainer.state.global_step, run.name)
     return trainer.state.global_step
 
 

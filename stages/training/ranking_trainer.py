@@ -49,7 +49,7 @@ def fit(
             data_collator=lambda batch: collate(batch, context.pad_id, config.margin > 0),
             optimizers=(_optimizer(trainable, base.heads[role], config), None),
         )
-        return trainers.fit(trainer), run.skips.total
+        return trainers.fit(trainer), run.nonfinite.total
 
 
 def _optimizer(trainable: Mapping[str, nn.Parameter], head: nn.Module, config: RewardConfig) -> torch.optim.Optimizer:
@@ -121,7 +121,7 @@ class RankingTrainer(OwnSteps, Trainer):
         order = OnePromptAStep(prompts, self.settings.batch, self.args.seed)
         return order if order.needed else super()._get_train_sampler(*given)
 
-    def pieces(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    def micro_batches_of(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
         return of_rankings(inputs, size)
 
     def share_of(self, inputs: dict[str, Tensor], rows: range) -> dict[str, Tensor]:

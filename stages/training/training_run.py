@@ -63,7 +63,7 @@ class TrainingRun:
     ) -> None:
         self.context, self.processes, self.name = context, context.processes, name
         self.parameters, self.start, self.saved = dict(parameters), start, start.saved
-        self.skips = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
+        self.nonfinite = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
         self.memory = OOMRetry(f"{key}.micro_batch", context.warn)
         self.micro_batch = config.micro_batch
         self.counted = 1.0  # 0 while this process computes a row only to take part
@@ -90,12 +90,12 @@ class TrainingRun:
         finite = self.processes.sum(torch.tensor(float(not mine))).item() == 0
         if not finite:
             self.drop_gradients()
-        self.skips.record(finite, f"{self.name}, step {step}", f"loss {self.loss:g}, gradient norm {self.norm:g}")
+        self.nonfinite.record(finite, f"{self.name}, step {step}", f"loss {self.loss:g}, gradient norm {self.norm:g}")
 
     @property
     def skipped(self) -> int:
         """Steps that were skipped, those of the models before included."""
-        return self.start.skipped + self.skips.total
+        return self.start.skipped + self.nonfinite.total
 
     def finished(self) -> int | None:
         """Steps of a training that the saved state shows to be complete; None: there are some left."""
@@ -106,7 +106,7 @@ class TrainingRun:
         """Weights and counts of a training that is complete."""
         assert self.saved is not None
         restore_training(self.parameters, [], self.saved.tensors)
-        self.skips.restore(self.saved.numbers["skips"])
+        self.nonfinite.restore(self.saved.numbers["skips"])
 
     def restore(self, optimizer: Any, schedule: Any) -> None:
         """Weights, optimizer, schedule and counts as they were saved."""
@@ -116,7 +116,7 @@ class TrainingRun:
         schedule.load_state_dict(numbers["schedule"])
         for group, rate in zip(optimizer.param_groups, numbers["rates"], strict=True):
             group["lr"] = rate
-        self.skips.restore(numbers["skips"])
+        self.nonfinite.restore(numbers["skips"])
         self.memory.limit = numbers["limits"].get(self.memory.name)  # of rows or of tokens, by what the recipe counts
 
     def state(self, optimizer: Any, schedule: Any, trainer_state: Any, tokens: int) -> State:
@@ -131,7 +131,7 @@ class TrainingRun:
                 "schedule": schedule.state_dict(),
                 "rates": [group["lr"] for group in optimizer.param_groups],
                 "tokens": tokens,
-                "skips": self.skips.as_dict(),
+                "skips": self.nonfinite.as_dict(),
                 "skipped_before": self.start.skipped,
                 "limits": {self.memory.name: self.memory.limit},
             },

@@ -118,7 +118,7 @@ def test_fresh_takes_its_own_checkpoints_alone(base: Path, whole: Path, tmp_path
     stop_at(base, tmp_path, 3)
     made(base, tmp_path).run(only=["sft"], fresh=True)
     assert weights(tmp_path) == weights(whole)
-    assert plan_of(made(base, tmp_path, "sft.learning_rate=0.001")).endswith("goes on from checkpoint step_2")
+    assert plan_of(made(base, tmp_path, "sft.learning_rate=0.001")).endswith("resumes from checkpoint step_2")
 
 
 def test_a_damaged_checkpoint_is_set_aside(

@@ -119,7 +119,7 @@ def test_a_folder_that_becomes_read_only_is_told_and_nothing_is_lost(whole_ppo):
             if number == 4:
                 stage.points.folder.chmod(0o555)
 
-        with pytest.raises(CheckpointError, match=r"Permission denied.*step_4 is intact.*mend the folder"):
+        with pytest.raises(CheckpointError, match=r"Permission denied.*step_4 is intact.*fix the folder"):
             stage.run(at_point)
         stage.points.folder.chmod(0o755)
         assert stage.run() == whole_ppo

@@ -106,7 +106,7 @@ def test_finished_updates_are_kept_and_the_run_goes_on_to_the_same_bytes(whole, 
     else:
         with serving(Scorer(breaks, after=8 * 2)) as address, pytest.raises(StageError, match=f"(?s){said}") as error:
             run_stage(folder, address)
-        assert "2 of 3 updates are done and saved" in str(error.value) and "goes on from there" in str(error.value)
+        assert "2 of 3 updates are done and saved" in str(error.value) and "resumes from there" in str(error.value)
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
         assert list((folder / "checkpoints").glob("step_*"))
     with serving(Scorer()) as address:

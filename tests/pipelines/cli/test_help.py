@@ -54,4 +54,4 @@ def test_the_first_help_fits(capsys, monkeypatch) -> None:
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_argument_and_option_is_explained(words) -> None:
     command = dict(commands(typer.main.get_command(app)))[words]
-    assert [p.name for p in command.params if not getattr(p, "help", "")] == []  # type: ignore[attr-defined]
+    assert [p.name for p in command.params if not getattr(p, "help", "") and not getattr(p, "hidden", False)] == []  # type: ignore[attr-defined]
