@@ -49,11 +49,13 @@ def save_reward(model: RewardModel, folder: Path) -> None:
     """Write a reward model."""
     pooling = pooling_numbers(model.pooling)
     if not model.members:
-        save_role(model.base, model.role, folder, {"centre": model.score_mean, "spread": model.score_std, **pooling})
+        numbers = {"score_mean": model.score_mean, "score_std": model.score_std}
+        save_role(model.base, model.role, folder, numbers | pooling)
         return
     for number, member in enumerate(model.members):
         place = folder if number == 0 else folder / MEMBERS / str(number)
-        save_role(model.base, member.role, place, {"centre": member.score_mean, "spread": member.score_std, **pooling})
+        numbers = {"score_mean": member.score_mean, "score_std": member.score_std}
+        save_role(model.base, member.role, place, numbers | pooling)
     write_json(
         folder / ENSEMBLE,
         {

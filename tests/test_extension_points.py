@@ -73,7 +73,7 @@ class Seen:
 
 
 def polish(job: Any, seen: Seen) -> StageResult:
-    strength = job.bench.recipe.polish.strength
+    strength = job.loaded.recipe.polish.strength
     seen.polished.append(strength)
     (job.out / "polish.txt").write_text("shine" * strength)
     for step in (1, 2, 3):

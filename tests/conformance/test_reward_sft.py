@@ -98,9 +98,9 @@ def test_the_mean_score_of_the_calibration_answers_is_zero(tmp_path):
                 max_new_tokens=longest, temperature=1.0, stop_ids=context.renderer.stop_ids, pad_id=0
             ),
         )
-    scores = score_rows(context.base, "reward", queries, made.ids, 0, 5).double() - found["centre"]
+    scores = score_rows(context.base, "reward", queries, made.ids, 0, 5).double() - found["score_mean"]
     assert scores.mean().item() == pytest.approx(0.0, abs=1e-5)
-    assert scores.std().item() == pytest.approx(found["spread"], rel=1e-4)
+    assert scores.std().item() == pytest.approx(found["score_std"], rel=1e-4)
 
 
 def test_rows_of_sft_are_never_packed(tmp_path):

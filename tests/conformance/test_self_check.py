@@ -142,7 +142,10 @@ def stage_world(tmp_path: Path, metrics: dict, folder: Path, spoil: bool = False
     object.__setattr__(context, "inputs", {"reward": artifact})
     object.__setattr__(context, "warn", told.append)
     model = RewardModel(
-        base=base, role="reward", renderer=Renderer(base.tokenizer, template="dialogue"), score_mean=numbers["centre"]
+        base=base,
+        role="reward",
+        renderer=Renderer(base.tokenizer, template="dialogue"),
+        score_mean=numbers["score_mean"],
     )
     return context, model, told
 

@@ -121,7 +121,7 @@ def test_the_reward_is_centred_on_sft_samples_and_survives_the_hand_over(tmp_pat
     fresh = make_base()
     numbers = fresh.load_role("reward", tmp_path, head=True)
     assert numbers.pop("mean_pooling") == 0.0
-    assert numbers["centre"] == result.metrics["centre"]
+    assert numbers["score_mean"] == result.metrics["score_mean"]
     assert torch.equal(fresh.heads["reward"].weight, context.base.heads["reward"].weight)
     model = RewardModel(base=fresh, role="reward", renderer=context.renderer, **numbers)
     prompts = [make_prompt("w1"), make_prompt("w2 w3"), make_prompt("w4")]
