@@ -204,7 +204,7 @@ def test_learned_pooling_is_trained_and_comes_back_with_its_head(tmp_path):
     assert trained.attention.abs().max() > 1e-3
     fresh = make_base()
     numbers = fresh.load_role("reward", tmp_path, head=True)
-    assert set(numbers) == {"centre", "spread", "mean_pooling"}
+    assert set(numbers) == {"score_mean", "score_std", "mean_pooling"}
     assert torch.equal(fresh.heads["reward"].attention, trained.attention)
     assert pooling_of(numbers, fresh.heads["reward"]) == "learned"
 

@@ -94,8 +94,8 @@ def assert_measured(found: dict[str, Any]) -> None:
         low, high = found["pair_accuracy_ci95"]
         assert 0 <= low <= found["pair_accuracy"] <= high <= 1 and low < high
     assert found["pairs"] > 0
-    assert math.isfinite(found["centre"]) and math.isfinite(found["spread"])
-    assert found["spread"] > 0
+    assert math.isfinite(found["score_mean"]) and math.isfinite(found["score_std"])
+    assert found["score_std"] > 0
 
 
 def assert_base_as_it_was(pipeline: Pipeline) -> None:
