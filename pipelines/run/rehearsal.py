@@ -41,7 +41,7 @@ def before_first_stage(pipeline: RunParts, progress: Progress, chosen: Sequence[
     Raises:
         UserError: whatever of it would fail later.
     """
-    check_start(pipeline.recipe, pipeline.corpus, chosen, run_code=True)
+    check_start(pipeline.recipe, pipeline.corpus, chosen, run_code=True, warn=progress.warn)
     if pipeline.processes.unused_devices:
         progress.say(pipeline.processes.unused_devices)
     rehearse(pipeline, chosen, progress.warn)
