@@ -166,3 +166,17 @@ def test_every_answer_that_is_rendered_passes(renderer: Renderer, template: str,
     made = Renderer(renderer.tokenizer, template=template)
     row = made.conversation(prompt(2).messages, said)
     assert row.ids[-1] in made.stop_ids
+
+
+def test_many_rejected_rows_are_told_before_the_first_stage(tmp_path, capsys) -> None:
+    from pipelines.execution.progress import Progress
+    from pipelines.run.rehearsal import before_first_stage
+
+    lines = [json.dumps({"prompt": f"say {i}", "completion": "so it is ."}) for i in range(10)] + ["{broken"] * 30
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    data = RECIPE["data"] | {"demonstrations": "rows.jsonl"}  # type: ignore[operator]
+    (tmp_path / "r.json").write_text(json.dumps(RECIPE | {"data": data}))
+    made = Pipeline.from_recipe(tmp_path / "r.json", run_dir=tmp_path / "run")
+    before_first_stage(made, Progress(), ["sft"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "warning" in told and "rows were rejected" in told and "rows.jsonl:11" in told
