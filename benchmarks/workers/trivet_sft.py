@@ -13,9 +13,9 @@ from data.splits import Corpus
 from data.template import Encoded
 from models.backbone.settings import AdapterConfig
 from models.roles.shared_base import SharedBase
-from stages import sft_trainer  # noqa: F401  (brings TRL, which the stage imports late)
 from stages.settings import SFTConfig
 from stages.sft import make_trainer
+from stages.training import sft_trainer  # noqa: F401  (brings TRL, which the stage imports late)
 from stages.training.hf_trainer import fit, training_session
 
 imports = peak_bytes()
