@@ -132,11 +132,6 @@ def settings_of(path: str, model: type[BaseModel]) -> list[tuple[str, FieldInfo]
     return [(f"{path}.{k}" if path else k, f) for k, f in model.model_fields.items() if not f.exclude]
 
 
-def all_settings() -> list[tuple[str, FieldInfo]]:
-    """Every setting that is a value of its own, once for each place where it can be written."""
-    return [one for path, model in groups(Recipe) for one in settings_of(path, model)]
-
-
 def recipe_page() -> str:
     """``recipe.md``: a table for each group of settings."""
     out = [
