@@ -35,6 +35,14 @@ def open_log(folder: Path, *names: str, start: int = 0, warnings: list[str] | No
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard orders files of one second by their writer's number as text, where 10 stands before 9."""
+    from tensorboard.summary.writer import event_file_writer
+
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+
+
 def interrupted(folder: Path, *names: str) -> list[str]:
     """Rows 1 to 5 with a checkpoint after 3; then rows 4 and 5 again, twice stopped, and at last 4 to 6."""
     warnings: list[str] = []
