@@ -93,7 +93,7 @@ class Study:
 
     def context(self) -> StageContext:
         return StageContext(
-            out=self.folder, seed=self.seed, base=self.base, renderer=self.renderer, corpus=self.pipeline.corpus,
+            out=self.folder, seed=self.seed, open_base=lambda: (self.base, self.renderer), corpus=self.pipeline.corpus,
             adapter=self.pipeline.recipe.adapter, inputs={}, processes=self.pipeline.processes,
             log=MetricsLog(Path("/dev/null")), bar=Silent(), say=lambda _: None, warn=print,
         )  # fmt: skip

@@ -85,7 +85,7 @@ def make_ppo(options: argparse.Namespace) -> PPO:
     prompts = make_prompts(options.rows, 32, 64, base.lm.config.vocab_size)
     out = Path("/dev/null")
     context = StageContext(
-        out=out, seed=0, base=base, renderer=Renderer(base.tokenizer, template="dialogue"),
+        out=out, seed=0, open_base=lambda: (base, Renderer(base.tokenizer, template="dialogue")),
         corpus=Corpus(prompts=Split(train=tuple(prompts))), adapter=adapter, inputs={},
         processes=Processes("cpu", threads=1), log=MetricsLog(out), bar=Silent(), say=print, warn=print,
     )  # fmt: skip

@@ -103,7 +103,7 @@ class Study:
     def context(self, seed: int) -> StageContext:
         out = Path(tempfile.gettempdir())  # for the trainer, which makes a folder in it
         return StageContext(
-            out=out, seed=seed, base=self.base, renderer=self.renderer, corpus=Corpus(),
+            out=out, seed=seed, open_base=lambda: (self.base, self.renderer), corpus=Corpus(),
             adapter=self.pipeline.recipe.adapter, inputs={}, processes=self.pipeline.processes,
             log=MetricsLog(Path("/dev/null")), bar=Silent(), say=lambda _: None, warn=lambda _: None,
         )  # fmt: skip

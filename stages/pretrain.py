@@ -7,10 +7,8 @@ https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,40 +23,29 @@ from models.backbone.logprobs import token_logprobs
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
 from models.backbone.seeds import derived_seed, generator, isolated_rng
-from stages.safe_points.checkpoints import Checkpoints, State, restore_training, training_tensors
+from stages.safe_points.checkpoints import State, restore_training, training_tensors
 from stages.settings import PretrainConfig
-from stages.stage import Bar, MetricsLog, StageResult, schedule_factor
+from stages.stage import StageContext, StageResult, schedule_factor
 from stages.training.nonfinite import NonFiniteSteps, norm_of
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 VERSION = 3
+HELD_OUT = 1000
+"""Held-out documents of which the loss is measured, at most."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainContext:
-    """What pretraining may use; there is no base yet."""
-
-    out: Path
-    seed: int
-    documents: Sequence[str]
-    held_out: Sequence[str]
-    processes: Processes
-    log: MetricsLog
-    bar: Bar
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    warn: Callable[[str], None] = lambda text: None
-
-
-def run(context: PretrainContext, config: PretrainConfig) -> StageResult:
-    """Train tokenizer and base; write a plain Transformers folder ``model/``."""
-    if not context.documents:
+def run(context: StageContext, config: PretrainConfig) -> StageResult:
+    """Train tokenizer and base; write a plain Transformers folder ``model/``. There is no base to stand on yet."""
+    documents = [d.text for d in context.corpus.documents.train]
+    if not documents:
         raise UserError("data.documents: base.pretrain needs training documents, and there are none")
-    tokenizer = train_tokenizer(context.documents, config)
-    chunked = [chunks(encode(tokenizer, d), config.model.context) for d in context.documents]
+    tokenizer = train_tokenizer(documents, config)
+    chunked = [chunks(encode(tokenizer, d), config.model.context) for d in documents]
     rows = [row for document in chunked for row in document]
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     skipped = train(context, lm, rows, config)
-    held_out = [row for d in context.held_out for row in chunks(encode(tokenizer, d), config.model.context)]
+    kept = [d.text for d in context.corpus.documents.held_out[:HELD_OUT]]
+    held_out = [row for d in kept for row in chunks(encode(tokenizer, d), config.model.context)]
     nll = held_out_nll(lm, held_out, context.processes)
     if context.processes.is_main:
         lm.save_pretrained(context.out / "model")
@@ -143,7 +130,7 @@ def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCaus
         return LlamaForCausalLM(settings)
 
 
-def train(context: PretrainContext, lm: Any, rows: list[list[int]], config: PretrainConfig) -> int:
+def train(context: StageContext, lm: Any, rows: list[list[int]], config: PretrainConfig) -> int:
     """Cosine to zero; every process takes its share of each batch, gradients are summed over global token counts.
 
     Returns the number of steps that were skipped because loss or gradient was not finite.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,6 @@ from data.common.errors import located
 from data.records import Prompt
 from data.splits import Corpus
 from data.template import Renderer
-from models.backbone.artifacts import Artifact
 from models.backbone.processes import Processes
 from models.backbone.settings import AdapterConfig
 from models.roles.shared_base import SharedBase
@@ -119,23 +119,44 @@ def _last_step(path: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class StageContext:
-    """What a stage may use."""
+    """What a stage may use.
 
-    out: Path  # the folder it writes into
+    Args:
+        out: the folder that it writes into.
+        inputs: folders of the finished stages that it is given, by stage.
+        open_base: gives the base that the stage stands on, and its rendering; called once, at first use.
+        generations: the folder in which evaluation keeps answers.
+    """
+
+    out: Path
     seed: int
-    base: SharedBase
-    renderer: Renderer
     corpus: Corpus
     adapter: AdapterConfig
-    inputs: Mapping[str, Artifact]  # finished stages by name
+    inputs: Mapping[str, Path]
     processes: Processes
     log: MetricsLog
     bar: Bar
-    say: Any  # Callable[[str], None]
-    warn: Any  # Callable[[str], None]
+    open_base: Callable[[], tuple[SharedBase, Renderer]]
+    say: Callable[[str], None]
+    warn: Callable[[str], None]
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     gradient_checkpointing: bool = False
     recipe_folder: Path = Path(".")
+    generations: Path | None = None
+
+    @cached_property
+    def _opened(self) -> tuple[SharedBase, Renderer]:
+        return self.open_base()
+
+    @property
+    def base(self) -> SharedBase:
+        """The frozen base under the stage's roles."""
+        return self._opened[0]
+
+    @property
+    def renderer(self) -> Renderer:
+        """How conversations become ids of that base."""
+        return self._opened[1]
 
     @property
     def pad_id(self) -> int:

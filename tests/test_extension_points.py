@@ -29,7 +29,7 @@ from pipelines.stages.estimates import Work
 from pipelines.stages.table import STAGES, Stage
 from reward.losses import plackett_luce_loss
 from reward.tables import LOSSES, POOLINGS, RULES, Loss, Pooling, Rule
-from stages.stage import StageResult
+from stages.stage import StageContext, StageResult
 from tests.support.recipes import RECIPE
 
 ROOT = Path(__file__).parents[1]
@@ -72,13 +72,13 @@ class Seen:
         self.polished: list[int] = []
 
 
-def polish(job: Any, seen: Seen) -> StageResult:
-    strength = job.loaded.recipe.polish.strength
+def polish(context: StageContext, loaded: Any, seen: Seen) -> StageResult:
+    strength = loaded.recipe.polish.strength
     seen.polished.append(strength)
-    (job.out / "polish.txt").write_text("shine" * strength)
+    (context.out / "polish.txt").write_text("shine" * strength)
     for step in (1, 2, 3):
-        job.log.write(step, {"shine": step * strength})
-        job.bar.advance(step, {})
+        context.log.write(step, {"shine": step * strength})
+        context.bar.advance(step, {})
     return StageResult(metrics={"strength": strength})
 
 
@@ -120,7 +120,7 @@ def register(patch: pytest.MonkeyPatch, seen: Seen, base: Path) -> None:
         group="polish",
         config=PolishConfig,
         code="made_up_polish",
-        run=lambda job: polish(job, seen),
+        run=lambda context, loaded: polish(context, loaded, seen),
         wanted=lambda recipe, before: "sft" in before,
         needs=lambda recipe: ("sft",),
         depends_on=lambda recipe, left_out: {"strength": recipe.polish.strength},  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ INSTEAD = {
     "look": "evaluation", "looks": "evaluations", "piece": "micro-batch",
     "pieces": "micro-batches", "skips": "skipped or non-finite steps", "see": "record", "least": "min", "most": "max",
     "halving": "OOM retry", "world": "world_size, or task", "apart": "mismatch, separate or disjoint",
-    "like": "length-bucketed", "bench": "loaded models", "workbench": "loaded models", "job": "stage request",
+    "like": "length-bucketed", "bench": "loaded models", "workbench": "loaded models", "job": "stage context",
     "jobs": "stage requests", "begun": "resumed, or stopped work", "beside": "compare with, or sibling",
     "centre": "mean", "spread": "std", "caution": "uncertainty penalty", "trunk": "prefix layers, activation cache",
     "folded": "merged", "pick": "inverse-CDF sampling", "draw": "sample", "draws": "noise", "drawn": "sampled",

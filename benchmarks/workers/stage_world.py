@@ -20,7 +20,8 @@ class Silent:
 
 def context_of(folder: str, base: SharedBase, adapter: AdapterConfig, corpus: Corpus, **more: Any) -> StageContext:
     return StageContext(
-        out=Path(folder), seed=0, base=base, renderer=Renderer(base.tokenizer, template="dialogue"), corpus=corpus,
-        adapter=adapter, inputs={}, processes=Processes("cpu"), log=MetricsLog(Path(folder) / "metrics.jsonl"),
-        bar=Silent(), say=lambda text: None, warn=lambda text: None, **more,
+        out=Path(folder), seed=0, open_base=lambda: (base, Renderer(base.tokenizer, template="dialogue")),
+        corpus=corpus, adapter=adapter, inputs={}, processes=Processes("cpu"),
+        log=MetricsLog(Path(folder) / "metrics.jsonl"), bar=Silent(),
+        say=lambda text: None, warn=lambda text: None, **more,
     )  # fmt: skip

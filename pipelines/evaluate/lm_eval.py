@@ -22,28 +22,31 @@ from evaluation.systems import ROLES, parse
 from models.backbone.seeds import isolated_rng
 from models.roles.export import write_model
 from pipelines.evaluate.systems import open_system
-from pipelines.execution.stage_request import StageRequest
+from pipelines.execution.loaded_models import LoadedModels
+from stages.stage import StageContext
 
 
-def harness_results(request: StageRequest, evaluator: Evaluator, config: LmEvalConfig) -> dict[str, Any]:
+def harness_results(
+    context: StageContext, loaded: LoadedModels, evaluator: Evaluator, config: LmEvalConfig
+) -> dict[str, Any]:
     """``{"version", "systems": {name: {task: {metric: {"value", "stderr"}, "n"}}}}`` for the systems of the settings.
 
     Raises:
         UserError: the harness is not installed, or knows no such task.
     """
-    tasks = _tasks(config, request.loaded.recipe.base_dir)
+    tasks = _tasks(config, loaded.recipe.base_dir)
     there = [n for n, role in reversed(ROLES.items()) if role in evaluator.base.roles]
     names = config.systems or tuple([*there, "base"][:1])
     found = {}
     for name in names:
         named = parse(name)
-        system = open_system(request, evaluator, named, named.label)
+        system = open_system(context, loaded, evaluator, named, named.label)
         if system.best_of > 1 or system.asking is not None:
             raise UserError(f"evaluation.lm_eval.systems: {name} cannot be exported; name sft, ppo, ppo@N or path:DIR")
-        with tempfile.TemporaryDirectory(prefix=".harness-", dir=request.out.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".harness-", dir=context.out.parent) as folder:
             export_system(system, Path(folder))
-            found[named.label] = _run(Path(folder), config, tasks, request, evaluator.seed)
-        request.say(f"lm-eval: {named.label} under {', '.join(config.tasks)}")
+            found[named.label] = _run(Path(folder), config, tasks, loaded, evaluator.seed)
+        context.say(f"lm-eval: {named.label} under {', '.join(config.tasks)}")
     return {"version": importlib.metadata.version("lm_eval"), "systems": found}
 
 
@@ -78,11 +81,11 @@ def _tasks(config: LmEvalConfig, base_dir: Path) -> Any:
     return manager
 
 
-def _run(folder: Path, config: LmEvalConfig, tasks: Any, request: StageRequest, seed: int) -> dict[str, Any]:
+def _run(folder: Path, config: LmEvalConfig, tasks: Any, loaded: LoadedModels, seed: int) -> dict[str, Any]:
     """The harness over one exported folder; global generators are put back afterwards."""
     import lm_eval
 
-    base = request.loaded.base()
+    base = loaded.base()
     dtype = "float32" if base.copies else str(base.dtype).removeprefix("torch.")  # as trained weights are kept
     model = {"pretrained": str(folder), "dtype": dtype, "trust_remote_code": False}
     with isolated_rng(seed), _quiet():
@@ -92,7 +95,7 @@ def _run(folder: Path, config: LmEvalConfig, tasks: Any, request: StageRequest, 
             tasks=list(config.tasks),
             num_fewshot=config.shots,
             batch_size=config.batch,
-            device=request.loaded.processes.device.type,
+            device=loaded.processes.device.type,
             limit=config.limit,
             apply_chat_template=config.chat_template,
             task_manager=tasks,

@@ -10,11 +10,14 @@ from data.common.errors import UserError
 from data.sources import load_records
 from evaluation.answers import SystemResponses
 from evaluation.held_out import Evaluator
-from pipelines.execution.stage_request import StageRequest
+from pipelines.execution.loaded_models import LoadedModels
 from reward.card.examine import FILE, examine, summary
+from stages.stage import StageContext
 
 
-def card_for(request: StageRequest, evaluator: Evaluator, answers: Sequence[SystemResponses]) -> dict[str, Any]:
+def card_for(
+    context: StageContext, loaded: LoadedModels, evaluator: Evaluator, answers: Sequence[SystemResponses]
+) -> dict[str, Any]:
     """The card, or an empty dict without a reward model or without a ranking to ask it about.
 
     With ``evaluation.rankings`` the model is asked about those; otherwise the card that the reward stage wrote counts,
@@ -25,9 +28,9 @@ def card_for(request: StageRequest, evaluator: Evaluator, answers: Sequence[Syst
     """
     if evaluator.reward is None:
         return {}
-    recipe = request.loaded.recipe
-    own = request.inputs["reward"] / FILE
-    train, held_out = list(request.corpus.rankings.train), list(request.corpus.rankings.held_out)
+    recipe = loaded.recipe
+    own = context.inputs["reward"] / FILE
+    train, held_out = list(context.corpus.rankings.train), list(context.corpus.rankings.held_out)
     if recipe.evaluation.rankings is not None:
         file = recipe.evaluation.rankings
         held_out = load_records([file], "rankings", recipe.data, seed=recipe.seed, base_dir=recipe.base_dir).records

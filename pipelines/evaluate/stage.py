@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError
@@ -23,24 +24,24 @@ from pipelines.evaluate.lm_eval import harness_results
 from pipelines.evaluate.references import references_for
 from pipelines.evaluate.reward_card import card_for, in_short
 from pipelines.evaluate.systems import open_system
-from pipelines.execution.stage_request import StageRequest
+from pipelines.execution.loaded_models import LoadedModels
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from reward.card.examine import FILE
 from stages.safe_points.checkpoints import State
-from stages.stage import StageResult
+from stages.stage import StageContext, StageResult
 
 VERSION = 11
 
 
-def evaluate(request: StageRequest) -> StageResult:
+def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
     """Every system of the recipe that the run can offer, sampled and (where asked) greedily."""
-    evaluator = make_evaluator(request)
-    systems = available(request, evaluator)
-    references = _references(request, evaluator)
-    answers = responses_of(request, evaluator, systems, references)
+    evaluator = make_evaluator(context, loaded)
+    systems = available(context, loaded, evaluator)
+    references = _references(context, loaded, evaluator)
+    answers = responses_of(context, loaded, evaluator, systems, references)
     judge = "gold" if evaluator.gold is not None else "reward" if evaluator.reward is not None else None
     names = [s.name for s in answers if s.decoding == "sampled"]
-    settings = request.loaded.recipe.evaluation
+    settings = loaded.recipe.evaluation
     against = "sft" if "sft" in names else names[0]
     results = assemble(
         answers,
@@ -54,33 +55,35 @@ def evaluate(request: StageRequest) -> StageResult:
     compared = compare_metrics(answers, against, references, resamples=settings.bootstrap, seed=evaluator.seed)
     results |= {"metric_comparisons": compared} if compared else {}
     if settings.judges:
-        join(results, chat_verdicts(request, answers, against, evaluator.seed))
-    card = card_for(request, evaluator, answers)
+        join(results, chat_verdicts(context, loaded, answers, against, evaluator.seed))
+    card = card_for(context, loaded, evaluator, answers)
     results |= {"reward_card": in_short(card)} if card else {}
     if settings.lm_eval.tasks:
-        results["lm_eval"] = harness_results(request, evaluator, settings.lm_eval)
-    if request.loaded.processes.is_main:
-        write(request, results, answers)
+        results["lm_eval"] = harness_results(context, loaded, evaluator, settings.lm_eval)
+    if loaded.processes.is_main:
+        write(context.out, results, answers)
         if card:
-            write_json(request.out / FILE, card)
+            write_json(context.out / FILE, card)
     return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"])})
 
 
-def chat_verdicts(request: StageRequest, answers: Sequence[SystemResponses], against: str, seed: int) -> dict[str, Any]:
+def chat_verdicts(
+    context: StageContext, loaded: LoadedModels, answers: Sequence[SystemResponses], against: str, seed: int
+) -> dict[str, Any]:
     """What chat judges say; one process asks, all know.
 
     Raises:
         RemoteError: an endpoint gives no usable reply; in the other processes as ``StageError``.
     """
-    settings = request.loaded.recipe.evaluation
+    settings = loaded.recipe.evaluation
 
     def ask() -> dict[str, Any]:
-        folder = None if request.generations is None else request.generations / "judgements"
+        folder = None if context.generations is None else context.generations / "judgements"
         return judged_by_chat(
-            settings.judges, answers, against, folder=folder, resamples=settings.bootstrap, seed=seed, say=request.say
+            settings.judges, answers, against, folder=folder, resamples=settings.bootstrap, seed=seed, say=context.say
         )
 
-    return request.loaded.processes.on_main(ask)
+    return loaded.processes.on_main(ask)
 
 
 def join(results: dict[str, Any], found: dict[str, Any]) -> None:
@@ -90,21 +93,25 @@ def join(results: dict[str, Any], found: dict[str, Any]) -> None:
     results["warnings"] += found["warnings"]
 
 
-def write(request: StageRequest, results: dict[str, Any], answers: Sequence[SystemResponses]) -> None:
-    write_json(request.out / "results.json", results, sort_keys=False)  # systems in the recipe's order
-    with (request.out / "samples.jsonl").open("w", encoding="utf-8") as file:
+def write(out: Path, results: dict[str, Any], answers: Sequence[SystemResponses]) -> None:
+    write_json(out / "results.json", results, sort_keys=False)  # systems in the recipe's order
+    with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples_rows(answers))
 
 
 def responses_of(
-    request: StageRequest, evaluator: Evaluator, systems: Sequence[Named], references: References | None
+    context: StageContext,
+    loaded: LoadedModels,
+    evaluator: Evaluator,
+    systems: Sequence[Named],
+    references: References | None,
 ) -> list[SystemResponses]:
     """Answers, the sampled ones of all systems first; those that a checkpoint knows are not made again.
 
     A system is loaded once, for both decodings, and let go before the next.
     """
-    recipe, settings = request.loaded.recipe, request.loaded.recipe.evaluation
-    saved = request.checkpoints.resume()
+    recipe, settings = loaded.recipe, loaded.recipe.evaluation
+    saved = context.checkpoints.resume()
     known = [] if saved is None else json.loads(saved.own_numbers["answers"])
     answers = [SystemResponses(**found) for found in known]
     labels = _labels(systems)
@@ -116,7 +123,7 @@ def responses_of(
     for named, decoding in wanted[len(answers) :]:
         if named.name != open_name or system is None:
             open_name, system = named.name, None  # the one before goes first
-            system = open_system(request, evaluator, named, labels[named.name])
+            system = open_system(context, loaded, evaluator, named, labels[named.name])
         found = evaluator.run(system, decoding)
         metrics, scores = compute_metrics(
             found,
@@ -129,8 +136,8 @@ def responses_of(
         if decoding == "sampled" and references is not None and "perplexity" in settings.metrics:
             metrics |= evaluator.perplexity(system, references) if system.best_of == 1 else {}
         answers.append(replace(found, metrics=metrics, response_scores=scores))
-        request.bar.advance(len(answers), {}, sum(len(ids) for ids in found.token_ids))
-        request.checkpoints.safe_point(len(answers), lambda: snapshot(answers), len(answers))
+        context.bar.advance(len(answers), {}, sum(len(ids) for ids in found.token_ids))
+        context.checkpoints.safe_point(len(answers), lambda: snapshot(answers), len(answers))
     return sorted(answers, key=lambda a: a.decoding != "sampled")
 
 
@@ -139,16 +146,16 @@ def snapshot(answers: Sequence[SystemResponses]) -> State:
     return State(tensors={}, own_numbers={"answers": json.dumps([asdict(a) for a in answers])})
 
 
-def _references(request: StageRequest, evaluator: Evaluator) -> list[tuple[str, ...]] | None:
+def _references(context: StageContext, loaded: LoadedModels, evaluator: Evaluator) -> list[tuple[str, ...]] | None:
     """References of every row where a metric asks for them.
 
     Raises:
         UserError: none of the prompts has one.
     """
-    names = request.loaded.recipe.evaluation.metrics
+    names = loaded.recipe.evaluation.metrics
     if not needs_references(names) and not any(":" in name for name in names):
         return None
-    found = references_for(request.loaded.recipe, request.corpus, evaluator.prompts)
+    found = references_for(loaded.recipe, context.corpus, evaluator.prompts)
     if needs_references(names) and not any(found):
         first = next(name for name in names if needs_references([name]))
         raise UserError(f"evaluation.metrics: {NO_REFERENCES.format(name=first)}")
@@ -161,18 +168,18 @@ def _labels(systems: Sequence[Named]) -> dict[str, str]:
     return {s.name: s.label if labels.count(s.label) == 1 else s.name for s in systems}
 
 
-def make_evaluator(request: StageRequest) -> Evaluator:
+def make_evaluator(context: StageContext, loaded: LoadedModels) -> Evaluator:
     """Roles loaded, prompts chosen, reward and gold ready."""
-    recipe, loaded = request.loaded.recipe, request.loaded
+    recipe = loaded.recipe
     settings = recipe.evaluation
-    prompts = evaluation_prompts(recipe, request.corpus)
+    prompts = evaluation_prompts(recipe, context.corpus)
     if not prompts:
         raise UserError("data.held_out: no held-out prompt is left for evaluation; raise the share or name a file")
     base = loaded.base()
-    if "sft" in request.inputs:
-        loaded.load("sft", "reference", request.inputs["sft"])
-    if "ppo" in request.inputs:
-        loaded.load("ppo", "policy", request.inputs["ppo"])
+    if "sft" in context.inputs:
+        loaded.load("sft", "reference", context.inputs["sft"])
+    if "ppo" in context.inputs:
+        loaded.load("ppo", "policy", context.inputs["ppo"])
     return Evaluator(
         base=base,
         renderer=loaded.renderer(),
@@ -180,21 +187,21 @@ def make_evaluator(request: StageRequest) -> Evaluator:
         prompts=[p for p in prompts for _ in range(settings.samples_per_prompt)],
         max_new_tokens=response_limit(recipe),
         seed=recipe.seed if settings.seed is None else settings.seed,
-        reward=loaded.load_reward(request.inputs["reward"]) if "reward" in request.inputs else None,
+        reward=loaded.load_reward(context.inputs["reward"]) if "reward" in context.inputs else None,
         gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,
-        generations=Generations(request.generations, loaded.processes.is_main),
+        generations=Generations(context.generations, loaded.processes.is_main),
         memory=OOMRetry("evaluation.batch", loaded.warn),
     )
 
 
-def available(request: StageRequest, evaluator: Evaluator) -> list[Named]:
+def available(context: StageContext, loaded: LoadedModels, evaluator: Evaluator) -> list[Named]:
     """Systems of the recipe whose stages are there, in the recipe's order.
 
     Raises:
         UserError: there is none.
     """
     roles = {name: name == "base" or role in evaluator.base.roles for name, role in ROLES.items()}
-    systems = [parse(name) for name in dict.fromkeys(request.loaded.recipe.evaluation.systems)]
+    systems = [parse(name) for name in dict.fromkeys(loaded.recipe.evaluation.systems)]
 
     def there(named: Named) -> bool:
         if named.kind == "best_of" and named.by == "model":

@@ -20,13 +20,14 @@ from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import ADAPTER, CONFIG, MODEL
 from models.roles.shared_base import SharedBase
-from pipelines.execution.stage_request import StageRequest
+from pipelines.execution.loaded_models import LoadedModels
 from pipelines.recipe.derived import choosing
 from reward.terms.composition import compose
 from stages.settings import KEPT
+from stages.stage import StageContext
 
 
-def open_system(request: StageRequest, evaluator: Evaluator, named: Named, label: str) -> System:
+def open_system(context: StageContext, loaded: LoadedModels, evaluator: Evaluator, named: Named, label: str) -> System:
     """Load what a name means; ``label`` is what results call it.
 
     Raises:
@@ -39,23 +40,23 @@ def open_system(request: StageRequest, evaluator: Evaluator, named: Named, label
             raise UserError(f"evaluation.systems: {named.value} is not in this run")
         return replace(of_run, role=role)
     if named.kind == "best_of":
-        return replace(of_run, role="reference", best_of=int(named.value), chooser=_chooser(request, evaluator, named))
+        return replace(of_run, role="reference", best_of=int(named.value), chooser=_chooser(loaded, evaluator, named))
     if named.kind == "checkpoint":
-        return replace(of_run, role=_add(request, evaluator.base, named.name, _kept(request, int(named.value))))
+        folder = _kept(context, int(named.value))
+        return replace(of_run, role=_add(loaded, evaluator.base, named.name, folder))
     if named.kind == "path":
-        return _of_path(
-            request, of_run, named, (request.loaded.recipe.base_dir / Path(named.value).expanduser()).resolve()
-        )
-    config = request.loaded.recipe.evaluation.asked(named.value)
+        folder = (loaded.recipe.base_dir / Path(named.value).expanduser()).resolve()
+        return _of_path(loaded, of_run, named, folder)
+    config = loaded.recipe.evaluation.asked(named.value)
     assert config is not None
-    model = open_system(request, evaluator, parse(config.model), label)
-    shown = asking(named.value, config, request.corpus.demonstrations.train, evaluator.seed)
+    model = open_system(context, loaded, evaluator, parse(config.model), label)
+    shown = asking(named.value, config, context.corpus.demonstrations.train, evaluator.seed)
     return replace(model, asking=shown)
 
 
-def _chooser(request: StageRequest, evaluator: Evaluator, named: Named) -> Chooser:
+def _chooser(loaded: LoadedModels, evaluator: Evaluator, named: Named) -> Chooser:
     """What chooses among samples of SFT: the reward model, a reward of ``best_of_by``, or what PPO optimises."""
-    recipe = request.loaded.recipe
+    recipe = loaded.recipe
     parts, ppo = choosing(recipe)[named.name], recipe.ppo
     if "reference" not in evaluator.base.roles:
         raise UserError(f"evaluation.systems: {named.name} samples from sft, which is not in this run")
@@ -74,11 +75,11 @@ def _chooser(request: StageRequest, evaluator: Evaluator, named: Named) -> Choos
     return Chooser(reward=reward, clip=ppo.score_clip, missing_eos_penalty=ppo.missing_eos_penalty)
 
 
-def _kept(request: StageRequest, update: int) -> Path:
+def _kept(context: StageContext, update: int) -> Path:
     """The folder of a policy that PPO kept on its way."""
-    if "ppo" not in request.inputs:
+    if "ppo" not in context.inputs:
         raise UserError(f"evaluation.systems: ppo@{update}: there is no ppo stage in this run")
-    folder = request.inputs["ppo"] / KEPT
+    folder = context.inputs["ppo"] / KEPT
     found = sorted(int(p.name.removeprefix("update_")) for p in folder.glob("update_*"))
     if update not in found:
         there = ", ".join(f"ppo@{n}" for n in found) or "none; set ppo.keep_every and run the ppo stage again"
@@ -86,37 +87,37 @@ def _kept(request: StageRequest, update: int) -> Path:
     return folder / f"update_{update}"
 
 
-def _add(request: StageRequest, base: SharedBase, name: str, folder: Path) -> str:
+def _add(loaded: LoadedModels, base: SharedBase, name: str, folder: Path) -> str:
     """A role of the shared base under a name that PEFT takes."""
     role = "system_" + "".join(c if c.isalnum() else "_" for c in name)
     if role not in base.roles:
-        request.loaded.load("sft", role, folder)
+        loaded.load("sft", role, folder)
     return role
 
 
-def _of_path(request: StageRequest, of_run: System, named: Named, folder: Path) -> System:
+def _of_path(loaded: LoadedModels, of_run: System, named: Named, folder: Path) -> System:
     """An adapter or a stage of ours on the run's base, or a model with a tokenizer of its own."""
     if not folder.is_dir():
         raise UserError(f"evaluation.systems: {named.name}: no such folder ({folder})")
     adapter = next((f for f in (folder / ADAPTER, folder) if (f / CONFIG).is_file()), None)
     if adapter is not None:
-        other = _other_base(request, adapter)
+        other = _other_base(loaded, adapter)
         if other is None:
-            return replace(of_run, role=_add(request, of_run.base, str(folder), folder))
-        base, renderer = _load(request, other)
+            return replace(of_run, role=_add(loaded, of_run.base, str(folder), folder))
+        base, renderer = _load(loaded, other)
         base.load_role("model", folder)
         return replace(of_run, base=base, renderer=renderer, role="model")
     if (folder / MANIFEST).is_file() and (folder / MODEL / "config.json").is_file():
         if (folder / MODEL / "tokenizer.json").is_file() and not of_run.base.copies:
             trained = read_object(folder / MANIFEST).get("stage") != "pretrain"
-            base, renderer = _load(request, _spec(folder / MODEL), trained)
+            base, renderer = _load(loaded, _spec(folder / MODEL), trained)
             return replace(of_run, base=base, renderer=renderer)
-        return replace(of_run, role=_add(request, of_run.base, str(folder), folder))
-    base, renderer = _load(request, _spec(folder))
+        return replace(of_run, role=_add(loaded, of_run.base, str(folder), folder))
+    base, renderer = _load(loaded, _spec(folder))
     return replace(of_run, base=base, renderer=renderer)
 
 
-def _other_base(request: StageRequest, adapter: Path) -> BaseModelSpec | None:
+def _other_base(loaded: LoadedModels, adapter: Path) -> BaseModelSpec | None:
     """The base that a plain adapter names, where that is a folder of another model than the run's."""
     try:
         named = json.loads((adapter / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -124,7 +125,7 @@ def _other_base(request: StageRequest, adapter: Path) -> BaseModelSpec | None:
         return None  # load_role says what is wrong with it
     if not isinstance(named, str) or not (Path(named) / "config.json").is_file():
         return None
-    same = Path(named).resolve() == Path(request.loaded.spec.source).resolve()
+    same = Path(named).resolve() == Path(loaded.spec.source).resolve()
     return None if same else _spec(Path(named))
 
 
@@ -132,10 +133,10 @@ def _spec(folder: Path) -> BaseModelSpec:
     return resolve_base(str(folder.resolve()), base_dir=folder)
 
 
-def _load(request: StageRequest, spec: BaseModelSpec, trained: bool = False) -> tuple[SharedBase, Renderer]:
+def _load(loaded: LoadedModels, spec: BaseModelSpec, trained: bool = False) -> tuple[SharedBase, Renderer]:
     """A model of its own: its chat template if it has one, else the recipe's template."""
-    base = request.loaded.load_other(spec, trained)
-    template = "auto" if base.tokenizer.chat_template else request.loaded.recipe.template_source
+    base = loaded.load_other(spec, trained)
+    template = "auto" if base.tokenizer.chat_template else loaded.recipe.template_source
     renderer = Renderer(base.tokenizer, template=template, extra_stop_ids=base.extra_stop_ids)
     check_stops(base.limits, renderer.stop_ids)
     return base, renderer

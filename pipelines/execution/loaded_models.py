@@ -91,9 +91,13 @@ class LoadedModels:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
+    def base_of(self, stage: str) -> tuple[SharedBase, Renderer]:
+        """The base that a stage stands on, and its rendering."""
+        return self.reward_base() if stage == "reward" else (self.base(), self.renderer())
+
     def fingerprint(self, stage: str) -> str:
         """Hash of the base that a stage stands on."""
-        return (self.reward_base()[0] if stage == "reward" else self.base()).fingerprint
+        return self.base_of(stage)[0].fingerprint
 
     def load(self, stage: str, role: str, folder: Path) -> None:
         """Add a role to the shared base from a finished stage or a folder that the user gave."""

@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import GateStopped
-from data.splits import Corpus
-from data.template import Renderer
-from models.backbone.artifacts import finish_publishing, partial_folder, publish, read_artifact
+from models.backbone.artifacts import finish_publishing, partial_folder, publish
 from models.backbone.processes import peak_memory
-from models.roles.shared_base import SharedBase
 from pipelines.execution.progress import Progress
-from pipelines.execution.stage_request import StageRequest
 from pipelines.execution.tracking import tracked_log
 from pipelines.run.parts import RunParts
 from pipelines.run.staleness import StageState
@@ -25,7 +21,7 @@ from pipelines.workspace.run_folder import AT_THE_GATE, RunFolder
 from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints
 from stages.safe_points.interrupts import INTERRUPTS
 from stages.safe_points.stopped import note_work, read_work, take_up
-from stages.stage import MetricsLog, StageContext, StageResult
+from stages.stage import Bar, MetricsLog, StageContext, StageResult
 
 
 class StageRun:
@@ -120,7 +116,7 @@ class StageRun:
         )
         bars = progress.stage(self.name, self.stage.steps(self.recipe, self.pipeline.corpus))
         with contextlib.closing(log), bars as bar, contextlib.closing(checkpoints):
-            result = self.stage.run(self._request(inputs, log, bar, checkpoints))
+            result = self.stage.run(self._context(inputs, log, bar, checkpoints), self.pipeline.loaded)
             checkpoints.wait()
         tokens = log.tokens() or bar.tokens or None
         self.processes.barrier()
@@ -147,39 +143,23 @@ class StageRun:
         found = self.processes.is_main and finish_publishing(self.out, self.final, self.key, CHECKPOINTS)
         return bool(self.processes.gather([found])[0])
 
-    def _request(self, inputs: Mapping[str, Path], log: MetricsLog, bar: Any, checkpoints: Checkpoints) -> StageRequest:
-        """What a stage is handed; its context is made once it has loaded the base it stands on."""
-        pipeline, progress = self.pipeline, self.progress
-
-        def make_context(base: SharedBase, renderer: Renderer, corpus: Corpus | None = None) -> StageContext:
-            found = {need: read_artifact(path) for need, path in inputs.items()}
-            return StageContext(
-                out=self.out,
-                seed=self.recipe.seed,
-                base=base,
-                renderer=renderer,
-                corpus=corpus or pipeline.corpus,
-                adapter=self.recipe.adapter,
-                inputs={need: a for need, a in found.items() if a is not None},
-                processes=self.processes,
-                log=log,
-                bar=bar,
-                say=progress.say,
-                warn=progress.warn,
-                checkpoints=checkpoints,
-                gradient_checkpointing=self.recipe.runtime.gradient_checkpointing,
-                recipe_folder=self.recipe.base_dir,
-            )
-
-        return StageRequest(
-            loaded=pipeline.loaded,
-            corpus=pipeline.corpus,
+    def _context(self, inputs: Mapping[str, Path], log: MetricsLog, bar: Bar, checkpoints: Checkpoints) -> StageContext:
+        """What the stage may use."""
+        pipeline, recipe, progress = self.pipeline, self.recipe, self.progress
+        return StageContext(
             out=self.out,
-            inputs={k: v for k, v in inputs.items() if STAGES[k].role != "base"},
-            make_context=make_context,
+            seed=recipe.seed,
+            corpus=pipeline.corpus,
+            adapter=recipe.adapter,
+            inputs={name: path for name, path in inputs.items() if STAGES[name].role != "base"},
+            processes=self.processes,
             log=log,
             bar=bar,
-            checkpoints=checkpoints,
-            generations=pipeline.generations,
+            open_base=lambda: pipeline.loaded.base_of(self.name),
             say=progress.say,
+            warn=progress.warn,
+            checkpoints=checkpoints,
+            gradient_checkpointing=recipe.runtime.gradient_checkpointing,
+            recipe_folder=recipe.base_dir,
+            generations=pipeline.generations,
         )

@@ -8,75 +8,61 @@ from typing import TYPE_CHECKING
 from data.splits import Split
 
 if TYPE_CHECKING:
-    from pipelines.execution.stage_request import StageRequest
-    from stages.stage import StageResult
+    from pipelines.execution.loaded_models import LoadedModels
+    from stages.stage import StageContext, StageResult
 
 
-def pretrain(request: StageRequest) -> StageResult:
+def pretrain(context: StageContext, loaded: LoadedModels) -> StageResult:
     from stages import pretrain as stage
 
-    recipe = request.loaded.recipe
-    context = stage.PretrainContext(
-        out=request.out,
-        seed=recipe.seed,
-        documents=[d.text for d in request.corpus.documents.train],
-        held_out=[d.text for d in request.corpus.documents.held_out][:1000],
-        processes=request.loaded.processes,
-        log=request.log,
-        bar=request.bar,
-        checkpoints=request.checkpoints,
-        warn=request.loaded.warn,
-    )
-    return stage.run(context, recipe.base.pretrain)  # type: ignore[union-attr]
+    return stage.run(context, loaded.recipe.base.pretrain)  # type: ignore[union-attr]
 
 
-def sft(request: StageRequest) -> StageResult:
+def sft(context: StageContext, loaded: LoadedModels) -> StageResult:
     from stages import sft as stage
 
-    return stage.run(request.make_context(request.loaded.base(), request.loaded.renderer()), request.loaded.recipe.sft)
+    return stage.run(context, loaded.recipe.sft)
 
 
-def rankings(request: StageRequest) -> StageResult:
+def rankings(context: StageContext, loaded: LoadedModels) -> StageResult:
     from stages import rankings as stage
 
-    base, settings = request.loaded.base(), request.loaded.recipe.rankings
-    if "sft" in request.inputs:
-        request.loaded.load("sft", "sft", request.inputs["sft"])
+    settings = loaded.recipe.rankings
+    if "sft" in context.inputs:
+        loaded.load("sft", "sft", context.inputs["sft"])
     assert settings is not None
-    return stage.run(request.make_context(base, request.loaded.renderer()), settings)
+    return stage.run(context, settings)
 
 
-def reward(request: StageRequest) -> StageResult:
+def reward(context: StageContext, loaded: LoadedModels) -> StageResult:
     from stages import reward_model
     from stages.rankings import read_rankings
 
-    base, renderer = request.loaded.reward_base()
-    if "sft" in request.inputs and not request.loaded.reward_has_own_base:
-        request.loaded.load("sft", "sft", request.inputs["sft"])
-    corpus = request.corpus
-    if "rankings" in request.inputs:
-        train, held_out = read_rankings(request.inputs["rankings"])
-        corpus = replace(corpus, rankings=Split(train=tuple(train), held_out=tuple(held_out)))
-    return reward_model.run(request.make_context(base, renderer, corpus=corpus), request.loaded.recipe.reward)
+    if "sft" in context.inputs and not loaded.reward_has_own_base:
+        loaded.load("sft", "sft", context.inputs["sft"])
+    if "rankings" in context.inputs:
+        train, held_out = read_rankings(context.inputs["rankings"])
+        sampled = Split(train=tuple(train), held_out=tuple(held_out))
+        context = replace(context, corpus=replace(context.corpus, rankings=sampled))
+    return reward_model.run(context, loaded.recipe.reward)
 
 
-def ppo(request: StageRequest) -> StageResult:
+def ppo(context: StageContext, loaded: LoadedModels) -> StageResult:
     from reward.card import gate as reward_gate
     from stages.ppo import stage as ppo_stage
 
-    if "model" in {part.kind for part in request.loaded.recipe.ppo.reward} and "reward" in request.inputs:
-        reward_gate.require(request.inputs["reward"], request.loaded.recipe.reward.gate)
-    base, adapter = request.loaded.base(), request.loaded.recipe.adapter
-    if "sft" in request.inputs:
-        request.loaded.load("sft", "reference", request.inputs["sft"])
+    if "model" in {part.kind for part in loaded.recipe.ppo.reward} and "reward" in context.inputs:
+        reward_gate.require(context.inputs["reward"], loaded.recipe.reward.gate)
+    if "sft" in context.inputs:
+        loaded.load("sft", "reference", context.inputs["sft"])
     else:  # without SFT the reference is the base itself: an adapter that changes nothing
-        base.add_role("reference", adapter, seed=request.loaded.recipe.seed)
-    model = request.loaded.load_reward(request.inputs["reward"]) if "reward" in request.inputs else None
-    judge = request.loaded.load_holdout_model(request.inputs["reward"]) if "reward" in request.inputs else None
-    return ppo_stage.run(request.make_context(base, request.loaded.renderer()), request.loaded.recipe.ppo, model, judge)
+        context.base.add_role("reference", context.adapter, seed=context.seed)
+    model = loaded.load_reward(context.inputs["reward"]) if "reward" in context.inputs else None
+    judge = loaded.load_holdout_model(context.inputs["reward"]) if "reward" in context.inputs else None
+    return ppo_stage.run(context, loaded.recipe.ppo, model, judge)
 
 
-def evaluate(request: StageRequest) -> StageResult:
+def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
     from pipelines.evaluate import stage as evaluating
 
-    return evaluating.evaluate(request)
+    return evaluating.evaluate(context, loaded)

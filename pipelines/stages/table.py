@@ -21,8 +21,8 @@ from pipelines.stages import curves, depends_on, starts, tallies
 from pipelines.stages.estimates import Estimator, Work
 
 if TYPE_CHECKING:
-    from pipelines.execution.stage_request import StageRequest
-    from stages.stage import StageResult
+    from pipelines.execution.loaded_models import LoadedModels
+    from stages.stage import StageContext, StageResult
 
 BOUND = ("max_skipped_steps",)  # changes no finished stage, so that another one may resume
 RUNTIME_SPEED = ("gradient_checkpointing",)
@@ -44,7 +44,7 @@ class Stage:
     folder: str  # in the run folder
     group: str  # the recipe's group of its settings
     code: str  # the module whose VERSION counts
-    run: Callable[[StageRequest], StageResult]
+    run: Callable[[StageContext, LoadedModels], StageResult]
     wanted: Callable[[Recipe, set[str]], bool]
     """Whether settings call for it where the recipe names no stages, given those before it that they call for."""
     needs: Callable[[Recipe], tuple[str, ...]]

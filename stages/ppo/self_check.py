@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data.common.errors import UserError
+from models.backbone.artifacts import read_artifact
 from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.logprobs import make_rows
 from models.backbone.seeds import generator
@@ -229,7 +230,8 @@ def _stops(ppo: PPO, batch: Batch) -> Finding:
 
 def _reward(ppo: PPO, model: RewardModel | None) -> list[Finding]:
     """The loaded reward model gives the score that its own stage recorded, where one is recorded."""
-    artifact: Any = ppo.context.inputs.get("reward")
+    folder = ppo.context.inputs.get("reward")
+    artifact = read_artifact(folder) if folder is not None else None
     recorded: Mapping[str, Any] | None = (artifact.manifest.get("metrics") or {}).get("probe") if artifact else None
     if model is None or not recorded:
         return []

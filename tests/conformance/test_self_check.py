@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from data.common.errors import UserError
 from data.template import Renderer
-from models.backbone.artifacts import Artifact
+from models.backbone.artifacts import FORMAT, MANIFEST, write_json
 from reward.model import RewardModel
 from stages import reward_model
 from stages.ppo import stage as ppo_stage
@@ -115,7 +116,7 @@ def test_stop_tokens_that_cannot_be_reached(tmp_path):
     ppo = make_ppo(tmp_path)
     for stops in ((2, 99), (0,)):
         renderer = types.SimpleNamespace(stop_ids=stops, pad_id=0)
-        object.__setattr__(ppo.context, "renderer", renderer)
+        ppo.context = replace(ppo.context, open_base=lambda renderer=renderer: (ppo.base, renderer))
         assert "stop tokens" in failed(ppo)
 
 
@@ -138,9 +139,8 @@ def stage_world(tmp_path: Path, metrics: dict, folder: Path, spoil: bool = False
     randomise(base, "reference", 1)
     if spoil:
         base.parameters_of("reward")["reward.head.bias"].data += 0.5
-    artifact = Artifact(path=folder, manifest={"metrics": metrics})
-    object.__setattr__(context, "inputs", {"reward": artifact})
-    object.__setattr__(context, "warn", told.append)
+    write_json(folder / MANIFEST, {"format": FORMAT, "stage": "reward", "key": "k", "metrics": metrics, "files": {}})
+    context = replace(context, inputs={"reward": folder}, warn=told.append)
     model = RewardModel(
         base=base,
         role="reward",

@@ -12,14 +12,12 @@ from torch.testing import assert_close
 
 from data.common.errors import NonFiniteError, StageError
 from models.backbone.oom_retry import OOMRetry
-from models.backbone.processes import Processes
 from stages import pretrain, reward_model, sft
 from stages.settings import PretrainConfig, RewardConfig, SFTConfig
-from stages.stage import MetricsLog
 from stages.training import ranking_trainer
 from tests.support.faults import Ppo, slowly, small_memory
-from tests.support.ppo import Silent, make_ppo
-from tests.support.training import context_for, sft_context
+from tests.support.ppo import make_ppo
+from tests.support.training import context_for, pretrain_context, sft_context
 
 # -- numbers that are not finite ---------------------------------------------------------------------------------
 
@@ -163,10 +161,7 @@ def _pretrain(tmp_path, steps, monkeypatch):
         return models[0]
 
     monkeypatch.setattr(pretrain, "new_model", new_model)
-    context = pretrain.PretrainContext(
-        out=tmp_path, seed=0, documents=[f"w{i} w{i + 1} w{i + 2}" for i in range(8)], held_out=[],
-        processes=Processes("cpu"), log=MetricsLog(tmp_path / "metrics.jsonl"), bar=Silent(),
-    )  # fmt: skip
+    context = pretrain_context(tmp_path, [f"w{i} w{i + 1} w{i + 2}" for i in range(8)], [])
     shape = {"layers": 1, "width": 16, "feed_forward": 16, "heads": 2, "context": 16}
     config = PretrainConfig(tokenizer="words", vocabulary=20, steps=4, batch=4, model=shape, max_skipped_steps=2)
     return _outcome(lambda: pretrain.run(context, config)), context.log, list(models[0].parameters())

@@ -14,15 +14,14 @@ from data.splits import Corpus
 from evaluation.held_out import Evaluator, System
 from evaluation.settings import EvaluationConfig
 from models.backbone.oom_retry import OOMRetry
-from models.backbone.processes import Processes
 from reward.model import RewardModel
 from stages import pretrain, rankings
 from stages.safe_points.checkpoints import Checkpoints
 from stages.settings import PretrainConfig, RankingsConfig
-from stages.stage import MetricsLog
 from tests.conftest import ADAPTER, make_base, randomise
 from tests.support.faults import small_memory
-from tests.support.ppo import Silent, make_context, make_prompt
+from tests.support.ppo import make_context, make_prompt
+from tests.support.training import pretrain_context
 
 PROMPTS: list[Prompt] = [make_prompt(f"w{i} w{i + 1}") for i in range(7)]
 
@@ -136,11 +135,12 @@ def test_pretraining_goes_on_with_less_and_changes_no_gradient(tmp_path, monkeyp
 
         monkeypatch.setattr(pretrain, "new_model", new_model)
         (tmp_path / name).mkdir()
-        context = pretrain.PretrainContext(
-            out=tmp_path / name, seed=0, documents=[f"w{i} w{i + 1} w{i + 2}" for i in range(9)],
-            held_out=[f"w{i} w{i + 2}" for i in range(7)], processes=Processes("cpu"),
-            log=MetricsLog(tmp_path / name / "metrics.jsonl"), bar=Silent(), warn=told.append,
-        )  # fmt: skip
+        context = pretrain_context(
+            tmp_path / name,
+            train=[f"w{i} w{i + 1} w{i + 2}" for i in range(9)],
+            held_out=[f"w{i} w{i + 2}" for i in range(7)],
+            warn=told.append,
+        )
         result = pretrain.run(context, config)
         limits = [s.numbers["limit"] for s in states]
         found[name] = (list(models[0].parameters()), result.metrics["held_out_nll"], limits)

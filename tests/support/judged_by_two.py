@@ -18,11 +18,10 @@ def main(folder: Path, url: str) -> None:
     processes = Processes("cpu")
     judge = JudgeConfig(name="j", url=url, model="m", concurrency=1, retries=0, adversary_prompts=0)
     recipe = SimpleNamespace(evaluation=EvaluationConfig(judges=(judge,), bootstrap=50))
-    request: Any = SimpleNamespace(
-        loaded=SimpleNamespace(recipe=recipe, processes=processes), generations=folder, say=lambda text: None
-    )
+    context: Any = SimpleNamespace(generations=folder, say=lambda text: None)
+    loaded: Any = SimpleNamespace(recipe=recipe, processes=processes)
     try:
-        found: Any = chat_verdicts(request, [responses_of("sft", n=20), responses_of("ppo", n=20)], "sft", 0)
+        found: Any = chat_verdicts(context, loaded, [responses_of("sft", n=20), responses_of("ppo", n=20)], "sft", 0)
         ended = {"wins": found["comparisons"][0]["wins"]}
     except Exception as error:
         ended = {"error": type(error).__name__, "text": str(error)}

@@ -44,8 +44,7 @@ def make_context(
     return StageContext(
         out=out,
         seed=seed,
-        base=base,
-        renderer=Renderer(base.tokenizer, template="dialogue"),
+        open_base=lambda: (base, Renderer(base.tokenizer, template="dialogue")),
         corpus=corpus or Corpus(prompts=Split(train=tuple(PROMPTS))),
         adapter=AdapterConfig(rank=4, alpha=8),
         inputs={},

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from data.records import Demonstration, RankedAnswers
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data.records import Demonstration, Document, RankedAnswers
 from data.splits import Corpus, Split
+from stages.stage import StageContext
 from tests.conftest import make_base, randomise
 from tests.support.ppo import make_context, make_prompt
 
@@ -58,3 +63,17 @@ def context_for(tmp_path, **kwargs):
     base.add_role("sft", context.adapter)
     randomise(base, "sft", 3, scale=0.1)
     return context
+
+
+def no_base() -> Any:
+    """Pretraining stands on no base."""
+    raise AssertionError("this stage has no base to stand on")
+
+
+def pretrain_context(out: Path, train: list[str], held_out: list[str], **changes: Any) -> StageContext:
+    def documents(texts: list[str]) -> tuple[Document, ...]:
+        return tuple(Document(text=text, group=text) for text in texts)
+
+    corpus = Corpus(documents=Split(train=documents(train), held_out=documents(held_out)))
+    context = make_context(None, out, corpus)  # type: ignore[arg-type]
+    return replace(context, open_base=no_base, **changes)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -250,7 +251,7 @@ def test_several_stop_tokens_count_as_finished(tmp_path):
 
     ppo = make_ppo(tmp_path)
     renderer = Renderer(ppo.base.tokenizer, template="dialogue", stop=("<eos>", "w1", "w2", "w3", "w4"))
-    object.__setattr__(ppo.context, "renderer", renderer)
+    ppo.context = replace(ppo.context, open_base=lambda: (ppo.base, renderer))
     with ppo.base.training("policy", "value"):
         rollout, _ = ppo.rollout()
     ppo.compute_rewards(rollout)
