@@ -53,23 +53,18 @@ def assemble(
     _check(systems)
     by = {s: {x.name: x for x in systems if x.decoding == s} for s in ("sampled", "greedy")}
     described = {s: {n: _describe(x, resamples, seed) for n, x in by[s].items()} for s in by}
-    comparisons, warnings = [], []
-    for decoding, group in by.items():
-        reference = group.get(against)
-        if reference is None:
-            if group:
-                warnings.append(f"There is no {decoding} system '{against}' to compare with.")
-            continue
-        for column in dict.fromkeys((judge, "reward") if judge else ()):
-            family = [s for s in group.values() if s.name != against and _judged(s, reference, column)]
-            comparisons += adjusted([_compare(s, reference, column, resamples, seed) for s in family])
     main = by["sampled"] or by["greedy"]
+    comparisons = [
+        compared
+        for group in by.values()
+        if (reference := group.get(against)) is not None
+        for column in dict.fromkeys((judge, "reward") if judge else ())
+        for compared in _against(group, reference, column, resamples, seed)
+    ]
+    warnings = _incomparable(by, against)
     for decoding in by:
         warnings += _warnings(by[decoding], described[decoding], against, "" if by[decoding] is main else " (greedy)")
-    if judge is None:
-        warnings.append("There is neither gold nor a reward model: systems are described, not compared.")
-    if judge == "reward":
-        warnings.append("The judge is the reward that PPO was trained on: wins by it may be over-optimisation.")
+    warnings += _about_judging(judge)
     results: dict[str, Any] = {
         "prompts": len(set(systems[0].units)),
         "judge": judge,
@@ -87,6 +82,30 @@ def assemble(
             results["judges"][name] = about_judge(extra)
             warnings += distrust(name, extra, main=name == judge)
     return results | {"warnings": list(dict.fromkeys(warnings))}
+
+
+def _against(
+    group: Mapping[str, SystemResponses], reference: SystemResponses, column: Judge, resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Every system that the judge has judged against the reference, its p-values adjusted for their number."""
+    family = [s for s in group.values() if s.name != reference.name and _judged(s, reference, column)]
+    return adjusted([_compare(s, reference, column, resamples, seed) for s in family])
+
+
+def _incomparable(by: Mapping[str, Mapping[str, SystemResponses]], against: str) -> list[str]:
+    return [
+        f"There is no {decoding} system '{against}' to compare with."
+        for decoding, group in by.items()
+        if group and against not in group
+    ]
+
+
+def _about_judging(judge: Judge | None) -> list[str]:
+    if judge is None:
+        return ["There is neither gold nor a reward model: systems are described, not compared."]
+    if judge == "reward":
+        return ["The judge is the reward that PPO was trained on: wins by it may be over-optimisation."]
+    return []
 
 
 def samples_rows(systems: Sequence[SystemResponses]) -> list[dict[str, Any]]:

@@ -153,6 +153,20 @@ def forward(
     Returns:
         (T, D), or (N, D).
     """
+    a = _attention(run, index, x, save, keep, product)
+    if wanted is not None:
+        a, x = a[wanted], x[wanted]
+    middle = x + linear(a, *run.merged(index, "output", run.decoder.layers[index].output))
+    gu = gate_and_up(run.decoder, run.merged, index, middle)
+    if save is not None:
+        save.middle, save.gu = middle, gu
+    return middle + linear(gated(gu), *run.merged(index, "down", run.decoder.layers[index].down))
+
+
+def _attention(
+    run: Pass, index: int, x: Tensor, save: Saved | None, keep: KeepKeys | None, product: Tensor | None
+) -> Tensor:
+    """What a layer's heads gather (T, H * d) for its input (T, D)."""
     layer, eps = run.decoder.layers[index], run.decoder.epsilon
     if product is None:
         qkv = linear(rms_norm(x, layer.norm, eps), *run.merged(index, "attention", layer.attention))
@@ -161,21 +175,22 @@ def forward(
     heads = heads_of(run.decoder, layer, qkv, run.cos, run.sin)
     if keep is not None:
         keep(heads[1], heads[2])
-    grids = tuple(map(run.layout.grid, heads))
+    q, k, v = map(run.layout.grid, heads)
     if save is not None:
-        grids = tuple(t.detach().requires_grad_() for t in grids)
+        q, k, v = save.grids = q.detach().requires_grad_(), k.detach().requires_grad_(), v.detach().requires_grad_()
         save.qkv = qkv if layer.q_norm is not None else None
     del qkv, heads
     with torch.set_grad_enabled(save is not None):
-        mixed = attend(grids[0], grids[1], grids[2], run.layout.sees)
-    a = run.layout.flat(mixed.detach())
-    if wanted is not None:
-        a, x = a[wanted], x[wanted]
-    middle = x + linear(a, *run.merged(index, "output", layer.output))
-    gu = linear(rms_norm(middle, layer.second_norm, eps), *run.merged(index, "gated", layer.gated))
+        mixed = attend(q, k, v, run.layout.sees)
     if save is not None:
-        save.grids, save.mixed, save.middle, save.gu = (grids[0], grids[1], grids[2]), mixed, middle, gu
-    return middle + linear(gated(gu), *run.merged(index, "down", layer.down))
+        save.mixed = mixed
+    return run.layout.flat(mixed.detach())
+
+
+def gate_and_up(decoder: Decoder, merged: MergedWeights, index: int, middle: Tensor) -> Tensor:
+    """Gate and up (N, 2 I) of a layer, for what stands behind its attention (N, D)."""
+    layer = decoder.layers[index]
+    return linear(rms_norm(middle, layer.second_norm, decoder.epsilon), *merged(index, "gated", layer.gated))
 
 
 def backward(

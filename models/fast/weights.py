@@ -204,19 +204,27 @@ class MergedWeights:
             return group[0].weight, group[0].bias
         if (index, name) in self._kept:
             return self._kept[index, name]
+        weight, bias = self._buffer(name, group)
+        self._fill(group, weight, bias)
+        if self.keep is None:
+            return weight, bias
+        self._kept[index, name] = self._packed(name, self.keep)
+        return self._kept[index, name]
+
+    def _buffer(self, name: str, group: Sequence[Projection]) -> tuple[Tensor, Tensor | None]:
         if name not in self._buffers:
             first, rows = group[0].weight, sum(len(p.weight) for p in group)
             bias = None if all(p.bias is None for p in group) else first.new_zeros(rows)
             self._buffers[name] = (first.new_empty((rows, first.shape[1])), bias)
+        return self._buffers[name]
+
+    def _packed(self, name: str, rows: int) -> tuple[Tensor, Tensor | None]:
+        """What stands in a buffer, as a loop over ``rows`` rows reads it best."""
         weight, bias = self._buffers[name]
-        self._fill(group, weight, bias)
-        if self.keep is None:
-            return weight, bias
-        packed = pack(weight, self.keep)  # a copy, or where that does not pay the buffer itself
+        packed = pack(weight, rows)  # a copy, or where that does not pay the buffer itself
         if packed is weight:
             del self._buffers[name]
-        self._kept[index, name] = packed, bias if bias is None else bias.clone()
-        return self._kept[index, name]
+        return packed, bias if bias is None else bias.clone()
 
     @staticmethod
     @torch.no_grad()

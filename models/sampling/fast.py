@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batching import right_pad
-from models.fast.layers import Layout, embed, gated, heads_of, layout_of, rms_norm, start
+from models.fast.layers import Layout, embed, gate_and_up, gated, heads_of, layout_of, rms_norm, start
 from models.fast.layers import forward as layer_forward
 from models.fast.logprobs import block_logits, output_weight
 from models.fast.matmul import linear
@@ -85,49 +85,89 @@ class FastEngine:
         decoder = role.decoder()
         if decoder is None:
             return self.plain(role, prompts, params=params, noise=noise)
-        device, max_new_tokens = role.lm.device, params.max_new_tokens
-        stops = torch.tensor(list(params.stop_ids), device=device)
-        noise = None if noise is None else noise.to(device)
-        out: list[list[int]] = [[] for _ in prompts]
-        finished = [False] * len(prompts)
-        merged, output = MergedWeights(keep=len(prompts)), output_weight(role.lm)
-        depth, count = self.depth if self.depth <= decoder.lowest else 0, len(decoder.layers)
-        hidden, storage = read_prompts(decoder, merged, prompts, max_new_tokens, device, depth)
-        lengths = torch.tensor([len(p) for p in prompts], device=device)
-        width = int(lengths.max()) if len(prompts) else 0
-        rows = list(range(len(prompts)))  # place in the batch -> prompt
-        statistics = [torch.zeros((len(prompts), max_new_tokens), device=device) for _ in range(2 * self.with_logprobs)]
-        for step in range(max_new_tokens):
-            at = torch.tensor(rows, device=device)
-            logits = role.logits(hidden) if output is None else block_logits(hidden, output)
-            made = sample_with_statistics(
-                logits, None if noise is None else noise[at, step], params.temperature, self.with_logprobs
-            )
-            for into, found in zip(statistics, (made.logprobs, made.entropy), strict=False):
-                assert found is not None
-                into[at, step] = found
-            tokens = made.tokens
-            done = torch.isin(tokens, stops).tolist()
-            for row, token, stop in zip(rows, tokens.tolist(), done, strict=True):
-                out[row].append(token)
-                finished[row] = stop
-            last, positions, x = all(done) or step + 1 == max_new_tokens, lengths[at] + step, embed(decoder, tokens)
-            if not last or storage.prefix_states is not None:
-                storage.open_column(width + step, len(rows))
-            if storage.prefix_states is not None:  # of the tokens that end rows as well
-                x = decode_layers(decoder, merged, storage, range(depth), x, positions, width + step)
-                storage.prefix_states[at, positions] = x
-            if last:
+        depth = self.depth if self.depth <= decoder.lowest else 0
+        loop = Decoding(role, decoder, prompts, params, depth, self.with_logprobs)
+        noise = None if noise is None else noise.to(role.lm.device)
+        for step in range(params.max_new_tokens):
+            tokens, done = loop.sample(step, None if noise is None else noise[loop.at, step])
+            if not loop.read(step, tokens, done):
                 break
-            places, rows = _close_ranks(storage, rows, done)
-            x, positions = x[places], positions[places]
-            x = decode_layers(decoder, merged, storage, range(depth, count), x, positions, width + step)
-            hidden = rms_norm(x, decoder.norm, decoder.epsilon)
-        logprobs, entropy = statistics or (None, None)
-        prefix_states = None
-        if storage.prefix_states is not None:
-            prefix_states = [x[: len(p) + len(r)] for x, p, r in zip(storage.prefix_states, prompts, out, strict=True)]
-        return Generated(ids=out, finished=finished, logprobs=logprobs, entropy=entropy, prefix_states=prefix_states)
+        return loop.generated()
+
+
+class Decoding:
+    """Rows on their way: what they have written, the storage they read from, and the states that come next.
+
+    Args:
+        depth: the layer whose input is kept for every token; 0: none.
+        with_logprobs: log-probabilities and entropies are kept too.
+    """
+
+    def __init__(
+        self,
+        role: RoleView,
+        decoder: Decoder,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        depth: int,
+        with_logprobs: bool,
+    ) -> None:
+        self.role, self.decoder, self.prompts, self.params, self.depth = role, decoder, prompts, params, depth
+        self.merged, self.output = MergedWeights(keep=len(prompts)), output_weight(role.lm)
+        device, room = role.lm.device, params.max_new_tokens
+        self.stops = torch.tensor(list(params.stop_ids), device=device)
+        self.hidden, self.storage = read_prompts(decoder, self.merged, prompts, room, device, depth)
+        self.lengths = torch.tensor([len(p) for p in prompts], device=device)
+        self.width = int(self.lengths.max()) if len(prompts) else 0
+        self.rows = list(range(len(prompts)))  # place in the batch -> prompt
+        self.at = torch.arange(len(prompts), device=device)  # the same
+        self.out: list[list[int]] = [[] for _ in prompts]
+        self.finished = [False] * len(prompts)
+        self.statistics = [torch.zeros((len(prompts), room), device=device) for _ in range(2 * with_logprobs)]
+
+    def sample(self, step: int, noise: Tensor | None) -> tuple[Tensor, list[bool]]:
+        """The next token (B,) of each row that goes on, and whether it ends the row."""
+        logits = self.role.logits(self.hidden) if self.output is None else block_logits(self.hidden, self.output)
+        made = sample_with_statistics(logits, noise, self.params.temperature, bool(self.statistics))
+        for into, found in zip(self.statistics, (made.logprobs, made.entropy), strict=False):
+            assert found is not None
+            into[self.at, step] = found
+        done = torch.isin(made.tokens, self.stops).tolist()
+        for row, token, stop in zip(self.rows, made.tokens.tolist(), done, strict=True):
+            self.out[row].append(token)
+            self.finished[row] = stop
+        return made.tokens, done
+
+    def read(self, step: int, tokens: Tensor, done: list[bool]) -> bool:
+        """Read the tokens (B,) of a step and drop the rows that are done; False where nothing comes after it."""
+        storage, column = self.storage, self.width + step
+        last = all(done) or step + 1 == self.params.max_new_tokens
+        if last and storage.prefix_states is None:
+            return False
+        storage.open_column(column, len(self.rows))
+        x, positions = embed(self.decoder, tokens), self.lengths[self.at] + step
+        if storage.prefix_states is not None:  # of the tokens that end rows as well
+            x = self._layers(range(self.depth), x, positions, column)
+            storage.prefix_states[self.at, positions] = x
+        if last:
+            return False
+        places, self.rows = _close_ranks(storage, self.rows, done)
+        self.at = self.at[places]
+        x = self._layers(range(self.depth, len(self.decoder.layers)), x[places], positions[places], column)
+        self.hidden = rms_norm(x, self.decoder.norm, self.decoder.epsilon)
+        return True
+
+    def _layers(self, which: range, x: Tensor, positions: Tensor, column: int) -> Tensor:
+        return decode_layers(self.decoder, self.merged, self.storage, which, x, positions, column)
+
+    def generated(self) -> Generated:
+        """All rows, in the order of their prompts."""
+        logprobs, entropy = self.statistics or (None, None)
+        states = None
+        if self.storage.prefix_states is not None:
+            rows = zip(self.storage.prefix_states, self.prompts, self.out, strict=True)
+            states = [x[: len(p) + len(r)] for x, p, r in rows]
+        return Generated(ids=self.out, finished=self.finished, logprobs=logprobs, entropy=entropy, prefix_states=states)
 
 
 def _close_ranks(storage: Storage, rows: list[int], done: list[bool]) -> tuple[list[int], list[int]]:
@@ -228,7 +268,7 @@ def decode_layers(
         q = q.view(count, decoder.key_heads, groups, decoder.head_size)
         mixed = attend_to_past(q, keys[:, :, :columns], values[:, :, :columns], hidden)
         x = x + linear(mixed.reshape(count, -1), *merged(index, "output", layer.output))
-        gu = linear(rms_norm(x, layer.second_norm, eps), *merged(index, "gated", layer.gated))
+        gu = gate_and_up(decoder, merged, index, x)
         x = x + linear(gated(gu), *merged(index, "down", layer.down))
     return x
 

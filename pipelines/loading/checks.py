@@ -36,10 +36,9 @@ def fill_in(data: dict[str, Any]) -> None:
     Works on plain values, before anything is checked, so every type is possible.
     """
     ppo, choosing = _group(data, "ppo"), _group(_group(data, "evaluation"), "best_of_by")
-    for group, key in ((ppo, "reward"), *((choosing, name) for name in choosing)):
-        if isinstance(parts := group.get(key), str | list):
-            listed = [parts] if isinstance(parts, str) else parts
-            group[key] = [{"source": part} if isinstance(part, str) else part for part in listed]
+    _spell_out_terms(ppo, "reward")
+    for name in choosing:
+        _spell_out_terms(choosing, name)
     reward = _group(data, "reward")
     if reward.get("gate") in (False, "off"):  # YAML 1.1 reads off as false
         reward["gate"] = {"enabled": False}
@@ -47,8 +46,19 @@ def fill_in(data: dict[str, Any]) -> None:
     if value.get("init") not in (None, "reward"):
         value.setdefault("head", "zero")
     context = _group(_group(_group(data, "base"), "pretrain"), "model").get("context", 256)
-    if not isinstance(data.get("base"), dict) or not isinstance(context, int) or isinstance(context, bool):
-        return
+    if isinstance(data.get("base"), dict) and isinstance(context, int) and not isinstance(context, bool):
+        _shrink_limits(data, context)
+
+
+def _spell_out_terms(group: dict[str, Any], key: str) -> None:
+    """Terms of a reward that are given as names become objects."""
+    if isinstance(terms := group.get(key), str | list):
+        listed = [terms] if isinstance(terms, str) else terms
+        group[key] = [{"source": term} if isinstance(term, str) else term for term in listed]
+
+
+def _shrink_limits(data: dict[str, Any], context: int) -> None:
+    """Limits that are not given fit into the ``context`` of a base from scratch."""
     for stage in ("sft", "reward"):
         if isinstance(data.setdefault(stage, {}), dict):
             data[stage].setdefault("max_tokens", max(8, min(CONVERSATION, context)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,7 +45,8 @@ def test_identities_with_everything_awkward_at_once(family, checkpointing, tmp_p
         tmp_path, base=base, learning_rate=0.0, minibatches=2, micro_batch=3, temperature=0.7, updates=2,
         gradient_checkpointing=checkpointing,
     )  # fmt: skip
-    object.__setattr__(ppo.context, "renderer", Renderer(base.tokenizer, template="dialogue", stop=STOPS))
+    renderer = Renderer(base.tokenizer, template="dialogue", stop=STOPS)
+    ppo.context = replace(ppo.context, open_base=lambda: (base, renderer))
     flags = {n: m.training for n, m in base.lm.named_modules()}
     for metrics in ppo.train():
         assert abs(metrics["objective/kl_per_token"]) < 1e-6

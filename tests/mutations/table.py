@@ -61,7 +61,7 @@ RM, RTR, RL, SP = "reward/model.py", "stages/training/ranking_trainer.py", "rewa
 FI, HE, SFT, PS = "models/roles/files.py", "models/backbone/scalar_head.py", "stages/sft.py", "stages/ppo/stage.py"
 
 ROLLOUT = [
-    _of("R2", "fast path: position one late in decoding", FAE, "lengths[at] + step, embed", "lengths[at] + step + 1, embed", FAST,
+    _of("R2", "fast path: position one late in decoding", FAE, "self.lengths[self.at] + step", "self.lengths[self.at] + step + 1", FAST,
         "tokens_are_those and llama"),
     _of("R2", "fast path: prompts of all lengths begin in one column", FAE, "width - lengths[:, None] + steps", "steps", FAST,
         "tokens_are_those and llama"),
@@ -172,7 +172,7 @@ LOGPROBS = [
         "not_known_to_agree"),
     _of("L2", "a sampler that goes wrong later is not seen", M, "            if not self.records:  # no step", "            if False:  # no step", OLD,
         "wrong_later"),
-    _of("L2", "sampler's lower states one position late", FAE, "storage.prefix_states[at, positions] = x", "storage.prefix_states[at, positions - 1] = x",
+    _of("L2", "sampler's lower states one position late", FAE, "storage.prefix_states[self.at, positions] = x", "storage.prefix_states[self.at, positions - 1] = x",
         LOWER, "sampler_keeps"),
     _of("L2", "sampler's lower states not compared before they are used", LL, "> TOLERANCE:", "> 1e9:", LOWER, "far_from"),
     _of("K2", "the sampler's lower states missing in a checkpoint", STATE, 'own |= {} if rollout.prefix_states is None else {"lower": rollout.prefix_states}',
