@@ -190,7 +190,7 @@ def _judged(a: SystemResponses, b: SystemResponses, column: str) -> bool:
 
 
 def adjusted(family: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Comparisons of one judge and decoding, their verdicts by Holm's p-values: many looks make no discovery."""
+    """Comparisons of one judge and decoding, their verdicts by Holm's p-values: many comparisons make no discovery."""
     fields = Comparison.__dataclass_fields__
     for c, p in zip(family, holm([c["p_value"] for c in family]), strict=True):
         said = verdict(Comparison(**{k: v for k, v in c.items() if k in fields}), p_value=p)

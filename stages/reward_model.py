@@ -36,16 +36,16 @@ VERSION = 15
 
 
 def run(context: StageContext, config: RewardConfig) -> StageResult:
-    """Train the ``reward`` role (or an ensemble) and perhaps a watcher, centre, measure and write them."""
+    """Train the ``reward`` role (or an ensemble) and perhaps a held-out model; centre, examine and write them."""
     mine, holdout_rankings = split_holdout(context.corpus.rankings.train, config.holdout)
     train, held_out, tally = encode_all(context, mine, config)
     members = {member_role("reward", i): train for i in range(config.ensemble)}
-    watchers = {HOLDOUT: encode_watchers_share(context, holdout_rankings, config)} if config.holdout else {}
-    steps, skipped = train_all(context, members | watchers, config)
+    held_back = {HOLDOUT: encode_held_back(context, holdout_rankings, config)} if config.holdout else {}
+    steps, skipped = train_all(context, members | held_back, config)
 
     queries, answers, source = calibration_responses(context, train, config)
     model, samples = calibrated(context, config, list(members), queries, answers)
-    holdout_model = calibrated(context, config, [HOLDOUT], queries, answers)[0] if watchers else None
+    holdout_model = calibrated(context, config, [HOLDOUT], queries, answers)[0] if held_back else None
     write(context, model, holdout_model)
 
     found = evaluate_rankings(model, held_out)
@@ -65,7 +65,7 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
             "probe": reference_score(model, train),
             **found,
             **(
-                {"watcher": {"rankings": len(watchers[HOLDOUT]), **evaluate_rankings(holdout_model, held_out)}}
+                {"watcher": {"rankings": len(held_back[HOLDOUT]), **evaluate_rankings(holdout_model, held_out)}}
                 if holdout_model
                 else {}
             ),
@@ -96,10 +96,10 @@ def encode_all(
     return train, held_out, tally
 
 
-def encode_watchers_share(
+def encode_held_back(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
 ) -> list[EncodedRanking]:
-    """The rankings that the watcher learns from.
+    """The rankings that the held-out reward model learns from.
 
     Raises:
         UserError: there are none.
@@ -111,7 +111,7 @@ def encode_watchers_share(
 
 
 def write(context: StageContext, model: RewardModel, holdout_model: RewardModel | None) -> None:
-    """The reward model's files and the watcher's, by the main process."""
+    """The files of the reward model and of the held-out one, by the main process."""
     if not context.processes.is_main:
         return
     save_reward(model, context.out)
@@ -121,7 +121,7 @@ def write(context: StageContext, model: RewardModel, holdout_model: RewardModel 
 
 
 def split_holdout(rankings: Sequence[RankedAnswers], share: float) -> tuple[list[RankedAnswers], list[RankedAnswers]]:
-    """Rankings of the reward model, and those of the watcher: no prompt is in both."""
+    """Rankings of the reward model, and those of the held-out one: no prompt is in both."""
     out: tuple[list[RankedAnswers], list[RankedAnswers]] = ([], [])
     for ranking in rankings:
         out[is_held_out(f"watcher/{ranking.prompt.group}", share)].append(ranking)

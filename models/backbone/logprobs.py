@@ -1,6 +1,6 @@
 """Hidden states -> log-probabilities and entropy, at response positions only, the vocabulary in chunks of rows.
 
-Rows are ``query + response``, right-padded. Shapes: B rows, L padded length, N response tokens of the whole batch laid
+Rows are ``query + response``, right-padded. Shapes: B rows, L padded length, N response tokens of the whole batch
 packed (row by row), D hidden size, V vocabulary. This module knows nothing of roles or sampling.
 """
 

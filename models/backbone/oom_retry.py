@@ -28,7 +28,7 @@ class OOMRetry:
 
     Args:
         name: of the setting that it limits, for the user.
-        warn: where a halving is told.
+        warn: is told of each smaller batch.
         together: of several processes that meet in ``run`` (``Processes.together``): where the smallest piece does not
             fit in one of them, all stop with its error.
     """
@@ -76,7 +76,7 @@ class OOMRetry:
             start += self._run(attempt, min(wanted, len(rows) - start))
 
     def once(self, work: Callable[[int], T], wanted: int) -> T:
-        """``work(wanted)``, where it cannot be begun again.
+        """``work(wanted)``, where it cannot be repeated.
 
         Raises:
             StageError: memory ran out; the user must ask for less.

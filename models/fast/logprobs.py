@@ -71,7 +71,7 @@ class TokenStatistics(NamedTuple):
 def token_statistics(
     hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, gradients: bool
 ) -> TokenStatistics:
-    """Everything about N tokens; slopes where they are asked for."""
+    """Everything about N tokens; gradients where they are asked for."""
     parts = [
         _rows(hidden[i : i + ROWS], targets[i : i + ROWS], weight, temperature, gradients)
         for i in range(0, max(1, len(hidden)), ROWS)

@@ -85,7 +85,7 @@ def check_vocabulary(limits: Limits, tokenizer: Any) -> None:
 
 
 def check_stops(limits: Limits, stop_ids: Iterable[int]) -> None:
-    """Look at the tokens that end an answer.
+    """Check the tokens that end a response.
 
     Raises:
         UserError: one of them has no embedding, so the model can never write it.

@@ -97,7 +97,7 @@ def read_adapter_config(folder: Path, weights: Mapping[str, Tensor]) -> LoraConf
 
 
 def _check_start(file: Path, start: Any) -> None:
-    """Refuse weights that are relative to a base which PEFT changed when the adapter was begun."""
+    """Refuse weights that are relative to a base which PEFT changed when the adapter was created."""
     if isinstance(start, bool | str | None) and start in PLAIN_STARTS:
         return
     raise UserError(

@@ -1,6 +1,6 @@
 """A decoding loop of our own for Llama-like decoders: the same draws, hence the same tokens, as ``CachedEngine``.
 
-Key-value storage is laid out once, the adapter is added into copies of the weights for the duration, a prompt that
+Key-value storage is allocated once, the adapter is added into copies of the weights for the duration, a prompt that
 occurs several times is read once, and a row that finishes gives its place to the last one, so that no step computes
 rows that are done. What enters one layer can be kept for those who would compute it again. Knows nothing of text.
 """
@@ -31,7 +31,7 @@ class Storage:
     """Keys and values of every layer. Prompts end at column P, so all rows write their next token to one column.
 
     A CPU reads keys twice as fast where no gap is between those of two heads, so there the columns in use lie close
-    together in the memory of all, and are laid out anew when they are full.
+    together in the memory of all, and are allocated anew when they are full.
     """
 
     memory: Tensor  # (layers, 2, B * H' * (P + R) * d), one piece, which is whole again when it is given back

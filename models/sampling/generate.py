@@ -74,7 +74,7 @@ class Sampled(NamedTuple):
 
 
 def sample_tokens(logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
-    """Token ids (B,) by the inverse of the cumulative distribution; argmax where there are no uniforms."""
+    """Token ids (B,) by the inverse of the cumulative distribution; argmax where there is no noise."""
     return sample_with_statistics(logits, noise, temperature, with_logprobs=False).tokens
 
 
@@ -96,7 +96,7 @@ def sample_with_statistics(
 
 
 def inverse_cdf(probabilities: Tensor, noise: Tensor) -> Tensor:
-    """One token a row (B,) of (B, V), by the inverse of the cumulative distribution at uniforms (B,).
+    """One token a row (B,) of (B, V), by the inverse of the cumulative distribution at ``noise`` (B,) in [0, 1).
 
     In two steps, the block of tokens and then the token, so that most of the vocabulary is added up in fp32 and only
     the sums over blocks in float64. Far cheaper than ``torch.multinomial`` on CPU. Every row stands for itself.

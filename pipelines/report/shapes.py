@@ -249,7 +249,7 @@ def checked(shape: type[BaseModel], found: Mapping[str, Any], file: str, notes: 
 
 
 def whole_card(found: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A report card with every part that the page looks at; None where it has another shape."""
+    """A report card with every part that the page reads; None where it has another shape."""
     try:
         return Card.model_validate(found).model_dump()
     except (ValidationError, RecursionError):

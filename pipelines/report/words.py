@@ -30,7 +30,7 @@ class Words:
 
     @property
     def simplest(self) -> str:
-        """The best of the card's baselines that look at no meaning, to read after "a coin gets 50 %"."""
+        """The best of the card's baselines that know no meaning, to read after "a coin gets 50 %"."""
         names = {"longest answer": "choosing the longest answer", "n-grams": "counting words"}
         found = self.card.get("baselines") or {}
         known = {says: found[name].get("share") for name, says in names.items() if name in found}

@@ -22,7 +22,11 @@ PPO: Curves = (
     ("holdout/held_out", "Held-out reward model", "In spreads of SFT's scores. PPO never sees it; rises as well."),
     ("objective/kl", "KL to SFT", "Nats an answer; grows slowly. A sudden rise is a warning."),
     ("holdout/held_out", "Held-out reward model", "A score that PPO does not see; where it falls, stop."),
-    ("holdout/proxy", "Reward model, at the same looks", "In the same units: spreads of SFT samples."),
+    (
+        "holdout/proxy",
+        "Reward model, at the same evaluations",
+        "In standard deviations over SFT samples.",
+    ),
     ("objective/entropy", "Entropy", "Nats a token; falls a little. Near 0 all answers are alike."),
     ("rollout/length", "Answer length", "Tokens; should not run away."),
     ("rollout/truncated_fraction", "Cut off", "Share of answers at the length limit; stays low."),

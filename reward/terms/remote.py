@@ -66,7 +66,7 @@ class RemoteReward:
 
 
 def plain(row: dict[str, Any]) -> str:
-    """A conversation as text, for servers that know no roles: the turns and the answer, parted by empty lines."""
+    """A conversation as text, for servers that know no roles: the turns and the response, separated by empty lines."""
     return "\n\n".join([*(m["content"] for m in row["messages"]), row["completion"]])
 
 

@@ -41,7 +41,7 @@ class RegexReward:
 class LengthReward:
     """Minus the number of words, characters or tokens by which an answer is too short or too long; 0 in between.
 
-    Words are parted by white space; tokens are those that were sampled, the stop token not counted.
+    Words are separated by white space; tokens are those that were sampled, the stop token not counted.
     """
 
     min_length: int | None = None

@@ -1,7 +1,7 @@
-"""A reward model that PPO never sees looks at its policy every so many updates, and may choose the one to keep.
+"""A held-out reward model evaluates PPO's policy every so many updates, and may choose the one to keep.
 
-Each look samples answers to the same training prompts with the same draws, so looks differ by the policy alone; it
-consumes nothing of the training's random numbers and changes no weight.
+Each evaluation samples responses to the same training prompts with the same noise, so they differ by the policy alone;
+it consumes nothing of the training's random numbers and changes no weight.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BEST = "watch/best/"
 
 
 class HoldoutMonitor:
-    """Looks at a PPO under way.
+    """Evaluates a policy that PPO is training.
 
     Args:
         ppo: whose policy is looked at.
@@ -133,7 +133,7 @@ class HoldoutMonitor:
         self.best = {k.removeprefix(BEST): v.to(device).clone() for k, v in state.tensors.items() if k.startswith(BEST)}
 
     def summary(self) -> dict[str, Any]:
-        """For the stage's metrics: each look's means, and where the scores parted, if they did."""
+        """For the stage's metrics: each evaluation's means, and where the scores diverged, if they did."""
         found = self.onset()
 
         def mean(x: list[float]) -> float | None:

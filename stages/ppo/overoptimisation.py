@@ -1,4 +1,4 @@
-"""When do the score that PPO optimises and a held-out one part? Pure functions of looks at the policy.
+"""When do the score that PPO optimises and a held-out one diverge? Pure functions of evaluations of the policy.
 
 Over-optimisation as Gao et al. 2022 (arXiv 2210.10760) describe it: the proxy goes on rising while the score that
 nobody optimises falls. Knows nothing of models or files.
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 SURE = 2.0  # standard errors by which the held-out score must have fallen
-IN_A_ROW = 2  # looks that must show it
+IN_A_ROW = 2  # evaluations that must show it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldoutEvaluation:
     """Scores of the policy's answers to the same prompts, with the same draws, after some updates.
 
-    Both in units of their spread on SFT samples; ``proxy`` is empty where no reward model is optimised.
+    Both in units of their standard deviation on SFT samples; ``proxy`` is empty where no reward model is optimised.
     """
 
     update: int
@@ -37,15 +37,15 @@ class Onset:
 
 
 def best_of(evaluations: Sequence[HoldoutEvaluation]) -> int:
-    """Number of the look with the highest mean held-out score; the earliest of equals."""
+    """Number of the evaluation with the highest mean held-out score; the earliest of equals."""
     return int(np.argmax([np.mean(evaluation.held_out) for evaluation in evaluations]))
 
 
 def find_onset(evaluations: Sequence[HoldoutEvaluation]) -> Onset | None:
     """Where the held-out score has fallen below its best, beyond doubt and for good, while the proxy has not.
 
-    A look tells so when its held-out scores lie below those of the best look before it by more than ``SURE`` standard
-    errors of the paired differences, and its proxy's mean is above that look's; ``IN_A_ROW`` looks must do so.
+    An evaluation shows it when its held-out scores lie below those of the best one before it by more than ``SURE``
+    standard errors of the paired differences, and its proxy's mean is above that one's; ``IN_A_ROW`` must do so.
     """
     in_a_row = 0
     for number, evaluation in enumerate(evaluations):

@@ -1,4 +1,4 @@
-"""A run's own look at itself before the first update: seconds that find what would otherwise spoil it silently.
+"""Checks of a run before the first update: seconds that find what would otherwise spoil it silently.
 
 Nothing here draws from anybody's generator, takes a step or leaves a gradient behind. The checks use the very paths
 that training uses; where one fails, the message names the likely cause and the remedy.

@@ -32,7 +32,7 @@ def run(
     """Align the ``sft`` role's copy; write ``adapter/`` (the policy), ``value/`` and the policies kept on the way.
 
     Expects the role ``reference`` (the SFT adapter) and, where the reward model stands on this base, ``reward``.
-    ``judge`` is the held-out reward model: it looks at the policy and pays nothing.
+    ``judge`` is the held-out reward model: it evaluates the policy and is not optimised.
     """
     if config.keep == "best" and judge is None:
         raise UserError("ppo.keep: 'best' is chosen by a held-out reward model: set reward.holdout, for example 0.2")
@@ -81,7 +81,7 @@ def run(
 
 
 class Loop:
-    """PPO's updates with what happens around them: looks of the held-out reward model, warnings, logs, checkpoints."""
+    """PPO's updates with what happens around them: the held-out reward model, warnings, logs, checkpoints."""
 
     def __init__(self, ppo: PPO, monitor: HoldoutMonitor | None) -> None:
         self.ppo, self.context, self.monitor, self.watch = ppo, ppo.context, monitor, Watch()

@@ -162,7 +162,7 @@ SIGNS = (
 
 
 class Watch:
-    """Looks at every update's metrics; ``record`` returns what is new."""
+    """Compares every update's metrics with the signs; ``record`` returns what is new."""
 
     def __init__(self, signs: Sequence[Sign] = SIGNS) -> None:
         self.signs, self.history = signs, History()
