@@ -373,7 +373,16 @@ def _turns(messages: Sequence[Message | Mapping[str, str]]) -> tuple[tuple[str, 
 
 def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
     """Return the name for messages to the user, and the jinja source."""
-    own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    own = tokenizer.chat_template or None
+    if isinstance(own, dict):  # several by name
+        if template in own:
+            return f"'{template}' (of the tokenizer's)", own[template]
+        if template in ("auto", "chat") and "default" not in own:
+            raise UserError(
+                f"template: the tokenizer has no default chat template, only {', '.join(sorted(own))}: name the one "
+                f"that is meant, such as `template: {min(own)}`, or give a .jinja file"
+            )
+        own = own.get("default")
     if template == "auto":
         template = "chat" if own else "dialogue"
     if template == "chat":

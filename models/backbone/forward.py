@@ -18,7 +18,8 @@ from data.common.errors import UserError
 
 def body_of(lm: Any) -> nn.Module:
     """The transformer without its output layer."""
-    return lm.base_model
+    body = lm.base_model
+    return body if body is not lm else lm.model  # a class whose prefix names no part of it
 
 
 def full_copy(lm: Any, base_dtype: torch.dtype) -> Any:
@@ -144,21 +145,3 @@ def checkpointing_paused(lm: Any) -> Iterator[None]:
     finally:
         for module in flagged:
             module.training = True
-
-
-def linear_layers(lm: Any) -> list[str]:
-    """Names of the linear layers inside the transformer's blocks, never embeddings, output layer or heads.
-
-    GPT-2's ``Conv1D`` counts as linear. Sorted, so that an adapter's configuration has the same bytes every time.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    output = lm.get_output_embeddings()
-    names = {
-        name.rsplit(".", 1)[-1]
-        for name, module in lm.base_model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output and any(p.isdigit() for p in name.split("."))
-    }
-    if not names:
-        raise UserError(f"adapter.targets: {type(lm).__name__} has no linear layers that LoRA could use")
-    return sorted(names)

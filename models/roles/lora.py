@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from data.common.errors import UserError
+from data.common.errors import UserError, nearest
+from models.backbone.architecture import other_senses, renamed_by_peft
 from models.backbone.settings import AdapterConfig
 
 
@@ -23,21 +26,51 @@ def lora_config(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) ->
         adapter: the settings; layers are chosen by index.
 
     Raises:
-        UserError: a layer that the base does not have.
+        UserError: a layer or a module that the base does not have.
     """
-    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
-    if targets == "all-linear":
-        targets = list(linear_names)
+    targets = list(linear_names) if adapter.targets == "all-linear" else _named(lm, list(adapter.targets))
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT takes any number
         lora_dropout=adapter.dropout,
         target_modules=targets,
+        exclude_modules=other_senses(lm),
         layers_to_transform=_chosen_layers(lm.config.get_text_config().num_hidden_layers, adapter),
         use_rslora=adapter.rslora,
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in lm.modules()),
         task_type="CAUSAL_LM",
     )
+
+
+def _named(lm: Any, targets: list[str]) -> list[str]:
+    """Targets that a recipe names."""
+    modules = [name for name, _ in lm.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in modules):
+            last = sorted({name.rsplit(".", 1)[-1] for name in modules if name})
+            raise UserError(f"adapter.targets: the base has no module '{target}'.{nearest(target, last)}")
+    if taken := sorted(renamed_by_peft(lm, targets)):
+        raise UserError(
+            f"adapter.targets: on '{lm.config.model_type}' PEFT takes {', '.join(taken)} for experts, which are one "
+            "tensor here, and would adapt something else; leave them out"
+        )
+    return targets
+
+
+def merged_copy(lm: Any, adapter: str | None) -> Any:
+    """A copy of the base in at least fp32, without adapters; with ``adapter`` merged into its weights.
+
+    Merged in fp32: in bf16 the sum would swallow most of what a small adapter adds.
+    """
+    made = copy.deepcopy(lm)
+    made = made.to(torch.promote_types(made.dtype, torch.float32))
+    for name, module in list(made.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            if adapter is not None:
+                module.merge(adapter_names=[adapter])
+            parent, _, last = name.rpartition(".")
+            setattr(made.get_submodule(parent), last, module.get_base_layer())
+    return made
 
 
 def _chosen_layers(count: int, adapter: AdapterConfig) -> list[int] | None:

@@ -22,8 +22,9 @@ from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_s
 from torch import Tensor, nn
 
 from data.common.errors import UserError
+from models.backbone.architecture import check_architecture, linear_layers, out_of_reach
 from models.backbone.artifacts import Artifact
-from models.backbone.forward import check_logit_path, full_copy, linear_layers, switch_off_dropout
+from models.backbone.forward import check_logit_path, full_copy, switch_off_dropout
 from models.backbone.processes import resolve_dtype
 from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
@@ -34,7 +35,7 @@ from models.hub.load import load_causal_lm, load_lm_and_tokenizer, stop_ids_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import HEAD, read_role
-from models.roles.lora import lora_config, own_tensors
+from models.roles.lora import lora_config, merged_copy, own_tensors
 from models.roles.role_view import RoleView
 
 
@@ -53,8 +54,10 @@ class SharedBase:
         self.tokenizer, self.name, self.extra_stop_ids = tokenizer, name, extra_stop_ids
         self.lm = lm.eval().requires_grad_(False)
         switch_off_dropout(lm)
+        check_architecture(lm, name)
         check_logit_path(lm, name)
         self.linear_names = linear_layers(lm)  # before adapters bring linear layers of their own
+        self.out_of_reach = out_of_reach(lm, self.linear_names)
         self.peft: PeftModel | None = None
         self.heads = nn.ModuleDict()
         self.prefix_cache: PrefixCache | None = None  # set by whoever reads the same rows by several roles
@@ -177,16 +180,18 @@ class SharedBase:
     def _add_fresh(self, name: str, adapter: AdapterConfig, seed: int) -> None:
         """A new adapter, or a copy of the base."""
         if adapter.method == "full":
-            self.copies[name] = self._copy_of_base()
+            self.copies[name] = full_copy(merged_copy(self.lm, None), self.dtype)
         else:
             self._add_adapter(name, lora_config(self.lm, self.linear_names, adapter), seed)
 
     def _add_copy(self, name: str, adapter: AdapterConfig | None, of: str, seed: int) -> None:
-        """The same weights as another role's; ``adapter`` says "full" where that role is the base itself."""
+        """The same weights as another role's; with method "full" an adapter is merged into the copy."""
         if of in self.copies:
             self.copies[name] = copy.deepcopy(self.copies[of])
+        elif of not in self.roles:
+            raise ValueError(f"no role '{of}' to start '{name}' from; there are: {', '.join(self.roles) or 'none'}")
         elif adapter is not None and adapter.method == "full":
-            self.copies[name] = self._copy_of_base()
+            self.copies[name] = full_copy(merged_copy(self.lm, of), self.dtype)
         else:
             self._add_adapter(name, copy.deepcopy(self._config(of)), seed)
             set_peft_model_state_dict(self.peft, self.adapter_state(of), adapter_name=name)
@@ -195,11 +200,6 @@ class SharedBase:
         """What a finished stage wrote, with its head where it has one."""
         self.load_role(name, folder, head=head or (folder / HEAD).is_file())
 
-    def _copy_of_base(self) -> Any:
-        if self.peft is not None and self.peft.peft_config:
-            raise ValueError("full fine-tuning and adapters cannot be mixed on one base")
-        return full_copy(copy.deepcopy(self.lm), self.dtype)
-
     def add_head(self, name: str, seed: int = 0) -> ScalarHead:
         g = torch.Generator().manual_seed(derived_seed(seed, f"head/{name}"))
         self.heads[name] = ScalarHead(self.hidden_size, g).to(self.device).requires_grad_(False)
@@ -207,9 +207,12 @@ class SharedBase:
 
     def drop_roles(self) -> None:
         """Remove every role and head; the base is as it was loaded."""
-        for name in list(self.peft.peft_config) if self.peft else ():
-            assert self.peft is not None
-            self.peft.delete_adapter(name)
+        if self.peft is not None:
+            lora: Any = self.peft.base_model
+            for name in list(self.peft.peft_config):
+                lora.delete_adapter(name)
+            lora.unload()  # PEFT places a next adapter relative to one that it believes active
+        self.peft, self._layers = None, []
         self.copies.clear()
         self.heads = nn.ModuleDict()
         self._select(None)

@@ -17,12 +17,14 @@ from data.splits import Corpus
 from data.template import Renderer
 from evaluation.prompting import asking
 from evaluation.systems import Named, parse
+from models.backbone.architecture import check_architecture, linear_layers, reach_sentence, without_weights
 from models.hub.download import cached_folder
 from models.hub.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder
 from models.hub.load import tokenizer_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model
+from models.roles.lora import lora_config
 from pipelines.execution.progress import Progress
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
@@ -61,6 +63,7 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     if spec is None or folder is None:
         return
     renderer, limits = _opened(spec, folder, recipe)
+    _check_adapter(spec, folder, recipe, warn)
     for what, rows, places, room, cure in _rows(recipe, corpus, renderer, chosen):
         if limits is not None:
             check_rows(limits, rows, what, cure, warn, room, places)
@@ -116,6 +119,22 @@ def _config_of(folder: Path, spec: BaseModelSpec) -> Any:
             "another base (`trivet models` lists some)"
         )
     return config
+
+
+def _check_adapter(spec: BaseModelSpec, folder: Path, recipe: Recipe, warn: Callable[[str], None]) -> None:
+    """Whether the architecture can carry roles and the adapter finds its layers, by names and shapes alone."""
+    config = _config_of(folder, spec)
+    try:
+        lm = without_weights(config)
+    except Exception as error:  # a config of impossible sizes makes the library raise anything
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"base {spec.name}: its config.json describes no model ({first})") from error
+    check_architecture(lm, spec.name)
+    if recipe.adapter.method == "lora":
+        names = linear_layers(lm)
+        lora_config(lm, names, recipe.adapter)
+        if recipe.adapter.targets == "all-linear" and (said := reach_sentence(lm, names)):
+            warn(said)
 
 
 def _generation_stops(folder: Path, config: Any) -> tuple[int, ...]:

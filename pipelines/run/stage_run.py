@@ -136,6 +136,8 @@ class StageRun:
             "metrics": dict(result.metrics),
             "base_fingerprint": self.pipeline.loaded.fingerprint(self.name) if self.stage.on_base else None,
         }
+        if self.stage.on_base and self.stage.role and self.recipe.adapter.method == "lora":
+            manifest["out_of_reach"] = self.pipeline.loaded.base_of(self.name)[0].out_of_reach
         publish(self.out, self.final, manifest, scratch=CHECKPOINTS)
 
     def _finished(self) -> bool:

@@ -57,6 +57,13 @@ def system_row(folder: Path) -> Any:
         file.write(json.dumps({"messages": turns}) + "\n")
 
 
+def named_templates(base: Path) -> None:
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config["chat_template"] = [{"name": name, "template": "{{ messages }}"} for name in ("tool_use", "rag")]
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "a tokenizer larger than the embeddings": (
         lambda f, r: save_base(f / "base", words=[*WORDS, "more"]),
@@ -89,6 +96,22 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "a folder that is not there": (
         lambda f, r: r.update(evaluation={"systems": ["sft", "path:nowhere"]}),
         "path:nowhere: no such folder",
+    ),
+    "layers that the base does not have": (
+        lambda f, r: r.update(adapter={"layers": [99]}),
+        "adapter.layers: [99] is outside the 2 layers",
+    ),
+    "a target that the base does not have": (
+        lambda f, r: r.update(adapter={"targets": ["q_prj"]}),
+        "adapter.targets: the base has no module 'q_prj'. Did you mean 'q_proj'",
+    ),
+    "a base without attention": (
+        lambda f, r: (f / "base/config.json").write_text('{"model_type": "rwkv", "vocab_size": 40, "hidden_size": 8}'),
+        "'rwkv' models have no key-value cache",
+    ),
+    "a tokenizer without a default chat template": (
+        lambda f, r: (named_templates(f / "base"), r.update(template="chat")),
+        "no default chat template, only rag, tool_use: name the one that is meant, such as `template: rag`",
     ),
     "a base of another kind": (
         lambda f, r: (f / "base/config.json").write_text('{"model_type": "t5", "vocab_size": 40}'),
@@ -124,6 +147,30 @@ def test_a_sound_recipe_is_planned_and_a_rotary_base_is_warned_of(
     recipe["sft"]["max_tokens"] = 512
     assert cli.main(["plan", written(tmp_path, recipe)]) == 0
     assert "warning: data.demonstrations" in (told := capsys.readouterr().out) and "64 positions" in told
+
+
+def test_plan_says_what_adapters_do_not_reach(
+    tmp_path: Path, recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    (tmp_path / "base/config.json").write_text(json.dumps(config | {"model_type": "mixtral", "num_local_experts": 4}))
+    assert cli.main(["plan", written(tmp_path, recipe)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "adapters do not reach gate_up_proj" in told and "down_proj" in told
+
+
+def test_a_template_of_the_tokenizers_is_taken_by_its_name(
+    tmp_path: Path, recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    text = "{% for m in messages %}{{ m.role }} : {{ m.content }}\n{% endfor %}"
+    text += "{% if add_generation_prompt %}assistant : {% endif %}"
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": "tool_use", "template": text}]
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    recipe["template"] = "tool_use"
+    assert cli.main(["plan", written(tmp_path, recipe)]) == 0, capsys.readouterr().err
 
 
 def test_a_function_that_cannot_be_loaded_is_told_before_sft(

@@ -1,0 +1,203 @@
+"""Every architecture through the roles of a whole run, twice in one process, from its config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from data.common.errors import UserError
+from models.backbone.architecture import linear_layers, other_senses, out_of_reach, reach_sentence, without_weights
+from models.backbone.settings import AdapterConfig
+from models.roles.export import save_role
+from models.roles.shared_base import SharedBase
+from tests.conftest import ADAPTER, WORDS, make_base, randomise, tiny_lm, word_tokenizer
+
+SMALL = {
+    "vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+HYBRID = {
+    "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+LATENT = {
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 2, "topk_group": 1,
+    "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+    "first_k_dense_replace": 1, "num_key_value_heads": 4,
+}  # fmt: skip
+SEEING = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "depth": 1, "num_attention_heads": 2,
+    "num_heads": 2, "out_hidden_size": 32, "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen3_moe": EXPERTS | {"head_dim": 8},
+    "mixtral": {"num_local_experts": 4},
+    "deepseek_v3": LATENT,
+    "qwen3_next": EXPERTS | HYBRID | {"shared_expert_intermediate_size": 16},
+    "gemma3": {"text_config": SMALL | {"head_dim": 8}, "vision_config": SEEING},
+    "qwen3_5": {"text_config": SMALL | HYBRID, "vision_config": SEEING},
+    "phimoe": {"num_local_experts": 4},
+    "llama4_text": {"num_local_experts": 4, "head_dim": 8, "intermediate_size_mlp": 64},
+}
+MORE: dict[str, dict[str, Any]] = {
+    "olmoe": EXPERTS, "granitemoe": {"num_local_experts": 4}, "gpt_oss": {"num_local_experts": 4, "head_dim": 8},
+    "glm4_moe": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 16}, "qwen3_5_text": HYBRID,
+    "lfm2": {"layer_types": ["conv", "full_attention"]}, "gemma3_text": {"head_dim": 8}, "phi3": {}, "granite": {},
+    "olmo2": {}, "smollm3": {}, "cohere": {}, "starcoder2": {}, "stablelm": {}, "falcon": {}, "nemotron": {},
+    "bloom": {"n_layer": 2, "n_head": 4}, "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2}, "exaone4": {},
+    "glm4": {"head_dim": 8}, "ernie4_5": {"head_dim": 8}, "hunyuan_v1_dense": {"head_dim": 8},
+}  # fmt: skip
+IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
+MASK = torch.ones_like(IDS, dtype=torch.bool)
+
+
+def config_of(kind: str) -> Any:
+    settings = (ARCHITECTURES | MORE)[kind]
+    return AutoConfig.for_model(kind, **(settings if "text_config" in settings else SMALL | settings))
+
+
+def base_of(kind: str) -> SharedBase:
+    torch.manual_seed(0)
+    return SharedBase(AutoModelForCausalLM.from_config(config_of(kind)), word_tokenizer(), name=kind)
+
+
+def states(base: SharedBase, role: str) -> torch.Tensor:
+    with base.role(role) as view:
+        return view.hidden(IDS, MASK).detach()
+
+
+def one_run(base: SharedBase, folder: Path) -> None:
+    """SFT writes an adapter; the reward stage starts from it; PPO's four roles come from files and train."""
+    base.drop_roles()
+    base.add_role("sft", ADAPTER)
+    randomise(base, "sft", 0, 0.1)
+    trained = states(base, "sft")
+    assert not torch.equal(trained, states(base, "base"))
+    save_role(base, "sft", folder / "sft")
+    base.drop_roles()
+    base.load_role("sft", folder / "sft")
+    torch.testing.assert_close(states(base, "sft"), trained)
+    base.add_role("reward", ADAPTER, copy_of="sft", head=True)
+    save_role(base, "reward", folder / "reward")
+    base.drop_roles()
+    base.load_role("reference", folder / "sft")
+    base.load_role("reward", folder / "reward", head=True)
+    base.add_role("policy", ADAPTER, copy_of="reference")
+    base.add_role("value", ADAPTER, copy_of="reward", head=True)
+    with base.training("policy", "value") as trainable:
+        for role in ("policy", "value"):
+            with base.role(role) as view:
+                hidden = view.hidden(IDS, MASK)
+                head: Any = view.head
+                out = view.logits(hidden).float().log_softmax(-1)[..., 3] if role == "policy" else head(hidden)
+                out.sum().backward()
+        assert [n for n, p in trainable.items() if p.grad is None] == []
+        with torch.no_grad():
+            for p in trainable.values():
+                p.sub_(0.1 * p.grad)  # type: ignore[operator]
+    torch.testing.assert_close(states(base, "reference"), trained)
+    assert not torch.equal(states(base, "policy"), trained)
+
+
+def by_plain_peft(kind: str, folder: Path) -> torch.Tensor:
+    """What PEFT alone makes of an adapter that was saved here."""
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(config_of(kind)).eval()
+    with torch.no_grad():
+        return PeftModel.from_pretrained(lm, folder / "adapter")(input_ids=IDS).logits
+
+
+def check(kind: str, folder: Path) -> None:
+    base = base_of(kind)
+    names, bare = [n for n, _ in base.lm.named_parameters()], states(base, "base")
+    for run in ("first", "second"):
+        one_run(base, folder / run)
+    base.load_role("again", folder / "first" / "sft")
+    with base.role("again") as view, torch.no_grad():
+        ours = view.logits(view.hidden(IDS, MASK))
+    torch.testing.assert_close(by_plain_peft(kind, folder / "first" / "sft"), ours, atol=1e-5, rtol=1e-4)
+    base.drop_roles()
+    assert base.base_fingerprint() == base.fingerprint
+    assert [n for n, _ in base.lm.named_parameters()] == names  # no wrapper stays
+    assert torch.equal(states(base, "base"), bare)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_a_run_and_another_in_one_process(kind: str, tmp_path: Path) -> None:
+    check(kind, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MORE)
+def test_a_run_and_another_in_one_process_of_more_kinds(kind: str, tmp_path: Path) -> None:
+    check(kind, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "mamba"])
+def test_recurrent_models_are_refused_by_name(kind: str) -> None:
+    small = {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 40}
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small))
+    with pytest.raises(UserError, match=rf"base b: '{kind}' models have no .*cache"):
+        SharedBase(lm, word_tokenizer(), name="b")
+
+
+def test_weights_that_adapters_do_not_reach_are_counted_and_said() -> None:
+    config = config_of("mixtral")
+    lm = AutoModelForCausalLM.from_config(config)
+    # two layers of 4 experts: gate and up (2 x 64 x 32), down (32 x 64); a router (4 x 32) is a matrix as well
+    left = out_of_reach(lm, linear_layers(lm))
+    assert left["gate_up_proj"] == 2 * 4 * 2 * 64 * 32 and left["down_proj"] == 2 * 4 * 32 * 64
+    assert sum(left.values()) - left["gate_up_proj"] - left["down_proj"] == 2 * 4 * 32
+    said = reach_sentence(lm, linear_layers(lm))
+    whole = sum(p.numel() for p in lm.model.parameters())
+    assert f"gate_up_proj ({left['gate_up_proj'] / whole:.0%})" in said and "stay as they are" in said
+    assert reach_sentence(without_weights(config), linear_layers(without_weights(config))) == said
+    dense = tiny_lm("llama")
+    assert out_of_reach(dense, linear_layers(dense)) == {} and reach_sentence(dense, linear_layers(dense)) == ""
+
+
+def test_what_peft_takes_for_experts_is_left_out_or_refused() -> None:
+    """On deepseek_v3 PEFT would place an adapter on `gate_proj` of a dense layer at the experts' tensors instead."""
+    base = base_of("deepseek_v3")
+    assert not {"gate_proj", "up_proj", "down_proj"} & set(base.linear_names)
+    with pytest.raises(UserError, match=r"adapter.targets: on 'deepseek_v3' PEFT takes gate_proj for experts"):
+        base.add_role("sft", AdapterConfig(rank=2, alpha=4, targets=("q_a_proj", "gate_proj")))
+
+
+def test_a_part_that_sees_carries_no_adapter() -> None:
+    base = base_of("gemma3")
+    base.add_role("sft", ADAPTER)
+    names = list(base.parameters_of("sft"))
+    assert names and all("language_model" in n for n in names)
+    assert other_senses(tiny_lm("llama")) is None
+
+
+def test_a_target_that_is_not_there_is_named_with_the_nearest() -> None:
+    base = make_base()
+    with pytest.raises(UserError, match=r"adapter.targets: the base has no module 'q_prj'.*q_proj"):
+        base.add_role("sft", AdapterConfig(rank=2, alpha=4, targets=("q_prj",)))
+
+
+def test_full_copies_stand_beside_adapters() -> None:
+    """A reward adapter and fully fine-tuned roles on one base: a value role that starts as the reward model has its
+    adapter merged in, the policy is the bare base."""
+    base, full = make_base(), AdapterConfig(method="full")
+    base.add_role("reward", ADAPTER, head=True)
+    randomise(base, "reward", 1)
+    base.add_role("policy", full)
+    base.add_role("value", full, copy_of="reward", head=True)
+    torch.testing.assert_close(states(base, "value"), states(base, "reward"))
+    assert torch.equal(states(base, "policy"), states(base, "base"))
+    assert not torch.allclose(states(base, "value"), states(base, "base"), atol=1e-2)
+    assert not any("lora_" in n for n in base.parameters_of("value"))
+    with pytest.raises(ValueError, match="no role 'nonsense' to start 'other' from"):
+        base.add_role("other", full, copy_of="nonsense")
