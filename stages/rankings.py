@@ -16,7 +16,7 @@ import numpy as np
 
 from data.common.errors import UserError
 from data.common.user_functions import columns_of, load_function
-from data.counting import share_warning, warned
+from data.counting import log_row, share_warning, warned
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, generator
@@ -57,11 +57,14 @@ def run(context: StageContext, config: RankingsConfig) -> StageResult:
     unfinished = len(ended) - sum(ended)
     if warning := share_warning(unfinished, len(ended), "sampled answers were cut at the limit", FIX):
         context.warn(f"rankings: {warning}")
+    counts = {"answers": len(ended), "unfinished": unfinished, "limit": config.max_new_tokens}
+    context.log.note(log_row(counts))
+    context.log.write(len(ended), {"annotator_mean": float(np.mean(scores))})
     return StageResult(
         metrics={
             "rankings": len(train),
             "held_out_rankings": len(held_out),
-            "counts": {"answers": len(ended), "unfinished": unfinished, "limit": config.max_new_tokens},
+            "counts": counts,
             **warned(warning),
             "annotator_mean": float(np.mean(scores)),
             "labels_agree_with_annotator": float(np.mean(agree)) if agree else None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from data.common.errors import UserError
 from data.common.user_functions import columns_of, load_function
+from data.counting import log_row
 from evaluation.answers import SystemResponses
 from evaluation.generations import Generations
 from evaluation.held_out import Decoding, Evaluator
@@ -63,7 +64,26 @@ def evaluate(request: StageRequest) -> StageResult:
         write(request, results, answers)
         if card:
             write_json(request.out / FILE, card)
-    return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"])})
+    counts = counts_of(evaluator, answers)
+    request.log.note(log_row(counts))
+    request.log.write(len(answers), {})
+    return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"]), "counts": counts})
+
+
+def counts_of(evaluator: Evaluator, answers: Sequence[SystemResponses]) -> dict[str, int | None]:
+    """Prompts, those that with an answer go beyond the base's positions, and answers that were cut at the limit."""
+    positions, room = evaluator.base.limits.positions, evaluator.max_new_tokens
+    ended = [bool(f) for a in answers for f in a.finished]
+    longer = None if positions is None else sum(len(q) + room > positions for q in evaluator.queries)
+    return {
+        "prompts": len(evaluator.prompts),
+        "longer_than_positions": None
+        if positions is None
+        else sum(len(q) + room > positions for q in evaluator.queries),
+        "answers": len(ended),
+        "unfinished": len(ended) - sum(ended),
+        "limit": room,
+    }
 
 
 def chat_verdicts(request: StageRequest, answers: Sequence[SystemResponses], against: str, seed: int) -> dict[str, Any]:
