@@ -100,6 +100,12 @@ class Tally:
             out["sample_of"] = self.sample_of
         return out | {f"dropped: {why}": n for why, n in sorted(self.dropped.items())}
 
+    def drawn(self) -> str:
+        """That a sample was counted; empty where all rows were."""
+        return (
+            "" if self.sample_of is None else f"a sample of {self.rows:,} of {self.sample_of:,} {self.unit} is counted"
+        )
+
     def summary(self) -> str:
         """One line for the terminal; empty where nothing was lost."""
         if not self.lost:

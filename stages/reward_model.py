@@ -117,9 +117,7 @@ def encode_watchers_share(
     kept, tally = encode_rankings(context.renderer, rankings, config, "rankings of the held-out reward model")
     if not kept:
         why = f" ({tally.summary()})" if tally.rows else ""
-        raise UserError(
-            f"reward.holdout: none of the training rankings in this share can be used{why}; raise it, or set 0"
-        )
+        raise UserError(f"reward.holdout: no training ranking of this share can be used{why}; raise it, or set 0")
     ids = [q + a for r in kept for q, a in zip(r.queries, r.responses, strict=True)]
     check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
     return kept, tally

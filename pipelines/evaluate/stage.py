@@ -77,9 +77,7 @@ def counts_of(evaluator: Evaluator, answers: Sequence[SystemResponses]) -> dict[
     longer = None if positions is None else sum(len(q) + room > positions for q in evaluator.queries)
     return {
         "prompts": len(evaluator.prompts),
-        "longer_than_positions": None
-        if positions is None
-        else sum(len(q) + room > positions for q in evaluator.queries),
+        "longer_than_positions": longer,
         "answers": len(ended),
         "unfinished": len(ended) - sum(ended),
         "limit": room,

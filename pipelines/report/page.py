@@ -216,7 +216,7 @@ def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
             rows = {k.replace("_", " "): shown(v) for k, v in _plain(found).items()}
             out.append((title_of(name), rows | counted(found)))
         elif rows := counted(found):
-            out.append((f"{title_of(name)}: {', '.join(STAGES[name].data)}", rows))
+            out.append((f"{title_of(name)}: counts", rows))
     data = files.run.get("data")
     if isinstance(data, dict):
         out.insert(0, ("Data", {str(k).replace("_", " "): shown(v) for k, v in data.items()}))
@@ -230,7 +230,7 @@ def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def counted(metrics: Mapping[str, Any]) -> dict[str, str]:
     """What a stage counted of its data: used, cut and dropped rows."""
-    out = {}
+    out: dict[str, str] = {}
     for group, counts in metrics.items():
         if group.endswith(COUNTS) and isinstance(counts, dict):
             part = group.removesuffix(COUNTS).rstrip("_")

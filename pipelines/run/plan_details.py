@@ -58,11 +58,7 @@ class PlanDetails:
             "counts": {},
             **{group: tally.as_dict() for group, tally in tallies.items()},
             "counted": "; ".join(t.summary() for t in tallies.values() if t.summary()),
-            "sampled": "; ".join(
-                f"counted by a sample of {t.rows:,} of {t.sample_of:,} {t.unit}"
-                for t in tallies.values()
-                if t.sample_of
-            ),
+            "sampled": "; ".join(t.drawn() for t in tallies.values() if t.drawn()),
             "warning": "; ".join(t.warning() for t in tallies.values() if t.warning()),
         }
 
