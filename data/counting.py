@@ -128,9 +128,12 @@ class Tally:
 
 
 def log_row(counts: Mapping[str, Any], part: str = "") -> dict[str, float]:
-    """Counts as numbers of a metrics file, ``data/NAME`` or ``data/PART/NAME``; what is unknown is left out."""
+    """Counts as numbers of a metrics file, ``data/NAME`` or ``data/PART/NAME``.
+
+    What is unknown is left out, and why rows were dropped, which is a sentence.
+    """
     start = f"data/{part}/" if part else "data/"
-    return {start + name.replace(" ", "_"): float(n) for name, n in counts.items() if n is not None}
+    return {start + name: float(n) for name, n in counts.items() if n is not None and ":" not in name}
 
 
 def tell(tally: Tally, what: str, say: Callable[[str], None], warn: Callable[[str], None]) -> None:

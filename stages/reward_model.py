@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data.common.errors import UserError
 from data.counting import Tally, log_row, tell, warned
 from data.records import RankedAnswers
-from data.splits import is_held_out
+from data.splits import in_holdout
 from models.backbone.artifacts import write_json
 from models.backbone.seeds import derived_seed
 from models.hub.limits import check_rows
@@ -137,7 +137,7 @@ def split_holdout(rankings: Sequence[RankedAnswers], share: float) -> tuple[list
     """Rankings of the reward model, and those of the watcher: no prompt is in both."""
     out: tuple[list[RankedAnswers], list[RankedAnswers]] = ([], [])
     for ranking in rankings:
-        out[is_held_out(f"watcher/{ranking.prompt.group}", share)].append(ranking)
+        out[in_holdout(ranking.prompt.group, share)].append(ranking)
     return out
 
 

@@ -17,7 +17,7 @@ import torch
 
 from data.common.errors import UserError
 from data.counting import Tally, share_warning
-from data.splits import PARTS, Corpus
+from data.splits import Corpus
 from data.template import Renderer
 from models.backbone.processes import resolve_dtype
 from models.hub.download import local_folder
@@ -124,11 +124,9 @@ def opened(spec: BaseModelSpec, template: str, stop: tuple[str | int, ...]) -> O
 
 
 def rejected_warning(corpus: Corpus) -> str:
-    """A sentence where more than 5 % of the rows that were read cannot be used; empty otherwise."""
-    if not corpus.rejected:
-        return ""
-    rows = len(corpus.rejected) + max(len(getattr(corpus, part)) for part in PARTS)
-    first = corpus.rejected[0]
-    return share_warning(
-        len(corpus.rejected), rows, "rows were rejected", f"the first is {first.source} ({first.reason})"
-    )
+    """A sentence where more than 5 % of the rows of a part of the data cannot be used; empty otherwise."""
+    found = []
+    for part, (rows, rejected) in corpus.read.items():
+        first = f"the first is {rejected[0].source} ({rejected[0].reason})" if rejected else ""
+        found.append(share_warning(len(rejected), rows, f"rows of data.{part} were rejected", first))
+    return "; ".join(text for text in found if text)

@@ -179,4 +179,8 @@ def test_many_rejected_rows_are_told_before_the_first_stage(tmp_path, capsys) ->
     made = Pipeline.from_recipe(tmp_path / "r.json", run_dir=tmp_path / "run")
     before_first_stage(made, Progress(), ["sft"])
     told = " ".join(capsys.readouterr().out.split())
-    assert "warning" in told and "rows were rejected" in told and "rows.jsonl:11" in told
+    assert (
+        "warning" in told
+        and "30 of 40 rows of data.demonstrations were rejected (75%)" in told
+        and "rows.jsonl:11" in told
+    )
