@@ -145,8 +145,8 @@ def ranked(kept: Sequence[dict[str, str]]) -> list[tuple[str, list[str]]]:
 
 def for_holdout(row: dict[str, str]) -> bool:
     """Whether a ranking is for the held-out reward model: its group's hash is below the share."""
-    prompt = " ".join(row["prompt"].split())
-    digest = hashlib.sha256(f"trivet/split/1/watcher/{prompt}".encode()).digest()
+    group = hashlib.sha256(row["prompt"].encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"trivet/split/1/watcher/{group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < HOLDOUT * 2**64
 
 
