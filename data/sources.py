@@ -126,6 +126,8 @@ def read_source(source: str, base_dir: Path, text_unit: TextUnit = "auto") -> It
         path = _path(source, base_dir)
         if path.is_file():
             return read_file(path, source, text_unit)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{source} is no regular file but a pipe, socket or device; write its rows to a file")
         if path.is_dir():
             inside = sorted(p.name for p in path.iterdir() if p.is_file())[:6]
             raise UserError(f"{source} is a folder; name its files, e.g. '{source}/*.jsonl' (it holds {inside})")

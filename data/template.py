@@ -371,6 +371,21 @@ def _turns(messages: Sequence[Message | Mapping[str, str]]) -> tuple[tuple[str, 
     return tuple((m.role, m.content) if isinstance(m, Message) else (m["role"], m["content"]) for m in messages)
 
 
+def template_file(path: Path) -> Path:
+    """The path of a template.
+
+    Raises:
+        UserError: no file is there, or something else than a file.
+    """
+    if path.is_file():
+        return path
+    if path.exists():
+        raise UserError(f"template: {path} is no regular file")
+    raise UserError(
+        f"template: there is no file {path}.{nearest(str(path), [str(p) for p in path.parent.glob('*.jinja')])}"
+    )
+
+
 def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
     """Return the name for messages to the user, and the jinja source."""
     own = tokenizer.get_chat_template() if tokenizer.chat_template else None
@@ -383,10 +398,7 @@ def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
     if template in PLAIN:
         return f"'{template}'", PLAIN[template]
     if template.endswith(".jinja"):
-        path = Path(template)
-        if not path.is_file():
-            there = [str(p) for p in path.parent.glob("*.jinja")]
-            raise UserError(f"template: there is no file {template}.{nearest(template, there)}")
+        path = template_file(Path(template))
         return f"'{template}'", read_text(path, LARGEST)
     if "{" in template:
         return "(a jinja string in the recipe)", template

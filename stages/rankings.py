@@ -18,6 +18,7 @@ from data.common.errors import UserError
 from data.common.user_functions import columns_of, load_function
 from data.counting import log_row, share_warning, warned
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
+from models.backbone.artifacts import atomic_file
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, generator
 from models.hub.limits import check_rows
@@ -50,7 +51,7 @@ def run(context: StageContext, config: RankingsConfig) -> StageResult:
             rows.append(row | {"split": split})
             agree += [share] if share is not None else []
     if context.processes.is_main:
-        with (context.out / FILE).open("w", encoding="utf-8") as file:
+        with atomic_file(context.out / FILE) as file:
             file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     scores = [s for row in rows for s in row["scores"]]  # type: ignore[attr-defined]
     ended = [f for row in rows for f in row["finished"]]  # type: ignore[attr-defined]

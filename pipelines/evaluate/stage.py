@@ -18,7 +18,7 @@ from evaluation.metrics.compare import compare_metrics
 from evaluation.metrics.registry import NO_REFERENCES, References, compute_metrics, needs_references
 from evaluation.results import assemble, samples_rows
 from evaluation.systems import ROLES, Named, parse
-from models.backbone.artifacts import write_json
+from models.backbone.artifacts import atomic_file, write_json
 from models.backbone.oom_retry import OOMRetry
 from pipelines.evaluate.lm_eval import harness_results
 from pipelines.evaluate.references import references_for
@@ -110,7 +110,7 @@ def join(results: dict[str, Any], found: dict[str, Any]) -> None:
 
 def write(request: StageRequest, results: dict[str, Any], answers: Sequence[SystemResponses]) -> None:
     write_json(request.out / "results.json", results, sort_keys=False)  # systems in the recipe's order
-    with (request.out / "samples.jsonl").open("w", encoding="utf-8") as file:
+    with atomic_file(request.out / "samples.jsonl") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples_rows(answers))
 
 

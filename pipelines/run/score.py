@@ -13,6 +13,7 @@ from data.common.strict_json import read_object
 from data.records import Message, Prompt
 from data.sources import DataConfig, load_records
 from data.template import Renderer
+from models.backbone.artifacts import atomic_file, check_destination
 from models.backbone.processes import Processes
 from models.hub.load import load_tokenizer
 from models.roles.files import CONFIG, HEAD
@@ -129,7 +130,9 @@ def score_file(
     """
     file = Path(file)
     if not file.is_file():
-        raise UserError(f"{file}: no such file")
+        raise UserError(f"{file}: {'is no regular file' if file.exists() else 'no such file'}")
+    if out is not None:
+        check_destination(Path(out), "--out")
     rows = answers_in(file)
     score = load_scorer(run_or_model, label)
     rewards = score([p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows])
@@ -142,6 +145,6 @@ def score_file(
     if out is None:
         sys.stdout.writelines(lines())
     else:
-        with Path(out).open("w", encoding="utf-8") as stream:
+        with atomic_file(Path(out)) as stream:
             stream.writelines(lines())
     return len(rows)
