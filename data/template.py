@@ -247,11 +247,7 @@ class Renderer:
         found = self._prompts.get(turns)
         if found is None:
             text = self._render(turns, generate=True)
-            if turns and turns[-1][0] == "user" and not carries(text, turns[-1][1]):
-                raise UserError(
-                    f"template {self.template_name} leaves out the user's message {turns[-1][1][:60]!r}: it writes "
-                    f"{text[:60]!r}; it may want content as a list of parts. Choose another `template:`"
-                )
+            self._prove_prompt(turns, text)
             ids = tokens.tokenise(self.tokenizer, text)
             added = () if ids[:1] == list(self._added_bos) else self._added_bos
             if not ids and not added:
@@ -326,6 +322,17 @@ class Renderer:
                     waiting.append(i)
                 if is_stop:
                     break
+
+    def _prove_prompt(self, turns: Sequence[tuple[str, str]], text: str) -> None:
+        """Refuse a rendered prompt without one of its messages; the thoughts of earlier turns may be left out."""
+        for role, content in turns:
+            visible = content.rpartition("</think>")[2] if role == "assistant" else content
+            if role in ("user", "assistant") and not carries(text, visible):
+                whose = "user" if role == "user" else "assistant"
+                raise UserError(
+                    f"template {self.template_name} leaves out the {whose}'s message {visible[:60]!r}: it writes "
+                    f"{text[:60]!r}; it may want content as a list of parts. Choose another `template:`"
+                )
 
     def _prove(self, ids: Sequence[int], answer: str) -> None:
         """Refuse ids that do not hold the answer's text, up to a stop token of its own."""
