@@ -106,8 +106,9 @@ def check_files(files: Sequence[str | Path], *, tokenizer: str | Path | Any | No
 def _read(path: Path) -> list[Parsed]:
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        kind = "a folder, not a file" if path.is_dir() else "not there"
-        raise UserError(f"{path} is {kind}.{nearest(path.name, names)}")
+        if path.exists():
+            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'a pipe, socket or device'}, not a file")
+        raise UserError(f"{path} is not there.{nearest(path.name, names)}")
     parsed = parse_file(path, str(path))
     if not parsed:
         raise UserError(f"{path}: holds no row, only a header or blank lines")

@@ -7,7 +7,7 @@ knows nothing of files or models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,12 +46,14 @@ class Fitted:
 class Tally:
     """Counts over the rows of one part of the data.
 
-    ``unit`` is what a row is called, ``key`` the recipe's key that holds the limit of ``limit`` tokens.
+    ``unit`` is what a row is called, ``key`` the recipe's key that holds the limit of ``limit`` tokens. ``sample_of``
+    is the number of rows that those counted were drawn from, where not all were counted.
     """
 
     unit: str
     key: str
     limit: int | None = None
+    sample_of: int | None = None
     rows: int = 0
     cut_answers: int = 0
     cut_prompts: int = 0
@@ -94,7 +96,15 @@ class Tally:
         }
         if self.limit is not None:
             out |= {"limit": self.limit, "limit_for_95_percent": self.limit_for_95_percent()}
+        if self.sample_of is not None:
+            out["sample_of"] = self.sample_of
         return out | {f"dropped: {why}": n for why, n in sorted(self.dropped.items())}
+
+    def drawn(self) -> str:
+        """That a sample was counted; empty where all rows were."""
+        return (
+            "" if self.sample_of is None else f"a sample of {self.rows:,} of {self.sample_of:,} {self.unit} is counted"
+        )
 
     def summary(self) -> str:
         """One line for the terminal; empty where nothing was lost."""
@@ -104,7 +114,8 @@ class Tally:
         if self.cut_answers:
             parts[-1] += f" ({self.cut_answers:,} lose the end of an answer, stop token included)"
         parts += [f"{n:,} dropped ({why})" for why, n in sorted(self.dropped.items())]
-        return f"of {self.rows:,} {self.unit} " + ", ".join(parts)
+        drawn = "" if self.sample_of is None else f" (a sample of {self.sample_of:,})"
+        return f"of {self.rows:,} {self.unit}{drawn} " + ", ".join(parts)
 
     def warning(self) -> str:
         """What to do where more than ``MANY`` of the rows are lost; empty otherwise."""
@@ -114,6 +125,21 @@ class Tally:
         if self.limit is None or needed is None or needed <= self.limit:
             return self.summary()
         return f"{self.summary()}; {self.key} of {needed:,} would keep 95 % whole"
+
+
+def log_row(counts: Mapping[str, Any], part: str = "") -> dict[str, float]:
+    """Counts as numbers of a metrics file, ``data/NAME`` or ``data/PART/NAME``.
+
+    What is unknown is left out, and why rows were dropped, which is a sentence.
+    """
+    start = f"data/{part}/" if part else "data/"
+    return {start + name: float(n) for name, n in counts.items() if n is not None and ":" not in name}
+
+
+def tell(tally: Tally, what: str, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    """Say what ``what`` has lost of its rows, as a warning where it is much; nothing where nothing is lost."""
+    if text := tally.warning() or tally.summary():
+        (warn if tally.warning() else say)(f"{what}: {text}")
 
 
 def share_warning(count: int, of: int, what: str, fix: str) -> str:

@@ -83,6 +83,7 @@ class Loaded:
     formats: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
+    read: int = 0  # rows of the files, the rejected ones included
 
     def add(self, other: Loaded) -> None:
         self.records += other.records
@@ -90,6 +91,7 @@ class Loaded:
         self.formats += other.formats
         self.notes += other.notes
         self.columns += other.columns
+        self.read += other.read
 
 
 def load_records(sources: Iterable[str], kind: str, config: DataConfig, *, seed: int, base_dir: Path) -> Loaded:
@@ -101,7 +103,9 @@ def load_records(sources: Iterable[str], kind: str, config: DataConfig, *, seed:
     loaded = Loaded()
     for source in sources:
         if source.partition("?")[0] == DEMO_TASK:
-            loaded.records += _demo_task(source, kind, seed)
+            made = _demo_task(source, kind, seed)
+            loaded.records += made
+            loaded.read += len(made)
             continue
         rows = _parsed(read_source(source, base_dir, _unit(kind, config)), config.group_by)
         loaded.add(_of_kind(rows, kind, source))
@@ -122,6 +126,8 @@ def read_source(source: str, base_dir: Path, text_unit: TextUnit = "auto") -> It
         path = _path(source, base_dir)
         if path.is_file():
             return read_file(path, source, text_unit)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{source} is no regular file but a pipe, socket or device; write its rows to a file")
         if path.is_dir():
             inside = sorted(p.name for p in path.iterdir() if p.is_file())[:6]
             raise UserError(f"{source} is a folder; name its files, e.g. '{source}/*.jsonl' (it holds {inside})")
@@ -257,8 +263,10 @@ def parse_file(path: Path, name: str, *, group_by: str | None = None, text_unit:
 
 
 def _of_kind(rows: Iterable[Parsed], kind: str, source: str) -> Loaded:
-    loaded = Loaded()
+    loaded, last = Loaded(), ""
     for parsed in rows:
+        loaded.read += parsed.place != last  # a row may hold several records
+        last = parsed.place
         loaded.columns.update(parsed.columns)
         if parsed.row is None:
             loaded.rejected.append(Rejected(parsed.place, parsed.reason))

@@ -49,7 +49,11 @@ class Split(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """All records of a run. ``notes`` counts what was changed or left out on the way, for the user to see."""
+    """All records of a run.
+
+    ``notes`` counts what was changed or left out on the way, for the user to see; ``read`` the rows of the files of
+    each part, and those of them that were rejected.
+    """
 
     documents: Split[Document] = Split()
     demonstrations: Split[Demonstration] = Split()
@@ -57,6 +61,7 @@ class Corpus:
     prompts: Split[Prompt] = Split()
     rejected: tuple[Rejected, ...] = ()
     notes: dict[str, int] = field(default_factory=dict)
+    read: dict[str, tuple[int, tuple[Rejected, ...]]] = field(default_factory=dict)
 
     def fingerprint(self, part: str) -> str:
         """sha256 over the records of a part, both sides, or of everything ``held_out``; where they lie is no matter.
@@ -93,6 +98,11 @@ def is_held_out(group: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
+def in_holdout(group: str, share: float) -> bool:
+    """Whether a group's rankings are for the held-out reward model at this share; no prompt is on both sides."""
+    return is_held_out(f"watcher/{group}", share)
+
+
 def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
     """Read every source, split by group and check for leaks.
 
@@ -107,9 +117,11 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
     records: dict[str, list[Any]] = {}
     rejected: list[Rejected] = []
     notes: Counter[str] = Counter()
+    read: dict[str, tuple[int, tuple[Rejected, ...]]] = {}
     for part in PARTS:
         loaded = load_records(getattr(config, part), part, config, seed=seed, base_dir=base_dir)
         records[part], rejected = loaded.records, rejected + loaded.rejected
+        read[part] = (loaded.read, tuple(loaded.rejected))
         notes += loaded.notes
     records["rankings"] = merged(records["rankings"], config.annotators)
     held_file: list[Prompt] = []
@@ -117,6 +129,7 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
         loaded = load_records([config.held_out], "prompts", config, seed=seed, base_dir=base_dir)
         held_file = _unique(loaded.records, notes)
         rejected += loaded.rejected
+        read["held_out"] = (loaded.read, tuple(loaded.rejected))
     records["prompts"] = _unique(records["prompts"], notes)
     _derive(records)
     _join_promptless(records)
@@ -133,7 +146,7 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
             )
     _check_leaks(splits)
     splits["prompts"] = _same_columns(splits["prompts"])
-    return Corpus(**splits, rejected=tuple(dict.fromkeys(rejected)), notes=dict(notes))
+    return Corpus(**splits, rejected=tuple(dict.fromkeys(rejected)), notes=dict(notes), read=read)
 
 
 # ---- one view on every kind of record --------------------------------------------------------------------------------

@@ -247,11 +247,7 @@ class Renderer:
         found = self._prompts.get(turns)
         if found is None:
             text = self._render(turns, generate=True)
-            if turns and turns[-1][0] == "user" and not carries(text, turns[-1][1]):
-                raise UserError(
-                    f"template {self.template_name} leaves out the user's message {turns[-1][1][:60]!r}: it writes "
-                    f"{text[:60]!r}; it may want content as a list of parts. Choose another `template:`"
-                )
+            self._prove_prompt(turns, text)
             ids = tokens.tokenise(self.tokenizer, text)
             added = () if ids[:1] == list(self._added_bos) else self._added_bos
             if not ids and not added:
@@ -327,6 +323,17 @@ class Renderer:
                 if is_stop:
                     break
 
+    def _prove_prompt(self, turns: Sequence[tuple[str, str]], text: str) -> None:
+        """Refuse a rendered prompt without one of its messages; the thoughts of earlier turns may be left out."""
+        for role, content in turns:
+            visible = content.rpartition("</think>")[2] if role == "assistant" else content
+            if role in ("user", "assistant") and not carries(text, visible):
+                whose = "user" if role == "user" else "assistant"
+                raise UserError(
+                    f"template {self.template_name} leaves out the {whose}'s message {visible[:60]!r}: it writes "
+                    f"{text[:60]!r}; it may want content as a list of parts. Choose another `template:`"
+                )
+
     def _prove(self, ids: Sequence[int], answer: str) -> None:
         """Refuse ids that do not hold the answer's text, up to a stop token of its own."""
         found = self._inner_text(ids[: self._first_stop(ids)])
@@ -371,6 +378,21 @@ def _turns(messages: Sequence[Message | Mapping[str, str]]) -> tuple[tuple[str, 
     return tuple((m.role, m.content) if isinstance(m, Message) else (m["role"], m["content"]) for m in messages)
 
 
+def template_file(path: Path) -> Path:
+    """The path of a template.
+
+    Raises:
+        UserError: no file is there, or something else than a file.
+    """
+    if path.is_file():
+        return path
+    if path.exists():
+        raise UserError(f"template: {path} is no regular file")
+    raise UserError(
+        f"template: there is no file {path}.{nearest(str(path), [str(p) for p in path.parent.glob('*.jinja')])}"
+    )
+
+
 def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
     """Return the name for messages to the user, and the jinja source."""
     own = tokenizer.chat_template or None
@@ -392,10 +414,7 @@ def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
     if template in PLAIN:
         return f"'{template}'", PLAIN[template]
     if template.endswith(".jinja"):
-        path = Path(template)
-        if not path.is_file():
-            there = [str(p) for p in path.parent.glob("*.jinja")]
-            raise UserError(f"template: there is no file {template}.{nearest(template, there)}")
+        path = template_file(Path(template))
         return f"'{template}'", read_text(path, LARGEST)
     if "{" in template:
         return "(a jinja string in the recipe)", template

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from data.common.errors import located
 from data.common.user_functions import UserFunction, columns_of
 from data.records import Message, Prompt
 from data.template import Renderer
@@ -143,7 +144,10 @@ class Evaluator:
     def _generate(self, system: System, stream: str) -> tuple[Generated, str]:
         """Sampled ids and the key that they are kept under; from disk where these answers were made before."""
         renderer, messages = system.renderer, self._messages(system)
-        queries = [renderer.prompt_ids(m) for m in messages]
+        queries = []
+        for prompt, asked in zip(self.prompts, messages, strict=True):
+            with located(prompt.source):
+                queries.append(renderer.prompt_ids(asked))
         if system.asking is not None or system.base is not self.base:
             self._fits(system, queries)
         settings = {
@@ -238,8 +242,12 @@ class Evaluator:
         """Of a system on the references, each behind its prompt as the system is asked; stop token included."""
         rows = [(i, text) for i, found in enumerate(references) for text in found]
         messages = self._messages(system)
-        queries = [system.renderer.prompt_ids(messages[i]) for i, _ in rows]
-        ids = [system.renderer.answer_ids(messages[i], text) for i, text in rows]
+        queries, ids = [], []
+        for i, text in rows:
+            with located(self.prompts[i].source):
+                made = system.renderer.fitted(messages[i], text, prove=True)
+            queries.append(made.query)
+            ids.append(made.response)
         whole = [q + a for q, a in zip(queries, ids, strict=True)]
         cure = "leave out the longest references"
         check_rows(system.base.limits, whole, f"evaluation: {system.name}, perplexity", cure, self.memory.warn)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.common.errors import RowError, UserError
 from data.records import Message, Prompt
 from data.template import Renderer
 from models.backbone.logprobs import Rows, make_rows
@@ -177,11 +178,29 @@ class RewardModel:
         return combined(each, self.combine, self.uncertainty_penalty)
 
     def score_texts(
-        self, messages: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
+        self,
+        messages: Sequence[Sequence[Message]],
+        answers: Sequence[str],
+        finished: Sequence[bool],
+        prove: bool = False,
     ) -> Tensor:
-        """Centred scores (B,) of answers given as text; finished ones get the stop token."""
-        pairs = [
-            self.renderer.prompt_and_answer(m, a, f, max_tokens=self.max_tokens)
-            for m, a, f in zip(messages, answers, finished, strict=True)
-        ]
-        return self.score_ids([q for q, _ in pairs], [r for _, r in pairs])
+        """Centred scores (B,) of answers given as text; finished ones get the stop token.
+
+        Args:
+            messages: the conversations.
+            answers: one to each.
+            finished: whether it ended.
+            prove: refuse an answer whose text the template leaves out, as somebody's own rows are to be.
+
+        Raises:
+            RowError: a row cannot be rendered.
+        """
+        queries, responses = [], []
+        for i, (m, a, f) in enumerate(zip(messages, answers, finished, strict=True)):
+            try:
+                made = self.renderer.fitted(m, a, f, max_tokens=self.max_tokens, prove=prove)
+            except UserError as error:
+                raise RowError(f"row {i + 1}: {error}", i) from error
+            queries.append(made.query)
+            responses.append(made.response)
+        return self.score_ids(queries, responses)

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.batching import right_pad
 from data.common.errors import UserError
+from data.counting import log_row
 from models.backbone.forward import hidden_states, logits_of
 from models.backbone.logprobs import token_logprobs
 from models.backbone.oom_retry import OOMRetry
@@ -41,12 +42,14 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
         raise UserError("data.documents: base.pretrain needs training documents, and there are none")
     tokenizer = train_tokenizer(documents, config)
     chunked = [chunks(encode(tokenizer, d), config.model.context) for d in documents]
+    kept = [d.text for d in context.corpus.documents.held_out[:HELD_OUT]]
+    chunked_held_out = [chunks(encode(tokenizer, d), config.model.context) for d in kept]
     rows = [row for document in chunked for row in document]
+    counts, held_out_counts = counts_of(chunked), counts_of(chunked_held_out)
+    context.log.note(log_row(counts) | log_row(held_out_counts, "held_out"))
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     skipped = train(context, lm, rows, config)
-    kept = [d.text for d in context.corpus.documents.held_out[:HELD_OUT]]
-    held_out = [row for d in kept for row in chunks(encode(tokenizer, d), config.model.context)]
-    nll = held_out_nll(lm, held_out, context.processes)
+    nll = held_out_nll(lm, [row for document in chunked_held_out for row in document], context.processes)
     if context.processes.is_main:
         lm.save_pretrained(context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
@@ -54,12 +57,8 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
         metrics={
             "held_out_nll": nll,
             "documents": len(chunked),
-            "counts": {
-                "documents": len(chunked),
-                "documents_in_several_pieces": sum(len(p) > 1 for p in chunked),
-                "pieces": len(rows),
-                "tokens": sum(len(r) - 1 for r in rows),
-            },
+            "counts": counts,
+            "held_out_counts": held_out_counts,
             "vocabulary": len(tokenizer),
             "skipped_steps": skipped,
             "parameters": sum(p.numel() for p in lm.parameters()),
@@ -108,6 +107,16 @@ def chunks(ids: Sequence[int], context: int) -> list[list[int]]:
     A piece begins with the last id of the one before; no piece holds two documents, so none attends to another.
     """
     return [list(ids[i : i + context]) for i in range(0, len(ids) - 1, context - 1)]
+
+
+def counts_of(chunked: Sequence[Sequence[Sequence[int]]]) -> dict[str, int]:
+    """Documents, pieces and predicted tokens: nothing is cut or dropped, but a document without any text."""
+    return {
+        "documents": len(chunked),
+        "documents_in_several_pieces": sum(len(p) > 1 for p in chunked),
+        "pieces": sum(len(p) for p in chunked),
+        "tokens": sum(len(row) - 1 for p in chunked for row in p),
+    }
 
 
 def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCausalLM:

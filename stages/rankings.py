@@ -16,8 +16,9 @@ import numpy as np
 
 from data.common.errors import UserError
 from data.common.user_functions import columns_of, load_function
-from data.counting import share_warning, warned
+from data.counting import log_row, share_warning, warned
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
+from models.backbone.artifacts import atomic_file
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, generator
 from models.hub.limits import check_rows
@@ -50,18 +51,21 @@ def run(context: StageContext, config: RankingsConfig) -> StageResult:
             rows.append(row | {"split": split})
             agree += [share] if share is not None else []
     if context.processes.is_main:
-        with (context.out / FILE).open("w", encoding="utf-8") as file:
+        with atomic_file(context.out / FILE) as file:
             file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     scores = [s for row in rows for s in row["scores"]]  # type: ignore[attr-defined]
     ended = [f for row in rows for f in row["finished"]]  # type: ignore[attr-defined]
     unfinished = len(ended) - sum(ended)
     if warning := share_warning(unfinished, len(ended), "sampled answers were cut at the limit", FIX):
         context.warn(f"rankings: {warning}")
+    counts = {"answers": len(ended), "unfinished": unfinished, "limit": config.max_new_tokens}
+    context.log.note(log_row(counts))
+    context.log.write(len(ended), {"annotator_mean": float(np.mean(scores))})
     return StageResult(
         metrics={
             "rankings": len(train),
             "held_out_rankings": len(held_out),
-            "counts": {"answers": len(ended), "unfinished": unfinished, "limit": config.max_new_tokens},
+            "counts": counts,
             **warned(warning),
             "annotator_mean": float(np.mean(scores)),
             "labels_agree_with_annotator": float(np.mean(agree)) if agree else None,

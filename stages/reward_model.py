@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from data.common.errors import UserError
-from data.counting import Tally, warned
+from data.counting import Tally, log_row, tell, warned
 from data.records import RankedAnswers
-from data.splits import is_held_out
+from data.splits import in_holdout
 from models.backbone.artifacts import write_json
 from models.backbone.seeds import derived_seed
 from models.hub.limits import check_rows
@@ -33,14 +33,18 @@ from stages.training.ranking_trainer import fit
 from stages.training.training_run import Start
 
 VERSION = 15
+HOLDOUT_COUNTS = "holdout_counts"
 
 
 def run(context: StageContext, config: RewardConfig) -> StageResult:
     """Train the ``reward`` role (or an ensemble) and perhaps a held-out model; centre, examine and write them."""
     mine, holdout_rankings = split_holdout(context.corpus.rankings.train, config.holdout)
-    train, held_out, tally = encode_all(context, mine, config)
+    train, held_out, tallies = encode_all(context, mine, config)
     members = {member_role("reward", i): train for i in range(config.ensemble)}
-    held_back = {HOLDOUT: encode_held_back(context, holdout_rankings, config)} if config.holdout else {}
+    held_back: dict[str, list[EncodedRanking]] = {}
+    if config.holdout:
+        held_back[HOLDOUT], tallies[HOLDOUT_COUNTS] = encode_held_back(context, holdout_rankings, config)
+    note_counts(context, tallies)
     steps, skipped = train_all(context, members | held_back, config)
 
     queries, answers, source = calibration_responses(context, train, config)
@@ -53,9 +57,9 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
     return StageResult(
         metrics={
             "rankings": len(train),
-            "dropped": sum(tally.dropped.values()),
-            "counts": tally.as_dict(),
-            **warned(tally.warning()),
+            "dropped": sum(tallies["counts"].dropped.values()),
+            **{name: tally.as_dict() for name, tally in tallies.items()},
+            **warned(*(tally.warning() for tally in tallies.values())),
             "held_out_rankings": len(held_out),
             "steps": steps,
             "skipped_steps": skipped,
@@ -76,16 +80,15 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
 
 def encode_all(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
-) -> tuple[list[EncodedRanking], list[EncodedRanking], Tally]:
-    """Training rankings and held-out ones that are used, and the count of the former.
+) -> tuple[list[EncodedRanking], list[EncodedRanking], dict[str, Tally]]:
+    """Training rankings, which each member of an ensemble sees, and held-out ones; and the counts of both.
 
     Raises:
         UserError: there is nothing to learn from, a row does not fit the base, or a margin has no scores to stand on.
     """
     train, tally = encode_rankings(context.renderer, rankings, config)
-    if text := tally.warning() or tally.summary():
-        (context.warn if tally.warning() else context.say)(f"reward model: {text}")
-    held_out, _ = encode(context, context.corpus.rankings.held_out, config)
+    given = context.corpus.rankings.held_out
+    held_out, held_out_tally = encode_rankings(context.renderer, given, config, "held-out rankings")
     if not train:
         why = f": {tally.warning() or tally.summary()}" if tally.rows else ""
         raise UserError(f"data.rankings: no ranking has two different answers of different rank; nothing to learn{why}")
@@ -93,21 +96,31 @@ def encode_all(
     check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
     if config.margin and all(row.scores is None for row in train):
         raise UserError("reward.margin: needs rankings with scores, whose differences it is; set it to 0")
-    return train, held_out, tally
+    return train, held_out, {"counts": tally, "held_out_counts": held_out_tally}
+
+
+def note_counts(context: StageContext, tallies: Mapping[str, Tally]) -> None:
+    """Tell what is cut and dropped, to the terminal and to the metrics file."""
+    for name, tally in tallies.items():
+        tell(tally, "reward model", context.say, context.warn)
+        context.log.note(log_row(tally.as_dict(), name.removesuffix("counts").rstrip("_")))
 
 
 def encode_held_back(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
-) -> list[EncodedRanking]:
-    """The rankings that the held-out reward model learns from.
+) -> tuple[list[EncodedRanking], Tally]:
+    """The rankings that the held-out reward model learns from, and the count of its share.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or one does not fit the base.
     """
-    kept, _ = encode(context, rankings, config)
+    kept, tally = encode_rankings(context.renderer, rankings, config, "rankings of the held-out reward model")
     if not kept:
-        raise UserError("reward.holdout: none of the training rankings falls into this share; raise it, or set 0")
-    return kept
+        why = f" ({tally.summary()})" if tally.rows else ""
+        raise UserError(f"reward.holdout: no training ranking of this share can be used{why}; raise it, or set 0")
+    ids = [q + a for r in kept for q, a in zip(r.queries, r.responses, strict=True)]
+    check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
+    return kept, tally
 
 
 def write(context: StageContext, model: RewardModel, holdout_model: RewardModel | None) -> None:
@@ -124,7 +137,7 @@ def split_holdout(rankings: Sequence[RankedAnswers], share: float) -> tuple[list
     """Rankings of the reward model, and those of the held-out one: no prompt is in both."""
     out: tuple[list[RankedAnswers], list[RankedAnswers]] = ([], [])
     for ranking in rankings:
-        out[is_held_out(f"watcher/{ranking.prompt.group}", share)].append(ranking)
+        out[in_holdout(ranking.prompt.group, share)].append(ranking)
     return out
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.batching import right_pad
 from data.common.errors import UserError, located
-from data.counting import Tally, warned
+from data.counting import Tally, log_row, tell, warned
 from data.records import Demonstration
 from data.template import Encoded, Renderer
 from models.hub.limits import check_rows
@@ -31,11 +31,14 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
     """Train the ``sft`` role on demonstrations; write its adapter alone."""
     base = context.base
     rows, tally = encode_demonstrations(context.renderer, context.corpus.demonstrations.train, config)
-    if text := tally.warning() or tally.summary():
-        (context.warn if tally.warning() else context.say)(f"SFT: {text}")
+    tell(tally, "SFT", context.say, context.warn)
     if not rows:
         raise UserError("data.demonstrations: no row has a supervised token; SFT has nothing to learn")
-    held_out, _ = encode(context, context.corpus.demonstrations.held_out, config)
+    held_out, held_out_tally = encode_demonstrations(
+        context.renderer, context.corpus.demonstrations.held_out, config, "held-out demonstrations"
+    )
+    tell(held_out_tally, "SFT", context.say, context.warn)
+    context.log.note(log_row(tally.as_dict()) | log_row(held_out_tally.as_dict(), "held_out"))
     ids = [r.ids for r in (*rows, *held_out)]
     check_rows(base.limits, ids, "data.demonstrations", "lower sft.max_tokens", context.warn)
     base.add_role("sft", context.adapter, seed=context.seed)
@@ -50,7 +53,8 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
             "rows": len(rows),
             "dropped": sum(tally.dropped.values()),
             "counts": tally.as_dict(),
-            **warned(tally.warning()),
+            "held_out_counts": held_out_tally.as_dict(),
+            **warned(tally.warning(), held_out_tally.warning()),
             "supervised_tokens": sum(sum(x >= 0 for x in r.labels) for r in rows),
             "held_out_nll": labelled_nll(base, "sft", held_out, context.pad_id),
             "steps": steps,
@@ -68,14 +72,14 @@ def encode(
 
 
 def encode_demonstrations(
-    renderer: Renderer, demonstrations: Sequence[Demonstration], config: SFTConfig
+    renderer: Renderer, demonstrations: Sequence[Demonstration], config: SFTConfig, unit: str = "demonstrations"
 ) -> tuple[list[Encoded], Tally]:
     """Rows with at least one supervised token, and the count of all.
 
     Raises:
         UserError: the template refuses a conversation; its file and line are named.
     """
-    kept, tally = [], Tally(unit="demonstrations", key="sft.max_tokens", limit=config.max_tokens)
+    kept, tally = [], Tally(unit=unit, key="sft.max_tokens", limit=config.max_tokens)
     for d in demonstrations:
         with located(d.prompt.source):
             row = renderer.conversation(

@@ -49,6 +49,7 @@ class MetricsLog:
         self.path, self.active, self.started = path, active, time.perf_counter()
         self.last: dict[str, Any] = {}  # the newest row; the others are in the file alone
         self.tracker: Tracker | None = None
+        self._first: dict[str, float] = {}
         self._bytes, self._digest = 0, hashlib.sha256()
         self.found = _last_step(path) if active and start else 0  # of a stopped process, before the cut
         if active and start:
@@ -63,13 +64,19 @@ class MetricsLog:
         self.before = float(self.last.get("time/elapsed", 0.0))  # seconds of the processes before this one
         self.started -= self.before
 
+    def note(self, counts: Mapping[str, float]) -> None:
+        """Add numbers that hold for the whole stage, such as its rows; they stand in the file's first row alone."""
+        if not self._bytes:
+            self._first |= counts
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         row = {
             "step": step,
             **{k: float(v) for k, v in values.items()},
+            **self._first,
             "time/elapsed": time.perf_counter() - self.started,
         }
-        self.last = row
+        self.last, self._first = row, {}
         if self.active:
             data = (json.dumps(row) + "\n").encode()
             with self.path.open("ab") as file:

@@ -11,6 +11,14 @@ class UserError(Exception):
     """Wrong input: the message names the file, key or line, what is wrong, and how to fix it."""
 
 
+class RowError(UserError):
+    """Wrong input in one of several rows; ``row`` is its index among those that were given."""
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 class StageError(Exception):
     """A stage cannot go on, and the reason is no mistake in the input: a clear message, exit code 3."""
 

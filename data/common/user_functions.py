@@ -267,6 +267,8 @@ def _source_file(reference: str, where: str, base_dir: Path | str) -> Path:
         path = Path(base_dir, Path(where).expanduser())
         if path.is_file():
             return path
+        if path.exists() and not path.is_dir():
+            raise UserError(f"function {reference!r}: {path} is no regular file")
         there = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"function {reference!r}: no usable file name ({error})") from error

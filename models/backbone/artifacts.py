@@ -6,14 +6,16 @@ everything else is JSON: nothing here is ever unpickled. This module knows nothi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -80,18 +82,57 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
+def check_destination(path: Path, option: str) -> None:
+    """Look whether a file could be written, before the work that fills it.
+
+    Raises:
+        UserError: its folder is missing or cannot be written, or something else than a file is there.
+    """
+    try:
+        mode = path.stat().st_mode if path.exists() else stat.S_IFREG
+        wrong = "" if stat.S_ISREG(mode) or stat.S_ISCHR(mode) else "is there and is no regular file"
+        if not wrong and not path.parent.is_dir():
+            wrong = "its folder does not exist" if not path.parent.exists() else f"{path.parent} is no folder"
+        if not wrong and not os.access(path.parent, os.W_OK) and not stat.S_ISCHR(mode):
+            wrong = f"{path.parent} cannot be written"
+    except OSError as error:
+        wrong = str(error.strerror)
+    if wrong:
+        raise UserError(f"{path}: {wrong}; choose another {option}")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[TextIO]:
+    """A text file to be written, which readers see whole or not at all, whatever ends the writing.
+
+    A character device such as ``/dev/null`` is written to, never replaced.
+
+    Raises:
+        OSError: it cannot be written, with the file's name.
+    """
+    device = path.exists() and stat.S_ISCHR(path.stat().st_mode)
+    partial = path if device else path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+            yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+            if not device:
+                os.fsync(file.fileno())
+        if not device:
+            os.replace(partial, path)
+    except BaseException as error:
+        if not device:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old or the new one, never a part."""
+    with atomic_file(path) as file:
+        file.write(text)
 
 
 def replace_text(path: Path, text: str, say: Callable[[str], None] = lambda _: None) -> None:

@@ -46,6 +46,11 @@ def cached_folder(source: str, revision: str | None) -> Path | None:
         return None
 
 
+def local_folder(source: str, revision: str | None) -> Path | None:
+    """Where the files of a base lie on this machine: a folder, or the cache's of a hub id; None where they do not."""
+    return Path(source) if Path(source).is_dir() else cached_folder(source, revision)
+
+
 @cache
 def folder_of(source: str, revision: str | None) -> Path:
     """The files of a hub id at its commit, downloaded where need be: JSON, safetensors and tokenizers, nothing else.

@@ -76,6 +76,8 @@ def _own_models(base_dir: Path, extra: Path | None) -> Mapping[str, BaseModelSpe
     if not path.is_file():
         if extra is not None:
             raise UserError(f"{path}: no such file of base models")
+        if path.exists():
+            raise UserError(f"{path}: is no regular file; it lists base models of yours")
         return {}
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))

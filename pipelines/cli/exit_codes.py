@@ -84,7 +84,7 @@ def guarded(command: Callable[[], Any]) -> int:
         code = 130
     except Exception as error:
         log = write_traceback(Path(tempfile.mkdtemp(prefix="trivet-")))
-        return _report(f"trivet: {summary_of(error)}\ntrivet: the log is {log}", 3)
+        return _report(f"trivet: {summary_of(error, resumes=False)}\ntrivet: the log is {log}", 3)
     if caught or code == 130:  # typer turns the interrupt into a plain 130
         code = 128 + (caught[0] if caught else signal.SIGINT)
         INTERRUPTS.clear()
@@ -142,13 +142,16 @@ def until_stopped() -> None:
             signal.signal(number, handler)
 
 
-def summary_of(error: BaseException) -> str:
-    """The error's type and message, without the traceback."""
+def summary_of(error: BaseException, resumes: bool = True) -> str:
+    """The error's type and message, without the traceback; ``resumes``: it ended a stage, which has checkpoints."""
     text = str(error).strip()
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: cannot be written or read ({error.strerror})"
     if isinstance(error, StageError):
         return text
     if any(words in text for words in UNWRITABLE):  # also in the words of libraries that write files
-        return f"{text}: make room (or fix the folder), then the same command resumes from its newest checkpoint"
+        again = "resumes from its newest checkpoint" if resumes else "does it again; what was finished is kept"
+        return f"{text}: make room (or fix the folder), then the same command {again}"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

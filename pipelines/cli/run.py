@@ -89,7 +89,7 @@ def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> Non
             from pipelines.report.page import write_report
 
             progress.say(f"report: {write_report(pipeline.run_dir, progress.say)}")
-        raise StageFailed(f"{stage} {summary_of(error)}\n        the log is {log}") from error
+        raise StageFailed(f"{stage} {summary_of(error, bool(progress.current))}\n        the log is {log}") from error
     if pipeline.processes.is_main:
         for log in pipeline.run_dir.glob("error*.log"):  # of a failure that is overcome
             log.unlink()

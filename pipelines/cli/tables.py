@@ -105,6 +105,8 @@ def print_plan(
     if rejected := rejected_warning(corpus):
         out.print(printable(rejected), style="yellow", markup=False)
     for plan in plans:
+        if plan.details.get("sampled"):
+            out.print(printable(f"{plan.name}: {plan.details['sampled']}"), style="dim", markup=False)
         of_rows = plan.details.get("warning") or plan.details.get("counted")
         if of_rows:
             style_of = "yellow" if plan.details.get("warning") else "default"

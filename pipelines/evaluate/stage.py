@@ -10,6 +10,7 @@ from typing import Any
 
 from data.common.errors import UserError
 from data.common.user_functions import columns_of, load_function
+from data.counting import log_row
 from evaluation.answers import SystemResponses
 from evaluation.generations import Generations
 from evaluation.held_out import Decoding, Evaluator
@@ -18,7 +19,7 @@ from evaluation.metrics.compare import compare_metrics
 from evaluation.metrics.registry import NO_REFERENCES, References, compute_metrics, needs_references
 from evaluation.results import assemble, samples_rows
 from evaluation.systems import ROLES, Named, parse
-from models.backbone.artifacts import write_json
+from models.backbone.artifacts import atomic_file, write_json
 from models.backbone.oom_retry import OOMRetry
 from pipelines.evaluate.lm_eval import harness_results
 from pipelines.evaluate.references import references_for
@@ -64,7 +65,24 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
         write(context.out, results, answers)
         if card:
             write_json(context.out / FILE, card)
-    return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"])})
+    counts = counts_of(evaluator, answers)
+    context.log.note(log_row(counts))
+    context.log.write(len(answers), {})
+    return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"]), "counts": counts})
+
+
+def counts_of(evaluator: Evaluator, answers: Sequence[SystemResponses]) -> dict[str, int | None]:
+    """Prompts, those that with an answer go beyond the base's positions, and answers that were cut at the limit."""
+    positions, room = evaluator.base.limits.positions, evaluator.max_new_tokens
+    ended = [bool(f) for a in answers for f in a.finished]
+    longer = None if positions is None else sum(len(q) + room > positions for q in evaluator.queries)
+    return {
+        "prompts": len(evaluator.prompts),
+        "longer_than_positions": longer,
+        "answers": len(ended),
+        "unfinished": len(ended) - sum(ended),
+        "limit": room,
+    }
 
 
 def chat_verdicts(
@@ -95,7 +113,7 @@ def join(results: dict[str, Any], found: dict[str, Any]) -> None:
 
 def write(out: Path, results: dict[str, Any], answers: Sequence[SystemResponses]) -> None:
     write_json(out / "results.json", results, sort_keys=False)  # systems in the recipe's order
-    with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
+    with atomic_file(out / "samples.jsonl") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples_rows(answers))
 
 

@@ -6,6 +6,7 @@ Each of these happens once and in this order; whatever is wrong is told by file,
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def with_stages(recipe: Recipe) -> Recipe:
 
 def _read(path: Path) -> Source:
     try:
+        if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path}: is no regular file but a pipe, socket or device; write the recipe to a file")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:5] if path.parent.is_dir() else []

@@ -33,7 +33,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     Raises:
         UserError: fewer than two runs, one twice, too many, or a folder that holds nothing of a run.
     """
-    from models.backbone.artifacts import replace_text
+    from models.backbone.artifacts import check_destination, replace_text
 
     folders = [Path(run).resolve() for run in runs]
     if not 2 <= len(folders) <= MAX_RUNS:
@@ -41,6 +41,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     for i, folder in enumerate(folders):
         if folder in folders[:i]:
             raise UserError(f"{runs[i]}: named twice; give different runs")
+    check_destination(out, "--out")
     files = dict(zip(names(folders), map(read_run, folders), strict=True))
     made = page(files)
     try:

@@ -31,6 +31,7 @@ from pipelines.stages.table import STAGES, folders, title_of
 from pipelines.workspace.run_folder import RECIPE, REPORT, RUN
 
 SHOWN_ELSEWHERE = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
+COUNTS = "counts"  # ends the names of a stage's counts of its data
 CARD = "report_card.json"
 
 
@@ -136,7 +137,7 @@ def view(files: RunFiles) -> dict[str, Any]:
         "judge": results.get("judge", ""),
         "figures": figures,
         "curve_groups": [(s, title_of(s), figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
-        "reward_facts": {k.replace("_", " "): shown(v) for k, v in accuracy.items() if k not in SHOWN_ELSEWHERE},
+        "reward_facts": {k.replace("_", " "): shown(v) for k, v in _plain(accuracy).items()},
         "card": report_reward.view(files.card, gate) if files.card else None,
         "samples": samples if count else "",
         "samples_count": count,
@@ -212,20 +213,29 @@ def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
     for name in STAGES:
         found = files.manifests.get(name, {}).get("metrics") or {}
         if found and STAGES[name].facts:
-            rows = {k.replace("_", " "): shown(v) for k, v in found.items() if k not in SHOWN_ELSEWHERE}
+            rows = {k.replace("_", " "): shown(v) for k, v in _plain(found).items()}
             out.append((title_of(name), rows | counted(found)))
-        elif name == "reward" and counted(found):
-            out.append((f"{title_of(name)}: rankings", counted(found)))
+        elif rows := counted(found):
+            out.append((f"{title_of(name)}: counts", rows))
     data = files.run.get("data")
     if isinstance(data, dict):
         out.insert(0, ("Data", {str(k).replace("_", " "): shown(v) for k, v in data.items()}))
     return out
 
 
+def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics that are listed one by one: those with a section of their own and the counts are not."""
+    return {k: v for k, v in metrics.items() if k not in SHOWN_ELSEWHERE and not k.endswith(COUNTS)}
+
+
 def counted(metrics: Mapping[str, Any]) -> dict[str, str]:
     """What a stage counted of its data: used, cut and dropped rows."""
-    counts = metrics.get("counts")
-    return {k.replace("_", " "): shown(v) for k, v in counts.items()} if isinstance(counts, dict) else {}
+    out: dict[str, str] = {}
+    for group, counts in metrics.items():
+        if group.endswith(COUNTS) and isinstance(counts, dict):
+            part = group.removesuffix(COUNTS).rstrip("_")
+            out |= {f"{part}: {k}".removeprefix(": ").replace("_", " "): shown(v) for k, v in counts.items()}
+    return out
 
 
 def system_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -42,7 +42,13 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
     if stage not in roles:
         raise UserError(f"--stage {stage}: cannot be exported.{nearest(stage, roles)} One of: {', '.join(roles)}")
     to = Path(to).resolve()
-    if to.exists():
+    try:
+        to.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise UserError(f"{to}: cannot be written ({error.strerror}); choose another --to") from error
+    else:
         raise UserError(f"{to}: exists already; choose a new folder")
     pipeline = open_run(Path(run))
     folder = stage_folder(pipeline.run_dir, stage)

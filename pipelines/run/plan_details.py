@@ -17,9 +17,11 @@ import torch
 
 from data.common.errors import UserError
 from data.counting import Tally, share_warning
-from data.splits import PARTS, Corpus
+from data.splits import Corpus
 from data.template import Renderer
 from models.backbone.processes import resolve_dtype
+from models.hub.download import local_folder
+from models.hub.limits import limits_of_folder
 from models.hub.load import tokenizer_of
 from models.hub.registry import BaseModelSpec, resolve_base
 from pipelines.recipe.schema import Recipe
@@ -41,23 +43,23 @@ class PlanDetails:
     before: Sequence[Any] = ()
 
     def of(self, name: str) -> dict[str, Any]:
-        """``steps``, ``rows``, ``takes`` and ``counts`` of a stage; no counts where the base is not there yet.
+        """``steps``, ``rows``, ``takes`` and ``counts`` of a stage; empty counts where the base is not there yet.
 
         Raises:
             UserError: the template refuses a row; its file and line are named.
         """
         rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}
         steps = STAGES[name].steps(self.recipe, self.corpus)
-        tally = self._tally(name)
-        counts = {} if tally is None else tally.as_dict()
-        warning = "" if tally is None else tally.warning()
+        tallies = self._tallies(name)
         return {
             "steps": steps,
             "rows": rows,
             "takes": self.estimator.of(STAGES[name].estimate(self.estimator)),
-            "counts": counts,
-            "counted": "" if tally is None else tally.summary(),
-            "warning": warning,
+            "counts": {},
+            **{group: tally.as_dict() for group, tally in tallies.items()},
+            "counted": "; ".join(t.summary() for t in tallies.values() if t.summary()),
+            "sampled": "; ".join(t.drawn() for t in tallies.values() if t.drawn()),
+            "warning": "; ".join(t.warning() for t in tallies.values() if t.warning()),
         }
 
     @cached_property
@@ -66,43 +68,65 @@ class PlanDetails:
         return Estimator(self.recipe, self.corpus, dtype.itemsize, LIBRARIES if self.device.type == "cpu" else 0)
 
     @cached_property
-    def renderer(self) -> Renderer | None:
-        """That of the stages, or None where the base is not on this machine yet."""
+    def opened(self) -> Opened | None:
+        """Rendering and positions of the stages, or None where the base is not on this machine yet."""
+        recipe = self.recipe
         stale = any(p.name == "pretrain" and p.status != "cached" for p in self.before)
-        if not isinstance(self.recipe.base, str) and (stale or not self.pretrained.is_dir()):
+        if not isinstance(recipe.base, str) and (stale or not self.pretrained.is_dir()):
             return None
-        source = self.recipe.base if isinstance(self.recipe.base, str) else str(self.pretrained)
-        spec = resolve_base(source, base_dir=self.recipe.base_dir)
-        if not Path(spec.source).is_dir():
-            return None
-        try:
-            tokenizer = tokenizer_of(spec)
-        except UserError:  # weights without a tokenizer, or a damaged one: the run tells it when it loads the base
-            return None
-        return renderer_of(spec, self.recipe, tokenizer)
+        source = recipe.base if isinstance(recipe.base, str) else str(self.pretrained)
+        spec = resolve_base(source, base_dir=recipe.base_dir)
+        return opened(spec, recipe.template_source, recipe.stop or spec.stop)
 
-    def _tally(self, name: str) -> Tally | None:
+    @cached_property
+    def opened_for_reward(self) -> Opened | None:
+        """As ``opened``, of the base that the reward model stands on."""
+        if self.recipe.reward.base == "same":
+            return self.opened
+        return opened(resolve_base(self.recipe.reward.base, base_dir=self.recipe.base_dir), "auto", ())
+
+    def _tallies(self, name: str) -> dict[str, Tally]:
         tally = STAGES[name].tally
-        if tally is None or self.renderer is None:
-            return None
-        return tally(self.renderer, self.recipe, self.corpus)
+        found = None if tally is None else self.opened_for_reward if STAGES[name].role == "reward" else self.opened
+        if tally is None or found is None:
+            return {}
+        return tally(found.renderer, self.recipe, self.corpus, found.positions)
 
 
-def renderer_of(spec: BaseModelSpec, recipe: Recipe, tokenizer: Any) -> Renderer:
-    """The renderer of a base that lies in a folder, from its tokenizer and generation config alone."""
+@dataclass(frozen=True)
+class Opened:
+    """How a base's rows are rendered, and how many positions it has, where its config says so."""
+
+    renderer: Renderer
+    positions: int | None
+
+
+def opened(spec: BaseModelSpec, template: str, stop: tuple[str | int, ...]) -> Opened | None:
+    """A base whose files lie on this machine, by its tokenizer and configs alone; None where they do not.
+
+    Weights without a tokenizer, and a damaged one, are None too: the run tells it when it loads the base.
+    """
+    folder = local_folder(spec.source, spec.revision)
+    if folder is None:
+        return None
+    try:
+        tokenizer, limits = tokenizer_of(spec.model_copy(update={"source": str(folder)})), None
+        if (folder / "config.json").is_file():
+            limits = limits_of_folder(folder, spec.name)
+    except UserError:
+        return None
     stops: Any = None
-    config = Path(spec.source) / "generation_config.json"
+    config = folder / "generation_config.json"
     if config.is_file():
         stops = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id")
-    return Renderer(tokenizer, template=recipe.template_source, stop=recipe.stop or spec.stop, extra_stop_ids=stops)
+    renderer = Renderer(tokenizer, template=template, stop=stop, extra_stop_ids=stops)
+    return Opened(renderer, None if limits is None else limits.positions)
 
 
 def rejected_warning(corpus: Corpus) -> str:
-    """A sentence where more than 5 % of the rows that were read cannot be used; empty otherwise."""
-    if not corpus.rejected:
-        return ""
-    rows = len(corpus.rejected) + max(len(getattr(corpus, part)) for part in PARTS)
-    first = corpus.rejected[0]
-    return share_warning(
-        len(corpus.rejected), rows, "rows were rejected", f"the first is {first.source} ({first.reason})"
-    )
+    """A sentence where more than 5 % of the rows of a part of the data cannot be used; empty otherwise."""
+    found = []
+    for part, (rows, rejected) in corpus.read.items():
+        first = f"the first is {rejected[0].source} ({rejected[0].reason})" if rejected else ""
+        found.append(share_warning(len(rejected), rows, f"rows of data.{part} were rejected", first))
+    return "; ".join(text for text in found if text)

@@ -18,7 +18,7 @@ from data.template import Renderer
 from evaluation.prompting import asking
 from evaluation.systems import Named, parse
 from models.backbone.architecture import check_architecture, linear_layers, reach_sentence, without_weights
-from models.hub.download import cached_folder
+from models.hub.download import local_folder
 from models.hub.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder
 from models.hub.load import tokenizer_of
 from models.hub.registry import resolve_base
@@ -59,7 +59,7 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     if "evaluate" in chosen:
         check_systems(recipe, corpus, {*recipe.stages, *pipeline.given})
     spec = _base_of(pipeline)
-    folder = None if spec is None else _folder_of(spec)
+    folder = None if spec is None else local_folder(spec.source, spec.revision)
     if spec is None or folder is None:
         return
     renderer, limits = _opened(spec, folder, recipe)
@@ -79,11 +79,6 @@ def _base_of(pipeline: RunParts) -> BaseModelSpec | None:
         return resolve_base(recipe.base, base_dir=recipe.base_dir)
     made = pipeline.given.get("pretrain", pipeline.run_dir / STAGES["pretrain"].folder) / "model"
     return resolve_base(str(made), base_dir=recipe.base_dir) if (made / "config.json").is_file() else None
-
-
-def _folder_of(spec: BaseModelSpec) -> Path | None:
-    """Where the base's files lie; None for a hub id that is not in the cache, which only its stage downloads."""
-    return Path(spec.source) if Path(spec.source).is_dir() else cached_folder(spec.source, spec.revision)
 
 
 def _opened(spec: BaseModelSpec, folder: Path, recipe: Recipe) -> tuple[Renderer, Limits | None]:

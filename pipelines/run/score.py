@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import UserError
+from data.common.errors import RowError, UserError
 from data.common.strict_json import read_object
 from data.records import Message, Prompt
 from data.sources import DataConfig, load_records
 from data.template import Renderer
+from models.backbone.artifacts import atomic_file, check_destination
 from models.backbone.processes import Processes
 from models.hub.load import load_tokenizer
 from models.roles.files import CONFIG, HEAD
@@ -57,7 +58,7 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
 
 
 def _of(model: RewardModel) -> Scoring:
-    return lambda asked, answers, finished: model.score_texts(asked, answers, finished).tolist()
+    return lambda asked, answers, finished: model.score_texts(asked, answers, finished, prove=True).tolist()
 
 
 def _remote(address: str) -> Scoring:
@@ -129,10 +130,15 @@ def score_file(
     """
     file = Path(file)
     if not file.is_file():
-        raise UserError(f"{file}: no such file")
+        raise UserError(f"{file}: {'is no regular file' if file.exists() else 'no such file'}")
+    if out is not None:
+        check_destination(Path(out), "--out")
     rows = answers_in(file)
     score = load_scorer(run_or_model, label)
-    rewards = score([p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows])
+    try:
+        rewards = score([p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows])
+    except RowError as error:
+        raise UserError(f"{rows[error.row][0].source}: {str(error).partition(': ')[2]}") from error
 
     def lines() -> Iterator[str]:
         for (prompt, answer, _), reward in zip(rows, rewards, strict=True):
@@ -142,6 +148,6 @@ def score_file(
     if out is None:
         sys.stdout.writelines(lines())
     else:
-        with Path(out).open("w", encoding="utf-8") as stream:
+        with atomic_file(Path(out)) as stream:
             stream.writelines(lines())
     return len(rows)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.splits import Corpus
+from data.splits import Corpus, in_holdout
 from evaluation.settings import OPTIMISED
 from evaluation.systems import parse
 from pipelines.recipe.derived import choosing, response_limit
@@ -87,10 +87,10 @@ def _batches(rows: int, batch: int, epochs: float) -> int:
 def reward_steps(recipe: Recipe, corpus: Corpus) -> int:
     """Of all reward models that are trained: an ensemble's, and the one that watches."""
     settings = recipe.reward
-    rows = len(corpus.rankings.train)
+    groups = [r.prompt.group for r in corpus.rankings.train]
     if recipe.rankings:
-        rows = min(recipe.rankings.prompts, len(corpus.prompts.train))
-    held_out = round(rows * settings.holdout)
+        groups = [p.group for p in corpus.prompts.train[: recipe.rankings.prompts]]
+    rows, held_out = len(groups), sum(in_holdout(group, settings.holdout) for group in groups)
     each = _batches(rows - held_out, settings.batch, settings.epochs)
     return settings.ensemble * each + (_batches(held_out, settings.batch, settings.epochs) if held_out else 0)
 

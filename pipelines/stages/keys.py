@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.config import Config
+from data.template import template_file
 from models.hub.download import commit_of
 
 UNKNOWN = "unknown"  # a hub base's commit without a network and a cache: nothing can run then
@@ -70,7 +71,8 @@ def rendering_key(template: str, stop: Sequence[str | int], base_dir: Path = Pat
         base_dir: what a file's relative path starts from.
     """
     out: dict[str, Any] = {"template": template, "stop": list(stop)}
-    if template.endswith(".jinja") and (file := base_dir / Path(template).expanduser()).is_file():
+    if template.endswith(".jinja"):
+        file = template_file(base_dir / Path(template).expanduser())
         out["file"] = hashlib.sha256(file.read_bytes()).hexdigest()
     return out
 

@@ -54,8 +54,8 @@ class Stage:
     data: tuple[str, ...]  # parts of the corpus that it reads
     steps: Callable[[Recipe, Corpus], int | None]
     estimate: Callable[[Estimator], Work]  # for the plan
-    tally: Callable[[Renderer, Recipe, Corpus], Tally | None] | None = None
-    """What it will cut or drop of its rows, for the plan."""
+    tally: Callable[[Renderer, Recipe, Corpus, int | None], dict[str, Tally]] | None = None
+    """What it will cut or drop of its rows, for the plan, by the names of its manifest; with the base's positions."""
     asks: bool = False  # whether it samples answers to prompts
     config: type[Config] | None = None  # the settings' class, where ``Recipe`` has no such group of its own
     role: str | None = None  # what it makes on a base: a role, or "base" itself

@@ -2,31 +2,66 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
 from data.counting import Tally
 from data.splits import Corpus
 from data.template import Renderer
 from pipelines.recipe.schema import Recipe
 
 MAX_ROWS = 20_000
-"""Rows of a part that are rendered for a plan; of more, the first so many."""
+"""Rows of a part that are rendered for a plan; of more, so many that are drawn by lot, always the same ones."""
+
+Row = TypeVar("Row")
 
 
-def sft(renderer: Renderer, recipe: Recipe, corpus: Corpus) -> Tally | None:
+def sft(renderer: Renderer, recipe: Recipe, corpus: Corpus, positions: int | None) -> dict[str, Tally]:
     from stages.sft import encode_demonstrations
 
-    return encode_demonstrations(renderer, corpus.demonstrations.train[:MAX_ROWS], recipe.sft)[1]
+    parts = {
+        "counts": (corpus.demonstrations.train, "demonstrations"),
+        "held_out_counts": (corpus.demonstrations.held_out, "held-out demonstrations"),
+    }
+    return {
+        name: _marked(encode_demonstrations(renderer, _some(rows), recipe.sft, unit)[1], rows)
+        for name, (rows, unit) in parts.items()
+    }
 
 
-def reward(renderer: Renderer, recipe: Recipe, corpus: Corpus) -> Tally | None:
-    """None for rows that are sampled later, rendered otherwise, or drawn by lot."""
-    if recipe.rankings is not None or recipe.reward.base != "same" or recipe.reward.holdout:
-        return None
+def reward(renderer: Renderer, recipe: Recipe, corpus: Corpus, positions: int | None) -> dict[str, Tally]:
+    """Nothing for rankings that are sampled later."""
+    if recipe.rankings is not None:
+        return {}
+    from stages.reward_model import HOLDOUT_COUNTS, split_holdout
     from stages.training.ranking_rows import encode_rankings
 
-    return encode_rankings(renderer, corpus.rankings.train[:MAX_ROWS], recipe.reward)[1]
+    mine, holdout = split_holdout(corpus.rankings.train, recipe.reward.holdout)
+    parts = {"counts": (mine, "rankings"), "held_out_counts": (corpus.rankings.held_out, "held-out rankings")}
+    if recipe.reward.holdout:
+        parts[HOLDOUT_COUNTS] = (holdout, "rankings of the held-out reward model")
+    return {
+        name: _marked(encode_rankings(renderer, _some(rows), recipe.reward, unit)[1], rows)
+        for name, (rows, unit) in parts.items()
+    }
 
 
-def ppo(renderer: Renderer, recipe: Recipe, corpus: Corpus) -> Tally | None:
-    from stages.ppo.stage import fitting_prompts
+def ppo(renderer: Renderer, recipe: Recipe, corpus: Corpus, positions: int | None) -> dict[str, Tally]:
+    from stages.ppo.stage import fitting_prompts, prompt_limit
 
-    return fitting_prompts(renderer, corpus.prompts.train[:MAX_ROWS], recipe.ppo.max_prompt_tokens)[1]
+    rows = corpus.prompts.train
+    return {"counts": _marked(fitting_prompts(renderer, _some(rows), prompt_limit(recipe.ppo, positions))[1], rows)}
+
+
+def _some(rows: Sequence[Row]) -> Sequence[Row]:
+    """All rows, or of many a sample in their order."""
+    if len(rows) <= MAX_ROWS:
+        return rows
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), MAX_ROWS))]
+
+
+def _marked(tally: Tally, rows: Sequence[object]) -> Tally:
+    """The count, with the number of rows that its sample stands for."""
+    return tally if tally.rows == len(rows) else replace(tally, sample_of=len(rows))

@@ -51,7 +51,7 @@ class Store:
     def __init__(self, root: Path, make: bool = True) -> None:
         self.root = root.resolve()
         self.entries, self.used, self.partial = (self.root / n for n in ("entries", "used", ".partial"))
-        if not (self.root / MARK).is_file():
+        if not self._is_marked(root):
             if not make or (self.root.is_dir() and any(self.root.iterdir()) and not self.entries.is_dir()):
                 raise UserError(f"--store {root}: is no store of trivet; name one, or a new or empty folder")
             try:
@@ -62,6 +62,12 @@ class Store:
                 os.replace(mark, self.root / MARK)
             except OSError as error:
                 raise UserError(f"--store {root}: cannot be written ({error.strerror})") from error
+
+    def _is_marked(self, named: Path) -> bool:
+        try:
+            return (self.root / MARK).is_file()
+        except OSError as error:  # a name that is too long, say
+            raise UserError(f"--store {named}: cannot be read ({error.strerror})") from error
 
     def find(self, key: str) -> Artifact | None:
         """The entry of a key if it is whole; a damaged one is set aside and is as good as none."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from data.common.errors import CheckpointError, NonFiniteError, StageError, UserError, located
-from data.counting import Fitted, Tally, warned
+from data.counting import Fitted, Tally, log_row, warned
 from data.records import Prompt
 from data.template import Renderer
 from models.backbone.scalar_head import ScalarHead
@@ -37,6 +37,7 @@ def run(
     if config.keep == "best" and judge is None:
         raise UserError("ppo.keep: 'best' is chosen by a held-out reward model: set reward.holdout, for example 0.2")
     prompts, tally = counted_prompts(context, config)
+    context.log.note(log_row(tally.as_dict()))
     reward = compose(
         config.reward,
         model,
@@ -171,9 +172,7 @@ def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prom
     Raises:
         UserError: none fit.
     """
-    limit = config.max_prompt_tokens
-    if context.base.context_length is not None:
-        limit = min(limit, context.base.context_length - config.max_new_tokens)
+    limit = prompt_limit(config, context.base.context_length)
     if limit < 1:
         raise UserError(
             f"ppo.max_new_tokens: {config.max_new_tokens} leaves no room for a prompt in the base's "
@@ -192,6 +191,12 @@ def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prom
         if tally.warning():
             context.warn(f"PPO: {tally.warning()}")
     return prompts, tally
+
+
+def prompt_limit(config: PPOConfig, positions: int | None) -> int:
+    """The most tokens of a prompt: the recipe's limit, and what a base of so many positions leaves beside an answer."""
+    limit = config.max_prompt_tokens
+    return limit if positions is None else min(limit, positions - config.max_new_tokens)
 
 
 def fitting_prompts(renderer: Renderer, prompts: Sequence[Prompt], limit: int) -> tuple[list[Prompt], Tally]:

@@ -27,11 +27,11 @@ class EncodedRanking:
 
 
 def encode_rankings(
-    renderer: Renderer, rankings: Sequence[RankedAnswers], config: RewardConfig
+    renderer: Renderer, rankings: Sequence[RankedAnswers], config: RewardConfig, unit: str = "rankings"
 ) -> tuple[list[EncodedRanking], Tally]:
     """Ids of every ranking; answers that are the same after truncation count once, rankings left without an ordered
     pair are dropped and counted."""
-    kept, tally = [], Tally(unit="rankings", key="reward.max_tokens", limit=config.max_tokens)
+    kept, tally = [], Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens)
     for ranking in rankings:
         rows: dict[tuple[int, ...], int] = {}
         encoded, parts = [], []

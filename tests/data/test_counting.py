@@ -179,4 +179,37 @@ def test_many_rejected_rows_are_told_before_the_first_stage(tmp_path, capsys) ->
     made = Pipeline.from_recipe(tmp_path / "r.json", run_dir=tmp_path / "run")
     before_first_stage(made, Progress(), ["sft"])
     told = " ".join(capsys.readouterr().out.split())
-    assert "warning" in told and "rows were rejected" in told and "rows.jsonl:11" in told
+    assert (
+        "warning" in told
+        and "30 of 40 rows of data.demonstrations were rejected (75%)" in told
+        and "rows.jsonl:11" in told
+    )
+
+
+def test_an_answer_that_is_left_out_is_not_scored(renderer: Renderer, tmp_path, monkeypatch) -> None:
+    from pipelines.run import score
+    from reward.model import RewardModel
+
+    (tmp_path / "t.jinja").write_text(CLOSING_ONLY)
+    made = Renderer(renderer.tokenizer, template=str(tmp_path / "t.jinja"))
+    model = RewardModel(base=None, role="reward", renderer=made)  # type: ignore[arg-type]
+    asked = [prompt(3).messages] * 2
+    with pytest.raises(UserError, match=r"row 2: template .*t\.jinja.* leaves out"):
+        model.score_texts(asked, ["", "w1 w2"], [True, True], prove=True)
+    monkeypatch.setattr(score, "load_scorer", lambda *_: score._of(model))
+    rows = [{"prompt": "w1", "completion": "w2"}] * 2
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: template .*t\.jinja.* leaves out"):
+        score.score_file("any", tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_worked_examples_that_the_template_leaves_out_are_refused(renderer: Renderer, tmp_path) -> None:
+    (tmp_path / "thoughts.jinja").write_text(THOUGHTS)
+    said = [("user", "w1"), ("assistant", "<think> w7 </think> w2"), ("user", "w3")]
+    shown = [Message(role=role, content=content) for role, content in said]  # type: ignore[arg-type]
+    user = "{% for m in messages if m.role == 'user' %}{{ m.content }} {% endfor %}assistant :"
+    for template, whose in (("{{ messages[-1].content }} assistant :", "user"), (user, "assistant")):
+        with pytest.raises(UserError, match=f"leaves out the {whose}'s message"):
+            Renderer(renderer.tokenizer, template=template).prompt_ids(shown)
+    assert Renderer(renderer.tokenizer, template=str(tmp_path / "thoughts.jinja")).prompt_ids(shown)

@@ -57,7 +57,7 @@ def system_row(folder: Path) -> Any:
         file.write(json.dumps({"messages": turns}) + "\n")
 
 
-def named_templates(base: Path) -> None:
+def named_templates(base: Path) -> Any:
     (base / "chat_template.jinja").unlink(missing_ok=True)
     config = json.loads((base / "tokenizer_config.json").read_text())
     config["chat_template"] = [{"name": name, "template": "{{ messages }}"} for name in ("tool_use", "rag")]

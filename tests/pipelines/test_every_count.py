@@ -1,0 +1,339 @@
+"""Every number that a run's manifests, metrics and report claim of its data, against a count made here from the files.
+
+One tiny run with planted cuts, drops and rejections. The count knows the input files, the recipe's limits and the
+documented rules; nothing of it calls the code under test. A number that is neither counted here nor listed as measured
+fails the test, so that a new claim needs a count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from pipelines.report.page import facts, read_run, write_report
+from pipelines.run.pipeline import Pipeline
+from tests.support.finished_run import Tags
+from tests.support.recipes import RECIPE
+
+LIMIT, PROMPT_LIMIT, HOLDOUT, CONTEXT, BATCH, MEMBERS = 32, 20, 0.3, 128, 8, 2
+GROUPS = {"counts": "", "held_out_counts": "held_out", "holdout_counts": "holdout"}
+MEASURED = re.compile(
+    r"(held_out_nll|score_(mean|std)|pair_accuracy|longer_is_better|objective/|rollout/|probe|report_card|holdout)"
+)
+"""What is computed by the model and no count; whole numbers among it are looked at all the same where they can be."""
+
+
+def words(count: int) -> str:
+    return " ".join(f"w{i % 40}" for i in range(count))
+
+
+def demonstrations() -> list[dict[str, str]]:
+    rows = [{"prompt": f"say w{i} {words(3)}", "completion": words(4)} for i in range(30)]
+    rows += [{"prompt": f"tell w{i} {words(3)}", "completion": words(50)} for i in range(3)]
+    rows += [{"prompt": f"long w{i} {words(40)}", "completion": words(4)} for i in range(2)]
+    return rows + [{"prompt": f"held w{i}", "completion": words(60 if i == 0 else 4)} for i in range(3)]
+
+
+def rankings() -> list[dict[str, str]]:
+    rows = [{"prompt": f"say w{i} {words(3)}", "chosen": words(4), "rejected": words(6)} for i in range(24)]
+    rows += [{"prompt": f"same w{i}", "chosen": words(50) + " w1", "rejected": words(50)} for i in range(3)]
+    rows += [{"prompt": f"half w{i}", "chosen": words(50) + " w1", "rejected": "w2"} for i in range(3)]
+    return rows + [{"prompt": f"held w{i}", "chosen": words(4), "rejected": words(70)} for i in range(2)]
+
+
+def prompts() -> list[dict[str, str]]:
+    rows = [{"prompt": f"ask w{i}"} for i in range(12)]
+    rows += [{"prompt": f"ask w{i} {words(50)}"} for i in range(2)]
+    return rows + [{"prompt": f"held w{i}"} for i in range(3)]
+
+
+def documents() -> list[str]:
+    return [words(60)] * 20 + [words(300)]
+
+
+def written(folder: Path, name: str, rows: Sequence[Any], bad: Sequence[str] = ()) -> str:
+    (folder / name).write_text("\n".join([*map(json.dumps, rows), *bad]) + "\n")
+    return name
+
+
+BAD = {"demonstrations": ["{broken", '{"nothing": 1}'], "rankings": ['{"prompt": "x", "chosen": 3}']}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    folder = tmp_path_factory.mktemp("counts")
+    held = [{"prompt": f"held w{i}"} for i in range(3)]
+    (folder / "documents.txt").write_text("\n".join(documents()) + "\n")
+    recipe: dict[str, Any] = {k: v for k, v in RECIPE.items() if k != "rankings"} | {
+        "data": {
+            "documents": "documents.txt",
+            "demonstrations": written(folder, "demonstrations.jsonl", demonstrations(), BAD["demonstrations"]),
+            "rankings": written(folder, "rankings.jsonl", rankings(), BAD["rankings"]),
+            "prompts": written(folder, "prompts.jsonl", prompts()),
+            "held_out": written(folder, "held.jsonl", held),
+            "text_unit": "line",
+        },
+        "sft": {"learning_rate": 3e-3, "batch": 16, "max_tokens": LIMIT},
+        "reward": {"learning_rate": 3e-3, "batch": BATCH, "micro_batch": 8, "calibration_samples": 8,
+                   "max_tokens": LIMIT, "holdout": HOLDOUT, "ensemble": MEMBERS},
+        "ppo": RECIPE["ppo"] | {"max_prompt_tokens": PROMPT_LIMIT},  # type: ignore[operator]
+        "evaluation": {"prompts": 6, "bootstrap": 50},
+    }  # fmt: skip
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    pipeline = Pipeline.from_recipe(folder / "recipe.json", run_dir=folder / "run")
+    pipeline.run()
+    return pipeline
+
+
+# -- the count, from the files -----------------------------------------------------------------------------------------
+
+
+def lengths(prompt: str, answer: str) -> tuple[int, int]:
+    """Tokens, one a word: "user : PROMPT assistant :" and "ANSWER <eos>"."""
+    return 2 + len(prompt.split()) + 2, len(answer.split()) + 1
+
+
+def fitted(prompt: str, answer: str) -> tuple[int, int]:
+    """What is left within the limit: the prompt is cut first, to no less than eight tokens, then the answer."""
+    query, response = lengths(prompt, answer)
+    if query + response <= LIMIT:
+        return query, response
+    query = min(query, max(LIMIT - response, min(8, query)))
+    return query, min(response, LIMIT - query)
+
+
+def is_held(row: dict[str, str]) -> bool:
+    return row["prompt"].startswith("held ")
+
+
+def limit_for_95(totals: Sequence[int]) -> int | None:
+    """The least total within which 95 % of the rows are whole, by trying each."""
+    return next((t for t in sorted(totals) if sum(x <= t for x in totals) >= 0.95 * len(totals)), None)
+
+
+def count(rows: Sequence[tuple[str, list[str]]], dropped: str = "") -> dict[str, Any]:
+    """Counts of rows, each a prompt and its answers; ``dropped`` where equal answers are."""
+    out: dict[str, Any] = {"rows": len(rows), "cut": 0, "cut_answers": 0, "cut_prompts": 0, "dropped": 0}
+    totals = []
+    for prompt, answers in rows:
+        before, after = [lengths(prompt, a) for a in answers], [fitted(prompt, a) for a in answers]
+        totals.append(max(map(sum, before)))
+        kept = [tuple([*a.split(), "."][:n]) for a, (_, n) in zip(answers, after, strict=True)]
+        if dropped and kept[0] == kept[1]:
+            out["dropped"] += 1
+            continue
+        cut_prompt = any(b[0] > a[0] for b, a in zip(before, after, strict=True))
+        cut_answer = any(b[1] > a[1] for b, a in zip(before, after, strict=True))
+        out["cut_prompts"] += cut_prompt
+        out["cut_answers"] += cut_answer
+        out["cut"] += cut_prompt or cut_answer
+    out |= {"used": len(rows) - out["dropped"], "limit": LIMIT, "limit_for_95_percent": limit_for_95(totals)}
+    return out | ({f"dropped: {dropped}": out["dropped"]} if out["dropped"] else {})
+
+
+def ranked(kept: Sequence[dict[str, str]]) -> list[tuple[str, list[str]]]:
+    return [(r["prompt"], [r["chosen"], r["rejected"]]) for r in kept]
+
+
+def for_holdout(row: dict[str, str]) -> bool:
+    """Whether a ranking is for the held-out reward model: its group's hash is below the share."""
+    group = hashlib.sha256(row["prompt"].encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"trivet/split/1/watcher/{group}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < HOLDOUT * 2**64
+
+
+def ranking_tokens(rows: Sequence[dict[str, str]]) -> int:
+    """Tokens of all answers with their prompts, those of dropped rankings left out."""
+    total = 0
+    for prompt, answers in ranked(rows):
+        after = [fitted(prompt, a) for a in answers]
+        kept = [a.split()[:n] for a, (_, n) in zip(answers, after, strict=True)]
+        total += 0 if kept[0] == kept[1] else sum(map(sum, after))
+    return total
+
+
+EQUAL = "its answers are equal once cut"
+
+
+def expected() -> dict[str, dict[str, Any]]:
+    """Stage -> path of a claim -> its value."""
+    train = [d for d in demonstrations() if not is_held(d)]
+    sft = count([(d["prompt"], [d["completion"]]) for d in train])
+    held_sft = count([(d["prompt"], [d["completion"]]) for d in demonstrations() if is_held(d)])
+    mine = [r for r in rankings() if not is_held(r) and not for_holdout(r)]
+    theirs = [r for r in rankings() if not is_held(r) and for_holdout(r)]
+    assert len(theirs) > 1 and len(mine) > 1
+    reward, holdout = count(ranked(mine), EQUAL), count(ranked(theirs), EQUAL)
+    held_reward = count(ranked([r for r in rankings() if is_held(r)]), EQUAL)
+    asked = [4 + len(p["prompt"].split()) for p in prompts() if not is_held(p)]
+    too_long = sum(n > PROMPT_LIMIT for n in asked)
+    ppo = {"rows": len(asked), "used": len(asked) - too_long, "cut": 0, "cut_answers": 0, "cut_prompts": 0,
+           "dropped": too_long, "limit": PROMPT_LIMIT, "limit_for_95_percent": limit_for_95(asked),
+           f"dropped: longer than {PROMPT_LIMIT} tokens": too_long}  # fmt: skip
+    sizes = [len(d.split()) + 2 for d in documents()]
+    pieces = [math.ceil((n - 1) / (CONTEXT - 1)) for n in sizes]
+    pretrain = {"documents": len(sizes), "documents_in_several_pieces": sum(p > 1 for p in pieces),
+                "pieces": sum(pieces), "tokens": sum(n - 1 for n in sizes)}  # fmt: skip
+    vocabulary = len({w for d in documents() for w in d.split()}) + 4
+    steps = MEMBERS * math.ceil(reward["used"] / BATCH) + math.ceil(holdout["used"] / BATCH)
+    return {
+        "pretrain": {
+            **under("counts", pretrain), **under("held_out_counts", dict.fromkeys(pretrain, 0)),
+            "documents": len(sizes), "vocabulary": vocabulary, "skipped_steps": 0,
+        },
+        "sft": {
+            **under("counts", sft), **under("held_out_counts", held_sft), "rows": sft["used"], "dropped": 0,
+            "supervised_tokens": sum(fitted(d["prompt"], d["completion"])[1] for d in train),
+            "steps": math.ceil(len(train) / 16), "skipped_steps": 0,
+        },
+        "reward": {
+            **under("counts", reward), **under("held_out_counts", held_reward), **under("holdout_counts", holdout),
+            "rankings": reward["used"], "dropped": reward["dropped"], "held_out_rankings": held_reward["used"],
+            "pairs": held_reward["used"], "watcher/pairs": held_reward["used"], "watcher/rankings": holdout["used"],
+            "steps": steps, "skipped_steps": 0,
+        },
+        "ppo": {
+            **under("counts", ppo), "prompts": ppo["used"], "prompts_left_out": too_long, "updates": 2,
+            "kept_update": 2, "skipped_steps": 0,
+        },
+    }  # fmt: skip
+
+
+def under(group: str, counts: dict[str, Any]) -> dict[str, Any]:
+    return {f"{group}/{name}": n for name, n in counts.items()}
+
+
+def evaluation(run: Path) -> dict[str, Any]:
+    """The same of evaluation, from the answers that it wrote."""
+    rows = [json.loads(line) for line in (run / "evaluation" / "samples.jsonl").read_text().splitlines()]
+    cells = [cell for row in rows for cell in row["systems"].values()]
+    asked = len({row["prompt"] for row in rows})
+    counts = {"prompts": 3, "longer_than_positions": 0, "answers": len(cells), "limit": 12,
+              "unfinished": sum(not cell["finished"] for cell in cells)}  # fmt: skip
+    assert asked == 3 and counts["unfinished"]
+    return {**under("counts", counts), "prompts": asked}
+
+
+# -- the claims --------------------------------------------------------------------------------------------------------
+
+
+def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a manifest's metrics by its path, those of warnings' texts apart."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from numbers(inner, f"{path}/{key}" if path else key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from numbers(inner, f"{path}/")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, value
+
+
+def wanted(made: Pipeline) -> dict[str, dict[str, Any]]:
+    found = expected() | {"evaluation": evaluation(made.run_dir)}
+    weights = made.run_dir / "pretrain" / "model" / "model.safetensors"
+    with safe_open(weights, "pt") as file:
+        found["pretrain"]["parameters"] = sum(math.prod(file.get_slice(n).get_shape()) for n in file.keys())  # noqa: SIM118
+    return found
+
+
+def manifest_metrics(made: Pipeline, stage: str) -> dict[str, Any]:
+    return json.loads((made.run_dir / stage / "manifest.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo", "evaluation"])
+def test_every_number_of_the_manifest_is_as_counted(made: Pipeline, stage: str) -> None:
+    claimed = {p: n for p, n in numbers(manifest_metrics(made, stage)) if p != "warnings//step"}
+    counted = wanted(made)[stage]
+    assert {p: claimed.get(p) for p in counted} == counted
+    left = [p for p in claimed if p not in counted and not MEASURED.search(p)]
+    assert not left, f"nobody counts {left}"
+
+
+def metrics_rows(made: Pipeline, stage: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (made.run_dir / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo", "evaluation"])
+def test_the_counts_stand_once_in_the_metrics(made: Pipeline, stage: str) -> None:
+    first, *rest = metrics_rows(made, stage)
+    claimed = {k: v for k, v in first.items() if k.startswith("data/")}
+    assert claimed and not [k for row in rest for k in row if k.startswith("data/")]
+    counted = {}
+    for path, value in wanted(made)[stage].items():
+        group, _, name = path.partition("/")
+        if group in GROUPS and ":" not in name:
+            counted["/".join(filter(None, ("data", GROUPS[group], name)))] = value
+    assert claimed == counted
+
+
+def test_tokens_and_steps_of_the_metrics_are_as_counted(made: Pipeline) -> None:
+    train = [d for d in demonstrations() if not is_held(d)]
+    sft, reward, ppo = (metrics_rows(made, s) for s in ("sft", "reward", "ppo"))
+    assert sft[-1]["num_tokens"] == sum(sum(fitted(d["prompt"], d["completion"])) for d in train)
+    mine = [r for r in rankings() if not is_held(r) and not for_holdout(r)]
+    theirs = [r for r in rankings() if not is_held(r) and for_holdout(r)]
+    assert sum(r["tokens"] for r in reward) == MEMBERS * ranking_tokens(mine) + ranking_tokens(theirs)
+    for stage, rows in (("sft", sft), ("reward", reward)):
+        assert [r["step"] for r in rows] == list(range(1, wanted(made)[stage]["steps"] + 1))
+    for row in ppo:
+        assert row["tokens/response"] == row["rollout/length"] * 8
+        assert (row["rollout/truncated_fraction"] * 8).is_integer()
+    sizes = [len(d.split()) + 2 for d in documents()]
+    assert [r["step"] for r in metrics_rows(made, "pretrain")] == list(range(1, 13))
+    assert all(0 < r["tokens"] <= 8 * max(min(n, CONTEXT) - 1 for n in sizes) for r in metrics_rows(made, "pretrain"))
+
+
+def test_the_plan_counts_the_same(made: Pipeline) -> None:
+    planned = {p.name: p.details for p in made.plan()}
+    for stage in ("sft", "reward", "ppo"):
+        counted = wanted(made)[stage]
+        groups = {g: planned[stage][g] for g in GROUPS if g in planned[stage]}
+        assert dict(numbers(groups)) == {p: n for p, n in counted.items() if p.partition("/")[0] in GROUPS}
+        assert not planned[stage]["sampled"]
+    dropped = wanted(made)["reward"]
+    batches = math.ceil(dropped["counts/rows"] / BATCH), math.ceil(dropped["holdout_counts/rows"] / BATCH)
+    assert planned["reward"]["steps"] == MEMBERS * batches[0] + batches[1]
+    from pipelines.run.plan_details import rejected_warning
+
+    read = len(demonstrations()) + len(BAD["demonstrations"])
+    assert f"2 of {read} rows of data.demonstrations were rejected (5%)" not in rejected_warning(made.corpus)
+    assert made.corpus.read["demonstrations"][0] == read and len(made.corpus.read["demonstrations"][1]) == 2
+    assert made.corpus.read["rankings"][0] == len(rankings()) + 1 and made.corpus.read["prompts"][0] == len(prompts())
+
+
+def test_every_number_of_the_report_is_as_counted(made: Pipeline) -> None:
+    told = dict(facts(read_run(made.run_dir)))
+    data = {"demonstrations train": 35, "demonstrations held out": 3, "rankings train": 30, "rankings held out": 2,
+            "prompts train": 14, "prompts held out": 3, "documents train": 21, "rejected rows": 3}  # fmt: skip
+    assert told.pop("Data") == {name: str(n) for name, n in data.items()}
+    assert data["rejected rows"] == sum(map(len, BAD.values()))
+    counted = wanted(made)
+    titles = {"pretrain": "Pretraining", "sft": "Instruction tuning (SFT)", "reward": "Reward model: counts",
+              "ppo": "PPO", "evaluation": "Evaluation: counts"}  # fmt: skip
+    assert set(titles.values()) == set(told)
+    page = Tags(write_report(made.run_dir).read_text()).text
+    for stage, title in titles.items():
+        rows = {}
+        for path, n in counted[stage].items():
+            group, _, name = path.partition("/")
+            part = GROUPS.get(group, "").replace("_", " ")
+            label = (f"{part}: {name}" if part else name) if group in GROUPS else path
+            rows[label.replace("_", " ")] = f"{n:,}"
+        assert {name: told[title][name] for name in rows if name in told[title]} == {
+            name: n for name, n in rows.items() if name in told[title]
+        }
+        missing = [p for p in counted[stage] if p.partition("/")[0] in GROUPS]
+        assert all(len(told[title]) >= len(missing) and p.partition("/")[2] for p in missing)
+        left = [n for n in told[title] if n not in rows and not MEASURED.search(n.replace(" ", "_"))]
+        assert not left, f"nobody counts {left}"
+        for name in told[title]:
+            assert name in page
