@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 from data.annotators import judged
@@ -379,14 +381,30 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def parse(row: Mapping[str, Any], source: str = "", group_by: str | None = None) -> tuple[str, list[Row]]:
+def parse(
+    row: Mapping[str, Any],
+    source: str = "",
+    group_by: str | None = None,
+    *,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    ignore: Collection[str] = (),
+    format: str | None = None,
+) -> tuple[str, list[Row]]:
     """Return the format's name and the rows in it (self-instruct has several in one).
+
+    Args:
+        row: a row as a reader gives it.
+        source: its place, ``file:line``.
+        group_by: the column that names the row's group.
+        columns: our name -> the column that is read by it (``{"prompt": "question"}``).
+        ignore: columns, or patterns of their names, that are left out.
+        format: the name of the format that reads it, whatever else would fit.
 
     Raises:
         Reject: no format fits, or the row is wrong.
     """
-    given = {k: v for k, v in row.items() if v is not None}  # tables fill what is missing with null
-    name = next((n for n, f in FORMATS.items() if f.fits(given)), None)
+    given = _given(row, columns, ignore)
+    name = format if format is not None else next((n for n, f in FORMATS.items() if f.fits(given)), None)
     if name is None:
         raise Reject(f"no known format has the columns {', '.join(map(str, given)) or '(none)'}")
     rows = FORMATS[name].read(given)
@@ -401,3 +419,12 @@ def parse(row: Mapping[str, Any], source: str = "", group_by: str | None = None)
         replace(r, **about, group=group or group_of(r.messages, r.answers or (r.text,)))  # type: ignore[arg-type]
         for r in rows
     ]
+
+
+def _given(row: Mapping[str, Any], columns: Mapping[str, str], ignore: Collection[str]) -> dict[str, Any]:
+    """The row under our names, without nulls (tables fill what is missing with them) and what is to be ignored."""
+    theirs = {their: our for our, their in columns.items()}
+    named = {theirs.get(k, k): v for k, v in row.items() if k in theirs or k not in columns}
+    return {
+        k: v for k, v in named.items() if v is not None and not any(fnmatchcase(str(k), pattern) for pattern in ignore)
+    }
