@@ -55,7 +55,8 @@ class DataConfig(Config):
     )
     text_unit: TextUnit = Field("auto", description="what a document is in a text file")
     ignore: tuple[str, ...] = Field(
-        (), description="columns, or patterns such as `note_*`, of any source that are left out; others must be read"
+        (),
+        description="columns, or patterns such as `note_*`, that are no part of prompts and answers; all others must be read",
     )
 
     @field_validator("ignore", mode="before")
@@ -114,14 +115,15 @@ def load_records(
     """Return the records of ``kind`` (``demonstrations``, ``rankings``, ``prompts`` or ``documents``) of all sources.
 
     Args:
-        known: columns, or patterns of their names, that a user's functions read. Where nobody says, those of prompts
-            all are, since they are what functions are given.
+        known: columns that a user's functions read, ``*`` for all of them, which counts for prompts alone. Where
+            nobody says, those of prompts are all read, since they are what functions are given.
 
     Raises:
         UserError: a source is not there, cannot be read, has no row that can be used, or columns that nothing reads.
     """
     if known is None:
         known = ("*",) if kind == "prompts" else ()
+    known = [name for name in known if name != "*" or kind == "prompts"]
     loaded = Loaded()
     for source in sources:
         if source.partition("?")[0] == DEMO_TASK:

@@ -100,7 +100,7 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
         config: sources and what to hold out.
         seed: of the demo task's text; the split does not depend on it.
         base_dir: what relative paths start from.
-        known: columns, or patterns of their names, that the run's functions read.
+        known: columns that the run's functions read (see ``load_records``).
 
     Raises:
         UserError: a source is wrong, nothing is left for training, or a held-out prompt is in a training part.

@@ -48,7 +48,7 @@ def parse(
         source: its place, ``file:line``.
         group_by: the column that names the row's group.
         columns: our name -> the column that is read by it (``{"prompt": "question"}``).
-        ignore: columns, or patterns of their names, that are left out.
+        ignore: columns, or patterns of their names, that are no part of prompts and answers.
         format: the name of the format that reads it, whatever else would fit.
         known: columns, or patterns of their names, that a user's functions read.
 
@@ -69,13 +69,14 @@ def parse(
         raise _unread(given, name, lost, others)
     group = ""
     if group_by is not None:
-        if group_by not in given:
+        named = row if row.get(group_by) is not None else given
+        if group_by not in named:
             raise Reject(f"it has no column '{group_by}' to group by")
-        group = f"{group_by}={string(given[group_by], group_by)}"
+        group = f"{group_by}={string(named[group_by], group_by)}"
     about = {
         "source": source,
         "category": _category(given, name),
-        "columns": {k: v for k, v in given.items() if k not in ASKED},
+        "columns": {k: v for k, v in (under_our_names(row, columns) if ignore else given).items() if k not in ASKED},
     }
     return name, [
         replace(r, **about, group=group or group_of(r.messages, r.answers or (r.text,)))  # type: ignore[arg-type]

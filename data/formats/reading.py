@@ -15,7 +15,7 @@ from data.formats.table import FORMATS
 Candidates = tuple[tuple[str, frozenset[str]], ...]
 
 
-def under_our_names(row: Mapping[str, Any], columns: Mapping[str, str], ignore: Collection[str]) -> dict[str, Any]:
+def under_our_names(row: Mapping[str, Any], columns: Mapping[str, str], ignore: Collection[str] = ()) -> dict[str, Any]:
     """The row by our names, without nulls (tables fill what is missing with them) and what is to be ignored.
 
     A column that another takes the place of (``prompt`` in ``{prompt: question}``) is not read.
@@ -24,9 +24,12 @@ def under_our_names(row: Mapping[str, Any], columns: Mapping[str, str], ignore: 
         return {k: v for k, v in row.items() if v is not None}
     theirs = {their: our for our, their in columns.items()}
     named = {theirs.get(k, k): v for k, v in row.items() if k in theirs or k not in columns}
-    return {
-        k: v for k, v in named.items() if v is not None and not any(fnmatchcase(str(k), pattern) for pattern in ignore)
-    }
+    return {k: v for k, v in named.items() if v is not None and not (ignore and named_by(str(k), ignore))}
+
+
+def named_by(name: str, patterns: Collection[str]) -> bool:
+    """Whether one of the patterns is this name or matches it."""
+    return name in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def choose(given: Mapping[str, Any], forced: str | None = None) -> tuple[str, frozenset[str]]:
@@ -99,5 +102,5 @@ def read(
     if not unread:
         return name, rows, ()
     answered = any(row.answers or row.text for row in rows)
-    left = tuple(column for column in given if column in unread and not any(fnmatchcase(str(column), k) for k in known))
+    left = tuple(column for column in given if column in unread and not named_by(str(column), known))
     return name, rows, tuple(lost(given, left, answered)) if left else ()
