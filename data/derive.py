@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from data.formats import Reject, Row
+from data.formats import UNRANKED, Reject, Row
 from data.records import Demonstration, Document, Prompt, RankedAnswers
 
 
@@ -30,6 +30,8 @@ def as_demonstration(row: Row) -> list[Demonstration]:
     if not row.answers[0].strip():
         raise Reject("its answer is empty")
     _check_wanted(row)
+    if UNRANKED in row.notes and len(row.answers) > 1:
+        raise Reject("it has several answers, and nothing says which is best")
     return [Demonstration(prompt=_asked(row), answer=row.answers[0], finished=row.finished)]
 
 
@@ -72,7 +74,7 @@ def as_documents(row: Row) -> list[Document]:
     _check_wanted(row)
     texts: Iterable[str] = [row.text] if row.text else row.answers
     if row.messages:
-        before = "\n".join(f"{m.role} : {m.content.strip()}" for m in row.messages)
+        before = "\n".join(f"{m.role} : {m.content.strip()}{m.tool_calls}" for m in row.messages)
         joined = "".join(m.content for m in row.messages)
         texts = [joined + a if a[:1].isspace() else f"{before}\nassistant : {a}" for a in row.answers] or [before]
     return [Document(text=t, group=row.group, source=row.source) for t in texts if t.strip()]

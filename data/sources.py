@@ -56,7 +56,7 @@ class DataConfig(Config):
     text_unit: TextUnit = Field("auto", description="what a document is in a text file")
     ignore: tuple[str, ...] = Field(
         (),
-        description="columns, or patterns such as `note_*`, that are no part of prompts and answers; all others must be read",
+        description="columns, or patterns such as `note_*`, that no format has to read; others must be read",
     )
 
     @field_validator("ignore", mode="before")

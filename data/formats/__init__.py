@@ -7,7 +7,7 @@ cannot read raises ``Reject`` with the reason. Knows nothing of files, records o
 from data.formats.parsing import ASKED, parse
 from data.formats.ranking import MAX_ANSWERS
 from data.formats.reading import names_a_format
-from data.formats.rows import CELLS, DUPLICATE, MERGED, Format, Near, NoFormat, Reject, Row, Unread
+from data.formats.rows import CELLS, DUPLICATE, MERGED, UNRANKED, Format, Near, NoFormat, Reject, Row, Unread
 from data.formats.table import FORMATS
 from data.formats.trees import assembled
 
@@ -18,6 +18,7 @@ __all__ = [
     "FORMATS",
     "MAX_ANSWERS",
     "MERGED",
+    "UNRANKED",
     "Format",
     "Near",
     "NoFormat",

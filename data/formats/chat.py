@@ -153,6 +153,15 @@ CHAT: dict[str, Format] = {
         example={"messages": [{"role": "developer", "content": "Be brief."}, _Q, _A]},
         note="content may be text, parts of text, or null beside tool_calls; OpenAI's roles and their other names",
     ),
+    "paired turns": Format(
+        columns="conversation: [{human, assistant}]",
+        required=(WHOLE[1:],),
+        optional=(*SYSTEM, "finished"),
+        fits=_is_paired,
+        read=_paired_turns,
+        example={"conversation": [{"human": "Name a river.", "assistant": "The Ebro."}], "category": "geography"},
+        note="Firefly's form",
+    ),
     "sharegpt": Format(
         columns="conversations: [{from, value}]",
         required=(WHOLE[1:],),
@@ -163,15 +172,6 @@ CHAT: dict[str, Format] = {
             "conversations": [{"from": "human", "value": "Name a river."}, {"from": "gpt", "value": "The Ebro."}],
         },
         note="function_call and observation turns are a call of the assistant and the tool's answer",
-    ),
-    "paired turns": Format(
-        columns="conversation: [{human, assistant}]",
-        required=(WHOLE[1:],),
-        optional=(*SYSTEM, "finished"),
-        fits=_is_paired,
-        read=_paired_turns,
-        example={"conversation": [{"human": "Name a river.", "assistant": "The Ebro."}], "category": "geography"},
-        note="Firefly's form",
     ),
     "messages with a thumb": Format(
         columns="messages: [{role, content}], label",

@@ -92,7 +92,7 @@ def _shp(row: Mapping[str, Any]) -> list[Row]:
     answers = [string(row[name], name) for name in ("human_ref_A", "human_ref_B")]
     won = winner(row["labels"], "labels", 0)
     assert won is not None
-    return [_differ(duel(asked(row, None, turns(row["history"], "history")), answers, 1 - won))]
+    return [_differ(duel(turns(row["history"], "history"), answers, 1 - won))]
 
 
 def _webgpt(row: Mapping[str, Any]) -> list[Row]:

@@ -18,13 +18,18 @@ Candidates = tuple[tuple[str, frozenset[str]], ...]
 def under_our_names(row: Mapping[str, Any], columns: Mapping[str, str], ignore: Collection[str] = ()) -> dict[str, Any]:
     """The row by our names, without nulls (tables fill what is missing with them) and what is to be ignored.
 
-    A column that another takes the place of (``prompt`` in ``{prompt: question}``) is not read.
+    Args:
+        row: by its own names.
+        columns: our name -> theirs. A column of theirs that has our name but gives way to another one
+            (``prompt`` in ``{prompt: question}``) is there as ``prompt (theirs)``, so that it is not lost.
+        ignore: names, or patterns of names, of the row's own.
     """
     if not columns and not ignore:
         return {k: v for k, v in row.items() if v is not None}
     theirs = {their: our for our, their in columns.items()}
-    named = {theirs.get(k, k): v for k, v in row.items() if k in theirs or k not in columns}
-    return {k: v for k, v in named.items() if v is not None and not (ignore and named_by(str(k), ignore))}
+    own = {k: v for k, v in row.items() if v is not None and not (ignore and named_by(str(k), ignore))}
+    given_way = {our for our, their in columns.items() if our not in theirs and their in own}
+    return {f"{k} (theirs)" if k in given_way else theirs.get(k, k): v for k, v in own.items()}
 
 
 def named_by(name: str, patterns: Collection[str]) -> bool:
