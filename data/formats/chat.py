@@ -110,7 +110,7 @@ def _is_paired(row: Mapping[str, Any]) -> bool:
     return isinstance(first, Mapping) and not {"role", "from"} & set(first) and {"human", "user"} & set(first) != set()
 
 
-def _rejected_beside(row: Mapping[str, Any]) -> list[Row]:
+def _with_rejected(row: Mapping[str, Any]) -> list[Row]:
     """A conversation whose last turn is chosen, and another last turn that is rejected."""
     name = first_of(row, WHOLE)
     other = first_of(row, ("rejected_response", "rejected"))
@@ -186,7 +186,7 @@ CHAT: dict[str, Format] = {
         required=(WHOLE, ("rejected_response", "rejected")),
         optional=_EXTRAS,
         fits=_ends_with_assistant,
-        read=_rejected_beside,
+        read=_with_rejected,
         example={"messages": [_Q, _A], "rejected_response": "Rain."},
     ),
     "user and assistant": Format(

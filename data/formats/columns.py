@@ -1,6 +1,6 @@
 """Columns that no format reads: which may stand beside, and which would be lost without a word.
 
-``BESIDE`` are names of what describes a row and is no part of what is learnt, ``REFERENCES`` those of what a user's
+``METADATA`` are names of what describes a row and is no part of what is learnt, ``REFERENCES`` those of what a user's
 functions and evaluations are given. A column of another name is lost if it holds text, turns, or a number whose name
 says that it judges.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from data.formats.rows import Reject
 from data.formats.values import blank, words
 
-BESIDE = {
+METADATA = {
     "identity": "id uid uuid guid idx index hash sha sha256 md5 seed seed_task *_id *_ids *_id_list *_idx *_index "
     "*_hash *_sha256 id_*",
     "origin": "source data_source *_source dataset dataset_name dataset_version subset split origin url uri link *_url "
@@ -51,15 +51,15 @@ def _pattern(names: str) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(name).replace(r"\*", ".+") for name in names.split()))
 
 
-_BESIDE = _pattern(" ".join(BESIDE.values()))
+_METADATA = _pattern(" ".join(METADATA.values()))
 _REFERENCES = _pattern(REFERENCES)
 LONGEST_NAME = 300
 """Characters of a value that stands beside; a longer one under such a name is a text (addresses aside)."""
 
 
 @lru_cache(maxsize=4096)
-def stands_beside(name: str) -> bool:
-    return bool(_BESIDE.fullmatch(name.strip().lower()))
+def is_metadata(name: str) -> bool:
+    return bool(_METADATA.fullmatch(name.strip().lower()))
 
 
 @lru_cache(maxsize=4096)
@@ -91,9 +91,9 @@ def lost(row: Mapping[str, Any], names: Iterable[str], answered: bool) -> Iterat
     for name in names:
         value = row[name]
         name = str(name)
-        if blank(value) or (is_reference(name) and (not answered or name in _ALWAYS_BESIDE)):
+        if blank(value) or (is_reference(name) and (not answered or name in _ALWAYS_KEPT)):
             continue
-        if stands_beside(name):
+        if is_metadata(name):
             if isinstance(value, str) and len(value) > LONGEST_NAME and "://" not in value[:12]:
                 yield name
             continue
@@ -104,7 +104,7 @@ def lost(row: Mapping[str, Any], names: Iterable[str], answered: bool) -> Iterat
             yield name
 
 
-_ALWAYS_BESIDE = words(
+_ALWAYS_KEPT = words(
     "ground_truth ground_truths gold gold_answer reference references reference_answer reference_answers "
     "target expected_answer expected_output test_cases tests unit_tests rubric rubrics verifier "
     "reward_model env_config instruction_id_list kwargs"

@@ -120,7 +120,7 @@ def _prompt(row: Mapping[str, Any]) -> list[Row]:
     return [Row(messages=messages)] if any(m.role != "system" for m in messages) else _empty()
 
 
-def _mt_bench(row: Mapping[str, Any]) -> list[Row]:
+def _first_question(row: Mapping[str, Any]) -> list[Row]:
     """The first of a question's turns; those that follow ask about an answer that is not there."""
     first = listed(row["turns"], "turns")[:1]
     messages = turns(first[0], "turns") if first and isinstance(first[0], str) else ()
@@ -143,7 +143,7 @@ def _sampling_report(row: Mapping[str, Any]) -> list[Row]:
 
 
 _LATE = ("finished",)
-_BESIDE_HELPSTEER = ("correctness", "coherence", "complexity", "verbosity")
+_OTHER_SCORES = ("correctness", "coherence", "complexity", "verbosity")
 
 INSTRUCTIONS: dict[str, Format] = {
     "prompt and completion": Format(
@@ -180,7 +180,7 @@ INSTRUCTIONS: dict[str, Format] = {
     "scored completions": Format(
         columns="prompt, response, helpfulness",
         required=(QUESTION, ANSWER, SCORES),
-        optional=(*BEFORE, *_LATE, "input", *_BESIDE_HELPSTEER),
+        optional=(*BEFORE, *_LATE, "input", *_OTHER_SCORES),
         read=_score,
         example={
             "prompt": "Name a river.",
@@ -249,7 +249,7 @@ INSTRUCTIONS: dict[str, Format] = {
         columns="question_id, turns: [...]",
         required=("question_id", "turns"),
         optional=("reference",),
-        read=_mt_bench,
+        read=_first_question,
         example={"question_id": 81, "category": "writing", "turns": ["Name a river.", "And another."]},
         note="MT-Bench's form; the first question is the prompt",
     ),

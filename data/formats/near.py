@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from data.formats.columns import PICTURES, stands_beside
+from data.formats.columns import PICTURES, is_metadata
 from data.formats.reading import read, under_our_names
 from data.formats.rows import Near, Reject
 from data.formats.values import blank
@@ -54,7 +54,7 @@ def near_fits(given: Mapping[str, Any], known: Collection[str] = ()) -> tuple[Ne
         for k, v in given.items()
         if not blank(v) and not isinstance(v, bool | int | float) and str(k).lower() not in PICTURES
     ]
-    main = [k for k in texts if not stands_beside(str(k))] or texts
+    main = [k for k in texts if not is_metadata(str(k))] or texts
     ranked = []
     for order, (name, slots) in enumerate(TARGETS):
         for found, points in _mappings(given, main, slots):
@@ -127,7 +127,7 @@ def _fitted(
         if found != name or not rows:
             return None
         if not lost:
-            extra = tuple(str(k) for k in given if k not in slots and not stands_beside(str(k)))
+            extra = tuple(str(k) for k in given if k not in slots and not is_metadata(str(k)))
             missing = tuple(slot for slot in slots if slot in columns)
             return Near(format=name, missing=missing, extra=extra, columns=columns, ignore=ignore)
         ignore = tuple(map(str, lost))

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from data.common.errors import UserError, nearest
-from data.formats.columns import check_pictures, lost, stands_beside
+from data.formats.columns import check_pictures, is_metadata, lost
 from data.formats.rows import NoFormat, Reject, Row
 from data.formats.table import FORMATS
 
@@ -70,7 +70,7 @@ def _candidates(names: tuple[Any, ...], formats: tuple[str, ...]) -> Candidates:
         reads = FORMATS[name].reads(present)
         if reads is not None:
             unread = present - reads
-            count = sum(not stands_beside(str(column)) for column in unread)
+            count = sum(not is_metadata(str(column)) for column in unread)
             found.append((count, place, name, unread))
     return tuple((name, unread) for _, _, name, unread in sorted(found, key=lambda one: one[:2]))
 

@@ -46,7 +46,7 @@ _READ = frozenset(
         *_WEIGHTS,
     }
 )
-_BESIDE = words(
+_METADATA = words(
     "id index idx model timestamp date lang language type refusal audio annotations function markdown eval_correct"
 )
 
@@ -62,7 +62,7 @@ def message(turn: Any, name: str) -> Message:
             f"{name} has a turn of role {repr(said)[:60]}; known are user, assistant, system and tool, with their "
             "other names (human, gpt, developer, function, observation, ...)"
         )
-    if over := [k for k, v in turn.items() if k not in _READ and k not in _BESIDE and not blank(v)]:
+    if over := [k for k, v in turn.items() if k not in _READ and k not in _METADATA and not blank(v)]:
         raise Reject(f"a turn in {name} has {', '.join(map(repr, over))}, which nothing reads")
     role = "assistant" if lowered in CALLS else ROLES[lowered]
     given = next((turn[k] for k in ("content", "value", "text") if turn.get(k) is not None), None)
