@@ -31,14 +31,14 @@ class Lost:
 
 
 def nothing_usable(
-    source: str, kind: str, rejected: Iterable[tuple[str, str]], columns: Mapping[str, int], used_as: str = ""
+    source: str, kind: str, rejected: Iterable[tuple[str, str]], columns: Mapping[str, int], cure: str = ""
 ) -> str:
     """Why none of a source's rows is of the kind.
 
     Args:
         rejected: places and reasons.
         columns: those found.
-        used_as: what else its rows could be.
+        cure: what to write instead, in words.
     """
     found = list(rejected)
     reasons = Counter(reason for _, reason in found).most_common(1)
@@ -49,4 +49,7 @@ def nothing_usable(
     shown = list(columns)[:30]
     names = ", ".join(shown) + (f" and {len(columns) - 30} more" if len(columns) > 30 else "") or "none"
     known = "; ".join(f.columns for f in FORMATS.values())
-    return f"{source}: none of its {len(found)} rows can be used as {kind}{why}. Columns found: {names}. Known: {known}"
+    return (
+        f"{source}: none of its {len(found)} rows can be used as {kind}{why}{cure}. Columns found: {names}. "
+        f"Known: {known}"
+    )

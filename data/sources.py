@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from data.common.config import Config
 from data.common.errors import UserError, nearest
 from data.derive import KINDS
-from data.formats import Reject, Row, assembled, parse
+from data.formats import Reject, Row, assembled, hint, parse
 from data.judgements import gathered
 from data.readers import BadLine, Raw, TextUnit, extension, read_file
 from data.records import Message
@@ -287,7 +287,7 @@ def parse_file(path: Path, name: str, *, group_by: str | None = None, text_unit:
 
 
 def _of_kind(rows: Iterable[Parsed], kind: str, source: str) -> Loaded:
-    loaded, lost = Loaded(), Lost()
+    loaded, lost, other = Loaded(), Lost(), None
     for parsed in gathered(rows, kind):
         loaded.columns.update(parsed.columns)
         if parsed.row is None:
@@ -299,6 +299,7 @@ def _of_kind(rows: Iterable[Parsed], kind: str, source: str) -> Loaded:
             records = KINDS[kind](_text_as_prompt(parsed.row) if kind == "prompts" else parsed.row)
         except Reject as error:
             loaded.rejected.append(Rejected(parsed.place, str(error)))
+            other = other or parsed.row
             continue
         loaded.records += records
         loaded.formats[parsed.format] += 1
@@ -307,7 +308,7 @@ def _of_kind(rows: Iterable[Parsed], kind: str, source: str) -> Loaded:
         raise UserError(lost.message(source))
     if not loaded.records:
         rejected = ((r.source, r.reason) for r in loaded.rejected)
-        raise UserError(nothing_usable(source, kind, rejected, loaded.columns))
+        raise UserError(nothing_usable(source, kind, rejected, loaded.columns, hint(other, kind) if other else ""))
     return loaded
 
 

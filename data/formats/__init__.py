@@ -4,7 +4,7 @@ A format is chosen by all of a row's columns; a column that it would lose is nam
 cannot read raises ``Reject`` with the reason. Knows nothing of files, records or splits (see ``derive.py``).
 """
 
-from data.formats.parsing import ASKED, parse
+from data.formats.parsing import ASKED, hint, parse
 from data.formats.ranking import MAX_ANSWERS
 from data.formats.reading import names_a_format
 from data.formats.rows import CELLS, DUPLICATE, MERGED, UNRANKED, Format, Near, NoFormat, Reject, Row, Unread
@@ -26,6 +26,7 @@ __all__ = [
     "Row",
     "Unread",
     "assembled",
+    "hint",
     "names_a_format",
     "parse",
 ]

@@ -59,6 +59,8 @@ def _messages(row: Mapping[str, Any]) -> list[Row]:
         return texts
     given = [message(turn, name) for turn in raw]
     _check_mask(row)
+    if row.get("prompt") and not any(string(row["prompt"], "prompt").strip() in m.content for m in given):
+        raise Reject(f"prompt is none of the turns in {name}")
     system = system_of(row)
     if system and given[:1] and given[0].role == "system" and given[0].content.strip() == system[0].content.strip():
         system = ()
@@ -88,16 +90,23 @@ def _check_mask(row: Mapping[str, Any]) -> None:
         raise Reject(f"mask is {mask[:40]!r}: only the user's turns can be left out of training")
 
 
+_SIDES = {**ROLES, "input": ROLES["user"], "output": ROLES["assistant"]}
+
+
 def _paired_turns(row: Mapping[str, Any]) -> list[Row]:
-    """``conversation: [{human, assistant}, ...]``, as Firefly has it."""
+    """``conversation: [{human, assistant}, ...]``, as Firefly has it, or texts in turn."""
     name = first_of(row, WHOLE)
     assert name is not None
     out = list(system_of(row))
     for turn in listed(row[name], name):
+        if isinstance(turn, str):
+            last = out[-1].role if out else "assistant"
+            out.append(Message(role="assistant" if last == "user" else "user", content=string(turn, name)))
+            continue
         if not isinstance(turn, Mapping):
             raise Reject(f"{name} holds a turn that is no object")
         for speaker, text in turn.items():
-            role = ROLES.get(str(speaker).lower())
+            role = _SIDES.get(str(speaker).lower())
             if role is None:
                 raise Reject(f"{name} has a turn of {str(speaker)[:40]!r}; known are human and assistant")
             out.append(Message(role=role, content=string(text, f"a turn in {name}")))
@@ -107,13 +116,15 @@ def _paired_turns(row: Mapping[str, Any]) -> list[Row]:
 def _is_paired(row: Mapping[str, Any]) -> bool:
     turns = next((row[name] for name in WHOLE if name in row), None)
     first = turns[0] if isinstance(turns, list) and turns else None
-    return isinstance(first, Mapping) and not {"role", "from"} & set(first) and {"human", "user"} & set(first) != set()
+    if isinstance(first, str):
+        return True
+    return isinstance(first, Mapping) and not {"role", "from"} & set(first) and set(first) <= set(_SIDES)
 
 
 def _with_rejected(row: Mapping[str, Any]) -> list[Row]:
     """A conversation whose last turn is chosen, and another last turn that is rejected."""
     name = first_of(row, WHOLE)
-    other = first_of(row, ("rejected_response", "rejected"))
+    other = first_of(row, ("rejected_response", "rejected", "rejected_messages"))
     assert name is not None and other is not None
     [made] = _messages({k: v for k, v in row.items() if k not in LABELS})
     if not made.answers:
@@ -141,14 +152,14 @@ def _user_and_assistant(row: Mapping[str, Any]) -> list[Row]:
     return [single(asked(row, question), string(row[reply], reply), row)]
 
 
-_EXTRAS = (*SYSTEM, "tools", "functions", "finished", "mask")
+_EXTRAS = (*SYSTEM, "tools", "functions", "finished", "mask", "parallel_tool_calls")
 _Q, _A = {"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Ebro."}
 
 CHAT: dict[str, Format] = {
     "messages": Format(
         columns="messages: [{role, content}]",
         required=("messages",),
-        optional=_EXTRAS,
+        optional=("prompt", *_EXTRAS),
         read=_messages,
         example={"messages": [{"role": "developer", "content": "Be brief."}, _Q, _A]},
         note="content may be text, parts of text, or null beside tool_calls; OpenAI's roles and their other names",
@@ -160,7 +171,7 @@ CHAT: dict[str, Format] = {
         fits=_is_paired,
         read=_paired_turns,
         example={"conversation": [{"human": "Name a river.", "assistant": "The Ebro."}], "category": "geography"},
-        note="Firefly's form",
+        note="Firefly's form; input and output, or texts that take turns, are read as well",
     ),
     "sharegpt": Format(
         columns="conversations: [{from, value}]",
@@ -183,7 +194,7 @@ CHAT: dict[str, Format] = {
     ),
     "messages with a rejected answer": Format(
         columns="messages: [..., the chosen answer], rejected_response",
-        required=(WHOLE, ("rejected_response", "rejected")),
+        required=(WHOLE, ("rejected_response", "rejected", "rejected_messages")),
         optional=_EXTRAS,
         fits=_ends_with_assistant,
         read=_with_rejected,

@@ -16,14 +16,15 @@ from data.formats.rows import Reject
 from data.formats.values import blank, words
 
 METADATA = {
-    "identity": "id uid uuid guid idx index hash sha sha256 md5 seed seed_task *_id *_ids *_id_list *_idx *_index "
+    "identity": "id qid uid uuid guid idx index hash sha sha256 md5 seed seed_task *_id *_ids *_id_list *_idx *_index "
     "*_hash *_sha256 id_*",
-    "origin": "source data_source *_source dataset dataset_name dataset_version subset split origin url uri link *_url "
-    "file filename file_name path *_path license licence copyright version meta metadata extra extra_info info",
+    "origin": "source data_source *_source dataset dataset_name dataset_version subset split datasplit origin url uri "
+    "link *_url file filename file_name path *_path license licence copyright version meta "
+    "metadata extra extra_info info",
     "kind": "category *_category categories type *_type task *_task task_name domain topic subject field level "
-    "difficulty skill ability tag tags keywords keyword lang language *_lang *_language name title motivation_app is_*",
-    "maker": "model model_name *_model model_a model_b models generator author annotator annotator_* evaluator judge "
-    "worker created_by reviewer",
+    "difficulty skill ability tag tags keywords keyword lang language *_lang *_language kind name title motivation_app",
+    "maker": "model model_name *_model model_a model_b models generator generator_* author annotator "
+    "annotator_* evaluator judge worker created_by reviewer",
     "time": "date datetime time timestamp tstamp created created_at *_at *_date *_time",
     "counts": "length *_length n_* num_* *_count token_count tokens n_tokens count turns_count",
     "groups": "group cluster *_cluster fold",
@@ -41,9 +42,10 @@ REFERENCES = (
 PICTURES = words("image images video videos audio audios image_path image_paths pixel_values")
 TURNS = frozenset({"role", "from", "content", "value"})
 _JUDGES = re.compile(
-    r"(^|_)(score|scores|rank|ranks|ranking|label|labels|reward|rewards|rating|ratings|preference|preferred|winner|vote"
-    r"|votes|liked|like|better|best|helpful|helpfulness|margin|quality|tag|judgement|judgment|loss|weight|safe|upvotes"
-    r"|thumb|thumbs)(_|$|\d)"
+    r"(^|[^a-z])(score|scores|rank|ranks|ranking|label|labels|reward|rewards|rating|ratings|preference|preferred|winner|vote"
+    r"|votes|liked|like|better|best|helpful|helpfulness|margin|quality|tag|judgement|judgment|loss|weight|upvotes|correct|correctness"
+    r"|harmful|harmless|safe|unsafe|accepted|acceptable|approved"
+    r"|thumb|thumbs)([^a-z]|$)"
 )
 
 
@@ -57,20 +59,25 @@ LONGEST_NAME = 300
 """Characters of a value that stands beside; a longer one under such a name is a text (addresses aside)."""
 
 
+def plain(name: str) -> str:
+    """A name in small letters with ``_`` between its words."""
+    return re.sub(r"[\s.-]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.strip())).lower()
+
+
 @lru_cache(maxsize=4096)
 def is_metadata(name: str) -> bool:
-    return bool(_METADATA.fullmatch(name.strip().lower()))
+    return bool(_METADATA.fullmatch(plain(name)))
 
 
 @lru_cache(maxsize=4096)
 def is_reference(name: str) -> bool:
-    return bool(_REFERENCES.fullmatch(name.strip().lower()))
+    return bool(_REFERENCES.fullmatch(plain(name)))
 
 
 @lru_cache(maxsize=4096)
 def judges(name: str) -> bool:
     """Whether a number of this name would be a judgement."""
-    return bool(_JUDGES.search(name.strip().lower()))
+    return bool(_JUDGES.search(plain(name)))
 
 
 def check_pictures(row: Mapping[str, Any]) -> None:

@@ -100,7 +100,9 @@ def _dolly(row: Mapping[str, Any]) -> list[Row]:
 
 
 def _input_output(row: Mapping[str, Any]) -> list[Row]:
-    return [single(asked(row, "input"), answer(row["output"], "output"), row)]
+    name = first_of(row, ("output", "target"))
+    assert name is not None
+    return [single(asked(row, "input"), answer(row[name], name), row)]
 
 
 def _self_instruct(row: Mapping[str, Any]) -> list[Row]:
@@ -123,7 +125,8 @@ def _prompt(row: Mapping[str, Any]) -> list[Row]:
 def _first_question(row: Mapping[str, Any]) -> list[Row]:
     """The first of a question's turns; those that follow ask about an answer that is not there."""
     first = listed(row["turns"], "turns")[:1]
-    messages = turns(first[0], "turns") if first and isinstance(first[0], str) else ()
+    text = first[0].get("content") if first and isinstance(first[0], Mapping) else (first or [None])[0]
+    messages = turns(text, "turns") if isinstance(text, str) else ()
     if not messages:
         raise Reject("turns holds no question as text")
     notes = ("questions after the first, which ask about an answer that is not there, left out",)
@@ -232,7 +235,7 @@ INSTRUCTIONS: dict[str, Format] = {
     ),
     "input and output": Format(
         columns="input, output",
-        required=("input", "output"),
+        required=("input", ("output", "target")),
         optional=(*SYSTEM, "history", *_LATE),
         read=_input_output,
         example={"input": "Name a river.", "output": "The Ebro."},

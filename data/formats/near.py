@@ -45,8 +45,14 @@ FEW = 2
 """Columns of a format up to which they may be taken by their order, where the row has at most one text more."""
 
 
-def near_fits(given: Mapping[str, Any], known: Collection[str] = ()) -> tuple[Near, ...]:
-    """The two formats that come nearest, with what makes each fit; fewer where nothing does."""
+def near_fits(given: Mapping[str, Any], known: Collection[str] = (), targets: Collection[str] = ()) -> tuple[Near, ...]:
+    """The two formats that come nearest, with what makes each fit; fewer where nothing does.
+
+    Args:
+        given: a row by our names.
+        known: columns that somebody else reads.
+        targets: the formats to choose from; all where none is named.
+    """
     if len(given) > WIDEST:
         return ()
     texts = [
@@ -57,6 +63,8 @@ def near_fits(given: Mapping[str, Any], known: Collection[str] = ()) -> tuple[Ne
     main = [k for k in texts if not is_metadata(str(k))] or texts
     ranked = []
     for order, (name, slots) in enumerate(TARGETS):
+        if targets and name not in targets:
+            continue
         for found, points in _mappings(given, main, slots):
             fitted = _fitted(given, name, slots, found, known)
             if fitted is not None:

@@ -64,7 +64,14 @@ def parse(
     try:
         name, rows, lost = read(given, format, others)
     except NoFormat as error:
-        raise _no_format(str(error), given, row, others) from None
+        small = {str(k).strip().lower(): v for k, v in given.items()}
+        if len(small) < len(given) or small.keys() == given.keys():
+            raise _no_format(str(error), given, row, others) from None
+        try:  # the same names in capitals
+            name, rows, lost = read(small, format, others)
+        except Reject:
+            raise _no_format(str(error), given, row, others) from None
+        given = small
     if lost:
         raise _unread(given, name, lost, others)
     group = ""
@@ -89,6 +96,26 @@ def _category(given: Mapping[str, Any], name: str) -> str:
     if name == "labelled text":
         value = str(given.get("label", given.get("labels")))
     return value if isinstance(value, str) and encodable(value) else ""
+
+
+USED_AS = {
+    "demonstrations": ("prompt and completion", "messages"),
+    "rankings": ("preference", "ranked answers", "thumbs"),
+    "prompts": ("prompts",),
+    "documents": ("text",),
+}
+"""Formats that make records of a kind."""
+
+
+def hint(row: Row, kind: str) -> str:
+    """What to write so that a row of another kind can be used as this one, in words; empty where nothing helps."""
+    given = dict(row.columns)
+    if row.messages:
+        given["prompt"] = row.messages[-1].content
+    elif row.text:
+        given["text"] = row.text
+    near = near_fits(given, targets=USED_AS[kind])
+    return f". To use them as {kind}: {'; '.join(map(said, near))}" if near else ""
 
 
 def said(near: Near) -> str:

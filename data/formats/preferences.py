@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from data.formats.chat import finished_of
-from data.formats.instructions import instruction
+from data.formats.instructions import QUESTION, asked_any, instruction
 from data.formats.ranking import PAIR_SCORES, Side, pair, side
 from data.formats.rows import Format, Reject, Row
-from data.formats.turns import BEFORE, asked, conversation, message
+from data.formats.turns import BEFORE, asked, conversation, conversation_prompt, message, transcript
 from data.formats.values import blank, first_of, listed, string
 from data.records import Message
 
@@ -50,17 +50,29 @@ def _instructed(row: Mapping[str, Any]) -> list[Row]:
     return _two(row, asked(row, None, instruction(row["instruction"], row.get("input", ""))))
 
 
+def _response_first(row: Mapping[str, Any]) -> list[Row]:
+    """The usual answer is chosen, and another is rejected."""
+    name = first_of(row, ("response", "answer", "completion", "output"))
+    assert name is not None
+    messages = asked_any(row)
+    both = [side(row[one], one, messages) for one in (name, "rejected_response")]
+    return [replace(pair(both, row, (name, "rejected_response")), finished=finished_of(row))]
+
+
+def _openai(row: Mapping[str, Any]) -> list[Row]:
+    """``input`` with messages and tools, and the two outputs as turns."""
+    given = row["input"]
+    raw = listed(given.get("messages"), "input.messages")
+    messages = asked(given, None, conversation_prompt(raw, "input.messages"))
+    names = ("preferred_output", "non_preferred_output")
+    return [pair([side(row[name], name, messages) for name in names], row, names)]
+
+
 def _hh(row: Mapping[str, Any]) -> list[Row]:
     """Two transcripts with "\\n\\nHuman:" and "\\n\\nAssistant:" turns that differ in the last."""
     both: list[Side] = []
     for name in ("chosen", "rejected"):
-        parts = re.split(r"(?:^|\n\n)(Human|Assistant):", string(row[name], name))
-        roles = ["user" if p == "Human" else "assistant" for p in parts[1::2]]
-        turns = [Message(role=r, content=c.strip()) for r, c in zip(roles, parts[2::2], strict=True)]  # type: ignore[arg-type]
-        if parts[0].strip():
-            raise Reject(f"{name} does not start with a turn")
-        if not turns or turns[-1].role != "assistant":
-            raise Reject(f"{name} does not end with a turn of the assistant")
+        turns = transcript(string(row[name], name), name)
         if not turns[-1].content:
             both.append((conversation(turns[:-1], name).messages, "", ()))
             continue
@@ -131,6 +143,20 @@ PREFERENCES: dict[str, Format] = {
         optional=_MORE,
         read=_preference,
         example={"prompt": "Name a river.", "chosen_response": "The Ebro.", "rejected_response": "Rain."},
+    ),
+    "response and rejected_response": Format(
+        columns="query, response, rejected_response",
+        required=(QUESTION, ("response", "answer", "completion", "output"), "rejected_response"),
+        optional=("input", *_MORE),
+        read=_response_first,
+        example={"query": "Name a river.", "response": "The Ebro.", "rejected_response": "Rain."},
+    ),
+    "OpenAI preference": Format(
+        columns="input: {messages}, preferred_output, non_preferred_output",
+        required=("input", "preferred_output", "non_preferred_output"),
+        fits=lambda row: isinstance(row["input"], Mapping),
+        read=_openai,
+        example={"input": {"messages": [_Q], "tools": []}, "preferred_output": [_A], "non_preferred_output": [_B]},
     ),
     "chosen_messages and rejected_messages": Format(
         columns="chosen_messages, rejected_messages",

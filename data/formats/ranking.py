@@ -23,6 +23,7 @@ PAIR_SCORES = (
     ("chosen_score", "rejected_score"),
     ("chosen_rating", "rejected_rating"),
     ("rating_chosen", "rating_rejected"),
+    ("chosen-rating", "rejected-rating"),
     ("chosen_reward", "rejected_reward"),
     ("reward_chosen", "reward_rejected"),
 )
@@ -147,11 +148,13 @@ def winner(value: Any, name: str, low: int | None = None) -> int | None:
     Args:
         value: "a", "model_a", "a-is-better", "A", "tie (bothbad)" and the like, or a number.
         name: of the column, for messages.
-        low: the number that stands for the first (0 or 1) where numbers are allowed.
+        low: the number that stands for the first (0 or 1) where numbers are allowed; one between leans to a side.
     """
     if isinstance(value, bool):
         raise Reject(f"{name} is true or false, which names no side")
     word = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
+    if low is not None and re.fullmatch(r"[0-9]+\.[0-9]+", word) and low <= float(word) <= low + 1:
+        return None if float(word) == low + 0.5 else int(float(word) > low + 0.5)
     parts = [w for w in re.split(r"[^a-z0-9]+", word) if w]
     if low is not None and re.fullmatch(r"-?[0-9]+", word):
         if int(word) not in (low, low + 1):

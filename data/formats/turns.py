@@ -178,8 +178,30 @@ def turns(value: Any, name: str) -> tuple[Message, ...]:
         value = [value]
     if not isinstance(value, list):
         text = string(value, name)
+        if _TRANSCRIPT.match(text):
+            return tuple(transcript(text, name)[:-1])
         return (Message(role="user", content=text),) if text.strip() else ()
     return tuple(message(turn, name) for turn in value)
+
+
+_TRANSCRIPT = re.compile(r"\s*Human:.*\n\nAssistant:\s*\Z", re.DOTALL)
+"""A prompt as Anthropic's data has it, that ends where the assistant is to speak."""
+
+
+def transcript(text: str, name: str) -> list[Message]:
+    """Turns of a text with "\\n\\nHuman:" and "\\n\\nAssistant:" before each; the last may be empty.
+
+    Raises:
+        Reject: it does not begin and end with a turn.
+    """
+    parts = re.split(r"(?:^\s*|\n\n)(Human|Assistant):", text)
+    if parts[0].strip():
+        raise Reject(f"{name} does not start with a turn")
+    roles: list[Role] = ["user" if p == "Human" else "assistant" for p in parts[1::2]]
+    found = [Message(role=r, content=c.strip()) for r, c in zip(roles, parts[2::2], strict=True)]
+    if not found or found[-1].role != "assistant":
+        raise Reject(f"{name} does not end with a turn of the assistant")
+    return found
 
 
 def answer(value: Any, name: str) -> str:

@@ -175,3 +175,12 @@ def test_a_source_is_refused_once_for_its_unread_columns(tmp_path):
     message = str(caught.value)
     assert message.count("ignore: [persona]") == 1 and "persona (50 rows)" in message and "a.jsonl:1" in message
     assert len(load(ignore="persona").records) == len(load(ignore=["per*"]).records) == 50
+
+
+def test_prompts_with_references_say_how_they_become_demonstrations(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "q", "solution": "a"}) + "\n")
+    config = DataConfig()
+    [prompt] = load_records(["a.jsonl"], "prompts", config, seed=0, base_dir=tmp_path).records
+    assert prompt.columns == {"solution": "a"}
+    with pytest.raises(UserError, match=r"`columns: {completion: solution}`"):
+        load_records(["a.jsonl"], "demonstrations", config, seed=0, base_dir=tmp_path)

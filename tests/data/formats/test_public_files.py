@@ -111,6 +111,7 @@ PIRATE = "s:Speak like a pirate.|"
 BOTH = [(B, (CLOTH, NOTHING), (0, 1)), (N, (EBRO, RAIN), (0, 1))]
 SHAPES = {
     "c12_data4.json": [("u:a?", ("b",), (0,)), ("u:c?", ("d",), (0,))],
+    "c26_upper.csv": [("u:a?", ("b",), (0,)), ("u:c?", ("d",), (0,))],
     "c32_array.jsonl": [("u:a?", ("b",), (0,)), ("u:c?", ("d",), (0,))],
     "i03_oasst_tree.jsonl": [("u:Name a tree", ("Oak.", "A fish."), (0, 1))],
     "i04_chosen_response.jsonl": [("u:Name a tree", ("Oak", "Fish"), (0, 1))],
@@ -143,7 +144,6 @@ SHAPES = {
 REFUSED = {
     "i01_images.json": "column images",
     "r13_score_contra.jsonl": "2 of chosen and 9 of rejected, against the choice",
-    "c26_upper.csv": "`columns: {prompt: Prompt, completion: Completion}`",
 }
 
 

@@ -37,6 +37,8 @@ EXAMPLES = {
     "orca pairs": ("s:Speak like a pirate.|" + Q, BETTER, WORSE),
     "alpaca preference": (Q + "\n\nIn Spain.", BETTER, WORSE),
     "chosen_response and rejected_response": (Q, BETTER, WORSE),
+    "response and rejected_response": (Q, BETTER, WORSE),
+    "OpenAI preference": (Q, BETTER, WORSE),
     "chosen_messages and rejected_messages": (Q, BETTER, WORSE),
     "messages": ("s:Be brief.|" + Q, BETTER[:1], (0,)),
     "paired turns": (Q, BETTER[:1], (0,)),
@@ -159,3 +161,37 @@ def test_rows_that_are_lists_of_turns_or_texts():
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     assert parse(turns)[1][0].answers == ("a",)
     assert parse("a line")[1][0].text == "a line"
+
+
+USER, GOOD = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answers"),
+    [
+        ({"prompt": "q", "prompt_id": "1", "messages": [USER, GOOD]}, "u:q", ("a",)),
+        ({"conversations": ["q", "b", "r", "a"], "source": "lima"}, "u:q|a:b|u:r", ("a",)),
+        ({"conversation": [{"input": "q", "output": "a"}], "num_turns": 1}, "u:q", ("a",)),
+        ({"kind": "NLI", "input": "q", "target": "a"}, "u:q", ("a",)),
+        ({"id": "1", "system_prompt": "s", "question": "q", "response": "a"}, "s:s|u:q", ("a",)),
+        ({"INSTRUCTION": "q", "RESPONSE": "a", "SOURCE": "x"}, "u:q", ("a",)),
+        ({"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}],
+          "turns": 1, "num_responses": 2}, "u:q", ("a", "b")),
+        ({"messages": [USER, GOOD], "rejected_messages": [USER, {"role": "assistant", "content": "b"}]}, "u:q",
+         ("a", "b")),
+        ({"instruction": "q", "output_1": "b", "output_2": "a", "generator_1": "x", "preference": 1.9}, "u:q",
+         ("a", "b")),
+        ({"instruction": "q", "chosen": [USER, GOOD], "rejected": [USER, {"role": "assistant", "content": "b"}],
+          "chosen-rating": 5, "rejected-rating": 3, "chosen-model": "m"}, "u:q", ("a", "b")),
+        ({"question_id": "1", "category": "c", "cluster": "d", "turns": [{"content": "q"}]}, "u:q", ()),
+    ],
+)  # fmt: skip
+def test_files_that_are_often_met(row, prompt, answers):
+    [one] = parse(row)[1]
+    assert (turns_of(one.messages), one.answers) == (prompt, answers)
+
+
+@pytest.mark.parametrize("name", ["is_safe", "isSafe", "human-score", "Reward", "is_correct", "harmful"])
+def test_a_judgement_is_not_lost_whatever_its_name_looks_like(name):
+    with pytest.raises(Unread, match=name):
+        parse({"prompt": "q", "response": "a", "category": {"drugs": True}, name: False})
