@@ -72,10 +72,10 @@ def _messages(row: Mapping[str, Any]) -> list[Row]:
 
 def _pretraining(raw: list[Any], name: str) -> list[Row]:
     """Plain texts that stand in turns of the role ``pretrain``."""
-    roles = {turn.get("role") for turn in raw if isinstance(turn, Mapping)}
-    if PRETRAIN not in roles:
+    plain = [isinstance(turn, Mapping) and turn.get("role") == PRETRAIN for turn in raw]
+    if not any(plain):
         return []
-    if roles != {PRETRAIN}:
+    if not all(plain):
         raise Reject(f"{name} mixes turns of role 'pretrain' with others")
     texts = [string(turn.get("content"), f"a turn in {name}") for turn in raw]
     if any(not text.strip() for text in texts):

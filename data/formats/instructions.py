@@ -139,7 +139,10 @@ def _sampling_report(row: Mapping[str, Any]) -> list[Row]:
     for one in listed(row["prompts"], "prompts"):
         if not isinstance(one, Mapping) or "prompt" not in one:
             raise Reject("prompts must hold objects with prompt and results")
-        outputs = [o for result in one.get("results", []) for o in result.get("outputs", [])]
+        results = listed(one.get("results") or [], "results")
+        if any(not isinstance(result, Mapping) for result in results):
+            raise Reject("results must hold objects with outputs")
+        outputs = [o for result in results for o in listed(result.get("outputs") or [], "outputs")]
         messages = turns(one["prompt"], "prompt")
         rows.append(unranked(messages, [string(o, "outputs") for o in outputs]) if outputs else Row(messages=messages))
     return rows

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.formats.rows import DUPLICATE, NO_ANSWER, NO_PROMPT, SAME, TIED, UNRANKED, Reject, Row
 from data.formats.turns import answer, check, conversation, message
-from data.formats.values import blank, number, parsed, words
+from data.formats.values import blank, number, parsed, string, words
 from data.records import Message, ranks_from_scores
 
 MAX_ANSWERS = 1000
@@ -172,11 +172,10 @@ def texts_of(value: Any, name: str) -> list[str]:
     """One text, or several that a table holds as a JSON list (turns of one side)."""
     if isinstance(value, str) and value[:1] == "[":
         value = parsed(value, name)
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list) or not value or any(not isinstance(v, str) for v in value):
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not found or any(not isinstance(v, str) for v in found):
         raise Reject(f"{name} holds no texts")
-    return value
+    return [string(v, name) for v in found]
 
 
 def turn_about(asked: Sequence[str], said: Sequence[str], name: str) -> tuple[tuple[Message, ...], str]:

@@ -21,7 +21,8 @@ _ITEM_SCORES = ("score", "overall_score", "fine-grained_score", "rating", "rewar
 
 def _cells(row: Mapping[str, Any]) -> list[Row]:
     """A tab-separated line: answers best first, no prompt."""
-    answers = [string(cell, "a cell") for cell in row[CELLS] if cell.strip()]
+    cells = [string(cell, "a cell") for cell in listed(row[CELLS], "cells")]
+    answers = [cell for cell in cells if cell.strip()]
     return [ranking((), answers, range(len(answers)))]
 
 

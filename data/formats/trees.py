@@ -15,6 +15,9 @@ from data.formats.values import number, string
 from data.records import Message
 
 UNJUDGED = "answers without a rank left out"
+AGAIN = "(again)"
+"""Stands for the parent of a message whose id came before in a dump."""
+
 DEEPEST = 200
 """Turns of a conversation in a tree."""
 
@@ -48,6 +51,10 @@ def _tree(row: Mapping[str, Any]) -> list[Row]:
 
 
 def _node(row: Mapping[str, Any]) -> list[Row]:
+    if row.get("parent_id") == AGAIN:
+        raise Reject(f"its message_id {str(row.get('message_id'))[:40]!r} came before")
+    if row.get("parent_id"):
+        raise Reject("its parent is not in the file, or they are parents of each other")
     return _rows_of(row)
 
 
@@ -116,7 +123,9 @@ def assembled(rows: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T | dict[str
     for place, row in rows:
         if is_dump(row):
             assert isinstance(row, Mapping)
-            nodes[str(row["message_id"])] = (place, {**row, "replies": []})
+            node = {**row, "replies": []}
+            if nodes.setdefault(str(row["message_id"]), (place, node))[1] is not node:
+                yield place, {**node, "parent_id": AGAIN}
         else:
             yield place, row
     roots = []
@@ -126,11 +135,17 @@ def assembled(rows: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T | dict[str
             roots.append((place, node))
         else:
             parent[1]["replies"].append(node)
+    reached = {id(node) for _, root in roots for node in _below(root)}
     yield from roots
+    yield from ((place, node) for place, node in nodes.values() if id(node) not in reached)  # parents of each other
 
 
-def _orphan(row: Mapping[str, Any]) -> bool:
-    return not row.get("parent_id")
+def _below(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += node["replies"]
 
 
 def _is_tree(row: Mapping[str, Any]) -> bool:
@@ -158,7 +173,6 @@ TREES: dict[str, Format] = {
         columns="text, role, replies",
         required=("text", "role", "replies"),
         optional=_NODE,
-        fits=_orphan,
         read=_node,
         example={"message_id": "1", "text": "Name a river.", "role": "prompter", "replies": [_LEAF, _OTHER]},
         note="also what the lines of a dump (message_id, parent_id, text, role, rank) are put together to",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from data.formats import FORMATS, Unread, parse
+from data.formats import FORMATS, Reject, Unread, parse
 from data.judgements import gathered
 from data.sources import Parsed
 from tests.support.raw_rows import records, turns_of, understood
@@ -195,3 +195,46 @@ def test_files_that_are_often_met(row, prompt, answers):
 def test_a_judgement_is_not_lost_whatever_its_name_looks_like(name):
     with pytest.raises(Unread, match=name):
         parse({"prompt": "q", "response": "a", "category": {"drugs": True}, name: False})
+
+
+WEIRD = (
+    *(None, "", " ", "text", 0, -1, 1.5, True, float("nan"), 10**400, "[", "[1]", "\ud800"),
+    *([], {}, [None], [[]], [{}], [1, "a"], {"a": []}, {"role": "user"}, [{"role": "user", "content": 3}]),
+)
+
+
+def spoilt(value, weird):
+    """The value with each of its parts, one at a time, in the weird one's place."""
+    yield weird
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from ({**value, key: other} for other in spoilt(inner, weird))
+            yield {k: v for k, v in value.items() if k != key}
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from ([*value[:i], other, *value[i + 1 :]] for other in spoilt(inner, weird))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_spoilt_row_is_read_or_refused_and_nothing_else(name):
+    for weird in WEIRD:
+        for row in spoilt(FORMATS[name].example, weird):
+            for forced in (None, name):
+                try:
+                    rows = parse(row, format=forced)[1]
+                except Reject as error:
+                    assert str(error)
+                else:
+                    assert all(len(r.answers) == len(r.ranks) for r in rows)
+                    records([Parsed("f:1", name, r) for r in rows], "rankings")
+
+
+def test_messages_of_a_dump_without_their_parents_are_named():
+    def node(own, parent, role="prompter"):
+        return {"message_id": own, "parent_id": parent, "text": "t" + own, "role": role}
+
+    found = understood([node("1", None), node("2", "1", "assistant"), node("3", "gone", "assistant"), node("4", "5"),
+                        node("5", "4", "assistant"), node("2", "1", "assistant")])  # fmt: skip
+    assert len([one for one in found if one.row]) == 1
+    reasons = sorted(one.reason for one in found if one.row is None)
+    assert len(reasons) == 4 and "came before" in reasons[0] and all("parent" in r for r in reasons[1:])
