@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from data.formats import FORMATS, Reject, Unread, parse
@@ -197,7 +199,7 @@ def test_a_judgement_is_not_lost_whatever_its_name_looks_like(name):
         parse({"prompt": "q", "response": "a", "category": {"drugs": True}, name: False})
 
 
-WEIRD = (
+WEIRD: tuple[Any, ...] = (
     *(None, "", " ", "text", 0, -1, 1.5, True, float("nan"), 10**400, "[", "[1]", "\ud800"),
     *([], {}, [None], [[]], [{}], [1, "a"], {"a": []}, {"role": "user"}, [{"role": "user", "content": 3}]),
 )
