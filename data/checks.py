@@ -16,6 +16,7 @@ from typing import Any
 from data.common.errors import UserError, nearest
 from data.derive import KINDS
 from data.formats import FORMATS, Reject, Row
+from data.judgements import gathered
 from data.readers import extension
 from data.records import group_of, normalise
 from data.sources import Parsed, Rejected, parse_file
@@ -143,7 +144,7 @@ def _check(file: str, parsed: Sequence[Parsed], count_tokens: Callable[[list[str
         rows=len({p.place for p in parsed}),
         formats=dict(Counter(p.format for p in good)),
         columns=dict(Counter(c for p in parsed for c in p.columns)),
-        usable=_usable(rows, prompts_only=extension(Path(file)) in (".txt", ".text", ".md")),
+        usable=_usable(good, prompts_only=extension(Path(file)) in (".txt", ".text", ".md")),
         bad=tuple(Rejected(p.place, p.reason) for p in parsed if p.row is None),
         notes=dict(Counter(n for r in rows for n in r.notes)),
         duplicates=tuple(duplicates),
@@ -157,11 +158,11 @@ def _check(file: str, parsed: Sequence[Parsed], count_tokens: Callable[[list[str
     )
 
 
-def _usable(rows: Sequence[Row], *, prompts_only: bool) -> dict[str, int]:
+def _usable(parsed: Sequence[Parsed], *, prompts_only: bool) -> dict[str, int]:
     counts = {}
     for kind, make in KINDS.items():
         counts[kind] = 0
-        for row in rows:
+        for row in (one.row for one in gathered(parsed, kind) if one.row is not None):
             try:
                 counts[kind] += bool(make(row))
             except Reject:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from data.formats import Reject, Row
+from data.formats import UNRANKED, Reject, Row
 from data.records import Demonstration, Document, Prompt, RankedAnswers
 
 
@@ -29,17 +29,41 @@ def as_demonstration(row: Row) -> list[Demonstration]:
         raise Reject("it has no answer")
     if not row.answers[0].strip():
         raise Reject("its answer is empty")
+    _check_wanted(row)
+    if UNRANKED in row.notes and len(row.answers) > 1:
+        raise Reject("it has several answers, and nothing says which is best")
     return [Demonstration(prompt=_asked(row), answer=row.answers[0], finished=row.finished)]
 
 
+def _check_wanted(row: Row) -> None:
+    """Refuse an answer that its label says is not wanted: it must not be learnt."""
+    if row.judged == "label" and row.scores == (0.0,):
+        raise Reject("its label says that the answer is not wanted")
+
+
 def as_ranking(row: Row) -> list[RankedAnswers]:
+    if row.judged and len(row.answers) == 1:
+        what = "one liked and one not" if row.judged == "label" else "of unlike scores"
+        raise Reject(f"its answer is judged alone; a ranking needs two to the same prompt, {what}")
     if len(row.answers) < 2:
         raise Reject(
             f"it has {len(row.answers) or 'no'} different answer{'s' * (not row.answers)}; a ranking needs two"
         )
     if len(set(row.ranks)) < 2:
         raise Reject("all its answers tie: nothing can be learnt from it")
-    return [RankedAnswers(prompt=_asked(row), answers=row.answers, ranks=row.ranks, scores=row.scores)]
+    return [
+        RankedAnswers(
+            prompt=_asked(row),
+            answers=row.answers,
+            ranks=row.ranks,
+            scores=row.scores,
+            finished=row.ended or _whole(row),
+        )
+    ]
+
+
+def _whole(row: Row) -> tuple[bool, ...]:
+    return (row.finished,) * len(row.answers)
 
 
 def as_documents(row: Row) -> list[Document]:
@@ -47,9 +71,10 @@ def as_documents(row: Row) -> list[Document]:
 
     An answer that begins with white space continues the text of its prompt and is joined to it as it stands.
     """
+    _check_wanted(row)
     texts: Iterable[str] = [row.text] if row.text else row.answers
     if row.messages:
-        before = "\n".join(f"{m.role} : {m.content.strip()}" for m in row.messages)
+        before = "\n".join(f"{m.role} : {m.content.strip()}{m.tool_calls}" for m in row.messages)
         joined = "".join(m.content for m in row.messages)
         texts = [joined + a if a[:1].isspace() else f"{before}\nassistant : {a}" for a in row.answers] or [before]
     return [Document(text=t, group=row.group, source=row.source) for t in texts if t.strip()]

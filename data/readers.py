@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.common.errors import UserError
-from data.formats import CELLS, FORMATS
+from data.formats import CELLS, names_a_format
 
 TextUnit = Literal["auto", "paragraph", "line", "file"]
 
@@ -223,8 +223,7 @@ def _cell(key: str, cell: str) -> Any:
 
 
 def _is_header(cells: list[str]) -> bool:
-    row = dict.fromkeys(cells, "")
-    return len(row) == len(cells) and any(f.fits(row) for f in FORMATS.values())
+    return len(set(cells)) == len(cells) and names_a_format(cells)
 
 
 def _tsv(content: bytes, name: str) -> Iterator[Raw]:

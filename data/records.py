@@ -7,23 +7,50 @@ models.
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    ``tool_calls`` are the calls of an assistant's turn and ``tools`` those on offer, which the first turn carries:
+    both as JSON in OpenAI's form, empty where there are none. ``trained`` is false for an assistant's turn that its
+    data marks as not to be learnt.
+    """
 
     role: Role
     content: str
+    tool_calls: str = ""
+    tool_call_id: str = ""
+    name: str = ""
+    tools: str = ""
+    trained: bool = True
 
-    def as_dict(self) -> dict[str, str]:
-        return {"role": self.role, "content": self.content}
+    def as_dict(self) -> dict[str, Any]:
+        """Role and content, and of the rest what is there."""
+        return {"role": self.role, "content": self.content} | self.extras()
+
+    def extras(self) -> dict[str, Any]:
+        """What a turn has besides role and content, as a chat template knows it."""
+        if not (self.tool_calls or self.tools or self.name or self.tool_call_id) and self.trained:
+            return {}
+        out: dict[str, Any] = {k: v for k in ("name", "tool_call_id") if (v := getattr(self, k))}
+        out |= {k: json.loads(v) for k in ("tool_calls", "tools") if (v := getattr(self, k))}
+        return out if self.trained else out | {"trained": False}
+
+    @classmethod
+    def from_dict(cls, turn: Mapping[str, Any]) -> Message:
+        """The message that ``as_dict`` wrote."""
+        lists = {k: json.dumps(turn[k], ensure_ascii=False) for k in ("tool_calls", "tools") if turn.get(k)}
+        plain: dict[str, Any] = {k: turn[k] for k in ("name", "tool_call_id", "trained") if k in turn}
+        return cls(role=turn["role"], content=turn["content"], **(lists | plain))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import re
 import socket
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +22,11 @@ from pydantic import Field, field_validator
 from data.common.config import Config
 from data.common.errors import UserError, nearest
 from data.derive import KINDS
-from data.formats import FORMATS, Reject, Row, parse
+from data.formats import Reject, Row, assembled, hint, parse
+from data.judgements import gathered
 from data.readers import BadLine, Raw, TextUnit, extension, read_file
 from data.records import Message
+from data.refusals import Lost, nothing_usable
 
 DEMO_TASK = "demo-task"
 DEMO_ROWS = {"demonstrations": 1500, "prompts": 4000, "documents": 12_000}
@@ -52,6 +54,15 @@ class DataConfig(Config):
         "keep", description="several people's rankings of the same answers: each counts 1, each 1/m, or their mean rank"
     )
     text_unit: TextUnit = Field("auto", description="what a document is in a text file")
+    ignore: tuple[str, ...] = Field(
+        (),
+        description="columns, or patterns such as `note_*`, that no format has to read; others must be read",
+    )
+
+    @field_validator("ignore", mode="before")
+    @classmethod
+    def _one_column_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else value
 
     @field_validator("demonstrations", "rankings", "prompts", "documents", mode="before")
     @classmethod
@@ -94,12 +105,39 @@ class Loaded:
         self.read += other.read
 
 
-def load_records(sources: Iterable[str], kind: str, config: DataConfig, *, seed: int, base_dir: Path) -> Loaded:
+class _Counted:
+    """Rows as they are read, counted before several become one, or one becomes several."""
+
+    def __init__(self, raws: Iterator[Raw]) -> None:
+        self.raws, self.count = raws, 0
+
+    def __iter__(self) -> Iterator[Raw]:
+        for raw in self.raws:
+            self.count += 1
+            yield raw
+
+
+def load_records(
+    sources: Iterable[str],
+    kind: str,
+    config: DataConfig,
+    *,
+    seed: int,
+    base_dir: Path,
+    known: Collection[str] | None = None,
+) -> Loaded:
     """Return the records of ``kind`` (``demonstrations``, ``rankings``, ``prompts`` or ``documents``) of all sources.
 
+    Args:
+        known: columns that a user's functions read, ``*`` for all of them, which counts for prompts alone. Where
+            nobody says, those of prompts are all read, since they are what functions are given.
+
     Raises:
-        UserError: a source is not there, cannot be read, or has no row that can be used.
+        UserError: a source is not there, cannot be read, has no row that can be used, or columns that nothing reads.
     """
+    if known is None:
+        known = ("*",) if kind == "prompts" else ()
+    known = [name for name in known if name != "*" or kind == "prompts"]
     loaded = Loaded()
     for source in sources:
         if source.partition("?")[0] == DEMO_TASK:
@@ -107,8 +145,10 @@ def load_records(sources: Iterable[str], kind: str, config: DataConfig, *, seed:
             loaded.records += made
             loaded.read += len(made)
             continue
-        rows = _parsed(read_source(source, base_dir, _unit(kind, config)), config.group_by)
+        raws = _Counted(read_source(source, base_dir, _unit(kind, config)))
+        rows = _parsed(raws, config.group_by, ignore=config.ignore, known=known)
         loaded.add(_of_kind(rows, kind, source))
+        loaded.read += raws.count
     return loaded
 
 
@@ -233,25 +273,28 @@ def _demo_task(source: str, kind: str, seed: int) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A row with its format, or why it has none; ``columns`` are its keys."""
+    """A row with its format, or why it has none (``error``, where its format says so); ``columns`` are its keys."""
 
     place: str
     format: str = ""
     row: Row | None = None
     reason: str = ""
     columns: tuple[str, ...] = ()
+    error: Reject | None = None
 
 
-def _parsed(raws: Iterable[Raw], group_by: str | None) -> Iterator[Parsed]:
-    for place, raw in raws:
+def _parsed(
+    raws: Iterable[Raw], group_by: str | None, *, ignore: Collection[str] = (), known: Collection[str] = ()
+) -> Iterator[Parsed]:
+    for place, raw in assembled(raws):
         if isinstance(raw, BadLine):
             yield Parsed(place, reason=raw.reason)
             continue
-        columns = tuple(map(str, raw))
+        columns = tuple(map(str, raw)) if isinstance(raw, Mapping) else ()
         try:
-            name, rows = parse(raw, place, group_by)
+            name, rows = parse(raw, place, group_by, ignore=ignore, known=known)
         except Reject as error:
-            yield Parsed(place, reason=str(error), columns=columns)
+            yield Parsed(place, reason=str(error), columns=columns, error=error)
             continue
         for row in rows:
             yield Parsed(place, name, row, columns=columns)
@@ -263,37 +306,31 @@ def parse_file(path: Path, name: str, *, group_by: str | None = None, text_unit:
 
 
 def _of_kind(rows: Iterable[Parsed], kind: str, source: str) -> Loaded:
-    loaded, last = Loaded(), ""
-    for parsed in rows:
-        loaded.read += parsed.place != last  # a row may hold several records
-        last = parsed.place
+    loaded, lost, other = Loaded(), Lost(), None
+    for parsed in gathered(rows, kind):
         loaded.columns.update(parsed.columns)
         if parsed.row is None:
             loaded.rejected.append(Rejected(parsed.place, parsed.reason))
+            if parsed.error is not None:
+                lost.add(parsed.place, parsed.error)
             continue
         try:
             records = KINDS[kind](_text_as_prompt(parsed.row) if kind == "prompts" else parsed.row)
         except Reject as error:
             loaded.rejected.append(Rejected(parsed.place, str(error)))
+            other = other or parsed.row
             continue
         loaded.records += records
         loaded.formats[parsed.format] += 1
         loaded.notes.update(parsed.row.notes)
+    if lost.columns:
+        raise UserError(lost.message(source))
     if not loaded.records:
-        raise UserError(_nothing(loaded, kind, source))
+        rejected = ((r.source, r.reason) for r in loaded.rejected)
+        raise UserError(nothing_usable(source, kind, rejected, loaded.columns, hint(other, kind) if other else ""))
     return loaded
 
 
 def _text_as_prompt(row: Row) -> Row:
     """A line of a text file is a prompt where prompts are asked for; its group is the same either way."""
     return replace(row, messages=(Message(role="user", content=row.text),), text="") if row.text else row
-
-
-def _nothing(loaded: Loaded, kind: str, source: str) -> str:
-    reasons = Counter(r.reason for r in loaded.rejected).most_common(1)
-    first = next((r.source for r in loaded.rejected if reasons and r.reason == reasons[0][0]), source)
-    why = f"; most often: {reasons[0][0]} ({first})" if reasons else ""
-    known = "; ".join(f.columns for f in FORMATS.values())
-    columns = ", ".join(loaded.columns) or "none"
-    count = len(loaded.rejected)
-    return f"{source}: none of its {count} rows can be used as {kind}{why}. Columns found: {columns}. Known: {known}"

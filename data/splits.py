@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -103,13 +103,14 @@ def in_holdout(group: str, share: float) -> bool:
     return is_held_out(f"watcher/{group}", share)
 
 
-def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
+def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collection[str] | None = None) -> Corpus:
     """Read every source, split by group and check for leaks.
 
     Args:
         config: sources and what to hold out.
         seed: of the demo task's text; the split does not depend on it.
         base_dir: what relative paths start from.
+        known: columns that the run's functions read (see ``load_records``).
 
     Raises:
         UserError: a source is wrong, nothing is left for training, or a held-out prompt is in a training part.
@@ -119,14 +120,14 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
     notes: Counter[str] = Counter()
     read: dict[str, tuple[int, tuple[Rejected, ...]]] = {}
     for part in PARTS:
-        loaded = load_records(getattr(config, part), part, config, seed=seed, base_dir=base_dir)
+        loaded = load_records(getattr(config, part), part, config, seed=seed, base_dir=base_dir, known=known)
         records[part], rejected = loaded.records, rejected + loaded.rejected
         read[part] = (loaded.read, tuple(loaded.rejected))
         notes += loaded.notes
     records["rankings"] = merged(records["rankings"], config.annotators)
     held_file: list[Prompt] = []
     if isinstance(config.held_out, str):
-        loaded = load_records([config.held_out], "prompts", config, seed=seed, base_dir=base_dir)
+        loaded = load_records([config.held_out], "prompts", config, seed=seed, base_dir=base_dir, known=known)
         held_file = _unique(loaded.records, notes)
         rejected += loaded.rejected
         read["held_out"] = (loaded.read, tuple(loaded.rejected))
@@ -182,6 +183,8 @@ def _regroup(record: Any, group: str) -> Any:
 def _content(record: Any) -> dict[str, Any]:
     content = asdict(record)
     asked = content.get("prompt", content)
+    if (prompt := _prompt_of(record)) is not None:
+        asked["messages"] = [m.as_dict() for m in prompt.messages]
     asked.pop("source", None)
     asked.pop("columns", None)  # of no weight but to functions: see ``columns_fingerprint``
     if content.get("weight") == 1.0:

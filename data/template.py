@@ -30,6 +30,7 @@ from data.common.errors import UserError, nearest
 from data.common.strict_json import read_text
 from data.counting import Fitted
 from data.records import Message
+from data.spoken import Turn, spoken, uncarried
 from data.supervision import IGNORE, Encoded, around, carries, end_of_content
 from data.template_sandbox import LARGEST, render_foreign
 
@@ -85,7 +86,7 @@ class Renderer:
     ) -> None:
         self.tokenizer = tokenizer
         self.template_name, self.template = _find_template(tokenizer, template)
-        self._prompts: dict[tuple[tuple[str, str], ...], _Prompt] = {}
+        self._prompts: dict[tuple[Turn, ...], _Prompt] = {}
         self._stop_text = ""
         self._added_bos = tokens.added_bos(tokenizer)
         self._closing, self._tail = self._closing_of()
@@ -98,21 +99,21 @@ class Renderer:
 
     # ---- what the stages call ---------------------------------------------------------------------------------------
 
-    def prompt_ids(self, messages: Sequence[Message | Mapping[str, str]]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[int]:
         """Ids of the conversation so far, generation prompt included; never empty."""
-        return list(self._prompt(_turns(messages)).ids)
+        return list(self._prompt(spoken(messages)).ids)
 
     def answer_ids(
-        self, messages: Sequence[Message | Mapping[str, str]], answer: str, finished: bool = True
+        self, messages: Sequence[Message | Mapping[str, Any]], answer: str, finished: bool = True
     ) -> list[int]:
         """Ids that follow ``prompt_ids(messages)``; the last one is a stop id iff ``finished``.
 
         Raises:
             UserError: the template writes the prompt differently once an answer follows.
         """
-        turns = _turns(messages)
+        turns = spoken(messages)
         prompt = self._prompt(turns)
-        whole = self._render([*turns, ("assistant", answer)], generate=False)
+        whole = self._render([*turns, Turn("assistant", answer)], generate=False)
         if not whole.startswith(prompt.text):
             raise UserError(
                 f"template {self.template_name}: the prompt with its generation prompt is not a prefix of prompt and "
@@ -130,7 +131,7 @@ class Renderer:
 
     def prompt_and_answer(
         self,
-        messages: Sequence[Message | Mapping[str, str]],
+        messages: Sequence[Message | Mapping[str, Any]],
         answer: str,
         finished: bool = True,
         max_tokens: int | None = None,
@@ -141,7 +142,7 @@ class Renderer:
 
     def fitted(
         self,
-        messages: Sequence[Message | Mapping[str, str]],
+        messages: Sequence[Message | Mapping[str, Any]],
         answer: str,
         finished: bool = True,
         max_tokens: int | None = None,
@@ -155,7 +156,7 @@ class Renderer:
 
     def conversation(
         self,
-        messages: Sequence[Message | Mapping[str, str]],
+        messages: Sequence[Message | Mapping[str, Any]],
         answer: str,
         finished: bool = True,
         supervise: Literal["all", "last"] = "all",
@@ -170,11 +171,11 @@ class Renderer:
             UserError: the template leaves out some of the answer, or with ``all`` an earlier turn of the assistant
                 cannot be found in the rendered text.
         """
-        turns = _turns(messages)
+        turns = spoken(messages)
         prompt = self._prompt(turns)
         made = self.fitted(messages, answer, finished, max_tokens, prove=True)
         labels = [IGNORE] * len(prompt.ids)
-        if supervise == "all" and any(role == "assistant" for role, _ in turns):
+        if supervise == "all" and any(t.role == "assistant" for t in turns):
             for i in self._supervised(turns, prompt):
                 labels[i] = prompt.ids[i]
         return Encoded(
@@ -223,11 +224,13 @@ class Renderer:
 
     # ---- text -------------------------------------------------------------------------------------------------------
 
-    def _render(self, turns: Sequence[tuple[str, str]], *, generate: bool) -> str:
-        conversation = [{"role": role, "content": content} for role, content in turns]
+    def _render(self, turns: Sequence[Turn], *, generate: bool) -> str:
+        conversation = [turn.as_dict() for turn in turns]
         try:
             if self.template not in PLAIN.values():
                 special = dict(self.tokenizer.special_tokens_map) | {"stop_token": self._stop_text}
+                if turns and turns[0].tools:
+                    special["tools"] = json.loads(turns[0].tools)
                 return render_foreign(self.template, conversation, generate, special)
             return self.tokenizer.apply_chat_template(
                 [conversation],  # as a batch of one: a lone empty conversation is an IndexError
@@ -237,17 +240,22 @@ class Renderer:
                 stop_token=self._stop_text,
             )[0]
         except Exception as error:
-            roles = ", ".join(role for role, _ in turns) or "no messages"
+            roles = ", ".join(t.role for t in turns) or "no messages"
             raise UserError(
                 f"template {self.template_name} cannot render a conversation of {roles}: {error}; "
                 "change the data or choose another `template:` (dialogue, text, or a .jinja file)"
             ) from error
 
-    def _prompt(self, turns: tuple[tuple[str, str], ...]) -> _Prompt:
+    def _prompt(self, turns: tuple[Turn, ...]) -> _Prompt:
         found = self._prompts.get(turns)
         if found is None:
             text = self._render(turns, generate=True)
             self._prove_prompt(turns, text)
+            if lost := uncarried(turns, text):
+                raise UserError(
+                    f"template {self.template_name} leaves out {lost}; take a base or a `template:` that writes "
+                    "tools and their calls, or leave these rows out"
+                )
             ids = tokens.tokenise(self.tokenizer, text)
             added = () if ids[:1] == list(self._added_bos) else self._added_bos
             if not ids and not added:
@@ -260,9 +268,9 @@ class Renderer:
 
     def _closing_of(self) -> tuple[str, int]:
         """Return what the template writes after an answer, and how many ids it writes after the last user message."""
-        user = ("user", _SAMPLE)
+        user = Turn("user", _SAMPLE)
         asked = self._render([user], generate=True)
-        answered = self._render([user, ("assistant", _SAMPLE + "2")], generate=False)
+        answered = self._render([user, Turn("assistant", _SAMPLE + "2")], generate=False)
         closing = answered.rpartition(_SAMPLE + "2")[2]
         return closing, len(tokens.tokenise(self.tokenizer, asked.rpartition(_SAMPLE)[2]))
 
@@ -294,15 +302,15 @@ class Renderer:
                 return both[len(left) :]
         return alone
 
-    def _supervised(self, turns: Sequence[tuple[str, str]], prompt: _Prompt) -> Iterator[int]:
+    def _supervised(self, turns: Sequence[Turn], prompt: _Prompt) -> Iterator[int]:
         """Positions in ``prompt.ids`` of the assistant's turns and of the stop tokens that close them."""
         starts, ends = tokens.offsets(self.tokenizer, prompt.text, len(prompt.ids) - prompt.start)
-        for n, (role, content) in enumerate(turns):
-            if role != "assistant":
+        for n, turn in enumerate(turns):
+            if turn.role != "assistant" or not turn.trained:
                 continue
             before = self._render(turns[:n], generate=True)
             at = len(before)
-            close = end_of_content(prompt.text, at, content)
+            close = self._end_of_turn(turns, n, prompt.text, at)
             if close is None or not prompt.text.startswith(before):
                 raise UserError(
                     f"template {self.template_name} rewrites earlier turns of the assistant, so turn {n + 1} cannot be "
@@ -323,16 +331,25 @@ class Renderer:
                 if is_stop:
                     break
 
-    def _prove_prompt(self, turns: Sequence[tuple[str, str]], text: str) -> None:
+    def _prove_prompt(self, turns: Sequence[Turn], text: str) -> None:
         """Refuse a rendered prompt without one of its messages; the thoughts of earlier turns may be left out."""
-        for role, content in turns:
-            visible = content.rpartition("</think>")[2] if role == "assistant" else content
-            if role in ("user", "assistant") and not carries(text, visible):
-                whose = "user" if role == "user" else "assistant"
+        for turn in turns:
+            visible = turn.content.rpartition("</think>")[2] if turn.role == "assistant" else turn.content
+            if turn.role in ("user", "assistant") and not carries(text, visible):
+                whose = "user" if turn.role == "user" else "assistant"
                 raise UserError(
                     f"template {self.template_name} leaves out the {whose}'s message {visible[:60]!r}: it writes "
                     f"{text[:60]!r}; it may want content as a list of parts. Choose another `template:`"
                 )
+
+    def _end_of_turn(self, turns: Sequence[Turn], n: int, text: str, at: int) -> int | None:
+        """Where the content of turn ``n`` ends in ``text``; behind its calls where it has some."""
+        turn = turns[n]
+        if not turn.calls:
+            return end_of_content(text, at, turn.content)
+        whole = self._render(turns[: n + 1], generate=False).rstrip()
+        own = whole.removesuffix(self._closing.strip()) if self._closing.strip() else whole
+        return len(own) if text.startswith(own) and len(own) > at else None
 
     def _prove(self, ids: Sequence[int], answer: str) -> None:
         """Refuse ids that do not hold the answer's text, up to a stop token of its own."""
@@ -372,10 +389,6 @@ class Renderer:
                 'answer, e.g. `stop: ["</s>"]`'
             )
         return tuple(dict.fromkeys(found))
-
-
-def _turns(messages: Sequence[Message | Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((m.role, m.content) if isinstance(m, Message) else (m["role"], m["content"]) for m in messages)
 
 
 def template_file(path: Path) -> Path:

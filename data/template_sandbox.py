@@ -93,20 +93,20 @@ def _ended(code: int | None) -> str:
 
 
 def render_foreign(
-    template: str, messages: Sequence[Mapping[str, str]], generate: bool, special: Mapping[str, Any]
+    template: str, messages: Sequence[Mapping[str, Any]], generate: bool, special: Mapping[str, Any]
 ) -> str:
     """Text of a conversation by a template that nobody has looked at.
 
     Args:
         template: jinja.
-        messages: with role and content.
+        messages: with role and content, and perhaps calls of tools.
         generate: whether the generation prompt follows.
-        special: further names that the template sees (special tokens).
+        special: further names that the template sees (special tokens, tools).
 
     Raises:
         RenderingError: the template fails, or exceeds time, memory or length.
     """
-    size = len(template) + sum(len(m["content"]) for m in messages)
+    size = len(template) + len(json.dumps([messages, special.get("tools")], ensure_ascii=False))
     request = {
         "template": template,
         "messages": list(messages),

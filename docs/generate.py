@@ -24,6 +24,9 @@ import typer.main  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
+from data.formats import FORMATS  # noqa: E402
+from data.formats.columns import METADATA, REFERENCES  # noqa: E402
+from data.formats.rows import CELLS  # noqa: E402
 from pipelines.cli.main import app  # noqa: E402
 from pipelines.recipe.errors import models_in  # noqa: E402
 from pipelines.recipe.schema import Recipe  # noqa: E402
@@ -314,6 +317,80 @@ def python_page() -> str:
     return re.sub(r"[ \t]+\n", "\n", "\n".join(out)) + "\n"
 
 
+# -- data formats ----------------------------------------------------------------------------------------------------
+
+ABOUT_FORMATS = """\
+A row's format is the one that reads most of its columns, and of two that read equally many the one that stands first
+here. Nulls and blank texts count as not there. A column that the format does not read is an error if it holds text,
+turns, or a number whose name says that it judges; the message names it and the line to write:
+
+- `ignore: [column]`, in `data` for every source: the column is no part of prompts and answers (functions of yours
+  still get it);
+- `columns: {prompt: question}`: their column is read by our name;
+- a function of yours that names the column as a parameter reads it.
+
+A row that no format fits is refused with the formats that come nearest and such a line for each.
+"""
+ABOUT_PUBLIC = """\
+Small files of public repositories, as people have them, and what each becomes. A test reads them again where they are
+beside the checkout.
+"""
+
+
+def formats_page() -> str:
+    """``formats.md``: every format with its example, what may stand beside, and how public files are read."""
+    out = ["# Data formats", "", NOTE, *ABOUT_FORMATS.splitlines(), "", "## Formats", ""]
+    out += ["| format | needs | reads as well | an example, and what becomes of it |", "| --- | --- | --- | --- |"]
+    for name, one in FORMATS.items():
+        needs = ", ".join(
+            code(part) if isinstance(part, str) else " or ".join(map(code, part)) for part in one.required
+        )
+        example = "best, tab, worse" if CELLS in one.required else f"`{table_code(one.example)}`"
+        note = f"<br>{cell(one.note)}" if one.note else ""
+        out.append(f"| {name} | {needs} | {', '.join(map(code, one.optional))} | {example}{note} |")
+    out += [
+        "",
+        "## What may stand beside",
+        "",
+        "Kept with the row, counted, and given to functions; `*` is any text.",
+        "",
+    ]
+    out += ["| what it tells | columns |", "| --- | --- |"]
+    out += [f"| {what} | {', '.join(map(code, names.split()))} |" for what, names in METADATA.items()]
+    out.append(f"| what answers are judged by, beside a prompt | {', '.join(map(code, REFERENCES.split()))} |")
+    out += ["", "## Public files", "", *ABOUT_PUBLIC.splitlines(), ""]
+    out += ["| file | from | how it is read |", "| --- | --- | --- |"]
+    for one in json.loads((ROOT / "docs" / "public_files.json").read_text(encoding="utf-8")):
+        out.append(f"| {one['file']} | {one['repository']} {cell(one['path'])} | {public_file(one)} |")
+    return "\n".join(out) + "\n"
+
+
+def code(name: str) -> str:
+    return "a line without a header" if name == CELLS else f"`{name}`"
+
+
+def table_code(row: Any) -> str:
+    """A row as JSON that may stand in a table's code."""
+    return json.dumps(row, ensure_ascii=False).replace("|", "\\|")
+
+
+def public_file(one: dict[str, Any]) -> str:
+    """What becomes of a public file, in words."""
+    if "table" in one:
+        return cell(one["table"])
+    read = one["read"]
+    kinds = [f"{n} {kind}" for kind in ("demonstrations", "rankings", "prompts", "documents") if (n := read[kind])]
+    parts = [f"{', '.join(read['formats'])}: {', '.join(kinds)}"] if read["formats"] else []
+    parts += [f"{read['ties']} ties"] if read["ties"] else []
+    if "paste" in one:
+        used = one["pasted"]
+        kinds = [f"{n} {kind}" for kind in ("demonstrations", "rankings", "prompts", "documents") if (n := used[kind])]
+        parts.append(f"refused; with `{one['paste']}` {', '.join(kinds)}")
+    else:
+        parts += [f"{n} refused: {cell(why)}" for why, n in read["refused"].items()]
+    return "; ".join(parts)
+
+
 def pages() -> dict[str, str]:
     """File name -> text of every generated page."""
     schema = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
@@ -322,6 +399,7 @@ def pages() -> dict[str, str]:
         "recipe.schema.json": schema,
         "cli.md": cli_page(),
         "python.md": python_page(),
+        "formats.md": formats_page(),
     }
 
 

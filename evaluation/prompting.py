@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data.common.errors import UserError
 from data.common.regex_timeout import occurrences
@@ -35,7 +35,7 @@ class Asking:
         """The conversation with the system message and the examples before it and its last request rewritten."""
         last = max((i for i, m in enumerate(messages) if m.role == "user"), default=None)
         turns = [
-            Message(role="user", content=self.config.prompt.replace("{prompt}", m.content)) if i == last else m
+            replace(m, content=self.config.prompt.replace("{prompt}", m.content)) if i == last else m
             for i, m in enumerate(messages)
         ]
         own = [m for m in turns if m.role == "system"]

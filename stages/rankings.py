@@ -182,7 +182,7 @@ def read_rankings(folder: Path) -> tuple[list[RankedAnswers], list[RankedAnswers
     with (folder / FILE).open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             row = json.loads(line)
-            messages = tuple(Message(role=m["role"], content=m["content"]) for m in row["prompt"])
+            messages = tuple(Message.from_dict(m) for m in row["prompt"])
             prompt = Prompt(messages=messages, group=row["group"], source=f"{FILE}:{number}", category=row["category"])
             out[row["split"]].append(
                 RankedAnswers(

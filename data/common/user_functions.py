@@ -209,6 +209,25 @@ def check_statically(reference: str, offered: Collection[str], base_dir: Path | 
             bind(parameters_of(node), offered, reference)
 
 
+def columns_read(reference: str, base_dir: Path | str = ".") -> set[str]:
+    """Names of the columns that a function names as parameters, without running any code; ``*`` where it may read all.
+
+    A function that cannot be read so (of a module, decorated, computed, or not there) may read all.
+    """
+    try:
+        where, _, name = _parts(reference)
+        if not _is_file_name(where):
+            return {"*"}
+        tree = ast.parse(_source_file(reference, where, base_dir).read_bytes())
+    except (UserError, OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return {"*"}
+    last = [n for n in tree.body if name in _bound_by(n)][-1:]
+    if not last or not isinstance(last[0], ast.FunctionDef) or last[0].decorator_list:
+        return {"*"}
+    parameters = parameters_of(last[0])
+    return {"*" if p.kind is inspect.Parameter.VAR_KEYWORD else p.name for p in parameters}
+
+
 def _bound_by(node: ast.stmt) -> set[str]:
     """Names that a statement at the top of a file may bind."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

@@ -21,7 +21,10 @@ def references_for(recipe: Recipe, corpus: Corpus, prompts: Sequence[Prompt]) ->
     if isinstance(recipe.data.held_out, str):
         source, data = recipe.data.held_out, recipe.data
         try:
-            for d in load_records([source], "demonstrations", data, seed=recipe.seed, base_dir=recipe.base_dir).records:
+            where, every = recipe.base_dir, ("?*",)  # columns: what is lost of them was told when the corpus was read
+            for d in load_records(
+                [source], "demonstrations", data, seed=recipe.seed, base_dir=where, known=every
+            ).records:
                 note(d.prompt, d.answer)
         except UserError:  # prompts alone
             pass

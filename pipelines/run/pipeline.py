@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, nearest
+from data.common.user_functions import columns_read
 from data.splits import Corpus, load_corpus
 from models.backbone.artifacts import (
     load_artifact,
@@ -103,7 +104,10 @@ class Pipeline:
     @cached_property
     def corpus(self) -> Corpus:
         """All records, split once for every stage."""
-        return load_corpus(self.recipe.data, seed=self.recipe.seed, base_dir=self.recipe.base_dir)
+        recipe = self.recipe
+        functions = {f for stage in STAGES.values() for f in stage.functions(recipe)}
+        known = {column for function in functions for column in columns_read(function, recipe.base_dir)}
+        return load_corpus(recipe.data, seed=recipe.seed, base_dir=recipe.base_dir, known=sorted(known))
 
     @cached_property
     def processes(self) -> Processes:

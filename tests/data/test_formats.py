@@ -132,7 +132,7 @@ def test_group_by_names_the_group():
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"question": "q"}, "no known format has the columns question"),
+        ({"question": "q"}, "no known format has the columns question. Nearest: .*`columns: {prompt: question}`"),
         ({}, "columns \\(none\\)"),
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "are the same"),
         ({"prompt": "q", "chosen": 3, "rejected": ["a", "b"]}, "expected"),
@@ -143,7 +143,7 @@ def test_group_by_names_the_group():
         ({"prompt": "q", "responses": ["a", "b"], "ranks": [0]}, "differ in number"),
         ({"prompt": "q", "responses": ["a", "b"], "scores": [0, float("nan")]}, "not a finite number"),
         ({"prompt": "q", "answers": [{"text": "a"}]}, "none of its answers has a score"),
-        ({"prompt": "q", "completion": "a", "label": False}, "not wanted"),
+        ({"prompt": "q", "completion": "a", "label": 4}, "neither liked .* nor not"),
         ({"messages": [said("tool", "x")]}, "role 'tool'"),
         ({"messages": []}, "empty"),
         ({"chosen": HH + "a", "rejected": HH.replace("mm", "other") + "b"}, "differ before their last turn"),

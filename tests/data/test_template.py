@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from data.common.errors import UserError
+from data.formats import parse
 from data.records import Message
 from data.template import IGNORE, Renderer
 
@@ -291,3 +292,55 @@ def test_stories_with_their_own_tokenizers(model):
             known = "".join(c for c in record["completion"] if c.isascii())
             if known == record["completion"]:
                 assert render.text(answer) == (known if template == "text" else known.strip())
+
+
+# ---- tools -----------------------------------------------------------------------------------------------------------
+
+TOOLS = (
+    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALLED = {
+    "tools": [{"name": "look", "parameters": {}}],
+    "messages": [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {"x": 1}}}]},
+        {"role": "tool", "content": "42"},
+        {"role": "assistant", "content": "yes"},
+    ],
+}
+
+
+def test_tools_calls_and_results_are_written_by_a_template_that_knows_them():
+    render = Renderer(chat_tokenizer(TOOLS))
+    row = parse(CALLED)[1][0]
+    text = render.tokenizer.decode(render.prompt_ids(row.messages))
+    call = '<|im_start|>assistant\n<call>{"name": "look", "arguments": {"x": 1}}</call><|im_end|>\n'
+    assert text.startswith('<|im_start|>tools\n[{"type": "function", "function": {"name": "look"')
+    assert call in text and text.endswith("<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n")
+    assert render.prompt_ids([m.as_dict() for m in row.messages]) == render.prompt_ids(row.messages)
+
+
+def test_a_call_is_supervised_and_a_turn_marked_as_untrained_is_not():
+    render = Renderer(chat_tokenizer(TOOLS))
+
+    def supervised(row) -> str:
+        encoded = render.conversation(row.messages, row.answers[0])
+        return str(render.tokenizer.decode([x for x in encoded.labels if x != IGNORE]))
+
+    called = '<call>{"name": "look", "arguments": {"x": 1}}</call><|im_end|>'
+    assert supervised(parse(CALLED)[1][0]) == called + "yes<|im_end|>"
+    untrained = {**CALLED, "messages": [dict(m) for m in CALLED["messages"]]}
+    untrained["messages"][1]["loss"] = False
+    assert supervised(parse(untrained)[1][0]) == "yes<|im_end|>"
+
+
+@pytest.mark.parametrize("lost", ["the tool 'look' that is on offer", "the call of the tool 'look'"])
+def test_a_template_that_leaves_out_tools_or_calls_is_refused(lost):
+    row = {k: v for k, v in CALLED.items() if k != "tools" or "offer" in lost}
+    messages = parse(row)[1][0].messages
+    for template in ("dialogue", CHATML):
+        with pytest.raises(UserError, match=f"leaves out {lost}"):
+            Renderer(chat_tokenizer(), template=template).prompt_ids(messages)

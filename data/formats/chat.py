@@ -1,0 +1,210 @@
+"""Conversations: OpenAI's messages, ShareGPT and its variants, pairs of turns, and a thumb on the last answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from data.formats.ranking import pair, side
+from data.formats.rows import Format, Reject, Row
+from data.formats.turns import (
+    PRETRAIN,
+    ROLES,
+    SYSTEM,
+    asked,
+    conversation,
+    joined,
+    message,
+    system_of,
+    with_tools,
+)
+from data.formats.values import first_of, liked, listed, string
+from data.records import Message
+
+WHOLE = ("messages", "conversations", "conversation", "dialogue", "dialog")
+LABELS = ("label", "kto_tag", "liked", "thumbs_up", "desirable")
+SCORES = ("helpfulness", "overall_score", "quality", "rating", "score", "reward")
+"""Of one answer, the higher the better, the first that is there."""
+
+REASONS = ("answer is marked as wanted", "answer is marked as not wanted")
+
+
+def finished_of(row: Mapping[str, Any]) -> bool:
+    finished = row.get("finished", True)
+    if not isinstance(finished, bool):
+        raise Reject(f"finished is {finished!r}, not true or false")
+    return finished
+
+
+def single(messages: tuple[Message, ...], text: str, row: Mapping[str, Any]) -> Row:
+    return Row(messages=messages, answers=(text,), ranks=(0,), finished=finished_of(row))
+
+
+def judged_one(made: Row, row: Mapping[str, Any]) -> Row:
+    """The row with the label that its one answer has."""
+    found = [(name, liked(row[name], name)) for name in LABELS if name in row]
+    if not made.answers or not found:
+        raise Reject("it has a label and no answer that the label could be of")
+    if len({wanted for _, wanted in found}) > 1:
+        raise Reject(f"its labels contradict each other: {', '.join(name for name, _ in found)}")
+    return replace(made, judged="label", scores=(float(found[0][1]),))
+
+
+def _messages(row: Mapping[str, Any]) -> list[Row]:
+    name = first_of(row, WHOLE)
+    assert name is not None
+    raw = listed(row[name], name)
+    if texts := _pretraining(raw, name):
+        return texts
+    given = [message(turn, name) for turn in raw]
+    _check_mask(row)
+    if row.get("prompt") and not any(string(row["prompt"], "prompt").strip() in m.content for m in given):
+        raise Reject(f"prompt is none of the turns in {name}")
+    system = system_of(row)
+    if system and given[:1] and given[0].role == "system" and given[0].content.strip() == system[0].content.strip():
+        system = ()
+    whole = with_tools(joined([*system, *given])[0], row) if given else ()
+    notes = conversation([*system, *given], name).notes
+    made = replace(conversation(whole, name), notes=notes, finished=finished_of(row))
+    return [judged_one(made, row)] if any(label in row for label in LABELS) else [made]
+
+
+def _pretraining(raw: list[Any], name: str) -> list[Row]:
+    """Plain texts that stand in turns of the role ``pretrain``."""
+    plain = [isinstance(turn, Mapping) and turn.get("role") == PRETRAIN for turn in raw]
+    if not any(plain):
+        return []
+    if not all(plain):
+        raise Reject(f"{name} mixes turns of role 'pretrain' with others")
+    texts = [string(turn.get("content"), f"a turn in {name}") for turn in raw]
+    if any(not text.strip() for text in texts):
+        raise Reject("the text is empty")
+    return [Row(text=text) for text in texts]
+
+
+def _check_mask(row: Mapping[str, Any]) -> None:
+    """``mask`` names the speaker who is not trained on: that can only be somebody else than the assistant."""
+    mask = row.get("mask")
+    if isinstance(mask, str) and mask.strip() and ROLES.get(mask.strip().lower()) != "user":
+        raise Reject(f"mask is {mask[:40]!r}: only the user's turns can be left out of training")
+
+
+_SIDES = {**ROLES, "input": ROLES["user"], "output": ROLES["assistant"]}
+
+
+def _paired_turns(row: Mapping[str, Any]) -> list[Row]:
+    """``conversation: [{human, assistant}, ...]``, as Firefly has it, or texts in turn."""
+    name = first_of(row, WHOLE)
+    assert name is not None
+    out = list(system_of(row))
+    for turn in listed(row[name], name):
+        if isinstance(turn, str):
+            last = out[-1].role if out else "assistant"
+            out.append(Message(role="assistant" if last == "user" else "user", content=string(turn, name)))
+            continue
+        if not isinstance(turn, Mapping):
+            raise Reject(f"{name} holds a turn that is no object")
+        for speaker, text in turn.items():
+            role = _SIDES.get(str(speaker).lower())
+            if role is None:
+                raise Reject(f"{name} has a turn of {str(speaker)[:40]!r}; known are human and assistant")
+            out.append(Message(role=role, content=string(text, f"a turn in {name}")))
+    return [replace(conversation(out, name), finished=finished_of(row))]
+
+
+def _is_paired(row: Mapping[str, Any]) -> bool:
+    turns = next((row[name] for name in WHOLE if name in row), None)
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if isinstance(first, str):
+        return True
+    return isinstance(first, Mapping) and not {"role", "from"} & set(first) and set(first) <= set(_SIDES)
+
+
+def _with_rejected(row: Mapping[str, Any]) -> list[Row]:
+    """A conversation whose last turn is chosen, and another last turn that is rejected."""
+    name = first_of(row, WHOLE)
+    other = first_of(row, ("rejected_response", "rejected", "rejected_messages"))
+    assert name is not None and other is not None
+    [made] = _messages({k: v for k, v in row.items() if k not in LABELS})
+    if not made.answers:
+        raise Reject(f"{name} does not end with the assistant's turn, which {other} would be compared with")
+    return [
+        pair(
+            [(made.messages, made.answers[0], made.notes), side(row[other], other, made.messages)],
+            row,
+            ("the last turn", other),
+        )
+    ]
+
+
+def _ends_with_assistant(row: Mapping[str, Any]) -> bool:
+    value = next((row[name] for name in WHOLE if name in row), None)
+    last = value[-1] if isinstance(value, list) and value else None
+    said = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
+    return isinstance(said, str) and ROLES.get(said.lower()) == "assistant"
+
+
+def _user_and_assistant(row: Mapping[str, Any]) -> list[Row]:
+    question = first_of(row, ("user", "human"))
+    reply = first_of(row, ("assistant", "gpt", "bot"))
+    assert reply is not None
+    return [single(asked(row, question), string(row[reply], reply), row)]
+
+
+_EXTRAS = (*SYSTEM, "tools", "functions", "finished", "mask", "parallel_tool_calls")
+_Q, _A = {"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Ebro."}
+
+CHAT: dict[str, Format] = {
+    "messages": Format(
+        columns="messages: [{role, content}]",
+        required=("messages",),
+        optional=("prompt", *_EXTRAS),
+        read=_messages,
+        example={"messages": [{"role": "developer", "content": "Be brief."}, _Q, _A]},
+        note="content may be text, parts of text, or null beside tool_calls; OpenAI's roles and their other names",
+    ),
+    "paired turns": Format(
+        columns="conversation: [{human, assistant}]",
+        required=(WHOLE[1:],),
+        optional=(*SYSTEM, "finished"),
+        fits=_is_paired,
+        read=_paired_turns,
+        example={"conversation": [{"human": "Name a river.", "assistant": "The Ebro."}], "category": "geography"},
+        note="Firefly's form; input and output, or texts that take turns, are read as well",
+    ),
+    "sharegpt": Format(
+        columns="conversations: [{from, value}]",
+        required=(WHOLE[1:],),
+        optional=_EXTRAS,
+        read=_messages,
+        example={
+            "system": "Be brief.",
+            "conversations": [{"from": "human", "value": "Name a river."}, {"from": "gpt", "value": "The Ebro."}],
+        },
+        note="function_call and observation turns are a call of the assistant and the tool's answer",
+    ),
+    "messages with a thumb": Format(
+        columns="messages: [{role, content}], label",
+        required=(WHOLE, LABELS),
+        optional=(*_EXTRAS, *LABELS),
+        read=_messages,
+        example={"messages": [_Q, {"role": "assistant", "content": "Rain."}], "label": False},
+        note="a thumb on the last answer: see thumbs below",
+    ),
+    "messages with a rejected answer": Format(
+        columns="messages: [..., the chosen answer], rejected_response",
+        required=(WHOLE, ("rejected_response", "rejected", "rejected_messages")),
+        optional=_EXTRAS,
+        fits=_ends_with_assistant,
+        read=_with_rejected,
+        example={"messages": [_Q, _A], "rejected_response": "Rain."},
+    ),
+    "user and assistant": Format(
+        columns="user, assistant",
+        required=(("user", "human"), ("assistant", "gpt", "bot")),
+        optional=(*SYSTEM, "history", "finished"),
+        read=_user_and_assistant,
+        example={"user": "Name a river.", "assistant": "The Ebro."},
+    ),
+}

@@ -1,0 +1,142 @@
+"""What nearly fits a row that no format reads: the two nearest formats and the line that makes each fit.
+
+Columns are matched by the names that people give them and otherwise by their order; a suggestion is made only if the
+row can be read with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from data.formats.columns import PICTURES, is_metadata
+from data.formats.reading import read, under_our_names
+from data.formats.rows import Near, Reject
+from data.formats.values import blank
+
+ALSO = {
+    "prompt": "question query problem instruction input ask user human request post key title source_text utterance "
+    "message context text source system_prompt",
+    "completion": "solution answer response output reply assistant bot target value summary explanation result label "
+    "gold reference ground_truth answer_text",
+    "chosen": "better preferred winner win good positive accepted best selected response_chosen chosen_answer",
+    "rejected": "worse dispreferred loser lose bad negative declined worst other response_rejected rejected_answer",
+    "responses": "completions answers outputs candidates generations samples replies ranked ranking results",
+    "messages": "conversations conversation dialogue dialog chat turns history thread",
+    "text": "content body document article story passage raw page sentence description",
+    "label": "thumb thumbs vote feedback rating approved accepted is_good",
+}
+"""Names that people give to our columns, the likeliest first."""
+
+TARGETS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("prompt and completion", ("prompt", "completion")),
+    ("preference", ("prompt", "chosen", "rejected")),
+    ("ranked answers", ("prompt", "responses")),
+    ("messages", ("messages",)),
+    ("thumbs", ("prompt", "completion", "label")),
+    ("prompts", ("prompt",)),
+    ("text", ("text",)),
+)
+WIDEST = 60
+"""Columns of a row that is looked at."""
+
+SHOWN = 2
+FEW = 2
+"""Columns of a format up to which they may be taken by their order, where the row has at most one text more."""
+
+
+def near_fits(given: Mapping[str, Any], known: Collection[str] = (), targets: Collection[str] = ()) -> tuple[Near, ...]:
+    """The two formats that come nearest, with what makes each fit; fewer where nothing does.
+
+    Args:
+        given: a row by our names.
+        known: columns that somebody else reads.
+        targets: the formats to choose from; all where none is named.
+    """
+    if len(given) > WIDEST:
+        return ()
+    texts = [
+        k
+        for k, v in given.items()
+        if not blank(v) and not isinstance(v, bool | int | float) and str(k).lower() not in PICTURES
+    ]
+    main = [k for k in texts if not is_metadata(str(k))] or texts
+    ranked = []
+    for order, (name, slots) in enumerate(TARGETS):
+        if targets and name not in targets:
+            continue
+        for found, points in _mappings(given, main, slots):
+            fitted = _fitted(given, name, slots, found, known)
+            if fitted is not None:
+                ranked.append((points - 2 * len(fitted.ignore), -order, fitted))
+                break
+    ranked.sort(key=lambda one: one[:2], reverse=True)
+    return tuple(one for _, _, one in ranked[:SHOWN])
+
+
+def _mappings(
+    given: Mapping[str, Any], texts: list[str], slots: tuple[str, ...]
+) -> Iterable[tuple[dict[str, str], float]]:
+    """Ways to fill a format's columns, the likeliest first, with how likely each is."""
+    for by_order in (False, True) if len(slots) <= FEW and len(texts) <= FEW + 1 else (False,):
+        found: dict[str, str] = {}
+        points = 0.0
+        for slot in slots:
+            if slot in given and not blank(given[slot]):
+                points += 3
+                continue
+            free = [
+                t
+                for t in [*texts, *([k for k in given if slot == "label"])]
+                if t not in found.values() and t not in slots and _may_be(slot, given[t])
+            ]
+            named = sorted((place, t) for t in free if (place := _likeness(slot, str(t))) is not None)
+            if named:
+                found[slot] = named[0][1]
+                points += 2
+            elif by_order and free and slot != "label":
+                found[slot] = free[0]
+            else:
+                break
+        else:
+            if found:
+                yield found, points
+
+
+def _likeness(slot: str, name: str) -> int | None:
+    """How early a name stands among the slot's other names; those that hold one come behind."""
+    names, low = [slot, *ALSO[slot].split()], name.lower()
+    if low in names:
+        return names.index(low)
+    return next((100 + i for i, n in enumerate(names) if len(n) > 3 and n in low), None)
+
+
+def _may_be(slot: str, value: Any) -> bool:
+    if slot == "messages":
+        return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+    if slot == "responses":
+        return isinstance(value, list) and len(value) > 1
+    if slot == "label":
+        return isinstance(value, bool | int | str)
+    turns = isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+    return isinstance(value, str) or (turns and slot != "text")
+
+
+def _fitted(
+    given: Mapping[str, Any], name: str, slots: tuple[str, ...], columns: Mapping[str, str], known: Collection[str]
+) -> Near | None:
+    """The suggestion if the row can be read with it, other columns ignored where they must be."""
+    ignore: tuple[str, ...] = ()
+    for _ in range(2):
+        try:
+            found, rows, lost = read(under_our_names(given, columns, ignore), known=known)
+        except Reject:
+            return None
+        if found != name or not rows:
+            return None
+        if not lost:
+            extra = tuple(str(k) for k in given if k not in slots and not is_metadata(str(k)))
+            missing = tuple(slot for slot in slots if slot in columns)
+            return Near(format=name, missing=missing, extra=extra, columns=columns, ignore=ignore)
+        ignore = tuple(map(str, lost))
+    return None

@@ -1,0 +1,148 @@
+"""A raw row to the rows in it, with its place, group, category and other columns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from data.formats.near import near_fits
+from data.formats.reading import read, under_our_names
+from data.formats.rows import CELLS, Near, NoFormat, Reject, Row, Unread, quoted
+from data.formats.values import blank, encodable, string
+from data.records import group_of
+
+ASKED = frozenset({CELLS, "prompt", "messages", "conversations", "text"})  # the others go to a user's functions
+
+
+def as_object(row: Any) -> Mapping[str, Any]:
+    """A row that is no object as one: a list of turns is a conversation, a text a document.
+
+    Raises:
+        Reject: it is neither.
+    """
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, str):
+        return {"text": row}
+    if isinstance(row, list) and row and all(isinstance(t, Mapping) and ("role" in t or "from" in t) for t in row):
+        return {"messages": row}
+    raise Reject(f"JSON, but {type(row).__name__} instead of an object")
+
+
+def parse(
+    row: Any,
+    source: str = "",
+    group_by: str | None = None,
+    *,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    ignore: Collection[str] = (),
+    format: str | None = None,
+    known: Collection[str] = (),
+) -> tuple[str, list[Row]]:
+    """Return the format's name and the rows in it (self-instruct has several in one).
+
+    Args:
+        row: a row as a reader gives it: an object, a list of turns, or a text.
+        source: its place, ``file:line``.
+        group_by: the column that names the row's group.
+        columns: our name -> the column that is read by it (``{"prompt": "question"}``).
+        ignore: columns, or patterns of their names, that are no part of prompts and answers.
+        format: the name of the format that reads it, whatever else would fit.
+        known: columns, or patterns of their names, that a user's functions read.
+
+    Raises:
+        NoFormat: no format fits.
+        Unread: a column would be lost.
+        Reject: the row is wrong.
+        UserError: there is no such format.
+    """
+    row = as_object(row)
+    given = under_our_names(row, columns, ignore)
+    others = known if group_by is None else (*known, group_by)
+    try:
+        name, rows, lost = read(given, format, others)
+    except NoFormat as error:
+        small = {str(k).strip().lower(): v for k, v in given.items()}
+        if len(small) < len(given) or small.keys() == given.keys():
+            raise _no_format(str(error), given, row, others) from None
+        try:  # the same names in capitals
+            name, rows, lost = read(small, format, others)
+        except Reject:
+            raise _no_format(str(error), given, row, others) from None
+        given = small
+    if lost:
+        raise _unread(given, name, lost, others)
+    group = ""
+    if group_by is not None:
+        named = row if row.get(group_by) is not None else given
+        if group_by not in named:
+            raise Reject(f"it has no column '{group_by}' to group by")
+        group = f"{group_by}={string(named[group_by], group_by)}"
+    about = {
+        "source": source,
+        "category": _category(given, name),
+        "columns": {k: v for k, v in (under_our_names(row, columns) if ignore else given).items() if k not in ASKED},
+    }
+    return name, [
+        replace(r, **about, group=group or group_of(r.messages, r.answers or (r.text,)))  # type: ignore[arg-type]
+        for r in rows
+    ]
+
+
+def _category(given: Mapping[str, Any], name: str) -> str:
+    value = given.get("category")
+    if name == "labelled text":
+        value = str(given.get("label", given.get("labels")))
+    return value if isinstance(value, str) and encodable(value) else ""
+
+
+USED_AS = {
+    "demonstrations": ("prompt and completion", "messages"),
+    "rankings": ("preference", "ranked answers", "thumbs"),
+    "prompts": ("prompts",),
+    "documents": ("text",),
+}
+"""Formats that make records of a kind."""
+
+
+def hint(row: Row, kind: str) -> str:
+    """What to write so that a row of another kind can be used as this one, in words; empty where nothing helps."""
+    given = dict(row.columns)
+    if row.messages:
+        given["prompt"] = row.messages[-1].content
+    elif row.text:
+        given["text"] = row.text
+    near = near_fits(given, targets=USED_AS[kind])
+    return f". To use them as {kind}: {'; '.join(map(said, near))}" if near else ""
+
+
+def said(near: Near) -> str:
+    """One suggestion in words."""
+    lacks = f"lacks {', '.join(near.missing)}" if near.missing else "has all it needs"
+    over = f", has {', '.join(near.extra)} besides" if near.extra else ""
+    return f"{near.format!r} ({lacks}{over}): `{near.paste}`"
+
+
+def _no_format(message: str, given: Mapping[str, Any], row: Mapping[str, Any], known: Collection[str]) -> NoFormat:
+    near = near_fits(given, known)
+    nulls = [str(k) for k, v in row.items() if v is None]
+    message += f" (null: {', '.join(nulls[:8])})" if nulls else ""
+    message += f". Nearest: {'; '.join(map(said, near))}" if near else ""
+    return NoFormat(message, near)
+
+
+def _unread(given: Mapping[str, Any], name: str, lost: tuple[str, ...], known: Collection[str]) -> Unread:
+    shown = ", ".join(f"{column!r} ({_shown(given[column])})" for column in lost[:5])
+    more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+    paste = f"ignore: [{', '.join(quoted(str(c)) for c in lost)}]"
+    message = f"format {name!r} reads no column {shown}{more}; to leave it out, write `{paste}`"
+    others = [near for near in near_fits(given, known) if set(near.columns.values()) & set(lost)]
+    message += f", or name what it is: {'; '.join(map(said, others))}" if others else ""
+    return Unread(message, tuple(map(str, lost)), name, paste)
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return repr(text[:40] + ("..." if len(text) > 40 else "")) if not blank(value) else "blank"

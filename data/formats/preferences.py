@@ -1,0 +1,168 @@
+"""Two answers to the same, one chosen: under all the names that the prompt and the two have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from data.formats.chat import finished_of
+from data.formats.instructions import QUESTION, asked_any, instruction
+from data.formats.ranking import PAIR_SCORES, Side, pair, side
+from data.formats.rows import Format, Reject, Row
+from data.formats.turns import BEFORE, asked, conversation, conversation_prompt, message, transcript
+from data.formats.values import blank, first_of, listed, string
+from data.records import Message
+
+CHOSEN = ("chosen", "chosen_response", "chosen_messages")
+REJECTED = ("rejected", "rejected_response", "rejected_messages")
+PROMPT = ("prompt", "question", "query", "context", "input", "conversations", "messages")
+_SCORES = ("margin", *(name for names in PAIR_SCORES for name in names))
+
+
+def _two(row: Mapping[str, Any], messages: tuple[Message, ...]) -> list[Row]:
+    chosen, rejected = first_of(row, CHOSEN), first_of(row, REJECTED)
+    assert chosen is not None and rejected is not None
+    both = [side(row[name], name, messages) for name in (chosen, rejected)]
+    return [replace(pair(both, row, (chosen, rejected)), finished=finished_of(row))]
+
+
+def _preference(row: Mapping[str, Any]) -> list[Row]:
+    """``chosen`` and ``rejected``, answers or whole conversations, with a prompt or without."""
+    name = first_of(row, PROMPT)
+    made = _two(row, asked(row, name))
+    for other in ("conversations", "messages"):
+        if other != name and not blank(row.get(other)):
+            _check_repeated(listed(row[other], other), other, made[0])
+    return made
+
+
+def _check_repeated(turns: list[Any], name: str, made: Row) -> None:
+    """A conversation beside a prompt repeats the prompt, or the conversation that was chosen."""
+    said = [(m.role, m.content) for m in (message(turn, name) for turn in turns)]
+    before = [(m.role, m.content) for m in made.messages]
+    if said not in (before, [*before, ("assistant", made.answers[0])]):
+        raise Reject(f"{name} says something else than prompt and chosen")
+
+
+def _instructed(row: Mapping[str, Any]) -> list[Row]:
+    return _two(row, asked(row, None, instruction(row["instruction"], row.get("input", ""))))
+
+
+def _response_first(row: Mapping[str, Any]) -> list[Row]:
+    """The usual answer is chosen, and another is rejected."""
+    name = first_of(row, ("response", "answer", "completion", "output"))
+    assert name is not None
+    messages = asked_any(row)
+    both = [side(row[one], one, messages) for one in (name, "rejected_response")]
+    return [replace(pair(both, row, (name, "rejected_response")), finished=finished_of(row))]
+
+
+def _openai(row: Mapping[str, Any]) -> list[Row]:
+    """``input`` with messages and tools, and the two outputs as turns."""
+    given = row["input"]
+    raw = listed(given.get("messages"), "input.messages")
+    messages = asked(given, None, conversation_prompt(raw, "input.messages"))
+    names = ("preferred_output", "non_preferred_output")
+    return [pair([side(row[name], name, messages) for name in names], row, names)]
+
+
+def _hh(row: Mapping[str, Any]) -> list[Row]:
+    """Two transcripts with "\\n\\nHuman:" and "\\n\\nAssistant:" turns that differ in the last."""
+    both: list[Side] = []
+    for name in ("chosen", "rejected"):
+        turns = transcript(string(row[name], name), name)
+        if not turns[-1].content:
+            both.append((conversation(turns[:-1], name).messages, "", ()))
+            continue
+        whole = conversation(turns, name)
+        both.append((whole.messages, whole.answers[0], whole.notes))
+    return [pair(both, row)]
+
+
+def _is_hh(row: Mapping[str, Any]) -> bool:
+    return all(isinstance(row.get(k), str) and re.search(r"(^|\n\n)Human:", row[k]) for k in ("chosen", "rejected"))
+
+
+_MORE = (*BEFORE, *_SCORES, "finished")
+_Q, _A, _B = (
+    {"role": "user", "content": "Name a river."},
+    {"role": "assistant", "content": "The Ebro."},
+    {"role": "assistant", "content": "Rain."},
+)
+
+PREFERENCES: dict[str, Format] = {
+    "HH transcripts": Format(
+        columns="chosen, rejected (Human:/Assistant:)",
+        required=("chosen", "rejected"),
+        fits=_is_hh,
+        read=_hh,
+        example={
+            "chosen": "\n\nHuman: Name a river.\n\nAssistant: The Ebro.",
+            "rejected": "\n\nHuman: Name a river.\n\nAssistant: Rain.",
+        },
+    ),
+    "preference": Format(
+        columns="[prompt or conversations,] chosen, rejected",
+        required=("chosen", "rejected"),
+        optional=("prompt", "conversations", "messages", *_MORE),
+        read=_preference,
+        example={
+            "prompt": "Name a river.",
+            "chosen": "The Ebro.",
+            "rejected": "Rain.",
+            "score_chosen": 8,
+            "score_rejected": 3,
+        },
+        note="answers, or conversations that differ in the last turn; equal scores are a tie, `margin` is kept",
+    ),
+    "orca pairs": Format(
+        columns="system, question, chosen, rejected",
+        required=(("question", "query", "context", "input"), "chosen", "rejected"),
+        optional=_MORE,
+        read=_preference,
+        example={
+            "system": "Speak like a pirate.",
+            "question": "Name a river.",
+            "chosen": "The Ebro.",
+            "rejected": "Rain.",
+        },
+        note="the prompt under question, query, context or input: text or turns",
+    ),
+    "alpaca preference": Format(
+        columns="instruction, input, chosen, rejected",
+        required=("instruction", "chosen", "rejected"),
+        optional=("input", *_MORE),
+        read=_instructed,
+        example={"instruction": "Name a river.", "input": "In Spain.", "chosen": "The Ebro.", "rejected": "Rain."},
+    ),
+    "chosen_response and rejected_response": Format(
+        columns="prompt, chosen_response, rejected_response",
+        required=(("prompt", "question", "query", "context"), "chosen_response", "rejected_response"),
+        optional=_MORE,
+        read=_preference,
+        example={"prompt": "Name a river.", "chosen_response": "The Ebro.", "rejected_response": "Rain."},
+    ),
+    "response and rejected_response": Format(
+        columns="query, response, rejected_response",
+        required=(QUESTION, ("response", "answer", "completion", "output"), "rejected_response"),
+        optional=("input", *_MORE),
+        read=_response_first,
+        example={"query": "Name a river.", "response": "The Ebro.", "rejected_response": "Rain."},
+    ),
+    "OpenAI preference": Format(
+        columns="input: {messages}, preferred_output, non_preferred_output",
+        required=("input", "preferred_output", "non_preferred_output"),
+        fits=lambda row: isinstance(row["input"], Mapping),
+        read=_openai,
+        example={"input": {"messages": [_Q], "tools": []}, "preferred_output": [_A], "non_preferred_output": [_B]},
+    ),
+    "chosen_messages and rejected_messages": Format(
+        columns="chosen_messages, rejected_messages",
+        required=("chosen_messages", "rejected_messages"),
+        optional=("prompt", *_MORE),
+        read=_preference,
+        example={"chosen_messages": [_Q, _A], "rejected_messages": [_Q, _B]},
+    ),
+}

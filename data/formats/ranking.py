@@ -1,0 +1,193 @@
+"""Answers to one prompt in their order: of ranks, scores, two conversations, or two sides and a winner."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from data.formats.rows import DUPLICATE, NO_ANSWER, NO_PROMPT, SAME, TIED, UNRANKED, Reject, Row
+from data.formats.turns import answer, check, conversation, message
+from data.formats.values import blank, number, parsed, string, words
+from data.records import Message, ranks_from_scores
+
+MAX_ANSWERS = 1000
+"""Answers of one ranking; pairs grow with their square."""
+
+Side = tuple[tuple[Message, ...], str, tuple[str, ...]]
+"""What comes before an answer, the answer, and notes."""
+
+PAIR_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_reward", "rejected_reward"),
+    ("reward_chosen", "reward_rejected"),
+)
+_TIES = words("tie tied draw equal same both bothbad neither")
+
+
+def ranking(
+    messages: tuple[Message, ...],
+    answers: Sequence[str],
+    ranks: Sequence[int],
+    scores: Sequence[float] | None = None,
+    notes: tuple[str, ...] = (),
+    ended: Sequence[bool] = (),
+) -> Row:
+    """Best first, each text once (in its best place)."""
+    if len(answers) > MAX_ANSWERS:
+        raise Reject(f"it has {len(answers):,} answers; a ranking has at most {MAX_ANSWERS:,}")
+    order = sorted(range(len(answers)), key=lambda i: ranks[i])
+    first: dict[str, int] = {}
+    for i in order:
+        first.setdefault(answers[i], i)
+    kept = list(first.values())
+    if not kept:
+        raise Reject("it has no answers")
+    return Row(
+        messages=messages,
+        answers=tuple(answers[i] for i in kept),
+        ranks=tuple(ranks[i] for i in kept),
+        scores=tuple(scores[i] for i in kept) if scores is not None else None,
+        ended=tuple(ended[i] for i in kept) if ended else (),
+        notes=(DUPLICATE,) * (len(answers) - len(kept)) + notes,
+    )
+
+
+def unranked(messages: tuple[Message, ...], answers: Sequence[str]) -> Row:
+    """Answers without an order: all tie."""
+    return ranking(messages, answers, [0] * len(answers), notes=(UNRANKED,))
+
+
+def scored(messages: tuple[Message, ...], answers: Sequence[str], scores: Sequence[float]) -> Row:
+    """Answers by their scores, the higher the better; equal ones tie."""
+    return ranking(messages, answers, ranks_from_scores(scores), scores)
+
+
+def side(value: Any, name: str, messages: tuple[Message, ...]) -> Side:
+    """An answer, or a whole conversation that may repeat the prompt."""
+    if not isinstance(value, list) or len(value) == 1:
+        return messages, answer(value, name), ()
+    whole = conversation([message(turn, name) for turn in value], name)
+    if not whole.answers:
+        raise Reject(f"{name} does not end with the assistant's turn")
+    bare = tuple(replace(m, tools="") for m in messages)
+    own = [m for m in bare if m.role != "system"]
+    if whole.messages[: len(bare)] == bare:
+        before = (*messages, *whole.messages[len(bare) :])
+    elif own and whole.messages[: len(own)] == tuple(own):  # the system message stands in a column of its own
+        before = (*messages, *whole.messages[len(own) :])
+    else:
+        before = messages + whole.messages
+    return before, whole.answers[0], whole.notes
+
+
+def pair(both: Sequence[Side], row: Mapping[str, Any], names: Sequence[str] = ("chosen", "rejected")) -> Row:
+    """Two answers to the same, the first chosen, unless equal scores say that they tie.
+
+    Raises:
+        Reject: they differ before their last turn or do not differ at all, or their scores contradict the choice.
+    """
+    (messages, chosen, notes), (others, rejected, _) = both
+    if messages != others:
+        raise Reject(f"{names[0]} and {names[1]} differ before their last turn")
+    if chosen == rejected:
+        raise Reject(f"{names[0]} and {names[1]} are the same")
+    notes += (SAME,) * (chosen.split() == rejected.split()) + (NO_ANSWER,) * (not chosen.strip())
+    if "prompt" in row and not messages:
+        notes += (NO_PROMPT,)
+    scores, spelled = _pair_scores(row)
+    if scores and scores[0] < scores[1]:
+        raise Reject(f"{spelled} says {scores[0]:g} of {names[0]} and {scores[1]:g} of {names[1]}, against the choice")
+    tied = scores is not None and scores[0] == scores[1]
+    made = ranking(messages, (chosen, rejected), (0, 0) if tied else (0, 1), scores)
+    return replace(made, notes=notes + ((TIED,) if tied else ()))
+
+
+def _pair_scores(row: Mapping[str, Any]) -> tuple[tuple[float, float] | None, str]:
+    for one, other in PAIR_SCORES:
+        if (one in row) != (other in row):
+            raise Reject(f"it has {one if one in row else other} without {other if one in row else one}")
+    found = [
+        ((one, other), (number(row[one], one), number(row[other], other))) for one, other in PAIR_SCORES if one in row
+    ]
+    if "margin" in row:
+        margin = number(row["margin"], "margin")
+        found.insert(0, (("margin",), (margin, 0.0)))  # type: ignore[arg-type]
+    if not found:
+        return None, ""
+    names, scores = found[0]
+    for others, more in found[1:]:
+        if (more[0] > more[1]) != (scores[0] > scores[1]) or (more[0] < more[1]) != (scores[0] < scores[1]):
+            raise Reject(f"{' and '.join(names)} contradict {' and '.join(others)}")
+    return scores, " and ".join(names)
+
+
+def duel(messages: tuple[Message, ...], answers: Sequence[str], won: int | None) -> Row:
+    """Two answers of which the first (0), the second (1) or neither (None) won."""
+    if won is None:
+        return replace(ranking(messages, answers, (0, 0)), notes=(TIED,))
+    return ranking(messages, answers, (won, 1 - won))
+
+
+def conversations(first: Any, second: Any, names: Sequence[str], row: Mapping[str, Any]) -> list[Side]:
+    """Two whole conversations that may end differently."""
+    both = [side(first, names[0], ()), side(second, names[1], ())]
+    if both[0][0] != both[1][0]:
+        raise Reject(f"{names[0]} and {names[1]} differ before their last turn: they are no answers to the same")
+    return both
+
+
+def winner(value: Any, name: str, low: int | None = None) -> int | None:
+    """0 for the first, 1 for the second, None for a tie.
+
+    Args:
+        value: "a", "model_a", "a-is-better", "A", "tie (bothbad)" and the like, or a number.
+        name: of the column, for messages.
+        low: the number that stands for the first (0 or 1) where numbers are allowed; one between leans to a side.
+    """
+    if isinstance(value, bool):
+        raise Reject(f"{name} is true or false, which names no side")
+    word = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
+    if low is not None and re.fullmatch(r"[0-9]+\.[0-9]+", word) and low <= float(word) <= low + 1:
+        return None if float(word) == low + 0.5 else int(float(word) > low + 0.5)
+    parts = [w for w in re.split(r"[^a-z0-9]+", word) if w]
+    if low is not None and re.fullmatch(r"-?[0-9]+", word):
+        if int(word) not in (low, low + 1):
+            raise Reject(f"{name} is {word}; {low} stands for the first and {low + 1} for the second")
+        return int(word) - low
+    if parts and (set(parts) & _TIES):
+        return None
+    sides = {p for p in parts if p in ("a", "b")}
+    if len(sides) == 1:
+        return 0 if sides == {"a"} else 1
+    raise Reject(f"{name} is {word[:60]!r}, which names neither side nor a tie")
+
+
+def texts_of(value: Any, name: str) -> list[str]:
+    """One text, or several that a table holds as a JSON list (turns of one side)."""
+    if isinstance(value, str) and value[:1] == "[":
+        value = parsed(value, name)
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not found or any(not isinstance(v, str) for v in found):
+        raise Reject(f"{name} holds no texts")
+    return [string(v, name) for v in found]
+
+
+def turn_about(asked: Sequence[str], said: Sequence[str], name: str) -> tuple[tuple[Message, ...], str]:
+    """Questions and answers in turn; the last answer stands alone."""
+    if len(asked) != len(said):
+        raise Reject(f"{name} has {len(said)} turns, the prompt {len(asked)}")
+    out: list[Message] = []
+    for question, reply in zip(asked, said, strict=True):
+        out += [Message(role="user", content=question), Message(role="assistant", content=reply)]
+    check(out[:-1], name)
+    return tuple(out[:-1]), out[-1].content
+
+
+def has(row: Mapping[str, Any], name: str) -> bool:
+    return not blank(row.get(name))

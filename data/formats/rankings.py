@@ -1,0 +1,192 @@
+"""Several answers to one prompt: best first, with ranks, with scores, or each with its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.annotators import judged
+from data.formats.instructions import QUESTION, asked_any
+from data.formats.ranking import ranking, scored, unranked
+from data.formats.rows import CELLS, NO_PROMPT, Format, Reject, Row
+from data.formats.turns import BEFORE, answer
+from data.formats.values import first_of, listed, number, string
+from data.records import Message, ranks_from_scores
+
+RANKS = ("ranks", "rank")
+SCORES = ("scores", "rewards", "ratings", "score", "reward", "rating")
+_TEXTS = ("text", "answer", "response", "completion", "output", "content")
+_ITEM_SCORES = ("score", "overall_score", "fine-grained_score", "rating", "reward")
+
+
+def _cells(row: Mapping[str, Any]) -> list[Row]:
+    """A tab-separated line: answers best first, no prompt."""
+    cells = [string(cell, "a cell") for cell in listed(row[CELLS], "cells")]
+    answers = [cell for cell in cells if cell.strip()]
+    return [ranking((), answers, range(len(answers)))]
+
+
+def _messages(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    messages = asked_any(row)
+    return messages, (NO_PROMPT,) if first_of(row, QUESTION) and not messages else ()
+
+
+def _ranked(row: Mapping[str, Any]) -> list[Row]:
+    """Answers best first, or with ranks (lowest is best, equal ranks tie) or scores (higher is better) beside."""
+    answers = [answer(a, "responses") for a in listed(row["responses"], "responses")]
+    by_rank, by_score = first_of(row, RANKS), first_of(row, SCORES)
+    marks = {"ranks": by_rank, "scores": by_score}
+    given = {"ranks": None, "scores": None} | {
+        ours: listed(row[their], their) for ours, their in marks.items() if their
+    }
+    lists, answers, left_out = judged({k: v for k, v in given.items() if v is not None}, answers)
+    ended = _ended(row.get("finished"), len(listed(row["responses"], "responses")))
+    if left_out and ended:
+        raise Reject("finished cannot be matched to answers of which some have no rank")
+    scores = [number(s, by_score or "scores") for s in lists["scores"]] if "scores" in lists else None
+    ranks: Sequence[int] = range(len(answers))
+    if "ranks" in lists:
+        ranks = _whole_ranks([number(r, by_rank or "ranks") for r in lists["ranks"]])
+    elif scores is not None:
+        ranks = ranks_from_scores(scores)
+    if len(ranks) != len(answers) or (scores is not None and len(scores) != len(answers)):
+        raise Reject("responses, ranks and scores differ in number")
+    messages, notes = _messages(row)
+    return [ranking(messages, answers, ranks, scores, left_out + notes, ended)]
+
+
+def _whole_ranks(given: Sequence[float]) -> list[int]:
+    if any(not r.is_integer() for r in given):
+        raise Reject("ranks must be whole numbers, 0 is best; give `scores` if these are scores")
+    if any(r < 0 for r in given):
+        raise Reject("ranks count from 0 (best)")
+    return [int(r) for r in given]
+
+
+def _ended(finished: Any, count: int) -> list[bool]:
+    """Whether each answer is whole, where the row says so."""
+    if finished is None:
+        return []
+    marks = finished if isinstance(finished, list) else [finished] * count
+    if len(marks) != count or any(not isinstance(mark, bool) for mark in marks):
+        raise Reject("finished must be true or false, for all answers or one for each")
+    return marks
+
+
+def _own_marks(row: Mapping[str, Any], name: str) -> list[Row]:
+    """Answers with a score (higher is better) or rank (lower is better) each; those without one are left out."""
+    texts: list[str] = []
+    marks: list[float] = []
+    kinds: set[str] = set()
+    for one in listed(row[name], name):
+        text = first_of(one, _TEXTS) if isinstance(one, Mapping) else None
+        if text is None:
+            raise Reject(f"{name} must be objects with text and score")
+        mark = next((k for k in (*_ITEM_SCORES, "rank") if one.get(k) is not None), None)
+        if mark is None:
+            continue
+        kinds.add("rank" if mark == "rank" else "score")
+        texts.append(string(one[text], f"an answer's {text}"))
+        marks.append(number(one[mark], mark))
+    if not texts:
+        raise Reject("none of its answers has a score")
+    if len(kinds) > 1:
+        raise Reject(f"some of {name} have ranks, others scores")
+    if kinds == {"rank"}:
+        return [ranking(_messages(row)[0], texts, _whole_ranks(marks))]
+    return [scored(_messages(row)[0], texts, marks)]
+
+
+def _answers(row: Mapping[str, Any]) -> list[Row]:
+    return _own_marks(row, "answers")
+
+
+def _completions(row: Mapping[str, Any]) -> list[Row]:
+    name = first_of(row, ("completions", "responses"))
+    assert name is not None
+    return _own_marks(row, name)
+
+
+def _of_objects(row: Mapping[str, Any]) -> bool:
+    value = next((row[name] for name in ("completions", "responses", "answers") if name in row), None)
+    keys = {k for one in value if isinstance(one, Mapping) for k in one} if isinstance(value, list) else set()
+    return bool(keys & {*_ITEM_SCORES, "rank"}) or (bool(keys) and not keys & {"role", "from"})
+
+
+def _samples(row: Mapping[str, Any]) -> list[Row]:
+    name = first_of(row, ("completions", "answers", "outputs", "generations", "samples"))
+    assert name is not None
+    answers = [answer(a, name) for a in listed(row[name], name)]
+    by_rank, by_score = first_of(row, RANKS), first_of(row, SCORES)
+    if by_rank or by_score:
+        return _ranked({**row, "responses": row[name]})
+    return [unranked(_messages(row)[0], answers)]
+
+
+_BOTH = (*RANKS, *SCORES)
+
+RANKINGS: dict[str, Format] = {
+    "tab-separated ranking": Format(
+        columns="answers best first, no header",
+        required=(CELLS,),
+        read=_cells,
+        example={CELLS: ["The Ebro.", "A river.", "Rain."]},
+        note="a tab-separated file without a header, if the recipe says so",
+    ),
+    "ranked answers": Format(
+        columns="prompt, responses (best first)",
+        required=("responses",),
+        optional=("prompt", *_BOTH, *BEFORE, "finished"),
+        read=_ranked,
+        fits=lambda row: not _of_objects(row),
+        example={"prompt": "Name a river.", "responses": ["Rain.", "The Ebro."], "rewards": [0.1, 0.9]},
+        note="with ranks or rank (lowest is best) or scores, rewards or ratings (highest is best) in their order",
+    ),
+    "ranked answers to a question": Format(
+        columns="question, responses (best first)",
+        required=(QUESTION[1:], "responses"),
+        optional=("input", *_BOTH, *BEFORE, "finished"),
+        read=_ranked,
+        fits=lambda row: not _of_objects(row),
+        example={"instruction": "Name a river.", "responses": ["The Ebro.", "Rain."], "rank": [1, 2]},
+        note="or instruction (with input) or query",
+    ),
+    "scored answers": Format(
+        columns="prompt, answers: [{text, score}]",
+        required=(QUESTION, "answers"),
+        optional=("input", "turns", "num_responses", "good_natured", *BEFORE),
+        read=_answers,
+        fits=_of_objects,
+        example={
+            "prompt": "Name a river.",
+            "answers": [
+                {"answer": "The Ebro.", "model": "m", "rank": 1.0},
+                {"answer": "Rain.", "model": "n", "rank": 2.0},
+            ],
+        },
+        note="Nectar's form too: text or answer, score or rank",
+    ),
+    "UltraFeedback": Format(
+        columns="instruction, completions: [{response, overall_score}]",
+        required=(QUESTION, ("completions", "responses")),
+        optional=("input", "models", "correct_answers", "incorrect_answers", *BEFORE),
+        read=_completions,
+        fits=_of_objects,
+        example={
+            "instruction": "Name a river.",
+            "completions": [
+                {"model": "m", "response": "The Ebro.", "overall_score": 8.0},
+                {"model": "n", "response": "Rain.", "overall_score": 3.0},
+            ],
+        },
+    ),
+    "several samples": Format(
+        columns="prompt, completions: [...]",
+        required=(QUESTION, ("completions", "answers", "outputs", "generations", "samples")),
+        optional=("input", *_BOTH, *BEFORE, "finished"),
+        read=_samples,
+        fits=lambda row: not _of_objects(row),
+        example={"prompt": "Name a river.", "completions": ["Rain.", "The Ebro."], "scores": [0.1, 0.9]},
+        note="without scores or ranks nothing says which is better",
+    ),
+}

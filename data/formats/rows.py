@@ -1,0 +1,131 @@
+"""What a row of a data file becomes, and why it may not: ``Row``, ``Reject`` and the entry of a format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from data.records import Message
+
+CELLS = "(cells)"
+"""The key under which a reader hands over a tab-separated line that has no header."""
+
+DUPLICATE = "repeated answers dropped"
+MERGED = "neighbouring turns of one role joined"
+UNRANKED = "answers of which nothing says which is better: read as a tie"
+TIED = "pairs of equal scores: read as a tie"
+NO_PROMPT = "rows whose prompt is null or blank: read as answers without one"
+REASONING = "reasoning put before its answer, between <think> and </think>"
+NO_ANSWER = "pairs whose chosen answer is empty"
+SAME = "pairs whose answers differ in white space alone"
+DELETED = "deleted messages left out"
+
+
+class Reject(Exception):
+    """This row cannot be used; the message says why."""
+
+
+class Unread(Reject):
+    """A row with columns that its format does not read.
+
+    ``columns`` are their names, ``format`` is what reads the others, and ``paste`` is the line for the recipe.
+    """
+
+    def __init__(self, message: str, columns: tuple[str, ...], format: str, paste: str) -> None:
+        super().__init__(message)
+        self.columns, self.format, self.paste = columns, format, paste
+
+
+class NoFormat(Reject):
+    """A row that no format fits; ``near`` are those that nearly do, the nearest first."""
+
+    def __init__(self, message: str, near: tuple[Near, ...] = ()) -> None:
+        super().__init__(message)
+        self.near = near
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Near:
+    """A format that nearly fits.
+
+    ``missing`` are its columns that the row lacks, ``extra`` those of the row that it does not read, ``columns`` (our
+    name -> theirs) and ``ignore`` are what makes it fit.
+    """
+
+    format: str
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    columns: Mapping[str, str]
+    ignore: tuple[str, ...] = ()
+
+    @property
+    def paste(self) -> str:
+        """The line for the recipe."""
+        mapping = ", ".join(f"{quoted(our)}: {quoted(their)}" for our, their in self.columns.items())
+        parts = [f"columns: {{{mapping}}}"] if mapping else []
+        parts += [f"ignore: [{', '.join(map(quoted, self.ignore))}]"] if self.ignore else []
+        return ", ".join(parts)
+
+
+def quoted(name: str) -> str:
+    """A column's name as YAML takes it inside a flow mapping."""
+    plain = name.replace("_", "a").replace("-", "a").replace(" ", "a").isalnum() and name[0].isalpha()
+    taken = name.lower() in ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+    return name if plain and not taken else '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row, whatever it was: a plain text, or turns with 0, 1 or more answers, best first where they are ranked.
+
+    ``judged`` says that its one answer was judged alone (``label``: liked or not, ``score``: a number), with the
+    judgement in ``scores``; answers to the same prompt then make a ranking (``data.judgements``). ``ended`` says of
+    each answer of a ranking whether it is whole.
+    """
+
+    messages: tuple[Message, ...] = ()
+    answers: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    scores: tuple[float, ...] | None = None
+    finished: bool = True
+    ended: tuple[bool, ...] = ()
+    judged: str = ""
+    text: str = ""
+    notes: tuple[str, ...] = ()
+    group: str = ""
+    source: str = ""
+    category: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One format.
+
+    ``columns`` is what messages show. ``required`` are the columns that it needs; a group in brackets is one of
+    several names, the first that is there. ``optional`` are those that it reads where they are there. ``fits`` looks
+    at values where keys do not decide; with ``fits`` alone a format reads every column of its rows. ``example`` is a
+    row, shown in the reference and read by a test; ``note`` says what becomes of it.
+    """
+
+    columns: str
+    read: Callable[[Mapping[str, Any]], list[Row]]
+    fits: Callable[[Mapping[str, Any]], bool] | None = None
+    required: tuple[str | tuple[str, ...], ...] = ()
+    optional: tuple[str, ...] = ()
+    example: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def reads(self, names: frozenset[str]) -> frozenset[str] | None:
+        """Those of the names that it reads, or None where a required one is missing."""
+        if not self.required:
+            return names
+        found = set(self.optional) & names
+        for one in self.required:
+            spelled = (one,) if isinstance(one, str) else one
+            first = next((name for name in spelled if name in names), None)
+            if first is None:
+                return None
+            found.add(first)
+        return frozenset(found)

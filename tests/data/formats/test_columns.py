@@ -1,0 +1,186 @@
+"""No column is lost without a word: what is refused, what may stand beside, contradictions, and near fits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from data.common.errors import UserError
+from data.formats import NoFormat, Reject, Unread, parse
+from data.sources import DataConfig, load_records
+from tests.support.raw_rows import records, turns_of, understood
+
+PAIR = {"chosen": "The Ebro.", "rejected": "Rain."}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"question": "q", **PAIR}, "u:q"),
+        ({"query": "q", **PAIR}, "u:q"),
+        ({"context": "q", **PAIR}, "u:q"),
+        ({"context": [{"role": "user", "content": "q"}], **PAIR}, "u:q"),
+        ({"instruction": "q", "input": "i", **PAIR}, "u:q\n\ni"),
+        ({"prompt": None, "question": "q", **PAIR}, "u:q"),
+        ({"system": "s", "prompt": "q", **PAIR}, "s:s|u:q"),
+        ({"system_prompt": "s", "prompt": "q", "history": [["a", "b"]], **PAIR}, "s:s|u:a|a:b|u:q"),
+        ({"messages": [{"role": "user", "content": "q"}], "system": "s", **PAIR}, "s:s|u:q"),
+        ({"system": "s", "prompt": "q", "history": [["a", "b"]], "completion": "The Ebro."}, "s:s|u:a|a:b|u:q"),
+        ({"system_prompt": "s", "messages": [{"role": "user", "content": "q"},
+                                             {"role": "assistant", "content": "The Ebro."}]}, "s:s|u:q"),
+        ({"system": "s", "prompt": "q", "responses": ["Rain.", "The Ebro."], "rewards": [0, 1]}, "s:s|u:q"),
+        ({"prompt": "q", "responses": ["Rain.", "The Ebro."], "rank": [2, 1]}, "u:q"),
+        ({"prompt": "q", "responses": ["Rain.", "The Ebro."], "ratings": ["2", "3"]}, "u:q"),
+    ],
+)  # fmt: skip
+def test_prompts_systems_histories_and_orders_arrive(row, prompt):
+    [one] = parse(row)[1]
+    assert turns_of(one.messages) == prompt and one.answers[0] == "The Ebro."
+
+
+@pytest.mark.parametrize("value", ["some text", ["a", "b"], {"role": "user", "content": "x"}, [{"deep": ["text"]}]])
+@pytest.mark.parametrize("name", ["hint", "persona", "passage", "prefix"])
+def test_unknown_columns_with_text_are_refused(name, value):
+    with pytest.raises(Unread, match=f"no column '{name}'.*`ignore: \\[{name}\\]`"):
+        parse({"prompt": "q", "completion": "a", name: value})
+    assert parse({"prompt": "q", "completion": "a", name: value}, known=[name])[1]
+    assert parse({"prompt": "q", "completion": "a", name: None})[1] and parse({"prompt": "q", name: " "})[1]
+
+
+@pytest.mark.parametrize("name", ["my_score", "rank_of_all", "winner", "human_label", "reward_2", "preference"])
+@pytest.mark.parametrize("value", [1, 0.5, True, [1, 2]])
+def test_numbers_that_judge_are_refused(name, value):
+    with pytest.raises(Unread, match=name):
+        parse({"prompt": "q", "chosen": "a", "rejected": "b", name: value})
+
+
+def test_what_describes_a_row_stands_beside():
+    beside = {
+        "id": "7", "question_id": 3, "source": "forum", "category": "c", "lang": "en", "model": "m", "url": "http://x",
+        "date": "2024-01-01", "license": "MIT", "tags": ["a", "b"], "dataset": "d", "split": "train", "index": 4,
+        "annotator": "me", "metadata": {"deep": "text"}, "width": 3, "has_code": False,
+    }  # fmt: skip
+    name, [row] = parse({"prompt": "q", "completion": "a", **beside})
+    assert name == "prompt and completion" and row.category == "c"
+    assert all(row.columns[key] == value for key, value in beside.items())
+    with pytest.raises(Unread, match="source"):
+        parse({"prompt": "q", "completion": "a", "source": "A long passage. " * 40})
+
+
+def test_references_stand_beside_prompts_for_functions():
+    for name in ("ground_truth", "reference_answer", "solution", "test_cases", "label", "reward_model"):
+        row = parse({"prompt": "q", name: {"ground_truth": "5"} if name == "reward_model" else "5"})[1][0]
+        assert name in row.columns and not row.answers
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", **PAIR, "score_chosen": 2, "score_rejected": 9}, "2 of chosen and 9 of rejected"),
+        ({"prompt": "q", **PAIR, "chosen_rating": 2, "rejected_rating": 3}, "against the choice"),
+        ({"prompt": "q", **PAIR, "margin": -1}, "margin"),
+        ({"prompt": "q", **PAIR, "score_chosen": 2}, "without score_rejected"),
+        ({"prompt": "q", **PAIR, "score_chosen": 9, "score_rejected": 2, "chosen_rating": 1, "rejected_rating": 1},
+         "contradict"),
+        ({"prompt": "q", **PAIR, "messages": [{"role": "user", "content": "other"}]}, "something else"),
+        ({"prompt": "q", "completion": "a", "label": True, "kto_tag": False}, "contradict"),
+        ({"prompt": "q", "completion": "a", "label": "maybe"}, "neither liked"),
+        ({"messages": [{"role": "user", "content": "<image>Who?"}, {"role": "assistant", "content": "He."}]}, "image"),
+        ({"prompt": "q", "completion": "a", "images": ["x.jpg"]}, "column images"),
+        ({"conversation_a": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}],
+          "conversation_b": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "y"}],
+          "winner": "model_a"}, "differ before"),
+        ({"prompt": "q", "completion_a": "a", "completion_b": "b", "preference": "perhaps"}, "neither side"),
+        ({"instruction": "i", "output": "the river", "text": "of another row"}, "different rows"),
+    ],
+)  # fmt: skip
+def test_contradictions_are_named(row, reason):
+    with pytest.raises(Reject, match=reason):
+        parse(row)
+
+
+def test_equal_scores_are_a_tie():
+    found = understood([{"prompt": "q", **PAIR, "score_chosen": 8.5, "score_rejected": 8.5},
+                        {"prompt": "q", **PAIR, "score_chosen": 8.5, "score_rejected": 8}])  # fmt: skip
+    assert [one.row.ranks for one in found] == [(0, 0), (0, 1)] and len(records(found, "rankings")) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"question": "q", "solution": "a"}, {"prompt": "question", "completion": "solution"}),
+        ({"key": "q", "value": "a"}, {"prompt": "key", "completion": "value"}),
+        ({"frage": "q", "antwort": "a"}, {"prompt": "frage", "completion": "antwort"}),
+        ({"problem": "q", "good": "a", "bad": "b"}, {"prompt": "problem", "chosen": "good", "rejected": "bad"}),
+        ({"question": "q", "preferred": "a", "dispreferred": "b"},
+         {"prompt": "question", "chosen": "preferred", "rejected": "dispreferred"}),
+        ({"chat": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, {"messages": "chat"}),
+        ({"article": "words"}, {"text": "article"}),
+        ({"Problem Text": "q", "the answer: full": "a"}, {"prompt": "Problem Text", "completion": "the answer: full"}),
+    ],
+)  # fmt: skip
+def test_the_line_to_paste_works(row, columns):
+    with pytest.raises(NoFormat) as caught:
+        parse(row)
+    first = caught.value.near[0]
+    if row.get("article"):
+        first = next(near for near in caught.value.near if near.format == "text")
+    assert dict(first.columns) == columns and 1 <= len(caught.value.near) <= 2
+    assert f"`{first.paste}`" in str(caught.value)
+    pasted = yaml.safe_load(f"{{{first.paste}}}")
+    name, found = parse(row, **pasted)
+    assert name == first.format and found
+
+
+def test_every_suggestion_can_be_pasted():
+    rows = [{"problem": "q", "solution": "a", "hints": "h", "level": "1"}, {"a": "x", "b": "y", "c": "z", "d": "w"},
+            {"prompt": "q", "completoin": "a"}, {"story": "s", "moral": "m"}]  # fmt: skip
+    for row in rows:
+        with pytest.raises(Reject) as caught:
+            parse(row)
+        for near in getattr(caught.value, "near", ()):
+            assert parse(row, **yaml.safe_load(f"{{{near.paste}}}"))[0] == near.format
+        if isinstance(caught.value, Unread):
+            assert parse(row, **yaml.safe_load(f"{{{caught.value.paste}}}"))
+            assert "`columns: {completion: completoin}`" in str(caught.value)
+
+
+def test_a_column_that_gives_way_is_not_lost():
+    row = {"prompt": "instructions of the annotators", "question": "q", "answer": "a"}
+    with pytest.raises(Unread, match="theirs"):
+        parse(row, columns={"prompt": "question"})
+    assert turns_of(parse(row, columns={"prompt": "question"}, ignore=["prompt"])[1][0].messages) == "u:q"
+
+
+def test_ignored_columns_are_still_offered_to_functions():
+    assert parse({"prompt": "q", "hint": "h"}, ignore=["hint"])[1][0].columns == {"hint": "h"}
+
+
+def test_an_unknown_format_is_a_wrong_setting():
+    with pytest.raises(UserError, match="Did you mean 'alpaca'"):
+        parse({"prompt": "q"}, format="alpacca")
+
+
+def test_a_source_is_refused_once_for_its_unread_columns(tmp_path):
+    rows = [{"prompt": f"q{i}", "completion": "a", "persona": "p"} for i in range(50)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def load(**config):
+        return load_records(["a.jsonl"], "demonstrations", DataConfig(**config), seed=0, base_dir=tmp_path)
+
+    with pytest.raises(UserError) as caught:
+        load()
+    message = str(caught.value)
+    assert message.count("ignore: [persona]") == 1 and "persona (50 rows)" in message and "a.jsonl:1" in message
+    assert len(load(ignore="persona").records) == len(load(ignore=["per*"]).records) == 50
+
+
+def test_prompts_with_references_say_how_they_become_demonstrations(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "q", "solution": "a"}) + "\n")
+    config = DataConfig()
+    [prompt] = load_records(["a.jsonl"], "prompts", config, seed=0, base_dir=tmp_path).records
+    assert prompt.columns == {"solution": "a"}
+    with pytest.raises(UserError, match=r"`columns: {completion: solution}`"):
+        load_records(["a.jsonl"], "demonstrations", config, seed=0, base_dir=tmp_path)
