@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from models.roles.files import ADAPTER, CONFIG, HEAD, MODEL, WEIGHTS
+from models.roles.lora import merged_copy
 from models.roles.shared_base import SharedBase
 
 
@@ -69,6 +69,8 @@ def save_adapter(base: SharedBase, name: str, folder: Path, base_path: str | Non
 def write_model(base: SharedBase, role: str, folder: Path, stop_ids: Sequence[int]) -> None:
     """Full weights of a role; the shared base itself is never merged into.
 
+    A merged adapter is written in at least fp32: most of what it adds is smaller than the last place of a bf16 weight.
+
     Args:
         base: whose role.
         role: its name, or ``"base"``.
@@ -80,9 +82,6 @@ def write_model(base: SharedBase, role: str, folder: Path, stop_ids: Sequence[in
     elif role == "base":
         lm = copy.deepcopy(base.lm)
     else:
-        with base.role(role):
-            wrapped = copy.deepcopy(base.peft)
-        assert isinstance(wrapped, PeftModel)
-        lm = wrapped.merge_and_unload(adapter_names=[role])  # type: ignore[operator]
+        lm = merged_copy(base.lm, role)
     lm.generation_config = generation_settings(base, stop_ids)
     lm.save_pretrained(folder)

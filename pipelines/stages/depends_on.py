@@ -97,3 +97,10 @@ def reward_steps(recipe: Recipe, corpus: Corpus) -> int:
 
 def ppo_steps(recipe: Recipe, corpus: Corpus) -> int:
     return recipe.ppo.updates
+
+
+def evaluate_steps(recipe: Recipe, corpus: Corpus) -> int:
+    """Systems, each sampled and (but for best-of-N) greedy where that is asked for."""
+    systems = [parse(name) for name in dict.fromkeys(recipe.evaluation.systems)]
+    greedy = sum(named.kind != "best_of" for named in systems) if recipe.evaluation.greedy else 0
+    return len(systems) + greedy

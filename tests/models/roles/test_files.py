@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from data.common.errors import UserError
 from models.backbone.settings import AdapterConfig
-from models.roles.export import save_role
+from models.roles.export import save_role, write_model
 from models.roles.files import HEAD, read_role
-from tests.conftest import make_base
+from models.roles.shared_base import SharedBase
+from tests.conftest import ADAPTER, make_base, randomise, tiny_lm, word_tokenizer
 
 
 def test_what_was_written_is_read_without_a_base(tmp_path):
@@ -35,3 +37,22 @@ def test_a_head_is_read_only_where_it_is_asked_for(tmp_path):
     assert read_role(tmp_path).head is None
     with pytest.raises(UserError, match="nothing without its head"):
         read_role(tmp_path, head=True)
+
+
+def test_an_adapter_on_a_bf16_base_is_merged_without_rounding_it_away(tmp_path):
+    """Most changes lie below bf16's last place; in bf16 the merged folder would nearly be the bare base."""
+    base = SharedBase(tiny_lm("llama").to(torch.bfloat16), word_tokenizer())
+    base.add_role("sft", ADAPTER)
+    randomise(base, "sft", 0, 0.01)
+    write_model(base, "sft", tmp_path / "merged", (2,))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    found, state, scale = dict(merged.named_parameters()), base.adapter_state("sft"), ADAPTER.alpha / ADAPTER.rank
+    changed = 0
+    for name, weight in base.base_tensors().items():
+        expected, lora = weight.double(), f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{lora}.lora_A.weight" in state:
+            a, b = state[f"{lora}.lora_A.weight"].double(), state[f"{lora}.lora_B.weight"].double()
+            expected = expected + scale * b @ a
+            changed += 1
+        torch.testing.assert_close(found[name].double(), expected, atol=1e-7, rtol=1e-6)
+    assert merged.dtype == torch.float32 and changed == 14
