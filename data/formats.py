@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 from data.annotators import judged
@@ -21,6 +23,7 @@ CELLS = "(cells)"
 ASKED = frozenset({CELLS, "prompt", "messages", "conversations", "text"})  # the others go to a user's functions
 DUPLICATE = "repeated answers dropped"
 MERGED = "neighbouring turns of one role joined"
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 LARGEST = 1e300  # of a number that stands where text is expected
 MAX_ANSWERS = 1000
 """Answers of one ranking; pairs grow with their square."""
@@ -379,14 +382,31 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def parse(row: Mapping[str, Any], source: str = "", group_by: str | None = None) -> tuple[str, list[Row]]:
+def parse(
+    row: Any,
+    source: str = "",
+    group_by: str | None = None,
+    *,
+    columns: Mapping[str, str] = NO_COLUMNS,
+    ignore: Sequence[str] = (),
+    format: str | None = None,
+) -> tuple[str, list[Row]]:
     """Return the format's name and the rows in it (self-instruct has several in one).
+
+    ``columns`` maps the names of a format to those of the row, ``ignore`` are names or patterns of columns that are
+    left out, and ``format`` is the one to read the row as.
 
     Raises:
         Reject: no format fits, or the row is wrong.
     """
+    if not isinstance(row, Mapping):
+        raise Reject(f"JSON, but {type(row).__name__} instead of an object")
+    named = {theirs: ours for ours, theirs in columns.items()}
+    row = {named.get(k, k): v for k, v in row.items() if not any(fnmatchcase(k, pattern) for pattern in ignore)}
     given = {k: v for k, v in row.items() if v is not None}  # tables fill what is missing with null
-    name = next((n for n, f in FORMATS.items() if f.fits(given)), None)
+    name = format or next((n for n, f in FORMATS.items() if f.fits(given)), None)
+    if format and not FORMATS[format].fits(given):
+        raise Reject(f"it has not the columns of the format {format!r}: {FORMATS[format].columns}")
     if name is None:
         raise Reject(f"no known format has the columns {', '.join(map(str, given)) or '(none)'}")
     rows = FORMATS[name].read(given)
