@@ -21,9 +21,7 @@ def rows(folder: Path, name: str, made: list[dict]) -> str:
 
 
 def some(count: int = 20) -> list[dict]:
-    return [
-        {"prompt": f"q{i}", "completion": f"a{i}", "score": i, "lang": "de en".split()[i % 2]} for i in range(count)
-    ]
+    return [{"prompt": f"q{i}", "completion": f"a{i}", "score": i, "lang": ["de", "en"][i % 2]} for i in range(count)]
 
 
 def load(folder: Path, kind: str = "demonstrations", seed: int = 0, **settings):
@@ -96,7 +94,7 @@ def test_encoding_delimiter_and_header(tmp_path):
     (tmp_path / "b.tsv").write_text("good\tbad\n")
     assert load(tmp_path, "rankings", path="b.tsv", header=False).records[0].answers == ("good", "bad")
     assert answers(load(tmp_path, path="b.tsv", header=["prompt", "completion"])) == ["bad"]
-    with pytest.raises(UserError, match="none of its 0 rows.*write {path: b.tsv, header: false}"):
+    with pytest.raises(UserError, match=r"none of its 0 rows.*write {path: b.tsv, header: false}"):
         load(tmp_path, "rankings", path="b.tsv")
 
 
