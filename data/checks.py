@@ -17,7 +17,7 @@ from data.common.errors import UserError, nearest
 from data.derive import KINDS
 from data.formats import FORMATS, Reject, Row
 from data.judgements import gathered
-from data.readers import extension
+from data.readers.files import is_text
 from data.records import group_of, normalise
 from data.sources import Parsed, Rejected, parse_file
 from data.tokens import bounded, check_speed
@@ -144,7 +144,7 @@ def _check(file: str, parsed: Sequence[Parsed], count_tokens: Callable[[list[str
         rows=len({p.place for p in parsed}),
         formats=dict(Counter(p.format for p in good)),
         columns=dict(Counter(c for p in parsed for c in p.columns)),
-        usable=_usable(good, prompts_only=extension(Path(file)) in (".txt", ".text", ".md")),
+        usable=_usable(good, prompts_only=is_text(Path(file))),
         bad=tuple(Rejected(p.place, p.reason) for p in parsed if p.row is None),
         notes=dict(Counter(n for r in rows for n in r.notes)),
         duplicates=tuple(duplicates),

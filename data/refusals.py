@@ -31,7 +31,12 @@ class Lost:
 
 
 def nothing_usable(
-    source: str, kind: str, rejected: Iterable[tuple[str, str]], columns: Mapping[str, int], cure: str = ""
+    source: str,
+    kind: str,
+    rejected: Iterable[tuple[str, str]],
+    columns: Mapping[str, int],
+    cure: str = "",
+    rows: int | None = None,
 ) -> str:
     """Why none of a source's rows is of the kind.
 
@@ -39,6 +44,7 @@ def nothing_usable(
         rejected: places and reasons.
         columns: those found.
         cure: what to write instead, in words.
+        rows: those of the source; default: those that were rejected.
     """
     found = list(rejected)
     reasons = Counter(reason for _, reason in found).most_common(1)
@@ -49,7 +55,7 @@ def nothing_usable(
     shown = list(columns)[:30]
     names = ", ".join(shown) + (f" and {len(columns) - 30} more" if len(columns) > 30 else "") or "none"
     known = "; ".join(f.columns for f in FORMATS.values())
+    count = len(found) if rows is None else rows
     return (
-        f"{source}: none of its {len(found)} rows can be used as {kind}{why}{cure}. Columns found: {names}. "
-        f"Known: {known}"
+        f"{source}: none of its {count} rows can be used as {kind}{why}{cure}. Columns found: {names}. Known: {known}"
     )

@@ -6,75 +6,36 @@ columns found and the formats known. Knows nothing of splits, tokenizers or mode
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import re
-import socket
-import urllib.request
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any
+from urllib.parse import parse_qsl
 
-from pydantic import Field, field_validator
-
-from data.common.config import Config
 from data.common.errors import UserError, nearest
 from data.derive import KINDS
 from data.formats import Reject, Row, assembled, hint, parse
+from data.hub import read_hub
 from data.judgements import gathered
-from data.readers import BadLine, Raw, TextUnit, extension, read_file
+from data.local_files import local_rows
+from data.readers.files import read_file
+from data.readers.rows import CELLS, BadLine, Raw, ReadOptions, TextUnit, Told
 from data.records import Message
 from data.refusals import Lost, nothing_usable
+from data.source_settings import DataConfig, Source, as_source
+from data.where import where
+
+__all__ = ["DataConfig", "Loaded", "Rejected", "Source", "SourceCount", "load_records", "parse_file", "read_source"]
 
 DEMO_TASK = "demo-task"
 DEMO_ROWS = {"demonstrations": 1500, "prompts": 4000, "documents": 12_000}
 """Rows of the demo task where the source does not say (``demo-task?rows=500``)."""
 
 MAX_DEMO_ROWS = 1_000_000
-
-_HUB = re.compile(r"(hub:)?(?P<id>[\w.-]+/[\w.-]+)(:(?P<split>[\w.+-]+(\[.*\])?))?")
-
-
-class DataConfig(Config):
-    """Where the records come from, and what is held out.
-
-    A source is a path (relative to the recipe, also with ``*``), a hub id (``org/name``, ``hub:org/name:split``) or
-    ``demo-task``; one or a list.
-    """
-
-    demonstrations: tuple[str, ...] = Field((), description="prompts with good answers, for SFT")
-    rankings: tuple[str, ...] = Field((), description="prompts with ranked answers, for the reward model")
-    prompts: tuple[str, ...] = Field((), description="prompts for PPO and evaluation; default: those of the others")
-    documents: tuple[str, ...] = Field((), description="text for pretraining a base; default: that of the others")
-    held_out: float | str = Field(0.1, description="share of the groups kept from all training, or a file of prompts")
-    group_by: str | None = Field(None, description="column that names a row's group; default: its first user message")
-    annotators: Literal["keep", "share", "mean"] = Field(
-        "keep", description="several people's rankings of the same answers: each counts 1, each 1/m, or their mean rank"
-    )
-    text_unit: TextUnit = Field("auto", description="what a document is in a text file")
-    ignore: tuple[str, ...] = Field(
-        (),
-        description="columns, or patterns such as `note_*`, that no format has to read; others must be read",
-    )
-
-    @field_validator("ignore", mode="before")
-    @classmethod
-    def _one_column_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else () if value is None else value
-
-    @field_validator("demonstrations", "rankings", "prompts", "documents", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else () if value is None else value
-
-    @field_validator("held_out")
-    @classmethod
-    def _share(cls, value: float | str) -> float | str:
-        if isinstance(value, float) and not 0 <= value < 1:
-            raise ValueError(f"held_out {value} must be a share from 0 to under 1, or the path of a file of prompts")
-        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +46,53 @@ class Rejected:
     reason: str
 
 
+@dataclass(slots=True, kw_only=True)
+class SourceCount:
+    """What became of the rows of one source.
+
+    ``read`` is the sum of ``rejected``, ``where`` (left out by it), ``drawn_out`` (by weight and limit) and ``used``;
+    of those used, ``repeated`` prompts are dropped, and ``held_out`` records kept from training.
+    """
+
+    part: str
+    source: str
+    read: int = 0
+    rejected: int = 0
+    where: int = 0
+    drawn_out: int = 0
+    used: int = 0
+    repeated: int = 0
+    held_out: int = 0
+    places: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts as plain values."""
+        names = ("part", "source", "read", "rejected", "where", "drawn_out", "used", "repeated", "held_out")
+        return {name: getattr(self, name) for name in names}
+
+    def __str__(self) -> str:
+        shown = {
+            "rejected": self.rejected,
+            "left out by where": self.where,
+            "not drawn": self.drawn_out,
+            "repeated prompts dropped": self.repeated,
+            "held out": self.held_out,
+        }
+        more = "".join(f", {n:,} {what}" for what, n in shown.items() if n)
+        return f"{self.part}: {self.source}: {self.read:,} rows read{more}"
+
+
 @dataclass(slots=True)
 class Loaded:
-    """What a source held: records of the kind asked for, rows left out, and how often each format and note came."""
+    """What sources held: records of the kind asked for, rows left out, how often each format and note came, counts."""
 
     records: list[Any] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
+    counts: list[SourceCount] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
     read: int = 0  # rows of the files, the rejected ones included
 
     def add(self, other: Loaded) -> None:
@@ -102,23 +101,13 @@ class Loaded:
         self.formats += other.formats
         self.notes += other.notes
         self.columns += other.columns
+        self.counts += other.counts
+        self.told += other.told
         self.read += other.read
 
 
-class _Counted:
-    """Rows as they are read, counted before several become one, or one becomes several."""
-
-    def __init__(self, raws: Iterator[Raw]) -> None:
-        self.raws, self.count = raws, 0
-
-    def __iter__(self) -> Iterator[Raw]:
-        for raw in self.raws:
-            self.count += 1
-            yield raw
-
-
 def load_records(
-    sources: Iterable[str],
+    sources: Iterable[str | Source],
     kind: str,
     config: DataConfig,
     *,
@@ -137,18 +126,23 @@ def load_records(
     """
     if known is None:
         known = ("*",) if kind == "prompts" else ()
-    known = [name for name in known if name != "*" or kind == "prompts"]
+    reading = Reading(
+        group_by=config.group_by,
+        ignore=config.ignore,
+        known=tuple(name for name in known if name != "*" or kind == "prompts"),
+    )
     loaded = Loaded()
-    for source in sources:
-        if source.partition("?")[0] == DEMO_TASK:
-            made = _demo_task(source, kind, seed)
-            loaded.records += made
-            loaded.read += len(made)
+    for entry in sources:
+        source = as_source(entry)
+        if source.path.partition("?")[0] == DEMO_TASK:
+            records = _drawn(_demo_task(source.path, kind, seed), source, seed)
+            used = SourceCount(part=kind, source=source.path, read=len(records), used=len(records))
+            loaded.add(Loaded(records=records, counts=[used], read=len(records)))
             continue
-        raws = _Counted(read_source(source, base_dir, _unit(kind, config)))
-        rows = _parsed(raws, config.group_by, ignore=config.ignore, known=known)
-        loaded.add(_of_kind(rows, kind, source))
-        loaded.read += raws.count
+        told: list[str] = []
+        raws = _told(read_source(source, base_dir, _unit(kind, config), config.group_by), told)
+        loaded.add(_of_kind(raws, kind, source, reading, seed))
+        loaded.told += told
     return loaded
 
 
@@ -156,101 +150,28 @@ def _unit(kind: str, config: DataConfig) -> TextUnit:
     return "line" if kind == "prompts" and config.text_unit == "auto" else config.text_unit
 
 
-def read_source(source: str, base_dir: Path, text_unit: TextUnit = "auto") -> Iterator[Raw]:
-    """Yield (place, raw row) of a path, a path with ``*`` or a hub id.
+def read_source(
+    entry: str | Source, base_dir: Path, text_unit: TextUnit = "auto", group_by: str | None = None
+) -> Iterator[Raw]:
+    """Yield (place, raw row) of a path, a folder, a path with ``*`` or a hub id.
 
     Raises:
         UserError: it is none of these, or cannot be read.
     """
-    if not source.startswith("hub:"):
-        path = _path(source, base_dir)
-        if path.is_file():
-            return read_file(path, source, text_unit)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{source} is no regular file but a pipe, socket or device; write its rows to a file")
-        if path.is_dir():
-            inside = sorted(p.name for p in path.iterdir() if p.is_file())[:6]
-            raise UserError(f"{source} is a folder; name its files, e.g. '{source}/*.jsonl' (it holds {inside})")
-        if any(c in source for c in "*?["):
-            return _several(source, base_dir, text_unit)
-        hub = _HUB.fullmatch(source)
-        if hub is None or source[0] in "./~" or extension(path) or path.parent.is_dir():
-            raise UserError(_missing(source, path))
-    return _hub(source)
+    source = as_source(entry)
+    found = (
+        None if source.path.startswith("hub:") else local_rows(source, base_dir, source.options(text_unit, group_by))
+    )
+    return read_hub(source) if found is None else found
 
 
-def _path(source: str, base_dir: Path) -> Path:
-    try:
-        path = Path(base_dir, Path(source).expanduser())
-        path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{source[:100]!r} is no usable file name ({error})") from error
-    if "\x00" in source:
-        raise UserError(f"{source[:100]!r} is no usable file name: it holds a NUL character")
-    return path
-
-
-def _several(source: str, base_dir: Path, text_unit: TextUnit) -> Iterator[Raw]:
-    anchor = Path(source).expanduser()
-    root, pattern = (Path(anchor.anchor), str(anchor)[1:]) if anchor.is_absolute() else (base_dir, str(anchor))
-    try:
-        paths = sorted(p for p in root.glob(pattern) if p.is_file())
-    except (ValueError, NotImplementedError, IndexError, re.error, RecursionError) as error:
-        raise UserError(f"{source} is no usable pattern ({error})") from error
-    if not paths:
-        raise UserError(f"no file matches {source} (looked in {root})")
-    for path in paths:
-        yield from read_file(
-            path, str(path.relative_to(base_dir) if path.is_relative_to(base_dir) else path), text_unit
-        )
-
-
-def _missing(source: str, path: Path) -> str:
-    folder = path.parent
-    while not folder.is_dir():
-        folder = folder.parent
-    if folder != path.parent:
-        return f"there is no file {source}: the folder {path.parent} does not exist (but {folder} does)"
-    names = [p.name for p in folder.iterdir()]
-    close = nearest(path.name, names)
-    return f"there is no file {source} (looked for {path}).{close or f' The folder holds {len(names)} other files.'}"
-
-
-def _hub(source: str) -> Iterator[Raw]:
-    found = _HUB.fullmatch(source)
-    if found is None:
-        raise UserError(f"{source!r} is no hub id: write 'hub:organisation/name' or 'hub:organisation/name:split'")
-    split = found["split"] or "train"
-    if not _hub_is_known():
-        raise UserError(
-            f"{source} is no file, and there is no network to look for it on the hub: give the path of a file "
-            "(or set HF_HUB_OFFLINE=1 if the data set is in the local cache)"
-        )
-    import datasets
-
-    try:
-        table = datasets.load_dataset(found["id"], split=split)
-    except Exception as error:  # the hub's errors have no common class
-        first = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(
-            f"{source} is neither a file nor a hub data set that can be reached ({type(error).__name__}: {first}); "
-            "check the name and the network, or download it and give the path"
-        ) from error
-    return ((f"{source}, row {i}", dict(row)) for i, row in enumerate(table, start=1))
-
-
-def _hub_is_known() -> bool:
-    """Whether the hub's name resolves: without a network its client retries for half a minute."""
-    if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies():
-        return True
-    from huggingface_hub import constants
-
-    host = urlsplit(constants.ENDPOINT).hostname
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True
+def _told(raws: Iterable[Raw], told: list[str]) -> Iterator[tuple[str, Any]]:
+    """Rows and bad lines; what was found out about files goes to ``told``."""
+    for place, raw in raws:
+        if isinstance(raw, Told):
+            told.append(f"{place}: {raw.text}")
+        else:
+            yield place, raw
 
 
 def _demo_task(source: str, kind: str, seed: int) -> list[Any]:
@@ -283,32 +204,47 @@ class Parsed:
     error: Reject | None = None
 
 
-def _parsed(
-    raws: Iterable[Raw], group_by: str | None, *, ignore: Collection[str] = (), known: Collection[str] = ()
-) -> Iterator[Parsed]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How rows of all sources are read: the column of their group, columns to leave out, and those of functions."""
+
+    group_by: str | None = None
+    ignore: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+
+
+def parsed_rows(raws: Iterable[tuple[str, Any]], reading: Reading, source: Source | None = None) -> Iterator[Parsed]:
+    """Yield every row as it was understood."""
+    columns, ignore, form = (source.columns, source.ignore, source.format) if source else ({}, (), None)
+    ignore = (*ignore, *reading.ignore)
     for place, raw in assembled(raws):
         if isinstance(raw, BadLine):
             yield Parsed(place, reason=raw.reason)
             continue
-        columns = tuple(map(str, raw)) if isinstance(raw, Mapping) else ()
+        keys = tuple(map(str, raw)) if isinstance(raw, Mapping) else ()
         try:
-            name, rows = parse(raw, place, group_by, ignore=ignore, known=known)
+            name, rows = parse(
+                raw, place, reading.group_by, columns=columns, ignore=ignore, format=form, known=reading.known
+            )
         except Reject as error:
-            yield Parsed(place, reason=str(error), columns=columns, error=error)
+            yield Parsed(place, reason=str(error), columns=keys, error=error)
             continue
         for row in rows:
-            yield Parsed(place, name, row, columns=columns)
+            yield Parsed(place, name, row, columns=keys)
 
 
 def parse_file(path: Path, name: str, *, group_by: str | None = None, text_unit: TextUnit = "auto") -> list[Parsed]:
     """Return every row of a file as it was understood, for checks."""
-    return list(_parsed(read_file(path, name, text_unit), group_by))
+    raws = _told(read_file(path, name, ReadOptions(text_unit=text_unit)), [])
+    return list(parsed_rows(raws, Reading(group_by=group_by)))
 
 
-def _of_kind(rows: Iterable[Parsed], kind: str, source: str) -> Loaded:
-    loaded, lost, other = Loaded(), Lost(), None
+def _of_kind(raws: Iterable[tuple[str, Any]], kind: str, source: Source, reading: Reading, seed: int) -> Loaded:
+    loaded, count = Loaded(), SourceCount(part=kind, source=source.path)
+    lost, other = Lost(), None
+    used: list[tuple[Parsed, list[Any]]] = []
+    rows = parsed_rows(_kept(raws, source, count, loaded.columns), reading, source)
     for parsed in gathered(rows, kind):
-        loaded.columns.update(parsed.columns)
         if parsed.row is None:
             loaded.rejected.append(Rejected(parsed.place, parsed.reason))
             if parsed.error is not None:
@@ -320,17 +256,94 @@ def _of_kind(rows: Iterable[Parsed], kind: str, source: str) -> Loaded:
             loaded.rejected.append(Rejected(parsed.place, str(error)))
             other = other or parsed.row
             continue
+        used.append((parsed, records))
+    _check_names(source, loaded.columns)
+    if lost.columns:
+        raise UserError(lost.message(source.path))
+    drawn = _drawn(used, source, seed)
+    usable, taken = {p.place for p, _ in used}, {p.place for p, _ in drawn}
+    count.rejected = len({r.source for r in loaded.rejected} - usable)
+    count.used, count.drawn_out = len(taken), len(usable - taken)
+    for parsed, records in drawn:
         loaded.records += records
         loaded.formats[parsed.format] += 1
-        loaded.notes.update(parsed.row.notes)
-    if lost.columns:
-        raise UserError(lost.message(source))
+        loaded.notes.update(parsed.row.notes if parsed.row else ())
+        count.places.add(parsed.place)
+    loaded.counts.append(count)
+    loaded.read = count.read
     if not loaded.records:
-        rejected = ((r.source, r.reason) for r in loaded.rejected)
-        raise UserError(nothing_usable(source, kind, rejected, loaded.columns, hint(other, kind) if other else ""))
+        raise UserError(_nothing(loaded, kind, source, hint(other, kind) if other else ""))
     return loaded
+
+
+def _kept(
+    raws: Iterable[tuple[str, Any]], source: Source, count: SourceCount, columns: Counter[str]
+) -> Iterator[tuple[str, Any]]:
+    """The rows that ``where`` lets through, counting all, and their columns."""
+    test = where(source.where) if source.where else None
+    for place, raw in raws:
+        count.read += 1
+        if isinstance(raw, Mapping):
+            columns.update(map(str, raw))
+            if test is not None and not test(raw):
+                count.where += 1
+                continue
+        yield place, raw
+
+
+def _check_names(source: Source, columns: Counter[str]) -> None:
+    """Refuse columns that the recipe names and no row has.
+
+    Raises:
+        UserError: there is such a column.
+    """
+    asked = {f"columns.{ours}": theirs for ours, theirs in source.columns.items()}
+    asked |= {f"where ({name})": name for name in where(source.where).columns} if source.where else {}
+    for setting, name in asked.items():
+        if columns and name not in columns:
+            hint = nearest(name, columns)
+            raise UserError(
+                f"{source.path}: {setting}: no row has a column {name!r}.{hint} Columns found: {', '.join(columns)}"
+            )
+
+
+def _drawn(rows: Sequence[Any], source: Source, seed: int) -> list[Any]:
+    """As many rows as ``weight`` and ``limit`` leave, in their order, drawn by the seed and their content."""
+    count = len(rows) if source.weight is None else max(1, round(source.weight * len(rows)))
+    count = count if source.limit is None else min(count, source.limit)
+    if count >= len(rows):
+        return list(rows)
+    seen: Counter[str] = Counter()
+    lots = []
+    for i, one in enumerate(rows):
+        content = _content(one[0].row if isinstance(one, tuple) else one)
+        seen[content] += 1
+        lots.append((hashlib.sha256(f"{seed}/{seen[content]}/{content}".encode()).digest(), i))
+    kept = {i for _, i in sorted(lots)[:count]}
+    return [one for i, one in enumerate(rows) if i in kept]
+
+
+def _content(record: Any) -> str:
+    """What a row or record says, without where it lies."""
+    prompt = getattr(record, "prompt", record)
+    turns = [(m.role, m.content) for m in getattr(prompt, "messages", ())]
+    answers = getattr(record, "answers", None) or [getattr(record, "answer", "")]
+    return json.dumps([turns, list(answers), list(getattr(record, "ranks", ())), getattr(record, "text", "")])
 
 
 def _text_as_prompt(row: Row) -> Row:
     """A line of a text file is a prompt where prompts are asked for; its group is the same either way."""
     return replace(row, messages=(Message(role="user", content=row.text),), text="") if row.text else row
+
+
+def _nothing(loaded: Loaded, kind: str, source: Source, cure: str) -> str:
+    count = loaded.counts[0]
+    if count.where:
+        cure = f"; {count.where:,} are left out by where: {source.where}{cure}"
+    if Path(source.path).suffix.lower() in (".tsv", ".tab") and source.header is True and CELLS not in loaded.columns:
+        cure += (
+            ". If its first line is no header, and each line holds answers, best first, write "
+            f"{{path: {source.path}, header: false}}"
+        )
+    rejected = ((r.source, r.reason) for r in loaded.rejected)
+    return nothing_usable(source.path, kind, rejected, loaded.columns, cure, rows=count.read)

@@ -28,7 +28,8 @@ from data.common.errors import UserError
 from data.derive import as_documents
 from data.formats import Row
 from data.records import Demonstration, Document, Prompt, RankedAnswers, group_of, normalise
-from data.sources import DataConfig, Rejected, load_records
+from data.source_settings import DataConfig
+from data.sources import Rejected, SourceCount, load_records
 
 T = TypeVar("T")
 PARTS = ("documents", "demonstrations", "rankings", "prompts")
@@ -52,7 +53,8 @@ class Corpus:
     """All records of a run.
 
     ``notes`` counts what was changed or left out on the way, for the user to see; ``read`` the rows of the files of
-    each part, and those of them that were rejected.
+    each part, and those of them that were rejected; ``counts`` are those of every source; ``told`` is what was
+    found out about files, such as an encoding.
     """
 
     documents: Split[Document] = Split()
@@ -62,6 +64,8 @@ class Corpus:
     rejected: tuple[Rejected, ...] = ()
     notes: dict[str, int] = field(default_factory=dict)
     read: dict[str, tuple[int, tuple[Rejected, ...]]] = field(default_factory=dict)
+    counts: tuple[SourceCount, ...] = ()
+    told: tuple[str, ...] = ()
 
     def fingerprint(self, part: str) -> str:
         """sha256 over the records of a part, both sides, or of everything ``held_out``; where they lie is no matter.
@@ -119,11 +123,14 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
     rejected: list[Rejected] = []
     notes: Counter[str] = Counter()
     read: dict[str, tuple[int, tuple[Rejected, ...]]] = {}
+    counts: list[SourceCount] = []
+    told: list[str] = []
     for part in PARTS:
         loaded = load_records(getattr(config, part), part, config, seed=seed, base_dir=base_dir, known=known)
         records[part], rejected = loaded.records, rejected + loaded.rejected
         read[part] = (loaded.read, tuple(loaded.rejected))
         notes += loaded.notes
+        counts, told = counts + loaded.counts, told + loaded.told
     records["rankings"] = merged(records["rankings"], config.annotators)
     held_file: list[Prompt] = []
     if isinstance(config.held_out, str):
@@ -131,7 +138,11 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
         held_file = _unique(loaded.records, notes)
         rejected += loaded.rejected
         read["held_out"] = (loaded.read, tuple(loaded.rejected))
-    records["prompts"] = _unique(records["prompts"], notes)
+        counts += [replace(count, part="held_out", held_out=count.used) for count in loaded.counts]
+        told += loaded.told
+    named_prompts = records["prompts"]
+    records["prompts"] = _unique(named_prompts, notes)
+    _count(counts, "prompts", "repeated", named_prompts, minus=records["prompts"])
     _derive(records)
     _join_promptless(records)
     held = _held_groups(records, held_file, config.held_out)
@@ -147,7 +158,29 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
             )
     _check_leaks(splits)
     splits["prompts"] = _same_columns(splits["prompts"])
-    return Corpus(**splits, rejected=tuple(dict.fromkeys(rejected)), notes=dict(notes), read=read)
+    for part in PARTS:
+        _count(counts, part, "held_out", splits[part].held_out)
+    for count in counts:
+        count.places.clear()
+    return Corpus(
+        **splits,
+        rejected=tuple(dict.fromkeys(rejected)),
+        notes=dict(notes),
+        read=read,
+        counts=tuple(counts),
+        told=tuple(told),
+    )
+
+
+def _count(
+    counts: Sequence[SourceCount], part: str, name: str, records: Iterable[Any], minus: Iterable[Any] = ()
+) -> None:
+    """Set how many of the records, less those of ``minus``, came from each source of a part."""
+    found = Counter(_source(r) for r in records)
+    found.subtract(_source(r) for r in minus)
+    for count in counts:
+        if count.part == part:
+            setattr(count, name, sum(found[place] for place in count.places if place in found))
 
 
 # ---- one view on every kind of record --------------------------------------------------------------------------------

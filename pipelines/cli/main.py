@@ -322,23 +322,31 @@ for command in (cli_folders.verify, cli_folders.ls, cli_folders.gc):
 
 @data_app.command("check")
 def check_data(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="data files", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE... | RECIPE", help="data files, or a recipe", show_default=False)
+    ],
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", metavar="DIR", help="count tokens with this tokenizer")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="exit code 2 for any bad row or overlap")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    every: Annotated[bool, typer.Option("--all", help="show every bad row")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="exit code 1 for any bad row or overlap")] = False,
 ) -> None:
-    """Show what is in data files, and what is wrong.
+    """Show what is in data files or behind a recipe, and what is wrong.
 
-    Format, counts, lengths, bad rows, duplicates, and prompts that files share.
+    Format, counts, lengths, bad rows, duplicates, and prompts that files share; of a recipe the rows of every source,
+    doubtful rankings, and held-out prompts that are nearly in training.
 
     \b
     trivet data check train.jsonl held_out.jsonl
     """
-    from pipelines.cli.tables import show_data
+    from pipelines.cli.tables import show_data, show_recipe_data
 
-    clean = show_data(files, tokenizer)
-    raise typer.Exit(2 if strict and not clean else 0)
+    if len(files) == 1 and files[0].suffix in (".yaml", ".yml"):
+        clean = show_recipe_data(files[0], as_json, every)
+    else:
+        clean = show_data(files, tokenizer, as_json=as_json, every=every)
+    raise typer.Exit(1 if strict and not clean else 0)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from data.common.redaction import printable
 
 if TYPE_CHECKING:
     from data.checks import FileCheck
+    from data.sources import Rejected
     from data.splits import Corpus
     from pipelines.recipe.schema import Recipe
     from pipelines.run.pipeline import StagePlan
@@ -104,6 +105,7 @@ def print_plan(
         out.print(printable(line), markup=False)
     if rejected := rejected_warning(corpus):
         out.print(printable(rejected), style="yellow", markup=False)
+    _show_sources(out, corpus)
     for plan in plans:
         if plan.details.get("sampled"):
             out.print(printable(f"{plan.name}: {plan.details['sampled']}"), style="dim", markup=False)
@@ -114,6 +116,18 @@ def print_plan(
     for source, digest in functions.items():
         where = "imported" if ".py:" not in source else "loaded and run"
         out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)
+
+
+def _show_sources(out: Console, corpus: Corpus) -> None:
+    """What became of the rows of every source, what was found out about files, and what is doubtful in the data."""
+    from data.doctor.corpus import corpus_findings
+
+    for count in corpus.counts:
+        out.print(printable(str(count)), markup=False)
+    for text in corpus.told:
+        out.print(printable(text), style="dim", markup=False)
+    for text in corpus_findings(corpus):
+        out.print(printable(text), style="yellow", markup=False)
 
 
 def size(count: float) -> str:
@@ -128,14 +142,40 @@ def size(count: float) -> str:
 # -- data check -------------------------------------------------------------------------------------------------------
 
 
-def show_data(files: Sequence[Path], tokenizer: str | None) -> bool:
-    """Print what the files hold; False if a row is bad or files share prompts."""
+def show_recipe_data(recipe: Path, as_json: bool, every: bool) -> bool:
+    """Print what a recipe's sources hold, with every bad row if asked; False if a row was lost."""
+    from data.doctor.corpus import corpus_findings
+    from data.splits import load_corpus
+    from pipelines.loading.load import load_recipe
+
+    made = load_recipe(recipe)
+    corpus = load_corpus(made.data, seed=made.seed, base_dir=made.base_dir)
+    out = console()
+    if as_json:
+        found = {
+            "sources": [c.as_dict() for c in corpus.counts],
+            "told": list(corpus.told),
+            "bad": [{"place": r.source, "reason": r.reason} for r in corpus.rejected],
+            "findings": corpus_findings(corpus),
+        }
+        out.print_json(data=found)
+        return not corpus.rejected
+    _show_sources(out, corpus)
+    _show_bad(out, corpus.rejected, every)
+    return not corpus.rejected
+
+
+def show_data(files: Sequence[Path], tokenizer: str | None, *, as_json: bool = False, every: bool = False) -> bool:
+    """Print what the files hold, with every bad row if asked; False if a row is bad or files share prompts."""
     from data.checks import check_files
 
     check = check_files(files, tokenizer=tokenizer)
     out = console()
+    if as_json:
+        out.print_json(data=check.as_dict())
+        return check.clean
     for one in check.files:
-        _show_file(out, one)
+        _show_file(out, one, every)
     for overlap in check.overlaps:
         out.print(
             f"{overlap.first} and {overlap.second} share {overlap.shared:,} prompts", style="yellow", markup=False
@@ -147,7 +187,7 @@ def show_data(files: Sequence[Path], tokenizer: str | None) -> bool:
     return check.clean
 
 
-def _show_file(out: Console, one: FileCheck) -> None:
+def _show_file(out: Console, one: FileCheck, every: bool) -> None:
     out.print(one.file, style="bold", markup=False)
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
     table.add_row("rows", f"{one.rows:,}")
@@ -175,10 +215,17 @@ def _show_file(out: Console, one: FileCheck) -> None:
         out.print(f"  {len(one.duplicates):,} duplicate rows", style="yellow", markup=False)
         for place, first in one.duplicates[:SHOWN]:
             out.print(f"    {place} is {first} again", markup=False)
-    if one.bad:
-        out.print(f"  {len(one.bad):,} bad rows", style="red", markup=False)
-        for row in one.bad[:SHOWN]:
-            out.print(f"    {row.source}: {row.reason}", markup=False)
+    _show_bad(out, one.bad, every)
+
+
+def _show_bad(out: Console, bad: Sequence[Rejected], every: bool) -> None:
+    if not bad:
+        return
+    out.print(f"  {len(bad):,} bad rows", style="red", markup=False)
+    for row in bad if every else bad[:SHOWN]:
+        out.print(printable(f"    {row.source}: {row.reason}"), markup=False)
+    if not every and len(bad) > SHOWN:
+        out.print(f"    and {len(bad) - SHOWN:,} more: --all shows them", markup=False)
 
 
 def _counts(counts: dict[Any, int]) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data.common.config import Config
-from data.readers import READERS
+from data.readers.files import is_text
+from data.source_settings import as_source
 from evaluation.systems import parse
 from pipelines.loading.checks import fill_in
 from pipelines.recipe.errors import Problem
@@ -71,8 +72,10 @@ def reads_text(recipe: Recipe) -> bool:
         *data.documents,
         *([data.held_out] if isinstance(data.held_out, str) else []),
     )
-    files = [Path(name.removesuffix(".gz")) for name in named if not name.startswith("demo-task")]
-    return any(file.suffix.lower() not in READERS and file.suffix != ".parquet" for file in files)
+    paths = [Path(as_source(entry).path) for entry in named]
+    return any(
+        is_text(p) or p.suffix.lower() in ("", ".zip") for p in paths if not p.name.startswith("demo-task")
+    )  # a folder may hold it
 
 
 STAGES = (

@@ -11,13 +11,14 @@ import pytest
 from pydantic import ValidationError
 
 from data.common.errors import UserError
+from data.source_settings import Source
 from data.sources import DataConfig, load_records
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 ROWS = [{"prompt": "q1", "completion": "a1"}, {"prompt": "q2", "completion": 'ä,2\t"x"\nnext'}]
 
 
-def load(folder: Path, source: str, kind: str = "demonstrations", **config):
+def load(folder: Path, source: str | Source, kind: str = "demonstrations", **config):
     return load_records([source], kind, DataConfig(**config), seed=0, base_dir=folder)
 
 
@@ -90,7 +91,7 @@ def test_csv_lists_and_ragged_rows(tmp_path):
 
 def test_tsv_rankings_and_tables(tmp_path):
     name = write(tmp_path / "a.tsv", 'good\t"bad\u2028\tworse"\r\nx\tx\nonly\n')
-    loaded = load(tmp_path, name, "rankings")
+    loaded = load(tmp_path, Source(path=name, header=False), "rankings")
     assert [r.answers for r in loaded.records] == [("good", '"bad\u2028', 'worse"')]
     assert [r.source for r in loaded.rejected] == ["a.tsv:2", "a.tsv:3"]
     name = write(tmp_path / "b.tsv", "id\tprompt\tchosen\trejected\n1\tq\ta\tb\n")
@@ -121,12 +122,13 @@ def test_files_that_cannot_be_used(tmp_path):
     fails(write(tmp_path / "packed.jsonl.gz", b"no gzip"), "not a whole gzip")
     fails(write(tmp_path / "cut.jsonl.gz", gzip.compress(lines(ROWS * 50).encode())[:-30]), "not a whole gzip")
     fails(write(tmp_path / "broken.json", "{\n]"), "broken.json:2 is not JSON")
-    fails(write(tmp_path / "latin.csv", "prompt,completion\nq,\xe4".encode("latin-1")), "latin.csv:2 is not UTF-8")
+    fails(write(tmp_path / "latin.csv", "prompt,completion\nq,\xe4".encode("latin-1")), "not UTF-8.*latin.csv:2")
     fails(write(tmp_path / "table.parquet", b"PAR1"), "not a parquet file")
     fails(write(tmp_path / "x.docx", b"PK"), "'.docx' cannot be read; known are .jsonl")
     fails("emty.jsonl", "Did you mean 'empty.jsonl'")
     fails("no/where/a.jsonl", "folder .* does not exist")
-    fails(".", "is a folder")
+    (tmp_path / "bare").mkdir()
+    fails("bare", "is a folder without a data file")
     fails("*.nothing", "no file matches")
     fails(
         write(tmp_path / "q.jsonl", '{"question": "x"}\n'),
@@ -160,7 +162,7 @@ def test_hub_rows_come_through_datasets(tmp_path, monkeypatch):
 
     asked = []
 
-    def fake(name, split):
+    def fake(name, split, streaming):
         asked.append((name, split))
         return datasets.Dataset.from_list(ROWS)
 
@@ -231,7 +233,7 @@ REAL = RAW + [
 def test_real_files_have_their_published_rows(file, kind, rows, rejected):
     if not (SHARED / file).is_file():
         pytest.skip(f"{file} is not beside the checkout")
-    loaded = load(SHARED, file, kind)
+    loaded = load(SHARED, Source(path=file, header=False) if file.endswith(".tsv") else file, kind)
     assert (len(loaded.records), len(loaded.rejected)) == (rows, rejected)
 
 

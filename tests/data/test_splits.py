@@ -40,6 +40,10 @@ def questions(records) -> set[str]:
     return {getattr(r, "prompt", r).text for r in records}
 
 
+def headless(name: str) -> dict:
+    return {"path": name, "header": False}
+
+
 def test_share_is_stable_and_grows():
     groups = [str(i) for i in range(4000)]
     held = [{g for g in groups if is_held_out(g, share)} for share in (0.0, 0.1, 0.3)]
@@ -84,21 +88,21 @@ def test_split_and_fingerprints_do_not_depend_on_seed_folder_or_name(tmp_path):
 def test_promptless_rankings_that_share_an_answer_keep_together(tmp_path):
     rows = [f"good {i}\tbad {i}\tworse {i}" for i in range(60)]
     rows += [f"link {i}\tLINK  {i + 1}" for i in range(40)]  # a chain: all of it is one group
-    found = corpus(tmp_path, rankings=write(tmp_path, "r.tsv", rows), held_out=0.3)
+    found = corpus(tmp_path, rankings=headless(write(tmp_path, "r.tsv", rows)), held_out=0.3)
     sides = [
         {normalise(a) for r in side for a in r.answers} for side in (found.rankings.train, found.rankings.held_out)
     ]
     assert sides[0] and sides[1] and not sides[0] & sides[1]
     assert len({r.prompt.group for r in (*found.rankings.train, *found.rankings.held_out)}) == 61
     assert {normalise(d.text) for d in found.documents.train} == sides[0]
-    backwards = corpus(tmp_path, rankings=write(tmp_path, "r.tsv", rows[::-1]), held_out=0.3)
+    backwards = corpus(tmp_path, rankings=headless(write(tmp_path, "r.tsv", rows[::-1])), held_out=0.3)
     assert {r.answers for r in backwards.rankings.held_out} == {r.answers for r in found.rankings.held_out}
 
 
 def test_text_of_a_promptless_ranking_in_another_file_goes_with_it(tmp_path):
     write(tmp_path, "r.tsv", [f"good {i}\tbad {i}" for i in range(100)])
     write(tmp_path, "t.txt", [f"GOOD {i}" for i in range(100)])
-    found = corpus(tmp_path, rankings="r.tsv", documents="t.txt", held_out=0.3)
+    found = corpus(tmp_path, rankings=headless("r.tsv"), documents="t.txt", held_out=0.3)
     held = {normalise(a) for r in found.rankings.held_out for a in r.answers}
     assert {normalise(d.text) for d in found.documents.held_out} == {h for h in held if h.startswith("good")}
 
@@ -182,7 +186,7 @@ def test_demo_world_holds_out_combinations(tmp_path):
 def test_real_rankings_split_with_their_text(file, rankings):
     if not (SHARED / file).is_file():
         pytest.skip(f"{file} is not beside the checkout")
-    found = corpus(SHARED, rankings=file)
+    found = corpus(SHARED, rankings=headless(file) if file.endswith(".tsv") else file)
     assert len(found.rankings) == rankings and 0.07 < len(found.rankings.held_out) / rankings < 0.13
     assert not {d.group for d in found.documents.train} & {r.prompt.group for r in found.rankings.held_out}
     held = {normalise(a) for r in found.rankings.held_out for a in r.answers if not r.prompt.messages}

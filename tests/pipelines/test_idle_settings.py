@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from data.common.errors import UserError
+from data.source_settings import Source
 from pipelines.loading.idle import RULES, covers, leaves
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.errors import models_in
@@ -388,6 +389,11 @@ SHOWN = {  # what is in no key, and the file of tests that shows it acting
         if k != "batch"
     },
     **{f"{group}.remote.batch": COMPOSITION for group in ("ppo.reward", "evaluation.best_of_by")},
+    **{
+        f"data.{part}.{key}": "data/test_source_settings.py"
+        for part in ("demonstrations", "rankings", "prompts", "documents")
+        for key in Source.model_fields
+    },
 }
 
 

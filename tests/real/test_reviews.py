@@ -20,7 +20,7 @@ def test_a_few_reviews_go_from_text_to_a_reward_model(shared: Path, tmp_path: Pa
     pipeline = run(
         "reviews.yaml",
         [
-            f"data.rankings={few}",
+            f"data.rankings={{path: {few}, header: false}}",
             "base.pretrain.steps=4",
             "base.pretrain.batch=8",
             "base.pretrain.model.context=64",
@@ -45,7 +45,7 @@ def test_a_few_reviews_go_from_text_to_a_reward_model(shared: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_the_reward_model_is_within_a_point_of_counting_characters(shared: Path, tmp_path: Path) -> None:
     """On the same split."""
-    pipeline = run("reviews.yaml", [f"data.rankings={need(shared, FILE)}"], tmp_path)
+    pipeline = run("reviews.yaml", [f"data.rankings={{path: {need(shared, FILE)}, header: false}}"], tmp_path)
     found = metrics(pipeline, "reward")
     rankings = pipeline.corpus.rankings
     linear = pair_accuracy(
@@ -60,7 +60,9 @@ def test_the_reward_model_is_within_a_point_of_counting_characters(shared: Path,
 @pytest.mark.slow
 def test_an_ensemble_is_better_than_counting_characters(shared: Path, tmp_path: Path) -> None:
     """On the same split, three members."""
-    pipeline = run("reviews.yaml", [f"data.rankings={need(shared, FILE)}", "reward.ensemble=3"], tmp_path)
+    pipeline = run(
+        "reviews.yaml", [f"data.rankings={{path: {need(shared, FILE)}, header: false}}", "reward.ensemble=3"], tmp_path
+    )
     found = metrics(pipeline, "reward")
     rankings = pipeline.corpus.rankings
     linear = pair_accuracy(

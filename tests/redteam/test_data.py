@@ -77,7 +77,7 @@ def test_a_small_file_that_unpacks_to_a_huge_one(tmp_path: Path) -> None:
     ],
 )
 def test_hostile_sources(source: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("data.sources._hub_is_known", lambda: False)
+    monkeypatch.setattr("data.hub.hub_is_known", lambda: False)
     with pytest.raises(UserError):
         load(tmp_path, source)
 

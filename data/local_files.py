@@ -1,0 +1,132 @@
+"""Local sources: a file, a folder whose data files are read, or a pattern."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.common.errors import UserError, nearest
+from data.hub import HUB_ID
+from data.readers.files import BINARY, JSON, KNOWN, TABLES, TEXT, extension, read_file
+from data.readers.rows import Raw, ReadOptions, Told
+from data.source_settings import Source
+
+NOT_DATA = re.compile(r"(readme|licen[cs]e|notice|changelog|contributing)\b.*|dataset_infos?\.json|state\.json", re.I)
+"""Files that stand beside data and are none."""
+
+SHOWN = 6
+
+
+def local_rows(source: Source, base_dir: Path, options: ReadOptions) -> Iterator[Raw] | None:
+    """Rows of a local source, or None where its path can only be a hub id.
+
+    Raises:
+        UserError: there is no such file, or a setting is for another kind of source.
+    """
+    name, path = source.path, _path(source.path, base_dir)
+    if path.is_dir() or path.is_file():
+        _only_local(source, folder=path.is_dir())
+    if path.is_file():
+        _acts(source, path)
+        return read_file(path, name, options)
+    if path.is_dir():
+        return _folder(source, path, options)
+    if path.exists():
+        raise UserError(f"{name} is no regular file but a pipe, socket or device; write its rows to a file")
+    if any(c in name for c in "*?["):
+        return _several(source, base_dir, options)
+    if HUB_ID.fullmatch(name) is None or name[0] in "./~" or extension(path) or path.parent.is_dir():
+        raise UserError(_missing(name, path))
+    return None
+
+
+def _path(source: str, base_dir: Path) -> Path:
+    try:
+        path = Path(base_dir, Path(source).expanduser())
+        path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{source[:100]!r} is no usable file name ({error})") from error
+    if "\x00" in source:
+        raise UserError(f"{source[:100]!r} is no usable file name: it holds a NUL character")
+    return path
+
+
+def _only_local(source: Source, *, folder: bool) -> None:
+    hub = {"config": source.config, "revision": source.revision} | ({} if folder else {"data_dir": source.data_dir})
+    if given := [key for key, value in hub.items() if value is not None]:
+        what = "folder" if folder else "file"
+        raise UserError(f"{source.path}: {', '.join(given)} is for hub data sets, and this is a {what}; remove it")
+
+
+def _acts(source: Source, path: Path) -> None:
+    """Refuse settings that do nothing for a file of this kind."""
+    suffix = extension(path)
+    tables = (*TABLES, ".xlsx", ".zip")
+    given = {
+        "delimiter": source.delimiter is not None and suffix not in (*TABLES, ".zip"),
+        "header": source.header is not True and suffix not in tables,
+        "encoding": source.encoding is not None and suffix in BINARY,
+        "split": source.split is not None and suffix not in (*JSON, ".xlsx", ".zip"),
+    }
+    if wrong := next((key for key, bad in given.items() if bad), None):
+        raise UserError(f"{source.path}: {wrong} has no effect on a file of type {suffix!r}; remove it")
+
+
+def _folder(source: Source, path: Path, options: ReadOptions) -> Iterator[Raw]:
+    """The data files of a folder and those below it, of one split where there is one; text only where all is text."""
+    root = path / source.data_dir if source.data_dir else path
+    if not root.is_dir():
+        raise UserError(f"{source.path}: data_dir: there is no folder {source.data_dir} in it")
+    below = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
+    data = [p for p in below if extension(p) in (*KNOWN, ".zip") and not NOT_DATA.fullmatch(p.name)]
+    if any(extension(p) not in TEXT for p in data):
+        data = [p for p in data if extension(p) not in TEXT]
+    if source.split:
+        token = re.compile(rf"(^|[/_.-]){re.escape(source.split)}([/_.-]|$)")
+        chosen = [p for p in data if token.search(str(p.relative_to(root)))]
+        if data and not chosen:
+            names = ", ".join(str(p.relative_to(root)) for p in data[:SHOWN])
+            raise UserError(f"{source.path}: no file of it is of split {source.split!r}; it holds {names}")
+        data = chosen
+    if not data:
+        inside = ", ".join(sorted(p.name for p in path.iterdir())[:SHOWN]) or "nothing"
+        raise UserError(f"{source.path} is a folder without a data file that can be read (it holds {inside})")
+    yield from _files(source.path, [(p, f"{source.path.rstrip('/')}/{p.relative_to(path)}") for p in data], options)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in path.parts)
+
+
+def _files(name: str, files: list[tuple[Path, str]], options: ReadOptions) -> Iterator[Raw]:
+    if len(files) > 1 or files[0][1] != name:
+        names = [Path(one).name for _, one in files]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        yield name, Told(f"{len(names)} file{'s' * (len(names) > 1)}: {', '.join(names[:SHOWN])}{more}")
+    for path, one in files:
+        yield from read_file(path, one, options)
+
+
+def _several(source: Source, base_dir: Path, options: ReadOptions) -> Iterator[Raw]:
+    anchor = Path(source.path).expanduser()
+    root, pattern = (Path(anchor.anchor), str(anchor)[1:]) if anchor.is_absolute() else (base_dir, str(anchor))
+    try:
+        paths = sorted(p for p in root.glob(pattern) if p.is_file())
+    except (ValueError, NotImplementedError, IndexError, re.error, RecursionError) as error:
+        raise UserError(f"{source.path} is no usable pattern ({error})") from error
+    if not paths:
+        raise UserError(f"no file matches {source.path} (looked in {root})")
+    files = [(p, str(p.relative_to(base_dir) if p.is_relative_to(base_dir) else p)) for p in paths]
+    return _files(source.path, files, options)
+
+
+def _missing(source: str, path: Path) -> str:
+    folder = path.parent
+    while not folder.is_dir():
+        folder = folder.parent
+    if folder != path.parent:
+        return f"there is no file {source}: the folder {path.parent} does not exist (but {folder} does)"
+    names = [p.name for p in folder.iterdir()]
+    close = nearest(path.name, names)
+    return f"there is no file {source} (looked for {path}).{close or f' The folder holds {len(names)} other files.'}"

@@ -1,0 +1,266 @@
+"""JSON under any suffix: lines, one list, one object that wraps a list, pretty-printed or not, or columns.
+
+A file whose first line is a whole value holds one value a line; any other is one value. A list in which an item is
+damaged goes on at the next item that begins as the others do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from data.common.errors import UserError
+from data.readers.cells import LISTS
+from data.readers.decoding import Encoding, Line, lines_of, whole_text
+from data.readers.packed import Content
+from data.readers.rows import BadLine, Names, Raw, ReadOptions, Told
+
+WRAPPERS = ("data", "train", "examples", "rows", "items", "records", "samples", "dataset")
+"""Keys under which one object holds the rows of a file."""
+
+LOOK = 200  # lines looked at to tell a damaged line from a value that spans many
+
+
+def read_json(content: Content, encoding: Encoding, options: ReadOptions) -> Iterator[Raw]:
+    """Yield (place, row).
+
+    Raises:
+        UserError: the file is neither JSON lines nor one JSON value.
+    """
+    if _is_lines(lines_of(content, encoding)):
+        for number, line in lines_of(content, encoding):
+            if isinstance(line, BadLine) or line.strip():
+                yield f"{content.name}:{number}", line if isinstance(line, BadLine) else value_of(line)
+        return
+    text, bad = whole_text(content, encoding)
+    yield from _whole(text, bad, content.name, options)
+
+
+def value_of(line: str) -> Any:
+    """The row on a line, or why there is none."""
+    if "\x00" in line:
+        return BadLine("it holds a NUL character")
+    names = Names()
+    try:
+        row = json.loads(line, object_pairs_hook=names.once)
+    except json.JSONDecodeError as error:
+        return BadLine(f"not JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError) as error:
+        return BadLine(f"not JSON: {_why(error)}")
+    return _checked(row, names)
+
+
+def _why(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
+
+
+def _checked(row: Any, names: Names) -> Any:
+    if names.twice:
+        return BadLine(f"it names the key {names.twice[0][:60]!r} twice, with two values; keep one")
+    return row if isinstance(row, dict | list | str) else BadLine(f"JSON, but {_kind(row)} instead of an object")
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _is_lines(lines: Iterator[Line]) -> bool:
+    """Whether values stand one a line: more than one line, and the first, or most of them, a whole value."""
+    seen = [line for _, line in islice((n for n in lines if isinstance(n[1], BadLine) or n[1].strip()), LOOK)]
+    if len(seen) < 2:
+        return bool(seen) and isinstance(seen[0], BadLine)
+    whole = [isinstance(line, str) and _is_value(line) for line in seen]
+    # a value that spans lines ends with a bracket alone, so a last line that is whole speaks for lines
+    return whole[0] or (whole[-1] and len(seen) < LOOK) or 2 * sum(whole) > len(whole)
+
+
+def _is_value(line: str) -> bool:
+    if line.lstrip()[:1] not in ("{", "[", '"'):
+        return False
+    try:
+        return isinstance(json.loads(line), dict | list | str)
+    except (ValueError, RecursionError):
+        return False
+
+
+# ---- one value -------------------------------------------------------------------------------------------------------
+
+
+def _whole(text: str, bad: dict[int, str], name: str, options: ReadOptions) -> Iterator[Raw]:
+    names = Names()
+    if not bad:
+        try:
+            loaded = json.loads(text, object_pairs_hook=names.once)
+        except (ValueError, RecursionError) as error:
+            yield from _damaged(text, bad, name, error)
+            return
+        if isinstance(loaded, dict):
+            yield from _of_object(loaded, text, name, options, names)
+            return
+        if not isinstance(loaded, list):
+            raise UserError(f"{name} holds {_kind(loaded)}; expected a list of objects")
+    yield from _items(text, text.find("[") + 1, bad, name) if "[" in text else _damaged(text, bad, name, None)
+
+
+def _damaged(text: str, bad: dict[int, str], name: str, error: Exception | None) -> Iterator[Raw]:
+    """The items of a list that is not JSON as a whole; the list may be wrapped in an object."""
+    opening = re.match(rf'\s*(\{{[^\[{{]*?"({"|".join(WRAPPERS)})"\s*:\s*)?\[', text)
+    if opening is None or isinstance(error, RecursionError):
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else f":{min(bad, default=1)}"
+        why = getattr(error, "msg", None) or (_why(error) if error else bad[min(bad)])
+        raise UserError(f"{name}{line} is not JSON: {why}") from error
+    yield from _items(text, opening.end(), bad, name)
+
+
+def _items(text: str, start: int, bad: dict[int, str], name: str) -> Iterator[Raw]:
+    """The items of a list from behind its bracket, with the line on which each begins."""
+    found = list(_each(text, start))
+    lines, line, at = [], 1, 0
+    for begin, _, _ in found:
+        line, at = line + text.count("\n", at, begin), begin
+        lines.append(line)
+    distinct = len(set(lines)) == len(lines)
+    for number, ((begin, end, row), line) in enumerate(zip(found, lines, strict=True), start=1):
+        value = BadLine(_bad_of(bad, line, text[begin:end])) if bad and "\ufffd" in text[begin:end] else row
+        yield (f"{name}:{line}" if distinct else f"{name}, item {number}"), value
+
+
+def _bad_of(bad: dict[int, str], line: int, item: str) -> str:
+    """What is wrong with the first bad line of an item."""
+    return bad[min((n for n in bad if n >= line), default=min(bad))]
+
+
+def _each(text: str, end: int) -> Iterator[tuple[int, int, Any]]:
+    """Yield (begin, end, row) of the items; a damaged one is a ``BadLine`` and ends where the next begins."""
+    first: re.Pattern[str] | None = None
+    while True:
+        begin = _skip(text, end)
+        if begin >= len(text) or text[begin] == "]":
+            if begin >= len(text):
+                yield len(text.rstrip()), begin, BadLine("the file ends within the list")
+            elif text[begin + 1 :].lstrip()[:1] in ("[", "{"):
+                yield begin, begin, BadLine("there is more JSON behind the end of the list")
+            return
+        first = first or _beginning(text, begin)
+        names = Names()
+        try:
+            row, end = json.JSONDecoder(object_pairs_hook=names.once).raw_decode(text, begin)
+            after = _skip_blank(text, end)
+            if after < len(text) and text[after] not in ",]{[":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, after)
+        except (ValueError, RecursionError) as error:
+            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else _why(error)
+            following = first.search(text, begin + 1) if first else None
+            end = following.start() if following else len(text.rstrip())
+            yield begin, end, BadLine(f"not JSON: {why}")
+            if following is None:
+                return
+            continue
+        yield begin, end, _checked(row, names)
+
+
+_KEY = re.compile(r'\{\s*"((?:[^"\\\n]|\\.)*)"\s*:')
+
+
+def _beginning(text: str, begin: int) -> re.Pattern[str] | None:
+    """How an item of this list begins: its first key, and its indentation where it has a line of its own."""
+    indent = text[text.rfind("\n", 0, begin) + 1 : begin]
+    if "\n" in text[:begin] and not indent.strip() and text[begin] in "{[":
+        return re.compile(rf"(?<=\n{indent}){re.escape(text[begin])}")
+    key = _KEY.match(text, begin)
+    name = key[1] if key else _longest(text, begin)
+    return re.compile(rf'\{{\s*"{re.escape(name)}"\s*:') if name is not None else None
+
+
+def _longest(text: str, begin: int) -> str | None:
+    """The first key of the longest of the objects that follow: items are longer than what they hold."""
+    found: dict[str, int] = {}
+    for match in islice(_KEY.finditer(text, begin), LOOK):
+        try:
+            end = json.JSONDecoder().raw_decode(text, match.start())[1]
+        except (ValueError, RecursionError):
+            continue
+        found.setdefault(match[1], end - match.start())
+    return max(found, key=lambda k: found[k], default=None)
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n,":
+        at += 1
+    return at
+
+
+def _skip_blank(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+# ---- one object ------------------------------------------------------------------------------------------------------
+
+
+def _of_object(row: dict[str, Any], text: str, name: str, options: ReadOptions, names: Names) -> Iterator[Raw]:
+    """The rows that one object holds, or the object as a row."""
+    lists = [k for k, v in row.items() if _is_rows(v) and (k in WRAPPERS or k == options.split)]
+    if "features" in row and lists == ["rows"] and all(isinstance(r, dict) and "row" in r for r in row["rows"]):
+        yield from _viewer(row["rows"], name)
+    elif {"columns", "data"} <= row.keys() and all(isinstance(r, list) for r in row["data"]):
+        for i, cells in enumerate(row["data"], start=1):
+            fits = len(cells) == len(row["columns"])
+            value = dict(zip(row["columns"], cells, strict=True)) if fits else BadLine(f"it has {len(cells)} cells")
+            yield f"{name}, item {i}", value
+    elif lists:
+        key = _one_list(lists, row, name, options)
+        if left := [k for k in row if k != key]:
+            yield name, Told(f"rows are those of {key!r}; not read: {', '.join(map(str, left))}")
+        opening = re.search(rf'"{re.escape(key)}"\s*:\s*\[', text)
+        yield from _items(text, opening.end(), {}, name) if opening else ()
+    elif columns := _columns(row):
+        yield name, Told("a list a column, each item a row")
+        yield from ((f"{name}, item {i}", one) for i, one in enumerate(columns, start=1))
+    elif rows := _by_id(row):
+        yield name, Told(f"an object of {len(rows):,} rows by their id; the ids are not read")
+        yield from ((f"{name}, {key[:80]!r}", one) for key, one in rows.items())
+    else:
+        yield f"{name}:1" if text.lstrip().startswith("{") else name, _checked(row, names)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(r, dict | list) for r in value)
+
+
+def _one_list(lists: list[str], row: dict[str, Any], name: str, options: ReadOptions) -> str:
+    if options.split in lists or len(lists) == 1:
+        return options.split if options.split in lists else lists[0]
+    counts = ", ".join(f"{key} ({len(row[key]):,} rows)" for key in lists)
+    raise UserError(f"{name} holds several lists: {counts}; choose one with `split`, such as split: {lists[0]}")
+
+
+def _viewer(rows: list[dict[str, Any]], name: str) -> Iterator[Raw]:
+    """Rows as the hub's viewer hands them out, which cuts long cells."""
+    for i, one in enumerate(rows, start=1):
+        cut = one.get("truncated_cells")
+        yield f"{name}, item {i}", BadLine(f"its cells {cut} were cut by the viewer") if cut else one["row"]
+
+
+def _columns(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """``{"a": [...], "b": [...]}``, or pandas's ``{"a": {"0": ...}}``, turned into rows."""
+    values = list(row.values())
+    if all(isinstance(v, dict) and v and all(k.isdigit() for k in v) for v in values) and values:
+        keys = list(dict.fromkeys(k for v in values for k in v))
+        return [{name: v[k] for name, v in row.items() if k in v} for k in keys]
+    if len(values) < 2 or not all(isinstance(v, list) for v in values) or len({len(v) for v in values}) != 1:
+        return None
+    if not any(v and all(isinstance(x, str) for x in v) and k not in LISTS for k, v in row.items()):
+        return None
+    return [dict(zip(row, items, strict=True)) for items in zip(*values, strict=True)]
+
+
+def _by_id(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Rows as the values of one object: two or more objects with the same first key."""
+    values = list(row.values())
+    alike = len(values) > 1 and all(isinstance(v, dict) and v for v in values)
+    return row if alike and len({next(iter(v)) for v in values}) == 1 else None
