@@ -2,8 +2,8 @@
 
 A request must name this machine as its host (a page of another site can point a name of its own here) and must not
 come from a page of another site. Bodies are read before an answer is begun, and connections that stay silent are
-closed, so that half-sent requests hold nothing. Errors of the application are JSON; a request that is no HTTP is
-answered by waitress itself, in plain text. Knows nothing of what is served.
+closed, so that half-sent requests hold nothing. Errors are JSON, those of a request that is no HTTP too. Knows nothing
+of what is served.
 """
 
 from __future__ import annotations
@@ -84,6 +84,23 @@ def serving(application: Application, port: int = 0, patience: int = 30) -> Iter
         UserError: the port is taken.
     """
     from waitress import create_server, wasyncore
+    from waitress.channel import HTTPChannel
+    from waitress.task import ErrorTask
+
+    class JsonError(ErrorTask):
+        """What waitress says of a request that no application sees."""
+
+        def execute(self) -> None:
+            error = self.request.error
+            answer = as_json(f"{error.code} {error.reason}", {"error": f"{error.reason}: {error.body}"})
+            self.status = answer.status
+            self.response_headers.append(("Content-Type", answer.kind))
+            self.set_close_on_finish()
+            self.content_length = len(answer.body)
+            self.write(answer.body)
+
+    class Channel(HTTPChannel):
+        error_task_class = JsonError
 
     logging.getLogger("waitress").setLevel(logging.CRITICAL)  # a line for each request that waits helps nobody
     listening = socket.socket()
@@ -107,6 +124,7 @@ def serving(application: Application, port: int = 0, patience: int = 30) -> Iter
         asyncore_use_poll=True,
         ident="trivet",
     )
+    server.channel_class = Channel
     stopping = threading.Event()
 
     def loop() -> None:

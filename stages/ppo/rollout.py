@@ -50,12 +50,12 @@ class Rollout:
     def of(cls, made: Generated, device: torch.device, **rows: Any) -> Rollout:
         """What was sampled, with zeros for what is not evaluated yet; ``rows``: ids, prompts, queries and texts."""
         width = max(1, max(map(len, made.ids), default=1))
-        lengths = torch.tensor([len(ids) for ids in made.ids], device=device)
+        lengths = torch.tensor([len(ids) for ids in made.ids], dtype=torch.long, device=device)
         zeros: dict[str, Any] = {n: torch.zeros((len(made.ids), width), device=device) for n in EVALUATED}
         return cls(
             responses=made.ids,
             prefix_states=None if made.prefix_states is None else torch.cat(list(made.prefix_states)),
-            finished=torch.tensor(made.finished, device=device),
+            finished=torch.tensor(made.finished, dtype=torch.bool, device=device),
             mask=response_mask(lengths, width),
             raw_scores=torch.zeros(len(made.ids), device=device),
             scores=torch.zeros(len(made.ids), device=device),

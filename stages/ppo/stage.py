@@ -36,6 +36,8 @@ def run(
     """
     if config.keep == "best" and judge is None:
         raise UserError("ppo.keep: 'best' is chosen by a held-out reward model: set reward.holdout, for example 0.2")
+    if config.rollouts < (processes := context.processes.world_size):
+        raise UserError(f"ppo.rollouts: {config.rollouts} cannot be shared by {processes} processes; raise it")
     prompts, tally = counted_prompts(context, config)
     context.log.note(log_row(tally.as_dict()))
     reward = compose(

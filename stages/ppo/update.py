@@ -134,7 +134,7 @@ class PPO:
         rollout = Rollout.of(
             generated,
             self.base.device,
-            row_ids=torch.tensor(list(mine)),
+            row_ids=torch.tensor(list(mine), dtype=torch.long),
             prompts=[self.stream.prompts[i] for i in chosen],
             queries=queries,
             texts=[self.context.renderer.text(ids) for ids in generated.ids],

@@ -15,7 +15,9 @@ from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
 from models.backbone.processes import Processes
 from stages import rankings, reward_model, sft
-from stages.settings import RankingsConfig, RewardConfig, SFTConfig
+from stages.ppo import stage as ppo_stage
+from stages.ppo.update import PPO
+from stages.settings import PPOConfig, RankingsConfig, RewardConfig, SFTConfig
 from stages.stage import StageContext
 from tests.conftest import make_base, randomise
 from tests.support.ppo import make_context, make_prompt
@@ -26,6 +28,12 @@ CASES: dict[str, dict[str, Any]] = {
     "one row left": {"batch": 5, "micro_batch": 5},
     "odd micro-batches": {"batch": 6, "micro_batch": 2},
     "by tokens": {"batch": 8, "batch_tokens": 24},
+    "fewer rows than processes": {"batch": 1, "micro_batch": 1},
+}
+ALIGNED: dict[str, dict[str, Any]] = {
+    "whole": {"rollouts": 8, "minibatches": 2},
+    "odd": {"rollouts": 6, "minibatches": 2},
+    "a row a minibatch": {"rollouts": 2, "minibatches": 2},
 }
 
 
@@ -90,6 +98,35 @@ def sampled(folder: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
+def aligned(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Weights of policy and value, and every response of every rollout, by its prompt."""
+    prompts = tuple(make_prompt(f"w{i} w{i + 1} " + "w4 " * (i % 3)) for i in range(9))
+    context = context_of(folder, f"ppo {name}", Corpus(prompts=Split(train=prompts)))
+    context.base.add_role("reference", context.adapter)
+    randomise(context.base, "reference", 1)
+    seen: list[Any] = []
+    rollout = PPO.rollout
+
+    def watched(self: PPO) -> Any:
+        made = rollout(self)
+        samples = made[0]
+        rows = zip([p.text for p in samples.prompts], samples.responses, strict=True)
+        seen.append(context.processes.gather([(text, list(ids)) for text, ids in rows]))
+        return made
+
+    PPO.rollout = watched  # type: ignore[method-assign]
+    config = PPOConfig(
+        updates=2, epochs=2, learning_rate=1e-3, max_new_tokens=7, self_check=False,
+        value={"init": "sft", "head": "zero"}, reward=[{"source": "length", "max_length": 3}], **settings,
+    )  # fmt: skip
+    try:
+        ppo_stage.run(context, config, None)
+    finally:
+        PPO.rollout = rollout  # type: ignore[method-assign]
+    weights = ended(context, "policy")["weights"] | ended(context, "value")["weights"]
+    return {"weights": weights, "responses": seen}
+
+
 def main(folder: Path) -> None:
     processes = Processes("auto")
     found = {
@@ -97,6 +134,7 @@ def main(folder: Path) -> None:
         "sft": {name: tuned(folder, name, settings) for name, settings in CASES.items()},
         "reward": {str(size): ranked(folder, size) for size in (1, 4)},
         "rankings": sampled(folder),
+        "ppo": {name: aligned(folder, name, settings) for name, settings in ALIGNED.items()},
     }
     (folder / f"rank{processes.rank}.json").write_text(json.dumps(found))
 

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from data.common.errors import UserError
+from data.splits import Corpus
 from models.backbone.processes import Processes, check_world_size
-from tests.stages.several_processes import CASES, LENGTHS
+from stages.ppo import stage as ppo_stage
+from stages.settings import PPOConfig
+from tests.stages.several_processes import ALIGNED, CASES, LENGTHS, context_of
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
@@ -81,6 +84,23 @@ def test_the_reward_stage_trains_alike_and_counts_pairs_over_pieces_and_processe
 def test_rankings_are_the_same_rows(found):
     alone, first, _ = (f["rankings"] for f in found)
     assert len(alone) == 7 and first == alone
+
+
+@pytest.mark.parametrize("case", ALIGNED)
+def test_ppo_samples_and_trains_alike(found, case):
+    """Token for token, and weights up to the rounding of sums over processes."""
+    alone, first, second = (f["ppo"][case] for f in found)
+    assert first["responses"] == second["responses"] == alone["responses"]
+    assert len(alone["responses"]) == 2 and all(len(r) == ALIGNED[case]["rollouts"] for r in alone["responses"])
+    assert first["weights"] == second["weights"]
+    assert_same_training(alone, first)
+
+
+def test_fewer_rollouts_than_processes_are_refused(tmp_path):
+    context = context_of(tmp_path, "ppo", Corpus())
+    object.__setattr__(context.processes, "world_size", 3)
+    with pytest.raises(UserError, match=r"ppo\.rollouts: 2 cannot be shared by 3 processes"):
+        ppo_stage.run(context, PPOConfig(rollouts=2, minibatches=1), None)
 
 
 def test_a_launcher_that_speaks_of_other_processes_is_an_error():
