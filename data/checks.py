@@ -15,7 +15,7 @@ from typing import Any
 
 from data.common.errors import UserError, nearest
 from data.derive import KINDS
-from data.formats import FORMATS, Reject, Row
+from data.formats import Reject, Row, known_formats
 from data.judgements import gathered
 from data.readers.files import is_text
 from data.records import group_of, normalise
@@ -118,7 +118,7 @@ def _read(path: Path) -> list[Parsed]:
         why = Counter(p.reason for p in parsed).most_common(1)[0][0]
         raise UserError(
             f"{path}: no row fits a known format; most often: {why} ({parsed[0].place}). Columns found: {columns}. "
-            f"Known: {'; '.join(f.columns for f in FORMATS.values())}"
+            f"Known: {known_formats()}"
         )
     return parsed
 

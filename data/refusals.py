@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from data.formats import FORMATS, Reject, Unread
+from data.formats import Reject, Unread, known_formats
 
 
 @dataclass(slots=True)
@@ -54,8 +54,8 @@ def nothing_usable(
         why = f"; most often: {reasons[0][0]} ({first})"
     shown = list(columns)[:30]
     names = ", ".join(shown) + (f" and {len(columns) - 30} more" if len(columns) > 30 else "") or "none"
-    known = "; ".join(f.columns for f in FORMATS.values())
     count = len(found) if rows is None else rows
     return (
-        f"{source}: none of its {count} rows can be used as {kind}{why}{cure}. Columns found: {names}. Known: {known}"
+        f"{source}: none of its {count} rows can be used as {kind}{why}{cure}. Columns found: {names}. "
+        f"Known: {known_formats()}"
     )

@@ -216,16 +216,16 @@ class Reading:
 def parsed_rows(raws: Iterable[tuple[str, Any]], reading: Reading, source: Source | None = None) -> Iterator[Parsed]:
     """Yield every row as it was understood."""
     columns, ignore, form = (source.columns, source.ignore, source.format) if source else ({}, (), None)
-    ignore = (*ignore, *reading.ignore)
+    ignore, known = (*ignore, *reading.ignore), reading.known
+    if source and source.where:
+        known = (*known, *where(source.where).columns)
     for place, raw in assembled(raws):
         if isinstance(raw, BadLine):
             yield Parsed(place, reason=raw.reason)
             continue
         keys = tuple(map(str, raw)) if isinstance(raw, Mapping) else ()
         try:
-            name, rows = parse(
-                raw, place, reading.group_by, columns=columns, ignore=ignore, format=form, known=reading.known
-            )
+            name, rows = parse(raw, place, reading.group_by, columns=columns, ignore=ignore, format=form, known=known)
         except Reject as error:
             yield Parsed(place, reason=str(error), columns=keys, error=error)
             continue

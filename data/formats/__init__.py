@@ -8,7 +8,7 @@ from data.formats.parsing import ASKED, hint, parse
 from data.formats.ranking import MAX_ANSWERS
 from data.formats.reading import names_a_format
 from data.formats.rows import CELLS, DUPLICATE, MERGED, UNRANKED, Format, Near, NoFormat, Reject, Row, Unread
-from data.formats.table import FORMATS
+from data.formats.table import FORMATS, known_formats
 from data.formats.trees import assembled
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Unread",
     "assembled",
     "hint",
+    "known_formats",
     "names_a_format",
     "parse",
 ]

@@ -12,3 +12,12 @@ from data.formats.texts import TEXTS
 from data.formats.trees import TREES
 
 FORMATS: dict[str, Format] = {**TREES, **RANKINGS, **DUELS, **PREFERENCES, **CHAT, **INSTRUCTIONS, **TEXTS}
+
+COMMON = ("prompt and completion", "preference", "ranked answers", "messages", "sharegpt", "alpaca", "prompts", "text")
+"""Those that messages name."""
+
+
+def known_formats() -> str:
+    """The columns of the common formats, and how many others there are."""
+    shown = "; ".join(FORMATS[name].columns for name in COMMON if name in FORMATS)
+    return f"{shown}; and {len(FORMATS) - len(COMMON)} others (docs/reference/formats.md)"

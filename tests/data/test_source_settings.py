@@ -39,7 +39,10 @@ def test_columns_format_and_ignore(tmp_path):
     with pytest.raises(UserError, match=r"columns.prompt: no row has a column 'aks'. Did you mean 'ask'"):
         load(tmp_path, path=name, columns={"prompt": "aks"})
     name = rows(tmp_path, "b.jsonl", [{"prompt": "q", "completion": "a", "text": "t"}])
-    assert load(tmp_path, "documents", path=name, format="text").records[0].text == "t"
+    with pytest.raises(UserError, match=r"columns that nothing reads: prompt .*ignore: \[prompt, completion\]"):
+        load(tmp_path, "documents", path=name, format="text")
+    pasted = load(tmp_path, "documents", path=name, format="text", ignore=["prompt", "completion"])
+    assert pasted.records[0].text == "t"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,7 @@ def test_where(tmp_path, text, kept):
 
 def test_where_reads_the_text_of_tables_as_numbers(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,completion,score,ok\nq,a,10,True\nr,b,9,False\ns,c,,true\n")
-    assert answers(load(tmp_path, path="a.csv", where="score > 9")) == ["a"]
+    assert answers(load(tmp_path, path="a.csv", where="score > 9", ignore=["ok"])) == ["a"]
     assert answers(load(tmp_path, path="a.csv", where="ok == true")) == ["a", "c"]
 
 
