@@ -19,6 +19,7 @@ from data.readers.packed import Content
 from data.readers.rows import BadLine, Names, Raw, ReadOptions, Told
 
 WRAPPERS = ("data", "train", "examples", "rows", "items", "records", "samples", "dataset")
+SPLITS = ("train", "validation", "valid", "dev", "eval", "test")
 """Keys under which one object holds the rows of a file."""
 
 LOOK = 200  # lines looked at to tell a damaged line from a value that spans many
@@ -204,7 +205,7 @@ def _skip_blank(text: str, at: int) -> int:
 
 def _of_object(row: dict[str, Any], text: str, name: str, options: ReadOptions, names: Names) -> Iterator[Raw]:
     """The rows that one object holds, or the object as a row."""
-    lists = [k for k, v in row.items() if _is_rows(v) and (k in WRAPPERS or k == options.split)]
+    lists = [k for k, v in row.items() if _is_rows(v) and (k in (*WRAPPERS, *SPLITS) or k == options.split)]
     if "features" in row and lists == ["rows"] and all(isinstance(r, dict) and "row" in r for r in row["rows"]):
         yield from _viewer(row["rows"], name)
     elif {"columns", "data"} <= row.keys() and all(isinstance(r, list) for r in row["data"]):
