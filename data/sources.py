@@ -22,7 +22,7 @@ from data.formats import CELLS, FORMATS, Reject, Row, parse
 from data.hub import read_hub
 from data.local_files import local_rows
 from data.readers.files import read_file
-from data.readers.rows import BadLine, Raw, ReadOptions, TextUnit, Told
+from data.readers.rows import BadLine, Raw, ReadOptions, Remark, TextUnit
 from data.records import Message
 from data.source_settings import DataConfig, Source, as_source
 from data.where import where
@@ -48,7 +48,7 @@ class Rejected:
 class SourceCount:
     """What became of the rows of one source.
 
-    ``read`` is the sum of ``rejected``, ``where`` (left out by it), ``drawn_out`` (by weight and limit) and ``used``;
+    ``read`` is the sum of ``rejected``, ``where`` (left out by it), ``not_sampled`` (by weight and limit) and ``used``;
     of those used, ``repeated`` prompts are dropped, and ``held_out`` records kept from training.
     """
 
@@ -57,7 +57,7 @@ class SourceCount:
     read: int = 0
     rejected: int = 0
     where: int = 0
-    drawn_out: int = 0
+    not_sampled: int = 0
     used: int = 0
     repeated: int = 0
     held_out: int = 0
@@ -65,14 +65,14 @@ class SourceCount:
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain values."""
-        names = ("part", "source", "read", "rejected", "where", "drawn_out", "used", "repeated", "held_out")
+        names = ("part", "source", "read", "rejected", "where", "not_sampled", "used", "repeated", "held_out")
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
         shown = {
             "rejected": self.rejected,
             "left out by where": self.where,
-            "not drawn": self.drawn_out,
+            "not sampled": self.not_sampled,
             "repeated prompts dropped": self.repeated,
             "held out": self.held_out,
         }
@@ -90,7 +90,7 @@ class Loaded:
     notes: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
     counts: list[SourceCount] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def add(self, other: Loaded) -> None:
         self.records += other.records
@@ -99,7 +99,7 @@ class Loaded:
         self.notes += other.notes
         self.columns += other.columns
         self.counts += other.counts
-        self.told += other.told
+        self.remarks += other.remarks
 
 
 def load_records(
@@ -114,14 +114,14 @@ def load_records(
     for entry in sources:
         source = as_source(entry)
         if source.path.partition("?")[0] == DEMO_TASK:
-            records = _drawn(_demo_task(source.path, kind, seed), source, seed)
+            records = _sampled(_demo_task(source.path, kind, seed), source, seed)
             used = SourceCount(part=kind, source=source.path, read=len(records), used=len(records))
             loaded.add(Loaded(records=records, counts=[used]))
             continue
-        told: list[str] = []
-        raws = _told(read_source(source, base_dir, _unit(kind, config), config.group_by), told)
+        remarks: list[str] = []
+        raws = _without_remarks(read_source(source, base_dir, _unit(kind, config), config.group_by), remarks)
         loaded.add(_of_kind(raws, kind, source, config.group_by, seed))
-        loaded.told += told
+        loaded.remarks += remarks
     return loaded
 
 
@@ -144,11 +144,11 @@ def read_source(
     return read_hub(source) if found is None else found
 
 
-def _told(raws: Iterable[Raw], told: list[str]) -> Iterator[tuple[str, Any]]:
-    """Rows and bad lines; what was found out about files goes to ``told``."""
+def _without_remarks(raws: Iterable[Raw], remarks: list[str]) -> Iterator[tuple[str, Any]]:
+    """Rows and bad lines; what was found out about files goes to ``remarks``."""
     for place, raw in raws:
-        if isinstance(raw, Told):
-            told.append(f"{place}: {raw.text}")
+        if isinstance(raw, Remark):
+            remarks.append(f"{place}: {raw.text}")
         else:
             yield place, raw
 
@@ -203,7 +203,7 @@ def parsed_rows(
 
 def parse_file(path: Path, name: str, *, group_by: str | None = None, text_unit: TextUnit = "auto") -> list[Parsed]:
     """Return every row of a file as it was understood, for checks."""
-    raws = _told(read_file(path, name, ReadOptions(text_unit=text_unit)), [])
+    raws = _without_remarks(read_file(path, name, ReadOptions(text_unit=text_unit)), [])
     return list(parsed_rows(raws, group_by))
 
 
@@ -221,11 +221,11 @@ def _of_kind(raws: Iterable[tuple[str, Any]], kind: str, source: Source, group_b
             continue
         used.append((parsed, records))
     _check_names(source, loaded.columns)
-    drawn = _drawn(used, source, seed)
-    usable, taken = {p.place for p, _ in used}, {p.place for p, _ in drawn}
+    sampled = _sampled(used, source, seed)
+    usable, taken = {p.place for p, _ in used}, {p.place for p, _ in sampled}
     count.rejected = len({r.source for r in loaded.rejected} - usable)
-    count.used, count.drawn_out = len(taken), len(usable - taken)
-    for parsed, records in drawn:
+    count.used, count.not_sampled = len(taken), len(usable - taken)
+    for parsed, records in sampled:
         loaded.records += records
         loaded.formats[parsed.format] += 1
         loaded.notes.update(parsed.row.notes if parsed.row else ())
@@ -267,7 +267,7 @@ def _check_names(source: Source, columns: Counter[str]) -> None:
             )
 
 
-def _drawn(rows: Sequence[Any], source: Source, seed: int) -> list[Any]:
+def _sampled(rows: Sequence[Any], source: Source, seed: int) -> list[Any]:
     """As many rows as ``weight`` and ``limit`` leave, in their order, drawn by the seed and their content."""
     count = len(rows) if source.weight is None else max(1, round(source.weight * len(rows)))
     count = count if source.limit is None else min(count, source.limit)

@@ -52,7 +52,7 @@ class Split(Generic[T]):
 class Corpus:
     """All records of a run. ``notes`` counts what was changed or left out on the way, for the user to see.
 
-    ``counts`` are those of every source; ``told`` is what was found out about files, such as an encoding.
+    ``counts`` are those of every source; ``remarks`` are what was found out about files, such as an encoding.
     """
 
     documents: Split[Document] = Split()
@@ -62,7 +62,7 @@ class Corpus:
     rejected: tuple[Rejected, ...] = ()
     notes: dict[str, int] = field(default_factory=dict)
     counts: tuple[SourceCount, ...] = ()
-    told: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def fingerprint(self, part: str) -> str:
         """sha256 over the records of a part, both sides, or of everything ``held_out``; where they lie is no matter.
@@ -114,12 +114,12 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
     rejected: list[Rejected] = []
     notes: Counter[str] = Counter()
     counts: list[SourceCount] = []
-    told: list[str] = []
+    remarks: list[str] = []
     for part in PARTS:
         loaded = load_records(getattr(config, part), part, config, seed=seed, base_dir=base_dir)
         records[part], rejected = loaded.records, rejected + loaded.rejected
         notes += loaded.notes
-        counts, told = counts + loaded.counts, told + loaded.told
+        counts, remarks = counts + loaded.counts, remarks + loaded.remarks
     records["rankings"] = merged(records["rankings"], config.annotators)
     held_file: list[Prompt] = []
     if isinstance(config.held_out, str):
@@ -127,7 +127,7 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
         held_file = _unique(loaded.records, notes)
         rejected += loaded.rejected
         counts += [replace(count, part="held_out", held_out=count.used) for count in loaded.counts]
-        told += loaded.told
+        remarks += loaded.remarks
     named_prompts = records["prompts"]
     records["prompts"] = _unique(named_prompts, notes)
     _count(counts, "prompts", "repeated", named_prompts, minus=records["prompts"])
@@ -151,7 +151,11 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path) -> Corpus:
     for count in counts:
         count.places.clear()
     return Corpus(
-        **splits, rejected=tuple(dict.fromkeys(rejected)), notes=dict(notes), counts=tuple(counts), told=tuple(told)
+        **splits,
+        rejected=tuple(dict.fromkeys(rejected)),
+        notes=dict(notes),
+        counts=tuple(counts),
+        remarks=tuple(remarks),
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from data.formats import Reject, parse
 from data.readers.files import read_file
-from data.readers.rows import BadLine, Told
+from data.readers.rows import BadLine, Remark
 
 CASES = 250
 WORDS = ["water", "is", "cold, or", "ice", "Eis löst", "水", "fog"]
@@ -33,7 +33,7 @@ def outcome(path: Path) -> tuple[list[str], list[str]]:
     """Prompts that were read, and places that were reported."""
     good, bad = [], []
     for place, row in read_file(path, path.name):
-        if isinstance(row, Told):
+        if isinstance(row, Remark):
             continue
         try:
             if isinstance(row, BadLine):

@@ -12,7 +12,7 @@ import pytest
 
 from data.common.errors import UserError
 from data.readers.files import read_file
-from data.readers.rows import BadLine, Told
+from data.readers.rows import BadLine, Remark
 
 ROWS = [{"prompt": "a?", "completion": "b"}, {"prompt": "c?", "completion": "d, e"}]
 
@@ -24,7 +24,7 @@ def read(folder: Path, name: str, content: str | bytes) -> list:
 
 
 def rows(found: list) -> list:
-    return [row for _, row in found if not isinstance(row, BadLine | Told)]
+    return [row for _, row in found if not isinstance(row, BadLine | Remark)]
 
 
 def bad(found: list) -> list[str]:
@@ -100,7 +100,7 @@ def test_cells_hold_lists_where_a_list_is_expected(tmp_path):
 def test_encodings_are_found_and_told(tmp_path, encoding, text):
     found = read(tmp_path, "a.csv", f"prompt,completion\n{text}\n".encode(encoding))
     assert list(rows(found)[0].values()) == text.split(",")
-    assert encoding == "utf-16" or any(isinstance(row, Told) and "read as" in row.text for _, row in found)
+    assert encoding == "utf-16" or any(isinstance(row, Remark) and "read as" in row.text for _, row in found)
 
 
 def test_one_bad_byte_is_damage_and_not_an_encoding(tmp_path):
