@@ -9,7 +9,7 @@ from pathlib import Path
 from data.common.errors import UserError, nearest
 from data.hub import HUB_ID
 from data.readers.files import BINARY, JSON, KNOWN, TABLES, TEXT, extension, read_file
-from data.readers.rows import Raw, ReadOptions, Told
+from data.readers.rows import Raw, ReadOptions, Remark
 from data.source_settings import Source
 
 NOT_DATA = re.compile(r"(readme|licen[cs]e|notice|changelog|contributing)\b.*|dataset_infos?\.json|state\.json", re.I)
@@ -103,7 +103,7 @@ def _files(name: str, files: list[tuple[Path, str]], options: ReadOptions) -> It
     if len(files) > 1 or files[0][1] != name:
         names = [Path(one).name for _, one in files]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        yield name, Told(f"{len(names)} file{'s' * (len(names) > 1)}: {', '.join(names[:SHOWN])}{more}")
+        yield name, Remark(f"{len(names)} file{'s' * (len(names) > 1)}: {', '.join(names[:SHOWN])}{more}")
     for path, one in files:
         yield from read_file(path, one, options)
 

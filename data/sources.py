@@ -23,7 +23,7 @@ from data.hub import read_hub
 from data.judgements import gathered
 from data.local_files import local_rows
 from data.readers.files import read_file
-from data.readers.rows import CELLS, BadLine, Raw, ReadOptions, TextUnit, Told
+from data.readers.rows import CELLS, BadLine, Raw, ReadOptions, Remark, TextUnit
 from data.records import Message
 from data.refusals import Lost, nothing_usable
 from data.source_settings import DataConfig, Source, as_source
@@ -50,7 +50,7 @@ class Rejected:
 class SourceCount:
     """What became of the rows of one source.
 
-    ``read`` is the sum of ``rejected``, ``where`` (left out by it), ``drawn_out`` (by weight and limit) and ``used``;
+    ``read`` is the sum of ``rejected``, ``where`` (left out by it), ``not_sampled`` (by weight and limit) and ``used``;
     of those used, ``repeated`` prompts are dropped, and ``held_out`` records kept from training.
     """
 
@@ -59,7 +59,7 @@ class SourceCount:
     read: int = 0
     rejected: int = 0
     where: int = 0
-    drawn_out: int = 0
+    not_sampled: int = 0
     used: int = 0
     repeated: int = 0
     held_out: int = 0
@@ -67,14 +67,14 @@ class SourceCount:
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain values."""
-        names = ("part", "source", "read", "rejected", "where", "drawn_out", "used", "repeated", "held_out")
+        names = ("part", "source", "read", "rejected", "where", "not_sampled", "used", "repeated", "held_out")
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
         shown = {
             "rejected": self.rejected,
             "left out by where": self.where,
-            "not drawn": self.drawn_out,
+            "not sampled": self.not_sampled,
             "repeated prompts dropped": self.repeated,
             "held out": self.held_out,
         }
@@ -92,7 +92,7 @@ class Loaded:
     notes: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
     counts: list[SourceCount] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     read: int = 0  # rows of the files, the rejected ones included
 
     def add(self, other: Loaded) -> None:
@@ -102,7 +102,7 @@ class Loaded:
         self.notes += other.notes
         self.columns += other.columns
         self.counts += other.counts
-        self.told += other.told
+        self.remarks += other.remarks
         self.read += other.read
 
 
@@ -135,14 +135,14 @@ def load_records(
     for entry in sources:
         source = as_source(entry)
         if source.path.partition("?")[0] == DEMO_TASK:
-            records = _drawn(_demo_task(source.path, kind, seed), source, seed)
+            records = _sampled(_demo_task(source.path, kind, seed), source, seed)
             used = SourceCount(part=kind, source=source.path, read=len(records), used=len(records))
             loaded.add(Loaded(records=records, counts=[used], read=len(records)))
             continue
-        told: list[str] = []
-        raws = _told(read_source(source, base_dir, _unit(kind, config), config.group_by), told)
+        remarks: list[str] = []
+        raws = _without_remarks(read_source(source, base_dir, _unit(kind, config), config.group_by), remarks)
         loaded.add(_of_kind(raws, kind, source, reading, seed))
-        loaded.told += told
+        loaded.remarks += remarks
     return loaded
 
 
@@ -165,11 +165,11 @@ def read_source(
     return read_hub(source) if found is None else found
 
 
-def _told(raws: Iterable[Raw], told: list[str]) -> Iterator[tuple[str, Any]]:
-    """Rows and bad lines; what was found out about files goes to ``told``."""
+def _without_remarks(raws: Iterable[Raw], remarks: list[str]) -> Iterator[tuple[str, Any]]:
+    """Rows and bad lines; what was found out about files goes to ``remarks``."""
     for place, raw in raws:
-        if isinstance(raw, Told):
-            told.append(f"{place}: {raw.text}")
+        if isinstance(raw, Remark):
+            remarks.append(f"{place}: {raw.text}")
         else:
             yield place, raw
 
@@ -235,7 +235,7 @@ def parsed_rows(raws: Iterable[tuple[str, Any]], reading: Reading, source: Sourc
 
 def parse_file(path: Path, name: str, *, group_by: str | None = None, text_unit: TextUnit = "auto") -> list[Parsed]:
     """Return every row of a file as it was understood, for checks."""
-    raws = _told(read_file(path, name, ReadOptions(text_unit=text_unit)), [])
+    raws = _without_remarks(read_file(path, name, ReadOptions(text_unit=text_unit)), [])
     return list(parsed_rows(raws, Reading(group_by=group_by)))
 
 
@@ -260,11 +260,11 @@ def _of_kind(raws: Iterable[tuple[str, Any]], kind: str, source: Source, reading
     _check_names(source, loaded.columns)
     if lost.columns:
         raise UserError(lost.message(source.path))
-    drawn = _drawn(used, source, seed)
-    usable, taken = {p.place for p, _ in used}, {p.place for p, _ in drawn}
+    sampled = _sampled(used, source, seed)
+    usable, taken = {p.place for p, _ in used}, {p.place for p, _ in sampled}
     count.rejected = len({r.source for r in loaded.rejected} - usable)
-    count.used, count.drawn_out = len(taken), len(usable - taken)
-    for parsed, records in drawn:
+    count.used, count.not_sampled = len(taken), len(usable - taken)
+    for parsed, records in sampled:
         loaded.records += records
         loaded.formats[parsed.format] += 1
         loaded.notes.update(parsed.row.notes if parsed.row else ())
@@ -307,7 +307,7 @@ def _check_names(source: Source, columns: Counter[str]) -> None:
             )
 
 
-def _drawn(rows: Sequence[Any], source: Source, seed: int) -> list[Any]:
+def _sampled(rows: Sequence[Any], source: Source, seed: int) -> list[Any]:
     """As many rows as ``weight`` and ``limit`` leave, in their order, drawn by the seed and their content."""
     count = len(rows) if source.weight is None else max(1, round(source.weight * len(rows)))
     count = count if source.limit is None else min(count, source.limit)

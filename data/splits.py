@@ -53,8 +53,8 @@ class Corpus:
     """All records of a run.
 
     ``notes`` counts what was changed or left out on the way, for the user to see; ``read`` the rows of the files of
-    each part, and those of them that were rejected; ``counts`` are those of every source; ``told`` is what was
-    found out about files, such as an encoding.
+    each part, and those of them that were rejected; ``counts`` are those of every source; ``remarks`` are what
+    was found out about files, such as an encoding.
     """
 
     documents: Split[Document] = Split()
@@ -65,7 +65,7 @@ class Corpus:
     notes: dict[str, int] = field(default_factory=dict)
     read: dict[str, tuple[int, tuple[Rejected, ...]]] = field(default_factory=dict)
     counts: tuple[SourceCount, ...] = ()
-    told: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def fingerprint(self, part: str) -> str:
         """sha256 over the records of a part, both sides, or of everything ``held_out``; where they lie is no matter.
@@ -124,13 +124,13 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
     notes: Counter[str] = Counter()
     read: dict[str, tuple[int, tuple[Rejected, ...]]] = {}
     counts: list[SourceCount] = []
-    told: list[str] = []
+    remarks: list[str] = []
     for part in PARTS:
         loaded = load_records(getattr(config, part), part, config, seed=seed, base_dir=base_dir, known=known)
         records[part], rejected = loaded.records, rejected + loaded.rejected
         read[part] = (loaded.read, tuple(loaded.rejected))
         notes += loaded.notes
-        counts, told = counts + loaded.counts, told + loaded.told
+        counts, remarks = counts + loaded.counts, remarks + loaded.remarks
     records["rankings"] = merged(records["rankings"], config.annotators)
     held_file: list[Prompt] = []
     if isinstance(config.held_out, str):
@@ -139,7 +139,7 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
         rejected += loaded.rejected
         read["held_out"] = (loaded.read, tuple(loaded.rejected))
         counts += [replace(count, part="held_out", held_out=count.used) for count in loaded.counts]
-        told += loaded.told
+        remarks += loaded.remarks
     named_prompts = records["prompts"]
     records["prompts"] = _unique(named_prompts, notes)
     _count(counts, "prompts", "repeated", named_prompts, minus=records["prompts"])
@@ -168,7 +168,7 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
         notes=dict(notes),
         read=read,
         counts=tuple(counts),
-        told=tuple(told),
+        remarks=tuple(remarks),
     )
 
 

@@ -139,8 +139,8 @@ def _alike(a: Any, b: Any) -> tuple[Any, Any]:
     return a, b
 
 
-def _typed(text: str, like: Any) -> Any:
-    if isinstance(like, bool):
+def _typed(text: str, kind: Any) -> Any:
+    if isinstance(kind, bool):
         return {"true": True, "false": False, "1": True, "0": False}.get(text.strip().lower(), text)
     try:
         number = float(text)

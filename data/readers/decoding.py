@@ -30,11 +30,11 @@ WESTERN = frozenset("àâäáãåæçèéêëìíîïñòóôöõøœùúûüß�
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How the bytes of a file become lines: ``told`` says what was found out, and is empty for plain UTF-8."""
+    """How the bytes of a file become lines: ``remarks`` says what was found out, and is empty for plain UTF-8."""
 
     name: str
     ends: bytes = b"\n"
-    told: str = ""
+    remarks: str = ""
     blank: bool = False
 
 
@@ -53,15 +53,17 @@ def encoding_of(content: Content, asked: str | None) -> Encoding:
             seen.add(chunk)
     seen.finish()
     ends = b"\r" if seen.returns and not seen.feeds else b"\n"
-    told = "lines end in CR" if ends == b"\r" else ""
+    remarks = "lines end in CR" if ends == b"\r" else ""
     marked = next((name for mark, name in MARKS.items() if seen.first.startswith(mark)), None)
     name = asked or marked or seen.wide()
     if name is None:
         name = seen.found() or "utf-8"
-        told = _joined(told, f"read as {name}, which was guessed; set `encoding` if it is wrong" * (name != "utf-8"))
+        remarks = _joined(
+            remarks, f"read as {name}, which was guessed; set `encoding` if it is wrong" * (name != "utf-8")
+        )
     elif not asked and marked != "utf-8":
-        told = _joined(told, f"read as {name}" * (marked is None))
-    return Encoding(name, ends, told, blank=seen.blank)
+        remarks = _joined(remarks, f"read as {name}" * (marked is None))
+    return Encoding(name, ends, remarks, blank=seen.blank)
 
 
 def _joined(*parts: str) -> str:

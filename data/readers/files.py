@@ -1,7 +1,7 @@
 """One file to raw rows, by its extension and by what is in it.
 
 Every row comes with its place (``file:line``); a line that cannot be read is a ``BadLine`` with the reason, what was
-found out about the file is ``Told``, and a file that cannot be read at all is an error.
+found out about the file is a ``Remark``, and a file that cannot be read at all is an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from data.readers.decoding import encoding_of
 from data.readers.json_rows import read_json
 from data.readers.packed import PACKED, Content, members
 from data.readers.plain_text import read_text
-from data.readers.rows import Raw, ReadOptions, Told
+from data.readers.rows import Raw, ReadOptions, Remark
 from data.readers.spreadsheet import read_xlsx
 from data.readers.table import read_table
 
@@ -64,9 +64,9 @@ def _zip(path: Path, name: str, options: ReadOptions) -> Iterator[Raw]:
         held = ", ".join(m.filename for m in inside[:6]) or "nothing"
         raise UserError(f"{name} holds no data file that can be read (it holds {held})")
     if left := [m.filename for m in inside if m not in data]:
-        yield name, Told(f"not read: {', '.join(left[:6])}{' and more' * (len(left) > 6)}")
+        yield name, Remark(f"not read: {', '.join(left[:6])}{' and more' * (len(left) > 6)}")
     if len(data) > 1:
-        yield name, Told(f"holds {len(data)} files: {', '.join(m.filename for m in data[:6])}")
+        yield name, Remark(f"holds {len(data)} files: {', '.join(m.filename for m in data[:6])}")
     for member in data:
         content = Content(path, f"{name}/{member.filename}", member.filename)
         yield from _content(content, extension(Path(member.filename)), options)
@@ -89,10 +89,10 @@ def _content(content: Content, suffix: str, options: ReadOptions) -> Iterator[Ra
         if suffix in TABLES
         else read_text(content, encoding, options.text_unit)
     )
-    return _with(content.name, encoding.told, rows)
+    return _with(content.name, encoding.remarks, rows)
 
 
-def _with(name: str, told: str, rows: Iterator[Raw]) -> Iterator[Raw]:
-    if told:
-        yield name, Told(told)
+def _with(name: str, remarks: str, rows: Iterator[Raw]) -> Iterator[Raw]:
+    if remarks:
+        yield name, Remark(remarks)
     yield from rows

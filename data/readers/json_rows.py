@@ -16,12 +16,13 @@ from data.common.errors import UserError
 from data.readers.cells import LISTS
 from data.readers.decoding import Encoding, Line, lines_of, whole_text
 from data.readers.packed import Content
-from data.readers.rows import BadLine, Names, Raw, ReadOptions, Told
+from data.readers.rows import BadLine, Names, Raw, ReadOptions, Remark
 
 WRAPPERS = ("data", "train", "examples", "rows", "items", "records", "samples", "dataset")
+SPLITS = ("train", "validation", "valid", "dev", "eval", "test")
 """Keys under which one object holds the rows of a file."""
 
-LOOK = 200  # lines looked at to tell a damaged line from a value that spans many
+SAMPLED = 200  # lines looked at to tell a damaged line from a value that spans many
 
 
 def read_json(content: Content, encoding: Encoding, options: ReadOptions) -> Iterator[Raw]:
@@ -69,12 +70,12 @@ def _kind(value: Any) -> str:
 
 def _is_lines(lines: Iterator[Line]) -> bool:
     """Whether values stand one a line: more than one line, and the first, or most of them, a whole value."""
-    seen = [line for _, line in islice((n for n in lines if isinstance(n[1], BadLine) or n[1].strip()), LOOK)]
+    seen = [line for _, line in islice((n for n in lines if isinstance(n[1], BadLine) or n[1].strip()), SAMPLED)]
     if len(seen) < 2:
         return bool(seen) and isinstance(seen[0], BadLine)
     whole = [isinstance(line, str) and _is_value(line) for line in seen]
     # a value that spans lines ends with a bracket alone, so a last line that is whole speaks for lines
-    return whole[0] or (whole[-1] and len(seen) < LOOK) or 2 * sum(whole) > len(whole)
+    return whole[0] or (whole[-1] and len(seen) < SAMPLED) or 2 * sum(whole) > len(whole)
 
 
 def _is_value(line: str) -> bool:
@@ -178,7 +179,7 @@ def _beginning(text: str, begin: int) -> re.Pattern[str] | None:
 def _longest(text: str, begin: int) -> str | None:
     """The first key of the longest of the objects that follow: items are longer than what they hold."""
     found: dict[str, int] = {}
-    for match in islice(_KEY.finditer(text, begin), LOOK):
+    for match in islice(_KEY.finditer(text, begin), SAMPLED):
         try:
             end = json.JSONDecoder().raw_decode(text, match.start())[1]
         except (ValueError, RecursionError):
@@ -204,7 +205,7 @@ def _skip_blank(text: str, at: int) -> int:
 
 def _of_object(row: dict[str, Any], text: str, name: str, options: ReadOptions, names: Names) -> Iterator[Raw]:
     """The rows that one object holds, or the object as a row."""
-    lists = [k for k, v in row.items() if _is_rows(v) and (k in WRAPPERS or k == options.split)]
+    lists = [k for k, v in row.items() if _is_rows(v) and (k in (*WRAPPERS, *SPLITS) or k == options.split)]
     if "features" in row and lists == ["rows"] and all(isinstance(r, dict) and "row" in r for r in row["rows"]):
         yield from _viewer(row["rows"], name)
     elif {"columns", "data"} <= row.keys() and all(isinstance(r, list) for r in row["data"]):
@@ -215,14 +216,14 @@ def _of_object(row: dict[str, Any], text: str, name: str, options: ReadOptions, 
     elif lists:
         key = _one_list(lists, row, name, options)
         if left := [k for k in row if k != key]:
-            yield name, Told(f"rows are those of {key!r}; not read: {', '.join(map(str, left))}")
+            yield name, Remark(f"rows are those of {key!r}; not read: {', '.join(map(str, left))}")
         opening = re.search(rf'"{re.escape(key)}"\s*:\s*\[', text)
         yield from _items(text, opening.end(), {}, name) if opening else ()
     elif columns := _columns(row):
-        yield name, Told("a list a column, each item a row")
+        yield name, Remark("a list a column, each item a row")
         yield from ((f"{name}, item {i}", one) for i, one in enumerate(columns, start=1))
     elif rows := _by_id(row):
-        yield name, Told(f"an object of {len(rows):,} rows by their id; the ids are not read")
+        yield name, Remark(f"an object of {len(rows):,} rows by their id; the ids are not read")
         yield from ((f"{name}, {key[:80]!r}", one) for key, one in rows.items())
     else:
         yield f"{name}:1" if text.lstrip().startswith("{") else name, _checked(row, names)

@@ -18,14 +18,14 @@ class BadLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Remark:
     """Something found out about a file that decides how it is read, such as its encoding."""
 
     text: str
 
 
 Row = dict[str, Any] | list[Any] | str
-Raw = tuple[str, Row | BadLine | Told]
+Raw = tuple[str, Row | BadLine | Remark]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,11 +16,11 @@ from data.common.errors import UserError
 from data.readers.cells import cell
 from data.readers.decoding import Encoding, Line, lines_of
 from data.readers.packed import Content
-from data.readers.rows import CELLS, BadLine, Raw, ReadOptions, Row, Told
+from data.readers.rows import CELLS, BadLine, Raw, ReadOptions, Remark, Row
 
 DELIMITERS = (",", ";", "\t", "|")
 NAMED = {"\t": "tabs", ",": "','", ";": "';'", "|": "'|'"}
-LOOK = 100  # lines from which the delimiter is found
+SAMPLED = 100  # lines from which the delimiter is found
 MAX_CELL_LINES = 10_000
 LONGEST_NAME = 64
 
@@ -38,13 +38,13 @@ def read_table(content: Content, encoding: Encoding, options: ReadOptions, *, us
         UserError: there is no header line, or none that could be one.
     """
     csv.field_size_limit(sys.maxsize)
-    look = [(n, line) for n, line in islice(lines_of(content, encoding), LOOK) if isinstance(line, str)]
-    look = [(n, line) for n, line in look if line.strip()]
-    marked = re.fullmatch(r"\ufeff?\"?sep=(.)\"?", look[0][1].strip("\r\n ")) if look else None
-    delimiter = options.delimiter or (marked[1] if marked else _delimiter([line for _, line in look], usual))
+    sampled = [(n, line) for n, line in islice(lines_of(content, encoding), SAMPLED) if isinstance(line, str)]
+    sampled = [(n, line) for n, line in sampled if line.strip()]
+    marked = re.fullmatch(r"\ufeff?\"?sep=(.)\"?", sampled[0][1].strip("\r\n ")) if sampled else None
+    delimiter = options.delimiter or (marked[1] if marked else _delimiter([line for _, line in sampled], usual))
     if delimiter != usual and not options.delimiter:
-        yield content.name, Told(f"cells are separated by {NAMED.get(delimiter, repr(delimiter))}")
-    numbered = ((n, line) for n, line in lines_of(content, encoding) if not (marked and n == look[0][0]))
+        yield content.name, Remark(f"cells are separated by {NAMED.get(delimiter, repr(delimiter))}")
+    numbered = ((n, line) for n, line in lines_of(content, encoding) if not (marked and n == sampled[0][0]))
     records = _plain(numbered, delimiter) if delimiter == "\t" and usual == "\t" else _quoted(numbered, delimiter)
     if options.header is not True:
         names = list(options.header) if options.header else None
@@ -55,7 +55,7 @@ def read_table(content: Content, encoding: Encoding, options: ReadOptions, *, us
         raise UserError(f"{content.name}:{number}: the header line cannot be read: {header.reason}")
     names = header_of(header, f"{content.name}:{number}", content.name, options.names)
     if changed := [n for n, old in zip(names, header, strict=True) if n != old.strip()]:
-        yield content.name, Told(f"column names are read in lower case: {', '.join(changed)}")
+        yield content.name, Remark(f"column names are read in lower case: {', '.join(changed)}")
     yield from _rows(records, names, content.name)
 
 

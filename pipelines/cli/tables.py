@@ -124,7 +124,7 @@ def _show_sources(out: Console, corpus: Corpus) -> None:
 
     for count in corpus.counts:
         out.print(printable(str(count)), markup=False)
-    for text in corpus.told:
+    for text in corpus.remarks:
         out.print(printable(text), style="dim", markup=False)
     for text in corpus_findings(corpus):
         out.print(printable(text), style="yellow", markup=False)
@@ -154,7 +154,7 @@ def show_recipe_data(recipe: Path, as_json: bool, every: bool) -> bool:
     if as_json:
         found = {
             "sources": [c.as_dict() for c in corpus.counts],
-            "told": list(corpus.told),
+            "remarks": list(corpus.remarks),
             "bad": [{"place": r.source, "reason": r.reason} for r in corpus.rejected],
             "findings": corpus_findings(corpus),
         }

@@ -79,7 +79,7 @@ def test_where_runs_no_code(text):
 def test_weight_and_limit_draw_by_seed_and_content(tmp_path):
     name = rows(tmp_path, "a.jsonl", some())
     half = load(tmp_path, path=name, weight=0.5)
-    assert len(half.records) == 10 and half.counts[0].drawn_out == 10
+    assert len(half.records) == 10 and half.counts[0].not_sampled == 10
     assert answers(half) == answers(load(tmp_path, path=name, weight=0.5))
     assert answers(half) != answers(load(tmp_path, path=name, weight=0.5, seed=1))
     few = answers(load(tmp_path, path=name, weight=0.5, limit=3))
@@ -113,7 +113,7 @@ def test_folders_read_their_data_files_of_one_split(tmp_path):
     rows(tmp_path / "set" / "data", "test-0.jsonl", some(5)[3:])
     (tmp_path / "set" / "README.md").write_text("# about\n")
     everything = load(tmp_path, path="set")
-    assert len(everything.records) == 5 and everything.told == ["set: 2 files: test-0.jsonl, train-0.jsonl"]
+    assert len(everything.records) == 5 and everything.remarks == ["set: 2 files: test-0.jsonl, train-0.jsonl"]
     assert answers(load(tmp_path, path="set", split="train")) == ["a0", "a1", "a2"]
     assert answers(load(tmp_path, path="set", data_dir="data", split="test")) == ["a3", "a4"]
     with pytest.raises(UserError, match="no file of it is of split 'dev'"):

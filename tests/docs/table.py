@@ -46,6 +46,7 @@ SLOW = (
     "trivet verify runs/demo",
     "trivet gc runs/demo --yes",
     "trivet data check FILE...",
+    "trivet data check RECIPE",
     "trivet COMMAND --help",
 )
 

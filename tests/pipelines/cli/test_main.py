@@ -189,3 +189,16 @@ def test_guarded_returns_what_each_failure_means(capsys: pytest.CaptureFixture[s
 def test_module_equals_script() -> None:
     done = subprocess.run([sys.executable, "-m", "pipelines", "--version"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("trivet")
+
+
+def test_data_check_of_a_recipe_counts_by_source_and_strict_ends_with_one(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.csv").write_text("prompt;completion\n" + "".join(f"q{i};a{i}\n" for i in range(30)) + 'x;"y\n')
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("base: gpt2\ndata: {demonstrations: {path: a.csv, limit: 20}, held_out: 0.2}\nstages: [sft]\n")
+    assert cli.main(["data", "check", str(recipe), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    counts = found["sources"][0]
+    assert (counts["read"], counts["rejected"], counts["not_sampled"], counts["used"]) == (31, 1, 10, 20)
+    assert [row["place"] for row in found["bad"]] == ["a.csv:32"] and "';'" in found["remarks"][0]
+    assert cli.main(["data", "check", str(recipe), "--strict", "--all"]) == 1
+    assert "a.csv: 31 rows read, 1 rejected, 10 not sampled" in capsys.readouterr().out

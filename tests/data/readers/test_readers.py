@@ -1,0 +1,140 @@
+"""Containers as people have them: delimiters, encodings, quotes, JSON of every shape, packed files, workbooks."""
+
+from __future__ import annotations
+
+import bz2
+import json
+import lzma
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from data.common.errors import UserError
+from data.readers.files import read_file
+from data.readers.rows import BadLine, Remark
+
+ROWS = [{"prompt": "a?", "completion": "b"}, {"prompt": "c?", "completion": "d, e"}]
+
+
+def read(folder: Path, name: str, content: str | bytes) -> list:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(read_file(path, name))
+
+
+def rows(found: list) -> list:
+    return [row for _, row in found if not isinstance(row, BadLine | Remark)]
+
+
+def bad(found: list) -> list[str]:
+    return [place for place, row in found if isinstance(row, BadLine)]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_delimiters_and_line_ends(tmp_path, delimiter, end):
+    lines = ["Prompt , COMPLETION".replace(",", delimiter), f"a?{delimiter}b", f'c?{delimiter}"d, e"']
+    assert rows(read(tmp_path, "a.csv", end.join(lines) + end)) == ROWS
+    assert rows(read(tmp_path, "b.csv", end.join([f"sep={delimiter}", *lines]))) == ROWS
+
+
+def test_an_unclosed_quote_costs_its_row_and_what_does_not_fit(tmp_path):
+    text = 'prompt,completion\na,b\nc,"d\nmore\ne,f\ng,"h, h"\n'
+    found = read(tmp_path, "a.csv", text)
+    assert bad(found) == ["a.csv:3", "a.csv:4"]
+    assert [r["completion"] for r in rows(found)] == ["b", "f", "h, h"]
+    found = read(tmp_path, "b.csv", 'prompt,completion\na,b"\nc,"d\n\ne"\n')
+    assert bad(found) == ["b.csv:2"] and rows(found) == [{"prompt": "c", "completion": "d\n\ne"}]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        ROWS,
+        {"data": ROWS},
+        {"version": 1, "train": ROWS, "about": "x", "more": 2},
+        {"features": [], "rows": [{"row_idx": i, "row": r, "truncated_cells": []} for i, r in enumerate(ROWS)]},
+        {"prompt": ["a?", "c?"], "completion": ["b", "d, e"]},
+        {"prompt": {"0": "a?", "1": "c?"}, "completion": {"0": "b", "1": "d, e"}},
+        {"columns": ["prompt", "completion"], "index": [0, 1], "data": [["a?", "b"], ["c?", "d, e"]]},
+        {"x/1.json": ROWS[0], "x/2.json": ROWS[1]},
+    ],
+)
+def test_json_of_every_shape(tmp_path, suffix, value):
+    for indent in (None, 2):
+        assert rows(read(tmp_path, "a" + suffix, json.dumps(value, indent=indent))) == ROWS
+
+
+def test_json_lines_of_lists_and_texts_and_keys_that_come_twice(tmp_path):
+    assert rows(read(tmp_path, "a.jsonl", '["x", "y"]\n"z"\n')) == [["x", "y"], "z"]
+    found = read(tmp_path, "b.jsonl", '{"prompt": "a", "completion": "b", "completion": "c"}\n{"prompt": "d"}\n')
+    assert bad(found) == ["b.jsonl:1"] and "'completion' twice" in found[0][1].reason
+    one = {"responses": ["a", "b"], "scores": [1, 2]}
+    assert rows(read(tmp_path, "c.json", json.dumps(one))) == [one]  # a row, not columns
+    with pytest.raises(UserError, match=r"train \(2 rows\), test \(2 rows\); choose one with `split`"):
+        read(tmp_path, "d.json", json.dumps({"train": ROWS, "test": ROWS}))
+
+
+def test_cells_hold_lists_where_a_list_is_expected(tmp_path):
+    text = "messages,responses,prompt\n\"[{'role': 'user', 'content': 'x'}\n {'role': 'assistant', 'content': 'y'}]\","
+    found = rows(read(tmp_path, "a.csv", text + "\"['a' 'b']\",[1]\n"))
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    assert found == [{"messages": turns, "responses": ["a", "b"], "prompt": "[1]"}]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        *[
+            ("gb18030", "水是什么,水是一种液体"),
+            ("utf-16", "水,液"),
+            ("utf-16-le", "what,ice"),
+            ("utf-16-be", "what,ice"),
+        ],
+        *[("latin-1", "Où est la gare,près de Liège"), ("cp1251", "Что такое лёд,вода"), ("euc_kr", "안녕하세요,무엇")],
+        ("shift_jis", "これは何ですか,水です"),
+    ],
+)
+def test_encodings_are_found_and_told(tmp_path, encoding, text):
+    found = read(tmp_path, "a.csv", f"prompt,completion\n{text}\n".encode(encoding))
+    assert list(rows(found)[0].values()) == text.split(",")
+    assert encoding == "utf-16" or any(isinstance(row, Remark) and "read as" in row.text for _, row in found)
+
+
+def test_one_bad_byte_is_damage_and_not_an_encoding(tmp_path):
+    found = read(tmp_path, "a.jsonl", b'{"prompt": "a"}\n{"prompt": "\xe9t"}\n{"prompt": "c"}\n')
+    assert bad(found) == ["a.jsonl:2"] and len(rows(found)) == 2
+
+
+def test_packed_files_and_workbooks(tmp_path):
+    import openpyxl
+    import pyarrow as pa
+
+    text = "".join(json.dumps(r) + "\n" for r in ROWS).encode()
+    assert rows(read(tmp_path, "a.jsonl.bz2", bz2.compress(text))) == ROWS
+    assert rows(read(tmp_path, "a.jsonl.xz", lzma.compress(text))) == ROWS
+    assert rows(read(tmp_path, "a.jsonl.zst", pa.Codec("zstd").compress(text, asbytes=True))) == ROWS
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x/one.jsonl", text)
+        archive.writestr("two.csv", "prompt,completion\na?,b\n")
+        archive.writestr("README.md", "about")
+    found = list(read_file(tmp_path / "a.zip", "a.zip"))
+    assert rows(found) == [ROWS[0], *ROWS] and found[-1][0] == "a.zip/x/one.jsonl:2"
+    assert "not read: README.md" in found[0][1].text
+    book = openpyxl.Workbook()
+    for cells in (["Prompt", "Completion"], ["a?", "b"], [None, None], ["c?", "d, e"]):
+        book.active.append(cells)
+    book.save(tmp_path / "a.xlsx")
+    found = list(read_file(tmp_path / "a.xlsx", "a.xlsx"))
+    assert rows(found) == ROWS and found[-1][0] == "a.xlsx, row 4"
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, pa.Table.from_pylist(ROWS).schema) as out,
+    ):
+        out.write_table(pa.Table.from_pylist(ROWS))
+    assert rows(list(read_file(tmp_path / "a.arrow", "a.arrow"))) == ROWS
+    for name in ("cut.jsonl.xz", "cut.jsonl.bz2", "cut.jsonl.zst", "cut.zip"):
+        with pytest.raises(UserError, match=r"not a whole"):
+            read(tmp_path, name, b"\x00" * 50)
