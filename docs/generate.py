@@ -180,7 +180,8 @@ def one_or_many(properties: dict[str, Any], *keys: str) -> None:
     """Let a text stand for a list of one, and null for an empty one."""
     for key in keys:
         listed = {k: properties[key].pop(k) for k in ("type", "items")}
-        properties[key]["anyOf"] = [listed, {"type": "string"}, {"type": "null"}]
+        one = listed.get("items", {}).get("anyOf", [{"type": "string"}])
+        properties[key]["anyOf"] = [listed, *one, {"type": "null"}]
 
 
 # -- command line ----------------------------------------------------------------------------------------------------
