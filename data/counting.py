@@ -47,7 +47,7 @@ class Tally:
     """Counts over the rows of one part of the data.
 
     ``unit`` is what a row is called, ``key`` the recipe's key that holds the limit of ``limit`` tokens. ``sample_of``
-    is the number of rows that those counted were drawn from, where not all were counted.
+    is the number of rows that those counted were sampled from, where not all were counted.
     """
 
     unit: str
@@ -100,7 +100,7 @@ class Tally:
             out["sample_of"] = self.sample_of
         return out | {f"dropped: {why}": n for why, n in sorted(self.dropped.items())}
 
-    def drawn(self) -> str:
+    def sampled(self) -> str:
         """That a sample was counted; empty where all rows were."""
         return (
             "" if self.sample_of is None else f"a sample of {self.rows:,} of {self.sample_of:,} {self.unit} is counted"
@@ -114,8 +114,8 @@ class Tally:
         if self.cut_answers:
             parts[-1] += f" ({self.cut_answers:,} lose the end of an answer, stop token included)"
         parts += [f"{n:,} dropped ({why})" for why, n in sorted(self.dropped.items())]
-        drawn = "" if self.sample_of is None else f" (a sample of {self.sample_of:,})"
-        return f"of {self.rows:,} {self.unit}{drawn} " + ", ".join(parts)
+        sampled = "" if self.sample_of is None else f" (a sample of {self.sample_of:,})"
+        return f"of {self.rows:,} {self.unit}{sampled} " + ", ".join(parts)
 
     def warning(self) -> str:
         """What to do where more than ``MANY`` of the rows are lost; empty otherwise."""

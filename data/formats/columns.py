@@ -23,7 +23,7 @@ METADATA = {
     "metadata extra extra_info info",
     "kind": "category *_category categories type *_type task *_task task_name domain topic subject field level "
     "difficulty skill ability tag tags keywords keyword lang language *_lang *_language kind name title motivation_app",
-    "maker": "model model_name *_model model_a model_b models generator generator_* author annotator "
+    "maker": "model model_name *_model model_a model_b models systems generator generator_* author annotator "
     "annotator_* evaluator judge worker created_by reviewer",
     "time": "date datetime time timestamp tstamp created created_at *_at *_date *_time",
     "counts": "length *_length n_* num_* *_count token_count tokens n_tokens count turns_count",

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from data.common.errors import UserError, nearest
-from data.formats.columns import check_pictures, is_metadata, lost
+from data.formats.columns import check_pictures, is_metadata, judges, lost
 from data.formats.rows import NoFormat, Reject, Row
 from data.formats.table import FORMATS
 
@@ -16,7 +16,7 @@ Candidates = tuple[tuple[str, frozenset[str]], ...]
 
 
 def under_our_names(row: Mapping[str, Any], columns: Mapping[str, str], ignore: Collection[str] = ()) -> dict[str, Any]:
-    """The row by our names, without nulls (tables fill what is missing with them) and what is to be ignored.
+    """The row by our names, without what is missing (nulls, blank cells of judgements) and what is to be ignored.
 
     Args:
         row: by its own names.
@@ -25,11 +25,16 @@ def under_our_names(row: Mapping[str, Any], columns: Mapping[str, str], ignore: 
         ignore: names, or patterns of names, of the row's own.
     """
     if not columns and not ignore:
-        return {k: v for k, v in row.items() if v is not None}
+        return {k: v for k, v in row.items() if _there(k, v)}
     theirs = {their: our for our, their in columns.items()}
-    own = {k: v for k, v in row.items() if v is not None and not (ignore and named_by(str(k), ignore))}
+    own = {k: v for k, v in row.items() if _there(k, v) and not (ignore and named_by(str(k), ignore))}
     given_way = {our for our, their in columns.items() if our not in theirs and their in own}
     return {f"{k} (theirs)" if k in given_way else theirs.get(k, k): v for k, v in own.items()}
+
+
+def _there(name: Any, value: Any) -> bool:
+    """Whether a cell says anything: tables fill what is missing with null, or a score with blank text."""
+    return value is not None and not (isinstance(value, str) and value == "" and judges(str(name)))
 
 
 def named_by(name: str, patterns: Collection[str]) -> bool:

@@ -58,7 +58,7 @@ class PlanDetails:
             "counts": {},
             **{group: tally.as_dict() for group, tally in tallies.items()},
             "counted": "; ".join(t.summary() for t in tallies.values() if t.summary()),
-            "sampled": "; ".join(t.drawn() for t in tallies.values() if t.drawn()),
+            "sampled": "; ".join(t.sampled() for t in tallies.values() if t.sampled()),
             "warning": "; ".join(t.warning() for t in tallies.values() if t.warning()),
         }
 

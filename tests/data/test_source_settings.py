@@ -65,7 +65,7 @@ def test_where(tmp_path, text, kept):
 def test_where_reads_the_text_of_tables_as_numbers(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,completion,score,ok\nq,a,10,True\nr,b,9,False\ns,c,,true\n")
     assert answers(load(tmp_path, path="a.csv", where="score > 9", ignore=["ok"])) == ["a"]
-    assert answers(load(tmp_path, path="a.csv", where="ok == true")) == ["a", "c"]
+    assert sorted(answers(load(tmp_path, path="a.csv", where="ok == true"))) == ["a", "c"]
 
 
 @pytest.mark.parametrize(

@@ -179,13 +179,10 @@ def test_a_full_disk_at_scores_and_samples_names_the_file_and_leaves_the_old_one
         score.score_file("any", tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
     assert not (tmp_path / ".out.jsonl.partial").exists()
 
-    class Request:
-        out = tmp_path
-
     monkeypatch.setattr(evaluate, "write_json", lambda *_, **__: None)
     monkeypatch.setattr(evaluate, "samples_rows", lambda answers: [{"prompt": "a"}])
     with pytest.raises(OSError, match=r"No space left.*samples\.jsonl"):
-        evaluate.write(Request(), {}, [])  # type: ignore[arg-type]
+        evaluate.write(tmp_path, {}, [])
     assert not (tmp_path / "samples.jsonl").exists()
 
 

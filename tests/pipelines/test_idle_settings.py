@@ -145,6 +145,7 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("held_out", PLAIN, 0.2),
             ("group_by", PLAIN, "topic"),
             ("annotators", PLAIN, "mean"),
+            ("ignore", PLAIN, ["note"]),
             ("text_unit", SCRATCH, "line"),
         ]
     },

@@ -13,6 +13,7 @@ ROOMS = ("data", "models", "reward", "stages", "evaluation", "pipelines")
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "tarfile", "zipfile"}
 UNSAFE_CALLS = {"torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "os.system", "np.load", "numpy.load"}
+READS_ZIP = {"data/readers/packed.py", "data/readers/spreadsheet.py"}  # members are read in memory, none extracted
 RENDERS = {"data/template_sandbox.py", "pipelines/report/page.py"}  # a bounded process; our own template
 
 
@@ -31,7 +32,11 @@ def unsafe(tree: ast.Module) -> Iterator[str]:
         name = called(node)
         if name.endswith(".from_pretrained") and options.get("trust_remote_code") != "False":
             yield f"line {node.lineno}: {name} without trust_remote_code=False"
-        elif name.startswith("AutoModel") and "from_" in name and options.get("use_safetensors") != "True":
+        elif (
+            name.startswith("AutoModel")
+            and name.endswith(".from_pretrained")
+            and options.get("use_safetensors") != "True"
+        ):
             yield f"line {node.lineno}: {name} without use_safetensors=True"
         if name in UNSAFE_CALLS or options.get("shell") == "True" or options.get("weights_only"):
             yield f"line {node.lineno}: {name}"
@@ -39,7 +44,12 @@ def unsafe(tree: ast.Module) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_call_runs_code_of_others(path: Path) -> None:
-    assert list(unsafe(ast.parse(path.read_text(encoding="utf-8")))) == []
+    text = path.read_text(encoding="utf-8")
+    found = list(unsafe(ast.parse(text)))
+    if str(path.relative_to(ROOT)) in READS_ZIP:
+        assert ".extract" not in text
+        found = [f for f in found if not f.endswith("imports zipfile")]
+    assert found == []
 
 
 def test_an_unsafe_call_would_be_seen() -> None:
