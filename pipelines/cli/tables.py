@@ -197,9 +197,9 @@ def _show_file(out: Console, one: FileCheck, every: bool) -> None:
     for unit, lengths in (("characters", one.characters), ("tokens", one.tokens)):
         for kind, n in lengths.items():
             quantiles = f"median {n.median:,.0f}, mean {n.mean:,.0f}, 95 % {n.p95:,.0f}, longest {n.longest:,.0f}"
-            table.add_row(f"{unit} a {kind}", quantiles)
+            table.add_row(f"{unit} per {kind}", quantiles)
     if one.answers:
-        table.add_row("answers a row", _counts(one.answers))
+        table.add_row("answers per row", _counts(one.answers))
     if one.tied_rows:
         table.add_row("rows with ties", f"{one.tied_rows:,}")
     if one.longer_is_better is not None:
@@ -221,7 +221,7 @@ def _show_file(out: Console, one: FileCheck, every: bool) -> None:
 def _show_bad(out: Console, bad: Sequence[Rejected], every: bool) -> None:
     if not bad:
         return
-    out.print(f"  {len(bad):,} bad rows", style="red", markup=False)
+    out.print(f"  {len(bad):,} bad row{'s' * (len(bad) > 1)}", style="red", markup=False)
     for row in bad if every else bad[:SHOWN]:
         out.print(printable(f"    {row.source}: {row.reason}"), markup=False)
     if not every and len(bad) > SHOWN:

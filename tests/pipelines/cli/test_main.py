@@ -108,7 +108,7 @@ def test_data_check_counts_rows_and_tells_bad_ones(tmp_path: Path, capsys: pytes
     file.write_text('{"prompt": "p", "completion": "c"}\n{"prompt": \n')
     assert cli.main(["data", "check", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "1 bad rows" in out and "rows.jsonl:2" in out
+    assert "1 bad row\n" in out and "rows.jsonl:2" in out
     assert cli.main(["data", "check", str(file), "--strict"]) == 1
 
 
