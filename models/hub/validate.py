@@ -58,8 +58,10 @@ class _Adapter(BaseModel):
     task_type: str | None = None
 
 
-def read_adapter_config(folder: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
+def read_adapter_config(folder: Path, weights: Mapping[str, Tensor], *, head_copied: bool = False) -> LoraConfig:
     """The plain LoRA settings of a folder, for the weights that lie beside it.
+
+    ``head_copied``: a classifier's ``score`` in it is known to be the copy of our own head, and may be named.
 
     Raises:
         UserError: no LoRA, damaged, or settings that would change the base, run patterns, or fit other weights.
@@ -75,6 +77,8 @@ def read_adapter_config(folder: Path, weights: Mapping[str, Tensor]) -> LoraConf
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise UserError(f"{file}: {'.'.join(map(str, first['loc']))[:100]}: {first['msg']}") from error
+    if head_copied and known.modules_to_save == ["score"]:
+        known.modules_to_save = None
     if known.modules_to_save or known.bias != "none":
         what = "modules_to_save" if known.modules_to_save else "bias"
         raise UserError(f"{file}: {what} would change the shared base; export the adapter without it")

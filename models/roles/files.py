@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from models.hub.validate import check_tensors, read_adapter_config
 
 ADAPTER, MODEL, HEAD = "adapter", "model", "head.safetensors"
 WEIGHTS, CONFIG = "adapter_model.safetensors", ADAPTER_CONFIG
+SCORE = "base_model.model.score.weight"  # a copy of our head, which others open as a classifier's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +89,28 @@ def read_role(folder: Path, *, head: bool = False) -> RoleFiles:
 
 def _read_adapter(folder: Path) -> AdapterFiles:
     tensors = _read(folder / WEIGHTS)
-    return AdapterFiles(file=folder / WEIGHTS, config=read_adapter_config(folder, tensors), tensors=tensors)
+    copied = SCORE in tensors and _head_file(folder).is_file()
+    if copied:
+        _check_copy(folder, tensors.pop(SCORE))
+    config = read_adapter_config(folder, tensors, head_copied=copied)
+    return AdapterFiles(file=folder / WEIGHTS, config=config, tensors=tensors)
+
+
+def _check_copy(folder: Path, score: Tensor) -> None:
+    """Refuse a classifier's ``score`` that is not the head beside it; an empty one is there to be refused by others."""
+    head = _read(_head_file(folder)).get("weight")
+    if score.numel() and (head is None or not torch.equal(score.flatten().float(), head.flatten().float())):
+        raise UserError(
+            f"{folder / WEIGHTS}: {SCORE} is not the head in {_head_file(folder)}; one of them was changed: export anew"
+        )
+
+
+def _head_file(folder: Path) -> Path:
+    return folder / HEAD if (folder / HEAD).is_file() else folder.parent / HEAD
 
 
 def _read_head(folder: Path) -> HeadFile:
-    file = folder / HEAD if (folder / HEAD).is_file() else folder.parent / HEAD
+    file = _head_file(folder)
     if not file.is_file():
         raise UserError(f"{folder}: no {HEAD}; a reward or value role is nothing without its head")
     return HeadFile(file=file, tensors=_read(file))

@@ -12,13 +12,16 @@ from pathlib import Path
 from data.common.errors import UserError, nearest
 from data.template import Renderer
 from models.backbone.artifacts import partial_folder, write_json
+from models.backbone.scalar_head import ScalarHead
+from models.roles.as_classifier import add_score, fits_classifier
 from models.roles.export import generation_settings, save_adapter, write_model
 from models.roles.files import ADAPTER
 from models.roles.shared_base import SharedBase
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline
 from pipelines.stages.table import STAGES
-from reward.files import SCORING, save_reward
+from reward.files import MEMBERS, SCORING, save_reward
+from reward.model import RewardModel
 
 
 def exportable() -> dict[str, str]:
@@ -104,8 +107,25 @@ def _export_reward(pipeline: Pipeline, folder: Path, partial: Path, merge: bool)
     save_reward(model, partial)
     shutil.rmtree(partial / ADAPTER)
     save_adapter(model.base, model.role, partial, base_path=source)
-    write_json(partial / SCORING, {"max_tokens": model.max_tokens, "stop_ids": list(model.renderer.stop_ids)})
+    for number, member in enumerate(model.members[1:], 1):
+        save_adapter(model.base, member.role, partial / MEMBERS / str(number) / ADAPTER, base_path=source)
+    scoring = {"max_tokens": model.max_tokens, "stop_ids": list(model.renderer.stop_ids)}
+    write_json(partial / SCORING, scoring | _for_classifiers(model, partial))
     _save_tokenizer(model.base, model.renderer, partial)
+
+
+def _for_classifiers(model: RewardModel, folder: Path) -> dict[str, float]:
+    """Store what ``AutoModelForSequenceClassification`` opens, and return what is to be added to its number.
+
+    Other poolings, ensembles and architectures without such a classifier cannot be opened as one: that raises.
+    """
+    head = model.base.heads[model.role]
+    assert isinstance(head, ScalarHead)
+    exact = model.pooling == "last" and not model.members and fits_classifier(model.base, model.role)
+    add_score(folder, head.weight if exact else None)
+    for other in folder.glob(f"{MEMBERS}/*/{ADAPTER}"):
+        add_score(other, None)
+    return {"add_to_classifier": head.bias.item() - model.score_mean} if exact else {}
 
 
 def _save_tokenizer(base: SharedBase, renderer: Renderer, folder: Path) -> None:

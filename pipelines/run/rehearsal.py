@@ -58,6 +58,8 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     recipe, corpus = pipeline.recipe, pipeline.corpus
     if "evaluate" in chosen:
         check_systems(recipe, corpus, {*recipe.stages, *pipeline.given})
+    if "ppo" in chosen and (text := value_start(recipe)):
+        warn(text)
     spec = _base_of(pipeline)
     folder = None if spec is None else local_folder(spec.source, spec.revision)
     if spec is None or folder is None:
@@ -67,6 +69,16 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     for what, rows, places, room, cure in _rows(recipe, corpus, renderer, chosen):
         if limits is not None:
             check_rows(limits, rows, what, cure, warn, room, places)
+
+
+def value_start(recipe: Recipe) -> str | None:
+    """A sentence where the value role cannot start as the reward model, because that stands on another base."""
+    if recipe.reward.base == "same" or recipe.ppo.value.init != "reward":
+        return None
+    return (
+        "ppo.value: the reward model stands on another base (reward.base), so the value role starts from the SFT "
+        "adapter, with a head of zeros"
+    )
 
 
 # -- the base --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from pipelines.cli import main as cli
+from pipelines.loading.load import load_recipe
+from pipelines.run.rehearsal import value_start
 from tests.conftest import WORDS, tiny_lm, word_tokenizer
 
 REFUSES = "{{ raise_exception('no system please') if messages[0].role == 'system' else '' }}"
@@ -183,3 +185,20 @@ def test_a_function_that_cannot_be_loaded_is_told_before_sft(
     assert cli.main(["plan", file]) == 0
     assert cli.main(["run", file, "--run-dir", str(tmp_path / "out")]) == 2
     assert "nowhere" in capsys.readouterr().err and not (tmp_path / "out/run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "init", "told"), [("./base", "reward", True), ("same", "sft", False), ("same", "reward", False)]
+)
+def test_a_value_role_that_cannot_start_as_the_reward_model_is_told(
+    recipe: dict[str, Any], tmp_path: Path, base: str, init: str, told: bool
+) -> None:
+    made = recipe | {
+        "stages": ["sft", "reward", "ppo"],
+        "reward": {"base": base},
+        "ppo": {"value": {"init": init, "head": "copy" if init == "reward" else "zero"}},
+    }
+    (tmp_path / "value.yaml").write_text(yaml.safe_dump(made))
+    found = value_start(load_recipe(tmp_path / "value.yaml"))
+    assert (found is not None) is told
+    assert not told or str(found).startswith("ppo.value: the reward model stands on another base")

@@ -1,0 +1,53 @@
+"""A reward adapter that plain Transformers and PEFT open as a sequence classifier: with the run's head, or not at all.
+
+Without a stored ``score`` they would make one of random numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+from transformers.modeling_layers import GenericForSequenceClassification
+
+from models.roles.files import CONFIG, SCORE, WEIGHTS
+from models.roles.shared_base import SharedBase
+
+
+def fits_classifier(base: SharedBase, role: str) -> bool:
+    """Whether the base's architecture has a plain classifier that reads one linear ``score`` at the last token, and
+    the role's adapter finds its modules in it."""
+    config: Any = copy.deepcopy(base.lm.config)
+    config.num_labels = 1
+    try:
+        with torch.device("meta"):
+            made = AutoModelForSequenceClassification.from_config(config)
+    except (ValueError, AttributeError, TypeError):
+        return False
+    score = getattr(made, "score", None)
+    if not isinstance(made, GenericForSequenceClassification) or not isinstance(score, nn.Linear):
+        return False
+    there = {name for name, _ in made.named_modules()}
+    adapted = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in base.adapter_state(role)}
+    return score.bias is None and score.in_features == base.hidden_size and adapted <= there
+
+
+def add_score(folder: Path, weight: Tensor | None) -> None:
+    """Store a classifier's ``score`` with the adapter of a folder.
+
+    Args:
+        folder: a PEFT folder.
+        weight: (D,) of the head; None stores an empty one, which Transformers and PEFT refuse for its shape.
+    """
+    tensors = load_file(folder / WEIGHTS)
+    tensors[SCORE] = torch.zeros(0) if weight is None else weight.detach().cpu().float()[None].contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

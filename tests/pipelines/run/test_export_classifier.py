@@ -1,0 +1,82 @@
+"""An exported reward adapter, opened as a sequence classifier by plain Transformers and PEFT: right, or an error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from data.common.errors import UserError
+from data.records import Message
+from pipelines.run.export import export_stage
+from pipelines.run.pipeline import Pipeline
+from pipelines.run.score import exported_reward, load_scorer
+from tests.conftest import tiny_lm, word_tokenizer
+
+OPENERS: Any = [AutoModelForSequenceClassification, AutoPeftModelForSequenceClassification]
+ASKED = [[Message(role="user", content="w1 w2")]] * 3
+ANSWERS = ["w5 " * 5, "w6 w7", "w8 " * 40]
+
+
+def exported(folder: Path, **reward: Any) -> Path:
+    """The export of a reward model on a tiny base, at settings that are not the defaults."""
+    tiny_lm().save_pretrained(folder / "base")
+    word_tokenizer().save_pretrained(folder / "base")
+    ranked = [{"prompt": f"w{n}", "chosen": "w5 " * 9, "rejected": f"w6 w{n}"} for n in range(8)]
+    (folder / "r.jsonl").write_text("\n".join(map(json.dumps, ranked)) + "\n")
+    recipe = {
+        "base": "./base",
+        "stages": ["reward"],
+        "data": {"rankings": "r.jsonl", "held_out": 0.0},
+        "adapter": {"rank": 3, "alpha": 7, "targets": ["q_proj", "up_proj"], "rslora": True},
+        "reward": {"learning_rate": 3e-2, "batch": 4, "max_tokens": 24, "calibration_samples": 8, **reward},
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    made = Pipeline.from_recipe(folder / "recipe.yaml", run_dir=folder / "run")
+    made.run()
+    return export_stage(made.run_dir, "reward", folder / "out")
+
+
+def test_a_classifier_gives_the_run_s_scores_up_to_the_constant_beside_it(tmp_path: Path) -> None:
+    folder = exported(tmp_path)
+    expected = torch.tensor(load_scorer(tmp_path / "run")(ASKED, ANSWERS, [True] * 3))
+    torch.testing.assert_close(torch.tensor(load_scorer(folder)(ASKED, ANSWERS, [True] * 3)), expected)
+    assert expected.std() > 1e-3
+    model = exported_reward(folder)
+    rows = []
+    for asked, answer in zip(ASKED, ANSWERS, strict=True):
+        query, response = model.renderer.prompt_and_answer(asked, answer, True, max_tokens=24)
+        rows.append([*query, *response])
+    add = json.loads((folder / "scoring.json").read_text())["add_to_classifier"]
+    for opener in OPENERS:
+        opened = opener.from_pretrained(str(folder), num_labels=1).eval()
+        with torch.no_grad():
+            found = torch.stack([opened(torch.tensor([ids])).logits[0, 0] for ids in rows])
+        torch.testing.assert_close(found + add, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("reward", [{"pooling": "mean"}, {"ensemble": 2}], ids=["mean", "ensemble"])
+def test_what_no_classifier_can_be_is_not_opened_as_one(tmp_path: Path, reward: dict[str, Any]) -> None:
+    folder = exported(tmp_path, **reward)
+    ours, theirs = (load_scorer(place)(ASKED, ANSWERS, [True] * 3) for place in (tmp_path / "run", folder))
+    torch.testing.assert_close(torch.tensor(theirs), torch.tensor(ours))
+    for place in [folder, *folder.glob("members/*/adapter")]:
+        for opener in OPENERS:
+            with pytest.raises(RuntimeError, match=r"ignore_mismatched_sizes|size mismatch"):
+                opener.from_pretrained(str(place), num_labels=1)
+
+
+def test_a_score_that_is_not_the_head_beside_it_is_refused(tmp_path: Path) -> None:
+    folder = exported(tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors["base_model.model.score.weight"] += 1
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"score\.weight is not the head in .*export anew"):
+        load_scorer(folder)
