@@ -27,11 +27,11 @@ def fits_classifier(base: SharedBase, role: str) -> bool:
     config.num_labels = 1
     try:
         with torch.device("meta"):
-            made = AutoModelForSequenceClassification.from_config(config)
+            made: Any = AutoModelForSequenceClassification.from_config(config)
     except (ValueError, AttributeError, TypeError):
         return False
     score = getattr(made, "score", None)
-    if not isinstance(made, GenericForSequenceClassification) or not isinstance(score, nn.Linear):
+    if not issubclass(type(made), GenericForSequenceClassification) or not isinstance(score, nn.Linear):
         return False
     there = {name for name, _ in made.named_modules()}
     adapted = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in base.adapter_state(role)}

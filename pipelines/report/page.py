@@ -220,7 +220,20 @@ def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
     data = files.run.get("data")
     if isinstance(data, dict):
         out.insert(0, ("Data", {str(k).replace("_", " "): shown(v) for k, v in data.items()}))
-    return out
+    return out + [(f"Source: {title}", rows) for title, rows in sources(files)]
+
+
+def sources(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
+    """What became of the rows of each source, where the run has noted it."""
+    found = files.run.get("sources")
+    counts = [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
+    return [
+        (
+            f"{c.get('source', '')} ({c.get('part', '')})",
+            {k.replace("_", " "): shown(v) for k, v in c.items() if k not in ("source", "part") and v},
+        )
+        for c in counts
+    ]
 
 
 def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:

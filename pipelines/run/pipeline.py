@@ -247,6 +247,8 @@ class Pipeline:
                     seed=self.recipe.seed,
                     recipe_folder=str(self.recipe.base_dir),
                     data=self.corpus_counts(),
+                    sources=[count.as_dict() for count in self.corpus.counts],
+                    remarks=list(self.corpus.remarks),
                     inputs=read_run(self.run_dir).get("inputs", {}) | {k: str(v) for k, v in self.given.items()},
                 )
                 for stage in STAGES.values():

@@ -46,6 +46,8 @@ def before_first_stage(pipeline: RunParts, progress: Progress, chosen: Sequence[
     check_start(pipeline.recipe, pipeline.corpus, chosen, run_code=True, warn=progress.warn)
     if pipeline.processes.unused_devices:
         progress.say(pipeline.processes.unused_devices)
+    for line in [*map(str, pipeline.corpus.counts), *pipeline.corpus.remarks]:
+        progress.say(line)
     rehearse(pipeline, chosen, progress.warn)
 
 
