@@ -159,7 +159,7 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
     _check_leaks(splits)
     splits["prompts"] = _same_columns(splits["prompts"])
     for part in PARTS:
-        _count(counts, part, "held_out", splits[part].held_out)
+        _count(counts, part, "held_out", records[part], minus=splits[part].train)
     for count in counts:
         count.places.clear()
     return Corpus(

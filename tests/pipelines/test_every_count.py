@@ -316,6 +316,17 @@ def test_every_number_of_the_report_is_as_counted(made: Pipeline) -> None:
             "prompts train": 14, "prompts held out": 3, "documents train": 21, "rejected rows": 3}  # fmt: skip
     assert told.pop("Data") == {name: str(n) for name, n in data.items()}
     assert data["rejected rows"] == sum(map(len, BAD.values()))
+    held = {row["prompt"] for row in demonstrations() if is_held(row)}
+    sources = {
+        "documents.txt (documents)": (21, 0, 0),
+        "demonstrations.jsonl (demonstrations)": (len(demonstrations()), 2, sum(map(is_held, demonstrations()))),
+        "rankings.jsonl (rankings)": (len(rankings()), 1, sum(map(is_held, rankings()))),
+        "prompts.jsonl (prompts)": (len(prompts()), 0, sum(is_held(row) for row in prompts())),
+        "held.jsonl (held_out)": (len(held), 0, len(held)),
+    }
+    for name, (used, rejected, kept) in sources.items():
+        expected = {"read": used + rejected, "rejected": rejected, "used": used, "held out": kept}
+        assert told.pop(f"Source: {name}") == {what: str(n) for what, n in expected.items() if n}
     counted = wanted(made)
     titles = {"pretrain": "Pretraining", "sft": "Instruction tuning (SFT)", "reward": "Reward model: counts",
               "ppo": "PPO", "evaluation": "Evaluation: counts"}  # fmt: skip
