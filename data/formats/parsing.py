@@ -9,8 +9,9 @@ from typing import Any
 
 from data.formats.near import near_fits
 from data.formats.reading import read, under_our_names
-from data.formats.rows import CELLS, Near, NoFormat, Reject, Row, Unread, quoted
+from data.formats.rows import Near, NoFormat, Reject, Row, Unread, quoted
 from data.formats.values import blank, encodable, string
+from data.readers.rows import CELLS
 from data.records import group_of
 
 ASKED = frozenset({CELLS, "prompt", "messages", "conversations", "text"})  # the others go to a user's functions

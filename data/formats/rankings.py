@@ -8,9 +8,10 @@ from typing import Any
 from data.annotators import judged
 from data.formats.instructions import QUESTION, asked_any
 from data.formats.ranking import ranking, scored, unranked
-from data.formats.rows import CELLS, NO_PROMPT, Format, Reject, Row
+from data.formats.rows import NO_PROMPT, Format, Reject, Row
 from data.formats.turns import BEFORE, answer
 from data.formats.values import first_of, listed, number, string
+from data.readers.rows import CELLS
 from data.records import Message, ranks_from_scores
 
 RANKS = ("ranks", "rank")

@@ -8,9 +8,6 @@ from typing import Any
 
 from data.records import Message
 
-CELLS = "(cells)"
-"""The key under which a reader hands over a tab-separated line that has no header."""
-
 DUPLICATE = "repeated answers dropped"
 MERGED = "neighbouring turns of one role joined"
 UNRANKED = "answers of which nothing says which is better: read as a tie"

@@ -61,8 +61,8 @@ def linear_layers(lm: Any) -> list[str]:
         ):
             continue
         (others if "Router" in type(module).__name__ else names).add(name)
-    found = sorted(names - others)
-    found = [name for name in found if name not in renamed_by_peft(lm, found)]
+    plain = sorted(names - others)
+    found = sorted(set(plain) - renamed_by_peft(lm, plain))
     if not found:
         raise UserError(f"adapter.targets: {type(lm).__name__} has no linear layers that LoRA could use")
     return found
