@@ -162,12 +162,6 @@ def onset_warnings(monitor: HoldoutMonitor | None) -> list[Warned]:
     return [Warned(found.seen, text)]
 
 
-def usable_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prompt], int]:
-    """Training prompts that fit, and how many do not; see ``counted_prompts``."""
-    prompts, tally = counted_prompts(context, config)
-    return prompts, sum(tally.dropped.values())
-
-
 def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prompt], Tally]:
     """Training prompts that fit ``max_prompt_tokens`` and the model's positions, and the count of all.
 

@@ -254,10 +254,10 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted_or_refused(tmp_path, m
     config = PPOConfig(max_new_tokens=max_new_tokens)
     if max_new_tokens == 64:
         with pytest.raises(UserError, match="max_new_tokens"):
-            ppo_stage.usable_prompts(context, config)
+            ppo_stage.counted_prompts(context, config)
         return
-    kept, left_out = ppo_stage.usable_prompts(context, config)
-    assert kept == [prompts[0]] and left_out == 1
+    kept, tally = ppo_stage.counted_prompts(context, config)
+    assert kept == [prompts[0]] and sum(tally.dropped.values()) == 1
     assert "1 prompts are longer than 24 tokens" in told[0]
 
 

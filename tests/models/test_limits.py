@@ -95,7 +95,7 @@ STAGES = {
     "rankings": lambda c: rankings.run(
         c, RankingsConfig(annotator="data.demo.task:gold", prompts=2, answers=2, max_new_tokens=70)
     ),
-    "ppo": lambda c: ppo_stage.usable_prompts(c, PPOConfig(max_new_tokens=70)),
+    "ppo": lambda c: ppo_stage.counted_prompts(c, PPOConfig(max_new_tokens=70)),
 }
 
 
