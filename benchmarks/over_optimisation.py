@@ -43,7 +43,7 @@ from reward.model import RewardModel  # noqa: E402
 from reward.terms.composition import compose  # noqa: E402
 from stages.ppo.holdout_monitor import HoldoutMonitor  # noqa: E402
 from stages.ppo.rollout import micro_batches, policy_pass  # noqa: E402
-from stages.ppo.stage import add_roles, usable_prompts  # noqa: E402
+from stages.ppo.stage import add_roles, counted_prompts  # noqa: E402
 from stages.ppo.update import PPO  # noqa: E402
 from stages.rankings import FILE  # noqa: E402
 from stages.stage import MetricsLog, StageContext  # noqa: E402
@@ -170,7 +170,7 @@ class Study:
         config, context = recipe.ppo.model_copy(update=changes), self.context()
         add_roles(context, config, model)
         reward = compose(config.reward, model, recipe.base_dir, standardise=config.standardise_scores)
-        ppo = PPO(context, config, usable_prompts(context, config)[0], reward)
+        ppo = PPO(context, config, counted_prompts(context, config)[0], reward)
         watcher, evaluations = HoldoutMonitor(ppo, holdout_model, model), [self.evaluation(0, model, holdout_model)]
         watcher.evaluate()
         for _ in ppo.train():

@@ -36,7 +36,7 @@ from stages.ppo.update import PPO
 from stages.settings import PPOConfig
 from stages.stage import MetricsLog, StageContext
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "S": {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6},
     "M": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8},
     "tiny": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},

@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo  # noqa: E402
 
 from data.formats import FORMATS  # noqa: E402
 from data.formats.columns import METADATA, REFERENCES  # noqa: E402
-from data.formats.rows import CELLS  # noqa: E402
+from data.readers.rows import CELLS  # noqa: E402
 from pipelines.cli.main import app  # noqa: E402
 from pipelines.recipe.errors import models_in  # noqa: E402
 from pipelines.recipe.schema import Recipe  # noqa: E402

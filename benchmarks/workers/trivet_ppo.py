@@ -38,7 +38,7 @@ with tempfile.TemporaryDirectory() as folder:
         max_new_tokens=case["new"], learning_rate=1e-5,
     )  # fmt: skip
     ppo = PPO(context, config, prompts, WeightedSum([("model", 1.0, model.score)]))
-    ppo.queries = queries  # the very ids that TRL gets
+    ppo.stream.queries = queries  # the very ids that TRL gets
     phases.wrap(ppo, "engine", "generate")
     phases.wrap(ppo, "rollout", "score")
     phases.wrap(ppo, "update", "train")
