@@ -28,7 +28,7 @@ from stages.safe_points.checkpoints import State
 from stages.settings import RankingsConfig
 from stages.stage import StageContext, StageResult, prompt_rows
 
-VERSION = 7
+VERSION = 8
 FILE = "rankings.jsonl"
 FIX = "raise rankings.max_new_tokens, or train longer by SFT so that answers end"
 

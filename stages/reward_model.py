@@ -32,7 +32,7 @@ from stages.training.ranking_rows import EncodedRanking, encode_rankings
 from stages.training.ranking_trainer import fit
 from stages.training.training_run import Start
 
-VERSION = 15
+VERSION = 16
 HOLDOUT_COUNTS = "holdout_counts"
 
 

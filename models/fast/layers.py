@@ -1,5 +1,8 @@
 """One block of a Llama-like decoder on rows packed, forward and, for frozen weights with LoRA, backward.
 
+The states between layers, norms, rotations and gradients of states are at least fp32; products, what they give and
+attention are in the precision of ``Products``.
+
 Shapes: T tokens of all rows packed, D hidden size, H heads of size d, B rows, L the longest. Only attention sees
 rows: there they are padded on the right, where a causal mask keeps padding out of sight. Knows no modules and no roles.
 """
@@ -13,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.fast.matmul import linear
-from models.fast.weights import Decoder, Layer, MergedWeights, Projection
+from models.fast.products import Products, products_of
+from models.fast.weights import Decoder, Layer, Projection
 
 KeepKeys = Callable[[Tensor, Tensor], None]
 
@@ -75,9 +78,10 @@ def heads_of(decoder: Decoder, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tens
     size, q_width = decoder.head_size, decoder.heads * decoder.head_size
     k_width = decoder.key_heads * size
     q, k, v = (x.unflatten(1, (-1, size)) for x in qkv.split([q_width, k_width, k_width], dim=1))
+    q, k = q.to(cos.dtype), k.to(cos.dtype)
     if layer.q_norm is not None and layer.k_norm is not None:
         q, k = rms_norm(q, layer.q_norm, decoder.epsilon), rms_norm(k, layer.k_norm, decoder.epsilon)
-    return rotate(q, cos, sin), rotate(k, cos, sin), v
+    return rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None) -> Tensor:
@@ -93,20 +97,21 @@ def gated(gu: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-def base_product(decoder: Decoder, index: int, x: Tensor) -> Tensor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What every layer of one pass shares."""
+
+    decoder: Decoder
+    layout: Layout
+    cos: Tensor
+    sin: Tensor
+    products: Products
+
+
+def base_product(decoder: Decoder, products: Products, index: int, x: Tensor) -> Tensor:
     """What the frozen weights alone make of a layer's input (T, D): its queries, keys and values (T, ...) so far."""
     layer = decoder.layers[index]
-    normed = rms_norm(x, layer.norm, decoder.epsilon)
-    return torch.cat([F.linear(normed, p.weight, p.bias) for p in layer.attention], dim=1)
-
-
-def add_adapters(product: Tensor, group: Sequence[Projection], x: Tensor) -> Tensor:
-    """``product + s (x A^T) B^T`` for each projection of a group, written into ``product`` (T, sum of out)."""
-    parts = product.split([len(p.weight) for p in group], dim=1)
-    for p, part in zip(group, parts, strict=True):
-        if p.a is not None and p.b is not None:
-            part.addmm_(x @ p.a.T, p.b.T, alpha=p.scale)
-    return product
+    return products.base(layer.attention, rms_norm(x, layer.norm, decoder.epsilon))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,17 +124,6 @@ class Saved:
     mixed: Tensor | None = None  # (B, H, L, d) attention's result, with its graph
     middle: Tensor | None = None  # (N, D) after attention
     gu: Tensor | None = None  # (N, 2 I)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
-    """What every layer of one pass shares."""
-
-    decoder: Decoder
-    layout: Layout
-    cos: Tensor
-    sin: Tensor
-    merged: MergedWeights
 
 
 def forward(
@@ -156,11 +150,12 @@ def forward(
     a = _attention(run, index, x, save, keep, product)
     if wanted is not None:
         a, x = a[wanted], x[wanted]
-    middle = x + linear(a, *run.merged(index, "output", run.decoder.layers[index].output))
-    gu = gate_and_up(run.decoder, run.merged, index, middle)
+    layer = run.decoder.layers[index]
+    middle = x + run.products(index, "output", layer.output, a)
+    gu = gate_and_up(run.decoder, run.products, index, middle)
     if save is not None:
         save.middle, save.gu = middle, gu
-    return middle + linear(gated(gu), *run.merged(index, "down", run.decoder.layers[index].down))
+    return middle + run.products(index, "down", layer.down, gated(gu))
 
 
 def _attention(
@@ -169,9 +164,9 @@ def _attention(
     """What a layer's heads gather (T, H * d) for its input (T, D)."""
     layer, eps = run.decoder.layers[index], run.decoder.epsilon
     if product is None:
-        qkv = linear(rms_norm(x, layer.norm, eps), *run.merged(index, "attention", layer.attention))
+        qkv = run.products(index, "attention", layer.attention, rms_norm(x, layer.norm, eps))
     else:
-        qkv = add_adapters(product, layer.attention, rms_norm(x, layer.norm, eps))
+        qkv = run.products.add_adapters(product, layer.attention, rms_norm(x, layer.norm, eps))
     heads = heads_of(run.decoder, layer, qkv, run.cos, run.sin)
     if keep is not None:
         keep(heads[1], heads[2])
@@ -187,10 +182,10 @@ def _attention(
     return run.layout.flat(mixed.detach())
 
 
-def gate_and_up(decoder: Decoder, merged: MergedWeights, index: int, middle: Tensor) -> Tensor:
+def gate_and_up(decoder: Decoder, products: Products, index: int, middle: Tensor) -> Tensor:
     """Gate and up (N, 2 I) of a layer, for what stands behind its attention (N, D)."""
     layer = decoder.layers[index]
-    return linear(rms_norm(middle, layer.second_norm, decoder.epsilon), *merged(index, "gated", layer.gated))
+    return products(index, "gated", layer.gated, rms_norm(middle, layer.second_norm, decoder.epsilon))
 
 
 def backward(
@@ -204,26 +199,26 @@ def backward(
     assert mixed is not None and middle is not None and gu is not None and grids is not None
     gate, up = gu.chunk(2, dim=1)
     active = F.silu(gate)
-    down = lora_gradients(layer.down, active * up, gradient)
-    by_gu = _gated_backward(gate, up, active, linear(gradient, run.merged(index, "down", layer.down)[0].T))
+    down = lora_gradients(layer.down, active * up, gradient, run.products.dtype)
+    by_gu = _gated_backward(gate, up, active, run.products.transposed(index, "down", layer.down, gradient))
     saved.gu = None
-    both = lora_gradients(layer.gated, rms_norm(middle, layer.second_norm, eps), by_gu)
-    by_normed = linear(by_gu, run.merged(index, "gated", layer.gated)[0].T)
+    both = lora_gradients(layer.gated, rms_norm(middle, layer.second_norm, eps), by_gu, run.products.dtype)
+    by_normed = run.products.transposed(index, "gated", layer.gated, by_gu)
     del by_gu, gu, gate, up, active
     by_middle = gradient + rms_backward(by_normed, middle, layer.second_norm, eps)
     a = run.layout.flat(mixed.detach())
-    output = lora_gradients(layer.output, a if wanted is None else a[wanted], by_middle)
-    by_a = linear(by_middle, run.merged(index, "output", layer.output)[0].T)
+    output = lora_gradients(layer.output, a if wanted is None else a[wanted], by_middle, run.products.dtype)
+    by_a = run.products.transposed(index, "output", layer.output, by_middle)
     if wanted is not None:
         by_a = a.new_zeros(a.shape).index_copy_(0, wanted, by_a)
     by_mixed = run.layout.grid(by_a.unflatten(1, (-1, decoder.head_size)))
     by_grids = torch.autograd.grad(mixed, grids, by_mixed)
     by_qkv = _heads_backward(run, layer, saved, by_grids)
-    attention = lora_gradients(layer.attention, rms_norm(saved.x, layer.norm, eps), by_qkv)
+    attention = lora_gradients(layer.attention, rms_norm(saved.x, layer.norm, eps), by_qkv, run.products.dtype)
     found = [*attention, *output, *both, *down]
     if not below:
         return None, found
-    by_normed = linear(by_qkv, run.merged(index, "attention", layer.attention)[0].T)
+    by_normed = run.products.transposed(index, "attention", layer.attention, by_qkv)
     by_x = rms_backward(by_normed, saved.x, layer.norm, eps)
     return (by_x.add_(by_middle) if wanted is None else by_x.index_add_(0, wanted, by_middle)), found
 
@@ -241,40 +236,46 @@ def _heads_backward(run: Pass, layer: Layer, saved: Saved, by_grids: Sequence[Te
     """Gradient (T, ...) of the common product of q, k, v; a rotation's transpose is the rotation back."""
     size = run.decoder.head_size
     q, k, v = (run.layout.flat(g).unflatten(1, (-1, size)) for g in by_grids)
-    q, k = rotate(q, run.cos, -run.sin), rotate(k, run.cos, -run.sin)
+    q, k = (rotate(g.to(run.cos.dtype), run.cos, -run.sin) for g in (q, k))
     if layer.q_norm is not None and layer.k_norm is not None:
         assert saved.qkv is not None
         q_width, k_width = q.shape[1] * size, k.shape[1] * size
-        raw_q, raw_k, _ = (t.unflatten(1, (-1, size)) for t in saved.qkv.split([q_width, k_width, k_width], dim=1))
+        parts = saved.qkv.split([q_width, k_width, k_width], dim=1)
+        raw_q, raw_k, _ = (t.unflatten(1, (-1, size)).to(run.cos.dtype) for t in parts)
         q = rms_backward(q, raw_q, layer.q_norm, run.decoder.epsilon)
         k = rms_backward(k, raw_k, layer.k_norm, run.decoder.epsilon)
-    return torch.cat([q.flatten(1), k.flatten(1), v.flatten(1)], dim=1)
+    return torch.cat([q.flatten(1).to(v.dtype), k.flatten(1).to(v.dtype), v.flatten(1)], dim=1)
 
 
-def lora_gradients(group: Sequence[Projection], x: Tensor, gradient: Tensor) -> list[Tensor]:
+def lora_gradients(group: Sequence[Projection], x: Tensor, gradient: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """``dA, dB`` of each projection that has an adapter: dB = s g^T (x A^T), dA = s (g B)^T x.
 
     Args:
         group: projections of one input.
         x: (T, in) that input.
         gradient: (T, sum of out) of their common product.
+        dtype: in which to multiply; the result has the adapters' own.
     """
-    having = [p for p in group if p.a is not None]
+    having = [(p, p.a, p.b) for p in group if p.a is not None and p.b is not None]
     if not having:
         return []
-    a = torch.cat([p.a for p in having if p.a is not None])
-    inner = (x @ a.T).split([len(p.a) for p in having if p.a is not None], dim=1)  # (T, rank) each
+    own = having[0][1].dtype
+    x, gradient = x.to(dtype), gradient.to(dtype)
+    a = torch.cat([a for _, a, _ in having]).to(dtype)
+    inner = (x @ a.T).split([len(a) for _, a, _ in having], dim=1)  # (T, rank) each
     parts = dict(zip(map(id, group), gradient.split([len(p.weight) for p in group], dim=1), strict=True))
-    by_b = [(parts[id(p)].T @ u).mul_(p.scale) for p, u in zip(having, inner, strict=True)]
-    by_inner = torch.cat([(parts[id(p)] @ p.b).mul_(p.scale) for p in having if p.b is not None], dim=1)
-    by_a = (by_inner.T @ x).split([len(u) for p in having if (u := p.a) is not None])
+    by_b = [(parts[id(p)].T @ u).to(own).mul_(p.scale) for (p, _, _), u in zip(having, inner, strict=True)]
+    by_inner = torch.cat([(parts[id(p)] @ b.to(dtype)).mul_(p.scale) for p, _, b in having], dim=1)
+    by_a = (by_inner.T @ x).to(own).split([len(a) for _, a, _ in having])
     return [t for pair in zip(by_a, by_b, strict=True) for t in pair]
 
 
 def embed(decoder: Decoder, ids: Tensor) -> Tensor:
-    return F.embedding(ids, decoder.embeddings)
+    """What enters the first layer (T, D)."""
+    return F.embedding(ids, decoder.embeddings).to(decoder.norm.dtype)
 
 
-def start(decoder: Decoder, layout: Layout, merged: MergedWeights | None = None) -> Pass:
+def start(decoder: Decoder, layout: Layout, products: Products | None = None) -> Pass:
+    """A pass over tokens that stand as ``layout`` says."""
     cos, sin = decoder.angles(layout.positions)
-    return Pass(decoder=decoder, layout=layout, cos=cos, sin=sin, merged=merged or MergedWeights())
+    return Pass(decoder=decoder, layout=layout, cos=cos, sin=sin, products=products or products_of(decoder))

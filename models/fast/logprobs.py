@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from models.fast.matmul import by_kernels, fits, product
+from models.fast.products import product_dtype
 from models.fast.weights import DTYPES, mixed, untouched
 
 ROWS, WORDS = 512, 1024  # 2 MB of fp32 logits at a time
@@ -33,13 +34,18 @@ def output_weight(lm: Any) -> Tensor | None:
 
 def block_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """Logits (B, V) of a few rows; with BLAS by blocks of words, whose copies for the product stay in the caches."""
+    dtype = product_dtype(weight)
     if weight.device.type != "cpu":
-        return hidden @ weight.T
+        return (hidden.to(dtype) @ weight.T).to(hidden.dtype)
     if fits(weight):
         return by_kernels(hidden, weight)
     out = hidden.new_empty((len(hidden), len(weight)))
     for start in range(0, len(weight), WORDS):
-        torch.mm(hidden, weight[start : start + WORDS].T, out=out[:, start : start + WORDS])
+        words, place = weight[start : start + WORDS], out[:, start : start + WORDS]
+        if words.dtype == hidden.dtype:
+            torch.mm(hidden, words.T, out=place)
+        else:
+            place.copy_(hidden.to(dtype) @ words.to(dtype).T)
     return out
 
 
@@ -91,9 +97,11 @@ def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, g
     mean, chosen = torch.zeros_like(normaliser), torch.zeros_like(normaliser)  # mean logit; the token's own
     expected = torch.zeros_like(hidden) if gradients else None  # sum of p W over the blocks so far
     multiply = product if len(hidden) == ROWS and fits(weight) else F.linear  # whole blocks alone: few shapes
+    dtype = product_dtype(weight)
+    states = hidden.to(dtype)
     for start in range(0, len(weight), WORDS):
-        words = weight[start : start + WORDS]
-        logits = multiply(hidden, words)
+        words = weight[start : start + WORDS].to(dtype)
+        logits = multiply(states, words).to(hidden.dtype)
         if temperature != 1.0:
             logits.div_(temperature)
         at = targets - start
@@ -108,7 +116,7 @@ def _rows(hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, g
         before, now = torch.exp(normaliser - total), torch.exp(here - total)
         mean = before * mean + now * torch.linalg.vecdot(p, logits)
         if expected is not None:
-            expected.mul_(before[:, None]).addcmul_(multiply(p, words.T), now[:, None])
+            expected.mul_(before[:, None]).addcmul_(multiply(p.to(dtype), words.T).to(p.dtype), now[:, None])
         normaliser = total
     gradient = None if expected is None else (weight[targets] - expected).div_(temperature)
     return TokenStatistics(chosen - normaliser, normaliser - mean, chosen >= largest, gradient)

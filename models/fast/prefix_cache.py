@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data.batching import right_pad, token_batches
 from models.fast.layers import base_product, embed, forward, layout_of, start
+from models.fast.products import products_of
 from models.fast.weights import Decoder
 
 CELLS = 2048  # padded tokens a pass; fixed, so that the same rows have the same bits whenever they are computed again
@@ -71,7 +72,8 @@ def make_prefix_cache(
     if states is None:
         kept = list(dict.fromkeys(kept))
         states = prefix_states_of(decoder, kept, depth)
-    product = torch.cat([base_product(decoder, depth, part) for part in states.split(CELLS)])
+    products = products_of(decoder)
+    product = torch.cat([base_product(decoder, products, depth, part) for part in states.split(CELLS)])
     places: dict[tuple[int, ...], slice] = {}
     at = 0
     for row in kept:

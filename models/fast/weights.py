@@ -1,26 +1,28 @@
 """The weights of a Llama-like decoder and of the adapter now selected on it, read from the modules as they are.
 
 ``decoder_of`` answers None for whatever is not known to be exactly this arithmetic - another architecture, a sliding
-window, a hook, dropout, DoRA, a quantised base, bf16 - and then the model's own modules run. Nothing here changes a
+window, a hook, dropout, DoRA, a quantised base, fp16 - and then the model's own modules run. Nothing here changes a
 module. Knows nothing of roles, sampling or losses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from models.backbone.forward import body_of
-from models.fast.matmul import pack
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTARY = ("default", "linear", "llama3")  # angles that depend on the position alone
-DTYPES = (torch.float32, torch.float64)  # in bf16 a small adapter would be lost in the sum with its weight
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)  # of the base; fp16 has too small a range for plain sums
+
+_WIDENED = WeakTensorKeyDictionary()  # a bf16 norm -> its version and its copy in fp32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,9 @@ class Layer:
     def projections(self) -> Iterator[Projection]:
         yield from (*self.attention, *self.output, *self.gated, *self.down)
 
+    def norms(self) -> list[Tensor]:
+        return [t for t in (self.norm, self.second_norm, self.q_norm, self.k_norm) if t is not None]
+
     def parameters(self) -> list[Tensor]:
         """What the adapter can train in this layer, in the order of ``layers.backward``."""
         return [t for p in self.projections() if p.a is not None and p.b is not None for t in (p.a, p.b)]
@@ -57,7 +62,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoder:
-    """A whole body with one adapter selected."""
+    """A whole body with one adapter selected.
+
+    Norms are in the precision of the states between layers, at least fp32; so are adapters. The weights of embeddings
+    and projections are as the base has them.
+    """
 
     embeddings: Tensor  # (V, D)
     layers: tuple[Layer, ...]
@@ -92,12 +101,11 @@ def decoder_of(lm: Any) -> Decoder | None:
     if not all(map(untouched, body.modules())) or type(body).__module__ != kind.__module__:
         return None
     config = lm.config
-    layers = [_layer(block, config) for block in body.layers]
-    embeddings, norm = body.embed_tokens.weight, body.norm.weight
-    fixed = [embeddings, norm, *(t for layer in layers if layer is not None for t in _fixed(layer))]
-    if type(body.embed_tokens) is not nn.Embedding or any(layer is None for layer in layers):
+    embeddings, norm = body.embed_tokens.weight, widened(body.norm.weight)
+    if type(body.embed_tokens) is not nn.Embedding or embeddings.dtype not in DTYPES:
         return None
-    if any(t.dtype not in DTYPES or t.dtype != norm.dtype or t.device != norm.device for t in fixed):
+    layers = [_layer(block, config) for block in body.layers]
+    if any(layer is None or not _alike(layer, embeddings, norm) for layer in layers):
         return None
     return Decoder(
         embeddings=embeddings,
@@ -111,6 +119,27 @@ def decoder_of(lm: Any) -> Decoder | None:
     )
 
 
+def _alike(layer: Layer, embeddings: Tensor, norm: Tensor) -> bool:
+    """Whether a layer's weights have the precision of the embeddings, all else that of the last norm, on one device."""
+    projections = list(layer.projections())
+    base = [t for p in projections for t in (p.weight, p.bias) if t is not None]
+    others = [t for p in projections for t in (p.a, p.b) if t is not None] + layer.norms()
+    same = all(t.dtype == embeddings.dtype for t in base) and all(t.dtype == norm.dtype for t in others)
+    return same and all(t.device == embeddings.device for t in (*base, *others, norm))
+
+
+def widened(weight: Tensor) -> Tensor:
+    """A small frozen weight in at least fp32: itself, or a copy that is made once."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    if weight.dtype == dtype or weight.requires_grad:
+        return weight.to(dtype)
+    version, copy = _WIDENED.get(weight, (-1, weight))
+    if version != weight._version or copy.device != weight.device:
+        copy = weight.detach().to(dtype)
+        _WIDENED[weight] = (weight._version, copy)
+    return copy
+
+
 def mixed(lm: Any) -> bool:
     """Whether products are made in another precision than the weights have."""
     return getattr(lm, "compute_dtype", None) is not None or torch.is_autocast_enabled(lm.device.type)
@@ -118,7 +147,9 @@ def mixed(lm: Any) -> bool:
 
 def can_train(decoder: Decoder) -> bool:
     """Whether nothing but adapters asks for a gradient."""
-    fixed = (decoder.embeddings, decoder.norm, *(t for layer in decoder.layers for t in _fixed(layer, False)))
+    fixed = [decoder.embeddings, decoder.norm]
+    for layer in decoder.layers:
+        fixed += [t for p in layer.projections() for t in (p.weight, p.bias) if t is not None] + layer.norms()
     return not any(t.requires_grad for t in fixed)
 
 
@@ -155,10 +186,10 @@ def _layer(block: Any, config: Any) -> Layer | None:
         output=(o,),
         gated=(gate, up),
         down=(down,),
-        norm=block.input_layernorm.weight,
-        second_norm=block.post_attention_layernorm.weight,
-        q_norm=attention.q_norm.weight if normed else None,
-        k_norm=attention.k_norm.weight if normed else None,
+        norm=widened(block.input_layernorm.weight),
+        second_norm=widened(block.post_attention_layernorm.weight),
+        q_norm=widened(attention.q_norm.weight) if normed else None,
+        k_norm=widened(attention.k_norm.weight) if normed else None,
     )
 
 
@@ -178,64 +209,3 @@ def _projection(module: Any) -> Projection | None:
     if len(chosen) > 1 or strange or dropping or not isinstance(drop, nn.Identity | nn.Dropout):
         return None
     return Projection(weight=base.weight, bias=base.bias, a=a.weight, b=b.weight, scale=module.scaling[name])
-
-
-def _fixed(layer: Layer, adapters: bool = True) -> list[Tensor]:
-    projections = list(layer.projections())
-    maybe = [t for p in projections for t in ((p.bias, p.a, p.b) if adapters else (p.bias,))]
-    norms = [layer.norm, layer.second_norm, layer.q_norm, layer.k_norm]
-    return [t for t in (*norms, *maybe, *(p.weight for p in projections)) if t is not None]
-
-
-class MergedWeights:
-    """Weights with the adapter added in, in copies: one buffer a kind of product, written over by the next layer.
-
-    Args:
-        keep: rows of a loop that comes back to every layer; each layer then keeps a copy, packed for so many rows.
-    """
-
-    def __init__(self, keep: int | None = None) -> None:
-        self.keep, self._buffers = keep, dict[str, tuple[Tensor, Tensor | None]]()
-        self._kept: dict[tuple[int, str], tuple[Tensor, Tensor | None]] = {}
-
-    def __call__(self, index: int, name: str, group: Sequence[Projection]) -> tuple[Tensor, Tensor | None]:
-        """``(weight, bias)`` of a group's one product."""
-        if len(group) == 1 and group[0].a is None:
-            return group[0].weight, group[0].bias
-        if (index, name) in self._kept:
-            return self._kept[index, name]
-        weight, bias = self._buffer(name, group)
-        self._fill(group, weight, bias)
-        if self.keep is None:
-            return weight, bias
-        self._kept[index, name] = self._packed(name, self.keep)
-        return self._kept[index, name]
-
-    def _buffer(self, name: str, group: Sequence[Projection]) -> tuple[Tensor, Tensor | None]:
-        if name not in self._buffers:
-            first, rows = group[0].weight, sum(len(p.weight) for p in group)
-            bias = None if all(p.bias is None for p in group) else first.new_zeros(rows)
-            self._buffers[name] = (first.new_empty((rows, first.shape[1])), bias)
-        return self._buffers[name]
-
-    def _packed(self, name: str, rows: int) -> tuple[Tensor, Tensor | None]:
-        """What stands in a buffer, as a loop over ``rows`` rows reads it best."""
-        weight, bias = self._buffers[name]
-        packed = pack(weight, rows)  # a copy, or where that does not pay the buffer itself
-        if packed is weight:
-            del self._buffers[name]
-        return packed, bias if bias is None else bias.clone()
-
-    @staticmethod
-    @torch.no_grad()
-    def _fill(group: Sequence[Projection], weight: Tensor, bias: Tensor | None) -> None:
-        start = 0
-        for p in group:
-            part = slice(start, start + len(p.weight))
-            if p.a is None or p.b is None:
-                weight[part] = p.weight
-            else:
-                torch.addmm(p.weight, p.b, p.a, alpha=p.scale, out=weight[part])
-            if bias is not None:
-                bias[part] = 0.0 if p.bias is None else p.bias
-            start += len(p.weight)

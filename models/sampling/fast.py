@@ -18,8 +18,8 @@ from data.batching import right_pad
 from models.fast.layers import Layout, embed, gate_and_up, gated, heads_of, layout_of, rms_norm, start
 from models.fast.layers import forward as layer_forward
 from models.fast.logprobs import block_logits, output_weight
-from models.fast.matmul import linear
-from models.fast.weights import Decoder, MergedWeights
+from models.fast.products import Products, product_dtype, products_of, repeatable
+from models.fast.weights import Decoder
 from models.roles.role_view import RoleView
 from models.sampling.generate import CachedEngine, Generated, SamplingParams, sample_with_statistics
 
@@ -67,6 +67,7 @@ class FastEngine:
     Args:
         with_logprobs: give log-probabilities and entropies too.
         depth: where the role has no adapter below this layer, give what enters it too, for every token; 0: nothing.
+            Nothing either where a pass over other rows would not give the same (bf16 products).
     """
 
     def __init__(self, with_logprobs: bool = False, depth: int = 0) -> None:
@@ -85,7 +86,7 @@ class FastEngine:
         decoder = role.decoder()
         if decoder is None:
             return self.plain(role, prompts, params=params, noise=noise)
-        depth = self.depth if self.depth <= decoder.lowest else 0
+        depth = self.depth if self.depth <= decoder.lowest and repeatable(decoder) else 0
         loop = Decoding(role, decoder, prompts, params, depth, self.with_logprobs)
         noise = None if noise is None else noise.to(role.lm.device)
         for step in range(params.max_new_tokens):
@@ -113,10 +114,11 @@ class Decoding:
         with_logprobs: bool,
     ) -> None:
         self.role, self.decoder, self.prompts, self.params, self.depth = role, decoder, prompts, params, depth
-        self.merged, self.output = MergedWeights(keep=len(prompts)), output_weight(role.lm)
+        self.products, output = products_of(decoder, keep=len(prompts)), output_weight(role.lm)
+        self.output = None if output is None else output.to(product_dtype(output))
         device, room = role.lm.device, params.max_new_tokens
         self.stops = torch.tensor(list(params.stop_ids), device=device)
-        self.hidden, self.storage = read_prompts(decoder, self.merged, prompts, room, device, depth)
+        self.hidden, self.storage = read_prompts(decoder, self.products, prompts, room, device, depth)
         self.lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.width = int(self.lengths.max()) if len(prompts) else 0
         self.rows = list(range(len(prompts)))  # place in the batch -> prompt
@@ -158,7 +160,7 @@ class Decoding:
         return True
 
     def _layers(self, which: range, x: Tensor, positions: Tensor, column: int) -> Tensor:
-        return decode_layers(self.decoder, self.merged, self.storage, which, x, positions, column)
+        return decode_layers(self.decoder, self.products, self.storage, which, x, positions, column)
 
     def generated(self) -> Generated:
         """All rows, in the order of their prompts."""
@@ -187,7 +189,7 @@ def _close_ranks(storage: Storage, rows: list[int], done: list[bool]) -> tuple[l
 
 def read_prompts(
     decoder: Decoder,
-    merged: MergedWeights,
+    products: Products,
     prompts: Sequence[Sequence[int]],
     room: int,
     device: torch.device,
@@ -207,10 +209,10 @@ def read_prompts(
     steps, first = torch.arange(width, device=device), width * torch.arange(len(mask), device=device)
     ends = first[:, None] + width - lengths[:, None] + steps
     aligned = Layout(positions=layout.positions, cells=ends[mask], shape=layout.shape)
-    storage = new_storage(decoder, len(prompts), width, room)
+    storage = new_storage(decoder, products.dtype, len(prompts), width, room)
     before = torch.arange(width, device=device) < width - lengths[which][:, None]
     storage.hidden[:, 0, 0, :width].masked_fill_(before, -torch.inf)
-    run, x = start(decoder, layout, merged), embed(decoder, ids[mask])
+    run, x = start(decoder, layout, products), embed(decoder, ids[mask])
     if depth:
         storage.prefix_states = x.new_empty((len(prompts), width + room, x.shape[1]))
     for index in range(len(decoder.layers)):
@@ -226,10 +228,10 @@ def read_prompts(
     return rms_norm(x, decoder.norm, decoder.epsilon)[which], storage
 
 
-def new_storage(decoder: Decoder, rows: int, width: int, room: int) -> Storage:
-    """Empty, for prompts that end at column ``width`` and ``room`` more tokens."""
+def new_storage(decoder: Decoder, dtype: torch.dtype, rows: int, width: int, room: int) -> Storage:
+    """Empty, for keys and values of ``dtype``, prompts that end at column ``width`` and ``room`` more tokens."""
     each = rows * decoder.key_heads * decoder.head_size
-    memory = decoder.norm.new_empty((len(decoder.layers), 2, each * (width + room)))
+    memory = decoder.norm.new_empty((len(decoder.layers), 2, each * (width + room)), dtype=dtype)
     hidden = memory.new_zeros((rows, 1, 1, width + room))
     hidden[..., width:] = -torch.inf
     close = memory.device.type == "cpu"
@@ -240,7 +242,7 @@ def new_storage(decoder: Decoder, rows: int, width: int, room: int) -> Storage:
 
 
 def decode_layers(
-    decoder: Decoder, merged: MergedWeights, storage: Storage, which: range, x: Tensor, positions: Tensor, column: int
+    decoder: Decoder, products: Products, storage: Storage, which: range, x: Tensor, positions: Tensor, column: int
 ) -> Tensor:
     """Some layers on one more token of each row, whose keys and values go to ``column`` of the storage.
 
@@ -260,16 +262,16 @@ def decode_layers(
     hidden = storage.hidden[:count, :, :, :columns]
     for index in which:
         layer = decoder.layers[index]
-        qkv = linear(rms_norm(x, layer.norm, eps), *merged(index, "attention", layer.attention))
+        qkv = products(index, "attention", layer.attention, rms_norm(x, layer.norm, eps))
         q, k, v = heads_of(decoder, layer, qkv, cos, sin)
         keys, values = storage.both[index, :, :count]
         keys[:, :, column], values[:, :, column] = k, v
         # the query heads of one key head stand where attention expects positions
         q = q.view(count, decoder.key_heads, groups, decoder.head_size)
         mixed = attend_to_past(q, keys[:, :, :columns], values[:, :, :columns], hidden)
-        x = x + linear(mixed.reshape(count, -1), *merged(index, "output", layer.output))
-        gu = gate_and_up(decoder, merged, index, x)
-        x = x + linear(gated(gu), *merged(index, "down", layer.down))
+        x = x + products(index, "output", layer.output, mixed.reshape(count, -1))
+        gu = gate_and_up(decoder, products, index, x)
+        x = x + products(index, "down", layer.down, gated(gu))
     return x
 
 
@@ -281,7 +283,7 @@ def attend_to_past(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> T
         keys, values: (B, H', W, d).
         hidden: (B, 1, 1, W) added to the scores.
     """
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or q.dtype == torch.bfloat16:  # a score in bf16 would have three digits
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=hidden)
     scores = torch.bmm((q * q.shape[-1] ** -0.5).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
     weights = torch.softmax(scores.unflatten(0, q.shape[:2]).add_(hidden), dim=-1)

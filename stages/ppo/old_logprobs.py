@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data.common.errors import UserError
 from models.backbone.logprobs import scatter
+from models.fast.products import repeatable
 from models.fast.weights import can_train
 from models.roles.role_view import RoleView
 from models.roles.shared_base import SharedBase
@@ -124,9 +125,10 @@ def is_reference(base: SharedBase) -> bool:
 
 
 def same_arithmetic(policy: RoleView) -> bool:
-    """Whether sampling and training both read this role's weights by the fast path, in fp32."""
+    """Whether sampling and training both read this role's weights by the fast path, with fp32 products."""
     decoder = policy.decoder()
-    return decoder is not None and can_train(decoder) and decoder.norm.dtype == torch.float32
+    fp32 = decoder is not None and decoder.norm.dtype == torch.float32 and repeatable(decoder)
+    return decoder is not None and fp32 and can_train(decoder)
 
 
 def mismatched(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:

@@ -52,9 +52,10 @@ FAW, FAL, FAE, FAH = (
     "models/fast/logprobs.py",
 )
 FAT, OL, STATE = "models/fast/prefix_cache.py", "stages/ppo/old_logprobs.py", "stages/ppo/state.py"
-LL = "stages/ppo/shared_layers.py"
+LL, FAP = "stages/ppo/shared_layers.py", "models/fast/products.py"
 OPT, MET = "stages/ppo/optimizer.py", "stages/ppo/metrics.py"
 FAST = "tests/models/fast/test_fast_path.py"
+HALF = "tests/models/fast/test_bf16.py"
 OLD, LOWER = "tests/stages/ppo/test_old_logprobs.py", "tests/stages/ppo/test_shared_layers.py"
 BA, TE, NLL = "data/batching.py", "data/template.py", "models/roles/response_loss.py"
 RM, RTR, RL, SP = "reward/model.py", "stages/training/ranking_trainer.py", "reward/losses.py", "reward/shared_prompt.py"
@@ -73,9 +74,9 @@ ROLLOUT = [
         FAST, "tokens_are_those and llama"),
     _of("R19", "fast path: a row takes another's place but keeps its draws", FAE, "rows[place], places[place] = rows[last], last",
         "places[place] = last", FAST, "tokens_are_those and llama"),
-    _of("R15", "fast path: the adapter's scale forgotten", FAW, "alpha=p.scale, out=weight[part]", "alpha=1.0, out=weight[part]",
+    _of("R15", "fast path: the adapter's scale forgotten", FAP, "alpha=p.scale, out=weight[part]", "alpha=1.0, out=weight[part]",
         FAST, "states_are_those and llama"),
-    _of("R15", "fast path: adapter added into the base itself", FAW, "torch.addmm(p.weight, p.b, p.a, alpha=p.scale, out=weight[part])",
+    _of("R15", "fast path: adapter added into the base itself", FAP, "torch.addmm(p.weight, p.b, p.a, alpha=p.scale, out=weight[part])",
         "weight[part] = p.weight.addmm_(p.b, p.a, alpha=p.scale)", FAST, "seen_at_once"),
     _of("L2", "fast path: rows of one length leak into each other", FAL, "cells=None, shape=(rows, width))",
         "cells=None, shape=(1, rows * width))", FAST, "leak"),
@@ -86,10 +87,18 @@ ROLLOUT = [
     _of("M4", "fast path: answers see those beside them", SP, "sees=sees[:, None])", "sees=None)", SHARED, "plain_rows and llama"),
     _of("R5", "fast path: log-probabilities ignore the temperature", FAH, "if temperature != 1.0:", "if temperature == 0.0:", FAST,
         "by_blocks"),
-    _of("C10", "fast path: gradient of B without the scale", FAL, "[(parts[id(p)].T @ u).mul_(p.scale)", "[(parts[id(p)].T @ u)", FAST,
+    _of("C10", "fast path: gradient of B without the scale", FAL, "(parts[id(p)].T @ u).to(own).mul_(p.scale)", "(parts[id(p)].T @ u).to(own)", FAST,
         "gradients_are_those and llama"),
-    _of("C10", "fast path: rotation not turned back", FAL, "rotate(q, run.cos, -run.sin), rotate(k, run.cos, -run.sin)",
-        "rotate(q, run.cos, run.sin), rotate(k, run.cos, run.sin)", FAST, "gradients_are_those and llama"),
+    _of("C10", "fast path: rotation not turned back", FAL, "rotate(g.to(run.cos.dtype), run.cos, -run.sin)",
+        "rotate(g.to(run.cos.dtype), run.cos, run.sin)", FAST, "gradients_are_those and llama"),
+    _of("R15", "bf16 products: the adapter's scale forgotten", FAP, "torch.mul(p.b, p.scale, out=", "torch.mul(p.b, 1.0, out=", HALF,
+        "no_further and llama"),
+    _of("C10", "bf16 products: no gradient through the adapter", FAP, "return out if thin is None else out.addmm_(gradient @ thin[1], thin[0])",
+        "return out", HALF, "no_further and llama"),
+    _of("L2", "bf16 products: the sampler's log-probabilities believed", FAP, "return product_dtype(decoder.embeddings) != torch.bfloat16",
+        "return True", OLD, "not_known_to_agree"),
+    _of("L2", "bf16 weights widened after the adapter is added", FAP, "dtype=self.dtype), bias)", "dtype=first.dtype), bias)", HALF,
+        "no_further and llama"),
     _of("R1", "prompts padded on the right", GEN, "import left_pad\n", "import right_pad as left_pad\n", SAMPLING,
         "does_not_depend_on_the_batch and llama"),
     _of("R1", "padding sides swapped", BA, "if left else", "if not left else", BATCHES, "masks_come_from_lengths"),
@@ -177,7 +186,7 @@ LOGPROBS = [
     _of("L2", "sampler's lower states not compared before they are used", LL, "> TOLERANCE:", "> 1e9:", LOWER, "far_from"),
     _of("K2", "the sampler's lower states missing in a checkpoint", STATE, 'own |= {} if rollout.prefix_states is None else {"lower": rollout.prefix_states}',
         "pass", LOWER, "interrupted"),
-    _of("L2", "known products without the adapter's part", FAL, "part.addmm_(x @ p.a.T, p.b.T, alpha=p.scale)", "pass", LOWER,
+    _of("L2", "known products without the adapter's part", FAP, "part.addmm_(x @ p.a.T, p.b.T, alpha=p.scale)", "pass", LOWER,
         "states_and_gradients"),
     _of("L2", "kept lower layers used below an adapter", FAT, "or decoder.lowest < self.depth", "or decoder.lowest < 0", LOWER,
         "only_for_its_rows"),

@@ -172,7 +172,7 @@ def test_columns_stay_where_rows_expect_them_and_hold_nothing_of_before():
     """A weight of 0 times NaN would be NaN."""
     base = world_size()
     with base.role("policy") as view:
-        storage = fast_engine.new_storage(view.decoder(), rows=4, width=3, room=90)
+        storage = fast_engine.new_storage(view.decoder(), torch.float32, rows=4, width=3, room=90)
     used = storage.both.shape[4]
     storage.memory[:, :, storage.both[0, 0].numel() :] = torch.nan
     storage.both.copy_(torch.randn(storage.both.shape))
@@ -297,7 +297,7 @@ def test_an_output_layer_that_is_more_than_a_product_is_left_to_the_modules(chan
     elif change == "trained":
         lm.lm_head.weight.requires_grad_()
     elif change == "half":
-        lm.lm_head.bfloat16()
+        lm.lm_head.half()
     elif change == "cap":
         lm.config.final_logit_softcapping = 5.0
     else:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[3]
 RECORD = Path(__file__).with_name("stage_versions.json")
 FAST = [
     "models/fast/weights.py",
+    "models/fast/products.py",
     "models/fast/layers.py",
     "models/fast/hidden_states.py",
     "models/sampling/fast.py",

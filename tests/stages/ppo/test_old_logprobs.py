@@ -169,6 +169,7 @@ def test_what_is_not_known_to_agree_is_recomputed(tmp_path, monkeypatch):
         with ppo.base.training("policy", "value"):
             ppo.rollout()
         assert "policy" in names and ppo.old.agree is None
+    monkeypatch.setattr("models.fast.products.has_bf16_units", lambda: True)
     half = make_base()
     half.lm.bfloat16()
     plain = make_base()

@@ -1,0 +1,201 @@
+"""Products of states with a group's weights and its adapters, in the precision that this device multiplies fastest.
+
+With fp32 and fp64 weights the adapter is added into copies of the weights (``MergedProducts``). bf16 weights are
+multiplied in bf16 where the device has units for it, and the adapter is a sum of its own: added into a bf16 weight,
+most of it would be lost (``UnfoldedProducts``). Elsewhere bf16 weights are widened to fp32 a layer at a time, which is
+exact, and the adapter is added into the copies as with fp32 weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.backbone.bf16_units import has_bf16_units
+from models.fast.matmul import linear, pack
+from models.fast.weights import Decoder, Projection
+
+
+class Products(Protocol):
+    """What a layer's passes multiply with. Groups are named, and belong to a layer by its index."""
+
+    dtype: torch.dtype  # of keys, values and whatever a product gives
+
+    def __call__(self, index: int, name: str, group: Sequence[Projection], x: Tensor) -> Tensor:
+        """``x (W + s B A)^T + bias`` for all projections of a group, (N, sum of out), of x (N, in)."""
+
+    def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
+        """Gradient by the input (N, in), of the gradient (N, sum of out) by what the call gives."""
+
+    def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
+        """The frozen weights' part alone, (N, sum of out)."""
+
+    def add_adapters(self, product: Tensor, group: Sequence[Projection], x: Tensor) -> Tensor:
+        """``base``'s result with the adapters' part, written into it."""
+
+
+def products_of(decoder: Decoder, keep: int | None = None) -> Products:
+    """What multiplies with this decoder's weights.
+
+    Args:
+        keep: rows of a loop that comes back to every layer, for which each layer then keeps what it has made of its
+            weights.
+    """
+    dtype = product_dtype(decoder.embeddings)
+    if dtype == torch.bfloat16:
+        return UnfoldedProducts(dtype, keep is not None)
+    return MergedProducts(dtype, keep)
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """The precision in which products with a weight like this are made: its own, or fp32 where bf16 is no faster."""
+    slow = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not has_bf16_units()
+    return torch.float32 if slow else weight.dtype
+
+
+def repeatable(decoder: Decoder) -> bool:
+    """Whether a row's numbers are those of fp32, to rounding, whatever rows are computed beside it. In bf16 a product
+    of other rows, or of other blocks of attention, ends in other last places, and layers make more of them."""
+    return product_dtype(decoder.embeddings) != torch.bfloat16
+
+
+class MergedProducts:
+    """Weights with the adapter added in, in copies: one buffer a kind of product, written over by the next layer.
+
+    Args:
+        dtype: of the copies; at least the weights' own.
+        keep: rows of a loop that comes back to every layer; each layer then keeps a copy, packed for so many rows.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32, keep: int | None = None) -> None:
+        self.dtype, self.keep = dtype, keep
+        self._buffers = dict[str, tuple[Tensor, Tensor | None]]()
+        self._kept: dict[tuple[int, str], tuple[Tensor, Tensor | None]] = {}
+
+    def __call__(self, index: int, name: str, group: Sequence[Projection], x: Tensor) -> Tensor:
+        return linear(x, *self.weights(index, name, group))
+
+    def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
+        return linear(gradient, self.weights(index, name, group)[0].T)
+
+    def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
+        own = [(p.weight.to(self.dtype), None if p.bias is None else p.bias.to(self.dtype)) for p in group]
+        return torch.cat([F.linear(x, weight, bias) for weight, bias in own], dim=1)
+
+    def add_adapters(self, product: Tensor, group: Sequence[Projection], x: Tensor) -> Tensor:
+        for p, part in zip(group, product.split([len(p.weight) for p in group], dim=1), strict=True):
+            if p.a is not None and p.b is not None:
+                part.addmm_(x @ p.a.T, p.b.T, alpha=p.scale)
+        return product
+
+    def weights(self, index: int, name: str, group: Sequence[Projection]) -> tuple[Tensor, Tensor | None]:
+        """``(weight, bias)`` of a group's one product."""
+        if len(group) == 1 and group[0].a is None and group[0].weight.dtype == self.dtype:
+            return group[0].weight, group[0].bias
+        if (index, name) in self._kept:
+            return self._kept[index, name]
+        weight, bias = self._buffer(name, group)
+        _merge(group, weight, bias)
+        if self.keep is None:
+            return weight, bias
+        self._kept[index, name] = self._packed(name, self.keep)
+        return self._kept[index, name]
+
+    def _buffer(self, name: str, group: Sequence[Projection]) -> tuple[Tensor, Tensor | None]:
+        if name not in self._buffers:
+            first, rows = group[0].weight, sum(len(p.weight) for p in group)
+            bias = None if all(p.bias is None for p in group) else first.new_zeros(rows, dtype=self.dtype)
+            self._buffers[name] = (first.new_empty((rows, first.shape[1]), dtype=self.dtype), bias)
+        return self._buffers[name]
+
+    def _packed(self, name: str, rows: int) -> tuple[Tensor, Tensor | None]:
+        """What stands in a buffer, as a loop over ``rows`` rows reads it best."""
+        weight, bias = self._buffers[name]
+        packed = pack(weight, rows)  # a copy, or where that does not pay the buffer itself
+        if packed is weight:
+            del self._buffers[name]
+        return packed, bias if bias is None else bias.clone()
+
+
+@torch.no_grad()
+def _merge(group: Sequence[Projection], weight: Tensor, bias: Tensor | None) -> None:
+    """Write a group's weights with their adapters, and their biases, into one weight and bias."""
+    start = 0
+    for p in group:
+        part = slice(start, start + len(p.weight))
+        if p.a is None or p.b is None:
+            weight[part] = p.weight
+        elif p.weight.dtype == weight.dtype:
+            torch.addmm(p.weight, p.b, p.a, alpha=p.scale, out=weight[part])
+        else:
+            weight[part] = p.weight
+            weight[part].addmm_(p.b, p.a, alpha=p.scale)
+        if bias is not None:
+            bias[part] = 0.0 if p.bias is None else p.bias
+        start += len(p.weight)
+
+
+class UnfoldedProducts:
+    """Frozen weights as they are, and adapters as two thin products of their own: ``x W^T + (x A^T) (s B)^T``.
+
+    Sums are made in fp32 by the products' kernels; what they give is rounded to ``dtype``.
+
+    Args:
+        dtype: of the weights.
+        keep: for a loop that comes back to every layer: what is made of the adapters is kept.
+    """
+
+    def __init__(self, dtype: torch.dtype, keep: bool = False) -> None:
+        self.dtype, self.keep = dtype, keep
+        self._kept: dict[tuple[int, str], tuple[Tensor, Tensor] | None] = {}
+
+    def __call__(self, index: int, name: str, group: Sequence[Projection], x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        product, thin = self.base(group, x), self._thin(index, name, group)
+        return product if thin is None else product.addmm_(x @ thin[0].T, thin[1].T)
+
+    def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
+        gradient = gradient.to(self.dtype)
+        parts = gradient.split([len(p.weight) for p in group], dim=1)
+        out = parts[0] @ group[0].weight
+        for p, part in zip(group[1:], parts[1:], strict=True):
+            out.addmm_(part, p.weight)
+        thin = self._thin(index, name, group)
+        return out if thin is None else out.addmm_(gradient @ thin[1], thin[0])
+
+    def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
+        parts = [F.linear(x.to(self.dtype), p.weight, p.bias) for p in group]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def add_adapters(self, product: Tensor, group: Sequence[Projection], x: Tensor) -> Tensor:
+        thin = _thin(group, self.dtype)
+        return product if thin is None else product.addmm_(x.to(self.dtype) @ thin[0].T, thin[1].T)
+
+    def _thin(self, index: int, name: str, group: Sequence[Projection]) -> tuple[Tensor, Tensor] | None:
+        if not self.keep:
+            return _thin(group, self.dtype)
+        if (index, name) not in self._kept:
+            self._kept[index, name] = _thin(group, self.dtype)
+        return self._kept[index, name]
+
+
+@torch.no_grad()
+def _thin(group: Sequence[Projection], dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """A (R, in) of a group's adapters one below the other, and s B (sum of out, R) along a diagonal; None: none."""
+    having = [(p.a, p.b, p.scale) for p in group if p.a is not None and p.b is not None]
+    if not having:
+        return None
+    a = torch.cat([a for a, _, _ in having]).to(dtype)
+    b = a.new_zeros((sum(len(p.weight) for p in group), len(a)))
+    row = column = 0
+    for p in group:
+        if p.a is not None and p.b is not None:
+            torch.mul(p.b, p.scale, out=(part := torch.empty_like(p.b)))
+            b[row : row + len(p.b), column : column + len(p.a)] = part
+            column += len(p.a)
+        row += len(p.weight)
+    return a, b
