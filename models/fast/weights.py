@@ -1,6 +1,6 @@
 """The weights of a Llama-like decoder and of the adapter now selected on it, read from the modules as they are.
 
-``decoder_of`` answers None for whatever is not known to be exactly this arithmetic - another architecture, a sliding
+``decoder_of`` gives None for whatever is not known to be exactly this arithmetic - another architecture, a sliding
 window, a hook, dropout, DoRA, a quantised base, bf16 - and then the model's own modules run. Nothing here changes a
 module. Knows nothing of roles, sampling or losses.
 """
@@ -221,7 +221,7 @@ class MergedWeights:
     def _packed(self, name: str, rows: int) -> tuple[Tensor, Tensor | None]:
         """What stands in a buffer, as a loop over ``rows`` rows reads it best."""
         weight, bias = self._buffers[name]
-        packed = pack(weight, rows)  # a copy, or where that does not pay the buffer itself
+        packed = pack(weight, rows)  # a copy, or where that saves nothing the buffer itself
         if packed is weight:
             del self._buffers[name]
         return packed, bias if bias is None else bias.clone()
