@@ -1,4 +1,4 @@
-"""Several people's rankings of the same answers to the same prompt: each for itself, sharing one weight, or as one.
+"""Several people's rankings of the same responses to the same prompt: each for itself, sharing one weight, or as one.
 
 They are in one group, and so in one split, whatever is done with them. Knows nothing of files or models.
 """
@@ -11,17 +11,17 @@ from typing import Any
 
 from data.records import RankedAnswers, ranks_from_scores
 
-UNJUDGED = "answers without a rank left out"
+UNJUDGED = "responses without a rank left out"
 
 
 def merged(rankings: Sequence[RankedAnswers], how: str) -> list[RankedAnswers]:
-    """The rankings with those of the same prompt and answers treated as one says.
+    """The rankings with those of the same prompt and responses treated as one says.
 
     Args:
         rankings: in any order; the order of those that stay is kept.
         how: ``keep`` leaves each a ranking of weight 1; ``share`` gives each of m the weight 1/m, so that a prompt with
-            more annotators counts no more; ``mean`` makes one of them, by the mean rank of each answer (Borda's count),
-            where equal means tie. Scores are averaged where all have them.
+            more annotators counts no more; ``mean`` makes one of them, by the mean rank of each response (Borda's
+            count), where equal means tie. Scores are averaged where all have them.
     """
     if how == "keep":
         return list(rankings)
@@ -49,7 +49,7 @@ def _one(rankings: Sequence[RankedAnswers]) -> RankedAnswers:
 
 
 def judged(row: Mapping[str, Any], answers: list[str]) -> tuple[Mapping[str, Any], list[str], tuple[str, ...]]:
-    """The row without the answers that nobody judged: those whose rank (or, without ranks, score) is null."""
+    """The row without the responses that nobody judged: those whose rank (or, without ranks, score) is null."""
     key = "ranks" if "ranks" in row else "scores"
     marks = row.get(key)
     if not isinstance(marks, list) or len(marks) != len(answers) or None not in marks:

@@ -49,10 +49,10 @@ class FileCheck:
     bad: tuple[Rejected, ...]
     notes: dict[str, int]
     duplicates: tuple[tuple[str, str], ...]  # place of a row, and of the same row before it
-    repeated_prompts: int  # rows whose prompt came before, with another answer or the same
-    answers: dict[int, int]  # rows by their number of answers
+    repeated_prompts: int  # rows whose prompt came before, with another response or the same
+    answers: dict[int, int]  # rows by their number of responses
     tied_rows: int
-    longer_is_better: float | None  # share of ordered pairs whose better answer is the longer one, in characters
+    longer_is_better: float | None  # share of ordered pairs whose better response is the longer one, in characters
     longer_is_better_in_tokens: float | None  # the same in tokens, where they are counted
     characters: dict[str, Lengths]
     tokens: dict[str, Lengths]
@@ -171,7 +171,7 @@ def _usable(parsed: Sequence[Parsed], *, prompts_only: bool) -> dict[str, int]:
 
 
 def _longer_is_better(rows: Sequence[Row], length_of: Callable[[list[str]], list[int]]) -> float | None:
-    """Share of the ordered pairs of unlike length, as ``length_of`` has it, whose better answer is the longer one."""
+    """Share of the ordered pairs of unlike length, as ``length_of`` has it, whose better response is the longer one."""
     texts = [a for r in rows for a in r.answers]
     lengths = iter(length_of(texts) if texts else [])
     longer = []

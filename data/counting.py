@@ -17,7 +17,7 @@ MANY = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """A prompt and an answer as ids, perhaps shortened to a limit.
+    """A prompt and a response as ids, perhaps shortened to a limit.
 
     ``full`` counts the tokens of both before that; ``kept`` are the indices of the prompt's ids that stayed.
     """
@@ -31,7 +31,7 @@ class Fitted:
 
     @classmethod
     def of(cls, prompt: Sequence[int], answer: Sequence[int], kept: Sequence[int], length: int) -> Fitted:
-        """Of the prompt the ids at ``kept``, of the answer the first ``length``."""
+        """Of the prompt the ids at ``kept``, of the response the first ``length``."""
         return cls(
             query=[prompt[i] for i in kept],
             response=list(answer[:length]),
@@ -62,7 +62,7 @@ class Tally:
     lengths: list[int] = field(default_factory=list)
 
     def record(self, parts: Sequence[Fitted], dropped: str = "") -> None:
-        """Count one row of one or more answers; ``dropped`` is why nothing of it is used."""
+        """Count one row of one or more responses; ``dropped`` is why nothing of it is used."""
         self.rows += 1
         self.lengths.append(max((p.full for p in parts), default=0))
         if dropped:
@@ -112,7 +112,7 @@ class Tally:
             return ""
         parts = [f"{self.cut:,} cut to {self.limit:,} tokens"] if self.cut else []
         if self.cut_answers:
-            parts[-1] += f" ({self.cut_answers:,} lose the end of an answer, stop token included)"
+            parts[-1] += f" ({self.cut_answers:,} lose the end of a response, stop token included)"
         parts += [f"{n:,} dropped ({why})" for why, n in sorted(self.dropped.items())]
         sampled = "" if self.sample_of is None else f" (a sample of {self.sample_of:,})"
         return f"of {self.rows:,} {self.unit}{sampled} " + ", ".join(parts)

@@ -1,6 +1,6 @@
 """Parsed rows to the records that a stage asks for: every kind where it makes sense.
 
-Rankings serve as demonstrations (their best answer), anything with a prompt as prompts, and any text as documents.
+Rankings serve as demonstrations (their best response), anything with a prompt as prompts, and any text as documents.
 Knows nothing of files, formats' columns or splits.
 """
 
@@ -24,33 +24,33 @@ def as_prompt(row: Row) -> list[Prompt]:
 
 
 def as_demonstration(row: Row) -> list[Demonstration]:
-    """The answer, or the best of several (the first of those that tie)."""
+    """The response, or the best of several (the first of those that tie)."""
     if not row.answers:
-        raise Reject("it has no answer")
+        raise Reject("it has no response")
     if not row.answers[0].strip():
-        raise Reject("its answer is empty")
+        raise Reject("its response is empty")
     _check_wanted(row)
     if UNRANKED in row.notes and len(row.answers) > 1:
-        raise Reject("it has several answers, and nothing says which is best")
+        raise Reject("it has several responses, and nothing says which is best")
     return [Demonstration(prompt=_asked(row), answer=row.answers[0], finished=row.finished)]
 
 
 def _check_wanted(row: Row) -> None:
-    """Refuse an answer that its label says is not wanted: it must not be learnt."""
+    """Refuse a response that its label says is not wanted: it must not be learnt."""
     if row.judged == "label" and row.scores == (0.0,):
-        raise Reject("its label says that the answer is not wanted")
+        raise Reject("its label says that the response is not wanted")
 
 
 def as_ranking(row: Row) -> list[RankedAnswers]:
     if row.judged and len(row.answers) == 1:
         what = "one liked and one not" if row.judged == "label" else "of unlike scores"
-        raise Reject(f"its answer is judged alone; a ranking needs two to the same prompt, {what}")
+        raise Reject(f"its response is judged alone; a ranking needs two to the same prompt, {what}")
     if len(row.answers) < 2:
         raise Reject(
-            f"it has {len(row.answers) or 'no'} different answer{'s' * (not row.answers)}; a ranking needs two"
+            f"it has {len(row.answers) or 'no'} different response{'s' * (not row.answers)}; a ranking needs two"
         )
     if len(set(row.ranks)) < 2:
-        raise Reject("all its answers tie: nothing can be learnt from it")
+        raise Reject("all its responses tie: nothing can be learnt from it")
     return [
         RankedAnswers(
             prompt=_asked(row),
@@ -67,9 +67,9 @@ def _whole(row: Row) -> tuple[bool, ...]:
 
 
 def as_documents(row: Row) -> list[Document]:
-    """Plain text; with a prompt, one transcript for each answer (what the dialogue template writes).
+    """Plain text; with a prompt, one transcript for each response (what the dialogue template writes).
 
-    An answer that begins with white space continues the text of its prompt and is joined to it as it stands.
+    A response that begins with white space continues the text of its prompt and is joined to it as it stands.
     """
     _check_wanted(row)
     texts: Iterable[str] = [row.text] if row.text else row.answers

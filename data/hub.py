@@ -30,7 +30,7 @@ def read_hub(source: Source) -> Iterator[Raw]:
         raise UserError(f"{source.path} names a split, and so does split: {source.split}; keep one of them")
     if not hub_is_known():
         raise UserError(
-            f"{source.path} is no file, and there is no network to look for it on the hub: give the path of a file "
+            f"{source.path} is no file, and there is no network to search the hub for it: give the path of a file "
             "(or set HF_HUB_OFFLINE=1 if the data set is in the local cache)"
         )
     split = found["split"] or source.split or "train"

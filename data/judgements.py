@@ -1,6 +1,6 @@
-"""Answers judged one by one, put together under their prompt: thumbs and scores to rankings and best answers.
+"""Responses judged one by one, put together under their prompt: thumbs and scores to rankings and best responses.
 
-A liked and a not liked answer to one prompt are a ranking, and so are answers of unlike scores; what is left alone
+A liked and a not liked response to one prompt are a ranking, and so are responses of unlike scores; what is left alone
 stays as it is, and is refused or taken as ``derive`` says. Knows nothing of files or formats' columns.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 from data.formats import Row
 from data.records import Message, ranks_from_scores
 
-JOINED = "answers judged one by one, put together under their prompt"
-LOWER = "answers of lower scores than another to the same prompt, left out"
-CONTRADICTED = "answers that were judged twice, unlike: left out"
+JOINED = "responses judged one by one, put together under their prompt"
+LOWER = "responses of lower scores than another to the same prompt, left out"
+CONTRADICTED = "responses that were judged twice, unlike: left out"
 
 
 def gathered(parsed: Iterable[Any], kind: str) -> Iterator[Any]:
@@ -38,7 +38,7 @@ def gathered(parsed: Iterable[Any], kind: str) -> Iterator[Any]:
 
 
 def _ranked(same: Sequence[Any]) -> Iterator[Any]:
-    """One ranking of all answers; one by one where they are no two of unlike judgement."""
+    """One ranking of all responses; one by one where they are no two of unlike judgement."""
     marks: dict[str, set[float]] = {}
     for one in same:
         marks.setdefault(one.row.answers[0], set()).add(one.row.scores[0])
@@ -64,6 +64,6 @@ def _ranked(same: Sequence[Any]) -> Iterator[Any]:
 
 
 def _best(same: Sequence[Any]) -> Iterator[Any]:
-    """The answer of the highest score, the first of those that share it."""
+    """The response of the highest score, the first of those that share it."""
     best = max(same, key=lambda one: one.row.scores[0])
     yield replace(best, row=replace(best.row, notes=(*best.row.notes, *(LOWER,) * (len(same) - 1))))

@@ -13,7 +13,7 @@ from data.readers.rows import Raw, ReadOptions, Remark
 from data.source_settings import Source
 
 NOT_DATA = re.compile(r"(readme|licen[cs]e|notice|changelog|contributing)\b.*|dataset_infos?\.json|state\.json", re.I)
-"""Files that stand beside data and are none."""
+"""Files that stand next to data and are none."""
 
 SHOWN = 6
 
@@ -116,7 +116,7 @@ def _several(source: Source, base_dir: Path, options: ReadOptions) -> Iterator[R
     except (ValueError, NotImplementedError, IndexError, re.error, RecursionError) as error:
         raise UserError(f"{source.path} is no usable pattern ({error})") from error
     if not paths:
-        raise UserError(f"no file matches {source.path} (looked in {root})")
+        raise UserError(f"no file matches {source.path} (searched {root})")
     files = [(p, str(p.relative_to(base_dir) if p.is_relative_to(base_dir) else p)) for p in paths]
     return _files(source.path, files, options)
 
@@ -129,4 +129,4 @@ def _missing(source: str, path: Path) -> str:
         return f"there is no file {source}: the folder {path.parent} does not exist (but {folder} does)"
     names = [p.name for p in folder.iterdir()]
     close = nearest(path.name, names)
-    return f"there is no file {source} (looked for {path}).{close or f' The folder holds {len(names)} other files.'}"
+    return f"there is no file {source} (expected {path}).{close or f' The folder holds {len(names)} other files.'}"

@@ -1,4 +1,4 @@
-"""Frozen records for what people bring: prompts, demonstrations, ranked answers and plain documents.
+"""Frozen records for what people bring: prompts, demonstrations, ranked responses and plain documents.
 
 Records are validated where they enter and never change afterwards. This module knows nothing of files, tokenizers or
 models.
@@ -77,7 +77,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """A prompt and a good answer. ``finished=False`` marks an answer that was cut off: it gets no stop token."""
+    """A prompt and a good response. ``finished=False`` marks a response that was cut off: it gets no stop token."""
 
     prompt: Prompt
     answer: str
@@ -86,12 +86,12 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedAnswers:
-    """A prompt and k >= 2 answers with their ranks: 0 is best, equal ranks are ties.
+    """A prompt and k >= 2 responses with their ranks: 0 is best, equal ranks are ties.
 
     ``scores`` (higher is better) are the annotator's own numbers where there are any: margins come from them.
 
     Raises:
-        ValueError: fewer than two answers, lengths that differ, or a rank below zero.
+        ValueError: fewer than two responses, lengths that differ, or a rank below zero.
     """
 
     prompt: Prompt
@@ -103,13 +103,13 @@ class RankedAnswers:
 
     def __post_init__(self) -> None:
         if len(self.answers) < 2:
-            raise ValueError(f"a ranking needs at least two answers, got {len(self.answers)}")
+            raise ValueError(f"a ranking needs at least two responses, got {len(self.answers)}")
         if not self.finished:
             object.__setattr__(self, "finished", (True,) * len(self.answers))
         lengths = {len(self.answers), len(self.ranks), len(self.finished)}
         lengths |= {len(self.scores)} if self.scores is not None else set()
         if len(lengths) != 1:
-            raise ValueError("answers, ranks, scores and finished must have the same length")
+            raise ValueError("responses, ranks, scores and finished must have the same length")
         if min(self.ranks) < 0:
             raise ValueError("ranks count from 0 (best)")
 
@@ -135,7 +135,7 @@ def normalise(text: str) -> str:
 
 
 def group_of(messages: Sequence[Message], answers: Sequence[str] = ()) -> str:
-    """Return the split group: a hash of the first user message; without one, of the set of answers."""
+    """Return the split group: a hash of the first user message; without one, of the set of responses."""
     first = next((m.content for m in messages if m.role == "user"), None)
     if first is None and messages:
         first = messages[0].content

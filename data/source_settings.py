@@ -17,8 +17,8 @@ class Source(Config):
     """One source with settings of its own: how it is read, which of its rows are used, and how many.
 
     ``where`` is asked first, of the columns as the source has them; then rows are parsed; then ``weight`` and ``limit``
-    draw among those that can be used. Which rows a draw takes follows from the recipe's seed and each row's content, so
-    it stays as it is when other rows come or go.
+    sample among those that can be used. Which rows a sample takes follows from the recipe's seed and each row's
+    content, so it stays as it is when other rows come or go.
     """
 
     path: str = Field(min_length=1, description="a file, a folder, a pattern with *, or a hub id")
@@ -31,7 +31,7 @@ class Source(Config):
     encoding: str | None = Field(None, description="of text files, such as gb18030; default: found out")
     delimiter: str | None = Field(None, description="between the cells of a table; default: found out")
     header: bool | tuple[str, ...] = Field(
-        True, description="false: a table has no header line, its cells are answers, best first; or its column names"
+        True, description="false: a table has no header line, its cells are responses, best first; or its column names"
     )
     split: str | None = Field(None, description="of a hub data set, a folder, a JSON file of several lists, or a sheet")
     config: str | None = Field(None, description="configuration of a hub data set")
@@ -99,14 +99,14 @@ class DataConfig(Config):
     ``hub:org/name:split``), ``demo-task``, or ``{path, ...}`` with settings of its own; one or a list.
     """
 
-    demonstrations: Sources = Field((), description="prompts with good answers, for SFT")
-    rankings: Sources = Field((), description="prompts with ranked answers, for the reward model")
+    demonstrations: Sources = Field((), description="prompts with good responses, for SFT")
+    rankings: Sources = Field((), description="prompts with ranked responses, for the reward model")
     prompts: Sources = Field((), description="prompts for PPO and evaluation; default: those of the others")
     documents: Sources = Field((), description="text for pretraining a base; default: that of the others")
     held_out: float | str = Field(0.1, description="share of the groups kept from all training, or a file of prompts")
     group_by: str | None = Field(None, description="column that names a row's group; default: its first user message")
     annotators: Literal["keep", "share", "mean"] = Field(
-        "keep", description="several people's rankings of the same answers: each counts 1, each 1/m, or their mean rank"
+        "keep", description="several people's rankings of the same: each counts 1, each 1/m, or their mean rank"
     )
     text_unit: TextUnit = Field("auto", description="what a document is in a text file")
     ignore: tuple[str, ...] = Field(

@@ -184,7 +184,7 @@ def _demo_task(source: str, kind: str, seed: int) -> list[Any]:
         raise UserError(f"{source}: {', '.join(unknown or wrong)} is wrong; write e.g. '{DEMO_TASK}?rows=500&seed=1'")
     if kind not in DEMO_ROWS:
         raise UserError(
-            f"data.{kind}: {DEMO_TASK} has none ready; add the stage `rankings`, which samples and ranks answers"
+            f"data.{kind}: {DEMO_TASK} has none ready; add the stage `rankings`, which samples and ranks responses"
         )
     if int(options.get("rows", 0)) > MAX_DEMO_ROWS:
         raise UserError(f"{source}: rows={options['rows']} is too many (at most {MAX_DEMO_ROWS:,})")
@@ -308,7 +308,7 @@ def _check_names(source: Source, columns: Counter[str]) -> None:
 
 
 def _sampled(rows: Sequence[Any], source: Source, seed: int) -> list[Any]:
-    """As many rows as ``weight`` and ``limit`` leave, in their order, drawn by the seed and their content."""
+    """As many rows as ``weight`` and ``limit`` leave, in their order, sampled by the seed and their content."""
     count = len(rows) if source.weight is None else max(1, round(source.weight * len(rows)))
     count = count if source.limit is None else min(count, source.limit)
     if count >= len(rows):
@@ -342,7 +342,7 @@ def _nothing(loaded: Loaded, kind: str, source: Source, cure: str) -> str:
         cure = f"; {count.where:,} are left out by where: {source.where}{cure}"
     if Path(source.path).suffix.lower() in (".tsv", ".tab") and source.header is True and CELLS not in loaded.columns:
         cure += (
-            ". If its first line is no header, and each line holds answers, best first, write "
+            ". If its first line is no header, and each line holds responses, best first, write "
             f"{{path: {source.path}, header: false}}"
         )
     rejected = ((r.source, r.reason) for r in loaded.rejected)

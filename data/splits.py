@@ -4,7 +4,7 @@ The unit is the group (a prompt's first user message; see ``records.group_of``):
 machine and for every seed, decides against the share. What is held out is in no stage's training, pretraining
 included:
 
-- records without a prompt that share an answer or a text with each other are one group, however long the chain;
+- records without a prompt that share a response or a text with each other are one group, however long the chain;
 - a plain document that contains a held-out prompt of eight words or more (or the whole of it, if it is all the
   document says) is held out with it;
 - what still occurs on both sides, which takes groups named by the user, is an error.
@@ -201,7 +201,7 @@ def _source(record: Any) -> str:
 
 
 def _texts(record: Any) -> list[str]:
-    """What a record without a prompt says: its answers, or its text."""
+    """What a record without a prompt says: its responses, or its text."""
     if isinstance(record, Document):
         return [record.text]
     return [record.answer] if isinstance(record, Demonstration) else list(getattr(record, "answers", ()))
@@ -362,7 +362,7 @@ def _held_prompts(splits: dict[str, Split[Any]]) -> Iterator[Prompt]:
 
 
 def _check_leaks(splits: dict[str, Split[Any]]) -> None:
-    """Refuse a held-out prompt, or a held-out answer without one, that is in a training part."""
+    """Refuse a held-out prompt, or a held-out response without one, that is in a training part."""
     held: dict[str, tuple[str, str]] = {}
     for part in PARTS:
         for record in splits[part].held_out:
@@ -382,7 +382,7 @@ def _check_leaks(splits: dict[str, Split[Any]]) -> None:
 
 
 def _leak_keys(record: Any) -> list[str]:
-    """What must not be on both sides. A document stands for itself only: its prompt is looked for as text."""
+    """What must not be on both sides. A document stands for itself only: its prompt is searched for as text."""
     prompt = _prompt_of(record)
     if prompt is not None and prompt.messages:
         return ["prompt/" + group_of(prompt.messages)]

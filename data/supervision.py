@@ -1,4 +1,4 @@
-"""What of a conversation is supervised, and the proof that it is the answer: its text is among the supervised ids.
+"""What of a conversation is supervised, and the proof that it is the response: its text is among the supervised ids.
 
 Pure functions of texts; it knows nothing of templates and tokenizers.
 """
@@ -19,7 +19,7 @@ IGNORE = -100
 class Encoded:
     """One conversation: ``labels`` equal ``ids`` where they are supervised and -100 elsewhere (same length).
 
-    ``cut`` says that the answer did not fit and lost its end, stop token included; ``fitted`` is what was counted.
+    ``cut`` says that the response did not fit and lost its end, stop token included; ``fitted`` is what was counted.
     """
 
     ids: list[int]
@@ -29,10 +29,10 @@ class Encoded:
 
 
 def carries(supervised: str, answer: str) -> bool:
-    """Whether the text of the supervised ids holds the answer.
+    """Whether the text of the supervised ids holds the response.
 
     White space, Unicode composition and the marks of unknown tokens aside, since tokenizers change those; a tokenizer
-    that drops or merges characters is judged by what its own rendering of the answer decodes to.
+    that drops or merges characters is judged by what its own rendering of the response decodes to.
     """
     return _bare(answer) in _bare(supervised)
 

@@ -3,13 +3,13 @@
 A conversation becomes text by a jinja chat template (run by Transformers, in its sandbox; templates of others in a
 process of their own, ``data.template_sandbox``), and text becomes ids without special tokens. For every one holds:
 
-- ``prompt_ids(m)`` is a prefix, as ids, of everything rendered from ``m``: prompt and answer are tokenised together
-  where the prompt's ids are then a prefix, otherwise apart (a tokenizer may merge across the border, but sampled
+- ``prompt_ids(m)`` is a prefix, as ids, of everything rendered from ``m``: prompt and response are tokenised together
+  where the prompt's ids are then a prefix, otherwise separately (a tokenizer may merge across the border, but sampled
   tokens follow the prompt's own ids);
 - there is one BOS at the start iff the tokenizer adds one by itself or the template writes one;
-- a stop id occurs in an answer at its very end and only in a finished one. Template text behind it (a line break after
-  ``<|im_end|>``) is dropped, and where the template writes none the first stop id is appended. An answer whose own text
-  holds a stop token ends there, as it would when sampled; if it is marked unfinished, it ends just before;
+- a stop id occurs in a response at its very end and only in a finished one. Template text behind it (a line break after
+  ``<|im_end|>``) is dropped, and where the template writes none the first stop id is appended. A response whose own
+  text holds a stop token ends there, as it would when sampled; if it is marked unfinished, it ends just before;
 - a prompt without any id is given one, since a causal model predicts from something: the tokenizer's BOS or else the
   first stop id.
 
@@ -45,7 +45,7 @@ TEXT = "{%- for m in messages -%}{{ m.content }}{%- endfor -%}"
 PLAIN = {"dialogue": DIALOGUE, "text": TEXT}
 
 SHORTEST_PROMPT = 8
-"""Ids of a prompt that an over-long answer leaves standing (half of ``max_tokens`` if that is less)."""
+"""Ids of a prompt that an over-long response leaves standing (half of ``max_tokens`` if that is less)."""
 
 _CACHED = 1024
 _SAMPLE = "trivetprobe"
@@ -67,8 +67,8 @@ class Renderer:
         tokenizer: a Transformers tokenizer; it is not changed.
         template: ``auto`` (the tokenizer's chat template, or ``dialogue`` where it has none), ``chat``, ``dialogue``
             (``user : ...``, ``assistant : ...`` in ordinary words), ``text`` (contents joined, no generation prompt:
-            for continuing texts and for answers without a prompt), a path ending in ``.jinja``, or a jinja string.
-        stop: tokens or ids that end an answer, the first of which is written. By default the token that the template
+            for continuing texts and for responses without a prompt), a path ending in ``.jinja``, or a jinja string.
+        stop: tokens or ids that end a response, the first of which is written. By default the token that the template
             closes a turn with, the tokenizer's EOS and ``extra_stop_ids``.
         extra_stop_ids: further default stop ids (those of the model's generation config).
 
@@ -109,7 +109,7 @@ class Renderer:
         """Ids that follow ``prompt_ids(messages)``; the last one is a stop id iff ``finished``.
 
         Raises:
-            UserError: the template writes the prompt differently once an answer follows.
+            UserError: the template writes the prompt differently once a response follows.
         """
         turns = spoken(messages)
         prompt = self._prompt(turns)
@@ -117,7 +117,7 @@ class Renderer:
         if not whole.startswith(prompt.text):
             raise UserError(
                 f"template {self.template_name}: the prompt with its generation prompt is not a prefix of prompt and "
-                f"answer ({around(prompt.text, whole)}); give a template for which it is, with `template:`"
+                f"response ({around(prompt.text, whole)}); give a template for which it is, with `template:`"
             )
         tail = whole[len(prompt.text) :]
         if finished:
@@ -148,7 +148,7 @@ class Renderer:
         max_tokens: int | None = None,
         prove: bool = False,
     ) -> Fitted:
-        """``prompt_and_answer``, with what was cut; ``prove`` refuses an answer whose text is not in its ids."""
+        """``prompt_and_answer``, with what was cut; ``prove`` refuses a response whose text is not in its ids."""
         prompt, ids = self.prompt_ids(messages), self.answer_ids(messages, answer, finished)
         if prove:
             self._prove(ids, answer)
@@ -164,11 +164,11 @@ class Renderer:
     ) -> Encoded:
         """Ids and labels of a whole conversation, for SFT.
 
-        ``last`` supervises the answer, ``all`` the assistant's turns in ``messages`` too, each with the stop token
+        ``last`` supervises the response, ``all`` the assistant's turns in ``messages`` too, each with the stop token
         that follows it.
 
         Raises:
-            UserError: the template leaves out some of the answer, or with ``all`` an earlier turn of the assistant
+            UserError: the template leaves out some of the response, or with ``all`` an earlier turn of the assistant
                 cannot be found in the rendered text.
         """
         turns = spoken(messages)
@@ -189,20 +189,20 @@ class Renderer:
         """Text of a response: up to its first stop id, without special tokens.
 
         Decoded behind another token, since SentencePiece decoders drop the blank of the first word. Surrounding white
-        space is kept for the ``text`` template, where it separates prompt and answer, and removed otherwise.
+        space is kept for the ``text`` template, where it separates prompt and response, and removed otherwise.
         """
         ids = list(ids)
         decoded = self._inner_text(ids[: self._first_stop(ids)])
         return decoded if self.template == TEXT else decoded.strip()
 
     def fit(self, prompt: Sequence[int], answer: Sequence[int], max_tokens: int | None) -> tuple[list[int], int]:
-        """Return the indices of ``prompt`` and the number of answer ids that are kept within ``max_tokens``.
+        """Return the indices of ``prompt`` and the number of response ids that are kept within ``max_tokens``.
 
         The prompt is cut from the left, behind its BOS and never into the template's generation prompt; only when a
-        minimum of it and the answer are still too long is the answer cut, and then it has no stop token.
+        minimum of it and the response are still too long is the response cut, and then it has no stop token.
 
         Raises:
-            UserError: the template alone leaves no room for an answer.
+            UserError: the template alone leaves no room for a response.
         """
         if max_tokens is None or len(prompt) + len(answer) <= max_tokens:
             return list(range(len(prompt))), len(answer)
@@ -267,7 +267,7 @@ class Renderer:
         return found
 
     def _closing_of(self) -> tuple[str, int]:
-        """Return what the template writes after an answer, and how many ids it writes after the last user message."""
+        """Return what the template writes after a response, and how many ids it writes after the last user message."""
         user = Turn("user", _SAMPLE)
         asked = self._render([user], generate=True)
         answered = self._render([user, Turn("assistant", _SAMPLE + "2")], generate=False)
@@ -275,7 +275,7 @@ class Renderer:
         return closing, len(tokens.tokenise(self.tokenizer, asked.rpartition(_SAMPLE)[2]))
 
     def _content_end(self, tail: str, answer: str) -> int:
-        """Where in ``tail`` (the rendered answer) the template's closing begins."""
+        """Where in ``tail`` (the rendered response) the template's closing begins."""
         if tail.endswith(self._closing):
             return len(tail) - len(self._closing)
         for content in (answer, answer.strip()):
@@ -352,14 +352,14 @@ class Renderer:
         return len(own) if text.startswith(own) and len(own) > at else None
 
     def _prove(self, ids: Sequence[int], answer: str) -> None:
-        """Refuse ids that do not hold the answer's text, up to a stop token of its own."""
+        """Refuse ids that do not hold the response's text, up to a stop token of its own."""
         found = self._inner_text(ids[: self._first_stop(ids)])
         if not carries(found, answer):  # perhaps a word that the tokenizer does not know, or a stop token in the text
             own = tokens.tokenise(self.tokenizer, answer)
             if not carries(found, expected := self._inner_text(own[: self._first_stop(own)])):
                 raise UserError(
-                    f"template {self.template_name} leaves out some of the answer: of {expected[:60]!r} it supervises "
-                    f"{found[:60]!r}; choose another `template:` (dialogue, text, or a .jinja file of your own)"
+                    f"template {self.template_name} leaves out some of the response: of {expected[:60]!r} it "
+                    f"supervises {found[:60]!r}; choose another `template:` (dialogue, text, or a .jinja file)"
                 )
 
     def _first_stop(self, ids: Sequence[int]) -> int:
@@ -386,7 +386,7 @@ class Renderer:
         if not found:
             raise UserError(
                 "the tokenizer has no end-of-sequence token and the template writes none: name the token that ends an "
-                'answer, e.g. `stop: ["</s>"]`'
+                'response, e.g. `stop: ["</s>"]`'
             )
         return tuple(dict.fromkeys(found))
 

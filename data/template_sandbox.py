@@ -76,7 +76,7 @@ class _Process:
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(1.0)  # at its own end, whose reason is told
+            child.wait(1.0)  # at its own end, whose reason is reported
         child.kill()
         child.wait()
 
@@ -95,7 +95,7 @@ def _ended(code: int | None) -> str:
 def render_foreign(
     template: str, messages: Sequence[Mapping[str, Any]], generate: bool, special: Mapping[str, Any]
 ) -> str:
-    """Text of a conversation by a template that nobody has looked at.
+    """Text of a conversation by a template that nobody has checked.
 
     Args:
         template: jinja.

@@ -38,7 +38,7 @@ def bounded(text: str) -> Iterator[None]:
     """Around one call of a tokenizer: its regular expressions may be made to run for ever.
 
     The Rust library gives up on a single match after ten million steps with a panic, which is no ``Exception``; a text
-    has many places to begin one, so time is looked at as well, after each text.
+    has many places to begin one, so time is checked as well, after each text.
 
     Raises:
         UserError: it broke, or took longer than any honest one.
@@ -76,7 +76,7 @@ def token_text(tokenizer: Any, token: int) -> str:
 
 
 def added_tokens(tokenizer: Any) -> dict[int, Any]:
-    """Tokens beside the model's own vocabulary, special or not, by id."""
+    """Tokens added to the model's own vocabulary, special or not, by id."""
     return getattr(tokenizer, "added_tokens_decoder", {})
 
 
@@ -92,7 +92,7 @@ def added_bos(tokenizer: Any) -> tuple[int, ...]:
 
 
 def padding_id(tokenizer: Any, otherwise: int) -> int:
-    """The tokenizer's own padding token, else one that exists: no token is added, and masks do not look at ids."""
+    """The tokenizer's own padding token, else one that exists: no token is added, and masks do not depend on ids."""
     candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
     return next((i for i in candidates if i is not None), otherwise)
 

@@ -131,7 +131,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _alike(a: Any, b: Any) -> tuple[Any, Any]:
-    """Text beside a number or a truth value is read as one: tables without types hold nothing but text."""
+    """Text next to a number or a truth value is read as one: tables without types hold nothing but text."""
     if isinstance(a, str) and isinstance(b, bool | int | float):
         return _typed(a, b), b
     if isinstance(b, str) and isinstance(a, bool | int | float):

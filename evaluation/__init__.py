@@ -1,1 +1,1 @@
-"""Held-out answers of several systems, metrics, paired statistics, baselines."""
+"""Held-out responses of several systems, metrics, paired statistics, baselines."""

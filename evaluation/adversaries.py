@@ -1,4 +1,4 @@
-"""Answers that deserve nothing, judged beside the systems: a judge that prefers one of them is unreliable."""
+"""Responses that deserve nothing, judged as the systems are: a judge that prefers one of them is unreliable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CONSTANT = "Thank you for the question. I am happy to help with this. Here is a 
 
 
 def adversaries(prompts: Sequence[str], answers: Sequence[str]) -> dict[str, list[str]]:
-    """One answer a prompt from each adversary, by name.
+    """One response a prompt from each adversary, by name.
 
     Args:
         prompts: what was asked.

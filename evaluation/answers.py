@@ -1,4 +1,4 @@
-"""What a policy answered to the held-out prompts: texts, ids and scores, row by row. Plain values, no models."""
+"""What a policy responded to the held-out prompts: texts, ids and scores, row by row. Plain values, no models."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ COLUMNS = ("categories", "responses", "token_ids", "finished", *SCORES, "groups"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemResponses:
-    """One system's n answers, row by row.
+    """One system's n responses, row by row.
 
-    ``token_ids`` are the response ids as generated (the stop token included where the answer finished); ``kl`` is the
-    sum over an answer's tokens of the log-ratio to the reference, in nats, ``kl_exact`` that of the exact KL at every
+    ``token_ids`` are the response ids as generated (the stop token included where the response finished); ``kl`` is the
+    sum over a response's tokens of the log-ratio to the reference, in nats, ``kl_exact`` that of the exact KL at every
     step; ``groups`` names each row's prompt where its text does not (conversations that end alike). Rows of one prompt
-    are taken as one unit by the statistics. ``raw`` is the whole text where only a part of it is the answer,
-    ``extracted`` whether that part was found; ``generation`` is the key of the kept answers.
+    are taken as one unit by the statistics. ``raw`` is the whole text where only a part of it is the response,
+    ``extracted`` whether that part was found; ``generation`` is the key of the kept responses.
 
     Raises:
         ValueError: no rows, or columns of different lengths.
@@ -42,11 +42,11 @@ class SystemResponses:
     extracted: Sequence[bool] | None = None
     generation: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of whole sets, by name
-    response_scores: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # of single answers, by metric
+    response_scores: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # one a row, by metric
 
     def __post_init__(self) -> None:
         if not len(self.prompts):
-            raise ValueError(f"{self.name}: no answers")
+            raise ValueError(f"{self.name}: no responses")
         for column in COLUMNS:
             values = getattr(self, column)
             if values is not None and len(values) != len(self.prompts):
@@ -54,5 +54,5 @@ class SystemResponses:
 
     @property
     def units(self) -> Sequence[str]:
-        """What tells the prompts of the rows apart."""
+        """What identifies the prompt of each row."""
         return self.prompts if self.groups is None else self.groups

@@ -1,4 +1,4 @@
-"""Best of n: which of several answers to a prompt a reward likes best. It knows nothing of systems or files."""
+"""Best of n: which of several responses to a prompt a reward likes best. It knows nothing of systems or files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Chooser:
         """The number of the best try of each prompt; the first of equals.
 
         Args:
-            tries: n times B answers to the same prompts. Parts that are normalised see all n B scores at once.
+            tries: n times B responses to the same prompts. Parts that are normalised see all n B scores at once.
 
         Raises:
             UserError, RemoteError: as its parts do.

@@ -1,6 +1,6 @@
 """KL divergence of a role from the reference on the role's own samples: by the samples alone, and exact per step.
 
-Sums over an answer's tokens, in nats. Both estimate the same sequence KL without bias; the exact one sums
+Sums over a response's tokens, in nats. Both estimate the same sequence KL without bias; the exact one sums
 KL(p(. | prefix) || q(. | prefix)) over the whole vocabulary at every step and so varies far less (Rao-Blackwell).
 """
 
@@ -30,7 +30,7 @@ def kl_to_reference(
     reference: str = "reference",
     memory: OOMRetry | None = None,
 ) -> tuple[list[float], list[float]]:
-    """``(sampled, exact)``, one sum an answer each, of KL(role || reference) at this temperature."""
+    """``(sampled, exact)``, one sum a response each, of KL(role || reference) at this temperature."""
     sampled, exact = [0.0] * len(responses), [0.0] * len(responses)
 
     def add_rows(index: Sequence[int]) -> None:
@@ -52,7 +52,7 @@ def kl_to_reference(
         for i, row in zip(index, torch.cat(parts, dim=1).split(lengths, dim=1), strict=True):
             sampled[i], exact[i] = row.sum(1).tolist()
 
-    memory = memory or OOMRetry("rows measured at once")
+    memory = memory or OOMRetry("rows at once for the KL")
     for index in micro_batches([len(r) for r in responses], batch):
         memory.each(index, batch, add_rows)
     return sampled, exact

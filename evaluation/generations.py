@@ -1,7 +1,7 @@
-"""Answers kept on disk by everything that they depend on, so that another metric costs no new answer.
+"""Responses kept on disk by everything that they depend on, so that another metric costs no new response.
 
-A file is JSON lines that anyone can read: the settings, then one answer a line. It is used only where its settings are
-the same and its answers have the hash that stands with them.
+A file is JSON lines that anyone can read: the settings, then one response a line. It is used only where its settings
+are the same and its responses have the hash that stands with them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def libraries() -> dict[str, str]:
 
 
 class Generations:
-    """A folder of answers.
+    """A folder of responses.
 
     Args:
         folder: where they are; None keeps nothing.
@@ -63,7 +63,7 @@ class Generations:
         self.folder, self.write = folder, write
 
     def find(self, settings: Mapping[str, Any], rows: int) -> Generated | None:
-        """The answers made with these settings, or None where there are none or they are damaged."""
+        """The responses made with these settings, or None where there are none or they are damaged."""
         path = self._path(settings)
         if path is None or not path.is_file():
             return None
@@ -78,7 +78,7 @@ class Generations:
             return None
 
     def keep(self, settings: Mapping[str, Any], made: Generated, prompts: Sequence[str], texts: Sequence[str]) -> None:
-        """Write answers with their prompts and texts, for people; a folder that cannot be written is no failure."""
+        """Write responses with their prompts and texts, for people; a folder that cannot be written is no failure."""
         path = self._path(settings)
         if path is None or not self.write:
             return

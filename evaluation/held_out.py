@@ -1,4 +1,4 @@
-"""Answers of several systems to the same held-out prompts, with the same draws and limits, scored by the same path.
+"""Responses of several systems to the same held-out prompts, with the same noise and limits, scored by the same path.
 
 It knows roles of bases but not how they were trained; statistics are in ``results``.
 """
@@ -40,9 +40,9 @@ Decoding = Literal["sampled", "greedy"]
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """Something that answers: a role of a base, asked by the prompt itself or in another way.
+    """Something that responds: a role of a base, asked by the prompt itself or in another way.
 
-    With ``best_of`` its answer is the one of so many samples that ``chooser`` likes best.
+    With ``best_of`` its response is the one of so many samples that ``chooser`` likes best.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Evaluator:
         )
 
     def judge(self, texts: Sequence[str]) -> list[float]:
-        """Scores of arbitrary answers to the prompts, by gold or else the reward model: for the baselines."""
+        """Scores of arbitrary responses to the prompts, by gold or else the reward model: for the baselines."""
         finished = [True] * len(texts)
         gold = self._gold(texts, finished)
         if gold is not None:
@@ -118,7 +118,7 @@ class Evaluator:
         return self.rewards_of(texts)
 
     def rewards_of(self, texts: Sequence[str]) -> list[float]:
-        """The reward model's scores of arbitrary answers to the prompts."""
+        """The reward model's scores of arbitrary responses to the prompts."""
         assert self.reward is not None
         finished = [True] * len(texts)
         return self.reward.score_texts([p.messages for p in self.prompts], texts, finished).tolist()
@@ -142,7 +142,7 @@ class Evaluator:
     # -- what a system says -----------------------------------------------------------------------------------------
 
     def _generate(self, system: System, stream: str) -> tuple[Generated, str]:
-        """Sampled ids and the key that they are kept under; from disk where these answers were made before."""
+        """Sampled ids and the key that they are kept under; from disk where these responses were made before."""
         renderer, messages = system.renderer, self._messages(system)
         queries = []
         for prompt, asked in zip(self.prompts, messages, strict=True):
@@ -199,10 +199,10 @@ class Evaluator:
         check_rows(system.base.limits, queries, f"evaluation: {system.name}", cure, self.memory.warn, room, places)
 
     def _said(self, system: System, stream: str) -> _Said:
-        """A system's answers as samples of the run's own base.
+        """A system's responses as samples of the run's own base.
 
-        Ids are those that were sampled, unless another tokenizer made them or only a part of the text is the answer:
-        then the answer's text is rendered again.
+        Ids are those that were sampled, unless another tokenizer made them or only a part of the text is the response:
+        then the response's text is rendered again.
         """
         made, key = self._generate(system, stream)
         texts, finished = [system.renderer.text(ids) for ids in made.ids], made.finished
@@ -285,7 +285,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class _Said:
-    """Answers as samples, the key of the generation, and for another way of asking the whole texts."""
+    """Responses as samples, the key of the generation, and for another way of asking the whole texts."""
 
     samples: Samples
     key: str

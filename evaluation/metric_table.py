@@ -1,4 +1,4 @@
-"""METRICS: an entry a metric of generated answers, by name. Light: its libraries are imported when it is made."""
+"""METRICS: an entry a metric of generated responses, by name. Light: its libraries are imported when it is made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evaluation.settings import EvaluationConfig
 class Entry:
     """A metric: how it is made, whether it needs references, and what else of the settings it is given.
 
-    ``outcomes``: a score is 1 or 0 by definition, so that no answer refused still leaves some room for refusals.
+    ``outcomes``: a score is 1 or 0 by definition, so that no response refused still leaves some room for refusals.
     """
 
     make: Callable[[], Any]
@@ -38,5 +38,5 @@ METRICS: dict[str, Entry] = {
 
 
 def metric_names() -> tuple[str, ...]:
-    """All that a recipe can name; perplexity needs the model and is measured where a system is loaded."""
+    """All that a recipe can name; perplexity needs the model and is computed where a system is loaded."""
     return (*METRICS, "perplexity")

@@ -61,7 +61,7 @@ class Asking:
 
 
 def asking(name: str, config: PromptedConfig, demonstrations: Sequence[Demonstration], seed: int) -> Asking:
-    """Choose the examples: those of the settings, then ``shots`` finished demonstrations of one turn, drawn by seed.
+    """Choose the examples: those of the settings, then ``shots`` finished demonstrations of one turn, sampled by seed.
 
     Raises:
         UserError: fewer demonstrations than shots.

@@ -1,7 +1,7 @@
-"""From the answers of several systems to ``results.json`` and ``samples.jsonl``.
+"""From the responses of several systems to ``results.json`` and ``samples.jsonl``.
 
-This module knows nothing of models or files: answers and their scores arrive as ``SystemResponses``, plain JSON values
-leave. Every comparison is between answers of the same decoding to the same prompts in the same order.
+This module knows nothing of models or files: responses and their scores arrive as ``SystemResponses``, plain JSON
+values leave. Every comparison is between responses of the same decoding to the same prompts in the same order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Scorer = Callable[[list[str]], Sequence[float]]
 MANY_TRUNCATED = 0.2
 COLLAPSED = 0.6  # distinct-2 below this share of the reference system's
 MUCH_LONGER = 1.5
-NEGATIVE_KL = -0.01  # nats an answer: what rounding does is no sign of anything
+NEGATIVE_KL = -0.01  # nats a response: what rounding does is no sign of anything
 
 
 def assemble(
@@ -44,11 +44,11 @@ def assemble(
     ``systems`` and ``greedy`` map names to their numbers under either decoding. ``comparisons`` holds every system
     against the one named ``against``, by the judge first and then, where the judge is gold, by the reward as well.
     Without a judge nothing is compared.
-    ``score`` is the judge itself, from one answer a row to one number a row: with it trivial answers are judged too;
-    ``others`` are further judges that are tested so (the reward model beside gold).
+    ``score`` is the judge itself, from one response a row to one number a row: with it trivial responses are judged
+    too; ``others`` are further judges that are tested so (the reward model where gold is the first).
 
     Raises:
-        ValueError: no systems, one given twice, or systems that did not answer the same prompts in the same order.
+        ValueError: no systems, one given twice, or systems that did not respond to the same prompts in the same order.
     """
     _check(systems)
     by = {s: {x.name: x for x in systems if x.decoding == s} for s in ("sampled", "greedy")}
@@ -109,7 +109,7 @@ def _about_judging(judge: Judge | None) -> list[str]:
 
 
 def samples_rows(systems: Sequence[SystemResponses]) -> list[dict[str, Any]]:
-    """Rows of ``samples.jsonl``: the sampled answers first, then the greedy ones, all systems of a row side by side.
+    """Rows of ``samples.jsonl``: the sampled responses first, then the greedy ones, all systems of a row side by side.
 
     ``{"prompt", "category", "decoding", "systems": {name: {"response", "reward", "gold", "kl", "kl_exact", "raw",
     "metrics", "finished"}}}``; what a system does not have is left out.
@@ -141,7 +141,7 @@ def _check(systems: Sequence[SystemResponses]) -> None:
         raise ValueError("a system was given twice with the same decoding")
     for system in systems[1:]:
         if list(system.units) != list(systems[0].units) or list(system.prompts) != list(systems[0].prompts):
-            raise ValueError(f"{system.name} and {systems[0].name} did not answer the same prompts in the same order")
+            raise ValueError(f"{system.name} and {systems[0].name} do not have the same prompts in the same order")
 
 
 def _describe(system: SystemResponses, resamples: int, seed: int) -> dict[str, Any]:
@@ -201,10 +201,10 @@ def adjusted(family: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _trivial(
     group: dict[str, SystemResponses], score: Scorer, judge: str, against: str, resamples: int, seed: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Mean judgement of trivial answers, and their comparisons with the reference system where it was judged.
+    """Mean judgement of trivial responses, and their comparisons with the reference system where it was judged.
 
-    The longest answer is the reference system's (else the first system's): the longest of all systems would often be
-    a better system's answer.
+    The longest response is the reference system's (else the first system's): the longest of all systems would often be
+    a better system's response.
     """
     reference = group.get(against)
     source = reference or next(iter(group.values()))
@@ -261,22 +261,22 @@ def _warnings(
     for name, system in group.items():
         d = described[name]
         if d["truncated"] > MANY_TRUNCATED:
-            yield f"{name}{where}: {d['truncated']:.0%} of the answers were cut off at the length limit."
+            yield f"{name}{where}: {d['truncated']:.0%} of the responses were cut off at the length limit."
         if "kl" in d and d["kl"]["ci95"] and d["kl"]["ci95"][1] < 0 and d["kl"]["mean"] < NEGATIVE_KL:
             yield (
-                f"{name}{where}: the KL is negative ({d['kl']['mean']:.2f} nats): answers were not sampled from the "
+                f"{name}{where}: the KL is negative ({d['kl']['mean']:.2f} nats): responses were not sampled from the "
                 "distribution that they were scored under (temperature or top-k, or greedy decoding)."
             )
         if reference is None or base is None or name == against:
             continue
         if d["distinct_2"] < COLLAPSED * base["distinct_2"]:
             yield (
-                f"{name}{where}: answers became monotonous: distinct-2 is {d['distinct_2']:.3f}, "
+                f"{name}{where}: responses became monotonous: distinct-2 is {d['distinct_2']:.3f}, "
                 f"{against}'s is {base['distinct_2']:.3f}."
             )
         if d["length"]["mean"] > MUCH_LONGER * base["length"]["mean"] > 0:
             ratio = d["length"]["mean"] / base["length"]["mean"]
-            yield f"{name}{where}: answers are {ratio:.1f} times as long as {against}'s; a win may be a win by length."
+            yield f"{name}{where}: responses are {ratio:.1f} times as long as {against}'s; a win may be one by length."
         if _over_optimised(system, reference):
             yield f"{name}{where}: the reward rose but gold fell against {against}: the reward is over-optimised."
     if group and len(set(next(iter(group.values())).units)) < 20:

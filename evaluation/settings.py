@@ -39,7 +39,7 @@ class PromptedConfig(Config):
     system: str = Field("", description="a system message before everything else")
     examples: tuple[Shot, ...] = Field((), description="worked examples, as earlier turns of the conversation")
     shots: int = Field(0, ge=0, description="that many more from the training demonstrations")
-    until: tuple[str, ...] = Field(ENDS, description="an answer ends before any of these texts")
+    until: tuple[str, ...] = Field(ENDS, description="a response ends before any of these texts")
     answer: str | None = Field(None, description="regular expression; the last match's first group is the final answer")
 
     @field_validator("prompt")
@@ -70,7 +70,7 @@ PROMPTED = {
 
 
 class JudgeConfig(Config):
-    """A chat model behind an OpenAI-compatible endpoint that says which of two answers is better."""
+    """A chat model behind an OpenAI-compatible endpoint that says which of two responses is better."""
 
     name: str = Field(min_length=1, description="what results call it")
     url: str = Field(description="address of the API, such as http://localhost:8000/v1; /chat/completions is added")
@@ -91,7 +91,7 @@ class LmEvalConfig(Config):
     """Tasks of lm-evaluation-harness for the exported models of a run."""
 
     tasks: tuple[str, ...] = Field((), description="names of tasks or groups; none: the harness is not run")
-    tasks_dir: str | None = Field(None, description="folder of one's own task files (YAML), beside the harness's")
+    tasks_dir: str | None = Field(None, description="folder of your own task files (YAML), added to the harness's")
     systems: tuple[str, ...] = Field((), description="base, sft, ppo, ppo@N, path:DIR; default: the last trained")
     shots: int | None = Field(None, ge=0, description="examples before each question; default: the task's own")
     limit: int | None = Field(None, ge=1, description="questions of each task, at most")
@@ -104,9 +104,9 @@ class EvaluationConfig(Config):
 
     prompts: int = Field(256, ge=1, description="held-out prompts")
     gold: str | None = Field(None, description="'file.py:function' or 'package.module:function': a programmatic judge")
-    samples_per_prompt: int = Field(1, ge=1, description="sampled answers a prompt and system")
-    temperature: float = Field(1.0, gt=0, description="of the sampled answers")
-    greedy: bool = Field(True, description="evaluate greedy answers as well")
+    samples_per_prompt: int = Field(1, ge=1, description="sampled responses a prompt and system")
+    temperature: float = Field(1.0, gt=0, description="of the sampled responses")
+    greedy: bool = Field(True, description="evaluate greedy responses as well")
     systems: tuple[str, ...] = Field(
         ("base", "sft", "best_of_4", "ppo"),
         description="base, sft, ppo, ppo@N, best_of_N (of SFT, by the reward model), best_of_N:NAME (by a reward of "
@@ -116,7 +116,7 @@ class EvaluationConfig(Config):
         {}, description="rewards that choose for best_of_N:NAME, by name; each as ppo.reward is written"
     )
     prompted: dict[str, PromptedConfig] = Field({}, description="ways of asking for prompted:NAME, by name")
-    judges: tuple[JudgeConfig, ...] = Field((), description="chat models that compare answers, besides gold and reward")
+    judges: tuple[JudgeConfig, ...] = Field((), description="chat models that compare responses, after gold and reward")
     rankings: str | None = Field(None, description="other held-out rankings for the reward model's report card: a file")
     lm_eval: LmEvalConfig = LmEvalConfig()
     metrics: tuple[str, ...] = Field(
@@ -126,9 +126,9 @@ class EvaluationConfig(Config):
     )
     labels: tuple[str, ...] = Field((), description="all labels of a labelled set; default: those of its references")
     hub_metrics: bool = Field(False, description="let metrics named hub:... run code from the hub")
-    max_new_tokens: int | None = Field(None, ge=1, description="longest answer; default: ppo.max_new_tokens")
-    batch: int = Field(128, ge=1, description="answers generated at once")
-    seed: int | None = Field(None, ge=0, description="of the draws; default: the recipe's seed")
+    max_new_tokens: int | None = Field(None, ge=1, description="longest response; default: ppo.max_new_tokens")
+    batch: int = Field(128, ge=1, description="responses generated at once")
+    seed: int | None = Field(None, ge=0, description="of sampling; default: the recipe's seed")
     bootstrap: int = Field(10_000, ge=1, description="resamples behind each interval")
 
     @field_validator("systems")

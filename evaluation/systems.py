@@ -18,7 +18,7 @@ ROLES = {"base": "base", "sft": "reference", "ppo": "policy"}  # a stage's model
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A system's name, taken apart: ``value`` is the role, update, count, folder or way of asking.
+    """A system's name, parsed: ``value`` is the role, update, count, folder or way of asking.
 
     ``by`` names the reward that chooses among a best-of-n's samples: "model", or as in ``evaluation.best_of_by``.
     """
@@ -35,7 +35,7 @@ class Named:
 
 
 def parse(name: str) -> Named:
-    """Take a name apart.
+    """Parse a name.
 
     Raises:
         ValueError: no system has such a name; the nearest are given.
@@ -55,7 +55,7 @@ def parse(name: str) -> Named:
 
 
 def problem_of(name: str, config: EvaluationConfig) -> str:
-    """Why a system cannot be, or an empty string; files are not looked at."""
+    """Why a system cannot be, or an empty string; files are not read."""
     try:
         found = parse(name)
         if found.kind == "best_of":
@@ -82,7 +82,7 @@ def _problem_of_chooser(name: str, config: EvaluationConfig) -> str:
 
 
 def problem_of_metric(name: str, config: EvaluationConfig) -> str:
-    """Why a metric cannot be, or an empty string; files are not looked at."""
+    """Why a metric cannot be, or an empty string; files are not read."""
     if name in metric_names() or name.startswith("folder:"):
         return ""
     if name.startswith("hub:"):

@@ -21,7 +21,7 @@ def refuse_clashes(root: Path, names: tuple[str, ...] = OTHER_PACKAGES) -> None:
 
     Args:
         root: the folder of trivet's packages.
-        names: packages that are looked at.
+        names: packages that are checked.
 
     Raises:
         ImportError: names the file or folder, and what to do.

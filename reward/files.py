@@ -80,7 +80,7 @@ def load_reward(
     """Add a stored reward model's roles to a base.
 
     Args:
-        folder: as ``save_reward`` writes it; also any PEFT or Transformers folder with a head beside it.
+        folder: as ``save_reward`` writes it; also any PEFT or Transformers folder with a head next to it.
         role: the name of its first role; the others are ``ROLE_1``, ``ROLE_2``, ...
 
     Raises:

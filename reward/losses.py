@@ -1,6 +1,6 @@
-"""Losses over rankings of k answers: pure functions of scores and ranks.
+"""Losses over rankings of k responses: pure functions of scores and ranks.
 
-Shapes: B rankings, K answers (padded; ``mask`` True = an answer). Rank 0 is best; equal ranks are ties.
+Shapes: B rankings, K responses (padded; ``mask`` True = a response). Rank 0 is best; equal ranks are ties.
 
 Sources: Bradley & Terry 1952; Plackett 1975, Luce 1959; Efron 1977 (ties, JASA 72, 557-565); Ouyang et al. 2022
 (arXiv 2203.02155, eq. 1: all pairs of a prompt in one element, averaged); Touvron et al. 2023 (arXiv 2307.09288,
@@ -17,7 +17,7 @@ from reward.tables import LOSSES
 
 
 def better_pairs(ranks: Tensor, mask: Tensor) -> Tensor:
-    """(B, K, K) True at [b, i, j] where answer i is strictly better than answer j."""
+    """(B, K, K) True at [b, i, j] where response i is strictly better than response j."""
     return (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
 
 
@@ -44,15 +44,15 @@ def pairs_loss(
 
 
 def plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tensor:
-    """Plackett-Luce negative log-likelihood (B,) of each whole ranking: the sum over its choices, best answer first.
+    """Plackett-Luce negative log-likelihood (B,) of each whole ranking: the sum over its choices, best response first.
 
-    Every choice is made among the answers that are left. Where d answers tie, Efron's approximation (1977) stands for
-    the unknown order among them: while the l-th of them (from 0) is chosen, each counts with weight ``1 - l / d``.
+    Every choice is made among the responses that are left. Where d responses tie, Efron's approximation (1977) stands
+    for the unknown order among them: while the l-th of them (from 0) is chosen, each counts with weight ``1 - l / d``.
     With K = 2 and no tie this is the logistic loss of one pair. A ranking without an untied pair gives 0.
     """
     worse = better_pairs(ranks, mask)
     tied = (ranks[:, :, None] == ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-    before = tied.tril(diagonal=-1).sum(2)  # tied answers that stand earlier in the row: any order of them will do
+    before = tied.tril(diagonal=-1).sum(2)  # tied responses that stand earlier in the row: any order of them will do
     left = 1.0 - before / tied.sum(2).clamp(min=1)
     scores = torch.where(mask, scores, torch.zeros_like(scores))
     itself = torch.eye(ranks.shape[1], dtype=torch.bool, device=ranks.device)
@@ -101,7 +101,7 @@ def ranking_loss(
         ranks: (B, K) integers, 0 is best, equal ranks tie.
         kind: a name in ``LOSSES``.
         margins: (B, K, K) demanded difference of i over j, or None (pairwise losses only).
-        mask: (B, K), False for answers that are not there; by default all are.
+        mask: (B, K), False for responses that are not there; by default all are.
         label_smoothing: share of labels assumed to be the wrong way round (pairwise losses only).
 
     Raises:

@@ -1,7 +1,7 @@
-"""The reward model: one centred fp32 score a response, read at its last real token.
+"""The reward model: one fp32 score a response, less its mean, read at its last real token.
 
 The same path serves reward training's evaluation, PPO, held-out evaluation and ``trivet score``. On the shared base
-ids go in as they were sampled; a reward model on another base has its own tokenizer, and answers pass as text.
+ids go in as they were sampled; a reward model on another base has its own tokenizer, and responses pass as text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from models.roles.role_view import RoleView
 from models.roles.shared_base import SharedBase
 from reward.tables import POOLINGS
 
-SCORED = "answers scored at once"
+SCORED = "responses scored at once"
 
 
 def pooling_numbers(pooling: str) -> dict[str, float]:
@@ -33,7 +33,7 @@ def pooling_numbers(pooling: str) -> dict[str, float]:
 
 
 def pooling_of(numbers: Mapping[str, float], head: nn.Module) -> str:
-    """How a stored reward model pools, by the numbers beside its head and by the head itself."""
+    """How a stored reward model pools, by the numbers stored with its head and by the head itself."""
     if isinstance(head, ScalarHead) and head.attention is not None:
         return next(name for name, one in POOLINGS.items() if one.attention)
     return next((name for name in POOLINGS if numbers.get(f"{name}_pooling")), "last")
@@ -51,7 +51,7 @@ class Samples:
 
 
 def pooled_scores(hidden: Tensor, head: nn.Module, rows: Rows, pooling: str = "last") -> Tensor:
-    """Raw scores (B,) from hidden states (B, L, D), found by length, never by token id; an empty answer scores 0."""
+    """Raw scores (B,) from hidden states (B, L, D), found by length, never by token id; an empty response scores 0."""
     if (padded := POOLINGS[pooling].padded) is not None:
         return padded(hidden, head, rows)
     spans = zip(hidden, rows.query_lengths.tolist(), rows.lengths.tolist(), strict=True)
@@ -59,12 +59,12 @@ def pooled_scores(hidden: Tensor, head: nn.Module, rows: Rows, pooling: str = "l
 
 
 def pooled(states: Tensor, head: nn.Module, pooling: str) -> Tensor:
-    """The score () of one answer from the states (L, D) of its own tokens: as ``pooled_scores``, without padding."""
+    """The score () of one response from the states (L, D) of its own tokens: as ``pooled_scores``, without padding."""
     return POOLINGS[pooling].function(states, head)
 
 
 def _each(head: nn.Module, answers: Sequence[Tensor], pooling: str) -> Tensor:
-    """Scores (B,) of answers by their states; 0 for one without tokens."""
+    """Scores (B,) of responses by their states; 0 for one without tokens."""
     bias: Any = head.bias
     return torch.stack([pooled(s, head, pooling) if len(s) else bias.new_zeros(()) for s in answers])
 
@@ -108,7 +108,7 @@ def score_rows(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One role of an ensemble: its own mean raw score of SFT answers, and their standard deviation."""
+    """One role of an ensemble: its own mean raw score of SFT responses, and their standard deviation."""
 
     role: str
     score_mean: float = 0.0
@@ -116,7 +116,7 @@ class Member:
 
 
 def combined(scores: Tensor, how: str, uncertainty_penalty: float = 1.0) -> Tensor:
-    """One score a response (B,) from the members' centred ones (N, B).
+    """One score a response (B,) from the members' ones, each less its mean (N, B).
 
     ``mean``; ``min``, the smallest; or ``mean_minus_std``, the mean less ``uncertainty_penalty`` times the members'
     standard deviation (over N). Coste et al. 2023 (arXiv 2310.02743): mean, worst-case and
@@ -135,9 +135,9 @@ class RewardModel:
     ``members``, where there are any, are scored each by itself and ``combine``d; ``score_mean`` and
     ``score_std`` are then those of the combined score.
     ``pooling`` is as it was trained.
-    ``score_mean`` is the mean raw score of SFT answers and is subtracted; ``score_std`` their standard deviation, which
-    PPO divides by when ``ppo.standardise_scores`` is on. ``takes_ids`` is False on another base: text is rendered again
-    by ``renderer``.
+    ``score_mean`` is the mean raw score of SFT responses and is subtracted; ``score_std`` their standard deviation,
+    which PPO divides by when ``ppo.standardise_scores`` is on. ``takes_ids`` is False on another base: text is rendered
+    again by ``renderer``.
     """
 
     base: SharedBase
@@ -156,11 +156,11 @@ class RewardModel:
 
     @property
     def head_mean(self) -> float:
-        """What the head of the role ``role`` gives to an answer that scores 0, as far as one member can tell."""
+        """What the head of the role ``role`` gives to a response that scores 0, as far as one member knows."""
         return self.score_mean + (self.members[0].score_mean if self.members else 0.0)
 
     def score(self, samples: Samples) -> Tensor:
-        """Centred scores (B,) of sampled responses."""
+        """Scores (B,), less their mean, of sampled responses."""
         if self.takes_ids:
             return self.score_ids(samples.queries, samples.responses)
         return self.score_texts([p.messages for p in samples.prompts], samples.texts, samples.finished)
@@ -170,7 +170,7 @@ class RewardModel:
         return raw - self.score_mean
 
     def raw_scores(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
-        """Scores (B,) before centring; members are centred by themselves."""
+        """Scores (B,) before the mean is subtracted; each member subtracts its own."""
         rest = (queries, responses, self.renderer.pad_id, self.batch, self.pooling, self.memory)
         if not self.members:
             return score_rows(self.base, self.role, *rest)
@@ -184,13 +184,13 @@ class RewardModel:
         finished: Sequence[bool],
         prove: bool = False,
     ) -> Tensor:
-        """Centred scores (B,) of answers given as text; finished ones get the stop token.
+        """Scores (B,), less their mean, of responses given as text; finished ones get the stop token.
 
         Args:
             messages: the conversations.
             answers: one to each.
             finished: whether it ended.
-            prove: refuse an answer whose text the template leaves out, as somebody's own rows are to be.
+            prove: refuse a response whose text the template leaves out, as somebody's own rows are to be.
 
         Raises:
             RowError: a row cannot be rendered.

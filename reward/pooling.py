@@ -1,9 +1,9 @@
-"""Poolings: an answer's hidden states (L, D) to its raw score, and the same for padded rows (B, L, D) at once.
+"""Poolings: a response's hidden states (L, D) to its raw score, and the same for padded rows (B, L, D) at once.
 
-``last`` reads the head at the last real token, the stop token of a finished answer (Ouyang et al. 2022); ``mean``
-averages it over the answer's tokens, which lets each token speak for itself and is easier for very small models;
+``last`` reads the head at the last real token, the stop token of a finished response (Ouyang et al. 2022); ``mean``
+averages it over the response's tokens, which lets each token speak for itself and is easier for very small models;
 ``learned`` is a weighted mean, by the head's own attention (one query vector; Yang et al. 2016, "Hierarchical
-Attention Networks"). An empty answer scores 0 by either mean.
+Attention Networks"). An empty response scores 0 by either mean.
 """
 
 from __future__ import annotations
@@ -48,6 +48,6 @@ def learned_of_padded(hidden: Tensor, head: nn.Module, rows: Rows) -> Tensor:
 
 
 def _inside(hidden: Tensor, rows: Rows) -> Tensor:
-    """(B, L) True on the answer's tokens."""
+    """(B, L) True on the response's tokens."""
     steps = torch.arange(hidden.shape[1], device=hidden.device)[None]
     return (steps >= rows.query_lengths[:, None]) & (steps < rows.lengths[:, None])

@@ -21,11 +21,11 @@ class RemoteConfig(Config):
     )
     model: str | None = Field(None, description="name of the model that the server should use (classify)")
     index: int = Field(0, ge=0, description="which class's number is the score (classify)")
-    timeout: float = Field(60.0, gt=0, description="seconds for one answer")
+    timeout: float = Field(60.0, gt=0, description="seconds for one reply")
     retries: int = Field(4, ge=0, description="how often a failed request is tried again, with growing waits")
     backoff: float = Field(0.5, ge=0, description="seconds before the first further try; doubles each time")
     concurrency: int = Field(4, ge=1, le=256, description="requests at a time")
-    batch: int = Field(16, ge=1, description="answers a request")
+    batch: int = Field(16, ge=1, description="responses a request")
     token_env: str | None = Field(
         None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable with the bearer token"
     )
@@ -50,10 +50,10 @@ class RewardPart(Config):
         False, description="subtract the running mean of its scores, divide by their standard deviation"
     )
     clip: float | None = Field(None, gt=0, description="clip to plus or minus this, after normalising")
-    pattern: str | None = Field(None, description="regex: what is looked for in the answer (Python's re)")
+    pattern: str | None = Field(None, description="regex: what is searched for in the response (Python's re)")
     count: bool = Field(False, description="regex: the number of matches instead of 0 or 1")
-    min_length: int | None = Field(None, ge=0, description="length: shorter answers lose 1 a missing unit")
-    max_length: int | None = Field(None, ge=0, description="length: longer answers lose 1 a unit too many")
+    min_length: int | None = Field(None, ge=0, description="length: shorter responses lose 1 a missing unit")
+    max_length: int | None = Field(None, ge=0, description="length: longer responses lose 1 a unit too many")
     unit: Literal["words", "characters", "tokens"] = Field("words", description="length: what is counted")
     remote: RemoteConfig = Field(RemoteConfig(), description="an address: how it is asked")
 
@@ -84,12 +84,12 @@ class RewardPart(Config):
 class GateConfig(Config):
     """What the reward model's report card must show before PPO; `gate: off` lets everything pass.
 
-    Lines that cannot be measured (fewer than 20 held-out prompts) do not stop a run.
+    Lines that cannot be judged (fewer than 20 held-out prompts) do not stop a run.
     """
 
     enabled: bool = Field(True, description="stop before PPO when a line below fails")
     accuracy: float = Field(0.5, ge=0, lt=1, description="the interval of held-out pair accuracy must lie above this")
-    beat_longest: bool = Field(True, description="more accurate than taking the longest answer")
+    beat_longest: bool = Field(True, description="more accurate than taking the longest response")
     beat_ngrams: bool = Field(False, description="more accurate than a linear model of the words")
-    empty_response: float = Field(0.5, ge=0, le=1, description="share of answers that must score above an empty one")
+    empty_response: float = Field(0.5, ge=0, le=1, description="share of responses that must score above an empty one")
     score_std: float = Field(1e-3, ge=0, description="smallest standard deviation of scores over SFT samples")

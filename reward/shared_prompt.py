@@ -1,6 +1,6 @@
-"""Scores of rankings with each prompt computed once: one row holds the prompt and, side by side, its answers.
+"""Scores of rankings with each prompt computed once: one row holds the prompt and, side by side, its responses.
 
-A 4-D mask lets an answer see the prompt and itself only, and positions restart after the prompt, so every token has
+A 4-D mask lets a response see the prompt and itself only, and positions restart after the prompt, so every token has
 the states that it has in a row of its own. Knows nothing of losses or trainers.
 """
 
@@ -58,7 +58,7 @@ def _fast_branches(decoder: Decoder, ids: Tensor, positions: Tensor, real: Tenso
 
 
 def shared_states(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Tensor]:
-    """Last hidden states (L, D) of each answer's own tokens; ``counts`` answers follow each other in a ranking."""
+    """Last hidden states (L, D) of each response's own tokens; ``counts`` responses follow each other in a ranking."""
     lengths, queries = rows.lengths.tolist(), rows.query_lengths.tolist()
     whole = [ids[:n] for ids, n in zip(rows.ids.tolist(), lengths, strict=True)]
     trees, first, at = [], [], 0

@@ -32,7 +32,7 @@ LOSSES: dict[str, Loss] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
-    """How an answer's hidden states become its score: ``function(states, head)`` of states (L, D) gives a scalar ().
+    """How a response's hidden states become its score: ``function(states, head)`` of states (L, D) gives a scalar ().
 
     ``last_only``: it reads the last state alone, so that no other is computed. ``attention``: the head has an attention
     vector, which is trained and stored with it. ``padded`` does the same for padded rows at once, where there is such a

@@ -1,7 +1,7 @@
-"""A base model from scratch: tokenizer, a small Llama, next-token training on documents, in pieces of the context.
+"""A base model from scratch: tokenizer, a small Llama, next-token training on documents, in chunks of the context.
 
 For the demo and for data in languages without a small base. Matrices are trained with Muon (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing of prompts and answers.
+https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing of prompts and responses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from stages.training.nonfinite import NonFiniteSteps, norm_of
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 VERSION = 3
 HELD_OUT = 1000
-"""Held-out documents of which the loss is measured, at most."""
+"""Held-out documents of which the loss is computed, at most."""
 
 
 def run(context: StageContext, config: PretrainConfig) -> StageResult:
@@ -102,15 +102,15 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def chunks(ids: Sequence[int], context: int) -> list[list[int]]:
-    """A document's ids in pieces of at most ``context``, so that each of them but the first is predicted once.
+    """A document's ids in chunks of at most ``context``, so that each of them but the first is predicted once.
 
-    A piece begins with the last id of the one before; no piece holds two documents, so none attends to another.
+    A chunk begins with the last id of the one before; no chunk holds two documents, so none attends to another.
     """
     return [list(ids[i : i + context]) for i in range(0, len(ids) - 1, context - 1)]
 
 
 def counts_of(chunked: Sequence[Sequence[Sequence[int]]]) -> dict[str, int]:
-    """Documents, pieces and predicted tokens: nothing is cut or dropped, but a document without any text."""
+    """Documents, chunks and predicted tokens: nothing is cut or dropped, but a document without any text."""
     return {
         "documents": len(chunked),
         "documents_in_several_pieces": sum(len(p) > 1 for p in chunked),

@@ -1,7 +1,7 @@
-"""Ranked answers of the run's own: sample k answers a prompt from the SFT model and let an annotator score them.
+"""Ranked responses of the run's own: sample k responses a prompt from the SFT model and let an annotator score them.
 
 The annotator is a Python function; Gumbel noise on its scores makes it a Plackett-Luce annotator (Luce 1959: the
-order of score + Gumbel noise of scale s is a Plackett-Luce draw with utilities score / s).
+order of score + Gumbel noise of scale s is a Plackett-Luce sample with utilities score / s).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from stages.stage import StageContext, StageResult, prompt_rows
 
 VERSION = 8
 FILE = "rankings.jsonl"
-FIX = "raise rankings.max_new_tokens, or train longer by SFT so that answers end"
+FIX = "raise rankings.max_new_tokens, or train longer by SFT so that responses end"
 
 
 def run(context: StageContext, config: RankingsConfig) -> StageResult:
@@ -56,7 +56,7 @@ def run(context: StageContext, config: RankingsConfig) -> StageResult:
     scores = [s for row in rows for s in row["scores"]]  # type: ignore[attr-defined]
     ended = [f for row in rows for f in row["finished"]]  # type: ignore[attr-defined]
     unfinished = len(ended) - sum(ended)
-    if warning := share_warning(unfinished, len(ended), "sampled answers were cut at the limit", FIX):
+    if warning := share_warning(unfinished, len(ended), "sampled responses were cut at the limit", FIX):
         context.warn(f"rankings: {warning}")
     counts = {"answers": len(ended), "unfinished": unfinished, "limit": config.max_new_tokens}
     context.log.note(log_row(counts))
@@ -75,7 +75,7 @@ def run(context: StageContext, config: RankingsConfig) -> StageResult:
 
 @dataclass
 class Sampled:
-    """Answers of one split so far, those of all processes; the next batch is sampled by its own generator."""
+    """Responses of one split so far, those of all processes; the next batch is sampled by its own generator."""
 
     answers: list[str] = field(default_factory=list)
     finished: list[bool] = field(default_factory=list)
@@ -89,10 +89,10 @@ def snapshot(done: dict[str, Sampled]) -> State:
 def sample(
     context: StageContext, config: RankingsConfig, prompts: Sequence[Prompt], split: str, done: dict[str, Sampled]
 ) -> None:
-    """``rankings.answers`` answers to each prompt into ``done[split]``, in the order of the prompts.
+    """``rankings.answers`` responses to each prompt into ``done[split]``, in the order of the prompts.
 
-    Random numbers belong to rows: a batch's table is drawn whole, and each process samples its share of the rows with
-    their part of it, so that answers do not depend on the number of processes.
+    Random numbers belong to rows: a batch's table is made whole, and each process samples its share of the rows with
+    their part of it, so that responses do not depend on the number of processes.
     """
     asked = prompt_rows(context.renderer, prompts)
     room, cure = config.max_new_tokens, "lower rankings.max_new_tokens, or leave out the longest prompts"
@@ -137,7 +137,7 @@ def rank(
 ) -> list[tuple[dict[str, object], float | None]]:
     """One JSON row a prompt, and the share of its pairs on which noisy and true order agree.
 
-    The annotator is asked once, by the main process, for all answers.
+    The annotator is asked once, by the main process, for all responses.
     """
     annotator = load_function(config.annotator, context.recipe_folder)
     k, answers, finished = config.answers, sampled.answers, sampled.finished

@@ -1,6 +1,6 @@
-"""The reward model: a role with a scalar head, trained on rankings of k answers.
+"""The reward model: a role with a scalar head, trained on rankings of k responses.
 
-Each answer is encoded once, however many pairs it is in (Ouyang et al. 2022).
+Each response is encoded once, however many pairs it is in (Ouyang et al. 2022).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HOLDOUT_COUNTS = "holdout_counts"
 
 
 def run(context: StageContext, config: RewardConfig) -> StageResult:
-    """Train the ``reward`` role (or an ensemble) and perhaps a held-out model; centre, examine and write them."""
+    """Train the ``reward`` role (or an ensemble) and perhaps a held-out model; set their means to 0, examine, write."""
     mine, holdout_rankings = split_holdout(context.corpus.rankings.train, config.holdout)
     train, held_out, tallies = encode_all(context, mine, config)
     members = {member_role("reward", i): train for i in range(config.ensemble)}
@@ -91,7 +91,9 @@ def encode_all(
     held_out, held_out_tally = encode_rankings(context.renderer, given, config, "held-out rankings")
     if not train:
         why = f": {tally.warning() or tally.summary()}" if tally.rows else ""
-        raise UserError(f"data.rankings: no ranking has two different answers of different rank; nothing to learn{why}")
+        raise UserError(
+            f"data.rankings: no ranking has two distinct responses of different rank; nothing to learn{why}"
+        )
     ids = [q + a for r in (*train, *held_out) for q, a in zip(r.queries, r.responses, strict=True)]
     check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
     if config.margin and all(row.scores is None for row in train):
@@ -100,7 +102,7 @@ def encode_all(
 
 
 def note_counts(context: StageContext, tallies: Mapping[str, Tally]) -> None:
-    """Tell what is cut and dropped, to the terminal and to the metrics file."""
+    """Report what is cut and dropped, to the terminal and to the metrics file."""
     for name, tally in tallies.items():
         tell(tally, "reward model", context.say, context.warn)
         context.log.note(log_row(tally.as_dict(), name.removesuffix("counts").rstrip("_")))
@@ -198,14 +200,14 @@ def encode(
 
 
 def reference_score(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
-    """One short training answer and its score: what PPO's self-check expects of the loaded model."""
+    """One short training response and its score: what PPO's self-check expects of the loaded model."""
     pairs = [(q, a) for r in rows for q, a in zip(r.queries, r.responses, strict=True)]
     query, response = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
     return {"query": query, "response": response, "score": model.score_ids([query], [response]).item()}
 
 
 def evaluate_rankings(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
-    """Held-out pair accuracy with its interval, and the share of pairs where the longer answer is the better one."""
+    """Held-out pair accuracy with its interval, and the share of pairs where the longer response is the better one."""
     if not rows:
         return {"pair_accuracy": None, "pairs": 0}
     flat = model.score_ids([q for r in rows for q in r.queries], [a for r in rows for a in r.responses]).tolist()

@@ -80,16 +80,16 @@ class SFTConfig(Config):
 
 
 class RankingsConfig(Config):
-    """Ranked answers made by sampling from the SFT model and asking an annotator (a Python function)."""
+    """Ranked responses made by sampling from the SFT model and asking an annotator (a Python function)."""
 
-    annotator: str = Field(description="'file.py:function' or 'package.module:function' that scores answers")
-    prompts: int = Field(1000, ge=1, description="training prompts to answer")
-    held_out_prompts: int = Field(256, ge=0, description="held-out prompts to answer, for the reward model's accuracy")
-    answers: int = Field(4, ge=2, description="answers sampled for each prompt")
+    annotator: str = Field(description="'file.py:function' or 'package.module:function' that scores responses")
+    prompts: int = Field(1000, ge=1, description="training prompts to respond to")
+    held_out_prompts: int = Field(256, ge=0, description="held-out prompts likewise, for the reward model's accuracy")
+    answers: int = Field(4, ge=2, description="responses sampled for each prompt")
     noise: float = Field(0.0, ge=0, description="scale of Gumbel noise on the annotator's scores (Plackett-Luce)")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
-    max_new_tokens: int = Field(64, ge=1, description="longest answer")
-    batch: int = Field(128, ge=1, description="answers generated at once")
+    max_new_tokens: int = Field(64, ge=1, description="longest response")
+    batch: int = Field(128, ge=1, description="responses generated at once")
 
 
 class RewardConfig(Config):
@@ -102,7 +102,7 @@ class RewardConfig(Config):
     margin: float = Field(0.0, ge=0, description="weight of score differences as margins (needs scores)")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels assumed wrong (pairs only)")
     pooling: Annotated[str, AfterValidator(in_table(POOLINGS))] = Field(
-        "last", description="score at the last token, the mean over the answer, or a mean with learned weights"
+        "last", description="score at the last token, the mean over the response, or a mean with learned weights"
     )
     ensemble: int = Field(1, ge=1, le=16, description="reward adapters on the shared base, with other seeds and orders")
     combine: Literal["mean", "min", "mean_minus_std"] = Field(
@@ -126,13 +126,13 @@ class RewardConfig(Config):
     micro_batch: int = Field(16, ge=1, description="rankings a forward pass and process")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
-    max_tokens: int = Field(1024, ge=8, description="longest prompt and answer")
+    max_tokens: int = Field(1024, ge=8, description="longest prompt and response")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_skipped_steps: int | None = Field(
         20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
     )
-    calibration_samples: int = Field(256, ge=1, description="SFT answers whose mean score becomes 0")
+    calibration_samples: int = Field(256, ge=1, description="SFT responses whose mean score becomes 0")
     gate: GateConfig = GateConfig()
 
     @model_validator(mode="after")
@@ -177,7 +177,7 @@ class PPOConfig(Config):
     final_learning_rate: float = Field(0.0, ge=0, le=1, description="share of the learning rate left at the end")
     adam_epsilon: float = Field(1e-5, gt=0, description="Adam's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip, for policy and value apart")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip, for policy and value separately")
     max_skipped_steps: int | None = Field(
         20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
     )
@@ -218,7 +218,7 @@ class PPOConfig(Config):
         "last", description="the policy after the last update, or the one with the best held-out score (reward.holdout)"
     )
     keep_every: int | None = Field(None, ge=1, description="keep the policy every so many updates, to evaluate ppo@N")
-    self_check: bool = Field(True, description="look for silent mistakes before the first update; takes seconds")
+    self_check: bool = Field(True, description="check for silent mistakes before the first update; takes seconds")
 
     @model_validator(mode="after")
     def _divides(self) -> PPOConfig:

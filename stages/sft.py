@@ -94,7 +94,7 @@ def encode_demonstrations(
 
 
 def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConfig, saved: State | None = None) -> Any:
-    """TRL's trainer of the entered role, with nothing left to its own preparation; ``saved``: where it goes on."""
+    """TRL's trainer of the entered role, with nothing left to its own preparation; ``saved``: where it resumes."""
     from trl import SFTConfig as TrlConfig
 
     from stages.training.sft_trainer import ResponseTrainer

@@ -92,7 +92,7 @@ class MetricsLog:
             self.tracker = None
 
     def tokens(self) -> int | None:
-        """Tokens of all rows, earlier processes' included; None where rows do not tell."""
+        """Tokens of all rows, earlier processes' included; None where rows do not say."""
         each, total = 0, 0
         for row in self.rows():
             each += int(row.get("tokens", row.get("tokens/response", 0)))
@@ -132,7 +132,7 @@ class StageContext:
         out: the folder that it writes into.
         inputs: folders of the finished stages that it is given, by stage.
         open_base: gives the base that the stage stands on, and its rendering; called once, at first use.
-        generations: the folder in which evaluation keeps answers.
+        generations: the folder in which evaluation keeps responses.
     """
 
     out: Path
@@ -167,7 +167,7 @@ class StageContext:
 
     @property
     def pad_id(self) -> int:
-        """The tokenizer's padding id, or 0 where that is outside the embeddings; masks never look at ids."""
+        """The tokenizer's padding id, or 0 where that is outside the embeddings; masks never depend on ids."""
         pad = self.renderer.pad_id
         return pad if pad < self.base.lm.get_input_embeddings().weight.shape[0] else 0
 

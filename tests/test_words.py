@@ -121,6 +121,89 @@ def test_no_heading_of_the_docs_uses_a_word_of_its_own() -> None:
     assert headings and not [h for h in headings if words(h) & (set(INSTEAD) - plain)]
 
 
+TOLD = {"UserError", "StageError", "RemoteError", "Reject", "Unusable", "ValueError", "warn", "say", "_say", "echo"}
+"""Functions whose texts a user reads, by their last name."""
+HELP = {"help", "description", "advice", "about", "note"}
+TEXT = {
+    "answer": "response", "answers": "responses", "beside": "next to, with", "begun": "started, resumed",
+    "told": "reported", "draw": "sample, tie", "draws": "noise", "drawn": "sampled", "pieces": "micro-batches, chunks",
+    "piece": "micro-batch, chunk", "centred": "less its mean", "centre": "mean", "spread": "std", "apart": "separately",
+    "look": "check", "looks": "evaluations", "looked": "checked", "looking": "searching", "paid": "optimised against",
+    "pays": "rewards", "measured": "found, computed", "watcher": "held-out reward model", "captured": "saved",
+    "job": "stage", "jobs": "stages", "bench": "loaded models", "emptied": "empty response", "caution": "penalty",
+    "trunk": "prefix layers", "slope": "gradient", "parting": "divergence", "folded": "merged", "mend": "fix",
+}  # fmt: skip
+PHRASES = {
+    r"\b(go|goes|going|gone|went) on\b": "resume, continue",
+    r"\bbegins again\b": "starts again",
+    r"\bas ever\b": "as before",
+    r"\bother hands\b": "third-party",
+}
+SPOKEN = {  # what stays, by a part of the text
+    "its answer is": "a server's reply",
+    "row of its answer": "a server's reply",
+    "answer within": "a server's reply",
+    "an answer within": "a server's reply",
+    "tool's answer": "what a tool says",
+    "answers no turn": "what a tool says",
+    "question and answer": "the user's own file",
+    "response and answer are names": "the user's own file",
+    "MT-Bench's answers": "the user's own file",
+    "MT-Bench's form": "the name of a data set",
+    "a reference answer": "the user's own file",
+    "text or answer": "the user's own file",
+    "examples: [{prompt: ..., answer: ...}]": "a key of the recipe",
+    "a good answer": "describes the recipe's key `answer`",
+    "final answer": "what is extracted from a response, as evaluation harnesses call it",
+    "--beside is called": "the option's old name",
+    "policy's own trunk": "the trunk that policy and value share, as the field says; no cache",
+    "shares the policy's trunk": "the trunk that policy and value share, as the field says; no cache",
+}
+
+
+def read_by_users(tree: ast.AST) -> Iterator[str]:
+    """Texts of messages, help and descriptions; what an f-string fills in is left out."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and any(".command(" in ast.unparse(d) for d in node.decorator_list):
+            yield ast.get_docstring(node) or ""
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            given = [*node.args] if name in TOLD else []
+            given += [k.value for k in node.keywords if k.arg in HELP]
+            for text in given:
+                inner = {id(n) for f in ast.walk(text) if isinstance(f, ast.FormattedValue) for n in ast.walk(f)}
+                yield "".join(
+                    n.value if isinstance(n, ast.Constant) and isinstance(n.value, str) else " "
+                    for n in ast.walk(text)
+                    if id(n) not in inner and isinstance(n, ast.Constant | ast.FormattedValue)
+                )
+
+
+def own_words(text: str) -> list[str]:
+    """Words of the left column in a text for users, each with what to write."""
+    for part in SPOKEN:
+        text = text.replace(part, "")
+    names_left_out = re.sub(r"\S*[_./`{}\[\]\"]\S*", " ", text)
+    found = [f"{w}: {TEXT[w]}" for w in re.findall(r"[a-z]+", names_left_out.lower()) if w in TEXT]
+    return found + [f"{p}: {better}" for p, better in PHRASES.items() if re.search(p, text)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_text_for_users_uses_a_word_of_its_own(path: Path) -> None:
+    texts = read_by_users(ast.parse(path.read_text(encoding="utf-8")))
+    assert not {text: found for text in texts if (found := own_words(text))}
+
+
+def test_texts_for_users_are_found() -> None:
+    tree = ast.parse('raise UserError(f"{x.answer}: its spread" " is told")\nField(1, description="goes on")')
+    assert [own_words(t) for t in read_by_users(tree)] == [
+        ["spread: std", "told: reported"],
+        [r"\b(go|goes|going|gone|went) on\b: resume, continue"],
+    ]
+    every = "\n".join(t for p in SOURCES for t in read_by_users(ast.parse(p.read_text(encoding="utf-8"))))
+    assert len(every) > 20_000 and not [part for part in SPOKEN if part not in every]
+
+
 def test_every_exception_is_needed() -> None:
     for where, name in FINE_IN:
         if (ROOT / where).is_file():

@@ -1,4 +1,4 @@
-"""Errors with a message for the user: wrong input (exit code 2), and a stage that cannot go on (exit code 3)."""
+"""Errors with a message for the user: wrong input (exit code 2), and a stage that cannot continue (exit code 3)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RowError(UserError):
 
 
 class StageError(Exception):
-    """A stage cannot go on, and the reason is no mistake in the input: a clear message, exit code 3."""
+    """A stage cannot continue, and the reason is no mistake in the input: a clear message, exit code 3."""
 
 
 class CheckpointError(StageError):

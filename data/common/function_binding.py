@@ -15,7 +15,7 @@ from typing import Any
 from data.common.errors import UserError, nearest
 
 OFFERED = ("prompts", "completions", "finished", "messages", "categories")
-"""Columns that every function is offered, one value a row; the data's other columns come beside them."""
+"""Columns that every function is offered, one value a row; the data's other columns come with them."""
 
 ALIASES = {"responses": "completions"}
 P = inspect.Parameter

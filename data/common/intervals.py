@@ -17,7 +17,7 @@ from scipy import stats
 
 MINIMUM = 20  # below this many prompts no interval is given: coverage is tested from here upwards
 BLOCK = 4_000_000  # bootstrap counts that exist at one time
-FEW = 10  # clusters unlike all others: with fewer, resamples without any are common and know nothing of the spread
+FEW = 10  # clusters unlike all others: with fewer, resamples without any are common and know nothing of the variance
 FLOOR = 4.0  # a resample's standard error is at least that of the data over this
 Bounds = tuple[float, float]
 UNBOUNDED: Bounds = (-math.inf, math.inf)
@@ -53,9 +53,10 @@ def mean_interval(
 ) -> Interval:
     """Mean of ``values`` (n,) with a studentised bootstrap interval (see ``ratio_interval``), whatever their order.
 
-    With ``clusters`` (n labels), whole clusters are drawn. Outcomes (0, 1/2 and 1 alone) get ``proportion_interval``,
-    since resamples of a rare outcome often hold none of it; values of which all but a few are equal get
-    ``sparse_interval``. ``bounds`` is the range that the values can have, finite or not; the interval stays within.
+    With ``clusters`` (n labels), whole clusters are resampled. Outcomes (0, 1/2 and 1 alone) get
+    ``proportion_interval``, since resamples of a rare outcome often hold none of it; values of which all but a few are
+    equal get ``sparse_interval``. ``bounds`` is the range that the values can have, finite or not; the interval stays
+    within.
 
     Raises:
         ValueError: no values, values that are not finite, or labels of another length.

@@ -1,7 +1,7 @@
 """HTTP on this machine only: waitress behind 127.0.0.1, with the checks that every server of ours makes.
 
 A request must name this machine as its host (a page of another site can point a name of its own here) and must not
-come from a page of another site. Bodies are read before an answer is begun, and connections that stay silent are
+come from a page of another site. Bodies are read before a reply is started, and connections that stay silent are
 closed, so that half-sent requests hold nothing. Errors are JSON, those of a request that is no HTTP too. Knows nothing
 of what is served.
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def number(value: Any) -> str:
-    """Three significant digits, thousands apart; nothing for what is no number."""
+    """Three significant digits, thousands separated; nothing for what is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return ""
     if isinstance(value, int) or abs(value) >= 1000:

@@ -93,8 +93,8 @@ def paired_comparison(
     """Compare scores ``a`` with ``b``, both (n,) and paired by row; higher is better.
 
     Without clusters the p-value is the exact two-sided sign test on the pairs that differ. With clusters of several
-    rows it is a sign-flip test of whole clusters (``resamples`` draws from ``seed``), the interval widens likewise, and
-    the plain counts of wins, ties and losses still count rows.
+    rows it is a sign-flip test of whole clusters (``resamples`` of them, from ``seed``), the interval widens likewise,
+    and the plain counts of wins, ties and losses still count rows.
 
     Raises:
         ValueError: lengths that differ, no rows, or scores that are not finite.
@@ -105,7 +105,7 @@ def paired_comparison(
     sums, _ = by_cluster(signs, labels)
     outcomes = (signs + 1) / 2
     interval = proportion_interval(outcomes, labels)
-    # Spread of one prompt's outcome, for power: in units of the win rate, with the same imagined win and loss.
+    # std of one prompt's outcome, for power: in units of the win rate, with the same imagined win and loss.
     oriented = outcomes if wins >= losses else 1 - outcomes
     std = float(np.sqrt(dispersion(oriented, *by_cluster(oriented, labels)) / 4))
     reach = float(stats.norm.ppf(0.975) + stats.norm.ppf(POWER))

@@ -1,4 +1,4 @@
-"""Regular expressions of users, looked for in texts of models: Python's syntax, with a limit on time.
+"""Regular expressions of users, searched for in texts of models: Python's syntax, with a limit on time.
 
 ``re`` cannot be stopped once it backtracks, so the ``regex`` library runs them; what only that library would read as
 something else is refused.
@@ -51,6 +51,6 @@ def occurrences(pattern: str, text: str, what: str) -> Iterator[Any]:
         yield from compiled(pattern).finditer(text, timeout=SECONDS)
     except TimeoutError:
         raise StageError(
-            f"{what}: looking for {pattern[:80]!r} took more than {SECONDS:g} seconds in a text of {len(text):,} "
+            f"{what}: searching for {pattern[:80]!r} took more than {SECONDS:g} seconds in a text of {len(text):,} "
             "characters; write the pattern without repetitions inside repetitions, such as (a+)+"
         ) from None

@@ -1,8 +1,8 @@
 """The user's own files: which of them a file imports, what they hash to, and how they are loaded.
 
-A file imports what lies beside it (``helpers.py``, ``helpers/text.py``) as it would when run by itself. Its modules
+A file imports what lies next to it (``helpers.py``, ``helpers/text.py``) as it would when run by itself. Its modules
 get private names and an ``__import__`` of their own, so neither the import path nor a module of trivet's that has the
-same name is touched. Python's own modules are never replaced by a file beside.
+same name is touched. Python's own modules are never replaced by a file of the user's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def find_sibling(root: Path, dotted: Dotted) -> Path | None:
 
 
 def source_closure(path: Path) -> dict[str, bytes]:
-    """The sources of a file and of all files beside it that it imports, directly or through others.
+    """The sources of a file and of all files next to it that it imports, directly or through others.
 
     Imports inside functions count; a module named by a computed text does not. Names are relative to the file's folder.
     """
@@ -124,7 +124,7 @@ class Source(importlib.abc.SourceLoader):
 
 
 class Importer:
-    """Loads a user's file and, under private names, the files beside it that it imports.
+    """Loads a user's file and, under private names, the files next to it that it imports.
 
     Args:
         path: the file.
@@ -139,7 +139,7 @@ class Importer:
         self.loaded: dict[Dotted, ModuleType] = {}
 
     def main(self) -> ModuleType:
-        """The file's own module; whatever its code raises goes on, and nothing half-loaded stays behind."""
+        """The file's own module; whatever its code raises is passed on, and nothing half-loaded stays behind."""
         if self.private in sys.modules:
             return sys.modules[self.private]
         try:
@@ -181,7 +181,7 @@ class Importer:
             dotted = resolved(name, level, package)
             if dotted is None or not self._is_sibling(dotted, fromlist or ()):
                 if level:
-                    raise ImportError(f"no file beside {self.path.name} for the import of {'.' * level}{name}")
+                    raise ImportError(f"no file next to {self.path.name} for the import of {'.' * level}{name}")
                 return builtins.__import__(name, globals, locals, fromlist or (), level)
             modules = [self._load(dotted[:n]) for n in range(1, len(dotted) + 1)]
             if not fromlist:

@@ -1,7 +1,7 @@
 """Functions that users bring: a reward, a gold preference, an annotator, from a named file or an installed package.
 
 A file is loaded under a private module name, without touching the import path, and its source is hashed with those of
-the files beside it that it imports (``user_files``), so that a changed function is a changed stage. Columns are given
+the files next to it that it imports (``user_files``), so that a changed function is a changed stage. Columns are given
 by name (``binding``) and results are checked row by row. Knows nothing of models or stages.
 """
 
@@ -30,7 +30,7 @@ class UserFunction:
     """A loaded function of named columns, such as ``fn(prompts, completions)``, that returns one number a row.
 
     ``name`` is as the user wrote it, ``path`` the file it came from and ``fingerprint`` the sha256 of that file, with
-    those that it imports from beside it.
+    those that it imports from its own folder.
     """
 
     fn: Callable[..., Any]
@@ -91,16 +91,16 @@ class UserFunction:
         values = list(result)
         if len(values) != rows:
             raise UserError(
-                f"{self.name} returned {len(values)} values for {rows} answers; it must return one for each"
+                f"{self.name} returned {len(values)} values for {rows} responses; it must return one for each"
             )
         floats: list[float] = []
         for i, value in enumerate(values):
             try:
                 floats.append(float(value))
             except (TypeError, ValueError):
-                raise UserError(f"{self.name} returned {value!r} for answer {i}; it must return a number") from None
+                raise UserError(f"{self.name} returned {value!r} for response {i}; it must return a number") from None
             if not math.isfinite(floats[-1]):
-                raise UserError(f"{self.name} returned {floats[-1]} for answer {i}; rewards must be finite")
+                raise UserError(f"{self.name} returned {floats[-1]} for response {i}; rewards must be finite")
         return floats
 
 
@@ -157,7 +157,7 @@ def _instance(reference: str, made: type) -> Any:
 
 
 def _fingerprint(reference: str, path: Path | None) -> str:
-    """Of a file with those beside it that it imports; of a module's source alone, which is installed as a whole."""
+    """Of a file with those next to it that it imports; of a module's source alone, which is installed as a whole."""
     if path is None or not path.is_file():
         return hashlib.sha256(reference.encode()).hexdigest()
     if not _is_file_name(reference.rpartition(":")[0]):
@@ -183,7 +183,7 @@ def columns_of(prompts: Collection[Prompt]) -> dict[str, list[Any]]:
 
 
 def offered_for(prompts: Collection[Prompt], *more: str) -> set[str]:
-    """Names of the columns that a function of these prompts' answers is offered: those with a value in some row."""
+    """Names of the columns that a function of these prompts' responses is offered: those with a value in some row."""
     own = {name for p in prompts for name, value in p.columns.items() if value is not None}
     return {*OFFERED, *more, *(own - RESERVED)}
 

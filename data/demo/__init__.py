@@ -1,1 +1,1 @@
-"""The embedded task: requests, answers and pretraining text, written procedurally, with a known gold preference."""
+"""The embedded task: requests, responses and pretraining text, written procedurally, with a known gold preference."""

@@ -1,12 +1,12 @@
-"""The embedded task: procedurally written requests, answers and pretraining text with a known gold preference.
+"""The embedded task: procedurally written requests, responses and pretraining text with a known gold preference.
 
 A request asks for a story or a letter in one of three moods and names three nouns; the nouns are its *combination* and
 its split group, so that a held-out combination is in no record of any stage. Text is lower case and every word and mark
-stands between blanks. ``gold`` judges an answer by the request's and the answer's words alone.
+stands between blanks. ``gold`` judges a response by the request's and the response's words alone.
 
 Demonstrations are of mixed quality on purpose. One that is cut short stops early but does end (``finished=True``): it
-is a poorer answer, not a truncated one. A wrong noun in a demonstration or a sampled answer can by chance complete a
-held-out combination in the answer's text; it is never asked for there.
+is a poorer response, not a truncated one. A wrong noun in a demonstration or a sampled response can by chance complete
+a held-out combination in the response's text; it is never asked for there.
 
 Knows nothing of tokenizers, models or files. Same rows and seed, same records.
 """
@@ -50,7 +50,7 @@ WEIGHTS: Mapping[str, float] = {
     "wrong_mood": -0.75,  # for each sentence of another mood of the kind
     "polite": 1.25,  # the first sentence is a polite opener
     "rude": -1.25,  # for each rude sentence
-    "closing": 1.5,  # the kind's closing occurs once, comes last, and the answer was finished
+    "closing": 1.5,  # the kind's closing occurs once, comes last, and the response was finished
     "doubled": -1.0,  # for each sentence that does again what an earlier one did, word for word or not
     "misfit": -3.0,  # times the share of sentences that match no pattern of the kind
     "length": -0.1,  # for each word short of 22 or beyond 44
@@ -62,11 +62,11 @@ MAX_FOREIGN = 4
 def gold(
     prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool] | None = None, **_: object
 ) -> list[float]:
-    """Return the gold preference of each answer; perfect is 7.25, an empty answer -2.2.
+    """Return the gold preference of each response; perfect is 7.25, an empty response -2.2.
 
     Args:
-        prompts: request texts of this task, one an answer.
-        completions: answer texts without the stop token.
+        prompts: request texts of this task, one a response.
+        completions: response texts without the stop token.
         finished: whether the stop token came; taken as true for all where it is not given.
 
     Raises:
@@ -78,7 +78,7 @@ def gold(
 
 
 def gold_parts(prompt: str, completion: str, finished: bool = True) -> dict[str, float]:
-    """Return the named terms of one answer's gold; the names are those of ``WEIGHTS``, the sum is the gold."""
+    """Return the named terms of one response's gold; the names are those of ``WEIGHTS``, the sum is the gold."""
     kind, mood, asked = _parse(prompt)
     tokens = completion.split()
     sentences = split_sentences(completion)
@@ -184,7 +184,7 @@ def prompts(rows: int, seed: int) -> list[Prompt]:
 
 
 def demonstrations(rows: int, seed: int) -> list[Demonstration]:
-    """Return unique requests with answers of mixed quality, all finished."""
+    """Return unique requests with responses of mixed quality, all finished."""
     rng = _rng("answers", seed)
     requests = _take(rows, _rng("demonstrations", seed))
     return [Demonstration(prompt=_prompt(r), answer=write_answer(r, rng, MIXED)) for r in requests]

@@ -1,7 +1,7 @@
-"""Writing for the demo task: requests, answers of any quality, and pretraining text.
+"""Writing for the demo task: requests, responses of any quality, and pretraining text.
 
-Every choice is drawn from the ``random.Random`` that is passed in. Knows nothing of the gold preference, records, seeds
-or splits; see ``data.demo.task``.
+Every choice is sampled from the ``random.Random`` that is passed in. Knows nothing of the gold preference, records,
+seeds or splits; see ``data.demo.task``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """How often an answer does each thing: probabilities, ``wrong_noun`` for each of the three nouns."""
+    """How often a response does each thing: probabilities, ``wrong_noun`` for each of the three nouns."""
 
     wrong_noun: float = 0.0
     right_mood: float = 1.0  # otherwise any of the kind's three moods, the right one among them
@@ -64,11 +64,11 @@ PLAIN = Quality(right_mood=0.0, polite=0.0, filler=0.4, closing=0.5)  # pretrain
 TITLED = Quality(polite=0.0, filler=0.4, closing=0.5)  # the same, of the mood that its title names
 
 
-# ---- answers and requests --------------------------------------------------------------------------------------------
+# ---- responses and requests ------------------------------------------------------------------------------------------
 
 
 def write_answer(request: Request, rng: random.Random, quality: Quality = PERFECT) -> str:
-    """Write an answer of the given quality; every sentence of it matches a pattern of the kind."""
+    """Write a response of the given quality; every sentence of it matches a pattern of the kind."""
     kind = request.kind
     sorts = _sorts(kind)
     slots = {
@@ -141,14 +141,14 @@ DOCUMENTS: Mapping[str, float] = {
 # sees whether the request was followed (docs/measurements/demo.md).
 LESSON: Mapping[str, float] = {"matched": 1.0}
 LESSON_ROWS = 3000
-WRONG = 0.5  # share of nouns that are drawn anew in checked texts
+WRONG = 0.5  # share of nouns that are sampled again in checked texts
 
 
 def write_document(rng: random.Random, shares: Mapping[str, float] = DOCUMENTS) -> tuple[str, str]:
     """Return a pretraining text and the combination it names, or "" where it names none; ``shares`` of its sorts.
 
     It teaches the sentences, copying nouns from what was asked, and yes-no checks of a text against a topic; a request
-    followed by its answer is never written.
+    followed by its response is never written.
     """
     writers = {
         "titled": _titled,

@@ -3,7 +3,7 @@
 Slots in braces are filled by ``data.demo.task``: ``first`` (animal of a story, person of a letter), ``object`` and
 ``place``; ``[adjective]`` and ``[quality]`` may stay empty. Every word stands between blanks, punctuation too, and
 every noun and adjective begins with a consonant, so that "a" is always right. No pattern contains a listed noun, and
-the longest perfect answer has 44 words.
+the longest perfect response has 44 words.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ QUALITIES = _words("red blue shiny wooden tiny golden")
 FIRSTS = {"story": ANIMALS, "letter": PERSONS}
 MOODS = {"story": ("happy", "sad", "scary"), "letter": ("thankful", "sorry", "excited")}
 
-# The nouns and the mood of every request stand at the same distance from its end and in the order of the answer:
+# The nouns and the mood of every request stand at the same distance from its end and in the order of the response:
 # that makes "was the request followed?" learnable for a very small reward model.
 LEADS = {
     "story": ("please write a", "tell me a", "i would like a"),
@@ -138,7 +138,7 @@ RECAPS = {
     "story": "it had a {first} , a {object} and the {place} .",
     "letter": "it was to the {first} about a {object} and the {place} .",
 }
-# (user's line, assistant's line) that name one whole combination; never a request with its answer.
+# (user's line, assistant's line) that name one whole combination; never a request with its response.
 NAMINGS = {
     "story": (
         ("please name a {first} , a {object} and the {place} .", "a {first} , a {object} and the {place} ."),

@@ -24,7 +24,7 @@ def corpus_findings(corpus: Corpus) -> list[str]:
         out.append(f"{count:,} rankings: {kind}; the first is {one.place} ({one.text})")
     share = preference_for_length(rankings)
     if share is not None and share >= ONE_SIDED and len(rankings) >= 20:
-        out.append(f"{share:.0%} of the ranked pairs prefer the longer answer: a reward model may learn length alone")
+        out.append(f"{share:.0%} of the ranked pairs prefer the longer response: a reward model may learn length alone")
     return [*out, *_held_out(corpus)]
 
 

@@ -19,22 +19,22 @@ class Finding:
 
 
 def ranking_findings(rankings: Iterable[RankedAnswers]) -> list[Finding]:
-    """Every doubtful ranking, and every prompt whose rankings prefer answers in a circle."""
+    """Every doubtful ranking, and every prompt whose rankings prefer responses in a circle."""
     found: list[Finding] = []
     worse: dict[str, dict[str, set[str]]] = {}
     first: dict[tuple[str, str, str], str] = {}
     for ranking in rankings:
         place, answers = ranking.prompt.source, [normalise(a) for a in ranking.answers]
         if not all(answers):
-            found.append(Finding("empty answer", place, "an answer is empty"))
+            found.append(Finding("empty response", place, "a response is empty"))
         group = group_of(ranking.prompt.messages, ranking.answers)
         for i, j in ranking.pairs:
             a, b = answers[i], answers[j]
             if a == b:
-                found.append(Finding("equal answers", place, "two answers differ in white space or case alone"))
+                found.append(Finding("equal responses", place, "two responses differ in white space or case alone"))
                 continue
             if (other := first.get((group, b, a))) is not None:
-                found.append(Finding("contradiction", place, f"it prefers the answer that {other} ranks lower"))
+                found.append(Finding("contradiction", place, f"it prefers the response that {other} ranks lower"))
                 continue
             first.setdefault((group, a, b), place)
             worse.setdefault(group, {}).setdefault(a, set()).add(b)
@@ -44,12 +44,12 @@ def ranking_findings(rankings: Iterable[RankedAnswers]) -> list[Finding]:
         except CycleError as error:
             circle = error.args[1]
             place = first.get((group, circle[1], circle[0])) or first.get((group, circle[0], circle[1]), "")
-            found.append(Finding("circle", place, f"{len(circle) - 1} answers are preferred in a circle"))
+            found.append(Finding("circle", place, f"{len(circle) - 1} responses are preferred in a circle"))
     return found
 
 
 def preference_for_length(rankings: Iterable[RankedAnswers]) -> float | None:
-    """Share of ordered pairs of unlike length, in characters, whose better answer is the longer one."""
+    """Share of ordered pairs of unlike length, in characters, whose better response is the longer one."""
     longer = [
         len(r.answers[i]) > len(r.answers[j])
         for r in rankings

@@ -1,4 +1,4 @@
-"""Conversations: OpenAI's messages, ShareGPT and its variants, pairs of turns, and a thumb on the last answer."""
+"""Conversations: OpenAI's messages, ShareGPT and its variants, pairs of turns, and a thumb on the last response."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from data.records import Message
 WHOLE = ("messages", "conversations", "conversation", "dialogue", "dialog")
 LABELS = ("label", "kto_tag", "liked", "thumbs_up", "desirable")
 SCORES = ("helpfulness", "overall_score", "quality", "rating", "score", "reward")
-"""Of one answer, the higher the better, the first that is there."""
+"""Of one response, the higher the better, the first that is there."""
 
-REASONS = ("answer is marked as wanted", "answer is marked as not wanted")
+REASONS = ("response is marked as wanted", "response is marked as not wanted")
 
 
 def finished_of(row: Mapping[str, Any]) -> bool:
@@ -42,10 +42,10 @@ def single(messages: tuple[Message, ...], text: str, row: Mapping[str, Any]) -> 
 
 
 def judged_one(made: Row, row: Mapping[str, Any]) -> Row:
-    """The row with the label that its one answer has."""
+    """The row with the label that its one response has."""
     found = [(name, liked(row[name], name)) for name in LABELS if name in row]
     if not made.answers or not found:
-        raise Reject("it has a label and no answer that the label could be of")
+        raise Reject("it has a label and no response that the label could be of")
     if len({wanted for _, wanted in found}) > 1:
         raise Reject(f"its labels contradict each other: {', '.join(name for name, _ in found)}")
     return replace(made, judged="label", scores=(float(found[0][1]),))
@@ -162,7 +162,7 @@ CHAT: dict[str, Format] = {
         optional=("prompt", *_EXTRAS),
         read=_messages,
         example={"messages": [{"role": "developer", "content": "Be brief."}, _Q, _A]},
-        note="content may be text, parts of text, or null beside tool_calls; OpenAI's roles and their other names",
+        note="content may be text, parts of text, or null next to tool_calls; OpenAI's roles and their other names",
     ),
     "paired turns": Format(
         columns="conversation: [{human, assistant}]",
@@ -190,7 +190,7 @@ CHAT: dict[str, Format] = {
         optional=(*_EXTRAS, *LABELS),
         read=_messages,
         example={"messages": [_Q, {"role": "assistant", "content": "Rain."}], "label": False},
-        note="a thumb on the last answer: see thumbs below",
+        note="a thumb on the last response: see thumbs below",
     ),
     "messages with a rejected answer": Format(
         columns="messages: [..., the chosen answer], rejected_response",

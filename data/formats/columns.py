@@ -1,4 +1,4 @@
-"""Columns that no format reads: which may stand beside, and which would be lost without a word.
+"""Columns that no format reads: which may stand next to those it reads, and which would be lost without a word.
 
 ``METADATA`` are names of what describes a row and is no part of what is learnt, ``REFERENCES`` those of what a user's
 functions and evaluations are given. A column of another name is lost if it holds text, turns, or a number whose name
@@ -29,7 +29,7 @@ METADATA = {
     "counts": "length *_length n_* num_* *_count token_count tokens n_tokens count turns_count",
     "groups": "group cluster *_cluster fold",
 }
-"""Names that stand beside a row, with ``*`` for any text, by what they tell."""
+"""Names that may stand in a row unread, with ``*`` for any text, by what they say."""
 
 REFERENCES = (
     "ground_truth ground_truths gold gold_answer reference references reference_answer reference_answers target "
@@ -37,7 +37,7 @@ REFERENCES = (
     "correct_answer correct_answers test_cases tests test unit_tests rubric rubrics verifier reward_model env_config "
     "kwargs instruction_id_list constraints options choices"
 )
-"""Names of what a prompt's answers are judged by: kept for functions, where the format has no answer of its own."""
+"""Names of what a prompt's responses are judged by: kept for functions, where the format has no response of its own."""
 
 PICTURES = words("image images video videos audio audios image_path image_paths pixel_values")
 TURNS = frozenset({"role", "from", "content", "value"})
@@ -56,7 +56,7 @@ def _pattern(names: str) -> re.Pattern[str]:
 _METADATA = _pattern(" ".join(METADATA.values()))
 _REFERENCES = _pattern(REFERENCES)
 LONGEST_NAME = 300
-"""Characters of a value that stands beside; a longer one under such a name is a text (addresses aside)."""
+"""Characters of a value that stands unread; a longer one under such a name is a text (addresses aside)."""
 
 
 def plain(name: str) -> str:
@@ -93,7 +93,7 @@ def lost(row: Mapping[str, Any], names: Iterable[str], answered: bool) -> Iterat
     Args:
         row: the whole row.
         names: of columns that its format does not read.
-        answered: whether the format reads an answer; a reference beside a bare prompt is there for functions.
+        answered: whether the format reads a response; a reference next to a bare prompt is there for functions.
     """
     for name in names:
         value = row[name]

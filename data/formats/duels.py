@@ -1,4 +1,4 @@
-"""Two answers side by side and who won: safety pairs, arenas, summaries, annotators' votes."""
+"""Two responses side by side and who won: safety pairs, arenas, summaries, annotators' votes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _pku(row: Mapping[str, Any]) -> list[Row]:
 
 def _differ(row: Row) -> Row:
     if len(row.answers) < 2:
-        raise Reject("its two answers are the same")
+        raise Reject("its two responses are the same")
     return row
 
 
@@ -42,7 +42,7 @@ def _arena_texts(row: Mapping[str, Any]) -> list[Row]:
     asked_for = texts_of(row["prompt"], "prompt")
     both = [turn_about(asked_for, texts_of(row[name], name), name) for name in ("response_a", "response_b")]
     if both[0][0] != both[1][0]:
-        raise Reject("response_a and response_b differ before their last turn: they are no answers to the same")
+        raise Reject("response_a and response_b differ before their last turn: they are no responses to the same")
     return [_differ(duel(both[0][0], [text for _, text in both], (0, 1, None)[marks.index(True)]))]
 
 
@@ -68,7 +68,7 @@ def _numbered(row: Mapping[str, Any]) -> list[Row]:
 
 
 def _voted(row: Mapping[str, Any]) -> list[Row]:
-    """PandaLM's: 1 and 2 name the better answer, 0 is a tie; most votes win."""
+    """PandaLM's: 1 and 2 name the better response, 0 is a tie; most votes win."""
     votes = [whole(row[name], name) for name in _VOTES if name in row]
     if any(vote not in (0, 1, 2) for vote in votes):
         raise Reject(f"{', '.join(n for n in _VOTES if n in row)} must be 0 (tie), 1 or 2")
@@ -182,7 +182,7 @@ DUELS: dict[str, Format] = {
             "better_response_id": 1,
             "safer_response_id": 1,
         },
-        note="ordered by better_response_id; what is said of safety is kept beside",
+        note="ordered by better_response_id; what is said of safety is kept for functions",
     ),
     "arena battle": Format(
         columns="conversation_a, conversation_b, winner",
@@ -315,7 +315,7 @@ DUELS: dict[str, Format] = {
             "score_0": -1.0,
             "score_1": 1.0,
         },
-        note="equal scores are a tie; quotes are kept beside",
+        note="equal scores are a tie; quotes are kept for functions",
     ),
     "summaries": Format(
         columns="info: {post}, summaries: [{text}], choice",

@@ -1,4 +1,4 @@
-"""A prompt and an answer under the names that people give them, and thumbs or scores on such an answer."""
+"""A prompt and a response under the names that people give them, and thumbs or scores on such a response."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _thumb(row: Mapping[str, Any]) -> list[Row]:
 
 
 def _score(row: Mapping[str, Any]) -> list[Row]:
-    """One answer with a score of its own: answers to the same prompt make a ranking."""
+    """One response with a score of its own: responses to the same prompt make a ranking."""
     name = first_of(row, SCORES)
     assert name is not None
     return [replace(_any_answer(row), judged="score", scores=(number(row[name], name),))]
@@ -134,7 +134,7 @@ def _first_question(row: Mapping[str, Any]) -> list[Row]:
 
 
 def _sampling_report(row: Mapping[str, Any]) -> list[Row]:
-    """Open-Assistant's report of a model's samples: answers to each prompt, none of them judged."""
+    """Open-Assistant's report of a model's samples: responses to each prompt, none of them judged."""
     rows = []
     for one in listed(row["prompts"], "prompts"):
         if not isinstance(one, Mapping) or "prompt" not in one:
@@ -166,7 +166,7 @@ INSTRUCTIONS: dict[str, Format] = {
         optional=(*BEFORE, *_LATE),
         read=_question,
         example={"question": "What is 2 + 3?", "answer": "5", "ground_truth": "5"},
-        note="a ground truth beside it goes to your functions",
+        note="a ground truth next to it goes to your functions",
     ),
     "query and response": Format(
         columns="query, response",
@@ -181,7 +181,7 @@ INSTRUCTIONS: dict[str, Format] = {
         optional=(*BEFORE, *LABELS, *_LATE, "input"),
         read=_thumb,
         example={"prompt": "Name a river.", "completion": "Rain.", "label": False},
-        note="liked answers are demonstrations; a ranking takes a liked and a not liked one of the same prompt",
+        note="liked responses are demonstrations; a ranking takes a liked and a not liked one of the same prompt",
     ),
     "scored completions": Format(
         columns="prompt, response, helpfulness",
@@ -197,7 +197,7 @@ INSTRUCTIONS: dict[str, Format] = {
             "complexity": 1,
             "verbosity": 1,
         },
-        note="HelpSteer and others; answers to the same prompt make a ranking, and the best is a demonstration",
+        note="HelpSteer and others; responses to the same prompt make a ranking, and the best is a demonstration",
     ),
     "self-instruct": Format(
         columns="instruction, instances: [{input, output}]",
@@ -249,7 +249,7 @@ INSTRUCTIONS: dict[str, Format] = {
         optional=BEFORE,
         read=_prompt,
         example={"prompt": "What is 2 + 3?", "ground_truth": "5"},
-        note="a reference answer beside it goes to your functions",
+        note="a reference answer next to it goes to your functions",
     ),
     "benchmark questions": Format(
         columns="question_id, turns: [...]",
@@ -271,6 +271,6 @@ INSTRUCTIONS: dict[str, Format] = {
                 {"prompt": "Name a river.", "results": [{"sampling_config": "k50", "outputs": ["The Ebro.", "Rain."]}]}
             ],
         },
-        note="Open-Assistant's form; prompts, with answers that nobody judged",
+        note="Open-Assistant's form; prompts, with responses that nobody judged",
     ),
 }

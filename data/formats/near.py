@@ -38,7 +38,7 @@ TARGETS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("text", ("text",)),
 )
 WIDEST = 60
-"""Columns of a row that is looked at."""
+"""Columns of a row that are compared."""
 
 SHOWN = 2
 FEW = 2

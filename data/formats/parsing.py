@@ -49,7 +49,7 @@ def parse(
         source: its place, ``file:line``.
         group_by: the column that names the row's group.
         columns: our name -> the column that is read by it (``{"prompt": "question"}``).
-        ignore: columns, or patterns of their names, that are no part of prompts and answers.
+        ignore: columns, or patterns of their names, that are no part of prompts and responses.
         format: the name of the format that reads it, whatever else would fit.
         known: columns, or patterns of their names, that a user's functions read.
 

@@ -1,4 +1,4 @@
-"""Two answers to the same, one chosen: under all the names that the prompt and the two have."""
+"""Two responses to the same, one chosen: under all the names that the prompt and the two have."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _two(row: Mapping[str, Any], messages: tuple[Message, ...]) -> list[Row]:
 
 
 def _preference(row: Mapping[str, Any]) -> list[Row]:
-    """``chosen`` and ``rejected``, answers or whole conversations, with a prompt or without."""
+    """``chosen`` and ``rejected``, responses or whole conversations, with a prompt or without."""
     name = first_of(row, PROMPT)
     made = _two(row, asked(row, name))
     for other in ("conversations", "messages"):
@@ -39,7 +39,7 @@ def _preference(row: Mapping[str, Any]) -> list[Row]:
 
 
 def _check_repeated(turns: list[Any], name: str, made: Row) -> None:
-    """A conversation beside a prompt repeats the prompt, or the conversation that was chosen."""
+    """A conversation next to a prompt repeats the prompt, or the conversation that was chosen."""
     said = [(m.role, m.content) for m in (message(turn, name) for turn in turns)]
     before = [(m.role, m.content) for m in made.messages]
     if said not in (before, [*before, ("assistant", made.answers[0])]):
@@ -51,7 +51,7 @@ def _instructed(row: Mapping[str, Any]) -> list[Row]:
 
 
 def _response_first(row: Mapping[str, Any]) -> list[Row]:
-    """The usual answer is chosen, and another is rejected."""
+    """The usual response is chosen, and another is rejected."""
     name = first_of(row, ("response", "answer", "completion", "output"))
     assert name is not None
     messages = asked_any(row)
@@ -115,7 +115,7 @@ PREFERENCES: dict[str, Format] = {
             "score_chosen": 8,
             "score_rejected": 3,
         },
-        note="answers, or conversations that differ in the last turn; equal scores are a tie, `margin` is kept",
+        note="responses, or conversations that differ in the last turn; equal scores are a tie, `margin` is kept",
     ),
     "orca pairs": Format(
         columns="system, question, chosen, rejected",

@@ -1,4 +1,4 @@
-"""Answers to one prompt in their order: of ranks, scores, two conversations, or two sides and a winner."""
+"""Responses to one prompt in their order: of ranks, scores, two conversations, or two sides and a winner."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from data.formats.values import blank, number, parsed, string, words
 from data.records import Message, ranks_from_scores
 
 MAX_ANSWERS = 1000
-"""Answers of one ranking; pairs grow with their square."""
+"""Responses of one ranking; pairs grow with their square."""
 
 Side = tuple[tuple[Message, ...], str, tuple[str, ...]]
-"""What comes before an answer, the answer, and notes."""
+"""What comes before a response, the response, and notes."""
 
 PAIR_SCORES = (
     ("score_chosen", "score_rejected"),
@@ -40,14 +40,14 @@ def ranking(
 ) -> Row:
     """Best first, each text once (in its best place)."""
     if len(answers) > MAX_ANSWERS:
-        raise Reject(f"it has {len(answers):,} answers; a ranking has at most {MAX_ANSWERS:,}")
+        raise Reject(f"it has {len(answers):,} responses; a ranking has at most {MAX_ANSWERS:,}")
     order = sorted(range(len(answers)), key=lambda i: ranks[i])
     first: dict[str, int] = {}
     for i in order:
         first.setdefault(answers[i], i)
     kept = list(first.values())
     if not kept:
-        raise Reject("it has no answers")
+        raise Reject("it has no responses")
     return Row(
         messages=messages,
         answers=tuple(answers[i] for i in kept),
@@ -59,17 +59,17 @@ def ranking(
 
 
 def unranked(messages: tuple[Message, ...], answers: Sequence[str]) -> Row:
-    """Answers without an order: all tie."""
+    """Responses without an order: all tie."""
     return ranking(messages, answers, [0] * len(answers), notes=(UNRANKED,))
 
 
 def scored(messages: tuple[Message, ...], answers: Sequence[str], scores: Sequence[float]) -> Row:
-    """Answers by their scores, the higher the better; equal ones tie."""
+    """Responses by their scores, the higher the better; equal ones tie."""
     return ranking(messages, answers, ranks_from_scores(scores), scores)
 
 
 def side(value: Any, name: str, messages: tuple[Message, ...]) -> Side:
-    """An answer, or a whole conversation that may repeat the prompt."""
+    """A response, or a whole conversation that may repeat the prompt."""
     if not isinstance(value, list) or len(value) == 1:
         return messages, answer(value, name), ()
     whole = conversation([message(turn, name) for turn in value], name)
@@ -87,7 +87,7 @@ def side(value: Any, name: str, messages: tuple[Message, ...]) -> Side:
 
 
 def pair(both: Sequence[Side], row: Mapping[str, Any], names: Sequence[str] = ("chosen", "rejected")) -> Row:
-    """Two answers to the same, the first chosen, unless equal scores say that they tie.
+    """Two responses to the same, the first chosen, unless equal scores say that they tie.
 
     Raises:
         Reject: they differ before their last turn or do not differ at all, or their scores contradict the choice.
@@ -128,7 +128,7 @@ def _pair_scores(row: Mapping[str, Any]) -> tuple[tuple[float, float] | None, st
 
 
 def duel(messages: tuple[Message, ...], answers: Sequence[str], won: int | None) -> Row:
-    """Two answers of which the first (0), the second (1) or neither (None) won."""
+    """Two responses of which the first (0), the second (1) or neither (None) won."""
     if won is None:
         return replace(ranking(messages, answers, (0, 0)), notes=(TIED,))
     return ranking(messages, answers, (won, 1 - won))
@@ -138,7 +138,7 @@ def conversations(first: Any, second: Any, names: Sequence[str], row: Mapping[st
     """Two whole conversations that may end differently."""
     both = [side(first, names[0], ()), side(second, names[1], ())]
     if both[0][0] != both[1][0]:
-        raise Reject(f"{names[0]} and {names[1]} differ before their last turn: they are no answers to the same")
+        raise Reject(f"{names[0]} and {names[1]} differ before their last turn: they are no responses to the same")
     return both
 
 

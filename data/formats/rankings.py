@@ -1,4 +1,4 @@
-"""Several answers to one prompt: best first, with ranks, with scores, or each with its own."""
+"""Several responses to one prompt: best first, with ranks, with scores, or each with its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ITEM_SCORES = ("score", "overall_score", "fine-grained_score", "rating", "rewar
 
 
 def _cells(row: Mapping[str, Any]) -> list[Row]:
-    """A tab-separated line: answers best first, no prompt."""
+    """A tab-separated line: responses best first, no prompt."""
     cells = [string(cell, "a cell") for cell in listed(row[CELLS], "cells")]
     answers = [cell for cell in cells if cell.strip()]
     return [ranking((), answers, range(len(answers)))]
@@ -33,7 +33,7 @@ def _messages(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, .
 
 
 def _ranked(row: Mapping[str, Any]) -> list[Row]:
-    """Answers best first, or with ranks (lowest is best, equal ranks tie) or scores (higher is better) beside."""
+    """Responses best first, or next to their ranks (lowest is best, equal ranks tie) or scores (higher is better)."""
     answers = [answer(a, "responses") for a in listed(row["responses"], "responses")]
     by_rank, by_score = first_of(row, RANKS), first_of(row, SCORES)
     marks = {"ranks": by_rank, "scores": by_score}
@@ -43,7 +43,7 @@ def _ranked(row: Mapping[str, Any]) -> list[Row]:
     lists, answers, left_out = judged({k: v for k, v in given.items() if v is not None}, answers)
     ended = _ended(row.get("finished"), len(listed(row["responses"], "responses")))
     if left_out and ended:
-        raise Reject("finished cannot be matched to answers of which some have no rank")
+        raise Reject("finished cannot be matched to responses of which some have no rank")
     scores = [number(s, by_score or "scores") for s in lists["scores"]] if "scores" in lists else None
     ranks: Sequence[int] = range(len(answers))
     if "ranks" in lists:
@@ -65,17 +65,17 @@ def _whole_ranks(given: Sequence[float]) -> list[int]:
 
 
 def _ended(finished: Any, count: int) -> list[bool]:
-    """Whether each answer is whole, where the row says so."""
+    """Whether each response is whole, where the row says so."""
     if finished is None:
         return []
     marks = finished if isinstance(finished, list) else [finished] * count
     if len(marks) != count or any(not isinstance(mark, bool) for mark in marks):
-        raise Reject("finished must be true or false, for all answers or one for each")
+        raise Reject("finished must be true or false, for all responses or one for each")
     return marks
 
 
 def _own_marks(row: Mapping[str, Any], name: str) -> list[Row]:
-    """Answers with a score (higher is better) or rank (lower is better) each; those without one are left out."""
+    """Responses with a score (higher is better) or rank (lower is better) each; those without one are left out."""
     texts: list[str] = []
     marks: list[float] = []
     kinds: set[str] = set()
@@ -87,10 +87,10 @@ def _own_marks(row: Mapping[str, Any], name: str) -> list[Row]:
         if mark is None:
             continue
         kinds.add("rank" if mark == "rank" else "score")
-        texts.append(string(one[text], f"an answer's {text}"))
+        texts.append(string(one[text], f"a response's {text}"))
         marks.append(number(one[mark], mark))
     if not texts:
-        raise Reject("none of its answers has a score")
+        raise Reject("none of its responses has a score")
     if len(kinds) > 1:
         raise Reject(f"some of {name} have ranks, others scores")
     if kinds == {"rank"}:
@@ -128,7 +128,7 @@ _BOTH = (*RANKS, *SCORES)
 
 RANKINGS: dict[str, Format] = {
     "tab-separated ranking": Format(
-        columns="answers best first, no header",
+        columns="responses best first, no header",
         required=(CELLS,),
         read=_cells,
         example={CELLS: ["The Ebro.", "A river.", "Rain."]},

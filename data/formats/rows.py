@@ -8,14 +8,14 @@ from typing import Any
 
 from data.records import Message
 
-DUPLICATE = "repeated answers dropped"
+DUPLICATE = "repeated responses dropped"
 MERGED = "neighbouring turns of one role joined"
-UNRANKED = "answers of which nothing says which is better: read as a tie"
+UNRANKED = "responses of which nothing says which is better: read as a tie"
 TIED = "pairs of equal scores: read as a tie"
-NO_PROMPT = "rows whose prompt is null or blank: read as answers without one"
-REASONING = "reasoning put before its answer, between <think> and </think>"
-NO_ANSWER = "pairs whose chosen answer is empty"
-SAME = "pairs whose answers differ in white space alone"
+NO_PROMPT = "rows whose prompt is null or blank: read as responses without one"
+REASONING = "reasoning put before its response, between <think> and </think>"
+NO_ANSWER = "pairs whose chosen response is empty"
+SAME = "pairs whose responses differ in white space alone"
 DELETED = "deleted messages left out"
 
 
@@ -74,11 +74,11 @@ def quoted(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row, whatever it was: a plain text, or turns with 0, 1 or more answers, best first where they are ranked.
+    """One row, whatever it was: a plain text, or turns with 0, 1 or more responses, best first where they are ranked.
 
-    ``judged`` says that its one answer was judged alone (``label``: liked or not, ``score``: a number), with the
-    judgement in ``scores``; answers to the same prompt then make a ranking (``data.judgements``). ``ended`` says of
-    each answer of a ranking whether it is whole.
+    ``judged`` says that its one response was judged alone (``label``: liked or not, ``score``: a number), with the
+    judgement in ``scores``; responses to the same prompt then make a ranking (``data.judgements``). ``ended`` says of
+    each response of a ranking whether it is whole.
     """
 
     messages: tuple[Message, ...] = ()

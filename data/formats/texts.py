@@ -23,7 +23,7 @@ def _choices(row: Mapping[str, Any]) -> list[Row]:
         for text in listed(choice.get("turns") if isinstance(choice, Mapping) else None, "turns"):
             rows.append(Row(text=string(text, "turns")))
     if not rows:
-        raise Reject("it has no answers")
+        raise Reject("it has no responses")
     return rows
 
 

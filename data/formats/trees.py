@@ -1,6 +1,6 @@
 """OpenAssistant's trees of messages, and its dumps of one message a line, which are put together to trees.
 
-The answers to one message are a ranking by their ``rank``; each is read on as far as the tree goes.
+The responses to one message are a ranking by their ``rank``; each is read on as far as the tree goes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from data.formats.turns import ROLES
 from data.formats.values import number, string
 from data.records import Message
 
-UNJUDGED = "answers without a rank left out"
+UNJUDGED = "responses without a rank left out"
 AGAIN = "(again)"
 """Stands for the parent of a message whose id came before in a dump."""
 
@@ -91,7 +91,7 @@ def _turn(node: Any) -> Message:
 
 
 def _answers(asked: tuple[Message, ...], replies: list[Any], deleted: int) -> list[Row]:
-    """The row that the answers to one message make: a ranking, one demonstration, or nothing."""
+    """The row that the responses to one message make: a ranking, one demonstration, or nothing."""
     notes = (DELETED,) * deleted
     spoken = [(_turn(reply), reply.get("rank")) for reply in replies]
     given = [(turn.content, rank) for turn, rank in spoken if turn.role == "assistant"]
@@ -167,7 +167,7 @@ TREES: dict[str, Format] = {
             "tree_state": "ready_for_export",
             "prompt": {"message_id": "1", "text": "Name a river.", "role": "prompter", "replies": [_LEAF, _OTHER]},
         },
-        note="OpenAssistant's; answers to one message are a ranking by their rank",
+        note="OpenAssistant's; responses to one message are a ranking by their rank",
     ),
     "message tree without a head": Format(
         columns="text, role, replies",

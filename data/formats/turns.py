@@ -1,7 +1,7 @@
 """Turns of a conversation as people write them: roles, content in parts, tools and their calls, reasoning.
 
 All become ``Message``s: developer is system; function, observation and tool_response are tool; a call is kept in
-OpenAI's form beside its turn's text.
+OpenAI's form next to its turn's text.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def transcript(text: str, name: str) -> list[Message]:
 
 
 def answer(value: Any, name: str) -> str:
-    """An answer: text, the assistant's turn, or a list of just that."""
+    """A response: text, the assistant's turn, or a list of just that."""
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list):
@@ -219,12 +219,12 @@ def _spoken(turn: Message, name: str) -> str:
     if turn.role != "assistant":
         raise Reject(f"{name} is a turn of {turn.role}, not of the assistant")
     if turn.tool_calls:
-        raise Reject(f"{name} ends with a call of a tool, not with an answer in text")
+        raise Reject(f"{name} ends with a call of a tool, not with a response in text")
     return turn.content
 
 
 def joined(given: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    """Turns with neighbours of one role as one; results of tools stay apart."""
+    """Turns with neighbours of one role as one; results of tools stay separate."""
     out: list[Message] = []
     merged = False
     for turn in given:
@@ -240,7 +240,7 @@ def joined(given: Sequence[Message]) -> tuple[tuple[Message, ...], tuple[str, ..
 
 
 def conversation(given: Sequence[Message], name: str) -> Row:
-    """Turns whose last is the answer, or a prompt alone if somebody else spoke last.
+    """Turns whose last is the response, or a prompt alone if somebody else spoke last.
 
     Raises:
         Reject: there is none, an assistant's turn is empty, a picture is meant, or it ends with a call.
@@ -303,7 +303,7 @@ def history_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def asked(row: Mapping[str, Any], name: str | None, given: tuple[Message, ...] | None = None) -> tuple[Message, ...]:
-    """Everything before the answer: system, history and the column ``name`` (or turns ``given`` instead of one)."""
+    """Everything before the response: system, history and the column ``name`` (or turns ``given`` instead of one)."""
     if given is None and name is not None:
         value = row[name]
         given = conversation_prompt(value, name) if isinstance(value, list) and value else turns(value, name)

@@ -61,7 +61,7 @@ def whole(value: Any, name: str) -> int:
 
 
 def liked(value: Any, name: str) -> bool:
-    """Whether a label says that an answer is wanted: true, 1, "good" and the like, or false, 0, -1, "bad"."""
+    """Whether a label says that a response is wanted: true, 1, "good" and the like, or false, 0, -1, "bad"."""
     word = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
     if word in _LIKED:
         return True

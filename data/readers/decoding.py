@@ -45,7 +45,7 @@ def encoding_of(content: Content, asked: str | None) -> Encoding:
     """Read the file once and say how it is encoded and where its lines end.
 
     Raises:
-        UserError: it cannot be read, or its encoding cannot be told.
+        UserError: it cannot be read, or its encoding cannot be recognised.
     """
     seen = _Seen()
     with content.open() as stream:

@@ -1,7 +1,7 @@
 """JSON under any suffix: lines, one list, one object that wraps a list, pretty-printed or not, or columns.
 
 A file whose first line is a whole value holds one value a line; any other is one value. A list in which an item is
-damaged goes on at the next item that begins as the others do.
+damaged continues at the next item that begins as the others do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WRAPPERS = ("data", "train", "examples", "rows", "items", "records", "samples", 
 SPLITS = ("train", "validation", "valid", "dev", "eval", "test")
 """Keys under which one object holds the rows of a file."""
 
-SAMPLED = 200  # lines looked at to tell a damaged line from a value that spans many
+SAMPLED = 200  # lines read to distinguish a damaged line from a value that spans many
 
 
 def read_json(content: Content, encoding: Encoding, options: ReadOptions) -> Iterator[Raw]:

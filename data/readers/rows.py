@@ -1,4 +1,4 @@
-"""What every reader yields: a place and a row, or why there is none, or something that the user is told of the file."""
+"""What every reader yields: a place and a row, or why there is none, or a note to the user about the file."""
 
 from __future__ import annotations
 

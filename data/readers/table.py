@@ -102,8 +102,8 @@ def header_of(cells: Sequence[str], place: str, name: str, keep: Sequence[str] =
         shown = odd if len(odd) <= 40 else odd[:40] + "..."
         raise UserError(
             f"{place}: {shown!r} is no column name, so the file seems to have no header line. If each line holds "
-            f"answers, best first, write\n  - {{path: {name}, header: false}}\nin place of the file's name; otherwise "
-            f"name its columns: {{path: {name}, header: [prompt, completion]}}"
+            f"responses, best first, write\n  - {{path: {name}, header: false}}\nin place of the file's name; "
+            f"otherwise name its columns: {{path: {name}, header: [prompt, completion]}}"
         )
     lowered = [n.lower() for n in names]
     if all(n[:1].isupper() for n in names if n) and len(set(lowered)) == len(lowered):
@@ -122,7 +122,7 @@ def _is_name(text: str) -> bool:
 
 
 def _delimiter(lines: list[str], usual: str) -> str:
-    """The one that parts the first line and agrees with the most lines after it; of equals, the usual one."""
+    """The one that splits the first line and agrees with the most lines after it; of equals, the usual one."""
     best, best_score = usual, 0.0
     for candidate in (usual, *(d for d in DELIMITERS if d != usual)):
         counts = [len(cells) for _, cells in _quoted(iter(enumerate(lines)), candidate) if isinstance(cells, list)]
@@ -138,7 +138,7 @@ def _delimiter(lines: list[str], usual: str) -> str:
 
 
 class _plain(_Records):
-    """Lines whose cells are parted by a delimiter and nothing else."""
+    """Lines whose cells are separated by a delimiter and nothing else."""
 
     def __init__(self, lines: Iterator[Line], delimiter: str) -> None:
         self._lines, self._delimiter = lines, delimiter
@@ -156,7 +156,7 @@ class _plain(_Records):
 
 
 class _quoted(_Records):
-    """Records of csv: one reads on over the lines of a quoted cell, and begins again behind a quote left open."""
+    """Records of csv: one reads on over the lines of a quoted cell, and starts again behind a quote left open."""
 
     def __init__(self, lines: Iterator[Line], delimiter: str) -> None:
         self._lines, self._delimiter = lines, delimiter
@@ -205,7 +205,7 @@ class _quoted(_Records):
                 return
             taken.append((number, line))
             if isinstance(line, BadLine):
-                return  # no cell goes on over a line that cannot be read
+                return  # no cell continues over a line that cannot be read
             yield line + "\n"
 
     def _failed(self, taken: list[Line], why: str) -> Record:

@@ -1,4 +1,4 @@
-"""Every system against the reference system before chat judges, with the adversaries beside them."""
+"""Every system against the reference system before chat judges, with the adversaries as further systems."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def judged_by_chat(
 ) -> dict[str, Any]:
     """``comparisons``, ``judges`` (by name) and ``warnings``, to be joined to those of ``results.assemble``.
 
-    Sampled answers are judged, greedy ones where nothing was sampled.
+    Sampled responses are judged, greedy ones where nothing was sampled.
 
     Raises:
         RemoteError: an endpoint gives no usable reply; verdicts so far are kept in ``folder``.

@@ -1,4 +1,4 @@
-"""Chat models as judges, behind any OpenAI-compatible endpoint: which of two answers is better, asked in both orders.
+"""Chat models as judges, behind any OpenAI-compatible endpoint: which of two responses is better, asked in both orders.
 
 A judge may prefer what stands first (Zheng et al. 2023), so each pair is asked both ways round; where the two verdicts
 disagree it is a tie, and how often they do is reported. Every verdict is kept on disk as it comes, so that a second
@@ -39,7 +39,7 @@ class Tally:
     """Counts over every pair that a judge was shown."""
 
     pairs: int = 0
-    same: int = 0  # equal answers: ties without a question
+    same: int = 0  # equal responses: ties without a question
     flips: int = 0  # the verdict went with the order
     unparsed: int = 0  # replies without a verdict
     questions: int = 0
@@ -61,7 +61,7 @@ class Tally:
 
 @dataclass(kw_only=True)
 class PairJudge:
-    """A chat model asked which of two answers is better.
+    """A chat model asked which of two responses is better.
 
     Args:
         config: endpoint, model and instruction.
@@ -89,7 +89,7 @@ class PairJudge:
         self._lock, self._next, self._known = threading.Lock(), 0.0, self._read()
 
     def outcomes(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
-        """1 where the first answer is better in both orders, 0 where the second is, else 1/2; one a row.
+        """1 where the first response is better in both orders, 0 where the second is, else 1/2; one a row.
 
         Raises:
             RemoteError: no usable reply after all retries; what was answered before is kept.
@@ -104,7 +104,7 @@ class PairJudge:
         return [found.get(row, 0.5) for row in rows]
 
     def _combined(self, straight: Reply, swapped: Reply) -> float:
-        """Of the first answer; the second reply saw it as B."""
+        """Of the first response; the second reply saw it as B."""
         for reply in (straight, swapped):
             self.tally.questions += 1
             self.tally.prompt_tokens += reply.prompt_tokens
@@ -117,7 +117,7 @@ class PairJudge:
     # -- one question -----------------------------------------------------------------------------------------------
 
     def body(self, prompt: str, a: str, b: str) -> dict[str, Any]:
-        """The request: instruction, then the two answers between marks."""
+        """The request: instruction, then the two responses between marks."""
         c = self.config
         shown = f"[Conversation]\n{prompt}\n\n[Answer A]\n{a}\n[End of A]\n\n[Answer B]\n{b}\n[End of B]"
         messages = [{"role": "system", "content": c.instruction}, {"role": "user", "content": shown}]

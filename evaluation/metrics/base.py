@@ -1,8 +1,8 @@
-"""Metrics of generated answers as ``evaluate`` modules that load without a network.
+"""Metrics of generated responses as ``evaluate`` modules that load without a network.
 
 They are instantiated directly (``Distinct()``), never by ``evaluate.load``, which needs a network or runs copied
 scripts. Each keeps its rows in memory, in a folder of its own that goes with it. This module knows nothing of models:
-answers arrive as token ids or text, scores as numbers.
+responses arrive as token ids or text, scores as numbers.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class LocalMetric(evaluate.Metric):
         """As ``evaluate.Metric.compute``.
 
         Raises:
-            ValueError: nothing to measure (instead of a mean of nothing).
+            ValueError: nothing to compute (instead of a mean of nothing).
         """
         if "predictions" in kwargs and kwargs["predictions"] is not None and not len(kwargs["predictions"]):
-            raise ValueError(f"{type(self).__name__}: nothing to measure, predictions are empty")
+            raise ValueError(f"{type(self).__name__}: nothing to compute, predictions are empty")
         result = super().compute(**kwargs)
         assert result is not None  # only other processes than the first get None, and these metrics know one process
         return result
@@ -57,15 +57,16 @@ class LocalMetric(evaluate.Metric):
 class Distinct(LocalMetric):
     """Distinct-n (Li et al. 2016, "A Diversity-Promoting Objective Function"): unique n-grams over all n-grams."""
 
-    about = "Share of n-grams that are unique: pooled over all answers, and as a mean over answers."
-    inputs = "predictions: token ids of each answer; with config_name='words', texts, split at white space."
+    about = "Share of n-grams that are unique: pooled over all responses, and as a mean over responses."
+    inputs = "predictions: token ids of each response; with config_name='words', texts, split at white space."
     columns: ClassVar = {"tokens": _TOKENS, "words": _TEXT}
 
     def _compute(self, predictions: Sequence[Any], orders: Sequence[int] = (1, 2)) -> dict[str, float]:
-        """Return ``distinct_n`` (pooled) and ``distinct_n_mean`` (per answer, then averaged) for each n of ``orders``.
+        """Return ``distinct_n`` (pooled) and ``distinct_n_mean`` (per response, then averaged) for each n of
+        ``orders``.
 
-        The pooled value falls with the number of answers: compare it only between equally many. Answers shorter than n
-        tokens have no n-grams and stay out of the mean; without any n-gram the value is 0.
+        The pooled value falls with the number of responses: compare it only between equally many. Responses shorter
+        than n tokens have no n-grams and stay out of the mean; without any n-gram the value is 0.
         """
         rows = [p.split() if isinstance(p, str) else list(p) for p in predictions]
         result = {}
@@ -79,10 +80,10 @@ class Distinct(LocalMetric):
 
 
 class Truncation(LocalMetric):
-    """Share of answers cut off at the length limit."""
+    """Share of responses cut off at the length limit."""
 
-    about = "Share of answers that did not end by themselves."
-    inputs = "predictions: for each answer, whether it finished with a stop token."
+    about = "Share of responses that did not end by themselves."
+    inputs = "predictions: for each response, whether it finished with a stop token."
     columns: ClassVar = {"default": {"predictions": datasets.Value("bool")}}
 
     def _compute(self, predictions: Sequence[bool]) -> dict[str, float]:

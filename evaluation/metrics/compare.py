@@ -29,7 +29,7 @@ def compare_metrics(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Every system against the one named ``against``, by every metric that is one number an answer, and by BLEU.
+    """Every system against the one named ``against``, by every metric that is one number a response, and by BLEU.
 
     Means are compared on the rows that both have (``data.common.paired_tests.mean_comparison``); BLEU, which is of the
     whole set, by approximate randomisation (Riezler & Maxwell 2005), without an interval. Holm's correction is over the
@@ -99,7 +99,7 @@ def _randomised(
 ) -> tuple[float, float]:
     """Difference of corpus BLEU, and how often exchanging whole prompts at random makes one as large.
 
-    ``a`` and ``b`` hold each answer's counts, (n, 10): corpus BLEU is a function of their sums.
+    ``a`` and ``b`` hold each response's counts, (n, 10): corpus BLEU is a function of their sums.
     """
     clusters = int(labels.max()) + 1
     half = np.zeros((clusters, a.shape[1]))

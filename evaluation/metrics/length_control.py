@@ -1,4 +1,4 @@
-"""Length-controlled win rate: how often a would win if its answers were as long as b's.
+"""Length-controlled win rate: how often a would win if its responses were as long as b's.
 
 After Dubois et al. 2024 ("Length-Controlled AlpacaEval"): a logistic model of the outcome on the difference of
 lengths, read off where that is zero. Pure numpy; knows nothing of models or files.
@@ -15,7 +15,7 @@ from data.common.intervals import Floats, Interval, Labels, by_cluster, checked,
 LENGTH_MINIMUM = 30  # prompts: with fewer, coverage depends on the effect of length (docs/measurements/statistics.md)
 STEPS = 50
 PRIOR = 0.5  # weight of one imagined win and one imagined loss: no separation, no certainty
-RIDGE = 0.1  # on the slope of length
+RIDGE = 0.1  # on the coefficient of length
 
 
 def length_controlled_win_rate(
@@ -25,7 +25,7 @@ def length_controlled_win_rate(
 
     Args:
         outcomes: (n,) 1 for a win of a, 1/2 for a tie, 0 for a loss.
-        length_difference: (n,) length of a's answer minus that of b's.
+        length_difference: (n,) length of a's response minus that of b's.
         clusters: n labels of what belongs together, usually the prompt.
 
     Swapping a and b (``1 - outcomes``, ``-length_difference``) gives one minus the result.
@@ -46,11 +46,11 @@ def length_controlled_win_rate(
     if n < LENGTH_MINIMUM:
         return too_few(estimate, n, LENGTH_MINIMUM)
     if scale > 0 and (np.all(difference > 0) or np.all(difference < 0)):
-        note = "one system's answers are longer to every prompt: equal lengths would be a guess"
+        note = "one system's responses are longer to every prompt: equal lengths would be a guess"
         return Interval(estimate=estimate, low=None, high=None, n=n, method="none", note=note)
     residual = y - 1 / (1 + np.exp(-design @ beta))
     scores = np.stack([by_cluster(residual * c, labels)[0] for c in design.T], axis=1)
-    # the imagined outcomes are part of the spread as they are of the fit: all wins are no certainty
+    # the imagined outcomes are part of the variance as they are of the fit: all wins are no certainty
     p = 1 / (1 + np.exp(-beta[0]))
     meat = scores.T @ scores * n / (n - 1) + np.diag([PRIOR * (p**2 + (1 - p) ** 2), 0.0])
     error = float(np.sqrt((bread @ meat @ bread)[0, 0]))

@@ -1,6 +1,6 @@
-"""Measuring a system's answers: metrics by name (``evaluation.metric_table``), and one's own by file or folder.
+"""Metrics of a system's responses: metrics by name (``evaluation.metric_table``), and one's own by file or folder.
 
-``file.py:function`` is a function of prompts and completions that gives one number an answer, ``folder:DIR`` a local
+``file.py:function`` is a function of prompts and completions that gives one number a response, ``folder:DIR`` a local
 ``evaluate`` module, ``hub:NAME`` one from the hub, which runs the hub's code and so takes ``evaluation.hub_metrics``.
 """
 
@@ -25,14 +25,14 @@ BOUNDS: dict[str, Bounds] = {
     **dict.fromkeys(("rouge1", "rouge2", "rougeL", "meteor_no_synonyms"), (0.0, 1.0)),
     "chrf_answer": (0.0, 100.0),
 }
-"""The range of single answers' scores, by their names, where it is known: their intervals stay within."""
+"""The range of single responses' scores, by their names, where it is known: their intervals stay within."""
 
 
 def needs_references(names: Sequence[str]) -> bool:
     return any(name == "perplexity" or (name in METRICS and METRICS[name].references) for name in names)
 
 
-Scores = dict[str, list[float | None]]  # of single answers, by name, one a row; None where there is no reference
+Scores = dict[str, list[float | None]]  # of single responses, by name, one a row; None where there is no reference
 
 
 def compute_metrics(
@@ -44,7 +44,7 @@ def compute_metrics(
     seed: int = 0,
     columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[dict[str, Any], Scores]:
-    """Every metric of the settings on a system's answers, and the numbers of single answers.
+    """Every metric of the settings on a system's responses, and the numbers of single responses.
 
     Those come as ``{"mean", "ci95"}`` with an interval over prompts, numbers of the whole set as they are. Rows without
     a reference stay out of what needs one; ``references_n`` counts those that have one. A function of the user's is
@@ -58,7 +58,7 @@ def compute_metrics(
     out: dict[str, Any] = {"references_n": len(with_one)} if with_one and needs_references(config.metrics) else {}
     scores: Scores = {}
     for name in config.metrics:
-        if name == "perplexity":  # needs the model: measured where the system is loaded
+        if name == "perplexity":  # needs the model: computed where the system is loaded
             continue
         entry = METRICS.get(name)
         rows = with_one if entry is not None and entry.references else list(range(len(given)))
@@ -104,7 +104,7 @@ def _spread(
     *,
     ready_made: bool = True,
 ) -> dict[str, Any]:
-    """Aggregates as they are; ``scores``, one an answer, as mean and interval."""
+    """Aggregates as they are; ``scores``, one a response, as mean and interval."""
     out = {k: v for k, v in found.items() if k != "scores"}
     for name, values in found.get("scores", {}).items():
         if outcomes:
@@ -140,7 +140,7 @@ def _own(
 
 
 def _module(name: str, system: SystemResponses, references: References, base_dir: Path) -> dict[str, Any]:
-    """An ``evaluate`` module by folder or hub name: its numbers, and lists of one number an answer."""
+    """An ``evaluate`` module by folder or hub name: its numbers, and lists of one number a response."""
     import evaluate
 
     kind, _, where = name.partition(":")
@@ -168,6 +168,6 @@ def _columns(metric: Any) -> set[str]:
 
 
 def _takes_lists(metric: Any) -> bool:
-    """Whether a module's references are a list for each answer."""
+    """Whether a module's references are a list for each response."""
     every = metric.features if isinstance(metric.features, list) else [metric.features]
     return any(type(f.get("references")).__name__ in ("Sequence", "List", "LargeList", "list") for f in every)

@@ -1,8 +1,8 @@
-"""Metrics of answers against references, as ``evaluate`` modules without a network; well-kept libraries underneath.
+"""Metrics of responses against references, as ``evaluate`` modules without a network; well-kept libraries underneath.
 
-Each gives aggregates and, where it is one number an answer, ``scores`` with one an answer, in order. ROUGE, BLEU, chrF
-and METEOR come from rouge-score, sacrebleu and nltk (``pip install trivet[metrics]``). Chinese, Japanese and Korean are
-cut into characters, since none of the libraries' default tokenizers finds words there.
+Each gives aggregates and, where it is one number a response, ``scores`` with one a response, in order. ROUGE, BLEU,
+chrF and METEOR come from rouge-score, sacrebleu and nltk (``pip install trivet[metrics]``). Chinese, Japanese and
+Korean are cut into characters, since none of the libraries' default tokenizers finds words there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TEXTS = {
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _OTHERS = re.compile(r"[\u3040-\u30ff\u31f0-\u31ff\uac00-\ud7af\u1100-\u11ff]")  # kana and hangul
 _CHARACTER = re.compile(f"({_HAN.pattern}|{_OTHERS.pattern})")
-SELF_BLEU = 100  # answers that self-BLEU looks at; its cost grows with their square
+SELF_BLEU = 100  # responses that self-BLEU takes; its cost grows with their square
 
 
 def library(name: str) -> Any:
@@ -84,7 +84,7 @@ class Rouge(LocalMetric):
 class Bleu(LocalMetric):
     """Corpus BLEU (Papineni et al. 2002) by sacrebleu (Post 2018), 0 to 100, with the signature that repeats it."""
 
-    about = "n-gram precision of all answers against their references, with a brevity penalty; 0 to 100."
+    about = "n-gram precision of all responses against their references, with a brevity penalty; 0 to 100."
     inputs = "predictions: texts; references: for each, a list of texts (lists may differ in length)."
     columns: ClassVar = {"default": _TEXTS}
 
@@ -97,7 +97,7 @@ class Bleu(LocalMetric):
 
 
 def bleu_statistics(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str) -> Any:
-    """What corpus BLEU adds up over answers, (n, 10): matches and n-grams of each order, lengths of both sides."""
+    """What corpus BLEU adds up over responses, (n, 10): matches and n-grams of each order, lengths of both sides."""
     metric = library("sacrebleu").BLEU(tokenize=tokenizer, effective_order=True)  # counts do not depend on it
     found = [metric.sentence_score(p, list(r)) for p, r in zip(predictions, references, strict=True)]
     return np.array([[*f.counts, *f.totals, f.sys_len, f.ref_len] for f in found], dtype=np.float64)
@@ -118,7 +118,7 @@ class Chrf(LocalMetric):
     columns: ClassVar = {"default": _TEXTS}
 
     def _compute(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """Return ``chrf``, ``chrf_signature``, and ``scores``: the same of each answer alone."""
+        """Return ``chrf``, ``chrf_signature``, and ``scores``: the same of each response alone."""
         metric = library("sacrebleu").CHRF()
         found = metric.corpus_score(list(predictions), _streams(references))
         alone = [float(metric.sentence_score(p, list(r)).score) for p, r in zip(predictions, references, strict=True)]
@@ -127,7 +127,7 @@ class Chrf(LocalMetric):
 
 
 def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """References the other way round, as sacrebleu has them; None where an answer has fewer."""
+    """References the other way round, as sacrebleu has them; None where a response has fewer."""
     count = max(map(len, references))
     return [[r[i] if i < len(r) else None for r in references] for i in range(count)]
 
@@ -167,9 +167,9 @@ def normalised(text: str) -> str:
 
 
 class ExactMatch(LocalMetric):
-    """Share of answers that equal a reference once case, punctuation, articles and white space are set aside."""
+    """Share of responses that equal a reference once case, punctuation, articles and white space are set aside."""
 
-    about = "Share of answers equal to one of their references after normalisation (SQuAD's)."
+    about = "Share of responses equal to one of their references after normalisation (SQuAD's)."
     inputs = Bleu.inputs
     columns: ClassVar = {"default": _TEXTS}
 
@@ -184,7 +184,7 @@ class ExactMatch(LocalMetric):
 class Labels(LocalMetric):
     """Accuracy, precision, recall and F1 for labelled sets (by scikit-learn); a reference is the right label.
 
-    An answer's label is the first known label in it, as a whole word; an answer without one is wrong, and is counted.
+    A response's label is the first known label in it, as a whole word; a response without one is wrong, and is counted.
     """
 
     about = "Accuracy, and macro-averaged precision, recall and F1 over the labels, also each label's own."
@@ -218,7 +218,7 @@ class Labels(LocalMetric):
 
 
 def label_in(text: str, labels: Sequence[str]) -> str:
-    """The known label that an answer names first, the longest of those that begin there; '' for none.
+    """The known label that a response names first, the longest of those that begin there; '' for none.
 
     Labels and text normalised; words are matched whole, CJK labels anywhere.
     """

@@ -75,7 +75,7 @@ def text_part(lm: Any) -> nn.Module:
 
 
 def other_senses(lm: Any) -> str | None:
-    """A pattern of the modules beside the part that reads text, which carry no adapter; None where there are none."""
+    """A pattern of the modules outside the part that reads text, which carry no adapter; None where there are none."""
     text, inside = text_part(lm), {id(m) for m in text_part(lm).modules()}
     if text is body_of(lm):
         return None

@@ -1,6 +1,6 @@
 """Finished stages on disk: a folder whose ``manifest.json`` is written last, and whose every file is hashed.
 
-A stage writes into a hidden folder beside its final place; an atomic rename publishes it. Weights are safetensors,
+A stage writes into a hidden folder next to its final place; an atomic rename publishes it. Weights are safetensors,
 everything else is JSON: nothing here is ever unpickled. This module knows nothing of what a stage computes.
 """
 
@@ -25,7 +25,7 @@ from data.common.strict_json import read_object
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-LOGS = {"metrics.jsonl"}  # listed apart: they hold times and memory, which differ between runs of one key
+LOGS = {"metrics.jsonl"}  # listed separately: they hold times and memory, which differ between runs of one key
 
 
 def confined(name: str) -> str:
@@ -47,7 +47,7 @@ class _File(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """The shape of a manifest: what is read from one before anything else looks at it."""
+    """The shape of a manifest: what is read from one before anything else uses it."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     format: Literal[1]
@@ -83,7 +83,7 @@ def sha256_of(path: Path) -> str:
 
 
 def check_destination(path: Path, option: str) -> None:
-    """Look whether a file could be written, before the work that fills it.
+    """Check whether a file could be written, before the work that fills it.
 
     Raises:
         UserError: its folder is missing or cannot be written, or something else than a file is there.
@@ -136,7 +136,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def replace_text(path: Path, text: str, say: Callable[[str], None] = lambda _: None) -> None:
-    """Write a text file; another one that was there becomes the previous one, which ``say`` is told."""
+    """Write a text file; another one that was there becomes the previous one, which ``say`` reports."""
     before = previous_folder(path)
     if path.is_file() and path.read_bytes() != text.encode(errors="surrogatepass"):
         aside = before.with_name(f"{before.name}.partial")
@@ -215,7 +215,7 @@ def _waiting_folder(final: Path) -> Path:
 def put_in_place(new: Path, final: Path) -> None:
     """Rename a complete folder into place; what it replaces becomes the one previous artifact.
 
-    A kill between two of the renames loses nothing: ``settle`` finishes what was begun.
+    A kill between two of the renames loses nothing: ``settle`` finishes what was started.
     """
     settle(final)
     if final.exists():

@@ -1,6 +1,6 @@
 """One way through a causal LM for every family: body -> last hidden states -> logits, each on its own.
 
-Keeping the two apart is what lets every stage compute logits at response positions only. Knows nothing of adapters.
+Keeping the two separate is what lets every stage compute logits at response positions only. Knows nothing of adapters.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def make_rows(
 
 
 def scatter(flat: Tensor, lengths: Tensor, width: int) -> Tensor:
-    """Lay flat per-token values (N,) out as (B, width), zero where a row has ended."""
+    """Scatter flat per-token values (N,) to (B, width), zero where a row has ended."""
     steps = torch.arange(width, device=flat.device)[None]
     out = flat.new_zeros((lengths.shape[0], width))
     out[steps < lengths[:, None]] = flat
@@ -153,7 +153,7 @@ def token_logprobs(
     chunk: int = CHUNK,
     entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies, in nats, of the tempered distribution that sampling draws from.
+    """Log-probabilities and entropies, in nats, of the tempered distribution that tokens are sampled from.
 
     Args:
         hidden: (N, D) states that predict each token.
@@ -162,7 +162,7 @@ def token_logprobs(
         temperature: divides the logits once, in fp32 - the same for old, new and reference log-probabilities.
         chunk: rows whose logits exist at one time. With gradients and a frozen output layer they are computed once;
             an output layer that is trained itself is computed again in the backward pass.
-        entropy_gradient: False where entropy is only measured, which saves a product with the output layer.
+        entropy_gradient: False where entropy is only recorded, which saves a product with the output layer.
 
     Returns:
         ``(logprobs, entropy)``, both (N,), in fp32 (float64 for a float64 model).

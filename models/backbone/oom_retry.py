@@ -1,4 +1,4 @@
-"""Out of memory: the same work again in smaller pieces, which changes no sum beyond rounding."""
+"""Out of memory: the same work again in smaller batches, which changes no sum beyond rounding."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def out_of_memory(error: BaseException) -> bool:
 class OOMRetry:
     """A limit on a batch size that is halved when memory runs out, and stays so.
 
-    Each process has its own limit: pieces add up to the same sums whatever their size.
+    Each process has its own limit: batches add up to the same sums whatever their size.
 
     Args:
         name: of the setting that it limits, for the user.
-        warn: is told of each smaller batch.
-        together: of several processes that meet in ``run`` (``Processes.together``): where the smallest piece does not
+        warn: reports each smaller batch.
+        together: of several processes that meet in ``run`` (``Processes.together``): where the smallest batch does not
             fit in one of them, all stop with its error.
     """
 
@@ -40,7 +40,7 @@ class OOMRetry:
         together: Callable[[Callable[[], Any]], Any] = lambda work: work(),
     ) -> None:
         self.name, self.warn, self.together = name, warn, together
-        self.limit: int | None = None  # part of a stage's state: pieces decide about the last bits
+        self.limit: int | None = None  # part of a stage's state: batches decide about the last bits
 
     def size(self, wanted: int) -> int:
         return wanted if self.limit is None else min(wanted, self.limit)
@@ -52,11 +52,11 @@ class OOMRetry:
 
         Args:
             wanted: the size that the recipe asks for.
-            minimum: a smaller size makes no smaller piece.
+            minimum: a smaller size makes no smaller batch.
             undo: takes back what a failed attempt has left.
 
         Raises:
-            StageError: the smallest piece does not fit.
+            StageError: the smallest batch does not fit.
         """
         return self.together(lambda: self._run(work, wanted, minimum, undo))
 
@@ -111,6 +111,6 @@ class OOMRetry:
             self.limit = max(minimum, size // 2)
             clear_device_cache(garbage_collection=True)
             self.warn(
-                f"out of memory with {self.name}={size}: going on with {self.limit}, which is slower and changes no "
+                f"out of memory with {self.name}={size}: continuing with {self.limit}, which is slower and changes no "
                 "result beyond rounding"
             )

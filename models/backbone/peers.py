@@ -60,13 +60,13 @@ def death_notice(dead: list[Peer]) -> str:
     """What is said of processes that died."""
     who = ", ".join(f"process {p.rank} (pid {p.pid} on {p.host})" for p in dead)
     return (
-        f"{who} died, most likely killed by a signal or for want of memory, and the others cannot go on without it; "
+        f"{who} died, most likely killed by a signal or for want of memory, and the others cannot continue without it; "
         "the same command resumes from the newest checkpoint"
     )
 
 
 def dead_among(peers: list[Peer], wait: float = 0.0) -> list[Peer]:
-    """Those that died; looks for at most ``wait`` seconds, since a lost connection is seen before the process is."""
+    """Those that died; waits at most ``wait`` seconds, since a lost connection is seen before the process is."""
     until = time.monotonic() + wait
     while not (dead := [p for p in peers if p.died]) and time.monotonic() < until:
         time.sleep(0.1)
@@ -74,7 +74,7 @@ def dead_among(peers: list[Peer], wait: float = 0.0) -> list[Peer]:
 
 
 class Watch:
-    """Tells once, from whichever thread sees it first, that others died."""
+    """Reports once, from whichever thread sees it first, that others died."""
 
     def __init__(self, peers: list[Peer]) -> None:
         self.peers, self.done, self.lock, self.said = peers, threading.Event(), threading.Lock(), False
@@ -95,7 +95,7 @@ class Watch:
                 return
 
     def asked(self) -> list[Peer]:
-        """Who died, told; a launcher's signal to end, which comes at the same time, does not break this off."""
+        """Who died, reported; a launcher's signal to end, which comes at the same time, does not break this off."""
         for _ in range(3):
             with contextlib.suppress(KeyboardInterrupt):
                 dead = dead_among(self.peers, wait=3.0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class ScalarHead(nn.Module):
     """One number per hidden state, always in fp32.
 
-    ``attention``, where there is one, weighs the tokens of an answer: its score is then a learned mean of the numbers.
+    ``attention``, where there is one, weighs the tokens of a response: its score is then a learned mean of the numbers.
 
     Initialised N(0, 1/sqrt(d+1)) with bias 0, so that untrained scores have unit order (Huang et al. 2024, detail
     "reward head initialisation"; openai/lm-human-preferences).
@@ -31,11 +31,11 @@ class ScalarHead(nn.Module):
         return self
 
     def weights(self, hidden: Tensor, inside: Tensor | None = None) -> Tensor:
-        """Share of each token (..., L) in its answer, which add up to 1: the softmax of states times ``attention``.
+        """Share of each token (..., L) in its response, which add up to 1: the softmax of states times ``attention``.
 
         Args:
             hidden: (..., L, D).
-            inside: (..., L), True for the answer's tokens; all of them where it is not given.
+            inside: (..., L), True for the response's tokens; all of them where it is not given.
         """
         assert self.attention is not None
         logits = hidden.to(self.weight.dtype) @ self.attention

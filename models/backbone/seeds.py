@@ -1,6 +1,6 @@
-"""One seed in the recipe; every consumer draws from its own generator, derived from (seed, purpose, step).
+"""One seed in the recipe; every consumer takes its noise from its own generator, derived from (seed, purpose, step).
 
-So printing samples, evaluating more often or resuming changes nobody else's draws.
+So printing samples, evaluating more often or resuming changes nobody else's noise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def derived_seed(seed: int, purpose: str, step: int = 0) -> int:
 
 
 def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
-    """A CPU generator of its own: draws are made on the CPU so that every device sees the same ones."""
+    """A CPU generator of its own: noise is made on the CPU so that every device sees the same ones."""
     return torch.Generator().manual_seed(derived_seed(seed, purpose, step))
 
 

@@ -115,7 +115,7 @@ class MergedProducts:
     def _packed(self, name: str, rows: int) -> tuple[Tensor, Tensor | None]:
         """What stands in a buffer, as a loop over ``rows`` rows reads it best."""
         weight, bias = self._buffers[name]
-        packed = pack(weight, rows)  # a copy, or where that does not pay the buffer itself
+        packed = pack(weight, rows)  # a copy, or where that saves nothing the buffer itself
         if packed is weight:
             del self._buffers[name]
         return packed, bias if bias is None else bias.clone()

@@ -1,6 +1,6 @@
 """The weights of a Llama-like decoder and of the adapter now selected on it, read from the modules as they are.
 
-``decoder_of`` answers None for whatever is not known to be exactly this arithmetic - another architecture, a sliding
+``decoder_of`` gives None for whatever is not known to be exactly this arithmetic - another architecture, a sliding
 window, a hook, dropout, DoRA, a quantised base, fp16 - and then the model's own modules run. Nothing here changes a
 module. Knows nothing of roles, sampling or losses.
 """

@@ -14,7 +14,7 @@ from data.common.errors import UserError
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 UNWANTED = ["*/*", "consolidated*", "adapter_*"]  # other formats of the same weights; adapters of somebody
-PATIENCE = 10.0  # seconds for the hub's answer
+PATIENCE = 10.0  # seconds for the hub's reply
 
 
 @cache

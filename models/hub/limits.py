@@ -113,7 +113,7 @@ def check_rows(
     Args:
         what: the rows are, for messages: "data.demonstrations".
         cure: the setting that makes them fit: "lower sft.max_tokens".
-        warn: where it is told that a rotary model is asked beyond the positions that it was made for.
+        warn: reports that a rotary model is asked beyond the positions that it was made for.
         where: of each row, its file and line.
 
     Raises:

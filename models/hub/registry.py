@@ -63,7 +63,7 @@ def _unknown(name: str, folder: Path, known: list[str]) -> str:
             "or a hub id like org/name."
         )
     return (
-        f"base '{name}' is not a known name, and there is no such folder beside the recipe.{hint} "
+        f"base '{name}' is not a known name, and there is no such folder next to the recipe.{hint} "
         "`trivet models` lists the names; a hub id has the form org/name."
     )
 
@@ -103,7 +103,7 @@ def _own_spec(path: Path, name: str, fields: dict[str, Any]) -> BaseModelSpec:
 
 
 def _in_place(spec: BaseModelSpec, folder: Path) -> BaseModelSpec:
-    """A source that is a folder beside the YAML becomes an absolute path; anything else is a hub id."""
+    """A source that is a folder next to the YAML becomes an absolute path; anything else is a hub id."""
     place = (folder / Path(spec.source).expanduser()).resolve()
     if place.is_dir():
         check_folder(place)
@@ -136,7 +136,7 @@ def check_folder(path: Path) -> None:
         )
     if (path / ADAPTER_CONFIG).is_file():
         raise UserError(
-            f"base {path}: holds an adapter beside the model (adapter_config.json), which Transformers would load with "
+            f"base {path}: holds an adapter next to the model (adapter_config.json), which Transformers loads with "
             "the base that the adapter names; move one of them to another folder"
         )
     config = read_object(config_file, largest=16 << 20)

@@ -59,7 +59,7 @@ class _Adapter(BaseModel):
 
 
 def read_adapter_config(folder: Path, weights: Mapping[str, Tensor], *, head_copied: bool = False) -> LoraConfig:
-    """The plain LoRA settings of a folder, for the weights that lie beside it.
+    """The plain LoRA settings of a folder, for the weights that lie next to it.
 
     ``head_copied``: a classifier's ``score`` in it is known to be the copy of our own head, and may be named.
 
@@ -135,7 +135,7 @@ def _check_ranks(file: Path, known: _Adapter, weights: Mapping[str, Tensor]) -> 
     ranks = [w.shape[0] for n, w in weights.items() if ("lora_A" in n or "lora_embedding_A" in n) and w.dim()]
     largest = max([known.r, *(known.rank_pattern or {}).values()])
     if largest > max(ranks, default=0):
-        raise UserError(f"{file}: rank {largest} does not fit the weights beside it (largest {max(ranks, default=0)})")
+        raise UserError(f"{file}: rank {largest} does not fit the weights next to it (largest {max(ranks, default=0)})")
 
 
 def _targets(weights: Mapping[str, Tensor]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A plain Transformers sequence classifier as a scorer: somebody else's reward model, or a classifier of answers."""
+"""A plain Transformers sequence classifier as a scorer: somebody else's reward model, or a classifier of responses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_classifier(folder: Path) -> bool:
 
 
 class Classifier:
-    """Scores answers: the logit of a model with one label, or the log-odds of one of several.
+    """Scores responses: the logit of a model with one label, or the log-odds of one of several.
 
     Raises:
         UserError: it cannot be loaded safely, or ``label`` is none of its labels (or needed and not given).
@@ -57,7 +57,7 @@ class Classifier:
         self.label = names.index(label) if label is not None else 0
 
     def ids(self, messages: Sequence[Message], answer: str, finished: bool) -> list[int]:
-        """The conversation by the model's chat template; without one, prompt and answer as a pair of texts."""
+        """The conversation by the model's chat template; without one, prompt and response as a pair of texts."""
         if self.renderer is not None:
             query, response = self.renderer.prompt_and_answer(messages, answer, finished, max_tokens=1 << 20)
             return [*query, *response]
@@ -69,12 +69,12 @@ class Classifier:
     def __call__(
         self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
     ) -> list[float]:
-        """One score an answer; only rows of equal length share a pass, so that no padding is seen."""
+        """One score a response; only rows of equal length share a pass, so that no padding is seen."""
         rows = [self.ids(*row) for row in zip(asked, answers, finished, strict=True)]
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and (long := [i for i, r in enumerate(rows) if len(r) > limit]):
             longest = len(rows[long[0]])
-            raise UserError(f"answer {long[0]} and its prompt have {longest} tokens, the model takes {limit}")
+            raise UserError(f"response {long[0]} and its prompt have {longest} tokens, the model takes {limit}")
         out, groups = [0.0] * len(rows), dict[int, list[int]]()
         for i, row in enumerate(rows):
             groups.setdefault(len(row), []).append(i)

@@ -17,7 +17,7 @@ from models.roles.shared_base import SharedBase
 
 
 def generation_settings(base: SharedBase, stop_ids: Sequence[int]) -> GenerationConfig:
-    """Plain sampling that ends where the run's answers end.
+    """Plain sampling that ends where the run's responses end.
 
     Nothing of the base's own generation config is kept: its warpers (temperature, top-p) are not those of the run, and
     Transformers refuses to save some of them.
@@ -34,7 +34,7 @@ def generation_settings(base: SharedBase, stop_ids: Sequence[int]) -> Generation
 def save_role(base: SharedBase, name: str, folder: Path, extra: dict[str, float] | None = None) -> None:
     """Write ``adapter/`` (or ``model/``) and, where the role has a head, ``head.safetensors``.
 
-    ``extra`` numbers (a reward model's centre and spread) are stored with the head, since a score means nothing
+    ``extra`` numbers (a reward model's mean and std) are stored with the head, since a score means nothing
     without them.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def write_model(base: SharedBase, role: str, folder: Path, stop_ids: Sequence[in
         base: whose role.
         role: its name, or ``"base"``.
         folder: where to.
-        stop_ids: tokens that end an answer, for the folder's generation config.
+        stop_ids: tokens that end a response, for the folder's generation config.
     """
     if role in base.copies:
         lm = copy.deepcopy(base.copies[role])

@@ -1,4 +1,4 @@
-"""Roles on disk: a plain PEFT folder (or a plain Transformers folder), and a head beside it.
+"""Roles on disk: a plain PEFT folder (or a plain Transformers folder), and a head next to it.
 
 Our own artifacts and other people's exports are read by the same code. It knows nothing of the base that a role is for.
 """
@@ -68,7 +68,7 @@ class RoleFiles:
 
 
 def read_role(folder: Path, *, head: bool = False) -> RoleFiles:
-    """Read an artifact, a plain PEFT folder or a plain Transformers folder; ``head``: and the head in or beside it.
+    """Read an artifact, a plain PEFT folder or a plain Transformers folder; ``head``: and the head in or next to it.
 
     Raises:
         UserError: nothing loadable there, pickled weights, or a head that is asked for and missing.
@@ -97,7 +97,7 @@ def _read_adapter(folder: Path) -> AdapterFiles:
 
 
 def _check_copy(folder: Path, score: Tensor) -> None:
-    """Refuse a classifier's ``score`` that is not the head beside it; an empty one is there to be refused by others."""
+    """Refuse a classifier's ``score`` that is not the head next to it; an empty one is refused elsewhere."""
     head = _read(_head_file(folder)).get("weight")
     if score.numel() and (head is None or not torch.equal(score.flatten().float(), head.flatten().float())):
         raise UserError(

@@ -85,7 +85,7 @@ def _chosen_layers(count: int, adapter: AdapterConfig) -> list[int] | None:
 
 
 def own_tensors(lm: Any, base_name: str, file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An adapter's own tensors, without the copies of embeddings that PEFT writes beside an adapter on them.
+    """An adapter's own tensors, without the copies of embeddings that PEFT writes with an adapter on them.
 
     Raises:
         UserError: such a tensor is not what this base has; it was trained or resized, and would change the shared base.
@@ -97,7 +97,7 @@ def own_tensors(lm: Any, base_name: str, file: Path, tensors: dict[str, Tensor])
             continue
         if there.shape != tensor.shape or not torch.equal(tensor.to(there.device, there.dtype), there):
             raise UserError(
-                f"{file}: {name[:100]} is not what base {base_name} has there: it was trained or resized beside the "
+                f"{file}: {name[:100]} is not what base {base_name} has there: it was trained or resized next to the "
                 "adapter, and would change the shared base. Merge the adapter into its base and give that folder"
             )
     return {n: t for n, t in tensors.items() if ".lora_" in n or _plain(n) not in own}

@@ -151,7 +151,7 @@ class SharedBase:
         Args:
             name: its name.
             source: the settings of a fresh adapter; or a finished stage (or any folder that ``load_role`` reads), whose
-                head comes along. Not needed beside ``copy_of``, which takes the other role's settings.
+                head comes along. Not needed with ``copy_of``, which takes the other role's settings.
             copy_of: the role to start from. Heads are not copied.
             trainable: ask for gradients from now on; a role is frozen otherwise, see also ``training``.
             head: make a fresh head, or demand a stored one.
@@ -339,7 +339,7 @@ class SharedBase:
             head: load its head too.
 
         Returns:
-            The numbers stored with the head (``centre`` and ``spread`` of a reward model), or an empty dict.
+            The numbers stored with the head (``score_mean`` and ``score_std`` of a reward model), or an empty dict.
 
         Raises:
             UserError: nothing loadable there, pickled weights, a wrong fit, or a head that is asked for and missing.

@@ -1,4 +1,4 @@
-"""A decoding loop of our own for Llama-like decoders: the same draws, hence the same tokens, as ``CachedEngine``.
+"""A decoding loop of our own for Llama-like decoders: the same noise, hence the same tokens, as ``CachedEngine``.
 
 Key-value storage is allocated once, the adapter is added into copies of the weights for the duration, a prompt that
 occurs several times is read once, and a row that finishes gives its place to the last one, so that no step computes
@@ -34,7 +34,7 @@ class Storage:
     together in the memory of all, and are allocated anew when they are full.
     """
 
-    memory: Tensor  # (layers, 2, B * H' * (P + R) * d), one piece, which is whole again when it is given back
+    memory: Tensor  # (layers, 2, B * H' * (P + R) * d), one block, which is whole again when it is given back
     both: Tensor  # (layers, 2, B, H', W, d) the W columns in use; a part of ``memory``; finite
     hidden: Tensor  # (B, 1, 1, P + R) added to the scores: -inf before a prompt begins and where nothing is written yet
     prefix_states: Tensor | None  # (B, P + R, D) what enters one layer, by prompt and position; rows of it do not move
@@ -128,7 +128,7 @@ class Decoding:
         self.statistics = [torch.zeros((len(prompts), room), device=device) for _ in range(2 * with_logprobs)]
 
     def sample(self, step: int, noise: Tensor | None) -> tuple[Tensor, list[bool]]:
-        """The next token (B,) of each row that goes on, and whether it ends the row."""
+        """The next token (B,) of each unfinished row, and whether it ends the row."""
         logits = self.role.logits(self.hidden) if self.output is None else block_logits(self.hidden, self.output)
         made = sample_with_statistics(logits, noise, self.params.temperature, bool(self.statistics))
         for into, found in zip(self.statistics, (made.logprobs, made.entropy), strict=False):
@@ -173,7 +173,7 @@ class Decoding:
 
 
 def _close_ranks(storage: Storage, rows: list[int], done: list[bool]) -> tuple[list[int], list[int]]:
-    """Rows that go on, moved together to the front: their places before, and their prompts."""
+    """Unfinished rows, moved together to the front: their places before, and their prompts."""
     rows, places, last = list(rows), list(range(len(rows))), len(rows) - 1
     for place in range(len(rows)):
         while last >= place and done[last]:

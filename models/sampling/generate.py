@@ -1,7 +1,7 @@
 """Sampling from a role: token ids in, token ids and finish flags out. It knows nothing of text.
 
-Every warper is neutral by construction: tokens are drawn from softmax(logits / T) and nothing else, whatever the
-model's ``generation_config`` says. Draws come in from outside, one uniform number a row and step, so what a row gets
+Every warper is neutral by construction: tokens are sampled from softmax(logits / T) and nothing else, whatever the
+model's ``generation_config`` says. Noise comes in from outside, one uniform number a row and step, so what a row gets
 depends neither on its neighbours nor on the engine.
 """
 
@@ -27,7 +27,7 @@ class Generated:
 
     ids: list[list[int]]
     finished: list[bool]  # True = the row ends in a stop token that was sampled
-    # (B, max_new_tokens) fp32 of the tempered distribution, in nats, 0 after a row's end; None: not measured
+    # (B, max_new_tokens) fp32 of the tempered distribution, in nats, 0 after a row's end; None: not computed
     logprobs: Tensor | None = field(default=None, compare=False)
     entropy: Tensor | None = field(default=None, compare=False)
     # one (T, D) a row, its prompt included: what enters some layer below which no adapter is; None: not kept
@@ -69,7 +69,7 @@ BLOCK = 128  # tokens whose probabilities are added up at once
 
 class Sampled(NamedTuple):
     tokens: Tensor  # (B,)
-    logprobs: Tensor | None  # (B,) of the tempered distribution, in nats, where they are measured
+    logprobs: Tensor | None  # (B,) of the tempered distribution, in nats, where they are computed
     entropy: Tensor | None  # (B,)
 
 
@@ -107,7 +107,7 @@ def inverse_cdf(probabilities: Tensor, noise: Tensor) -> Tensor:
     inside = blocks.sum(-1).double()
     upto = inside.cumsum(-1)
     point = noise.double().to(probabilities.device)[:, None] * upto[:, -1:]
-    # right=True: a token of probability 0 has no interval and cannot be drawn
+    # right=True: a token of probability 0 has no interval and cannot be sampled
     block = torch.searchsorted(upto, point, right=True).clamp(max=upto.shape[1] - 1)
     point = point - (upto.gather(1, block) - inside.gather(1, block))
     cumulative = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
@@ -117,7 +117,7 @@ def inverse_cdf(probabilities: Tensor, noise: Tensor) -> Tensor:
 
 
 def sampling_noise(rows: int, steps: int, generator: torch.Generator) -> Tensor:
-    """Uniform draws (rows, steps) in [0, 1), made on the CPU for every device alike."""
+    """Uniform noise (rows, steps) in [0, 1), made on the CPU for every device alike."""
     return torch.rand((rows, steps), generator=generator, dtype=torch.float64)
 
 
@@ -148,7 +148,7 @@ class CachedEngine:
             role: an entered role.
             prompts: B lists of ids, none empty.
             params: how they are sampled.
-            noise: (B, max_new_tokens) draws in [0, 1), or None for greedy decoding.
+            noise: (B, max_new_tokens) in [0, 1), or None for greedy decoding.
         """
         device, steps = role.lm.device, params.max_new_tokens
         ids, mask = (t.to(device) for t in left_pad(prompts, params.pad_id))

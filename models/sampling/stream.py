@@ -1,4 +1,4 @@
-"""One answer, token by token, as it is sampled: for people who watch. It knows nothing of text."""
+"""One response, token by token, as it is sampled: for people who watch. It knows nothing of text."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def stream(
     params: SamplingParams,
     generator: torch.Generator,
 ) -> Iterator[int]:
-    """Yield sampled ids, the stop token last where there is one; the same draws as ``CachedEngine`` makes for one row.
+    """Yield sampled ids, the stop token last where there is one; the same noise as ``CachedEngine`` takes for one row.
 
     Args:
         role: an entered role; it must stay entered until the last id.
         prompt: ids, not empty.
         params: how it is sampled; temperature 0 is greedy.
-        generator: one uniform draw a token comes from it.
+        generator: one uniform number a token comes from it.
     """
     device, cache = role.lm.device, DynamicCache(config=role.lm.config)
     ids = torch.tensor([list(prompt)], device=device)

@@ -1,6 +1,6 @@
 """``trivet chat``: a conversation in the terminal, alone or with two models side by side and a vote.
 
-What the user prefers is kept as ranked answers, one JSON line each, in the form that ``data.rankings`` reads. It
+What the user prefers is kept as ranked responses, one JSON line each, in the form that ``data.rankings`` reads. It
 knows nothing of how models are loaded.
 """
 
@@ -24,11 +24,11 @@ from pipelines.run.chat_models import Room
 
 HELP = """/system TEXT       a system prompt for what follows; without TEXT, none
 /temperature T     0 is greedy, 1 as trained
-/tokens N          longest answer
+/tokens N          longest response
 /clear             a new conversation
-/save [FILE]       write the preferences so far (ranked answers, JSON lines)
+/save [FILE]       write the preferences so far (ranked responses, JSON lines)
 /quit              the end; so is Ctrl-D
-With two models, vote after the answers: 1 or 2, or Enter for neither. The better one goes on in the conversation."""
+With two models, vote after the responses: 1 or 2, or Enter for neither. The better one stays in the conversation."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Chat:
     """The state of a conversation.
 
     Args:
-        room: who answers.
+        room: who responds.
         console: where to.
         ask: reads a line; raises EOFError at the end.
         preferences: where votes are appended as they come.
@@ -57,7 +57,7 @@ class Chat:
 
     def run(self) -> None:
         """Talk until /quit or the end of input; votes not yet saved are saved."""
-        names = " beside ".join(s.name for s in self.room.speakers)
+        names = " and ".join(s.name for s in self.room.speakers)
         self._say(f"{names}: temperature {self.temperature:g}, at most {self.max_new_tokens} tokens; /help, /quit")
         while True:
             try:
@@ -79,7 +79,7 @@ class Chat:
         return system + self.turns
 
     def command(self, line: str) -> None:
-        """One /command; a wrong one is told and changes nothing."""
+        """One /command; a wrong one is reported and changes nothing."""
         name, _, rest = line.partition(" ")
         rest = rest.strip()
         if name == "/help":
@@ -111,7 +111,7 @@ class Chat:
         self._say(f"{what.replace('_', ' ')}: {value:g}")
 
     def turn(self, text: str) -> None:
-        """The user's message, every speaker's answer, and the vote; old messages go when there is no room for them."""
+        """The user's message, every speaker's response, and the vote; old messages go when room is short."""
         self.turns.append(Message(role="user", content=text))
         try:
             asked = self.room.fitting(self.messages(), self.max_new_tokens)
@@ -136,7 +136,7 @@ class Chat:
         )
 
     def _alone(self) -> tuple[str, bool]:
-        """Print the answer as it grows; a last character that is still incomplete waits."""
+        """Print the response as it grows; a last character that is still incomplete waits."""
         shown, text, finished = 0, "", False
         for text, finished in self._speak(0):  # noqa: B007 (the last one is used below)
             ready = text.rstrip("\ufffd")
@@ -183,10 +183,10 @@ class Chat:
         return ", ".join(parts + ([] if finished else ["cut off"])) or "no reward model"
 
     def _vote(self, asked: list[Message], answers: list[tuple[str, bool]]) -> int:
-        """Ask which is better and note it; equal answers need no vote.
+        """Ask which is better and note it; equal responses need no vote.
 
         Returns:
-            The answer that the conversation goes on with.
+            The response that the conversation continues with.
         """
         if answers[0][0] == answers[1][0]:
             self._say("both say the same")

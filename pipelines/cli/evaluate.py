@@ -75,7 +75,7 @@ def evaluate(
     All have the same prompts, seeds and limits. They are judged by gold, the reward model, judges and metrics.
 
     With other prompts, systems or settings the results go to a folder of their own (RUN/evaluations/...), and the run
-    stays as it is. Answers are kept in RUN/generations and not made twice. See docs/how-to/evaluation.md.
+    stays as it is. Responses are kept in RUN/generations and not made twice. See docs/how-to/evaluation.md.
 
     \b
     trivet evaluate runs/demo

@@ -99,7 +99,7 @@ def _report(message: str, code: int) -> int:
 
 @contextlib.contextmanager
 def _stoppable(caught: list[int]) -> Iterator[None]:
-    """SIGTERM stops a command as Ctrl-C does; ``caught`` tells them apart. Signals belong to the main thread.
+    """SIGTERM stops a command as Ctrl-C does; ``caught`` distinguishes them. Signals belong to the main thread.
 
     A stage with checkpoints is stopped at its next safe point by the first signal, at once by a second one.
     """
@@ -123,7 +123,7 @@ def _stoppable(caught: list[int]) -> Iterator[None]:
 
 
 class _Ended(Exception):
-    """A server was told to end."""
+    """A server was asked to end."""
 
 
 def until_stopped() -> None:

@@ -63,7 +63,7 @@ def gc(
         float, typer.Option("--days", min=0.0, metavar="N", help="entries of a store used so lately stay")
     ] = 30.0,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="also what stopped stages have saved; they begin again then")
+        bool, typer.Option("--unfinished", help="also what stopped stages have saved; they start again then")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="remove it; without this it is only shown")] = False,
 ) -> None:

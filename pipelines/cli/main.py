@@ -26,14 +26,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    help="RLHF from one recipe: instruction SFT, a reward model on ranked answers, PPO, held-out evaluation.\n\n"
+    help="RLHF from one recipe: instruction SFT, a reward model on ranked responses, PPO, held-out evaluation.\n\n"
     "\b\nStart here:\n  trivet run examples/demo.yaml     everything on a small task, on a CPU\n"
     "  trivet plan examples/demo.yaml    what a run would do\n"
     "  trivet models                     base models by name\n"
     "  trivet COMMAND --help             one command, with examples\n\n"
     "Exit codes: 0 done; 2 the input is wrong; 3 a stage failed; 130 and 143 stopped by a signal.",
 )
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data files.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect data files.")
 app.add_typer(data_app, name="data")
 
 
@@ -165,13 +165,13 @@ def score(
             metavar="RUN_OR_MODEL", help="a run, a reward adapter, a classifier, a scorer's address", show_default=False
         ),
     ],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="prompts and answers", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="prompts and responses", show_default=False)],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="write here instead of standard output")
     ] = None,
     label: Annotated[str | None, typer.Option("--label", metavar="NAME", help="which label of a classifier")] = None,
 ) -> None:
-    """Reward the answers in a file, one JSON line each.
+    """Reward the responses in a file, one JSON line each.
 
     By a run's reward model, an exported one, any Transformers folder for sequence classification, or a remote scorer.
 
@@ -183,7 +183,7 @@ def score(
     from pipelines.run.score import score_file
 
     rows = score_file(run, file, out, label)
-    typer.echo(f"{rows} answers scored" + (f", written to {out}" if out else ""), err=True)
+    typer.echo(f"{rows} responses scored" + (f", written to {out}" if out else ""), err=True)
 
 
 @app.command("serve-reward")
@@ -211,18 +211,18 @@ def chat(
     run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="a run, or any model", show_default=False)],
     stage: Annotated[str | None, typer.Option("--stage", metavar="STAGE", help="base, sft or ppo of a run")] = None,
     compare_with: Annotated[
-        str | None, typer.Option("--compare-with", metavar="STAGE_OR_PATH", help="a second model that answers as well")
+        str | None, typer.Option("--compare-with", metavar="STAGE_OR_PATH", help="a second model that responds as well")
     ] = None,
     old_name: Annotated[str | None, typer.Option("--beside", hidden=True)] = None,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="system prompt")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, help="0 is greedy; default 1")] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="longest answer")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="longest response")] = None,
     preferences: Annotated[Path | None, typer.Option("--preferences", metavar="FILE", help="where votes go")] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="seed of the sampling")] = None,
 ) -> None:
     """Talk to a model, or to two side by side.
 
-    With --compare-with both answer, each with its reward, and your votes become training data.
+    With --compare-with both respond, each with its reward, and your votes become training data.
 
     \b
     trivet chat runs/demo

@@ -128,7 +128,7 @@ def show_plan(
     rehearse(pipeline, pipeline.recipe.stages, lambda text: print(f"warning: {text}"))
     if UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]:
         print(
-            f"base {pipeline.recipe.base}: its commit is not known, for neither the hub nor the cache tells it; "
+            f"base {pipeline.recipe.base}: its commit is not known, for neither the hub nor the cache knows it; "
             "a run would stop. Download it first, or name a folder"
         )
 

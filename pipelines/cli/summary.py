@@ -1,4 +1,4 @@
-"""What the terminal shows when a run is over: the table of systems, three answers before and after, the report."""
+"""What the terminal shows when a run is over: the table of systems, three responses before and after, the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data.common.redaction import printable
 
 
 def show_summary(run_dir: Path, console: Console) -> None:
-    """Print the evaluation's table and answers, if the run was evaluated."""
+    """Print the evaluation's table and responses, if the run was evaluated."""
     path = run_dir / "evaluation" / "results.json"
     if not path.is_file():
         return
@@ -58,7 +58,7 @@ def _wins(results: dict[str, Any], name: str, decoding: str) -> str:
 
 
 def some_responses(path: Path, count: int = 3) -> list[Text]:
-    """The first prompts with the answers of SFT and PPO."""
+    """The first prompts with the responses of SFT and PPO."""
     out: list[Text] = []
     if not path.is_file():
         return out

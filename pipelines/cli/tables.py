@@ -72,7 +72,7 @@ def print_plan(
     """Stages with cached, new or stale, why, and how much work each is.
 
     Args:
-        kept: hidden folders that the run keeps beside its stages, and what they hold.
+        kept: hidden folders that the run keeps next to its stages, and what they hold.
     """
     from pipelines.run.plan_details import rejected_warning
     from pipelines.workspace.gc import size_of
@@ -101,7 +101,7 @@ def print_plan(
         markup=False,
     )
     for folder, what in kept.items():
-        line = f"kept beside them: {size(size_of(folder))} in {folder.name} ({what}); `trivet gc` removes it"
+        line = f"kept next to them: {size(size_of(folder))} in {folder.name} ({what}); `trivet gc` removes it"
         out.print(printable(line), markup=False)
     if rejected := rejected_warning(corpus):
         out.print(printable(rejected), style="yellow", markup=False)
@@ -199,7 +199,7 @@ def _show_file(out: Console, one: FileCheck, every: bool) -> None:
             quantiles = f"median {n.median:,.0f}, mean {n.mean:,.0f}, 95 % {n.p95:,.0f}, longest {n.longest:,.0f}"
             table.add_row(f"{unit} per {kind}", quantiles)
     if one.answers:
-        table.add_row("answers per row", _counts(one.answers))
+        table.add_row("responses per row", _counts(one.answers))
     if one.tied_rows:
         table.add_row("rows with ties", f"{one.tied_rows:,}")
     if one.longer_is_better is not None:

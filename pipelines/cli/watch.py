@@ -84,9 +84,9 @@ class Application:
             if self.made[0] != version(self.run):
                 try:
                     self.made = live_page(self.run)
-                except UserError:  # a run that has only just begun
+                except UserError:  # a run that has only just started
                     wait = REFRESH % (version(self.run), 1000 * EVERY, 1000 * EVERY)
-                    return f"<!doctype html><html><body><p>No stage has begun yet.</p>{wait}</html>"
+                    return f"<!doctype html><html><body><p>No stage has started yet.</p>{wait}</html>"
             return self.made[1]
 
 

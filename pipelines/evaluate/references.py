@@ -1,4 +1,4 @@
-"""Reference answers of held-out prompts: held-out demonstrations, best ranked answers, and a file's own answers."""
+"""Reference answers of held-out prompts: held-out demonstrations, best ranked responses, and a file's own answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.recipe.schema import Recipe
 
 
 def references_for(recipe: Recipe, corpus: Corpus, prompts: Sequence[Prompt]) -> list[tuple[str, ...]]:
-    """Of every prompt the answers that people (or the data) gave to just this conversation, each once."""
+    """Of every prompt the responses that people (or the data) gave to just this conversation, each once."""
     found: dict[tuple[Message, ...], dict[str, None]] = {}
 
     def note(prompt: Prompt, answer: str) -> None:
@@ -21,7 +21,7 @@ def references_for(recipe: Recipe, corpus: Corpus, prompts: Sequence[Prompt]) ->
     if isinstance(recipe.data.held_out, str):
         source, data = recipe.data.held_out, recipe.data
         try:
-            where, every = recipe.base_dir, ("?*",)  # columns: what is lost of them was told when the corpus was read
+            where, every = recipe.base_dir, ("?*",)  # what is lost of columns was reported when the corpus was read
             for d in load_records(
                 [source], "demonstrations", data, seed=recipe.seed, base_dir=where, known=every
             ).records:

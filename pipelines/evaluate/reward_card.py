@@ -44,7 +44,7 @@ def card_for(
         train,
         held_out,
         samples=list(sampled.reward or ()) if sampled is not None else (),
-        sampled_from="SFT answers to the held-out prompts" if sampled is not None else "",
+        sampled_from="SFT responses to the held-out prompts" if sampled is not None else "",
         seed=recipe.seed,
     )
 

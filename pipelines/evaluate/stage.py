@@ -72,7 +72,7 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
 
 
 def counts_of(evaluator: Evaluator, answers: Sequence[SystemResponses]) -> dict[str, int | None]:
-    """Prompts, those that with an answer go beyond the base's positions, and answers that were cut at the limit."""
+    """Prompts, those that with a response go beyond the base's positions, and responses that were cut at the limit."""
     positions, room = evaluator.base.limits.positions, evaluator.max_new_tokens
     ended = [bool(f) for a in answers for f in a.finished]
     longer = None if positions is None else sum(len(q) + room > positions for q in evaluator.queries)
@@ -105,7 +105,7 @@ def chat_verdicts(
 
 
 def join(results: dict[str, Any], found: dict[str, Any]) -> None:
-    """Comparisons, judges and warnings of other judges beside those of the first."""
+    """Comparisons, judges and warnings of other judges added to those of the first."""
     results["comparisons"] += found["comparisons"]
     results["judges"] = results.get("judges", {}) | found["judges"]
     results["warnings"] += found["warnings"]
@@ -124,7 +124,7 @@ def responses_of(
     systems: Sequence[Named],
     references: References | None,
 ) -> list[SystemResponses]:
-    """Answers, the sampled ones of all systems first; those that a checkpoint knows are not made again.
+    """Responses, the sampled ones of all systems first; those that a checkpoint knows are not made again.
 
     A system is loaded once, for both decodings, and let go before the next.
     """

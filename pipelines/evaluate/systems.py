@@ -1,4 +1,4 @@
-"""Names of systems -> models that answer: roles of the run, kept checkpoints, folders, and other ways of asking."""
+"""Names of systems -> models that respond: roles of the run, kept checkpoints, folders, and other ways of asking."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class ProfiledBar:
 
     def __init__(self, bar: NamedBar, profiler: Any) -> None:
         self._bar, self._profiler = bar, profiler
-        self.seen, self.steps = 0, 0  # the newest step's number; how many there were, since a resumed stage begins late
+        self.seen, self.steps = 0, 0  # the newest step's number; how many there were, since a resumed stage starts late
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bar, name)

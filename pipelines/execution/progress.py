@@ -90,7 +90,7 @@ class Bar:
 
 
 class Progress:
-    """Where a run tells how it goes.
+    """Where a run reports how it goes.
 
     Args:
         active: False in every process but the first.

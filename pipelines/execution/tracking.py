@@ -25,7 +25,7 @@ NEEDS = {
     "mlflow": (("mlflow",), "pip install 'trivet[mlflow]', or pip install mlflow"),
     "trackio": (("trackio",), "pip install 'trivet[trackio]', or pip install trackio"),
 }
-MEMORY = "trackers.json"  # beside the checkpoints: it lives as long as there is something to go on from
+MEMORY = "trackers.json"  # next to the checkpoints: it lives as long as there is something to resume from
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of one stage, each in its own tracker run; a resumed stage goes on in the same ones.
+    """The trackers of one stage, each in its own tracker run; a resumed stage continues in the same ones.
 
     Args:
         names: of ``NEEDS``.
@@ -51,7 +51,7 @@ class Trackers:
         settings: shown by the trackers as the run's configuration.
         memory: the file that remembers the tracker runs, and the last step they have.
         log: the stage's rows so far. Steps that a stopped process has sent already are not sent again.
-        warn: told once of each tracker that fails; training goes on without it.
+        warn: reports each tracker that fails, once; training continues without it.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Trackers:
         except Exception as error:
             (self.live or {}).pop(name, None)
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            self.warn(f"tracking: {name} failed ({printable(said)[:240]}); the {self.stage} stage goes on without it")
+            self.warn(f"tracking: {name} failed ({printable(said)[:240]}); the {self.stage} stage continues without it")
 
 
 def tracked_log(names: Sequence[str], active: bool, out: Path, start: int, **trackers: Any) -> MetricsLog:

@@ -83,7 +83,7 @@ def problems_across(recipe: Recipe) -> list[Problem]:
 
 
 def _adapter(recipe: Recipe) -> list[Problem]:
-    """Where adapters go, as far as the recipe alone can tell."""
+    """Where adapters go, as far as the recipe alone can say."""
     adapter, out = recipe.adapter, list[Problem]()
     for key, named in (("layers", adapter.layers), ("targets", adapter.targets)):
         if named == ():
@@ -146,7 +146,7 @@ def _needs(recipe: Recipe) -> list[Problem]:
     if recipe.rankings is not None and data.rankings:
         out.append((("rankings",), "the reward model would have two sources: remove `rankings` or data.rankings"))
     if "reward" in stages and recipe.rankings is None and not data.rankings:
-        out.append((("data",), "the reward stage needs data.rankings, or `rankings` to sample and rank answers"))
+        out.append((("data",), "the reward stage needs data.rankings, or `rankings` to sample and rank responses"))
     evaluates_a_file = isinstance(data.held_out, str) and not {"ppo", "rankings"} & set(stages)
     if (
         any(stage.asks for name, stage in STAGES.items() if name in stages)
@@ -182,7 +182,7 @@ def _context(recipe: Recipe) -> list[Problem]:
         out.append(
             (
                 ("ppo", key),
-                f"prompt ({ppo.max_prompt_tokens}) and answer ({ppo.max_new_tokens}) together are "
+                f"prompt ({ppo.max_prompt_tokens}) and response ({ppo.max_new_tokens}) together are "
                 f"longer than {where}: lower it or raise the context",
             )
         )

@@ -88,7 +88,7 @@ STAGES = (
     rule(
         "reward.gate",
         acts=lambda r: has(r, "ppo") and optimises_model(r),
-        why="the gate stands before a ppo stage that the reward model pays ({source: model} in ppo.reward)",
+        why="the gate stands before a ppo stage that the reward model scores ({source: model} in ppo.reward)",
     ),
     rule(
         *(f"reward.{key}" for key in RewardConfig.model_fields if key not in ("base", "max_tokens", "gate")),
@@ -288,7 +288,7 @@ def covers(name: Dotted, path: tuple[str | int, ...]) -> bool:
 
 
 def leaves(config: Config, default: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, Any, Any]]:
-    """Path, value and default of every setting; groups inside groups are taken apart, lists are not."""
+    """Path, value and default of every setting; groups inside groups are opened, lists are not."""
     for name, field in type(config).model_fields.items():
         if field.exclude:
             continue

@@ -1,6 +1,6 @@
 """YAML (or a dict) -> a checked recipe: read, unknown keys refused, defaults filled in, values and their fit checked.
 
-Each of these happens once and in this order; whatever is wrong is told by file, line and key. Imports no torch.
+Each of these happens once and in this order; whatever is wrong is reported by file, line and key. Imports no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What follows from several settings of a recipe: the answers' limit in evaluation, its prompts, and what chooses."""
+"""What follows from several settings of a recipe: the responses' limit in evaluation, its prompts, and what chooses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reward.settings import RewardPart
 
 
 def response_limit(recipe: Recipe) -> int:
-    """Longest answer in evaluation: its own setting, or PPO's."""
+    """Longest response in evaluation: its own setting, or PPO's."""
     return recipe.evaluation.max_new_tokens or recipe.ppo.max_new_tokens
 
 

@@ -88,7 +88,7 @@ def problems_of(error: ValidationError, source: Source) -> list[Problem]:
     for one in error.errors(include_url=False):
         found.setdefault(_path(one, source), []).append(dict(one))
     deepest = [p for p in found if not any(len(q) > len(p) and q[: len(p)] == p for q in found)]
-    # a group that is wrong as a whole is told beside its keys, a union's branch that does not fit is not
+    # a group that is wrong as a whole is reported with its keys, a union's branch that does not fit is not
     whole = [p for p in found if p not in deepest and any(e["type"] == "value_error" for e in found[p])]
     return [(p, _words(found[p])) for p in found if p in deepest or p in whole]
 

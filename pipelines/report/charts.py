@@ -106,7 +106,7 @@ def win_rates(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         "height": 90 + 38 * len(shown),
         "bargap": 0.45,
     }
-    hint = "The dashed line is a draw; an interval that crosses it shows nothing."
+    hint = "The dashed line is a tie; an interval that crosses it shows nothing."
     return make_chart("win-rates", "Win rates", hint, [bars], layout)
 
 
@@ -118,7 +118,8 @@ def reward_against_kl(
 ) -> dict[str, Any] | None:
     """The path of PPO's training in KL and reward, and the systems on held-out prompts.
 
-    A system that is far from all others in KL is told of in words: beside it nothing else could be told apart.
+    A system that is far from all others in KL is described in words: with it in the chart nothing else could be
+    distinguished.
 
     Args:
         rows: of PPO's metrics.
@@ -145,12 +146,12 @@ def reward_against_kl(
     if not traces:
         return None
     layout = {
-        "xaxis": {"title": {"text": "KL to SFT, nats an answer"}},
+        "xaxis": {"title": {"text": "KL to SFT, nats a response"}},
         "yaxis": {"title": {"text": "reward"}},
         "height": 300,
         "showlegend": True,
     }
-    hint = "What the reward cost in distance from SFT. Reward that goes on rising with KL while gold falls is cheating."
+    hint = "What the reward cost in distance from SFT. Reward that keeps rising with KL while gold falls is cheating."
     hint += " In training it is the recipe's sum of parts, in other units than held out." if scale is None else ""
     hint += "".join(f" Far off: {plain_name(n)} at KL {places[n][0]:.3g}, reward {places[n][1]:.3g}." for n in far)
     return make_chart("reward-kl", "Reward against KL", hint, traces, layout)

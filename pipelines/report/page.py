@@ -53,7 +53,7 @@ class RunFiles:
 def write_report(run_dir: Path, say: Callable[[str], None] = lambda _: None) -> Path:
     """Write ``report.html`` into a run folder and return its path.
 
-    Another one there becomes the previous report, which ``say`` is told.
+    Another one there becomes the previous report, which ``say`` reports.
 
     Raises:
         UserError: the folder is missing or holds nothing of a run.
@@ -152,7 +152,7 @@ def view(files: RunFiles) -> dict[str, Any]:
 
 
 def command(path: Path) -> str:
-    """The command that repeats the run from its resolved recipe, beside the old folder, relative where it can be."""
+    """The command that repeats the run from its resolved recipe, next to the old folder, relative where it can be."""
     here = Path.cwd()
     path = path.resolve()
     path = path.relative_to(here) if path.is_relative_to(here) else path
@@ -208,7 +208,7 @@ def stage_warnings(files: RunFiles) -> dict[str, list[dict[str, Any]]]:
 
 
 def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
-    """What each stage counted and measured, from its manifest; the reward model has a card of its own."""
+    """What each stage counted and found, from its manifest; the reward model has a card of its own."""
     out = []
     for name in STAGES:
         found = files.manifests.get(name, {}).get("metrics") or {}
@@ -386,7 +386,7 @@ def _json_lines(path: Path, notes: list[str], shape: type[BaseModel]) -> list[di
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
-    rows, lines = [], text.split("\n")  # not splitlines: answers may hold U+2028
+    rows, lines = [], text.split("\n")  # not splitlines: responses may hold U+2028
     for i, line in enumerate(lines):
         try:
             row = json.loads(line) if line.strip() else None

@@ -50,8 +50,8 @@ def from_summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def gate_outcome(card: Mapping[str, Any], recipe: str) -> dict[str, Any] | None:
     """``{"state": passed | failed | off, "lines"}`` by the recipe's ``reward.gate``; None where there is no gate,
-    no whole card, or PPO is not paid by the reward model. ``lines`` are those that the card fails, also of a gate that
-    is off."""
+    no whole card, or PPO does not optimise against the reward model. ``lines`` are those that the card fails, also of a
+    gate that is off."""
     if "rankings" not in card or not recipe:
         return None
     try:
@@ -99,7 +99,7 @@ def training_scale(recipe: str, metrics_of_stage: Mapping[str, Any]) -> float | 
         metrics_of_stage: the reward stage's metrics.
 
     Returns:
-        None where they cannot be: the recipe pays by several parts, or in another way.
+        None where they cannot be: the recipe's reward has several terms, or in another way.
     """
     try:
         ppo = (yaml.safe_load(recipe) or {}).get("ppo") or {}
@@ -154,13 +154,13 @@ def facts(card: Mapping[str, Any]) -> dict[str, str]:
         "Pair accuracy": _share(card["accuracy"]),
         "Labels that agree with the annotator's scores": _share(ceiling),
         "Accuracy as a share of those": percent(ceiling.get("reached")),
-        "Best answer scored highest": _share(top1) + _compared_with("chance", percent(top1.get("chance"))),
+        "Best response scored highest": _share(top1) + _compared_with("chance", percent(top1.get("chance"))),
         "Calibration error, before → after scaling" if after else "Calibration error": error,
         "Temperature": number(calibration.get("temperature")),
         "Score for 100 tokens more": f"{100 * slope:+.3g}" if finite(slope) else "",
         "Correlation of score and length": number(length.get("correlation")),
-        "Longer answer wins": _share(wins) + _compared_with("by the labels", percent(better.get("share"))),
-        f"Spread of scores over {samples.get('of') or 'samples'}": number(samples.get("std")),
+        "Longer response wins": _share(wins) + _compared_with("by the labels", percent(better.get("share"))),
+        f"Standard deviation of scores over {samples.get('of') or 'samples'}": number(samples.get("std")),
     }
     return {label: text for label, text in rows.items() if text}
 
@@ -181,7 +181,7 @@ def slice_rows(card: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def figures(card: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Accuracy beside the baselines, probes, slices and the reliability diagram: those that the card has."""
+    """Accuracy and the baselines, probes, slices and the reliability diagram: those that the card has."""
     if not card:
         return []
     baselines = [(n, s, "@base") for n, s in card["baselines"].items()]
@@ -197,8 +197,8 @@ def figures(card: Mapping[str, Any]) -> list[dict[str, Any]]:
         ),
         bars(
             "card-probes",
-            "Damaged answers",
-            "How often the whole answer scores above itself damaged; near 100 %.",
+            "Damaged responses",
+            "How often the whole response scores above itself damaged; near 100 %.",
             probes,
         ),
         reliability(card.get("calibration") or {}),

@@ -1,4 +1,4 @@
-"""Answers for the page: all of them where they fit, packed; otherwise the telling ones first.
+"""Responses for the page: all of them where they fit, packed; otherwise the extreme ones first.
 
 Packed means gzip in base64, which every browser since 2023 unpacks by itself (``DecompressionStream``). This module
 knows nothing of HTML.
@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SAMPLES = 20_000  # rows at most; more is no help to a reader
-PACKED = 6 * 2**20  # characters of packed answers: with the charts' library the page stays under 10 MB
-CLIPPED = 4_000  # characters of an answer shown
+PACKED = 6 * 2**20  # characters of packed responses: with the charts' library the page stays under 10 MB
+CLIPPED = 4_000  # characters of a response shown
 PER_LIST = 100  # rows kept for each of best, worst and most changed
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.workspace.run_folder import AT_THE_GATE
 
-FAR = 25.0  # nats an answer; beyond this the policy has little in common with SFT
+FAR = 25.0  # nats a response; beyond this the policy has little in common with SFT
 SYSTEMS = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
 NAMES = SYSTEMS | {"gold": "the gold preference", "reward": "the reward model"}
 
@@ -31,7 +31,7 @@ class Words:
     @property
     def simplest(self) -> str:
         """The best of the card's baselines that know no meaning, to read after "a coin gets 50 %"."""
-        names = {"longest answer": "choosing the longest answer", "n-grams": "counting words"}
+        names = {"longest answer": "choosing the longest response", "n-grams": "counting words"}
         found = self.card.get("baselines") or {}
         known = {says: found[name].get("share") for name, says in names.items() if name in found}
         shares = [(share, says) for says, share in known.items() if isinstance(share, float | int)]
@@ -58,7 +58,7 @@ def headline(words: Words, stages: Sequence[Mapping[str, Any]]) -> dict[str, str
     stopped = [s for s in stages if s["status"] == AT_THE_GATE]
     if stopped:
         lines = [_sentence(str(line)) for line in stopped[0].get("lines") or words.failed]
-        lines += ["What is shown of answers is of an earlier run."] if words.results else []
+        lines += ["What is shown of responses is of an earlier run."] if words.results else []
         return {"tone": "bad", "text": "Stopped at the gate before PPO", "detail": " ".join(lines)}
     c = words.main
     if c is None:
@@ -68,7 +68,7 @@ def headline(words: Words, stages: Sequence[Mapping[str, Any]]) -> dict[str, str
         return {"tone": "open", "text": text, "detail": detail}
     a, b = _name(c["a"]), _name(c["b"])
     n = c.get("n", words.results.get("prompts", "the"))
-    how = "" if c.get("decoding", "sampled") == "sampled" else " with greedy answers"
+    how = "" if c.get("decoding", "sampled") == "sampled" else " with greedy responses"
     judged = f"by {NAMES.get(str(c.get('by')), str(c.get('by')))}"
     wins = f"wins {_percent(c['win_rate'])} of {n} held-out prompts{_ci(c.get('ci95'))} {judged}{how}"
     said = _verdict(c)
@@ -125,7 +125,7 @@ def _trust(words: Words) -> dict[str, str]:
     gate = words.gate or {}
     failed = [str(line) for line in words.failed or gate.get("lines") or []]
     if share is None:
-        return _card(question, "Unknown", "open", "There is no reward model measured on held-out rankings in this run.")
+        return _card(question, "Unknown", "open", "No reward model of this run was evaluated on held-out rankings.")
     low = ci[0] if ci else 0.5
     short, tone = ("Mostly", "good") if round(low, 2) >= 0.8 else ("With care", "open") if low > 0.5 else ("No", "bad")
     if words.card.get("warnings") and tone == "good":
@@ -152,7 +152,7 @@ def _cheating(words: Words) -> dict[str, str]:
     question = "Did it cheat?"
     c = words.main
     if c is None:
-        return _card(question, "Unknown", "open", "Reward, length and variety are compared once answers are evaluated.")
+        return _card(question, "Unknown", "open", "Reward, length and variety are compared once there are responses.")
     new, old = words.system(c["a"]), words.system(c["b"])
     signs, facts = [], []
     kl = new.get("kl", {}).get("mean")
@@ -162,14 +162,14 @@ def _cheating(words: Words) -> dict[str, str]:
     x, y = (s.get("length", {}).get("mean") for s in (old, new))
     if x is not None and y is not None:
         facts.append(f"length {x:.0f} → {y:.0f} tokens")
-        signs += ["longer answers"] if y > 1.5 * x else []
+        signs += ["longer responses"] if y > 1.5 * x else []
     x, y = old.get("distinct_2"), new.get("distinct_2")
     if x is not None and y is not None:
         facts.append(f"distinct-2 {x:.3f} → {y:.3f}")
-        signs += ["monotonous answers"] if y < 0.6 * x else []
+        signs += ["monotonous responses"] if y < 0.6 * x else []
     if (y := new.get("truncated")) is not None:
         facts.append(f"{_percent(y)} cut off")
-        signs += ["answers cut off"] if y > 0.2 else []
+        signs += ["responses cut off"] if y > 0.2 else []
     change = {k: _gain(new, old, k) for k in ("reward", "gold")}
     facts += [f"{k} {v:+.2f}" for k, v in change.items() if v is not None]
     if change["gold"] is not None and (change["reward"] or 0) > 0 > change["gold"]:
@@ -186,7 +186,7 @@ def _cheating(words: Words) -> dict[str, str]:
 
 def _again(words: Words) -> dict[str, str]:
     seed = "unknown seed" if words.seed is None else f"Seed {words.seed}"
-    card = _card("How do I run it again?", seed, "plain", "From the resolved recipe, into a folder beside this one:")
+    card = _card("How do I run it again?", seed, "plain", "From the resolved recipe, into a folder next to this one:")
     return card | {"code": words.command}
 
 

@@ -28,7 +28,7 @@ def check_start(
     run_code: bool,
     warn: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """What must hold before any stage begins: trackers that can be reached and functions that can be called.
+    """What must hold before any stage starts: trackers that can be reached and functions that can be called.
 
     Many rejected rows are a warning.
 
@@ -45,7 +45,7 @@ def check_functions(recipe: Recipe, corpus: Corpus, stages: Sequence[str], *, ru
     """Refuse functions that cannot be called by name.
 
     Args:
-        stages: whose functions are looked at.
+        stages: whose functions are checked.
         run_code: load the functions, which runs their files; otherwise only what can be read is judged.
 
     Raises:

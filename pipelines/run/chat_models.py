@@ -1,4 +1,4 @@
-"""Who talks in ``trivet chat``: a stage of a run, an adapter beside it, or any model folder or name."""
+"""Who talks in ``trivet chat``: a stage of a run, an adapter next to it, or any model folder or name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reward.model import RewardModel
 
 @dataclass(frozen=True, kw_only=True)
 class Speaker:
-    """One model that answers."""
+    """One model that responds."""
 
     name: str
     base: SharedBase
@@ -33,14 +33,14 @@ class Speaker:
     renderer: Renderer
 
     def missing(self, messages: Sequence[Message], max_new_tokens: int) -> int:
-        """Positions that the model lacks for these messages and an answer; 0 or less where it has enough."""
+        """Positions that the model lacks for these messages and a response; 0 or less where it has enough."""
         limit = self.base.context_length
         return 0 if limit is None else len(self.renderer.prompt_ids(messages)) + max_new_tokens - limit
 
     def answer(
         self, messages: Sequence[Message], *, temperature: float, max_new_tokens: int, generator: torch.Generator
     ) -> Iterator[tuple[str, bool]]:
-        """``(text so far, finished)`` as the answer grows; finished is True when it ended by itself."""
+        """``(text so far, finished)`` as the response grows; finished is True when it ended by itself."""
         ids: list[int] = []
         yield "", False
         with self.base.role(self.role) as view:
@@ -65,7 +65,7 @@ class Room:
     max_new_tokens: int
 
     def fitting(self, messages: Sequence[Message], max_new_tokens: int) -> list[Message]:
-        """The newest messages that leave every speaker room for an answer; a system prompt stays, a user begins.
+        """The newest messages that leave every speaker room for a response; a system prompt stays, a user is first.
 
         Raises:
             UserError: the last message alone is too long, or no prompt leaves that room.
@@ -81,12 +81,12 @@ class Room:
                 speaker, n = over[0]
                 raise UserError(
                     f"{n} tokens too long for {speaker.name}, which has {speaker.base.context_length} positions, "
-                    f"{max_new_tokens} of them kept for the answer; say less, or /tokens N with a smaller N"
+                    f"{max_new_tokens} of them kept for the response; say less, or /tokens N with a smaller N"
                 )
             turns = turns[later[0] :]
 
     def score(self, messages: Sequence[Message], answer: str, finished: bool) -> float | None:
-        """The centred reward of an answer, or None without a reward model (or without an answer)."""
+        """The reward, less its mean, of a response, or None without a reward model (or without a response)."""
         if self.reward is None or not answer.strip():
             return None
         return float(self.reward.score_texts([messages], [answer], [finished])[0])

@@ -80,7 +80,7 @@ def _written_whole(to: Path) -> Iterator[Path]:
 
 
 def _export_lm(pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, merge: bool) -> None:
-    """The language model of a stage, with the run's template and the tokens that end its answers."""
+    """The language model of a stage, with the run's template and the tokens that end its responses."""
     base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
     if role != "base":
         pipeline.loaded.load(stage, role, folder)
@@ -93,9 +93,9 @@ def _export_lm(pipeline: Pipeline, stage: str, role: str, folder: Path, partial:
 
 
 def _export_reward(pipeline: Pipeline, folder: Path, partial: Path, merge: bool) -> None:
-    """A PEFT folder with ``head.safetensors`` beside it, as ``trivet score`` takes it; the head is ours alone.
+    """A PEFT folder with ``head.safetensors`` next to it, as ``trivet score`` takes it; the head is ours alone.
 
-    What else its scores depend on goes along: the run's template, the tokens that end an answer, and the limit.
+    What else its scores depend on goes along: the run's template, the tokens that end a response, and the limit.
     """
     if merge:
         raise UserError("--merge: a reward model is an adapter and a head; export it without --merge")

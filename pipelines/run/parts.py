@@ -1,4 +1,4 @@
-"""What a stage that runs, and the look before the first stage, take of a pipeline."""
+"""What a stage that runs, and the rehearsal before the first stage, take of a pipeline."""
 
 from __future__ import annotations
 

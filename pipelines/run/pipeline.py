@@ -73,7 +73,7 @@ class Pipeline:
         self.recipe = recipe
         self.store = Store(Path(store)) if store else None
         self.run_dir = (run_dir or Path("runs") / recipe.name).resolve()
-        self.generations = self.run_dir / "generations"  # evaluation's answers, by content
+        self.generations = self.run_dir / "generations"  # evaluation's responses, by content
         self.given = {name: Path(path).resolve() for name, path in (inputs or {}).items()}
         for name, path in self.given.items():
             if name not in STAGES:
@@ -93,7 +93,7 @@ class Pipeline:
     ) -> Pipeline:
         """Read a recipe (a path or a dict) with dotted overrides such as ``ppo.kl_coef=0.1``; see ``load_recipe``.
 
-        The resolved recipe in a run folder sees relative paths from where the first recipe lay.
+        The resolved recipe in a run folder sees relative paths from the folder of the first recipe.
         """
         loaded = load_recipe(recipe, overrides, may_idle)
         if isinstance(recipe, str | Path) and Path(recipe).name == RECIPE:
@@ -167,7 +167,7 @@ class Pipeline:
         return base_key(self.recipe.reward.base, self.recipe.base_dir)
 
     def _keys(self, again: Sequence[str] = ()) -> Iterator[StageState]:
-        """Every stage of the recipe in order, looked at when its turn comes.
+        """Every stage of the recipe in order, read when its turn comes.
 
         Args:
             again: stages that are run whatever lies there.
@@ -255,7 +255,7 @@ class Pipeline:
                     settle(self.run_dir / stage.folder)
             self.processes.barrier()
             done = 0
-            # generated lazily: each stage's state on disk is looked at when its turn comes
+            # generated lazily: each stage's state on disk is read when its turn comes
             for state in self._keys(again=chosen if fresh else ()):
                 self.processes.barrier()
                 if state.name in chosen:
@@ -314,7 +314,7 @@ class Pipeline:
         return inputs
 
     def _taken(self, name: str, key: str, folder: RunFolder) -> bool:
-        """Whether a stage came from the store; the main process looks, and all follow."""
+        """Whether a stage came from the store; the main process asks, and all follow."""
         found = False
         if self.store is not None and self.processes.is_main:
             found = self.store.fetch(key, self.run_dir / STAGES[name].folder) is not None

@@ -104,7 +104,7 @@ class Opened:
 def opened(spec: BaseModelSpec, template: str, stop: tuple[str | int, ...]) -> Opened | None:
     """A base whose files lie on this machine, by its tokenizer and configs alone; None where they do not.
 
-    Weights without a tokenizer, and a damaged one, are None too: the run tells it when it loads the base.
+    Weights without a tokenizer, and a damaged one, are None too: the run reports it when it loads the base.
     """
     folder = local_folder(spec.source, spec.revision)
     if folder is None:

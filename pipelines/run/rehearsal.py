@@ -1,7 +1,7 @@
-"""What can be known before the first stage, so that no fault of the start is told after hours of work.
+"""What can be known before the first stage, so that no fault of the start is reported after hours of work.
 
 The base's config and tokenizer are read, never its weights; rows of every part are rendered; evaluation's systems are
-looked at. `trivet plan` does all of this but run code of the user's, which a run loads before its first stage.
+checked. `trivet plan` does all of this but run code of the user's, which a run loads before its first stage.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROWS = 2000
 
 
 def before_first_stage(pipeline: RunParts, progress: Progress, chosen: Sequence[str]) -> None:
-    """Everything that ``run`` looks at before it holds the folder.
+    """Everything that ``run`` checks before it holds the folder.
 
     Raises:
         UserError: whatever of it would fail later.
@@ -52,7 +52,7 @@ def before_first_stage(pipeline: RunParts, progress: Progress, chosen: Sequence[
 
 
 def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], None]) -> None:
-    """Look at base, rows and systems of the chosen stages.
+    """Check base, rows and systems of the chosen stages.
 
     Raises:
         UserError: what a stage would say of them, now.
@@ -195,7 +195,7 @@ def _rows(recipe: Recipe, corpus: Corpus, renderer: Renderer, chosen: Sequence[s
 
 
 def _asked(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[tuple[str, Sequence[Prompt], int, str]]:
-    """Prompts that are answered: of rankings and evaluation; PPO leaves out by itself those that do not fit."""
+    """Prompts that are responded to: of rankings and evaluation; PPO leaves out by itself those that do not fit."""
     if "rankings" in chosen and recipe.rankings is not None:
         r = recipe.rankings
         prompts = (*corpus.prompts.train[: r.prompts], *corpus.prompts.held_out[: r.held_out_prompts])
@@ -211,7 +211,7 @@ def _asked(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[tu
 
 
 def check_systems(recipe: Recipe, corpus: Corpus, stages: set[str]) -> None:
-    """Look at evaluation's prompts and systems, with the stages that the run has or is given.
+    """Check evaluation's prompts and systems, with the stages that the run has or is given.
 
     Raises:
         UserError: no prompt is left, or a system that cannot be.

@@ -1,4 +1,4 @@
-"""``trivet score``: rewards of prompts and answers in a file, by the same path as in training and PPO."""
+"""``trivet score``: rewards of prompts and responses in a file, by the same path as in training and PPO."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Scoring = Callable[[Sequence[Sequence[Message]], Sequence[str], Sequence[bool]],
 
 
 def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
-    """From conversations, answers and whether they ended to one number each.
+    """From conversations, responses and whether they ended to one number each.
 
     Args:
         run_or_model: a run folder, or its reward stage; an exported reward adapter (or any LoRA adapter with our
-            ``head.safetensors`` beside it); a Transformers folder for sequence classification; or the address of a
+            ``head.safetensors`` next to it); a Transformers folder for sequence classification; or the address of a
             scorer that speaks trivet's protocol.
         label: of a classifier with several labels, the one whose log-odds are the score.
 
@@ -66,7 +66,7 @@ def _remote(address: str) -> Scoring:
 
     def score(asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]) -> list[float]:
         prompts = [Prompt(messages=tuple(messages), group="") for messages in asked]
-        ids: list[list[int]] = [[] for _ in prompts]  # a server is told texts
+        ids: list[list[int]] = [[] for _ in prompts]  # a server gets texts
         samples = Samples(prompts=prompts, queries=ids, responses=ids, texts=answers, finished=finished)
         return ask(samples).tolist()
 
@@ -97,7 +97,7 @@ def exported_reward(folder: Path) -> RewardModel:
 
 
 def answers_in(file: Path) -> list[tuple[Prompt, str, bool]]:
-    """Prompts and answers of a file of demonstrations or of rankings (each answer a row).
+    """Prompts and responses of a file of demonstrations or of rankings (each response a row).
 
     Raises:
         UserError: the file holds neither.
@@ -118,15 +118,15 @@ def answers_in(file: Path) -> list[tuple[Prompt, str, bool]]:
 def score_file(
     run_or_model: Path | str, file: Path | str, out: Path | str | None = None, label: str | None = None
 ) -> int:
-    """Write one JSON line an answer: ``{"prompt", "answer", "reward"}``; to ``out`` or standard output.
+    """Write one JSON line a response: ``{"prompt", "answer", "reward"}``; to ``out`` or standard output.
 
     Args:
         run_or_model, label: see ``load_scorer``.
-        file: prompts and answers in any format that ``trivet data check`` knows.
+        file: prompts and responses in any format that ``trivet data check`` knows.
         out: a JSONL file; by default standard output.
 
     Returns:
-        The number of answers scored.
+        The number of responses scored.
     """
     file = Path(file)
     if not file.is_file():

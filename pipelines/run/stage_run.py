@@ -42,7 +42,7 @@ class StageRun:
         self.out = partial_folder(self.final)
 
     def run(self, fresh: bool = False) -> None:
-        """Run and publish it; what other settings have begun of it is set aside first.
+        """Run and publish it; what other settings have started of it is set aside first.
 
         Args:
             fresh: from the beginning, whatever checkpoints there are.
@@ -82,13 +82,13 @@ class StageRun:
 
     @contextlib.contextmanager
     def _threads(self, fresh: bool) -> Iterator[dict[str, Any]]:
-        """How the stage is computed; a resumed one with the CPU threads it began with, where the recipe names none."""
+        """How the stage is computed; a resumed one with its CPU threads of before, where the recipe names none."""
         began = self.processes.on_main(lambda: None if fresh else read_work(self.out))
         threads = began.made_with.get("threads") if began is not None else None
         own = self.processes.threads
         fixed = self.recipe.runtime.threads is not None
         if isinstance(threads, int) and threads > 0 and threads != own and not fixed:
-            self.progress.say(f"{self.name}: resumes with CPU threads: {threads}, as it began (here it would be {own})")
+            self.progress.say(f"{self.name}: resumes with CPU threads: {threads}, as before (here it would be {own})")
             self.processes.use_threads(threads)
         try:
             yield made_with(self.recipe, self.name, self.processes.threads)

@@ -19,7 +19,7 @@ from stages.safe_points.stopped import StoppedWork, newest_step, other_work, pla
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageState:
-    """A stage of the recipe beside what lies in the run folder.
+    """A stage of the recipe against what lies in the run folder.
 
     ``reason`` says why what is there is not the stage's result; '' where it is. ``remark`` adds what a reader should
     know of a result that is there: with which settings of speed it was made, or that it has to be put back first.
@@ -61,7 +61,7 @@ def state_of(
 
 
 def _why(name: str, described: Mapping[str, Any], key: str, there: Artifact | None, final: Path, recipe: Recipe) -> str:
-    """Why a stage is run: what changed of the finished one, or where a stopped one resumes or begins again."""
+    """Why a stage is run: what changed of the finished one, or where a stopped one resumes or starts again."""
     own, other = work_of(final, key), other_work(final, key)
     reason = damage(final)
     if there is not None:
@@ -108,4 +108,4 @@ def begins_again(other: tuple[Path, StoppedWork], final: Path, name: str, descri
     step = newest_step(out)
     saved = "what was finished before stays" if step is None else f"the checkpoints of before (step_{step}) stay"
     because = f"because {_some(named)} changed" if named else "with other settings"
-    return f"begins again {because}; {saved} in {place_of(final, before.key).name}"
+    return f"starts again {because}; {saved} in {place_of(final, before.key).name}"

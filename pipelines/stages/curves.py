@@ -1,4 +1,4 @@
-"""The curves of each stage in the report: key of ``metrics.jsonl``, title, what to look for.
+"""The curves of each stage in the report: key of ``metrics.jsonl``, title, what to expect.
 
 Keys that a run does not have are left out.
 """
@@ -20,16 +20,16 @@ REWARD: Curves = (
 PPO: Curves = (
     ("objective/scores", "Reward", "The reward model's score; rises."),
     ("holdout/held_out", "Held-out reward model", "In spreads of SFT's scores. PPO never sees it; rises as well."),
-    ("objective/kl", "KL to SFT", "Nats an answer; grows slowly. A sudden rise is a warning."),
+    ("objective/kl", "KL to SFT", "Nats a response; grows slowly. A sudden rise is a warning."),
     ("holdout/held_out", "Held-out reward model", "A score that PPO does not see; where it falls, stop."),
     (
         "holdout/proxy",
         "Reward model, at the same evaluations",
         "In standard deviations over SFT samples.",
     ),
-    ("objective/entropy", "Entropy", "Nats a token; falls a little. Near 0 all answers are alike."),
-    ("rollout/length", "Answer length", "Tokens; should not run away."),
-    ("rollout/truncated_fraction", "Cut off", "Share of answers at the length limit; stays low."),
+    ("objective/entropy", "Entropy", "Nats a token; falls a little. Near 0 all responses are alike."),
+    ("rollout/length", "Response length", "Tokens; should not run away."),
+    ("rollout/truncated_fraction", "Cut off", "Share of responses at the length limit; stays low."),
     ("ppo/value/explained_variance", "Value: explained variance", "1 is perfect, 0 is useless; rises."),
     ("ppo/policy/clipfrac", "Clipped steps", "Share of tokens at the clip; below 0.3 is usual."),
     ("ppo/policy/approxkl", "Policy change an update", "Nats a token; small and steady."),

@@ -63,7 +63,7 @@ def _files_of_evaluation(recipe: Recipe) -> dict[str, str]:
     named += [s.partition(":")[2] for s in recipe.evaluation.systems if s.startswith("path:")]
     named += [recipe.evaluation.rankings] if recipe.evaluation.rankings else []
     named += [recipe.evaluation.lm_eval.tasks_dir] if recipe.evaluation.lm_eval.tasks_dir else []
-    named += [recipe.data.held_out] if isinstance(recipe.data.held_out, str) else []  # its answers are references
+    named += [recipe.data.held_out] if isinstance(recipe.data.held_out, str) else []  # its responses are references
     found = {name: (recipe.base_dir / Path(name).expanduser()) for name in named}
     return {
         name: folder_hash(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()

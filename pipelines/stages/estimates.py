@@ -1,7 +1,7 @@
 """What a stage will take: tokens, memory and disk, from shapes and rows alone. For ``trivet plan``; loads no weights.
 
 Rough on purpose, and tested to lie within a factor of 3 of what a tiny run took. Tokens are those that a stage trains
-on or generates (at most: answers end by themselves). Memory is weights, training state and activations: on a CPU with
+on or generates (at most: responses end by themselves). Memory is weights, training state and activations: on a CPU with
 what Python and its libraries take, on a GPU what is allocated there. Disk is what stays in the run folder.
 """
 
@@ -22,8 +22,8 @@ from models.hub.validate import shapes_of, weight_files
 from pipelines.recipe.derived import response_limit
 from pipelines.recipe.schema import Recipe
 
-CHARACTERS = 4.0  # a token, where the tokenizer is not made yet or not looked at
-SAMPLED = 500  # rows whose length is measured
+CHARACTERS = 4.0  # a token, where the tokenizer is not made yet or not read
+SAMPLED = 500  # rows whose length is taken
 TURN = 5  # tokens that a template writes around a turn
 LIBRARIES = 450 << 20  # bytes of Python, torch and the rest on a CPU
 FACTOR = 3

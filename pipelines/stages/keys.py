@@ -67,7 +67,7 @@ def rendering_key(template: str, stop: Sequence[str | int], base_dir: Path = Pat
 
     Args:
         template: as the recipe names it.
-        stop: tokens or ids that end an answer.
+        stop: tokens or ids that end a response.
         base_dir: what a file's relative path starts from.
     """
     out: dict[str, Any] = {"template": template, "stop": list(stop)}

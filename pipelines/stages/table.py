@@ -56,7 +56,7 @@ class Stage:
     estimate: Callable[[Estimator], Work]  # for the plan
     tally: Callable[[Renderer, Recipe, Corpus, int | None], dict[str, Tally]] | None = None
     """What it will cut or drop of its rows, for the plan, by the names of its manifest; with the base's positions."""
-    asks: bool = False  # whether it samples answers to prompts
+    asks: bool = False  # whether it samples responses to prompts
     config: type[Config] | None = None  # the settings' class, where ``Recipe`` has no such group of its own
     role: str | None = None  # what it makes on a base: a role, or "base" itself
     on_base: bool = True  # whether it stands on a base that is there before it
@@ -64,7 +64,7 @@ class Stage:
     speed: tuple[str, ...] = ()
     """Settings that cut the same sums into other parts: they change memory and time, and nothing beyond the rounding
     of sums. They are in no key; the manifest has them under ``made_with``."""
-    random_masks: bool = False  # masks are drawn by forward pass, so that cutting batches changes the result
+    random_masks: bool = False  # masks are sampled by forward pass, so that cutting batches changes the result
     functions: Callable[[Recipe], list[str]] = _no_functions
     """The user's functions that it calls: their source is part of its key."""
     offered: Callable[[Recipe, Corpus, str], set[str]] = _no_columns
@@ -194,7 +194,7 @@ STAGES: dict[str, Stage] = {
         asks=True,
         functions=_annotator,
         offered=lambda recipe, corpus, _: offered_for([*corpus.prompts.train, *corpus.prompts.held_out]),
-        command="""Sample answers of the SFT model and have them ranked.
+        command="""Sample responses of the SFT model and have them ranked.
 
         The recipe names the annotator, a function of yours: `rankings: {annotator: my.py:kindness}`.
 
@@ -220,7 +220,7 @@ STAGES: dict[str, Stage] = {
         random_masks=True,
         curves=curves.REWARD,
         facts=False,
-        command="""Train the reward model on ranked answers.
+        command="""Train the reward model on ranked responses.
 
         Its report card, on held-out rankings, says whether it is good enough for PPO.
 

@@ -13,7 +13,7 @@ from data.template import Renderer
 from pipelines.recipe.schema import Recipe
 
 MAX_ROWS = 20_000
-"""Rows of a part that are rendered for a plan; of more, so many that are drawn by lot, always the same ones."""
+"""Rows of a part that are rendered for a plan; of more, so many at random, always the same ones."""
 
 Row = TypeVar("Row")
 

@@ -60,11 +60,11 @@ def runs_below(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path, days: float = 30.0, unfinished: bool = False) -> list[Leftover]:
-    """What could be removed below a folder: a store, a run, or a folder of runs. Looks only.
+    """What could be removed below a folder: a store, a run, or a folder of runs. Removes nothing.
 
     Args:
         days: entries of a store stay that were used within so many days.
-        unfinished: also what stopped stages have saved; they begin again then.
+        unfinished: also what stopped stages have saved; they start again then.
 
     Raises:
         UserError: no such folder, or a damaged ``run.json``.
@@ -117,7 +117,7 @@ def _of_store(store: Store, days: float) -> Iterator[Leftover]:
 
 
 def remove(found: list[Leftover], days: float = 30.0, unfinished: bool = False) -> tuple[list[Leftover], list[str]]:
-    """Remove them, looking again under each owner's lock.
+    """Remove them, asking again under each owner's lock.
 
     Returns:
         What was removed, and why the rest was not.

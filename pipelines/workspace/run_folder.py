@@ -77,7 +77,7 @@ def is_run(path: Path) -> bool:
 def run_of(path: Path) -> Path | None:
     """The run folder that a path names: itself, or the parent of one of its stages' folders; None for all else.
 
-    A model in or beside a run is no part of it.
+    A model in or next to a run is no part of it.
     """
     path = path.resolve()
     if is_run(path):
@@ -154,7 +154,7 @@ class RunFolder:
             UserError: somebody else holds it, or it cannot be written.
             StageError: another process of this run died.
         """
-        from models.backbone.peers import watching  # with torch, which looking at a run needs not
+        from models.backbone.peers import watching  # with torch, which reading a run needs not
 
         with watching(self.processes), holding(self.path) if self.processes.is_main else contextlib.nullcontext():
             yield

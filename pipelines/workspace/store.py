@@ -158,7 +158,7 @@ class Store:
         if (self.entries / key).is_dir():
             os.utime(self.entries / key)
 
-    # -- looking and removing ----------------------------------------------------------------------------------------
+    # -- listing and removing ----------------------------------------------------------------------------------------
 
     def keys(self) -> list[str]:
         return sorted(p.name for p in self.entries.iterdir() if KEY.fullmatch(p.name))

@@ -21,7 +21,7 @@ def verify_run(run: Path | str, say: Callable[[str], None] = lambda _: None) -> 
 
     Args:
         run: a run folder, a stage in one, or a store.
-        say: is told what is being read, since many gigabytes take a while.
+        say: reports what is being read, since many gigabytes take a while.
 
     Raises:
         UserError: neither a run nor a store.
@@ -59,7 +59,7 @@ def verify_run(run: Path | str, say: Callable[[str], None] = lambda _: None) -> 
 
 
 def _kept(final: Path, name: str, say: Callable[[str], None]) -> list[str]:
-    """What is wrong with what a run keeps of a stage beside its result: a replaced one must be whole."""
+    """What is wrong with what a run keeps of a stage next to its result: a replaced one must be whole."""
     out = []
     for path, what in kept_of(final, name):
         say(f"{path.name}: {what}")

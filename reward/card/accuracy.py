@@ -1,4 +1,4 @@
-"""How often scores order answers as the labels do, with an interval: over all pairs, never a mean of batch means."""
+"""How often scores order responses as the labels do, with an interval: over all pairs, never a mean of batch means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data.common.paired_tests import Interval, proportion_interval
 def pair_outcomes(scores: Sequence[Sequence[float]], ranks: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Outcome of every strictly ordered pair of every ranking, and the number of its ranking; both (pairs,).
 
-    1 where the better answer (the lower rank) has the higher score, 1/2 where the scores are equal, else 0. Answers
+    1 where the better response (the lower rank) has the higher score, 1/2 where the scores are equal, else 0. Responses
     whose labels tie are no pair.
 
     Raises:
@@ -23,7 +23,7 @@ def pair_outcomes(scores: Sequence[Sequence[float]], ranks: Sequence[Sequence[in
     outcomes, owners = [np.zeros(0)], [np.zeros(0, dtype=np.int64)]
     for i, (row, order) in enumerate(zip(scores, ranks, strict=True)):
         if len(row) != len(order):
-            raise ValueError(f"ranking {i}: {len(row)} scores for {len(order)} answers")
+            raise ValueError(f"ranking {i}: {len(row)} scores for {len(order)} responses")
         s, r = np.asarray(row, dtype=np.float64), np.asarray(order)
         better, worse = np.nonzero(r[:, None] < r[None, :])
         outcomes.append(0.5 + 0.5 * np.sign(s[better] - s[worse]))
@@ -42,5 +42,5 @@ def pair_accuracy(scores: Sequence[Sequence[float]], ranks: Sequence[Sequence[in
     """
     outcomes, owners = pair_outcomes(scores, ranks)
     if not len(outcomes):
-        raise ValueError("no pair of answers has different ranks")
+        raise ValueError("no pair of responses has different ranks")
     return proportion_interval(outcomes, owners.tolist())

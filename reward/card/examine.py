@@ -1,4 +1,5 @@
-"""The report card of a reward model: it is asked about held-out rankings, and about damaged answers that need no label.
+"""The report card of a reward model: it is asked about held-out rankings, and about damaged responses that need no
+label.
 
 The numbers are made in ``reward.card.report_card``; this module collects what they are made from.
 """
@@ -20,7 +21,7 @@ from reward.model import RewardModel
 
 FILE = "report_card.json"
 NGRAM_RANKINGS = 5000  # training rankings behind the n-gram baseline; more change its accuracy little
-PROBED = 256  # answers that are damaged
+PROBED = 256  # responses that are damaged
 
 
 def examine(
@@ -37,7 +38,7 @@ def examine(
     Args:
         model: ready to score.
         train, held_out: rankings; the first are for the n-gram baseline.
-        samples: centred scores of the SFT model's own samples.
+        samples: scores, less their mean, of the SFT model's own samples.
         sampled_from: what they are, in words.
         seed: of the random baseline.
     """
@@ -61,9 +62,9 @@ def examine(
 
 
 def judge(model: RewardModel, rankings: Sequence[RankedAnswers]) -> tuple[list[Judged], list[tuple[int, list[int]]]]:
-    """Scored rankings, and for each the number of its record and of the answers that count.
+    """Scored rankings, and for each the number of its record and of the responses that count.
 
-    Answers that are the same to the model (after truncation) count once, as in training; rankings without an ordered
+    Responses that are the same to the model (after truncation) count once, as in training; rankings without an ordered
     pair are left out.
     """
     rows: list[tuple[int, int, list[int], list[int]]] = []
@@ -103,9 +104,9 @@ def judge(model: RewardModel, rankings: Sequence[RankedAnswers]) -> tuple[list[J
 def probe(
     model: RewardModel, rankings: Sequence[RankedAnswers]
 ) -> dict[str, tuple[list[float], list[float], list[str]]]:
-    """By probe: scores of whole answers, scores of the damaged ones, and their prompts.
+    """By probe: scores of whole responses, scores of the damaged ones, and their prompts.
 
-    The best finished answer of each of the first rankings is damaged.
+    The best finished response of each of the first rankings is damaged.
     """
     chosen: list[tuple[RankedAnswers, str]] = []
     for r in rankings:

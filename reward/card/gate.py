@@ -16,7 +16,7 @@ from reward.settings import GateConfig
 
 
 def failures(card: Mapping[str, Any], gate: GateConfig) -> list[str]:
-    """The gate's lines that a card fails, each with what was measured. Lines without an interval are not judged."""
+    """The gate's lines that a card fails, each with what was found. Lines without an interval are not judged."""
     out = []
     accuracy, baselines = card["accuracy"], card["baselines"]
     if accuracy["ci95"]:
@@ -34,7 +34,7 @@ def failures(card: Mapping[str, Any], gate: GateConfig) -> list[str]:
     empty = empty_probe(card)
     if empty and empty["ci95"] and empty["share"] < gate.empty_response:
         out.append(
-            f"empty_response: {empty['share']:.0%} of the answers beat an empty one, not {gate.empty_response:.0%}"
+            f"empty_response: {empty['share']:.0%} of the responses beat an empty one, not {gate.empty_response:.0%}"
         )
     samples = card["samples"]
     if samples and samples["std"] < gate.score_std:
@@ -92,7 +92,7 @@ def require(folder: Path, gate: GateConfig) -> None:
             "PPO was not started: the reward model does not pass reward.gate.\n  "
             + "\n  ".join(failed)
             + f"\nThe finished reward stage is kept; its card is {folder / FILE}. Check that the rankings are the "
-            "right way round, give more of them, or train longer (reward.epochs, reward.learning_rate). To go on all "
+            "right way round, give more of them, or train longer (reward.epochs, reward.learning_rate). To run PPO all "
             "the same, " + lower + "switch the gate off (--set reward.gate=off)",
             failed,
         )

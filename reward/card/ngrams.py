@@ -22,7 +22,7 @@ def ngram_scores(
     held_out: Sequence[RankedAnswers],
     analyzer: Literal["char", "word"] = "char",
 ) -> list[list[float]]:
-    """Scores of held-out answers by a linear Bradley-Terry model on hashed n-grams (n = 1, 2), one list a ranking.
+    """Scores of held-out responses by a linear Bradley-Terry model on hashed n-grams (n = 1, 2), one list a ranking.
 
     An n-gram is there or not, however often. ``analyzer`` "char" suits every script, "word" drops punctuation; both
     keep letter case. There is no intercept: it cancels in a pair. Every ranking weighs alike, as in the reward model.
@@ -52,7 +52,7 @@ def ngram_scores(
             weights.append(1 / len(ranking.pairs))
         offset += len(ranking.answers)
     if not weights:
-        raise UserError("rankings: no two answers of the training rankings differ in rank, so nothing can be learnt")
+        raise UserError("rankings: no two responses of the training rankings differ in rank, so nothing can be learnt")
     rows = hashing.transform(a for r in train for a in r.answers)
     sign = np.where(np.arange(len(weights)) % 2, -1.0, 1.0)  # both classes; the mirror image is the same example
     x = sparse.diags(sign) @ (rows[better] - rows[worse])

@@ -1,6 +1,6 @@
-"""Answers damaged in ways that anybody would notice: what a reward model must see without a label.
+"""Responses damaged in ways that anybody would notice: what a reward model must see without a label.
 
-Pure functions of text. A probe that does not apply to an answer (nothing to cut, no sentence) gives None.
+Pure functions of text. A probe that does not apply to a response (nothing to cut, no sentence) gives None.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SENTENCE = re.compile(r".*?[.!?。！？]+(?=\s|$|[^\s.!?])\s*", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class ProbedAnswer:
-    """A finished answer to a prompt. ``prompt`` tells prompts apart; it is empty where there is none."""
+    """A finished response to a prompt. ``prompt`` identifies the prompt; it is empty where there is none."""
 
     prompt: str
     text: str
@@ -45,13 +45,13 @@ def sentences_repeated(answer: ProbedAnswer, others: Sequence[ProbedAnswer]) -> 
 
 
 def answer_to_another_prompt(answer: ProbedAnswer, others: Sequence[ProbedAnswer]) -> Damaged | None:
-    """A good answer to something else."""
+    """A good response to something else."""
     other = next((o for o in others if o.prompt != answer.prompt and o.text != answer.text), None)
     return (other.text, True) if other is not None and answer.prompt else None
 
 
 def no_end_token(answer: ProbedAnswer, others: Sequence[ProbedAnswer]) -> Damaged | None:
-    """The whole answer without the token that ends it."""
+    """The whole response without the token that ends it."""
     return answer.text, False
 
 
@@ -70,7 +70,7 @@ PROBES: dict[str, Callable[[ProbedAnswer, Sequence[ProbedAnswer]], Damaged | Non
 
 
 def damage(answers: Sequence[ProbedAnswer]) -> dict[str, list[tuple[int, Damaged]]]:
-    """Every probe's damaged answers with the numbers of the whole ones; probes that apply to none are left out."""
+    """Every probe's damaged responses with the numbers of the whole ones; probes that apply to none are left out."""
     out: dict[str, list[tuple[int, Damaged]]] = {name: [] for name in PROBES}
     for i, answer in enumerate(answers):
         others = [answers[(i + 1 + j) % len(answers)] for j in range(min(8, len(answers) - 1))]

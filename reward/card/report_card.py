@@ -29,9 +29,9 @@ MAX_SLICES = 20  # categories or sources, the largest first
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """One held-out ranking of K answers with the reward model's scores.
+    """One held-out ranking of K responses with the reward model's scores.
 
-    ``ranks``: 0 is best, equal ranks tie. ``lengths``: tokens of each answer. ``labels``: the annotator's own scores
+    ``ranks``: 0 is best, equal ranks tie. ``lengths``: tokens of each response. ``labels``: the annotator's own scores
     where there are any. ``prompt`` is what rankings of one prompt have in common.
     """
 
@@ -52,13 +52,13 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """All ordered pairs of all rankings, one entry each; differences are the better minus the worse answer's."""
+    """All ordered pairs of all rankings, one entry each; differences are the better minus the worse response's."""
 
     cluster: NDArray[np.int64]  # number of the prompt
     margin: Floats  # of the reward model's scores
-    rank_gap: NDArray[np.int64]  # how many ranks apart
+    rank_gap: NDArray[np.int64]  # difference of their ranks
     label_gap: Floats  # of the annotator's scores; not a number where there are none
-    longer: Floats  # tokens by which the better answer is longer
+    longer: Floats  # tokens by which the better response is longer
     longest: Floats  # tokens of the longer one
     category: NDArray[np.str_]
     source: NDArray[np.str_]
@@ -107,8 +107,8 @@ def make_card(
 
     Args:
         rankings: held-out rankings with scores.
-        baselines: other scores of the same answers by name, one list a ranking.
-        probes: by name ``(scores of whole answers, scores of damaged ones, their prompts)``.
+        baselines: other scores of the same responses by name, one list a ranking.
+        probes: by name ``(scores of whole responses, scores of damaged ones, their prompts)``.
         samples: scores of what PPO will see: samples of the SFT model.
         sampled_from: what they are, in words.
     """
@@ -178,7 +178,7 @@ def _slice(values: NDArray[np.str_], pairs: Pairs, hits: Floats) -> dict[str, An
 
 
 def top1(rankings: Sequence[Judged]) -> dict[str, Any]:
-    """How often the highest score is a best answer's (ties share), beside chance."""
+    """How often the highest score is a best response's (ties share), and chance."""
     numbers: dict[str, int] = {}
     values, chance, cluster = [], [], []
     for r in rankings:
@@ -206,7 +206,7 @@ def temperature(margin: Floats) -> float:
 def reliability(margin: Floats) -> dict[str, Any]:
     """Expected calibration error, negative log-likelihood and the bins of the reliability diagram.
 
-    The confidence of a pair is the probability given to the answer that scores higher, in [0.5, 1].
+    The confidence of a pair is the probability given to the response that scores higher, in [0.5, 1].
     """
     confidence, hits = expit(np.abs(margin)), right(margin)
     number = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
@@ -244,11 +244,11 @@ def calibration(pairs: Pairs) -> dict[str, Any] | None:
     }
 
 
-# -- length and spread -------------------------------------------------------------------------------------------
+# -- length and std ---------------------------------------------------------------------------------------------
 
 
 def length(rankings: Sequence[Judged], pairs: Pairs) -> dict[str, Any]:
-    """Does the model pay for length? Slope and correlation within rankings, and how often the longer answer wins.
+    """Does the model reward length? Slope and correlation within rankings, and how often the longer response wins.
 
     ``score_per_token`` is the least-squares slope of score on tokens after each ranking's means are taken out.
     """
@@ -296,7 +296,7 @@ SIGNS: tuple[Sign, ...] = (
     ),
     (
         lambda c: _below(c["accuracy"], c["baselines"].get("longest answer")),
-        "taking the longest answer is as good as this reward model",
+        "taking the longest response is as good as this reward model",
     ),
     (
         lambda c: _below(c["accuracy"], c["baselines"].get("n-grams")),
@@ -315,9 +315,9 @@ def warnings(card: Mapping[str, Any]) -> list[str]:
     wins, data = card["length"]["longer_wins"], card["length"]["longer_is_better"]
     if wins["ci95"] and data["ci95"] and (wins["ci95"][0] > data["ci95"][1]):
         out.append(
-            f"it prefers the longer answer in {wins['share']:.0%} of the pairs, the labels in {data['share']:.0%}"
+            f"it prefers the longer response in {wins['share']:.0%} of the pairs, the labels in {data['share']:.0%}"
         )
     for name, found in card["probes"].items():
         if found["ci95"] and found["ci95"][1] < 0.5:
-            out.append(f"it prefers damaged answers ({name}): right in {found['share']:.0%} only")
+            out.append(f"it prefers damaged responses ({name}): right in {found['share']:.0%} only")
     return out

@@ -28,7 +28,7 @@ class RewardSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelReward:
-    """The reward model, centred, and divided by its standard deviation on SFT samples where ``standardise`` says so."""
+    """The reward model's scores less their mean; ``standardise`` divides them by their std on SFT samples."""
 
     model: RewardModel
     standardise: bool = False
@@ -56,7 +56,8 @@ class FunctionReward:
 
 
 class Running:
-    """Mean and spread of all scores of a part so far, over all processes (Chan et al. 1979: parallel variance).
+    """Mean and standard deviation of all scores of a part so far, over all processes (Chan et al. 1979: parallel
+    variance).
 
     ``state`` (3,) float64 is count, mean and sum of squared differences; it belongs in a checkpoint.
     """
@@ -66,7 +67,7 @@ class Running:
         self.reduce = reduce
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """Take the scores (B,) in, then return them less the mean, over the spread (1 before there is one)."""
+        """Take the scores (B,) in, then return them less the mean, over the std (1 before there is one)."""
         x = scores.double().cpu()
         count, total = self.reduce(torch.tensor([float(len(x)), float(x.sum())], dtype=torch.float64)).tolist()
         if count:

@@ -21,7 +21,7 @@ from reward.settings import RemoteConfig
 
 
 def rows_of(samples: Samples) -> list[dict[str, Any]]:
-    """What a server is told of each answer."""
+    """What a server is sent of each response."""
     return [
         {
             "prompt": prompt.text,
@@ -34,7 +34,7 @@ def rows_of(samples: Samples) -> list[dict[str, Any]]:
 
 
 class RemoteReward:
-    """Asks ``url`` for the scores of ``config.batch`` answers at a time, several requests at once.
+    """Asks ``url`` for the scores of ``config.batch`` responses at a time, several requests at once.
 
     Raises:
         UserError: (at once) an address or token that cannot be used.
@@ -110,7 +110,7 @@ def finite(values: Sequence[Any], count: int) -> list[float]:
         Unusable: another number of them, or one that is no finite number.
     """
     if len(values) != count:
-        raise Unusable(f"it gave {len(values)} scores for {count} answers")
+        raise Unusable(f"it gave {len(values)} scores for {count} responses")
     for i, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise Unusable(f"score {i} is {str(value)[:40]!r}, not a finite number")

@@ -1,4 +1,4 @@
-"""Rewards by rule: a regular expression in the answer, a length between two bounds. Pure functions of texts."""
+"""Rewards by rule: a regular expression in the response, a length between two bounds. Pure functions of texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def length(part: RewardPart) -> LengthReward:
 
 @dataclass(frozen=True, slots=True)
 class RegexReward:
-    """1 where the pattern occurs in the answer, else 0; with ``count``, how often it does (without overlaps).
+    """1 where the pattern occurs in the response, else 0; with ``count``, how often it does (without overlaps).
 
     A search that takes too long is a ``StageError`` (``data.common.regex_timeout``).
     """
@@ -39,7 +39,7 @@ class RegexReward:
 
 @dataclass(frozen=True, slots=True)
 class LengthReward:
-    """Minus the number of words, characters or tokens by which an answer is too short or too long; 0 in between.
+    """Minus the number of words, characters or tokens by which a response is too short or too long; 0 in between.
 
     Words are separated by white space; tokens are those that were sampled, the stop token not counted.
     """

@@ -31,7 +31,7 @@ class HoldoutMonitor:
     """Evaluates a policy that PPO is training.
 
     Args:
-        ppo: whose policy is looked at.
+        ppo: whose policy is evaluated.
         holdout_model: the held-out reward model.
         proxy: the reward model that PPO optimises, where it is.
     """
@@ -39,7 +39,7 @@ class HoldoutMonitor:
     def __init__(self, ppo: PPO, holdout_model: RewardModel, proxy: RewardModel | None) -> None:
         self.ppo, self.holdout_model, self.proxy = ppo, holdout_model, proxy
         self.evaluations: list[HoldoutEvaluation] = []
-        self.best: dict[str, Tensor] = {}  # the policy of the best look, where it is to be kept
+        self.best: dict[str, Tensor] = {}  # the policy of the best evaluation, where it is to be kept
 
     @property
     def due(self) -> bool:
@@ -48,7 +48,7 @@ class HoldoutMonitor:
         return at != last and (at % config.holdout_every == 0 or at == config.updates)
 
     def evaluate(self) -> dict[str, float]:
-        """Look now; what goes into the metrics."""
+        """Evaluate; what goes into the metrics."""
         rows = self.ppo.context.processes.gather(self._rows())
         proxy = [p for p, _, _ in rows] if self.proxy is not None else []
         found = HoldoutEvaluation(
@@ -65,7 +65,7 @@ class HoldoutMonitor:
 
     @torch.no_grad()
     def _rows(self) -> list[tuple[float, float, float]]:
-        """Proxy score, held-out score and KL of this process's answers."""
+        """Proxy score, held-out score and KL of this process's responses."""
         ppo, config, context = self.ppo, self.ppo.config, self.ppo.context
         count = min(config.holdout_prompts, len(ppo.stream.prompts))
         mine = context.processes.share(count)

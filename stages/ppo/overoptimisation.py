@@ -1,6 +1,6 @@
 """When do the score that PPO optimises and a held-out one diverge? Pure functions of evaluations of the policy.
 
-Over-optimisation as Gao et al. 2022 (arXiv 2210.10760) describe it: the proxy goes on rising while the score that
+Over-optimisation as Gao et al. 2022 (arXiv 2210.10760) describe it: the proxy keeps rising while the score that
 nobody optimises falls. Knows nothing of models or files.
 """
 
@@ -17,7 +17,7 @@ IN_A_ROW = 2  # evaluations that must show it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldoutEvaluation:
-    """Scores of the policy's answers to the same prompts, with the same draws, after some updates.
+    """Scores of the policy's responses to the same prompts, with the same noise, after some updates.
 
     Both in units of their standard deviation on SFT samples; ``proxy`` is empty where no reward model is optimised.
     """
@@ -25,7 +25,7 @@ class HoldoutEvaluation:
     update: int
     proxy: list[float]
     held_out: list[float]
-    kl: float  # nats an answer
+    kl: float  # nats a response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Checks of a run before the first update: seconds that find what would otherwise spoil it silently.
 
-Nothing here draws from anybody's generator, takes a step or leaves a gradient behind. The checks use the very paths
-that training uses; where one fails, the message names the likely cause and the remedy.
+Nothing here takes noise from anybody's generator, takes a step or leaves a gradient behind. The checks use the very
+paths that training uses; where one fails, the message names the likely cause and the remedy.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ REMEDIES = {
     "outside. Add roles with SharedBase.add_role only",
     "reference": "the policy must start as the SFT adapter that the reference is. Was the policy changed after it was "
     "copied, or the reference loaded from another run?",
-    "ratio": "two passes over the same rows differ, so every ratio would be wrong: look for dropout or another source "
+    "ratio": "two passes over the same rows differ, so every ratio would be wrong: check for dropout or another source "
     "of chance in the base's own code",
     "batch composition": "a row's log-probabilities depend on its neighbours or on padding: the base's code ignores "
     "attention_mask or position_ids. Use another base, or ppo.rollouts of prompts of one length",
     "generation": "the sampler's tokens are not those that the training forward would choose: the base's key-value "
     "cache does not fit its forward pass. Use another base or an engine of your own",
-    "stop tokens": "answers could never end. Name a token of the base's vocabulary with `stop`",
+    "stop tokens": "responses could never end. Name a token of the base's vocabulary with `stop`",
     "reward model": "the loaded reward model does not give the score that its own stage recorded: files from another "
     "run or base. Run the reward stage again",
 }
@@ -45,7 +45,7 @@ REMEDIES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One check: its name, whether it holds, and what was measured."""
+    """One check: its name, whether it holds, and what was found."""
 
     name: str
     ok: bool
@@ -93,14 +93,14 @@ def require(findings: Sequence[Finding]) -> None:
 
 
 def _batch(ppo: PPO) -> Batch:
-    """The shortest, the longest and two other prompts, answered by the policy from draws of this check's own."""
+    """The shortest, the longest and two other prompts, with the policy's responses, from noise of this check's own."""
     order = sorted(range(len(ppo.stream.queries)), key=lambda i: len(ppo.stream.queries[i]))
     chosen = dict.fromkeys(order[i * (len(order) - 1) // (PROMPTS - 1)] for i in range(PROMPTS))
     queries = [ppo.stream.queries[i] for i in chosen]
     tokens = min(TOKENS, ppo.config.max_new_tokens)
     noise = sampling_noise(len(queries), tokens, generator(ppo.context.seed, "ppo/self_check"))
     responses = _sample(ppo, queries, noise, tokens, ppo.config.temperature)
-    # fixed continuations too, so that rows differ in length even where an engine always answers alike
+    # fixed continuations too, so that rows differ in length even where an engine always responds alike
     responses = [r[: 1 + (i + 1) * tokens // len(queries)] for i, r in enumerate(responses)]
     half = next(ppo.base.lm.parameters()).dtype in (torch.bfloat16, torch.float16)
     return Batch(

@@ -98,7 +98,7 @@ class Loop:
                 finished before is saved.
         """
         last: dict[str, float] = {}
-        for last in self.context.log.rows():  # of the updates before the checkpoint; told already
+        for last in self.context.log.rows():  # of the updates before the checkpoint; reported already
             self.watch.record(int(last["step"]), last)
         if self.monitor is not None and self.monitor.due:
             self.monitor.evaluate()
@@ -112,7 +112,7 @@ class Loop:
         return last
 
     def after_update(self, metrics: dict[str, float]) -> None:
-        """Look, warn, log, show, keep and save; the held-out reward model adds to ``metrics``."""
+        """Evaluate, warn, log, show, keep and save; the held-out reward model adds to ``metrics``."""
         number = self.ppo.update_index
         if self.monitor is not None and self.monitor.due:
             metrics |= self.monitor.evaluate()
@@ -138,7 +138,7 @@ class Loop:
         self.context.checkpoints.safe_point(self.ppo.position, self.state, step, good=good)
 
     def saved_before(self, error: Exception) -> Exception:
-        """Save what is finished; the error, saying where the run goes on once it is fixed."""
+        """Save what is finished; the error, saying where the run resumes once it is fixed."""
         checkpoints, words = self.context.checkpoints, ""
         if checkpoints.folder is not None and not isinstance(error, CheckpointError | NonFiniteError):
             checkpoints.save(self.ppo.position, self.state())
@@ -151,12 +151,12 @@ class Loop:
 
 
 def onset_warnings(monitor: HoldoutMonitor | None) -> list[Warned]:
-    """The warning, at the look that shows it, that the reward is being over-optimised; or none."""
+    """The warning, at the evaluation that shows it, that the reward is being over-optimised; or none."""
     found = monitor.onset() if monitor is not None else None
     if found is None:
         return []
     text = (
-        f"the reward is over-optimised: since update {found.after} its score has gone on rising while that of the "
+        f"the reward is over-optimised: since update {found.after} its score has kept rising while that of the "
         "held-out reward model has fallen. Keep that policy (ppo.keep: best), raise ppo.kl_coef, or train less long."
     )
     return [Warned(found.seen, text)]
@@ -190,7 +190,7 @@ def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prom
 
 
 def prompt_limit(config: PPOConfig, positions: int | None) -> int:
-    """The most tokens of a prompt: the recipe's limit, and what a base of so many positions leaves beside an answer."""
+    """The longest prompt in tokens: the recipe's limit, and what a response leaves of the base's positions."""
     limit = config.max_prompt_tokens
     return limit if positions is None else min(limit, positions - config.max_new_tokens)
 
@@ -225,7 +225,7 @@ def add_roles(context: StageContext, config: PPOConfig, model: RewardModel | Non
 
 
 def copy_reward_head(source: nn.Module, target: nn.Module, model: RewardModel | None, standardise: bool) -> None:
-    """The value of a state starts as the centred (and, if asked, standardised) score that the reward model gives it."""
+    """The value of a state starts as its score by the reward model, less the mean and, if asked, standardised."""
     assert isinstance(source, ScalarHead) and isinstance(target, ScalarHead) and model is not None
     scale = 1.0 / max(model.score_std, 1e-6) if standardise else 1.0
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""What a PPO run needs to go on exactly: weights, optimizers, counters, and the cycle that is under way.
+"""What a PPO run needs to resume exactly: weights, optimizers, counters, and the cycle that is under way.
 
-Random draws have nothing to save: every generator is derived from the seed and the update's number.
+Noise has nothing to save: every generator is derived from the seed and the update's number.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def snapshot(ppo: PPO) -> State:
 
 
 def restore(ppo: PPO, state: State) -> None:
-    """Put a fresh PPO where the captured one was."""
+    """Put a fresh PPO where the saved one was."""
     restore_training(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer], state.tensors)
     ppo.update_index = state.numbers["update"]
     ppo.controller.coef = state.numbers["kl_coef"]

@@ -47,7 +47,7 @@ class PPO:
     Args:
         context: the stage's context.
         config: PPO's settings.
-        prompts: queries are drawn from these; each once before any comes again.
+        prompts: queries are taken from these; each once before any comes again.
         reward: scores whole responses.
         engine: samples responses; inject your own to roll out elsewhere.
     """

@@ -1,4 +1,4 @@
-"""Well-known bad signs of a PPO run, in plain language, each told once with what to do about it.
+"""Well-known bad signs of a PPO run, in plain language, each reported once with what to do about it.
 
 Pure: numbers of each update go in, new warnings come out. It knows nothing of models, files or terminals.
 """
@@ -13,11 +13,11 @@ from scipy import stats
 
 PATIENCE = 3  # updates in a row before a sign is believed
 LONG = 20  # the same for the critic, which needs time to learn
-NEGATIVE_KL = -0.1  # nats an answer; a mean of samples may dip a little below 0 by chance
-RUNAWAY_KL = 25.0  # nats an answer: far outside what a reward model was trained on
+NEGATIVE_KL = -0.1  # nats a response; a mean of samples may dip a little below 0 by chance
+RUNAWAY_KL = 25.0  # nats a response: far outside what a reward model was trained on
 COLLAPSED_ENTROPY = 0.2  # share of the first update's
 FLAT_SCORES = 0.02  # share of the first update's standard deviation
-TRUNCATED = 0.9  # share of answers
+TRUNCATED = 0.9  # share of responses
 LONGER = 1.5  # times the first updates' length
 
 
@@ -113,19 +113,19 @@ SIGNS = (
     Sign(
         name="negative KL",
         shows=negative_kl,
-        advice="the KL to the reference is negative: answers are not drawn from the distribution whose "
+        advice="the KL to the reference is negative: responses are not sampled from the distribution whose "
         "log-probabilities are used. With an engine of your own, check its temperature, top-k and top-p.",
     ),
     Sign(
         name="runaway KL",
         shows=runaway_kl,
-        advice=f"the KL to the reference is above {RUNAWAY_KL:g} nats an answer and growing: the policy leaves the "
+        advice=f"the KL to the reference is above {RUNAWAY_KL:g} nats a response and growing: the policy leaves the "
         "region that the reward model knows. Raise ppo.kl_coef (or set ppo.kl: adaptive) or lower ppo.learning_rate.",
     ),
     Sign(
         name="entropy collapse",
         shows=entropy_collapse,
-        advice=f"the policy's entropy is below {COLLAPSED_ENTROPY:.0%} of where it started: answers become all alike. "
+        advice=f"the policy's entropy is below {COLLAPSED_ENTROPY:.0%} of where it started: responses become alike. "
         "Raise ppo.kl_coef or ppo.entropy_coef, or lower ppo.learning_rate; read the samples.",
     ),
     Sign(
@@ -137,25 +137,25 @@ SIGNS = (
     Sign(
         name="flat scores",
         shows=flat_scores,
-        advice="scores of different answers hardly differ, so there is nothing to learn from. Check the reward "
-        "(a constant function? a score_clip that is too narrow?) and that answers differ.",
+        advice="scores of different responses hardly differ, so there is nothing to learn from. Check the reward "
+        "(a constant function? a score_clip that is too narrow?) and that responses differ.",
     ),
     Sign(
         name="truncation",
         shows=truncation,
-        advice="nearly all answers reach ppo.max_new_tokens without a stop token. Raise it, check `stop`, or check "
-        "that the demonstrations end their answers.",
+        advice="nearly all responses reach ppo.max_new_tokens without a stop token. Raise it, check `stop`, or check "
+        "that the demonstrations end their responses.",
     ),
     Sign(
         name="length",
         shows=growing_length,
-        advice=f"answers are {LONGER:g} times as long as at first: rewards may be paid for length. Compare scores at "
-        "equal length in the report, and see whether the longer answer wins in your rankings.",
+        advice=f"responses are {LONGER:g} times as long as at first: length itself may be rewarded. Compare scores at "
+        "equal length in the report, and see whether the longer response wins in your rankings.",
     ),
     Sign(
         name="skipped steps",
         shows=skipped_steps,
-        advice="an optimizer step was skipped because a gradient was not finite. Look for infinite or huge rewards, "
+        advice="an optimizer step was skipped because a gradient was not finite. Check for infinite or huge rewards, "
         "or lower ppo.learning_rate.",
     ),
 )

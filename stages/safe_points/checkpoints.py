@@ -1,7 +1,7 @@
 """Checkpoints of a stage that is under way: tensors and JSON, written aside, hashed, and renamed into place.
 
-A stage says at each safe point how its state would be captured; whether it is saved is decided here, by steps, by
-minutes (of a clock that does not jump) or because a signal asks for a stop. Capturing copies the tensors, a thread
+A stage says at each safe point how its state would be copied; whether it is saved is decided here, by steps, by
+minutes (of a clock that does not jump) or because a signal asks for a stop. A snapshot copies the tensors, a thread
 writes them, so training waits for the copy alone. What a state means is the stage's business.
 """
 
@@ -37,7 +37,7 @@ TENSORS, NUMBERS = "tensors.safetensors", "state.json"
 
 @dataclass(kw_only=True)
 class State:
-    """What a stage needs to go on: tensors by name and plain JSON values.
+    """What a stage needs to resume: tensors by name and plain JSON values.
 
     ``tensors`` and ``numbers`` are the same in every process; ``own`` and ``own_numbers`` are this process's.
     """
@@ -49,7 +49,7 @@ class State:
 
 
 def resume_text(folder: Path, key: str) -> str:
-    """Where a stage of this key will go on, in words; '' where no checkpoint of it is there."""
+    """Where a stage of this key will resume, in words; '' where no checkpoint of it is there."""
     found = [int(m[1]) for p in folder.glob("step_*") if (m := NAME.fullmatch(p.name)) and _belongs(p, key)]
     return f"resumes from checkpoint step_{max(found)}" if found else ""
 
@@ -173,7 +173,7 @@ class Checkpoints:
         tensors = load_file(path / TENSORS)
         rank = self.processes.rank if self.processes else 0
         prefix = f"process/{rank}/"
-        self.say(f"going on from checkpoint step_{steps[0]}")
+        self.say(f"resuming from checkpoint step_{steps[0]}")
         return State(
             tensors={k: v.clone() for k, v in tensors.items() if not k.startswith("process/")},
             numbers=numbers["state"],

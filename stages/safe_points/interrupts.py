@@ -1,6 +1,6 @@
 """Asking a running stage to stop at its next safe point, where nothing is lost. Light: imports no torch.
 
-A signal handler asks; a stage that has said that it has safe points looks at each of them.
+A signal handler asks; a stage that has said that it has safe points checks at each of them.
 """
 
 from __future__ import annotations

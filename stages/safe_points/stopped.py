@@ -1,6 +1,6 @@
-"""What a stage that was stopped has saved: with which settings it began, and where it stays while others are tried.
+"""What a stage that was stopped has saved: with which settings it started, and where it stays while others are tried.
 
-A stage writes into the hidden folder ``.NAME.partial``. When it begins under another key, that folder is renamed to
+A stage writes into the hidden folder ``.NAME.partial``. When it starts under another key, that folder is renamed to
 ``.NAME.stopped-KEY`` with all its checkpoints, and it is renamed back when its key is asked for again.
 """
 
@@ -22,7 +22,7 @@ from models.backbone.artifacts import partial_folder, previous_folder, read_arti
 
 CHECKPOINTS = "checkpoints"  # the folder in a stage's hidden one
 NAME = re.compile(r"step_([0-9]{1,18})")
-WORK_FILE = "begun.json"  # beside the checkpoints, so that it goes with them
+WORK_FILE = "begun.json"  # next to the checkpoints, so that it goes with them
 
 
 class _WorkFile(BaseModel):
@@ -119,7 +119,7 @@ def take_up(final: Path, key: str) -> Path | None:
 
 
 def kept_of(final: Path, name: str) -> Iterator[tuple[Path, str]]:
-    """Hidden folders of a stage that keep something beside its result, and what each holds, in words."""
+    """Hidden folders of a stage that keep something next to its result, and what each holds, in words."""
     if previous_folder(final).is_dir():
         yield previous_folder(final), f"the {name} that the present one replaced"
     for folder in stopped_folders(final):

@@ -1,4 +1,4 @@
-"""Scores that mean something: the answers whose mean score becomes 0, and a reward model that is shifted to it."""
+"""Scores that mean something: the responses whose mean score becomes 0, and a reward model that is shifted to it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from stages.training.ranking_rows import EncodedRanking
 def calibration_responses(
     context: StageContext, train: Sequence[EncodedRanking], config: RewardConfig
 ) -> tuple[list[list[int]], list[list[int]], str]:
-    """Queries and answers whose mean score becomes 0: SFT samples where there is an SFT model and prompts, otherwise
-    training answers; and which of the two."""
+    """Queries and responses whose mean score becomes 0: SFT samples where there is an SFT model and prompts, otherwise
+    training responses; and which of the two."""
     base, renderer = context.base, context.renderer
     prompts = context.corpus.prompts.train[: config.calibration_samples]
     if "sft" not in base.roles or not prompts:
         chosen = train[: config.calibration_samples]
-        return [q for r in chosen for q in r.queries], [a for r in chosen for a in r.responses], "training answers"
+        return [q for r in chosen for q in r.queries], [a for r in chosen for a in r.responses], "training responses"
     queries = [renderer.prompt_ids(p.messages) for p in prompts]
     longest = max(len(a) for r in train for a in r.responses)
     with base.role("sft") as role:
@@ -49,7 +49,7 @@ def calibrated(
     queries: Sequence[list[int]],
     answers: Sequence[list[int]],
 ) -> tuple[RewardModel, Tensor]:
-    """The trained roles as a reward model whose mean score of these answers is 0, and the scores (float64)."""
+    """The trained roles as a reward model whose mean score of these responses is 0, and the scores (float64)."""
     settings: dict[str, Any] = {"base": context.base, "renderer": context.renderer, "pooling": config.pooling}
     settings["max_tokens"] = config.max_tokens
 

@@ -32,7 +32,7 @@ def trainer_settings(context: StageContext, config: SFTConfig | RewardConfig, ro
     total = max(1, math.ceil(rows / config.batch * config.epochs))
     return {
         "output_dir": str(Path(context.out) / "trainer"),
-        # every process reads whole batches, of which `OwnSteps` takes the process's share, cut into pieces
+        # every process reads whole batches, of which `OwnSteps` takes the process's share, cut into micro-batches
         "per_device_train_batch_size": config.batch,
         "gradient_accumulation_steps": 1,
         "average_tokens_across_devices": False,  # the batch that is counted is the whole one already
@@ -64,7 +64,7 @@ def trainer_settings(context: StageContext, config: SFTConfig | RewardConfig, ro
 
 
 def on_one_device(arguments: Arguments) -> Arguments:
-    """The same arguments, told that this process has one device: with more, trainers enter ``nn.DataParallel``."""
+    """The same arguments, knowing that this process has one device: with more, trainers enter ``nn.DataParallel``."""
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
@@ -90,10 +90,10 @@ class OwnSteps:
     """A trainer whose steps and checkpoints are ours; mixed in before Transformers' trainer.
 
     Every process reads the same whole batches in the same order and computes its share of each one's rows, so that what
-    a step sees does not depend on the number of processes. Batches are cut into pieces here, so that a piece that does
-    not fit into memory can be cut again; a step without a finite loss and gradient is not taken. Batches that were done
-    before a checkpoint are skipped: the trainer's ``resume_from_checkpoint`` finds a folder with ``trainer_state.json``
-    and nothing else; weights, optimizer, schedule and generators come from the training run.
+    a step sees does not depend on the number of processes. Batches are cut into micro-batches here, so that one that
+    does not fit into memory can be cut again; a step without a finite loss and gradient is not taken. Batches that were
+    done before a checkpoint are skipped: the trainer's ``resume_from_checkpoint`` finds a folder with
+    ``trainer_state.json`` and nothing else; weights, optimizer, schedule and generators come from the training run.
     """
 
     def __init__(self, training_run: TrainingRun, **settings: Any) -> None:
@@ -110,7 +110,7 @@ class OwnSteps:
         raise NotImplementedError
 
     def wanted(self, inputs: dict[str, Any]) -> tuple[int, int]:
-        """The size of a piece that the recipe asks for, and the least that makes a difference."""
+        """The micro-batch size that the recipe asks for, and the smallest that makes a difference."""
         return self.training_run.micro_batch, 1
 
     def share_of(self, inputs: dict[str, Any], rows: range) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class OwnSteps:
         raise NotImplementedError
 
     def note_step(self, inputs: dict[str, Any], noted: Tensor) -> None:
-        """Keep for the log what ``noted`` says of a whole step, over all pieces and processes."""
+        """Keep for the log what ``noted`` says of a whole step, over all micro-batches and processes."""
 
     # -- what Transformers' trainer calls ------------------------------------------------------------------------
 
@@ -132,11 +132,12 @@ class OwnSteps:
             del accelerator.prepare_data_loader
 
     def training_step(self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """This process's share of the batch piece by piece; gradients add up before one exchange between processes.
+        """This process's share of the batch by micro-batches; gradients add up before one exchange between processes.
 
-        Nothing is exchanged within the pieces, whose number is each process's own. A process without a row, where a
-        batch has fewer rows than there are processes, computes one that counts nothing, to take part in the exchange.
-        In one process, a piece for which memory is too small makes the whole step begin again with smaller ones.
+        Nothing is exchanged within the micro-batches, whose number is each process's own. A process without a row,
+        where a batch has fewer rows than there are processes, computes one that counts nothing, to take part in the
+        exchange. In one process, a micro-batch for which memory is too small makes the whole step start again with
+        smaller ones.
         """
         run, step = self.training_run, super().training_step  # type: ignore[misc]
         share = run.processes.share(len(inputs["labels"]))
@@ -153,7 +154,7 @@ class OwnSteps:
             return total
 
         wanted, minimum = self.wanted(mine)
-        alone = self.accelerator.num_processes == 1  # others would wait in an exchange that cannot be begun again
+        alone = self.accelerator.num_processes == 1  # others would wait in an exchange that cannot be started again
         total = run.memory.run(work, wanted, minimum, run.drop_gradients) if alone else run.memory.once(work, wanted)
         run.loss = float(total)
         self.note_step(inputs, run.processes.sum(run.noted))

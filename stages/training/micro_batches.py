@@ -1,4 +1,4 @@
-"""Batches of the trainers cut into pieces, whose gradients add up to the whole batch's."""
+"""Batches of the trainers cut into micro-batches, whose gradients add up to the whole batch's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def of_rows(inputs: Batch, parts: Sequence[Sequence[int]]) -> list[Batch]:
 
 
 def some_rankings(inputs: Batch, chosen: range) -> Batch:
-    """Neighbouring rankings with all their answers; padding is cut to what they need."""
+    """Neighbouring rankings with all their responses; padding is cut to what they need."""
     counts = inputs["present"].sum(1).tolist()
     rankings = slice(chosen.start, chosen.stop)
     rows = slice(sum(counts[: chosen.start]), sum(counts[: chosen.stop]))
@@ -31,6 +31,6 @@ def some_rankings(inputs: Batch, chosen: range) -> Batch:
 
 
 def of_rankings(inputs: Batch, size: int) -> list[Batch]:
-    """At most ``size`` rankings each, with all their answers; padding is cut to what each piece needs."""
+    """At most ``size`` rankings each, with all their responses; padding is cut to what each of them needs."""
     count = len(inputs["present"])
     return [some_rankings(inputs, range(i, min(i + size, count))) for i in range(0, count, size)]

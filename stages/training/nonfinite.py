@@ -37,8 +37,8 @@ class NonFiniteSteps:
         if self.bound is not None and self.in_a_row >= self.bound:
             raise NonFiniteError(
                 f"{step}: {self.in_a_row} optimizer steps in a row were skipped, since loss or gradient was not finite "
-                f"({numbers}). Look for extreme data or rewards, or lower the learning rate; the bound is "
-                f"{self.setting}. Checkpoints from before the first of them are kept, and the same command goes on "
+                f"({numbers}). Check for extreme data or rewards, or lower the learning rate; the bound is "
+                f"{self.setting}. Checkpoints from before the first of them are kept, and the same command resumes "
                 "from there"
             )
 
@@ -55,7 +55,7 @@ class NonFiniteSteps:
         if steps and self.total >= steps:
             raise NonFiniteError(
                 f"{what}: all {steps} optimizer steps were skipped, since loss or gradient was not finite: nothing was "
-                "trained. Look for extreme data or rewards, or lower the learning rate"
+                "trained. Check for extreme data or rewards, or lower the learning rate"
             )
 
     def as_dict(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from data.records import Message, RankedAnswers
 from data.template import Renderer
 from stages.settings import RewardConfig
 
-EQUAL_WHEN_CUT = "its answers are equal once cut"
+EQUAL_WHEN_CUT = "its responses are equal once cut"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class EncodedRanking:
 def encode_rankings(
     renderer: Renderer, rankings: Sequence[RankedAnswers], config: RewardConfig, unit: str = "rankings"
 ) -> tuple[list[EncodedRanking], Tally]:
-    """Ids of every ranking; answers that are the same after truncation count once, rankings left without an ordered
+    """Ids of every ranking; responses that are the same after truncation count once, rankings left without an ordered
     pair are dropped and counted."""
     kept, tally = [], Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens)
     for ranking in rankings:
@@ -45,7 +45,7 @@ def encode_rankings(
                 encoded.append((made.query, made.response, ranking.ranks[i], score))
         if len({rank for _, _, rank, _ in encoded}) < 2:
             cut = any(p.cut_answer or p.cut_prompt for p in parts)
-            tally.record(parts, EQUAL_WHEN_CUT if cut else "no two different answers of different rank")
+            tally.record(parts, EQUAL_WHEN_CUT if cut else "no two distinct responses of different rank")
             continue
         tally.record(parts)
         kept.append(

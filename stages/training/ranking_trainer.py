@@ -90,7 +90,7 @@ class RankingTrainer(OwnSteps, Trainer):
         super().__init__(training_run, **settings)
         self.settings = config
         self.model_accepts_loss_kwargs = True  # so that `num_items_in_batch` counts the rankings of the batch
-        self.tokens = 0  # of queries and answers in the last step
+        self.tokens = 0  # of queries and responses in the last step
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -139,7 +139,7 @@ class RankingTrainer(OwnSteps, Trainer):
 
 
 def collate(batch: Sequence[EncodedRanking], pad_id: int, with_margins: bool) -> dict[str, Tensor]:
-    """Answers packed (N, L), and per ranking padded (B, K) ranks, presence and score differences."""
+    """Responses packed (N, L), and per ranking padded (B, K) ranks, presence and score differences."""
     rows = make_rows([q for r in batch for q in r.queries], [a for r in batch for a in r.responses], pad_id, "cpu")
     width = max(len(r.ranks) for r in batch)
     ranks = torch.tensor([r.ranks + [0] * (width - len(r.ranks)) for r in batch])

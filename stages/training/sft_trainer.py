@@ -47,7 +47,7 @@ class ResponseTrainer(OwnSteps, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Sum of -log p over a piece's supervised tokens by their number in the whole batch of all processes."""
+        """Sum of -log p over a micro-batch's supervised tokens by their number in the whole batch of all processes."""
         nll, right, count = model(**inputs)
         total = count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         loss = nll / total * self.training_run.counted

@@ -27,7 +27,7 @@ class Start:
         steps: of the models before it.
         skipped: how many of those were skipped.
         weights: of the models before it, by the names that checkpoints give them.
-        saved: this model's own state, to go on from; None: it is trained from the start.
+        saved: this model's own state, to resume from; None: it is trained from the start.
     """
 
     number: int = 0
@@ -67,15 +67,15 @@ class TrainingRun:
         self.memory = OOMRetry(f"{key}.micro_batch", context.warn)
         self.micro_batch = config.micro_batch
         self.counted = 1.0  # 0 while this process computes a row only to take part
-        self.noted = torch.zeros(2, dtype=torch.float64)  # what the loss notes of this process's pieces in a step
+        self.noted = torch.zeros(2, dtype=torch.float64)  # by the loss, of this process's micro-batches in a step
         self.norm = self.loss = 0.0  # of the last step; the gradient's before clipping
 
     def begin_step(self) -> None:
-        """Forget what was noted, at the first piece of a step."""
+        """Forget what was noted, at the first micro-batch of a step."""
         self.noted = torch.zeros(2, dtype=torch.float64)
 
     def note(self, numbers: Tensor) -> None:
-        """Add what the loss of one piece counted (2,), for the log."""
+        """Add what the loss of one micro-batch counted (2,), for the log."""
         self.noted = self.noted + self.counted * numbers.cpu()
 
     def drop_gradients(self) -> None:
@@ -84,7 +84,7 @@ class TrainingRun:
 
     def judge_step(self, step: int, max_grad_norm: float) -> None:
         """Before the optimizer's step: without gradients it changes neither weights nor moments."""
-        if max_grad_norm <= 0:  # nobody clips, and nobody measured
+        if max_grad_norm <= 0:  # nobody clips, and nobody computed it
             self.norm = norm_of(self.parameters.values())
         mine = math.isfinite(self.norm) and math.isfinite(self.loss)
         finite = self.processes.sum(torch.tensor(float(not mine))).item() == 0

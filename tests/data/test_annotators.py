@@ -51,7 +51,7 @@ def test_people_who_judged_the_same_prompt_are_in_one_split_and_unjudged_answers
     sides = [{r.prompt.text for r in side} for side in (corpus.rankings.train, corpus.rankings.held_out)]
     assert all(sides) and not sides[0] & sides[1]
     assert sorted({(len(r.answers), r.weight) for r in corpus.rankings.train}) == [(2, 0.5), (3, 1.0)]
-    assert corpus.notes["answers without a rank left out"] == 80
+    assert corpus.notes["responses without a rank left out"] == 80
     kept = load_corpus(config.model_copy(update={"annotators": "keep"}), seed=0, base_dir=tmp_path)
     assert corpus.fingerprint("rankings") != kept.fingerprint("rankings")
 

@@ -28,7 +28,7 @@ def test_counts_lengths_bad_rows_and_duplicates(tmp_path):
     assert [b.source for b in found.bad] == [f"{file}:2", f"{file}:5"] and "not JSON" in found.bad[0].reason
     assert found.usable == {"demonstrations": 3, "rankings": 2, "prompts": 4, "documents": 4}
     assert found.duplicates == ((f"{file}:4", f"{file}:1"),) and found.repeated_prompts == 2
-    assert found.notes == {"repeated answers dropped": 2}
+    assert found.notes == {"repeated responses dropped": 2}
     assert found.answers == {1: 1, 2: 2} and found.longer_is_better == 1.0
     prompt = found.characters["prompt"]
     assert (prompt.count, prompt.mean, prompt.median, prompt.longest) == (4, 5.0, 5.0, 5) and not found.tokens

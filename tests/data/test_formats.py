@@ -107,14 +107,14 @@ def test_margins_scores_and_ties():
     answers = [{"text": t, "score": s} for t, s in (("a", 2), ("b", 5), ("c", 2))]
     tied = parse({"prompt": "q", "answers": answers})[1][0]
     assert (tied.answers, tied.ranks, tied.scores) == (("b", "a", "c"), (0, 1, 1), (5.0, 2.0, 2.0))
-    with pytest.raises(Reject, match="all its answers tie"):
+    with pytest.raises(Reject, match="all its responses tie"):
         as_ranking(parse({"prompt": "q", "answers": [{"text": t, "score": 1} for t in "ab"]})[1][0])
 
 
 def test_repeated_answers_keep_their_best_place():
     row = parse({CELLS: ["a", "b", "a", "c", "b"]})[1][0]
     assert (row.answers, row.ranks, row.notes) == (("a", "b", "c"), (0, 1, 3), (DUPLICATE, DUPLICATE))
-    with pytest.raises(Reject, match="has 1 different answer; a ranking needs two"):
+    with pytest.raises(Reject, match="has 1 different response; a ranking needs two"):
         as_ranking(parse({CELLS: ["a", "a"]})[1][0])
 
 
@@ -142,7 +142,7 @@ def test_group_by_names_the_group():
         ({"prompt": "q", "responses": "a"}, "not a list"),
         ({"prompt": "q", "responses": ["a", "b"], "ranks": [0]}, "differ in number"),
         ({"prompt": "q", "responses": ["a", "b"], "scores": [0, float("nan")]}, "not a finite number"),
-        ({"prompt": "q", "answers": [{"text": "a"}]}, "none of its answers has a score"),
+        ({"prompt": "q", "answers": [{"text": "a"}]}, "none of its responses has a score"),
         ({"prompt": "q", "completion": "a", "label": 4}, "neither liked .* nor not"),
         ({"messages": [said("tool", "x")]}, "role 'tool'"),
         ({"messages": []}, "empty"),

@@ -136,7 +136,7 @@ def test_files_that_cannot_be_used(tmp_path):
     )
     fails(
         write(tmp_path / "p.jsonl", '{"prompt": "x"}\n'),
-        "as rankings; most often: it has no different answers",
+        "as rankings; most often: it has no different responses",
         "rankings",
     )
 

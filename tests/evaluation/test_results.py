@@ -55,7 +55,7 @@ def test_samples_of_one_prompt_are_one_unit():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"finished": [True] * 30 + [False] * 30}, "50% of the answers were cut off"),
+        ({"finished": [True] * 30 + [False] * 30}, "50% of the responses were cut off"),
         ({"kl": [-0.5, -0.4, -0.6] * 20}, "the KL is negative (-0.50 nats)"),
         ({"token_ids": [[1, 2] * 5] * 60}, "monotonous"),
         ({"token_ids": [list(range(17))] * 60}, "1.7 times as long"),

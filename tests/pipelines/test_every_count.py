@@ -160,7 +160,7 @@ def ranking_tokens(rows: Sequence[dict[str, str]]) -> int:
     return total
 
 
-EQUAL = "its answers are equal once cut"
+EQUAL = "its responses are equal once cut"
 
 
 def expected() -> dict[str, dict[str, Any]]:

@@ -92,9 +92,9 @@ def test_other_settings_tried_in_between_cost_no_checkpoint(
     stop_at(base, tmp_path, 3)
     other = made(base, tmp_path, "sft.batch=4", "sft.micro_batch=4")
     told = plan_of(other)
-    assert "begins again because sft.batch (8 -> 4) changed; the checkpoints of before (step_3) stay in .sft." in told
+    assert "starts again because sft.batch (8 -> 4) changed; the checkpoints of before (step_3) stay in .sft." in told
     stop_at(base, tmp_path, 2, "sft.batch=4", "sft.micro_batch=4")
-    assert "begins again because sft.batch (8 -> 4) changed" in " ".join(capsys.readouterr().out.split())
+    assert "starts again because sft.batch (8 -> 4) changed" in " ".join(capsys.readouterr().out.split())
     stop_at(base, tmp_path, 1, "sft.learning_rate=0.001")
     assert len(list(tmp_path.glob(".sft.stopped-*"))) == 2
     assert plan_of(made(base, tmp_path)) == "resumes from checkpoint step_3"
@@ -103,14 +103,14 @@ def test_other_settings_tried_in_between_cost_no_checkpoint(
     kept = made(base, tmp_path).kept()
     assert len(kept) == 2 and all("stopped at step_" in what for what in kept.values())
     made(base, tmp_path).run(only=["sft"])
-    assert "going on from checkpoint step_3" in capsys.readouterr().out
+    assert "resuming from checkpoint step_3" in capsys.readouterr().out
     assert weights(tmp_path) == weights(whole)
     assert len(list(tmp_path.glob(".sft.stopped-*"))) == 2 and not (tmp_path / ".sft.partial").exists()
     assert cli.main(["ls", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count(".sft.stopped-") == 2
     assert {one.path.name[:12] for one in leftovers(tmp_path, unfinished=True)} == {".sft.stopped"}
     other.run(only=["sft"])
-    assert "going on from checkpoint step_2" in capsys.readouterr().out
+    assert "resuming from checkpoint step_2" in capsys.readouterr().out
 
 
 def test_fresh_takes_its_own_checkpoints_alone(base: Path, whole: Path, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_finished_stage_stays_when_memory_and_speed_alone_change(
     assert plan_of(made(base, whole)) == "finished and unchanged"
     stop_at(base, tmp_path, 3)
     made(base, tmp_path, *other).run(only=["sft"])
-    assert "going on from checkpoint step_3" in capsys.readouterr().out
+    assert "resuming from checkpoint step_3" in capsys.readouterr().out
     from safetensors.torch import load_file
 
     ours, theirs = (load_file(f / "sft/adapter/adapter_model.safetensors") for f in (tmp_path, whole))
@@ -278,7 +278,7 @@ def test_threads_are_recorded_and_a_stopped_stage_resumes_with_its_own(
     finally:
         torch.set_num_threads(1)
     assert used and set(used) == {1}
-    assert "resumes with CPU threads: 1, as it began (here it would be 2)" in " ".join(capsys.readouterr().out.split())
+    assert "resumes with CPU threads: 1, as before (here it would be 2)" in " ".join(capsys.readouterr().out.split())
     assert weights(tmp_path) == weights(whole)
 
 

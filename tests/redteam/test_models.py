@@ -244,7 +244,7 @@ def test_an_adapter_beside_a_model_does_not_lead_to_another_base(folder: Path) -
 
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "/elsewhere"}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    with pytest.raises(UserError, match="holds an adapter beside the model"):
+    with pytest.raises(UserError, match="holds an adapter next to the model"):
         check_folder(folder)
 
 

@@ -231,7 +231,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(tmp_path, 
         found[name] = list(context.base.parameters_of(kind).values())
         if name == "three":
             assert next(context.log.rows())["skipped_steps"] == 0
-    assert len(told) == 1 and "micro_batch=6: going on with 3" in told[0]
+    assert len(told) == 1 and "micro_batch=6: continuing with 3" in told[0]
     if not (kind == "ppo" and in_backward):  # there the rollout's own numbers still come from batches of six
         assert all(torch.equal(a, b) for a, b in zip(found["small memory"], found["three"], strict=True))
     for a, b in zip(found["small memory"], found["six"], strict=True):

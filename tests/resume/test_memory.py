@@ -45,7 +45,7 @@ def test_a_limit_is_kept_finished_rows_are_not_done_again_and_the_reason_is_told
 
     halving.each(range(9), 3, work)
     assert done == list(range(9)) and halving.limit == 1 and len(told) == 1
-    assert told[0].startswith("out of memory with evaluation.batch=3: going on with 1")
+    assert told[0].startswith("out of memory with evaluation.batch=3: continuing with 1")
     with pytest.raises(StageError, match=r"even with evaluation\.batch=1"):
         halving.each([5], 4, lambda rows: torch.empty(2**44, dtype=torch.uint8))
     with pytest.raises(StageError, match=r"several processes.*run again with sft\.micro_batch=4"):
@@ -96,7 +96,7 @@ def test_evaluation_goes_on_with_less_and_finds_the_same(tmp_path, rows):
     assert small.kl == pytest.approx(three.kl, abs=1e-5) and small.kl_exact == pytest.approx(three.kl_exact, abs=1e-5)
     assert small.reward == pytest.approx(three.reward, abs=1e-5) and small_perplexity == pytest.approx(perplexity)
     assert [t.split(":")[0] for t in told] == (
-        [] if rows is None else [f"out of memory with {n}=6" for n in ("evaluation.batch", "answers scored at once")]
+        [] if rows is None else [f"out of memory with {n}=6" for n in ("evaluation.batch", "responses scored at once")]
     )
 
 
@@ -114,7 +114,7 @@ def test_rankings_are_sampled_in_smaller_batches_and_the_limit_is_saved(tmp_path
         made.append(rankings.rank(context, config, PROMPTS, "train", done["train"]))
         assert done["train"].limit == room
     assert made[0] == made[1] and len(made[0]) == 7
-    assert len(told) == 1 and "rankings.batch=6: going on with 3" in told[0]
+    assert len(told) == 1 and "rankings.batch=6: continuing with 3" in told[0]
 
 
 def test_pretraining_goes_on_with_less_and_changes_no_gradient(tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_pretraining_goes_on_with_less_and_changes_no_gradient(tmp_path, monkeyp
         limits = [s.numbers["limit"] for s in states]
         found[name] = (list(models[0].parameters()), result.metrics["held_out_nll"], limits)
         states.clear()
-    assert len(told) == 1 and "documents at once=8: going on with 4" in told[0]
+    assert len(told) == 1 and "documents at once=8: continuing with 4" in told[0]
     assert found["small memory"][2] == [4, 4] and found["all"][2] == [None, None]
     for a, b in zip(found["small memory"][0], found["all"][0], strict=True):
         assert_close(a, b, atol=1e-4, rtol=1e-3)

@@ -158,7 +158,7 @@ def test_checkpoints_of_other_settings_and_with_fresh_are_left(whole, tmp_path, 
         with pytest.raises(Killed):
             go(whole, tmp_path, "ppo", "ppo.kl_coef=0.3")
     go(whole, tmp_path, "ppo")
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
     same(whole, tmp_path, "ppo")
 
 
@@ -185,7 +185,7 @@ def test_a_signal_saves_at_the_next_safe_point(whole, tmp_path, monkeypatch, cap
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "safe_point", safe_point)
         assert guarded(lambda: go(whole, tmp_path, "ppo", never)) == code
-    assert "the same command goes on" in capfd.readouterr().err and not INTERRUPTS.asked
+    assert "the same command resumes" in capfd.readouterr().err and not INTERRUPTS.asked
     assert [p.name for p in (tmp_path / ".ppo.partial/checkpoints").glob("step_*")] == [f"step_{seen[-1]}"]
 
     def planned(*settings: str) -> str:
@@ -195,7 +195,7 @@ def test_a_signal_saves_at_the_next_safe_point(whole, tmp_path, monkeypatch, cap
     assert planned(never) == f"resumes from checkpoint step_{seen[-1]}"
     assert planned(never, "ppo.learning_rate=0.5") == "not run yet"
     go(whole, tmp_path, "ppo", never)
-    assert "going on from checkpoint" in capfd.readouterr().out
+    assert "resuming from checkpoint" in capfd.readouterr().out
     same(whole, tmp_path, "ppo")
 
 

@@ -71,9 +71,9 @@ def test_passes_only_what_the_function_names(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("short", "returned 1 values for 2 answers"),
-        ("nan", "returned nan for answer 0"),
-        ("words", "returned 'good' for answer 0"),
+        ("short", "returned 1 values for 2 responses"),
+        ("nan", "returned nan for response 0"),
+        ("words", "returned 'good' for response 0"),
         ("one", "returned float; it must return a list of 2 numbers"),
         ("broken", r"failed in line \d+ of rewards.py with ZeroDivisionError"),
     ],

@@ -24,8 +24,8 @@ def kinds(*rankings: RankedAnswers) -> list[tuple[str, str]]:
 
 def test_each_kind_of_doubtful_ranking_is_named_at_its_place():
     assert kinds(ranking("1", "a", "b"), ranking("2", "b", "c")) == []
-    assert kinds(ranking("1", "a", " ")) == [("empty answer", "1")]
-    assert kinds(ranking("1", "a b", "a  B")) == [("equal answers", "1")]
+    assert kinds(ranking("1", "a", " ")) == [("empty response", "1")]
+    assert kinds(ranking("1", "a b", "a  B")) == [("equal responses", "1")]
     assert kinds(ranking("1", "a", "b"), ranking("2", "b", "a")) == [("contradiction", "2")]
     assert kinds(ranking("1", "a", "b"), ranking("2", "b", "a", prompt="other")) == []
     circle = kinds(ranking("1", "a", "b"), ranking("2", "b", "c"), ranking("3", "c", "a"))

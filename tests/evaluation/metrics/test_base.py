@@ -46,7 +46,7 @@ def test_truncation():
 
 @pytest.mark.parametrize("metric", [Distinct, Truncation])
 def test_nothing_to_measure_is_an_error(metric: type):
-    with pytest.raises(ValueError, match="nothing to measure"):
+    with pytest.raises(ValueError, match="nothing to compute"):
         metric().compute(predictions=[])
 
 

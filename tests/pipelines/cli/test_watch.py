@@ -26,7 +26,7 @@ def _get(address: str, path: str = "", host: str | None = None) -> tuple[int, st
 def test_the_page_grows_with_the_run(tmp_path: Path):
     with serving(tmp_path) as address:
         assert address.startswith("http://127.0.0.1:")
-        assert "No stage has begun yet" in _get(address)[1]
+        assert "No stage has started yet" in _get(address)[1]
         (tmp_path / "run.json").write_text(json.dumps({"name": "mine", "stages": {"sft": {"status": "running"}}}))
         partial = tmp_path / ".sft.partial"
         partial.mkdir()

@@ -156,7 +156,7 @@ def test_wrong_overrides_name_themselves(tmp_path: Path, override: str, message:
 def test_limits_follow_the_context_of_a_base_from_scratch() -> None:
     recipe = load_recipe(SCRATCH, ["base.pretrain.model.context=100", "ppo.max_new_tokens=40"])
     assert (recipe.ppo.max_prompt_tokens, recipe.sft.max_tokens, recipe.reward.max_tokens) == (60, 100, 100)
-    with pytest.raises(UserError, match=r"ppo\.max_prompt_tokens: prompt \(90\) and answer \(40\).*context of 100"):
+    with pytest.raises(UserError, match=r"ppo\.max_prompt_tokens: prompt \(90\) and response \(40\).*context of 100"):
         load_recipe(SCRATCH, ["base.pretrain.model.context=100", "ppo.max_new_tokens=40", "ppo.max_prompt_tokens=90"])
     with pytest.raises(UserError, match=r"sft\.max_tokens: 500 tokens do not fit"):
         load_recipe(SCRATCH, ["sft.max_tokens=500"])

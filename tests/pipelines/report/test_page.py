@@ -32,7 +32,7 @@ def test_words_first_and_five_questions(page: str):
     places = [text.index(q) for q in questions]
     assert places == sorted(places) and places[-1] < text.index("Results on held-out prompts")
     assert re.search(r"It orders \d\d % of 360 held-out pairs as people did \[\d\d, \d\d\]; a coin gets 50 %", text)
-    assert "choosing the longest answer" in text and "The gate before PPO passed." in text
+    assert "choosing the longest response" in text and "The gate before PPO passed." in text
     assert "recipe.yaml --run-dir" in text and "Seed 0" in text
 
 
@@ -53,7 +53,7 @@ def test_every_chart_is_there(page: str):
     charts = {c["id"]: c for c in embedded(page, "charts")}
     titles = {c["title"] for c in charts.values()}
     assert {"Win rates", "Reward and gold", "Reward against KL", "Time", "Loss", "Token accuracy"} <= titles
-    assert {"Reward", "KL to SFT", "Entropy", "Answer length", "Cut off", "Clipped steps"} <= titles
+    assert {"Reward", "KL to SFT", "Entropy", "Response length", "Cut off", "Clipped steps"} <= titles
     places = {a.get("id") for tag, a in Tags(page).tags if tag == "div"}
     assert set(charts) <= places
     assert all(c["data"][0]["x"] and c["data"][0]["y"] for c in charts.values())
@@ -231,7 +231,7 @@ def test_signs_of_cheating_are_named(run: Path, tmp_path: Path):
     path.write_text(json.dumps(results), encoding="utf-8")
     card = view(read_run(tmp_path / "demo"))["questions"][3]
     assert card["tone"] == "bad" and card["short"] == "Far from SFT"
-    assert "monotonous answers, reward up, gold down" in card["text"]
+    assert "monotonous responses, reward up, gold down" in card["text"]
 
 
 def _path_and_places(chart: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

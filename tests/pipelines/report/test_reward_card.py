@@ -34,7 +34,7 @@ HAND = {
     "baselines": {"longest answer": SHARE | {"share": 0.51}},
     "probes": {"empty response": SHARE | {"share": 0.99, "ci95": None}},
     "samples": {"of": "SFT samples", "n": 64, "mean": 0.0, "std": 1.25, "quantiles": {}},
-    "warnings": ["it prefers damaged answers"],
+    "warnings": ["it prefers damaged responses"],
 }  # fmt: skip
 
 
@@ -42,18 +42,18 @@ def test_every_number_of_a_card_by_hand():
     shown = report_reward.view(HAND, None)
     assert shown["tone"] == "open" and shown["text"] == "Better than chance"
     assert shown["detail"] == "It orders 75 % of 1,200 held-out pairs as the labels do [70, 80]."
-    assert shown["warnings"] == ["It prefers damaged answers."]
+    assert shown["warnings"] == ["It prefers damaged responses."]
     assert shown["facts"] == {
         "Pair accuracy": "75 % [70, 80]",
         "Labels that agree with the annotator's scores": "90 %",
         "Accuracy as a share of those": "80 %",
-        "Best answer scored highest": "60 % [70, 80], chance 25 %",
+        "Best response scored highest": "60 % [70, 80], chance 25 %",
         "Calibration error, before → after scaling": "7 % → 2 %",
         "Temperature": "1.50",
         "Score for 100 tokens more": "+1.25",
         "Correlation of score and length": "0.131",
-        "Longer answer wins": "55 % [70, 80], by the labels 50 %",
-        "Spread of scores over SFT samples": "1.25",
+        "Longer response wins": "55 % [70, 80], by the labels 50 %",
+        "Standard deviation of scores over SFT samples": "1.25",
     }
     assert shown["slices"][1] == {
         "by": "length", "name": "better is shorter", "share": "50 %", "ci": "[70, 80]", "pairs": 1200,
@@ -62,11 +62,11 @@ def test_every_number_of_a_card_by_hand():
 
 def test_the_figures_hold_the_cards_shares_and_intervals():
     charts = {c["title"]: c for c in report_reward.figures(HAND)}
-    assert list(charts) == ["Accuracy", "Damaged answers", "Calibration", "Accuracy by kind of pair"]
+    assert list(charts) == ["Accuracy", "Damaged responses", "Calibration", "Accuracy by kind of pair"]
     bars = charts["Accuracy"]["data"][0]
     assert bars["y"] == ["this model ", "longest answer "] and bars["x"] == [75.0, 51.0]
     assert bars["error_x"]["array"][0] == pytest.approx(5) and bars["error_x"]["arrayminus"][0] == pytest.approx(5)
-    assert charts["Damaged answers"]["data"][0]["error_x"]["array"] == [0.0]  # no interval, no bar
+    assert charts["Damaged responses"]["data"][0]["error_x"]["array"] == [0.0]  # no interval, no bar
     (only,) = charts["Calibration"]["data"]  # nothing to draw after scaling
     assert (only["x"], only["y"]) == ([52.0], [40.0])
     assert charts["Accuracy by kind of pair"]["data"][0]["x"] == [80.0, 50.0]
@@ -106,7 +106,7 @@ def test_the_page_has_the_section(page: str):
     for part in ("Labels that agree", "Score for 100 tokens more", "happy story category", "centre"):
         assert (part in text) == (part != "Labels that agree"), part  # this card has no annotator's scores
     titles = {c["title"] for c in embedded(page, "charts")}
-    assert {"Accuracy", "Damaged answers", "Calibration", "Accuracy by kind of pair"} <= titles
+    assert {"Accuracy", "Damaged responses", "Calibration", "Accuracy by kind of pair"} <= titles
 
 
 def test_a_run_without_the_card_shows_what_the_manifest_says(tmp_path: Path):
@@ -118,7 +118,7 @@ def test_a_run_without_the_card_shows_what_the_manifest_says(tmp_path: Path):
     page = write_report(tmp_path).read_text(encoding="utf-8")
     text = Tags(page).text
     assert "It orders 75 % of 1,200 held-out pairs" in text and "Gate" not in text and "None" not in text
-    assert [c["title"] for c in embedded(page, "charts")] == ["Accuracy", "Damaged answers"]
+    assert [c["title"] for c in embedded(page, "charts")] == ["Accuracy", "Damaged responses"]
     assert embedded(page, "charts")[0]["data"][0]["x"] == [75.0, 66.0]
 
 

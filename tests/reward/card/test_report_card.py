@@ -116,7 +116,7 @@ def test_warnings_say_what_is_wrong():
     good = [[3.0, 2.0, 1.0]] * 60
     probes = {"empty response": ([0.0] * 60, [1.0] * 60, [str(i) for i in range(60)])}
     said = " ".join(made(rankings, baselines={"longest answer": good, "n-grams": good}, probes=probes)["warnings"])
-    for part in ("above chance", "longest answer", "n-grams", "empty response"):
+    for part in ("above chance", "longest response", "n-grams", "empty response"):
         assert part in said
     fine = [judged([1.5, 1.0, 0.2], lengths=(2, 2, 2), prompt=str(i)) for i in range(60)]
     assert not [w for w in made(fine)["warnings"] if "chance" in w]
