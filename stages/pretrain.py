@@ -49,7 +49,10 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     context.log.note(log_row(counts) | log_row(held_out_counts, "held_out"))
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     skipped = train(context, lm, rows, config)
-    nll = held_out_nll(lm, [row for document in chunked_held_out for row in document], context.processes)
+    held_out = [row for document in chunked_held_out for row in document]
+    memory = OOMRetry("documents at once", context.warn)
+    with memory.telling(context.bar.phase("held-out documents", len(held_out))):
+        nll = held_out_nll(lm, held_out, context.processes, memory)
     if context.processes.is_main:
         lm.save_pretrained(context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
@@ -226,7 +229,9 @@ def nll_sum(lm: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Ten
 
 
 @torch.no_grad()
-def held_out_nll(lm: Any, rows: list[list[int]], processes: Processes, batch: int = 64) -> float | None:
+def held_out_nll(
+    lm: Any, rows: list[list[int]], processes: Processes, memory: OOMRetry, batch: int = 64
+) -> float | None:
     """Nats a token on held-out documents, over all of them."""
     rows = [r for r in rows if len(r) > 1]
     if not rows:
@@ -236,7 +241,7 @@ def held_out_nll(lm: Any, rows: list[list[int]], processes: Processes, batch: in
     def add_loss(part: Sequence[int]) -> None:
         found.append(nll_sum(lm, [rows[i] for i in part], processes.device).item())
 
-    OOMRetry("documents at once").each(range(len(rows)), batch, add_loss)
+    memory.each(range(len(rows)), batch, add_loss)
     return sum(found) / sum(len(r) - 1 for r in rows)
 
 

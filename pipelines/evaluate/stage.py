@@ -31,7 +31,7 @@ from reward.card.examine import FILE
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 
-VERSION = 11
+VERSION = 12
 
 
 def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
@@ -209,6 +209,7 @@ def make_evaluator(context: StageContext, loaded: LoadedModels) -> Evaluator:
         gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,
         generations=Generations(context.generations, loaded.processes.is_main),
         memory=OOMRetry("evaluation.batch", loaded.warn),
+        phase=context.bar.phase,
     )
 
 

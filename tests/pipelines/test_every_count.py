@@ -197,7 +197,7 @@ def expected() -> dict[str, dict[str, Any]]:
         "reward": {
             **under("counts", reward), **under("held_out_counts", held_reward), **under("holdout_counts", holdout),
             "rankings": reward["used"], "dropped": reward["dropped"], "held_out_rankings": held_reward["used"],
-            "pairs": held_reward["used"], "watcher/pairs": held_reward["used"], "watcher/rankings": holdout["used"],
+            "held_out_examined": held_reward["used"], "pairs": held_reward["used"], "watcher/pairs": held_reward["used"], "watcher/rankings": holdout["used"],
             "steps": steps, "skipped_steps": 0,
         },
         "ppo": {
