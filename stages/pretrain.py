@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,12 +42,16 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     if not documents:
         raise UserError("data.documents: base.pretrain needs training documents, and there are none")
     tokenizer = train_tokenizer(documents, config)
+    given = context.corpus.documents.held_out
     chunked = [chunks(encode(tokenizer, d), config.model.context) for d in documents]
-    kept = [d.text for d in context.corpus.documents.held_out[:HELD_OUT]]
-    chunked_held_out = [chunks(encode(tokenizer, d), config.model.context) for d in kept]
+    chunked_held_out = [chunks(encode(tokenizer, d.text), config.model.context) for d in given[:HELD_OUT]]
     rows = [row for document in chunked for row in document]
-    counts, held_out_counts = counts_of(chunked), counts_of(chunked_held_out)
-    context.log.note(log_row(counts) | log_row(held_out_counts, "held_out"))
+    counts = Pieces.of(chunked, read=config.steps * config.batch)
+    held_out_counts = Pieces.of(chunked_held_out, "held-out documents", there=len(given))
+    for count in (counts, held_out_counts):
+        if text := count.summary():
+            context.say(f"pretraining: {text}")
+    context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     skipped = train(context, lm, rows, config)
     held_out = [row for document in chunked_held_out for row in document]
@@ -60,8 +65,8 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
         metrics={
             "held_out_nll": nll,
             "documents": len(chunked),
-            "counts": counts,
-            "held_out_counts": held_out_counts,
+            "counts": counts.as_dict(),
+            "held_out_counts": held_out_counts.as_dict(),
             "vocabulary": len(tokenizer),
             "skipped_steps": skipped,
             "parameters": sum(p.numel() for p in lm.parameters()),
@@ -112,13 +117,92 @@ def chunks(ids: Sequence[int], context: int) -> list[list[int]]:
     return [list(ids[i : i + context]) for i in range(0, len(ids) - 1, context - 1)]
 
 
-def counts_of(chunked: Sequence[Sequence[Sequence[int]]]) -> dict[str, int]:
-    """Documents, pieces and predicted tokens: nothing is cut or dropped, but a document without any text."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pieces:
+    """Counts of documents that are packed in pieces of the context: no token is cut.
+
+    ``read`` is how many pieces training asks for, each once before any comes again; None where all are read once.
+    ``there`` is the number of documents of which those counted are the first ones, or a sample.
+    """
+
+    unit: str
+    documents: int
+    several: int
+    pieces: int
+    tokens: int
+    read: int | None = None
+    there: int | None = None
+    drawn: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        chunked: Sequence[Sequence[Sequence[int]]],
+        unit: str = "documents",
+        *,
+        read: int | None = None,
+        there: int | None = None,
+        drawn: bool = False,
+    ) -> Pieces:
+        """Of documents, each as its pieces' ids; ``drawn``: they are a sample by lot."""
+        return cls(
+            unit=unit,
+            documents=len(chunked),
+            several=sum(len(p) > 1 for p in chunked),
+            pieces=sum(len(p) for p in chunked),
+            tokens=sum(len(row) - 1 for p in chunked for row in p),
+            read=read,
+            there=there if there is not None and there > len(chunked) else None,
+            drawn=drawn,
+        )
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain numbers for manifests, plans and reports."""
+        out = {
+            "documents": self.documents,
+            "documents_in_several_pieces": self.several,
+            "pieces": self.pieces,
+            "tokens": self.tokens,
+        }
+        out |= {} if self.read is None else {"pieces_read": min(self.pieces, self.read)}
+        return out | ({} if self.there is None else {"sample_of" if self.drawn else "first_of": self.there})
+
+    def sampled(self) -> str:
+        """That a sample was counted; empty where all documents were."""
+        return f"a sample of {self.documents:,} of {self.there:,} {self.unit} is counted" if self.drawn else ""
+
+    def summary(self) -> str:
+        """One line for the terminal; empty where every document is one piece that is read."""
+        parts = [f"{self.several:,} longer than the context, in several pieces"] if self.several else []
+        if self.read is not None and self.read < self.pieces and not self.drawn:
+            unread = self.pieces - self.read
+            parts.append(
+                f"{unread:,} of {self.pieces:,} pieces are not read (base.pretrain.steps x batch is {self.read:,})"
+            )
+        if self.there is not None and not self.drawn:
+            parts.append(f"the first {self.documents:,} are measured")
+        many = self.documents if self.there is None else self.there
+        return f"of {many:,} {self.unit} " + ", ".join(parts) if parts else ""
+
+    def warning(self) -> str:
+        """Nothing is lost but by the number of steps, which is the recipe's."""
+        return ""
+
+
+def planned(
+    documents: Sequence[str], held_out: Sequence[str], config: PretrainConfig, there: int | None = None
+) -> dict[str, Pieces]:
+    """The counts before training, by a tokenizer trained on these documents, which may be a sample of ``there``."""
+    if not documents:
+        return {}
+    tokenizer = train_tokenizer(documents, config)
+    mine, theirs = (
+        [chunks(encode(tokenizer, d), config.model.context) for d in part] for part in (documents, held_out[:HELD_OUT])
+    )
+    read, drawn = config.steps * config.batch, there is not None and there > len(documents)
     return {
-        "documents": len(chunked),
-        "documents_in_several_pieces": sum(len(p) > 1 for p in chunked),
-        "pieces": sum(len(p) for p in chunked),
-        "tokens": sum(len(row) - 1 for p in chunked for row in p),
+        "counts": Pieces.of(mine, read=read, there=there, drawn=drawn),
+        "held_out_counts": Pieces.of(theirs, "held-out documents", there=len(held_out)),
     }
 
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,10 @@ class Phases(Silent):
     """Every phase of a stage: its name, its total, and how much was told of it."""
 
     def __init__(self) -> None:
-        self.seen: list[list] = []
+        self.seen: list[list[Any]] = []
 
     def phase(self, name: str, total: int):
-        row = [name, total, 0]
+        row: list[Any] = [name, total, 0]
         self.seen.append(row)
 
         def told(count: int) -> None:
@@ -66,8 +67,8 @@ def context_with(folder: Path, held_out: int):
         )
         for i in range(held_out)
     ]
+    bar, said = Phases(), list[str]()
     corpus = replace(context.corpus, rankings=Split(train=given.train, held_out=tuple(rows)))
-    bar, said = Phases(), []
     return replace(context, corpus=corpus, bar=bar, say=said.append), bar, said
 
 
