@@ -71,6 +71,10 @@ class Silent:
     def advance(self, *_: Any, **__: Any) -> None:
         """Nothing to show."""
 
+    def phase(self, *_: Any) -> Any:
+        """Nothing to show either."""
+        return lambda count: None
+
 
 class Study:
     """One finished run of the demo, and reward models of its own from few rankings."""

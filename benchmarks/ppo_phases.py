@@ -48,6 +48,10 @@ class Silent:
     def advance(self, *_: Any, **__: Any) -> None:
         """Nothing to show."""
 
+    def phase(self, *_: Any) -> Any:
+        """Nothing to show either."""
+        return lambda count: None
+
 
 def make_base(size: str, **settings: Any) -> SharedBase:
     """A random Llama with tied embeddings and a tokenizer with one word an id."""

@@ -89,6 +89,10 @@ class Silent:
     def advance(self, *_: Any, **__: Any) -> None:
         """Nothing to show."""
 
+    def phase(self, *_: Any) -> Any:
+        """Nothing to show either."""
+        return lambda count: None
+
 
 class Study:
     """One base in memory; each run starts from the same SFT adapter."""

@@ -32,6 +32,7 @@ from models.hub.limits import check_rows
 from models.roles.shared_base import SharedBase
 from models.sampling.fast import FastEngine
 from models.sampling.generate import Engine, Generated, SamplingParams, generate, sampling_noise
+from reward.card.scored_once import Phase, silent
 from reward.model import RewardModel, Samples
 from stages.ppo.rollout import micro_batches, policy_pass
 
@@ -69,6 +70,7 @@ class Evaluator:
     generations: Generations = field(default_factory=lambda: Generations(None))
     engine: Engine = field(default_factory=FastEngine)
     memory: OOMRetry = field(default_factory=lambda: OOMRetry("evaluation.batch"))
+    phase: Phase = silent
 
     def run(self, system: System, decoding: Decoding) -> SystemResponses:
         """Sample (or decode greedily) and score one system."""
@@ -90,7 +92,7 @@ class Evaluator:
             responses=list(samples.texts),
             token_ids=samples.responses,  # type: ignore[arg-type]
             finished=samples.finished,
-            reward=self.reward.score(samples).tolist() if self.reward else None,
+            reward=self._rewards(samples, system.name),
             gold=self._gold(samples.texts, samples.finished),
             kl=kl,
             kl_exact=exact,
@@ -98,6 +100,16 @@ class Evaluator:
             extracted=said.extracted,
             generation=said.key,
         )
+
+    def _rewards(self, samples: Samples, name: str) -> list[float] | None:
+        if self.reward is None:
+            return None
+        with self.reward.memory.reporting(self.phase(f"rewards of {name}", self._passes(samples.responses))):
+            return self.reward.score(samples).tolist()
+
+    def _passes(self, rows: Sequence[Any]) -> int:
+        """How many rows the reward model computes to score these: an ensemble's members each."""
+        return len(rows) * max(1, len(self.reward.members)) if self.reward is not None else 0
 
     def _gold(self, texts: Sequence[str], finished: Sequence[bool]) -> list[float] | None:
         if self.gold is None:
@@ -121,7 +133,8 @@ class Evaluator:
         """The reward model's scores of arbitrary responses to the prompts."""
         assert self.reward is not None
         finished = [True] * len(texts)
-        return self.reward.score_texts([p.messages for p in self.prompts], texts, finished).tolist()
+        with self.reward.memory.reporting(self.phase("rewards of other answers", self._passes(texts))):
+            return self.reward.score_texts([p.messages for p in self.prompts], texts, finished).tolist()
 
     @cached_property
     def queries(self) -> list[list[int]]:
@@ -170,7 +183,8 @@ class Evaluator:
         noise: Tensor | None = None
         if stream != "greedy":
             noise = sampling_noise(len(queries), self.max_new_tokens, generator(self.seed, f"evaluation/{stream}"))
-        with system.base.role(system.role) as view:
+        progress = self.phase(f"responses of {system.name}", len(queries))
+        with system.base.role(system.role) as view, self.memory.reporting(progress):
             made = generate(
                 self.engine,
                 view,
@@ -262,8 +276,9 @@ class Evaluator:
             for i, part in zip(index, values.split(padded.response_lengths.tolist()), strict=True):
                 logprobs[i] = part.sum().item()
 
-        for index in micro_batches([len(r) for r in ids], self.config.batch):
-            self.memory.each(index, self.config.batch, add_rows)
+        with self.memory.reporting(self.phase(f"perplexity of {system.name}", len(rows))):
+            for index in micro_batches([len(r) for r in ids], self.config.batch):
+                self.memory.each(index, self.config.batch, add_rows)
         characters = sum(len(text) for _, text in rows)
         return Perplexity().compute(predictions=logprobs, references=[len(r) for r in ids], characters=characters)
 
@@ -271,16 +286,17 @@ class Evaluator:
         """Sampled and exact KL to the reference; None where the system is asked or tokenised otherwise."""
         if system.base is not self.base or system.asking is not None or "reference" not in self.base.roles:
             return None, None
-        return kl_to_reference(
-            self.base,
-            system.role,
-            self.queries,
-            said.samples.responses,
-            pad_id=self.renderer.pad_id,
-            temperature=self.config.temperature,
-            batch=self.config.batch,
-            memory=self.memory,
-        )
+        with self.memory.reporting(self.phase(f"KL of {system.name}", len(self.queries))):
+            return kl_to_reference(
+                self.base,
+                system.role,
+                self.queries,
+                said.samples.responses,
+                pad_id=self.renderer.pad_id,
+                temperature=self.config.temperature,
+                batch=self.config.batch,
+                memory=self.memory,
+            )
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,16 @@ class RewardModel:
         Raises:
             RowError: a row cannot be rendered.
         """
+        return self.score_ids(*self.encoded(messages, answers, finished, prove))
+
+    def encoded(
+        self,
+        messages: Sequence[Sequence[Message]],
+        answers: Sequence[str],
+        finished: Sequence[bool],
+        prove: bool = False,
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Queries and responses as ids within the model's limit; arguments and errors as of ``score_texts``."""
         queries, responses = [], []
         for i, (m, a, f) in enumerate(zip(messages, answers, finished, strict=True)):
             try:
@@ -203,4 +213,4 @@ class RewardModel:
                 raise RowError(f"row {i + 1}: {error}", i) from error
             queries.append(made.query)
             responses.append(made.response)
-        return self.score_ids(queries, responses)
+        return queries, responses

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,15 +42,22 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     if not documents:
         raise UserError("data.documents: base.pretrain needs training documents, and there are none")
     tokenizer = train_tokenizer(documents, config)
+    given = context.corpus.documents.held_out
     chunked = [chunks(encode(tokenizer, d), config.model.context) for d in documents]
-    kept = [d.text for d in context.corpus.documents.held_out[:HELD_OUT]]
-    chunked_held_out = [chunks(encode(tokenizer, d), config.model.context) for d in kept]
+    chunked_held_out = [chunks(encode(tokenizer, d.text), config.model.context) for d in given[:HELD_OUT]]
     rows = [row for document in chunked for row in document]
-    counts, held_out_counts = counts_of(chunked), counts_of(chunked_held_out)
-    context.log.note(log_row(counts) | log_row(held_out_counts, "held_out"))
+    counts = ChunkCounts.of(chunked, read=config.steps * config.batch)
+    held_out_counts = ChunkCounts.of(chunked_held_out, "held-out documents", there=len(given))
+    for count in (counts, held_out_counts):
+        if text := count.summary():
+            context.say(f"pretraining: {text}")
+    context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     skipped = train(context, lm, rows, config)
-    nll = held_out_nll(lm, [row for document in chunked_held_out for row in document], context.processes)
+    held_out = [row for document in chunked_held_out for row in document]
+    memory = OOMRetry("documents at once", context.warn)
+    with memory.reporting(context.bar.phase("held-out documents", len(held_out))):
+        nll = held_out_nll(lm, held_out, context.processes, memory)
     if context.processes.is_main:
         lm.save_pretrained(context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
@@ -57,8 +65,8 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
         metrics={
             "held_out_nll": nll,
             "documents": len(chunked),
-            "counts": counts,
-            "held_out_counts": held_out_counts,
+            "counts": counts.as_dict(),
+            "held_out_counts": held_out_counts.as_dict(),
             "vocabulary": len(tokenizer),
             "skipped_steps": skipped,
             "parameters": sum(p.numel() for p in lm.parameters()),
@@ -109,13 +117,92 @@ def chunks(ids: Sequence[int], context: int) -> list[list[int]]:
     return [list(ids[i : i + context]) for i in range(0, len(ids) - 1, context - 1)]
 
 
-def counts_of(chunked: Sequence[Sequence[Sequence[int]]]) -> dict[str, int]:
-    """Documents, chunks and predicted tokens: nothing is cut or dropped, but a document without any text."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkCounts:
+    """Counts of documents that are packed in chunks of the context: no token is cut.
+
+    ``read`` is how many chunks training asks for, each once before any comes again; None where all are read once.
+    ``there`` is the number of documents of which those counted are the first ones, or a sample.
+    """
+
+    unit: str
+    documents: int
+    several: int
+    chunks: int
+    tokens: int
+    read: int | None = None
+    there: int | None = None
+    random: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        chunked: Sequence[Sequence[Sequence[int]]],
+        unit: str = "documents",
+        *,
+        read: int | None = None,
+        there: int | None = None,
+        random: bool = False,
+    ) -> ChunkCounts:
+        """Of documents, each as its chunks' ids; ``random``: they are a random sample."""
+        return cls(
+            unit=unit,
+            documents=len(chunked),
+            several=sum(len(p) > 1 for p in chunked),
+            chunks=sum(len(p) for p in chunked),
+            tokens=sum(len(row) - 1 for p in chunked for row in p),
+            read=read,
+            there=there if there is not None and there > len(chunked) else None,
+            random=random,
+        )
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain numbers for manifests, plans and reports."""
+        out = {
+            "documents": self.documents,
+            "documents_in_several_chunks": self.several,
+            "chunks": self.chunks,
+            "tokens": self.tokens,
+        }
+        out |= {} if self.read is None else {"chunks_read": min(self.chunks, self.read)}
+        return out | ({} if self.there is None else {"sample_of" if self.random else "first_of": self.there})
+
+    def sampled(self) -> str:
+        """That a sample was counted; empty where all documents were."""
+        return f"a sample of {self.documents:,} of {self.there:,} {self.unit} is counted" if self.random else ""
+
+    def summary(self) -> str:
+        """One line for the terminal; empty where every document is one chunk that is read."""
+        parts = [f"{self.several:,} longer than the context, in several chunks"] if self.several else []
+        if self.read is not None and self.read < self.chunks and not self.random:
+            unread = self.chunks - self.read
+            parts.append(
+                f"{unread:,} of {self.chunks:,} chunks are not read (base.pretrain.steps x batch is {self.read:,})"
+            )
+        if self.there is not None and not self.random:
+            parts.append(f"the first {self.documents:,} are measured")
+        many = self.documents if self.there is None else self.there
+        return f"of {many:,} {self.unit} " + ", ".join(parts) if parts else ""
+
+    def warning(self) -> str:
+        """Nothing is lost but by the number of steps, which is the recipe's."""
+        return ""
+
+
+def planned(
+    documents: Sequence[str], held_out: Sequence[str], config: PretrainConfig, there: int | None = None
+) -> dict[str, ChunkCounts]:
+    """The counts before training, by a tokenizer trained on these documents, which may be a sample of ``there``."""
+    if not documents:
+        return {}
+    tokenizer = train_tokenizer(documents, config)
+    mine, theirs = (
+        [chunks(encode(tokenizer, d), config.model.context) for d in part] for part in (documents, held_out[:HELD_OUT])
+    )
+    read, random = config.steps * config.batch, there is not None and there > len(documents)
     return {
-        "documents": len(chunked),
-        "documents_in_several_pieces": sum(len(p) > 1 for p in chunked),
-        "pieces": sum(len(p) for p in chunked),
-        "tokens": sum(len(row) - 1 for p in chunked for row in p),
+        "counts": ChunkCounts.of(mine, read=read, there=there, random=random),
+        "held_out_counts": ChunkCounts.of(theirs, "held-out documents", there=len(held_out)),
     }
 
 
@@ -226,7 +313,9 @@ def nll_sum(lm: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Ten
 
 
 @torch.no_grad()
-def held_out_nll(lm: Any, rows: list[list[int]], processes: Processes, batch: int = 64) -> float | None:
+def held_out_nll(
+    lm: Any, rows: list[list[int]], processes: Processes, memory: OOMRetry, batch: int = 64
+) -> float | None:
     """Nats a token on held-out documents, over all of them."""
     rows = [r for r in rows if len(r) > 1]
     if not rows:
@@ -236,7 +325,7 @@ def held_out_nll(lm: Any, rows: list[list[int]], processes: Processes, batch: in
     def add_loss(part: Sequence[int]) -> None:
         found.append(nll_sum(lm, [rows[i] for i in part], processes.device).item())
 
-    OOMRetry("documents at once").each(range(len(rows)), batch, add_loss)
+    memory.each(range(len(rows)), batch, add_loss)
     return sum(found) / sum(len(r) - 1 for r in rows)
 
 

@@ -127,8 +127,8 @@ def sample(
             found.answers += [context.renderer.text(ids) for ids, _ in new]
             found.finished += [finished for _, finished in new]
             found.limit = memory.limit
-            context.bar.advance(len(found.answers), {}, sum(len(ids) for ids, _ in new))
             number = sum(len(d.answers) for d in done.values())
+            context.bar.advance(number, {}, sum(len(ids) for ids, _ in new))
             context.checkpoints.safe_point(number, partial(snapshot, done))
 
 

@@ -21,6 +21,7 @@ from models.backbone.seeds import derived_seed
 from models.hub.limits import check_rows
 from reward.card import examine as reward_card
 from reward.card.accuracy import pair_accuracy, pair_outcomes
+from reward.card.scored_once import ScoredOnce
 from reward.files import HOLDOUT, member_role, save_reward
 from reward.model import RewardModel
 from reward.tables import POOLINGS
@@ -32,7 +33,7 @@ from stages.training.ranking_rows import EncodedRanking, encode_rankings
 from stages.training.ranking_trainer import fit
 from stages.training.training_run import Start
 
-VERSION = 16
+VERSION = 17
 HOLDOUT_COUNTS = "holdout_counts"
 
 
@@ -50,10 +51,13 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
     queries, answers, source = calibration_responses(context, train, config)
     model, samples = calibrated(context, config, list(members), queries, answers)
     holdout_model = calibrated(context, config, [HOLDOUT], queries, answers)[0] if held_back else None
+    holdout_scored = ScoredOnce(model=holdout_model, phase=context.bar.phase) if holdout_model else None
     write(context, model, holdout_model)
 
-    found = evaluate_rankings(model, held_out)
-    card = write_card(context, model, samples, source)
+    scored = ScoredOnce(model=model, phase=context.bar.phase)
+    rows, given = examined_rankings(context, train, held_out, config)
+    found = evaluate_rankings(scored, rows)
+    card = write_card(context, scored, given, samples, source)
     return StageResult(
         metrics={
             "rankings": len(train),
@@ -61,6 +65,7 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
             **{name: tally.as_dict() for name, tally in tallies.items()},
             **warned(*(tally.warning() for tally in tallies.values())),
             "held_out_rankings": len(held_out),
+            "held_out_examined": len(rows),
             "steps": steps,
             "skipped_steps": skipped,
             "score_mean": model.score_mean,
@@ -69,8 +74,8 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
             "probe": reference_score(model, train),
             **found,
             **(
-                {"watcher": {"rankings": len(held_back[HOLDOUT]), **evaluate_rankings(holdout_model, held_out)}}
-                if holdout_model
+                {"watcher": {"rankings": len(held_back[HOLDOUT]), **evaluate_rankings(holdout_scored, rows)}}
+                if holdout_scored
                 else {}
             ),
             "report_card": reward_card.summary(card),
@@ -180,11 +185,34 @@ def add_untrained(context: StageContext, config: RewardConfig, role: str, seed: 
     return base.parameters_of(role)
 
 
-def write_card(context: StageContext, model: RewardModel, samples: Tensor, source: str) -> dict[str, Any]:
-    """``report_card.json``, and what is in it."""
+def examined_rankings(
+    context: StageContext, train: Sequence[EncodedRanking], held_out: list[EncodedRanking], config: RewardConfig
+) -> tuple[list[EncodedRanking], Sequence[RankedAnswers]]:
+    """The held-out rankings that are scored, as ids and as they were given; the user is told where they are a part."""
+    given = context.corpus.rankings.held_out
+    chosen = reward_card.examined(given, round(len(train) * config.epochs))
+    if len(chosen) == len(given):
+        return held_out, given
+    context.say(
+        f"reward model: examined {len(chosen):,} of {len(given):,} held-out rankings, evenly spaced, in proportion to "
+        "its training"
+    )
+    return encode(context, chosen, config)[0], chosen
+
+
+def write_card(
+    context: StageContext, scored: ScoredOnce, held_out: Sequence[RankedAnswers], samples: Tensor, source: str
+) -> dict[str, Any]:
+    """``report_card.json`` on these held-out rankings, and what is in it."""
     given, scores = context.corpus.rankings, samples.tolist()
     card = reward_card.examine(
-        model, given.train, given.held_out, samples=scores, sampled_from=source, seed=context.seed
+        scored,
+        given.train,
+        held_out,
+        of=len(given.held_out),
+        samples=scores,
+        sampled_from=source,
+        seed=context.seed,
     )
     if context.processes.is_main:
         write_json(context.out / reward_card.FILE, card, sort_keys=False)
@@ -206,11 +234,12 @@ def reference_score(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[
     return {"query": query, "response": response, "score": model.score_ids([query], [response]).item()}
 
 
-def evaluate_rankings(model: RewardModel, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
+def evaluate_rankings(scored: ScoredOnce, rows: Sequence[EncodedRanking]) -> dict[str, Any]:
     """Held-out pair accuracy with its interval, and the share of pairs where the longer response is the better one."""
     if not rows:
         return {"pair_accuracy": None, "pairs": 0}
-    flat = model.score_ids([q for r in rows for q in r.queries], [a for r in rows for a in r.responses]).tolist()
+    queries, responses = [q for r in rows for q in r.queries], [a for r in rows for a in r.responses]
+    flat = scored.score_ids(queries, responses, reward_card.HELD_OUT_ROWS).tolist()
     scores, at = [], 0
     for r in rows:
         scores.append(flat[at : at + len(r.ranks)])

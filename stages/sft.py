@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
     if context.processes.is_main:
         save_role(base, "sft", context.out)
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
+    progress = context.bar.phase("held-out demonstrations", len(held_out))
     return StageResult(
         metrics={
             "rows": len(rows),
@@ -56,7 +57,7 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
             "held_out_counts": held_out_tally.as_dict(),
             **warned(tally.warning(), held_out_tally.warning()),
             "supervised_tokens": sum(sum(x >= 0 for x in r.labels) for r in rows),
-            "held_out_nll": labelled_nll(base, "sft", held_out, context.pad_id),
+            "held_out_nll": labelled_nll(base, "sft", held_out, context.pad_id, progress=progress),
             "steps": steps,
             "skipped_steps": trainer.training_run.skipped,
         }
@@ -134,8 +135,18 @@ def collate(batch: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Ten
 
 
 @torch.no_grad()
-def labelled_nll(base: SharedBase, role: str, rows: Sequence[Encoded], pad_id: int, batch: int = 32) -> float | None:
-    """Nats per supervised token over all rows (token mean, not a mean of batch means); None without rows."""
+def labelled_nll(
+    base: SharedBase,
+    role: str,
+    rows: Sequence[Encoded],
+    pad_id: int,
+    batch: int = 32,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> float | None:
+    """Nats per supervised token over all rows (token mean, not a mean of batch means); None without rows.
+
+    ``progress`` is called with each so many rows that are done.
+    """
     total, count = 0.0, 0
     with base.role(role) as view:
         for start in range(0, len(rows), batch):
@@ -145,4 +156,5 @@ def labelled_nll(base: SharedBase, role: str, rows: Sequence[Encoded], pad_id: i
             where = torch.nn.functional.pad(chosen, (0, 1)).flatten().nonzero().squeeze(1)
             logprobs, _ = view.logprobs(view.states(ids, mask, where), labels[:, 1:][chosen])
             total, count = total - logprobs.sum().item(), count + int(chosen.sum())
+            progress(len(part))
     return total / count if count else None

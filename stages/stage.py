@@ -29,6 +29,8 @@ class Bar(Protocol):
 
     def advance(self, step: int, metrics: Mapping[str, float] | None = None, tokens: int = 0) -> None: ...
 
+    def phase(self, name: str, total: int) -> Callable[[int], None]: ...
+
 
 class Tracker(Protocol):
     """Where metrics go besides ``metrics.jsonl``."""

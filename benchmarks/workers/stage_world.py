@@ -17,6 +17,10 @@ class Silent:
     def advance(self, *_: Any, **__: Any) -> None:
         """Nothing to show."""
 
+    def phase(self, *_: Any) -> Any:
+        """Nothing to show either."""
+        return lambda count: None
+
 
 def context_of(folder: str, base: SharedBase, adapter: AdapterConfig, corpus: Corpus, **more: Any) -> StageContext:
     return StageContext(

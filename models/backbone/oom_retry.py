@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -41,6 +42,7 @@ class OOMRetry:
     ) -> None:
         self.name, self.warn, self.together = name, warn, together
         self.limit: int | None = None  # part of a stage's state: batches decide about the last bits
+        self._progress: Callable[[int], None] = lambda rows: None
 
     def size(self, wanted: int) -> int:
         return wanted if self.limit is None else min(wanted, self.limit)
@@ -73,7 +75,18 @@ class OOMRetry:
             return size
 
         while start < len(rows):
-            start += self._run(attempt, min(wanted, len(rows) - start))
+            size = self._run(attempt, min(wanted, len(rows) - start))
+            start += size
+            self._progress(size)
+
+    @contextlib.contextmanager
+    def reporting(self, progress: Callable[[int], None]) -> Iterator[None]:
+        """Within it ``each`` tells of so many more rows that are done."""
+        before, self._progress = self._progress, progress
+        try:
+            yield
+        finally:
+            self._progress = before
 
     def once(self, work: Callable[[int], T], wanted: int) -> T:
         """``work(wanted)``, where it cannot be repeated.

@@ -11,7 +11,8 @@ from data.sources import load_records
 from evaluation.answers import SystemResponses
 from evaluation.held_out import Evaluator
 from pipelines.execution.loaded_models import LoadedModels
-from reward.card.examine import FILE, examine, summary
+from reward.card.examine import FILE, examine, examined, summary
+from reward.card.scored_once import ScoredOnce
 from stages.stage import StageContext
 
 
@@ -40,9 +41,10 @@ def card_for(
         return {}
     sampled = next((a for a in answers if a.name == "sft" and a.decoding == "sampled"), None)
     return examine(
-        evaluator.reward,
+        ScoredOnce(model=evaluator.reward, phase=context.bar.phase),
         train,
-        held_out,
+        examined(held_out),
+        of=len(held_out),
         samples=list(sampled.reward or ()) if sampled is not None else (),
         sampled_from="SFT responses to the held-out prompts" if sampled is not None else "",
         seed=recipe.seed,

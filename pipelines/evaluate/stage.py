@@ -209,6 +209,7 @@ def make_evaluator(context: StageContext, loaded: LoadedModels) -> Evaluator:
         gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,
         generations=Generations(context.generations, loaded.processes.is_main),
         memory=OOMRetry("evaluation.batch", loaded.warn),
+        phase=context.bar.phase,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -51,6 +51,24 @@ class Bar:
         elif self._due():
             self._reported_at, self._reported_step = time.monotonic(), step
             self._progress.say(self.line())
+
+    def phase(self, name: str, total: int) -> Callable[[int], None]:
+        """Show one more part of the stage, with its own total and time left.
+
+        Args:
+            name: what it does.
+            total: how many units it has, such as rows.
+
+        Returns:
+            A function that is told of so many more units that are done.
+        """
+        part = Bar(self._progress, f"{self.name}, {name}", total)
+        part.live = self.live
+
+        def done(count: int) -> None:
+            part.advance(part.step + count)
+
+        return done
 
     def _due(self) -> bool:
         waited = time.monotonic() - self._reported_at

@@ -151,6 +151,7 @@ def facts(card: Mapping[str, Any]) -> dict[str, str]:
     samples, slope = card.get("samples") or {}, length.get("score_per_token")
     error = f"{percent(before.get('error'))} → {percent(after.get('error'))}" if after else percent(before.get("error"))
     rows = {
+        "Held-out rankings": _examined(card.get("held_out") or {}),
         "Pair accuracy": _share(card["accuracy"]),
         "Labels that agree with the annotator's scores": _share(ceiling),
         "Accuracy as a share of those": percent(ceiling.get("reached")),
@@ -290,6 +291,12 @@ def reliability(calibration: Mapping[str, Any]) -> dict[str, Any] | None:
     }
     hint = "On the dashed line it is as often right as it says. Below it, it is too sure."
     return make_chart("card-reliability", "Calibration", hint, traces, layout)
+
+
+def _examined(held_out: Mapping[str, Any]) -> str:
+    """Which of them the card is about, where it is not about all."""
+    some, of = held_out.get("examined"), held_out.get("of")
+    return f"{some:,} of {of:,}, evenly spaced" if isinstance(some, int) and isinstance(of, int) and some < of else ""
 
 
 def _share(s: Mapping[str, Any]) -> str:

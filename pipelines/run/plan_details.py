@@ -7,7 +7,7 @@ machine; no weights are loaded and nothing is fetched.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from data.common.errors import UserError
-from data.counting import Tally, share_warning
+from data.counting import share_warning
 from data.splits import Corpus
 from data.template import Renderer
 from models.backbone.processes import resolve_dtype
@@ -27,6 +27,7 @@ from models.hub.registry import BaseModelSpec, resolve_base
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.estimates import LIBRARIES, Estimator
 from pipelines.stages.table import STAGES
+from pipelines.stages.tallies import Count, pretrain
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ class PlanDetails:
             return self.opened
         return opened(resolve_base(self.recipe.reward.base, base_dir=self.recipe.base_dir), "auto", ())
 
-    def _tallies(self, name: str) -> dict[str, Tally]:
+    def _tallies(self, name: str) -> Mapping[str, Count]:
+        if STAGES[name].role == "base":
+            return pretrain(self.recipe, self.corpus)
         tally = STAGES[name].tally
         found = None if tally is None else self.opened_for_reward if STAGES[name].role == "reward" else self.opened
         if tally is None or found is None:

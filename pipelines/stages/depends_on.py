@@ -84,6 +84,14 @@ def _batches(rows: int, batch: int, epochs: float) -> int:
     return max(1, round(-(-rows // batch) * epochs))
 
 
+def rankings_steps(recipe: Recipe, corpus: Corpus) -> int | None:
+    """Answers that are sampled, to training and held-out prompts."""
+    r, prompts = recipe.rankings, corpus.prompts
+    if r is None:
+        return None
+    return r.answers * (len(prompts.train[: r.prompts]) + len(prompts.held_out[: r.held_out_prompts]))
+
+
 def reward_steps(recipe: Recipe, corpus: Corpus) -> int:
     """Of all reward models that are trained: an ensemble's, and the one that watches."""
     settings = recipe.reward

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from data.counting import Tally
 from data.splits import Corpus
@@ -16,6 +16,28 @@ MAX_ROWS = 20_000
 """Rows of a part that are rendered for a plan; of more, so many at random, always the same ones."""
 
 Row = TypeVar("Row")
+
+
+class Count(Protocol):
+    """What is counted of a part of the data: as numbers and in words, which are empty where nothing is to be said."""
+
+    def as_dict(self) -> Mapping[str, Any]: ...
+
+    def summary(self) -> str: ...
+
+    def sampled(self) -> str: ...
+
+    def warning(self) -> str: ...
+
+
+def pretrain(recipe: Recipe, corpus: Corpus) -> dict[str, Count]:
+    """Documents in chunks of the context, by a tokenizer that is trained as the stage trains it."""
+    if isinstance(recipe.base, str):
+        return {}
+    from stages.pretrain import planned
+
+    rows, held_out = corpus.documents.train, corpus.documents.held_out
+    return dict(planned([d.text for d in _some(rows)], [d.text for d in held_out], recipe.base.pretrain, len(rows)))
 
 
 def sft(renderer: Renderer, recipe: Recipe, corpus: Corpus, positions: int | None) -> dict[str, Tally]:

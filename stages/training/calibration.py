@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import generator
 from models.sampling.fast import FastEngine
 from models.sampling.generate import SamplingParams, generate, sampling_noise
-from reward.model import Member, RewardModel
+from reward.model import Member, RewardModel, combined
 from stages.settings import RewardConfig
 from stages.stage import StageContext
 from stages.training.ranking_rows import EncodedRanking
@@ -28,7 +30,9 @@ def calibration_responses(
         return [q for r in chosen for q in r.queries], [a for r in chosen for a in r.responses], "training responses"
     queries = [renderer.prompt_ids(p.messages) for p in prompts]
     longest = max(len(a) for r in train for a in r.responses)
-    with base.role("sft") as role:
+    memory = OOMRetry("SFT samples at once", context.warn)
+    progress = context.bar.phase("SFT samples, whose mean score becomes 0", len(queries))
+    with base.role("sft") as role, memory.reporting(progress):
         made = generate(
             FastEngine(),
             role,
@@ -38,6 +42,7 @@ def calibration_responses(
             params=SamplingParams(
                 max_new_tokens=longest, temperature=1.0, stop_ids=renderer.stop_ids, pad_id=renderer.pad_id
             ),
+            memory=memory,
         )
     return queries, made.ids, "sft samples"
 
@@ -53,14 +58,18 @@ def calibrated(
     settings: dict[str, Any] = {"base": context.base, "renderer": context.renderer, "pooling": config.pooling}
     settings["max_tokens"] = config.max_tokens
 
-    def moments(model: RewardModel) -> tuple[Tensor, float, float]:
-        samples = model.raw_scores(queries, answers).double()
+    def moments(raw: Tensor) -> tuple[Tensor, float, float]:
+        samples = raw.double()
         mean, std = samples.mean().item(), samples.std().item() if len(samples) > 1 else 1.0
         return samples, mean, std
 
-    members = []
+    members, raw = [], []
+    progress = context.bar.phase("scores of what becomes 0", len(queries) * len(roles))
     for role in roles:
-        samples, mean, std = moments(RewardModel(role=role, **settings))
+        model = RewardModel(role=role, **settings)
+        with model.memory.reporting(progress):
+            raw.append(model.raw_scores(queries, answers))
+        samples, mean, std = moments(raw[-1])
         members.append(Member(role=role, score_mean=mean, score_std=std))
     if len(roles) > 1:
         settings |= {
@@ -68,5 +77,6 @@ def calibrated(
             "combine": config.combine,
             "uncertainty_penalty": config.uncertainty_penalty,
         }
-        samples, mean, std = moments(RewardModel(role=roles[0], **settings))
+        centred = torch.stack([scores - m.score_mean for scores, m in zip(raw, members, strict=True)])
+        samples, mean, std = moments(combined(centred, config.combine, config.uncertainty_penalty))
     return RewardModel(role=roles[0], score_mean=mean, score_std=std, **settings), samples - mean

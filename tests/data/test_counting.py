@@ -120,8 +120,8 @@ def test_manifest_and_report_counts_agree_with_an_independent_count(tmp_path) ->
     assert planned["sft"] == counts
     assert "would keep 95 % whole" in manifests["sft"]["warnings"][0]["text"]
     pretrain = manifests["pretrain"]["counts"]
-    assert pretrain["documents"] == 61 and pretrain["documents_in_several_pieces"] == 1
-    assert pretrain["pieces"] == 60 + -(-(8 * 100 + 1) // 127)
+    assert pretrain["documents"] == 61 and pretrain["documents_in_several_chunks"] == 1
+    assert pretrain["chunks"] == 60 + -(-(8 * 100 + 1) // 127)
     assert json.loads((tmp_path / "run/run.json").read_text())["data"]["rejected rows"] == 2
     from pipelines.report.page import facts, read_run
 

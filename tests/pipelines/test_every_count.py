@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipelines.report.page import facts, read_run, write_report
 from pipelines.run.pipeline import Pipeline
 from tests.support.finished_run import Tags
 from tests.support.recipes import RECIPE
+from tests.support.recount import cells_of, checked, compared, described
 
 LIMIT, PROMPT_LIMIT, HOLDOUT, CONTEXT, BATCH, MEMBERS = 32, 20, 0.3, 128, 8, 2
 GROUPS = {"counts": "", "held_out_counts": "held_out", "holdout_counts": "holdout"}
@@ -180,13 +182,14 @@ def expected() -> dict[str, dict[str, Any]]:
            f"dropped: longer than {PROMPT_LIMIT} tokens": too_long}  # fmt: skip
     sizes = [len(d.split()) + 2 for d in documents()]
     pieces = [math.ceil((n - 1) / (CONTEXT - 1)) for n in sizes]
-    pretrain = {"documents": len(sizes), "documents_in_several_pieces": sum(p > 1 for p in pieces),
-                "pieces": sum(pieces), "tokens": sum(n - 1 for n in sizes)}  # fmt: skip
+    pretrain = {"documents": len(sizes), "documents_in_several_chunks": sum(p > 1 for p in pieces),
+                "chunks": sum(pieces), "tokens": sum(n - 1 for n in sizes)}  # fmt: skip
     vocabulary = len({w for d in documents() for w in d.split()}) + 4
     steps = MEMBERS * math.ceil(reward["used"] / BATCH) + math.ceil(holdout["used"] / BATCH)
     return {
         "pretrain": {
-            **under("counts", pretrain), **under("held_out_counts", dict.fromkeys(pretrain, 0)),
+            **under("counts", pretrain | {"chunks_read": min(pretrain["chunks"], 12 * 8)}),
+            **under("held_out_counts", dict.fromkeys(pretrain, 0)),
             "documents": len(sizes), "vocabulary": vocabulary, "skipped_steps": 0,
         },
         "sft": {
@@ -197,6 +200,7 @@ def expected() -> dict[str, dict[str, Any]]:
         "reward": {
             **under("counts", reward), **under("held_out_counts", held_reward), **under("holdout_counts", holdout),
             "rankings": reward["used"], "dropped": reward["dropped"], "held_out_rankings": held_reward["used"],
+            "held_out_examined": held_reward["used"],
             "pairs": held_reward["used"], "watcher/pairs": held_reward["used"], "watcher/rankings": holdout["used"],
             "steps": steps, "skipped_steps": 0,
         },
@@ -294,7 +298,7 @@ def test_tokens_and_steps_of_the_metrics_are_as_counted(made: Pipeline) -> None:
 
 def test_the_plan_counts_the_same(made: Pipeline) -> None:
     planned = {p.name: p.details for p in made.plan()}
-    for stage in ("sft", "reward", "ppo"):
+    for stage in ("pretrain", "sft", "reward", "ppo"):
         counted = wanted(made)[stage]
         groups = {g: planned[stage][g] for g in GROUPS if g in planned[stage]}
         assert dict(numbers(groups)) == {p: n for p, n in counted.items() if p.partition("/")[0] in GROUPS}
@@ -348,3 +352,93 @@ def test_every_number_of_the_report_is_as_counted(made: Pipeline) -> None:
         assert not left, f"nobody counts {left}"
         for name in told[title]:
             assert name in page
+
+
+def test_the_plans_own_rows_and_steps_are_as_counted(made: Pipeline) -> None:
+    planned = {p.name: p.details for p in made.plan()}
+    of = {name: sum(not is_held(row) for row in rows) for name, rows in
+          (("demonstrations", demonstrations()), ("rankings", rankings()), ("prompts", prompts()))}  # fmt: skip
+    of["documents"] = len(documents())
+    parts = {"pretrain": ["documents"], "sft": ["demonstrations"], "reward": ["rankings", "prompts"],
+             "ppo": ["prompts"], "evaluate": ["prompts", "demonstrations", "rankings"]}  # fmt: skip
+    for stage, names in parts.items():
+        assert planned[stage]["rows"] == {name: of[name] for name in names}
+    systems = 4 + 3  # sampled, and greedy but for best-of-n
+    counted = {"pretrain": 12, "sft": math.ceil(of["demonstrations"] / 16), "ppo": 2, "evaluate": systems}
+    assert {stage: planned[stage]["steps"] for stage in counted} == counted
+    assert len(metrics_rows(made, "sft")) == counted["sft"]
+
+
+def test_every_number_of_the_results_is_as_counted(made: Pipeline) -> None:
+    """Means, shares and comparisons from the answers' file; what only a resampling or a model can say is left."""
+    results = json.loads((made.run_dir / "evaluation" / "results.json").read_text())
+    cells, asked = cells_of(made.run_dir), 3
+    assert results["prompts"] == asked
+    measured = re.compile(r"ci95|length/|distinct|_per_token|minimum_detectable|needed|length_controlled|p_value_holm")
+    for decoding, key in (("sampled", "systems"), ("greedy", "greedy")):
+        assert list(results[key]) == list(cells[decoding])
+        for name, answers in cells[decoding].items():
+            assert_as_counted(results[key][name], described(answers), measured)
+            words, room = [len(c["response"].split()) + c["finished"] for c in answers], 12
+            length = results[key][name]["length"]["mean"]
+            assert sum(n if c["finished"] else room for n, c in zip(words, answers, strict=True)) <= length * asked
+            assert length <= room and (length * asked) == pytest.approx(round(length * asked))
+            for kl in ("kl", "kl_exact"):
+                if f"{kl}_per_token" in results[key][name]:
+                    whole = sum(c[kl] for c in answers)
+                    assert results[key][name][f"{kl}_per_token"] == pytest.approx(whole / (length * asked))
+    for found in results["comparisons"]:
+        of = cells[found["decoding"]]
+        assert_as_counted(found, compared(of[found["a"]], of[found["b"]]), measured)
+    for found in results["metric_comparisons"]:
+        of = cells[found["decoding"]]
+        metric = [[c["metrics"][found["metric"]] for c in of[found[side]]] for side in "ab"]
+        gaps = [x - y for x, y in zip(*metric, strict=True)]
+        assert found["n"] == asked and found["difference"]["mean"] == pytest.approx(sum(gaps) / asked)
+    shown = [w for w in results["warnings"] if "were cut off" in w]
+    counted = []
+    for decoding, where in (("sampled", ""), ("greedy", " (greedy)")):
+        for name, answers in cells[decoding].items():
+            share = described(answers)["truncated"]
+            if share > 0.2:
+                counted.append(f"{name}{where}: {share:.0%} of the responses were cut off at the length limit.")
+    assert sorted(shown) == sorted(counted)
+    settings = {k: v for k, v in results["settings"].items() if isinstance(v, int | float)}
+    assert settings == {"seed": 0, "temperature": 1.0, "max_new_tokens": 12, "samples_per_prompt": 1}
+    page = Tags(write_report(made.run_dir).read_text()).text
+    assert all(text in page for text in shown)
+
+
+def assert_as_counted(claimed: dict[str, Any], counted: dict[str, float], measured: re.Pattern[str]) -> None:
+    found = dict(numbers(claimed))
+    assert {p: found.get(p) for p in counted} == pytest.approx(counted, abs=1e-6)
+    left = [p for p in found if p not in counted and not measured.search(p)]
+    assert not left, f"nobody counts {left}"
+
+
+def test_every_number_of_a_data_check_is_as_counted(made: Pipeline) -> None:
+    from data.checks import check_files
+
+    folder = made.run_dir.parent
+    sft, ranked_file = (folder / f"{name}.jsonl" for name in ("demonstrations", "rankings"))
+    found = check_files([sft, ranked_file])
+    extra = [{"prompt": "x"}]  # a ranking whose answers are unusable is a prompt still
+    for one, rows, bad, answers in (
+        (found.files[0], demonstrations(), len(BAD["demonstrations"]), ("completion",)),
+        (found.files[1], rankings(), 0, ("chosen", "rejected")),
+    ):
+        counted = checked(rows, bad, answers)
+        claimed = dict(numbers(json.loads(json.dumps(asdict(one))))) | {"bad": len(one.bad)}
+        if one.file == str(ranked_file):
+            both = sorted(len(r["prompt"]) for r in [*rows, *extra])
+            counted |= {"rows": len(both), "characters/prompt/count": len(both),
+                        "characters/prompt/mean": sum(both) / len(both),
+                        "characters/prompt/median": both[len(both) // 2]}  # fmt: skip
+        known = {p: claimed.get(p) for p in counted}
+        assert known == pytest.approx(counted)
+        left = [p for p in claimed if p not in counted and not re.match(r"formats/|columns/|usable/", p)]
+        assert not left, f"nobody counts {left}"
+    assert found.files[0].usable["demonstrations"] == found.files[0].columns["prompt"] == len(demonstrations())
+    assert found.files[1].usable["rankings"] == found.files[1].columns["rejected"] == len(rankings())
+    shared = {r["prompt"] for r in demonstrations()} & {r["prompt"] for r in rankings()}
+    assert [o.shared for o in found.overlaps] == [len(shared)] and not found.clean

@@ -28,6 +28,10 @@ class Silent:
     def advance(self, *_: Any, **__: Any) -> None:
         """Nothing to show."""
 
+    def phase(self, *_: Any) -> Any:
+        """Nothing to show either."""
+        return lambda count: None
+
 
 def make_prompt(text: str) -> Prompt:
     return Prompt(messages=(Message(role="user", content=text),), group=text)

@@ -34,9 +34,9 @@ def main(folder: Path) -> None:
         hashes["policy"] = digest("policy") + digest("value")
         return out
 
-    def watched_nll(*args):
+    def watched_nll(*args, **more):
         hashes["sft"] = digest("sft")
-        return save_sft(*args)
+        return save_sft(*args, **more)
 
     def watched_measure(*args):
         hashes["reward"] = digest("reward")

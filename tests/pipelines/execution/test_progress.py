@@ -76,3 +76,22 @@ def test_more_steps_than_planned_are_no_share_above_the_whole() -> None:
     assert "3/3 (100%)" in bar.line()
     bar.advance(4)
     assert "%" not in bar.line() and "4" in bar.line()
+
+
+def test_a_phase_has_a_total_and_a_time_left_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Progress(console=Console(file=out)).stage("reward", 3) as bar:
+        bar.advance(3)
+        told = bar.phase("held-out rankings", 40)
+        for _ in range(4):
+            now[0] += 5
+            told(10)
+    assert out.getvalue().splitlines() == [
+        "reward, held-out rankings 10/40 (25%)  15 s left",
+        "reward, held-out rankings 20/40 (50%)  10 s left",
+        "reward, held-out rankings 30/40 (75%)  5 s left",
+        "reward, held-out rankings 40/40 (100%)",
+        "reward: done in 20 s",
+    ]
