@@ -229,7 +229,7 @@ def about_judge(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def distrust(judge: str, comparisons: Sequence[Mapping[str, Any]], main: bool = True) -> list[str]:
     """A sentence for every adversary that a judge prefers to the reference system."""
-    who = "The judge" if main else "As a judge the reward model" if judge == "reward" else f"The chat judge '{judge}'"
+    who = "The judge" if main else "As a judge the reward model" if judge == "reward" else f"The judge '{judge}'"
     return [
         f"{who} is unreliable: it prefers the {named(c['a'])}, whatever the prompt, to {c['b']}'s."
         for c in comparisons

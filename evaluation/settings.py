@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from data.common.config import Config
 from data.common.regex_timeout import compiled
+from data.common.tables import in_table
+from evaluation.judge_table import JUDGES
 from reward.settings import RewardPart
 
 ENDS = ("\nuser :", "\nUser:", "\nHuman:")  # where a base that was never taught to stop speaks for the user
@@ -70,11 +73,14 @@ PROMPTED = {
 
 
 class JudgeConfig(Config):
-    """A chat model behind an OpenAI-compatible endpoint that says which of two responses is better."""
+    """A judge that says which of two responses is better: a chat model behind an OpenAI-compatible endpoint."""
 
     name: str = Field(min_length=1, description="what results call it")
-    url: str = Field(description="address of the API, such as http://localhost:8000/v1; /chat/completions is added")
-    model: str = Field(description="the model that the endpoint is asked for")
+    kind: Annotated[str, AfterValidator(in_table(JUDGES))] = Field(
+        "chat", description="chat (a chat model), or another name in evaluation.judge_table.JUDGES"
+    )
+    url: str = Field("", description="address of the API, such as http://localhost:8000/v1; /chat/completions is added")
+    model: str = Field("", description="the model that the endpoint is asked for")
     token_env: str | None = Field(None, description="environment variable that holds the API key")
     instruction: str = Field(INSTRUCTION, description="system message; it asks for [[A]], [[B]] or [[C]] (a tie)")
     prompts: int = Field(256, ge=1, description="prompts judged, at most; each is two questions a system")
@@ -85,6 +91,14 @@ class JudgeConfig(Config):
     retries: int = Field(4, ge=0, description="how often a question is asked again; waits double")
     concurrency: int = Field(4, ge=1, description="questions at one time")
     requests_per_minute: float | None = Field(None, gt=0, description="at most so many; default: no limit")
+
+    @model_validator(mode="after")
+    def _fits(self) -> JudgeConfig:
+        for key, kind in {key: name for name, judge in JUDGES.items() for key in judge.settings}.items():
+            if getattr(self, key) != type(self).model_fields[key].default and self.kind != kind:
+                raise ValueError(f"'{key}' belongs to kind '{kind}', not to '{self.kind}': remove it")
+        JUDGES[self.kind].check(self)
+        return self
 
 
 class LmEvalConfig(Config):
@@ -116,7 +130,7 @@ class EvaluationConfig(Config):
         {}, description="rewards that choose for best_of_N:NAME, by name; each as ppo.reward is written"
     )
     prompted: dict[str, PromptedConfig] = Field({}, description="ways of asking for prompted:NAME, by name")
-    judges: tuple[JudgeConfig, ...] = Field((), description="chat models that compare responses, after gold and reward")
+    judges: tuple[JudgeConfig, ...] = Field((), description="judges of pairs, after gold and reward")
     rankings: str | None = Field(None, description="other held-out rankings for the reward model's report card: a file")
     lm_eval: LmEvalConfig = LmEvalConfig()
     metrics: tuple[str, ...] = Field(

@@ -6,7 +6,7 @@ import ast
 import json
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from data.common.config import Config
 from data.common.errors import UserError
 from data.formats import FORMATS, Format, Row
 from data.records import Message
+from evaluation.judge_table import JUDGES, Judge
 from evaluation.metric_table import METRICS, Entry
 from models.hub.registry import BASE_MODELS, BaseModelSpec
 from pipelines.cli.main import main
@@ -56,6 +57,22 @@ class Census:
         return {"scores": {"even": [float(len(p) % 2 == 0) for p in predictions]}}
 
 
+class Alphabet:
+    """A judge of pairs: the response that comes first in the alphabet is better."""
+
+    def __init__(self, seen: Seen) -> None:
+        self.seen, self.rows = seen, 0
+
+    def outcomes(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float]:
+        self.rows += len(prompts)
+        self.seen.compared += list(zip(first, second, strict=True))
+        return [0.5 if a == b else float(a < b) for a, b in zip(first, second, strict=True)]
+
+    def report(self) -> tuple[dict[str, Any], list[str]]:
+        rows, self.rows = self.rows, 0
+        return {"rows": rows}, ["The alphabet was asked."]
+
+
 class PolishConfig(Config):
     """Settings of the made-up stage."""
 
@@ -70,6 +87,7 @@ class Seen:
         self.pooled: list[float] = []
         self.rewards: list[float] = []
         self.polished: list[int] = []
+        self.compared: list[tuple[str, str]] = []
 
 
 def polish(context: StageContext, loaded: Any, seen: Seen) -> StageResult:
@@ -108,6 +126,7 @@ def register(patch: pytest.MonkeyPatch, seen: Seen, base: Path) -> None:
     patch.setitem(POOLINGS, "highest", Pooling(function=pool))
     patch.setitem(RULES, "size", Rule(make=rule))
     patch.setitem(METRICS, "census", Entry(Census, references=False, outcomes=True))
+    patch.setitem(JUDGES, "alphabet", Judge(make=lambda config, folder, say: Alphabet(seen)))
     told = Format(columns="asked, told", fits=lambda row: "asked" in row and "told" in row, read=read)
     patch.setitem(FORMATS, "asked and told", told)
     patch.setitem(BASE_MODELS, "made-up", BaseModelSpec(name="made-up", source=str(base)))
@@ -166,7 +185,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     recipe["data"] = {"demonstrations": str(file), "prompts": "demo-task?rows=80", "held_out": 0.2}
     recipe["reward"] |= {"loss": "hinge", "pooling": "highest", "gate": {"enabled": False}}
     recipe["ppo"] |= {"reward": [{"source": "model"}, {"source": "size", "weight": 0.01}]}
-    recipe["evaluation"] |= {"metrics": ["census"]}
+    recipe["evaluation"] |= {"metrics": ["census"], "judges": [{"name": "abc", "kind": "alphabet"}]}
     recipe["polish"] = {"strength": 2}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -233,6 +252,28 @@ def test_the_metric_measured(done: Done) -> None:
     assert found["even"]["mean"] == pytest.approx(sum(len(s) % 2 == 0 for s in said) / len(said))
 
 
+def test_the_judge_compared_systems_and_adversaries(done: Done) -> None:
+    results = json.loads((done.run / "evaluation/results.json").read_text())
+    rows = [json.loads(line) for line in (done.run / "evaluation/samples.jsonl").read_text().splitlines()]
+    pairs = [
+        (row["systems"]["ppo"]["response"], row["systems"]["sft"]["response"])
+        for row in rows
+        if row["decoding"] == "sampled"
+    ]
+    [found] = [c for c in results["comparisons"] if c["by"] == "abc" and c["a"] == "ppo"]
+    assert (found["wins"], found["ties"], found["losses"]) == (
+        sum(a < b for a, b in pairs),
+        sum(a == b for a, b in pairs),
+        sum(a > b for a, b in pairs),
+    )
+    about = results["judges"]["abc"]
+    judged = [c for c in results["comparisons"] if c["by"] == "abc"]
+    assert about["rows"] == sum(c["n"] for c in judged) and set(pairs) <= set(done.seen.compared)
+    # before the alphabet an empty response comes first, so this judge is one not to rely on
+    assert about["adversaries"]["empty_answer"]["win_rate"] > 0.5
+    assert results["warnings"].count("The alphabet was asked.") == 1
+
+
 def test_the_format_was_read_and_the_base_loaded(done: Done) -> None:
     corpus = Pipeline.from_recipe(done.recipe, run_dir=done.run).corpus
     rows = [json.loads(line) for line in (done.recipe.parent / "mine.jsonl").read_text().splitlines()]
@@ -247,6 +288,10 @@ def test_the_format_was_read_and_the_base_loaded(done: Done) -> None:
         ("reward.loss=hinges", "must be one of 'pairs', 'plackett_luce', 'hinge', not 'hinges'. Did you mean 'hinge'"),
         ("reward.pooling=higest", "Did you mean 'highest'"),
         ("evaluation.metrics=[censsus]", "no metric 'censsus'. Did you mean 'census'"),
+        (
+            "evaluation.judges=[{name: j, kind: alphabeth}]",
+            "must be one of 'chat', 'alphabet', not 'alphabeth'. Did you mean 'alphabet'",
+        ),
         ("stages=[polsih]", "no stage 'polsih'. Did you mean 'polish'"),
     ],
 )

@@ -22,6 +22,7 @@ from data.common.redaction import printable
 from evaluation.settings import JudgeConfig
 
 Verdict = Literal["A", "B", "C", ""]  # C is a tie, '' a reply without a verdict
+UNPARSED = 0.2  # beyond this share of replies without a verdict a judge says too little
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 
 
@@ -66,11 +67,13 @@ class PairJudge:
     Args:
         config: endpoint, model and instruction.
         folder: where verdicts are kept; None keeps none.
+        say: where it says how much it asked.
         clock, sleep: for tests.
     """
 
     config: JudgeConfig
     folder: Path | None = None
+    say: Callable[[str], None] = lambda text: None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     tally: Tally = field(default_factory=Tally)
@@ -102,6 +105,17 @@ class PairJudge:
         self.tally.pairs += len(rows)
         self.tally.same += len(rows) - sum(row in found for row in rows)
         return [found.get(row, 0.5) for row in rows]
+
+    def report(self) -> tuple[dict[str, Any], list[str]]:
+        """Endpoint, model and counts of the rows since the last report, and a warning of replies without a verdict."""
+        tally, self.tally = self.tally, Tally()
+        name = self.config.name
+        self.say(f"judge {name}: {tally.asked} of {tally.questions} questions asked, the others were known")
+        about = {"model": self.config.model, "url": printable(self.config.url)} | tally.as_dict()
+        if about["unparsed"] <= UNPARSED:
+            return about, []
+        share = f"{about['unparsed']:.0%} of its replies (is max_tokens too small?)"
+        return about, [f"The judge '{name}' gave no verdict in {share}"]
 
     def _combined(self, straight: Reply, swapped: Reply) -> float:
         """Of the first response; the second reply saw it as B."""
@@ -176,6 +190,11 @@ class PairJudge:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
+
+
+def chat_judge(config: JudgeConfig, folder: Path | None, say: Callable[[str], None]) -> PairJudge:
+    """The judge of kind ``chat`` in ``evaluation.judge_table.JUDGES``."""
+    return PairJudge(config=config, folder=folder, say=say)
 
 
 def _read(answer: Any) -> Reply:

@@ -14,7 +14,7 @@ from data.counting import log_row
 from evaluation.answers import SystemResponses
 from evaluation.generations import Generations
 from evaluation.held_out import Decoding, Evaluator
-from evaluation.judges.chat import judged_by_chat
+from evaluation.judges.judging import judged_in_pairs
 from evaluation.metrics.compare import compare_metrics
 from evaluation.metrics.registry import NO_REFERENCES, References, compute_metrics, needs_references
 from evaluation.results import assemble, samples_rows
@@ -88,7 +88,7 @@ def counts_of(evaluator: Evaluator, answers: Sequence[SystemResponses]) -> dict[
 def chat_verdicts(
     context: StageContext, loaded: LoadedModels, answers: Sequence[SystemResponses], against: str, seed: int
 ) -> dict[str, Any]:
-    """What chat judges say; one process asks, all know.
+    """What judges of pairs say; one process asks, all know.
 
     Raises:
         RemoteError: an endpoint gives no usable reply; in the other processes as ``StageError``.
@@ -97,7 +97,7 @@ def chat_verdicts(
 
     def ask() -> dict[str, Any]:
         folder = None if context.generations is None else context.generations / "judgements"
-        return judged_by_chat(
+        return judged_in_pairs(
             settings.judges, answers, against, folder=folder, resamples=settings.bootstrap, seed=seed, say=context.say
         )
 

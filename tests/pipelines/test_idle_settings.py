@@ -366,7 +366,8 @@ ACTS = {  # setting: (recipe, settings written into it)
 }
 COMPOSITION = "reward/terms/test_composition.py"
 REMOTE = ("timeout", "retries", "backoff", "concurrency", "batch", "token_env")
-SHOWN = {  # what is in no key, and the file of tests that shows it acting
+SHOWN = {  # what is in no key (or has one value yet), and the file of tests that shows it acting
+    "evaluation.judges.kind": "test_extension_points.py",
     "name": "pipelines/cli/test_main.py",
     "runtime.device": "pipelines/cli/test_main.py",
     "runtime.dtype": "pipelines/test_precision.py",
@@ -487,7 +488,7 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
             "score_std": 0.1,
         }.items()
     ),
-    (PLAIN, FUNCTION | {"reward.gate.accuracy": 0.6}, "reward.gate.accuracy", "pays"),
+    (PLAIN, FUNCTION | {"reward.gate.accuracy": 0.6}, "reward.gate.accuracy", "scores"),
     (PLAIN, {"ppo.micro_tokens": 64, "ppo.micro_batch": 4}, "ppo.micro_batch", "ppo.micro_tokens"),
     (PLAIN, {"ppo.kl_target": 3.0}, "ppo.kl_target", "'fixed'"),
     (PLAIN, {"ppo.kl_horizon": 3.0}, "ppo.kl_horizon", "'fixed'"),

@@ -18,10 +18,13 @@ import pytest
 
 from data.common.errors import UserError
 from data.common.http_client import RemoteError
-from evaluation.judges.chat import judged_by_chat
+from evaluation.judge_table import JUDGES, Judge
+from evaluation.judges.judging import judged_in_pairs
 from evaluation.judges.pair_judge import PairJudge
 from evaluation.settings import JudgeConfig
+from pipelines.loading.load import load_recipe
 from tests.support.answers import responses_of
+from tests.support.recipes import RECIPE
 
 Reply = Callable[[str, str, str, int], Any]  # conversation, A, B, number of the request -> content, or (status, body)
 SHOWN = re.compile(
@@ -173,19 +176,40 @@ def test_the_key_comes_from_the_environment_and_stays_there(tmp_path: Path, monk
         judge("localhost:8000/v1")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{name: j, url: 'http://localhost:1/v1'}", "a judge of kind 'chat' needs `model`"),
+        ("{name: j}", "a judge of kind 'chat' needs `url` and `model`"),
+        ("{name: j, kind: chatt, url: u, model: m}", "kind: must be one of 'chat', not 'chatt'. Did you mean 'chat'"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_refused_with_its_key(settings: str, message: str):
+    with pytest.raises(UserError) as caught:
+        load_recipe(RECIPE, [f"evaluation.judges=[{settings}]"])
+    assert message in str(caught.value) and "evaluation.judges" in str(caught.value)
+
+
+def test_a_kinds_own_settings_belong_to_it_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(JUDGES, "other", Judge(make=lambda config, folder, say: None))
+    JudgeConfig(name="j", kind="other", prompts=3)
+    with pytest.raises(ValueError, match="'retries' belongs to kind 'chat', not to 'other': remove it"):
+        JudgeConfig(name="j", kind="other", retries=1)
+
+
 def test_systems_before_a_judge_with_adversaries_beside_them(tmp_path: Path):
     long = [f"a much longer answer of {i}, word upon word upon word" for i in range(60)]
     systems = [responses_of("sft"), responses_of("ppo", responses=long), responses_of("sft", decoding="greedy")]
     with serving(lambda p, a, b, n: longer(p, a, b, n)) as (url, _):
         config = JudgeConfig(name="by-length", url=url, model="m", prompts=40)
-        found = judged_by_chat([config], systems, "sft", folder=tmp_path, resamples=200)
+        found = judged_in_pairs([config], systems, "sft", folder=tmp_path, resamples=200)
     (c,) = found["comparisons"]
     assert (c["a"], c["b"], c["by"], c["n"], c["verdict"]) == ("ppo", "sft", "by-length", 40, "better")
     assert c["wins"] == 40 and c["p_value_holm"] == c["p_value"] and "length_controlled" in c
     about = found["judges"]["by-length"]
     assert about["reliable"] is False and about["adversaries"]["longest_answer"]["verdict"] == "better"
     assert about["adversaries"]["empty_answer"]["win_rate"] == 0 and about["adversaries"]["empty_answer"]["n"] == 32
-    told = "The chat judge 'by-length' is unreliable: it prefers the longest answer, whatever the prompt, to sft's."
+    told = "The judge 'by-length' is unreliable: it prefers the longest answer, whatever the prompt, to sft's."
     assert told in found["warnings"]
     json.dumps(found, allow_nan=False)
 
@@ -197,7 +221,7 @@ def test_a_judge_that_no_adversary_beats_is_reliable():
         url,
         _,
     ):
-        found = judged_by_chat([JudgeConfig(name="j", url=url, model="m")], systems, "sft", folder=None, resamples=200)
+        found = judged_in_pairs([JudgeConfig(name="j", url=url, model="m")], systems, "sft", folder=None, resamples=200)
     about = found["judges"]["j"]
     worst = [a["verdict"] for n, a in about["adversaries"].items() if n != "longest_answer"]
     assert about["reliable"] is True and worst == ["worse"] * 3 and found["warnings"] == []

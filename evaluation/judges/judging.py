@@ -1,4 +1,4 @@
-"""Every system against the reference system before chat judges, with the adversaries as further systems."""
+"""Every system against the reference system before judges of pairs, with the adversaries as further systems."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.common.redaction import printable
 from evaluation.adversaries import adversaries
 from evaluation.answers import SystemResponses
-from evaluation.judges.pair_judge import PairJudge
+from evaluation.judge_table import JUDGES, Comparing
 from evaluation.results import about_judge, adjusted, compare_outcomes, distrust
 from evaluation.settings import JudgeConfig
 
-UNPARSED = 0.2  # beyond this share of replies without a verdict a judge says too little
 
-
-def judged_by_chat(
+def judged_in_pairs(
     configs: Sequence[JudgeConfig],
     systems: Sequence[SystemResponses],
     against: str,
@@ -32,7 +29,7 @@ def judged_by_chat(
     Sampled responses are judged, greedy ones where nothing was sampled.
 
     Raises:
-        RemoteError: an endpoint gives no usable reply; verdicts so far are kept in ``folder``.
+        RemoteError: a judge behind an endpoint gets no usable reply; verdicts so far are kept in ``folder``.
     """
     decoding = "sampled" if any(s.decoding == "sampled" for s in systems) else "greedy"
     group = [s for s in systems if s.decoding == decoding]
@@ -41,28 +38,27 @@ def judged_by_chat(
     if reference is None:
         return out
     for config in configs:
-        judge = PairJudge(config=config, folder=folder)
+        judge: Comparing = JUDGES[config.kind].make(config, folder, say)
         n = min(config.prompts, len(reference.units))
 
         def compare(
-            a: SystemResponses, rows: int, judge: PairJudge = judge, b: SystemResponses = reference
+            a: SystemResponses,
+            rows: int,
+            judge: Comparing = judge,
+            b: SystemResponses = reference,
+            name: str = config.name,
         ) -> dict[str, Any]:
             outcomes = judge.outcomes(a.units[:rows], a.responses[:rows], b.responses[:rows])
-            return compare_outcomes(a, b, outcomes, judge.config.name, resamples, seed)
+            return compare_outcomes(a, b, outcomes, name, resamples, seed)
 
         out["comparisons"] += adjusted([compare(s, n) for s in group if s.name != against])
-        systems_tally, judge.tally = judge.tally, type(judge.tally)()
+        about, warnings = judge.report()
         few = min(config.adversary_prompts, n)
         made = adversaries(reference.prompts[:few], reference.responses[:few]) if few else {}
         extra = [compare(_answering(reference, name, texts), few) for name, texts in made.items()]
-        say(f"judge {config.name}: {systems_tally.asked + judge.tally.asked} questions asked, the others were known")
-        about = {"model": config.model, "url": printable(config.url)} | systems_tally.as_dict()
-        about["adversary_tokens"] = judge.tally.as_dict()["tokens"]
+        about |= {"adversary_tokens": spent} if (spent := judge.report()[0].get("tokens")) else {}
         out["judges"][config.name] = about | about_judge(extra)
-        out["warnings"] += distrust(config.name, extra, main=False)
-        if about["unparsed"] > UNPARSED:
-            share = f"{about['unparsed']:.0%} of its replies (is max_tokens too small?)"
-            out["warnings"].append(f"The chat judge '{config.name}' gave no verdict in {share}")
+        out["warnings"] += distrust(config.name, extra, main=False) + warnings
     return out
 
 
