@@ -65,22 +65,33 @@ def rms_backward(gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float) ->
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of (T, H, d); the halves of d are the two coordinates."""
+    """Rotary embedding of (T, H, d) in the precision of ``cos``; the halves of d are the two coordinates.
+
+    ``sin`` has the sign of what it multiplies: its first half is negative (``signed``).
+    """
     half = x.shape[-1] // 2
-    turned = torch.empty_like(x)
-    turned[..., :half] = x[..., half:].neg()
-    turned[..., half:] = x[..., :half]
-    return turned.mul_(sin).addcmul_(x, cos)
+    out = torch.empty_like(x, dtype=cos.dtype)
+    torch.mul(x[..., half:], sin[..., :half], out=out[..., :half])
+    torch.mul(x[..., :half], sin[..., half:], out=out[..., half:])
+    return out.addcmul_(x, cos)
+
+
+def signed(sin: Tensor) -> Tensor:
+    """Sines as ``rotate`` takes them."""
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
 
 
 def heads_of(decoder: Decoder, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (T, H, d), keys and values (T, H', d) from their common product."""
-    size, q_width = decoder.head_size, decoder.heads * decoder.head_size
-    k_width = decoder.key_heads * size
-    q, k, v = (x.unflatten(1, (-1, size)) for x in qkv.split([q_width, k_width, k_width], dim=1))
-    q, k = q.to(cos.dtype), k.to(cos.dtype)
-    if layer.q_norm is not None and layer.k_norm is not None:
-        q, k = rms_norm(q, layer.q_norm, decoder.epsilon), rms_norm(k, layer.k_norm, decoder.epsilon)
+    heads = qkv.unflatten(1, (-1, decoder.head_size))
+    counts = [decoder.heads, decoder.key_heads, decoder.key_heads]
+    q, k, v = heads.split(counts, dim=1)
+    if layer.q_norm is None or layer.k_norm is None:
+        q, k = rotate(heads[:, : sum(counts[:2])], cos, sin).to(v.dtype).split(counts[:2], dim=1)
+        return q, k, v
+    q = rms_norm(q.to(cos.dtype), layer.q_norm, decoder.epsilon)
+    k = rms_norm(k.to(cos.dtype), layer.k_norm, decoder.epsilon)
     return rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v
 
 
@@ -104,7 +115,7 @@ class Pass:
     decoder: Decoder
     layout: Layout
     cos: Tensor
-    sin: Tensor
+    sin: Tensor  # ``signed``
     products: Products
 
 
@@ -278,4 +289,4 @@ def embed(decoder: Decoder, ids: Tensor) -> Tensor:
 def start(decoder: Decoder, layout: Layout, products: Products | None = None) -> Pass:
     """A pass over tokens that stand as ``layout`` says."""
     cos, sin = decoder.angles(layout.positions)
-    return Pass(decoder=decoder, layout=layout, cos=cos, sin=sin, products=products or products_of(decoder))
+    return Pass(decoder=decoder, layout=layout, cos=cos, sin=signed(sin), products=products or products_of(decoder))

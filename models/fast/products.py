@@ -9,6 +9,7 @@ exact, and the adapter is added into the copies as with fp32 weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -146,17 +147,18 @@ class UnfoldedProducts:
 
     Args:
         dtype: of the weights.
-        keep: for a loop that comes back to every layer: what is made of the adapters is kept.
+        keep: for a loop that comes back to every layer: a group's weights are kept in one copy, for two products.
     """
 
     def __init__(self, dtype: torch.dtype, keep: bool = False) -> None:
         self.dtype, self.keep = dtype, keep
-        self._kept: dict[tuple[int, str], tuple[Tensor, Tensor] | None] = {}
+        self._kept: dict[tuple[int, str], Joined] = {}
 
     def __call__(self, index: int, name: str, group: Sequence[Projection], x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        product, thin = self.base(group, x), self._thin(index, name, group)
-        return product if thin is None else product.addmm_(x @ thin[0].T, thin[1].T)
+        if self.keep:
+            return self._joined(index, name, group)(x)
+        return self.add_adapters(self.base(group, x), group, x)
 
     def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
         gradient = gradient.to(self.dtype)
@@ -164,7 +166,7 @@ class UnfoldedProducts:
         out = parts[0] @ group[0].weight
         for p, part in zip(group[1:], parts[1:], strict=True):
             out.addmm_(part, p.weight)
-        thin = self._thin(index, name, group)
+        thin = _thin(group, self.dtype)
         return out if thin is None else out.addmm_(gradient @ thin[1], thin[0])
 
     def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
@@ -175,12 +177,39 @@ class UnfoldedProducts:
         thin = _thin(group, self.dtype)
         return product if thin is None else product.addmm_(x.to(self.dtype) @ thin[0].T, thin[1].T)
 
-    def _thin(self, index: int, name: str, group: Sequence[Projection]) -> tuple[Tensor, Tensor] | None:
-        if not self.keep:
-            return _thin(group, self.dtype)
+    def _joined(self, index: int, name: str, group: Sequence[Projection]) -> Joined:
         if (index, name) not in self._kept:
-            self._kept[index, name] = _thin(group, self.dtype)
+            self._kept[index, name] = Joined.of(group, self.dtype)
         return self._kept[index, name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A group as one product with a frozen weight, in whose last columns the adapters' first product comes along."""
+
+    weight: Tensor  # (sum of out + R, in)
+    bias: Tensor | None  # (sum of out + R,)
+    b: Tensor | None  # (sum of out, R)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, group: Sequence[Projection], dtype: torch.dtype) -> Joined:
+        thin, weights = _thin(group, dtype), [p.weight for p in group]
+        if thin is None and len(group) == 1:
+            return cls(weight=weights[0], bias=group[0].bias, b=None)
+        rows = [*weights, *([] if thin is None else [thin[0]])]
+        bias = None
+        if any(p.bias is not None for p in group):
+            parts = [p.weight.new_zeros(len(p.weight)) if p.bias is None else p.bias for p in group]
+            bias = torch.cat([*parts, *(t.new_zeros(len(t)) for t in rows[len(group) :])])
+        return cls(weight=torch.cat(rows), bias=bias, b=None if thin is None else thin[1])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        both = F.linear(x, self.weight, self.bias)
+        if self.b is None:
+            return both
+        width = len(self.b)
+        return torch.addmm(both[:, :width], both[:, width:], self.b.T)
 
 
 @torch.no_grad()

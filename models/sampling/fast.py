@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batching import right_pad
-from models.fast.layers import Layout, embed, gate_and_up, gated, heads_of, layout_of, rms_norm, start
+from models.fast.layers import Layout, embed, gate_and_up, gated, heads_of, layout_of, rms_norm, signed, start
 from models.fast.layers import forward as layer_forward
 from models.fast.logprobs import block_logits, output_weight
 from models.fast.products import Products, product_dtype, products_of, repeatable
@@ -24,6 +24,9 @@ from models.roles.role_view import RoleView
 from models.sampling.generate import CachedEngine, Generated, SamplingParams, sample_with_statistics
 
 MIN_GROWTH = 32  # columns
+LOOKS = {"cpu": 1}  # tokens between two looks at which rows are done; elsewhere a look waits for the device: LOOK
+LOOK = 16
+NOTHING = -1  # where no token is written
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,14 +93,18 @@ class FastEngine:
         loop = Decoding(role, decoder, prompts, params, depth, self.with_logprobs)
         noise = None if noise is None else noise.to(role.lm.device)
         for step in range(params.max_new_tokens):
-            tokens, done = loop.sample(step, None if noise is None else noise[loop.at, step])
-            if not loop.read(step, tokens, done):
+            tokens = loop.sample(step, None if noise is None else noise[loop.at, step])
+            if not loop.read(step, tokens):
                 break
         return loop.generated()
 
 
 class Decoding:
     """Rows on their way: what they have written, the storage they read from, and the states that come next.
+
+    What is sampled and which rows are done stays on the device. A CPU looks after every token which rows are done and
+    drops them; a GPU, which would have to be waited for, looks every ``LOOK`` tokens, and what a row writes after its
+    stop token is cut off in the end.
 
     Args:
         depth: the layer whose input is kept for every token; 0: none.
@@ -117,45 +124,45 @@ class Decoding:
         self.products, output = products_of(decoder, keep=len(prompts)), output_weight(role.lm)
         self.output = None if output is None else output.to(product_dtype(output))
         device, room = role.lm.device, params.max_new_tokens
+        self.every = LOOKS.get(device.type, LOOK)
         self.stops = torch.tensor(list(params.stop_ids), device=device)
         self.hidden, self.storage = read_prompts(decoder, self.products, prompts, room, device, depth)
         self.lengths = torch.tensor([len(p) for p in prompts], device=device)
-        self.width = int(self.lengths.max()) if len(prompts) else 0
-        self.rows = list(range(len(prompts)))  # place in the batch -> prompt
-        self.at = torch.arange(len(prompts), device=device)  # the same
-        self.out: list[list[int]] = [[] for _ in prompts]
-        self.finished = [False] * len(prompts)
+        self.width = max(map(len, prompts), default=0)
+        self.at = torch.arange(len(prompts), device=device)  # place in the batch -> prompt
+        self.out = torch.full((len(prompts), room), NOTHING, device=device)
+        self.done = torch.zeros(len(prompts), dtype=torch.bool, device=device)  # by place
         self.statistics = [torch.zeros((len(prompts), room), device=device) for _ in range(2 * with_logprobs)]
 
-    def sample(self, step: int, noise: Tensor | None) -> tuple[Tensor, list[bool]]:
-        """The next token (B,) of each unfinished row, and whether it ends the row."""
+    def sample(self, step: int, noise: Tensor | None) -> Tensor:
+        """The next token (B,) of each row that is not dropped."""
         logits = self.role.logits(self.hidden) if self.output is None else block_logits(self.hidden, self.output)
         made = sample_with_statistics(logits, noise, self.params.temperature, bool(self.statistics))
         for into, found in zip(self.statistics, (made.logprobs, made.entropy), strict=False):
             assert found is not None
             into[self.at, step] = found
-        done = torch.isin(made.tokens, self.stops).tolist()
-        for row, token, stop in zip(self.rows, made.tokens.tolist(), done, strict=True):
-            self.out[row].append(token)
-            self.finished[row] = stop
-        return made.tokens, done
+        self.out[self.at, step] = made.tokens
+        self.done |= torch.isin(made.tokens, self.stops)
+        return made.tokens
 
-    def read(self, step: int, tokens: Tensor, done: list[bool]) -> bool:
-        """Read the tokens (B,) of a step and drop the rows that are done; False where nothing comes after it."""
-        storage, column = self.storage, self.width + step
-        last = all(done) or step + 1 == self.params.max_new_tokens
+    def read(self, step: int, tokens: Tensor) -> bool:
+        """Read the tokens (B,) of a step and drop rows that are done; False where nothing comes after it."""
+        storage, column, last = self.storage, self.width + step, step + 1 == self.params.max_new_tokens
+        done = self.done.tolist() if not last and (step + 1) % self.every == 0 else []
+        last = last or (bool(done) and all(done))
         if last and storage.prefix_states is None:
             return False
-        storage.open_column(column, len(self.rows))
+        storage.open_column(column, len(tokens))
         x, positions = embed(self.decoder, tokens), self.lengths[self.at] + step
         if storage.prefix_states is not None:  # of the tokens that end rows as well
             x = self._layers(range(self.depth), x, positions, column)
             storage.prefix_states[self.at, positions] = x
         if last:
             return False
-        places, self.rows = _close_ranks(storage, self.rows, done)
-        self.at = self.at[places]
-        x = self._layers(range(self.depth, len(self.decoder.layers)), x[places], positions[places], column)
+        if any(done):
+            places = torch.tensor(_close_ranks(storage, done), device=x.device)
+            self.at, self.done, x, positions = (t[places] for t in (self.at, self.done, x, positions))
+        x = self._layers(range(self.depth, len(self.decoder.layers)), x, positions, column)
         self.hidden = rms_norm(x, self.decoder.norm, self.decoder.epsilon)
         return True
 
@@ -164,27 +171,39 @@ class Decoding:
 
     def generated(self) -> Generated:
         """All rows, in the order of their prompts."""
-        logprobs, entropy = self.statistics or (None, None)
+        ids, finished = [], []
+        stops = set(self.params.stop_ids)
+        for row in self.out.tolist():
+            end = next((i for i, token in enumerate(row) if token in stops), None)
+            ids.append([t for t in row if t != NOTHING] if end is None else row[: end + 1])
+            finished.append(end is not None)
+        logprobs, entropy = self._statistics(ids) if self.statistics else (None, None)
         states = None
         if self.storage.prefix_states is not None:
-            rows = zip(self.storage.prefix_states, self.prompts, self.out, strict=True)
+            rows = zip(self.storage.prefix_states, self.prompts, ids, strict=True)
             states = [x[: len(p) + len(r)] for x, p, r in rows]
-        return Generated(ids=self.out, finished=self.finished, logprobs=logprobs, entropy=entropy, prefix_states=states)
+        return Generated(ids=ids, finished=finished, logprobs=logprobs, entropy=entropy, prefix_states=states)
+
+    def _statistics(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Log-probabilities and entropies (B, R), zero behind a row's end."""
+        lengths = torch.tensor([len(row) for row in ids], device=self.out.device)
+        behind = torch.arange(self.out.shape[1], device=self.out.device) >= lengths[:, None]
+        return [t.masked_fill_(behind, 0.0) for t in self.statistics]
 
 
-def _close_ranks(storage: Storage, rows: list[int], done: list[bool]) -> tuple[list[int], list[int]]:
-    """Unfinished rows, moved together to the front: their places before, and their prompts."""
-    rows, places, last = list(rows), list(range(len(rows))), len(rows) - 1
-    for place in range(len(rows)):
+def _close_ranks(storage: Storage, done: Sequence[bool]) -> list[int]:
+    """Unfinished rows, moved together to the front: their places before."""
+    places, last = list(range(len(done))), len(done) - 1
+    for place in range(len(done)):
         while last >= place and done[last]:
             last -= 1
         if last <= place:
             break
         if done[place]:
             storage.move(last, place)
-            rows[place], places[place] = rows[last], last
+            places[place] = last
             last -= 1
-    return places[: last + 1], rows[: last + 1]
+    return places[: last + 1]
 
 
 def read_prompts(
@@ -257,6 +276,7 @@ def decode_layers(
     """
     eps, count = decoder.epsilon, len(x)
     cos, sin = decoder.angles(positions)
+    sin = signed(sin)
     groups = decoder.heads // decoder.key_heads
     columns = storage.both.shape[4] if x.device.type == "cpu" else column + 1
     hidden = storage.hidden[:count, :, :, :columns]

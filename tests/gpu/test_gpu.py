@@ -1,10 +1,11 @@
 """On a CUDA device: the same numbers as on the CPU, bf16 base with fp32 adapters, hand-over both ways, memory back.
 
-Run by ``make gpu-check``; skipped without a GPU.
+Run by ``make gpu-check``; on a machine without a GPU they run on its double (``tests/support/gpu_double.py``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 
@@ -18,13 +19,18 @@ from models.roles.shared_base import SharedBase
 from pipelines.run.pipeline import Pipeline
 from reward.model import score_rows
 from tests.conftest import ADAPTER, make_base, randomise, tiny_lm, word_tokenizer
+from tests.support.gpu_double import GpuDouble
 from tests.support.recipes import RECIPE
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 QUERIES, RESPONSES = [[5, 9], [7, 8, 9, 10]], [[20, 21, 2], [22, 23, 24, 25, 26]]
+
+
+@pytest.fixture(autouse=True)
+def device():
+    """The real one where there is one."""
+    with contextlib.nullcontext() if torch.cuda.is_available() else GpuDouble().installed():
+        yield
 
 
 def on_gpu(dtype: torch.dtype) -> SharedBase:

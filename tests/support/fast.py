@@ -40,8 +40,8 @@ def world_size(kind: str = "llama", adapter: AdapterConfig = ADAPTER, dtype: tor
     return base
 
 
-def sampled(base, engine, prompts, noise=None, stops=(2, 7), steps=12, batch=99, temperature=0.9):
-    with base.role("policy") as view:
+def sampled(base, engine, prompts, noise=None, stops=(2, 7), steps=12, batch=99, temperature=0.9, role="policy"):
+    with base.role(role) as view:
         return generate(
             engine,
             view,

@@ -190,6 +190,21 @@ def test_columns_stay_where_rows_expect_them_and_hold_nothing_of_before():
     assert storage.both[:, :, :3, :, used].eq(1.0).all()
 
 
+@pytest.mark.parametrize("every", [3, 16])
+def test_rows_that_are_done_may_stay_until_the_next_look(every, monkeypatch):
+    """What they write behind their stop token shows nowhere: neither in ids nor in statistics nor in other rows."""
+    base = world_size()
+    noise = sampling_noise(len(QUERIES), 12, torch.Generator().manual_seed(5))
+    at_once = sampled(base, FastEngine(True), QUERIES, noise=noise)
+    assert len({len(row) for row in at_once.ids}) > 1 and any(at_once.finished)
+    monkeypatch.setitem(fast_engine.LOOKS, "cpu", every)
+    late = sampled(base, FastEngine(True), QUERIES, noise=noise)
+    assert late == at_once
+    for found, expected in ((late.logprobs, at_once.logprobs), (late.entropy, at_once.entropy)):
+        assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert all((row[len(ids) :] == 0).all() for row, ids in zip(found, late.ids, strict=True))
+
+
 def test_a_changed_adapter_is_seen_at_once():
     """R15: the folded copies live no longer than one call; the base's own weights are never touched."""
     base = world_size()

@@ -1,0 +1,297 @@
+"""A CUDA device for machines without one: tensors in the CPU's memory that say they lie on ``cuda:0``.
+
+PyTorch's C++ sees CPU tensors, so values, gradients, PEFT and the trainers work. Python sees ``cuda:0``, and a dispatch
+mode sees every operation: it refuses to mix devices where CUDA would, and counts what a GPU has to be waited for, what
+it has to be told to do, and float64. Kernels' own refusals, rounding, memory and streams are not seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+ROOT = str(Path(__file__).parents[2])
+GPU, HOST = torch.device("cuda", 0), torch.device("cpu")
+aten = torch.ops.aten
+WAITS = {
+    aten._local_scalar_dense.default: "item",
+    aten.is_nonzero.default: "bool",
+    aten.equal.default: "torch.equal",
+    aten.nonzero.default: "nonzero",
+    aten.masked_select.default: "masked_select",
+    aten.unique_consecutive.default: "unique",
+    aten.unique_dim.default: "unique",
+    aten._unique2.default: "unique",
+    aten.bincount.default: "bincount",
+    aten.repeat_interleave.Tensor: "repeat_interleave",
+}
+INDEXED = {
+    aten.index.Tensor,
+    aten._unsafe_index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}
+NO_KERNEL = {
+    aten.detach.default,
+    aten.alias.default,
+    aten.lift_fresh.default,
+    aten._unsafe_view.default,
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.empty_strided.default,
+    aten.new_empty.default,
+    aten.set_.source_Tensor,
+}
+SCALARS_FROM_HOST = {
+    aten.masked_fill.Tensor,
+    aten.masked_fill_.Tensor,
+    aten.fill_.Tensor,
+    aten.where.self,
+    aten.lerp.Tensor,
+}  # take a CPU tensor of no dimension although they are not pointwise
+
+
+class DeviceMismatch(RuntimeError):
+    """What CUDA would refuse: tensors of two devices in one operation."""
+
+
+class OnGpu(torch.Tensor):
+    """A tensor of the double's device."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        assert GpuDouble.active is not None, "a tensor of the double is used outside of it"
+        with GpuDouble.active:
+            return func(*args, **(kwargs or {}))
+
+    device = property(lambda self: GPU)  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+
+    def get_device(self) -> int:
+        return 0
+
+    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+        return aten._to_copy(self, device=HOST)
+
+    def cuda(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+
+    def tolist(self) -> Any:
+        assert GpuDouble.active is not None
+        GpuDouble.active.waits_for("tolist")
+        with torch._C._DisableTorchDispatch():
+            return plain(self).tolist()
+
+    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and isinstance(args[0], torch.Tensor):
+            args = (args[0].device, args[0].dtype, *args[1:])
+        kept = kwargs.pop("copy", False)
+        device, dtype, _, _ = torch._C._nn._parse_to(*map(with_index, args), **tree_map_only(str, with_index, kwargs))
+        if device is not None and device.type == "cpu":
+            return aten._to_copy(self, dtype=dtype or self.dtype, device=HOST)
+        if dtype is not None and dtype != self.dtype:
+            return aten._to_copy(self, dtype=dtype)
+        return self.clone() if kept else self
+
+
+def plain(t: torch.Tensor) -> torch.Tensor:
+    return t.detach().as_subclass(torch.Tensor)
+
+
+def on_gpu(t: torch.Tensor) -> torch.Tensor:
+    return t if isinstance(t, OnGpu) else torch.Tensor._make_subclass(OnGpu, t)
+
+
+def with_index(x: Any) -> Any:
+    """``cuda`` is ``cuda:0``; whatever names no device is left alone."""
+    if isinstance(x, torch.device) or (isinstance(x, str) and x.split(":")[0] in ("cuda", "cpu")):
+        return GPU if torch.device(x).type == "cuda" else torch.device(x)
+    return x
+
+
+class _Arguments(TorchFunctionMode):
+    """Python's side: names of devices, and constructors from values, which PyTorch fills on the CPU first."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = tuple(map(with_index, args))
+        kwargs = {k: with_index(v) for k, v in (kwargs or {}).items()}
+        if func in (torch.tensor, torch.as_tensor, torch.from_numpy) and kwargs.get("device") == GPU:
+            return func(*args, **(kwargs | {"device": None})).to(GPU)
+        like_another = func is torch.Tensor.to and len(args) > 1 and isinstance(args[1], OnGpu)
+        if like_another and not isinstance(args[0], OnGpu):
+            return func(args[0], GPU, args[1].dtype, *args[2:], **kwargs)
+        return func(*args, **kwargs)
+
+
+class GpuDouble(TorchDispatchMode):
+    """The device while it is entered by ``installed``; what it has seen stays readable.
+
+    Attributes:
+        waits: by phase, kind and place: where the host waits for the device.
+        launches: by phase: operations on the device that are no view and no allocation - fewer than kernels.
+        norms: by phase: RMS norms, each of which ``launches`` has as the six operations of a CPU.
+        float64: places that put float64 on the device.
+    """
+
+    active: GpuDouble | None = None
+    supports_higher_order_operators = True
+
+    def __init__(self, count: int = 1) -> None:
+        super().__init__()
+        self.count = count
+        self.phase = ""
+        self.waits: Counter[tuple[str, str, str]] = Counter()
+        self.launches: Counter[str] = Counter()
+        self.norms: Counter[str] = Counter()
+        self.float64: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def within(self, phase: str) -> Iterator[None]:
+        """What happens inside is counted under a name of its own."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
+
+    def waited(self, phase: str) -> int:
+        return sum(n for (where, _, _), n in self.waits.items() if where == phase)
+
+    def waits_for(self, kind: str) -> None:
+        self.waits[self.phase, kind, place()] += 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        mine = [t for t in tensors if isinstance(t, OnGpu)]
+        others = [t for t in tensors if not isinstance(t, OnGpu)]
+        asked = kwargs.get("device")
+        here = bool(mine)
+        if asked is not None:
+            # autograd's own formulas fill in zeros on the device that C++ sees, which is the CPU
+            formula = torch._C._current_graph_task_id() != -1 and not others
+            here = torch.device(asked).type == "cuda" or formula
+            kwargs["device"] = HOST
+        if mine or here:
+            self._check(func, args, mine, others, here, asked is not None)
+        with torch._C._DisableTorchDispatch():
+            out = func(*args, **kwargs)
+        if not (mine or here):
+            return out
+        arguments, results = func._schema.arguments, func._schema.returns
+        if any(a.alias_info is not None and a.alias_info.is_write for a in arguments):
+            here = isinstance(args[0], OnGpu) if args and isinstance(args[0], torch.Tensor) else here
+        if not here:
+            return tree_map_only(OnGpu, plain, out)
+        view = any(r.alias_info is not None and not r.alias_info.is_write for r in results)
+        if not view and func not in NO_KERNEL and func not in WAITS:
+            self.launches[self.phase] += 1
+            self.norms[self.phase] += func is aten.rsqrt.default
+        out = tree_map_only(torch.Tensor, on_gpu, out)
+        if any(t.dtype == torch.float64 for t in tree_leaves(out) if isinstance(t, torch.Tensor)):
+            self.float64[place()] += 1
+        return out
+
+    def _check(self, func: Any, args: Any, mine: list[Any], others: list[Any], here: bool, moved: bool) -> None:
+        """Count waits, and refuse what CUDA would refuse."""
+        if func in WAITS and mine:
+            self.waits_for(WAITS[func])
+        elif func is aten._to_copy.default:
+            if others and here:
+                self.waits_for("copy to the device")
+            elif mine and moved and not here:
+                self.waits_for("copy to the host")
+        elif func is aten.copy_.default:
+            if isinstance(args[0], OnGpu) != isinstance(args[1], OnGpu):
+                self.waits_for("copy to the device" if isinstance(args[0], OnGpu) else "copy to the host")
+        elif func in INDEXED:
+            self._check_index(func, args)
+        elif mine and others:
+            pointwise = torch.Tag.pointwise in func.tags or func in SCALARS_FROM_HOST or "foreach" in str(func)
+            written = func._schema.arguments[0].alias_info
+            into_host = written is not None and written.is_write and not isinstance(args[0], OnGpu)
+            if into_host or not (pointwise and all(t.dim() == 0 for t in others)):
+                raise DeviceMismatch(f"{func} of {[tuple(t.shape) for t in others]} on the CPU at {place()}")
+
+    def _check_index(self, func: Any, args: Any) -> None:
+        indices = [i for i in args[1] if isinstance(i, torch.Tensor)]
+        if not isinstance(args[0], OnGpu):
+            raise DeviceMismatch(f"{func}: a CPU tensor meets the device at {place()}")
+        if any(i.dtype in (torch.bool, torch.uint8) for i in indices):
+            self.waits_for("index by a mask")
+        if any(not isinstance(i, OnGpu) for i in indices):
+            self.waits_for("index from the host")
+        if len(args) > 2 and not isinstance(args[2], OnGpu) and args[2].dim():
+            raise DeviceMismatch(f"{func}: values on the CPU at {place()}")
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[GpuDouble]:
+        """``torch.cuda`` as a machine with such devices shows it, and every operation seen."""
+        import torch._dynamo  # imports what it needs of torch.cuda before that is replaced
+
+        state = torch.zeros(16, dtype=torch.uint8)
+        shown: dict[str, Any] = {
+            "is_available": lambda: True,
+            "is_initialized": lambda: True,
+            "_lazy_init": lambda: None,
+            "device_count": lambda: self.count,
+            "current_device": lambda: 0,
+            "set_device": lambda device: None,
+            "is_bf16_supported": lambda *_, **__: True,
+            "get_device_capability": lambda *_: (9, 0),
+            "get_device_name": lambda *_: "a double of a GPU",
+            "get_device_properties": lambda *_: types.SimpleNamespace(
+                name="a double of a GPU", total_memory=80 << 30, major=9, minor=0, multi_processor_count=132
+            ),
+            "get_rng_state": lambda *_: state.clone(),
+            "set_rng_state": lambda *_: None,
+            "get_rng_state_all": lambda: [state.clone() for _ in range(self.count)],
+            "set_rng_state_all": lambda states: None,
+            "manual_seed": lambda seed: None,
+            "manual_seed_all": lambda seed: None,
+            "is_current_stream_capturing": lambda: False,
+            **{name: lambda *_: None for name in ("empty_cache", "synchronize", "reset_peak_memory_stats")},
+            **{name: lambda *_: 0 for name in ("max_memory_allocated", "memory_allocated", "memory_reserved")},
+        }
+        before = {name: getattr(torch.cuda, name) for name in shown}
+        compatible = torch._has_compatible_shallow_copy_type  # a module that moves gets new parameters, not new .data
+        torch._has_compatible_shallow_copy_type = lambda a, b: isinstance(a, OnGpu) == isinstance(b, OnGpu)  # type: ignore
+        outer, GpuDouble.active = GpuDouble.active, self
+        try:
+            for name, value in shown.items():
+                setattr(torch.cuda, name, value)
+            with _Arguments(), self:
+                yield self
+        finally:
+            for name, value in before.items():
+                setattr(torch.cuda, name, value)
+            torch._has_compatible_shallow_copy_type = compatible
+            GpuDouble.active = outer
+
+
+def place() -> str:
+    """The innermost line of the project's own code."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(ROOT) and name != __file__:
+            return f"{name[len(ROOT) + 1 :]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "?"
