@@ -30,7 +30,7 @@ from data.common.errors import UserError, nearest
 from data.common.strict_json import read_text
 from data.counting import Fitted
 from data.records import Message
-from data.spoken import Turn, spoken, uncarried
+from data.spoken import shown, spoken, uncarried
 from data.supervision import IGNORE, Encoded, around, carries, end_of_content
 from data.template_sandbox import LARGEST, render_foreign
 
@@ -86,7 +86,7 @@ class Renderer:
     ) -> None:
         self.tokenizer = tokenizer
         self.template_name, self.template = _find_template(tokenizer, template)
-        self._prompts: dict[tuple[Turn, ...], _Prompt] = {}
+        self._prompts: dict[tuple[Message, ...], _Prompt] = {}
         self._stop_text = ""
         self._added_bos = tokens.added_bos(tokenizer)
         self._closing, self._tail = self._closing_of()
@@ -113,7 +113,7 @@ class Renderer:
         """
         turns = spoken(messages)
         prompt = self._prompt(turns)
-        whole = self._render([*turns, Turn("assistant", answer)], generate=False)
+        whole = self._render([*turns, Message(role="assistant", content=answer)], generate=False)
         if not whole.startswith(prompt.text):
             raise UserError(
                 f"template {self.template_name}: the prompt with its generation prompt is not a prefix of prompt and "
@@ -224,8 +224,8 @@ class Renderer:
 
     # ---- text -------------------------------------------------------------------------------------------------------
 
-    def _render(self, turns: Sequence[Turn], *, generate: bool) -> str:
-        conversation = [turn.as_dict() for turn in turns]
+    def _render(self, turns: Sequence[Message], *, generate: bool) -> str:
+        conversation = [shown(turn) for turn in turns]
         try:
             if self.template not in PLAIN.values():
                 special = dict(self.tokenizer.special_tokens_map) | {"stop_token": self._stop_text}
@@ -246,7 +246,7 @@ class Renderer:
                 "change the data or choose another `template:` (dialogue, text, or a .jinja file)"
             ) from error
 
-    def _prompt(self, turns: tuple[Turn, ...]) -> _Prompt:
+    def _prompt(self, turns: tuple[Message, ...]) -> _Prompt:
         found = self._prompts.get(turns)
         if found is None:
             text = self._render(turns, generate=True)
@@ -268,9 +268,9 @@ class Renderer:
 
     def _closing_of(self) -> tuple[str, int]:
         """Return what the template writes after a response, and how many ids it writes after the last user message."""
-        user = Turn("user", _SAMPLE)
+        user = Message(role="user", content=_SAMPLE)
         asked = self._render([user], generate=True)
-        answered = self._render([user, Turn("assistant", _SAMPLE + "2")], generate=False)
+        answered = self._render([user, Message(role="assistant", content=_SAMPLE + "2")], generate=False)
         closing = answered.rpartition(_SAMPLE + "2")[2]
         return closing, len(tokens.tokenise(self.tokenizer, asked.rpartition(_SAMPLE)[2]))
 
@@ -302,7 +302,7 @@ class Renderer:
                 return both[len(left) :]
         return alone
 
-    def _supervised(self, turns: Sequence[Turn], prompt: _Prompt) -> Iterator[int]:
+    def _supervised(self, turns: Sequence[Message], prompt: _Prompt) -> Iterator[int]:
         """Positions in ``prompt.ids`` of the assistant's turns and of the stop tokens that close them."""
         starts, ends = tokens.offsets(self.tokenizer, prompt.text, len(prompt.ids) - prompt.start)
         for n, turn in enumerate(turns):
@@ -331,7 +331,7 @@ class Renderer:
                 if is_stop:
                     break
 
-    def _prove_prompt(self, turns: Sequence[Turn], text: str) -> None:
+    def _prove_prompt(self, turns: Sequence[Message], text: str) -> None:
         """Refuse a rendered prompt without one of its messages; the thoughts of earlier turns may be left out."""
         for turn in turns:
             visible = turn.content.rpartition("</think>")[2] if turn.role == "assistant" else turn.content
@@ -342,10 +342,10 @@ class Renderer:
                     f"{text[:60]!r}; it may want content as a list of parts. Choose another `template:`"
                 )
 
-    def _end_of_turn(self, turns: Sequence[Turn], n: int, text: str, at: int) -> int | None:
+    def _end_of_turn(self, turns: Sequence[Message], n: int, text: str, at: int) -> int | None:
         """Where the content of turn ``n`` ends in ``text``; behind its calls where it has some."""
         turn = turns[n]
-        if not turn.calls:
+        if not turn.tool_calls:
             return end_of_content(text, at, turn.content)
         whole = self._render(turns[: n + 1], generate=False).rstrip()
         own = whole.removesuffix(self._closing.strip()) if self._closing.strip() else whole
