@@ -4,46 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.records import Message
 
 
-class Turn(NamedTuple):
-    """One turn; ``calls`` and ``tools`` are JSON, empty where there are none."""
-
-    role: str
-    content: str
-    calls: str = ""
-    call_id: str = ""
-    name: str = ""
-    tools: str = ""
-    trained: bool = True
-
-    def as_dict(self) -> dict[str, Any]:
-        """What a template sees of it."""
-        out: dict[str, Any] = {"role": self.role, "content": self.content}
-        if self.calls:
-            out["tool_calls"] = json.loads(self.calls)
-        if self.call_id:
-            out["tool_call_id"] = self.call_id
-        if self.name:
-            out["name"] = self.name
-        return out
+def shown(turn: Message) -> dict[str, Any]:
+    """What a template sees of a turn; the tools on offer are given to it by themselves."""
+    out: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.tool_calls:
+        out["tool_calls"] = json.loads(turn.tool_calls)
+    if turn.tool_call_id:
+        out["tool_call_id"] = turn.tool_call_id
+    if turn.name:
+        out["name"] = turn.name
+    return out
 
 
-def spoken(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[Turn, ...]:
-    """Messages, or what ``Message.as_dict`` writes of them, as turns."""
-    whole = [m if isinstance(m, Message) else Message.from_dict(m) for m in messages]
-    return tuple(Turn(m.role, m.content, m.tool_calls, m.tool_call_id, m.name, m.tools, m.trained) for m in whole)
+def spoken(messages: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Messages, or what ``Message.as_dict`` writes of them, as messages."""
+    return tuple(m if isinstance(m, Message) else Message.from_dict(m) for m in messages)
 
 
-def uncarried(turns: Sequence[Turn], text: str) -> str:
+def uncarried(turns: Sequence[Message], text: str) -> str:
     """What of tools and calls is not in the rendered text, in words; empty where all is."""
     for turn in turns:
         if turn.tools and (lost := _missing(json.loads(turn.tools), text)):
             return f"the tool {lost!r} that is on offer"
-        if turn.calls and (lost := _missing(json.loads(turn.calls), text)):
+        if turn.tool_calls and (lost := _missing(json.loads(turn.tool_calls), text)):
             return f"the call of the tool {lost!r}"
         if turn.role == "tool" and turn.content.strip() and "".join(turn.content.split()) not in "".join(text.split()):
             return f"the tool's answer {turn.content[:40]!r}"

@@ -1,7 +1,7 @@
 """Messages to token ids: the one rendering that SFT, the reward model, PPO and evaluation share.
 
-A conversation becomes text by a jinja chat template (run by Transformers, in its sandbox; templates of others in a
-process of their own, ``data.template_sandbox``), and text becomes ids without special tokens. For every one holds:
+A conversation becomes text by a jinja chat template (``data.chat_template``), and text becomes ids without special
+tokens. For every template holds:
 
 - ``prompt_ids(m)`` is a prefix, as ids, of everything rendered from ``m``: prompt and response are tokenised together
   where the prompt's ids are then a prefix, otherwise separately (a tokenizer may merge across the border, but sampled
@@ -22,27 +22,15 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from data import tokens
-from data.common.errors import UserError, nearest
-from data.common.strict_json import read_text
+from data.chat_template import TEXT, ChatTemplate
+from data.common.errors import UserError
 from data.counting import Fitted
 from data.records import Message
-from data.spoken import Turn, spoken, uncarried
+from data.spoken import spoken
 from data.supervision import IGNORE, Encoded, around, carries, end_of_content
-from data.template_sandbox import LARGEST, render_foreign
-
-DIALOGUE = (
-    "{%- for m in messages -%}"
-    "{{ m.role + ' :' }}{{ ' ' + m.content | trim if m.content | trim else '' }}"
-    "{{ stop_token if m.role == 'assistant' else '' }}{{ '' if loop.last else '\n' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '\n' if messages else '' }}{{ 'assistant :' }}{%- endif -%}"
-)
-TEXT = "{%- for m in messages -%}{{ m.content }}{%- endfor -%}"
-PLAIN = {"dialogue": DIALOGUE, "text": TEXT}
 
 SHORTEST_PROMPT = 8
 """Ids of a prompt that an over-long response leaves standing (half of ``max_tokens`` if that is less)."""
@@ -85,13 +73,13 @@ class Renderer:
         extra_stop_ids: Sequence[int] | int | None = (),
     ) -> None:
         self.tokenizer = tokenizer
-        self.template_name, self.template = _find_template(tokenizer, template)
-        self._prompts: dict[tuple[Turn, ...], _Prompt] = {}
-        self._stop_text = ""
+        self._chat = ChatTemplate(tokenizer, template)
+        self.template_name, self.template = self._chat.name, self._chat.source
+        self._prompts: dict[tuple[Message, ...], _Prompt] = {}
         self._added_bos = tokens.added_bos(tokenizer)
         self._closing, self._tail = self._closing_of()
         self.stop_ids = self._find_stops(stop, extra_stop_ids)
-        self._stop_text = tokens.writable(tokenizer, self.stop_ids[0])
+        self._chat.stop_text = tokens.writable(tokenizer, self.stop_ids[0])
         self._closing, self._tail = self._closing_of()
         self._stops = frozenset(self.stop_ids)
         self.pad_id = tokens.padding_id(tokenizer, self.stop_ids[0])
@@ -113,7 +101,7 @@ class Renderer:
         """
         turns = spoken(messages)
         prompt = self._prompt(turns)
-        whole = self._render([*turns, Turn("assistant", answer)], generate=False)
+        whole = self._chat.text([*turns, Message(role="assistant", content=answer)], generate=False)
         if not whole.startswith(prompt.text):
             raise UserError(
                 f"template {self.template_name}: the prompt with its generation prompt is not a prefix of prompt and "
@@ -224,38 +212,10 @@ class Renderer:
 
     # ---- text -------------------------------------------------------------------------------------------------------
 
-    def _render(self, turns: Sequence[Turn], *, generate: bool) -> str:
-        conversation = [turn.as_dict() for turn in turns]
-        try:
-            if self.template not in PLAIN.values():
-                special = dict(self.tokenizer.special_tokens_map) | {"stop_token": self._stop_text}
-                if turns and turns[0].tools:
-                    special["tools"] = json.loads(turns[0].tools)
-                return render_foreign(self.template, conversation, generate, special)
-            return self.tokenizer.apply_chat_template(
-                [conversation],  # as a batch of one: a lone empty conversation is an IndexError
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=generate,
-                stop_token=self._stop_text,
-            )[0]
-        except Exception as error:
-            roles = ", ".join(t.role for t in turns) or "no messages"
-            raise UserError(
-                f"template {self.template_name} cannot render a conversation of {roles}: {error}; "
-                "change the data or choose another `template:` (dialogue, text, or a .jinja file)"
-            ) from error
-
-    def _prompt(self, turns: tuple[Turn, ...]) -> _Prompt:
+    def _prompt(self, turns: tuple[Message, ...]) -> _Prompt:
         found = self._prompts.get(turns)
         if found is None:
-            text = self._render(turns, generate=True)
-            self._prove_prompt(turns, text)
-            if lost := uncarried(turns, text):
-                raise UserError(
-                    f"template {self.template_name} leaves out {lost}; take a base or a `template:` that writes "
-                    "tools and their calls, or leave these rows out"
-                )
+            text = self._chat.prompt(turns)
             ids = tokens.tokenise(self.tokenizer, text)
             added = () if ids[:1] == list(self._added_bos) else self._added_bos
             if not ids and not added:
@@ -268,9 +228,9 @@ class Renderer:
 
     def _closing_of(self) -> tuple[str, int]:
         """Return what the template writes after a response, and how many ids it writes after the last user message."""
-        user = Turn("user", _SAMPLE)
-        asked = self._render([user], generate=True)
-        answered = self._render([user, Turn("assistant", _SAMPLE + "2")], generate=False)
+        user = Message(role="user", content=_SAMPLE)
+        asked = self._chat.text([user], generate=True)
+        answered = self._chat.text([user, Message(role="assistant", content=_SAMPLE + "2")], generate=False)
         closing = answered.rpartition(_SAMPLE + "2")[2]
         return closing, len(tokens.tokenise(self.tokenizer, asked.rpartition(_SAMPLE)[2]))
 
@@ -302,13 +262,13 @@ class Renderer:
                 return both[len(left) :]
         return alone
 
-    def _supervised(self, turns: Sequence[Turn], prompt: _Prompt) -> Iterator[int]:
+    def _supervised(self, turns: Sequence[Message], prompt: _Prompt) -> Iterator[int]:
         """Positions in ``prompt.ids`` of the assistant's turns and of the stop tokens that close them."""
         starts, ends = tokens.offsets(self.tokenizer, prompt.text, len(prompt.ids) - prompt.start)
         for n, turn in enumerate(turns):
             if turn.role != "assistant" or not turn.trained:
                 continue
-            before = self._render(turns[:n], generate=True)
+            before = self._chat.text(turns[:n], generate=True)
             at = len(before)
             close = self._end_of_turn(turns, n, prompt.text, at)
             if close is None or not prompt.text.startswith(before):
@@ -331,23 +291,12 @@ class Renderer:
                 if is_stop:
                     break
 
-    def _prove_prompt(self, turns: Sequence[Turn], text: str) -> None:
-        """Refuse a rendered prompt without one of its messages; the thoughts of earlier turns may be left out."""
-        for turn in turns:
-            visible = turn.content.rpartition("</think>")[2] if turn.role == "assistant" else turn.content
-            if turn.role in ("user", "assistant") and not carries(text, visible):
-                whose = "user" if turn.role == "user" else "assistant"
-                raise UserError(
-                    f"template {self.template_name} leaves out the {whose}'s message {visible[:60]!r}: it writes "
-                    f"{text[:60]!r}; it may want content as a list of parts. Choose another `template:`"
-                )
-
-    def _end_of_turn(self, turns: Sequence[Turn], n: int, text: str, at: int) -> int | None:
+    def _end_of_turn(self, turns: Sequence[Message], n: int, text: str, at: int) -> int | None:
         """Where the content of turn ``n`` ends in ``text``; behind its calls where it has some."""
         turn = turns[n]
-        if not turn.calls:
+        if not turn.tool_calls:
             return end_of_content(text, at, turn.content)
-        whole = self._render(turns[: n + 1], generate=False).rstrip()
+        whole = self._chat.text(turns[: n + 1], generate=False).rstrip()
         own = whole.removesuffix(self._closing.strip()) if self._closing.strip() else whole
         return len(own) if text.startswith(own) and len(own) > at else None
 
@@ -389,49 +338,3 @@ class Renderer:
                 'response, e.g. `stop: ["</s>"]`'
             )
         return tuple(dict.fromkeys(found))
-
-
-def template_file(path: Path) -> Path:
-    """The path of a template.
-
-    Raises:
-        UserError: no file is there, or something else than a file.
-    """
-    if path.is_file():
-        return path
-    if path.exists():
-        raise UserError(f"template: {path} is no regular file")
-    raise UserError(
-        f"template: there is no file {path}.{nearest(str(path), [str(p) for p in path.parent.glob('*.jinja')])}"
-    )
-
-
-def _find_template(tokenizer: Any, template: str) -> tuple[str, str]:
-    """Return the name for messages to the user, and the jinja source."""
-    own = tokenizer.chat_template or None
-    if isinstance(own, dict):  # several by name
-        if template in own:
-            return f"'{template}' (of the tokenizer's)", own[template]
-        if template in ("auto", "chat") and "default" not in own:
-            raise UserError(
-                f"template: the tokenizer has no default chat template, only {', '.join(sorted(own))}: name the one "
-                f"that is meant, such as `template: {min(own)}`, or give a .jinja file"
-            )
-        own = own.get("default")
-    if template == "auto":
-        template = "chat" if own else "dialogue"
-    if template == "chat":
-        if not own:
-            raise UserError("template 'chat': the tokenizer has no chat template; use dialogue, text or a .jinja file")
-        return "'chat' (the tokenizer's own)", own
-    if template in PLAIN:
-        return f"'{template}'", PLAIN[template]
-    if template.endswith(".jinja"):
-        path = template_file(Path(template))
-        return f"'{template}'", read_text(path, LARGEST)
-    if "{" in template:
-        return "(a jinja string in the recipe)", template
-    raise UserError(
-        f"template: unknown name {template!r}.{nearest(template, ['auto', 'chat', *PLAIN])} Known: auto, chat, "
-        "dialogue, text, a path ending in .jinja, or a jinja string"
-    )

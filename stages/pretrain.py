@@ -25,7 +25,8 @@ from models.backbone.logprobs import token_logprobs
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
 from models.backbone.seeds import derived_seed, generator, isolated_rng
-from stages.safe_points.checkpoints import State, restore_training, training_tensors
+from stages.safe_points.checkpoints import State
+from stages.safe_points.training_state import restore_training, training_tensors
 from stages.settings import PretrainConfig
 from stages.stage import StageContext, StageResult, schedule_factor
 from stages.training.nonfinite import NonFiniteSteps, norm_of

@@ -25,7 +25,7 @@ from reward.card.scored_once import ScoredOnce
 from reward.files import HOLDOUT, member_role, save_reward
 from reward.model import RewardModel
 from reward.tables import POOLINGS
-from stages.safe_points.checkpoints import restore_training
+from stages.safe_points.training_state import restore_training
 from stages.settings import RewardConfig
 from stages.stage import StageContext, StageResult
 from stages.training.calibration import calibrated, calibration_responses

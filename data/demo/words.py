@@ -172,4 +172,3 @@ QUESTIONS = {
     "match": "please check {list} .",
     "say": "please say {list} .",
 }
-ANSWER_WORDS = "yes no or and , . : ? user assistant"

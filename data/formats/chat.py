@@ -27,8 +27,6 @@ LABELS = ("label", "kto_tag", "liked", "thumbs_up", "desirable")
 SCORES = ("helpfulness", "overall_score", "quality", "rating", "score", "reward")
 """Of one response, the higher the better, the first that is there."""
 
-REASONS = ("response is marked as wanted", "response is marked as not wanted")
-
 
 def finished_of(row: Mapping[str, Any]) -> bool:
     finished = row.get("finished", True)

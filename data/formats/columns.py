@@ -40,7 +40,6 @@ REFERENCES = (
 """Names of what a prompt's responses are judged by: kept for functions, where the format has no response of its own."""
 
 PICTURES = words("image images video videos audio audios image_path image_paths pixel_values")
-TURNS = frozenset({"role", "from", "content", "value"})
 _JUDGES = re.compile(
     r"(^|[^a-z])(score|scores|rank|ranks|ranking|label|labels|reward|rewards|rating|ratings|preference|preferred|winner|vote"
     r"|votes|liked|like|better|best|helpful|helpfulness|margin|quality|tag|judgement|judgment|loss|weight|upvotes|correct|correctness"

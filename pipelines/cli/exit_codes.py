@@ -15,6 +15,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,37 +60,44 @@ def spread_values(arguments: Sequence[str]) -> list[str]:
     return out
 
 
-def guarded(command: Callable[[], Any]) -> int:
-    """Run a command; errors become messages on standard error.
+@dataclass
+class Ended:
+    """How a command ended: its exit code."""
 
-    Returns:
-        The exit code.
-    """
-    caught: list[int] = []
+    code: int = 0
+
+
+@contextlib.contextmanager
+def exit_code() -> Iterator[Ended]:
+    """Errors of the command that is run within become messages on standard error, and an exit code."""
+    ended, caught = Ended(), list[int]()
     try:
         with _stoppable(caught):
-            result = command()
-        code = result if isinstance(result, int) else 0
+            yield ended
     except UserError as error:
-        return _report(f"trivet: {error}", 2)
+        ended.code = _report(f"trivet: {error}", 2)
     except StageFailed as error:
-        return _report(f"trivet: {error}", 3)
+        ended.code = _report(f"trivet: {error}", 3)
     except TyperException as error:
         show = getattr(error, "show", None)
         show() if show is not None else _report(f"trivet: {error}", 2)
-        return 2
+        ended.code = 2
     except Exit as stop:
-        return stop.exit_code
+        ended.code = stop.exit_code
     except (KeyboardInterrupt, Abort):
-        code = 130
+        ended.code = _stopped(caught)
     except Exception as error:
         log = write_traceback(Path(tempfile.mkdtemp(prefix="trivet-")))
-        return _report(f"trivet: {summary_of(error, resumes=False)}\ntrivet: the log is {log}", 3)
-    if caught or code == 130:  # typer turns the interrupt into a plain 130
-        code = 128 + (caught[0] if caught else signal.SIGINT)
-        INTERRUPTS.clear()
-        return _report("trivet: stopped; finished stages are kept, and the same command resumes from there", code)
-    return code
+        ended.code = _report(f"trivet: {summary_of(error, resumes=False)}\ntrivet: the log is {log}", 3)
+    else:
+        if caught or ended.code == 130:  # typer turns the interrupt into a plain 130
+            ended.code = _stopped(caught)
+
+
+def _stopped(caught: Sequence[int]) -> int:
+    INTERRUPTS.clear()
+    code = 128 + (caught[0] if caught else signal.SIGINT)
+    return _report("trivet: stopped; finished stages are kept, and the same command resumes from there", code)
 
 
 def _report(message: str, code: int) -> int:

@@ -14,7 +14,7 @@ import typer
 
 from pipelines.cli import evaluate as cli_evaluate
 from pipelines.cli import folders as cli_folders
-from pipelines.cli.exit_codes import guarded, spread_values
+from pipelines.cli.exit_codes import exit_code, spread_values
 from pipelines.cli.options import Fresh, Input, RecipeFile, RunDir, RunFolder, Set, StoreDir
 from pipelines.cli.run import run_stages
 from pipelines.stages.table import STAGES
@@ -355,4 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     given = sys.argv[1:] if arguments is None else arguments
     add_stage_commands(app)
-    return guarded(lambda: app(args=spread_values(given), prog_name="trivet", standalone_mode=False))
+    with exit_code() as ended:
+        found = app(args=spread_values(given), prog_name="trivet", standalone_mode=False)
+        ended.code = found if isinstance(found, int) else 0
+    return ended.code

@@ -42,10 +42,10 @@ def make_pipeline(
 ) -> Pipeline:
     """A pipeline from a recipe file; the recipe is checked before anything heavy is imported."""
     given = parse_inputs(inputs)
-    load_recipe(recipe, overrides or (), may_idle)
+    loaded = load_recipe(recipe, overrides or (), may_idle)
     from pipelines.run.pipeline import Pipeline
 
-    return Pipeline.from_recipe(recipe, overrides or (), run_dir, given, store, may_idle)
+    return Pipeline.from_loaded(loaded, recipe, run_dir, given, store)
 
 
 def run_stages(

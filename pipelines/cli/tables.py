@@ -75,6 +75,7 @@ def print_plan(
         kept: hidden folders that the run keeps next to its stages, and what they hold.
     """
     from pipelines.run.plan_details import rejected_warning
+    from pipelines.stages.estimates import FACTOR
     from pipelines.workspace.gc import size_of
 
     out = console()
@@ -95,7 +96,7 @@ def print_plan(
         table.add_row(plan.name, status, why, f"{steps:,}" if steps else "", *sizes, escape(more))
     out.print(table)
     out.print(
-        "tokens (trained on, or generated at most), memory and disk are estimates, within a factor of 3; "
+        f"tokens (trained on, or generated at most), memory and disk are estimates, within a factor of {FACTOR}; "
         "? is not known before the base is there",
         style="dim",
         markup=False,

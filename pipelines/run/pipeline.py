@@ -95,9 +95,20 @@ class Pipeline:
 
         The resolved recipe in a run folder sees relative paths from the folder of the first recipe.
         """
-        loaded = load_recipe(recipe, overrides, may_idle)
-        if isinstance(recipe, str | Path) and Path(recipe).name == RECIPE:
-            origin = read_run(Path(recipe).parent).get("recipe_folder", loaded.base_dir)
+        return cls.from_loaded(load_recipe(recipe, overrides, may_idle), recipe, run_dir, inputs, store)
+
+    @classmethod
+    def from_loaded(
+        cls,
+        loaded: Recipe,
+        source: str | Path | dict[str, Any],
+        run_dir: Path | str | None = None,
+        inputs: Mapping[str, str] | None = None,
+        store: Path | str | None = None,
+    ) -> Pipeline:
+        """A pipeline of a recipe that was read from ``source``."""
+        if isinstance(source, str | Path) and Path(source).name == RECIPE:
+            origin = read_run(Path(source).parent).get("recipe_folder", loaded.base_dir)
             loaded = loaded.model_copy(update={"base_dir": Path(origin)})
         return cls(loaded, Path(run_dir) if run_dir else None, inputs, store)
 

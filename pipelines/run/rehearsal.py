@@ -66,8 +66,10 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     folder = None if spec is None else local_folder(spec.source, spec.revision)
     if spec is None or folder is None:
         return
-    renderer, limits = _opened(spec, folder, recipe)
-    _check_adapter(spec, folder, recipe, warn)
+    check_model(folder)
+    config = _config_of(folder, spec)
+    renderer, limits = _opened(spec, folder, config, recipe)
+    _check_adapter(spec, config, recipe, warn)
     for what, rows, places, room, cure in _rows(recipe, corpus, renderer, chosen):
         if limits is not None:
             check_rows(limits, rows, what, cure, warn, room, places)
@@ -95,10 +97,8 @@ def _base_of(pipeline: RunParts) -> BaseModelSpec | None:
     return resolve_base(str(made), base_dir=recipe.base_dir) if (made / "config.json").is_file() else None
 
 
-def _opened(spec: BaseModelSpec, folder: Path, recipe: Recipe) -> tuple[Renderer, Limits | None]:
+def _opened(spec: BaseModelSpec, folder: Path, config: Any, recipe: Recipe) -> tuple[Renderer, Limits | None]:
     """The renderer that the stages will use, and what the base takes; both compared."""
-    check_model(folder)
-    config = _config_of(folder, spec)
     tokenizer, stops = tokenizer_of(spec.model_copy(update={"source": str(folder)})), _generation_stops(folder, config)
     limits = limits_of_folder(folder, spec.name)
     if limits is not None:
@@ -130,9 +130,8 @@ def _config_of(folder: Path, spec: BaseModelSpec) -> Any:
     return config
 
 
-def _check_adapter(spec: BaseModelSpec, folder: Path, recipe: Recipe, warn: Callable[[str], None]) -> None:
+def _check_adapter(spec: BaseModelSpec, config: Any, recipe: Recipe, warn: Callable[[str], None]) -> None:
     """Whether the architecture can carry roles and the adapter finds its layers, by names and shapes alone."""
-    config = _config_of(folder, spec)
     try:
         lm = without_weights(config)
     except Exception as error:  # a config of impossible sizes makes the library raise anything

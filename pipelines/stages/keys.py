@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.chat_template import template_file
 from data.common.config import Config
-from data.template import template_file
 from models.hub.download import commit_of
 
 UNKNOWN = "unknown"  # a hub base's commit without a network and a cache: nothing can run then

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stages import ppo_math
 from stages.ppo.rollout import Cycle, Rollout, StepRecord
-from stages.safe_points.checkpoints import State, restore_training, training_tensors
+from stages.safe_points.checkpoints import State
+from stages.safe_points.training_state import restore_training, training_tensors
 
 if TYPE_CHECKING:
     from stages.ppo.update import PPO

@@ -1,4 +1,4 @@
-"""Checkpoints of a stage that is under way: tensors and JSON, written aside, hashed, and renamed into place.
+"""Checkpoints of a stage that is under way: when they are written, and which of them is resumed from.
 
 A stage says at each safe point how its state would be copied; whether it is saved is decided here, by steps, by
 minutes (of a clock that does not jump) or because a signal asks for a stop. A snapshot copies the tensors, a thread
@@ -7,32 +7,28 @@ writes them, so training waits for the copy alone. What a state means is the sta
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data.common.errors import CheckpointError, UserError
-from data.common.strict_json import read_object
-from models.backbone.artifacts import FORMAT, MANIFEST, files_of, problems, read_artifact, write_json
+from models.backbone.artifacts import MANIFEST, problems, read_artifact
 from models.backbone.processes import Processes
+from stages.safe_points.checkpoint_files import TENSORS, digest, own_hash, read_numbers, write_checkpoint
 from stages.safe_points.interrupts import INTERRUPTS
 from stages.safe_points.stopped import CHECKPOINTS, NAME
 from stages.settings import KEPT, CheckpointConfig
 
 __all__ = ["CHECKPOINTS", "Checkpoints", "State", "resume_text"]
-
-TENSORS, NUMBERS = "tensors.safetensors", "state.json"
 
 
 @dataclass(kw_only=True)
@@ -142,7 +138,7 @@ class Checkpoints:
         if wrong := problems(found):
             return wrong[0].replace("since the stage finished", "since it was written")
         try:
-            _read_numbers(path, self.processes.world_size if self.processes else 1)
+            read_numbers(path, self.processes.world_size if self.processes else 1)
         except UserError as error:
             return str(error)
         known = found.manifest.get("metrics", {})
@@ -151,7 +147,7 @@ class Checkpoints:
         if isinstance(rows, int) and 0 < rows <= there:
             with metrics.open("rb") as file:
                 prefix = file.read(rows)
-        return None if _digest(prefix) == known.get("sha256") else f"{metrics}: not the rows that it was saved with"
+        return None if digest(prefix) == known.get("sha256") else f"{metrics}: not the rows that it was saved with"
 
     def steps(self) -> list[int]:
         """Numbers of the checkpoints that are there, newest first."""
@@ -169,7 +165,7 @@ class Checkpoints:
         if not steps:
             return None
         path = self.folder / f"step_{steps[0]}"
-        numbers = _read_numbers(path, self.processes.world_size if self.processes else 1)
+        numbers = read_numbers(path, self.processes.world_size if self.processes else 1)
         tensors = load_file(path / TENSORS)
         rank = self.processes.rank if self.processes else 0
         prefix = f"process/{rank}/"
@@ -235,7 +231,7 @@ class Checkpoints:
             for rank, (mine, _) in enumerate(parts):
                 tensors |= {f"process/{rank}/{k}": _copied(v) for k, v in mine.items()}
             numbers = {"state": state.numbers, "processes": [n for _, n in parts]}
-            known = self.metrics.position() if self.metrics is not None else {"bytes": 0, "sha256": _digest(b"")}
+            known = self.metrics.position() if self.metrics is not None else {"bytes": 0, "sha256": digest(b"")}
             self._thread = threading.Thread(target=self._write, args=(number, tensors, numbers, known))
             self._thread.start()
         self._last = time.monotonic()
@@ -279,90 +275,5 @@ class Checkpoints:
         INTERRUPTS.listening = False
 
 
-def _read_numbers(path: Path, world_size: int) -> dict[str, Any]:
-    """``state.json``, its shape checked.
-
-    Raises:
-        UserError: damaged, or of another shape.
-    """
-    found = read_object(path / NUMBERS)
-    parts = found.get("processes")
-    if not isinstance(found.get("state"), dict) or not isinstance(parts, list):
-        raise UserError(f"{path / NUMBERS}: holds no state and processes")
-    if len(parts) < world_size or not all(isinstance(p, dict) for p in parts):
-        raise UserError(f"{path / NUMBERS}: is not of {world_size} processes")
-    if not (path / TENSORS).is_file():
-        raise UserError(f"{path / TENSORS}: missing")
-    return found
-
-
-def write_checkpoint(
-    aside: Path, final: Path, tensors: Mapping[str, Tensor], numbers: Any, entries: Mapping[str, Any]
-) -> None:
-    """Files first, each on the disk, then the manifest with their hashes, then the name."""
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(dict(tensors), aside / TENSORS)
-    write_json(aside / NUMBERS, numbers)
-    _sync(aside / TENSORS)
-    manifest = {"format": FORMAT, **entries, "files": files_of(aside)}
-    write_json(aside / MANIFEST, manifest | {"own": own_hash(manifest)})
-    _sync(aside)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(aside, final)
-    _sync(final.parent)
-
-
-def own_hash(manifest: Mapping[str, Any]) -> str:
-    """Hash of a manifest's entries, so that an altered key is not taken for other settings."""
-    return _digest(json.dumps({k: v for k, v in manifest.items() if k != "own"}, sort_keys=True).encode())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-# -- parameters and optimizers -----------------------------------------------------------------------------------
-
-
-def training_tensors(parameters: Mapping[str, Tensor], optimizers: Iterable[Any]) -> dict[str, Tensor]:
-    """Weights as ``weights/NAME`` and optimizer state as ``optimizer/KEY/NAME``."""
-    out = {f"weights/{n}": p for n, p in parameters.items()}
-    names = {id(p): n for n, p in parameters.items()}
-    for optimizer in optimizers:
-        for p, state in getattr(optimizer, "optimizer", optimizer).state.items():
-            out |= {f"optimizer/{key}/{names[id(p)]}": v for key, v in state.items() if isinstance(v, Tensor)}
-    return out
-
-
-@torch.no_grad()
-def restore_training(
-    parameters: Mapping[str, Tensor], optimizers: Iterable[Any], tensors: Mapping[str, Tensor]
-) -> None:
-    """The inverse of ``training_tensors``: in place, on the devices where the parameters are."""
-    for name, p in parameters.items():
-        p.copy_(tensors[f"weights/{name}"])
-    names = {id(p): n for n, p in parameters.items()}
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, what, name = key.split("/", 2)
-            states.setdefault(name, {})[what] = value
-    for optimizer in optimizers:
-        inner = getattr(optimizer, "optimizer", optimizer)
-        packed, flat = inner.state_dict(), [p for g in inner.param_groups for p in g["params"]]
-        packed["state"] = {i: states[names[id(p)]] for i, p in enumerate(flat) if names[id(p)] in states}
-        inner.load_state_dict(packed)

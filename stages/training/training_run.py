@@ -12,7 +12,8 @@ from torch import Tensor
 
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import global_rng
-from stages.safe_points.checkpoints import State, restore_training, training_tensors
+from stages.safe_points.checkpoints import State
+from stages.safe_points.training_state import restore_training, training_tensors
 from stages.settings import RewardConfig, SFTConfig
 from stages.stage import StageContext
 from stages.training.nonfinite import NonFiniteSteps, norm_of

@@ -470,13 +470,14 @@ GUARDS = [
         "sign or what_passes"),
 ]  # fmt: skip
 
-CP, ST, RESUME = "stages/safe_points/checkpoints.py", "stages/ppo/state.py", "tests/resume/test_ppo_state.py"
+CP, TS = "stages/safe_points/checkpoints.py", "stages/safe_points/training_state.py"
+ST, RESUME = "stages/ppo/state.py", "tests/resume/test_ppo_state.py"
 RESUMING = [
     _of("K1", "what was found of the sampler is lost", STATE, 'ppo.old.agree = state.numbers["sampler_agrees"]', "pass", OLD,
         "resumed_run_decides"),
-    _of("K1", "Adam begins afresh", CP, 'packed["state"] = {i: states[names[id(p)]] for i, p in enumerate(flat) if names[id(p)] in states}',
+    _of("K1", "Adam begins afresh", TS, 'packed["state"] = {i: states[names[id(p)]] for i, p in enumerate(flat) if names[id(p)] in states}',
         'packed["state"] = {}', RESUME, "goes_on"),
-    _of("K1", "the critic does not come back", CP, 'p.copy_(tensors[f"weights/{name}"])',
+    _of("K1", "the critic does not come back", TS, 'p.copy_(tensors[f"weights/{name}"])',
         'p.copy_(p if name.startswith("value") else tensors[f"weights/{name}"])', RESUME, "goes_on"),
     _of("K2", "minibatches of an interrupted update again", ST, "records=records)", "records=[])", RESUME, "goes_on"),
     _of("K3", "the KL coefficient begins afresh", ST, 'ppo.controller.coef = state.numbers["kl_coef"]',

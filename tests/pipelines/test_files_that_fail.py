@@ -16,10 +16,11 @@ import pytest
 import pipelines.cli.main as cli
 from data.common.errors import UserError
 from models.backbone.artifacts import atomic_file, check_destination, problems, publish, read_artifact, write_atomic
-from pipelines.cli.exit_codes import guarded, summary_of
+from pipelines.cli.exit_codes import summary_of
 from pipelines.report.page import write_report
 from pipelines.workspace.gc import leftovers, remove
 from pipelines.workspace.store import Store
+from tests.support.exits import exit_code_of
 
 KEY = "a" * 64
 
@@ -157,7 +158,7 @@ def test_a_full_disk_at_the_report_names_the_report(
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
     before = (tmp_path / "run" / "report.html").read_bytes() if (run / "report.html").is_file() else None
-    assert guarded(lambda: write_report(tmp_path / "run")) == 3
+    assert exit_code_of(lambda: write_report(tmp_path / "run")) == 3
     told = capsys.readouterr().err
     assert str(tmp_path / "run" / "report.html") in told and "No space left" in told and "checkpoint" not in told
     assert not list((tmp_path / "run").glob(".*.partial"))

@@ -39,9 +39,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A folder of a user's with modules and folders that are called as ours are."""
-    for name in CLASHES:
+    for name in (*CLASHES, "pipelines"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the user was imported')\n")
-    for name in CLASHES:
+    for name in (*CLASHES, "pipelines"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('a package of the user was imported')\n")
     return tmp_path
@@ -116,3 +116,12 @@ def test_a_module_that_is_loaded_already_is_named_too(installed: Path, tmp_path:
     )
     last = run([installed / "python", "script.py"], tmp_path).stderr.strip().splitlines()[-1]
     assert last.startswith(f"ImportError: {own / 'models.py'}")
+
+
+@pytest.mark.parametrize("clash", ["pipelines.py", "pipelines/__init__.py"])
+def test_a_users_own_pipelines_is_named_by_python(clash: str, installed: Path, tmp_path: Path) -> None:
+    (tmp_path / clash).parent.mkdir(exist_ok=True)
+    (tmp_path / clash).write_text("")
+    (tmp_path / "script.py").write_text("from pipelines import Pipeline\n")
+    last = run([installed / "python", "script.py"], tmp_path).stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: cannot import name 'Pipeline'") and str(tmp_path / clash) in last

@@ -19,11 +19,12 @@ import torch
 from data.common.errors import CheckpointError, UserError
 from models.backbone.artifacts import finish_publishing, publish
 from models.backbone.processes import Processes
-from pipelines.cli.exit_codes import StageFailed, guarded, summary_of, write_traceback
+from pipelines.cli.exit_codes import StageFailed, summary_of, write_traceback
 from pipelines.workspace.run_folder import RunFolder
 from stages.safe_points.checkpoints import Checkpoints, State
 from stages.settings import CheckpointConfig
 from stages.stage import MetricsLog
+from tests.support.exits import exit_code_of
 from tests.support.faults import NEVER, Ppo
 
 # -- disks and folders -------------------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ def test_a_disk_that_is_full_loses_nothing(whole_ppo, disk, moment):
 
     with pytest.raises(StageFailed, match="No space left on device") as error:
         failing()
-    assert "make room" in str(error.value).lower() and guarded(failing) == 3
+    assert "make room" in str(error.value).lower() and exit_code_of(failing) == 3
     assert stage.points.steps()[0] == (4 if moment == "checkpoint" else last)
     (disk / "ballast").unlink()
     assert stage.run() == whole_ppo and not stage.told

@@ -170,7 +170,7 @@ def test_the_newest_is_chosen_by_number(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [slowly(signal.SIGINT, 130), slowly(signal.SIGTERM, 143)])
 def test_a_signal_saves_at_the_next_safe_point(whole, tmp_path, monkeypatch, capfd, number, code):
-    from pipelines.cli.exit_codes import guarded
+    from tests.support.exits import exit_code_of
 
     real = Checkpoints.safe_point
     seen: list[int] = []
@@ -184,7 +184,7 @@ def test_a_signal_saves_at_the_next_safe_point(whole, tmp_path, monkeypatch, cap
     never = "checkpoint.every_minutes=null"
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "safe_point", safe_point)
-        assert guarded(lambda: go(whole, tmp_path, "ppo", never)) == code
+        assert exit_code_of(lambda: go(whole, tmp_path, "ppo", never)) == code
     assert "the same command resumes" in capfd.readouterr().err and not INTERRUPTS.asked
     assert [p.name for p in (tmp_path / ".ppo.partial/checkpoints").glob("step_*")] == [f"step_{seen[-1]}"]
 

@@ -14,8 +14,9 @@ import requests
 
 import pipelines.cli.main as cli
 from data.common.errors import StageError, UserError
-from pipelines.cli.exit_codes import StageFailed, guarded, spread_values
+from pipelines.cli.exit_codes import StageFailed, spread_values
 from pipelines.cli.run import parse_inputs
+from tests.support.exits import exit_code_of
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = [
@@ -171,19 +172,19 @@ def test_a_server_ends_at_a_signal_without_a_word(number: int, tmp_path: Path) -
     assert (server.returncode, rest[1]) == (0, "")
 
 
-def test_guarded_returns_what_each_failure_means(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_exit_code_says_what_each_failure_means(capsys: pytest.CaptureFixture[str]) -> None:
     def fails(error: BaseException) -> int:
         def command() -> None:
             raise error
 
-        return guarded(command)
+        return exit_code_of(command)
 
     assert fails(UserError("line 3 is wrong")) == 2
     assert fails(StageFailed("ppo")) == 3
     assert fails(ValueError("odd")) == 3
     told = capsys.readouterr().err
     assert "trivet: line 3 is wrong" in told and "ValueError: odd" in told and "error.log" in told
-    assert guarded(lambda: None) == 0
+    assert exit_code_of(lambda: None) == 0
 
 
 def test_module_equals_script() -> None:

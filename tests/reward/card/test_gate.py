@@ -11,13 +11,13 @@ import pytest
 from data.common.errors import StageError
 from data.records import RankedAnswers
 from data.splits import Split
-from pipelines.cli.exit_codes import guarded
 from pipelines.loading.load import load_recipe
 from pipelines.stages.table import STAGES
 from reward.card import gate as reward_gate
 from reward.settings import GateConfig
 from stages import reward_model
 from stages.settings import RewardConfig
+from tests.support.exits import exit_code_of
 from tests.support.ppo import make_prompt
 from tests.support.training import reward_context
 
@@ -50,7 +50,7 @@ def test_a_reward_model_of_shuffled_labels_is_stopped_and_a_good_one_passes(tmp_
     with pytest.raises(StageError, match=r"accuracy: held-out pair accuracy is 0\.[45]"):
         reward_gate.require(tmp_path / "bad", GateConfig())
     reward_gate.require(tmp_path / "bad", GateConfig(enabled=False))
-    assert guarded(lambda: reward_gate.require(tmp_path / "bad", GateConfig())) == 3
+    assert exit_code_of(lambda: reward_gate.require(tmp_path / "bad", GateConfig())) == 3
     said = capsys.readouterr().err
     assert "reward.gate" in said and "Traceback" not in said
 
