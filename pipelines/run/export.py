@@ -13,7 +13,7 @@ from data.common.errors import UserError, nearest
 from data.template import Renderer
 from models.backbone.artifacts import partial_folder, write_json
 from models.backbone.scalar_head import ScalarHead
-from models.roles.as_classifier import add_score, fits_classifier
+from models.roles.as_classifier import add_score, fits_classifier, padding_token, skips_stops
 from models.roles.export import generation_settings, save_adapter, write_model
 from models.roles.files import ADAPTER
 from models.roles.shared_base import SharedBase
@@ -110,25 +110,36 @@ def _export_reward(pipeline: Pipeline, folder: Path, partial: Path, merge: bool)
     for number, member in enumerate(model.members[1:], 1):
         save_adapter(model.base, member.role, partial / MEMBERS / str(number) / ADAPTER, base_path=source)
     scoring = {"max_tokens": model.max_tokens, "stop_ids": list(model.renderer.stop_ids)}
-    write_json(partial / SCORING, scoring | _for_classifiers(model, partial))
-    _save_tokenizer(model.base, model.renderer, partial)
+    add = _for_classifiers(model, partial)
+    write_json(partial / SCORING, scoring | add)
+    _save_tokenizer(model.base, model.renderer, partial, pads_classifier=bool(add))
 
 
 def _for_classifiers(model: RewardModel, folder: Path) -> dict[str, float]:
     """Store what ``AutoModelForSequenceClassification`` opens, and return what is to be added to its number.
 
-    Other poolings, ensembles and architectures without such a classifier cannot be opened as one: that raises.
+    Other poolings, ensembles, architectures without such a classifier and bases that pad with a stop token, which it
+    would pass over, cannot be opened as one: that raises.
     """
     head = model.base.heads[model.role]
     assert isinstance(head, ScalarHead)
     exact = model.pooling == "last" and not model.members and fits_classifier(model.base, model.role)
+    exact = exact and not skips_stops(model.base, model.renderer.stop_ids)
     add_score(folder, head.weight if exact else None)
     for other in folder.glob(f"{MEMBERS}/*/{ADAPTER}"):
         add_score(other, None)
     return {"add_to_classifier": head.bias.item() - model.score_mean} if exact else {}
 
 
-def _save_tokenizer(base: SharedBase, renderer: Renderer, folder: Path) -> None:
+def _save_tokenizer(base: SharedBase, renderer: Renderer, folder: Path, pads_classifier: bool = False) -> None:
+    """The run's tokenizer with its template.
+
+    Args:
+        pads_classifier: it pads with what a plain classifier passes over, and on the right, or refuses to pad.
+    """
     tokenizer = copy.deepcopy(base.tokenizer)
     tokenizer.chat_template = renderer.template
+    if pads_classifier:
+        tokenizer.pad_token = padding_token(base, renderer.stop_ids, renderer.template or "")
+        tokenizer.padding_side = "right"
     tokenizer.save_pretrained(folder)
