@@ -73,7 +73,7 @@ def test_a_classifier_gives_the_run_s_scores_up_to_the_constant_beside_it(tmp_pa
     [
         (0, "<pad>", "", "<pad>"),
         (0, "<eos>", "", "<pad>"),  # the model passes over <pad> alone: other padding would be read
-        (None, "<eos>", "w39", "w39"),
+        (None, "<eos>", "w30", "w30"),
         (None, "<pad>", "", "<pad>"),
     ],
 )
