@@ -26,11 +26,13 @@ from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model
 from models.roles.lora import lora_config
 from pipelines.execution.progress import Progress
+from pipelines.loading.idle import waiting
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.run.binding import check_start
 from pipelines.run.parts import RunParts
 from pipelines.stages.table import STAGES
+from stages.settings import check_shares
 from stages.stage import prompt_rows
 
 ROWS = 2000
@@ -58,6 +60,10 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         UserError: what a stage would say of them, now.
     """
     recipe, corpus = pipeline.recipe, pipeline.corpus
+    if "ppo" in chosen:
+        check_shares(recipe.ppo, pipeline.processes.world_size)
+    if left_out := waiting(recipe):
+        warn(left_out)
     if "evaluate" in chosen:
         check_systems(recipe, corpus, {*recipe.stages, *pipeline.given})
     if "ppo" in chosen and (text := value_start(recipe)):
