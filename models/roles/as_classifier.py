@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
 
+from models.backbone.tensor_files import save_tensors
 from models.roles.files import CONFIG, SCORE, WEIGHTS
 from models.roles.shared_base import SharedBase
 
@@ -74,7 +75,7 @@ def add_score(folder: Path, weight: Tensor | None) -> None:
     """
     tensors = load_file(folder / WEIGHTS)
     tensors[SCORE] = torch.zeros(0) if weight is None else weight.detach().cpu().float()[None].contiguous()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.common.errors import UserError, nearest
+from data.common.errors import UNWRITABLE, UserError, nearest
 from data.template import Renderer
-from models.backbone.artifacts import partial_folder, write_json
+from models.backbone.artifacts import naming, partial_folder, write_json
 from models.backbone.scalar_head import ScalarHead
 from models.roles.as_classifier import add_score, fits_classifier, padding_token, skips_stops
 from models.roles.export import generation_settings, save_adapter, write_model
@@ -74,6 +74,9 @@ def _written_whole(to: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, to)
     except OSError as error:
+        if error.errno in UNWRITABLE and isinstance(error.filename, str):  # a full disk is no mistake in the command
+            place = error.filename.replace(str(partial), str(to), 1)
+            raise OSError(error.errno, error.strerror, place) from error
         raise UserError(f"{to}: cannot be written ({error.strerror or error}); choose another --to") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -88,7 +91,8 @@ def _export_lm(pipeline: Pipeline, stage: str, role: str, folder: Path, partial:
         write_model(base, role, partial, renderer.stop_ids)
     else:
         save_adapter(base, role, partial, base_path=pipeline.loaded.spec.source)
-        generation_settings(base, renderer.stop_ids).save_pretrained(partial)
+        with naming(partial):
+            generation_settings(base, renderer.stop_ids).save_pretrained(partial)
     _save_tokenizer(base, renderer, partial)
 
 
@@ -142,4 +146,5 @@ def _save_tokenizer(base: SharedBase, renderer: Renderer, folder: Path, pads_cla
     if pads_classifier:
         tokenizer.pad_token = padding_token(base, renderer.stop_ids, renderer.template or "")
         tokenizer.padding_side = "right"
-    tokenizer.save_pretrained(folder)
+    with naming(folder):
+        tokenizer.save_pretrained(folder)

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data.common.errors import CheckpointError, UserError
 from data.common.strict_json import read_object
 from models.backbone.artifacts import FORMAT, MANIFEST, files_of, problems, read_artifact, write_json
 from models.backbone.processes import Processes
+from models.backbone.tensor_files import save_tensors
 from stages.safe_points.interrupts import INTERRUPTS
 from stages.safe_points.stopped import CHECKPOINTS, NAME
 from stages.settings import KEPT, CheckpointConfig
@@ -302,7 +303,7 @@ def write_checkpoint(
     """Files first, each on the disk, then the manifest with their hashes, then the name."""
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(dict(tensors), aside / TENSORS)
+    save_tensors(tensors, aside / TENSORS)
     write_json(aside / NUMBERS, numbers)
     _sync(aside / TENSORS)
     manifest = {"format": FORMAT, **entries, "files": files_of(aside)}
