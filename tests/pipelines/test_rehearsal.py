@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from data.common.errors import UserError
@@ -16,7 +17,7 @@ from pipelines.cli import main as cli
 from pipelines.loading.idle import waiting
 from pipelines.loading.load import load_recipe
 from pipelines.run.pipeline import Pipeline
-from pipelines.run.rehearsal import rehearse, value_start
+from pipelines.run.rehearsal import check_precision, rehearse, value_start
 from tests.conftest import WORDS, tiny_lm, word_tokenizer
 
 REFUSES = "{{ raise_exception('no system please') if messages[0].role == 'system' else '' }}"
@@ -255,3 +256,18 @@ def test_settings_that_act_do_not_wait(tmp_path: Path, recipe: dict[str, Any], s
     made = load_recipe(written(tmp_path, recipe | settings))
     assert waiting(made) == ""
     assert made.model_fields_set == load_recipe(written(tmp_path, recipe | settings)).model_fields_set
+
+
+def test_adapters_are_not_trained_through_a_float16_base(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    """Of a loss over a million tokens float16 passes on nothing, float32 all of it; the loss is not scaled."""
+    passed_on = torch.tensor(0.02 / 1e6)
+    assert passed_on.half() == 0 and passed_on.bfloat16() != 0
+    recipe["runtime"]["dtype"] = "float16"
+    for stage in ("sft", "reward", "ppo"):
+        with pytest.raises(UserError, match=rf"runtime\.dtype: float16 .*{stage} would.*bfloat16"):
+            check_precision(load_recipe(written(tmp_path, recipe)), [stage])
+    made = load_recipe(written(tmp_path, recipe))
+    check_precision(made, ["rankings", "evaluate"])
+    check_precision(load_recipe(written(tmp_path, recipe | {"adapter": {"method": "full"}})), made.stages)
+    check_precision(load_recipe(written(tmp_path, recipe | {"runtime": {"dtype": "bfloat16"}})), made.stages)
+    assert cli.main(["plan", written(tmp_path, recipe)]) == 2
