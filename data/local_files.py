@@ -78,8 +78,9 @@ def _folder(source: Source, path: Path, options: ReadOptions) -> Iterator[Raw]:
     root = path / source.data_dir if source.data_dir else path
     if not root.is_dir():
         raise UserError(f"{source.path}: data_dir: there is no folder {source.data_dir} in it")
-    below = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
+    below = sorted(p for p in root.rglob("*") if not p.is_dir() and not _hidden(p.relative_to(root)))
     data = [p for p in below if extension(p) in (*KNOWN, ".zip") and not NOT_DATA.fullmatch(p.name)]
+    _all_files(source.path, data)
     if any(extension(p) not in TEXT for p in data):
         data = [p for p in data if extension(p) not in TEXT]
     if source.split:
@@ -93,6 +94,18 @@ def _folder(source: Source, path: Path, options: ReadOptions) -> Iterator[Raw]:
         inside = ", ".join(sorted(p.name for p in path.iterdir())[:SHOWN]) or "nothing"
         raise UserError(f"{source.path} is a folder without a data file that can be read (it holds {inside})")
     yield from _files(source.path, [(p, f"{source.path.rstrip('/')}/{p.relative_to(path)}") for p in data], options)
+
+
+def _all_files(name: str, paths: list[Path]) -> None:
+    """Refuse what is chosen as data and is no file.
+
+    Raises:
+        UserError: a link to nothing, a pipe, a socket or a device.
+    """
+    for path in paths:
+        if not path.is_file():
+            what = "a link to nothing" if path.is_symlink() and not path.exists() else "a pipe, socket or device"
+            raise UserError(f"{name}: {path} is no regular file but {what}; remove it, or name the files")
 
 
 def _hidden(path: Path) -> bool:
@@ -112,13 +125,25 @@ def _several(source: Source, base_dir: Path, options: ReadOptions) -> Iterator[R
     anchor = Path(source.path).expanduser()
     root, pattern = (Path(anchor.anchor), str(anchor)[1:]) if anchor.is_absolute() else (base_dir, str(anchor))
     try:
-        paths = sorted(p for p in root.glob(pattern) if p.is_file())
+        matched = sorted(root.glob(pattern))
     except (ValueError, NotImplementedError, IndexError, re.error, RecursionError) as error:
         raise UserError(f"{source.path} is no usable pattern ({error})") from error
+    paths = [p for p in matched if not p.is_dir()]
     if not paths:
-        raise UserError(f"no file matches {source.path} (searched {root})")
+        only = f", only folders: {matched[0]}" if matched else ""
+        raise UserError(f"no file matches {source.path} (searched {root}{only})")
+    _all_files(source.path, paths)
     files = [(p, str(p.relative_to(base_dir) if p.is_relative_to(base_dir) else p)) for p in paths]
-    return _files(source.path, files, options)
+    return _matched(source.path, files, [p for p in matched if p.is_dir() and "**" not in pattern], options)
+
+
+def _matched(name: str, files: list[tuple[Path, str]], folders: list[Path], options: ReadOptions) -> Iterator[Raw]:
+    """The rows of files that match a pattern; folders that match it too are told, since nothing of them is read."""
+    if folders:
+        names = ", ".join(p.name for p in folders[:SHOWN])
+        more = f" and {len(folders) - SHOWN} more" if len(folders) > SHOWN else ""
+        yield name, Remark(f"folders that match are not read: {names}{more}")
+    yield from _files(name, files, options)
 
 
 def _missing(source: str, path: Path) -> str:

@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from data.batching import right_pad
 from data.common.errors import UserError
 from data.counting import log_row
+from models.backbone.artifacts import naming
 from models.backbone.forward import hidden_states, logits_of
 from models.backbone.logprobs import token_logprobs
 from models.backbone.oom_retry import OOMRetry
@@ -60,8 +61,9 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     with memory.reporting(context.bar.phase("held-out documents", len(held_out))):
         nll = held_out_nll(lm, held_out, context.processes, memory)
     if context.processes.is_main:
-        lm.save_pretrained(context.out / "model")
-        tokenizer.save_pretrained(context.out / "model")
+        with naming(context.out / "model"):
+            lm.save_pretrained(context.out / "model")
+            tokenizer.save_pretrained(context.out / "model")
     return StageResult(
         metrics={
             "held_out_nll": nll,

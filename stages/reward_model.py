@@ -27,7 +27,7 @@ from reward.model import RewardModel
 from reward.tables import POOLINGS
 from stages.safe_points.training_state import restore_training
 from stages.settings import RewardConfig
-from stages.stage import StageContext, StageResult
+from stages.stage import StageContext, StageResult, settings_of_copy
 from stages.training.calibration import calibrated, calibration_responses
 from stages.training.ranking_rows import EncodedRanking, encode_rankings
 from stages.training.ranking_trainer import fit
@@ -179,7 +179,7 @@ def add_untrained(context: StageContext, config: RewardConfig, role: str, seed: 
     """A reward role before its training: the SFT adapter (or an identity) and a fresh head; its tensors by name."""
     base = context.base
     start = "sft" if "sft" in base.roles and config.init == "sft" else None
-    base.add_role(role, context.adapter, copy_of=start, head=True, seed=seed)
+    base.add_role(role, settings_of_copy(context, role, start), copy_of=start, head=True, seed=seed)
     if POOLINGS[config.pooling].attention:
         base.heads[role].add_attention()  # type: ignore[operator]
     return base.parameters_of(role)

@@ -181,6 +181,17 @@ class StageResult:
     metrics: Mapping[str, Any]
 
 
+def settings_of_copy(context: StageContext, role: str, of: str | None) -> AdapterConfig | None:
+    """The recipe's adapter settings for a role that starts as another one.
+
+    None where that one, which the run was given, has others: a copy keeps them, and the user is told.
+    """
+    if of is None or not (differ := context.base.unlike(context.adapter, of)):
+        return context.adapter
+    context.warn(f"adapter: {role} starts as a copy of '{of}' and keeps its settings, not the recipe's ({differ})")
+    return None
+
+
 def prompt_rows(renderer: Renderer, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Ids of each prompt.
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 from collections.abc import Iterable, Iterator, Sequence
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Numbers of errors that mean a full disk, or a file that cannot be written there."""
 
 
 class UserError(Exception):

@@ -68,7 +68,7 @@ def _wsgi(application: Application) -> Callable[..., list[bytes]]:
             answer = as_json("500 Internal Server Error", {"error": f"{type(error).__name__}: {error}"})
         headers = {"Content-Type": answer.kind, "Content-Length": str(len(answer.body)), "Cache-Control": "no-store"}
         start(answer.status, list(headers.items()))
-        return [answer.body]
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [answer.body]
 
     return handle
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TextIO
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from data.common.errors import UserError
+from data.common.errors import UNWRITABLE, UserError
 from data.common.redaction import redacted
 from data.common.strict_json import read_object
 
@@ -127,6 +127,23 @@ def atomic_file(path: Path) -> Iterator[TextIO]:
         if isinstance(error, OSError) and error.filename in (None, str(partial)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let a library that writes to ``path`` fail with the file's name, where it speaks of a full disk without one.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        named = isinstance(error, OSError) and error.filename is not None
+        number = next((n for n in UNWRITABLE if os.strerror(n) in str(error)), None)
+        if named or number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def write_atomic(path: Path, text: str) -> None:

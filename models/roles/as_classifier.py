@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
 
+from models.backbone.tensor_files import save_tensors
 from models.roles.files import CONFIG, SCORE, WEIGHTS
 from models.roles.shared_base import SharedBase
 
@@ -38,6 +40,32 @@ def fits_classifier(base: SharedBase, role: str) -> bool:
     return score.bias is None and score.in_features == base.hidden_size and adapted <= there
 
 
+def skips_stops(base: SharedBase, stop_ids: Sequence[int]) -> bool:
+    """Whether a plain classifier on this base passes over a stop token: it takes what its config pads with for no
+    token, and that is one."""
+    return base.lm.config.get_text_config().pad_token_id in stop_ids
+
+
+def padding_token(base: SharedBase, stop_ids: Sequence[int], template: str = "") -> str | None:
+    """The token to pad a plain classifier's rows with, so that it reads each at its last real token.
+
+    It is what the base's config pads with, or else a special token that neither ends nor renders anything. None: the
+    vocabulary has no such token, and a tokenizer without one refuses to pad.
+    """
+    tokenizer, known = base.tokenizer, base.lm.config.get_text_config().pad_token_id
+    rows = base.lm.get_input_embeddings().weight.shape[0]
+    if known is not None:
+        return None if not 0 <= known < min(rows, len(tokenizer)) else tokenizer.convert_ids_to_tokens(known)
+    special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special and i < rows}
+    if tokenizer.pad_token_id is not None:
+        special[tokenizer.pad_token_id] = tokenizer.pad_token
+    used = {*stop_ids, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
+    free = {i: text for i, text in special.items() if i not in used and text not in template}
+    own = [tokenizer.pad_token_id] if tokenizer.pad_token_id in free else []
+    named = [i for i, text in free.items() if "pad" in text.lower()]
+    return next((free[i] for i in (*own, *named, *sorted(free))), None)
+
+
 def add_score(folder: Path, weight: Tensor | None) -> None:
     """Store a classifier's ``score`` with the adapter of a folder.
 
@@ -47,7 +75,7 @@ def add_score(folder: Path, weight: Tensor | None) -> None:
     """
     tensors = load_file(folder / WEIGHTS)
     tensors[SCORE] = torch.zeros(0) if weight is None else weight.detach().cpu().float()[None].contiguous()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers import GenerationConfig
 
+from models.backbone.artifacts import naming
+from models.backbone.tensor_files import save_tensors
 from models.roles.files import ADAPTER, CONFIG, HEAD, MODEL, WEIGHTS
 from models.roles.lora import merged_copy
 from models.roles.shared_base import SharedBase
@@ -42,23 +43,24 @@ def save_role(base: SharedBase, name: str, folder: Path, extra: dict[str, float]
         lm, own = base.copies[name], base.copies[name].generation_config
         # the base's own sampling flags may be such that Transformers refuses to save them
         lm.generation_config = generation_settings(base, base.extra_stop_ids or (base.tokenizer.eos_token_id,))
-        lm.save_pretrained(folder / MODEL, safe_serialization=True)
+        with naming(folder / MODEL):
+            lm.save_pretrained(folder / MODEL, safe_serialization=True)
+            base.tokenizer.save_pretrained(folder / MODEL)
         lm.generation_config = own
-        base.tokenizer.save_pretrained(folder / MODEL)
     else:
         save_adapter(base, name, folder / ADAPTER)
     if name in base.heads:
         head = base.heads[name]
         tensors = {k: v.detach().cpu() for k, v in head.state_dict().items()}
         tensors |= {k: torch.tensor(v, dtype=torch.float64) for k, v in (extra or {}).items()}
-        save_file(tensors, folder / HEAD)
+        save_tensors(tensors, folder / HEAD)
 
 
 def save_adapter(base: SharedBase, name: str, folder: Path, base_path: str | None = None) -> None:
     """A plain PEFT folder. ``base_path`` is what PEFT users load the base from; by default the base's name."""
     folder.mkdir(parents=True, exist_ok=True)
     assert base.peft is not None
-    save_file(base.adapter_state(name), folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(base.adapter_state(name), folder / WEIGHTS, metadata={"format": "pt"})
     config = base.peft.peft_config[name].to_dict()
     config |= {"base_model_name_or_path": base_path or base.name, "inference_mode": True}
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
@@ -84,4 +86,5 @@ def write_model(base: SharedBase, role: str, folder: Path, stop_ids: Sequence[in
     else:
         lm = merged_copy(base.lm, role)
     lm.generation_config = generation_settings(base, stop_ids)
-    lm.save_pretrained(folder)
+    with naming(folder):
+        lm.save_pretrained(folder)

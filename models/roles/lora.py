@@ -9,12 +9,18 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor
 
 from data.common.errors import UserError, nearest
 from models.backbone.architecture import other_senses, renamed_by_peft
 from models.backbone.settings import AdapterConfig
+
+
+def adapted(lm: Any, config: LoraConfig) -> set[str]:
+    """Names of the base's modules that an adapter of this configuration stands on."""
+    own = (name for name, _ in lm.named_modules() if ".lora_" not in name and not name.endswith(".base_layer"))
+    return {name for name in own if check_target_module_exists(config, name)}
 
 
 def lora_config(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> LoraConfig:

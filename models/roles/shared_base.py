@@ -35,7 +35,7 @@ from models.hub.load import load_causal_lm, load_lm_and_tokenizer, stop_ids_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import HEAD, read_role
-from models.roles.lora import lora_config, merged_copy, own_tensors
+from models.roles.lora import adapted, lora_config, merged_copy, own_tensors
 from models.roles.role_view import RoleView
 
 
@@ -152,13 +152,14 @@ class SharedBase:
             name: its name.
             source: the settings of a fresh adapter; or a finished stage (or any folder that ``load_role`` reads), whose
                 head comes along. Not needed with ``copy_of``, which takes the other role's settings.
-            copy_of: the role to start from. Heads are not copied.
+            copy_of: the role to start from. Heads are not copied. Settings of an adapter with it must be that role's
+                (see ``unlike``).
             trainable: ask for gradients from now on; a role is frozen otherwise, see also ``training``.
             head: make a fresh head, or demand a stored one.
             seed: of a fresh adapter and head.
 
         Raises:
-            ValueError: the name is taken, or there is nothing to start from.
+            ValueError: the name is taken, there is nothing to start from, or a copy cannot have these settings.
             UserError: the folder does not fit this base.
         """
         if name in self.roles:
@@ -186,15 +187,39 @@ class SharedBase:
 
     def _add_copy(self, name: str, adapter: AdapterConfig | None, of: str, seed: int) -> None:
         """The same weights as another role's; with method "full" an adapter is merged into the copy."""
+        if of not in self.roles:
+            raise ValueError(f"no role '{of}' to start '{name}' from; there are: {', '.join(self.roles) or 'none'}")
+        if adapter is not None and (differ := self.unlike(adapter, of)):
+            raise ValueError(f"role '{name}' is a copy of '{of}' and cannot have other settings ({differ})")
         if of in self.copies:
             self.copies[name] = copy.deepcopy(self.copies[of])
-        elif of not in self.roles:
-            raise ValueError(f"no role '{of}' to start '{name}' from; there are: {', '.join(self.roles) or 'none'}")
         elif adapter is not None and adapter.method == "full":
             self.copies[name] = full_copy(merged_copy(self.lm, of), self.dtype)
         else:
             self._add_adapter(name, copy.deepcopy(self._config(of)), seed)
             set_peft_model_state_dict(self.peft, self.adapter_state(of), adapter_name=name)
+
+    def unlike(self, adapter: AdapterConfig, role: str) -> str:
+        """In which settings a copy of a role is not as asked; empty where it is, or is merged into a full copy."""
+        if role in self.copies:
+            return (
+                "" if adapter.method == "full" else f"adapter.method: {adapter.method} is asked for, '{role}' is full"
+            )
+        if adapter.method == "full":
+            return ""
+        there, asked = self._config(role), lora_config(self.lm, self.linear_names, adapter)
+        by_module = bool(there.rank_pattern or there.alpha_pattern)
+        rows = (
+            ("rank", asked.r, "one by module" if by_module else there.r),
+            ("alpha", asked.lora_alpha, "one by module" if by_module else there.lora_alpha),
+            ("dropout", asked.lora_dropout, there.lora_dropout),
+            ("rslora", asked.use_rslora, there.use_rslora),
+            ("modules", *(len(adapted(self.lm, config)) for config in (asked, there))),
+        )
+        found = [f"{word}: {ours} is asked for, '{role}' has {theirs}" for word, ours, theirs in rows if ours != theirs]
+        if not found and adapted(self.lm, asked) != adapted(self.lm, there):
+            found = [f"modules: '{role}' has others than those that are asked for"]
+        return "; ".join(found)
 
     def _add_stored(self, name: str, folder: Path, head: bool) -> None:
         """What a finished stage wrote, with its head where it has one."""

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import signal
@@ -21,7 +20,7 @@ from typing import Any
 
 from typer.exceptions import Abort, Exit, TyperException
 
-from data.common.errors import StageError, UserError
+from data.common.errors import UNWRITABLE, StageError, UserError
 from data.common.redaction import printable, redact
 from pipelines.stages.table import STAGES
 from stages.safe_points.interrupts import INTERRUPTS
@@ -33,9 +32,6 @@ SEVERAL: dict[str, Callable[[str], Any]] = {
     "--only": lambda word: word in STAGES,
 }
 """Options that take several values, and what is one more of them."""
-
-
-UNWRITABLE = tuple(os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
 
 
 class StageFailed(Exception):
@@ -87,8 +83,8 @@ def exit_code() -> Iterator[Ended]:
     except (KeyboardInterrupt, Abort):
         ended.code = _stopped(caught)
     except Exception as error:
-        log = write_traceback(Path(tempfile.mkdtemp(prefix="trivet-")))
-        ended.code = _report(f"trivet: {summary_of(error, resumes=False)}\ntrivet: the log is {log}", 3)
+        text = f"trivet: {summary_of(error, resumes=False)}\ntrivet: {log_line(write_traceback(None))}"
+        ended.code = _report(text, 3)
     else:
         if caught or ended.code == 130:  # typer turns the interrupt into a plain 130
             ended.code = _stopped(caught)
@@ -157,20 +153,32 @@ def summary_of(error: BaseException, resumes: bool = True) -> str:
         text = f"{error.filename}: cannot be written or read ({error.strerror})"
     if isinstance(error, StageError):
         return text
-    if any(words in text for words in UNWRITABLE):  # also in the words of libraries that write files
+    if any(os.strerror(number) in text for number in UNWRITABLE):  # also in the words of libraries that write files
         again = "resumes from its newest checkpoint" if resumes else "does it again; what was finished is kept"
         return f"{text}: make room (or fix the folder), then the same command {again}"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def write_traceback(folder: Path) -> Path:
-    """Write the current error's traceback into ``folder``, a file for each process; elsewhere where that is full."""
+def write_traceback(folder: Path | None) -> Path | None:
+    """Write the current error's traceback into a file for each process.
+
+    Args:
+        folder: where to; a temporary one where this is full, or for None.
+
+    Returns:
+        The file; None where no disk takes it.
+    """
     rank, text = os.environ.get("RANK", "0"), redact(traceback.format_exc())
-    path = folder / ("error.log" if rank == "0" else f"error-{rank}.log")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError:
-        path = Path(tempfile.mkdtemp(prefix="trivet-")) / path.name
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    return path
+    name = "error.log" if rank == "0" else f"error-{rank}.log"
+    for place in (folder, None):
+        with contextlib.suppress(OSError):
+            there = Path(tempfile.mkdtemp(prefix="trivet-")) if place is None else place
+            there.mkdir(parents=True, exist_ok=True)
+            (there / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            return there / name
+    return None
+
+
+def log_line(log: Path | None) -> str:
+    """Where the log of an error is, in words."""
+    return f"the log is {log}" if log is not None else "no log could be written: every disk is full"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.common.errors import GateStopped, StageError, UserError
-from pipelines.cli.exit_codes import StageFailed, summary_of, write_traceback
+from pipelines.cli.exit_codes import StageFailed, log_line, summary_of, write_traceback
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.schema import resolved_yaml
 
@@ -89,7 +89,7 @@ def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> Non
             from pipelines.report.page import write_report
 
             progress.say(f"report: {write_report(pipeline.run_dir, progress.say)}")
-        raise StageFailed(f"{stage} {summary_of(error, bool(progress.current))}\n        the log is {log}") from error
+        raise StageFailed(f"{stage} {summary_of(error, bool(progress.current))}\n        {log_line(log)}") from error
     if pipeline.processes.is_main:
         for log in pipeline.run_dir.glob("error*.log"):  # of a failure that is overcome
             log.unlink()

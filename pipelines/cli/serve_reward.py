@@ -41,7 +41,7 @@ def scorer_of(source: str) -> Scorer:
     model = load_scorer(source)
 
     def by_model(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        asked = [[Message(role=m["role"], content=m["content"]) for m in row["messages"]] for row in rows]
+        asked = [[Message.from_dict(m) for m in row["messages"]] for row in rows]
         return model(asked, [row["completion"] for row in rows], [row["finished"] for row in rows])
 
     return by_model

@@ -19,6 +19,7 @@ from data.common.errors import UserError, nearest
 from evaluation.held_out import Evaluator, System
 from evaluation.settings import LmEvalConfig
 from evaluation.systems import ROLES, parse
+from models.backbone.artifacts import naming
 from models.backbone.seeds import isolated_rng
 from models.roles.export import write_model
 from pipelines.evaluate.systems import open_system
@@ -55,7 +56,8 @@ def export_system(system: System, folder: Path) -> None:
     write_model(system.base, system.role, folder, system.renderer.stop_ids)
     tokenizer = copy.deepcopy(system.base.tokenizer)
     tokenizer.chat_template = system.renderer.template
-    tokenizer.save_pretrained(folder)
+    with naming(folder):
+        tokenizer.save_pretrained(folder)
 
 
 def _tasks(config: LmEvalConfig, base_dir: Path) -> Any:

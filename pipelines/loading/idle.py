@@ -22,6 +22,7 @@ from reward.settings import GateConfig
 from stages.settings import PPOConfig, RewardConfig
 
 Dotted = str
+MANY = 8  # settings named in a sentence
 OF_EVALUATION = ("reward", "standardise_scores", "score_clip", "missing_eos_penalty", "max_new_tokens")
 """Of PPO's settings, those that evaluation takes as well: its limit, and for best_of_N:ppo.reward what chooses."""
 
@@ -280,6 +281,22 @@ def idle(recipe: Recipe) -> list[Problem]:
             if any(covers(name, path) for name in one.settings) and not one.acts(recipe):
                 found.setdefault(path, f"has no effect: {one.why}. Remove it, or change what it needs")
     return [*found.items(), *_unused(recipe)]
+
+
+def waiting(recipe: Recipe) -> str:
+    """A sentence about settings of stages that an explicit ``stages`` leaves out; empty where there are none."""
+    if "stages" not in recipe.model_fields_set:
+        return ""
+    called_for = recipe.model_copy()
+    called_for.model_fields_set.discard("stages")
+    here = {path for path, _ in idle(recipe)}
+    names = [".".join(map(str, path)) for path, _ in idle(called_for) if path not in here]
+    if not names:
+        return ""
+    more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
+    return (
+        f"settings that wait, since `stages` does not name the stage that takes them: {', '.join(names[:MANY])}{more}"
+    )
 
 
 def covers(name: Dotted, path: tuple[str | int, ...]) -> bool:

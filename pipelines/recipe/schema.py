@@ -30,7 +30,8 @@ class RuntimeConfig(Config):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a CUDA GPU if there is one, else the CPU")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the frozen base; auto: bf16 on a GPU that has it, else float32"
+        "auto",
+        description="of the frozen base; auto: bf16 on a GPU that has it, else float32; float16 trains no adapter",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves it to torch")
     gradient_checkpointing: bool = Field(False, description="less memory for more time")

@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.common.errors import UserError, nearest
+from data.common.errors import UNWRITABLE, UserError, nearest
 from data.template import Renderer
-from models.backbone.artifacts import partial_folder, write_json
+from models.backbone.artifacts import naming, partial_folder, write_json
 from models.backbone.scalar_head import ScalarHead
-from models.roles.as_classifier import add_score, fits_classifier
+from models.roles.as_classifier import add_score, fits_classifier, padding_token, skips_stops
 from models.roles.export import generation_settings, save_adapter, write_model
 from models.roles.files import ADAPTER
 from models.roles.shared_base import SharedBase
@@ -74,6 +74,9 @@ def _written_whole(to: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, to)
     except OSError as error:
+        if error.errno in UNWRITABLE and isinstance(error.filename, str):  # a full disk is no mistake in the command
+            place = error.filename.replace(str(partial), str(to), 1)
+            raise OSError(error.errno, error.strerror, place) from error
         raise UserError(f"{to}: cannot be written ({error.strerror or error}); choose another --to") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -88,7 +91,8 @@ def _export_lm(pipeline: Pipeline, stage: str, role: str, folder: Path, partial:
         write_model(base, role, partial, renderer.stop_ids)
     else:
         save_adapter(base, role, partial, base_path=pipeline.loaded.spec.source)
-        generation_settings(base, renderer.stop_ids).save_pretrained(partial)
+        with naming(partial):
+            generation_settings(base, renderer.stop_ids).save_pretrained(partial)
     _save_tokenizer(base, renderer, partial)
 
 
@@ -110,25 +114,37 @@ def _export_reward(pipeline: Pipeline, folder: Path, partial: Path, merge: bool)
     for number, member in enumerate(model.members[1:], 1):
         save_adapter(model.base, member.role, partial / MEMBERS / str(number) / ADAPTER, base_path=source)
     scoring = {"max_tokens": model.max_tokens, "stop_ids": list(model.renderer.stop_ids)}
-    write_json(partial / SCORING, scoring | _for_classifiers(model, partial))
-    _save_tokenizer(model.base, model.renderer, partial)
+    add = _for_classifiers(model, partial)
+    write_json(partial / SCORING, scoring | add)
+    _save_tokenizer(model.base, model.renderer, partial, pads_classifier=bool(add))
 
 
 def _for_classifiers(model: RewardModel, folder: Path) -> dict[str, float]:
     """Store what ``AutoModelForSequenceClassification`` opens, and return what is to be added to its number.
 
-    Other poolings, ensembles and architectures without such a classifier cannot be opened as one: that raises.
+    Other poolings, ensembles, architectures without such a classifier and bases that pad with a stop token, which it
+    would pass over, cannot be opened as one: that raises.
     """
     head = model.base.heads[model.role]
     assert isinstance(head, ScalarHead)
     exact = model.pooling == "last" and not model.members and fits_classifier(model.base, model.role)
+    exact = exact and not skips_stops(model.base, model.renderer.stop_ids)
     add_score(folder, head.weight if exact else None)
     for other in folder.glob(f"{MEMBERS}/*/{ADAPTER}"):
         add_score(other, None)
     return {"add_to_classifier": head.bias.item() - model.score_mean} if exact else {}
 
 
-def _save_tokenizer(base: SharedBase, renderer: Renderer, folder: Path) -> None:
+def _save_tokenizer(base: SharedBase, renderer: Renderer, folder: Path, pads_classifier: bool = False) -> None:
+    """The run's tokenizer with its template.
+
+    Args:
+        pads_classifier: it pads with what a plain classifier passes over, and on the right, or refuses to pad.
+    """
     tokenizer = copy.deepcopy(base.tokenizer)
     tokenizer.chat_template = renderer.template
-    tokenizer.save_pretrained(folder)
+    if pads_classifier:
+        tokenizer.pad_token = padding_token(base, renderer.stop_ids, renderer.template or "")
+        tokenizer.padding_side = "right"
+    with naming(folder):
+        tokenizer.save_pretrained(folder)

@@ -26,11 +26,13 @@ from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model
 from models.roles.lora import lora_config
 from pipelines.execution.progress import Progress
+from pipelines.loading.idle import waiting
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.run.binding import check_start
 from pipelines.run.parts import RunParts
 from pipelines.stages.table import STAGES
+from stages.settings import check_shares
 from stages.stage import prompt_rows
 
 ROWS = 2000
@@ -58,6 +60,11 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         UserError: what a stage would say of them, now.
     """
     recipe, corpus = pipeline.recipe, pipeline.corpus
+    if "ppo" in chosen:
+        check_shares(recipe.ppo, pipeline.processes.world_size)
+    check_precision(recipe, chosen)
+    if left_out := waiting(recipe):
+        warn(left_out)
     if "evaluate" in chosen:
         check_systems(recipe, corpus, {*recipe.stages, *pipeline.given})
     if "ppo" in chosen and (text := value_start(recipe)):
@@ -73,6 +80,21 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     for what, rows, places, room, cure in _rows(recipe, corpus, renderer, chosen):
         if limits is not None:
             check_rows(limits, rows, what, cure, warn, room, places)
+
+
+def check_precision(recipe: Recipe, chosen: Sequence[str]) -> None:
+    """Refuse to train adapters through a float16 base: what a loss of many tokens sends back to one of them is smaller
+    than float16 can tell apart, and the loss is not scaled. A full copy of such a base computes in float32.
+
+    Raises:
+        UserError: a chosen stage would.
+    """
+    trains = [name for name in chosen if STAGES[name].on_base and STAGES[name].role is not None]
+    if recipe.runtime.dtype == "float16" and recipe.adapter.method == "lora" and trains:
+        raise UserError(
+            f"runtime.dtype: float16 loses gradients of adapters without a word ({', '.join(trains)} would train "
+            "some): write bfloat16, float32 or auto; a run that trains nothing, such as evaluation, takes float16"
+        )
 
 
 def value_start(recipe: Recipe) -> str | None:

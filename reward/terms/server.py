@@ -18,7 +18,10 @@ from data.common.errors import UserError
 from data.common.loopback import Answer, as_json
 
 ROW = {"prompt": str, "completion": str, "messages": list, "finished": bool}
-ROLES = ("user", "assistant", "system")
+MESSAGE = {
+    "role": str, "content": str, "name": str, "tool_call_id": str, "tool_calls": list, "tools": list, "trained": bool,
+}  # fmt: skip
+ROLES = ("user", "assistant", "system", "tool")
 Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]
 
 
@@ -79,6 +82,7 @@ def _rows(body: Any) -> list[dict[str, Any]]:
     rows = body.get("rows") if isinstance(body, dict) else None
     if not isinstance(rows, list):
         raise UserError('send {"rows": [{"prompt": "...", "completion": "..."}, ...]}')
+    _known(body, ("rows",), "the request")
     made = []
     for i, row in enumerate(rows):
         if not isinstance(row, dict) or not isinstance(row.get("completion"), str):
@@ -86,16 +90,41 @@ def _rows(body: Any) -> list[dict[str, Any]]:
         wrong = [k for k, kind in ROW.items() if k in row and not isinstance(row[k], kind)]
         if wrong:
             raise UserError(f"row {i}: `{wrong[0]}` should be {ROW[wrong[0]].__name__}")
+        _known(row, tuple(ROW), f"row {i}")
         prompt = row.get("prompt", "")
         messages = row.get("messages") or ([{"role": "user", "content": prompt}] if prompt else [])
-        turns = (m if isinstance(m, dict) else {} for m in messages)
-        if not all(m.get("role") in ROLES and isinstance(m.get("content"), str) for m in turns):
-            raise UserError(f"row {i}: a message is no object with a role ({', '.join(ROLES)}) and content, a text")
-        texts = [prompt, row["completion"], *(m["content"] for m in messages)]
-        if any("\ud800" <= c <= "\udfff" for text in texts for c in text):
+        messages = [_message(m, f"row {i}") for m in messages]
+        if any("\ud800" <= c <= "\udfff" for text in _texts([prompt, row["completion"], messages]) for c in text):
             raise UserError(f"row {i}: holds half of a surrogate pair, which is no text")
         made.append({"prompt": prompt, "finished": True, **row, "messages": messages})
     return made
+
+
+def _message(turn: Any, where: str) -> dict[str, Any]:
+    """A turn as ``Message.as_dict`` writes it; what is null is not there."""
+    turn = {k: v for k, v in turn.items() if v is not None} if isinstance(turn, dict) else {}
+    if turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+        raise UserError(f"{where}: a message is no object with a role ({', '.join(ROLES)}) and content, a text")
+    _known(turn, tuple(MESSAGE), f"{where}: a message")
+    if wrong := [k for k, kind in MESSAGE.items() if k in turn and not isinstance(turn[k], kind)]:
+        raise UserError(f"{where}: `{wrong[0]}` of a message should be {MESSAGE[wrong[0]].__name__}")
+    return turn
+
+
+def _known(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    """Refuse what nothing would read."""
+    if more := [k for k in given if k not in known]:
+        raise UserError(f"{where}: nothing reads `{more[0]}`; there are {', '.join(known)}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in JSON values, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for pair in value.items() for one in pair for text in _texts(one))
+    elif isinstance(value, list):
+        yield from (text for one in value for text in _texts(one))
 
 
 def _inputs(body: Any) -> list[dict[str, Any]]:

@@ -22,8 +22,8 @@ from stages.ppo.self_check import require, self_check
 from stages.ppo.update import PPO
 from stages.ppo.warning_signs import Warned, Watch
 from stages.safe_points.checkpoints import State
-from stages.settings import KEPT, PPOConfig
-from stages.stage import StageContext, StageResult, prompt_rows
+from stages.settings import KEPT, PPOConfig, check_shares
+from stages.stage import StageContext, StageResult, prompt_rows, settings_of_copy
 
 
 def run(
@@ -36,8 +36,7 @@ def run(
     """
     if config.keep == "best" and judge is None:
         raise UserError("ppo.keep: 'best' is chosen by a held-out reward model: set reward.holdout, for example 0.2")
-    if config.rollouts < (processes := context.processes.world_size):
-        raise UserError(f"ppo.rollouts: {config.rollouts} cannot be shared by {processes} processes; raise it")
+    check_shares(config, context.processes.world_size)
     prompts, tally = counted_prompts(context, config)
     context.log.note(log_row(tally.as_dict()))
     reward = compose(
@@ -212,13 +211,13 @@ def fitting_prompts(renderer: Renderer, prompts: Sequence[Prompt], limit: int) -
 def add_roles(context: StageContext, config: PPOConfig, model: RewardModel | None) -> None:
     """The policy starts as the reference; the value role as the reward model, the reference, or a head alone."""
     base, seed = context.base, context.seed
-    base.add_role("policy", context.adapter, copy_of="reference", seed=seed)
+    base.add_role("policy", settings_of_copy(context, "policy", "reference"), copy_of="reference", seed=seed)
     shares_base = "reward" in base.roles
     if config.value.init == "policy_trunk":
         base.add_head("value", seed).zero_()
         return
     start = "reward" if config.value.init == "reward" and shares_base else "reference"
-    base.add_role("value", context.adapter, copy_of=start, head=True, seed=seed)
+    base.add_role("value", settings_of_copy(context, "value", start), copy_of=start, head=True, seed=seed)
     head = base.heads["value"].zero_()  # type: ignore[operator]
     if start == "reward" and config.value.head == "copy":
         copy_reward_head(base.heads["reward"], head, model, config.standardise_scores)

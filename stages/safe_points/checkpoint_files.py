@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data.common.errors import UserError
 from data.common.strict_json import read_object
 from models.backbone.artifacts import FORMAT, MANIFEST, files_of, write_json
+from models.backbone.tensor_files import save_tensors
 
 TENSORS, NUMBERS = "tensors.safetensors", "state.json"
 
@@ -43,7 +43,7 @@ def write_checkpoint(
     """Files first, each on the disk, then the manifest with their hashes, then the name."""
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(dict(tensors), aside / TENSORS)
+    save_tensors(tensors, aside / TENSORS)
     write_json(aside / NUMBERS, numbers)
     _sync(aside / TENSORS)
     manifest = {"format": FORMAT, **entries, "files": files_of(aside)}

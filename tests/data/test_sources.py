@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -243,3 +244,43 @@ def test_no_real_file_is_left_out():
         pytest.skip("no real data beside the checkout")
     there = {str(p.relative_to(SHARED)) for p in SHARED.glob("r*/**/*") if p.is_file()}
     assert there == {file for file, *_ in REAL}
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _broken(path: Path) -> None:
+    path.symlink_to("nowhere.jsonl")
+
+
+def _circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("source", ["rows/*.jsonl", "rows", "rows/**/*.jsonl"])
+@pytest.mark.parametrize("make", [_pipe, _broken, _circle, _device])
+def test_what_is_no_file_among_those_of_a_pattern_or_folder_is_refused(tmp_path, make, source):
+    (tmp_path / "rows").mkdir()
+    write(tmp_path / "rows/a.jsonl", lines(ROWS))
+    write(tmp_path / "rows/notes.txt", "not data beside rows")
+    assert len(load(tmp_path, source).records) == 2
+    make(tmp_path / "rows/b.jsonl")
+    with pytest.raises(UserError, match=r"rows/b\.jsonl is no regular file but a (link to nothing|pipe)"):
+        load(tmp_path, source)
+
+
+def test_a_folder_that_a_pattern_matches_is_told(tmp_path):
+    write(tmp_path / "a.jsonl", lines(ROWS))
+    (tmp_path / "b.jsonl").mkdir()
+    write(tmp_path / "b.jsonl/c.jsonl", lines(ROWS))
+    found = load(tmp_path, "*.jsonl")
+    assert len(found.records) == 2
+    assert any("folders that match are not read: b.jsonl" in str(remark) for remark in found.remarks)
+    with pytest.raises(UserError, match=r"no file matches b\* .*only folders: .*b\.jsonl"):
+        load(tmp_path, "b*")
+    assert len(load(tmp_path, "**/*.jsonl").records) == 4

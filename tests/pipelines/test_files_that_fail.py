@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 import pipelines.cli.main as cli
 from data.common.errors import UserError
@@ -187,6 +191,78 @@ def test_a_full_disk_at_scores_and_samples_names_the_file_and_leaves_the_old_one
     assert not (tmp_path / "samples.jsonl").exists()
 
 
+@contextmanager
+def files_up_to(count: int) -> Iterator[None]:
+    """The system lets no file grow beyond so many bytes, whoever writes it, libraries in other languages included."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+EXPORTS = {
+    "an adapter": (["sft"], 6_000, "adapter_model.safetensors"),
+    "merged weights": (["sft", "--merge"], 12_000, "out"),
+    "a head's folder": (["reward"], 6_000, "adapter_model.safetensors"),
+    "a base": (["pretrain"], 12_000, "out"),
+}
+
+
+@pytest.mark.parametrize("what", EXPORTS)
+def test_a_full_disk_at_an_export_names_the_file_and_leaves_nothing(
+    what: str, least_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, room, file = EXPORTS[what]
+    command = ["export", str(least_run), "--stage", *words, "--to", str(tmp_path / "out")]
+    with files_up_to(room):
+        code = cli.main(command)
+    told = capsys.readouterr().err
+    assert code == 3 and "make room" in told and "Traceback" not in told
+    assert str(tmp_path / "out") in told and file in told and "partial" not in told
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main(command) == 0 and (tmp_path / "out").is_dir()
+
+
+def test_a_full_disk_at_a_store_leaves_the_run_and_no_entry(tmp_path: Path) -> None:
+    finished_stage(tmp_path / "one", "weights" * 900)
+    artifact = read_artifact(tmp_path / "one")
+    assert artifact is not None
+    store = Store(tmp_path / "store")
+    with files_up_to(4000), pytest.raises(OSError, match="File too large") as failed:
+        store.put(artifact)
+    assert failed.value.filename is not None or failed.value.filename2 is not None
+    assert store.find(KEY) is None and store.verify() == [] and not list(store.partial.glob(f"{KEY}*"))
+    store.put(artifact)
+    assert store.find(KEY) is not None
+    with files_up_to(4000), pytest.raises(OSError, match="File too large"):
+        store.fetch(KEY, tmp_path / "two")
+    assert not (tmp_path / "two").exists() and store.fetch(KEY, tmp_path / "two") is not None
+
+
+def test_a_full_disk_at_a_checkpoint_or_weights_names_the_file(tmp_path: Path) -> None:
+    from models.backbone.tensor_files import save_tensors
+
+    with files_up_to(4000), pytest.raises(OSError, match="File too large") as failed:
+        save_tensors({"a": torch.zeros(9000)}, tmp_path / "a.safetensors")
+    assert failed.value.filename == str(tmp_path / "a.safetensors")
+
+
+def test_an_error_is_told_where_no_disk_takes_its_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("the cause")
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    assert exit_code_of(fails) == 3
+    assert "the cause" in (told := capsys.readouterr().err) and "no log could be written" in told
+
+
 def test_only_a_stage_speaks_of_its_checkpoint() -> None:
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/b.jsonl")
     assert "checkpoint" in summary_of(error) and "checkpoint" not in summary_of(error, resumes=False)
@@ -269,11 +345,11 @@ def test_kills_while_a_report_is_written(run: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob(".report*.partial"))
 
 
-def finished_stage(folder: Path) -> None:
+def finished_stage(folder: Path, weights: str = "weights") -> None:
     part = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
     (part / "adapter").mkdir(parents=True)
-    (part / "adapter" / "a.safetensors").write_text("weights")
+    (part / "adapter" / "a.safetensors").write_text(weights)
     (part / "metrics.jsonl").write_text("{}\n")
     publish(part, folder, {"stage": "sft", "key": KEY})
 

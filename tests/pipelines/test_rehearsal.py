@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from data.common.errors import UserError
 from pipelines.cli import main as cli
+from pipelines.loading.idle import waiting
 from pipelines.loading.load import load_recipe
-from pipelines.run.rehearsal import value_start
+from pipelines.run.pipeline import Pipeline
+from pipelines.run.rehearsal import check_precision, rehearse, value_start
 from tests.conftest import WORDS, tiny_lm, word_tokenizer
 
 REFUSES = "{{ raise_exception('no system please') if messages[0].role == 'system' else '' }}"
@@ -202,3 +207,67 @@ def test_a_value_role_that_cannot_start_as_the_reward_model_is_told(
     found = value_start(load_recipe(tmp_path / "value.yaml"))
     assert (found is not None) is told
     assert not told or str(found).startswith("ppo.value: the reward model stands on another base")
+
+
+def test_fewer_responses_than_processes_are_told_before_sft(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    """A launcher's processes are known at the start; PPO comes after hours."""
+    recipe["ppo"]["rollouts"] = 3
+    pipeline = Pipeline.from_recipe(written(tmp_path, recipe), run_dir=tmp_path / "out")
+    warned: list[str] = []
+    for processes, refused in ((3, False), (4, True)):
+        pipeline.processes.world_size = processes
+        with pytest.raises(UserError, match="3 cannot be shared by 4 processes") if refused else nullcontext():
+            rehearse(pipeline, pipeline.recipe.stages, warned.append)
+    rehearse(pipeline, ["sft", "reward"], warned.append)  # PPO is not asked for
+    with pytest.raises(UserError, match=r"ppo\.rollouts"):
+        pipeline.run()
+    assert not (tmp_path / "out/sft").exists() and not warned
+
+
+def test_settings_of_stages_that_are_left_out_are_told_by_plan_and_run(
+    tmp_path: Path, recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe |= {"stages": ["sft"], "ppo": {"updates": 3, "value": {"init": "sft"}}, "reward": {"epochs": 2.0}}
+    recipe["data"] = {"demonstrations": "sft.jsonl", "held_out": 0.3}
+    recipe["sft"] |= {"epochs": 0.1, "batch": 2}
+    told = "`stages` does not name the stage that takes them: reward.epochs, ppo.updates, ppo.value.init"
+    file = written(tmp_path, recipe)
+    assert cli.main(["plan", file]) == 0
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["run", file, "--run-dir", str(tmp_path / "out")]) == 0
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},  # nothing is left out by name
+        {"stages": ["sft", "reward", "ppo", "evaluate"]},
+        {"stages": ["sft"], "ppo": {"clip": 0.2}},  # as by default
+        {"stages": ["ppo"], "reward": {"max_tokens": 32}},  # of a reward model that is given
+        {"stages": ["evaluate"], "ppo": {"max_new_tokens": 8}},
+    ],
+)
+def test_settings_that_act_do_not_wait(tmp_path: Path, recipe: dict[str, Any], settings: dict[str, Any]) -> None:
+    for group in ("ppo", "sft", "reward") if settings.get("stages") else ():
+        recipe.pop(group)
+    if settings.get("stages") == ["sft"]:
+        recipe["data"] = {"demonstrations": "sft.jsonl", "held_out": 0.3}
+    made = load_recipe(written(tmp_path, recipe | settings))
+    assert waiting(made) == ""
+    assert made.model_fields_set == load_recipe(written(tmp_path, recipe | settings)).model_fields_set
+
+
+def test_adapters_are_not_trained_through_a_float16_base(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    """Of a loss over a million tokens float16 passes on nothing, float32 all of it; the loss is not scaled."""
+    passed_on = torch.tensor(0.02 / 1e6)
+    assert passed_on.half() == 0 and passed_on.bfloat16() != 0
+    recipe["runtime"]["dtype"] = "float16"
+    for stage in ("sft", "reward", "ppo"):
+        with pytest.raises(UserError, match=rf"runtime\.dtype: float16 .*{stage} would.*bfloat16"):
+            check_precision(load_recipe(written(tmp_path, recipe)), [stage])
+    made = load_recipe(written(tmp_path, recipe))
+    check_precision(made, ["rankings", "evaluate"])
+    check_precision(load_recipe(written(tmp_path, recipe | {"adapter": {"method": "full"}})), made.stages)
+    check_precision(load_recipe(written(tmp_path, recipe | {"runtime": {"dtype": "bfloat16"}})), made.stages)
+    assert cli.main(["plan", written(tmp_path, recipe)]) == 2

@@ -156,5 +156,7 @@ def test_error_logs_hold_no_secret(tmp_path: Path, monkeypatch) -> None:
     try:
         raise RuntimeError("cannot reach https://u:p4ssw0rd@host with not-a-usual-shape-9")
     except RuntimeError:
-        text = write_traceback(tmp_path).read_text()
+        log = write_traceback(tmp_path)
+    assert log is not None
+    text = log.read_text()
     assert "RuntimeError" in text and "p4ssw0rd" not in text and "not-a-usual" not in text

@@ -102,7 +102,7 @@ def test_the_log_of_a_failure_goes_elsewhere_where_the_disk_is_full(disk):
         raise ValueError("first")
     except ValueError:
         path = write_traceback(disk)
-    assert path.parent != disk and "ValueError: first" in path.read_text()
+    assert path is not None and path.parent != disk and "ValueError: first" in path.read_text()
 
 
 def test_a_folder_that_becomes_read_only_is_told_and_nothing_is_lost(whole_ppo):

@@ -90,7 +90,7 @@ def whole(tmp_path_factory) -> Path:
     [
         (dies, "it answered 500.*out of memory"),
         (sleeps, r"no answer within 0\.3 s"),
-        (lambda rows: [1.0] * (len(rows) + 1), r"4 scores for 3 answers|3 scores for 2"),
+        (lambda rows: [1.0] * (len(rows) + 1), r"4 scores for 3 responses|3 scores for 2"),
         (lambda rows: [float("nan")] * len(rows), "it answered 500.*scored nan"),
         (None, "nothing listens there"),
     ],

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from data.records import Message
 from reward.terms.server import serving
 
 ROWS = {"rows": [{"prompt": "a", "completion": "four"}]}
@@ -108,3 +109,104 @@ def test_errors_are_json_whatever_they_say(text: str) -> None:
             status, said = ask(address, body, JSON)
             assert status == 400 and said["error"]
         assert ask(address, b"{}", JSON, "PUT")[0] == 404
+
+
+HEAD = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
+MALFORMED = {
+    "no request": (b"NONSENSE\r\n\r\n", 400),
+    "a TLS greeting": (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
+    "a header that is none": (b"POST / HTTP/1.1\r\n" + HEAD + b"foo bar\r\n\r\n", 400),
+    "headers too large": (b"POST / HTTP/1.1\r\n" + HEAD + b"X: " + b"a" * 262_200 + b"\r\n\r\n", 431),
+    "a length that is no number": (b"POST / HTTP/1.1\r\n" + HEAD + b"Content-Length: abc\r\n\r\n{}", 400),
+    "a negative length": (b"POST / HTTP/1.1\r\n" + HEAD + b"Content-Length: -5\r\n\r\n{}", 400),
+    "two lengths": (b"POST / HTTP/1.1\r\n" + HEAD + b"Content-Length: 2\r\nContent-Length: 1\r\n\r\n{}", 400),
+    "a length beyond the limit": (b"POST / HTTP/1.1\r\n" + HEAD + b"Content-Length: 99999999999\r\n\r\n{}", 413),
+    "a chunk of no length": (
+        b"POST / HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n", 400
+    ),
+    "another transfer encoding": (b"POST / HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: gzip\r\n\r\n{}", 501),
+    "a compressed body": (
+        b"POST / HTTP/1.1\r\n" + HEAD + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", 400
+    ),
+    "another method": (b"DELETE / HTTP/1.1\r\n" + HEAD + b"\r\n", 404),
+    "no length": (b"POST / HTTP/1.1\r\n" + HEAD + b"\r\n{}", 400),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_http_is_answered_by_an_error_in_json(what: str) -> None:
+    raw, status = MALFORMED[what]
+    with serving(lengths) as address:
+        place = urlsplit(address)
+        with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+            connection.sendall(raw)
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert answer.status == status and answer.getheader("Content-Type") == "application/json"
+            assert json.loads(answer.read())["error"]
+        assert score(address) == (200, {"scores": [4.0]})  # it goes on
+
+
+def test_chunks_are_read_and_a_head_has_no_body() -> None:
+    body = json.dumps(ROWS).encode()
+    raw = b"POST / HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    raw += b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    with serving(lengths) as address:
+        place = urlsplit(address)
+        with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+            for sent, method, expected in (
+                (b"HEAD /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", "HEAD", b""),
+                (raw, "POST", b'{"scores": [4.0]}'),
+            ):
+                connection.sendall(sent)
+                answer = http.client.HTTPResponse(connection, method=method)
+                answer.begin()
+                assert answer.read() == expected
+
+
+TOOLS: list[dict[str, Any]] = [
+    {"role": "user", "content": "what is 2 + 2?", "tools": [{"type": "function", "function": {"name": "add"}}]},
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 2}}}]},
+    {"role": "tool", "content": "4", "name": "add", "tool_call_id": "1"},
+]
+
+
+def test_tools_of_messages_reach_the_scorer_and_what_nothing_reads_is_refused() -> None:
+    seen: list[Any] = []
+
+    def noted(rows: Any) -> list[float]:
+        seen.extend(row["messages"] for row in rows)
+        return [0.0] * len(rows)
+
+    with serving(noted) as address:
+        assert score(address, {"rows": [{"completion": "4", "messages": TOOLS}]})[0] == 200
+        assert seen == [TOOLS] and [Message.from_dict(m).as_dict() for m in seen[0]] == TOOLS
+        dumped = [{"role": "user", "content": "a", "tool_calls": None, "refusal": None}]  # as clients of OpenAI's do
+        assert score(address, {"rows": [{"completion": "4", "messages": dumped}]})[0] == 200
+        for value, named in (
+            ({"rows": [{"completion": "b", "reference": "c"}]}, "row 0: nothing reads `reference`"),
+            ({"rows": [], "system": "be kind"}, "the request: nothing reads `system`"),
+            ({"rows": [{"completion": "b", "messages": [TOOLS[0] | {"image": "x"}]}]}, "nothing reads `image`"),
+            (
+                {"rows": [{"completion": "b", "messages": [TOOLS[1] | {"tool_calls": "x"}]}]},
+                "`tool_calls` of a message",
+            ),
+            ({"rows": [{"completion": "b", "messages": [TOOLS[0] | {"tools": ["\ud800"]}]}]}, "surrogate"),
+        ):
+            status, said = score(address, value)
+            assert status == 400 and named in said["error"]
+
+
+def test_a_served_model_renders_the_tools_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines.cli import serve_reward
+    from pipelines.run import score as scoring
+
+    seen: list[Any] = []
+
+    def noted(asked: Any, answers: Any, finished: Any) -> list[float]:
+        seen.append(asked)
+        return [0.0]
+
+    monkeypatch.setattr(scoring, "load_scorer", lambda _: noted)
+    serve_reward.scorer_of("run")([{"messages": TOOLS, "completion": "4", "finished": True}])
+    assert seen == [[[Message.from_dict(m) for m in TOOLS]]] and seen[0][0][1].tool_calls

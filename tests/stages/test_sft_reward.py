@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -242,3 +244,15 @@ def test_head_is_initialised_to_unit_scores():
     assert head.weight.std().item() == pytest.approx(4096**-0.5, rel=0.1) and head.bias.item() == 0
     assert (head.zero_()(torch.randn(3, 4095, dtype=torch.bfloat16)) == 0).all()
     assert head(torch.randn(2, 4095, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_a_given_adapter_keeps_its_settings_and_the_user_is_told(tmp_path):
+    """The recipe asks for another rank than the SFT adapter has that the run was given."""
+    context, said = reward_context(tmp_path), list[str]()
+    has = context.adapter.rank
+    asked = context.adapter.model_copy(update={"rank": 2 * has})
+    context = replace(context, adapter=asked, warn=said.append)
+    reward_model.run(context, RewardConfig(batch=6, micro_batch=6, calibration_samples=4))
+    told = "adapter: reward starts as a copy of 'sft' and keeps its settings, not the recipe's"
+    assert f"{told} (rank: {2 * has} is asked for, 'sft' has {has})" in said
+    assert context.base.peft.peft_config["reward"].r == has

@@ -328,3 +328,44 @@ def test_a_copy_of_a_full_copy_is_full():
     base.add_role("reference", AdapterConfig(method="full"))
     base.add_role("policy", copy_of="reference")
     assert set(base.copies) == {"reference", "policy"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank": 3}, "rank: 3 is asked for, 'sft' has 4"),
+        ({"alpha": 1}, "alpha: 1.0 is asked for, 'sft' has 8"),
+        ({"dropout": 0.25}, "dropout: 0.25 is asked for, 'sft' has 0.0"),
+        ({"rslora": True}, "rslora: True is asked for, 'sft' has False"),
+        ({"targets": ["q_proj"]}, "modules: 2 is asked for, 'sft' has 14"),
+        ({"layers": [1]}, "modules: 7 is asked for, 'sft' has 14"),
+    ],
+)
+def test_a_copy_cannot_have_settings_that_its_weights_do_not_have(changes, said):
+    base = with_roles("sft")
+    other = AdapterConfig.model_validate(ADAPTER.model_dump() | changes)
+    with pytest.raises(ValueError, match="cannot have other settings") as refused:
+        base.add_role("policy", other, copy_of="sft")
+    assert said.replace("1.0", "1") in str(refused.value).replace("1.0", "1") and base.roles == ("sft",)
+    assert base.unlike(other, "sft") and not base.unlike(ADAPTER, "sft")
+    base.add_role("policy", copy_of="sft")
+    assert not base.unlike(ADAPTER, "policy")
+
+
+def test_other_words_for_the_same_modules_are_no_other_settings():
+    """And as many modules, but others, are."""
+    base = with_roles("sft")
+    names = sorted({n.rpartition(".")[2] for n in base.linear_names})
+    assert not base.unlike(
+        AdapterConfig.model_validate(ADAPTER.model_dump() | {"targets": names, "layers": [0, 1]}), "sft"
+    )
+    base.add_role("a", AdapterConfig.model_validate(ADAPTER.model_dump() | {"targets": ["q_proj"]}))
+    other = AdapterConfig.model_validate(ADAPTER.model_dump() | {"targets": ["v_proj"]})
+    assert base.unlike(other, "a") == "modules: 'a' has others than those that are asked for"
+
+
+def test_a_full_copy_is_no_start_of_an_adapter():
+    base = make_base()
+    base.add_role("reference", AdapterConfig(method="full"))
+    with pytest.raises(ValueError, match="method: lora is asked for, 'reference' is full"):
+        base.add_role("policy", ADAPTER, copy_of="reference")

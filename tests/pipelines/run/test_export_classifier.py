@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.common.errors import UserError
 from data.records import Message
@@ -24,10 +24,16 @@ ASKED = [[Message(role="user", content="w1 w2")]] * 3
 ANSWERS = ["w5 " * 5, "w6 w7", "w8 " * 40]
 
 
-def exported(folder: Path, **reward: Any) -> Path:
-    """The export of a reward model on a tiny base, at settings that are not the defaults."""
-    tiny_lm().save_pretrained(folder / "base")
-    word_tokenizer().save_pretrained(folder / "base")
+def exported(folder: Path, lm_pad: int | None = 0, pad: str = "<pad>", spare: str = "", **reward: Any) -> Path:
+    """The export of a reward model on a tiny base, at settings that are not the defaults.
+
+    ``lm_pad`` is what the base's config pads with, ``pad`` what its tokenizer does; ``spare`` is a special token.
+    """
+    tiny_lm(pad_token_id=lm_pad).save_pretrained(folder / "base")
+    tokenizer = word_tokenizer(pad_is_eos=pad == "<eos>")
+    if spare:
+        tokenizer.add_special_tokens({"additional_special_tokens": [spare]})
+    tokenizer.save_pretrained(folder / "base")
     ranked = [{"prompt": f"w{n}", "chosen": "w5 " * 9, "rejected": f"w6 w{n}"} for n in range(8)]
     (folder / "r.jsonl").write_text("\n".join(map(json.dumps, ranked)) + "\n")
     recipe = {
@@ -60,6 +66,52 @@ def test_a_classifier_gives_the_run_s_scores_up_to_the_constant_beside_it(tmp_pa
         with torch.no_grad():
             found = torch.stack([opened(torch.tensor([ids])).logits[0, 0] for ids in rows])
         torch.testing.assert_close(found + add, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("lm_pad", "pad", "spare", "expected"),
+    [
+        (0, "<pad>", "", "<pad>"),
+        (0, "<eos>", "", "<pad>"),  # the model passes over <pad> alone: other padding would be read
+        (None, "<eos>", "w30", "w30"),
+        (None, "<pad>", "", "<pad>"),
+    ],
+)
+def test_rows_padded_by_the_exported_tokenizer_have_the_run_s_scores(
+    tmp_path: Path, lm_pad: int | None, pad: str, spare: str, expected: str
+) -> None:
+    folder = exported(tmp_path, lm_pad, pad, spare)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    assert tokenizer.pad_token == expected
+    scores = torch.tensor(load_scorer(tmp_path / "run")(ASKED, ANSWERS, [True] * 3))
+    ours = exported_reward(folder).renderer
+    rows = [ours.prompt_and_answer(a, r, True, max_tokens=24) for a, r in zip(ASKED, ANSWERS, strict=True)]
+    batch = tokenizer.pad({"input_ids": [q + r for q, r in rows]}, return_tensors="pt")
+    assert (batch["attention_mask"].sum(1) < batch["input_ids"].shape[1]).any()
+    add = json.loads((folder / "scoring.json").read_text())["add_to_classifier"]
+    for opener in OPENERS:
+        opened = opener.from_pretrained(str(folder), num_labels=1).eval()
+        opened.config.pad_token_id = tokenizer.pad_token_id
+        with torch.no_grad():
+            found = opened(**batch).logits[:, 0]
+        torch.testing.assert_close(found + add, scores, atol=1e-5, rtol=0)
+
+
+def test_without_a_token_to_pad_with_a_batch_is_refused(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(exported(tmp_path, None, "<eos>")))
+    with pytest.raises(ValueError, match="does not have a padding token"):
+        tokenizer.pad({"input_ids": [[4], [5, 6]]}, return_tensors="pt")
+
+
+def test_a_base_that_pads_with_a_stop_token_is_no_classifier(tmp_path: Path) -> None:
+    """It would read each row, even one alone, at the token before its stop."""
+    folder = exported(tmp_path, lm_pad=2)
+    for opener in OPENERS:
+        with pytest.raises(RuntimeError, match=r"ignore_mismatched_sizes|size mismatch"):
+            opener.from_pretrained(str(folder), num_labels=1)
+    assert "add_to_classifier" not in json.loads((folder / "scoring.json").read_text())
+    ours, theirs = (load_scorer(place)(ASKED, ANSWERS, [True] * 3) for place in (tmp_path / "run", folder))
+    torch.testing.assert_close(torch.tensor(theirs), torch.tensor(ours))
 
 
 @pytest.mark.parametrize("reward", [{"pooling": "mean"}, {"ensemble": 2}], ids=["mean", "ensemble"])

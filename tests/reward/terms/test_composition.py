@@ -173,7 +173,7 @@ def test_the_example_server_says_what_it_was_told_wrongly():
         assert asked("", {"rows": [{"completion": "x", "finished": 1}]})[0] == 400
         for message in ({"role": "wizard", "content": "x"}, {"role": "user", "content": 3}, {"role": "user"}, "x"):
             code, said = asked("", {"rows": [{"completion": "x", "messages": [message]}]})
-            assert code == 400 and "row 0: a message is no object with a role (user, assistant, system)" in said
+            assert code == 400 and "row 0: a message is no object with a role (user, assistant, system, tool)" in said
         request = urllib.request.Request(address, b'{"rows": [', {"Content-Type": "application/json"}, method="POST")
         with pytest.raises(urllib.error.HTTPError, match="400") as error:
             urllib.request.urlopen(request)

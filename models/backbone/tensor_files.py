@@ -1,0 +1,21 @@
+"""Weights as safetensors files: written with the file's name in what fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.backbone.artifacts import naming
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors into a file.
+
+    Raises:
+        OSError: the disk is full or cannot be written; names the file.
+    """
+    with naming(path):
+        save_file(dict(tensors), path, metadata=metadata)
