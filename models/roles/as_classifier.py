@@ -40,7 +40,7 @@ def fits_classifier(base: SharedBase, role: str) -> bool:
     return score.bias is None and score.in_features == base.hidden_size and adapted <= there
 
 
-def skips_stops(base: SharedBase, stop_ids: Sequence[int]) -> bool:
+def passes_over_stops(base: SharedBase, stop_ids: Sequence[int]) -> bool:
     """Whether a plain classifier on this base passes over a stop token: it takes what its config pads with for no
     token, and that is one."""
     return base.lm.config.get_text_config().pad_token_id in stop_ids

@@ -24,8 +24,8 @@ from models.roles.role_view import RoleView
 from models.sampling.generate import CachedEngine, Generated, SamplingParams, sample_with_statistics
 
 MIN_GROWTH = 32  # columns
-LOOKS = {"cpu": 1}  # tokens between two looks at which rows are done; elsewhere a look waits for the device: LOOK
-LOOK = 16
+SYNC_EVERY = {"cpu": 1}  # tokens after which the host asks which rows are done, by device
+SYNC_EVERY_OTHER = 16  # of a device that has to be waited for
 NOTHING = -1  # where no token is written
 
 
@@ -102,9 +102,9 @@ class FastEngine:
 class Decoding:
     """Rows on their way: what they have written, the storage they read from, and the states that come next.
 
-    What is sampled and which rows are done stays on the device. A CPU looks after every token which rows are done and
-    drops them; a GPU, which would have to be waited for, looks every ``LOOK`` tokens, and what a row writes after its
-    stop token is cut off in the end.
+    What is sampled and which rows are done stays on the device. A CPU is asked after every token which rows are done,
+    and these are dropped; a GPU has to be waited for and is asked every ``SYNC_EVERY_OTHER`` tokens. What a row writes
+    after its stop token is cut off in the end.
 
     Args:
         depth: the layer whose input is kept for every token; 0: none.
@@ -124,7 +124,7 @@ class Decoding:
         self.products, output = products_of(decoder, keep=len(prompts)), output_weight(role.lm)
         self.output = None if output is None else output.to(product_dtype(output))
         device, room = role.lm.device, params.max_new_tokens
-        self.every = LOOKS.get(device.type, LOOK)
+        self.every = SYNC_EVERY.get(device.type, SYNC_EVERY_OTHER)
         self.stops = torch.tensor(list(params.stop_ids), device=device)
         self.hidden, self.storage = read_prompts(decoder, self.products, prompts, room, device, depth)
         self.lengths = torch.tensor([len(p) for p in prompts], device=device)

@@ -13,7 +13,7 @@ from data.common.errors import UNWRITABLE, UserError, nearest
 from data.template import Renderer
 from models.backbone.artifacts import naming, partial_folder, write_json
 from models.backbone.scalar_head import ScalarHead
-from models.roles.as_classifier import add_score, fits_classifier, padding_token, skips_stops
+from models.roles.as_classifier import add_score, fits_classifier, padding_token, passes_over_stops
 from models.roles.export import generation_settings, save_adapter, write_model
 from models.roles.files import ADAPTER
 from models.roles.shared_base import SharedBase
@@ -128,7 +128,7 @@ def _for_classifiers(model: RewardModel, folder: Path) -> dict[str, float]:
     head = model.base.heads[model.role]
     assert isinstance(head, ScalarHead)
     exact = model.pooling == "last" and not model.members and fits_classifier(model.base, model.role)
-    exact = exact and not skips_stops(model.base, model.renderer.stop_ids)
+    exact = exact and not passes_over_stops(model.base, model.renderer.stop_ids)
     add_score(folder, head.weight if exact else None)
     for other in folder.glob(f"{MEMBERS}/*/{ADAPTER}"):
         add_score(other, None)

@@ -8,7 +8,7 @@ import torch
 from models.backbone.logprobs import make_rows
 from models.roles.shared_base import SharedBase
 from models.sampling import fast as fast_engine
-from models.sampling.fast import LOOK, FastEngine
+from models.sampling.fast import SYNC_EVERY_OTHER, FastEngine
 from models.sampling.generate import sampling_noise
 from tests.conftest import ADAPTER, tiny_lm, word_tokenizer
 from tests.support.fast import sampled
@@ -113,13 +113,13 @@ def decoded(gpu, base, monkeypatch, steps: int):
 
 @DTYPES
 def test_decoding_waits_once_in_so_many_tokens(gpu, dtype, monkeypatch):
-    steps = 3 * LOOK
+    steps = 3 * SYNC_EVERY_OTHER
     made = decoded(gpu, base_of(dtype), monkeypatch, steps)
     assert max(map(len, made.ids)) == steps
     assert gpu.waited("layers") == 0
     looks = [k for (phase, k, _), n in gpu.waits.items() for _ in range(n) if phase == "step"]
     # where a look finds a row done, the rows that are left are taken from the host's list
-    assert looks.count("tolist") == steps // LOOK - 1 and set(looks) <= {"tolist", "copy to the device"}
+    assert looks.count("tolist") == steps // SYNC_EVERY_OTHER - 1 and set(looks) <= {"tolist", "copy to the device"}
 
 
 @pytest.mark.parametrize(("adapter", "most", "most_with_fused_norms"), [(True, 40, 26), (False, 30, 20)])

@@ -191,13 +191,13 @@ def test_columns_stay_where_rows_expect_them_and_hold_nothing_of_before():
 
 
 @pytest.mark.parametrize("every", [3, 16])
-def test_rows_that_are_done_may_stay_until_the_next_look(every, monkeypatch):
+def test_rows_that_are_done_may_stay_until_the_host_asks(every, monkeypatch):
     """What they write behind their stop token shows nowhere: neither in ids nor in statistics nor in other rows."""
     base = world_size()
     noise = sampling_noise(len(QUERIES), 12, torch.Generator().manual_seed(5))
     at_once = sampled(base, FastEngine(True), QUERIES, noise=noise)
     assert len({len(row) for row in at_once.ids}) > 1 and any(at_once.finished)
-    monkeypatch.setitem(fast_engine.LOOKS, "cpu", every)
+    monkeypatch.setitem(fast_engine.SYNC_EVERY, "cpu", every)
     late = sampled(base, FastEngine(True), QUERIES, noise=noise)
     assert late == at_once
     for found, expected in ((late.logprobs, at_once.logprobs), (late.entropy, at_once.entropy)):
