@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.config import Config
+from data.common.patience import each
 from data.template import template_file
 from models.hub.download import commit_of
 
@@ -37,7 +38,8 @@ def library_versions() -> dict[str, str]:
 def folder_hash(folder: Path) -> str:
     """Content hash of a model folder: names and bytes of its files."""
     digest = hashlib.sha256()
-    for file in sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".")):
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
+    for file in each(files, f"hashing {folder}", "files"):
         digest.update(str(file.relative_to(folder)).encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -19,8 +19,14 @@ from data.common.loopback import Answer, as_json
 
 ROW = {"prompt": str, "completion": str, "messages": list, "finished": bool}
 MESSAGE = {
-    "role": str, "content": str, "name": str, "tool_call_id": str, "tool_calls": list, "tools": list, "trained": bool,
-}  # fmt: skip
+    "role": str,
+    "content": str,
+    "name": str,
+    "tool_call_id": str,
+    "tool_calls": list,
+    "tools": list,
+    "trained": bool,
+}
 ROLES = ("user", "assistant", "system", "tool")
 Scorer = Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]
 
