@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from data.common.errors import UserError, nearest
+from data.common.patience import each
 from data.derive import KINDS
 from data.formats import Reject, Row, assembled, hint, parse
 from data.hub import read_hub
@@ -243,6 +244,7 @@ def _of_kind(raws: Iterable[tuple[str, Any]], kind: str, source: Source, reading
     loaded, count = Loaded(), SourceCount(part=kind, source=source.path)
     lost, other = Lost(), None
     used: list[tuple[Parsed, list[Any]]] = []
+    raws = each(raws, f"reading {source.path}")
     rows = parsed_rows(_kept(raws, source, count, loaded.columns), reading, source)
     for parsed in gathered(rows, kind):
         if parsed.row is None:

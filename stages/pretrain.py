@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.batching import right_pad
 from data.common.errors import UserError
+from data.common.patience import each, patience
 from data.counting import log_row
 from models.backbone.artifacts import naming
 from models.backbone.forward import hidden_states, logits_of
@@ -45,7 +46,9 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
         raise UserError("data.documents: base.pretrain needs training documents, and there are none")
     tokenizer = train_tokenizer(documents, config)
     given = context.corpus.documents.held_out
-    chunked = [chunks(encode(tokenizer, d), config.model.context) for d in documents]
+    chunked = [
+        chunks(encode(tokenizer, d), config.model.context) for d in each(documents, "cutting into pieces", "documents")
+    ]
     chunked_held_out = [chunks(encode(tokenizer, d.text), config.model.context) for d in given[:HELD_OUT]]
     rows = [row for document in chunked for row in document]
     counts = ChunkCounts.of(chunked, read=config.steps * config.batch)
@@ -100,7 +103,8 @@ def train_tokenizer(documents: Sequence[str], config: PretrainConfig) -> PreTrai
             tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
             tokenizer.decoder = decoders.Fuse()
         trainer = trainers.WordLevelTrainer(vocab_size=config.vocabulary, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(documents, trainer)
+    with patience(f"training a tokenizer on {len(documents):,} documents"):
+        tokenizer.train_from_iterator(documents, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN
     )

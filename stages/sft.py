@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.batching import right_pad
 from data.common.errors import UserError, located
+from data.common.patience import each
 from data.counting import Tally, log_row, tell, warned
 from data.records import Demonstration
 from data.template import Encoded, Renderer
@@ -81,7 +82,7 @@ def encode_demonstrations(
         UserError: the template refuses a conversation; its file and line are named.
     """
     kept, tally = [], Tally(unit=unit, key="sft.max_tokens", limit=config.max_tokens)
-    for d in demonstrations:
+    for d in each(demonstrations, f"rendering {unit}"):
         with located(d.prompt.source):
             row = renderer.conversation(
                 d.prompt.messages, d.answer, d.finished, supervise=config.supervise, max_tokens=config.max_tokens

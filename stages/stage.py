@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data.common.errors import located
+from data.common.patience import each
 from data.records import Prompt
 from data.splits import Corpus
 from data.template import Renderer
@@ -199,7 +200,7 @@ def prompt_rows(renderer: Renderer, prompts: Sequence[Prompt]) -> list[list[int]
         UserError: the template refuses one; names its file and row.
     """
     rows = []
-    for prompt in prompts:
+    for prompt in each(prompts, "rendering prompts"):
         with located(prompt.source):
             rows.append(renderer.prompt_ids(prompt.messages))
     return rows

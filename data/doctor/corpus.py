@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 
+from data.common.patience import patience
 from data.doctor.duplicates import near_duplicates
 from data.doctor.rankings import preference_for_length, ranking_findings
 from data.splits import Corpus
@@ -39,7 +40,8 @@ def _held_out(corpus: Corpus) -> list[str]:
     known = [(place, text) for text, place in islice(train.items(), SAMPLE)]
     if not known:
         return []
-    leaks = list(near_duplicates(((place, text) for text, place in islice(held.items(), SAMPLE)), known))
+    with patience("looking for held-out prompts that are nearly one of training"):
+        leaks = list(near_duplicates(((place, text) for text, place in islice(held.items(), SAMPLE)), known))
     if not leaks:
         return []
     of = f"a sample of {SAMPLE:,} a side" if sample else f"{len(held):,}"

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, TextIO
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from data.common.errors import UNWRITABLE, UserError
+from data.common.patience import patience
 from data.common.redaction import redacted
 from data.common.strict_json import read_object
 
@@ -309,6 +310,11 @@ def listed_files(artifact: Artifact) -> dict[str, dict[str, Any]]:
 
 def problems(artifact: Artifact) -> list[str]:
     """What is wrong with an artifact's bytes: missing, altered and unlisted files, by name."""
+    with patience(f"checking the files of {artifact.path}"):
+        return _problems(artifact)
+
+
+def _problems(artifact: Artifact) -> list[str]:
     out = []
     listed = listed_files(artifact)
     for name, entry in listed.items():

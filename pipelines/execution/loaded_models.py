@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from data.common.errors import UserError
+from data.common.patience import patience
 from data.template import Renderer
 from models.backbone.artifacts import read_artifact
 from models.backbone.processes import Processes, resolve_dtype
@@ -66,7 +67,8 @@ class LoadedModels:
         which is how such weights are kept."""
         asked = "float32" if trained else self.recipe.runtime.dtype
         dtype = resolve_dtype(spec.dtype if asked == "auto" else asked, self.processes.device)
-        base = SharedBase.load(spec, dtype=dtype, device=self.processes.device)
+        with patience(f"loading base {spec.name} and hashing its weights"):
+            base = SharedBase.load(spec, dtype=dtype, device=self.processes.device)
         base.fast = self.recipe.runtime.engine == "auto"
         return base
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.common.errors import UNWRITABLE, UserError, nearest
+from data.common.patience import patience
 from data.template import Renderer
 from models.backbone.artifacts import naming, partial_folder, write_json
 from models.backbone.scalar_head import ScalarHead
@@ -56,7 +57,7 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
     pipeline = open_run(Path(run))
     folder = stage_folder(pipeline.run_dir, stage)
     role = roles[stage]
-    with _written_whole(to) as partial:
+    with patience(f"exporting {stage} to {to}"), _written_whole(to) as partial:
         if role == "reward":
             _export_reward(pipeline, folder, partial, merge)
         else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from data.chat_template import template_file
 from data.common.config import Config
+from data.common.patience import each
 from models.hub.download import commit_of
 
 UNKNOWN = "unknown"  # a hub base's commit without a network and a cache: nothing can run then
@@ -37,7 +38,8 @@ def library_versions() -> dict[str, str]:
 def folder_hash(folder: Path) -> str:
     """Content hash of a model folder: names and bytes of its files."""
     digest = hashlib.sha256()
-    for file in sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".")):
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
+    for file in each(files, f"hashing {folder}", "files"):
         digest.update(str(file.relative_to(folder)).encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.common.errors import UserError
+from data.common.patience import each
 from models.backbone.artifacts import partial_folder, previous_folder, read_artifact
 from pipelines.stages.table import folders
 from pipelines.workspace.run_folder import REPORT, holder, holding, is_run, read_run
@@ -124,7 +125,7 @@ def remove(found: list[Leftover], days: float = 30.0, unfinished: bool = False) 
     """
     gone: list[Leftover] = []
     errors: list[str] = []
-    for owner in dict.fromkeys(one.owner for one in found):
+    for owner in each(list(dict.fromkeys(one.owner for one in found)), "removing", "folders and stores"):
         wanted = {one.path for one in found if one.owner == owner}
         try:
             if is_store(owner):

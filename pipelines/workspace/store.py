@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.common.errors import UserError
+from data.common.patience import patience
 from models.backbone.artifacts import (
     LOGS,
     MANIFEST,
@@ -117,7 +118,8 @@ class Store:
         with partial.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
-                copy_artifact(artifact, partial)
+                with patience(f"copying {artifact.path} to the store"):
+                    copy_artifact(artifact, partial)
                 os.rename(partial, self.entries / artifact.key)
             except OSError:
                 if read_artifact(self.entries / artifact.key) is None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data.common.errors import UserError
+from data.common.patience import patience
 from data.records import RankedAnswers
 from models.backbone.seeds import derived_seed
 from reward.card.ngrams import ngram_scores
@@ -73,7 +74,8 @@ def examine(
         "longest answer": [[float(n) for n in r.lengths] for r in judged],
     }
     try:
-        linear = ngram_scores(train[:NGRAM_RANKINGS], held_out)
+        with patience("report card: a linear model of n-grams"):
+            linear = ngram_scores(train[:NGRAM_RANKINGS], held_out)
     except UserError:  # nothing to learn from: evaluation on rankings of another run
         pass
     else:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from data.common.errors import CheckpointError, NonFiniteError, StageError, UserError, located
+from data.common.patience import each
 from data.counting import Fitted, Tally, log_row, warned
 from data.records import Prompt
 from data.template import Renderer
@@ -198,7 +199,7 @@ def fitting_prompts(renderer: Renderer, prompts: Sequence[Prompt], limit: int) -
     """Prompts of at most ``limit`` tokens, and the count of all."""
     tally = Tally(unit="prompts", key="ppo.max_prompt_tokens", limit=limit)
     kept = []
-    for prompt in prompts:
+    for prompt in each(prompts, "rendering prompts"):
         with located(prompt.source):
             query = renderer.prompt_ids(prompt.messages)
         fits = len(query) <= limit

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.common.errors import located
+from data.common.patience import each
 from data.counting import Tally
 from data.records import Message, RankedAnswers
 from data.template import Renderer
@@ -32,7 +33,7 @@ def encode_rankings(
     """Ids of every ranking; responses that are the same after truncation count once, rankings left without an ordered
     pair are dropped and counted."""
     kept, tally = [], Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens)
-    for ranking in rankings:
+    for ranking in each(rankings, f"rendering {unit}"):
         rows: dict[tuple[int, ...], int] = {}
         encoded, parts = [], []
         for i, answer in enumerate(ranking.answers):

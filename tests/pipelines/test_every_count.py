@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from pipelines.execution.progress import Bar
 from pipelines.report.page import facts, read_run, write_report
 from pipelines.run.pipeline import Pipeline
 from tests.support.finished_run import Tags
@@ -91,8 +92,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     }  # fmt: skip
     (folder / "recipe.json").write_text(json.dumps(recipe))
     pipeline = Pipeline.from_recipe(folder / "recipe.json", run_dir=folder / "run")
-    pipeline.run()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Bar, "phase", noted_phase)
+        pipeline.run()
     return pipeline
+
+
+PHASES: list[list[Any]] = []  # stage, name, total, and what was told of it
+
+
+def noted_phase(bar: Bar, name: str, total: int) -> Callable[[int], None]:
+    row: list[Any] = [bar.name, name, total, 0]
+    PHASES.append(row)
+
+    def done(count: int) -> None:
+        row[3] += count
+
+    return done
 
 
 # -- the count, from the files -----------------------------------------------------------------------------------------
@@ -352,6 +368,17 @@ def test_every_number_of_the_report_is_as_counted(made: Pipeline) -> None:
         assert not left, f"nobody counts {left}"
         for name in told[title]:
             assert name in page
+
+
+def test_every_phase_of_a_stage_is_told_to_its_end(made: Pipeline) -> None:
+    """What a stage does beside its steps has a total, and as much is told of it."""
+    assert all(total == told for _, _, total, told in PHASES)
+    names = {(stage, name) for stage, name, _, _ in PHASES}
+    assert names >= {("sft", "held-out demonstrations"), ("reward", "held-out rankings"), ("reward", "damaged answers")}
+    assert names >= {("evaluate", f"responses of {s}") for s in ("base", "sft", "best_of_4", "ppo")}
+    held_out = wanted(made)["reward"]["held_out_counts/used"]
+    totals = [total for stage, name, total, _ in PHASES if (stage, name) == ("reward", "held-out rankings")]
+    assert totals == [2 * held_out * MEMBERS, 2 * held_out]  # the reward models' once each, and the held-out one's
 
 
 def test_the_plans_own_rows_and_steps_are_as_counted(made: Pipeline) -> None:
