@@ -39,6 +39,13 @@ FAMILIES = {
     "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "attention_dropout": 0.5},
     "phi": {"model_type": "phi", "resid_pdrop": 0.5},
 }
+MORE_FAMILIES = {  # for tests of the fast path alone
+    "smollm3": {"model_type": "smollm3", "num_key_value_heads": 2, "attention_dropout": 0.5},
+    "olmo2": {"model_type": "olmo2", "num_key_value_heads": 2, "attention_dropout": 0.5},
+    "phi3": {"model_type": "phi3", "num_key_value_heads": 2, "resid_pdrop": 0.5},
+    "granite": {"model_type": "granite", "num_key_value_heads": 2, "attention_dropout": 0.5},
+    "gemma3_text": {"model_type": "gemma3_text", "num_key_value_heads": 2, "head_dim": 8},
+}
 
 
 def word_tokenizer(pad_is_eos: bool = False, words: list[str] | None = None) -> PreTrainedTokenizerFast:
@@ -67,7 +74,7 @@ def tiny_lm(family: str = "llama", seed: int = 0, **changes: object):
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
-    } | FAMILIES[family]
+    } | (FAMILIES | MORE_FAMILIES)[family]
     if family == "gpt2":
         settings = {
             k: v for k, v in settings.items() if not k.startswith(("hidden_size", "num_", "intermediate", "max_p"))

@@ -9,7 +9,7 @@ rows: there they are padded on the right, where a causal mask keeps padding out 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from models.fast.products import Products, products_of
 from models.fast.weights import Decoder, Layer, Projection
 
 KeepKeys = Callable[[Tensor, Tensor], None]
+Angles = Mapping[str | None, tuple[Tensor, Tensor]]  # ``Decoder.angles``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +53,16 @@ def layout_of(mask: Tensor) -> Layout:
     return Layout(positions=steps[mask], cells=mask.flatten().nonzero().squeeze(1), shape=(rows, width))
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], weight, epsilon)
+def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
+    """``x`` over its root mean square, times ``weight``, in the latter's precision; without a weight ``x`` itself."""
+    return x if weight is None else F.rms_norm(x.to(weight.dtype), weight.shape, weight, epsilon)
 
 
-def rms_backward(gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def rms_backward(gradient: Tensor, x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
     """d loss / d x of ``rms_norm`` with a frozen weight: r g w - x r^3 mean(g w x), r = 1 / rms."""
+    if weight is None:
+        return gradient.to(x.dtype)
+    x = x.to(weight.dtype)
     r = torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
     g = gradient * weight
     dot = torch.linalg.vecdot(g, x)[..., None]
@@ -67,45 +72,83 @@ def rms_backward(gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float) ->
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of (T, H, d) in the precision of ``cos``; the halves of d are the two coordinates.
 
-    ``sin`` has the sign of what it multiplies: its first half is negative (``signed``).
+    ``sin`` has the sign of what it multiplies (``models.fast.weights.signed``). Where there are fewer angles than
+    coordinates, the last coordinates stay as they are.
     """
-    half = x.shape[-1] // 2
+    size = cos.shape[-1]
+    if size < x.shape[-1]:
+        return torch.cat([rotate(x[..., :size], cos, sin), x[..., size:].to(cos.dtype)], dim=-1)
+    half = size // 2
     out = torch.empty_like(x, dtype=cos.dtype)
     torch.mul(x[..., half:], sin[..., :half], out=out[..., :half])
     torch.mul(x[..., :half], sin[..., half:], out=out[..., half:])
     return out.addcmul_(x, cos)
 
 
-def signed(sin: Tensor) -> Tensor:
-    """Sines as ``rotate`` takes them."""
-    half = sin.shape[-1] // 2
-    return torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+def head_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """RMS norm of (T, H, d): of each head, or where the weight is as wide as all of them, of all."""
+    if len(weight) == x.shape[-1]:
+        return rms_norm(x, weight, epsilon)
+    return rms_norm(x.flatten(1), weight, epsilon).view(x.shape)
 
 
-def heads_of(decoder: Decoder, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def head_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """d loss / d x of ``head_norm``."""
+    if len(weight) == x.shape[-1]:
+        return rms_backward(gradient, x, weight, epsilon)
+    return rms_backward(gradient.flatten(1), x.flatten(1), weight, epsilon).view(x.shape)
+
+
+def heads_of(decoder: Decoder, layer: Layer, qkv: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (T, H, d), keys and values (T, H', d) from their common product."""
     heads = qkv.unflatten(1, (-1, decoder.head_size))
     counts = [decoder.heads, decoder.key_heads, decoder.key_heads]
     q, k, v = heads.split(counts, dim=1)
-    if layer.q_norm is None or layer.k_norm is None:
-        q, k = rotate(heads[:, : sum(counts[:2])], cos, sin).to(v.dtype).split(counts[:2], dim=1)
-        return q, k, v
-    q = rms_norm(q.to(cos.dtype), layer.q_norm, decoder.epsilon)
-    k = rms_norm(k.to(cos.dtype), layer.k_norm, decoder.epsilon)
-    return rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype), v
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q, k = head_norm(q, layer.q_norm, decoder.epsilon), head_norm(k, layer.k_norm, decoder.epsilon)
+        if layer.angles is not None:
+            q, k = (rotate(x, *angles[layer.angles]) for x in (q, k))
+        return q.to(v.dtype), k.to(v.dtype), v
+    if layer.angles is not None:  # both at once
+        q, k = rotate(heads[:, : sum(counts[:2])], *angles[layer.angles]).to(v.dtype).split(counts[:2], dim=1)
+    return q, k, v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None) -> Tensor:
-    """(B, H, L, d); fewer key heads than query heads are shared by groups."""
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=sees, is_causal=sees is None, enable_gqa=q.shape[1] != k.shape[1]
-    )
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None, scale: float | None = None, soft_cap: float | None = None
+) -> Tensor:
+    """(B, H, L, d); fewer key heads than query heads are shared by groups.
+
+    Args:
+        sees: (..., L, L) bool; None: every token sees its row up to itself.
+        scale: times the scores; None: d ** -0.5.
+        soft_cap: scores s become c tanh(s / c) (Gemma 2).
+    """
+    if soft_cap is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=sees, is_causal=sees is None, enable_gqa=q.shape[1] != k.shape[1], scale=scale
+        )
+    if sees is None:
+        sees = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    weights = capped_weights(q @ k.transpose(2, 3), scale or q.shape[-1] ** -0.5, soft_cap)
+    return torch.softmax(weights.masked_fill(~sees, -torch.inf), dim=-1).to(v.dtype) @ v
 
 
-def gated(gu: Tensor) -> Tensor:
-    """silu(gate) * up from their common product (T, 2 I)."""
+def capped_weights(scores: Tensor, scale: float, soft_cap: float) -> Tensor:
+    """Scores with a soft cap, in at least fp32."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return torch.tanh(scores * (scale / soft_cap)) * soft_cap
+
+
+def gated(decoder: Decoder, gu: Tensor) -> Tensor:
+    """act(gate) * up from their common product (T, 2 I)."""
     gate, up = gu.chunk(2, dim=1)
-    return F.silu(gate).mul_(up)
+    return activated(decoder, gate).mul_(up)
+
+
+def activated(decoder: Decoder, gate: Tensor) -> Tensor:
+    return F.silu(gate) if decoder.activation == "silu" else F.gelu(gate, approximate="tanh")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +157,32 @@ class Pass:
 
     decoder: Decoder
     layout: Layout
-    cos: Tensor
-    sin: Tensor  # ``signed``
+    angles: Angles
     products: Products
+
+    def sees(self, layer: Layer) -> Tensor | None:
+        """What each token of a row sees in this layer, (..., L, L) bool; None: its row up to itself."""
+        width = self.layout.shape[1]
+        if layer.window is None or layer.window >= width:
+            return self.layout.sees
+        if self.layout.sees is not None:
+            raise ValueError("a window counts neighbours in a row, and here rows have branches")
+        steps = torch.arange(width, device=self.decoder.norm.device)
+        back = steps[:, None] - steps
+        return (back >= 0) & (back < layer.window)
+
+
+def added(decoder: Decoder, x: Tensor, part: Tensor, post_norm: Tensor | None) -> Tensor:
+    """``x`` with what half a block adds to it."""
+    part = rms_norm(part, post_norm, decoder.epsilon)
+    return x + part if decoder.residual_scale == 1.0 else x + part.to(x.dtype) * decoder.residual_scale
+
+
+def added_backward(decoder: Decoder, gradient: Tensor, part: Tensor | None, post_norm: Tensor | None) -> Tensor:
+    """Gradient by the part of ``added``, of the gradient by its result; ``part`` is asked for where there is a norm."""
+    if decoder.residual_scale != 1.0:
+        gradient = gradient * decoder.residual_scale
+    return gradient if part is None else rms_backward(gradient, part, post_norm, decoder.epsilon)
 
 
 def base_product(decoder: Decoder, products: Products, index: int, x: Tensor) -> Tensor:
@@ -135,6 +201,8 @@ class Saved:
     mixed: Tensor | None = None  # (B, H, L, d) attention's result, with its graph
     middle: Tensor | None = None  # (N, D) after attention
     gu: Tensor | None = None  # (N, 2 I)
+    attended: Tensor | None = None  # (N, D) what attention gives, where a norm stands behind it
+    fed: Tensor | None = None  # (N, D) the same of the rest
 
 
 def forward(
@@ -162,11 +230,15 @@ def forward(
     if wanted is not None:
         a, x = a[wanted], x[wanted]
     layer = run.decoder.layers[index]
-    middle = x + run.products(index, "output", layer.output, a)
+    attended = run.products(index, "output", layer.output, a)
+    middle = added(run.decoder, x, attended, layer.post_norm)
     gu = gate_and_up(run.decoder, run.products, index, middle)
+    fed = run.products(index, "down", layer.down, gated(run.decoder, gu))
     if save is not None:
         save.middle, save.gu = middle, gu
-    return middle + run.products(index, "down", layer.down, gated(gu))
+        save.attended = attended if layer.post_norm is not None else None
+        save.fed = fed if layer.second_post_norm is not None else None
+    return added(run.decoder, middle, fed, layer.second_post_norm)
 
 
 def _attention(
@@ -178,7 +250,7 @@ def _attention(
         qkv = run.products(index, "attention", layer.attention, rms_norm(x, layer.norm, eps))
     else:
         qkv = run.products.add_adapters(product, layer.attention, rms_norm(x, layer.norm, eps))
-    heads = heads_of(run.decoder, layer, qkv, run.cos, run.sin)
+    heads = heads_of(run.decoder, layer, qkv, run.angles)
     if keep is not None:
         keep(heads[1], heads[2])
     q, k, v = map(run.layout.grid, heads)
@@ -187,7 +259,7 @@ def _attention(
         save.qkv = qkv if layer.q_norm is not None else None
     del qkv, heads
     with torch.set_grad_enabled(save is not None):
-        mixed = attend(q, k, v, run.layout.sees)
+        mixed = attend(q, k, v, run.sees(layer), run.decoder.attention_scale, run.decoder.soft_cap)
     if save is not None:
         save.mixed = mixed
     return run.layout.flat(mixed.detach())
@@ -209,17 +281,20 @@ def backward(
     mixed, middle, gu, grids = saved.mixed, saved.middle, saved.gu, saved.grids
     assert mixed is not None and middle is not None and gu is not None and grids is not None
     gate, up = gu.chunk(2, dim=1)
-    active = F.silu(gate)
-    down = lora_gradients(layer.down, active * up, gradient, run.products.dtype)
-    by_gu = _gated_backward(gate, up, active, run.products.transposed(index, "down", layer.down, gradient))
+    active = activated(decoder, gate)
+    by_fed = added_backward(decoder, gradient, saved.fed, layer.second_post_norm)
+    down = lora_gradients(layer.down, active * up, by_fed, run.products.dtype)
+    by_h = run.products.transposed(index, "down", layer.down, by_fed)
+    by_gu = _gated_backward(decoder, gate, up, active, by_h)
     saved.gu = None
     both = lora_gradients(layer.gated, rms_norm(middle, layer.second_norm, eps), by_gu, run.products.dtype)
     by_normed = run.products.transposed(index, "gated", layer.gated, by_gu)
     del by_gu, gu, gate, up, active
     by_middle = gradient + rms_backward(by_normed, middle, layer.second_norm, eps)
     a = run.layout.flat(mixed.detach())
-    output = lora_gradients(layer.output, a if wanted is None else a[wanted], by_middle, run.products.dtype)
-    by_a = run.products.transposed(index, "output", layer.output, by_middle)
+    by_attended = added_backward(decoder, by_middle, saved.attended, layer.post_norm)
+    output = lora_gradients(layer.output, a if wanted is None else a[wanted], by_attended, run.products.dtype)
+    by_a = run.products.transposed(index, "output", layer.output, by_attended)
     if wanted is not None:
         by_a = a.new_zeros(a.shape).index_copy_(0, wanted, by_a)
     by_mixed = run.layout.grid(by_a.unflatten(1, (-1, decoder.head_size)))
@@ -234,12 +309,16 @@ def backward(
     return (by_x.add_(by_middle) if wanted is None else by_x.index_add_(0, wanted, by_middle)), found
 
 
-def _gated_backward(gate: Tensor, up: Tensor, active: Tensor, by_h: Tensor) -> Tensor:
-    """(N, 2 I) from ``by_h`` (N, I), which is written over; ``active`` is silu(gate)."""
+def _gated_backward(decoder: Decoder, gate: Tensor, up: Tensor, active: Tensor, by_h: Tensor) -> Tensor:
+    """(N, 2 I) from ``by_h`` (N, I), which is written over; ``active`` is ``activated(decoder, gate)``."""
     width = gate.shape[1]
     out = by_h.new_empty((len(by_h), 2 * width))
     torch.mul(by_h, active, out=out[:, width:])
-    out[:, :width] = torch.ops.aten.silu_backward(by_h.mul_(up), gate)
+    by_active = by_h.mul_(up)
+    if decoder.activation == "silu":
+        out[:, :width] = torch.ops.aten.silu_backward(by_active, gate)
+    else:
+        out[:, :width] = torch.ops.aten.gelu_backward(by_active, gate, approximate="tanh")
     return out
 
 
@@ -247,14 +326,16 @@ def _heads_backward(run: Pass, layer: Layer, saved: Saved, by_grids: Sequence[Te
     """Gradient (T, ...) of the common product of q, k, v; a rotation's transpose is the rotation back."""
     size = run.decoder.head_size
     q, k, v = (run.layout.flat(g).unflatten(1, (-1, size)) for g in by_grids)
-    q, k = (rotate(g.to(run.cos.dtype), run.cos, -run.sin) for g in (q, k))
+    if layer.angles is not None:
+        cos, sin = run.angles[layer.angles]
+        q, k = (rotate(g.to(cos.dtype), cos, -sin) for g in (q, k))
     if layer.q_norm is not None and layer.k_norm is not None:
         assert saved.qkv is not None
         q_width, k_width = q.shape[1] * size, k.shape[1] * size
         parts = saved.qkv.split([q_width, k_width, k_width], dim=1)
-        raw_q, raw_k, _ = (t.unflatten(1, (-1, size)).to(run.cos.dtype) for t in parts)
-        q = rms_backward(q, raw_q, layer.q_norm, run.decoder.epsilon)
-        k = rms_backward(k, raw_k, layer.k_norm, run.decoder.epsilon)
+        raw_q, raw_k, _ = (t.unflatten(1, (-1, size)) for t in parts)
+        q = head_norm_backward(q, raw_q, layer.q_norm, run.decoder.epsilon)
+        k = head_norm_backward(k, raw_k, layer.k_norm, run.decoder.epsilon)
     return torch.cat([q.flatten(1).to(v.dtype), k.flatten(1).to(v.dtype), v.flatten(1)], dim=1)
 
 
@@ -283,10 +364,11 @@ def lora_gradients(group: Sequence[Projection], x: Tensor, gradient: Tensor, dty
 
 def embed(decoder: Decoder, ids: Tensor) -> Tensor:
     """What enters the first layer (T, D)."""
-    return F.embedding(ids, decoder.embeddings).to(decoder.norm.dtype)
+    found = F.embedding(ids, decoder.embeddings).to(decoder.norm.dtype)
+    return found if decoder.embedding_scale == 1.0 else found * decoder.embedding_scale
 
 
 def start(decoder: Decoder, layout: Layout, products: Products | None = None) -> Pass:
     """A pass over tokens that stand as ``layout`` says."""
-    cos, sin = decoder.angles(layout.positions)
-    return Pass(decoder=decoder, layout=layout, cos=cos, sin=signed(sin), products=products or products_of(decoder))
+    angles = decoder.angles(layout.positions)
+    return Pass(decoder=decoder, layout=layout, angles=angles, products=products or products_of(decoder))

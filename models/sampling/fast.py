@@ -15,7 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batching import right_pad
-from models.fast.layers import Layout, embed, gate_and_up, gated, heads_of, layout_of, rms_norm, signed, start
+from models.fast.layers import (
+    Layout,
+    added,
+    capped_weights,
+    embed,
+    gate_and_up,
+    gated,
+    heads_of,
+    layout_of,
+    rms_norm,
+    start,
+)
 from models.fast.layers import forward as layer_forward
 from models.fast.logprobs import block_logits, output_weight
 from models.fast.products import Products, product_dtype, products_of, repeatable
@@ -274,37 +285,45 @@ def decode_layers(
     Returns:
         (B, D) what leaves the last of them.
     """
-    eps, count = decoder.epsilon, len(x)
-    cos, sin = decoder.angles(positions)
-    sin = signed(sin)
-    groups = decoder.heads // decoder.key_heads
+    angles = decoder.angles(positions)
+    count, groups = len(x), decoder.heads // decoder.key_heads
     columns = storage.both.shape[4] if x.device.type == "cpu" else column + 1
-    hidden = storage.hidden[:count, :, :, :columns]
     for index in which:
         layer = decoder.layers[index]
-        qkv = products(index, "attention", layer.attention, rms_norm(x, layer.norm, eps))
-        q, k, v = heads_of(decoder, layer, qkv, cos, sin)
+        qkv = products(index, "attention", layer.attention, rms_norm(x, layer.norm, decoder.epsilon))
+        q, k, v = heads_of(decoder, layer, qkv, angles)
         keys, values = storage.both[index, :, :count]
         keys[:, :, column], values[:, :, column] = k, v
         # the query heads of one key head stand where attention expects positions
-        q = q.view(count, decoder.key_heads, groups, decoder.head_size)
-        mixed = attend_to_past(q, keys[:, :, :columns], values[:, :, :columns], hidden)
-        x = x + products(index, "output", layer.output, mixed.reshape(count, -1))
-        gu = gate_and_up(decoder, products, index, x)
-        x = x + products(index, "down", layer.down, gated(gu))
+        q = q.reshape(count, decoder.key_heads, groups, decoder.head_size)
+        past = slice(0 if layer.window is None else max(0, column + 1 - layer.window), columns)
+        hidden = storage.hidden[:count, :, :, past]
+        scale, cap = decoder.attention_scale, decoder.soft_cap
+        mixed = attend_to_past(q, keys[:, :, past], values[:, :, past], hidden, scale, cap)
+        x = added(decoder, x, products(index, "output", layer.output, mixed.reshape(count, -1)), layer.post_norm)
+        fed = products(index, "down", layer.down, gated(decoder, gate_and_up(decoder, products, index, x)))
+        x = added(decoder, x, fed, layer.second_post_norm)
     return x
 
 
-def attend_to_past(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+def attend_to_past(
+    q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, scale: float | None = None, soft_cap: float | None = None
+) -> Tensor:
     """Attention (B, H', G, d) of one token a row and query head.
 
     Args:
         q: (B, H', G, d).
         keys, values: (B, H', W, d).
         hidden: (B, 1, 1, W) added to the scores.
+        scale: times the scores; None: d ** -0.5.
+        soft_cap: of the scores; None: there is none.
     """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if soft_cap is not None:
+        weights = torch.softmax(capped_weights(q @ keys.transpose(2, 3), scale, soft_cap) + hidden, dim=-1)
+        return weights.to(values.dtype) @ values
     if q.device.type != "cpu" or q.dtype == torch.bfloat16:  # a score in bf16 would have three digits
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=hidden)
-    scores = torch.bmm((q * q.shape[-1] ** -0.5).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=hidden, scale=scale)
+    scores = torch.bmm((q * scale).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
     weights = torch.softmax(scores.unflatten(0, q.shape[:2]).add_(hidden), dim=-1)
     return torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).unflatten(0, q.shape[:2])

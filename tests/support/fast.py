@@ -23,6 +23,21 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral without a window": ("mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
+    "mistral, a window": ("mistral", {"sliding_window": 4}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1]}),
+    "olmo2": ("olmo2", {"num_key_value_heads": 2}),
+    "phi3": ("phi3", {"sliding_window": 5}),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "gemma2": ("gemma2", {"sliding_window": 4, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 11}),
+    "gemma3": ("gemma3_text", {"sliding_window": 4, "query_pre_attn_scalar": 11}),
 }
 
 

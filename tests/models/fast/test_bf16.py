@@ -40,28 +40,31 @@ def bf16_base(kind: str, seed: int = 0):
     return base
 
 
-def evaluation(base, fast: bool) -> dict[str, torch.Tensor]:
-    """Log-probabilities, scores, and the gradients of both by every trained tensor."""
+def evaluation(base, fast: bool, alone: bool = False) -> dict[str, torch.Tensor]:
+    """Log-probabilities, scores, and the gradients of both by every trained tensor; ``alone``: each row in a pass."""
     base.fast = fast
-    rows = make_rows(QUERIES, RESPONSES, 0, "cpu")
+    count = sum(map(len, RESPONSES))
+    weights, logprobs, scores = torch.linspace(-1, 2, count, dtype=torch.float64), [], []
     with base.training("policy") as tensors, base.role("policy") as view:
         assert (view.decoder() is not None) == fast
-        states = view.states(rows.ids, rows.mask, rows.response_positions())
-        logprobs = view.logprobs(states, rows.targets(), 0.7)[0]
-        scores = view.head(states)
-        weights = torch.linspace(-1, 2, len(logprobs), dtype=logprobs.dtype)
-        ((logprobs * weights).sum() + (scores * weights.flip(0).to(scores.dtype)).sum()).backward()
+        for group in [[i] for i in range(len(QUERIES))] if alone else [range(len(QUERIES))]:
+            rows = make_rows([QUERIES[i] for i in group], [RESPONSES[i] for i in group], 0, "cpu")
+            states = view.states(rows.ids, rows.mask, rows.response_positions())
+            logprobs.append(view.logprobs(states, rows.targets(), 0.7)[0])
+            scores.append(view.head(states))
+        ours, theirs = torch.cat(logprobs), torch.cat(scores)
+        ((ours * weights.to(ours.dtype)).sum() + (theirs * weights.flip(0).to(theirs.dtype)).sum()).backward()
         gradients = {name: p.grad.double().clone() for name, p in tensors.items()}
         for p in tensors.values():
             p.grad = None
-    return {"logprobs": logprobs.detach().double(), "scores": scores.detach().double(), **gradients}
+    return {"logprobs": ours.detach().double(), "scores": theirs.detach().double(), **gradients}
 
 
 def exact(kind: str, seed: int) -> dict[str, torch.Tensor]:
     base = bf16_base(kind, seed)
     in_float64(base.lm)
     base.heads.double()
-    return evaluation(base, fast=False)
+    return evaluation(base, fast=False, alone=True)
 
 
 @UNITS
