@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from data.cleaning.settings import CleanConfig
 from data.common.config import Config
 from data.common.errors import nearest
 from data.formats import FORMATS
@@ -113,6 +114,8 @@ class DataConfig(Config):
         (),
         description="columns, or patterns such as `note_*`, that no format has to read; others must be read",
     )
+
+    clean: CleanConfig = Field(CleanConfig(), description="what is mended, masked and left out before anything else")
 
     @field_validator("ignore", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from data.cleaning.rows import RowCleaner, Tally
 from data.common.errors import UserError, nearest
 from data.derive import KINDS
 from data.formats import Reject, Row, assembled, hint, parse
@@ -50,8 +51,9 @@ class Rejected:
 class SourceCount:
     """What became of the rows of one source.
 
-    ``read`` is the sum of ``rejected``, ``where`` (left out by it), ``not_sampled`` (by weight and limit) and ``used``;
-    of those used, ``repeated`` prompts are dropped, and ``held_out`` records kept from training.
+    ``read`` is the sum of ``rejected``, ``where`` (left out by it), ``dropped`` (by cleaning), ``not_sampled`` (by
+    weight and limit) and ``used``; of those used, ``repeated`` prompts are dropped, and ``held_out`` records kept from
+    training. ``changed`` rows are those that cleaning mended, ``cleaning`` says how.
     """
 
     part: str
@@ -63,17 +65,25 @@ class SourceCount:
     used: int = 0
     repeated: int = 0
     held_out: int = 0
+    changed: int = 0
+    dropped: int = 0
+    cleaning: Tally = field(default_factory=Tally, repr=False, compare=False)
     places: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain values."""
         names = ("part", "source", "read", "rejected", "where", "not_sampled", "used", "repeated", "held_out")
-        return {name: getattr(self, name) for name in names}
+        out = {name: getattr(self, name) for name in names}
+        if self.changed or self.dropped:
+            out |= {"changed": self.changed, "dropped": self.dropped, "cleaning": self.cleaning.as_dict()}
+        return out
 
     def __str__(self) -> str:
         shown = {
             "rejected": self.rejected,
             "left out by where": self.where,
+            "changed by cleaning": self.changed,
+            "dropped by cleaning": self.dropped,
             "not sampled": self.not_sampled,
             "repeated prompts dropped": self.repeated,
             "held out": self.held_out,
@@ -132,6 +142,7 @@ def load_records(
         known=tuple(name for name in known if name != "*" or kind == "prompts"),
     )
     loaded = Loaded()
+    cleaner = RowCleaner(config.clean) if config.clean.active else None
     for entry in sources:
         source = as_source(entry)
         if source.path.partition("?")[0] == DEMO_TASK:
@@ -141,7 +152,7 @@ def load_records(
             continue
         remarks: list[str] = []
         raws = _without_remarks(read_source(source, base_dir, _unit(kind, config), config.group_by), remarks)
-        loaded.add(_of_kind(raws, kind, source, reading, seed))
+        loaded.add(_of_kind(raws, kind, source, reading, seed, cleaner))
         loaded.remarks += remarks
     return loaded
 
@@ -233,17 +244,41 @@ def parsed_rows(raws: Iterable[tuple[str, Any]], reading: Reading, source: Sourc
             yield Parsed(place, name, row, columns=keys)
 
 
-def parse_file(path: Path, name: str, *, group_by: str | None = None, text_unit: TextUnit = "auto") -> list[Parsed]:
-    """Return every row of a file as it was understood, for checks."""
-    raws = _without_remarks(read_file(path, name, ReadOptions(text_unit=text_unit)), [])
-    return list(parsed_rows(raws, Reading(group_by=group_by)))
+def parse_file(
+    path: Path,
+    name: str,
+    *,
+    group_by: str | None = None,
+    text_unit: TextUnit = "auto",
+    source: Source | None = None,
+    remarks: list[str] | None = None,
+) -> Iterator[Parsed]:
+    """Yield every row of a file as it was understood, for checks.
+
+    Args:
+        source: settings of how it is read, its path aside.
+        remarks: where what was found out about the file goes.
+    """
+    options = ReadOptions(text_unit=text_unit) if source is None else source.options(text_unit, group_by)
+    raws = _without_remarks(read_file(path, name, options), [] if remarks is None else remarks)
+    return parsed_rows(raws, Reading(group_by=group_by), source)
 
 
-def _of_kind(raws: Iterable[tuple[str, Any]], kind: str, source: Source, reading: Reading, seed: int) -> Loaded:
+def _of_kind(
+    raws: Iterable[tuple[str, Any]],
+    kind: str,
+    source: Source,
+    reading: Reading,
+    seed: int,
+    cleaner: RowCleaner | None = None,
+) -> Loaded:
     loaded, count = Loaded(), SourceCount(part=kind, source=source.path)
     lost, other = Lost(), None
     used: list[tuple[Parsed, list[Any]]] = []
     rows = parsed_rows(_kept(raws, source, count, loaded.columns), reading, source)
+    dropped: set[str] = set()
+    if cleaner is not None:
+        rows = _cleaned(rows, cleaner, count.cleaning, dropped)
     for parsed in gathered(rows, kind):
         if parsed.row is None:
             loaded.rejected.append(Rejected(parsed.place, parsed.reason))
@@ -262,7 +297,9 @@ def _of_kind(raws: Iterable[tuple[str, Any]], kind: str, source: Source, reading
         raise UserError(lost.message(source.path))
     sampled = _sampled(used, source, seed)
     usable, taken = {p.place for p, _ in used}, {p.place for p, _ in sampled}
-    count.rejected = len({r.source for r in loaded.rejected} - usable)
+    rejected = {r.source for r in loaded.rejected} - usable
+    count.rejected, count.dropped = len(rejected), len(dropped - usable - rejected)
+    count.changed = count.cleaning.changed_rows
     count.used, count.not_sampled = len(taken), len(usable - taken)
     for parsed, records in sampled:
         loaded.records += records
@@ -274,6 +311,19 @@ def _of_kind(raws: Iterable[tuple[str, Any]], kind: str, source: Source, reading
     if not loaded.records:
         raise UserError(_nothing(loaded, kind, source, hint(other, kind) if other else ""))
     return loaded
+
+
+def _cleaned(rows: Iterable[Parsed], cleaner: RowCleaner, tally: Tally, dropped: set[str]) -> Iterator[Parsed]:
+    """The rows that cleaning leaves, mended; the places of the others go to ``dropped``."""
+    for parsed in rows:
+        if parsed.row is None:
+            yield parsed
+            continue
+        kept = list(cleaner.clean(parsed.row, parsed.place, tally))
+        if not kept:
+            dropped.add(parsed.place)
+        for row in kept:
+            yield replace(parsed, row=row)
 
 
 def _kept(
@@ -338,6 +388,8 @@ def _text_as_prompt(row: Row) -> Row:
 
 def _nothing(loaded: Loaded, kind: str, source: Source, cure: str) -> str:
     count = loaded.counts[0]
+    if count.dropped:
+        cure = f"; {count.dropped:,} are dropped by data.clean ({'; '.join(count.cleaning.lines())}){cure}"
     if count.where:
         cure = f"; {count.where:,} are left out by where: {source.where}{cure}"
     if Path(source.path).suffix.lower() in (".tsv", ".tab") and source.header is True and CELLS not in loaded.columns:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from data.common.errors import UserError
 from pipelines.cli import evaluate as cli_evaluate
 from pipelines.cli import folders as cli_folders
 from pipelines.cli.exit_codes import guarded, spread_values
@@ -232,8 +233,6 @@ def chat(
     from pipelines.cli.chat import talk
 
     if old_name is not None:
-        from data.common.errors import UserError
-
         raise UserError(f"--beside is called --compare-with: trivet chat {run} --compare-with {old_name}")
     talk(
         *(run, stage, compare_with),
@@ -329,23 +328,37 @@ def check_data(
         str | None, typer.Option("--tokenizer", metavar="DIR", help="count tokens with this tokenizer")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    every: Annotated[bool, typer.Option("--all", help="show every bad row")] = False,
+    every: Annotated[bool, typer.Option("--all", help="show every bad row and every doubtful place")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="exit code 1 for any bad row or overlap")] = False,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option("--ignore", metavar="COLUMN", help="a column that need not be read, as data.ignore"),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--columns", metavar="OURS=THEIRS", help="what a format's column is called in the files"),
+    ] = None,
 ) -> None:
     """Show what is in data files or behind a recipe, and what is wrong.
 
-    Format, counts, lengths, bad rows, duplicates, and prompts that files share; of a recipe the rows of every source,
-    doubtful rankings, and held-out prompts that are nearly in training.
+    Format, counts by role and turn, lengths, languages, bad rows, duplicates and near ones, doubtful rankings, and
+    prompts that files share; of a recipe the rows of every source, what limits cut, and held-out prompts in training.
 
     \b
     trivet data check train.jsonl held_out.jsonl
+    trivet data check train.jsonl --columns prompt=question --ignore 'meta_*'
+    trivet data check my.yaml --all
     """
+    from pipelines.cli.data import reading
     from pipelines.cli.tables import show_data, show_recipe_data
 
     if len(files) == 1 and files[0].suffix in (".yaml", ".yml"):
+        given = {"--tokenizer": tokenizer, "--ignore": ignore, "--columns": columns}
+        if wrong := next((name for name, value in given.items() if value), None):
+            raise UserError(f"{wrong} is for files; the recipe says it")
         clean = show_recipe_data(files[0], as_json, every)
     else:
-        clean = show_data(files, tokenizer, as_json=as_json, every=every)
+        clean = show_data(files, tokenizer, reading(columns, ignore), as_json=as_json, every=every)
     raise typer.Exit(1 if strict and not clean else 0)
 
 

@@ -50,7 +50,7 @@ class PlanDetails:
         """
         rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}
         steps = STAGES[name].steps(self.recipe, self.corpus)
-        tallies = self._tallies(name)
+        tallies = self.tallies(name)
         return {
             "steps": steps,
             "rows": rows,
@@ -85,7 +85,8 @@ class PlanDetails:
             return self.opened
         return opened(resolve_base(self.recipe.reward.base, base_dir=self.recipe.base_dir), "auto", ())
 
-    def _tallies(self, name: str) -> dict[str, Tally]:
+    def tallies(self, name: str) -> dict[str, Tally]:
+        """What the limit of a stage cuts and drops, by group of rows; empty where no tokenizer is there."""
         tally = STAGES[name].tally
         found = None if tally is None else self.opened_for_reward if STAGES[name].role == "reward" else self.opened
         if tally is None or found is None:
