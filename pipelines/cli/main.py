@@ -34,7 +34,7 @@ app = typer.Typer(
     "  trivet COMMAND --help             one command, with examples\n\n"
     "Exit codes: 0 done; 2 the input is wrong; 3 a stage failed; 130 and 143 stopped by a signal.",
 )
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data files.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data files, and clean them.")
 app.add_typer(data_app, name="data")
 
 
@@ -360,6 +360,37 @@ def check_data(
     else:
         clean = show_data(files, tokenizer, reading(columns, ignore), as_json=as_json, every=every)
     raise typer.Exit(1 if strict and not clean else 0)
+
+
+@data_app.command("fix")
+def fix_data(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a data file", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="COPY", help="the copy: jsonl, json, csv, tsv or txt")],
+    clean: Annotated[
+        list[str] | None,
+        typer.Option("--clean", metavar="KEY=VALUE ...", help="what is done, as in data.clean; default: see above"),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option("--ignore", metavar="COLUMN", help="a column that need not be read")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--columns", metavar="OURS=THEIRS", help="what a format's column is called in the file"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a copy that is there")] = False,
+) -> None:
+    """Write a cleaned copy of a data file.
+
+    COPY.changes.jsonl beside it lists every row that was changed or dropped, with file and line. By default characters
+    get their normal form (NFC), invisible ones and repeated rows go.
+
+    \b
+    trivet data fix chats.jsonl --out clean.jsonl
+    trivet data fix chats.jsonl --out clean.jsonl --clean mask=[email,phone] markup=true duplicates=near
+    """
+    from pipelines.cli.data import cleaning, fix, reading
+
+    fix(file, out, cleaning(clean), reading(columns, ignore), overwrite)
 
 
 def main(arguments: list[str] | None = None) -> int:

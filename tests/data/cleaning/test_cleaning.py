@@ -102,7 +102,7 @@ def test_personal_data_is_masked_and_what_looks_like_it_is_not():
 
 
 def rows_of(config: CleanConfig, rows: list[dict[str, Any]]) -> tuple[list[Any], Tally]:
-    cleaner, tally, out = RowCleaner(config), Tally(), []
+    cleaner, tally, out = RowCleaner(config), Tally(), list[Any]()
     for i, row in enumerate(rows, start=1):
         for one in parse(row, f"a:{i}")[1]:
             out += cleaner.clean(one, f"a:{i}", tally)
