@@ -20,6 +20,7 @@ from data.cleaning.rows import RowCleaner, Tally
 from data.common.errors import UserError, nearest
 from data.derive import KINDS
 from data.formats import Reject, Row, assembled, hint, parse
+from data.formats.reading import named_by
 from data.hub import read_hub
 from data.judgements import gathered
 from data.local_files import local_rows
@@ -355,6 +356,19 @@ def _check_names(source: Source, columns: Counter[str]) -> None:
             raise UserError(
                 f"{source.path}: {setting}: no row has a column {name!r}.{hint} Columns found: {', '.join(columns)}"
             )
+    check_ignored(f"{source.path}: ignore", source.ignore, columns)
+
+
+def check_ignored(setting: str, patterns: Collection[str], columns: Collection[str]) -> None:
+    """Refuse patterns of columns to leave out that no column matches, where there are columns.
+
+    Raises:
+        UserError: it names the pattern and the column nearest to it.
+    """
+    for pattern in patterns:
+        if columns and not any(named_by(name, (pattern,)) for name in columns):
+            hint = nearest(pattern, columns)
+            raise UserError(f"{setting}: no row has a column {pattern!r}.{hint} Columns found: {', '.join(columns)}")
 
 
 def _sampled(rows: Sequence[Any], source: Source, seed: int) -> list[Any]:

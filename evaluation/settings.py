@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from data.common.config import Config
 from data.common.regex_timeout import compiled
+from data.source_settings import Source
 from reward.settings import RewardPart
 
 ENDS = ("\nuser :", "\nUser:", "\nHuman:")  # where a base that was never taught to stop speaks for the user
@@ -117,7 +118,9 @@ class EvaluationConfig(Config):
     )
     prompted: dict[str, PromptedConfig] = Field({}, description="ways of asking for prompted:NAME, by name")
     judges: tuple[JudgeConfig, ...] = Field((), description="chat models that compare answers, besides gold and reward")
-    rankings: str | None = Field(None, description="other held-out rankings for the reward model's report card: a file")
+    rankings: str | Source | None = Field(
+        None, description="other held-out rankings for the reward model's report card: a file, as any source"
+    )
     lm_eval: LmEvalConfig = LmEvalConfig()
     metrics: tuple[str, ...] = Field(
         ("refusal_rate",),

@@ -16,7 +16,7 @@ from data.common.errors import UserError
 from pipelines.cli import evaluate as cli_evaluate
 from pipelines.cli import folders as cli_folders
 from pipelines.cli.exit_codes import guarded, spread_values
-from pipelines.cli.options import Fresh, Input, RecipeFile, RunDir, RunFolder, Set, StoreDir
+from pipelines.cli.options import Columns, Fresh, Ignore, Input, RecipeFile, RunDir, RunFolder, Set, StoreDir
 from pipelines.cli.run import run_stages
 from pipelines.stages.table import STAGES
 
@@ -171,6 +171,8 @@ def score(
         Path | None, typer.Option("--out", metavar="FILE", help="write here instead of standard output")
     ] = None,
     label: Annotated[str | None, typer.Option("--label", metavar="NAME", help="which label of a classifier")] = None,
+    ignore: Ignore = None,
+    columns: Columns = None,
 ) -> None:
     """Reward the answers in a file, one JSON line each.
 
@@ -179,11 +181,13 @@ def score(
     \b
     trivet score runs/demo answers.jsonl --out scored.jsonl
     trivet score http://127.0.0.1:8791/ answers.jsonl
+    trivet score runs/demo answers.csv --columns prompt=question --columns completion=reply
     trivet score ./some-reward-model answers.jsonl
     """
+    from pipelines.cli.data import reading
     from pipelines.run.score import score_file
 
-    rows = score_file(run, file, out, label)
+    rows = score_file(run, file, out, label, reading(columns, ignore))
     typer.echo(f"{rows} answers scored" + (f", written to {out}" if out else ""), err=True)
 
 
@@ -330,14 +334,8 @@ def check_data(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     every: Annotated[bool, typer.Option("--all", help="show every bad row and every doubtful place")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="exit code 1 for any bad row or overlap")] = False,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option("--ignore", metavar="COLUMN", help="a column that need not be read, as data.ignore"),
-    ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option("--columns", metavar="OURS=THEIRS", help="what a format's column is called in the files"),
-    ] = None,
+    ignore: Ignore = None,
+    columns: Columns = None,
 ) -> None:
     """Show what is in data files or behind a recipe, and what is wrong.
 
@@ -370,13 +368,8 @@ def fix_data(
         list[str] | None,
         typer.Option("--clean", metavar="KEY=VALUE ...", help="what is done, as in data.clean; default: see above"),
     ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option("--ignore", metavar="COLUMN", help="a column that need not be read")
-    ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option("--columns", metavar="OURS=THEIRS", help="what a format's column is called in the file"),
-    ] = None,
+    ignore: Ignore = None,
+    columns: Columns = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a copy that is there")] = False,
 ) -> None:
     """Write a cleaned copy of a data file.

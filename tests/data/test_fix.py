@@ -79,8 +79,7 @@ def test_every_kind_of_copy_is_read_as_the_file(tmp_path):
         found[suffix] = [(d.prompt.text, d.answer) for d in made.demonstrations.train]
     assert set(map(tuple, found.values())) == {tuple((r["prompt"], "éü") for r in rows)}
     assert (
-        json.loads(next(csv.DictReader(copies[".csv"].open(encoding="utf-8", newline="")))["tags"])
-        == rows[0]["tags"]
+        json.loads(next(csv.DictReader(copies[".csv"].open(encoding="utf-8", newline="")))["tags"]) == rows[0]["tags"]
     )
     (tmp_path / "t.txt").write_text("one\u200b\n\ntwo\n\none\n", encoding="utf-8")
     assert fix_file(tmp_path / "t.txt", tmp_path / "u.txt").out.read_text(encoding="utf-8") == "one\n\ntwo\n\n"
@@ -98,7 +97,6 @@ def test_nothing_is_overwritten_or_left_half_written(tmp_path, monkeypatch):
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     for target, why in {
         out: "is there already.*--overwrite",
-        file: "is there already",
         tmp_path / "b.parquet": "one of these suffixes",
         tmp_path / "none" / "b.jsonl": "there is no folder",
     }.items():

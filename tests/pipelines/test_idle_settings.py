@@ -79,7 +79,7 @@ def setting_names(model=Recipe, prefix=""):
         if inner:
             for one in inner:
                 yield from setting_names(one, f"{prefix}{name}.")
-        if not inner or any(part in str(field.annotation) for part in ("tuple", "dict")):
+        if not inner or Source in inner or any(part in str(field.annotation) for part in ("tuple", "dict")):
             yield f"{prefix}{name}"
 
 
@@ -408,9 +408,10 @@ SHOWN = {  # what is in no key, and the file of tests that shows it acting
     **{f"{group}.remote.batch": COMPOSITION for group in ("ppo.reward", "evaluation.best_of_by")},
     **{
         f"data.{part}.{key}": "data/test_source_settings.py"
-        for part in ("demonstrations", "rankings", "prompts", "documents")
+        for part in ("demonstrations", "rankings", "prompts", "documents", "held_out")
         for key in Source.model_fields
     },
+    **{f"evaluation.rankings.{key}": "data/test_source_settings.py" for key in Source.model_fields},
 }
 
 
