@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+import regex
 
 from data.annotators import merged
 from data.common.errors import UserError
@@ -320,7 +321,7 @@ def _split(records: Iterable[Any], held: set[str]) -> Split[Any]:
 
 # ---- leaks -----------------------------------------------------------------------------------------------------------
 
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
+_WORD = regex.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[\w\p{M}]+")
 
 
 def _words(text: str) -> list[str]:

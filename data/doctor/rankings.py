@@ -195,7 +195,9 @@ class Judgements:
         for places, text in said:
             if places.count:
                 n, of = places.count, self.rankings
-                yield places.finding("suspected label noise", f"{n:,} of {of:,} rankings {text}: look at them")
+                yield places.finding(
+                    "suspected label noise", f"{n:,} of {of:,} rankings {text}: label noise is suspected"
+                )
         if self.judged >= ENOUGH and self.liked in (0, self.judged):
             what = "liked" if self.liked else "not liked"
             text = f"all {self.judged:,} judgements say {what}: no ranking can be made of them"
