@@ -124,7 +124,9 @@ def test_preference_for_length_is_told_in_its_unit():
     assert second.text.startswith("100% of the 20 ranked pairs of unlike length, in tokens, prefer the shorter")
     assert Lengths().longer_is_better is None
     tied = Entry(place="", answers=("aaa", "b"), ranks=(0, 0))
-    assert found(Lengths(), [tied] * 30) == {}
+    of_ties = Lengths()
+    of_ties.add(tied)
+    assert of_ties.longer_is_better is None
 
 
 def test_turns_and_roles():
@@ -263,9 +265,9 @@ def test_held_out_prompts_that_are_in_training_but_for_punctuation_are_counted(t
     corpus = load_corpus(DataConfig(demonstrations="a.jsonl", held_out=0.3), seed=0, base_dir=tmp_path)
     held = {d.prompt.text.rstrip("!") for d in corpus.demonstrations.held_out}
     train = {d.prompt.text.rstrip("!") for d in corpus.demonstrations.train}
-    [leak] = [f for f in examine(corpus).findings if f.kind == "leak"]
-    assert leak.count == len(held & train) > 20
-    assert leak.text.startswith(f"{len(held & train)} of {len(held)} held-out prompts are in training but for case")
+    leaks = [f for f in examine(corpus).findings if f.kind == "leak"]
+    assert [f.count for f in leaks] == [len(held & train)] and len(held & train) > 20
+    assert leaks[0].text.startswith(f"{len(held & train)} of {len(held)} held-out prompts are in training but for case")
 
 
 def test_held_out_prompts_that_are_nearly_in_training_are_counted():
