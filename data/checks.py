@@ -31,7 +31,7 @@ from data.tokens import bounded, check_speed
 
 EXAMPLES = 5
 """Places named for each overlap of two files."""
-PROMPTS = 200_000
+PROMPTS = 100_000
 """Prompts of a file that are remembered to find overlaps; of more, those of a share of them."""
 
 

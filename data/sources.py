@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -277,9 +278,8 @@ def _of_kind(
     lost, other = Lost(), None
     used: list[tuple[Parsed, list[Any]]] = []
     rows = parsed_rows(_kept(raws, source, count, loaded.columns), reading, source)
-    dropped: set[str] = set()
     if cleaner is not None:
-        rows = _cleaned(rows, cleaner, count.cleaning, dropped)
+        rows = _cleaned(rows, cleaner, count)
     for parsed in gathered(rows, kind):
         if parsed.row is None:
             loaded.rejected.append(Rejected(parsed.place, parsed.reason))
@@ -298,9 +298,7 @@ def _of_kind(
         raise UserError(lost.message(source.path))
     sampled = _sampled(used, source, seed)
     usable, taken = {p.place for p, _ in used}, {p.place for p, _ in sampled}
-    rejected = {r.source for r in loaded.rejected} - usable
-    count.rejected, count.dropped = len(rejected), len(dropped - usable - rejected)
-    count.changed = count.cleaning.changed_rows
+    count.rejected = len({r.source for r in loaded.rejected} - usable)
     count.used, count.not_sampled = len(taken), len(usable - taken)
     for parsed, records in sampled:
         loaded.records += records
@@ -314,17 +312,20 @@ def _of_kind(
     return loaded
 
 
-def _cleaned(rows: Iterable[Parsed], cleaner: RowCleaner, tally: Tally, dropped: set[str]) -> Iterator[Parsed]:
-    """The rows that cleaning leaves, mended; the places of the others go to ``dropped``."""
-    for parsed in rows:
-        if parsed.row is None:
-            yield parsed
-            continue
-        kept = list(cleaner.clean(parsed.row, parsed.place, tally))
-        if not kept:
-            dropped.add(parsed.place)
-        for row in kept:
-            yield replace(parsed, row=row)
+def _cleaned(rows: Iterable[Parsed], cleaner: RowCleaner, count: SourceCount) -> Iterator[Parsed]:
+    """The rows that cleaning leaves, mended; lines of which it leaves nothing are counted as dropped."""
+    for place, same in groupby(rows, key=lambda parsed: parsed.place):
+        left = 0
+        for parsed in same:
+            if parsed.row is None:
+                left += 1
+                yield parsed
+                continue
+            for row in cleaner.clean(parsed.row, place, count.cleaning):
+                left += 1
+                yield replace(parsed, row=row)
+        count.dropped += not left
+    count.changed = count.cleaning.changed_rows
 
 
 def _kept(

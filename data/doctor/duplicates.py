@@ -11,7 +11,7 @@ from data.near_duplicates import digest, near_duplicates, plain
 
 NEAR_SAMPLE = 2000
 """Rows that are compared by MinHash: each takes a third of a millisecond."""
-PROMPTS = 200_000
+PROMPTS = 100_000
 """Prompts that are remembered; of more, those of a share of them."""
 
 

@@ -14,7 +14,7 @@ from data.doctor.sampling import Frequent, HashSample
 from data.near_duplicates import digest
 from data.records import normalise
 
-PROMPTS = 200_000
+PROMPTS = 100_000
 """Prompts whose judgements are remembered; of more, those of a share of them."""
 ENOUGH = 10  # rankings below which a share says nothing
 REPEATED_ANSWER = 0.2

@@ -126,7 +126,7 @@ class Frequent:
 class Repeats:
     """How many came before, exactly, in eight bytes each; the places of those that repeat, of a sample if need be."""
 
-    def __init__(self, size: int = 200_000) -> None:
+    def __init__(self, size: int = 100_000) -> None:
         self._digests = array("Q")
         self._first: HashSample[str] = HashSample(size)
         self.places: list[tuple[str, str]] = []

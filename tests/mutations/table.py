@@ -551,7 +551,7 @@ DATA = [
     _of("Q3", "code loses its tags", "data/cleaning/markup.py", "last = code.end()", "last = code.start()", CLEANING, "markup_goes"),
     _of("Q3", "a cleaned prompt keeps the group of before", "data/cleaning/rows.py", "if row.group == own else row.group", "if not own else row.group",
         CLEANING, "group_follows"),
-    _of("Q4", "dropped rows are counted as used", "data/sources.py", "len(rejected), len(dropped - usable - rejected)", "len(rejected), 0",
+    _of("Q4", "dropped rows are counted as used", "data/sources.py", "count.dropped += not left", "count.dropped += 0",
         CLEANING, "counted_and_fingerprinted"),
     _of("Q5", "a sample by hash keeps what it left out", "data/doctor/sampling.py", "if self.admits(k)}", "if k}", FINDINGS, "bounded_and_say"),
     _of("Q6", "a copy replaces what is there", "data/fix.py", "if os.path.lexists(path) and not overwrite:", "if False and not overwrite:",
