@@ -14,7 +14,8 @@ BLOCKS = re.compile(
 )
 SILENT = frozenset(("script", "style", "head", "noscript"))
 
-_NO_TAG = re.compile(rf"<(?!/?(?:{TAGS})(?:\s[^<>]*|/)?>|!--|!doctype)", re.IGNORECASE)
+_NO_TAG = re.compile(rf"<(?!/?(?:{TAGS})(?:\s[^<>]*|/)?>)", re.IGNORECASE)
+_DOCTYPE = re.compile(r"<!doctype[^<>]*>", re.IGNORECASE)
 _NO_ENTITY = re.compile(r"&(?!#?\w{1,32};)")
 
 
@@ -58,7 +59,17 @@ def _stripped(text: str) -> str:
     if not markup(text):
         return text
     parser = _Text()
+    text = _DOCTYPE.sub("", _without_comments(text))
     parser.feed(_NO_ENTITY.sub("&amp;", _NO_TAG.sub("&lt;", text)))
     parser.close()
     joined = re.sub(r"[ \t]*\n[ \t]*", "\n", "".join(parser.out))
     return re.sub(r"\n{3,}", "\n\n", joined)
+
+
+def _without_comments(text: str) -> str:
+    """The text without comments that end; one that does not is text."""
+    parts, last = [], 0
+    while (start := text.find("<!--", last)) >= 0 and (end := text.find("-->", start + 4)) >= 0:
+        parts.append(text[last:start])
+        last = end + 3
+    return "".join([*parts, text[last:]])

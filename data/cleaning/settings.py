@@ -17,16 +17,16 @@ LANGUAGE = re.compile("[a-z]{2,3}")
 class CleanConfig(Config):
     """How texts are cleaned, and which rows are left out, before anything else is done with them.
 
-    Texts are mended in this order: mojibake, unicode, control, markup, mask. Then rows are dropped, by length, by
+    Texts are mended in this order: mojibake, markup, control, unicode, mask. Then rows are dropped, by length, by
     language, and as duplicates. Nothing is done that is not asked for.
     """
 
     mojibake: bool = Field(False, description="text whose encoding was misread is mended (ftfy), such as ‘cafÃ©’")
+    markup: bool = Field(False, description="HTML tags are removed and its entities resolved, outside of code")
+    control: bool = Field(False, description="control and zero-width characters that mean nothing are removed")
     unicode: Literal["nfc", "nfkc"] | None = Field(
         None, description="normal form of all characters; nfkc also makes full-width and other variants plain"
     )
-    control: bool = Field(False, description="control and zero-width characters that mean nothing are removed")
-    markup: bool = Field(False, description="HTML tags are removed and its entities resolved, outside of code")
     mask: tuple[Personal, ...] = Field(
         (), description="personal data that is replaced: email, phone, ip, card, iban become [EMAIL] and so on"
     )

@@ -25,13 +25,13 @@ class TextCleaner:
         self._steps: list[Step] = []
         if config.mojibake:
             self._steps.append(("mojibake mended", library("ftfy", "data.clean.mojibake").fix_encoding))
-        if form := config.unicode:
-            normal: Any = form.upper()
-            self._steps.append((f"unicode in {normal}", lambda text: unicodedata.normalize(normal, text)))
-        if config.control:
-            self._steps.append(("control and zero-width characters removed", without_invisible))
         if config.markup:
             self._steps.append(("markup removed", without_markup))
+        if config.control:
+            self._steps.append(("control and zero-width characters removed", without_invisible))
+        if form := config.unicode:  # behind what puts characters side by side
+            normal: Any = form.upper()
+            self._steps.append((f"unicode in {normal}", lambda text: unicodedata.normalize(normal, text)))
         check_libraries(config.mask)
         self._mask, self._region = config.mask, config.phone_region
 

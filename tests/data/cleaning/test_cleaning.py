@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,23 @@ def test_markup_goes_and_code_stays():
         assert without_markup(text) == text
     assert without_markup("<b>see</b> ```\n<b>\n```") == "see ```\n<b>\n```"
     assert without_markup("<i>a</i> <think>b</think> 1<2 & R&D") == "a <think>b</think> 1<2 & R&D"
+
+
+def test_comments_go_and_one_that_does_not_end_is_text():
+    assert without_markup("<!doctype html><p>a<!-- b\n<i> -->c</p>") == "ac"
+    assert without_markup("<b>a</b> <!-- b") == "a <!-- b"
+    started = time.process_time()
+    without_markup("<b>x</b>" + "<!--" * 20_000 + "<p " * 20_000)
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "text", ["e\x00\u0301", "<b>e</b>\u0301", "e&#x301;\u200b", "\u031a\x11\u0302", "cafÃ©\u200b\r\n"]
+)
+def test_a_clean_text_is_clean(text):
+    every = TextCleaner(CleanConfig(mojibake=True, unicode="nfc", control=True, markup=True))
+    once, done = every(text)
+    assert done and every(once) == (once, ())
 
 
 def test_personal_data_is_masked_and_what_looks_like_it_is_not():
