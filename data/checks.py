@@ -36,7 +36,7 @@ PROMPTS = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class LengthStats:
     """Lengths of one kind of text, in one unit."""
 
     count: int
@@ -46,7 +46,7 @@ class Measured:
     longest: int
 
     @classmethod
-    def of(cls, found: Histogram) -> Measured:
+    def of(cls, found: Histogram) -> LengthStats:
         """The statistics of a histogram."""
         return cls(
             count=found.count, mean=found.mean, median=found.median, p95=found.quantile(0.95), longest=found.longest
@@ -78,8 +78,8 @@ class FileCheck:
     tied_rows: int
     longer_is_better: float | None  # share of ordered pairs whose better answer is the longer one, in characters
     longer_is_better_in_tokens: float | None  # the same in tokens, where they are counted
-    characters: dict[str, Measured]
-    tokens: dict[str, Measured]
+    characters: dict[str, LengthStats]
+    tokens: dict[str, LengthStats]
     findings: tuple[Finding, ...]
 
 
@@ -129,37 +129,37 @@ def check_files(
         UserError: a file is not there or cannot be read, no row of it fits a format, or there is no such tokenizer.
     """
     count_tokens = token_counter(tokenizer) if tokenizer is not None else None
-    looks = [_look(Path(file), str(file), count_tokens, reading) for file in files]
-    overlaps = [_overlap(a, b) for a, b in combinations(looks, 2)]
+    readers = [_read_file(Path(file), str(file), count_tokens, reading) for file in files]
+    overlaps = [_overlap(a, b) for a, b in combinations(readers, 2)]
     return DataCheck(
-        files=tuple(look.outcome() for look in looks),
+        files=tuple(reader.outcome() for reader in readers),
         overlaps=tuple(o for o in overlaps if o.shared or o.nearly),
     )
 
 
-def _look(path: Path, name: str, count_tokens: Count | None, reading: Source | None) -> _Look:
+def _read_file(path: Path, name: str, count_tokens: Count | None, reading: Source | None) -> _FileReader:
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         if path.exists():
             raise UserError(f"{path} is {'a folder' if path.is_dir() else 'a pipe, socket or device'}, not a file")
         raise UserError(f"{path} is not there.{nearest(path.name, names)}")
-    look = _Look(name, count_tokens, reading)
-    for parsed in parse_file(path, name, source=reading, remarks=look.remarks):
-        look.add(parsed)
-    if not look.rows:
+    reader = _FileReader(name, count_tokens, reading)
+    for parsed in parse_file(path, name, source=reading, remarks=reader.remarks):
+        reader.add(parsed)
+    if not reader.rows:
         raise UserError(f"{path}: holds no row, only a header or blank lines")
-    if not look.formats:
-        columns = ", ".join(look.columns) or "none"
-        why = Counter(r.reason for r in look.bad).most_common(1)[0][0]
+    if not reader.formats:
+        columns = ", ".join(reader.columns) or "none"
+        why = Counter(r.reason for r in reader.bad).most_common(1)[0][0]
         raise UserError(
-            f"{path}: no row fits a known format; most often: {why} ({look.bad[0].source}). Columns found: {columns}. "
-            f"Known: {known_formats()}"
+            f"{path}: no row fits a known format; most often: {why} ({reader.bad[0].source}). "
+            f"Columns found: {columns}. Known: {known_formats()}"
         )
-    return look
+    return reader
 
 
 @dataclass(slots=True)
-class _Look:
+class _FileReader:
     """What is counted of one file while its rows go by."""
 
     file: str
@@ -182,7 +182,7 @@ class _Look:
     duplicates: Duplicates = field(default_factory=Duplicates)
     lengths: Lengths = field(init=False)
     checks: tuple[Check, ...] = field(init=False)
-    beside: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = field(default_factory=dict)
+    unread_by_shape: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = field(default_factory=dict)
     last: str = ""
     group: str | None = None
     one_group: bool = True
@@ -205,9 +205,9 @@ class _Look:
         self.group = row.group
         self.formats[parsed.format] += 1
         kind = (parsed.format, parsed.columns)
-        if kind not in self.beside:
-            self.beside[kind] = _unread(*kind, self.reading)
-        self.unread.update(self.beside[kind])
+        if kind not in self.unread_by_shape:
+            self.unread_by_shape[kind] = _unread(*kind, self.reading)
+        self.unread.update(self.unread_by_shape[kind])
         self.notes.update(row.notes)
         self.tied += len(set(row.ranks)) < len(row.ranks)
         if row.judged and len(row.answers) == 1:
@@ -274,8 +274,8 @@ class _Look:
             tied_rows=self.tied,
             longer_is_better=self.lengths.longer_is_better,
             longer_is_better_in_tokens=self.lengths.longer_is_better_in_tokens,
-            characters={name: Measured.of(found) for name, found in self.lengths.characters.items()},
-            tokens={name: Measured.of(found) for name, found in self.lengths.tokens.items()},
+            characters={name: LengthStats.of(found) for name, found in self.lengths.characters.items()},
+            tokens={name: LengthStats.of(found) for name, found in self.lengths.tokens.items()},
             findings=tuple(self._findings()),
         )
 
@@ -291,7 +291,7 @@ def _unread(form: str, columns: tuple[str, ...], reading: Source | None) -> tupl
     return tuple(name for name, our in ours.items() if our not in found)
 
 
-def _overlap(a: _Look, b: _Look) -> Overlap:
+def _overlap(a: _FileReader, b: _FileReader) -> Overlap:
     halvings = max(a.keys.halvings, b.keys.halvings)
     shared = [(place, b.keys.items[key]) for key, place in a.keys.items.items() if key in b.keys.items]
     known, held = {one for _, one in shared}, a.asked.kept

@@ -95,7 +95,7 @@ class RowCleaner:
             before: the row as it was.
         """
         said = row.answers or ((row.messages[-1].content,) if row.messages else (row.text,))
-        if before is not None and _emptied(before, row):
+        if before is not None and _says_nothing(before, row):
             return "nothing is left of a text"
         lengths = [len(text) for text in said]
         if (low := self.config.min_characters) is not None and min(lengths) < low:
@@ -139,7 +139,7 @@ class RowCleaner:
             yield clean
 
 
-def _emptied(before: Row, row: Row) -> bool:
+def _says_nothing(before: Row, row: Row) -> bool:
     """Whether a text that said something says nothing any more."""
     texts = [(m.content, n.content) for m, n in zip(before.messages, row.messages, strict=True)]
     texts += [*zip(before.answers, row.answers, strict=True), (before.text, row.text)]

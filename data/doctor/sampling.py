@@ -131,14 +131,14 @@ class Repeats:
         self._first: HashSample[str] = HashSample(size)
         self.places: list[tuple[str, str]] = []
 
-    def add(self, key: int, place: str, most: int = 1000) -> None:
+    def add(self, key: int, place: str, max_places: int = 1000) -> None:
         """Note one, and its place beside the first of its kind."""
         self._digests.append(key)
         if not self._first.admits(key):
             return
         if (first := self._first.items.get(key)) is None:
             self._first.put(key, place)
-        elif len(self.places) < most:
+        elif len(self.places) < max_places:
             self.places.append((place, first))
 
     @property

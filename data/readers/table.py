@@ -49,7 +49,7 @@ def read_table(content: Content, encoding: Encoding, options: ReadOptions, *, us
         yield content.name, Remark(f"cells are separated by {NAMED.get(delimiter, repr(delimiter))}")
     numbered = ((n, line) for n, line in lines_of(content, encoding) if not (marked and n == sampled[0][0]))
     plain = delimiter == "\t" and usual == "\t"
-    if plain and _quoted_like_csv(list(islice(lines_of(content, encoding), QUOTED_SAMPLED)), delimiter):
+    if plain and _has_quoted_cells(list(islice(lines_of(content, encoding), QUOTED_SAMPLED)), delimiter):
         yield content.name, Remark("cells are quoted as in csv")
         plain = False
     records = _plain(numbered, delimiter) if plain else _quoted(numbered, delimiter)
@@ -163,7 +163,7 @@ def _delimiter(lines: list[str], usual: str) -> str:
     return best
 
 
-def _quoted_like_csv(lines: list[Line], delimiter: str) -> bool:
+def _has_quoted_cells(lines: list[Line], delimiter: str) -> bool:
     """Whether cells in quotes hold what csv quotes: with it every record has the header's cells, without it not so."""
     texts = [line for _, line in lines if isinstance(line, str)]
     edge = re.escape(delimiter)
@@ -177,9 +177,9 @@ def _quoted_like_csv(lines: list[Line], delimiter: str) -> bool:
     width = texts[0].count(delimiter) + 1
     if not all(isinstance(found, list) and len(found) == width for found in cells):
         return False
-    parted = any(text.strip() and text.count(delimiter) + 1 != width for text in texts)
+    uneven = any(text.strip() and text.count(delimiter) + 1 != width for text in texts)
     doubled = any('""' in one for text in texts for one in quoted.findall(text))
-    return parted or doubled
+    return uneven or doubled
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------

@@ -130,9 +130,9 @@ def print_plan(
 
 def _show_sources(out: Console, corpus: Corpus, findings: Iterable[str]) -> None:
     """What became of the rows of every source, what was found out about files, and what is doubtful in the data."""
-    from pipelines.run.rehearsal import told_counts
+    from pipelines.run.rehearsal import source_lines
 
-    for line in told_counts(corpus):
+    for line in source_lines(corpus):
         out.print(printable(line), markup=False)
     for text in corpus.remarks:
         out.print(printable(text), style="dim", markup=False)

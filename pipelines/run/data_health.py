@@ -23,7 +23,7 @@ def health_of(pipeline: RunParts) -> Health:
     return Health(findings=(*found.findings, *_too_few(pipeline)), facts=found.facts)
 
 
-def look_at_data(pipeline: RunParts, progress: Progress) -> dict[str, Any]:
+def check_data(pipeline: RunParts, progress: Progress) -> dict[str, Any]:
     """Tell what is doubtful, before the first stage, and return all that was found for ``run.json``."""
     found = health_of(pipeline)
     for finding in found.findings:

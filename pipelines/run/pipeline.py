@@ -32,7 +32,7 @@ from pipelines.execution.progress import Progress
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.schema import Recipe, resolved_yaml
 from pipelines.run.binding import check_start
-from pipelines.run.data_health import look_at_data
+from pipelines.run.data_health import check_data
 from pipelines.run.plan_details import PlanDetails
 from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stage_run import StageRun
@@ -240,7 +240,7 @@ class Pipeline:
         progress = progress or Progress(active=self.processes.is_main)
         chosen = self.chosen(only, start, until)
         before_first_stage(self, progress, chosen)
-        found = look_at_data(self, progress) if self.processes.is_main else {}
+        found = check_data(self, progress) if self.processes.is_main else {}
         folder = RunFolder(self.run_dir, self.processes)
         with folder.held():
             if self.processes.is_main:

@@ -49,12 +49,12 @@ def before_first_stage(pipeline: RunParts, progress: Progress, chosen: Sequence[
     if pipeline.processes.unused_devices:
         progress.say(pipeline.processes.unused_devices)
     corpus = pipeline.corpus
-    for line in [*told_counts(corpus), *corpus.remarks, *bad_rows(corpus)]:
+    for line in [*source_lines(corpus), *corpus.remarks, *bad_rows(corpus)]:
         progress.say(line)
     rehearse(pipeline, chosen, progress.warn)
 
 
-def told_counts(corpus: Corpus) -> list[str]:
+def source_lines(corpus: Corpus) -> list[str]:
     """What became of the rows of each source, and under it what cleaning did."""
     out = []
     for count in corpus.counts:

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.cli.main import main
 from pipelines.report.page import data_check
-from pipelines.run.data_health import KEPT, health_of, limits_of, look_at_data
+from pipelines.run.data_health import KEPT, check_data, health_of, limits_of
 from pipelines.run.pipeline import Pipeline
 from tests.conftest import tiny_lm, word_tokenizer
 
@@ -72,7 +72,7 @@ def test_limits_are_those_that_the_stage_cuts_by(recipe: Path) -> None:
 def test_the_look_is_told_kept_and_shown(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[str] = []
     progress: Any = SimpleNamespace(warn=told.append, say=told.append)
-    found = look_at_data(Pipeline.from_recipe(recipe), progress)
+    found = check_data(Pipeline.from_recipe(recipe), progress)
     assert sum("contradict" in text for text in told) == 1
     kept = {f["kind"]: f for f in json.loads(json.dumps(found))["findings"]}
     assert 0 < len(kept["contradiction"]["places"]) <= KEPT
