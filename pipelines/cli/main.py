@@ -181,7 +181,7 @@ def score(
     \b
     trivet score runs/demo answers.jsonl --out scored.jsonl
     trivet score http://127.0.0.1:8791/ answers.jsonl
-    trivet score runs/demo answers.csv --columns prompt=question --columns completion=reply
+    trivet score runs/demo answers.csv --columns completion=reply
     trivet score ./some-reward-model answers.jsonl
     """
     from pipelines.cli.data import reading
@@ -379,7 +379,7 @@ def fix_data(
 
     \b
     trivet data fix chats.jsonl --out clean.jsonl
-    trivet data fix chats.jsonl --out clean.jsonl --clean mask=[email,phone] markup=true duplicates=near
+    trivet data fix chats.jsonl --out clean.jsonl --clean mask=[email,phone]
     """
     from pipelines.cli.data import cleaning, fix, reading
 
