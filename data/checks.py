@@ -1,40 +1,56 @@
 """What a data file holds: formats, counts, lengths, bad rows, duplicates, and prompts that several files share.
 
-Returns plain data and prints nothing. It reads files as the stages do, but knows nothing of recipes or splits.
+Returns plain data and prints nothing. It reads files as the stages do, each once and row by row, but knows nothing of
+recipes or splits.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, nearest
 from data.derive import KINDS
-from data.formats import Reject, Row, known_formats
+from data.doctor.duplicates import NEAR_SAMPLE, Duplicates
+from data.doctor.entry import Check, Entry, Finding, of_row
+from data.doctor.rankings import Judgements, Rankings
+from data.doctor.sampling import HashSample, Histogram, Reservoir
+from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
+from data.formats import FORMATS, Reject, Row, known_formats
 from data.judgements import gathered
+from data.near_duplicates import digest, near_duplicates
 from data.readers.files import is_text
 from data.records import group_of, normalise
+from data.source_settings import Source
 from data.sources import Parsed, Rejected, parse_file
 from data.tokens import bounded, check_speed
 
 EXAMPLES = 5
 """Places named for each overlap of two files."""
+PROMPTS = 100_000
+"""Prompts of a file that are remembered to find overlaps; of more, those of a share of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    """Of one kind of text, in one unit."""
+class LengthStats:
+    """Lengths of one kind of text, in one unit."""
 
     count: int
     mean: float
     median: float
     p95: float
     longest: int
+
+    @classmethod
+    def of(cls, found: Histogram) -> LengthStats:
+        """The statistics of a histogram."""
+        return cls(
+            count=found.count, mean=found.mean, median=found.median, p95=found.quantile(0.95), longest=found.longest
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,172 +61,261 @@ class FileCheck:
     rows: int
     formats: dict[str, int]
     columns: dict[str, int]
+    unread: dict[str, int]  # columns that describe a row and are no part of prompts and answers
     usable: dict[str, int]
     bad: tuple[Rejected, ...]
     notes: dict[str, int]
-    duplicates: tuple[tuple[str, str], ...]  # place of a row, and of the same row before it
-    repeated_prompts: int  # rows whose prompt came before, with another response or the same
-    answers: dict[int, int]  # rows by their number of responses
+    remarks: tuple[str, ...]
+    duplicates: tuple[tuple[str, str], ...]  # place of a row, and of the same row before it; at most 1,000
+    duplicate_rows: int
+    repeated_prompts: int  # rows whose prompt came before, with another answer or the same
+    answers: dict[int, int]  # rows by their number of answers
+    roles: dict[str, int]  # messages by role
+    turns: dict[int, int]  # rows by their number of turns
+    languages: dict[str, int]  # of a sample
+    scripts: dict[str, int]
+    languages_of: str  # the sample
     tied_rows: int
     longer_is_better: float | None  # share of ordered pairs whose better response is the longer one, in characters
     longer_is_better_in_tokens: float | None  # the same in tokens, where they are counted
-    characters: dict[str, Lengths]
-    tokens: dict[str, Lengths]
+    characters: dict[str, LengthStats]
+    tokens: dict[str, LengthStats]
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """Prompts (or, where there are none, texts) that two files share: a leak if one is trained on, one held out."""
+    """Prompts (or, where there are none, texts) that two files share: a leak if one is trained on, one held out.
+
+    ``nearly`` counts those of the second that are one of the first but for a few characters; ``sampled`` says of how
+    many, where not all were compared.
+    """
 
     first: str
     second: str
     shared: int
     examples: tuple[tuple[str, str], ...]
+    nearly: int = 0
+    near_examples: tuple[tuple[str, str], ...] = ()
+    sampled: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataCheck:
-    """The outcome of ``check_files``; ``clean`` if there is no bad row and no overlap."""
+    """The outcome of ``check_files``; ``clean`` if there is no bad row and no prompt that files share."""
 
     files: tuple[FileCheck, ...]
     overlaps: tuple[Overlap, ...]
 
     @property
     def clean(self) -> bool:
-        return not self.overlaps and not any(f.bad for f in self.files)
+        return not any(o.shared for o in self.overlaps) and not any(f.bad for f in self.files)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"clean": self.clean}
 
 
-def check_files(files: Sequence[str | Path], *, tokenizer: str | Path | Any | None = None) -> DataCheck:
+def check_files(
+    files: Sequence[str | Path], *, tokenizer: str | Path | Any | None = None, reading: Source | None = None
+) -> DataCheck:
     """Read files and say what they hold.
 
     Args:
         files: paths of data files.
         tokenizer: a folder with a tokenizer, or a loaded one, to count tokens as well.
+        reading: settings of how all of them are read, such as columns to leave out; its path is not used.
 
     Raises:
         UserError: a file is not there or cannot be read, no row of it fits a format, or there is no such tokenizer.
     """
-    count_tokens = _token_counter(tokenizer) if tokenizer is not None else None
-    checked, keys = [], []
-    for file in files:
-        parsed = _read(Path(file))
-        checked.append(_check(str(file), parsed, count_tokens))
-        keys.append(_keys(parsed))
-    pairs = combinations(range(len(checked)), 2)
-    overlaps = [_overlap(checked[i].file, checked[j].file, keys[i], keys[j]) for i, j in pairs]
-    return DataCheck(files=tuple(checked), overlaps=tuple(o for o in overlaps if o.shared))
+    count_tokens = token_counter(tokenizer) if tokenizer is not None else None
+    readers = [_read_file(Path(file), str(file), count_tokens, reading) for file in files]
+    overlaps = [_overlap(a, b) for a, b in combinations(readers, 2)]
+    return DataCheck(
+        files=tuple(reader.outcome() for reader in readers),
+        overlaps=tuple(o for o in overlaps if o.shared or o.nearly),
+    )
 
 
-def _read(path: Path) -> list[Parsed]:
+def _read_file(path: Path, name: str, count_tokens: Count | None, reading: Source | None) -> _FileReader:
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         if path.exists():
             raise UserError(f"{path} is {'a folder' if path.is_dir() else 'a pipe, socket or device'}, not a file")
         raise UserError(f"{path} is not there.{nearest(path.name, names)}")
-    parsed = parse_file(path, str(path))
-    if not parsed:
+    reader = _FileReader(name, count_tokens, reading)
+    for parsed in parse_file(path, name, source=reading, remarks=reader.remarks):
+        reader.add(parsed)
+    if not reader.rows:
         raise UserError(f"{path}: holds no row, only a header or blank lines")
-    if not any(p.row for p in parsed):
-        columns = ", ".join(dict.fromkeys(c for p in parsed for c in p.columns)) or "none"
-        why = Counter(p.reason for p in parsed).most_common(1)[0][0]
+    if not reader.formats:
+        columns = ", ".join(reader.columns) or "none"
+        why = Counter(r.reason for r in reader.bad).most_common(1)[0][0]
         raise UserError(
-            f"{path}: no row fits a known format; most often: {why} ({parsed[0].place}). Columns found: {columns}. "
-            f"Known: {known_formats()}"
+            f"{path}: no row fits a known format; most often: {why} ({reader.bad[0].source}). "
+            f"Columns found: {columns}. Known: {known_formats()}"
         )
-    return parsed
+    return reader
 
 
-def _check(file: str, parsed: Sequence[Parsed], count_tokens: Callable[[list[str]], list[int]] | None) -> FileCheck:
-    good = [p for p in parsed if p.row is not None]
-    rows = [p.row for p in good if p.row is not None]
-    texts = {
-        "prompt": ["\n".join(m.content for m in r.messages) for r in rows if r.messages],
-        "answer": [a for r in rows for a in r.answers],
-        "text": [r.text for r in rows if r.text],
-    }
-    texts = {name: found for name, found in texts.items() if found}
-    seen: dict[Any, str] = {}
-    duplicates = []
-    for row in rows:
-        first = seen.setdefault((row.messages, row.answers, row.ranks, row.text), row.source)
-        if first != row.source:
-            duplicates.append((row.source, first))
-    prompts = [r.messages for r in rows if r.messages]
-    return FileCheck(
-        file=file,
-        rows=len({p.place for p in parsed}),
-        formats=dict(Counter(p.format for p in good)),
-        columns=dict(Counter(c for p in parsed for c in p.columns)),
-        usable=_usable(good, prompts_only=is_text(Path(file))),
-        bad=tuple(Rejected(p.place, p.reason) for p in parsed if p.row is None),
-        notes=dict(Counter(n for r in rows for n in r.notes)),
-        duplicates=tuple(duplicates),
-        repeated_prompts=len(prompts) - len(set(prompts)),
-        answers=dict(sorted(Counter(len(r.answers) for r in rows if r.answers).items())),
-        tied_rows=sum(len(set(r.ranks)) < len(r.ranks) for r in rows),
-        longer_is_better=_longer_is_better(rows, lambda texts: [len(t) for t in texts]),
-        longer_is_better_in_tokens=_longer_is_better(rows, count_tokens) if count_tokens else None,
-        characters={name: _lengths([len(t) for t in found]) for name, found in texts.items()},
-        tokens={name: _lengths(count_tokens(found)) for name, found in texts.items()} if count_tokens else {},
-    )
+@dataclass(slots=True)
+class _FileReader:
+    """What is counted of one file while its rows go by."""
 
+    file: str
+    count_tokens: Count | None
+    reading: Source | None = None
+    rows: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    usable: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(KINDS, 0)))
+    bad: list[Rejected] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    tied: int = 0
+    judged: list[Parsed] = field(default_factory=list)
+    keys: HashSample[str] = field(default_factory=lambda: HashSample(PROMPTS))
+    asked: Reservoir[tuple[str, str]] = field(default_factory=lambda: Reservoir(NEAR_SAMPLE))
+    turns: Turns = field(default_factory=Turns)
+    languages: Languages = field(default_factory=Languages)
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    lengths: Lengths = field(init=False)
+    checks: tuple[Check, ...] = field(init=False)
+    unread_by_shape: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = field(default_factory=dict)
+    last: str = ""
+    group: str | None = None
+    one_group: bool = True
 
-def _usable(parsed: Sequence[Parsed], *, prompts_only: bool) -> dict[str, int]:
-    counts = {}
-    for kind, make in KINDS.items():
-        counts[kind] = 0
-        for row in (one.row for one in gathered(parsed, kind) if one.row is not None):
+    def __post_init__(self) -> None:
+        self.lengths = Lengths(self.count_tokens)
+        own = (self.lengths, self.turns, self.languages, Characters(), self.duplicates)
+        self.checks = (Rankings(), Judgements(), *own)
+
+    def add(self, parsed: Parsed) -> None:
+        """Count one row, or one of several that a line holds."""
+        self.rows += parsed.place != self.last
+        self.last = parsed.place
+        self.columns.update(parsed.columns)
+        row = parsed.row
+        if row is None:
+            self.bad.append(Rejected(parsed.place, parsed.reason))
+            return
+        self.one_group = self.one_group and self.group in (None, row.group)
+        self.group = row.group
+        self.formats[parsed.format] += 1
+        kind = (parsed.format, parsed.columns)
+        if kind not in self.unread_by_shape:
+            self.unread_by_shape[kind] = _unread(*kind, self.reading)
+        self.unread.update(self.unread_by_shape[kind])
+        self.notes.update(row.notes)
+        self.tied += len(set(row.ranks)) < len(row.ranks)
+        if row.judged and len(row.answers) == 1:
+            self.judged.append(parsed)
+        else:
+            self._use(parsed, tuple(KINDS))
+        entry = of_row(row, parsed.place)
+        for check in self.checks:
+            check.add(entry)
+        self._remember(row, entry)
+
+    def _use(self, parsed: Parsed, kinds: Iterable[str]) -> None:
+        assert parsed.row is not None
+        for kind in kinds:
             try:
-                counts[kind] += bool(make(row))
+                self.usable[kind] += bool(KINDS[kind](parsed.row))
             except Reject:
-                counts[kind] += kind == "prompts" and prompts_only and bool(row.text)
-    return counts
+                lines = kind == "prompts" and is_text(Path(self.file)) and bool(parsed.row.text)
+                self.usable[kind] += lines
+
+    def _remember(self, row: Row, entry: Entry) -> None:
+        texts = row.answers or (row.text,)
+        own = ["prompt/" + group_of(row.messages)] if row.messages else ["text/" + normalise(t) for t in texts]
+        new = False
+        for key in map(digest, own):
+            if self.keys.admits(key) and key not in self.keys.items:
+                self.keys.put(key, entry.place)
+                new = True
+        if new:
+            self.asked.add((entry.place, entry.question or "\n".join(entry.answers)))
+
+    def _findings(self) -> Iterator[Finding]:
+        for check in self.checks:
+            yield from check.findings()
+        if (n := self.formats.total()) > 1 and self.one_group:
+            text = f"all {n:,} rows are of one group (their first user message, or data.group_by): no split parts them"
+            yield Finding(kind="one group", count=n, text=text)
+
+    def outcome(self) -> FileCheck:
+        """All counts, once the file is read."""
+        for kind in KINDS:
+            for one in gathered(self.judged, kind):
+                self._use(one, [kind])
+        of = self.languages.facts()
+        return FileCheck(
+            file=self.file,
+            rows=self.rows,
+            formats=dict(self.formats),
+            columns=dict(self.columns),
+            unread=dict(self.unread),
+            usable=dict(self.usable),
+            bad=tuple(self.bad),
+            notes=dict(self.notes),
+            remarks=tuple(self.remarks),
+            duplicates=tuple(self.duplicates.rows.places),
+            duplicate_rows=self.duplicates.rows.count,
+            repeated_prompts=self.duplicates.prompts.count,
+            answers=dict(sorted(self.turns.answers.items())),
+            roles=dict(self.turns.roles.most_common()),
+            turns=dict(sorted(self.turns.turns.items())),
+            languages=of["languages"],
+            scripts=of["scripts"],
+            languages_of=of["languages of"],
+            tied_rows=self.tied,
+            longer_is_better=self.lengths.longer_is_better,
+            longer_is_better_in_tokens=self.lengths.longer_is_better_in_tokens,
+            characters={name: LengthStats.of(found) for name, found in self.lengths.characters.items()},
+            tokens={name: LengthStats.of(found) for name, found in self.lengths.tokens.items()},
+            findings=tuple(self._findings()),
+        )
 
 
-def _longer_is_better(rows: Sequence[Row], length_of: Callable[[list[str]], list[int]]) -> float | None:
-    """Share of the ordered pairs of unlike length, as ``length_of`` has it, whose better response is the longer one."""
-    texts = [a for r in rows for a in r.answers]
-    lengths = iter(length_of(texts) if texts else [])
-    longer = []
-    for r in rows:
-        answers = [(next(lengths), rank) for rank in r.ranks]
-        pairs = combinations(answers, 2)
-        longer += [a > b for (a, rank), (b, other) in pairs if rank < other and a != b]
-    return sum(longer) / len(longer) if longer else None
+def _unread(form: str, columns: tuple[str, ...], reading: Source | None) -> tuple[str, ...]:
+    """Columns of a row, by its own names, that its format leaves beside."""
+    mapping = {} if reading is None else {their: our for our, their in reading.columns.items()}
+    ours = {name: mapping.get(name, name) for name in columns}
+    found = FORMATS[form].reads(frozenset(ours.values()))
+    if found is None:  # the same names in capitals
+        ours = {name: name.strip().lower() for name in columns}
+        found = FORMATS[form].reads(frozenset(ours.values())) or frozenset()
+    return tuple(name for name, our in ours.items() if our not in found)
 
 
-def _lengths(numbers: Sequence[int]) -> Lengths:
-    ordered = sorted(numbers)
-    return Lengths(
-        count=len(ordered),
-        mean=statistics.fmean(ordered),
-        median=statistics.median(ordered),
-        p95=ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
-        longest=ordered[-1],
+def _overlap(a: _FileReader, b: _FileReader) -> Overlap:
+    halvings = max(a.keys.halvings, b.keys.halvings)
+    shared = [(place, b.keys.items[key]) for key, place in a.keys.items.items() if key in b.keys.items]
+    known, held = {one for _, one in shared}, a.asked.kept
+    near = [(first, second) for second, first in near_duplicates(b.asked.kept, held) if second not in known]
+    parts = [f"of one prompt in {1 << halvings:,}"] if halvings else []
+    if a.asked.seen > len(held) or b.asked.seen > len(b.asked.kept):
+        parts.append(f"near ones of {a.asked.of('prompts')} and {b.asked.of('prompts')}")
+    return Overlap(
+        first=a.file,
+        second=b.file,
+        shared=len(shared),
+        examples=tuple(shared[:EXAMPLES]),
+        nearly=len(near),
+        near_examples=tuple(near[:EXAMPLES]),
+        sampled="; ".join(parts),
     )
 
 
-def _keys(parsed: Sequence[Parsed]) -> dict[str, str]:
-    """Place of the first row with each prompt, and with each text of rows that have none."""
-    keys: dict[str, str] = {}
-    for p in parsed:
-        if p.row is not None:
-            texts = p.row.answers or (p.row.text,)
-            own = ["prompt/" + group_of(p.row.messages)] if p.row.messages else ["text/" + normalise(t) for t in texts]
-            for key in own:
-                keys.setdefault(key, p.place)
-    return keys
+def token_counter(tokenizer: str | Path | Any) -> Count:
+    """A function that counts the tokens of texts.
 
-
-def _overlap(first: str, second: str, a: dict[str, str], b: dict[str, str]) -> Overlap:
-    shared = [(a[key], b[key]) for key in a if key in b]
-    return Overlap(first=first, second=second, shared=len(shared), examples=tuple(shared[:EXAMPLES]))
-
-
-def _token_counter(tokenizer: str | Path | Any) -> Callable[[list[str]], list[int]]:
+    Raises:
+        UserError: the folder is not there, or holds no tokenizer that loads.
+    """
     if isinstance(tokenizer, (str, Path)):
         from transformers import AutoTokenizer
 

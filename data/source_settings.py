@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from data.cleaning.settings import CleanConfig
 from data.common.config import Config
 from data.common.errors import nearest
 from data.formats import FORMATS
@@ -103,7 +104,9 @@ class DataConfig(Config):
     rankings: Sources = Field((), description="prompts with ranked responses, for the reward model")
     prompts: Sources = Field((), description="prompts for PPO and evaluation; default: those of the others")
     documents: Sources = Field((), description="text for pretraining a base; default: that of the others")
-    held_out: float | str = Field(0.1, description="share of the groups kept from all training, or a file of prompts")
+    held_out: float | str | Source = Field(
+        0.1, description="share of the groups kept from all training, or a file of prompts, as any source"
+    )
     group_by: str | None = Field(None, description="column that names a row's group; default: its first user message")
     annotators: Literal["keep", "share", "mean"] = Field(
         "keep", description="several people's rankings of the same: each counts 1, each 1/m, or their mean rank"
@@ -113,6 +116,8 @@ class DataConfig(Config):
         (),
         description="columns, or patterns such as `note_*`, that no format has to read; others must be read",
     )
+
+    clean: CleanConfig = Field(CleanConfig(), description="what is mended, masked and left out before anything else")
 
     @field_validator("ignore", mode="before")
     @classmethod
@@ -126,7 +131,7 @@ class DataConfig(Config):
 
     @field_validator("held_out")
     @classmethod
-    def _share(cls, value: float | str) -> float | str:
+    def _share(cls, value: float | str | Source) -> float | str | Source:
         if isinstance(value, float) and not 0 <= value < 1:
             raise ValueError(f"held_out {value} must be a share from 0 to under 1, or the path of a file of prompts")
         return value

@@ -12,14 +12,17 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from data.cleaning.rows import RowCleaner, Tally
 from data.common.errors import UserError, nearest
 from data.common.patience import each
 from data.derive import KINDS
 from data.formats import Reject, Row, assembled, hint, parse
+from data.formats.reading import named_by
 from data.hub import read_hub
 from data.judgements import gathered
 from data.local_files import local_rows
@@ -51,8 +54,9 @@ class Rejected:
 class SourceCount:
     """What became of the rows of one source.
 
-    ``read`` is the sum of ``rejected``, ``where`` (left out by it), ``not_sampled`` (by weight and limit) and ``used``;
-    of those used, ``repeated`` prompts are dropped, and ``held_out`` records kept from training.
+    ``read`` is the sum of ``rejected``, ``where`` (left out by it), ``dropped`` (by cleaning), ``not_sampled`` (by
+    weight and limit) and ``used``; of those used, ``repeated`` prompts are dropped, and ``held_out`` records kept from
+    training. ``changed`` rows are those that cleaning mended, ``cleaning`` says how.
     """
 
     part: str
@@ -64,17 +68,25 @@ class SourceCount:
     used: int = 0
     repeated: int = 0
     held_out: int = 0
+    changed: int = 0
+    dropped: int = 0
+    cleaning: Tally = field(default_factory=Tally, repr=False, compare=False)
     places: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain values."""
         names = ("part", "source", "read", "rejected", "where", "not_sampled", "used", "repeated", "held_out")
-        return {name: getattr(self, name) for name in names}
+        out = {name: getattr(self, name) for name in names}
+        if self.changed or self.dropped:
+            out |= {"changed": self.changed, "dropped": self.dropped, "cleaning": self.cleaning.as_dict()}
+        return out
 
     def __str__(self) -> str:
         shown = {
             "rejected": self.rejected,
             "left out by where": self.where,
+            "changed by cleaning": self.changed,
+            "dropped by cleaning": self.dropped,
             "not sampled": self.not_sampled,
             "repeated prompts dropped": self.repeated,
             "held out": self.held_out,
@@ -133,6 +145,7 @@ def load_records(
         known=tuple(name for name in known if name != "*" or kind == "prompts"),
     )
     loaded = Loaded()
+    cleaner = RowCleaner(config.clean) if config.clean.active else None
     for entry in sources:
         source = as_source(entry)
         if source.path.partition("?")[0] == DEMO_TASK:
@@ -142,7 +155,7 @@ def load_records(
             continue
         remarks: list[str] = []
         raws = _without_remarks(read_source(source, base_dir, _unit(kind, config), config.group_by), remarks)
-        loaded.add(_of_kind(raws, kind, source, reading, seed))
+        loaded.add(_of_kind(raws, kind, source, reading, seed, cleaner))
         loaded.remarks += remarks
     return loaded
 
@@ -234,18 +247,41 @@ def parsed_rows(raws: Iterable[tuple[str, Any]], reading: Reading, source: Sourc
             yield Parsed(place, name, row, columns=keys)
 
 
-def parse_file(path: Path, name: str, *, group_by: str | None = None, text_unit: TextUnit = "auto") -> list[Parsed]:
-    """Return every row of a file as it was understood, for checks."""
-    raws = _without_remarks(read_file(path, name, ReadOptions(text_unit=text_unit)), [])
-    return list(parsed_rows(raws, Reading(group_by=group_by)))
+def parse_file(
+    path: Path,
+    name: str,
+    *,
+    group_by: str | None = None,
+    text_unit: TextUnit = "auto",
+    source: Source | None = None,
+    remarks: list[str] | None = None,
+) -> Iterator[Parsed]:
+    """Yield every row of a file as it was understood, for checks.
+
+    Args:
+        source: settings of how it is read, its path aside.
+        remarks: where what was found out about the file goes.
+    """
+    options = ReadOptions(text_unit=text_unit) if source is None else source.options(text_unit, group_by)
+    raws = _without_remarks(read_file(path, name, options), [] if remarks is None else remarks)
+    return parsed_rows(raws, Reading(group_by=group_by), source)
 
 
-def _of_kind(raws: Iterable[tuple[str, Any]], kind: str, source: Source, reading: Reading, seed: int) -> Loaded:
+def _of_kind(
+    raws: Iterable[tuple[str, Any]],
+    kind: str,
+    source: Source,
+    reading: Reading,
+    seed: int,
+    cleaner: RowCleaner | None = None,
+) -> Loaded:
     loaded, count = Loaded(), SourceCount(part=kind, source=source.path)
     lost, other = Lost(), None
     used: list[tuple[Parsed, list[Any]]] = []
     raws = each(raws, f"reading {source.path}")
     rows = parsed_rows(_kept(raws, source, count, loaded.columns), reading, source)
+    if cleaner is not None:
+        rows = _cleaned(rows, cleaner, count)
     for parsed in gathered(rows, kind):
         if parsed.row is None:
             loaded.rejected.append(Rejected(parsed.place, parsed.reason))
@@ -278,6 +314,22 @@ def _of_kind(raws: Iterable[tuple[str, Any]], kind: str, source: Source, reading
     return loaded
 
 
+def _cleaned(rows: Iterable[Parsed], cleaner: RowCleaner, count: SourceCount) -> Iterator[Parsed]:
+    """The rows that cleaning leaves, mended; lines of which it leaves nothing are counted as dropped."""
+    for place, same in groupby(rows, key=lambda parsed: parsed.place):
+        left = 0
+        for parsed in same:
+            if parsed.row is None:
+                left += 1
+                yield parsed
+                continue
+            for row in cleaner.clean(parsed.row, place, count.cleaning):
+                left += 1
+                yield replace(parsed, row=row)
+        count.dropped += not left
+    count.changed = count.cleaning.changed_rows
+
+
 def _kept(
     raws: Iterable[tuple[str, Any]], source: Source, count: SourceCount, columns: Counter[str]
 ) -> Iterator[tuple[str, Any]]:
@@ -307,6 +359,19 @@ def _check_names(source: Source, columns: Counter[str]) -> None:
             raise UserError(
                 f"{source.path}: {setting}: no row has a column {name!r}.{hint} Columns found: {', '.join(columns)}"
             )
+    check_ignored(f"{source.path}: ignore", source.ignore, columns)
+
+
+def check_ignored(setting: str, patterns: Collection[str], columns: Collection[str]) -> None:
+    """Refuse patterns of columns to leave out that no column matches, where there are columns.
+
+    Raises:
+        UserError: it names the pattern and the column nearest to it.
+    """
+    for pattern in patterns:
+        if columns and not any(named_by(name, (pattern,)) for name in columns):
+            hint = nearest(pattern, columns)
+            raise UserError(f"{setting}: no row has a column {pattern!r}.{hint} Columns found: {', '.join(columns)}")
 
 
 def _sampled(rows: Sequence[Any], source: Source, seed: int) -> list[Any]:
@@ -340,6 +405,8 @@ def _text_as_prompt(row: Row) -> Row:
 
 def _nothing(loaded: Loaded, kind: str, source: Source, cure: str) -> str:
     count = loaded.counts[0]
+    if count.dropped:
+        cure = f"; {count.dropped:,} are dropped by data.clean ({'; '.join(count.cleaning.lines())}){cure}"
     if count.where:
         cure = f"; {count.where:,} are left out by where: {source.where}{cure}"
     if Path(source.path).suffix.lower() in (".tsv", ".tab") and source.header is True and CELLS not in loaded.columns:

@@ -16,20 +16,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import regex
+
 from data.annotators import merged
 from data.common.errors import UserError
 from data.derive import as_documents
 from data.formats import Row
 from data.records import Demonstration, Document, Prompt, RankedAnswers, group_of, normalise
-from data.source_settings import DataConfig
-from data.sources import Rejected, SourceCount, load_records
+from data.source_settings import DataConfig, Source
+from data.sources import Rejected, SourceCount, check_ignored, load_records
 
 T = TypeVar("T")
 PARTS = ("documents", "demonstrations", "rankings", "prompts")
@@ -125,21 +126,25 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
     read: dict[str, tuple[int, tuple[Rejected, ...]]] = {}
     counts: list[SourceCount] = []
     remarks: list[str] = []
+    columns: Counter[str] = Counter()
     for part in PARTS:
         loaded = load_records(getattr(config, part), part, config, seed=seed, base_dir=base_dir, known=known)
         records[part], rejected = loaded.records, rejected + loaded.rejected
         read[part] = (loaded.read, tuple(loaded.rejected))
         notes += loaded.notes
+        columns += loaded.columns
         counts, remarks = counts + loaded.counts, remarks + loaded.remarks
     records["rankings"] = merged(records["rankings"], config.annotators)
     held_file: list[Prompt] = []
-    if isinstance(config.held_out, str):
+    if not isinstance(config.held_out, float):
         loaded = load_records([config.held_out], "prompts", config, seed=seed, base_dir=base_dir, known=known)
         held_file = _unique(loaded.records, notes)
         rejected += loaded.rejected
         read["held_out"] = (loaded.read, tuple(loaded.rejected))
         counts += [replace(count, part="held_out", held_out=count.used) for count in loaded.counts]
         remarks += loaded.remarks
+        columns += loaded.columns
+    check_ignored("data.ignore", config.ignore, columns)
     named_prompts = records["prompts"]
     records["prompts"] = _unique(named_prompts, notes)
     _count(counts, "prompts", "repeated", named_prompts, minus=records["prompts"])
@@ -281,9 +286,9 @@ def _join_promptless(records: dict[str, list[Any]]) -> None:
                 records[part][i] = _regroup(record, top.removeprefix("group/"))
 
 
-def _held_groups(records: dict[str, list[Any]], held_file: list[Prompt], held_out: float | str) -> set[str]:
+def _held_groups(records: dict[str, list[Any]], held_file: list[Prompt], held_out: float | str | Source) -> set[str]:
     groups = {_group(r) for part in PARTS for r in records[part]}
-    if not isinstance(held_out, str):
+    if isinstance(held_out, float):
         return {g for g in groups if is_held_out(g, held_out)}
     asked = {group_of(p.messages) for p in held_file}
     held = {p.group for p in held_file} | asked
@@ -316,7 +321,7 @@ def _split(records: Iterable[Any], held: set[str]) -> Split[Any]:
 
 # ---- leaks -----------------------------------------------------------------------------------------------------------
 
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
+_WORD = regex.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[\w\p{M}]+")
 
 
 def _words(text: str) -> list[str]:

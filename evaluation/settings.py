@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from data.common.config import Config
 from data.common.regex_timeout import compiled
 from data.common.tables import in_table
+from data.source_settings import Source
 from evaluation.judge_table import JUDGES
 from reward.settings import RewardPart
 
@@ -131,7 +132,9 @@ class EvaluationConfig(Config):
     )
     prompted: dict[str, PromptedConfig] = Field({}, description="ways of asking for prompted:NAME, by name")
     judges: tuple[JudgeConfig, ...] = Field((), description="judges of pairs, after gold and reward")
-    rankings: str | None = Field(None, description="other held-out rankings for the reward model's report card: a file")
+    rankings: str | Source | None = Field(
+        None, description="other held-out rankings for the reward model's report card: a file, as any source"
+    )
     lm_eval: LmEvalConfig = LmEvalConfig()
     metrics: tuple[str, ...] = Field(
         ("refusal_rate",),

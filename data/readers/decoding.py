@@ -24,8 +24,11 @@ MARKS = {
 }
 SAMPLE = 1 << 18  # bytes of lines that are not UTF-8, from which another encoding is found
 FEW = 2  # a single odd byte is damage, not an encoding
-CANDIDATES = ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1252", "cp1251", "cp1253")
+CANDIDATES = ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1252", "cp1250", "cp1251", "cp1253")
 WESTERN = frozenset("àâäáãåæçèéêëìíîïñòóôöõøœùúûüßÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖÕØŒÙÚÛÜ«»°’‘“”–—…€£§©®¡¿·´\xa0")
+
+CENTRAL = frozenset("ąćęłńóśźżĄĆĘŁŃÓŚŹŻáčďéěíňřšťúůýžÁČĎÉĚÍŇŘŠŤÚŮÝŽäöüßÄÖÜőűŐŰľĺôĽÔđĐ„“”‚‘’«»–—…°§€\xa0")
+"""Letters of Central European languages; what may be Western as well is taken for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +134,18 @@ def _guess(sample: bytes) -> str | None:
 
     likely = [match.encoding for match in from_bytes(sample, cp_isolation=list(CANDIDATES), threshold=0.3)]
     for name in dict.fromkeys([*likely, *CANDIDATES]):
-        try:
-            text = sample.decode(name)
-        except (UnicodeDecodeError, LookupError):
+        if name == "cp1250" and _could_be("cp1252", sample):
             continue
-        if _plausible(text, sample):
+        if _could_be(name, sample):
             return name
     return None
+
+
+def _could_be(name: str, sample: bytes) -> bool:
+    try:
+        return _plausible(sample.decode(name), sample)
+    except (UnicodeDecodeError, LookupError):
+        return False
 
 
 def _plausible(text: str, sample: bytes) -> bool:
@@ -150,7 +158,9 @@ def _plausible(text: str, sample: bytes) -> bool:
         return sum(byte > 0x7F for byte in sample) >= 1.5 * len(odd) and _common(east)
     cyrillic = sum("\u0400" <= c <= "\u045f" for c in odd)
     greek = sum("\u0370" <= c <= "\u03ff" for c in odd)
-    return all(c in WESTERN for c in odd) or max(cyrillic, greek) >= 0.9 * len(odd) > 6
+    if all(c in WESTERN for c in odd):
+        return True
+    return all(c in CENTRAL for c in odd) or max(cyrillic, greek) >= 0.9 * len(odd) > 6
 
 
 def _common(letters: list[str]) -> bool:

@@ -1,6 +1,7 @@
 """csv and tsv: the delimiter set, on a ``sep=`` line, or the one by which most lines have as many cells as the header.
 
-Quotes follow RFC 4180 in csv; in tab-separated files a quotation mark is one. A quote that does not close costs its row
+Quotes follow RFC 4180 in csv; in tab-separated files a quotation mark is one, unless the first lines have cells that
+are quoted as in csv (doubled marks, tabs or line ends inside), which is told. A quote that does not close costs its row
 and the lines up to the next that fits the header, and each is named.
 """
 
@@ -10,6 +11,7 @@ import csv
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from data.common.errors import UserError
@@ -21,6 +23,7 @@ from data.readers.rows import CELLS, BadLine, Raw, ReadOptions, Remark, Row
 DELIMITERS = (",", ";", "\t", "|")
 NAMED = {"\t": "tabs", ",": "','", ";": "';'", "|": "'|'"}
 SAMPLED = 100  # lines from which the delimiter is found
+QUOTED_SAMPLED = 2000  # lines of a tab-separated file in which quoted cells are looked for
 MAX_CELL_LINES = 10_000
 LONGEST_NAME = 64
 
@@ -45,7 +48,11 @@ def read_table(content: Content, encoding: Encoding, options: ReadOptions, *, us
     if delimiter != usual and not options.delimiter:
         yield content.name, Remark(f"cells are separated by {NAMED.get(delimiter, repr(delimiter))}")
     numbered = ((n, line) for n, line in lines_of(content, encoding) if not (marked and n == sampled[0][0]))
-    records = _plain(numbered, delimiter) if delimiter == "\t" and usual == "\t" else _quoted(numbered, delimiter)
+    plain = delimiter == "\t" and usual == "\t"
+    if plain and _has_quoted_cells(list(islice(lines_of(content, encoding), QUOTED_SAMPLED)), delimiter):
+        yield content.name, Remark("cells are quoted as in csv")
+        plain = False
+    records = _plain(numbered, delimiter) if plain else _quoted(numbered, delimiter)
     if options.header is not True:
         names = list(options.header) if options.header else None
         yield from _rows(records, names, content.name)
@@ -68,14 +75,36 @@ class _Records(Iterator[tuple[int, "list[str] | BadLine"]]):
 Record = tuple[int, "list[str] | BadLine"]
 
 
+@dataclass(frozen=True, slots=True)
+class Stray(BadLine):
+    """A line of so many cells that closes a quotation mark which none opens."""
+
+    cells: int
+
+
 def _rows(records: _Records, names: list[str] | None, name: str) -> Iterator[Raw]:
     records.width = len(names) if names else None
-    for number, cells in records:
+    for number, cells in _whole(records, len(names)) if names else records:
         place = f"{name}:{number}"
         if isinstance(cells, BadLine):
             yield place, cells
         elif any(c.strip() for c in cells):
             yield place, _record(names, cells)
+
+
+def _whole(records: Iterator[Record], width: int) -> Iterator[Record]:
+    """The records, one that a later line seems to go on with marked as cut: that line closes a quote none opens."""
+    waiting: list[Record] = []
+    for number, cells in records:
+        if isinstance(cells, Stray) and cells.cells < width and waiting and isinstance(waiting[0][1], list):
+            why = f"it may go on to line {number}, which closes a quotation mark that none opens"
+            waiting[0] = (waiting[0][0], BadLine(why))
+        short = (isinstance(cells, list) and len(cells) < width) or (isinstance(cells, Stray) and cells.cells < width)
+        if not short or len(waiting) > MAX_CELL_LINES:
+            yield from waiting
+            waiting = []
+        waiting.append((number, cells))
+    yield from waiting
 
 
 def _record(names: list[str] | None, cells: list[str]) -> Row | BadLine:
@@ -132,6 +161,25 @@ def _delimiter(lines: list[str], usual: str) -> str:
         if score > best_score + 0.1:
             best, best_score = candidate, score
     return best
+
+
+def _has_quoted_cells(lines: list[Line], delimiter: str) -> bool:
+    """Whether cells in quotes hold what csv quotes: with it every record has the header's cells, without it not so."""
+    texts = [line for _, line in lines if isinstance(line, str)]
+    edge = re.escape(delimiter)
+    quoted = re.compile(rf'(?:^|{edge})"(?:[^"]|"")*"(?={edge}|$)')
+    if not texts or not any('"' in text for text in texts):
+        return False
+    if quoted.findall(texts[0]) and len(quoted.findall(texts[0])) == texts[0].count(delimiter) + 1:
+        return True  # every name of the header
+    records = list(_quoted(iter(lines), delimiter))
+    cells = [found for _, found in records[: -1 if len(lines) == QUOTED_SAMPLED else None]]
+    width = texts[0].count(delimiter) + 1
+    if not all(isinstance(found, list) and len(found) == width for found in cells):
+        return False
+    uneven = any(text.strip() and text.count(delimiter) + 1 != width for text in texts)
+    doubled = any('""' in one for text in texts for one in quoted.findall(text))
+    return uneven or doubled
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
@@ -193,7 +241,7 @@ class _quoted(_Records):
         if len(taken) > 1 and self.width is not None and len(cells) != self.width:
             return self._failed(taken, "")
         if any('"' in c for c in cells) and self._is_stray("\n".join(str(t[1]) for t in taken)):
-            return number, BadLine("not CSV: a cell ends with a quotation mark that none opens")
+            return number, Stray("not CSV: a cell ends with a quotation mark that none opens", len(cells))
         return number, cells
 
     def _feed(self, taken: list[Line]) -> Iterator[str]:

@@ -29,6 +29,7 @@ SETTING = re.compile(r"[\w.]+=.*", re.DOTALL)
 SEVERAL: dict[str, Callable[[str], Any]] = {
     "--set": SETTING.fullmatch,
     "--input": SETTING.fullmatch,
+    "--clean": SETTING.fullmatch,
     "--only": lambda word: word in STAGES,
 }
 """Options that take several values, and what is one more of them."""

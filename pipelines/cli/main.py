@@ -12,10 +12,11 @@ from typing import Annotated
 
 import typer
 
+from data.common.errors import UserError
 from pipelines.cli import evaluate as cli_evaluate
 from pipelines.cli import folders as cli_folders
 from pipelines.cli.exit_codes import exit_code, spread_values
-from pipelines.cli.options import Fresh, Input, RecipeFile, RunDir, RunFolder, Set, StoreDir
+from pipelines.cli.options import Columns, Fresh, Ignore, Input, RecipeFile, RunDir, RunFolder, Set, StoreDir
 from pipelines.cli.run import run_stages
 from pipelines.stages.table import STAGES
 
@@ -33,7 +34,7 @@ app = typer.Typer(
     "  trivet COMMAND --help             one command, with examples\n\n"
     "Exit codes: 0 done; 2 the input is wrong; 3 a stage failed; 130 and 143 stopped by a signal.",
 )
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect data files.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data files, and clean them.")
 app.add_typer(data_app, name="data")
 
 
@@ -170,6 +171,8 @@ def score(
         Path | None, typer.Option("--out", metavar="FILE", help="write here instead of standard output")
     ] = None,
     label: Annotated[str | None, typer.Option("--label", metavar="NAME", help="which label of a classifier")] = None,
+    ignore: Ignore = None,
+    columns: Columns = None,
 ) -> None:
     """Reward the responses in a file, one JSON line each.
 
@@ -178,11 +181,13 @@ def score(
     \b
     trivet score runs/demo answers.jsonl --out scored.jsonl
     trivet score http://127.0.0.1:8791/ answers.jsonl
+    trivet score runs/demo answers.csv --columns completion=reply
     trivet score ./some-reward-model answers.jsonl
     """
+    from pipelines.cli.data import reading
     from pipelines.run.score import score_file
 
-    rows = score_file(run, file, out, label)
+    rows = score_file(run, file, out, label, reading(columns, ignore))
     typer.echo(f"{rows} responses scored" + (f", written to {out}" if out else ""), err=True)
 
 
@@ -232,8 +237,6 @@ def chat(
     from pipelines.cli.chat import talk
 
     if old_name is not None:
-        from data.common.errors import UserError
-
         raise UserError(f"--beside is called --compare-with: trivet chat {run} --compare-with {old_name}")
     talk(
         *(run, stage, compare_with),
@@ -329,24 +332,58 @@ def check_data(
         str | None, typer.Option("--tokenizer", metavar="DIR", help="count tokens with this tokenizer")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    every: Annotated[bool, typer.Option("--all", help="show every bad row")] = False,
+    every: Annotated[bool, typer.Option("--all", help="show every bad row and every doubtful place")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="exit code 1 for any bad row or overlap")] = False,
+    ignore: Ignore = None,
+    columns: Columns = None,
 ) -> None:
     """Show what is in data files or behind a recipe, and what is wrong.
 
-    Format, counts, lengths, bad rows, duplicates, and prompts that files share; of a recipe the rows of every source,
-    doubtful rankings, and held-out prompts that are nearly in training.
+    Format, counts by role and turn, lengths, languages, bad rows, duplicates and near ones, doubtful rankings, and
+    prompts that files share; of a recipe the rows of every source, what limits cut, and held-out prompts in training.
 
     \b
     trivet data check train.jsonl held_out.jsonl
+    trivet data check train.jsonl --columns prompt=question --ignore 'meta_*'
+    trivet data check my.yaml --all
     """
+    from pipelines.cli.data import reading
     from pipelines.cli.tables import show_data, show_recipe_data
 
     if len(files) == 1 and files[0].suffix in (".yaml", ".yml"):
+        given = {"--tokenizer": tokenizer, "--ignore": ignore, "--columns": columns}
+        if wrong := next((name for name, value in given.items() if value), None):
+            raise UserError(f"{wrong} is for files; the recipe says it")
         clean = show_recipe_data(files[0], as_json, every)
     else:
-        clean = show_data(files, tokenizer, as_json=as_json, every=every)
+        clean = show_data(files, tokenizer, reading(columns, ignore), as_json=as_json, every=every)
     raise typer.Exit(1 if strict and not clean else 0)
+
+
+@data_app.command("fix")
+def fix_data(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a data file", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="COPY", help="the copy: jsonl, json, csv, tsv or txt")],
+    clean: Annotated[
+        list[str] | None,
+        typer.Option("--clean", metavar="KEY=VALUE ...", help="what is done, as in data.clean; default: see above"),
+    ] = None,
+    ignore: Ignore = None,
+    columns: Columns = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a copy that is there")] = False,
+) -> None:
+    """Write a cleaned copy of a data file.
+
+    COPY.changes.jsonl beside it lists every row that was changed or dropped, with file and line. By default characters
+    get their normal form (NFC), invisible ones and repeated rows go.
+
+    \b
+    trivet data fix chats.jsonl --out clean.jsonl
+    trivet data fix chats.jsonl --out clean.jsonl --clean mask=[email,phone]
+    """
+    from pipelines.cli.data import cleaning, fix, reading
+
+    fix(file, out, cleaning(clean), reading(columns, ignore), overwrite)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,3 +24,11 @@ Input = Annotated[
         "--input", metavar="STAGE=PATH ...", help="take a stage's result from a folder: ours, PEFT or Hugging Face"
     ),
 ]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option("--ignore", metavar="COLUMN", help="a column, or pattern of columns, that need not be read"),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--columns", metavar="OURS=THEIRS", help="what a format's column is called in the file"),
+]

@@ -120,11 +120,14 @@ def show_plan(
 ) -> None:
     """The stages with what would happen to them."""
     from pipelines.cli.tables import print_plan
+    from pipelines.run.data_health import health_of
     from pipelines.run.rehearsal import rehearse
     from pipelines.stages.keys import UNKNOWN
 
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
-    print_plan(pipeline.recipe, pipeline.run_dir, pipeline.plan(), pipeline.corpus, pipeline.kept())
+    plans = pipeline.plan()
+    findings = [found.text for found in health_of(pipeline).findings]
+    print_plan(pipeline.recipe, pipeline.run_dir, plans, pipeline.corpus, pipeline.kept(), findings)
     rehearse(pipeline, pipeline.recipe.stages, lambda text: print(f"warning: {text}"))
     if UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]:
         print(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ from rich.table import Table
 from data.common.redaction import printable
 
 if TYPE_CHECKING:
-    from data.checks import FileCheck
+    from data.checks import FileCheck, Overlap
+    from data.doctor.entry import Finding
+    from data.source_settings import Source
     from data.sources import Rejected
     from data.splits import Corpus
     from pipelines.recipe.schema import Recipe
@@ -67,11 +70,17 @@ def show_model(name: str) -> None:
 
 
 def print_plan(
-    recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan], corpus: Corpus, kept: Mapping[Path, str] = EMPTY
+    recipe: Recipe,
+    run_dir: Path,
+    plans: Sequence[StagePlan],
+    corpus: Corpus,
+    kept: Mapping[Path, str] = EMPTY,
+    findings: Iterable[str] = (),
 ) -> None:
     """Stages with cached, new or stale, why, and how much work each is.
 
     Args:
+        findings: what is doubtful in the data.
         kept: hidden folders that the run keeps next to its stages, and what they hold.
     """
     from pipelines.run.plan_details import rejected_warning
@@ -106,7 +115,8 @@ def print_plan(
         out.print(printable(line), markup=False)
     if rejected := rejected_warning(corpus):
         out.print(printable(rejected), style="yellow", markup=False)
-    _show_sources(out, corpus)
+    _show_bad(out, corpus.rejected, every=False)
+    _show_sources(out, corpus, findings)
     for plan in plans:
         if plan.details.get("sampled"):
             out.print(printable(f"{plan.name}: {plan.details['sampled']}"), style="dim", markup=False)
@@ -119,15 +129,15 @@ def print_plan(
         out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)
 
 
-def _show_sources(out: Console, corpus: Corpus) -> None:
+def _show_sources(out: Console, corpus: Corpus, findings: Iterable[str]) -> None:
     """What became of the rows of every source, what was found out about files, and what is doubtful in the data."""
-    from data.doctor.corpus import corpus_findings
+    from pipelines.run.rehearsal import source_lines
 
-    for count in corpus.counts:
-        out.print(printable(str(count)), markup=False)
+    for line in source_lines(corpus):
+        out.print(printable(line), markup=False)
     for text in corpus.remarks:
         out.print(printable(text), style="dim", markup=False)
-    for text in corpus_findings(corpus):
+    for text in findings:
         out.print(printable(text), style="yellow", markup=False)
 
 
@@ -145,32 +155,85 @@ def size(count: float) -> str:
 
 def show_recipe_data(recipe: Path, as_json: bool, every: bool) -> bool:
     """Print what a recipe's sources hold, with every bad row if asked; False if a row was lost."""
-    from data.doctor.corpus import corpus_findings
-    from data.splits import load_corpus
-    from pipelines.loading.load import load_recipe
+    from pipelines.run.data_health import health_of, limits_of
+    from pipelines.run.pipeline import Pipeline
 
-    made = load_recipe(recipe)
-    corpus = load_corpus(made.data, seed=made.seed, base_dir=made.base_dir)
+    pipeline = Pipeline.from_recipe(recipe)
+    corpus = pipeline.corpus
+    health, limits = health_of(pipeline), limits_of(pipeline)
     out = console()
     if as_json:
         found = {
             "sources": [c.as_dict() for c in corpus.counts],
             "remarks": list(corpus.remarks),
             "bad": [{"place": r.source, "reason": r.reason} for r in corpus.rejected],
-            "findings": corpus_findings(corpus),
+            **health.as_dict(),
+            "limits": limits,
         }
         out.print_json(data=found)
         return not corpus.rejected
-    _show_sources(out, corpus)
+    _show_sources(out, corpus, ())
+    for part, facts in health.facts.items():
+        out.print(part, style="bold", markup=False)
+        _show_facts(out, facts)
+    for stage, counts in limits.items():
+        out.print(printable(f"{stage}: {said_of_limit(counts)}"), markup=False)
+    if not limits:
+        out.print("lengths are in characters: the base's tokenizer is not on this machine", style="dim", markup=False)
+    _show_findings(out, health.findings, every)
     _show_bad(out, corpus.rejected, every)
     return not corpus.rejected
 
 
-def show_data(files: Sequence[Path], tokenizer: str | None, *, as_json: bool = False, every: bool = False) -> bool:
+def said_of_limit(counts: Mapping[str, Any]) -> str:
+    """What a stage's limit cuts, and the one that would keep 95 % of the rows whole."""
+    rows, cut, dropped = counts["rows"], counts["cut"], counts["dropped"]
+    share = f"{cut / rows:.1%}" if rows else "none"
+    text = f"{counts['what']}: {rows:,}, of which {cut:,} are cut ({share}) and {dropped:,} dropped"
+    if counts.get("limit") is not None:
+        text += f" at {counts['limit']:,} tokens; {counts['limit_for_95_percent']:,} keep 95 % whole"
+    return text
+
+
+def _show_facts(out: Console, facts: Mapping[str, Any]) -> None:
+    """One line for each count; lengths by kind of text."""
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    for name, value in facts.items():
+        if name in ("characters", "tokens"):
+            for kind, n in value.items():
+                table.add_row(f"{name} per {kind}", _quantiles(n))
+        elif isinstance(value, dict):
+            table.add_row(name, _counts(value))
+        elif name != "languages of":
+            table.add_row(name, escape(f"{value:,}" if isinstance(value, int) else str(value)))
+    out.print(table)
+
+
+def _quantiles(n: Mapping[str, Any]) -> str:
+    middle = f"median {n['median']:,.0f}, mean {n['mean']:,.0f}"
+    return f"{middle}, 95 % {n['p95']:,.0f}, longest {n['longest']:,.0f}"
+
+
+def _show_findings(out: Console, findings: Iterable[Finding], every: bool) -> None:
+    """What is doubtful, one line each; with ``--all`` every place that is kept."""
+    for found in findings:
+        out.print(printable(f"  {found.text}"), style="yellow", markup=False)
+        if every and len(found.places) > 1:
+            out.print(printable("    " + ", ".join(found.places)), markup=False)
+
+
+def show_data(
+    files: Sequence[Path],
+    tokenizer: str | None,
+    reading: Source | None = None,
+    *,
+    as_json: bool = False,
+    every: bool = False,
+) -> bool:
     """Print what the files hold, with every bad row if asked; False if a row is bad or files share prompts."""
     from data.checks import check_files
 
-    check = check_files(files, tokenizer=tokenizer)
+    check = check_files(files, tokenizer=tokenizer, reading=reading)
     out = console()
     if as_json:
         out.print_json(data=check.as_dict())
@@ -178,14 +241,24 @@ def show_data(files: Sequence[Path], tokenizer: str | None, *, as_json: bool = F
     for one in check.files:
         _show_file(out, one, every)
     for overlap in check.overlaps:
-        out.print(
-            f"{overlap.first} and {overlap.second} share {overlap.shared:,} prompts", style="yellow", markup=False
-        )
-        for first, second in overlap.examples[:SHOWN]:
-            out.print(f"  {first} is also {second}", markup=False)
+        _show_overlap(out, overlap)
     if check.overlaps:
         out.print("train on one and hold out the other, and the shared prompts are a leak", markup=False)
     return check.clean
+
+
+def _show_overlap(out: Console, one: Overlap) -> None:
+    of = f" ({one.sampled})" if one.sampled else ""
+    if one.shared:
+        text = f"{one.first} and {one.second} share {one.shared:,} prompts{of}"
+        out.print(printable(text), style="yellow", markup=False)
+    for first, second in one.examples[:SHOWN]:
+        out.print(printable(f"  {first} is also {second}"), markup=False)
+    if one.nearly:
+        text = f"{one.nearly:,} prompts of {one.second} are one of {one.first} but for a few characters{of}"
+        out.print(printable(text), style="yellow", markup=False)
+    for first, second in one.near_examples[:SHOWN]:
+        out.print(printable(f"  {first} is nearly {second}"), markup=False)
 
 
 def _show_file(out: Console, one: FileCheck, every: bool) -> None:
@@ -194,11 +267,19 @@ def _show_file(out: Console, one: FileCheck, every: bool) -> None:
     table.add_row("rows", f"{one.rows:,}")
     table.add_row("format", _counts(one.formats))
     table.add_row("columns", escape(", ".join(one.columns)))
+    if one.unread:
+        table.add_row(
+            "columns beside", f"{_counts(one.unread)}: no format reads them; functions of yours are given them"
+        )
     table.add_row("usable as", _counts({k: v for k, v in one.usable.items() if v}))
+    for what, counts in (("messages by role", one.roles), ("rows by turns", one.turns)):
+        if counts:
+            table.add_row(what, _counts(counts))
+    for what, counts in (("languages", one.languages), ("scripts", one.scripts)):
+        table.add_row(what, f"{_counts(counts)} of {one.languages_of}")
     for unit, lengths in (("characters", one.characters), ("tokens", one.tokens)):
         for kind, n in lengths.items():
-            quantiles = f"median {n.median:,.0f}, mean {n.mean:,.0f}, 95 % {n.p95:,.0f}, longest {n.longest:,.0f}"
-            table.add_row(f"{unit} per {kind}", quantiles)
+            table.add_row(f"{unit} per {kind}", _quantiles(asdict(n)))
     if one.answers:
         table.add_row("responses per row", _counts(one.answers))
     if one.tied_rows:
@@ -211,11 +292,14 @@ def _show_file(out: Console, one: FileCheck, every: bool) -> None:
         table.add_row("repeated prompts", f"{one.repeated_prompts:,}")
     for note, count in one.notes.items():
         table.add_row("note", escape(f"{note} ({count:,} rows)"))
+    for remark in one.remarks:
+        table.add_row("note", escape(printable(remark)))
     out.print(table)
-    if one.duplicates:
-        out.print(f"  {len(one.duplicates):,} duplicate rows", style="yellow", markup=False)
-        for place, first in one.duplicates[:SHOWN]:
-            out.print(f"    {place} is {first} again", markup=False)
+    if one.duplicate_rows:
+        out.print(f"  {one.duplicate_rows:,} duplicate rows", style="yellow", markup=False)
+        for place, first in one.duplicates if every else one.duplicates[:SHOWN]:
+            out.print(printable(f"    {place} is {first} again"), markup=False)
+    _show_findings(out, (f for f in one.findings if f.kind != "duplicates"), every)
     _show_bad(out, one.bad, every)
 
 
@@ -229,5 +313,5 @@ def _show_bad(out: Console, bad: Sequence[Rejected], every: bool) -> None:
         out.print(f"    and {len(bad) - SHOWN:,} more: --all shows them", markup=False)
 
 
-def _counts(counts: dict[Any, int]) -> str:
+def _counts(counts: Mapping[Any, int]) -> str:
     return escape(", ".join(f"{name} ({count:,})" for name, count in counts.items()))

@@ -18,7 +18,7 @@ def references_for(recipe: Recipe, corpus: Corpus, prompts: Sequence[Prompt]) ->
     def note(prompt: Prompt, answer: str) -> None:
         found.setdefault(prompt.messages, {})[answer] = None
 
-    if isinstance(recipe.data.held_out, str):
+    if not isinstance(recipe.data.held_out, float):
         source, data = recipe.data.held_out, recipe.data
         try:
             where, every = recipe.base_dir, ("?*",)  # what is lost of columns was reported when the corpus was read

@@ -146,8 +146,8 @@ def _needs(recipe: Recipe) -> list[Problem]:
     if recipe.rankings is not None and data.rankings:
         out.append((("rankings",), "the reward model would have two sources: remove `rankings` or data.rankings"))
     if "reward" in stages and recipe.rankings is None and not data.rankings:
-        out.append((("data",), "the reward stage needs data.rankings, or `rankings` to sample and rank responses"))
-    evaluates_a_file = isinstance(data.held_out, str) and not {"ppo", "rankings"} & set(stages)
+        out.append((("data",), "the reward stage needs data.rankings, or `rankings` to sample and rank answers"))
+    evaluates_a_file = not isinstance(data.held_out, float) and not {"ppo", "rankings"} & set(stages)
     if (
         any(stage.asks for name, stage in STAGES.items() if name in stages)
         and not (data.prompts or data.demonstrations or data.rankings)

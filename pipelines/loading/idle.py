@@ -63,20 +63,23 @@ def scored(recipe: Recipe) -> bool:
     return has(recipe, "ppo", "evaluate")
 
 
-def reads_text(recipe: Recipe) -> bool:
-    """Whether a source of documents or other records is, or may hold, plain text."""
+def files_of(recipe: Recipe) -> list[Path]:
+    """Paths of all sources but the demo task."""
     data = recipe.data
     named = (
         *data.demonstrations,
         *data.rankings,
         *data.prompts,
         *data.documents,
-        *([data.held_out] if isinstance(data.held_out, str) else []),
+        *([] if isinstance(data.held_out, float) else [data.held_out]),
     )
     paths = [Path(as_source(entry).path) for entry in named]
-    return any(
-        is_text(p) or p.suffix.lower() in ("", ".zip") for p in paths if not p.name.startswith("demo-task")
-    )  # a folder may hold it
+    return [path for path in paths if not path.name.startswith("demo-task")]
+
+
+def reads_text(recipe: Recipe) -> bool:
+    """Whether a source of documents or other records is, or may hold, plain text."""
+    return any(is_text(p) or p.suffix.lower() in ("", ".zip") for p in files_of(recipe))  # a folder may hold it
 
 
 STAGES = (
@@ -129,6 +132,11 @@ DATA = (
         "data.text_unit",
         acts=reads_text,
         why="it parts text files (.txt, .md), and data names none",
+    ),
+    rule(
+        "data.clean",
+        acts=lambda r: bool(files_of(r)),
+        why="it cleans rows of files and hub data sets, and data names none",
     ),
     rule(
         "data.annotators",

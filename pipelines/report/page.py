@@ -220,7 +220,33 @@ def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
     data = files.run.get("data")
     if isinstance(data, dict):
         out.insert(0, ("Data", {str(k).replace("_", " "): shown(v) for k, v in data.items()}))
-    return out + [(f"Source: {title}", rows) for title, rows in sources(files)]
+    out += [(f"Source: {title}", rows) for title, rows in sources(files)]
+    return out + data_check(files)
+
+
+def data_check(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
+    """What the look at the data found before the first stage: doubts, and counts by part, lengths aside."""
+    found = files.run.get("data_check")
+    found = found if isinstance(found, dict) else {}
+    doubts: dict[str, str] = {}
+    for one in found.get("findings") or []:
+        if isinstance(one, dict):
+            kind, text = str(one.get("kind", "")), str(one.get("text", ""))
+            doubts[kind] = f"{doubts[kind]}; {text}" if kind in doubts else text
+    out = [("Data: doubtful", doubts)] if doubts else []
+    facts = found.get("facts")
+    for part, rows in (facts if isinstance(facts, dict) else {}).items():
+        if isinstance(rows, dict) and (shown_rows := {k: _in_short(v) for k, v in rows.items() if k in IN_REPORT}):
+            out.append((f"Data: {part}", shown_rows))
+    return out
+
+
+IN_REPORT = ("roles", "turns", "languages", "scripts", "duplicate rows", "repeated prompts", "liked", "not liked")
+"""Of what was counted in each part, that which the report shows."""
+
+
+def _in_short(value: Any) -> str:
+    return ", ".join(f"{k}: {shown(v)}" for k, v in value.items()) if isinstance(value, dict) else shown(value)
 
 
 def sources(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
@@ -230,7 +256,7 @@ def sources(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
     return [
         (
             f"{c.get('source', '')} ({c.get('part', '')})",
-            {k.replace("_", " "): shown(v) for k, v in c.items() if k not in ("source", "part") and v},
+            {k.replace("_", " "): _in_short(v) for k, v in c.items() if k not in ("source", "part") and v},
         )
         for c in counts
     ]

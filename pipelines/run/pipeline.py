@@ -32,6 +32,7 @@ from pipelines.execution.progress import Progress
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.schema import Recipe, resolved_yaml
 from pipelines.run.binding import check_start
+from pipelines.run.data_health import check_data
 from pipelines.run.plan_details import PlanDetails
 from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stage_run import StageRun
@@ -160,6 +161,7 @@ class Pipeline:
             "rendering": rendering_key(recipe.template, recipe.stop, recipe.base_dir) if stage.on_base else None,
             "adapter": dump(recipe.adapter) if stage.on_base else None,
             "data": {part: self.corpus.fingerprint(part) for part in stage.data},
+            **({"cleaning": dump(recipe.data.clean)} if stage.data and recipe.data.clean.active else {}),
             **functions_in_key(recipe, name, self.corpus),
             "inputs": dict(keys),
             "runtime": dump(recipe.runtime, RUNTIME_SPEED)
@@ -249,6 +251,7 @@ class Pipeline:
         progress = progress or Progress(active=self.processes.is_main)
         chosen = self.chosen(only, start, until)
         before_first_stage(self, progress, chosen)
+        found = check_data(self, progress) if self.processes.is_main else {}
         folder = RunFolder(self.run_dir, self.processes)
         with folder.held():
             if self.processes.is_main:
@@ -260,6 +263,7 @@ class Pipeline:
                     data=self.corpus_counts(),
                     sources=[count.as_dict() for count in self.corpus.counts],
                     remarks=list(self.corpus.remarks),
+                    data_check=found,
                     inputs=read_run(self.run_dir).get("inputs", {}) | {k: str(v) for k, v in self.given.items()},
                 )
                 for stage in STAGES.values():

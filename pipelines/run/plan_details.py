@@ -51,7 +51,7 @@ class PlanDetails:
         """
         rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}
         steps = STAGES[name].steps(self.recipe, self.corpus)
-        tallies = self._tallies(name)
+        tallies = self.tallies(name)
         return {
             "steps": steps,
             "rows": rows,
@@ -86,7 +86,8 @@ class PlanDetails:
             return self.opened
         return opened(resolve_base(self.recipe.reward.base, base_dir=self.recipe.base_dir), "auto", ())
 
-    def _tallies(self, name: str) -> Mapping[str, Count]:
+    def tallies(self, name: str) -> Mapping[str, Count]:
+        """What a stage cuts and drops, by group of rows; empty where no tokenizer is there."""
         if STAGES[name].role == "base":
             return pretrain(self.recipe, self.corpus)
         tally = STAGES[name].tally

@@ -35,6 +35,8 @@ from pipelines.stages.table import STAGES
 from stages.settings import check_shares
 from stages.stage import prompt_rows
 
+SHOWN = 5
+"""Rejected rows that a run names."""
 ROWS = 2000
 """Rows of a part that are rendered: all of a small one, every n-th of a large one."""
 
@@ -48,9 +50,27 @@ def before_first_stage(pipeline: RunParts, progress: Progress, chosen: Sequence[
     check_start(pipeline.recipe, pipeline.corpus, chosen, run_code=True, warn=progress.warn)
     if pipeline.processes.unused_devices:
         progress.say(pipeline.processes.unused_devices)
-    for line in [*map(str, pipeline.corpus.counts), *pipeline.corpus.remarks]:
+    corpus = pipeline.corpus
+    for line in [*source_lines(corpus), *corpus.remarks, *bad_rows(corpus)]:
         progress.say(line)
     rehearse(pipeline, chosen, progress.warn)
+
+
+def source_lines(corpus: Corpus) -> list[str]:
+    """What became of the rows of each source, and under it what cleaning did."""
+    out = []
+    for count in corpus.counts:
+        out += [str(count), *(f"  {line}" for line in count.cleaning.lines())]
+    return out
+
+
+def bad_rows(corpus: Corpus) -> list[str]:
+    """The first rejected rows with their reasons, and how many more there are."""
+    rejected = corpus.rejected
+    lines = [f"rejected: {row.source}: {row.reason}" for row in rejected[:SHOWN]]
+    if len(rejected) > SHOWN:
+        lines.append(f"rejected: {len(rejected) - SHOWN:,} more; `trivet data check RECIPE --all` names each")
+    return lines
 
 
 def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], None]) -> None:

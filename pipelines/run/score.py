@@ -11,6 +11,7 @@ from typing import Any
 from data.common.errors import RowError, UserError
 from data.common.strict_json import read_object
 from data.records import Message, Prompt
+from data.source_settings import Source
 from data.sources import DataConfig, load_records
 from data.template import Renderer
 from models.backbone.artifacts import atomic_file, check_destination
@@ -96,27 +97,36 @@ def exported_reward(folder: Path) -> RewardModel:
     return load_reward(base, folder, renderer, max_tokens=limit)
 
 
-def answers_in(file: Path) -> list[tuple[Prompt, str, bool]]:
-    """Prompts and responses of a file of demonstrations or of rankings (each response a row).
+def answers_in(file: Path, reading: Source | None = None) -> list[tuple[Prompt, str, bool]]:
+    """Prompts and answers of a file of demonstrations or of rankings (each answer a row).
+
+    Args:
+        file: where they are.
+        reading: how the file is read, its path aside.
 
     Raises:
         UserError: the file holds neither.
     """
     config, folder = DataConfig(), file.parent
+    source = file.name if reading is None else reading.model_copy(update={"path": file.name})
     try:
-        ranked = load_records((file.name,), "rankings", config, seed=0, base_dir=folder)
+        ranked = load_records((source,), "rankings", config, seed=0, base_dir=folder)
         return [(r.prompt, a, f) for r in ranked.records for a, f in zip(r.answers, r.finished, strict=True)]
     except UserError as error:
         first = error
     try:
-        shown = load_records((file.name,), "demonstrations", config, seed=0, base_dir=folder)
+        shown = load_records((source,), "demonstrations", config, seed=0, base_dir=folder)
     except UserError as error:
         raise UserError(f"{error} (as rankings: {first})") from error
     return [(d.prompt, d.answer, d.finished) for d in shown.records]
 
 
 def score_file(
-    run_or_model: Path | str, file: Path | str, out: Path | str | None = None, label: str | None = None
+    run_or_model: Path | str,
+    file: Path | str,
+    out: Path | str | None = None,
+    label: str | None = None,
+    reading: Source | None = None,
 ) -> int:
     """Write one JSON line a response: ``{"prompt", "answer", "reward"}``; to ``out`` or standard output.
 
@@ -124,6 +134,7 @@ def score_file(
         run_or_model, label: see ``load_scorer``.
         file: prompts and responses in any format that ``trivet data check`` knows.
         out: a JSONL file; by default standard output.
+        reading: how the file is read, its path aside.
 
     Returns:
         The number of responses scored.
@@ -133,7 +144,7 @@ def score_file(
         raise UserError(f"{file}: {'is no regular file' if file.exists() else 'no such file'}")
     if out is not None:
         check_destination(Path(out), "--out")
-    rows = answers_in(file)
+    rows = answers_in(file, reading)
     score = load_scorer(run_or_model, label)
     try:
         rewards = score([p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.source_settings import as_source
 from data.splits import Corpus, in_holdout
 from evaluation.settings import OPTIMISED
 from evaluation.systems import parse
@@ -61,9 +62,11 @@ def _files_of_evaluation(recipe: Recipe) -> dict[str, str]:
     """Contents of files and folders that evaluation reads besides the corpus, hashed: they are part of its key."""
     named = [m.partition(":")[2] for m in recipe.evaluation.metrics if m.startswith("folder:")]
     named += [s.partition(":")[2] for s in recipe.evaluation.systems if s.startswith("path:")]
-    named += [recipe.evaluation.rankings] if recipe.evaluation.rankings else []
     named += [recipe.evaluation.lm_eval.tasks_dir] if recipe.evaluation.lm_eval.tasks_dir else []
-    named += [recipe.data.held_out] if isinstance(recipe.data.held_out, str) else []  # its responses are references
+    sources = [recipe.evaluation.rankings] if recipe.evaluation.rankings else []
+    if not isinstance(recipe.data.held_out, float):
+        sources.append(recipe.data.held_out)  # its answers are references
+    named += [as_source(source).path for source in sources]
     found = {name: (recipe.base_dir / Path(name).expanduser()) for name in named}
     return {
         name: folder_hash(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()

@@ -9,6 +9,7 @@ import pytest
 
 from data.checks import check_files
 from data.common.errors import UserError
+from data.source_settings import Source
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 
@@ -74,15 +75,48 @@ def test_real_overlap_and_token_counts():
     assert found.files[0].tokens["answer"].count == found.files[0].characters["answer"].count == 220
 
 
-def test_longer_is_better_in_the_unit_that_it_says():
-    """One file for which characters and words say the opposite."""
-    from data.checks import _longer_is_better
-    from data.formats import Row
+def test_roles_turns_scripts_columns_beside_and_doubts(tmp_path):
+    rows = [{"id": i, "prompt": f"什么是水 {i}？", "chosen": "一种液体", "rejected": "不知道"} for i in range(4)]
+    rows += [{"id": 9, "prompt": "什么是水 0？", "chosen": "不知道", "rejected": "一种液体"}]
+    file = write(tmp_path / "a.jsonl", rows)
+    found = check_files([file]).files[0]
+    assert (found.roles, found.turns) == ({"assistant": 10, "user": 5}, {2: 5})
+    assert found.unread == {"id": 5} and found.scripts == {"Han": 5} and found.languages == {"zh": 5}
+    [doubt] = [f for f in found.findings if f.kind == "contradiction"]
+    assert doubt.places == (f"{file}:5",) and f"the first is {file}:5, against {file}:1" in doubt.text
 
-    rows = [
-        Row(answers=("extraordinarily", "a b c d"), ranks=(0, 1)),
-        Row(answers=("same one", "one same"), ranks=(0, 0)),
+
+def test_files_that_nearly_share_prompts(tmp_path):
+    asked = [f"Explain in your own words how machine number {i * 7919} works" for i in range(12)]
+    one = write(tmp_path / "a.jsonl", [{"prompt": p, "completion": "x"} for p in asked])
+    two = write(
+        tmp_path / "b.jsonl", [{"prompt": p + "!"} for p in asked[:5]] + [{"prompt": asked[7]}, {"prompt": "x"}]
+    )
+    found = check_files([one, two])
+    [overlap] = found.overlaps
+    assert (overlap.shared, overlap.nearly) == (1, 5)
+    assert overlap.near_examples[0] == (f"{one}:1", f"{two}:1") and not found.clean
+
+
+def test_a_file_of_one_group_is_told(tmp_path):
+    turns = [
+        {
+            "messages": [
+                {"role": "user", "content": "Hello"},
+                {"role": "assistant", "content": "Hi"},
+                {"role": "user", "content": f"q{i}"},
+                {"role": "assistant", "content": "a"},
+            ]
+        }
+        for i in range(3)
     ]
-    assert _longer_is_better(rows, lambda texts: [len(t) for t in texts]) == 1.0
-    assert _longer_is_better(rows, lambda texts: [len(t.split()) for t in texts]) == 0.0
-    assert _longer_is_better([], lambda texts: [1 // 0]) is None
+    found = check_files([write(tmp_path / "a.jsonl", turns)]).files[0]
+    assert [f.kind for f in found.findings if f.kind == "one group"] == ["one group"]
+
+
+def test_settings_of_how_files_are_read(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"question": "q", "completion": "a", "remark": "long text"}])
+    reading = Source(path="-", columns={"prompt": "question"}, ignore=("remark",))
+    assert check_files([file], reading=reading).clean
+    with pytest.raises(UserError, match="no row fits a known format"):
+        check_files([file])

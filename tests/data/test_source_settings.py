@@ -164,3 +164,24 @@ def test_a_corpus_counts_its_rows_by_source(tmp_path):
     assert (prompts.read, prompts.used, prompts.repeated) == (3, 3, 1)
     other = load_corpus(config.model_copy(update={"demonstrations": (a,)}), seed=0, base_dir=tmp_path)
     assert other.fingerprint("demonstrations") != found.fingerprint("demonstrations")
+
+
+def test_patterns_that_match_no_column_are_refused(tmp_path):
+    name = rows(tmp_path, "a.jsonl", some())
+    with pytest.raises(UserError, match=r"a\.jsonl: ignore: no row has a column 'lnag'\. Did you mean 'lang'\?"):
+        load(tmp_path, path=name, ignore=["score", "lnag"])
+    with pytest.raises(UserError, match=r"data\.ignore: no row has a column 'meta_\*'.*Columns found: prompt"):
+        load_corpus(DataConfig(demonstrations=name, ignore=("meta_*",)), seed=0, base_dir=tmp_path)
+    other = rows(tmp_path, "b.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b", "meta_x": "t"}])
+    both = DataConfig(demonstrations=name, rankings=other, ignore=("meta_*", "sco?e"), held_out=0.0)
+    assert len(load_corpus(both, seed=0, base_dir=tmp_path).rankings) == 1
+
+
+def test_held_out_prompts_with_settings_of_their_own(tmp_path):
+    name = rows(tmp_path, "a.jsonl", some())
+    held = rows(tmp_path, "h.jsonl", [{"ask": f"q{i}", "use": i % 2} for i in range(6)])
+    settings = {"path": held, "columns": {"prompt": "ask"}, "where": "use == 1"}
+    config = DataConfig.model_validate({"demonstrations": name, "held_out": settings})
+    corpus = load_corpus(config, seed=0, base_dir=tmp_path)
+    assert sorted(p.text for p in corpus.prompts.held_out) == ["q1", "q3", "q5"]
+    assert len(corpus.demonstrations.train) == 17 and corpus.counts[-1].part == "held_out"

@@ -9,6 +9,7 @@ QUICK = (
     "torchrun --nproc_per_node 2 --no-python trivet run RECIPE",
     "trivet --help",
     "trivet data check instructions.jsonl rankings.jsonl prompts.jsonl",
+    "trivet data fix chats.jsonl --out clean.jsonl --clean mask=[email,phone] markup=true duplicates=near",
     "trivet plan mine.yaml",
     "trivet plan RECIPE --settings",
     "trivet verify runs/mine",

@@ -57,6 +57,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("mine", "my"):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe | {"name": name}))
     lines(folder / "instructions.jsonl", {"prompt": "w1", "completion": "w2"}, {"prompt": "w3", "completion": "w4"})
+    lines(
+        folder / "chats.jsonl",
+        {"prompt": "mail a@b.org", "completion": "<p>w2</p>"},
+        {"prompt": "w3", "completion": "w4"},
+    )
     lines(folder / "rankings.jsonl", {"prompt": "w1", "responses": ["w2", "w3"]})
     for name in ("prompts", "other_prompts"):
         lines(folder / f"{name}.jsonl", {"prompt": "write a poem"}, {"prompt": "tell a story"})

@@ -540,7 +540,38 @@ SAFETY = [
         "loader = importlib.machinery.SourceFileLoader(self._name(dotted), str(path))", RECIPES, "what_was_hashed"),
 ]  # fmt: skip
 
+FINDINGS, CLEANING = "tests/data/doctor/test_findings.py", "tests/data/cleaning/test_cleaning.py"
+DATA = [
+    _of("Q1", "a contradiction counts as a new preference", "data/doctor/rankings.py", "if (b, a) in graph:", "if (b, a) in {}:",
+        FINDINGS, "doubtful_ranking"),
+    _of("Q1", "conversations that end alike contradict", "data/doctor/entry.py", "for m in entry.messages]\n    return digest",
+        "for m in entry.messages[-1:]]\n    return digest", FINDINGS, "same_conversation"),
+    _of("Q1", "a cut-off answer is one that ends", "data/doctor/rankings.py", "not _ENDS.search(text[-2:])", "_ENDS.search(text[-2:])",
+        FINDINGS, "cut_off"),
+    _of("Q1", "ties prefer the longer answer", "data/doctor/entry.py", "if self.ranks[i] < self.ranks[j]]",
+        "if self.ranks[i] <= self.ranks[j]]", FINDINGS, "told_in_its_unit"),
+    _of("Q2", "punctuation tells prompts apart", "data/near_duplicates.py", '{c: " " for c in string.punctuation', '{c: c for c in string.punctuation',
+        FINDINGS, "but_for_punctuation"),
+    _of("Q2", "vowel signs are no letters", "data/near_duplicates.py", 'r"[\\w\\p{M}]+|\\p{S}"', 'r"\\p{L}+|\\p{S}"', FINDINGS, "no_punctuation"),
+    _of("Q2", "scripts without spaces are cut like English", "data/near_duplicates.py", "SHINGLE_UNSPACED if 2 *", "SHINGLE if 2 *",
+        FINDINGS, "every_script"),
+    _of("Q2", "held-out documents are found by consonants", "data/splits.py", "|[\\w\\p{M}]+", "|\\p{L}+",
+        "tests/data/formats/test_scripts.py", "document_with"),
+    _of("Q3", "joiners go from Persian and Hindi", "data/odd_characters.py", '|(?<![{_JOINED}])\\u200c|', '|\\u200c|', CLEANING, "mean_something"),
+    _of("Q3", "any sixteen digits are a card", "data/cleaning/masks.py", " and luhn.is_valid(digits)", "", CLEANING, "personal_data"),
+    _of("Q3", "code loses its tags", "data/cleaning/markup.py", "last = code.end()", "last = code.start()", CLEANING, "markup_goes"),
+    _of("Q3", "a cleaned prompt keeps the group of before", "data/cleaning/rows.py", "if row.group == own else row.group", "if not own else row.group",
+        CLEANING, "group_follows"),
+    _of("Q4", "dropped rows are counted as used", "data/sources.py", "count.dropped += not left", "count.dropped += 0",
+        CLEANING, "counted_and_fingerprinted"),
+    _of("Q5", "a sample by hash keeps what it left out", "data/doctor/sampling.py", "if self.admits(k)}", "if k}", FINDINGS, "bounded_and_say"),
+    _of("Q6", "a copy replaces what is there", "data/fix.py", "if os.path.lexists(path) and not overwrite:", "if False and not overwrite:",
+        "tests/data/test_fix.py", "overwritten"),
+    _of("Q7", "a shortened row passes", "data/readers/table.py", "if isinstance(cells, Stray) and cells.cells < width and waiting",
+        "if isinstance(cells, Stray) and cells.cells < 0 and waiting", "tests/data/readers/test_readers.py", "not_shortened"),
+]  # fmt: skip
+
 MUTANTS: list[Mutant] = [
     *ROLLOUT, *LOGPROBS, *REWARDS, *ADVANTAGES, *POLICY_LOSS, *OPTIMISATION, *ADAPTERS, *REWARD_MODEL, *INSTRUCTION, *REPORTING,
-    *GUARDS, *RESUMING, *SAFETY,
+    *GUARDS, *RESUMING, *SAFETY, *DATA,
 ]  # fmt: skip

@@ -347,6 +347,16 @@ def test_every_number_of_the_report_is_as_counted(made: Pipeline) -> None:
     for name, (used, rejected, kept) in sources.items():
         expected = {"read": used + rejected, "rejected": rejected, "used": used, "held out": kept}
         assert told.pop(f"Source: {name}") == {what: str(n) for what, n in expected.items() if n}
+    roles = {
+        "demonstrations": f"assistant: {len(demonstrations())}, user: {len(demonstrations())}",
+        "rankings": f"assistant: {2 * len(rankings())}, user: {len(rankings())}",
+        "prompts": f"user: {len(prompts())}",
+    }
+    for part, by_role in roles.items():
+        rows = told.pop(f"Data: {part}")
+        assert rows["roles"] == by_role and rows["scripts"] == f"Latin: {by_role.rpartition(' ')[2]}"
+    assert told.pop("Data: documents")["duplicate rows"] == "19"
+    assert "19 rows are one before again" in told.pop("Data: doubtful")["duplicates"]
     counted = wanted(made)
     titles = {"pretrain": "Pretraining", "sft": "Instruction tuning (SFT)", "reward": "Reward model: counts",
               "ppo": "PPO", "evaluation": "Evaluation: counts"}  # fmt: skip

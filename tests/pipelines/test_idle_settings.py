@@ -30,6 +30,7 @@ DATA = {
     "prompts": "demo-task?rows=80",
 }
 PLAIN = {"base": "gpt2", "data": DATA}
+FILES = {"base": "gpt2", "data": {"demonstrations": "chats.jsonl"}}
 SCRATCH = {"base": {"pretrain": {}}, "data": DATA | {"documents": ["notes.txt"]}}
 SAMPLED = {
     "base": "gpt2",
@@ -78,7 +79,7 @@ def setting_names(model=Recipe, prefix=""):
         if inner:
             for one in inner:
                 yield from setting_names(one, f"{prefix}{name}.")
-        if not inner or any(part in str(field.annotation) for part in ("tuple", "dict")):
+        if not inner or Source in inner or any(part in str(field.annotation) for part in ("tuple", "dict")):
             yield f"{prefix}{name}"
 
 
@@ -149,6 +150,21 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("text_unit", SCRATCH, "line"),
         ]
     },
+    **{
+        f"data.clean.{k}": (FILES, {f"data.clean.{k}": v})
+        for k, v in {
+            "mojibake": True,
+            "unicode": "nfkc",
+            "control": True,
+            "markup": True,
+            "mask": ["email"],
+            "min_characters": 2,
+            "max_characters": 9,
+            "languages": ["en"],
+            "duplicates": "exact",
+        }.items()
+    },
+    "data.clean.phone_region": (FILES, {"data.clean.mask": ["phone"], "data.clean.phone_region": "US"}),
     **{
         f"adapter.{k}": (PLAIN, {f"adapter.{k}": v})
         for k, v in {
@@ -393,9 +409,10 @@ SHOWN = {  # what is in no key (or has one value yet), and the file of tests tha
     **{f"{group}.remote.batch": COMPOSITION for group in ("ppo.reward", "evaluation.best_of_by")},
     **{
         f"data.{part}.{key}": "data/test_source_settings.py"
-        for part in ("demonstrations", "rankings", "prompts", "documents")
+        for part in ("demonstrations", "rankings", "prompts", "documents", "held_out")
         for key in Source.model_fields
     },
+    **{f"evaluation.rankings.{key}": "data/test_source_settings.py" for key in Source.model_fields},
 }
 
 
@@ -471,6 +488,7 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     (ONLY_PRETRAIN, {"runtime.dtype": "bfloat16"}, "runtime.dtype", "pretraining is in fp32"),
     (PLAIN, {"data.documents": "notes.txt"}, "data.documents", "base is not"),
     (PLAIN, {"data.text_unit": "line"}, "data.text_unit", "names none"),
+    (PLAIN, {"data.clean.control": True}, "data.clean.control", "data names none"),
     (SAMPLED, {"data.annotators": "mean"}, "data.annotators", "no data.rankings"),
     (SAMPLED, {"data.held_out": 0.0, "rankings.held_out_prompts": 9}, "rankings.held_out_prompts", "held_out is 0"),
     (PLAIN, {"sft.batch_tokens": 64, "sft.micro_batch": 4}, "sft.micro_batch", "sft.batch_tokens"),

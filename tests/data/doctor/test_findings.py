@@ -3,53 +3,313 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
-from data.doctor.corpus import corpus_findings
-from data.doctor.duplicates import near_duplicates
-from data.doctor.rankings import preference_for_length, ranking_findings
-from data.records import Message, RankedAnswers
-from data.records import Prompt as Asked
+import pytest
+
+from data.doctor.corpus import corpus_findings, examine
+from data.doctor.duplicates import Duplicates, HeldOut
+from data.doctor.entry import Entry
+from data.doctor.rankings import Judgements, Rankings, cut_off
+from data.doctor.sampling import Frequent, HashSample, Histogram, Repeats, Reservoir
+from data.doctor.texts import Characters, Languages, Lengths, Turns
+from data.near_duplicates import near_duplicates, plain
+from data.records import Message
 from data.source_settings import DataConfig
 from data.splits import load_corpus
 
 
-def ranking(place: str, *answers: str, prompt: str = "q") -> RankedAnswers:
-    asked = Asked(messages=(Message(role="user", content=prompt),), group=prompt, source=place)
-    return RankedAnswers(prompt=asked, answers=answers, ranks=tuple(range(len(answers))))
+def entry(place: str, *answers: str, prompt: str = "q", **more: Any) -> Entry:
+    asked = (Message(role="user", content=prompt),)
+    return Entry(place=place, messages=asked, answers=answers, ranks=tuple(range(len(answers))), **more)
 
 
-def kinds(*rankings: RankedAnswers) -> list[tuple[str, str]]:
-    return [(f.kind, f.place) for f in ranking_findings(rankings)]
+def found(check: Any, entries: Iterable[Entry]) -> dict[str, tuple[int, tuple[str, ...]]]:
+    for one in entries:
+        check.add(one)
+    return {f.kind: (f.count, f.places) for f in check.findings()}
 
 
 def test_each_kind_of_doubtful_ranking_is_named_at_its_place():
-    assert kinds(ranking("1", "a", "b"), ranking("2", "b", "c")) == []
-    assert kinds(ranking("1", "a", " ")) == [("empty response", "1")]
-    assert kinds(ranking("1", "a b", "a  B")) == [("equal responses", "1")]
-    assert kinds(ranking("1", "a", "b"), ranking("2", "b", "a")) == [("contradiction", "2")]
-    assert kinds(ranking("1", "a", "b"), ranking("2", "b", "a", prompt="other")) == []
-    circle = kinds(ranking("1", "a", "b"), ranking("2", "b", "c"), ranking("3", "c", "a"))
-    assert [kind for kind, _ in circle] == ["circle"]
+    assert found(Rankings(), [entry("1", "a", "b"), entry("2", "b", "c")]) == {}
+    assert found(Rankings(), [entry("1", "a", " ")]) == {"empty answer": (1, ("1",))}
+    assert found(Rankings(), [entry("1", "\n", "a")]) == {"empty answer preferred": (1, ("1",))}
+    assert found(Rankings(), [entry("1", "a b", "a  B"), entry("2", "Ａ", "a")]) == {"equal answers": (2, ("1", "2"))}
+    assert found(Rankings(), [entry("1", "a", "b"), entry("2", "b", "a")]) == {"contradiction": (1, ("2",))}
+    assert found(Rankings(), [entry("1", "a", "b"), entry("2", "b", "a", prompt="other")]) == {}
+    circle = [entry("1", "a", "b"), entry("2", "b", "c"), entry("3", "c", "a"), entry("4", "c", "d")]
+    assert found(Rankings(), circle) == {"circle": (1, ("3",))}
 
 
-def test_preference_for_length_is_the_share_of_pairs():
-    assert preference_for_length([ranking("1", "aaa", "b"), ranking("2", "a", "bb"), ranking("3", "aa", "b")]) == 2 / 3
-    assert preference_for_length([ranking("1", "a", "b")]) is None
+def test_only_the_same_conversation_contradicts():
+    """Two conversations that begin alike are two prompts."""
+    turns = [(Message(role="user", content="Hello"), Message(role="assistant", content=a)) for a in ("Hi", "Yes?")]
+    first, second = (
+        Entry(place=str(i), messages=(*t, Message(role="user", content="go on")), answers=pair, ranks=(0, 1))
+        for i, (t, pair) in enumerate(zip(turns, (("a", "b"), ("b", "a")), strict=True))
+    )
+    assert found(Rankings(), [first, second]) == {}
+
+
+def test_disagreement_tells_the_rate_of_wrong_judgements():
+    """Of pairs judged again 18 % disagree: with e wrong at random that is 2 e (1 - e), so e is 10 %."""
+    once = [entry(f"a{i}", "x", "y", prompt=str(i)) for i in range(100)]
+    again = [entry(f"b{i}", *(("y", "x") if i < 18 else ("x", "y")), prompt=str(i)) for i in range(100)]
+    check = Rankings()
+    for one in (*once, *again):
+        check.add(one)
+    [contradiction] = [f for f in check.findings() if f.kind == "contradiction"]
+    assert contradiction.count == 18 and "pairs judged again: 100, the other way: 18" in contradiction.text
+    assert "about 10% of them are" in contradiction.text
+    assert "the first is b0, against a0" in contradiction.text
+
+
+def test_one_answer_that_is_always_the_worse():
+    rows = [entry(str(i), f"good {i}", "I do not know." if i % 2 else f"bad {i}", prompt=str(i)) for i in range(40)]
+    assert found(Rankings(), rows) == {"one-sided": (20, ())}
+    assert found(Rankings(), rows[::2]) == {}
+
+
+def test_a_large_set_of_judgements_is_sampled_by_prompt():
+    """Both judgements of a prompt are kept or left out together, and the sentence says how many are looked at."""
+    check = Rankings(prompts=50)
+    for i in range(400):
+        check.add(entry(f"a{i}", "x", "y", prompt=str(i)))
+    for i in range(400):
+        check.add(entry(f"b{i}", "y", "x", prompt=str(i)))
+    [contradiction] = [f for f in check.findings() if f.kind == "contradiction"]
+    assert 20 < contradiction.count <= 50 and "in a sample of one in 8 of the prompts" in contradiction.text
+
+
+LONG = "This answer goes on for a while and says what there is to say about it. " * 4
+
+
+def test_judgements_that_look_wrong():
+    rows = [
+        entry("1", "I'm sorry, but I can't help.", "Here you are."),
+        entry("2", "I'm sorry, but no.", "Sorry, no."),
+        entry("3", "对不起，我不能。", "给你。"),
+        entry("4", LONG + "And then it", LONG),
+        entry("5", LONG, LONG + "And then it"),
+        entry("6", "q", "an answer"),
+    ]
+    check = Judgements()
+    for one in rows:
+        check.add(one)
+    assert [(f.count, f.places) for f in check.findings()] == [(2, ("1", "3")), (1, ("4",)), (1, ("6",))]
+    assert {f.kind for f in check.findings()} == {"suspected label noise"}
+    thumbs = [Entry(place=str(i), answers=("a",), ranks=(0,), liked=True) for i in range(12)]
+    assert found(Judgements(), thumbs) == {"one-sided": (12, ())}
+    assert found(Judgements(), [*thumbs, Entry(place="x", answers=("a",), ranks=(0,), liked=False)]) == {}
+
+
+@pytest.mark.parametrize("end", [".", "!", "。", "؟", "।", "🙂", "```", ")", '"', "”", "42"])
+def test_an_answer_that_ends_is_not_cut_off(end):
+    assert not cut_off(LONG + "It ends here" + end)
+    assert cut_off(LONG + "It ends he") and not cut_off("Short one") and not cut_off("word " * 100)
+
+
+def test_preference_for_length_is_told_in_its_unit():
+    """One file for which characters and words say the opposite."""
+    rows = [entry(str(i), "extraordinarily", "a b c d") for i in range(20)] + [entry("t", "same", "size")]
+    in_characters, in_words = Lengths(), Lengths(lambda texts: [len(t.split()) for t in texts])
+    for one in rows:
+        in_characters.add(one)
+        in_words.add(one)
+    assert (in_characters.longer_is_better, in_words.longer_is_better_in_tokens) == (1.0, 0.0)
+    [first], [second] = in_characters.findings(), in_words.findings()
+    assert first.text.startswith("100% of the 20 ranked pairs of unlike length, in characters, prefer the longer")
+    assert second.text.startswith("100% of the 20 ranked pairs of unlike length, in tokens, prefer the shorter")
+    assert Lengths().longer_is_better is None
+    tied = Entry(place="", answers=("aaa", "b"), ranks=(0, 0))
+    of_ties = Lengths()
+    of_ties.add(tied)
+    assert of_ties.longer_is_better is None
+
+
+def test_turns_and_roles():
+    said = [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "u")]
+    check = Turns()
+    check.add(Entry(place="", messages=tuple(Message(role=r, content=c) for r, c in said), answers=("x", "y")))  # type: ignore[arg-type]
+    check.add(entry("", "x"))
+    check.add(entry(""))
+    assert check.facts() == {
+        "roles": {"assistant": 4, "user": 4, "system": 1},
+        "turns": {"1": 1, "2": 1, "5": 1},
+        "answers": {"1": 1, "2": 1},
+    }
+
+
+def test_lengths_by_a_histogram_are_those_of_the_sorted_list():
+    lengths = [(i * 7919) % 1000 for i in range(501)]
+    histogram = Histogram()
+    for n in lengths:
+        histogram.add(n)
+    ordered = sorted(lengths)
+    assert histogram.median == ordered[250] and histogram.quantile(0.95) == ordered[int(0.95 * 501)]
+    assert (histogram.longest, histogram.mean) == (max(lengths), sum(lengths) / 501)
+    histogram.add(123_456)
+    assert histogram.longest == 123_456 and histogram.at(501) == 123_000
+
+
+def test_samples_are_bounded_and_say_so():
+    reservoir: Reservoir[int] = Reservoir(10)
+    for i in range(1000):
+        reservoir.add(i)
+    assert len(set(reservoir.kept)) == 10 and max(reservoir.kept) > 500
+    assert reservoir.of("rows") == "a sample of 10 of 1,000 rows"
+    sample: HashSample[int] = HashSample(10)
+    for key in range(64):
+        if sample.admits(key):
+            sample.put(key, key)
+    assert list(sample.items) == list(range(0, 64, 8)) and sample.sampled == "in a sample of one in 8"
+    frequent = Frequent(size=9)
+    for i in range(1000):
+        frequent.add(7 if i % 5 == 0 else 1000 + i)
+    assert frequent.counts.most_common(1)[0][0] == 7
+    repeats = Repeats(size=4)
+    for i in range(100):
+        repeats.add(i % 40, str(i))
+    assert repeats.count == 60 and ("40", "0") in repeats.places
 
 
 def test_near_duplicates_differ_in_punctuation_or_a_few_characters():
     long = "the quick brown fox jumps over the lazy dog near the old river bank"
     texts = [("1", long), ("2", long + "!"), ("3", long.replace("lazy", "crazy")), ("4", "something else entirely")]
     assert list(near_duplicates(texts)) == [("2", "1"), ("3", "1")]
-    assert list(near_duplicates([("a", "水是什么？")], [("b", "水是什么")])) == [("a", "b")]
     assert list(near_duplicates([("a", "x y"), ("b", "x y")], [("c", "something else")])) == []
+    rows = [entry(str(i), "an answer", prompt=text) for i, (_, text) in enumerate(texts)]
+    assert found(Duplicates(), [*rows, rows[0]]) == {"duplicates": (1, ("0",)), "near duplicates": (2, ("1", "2"))}
 
 
-def test_held_out_prompts_that_are_nearly_in_training_are_told(tmp_path):
-    asked = [f"What is the name of the {i * 7919} th thing in the list number {i}" for i in range(40)]
-    rows = [{"prompt": p + end, "completion": "a"} for p in asked for end in ("", "!")]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found = load_corpus(DataConfig(demonstrations="a.jsonl", held_out=0.3), seed=0, base_dir=tmp_path)
-    assert any("held-out prompts are nearly one of training" in text for text in corpus_findings(found))
+PAIRS = {
+    "Chinese": ("请解释水泵是怎样工作的，要让小学生也能听懂这件事", "请解释水泵是怎样工作的，要让中学生也能听懂这件事"),
+    "Japanese": ("ポンプの仕組みを小学生にも分かるように説明して", "ポンプの仕組みを中学生にも分かるように説明して"),
+    "Korean": (
+        "펌프가 어떻게 작동하는지 초등학생도 알 수 있게 자세히 설명해 주세요 부탁해요",
+        "펌프가 어떻게 작동하는지 초등학생도 알 수 있게 자세히 설명해 주세요 부탁해",
+    ),
+    "Arabic": (
+        "اشرح كيف تعمل المضخة لطفل في المدرسة الابتدائية بكلمات سهلة",
+        "اشرح كيف تعمل المضخات لطفل في المدرسة الابتدائية بكلمات سهلة",
+    ),
+    "Hindi": (
+        "समझाइए कि पंप कैसे काम करता है ताकि स्कूल का बच्चा भी समझ सके",
+        "समझाइए कि पंप कैसे काम करते है ताकि स्कूल का बच्चा भी समझ सके",
+    ),
+    "full-width": ("Ｅｘｐｌａｉｎ　ｈｏｗ　ａ　ｐｕｍｐ　ｗｏｒｋｓ．", "Explain how a pump works"),
+    "emoji": ("🍎🍌🍒🍇🍉🍓🍍🥝🍑🍋", "🍎🍌🍒🍇🍉🍓🍍🥝🍑🍋!"),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS.values(), ids=PAIRS)
+def test_near_duplicates_in_every_script(one, other):
+    assert list(near_duplicates([("a", one)], [("b", other)])) == [("a", "b")]
+    assert not list(near_duplicates([("a", one)], [("b", "Что сохраняет хлеб свежим дольше всего на свете?")]))
+
+
+def test_what_a_script_marks_is_no_punctuation():
+    """Vowel signs, joined emoji and symbols tell texts apart; width, case and what is invisible do not."""
+    assert plain("रोटी") != plain("रटा") and plain("🍎") != plain("🍌") and plain("2+2") != plain("2<2")
+    assert plain("水是什么？") == plain("水是什么") == plain("水，是 什么")
+    assert plain("Ｂｒｅａｄ？") == plain("bread") == plain("bre\u00adad\u200b!")
+    assert plain("a_b (c)") == "a_b c" == plain("a_b\u00a0（c）")
+
+
+def test_languages_and_scripts():
+    texts = {
+        "What keeps bread fresh for a week?": ("en", "Latin"),
+        "Wie hält man Brot eine Woche lang frisch?": ("de", "Latin"),
+        "面包怎么保持新鲜？": ("zh", "Han"),
+        "パンを新鮮に保つには？": ("ja", "Japanese"),
+        "빵을 신선하게 보관하려면?": ("ko", "Hangul"),
+        "كيف يبقى الخبز طازجًا لمدة أسبوع؟": ("ar", "Arabic"),
+        "रोटी एक हफ़्ते तक ताज़ी कैसे रहे?": ("hi", "Devanagari"),
+        "Ｗｈａｔ　ｋｅｅｐｓ　ｂｒｅａｄ　ｆｒｅｓｈ？": ("en", "Latin"),
+        "🙂🇪🇸": ("too short to tell", "emoji"),
+        "1 + 1": ("too short to tell", "none"),
+    }
+    for text, (language, script) in texts.items():
+        check = Languages()
+        check.add(entry("", prompt=text))
+        assert check.facts() == {"languages": {language: 1}, "scripts": {script: 1}, "languages of": "1 rows"}
+    other = [entry(str(i), "面包放在布袋里可以保持新鲜。", prompt="What keeps bread fresh?") for i in range(5)]
+    assert found(Languages(), other) == {"language": (5, ("0", "1", "2", "3", "4"))}
+
+
+def test_characters_that_nobody_meant():
+    rows = [
+        entry("1", "a\u200bb"),
+        entry("2", "a\x00"),
+        entry("3", "caf\ufffd"),
+        entry("4", "<p>a</p>"),
+        entry("5", "می‌خواهم 👩🏽‍🚀 <think>a < b</think>\n\ttab"),
+        entry("6", "AT&amp;T"),
+    ]
+    assert found(Characters(), rows) == {
+        "invisible characters": (2, ("1", "2")),
+        "lost characters": (1, ("3",)),
+        "markup": (2, ("4", "6")),
+    }
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+
+
+def test_held_out_prompts_that_are_in_training_but_for_punctuation_are_counted(tmp_path):
+    asked = [f"What is the name of thing {i}" for i in range(200)]
+    write(tmp_path / "a.jsonl", [{"prompt": p + end, "completion": "a"} for p in asked for end in ("", "!")])
+    corpus = load_corpus(DataConfig(demonstrations="a.jsonl", held_out=0.3), seed=0, base_dir=tmp_path)
+    held = {d.prompt.text.rstrip("!") for d in corpus.demonstrations.held_out}
+    train = {d.prompt.text.rstrip("!") for d in corpus.demonstrations.train}
+    leaks = [f for f in examine(corpus).findings if f.kind == "leak"]
+    assert [f.count for f in leaks] == [len(held & train)] and len(held & train) > 20
+    assert leaks[0].text.startswith(f"{len(held & train)} of {len(held)} held-out prompts are in training but for case")
+
+
+def test_held_out_prompts_that_are_nearly_in_training_are_counted():
+    check = HeldOut()
+    asked = [f"Please explain in your words how machine number {i * 7919} of the {i}th hall works" for i in range(30)]
+    for i, text in enumerate(asked):
+        check.add(entry(f"t{i}", prompt=text), False)
+    for i, text in enumerate(asked[:10]):
+        check.add(entry(f"h{i}", prompt=text.replace("explain", "explains")), True)
+    check.add(entry("other", prompt="Name a river in Spain"), True)
+    [near] = check.findings()
+    assert (near.kind, near.count) == ("near leak", 10)
+    assert near.text.startswith("10 of 11 held-out prompts are nearly one of 30 prompts of training; the first is h0")
+
+
+def test_sides_without_a_row_or_of_one_group_are_told(tmp_path):
+    write(tmp_path / "a.jsonl", [{"prompt": f"p{i}", "completion": "a"} for i in range(40)])
     whole = load_corpus(DataConfig(demonstrations="a.jsonl", held_out=0.0), seed=0, base_dir=tmp_path)
-    assert corpus_findings(whole) == ["no prompt is held out: raise data.held_out, or evaluation has nothing to ask"]
+    assert corpus_findings(whole) == [
+        "data.demonstrations: no row is held out: raise data.held_out, or nothing tells when it overfits",
+        "no prompt is held out: raise data.held_out, or evaluation has nothing to ask",
+    ]
+    turns = [
+        {
+            "messages": [
+                {"role": "user", "content": "Hello"},
+                {"role": "assistant", "content": "Hi"},
+                {"role": "user", "content": f"q{i}"},
+                {"role": "assistant", "content": "a"},
+            ]
+        }
+        for i in range(30)
+    ]
+    write(tmp_path / "b.jsonl", turns)
+    one = load_corpus(DataConfig(demonstrations="b.jsonl", held_out=0.0), seed=0, base_dir=tmp_path)
+    assert any("all 30 training rows are of one group" in text for text in corpus_findings(one))
+
+
+def test_prompts_that_parts_share_are_counted(tmp_path):
+    write(tmp_path / "a.jsonl", [{"prompt": f"p{i}", "completion": "a"} for i in range(40)])
+    write(tmp_path / "b.jsonl", [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(30, 60)])
+    config = DataConfig(demonstrations="a.jsonl", rankings="b.jsonl", held_out=0.2)
+    found = examine(load_corpus(config, seed=0, base_dir=tmp_path))
+    assert found.facts["shared"] == {"demonstrations and rankings": 10}
+    assert json.dumps(found.as_dict())

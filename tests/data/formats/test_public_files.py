@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data.checks import check_files
+from data.common.errors import UserError
+from data.doctor.corpus import examine
 from data.formats import NoFormat
+from data.source_settings import DataConfig, Source
+from data.sources import parse_file
+from data.splits import load_corpus
 from tests.support.raw_rows import raw_rows, records, summary, turns_of, understood
 
 ROOT = Path(__file__).parents[3]
@@ -18,11 +24,15 @@ TABLE = json.loads((ROOT / "docs" / "public_files.json").read_text(encoding="utf
 pytestmark = pytest.mark.real_data
 
 
-def rows_of(name: str, folder: str = "public"):
+def shared(name: str, folder: str = "public") -> Path:
     path = SHARED / folder / name
     if not path.is_file():
         pytest.skip(f"{name} is not beside the checkout")
-    return raw_rows(path)
+    return path
+
+
+def rows_of(name: str, folder: str = "public"):
+    return raw_rows(shared(name, folder))
 
 
 def test_the_table_names_every_file_once():
@@ -105,6 +115,32 @@ def test_turns_marked_as_not_trained():
     assert sum(not m.trained for one in understood(rows) if one.row for m in one.row.messages) == marked == 2
 
 
+def test_a_spreadsheet_of_preferences_by_another_reader():
+    from openpyxl import load_workbook
+
+    path = shared("oi_annot.xlsx")
+    names, *cells = load_workbook(path, read_only=True, data_only=True).worksheets[0].iter_rows(values_only=True)
+    rows = [dict(zip(names, one, strict=True)) for one in cells if any(c is not None for c in one)]
+    expected = [
+        ((0, 0), row["completion_a"], row["completion_b"])
+        if row["preference"] == "tie"
+        else ((0, 1), *(row[f"completion_{x}"] for x in ("ab" if row["preference"].startswith("a-") else "ba")))
+        for row in rows
+        if row["completion_a"] != row["completion_b"]
+    ]
+    found = list(parse_file(path, path.name))
+    assert [(one.row.ranks, *one.row.answers) for one in found if one.row] == expected
+    assert [one.reason for one in found if not one.row] == ["its two answers are the same"] * (
+        len(rows) - len(expected)
+    )
+
+
+def test_a_table_of_counts_is_refused():
+    path = shared("oa_commits.tsv")
+    with pytest.raises(UserError, match=r"(?s)oa_commits\.tsv:1: '19758' is no column name.*header: false"):
+        list(parse_file(path, path.name))
+
+
 B, N = "u:What keeps bread fresh?", "u:Name a river in Spain."
 CLOTH, NOTHING, EBRO, RAIN = "A cloth bag does.", "Nothing at all.", "The Ebro.", "Rain."
 PIRATE = "s:Speak like a pirate.|"
@@ -158,3 +194,71 @@ def test_a_shape_arrives_whole(name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_shape_that_cannot_be_read_says_why(name):
     assert all(one.row is None and REFUSED[name] in one.reason for one in understood(rows_of(name, "shapes")))
+
+
+QUESTIONS = {"What is ice?": "Frozen water", "What is fog?": "A cloud"}
+CONTAINERS = {
+    "c01_semicolon.csv": ([("u:" + q, a) for q, a in QUESTIONS.items()], {}),
+    "c03_unclosed.csv": (
+        [("u:" + q, a) for q, a in (QUESTIONS | {"What is dew?": "Drops", "What is sleet?": "Ice and rain"}).items()],
+        {3: "it opens a quote that does not close"},
+    ),
+    "c07_gbk.csv": ([("u:水是什么?", "水是一种液体")], {}),
+    "c08_gbk.jsonl": ([("u:水是什么?", "一种液体")], {}),
+    "c24_header.tsv": ([("u:What is ice?", "Frozen water"), ("u:What is fog?", "A cloud near the ground")], {}),
+    "s20_dupkey.jsonl": ([], {1: "it names the key 'completion' twice, with two values; keep one"}),
+}
+"""By file the demonstrations, and by line why a row is refused."""
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_is_read_whole(name):
+    good, bad = CONTAINERS[name]
+    found = list(parse_file(shared(name, "shapes"), name))
+    assert [(turns_of(one.row.messages), *one.row.answers) for one in found if one.row] == good
+    refused = {one.place: one.reason for one in found if one.row is None}
+    assert list(refused) == [f"{name}:{line}" for line in bad]
+    assert all(why in refused[f"{name}:{line}"] for line, why in bad.items())
+
+
+def test_json_in_cells_is_a_pair():
+    found = list(parse_file(shared("c21_jsonobj.csv", "shapes"), "a"))
+    assert [(turns_of(one.row.messages), one.row.answers, one.row.ranks) for one in found] == BOTH
+
+
+def test_a_table_without_a_header_waits_for_the_recipe(tmp_path):
+    path = shared("c23_noheader.tsv", "shapes")
+    with pytest.raises(UserError, match=r"(?s)'What is ice\?' is no column name.*header: \[prompt, completion\]"):
+        list(parse_file(path, "a"))
+    named = Source(path="-", header=("prompt", "completion"))
+    found = [(turns_of(one.row.messages), *one.row.answers) for one in parse_file(path, "a", source=named)]
+    assert found == [("u:What is ice?", "Frozen water"), ("u:What is fog?", "A cloud near the ground")]
+
+
+def test_the_long_the_near_and_the_like_arrive_whole():
+    rows = rows_of("near.jsonl", "shapes")
+    found = [(one.row.messages[0].content, *one.row.answers) for one in understood(rows)]
+    assert found == [(row["prompt"], row["completion"]) for row in rows] and len(rows) == 240
+    path = shared("long.jsonl", "shapes")
+    *lines, empty, broken = path.read_text(encoding="utf-8").splitlines()
+    *good, nothing, bad = parse_file(path, "a")
+    told = [(row["prompt"], row["completion"]) for row in map(json.loads, lines)]
+    assert [(one.row.messages[0].content, *one.row.answers) for one in good] == told and len(told) == 12
+    assert "null" in empty and nothing.row is not None and nothing.row.answers == ()
+    assert broken.endswith(",}") and bad.place == "a:14" and "not JSON" in bad.reason
+    rows = rows_of("tmpl.jsonl", "shapes")
+    for row, one in zip(rows, understood(rows), strict=True):
+        said = [turn["value"] for turn in row["conversations"]]
+        assert [*(m.content for m in one.row.messages), *one.row.answers] == said
+
+
+def test_the_doctor_of_the_near_and_the_like():
+    """Held-out prompts that are in training but for "!", and a file whose first messages are all alike."""
+    shared("near.jsonl", "shapes")
+    near = load_corpus(DataConfig(demonstrations=("near.jsonl",), held_out=0.2), seed=0, base_dir=SHARED / "shapes")
+    split = near.demonstrations
+    sides = [{d.prompt.text.rstrip("!") for d in side} for side in (split.train, split.held_out)]
+    [leak] = [f for f in examine(near).findings if f.kind == "leak"]
+    assert leak.count == len(sides[0] & sides[1]) > 20
+    [alike] = check_files([shared("tmpl.jsonl", "shapes")]).files
+    assert any("all 200 rows are of one group" in f.text for f in alike.findings)

@@ -93,7 +93,13 @@ def test_cells_hold_lists_where_a_list_is_expected(tmp_path):
             ("utf-16-le", "what,ice"),
             ("utf-16-be", "what,ice"),
         ],
-        *[("latin-1", "Où est la gare,près de Liège"), ("cp1251", "Что такое лёд,вода"), ("euc_kr", "안녕하세요,무엇")],
+        *[
+            ("latin-1", "Où est la gare,près de Liège"),
+            ("cp1251", "Что такое лёд,вода"),
+            ("euc_kr", "안녕하세요,무엇"),
+            ("cp1250", "Zażółć gęślą jaźń,źródło światła"),
+            ("cp1250", "Příliš žluťoučký kůň,úpěl ďábelské ódy"),
+        ],
         ("shift_jis", "これは何ですか,水です"),
     ],
 )
@@ -138,3 +144,32 @@ def test_packed_files_and_workbooks(tmp_path):
     for name in ("cut.jsonl.xz", "cut.jsonl.bz2", "cut.jsonl.zst", "cut.zip"):
         with pytest.raises(UserError, match=r"not a whole"):
             read(tmp_path, name, b"\x00" * 50)
+
+
+def test_tab_separated_cells_that_are_quoted_as_in_csv(tmp_path):
+    """What pandas writes with ``sep="\\t"``: quotes around a cell with a tab, a line end or a quotation mark."""
+    rows = [("plain", "cell"), ('say ""hi""', "b"), ("a tab\tinside", "two\nlines")]
+    text = "prompt\tcompletion\n" + f'plain\tcell\n"{rows[1][0]}"\tb\n"{rows[2][0]}"\t"{rows[2][1]}"\n'
+    found = read(tmp_path, "a.tsv", text.encode())
+    wanted = [{"prompt": p.replace('""', '"'), "completion": c} for p, c in rows]
+    assert [row for _, row in found if isinstance(row, dict)] == wanted
+    assert [row.text for _, row in found if isinstance(row, Remark)] == ["cells are quoted as in csv"]
+    every = '"prompt"\t"completion"\n"one"\t"two"\n'
+    assert [r for _, r in read(tmp_path, "b.tsv", every.encode()) if isinstance(r, dict)] == [
+        {"prompt": "one", "completion": "two"}
+    ]
+    marks = 'prompt\tcompletion\n"Yes"\tno\nhe said "no"\t"\n'
+    assert [r for _, r in read(tmp_path, "c.tsv", marks.encode()) if isinstance(r, dict)] == [
+        {"prompt": '"Yes"', "completion": "no"},
+        {"prompt": 'he said "no"', "completion": '"'},
+    ]
+
+
+def test_a_row_whose_cell_lost_its_opening_quote_is_not_shortened(tmp_path):
+    text = 'prompt,completion\na,b\nlong,line one\nline two\nend of it"\nc,d\nhow tall,6 feet"\ne,f\n'
+    found = read(tmp_path, "a.csv", text.encode())
+    assert [row for _, row in found if isinstance(row, dict)] == [
+        {"prompt": p, "completion": c} for p, c in (("a", "b"), ("c", "d"), ("e", "f"))
+    ]
+    bad = {place.rpartition(":")[2]: row.reason for place, row in found if isinstance(row, BadLine)}
+    assert list(bad) == ["3", "4", "5", "7"] and "may go on to line 5" in bad["3"]

@@ -63,3 +63,13 @@ def test_too_long_and_nothing_at_all(tmp_path):
         load_scorer(tmp_path / "model")([[]], ["w1 " * 40], [True])
     with pytest.raises(UserError, match="neither a run"):
         load_scorer(tmp_path)
+
+
+def test_columns_of_other_names_are_mapped(tmp_path):
+    from data.source_settings import Source
+    from pipelines.run.score import answers_in
+
+    (tmp_path / "a.csv").write_text("question,reply,note\nWhat is ice?,Frozen water,a remark\n")
+    reading = Source(path="-", columns={"prompt": "question", "completion": "reply"}, ignore=("note",))
+    [(prompt, answer, finished)] = answers_in(tmp_path / "a.csv", reading)
+    assert (prompt.text, answer, finished) == ("What is ice?", "Frozen water", True)

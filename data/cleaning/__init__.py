@@ -1,0 +1,1 @@
+"""Cleaning of texts and rows: what is changed, masked and dropped, each counted."""

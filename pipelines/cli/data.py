@@ -1,0 +1,77 @@
+"""The ``data`` commands: what they read from their options, and ``data fix``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from data.cleaning.settings import CleanConfig
+from data.common.errors import UserError, nearest
+from data.common.redaction import printable
+from data.fix import DEFAULT, fix_file
+from data.source_settings import Source
+
+
+def reading(columns: Sequence[str] | None, ignore: Sequence[str] | None) -> Source | None:
+    """How files are read, by ``--columns`` and ``--ignore``; None where neither is given.
+
+    Raises:
+        UserError: a mapping is not ``OURS=THEIRS``, or names one of ours twice.
+    """
+    mapping: dict[str, str] = {}
+    for one in columns or ():
+        ours, equals, theirs = one.partition("=")
+        if not (ours and equals and theirs) or ours in mapping:
+            raise UserError(f"--columns {one}: must have the form OURS=THEIRS, each of ours once: prompt=question")
+        mapping[ours] = theirs
+    return Source(path="-", columns=mapping, ignore=tuple(ignore or ())) if mapping or ignore else None
+
+
+def cleaning(settings: Sequence[str] | None) -> CleanConfig:
+    """What ``--clean KEY=VALUE`` asks for, the value as YAML; the default where nothing is.
+
+    Raises:
+        UserError: no such setting, or a value that it does not take.
+    """
+    if not settings:
+        return DEFAULT
+    made: dict[str, Any] = {}
+    for one in settings:
+        name, equals, value = one.partition("=")
+        if not equals or name in made:
+            raise UserError(f"--clean {one}: must have the form KEY=VALUE, each key once: mask=[email,phone]")
+        if name not in CleanConfig.model_fields:
+            keys = list(CleanConfig.model_fields)
+            there = f"{nearest(name, keys)} There are: {', '.join(keys)}"
+            raise UserError(f"--clean {one}: there is no setting {name!r}.{there}")
+        try:
+            made[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--clean {one}: {value!r} is no YAML value") from error
+    try:
+        config = CleanConfig.model_validate(made)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"--clean {where or ' '.join(settings)}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
+    if not config.active:
+        raise UserError(f"--clean {' '.join(settings)}: nothing is asked for")
+    return config
+
+
+def fix(file: Path, out: Path, config: CleanConfig, reading: Source | None, overwrite: bool) -> None:
+    """Write the copy and say what became of the rows."""
+    fixed = fix_file(file, out, config, reading=reading, overwrite=overwrite)
+    for line in fixed.remarks:
+        print(printable(line))
+    for line in fixed.tally.lines():
+        print(printable(line))
+    if fixed.bad:
+        print(f"{fixed.bad:,} rows dropped: no row of data; {fixed.changes} names each")
+    print(f"{fixed.read:,} rows read, {fixed.written:,} written to {fixed.out}; what was done is in {fixed.changes}")

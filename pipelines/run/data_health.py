@@ -1,0 +1,68 @@
+"""The doctor's look at a run's data, with what only its recipe and base know: tokens, limits, and what is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from data.counting import Tally
+from data.doctor.corpus import Health, examine
+from data.doctor.entry import Finding
+from data.doctor.texts import Count
+from pipelines.execution.progress import Progress
+from pipelines.run.parts import RunParts
+from pipelines.run.plan_details import PlanDetails
+from pipelines.stages.table import STAGES
+
+KEPT = 20
+"""Places of a finding that ``run.json`` keeps."""
+
+
+def health_of(pipeline: RunParts) -> Health:
+    """What the records hold and what is doubtful in them; lengths in tokens where the tokenizer is on this machine."""
+    found = examine(pipeline.corpus, _counter(_details(pipeline)))
+    return Health(findings=(*found.findings, *_too_few(pipeline)), facts=found.facts)
+
+
+def check_data(pipeline: RunParts, progress: Progress) -> dict[str, Any]:
+    """Tell what is doubtful, before the first stage, and return all that was found for ``run.json``."""
+    found = health_of(pipeline)
+    for finding in found.findings:
+        progress.warn(finding.text)
+    short = [finding.as_dict() | {"places": list(finding.places[:KEPT])} for finding in found.findings]
+    return {"findings": short, "facts": found.facts}
+
+
+def limits_of(pipeline: RunParts) -> dict[str, dict[str, Any]]:
+    """For each stage and side what its limit of tokens cuts of the rows; empty where no tokenizer is there."""
+    details = _details(pipeline)
+    out = {}
+    for stage in pipeline.recipe.stages:
+        limited = {} if STAGES[stage].role == "base" else details.tallies(stage)  # documents are packed, not cut
+        for group, tally in limited.items():
+            assert isinstance(tally, Tally)
+            name = stage if group == "counts" else f"{stage} ({group.removesuffix('_counts').replace('_', ' ')})"
+            out[name] = tally.as_dict() | {"what": tally.unit}
+    return out
+
+
+def _details(pipeline: RunParts) -> PlanDetails:
+    folder = pipeline.given.get("pretrain", pipeline.run_dir / STAGES["pretrain"].folder)
+    return PlanDetails(pipeline.recipe, pipeline.corpus, pipeline.processes.device, folder / "model")
+
+
+def _counter(details: PlanDetails) -> Count | None:
+    if details.opened is None:
+        return None
+    from data.checks import token_counter
+
+    return token_counter(details.opened.renderer.tokenizer)
+
+
+def _too_few(pipeline: RunParts) -> Iterator[Finding]:
+    """Prompts that evaluation asks for and the data has not."""
+    recipe = pipeline.recipe
+    there, asked = len(pipeline.corpus.prompts.held_out), recipe.evaluation.prompts
+    if "evaluate" in recipe.stages and 0 < there < asked and "prompts" in recipe.evaluation.model_fields_set:
+        text = f"evaluation.prompts asks for {asked:,}, and {there:,} are held out: evaluation takes these"
+        yield Finding(kind="few held-out prompts", count=there, text=text)

@@ -1,0 +1,107 @@
+"""The doctor's look at a run's data: told at the start, kept in run.json, shown by plan, check and report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipelines.cli.main import main
+from pipelines.report.page import data_check
+from pipelines.run.data_health import KEPT, check_data, health_of, limits_of
+from pipelines.run.pipeline import Pipeline
+from tests.conftest import tiny_lm, word_tokenizer
+
+ROWS = 40
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """Rankings that prefer the longer answer in words and the shorter in characters; every fourth is contradicted."""
+    tiny_lm().save_pretrained(tmp_path / "base")
+    word_tokenizer().save_pretrained(tmp_path / "base")
+    pairs = [{"prompt": f"w{i} w1", "chosen": "w1 w2 w3", "rejected": "incomprehensibilities"} for i in range(ROWS)]
+    pairs += [{"prompt": f"w{i} w1", "chosen": "w9", "rejected": "w1 w2 w3"} for i in range(0, ROWS, 4)]
+    pairs += [{"prompt": f"w{i} w1", "chosen": "w1 w2 w3", "rejected": "w9"} for i in range(0, ROWS, 4)]
+    shown = [{"prompt": f"w{i} w1", "completion": "w1 " * (20 if i % 2 else 2) + "w2"} for i in range(ROWS)]
+    for name, rows in {"rank": pairs, "sft": shown}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"nothing": 1}]))
+    made = {
+        "name": "r",
+        "base": "./base",
+        "template": "dialogue",
+        "stages": ["sft", "reward", "evaluate"],
+        "data": {"demonstrations": "sft.jsonl", "rankings": "rank.jsonl", "held_out": 0.3},
+        "sft": {"max_tokens": 12},
+        "reward": {"max_tokens": 64},
+        "evaluation": {"prompts": 100},
+        "runtime": {"device": "cpu"},
+    }
+    (tmp_path / "r.yaml").write_text(json.dumps(made))
+    return tmp_path / "r.yaml"
+
+
+def test_findings_have_tokens_places_and_what_evaluation_lacks(recipe: Path) -> None:
+    pipeline = Pipeline.from_recipe(recipe)
+    health = health_of(pipeline)
+    by_kind = {f.kind: f for f in health.findings}
+    contradicted = by_kind["contradiction"]
+    assert contradicted.count == ROWS // 4 and contradicted.text.startswith(
+        "data.rankings: 10 of 60 rankings contradict"
+    )
+    assert "in tokens" not in contradicted.text and contradicted.places[0].startswith("rank.jsonl:")
+    held = len(pipeline.corpus.prompts.held_out)
+    few = by_kind["few held-out prompts"].text
+    assert few == f"evaluation.prompts asks for 100, and {held} are held out: evaluation takes these"
+    assert health.facts["demonstrations"]["tokens"]["answer"]["longest"] == 21
+    assert health.facts["shared"] == {"demonstrations and rankings": ROWS}
+
+
+def test_limits_are_those_that_the_stage_cuts_by(recipe: Path) -> None:
+    """By hand: ``user : wI w1 assistant :`` is six tokens, an answer of three or 21 words has its stop token behind."""
+    limits = limits_of(Pipeline.from_recipe(recipe))
+    sft, held = limits["sft"], limits["sft (held out)"]
+    assert sft["rows"] + held["rows"] == ROWS and sft["cut"] + held["cut"] == ROWS // 2
+    assert sft["limit"] == 12 and sft["limit_for_95_percent"] == 6 + 21 + 1
+    assert limits["reward"]["cut"] == 0
+
+
+def test_the_look_is_told_kept_and_shown(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[str] = []
+    progress: Any = SimpleNamespace(warn=told.append, say=told.append)
+    found = check_data(Pipeline.from_recipe(recipe), progress)
+    assert sum("contradict" in text for text in told) == 1
+    kept = {f["kind"]: f for f in json.loads(json.dumps(found))["findings"]}
+    assert 0 < len(kept["contradiction"]["places"]) <= KEPT
+    shown = dict(data_check(SimpleNamespace(run={"data_check": found})))  # type: ignore[arg-type]
+    assert "rankings contradict" in shown["Data: doubtful"]["contradiction"]
+    assert shown["Data: rankings"]["roles"] == "assistant: 120, user: 60"
+    assert data_check(SimpleNamespace(run={})) == [] == data_check(SimpleNamespace(run={"data_check": 3}))  # type: ignore[arg-type]
+
+    assert main(["plan", str(recipe)]) == 0
+    said = capsys.readouterr().out
+    assert "rankings contradict one before" in said and "rank.jsonl:61: no known format" in said
+    assert main(["data", "check", str(recipe), "--all"]) == 0
+    said = capsys.readouterr().out
+    assert "sft: demonstrations:" in said and "28 keep 95 % whole" in said and "assistant (120), user (60)" in said
+    assert main(["data", "check", str(recipe), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["limits"]["sft"]["limit"] == 12 and listed["facts"]["rankings"]["turns"] == {"2": 60}
+    assert main(["data", "check", str(recipe), "--ignore", "x"]) == 2
+    assert "--ignore is for files" in capsys.readouterr().err
+
+
+def test_cleaning_is_part_of_the_key_and_told_for_each_source(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = Pipeline.from_recipe(recipe)
+    clean = Pipeline.from_recipe(recipe, ["data.clean.duplicates=exact", "data.clean.control=true"])
+    changed_nothing = Pipeline.from_recipe(recipe, ["data.clean.control=true"])
+    described = [one.describe("sft", {}) for one in (plain, clean, changed_nothing)]
+    assert "cleaning" not in described[0] and described[1]["cleaning"]["duplicates"] == "exact"
+    assert described[2]["data"] == described[0]["data"] and described[2] != described[0]
+    assert main(["plan", str(recipe), "--set", "data.clean.duplicates=exact", "data.clean.max_characters=50"]) == 0
+    said = capsys.readouterr().out
+    assert "sft.jsonl: 41 rows read, 1 rejected, 20 dropped by cleaning" in said
+    assert "  20 rows dropped: longer than max_characters 50; the first is sft.jsonl:2" in said
