@@ -33,8 +33,8 @@ class CleanConfig(Config):
     phone_region: str | None = Field(
         None, description="country such as US whose phone numbers are known without +; default: none"
     )
-    min_characters: int | None = Field(None, ge=1, description="rows with a shorter answer (or prompt, or text) go")
-    max_characters: int | None = Field(None, ge=1, description="rows with a longer answer (or prompt, or text) go")
+    min_characters: int | None = Field(None, ge=1, description="rows with a shorter response (or prompt, or text) go")
+    max_characters: int | None = Field(None, ge=1, description="rows with a longer response (or prompt, or text) go")
     languages: tuple[str, ...] = Field(
         (), description="rows in another language go, such as [en, de]; too short to tell stay"
     )

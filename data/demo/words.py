@@ -172,3 +172,4 @@ QUESTIONS = {
     "match": "please check {list} .",
     "say": "please say {list} .",
 }
+MARKS = "yes no or and , . : ? user assistant"  # what code writes around these; `vocabulary` reads it here

@@ -34,7 +34,7 @@ app = typer.Typer(
     "  trivet COMMAND --help             one command, with examples\n\n"
     "Exit codes: 0 done; 2 the input is wrong; 3 a stage failed; 130 and 143 stopped by a signal.",
 )
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data files, and clean them.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect data files, and clean them.")
 app.add_typer(data_app, name="data")
 
 
@@ -374,7 +374,7 @@ def fix_data(
 ) -> None:
     """Write a cleaned copy of a data file.
 
-    COPY.changes.jsonl beside it lists every row that was changed or dropped, with file and line. By default characters
+    COPY.changes.jsonl next to it lists every row that was changed or dropped, with file and line. By default characters
     get their normal form (NFC), invisible ones and repeated rows go.
 
     \b

@@ -130,7 +130,7 @@ def test_a_spreadsheet_of_preferences_by_another_reader():
     ]
     found = list(parse_file(path, path.name))
     assert [(one.row.ranks, *one.row.answers) for one in found if one.row] == expected
-    assert [one.reason for one in found if not one.row] == ["its two answers are the same"] * (
+    assert [one.reason for one in found if not one.row] == ["its two responses are the same"] * (
         len(rows) - len(expected)
     )
 
