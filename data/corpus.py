@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 from data.records import Demonstration, Document, Prompt, RankedAnswers
 from data.sources import Rejected, SourceCount
 from data.storage.codec import content_bytes, prompt_of
+from data.storage.kept import Memo
+from data.storage.views import Chain
 
 T = TypeVar("T")
 PARTS = ("documents", "demonstrations", "rankings", "prompts")
@@ -29,6 +31,11 @@ class Split(Generic[T]):
 
     def __len__(self) -> int:
         return len(self.train) + len(self.held_out)
+
+    @property
+    def all(self) -> Sequence[T]:
+        """Both sides as one, training first."""
+        return Chain(self.train, self.held_out)
 
 
 class LateSplit(Split[T]):
@@ -62,7 +69,8 @@ class Corpus:
 
     ``notes`` counts what was changed or left out on the way, for the user to see; ``read`` the rows of the files of
     each part, and those of them that were rejected; ``counts`` are those of every source; ``remarks`` are what
-    was found out about files, such as an encoding.
+    was found out about files, such as an encoding. Of documents that are made of other records, which happens when they
+    are first asked for, the notes are counted then. ``memo`` remembers fingerprints.
     """
 
     documents: Split[Document] = Split()
@@ -74,6 +82,7 @@ class Corpus:
     read: dict[str, tuple[int, tuple[Rejected, ...]]] = field(default_factory=dict)
     counts: tuple[SourceCount, ...] = ()
     remarks: tuple[str, ...] = ()
+    memo: Memo = field(default_factory=lambda: Memo(None), repr=False, compare=False)
 
     def fingerprint(self, part: str) -> str:
         """sha256 over the records of a part, both sides, or of everything ``held_out``; where they lie is no matter.
@@ -83,6 +92,9 @@ class Corpus:
         """
         if part not in (*PARTS, "held_out"):
             raise ValueError(f"no part {part!r}: {', '.join(PARTS)} or held_out")
+        return self.memo.get(part, lambda: self._hash(part))
+
+    def _hash(self, part: str) -> str:
         digest = hashlib.sha256()
         for name in PARTS if part == "held_out" else (part,):
             split: Split[Any] = getattr(self, name)
@@ -97,6 +109,9 @@ class Corpus:
 
     def columns_fingerprint(self, part: str) -> str:
         """sha256 over the other columns of a part's prompts, in order: what a user's functions are given of them."""
+        return self.memo.get(f"columns of {part}", lambda: self._hash_columns(part))
+
+    def _hash_columns(self, part: str) -> str:
         digest = hashlib.sha256()
         split: Split[Any] = getattr(self, part)
         for side in (split.train, split.held_out):

@@ -41,6 +41,20 @@ def local_rows(source: Source, base_dir: Path, options: ReadOptions) -> Iterator
     return None
 
 
+def files_of(source: Source, base_dir: Path) -> list[Path] | None:
+    """The files that a local source reads; None where it is none.
+
+    Raises:
+        UserError: it has none.
+    """
+    path = _path(source.path, base_dir)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return _data_files(source, path)
+    return _matching(source, base_dir) if any(c in source.path for c in "*?[") else None
+
+
 def _path(source: str, base_dir: Path) -> Path:
     try:
         path = Path(base_dir, Path(source).expanduser())
@@ -75,6 +89,11 @@ def _acts(source: Source, path: Path) -> None:
 
 def _folder(source: Source, path: Path, options: ReadOptions) -> Iterator[Raw]:
     """The data files of a folder and those below it, of one split where there is one; text only where all is text."""
+    data = _data_files(source, path)
+    yield from _files(source.path, [(p, f"{source.path.rstrip('/')}/{p.relative_to(path)}") for p in data], options)
+
+
+def _data_files(source: Source, path: Path) -> list[Path]:
     root = path / source.data_dir if source.data_dir else path
     if not root.is_dir():
         raise UserError(f"{source.path}: data_dir: there is no folder {source.data_dir} in it")
@@ -92,7 +111,7 @@ def _folder(source: Source, path: Path, options: ReadOptions) -> Iterator[Raw]:
     if not data:
         inside = ", ".join(sorted(p.name for p in path.iterdir())[:SHOWN]) or "nothing"
         raise UserError(f"{source.path} is a folder without a data file that can be read (it holds {inside})")
-    yield from _files(source.path, [(p, f"{source.path.rstrip('/')}/{p.relative_to(path)}") for p in data], options)
+    return data
 
 
 def _hidden(path: Path) -> bool:
@@ -109,6 +128,12 @@ def _files(name: str, files: list[tuple[Path, str]], options: ReadOptions) -> It
 
 
 def _several(source: Source, base_dir: Path, options: ReadOptions) -> Iterator[Raw]:
+    paths = _matching(source, base_dir)
+    files = [(p, str(p.relative_to(base_dir) if p.is_relative_to(base_dir) else p)) for p in paths]
+    return _files(source.path, files, options)
+
+
+def _matching(source: Source, base_dir: Path) -> list[Path]:
     anchor = Path(source.path).expanduser()
     root, pattern = (Path(anchor.anchor), str(anchor)[1:]) if anchor.is_absolute() else (base_dir, str(anchor))
     try:
@@ -117,8 +142,7 @@ def _several(source: Source, base_dir: Path, options: ReadOptions) -> Iterator[R
         raise UserError(f"{source.path} is no usable pattern ({error})") from error
     if not paths:
         raise UserError(f"no file matches {source.path} (looked in {root})")
-    files = [(p, str(p.relative_to(base_dir) if p.is_relative_to(base_dir) else p)) for p in paths]
-    return _files(source.path, files, options)
+    return paths
 
 
 def _missing(source: str, path: Path) -> str:

@@ -16,7 +16,7 @@ of tokenizers or models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,15 @@ import numpy as np
 from data.common.errors import UserError
 from data.corpus import PARTS, Corpus, LateSplit, Split, in_holdout, is_held_out
 from data.grouping import joined_groups, renamed
+from data.kept_parts import is_large, keep, kept, part_key
 from data.leaks import HeldPrompts, Keys, check_leaks, moved
 from data.parts import Names, Part, annotated, documents_of, joined, prompts_of
 from data.records import Document
 from data.source_settings import DataConfig
-from data.sources import Rejected, SourceCount, load_records
+from data.sources import Loaded, Rejected, SourceCount, load_records
 from data.storage.collected import Collected, Index
 from data.storage.digests import Digests, Places, among
+from data.storage.kept import Memo, joined_key
 from data.storage.views import Changes, View
 
 __all__ = ["PARTS", "Corpus", "Split", "in_holdout", "is_held_out", "load_corpus"]
@@ -54,7 +56,7 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
     Raises:
         UserError: a source is wrong, nothing is left for training, or a held-out prompt is in a training part.
     """
-    reading = _Reading(config, partial(load_records, config=config, seed=seed, base_dir=base_dir, known=known))
+    reading = _Reading(config, seed, base_dir, known, is_large(config, base_dir))
     parts = {part: reading.part(part, getattr(config, part)) for part in PARTS}
     held_file = reading.held_file()
     splits = _split(config, parts, held_file, reading)
@@ -65,30 +67,33 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
         read=reading.read,
         counts=tuple(reading.counts),
         remarks=tuple(reading.remarks),
+        memo=Memo(joined_key(reading.keys)),
     )
 
 
 @dataclass
 class _Reading:
-    """What is found out while the sources are read; ``load`` reads those of one part."""
+    """What is found out while the sources are read; ``keeps`` says that parts are kept in the cache."""
 
     config: DataConfig
-    load: Callable[..., Any]
+    seed: int
+    base_dir: Path
+    known: Collection[str] | None
+    keeps: bool
     rejected: list[Rejected] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     read: dict[str, tuple[int, tuple[Rejected, ...]]] = field(default_factory=dict)
     counts: list[SourceCount] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
 
     def part(self, name: str, sources: Sequence[Any]) -> Part:
         """The records of a part, with several people's rankings of the same answers treated as asked."""
-        index = self._index(said=name == "prompts" or (not self.config.prompts and name != "documents"))
-        collected = Collected(name, index.add)
-        loaded = self.load(sources, name, into=collected)
+        said = name == "prompts" or (not self.config.prompts and name != "documents")
+        found, loaded = self._loaded(name, sources, said=said)
         self.read[name] = (loaded.read, tuple(loaded.rejected))
         self._take(loaded, loaded.counts)
         self.notes += loaded.notes
-        found = Part.of(collected, index)
         return (
             annotated(found, self.config.annotators, partial(self._index, said=True)) if name == "rankings" else found
         )
@@ -97,12 +102,29 @@ class _Reading:
         """The prompts of the file that names what is held out; None where a share decides."""
         if not isinstance(self.config.held_out, str):
             return None
-        index = self._index(said=True)
-        collected = Collected("prompts", index.add)
-        loaded = self.load([self.config.held_out], "prompts", into=collected)
+        found, loaded = self._loaded("prompts", [self.config.held_out], said=True)
         self.read["held_out"] = (loaded.read, tuple(loaded.rejected))
         self._take(loaded, [replace(count, part="held_out", held_out=count.used) for count in loaded.counts])
-        return self.once(Part.of(collected, index))
+        return self.once(found)
+
+    def _loaded(self, kind: str, sources: Sequence[Any], *, said: bool) -> tuple[Part, Loaded]:
+        """Records with what was found out about their sources, from the cache where they were read before."""
+        config, known = self.config, None if self.known is None else sorted(self.known)
+        key = None
+        if self.keeps:
+            key = part_key(kind, sources, self.base_dir, config, seed=self.seed, known=known, said=said)
+            self.keys.append(None if key is None else key.name)
+        if key is not None and sources and (found := kept(key, kind)) is not None:
+            return found
+        index = self._index(said=said)
+        collected = Collected(kind, index.add)
+        loaded = load_records(
+            sources, kind, config, seed=self.seed, base_dir=self.base_dir, known=known, into=collected
+        )
+        part = Part.of(collected, index)
+        if key is not None:
+            keep(key, part, loaded)
+        return part, loaded
 
     def once(self, prompts: Part) -> Part:
         """Each prompt once; how many are dropped is noted."""

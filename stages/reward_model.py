@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from data.common.errors import UserError
 from data.counting import Tally, log_row, tell, warned
 from data.records import RankedAnswers
 from data.splits import in_holdout
+from data.storage.views import View
 from models.backbone.artifacts import write_json
 from models.backbone.seeds import derived_seed
 from models.hub.limits import check_rows
@@ -133,12 +135,14 @@ def write(context: StageContext, model: RewardModel, holdout_model: RewardModel 
     shutil.rmtree(context.out / "trainer", ignore_errors=True)
 
 
-def split_holdout(rankings: Sequence[RankedAnswers], share: float) -> tuple[list[RankedAnswers], list[RankedAnswers]]:
+def split_holdout(
+    rankings: Sequence[RankedAnswers], share: float
+) -> tuple[Sequence[RankedAnswers], Sequence[RankedAnswers]]:
     """Rankings of the reward model, and those of the held-out one: no prompt is in both."""
-    out: tuple[list[RankedAnswers], list[RankedAnswers]] = ([], [])
-    for ranking in rankings:
-        out[in_holdout(ranking.prompt.group, share)].append(ranking)
-    return out
+    if not share:
+        return rankings, []
+    out = np.fromiter((in_holdout(ranking.prompt.group, share) for ranking in rankings), bool)
+    return View(rankings, np.flatnonzero(~out)), View(rankings, np.flatnonzero(out))
 
 
 def train_all(

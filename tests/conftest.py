@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["TRIVET_CACHE"] = tempfile.mkdtemp(prefix="trivet-tests-")
 
 from pathlib import Path
 

@@ -43,6 +43,16 @@ class Store(Lazy[T]):
         self._contents: tuple[int, list[bytes]] = (-1, [])
         self._batches: OrderedDict[int, list[list[bytes]]] = OrderedDict()
 
+    @classmethod
+    def opened(cls, kind: type[T], file: Path, count: int) -> Store[T]:
+        """The records of a file that another store has written; it stays when the store goes."""
+        import pyarrow as pa
+
+        store = cls(kind)
+        store.file, store._count = file, count
+        store._reader = pa.ipc.open_file(pa.OSFile(str(file)))
+        return store
+
     def append(self, record: T) -> None:
         """Add a record behind the others.
 
