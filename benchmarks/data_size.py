@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/data_size.py --rows 10000 100000 1000000 --write docs/measurements/data_size.md
 
-writes preference rows of about 430 bytes into a temporary folder, and in a process of its own for each number of rows
+generates preference rows of about 430 bytes into a temporary folder, and in a process of its own for each number of rows
 reads, splits and fingerprints them as a run's start does (with an empty cache), plans the run, and does it all again
 from the cache. ``--findings`` lets the doctor look at them too.
 """
@@ -19,13 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-WORDS = "river north paint quiet seven engine cloud market glass train letter garden copper sail winter stone".split()
+WORDS = ["river", "north", "paint", "quiet", "seven", "engine", "cloud", "market", "glass", "train", "letter", "garden"]
 RECIPE = {"name": "size", "base": "qwen2.5-0.5b", "stages": ["reward"], "runtime": {"device": "cpu"}}
 
 
@@ -84,64 +85,67 @@ def measure(count: int, folder: Path, findings: bool) -> dict[str, Any]:
     return found | {"steps": json.loads(done.stdout.splitlines()[-1])}
 
 
+def _cpu(one: dict[str, Any]) -> float:
+    return sum(step["cpu"] for name, step in one["steps"].items() if name.endswith("first"))
+
+
+def _top(one: dict[str, Any]) -> int:
+    return max(step["peak_above_imports"] for step in one["steps"].values())
+
+
 def page(results: list[dict[str, Any]]) -> str:
     """The measurements as a table, with the growth between two neighbours."""
     names = list(results[-1]["steps"])
     lines = [
         "# Data of any size",
         "",
-        "Preference rows (prompt, chosen, rejected; about 430 bytes each), read, split, fingerprinted and planned for a",
-        "reward model in one process on one core; memory is the peak above the imports. The second turn takes them from",
-        "the cache, after hashing the files. Written by `benchmarks/data_size.py`.",
+        "Preference rows (prompt, chosen, rejected; about 430 bytes each), read, split, fingerprinted and planned for",
+        "a reward model in one process on one core; memory is the peak above the imports. The second turn takes them",
+        "from the cache, after hashing the files. Written by `benchmarks/data_size.py`.",
         "",
-        "![CPU seconds and memory by rows](data_size.png)",
+        chart(
+            "CPU of the first turn", "seconds per 10,000 rows", results, [1e4 * _cpu(r) / r["rows"] for r in results]
+        ),
+        "",
+        chart("Peak memory above the imports", "MB", results, [_top(r) / 1e6 for r in results]),
         "",
         "| rows | file | cache | " + " | ".join(f"{n}: CPU s" for n in names) + " | memory above the imports |",
         "|" + "---|" * (len(names) + 4),
     ]
     for one in results:
         cpu = " | ".join(f"{one['steps'][n]['cpu']:,.1f}" if n in one["steps"] else "" for n in names)
-        top = max(step["peak_above_imports"] for step in one["steps"].values())
+        top = _top(one)
         sizes = f"{one['bytes'] / 1e6:,.0f} MB | {one['cache_bytes'] / 1e6:,.0f} MB"
         lines.append(f"| {one['rows']:,} | {sizes} | {cpu} | {top / 1e6:,.0f} MB |")
     lines.append("")
-    for few, many in zip(results, results[1:], strict=False):
-        spent = [sum(s["cpu"] for n, s in one["steps"].items() if n.endswith("first")) for one in (few, many)]
-        tops = [max(s["peak_above_imports"] for s in one["steps"].values()) for one in (few, many)]
-        extra = (tops[1] - tops[0]) / (many["rows"] - few["rows"])
+    for few, many in pairwise(results):
+        extra = (_top(many) - _top(few)) / (many["rows"] - few["rows"])
         lines.append(
-            f"From {few['rows']:,} to {many['rows']:,} rows: {spent[1] / spent[0]:.1f} times the CPU, {extra:.0f} bytes "
-            "of memory more for each row."
+            f"From {few['rows']:,} to {many['rows']:,} rows: {_cpu(many) / _cpu(few):.1f} times the CPU, {extra:.0f} "
+            "bytes of memory more for each row."
         )
         lines.append("")
     return "\n".join(lines)
 
 
-def figure(results: list[dict[str, Any]], file: Path) -> None:
-    """Two panels over the number of rows, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    counts = [one["rows"] for one in results]
-    drawn, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
-    for name in results[0]["steps"]:
-        left.loglog(counts, [one["steps"][name]["cpu"] for one in results], marker="o", label=name)
-        right.loglog(counts, [one["steps"][name]["peak_above_imports"] / 1e6 for one in results], marker="o")
-    left.set(xlabel="rows", ylabel="CPU seconds")
-    right.set(xlabel="rows", ylabel="peak memory above the imports, MB")
-    right.loglog(counts, [one["bytes"] / 1e6 for one in results], linestyle=":", color="grey", label="size of the file")
-    left.legend(fontsize=7)
-    right.legend(fontsize=7)
-    drawn.savefig(file, dpi=110)
+def chart(title: str, unit: str, results: list[dict[str, Any]], values: list[float]) -> str:
+    """A line over the numbers of rows, as GitHub draws it."""
+    labels = ", ".join(f'"{one["rows"]:,}"' for one in results)
+    line = ", ".join(f"{value:.1f}" for value in values)
+    return f'''```mermaid
+xychart-beta
+  title "{title}"
+  x-axis "rows" [{labels}]
+  y-axis "{unit}" 0 --> {max(values) * 1.2:.0f}
+  line [{line}]
+```'''
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--findings", action="store_true", help="let the doctor look at the records too")
-    parser.add_argument("--write", type=Path, help="the page; the figure is put beside it")
+    parser.add_argument("--write", type=Path, help="the page")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
@@ -155,7 +159,6 @@ def main() -> None:
     (ROOT / "benchmarks" / "results" / "data_size.json").write_text(json.dumps(results, indent=1) + "\n")
     if chosen.write:
         chosen.write.write_text(page(results), encoding="utf-8")
-        figure(results, chosen.write.with_suffix(".png"))
 
 
 if __name__ == "__main__":

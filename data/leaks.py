@@ -119,7 +119,7 @@ def check_leaks(sides: Mapping[str, tuple[Sequence[Any], Keys, Sequence[Any], Ke
         hits += [(int(keys.loose[at]), "text", int(keys.texts[at])) for at in _first(among(keys.texts, texts))]
         if hits:
             place, what, number = min(hits)
-            raise UserError(_told(part, train[place], what, *_holder(sides, what, number)))
+            raise UserError(_message(part, train[place], what, *_holder(sides, what, number)))
 
 
 def _first(found: np.ndarray) -> Places:
@@ -135,7 +135,7 @@ def _holder(sides: Mapping[str, tuple[Any, Any, Sequence[Any], Keys]], what: str
     raise AssertionError("a key that no side holds")
 
 
-def _told(part: str, record: Any, what: str, other: str, source: str) -> str:
+def _message(part: str, record: Any, what: str, other: str, source: str) -> str:
     return (
         f"leak: the {what} of {source_of(record) or part} (training, data.{part}) is also held out, at "
         f"{source or other} (data.{other}): "

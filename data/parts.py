@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from data.records import Demonstration, Document, RankedAnswers, normalise
 from data.storage.codec import prompt_of
 from data.storage.collected import Collected, Index
 from data.storage.digests import Digests, Places, as_digests, digest, firsts
-from data.storage.views import Chain, Changes, Flattened, Mapped, View
+from data.storage.views import Chain, Changes, Flattened, PromptsOf, View
 
 Mask = npt.NDArray[np.bool_]
 
@@ -54,7 +53,7 @@ class Part:
             records=collected.store,
             group=group,
             held=index.held,
-            keys=Keys(index.asked if index.asks_apart else group, index.loose, index.texts),
+            keys=Keys(index.asked if index.asked_differs else group, index.loose, index.texts),
             origin=collected.origins(),
             said=index.said,
             shape=index.shape,
@@ -140,9 +139,12 @@ def joined(first: Part, second: Part) -> Part:
 
 def prompts_of(answered: Part) -> Part:
     """The prompts of demonstrations and rankings, each once."""
-    prompted = np.flatnonzero(answered.said)
-    places = prompted[firsts(answered.said[prompted])]
-    return answered.some(places, Mapped(attrgetter("prompt"), answered.records))
+    if answered.said.all():
+        places = firsts(answered.said)
+    else:
+        prompted = np.flatnonzero(answered.said)
+        places = prompted[firsts(answered.said[prompted])]
+    return answered.some(places, PromptsOf(answered.records))
 
 
 def documents_of(answered: Part) -> Part:

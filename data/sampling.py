@@ -114,13 +114,19 @@ class Sample:
 
     def places(self, rows: Mask, but: Mask | None = None) -> int:
         """How many places these rows have that ``but`` has not; a place may have several rows."""
-        own = np.unique(_numbers(self._places)[rows])
-        return len(own) if but is None or not len(own) else len(np.setdiff1d(own, _numbers(self._places)[but]))
+        own = _sorted(_numbers(self._places)[rows])
+        if but is not None and len(own):
+            own = own[~np.isin(own, _numbers(self._places)[but])]
+        return len(own) - int(np.count_nonzero(own[1:] == own[:-1]))
 
     def others(self, places: Iterable[str]) -> int:
         """How many of these places have no row here."""
         numbers = np.fromiter((hash(place) for place in places), np.int64)
-        return len(np.setdiff1d(numbers, _numbers(self._places))) if len(numbers) else 0
+        if not len(numbers):
+            return 0
+        numbers, own = np.unique(numbers), _sorted(_numbers(self._places).copy())
+        at = np.minimum(np.searchsorted(own, numbers), max(0, len(own) - 1))
+        return int(np.count_nonzero(own[at] != numbers)) if len(own) else len(numbers)
 
     def kinds(self, rows: Mask) -> Iterator[tuple[Any, int]]:
         """Every kind, in the order in which they come among these rows, and how many are of it."""
@@ -128,6 +134,12 @@ class Sample:
         kinds = list(self._known)
         for at in np.argsort(first):
             yield kinds[found[at]], int(counts[at])
+
+
+def _sorted(numbers: Any) -> Any:
+    """The same array, sorted in place: a copy of so many numbers would be the most that reading takes."""
+    numbers.sort()
+    return numbers
 
 
 def _numbers(values: array[int]) -> Any:

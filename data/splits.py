@@ -234,8 +234,9 @@ def _split(config: DataConfig, parts: dict[str, Part], held_file: Part | None, r
     _check_left(config, sides, held_file)
     check_leaks({name: _keyed(one, held_file if name == "prompts" else None) for name, one in sides.items()})
     for name, one in sides.items():
-        kept_out = np.setdiff1d(np.arange(len(one.part)), one.train, assume_unique=True)
-        reading.count(name, "held_out", one.part, kept_out)
+        kept_out = np.ones(len(one.part), dtype=bool)
+        kept_out[one.train] = False
+        reading.count(name, "held_out", one.part, np.flatnonzero(kept_out))
     splits: dict[str, Any] = {name: one.split() for name, one in sides.items()}
     splits["prompts"] = _same_columns(sides["prompts"], held_file)
     if late:

@@ -7,8 +7,9 @@ https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from data.batching import right_pad
 from data.common.errors import UserError
 from data.counting import log_row
+from data.storage.token_rows import row_store
+from data.storage.views import Mapped
 from models.backbone.forward import hidden_states, logits_of
 from models.backbone.logprobs import token_logprobs
 from models.backbone.oom_retry import OOMRetry
@@ -37,26 +40,24 @@ HELD_OUT = 1000
 
 def run(context: StageContext, config: PretrainConfig) -> StageResult:
     """Train tokenizer and base; write a plain Transformers folder ``model/``. There is no base to stand on yet."""
-    documents = [d.text for d in context.corpus.documents.train]
+    documents = Mapped(attrgetter("text"), context.corpus.documents.train)
     if not documents:
         raise UserError("data.documents: base.pretrain needs training documents, and there are none")
     tokenizer = train_tokenizer(documents, config)
-    chunked = [chunks(encode(tokenizer, d), config.model.context) for d in documents]
-    kept = [d.text for d in context.corpus.documents.held_out[:HELD_OUT]]
-    chunked_held_out = [chunks(encode(tokenizer, d), config.model.context) for d in kept]
-    rows = [row for document in chunked for row in document]
-    counts, held_out_counts = counts_of(chunked), counts_of(chunked_held_out)
+    rows, counts = chunked(tokenizer, documents, config.model.context)
+    kept = Mapped(attrgetter("text"), context.corpus.documents.held_out[:HELD_OUT])
+    held_out, held_out_counts = chunked(tokenizer, kept, config.model.context)
     context.log.note(log_row(counts) | log_row(held_out_counts, "held_out"))
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     skipped = train(context, lm, rows, config)
-    nll = held_out_nll(lm, [row for document in chunked_held_out for row in document], context.processes)
+    nll = held_out_nll(lm, held_out, context.processes)
     if context.processes.is_main:
         lm.save_pretrained(context.out / "model")
         tokenizer.save_pretrained(context.out / "model")
     return StageResult(
         metrics={
             "held_out_nll": nll,
-            "documents": len(chunked),
+            "documents": len(documents),
             "counts": counts,
             "held_out_counts": held_out_counts,
             "vocabulary": len(tokenizer),
@@ -66,7 +67,7 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     )
 
 
-def train_tokenizer(documents: Sequence[str], config: PretrainConfig) -> PreTrainedTokenizerFast:
+def train_tokenizer(documents: Iterable[str], config: PretrainConfig) -> PreTrainedTokenizerFast:
     """Words split on white space, byte-level BPE, or single characters."""
     special = [PAD, BOS, EOS, UNKNOWN]
     if config.tokenizer == "bpe":
@@ -109,13 +110,22 @@ def chunks(ids: Sequence[int], context: int) -> list[list[int]]:
     return [list(ids[i : i + context]) for i in range(0, len(ids) - 1, context - 1)]
 
 
-def counts_of(chunked: Sequence[Sequence[Sequence[int]]]) -> dict[str, int]:
-    """Documents, pieces and predicted tokens: nothing is cut or dropped, but a document without any text."""
-    return {
-        "documents": len(chunked),
-        "documents_in_several_pieces": sum(len(p) > 1 for p in chunked),
-        "pieces": sum(len(p) for p in chunked),
-        "tokens": sum(len(row) - 1 for p in chunked for row in p),
+def chunked(tokenizer: Any, documents: Sequence[str], context: int) -> tuple[Sequence[list[int]], dict[str, int]]:
+    """All documents' pieces, and counts of documents, pieces and predicted tokens.
+
+    Nothing is cut or dropped, but a document without any text.
+    """
+    rows, several, tokens = row_store(), 0, 0
+    for document in documents:
+        cut = chunks(encode(tokenizer, document), context)
+        rows.extend(cut)
+        several += len(cut) > 1
+        tokens += sum(len(row) - 1 for row in cut)
+    return rows, {
+        "documents": len(documents),
+        "documents_in_several_pieces": several,
+        "pieces": len(rows),
+        "tokens": tokens,
     }
 
 
@@ -139,7 +149,7 @@ def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCaus
         return LlamaForCausalLM(settings)
 
 
-def train(context: StageContext, lm: Any, rows: list[list[int]], config: PretrainConfig) -> int:
+def train(context: StageContext, lm: Any, rows: Sequence[list[int]], config: PretrainConfig) -> int:
     """Cosine to zero; every process takes its share of each batch, gradients are summed over global token counts.
 
     Returns the number of steps that were skipped because loss or gradient was not finite.
@@ -214,7 +224,7 @@ def backward(lm: Any, rows: Sequence[Sequence[int]], tokens: int, size: int) -> 
 def row_stream(count: int, g: torch.Generator | None) -> Any:
     """Endless row numbers, each row once a pass: each pass a fresh permutation, or as given without a generator."""
     while True:
-        yield from range(count) if g is None else torch.randperm(count, generator=g).tolist()
+        yield from range(count) if g is None else map(int, torch.randperm(count, generator=g))
 
 
 def nll_sum(lm: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -226,7 +236,7 @@ def nll_sum(lm: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Ten
 
 
 @torch.no_grad()
-def held_out_nll(lm: Any, rows: list[list[int]], processes: Processes, batch: int = 64) -> float | None:
+def held_out_nll(lm: Any, rows: Sequence[list[int]], processes: Processes, batch: int = 64) -> float | None:
     """Nats a token on held-out documents, over all of them."""
     rows = [r for r in rows if len(r) > 1]
     if not rows:

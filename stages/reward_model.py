@@ -17,7 +17,7 @@ from data.common.errors import UserError
 from data.counting import Tally, log_row, tell, warned
 from data.records import RankedAnswers
 from data.splits import in_holdout
-from data.storage.views import View
+from data.storage.views import Chain, View
 from models.backbone.artifacts import write_json
 from models.backbone.seeds import derived_seed
 from models.hub.limits import check_rows
@@ -43,7 +43,7 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
     mine, holdout_rankings = split_holdout(context.corpus.rankings.train, config.holdout)
     train, held_out, tallies = encode_all(context, mine, config)
     members = {member_role("reward", i): train for i in range(config.ensemble)}
-    held_back: dict[str, list[EncodedRanking]] = {}
+    held_back: dict[str, Sequence[EncodedRanking]] = {}
     if config.holdout:
         held_back[HOLDOUT], tallies[HOLDOUT_COUNTS] = encode_held_back(context, holdout_rankings, config)
     note_counts(context, tallies)
@@ -82,7 +82,7 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
 
 def encode_all(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
-) -> tuple[list[EncodedRanking], list[EncodedRanking], dict[str, Tally]]:
+) -> tuple[Sequence[EncodedRanking], Sequence[EncodedRanking], dict[str, Tally]]:
     """Training rankings, which each member of an ensemble sees, and held-out ones; and the counts of both.
 
     Raises:
@@ -94,7 +94,7 @@ def encode_all(
     if not train:
         why = f": {tally.warning() or tally.summary()}" if tally.rows else ""
         raise UserError(f"data.rankings: no ranking has two different answers of different rank; nothing to learn{why}")
-    ids = [q + a for r in (*train, *held_out) for q, a in zip(r.queries, r.responses, strict=True)]
+    ids = (q + a for r in Chain(train, held_out) for q, a in zip(r.queries, r.responses, strict=True))
     check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
     if config.margin and all(row.scores is None for row in train):
         raise UserError("reward.margin: needs rankings with scores, whose differences it is; set it to 0")
@@ -110,7 +110,7 @@ def note_counts(context: StageContext, tallies: Mapping[str, Tally]) -> None:
 
 def encode_held_back(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
-) -> tuple[list[EncodedRanking], Tally]:
+) -> tuple[Sequence[EncodedRanking], Tally]:
     """The rankings that the held-out reward model learns from, and the count of its share.
 
     Raises:
@@ -120,7 +120,7 @@ def encode_held_back(
     if not kept:
         why = f" ({tally.summary()})" if tally.rows else ""
         raise UserError(f"reward.holdout: no training ranking of this share can be used{why}; raise it, or set 0")
-    ids = [q + a for r in kept for q, a in zip(r.queries, r.responses, strict=True)]
+    ids = (q + a for r in kept for q, a in zip(r.queries, r.responses, strict=True))
     check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
     return kept, tally
 
@@ -195,7 +195,7 @@ def write_card(context: StageContext, model: RewardModel, samples: Tensor, sourc
 
 def encode(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
-) -> tuple[list[EncodedRanking], int]:
+) -> tuple[Sequence[EncodedRanking], int]:
     """Ids of every ranking that is used, and how many are dropped; see ``encode_rankings``."""
     kept, tally = encode_rankings(context.renderer, rankings, config)
     return kept, sum(tally.dropped.values())

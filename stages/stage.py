@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from data.common.errors import located
 from data.records import Prompt
 from data.splits import Corpus
+from data.storage.token_rows import row_store
 from data.template import Renderer
 from models.backbone.processes import Processes
 from models.backbone.settings import AdapterConfig
@@ -179,13 +180,13 @@ class StageResult:
     metrics: Mapping[str, Any]
 
 
-def prompt_rows(renderer: Renderer, prompts: Sequence[Prompt]) -> list[list[int]]:
+def prompt_rows(renderer: Renderer, prompts: Sequence[Prompt]) -> Sequence[list[int]]:
     """Ids of each prompt.
 
     Raises:
         UserError: the template refuses one; names its file and row.
     """
-    rows = []
+    rows = row_store()
     for prompt in prompts:
         with located(prompt.source):
             rows.append(renderer.prompt_ids(prompt.messages))

@@ -25,6 +25,13 @@ class Encoded(NamedTuple):
     rest: bytes
 
 
+class Codec(NamedTuple):
+    """How the items of a store become bytes, and what these become."""
+
+    encode: Callable[[Any], Encoded]
+    decode: Callable[[Encoded], Any]
+
+
 def content_of(record: Any) -> dict[str, Any]:
     """What a record says, without its place and the columns of others: plain values, to be hashed."""
     if isinstance(record, Document):
@@ -54,6 +61,11 @@ def _asked(prompt: Prompt) -> dict[str, Any]:
 def content_bytes(record: Any) -> bytes:
     """``content_of`` as canonical JSON."""
     return json.dumps(content_of(record), sort_keys=True, ensure_ascii=False).encode()
+
+
+def prompt_content(content: bytes) -> bytes:
+    """Of the content of a record with a prompt that of the prompt alone."""
+    return json.dumps(json.loads(content)["prompt"], sort_keys=True, ensure_ascii=False).encode()
 
 
 def prompt_of(record: Any) -> Prompt | None:

@@ -131,7 +131,7 @@ class Index:
         return as_digests(self._group)
 
     @property
-    def asks_apart(self) -> bool:
+    def asked_differs(self) -> bool:
         """Whether ``asked`` differs from ``group``."""
         return self._asked is not None
 
@@ -148,7 +148,7 @@ class Index:
     @property
     def held(self) -> Any:
         """Booleans, one a record."""
-        return np.frombuffer(bytes(self._held), dtype=bool)
+        return np.frombuffer(self._held, dtype=bool)
 
     @property
     def loose(self) -> Digests:

@@ -42,15 +42,15 @@ def as_digests(numbers: array[int]) -> Digests:
 
 def firsts(numbers: Digests) -> Places:
     """Places of the first of each number, in order."""
-    found = [np.empty(0, np.int64)]
+    first = np.zeros(len(numbers), dtype=bool)
     for places in _ranges(numbers):
         part = numbers[places]
         order = np.argsort(part, kind="stable")
         ordered = part[order]
         new = np.ones(len(ordered), dtype=bool)
         new[1:] = ordered[1:] != ordered[:-1]
-        found.append(places[order[new]])
-    return np.sort(np.concatenate(found))
+        first[places[order[new]]] = True
+    return np.flatnonzero(first)
 
 
 def repeated(numbers: Digests) -> Digests:

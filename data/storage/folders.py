@@ -63,6 +63,12 @@ def scratch_folder() -> Folder:
     return found
 
 
+def new_file(name: str) -> Path:
+    """The path of a file in this process's folder that nothing else has."""
+    folder = scratch_folder()
+    return folder.path / f"{os.getpid()}-{folder.next_number()}-{name}"
+
+
 def _remove_abandoned(root: Path) -> None:
     """Remove the folders whose processes are gone: nobody holds their locks."""
     for folder in root.glob(f"{SCRATCH}*"):

@@ -6,12 +6,13 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from data.common.errors import UserError
-from data.storage.codec import Encoded, content_bytes, decode, encode
-from data.storage.folders import scratch_folder
+from data.storage.codec import Codec, Encoded, content_bytes, decode, encode
+from data.storage.folders import new_file, scratch_folder
 from data.storage.views import Lazy
 
 T = TypeVar("T")
@@ -29,10 +30,12 @@ class Store(Lazy[T]):
 
     Args:
         kind: the class of the records.
+        codec: how they become bytes; None for those of ``data.records``.
     """
 
-    def __init__(self, kind: type[T]) -> None:
+    def __init__(self, kind: type[T], codec: Codec | None = None) -> None:
         self.kind = kind
+        self._codec = Codec(encode, partial(decode, kind)) if codec is None else codec
         self.file: Path | None = None
         self.unwritten: dict[int, T] = {}
         self._waiting: list[T] = []
@@ -77,8 +80,7 @@ class Store(Lazy[T]):
     def _spill(self) -> None:
         import pyarrow as pa
 
-        folder = scratch_folder()
-        self.file = folder.path / f"{os.getpid()}-{id(self):x}-{folder.next_number()}.arrow"
+        self.file = new_file("records.arrow")
         schema = pa.schema([(name, pa.binary()) for name in Encoded._fields])
         with _written():
             options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -90,7 +92,7 @@ class Store(Lazy[T]):
 
     def _add(self, place: int, record: T) -> None:
         try:
-            self._encoded.append(encode(record))
+            self._encoded.append(self._codec.encode(record))
         except (TypeError, ValueError):
             self.unwritten[place] = record
             self._encoded.append(Encoded(content_bytes(record), b"", b""))
@@ -131,7 +133,7 @@ class Store(Lazy[T]):
             return self._waiting[place]
         if place in self.unwritten:
             return self.unwritten[place]
-        return decode(self.kind, self._bytes(place))  # type: ignore[no-any-return]
+        return self._codec.decode(self._bytes(place))  # type: ignore[no-any-return]
 
     def content(self, place: int) -> bytes:
         """What fingerprints hash of a record."""

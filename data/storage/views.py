@@ -6,12 +6,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
 from data.records import Document, Prompt
-from data.storage.codec import content_bytes
+from data.storage.codec import content_bytes, prompt_content
 from data.storage.digests import Digests, Places
 
 T = TypeVar("T")
@@ -80,6 +81,8 @@ class Changes:
         return self.weights is not None or self._at(place) >= 0
 
     def _at(self, place: int) -> int:
+        if not len(self.regrouped):
+            return -1
         at = int(np.searchsorted(self.regrouped, place))
         return at if at < len(self.regrouped) and self.regrouped[at] == place else -1
 
@@ -139,6 +142,11 @@ class Chain(Lazy[T]):
         part = bisect_right(self._ends, place)
         return self.parts[part][place - (self._ends[part - 1] if part else 0)]
 
+    def content(self, place: int) -> bytes:
+        part = bisect_right(self._ends, place)
+        inner, at = self.parts[part], place - (self._ends[part - 1] if part else 0)
+        return inner.content(at) if isinstance(inner, Lazy) else content_bytes(inner[at])
+
     def __iter__(self) -> Iterator[T]:
         for part in self.parts:
             yield from part
@@ -155,6 +163,18 @@ class Mapped(Lazy[U]):
 
     def at(self, place: int) -> U:
         return self.function(self.base[place])
+
+
+class PromptsOf(Mapped[Prompt]):
+    """The prompts of records that have one."""
+
+    def __init__(self, base: Sequence[Any]) -> None:
+        super().__init__(attrgetter("prompt"), base)
+
+    def content(self, place: int) -> bytes:
+        if isinstance(self.base, Lazy):
+            return prompt_content(self.base.content(place))
+        return super().content(place)
 
 
 class Flattened(Lazy[U]):

@@ -162,7 +162,7 @@ def _some(rows: Sequence[Any]) -> Sequence[Any]:
     return rows[:: max(1, -(-len(rows) // ROWS))]
 
 
-Rendered = tuple[str, list[list[int]], list[str], int, str]
+Rendered = tuple[str, Sequence[list[int]], list[str], int, str]
 
 
 def _rows(recipe: Recipe, corpus: Corpus, renderer: Renderer, chosen: Sequence[str]) -> Iterator[Rendered]:
