@@ -2,8 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/data_size.py --rows 10000 100000 1000000 --write docs/measurements/data_size.md
 
-generates preference rows of about 430 bytes into a temporary folder, and in a process of its own for each number of rows
-reads, splits and fingerprints them as a run's start does (with an empty cache), plans the run, and does it all again
+generates preference rows of about 430 bytes, and in a process of its own for each number of rows reads, splits and fingerprints them as a run's start does (with an empty cache), plans the run, and does it all again
 from the cache. ``--findings`` lets the doctor look at them too.
 """
 
@@ -125,6 +124,14 @@ def page(results: list[dict[str, Any]]) -> str:
             "bytes of memory more for each row."
         )
         lines.append("")
+    few, many = results[-2], results[-1]
+    slope = (_top(many) - _top(few)) / (many["rows"] - few["rows"])
+    memory = (_top(many) + slope * (1e7 - many["rows"])) / 1e9
+    lines += [
+        f"10,000,000 rows were not run. A straight line through the last two gives {memory:.1f} GB and "
+        f"{_cpu(many) / many['rows'] * 1e7 / 60:.0f} minutes of CPU on one core.",
+        "",
+    ]
     return "\n".join(lines)
 
 
