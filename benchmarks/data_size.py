@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/data_size.py --rows 10000 100000 1000000 --write docs/measurements/data_size.md
 
-generates preference rows of about 430 bytes, and in a process of its own for each number of rows reads, splits and fingerprints them as a run's start does (with an empty cache), plans the run, and does it all again
-from the cache. ``--findings`` lets the doctor look at them too.
+generates preference rows of about 430 bytes, and in a process of its own for each number of rows reads, splits and
+fingerprints them as a run's start does (with an empty cache), plans the run, and does it all again from the cache.
+``--findings`` lets the doctor look at them too.
 """
 
 from __future__ import annotations

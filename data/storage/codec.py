@@ -83,7 +83,7 @@ def encode(record: Any) -> Encoded:
     place = record.source if prompt is None else prompt.source
     rest: dict[str, Any] = {}
     if prompt is not None and prompt.columns:
-        rest["columns"] = {_key(k): _tagged(v) for k, v in prompt.columns.items()}
+        rest["columns"] = {_key(k): tagged(v) for k, v in prompt.columns.items()}
     if prompt is not None and any(m.tools or m.tool_calls for m in prompt.messages):
         # the content has the keys of calls in order of their names; a template may print them as they were
         rest["calls"] = [[m.tool_calls, m.tools] for m in prompt.messages]
@@ -110,7 +110,7 @@ def decode(kind: type[Any], encoded: Encoded) -> Any:
         group=asked["group"],
         source=place,
         category=asked["category"],
-        columns={k: _untagged(v) for k, v in rest.get("columns", {}).items()},
+        columns={k: untagged(v) for k, v in rest.get("columns", {}).items()},
     )
     if kind is Prompt:
         return prompt
@@ -147,7 +147,7 @@ _WRITE: dict[type[Any], Callable[[Any], Any]] = {
     datetime.timedelta: lambda v: [v.days, v.seconds, v.microseconds],
     Decimal: str,
     bytes: lambda v: v.hex(),
-    tuple: lambda v: [_tagged(x) for x in v],
+    tuple: lambda v: [tagged(x) for x in v],
 }
 _READ: dict[str, Callable[[Any], Any]] = {
     "datetime": datetime.datetime.fromisoformat,
@@ -156,18 +156,18 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "timedelta": lambda v: datetime.timedelta(*v),
     "Decimal": Decimal,
     "bytes": bytes.fromhex,
-    "tuple": lambda v: tuple(_untagged(x) for x in v),
+    "tuple": lambda v: tuple(untagged(x) for x in v),
 }
 
 
-def _tagged(value: Any) -> Any:
+def tagged(value: Any) -> Any:
     """A value as JSON has it, what JSON does not know as ``{_TAG: type, value: ...}``."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if type(value) is list:
-        return [_tagged(x) for x in value]
+        return [tagged(x) for x in value]
     if type(value) is dict:
-        return {_key(k): _tagged(v) for k, v in value.items()}
+        return {_key(k): tagged(v) for k, v in value.items()}
     write = _WRITE.get(type(value))
     if write is None or getattr(value, "fold", None):
         raise TypeError(f"a value of type {type(value).__name__} cannot be written")
@@ -180,11 +180,11 @@ def _key(key: Any) -> str:
     return key
 
 
-def _untagged(value: Any) -> Any:
+def untagged(value: Any) -> Any:
     if isinstance(value, list):
-        return [_untagged(x) for x in value]
+        return [untagged(x) for x in value]
     if not isinstance(value, Mapping):
         return value
     if _TAG in value:
         return _READ[value[_TAG]](value["value"])
-    return {k: _untagged(v) for k, v in value.items()}
+    return {k: untagged(v) for k, v in value.items()}

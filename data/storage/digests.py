@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,17 @@ def firsts(numbers: Digests) -> Places:
         new[1:] = ordered[1:] != ordered[:-1]
         first[places[order[new]]] = True
     return np.flatnonzero(first)
+
+
+def together(numbers: Digests) -> Iterator[Places]:
+    """The places of each number, in the order in which the numbers first come."""
+    if not len(numbers):
+        return
+    order = np.argsort(numbers, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], numbers[order][1:] != numbers[order][:-1]]))
+    ends = np.append(starts[1:], len(order))
+    for at in np.argsort(order[starts], kind="stable"):
+        yield order[starts[at] : ends[at]]
 
 
 def repeated(numbers: Digests) -> Digests:

@@ -95,7 +95,7 @@ class Store(Lazy[T]):
             self._encoded.append(self._codec.encode(record))
         except (TypeError, ValueError):
             self.unwritten[place] = record
-            self._encoded.append(Encoded(content_bytes(record), b"", b""))
+            self._encoded.append(Encoded(b"", b"", b""))
         if len(self._encoded) == BATCH:
             self._write()
 
@@ -137,8 +137,8 @@ class Store(Lazy[T]):
 
     def content(self, place: int) -> bytes:
         """What fingerprints hash of a record."""
-        if self.file is None:
-            return content_bytes(self._waiting[place])
+        if self.file is None or place in self.unwritten:
+            return content_bytes(self.at(place))
         number, row = divmod(place, BATCH)
         if self._contents[0] != number:
             self._contents = number, self._sealed().get_batch(number).column(0).to_pylist()
