@@ -17,7 +17,7 @@ from data.leaks import Keys
 from data.records import Demonstration, Document, RankedAnswers, normalise
 from data.storage.codec import prompt_of
 from data.storage.collected import Collected, Index
-from data.storage.digests import Digests, Places, as_digests, digest, firsts
+from data.storage.digests import Digests, Places, as_digests, compact, digest, firsts
 from data.storage.views import Chain, Changes, Flattened, PromptsOf, View
 
 Mask = npt.NDArray[np.bool_]
@@ -144,7 +144,8 @@ def prompts_of(answered: Part) -> Part:
     else:
         prompted = np.flatnonzero(answered.said)
         places = prompted[firsts(answered.said[prompted])]
-    return answered.some(places, PromptsOf(answered.records))
+    made = answered.some(compact(places), PromptsOf(answered.records))
+    return replace(made, said=np.empty(0, np.uint64))
 
 
 def documents_of(answered: Part) -> Part:

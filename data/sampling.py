@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.storage.digests import Digests, Places, as_digests, digest
+from data.storage.digests import Digests, Places, as_digests, digest, first_of_each
 
 Mask = npt.NDArray[np.bool_]
 
@@ -130,10 +130,11 @@ class Sample:
 
     def kinds(self, rows: Mask) -> Iterator[tuple[Any, int]]:
         """Every kind, in the order in which they come among these rows, and how many are of it."""
-        found, first, counts = np.unique(_numbers(self._kinds)[rows], return_index=True, return_counts=True)
-        kinds = list(self._known)
-        for at in np.argsort(first):
-            yield kinds[found[at]], int(counts[at])
+        codes, kinds = _numbers(self._kinds)[rows], list(self._known)
+        counts, first = np.bincount(codes, minlength=len(kinds)), first_of_each(codes, len(kinds))
+        for code in sorted(range(len(kinds)), key=first.__getitem__):
+            if counts[code]:
+                yield kinds[code], int(counts[code])
 
 
 def _sorted(numbers: Any) -> Any:

@@ -34,7 +34,7 @@ from data.records import Document
 from data.source_settings import DataConfig
 from data.sources import Loaded, Rejected, SourceCount, load_records
 from data.storage.collected import Collected, Index
-from data.storage.digests import Digests, Places, among
+from data.storage.digests import Digests, Places, among, compact, first_of_each
 from data.storage.kept import Memo, joined_key
 from data.storage.views import Changes, View
 
@@ -201,7 +201,9 @@ class _Decision:
             held[changed] = among(group[changed], self._held_of(group[changed], self.share))
         new = group[changed]
         changes = Changes(regrouped=changed, groups=lambda at: self.names(int(new[at])))
-        return _Sides(part=part, train=np.flatnonzero(~held), held_out=np.flatnonzero(held), changes=changes)
+        return _Sides(
+            part=part, train=compact(np.flatnonzero(~held)), held_out=compact(np.flatnonzero(held)), changes=changes
+        )
 
     def _held_of(self, groups: Digests, share: float) -> Digests:
         unique = np.unique(groups)
@@ -274,8 +276,9 @@ def _same_columns(sides: _Sides, held_file: Part | None) -> Split[Any]:
     runs += [(part, held) if held_file is None else (held_file, np.arange(len(held_file)))]
     shapes = []
     for own, places in runs:
-        found, first = np.unique(own.shape[places], return_index=True)
-        shapes += [own.shapes[int(found[at])] for at in np.argsort(first)]
+        first = first_of_each(own.shape[places], len(own.shapes))
+        order = sorted(range(len(first)), key=first.__getitem__)
+        shapes += [own.shapes[code] for code in order if first[code] < len(places)]
     names = dict.fromkeys(name for shape in shapes for name in shape)
     alike = all(len(shape) == len(names) for shape in shapes)
     changes = sides.changes if alike else replace(sides.changes, columns=names)

@@ -9,6 +9,7 @@ import hashlib
 import re
 from array import array
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,21 @@ def together(numbers: Digests) -> Iterator[Places]:
     ends = np.append(starts[1:], len(order))
     for at in np.argsort(order[starts], kind="stable"):
         yield order[starts[at] : ends[at]]
+
+
+def first_of_each(codes: npt.NDArray[np.uint32], kinds: int) -> list[int]:
+    """Of small numbers below ``kinds`` the first place of each, the length where it does not come."""
+    first = np.full(kinds, len(codes))
+    step = 1 << 16
+    for start in range((len(codes) - 1) // step * step, -1, -step):
+        part = codes[start : start + step]
+        first[part[::-1]] = np.arange(start + len(part) - 1, start - 1, -1)  # the last that is written stays
+    return first.tolist()
+
+
+def compact(places: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Places in 32 bits, where they fit."""
+    return places.astype(np.uint32) if not len(places) or places.max() < 2**32 else places
 
 
 def repeated(numbers: Digests) -> Digests:

@@ -30,11 +30,19 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        self.path = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=root))
         self.owner = os.getpid()
-        self._lock: IO[str] = (self.path / "lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not self._made(root):
+            pass  # another process took the folder for an abandoned one before it was locked
         self._numbers = count()
+
+    def _made(self, root: Path) -> bool:
+        self.path = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=root))
+        self._lock: IO[str] = (self.path / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return (self.path / "lock").exists()
 
     def next_number(self) -> int:
         return next(self._numbers)
