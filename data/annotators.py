@@ -5,36 +5,26 @@ They are in one group, and so in one split, whatever is done with them. Knows no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from data.records import RankedAnswers, ranks_from_scores
+from data.storage.collected import said
+from data.storage.digests import digest
 
 UNJUDGED = "responses without a rank left out"
 
 
-def merged(rankings: Sequence[RankedAnswers], how: str) -> list[RankedAnswers]:
-    """The rankings with those of the same prompt and responses treated as one says.
-
-    Args:
-        rankings: in any order; the order of those that stay is kept.
-        how: ``keep`` leaves each a ranking of weight 1; ``share`` gives each of m the weight 1/m, so that a prompt with
-            more annotators counts no more; ``mean`` makes one of them, by the mean rank of each response (Borda's
-            count), where equal means tie. Scores are averaged where all have them.
-    """
-    if how == "keep":
-        return list(rankings)
-    together: dict[tuple[object, ...], list[int]] = {}
-    for i, r in enumerate(rankings):
-        together.setdefault((r.prompt.messages, tuple(sorted(zip(r.answers, r.finished, strict=True)))), []).append(i)
-    if how == "share":
-        weight = {i: 1.0 / len(same) for same in together.values() for i in same}
-        return [replace(r, weight=weight[i]) for i, r in enumerate(rankings)]
-    return [_one([rankings[i] for i in same]) for same in together.values()]
+def together(ranking: RankedAnswers) -> int:
+    """A number that rankings of the same responses to the same prompt share."""
+    answers = sorted(zip(ranking.answers, ranking.finished, strict=True))
+    return digest(json.dumps([said(ranking.prompt.messages), answers]))
 
 
-def _one(rankings: Sequence[RankedAnswers]) -> RankedAnswers:
+def as_one(rankings: Sequence[RankedAnswers]) -> RankedAnswers:
+    """One of several rankings of the same answers: the mean rank of each, equal ones tie; scores are averaged too."""
     first = rankings[0]
     if len(rankings) == 1:
         return first

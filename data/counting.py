@@ -6,6 +6,7 @@ knows nothing of files or models.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class Tally:
     cut_prompts: int = 0
     cut: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    lengths: list[int] = field(default_factory=list)
+    lengths: array[int] = field(default_factory=lambda: array("I"))
 
     def record(self, parts: Sequence[Fitted], dropped: str = "") -> None:
         """Count one row of one or more responses; ``dropped`` is why nothing of it is used."""

@@ -6,12 +6,18 @@ stays as it is, and is refused or taken as ``derive`` says. Knows nothing of fil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from data.formats import Row
-from data.records import Message, ranks_from_scores
+from data.records import ranks_from_scores
+from data.storage.codec import Codec, Encoded, tagged, untagged
+from data.storage.collected import said
+from data.storage.digests import as_digests, digest, together
+from data.storage.store import Store
 
 JOINED = "responses judged one by one, put together under their prompt"
 LOWER = "responses of lower scores than another to the same prompt, left out"
@@ -25,16 +31,51 @@ def gathered(parsed: Iterable[Any], kind: str) -> Iterator[Any]:
         parsed: dataclasses with a ``row`` (or None).
         kind: ``rankings``, ``demonstrations`` or another, for which nothing is put together.
     """
-    waiting: dict[tuple[tuple[Message, ...], str], list[Any]] = {}
+    waiting: Store[Any] = Store(object, Codec(_encode, _decode))
+    keys = array("Q")
     for one in parsed:
         row = one.row
         alone = row is not None and row.judged and len(row.answers) == 1
         if alone and (kind == "rankings" or (kind == "demonstrations" and row.judged == "score")):
-            waiting.setdefault((row.messages, row.judged), []).append(one)
+            waiting.append(one)
+            keys.append(digest(f"{said(row.messages)} {row.judged}"))
         else:
             yield one
-    for same in waiting.values():
+    for places in together(as_digests(keys)):
+        same = [waiting[int(place)] for place in places]
         yield from _ranked(same) if kind == "rankings" else _best(same)
+
+
+_CLASSES: dict[str, type[Any]] = {}
+"""Classes of what waits, by name: of the rows, their turns, and whatever holds a row."""
+
+
+def _encode(one: Any) -> Encoded:
+    """A dataclass of plain values with a row.
+
+    Raises:
+        TypeError: it holds something else, and stays in memory.
+    """
+    return Encoded(json.dumps(_plain(one)).encode(), b"", b"")
+
+
+def _plain(value: Any) -> Any:
+    if not is_dataclass(value):
+        return tagged(dict(value)) if isinstance(value, Mapping) else tagged(value)
+    _CLASSES[type(value).__name__] = type(value)
+    found = {f.name: getattr(value, f.name) for f in fields(value)}
+    if "messages" in found:
+        found["messages"] = [_plain(m) for m in found["messages"]]
+        return [type(value).__name__, {k: v if k == "messages" else _plain(v) for k, v in found.items()}]
+    return [type(value).__name__, {k: _plain(v) for k, v in found.items()}]
+
+
+def _decode(stored: Encoded) -> Any:
+    name, values = json.loads(stored.content)
+    row_name, row = values.pop("row")
+    turns = tuple(_CLASSES[kind](**own) for kind, own in row.pop("messages"))
+    made = _CLASSES[row_name](messages=turns, **{k: untagged(v) for k, v in row.items()})
+    return _CLASSES[name](row=made, **{k: untagged(v) for k, v in values.items()})
 
 
 def _ranked(same: Sequence[Any]) -> Iterator[Any]:

@@ -41,6 +41,22 @@ def local_rows(source: Source, base_dir: Path, options: ReadOptions) -> Iterator
     return None
 
 
+def files_of(source: Source, base_dir: Path) -> list[Path] | None:
+    """The files that a local source reads; None where it is none.
+
+    Raises:
+        UserError: it has none.
+    """
+    path = _path(source.path, base_dir)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return _data_files(source, path)
+    if not any(c in source.path for c in "*?["):
+        return None
+    return [p for p in _matching(source, base_dir) if not p.is_dir()]
+
+
 def _path(source: str, base_dir: Path) -> Path:
     try:
         path = Path(base_dir, Path(source).expanduser())
@@ -75,6 +91,11 @@ def _acts(source: Source, path: Path) -> None:
 
 def _folder(source: Source, path: Path, options: ReadOptions) -> Iterator[Raw]:
     """The data files of a folder and those below it, of one split where there is one; text only where all is text."""
+    data = _data_files(source, path)
+    yield from _files(source.path, [(p, f"{source.path.rstrip('/')}/{p.relative_to(path)}") for p in data], options)
+
+
+def _data_files(source: Source, path: Path) -> list[Path]:
     root = path / source.data_dir if source.data_dir else path
     if not root.is_dir():
         raise UserError(f"{source.path}: data_dir: there is no folder {source.data_dir} in it")
@@ -93,7 +114,7 @@ def _folder(source: Source, path: Path, options: ReadOptions) -> Iterator[Raw]:
     if not data:
         inside = ", ".join(sorted(p.name for p in path.iterdir())[:SHOWN]) or "nothing"
         raise UserError(f"{source.path} is a folder without a data file that can be read (it holds {inside})")
-    yield from _files(source.path, [(p, f"{source.path.rstrip('/')}/{p.relative_to(path)}") for p in data], options)
+    return data
 
 
 def _all_files(name: str, paths: list[Path]) -> None:
@@ -122,6 +143,27 @@ def _files(name: str, files: list[tuple[Path, str]], options: ReadOptions) -> It
 
 
 def _several(source: Source, base_dir: Path, options: ReadOptions) -> Iterator[Raw]:
+    matched = _matching(source, base_dir)
+    paths = [p for p in matched if not p.is_dir()]
+    files = [(p, str(p.relative_to(base_dir) if p.is_relative_to(base_dir) else p)) for p in paths]
+    return _matched(source.path, files, [p for p in matched if p.is_dir() and "**" not in source.path], options)
+
+
+def _matched(name: str, files: list[tuple[Path, str]], folders: list[Path], options: ReadOptions) -> Iterator[Raw]:
+    """The rows of files that match a pattern; folders that match it too are told, since nothing of them is read."""
+    if folders:
+        names = ", ".join(p.name for p in folders[:SHOWN])
+        more = f" and {len(folders) - SHOWN} more" if len(folders) > SHOWN else ""
+        yield name, Remark(f"folders that match are not read: {names}{more}")
+    yield from _files(name, files, options)
+
+
+def _matching(source: Source, base_dir: Path) -> list[Path]:
+    """All that a pattern matches, folders too.
+
+    Raises:
+        UserError: no usable pattern, no file matches it, or something that is no file.
+    """
     anchor = Path(source.path).expanduser()
     root, pattern = (Path(anchor.anchor), str(anchor)[1:]) if anchor.is_absolute() else (base_dir, str(anchor))
     try:
@@ -133,17 +175,7 @@ def _several(source: Source, base_dir: Path, options: ReadOptions) -> Iterator[R
         only = f", only folders: {matched[0]}" if matched else ""
         raise UserError(f"no file matches {source.path} (searched {root}{only})")
     _all_files(source.path, paths)
-    files = [(p, str(p.relative_to(base_dir) if p.is_relative_to(base_dir) else p)) for p in paths]
-    return _matched(source.path, files, [p for p in matched if p.is_dir() and "**" not in pattern], options)
-
-
-def _matched(name: str, files: list[tuple[Path, str]], folders: list[Path], options: ReadOptions) -> Iterator[Raw]:
-    """The rows of files that match a pattern; folders that match it too are told, since nothing of them is read."""
-    if folders:
-        names = ", ".join(p.name for p in folders[:SHOWN])
-        more = f" and {len(folders) - SHOWN} more" if len(folders) > SHOWN else ""
-        yield name, Remark(f"folders that match are not read: {names}{more}")
-    yield from _files(name, files, options)
+    return matched
 
 
 def _missing(source: str, path: Path) -> str:

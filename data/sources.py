@@ -6,8 +6,6 @@ columns found and the formats known. Knows nothing of splits, tokenizers or mode
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +28,9 @@ from data.readers.files import read_file
 from data.readers.rows import CELLS, BadLine, Raw, ReadOptions, Remark, TextUnit
 from data.records import Message
 from data.refusals import Lost, nothing_usable
+from data.sampling import Sample, sampled
 from data.source_settings import DataConfig, Source, as_source
+from data.storage.collected import Collected
 from data.where import where
 
 __all__ = ["DataConfig", "Loaded", "Rejected", "Source", "SourceCount", "load_records", "parse_file", "read_source"]
@@ -40,6 +40,7 @@ DEMO_ROWS = {"demonstrations": 1500, "prompts": 4000, "documents": 12_000}
 """Rows of the demo task where the source does not say (``demo-task?rows=500``)."""
 
 MAX_DEMO_ROWS = 1_000_000
+SHAPES = 1000  # sets of column names that are counted at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,6 @@ class SourceCount:
     changed: int = 0
     dropped: int = 0
     cleaning: Tally = field(default_factory=Tally, repr=False, compare=False)
-    places: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain values."""
@@ -99,7 +99,7 @@ class SourceCount:
 class Loaded:
     """What sources held: records of the kind asked for, rows left out, how often each format and note came, counts."""
 
-    records: list[Any] = field(default_factory=list)
+    records: Sequence[Any] = ()
     rejected: list[Rejected] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
@@ -109,7 +109,7 @@ class Loaded:
     read: int = 0  # rows of the files, the rejected ones included
 
     def add(self, other: Loaded) -> None:
-        self.records += other.records
+        """Take over what another source held, but for its records."""
         self.rejected += other.rejected
         self.formats += other.formats
         self.notes += other.notes
@@ -127,12 +127,14 @@ def load_records(
     seed: int,
     base_dir: Path,
     known: Collection[str] | None = None,
+    into: Collected | None = None,
 ) -> Loaded:
     """Return the records of ``kind`` (``demonstrations``, ``rankings``, ``prompts`` or ``documents``) of all sources.
 
     Args:
         known: columns that a user's functions read, ``*`` for all of them, which counts for prompts alone. Where
             nobody says, those of prompts are all read, since they are what functions are given.
+        into: what collects the records.
 
     Raises:
         UserError: a source is not there, cannot be read, has no row that can be used, or columns that nothing reads.
@@ -144,19 +146,22 @@ def load_records(
         ignore=config.ignore,
         known=tuple(name for name in known if name != "*" or kind == "prompts"),
     )
-    loaded = Loaded()
+    loaded, into = Loaded(), Collected(kind) if into is None else into
     cleaner = RowCleaner(config.clean) if config.clean.active else None
     for entry in sources:
         source = as_source(entry)
         if source.path.partition("?")[0] == DEMO_TASK:
-            records = _sampled(_demo_task(source.path, kind, seed), source, seed)
+            records = sampled(_demo_task(source.path, kind, seed), source.weight, source.limit, seed)
+            into.add(records)
+            into.end_source()
             used = SourceCount(part=kind, source=source.path, read=len(records), used=len(records))
-            loaded.add(Loaded(records=records, counts=[used], read=len(records)))
+            loaded.add(Loaded(counts=[used], read=len(records)))
             continue
         remarks: list[str] = []
         raws = _without_remarks(read_source(source, base_dir, _unit(kind, config), config.group_by), remarks)
-        loaded.add(_of_kind(raws, kind, source, reading, seed, cleaner))
+        loaded.add(_of_kind(raws, kind, source, reading, seed, into, cleaner))
         loaded.remarks += remarks
+    loaded.records = into.records()
     return loaded
 
 
@@ -273,43 +278,45 @@ def _of_kind(
     source: Source,
     reading: Reading,
     seed: int,
+    into: Collected,
     cleaner: RowCleaner | None = None,
 ) -> Loaded:
     loaded, count = Loaded(), SourceCount(part=kind, source=source.path)
     lost, other = Lost(), None
-    used: list[tuple[Parsed, list[Any]]] = []
+    used = Sample(source.weight, source.limit, seed)
+    reasons: dict[str, str] = {}  # one string for all rows of a reason
     raws = each(raws, f"reading {source.path}")
     rows = parsed_rows(_kept(raws, source, count, loaded.columns), reading, source)
     if cleaner is not None:
         rows = _cleaned(rows, cleaner, count)
     for parsed in gathered(rows, kind):
         if parsed.row is None:
-            loaded.rejected.append(Rejected(parsed.place, parsed.reason))
+            loaded.rejected.append(Rejected(parsed.place, reasons.setdefault(parsed.reason, parsed.reason)))
             if parsed.error is not None:
                 lost.add(parsed.place, parsed.error)
             continue
         try:
             records = KINDS[kind](_text_as_prompt(parsed.row) if kind == "prompts" else parsed.row)
         except Reject as error:
-            loaded.rejected.append(Rejected(parsed.place, str(error)))
+            reason = str(error)
+            loaded.rejected.append(Rejected(parsed.place, reasons.setdefault(reason, reason)))
             other = other or parsed.row
             continue
-        used.append((parsed, records))
+        used.add(parsed.place, parsed.row, (parsed.format, parsed.row.notes), len(records))
+        into.add(records)
     _check_names(source, loaded.columns)
     if lost.columns:
         raise UserError(lost.message(source.path))
-    sampled = _sampled(used, source, seed)
-    usable, taken = {p.place for p, _ in used}, {p.place for p, _ in sampled}
-    count.rejected = len({r.source for r in loaded.rejected} - usable)
-    count.used, count.not_sampled = len(taken), len(usable - taken)
-    for parsed, records in sampled:
-        loaded.records += records
-        loaded.formats[parsed.format] += 1
-        loaded.notes.update(parsed.row.notes if parsed.row else ())
-        count.places.add(parsed.place)
+    taken = used.taken()
+    into.end_source(used.records_of(taken))
+    count.rejected = used.others(r.source for r in loaded.rejected)
+    count.used, count.not_sampled = used.places(taken), used.places(~taken, but=taken)
+    for (name, notes), number in used.kinds(taken):
+        loaded.formats[name] += number
+        loaded.notes.update({note: number * n for note, n in Counter(notes).items()})
     loaded.counts.append(count)
     loaded.read = count.read
-    if not loaded.records:
+    if not used.count(taken):
         raise UserError(_nothing(loaded, kind, source, hint(other, kind) if other else ""))
     return loaded
 
@@ -335,14 +342,26 @@ def _kept(
 ) -> Iterator[tuple[str, Any]]:
     """The rows that ``where`` lets through, counting all, and their columns."""
     test = where(source.where) if source.where else None
-    for place, raw in raws:
-        count.read += 1
-        if isinstance(raw, Mapping):
-            columns.update(map(str, raw))
-            if test is not None and not test(raw):
-                count.where += 1
-                continue
-        yield place, raw
+    shapes: Counter[tuple[Any, ...]] = Counter()  # a source has few
+
+    def add_shapes() -> None:
+        for names, rows in shapes.items():
+            columns.update({str(name): rows for name in names})
+        shapes.clear()
+
+    try:
+        for place, raw in raws:
+            count.read += 1
+            if isinstance(raw, Mapping):
+                shapes[tuple(raw)] += 1
+                if len(shapes) > SHAPES:
+                    add_shapes()
+                if test is not None and not test(raw):
+                    count.where += 1
+                    continue
+            yield place, raw
+    finally:
+        add_shapes()
 
 
 def _check_names(source: Source, columns: Counter[str]) -> None:
@@ -372,30 +391,6 @@ def check_ignored(setting: str, patterns: Collection[str], columns: Collection[s
         if columns and not any(named_by(name, (pattern,)) for name in columns):
             hint = nearest(pattern, columns)
             raise UserError(f"{setting}: no row has a column {pattern!r}.{hint} Columns found: {', '.join(columns)}")
-
-
-def _sampled(rows: Sequence[Any], source: Source, seed: int) -> list[Any]:
-    """As many rows as ``weight`` and ``limit`` leave, in their order, sampled by the seed and their content."""
-    count = len(rows) if source.weight is None else max(1, round(source.weight * len(rows)))
-    count = count if source.limit is None else min(count, source.limit)
-    if count >= len(rows):
-        return list(rows)
-    seen: Counter[str] = Counter()
-    lots = []
-    for i, one in enumerate(rows):
-        content = _content(one[0].row if isinstance(one, tuple) else one)
-        seen[content] += 1
-        lots.append((hashlib.sha256(f"{seed}/{seen[content]}/{content}".encode()).digest(), i))
-    kept = {i for _, i in sorted(lots)[:count]}
-    return [one for i, one in enumerate(rows) if i in kept]
-
-
-def _content(record: Any) -> str:
-    """What a row or record says, without where it lies."""
-    prompt = getattr(record, "prompt", record)
-    turns = [(m.role, m.content) for m in getattr(prompt, "messages", ())]
-    answers = getattr(record, "answers", None) or [getattr(record, "answer", "")]
-    return json.dumps([turns, list(answers), list(getattr(record, "ranks", ())), getattr(record, "text", "")])
 
 
 def _text_as_prompt(row: Row) -> Row:

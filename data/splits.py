@@ -9,103 +9,39 @@ included:
   document says) is held out with it;
 - what still occurs on both sides, which takes groups named by the user, is an error.
 
-Knows nothing of tokenizers or models.
+Records lie on disk from some thousands on (``data.storage``); the split works on a few numbers of each. Knows nothing
+of tokenizers or models.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-import regex
+import numpy as np
 
-from data.annotators import merged
 from data.common.errors import UserError
-from data.derive import as_documents
-from data.formats import Row
-from data.records import Demonstration, Document, Prompt, RankedAnswers, group_of, normalise
+from data.corpus import PARTS, Corpus, LateSplit, Split, in_holdout, is_held_out
+from data.grouping import joined_groups, renamed
+from data.kept_parts import is_large, keep, kept, part_key
+from data.leaks import HeldPrompts, Keys, check_leaks, moved
+from data.parts import Names, Part, annotated, documents_of, joined, prompts_of
+from data.records import Document
 from data.source_settings import DataConfig, Source
-from data.sources import Rejected, SourceCount, check_ignored, load_records
+from data.sources import Loaded, Rejected, SourceCount, check_ignored, load_records
+from data.storage.collected import Collected, Index
+from data.storage.digests import Digests, Places, among, compact, first_of_each
+from data.storage.kept import Memo, joined_key
+from data.storage.views import Changes, View
 
-T = TypeVar("T")
-PARTS = ("documents", "demonstrations", "rankings", "prompts")
-_SALT = "trivet/split/1"
-_SHINGLE = 8
+__all__ = ["PARTS", "Corpus", "Split", "in_holdout", "is_held_out", "load_corpus"]
 
-
-@dataclass(frozen=True, slots=True)
-class Split(Generic[T]):
-    """Records for training, and those that are kept from it."""
-
-    train: tuple[T, ...] = ()
-    held_out: tuple[T, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.train) + len(self.held_out)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Corpus:
-    """All records of a run.
-
-    ``notes`` counts what was changed or left out on the way, for the user to see; ``read`` the rows of the files of
-    each part, and those of them that were rejected; ``counts`` are those of every source; ``remarks`` are what
-    was found out about files, such as an encoding.
-    """
-
-    documents: Split[Document] = Split()
-    demonstrations: Split[Demonstration] = Split()
-    rankings: Split[RankedAnswers] = Split()
-    prompts: Split[Prompt] = Split()
-    rejected: tuple[Rejected, ...] = ()
-    notes: dict[str, int] = field(default_factory=dict)
-    read: dict[str, tuple[int, tuple[Rejected, ...]]] = field(default_factory=dict)
-    counts: tuple[SourceCount, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-    def fingerprint(self, part: str) -> str:
-        """sha256 over the records of a part, both sides, or of everything ``held_out``; where they lie is no matter.
-
-        Raises:
-            ValueError: no such part.
-        """
-        if part not in (*PARTS, "held_out"):
-            raise ValueError(f"no part {part!r}: {', '.join(PARTS)} or held_out")
-        digest = hashlib.sha256()
-        for name in PARTS if part == "held_out" else (part,):
-            split: Split[Any] = getattr(self, name)
-            for side, records in (("train", split.train), ("held_out", split.held_out)):
-                if part in (name, side):
-                    digest.update(f"{name}/{side}/{len(records)}\n".encode())
-                    for record in records:
-                        digest.update(json.dumps(_content(record), sort_keys=True, ensure_ascii=False).encode() + b"\n")
-        return digest.hexdigest()
-
-    def columns_fingerprint(self, part: str) -> str:
-        """sha256 over the other columns of a part's prompts, in order: what a user's functions are given of them."""
-        digest = hashlib.sha256()
-        split: Split[Any] = getattr(self, part)
-        for record in (*split.train, *split.held_out):
-            prompt = _prompt_of(record)
-            text = json.dumps({} if prompt is None else prompt.columns, sort_keys=True, default=str)
-            digest.update(text.encode() + b"\n")
-        return digest.hexdigest()
-
-
-def is_held_out(group: str, share: float) -> bool:
-    """Whether a group is held out at this share: the same answer everywhere, and at a larger share never less."""
-    digest = hashlib.sha256(f"{_SALT}/{group}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def in_holdout(group: str, share: float) -> bool:
-    """Whether a group's rankings are for the held-out reward model at this share; no prompt is on both sides."""
-    return is_held_out(f"watcher/{group}", share)
+MOVED = "documents held out because they contain a held-out prompt"
+REPEATED = "repeated prompts dropped"
 
 
 def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collection[str] | None = None) -> Corpus:
@@ -120,281 +56,265 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
     Raises:
         UserError: a source is wrong, nothing is left for training, or a held-out prompt is in a training part.
     """
-    records: dict[str, list[Any]] = {}
-    rejected: list[Rejected] = []
-    notes: Counter[str] = Counter()
-    read: dict[str, tuple[int, tuple[Rejected, ...]]] = {}
-    counts: list[SourceCount] = []
-    remarks: list[str] = []
-    columns: Counter[str] = Counter()
-    for part in PARTS:
-        loaded = load_records(getattr(config, part), part, config, seed=seed, base_dir=base_dir, known=known)
-        records[part], rejected = loaded.records, rejected + loaded.rejected
-        read[part] = (loaded.read, tuple(loaded.rejected))
-        notes += loaded.notes
-        columns += loaded.columns
-        counts, remarks = counts + loaded.counts, remarks + loaded.remarks
-    records["rankings"] = merged(records["rankings"], config.annotators)
-    held_file: list[Prompt] = []
-    if not isinstance(config.held_out, float):
-        loaded = load_records([config.held_out], "prompts", config, seed=seed, base_dir=base_dir, known=known)
-        held_file = _unique(loaded.records, notes)
-        rejected += loaded.rejected
-        read["held_out"] = (loaded.read, tuple(loaded.rejected))
-        counts += [replace(count, part="held_out", held_out=count.used) for count in loaded.counts]
-        remarks += loaded.remarks
-        columns += loaded.columns
-    check_ignored("data.ignore", config.ignore, columns)
-    named_prompts = records["prompts"]
-    records["prompts"] = _unique(named_prompts, notes)
-    _count(counts, "prompts", "repeated", named_prompts, minus=records["prompts"])
-    _derive(records)
-    _join_promptless(records)
-    held = _held_groups(records, held_file, config.held_out)
-    splits = {part: _split(records[part], held) for part in PARTS}
-    if held_file:
-        splits["prompts"] = Split(splits["prompts"].train, tuple(held_file))
-    splits["documents"] = _without_held_prompts(splits, notes)
-    for part in PARTS:
-        if getattr(config, part) and not splits[part].train:
-            fix = "the prompts of the file data.held_out cover them all" if held_file else "lower data.held_out"
-            raise UserError(
-                f"data.{part}: all {len(splits[part])} records are held out, none is left to train on; {fix}"
-            )
-    _check_leaks(splits)
-    splits["prompts"] = _same_columns(splits["prompts"])
-    for part in PARTS:
-        _count(counts, part, "held_out", records[part], minus=splits[part].train)
-    for count in counts:
-        count.places.clear()
+    reading = _Reading(config, seed, base_dir, known, is_large(config, base_dir))
+    parts = {part: reading.part(part, getattr(config, part)) for part in PARTS}
+    held_file = reading.held_file()
+    check_ignored("data.ignore", config.ignore, reading.columns)
+    splits = _split(config, parts, held_file, reading)
     return Corpus(
         **splits,
-        rejected=tuple(dict.fromkeys(rejected)),
-        notes=dict(notes),
-        read=read,
-        counts=tuple(counts),
-        remarks=tuple(remarks),
+        rejected=tuple(dict.fromkeys(reading.rejected)),
+        notes=reading.notes,
+        read=reading.read,
+        counts=tuple(reading.counts),
+        remarks=tuple(reading.remarks),
+        memo=Memo(joined_key(reading.keys)),
     )
 
 
-def _count(
-    counts: Sequence[SourceCount], part: str, name: str, records: Iterable[Any], minus: Iterable[Any] = ()
-) -> None:
-    """Set how many of the records, less those of ``minus``, came from each source of a part."""
-    found = Counter(_source(r) for r in records)
-    found.subtract(_source(r) for r in minus)
-    for count in counts:
-        if count.part == part:
-            setattr(count, name, sum(found[place] for place in count.places if place in found))
+@dataclass
+class _Reading:
+    """What is found out while the sources are read; ``keeps`` says that parts are kept in the cache."""
+
+    config: DataConfig
+    seed: int
+    base_dir: Path
+    known: Collection[str] | None
+    keeps: bool
+    rejected: list[Rejected] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    read: dict[str, tuple[int, tuple[Rejected, ...]]] = field(default_factory=dict)
+    counts: list[SourceCount] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    columns: Counter[str] = field(default_factory=Counter)
+    keys: list[str | None] = field(default_factory=list)
+
+    def part(self, name: str, sources: Sequence[Any]) -> Part:
+        """The records of a part, with several people's rankings of the same answers treated as asked."""
+        said = name == "prompts" or (not self.config.prompts and name != "documents")
+        found, loaded = self._loaded(name, sources, said=said)
+        self.read[name] = (loaded.read, tuple(loaded.rejected))
+        self._take(loaded, loaded.counts)
+        self.notes += loaded.notes
+        return (
+            annotated(found, self.config.annotators, partial(self._index, said=True)) if name == "rankings" else found
+        )
+
+    def held_file(self) -> Part | None:
+        """The prompts of the file that names what is held out; None where a share decides."""
+        if isinstance(self.config.held_out, float):
+            return None
+        found, loaded = self._loaded("prompts", [self.config.held_out], said=True)
+        self.read["held_out"] = (loaded.read, tuple(loaded.rejected))
+        self._take(loaded, [replace(count, part="held_out", held_out=count.used) for count in loaded.counts])
+        return self.once(found)
+
+    def _loaded(self, kind: str, sources: Sequence[Any], *, said: bool) -> tuple[Part, Loaded]:
+        """Records with what was found out about their sources, from the cache where they were read before."""
+        config, known = self.config, None if self.known is None else sorted(self.known)
+        key = None
+        if self.keeps:
+            key = part_key(kind, sources, self.base_dir, config, seed=self.seed, known=known, said=said)
+            self.keys.append(None if key is None else key.name)
+        if key is not None and sources and (found := kept(key, kind)) is not None:
+            return found
+        index = self._index(said=said)
+        collected = Collected(kind, index.add)
+        loaded = load_records(
+            sources, kind, config, seed=self.seed, base_dir=self.base_dir, known=known, into=collected
+        )
+        part = Part.of(collected, index)
+        if key is not None:
+            keep(key, part, loaded)
+        return part, loaded
+
+    def once(self, prompts: Part) -> Part:
+        """Each prompt once; how many are dropped is noted."""
+        unique = prompts.once()
+        if len(unique) < len(prompts):
+            self.notes[REPEATED] += len(prompts) - len(unique)
+        return unique
+
+    def _take(self, loaded: Any, counts: Sequence[SourceCount]) -> None:
+        self.rejected += loaded.rejected
+        self.counts += counts
+        self.remarks += loaded.remarks
+        self.columns += loaded.columns
+
+    def _index(self, *, said: bool) -> Index:
+        share = self.config.held_out
+        held = partial(is_held_out, share=share) if isinstance(share, float) else (lambda group: False)
+        return Index(held, named=self.config.group_by is not None, said=said)
+
+    def count(self, part: str, name: str, records: Part, places: Places) -> None:
+        """Set how many of these records came from each source of a part."""
+        own = [count for count in self.counts if count.part == part]
+        for count, number in zip(own, records.per_source(places, len(own)), strict=True) if own else ():
+            setattr(count, name, number)
 
 
-# ---- one view on every kind of record --------------------------------------------------------------------------------
+# ---- groups and sides ------------------------------------------------------------------------------------------------
 
 
-def _prompt_of(record: Any) -> Prompt | None:
-    return record if isinstance(record, Prompt) else getattr(record, "prompt", None)
+@dataclass(frozen=True, kw_only=True)
+class _Sides:
+    """A part in two: places of the records on each side, and what differs of them from how they are stored."""
+
+    part: Part
+    train: Places
+    held_out: Places
+    changes: Changes
+
+    def split(self) -> Split[Any]:
+        return Split(self.part.view(self.train, self.changes), self.part.view(self.held_out, self.changes))
 
 
-def _group(record: Any) -> str:
-    prompt = _prompt_of(record)
-    return prompt.group if prompt is not None else record.group
+class _Decision:
+    """Which groups are held out, and which give way to others because they share a text.
+
+    Args:
+        parts: all that are split together.
+        held_file: prompts that are held out, instead of a share.
+        share: that of the groups, or the name of the file.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], held_file: Part | None, share: float | str | Source) -> None:
+        self.share, self.names = share, Names(parts)
+        loose = [part for part in parts.values() if len(part.keys.loose)]
+        self.before, self.after = joined_groups(
+            np.concatenate([np.empty(0, np.uint64), *(p.group[p.keys.loose] for p in loose)]),
+            np.concatenate([np.empty(0, np.uint64), *(p.keys.texts for p in loose)]),
+            None if self.names.all_hashes else self.names,
+        )
+        self.held = np.empty(0, np.uint64) if held_file is None else _held_groups(parts, held_file)
+
+    def sides(self, part: Part) -> _Sides:
+        """A part in two."""
+        group, held = part.group, part.held
+        changed = np.empty(0, np.int64)
+        if len(self.before) and len(part.keys.loose):
+            loose = np.unique(part.keys.loose).astype(np.int64)
+            changed = loose[among(part.group[loose], self.before)]
+            group = group.copy()
+            group[changed] = renamed(part.group[changed], self.before, self.after)
+        if not isinstance(self.share, float):
+            held = among(group, self.held)
+        elif len(changed):
+            held = held.copy()
+            held[changed] = among(group[changed], self._held_of(group[changed], self.share))
+        new = group[changed]
+        changes = Changes(regrouped=changed, groups=lambda at: self.names(int(new[at])))
+        return _Sides(
+            part=part, train=compact(np.flatnonzero(~held)), held_out=compact(np.flatnonzero(held)), changes=changes
+        )
+
+    def _held_of(self, groups: Digests, share: float) -> Digests:
+        unique = np.unique(groups)
+        return unique[[is_held_out(self.names(int(number)), share) for number in unique]]
 
 
-def _source(record: Any) -> str:
-    prompt = _prompt_of(record)
-    return (prompt if prompt is not None else record).source
+def _held_groups(parts: Mapping[str, Part], held_file: Part) -> Digests:
+    """The groups of the prompts of a file, and of every record with one of these prompts."""
+    asked = np.unique(held_file.keys.asked)
+    asked = asked[asked != 0]
+    own = [part.group[among(part.keys.asked, asked)] for part in parts.values()]
+    return np.unique(np.concatenate([asked, held_file.group, *own]))
 
 
-def _texts(record: Any) -> list[str]:
-    """What a record without a prompt says: its responses, or its text."""
-    if isinstance(record, Document):
-        return [record.text]
-    return [record.answer] if isinstance(record, Demonstration) else list(getattr(record, "answers", ()))
+def _split(config: DataConfig, parts: dict[str, Part], held_file: Part | None, reading: _Reading) -> dict[str, Any]:
+    named = parts["prompts"]
+    parts["prompts"] = reading.once(named)
+    reading.count("prompts", "repeated", named, np.flatnonzero(~_in(parts["prompts"], named)))
+    answered = joined(parts["demonstrations"], parts["rankings"])
+    late = not len(parts["documents"]) and not any(len(p.keys.loose) for p in parts.values())
+    if not len(parts["prompts"]):
+        parts["prompts"] = prompts_of(answered)
+    if not len(parts["documents"]) and not late:
+        parts["documents"] = documents_of(answered)
+    decision = _Decision(parts, held_file, config.held_out)
+    sides = {name: decision.sides(part) for name, part in parts.items()}
+    held = _held_views(sides, held_file)
+    if not late:
+        sides["documents"] = _without_held_prompts(sides["documents"], held, reading.notes)
+    _check_left(config, sides, held_file)
+    check_leaks({name: _keyed(one, held_file if name == "prompts" else None) for name, one in sides.items()})
+    for name, one in sides.items():
+        kept_out = np.ones(len(one.part), dtype=bool)
+        kept_out[one.train] = False
+        reading.count(name, "held_out", one.part, np.flatnonzero(kept_out))
+    splits: dict[str, Any] = {name: one.split() for name, one in sides.items()}
+    splits["prompts"] = _same_columns(sides["prompts"], held_file)
+    if late:
+        splits["documents"] = LateSplit(partial(_late_documents, answered, decision, held, reading.notes))
+    return splits
 
 
-def _regroup(record: Any, group: str) -> Any:
-    if isinstance(record, (Document, Prompt)):
-        return replace(record, group=group)
-    return replace(record, prompt=replace(record.prompt, group=group))
+def _in(unique: Part, named: Part) -> Any:
+    """Which of the prompts named are among those that stay."""
+    out = np.zeros(len(named), dtype=bool)
+    places = np.arange(len(named)) if unique is named else unique.records.places  # type: ignore[attr-defined]
+    out[places] = True
+    return out
 
 
-def _content(record: Any) -> dict[str, Any]:
-    content = asdict(record)
-    asked = content.get("prompt", content)
-    if (prompt := _prompt_of(record)) is not None:
-        asked["messages"] = [m.as_dict() for m in prompt.messages]
-    asked.pop("source", None)
-    asked.pop("columns", None)  # of no weight but to functions: see ``columns_fingerprint``
-    if content.get("weight") == 1.0:
-        del content["weight"]
-    return content
-
-
-def _unique(prompts: Sequence[Prompt], notes: Counter[str]) -> list[Prompt]:
-    """Each prompt once, the first of its kind."""
-    first: dict[Any, Prompt] = {}
-    for prompt in prompts:
-        first.setdefault(prompt.messages, prompt)
-    if len(first) < len(prompts):
-        notes["repeated prompts dropped"] += len(prompts) - len(first)
-    return list(first.values())
-
-
-# ---- groups ----------------------------------------------------------------------------------------------------------
-
-
-def _derive(records: dict[str, list[Any]]) -> None:
-    """Prompts and documents where none are named: those of the demonstrations and rankings."""
-    answered = [*records["demonstrations"], *records["rankings"]]
-    if not records["prompts"]:
-        records["prompts"] = _unique([r.prompt for r in answered if r.prompt.messages], Counter())
-    if not records["documents"]:
-        texts: dict[str, Document] = {}
-        for r in answered:
-            answers = (r.answer,) if isinstance(r, Demonstration) else r.answers
-            row = Row(messages=r.prompt.messages, answers=answers, group=r.prompt.group, source=r.prompt.source)
-            for document in as_documents(row):
-                texts.setdefault(document.text, document)
-        records["documents"] = list(texts.values())
-
-
-def _join_promptless(records: dict[str, list[Any]]) -> None:
-    """Give records without a prompt that share a text one group, across kinds (union-find over texts)."""
-    parent: dict[str, str] = {}
-
-    def root(node: str) -> str:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    # A group is a node as well: transcripts of one row keep together, and so do groups that the user named.
-    nodes: dict[int, list[str]] = {}
+def _check_left(config: DataConfig, sides: Mapping[str, _Sides], held_file: Part | None) -> None:
     for part in PARTS:
-        for record in records[part]:
-            prompt = _prompt_of(record)
-            if prompt is None or not prompt.messages:
-                nodes[id(record)] = ["group/" + _group(record), *("text/" + normalise(t) for t in _texts(record))]
-    for own in nodes.values():
-        first, *others = sorted({root(n) for n in own})
-        for other in others:
-            parent[other] = first  # the smaller name wins: the same whatever the order
-    for part in PARTS:
-        for i, record in enumerate(records[part]):
-            if id(record) in nodes and (top := root(nodes[id(record)][0])) != "group/" + _group(record):
-                records[part][i] = _regroup(record, top.removeprefix("group/"))
+        if getattr(config, part) and not len(sides[part].train):
+            fix = "the prompts of the file data.held_out cover them all" if held_file else "lower data.held_out"
+            count = len(held_file) if part == "prompts" and held_file else len(sides[part].held_out)
+            raise UserError(f"data.{part}: all {count} records are held out, none is left to train on; {fix}")
 
 
-def _held_groups(records: dict[str, list[Any]], held_file: list[Prompt], held_out: float | str | Source) -> set[str]:
-    groups = {_group(r) for part in PARTS for r in records[part]}
-    if isinstance(held_out, float):
-        return {g for g in groups if is_held_out(g, held_out)}
-    asked = {group_of(p.messages) for p in held_file}
-    held = {p.group for p in held_file} | asked
-    for part in PARTS:
-        for record in records[part]:
-            prompt = _prompt_of(record)
-            if prompt is not None and prompt.messages and group_of(prompt.messages) in asked:
-                held.add(prompt.group)
-    return held
+def _keyed(one: _Sides, held_file: Part | None) -> tuple[Sequence[Any], Keys, Sequence[Any], Keys]:
+    split = one.split()
+    held = (split.held_out, one.part.keys.of(one.held_out))
+    held = held if held_file is None else (held_file.records, held_file.keys)
+    return split.train, one.part.keys.of(one.train), *held
 
 
-def _same_columns(split: Split[Prompt]) -> Split[Prompt]:
+def _same_columns(sides: _Sides, held_file: Part | None) -> Split[Any]:
     """Every prompt with the columns of all, None where it has no value: each batch then offers the same names."""
-    names = dict.fromkeys(name for p in (*split.train, *split.held_out) for name in p.columns)
-    blank = dict.fromkeys(names)
-
-    def filled(p: Prompt) -> Prompt:
-        return p if len(p.columns) == len(blank) else replace(p, columns=blank | dict(p.columns))
-
-    return Split(tuple(map(filled, split.train)), tuple(map(filled, split.held_out)))
-
-
-def _split(records: Iterable[Any], held: set[str]) -> Split[Any]:
-    train: list[Any] = []
-    held_out: list[Any] = []
-    for record in records:
-        (held_out if _group(record) in held else train).append(record)
-    return Split(tuple(train), tuple(held_out))
+    part, held = sides.part, sides.held_out
+    runs: list[tuple[Part, Places]] = [(part, sides.train)]
+    runs += [(part, held) if held_file is None else (held_file, np.arange(len(held_file)))]
+    shapes = []
+    for own, places in runs:
+        first = first_of_each(own.shape[places], len(own.shapes))
+        order = sorted(range(len(first)), key=first.__getitem__)
+        shapes += [own.shapes[code] for code in order if first[code] < len(places)]
+    names = dict.fromkeys(name for shape in shapes for name in shape)
+    alike = all(len(shape) == len(names) for shape in shapes)
+    changes = sides.changes if alike else replace(sides.changes, columns=names)
+    views = [own.view(places, changes) for own, places in runs]
+    return Split(*views)
 
 
-# ---- leaks -----------------------------------------------------------------------------------------------------------
-
-_WORD = regex.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[\w\p{M}]+")
+# ---- documents -------------------------------------------------------------------------------------------------------
 
 
-def _words(text: str) -> list[str]:
-    """Words, or characters of scripts that do not part them."""
-    return _WORD.findall(normalise(text))
+def _held_views(sides: Mapping[str, _Sides], held_file: Part | None) -> list[Sequence[Any]]:
+    """Held-out records in which prompts are looked for, in the order of the parts."""
+    views: list[Sequence[Any]] = [one.split().held_out for name, one in sides.items() if name != "documents"]
+    return views if held_file is None else [*views[:-1], held_file.records]
 
 
-def _without_held_prompts(splits: dict[str, Split[Any]], notes: Counter[str]) -> Split[Document]:
-    """Move documents that contain a held-out prompt to the held-out side."""
-    starts: dict[tuple[str, ...], list[str]] = {}
-    whole: set[str] = set()
-    for prompt in _held_prompts(splits):
-        for message in prompt.messages:
-            words = _words(message.content)
-            if message.role == "user" and len(words) >= _SHINGLE:
-                starts.setdefault(tuple(words[:_SHINGLE]), []).append(" ".join(words))
-            elif message.role == "user":
-                whole.add(" ".join(words))
-    documents = splits["documents"]
-
-    def leaks(document: Document) -> bool:
-        words = _words(document.text)
-        text = " ".join(words)
-        shingles = (tuple(words[i : i + _SHINGLE]) for i in range(len(words) - _SHINGLE + 1))
-        return text in whole or any(p in text for s in shingles if s in starts for p in starts[s])
-
-    moved = [d for d in documents.train if leaks(d)] if starts or whole else []
-    if not moved:
-        return documents
-    notes["documents held out because they contain a held-out prompt"] += len(moved)
-    out = {id(d) for d in moved}
-    return Split(tuple(d for d in documents.train if id(d) not in out), (*documents.held_out, *moved))
+def _without_held_prompts(sides: _Sides, held: Sequence[Sequence[Any]], notes: Counter[str]) -> _Sides:
+    """The documents with those that contain a held-out prompt on the held-out side."""
+    if not len(sides.train):
+        return sides
+    out = moved(View(sides.part.records, sides.train), HeldPrompts(held))
+    if not len(out):
+        return sides
+    notes[MOVED] += len(out)
+    kept = np.delete(sides.train, out)
+    return replace(sides, train=kept, held_out=np.concatenate([sides.held_out, sides.train[out]]))
 
 
-def _held_prompts(splits: dict[str, Split[Any]]) -> Iterator[Prompt]:
-    seen: set[Any] = set()
-    for part in PARTS:
-        for record in splits[part].held_out:
-            prompt = _prompt_of(record)
-            if prompt is not None and prompt.messages not in seen:
-                seen.add(prompt.messages)
-                yield prompt
-
-
-def _check_leaks(splits: dict[str, Split[Any]]) -> None:
-    """Refuse a held-out prompt, or a held-out response without one, that is in a training part."""
-    held: dict[str, tuple[str, str]] = {}
-    for part in PARTS:
-        for record in splits[part].held_out:
-            for key in _leak_keys(record):
-                held.setdefault(key, (part, _source(record)))
-    for part in PARTS:
-        for record in splits[part].train:
-            for key in _leak_keys(record):
-                if key in held:
-                    other, source = held[key]
-                    what = "prompt" if key.startswith("prompt/") else "text"
-                    raise UserError(
-                        f"leak: the {what} of {_source(record) or part} (training, data.{part}) is also held out, at "
-                        f"{source or other} (data.{other}): "
-                        f"{_excerpt(record)!r}. Give both the same group (data.group_by), or remove one"
-                    )
-
-
-def _leak_keys(record: Any) -> list[str]:
-    """What must not be on both sides. A document stands for itself only: its prompt is searched for as text."""
-    prompt = _prompt_of(record)
-    if prompt is not None and prompt.messages:
-        return ["prompt/" + group_of(prompt.messages)]
-    return ["text/" + normalise(t) for t in _texts(record)]
-
-
-def _excerpt(record: Any) -> str:
-    prompt = _prompt_of(record)
-    text = prompt.text if prompt is not None and prompt.messages else (_texts(record) or [""])[0]
-    return text[:60] + ("..." if len(text) > 60 else "")
+def _late_documents(
+    answered: Part, decision: _Decision, held: Sequence[Sequence[Any]], notes: Counter[str]
+) -> Split[Document]:
+    """Documents out of prompts with their answers: they share no group with any other record."""
+    documents = documents_of(answered)
+    own = _Decision({"documents": documents, "answered": answered}, None, decision.share)
+    own.held = decision.held
+    return _without_held_prompts(own.sides(documents), held, notes).split()

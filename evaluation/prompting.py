@@ -66,11 +66,12 @@ def asking(name: str, config: PromptedConfig, demonstrations: Sequence[Demonstra
     Raises:
         UserError: fewer demonstrations than shots.
     """
-    usable = [d for d in demonstrations if d.finished and [m.role for m in d.prompt.messages] == ["user"]]
+    rows = enumerate(demonstrations)
+    usable = [i for i, d in rows if d.finished and [m.role for m in d.prompt.messages] == ["user"]]
     if len(usable) < config.shots:
         raise UserError(
             f"prompted:{name}: {config.shots} shots are asked for, and data.demonstrations has {len(usable)} of one "
             f"turn; write examples down instead: evaluation.prompted.{name}.examples: [{{prompt: ..., answer: ...}}]"
         )
-    chosen = random.Random(f"{seed}/evaluation/{name}").sample(usable, config.shots)
+    chosen = [demonstrations[i] for i in random.Random(f"{seed}/evaluation/{name}").sample(usable, config.shots)]
     return Asking(config, (*config.examples, *(Shot(prompt=d.prompt.text, answer=d.answer) for d in chosen)))

@@ -7,9 +7,10 @@ https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from data.batching import right_pad
 from data.common.errors import UserError
 from data.common.patience import each, patience
 from data.counting import log_row
+from data.storage.token_rows import row_store
+from data.storage.views import Mapped
 from models.backbone.artifacts import naming
 from models.backbone.forward import hidden_states, logits_of
 from models.backbone.logprobs import token_logprobs
@@ -41,25 +44,27 @@ HELD_OUT = 1000
 
 def run(context: StageContext, config: PretrainConfig) -> StageResult:
     """Train tokenizer and base; write a plain Transformers folder ``model/``. There is no base to stand on yet."""
-    documents = [d.text for d in context.corpus.documents.train]
+    documents = Mapped(attrgetter("text"), context.corpus.documents.train)
     if not documents:
         raise UserError("data.documents: base.pretrain needs training documents, and there are none")
     tokenizer = train_tokenizer(documents, config)
+    rows, counts = chunked(
+        tokenizer,
+        each(documents, "cutting into chunks", "documents"),
+        config.model.context,
+        read=config.steps * config.batch,
+    )
     given = context.corpus.documents.held_out
-    chunked = [
-        chunks(encode(tokenizer, d), config.model.context) for d in each(documents, "cutting into pieces", "documents")
-    ]
-    chunked_held_out = [chunks(encode(tokenizer, d.text), config.model.context) for d in given[:HELD_OUT]]
-    rows = [row for document in chunked for row in document]
-    counts = ChunkCounts.of(chunked, read=config.steps * config.batch)
-    held_out_counts = ChunkCounts.of(chunked_held_out, "held-out documents", there=len(given))
+    measured = Mapped(attrgetter("text"), given[:HELD_OUT])
+    held_out, held_out_counts = chunked(
+        tokenizer, measured, config.model.context, "held-out documents", there=len(given)
+    )
     for count in (counts, held_out_counts):
         if text := count.summary():
             context.say(f"pretraining: {text}")
     context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     skipped = train(context, lm, rows, config)
-    held_out = [row for document in chunked_held_out for row in document]
     memory = OOMRetry("documents at once", context.warn)
     with memory.reporting(context.bar.phase("held-out documents", len(held_out))):
         nll = held_out_nll(lm, held_out, context.processes, memory)
@@ -70,7 +75,7 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     return StageResult(
         metrics={
             "held_out_nll": nll,
-            "documents": len(chunked),
+            "documents": len(documents),
             "counts": counts.as_dict(),
             "held_out_counts": held_out_counts.as_dict(),
             "vocabulary": len(tokenizer),
@@ -141,28 +146,6 @@ class ChunkCounts:
     there: int | None = None
     random: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        chunked: Sequence[Sequence[Sequence[int]]],
-        unit: str = "documents",
-        *,
-        read: int | None = None,
-        there: int | None = None,
-        random: bool = False,
-    ) -> ChunkCounts:
-        """Of documents, each as its chunks' ids; ``random``: they are a random sample."""
-        return cls(
-            unit=unit,
-            documents=len(chunked),
-            several=sum(len(p) > 1 for p in chunked),
-            chunks=sum(len(p) for p in chunked),
-            tokens=sum(len(row) - 1 for p in chunked for row in p),
-            read=read,
-            there=there if there is not None and there > len(chunked) else None,
-            random=random,
-        )
-
     def as_dict(self) -> dict[str, int]:
         """Plain numbers for manifests, plans and reports."""
         out = {
@@ -196,20 +179,49 @@ class ChunkCounts:
         return ""
 
 
+def chunked(
+    tokenizer: Any,
+    documents: Iterable[str],
+    context: int,
+    unit: str = "documents",
+    *,
+    read: int | None = None,
+    there: int | None = None,
+    random: bool = False,
+) -> tuple[Sequence[list[int]], ChunkCounts]:
+    """All documents' chunks, and their counts; see ``ChunkCounts`` for what is told of them."""
+    rows, count, several, tokens = row_store(), 0, 0, 0
+    for document in documents:
+        cut = chunks(encode(tokenizer, document), context)
+        rows.extend(cut)
+        count += 1
+        several += len(cut) > 1
+        tokens += sum(len(row) - 1 for row in cut)
+    return rows, ChunkCounts(
+        unit=unit,
+        documents=count,
+        several=several,
+        chunks=len(rows),
+        tokens=tokens,
+        read=read,
+        there=there if there is not None and there > count else None,
+        random=random,
+    )
+
+
 def planned(
     documents: Sequence[str], held_out: Sequence[str], config: PretrainConfig, there: int | None = None
 ) -> dict[str, ChunkCounts]:
     """The counts before training, by a tokenizer trained on these documents, which may be a sample of ``there``."""
     if not documents:
         return {}
-    tokenizer = train_tokenizer(documents, config)
-    mine, theirs = (
-        [chunks(encode(tokenizer, d), config.model.context) for d in part] for part in (documents, held_out[:HELD_OUT])
-    )
+    tokenizer, context = train_tokenizer(documents, config), config.model.context
     read, random = config.steps * config.batch, there is not None and there > len(documents)
+    mine = chunked(tokenizer, documents, context, read=read, there=there, random=random)
+    theirs = chunked(tokenizer, held_out[:HELD_OUT], context, "held-out documents", there=len(held_out))
     return {
-        "counts": ChunkCounts.of(mine, read=read, there=there, random=random),
-        "held_out_counts": ChunkCounts.of(theirs, "held-out documents", there=len(held_out)),
+        "counts": mine[1],
+        "held_out_counts": theirs[1],
     }
 
 
@@ -233,7 +245,7 @@ def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCaus
         return LlamaForCausalLM(settings)
 
 
-def train(context: StageContext, lm: Any, rows: list[list[int]], config: PretrainConfig) -> int:
+def train(context: StageContext, lm: Any, rows: Sequence[list[int]], config: PretrainConfig) -> int:
     """Cosine to zero; every process takes its share of each batch, gradients are summed over global token counts.
 
     Returns the number of steps that were skipped because loss or gradient was not finite.
@@ -308,7 +320,7 @@ def backward(lm: Any, rows: Sequence[Sequence[int]], tokens: int, size: int) -> 
 def row_stream(count: int, g: torch.Generator | None) -> Any:
     """Endless row numbers, each row once a pass: each pass a fresh permutation, or as given without a generator."""
     while True:
-        yield from range(count) if g is None else torch.randperm(count, generator=g).tolist()
+        yield from range(count) if g is None else map(int, torch.randperm(count, generator=g))
 
 
 def nll_sum(lm: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -321,7 +333,7 @@ def nll_sum(lm: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Ten
 
 @torch.no_grad()
 def held_out_nll(
-    lm: Any, rows: list[list[int]], processes: Processes, memory: OOMRetry, batch: int = 64
+    lm: Any, rows: Sequence[list[int]], processes: Processes, memory: OOMRetry, batch: int = 64
 ) -> float | None:
     """Nats a token on held-out documents, over all of them."""
     rows = [r for r in rows if len(r) > 1]

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from data.common.errors import UserError
 from data.counting import Tally, log_row, tell, warned
 from data.records import RankedAnswers
 from data.splits import in_holdout
+from data.storage.views import Chain, View
 from models.backbone.artifacts import write_json
 from models.backbone.seeds import derived_seed
 from models.hub.limits import check_rows
@@ -42,7 +44,7 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
     mine, holdout_rankings = split_holdout(context.corpus.rankings.train, config.holdout)
     train, held_out, tallies = encode_all(context, mine, config)
     members = {member_role("reward", i): train for i in range(config.ensemble)}
-    held_back: dict[str, list[EncodedRanking]] = {}
+    held_back: dict[str, Sequence[EncodedRanking]] = {}
     if config.holdout:
         held_back[HOLDOUT], tallies[HOLDOUT_COUNTS] = encode_held_back(context, holdout_rankings, config)
     note_counts(context, tallies)
@@ -85,7 +87,7 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
 
 def encode_all(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
-) -> tuple[list[EncodedRanking], list[EncodedRanking], dict[str, Tally]]:
+) -> tuple[Sequence[EncodedRanking], Sequence[EncodedRanking], dict[str, Tally]]:
     """Training rankings, which each member of an ensemble sees, and held-out ones; and the counts of both.
 
     Raises:
@@ -99,7 +101,7 @@ def encode_all(
         raise UserError(
             f"data.rankings: no ranking has two distinct responses of different rank; nothing to learn{why}"
         )
-    ids = [q + a for r in (*train, *held_out) for q, a in zip(r.queries, r.responses, strict=True)]
+    ids = (q + a for r in Chain(train, held_out) for q, a in zip(r.queries, r.responses, strict=True))
     check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
     if config.margin and all(row.scores is None for row in train):
         raise UserError("reward.margin: needs rankings with scores, whose differences it is; set it to 0")
@@ -115,7 +117,7 @@ def note_counts(context: StageContext, tallies: Mapping[str, Tally]) -> None:
 
 def encode_held_back(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
-) -> tuple[list[EncodedRanking], Tally]:
+) -> tuple[Sequence[EncodedRanking], Tally]:
     """The rankings that the held-out reward model learns from, and the count of its share.
 
     Raises:
@@ -125,7 +127,7 @@ def encode_held_back(
     if not kept:
         why = f" ({tally.summary()})" if tally.rows else ""
         raise UserError(f"reward.holdout: no training ranking of this share can be used{why}; raise it, or set 0")
-    ids = [q + a for r in kept for q, a in zip(r.queries, r.responses, strict=True)]
+    ids = (q + a for r in kept for q, a in zip(r.queries, r.responses, strict=True))
     check_rows(context.base.limits, ids, "data.rankings", "lower reward.max_tokens", context.warn)
     return kept, tally
 
@@ -140,12 +142,14 @@ def write(context: StageContext, model: RewardModel, holdout_model: RewardModel 
     shutil.rmtree(context.out / "trainer", ignore_errors=True)
 
 
-def split_holdout(rankings: Sequence[RankedAnswers], share: float) -> tuple[list[RankedAnswers], list[RankedAnswers]]:
+def split_holdout(
+    rankings: Sequence[RankedAnswers], share: float
+) -> tuple[Sequence[RankedAnswers], Sequence[RankedAnswers]]:
     """Rankings of the reward model, and those of the held-out one: no prompt is in both."""
-    out: tuple[list[RankedAnswers], list[RankedAnswers]] = ([], [])
-    for ranking in rankings:
-        out[in_holdout(ranking.prompt.group, share)].append(ranking)
-    return out
+    if not share:
+        return rankings, []
+    out = np.fromiter((in_holdout(ranking.prompt.group, share) for ranking in rankings), bool)
+    return View(rankings, np.flatnonzero(~out)), View(rankings, np.flatnonzero(out))
 
 
 def train_all(
@@ -186,8 +190,8 @@ def add_untrained(context: StageContext, config: RewardConfig, role: str, seed: 
 
 
 def examined_rankings(
-    context: StageContext, train: Sequence[EncodedRanking], held_out: list[EncodedRanking], config: RewardConfig
-) -> tuple[list[EncodedRanking], Sequence[RankedAnswers]]:
+    context: StageContext, train: Sequence[EncodedRanking], held_out: Sequence[EncodedRanking], config: RewardConfig
+) -> tuple[Sequence[EncodedRanking], Sequence[RankedAnswers]]:
     """The held-out rankings that are scored, as ids and as they were given; the user is told where they are a part."""
     given = context.corpus.rankings.held_out
     chosen = reward_card.examined(given, round(len(train) * config.epochs))
@@ -221,7 +225,7 @@ def write_card(
 
 def encode(
     context: StageContext, rankings: Sequence[RankedAnswers], config: RewardConfig
-) -> tuple[list[EncodedRanking], int]:
+) -> tuple[Sequence[EncodedRanking], int]:
     """Ids of every ranking that is used, and how many are dropped; see ``encode_rankings``."""
     kept, tally = encode_rankings(context.renderer, rankings, config)
     return kept, sum(tally.dropped.values())

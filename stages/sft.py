@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
 from data.batching import right_pad
@@ -15,6 +16,10 @@ from data.common.errors import UserError, located
 from data.common.patience import each
 from data.counting import Tally, log_row, tell, warned
 from data.records import Demonstration
+from data.storage.folders import new_file
+from data.storage.store import IN_MEMORY
+from data.storage.token_rows import labelled_store
+from data.storage.views import Chain
 from data.template import Encoded, Renderer
 from models.hub.limits import check_rows
 from models.roles.export import save_role
@@ -40,7 +45,7 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
     )
     tell(held_out_tally, "SFT", context.say, context.warn)
     context.log.note(log_row(tally.as_dict()) | log_row(held_out_tally.as_dict(), "held_out"))
-    ids = [r.ids for r in (*rows, *held_out)]
+    ids = (r.ids for r in Chain(rows, held_out))
     check_rows(base.limits, ids, "data.demonstrations", "lower sft.max_tokens", context.warn)
     base.add_role("sft", context.adapter, seed=context.seed)
     with base.training("sft"), base.role("sft"), training_session(context, base, "sft", "sft"):
@@ -67,7 +72,7 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
 
 def encode(
     context: StageContext, demonstrations: Sequence[Demonstration], config: SFTConfig
-) -> tuple[list[Encoded], int]:
+) -> tuple[Sequence[Encoded], int]:
     """Rows with at least one supervised token, and how many had none."""
     rows, tally = encode_demonstrations(context.renderer, demonstrations, config)
     return rows, sum(tally.dropped.values())
@@ -75,13 +80,13 @@ def encode(
 
 def encode_demonstrations(
     renderer: Renderer, demonstrations: Sequence[Demonstration], config: SFTConfig, unit: str = "demonstrations"
-) -> tuple[list[Encoded], Tally]:
+) -> tuple[Sequence[Encoded], Tally]:
     """Rows with at least one supervised token, and the count of all.
 
     Raises:
         UserError: the template refuses a conversation; its file and line are named.
     """
-    kept, tally = [], Tally(unit=unit, key="sft.max_tokens", limit=config.max_tokens)
+    kept, tally = labelled_store(), Tally(unit=unit, key="sft.max_tokens", limit=config.max_tokens)
     for d in each(demonstrations, f"rendering {unit}"):
         with located(d.prompt.source):
             row = renderer.conversation(
@@ -122,10 +127,25 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
                 padding_free=False,
             )
         ),
-        train_dataset=Dataset.from_list([{"input_ids": r.ids, "labels": r.labels} for r in rows]),
+        train_dataset=as_dataset(rows),
         processing_class=base.tokenizer,
         data_collator=lambda batch: collate(batch, context.pad_id),
     )
+
+
+def as_dataset(rows: Sequence[Encoded]) -> Dataset:
+    """Ids and labels as the trainer takes them; many lie in a file."""
+    columns = ({"input_ids": r.ids, "labels": r.labels} for r in rows)
+    if len(rows) <= IN_MEMORY:
+        return Dataset.from_list(list(columns))
+    file = new_file("dataset.arrow")
+    with ArrowWriter(path=str(file), writer_batch_size=IN_MEMORY) as writer:
+        for row in columns:
+            writer.write(row)
+        writer.finalize()
+    made = Dataset.from_file(str(file))
+    file.unlink()  # it stays as long as it is mapped
+    return made
 
 
 def collate(batch: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:

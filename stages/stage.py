@@ -18,6 +18,7 @@ from data.common.errors import located
 from data.common.patience import each
 from data.records import Prompt
 from data.splits import Corpus
+from data.storage.token_rows import row_store
 from data.template import Renderer
 from models.backbone.processes import Processes
 from models.backbone.settings import AdapterConfig
@@ -193,13 +194,13 @@ def settings_of_copy(context: StageContext, role: str, of: str | None) -> Adapte
     return None
 
 
-def prompt_rows(renderer: Renderer, prompts: Sequence[Prompt]) -> list[list[int]]:
+def prompt_rows(renderer: Renderer, prompts: Sequence[Prompt]) -> Sequence[list[int]]:
     """Ids of each prompt.
 
     Raises:
         UserError: the template refuses one; names its file and row.
     """
-    rows = []
+    rows = row_store()
     for prompt in each(prompts, "rendering prompts"):
         with located(prompt.source):
             rows.append(renderer.prompt_ids(prompt.messages))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["TRIVET_CACHE"] = tempfile.mkdtemp(prefix="trivet-tests-")
 
 from pathlib import Path
 
@@ -23,6 +26,11 @@ from models.backbone.settings import AdapterConfig
 from models.roles.shared_base import SharedBase
 
 torch.set_num_threads(1)
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(os.environ["TRIVET_CACHE"], ignore_errors=True)
+
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "user", "assistant", ":", *[f"w{i}" for i in range(33)]]
 SHARED = Path(__file__).parents[2] / "shared"

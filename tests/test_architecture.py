@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = ["data", "models", "reward", "stages", "evaluation", "pipelines"]  # each may import those before it
 FLOORS = {
-    "data": ["common", "readers", "formats", "cleaning", "demo", "doctor"],
+    "data": ["common", "storage", "readers", "formats", "cleaning", "demo", "doctor"],
     "models": ["backbone", "hub", "fast", "roles", "sampling"],
     "reward": ["terms", "card"],
     "stages": ["safe_points", "training", "ppo"],

@@ -13,7 +13,7 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -182,7 +182,7 @@ def columns_of(prompts: Collection[Prompt]) -> dict[str, list[Any]]:
     }
 
 
-def offered_for(prompts: Collection[Prompt], *more: str) -> set[str]:
+def offered_for(prompts: Iterable[Prompt], *more: str) -> set[str]:
     """Names of the columns that a function of these prompts' responses is offered: those with a value in some row."""
     own = {name for p in prompts for name, value in p.columns.items() if value is not None}
     return {*OFFERED, *more, *(own - RESERVED)}

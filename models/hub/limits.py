@@ -101,7 +101,7 @@ def check_stops(limits: Limits, stop_ids: Iterable[int]) -> None:
 
 def check_rows(
     limits: Limits,
-    rows: Sequence[Sequence[int]],
+    rows: Iterable[Sequence[int]],
     what: str,
     cure: str,
     warn: Callable[[str], None],
@@ -119,23 +119,23 @@ def check_rows(
     Raises:
         UserError: an id without an embedding, or a row longer than a table of positions.
     """
+    count = beyond = 0
+    longest = (0, 0)  # tokens, place
     for i, row in enumerate(rows):
         if row and max(row) >= limits.embeddings:
             raise UserError(
                 f"{_place(what, where, i)}: holds token id {max(row)}, and base {limits.name} has "
                 f"{limits.embeddings} embeddings; use the tokenizer that belongs to the model"
             )
-    if limits.positions is None or not rows:
+        length, count = len(row) + room, count + 1
+        longest = (length, i) if length > longest[0] else longest
+        beyond += limits.positions is not None and length > limits.positions
+    if not beyond:
         return
-    lengths = [len(row) + room for row in rows]
-    longest = max(range(len(rows)), key=lengths.__getitem__)
-    if lengths[longest] <= limits.positions:
-        return
-    beyond = sum(n > limits.positions for n in lengths)
     new = f", {room} of them new" if room else ""
     text = (
-        f"{_place(what, where, longest)}: {beyond} of {len(rows)} rows are longer than the {limits.positions} "
-        f"positions of base {limits.name} (the longest: {lengths[longest]} tokens{new})"
+        f"{_place(what, where, longest[1])}: {beyond} of {count} rows are longer than the {limits.positions} "
+        f"positions of base {limits.name} (the longest: {longest[0]} tokens{new})"
     )
     if limits.table:
         raise UserError(f"{text}; {cure}")

@@ -31,7 +31,7 @@ def card_for(
         return {}
     recipe = loaded.recipe
     own = context.inputs["reward"] / FILE
-    train, held_out = list(context.corpus.rankings.train), list(context.corpus.rankings.held_out)
+    train, held_out = context.corpus.rankings.train, context.corpus.rankings.held_out
     if recipe.evaluation.rankings is not None:
         file = recipe.evaluation.rankings
         held_out = load_records([file], "rankings", recipe.data, seed=recipe.seed, base_dir=recipe.base_dir).records

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from data.records import Prompt
 from data.splits import Corpus
 from evaluation.settings import OPTIMISED
@@ -25,5 +27,5 @@ def choosing(recipe: Recipe) -> dict[str, tuple[RewardPart, ...]]:
     return {s.name: own[s.by] for s in systems if s.kind == "best_of"}
 
 
-def evaluation_prompts(recipe: Recipe, corpus: Corpus) -> tuple[Prompt, ...]:
+def evaluation_prompts(recipe: Recipe, corpus: Corpus) -> Sequence[Prompt]:
     return corpus.prompts.held_out[: recipe.evaluation.prompts]

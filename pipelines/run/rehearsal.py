@@ -14,6 +14,7 @@ from data.common.errors import UserError, located
 from data.common.strict_json import read_object
 from data.records import Prompt
 from data.splits import Corpus
+from data.storage.views import Chain
 from data.template import Renderer
 from evaluation.prompting import asking
 from evaluation.systems import Named, parse
@@ -202,13 +203,13 @@ def _some(rows: Sequence[Any]) -> Sequence[Any]:
     return rows[:: max(1, -(-len(rows) // ROWS))]
 
 
-Rendered = tuple[str, list[list[int]], list[str], int, str]
+Rendered = tuple[str, Sequence[list[int]], list[str], int, str]
 
 
 def _rows(recipe: Recipe, corpus: Corpus, renderer: Renderer, chosen: Sequence[str]) -> Iterator[Rendered]:
     """Rendered rows of each chosen stage: what they are, ids, places, new tokens behind them, what makes them fit."""
     if "sft" in chosen:
-        shown = _some((*corpus.demonstrations.train, *corpus.demonstrations.held_out))
+        shown = _some(corpus.demonstrations.all)
         encoded = []
         for d in shown:
             with located(d.prompt.source):
@@ -219,7 +220,7 @@ def _rows(recipe: Recipe, corpus: Corpus, renderer: Renderer, chosen: Sequence[s
                 )
         yield "data.demonstrations", encoded, [d.prompt.source for d in shown], 0, "lower sft.max_tokens"
     if "reward" in chosen and recipe.reward.base == "same":
-        rankings = _some((*corpus.rankings.train, *corpus.rankings.held_out))
+        rankings = _some(corpus.rankings.all)
         pairs, places = [], []
         for r in rankings:
             with located(r.prompt.source):
@@ -239,7 +240,7 @@ def _asked(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[tu
     """Prompts that are responded to: of rankings and evaluation; PPO leaves out by itself those that do not fit."""
     if "rankings" in chosen and recipe.rankings is not None:
         r = recipe.rankings
-        prompts = (*corpus.prompts.train[: r.prompts], *corpus.prompts.held_out[: r.held_out_prompts])
+        prompts = Chain(corpus.prompts.train[: r.prompts], corpus.prompts.held_out[: r.held_out_prompts])
         yield "data.prompts", prompts, r.max_new_tokens, "lower rankings.max_new_tokens"
     if "ppo" in chosen:
         yield "data.prompts", corpus.prompts.train, 0, "leave out the longest prompts"

@@ -98,10 +98,9 @@ def rankings_steps(recipe: Recipe, corpus: Corpus) -> int | None:
 def reward_steps(recipe: Recipe, corpus: Corpus) -> int:
     """Of all reward models that are trained: an ensemble's, and the one that watches."""
     settings = recipe.reward
-    groups = [r.prompt.group for r in corpus.rankings.train]
-    if recipe.rankings:
-        groups = [p.group for p in corpus.prompts.train[: recipe.rankings.prompts]]
-    rows, held_out = len(groups), sum(in_holdout(group, settings.holdout) for group in groups)
+    given: Sequence[Any] = corpus.prompts.train[: recipe.rankings.prompts] if recipe.rankings else corpus.rankings.train
+    groups = (getattr(r, "prompt", r).group for r in given) if settings.holdout else ()
+    rows, held_out = len(given), sum(in_holdout(group, settings.holdout) for group in groups)
     each = _batches(rows - held_out, settings.batch, settings.epochs)
     return settings.ensemble * each + (_batches(held_out, settings.batch, settings.epochs) if held_out else 0)
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data.common.errors import UserError
 from data.common.strict_json import read_object
@@ -111,6 +111,14 @@ def _first(config: dict[str, Any], *names: str) -> int:
     return next((v for n in names if isinstance(v := config.get(n), int)), 0)
 
 
+Row = TypeVar("Row")
+
+
+def _some(rows: Sequence[Row]) -> Sequence[Row]:
+    """About ``SAMPLED`` of many rows."""
+    return list(rows[:: max(1, len(rows) // SAMPLED)])
+
+
 class Estimator:
     """Estimates for the stages of one recipe."""
 
@@ -128,16 +136,15 @@ class Estimator:
 
     def _tokens(self, texts: Sequence[str]) -> float:
         """Mean tokens of a text."""
-        some = texts[:: max(1, len(texts) // SAMPLED)]
-        if not some:
+        if not texts:
             return 0.0
         kind = "" if isinstance(self.recipe.base, str) else self.recipe.base.pretrain.tokenizer
         if kind == "words":
-            return sum(len(t.split()) for t in some) / len(some)
-        return sum(map(len, some)) / len(some) / (1.0 if kind == "characters" else CHARACTERS)
+            return sum(len(t.split()) for t in texts) / len(texts)
+        return sum(map(len, texts)) / len(texts) / (1.0 if kind == "characters" else CHARACTERS)
 
     def _prompt(self) -> float:
-        prompts = self.corpus.prompts.train or self.corpus.prompts.held_out
+        prompts = _some(self.corpus.prompts.train or self.corpus.prompts.held_out)
         turns = sum(len(p.messages) for p in prompts) / max(1, len(prompts))
         return self._tokens([" ".join(m.content for m in p.messages) for p in prompts]) + TURN * (turns + 1)
 
@@ -146,13 +153,14 @@ class Estimator:
     def pretrain(self) -> Work:
         assert not isinstance(self.recipe.base, str)
         p = self.recipe.base.pretrain
-        length = min(p.model.context, self._tokens([d.text for d in self.corpus.documents.train]) + 2)
+        length = min(p.model.context, self._tokens([d.text for d in _some(self.corpus.documents.train)]) + 2)
         return Work(rows=p.batch, length=length, tokens=int(p.steps * p.batch * length), whole=True)
 
     def sft(self) -> Work:
         s, rows = self.recipe.sft, self.corpus.demonstrations.train
-        asked = self._tokens([" ".join(m.content for m in d.prompt.messages) for d in rows])
-        length = min(s.max_tokens, asked + self._tokens([d.answer for d in rows]) + 2 * TURN)
+        some = _some(rows)
+        asked = self._tokens([" ".join(m.content for m in d.prompt.messages) for d in some])
+        length = min(s.max_tokens, asked + self._tokens([d.answer for d in some]) + 2 * TURN)
         count = min(s.micro_batch, max(1, len(rows)))
         return Work(rows=count, length=length, tokens=int(len(rows) * length * s.epochs), trained=1)
 
@@ -172,9 +180,10 @@ class Estimator:
             count, answers = min(r.prompts, len(self.corpus.prompts.train)), float(r.answers)
             length = self._prompt() + r.max_new_tokens
         else:
-            count, answers = len(rows), sum(len(x.answers) for x in rows) / max(1, len(rows))
-            asked = self._tokens([" ".join(m.content for m in x.prompt.messages) for x in rows])
-            length = asked + self._tokens([a for x in rows for a in x.answers]) + 2 * TURN
+            some = _some(rows)
+            count, answers = len(rows), sum(len(x.answers) for x in some) / max(1, len(some))
+            asked = self._tokens([" ".join(m.content for m in x.prompt.messages) for x in some])
+            length = asked + self._tokens([a for x in some for a in x.answers]) + 2 * TURN
         length = min(w.max_tokens, length)
         tokens = int(count * answers * length * w.epochs)
         rows_at_once = int(w.micro_batch * answers)

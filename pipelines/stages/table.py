@@ -193,7 +193,7 @@ STAGES: dict[str, Stage] = {
         estimate=Estimator.rankings,
         asks=True,
         functions=_annotator,
-        offered=lambda recipe, corpus, _: offered_for([*corpus.prompts.train, *corpus.prompts.held_out]),
+        offered=lambda recipe, corpus, _: offered_for(corpus.prompts.all),
         command="""Sample responses of the SFT model and have them ranked.
 
         The recipe names the annotator, a function of yours: `rankings: {annotator: my.py:kindness}`.

@@ -22,7 +22,7 @@ class PromptStream:
 
     def __init__(self, prompts: Sequence[Prompt], queries: Sequence[list[int]], seed: int) -> None:
         self.prompts, self.queries, self.seed = prompts, queries, seed
-        self._permutation: tuple[int, list[int]] = (-1, [])
+        self._permutation: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
     def share(self, update: int, rows: int, processes: Processes) -> tuple[range, list[int]]:
         """Rows of this process in an update's rollout of ``rows`` rows, and the number of each one's prompt."""
@@ -33,5 +33,5 @@ class PromptStream:
         epoch, at = divmod(position, len(self.prompts))
         if self._permutation[0] != epoch:
             g = generator(self.seed, "ppo/prompts", epoch)
-            self._permutation = (epoch, torch.randperm(len(self.prompts), generator=g).tolist())
-        return self._permutation[1][at]
+            self._permutation = (epoch, torch.randperm(len(self.prompts), generator=g))
+        return int(self._permutation[1][at])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -11,6 +13,7 @@ from data.common.errors import CheckpointError, NonFiniteError, StageError, User
 from data.common.patience import each
 from data.counting import Fitted, Tally, log_row, warned
 from data.records import Prompt
+from data.storage.views import View
 from data.template import Renderer
 from models.backbone.scalar_head import ScalarHead
 from models.hub.limits import check_rows
@@ -162,7 +165,7 @@ def onset_warnings(monitor: HoldoutMonitor | None) -> list[Warned]:
     return [Warned(found.seen, text)]
 
 
-def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[list[Prompt], Tally]:
+def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[Sequence[Prompt], Tally]:
     """Training prompts that fit ``max_prompt_tokens`` and the model's positions, and the count of all.
 
     Raises:
@@ -195,18 +198,18 @@ def prompt_limit(config: PPOConfig, positions: int | None) -> int:
     return limit if positions is None else min(limit, positions - config.max_new_tokens)
 
 
-def fitting_prompts(renderer: Renderer, prompts: Sequence[Prompt], limit: int) -> tuple[list[Prompt], Tally]:
+def fitting_prompts(renderer: Renderer, prompts: Sequence[Prompt], limit: int) -> tuple[Sequence[Prompt], Tally]:
     """Prompts of at most ``limit`` tokens, and the count of all."""
     tally = Tally(unit="prompts", key="ppo.max_prompt_tokens", limit=limit)
-    kept = []
-    for prompt in each(prompts, "rendering prompts"):
+    kept = array("Q")
+    for place, prompt in enumerate(each(prompts, "rendering prompts")):
         with located(prompt.source):
             query = renderer.prompt_ids(prompt.messages)
         fits = len(query) <= limit
         tally.record([Fitted.of(query, [], range(len(query)), 0)], "" if fits else f"longer than {limit:,} tokens")
         if fits:
-            kept.append(prompt)
-    return kept, tally
+            kept.append(place)
+    return View(prompts, np.array(kept, np.int64)), tally
 
 
 def add_roles(context: StageContext, config: PPOConfig, model: RewardModel | None) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from data.common.errors import located
 from data.common.patience import each
 from data.counting import Tally
 from data.records import Message, RankedAnswers
+from data.storage.codec import Codec, Encoded
+from data.storage.store import Store
+from data.storage.token_rows import ids_bytes, ids_of
 from data.template import Renderer
 from stages.settings import RewardConfig
 
+TURN = tuple(field.name for field in fields(Message))
 EQUAL_WHEN_CUT = "its responses are equal once cut"
 
 
@@ -27,12 +32,38 @@ class EncodedRanking:
     prompt: tuple[Message, ...] = ()
 
 
+def ranking_store() -> Store[EncodedRanking]:
+    """A store of encoded rankings."""
+    return Store(EncodedRanking, Codec(_encode, _decode))
+
+
+def _encode(row: EncodedRanking) -> Encoded:
+    lengths = [list(map(len, row.queries)), list(map(len, row.responses))]
+    turns = [[getattr(m, name) for name in TURN] for m in row.prompt]
+    ids = [i for ids in (*row.queries, *row.responses) for i in ids]
+    head = json.dumps([lengths, row.ranks, row.scores, row.weight]).encode()
+    return Encoded(head, ids_bytes(ids), json.dumps(turns, ensure_ascii=False).encode(errors="surrogatepass"))
+
+
+def _decode(stored: Encoded) -> EncodedRanking:
+    lengths, ranks, scores, weight = json.loads(stored.content)
+    ids, at = ids_of(stored.source), 0
+    rows: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for side, own in zip(rows, lengths, strict=True):
+        for length in own:
+            side.append(ids[at : at + length])
+            at += length
+    turns = json.loads(stored.rest.decode(errors="surrogatepass"))
+    prompt = tuple(Message(**dict(zip(TURN, turn, strict=True))) for turn in turns)
+    return EncodedRanking(queries=rows[0], responses=rows[1], ranks=ranks, scores=scores, weight=weight, prompt=prompt)
+
+
 def encode_rankings(
     renderer: Renderer, rankings: Sequence[RankedAnswers], config: RewardConfig, unit: str = "rankings"
-) -> tuple[list[EncodedRanking], Tally]:
+) -> tuple[Sequence[EncodedRanking], Tally]:
     """Ids of every ranking; responses that are the same after truncation count once, rankings left without an ordered
     pair are dropped and counted."""
-    kept, tally = [], Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens)
+    kept, tally = ranking_store(), Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens)
     for ranking in each(rankings, f"rendering {unit}"):
         rows: dict[tuple[int, ...], int] = {}
         encoded, parts = [], []

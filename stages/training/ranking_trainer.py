@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from data.storage.collected import said
+from data.storage.digests import as_digests, digest, firsts
 from models.backbone.logprobs import Rows, make_rows
 from models.roles.role_view import RoleView
 from reward.losses import pair_counts, ranking_losses
@@ -45,7 +48,7 @@ def fit(
             config=config,
             model=RewardModule(view, config.pooling),
             args=on_one_device(TrainingArguments(**trainer_settings(context, config, len(rows), "reward"))),
-            train_dataset=list(rows),
+            train_dataset=rows,
             data_collator=lambda batch: collate(batch, context.pad_id, config.margin > 0),
             optimizers=(_optimizer(trainable, base.heads[role], config), None),
         )
@@ -117,9 +120,11 @@ class RankingTrainer(OwnSteps, Trainer):
         return (loss, scores) if return_outputs else loss
 
     def _get_train_sampler(self, *given: Any) -> Any:
-        prompts = [row.prompt or None for row in self.train_dataset]  # type: ignore[union-attr]
-        order = OnePromptAStep(prompts, self.settings.batch, self.args.seed)
-        return order if order.needed else super()._get_train_sampler(*given)
+        rows = enumerate(self.train_dataset)  # type: ignore[arg-type]
+        prompts = array("Q", (said(row.prompt) if row.prompt else digest(f"row {i}") for i, row in rows))
+        if len(firsts(as_digests(prompts))) == len(prompts):
+            return super()._get_train_sampler(*given)
+        return OnePromptAStep(prompts, self.settings.batch, self.args.seed)
 
     def micro_batches_of(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
         return of_rankings(inputs, size)

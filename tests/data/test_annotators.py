@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from torch.testing import assert_close
 
-from data.annotators import merged
+from data.parts import Part, annotated
 from data.records import Message, Prompt, RankedAnswers
 from data.sources import DataConfig
 from data.splits import load_corpus
+from data.storage.collected import Collected, Index
+from data.storage.views import Changes
 from stages import reward_model
 from stages.settings import RewardConfig
 from stages.training import ranking_trainer
@@ -26,6 +29,18 @@ def ranked(answers, ranks, scores=None, prompt=PROMPT):
 
 
 THREE = [ranked("abc", (0, 1, 2), (3.0, 2.0, 1.0)), ranked("cab", (0, 1, 2), (5.0, 4.0, 0.0)), ranked("abd", (0, 1, 2))]
+
+
+def merged(rankings, how):
+    def index():
+        return Index(lambda group: False, said=True)
+
+    noted = index()
+    collected = Collected("rankings", noted.add)
+    collected.add(rankings)
+    collected.end_source()
+    part = annotated(Part.of(collected, noted), how, index)
+    return list(part.view(np.arange(len(part)), Changes()))
 
 
 def test_each_for_itself_a_share_of_one_or_their_mean_rank():

@@ -38,5 +38,5 @@ def test_a_sample_and_the_first_documents_are_called_so() -> None:
     some = planned(["a b c"] * 4, [], config(steps=1, batch=1), there=40)["counts"]
     assert some.as_dict()["sample_of"] == 40 and some.sampled() == "a sample of 4 of 40 documents is counted"
     assert "not read" not in some.summary()  # of a sample nobody knows
-    first = ChunkCounts.of([[[1, 2]]], "held-out documents", there=7)
+    first = ChunkCounts(unit="held-out documents", documents=1, several=0, chunks=1, tokens=1, there=7)
     assert first.as_dict()["first_of"] == 7 and first.summary() == "of 7 held-out documents the first 1 are measured"
