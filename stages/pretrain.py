@@ -55,10 +55,8 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
         read=config.steps * config.batch,
     )
     given = context.corpus.documents.held_out
-    measured = Mapped(attrgetter("text"), given[:HELD_OUT])
-    held_out, held_out_counts = chunked(
-        tokenizer, measured, config.model.context, "held-out documents", there=len(given)
-    )
+    first = Mapped(attrgetter("text"), given[:HELD_OUT])
+    held_out, held_out_counts = chunked(tokenizer, first, config.model.context, "held-out documents", there=len(given))
     for count in (counts, held_out_counts):
         if text := count.summary():
             context.say(f"pretraining: {text}")

@@ -555,7 +555,7 @@ DATA = [
     _of("Q2", "vowel signs are no letters", "data/near_duplicates.py", 'r"[\\w\\p{M}]+|\\p{S}"', 'r"\\p{L}+|\\p{S}"', FINDINGS, "no_punctuation"),
     _of("Q2", "scripts without spaces are cut like English", "data/near_duplicates.py", "SHINGLE_UNSPACED if 2 *", "SHINGLE if 2 *",
         FINDINGS, "every_script"),
-    _of("Q2", "held-out documents are found by consonants", "data/splits.py", "|[\\w\\p{M}]+", "|\\p{L}+",
+    _of("Q2", "held-out documents are found by consonants", "data/leaks.py", "|[\\w\\p{M}]+", "|\\p{L}+",
         "tests/data/formats/test_scripts.py", "document_with"),
     _of("Q3", "joiners go from Persian and Hindi", "data/odd_characters.py", '|(?<![{_JOINED}])\\u200c|', '|\\u200c|', CLEANING, "mean_something"),
     _of("Q3", "any sixteen digits are a card", "data/cleaning/masks.py", " and luhn.is_valid(digits)", "", CLEANING, "personal_data"),
