@@ -6,9 +6,9 @@ Names are imported when they are asked for: the registry needs no torch.
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from trivet_names import refuse_clashes
 
 if TYPE_CHECKING:
     from models.backbone.settings import AdapterConfig
@@ -23,15 +23,7 @@ _HOMES = {
     "SharedBase": "models.roles.shared_base",
 }
 
-
-_DATA = importlib.util.find_spec("data")
-_PLACE = Path(_DATA.origin or next(iter(_DATA.submodule_search_locations or ("data",)))) if _DATA else Path("data")
-if _DATA and _PLACE.resolve() != Path(__file__).resolve().parents[1] / "data" / "__init__.py":
-    raise ImportError(
-        f"{_PLACE} hides trivet's package 'data': Python finds it first. Rename it, or start the script from another "
-        "folder.",
-        name="models",
-    )
+refuse_clashes("models", ("data",))
 
 
 def __getattr__(name: str) -> Any:

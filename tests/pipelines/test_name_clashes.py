@@ -26,7 +26,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             capture_output=True, text=True, check=True, env={},
         ).stdout.strip()
     )  # fmt: skip
-    for name in (*CLASHES, "pipelines"):
+    for name in (*CLASHES, "pipelines", "trivet_names.py"):
         (site / name).symlink_to(ROOT / name)
     others = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
     (site / "others.pth").write_text("".join(f"{p}\n" for p in others))
@@ -98,12 +98,23 @@ def test_a_folder_of_data_before_a_checkout_is_named(tmp_path: Path) -> None:
     assert last.startswith(f"ImportError: {tmp_path / 'data'}") and "package 'data'" in last
 
 
-def test_models_names_a_data_folder_in_its_way(installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "data.py").write_text("")
-    (tmp_path / "script.py").write_text("from models import SharedBase\n")
+@pytest.mark.parametrize(
+    ("wanted", "clash"),
+    [
+        ("models import SharedBase", "data"),
+        ("reward.losses import ranking_loss", "data"),
+        ("reward.losses import ranking_loss", "models"),
+        ("stages import ppo_math", "reward"),
+        ("stages.ppo_math import gae", "data"),
+        ("evaluation.results import assemble", "stages"),
+    ],
+)
+def test_each_package_names_what_hides_one_below_it(wanted: str, clash: str, installed: Path, tmp_path: Path) -> None:
+    (tmp_path / f"{clash}.py").write_text("")
+    (tmp_path / "script.py").write_text(f"from {wanted}\n")
     done = run([installed / "python", "script.py"], tmp_path)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ImportError: {tmp_path / 'data.py'}") and done.stderr.count("File ") <= 3
+    assert last.startswith(f"ImportError: {tmp_path / clash}.py hides") and done.stderr.count("File ") <= 4
 
 
 def test_a_module_that_is_loaded_already_is_named_too(installed: Path, tmp_path: Path) -> None:
