@@ -144,7 +144,7 @@ def probe(
     texts = [text for _, text in chosen] + [text for _, text, _ in flat]
     asked = [r.prompt.messages for r, _ in chosen] + [chosen[i][0].prompt.messages for i, _, _ in flat]
     done = [True] * len(chosen) + [finished for _, _, finished in flat]
-    scores = scored.score_ids(*scored.model.encoded(asked, texts, done), "damaged answers").tolist()
+    scores = scored.score_ids(*scored.model.encoded(asked, texts, done), "damaged responses").tolist()
     whole, rest = scores[: len(chosen)], iter(scores[len(chosen) :])
     return {
         name: (

@@ -384,7 +384,7 @@ def test_every_phase_of_a_stage_is_told_to_its_end(made: Pipeline) -> None:
     """What a stage does beside its steps has a total, and as much is told of it."""
     assert all(total == told for _, _, total, told in PHASES)
     names = {(stage, name) for stage, name, _, _ in PHASES}
-    assert names >= {("sft", "held-out demonstrations"), ("reward", "held-out rankings"), ("reward", "damaged answers")}
+    assert names >= {("sft", "held-out demonstrations"), ("reward", "held-out rankings"), ("reward", "damaged responses")}
     assert names >= {("evaluate", f"responses of {s}") for s in ("base", "sft", "best_of_4", "ppo")}
     held_out = wanted(made)["reward"]["held_out_counts/used"]
     totals = [total for stage, name, total, _ in PHASES if (stage, name) == ("reward", "held-out rankings")]

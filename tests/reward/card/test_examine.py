@@ -92,7 +92,7 @@ def test_each_row_is_scored_once_and_their_number_is_bounded_by_training(tmp_pat
     assert any(f"examined {EXAMINED_MIN} of {held_out} held-out rankings" in line for line in said)
 
     names = [name for name, _, _ in bar.seen]
-    assert {"held-out rankings", "damaged answers"} <= set(names)
+    assert {"held-out rankings", "damaged responses"} <= set(names)
     assert all(total == told for _, total, told in bar.seen)
     assert sum(told for name, _, told in bar.seen if name != "SFT samples, whose mean score becomes 0") == (
         len(scored) - members
