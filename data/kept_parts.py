@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from data.common.errors import UserError
 from data.leaks import Keys
@@ -31,6 +32,7 @@ from data.storage.views import View
 LARGE = 4 * 2**20
 """Bytes of all files from which on parts are kept."""
 
+NUMBERS = "numbers.safetensors"
 PARTS = {"documents", "demonstrations", "rankings", "prompts"}
 ARRAYS = ("group", "held", "origin", "said", "shape")
 KEYS = ("asked", "loose", "texts")
@@ -114,8 +116,7 @@ def keep(key: PartKey, part: Part, loaded: Loaded) -> None:
     file = store.file
 
     def write(folder: Path) -> None:
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array)
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / NUMBERS)
         try:
             os.link(file, folder / "records.arrow")
         except OSError:
@@ -141,7 +142,7 @@ def kept(key: PartKey, kind: str) -> tuple[Part, Loaded] | None:
     if found is None:
         return None
     folder, meta = found
-    arrays = {file.stem: np.load(file, allow_pickle=False) for file in folder.glob("*.npy")}
+    arrays: dict[str, Any] = load_file(folder / NUMBERS)
     store: Sequence[Any] = Store.opened(CLASSES[kind], folder / "records.arrow", meta["records"])
     part = Part(
         records=View(store, arrays["places"]) if "places" in arrays else store,

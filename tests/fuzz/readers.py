@@ -24,7 +24,7 @@ def read_everything(content: bytes, suffix: str, folder: Path) -> None:
     path = folder / f"file{suffix}"
     path.write_bytes(content)
     try:
-        parsed = parse_file(path, path.name)
+        parsed = list(parse_file(path, path.name))
     except UserError:
         return
     assert all(p.row is not None or p.reason for p in parsed), "a row is neither used nor rejected"
