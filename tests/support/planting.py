@@ -33,5 +33,6 @@ def copy_tree(to: Path) -> Path:
     skip = shutil.ignore_patterns("__pycache__", "*.pyc")
     for name in (*PACKAGES, "tests"):
         shutil.copytree(ROOT / name, to / name, ignore=skip)
-    shutil.copy(ROOT / "pyproject.toml", to / "pyproject.toml")
+    for name in ("pyproject.toml", "trivet_names.py"):
+        shutil.copy(ROOT / name, to / name)
     return to
