@@ -48,14 +48,14 @@ def child(file: str, findings: bool) -> None:
     from datasets import Dataset  # noqa: F401  what a run imports anyway
     from scipy.sparse import csgraph  # noqa: F401
 
-    from data.doctor.corpus import corpus_findings
+    from data.doctor.corpus import examine
     from pipelines.run.pipeline import Pipeline
 
     before, out = peak(), {}
     for turn in ("first", "again"):
         steps: dict[str, Any] = {"read and split": lambda p: p.corpus, "plan": lambda p: p.plan()}
         if findings and turn == "first":
-            steps["findings"] = lambda p: corpus_findings(p.corpus)
+            steps["findings"] = lambda p: examine(p.corpus)
         pipeline = Pipeline.from_recipe(RECIPE | {"data": {"rankings": file}})
         for name, step in steps.items():
             started, clock = time.process_time(), time.perf_counter()

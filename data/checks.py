@@ -22,11 +22,12 @@ from data.doctor.sampling import HashSample, Histogram, Reservoir
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
 from data.formats import FORMATS, Reject, Row, known_formats
 from data.judgements import gathered
-from data.near_duplicates import digest, near_duplicates
+from data.near_duplicates import near_duplicates
 from data.readers.files import is_text
 from data.records import group_of, normalise
 from data.source_settings import Source
 from data.sources import Parsed, Rejected, parse_file
+from data.storage.digests import digest
 from data.tokens import bounded, check_speed
 
 EXAMPLES = 5

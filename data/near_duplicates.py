@@ -6,7 +6,6 @@ as much. Knows nothing of files.
 
 from __future__ import annotations
 
-import hashlib
 import string
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -16,6 +15,7 @@ import numpy as np
 import regex
 
 from data.records import normalise
+from data.storage.digests import digest
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -43,11 +43,6 @@ def plain(text: str) -> str:
         return " ".join(text[:LONGEST].lower().translate(_ASCII).split())
     words = " ".join(_WORDS.findall(_INVISIBLE.sub("", normalise(text[:LONGEST]))))
     return _BETWEEN_UNSPACED.sub("", words)
-
-
-def digest(text: str) -> int:
-    """64 bits that stand for a text."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def shingles(words: str) -> np.ndarray:

@@ -12,8 +12,9 @@ from data.cleaning.texts import TextCleaner
 from data.common.errors import UserError
 from data.formats.rows import Row
 from data.languages import language_of
-from data.near_duplicates import NearIndex, digest
+from data.near_duplicates import NearIndex
 from data.records import Message, group_of
+from data.storage.digests import digest
 
 NEAR_LIMIT = 200_000
 """Rows of a part that are compared for near duplicates; they take about 5 kB of memory each."""

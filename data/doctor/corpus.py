@@ -11,8 +11,8 @@ from data.doctor.entry import Check, Entry, Finding, of_record
 from data.doctor.rankings import Judgements, Rankings
 from data.doctor.sampling import HashSample
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
-from data.near_duplicates import digest
 from data.splits import PARTS, Corpus, Split
+from data.storage.digests import digest
 
 TOKEN_SAMPLE = 2000
 """Rows of a part whose tokens are counted."""
@@ -65,11 +65,6 @@ def examine(corpus: Corpus, count_tokens: Count | None = None, near: int = NEAR_
         findings=(*findings, *held_out.findings(), *_sides(corpus, given)),
         facts=facts | ({"shared": found} if (found := shared.facts()) else {}),
     )
-
-
-def corpus_findings(corpus: Corpus) -> list[str]:
-    """What is doubtful in the records of a run, in sentences."""
-    return [f.text for f in examine(corpus).findings]
 
 
 def _given(corpus: Corpus) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from data.doctor.entry import MAX_PLACES, Entry, Finding, Places
 from data.doctor.sampling import HashSample, Repeats, Reservoir
-from data.near_duplicates import digest, near_duplicates, plain
+from data.near_duplicates import near_duplicates, plain
+from data.storage.digests import digest
 
 NEAR_SAMPLE = 2000
 """Rows that are compared by MinHash: each takes a third of a millisecond."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from data.formats import Row
-from data.near_duplicates import digest
 from data.records import Demonstration, Document, Message, Prompt, RankedAnswers, normalise
+from data.storage.digests import digest
 
 MAX_PLACES = 1000
 """Places that a finding keeps; it counts all."""

@@ -11,8 +11,8 @@ import regex
 
 from data.doctor.entry import Entry, Finding, Places, asked_of
 from data.doctor.sampling import Frequent, HashSample
-from data.near_duplicates import digest
 from data.records import normalise
+from data.storage.digests import digest
 
 PROMPTS = 100_000
 """Prompts whose judgements are remembered; of more, those of a share of them."""

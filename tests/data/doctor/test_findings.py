@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data.doctor.corpus import corpus_findings, examine
+from data.doctor.corpus import examine
 from data.doctor.duplicates import Duplicates, HeldOut
 from data.doctor.entry import Entry
 from data.doctor.rankings import Judgements, Rankings, cut_off
@@ -286,7 +286,7 @@ def test_held_out_prompts_that_are_nearly_in_training_are_counted():
 def test_sides_without_a_row_or_of_one_group_are_told(tmp_path):
     write(tmp_path / "a.jsonl", [{"prompt": f"p{i}", "completion": "a"} for i in range(40)])
     whole = load_corpus(DataConfig(demonstrations="a.jsonl", held_out=0.0), seed=0, base_dir=tmp_path)
-    assert corpus_findings(whole) == [
+    assert [f.text for f in examine(whole).findings] == [
         "data.demonstrations: no row is held out: raise data.held_out, or nothing tells when it overfits",
         "no prompt is held out: raise data.held_out, or evaluation has nothing to ask",
     ]
@@ -303,7 +303,7 @@ def test_sides_without_a_row_or_of_one_group_are_told(tmp_path):
     ]
     write(tmp_path / "b.jsonl", turns)
     one = load_corpus(DataConfig(demonstrations="b.jsonl", held_out=0.0), seed=0, base_dir=tmp_path)
-    assert any("all 30 training rows are of one group" in text for text in corpus_findings(one))
+    assert any("all 30 training rows are of one group" in f.text for f in examine(one).findings)
 
 
 def test_prompts_that_parts_share_are_counted(tmp_path):
