@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.backbone.transfers import wide
 from reward.tables import LOSSES
 
 
@@ -56,7 +57,7 @@ def plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tensor:
     left = 1.0 - before / tied.sum(2).clamp(min=1)
     scores = torch.where(mask, scores, torch.zeros_like(scores))
     itself = torch.eye(ranks.shape[1], dtype=torch.bool, device=ranks.device)
-    weights = torch.where(tied, left[:, :, None], (worse | itself).double()).to(scores.dtype)
+    weights = torch.where(tied, left[:, :, None], (worse | itself).to(left.dtype)).to(scores.dtype)
     loss = torch.logsumexp(scores[:, None, :] + weights.log(), dim=2) - scores
     counts = mask & worse.any(2).any(1)[:, None]
     return torch.where(counts, loss, torch.zeros_like(loss)).sum(1)
@@ -114,5 +115,5 @@ def pair_counts(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Te
     """``(right, pairs)`` per ranking, both (B,): equal scores count one half; tied labels are no pairs."""
     pairs = better_pairs(ranks, mask)
     difference = scores[:, :, None] - scores[:, None, :]
-    right = (difference > 0).double() + 0.5 * (difference == 0).double()
-    return torch.where(pairs, right, torch.zeros_like(right)).sum((1, 2)), pairs.sum((1, 2)).double()
+    right = wide(difference > 0) + 0.5 * wide(difference == 0)
+    return torch.where(pairs, right, torch.zeros_like(right)).sum((1, 2)), wide(pairs.sum((1, 2)))

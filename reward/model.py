@@ -72,12 +72,11 @@ def _each(head: nn.Module, answers: Sequence[Tensor], pooling: str) -> Tensor:
 def row_scores(view: RoleView, rows: Rows, pooling: str = "last") -> Tensor:
     """Raw scores (B,) of rows, states computed only where a score is read: as ``pooled_scores``."""
     assert view.head is not None
-    steps = torch.arange(rows.ids.shape[1], device=rows.ids.device)[None]
-    first = rows.lengths - 1 if POOLINGS[pooling].last_only else rows.query_lengths
-    read = (steps >= first[:, None]) & (steps < rows.lengths[:, None])
-    states = view.states(rows.ids, rows.mask, read.flatten().nonzero().squeeze(1))
     if POOLINGS[pooling].last_only:
-        return view.head(states)
+        count, width = rows.ids.shape
+        last = torch.arange(count, device=rows.ids.device) * width + rows.lengths - 1
+        return view.head(view.states(rows.ids, rows.mask, last, rows.packing))
+    states = view.states(rows.ids, rows.mask, rows.response_positions() + 1, rows.packing)
     return _each(view.head, states.split(rows.response_lengths.tolist()), pooling)
 
 

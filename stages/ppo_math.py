@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models.backbone.transfers import wide
+
 Reduce = Callable[[Tensor], Tensor]
 LOG_RATIO_LIMIT = 20.0  # exp(20) is far outside every clip and still finite in fp32
 
@@ -55,10 +57,10 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, reduce: Reduce = _s
     Returns:
         (B, T), zero in masked slots; zeros (plus the mean) where there are fewer than two tokens or no variance.
     """
-    x64 = _clean(x, mask).double()
-    count, total = reduce(torch.stack([mask.sum().double(), x64.sum()]))
+    exact = wide(_clean(x, mask))
+    count, total = reduce(torch.stack([wide(mask.sum()), exact.sum()]))
     mean = total / count.clamp(min=1)
-    centred = torch.where(mask, x64 - mean, torch.zeros_like(x64))
+    centred = torch.where(mask, exact - mean, torch.zeros_like(exact))
     variance = reduce((centred**2).sum()) / (count - 1).clamp(min=1)
     scale = torch.where(variance > 1e-12, variance.clamp(min=1e-12).rsqrt(), torch.zeros_like(variance))
     white = centred * scale + (0.0 if shift_mean else mean)
@@ -196,14 +198,12 @@ def value_loss(
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce = _same) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over real tokens: 1 for a perfect critic, 0 for a constant one."""
 
-    def moments(x: Tensor) -> Tensor:
-        x = _clean(x, mask).double()
-        return torch.stack([x.sum(), (x**2).sum()])
-
-    count = reduce(mask.sum().double()).clamp(min=1)
-    (r1, r2), (e1, e2) = reduce(torch.stack([moments(returns), moments(returns - values)])) / count
-    variance = (r2 - r1**2).clamp(min=0)
-    return torch.where(variance > 1e-12, 1.0 - (e2 - e1**2) / variance.clamp(min=1e-12), torch.zeros_like(variance))
+    both = torch.stack([wide(_clean(x, mask)) for x in (returns, returns - values)])
+    count = reduce(wide(mask.sum())).clamp(min=1)
+    mean = reduce(both.sum((1, 2))) / count
+    centred = torch.where(mask, both - mean[:, None, None], torch.zeros_like(both))
+    variance, unexplained = reduce((centred**2).sum((1, 2))) / count
+    return torch.where(variance > 1e-12, 1.0 - unexplained / variance.clamp(min=1e-12), torch.zeros_like(variance))
 
 
 def minibatches(rows: int, count: int, generator: torch.Generator) -> Sequence[Tensor]:

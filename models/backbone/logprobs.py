@@ -16,9 +16,23 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from data.batching import right_pad
+from models.backbone.transfers import sent
 
 CHUNK = 256  # rows of the (rows, V) logits that exist at one time: fewer slow the products, more leave the caches
 LogitsOf = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """What is known of right-padded rows where they are made, so that no pass has to ask the device for it.
+
+    The tensors lie on the rows' device.
+    """
+
+    sequences: Sequence[tuple[int, ...]]  # each row's ids
+    cells: Tensor  # (T,) flat places in (B * L) of all real tokens
+    predicting: Tensor  # (N,) flat places of those that predict a response token
+    numbers: Tensor  # (B,) whatever the caller numbers rows by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +46,23 @@ class Rows:
     mask: Tensor  # (B, L) bool, True = real
     query_lengths: Tensor  # (B,) at least 1
     response_lengths: Tensor  # (B,)
+    packing: Packing | None = None
 
     @property
     def lengths(self) -> Tensor:
         return self.query_lengths + self.response_lengths
 
+    @property
+    def numbers(self) -> Tensor:
+        """(B,) of the rows, as the caller of ``make_rows`` counts them."""
+        if self.packing is None:
+            return torch.arange(len(self.ids), device=self.ids.device)
+        return self.packing.numbers
+
     def response_positions(self) -> Tensor:
         """Flat indices (N,) into (B*L) of the positions that *predict* each response token (and hold its value)."""
+        if self.packing is not None:
+            return self.packing.predicting
         steps = torch.arange(self.ids.shape[1], device=self.ids.device)[None]
         first = self.query_lengths[:, None] - 1
         inside = (steps >= first) & (steps < first + self.response_lengths[:, None])
@@ -50,26 +74,47 @@ class Rows:
 
 
 def make_rows(
-    queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, device: torch.device | str
+    queries: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    pad_id: int,
+    device: torch.device | str,
+    numbers: Sequence[int] | None = None,
 ) -> Rows:
-    """Join queries and responses; an empty query is an error, since nothing would predict the first token."""
+    """Join queries and responses; an empty query is an error, since nothing would predict the first token.
+
+    ``numbers``: of the rows, kept with them; by default they are counted from 0.
+    """
     if any(not q for q in queries):
         raise ValueError("a query has no token: nothing would predict the first response token")
-    ids, mask = right_pad([[*q, *r] for q, r in zip(queries, responses, strict=True)], pad_id)
+    sequences = [(*q, *r) for q, r in zip(queries, responses, strict=True)]
+    ids, mask = right_pad(sequences, pad_id)
+    on_host = Rows(
+        ids=ids,
+        mask=mask,
+        query_lengths=torch.tensor([len(q) for q in queries], dtype=torch.long),
+        response_lengths=torch.tensor([len(r) for r in responses], dtype=torch.long),
+    )
+    places = [mask.flatten().nonzero().squeeze(1), on_host.response_positions()]
+    order = torch.tensor(list(range(len(ids)) if numbers is None else numbers), dtype=torch.long)
+    there = sent([ids, on_host.query_lengths, on_host.response_lengths, *places, order], device)
+    ids, query_lengths, response_lengths, cells, predicting, order = there
+    packing = Packing(sequences=sequences, cells=cells, predicting=predicting, numbers=order)
+    steps = torch.arange(ids.shape[1], device=device)
     return Rows(
-        ids=ids.to(device),
-        mask=mask.to(device),
-        query_lengths=torch.tensor([len(q) for q in queries], device=device),
-        response_lengths=torch.tensor([len(r) for r in responses], device=device),
+        ids=ids,
+        mask=steps < (query_lengths + response_lengths)[:, None],
+        query_lengths=query_lengths,
+        response_lengths=response_lengths,
+        packing=packing,
     )
 
 
 def scatter(flat: Tensor, lengths: Tensor, width: int) -> Tensor:
-    """Scatter flat per-token values (N,) to (B, width), zero where a row has ended."""
-    steps = torch.arange(width, device=flat.device)[None]
-    out = flat.new_zeros((lengths.shape[0], width))
-    out[steps < lengths[:, None]] = flat
-    return out
+    """Scatter flat per-token values (N,) to (B, width), zero where a row has ended; N is the sum of the lengths."""
+    rows = torch.arange(len(lengths), device=flat.device).repeat_interleave(lengths, output_size=len(flat))
+    first = lengths.cumsum(0) - lengths
+    cells = rows * width + torch.arange(len(flat), device=flat.device) - first[rows]
+    return flat.new_zeros(len(lengths) * width).index_copy(0, cells, flat).view(len(lengths), width)
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.backbone.forward import body_of, hidden_states
+from models.backbone.logprobs import Packing
 from models.fast.layers import Layout, Saved, backward, embed, forward, layout_of, rms_backward, rms_norm, start
-from models.fast.prefix_cache import PrefixCache
+from models.fast.prefix_cache import PrefixCache, sequences_of
 from models.fast.weights import Decoder, can_train, decoder_of
 
 
@@ -66,23 +67,28 @@ def fast_states(
     mask: Tensor,
     positions: Tensor,
     prefix_cache: PrefixCache | None = None,
+    packing: Packing | None = None,
 ) -> Tensor:
     """States (N, D) at flat positions (N,) of right-padded rows (B, L): by ``decoder`` where it can, else by ``lm``.
 
-    ``prefix_cache`` spares layers below all adapters where it has the rows.
+    ``prefix_cache`` spares layers below all adapters where it has the rows; ``packing`` spares questions to the device.
     """
     if decoder is None or (torch.is_grad_enabled() and not can_train(decoder)):
         return hidden_states(lm, ids, mask).flatten(0, 1)[positions]
     mask = mask.bool()
-    layout = layout_of(mask)
+    layout = layout_of(mask, None if packing is None else packing.cells)
     if layout.cells is not None:  # places among padded cells -> places among tokens
         places = torch.empty(mask.numel(), dtype=torch.long, device=mask.device)
         places[layout.cells] = torch.arange(len(layout.cells), device=mask.device)
         positions = places[positions]
     recompute = any(getattr(layer, "gradient_checkpointing", False) for layer in body_of(lm).layers)  # type: ignore
-    known = None if prefix_cache is None else prefix_cache.find(decoder, ids, mask)
+    known = None
+    if prefix_cache is not None:
+        rows = sequences_of(ids, mask) if packing is None else packing.sequences
+        known = prefix_cache.find(decoder, rows)
     below = None if prefix_cache is None or known is None else Below(prefix_cache.depth, *known)
-    return states(decoder, ids[mask], layout, positions, recompute, below)
+    tokens = ids.flatten() if layout.cells is None else ids.flatten()[layout.cells]
+    return states(decoder, tokens, layout, positions, recompute, below)
 
 
 def _through(

@@ -44,13 +44,13 @@ class Layout:
         return x if self.cells is None else x[self.cells]
 
 
-def layout_of(mask: Tensor) -> Layout:
-    """Rows padded on the right: ``mask`` (B, L) True = real."""
+def layout_of(mask: Tensor, cells: Tensor | None = None) -> Layout:
+    """Rows padded on the right: ``mask`` (B, L) True = real; ``cells`` (T,), the flat places of these, where known."""
     rows, width = mask.shape
-    steps = torch.arange(width, device=mask.device).expand(rows, width)
-    if bool(mask.all()):
-        return Layout(positions=steps.reshape(-1), cells=None, shape=(rows, width))
-    return Layout(positions=steps[mask], cells=mask.flatten().nonzero().squeeze(1), shape=(rows, width))
+    if cells is None:
+        cells = mask.flatten().nonzero().squeeze(1)
+    full = len(cells) == rows * width
+    return Layout(positions=cells % max(1, width), cells=None if full else cells, shape=(rows, width))
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:

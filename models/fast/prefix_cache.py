@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data.batching import right_pad, token_batches
+from models.backbone.transfers import sent
 from models.fast.layers import base_product, embed, forward, layout_of, start
 from models.fast.products import products_of
 from models.fast.weights import Decoder
@@ -32,21 +33,21 @@ class PrefixCache:
     product: Tensor  # (T, ...) layer ``depth``'s ``base_product`` of them
     places: dict[tuple[int, ...], slice]  # a row's ids -> its states
 
-    def find(self, decoder: Decoder, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Copies of states (T', D) and products of right-padded rows (B, L) packed; None unless all are here
-        and valid for ``decoder``."""
+    def find(self, decoder: Decoder, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor] | None:
+        """Copies of states (T', D) and products of rows of ids packed; None unless all are here and valid for
+        ``decoder``."""
         same = decoder.embeddings is self.embeddings and decoder.norm.dtype == self.states.dtype
         if not same or decoder.lowest < self.depth:
             return None
-        found = []
-        for row, length in zip(ids.tolist(), mask.sum(1).tolist(), strict=True):
-            place = self.places.get(tuple(row[:length]))
-            if place is None:
-                return None
-            found.append(place)
-        if not found:
+        found = [place for place in map(self.places.get, rows) if place is not None]
+        if not rows or len(found) < len(rows):
             return None
         return torch.cat([self.states[place] for place in found]), torch.cat([self.product[place] for place in found])
+
+
+def sequences_of(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
+    """Ids of each of the right-padded rows (B, L)."""
+    return [tuple(row[:n]) for row, n in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
 
 
 @torch.no_grad()
@@ -89,11 +90,13 @@ def prefix_states_of(decoder: Decoder, rows: Sequence[Sequence[int]], depth: int
     states = decoder.norm.new_empty((sum(lengths), decoder.embeddings.shape[1]))
     parts = states.split(lengths)
     for batch in token_batches(lengths, CELLS):
-        ids, mask = (t.to(states.device) for t in right_pad([rows[i] for i in batch], 0))
-        run, x = start(decoder, layout_of(mask)), embed(decoder, ids[mask])
+        ids, mask = right_pad([rows[i] for i in batch], 0)
+        cells = mask.flatten().nonzero().squeeze(1)
+        ids, cells = sent([ids.flatten()[cells], cells], states.device)
+        run, x = start(decoder, layout_of(mask, cells)), embed(decoder, ids)
         for index in range(depth):
             x = forward(run, index, x, None, None)
-        for i, part in zip(batch, x.split(mask.sum(1).tolist()), strict=True):
+        for i, part in zip(batch, x.split([lengths[i] for i in batch]), strict=True):
             parts[i].copy_(part)
     return states
 

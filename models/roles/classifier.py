@@ -82,7 +82,7 @@ class Classifier:
             for at in range(0, len(same), BATCH):
                 chosen = same[at : at + BATCH]
                 ids = torch.tensor([rows[i] for i in chosen], device=self.model.device)
-                logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.double()
+                logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.cpu().double()
                 for i, row_logits in zip(chosen, logits, strict=True):
                     out[i] = self._score(row_logits)
         return out

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from models.backbone.forward import hidden_states, logits_of
-from models.backbone.logprobs import token_logprobs
+from models.backbone.logprobs import Packing, token_logprobs
 from models.backbone.scalar_head import ScalarHead
 from models.fast.hidden_states import fast_states
 from models.fast.logprobs import block_logprobs, output_weight
@@ -30,9 +30,12 @@ class RoleView:
         """The weights, where they are known to be a plain Llama-like decoder; None: the modules must run."""
         return decoder_of(self.lm) if self.fast else None
 
-    def states(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Last hidden states (N, D) at flat positions (N,) of right-padded rows (B, L), by the fast path or not."""
-        return fast_states(self.decoder(), self.lm, ids, mask, positions, self.prefix_cache)
+    def states(self, ids: Tensor, mask: Tensor, positions: Tensor, packing: Packing | None = None) -> Tensor:
+        """Last hidden states (N, D) at flat positions (N,) of right-padded rows (B, L), by the fast path or not.
+
+        ``packing``: of the rows, where it is known; the device is asked for less.
+        """
+        return fast_states(self.decoder(), self.lm, ids, mask, positions, self.prefix_cache, packing)
 
     def logprobs(
         self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy_gradient: bool = False

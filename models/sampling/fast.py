@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batching import right_pad
+from models.backbone.transfers import sent
 from models.fast.layers import (
     Layout,
     added,
@@ -102,12 +103,19 @@ class FastEngine:
             return self.plain(role, prompts, params=params, noise=noise)
         depth = self.depth if self.depth <= decoder.lowest and repeatable(decoder) else 0
         loop = Decoding(role, decoder, prompts, params, depth, self.with_logprobs)
-        noise = None if noise is None else noise.to(role.lm.device)
+        noise = None if noise is None else on_device(noise, role.lm.device)
         for step in range(params.max_new_tokens):
             tokens = loop.sample(step, None if noise is None else noise[loop.at, step])
             if not loop.read(step, tokens):
                 break
         return loop.generated()
+
+
+def on_device(noise: Tensor, device: torch.device) -> Tensor:
+    """Uniform noise where it is used: as it is on a CPU, and elsewhere in fp32, still below 1."""
+    if device.type == "cpu":
+        return noise
+    return noise.float().clamp(max=1.0 - 2.0**-24).to(device)
 
 
 class Decoding:
@@ -136,9 +144,9 @@ class Decoding:
         self.output = None if output is None else output.to(product_dtype(output))
         device, room = role.lm.device, params.max_new_tokens
         self.every = SYNC_EVERY.get(device.type, SYNC_EVERY_OTHER)
-        self.stops = torch.tensor(list(params.stop_ids), device=device)
+        lengths = torch.tensor([len(p) for p in prompts], dtype=torch.long)
+        self.stops, self.lengths = sent([torch.tensor(list(params.stop_ids), dtype=torch.long), lengths], device)
         self.hidden, self.storage = read_prompts(decoder, self.products, prompts, room, device, depth)
-        self.lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.width = max(map(len, prompts), default=0)
         self.at = torch.arange(len(prompts), device=device)  # place in the batch -> prompt
         self.out = torch.full((len(prompts), room), NOTHING, device=device)
@@ -171,7 +179,7 @@ class Decoding:
         if last:
             return False
         if any(done):
-            places = torch.tensor(_close_ranks(storage, done), device=x.device)
+            (places,) = sent([torch.tensor(_close_ranks(storage, done))], x.device)
             self.at, self.done, x, positions = (t[places] for t in (self.at, self.done, x, positions))
         x = self._layers(range(self.depth, len(self.decoder.layers)), x, positions, column)
         self.hidden = rms_norm(x, self.decoder.norm, self.decoder.epsilon)
@@ -197,7 +205,7 @@ class Decoding:
 
     def _statistics(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
         """Log-probabilities and entropies (B, R), zero behind a row's end."""
-        lengths = torch.tensor([len(row) for row in ids], device=self.out.device)
+        (lengths,) = sent([torch.tensor([len(row) for row in ids], dtype=torch.long)], self.out.device)
         behind = torch.arange(self.out.shape[1], device=self.out.device) >= lengths[:, None]
         return [t.masked_fill_(behind, 0.0) for t in self.statistics]
 
@@ -230,19 +238,19 @@ def read_prompts(
     ``depth``: the layer whose input is kept; 0: none.
     """
     numbers: dict[tuple[int, ...], int] = {}
-    which = torch.tensor([numbers.setdefault(tuple(p), len(numbers)) for p in prompts], device=device)
-    ids, mask = (t.to(device) for t in right_pad([list(p) for p in numbers], 0))
-    layout = layout_of(mask)
-    lengths, width = mask.sum(1), mask.shape[1]
+    which = torch.tensor([numbers.setdefault(tuple(p), len(numbers)) for p in prompts], dtype=torch.long)
+    ids, mask = right_pad([list(p) for p in numbers], 0)
+    cells, lengths, width = mask.flatten().nonzero().squeeze(1), mask.sum(1), mask.shape[1]
+    ids, cells, lengths, which = sent([ids.flatten()[cells], cells, lengths, which], device)
+    layout = layout_of(mask, cells)
     last = lengths.cumsum(0) - 1  # flat positions of last tokens
     # a prompt's tokens move right, so that all end in one column
-    steps, first = torch.arange(width, device=device), width * torch.arange(len(mask), device=device)
-    ends = first[:, None] + width - lengths[:, None] + steps
-    aligned = Layout(positions=layout.positions, cells=ends[mask], shape=layout.shape)
+    ends = cells + (width - lengths)[torch.div(cells, max(1, width), rounding_mode="floor")]
+    aligned = Layout(positions=layout.positions, cells=ends, shape=layout.shape)
     storage = new_storage(decoder, products.dtype, len(prompts), width, room)
     before = torch.arange(width, device=device) < width - lengths[which][:, None]
     storage.hidden[:, 0, 0, :width].masked_fill_(before, -torch.inf)
-    run, x = start(decoder, layout, products), embed(decoder, ids[mask])
+    run, x = start(decoder, layout, products), embed(decoder, ids)
     if depth:
         storage.prefix_states = x.new_empty((len(prompts), width + room, x.shape[1]))
     for index in range(len(decoder.layers)):

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from data.batching import left_pad
 from models.backbone.forward import checkpointing_paused
 from models.backbone.oom_retry import OOMRetry
+from models.backbone.transfers import wide
 from models.roles.role_view import RoleView
 
 
@@ -99,18 +100,20 @@ def inverse_cdf(probabilities: Tensor, noise: Tensor) -> Tensor:
     """One token a row (B,) of (B, V), by the inverse of the cumulative distribution at ``noise`` (B,) in [0, 1).
 
     In two steps, the block of tokens and then the token, so that most of the vocabulary is added up in fp32 and only
-    the sums over blocks in float64. Far cheaper than ``torch.multinomial`` on CPU. Every row stands for itself.
+    the sums over blocks in float64 (in fp32 on a GPU). Far cheaper than ``torch.multinomial`` on CPU. Every row stands
+    for itself.
     """
     short = -probabilities.shape[-1] % BLOCK
     blocks = torch.nn.functional.pad(probabilities, (0, short)) if short else probabilities
     blocks = blocks.unflatten(1, (-1, BLOCK))
-    inside = blocks.sum(-1).double()
+    inside = wide(blocks.sum(-1))
     upto = inside.cumsum(-1)
-    point = noise.double().to(probabilities.device)[:, None] * upto[:, -1:]
+    point = noise.to(inside)[:, None] * upto[:, -1:]
     # right=True: a token of probability 0 has no interval and cannot be sampled
     block = torch.searchsorted(upto, point, right=True).clamp(max=upto.shape[1] - 1)
     point = point - (upto.gather(1, block) - inside.gather(1, block))
-    cumulative = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
+    cumulative = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]]
+    cumulative = wide(cumulative).cumsum(-1)
     # the two sums of one block may differ in their last digits
     point = torch.minimum(point, torch.nextafter(cumulative[:, -1:], torch.zeros_like(point)))
     return (block * BLOCK + torch.searchsorted(cumulative, point, right=True)).squeeze(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from models.backbone.processes import Processes
+from models.backbone.transfers import received
 from stages import ppo_math
 from stages.ppo.rollout import Rollout, StepRecord
 
@@ -14,25 +15,30 @@ STEP_METRICS = ("loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac
 @torch.no_grad()
 def rollout_metrics(rollout: Rollout, kl_coef: float, processes: Processes) -> dict[str, float]:
     """What a rollout was like. Means of rows are means of per-row sums, so a KL is in nats a response."""
-    mask = rollout.mask
-    kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, torch.zeros_like(rollout.logprobs))
+    mask, finished, logprobs, ref_logprobs, entropy, values, returns, raw_scores, scores, *parts = received(
+        [
+            *(rollout.mask, rollout.finished, rollout.logprobs, rollout.ref_logprobs, rollout.entropy, rollout.values),
+            *(rollout.returns, rollout.raw_scores, rollout.scores, *rollout.score_parts.values()),
+        ]
+    )
+    kl = torch.where(mask, logprobs - ref_logprobs, torch.zeros_like(logprobs))
     per_row = {
         "objective/kl": kl.sum(1),
-        "objective/scores": rollout.raw_scores,
-        "objective/scores_squared": rollout.raw_scores**2,
-        "objective/transformed_scores": rollout.scores,
-        "objective/rlhf_reward": rollout.scores - kl_coef * kl.sum(1),
-        "rollout/length": rollout.lengths,
-        "rollout/truncated_fraction": ~rollout.finished,
-        **{f"reward/{name}": v for name, v in rollout.score_parts.items()},
+        "objective/scores": raw_scores,
+        "objective/scores_squared": raw_scores**2,
+        "objective/transformed_scores": scores,
+        "objective/rlhf_reward": scores - kl_coef * kl.sum(1),
+        "rollout/length": mask.sum(1),
+        "rollout/truncated_fraction": ~finished,
+        **{f"reward/{name}": v for name, v in zip(rollout.score_parts, parts, strict=True)},
     }
     table = torch.stack([v.double() for v in per_row.values()])
     rows = processes.sum(torch.tensor(float(table.shape[1]), dtype=torch.float64, device=table.device))
     means = dict(zip(per_row, (processes.sum(table.sum(1)) / rows).tolist(), strict=True))
     variance = max(0.0, means.pop("objective/scores_squared") - means["objective/scores"] ** 2)
-    sums = torch.stack([mask.sum().double(), ppo_math.masked_sum(rollout.entropy, mask).double(), kl.double().sum()])
+    sums = torch.stack([mask.sum().double(), ppo_math.masked_sum(entropy, mask).double(), kl.double().sum()])
     tokens, entropy, kl_total = processes.sum(sums).tolist()
-    explained = ppo_math.explained_variance(rollout.values, rollout.returns, mask, processes.sum)
+    explained = ppo_math.explained_variance(values, returns, mask, processes.sum)
     return means | {
         "objective/scores_std": variance**0.5,
         "objective/entropy": entropy / max(tokens, 1),

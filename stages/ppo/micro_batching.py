@@ -48,7 +48,7 @@ class MicroBatching:
         work: Callable[[list[int]], dict[str, Tensor]],
         undo: Callable[[], None],
     ) -> dict[str, Tensor]:
-        """Sums, in float64 on the CPU, of what ``work`` returns for the micro-batches of some rows.
+        """Sums, in float64 on the CPU, of the numbers that ``work`` returns for the micro-batches of some rows.
 
         Args:
             rollout: whose rows.
@@ -61,11 +61,11 @@ class MicroBatching:
         """
 
         def attempt(size: int) -> dict[str, Tensor]:
-            sums: dict[str, Tensor] = {}
-            for part in self._cut(rollout, rows, size):
-                for name, value in work(part).items():
-                    sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu()
-            return sums
+            found = [work(part) for part in self._cut(rollout, rows, size)]
+            if not found:
+                return {}
+            table = torch.stack([torch.stack([x.detach() for x in each.values()]) for each in found]).cpu().double()
+            return dict(zip(found[0], sum(table, torch.zeros(len(found[0]), dtype=torch.float64)), strict=True))
 
         return self.retry.run(attempt, *self._wanted(rollout), undo=undo)
 

@@ -79,27 +79,24 @@ class OldLogprobs:
 
     def _of_some_rows(self, policy: RoleView, rollout: Rollout) -> float:
         """Tokens of the longest rows on which sampler and training forward differ, over all processes."""
-        found = torch.zeros((), dtype=torch.float64, device=rollout.mask.device)
+        found = torch.zeros((), device=rollout.mask.device)
         index = sorted(range(len(rollout.responses)), key=lambda i: -len(rollout.responses[i]))[:COMPARED]
         if index:
             rows = rollout.rows(index, self.context.pad_id)
             new = scatter(policy_pass(policy, rows, self.temperature)[0], rows.response_lengths, rollout.mask.shape[1])
-            found += mismatched(new, rollout.logprobs[index], rollout.mask[index])
+            found += mismatched(new, rollout.logprobs[rows.numbers], rollout.mask[rows.numbers])
         return self.context.processes.sum(found).item()
 
     def compare(self, new: Tensor, old: Tensor, mask: Tensor) -> None:
         """Count the tokens (B, R) of a micro-batch on which training forward and sampler differ."""
         if self.agree:
-            found = mismatched(new.detach(), old, mask).double()
+            found = mismatched(new.detach(), old, mask).float()
             self._mismatched = found if self._mismatched is None else self._mismatched + found
 
     def conclude(self) -> None:
         """Judge by what was counted in all micro-batches of all processes; every process calls it alike."""
         if self.agree:
-            device = self.context.base.device
-            found = (
-                torch.zeros((), dtype=torch.float64, device=device) if self._mismatched is None else self._mismatched
-            )
+            found = torch.zeros((), device=self.context.base.device) if self._mismatched is None else self._mismatched
             self._judge(self.context.processes.sum(found).item())
         self.forget()
 
@@ -121,7 +118,7 @@ def is_reference(base: SharedBase) -> bool:
     kinds = [base.lora_settings(name) for name in ("policy", "reference")]
     own, other = (list(base.parameters_of(name).values()) for name in ("policy", "reference"))
     same = kinds[0] == kinds[1] and len(own) == len(other)
-    return same and all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
+    return same and bool(torch.stack([(a == b).all() for a, b in zip(own, other, strict=True)]).all())
 
 
 def same_arithmetic(policy: RoleView) -> bool:

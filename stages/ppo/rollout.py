@@ -68,8 +68,9 @@ class Rollout:
         return self.mask.sum(1)
 
     def rows(self, index: Sequence[int], pad_id: int) -> Rows:
-        """Queries and responses of some rows, padded for a forward pass."""
-        return make_rows([self.queries[i] for i in index], [self.responses[i] for i in index], pad_id, self.mask.device)
+        """Queries and responses of some rows, numbered by ``index`` and padded for a forward pass."""
+        queries, responses = [self.queries[i] for i in index], [self.responses[i] for i in index]
+        return make_rows(queries, responses, pad_id, self.mask.device, numbers=index)
 
     @property
     def longest(self) -> int:
@@ -137,7 +138,7 @@ def value_pass(view: RoleView, rows: Rows) -> Tensor:
 
 def response_states(view: RoleView, rows: Rows) -> Tensor:
     """Hidden states (N, D) that predict each response token."""
-    return view.states(rows.ids, rows.mask, rows.response_positions())
+    return view.states(rows.ids, rows.mask, rows.response_positions(), rows.packing)
 
 
 def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:

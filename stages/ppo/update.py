@@ -174,6 +174,7 @@ class PPO:
 
         def pass_of(index: list[int]) -> None:
             rows = rollout.rows(index, self.context.pad_id)
+            numbers = rows.numbers
 
             def padded(flat: Tensor) -> Tensor:
                 return scatter(flat.float(), rows.response_lengths, width)
@@ -181,17 +182,17 @@ class PPO:
             with self.base.role("policy") as policy:
                 if source == "policy":
                     logprobs, entropy = policy_pass(policy, rows, temperature)
-                    rollout.logprobs[index], rollout.entropy[index] = padded(logprobs), padded(entropy)
+                    rollout.logprobs[numbers], rollout.entropy[numbers] = padded(logprobs), padded(entropy)
                 if self.value_on_policy:
-                    rollout.values[index] = padded(self.policy_value(policy, rows))
+                    rollout.values[numbers] = padded(self.policy_value(policy, rows))
             with self.base.role("reference") as reference:
                 logprobs, entropy = policy_pass(reference, rows, temperature)
-                rollout.ref_logprobs[index] = padded(logprobs)
+                rollout.ref_logprobs[numbers] = padded(logprobs)
                 if source == "reference":
-                    rollout.logprobs[index], rollout.entropy[index] = padded(logprobs), padded(entropy)
+                    rollout.logprobs[numbers], rollout.entropy[numbers] = padded(logprobs), padded(entropy)
             if not self.value_on_policy:
                 with self.base.role("value") as value:
-                    rollout.values[index] = padded(value_pass(value, rows))
+                    rollout.values[numbers] = padded(value_pass(value, rows))
 
         self.micro.each(rollout, pass_of)
 
@@ -240,7 +241,8 @@ class PPO:
         rate = self._set_learning_rate()
         minibatches = self._minibatches(rollout)
         for rows in minibatches[len(self.records) :]:
-            tokens = self.context.processes.sum(rollout.mask[rows].sum().double()).clamp(min=1).item()
+            own = torch.tensor(float(sum(len(rollout.responses[i]) for i in rows)), dtype=torch.float64)
+            tokens = self.context.processes.sum(own).clamp(min=1).item()
 
             def backward(part: list[int], tokens: float = tokens) -> dict[str, Tensor]:
                 return self.backward(rollout, part, tokens)
@@ -263,14 +265,14 @@ class PPO:
             tokens: response tokens of the whole minibatch over all processes: the denominator of every mean.
         """
         config, rows = self.config, rollout.rows(index, self.context.pad_id)
-        width = int(rows.response_lengths.max().clamp(min=1))
-        mask = rollout.mask[index, :width]
+        width = max(1, *(len(rollout.responses[i]) for i in index))
+        mask = rollout.mask[rows.numbers, :width]
 
         def padded(flat: Tensor) -> Tensor:
             return scatter(flat, rows.response_lengths, width)
 
         def old(field: Tensor) -> Tensor:
-            return field[index, :width]
+            return field[rows.numbers, :width]
 
         def value_loss(values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             return ppo_math.value_loss(
@@ -306,7 +308,7 @@ class PPO:
             self.old.conclude()
         roles = [list(self.policy_parameters.values()), list(self.value_parameters.values())]
         processes.sum_gradients([p for role in roles for p in role])
-        norms = [torch.nn.utils.clip_grad_norm_(p, config.max_grad_norm).item() for p in roles]
+        norms = torch.stack([torch.nn.utils.clip_grad_norm_(p, config.max_grad_norm) for p in roles]).tolist()
         applied = all(map(math.isfinite, [*norms, *totals[:2]]))
         if applied:
             if self.update_index < config.critic_warmup:

@@ -53,7 +53,7 @@ class ResponseTrainer(OwnSteps, SFTTrainer):
         loss = nll / total * self.training_run.counted
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is global
-        self.training_run.note(torch.stack([right, count]).double())
+        self.training_run.note(torch.stack([right, count]))
         return (loss, None) if return_outputs else loss
 
     def note_step(self, inputs: dict[str, Tensor], noted: Tensor) -> None:

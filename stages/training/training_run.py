@@ -77,7 +77,7 @@ class TrainingRun:
 
     def note(self, numbers: Tensor) -> None:
         """Add what the loss of one micro-batch counted (2,), for the log."""
-        self.noted = self.noted + self.counted * numbers.cpu()
+        self.noted = self.noted + self.counted * numbers.detach().cpu().double()
 
     def drop_gradients(self) -> None:
         for p in self.parameters.values():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.backbone.logprobs import make_rows
+from models.backbone.logprobs import make_rows, scatter
+from models.backbone.processes import Processes
+from models.backbone.transfers import received, sent, wide
 from models.roles.shared_base import SharedBase
 from models.sampling import fast as fast_engine
-from models.sampling.fast import SYNC_EVERY_OTHER, FastEngine
-from models.sampling.generate import sampling_noise
+from models.sampling.fast import SYNC_EVERY_OTHER, FastEngine, on_device
+from models.sampling.generate import inverse_cdf, sampling_noise
 from tests.conftest import ADAPTER, tiny_lm, word_tokenizer
+from tests.support import ppo as tiny_ppo
 from tests.support.fast import sampled
 from tests.support.gpu_double import DeviceMismatch, GpuDouble
 
@@ -145,3 +148,68 @@ def test_launches_of_a_layer_and_token(gpu, adapter, most, most_with_fused_norms
     each, normed = (launches[1] - launches[0]) / 4, (norms[1] - norms[0]) / 4
     assert normed == 2
     assert 10 < each <= most and each - 5 * normed <= most_with_fused_norms
+
+
+@DTYPES
+def test_an_update_of_ppo_seldom_waits_and_has_no_float64_on_the_device(gpu, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_ppo, "Processes", lambda *_: Processes("cuda"))
+    base = SharedBase(tiny_lm("llama", num_hidden_layers=3).to("cuda", dtype), word_tokenizer(), name="tiny")
+    sizes = {"rollouts": 64, "minibatches": 4, "epochs": 1, "micro_batch": 16, "max_new_tokens": 24}
+    ppo = tiny_ppo.make_ppo(tmp_path, base=base, **sizes)
+    backward = ppo.backward
+
+    def watched(*args):
+        with gpu.within("micro-batch"):
+            return backward(*args)
+
+    ppo.backward = watched
+    steps = ppo.train()
+    next(steps)
+    gpu.waits.clear()
+    gpu.float64.clear()
+    metrics = next(steps)
+    assert metrics["ppo/policy/grad_norm"] > 0 and ppo.update_index == 2
+    assert gpu.waited("micro-batch") == 0
+    assert 4 < sum(gpu.waits.values()) < 100 / 4
+    assert not gpu.float64
+
+
+def test_tokens_drawn_on_a_device_are_those_of_the_cpu_but_at_the_edges_of_rounding(gpu):
+    g = torch.Generator().manual_seed(0)
+    probabilities = torch.softmax(4 * torch.randn((4000, 1000), generator=g), dim=-1)
+    probabilities[:, ::3] = 0.0
+    noise = torch.rand(4000, generator=g, dtype=torch.float64)
+    noise[0], noise[1] = 0.0, 1.0 - 2.0**-53  # the largest number below 1, which fp32 does not have
+    expected = inverse_cdf(probabilities, noise)
+    there = inverse_cdf(probabilities.to("cuda"), on_device(noise, torch.device("cuda"))).cpu()
+    assert (there == expected).double().mean() > 0.998
+    assert (probabilities.gather(1, there[:, None]) > 0).all() and not gpu.float64
+
+
+def test_what_travels_in_one_message_arrives_as_it_was(gpu):
+    host = [torch.tensor([[1, 2], [3, 4]]), torch.tensor([], dtype=torch.long), torch.tensor([2**40, -1])]
+    with gpu.within("there"):
+        there = sent(host, "cuda")
+    assert all(t.is_cuda for t in there) and gpu.waited("there") == 0
+    for sent_one, one in zip(there, host, strict=True):
+        torch.testing.assert_close(sent_one.cpu(), one, rtol=0, atol=0)
+    mixed = [torch.rand(3, 2), torch.tensor([True, False]), torch.tensor(1.5)]
+    with gpu.within("back"):
+        back = received([t.to("cuda") for t in mixed])
+    assert [k for phase, k, _ in gpu.waits if phase == "back"].count("copy to the host") == 1
+    for received_one, one in zip(back, mixed, strict=True):
+        assert received_one.dtype == one.dtype and not received_one.is_cuda
+        torch.testing.assert_close(received_one, one, rtol=0, atol=0)
+    assert wide(torch.ones(2)).dtype == torch.float64 and wide(torch.ones(2).to("cuda")).dtype == torch.float32
+
+
+def test_scattering_and_packing_ask_the_device_nothing(gpu):
+    with gpu.within("here"):
+        rows = make_rows([[5], [6, 7]], [[1, 2], [3]], 0, "cuda", numbers=[7, 4])
+        table = scatter(torch.tensor([1.0, 2.0, 3.0]).to("cuda"), rows.response_lengths, 3)
+        assert rows.packing is not None
+        cells = rows.packing.cells
+    assert {k for phase, k, _ in gpu.waits if phase == "here"} == {"copy to the device"}  # the test's own numbers
+    assert table.cpu().tolist() == [[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]
+    assert rows.mask.cpu().tolist() == [[True] * 3, [True] * 3] and cells.cpu().tolist() == list(range(6))
+    assert rows.response_positions().cpu().tolist() == [0, 1, 4] and rows.numbers.cpu().tolist() == [7, 4]

@@ -192,7 +192,8 @@ class GpuDouble(TorchDispatchMode):
             here = torch.device(asked).type == "cuda" or formula
             kwargs["device"] = HOST
         if mine or here:
-            self._check(func, args, mine, others, here, asked is not None)
+            unwaited = bool(kwargs.get("non_blocking") or kwargs.get("output_size"))
+            self._check(func, args, mine, others, here, asked is not None, unwaited)
         with torch._C._DisableTorchDispatch():
             out = func(*args, **kwargs)
         if not (mine or here):
@@ -211,13 +212,16 @@ class GpuDouble(TorchDispatchMode):
             self.float64[place()] += 1
         return out
 
-    def _check(self, func: Any, args: Any, mine: list[Any], others: list[Any], here: bool, moved: bool) -> None:
+    def _check(
+        self, func: Any, args: Any, mine: list[Any], others: list[Any], here: bool, moved: bool, unwaited: bool
+    ) -> None:
         """Count waits, and refuse what CUDA would refuse."""
-        if func in WAITS and mine:
+        if func in WAITS and mine and not unwaited:
             self.waits_for(WAITS[func])
         elif func is aten._to_copy.default:
             if others and here:
-                self.waits_for("copy to the device")
+                if not (unwaited and getattr(others[0], "is_pinned_here", False)):
+                    self.waits_for("copy to the device")
             elif mine and moved and not here:
                 self.waits_for("copy to the host")
         elif func is aten.copy_.default:
@@ -273,8 +277,11 @@ class GpuDouble(TorchDispatchMode):
             **{name: lambda *_: 0 for name in ("max_memory_allocated", "memory_allocated", "memory_reserved")},
         }
         before = {name: getattr(torch.cuda, name) for name in shown}
+        grouped, pin = torch._C._group_tensors_by_device_and_dtype, torch.Tensor.pin_memory
         compatible = torch._has_compatible_shallow_copy_type  # a module that moves gets new parameters, not new .data
         torch._has_compatible_shallow_copy_type = lambda a, b: isinstance(a, OnGpu) == isinstance(b, OnGpu)  # type: ignore
+        torch._C._group_tensors_by_device_and_dtype = by_device(grouped)  # type: ignore[assignment]
+        torch.Tensor.pin_memory = pinned  # type: ignore[method-assign,assignment]
         outer, GpuDouble.active = GpuDouble.active, self
         try:
             for name, value in shown.items():
@@ -285,7 +292,30 @@ class GpuDouble(TorchDispatchMode):
             for name, value in before.items():
                 setattr(torch.cuda, name, value)
             torch._has_compatible_shallow_copy_type = compatible
+            torch._C._group_tensors_by_device_and_dtype = grouped  # type: ignore[assignment]
+            torch.Tensor.pin_memory = pin  # type: ignore[method-assign]
             GpuDouble.active = outer
+
+
+def pinned(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
+    """A copy in memory from which a device reads by itself."""
+    out = tensor.clone()
+    out.is_pinned_here = True  # type: ignore[attr-defined]
+    return out
+
+
+def by_device(grouped: Any) -> Any:
+    """PyTorch groups tensors by the device that C++ sees; so many as lie on the double belong to it."""
+
+    def function(lists: Any, with_indices: bool = False) -> Any:
+        found = grouped(lists, with_indices)
+        out = {}
+        for (device, dtype), (parts, places) in found.items():
+            first = next((t for part in parts for t in part if t is not None), None)
+            out[GPU if isinstance(first, OnGpu) else device, dtype] = (parts, places)
+        return out
+
+    return function
 
 
 def place() -> str:
