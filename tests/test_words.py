@@ -52,6 +52,7 @@ FINE_IN = {
     ("data/common/intervals.py", "centre"): "the middle of an interval, which is not its mean",
     ("data/common/intervals.py", "drawn"): "clusters of a bootstrap, as the literature says",
     ("evaluation/metrics/length_control.py", "centre"): "the middle of an interval, which is not its mean",
+    ("models/sampling/device_steps.py", "capture_error_mode"): "a name of PyTorch's",
     ("data/template_sandbox.py", "most"): "a word of the child process's protocol",
     ("pipelines/report/samples.py", "most"): "a bound on rows of three lists together",
     ("pipelines/report/reward_card.py", "slope"): "the slope of a regression, not a gradient",

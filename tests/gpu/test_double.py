@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
+
 import pytest
 import torch
 
@@ -9,8 +12,9 @@ from models.backbone.logprobs import make_rows, scatter
 from models.backbone.processes import Processes
 from models.backbone.transfers import received, sent, wide
 from models.roles.shared_base import SharedBase
-from models.sampling import fast as fast_engine
-from models.sampling.fast import SYNC_EVERY_OTHER, FastEngine, on_device
+from models.sampling import device_steps
+from models.sampling.device_steps import SYNC_EVERY, DeviceDecoding, on_device
+from models.sampling.fast import FastEngine
 from models.sampling.generate import inverse_cdf, sampling_noise
 from tests.conftest import ADAPTER, tiny_lm, word_tokenizer
 from tests.support import ppo as tiny_ppo
@@ -94,57 +98,85 @@ def test_passes_and_gradients_are_on_one_device(gpu, dtype):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.values())
 
 
-def decoded(gpu, base, monkeypatch, steps: int):
-    """Samples, with the steps' waits and launches under ``read`` and ``layers``."""
-
-    def watch(owner, name, phase):
-        inner = getattr(owner, name)
-
-        def wrapped(*args, **kwargs):
-            with gpu.within(phase):
-                return inner(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, wrapped)
-
-    watch(fast_engine.Decoding, "sample", "step")
-    watch(fast_engine.Decoding, "read", "step")
-    watch(fast_engine, "decode_layers", "layers")
-    noise = sampling_noise(len(QUERIES), steps, torch.Generator().manual_seed(0))
-    return sampled(base, FastEngine(True), QUERIES, noise=noise, stops=(39,), steps=steps)
+@pytest.mark.parametrize("family", ["llama", "gemma2"])  # gemma2: windows and soft caps
+@pytest.mark.parametrize("depth", [0, 1])
+def test_steps_of_a_device_give_the_tokens_of_the_cpu(family, depth, monkeypatch):
+    steps = 3 * SYNC_EVERY + 5
+    sizes = {"sliding_window": 20} if family == "gemma2" else {}
+    found = []
+    for device in ("cpu", "cuda"):
+        with GpuDouble().installed() if device == "cuda" else contextlib.nullcontext() as gpu:
+            lm = tiny_lm(family, num_hidden_layers=3, initializer_range=0.2, **sizes).to(device)
+            base = SharedBase(lm, word_tokenizer(), name="tiny")
+            base.add_role("policy", ADAPTER.model_copy(update={"layers": (1, 2)}), trainable=True)
+            noise = sampling_noise(len(QUERIES), steps, torch.Generator().manual_seed(3))
+            made = sampled(base, FastEngine(True, depth), QUERIES, noise=noise, stops=(39,), steps=steps)
+            numbers = [made.logprobs, made.entropy, *(made.prefix_states or ())]
+            found.append((made.ids, made.finished, [t.cpu() for t in numbers]))
+            graphs = [g.replays for g in gpu.graphs] if gpu else []
+    (ids, finished, numbers), expected = found[1], found[0]
+    assert (ids, finished) == expected[:2] and len(numbers) == 2 + len(QUERIES) * depth
+    assert max(map(len, ids)) == steps and min(map(len, ids)) < SYNC_EVERY  # rows leave at a look, and some stay
+    for there, here in zip(numbers, expected[2], strict=True):
+        torch.testing.assert_close(there, here, atol=1e-4, rtol=1e-4)
+    assert 1 < len(graphs) <= 4 and sum(graphs) == steps - len(graphs)
 
 
 @DTYPES
-def test_decoding_waits_once_in_so_many_tokens(gpu, dtype, monkeypatch):
-    steps = 3 * SYNC_EVERY_OTHER
-    made = decoded(gpu, base_of(dtype), monkeypatch, steps)
-    assert max(map(len, made.ids)) == steps
-    assert gpu.waited("layers") == 0
-    looks = [k for (phase, k, _), n in gpu.waits.items() for _ in range(n) if phase == "step"]
-    # where a look finds a row done, the rows that are left are taken from the host's list
-    assert looks.count("tolist") == steps // SYNC_EVERY_OTHER - 1 and set(looks) <= {"tolist", "copy to the device"}
+def test_decoding_looks_once_in_so_many_tokens_and_waits_for_nothing_else(gpu, dtype, monkeypatch):
+    inner = DeviceDecoding.step
+
+    def watched(self):
+        with gpu.within("step"):
+            inner(self)
+
+    monkeypatch.setattr(DeviceDecoding, "step", watched)
+    steps = 3 * SYNC_EVERY
+    noise = sampling_noise(len(QUERIES), steps, torch.Generator().manual_seed(0))
+    gpu.waits.clear()
+    made = sampled(base_of(dtype), FastEngine(True), QUERIES, noise=noise, stops=(39,), steps=steps)
+    assert max(map(len, made.ids)) == steps and gpu.waited("step") == 0
+    kinds = Counter(kind for (_, kind, where), n in gpu.waits.items() for _ in range(n) if "sampling" in where)
+    assert kinds["tolist"] == steps // SYNC_EVERY and sum(kinds.values()) <= steps // SYNC_EVERY + 4
+    assert sum(g.replays for g in gpu.graphs) > 0.9 * (steps - len(gpu.graphs)) and not gpu.float64
+
+
+def test_where_no_graph_can_be_captured_it_is_said_and_steps_go_on(gpu, monkeypatch):
+    base, steps = base_of(torch.float32), SYNC_EVERY + 3
+    noise = sampling_noise(len(QUERIES), steps, torch.Generator().manual_seed(0))
+    expected = sampled(base, FastEngine(), QUERIES, noise=noise, stops=(39,), steps=steps)
+    assert gpu.graphs
+    inner = DeviceDecoding.step
+
+    def asks(self):
+        inner(self)
+        assert self.step_at.item() <= steps
+
+    monkeypatch.setattr(DeviceDecoding, "step", asks)
+    with pytest.warns(UserWarning, match="no CUDA graph.*item"):
+        made = sampled(base, FastEngine(), QUERIES, noise=noise, stops=(39,), steps=steps)
+    assert made == expected
 
 
 @pytest.mark.parametrize(("adapter", "most", "most_with_fused_norms"), [(True, 40, 26), (False, 30, 20)])
 def test_launches_of_a_layer_and_token(gpu, adapter, most, most_with_fused_norms, monkeypatch):
+    inner = device_steps.decode_layers
+
+    def watched(*args):
+        with gpu.within(f"layers of {len(base.lm.model.layers)}"):
+            return inner(*args)
+
+    monkeypatch.setattr(device_steps, "decode_layers", watched)
     launches, norms = [], []
     for layers in (2, 6):
         base = base_of(torch.bfloat16, layers)
         if not adapter:
             base.drop_roles()
-        before = gpu.launches["layers"], gpu.norms["layers"]
-        noise = sampling_noise(8, 9, torch.Generator().manual_seed(0))
-        with monkeypatch.context() as patch:
-            inner = fast_engine.decode_layers
-
-            def watched(*args, inner=inner):
-                with gpu.within("layers"):
-                    return inner(*args)
-
-            patch.setattr(fast_engine, "decode_layers", watched)
-            role = "policy" if adapter else "base"
-            sampled(base, FastEngine(), QUERIES, noise=noise, stops=(39,), steps=9, role=role)
-        launches.append((gpu.launches["layers"] - before[0]) / 8)
-        norms.append((gpu.norms["layers"] - before[1]) / 8)
+        noise = sampling_noise(8, 1, torch.Generator().manual_seed(0))  # one token: one step, and no graph
+        role = "policy" if adapter else "base"
+        sampled(base, FastEngine(), QUERIES, noise=noise, stops=(39,), steps=1, role=role)
+        launches.append(gpu.launches[f"layers of {layers}"])
+        norms.append(gpu.norms[f"layers of {layers}"])
     each, normed = (launches[1] - launches[0]) / 4, (norms[1] - norms[0]) / 4
     assert normed == 2
     assert 10 < each <= most and each - 5 * normed <= most_with_fused_norms

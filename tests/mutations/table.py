@@ -48,7 +48,7 @@ M, PM, RO, GEN, LP, SB, FW = (
 FAW, FAL, FAE, FAH = (
     "models/fast/weights.py",
     "models/fast/layers.py",
-    "models/sampling/fast.py",
+    "models/sampling/decoding.py",
     "models/fast/logprobs.py",
 )
 FAT, OL, STATE = "models/fast/prefix_cache.py", "stages/ppo/old_logprobs.py", "stages/ppo/state.py"
@@ -64,7 +64,7 @@ FI, HE, SFT, PS = "models/roles/files.py", "models/backbone/scalar_head.py", "st
 ROLLOUT = [
     _of("R2", "fast path: position one late in decoding", FAE, "self.lengths[self.at] + step", "self.lengths[self.at] + step + 1", FAST,
         "tokens_are_those and llama"),
-    _of("R2", "fast path: prompts of all lengths begin in one column", FAE, "width - lengths[:, None] + steps", "steps", FAST,
+    _of("R2", "fast path: prompts of all lengths begin in one column", FAE, "cells + (width - lengths)[", "cells + 0 * (width - lengths)[", FAST,
         "tokens_are_those and llama"),
     _of("R2", "fast path: storage laid out anew without what was in it", FAE, "new[:rows, :, :used] = old[:rows].clone()", "pass", FAST,
         "columns_stay"),
@@ -79,8 +79,8 @@ ROLLOUT = [
         FAST, "states_are_those and llama"),
     _of("R15", "fast path: adapter added into the base itself", FAP, "torch.addmm(p.weight, p.b, p.a, alpha=p.scale, out=weight[part])",
         "weight[part] = p.weight.addmm_(p.b, p.a, alpha=p.scale)", FAST, "seen_at_once"),
-    _of("L2", "fast path: rows of one length leak into each other", FAL, "cells=None, shape=(rows, width))",
-        "cells=None, shape=(1, rows * width))", FAST, "leak"),
+    _of("L2", "fast path: rows of one length leak into each other", FAL, "else cells, shape=(rows, width))",
+        "else cells, shape=(1, rows * width) if full else (rows, width))", FAST, "leak"),
     _of("L2", "fast path: dropout of the adapter ignored", FAW, "or strange or dropping or", "or strange or", FAST, "not_known and dropping"),
     _of("L2", "fast path: hooks ignored", FAW, "not any(hooks)", "True", FAST, "not_known and hooked"),
     _of("F1", "fast path: loss at the token itself", NLL, "labels.flatten()[positions + 1]",
@@ -107,7 +107,7 @@ ROLLOUT = [
         "torch.arange(mask.shape[1])[None, -ids.shape[1] :]", SAMPLING, "padding_and_neighbours and gpt2"),
     _of("R3", "mask from the padding id when batching", BA, "mask[i, where] = True", "mask[i, where] = ids[i, where] != pad_id",
         BATCHES, "masks_come_from_lengths"),
-    _of("R3", "mask from the padding id in rows", LP, "mask=mask.to(device)", "mask=(ids != pad_id).to(device)", SAMPLING,
+    _of("R3", "mask from the padding id in rows", LP, "    on_host = Rows(", "    mask = ids != pad_id\n    on_host = Rows(", SAMPLING,
         "tempered_softmax"),
     _of("R4", "top-k of 5 leaks into sampling", GEN, "torch.softmax(tempered, dim=-1)",
         "torch.softmax(tempered.masked_fill(logits < logits.topk(5).values[:, -1:], -1e9), dim=-1)", SAMPLING,
@@ -174,7 +174,7 @@ LOGPROBS = [
     _of("L2", "old log-probabilities of the reference", M, 'if source == "policy":', 'if source == "nobody":', OLD, "are_taken"),
     _of("L2", "old log-probabilities of the reference, always", M, 'if source == "reference":', 'if source != "sampler":', OLD,
         "are_taken"),
-    _of("L2", "a policy that has moved taken for the reference", OL, "return same and all(", "return same or all(", OLD,
+    _of("L2", "a policy that has moved taken for the reference", OL, "return same and bool(", "return same or bool(", OLD,
         "other_settings"),
     _of("L2", "the sampler's log-probabilities are believed unseen", OL, "self._judge(self._of_some_rows(policy, rollout))",
         "self._judge(0)", OLD, "not_believed"),
@@ -371,7 +371,7 @@ ADAPTERS = [
 ]  # fmt: skip
 
 REWARD_MODEL = [
-    _of("M1", "score at the token before the last", RM, "read.flatten().nonzero()", "read.roll(-1, 1).flatten().nonzero()", STAGES, "last_real_token"),
+    _of("M1", "score at the token before the last", RM, "width + rows.lengths - 1", "width + rows.lengths - 2", STAGES, "last_real_token"),
     _of("M2", "no stop token in training", "stages/training/ranking_rows.py", "ranking.finished[i], max_tokens", "False, max_tokens", TRAINING, "finished_answers"),
     _of("M3", "worse answers are better", RL, "ranks[:, :, None] < ranks[:, None, :]", "ranks[:, :, None] > ranks[:, None, :]", LOSSES,
         "one_pair"),
@@ -396,7 +396,7 @@ REWARD_MODEL = [
     _of("M1", "positions go on from answer to answer", SP, "torch.arange(len(prompt), len(prompt) + len(branch))",
         "torch.arange(at, at + len(branch))", SHARED, "plain_rows and llama"),
     _of("M7", "centred on the median", "stages/training/calibration.py", "mean, std = samples.mean().item()", "mean, std = samples.median().item()", TRAINING, "calibration"),
-    _of("M9", "ties are right", RL, "0.5 * (difference == 0)", "1.0 * (difference == 0)", LOSSES, "ties_as_half"),
+    _of("M9", "ties are right", RL, "0.5 * wide(difference == 0)", "1.0 * wide(difference == 0)", LOSSES, "ties_as_half"),
     _of("M9", "mean of means", "reward/card/accuracy.py", "return proportion_interval(outcomes, owners.tolist())",
         "return proportion_interval([outcomes[owners == i].mean() for i in np.unique(owners)])", ACCURACY, "by_hand"),
     _of("M9", "pairs of one ranking taken as independent", "reward/card/accuracy.py", "(outcomes, owners.tolist())", "(outcomes)", ACCURACY,
@@ -427,9 +427,9 @@ REPORTING = [
     _of("E1", "clip fraction over a fixed number", PM, '"clipfrac": masked_mean((clipped > plain).to(ratio.dtype), mask, denominator),',
         '"clipfrac": masked_mean((clipped >= plain).to(ratio.dtype), mask, denominator),', PPO, "before_the_first and llama"),
     _of("E2", "KL of a row as a mean over its width", MET, '"objective/kl": kl.sum(1)', '"objective/kl": kl.mean(1)', PPO, "rewards_are"),
-    _of("E3", "penalty inside the reported score", MET, '"objective/scores": rollout.raw_scores,', '"objective/scores": rollout.scores,',
+    _of("E3", "penalty inside the reported score", MET, '"objective/scores": raw_scores,', '"objective/scores": scores,',
         PPO, "rewards_are"),
-    _of("E7", "explained variance without the mean", PM, "(e2 - e1**2)", "e2", MATHS, "explained_variance"),
+    _of("E7", "explained variance without the mean", PM, "both - mean[:, None, None]", "both", MATHS, "explained_variance"),
     _of("D7", "shares overlap", "models/backbone/processes.py", "start = self.rank * each + min(self.rank, extra)", "start = self.rank * each", PATH,
         "shares_of_processes"),
 ]  # fmt: skip

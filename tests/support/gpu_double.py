@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from tests.support.graph_double import Capture, CUDAGraph
+
 ROOT = str(Path(__file__).parents[2])
 GPU, HOST = torch.device("cuda", 0), torch.device("cpu")
 NAME = "a double of a GPU"
@@ -158,6 +160,8 @@ class GpuDouble(TorchDispatchMode):
     def __init__(self, count: int = 1) -> None:
         super().__init__()
         self.count = count
+        self.capturing: CUDAGraph | None = None
+        self.graphs: list[CUDAGraph] = []
         self.phase = ""
         self.waits: Counter[tuple[str, str, str]] = Counter()
         self.launches: Counter[str] = Counter()
@@ -173,10 +177,16 @@ class GpuDouble(TorchDispatchMode):
         finally:
             self.phase = before
 
+    def new_graph(self) -> CUDAGraph:
+        self.graphs.append(CUDAGraph())
+        return self.graphs[-1]
+
     def waited(self, phase: str) -> int:
         return sum(n for (where, _, _), n in self.waits.items() if where == phase)
 
     def waits_for(self, kind: str) -> None:
+        if self.capturing is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {kind} at {place()}")
         self.waits[self.phase, kind, place()] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -195,7 +205,10 @@ class GpuDouble(TorchDispatchMode):
             unwaited = bool(kwargs.get("non_blocking") or kwargs.get("output_size"))
             self._check(func, args, mine, others, here, asked is not None, unwaited)
         with torch._C._DisableTorchDispatch():
-            out = func(*args, **kwargs)
+            if self.capturing is None:
+                out = func(*args, **kwargs)
+            else:
+                out = self.capturing.add(func, *tree_map_only(OnGpu, plain, (args, kwargs)))
         if not (mine or here):
             return out
         arguments, results = func._schema.arguments, func._schema.returns
@@ -272,7 +285,10 @@ class GpuDouble(TorchDispatchMode):
             "set_rng_state_all": lambda states: None,
             "manual_seed": lambda seed: None,
             "manual_seed_all": lambda seed: None,
-            "is_current_stream_capturing": lambda: False,
+            "is_current_stream_capturing": lambda: self.capturing is not None,
+            "CUDAGraph": self.new_graph,
+            "graph": lambda graph, **settings: Capture(self, graph, **settings),
+            "graph_pool_handle": lambda: (0, 0),
             **{name: lambda *_: None for name in ("empty_cache", "synchronize", "reset_peak_memory_stats")},
             **{name: lambda *_: 0 for name in ("max_memory_allocated", "memory_allocated", "memory_reserved")},
         }

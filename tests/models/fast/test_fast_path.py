@@ -11,7 +11,8 @@ from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.logprobs import make_rows, token_logprobs
 from models.backbone.settings import AdapterConfig
 from models.fast.logprobs import block_logits, block_logprobs, block_nll, output_weight, token_statistics
-from models.sampling import fast as fast_engine
+from models.sampling import decoding as fast_engine
+from models.sampling import device_steps
 from models.sampling.fast import FastEngine
 from models.sampling.generate import CachedEngine, sampling_noise
 from tests.conftest import ADAPTER, make_base, randomise, tiny_lm
@@ -191,13 +192,15 @@ def test_columns_stay_where_rows_expect_them_and_hold_nothing_of_before():
 
 
 @pytest.mark.parametrize("every", [3, 16])
-def test_rows_that_are_done_may_stay_until_the_host_asks(every, monkeypatch):
+def test_rows_that_are_done_may_stay_until_the_host_looks(every, monkeypatch):
     """What they write behind their stop token shows nowhere: neither in ids nor in statistics nor in other rows."""
     base = world_size()
     noise = sampling_noise(len(QUERIES), 12, torch.Generator().manual_seed(5))
     at_once = sampled(base, FastEngine(True), QUERIES, noise=noise)
     assert len({len(row) for row in at_once.ids}) > 1 and any(at_once.finished)
-    monkeypatch.setitem(fast_engine.SYNC_EVERY, "cpu", every)
+    monkeypatch.setattr(fast_engine, "MIN_GROWTH", 10**6)  # all columns from the beginning, as on a GPU
+    monkeypatch.setattr(device_steps, "SYNC_EVERY", every)
+    monkeypatch.setattr("models.sampling.fast.Decoding", device_steps.DeviceDecoding)
     late = sampled(base, FastEngine(True), QUERIES, noise=noise)
     assert late == at_once
     for found, expected in ((late.logprobs, at_once.logprobs), (late.entropy, at_once.entropy)):

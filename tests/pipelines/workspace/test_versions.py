@@ -22,6 +22,8 @@ FAST = [
     "models/fast/layers.py",
     "models/fast/hidden_states.py",
     "models/sampling/fast.py",
+    "models/sampling/decoding.py",
+    "models/sampling/device_steps.py",
     "models/fast/logprobs.py",
     "models/fast/matmul.py",
     "models/fast/prefix_cache.py",
