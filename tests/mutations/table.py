@@ -107,7 +107,7 @@ ROLLOUT = [
         "torch.arange(mask.shape[1])[None, -ids.shape[1] :]", SAMPLING, "padding_and_neighbours and gpt2"),
     _of("R3", "mask from the padding id when batching", BA, "mask[i, where] = True", "mask[i, where] = ids[i, where] != pad_id",
         BATCHES, "masks_come_from_lengths"),
-    _of("R3", "mask from the padding id in rows", LP, "    on_host = Rows(", "    mask = ids != pad_id\n    on_host = Rows(", SAMPLING,
+    _of("R3", "mask from the padding id in rows", LP, "mask=steps < (query_lengths + response_lengths)[:, None]", "mask=ids != pad_id", SAMPLING,
         "tempered_softmax"),
     _of("R4", "top-k of 5 leaks into sampling", GEN, "torch.softmax(tempered, dim=-1)",
         "torch.softmax(tempered.masked_fill(logits < logits.topk(5).values[:, -1:], -1e9), dim=-1)", SAMPLING,
