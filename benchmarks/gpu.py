@@ -103,7 +103,7 @@ class Bench:
         torch.set_default_dtype(dtype)
         try:
             with device:
-                lm = LlamaForCausalLM(config)
+                lm: Any = LlamaForCausalLM(config)
         finally:
             torch.set_default_dtype(before)
         self.base = SharedBase(lm.to(device), word_tokenizer(config.vocab_size), name=f"random {name}")
@@ -173,7 +173,7 @@ class Bench:
         self.out[name] = {"tokens_per_second": tokens / seconds, "seconds": seconds, "peak_bytes": peak}
 
     def decode(self, bandwidth: float) -> None:
-        """Seconds of one more token of all rows: the difference of two lengths, so that prompts and graphs count not."""
+        """Seconds of one more token of all rows: of two lengths the difference, without reading prompts."""
         count, new = self.shape.rollouts, self.shape.new
         prompts = torch.randint(4, self.shape.model["vocab_size"], (count, self.shape.prompt)).tolist()
         noise = sampling_noise(count, new, torch.Generator().manual_seed(0))
@@ -294,7 +294,7 @@ def released(device: torch.device) -> Iterator[None]:
 def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
-        "| model | dtype | SFT tokens/s | reward tokens/s | PPO tokens/s | decode tokens/s | of the bandwidth | peak: SFT, PPO |",
+        "| model | dtype | SFT tokens/s | reward tokens/s | PPO tokens/s | decode tokens/s | of bandwidth | peak: SFT, PPO |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["models"]:
