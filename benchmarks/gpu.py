@@ -294,7 +294,7 @@ def released(device: torch.device) -> Iterator[None]:
 def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
-        "| model | dtype | SFT tokens/s | reward tokens/s | PPO tokens/s | decode tokens/s | of bandwidth | peak: SFT, PPO |",
+        "| model | dtype | SFT tokens/s | reward tokens/s | PPO tokens/s | decode tokens/s | bandwidth | peak |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["models"]:
