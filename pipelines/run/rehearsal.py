@@ -31,7 +31,7 @@ from models.hub.validate import check_model
 from models.roles.files import ADAPTER, CONFIG
 from models.roles.lora import differences, lora_config
 from pipelines.execution.progress import Progress
-from pipelines.loading.idle import waiting
+from pipelines.loading.idle import replaced_base, waiting
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.run.binding import check_start
@@ -90,6 +90,8 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     check_precision(recipe, chosen)
     if left_out := waiting(recipe):
         warn(left_out)
+    if replaced := replaced_base(recipe, pipeline.given):
+        warn(replaced)
     if "evaluate" in chosen:
         check_systems(recipe, corpus, {*recipe.stages, *pipeline.given})
     if "ppo" in chosen and (text := value_start(recipe)):
