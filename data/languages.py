@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import unicodedata
 from collections import Counter
 from functools import cache
 from typing import Any
 
 import regex
+
+from data.common.errors import UNWRITABLE
 
 TOO_SHORT = 16
 """Letters below which a language is a guess; a character of a script without spaces counts as four."""
@@ -46,7 +49,12 @@ def known_languages() -> frozenset[str]:
 def _identifier() -> Any:
     from py3langid import langid
 
-    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
+    try:
+        return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
+    except OSError as error:  # it unpacks its model into a temporary file, and does not name it
+        if error.filename is not None or error.errno not in UNWRITABLE:
+            raise
+        raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from error
 
 
 def script_of(text: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from reward.model import Samples
-from reward.terms.composition import WeightedSum
+from reward.model import RewardModel, Samples
+from reward.terms.composition import ModelReward, WeightedSum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,16 +19,24 @@ class Chooser:
     clip: float | None = None
     missing_eos_penalty: float = 0.0
 
-    def __call__(self, tries: Sequence[Samples]) -> list[int]:
+    def asks(self, model: RewardModel) -> bool:
+        """Whether a part of the reward is this model."""
+        return any(isinstance(source, ModelReward) and source.model is model for _, _, source in self.reward.parts)
+
+    def __call__(self, tries: Sequence[Samples], done: Callable[[int], None] = lambda rows: None) -> list[int]:
         """The number of the best try of each prompt; the first of equals.
 
         Args:
             tries: n times B responses to the same prompts. Parts that are normalised see all n B scores at once.
+            done: is told of so many more responses that all parts have scored.
 
         Raises:
             UserError, RemoteError: as its parts do.
         """
-        each = [self.reward.scores(t) for t in tries]
+        each = []
+        for samples in tries:
+            each.append(self.reward.scores(samples))
+            done(len(samples.texts))
         total, _ = self.reward.combine({name: torch.cat([scores[name] for scores in each]) for name in each[0]})
         if self.clip is not None:
             total = total.clamp(-self.clip, self.clip)

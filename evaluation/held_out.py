@@ -240,9 +240,8 @@ class Evaluator:
         Its KL to the sampled system is at most log n - (n - 1) / n (Stiennon et al. 2020; Beirami et al. 2024).
         """
         n = system.best_of
-        assert system.chooser is not None
         tries = [self._said(system, str(i)) for i in range(n)]
-        best = system.chooser([t.samples for t in tries])
+        best = self._chosen(system, [t.samples for t in tries])
         chosen = [tries[t].samples for t in best]
         samples = self._samples(
             [list(s.responses[i]) for i, s in enumerate(chosen)],
@@ -250,6 +249,15 @@ class Evaluator:
             [s.finished[i] for i, s in enumerate(chosen)],
         )
         return _Said(samples, digest_of([t.key for t in tries])[:24]), [math.log(n) - (n - 1) / n] * len(best)
+
+    def _chosen(self, system: System, tries: Sequence[Samples]) -> list[int]:
+        """The chooser's best try of each prompt, with its progress: in rows of the reward model where that is asked."""
+        assert system.chooser is not None
+        name, total = f"choice of {system.name}", sum(len(t.texts) for t in tries)
+        if self.reward is None or not system.chooser.asks(self.reward):
+            return system.chooser(tries, self.phase(name, total))
+        with self.reward.memory.reporting(self.phase(name, total * max(1, len(self.reward.members)))):
+            return system.chooser(tries)
 
     @torch.no_grad()
     def perplexity(self, system: System, references: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -30,6 +30,7 @@ from models.backbone.logprobs import token_logprobs
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
 from models.backbone.seeds import derived_seed, generator, isolated_rng
+from models.backbone.tensor_files import readable
 from stages.safe_points.checkpoints import State
 from stages.safe_points.training_state import restore_training, training_tensors
 from stages.settings import PretrainConfig
@@ -69,6 +70,7 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     if context.processes.is_main:
         with naming(context.out / "model"):
             lm.save_pretrained(context.out / "model")
+            readable(context.out / "model")
             tokenizer.save_pretrained(context.out / "model")
     return StageResult(
         metrics={

@@ -190,8 +190,13 @@ def settings_of_copy(context: StageContext, role: str, of: str | None) -> Adapte
     """
     if of is None or not (differ := context.base.unlike(context.adapter, of)):
         return context.adapter
-    context.warn(f"adapter: {role} starts as a copy of '{of}' and keeps its settings, not the recipe's ({differ})")
+    context.warn(copy_sentence(role, of, differ))
     return None
+
+
+def copy_sentence(role: str, of: str, differ: str) -> str:
+    """That a role starts as a copy of one whose settings differ so."""
+    return f"adapter: {role} starts as a copy of '{of}' and keeps its settings, not the recipe's ({differ})"
 
 
 def prompt_rows(renderer: Renderer, prompts: Sequence[Prompt]) -> Sequence[list[int]]:

@@ -85,11 +85,23 @@ class Server:
                 reason = str(error)
         raise self._error(reason, self.retries + 1)
 
-    def post_all(self, bodies: Iterable[Question], ask: Callable[[Question], Answer]) -> list[Answer]:
-        """``ask`` of each, in order, at most ``concurrency`` at a time; the first failure ends the others."""
+    def post_all(
+        self,
+        bodies: Iterable[Question],
+        ask: Callable[[Question], Answer],
+        done: Callable[[int], None] = lambda count: None,
+    ) -> list[Answer]:
+        """``ask`` of each, in order, at most ``concurrency`` at a time; the first failure ends the others.
+
+        ``done`` is told of each answer, in the order of the questions.
+        """
         pool = ThreadPoolExecutor(max_workers=self.concurrency, thread_name_prefix="trivet-http")
         try:
-            return [f.result() for f in [pool.submit(ask, b) for b in bodies]]
+            answers = []
+            for future in [pool.submit(ask, b) for b in bodies]:
+                answers.append(future.result())
+                done(1)
+            return answers
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

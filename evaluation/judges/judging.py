@@ -12,6 +12,7 @@ from evaluation.answers import SystemResponses
 from evaluation.judge_table import JUDGES, Comparing
 from evaluation.results import about_judge, adjusted, compare_outcomes, distrust
 from evaluation.settings import JudgeConfig
+from reward.card.scored_once import Phase, silent
 
 
 def judged_in_pairs(
@@ -23,10 +24,12 @@ def judged_in_pairs(
     resamples: int = 10_000,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
+    phase: Phase = silent,
 ) -> dict[str, Any]:
     """``comparisons``, ``judges`` (by name) and ``warnings``, to be joined to those of ``results.assemble``.
 
-    Sampled responses are judged, greedy ones where nothing was sampled.
+    Sampled responses are judged, greedy ones where nothing was sampled. ``phase`` shows two questions a row; a judge
+    with an attribute ``progress`` is given there what it tells of each, of another one whole systems are told.
 
     Raises:
         RemoteError: a judge behind an endpoint gets no usable reply; verdicts so far are kept in ``folder``.
@@ -44,11 +47,15 @@ def judged_in_pairs(
         def compare(
             a: SystemResponses,
             rows: int,
-            judge: Comparing = judge,
+            judge: Any = judge,
             b: SystemResponses = reference,
             name: str = config.name,
         ) -> dict[str, Any]:
+            done = phase(f"judge {name} on {a.name}", 2 * rows)
+            if tells := hasattr(judge, "progress"):
+                judge.progress = done
             outcomes = judge.outcomes(a.units[:rows], a.responses[:rows], b.responses[:rows])
+            done(0 if tells else 2 * rows)
             return compare_outcomes(a, b, outcomes, name, resamples, seed)
 
         out["comparisons"] += adjusted([compare(s, n) for s in group if s.name != against])

@@ -69,6 +69,7 @@ class PairJudge:
         folder: where verdicts are kept; None keeps none.
         say: where it says how much it asked.
         clock, sleep: for tests.
+        progress: is told of so many more questions, two a row, that are answered or need none.
     """
 
     config: JudgeConfig
@@ -77,6 +78,7 @@ class PairJudge:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     tally: Tally = field(default_factory=Tally)
+    progress: Callable[[int], None] = lambda questions: None
 
     def __post_init__(self) -> None:
         c = self.config
@@ -100,7 +102,8 @@ class PairJudge:
         rows = [(p, a, b) for p, a, b in zip(prompts, first, second, strict=True)]
         unlike = [row for row in dict.fromkeys(rows) if row[1].strip() != row[2].strip()]
         asked = [question for p, a, b in unlike for question in ((p, a, b), (p, b, a))]
-        replies = dict(zip(asked, self.server.post_all(asked, self._ask), strict=True))
+        self.progress(2 * len(rows) - len(asked))
+        replies = dict(zip(asked, self.server.post_all(asked, self._ask, self.progress), strict=True))
         found = {row: self._combined(replies[row], replies[row[0], row[2], row[1]]) for row in unlike}
         self.tally.pairs += len(rows)
         self.tally.same += len(rows) - sum(row in found for row in rows)

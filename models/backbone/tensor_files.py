@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,3 +20,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     """
     with naming(path):
         save_file(dict(tensors), path, metadata=metadata)
+    readable(path)
+
+
+def readable(path: Path) -> None:
+    """Give a file, or the files of a folder, the mode that a new file has here: safetensors makes its own 0600."""
+    os.umask(mask := os.umask(0o077))
+    for file in [path, *path.glob("**/*.safetensors")] if path.is_dir() else [path]:
+        if file.is_file():
+            file.chmod(0o666 & ~mask)

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from models.backbone.artifacts import naming
-from models.backbone.tensor_files import save_tensors
+from models.backbone.tensor_files import readable, save_tensors
 from models.roles.files import ADAPTER, CONFIG, HEAD, MODEL, WEIGHTS
 from models.roles.lora import merged_copy
 from models.roles.shared_base import SharedBase
@@ -46,6 +46,7 @@ def save_role(base: SharedBase, name: str, folder: Path, extra: dict[str, float]
         with naming(folder / MODEL):
             lm.save_pretrained(folder / MODEL, safe_serialization=True)
             base.tokenizer.save_pretrained(folder / MODEL)
+        readable(folder / MODEL)
         lm.generation_config = own
     else:
         save_adapter(base, name, folder / ADAPTER)
@@ -88,3 +89,4 @@ def write_model(base: SharedBase, role: str, folder: Path, stop_ids: Sequence[in
     lm.generation_config = generation_settings(base, stop_ids)
     with naming(folder):
         lm.save_pretrained(folder)
+    readable(folder)

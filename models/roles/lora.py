@@ -48,6 +48,22 @@ def lora_config(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) ->
     )
 
 
+def differences(lm: Any, asked: LoraConfig, there: LoraConfig, role: str) -> str:
+    """In which settings the adapter of a role, on this base, is not as asked; empty where it is."""
+    by_module = bool(there.rank_pattern or there.alpha_pattern)
+    rows = (
+        ("rank", asked.r, "one by module" if by_module else there.r),
+        ("alpha", asked.lora_alpha, "one by module" if by_module else there.lora_alpha),
+        ("dropout", asked.lora_dropout, there.lora_dropout),
+        ("rslora", asked.use_rslora, there.use_rslora),
+        ("modules", *(len(adapted(lm, config)) for config in (asked, there))),
+    )
+    found = [f"{word}: {ours} is asked for, '{role}' has {theirs}" for word, ours, theirs in rows if ours != theirs]
+    if not found and adapted(lm, asked) != adapted(lm, there):
+        found = [f"modules: '{role}' has others than those that are asked for"]
+    return "; ".join(found)
+
+
 def _named(lm: Any, targets: list[str]) -> list[str]:
     """Targets that a recipe names."""
     modules = [name for name, _ in lm.named_modules()]

@@ -35,7 +35,7 @@ from models.hub.load import load_causal_lm, load_lm_and_tokenizer, stop_ids_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import HEAD, read_role
-from models.roles.lora import adapted, lora_config, merged_copy, own_tensors
+from models.roles.lora import differences, lora_config, merged_copy, own_tensors
 from models.roles.role_view import RoleView
 
 
@@ -208,18 +208,7 @@ class SharedBase:
         if adapter.method == "full":
             return ""
         there, asked = self._config(role), lora_config(self.lm, self.linear_names, adapter)
-        by_module = bool(there.rank_pattern or there.alpha_pattern)
-        rows = (
-            ("rank", asked.r, "one by module" if by_module else there.r),
-            ("alpha", asked.lora_alpha, "one by module" if by_module else there.lora_alpha),
-            ("dropout", asked.lora_dropout, there.lora_dropout),
-            ("rslora", asked.use_rslora, there.use_rslora),
-            ("modules", *(len(adapted(self.lm, config)) for config in (asked, there))),
-        )
-        found = [f"{word}: {ours} is asked for, '{role}' has {theirs}" for word, ours, theirs in rows if ours != theirs]
-        if not found and adapted(self.lm, asked) != adapted(self.lm, there):
-            found = [f"modules: '{role}' has others than those that are asked for"]
-        return "; ".join(found)
+        return differences(self.lm, asked, there, role)
 
     def _add_stored(self, name: str, folder: Path, head: bool) -> None:
         """What a finished stage wrote, with its head where it has one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,24 @@ from data.cleaning.settings import CleanConfig
 from data.common.errors import UserError, nearest
 from data.common.redaction import printable
 from data.fix import DEFAULT, fix_file
-from data.source_settings import Source
+from data.source_settings import DataConfig, Source
+
+LARGEST = 1_000_000
+"""Bytes beyond which a JSON file is no recipe."""
+
+
+def is_recipe(file: Path) -> bool:
+    """Whether a file is a recipe: YAML by its name, JSON where it has a base, and data by the keys of a recipe."""
+
+    suffix = file.suffix.lower()
+    if suffix != ".json" or not file.is_file() or file.stat().st_size > LARGEST:
+        return suffix in (".yaml", ".yml")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):  # the reader of data says what is wrong
+        return False
+    data = found.get("data") if isinstance(found, dict) and "base" in found else None
+    return isinstance(data, dict) and data.keys() <= set(DataConfig.model_fields)
 
 
 def reading(columns: Sequence[str] | None, ignore: Sequence[str] | None) -> Source | None:

@@ -175,7 +175,11 @@ def write_traceback(folder: Path | None) -> Path | None:
         with contextlib.suppress(OSError):
             there = Path(tempfile.mkdtemp(prefix="trivet-")) if place is None else place
             there.mkdir(parents=True, exist_ok=True)
-            (there / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            try:
+                (there / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            except OSError:
+                (there / name).unlink(missing_ok=True)  # a part of it
+                raise
             return there / name
     return None
 

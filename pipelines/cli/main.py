@@ -347,10 +347,13 @@ def check_data(
     trivet data check train.jsonl --columns prompt=question --ignore 'meta_*'
     trivet data check my.yaml --all
     """
-    from pipelines.cli.data import reading
+    from pipelines.cli.data import is_recipe, reading
     from pipelines.cli.tables import show_data, show_recipe_data
 
-    if len(files) == 1 and files[0].suffix in (".yaml", ".yml"):
+    if len(files) > 1 and (recipe := next(filter(is_recipe, files), None)):
+        raise UserError(f"{recipe}: is a recipe, which is checked alone: trivet data check {recipe}")
+
+    if len(files) == 1 and is_recipe(files[0]):
         given = {"--tokenizer": tokenizer, "--ignore": ignore, "--columns": columns}
         if wrong := next((name for name, value in given.items() if value), None):
             raise UserError(f"{wrong} is for files; the recipe says it")

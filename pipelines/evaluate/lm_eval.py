@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError, nearest
+from data.common.patience import patience
 from evaluation.held_out import Evaluator, System
 from evaluation.settings import LmEvalConfig
 from evaluation.systems import ROLES, parse
@@ -38,15 +39,17 @@ def harness_results(
     tasks = _tasks(config, loaded.recipe.base_dir)
     there = [n for n, role in reversed(ROLES.items()) if role in evaluator.base.roles]
     names = config.systems or tuple([*there, "base"][:1])
-    found = {}
+    found, done = {}, context.bar.phase(f"systems under {len(config.tasks)} tasks of lm-eval", len(names))
     for name in names:
         named = parse(name)
         system = open_system(context, loaded, evaluator, named, named.label)
         if system.best_of > 1 or system.asking is not None:
             raise UserError(f"evaluation.lm_eval.systems: {name} cannot be exported; name sft, ppo, ppo@N or path:DIR")
-        with tempfile.TemporaryDirectory(prefix=".harness-", dir=context.out.parent) as folder:
+        scratch = tempfile.TemporaryDirectory(prefix=".harness-", dir=context.out.parent)
+        with scratch as folder, patience(f"lm-eval of {named.label}", say=context.say):
             export_system(system, Path(folder))
             found[named.label] = _run(Path(folder), config, tasks, loaded, evaluator.seed)
+        done(1)
         context.say(f"lm-eval: {named.label} under {', '.join(config.tasks)}")
     return {"version": importlib.metadata.version("lm_eval"), "systems": found}
 

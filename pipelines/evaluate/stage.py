@@ -98,7 +98,14 @@ def chat_verdicts(
     def ask() -> dict[str, Any]:
         folder = None if context.generations is None else context.generations / "judgements"
         return judged_in_pairs(
-            settings.judges, answers, against, folder=folder, resamples=settings.bootstrap, seed=seed, say=context.say
+            settings.judges,
+            answers,
+            against,
+            folder=folder,
+            resamples=settings.bootstrap,
+            seed=seed,
+            say=context.say,
+            phase=context.bar.phase,
         )
 
     return loaded.processes.on_main(ask)

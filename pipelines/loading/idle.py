@@ -6,7 +6,7 @@ is refused. Settings of a stage that an explicit ``stages`` leaves out wait for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,6 +305,19 @@ def waiting(recipe: Recipe) -> str:
     return (
         f"settings that wait, since `stages` does not name the stage that takes them: {', '.join(names[:MANY])}{more}"
     )
+
+
+def replaced_base(recipe: Recipe, given: Collection[str]) -> str:
+    """A sentence about settings of pretraining where the run is given its result; empty where there are none."""
+    if "pretrain" not in given:
+        return ""
+    group = ("base", "pretrain")
+    changed = [path for path, value, usual in leaves(recipe, defaults(recipe)) if path[:2] == group and value != usual]
+    if not changed:
+        return ""
+    more = f" and {len(changed) - MANY} more" if len(changed) > MANY else ""
+    names = ", ".join(".".join(map(str, path)) for path in changed[:MANY])
+    return f"settings without effect, since the base is given (--input pretrain=...): {names}{more}"
 
 
 def covers(name: Dotted, path: tuple[str | int, ...]) -> bool:

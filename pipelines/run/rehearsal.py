@@ -6,9 +6,12 @@ checked. `trivet plan` does all of this but run code of the user's, which a run 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from peft import LoraConfig
 
 from data.common.errors import UserError, located
 from data.common.strict_json import read_object
@@ -25,16 +28,17 @@ from models.hub.load import tokenizer_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model
-from models.roles.lora import lora_config
+from models.roles.files import ADAPTER, CONFIG
+from models.roles.lora import differences, lora_config
 from pipelines.execution.progress import Progress
-from pipelines.loading.idle import waiting
+from pipelines.loading.idle import replaced_base, waiting
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.run.binding import check_start
 from pipelines.run.parts import RunParts
 from pipelines.stages.table import STAGES
 from stages.settings import check_shares
-from stages.stage import prompt_rows
+from stages.stage import copy_sentence, prompt_rows
 
 SHOWN = 5
 """Rejected rows that a run names."""
@@ -86,6 +90,8 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     check_precision(recipe, chosen)
     if left_out := waiting(recipe):
         warn(left_out)
+    if replaced := replaced_base(recipe, pipeline.given):
+        warn(replaced)
     if "evaluate" in chosen:
         check_systems(recipe, corpus, {*recipe.stages, *pipeline.given})
     if "ppo" in chosen and (text := value_start(recipe)):
@@ -98,6 +104,7 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     config = _config_of(folder, spec)
     renderer, limits = _opened(spec, folder, config, recipe)
     _check_adapter(spec, config, recipe, warn)
+    _tell_copies(pipeline, config, chosen, warn)
     for what, rows, places, room, cure in _rows(recipe, corpus, renderer, chosen):
         if limits is not None:
             check_rows(limits, rows, what, cure, warn, room, places)
@@ -186,6 +193,44 @@ def _check_adapter(spec: BaseModelSpec, config: Any, recipe: Recipe, warn: Calla
         lora_config(lm, names, recipe.adapter)
         if recipe.adapter.targets == "all-linear" and (said := reach_sentence(lm, names)):
             warn(said)
+
+
+def copied_roles(recipe: Recipe, chosen: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Roles that the chosen stages start as a copy of a finished stage's role, each with that stage."""
+    shares = recipe.reward.base == "same"
+    if "reward" in chosen and shares and recipe.reward.init == "sft":
+        yield "reward", "sft"
+    if "ppo" in chosen:
+        yield "policy", "sft"
+        if recipe.ppo.value.init != "policy_trunk":
+            yield "value", "reward" if shares and recipe.ppo.value.init == "reward" else "sft"
+
+
+def _tell_copies(pipeline: RunParts, config: Any, chosen: Sequence[str], warn: Callable[[str], None]) -> None:
+    """Tell of roles that keep the settings of an adapter that the run is given, or has, and not the recipe's."""
+    if pipeline.recipe.adapter.method != "lora":
+        return
+    lm = without_weights(config)
+    asked = lora_config(lm, linear_layers(lm), pipeline.recipe.adapter)
+    for role, stage in copied_roles(pipeline.recipe, chosen):
+        there = (
+            None
+            if stage in chosen
+            else _stored_adapter(pipeline.given.get(stage, pipeline.run_dir / STAGES[stage].folder))
+        )
+        if there is not None and (differ := differences(lm, asked, there, stage)):
+            warn(copy_sentence(role, stage, differ))
+
+
+def _stored_adapter(folder: Path) -> LoraConfig | None:
+    """The configuration of a stage's adapter or of a plain one; None where there is none to compare."""
+    found = next((f for f in (folder / ADAPTER, folder) if (f / CONFIG).is_file()), None)
+    if found is None:
+        return None
+    with contextlib.suppress(Exception):  # what is wrong with it is told where it is loaded
+        config = LoraConfig.from_pretrained(str(found))
+        return config if isinstance(config, LoraConfig) else None
+    return None
 
 
 def _generation_stops(folder: Path, config: Any) -> tuple[int, ...]:

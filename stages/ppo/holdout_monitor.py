@@ -71,7 +71,8 @@ class HoldoutMonitor:
         mine = context.processes.share(count)
         queries = [ppo.stream.queries[i] for i in mine]
         noise = sampling_noise(count, config.max_new_tokens, generator(context.seed, "ppo/watch"))
-        with ppo.base.role("policy") as role:
+        told = context.bar.phase("responses for the held-out reward model", len(queries))
+        with ppo.base.role("policy") as role, ppo.sampling_retry.reporting(told):
             made = generate(
                 FastEngine(),
                 role,
@@ -86,7 +87,7 @@ class HoldoutMonitor:
                 ),
                 memory=ppo.sampling_retry,
             )
-        kl = torch.zeros(len(queries))
+        kl, told = torch.zeros(len(queries)), context.bar.phase("KL of the policy that is evaluated", len(queries))
         for index in micro_batches([len(ids) for ids in made.ids], config.micro_batch):
             rows = make_rows([queries[i] for i in index], [made.ids[i] for i in index], context.pad_id, ppo.base.device)
             with ppo.base.role("policy") as role:
@@ -95,20 +96,24 @@ class HoldoutMonitor:
                 theirs, _ = policy_pass(role, rows, config.temperature)
             for i, part in zip(index, (own - theirs).float().split(rows.response_lengths.tolist()), strict=True):
                 kl[i] = part.sum()
+            told(len(index))
 
-        def scores(model: RewardModel | None) -> list[float]:
+        def scores(model: RewardModel | None, name: str) -> list[float]:
             if model is None:
                 return [0.0] * len(queries)
             prompts = [ppo.stream.prompts[i].messages for i in mine]
             texts = [context.renderer.text(ids) for ids in made.ids]
-            found = (
-                model.score_ids(queries, made.ids)
-                if model.takes_ids
-                else model.score_texts(prompts, texts, made.finished)
-            )
+            told = context.bar.phase(f"scores of the {name}", len(queries) * max(1, len(model.members)))
+            with model.memory.reporting(told):
+                found = (
+                    model.score_ids(queries, made.ids)
+                    if model.takes_ids
+                    else model.score_texts(prompts, texts, made.finished)
+                )
             return (found / max(model.score_std, 1e-6)).tolist()
 
-        return list(zip(scores(self.proxy), scores(self.holdout_model), kl.tolist(), strict=True))
+        proxy, held_out = scores(self.proxy, "reward model"), scores(self.holdout_model, "held-out reward model")
+        return list(zip(proxy, held_out, kl.tolist(), strict=True))
 
     def onset(self) -> Onset | None:
         return find_onset(self.evaluations)

@@ -83,7 +83,8 @@ def test_the_best_of_n_is_chosen_by_the_composed_reward():
 
     tries = [tried("aa"), tried("bd"), tried("cc", (True, False))]
     plain = WeightedSum([("given", 1.0, given)])
-    assert Chooser(reward=plain)(tries) == [2, 2]
+    told: list[int] = []
+    assert Chooser(reward=plain)(tries, told.append) == [2, 2] and told == [2, 2, 2]
     assert Chooser(reward=plain, missing_eos_penalty=27.0)(tries) == [2, 1]
     assert Chooser(reward=plain, clip=2.0)(tries) == [1, 1]  # the first of equals
     both: list = [("given", 1.0, given), ("late", 0.1, late)]

@@ -389,6 +389,13 @@ def test_every_phase_of_a_stage_is_told_to_its_end(made: Pipeline) -> None:
         ("reward", "held-out rankings"),
         ("reward", "damaged responses"),
     }
+    assert names >= {("evaluate", "choice of best_of_4")}
+    watching = (
+        "responses for the held-out reward model",
+        "KL of the policy that is evaluated",
+        "scores of the reward model",
+    )
+    assert names >= {("ppo", name) for name in (*watching, "scores of the held-out reward model")}
     assert names >= {("evaluate", f"responses of {s}") for s in ("base", "sft", "best_of_4", "ppo")}
     held_out = wanted(made)["reward"]["held_out_counts/used"]
     totals = [total for stage, name, total, _ in PHASES if (stage, name) == ("reward", "held-out rankings")]

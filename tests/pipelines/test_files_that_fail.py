@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -19,8 +20,9 @@ import torch
 
 import pipelines.cli.main as cli
 from data.common.errors import UserError
+from data.languages import _identifier, language_of
 from models.backbone.artifacts import atomic_file, check_destination, problems, publish, read_artifact, write_atomic
-from pipelines.cli.exit_codes import summary_of
+from pipelines.cli.exit_codes import summary_of, write_traceback
 from pipelines.report.page import write_report
 from pipelines.workspace.gc import leftovers, remove
 from pipelines.workspace.store import Store
@@ -223,6 +225,63 @@ def test_a_full_disk_at_an_export_names_the_file_and_leaves_nothing(
     assert str(tmp_path / "out") in told and file in told and "partial" not in told
     assert list(tmp_path.iterdir()) == []
     assert cli.main(command) == 0 and (tmp_path / "out").is_dir()
+
+
+EVALUATIONS = {"recipe.yaml": 1_000, "run.json": 4_000, "evaluation": 4_800, "report.html": 60_000}
+
+
+@pytest.mark.parametrize("file", EVALUATIONS)
+def test_a_full_disk_at_an_evaluation_names_the_file_and_the_same_command_ends_it(
+    file: str, least_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert language_of("words of which the language is plain to see")  # its model is in memory from here on
+    there = tmp_path / "there"
+    command = ["evaluate", str(least_run), "--systems", "base", "--run-dir", str(there)]
+    short = ["--set", "evaluation.prompts=16", "evaluation.max_new_tokens=8", "evaluation.greedy=false", "tracking=[]"]
+    with files_up_to(EVALUATIONS[file]):
+        code = cli.main([*command, *short])
+    told = capsys.readouterr().err
+    assert (
+        code == 3
+        and re.search(rf"{there}/\S*{file}\S*: cannot be written", told)
+        and "make room" in told
+        and "Traceback" not in told
+    )
+    final = read_artifact(there / "evaluation")
+    assert (final is not None and not problems(final)) if file == "report.html" else final is None
+    assert not (there / "report.html").exists() and not list(there.rglob("*.json.partial"))
+    assert cli.main([*command, *short]) == 0
+    assert (there / "report.html").is_file() and (final := read_artifact(there / "evaluation")) and not problems(final)
+
+
+def test_a_full_disk_for_temporary_files_is_named_where_a_language_is_told() -> None:
+    _identifier.cache_clear()
+    with files_up_to(4000), pytest.raises(OSError, match="File too large") as failed:
+        language_of("words of which the language is plain to see")
+    assert failed.value.filename == tempfile.gettempdir()
+
+
+def test_a_log_that_the_disk_does_not_take_whole_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    with files_up_to(10):
+        try:
+            raise RuntimeError("the cause")
+        except RuntimeError:
+            assert write_traceback(tmp_path / "run") is None
+    assert not list(tmp_path.rglob("error.log"))
+
+
+def test_removing_needs_no_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``gc`` is what one does on a full disk."""
+    finished_stage(tmp_path / "run" / "sft", "weights" * 900)
+    (tmp_path / "run" / "run.json").write_text('{"name": "x", "stages": {}}')
+    (tmp_path / "run" / ".sft.partial" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / ".sft.partial" / "checkpoints" / "step_1").write_text("state" * 900)
+    with files_up_to(10):
+        code = cli.main(["gc", str(tmp_path / "run"), "--yes"])
+    assert code == 0, capsys.readouterr().err
+    assert not (tmp_path / "run" / ".sft.partial").exists() and read_artifact(tmp_path / "run" / "sft") is not None
 
 
 def test_a_full_disk_at_a_store_leaves_the_run_and_no_entry(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from data.common.errors import UserError
 from data.source_settings import Source
-from pipelines.loading.idle import RULES, covers, leaves
+from pipelines.loading.idle import RULES, covers, leaves, replaced_base
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.errors import models_in
 from pipelines.recipe.schema import Recipe, resolved_yaml
@@ -623,3 +623,14 @@ def test_a_finished_run_is_evaluated_in_another_way(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "recipe.yaml", other, may_idle=True).evaluation.systems == ("sft",)
     with pytest.raises(UserError, match=r"best_of_by\.mine"):
         load_recipe(tmp_path / "recipe.yaml", other)
+
+
+@pytest.mark.parametrize("given", [["pretrain"], [], ["sft"]])
+def test_settings_of_a_base_that_is_given_instead_are_named(given: list[str]) -> None:
+    made = load_recipe(
+        {"name": "x", "base": {"pretrain": {"steps": 7, "batch": 3}}, "data": {"documents": "demo-task?rows=20"}}
+    )
+    told = replaced_base(made, given)
+    assert told.endswith(": base.pretrain.steps, base.pretrain.batch") == ("pretrain" in given) == bool(told)
+    plain = load_recipe({"name": "x", "base": "smollm2-135m", "data": {"demonstrations": "demo-task?rows=20"}})
+    assert not replaced_base(plain, given)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import LoraConfig
 
 from data.common.errors import UserError
 from pipelines.cli import main as cli
@@ -271,3 +272,44 @@ def test_adapters_are_not_trained_through_a_float16_base(tmp_path: Path, recipe:
     check_precision(load_recipe(written(tmp_path, recipe | {"adapter": {"method": "full"}})), made.stages)
     check_precision(load_recipe(written(tmp_path, recipe | {"runtime": {"dtype": "bfloat16"}})), made.stages)
     assert cli.main(["plan", written(tmp_path, recipe)]) == 2
+
+
+def adapter_at(folder: Path, **changes: Any) -> Path:
+    """A plain adapter's configuration, as PEFT writes it."""
+    settings: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": LINEAR, "task_type": "CAUSAL_LM"} | changes
+    LoraConfig(**settings).save_pretrained(str(folder))
+    return folder
+
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "roles"),
+    [
+        ({"sft": {"r": 4}}, {}, ["reward of sft: rank: 16 is asked for", "policy of sft"]),
+        ({"sft": {}}, {}, []),
+        ({"sft": {"lora_alpha": 8}}, {"reward": {"init": "base"}}, ["policy of sft: alpha: 32.0 is asked for"]),
+        ({"sft": {}, "reward": {"use_rslora": True}}, {}, ["value of reward: rslora: False is asked for"]),
+        ({"sft": {}, "reward": {"r": 4}}, {"ppo": {"value": {"init": "sft"}}}, []),
+        ({"sft": {"rank_pattern": {"q_proj": 4}}}, {}, ["reward of sft: rank: 16 is asked for", "policy of sft"]),
+        ({"sft": {"target_modules": LINEAR[:2]}}, {}, ["reward of sft: modules", "policy of sft"]),
+        ({"sft": {"layers_to_transform": [0]}}, {}, ["reward of sft: modules", "policy of sft"]),
+    ],
+)
+def test_a_copy_of_a_given_adapter_that_has_other_settings_is_told_at_plan(
+    tmp_path: Path, recipe: dict[str, Any], given: dict[str, Any], settings: dict[str, Any], roles: list[str]
+) -> None:
+    inputs = {name: str(adapter_at(tmp_path / name, **changes)) for name, changes in given.items()}
+    recipe |= {"stages": [s for s in ("reward", "ppo") if s not in given]}
+    for group, changed in settings.items():
+        recipe[group] = recipe.get(group, {}) | changed
+    pipeline = Pipeline.from_recipe(written(tmp_path, recipe), inputs=inputs, run_dir=tmp_path / "run")
+    told: list[str] = []
+    rehearse(pipeline, pipeline.recipe.stages, told.append)
+    found = [t.removeprefix("adapter: ") for t in told if "keeps its settings" in t]
+    assert len(found) == len(roles)
+    for sentence, role in zip(found, roles, strict=True):
+        name, _, rest = role.partition(" of ")
+        of, _, differ = rest.partition(": ")
+        assert sentence.startswith(f"{name} starts as a copy of '{of}'") and differ in sentence

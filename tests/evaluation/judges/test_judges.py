@@ -202,7 +202,16 @@ def test_systems_before_a_judge_with_adversaries_beside_them(tmp_path: Path):
     systems = [responses_of("sft"), responses_of("ppo", responses=long), responses_of("sft", decoding="greedy")]
     with serving(lambda p, a, b, n: longer(p, a, b, n)) as (url, _):
         config = JudgeConfig(name="by-length", url=url, model="m", prompts=40)
-        found = judged_in_pairs([config], systems, "sft", folder=tmp_path, resamples=200)
+        phases: dict[str, list[int]] = {}
+
+        def phase(name: str, total: int) -> Callable[[int], None]:
+            phases[name] = [total]
+            return phases[name].append
+
+        found = judged_in_pairs([config], systems, "sft", folder=tmp_path, resamples=200, phase=phase)
+    assert phases["judge by-length on ppo"][0] == 80 and len(phases) == 5  # two orders of 40 rows; four adversaries
+    assert all(total == sum(told) for total, *told in phases.values())
+    assert len(phases["judge by-length on ppo"]) > 20  # told while it goes on
     (c,) = found["comparisons"]
     assert (c["a"], c["b"], c["by"], c["n"], c["verdict"]) == ("ppo", "sft", "by-length", 40, "better")
     assert c["wins"] == 40 and c["p_value_holm"] == c["p_value"] and "length_controlled" in c

@@ -203,3 +203,25 @@ def test_data_check_of_a_recipe_counts_by_source_and_strict_ends_with_one(tmp_pa
     assert [row["place"] for row in found["bad"]] == ["a.csv:32"] and "';'" in found["remarks"][0]
     assert cli.main(["data", "check", str(recipe), "--strict", "--all"]) == 1
     assert "a.csv: 31 rows read, 1 rejected, 10 not sampled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["", "a wrong key", "a wrong suffix"])
+def test_a_recipe_in_json_is_looked_at_as_a_recipe(change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """What a JSON file is, is known by what it holds: data has no base and no data."""
+    recipe = {"base": "smollm2-135m", "stages": ["sft"], "data": {"demonstrations": "demo-task?rows=20"}}
+    file = tmp_path / ("r.JSON" if change == "a wrong suffix" else "r.json")
+    file.write_text(json.dumps(recipe | ({"stagez": 1} if change == "a wrong key" else {})))
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"prompt": "a", "completion": "b"}]))
+    one = tmp_path / "one.json"
+    one.write_text(json.dumps({"base": "text", "data": {"a": 1}, "prompt": "a", "completion": "b"}))
+    code = cli.main(["data", "check", str(file)])
+    out, err = capsys.readouterr()
+    assert "known format" not in err
+    assert (code, "stagez" in err) == ((2, True) if change == "a wrong key" else (0, False)) and ("20" in out) == (
+        not code
+    )
+    assert cli.main(["data", "check", str(rows)]) == 0 and "usable as" in capsys.readouterr().out
+    assert cli.main(["data", "check", str(rows), str(file)]) == 2
+    assert f"{file}: is a recipe, which is checked alone" in capsys.readouterr().err.replace("\n", "")
+    assert cli.main(["data", "check", str(one)]) == 2 and "known format" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.common.errors import UserError
+from models.backbone.tensor_files import save_tensors
 from models.sampling.generate import CachedEngine, SamplingParams
 from pipelines.cli import main as cli
 from pipelines.run.export import export_stage
@@ -122,3 +124,20 @@ def test_a_place_that_cannot_be_is_one_message(finished: Pipeline, tmp_path: Pat
     assert cli.main(["export", str(finished.run_dir), "--stage", "sft", "--to", to]) == 2
     told = capsys.readouterr().err
     assert "choose another --to" in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_of_runs_and_exports_have_the_modes_that_new_files_have(
+    mask: int, finished: Pipeline, tmp_path: Path
+) -> None:
+    """The library that writes weights gives them to their owner alone, whatever the system says of new files."""
+    before = os.umask(mask)
+    try:
+        for stage, merge in (("sft", False), ("sft", True), ("reward", False)):
+            export_stage(finished.run_dir, stage, tmp_path / f"{stage}-{merge}", merge=merge)
+        save_tensors({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    files = [f for f in tmp_path.rglob("*") if f.is_file()]
+    assert sum(f.suffix == ".safetensors" for f in files) >= 5
+    assert {f.name: f.stat().st_mode & 0o777 for f in files} == {f.name: 0o666 & ~mask for f in files}

@@ -10,6 +10,7 @@ import torch
 
 from data.common.errors import UserError
 from models.backbone.artifacts import files_of
+from models.backbone.oom_retry import OOMRetry
 from stages.ppo import stage as ppo_stage
 from stages.ppo.overoptimisation import HoldoutEvaluation, Onset, best_of, find_onset
 from stages.safe_points.checkpoints import Checkpoints
@@ -48,10 +49,10 @@ def test_two_scores_part_where_one_rises_and_the_other_falls_for_good():
 class Judge:
     """A score by ids, which stands for a reward model on this base."""
 
-    takes_ids, score_std = True, 2.0
+    takes_ids, score_std, members = True, 2.0, ()
 
     def __init__(self, sign: float = 1.0) -> None:
-        self.sign = sign
+        self.sign, self.memory = sign, OOMRetry("rows")
 
     def score_ids(self, queries, responses):
         return torch.tensor([2.0 * self.sign * sum(t % 2 for t in ids) / len(ids) for ids in responses])
