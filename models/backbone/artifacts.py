@@ -156,14 +156,15 @@ def write_atomic(path: Path, text: str) -> None:
 def replace_text(path: Path, text: str, say: Callable[[str], None] = lambda _: None) -> None:
     """Write a text file; another one that was there becomes the previous one, which ``say`` reports."""
     before = previous_folder(path)
+    aside = before.with_name(f"{before.name}.partial")
+    aside.unlink(missing_ok=True)  # of a process that was killed
     if path.is_file() and path.read_bytes() != text.encode(errors="surrogatepass"):
-        aside = before.with_name(f"{before.name}.partial")
-        aside.unlink(missing_ok=True)
         try:
             os.link(path, aside)
         except OSError:  # a file system without links
             shutil.copyfile(path, aside)
         os.replace(aside, before)
+        aside.unlink(missing_ok=True)  # where both are links of one file, as a killed process leaves them
         say(f"{path.name}: another one was there; it is kept as {before.name}")
     write_atomic(path, text)
 

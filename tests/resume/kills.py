@@ -1,7 +1,8 @@
 """Kills a tiny run with SIGKILL wherever it stands; the resumed run must end in the bytes of one that nobody killed.
 
 ``python -m tests.resume.kills`` kills every stage at every step boundary (PPO between its minibatches as well), the
-whole run at 100 random instants, and two stages before each call that changes a file; it names the first difference
+whole run at 100 random instants, two stages before each call that changes a file, and so export, gc, report and a run
+with a store; it names the first difference
 and writes what it did into ``benchmarks/results/kills.json``. Runs are forks of a process that has imported everything.
 """
 
@@ -30,6 +31,7 @@ from pipelines.run.pipeline import Pipeline
 from pipelines.stages.table import STAGES
 from pipelines.workspace.run_folder import read_run
 from stages.safe_points.checkpoints import Checkpoints
+from tests.resume.command_kills import COMMANDS, CommandKills
 from tests.support.recipes import RECIPE, ROOT, metrics, results
 
 # what a run imports late; the process that is forked has it already
@@ -295,11 +297,19 @@ def main() -> None:
         print(f"{stage}: killed at each of its {count} safe points", flush=True)
     stood = harness.at_instants(options.instants, random.Random(options.seed))
     calls = {stage: harness.at_calls(stage, "every_steps=2") for stage in options.calls}
+    commands = CommandKills(Path(tempfile.mkdtemp(prefix="trivet-kills-")))
+    of_commands = {name: commands.at_calls(name) for name in COMMANDS}
+    harness.failures += commands.failures
     found = {
         "device": next((s for s in options.set if s.startswith("runtime.device")), "cpu"),
         "machine": device(),
         "safe_points": dict(harness.points),
-        "kills": {"boundaries": boundaries, "instants": dict(stood), "before_file_calls": calls},
+        "kills": {
+            "boundaries": boundaries,
+            "instants": dict(stood),
+            "before_file_calls": calls,
+            "of_commands": of_commands,
+        },
         "failures": harness.failures,
         "minutes": round((time.perf_counter() - started) / 60, 1),
     }

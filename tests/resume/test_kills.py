@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from tests.resume.command_kills import COMMANDS, CommandKills
 from tests.resume.kills import Harness
 
 SHORT = (
@@ -37,3 +38,21 @@ def test_a_difference_would_be_seen(harness, monkeypatch):
     harness.at_boundary("ppo", 4)
     wrong, harness.failures = harness.failures, []
     assert len(wrong) == 1 and "ppo/adapter/adapter_model.safetensors" in wrong[0] and "ppo/metrics.jsonl" in wrong[0]
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory) -> CommandKills:
+    return CommandKills(tmp_path_factory.mktemp("commands"))
+
+
+@pytest.mark.parametrize(
+    ("command", "calls"), [("export", (2, -1)), ("report", (4, -1)), ("gc", (3,)), ("run --store", (12, -6))]
+)
+def test_a_killed_command_given_again_leaves_what_one_leaves_that_nobody_kills(commands, command, calls):
+    assert commands.at_calls(command, calls) == len(calls) and commands.failures == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_may_be_killed_before_any_of_its_calls(commands, command):
+    assert commands.at_calls(command) >= 5 and commands.failures == []
