@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.backbone.forward import body_of, hidden_states
+from models.backbone.forward import hidden_states, recomputes
 from models.fast.layers import Layout, Saved, backward, embed, forward, layout_of, rms_backward, rms_norm, start
 from models.fast.prefix_cache import PrefixCache
 from models.fast.weights import Decoder, can_train, decoder_of
@@ -79,10 +79,9 @@ def fast_states(
         places = torch.empty(mask.numel(), dtype=torch.long, device=mask.device)
         places[layout.cells] = torch.arange(len(layout.cells), device=mask.device)
         positions = places[positions]
-    recompute = any(getattr(layer, "gradient_checkpointing", False) for layer in body_of(lm).layers)  # type: ignore
     known = None if prefix_cache is None else prefix_cache.find(decoder, ids, mask)
     below = None if prefix_cache is None or known is None else Below(prefix_cache.depth, *known)
-    return states(decoder, ids[mask], layout, positions, recompute, below)
+    return states(decoder, ids[mask], layout, positions, recomputes(lm), below)
 
 
 def _through(

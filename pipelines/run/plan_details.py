@@ -24,8 +24,11 @@ from models.hub.download import local_folder
 from models.hub.limits import limits_of_folder
 from models.hub.load import tokenizer_of
 from models.hub.registry import BaseModelSpec, resolve_base
+from models.fast.products import product_dtype
+from models.fast.weights import DTYPES, FAMILIES
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.estimates import LIBRARIES, Estimator
+from pipelines.stages.memory import Numbers
 from pipelines.stages.table import STAGES
 from pipelines.stages.tallies import Count, pretrain
 
@@ -65,8 +68,11 @@ class PlanDetails:
 
     @cached_property
     def estimator(self) -> Estimator:
-        dtype = resolve_dtype(self.recipe.runtime.dtype, self.device)
-        return Estimator(self.recipe, self.corpus, dtype.itemsize, LIBRARIES if self.device.type == "cpu" else 0)
+        numbers = numbers_of(self.recipe, self.device)
+        libraries = LIBRARIES if self.device.type == "cpu" else 0
+        return Estimator(
+            self.recipe, self.corpus, numbers, libraries, None if self.opened is None else self.opened.renderer
+        )
 
     @cached_property
     def opened(self) -> Opened | None:
@@ -95,6 +101,19 @@ class PlanDetails:
         if tally is None or found is None:
             return {}
         return tally(found.renderer, self.recipe, self.corpus, found.positions)
+
+
+def numbers_of(recipe: Recipe, device: torch.device, family: str = "llama") -> Numbers:
+    """How the recipe's base is kept and computed with on this device."""
+    dtype = resolve_dtype(recipe.runtime.dtype, device)
+    fast = recipe.runtime.engine == "auto" and dtype in DTYPES and family in FAMILIES
+    product = product_dtype(torch.empty(0, dtype=dtype, device="meta" if device.type == "cuda" else device))
+    return Numbers(
+        weight=dtype.itemsize,
+        product=product.itemsize,
+        fast=fast,
+        checkpointing=recipe.runtime.gradient_checkpointing is True,
+    )
 
 
 @dataclass(frozen=True)
