@@ -50,9 +50,7 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], de
     return out.last_hidden_state
 
 
-def _fast_branches(
-    decoder: Decoder, lm: Any, ids: Tensor, positions: Tensor, real: Tensor, sees: Tensor
-) -> Tensor:
+def _fast_branches(decoder: Decoder, lm: Any, ids: Tensor, positions: Tensor, real: Tensor, sees: Tensor) -> Tensor:
     cells = real.flatten().nonzero().squeeze(1)
     layout = Layout(positions=positions[real], cells=cells, shape=(ids.shape[0], ids.shape[1]), sees=sees[:, None])
     flat = fast_body.states(decoder, ids[real], layout, recompute=recomputes(lm))

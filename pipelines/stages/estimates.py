@@ -20,7 +20,7 @@ from evaluation.systems import parse
 from pipelines.recipe.derived import response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.stages import memory
-from pipelines.stages.memory import FIELDS, FP32, TRAINED, Memory, Numbers, Rows, Sampling
+from pipelines.stages.memory import FIELDS, FP32, TRAINED, Memory, Numbers, Part, Rows, Sampling
 from pipelines.stages.shapes import Shape, shape_of
 
 if TYPE_CHECKING:
@@ -160,7 +160,9 @@ class Estimator:
     def ranked(self) -> list[tuple[float, list[float]]]:
         """Tokens of some rankings' prompts, and of each of their responses."""
         rows = _some(self.corpus.rankings.train)
-        return [(self._asked(r.prompt.messages), [self._answered(r.prompt.messages, a) for a in r.answers]) for r in rows]
+        return [
+            (self._asked(r.prompt.messages), [self._answered(r.prompt.messages, a) for a in r.answers]) for r in rows
+        ]
 
     def _rows(self, lengths: Sequence[float], read: Sequence[float], count: int, draws: float) -> Rows:
         """The largest of ``draws`` passes of ``count`` rows."""
@@ -178,9 +180,7 @@ class Estimator:
         return Rows(count=count, tokens=asked + count * room, longest=longest, read=count * room, uneven=True)
 
     def _sampling(self, prompts: Sequence[float], rows: int, room: int) -> Sampling:
-        return Sampling(
-            rows=rows, prompt=max(prompts, default=0.0), prompts=largest_sum(prompts, rows, 1.0), room=room
-        )
+        return Sampling(rows=rows, prompt=max(prompts, default=0.0), prompts=largest_sum(prompts, rows, 1.0), room=room)
 
     # -- the work of each stage, named by its entry in the table ----------------------------------------------------
 
@@ -201,7 +201,9 @@ class Estimator:
         train = self._rows(lengths, read, count, steps / max(1, count))
         if s.batch_tokens is not None and train.tokens > s.batch_tokens:
             share = s.batch_tokens / train.tokens
-            train = replace(train, tokens=float(s.batch_tokens), count=max(1, int(count * share)), read=train.read * share)
+            train = replace(
+                train, tokens=float(s.batch_tokens), count=max(1, int(count * share)), read=train.read * share
+            )
         after = self._rows(lengths, read, min(HELD_OUT, len(held_out)), 1.0) if held_out else None
         return Work(tokens=int(steps * mean), trained=("sft",), train=train, read=after)
 
@@ -232,6 +234,7 @@ class Estimator:
         train = replace(self._rows(trees, trees, count, total * w.epochs / max(1, count)), uneven=True)
         singles = [q + n for q, a in ranked for n in a]
         longest = max((n for _, a in ranked for n in a), default=0.0)
+        examined = len(self.corpus.rankings.held_out) * len(singles) // max(1, len(ranked))
         centred = "sft" in stages and bool(self.corpus.prompts.train)
         rows = min(CALIBRATED, w.calibration_samples, len(self.corpus.prompts.train))
         members = (*(f"reward {i + 2}" for i in range(w.ensemble - 1)), *(("held-out reward",) if w.holdout else ()))
@@ -240,7 +243,7 @@ class Estimator:
             frozen=(*(("sft",) if "sft" in stages and w.base == "same" else ()), *members),
             trained=("reward",),
             train=train,
-            read=self._rows(singles, [1.0] * len(singles), SCORED, 1.0),
+            read=self._rows(singles, [1.0] * len(singles), min(SCORED, max(rows, examined)), 1.0),
             sampling=self._sampling(self.prompts, rows, int(longest)) if centred else None,
             logits=False,
             masks=train.count * train.longest**2 if sharing else 0.0,
@@ -310,7 +313,7 @@ class Estimator:
     def _full(self) -> bool:
         return self.recipe.adapter.method == "full"
 
-    def _always(self, work: Work, shape: Shape, numbers: Numbers) -> tuple[memory.Part, ...]:
+    def _always(self, work: Work, shape: Shape, numbers: Numbers) -> tuple[Part, ...]:
         base = memory.scratch_bytes(shape) if work.whole else memory.base_bytes(shape, numbers)
         found = {"libraries": float(self.libraries), "base": base}
         if work.own_base and (other := shape_of(self.recipe, self.recipe.reward.base)) is not None:
@@ -319,8 +322,8 @@ class Estimator:
         found |= {f"{name}_with_gradients_and_optimizer": TRAINED * shape.adapter for name in work.trained}
         return memory.parts(**found, stored_rollout=work.stored, **work.extra)
 
-    def _phases(self, work: Work, shape: Shape, numbers: Numbers) -> dict[str, tuple[memory.Part, ...]]:
-        phases: dict[str, tuple[memory.Part, ...]] = {}
+    def _phases(self, work: Work, shape: Shape, numbers: Numbers) -> dict[str, tuple[Part, ...]]:
+        phases: dict[str, tuple[Part, ...]] = {}
         if work.train is not None:
             plain = replace(numbers, weight=FP32, product=FP32, nf4=False) if work.whole else numbers
             held = memory.training(shape, plain, work.train, work.logits)

@@ -174,17 +174,17 @@ def training(shape: Shape, numbers: Numbers, rows: Rows, logits: bool = True) ->
     states = (2 if logits else 1) * rows.read * shape.width * FP32
     block = head_block(shape, numbers, rows) if logits else 0.0
     copies = layer_copies(shape, numbers)
+    work = [copies + layer_workspace(shape, numbers, n) for n in (tokens, read)]
     if numbers.checkpointing:
         saved = (deep * entering, deep * entering - entering + last, (deep - 1) * entering - entering + kept)
     else:
         saved = ((deep - 1) * kept + last, (deep - 1) * kept + last, (deep - 1) * kept)
     moments = [
         {"activations": saved[0], "logits_and_loss": states + block},
-        {"activations": saved[1], "logits_and_loss": states, "workspace": copies + layer_workspace(shape, numbers, read)},
+        {"activations": saved[1], "logits_and_loss": states, "workspace": work[1]},
     ]
     if deep > 1:
-        work = copies + layer_workspace(shape, numbers, tokens)
-        moments.append({"activations": max(saved[2], kept), "workspace": work})
+        moments.append({"activations": max(saved[2], kept), "workspace": work[0]})
     return max(moments, key=lambda held: sum(held.values()))
 
 
@@ -228,8 +228,17 @@ def sampled(shape: Shape, numbers: Numbers, sampling: Sampling) -> dict[str, flo
     first = sum(reading(shape, numbers, prompts, logits=False).values())
     step = sampling.rows * shape.vocabulary * FP32 * LOGITS_OF_MODULES
     cache = cache_bytes(shape, numbers, sampling)
-    copies = shape.linear * numbers.product if numbers.fast else 0
+    copies = shape.linear * numbers.product if numbers.fast and not numbers.nf4 else layer_copies(shape, numbers)
     if numbers.fast and numbers.weight != numbers.product:
         copies += shape.vocabulary * shape.width * numbers.product  # the output layer
     grown = 0 if numbers.fast else 2 * cache / max(1, shape.layers)  # a layer's cache is written anew with each token
     return {"sampling_cache": cache, "weights_for_sampling": copies, "workspace": max(first, step + grown)}
+
+
+def size(count: float) -> str:
+    """``812 B``, ``3.4 MB``: powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

@@ -117,7 +117,9 @@ def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
     matrices = [(n.split("."), s) for n, s in named if len(s) == 2]
     inside = [(parts, s) for parts, s in matrices if any(p.isdigit() for p in parts)]
     adapted = set(adapted_layers(adapter, layers))
-    chosen = [s for parts, s in inside if next(int(p) for p in parts if p.isdigit()) in adapted and _aimed(adapter, parts)]
+    chosen = [
+        s for parts, s in inside if next(int(p) for p in parts if p.isdigit()) in adapted and _aimed(adapter, parts)
+    ]
     parameters = sum(math.prod(shape) for _, shape in named)
     return Shape(
         parameters=parameters,
@@ -140,7 +142,9 @@ def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
 
 def _aimed(adapter: AdapterConfig, parts: Sequence[str]) -> bool:
     """Whether the recipe's targets name this matrix."""
-    return isinstance(adapter.targets, str) or bool({parts[-1], *parts[-2:-1]} & {t.split(".")[-1] for t in adapter.targets})
+    return isinstance(adapter.targets, str) or bool(
+        {parts[-1], *parts[-2:-1]} & {t.split(".")[-1] for t in adapter.targets}
+    )
 
 
 def _sliding(config: dict[str, Any], layers: int) -> int:
