@@ -18,7 +18,7 @@ from typing import Any
 from data.storage.folders import cache_root
 
 LARGE = 1 << 20  # bytes; smaller files are read
-MOST = 10_000  # files that are remembered
+MAX_FILES = 10_000  # files that are remembered
 NAME = "hashes.json"
 _trusting: ContextVar[bool] = ContextVar("trusting", default=False)
 
@@ -66,7 +66,7 @@ def _remember(path: str, entry: list[Any]) -> None:
     if known.get(path) == entry:
         return
     known.pop(path, None)
-    kept = dict([*known.items(), (path, entry)][-MOST:])
+    kept = dict([*known.items(), (path, entry)][-MAX_FILES:])
     with contextlib.suppress(OSError):
         folder = cache_root()
         folder.mkdir(parents=True, exist_ok=True)

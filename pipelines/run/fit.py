@@ -110,7 +110,7 @@ class Fit:
         own = getattr(group, stage.sampled)
         return f"{stage.group}.{stage.sampled}", own if own is not None else group.rollouts
 
-    def sizes(self, name: str, settings: Settings, least: int) -> dict[str, int] | None:
+    def sizes(self, name: str, settings: Settings, min_size: int) -> dict[str, int] | None:
         """The largest sizes of a stage that fit beside these settings; None where not even the smallest do."""
         found: dict[str, int] = {}
         levers = (("training", self._micro(name) if STAGES[name].trains else None), ("sampling", self._sampled(name)))
@@ -120,7 +120,7 @@ class Fit:
                     return None
                 continue
             dotted, largest = lever
-            smallest = (min(least, largest) if "micro" in dotted else 1) if "tokens" not in dotted else 8
+            smallest = (min(min_size, largest) if "micro" in dotted else 1) if "tokens" not in dotted else 8
             for size in halves(largest, smallest):
                 if self._phase_fits(name, phase, {**settings, dotted: size}):
                     found[dotted] = size
@@ -145,10 +145,10 @@ class Fit:
         """The first option with which every stage fits, or the last one with the stages that still do not."""
         found: dict[str, Any] = {}
         misfits: list[str] = []
-        for option, least in self.options():
+        for option, min_size in self.options():
             found, misfits = dict(option), []
             for name in self.recipe.stages:
-                sizes = self.sizes(name, option, least)
+                sizes = self.sizes(name, option, min_size)
                 if sizes is None:
                     misfits.append(name)
                 else:
@@ -190,8 +190,8 @@ class Fit:
         if runtime.fit is None:
             on = auto and STAGES[name].trains and not self.fits(name)
             return {CHECKPOINTING: on} if auto else {}
-        for on, least in ((False, SMALL), (True, 1)) if auto else ((bool(runtime.gradient_checkpointing), 1),):
-            sizes = self.sizes(name, {CHECKPOINTING: on}, least)
+        for on, min_size in ((False, SMALL), (True, 1)) if auto else ((bool(runtime.gradient_checkpointing), 1),):
+            sizes = self.sizes(name, {CHECKPOINTING: on}, min_size)
             if sizes is not None:
                 free = STAGES[name].speed_settings(self.recipe)
                 return {CHECKPOINTING: on} | {k: v for k, v in sizes.items() if k.partition(".")[2] in free}

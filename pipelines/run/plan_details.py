@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from data.counting import share_warning
 from data.splits import Corpus
 from data.template import Renderer
 from models.backbone.device_memory import USABLE, device_memory, parse_size
+from models.backbone.four_bits import can_quantize
 from models.backbone.processes import resolve_dtype
 from models.fast.products import product_dtype
 from models.fast.weights import DTYPES, FAMILIES
@@ -55,7 +55,7 @@ class PlanDetails:
         """What fits the memory of the device, or of ``runtime.fit``."""
         asked = self.recipe.runtime.fit
         whole = device_memory(self.device) if asked in (None, "auto") else parse_size(str(asked), "runtime.fit")
-        return Fit(self.recipe, self.estimator, int(whole * USABLE), four_bits())
+        return Fit(self.recipe, self.estimator, int(whole * USABLE), can_quantize())
 
     def takes(self, name: str) -> Estimate:
         """The estimate of a stage as it would run: what the recipe leaves to the device is settled."""
@@ -135,11 +135,6 @@ class PlanDetails:
         if tally is None or found is None:
             return {}
         return tally(found.renderer, self.recipe, self.corpus, found.positions)
-
-
-def four_bits() -> bool:
-    """Whether the package for bases in four bits is there."""
-    return find_spec("bitsandbytes") is not None
 
 
 def value_text(value: Any) -> str:

@@ -94,9 +94,9 @@ class StageRun:
             self.pipeline.loaded.base()
             details = self.pipeline.details
         chosen = details.fit.settled(self.name)
-        told = {k: v for k, v in chosen.items() if v is not False and v != details.fit.own(k)}
-        if told:
-            text = ", ".join(f"{k}={value_text(v)}" for k, v in told.items())
+        chosen_here = {k: v for k, v in chosen.items() if v is not False and v != details.fit.own(k)}
+        if chosen_here:
+            text = ", ".join(f"{k}={value_text(v)}" for k, v in chosen_here.items())
             self.progress.say(f"{self.name}: to fit {size(details.fit.limit)} of memory: {text}")
         self.recipe = self.pipeline.loaded.recipe = with_settings(self.recipe, chosen)
 

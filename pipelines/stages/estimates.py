@@ -76,12 +76,12 @@ def _some(rows: Sequence[Row]) -> Sequence[Row]:
     return list(rows[:: max(1, len(rows) // SAMPLED)])
 
 
-def largest_sum(lengths: Sequence[float], count: int, draws: float) -> float:
-    """About the largest sum of ``count`` lengths that as many draws will meet; no more than the longest rows' own."""
+def largest_sum(lengths: Sequence[float], count: int, passes: float) -> float:
+    """About the largest sum of ``count`` lengths that as many passes will meet; no more than the longest rows' own."""
     if not lengths or not count:
         return 0.0
-    spread = statistics.pstdev(lengths) if len(lengths) > 1 else 0.0
-    likely = count * statistics.fmean(lengths) + spread * math.sqrt(2 * count * math.log(max(1.0, draws)))
+    std = statistics.pstdev(lengths) if len(lengths) > 1 else 0.0
+    likely = count * statistics.fmean(lengths) + std * math.sqrt(2 * count * math.log(max(1.0, passes)))
     longest = sorted(lengths, reverse=True)[:count]
     return min(likely, sum(longest) + max(0, count - len(longest)) * max(lengths))
 
@@ -164,18 +164,18 @@ class Estimator:
             (self._asked(r.prompt.messages), [self._answered(r.prompt.messages, a) for a in r.answers]) for r in rows
         ]
 
-    def _rows(self, lengths: Sequence[float], read: Sequence[float], count: int, draws: float) -> Rows:
-        """The largest of ``draws`` passes of ``count`` rows."""
+    def _rows(self, lengths: Sequence[float], read: Sequence[float], count: int, passes: float) -> Rows:
+        """The largest of ``passes`` passes of ``count`` rows."""
         return Rows(
             count=count,
-            tokens=largest_sum(lengths, count, draws),
+            tokens=largest_sum(lengths, count, passes),
             longest=max(lengths, default=0.0),
-            read=largest_sum(read, count, draws),
+            read=largest_sum(read, count, passes),
         )
 
-    def _answers_of(self, prompts: Sequence[float], count: int, room: int, draws: float) -> Rows:
+    def _answers_of(self, prompts: Sequence[float], count: int, room: int, passes: float) -> Rows:
         """``count`` prompts with a response of ``room`` tokens each."""
-        asked = largest_sum(prompts, count, draws)
+        asked = largest_sum(prompts, count, passes)
         longest = max(prompts, default=0.0) + room
         return Rows(count=count, tokens=asked + count * room, longest=longest, read=count * room, uneven=True)
 
@@ -257,7 +257,7 @@ class Estimator:
         count = min(p.micro_batch, p.rollouts)
         if p.micro_tokens is not None:
             count = max(1, int(p.micro_tokens / max(1.0, length)))
-        draws = p.updates * p.epochs * p.rollouts / max(1, count)
+        passes = p.updates * p.epochs * p.rollouts / max(1, count)
         asks = any(part.kind == "model" for part in p.reward)
         scorers = [*(f"reward {i + 1}" for i in range(w.ensemble))] if w.ensemble > 1 else ["reward"]
         frozen = ["reference", *(scorers if asks and w.base == "same" else ())]
@@ -268,7 +268,7 @@ class Estimator:
             tokens=p.updates * p.rollouts * p.max_new_tokens,
             frozen=tuple(frozen),
             trained=("policy",) if p.value.init == "policy_trunk" else ("policy", "value"),
-            train=self._answers_of(prompts, count, p.max_new_tokens, draws),
+            train=self._answers_of(prompts, count, p.max_new_tokens, passes),
             read=self._answers_of(prompts, min(SCORED, p.rollouts), p.max_new_tokens, 1.0),
             sampling=self._sampling(prompts, at_once, p.max_new_tokens),
             stored=p.rollouts * p.max_new_tokens * (FIELDS * FP32 + 8) + cached,

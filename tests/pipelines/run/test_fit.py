@@ -140,9 +140,8 @@ def test_a_recipe_that_fits_is_written_and_read(
 
 
 def run_of(changes: dict[str, Any], folder: Path) -> Pipeline:
-    recipe = {k: v for k, v in RECIPE.items() if k not in ("evaluation", "ppo")}
-    recipe |= {"stages": ["pretrain", "sft", "rankings", "reward"]}
-    recipe["reward"] = RECIPE["reward"] | {"gate": False}  # type: ignore[operator]
+    recipe = {k: v for k, v in RECIPE.items() if k not in ("evaluation", "ppo", "rankings", "reward")}
+    recipe |= {"stages": ["pretrain", "sft"]}
     made = Pipeline.from_recipe(recipe | {"runtime": RECIPE["runtime"] | changes}, run_dir=folder)  # type: ignore
     made.run()
     return made
@@ -154,18 +153,18 @@ def test_auto_decides_at_the_run_and_changes_no_byte(tmp_path: Path, monkeypatch
     auto = run_of({}, tmp_path / "auto")
     assert results(plain.run_dir) == results(auto.run_dir)
     made = read_made_with(auto)
-    assert made == {"sft": True, "reward": True}
+    assert made == {"sft": True}
     assert set(read_made_with(plain).values()) == {False}
     assert {s.status for s in auto.plan()} == {"cached"}  # and stays finished, whatever the machine
     monkeypatch.undo()
     assert {s.status for s in auto.plan()} == {"cached"} and {s.status for s in plain.plan()} == {"cached"}
-    assert read_run(auto.run_dir)["stages"]["reward"]["status"] == "done"
+    assert read_run(auto.run_dir)["stages"]["sft"]["status"] == "done"
 
 
 def read_made_with(pipeline: Pipeline) -> dict[str, bool]:
     import json
 
-    folders = {name: pipeline.run_dir / name / "manifest.json" for name in ("sft", "reward")}
+    folders = {name: pipeline.run_dir / name / "manifest.json" for name in ("sft",)}
     return {n: json.loads(f.read_text())["made_with"][CHECKPOINTING] for n, f in folders.items()}
 
 
