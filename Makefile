@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo test test-isa test-slow test-all test-resume soak lint reference mutations mutations-generic fuzz bench bench-envs gpu-check clean
+.PHONY: help install demo test test-isa test-slow test-all test-resume soak lint reference mutations mutations-generic fuzz bench bench-envs gpu-check nf4-cost clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
@@ -23,6 +23,7 @@ help:
 	@echo "make fuzz       hostile data and recipes, coverage-guided, for FUZZ_SECONDS (600)"
 	@echo "make bench      the benchmarks against TRL (BENCH_FLAGS=--quick for a short look)"
 	@echo "make gpu-check  the GPU tests and the tiny pipeline with PYTHON as it is; installs nothing"
+	@echo "make nf4-cost   the demo with its base as it is and in four bits"
 	@echo "make clean      remove caches and build leftovers (keeps $(VENV) and runs/)"
 
 install: $(STAMP)
@@ -103,6 +104,11 @@ gpu-check:
 	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "torch " + torch.__version__ + " sees no CUDA device")'
 	$(PYTHON) -m pytest -m gpu $(TESTS)
 	$(PYTHON) -m pipelines run examples/tiny.yaml --set runtime.device=cuda --run-dir runs/gpu-check --fresh
+
+# The demo on its base as it is and in four bits; each report shows what its policy wins.
+nf4-cost: install
+	$(BIN)/trivet run examples/demo.yaml
+	$(BIN)/trivet run examples/demo.yaml --set runtime.quantize=nf4 --run-dir runs/demo-nf4
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
