@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo test test-isa test-slow test-all test-resume soak lint reference mutations mutations-generic fuzz bench bench-envs gpu-needs gpu-check gpu-bench clean
+.PHONY: help install demo test test-isa test-slow test-all test-resume soak lint reference mutations mutations-generic fuzz bench bench-envs gpu-needs gpu-check gpu-bench nf4-cost clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench      the benchmarks against TRL (BENCH_FLAGS=--quick for a short look)"
 	@echo "make gpu-check  the GPU tests and the tiny pipeline with PYTHON as it is; installs nothing"
 	@echo "make gpu-bench  SFT, reward, PPO and decoding of 0.5B to 8B shapes on the GPU, with PYTHON as it is; 25 minutes"
+	@echo "make nf4-cost   the demo with its base as it is and in four bits"
 	@echo "make clean      remove caches and build leftovers (keeps $(VENV) and runs/)"
 
 install: $(STAMP)
@@ -110,6 +111,11 @@ gpu-check: gpu-needs
 
 gpu-bench: gpu-needs
 	$(PYTHON) benchmarks/gpu.py --write benchmarks/results/gpu.json
+
+# The demo on its base as it is and in four bits; each report shows what its policy wins.
+nf4-cost: install
+	$(BIN)/trivet run examples/demo.yaml
+	$(BIN)/trivet run examples/demo.yaml --set runtime.quantize=nf4 --run-dir runs/demo-nf4
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

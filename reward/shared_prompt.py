@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.batching import length_bucketed, right_pad
-from models.backbone.forward import body_of, precision, takes_positions
+from models.backbone.forward import body_of, precision, recomputes, takes_positions
 from models.backbone.logprobs import Rows
 from models.fast import hidden_states as fast_body
 from models.fast.hidden_states import usable
@@ -40,7 +40,7 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], de
     same = segments[:, :, None] == segments[:, None, :]  # padding sees padding, so that no row of the mask is empty
     sees = (same | (segments[:, None, :] == 0)) & torch.ones(same.shape[1:], dtype=torch.bool).tril()
     if decoder is not None:
-        return _fast_branches(decoder, *(t.to(device) for t in (ids, positions, segments >= 0, sees)))
+        return _fast_branches(decoder, lm, *(t.to(device) for t in (ids, positions, segments >= 0, sees)))
     dtype = getattr(lm, "compute_dtype", None) or lm.get_input_embeddings().weight.dtype
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
     with precision(lm):
@@ -50,10 +50,10 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], de
     return out.last_hidden_state
 
 
-def _fast_branches(decoder: Decoder, ids: Tensor, positions: Tensor, real: Tensor, sees: Tensor) -> Tensor:
+def _fast_branches(decoder: Decoder, lm: Any, ids: Tensor, positions: Tensor, real: Tensor, sees: Tensor) -> Tensor:
     cells = real.flatten().nonzero().squeeze(1)
     layout = Layout(positions=positions[real], cells=cells, shape=(ids.shape[0], ids.shape[1]), sees=sees[:, None])
-    flat = fast_body.states(decoder, ids[real], layout)
+    flat = fast_body.states(decoder, ids[real], layout, recompute=recomputes(lm))
     return flat.new_zeros((ids.numel(), flat.shape[1])).index_copy(0, cells, flat).view(*ids.shape, -1)
 
 

@@ -171,6 +171,9 @@ class PPOConfig(Config):
     micro_tokens: int | None = Field(
         None, ge=8, description="padded tokens, queries included, a forward pass, instead of micro_batch"
     )
+    sampling_batch: int | None = Field(
+        None, ge=1, description="responses sampled at once by a process; null: all of its rollouts"
+    )
     learning_rate: float = Field(3e-5, ge=0, description="of the policy adapter")
     value_learning_rate: float | None = Field(None, ge=0, description="of the value adapter; default: learning_rate")
     value_head_learning_rate: float | None = Field(None, ge=0, description="of the value head; default: the adapter's")

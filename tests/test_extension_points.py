@@ -145,7 +145,7 @@ def register(patch: pytest.MonkeyPatch, seen: Seen, base: Path) -> None:
         depends_on=lambda recipe, left_out: {"strength": recipe.polish.strength},  # type: ignore[attr-defined]
         data=("prompts",),
         steps=lambda recipe, corpus: 3,
-        estimate=lambda estimator: Work(rows=1, length=1.0, tokens=123, samples=True),
+        estimate=lambda estimator: Work(tokens=123),
         curves=(("shine", "Shine", "Rises."),),
         command="Polish what SFT made.",
     )

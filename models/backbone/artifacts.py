@@ -7,7 +7,6 @@ everything else is JSON: nothing here is ever unpickled. This module knows nothi
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from data.common.errors import UNWRITABLE, UserError
 from data.common.patience import patience
 from data.common.redaction import redacted
 from data.common.strict_json import read_object
+from data.storage.file_hashes import sha256_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -76,11 +76,6 @@ class Artifact:
     @property
     def metrics(self) -> Mapping[str, Any]:
         return self.manifest.get("metrics", {})
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_destination(path: Path, option: str) -> None:

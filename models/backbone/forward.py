@@ -134,6 +134,11 @@ def set_gradient_checkpointing(lm: Any, on: bool) -> None:
             module.training = True  # this flag alone: its children stay in eval mode
 
 
+def recomputes(lm: Any) -> bool:
+    """Whether layers are computed again in backward (``set_gradient_checkpointing``)."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in body_of(lm).modules())
+
+
 @contextlib.contextmanager
 def checkpointing_paused(lm: Any) -> Iterator[None]:
     """No recomputation inside: Transformers' checkpointed layers throw the key-value cache away without an error."""

@@ -118,7 +118,8 @@ class OOMRetry:
                     undo()
                     raise StageError(
                         f"out of memory, even with {self.name}={size} ({str(error).splitlines()[0]}). Shorten the "
-                        "texts, take a smaller base, or set runtime.gradient_checkpointing=true"
+                        "texts, take a smaller base, or set runtime.gradient_checkpointing=true "
+                        "(`trivet plan RECIPE --fit auto` says what fits)"
                     ) from error
             undo()  # not before the error is gone, since its traceback holds on to the tensors
             self.limit = max(minimum, size // 2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.backbone.forward import body_of, hidden_states
+from models.backbone.forward import hidden_states, recomputes
 from models.backbone.logprobs import Packing
 from models.fast.layers import Layout, Saved, backward, embed, forward, layout_of, rms_backward, rms_norm, start
 from models.fast.prefix_cache import PrefixCache, sequences_of
@@ -81,14 +81,13 @@ def fast_states(
         places = torch.empty(mask.numel(), dtype=torch.long, device=mask.device)
         places[layout.cells] = torch.arange(len(layout.cells), device=mask.device)
         positions = places[positions]
-    recompute = any(getattr(layer, "gradient_checkpointing", False) for layer in body_of(lm).layers)  # type: ignore
     known = None
     if prefix_cache is not None:
         rows = sequences_of(ids, mask) if packing is None else packing.sequences
         known = prefix_cache.find(decoder, rows)
     below = None if prefix_cache is None or known is None else Below(prefix_cache.depth, *known)
     tokens = ids.flatten() if layout.cells is None else ids.flatten()[layout.cells]
-    return states(decoder, tokens, layout, positions, recompute, below)
+    return states(decoder, tokens, layout, positions, recomputes(lm), below)
 
 
 def _through(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.backbone.bf16_units import has_bf16_units
+from models.backbone.four_bits import whole
 from models.fast.matmul import linear, pack
 from models.fast.weights import Decoder, Projection
 
@@ -47,6 +48,8 @@ def products_of(decoder: Decoder, keep: int | None = None) -> Products:
             weights.
     """
     dtype = product_dtype(decoder.embeddings)
+    if any(layer.packed for layer in decoder.layers):
+        keep = None  # all layers unpacked would be the base that did not fit
     if dtype == torch.bfloat16:
         return UnfoldedProducts(dtype, keep is not None)
     return MergedProducts(dtype, keep)
@@ -84,7 +87,7 @@ class MergedProducts:
         return linear(gradient, self.weights(index, name, group)[0].T)
 
     def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
-        own = [(p.weight.to(self.dtype), None if p.bias is None else p.bias.to(self.dtype)) for p in group]
+        own = [(whole(p.weight).to(self.dtype), None if p.bias is None else p.bias.to(self.dtype)) for p in group]
         return torch.cat([F.linear(x, weight, bias) for weight, bias in own], dim=1)
 
     def add_adapters(self, product: Tensor, group: Sequence[Projection], x: Tensor) -> Tensor:
@@ -95,8 +98,9 @@ class MergedProducts:
 
     def weights(self, index: int, name: str, group: Sequence[Projection]) -> tuple[Tensor, Tensor | None]:
         """``(weight, bias)`` of a group's one product."""
-        if len(group) == 1 and group[0].a is None and group[0].weight.dtype == self.dtype:
-            return group[0].weight, group[0].bias
+        first = group[0].weight
+        if len(group) == 1 and group[0].a is None and isinstance(first, Tensor) and first.dtype == self.dtype:
+            return first, group[0].bias
         if (index, name) in self._kept:
             return self._kept[index, name]
         weight, bias = self._buffer(name, group)
@@ -109,8 +113,9 @@ class MergedProducts:
     def _buffer(self, name: str, group: Sequence[Projection]) -> tuple[Tensor, Tensor | None]:
         if name not in self._buffers:
             first, rows = group[0].weight, sum(len(p.weight) for p in group)
-            bias = None if all(p.bias is None for p in group) else first.new_zeros(rows, dtype=self.dtype)
-            self._buffers[name] = (first.new_empty((rows, first.shape[1]), dtype=self.dtype), bias)
+            kind = {"dtype": self.dtype, "device": first.device}
+            bias = None if all(p.bias is None for p in group) else torch.zeros(rows, **kind)  # type: ignore[call-overload]
+            self._buffers[name] = (torch.empty((rows, first.shape[1]), **kind), bias)  # type: ignore[call-overload]
         return self._buffers[name]
 
     def _packed(self, name: str, rows: int) -> tuple[Tensor, Tensor | None]:
@@ -127,13 +132,13 @@ def _merge(group: Sequence[Projection], weight: Tensor, bias: Tensor | None) -> 
     """Write a group's weights with their adapters, and their biases, into one weight and bias."""
     start = 0
     for p in group:
-        part = slice(start, start + len(p.weight))
+        part, own = slice(start, start + len(p.weight)), whole(p.weight)
         if p.a is None or p.b is None:
-            weight[part] = p.weight
-        elif p.weight.dtype == weight.dtype:
-            torch.addmm(p.weight, p.b, p.a, alpha=p.scale, out=weight[part])
+            weight[part] = own
+        elif own.dtype == weight.dtype:
+            torch.addmm(own, p.b, p.a, alpha=p.scale, out=weight[part])
         else:
-            weight[part] = p.weight
+            weight[part] = own
             weight[part].addmm_(p.b, p.a, alpha=p.scale)
         if bias is not None:
             bias[part] = 0.0 if p.bias is None else p.bias
@@ -163,14 +168,14 @@ class UnfoldedProducts:
     def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
         gradient = gradient.to(self.dtype)
         parts = gradient.split([len(p.weight) for p in group], dim=1)
-        out = parts[0] @ group[0].weight
+        out = parts[0] @ whole(group[0].weight)
         for p, part in zip(group[1:], parts[1:], strict=True):
-            out.addmm_(part, p.weight)
+            out.addmm_(part, whole(p.weight))
         thin = _thin(group, self.dtype)
         return out if thin is None else out.addmm_(gradient @ thin[1], thin[0])
 
     def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
-        parts = [F.linear(x.to(self.dtype), p.weight, p.bias) for p in group]
+        parts = [F.linear(x.to(self.dtype), whole(p.weight), p.bias) for p in group]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def add_adapters(self, product: Tensor, group: Sequence[Projection], x: Tensor) -> Tensor:
@@ -194,13 +199,13 @@ class Joined:
     @classmethod
     @torch.no_grad()
     def of(cls, group: Sequence[Projection], dtype: torch.dtype) -> Joined:
-        thin, weights = _thin(group, dtype), [p.weight for p in group]
+        thin, weights = _thin(group, dtype), [whole(p.weight) for p in group]
         if thin is None and len(group) == 1:
             return cls(weight=weights[0], bias=group[0].bias, b=None)
         rows = [*weights, *([] if thin is None else [thin[0]])]
         bias = None
         if any(p.bias is not None for p in group):
-            parts = [p.weight.new_zeros(len(p.weight)) if p.bias is None else p.bias for p in group]
+            parts = [weights[0].new_zeros(len(p.weight)) if p.bias is None else p.bias for p in group]
             bias = torch.cat([*parts, *(t.new_zeros(len(t)) for t in rows[len(group) :])])
         return cls(weight=torch.cat(rows), bias=bias, b=None if thin is None else thin[1])
 

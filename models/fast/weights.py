@@ -1,8 +1,8 @@
 """The weights of a Llama-like decoder and of the adapter now selected on it, read from the modules as they are.
 
 ``decoder_of`` gives None for whatever is not known to be exactly this arithmetic - another architecture, a hook,
-dropout, DoRA, a quantised base, fp16 - and then the model's own modules run. Nothing here changes a module. Knows
-nothing of roles, sampling or losses.
+dropout, DoRA, a base quantised by others, fp16 - and then the model's own modules run. Nothing here changes a module.
+Knows nothing of roles, sampling or losses.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from models.backbone.forward import body_of
+from models.backbone.four_bits import PackedWeight, is_packed
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3", "granite", "gemma2", "gemma3_text")
 FOLDERS = {"gemma3_text": "gemma3"}  # of Transformers, where it is not named as the configuration is
@@ -33,7 +34,7 @@ _WIDENED = WeakTensorKeyDictionary()  # the weight of a norm -> its version and 
 class Projection:
     """``y = x (W + scale B A)^T + bias``; without an adapter ``a`` and ``b`` are None."""
 
-    weight: Tensor  # (out, in), frozen
+    weight: Tensor | PackedWeight  # (out, in), frozen
     bias: Tensor | None  # (out,)
     a: Tensor | None = None  # (rank, in)
     b: Tensor | None = None  # (out, rank)
@@ -63,6 +64,11 @@ class Layer:
     def norms(self) -> list[Tensor]:
         norms = (self.norm, self.second_norm, self.post_norm, self.second_post_norm, self.q_norm, self.k_norm)
         return [t for t in norms if t is not None]
+
+    @property
+    def packed(self) -> bool:
+        """Whether its matrices are in four bits."""
+        return any(isinstance(p.weight, PackedWeight) for p in self.projections())
 
     def parameters(self) -> list[Tensor]:
         """What the adapter can train in this layer, in the order of ``layers.backward``."""
@@ -180,7 +186,7 @@ def can_train(decoder: Decoder) -> bool:
     """Whether nothing but adapters asks for a gradient."""
     fixed = [decoder.embeddings, decoder.norm]
     for layer in decoder.layers:
-        fixed += [t for p in layer.projections() for t in (p.weight, p.bias) if t is not None] + layer.norms()
+        fixed += [t for p in layer.projections() for t in (p.weight, p.bias) if isinstance(t, Tensor)] + layer.norms()
     return not any(t.requires_grad for t in fixed)
 
 
@@ -281,19 +287,27 @@ def _group(owner: Any, names: Sequence[str]) -> tuple[Projection, ...] | None:
     return None if any(p is None for p in found) else tuple(p for p in found if p is not None)
 
 
+def _weight(module: Any) -> Tensor | PackedWeight | None:
+    """The matrix of a plain linear layer, or of one in four bits."""
+    if is_packed(module):
+        return PackedWeight(module.weight)
+    return module.weight if type(module) is nn.Linear else None
+
+
 def _projection(module: Any) -> Projection | None:
-    if type(module) is nn.Linear:
-        return Projection(weight=module.weight, bias=module.bias)
-    if type(module) is not LoraLinear or type(module.base_layer) is not nn.Linear or module.merged:
+    if (weight := _weight(module)) is not None:
+        bias: Any = module.bias
+        return Projection(weight=weight, bias=bias)
+    if type(module) is not LoraLinear or (weight := _weight(module.base_layer)) is None or module.merged:
         return None
-    base = module.base_layer
+    base: Any = module.base_layer
     chosen = [] if module.disable_adapters else [n for n in module.active_adapters if n in module.lora_A]
     if not chosen:
-        return Projection(weight=base.weight, bias=base.bias)
+        return Projection(weight=weight, bias=base.bias)
     name = chosen[0]
     drop, a, b = (getattr(module, part)[name] for part in ("lora_dropout", "lora_A", "lora_B"))
     dropping = isinstance(drop, nn.Dropout) and drop.p > 0 and drop.training
     strange = name in module.lora_variant or module.fan_in_fan_out or a.bias is not None or b.bias is not None
     if len(chosen) > 1 or strange or dropping or not isinstance(drop, nn.Identity | nn.Dropout):
         return None
-    return Projection(weight=base.weight, bias=base.bias, a=a.weight, b=b.weight, scale=module.scaling[name])
+    return Projection(weight=weight, bias=base.bias, a=a.weight, b=b.weight, scale=module.scaling[name])

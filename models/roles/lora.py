@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.common.errors import UserError, nearest
 from models.backbone.architecture import other_senses, renamed_by_peft
+from models.backbone.four_bits import is_packed
 from models.backbone.settings import AdapterConfig
 
 
@@ -84,6 +85,8 @@ def merged_copy(lm: Any, adapter: str | None) -> Any:
 
     Merged in fp32: in bf16 the sum would swallow most of what a small adapter adds.
     """
+    if any(map(is_packed, lm.modules())):
+        raise UserError("a base in four bits has no weights to merge into: load it without runtime.quantize")
     made = copy.deepcopy(lm)
     made = made.to(torch.promote_types(made.dtype, torch.float32))
     for name, module in list(made.named_modules()):

@@ -25,6 +25,7 @@ from data.common.errors import UserError
 from models.backbone.architecture import check_architecture, linear_layers, out_of_reach
 from models.backbone.artifacts import Artifact
 from models.backbone.forward import check_logit_path, full_copy, switch_off_dropout
+from models.backbone.four_bits import quantize, scales_of
 from models.backbone.processes import resolve_dtype
 from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
@@ -68,7 +69,12 @@ class SharedBase:
 
     @classmethod
     def load(
-        cls, spec: BaseModelSpec | str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+        cls,
+        spec: BaseModelSpec | str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        four_bits: bool = False,
     ) -> SharedBase:
         """Load a base: a registry entry or name, a folder, or a hub id.
 
@@ -76,6 +82,7 @@ class SharedBase:
             spec: what it is; folders are relative to the working directory.
             device: where it goes; "auto" is the GPU that torch sees, otherwise the CPU.
             dtype: of its weights; "auto" is the spec's, or bf16 on a GPU that has it and fp32 elsewhere.
+            four_bits: put the matrices of its blocks into four bits (NF4).
 
         Raises:
             UserError: nothing of that name, or it cannot be loaded safely.
@@ -87,7 +94,9 @@ class SharedBase:
         place = torch.device(device)
         if not isinstance(dtype, torch.dtype):
             dtype = resolve_dtype(spec.dtype if dtype == "auto" else dtype, place)
-        lm, tokenizer = load_lm_and_tokenizer(spec, dtype, place)
+        lm, tokenizer = load_lm_and_tokenizer(spec, dtype, torch.device("cpu") if four_bits else place)
+        if four_bits:
+            quantize(lm, linear_layers(lm), place)
         return cls(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))
 
     @property
@@ -127,7 +136,9 @@ class SharedBase:
         digest = hashlib.sha256()
         for name, p in sorted(self.base_tensors().items()):
             digest.update(f"{name} {p.dtype} {tuple(p.shape)}\n".encode())
-            digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            for part in (p, scales_of(p)):
+                if part is not None:
+                    digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     # -- roles ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from data.common.errors import UserError
 from data.common.redaction import printable
-from pipelines.cli.tables import console, size
+from pipelines.cli.tables import console
+from pipelines.stages.memory import size
 
 
 def verify(

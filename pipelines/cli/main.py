@@ -121,18 +121,29 @@ def plan(
     input_: Input = None,
     store: StoreDir = None,
     settings: Annotated[bool, typer.Option("--settings", help="print every setting with its value instead")] = False,
+    fit: Annotated[
+        str | None,
+        typer.Option("--fit", metavar="SIZE", help="find settings that fit a memory such as 24GB; auto: the device's"),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="with --fit: write the recipe that fits here")
+    ] = None,
 ) -> None:
     """Check a recipe and show what a run would do.
 
-    Reads recipe, data and the base's configuration, and loads no weights.
+    Reads recipe, data and the base's configuration, and loads no weights. With --fit it shows the memory of every role
+    and phase instead, and the largest settings that fit.
 
     \b
     trivet plan examples/demo.yaml
     trivet plan my.yaml --set sft.epochs=2
     trivet plan my.yaml --settings          # every setting with its value
+    trivet plan my.yaml --fit 24GB --write small.yaml
     """
-    from pipelines.cli.run import show_plan, show_settings
+    from pipelines.cli.run import show_fit, show_plan, show_settings
 
+    if fit is not None or write is not None:
+        return show_fit(recipe, set_, run_dir, input_, fit, write)
     if settings:
         return show_settings(recipe, set_)
     show_plan(recipe, set_, run_dir, input_, store)

@@ -126,14 +126,56 @@ def show_plan(
 
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
     plans = pipeline.plan()
+    from data.storage.file_hashes import remembered
+
     findings = [found.text for found in health_of(pipeline).findings]
     print_plan(pipeline.recipe, pipeline.run_dir, plans, pipeline.corpus, pipeline.kept(), findings)
     rehearse(pipeline, pipeline.recipe.stages, lambda text: print(f"warning: {text}"))
-    if UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]:
+    with remembered():
+        unknown = UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]
+    if unknown:
         print(
             f"base {pipeline.recipe.base}: its commit is not known, for neither the hub nor the cache knows it; "
             "a run would stop. Download it first, or name a folder"
         )
+
+
+def show_fit(
+    recipe: Path,
+    overrides: Sequence[str] | None,
+    run_dir: Path | None,
+    inputs: Sequence[str] | None,
+    memory: str | None,
+    write: Path | None,
+) -> None:
+    """The largest settings that fit a memory, the memory of each role and phase, and a recipe that has them.
+
+    Raises:
+        UserError: no size, a file of another folder, or nothing fits.
+    """
+    if memory is None:
+        raise UserError("--write: belongs to --fit: say into what memory the recipe must fit, for example --fit 24GB")
+    if write is not None and write.resolve().parent != recipe.resolve().parent:
+        raise UserError(
+            f"--write {write}: write it next to {recipe}, since relative paths start from a recipe's folder"
+        )
+    from models.backbone.artifacts import write_atomic
+    from pipelines.cli.tables import print_fit
+    from pipelines.run.fit import with_settings
+
+    pipeline = make_pipeline(recipe, [*(overrides or ()), f"runtime.fit={memory}"], run_dir, inputs)
+    fit = pipeline.details.fit
+    found = fit.best()
+    print_fit(fit, found)
+    if found.misfits:
+        raise UserError(
+            f"{', '.join(found.misfits)}: no setting of memory makes this fit; take a smaller base, or shorter texts "
+            "(sft.max_tokens, reward.max_tokens, ppo.max_new_tokens)"
+        )
+    if write is not None:
+        chosen = with_settings(found.recipe, {"runtime.fit": None})
+        write_atomic(write, resolved_yaml(chosen))
+        print(f"written to {write}: trivet run {write}")
 
 
 def the_run(path: Path) -> Path:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.common.redaction import printable
+from pipelines.stages.memory import size
 
 if TYPE_CHECKING:
     from data.checks import FileCheck, Overlap
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from data.sources import Rejected
     from data.splits import Corpus
     from pipelines.recipe.schema import Recipe
+    from pipelines.run.fit import Fit, Fitted
     from pipelines.run.pipeline import StagePlan
 
 EMPTY: Mapping[Path, str] = MappingProxyType({})
@@ -105,11 +107,14 @@ def print_plan(
         table.add_row(plan.name, status, why, f"{steps:,}" if steps else "", *sizes, escape(more))
     out.print(table)
     out.print(
-        f"tokens (trained on, or generated at most), memory and disk are estimates, within a factor of {FACTOR}; "
-        "? is not known before the base is there",
+        f"tokens (trained on, or generated at most) and disk are estimates, within a factor of {FACTOR}; memory "
+        "is that of the longest rows; ? is not known before the base is there",
         style="dim",
         markup=False,
     )
+    for plan in plans:
+        if plan.details.get("too_large"):
+            out.print(printable(f"{plan.name}: {plan.details['too_large']}"), style="yellow", markup=False)
     for folder, what in kept.items():
         line = f"kept next to them: {size(size_of(folder))} in {folder.name} ({what}); `trivet gc` removes it"
         out.print(printable(line), markup=False)
@@ -129,6 +134,30 @@ def print_plan(
         out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)
 
 
+def print_fit(fit: Fit, found: Fitted) -> None:
+    """The memory of each role and phase with what was found, and the settings that are to be changed for it."""
+    out = console()
+    out.print(f"to fit {size(fit.limit)} of memory:", markup=False)
+    table = Table("stage", "phase", "what", "memory", box=None, header_style="bold")
+    for name in found.recipe.stages:
+        takes = fit.takes(name, found.settings)
+        if takes.parts is None:
+            table.add_row(name, "", "not known before the base is there", "?")
+            continue
+        always, phases = takes.parts.always, takes.parts.phases
+        rows = [("always", p) for p in always] + [(phase, p) for phase, of in phases.items() for p in of]
+        for i, (phase, part) in enumerate(rows):
+            table.add_row(name if not i else "", phase, part.what, size(part.bytes))
+        table.add_row("", "peak", f"while {takes.parts.largest}", size(takes.parts.peak), style="bold")
+        table.add_section()
+    out.print(table)
+    if not found.settings:
+        return out.print("the recipe fits as it is", markup=False)
+    changes = " ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in found.settings.items())
+    words = "the most that can be done" if found.misfits else "the largest settings that fit"
+    out.print(f"{words}: --set {changes}", markup=False)
+
+
 def _show_sources(out: Console, corpus: Corpus, findings: Iterable[str]) -> None:
     """What became of the rows of every source, what was found out about files, and what is doubtful in the data."""
     from pipelines.run.rehearsal import source_lines
@@ -139,15 +168,6 @@ def _show_sources(out: Console, corpus: Corpus, findings: Iterable[str]) -> None
         out.print(printable(text), style="dim", markup=False)
     for text in findings:
         out.print(printable(text), style="yellow", markup=False)
-
-
-def size(count: float) -> str:
-    """``812 B``, ``3.4 MB``: powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
 
 
 # -- data check -------------------------------------------------------------------------------------------------------

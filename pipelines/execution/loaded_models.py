@@ -59,16 +59,16 @@ class LoadedModels:
 
     def _load(self, name: str, spec: BaseModelSpec) -> SharedBase:
         if name not in self._bases:
-            self._bases[name] = self.load_other(spec)
+            self._bases[name] = self.load_other(spec, four_bits=self.recipe.runtime.quantize == "nf4")
         return self._bases[name]
 
-    def load_other(self, spec: BaseModelSpec, trained: bool = False) -> SharedBase:
+    def load_other(self, spec: BaseModelSpec, trained: bool = False, four_bits: bool = False) -> SharedBase:
         """A base that is not kept here, on the recipe's device and in its precision; what a stage ``trained`` in fp32,
-        which is how such weights are kept."""
+        which is how such weights are kept. ``four_bits``: quantised, as the roles of such a run stand on it."""
         asked = "float32" if trained else self.recipe.runtime.dtype
         dtype = resolve_dtype(spec.dtype if asked == "auto" else asked, self.processes.device)
         with patience(f"loading base {spec.name} and hashing its weights"):
-            base = SharedBase.load(spec, dtype=dtype, device=self.processes.device)
+            base = SharedBase.load(spec, dtype=dtype, device=self.processes.device, four_bits=four_bits)
         base.fast = self.recipe.runtime.engine == "auto"
         return base
 

@@ -6,6 +6,7 @@ Each problem is a path and a sentence that names the setting to change.
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from typing import Any
 
 from data.common.errors import nearest
@@ -79,7 +80,20 @@ def _model_part(recipe: Recipe) -> bool:
 def problems_across(recipe: Recipe) -> list[Problem]:
     """Everything that does not fit together."""
     found = [*_secrets(recipe.model_dump(mode="json")), *_name(recipe), *_stages(recipe), *_needs(recipe)]
-    return [*found, *_systems(recipe), *_context(recipe), *_adapter(recipe)]
+    return [*found, *_systems(recipe), *_context(recipe), *_adapter(recipe), *_four_bits(recipe)]
+
+
+def _four_bits(recipe: Recipe) -> list[Problem]:
+    """What a base in four bits asks for."""
+    if recipe.runtime.quantize is None:
+        return []
+    if recipe.adapter.method == "full":
+        why = "a base in four bits is frozen, and adapter.method 'full' trains it: use 'lora', or remove this"
+    elif find_spec("bitsandbytes") is None:
+        why = "needs bitsandbytes: pip install 'trivet[nf4]'"
+    else:
+        return []
+    return [(("runtime", "quantize"), why)]
 
 
 def _adapter(recipe: Recipe) -> list[Problem]:

@@ -112,12 +112,12 @@ STAGES = (
     rule("evaluation", acts=lambda r: has(r, "evaluate"), why="no stage evaluate: add it to stages"),
     rule("adapter", acts=lambda r: has(r, "sft", "reward", "ppo"), why="no stage trains an adapter"),
     rule(
-        *("runtime.gradient_checkpointing",),
+        "runtime.gradient_checkpointing",
         acts=lambda r: has(r, "sft", "reward", "ppo"),
         why="it is for the stages sft, reward and ppo, and there are none",
     ),
     rule(
-        *("runtime.dtype", "runtime.engine", "template", "stop"),
+        *("runtime.dtype", "runtime.quantize", "runtime.fit", "runtime.engine", "template", "stop"),
         acts=lambda r: has(r, "sft", "rankings", "reward", "ppo", "evaluate"),
         why="pretraining is in fp32, of documents as they are, and there is no other stage",
     ),

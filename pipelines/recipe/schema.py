@@ -34,7 +34,16 @@ class RuntimeConfig(Config):
         description="of the frozen base; auto: bf16 on a GPU that has it, else float32; float16 trains no adapter",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves it to torch")
-    gradient_checkpointing: bool = Field(False, description="less memory for more time")
+    quantize: Literal["nf4"] | None = Field(
+        None, description="nf4: the frozen base's matrices in four bits (needs the extra nf4); null: as dtype says"
+    )
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="less memory for more time; auto: in stages that would not fit the device's memory"
+    )
+    fit: str | None = Field(
+        None,
+        description="'auto' or a size such as 24GB: micro-batches and the like are chosen to fit; null: as given",
+    )
     engine: Literal["auto", "plain"] = Field(
         "auto", description="auto: trivet's own loops where they know the model; plain: always Transformers' modules"
     )

@@ -88,6 +88,10 @@ def _export_lm(pipeline: Pipeline, stage: str, role: str, folder: Path, partial:
     base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
     if role != "base":
         pipeline.loaded.load(stage, role, folder)
+    if pipeline.recipe.runtime.quantize and (role == "base" or merge):
+        base = pipeline.loaded.load_other(pipeline.loaded.spec)  # as it was given, not in four bits
+        if role != "base":
+            base.load_role(role, folder)
     if role == "base" or role in base.copies or merge:
         write_model(base, role, partial, renderer.stop_ids)
     else:

@@ -10,6 +10,7 @@ from data.splits import Corpus
 from models.backbone.processes import Processes
 from pipelines.execution.loaded_models import LoadedModels
 from pipelines.recipe.schema import Recipe
+from pipelines.run.plan_details import PlanDetails
 
 
 class RunParts(Protocol):
@@ -35,5 +36,8 @@ class RunParts(Protocol):
 
     @property
     def loaded(self) -> LoadedModels: ...
+
+    @property
+    def details(self) -> PlanDetails: ...
 
     def checked_inputs(self, name: str) -> dict[str, Path]: ...

@@ -16,6 +16,7 @@ from typing import Any
 from data.common.errors import UserError, nearest
 from data.common.user_functions import columns_read
 from data.splits import Corpus, load_corpus
+from data.storage.file_hashes import remembered
 from models.backbone.artifacts import (
     load_artifact,
     partial_folder,
@@ -38,7 +39,7 @@ from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stage_run import StageRun
 from pipelines.run.staleness import StageState, and_remark, state_of
 from pipelines.stages.keys import base_key, dump, folder_hash, library_versions, rendering_key
-from pipelines.stages.table import RUNTIME_SPEED, STAGES, functions_in_key
+from pipelines.stages.table import STAGES, functions_in_key, left_out_of_keys
 from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run
 from pipelines.workspace.store import Store
 from stages.safe_points.stopped import kept_of, read_work, work_of
@@ -164,7 +165,7 @@ class Pipeline:
             **({"cleaning": dump(recipe.data.clean)} if stage.data and recipe.data.clean.active else {}),
             **functions_in_key(recipe, name, self.corpus),
             "inputs": dict(keys),
-            "runtime": dump(recipe.runtime, RUNTIME_SPEED)
+            "runtime": dump(recipe.runtime, left_out_of_keys(recipe.runtime))
             | {"device": self.processes.device.type, "processes": self.processes.world_size},
             "libraries": library_versions(),
         }
@@ -197,11 +198,18 @@ class Pipeline:
             yield state
 
     def plan(self) -> list[StagePlan]:
-        """What a run would do, without loading any weights or running code of the user's."""
+        """What a run would do, without loading any weights or running code of the user's; nor are large files that have
+        not changed read again (``data.storage.file_hashes``)."""
+        with remembered():
+            found = self._plan()
+        self.__dict__.pop("base_key", None)  # a run reads every byte
+        self.__dict__.pop("reward_base_key", None)
+        return found
+
+    def _plan(self) -> list[StagePlan]:
         check_start(self.recipe, self.corpus, self.recipe.stages, run_code=False)
         out: list[StagePlan] = []
-        folder = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
-        details = PlanDetails(self.recipe, self.corpus, self.processes.device, folder / "model", out)
+        details = self.details_after(out)
         for state in self._keys():
             reason = state.reason
             status = "cached" if not reason else "new" if state.there is None else "stale"
@@ -211,6 +219,16 @@ class Pipeline:
             more = details.of(state.name) | {"functions": state.described["functions"]}
             out.append(StagePlan(name=state.name, status=status, reason=reason or done, details=more))
         return out
+
+    @property
+    def details(self) -> PlanDetails:
+        """What is known of the stages' work and memory as things lie now."""
+        return self.details_after(())
+
+    def details_after(self, before: Sequence[StagePlan]) -> PlanDetails:
+        """The same beside the plans of the stages so far."""
+        folder = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
+        return PlanDetails(self.recipe, self.corpus, self.processes.device, folder / "model", before)
 
     def kept(self) -> dict[Path, str]:
         """Hidden folders of the run with results that were replaced and work that was stopped, and what they are."""

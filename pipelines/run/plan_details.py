@@ -19,13 +19,20 @@ from data.common.errors import UserError
 from data.counting import share_warning
 from data.splits import Corpus
 from data.template import Renderer
+from models.backbone.device_memory import USABLE, device_memory, parse_size
+from models.backbone.four_bits import can_quantize
 from models.backbone.processes import resolve_dtype
+from models.fast.products import product_dtype
+from models.fast.weights import DTYPES, FAMILIES
 from models.hub.download import local_folder
 from models.hub.limits import limits_of_folder
 from models.hub.load import tokenizer_of
 from models.hub.registry import BaseModelSpec, resolve_base
 from pipelines.recipe.schema import Recipe
-from pipelines.stages.estimates import LIBRARIES, Estimator
+from pipelines.run.fit import Fit, needed
+from pipelines.stages.estimates import LIBRARIES, Estimate, Estimator
+from pipelines.stages.memory import Numbers, size
+from pipelines.stages.shapes import Shape, shape_of
 from pipelines.stages.table import STAGES
 from pipelines.stages.tallies import Count, pretrain
 
@@ -43,6 +50,30 @@ class PlanDetails:
     pretrained: Path
     before: Sequence[Any] = ()
 
+    @cached_property
+    def fit(self) -> Fit:
+        """What fits the memory of the device, or of ``runtime.fit``."""
+        asked = self.recipe.runtime.fit
+        whole = device_memory(self.device) if asked in (None, "auto") else parse_size(str(asked), "runtime.fit")
+        return Fit(self.recipe, self.estimator, int(whole * USABLE), can_quantize())
+
+    def takes(self, name: str) -> Estimate:
+        """The estimate of a stage as it would run: what the recipe leaves to the device is settled."""
+        return self.fit.takes(name, self.fit.settled(name))
+
+    def too_large(self, name: str) -> str:
+        """A sentence where a stage would not fit, with the change that helps; empty where it fits."""
+        settled = self.fit.settled(name)
+        if self.fit.fits(name, settled):
+            return ""
+        parts = self.fit.takes(name, settled).parts
+        assert parts is not None
+        more, limit = self.fit.remedy(name), self.fit.limit
+        words = f"needs about {size(needed(parts))} of memory, and {size(limit)} can be used here"
+        if not more:
+            return f"{words}; no setting of memory helps: take a smaller base or shorter texts"
+        return f"{words}: --set {' '.join(f'{k}={value_text(v)}' for k, v in more.items())}"
+
     def of(self, name: str) -> dict[str, Any]:
         """``steps``, ``rows``, ``takes`` and ``counts`` of a stage; empty counts where the base is not there yet.
 
@@ -55,7 +86,8 @@ class PlanDetails:
         return {
             "steps": steps,
             "rows": rows,
-            "takes": self.estimator.of(STAGES[name].estimate(self.estimator)),
+            "takes": self.takes(name),
+            "too_large": self.too_large(name),
             "counts": {},
             **{group: tally.as_dict() for group, tally in tallies.items()},
             "counted": "; ".join(t.summary() for t in tallies.values() if t.summary()),
@@ -65,8 +97,16 @@ class PlanDetails:
 
     @cached_property
     def estimator(self) -> Estimator:
-        dtype = resolve_dtype(self.recipe.runtime.dtype, self.device)
-        return Estimator(self.recipe, self.corpus, dtype.itemsize, LIBRARIES if self.device.type == "cpu" else 0)
+        numbers = numbers_of(self.recipe, self.device, "llama" if self.shape is None else self.shape.family)
+        libraries = LIBRARIES if self.device.type == "cpu" else 0
+        return Estimator(
+            self.recipe, self.corpus, numbers, libraries, None if self.opened is None else self.opened.renderer
+        )
+
+    @cached_property
+    def shape(self) -> Shape | None:
+        """That of the base, where it is known."""
+        return shape_of(self.recipe)
 
     @cached_property
     def opened(self) -> Opened | None:
@@ -95,6 +135,25 @@ class PlanDetails:
         if tally is None or found is None:
             return {}
         return tally(found.renderer, self.recipe, self.corpus, found.positions)
+
+
+def value_text(value: Any) -> str:
+    """A setting's value as an override writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def numbers_of(recipe: Recipe, device: torch.device, family: str = "llama") -> Numbers:
+    """How the recipe's base is kept and computed with on this device."""
+    dtype = resolve_dtype(recipe.runtime.dtype, device)
+    fast = recipe.runtime.engine == "auto" and dtype in DTYPES and family in FAMILIES
+    product = product_dtype(torch.empty(0, dtype=dtype, device="meta" if device.type == "cuda" else device))
+    return Numbers(
+        weight=dtype.itemsize,
+        product=product.itemsize,
+        fast=fast,
+        checkpointing=recipe.runtime.gradient_checkpointing is True,
+        nf4=recipe.runtime.quantize == "nf4",
+    )
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,12 @@ from models.backbone.artifacts import finish_publishing, partial_folder, publish
 from models.backbone.processes import peak_memory
 from pipelines.execution.progress import Progress
 from pipelines.execution.tracking import tracked_log
+from pipelines.run.fit import with_settings
 from pipelines.run.parts import RunParts
+from pipelines.run.plan_details import value_text
 from pipelines.run.staleness import StageState
 from pipelines.stages.keys import library_versions
+from pipelines.stages.memory import size
 from pipelines.stages.table import STAGES, made_with
 from pipelines.workspace.run_folder import AT_THE_GATE, RunFolder
 from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints
@@ -52,6 +55,7 @@ class StageRun:
         """
         started = time.perf_counter()
         inputs = self.pipeline.checked_inputs(self.name)
+        self._settle()
         if self.processes.is_main and (aside := take_up(self.final, self.key)) is not None:
             text = f"what was stopped before stays in {aside}; with its settings given again it resumes"
             self.progress.say(f"{self.name}: {text}")
@@ -79,6 +83,22 @@ class StageRun:
         self.processes.barrier()
         if INTERRUPTS.asked:  # by a signal after the stage's last safe point
             raise KeyboardInterrupt
+
+    def _settle(self) -> None:
+        """Decide what the recipe leaves to the device's memory: no key holds it."""
+        runtime = self.recipe.runtime
+        if runtime.gradient_checkpointing != "auto" and runtime.fit is None:
+            return
+        details = self.pipeline.details
+        if details.shape is None and self.stage.on_base:  # the base is not on this machine yet
+            self.pipeline.loaded.base()
+            details = self.pipeline.details
+        chosen = details.fit.settled(self.name)
+        chosen_here = {k: v for k, v in chosen.items() if v is not False and v != details.fit.own(k)}
+        if chosen_here:
+            text = ", ".join(f"{k}={value_text(v)}" for k, v in chosen_here.items())
+            self.progress.say(f"{self.name}: to fit {size(details.fit.limit)} of memory: {text}")
+        self.recipe = self.pipeline.loaded.recipe = with_settings(self.recipe, chosen)
 
     @contextlib.contextmanager
     def _threads(self, fresh: bool) -> Iterator[dict[str, Any]]:
@@ -161,7 +181,7 @@ class StageRun:
             say=progress.say,
             warn=progress.warn,
             checkpoints=checkpoints,
-            gradient_checkpointing=recipe.runtime.gradient_checkpointing,
+            gradient_checkpointing=recipe.runtime.gradient_checkpointing is True,
             recipe_folder=recipe.base_dir,
             generations=pipeline.generations,
         )

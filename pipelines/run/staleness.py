@@ -85,7 +85,7 @@ def _made_otherwise(name: str, there: Artifact, recipe: Recipe, threads: int) ->
     if not isinstance(noted, Mapping):
         return ""
     now = made_with(recipe, name, threads)
-    differ = sorted(k for k in now if k in noted and noted[k] != now[k])
+    differ = sorted(k for k in now if k in noted and noted[k] != now[k] and now[k] != "auto")
     settings = [f"{k} {json.dumps(noted[k], default=str)} (now {json.dumps(now[k])})" for k in differ]
     return "made with " + ", ".join(settings) if settings else ""
 

@@ -1,32 +1,37 @@
 """What a stage will take: tokens, memory and disk, from shapes and rows alone. For ``trivet plan``; loads no weights.
 
-Rough on purpose, and tested to lie within a factor of 3 of what a tiny run took. Tokens are those that a stage trains
-on or generates (at most: responses end by themselves). Memory is weights, training state and activations: on a CPU with
-what Python and its libraries take, on a GPU what is allocated there. Disk is what stays in the run folder.
+Tokens are those that a stage trains on or generates (at most: responses end by themselves). Memory is the peak by
+``pipelines.stages.memory``, for the longest rows that a stage is likely to meet: on a CPU with what Python and its
+libraries take, on a GPU what is allocated there. Disk is what stays in the run folder.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
-from data.common.errors import UserError
-from data.common.strict_json import read_object
+from data.records import Message
 from data.splits import Corpus
 from evaluation.systems import parse
-from models.hub.registry import resolve_base
-from models.hub.validate import shapes_of, weight_files
 from pipelines.recipe.derived import response_limit
 from pipelines.recipe.schema import Recipe
+from pipelines.stages import memory
+from pipelines.stages.memory import FIELDS, FP32, TRAINED, Memory, Numbers, Part, Rows, Sampling
+from pipelines.stages.shapes import Shape, shape_of
+
+if TYPE_CHECKING:
+    from data.template import Renderer
 
 CHARACTERS = 4.0  # a token, where the tokenizer is not made yet or not read
 SAMPLED = 500  # rows whose length is taken
 TURN = 5  # tokens that a template writes around a turn
 LIBRARIES = 450 << 20  # bytes of Python, torch and the rest on a CPU
 FACTOR = 3
+SCORED, HELD_OUT, CALIBRATED = 64, 32, 128  # rows of a pass that scores, that measures a loss, that is centred on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,79 +41,31 @@ class Estimate:
     tokens: int | None
     memory: int | None
     disk: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """Of the base: parameters and of one adapter, layers, width, vocabulary."""
-
-    parameters: int
-    adapter: int
-    layers: int
-    width: int
-    inner: int
-    vocabulary: int
+    parts: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What a stage does, as far as its estimate needs it.
 
-    ``rows`` of a forward pass have ``length`` tokens each; ``tokens`` are those of the whole stage. ``texts`` are bytes
-    that stay besides weights; ``frozen`` and ``trained`` roles of an adapter's size; ``whole`` where the base itself is
-    trained; ``samples`` where it generates and trains nothing; ``logits`` where the loss is over the vocabulary.
+    ``tokens`` are those of the whole stage, ``texts`` bytes that stay besides weights. ``frozen`` and ``trained`` are
+    roles, which stand beside the base; ``whole``: the base itself is trained. ``train`` and ``read`` are the largest
+    passes with and without gradients, ``sampling`` the most responses at once, ``stored`` bytes of a rollout.
     """
 
-    rows: int
-    length: float
     tokens: int
     texts: int = 0
-    frozen: int = 0
-    trained: int = 0
+    frozen: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
     whole: bool = False
-    samples: bool = False
-    logits: bool = True
-
-
-def shape_of(recipe: Recipe) -> Shape | None:
-    """The base's shape: of a base from scratch by the recipe, of a folder by its files; None for one not downloaded."""
-    lora = recipe.adapter.method == "lora"
-    share = 1.0 if recipe.adapter.layers == "all" else 0.5
-    if not isinstance(recipe.base, str):
-        m, vocabulary = recipe.base.pretrain.model, recipe.base.pretrain.vocabulary
-        matrices = [(m.width, m.width)] * 4 + [(m.width, m.feed_forward)] * 3
-        count = vocabulary * m.width + m.layers * sum(a * b for a, b in matrices)
-        adapter = recipe.adapter.rank * m.layers * sum(a + b for a, b in matrices)
-        sizes = (m.layers, m.width, m.feed_forward, vocabulary)
-    else:
-        folder = Path(resolve_base(recipe.base, base_dir=recipe.base_dir).source)
-        if not folder.is_dir():
-            return None
-        try:
-            named = [pair for file in weight_files(folder) for pair in shapes_of(file)]
-            raw = read_object(folder / "config.json")
-        except UserError:
-            return None
-        config: dict[str, Any] = raw.get("text_config") or raw
-        count = sum(math.prod(shape) for _, shape in named)
-        inside = [s for n, s in named if len(s) == 2 and any(part.isdigit() for part in n.split("."))]
-        adapter = recipe.adapter.rank * sum(map(sum, inside))
-        layers = _first(config, "num_hidden_layers", "n_layer")
-        width = _first(config, "hidden_size", "n_embd")
-        inner = _first(config, "intermediate_size", "n_inner", "ffn_dim") or 4 * width
-        sizes = (layers, width, inner, _first(config, "vocab_size"))
-    return Shape(
-        parameters=count,
-        adapter=int(adapter * share) if lora else count,
-        layers=sizes[0],
-        width=sizes[1],
-        inner=sizes[2],
-        vocabulary=sizes[3],
-    )
-
-
-def _first(config: dict[str, Any], *names: str) -> int:
-    return next((v for n in names if isinstance(v := config.get(n), int)), 0)
+    train: Rows | None = None
+    read: Rows | None = None
+    sampling: Sampling | None = None
+    stored: float = 0.0
+    masks: float = 0.0  # cells of masks of attention
+    logits: bool = True  # whether the trained pass ends in the vocabulary
+    own_base: bool = False  # whether the reward model's other base is there too
+    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 Row = TypeVar("Row")
@@ -119,50 +76,136 @@ def _some(rows: Sequence[Row]) -> Sequence[Row]:
     return list(rows[:: max(1, len(rows) // SAMPLED)])
 
 
-class Estimator:
-    """Estimates for the stages of one recipe."""
+def largest_sum(lengths: Sequence[float], count: int, passes: float) -> float:
+    """About the largest sum of ``count`` lengths that as many passes will meet; no more than the longest rows' own."""
+    if not lengths or not count:
+        return 0.0
+    std = statistics.pstdev(lengths) if len(lengths) > 1 else 0.0
+    likely = count * statistics.fmean(lengths) + std * math.sqrt(2 * count * math.log(max(1.0, passes)))
+    longest = sorted(lengths, reverse=True)[:count]
+    return min(likely, sum(longest) + max(0, count - len(longest)) * max(lengths))
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, bytes_a_weight: int, libraries: int = LIBRARIES) -> None:
-        self.recipe, self.corpus, self.bytes, self.libraries = recipe, corpus, bytes_a_weight, libraries
+
+class Estimator:
+    """Estimates for the stages of one recipe.
+
+    Args:
+        recipe: whose stages.
+        corpus: their rows.
+        numbers: how the base is kept and computed with.
+        libraries: bytes beside what torch allocates.
+        renderer: gives the rows' lengths in tokens; without it they are guessed from characters.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        corpus: Corpus,
+        numbers: Numbers | None = None,
+        libraries: int = LIBRARIES,
+        renderer: Renderer | None = None,
+    ) -> None:
+        self.recipe, self.corpus, self.libraries, self.renderer = recipe, corpus, libraries, renderer
+        self.numbers = numbers or Numbers()
         self.shape = shape_of(recipe)
+
+    def changed(self, recipe: Recipe, numbers: Numbers) -> Estimator:
+        """The same for other settings of memory; lengths that are known are not taken again."""
+        made = Estimator.__new__(Estimator)
+        made.__dict__ |= self.__dict__ | {"recipe": recipe, "numbers": numbers}
+        return made
 
     def of(self, work: Work) -> Estimate:
         """The estimate of a stage that does this work."""
         if self.shape is None:
             return Estimate(tokens=work.tokens, memory=None, disk=None)
-        return Estimate(tokens=work.tokens, memory=self._memory(work), disk=self._disk(work))
+        found = self.memory(work, self.shape)
+        return Estimate(tokens=work.tokens, memory=found.peak, disk=self._disk(work), parts=found)
 
     # -- lengths in tokens -------------------------------------------------------------------------------------------
 
-    def _tokens(self, texts: Sequence[str]) -> float:
-        """Mean tokens of a text."""
-        if not texts:
-            return 0.0
+    def _tokens(self, text: str) -> float:
         kind = "" if isinstance(self.recipe.base, str) else self.recipe.base.pretrain.tokenizer
         if kind == "words":
-            return sum(len(t.split()) for t in texts) / len(texts)
-        return sum(map(len, texts)) / len(texts) / (1.0 if kind == "characters" else CHARACTERS)
+            return float(len(text.split()))
+        return len(text) / (1.0 if kind == "characters" else CHARACTERS)
 
-    def _prompt(self) -> float:
-        prompts = _some(self.corpus.prompts.train or self.corpus.prompts.held_out)
-        turns = sum(len(p.messages) for p in prompts) / max(1, len(prompts))
-        return self._tokens([" ".join(m.content for m in p.messages) for p in prompts]) + TURN * (turns + 1)
+    def _asked(self, messages: Sequence[Message]) -> float:
+        if self.renderer is not None:
+            return float(len(self.renderer.prompt_ids(messages)))
+        return sum(self._tokens(m.content) for m in messages) + TURN * (len(messages) + 1)
+
+    def _answered(self, messages: Sequence[Message], answer: str) -> float:
+        """Tokens of a response behind its prompt."""
+        if self.renderer is not None:
+            return float(len(self.renderer.answer_ids(messages, answer, True)))
+        return self._tokens(answer) + 1
+
+    @cached_property
+    def prompts(self) -> list[float]:
+        """Tokens of some prompts that are asked."""
+        return [self._asked(p.messages) for p in _some(self.corpus.prompts.train or self.corpus.prompts.held_out)]
+
+    @cached_property
+    def documents(self) -> list[float]:
+        return [self._tokens(d.text) + 2 for d in _some(self.corpus.documents.train)]
+
+    @cached_property
+    def demonstrations(self) -> list[tuple[float, float]]:
+        """Tokens of some demonstrations' prompts and responses."""
+        rows = _some(self.corpus.demonstrations.train)
+        return [(self._asked(d.prompt.messages), self._answered(d.prompt.messages, d.answer)) for d in rows]
+
+    @cached_property
+    def ranked(self) -> list[tuple[float, list[float]]]:
+        """Tokens of some rankings' prompts, and of each of their responses."""
+        rows = _some(self.corpus.rankings.train)
+        return [
+            (self._asked(r.prompt.messages), [self._answered(r.prompt.messages, a) for a in r.answers]) for r in rows
+        ]
+
+    def _rows(self, lengths: Sequence[float], read: Sequence[float], count: int, passes: float) -> Rows:
+        """The largest of ``passes`` passes of ``count`` rows."""
+        return Rows(
+            count=count,
+            tokens=largest_sum(lengths, count, passes),
+            longest=max(lengths, default=0.0),
+            read=largest_sum(read, count, passes),
+        )
+
+    def _answers_of(self, prompts: Sequence[float], count: int, room: int, passes: float) -> Rows:
+        """``count`` prompts with a response of ``room`` tokens each."""
+        asked = largest_sum(prompts, count, passes)
+        longest = max(prompts, default=0.0) + room
+        return Rows(count=count, tokens=asked + count * room, longest=longest, read=count * room, uneven=True)
+
+    def _sampling(self, prompts: Sequence[float], rows: int, room: int) -> Sampling:
+        return Sampling(rows=rows, prompt=max(prompts, default=0.0), prompts=largest_sum(prompts, rows, 1.0), room=room)
 
     # -- the work of each stage, named by its entry in the table ----------------------------------------------------
 
     def pretrain(self) -> Work:
         assert not isinstance(self.recipe.base, str)
         p = self.recipe.base.pretrain
-        length = min(p.model.context, self._tokens([d.text for d in _some(self.corpus.documents.train)]) + 2)
-        return Work(rows=p.batch, length=length, tokens=int(p.steps * p.batch * length), whole=True)
+        lengths = [min(float(p.model.context), n) for n in self.documents]
+        rows = self._rows(lengths, lengths, p.batch, p.steps)
+        mean = statistics.fmean(lengths) if lengths else 0.0
+        return Work(tokens=int(p.steps * p.batch * mean), whole=True, train=rows)
 
     def sft(self) -> Work:
-        s, rows = self.recipe.sft, self.corpus.demonstrations.train
-        some = _some(rows)
-        asked = self._tokens([" ".join(m.content for m in d.prompt.messages) for d in some])
-        length = min(s.max_tokens, asked + self._tokens([d.answer for d in some]) + 2 * TURN)
-        count = min(s.micro_batch, max(1, len(rows)))
-        return Work(rows=count, length=length, tokens=int(len(rows) * length * s.epochs), trained=1)
+        s, rows, held_out = self.recipe.sft, self.corpus.demonstrations.train, self.corpus.demonstrations.held_out
+        lengths = [min(float(s.max_tokens), asked + answered) for asked, answered in self.demonstrations]
+        read = [min(whole, answered) for whole, (_, answered) in zip(lengths, self.demonstrations, strict=True)]
+        mean = statistics.fmean(lengths) if lengths else 0.0
+        count, steps = min(s.micro_batch, s.batch, max(1, len(rows))), len(rows) * s.epochs
+        train = self._rows(lengths, read, count, steps / max(1, count))
+        if s.batch_tokens is not None and train.tokens > s.batch_tokens:
+            share = s.batch_tokens / train.tokens
+            train = replace(
+                train, tokens=float(s.batch_tokens), count=max(1, int(count * share)), read=train.read * share
+            )
+        after = self._rows(lengths, read, min(HELD_OUT, len(held_out)), 1.0) if held_out else None
+        return Work(tokens=int(steps * mean), trained=("sft",), train=train, read=after)
 
     def rankings(self) -> Work:
         r = self.recipe.rankings
@@ -171,29 +214,73 @@ class Estimator:
         prompts += min(r.held_out_prompts, len(self.corpus.prompts.held_out))
         tokens = prompts * r.answers * r.max_new_tokens
         rows = min(r.batch, prompts * r.answers)
-        length = self._prompt() + r.max_new_tokens
-        return Work(rows=rows, length=length, tokens=tokens, texts=int(CHARACTERS * tokens), frozen=1, samples=True)
+        sampling = self._sampling(self.prompts, rows, r.max_new_tokens)
+        sampling = replace(sampling, prompts=sampling.prompts / r.answers)
+        return Work(tokens=tokens, texts=int(CHARACTERS * tokens), frozen=("sft",), sampling=sampling)
 
     def reward(self) -> Work:
-        w, r, rows = self.recipe.reward, self.recipe.rankings, self.corpus.rankings.train
+        w, r, stages = self.recipe.reward, self.recipe.rankings, self.recipe.stages
         if r is not None:
-            count, answers = min(r.prompts, len(self.corpus.prompts.train)), float(r.answers)
-            length = self._prompt() + r.max_new_tokens
+            total = min(r.prompts, len(self.corpus.prompts.train))
+            ranked = [(asked, [float(r.max_new_tokens)] * r.answers) for asked in self.prompts]
         else:
-            some = _some(rows)
-            count, answers = len(rows), sum(len(x.answers) for x in some) / max(1, len(some))
-            asked = self._tokens([" ".join(m.content for m in x.prompt.messages) for x in some])
-            length = asked + self._tokens([a for x in some for a in x.answers]) + 2 * TURN
-        length = min(w.max_tokens, length)
-        tokens = int(count * answers * length * w.epochs)
-        rows_at_once = int(w.micro_batch * answers)
-        return Work(rows=rows_at_once, length=length, tokens=tokens, frozen=1, trained=1, logits=False)
+            total, ranked = len(self.corpus.rankings.train), self.ranked
+        limit = float(w.max_tokens)
+        ranked = [(min(q, limit), [min(a, max(0.0, limit - q)) for a in answers]) for q, answers in ranked]
+        sharing = self.shape is None or not self.shape.sliding
+        trees = [q + sum(a) if sharing else sum(q + n for n in a) for q, a in ranked]
+        mean = statistics.fmean(sum(q + n for n in a) for q, a in ranked) if ranked else 0.0
+        count = min(w.micro_batch, w.batch, max(1, total))
+        train = replace(self._rows(trees, trees, count, total * w.epochs / max(1, count)), uneven=True)
+        singles = [q + n for q, a in ranked for n in a]
+        longest = max((n for _, a in ranked for n in a), default=0.0)
+        examined = len(self.corpus.rankings.held_out) * len(singles) // max(1, len(ranked))
+        centred = "sft" in stages and bool(self.corpus.prompts.train)
+        rows = min(CALIBRATED, w.calibration_samples, len(self.corpus.prompts.train))
+        members = (*(f"reward {i + 2}" for i in range(w.ensemble - 1)), *(("held-out reward",) if w.holdout else ()))
+        return Work(
+            tokens=int(total * mean * w.epochs * w.ensemble),
+            frozen=(*(("sft",) if "sft" in stages and w.base == "same" else ()), *members),
+            trained=("reward",),
+            train=train,
+            read=self._rows(singles, [1.0] * len(singles), min(SCORED, max(rows, examined)), 1.0),
+            sampling=self._sampling(self.prompts, rows, int(longest)) if centred else None,
+            logits=False,
+            masks=train.count * train.longest**2 if sharing else 0.0,
+            own_base=w.base != "same",
+        )
 
     def ppo(self) -> Work:
-        p = self.recipe.ppo
-        length = min(p.max_prompt_tokens, self._prompt()) + p.max_new_tokens
-        tokens = p.updates * p.rollouts * p.max_new_tokens
-        return Work(rows=min(p.micro_batch, p.rollouts), length=length, tokens=tokens, frozen=2, trained=2)
+        p, w = self.recipe.ppo, self.recipe.reward
+        prompts = [n for n in self.prompts if n <= p.max_prompt_tokens] or self.prompts
+        length = (statistics.fmean(prompts) if prompts else 0.0) + p.max_new_tokens
+        count = min(p.micro_batch, p.rollouts)
+        if p.micro_tokens is not None:
+            count = max(1, int(p.micro_tokens / max(1.0, length)))
+        passes = p.updates * p.epochs * p.rollouts / max(1, count)
+        asks = any(part.kind == "model" for part in p.reward)
+        scorers = [*(f"reward {i + 1}" for i in range(w.ensemble))] if w.ensemble > 1 else ["reward"]
+        frozen = ["reference", *(scorers if asks and w.base == "same" else ())]
+        frozen += ["held-out reward"] if w.holdout else []
+        at_once = p.rollouts if p.sampling_batch is None else min(p.sampling_batch, p.rollouts)
+        cached = self._prefix_cache(p.rollouts * length) if p.share_prefix_layers else 0.0
+        return Work(
+            tokens=p.updates * p.rollouts * p.max_new_tokens,
+            frozen=tuple(frozen),
+            trained=("policy",) if p.value.init == "policy_trunk" else ("policy", "value"),
+            train=self._answers_of(prompts, count, p.max_new_tokens, passes),
+            read=self._answers_of(prompts, min(SCORED, p.rollouts), p.max_new_tokens, 1.0),
+            sampling=self._sampling(prompts, at_once, p.max_new_tokens),
+            stored=p.rollouts * p.max_new_tokens * (FIELDS * FP32 + 8) + cached,
+            own_base=asks and w.base != "same",
+        )
+
+    def _prefix_cache(self, tokens: float) -> float:
+        """Bytes of the states and products of the layers below all adapters."""
+        s = self.shape
+        if s is None or not self.numbers.fast or s.trained_layers == s.layers or self.recipe.adapter.method == "full":
+            return 0.0
+        return tokens * (2 * FP32 * s.width + (s.queries + 2 * s.keys) * self.numbers.product)
 
     def evaluate(self) -> Work:
         e, longest = self.recipe.evaluation, response_limit(self.recipe)
@@ -206,29 +293,52 @@ class Estimator:
             kinds, kept = kinds + plain, kept + plain
         rows = min(e.batch, max(1, prompts))
         tokens = prompts * kinds * e.samples_per_prompt * longest
-        texts = int(prompts * kept * (CHARACTERS * longest + 150))
-        return Work(rows=rows, length=self._prompt() + longest, tokens=tokens, texts=texts, frozen=3, samples=True)
+        return Work(
+            tokens=tokens,
+            texts=int(prompts * kept * (CHARACTERS * longest + 150)),
+            frozen=("sft", "policy", "reward"),
+            read=self._answers_of(self.prompts, rows, longest, 1.0),
+            sampling=self._sampling(self.prompts, rows, longest),
+            own_base=self.recipe.reward.base != "same",
+        )
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
-    def _memory(self, work: Work) -> int:
-        """Weights, what is trained with its gradient and two moments in fp32, and what a forward pass holds."""
-        s = self.shape
-        assert s is not None
-        tokens = work.rows * work.length
-        if work.samples:  # keys and values, one step's logits
-            trained, held = 0, tokens * s.layers * 2 * s.width * self.bytes + work.rows * s.vocabulary * 8
-        else:
-            inner = 3 * s.width if self.recipe.runtime.gradient_checkpointing else 16 * s.width + 5 * s.inner
-            trained = 16 * (s.parameters if work.whole else s.adapter * work.trained)
-            logits = 3 * s.vocabulary if work.logits else 0
-            held = 4 * tokens * (s.layers * inner + logits)
-        weights = 4 * s.parameters if work.whole else self.bytes * s.parameters
-        frozen = work.frozen * 4 * s.adapter  # of a full copy fp32 too, whatever the base has
-        return int(self.libraries + weights + frozen + trained + held)
+    def memory(self, work: Work, shape: Shape) -> Memory:
+        """What a stage holds always, and in each of its phases."""
+        numbers = replace(self.numbers, fast=self.numbers.fast and not (work.whole or self._full))
+        return Memory(always=self._always(work, shape, numbers), phases=self._phases(work, shape, numbers))
+
+    @property
+    def _full(self) -> bool:
+        return self.recipe.adapter.method == "full"
+
+    def _always(self, work: Work, shape: Shape, numbers: Numbers) -> tuple[Part, ...]:
+        base = memory.scratch_bytes(shape) if work.whole else memory.base_bytes(shape, numbers)
+        found = {"libraries": float(self.libraries), "base": base}
+        if work.own_base and (other := shape_of(self.recipe, self.recipe.reward.base)) is not None:
+            found["reward_base"] = memory.base_bytes(other, numbers)
+        found |= {f"{name}_(frozen)": FP32 * shape.adapter for name in work.frozen}
+        found |= {f"{name}_with_gradients_and_optimizer": TRAINED * shape.adapter for name in work.trained}
+        return memory.parts(**found, stored_rollout=work.stored, **work.extra)
+
+    def _phases(self, work: Work, shape: Shape, numbers: Numbers) -> dict[str, tuple[Part, ...]]:
+        phases: dict[str, tuple[Part, ...]] = {}
+        if work.train is not None:
+            plain = replace(numbers, weight=FP32, product=FP32, nf4=False) if work.whole else numbers
+            held = memory.training(shape, plain, work.train, work.logits)
+            held["masks"] = work.masks * (1 + FP32)
+            if self._full and numbers.weight != FP32:
+                held["weights_in_bf16"] = shape.linear * numbers.weight
+            phases["training"] = memory.parts(**held)
+        if work.read is not None:
+            phases["scoring"] = memory.parts(**memory.reading(shape, numbers, work.read, work.logits))
+        if work.sampling is not None:
+            phases["sampling"] = memory.parts(**memory.sampled(shape, numbers, work.sampling))
+        return phases
 
     def _disk(self, work: Work) -> int:
         s = self.shape
         assert s is not None
-        weights = 4 * s.parameters if work.whole else 4 * s.adapter * work.trained
+        weights = FP32 * s.parameters if work.whole else FP32 * s.adapter * len(work.trained)
         return int(weights + work.texts + 12_000)  # manifest, metrics, settings

@@ -12,6 +12,7 @@ from typing import Any
 from data.chat_template import template_file
 from data.common.config import Config
 from data.common.patience import each
+from data.storage.file_hashes import sha256_of
 from models.hub.download import commit_of
 
 UNKNOWN = "unknown"  # a hub base's commit without a network and a cache: nothing can run then
@@ -41,8 +42,7 @@ def folder_hash(folder: Path) -> str:
     files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
     for file in each(files, f"hashing {folder}", "files"):
         digest.update(str(file.relative_to(folder)).encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()
 
 

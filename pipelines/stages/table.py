@@ -16,7 +16,7 @@ from data.counting import Tally
 from data.splits import Corpus
 from data.template import Renderer
 from pipelines.recipe.derived import choosing, evaluation_prompts
-from pipelines.recipe.schema import Recipe
+from pipelines.recipe.schema import Recipe, RuntimeConfig
 from pipelines.stages import curves, depends_on, starts, tallies
 from pipelines.stages.estimates import Estimator, Work
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from stages.stage import StageContext, StageResult
 
 BOUND = ("max_skipped_steps",)  # changes no finished stage, so that another one may resume
-RUNTIME_SPEED = ("gradient_checkpointing",)
+CHECKPOINTING = "gradient_checkpointing"
+RUNTIME_SPEED = (CHECKPOINTING, "fit")
 
 
 def _no_functions(recipe: Recipe) -> list[str]:
@@ -64,6 +65,7 @@ class Stage:
     speed: tuple[str, ...] = ()
     """Settings that cut the same sums into other parts: they change memory and time, and nothing beyond the rounding
     of sums. They are in no key; the manifest has them under ``made_with``."""
+    sampled: str | None = None  # the setting that says how many responses are sampled at once
     random_masks: bool = False  # masks are sampled by forward pass, so that cutting batches changes the result
     functions: Callable[[Recipe], list[str]] = _no_functions
     """The user's functions that it calls: their source is part of its key."""
@@ -73,6 +75,11 @@ class Stage:
     unit: str = "step"  # of its metrics
     facts: bool = True  # whether the report lists its manifest's metrics; others have sections of their own
     command: str | None = None  # help of the command that runs it alone; None for one that is written by hand
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a role on a base."""
+        return self.role is not None and self.on_base
 
     def version(self) -> int:
         """That of its code, which is part of its key."""
@@ -192,6 +199,7 @@ STAGES: dict[str, Stage] = {
         steps=depends_on.rankings_steps,
         estimate=Estimator.rankings,
         asks=True,
+        sampled="batch",
         functions=_annotator,
         offered=lambda recipe, corpus, _: offered_for(corpus.prompts.all),
         command="""Sample responses of the SFT model and have them ranked.
@@ -245,7 +253,8 @@ STAGES: dict[str, Stage] = {
         asks=True,
         role="policy",
         asked_in_chat=True,
-        speed=("micro_batch", "micro_tokens", "share_prefix_layers"),
+        speed=("micro_batch", "micro_tokens", "sampling_batch", "share_prefix_layers"),
+        sampled="sampling_batch",
         functions=_reward_functions,
         offered=lambda recipe, corpus, _: offered_for(corpus.prompts.train, "completion_ids"),
         curves=curves.PPO,
@@ -273,11 +282,17 @@ STAGES: dict[str, Stage] = {
         estimate=Estimator.evaluate,
         asks=True,
         speed=("batch",),
+        sampled="batch",
         functions=_evaluation_functions,
         offered=_offered_in_evaluation,
         facts=False,
     ),
 }
+
+
+def left_out_of_keys(runtime: RuntimeConfig) -> tuple[str, ...]:
+    """Settings of the runtime that no key holds; nor that of bits where nothing is quantised."""
+    return (*RUNTIME_SPEED, *(() if runtime.quantize else ("quantize",)))
 
 
 def folders() -> dict[str, str]:
@@ -302,7 +317,7 @@ def made_with(recipe: Recipe, name: str, threads: int) -> dict[str, Any]:
     """
     stage = STAGES[name]
     own = {f"{stage.group}.{s}": getattr(getattr(recipe, stage.group), s) for s in stage.speed_settings(recipe)}
-    general = {f"runtime.{name}": getattr(recipe.runtime, name) for name in RUNTIME_SPEED}
+    general = {f"runtime.{CHECKPOINTING}": getattr(recipe.runtime, CHECKPOINTING)}
     return own | general | ({"threads": threads} if recipe.runtime.threads is None else {})
 
 

@@ -163,7 +163,7 @@ class PPO:
                         pad_id=context.pad_id,
                     ),
                 ),
-                max(1, len(queries)),
+                max(1, min(len(queries), config.sampling_batch or len(queries))),
             )
 
     def evaluate(self, rollout: Rollout, generated: Generated) -> None:

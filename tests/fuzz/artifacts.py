@@ -122,7 +122,7 @@ def read_checkpoint(content: bytes, name: str, folder: Path) -> None:
 
     import torch
 
-    from models.backbone.artifacts import sha256_of
+    from data.storage.file_hashes import sha256_of
     from stages.safe_points.checkpoint_files import own_hash
     from stages.safe_points.checkpoints import Checkpoints, State
     from stages.safe_points.interrupts import INTERRUPTS

@@ -64,3 +64,29 @@ def test_a_window_or_a_body_without_masks_of_four_dimensions_does_not_share(monk
     assert not can_share(lm)
     handle.remove()
     assert can_share(lm)
+
+
+def test_recomputation_keeps_less_and_changes_no_gradient():
+    """With gradient checkpointing the fast path keeps each layer's input alone, in the reward stage too."""
+    from models.backbone.forward import set_gradient_checkpointing
+    from models.fast import hidden_states as fast_body
+
+    base = make_base("llama", num_hidden_layers=3)
+    base.add_role("reward", AdapterConfig(rank=2), head=True, seed=0)
+    randomise(base, "reward", seed=1)
+    rows = make_rows([[5, 6, 7]] * 2, [[8, 9, 10], [11, 12]], 0, "cpu")
+    found, kept = [], []
+    for checkpointing in (False, True):
+        set_gradient_checkpointing(base.lm, checkpointing)
+        with base.training("reward") as tensors, base.role("reward") as view:
+            states = shared_states(view, rows, [2])
+            node = states[0].grad_fn
+            while node is not None and not hasattr(node, "saved_layers"):
+                node = node.next_functions[-1][0] or node.next_functions[0][0]
+            assert isinstance(node.saved_layers[0], fast_body.Saved)
+            kept.append([saved.gu is not None for saved in node.saved_layers[:-1]])
+            sum(x.square().sum() for x in states).backward()
+            found.append({n: p.grad.clone() for n, p in tensors.items() if p.grad is not None})
+        set_gradient_checkpointing(base.lm, False)
+    assert kept == [[True] * 3, [False] * 3] and found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])

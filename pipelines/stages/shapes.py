@@ -1,0 +1,159 @@
+"""The shape of a base, from the recipe or from its configuration and the headers of its files; no weights are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.common.errors import UserError
+from data.common.strict_json import read_object
+from models.backbone.settings import AdapterConfig
+from models.hub.download import local_folder
+from models.hub.registry import resolve_base
+from models.hub.validate import shapes_of, weight_files
+from pipelines.recipe.schema import Recipe
+
+HEAD_EXTRAS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+HEAD_NORMED = ("qwen3", "gemma3_text", "olmo2")  # families that norm queries and keys
+NORMED_AFTER = ("gemma2", "gemma3_text", "olmo2")  # families with norms behind attention and the rest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A base and one adapter on it; counts are numbers, not bytes."""
+
+    parameters: int
+    linear: int  # of them, those of the blocks' matrices
+    adapter: int  # of one role; with full fine-tuning those of a copy
+    layers: int
+    trained_layers: int  # from the lowest adapted layer up
+    width: int
+    inner: int
+    heads: int
+    key_heads: int
+    head_size: int
+    vocabulary: int
+    family: str = "llama"
+    window: int | None = None  # keys that a sliding layer needs
+    sliding: int = 0  # how many layers have such a window
+    plain_head: bool = True  # logits are the product with the output layer and nothing else
+
+    @property
+    def queries(self) -> int:
+        return self.heads * self.head_size
+
+    @property
+    def keys(self) -> int:
+        """Width of keys, which is that of values."""
+        return self.key_heads * self.head_size
+
+
+def shape_of(recipe: Recipe, base: str | None = None) -> Shape | None:
+    """The base's shape: of a base from scratch by the recipe, else by its files; None for one that is not here.
+
+    Args:
+        base: another base of the recipe, by name: that of the reward model.
+    """
+    if base is None and not isinstance(recipe.base, str):
+        return _from_scratch(recipe)
+    spec = resolve_base(base or str(recipe.base), base_dir=recipe.base_dir)
+    folder = local_folder(spec.source, spec.revision)
+    if folder is None:
+        return None
+    try:
+        return shape_of_folder(folder, recipe.adapter)
+    except UserError:
+        return None
+
+
+def _from_scratch(recipe: Recipe) -> Shape:
+    assert not isinstance(recipe.base, str)
+    m, vocabulary = recipe.base.pretrain.model, recipe.base.pretrain.vocabulary
+    matrices = [(m.width, m.width)] * 4 + [(m.width, m.feed_forward)] * 3
+    linear = m.layers * sum(a * b for a, b in matrices)
+    parameters = vocabulary * m.width + linear + (2 * m.layers + 1) * m.width
+    layers = adapted_layers(recipe.adapter, m.layers)
+    adapter = recipe.adapter.rank * len(layers) * sum(map(sum, matrices))
+    return Shape(
+        parameters=parameters,
+        linear=linear,
+        adapter=adapter if recipe.adapter.method == "lora" else parameters,
+        layers=m.layers,
+        trained_layers=m.layers - min(layers),
+        width=m.width,
+        inner=m.feed_forward,
+        heads=m.heads,
+        key_heads=m.heads,
+        head_size=m.width // m.heads,
+        vocabulary=vocabulary,
+    )
+
+
+def adapted_layers(adapter: AdapterConfig, layers: int) -> Sequence[int]:
+    """Indices of the layers that carry an adapter."""
+    if adapter.layers == "all" or adapter.method == "full":
+        return range(layers)
+    if adapter.layers == "upper_half":
+        return range(layers // 2, layers)
+    return [i for i in adapter.layers if i < layers] or range(layers)
+
+
+def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
+    """The shape of a base in a folder.
+
+    Raises:
+        UserError: its configuration or the headers of its weights cannot be read.
+    """
+    raw = read_object(folder / "config.json")
+    config: dict[str, Any] = raw.get("text_config") or raw
+    named = [pair for file in weight_files(folder) for pair in shapes_of(file)]
+    if config.get("tie_word_embeddings", raw.get("tie_word_embeddings")) is True:
+        named = [(n, s) for n, s in named if n != "lm_head.weight"]  # some files hold the same matrix twice
+    layers, width = _first(config, "num_hidden_layers", "n_layer"), _first(config, "hidden_size", "n_embd")
+    heads = _first(config, "num_attention_heads", "n_head") or 1
+    matrices = [(n.split("."), s) for n, s in named if len(s) == 2]
+    inside = [(parts, s) for parts, s in matrices if any(p.isdigit() for p in parts)]
+    adapted = set(adapted_layers(adapter, layers))
+    chosen = [
+        s for parts, s in inside if next(int(p) for p in parts if p.isdigit()) in adapted and _aimed(adapter, parts)
+    ]
+    parameters = sum(math.prod(shape) for _, shape in named)
+    return Shape(
+        parameters=parameters,
+        linear=sum(math.prod(s) for _, s in inside),
+        adapter=adapter.rank * sum(map(sum, chosen)) if adapter.method == "lora" else parameters,
+        layers=layers,
+        trained_layers=layers - min(adapted, default=0),
+        width=width,
+        inner=_first(config, "intermediate_size", "n_inner", "ffn_dim") or 4 * width,
+        heads=heads,
+        key_heads=_first(config, "num_key_value_heads") or heads,
+        head_size=_first(config, "head_dim") or width // heads,
+        vocabulary=_first(config, "vocab_size"),
+        family=str(config.get("model_type", "")),
+        window=config.get("sliding_window") if config.get("use_sliding_window", True) else None,
+        sliding=_sliding(config, layers),
+        plain_head=not any(config.get(name) for name in HEAD_EXTRAS),
+    )
+
+
+def _aimed(adapter: AdapterConfig, parts: Sequence[str]) -> bool:
+    """Whether the recipe's targets name this matrix."""
+    return isinstance(adapter.targets, str) or bool(
+        {parts[-1], *parts[-2:-1]} & {t.split(".")[-1] for t in adapter.targets}
+    )
+
+
+def _sliding(config: dict[str, Any], layers: int) -> int:
+    """Layers with a window."""
+    if not config.get("sliding_window") or not config.get("use_sliding_window", True):
+        return 0
+    kinds = config.get("layer_types")
+    return sum(kind == "sliding_attention" for kind in kinds) if isinstance(kinds, list) else layers
+
+
+def _first(config: dict[str, Any], *names: str) -> int:
+    return next((v for n in names if isinstance(v := config.get(n), int)), 0)
