@@ -111,9 +111,9 @@ def page(results: list[dict[str, Any]]) -> str:
         "",
         "Preference rows (prompt, chosen, rejected; about 430 bytes each) in one file, for a reward model, by the",
         "commands that a user runs, each one process on one core: `trivet data check RECIPE` reads, splits, and looks",
-        "for what is doubtful; `trivet plan RECIPE` behind it hashes the records, and takes the rest from the cache, whose",
-        f"files are found by their bytes. Memory is the peak above that of the same command on {FEW} rows. Written by",
-        "`benchmarks/data_size.py`.",
+        "for what is doubtful; `trivet plan RECIPE` behind it hashes the records, and takes the rest from the cache,",
+        "whose files are found by their bytes. Memory is the peak above that of the same command on",
+        f"{FEW} rows. Written by `benchmarks/data_size.py`.",
         "",
         chart(
             "CPU of check and plan", "seconds per 10,000 rows", results, [1e4 * _cpu(r) / r["rows"] for r in results]

@@ -11,13 +11,14 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from data.cleaning.rows import Tally
 from data.common.errors import UserError
 from data.leaks import Keys
 from data.local_files import files_of
@@ -104,9 +105,6 @@ def keep(key: PartKey, part: Part, loaded: Loaded) -> None:
     store = part.records.base if isinstance(part.records, View) else part.records
     if not isinstance(store, Store) or store.file is None or store.unwritten or not key.unchanged():
         return
-    counts = [_plain(count) for count in loaded.counts]
-    if None in counts:
-        return
     store.seal()
     arrays = {name: getattr(part, name) for name in ARRAYS} | {name: getattr(part.keys, name) for name in KEYS}
     if part.keys.asked is part.group:
@@ -129,7 +127,7 @@ def keep(key: PartKey, part: Part, loaded: Loaded) -> None:
         "read": loaded.read,
         "rejected": [[r.source, r.reason] for r in loaded.rejected],
         "notes": dict(loaded.notes),
-        "counts": counts,
+        "counts": [_plain(count) for count in loaded.counts],
         "remarks": loaded.remarks,
         "columns": dict(loaded.columns),
     }
@@ -155,7 +153,7 @@ def kept(key: PartKey, kind: str) -> tuple[Part, Loaded] | None:
         records=part.records,
         rejected=[Rejected(*one) for one in meta["rejected"]],
         notes=Counter(meta["notes"]),
-        counts=[SourceCount(**count) for count in meta["counts"]],
+        counts=[_count(**count) for count in meta["counts"]],
         remarks=meta["remarks"],
         columns=Counter(meta["columns"]),
         read=meta["read"],
@@ -163,13 +161,13 @@ def kept(key: PartKey, kind: str) -> tuple[Part, Loaded] | None:
     return part, loaded
 
 
-def _plain(count: SourceCount) -> dict[str, Any] | None:
-    """The counts as numbers and texts; None where there is more to them."""
-    out = {}
-    for field in fields(count):
-        value = getattr(count, field.name)
-        if isinstance(value, int | str):
-            out[field.name] = value
-        elif field.default_factory is MISSING or value != field.default_factory():
-            return None
-    return out
+def _plain(count: SourceCount) -> dict[str, Any]:
+    """The counts as plain values."""
+    cleaning = {field.name: getattr(count.cleaning, field.name) for field in fields(Tally)}
+    return {field.name: getattr(count, field.name) for field in fields(SourceCount)} | {"cleaning": cleaning}
+
+
+def _count(cleaning: dict[str, Any], **counts: Any) -> SourceCount:
+    """The counts that ``_plain`` wrote."""
+    counted = {name: Counter(cleaning[name]) for name in ("changed", "dropped")}
+    return SourceCount(**counts, cleaning=Tally(**{**cleaning, **counted}))

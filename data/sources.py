@@ -77,7 +77,7 @@ class SourceCount:
         """The counts as plain values."""
         names = ("part", "source", "read", "rejected", "where", "not_sampled", "used", "repeated", "held_out")
         out = {name: getattr(self, name) for name in names}
-        if self.changed or self.dropped:
+        if self.changed or self.dropped or self.cleaning.near_sample:
             out |= {"changed": self.changed, "dropped": self.dropped, "cleaning": self.cleaning.as_dict()}
         return out
 

@@ -130,6 +130,20 @@ def test_fingerprints_are_remembered_by_content(tmp_path, cache, monkeypatch):
     assert other.fingerprint("rankings") == first
 
 
+def test_a_part_that_was_cleaned_is_kept_with_what_cleaning_did(tmp_path, cache, readings):
+    file = tmp_path / "r.jsonl"
+    write(file).write_text(file.read_text() + file.read_text())
+    clean = {"clean": {"duplicates": "exact", "control": True}}
+    first = load(tmp_path, **clean)
+    count = len(readings)
+    again = load(tmp_path, **clean)
+    assert len(readings) - count == len(PARTS) - 1, "the part with sources is not read again"
+    assert told(again) == told(first)
+    (of_file,) = again.counts
+    assert of_file.dropped == 40 and of_file.cleaning == first.counts[0].cleaning
+    assert of_file.cleaning.lines() == ["40 rows dropped: the same as one before; the first is r.jsonl:42"]
+
+
 def test_a_cache_that_can_only_be_read_is_read(tmp_path, cache, readings, monkeypatch):
     write(tmp_path / "r.jsonl")
     first = told(load(tmp_path))
