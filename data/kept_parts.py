@@ -24,7 +24,7 @@ from data.leaks import Keys
 from data.local_files import files_of
 from data.parts import Part
 from data.source_settings import DataConfig, Source, as_source
-from data.sources import DEMO_TASK, Loaded, Rejected, SourceCount
+from data.sources import DEMO_TASK, Loaded, Rejected, SourceCount, rejected_rows
 from data.storage.collected import CLASSES
 from data.storage.kept import Stamp, find, key_of, publish, sha256_of, stamp_of
 from data.storage.store import Store
@@ -33,7 +33,7 @@ from data.storage.views import View
 LARGE = 4 * 2**20
 """Bytes of all files from which on parts are kept."""
 
-NUMBERS = "numbers.safetensors"
+NUMBERS, REJECTED = "numbers.safetensors", "rejected.arrow"
 PARTS = {"documents", "demonstrations", "rankings", "prompts"}
 ARRAYS = ("group", "held", "origin", "said", "shape")
 KEYS = ("asked", "loose", "texts")
@@ -111,27 +111,42 @@ def keep(key: PartKey, part: Part, loaded: Loaded) -> None:
         del arrays["asked"]
     if isinstance(part.records, View):
         arrays["places"] = part.records.places
-    file = store.file
+    file, many = store.file, loaded.rejected.file
 
     def write(folder: Path) -> None:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / NUMBERS)
-        try:
-            os.link(file, folder / "records.arrow")
-        except OSError:
-            shutil.copyfile(file, folder / "records.arrow")
+        _link(file, folder / "records.arrow")
+        if many is not None:
+            loaded.rejected.seal()
+            _link(many, folder / REJECTED)
 
     meta = {
         "records": len(store),
         "shapes": [list(shape) for shape in part.shapes],
         "all_hashes": part.all_hashes,
         "read": loaded.read,
-        "rejected": [[r.source, r.reason] for r in loaded.rejected],
+        "rejected": [[r.source, r.reason] for r in loaded.rejected] if many is None else len(loaded.rejected),
         "notes": dict(loaded.notes),
         "counts": [_plain(count) for count in loaded.counts],
         "remarks": loaded.remarks,
         "columns": dict(loaded.columns),
     }
     publish(key.name, meta, write)
+
+
+def _link(file: Path, name: Path) -> None:
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
+def _rejected(stored: int | list[list[str]], file: Path) -> Store[Rejected]:
+    if isinstance(stored, int):
+        return rejected_rows(file, stored)
+    few = rejected_rows()
+    few.extend(Rejected(*one) for one in stored)
+    return few
 
 
 def kept(key: PartKey, kind: str) -> tuple[Part, Loaded] | None:
@@ -151,7 +166,7 @@ def kept(key: PartKey, kind: str) -> tuple[Part, Loaded] | None:
     )
     loaded = Loaded(
         records=part.records,
-        rejected=[Rejected(*one) for one in meta["rejected"]],
+        rejected=_rejected(meta["rejected"], folder / REJECTED),
         notes=Counter(meta["notes"]),
         counts=[_count(**count) for count in meta["counts"]],
         remarks=meta["remarks"],

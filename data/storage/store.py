@@ -47,11 +47,11 @@ class Store(Lazy[T]):
         self._batches: OrderedDict[int, list[list[bytes]]] = OrderedDict()
 
     @classmethod
-    def opened(cls, kind: type[T], file: Path, count: int) -> Store[T]:
+    def opened(cls, kind: type[T], file: Path, count: int, codec: Codec | None = None) -> Store[T]:
         """The records of a file that another store has written; it stays when the store goes."""
         import pyarrow as pa
 
-        store = cls(kind)
+        store = cls(kind, codec)
         store.file, store._count = file, count
         store._reader = pa.ipc.open_file(pa.OSFile(str(file)))
         return store
