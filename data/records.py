@@ -132,7 +132,8 @@ class Document:
 
 def normalise(text: str) -> str:
     """Case-folded NFKC text with white space runs as one blank: what a group's identity is computed from."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return " ".join(plain.casefold().split())
 
 
 def group_of(messages: Sequence[Message], answers: Sequence[str] = ()) -> str:
