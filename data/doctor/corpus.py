@@ -93,6 +93,7 @@ class Shared:
 
     def __init__(self, prompts: int = PROMPTS) -> None:
         self._parts: HashSample[frozenset[str]] = HashSample(prompts)
+        self._sets: dict[frozenset[str], frozenset[str]] = {}
 
     def add(self, part: str, entry: Entry) -> None:
         """Note a part's prompt."""
@@ -100,7 +101,8 @@ class Shared:
             return
         key = entry.asked
         if self._parts.admits(key):
-            self._parts.put(key, self._parts.items.get(key, frozenset()) | {part})
+            parts = self._parts.items.get(key, frozenset()) | {part}
+            self._parts.put(key, self._sets.setdefault(parts, parts))  # one set for all prompts of the same parts
 
     def facts(self) -> dict[str, Any]:
         """Prompts by the two parts or more that have them."""
