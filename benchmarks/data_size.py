@@ -1,10 +1,10 @@
-"""How checking and planning grow with the rows of a file: CPU seconds, and memory above the imports.
+"""How checking and planning grow with the rows of a file: CPU seconds, and memory above that of a file of ten rows.
 
     OMP_NUM_THREADS=1 python benchmarks/data_size.py --rows 10000 100000 1000000 --write docs/measurements/data_size.md
 
-generates preference rows of about 430 bytes, and in a process of its own for each number of rows reads, splits and
-fingerprints them as a run's start does (with an empty cache), plans the run, and does it all again from the cache.
-``--findings`` lets the doctor look at them too.
+writes preference rows of about 430 bytes, and measures the commands that a user runs, each in a process of its own:
+``trivet data check RECIPE`` with an empty cache, which reads, splits and lets the doctor look; ``trivet plan RECIPE``
+behind it, which plans a reward model; both again; and, with ``--file``, ``trivet data check FILE``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,10 +23,25 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+TRIVET = "import sys; from pipelines.cli.main import main; sys.exit(main())"
+FEW = 10
+"""Rows of the file whose commands take what any of them take: imports, a base's description, a table."""
 
 WORDS = ["river", "north", "paint", "quiet", "seven", "engine", "cloud", "market", "glass", "train", "letter", "garden"]
-RECIPE = {"name": "size", "base": "qwen2.5-0.5b", "stages": ["reward"], "runtime": {"device": "cpu"}}
+RECIPE = {
+    "name": "size",
+    "base": "qwen2.5-0.5b",
+    "stages": ["reward"],
+    "runtime": {"device": "cpu"},
+    "data": {"rankings": "rows.jsonl"},
+}
+COMMANDS = {
+    "data check RECIPE": ["data", "check", "recipe.yaml"],
+    "plan": ["plan", "recipe.yaml"],
+    "data check RECIPE, again": ["data", "check", "recipe.yaml"],
+    "plan, again": ["plan", "recipe.yaml"],
+}
+FILE = {"data check FILE": ["data", "check", "rows.jsonl"]}
 
 
 def rows(count: int) -> Iterator[dict[str, str]]:
@@ -38,102 +52,106 @@ def rows(count: int) -> Iterator[dict[str, str]]:
         yield {"prompt": f"Question {i}: {asked}?", "chosen": f"{better} {i}.", "rejected": f"{worse} no {i}."}
 
 
-def peak() -> int:
-    """Bytes of memory that this process has had at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def command(arguments: list[str], folder: Path) -> dict[str, float]:
+    """Run a command in a folder: its CPU seconds, seconds, and peak of memory in bytes.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    environment = os.environ | {"TRIVET_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    started = time.perf_counter()
+    with (folder / "log").open("w+") as log:
+        line = [sys.executable, "-c", TRIVET, *arguments]
+        child = subprocess.Popen(line, cwd=folder, env=environment, stdout=log, stderr=log)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            log.seek(0)
+            raise SystemExit(f"{' '.join(arguments)} ended with {child.returncode}:\n{log.read()}")
+    seconds = time.perf_counter() - started
+    return {"cpu": used.ru_utime + used.ru_stime, "seconds": seconds, "peak": used.ru_maxrss * 1024}
 
 
-def child(file: str, findings: bool) -> None:
-    """Measure one file, and print what was found as JSON."""
-    from datasets import Dataset  # noqa: F401  what a run imports anyway
-    from scipy.sparse import csgraph  # noqa: F401
-
-    from data.doctor.corpus import examine
-    from pipelines.run.pipeline import Pipeline
-
-    before, out = peak(), {}
-    for turn in ("first", "again"):
-        steps: dict[str, Any] = {"read and split": lambda p: p.corpus, "plan": lambda p: p.plan()}
-        if findings and turn == "first":
-            steps["findings"] = lambda p: examine(p.corpus)
-        pipeline = Pipeline.from_recipe(RECIPE | {"data": {"rankings": file}})
-        for name, step in steps.items():
-            started, clock = time.process_time(), time.perf_counter()
-            step(pipeline)
-            out[f"{name}, {turn}"] = {
-                "cpu": time.process_time() - started,
-                "seconds": time.perf_counter() - clock,
-                "peak_above_imports": peak() - before,
-            }
-    print(json.dumps(out))
+def measure(count: int, parent: Path | None, with_file: bool) -> dict[str, Any]:
+    """Write a file of so many rows, and measure the commands with an empty cache."""
+    with tempfile.TemporaryDirectory(dir=parent) as name:
+        folder = Path(name)
+        with (folder / "rows.jsonl").open("w", encoding="utf-8") as out:
+            for row in rows(count):
+                out.write(json.dumps(row) + "\n")
+        (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
+        steps = {}
+        for step, arguments in (COMMANDS | (FILE if with_file else {})).items():
+            steps[step] = command(arguments, folder)
+            print(f"{count:,} rows, {step}: {steps[step]}", file=sys.stderr, flush=True)
+        kept = sum(p.stat().st_size for p in (folder / "cache").rglob("*") if p.is_file())
+        return {"rows": count, "bytes": (folder / "rows.jsonl").stat().st_size, "cache_bytes": kept, "steps": steps}
 
 
-def measure(count: int, folder: Path, findings: bool) -> dict[str, Any]:
-    """Write a file of so many rows and measure it in a process with an empty cache."""
-    file = folder / f"{count}.jsonl"
-    with file.open("w", encoding="utf-8") as out:
-        for row in rows(count):
-            out.write(json.dumps(row) + "\n")
-    command = [sys.executable, __file__, "--child", str(file), *(["--findings"] if findings else [])]
-    environment = os.environ | {"TRIVET_CACHE": str(folder / f"cache-{count}")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    kept = sum(p.stat().st_size for p in (folder / f"cache-{count}").rglob("*") if p.is_file())
-    found = {"rows": count, "bytes": file.stat().st_size, "cache_bytes": kept}
-    file.unlink()
-    return found | {"steps": json.loads(done.stdout.splitlines()[-1])}
+def _first(one: dict[str, Any]) -> list[dict[str, float]]:
+    """The commands that check and plan what nobody has seen before."""
+    return [one["steps"][name] for name in ("data check RECIPE", "plan")]
 
 
 def _cpu(one: dict[str, Any]) -> float:
-    return sum(step["cpu"] for name, step in one["steps"].items() if name.endswith("first"))
+    return sum(step["cpu"] for step in _first(one))
 
 
-def _top(one: dict[str, Any]) -> int:
-    return max(step["peak_above_imports"] for step in one["steps"].values())
+def _over(one: dict[str, Any], few: dict[str, Any]) -> float:
+    """Bytes of memory above those of the same command on a few rows, the most of all commands."""
+    return max(step["peak"] - few["steps"][name]["peak"] for name, step in one["steps"].items())
 
 
 def page(results: list[dict[str, Any]]) -> str:
     """The measurements as a table, with the growth between two neighbours."""
+    few, *results = results
     names = list(results[-1]["steps"])
     lines = [
         "# Data of any size",
         "",
-        "Preference rows (prompt, chosen, rejected; about 430 bytes each), read, split, fingerprinted and planned for",
-        "a reward model in one process on one core; memory is the peak above the imports. The second turn takes them",
-        "from the cache, after hashing the files. Written by `benchmarks/data_size.py`.",
+        "Preference rows (prompt, chosen, rejected; about 430 bytes each) in one file, for a reward model, by the",
+        "commands that a user runs, each one process on one core: `trivet data check RECIPE` reads, splits, and looks",
+        "for what is doubtful; `trivet plan RECIPE` behind it hashes the records, and takes the rest from the cache,",
+        "whose files are found by their bytes. Memory is the peak above that of the same command on",
+        f"{FEW} rows. Written by `benchmarks/data_size.py`.",
         "",
         chart(
-            "CPU of the first turn", "seconds per 10,000 rows", results, [1e4 * _cpu(r) / r["rows"] for r in results]
+            "CPU of check and plan", "seconds per 10,000 rows", results, [1e4 * _cpu(r) / r["rows"] for r in results]
         ),
         "",
-        chart("Peak memory above the imports", "MB", results, [_top(r) / 1e6 for r in results]),
+        chart("Peak memory above a small file's", "MB", results, [_over(r, few) / 1e6 for r in results]),
         "",
-        "| rows | file | cache | " + " | ".join(f"{n}: CPU s" for n in names) + " | memory above the imports |",
+        "| rows | file | cache | " + " | ".join(f"{n}: CPU s" for n in names) + " | memory above |",
         "|" + "---|" * (len(names) + 4),
     ]
-    for one in results:
+    for one in (few, *results):
         cpu = " | ".join(f"{one['steps'][n]['cpu']:,.1f}" if n in one["steps"] else "" for n in names)
-        top = _top(one)
         sizes = f"{one['bytes'] / 1e6:,.0f} MB | {one['cache_bytes'] / 1e6:,.0f} MB"
-        lines.append(f"| {one['rows']:,} | {sizes} | {cpu} | {top / 1e6:,.0f} MB |")
+        lines.append(f"| {one['rows']:,} | {sizes} | {cpu} | {_over(one, few) / 1e6:,.0f} MB |")
     lines.append("")
-    for few, many in pairwise(results):
-        extra = (_top(many) - _top(few)) / (many["rows"] - few["rows"])
-        lines.append(
-            f"From {few['rows']:,} to {many['rows']:,} rows: {_cpu(many) / _cpu(few):.1f} times the CPU, {extra:.0f} "
-            "bytes of memory more for each row."
-        )
-        lines.append("")
-    few, many = results[-2], results[-1]
-    slope = (_top(many) - _top(few)) / (many["rows"] - few["rows"])
-    memory = (_top(many) + slope * (1e7 - many["rows"])) / 1e9
-    lines += [
-        f"10,000,000 rows were not run. A straight line through the last two gives {memory:.1f} GB and "
-        f"{_cpu(many) / many['rows'] * 1e7 / 60:.0f} minutes of CPU on one core.",
-        "",
+    for less, more in pairwise(results):
+        extra = (_over(more, few) - _over(less, few)) / (more["rows"] - less["rows"])
+        lines += [
+            f"From {less['rows']:,} to {more['rows']:,} rows: {_cpu(more) / _cpu(less):.1f} times the CPU, {extra:.0f} "
+            "bytes of memory more for each row.",
+            "",
+        ]
+    return "\n".join([*lines, *_ten_million(few, results), ""])
+
+
+def _ten_million(few: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
+    last = results[-1]
+    if last["rows"] >= 10**7 or len(results) < 2:
+        return []
+    less = results[-2]
+    slope = (_over(last, few) - _over(less, few)) / (last["rows"] - less["rows"])
+    memory = (_over(last, few) + slope * (1e7 - last["rows"])) / 1e9
+    a_row = (_cpu(last) - _cpu(less)) / (last["rows"] - less["rows"])
+    minutes = (_cpu(last) + a_row * (1e7 - last["rows"])) / 60
+    return [
+        f"10,000,000 rows are not measured here. A straight line through the last two gives {memory:.1f} GB and "
+        f"{minutes:.0f} minutes of CPU."
     ]
-    return "\n".join(lines)
 
 
 def chart(title: str, unit: str, results: list[dict[str, Any]], values: list[float]) -> str:
@@ -152,19 +170,15 @@ xychart-beta
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--findings", action="store_true", help="let the doctor look at the records too")
+    parser.add_argument("--file", action="store_true", help="measure `trivet data check FILE` too")
     parser.add_argument("--write", type=Path, help="the page")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "data_size.json")
+    parser.add_argument("--folder", type=Path, help="where files are made; default: a temporary folder")
     chosen = parser.parse_args()
-    if chosen.child:
-        child(chosen.child, chosen.findings)
-        return
     results = []
-    for count in chosen.rows:
-        with tempfile.TemporaryDirectory() as folder:
-            results.append(measure(count, Path(folder), chosen.findings))
-        print(json.dumps(results[-1]), flush=True)
-    (ROOT / "benchmarks" / "results" / "data_size.json").write_text(json.dumps(results, indent=1) + "\n")
+    for count in (FEW, *chosen.rows):
+        results.append(measure(count, chosen.folder, chosen.file))
+        chosen.results.write_text(json.dumps(results, indent=1) + "\n")
     if chosen.write:
         chosen.write.write_text(page(results), encoding="utf-8")
 

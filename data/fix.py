@@ -118,6 +118,7 @@ def _fixed_rows(
         why, of = _why_dropped(raw, clean, place, cleaner, reading)
         fixed.bad += why.startswith(NO_DATA)
         fixed.tally.note(place, set(done), "" if why.startswith(NO_DATA) else why)
+        fixed.tally.near_sample = cleaner.near_sample
         if why:
             note(place, dropped=why, **({"first": of} if of else {}))
             continue

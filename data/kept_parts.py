@@ -11,19 +11,20 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from data.cleaning.rows import Tally
 from data.common.errors import UserError
 from data.leaks import Keys
 from data.local_files import files_of
 from data.parts import Part
 from data.source_settings import DataConfig, Source, as_source
-from data.sources import DEMO_TASK, Loaded, Rejected, SourceCount
+from data.sources import DEMO_TASK, Loaded, Rejected, SourceCount, rejected_rows
 from data.storage.collected import CLASSES
 from data.storage.kept import Stamp, find, key_of, publish, sha256_of, stamp_of
 from data.storage.store import Store
@@ -32,7 +33,7 @@ from data.storage.views import View
 LARGE = 4 * 2**20
 """Bytes of all files from which on parts are kept."""
 
-NUMBERS = "numbers.safetensors"
+NUMBERS, REJECTED = "numbers.safetensors", "rejected.arrow"
 PARTS = {"documents", "demonstrations", "rankings", "prompts"}
 ARRAYS = ("group", "held", "origin", "said", "shape")
 KEYS = ("asked", "loose", "texts")
@@ -104,36 +105,48 @@ def keep(key: PartKey, part: Part, loaded: Loaded) -> None:
     store = part.records.base if isinstance(part.records, View) else part.records
     if not isinstance(store, Store) or store.file is None or store.unwritten or not key.unchanged():
         return
-    counts = [_plain(count) for count in loaded.counts]
-    if None in counts:
-        return
     store.seal()
     arrays = {name: getattr(part, name) for name in ARRAYS} | {name: getattr(part.keys, name) for name in KEYS}
     if part.keys.asked is part.group:
         del arrays["asked"]
     if isinstance(part.records, View):
         arrays["places"] = part.records.places
-    file = store.file
+    file, many = store.file, loaded.rejected.file
 
     def write(folder: Path) -> None:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / NUMBERS)
-        try:
-            os.link(file, folder / "records.arrow")
-        except OSError:
-            shutil.copyfile(file, folder / "records.arrow")
+        _link(file, folder / "records.arrow")
+        if many is not None:
+            loaded.rejected.seal()
+            _link(many, folder / REJECTED)
 
     meta = {
         "records": len(store),
         "shapes": [list(shape) for shape in part.shapes],
         "all_hashes": part.all_hashes,
         "read": loaded.read,
-        "rejected": [[r.source, r.reason] for r in loaded.rejected],
+        "rejected": [[r.source, r.reason] for r in loaded.rejected] if many is None else len(loaded.rejected),
         "notes": dict(loaded.notes),
-        "counts": counts,
+        "counts": [_plain(count) for count in loaded.counts],
         "remarks": loaded.remarks,
         "columns": dict(loaded.columns),
     }
     publish(key.name, meta, write)
+
+
+def _link(file: Path, name: Path) -> None:
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
+def _rejected(stored: int | list[list[str]], file: Path) -> Store[Rejected]:
+    if isinstance(stored, int):
+        return rejected_rows(file, stored)
+    few = rejected_rows()
+    few.extend(Rejected(*one) for one in stored)
+    return few
 
 
 def kept(key: PartKey, kind: str) -> tuple[Part, Loaded] | None:
@@ -153,9 +166,9 @@ def kept(key: PartKey, kind: str) -> tuple[Part, Loaded] | None:
     )
     loaded = Loaded(
         records=part.records,
-        rejected=[Rejected(*one) for one in meta["rejected"]],
+        rejected=_rejected(meta["rejected"], folder / REJECTED),
         notes=Counter(meta["notes"]),
-        counts=[SourceCount(**count) for count in meta["counts"]],
+        counts=[_count(**count) for count in meta["counts"]],
         remarks=meta["remarks"],
         columns=Counter(meta["columns"]),
         read=meta["read"],
@@ -163,13 +176,13 @@ def kept(key: PartKey, kind: str) -> tuple[Part, Loaded] | None:
     return part, loaded
 
 
-def _plain(count: SourceCount) -> dict[str, Any] | None:
-    """The counts as numbers and texts; None where there is more to them."""
-    out = {}
-    for field in fields(count):
-        value = getattr(count, field.name)
-        if isinstance(value, int | str):
-            out[field.name] = value
-        elif field.default_factory is MISSING or value != field.default_factory():
-            return None
-    return out
+def _plain(count: SourceCount) -> dict[str, Any]:
+    """The counts as plain values."""
+    cleaning = {field.name: getattr(count.cleaning, field.name) for field in fields(Tally)}
+    return {field.name: getattr(count, field.name) for field in fields(SourceCount)} | {"cleaning": cleaning}
+
+
+def _count(cleaning: dict[str, Any], **counts: Any) -> SourceCount:
+    """The counts that ``_plain`` wrote."""
+    counted = {name: Counter(cleaning[name]) for name in ("changed", "dropped")}
+    return SourceCount(**counts, cleaning=Tally(**{**cleaning, **counted}))

@@ -59,15 +59,41 @@ def shingles(words: str) -> np.ndarray:
 
 
 class NearIndex:
-    """Texts by place, asked which of them a text nearly equals."""
+    """Texts by place, asked which of them a text nearly equals.
 
-    def __init__(self) -> None:
+    Of more texts than ``limit`` it takes a sample, one in ``2 ** halvings``. A text's smallest shingle decides, which
+    texts that are nearly equal mostly share: so they are in the sample, or not, together.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit, self.halvings = limit, 0
+        self._clear()
+
+    def _clear(self) -> None:
         from datasketch import MinHashLSH
 
         self._index: Any = MinHashLSH(threshold=CANDIDATES, num_perm=PERMUTATIONS)
         self._places: list[str] = []
         self._shingles: list[np.ndarray] = []
+        self._words: list[int] = []
         self._exact: dict[int, int] = {}
+
+    def _in_sample(self, own: np.ndarray) -> bool:
+        return not int(own[0]) & ((1 << self.halvings) - 1)
+
+    def _halve(self) -> None:
+        """Keep about half of the texts, the same ones whatever their order."""
+        self.halvings += 1
+        known = list(zip(self._places, self._words, self._shingles, strict=True))
+        self._clear()
+        for place, words, own in known:
+            if self._in_sample(own):
+                self._add(place, words, own, _sketch(own))
+
+    @property
+    def sampled(self) -> str:
+        """``a sample of one text in 4``; empty where all are compared."""
+        return f"a sample of one text in {1 << self.halvings:,}" if self.halvings else ""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -76,7 +102,7 @@ class NearIndex:
         """Remember a text; one without any word is no duplicate of anything."""
         if words := plain(text):
             own = shingles(words)
-            self._add(place, words, own, _sketch(own))
+            self._add(place, digest(words), own, _sketch(own))
 
     def find(self, text: str) -> str | None:
         """The place of the first text that this one equals, or nearly so."""
@@ -94,17 +120,22 @@ class NearIndex:
         if (same := self._exact.get(digest(words))) is not None:
             return self._places[same]
         own = shingles(words)
+        if not self._in_sample(own):
+            return None
         sketch = _sketch(own)
         found = self._near(own, sketch)
         if found is None:
-            self._add(place, words, own, sketch)
+            self._add(place, digest(words), own, sketch)
+            if self.limit is not None and len(self) > self.limit:
+                self._halve()
         return found
 
-    def _add(self, place: str, words: str, own: np.ndarray, sketch: MinHash) -> None:
+    def _add(self, place: str, words: int, own: np.ndarray, sketch: MinHash) -> None:
         key = len(self._places)
-        if self._exact.setdefault(digest(words), key) != key:
+        if self._exact.setdefault(words, key) != key:
             return
         self._places.append(place)
+        self._words.append(words)
         self._shingles.append(own)
         self._index.insert(key, sketch)
 

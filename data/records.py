@@ -48,6 +48,8 @@ class Message:
     @classmethod
     def from_dict(cls, turn: Mapping[str, Any]) -> Message:
         """The message that ``as_dict`` wrote."""
+        if len(turn) == 2:  # nearly all
+            return cls(role=turn["role"], content=turn["content"])
         lists = {k: json.dumps(turn[k], ensure_ascii=False) for k in ("tool_calls", "tools") if turn.get(k)}
         plain: dict[str, Any] = {k: turn[k] for k in ("name", "tool_call_id", "trained") if k in turn}
         return cls(role=turn["role"], content=turn["content"], **(lists | plain))
@@ -106,9 +108,8 @@ class RankedAnswers:
             raise ValueError(f"a ranking needs at least two responses, got {len(self.answers)}")
         if not self.finished:
             object.__setattr__(self, "finished", (True,) * len(self.answers))
-        lengths = {len(self.answers), len(self.ranks), len(self.finished)}
-        lengths |= {len(self.scores)} if self.scores is not None else set()
-        if len(lengths) != 1:
+        scored = len(self.answers) if self.scores is None else len(self.scores)
+        if not len(self.answers) == len(self.ranks) == len(self.finished) == scored:
             raise ValueError("responses, ranks, scores and finished must have the same length")
         if min(self.ranks) < 0:
             raise ValueError("ranks count from 0 (best)")
@@ -131,7 +132,8 @@ class Document:
 
 def normalise(text: str) -> str:
     """Case-folded NFKC text with white space runs as one blank: what a group's identity is computed from."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return " ".join(plain.casefold().split())
 
 
 def group_of(messages: Sequence[Message], answers: Sequence[str] = ()) -> str:

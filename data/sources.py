@@ -30,7 +30,9 @@ from data.records import Message
 from data.refusals import Lost, nothing_usable
 from data.sampling import Sample, sampled
 from data.source_settings import DataConfig, Source, as_source
+from data.storage.codec import Codec, Encoded
 from data.storage.collected import Collected
+from data.storage.store import Store
 from data.where import where
 
 __all__ = ["DataConfig", "Loaded", "Rejected", "Source", "SourceCount", "load_records", "parse_file", "read_source"]
@@ -49,6 +51,25 @@ class Rejected:
 
     source: str
     reason: str
+
+
+def _encode(row: Rejected) -> Encoded:
+    return Encoded(row.reason.encode(errors="surrogatepass"), row.source.encode(errors="surrogatepass"), b"")
+
+
+def _decode(stored: Encoded) -> Rejected:
+    return Rejected(stored.source.decode(errors="surrogatepass"), stored.content.decode(errors="surrogatepass"))
+
+
+def rejected_rows(file: Path | None = None, count: int = 0) -> Store[Rejected]:
+    """Rows that are not used, on disk from some thousands on.
+
+    Args:
+        file: where such rows lie already.
+        count: how many they are.
+    """
+    codec = Codec(_encode, _decode)
+    return Store(Rejected, codec) if file is None else Store.opened(Rejected, file, count, codec)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,7 +98,7 @@ class SourceCount:
         """The counts as plain values."""
         names = ("part", "source", "read", "rejected", "where", "not_sampled", "used", "repeated", "held_out")
         out = {name: getattr(self, name) for name in names}
-        if self.changed or self.dropped:
+        if self.changed or self.dropped or self.cleaning.near_sample:
             out |= {"changed": self.changed, "dropped": self.dropped, "cleaning": self.cleaning.as_dict()}
         return out
 
@@ -100,7 +121,7 @@ class Loaded:
     """What sources held: records of the kind asked for, rows left out, how often each format and note came, counts."""
 
     records: Sequence[Any] = ()
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: Store[Rejected] = field(default_factory=rejected_rows)
     formats: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
@@ -110,7 +131,7 @@ class Loaded:
 
     def add(self, other: Loaded) -> None:
         """Take over what another source held, but for its records."""
-        self.rejected += other.rejected
+        self.rejected.extend(other.rejected)
         self.formats += other.formats
         self.notes += other.notes
         self.columns += other.columns

@@ -15,6 +15,7 @@ of tokenizers or models.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,10 +33,11 @@ from data.leaks import HeldPrompts, Keys, check_leaks, moved
 from data.parts import Names, Part, annotated, documents_of, joined, prompts_of
 from data.records import Document
 from data.source_settings import DataConfig, Source
-from data.sources import Loaded, Rejected, SourceCount, check_ignored, load_records
+from data.sources import Loaded, Rejected, SourceCount, check_ignored, load_records, rejected_rows
 from data.storage.collected import Collected, Index
-from data.storage.digests import Digests, Places, among, compact, first_of_each
+from data.storage.digests import Digests, Places, among, as_digests, compact, digest, first_of_each, firsts
 from data.storage.kept import Memo, joined_key
+from data.storage.store import Store
 from data.storage.views import Changes, View
 
 __all__ = ["PARTS", "Corpus", "Split", "in_holdout", "is_held_out", "load_corpus"]
@@ -63,13 +65,19 @@ def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collect
     splits = _split(config, parts, held_file, reading)
     return Corpus(
         **splits,
-        rejected=tuple(dict.fromkeys(reading.rejected)),
+        rejected=_each_once(reading.rejected),
         notes=reading.notes,
         read=reading.read,
         counts=tuple(reading.counts),
         remarks=tuple(reading.remarks),
         memo=Memo(joined_key(reading.keys)),
     )
+
+
+def _each_once(rejected: Store[Rejected]) -> Sequence[Rejected]:
+    """Every row once, though several parts read it."""
+    numbers = array("Q", (digest(f"{row.source}\x1f{row.reason}") for row in rejected))
+    return rejected.some(compact(firsts(as_digests(numbers))))
 
 
 @dataclass
@@ -81,9 +89,9 @@ class _Reading:
     base_dir: Path
     known: Collection[str] | None
     keeps: bool
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: Store[Rejected] = field(default_factory=rejected_rows)
     notes: Counter[str] = field(default_factory=Counter)
-    read: dict[str, tuple[int, tuple[Rejected, ...]]] = field(default_factory=dict)
+    read: dict[str, tuple[int, Sequence[Rejected]]] = field(default_factory=dict)
     counts: list[SourceCount] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     columns: Counter[str] = field(default_factory=Counter)
@@ -93,7 +101,7 @@ class _Reading:
         """The records of a part, with several people's rankings of the same answers treated as asked."""
         said = name == "prompts" or (not self.config.prompts and name != "documents")
         found, loaded = self._loaded(name, sources, said=said)
-        self.read[name] = (loaded.read, tuple(loaded.rejected))
+        self.read[name] = (loaded.read, loaded.rejected)
         self._take(loaded, loaded.counts)
         self.notes += loaded.notes
         return (
@@ -105,7 +113,7 @@ class _Reading:
         if isinstance(self.config.held_out, float):
             return None
         found, loaded = self._loaded("prompts", [self.config.held_out], said=True)
-        self.read["held_out"] = (loaded.read, tuple(loaded.rejected))
+        self.read["held_out"] = (loaded.read, loaded.rejected)
         self._take(loaded, [replace(count, part="held_out", held_out=count.used) for count in loaded.counts])
         return self.once(found)
 
@@ -136,7 +144,7 @@ class _Reading:
         return unique
 
     def _take(self, loaded: Any, counts: Sequence[SourceCount]) -> None:
-        self.rejected += loaded.rejected
+        self.rejected.extend(loaded.rejected)
         self.counts += counts
         self.remarks += loaded.remarks
         self.columns += loaded.columns

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 
 from data.cleaning.settings import CleanConfig
 from data.cleaning.texts import TextCleaner
-from data.common.errors import UserError
 from data.formats.rows import Row
 from data.languages import language_of
 from data.near_duplicates import NearIndex
 from data.records import Message, group_of
 from data.storage.digests import digest
+from data.storage.first_places import Firsts
 
 NEAR_LIMIT = 200_000
-"""Rows of a part that are compared for near duplicates; they take about 5 kB of memory each."""
+"""Rows of a part that are compared for near duplicates, of more a sample; they take about 5 kB of memory each."""
 
 
 @dataclass(slots=True)
@@ -29,6 +29,7 @@ class Tally:
     changed: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
+    near_sample: str = ""  # among which near duplicates were looked for, where it is not all rows
 
     def note(self, place: str, done: set[str], why: str) -> None:
         """Count one row."""
@@ -41,15 +42,17 @@ class Tally:
             self.dropped[why] += 1
             self.dropped_rows += 1
 
-    def as_dict(self) -> dict[str, int]:
-        """Rows by what was changed, and ``dropped: why``."""
-        return dict(self.changed) | {f"dropped: {why}": n for why, n in self.dropped.items()}
+    def as_dict(self) -> dict[str, int | str]:
+        """Rows by what was changed, ``dropped: why``, and the sample of near duplicates where there was one."""
+        counts: dict[str, int | str] = {**self.changed, **{f"dropped: {why}": n for why, n in self.dropped.items()}}
+        return counts | ({"near duplicates of": self.near_sample} if self.near_sample else {})
 
     def lines(self) -> list[str]:
         """One line for each kind of change and each reason, with the first place."""
         kinds = [(n, name, name) for name, n in self.changed.most_common()]
         kinds += [(n, f"dropped: {why}", why) for why, n in self.dropped.most_common()]
-        return [f"{n:,} rows {what}; the first is {self.first[key]}" for n, what, key in kinds]
+        said = [f"{n:,} rows {what}; the first is {self.first[key]}" for n, what, key in kinds]
+        return [*said, f"near duplicates were looked for in {self.near_sample}"] if self.near_sample else said
 
 
 class RowCleaner:
@@ -61,8 +64,8 @@ class RowCleaner:
 
     def __init__(self, config: CleanConfig) -> None:
         self.config, self.text = config, TextCleaner(config)
-        self._seen: dict[int, str] = {}
-        self._near = NearIndex() if config.duplicates == "near" else None
+        self._seen = Firsts()
+        self._near = NearIndex(NEAR_LIMIT) if config.duplicates == "near" else None
 
     def row(self, row: Row) -> tuple[Row, set[str]]:
         """The row with clean texts, and what was done to them."""
@@ -110,32 +113,29 @@ class RowCleaner:
         return ""
 
     def same_before(self, row: Row, place: str) -> tuple[str, str]:
-        """Why a row is a duplicate and the place of the first; both empty where it is none. Remembers it.
-
-        Raises:
-            UserError: there are more rows than near duplicates are looked for among.
-        """
+        """Why a row is a duplicate and the place of the first; both empty where it is none. Remembers it."""
         if self.config.duplicates is None:
             return "", ""
         turns = [(m.role, m.content, m.tool_calls) for m in row.messages]
-        first = self._seen.setdefault(digest(repr((turns, row.answers, row.ranks, row.scores, row.text))), place)
+        first = self._seen.of(digest(repr((turns, row.answers, row.ranks, row.scores, row.text))), place)
         if first != place:
             return "the same as one before", first
         if self._near is None:
             return "", ""
-        if len(self._near) >= NEAR_LIMIT:
-            raise UserError(
-                f"data.clean.duplicates: near compares at most {NEAR_LIMIT:,} rows of a part, and {place} is beyond; "
-                "write exact, or take fewer rows (limit)"
-            )
         near = self._near.find_or_add(place, "\n".join((*(m.content for m in row.messages), *row.answers, row.text)))
         return ("nearly the same as one before", near) if near is not None else ("", "")
+
+    @property
+    def near_sample(self) -> str:
+        """The sample that is compared for near duplicates; empty where it is all rows, or none."""
+        return "" if self._near is None else self._near.sampled
 
     def clean(self, row: Row, place: str, tally: Tally) -> Iterator[Row]:
         """Yield the clean row unless it is left out, and count."""
         clean, done = self.row(row)
         why = self.why_dropped(clean, row) or self.same_before(clean, place)[0]
         tally.note(place, done, why)
+        tally.near_sample = self.near_sample
         if not why:
             yield clean
 

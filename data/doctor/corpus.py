@@ -12,7 +12,6 @@ from data.doctor.rankings import Judgements, Rankings
 from data.doctor.sampling import HashSample
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
 from data.splits import PARTS, Corpus, Split
-from data.storage.digests import digest
 
 TOKEN_SAMPLE = 2000
 """Rows of a part whose tokens are counted."""
@@ -28,6 +27,12 @@ class Health:
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {"findings": [f.as_dict() for f in self.findings], "facts": self.facts}
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Health:
+        """The health whose plain values these are."""
+        findings = tuple(Finding(**{**one, "places": tuple(one["places"])}) for one in found["findings"])
+        return cls(findings=findings, facts=found["facts"])
 
 
 def part_checks(count_tokens: Count | None = None, near: int = NEAR_SAMPLE) -> tuple[Check, ...]:
@@ -88,14 +93,16 @@ class Shared:
 
     def __init__(self, prompts: int = PROMPTS) -> None:
         self._parts: HashSample[frozenset[str]] = HashSample(prompts)
+        self._sets: dict[frozenset[str], frozenset[str]] = {}
 
     def add(self, part: str, entry: Entry) -> None:
         """Note a part's prompt."""
         if not entry.messages:
             return
-        key = digest("\x1e".join(f"{m.role}\x1f{m.content}" for m in entry.messages))
+        key = entry.asked
         if self._parts.admits(key):
-            self._parts.put(key, self._parts.items.get(key, frozenset()) | {part})
+            parts = self._parts.items.get(key, frozenset()) | {part}
+            self._parts.put(key, self._sets.setdefault(parts, parts))  # one set for all prompts of the same parts
 
     def facts(self) -> dict[str, Any]:
         """Prompts by the two parts or more that have them."""

@@ -35,9 +35,8 @@ class Duplicates:
         key = content_of(entry)
         self.rows.add(key, entry.place)
         if entry.messages:
-            asked = "\x1e".join(f"{m.role}\x1f{m.content}" for m in entry.messages)
-            self.prompts.add(digest(asked), entry.place)
-        self._sample.add((key, entry.place, "\n".join(entry.texts)))
+            self.prompts.add(entry.asked, entry.place)
+        self._sample.offer(lambda: (key, entry.place, "\n".join(entry.texts)))
 
     def near(self) -> list[tuple[str, str]]:
         """Places of rows of the sample that are nearly, but not exactly, one before, and of that one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from data.formats import Row
@@ -14,7 +15,7 @@ MAX_PLACES = 1000
 """Places that a finding keeps; it counts all."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One row: turns with 0, 1 or more answers, or a text. ``liked`` is a judgement of its answer alone."""
 
@@ -35,9 +36,16 @@ class Entry:
         """Its whole prompt in one text; of a plain text that text."""
         return "\n".join(m.content for m in self.messages) or self.text
 
+    @cached_property
+    def asked(self) -> int:
+        """64 bits that stand for roles and texts of its prompt, to the letter; 0 without one."""
+        return digest("\x1e".join([f"{m.role}\x1f{m.content}" for m in self.messages])) if self.messages else 0
+
     @property
     def pairs(self) -> list[tuple[int, int]]:
         """Indices (better, worse) of every strictly ordered pair."""
+        if self.ranks == (0, 1):  # nearly all
+            return [(0, 1)]
         k = range(len(self.ranks))
         return [(i, j) for i in k for j in k if self.ranks[i] < self.ranks[j]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -22,11 +23,15 @@ class Reservoir(Generic[T]):
 
     def add(self, one: T) -> None:
         """Look at one more."""
+        self.offer(lambda: one)
+
+    def offer(self, make: Callable[[], T]) -> None:
+        """Look at one more, which is made where it is kept."""
         self.seen += 1
         if len(self.kept) < self.size:
-            self.kept.append(one)
-        elif (place := self._random.randrange(self.seen)) < self.size:
-            self.kept[place] = one
+            self.kept.append(make())
+        elif (place := int(self._random.random() * self.seen)) < self.size:  # ``randrange`` takes five times as long
+            self.kept[place] = make()
 
     def of(self, what: str) -> str:
         """``412 prompts``, or ``a sample of 2,000 of 31,000 prompts``."""
@@ -73,7 +78,7 @@ class Histogram:
         self.count += 1
         self.total += length
         self.longest = max(self.longest, length)
-        step = 10 ** max(0, len(str(length)) - 3)
+        step = 1 if length < 1000 else 10 ** (len(str(length)) - 3)
         self._counts[length // step * step] += 1
 
     @property

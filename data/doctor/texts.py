@@ -32,7 +32,8 @@ class Turns:
 
     def add(self, entry: Entry) -> None:
         """Count one row; its answers are the assistant's, and all together one turn."""
-        self.roles.update(m.role for m in entry.messages)
+        for message in entry.messages:
+            self.roles[message.role] += 1
         if entry.answers:
             self.roles["assistant"] += len(entry.answers)
             self.answers[len(entry.answers)] += 1
@@ -71,7 +72,9 @@ class Lengths:
     def add(self, entry: Entry) -> None:
         """Measure one row."""
         for name, text in _named_texts(entry):
-            self.characters.setdefault(name, Histogram()).add(len(text))
+            if (histogram := self.characters.get(name)) is None:
+                histogram = self.characters[name] = Histogram()
+            histogram.add(len(text))
         longer, shorter = _preferred(entry, [len(a) for a in entry.answers])
         self.longer, self.shorter = self.longer + longer, self.shorter + shorter
         if self._count_tokens is None:

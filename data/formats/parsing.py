@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -61,34 +60,30 @@ def parse(
     """
     row = as_object(row)
     given = under_our_names(row, columns, ignore)
-    others = known if group_by is None else (*known, group_by)
+    known = known if group_by is None else (*known, group_by)
     try:
-        name, rows, lost = read(given, format, others)
+        name, rows, lost = read(given, format, known)
     except NoFormat as error:
         small = {str(k).strip().lower(): v for k, v in given.items()}
         if len(small) < len(given) or small.keys() == given.keys():
-            raise _no_format(str(error), given, row, others) from None
+            raise _no_format(str(error), given, row, known) from None
         try:  # the same names in capitals
-            name, rows, lost = read(small, format, others)
+            name, rows, lost = read(small, format, known)
         except Reject:
-            raise _no_format(str(error), given, row, others) from None
+            raise _no_format(str(error), given, row, known) from None
         given = small
     if lost:
-        raise _unread(given, name, lost, others)
+        raise _unread(given, name, lost, known)
     group = ""
     if group_by is not None:
         named = row if row.get(group_by) is not None else given
         if group_by not in named:
             raise Reject(f"it has no column '{group_by}' to group by")
         group = f"{group_by}={string(named[group_by], group_by)}"
-    about = {
-        "source": source,
-        "category": _category(given, name),
-        "columns": {k: v for k, v in (under_our_names(row, columns) if ignore else given).items() if k not in ASKED},
-    }
+    category = _category(given, name)
+    others = {k: v for k, v in (under_our_names(row, columns) if ignore else given).items() if k not in ASKED}
     return name, [
-        replace(r, **about, group=group or group_of(r.messages, r.answers or (r.text,)))  # type: ignore[arg-type]
-        for r in rows
+        r.placed(group or group_of(r.messages, r.answers or (r.text,)), source, category, others) for r in rows
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from data.formats.chat import finished_of
@@ -25,7 +24,7 @@ def _two(row: Mapping[str, Any], messages: tuple[Message, ...]) -> list[Row]:
     chosen, rejected = first_of(row, CHOSEN), first_of(row, REJECTED)
     assert chosen is not None and rejected is not None
     both = [side(row[name], name, messages) for name in (chosen, rejected)]
-    return [replace(pair(both, row, (chosen, rejected)), finished=finished_of(row))]
+    return [pair(both, row, (chosen, rejected), finished_of(row))]
 
 
 def _preference(row: Mapping[str, Any]) -> list[Row]:
@@ -56,7 +55,7 @@ def _response_first(row: Mapping[str, Any]) -> list[Row]:
     assert name is not None
     messages = asked_any(row)
     both = [side(row[one], one, messages) for one in (name, "rejected_response")]
-    return [replace(pair(both, row, (name, "rejected_response")), finished=finished_of(row))]
+    return [pair(both, row, (name, "rejected_response"), finished_of(row))]
 
 
 def _openai(row: Mapping[str, Any]) -> list[Row]:

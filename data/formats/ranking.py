@@ -27,6 +27,7 @@ PAIR_SCORES = (
     ("chosen_reward", "rejected_reward"),
     ("reward_chosen", "reward_rejected"),
 )
+_SCORED = frozenset(("margin", *(name for names in PAIR_SCORES for name in names)))
 _TIES = words("tie tied draw equal same both bothbad neither")
 
 
@@ -86,7 +87,12 @@ def side(value: Any, name: str, messages: tuple[Message, ...]) -> Side:
     return before, whole.answers[0], whole.notes
 
 
-def pair(both: Sequence[Side], row: Mapping[str, Any], names: Sequence[str] = ("chosen", "rejected")) -> Row:
+def pair(
+    both: Sequence[Side],
+    row: Mapping[str, Any],
+    names: Sequence[str] = ("chosen", "rejected"),
+    finished: bool = True,
+) -> Row:
     """Two responses to the same, the first chosen, unless equal scores say that they tie.
 
     Raises:
@@ -104,11 +110,19 @@ def pair(both: Sequence[Side], row: Mapping[str, Any], names: Sequence[str] = ("
     if scores and scores[0] < scores[1]:
         raise Reject(f"{spelled} says {scores[0]:g} of {names[0]} and {scores[1]:g} of {names[1]}, against the choice")
     tied = scores is not None and scores[0] == scores[1]
-    made = ranking(messages, (chosen, rejected), (0, 0) if tied else (0, 1), scores)
-    return replace(made, notes=notes + ((TIED,) if tied else ()))
+    return Row(
+        messages=messages,
+        answers=(chosen, rejected),
+        ranks=(0, 0) if tied else (0, 1),
+        scores=scores,
+        finished=finished,
+        notes=notes + ((TIED,) if tied else ()),
+    )
 
 
 def _pair_scores(row: Mapping[str, Any]) -> tuple[tuple[float, float] | None, str]:
+    if _SCORED.isdisjoint(row):
+        return None, ""
     for one, other in PAIR_SCORES:
         if (one in row) != (other in row):
             raise Reject(f"it has {one if one in row else other} without {other if one in row else one}")

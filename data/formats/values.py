@@ -21,20 +21,22 @@ _NOT_LIKED = words("0 -1 false no bad dislike disliked down thumbs_down undesira
 
 
 def string(value: Any, name: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise Reject(f"{name} is {kind(value)}, not text")
     if isinstance(value, str):
         if "\x00" in value:
             raise Reject(f"{name} holds a NUL character")
         if not encodable(value):
             raise Reject(f"{name} holds half of a surrogate pair, which no text file can hold")
         return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Reject(f"{name} is {kind(value)}, not text")
     if not abs(value) <= LARGEST:
         raise Reject(f"{name} is not text, nor a number of a usual size")
     return str(value)
 
 
 def encodable(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -92,7 +94,10 @@ def parsed(value: str, name: str) -> Any:
 
 def first_of(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
     """The first of the columns that the row has."""
-    return next((name for name in names if name in row), None)
+    for name in names:  # a generator takes twice as long, and every row asks
+        if name in row:
+            return name
+    return None
 
 
 def blank(value: Any) -> bool:

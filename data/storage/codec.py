@@ -17,6 +17,12 @@ _TAG = "\x00type"
 """The key of an object that stands for a value that JSON does not know."""
 
 
+# made once: the functions of ``json`` make an encoder for every call that asks for more than the defaults
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+_as_it_stands = json.JSONEncoder(ensure_ascii=False).encode
+_parsed = json.JSONDecoder().decode
+
+
 class Encoded(NamedTuple):
     """A record as bytes: its content, its place, and the rest as JSON (empty where there is none)."""
 
@@ -60,12 +66,12 @@ def _asked(prompt: Prompt) -> dict[str, Any]:
 
 def content_bytes(record: Any) -> bytes:
     """``content_of`` as canonical JSON."""
-    return json.dumps(content_of(record), sort_keys=True, ensure_ascii=False).encode()
+    return _canonical(content_of(record)).encode()
 
 
 def prompt_content(content: bytes) -> bytes:
     """Of the content of a record with a prompt that of the prompt alone."""
-    return json.dumps(json.loads(content)["prompt"], sort_keys=True, ensure_ascii=False).encode()
+    return _canonical(_parsed(content.decode())["prompt"]).encode()
 
 
 def prompt_of(record: Any) -> Prompt | None:
@@ -90,17 +96,17 @@ def encode(record: Any) -> Encoded:
     return Encoded(
         content_bytes(record),
         place.encode(errors="surrogatepass"),
-        json.dumps(rest, ensure_ascii=False).encode(errors="surrogatepass") if rest else b"",
+        _as_it_stands(rest).encode(errors="surrogatepass") if rest else b"",
     )
 
 
 def decode(kind: type[Any], encoded: Encoded) -> Any:
     """The record of which ``encode`` made the bytes."""
-    content = json.loads(encoded.content)
+    content = _parsed(encoded.content.decode())
     place = encoded.source.decode(errors="surrogatepass")
     if kind is Document:
         return Document(text=content["text"], group=content["group"], source=place)
-    rest = json.loads(encoded.rest.decode(errors="surrogatepass")) if encoded.rest else {}
+    rest = _parsed(encoded.rest.decode(errors="surrogatepass")) if encoded.rest else {}
     asked = content if kind is Prompt else content.pop("prompt")
     turns = [Message.from_dict(turn) for turn in asked["messages"]]
     if "calls" in rest:

@@ -7,8 +7,11 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from data.common.errors import UserError
 from data.storage.codec import Codec, Encoded, content_bytes, decode, encode
@@ -47,11 +50,11 @@ class Store(Lazy[T]):
         self._batches: OrderedDict[int, list[list[bytes]]] = OrderedDict()
 
     @classmethod
-    def opened(cls, kind: type[T], file: Path, count: int) -> Store[T]:
+    def opened(cls, kind: type[T], file: Path, count: int, codec: Codec | None = None) -> Store[T]:
         """The records of a file that another store has written; it stays when the store goes."""
         import pyarrow as pa
 
-        store = cls(kind)
+        store = cls(kind, codec)
         store.file, store._count = file, count
         store._reader = pa.ipc.open_file(pa.OSFile(str(file)))
         return store
@@ -141,7 +144,7 @@ class Store(Lazy[T]):
             return content_bytes(self.at(place))
         number, row = divmod(place, BATCH)
         if self._contents[0] != number:
-            self._contents = number, self._sealed().get_batch(number).column(0).to_pylist()
+            self._contents = number, _values(self._sealed().get_batch(number).column(0))
         return self._contents[1][row]
 
     def _bytes(self, place: int) -> Encoded:
@@ -149,7 +152,7 @@ class Store(Lazy[T]):
         batch = self._batches.get(number)
         if batch is None:
             read = self._sealed().get_batch(number)
-            batch = self._batches[number] = [column.to_pylist() for column in read.columns]
+            batch = self._batches[number] = [_values(column) for column in read.columns]
             if len(self._batches) > KEPT:
                 self._batches.popitem(last=False)
         return Encoded(*(column[row] for column in batch))
@@ -162,6 +165,16 @@ class Store(Lazy[T]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self):,} {self.kind.__name__})"
+
+
+def _values(column: Any) -> list[bytes]:
+    """The values of a column of bytes; Arrow's own ``to_pylist`` takes ten times as long."""
+    _, ends, data = column.buffers()
+    if data is None:
+        return [b""] * len(column)
+    places = np.frombuffer(ends, np.int32)[column.offset : column.offset + len(column) + 1].tolist()
+    whole = data.to_pybytes()
+    return [whole[start:end] for start, end in pairwise(places)]
 
 
 class _written:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
+from data.checks import token_counter
 from data.counting import Tally
 from data.doctor.corpus import Health, examine
 from data.doctor.entry import Finding
-from data.doctor.texts import Count
 from pipelines.execution.progress import Progress
 from pipelines.run.parts import RunParts
 from pipelines.run.plan_details import PlanDetails
@@ -19,8 +21,18 @@ KEPT = 20
 
 
 def health_of(pipeline: RunParts) -> Health:
-    """What the records hold and what is doubtful in them; lengths in tokens where the tokenizer is on this machine."""
-    found = examine(pipeline.corpus, _counter(_details(pipeline)))
+    """What the records hold and what is doubtful in them; lengths in tokens where the tokenizer is on this machine.
+
+    What was found in files of some megabytes is remembered, as their fingerprints are.
+    """
+    corpus, opened = pipeline.corpus, _details(pipeline).opened
+    tokenizer = None if opened is None else opened.renderer.tokenizer
+
+    def look() -> str:
+        return json.dumps(examine(corpus, None if tokenizer is None else token_counter(tokenizer)).as_dict())
+
+    name = _named(tokenizer)
+    found = Health.from_dict(json.loads(look() if name is None else corpus.memo.get(name, look)))
     return Health(findings=(*found.findings, *_too_few(pipeline)), facts=found.facts)
 
 
@@ -51,12 +63,12 @@ def _details(pipeline: RunParts) -> PlanDetails:
     return PlanDetails(pipeline.recipe, pipeline.corpus, pipeline.processes.device, folder / "model")
 
 
-def _counter(details: PlanDetails) -> Count | None:
-    if details.opened is None:
-        return None
-    from data.checks import token_counter
-
-    return token_counter(details.opened.renderer.tokenizer)
+def _named(tokenizer: Any) -> str | None:
+    """The name of what is found with this tokenizer's counts; None where it cannot be told from another one."""
+    if tokenizer is None:
+        return "findings"
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else f"findings by {hashlib.sha256(backend.to_str().encode()).hexdigest()}"
 
 
 def _too_few(pipeline: RunParts) -> Iterator[Finding]:

@@ -130,6 +130,38 @@ def test_fingerprints_are_remembered_by_content(tmp_path, cache, monkeypatch):
     assert other.fingerprint("rankings") == first
 
 
+def test_many_rejected_rows_lie_on_disk_and_come_once_in_their_order(tmp_path, cache, readings):
+    """More than stay in memory: rankings and prompts read the same file, and each bad line is told once."""
+    file = write(tmp_path / "r.jsonl")
+    file.write_text(file.read_text() + "".join(f'{{"prompt": {i}' + "\n" for i in range(600)))
+    both = {"prompts": "r.jsonl"}
+    first = load(tmp_path, **both)
+    assert [r.source for r in first.rejected] == [f"r.jsonl:{41 + i}" for i in range(601)]
+    assert first.rejected[0].reason.startswith("not JSON") and first.rejected[-1].reason.startswith("not JSON")
+    assert {part: (n, len(bad)) for part, (n, bad) in first.read.items() if n} == {
+        "rankings": (641, 601),
+        "prompts": (641, 601),
+    }
+    count = len(readings)
+    again = load(tmp_path, **both)
+    assert len(readings) == count + len(PARTS) - 2 and told(again) == told(first)
+    assert again.read["rankings"][1].file.is_relative_to(cache)
+
+
+def test_a_part_that_was_cleaned_is_kept_with_what_cleaning_did(tmp_path, cache, readings):
+    file = tmp_path / "r.jsonl"
+    write(file).write_text(file.read_text() + file.read_text())
+    clean = {"clean": {"duplicates": "exact", "control": True}}
+    first = load(tmp_path, **clean)
+    count = len(readings)
+    again = load(tmp_path, **clean)
+    assert len(readings) - count == len(PARTS) - 1, "the part with sources is not read again"
+    assert told(again) == told(first)
+    (of_file,) = again.counts
+    assert of_file.dropped == 40 and of_file.cleaning == first.counts[0].cleaning
+    assert of_file.cleaning.lines() == ["40 rows dropped: the same as one before; the first is r.jsonl:42"]
+
+
 def test_a_cache_that_can_only_be_read_is_read(tmp_path, cache, readings, monkeypatch):
     write(tmp_path / "r.jsonl")
     first = told(load(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import time
 from pathlib import Path
@@ -185,9 +186,23 @@ def test_near_duplicates_are_dropped_in_any_script(monkeypatch):
     kept, tally = rows_of(CleanConfig(duplicates="near"), rows)
     assert [r.text for r in kept] == texts and dict(tally.dropped) == {"nearly the same as one before": 4}
     assert len(rows_of(CleanConfig(duplicates="exact"), rows)[0]) == 8
-    monkeypatch.setattr(cleaning_rows, "NEAR_LIMIT", 3)
-    with pytest.raises(UserError, match="near compares at most 3 rows"):
-        rows_of(CleanConfig(duplicates="near"), rows)
+
+
+def test_of_too_many_rows_near_duplicates_are_looked_for_in_a_sample_that_is_named(monkeypatch):
+    """Each of 400 texts comes again but for a full stop; of both of a pair the sample has both, or neither."""
+    draw = random.Random(0)
+    texts = [" ".join("".join(draw.choices("abcdefghij", k=7)) for _ in range(12)) for _ in range(400)]
+    rows = [{"text": t} for t in texts] + [{"text": f"{t} x"} for t in texts]
+    whole, all_of_them = rows_of(CleanConfig(duplicates="near"), rows)
+    assert len(whole) == 400 and all_of_them.near_sample == "" and len(all_of_them.lines()) == 1
+    monkeypatch.setattr(cleaning_rows, "NEAR_LIMIT", 150)
+    kept, tally = rows_of(CleanConfig(duplicates="near"), rows)
+    assert tally.near_sample == "a sample of one text in 4"  # 400 texts, of which at most 150 are kept
+    dropped = tally.dropped["nearly the same as one before"]
+    assert 60 < dropped < 140, "about a quarter of the 400 pairs"
+    assert tally.lines()[-1] == "near duplicates were looked for in a sample of one text in 4"
+    assert tally.as_dict()["near duplicates of"] == "a sample of one text in 4"
+    assert [r.text for r in rows_of(CleanConfig(duplicates="near"), rows)[0]] == [r.text for r in kept]
 
 
 @pytest.mark.parametrize(

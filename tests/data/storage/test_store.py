@@ -20,6 +20,7 @@ from data.records import Demonstration, Document, Message, Prompt, RankedAnswers
 from data.splits import PARTS, DataConfig, load_corpus
 from data.storage import folders, store
 from data.storage.digests import among, digest, firsts, group_digest, repeated
+from data.storage.first_places import Firsts
 from data.storage.store import Store
 from data.storage.views import Chain, Mapped, View
 
@@ -223,3 +224,11 @@ def test_a_split_is_the_same_in_memory_and_on_disk(tmp_path, small, monkeypatch,
     in_memory = load_corpus(config, seed=1, base_dir=tmp_path)
     assert told(on_disk) == told(in_memory)
     assert all(len(getattr(in_memory, p).train) for p in PARTS)
+
+
+def test_the_first_place_of_each_number_is_remembered():
+    firsts_of, draw = Firsts(), np.random.default_rng(0)
+    numbers = [0, 2**63, 2**64 - 1, *map(int, draw.integers(0, 50, 500))]
+    known: dict[int, str] = {}
+    for i, number in enumerate(numbers):
+        assert firsts_of.of(number, f"f:{i}") == known.setdefault(number, f"f:{i}")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from data import kept_parts
+from data.doctor.corpus import examine
+from data.storage import folders
 from pipelines.cli.main import main
 from pipelines.report.page import data_check
+from pipelines.run import data_health
 from pipelines.run.data_health import KEPT, check_data, health_of, limits_of
 from pipelines.run.pipeline import Pipeline
 from tests.conftest import tiny_lm, word_tokenizer
@@ -58,6 +63,28 @@ def test_findings_have_tokens_places_and_what_evaluation_lacks(recipe: Path) -> 
     assert few == f"evaluation.prompts asks for 100, and {held} are held out: evaluation takes these"
     assert health.facts["demonstrations"]["tokens"]["answer"]["longest"] == 21
     assert health.facts["shared"] == {"demonstrations and rankings": ROWS}
+
+
+def test_the_look_is_remembered_by_content(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIVET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(folders, "_held", {})
+    monkeypatch.setattr(kept_parts, "LARGE", 1)
+    first, looks = health_of(Pipeline.from_recipe(recipe)), list[Any]()
+
+    def looked(*args: Any) -> Any:
+        looks.append(args)
+        return examine(*args)
+
+    monkeypatch.setattr(data_health, "examine", looked)
+    again = health_of(Pipeline.from_recipe(recipe))
+    assert again == first and first.findings and not looks
+    file = tmp_path / "rank.jsonl"
+    stamp = file.stat()
+    file.write_text(file.read_text().replace("w9", "w8"))
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert file.stat().st_size == stamp.st_size
+    health_of(Pipeline.from_recipe(recipe))
+    assert len(looks) == 1
 
 
 def test_limits_are_those_that_the_stage_cuts_by(recipe: Path) -> None:
