@@ -28,11 +28,11 @@ def health_of(pipeline: RunParts) -> Health:
     corpus, opened = pipeline.corpus, _details(pipeline).opened
     tokenizer = None if opened is None else opened.renderer.tokenizer
 
-    def look() -> str:
+    def examined() -> str:
         return json.dumps(examine(corpus, None if tokenizer is None else token_counter(tokenizer)).as_dict())
 
     name = _named(tokenizer)
-    found = Health.from_dict(json.loads(look() if name is None else corpus.memo.get(name, look)))
+    found = Health.from_dict(json.loads(examined() if name is None else corpus.memo.get(name, examined)))
     return Health(findings=(*found.findings, *_too_few(pipeline)), facts=found.facts)
 
 

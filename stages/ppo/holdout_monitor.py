@@ -71,8 +71,8 @@ class HoldoutMonitor:
         mine = context.processes.share(count)
         queries = [ppo.stream.queries[i] for i in mine]
         noise = sampling_noise(count, config.max_new_tokens, generator(context.seed, "ppo/watch"))
-        told = context.bar.phase("responses for the held-out reward model", len(queries))
-        with ppo.base.role("policy") as role, ppo.sampling_retry.reporting(told):
+        progress = context.bar.phase("responses for the held-out reward model", len(queries))
+        with ppo.base.role("policy") as role, ppo.sampling_retry.reporting(progress):
             made = generate(
                 FastEngine(),
                 role,
@@ -87,7 +87,7 @@ class HoldoutMonitor:
                 ),
                 memory=ppo.sampling_retry,
             )
-        kl, told = torch.zeros(len(queries)), context.bar.phase("KL of the policy that is evaluated", len(queries))
+        kl, progress = torch.zeros(len(queries)), context.bar.phase("KL of the policy that is evaluated", len(queries))
         for index in micro_batches([len(ids) for ids in made.ids], config.micro_batch):
             rows = make_rows([queries[i] for i in index], [made.ids[i] for i in index], context.pad_id, ppo.base.device)
             with ppo.base.role("policy") as role:
@@ -96,15 +96,15 @@ class HoldoutMonitor:
                 theirs, _ = policy_pass(role, rows, config.temperature)
             for i, part in zip(index, (own - theirs).float().split(rows.response_lengths.tolist()), strict=True):
                 kl[i] = part.sum()
-            told(len(index))
+            progress(len(index))
 
         def scores(model: RewardModel | None, name: str) -> list[float]:
             if model is None:
                 return [0.0] * len(queries)
             prompts = [ppo.stream.prompts[i].messages for i in mine]
             texts = [context.renderer.text(ids) for ids in made.ids]
-            told = context.bar.phase(f"scores of the {name}", len(queries) * max(1, len(model.members)))
-            with model.memory.reporting(told):
+            progress = context.bar.phase(f"scores of the {name}", len(queries) * max(1, len(model.members)))
+            with model.memory.reporting(progress):
                 found = (
                     model.score_ids(queries, made.ids)
                     if model.takes_ids
