@@ -228,7 +228,8 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_gradient(tmp_path, 
             context.base.add_role("reward", context.adapter, copy_of="sft", head=True)
             config = RewardConfig(batch=6, micro_batch=micro, learning_rate=1e-2, warmup=0.0)
             reward_model.fit(context, rows, config)
-        found[name] = list(context.base.parameters_of(kind).values())
+        # a ranking's loss does not change where all scores do: the bias has a gradient of rounding alone
+        found[name] = [p for n, p in context.base.parameters_of(kind).items() if not n.endswith("head.bias")]
         if name == "three":
             assert next(context.log.rows())["skipped_steps"] == 0
     assert len(told) == 1 and "micro_batch=6: continuing with 3" in told[0]
