@@ -151,7 +151,7 @@ def show_fit(
     """The largest settings that fit a memory, the memory of each role and phase, and a recipe that has them.
 
     Raises:
-        UserError: no size, a file of another folder, or nothing fits.
+        UserError: no size, a file of another folder, a base whose sizes are not known, or nothing fits.
     """
     if memory is None:
         raise UserError("--write: belongs to --fit: say into what memory the recipe must fit, for example --fit 24GB")
@@ -166,6 +166,12 @@ def show_fit(
     pipeline = make_pipeline(recipe, [*(overrides or ()), f"runtime.fit={memory}"], run_dir, inputs)
     fit = pipeline.details.fit
     found = fit.best()
+    unknown = [name for name in pipeline.recipe.stages if fit.takes(name, found.settings).parts is None]
+    if unknown:
+        raise UserError(
+            f"--fit: what {', '.join(unknown)} would take is not known, since base {pipeline.recipe.base} is not on this "
+            "machine; download it first (`hf download NAME`; `trivet models` has the names)"
+        )
     print_fit(fit, found)
     if found.misfits:
         raise UserError(

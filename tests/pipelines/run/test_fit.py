@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from data.common.errors import UserError
 from models.backbone.device_memory import device_memory, parse_size
@@ -145,6 +146,17 @@ def run_of(changes: dict[str, Any], folder: Path) -> Pipeline:
     made = Pipeline.from_recipe(recipe | {"runtime": RECIPE["runtime"] | changes}, run_dir=folder)  # type: ignore
     made.run()
     return made
+
+
+def test_nothing_is_said_to_fit_whose_base_is_not_there(
+    recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe | {"base": "qwen2.5-7b"}))
+    assert cli.main(["plan", str(file), "--fit", "24GB", "--write", str(tmp_path / "fits.yaml")]) == 2
+    shown = capsys.readouterr()
+    assert "base qwen2.5-7b is not on this machine" in shown.err and "fit" not in shown.out
+    assert not (tmp_path / "fits.yaml").exists()
 
 
 def test_auto_decides_at_the_run_and_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
