@@ -169,7 +169,7 @@ def show_fit(
     unknown = [name for name in pipeline.recipe.stages if fit.takes(name, found.settings).parts is None]
     if unknown:
         raise UserError(
-            f"--fit: what {', '.join(unknown)} would take is not known, since base {pipeline.recipe.base} is not on this "
+            f"--fit: what {', '.join(unknown)} would take is not known: base {pipeline.recipe.base} is not on this "
             "machine; download it first (`hf download NAME`; `trivet models` has the names)"
         )
     print_fit(fit, found)

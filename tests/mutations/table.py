@@ -51,6 +51,7 @@ FAW, FAL, FAE, FAH = (
     "models/sampling/decoding.py",
     "models/fast/logprobs.py",
 )
+DEVICE, DOUBLE = "models/sampling/device_steps.py", "tests/gpu/test_double.py"
 FAT, OL, STATE = "models/fast/prefix_cache.py", "stages/ppo/old_logprobs.py", "stages/ppo/state.py"
 LL, FAP = "stages/ppo/shared_layers.py", "models/fast/products.py"
 OPT, MET = "stages/ppo/optimizer.py", "stages/ppo/metrics.py"
@@ -64,6 +65,16 @@ FI, HE, SFT, PS = "models/roles/files.py", "models/backbone/scalar_head.py", "st
 ROLLOUT = [
     _of("R2", "fast path: position one late in decoding", FAE, "self.lengths[self.at] + step", "self.lengths[self.at] + step + 1", FAST,
         "tokens_are_those and llama"),
+    _of("R2", "steps of a device: a window one token wide of the mark", FAE, "<= self.column - window", "< self.column - window", DOUBLE,
+        "tokens_of_the_cpu and gemma2"),
+    _of("R19", "steps of a device: noise of rows that have left", DEVICE, ".squeeze(1)[self.at]", ".squeeze(1)[: len(self.at)]", DOUBLE,
+        "tokens_of_the_cpu"),
+    _of("R2", "steps of a device: a token does not see itself", DEVICE, "index_fill_(3, self.column, 0.0)", "index_fill_(3, self.column - 1, 0.0)",
+        DOUBLE, "tokens_of_the_cpu and llama"),
+    _of("R2", "steps of a device: what was captured is kept for other rows", DEVICE, "if changed or columns != self.columns:",
+        "if columns != self.columns:", DOUBLE, "tokens_of_the_cpu"),
+    _of("R2", "steps of a device: states not written to the graph's memory", DEVICE, "self.hidden.copy_(rms_norm(x, decoder.norm, decoder.epsilon))",
+        "self.hidden = rms_norm(x, decoder.norm, decoder.epsilon)", DOUBLE, "tokens_of_the_cpu"),
     _of("R2", "fast path: prompts of all lengths begin in one column", FAE, "cells + (width - lengths)[", "cells + 0 * (width - lengths)[", FAST,
         "tokens_are_those and llama"),
     _of("R2", "fast path: storage laid out anew without what was in it", FAE, "new[:rows, :, :used] = old[:rows].clone()", "pass", FAST,
