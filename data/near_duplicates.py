@@ -1,7 +1,9 @@
-"""Texts that say the same but for a few characters, by MinHash of character shingles and locality-sensitive hashing.
+"""Texts that say the same but for a few characters: candidates by MinHash of character shingles, each then compared.
 
 Shingles are of four characters, or of two in scripts that put no spaces between words, where two characters carry about
-as much. Knows nothing of files.
+as much. What makes a copy are its words (characters in such scripts), small ones such as articles aside: in a short
+text all of them in their order, but for misspellings and endings; in a long one (``LONG`` words) nearly all of them, in
+any order. So two fillings of one template, which share most shingles, are no copies. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
 SHINGLE, SHINGLE_UNSPACED, THRESHOLD, PERMUTATIONS = 4, 2, 0.8, 64
 CANDIDATES = 0.55
-"""Estimated likeness from which on two texts are compared, so low that few beyond ``THRESHOLD`` are missed."""
+"""Estimated likeness from which on two texts are compared, so low that few copies are missed."""
+LONG = 40
+"""Words of a long text, and how many of its words may be others: one in this many."""
 LONGEST = 10_000
 """Characters of a text that are looked at."""
 
@@ -34,6 +39,17 @@ _ASCII = str.maketrans(
     {c: " " for c in string.punctuation if c not in "$+<=>^`|~_"} | {c: f" {c} " for c in "$+<=>^`|~"}
 )
 """What the expressions above do to ASCII text, many times as fast."""
+_SMALL = """
+a an the of to in on at for is are do does it this that and please kindly
+der das den dem ein eine einen im zu und bitte le la les un une du des de et el los las una en y
+il lo gli di e os um uma da do het een van ال و في من का के की है हैं में को कृपया
+的 了 吗 呢 吧 啊 请 嗎 請 の は が を ね よ か
+"""
+SMALL = frozenset(_SMALL.split())
+"""Words (characters of Chinese and Japanese) by which copies may differ."""
+_CONTENT = regex.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_HANGUL = regex.compile(r"\p{Hangul}+")
+_MARKS = regex.compile(r"\p{M}*")
 _UNSPACED_LETTER = regex.compile(rf"[{_UNSPACED}]")
 
 
@@ -58,6 +74,62 @@ def shingles(words: str) -> np.ndarray:
     return np.unique(mixed ^ (mixed >> np.uint64(31)))
 
 
+def content(words: str) -> tuple[str, ...]:
+    """The words of a plain text, or characters of a script without spaces, small ones aside where others are left."""
+    found = _CONTENT.findall(words)
+    kept = tuple(word for word in found if word not in SMALL)
+    return kept if len(kept) > 1 else tuple(found)
+
+
+class Words:
+    """The words of a text that make copies of it, in their order; of a long one also each once, and each pair once."""
+
+    def __init__(self, inner: tuple[str, ...]) -> None:
+        self.inner, self.may_differ = inner, len(inner) // LONG
+        self.once = frozenset(inner if self.may_differ else ())
+        self.pairs = frozenset(pairwise(inner) if self.may_differ else ())
+
+    def is_copy_of(self, other: Words) -> bool:
+        """Whether one text is a copy of the other: what that is, is said above."""
+        one, two = self.inner, other.inner
+        if len(one) == len(two) and all(a == b or _is_variant(a, b) for a, b in zip(one, two, strict=True)):
+            return True
+        may_differ = min(self.may_differ, other.may_differ)
+        if not may_differ or abs(len(one) - len(two)) > may_differ:
+            return False
+        gone, new = self.once - other.once, set(other.once - self.once)
+        if max(len(gone), len(new)) * 10 > len(self.once):
+            return False
+        unknown = 0
+        for word in gone:
+            found = next((b for b in new if _is_variant(word, b)), None)
+            unknown += found is None
+            new -= {found}
+        return max(unknown, len(new)) <= may_differ and 2 * len(self.pairs & other.pairs) > len(self.pairs)
+
+
+def _is_variant(a: str, b: str) -> bool:
+    """Whether a word is another one misspelt by one character, or with another ending; numbers never are."""
+    if not (a.isalpha() or _MARKS.search(a)) or any(c.isdigit() for c in a + b):
+        return False
+    long = max(len(a), len(b))
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    rest_a, rest_b = a[same:], b[same:]
+    if _HANGUL.fullmatch(a):
+        return same >= 2 and same >= 0.6 * long
+    if same >= 3 and _MARKS.fullmatch(rest_a) and _MARKS.fullmatch(rest_b):
+        return True
+    if same >= 4 and same >= 0.7 * long:
+        return True
+    return long >= 6 and same >= 1 and _one_edit(rest_a, rest_b)
+
+
+def _one_edit(a: str, b: str) -> bool:
+    """Whether two texts that begin differently are one insertion, removal, exchange or swap of characters apart."""
+    swapped = a[1:2] + a[:1] == b[:2] and a[2:] == b[2:]
+    return swapped or a[1:] == b[1:] or a == b[1:] or a[1:] == b
+
+
 class NearIndex:
     """Texts by place, asked which of them a text nearly equals.
 
@@ -75,7 +147,7 @@ class NearIndex:
         self._index: Any = MinHashLSH(threshold=CANDIDATES, num_perm=PERMUTATIONS)
         self._places: list[str] = []
         self._shingles: list[np.ndarray] = []
-        self._words: list[int] = []
+        self._contents: list[Words] = []
         self._exact: dict[int, int] = {}
 
     def _in_sample(self, own: np.ndarray) -> bool:
@@ -84,11 +156,11 @@ class NearIndex:
     def _halve(self) -> None:
         """Keep about half of the texts, the same ones whatever their order."""
         self.halvings += 1
-        known = list(zip(self._places, self._words, self._shingles, strict=True))
+        known = list(zip(self._places, self._contents, self._shingles, strict=True))
         self._clear()
         for place, words, own in known:
             if self._in_sample(own):
-                self._add(place, words, own, _sketch(own))
+                self._add(place, words.inner, own, _sketch(own))
 
     @property
     def sampled(self) -> str:
@@ -101,47 +173,56 @@ class NearIndex:
     def add(self, place: str, text: str) -> None:
         """Remember a text; one without any word is no duplicate of anything."""
         if words := plain(text):
-            own = shingles(words)
-            self._add(place, digest(words), own, _sketch(own))
+            own, inner = shingles(words), content(words)
+            self._add(place, inner, own, _sketch(own))
 
     def find(self, text: str) -> str | None:
         """The place of the first text that this one equals, or nearly so."""
-        if not (words := plain(text)):
-            return None
-        if (same := self._exact.get(digest(words))) is not None:
-            return self._places[same]
-        own = shingles(words)
-        return self._near(own, _sketch(own))
+        return self._find("", text, add=False)
 
     def find_or_add(self, place: str, text: str) -> str | None:
         """The place of the one before; where there is none the text is remembered."""
+        return self._find(place, text, add=True)
+
+    def _find(self, place: str, text: str, add: bool) -> str | None:
         if not (words := plain(text)):
             return None
-        if (same := self._exact.get(digest(words))) is not None:
+        inner = content(words)
+        if (same := self._exact.get(_digest(inner))) is not None:
             return self._places[same]
         own = shingles(words)
         if not self._in_sample(own):
             return None
         sketch = _sketch(own)
-        found = self._near(own, sketch)
-        if found is None:
-            self._add(place, digest(words), own, sketch)
+        found = self._near(inner, own, sketch)
+        if found is None and add:
+            self._add(place, inner, own, sketch)
             if self.limit is not None and len(self) > self.limit:
                 self._halve()
         return found
 
-    def _add(self, place: str, words: int, own: np.ndarray, sketch: MinHash) -> None:
+    def _add(self, place: str, inner: tuple[str, ...], own: np.ndarray, sketch: MinHash) -> None:
         key = len(self._places)
-        if self._exact.setdefault(words, key) != key:
+        if self._exact.setdefault(_digest(inner), key) != key:
             return
         self._places.append(place)
-        self._words.append(words)
         self._shingles.append(own)
+        self._contents.append(Words(inner))
         self._index.insert(key, sketch)
 
-    def _near(self, own: np.ndarray, sketch: MinHash) -> str | None:
-        near = [k for k in self._index.query(sketch) if _jaccard(own, self._shingles[k]) >= THRESHOLD]
+    def _near(self, inner: tuple[str, ...], own: np.ndarray, sketch: MinHash) -> str | None:
+        words = Words(inner)
+        near = [k for k in self._index.query(sketch) if self._is_near(k, words, own)]
         return self._places[min(near)] if near else None
+
+    def _is_near(self, key: int, words: Words, own: np.ndarray) -> bool:
+        if not words.is_copy_of(self._contents[key]):
+            return False
+        return not words.may_differ or _jaccard(own, self._shingles[key]) >= THRESHOLD
+
+
+def _digest(inner: tuple[str, ...]) -> int:
+    return digest("\x1f".join(inner))
 
 
 def near_duplicates(

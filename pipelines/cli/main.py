@@ -344,7 +344,7 @@ def check_data(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     every: Annotated[bool, typer.Option("--all", help="show every bad row and every doubtful place")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="exit code 1 for any bad row or overlap")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="exit code 1 where anything is lost or shared")] = False,
     ignore: Ignore = None,
     columns: Columns = None,
 ) -> None:
@@ -358,6 +358,7 @@ def check_data(
     trivet data check train.jsonl --columns prompt=question --ignore 'meta_*'
     trivet data check my.yaml --all
     """
+    from data.common.redaction import printable
     from pipelines.cli.data import is_recipe, reading
     from pipelines.cli.tables import show_data, show_recipe_data
 
@@ -368,10 +369,12 @@ def check_data(
         given = {"--tokenizer": tokenizer, "--ignore": ignore, "--columns": columns}
         if wrong := next((name for name, value in given.items() if value), None):
             raise UserError(f"{wrong} is for files; the recipe says it")
-        clean = show_recipe_data(files[0], as_json, every)
+        lost = show_recipe_data(files[0], as_json, every)
     else:
-        clean = show_data(files, tokenizer, reading(columns, ignore), as_json=as_json, every=every)
-    raise typer.Exit(1 if strict and not clean else 0)
+        lost = show_data(files, tokenizer, reading(columns, ignore), as_json=as_json, every=every)
+    if strict and lost:
+        typer.echo("\n".join(f"--strict: {printable(what)}" for what in lost), err=True)
+    raise typer.Exit(1 if strict and lost else 0)
 
 
 @data_app.command("fix")

@@ -173,14 +173,16 @@ def _show_sources(out: Console, corpus: Corpus, findings: Iterable[str]) -> None
 # -- data check -------------------------------------------------------------------------------------------------------
 
 
-def show_recipe_data(recipe: Path, as_json: bool, every: bool) -> bool:
-    """Print what a recipe's sources hold, with every bad row if asked; False if a row was lost."""
+def show_recipe_data(recipe: Path, as_json: bool, every: bool) -> list[str]:
+    """Print what a recipe's sources hold, with every bad row if asked, and return what was lost."""
+    from data.losses import of_recipe
     from pipelines.run.data_health import health_of, limits_of
     from pipelines.run.pipeline import Pipeline
 
     pipeline = Pipeline.from_recipe(recipe)
     corpus = pipeline.corpus
     health, limits = health_of(pipeline), limits_of(pipeline)
+    lost = of_recipe(corpus, pipeline.recipe.data, limits)
     out = console()
     if as_json:
         found = {
@@ -189,9 +191,10 @@ def show_recipe_data(recipe: Path, as_json: bool, every: bool) -> bool:
             "bad": [{"place": r.source, "reason": r.reason} for r in corpus.rejected],
             **health.as_dict(),
             "limits": limits,
+            "lost": lost,
         }
         out.print_json(data=found)
-        return not corpus.rejected
+        return lost
     _show_sources(out, corpus, ())
     for part, facts in health.facts.items():
         out.print(part, style="bold", markup=False)
@@ -202,7 +205,7 @@ def show_recipe_data(recipe: Path, as_json: bool, every: bool) -> bool:
         out.print("lengths are in characters: the base's tokenizer is not on this machine", style="dim", markup=False)
     _show_findings(out, health.findings, every)
     _show_bad(out, corpus.rejected, every)
-    return not corpus.rejected
+    return lost
 
 
 def said_of_limit(counts: Mapping[str, Any]) -> str:
@@ -249,22 +252,24 @@ def show_data(
     *,
     as_json: bool = False,
     every: bool = False,
-) -> bool:
-    """Print what the files hold, with every bad row if asked; False if a row is bad or files share prompts."""
+) -> list[str]:
+    """Print what the files hold, with every bad row if asked, and return what was lost or is shared."""
     from data.checks import check_files
+    from data.losses import of_files
 
     check = check_files(files, tokenizer=tokenizer, reading=reading)
+    lost = of_files(check, reading)
     out = console()
     if as_json:
-        out.print_json(data=check.as_dict())
-        return check.clean
+        out.print_json(data=check.as_dict() | {"lost": lost})
+        return lost
     for one in check.files:
         _show_file(out, one, every)
     for overlap in check.overlaps:
         _show_overlap(out, overlap)
     if check.overlaps:
         out.print("train on one and hold out the other, and the shared prompts are a leak", markup=False)
-    return check.clean
+    return lost
 
 
 def _show_overlap(out: Console, one: Overlap) -> None:

@@ -192,6 +192,46 @@ def test_module_equals_script() -> None:
     assert done.returncode == 0 and done.stdout.startswith("trivet")
 
 
+LOSSES = {
+    "a rejected row": ([{"prompt": "q", "completion": ""}], {}, "1 rows are rejected"),
+    "a repeated row": (
+        [{"prompt": "q0", "completion": "a0"}],
+        {"clean": {"duplicates": "exact"}},
+        "1 rows are dropped",
+    ),
+    "a short row": ([{"prompt": "q", "completion": "no"}], {"clean": {"min_characters": 3}}, "1 rows are dropped"),
+    "a column": ([], {"ignore": ["grade"]}, "data.ignore: the columns grade"),
+    "a repeated prompt": ([], {"prompts": ["a.jsonl", "b.jsonl"]}, "repeated prompts dropped (1)"),
+}
+
+
+@pytest.mark.parametrize(("rows", "settings", "said"), LOSSES.values(), ids=LOSSES)
+def test_strict_of_a_recipe_tells_every_loss(tmp_path: Path, capsys, rows, settings, said) -> None:
+    grade = {"grade": "very good indeed"} if "ignore" in settings else {}
+    rows = [*({"prompt": f"q{i}", "completion": f"a{i} of many"} | grade for i in range(30)), *rows]
+    if "clean" in settings:
+        rows = [r | {"completion": "a0 of many"} if r["completion"] == "a0" else r for r in rows]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "b.jsonl").write_text('{"prompt": "q3"}\n{"prompt": "other"}\n')
+    given = {"base": "gpt2", "stages": ["sft"], "data": {"demonstrations": "a.jsonl", "held_out": 0.2, **settings}}
+    given |= {"stages": ["sft", "evaluate"]} if "prompts" in settings else {}
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(json.dumps(given))
+    assert cli.main(["data", "check", str(recipe), "--strict"]) == 1
+    assert f"--strict: {said}" in capsys.readouterr().err.replace("a.jsonl: ", "")
+
+
+def test_strict_of_files_tells_losses_and_lets_whole_ones_pass(tmp_path: Path, capsys) -> None:
+    whole, twice = tmp_path / "whole.jsonl", tmp_path / "twice.jsonl"
+    whole.write_text('{"prompt": "p", "completion": "c", "id": 3}\n')
+    twice.write_text('{"prompt": "q", "responses": ["a", "a", "b"]}\n')
+    assert cli.main(["data", "check", str(whole), "--strict"]) == 0
+    assert cli.main(["data", "check", str(twice), "--strict"]) == 1
+    assert "repeated responses dropped (1)" in capsys.readouterr().err
+    assert cli.main(["data", "check", str(whole), "--ignore", "id", "--strict"]) == 1
+    assert "--ignore: the columns id are left out" in capsys.readouterr().err
+
+
 def test_data_check_of_a_recipe_counts_by_source_and_strict_ends_with_one(tmp_path: Path, capsys) -> None:
     (tmp_path / "a.csv").write_text("prompt;completion\n" + "".join(f"q{i};a{i}\n" for i in range(30)) + 'x;"y\n')
     recipe = tmp_path / "r.yaml"
