@@ -1,14 +1,17 @@
-"""Texts that say the same but for a few characters, by MinHash of character shingles and locality-sensitive hashing.
+"""Texts that say the same but for a few characters: found by MinHash of character shingles, then compared by words.
 
-Shingles are of four characters, or of two in scripts that put no spaces between words, where two characters carry about
+A copy has other punctuation, case, order, typing errors, or a few words more; two fillings of one template, in which a
+noun, a number or a sign differs, are two texts. Shingles are of four characters, or of two in scripts that put no spaces between words, where two characters carry about
 as much. Knows nothing of files.
 """
 
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +26,12 @@ if TYPE_CHECKING:
 SHINGLE, SHINGLE_UNSPACED, THRESHOLD, PERMUTATIONS = 4, 2, 0.8, 64
 CANDIDATES = 0.55
 """Estimated likeness from which on two texts are compared, so low that few beyond ``THRESHOLD`` are missed."""
+COMPARED = 64
+"""Candidates, the likeliest first, whose words are compared: fillings of one template are all candidates of another."""
+WORDS_TO_ONE_OTHER = 100
+"""Words of a long text for each one that may be replaced by quite another."""
+WORDS_TO_ONE_MORE = 8
+"""Words of a text for each one that it may have more, one in any case."""
 LONGEST = 10_000
 """Characters of a text that are looked at."""
 
@@ -34,6 +43,9 @@ _ASCII = str.maketrans(
     {c: " " for c in string.punctuation if c not in "$+<=>^`|~_"} | {c: f" {c} " for c in "$+<=>^`|~"}
 )
 """What the expressions above do to ASCII text, many times as fast."""
+_TOKENS = regex.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_EXACT = regex.compile(r"\p{N}|\p{S}")
+MOST_UNLIKE = 200
 _UNSPACED_LETTER = regex.compile(rf"[{_UNSPACED}]")
 
 
@@ -67,6 +79,8 @@ class NearIndex:
         self._index: Any = MinHashLSH(threshold=CANDIDATES, num_perm=PERMUTATIONS)
         self._places: list[str] = []
         self._shingles: list[np.ndarray] = []
+        self._words: list[bytes] = []
+        self._sketches = np.empty((64, PERMUTATIONS), np.uint32)
         self._exact: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -85,7 +99,7 @@ class NearIndex:
         if (same := self._exact.get(digest(words))) is not None:
             return self._places[same]
         own = shingles(words)
-        return self._near(own, _sketch(own))
+        return self._near(words, own, _sketch(own))
 
     def find_or_add(self, place: str, text: str) -> str | None:
         """The place of the one before; where there is none the text is remembered."""
@@ -95,7 +109,7 @@ class NearIndex:
             return self._places[same]
         own = shingles(words)
         sketch = _sketch(own)
-        found = self._near(own, sketch)
+        found = self._near(words, own, sketch)
         if found is None:
             self._add(place, words, own, sketch)
         return found
@@ -106,11 +120,70 @@ class NearIndex:
             return
         self._places.append(place)
         self._shingles.append(own)
+        self._words.append(words.encode("utf-8", "surrogatepass"))
+        if key == len(self._sketches):
+            self._sketches = np.concatenate([self._sketches, np.empty_like(self._sketches)])
+        self._sketches[key] = sketch.hashvalues
         self._index.insert(key, sketch)
 
-    def _near(self, own: np.ndarray, sketch: MinHash) -> str | None:
-        near = [k for k in self._index.query(sketch) if _jaccard(own, self._shingles[k]) >= THRESHOLD]
-        return self._places[min(near)] if near else None
+    def _near(self, words: str, own: np.ndarray, sketch: MinHash) -> str | None:
+        found = np.array(sorted(self._index.query(sketch)), np.int64)
+        if len(found) > COMPARED:
+            alike = (self._sketches[found] == sketch.hashvalues.astype(np.uint32)).sum(axis=1)
+            found = np.sort(found[np.argsort(-alike, kind="stable")[:COMPARED]])
+        for key in found:
+            other = self._words[key].decode("utf-8", "surrogatepass")
+            if _jaccard(own, self._shingles[key]) >= THRESHOLD and same_but_for_little(words, other):
+                return self._places[key]
+        return None
+
+
+def same_but_for_little(one: str, other: str) -> bool:
+    """Whether two plain texts have the same words in any order, but for typing errors and a few more on one side.
+
+    Words with a digit and signs are the same on both sides. A word may stand for quite another only in a long text.
+    """
+    ours, theirs = (Counter(_TOKENS.findall(text)) for text in (one, other))
+    size = min(ours.total(), theirs.total())
+    left, right = list((ours - theirs).elements()), list((theirs - ours).elements())
+    if len(left) + len(right) > 2 * MOST_UNLIKE or any(map(_EXACT.search, left + right)):
+        return False
+    _without_joined(left, right)
+    for word in left[:]:
+        if (like := next((w for w in right if _mistyped(word, w)), None)) is not None:
+            left.remove(word)
+            right.remove(like)
+    replaced = min(len(left), len(right))
+    more = abs(len(left) - len(right))
+    return replaced <= size // WORDS_TO_ONE_OTHER and more <= max(1, size // WORDS_TO_ONE_MORE)
+
+
+def _without_joined(left: list[str], right: list[str]) -> None:
+    """Take out words that one side writes in two: `an other` and `another`, `don t` and `dont`."""
+    for whole, parts in ((left, right), (right, left)):
+        for word in whole[:]:
+            pair = next(((a, b) for a in parts for b in parts if a is not b and a + b == word), None)
+            if pair:
+                whole.remove(word)
+                for part in pair:
+                    parts.remove(part)
+
+
+def _mistyped(one: str, other: str) -> bool:
+    """Whether a word is another with one letter more, two swapped, one replaced in a long word, or another ending."""
+    if len(one) > len(other):
+        one, other = other, one
+    same = len(commonprefix((one, other)))
+    if len(other) >= (6 if other.isascii() else 4) and same >= 0.7 * len(other) and len(other) - same <= 2:
+        return True
+    if len(other) - len(one) == 1:
+        return len(other) >= 5 and any(other[:i] + other[i + 1 :] == one for i in range(len(other)))
+    if len(one) != len(other):
+        return False
+    unlike = [i for i in range(len(one)) if one[i] != other[i]]
+    if len(unlike) == 2 and unlike[1] == unlike[0] + 1 and len(one) >= 4:
+        return one[unlike[0]] == other[unlike[1]] and one[unlike[1]] == other[unlike[0]]
+    return len(unlike) == 1 and len(one) >= 8
 
 
 def near_duplicates(

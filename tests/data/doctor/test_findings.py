@@ -177,7 +177,7 @@ def test_samples_are_bounded_and_say_so():
 
 def test_near_duplicates_differ_in_punctuation_or_a_few_characters():
     long = "the quick brown fox jumps over the lazy dog near the old river bank"
-    texts = [("1", long), ("2", long + "!"), ("3", long.replace("lazy", "crazy")), ("4", "something else entirely")]
+    texts = [("1", long), ("2", long + "!"), ("3", long.replace("quick", "qiuck")), ("4", "something else entirely")]
     assert list(near_duplicates(texts)) == [("2", "1"), ("3", "1")]
     assert list(near_duplicates([("a", "x y"), ("b", "x y")], [("c", "something else")])) == []
     rows = [entry(str(i), "an answer", prompt=text) for i, (_, text) in enumerate(texts)]
@@ -185,8 +185,11 @@ def test_near_duplicates_differ_in_punctuation_or_a_few_characters():
 
 
 PAIRS = {
-    "Chinese": ("请解释水泵是怎样工作的，要让小学生也能听懂这件事", "请解释水泵是怎样工作的，要让中学生也能听懂这件事"),
-    "Japanese": ("ポンプの仕組みを小学生にも分かるように説明して", "ポンプの仕組みを中学生にも分かるように説明して"),
+    "Chinese": (
+        "请解释水泵是怎样工作的，要让小学生也能听懂这件事",
+        "请解释水泵是怎样工作的，要让小学生也都能听懂这件事",
+    ),
+    "Japanese": ("ポンプの仕組みを小学生にも分かるように説明して", "ポンプの仕組みを小学生にも分かるように説明してね"),
     "Korean": (
         "펌프가 어떻게 작동하는지 초등학생도 알 수 있게 자세히 설명해 주세요 부탁해요",
         "펌프가 어떻게 작동하는지 초등학생도 알 수 있게 자세히 설명해 주세요 부탁해",
