@@ -1,8 +1,8 @@
 """Texts that say the same but for a few characters: found by MinHash of character shingles, then compared by words.
 
 A copy has other punctuation, case, order, typing errors, or a few words more; two fillings of one template, in which a
-noun, a number or a sign differs, are two texts. Shingles are of four characters, or of two in scripts that put no spaces between words, where two characters carry about
-as much. Knows nothing of files.
+noun, a number or a sign differs, are two texts. Shingles are of four characters, or of two in scripts that put no
+spaces between words, where two characters carry about as much. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,7 +173,7 @@ def _mistyped(one: str, other: str) -> bool:
     """Whether a word is another with one letter more, two swapped, one replaced in a long word, or another ending."""
     if len(one) > len(other):
         one, other = other, one
-    same = len(commonprefix((one, other)))
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
     if len(other) >= (6 if other.isascii() else 4) and same >= 0.7 * len(other) and len(other) - same <= 2:
         return True
     if len(other) - len(one) == 1:

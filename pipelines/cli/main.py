@@ -333,7 +333,7 @@ def check_data(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     every: Annotated[bool, typer.Option("--all", help="show every bad row and every doubtful place")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="exit code 1 for any bad row or overlap")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="exit code 1 where anything is lost, or shared")] = False,
     ignore: Ignore = None,
     columns: Columns = None,
 ) -> None:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.common.redaction import printable
+from data.readers.rows import NOT_READ
 
 if TYPE_CHECKING:
     from data.checks import FileCheck, Overlap
@@ -154,7 +155,7 @@ def size(count: float) -> str:
 
 
 def show_recipe_data(recipe: Path, as_json: bool, every: bool) -> bool:
-    """Print what a recipe's sources hold, with every bad row if asked; False if a row was lost."""
+    """Print what a recipe's sources hold, with every bad row if asked; False if anything was lost."""
     from pipelines.run.data_health import health_of, limits_of
     from pipelines.run.pipeline import Pipeline
 
@@ -171,7 +172,7 @@ def show_recipe_data(recipe: Path, as_json: bool, every: bool) -> bool:
             "limits": limits,
         }
         out.print_json(data=found)
-        return not corpus.rejected
+        return not _lost(corpus, limits)
     _show_sources(out, corpus, ())
     for part, facts in health.facts.items():
         out.print(part, style="bold", markup=False)
@@ -182,7 +183,14 @@ def show_recipe_data(recipe: Path, as_json: bool, every: bool) -> bool:
         out.print("lengths are in characters: the base's tokenizer is not on this machine", style="dim", markup=False)
     _show_findings(out, health.findings, every)
     _show_bad(out, corpus.rejected, every)
-    return not corpus.rejected
+    return not _lost(corpus, limits)
+
+
+def _lost(corpus: Corpus, limits: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether anything of the data is not used, save what `where`, `weight` and `limit` leave out."""
+    rows = any(count.rejected or count.dropped or count.repeated for count in corpus.counts)
+    unread = any(NOT_READ in remark for remark in corpus.remarks)
+    return rows or unread or bool(corpus.rejected) or any(one["cut"] or one["dropped"] for one in limits.values())
 
 
 def said_of_limit(counts: Mapping[str, Any]) -> str:
