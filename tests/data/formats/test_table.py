@@ -247,5 +247,5 @@ def test_messages_of_a_dump_without_their_parents_are_named():
 def test_turns_with_what_a_server_wrote_beside_them_are_read():
     more = {"country": None, "redacted": False, "toxic": False, "turn_identifier": 7, "header": {"user-agent": "x"}}
     turns = [{"role": "user", "content": "q"} | more, {"role": "assistant", "content": "a"} | more]
-    name, [row] = parse({"conversation": turns, "toxic": False, "redacted": False})
+    _, [row] = parse({"conversation": turns, "toxic": False, "redacted": False})
     assert (turns_of(row.messages), row.answers) == ("u:q", ("a",))
