@@ -24,6 +24,7 @@ from data.formats import FORMATS, Reject, Row, known_formats
 from data.judgements import gathered
 from data.near_duplicates import near_duplicates
 from data.readers.files import is_text
+from data.readers.rows import NOT_READ
 from data.records import group_of, normalise
 from data.source_settings import Source
 from data.sources import Parsed, Rejected, parse_file
@@ -103,14 +104,19 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataCheck:
-    """The outcome of ``check_files``; ``clean`` if there is no bad row and no prompt that files share."""
+    """The outcome of ``check_files``.
+
+    It is ``clean`` if there is no bad row, nothing left unread, and no prompt that files share.
+    """
 
     files: tuple[FileCheck, ...]
     overlaps: tuple[Overlap, ...]
 
     @property
     def clean(self) -> bool:
-        return not any(o.shared for o in self.overlaps) and not any(f.bad for f in self.files)
+        return not any(o.shared for o in self.overlaps) and not any(
+            f.bad or any(NOT_READ in remark for remark in f.remarks) for f in self.files
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"clean": self.clean}

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -23,7 +24,7 @@ from data.readers.files import read_file
 from data.readers.rows import CELLS, BadLine, ReadOptions, Remark
 from data.source_settings import Source
 
-WRITTEN = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+WRITTEN = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 LIST = ".changes.jsonl"
 DEFAULT = CleanConfig(unicode="nfc", control=True, duplicates="exact")
 """What is done where nobody says: what changes no text to the eye."""
@@ -74,7 +75,11 @@ def fix_file(
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             copy, listed = Path(folder, "copy"), Path(folder, "changes")
             with listed.open("w", encoding="utf-8") as stream:
-                _write(_fixed_rows(file, cleaner, fixed, stream, reading), copy, out.suffix.lower())
+                rows = _fixed_rows(file, cleaner, fixed, stream, reading)
+                if out.suffix.lower() == ".parquet":
+                    _write_parquet(rows, copy, file)
+                else:
+                    _write(rows, copy, out.suffix.lower())
             if not fixed.written:
                 raise UserError(f"{file}: none of its {fixed.read:,} rows is left; {'; '.join(_why(fixed))}")
             os.replace(listed, changes)
@@ -182,6 +187,33 @@ def _write(rows: Iterator[Any], path: Path, suffix: str) -> None:
             _write_text(rows, stream)
         else:
             _write_table(rows, stream, "\t" if suffix == ".tsv" else ",")
+
+
+BATCH = 1000  # rows of a parquet file that are written at once
+
+
+def _write_parquet(rows: Iterator[Any], path: Path, file: Path) -> None:
+    """A table with the column types of the source where it is parquet, else those of the first rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(file) if file.suffix.lower() == ".parquet" else None
+    writer: Any = None
+    try:
+        while batch := [{"text": row} if isinstance(row, str) else row for row in islice(rows, BATCH)]:
+            names = set(batch[0]) if schema is None else set(schema.names)
+            if odd := next((r for r in batch if not isinstance(r, Mapping) or CELLS in r or set(r) - names), None):
+                what = ", ".join(sorted(set(odd) - names)) if isinstance(odd, Mapping) else "a list"
+                raise UserError(f"--out: a row has what the first has no column for ({what}); write .jsonl")
+            table = pa.Table.from_pylist(batch, schema=schema)
+            schema = table.schema
+            writer = writer or pq.ParquetWriter(path, schema)
+            writer.write_table(table)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"--out: a column holds values of several types ({error}); write .jsonl") from error
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 def _write_text(rows: Iterator[Any], stream: IO[str]) -> None:

@@ -15,12 +15,14 @@ from data.formats.rows import Near, Reject
 from data.formats.values import blank
 
 ALSO = {
-    "prompt": "question query problem instruction input ask user human request post key title source_text utterance "
-    "message context text source system_prompt",
-    "completion": "solution answer response output reply assistant bot target value summary explanation result label "
-    "gold reference ground_truth answer_text",
-    "chosen": "better preferred winner win good positive accepted best selected response_chosen chosen_answer",
-    "rejected": "worse dispreferred loser lose bad negative declined worst other response_rejected rejected_answer",
+    "prompt": "inputs question query problem instruction input ask user human request post key title source_text "
+    "utterance message context text source system_prompt",
+    "completion": "targets solution answer response output reply assistant bot target value summary explanation result "
+    "label gold reference ground_truth answer_text",
+    "chosen": "better preferred winner win good positive accepted best selected response_chosen chosen_answer "
+    "pos_resp positive_response good_response",
+    "rejected": "worse dispreferred loser lose bad negative declined worst other response_rejected rejected_answer "
+    "neg_resp negative_response bad_response",
     "responses": "completions answers outputs candidates generations samples replies ranked ranking results",
     "messages": "conversations conversation dialogue dialog chat turns history thread",
     "text": "content body document article story passage raw page sentence description",

@@ -14,8 +14,8 @@ from data.formats.turns import BEFORE, asked, conversation, conversation_prompt,
 from data.formats.values import blank, first_of, listed, string
 from data.records import Message
 
-CHOSEN = ("chosen", "chosen_response", "chosen_messages")
-REJECTED = ("rejected", "rejected_response", "rejected_messages")
+CHOSEN = ("chosen", "chosen_response", "chosen_messages", "response_chosen", "pos_resp")
+REJECTED = ("rejected", "rejected_response", "rejected_messages", "response_rejected", "neg_resp")
 PROMPT = ("prompt", "question", "query", "context", "input", "conversations", "messages")
 _SCORES = ("margin", *(name for names in PAIR_SCORES for name in names))
 
@@ -80,6 +80,23 @@ def _hh(row: Mapping[str, Any]) -> list[Row]:
     return [pair(both, row)]
 
 
+def _listed(row: Mapping[str, Any]) -> list[Row]:
+    """Lists of responses: all chosen before all rejected, equal among themselves."""
+    chosen, rejected = ([string(one, name) for one in row[name]] for name in ("chosen", "rejected"))
+    answers = (*chosen, *rejected)
+    if len(set(answers)) < len(answers) or any(not one.strip() for one in answers):
+        raise Reject("its lists chosen and rejected hold a response that is empty or stands there twice")
+    first = pair(
+        [side(one[0], name, asked(row, "prompt")) for one, name in ((chosen, "chosen"), (rejected, "rejected"))], {}
+    )
+    return [replace(first, answers=answers, ranks=(0,) * len(chosen) + (1,) * len(rejected))]
+
+
+def _is_listed(row: Mapping[str, Any]) -> bool:
+    lists = [row.get(name) for name in ("chosen", "rejected")]
+    return all(isinstance(one, list) and one and all(isinstance(text, str) for text in one) for one in lists)
+
+
 def _is_hh(row: Mapping[str, Any]) -> bool:
     return all(isinstance(row.get(k), str) and re.search(r"(^|\n\n)Human:", row[k]) for k in ("chosen", "rejected"))
 
@@ -92,6 +109,15 @@ _Q, _A, _B = (
 )
 
 PREFERENCES: dict[str, Format] = {
+    "lists of chosen and rejected": Format(
+        columns="prompt, chosen: [text], rejected: [text]",
+        required=("prompt", "chosen", "rejected"),
+        optional=(*BEFORE, "num_correct", "num_incorrect", "total_completions"),
+        fits=_is_listed,
+        read=_listed,
+        example={"prompt": "Name a river.", "chosen": ["The Ebro."], "rejected": ["Rain.", "Snow."]},
+        note="every response chosen is better than every one rejected",
+    ),
     "HH transcripts": Format(
         columns="chosen, rejected (Human:/Assistant:)",
         required=("chosen", "rejected"),
@@ -142,6 +168,17 @@ PREFERENCES: dict[str, Format] = {
         optional=_MORE,
         read=_preference,
         example={"prompt": "Name a river.", "chosen_response": "The Ebro.", "rejected_response": "Rain."},
+    ),
+    "response_chosen and response_rejected": Format(
+        columns="prompt, response_chosen (or pos_resp), response_rejected (or neg_resp)",
+        required=(
+            ("prompt", "question", "query", "context"),
+            ("response_chosen", "pos_resp"),
+            ("response_rejected", "neg_resp"),
+        ),
+        optional=_MORE,
+        read=_preference,
+        example={"prompt": "Name a river.", "response_chosen": "The Ebro.", "response_rejected": "Rain."},
     ),
     "response and rejected_response": Format(
         columns="query, response, rejected_response",

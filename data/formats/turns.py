@@ -47,7 +47,8 @@ _READ = frozenset(
     }
 )
 _METADATA = words(
-    "id index idx model timestamp date lang language type refusal audio annotations function markdown eval_correct"
+    "id index idx model timestamp date lang language type refusal audio annotations function markdown eval_correct "
+    "redacted toxic turn_identifier country state hashed_ip header image mimeType"
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ FEW = 2  # a single odd byte is damage, not an encoding
 CANDIDATES = ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1252", "cp1250", "cp1251", "cp1253")
 WESTERN = frozenset("àâäáãåæçèéêëìíîïñòóôöõøœùúûüßÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖÕØŒÙÚÛÜ«»°’‘“”–—…€£§©®¡¿·´\xa0")
 
+_ALONE = re.compile(r"(?<=[A-Za-z])[\u3000-\u9fff\uac00-\ud7a3](?=[A-Za-z])")
+"""A letter of the East within a Western word: two Western letters that were taken for one."""
 CENTRAL = frozenset("ąćęłńóśźżĄĆĘŁŃÓŚŹŻáčďéěíňřšťúůýžÁČĎÉĚÍŇŘŠŤÚŮÝŽäöüßÄÖÜőűŐŰľĺôĽÔđĐ„“”‚‘’«»–—…°§€\xa0")
 """Letters of Central European languages; what may be Western as well is taken for that."""
 
@@ -134,11 +137,19 @@ def _guess(sample: bytes) -> str | None:
 
     likely = [match.encoding for match in from_bytes(sample, cp_isolation=list(CANDIDATES), threshold=0.3)]
     for name in dict.fromkeys([*likely, *CANDIDATES]):
-        if name == "cp1250" and _could_be("cp1252", sample):
+        if name in ("cp1250", "cp1252") and (name == "cp1250") != _is_central(sample):
             continue
         if _could_be(name, sample):
             return name
     return None
+
+
+def _is_central(sample: bytes) -> bool:
+    """Whether Western letters do not explain a sample, or only those do that Hungarian has in their places."""
+    if not _could_be("cp1252", sample):
+        return True
+    letters = {c for c in sample.decode("cp1252").lower() if c.isalpha() and not c.isascii()}
+    return bool(letters & set("õû")) and letters <= set("áéíóöõúüû") and len(letters) > 1
 
 
 def _could_be(name: str, sample: bytes) -> bool:
@@ -155,7 +166,8 @@ def _plausible(text: str, sample: bytes) -> bool:
         return False
     east = [c for c in odd if "\u3000" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7a3" or "\uff00" <= c <= "\uffef"]
     if len(east) * 2 >= len(odd):  # two bytes each; letters that swallowed an ASCII letter are no words
-        return sum(byte > 0x7F for byte in sample) >= 1.5 * len(odd) and _common(east)
+        alone = len(_ALONE.findall(text))
+        return sum(byte > 0x7F for byte in sample) >= 1.5 * len(odd) and _common(east) and 2 * alone <= len(east)
     cyrillic = sum("\u0400" <= c <= "\u045f" for c in odd)
     greek = sum("\u0370" <= c <= "\u03ff" for c in odd)
     if all(c in WESTERN for c in odd):

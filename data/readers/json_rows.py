@@ -16,7 +16,7 @@ from data.common.errors import UserError
 from data.readers.cells import LISTS
 from data.readers.decoding import Encoding, Line, lines_of, whole_text
 from data.readers.packed import Content
-from data.readers.rows import BadLine, Names, Raw, ReadOptions, Remark
+from data.readers.rows import NOT_READ, BadLine, Names, Raw, ReadOptions, Remark
 
 WRAPPERS = ("data", "train", "examples", "rows", "items", "records", "samples", "dataset")
 SPLITS = ("train", "validation", "valid", "dev", "eval", "test")
@@ -216,7 +216,7 @@ def _of_object(row: dict[str, Any], text: str, name: str, options: ReadOptions, 
     elif lists:
         key = _one_list(lists, row, name, options)
         if left := [k for k in row if k != key]:
-            yield name, Remark(f"rows are those of {key!r}; not read: {', '.join(map(str, left))}")
+            yield name, Remark(f"rows are those of {key!r}; {NOT_READ}: {', '.join(map(str, left))}")
         opening = re.search(rf'"{re.escape(key)}"\s*:\s*\[', text)
         yield from _items(text, opening.end(), {}, name) if opening else ()
     elif columns := _columns(row):

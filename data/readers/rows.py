@@ -8,6 +8,8 @@ from typing import Any, Literal
 TextUnit = Literal["auto", "paragraph", "line", "file"]
 CELLS = "(cells)"
 """The key under which a reader hands over the cells of a line that has no header."""
+NOT_READ = "not read"
+"""What remarks say of parts of a file that no row has."""
 
 
 @dataclass(frozen=True, slots=True)

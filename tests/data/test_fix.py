@@ -97,7 +97,7 @@ def test_nothing_is_overwritten_or_left_half_written(tmp_path, monkeypatch):
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     for target, why in {
         out: "is there already.*--overwrite",
-        tmp_path / "b.parquet": "one of these suffixes",
+        tmp_path / "b.xlsx": "one of these suffixes",
         tmp_path / "none" / "b.jsonl": "there is no folder",
     }.items():
         with pytest.raises(UserError, match=why):
@@ -137,3 +137,17 @@ def test_the_command(tmp_path, capsys):
     assert "--clean min_characters: Input should be greater than or equal to 1" in capsys.readouterr().err
     assert main([*command]) == 2 and "--overwrite" in capsys.readouterr().err
     assert read(out)[0]["prompt"] == "Mail [EMAIL]"
+
+
+def test_a_parquet_file_is_copied_with_its_types(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("prompt", pa.string()), ("completion", pa.string()), ("id", pa.int16())])
+    rows = [{"prompt": "p\u200b", "completion": "c", "id": 1}, {"prompt": "q", "completion": "d", "id": None}]
+    pq.write_table(pa.Table.from_pylist([*rows, rows[1]], schema=schema), tmp_path / "a.parquet")
+    fixed = fix_file(tmp_path / "a.parquet", tmp_path / "b.parquet")
+    made = pq.read_table(tmp_path / "b.parquet")
+    assert (fixed.read, fixed.written, made.schema.equals(schema)) == (3, 2, True)
+    assert made.to_pylist() == [rows[0] | {"prompt": "p"}, rows[1]]
+    assert (tmp_path / "b.parquet.changes.jsonl").read_text().count("\n") == 2

@@ -34,11 +34,13 @@ EXAMPLES = {
     "summaries": ("u:A walk\n\nI walked along the Ebro.", ("A walk along a river.", "Nothing."), WORSE),
     "stack exchange pairs": (Q, BETTER, WORSE),
     "completions with pass rates": ("u:Return 1.", ("return 1", "return 2"), WORSE),
+    "lists of chosen and rejected": (Q, ("The Ebro.", "Rain.", "Snow."), (0, 1, 1)),
     "HH transcripts": (Q, BETTER, WORSE),
     "preference": (Q, BETTER, WORSE),
     "orca pairs": ("s:Speak like a pirate.|" + Q, BETTER, WORSE),
     "alpaca preference": (Q + "\n\nIn Spain.", BETTER, WORSE),
     "chosen_response and rejected_response": (Q, BETTER, WORSE),
+    "response_chosen and response_rejected": (Q, BETTER, WORSE),
     "response and rejected_response": (Q, BETTER, WORSE),
     "OpenAI preference": (Q, BETTER, WORSE),
     "chosen_messages and rejected_messages": (Q, BETTER, WORSE),
@@ -240,3 +242,10 @@ def test_messages_of_a_dump_without_their_parents_are_named():
     assert len([one for one in found if one.row]) == 1
     reasons = sorted(one.reason for one in found if one.row is None)
     assert len(reasons) == 4 and "came before" in reasons[0] and all("parent" in r for r in reasons[1:])
+
+
+def test_turns_with_what_a_server_wrote_beside_them_are_read():
+    more = {"country": None, "redacted": False, "toxic": False, "turn_identifier": 7, "header": {"user-agent": "x"}}
+    turns = [{"role": "user", "content": "q"} | more, {"role": "assistant", "content": "a"} | more]
+    _, [row] = parse({"conversation": turns, "toxic": False, "redacted": False})
+    assert (turns_of(row.messages), row.answers) == ("u:q", ("a",))

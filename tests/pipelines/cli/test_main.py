@@ -113,6 +113,18 @@ def test_data_check_counts_rows_and_tells_bad_ones(tmp_path: Path, capsys: pytes
     assert cli.main(["data", "check", str(file), "--strict"]) == 1
 
 
+def test_strict_counts_parts_of_a_file_that_are_not_read(tmp_path: Path) -> None:
+    recipe, rows = tmp_path / "r.yaml", "".join(f"q{i},a{i}\n" for i in range(30))
+    recipe.write_text("base: gpt2\ndata: {demonstrations: a.csv, held_out: 0.2}\nstages: [sft]\n")
+    (tmp_path / "a.csv").write_text("prompt,completion\n" + rows)
+    assert cli.main(["data", "check", str(recipe), "--strict"]) == 0
+    wrapped = tmp_path / "w.json"
+    wrapped.write_text(json.dumps({"data": [{"prompt": "p", "completion": "c"}]}))
+    assert cli.main(["data", "check", str(wrapped), "--strict"]) == 0
+    wrapped.write_text(json.dumps({"data": [{"prompt": "p", "completion": "c"}], "more": [{"prompt": "lost"}]}))
+    assert cli.main(["data", "check", str(wrapped), "--strict"]) == 1
+
+
 def test_several_values_after_one_option() -> None:
     given = ["run", "--set", "a.b=1", "c=2", "recipe.yaml", "--only", "sft", "ppo", "--input", "sft=x", "reward=y"]
     assert spread_values(given) == [
