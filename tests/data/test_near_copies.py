@@ -24,7 +24,6 @@ def near(one: str, other: str) -> bool:
         (LONG, LONG.replace("the oceans", "oceans")),
         (LONG, LONG.replace("precipitation", "precipitaton").replace("children", "chidlren")),
         (LONG, LONG.replace("cycle works, beginning", "cycle works beginning") + " please"),
-        (LONG, ", ".join(sorted(LONG.split(", "), reverse=True))),
         ("请用简单的语言解释一下光合作用是如何进行的", "请用简单的语言解释一下光合作用是如何进行的呢？"),
         ("光合作用の仕組みを簡単に説明してください", "光合作用の仕組みを、簡単に説明してください！"),
         ("광합성이 어떻게 이루어지는지 설명해 주세요", "광합성이 어떻게 이루어지는지 설명해 주세요!"),
