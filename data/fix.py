@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -19,14 +20,22 @@ from data.cleaning.rows import RowCleaner, Tally
 from data.cleaning.settings import CleanConfig
 from data.common.errors import UserError, nearest
 from data.formats import Reject, parse
-from data.readers.files import read_file
+from data.readers.columnar import ParquetCopy, parquet_schema
+from data.readers.files import extension, read_file
 from data.readers.rows import CELLS, BadLine, ReadOptions, Remark
 from data.source_settings import Source
 
-WRITTEN = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+WRITTEN = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+BATCH = 1000  # rows of a parquet file that are written at a time
 LIST = ".changes.jsonl"
 DEFAULT = CleanConfig(unicode="nfc", control=True, duplicates="exact")
 """What is done where nobody says: what changes no text to the eye."""
+
+
+def usual_copy(file: Path) -> Path:
+    """Where a copy goes if nobody says: beside the file, as parquet of parquet, csv of csv, else jsonl."""
+    suffix = extension(file)
+    return file.with_name(f"{file.name.split('.')[0]}.fixed{suffix if suffix in ('.parquet', '.csv') else '.jsonl'}")
 
 
 @dataclass(slots=True)
@@ -74,7 +83,11 @@ def fix_file(
         with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             copy, listed = Path(folder, "copy"), Path(folder, "changes")
             with listed.open("w", encoding="utf-8") as stream:
-                _write(_fixed_rows(file, cleaner, fixed, stream, reading), copy, out.suffix.lower())
+                rows = _fixed_rows(file, cleaner, fixed, stream, reading)
+                if out.suffix.lower() == ".parquet":
+                    _write_parquet(rows, copy, file)
+                else:
+                    _write(rows, copy, out.suffix.lower())
             if not fixed.written:
                 raise UserError(f"{file}: none of its {fixed.read:,} rows is left; {'; '.join(_why(fixed))}")
             os.replace(listed, changes)
@@ -181,6 +194,17 @@ def _write(rows: Iterator[Any], path: Path, suffix: str) -> None:
             _write_text(rows, stream)
         else:
             _write_table(rows, stream, "\t" if suffix == ".tsv" else ",")
+
+
+def _write_parquet(rows: Iterator[Any], path: Path, file: Path) -> None:
+    """A parquet file with the columns and types of the one read, or, of another file, those of the first rows."""
+    schema = parquet_schema(file) if file.suffix.lower() == ".parquet" else None
+    with ParquetCopy(path, schema) as copy:
+        for some in iter(lambda: list(islice(rows, BATCH)), []):
+            given = [{"text": row} if isinstance(row, str) else row for row in some]
+            if not all(isinstance(row, Mapping) and CELLS not in row for row in given):
+                raise UserError("--out: a row without column names fits no parquet file; write .jsonl")
+            copy.write(given)
 
 
 def _write_text(rows: Iterator[Any], stream: IO[str]) -> None:
