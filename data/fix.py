@@ -20,14 +20,22 @@ from data.cleaning.rows import RowCleaner, Tally
 from data.cleaning.settings import CleanConfig
 from data.common.errors import UserError, nearest
 from data.formats import Reject, parse
-from data.readers.files import read_file
+from data.readers.columnar import ParquetCopy, parquet_schema
+from data.readers.files import extension, read_file
 from data.readers.rows import CELLS, BadLine, ReadOptions, Remark
 from data.source_settings import Source
 
 WRITTEN = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+BATCH = 1000  # rows of a parquet file that are written at a time
 LIST = ".changes.jsonl"
 DEFAULT = CleanConfig(unicode="nfc", control=True, duplicates="exact")
 """What is done where nobody says: what changes no text to the eye."""
+
+
+def usual_copy(file: Path) -> Path:
+    """Where a copy goes if nobody says: beside the file, as parquet of parquet, csv of csv, else jsonl."""
+    suffix = extension(file)
+    return file.with_name(f"{file.name.split('.')[0]}.fixed{suffix if suffix in ('.parquet', '.csv') else '.jsonl'}")
 
 
 @dataclass(slots=True)
@@ -123,7 +131,6 @@ def _fixed_rows(
         why, of = _why_dropped(raw, clean, place, cleaner, reading)
         fixed.bad += why.startswith(NO_DATA)
         fixed.tally.note(place, set(done), "" if why.startswith(NO_DATA) else why)
-        fixed.tally.near_sample = cleaner.near_sample
         if why:
             note(place, dropped=why, **({"first": of} if of else {}))
             continue
@@ -189,31 +196,15 @@ def _write(rows: Iterator[Any], path: Path, suffix: str) -> None:
             _write_table(rows, stream, "\t" if suffix == ".tsv" else ",")
 
 
-BATCH = 1000  # rows of a parquet file that are written at once
-
-
 def _write_parquet(rows: Iterator[Any], path: Path, file: Path) -> None:
-    """A table with the column types of the source where it is parquet, else those of the first rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pq.read_schema(file) if file.suffix.lower() == ".parquet" else None
-    writer: Any = None
-    try:
-        while batch := [{"text": row} if isinstance(row, str) else row for row in islice(rows, BATCH)]:
-            names = set(batch[0]) if schema is None else set(schema.names)
-            if odd := next((r for r in batch if not isinstance(r, Mapping) or CELLS in r or set(r) - names), None):
-                what = ", ".join(sorted(set(odd) - names)) if isinstance(odd, Mapping) else "a list"
-                raise UserError(f"--out: a row has what the first has no column for ({what}); write .jsonl")
-            table = pa.Table.from_pylist(batch, schema=schema)
-            schema = table.schema
-            writer = writer or pq.ParquetWriter(path, schema)
-            writer.write_table(table)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"--out: a column holds values of several types ({error}); write .jsonl") from error
-    finally:
-        if writer is not None:
-            writer.close()
+    """A parquet file with the columns and types of the one read, or, of another file, those of the first rows."""
+    schema = parquet_schema(file) if file.suffix.lower() == ".parquet" else None
+    with ParquetCopy(path, schema) as copy:
+        for some in iter(lambda: list(islice(rows, BATCH)), []):
+            given = [{"text": row} if isinstance(row, str) else row for row in some]
+            if not all(isinstance(row, Mapping) and CELLS not in row for row in given):
+                raise UserError("--out: a row without column names fits no parquet file; write .jsonl")
+            copy.write(given)
 
 
 def _write_text(rows: Iterator[Any], stream: IO[str]) -> None:

@@ -1,8 +1,11 @@
-"""parquet, arrow and feather: rows in batches, and a row whose text is not UTF-8 named alone."""
+"""parquet, arrow and feather: rows in batches, and a row whose text is not UTF-8 named alone; parquet written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from data.common.errors import UserError
@@ -55,25 +58,88 @@ def read_arrow(content: Content) -> Iterator[Raw]:
         UserError: it is none of these, holds nothing, or names a column twice.
     """
     import pyarrow as pa
+
+    number = 0
+    try:
+        batches = _arrow_batches(content)
+        first = next(batches, None)
+        for batch in () if first is None else chain([first], batches):
+            batch.validate()
+            if not number:
+                _check(batch.schema.names, 1, content.name)
+            for begin in range(0, batch.num_rows, BATCH):
+                part = batch.slice(begin, BATCH)
+                yield from _batch(part, content.name, number)
+                number += part.num_rows
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        if number:  # what was read stays; how many rows the damage costs nobody can say
+            yield f"{content.name}, row {number + 1}", BadLine(f"the file is damaged from here on: {_first(error)}")
+            return
+        raise UserError(f"{content.name} is not an arrow file: {_first(error)}") from error
+    _check([], number, content.name)
+
+
+def _arrow_batches(content: Content) -> Iterator[Any]:
+    """Record batches, one at a time out of a file that is mapped into memory; of a packed one it is unpacked whole."""
+    import pyarrow as pa
     from pyarrow import feather
 
-    data = pa.py_buffer(content.bytes())
+    packed = content.member or content.path.suffix.lower() not in (".arrow", ".feather")
+    data = pa.BufferReader(content.bytes()) if packed else pa.memory_map(str(content.path))
     try:
+        file = pa.ipc.open_file(data)
+    except pa.ArrowInvalid:
+        data.seek(0)
         try:
-            table = pa.ipc.open_file(data).read_all()
+            stream = pa.ipc.open_stream(data)
         except pa.ArrowInvalid:
-            try:
-                table = pa.ipc.open_stream(data).read_all()
-            except pa.ArrowInvalid:
-                table = feather.read_table(pa.BufferReader(data))
-        table.validate()
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{content.name} is not an arrow file: {_first(error)}") from error
-    _check(table.column_names, table.num_rows, content.name)
-    number = 0
-    for batch in table.to_batches(max_chunksize=BATCH):
-        yield from _batch(batch, content.name, number)
-        number += batch.num_rows
+            data.seek(0)
+            yield from feather.read_table(data).to_batches()
+            return
+        yield from stream
+        return
+    for number in range(file.num_record_batches):
+        yield file.get_batch(number)
+
+
+def parquet_schema(path: Path) -> Any:
+    """The columns of a parquet file and their types."""
+    import pyarrow.parquet as pq
+
+    return pq.read_schema(path)
+
+
+class ParquetCopy(AbstractContextManager["ParquetCopy"]):
+    """A parquet file that is written in parts; without a schema the first part's is taken."""
+
+    def __init__(self, path: Path, schema: Any = None) -> None:
+        self._path, self._schema = path, schema
+        self._writer: Any = None
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows.
+
+        Raises:
+            UserError: a row has a column that the schema has not, or a value of another type.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pa.Table.from_pylist([dict(row) for row in rows], schema=self._schema)
+        except (pa.ArrowException, OverflowError, TypeError) as error:
+            raise UserError(f"--out: rows do not fit one table ({_first(error)}); write .jsonl") from error
+        named = set(table.column_names)
+        if extra := sorted({str(name) for row in rows for name in row} - named):
+            raise UserError(f"--out: a row has columns that the first has not ({', '.join(extra)}); write .jsonl")
+        self._schema = table.schema
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _check(columns: list[str], rows: int, name: str) -> None:

@@ -67,6 +67,9 @@ def gc(
         bool, typer.Option("--unfinished", help="also what stopped stages have saved; they start again then")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="remove it; without this it is only shown")] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="of the data cache instead: what was not used for --days")
+    ] = False,
 ) -> None:
     """Show what nobody needs any more, and remove it.
 
@@ -74,25 +77,33 @@ def gc(
 
     In runs: checkpoints of finished stages, the results and reports that newer ones replaced, and what killed processes
     left. In a store: entries that no run holds and nobody used for --days, damaged and half-written ones. Finished
-    stages of runs, and whatever a live process holds, are never removed.
+    stages of runs, and whatever a live process holds, are never removed. With --cache: what the data cache
+    ($TRIVET_CACHE) keeps of files that were read; it is made again when it is needed, and --days 0 empties it.
 
     \b
     trivet gc
     trivet gc runs/demo --unfinished --yes
     trivet gc ~/trivet-store --days 7 --yes
     """
+    from pipelines.workspace.data_cache import cache_size, cached, clean_cache
     from pipelines.workspace.gc import leftovers, remove
 
-    found = leftovers(folder, days, unfinished)
+    root, kept_bytes = cache_size()
+    if cache and (unfinished or folder != Path("runs")):
+        raise UserError("--cache is for the data cache alone; leave DIR and --unfinished out")
+    folder = root if cache else folder
+    found = cached(days) if cache else leftovers(folder, days, unfinished)
     free = [one for one in found if not one.held]
     for one in found:
-        kept = f"; stays, process {one.held} holds the run" if one.held else ""
+        stays = "a live process may use it" if cache else f"process {one.held} holds the run"
+        kept = f"; stays, {stays}" if one.held else ""
         typer.echo(printable(f"{size(one.bytes):>10}  {one.path}  ({one.why}{kept})"))
     if not yes:
         more = "; nothing was removed, --yes removes it" if free else ""
         typer.echo(f"{folder}: {size(sum(one.bytes for one in free))} in {len(free)} places can go{more}")
+        typer.echo(printable(f"{root}: the data cache holds {size(kept_bytes)}" + "; see --cache" * (not cache)))
         return
-    gone, errors = remove(free, days, unfinished)
+    gone, errors = clean_cache(days) if cache else remove(free, days, unfinished)
     for text in errors:
         typer.echo(printable(text), err=True)
     typer.echo(f"{folder}: {size(sum(one.bytes for one in gone))} in {len(gone)} places removed")

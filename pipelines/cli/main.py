@@ -380,7 +380,10 @@ def check_data(
 @data_app.command("fix")
 def fix_data(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a data file", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="COPY", help="the copy: jsonl, json, csv, tsv or txt")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="COPY", help="the copy: jsonl, json, csv, tsv, txt or parquet"),
+    ] = None,
     clean: Annotated[
         list[str] | None,
         typer.Option("--clean", metavar="KEY=VALUE ...", help="what is done, as in data.clean; default: see above"),
@@ -392,15 +395,18 @@ def fix_data(
     """Write a cleaned copy of a data file.
 
     COPY.changes.jsonl next to it lists every row that was changed or dropped, with file and line. By default characters
-    get their normal form (NFC), invisible ones and repeated rows go.
+    get their normal form (NFC), invisible ones and repeated rows go, and the copy of chats.csv is chats.fixed.csv:
+    parquet of parquet, csv of csv, jsonl of all else.
 
     \b
+    trivet data fix chats.parquet
     trivet data fix chats.jsonl --out clean.jsonl
     trivet data fix chats.jsonl --out clean.jsonl --clean mask=[email,phone]
     """
+    from data.fix import usual_copy
     from pipelines.cli.data import cleaning, fix, reading
 
-    fix(file, out, cleaning(clean), reading(columns, ignore), overwrite)
+    fix(file, usual_copy(file) if out is None else out, cleaning(clean), reading(columns, ignore), overwrite)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from data.cleaning.settings import CleanConfig
 from data.common.errors import UserError
-from data.fix import DEFAULT, fix_file
+from data.fix import DEFAULT, fix_file, usual_copy
 from data.source_settings import Source
 from data.sources import DataConfig
 from data.splits import load_corpus
@@ -139,15 +139,44 @@ def test_the_command(tmp_path, capsys):
     assert read(out)[0]["prompt"] == "Mail [EMAIL]"
 
 
-def test_a_parquet_file_is_copied_with_its_types(tmp_path):
+def test_a_parquet_file_becomes_one_with_the_same_columns_and_types(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([("prompt", pa.string()), ("completion", pa.string()), ("id", pa.int16())])
-    rows = [{"prompt": "p\u200b", "completion": "c", "id": 1}, {"prompt": "q", "completion": "d", "id": None}]
-    pq.write_table(pa.Table.from_pylist([*rows, rows[1]], schema=schema), tmp_path / "a.parquet")
-    fixed = fix_file(tmp_path / "a.parquet", tmp_path / "b.parquet")
-    made = pq.read_table(tmp_path / "b.parquet")
-    assert (fixed.read, fixed.written, made.schema.equals(schema)) == (3, 2, True)
-    assert made.to_pylist() == [rows[0] | {"prompt": "p"}, rows[1]]
-    assert (tmp_path / "b.parquet.changes.jsonl").read_text().count("\n") == 2
+    schema = pa.schema(
+        [
+            ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())]))),
+            ("id", pa.int32()),
+            ("at", pa.timestamp("ms")),
+            ("empty", pa.list_(pa.int8())),
+        ]
+    )
+    turns = [{"role": "user", "content": "q\u200b"}, {"role": "assistant", "content": "a"}]
+    rows = [
+        {"messages": [dict(turns[0], content=f"q{i}\u200b"), turns[1]], "id": i, "at": i, "empty": []} for i in range(3)
+    ]
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([*rows, rows[0]], schema=schema), file)
+    assert main(["data", "fix", str(file)]) == 0
+    copy = pq.read_table(tmp_path / "a.fixed.parquet")
+    assert copy.schema == schema and copy.column("id").to_pylist() == [0, 1, 2]
+    assert [m[0]["content"] for m in copy.column("messages").to_pylist()] == ["q0", "q1", "q2"]
+    assert copy.column("at").to_pylist() == pq.read_table(file).column("at").to_pylist()[:3]
+
+
+@pytest.mark.parametrize(
+    ("name", "copy"), [("a.b.csv", "a.fixed.csv"), ("a.tsv", "a.fixed.jsonl"), ("a.json", "a.fixed.jsonl")]
+)
+def test_the_usual_copy(name, copy):
+    assert usual_copy(Path("x", name)) == Path("x", copy)
+
+
+def test_rows_of_other_columns_are_no_parquet(tmp_path):
+    file = write(
+        tmp_path / "a.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": "q", "completion": "c", "id": 3}]
+    )
+    with pytest.raises(UserError, match=r"columns that the first has not \(id\)|do not fit"):
+        fix_file(file, tmp_path / "b.parquet")
+    assert not (tmp_path / "b.parquet").exists()
+    write(file, [{"prompt": "p", "completion": "c", "id": 1}, {"prompt": "q", "completion": "c", "id": 3}])
+    assert fix_file(file, tmp_path / "b.parquet").written == 2

@@ -173,3 +173,23 @@ def test_a_row_whose_cell_lost_its_opening_quote_is_not_shortened(tmp_path):
     ]
     bad = {place.rpartition(":")[2]: row.reason for place, row in found if isinstance(row, BadLine)}
     assert list(bad) == ["3", "4", "5", "7"] and "may go on to line 5" in bad["3"]
+
+
+@pytest.mark.parametrize("form", ["file", "stream", "feather"])
+def test_arrow_is_read_batch_by_batch_and_damage_costs_what_follows(tmp_path, form):
+    import pyarrow as pa
+    from pyarrow import feather
+
+    rows, path = [{"prompt": f"q{i}", "completion": "a" * 500} for i in range(4000)], tmp_path / "a.arrow"
+    table = pa.Table.from_pylist(rows)
+    if form == "feather":
+        feather.write_feather(table, path, version=1)
+    else:
+        with {"file": pa.ipc.new_file, "stream": pa.ipc.new_stream}[form](str(path), table.schema) as out:
+            out.write_table(table, max_chunksize=1500)
+    assert [row for _, row in read_file(path, "a")] == rows
+    if form == "stream":
+        path.write_bytes(path.read_bytes()[:-600_000])
+        found = list(read_file(path, "a"))
+        assert [row for _, row in found[:-1]] == rows[:1500] or [row for _, row in found[:-1]] == rows[:3000]
+        assert isinstance(found[-1][1], BadLine) and found[-1][0] == f"a, row {len(found)}"
