@@ -113,7 +113,8 @@ class ParquetCopy(AbstractContextManager["ParquetCopy"]):
     """A parquet file that is written in parts; without a schema the first part's is taken."""
 
     def __init__(self, path: Path, schema: Any = None) -> None:
-        self._path, self._schema, self._writer = path, schema, None
+        self._path, self._schema = path, schema
+        self._writer: Any = None
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows.
