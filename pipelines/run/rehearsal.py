@@ -228,8 +228,9 @@ def _stored_adapter(folder: Path) -> LoraConfig | None:
     if found is None:
         return None
     with contextlib.suppress(Exception):  # what is wrong with it is told where it is loaded
-        config = LoraConfig.from_pretrained(str(found))
-        return config if isinstance(config, LoraConfig) else None
+        settings = read_object(found / CONFIG)
+        if settings.get("peft_type") == "LORA":
+            return LoraConfig(**{k: v for k, v in settings.items() if k in LoraConfig.__dataclass_fields__})
     return None
 
 
