@@ -189,10 +189,10 @@ def test_near_duplicates_are_dropped_in_any_script(monkeypatch):
 
 
 def test_of_too_many_rows_near_duplicates_are_looked_for_in_a_sample_that_is_named(monkeypatch):
-    """Each of 400 texts comes again but for a full stop; of both of a pair the sample has both, or neither."""
+    """Each of 400 texts comes again with a letter misspelt; of both of a pair the sample has both, or neither."""
     draw = random.Random(0)
     texts = [" ".join("".join(draw.choices("abcdefghij", k=7)) for _ in range(12)) for _ in range(400)]
-    rows = [{"text": t} for t in texts] + [{"text": f"{t} x"} for t in texts]
+    rows = [{"text": t} for t in texts] + [{"text": f"{t[:-1]}z"} for t in texts]
     whole, all_of_them = rows_of(CleanConfig(duplicates="near"), rows)
     assert len(whole) == 400 and all_of_them.near_sample == "" and len(all_of_them.lines()) == 1
     monkeypatch.setattr(cleaning_rows, "NEAR_LIMIT", 150)
