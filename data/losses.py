@@ -9,12 +9,12 @@ from data.checks import DataCheck
 from data.corpus import Corpus
 from data.formats.rows import DELETED, DUPLICATE
 from data.formats.trees import UNJUDGED
+from data.readers.rows import NOT_READ
 from data.source_settings import DataConfig, Source, as_source
 from data.splits import REPEATED
 
 LOSSY = (DUPLICATE, DELETED, UNJUDGED, REPEATED)
 """Notes of rows that arrive in part."""
-NOT_READ = "not read"
 
 
 def of_files(check: DataCheck, reading: Source | None = None) -> list[str]:
