@@ -35,7 +35,8 @@ DEFAULT = CleanConfig(unicode="nfc", control=True, duplicates="exact")
 def usual_copy(file: Path) -> Path:
     """Where a copy goes if nobody says: beside the file, as parquet of parquet, csv of csv, else jsonl."""
     suffix = extension(file)
-    return file.with_name(f"{file.name.split('.')[0]}.fixed{suffix if suffix in ('.parquet', '.csv') else '.jsonl'}")
+    name = file.name[: file.name.lower().rindex(suffix)] if suffix else file.name
+    return file.with_name(f"{name}.fixed{suffix if suffix in ('.parquet', '.csv') else '.jsonl'}")
 
 
 @dataclass(slots=True)

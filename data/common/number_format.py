@@ -52,3 +52,12 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(shown(v) for v in value) + "]"
     return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def size(count: float) -> str:
+    """``812 B``, ``3.4 MB``: powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

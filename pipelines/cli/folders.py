@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.common.errors import UserError
+from data.common.number_format import size
 from data.common.redaction import printable
 from pipelines.cli.tables import console
-from pipelines.stages.memory import size
 
 
 def verify(

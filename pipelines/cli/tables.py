@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data.common.number_format import size
 from data.common.redaction import printable
-from pipelines.stages.memory import size
 
 if TYPE_CHECKING:
     from data.checks import FileCheck, Overlap

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from data.common.errors import UserError
+from data.common.number_format import size
 from data.counting import share_warning
 from data.splits import Corpus
 from data.template import Renderer
@@ -31,7 +32,7 @@ from models.hub.registry import BaseModelSpec, resolve_base
 from pipelines.recipe.schema import Recipe
 from pipelines.run.fit import Fit, needed
 from pipelines.stages.estimates import LIBRARIES, Estimate, Estimator
-from pipelines.stages.memory import Numbers, size
+from pipelines.stages.memory import Numbers
 from pipelines.stages.shapes import Shape, shape_of
 from pipelines.stages.table import STAGES
 from pipelines.stages.tallies import Count, pretrain

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.common.errors import GateStopped
+from data.common.number_format import size
 from models.backbone.artifacts import finish_publishing, partial_folder, publish
 from models.backbone.processes import peak_memory
 from pipelines.execution.progress import Progress
@@ -18,7 +19,6 @@ from pipelines.run.parts import RunParts
 from pipelines.run.plan_details import value_text
 from pipelines.run.staleness import StageState
 from pipelines.stages.keys import library_versions
-from pipelines.stages.memory import size
 from pipelines.stages.table import STAGES, made_with
 from pipelines.workspace.run_folder import AT_THE_GATE, RunFolder
 from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints

@@ -233,12 +233,3 @@ def sampled(shape: Shape, numbers: Numbers, sampling: Sampling) -> dict[str, flo
         copies += shape.vocabulary * shape.width * numbers.product  # the output layer
     grown = 0 if numbers.fast else 2 * cache / max(1, shape.layers)  # a layer's cache is written anew with each token
     return {"sampling_cache": cache, "weights_for_sampling": copies, "workspace": max(first, step + grown)}
-
-
-def size(count: float) -> str:
-    """``812 B``, ``3.4 MB``: powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"

@@ -165,7 +165,13 @@ def test_a_parquet_file_becomes_one_with_the_same_columns_and_types(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "copy"), [("a.b.csv", "a.fixed.csv"), ("a.tsv", "a.fixed.jsonl"), ("a.json", "a.fixed.jsonl")]
+    ("name", "copy"),
+    [
+        ("a.b.csv", "a.b.fixed.csv"),
+        ("a.tsv", "a.fixed.jsonl"),
+        ("a", "a.fixed.jsonl"),
+        ("a.v1.CSV.gz", "a.v1.fixed.csv"),
+    ],
 )
 def test_the_usual_copy(name, copy):
     assert usual_copy(Path("x", name)) == Path("x", copy)

@@ -34,7 +34,7 @@ COMMANDS = {
     "gc": ("gc", "{folder}", "--unfinished", "--yes"),
     "run --store": ("run", "{folder}/recipe.json", "--run-dir", "{folder}/stored", "--store", "{folder}/store"),
 }
-CHANGING = {"manifest.json", "run.json", "metrics.jsonl", "report.html", "trainer_state.json"}  # hold times
+CHANGING = {"manifest.json", "metrics.jsonl"}  # hold times, and hashes of what holds times
 NAMED = {"tensorboard", "used", ".partial"}  # files called by times and by folders; what gc removes from a store
 
 
@@ -55,21 +55,27 @@ def obey(order: Order) -> None:
     log = os.open(order.folder + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    seen, inside = [0], order.folder + os.sep
+    os.environ["TRIVET_CACHE"] = order.folder + ".cache"
+    seen = count_calls(order.folder, order.call)
+    code = main(list(order.words))
+    Path(order.folder + ".calls").write_text(str(seen[0]))
+    sys.exit(code)
+
+
+def count_calls(folder: str, call: int | None) -> list[int]:
+    """Count what changes files below a folder; before the ordered call, end this process."""
+    seen, inside = [0], folder + os.sep
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         opened = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
         path = args[0] if (opened or event in CHANGES) and isinstance(args[0], str | os.PathLike) else ""
         if os.fspath(path).startswith(inside):
             seen[0] += 1
-            if seen[0] == order.call:
+            if seen[0] == call:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    os.environ["TRIVET_CACHE"] = order.folder + ".cache"
     sys.addaudithook(hook)
-    code = main(list(order.words))
-    Path(order.folder + ".calls").write_text(str(seen[0]))
-    sys.exit(code)
+    return seen
 
 
 class CommandKills:
@@ -145,9 +151,13 @@ def content(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock" and not NAMED & set(p.parts)):
         name = str(path.relative_to(folder))
-        data = path.read_bytes()
+        data = path.read_bytes().replace(str(folder).encode(), b"")
         if path.name in CHANGING:
-            found[name] = len(re.sub(rb"[\d.e+-]+", b"0", data)) > 0
+            found[name] = re.sub(rb"[0-9a-f.+-]+", b"", data)
+        elif path.name == "run.json":  # of the data a second command may say more, since it has a tokenizer
+            found[name] = {stage: entry["status"] for stage, entry in json.loads(data)["stages"].items()}
+        elif path.name == "report.html":
+            found[name] = data.rstrip().endswith(b"</html>")
         else:
-            found[name] = data.replace(str(folder).encode(), b"")
+            found[name] = data
     return found

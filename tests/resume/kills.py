@@ -18,7 +18,6 @@ import platform
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -31,7 +30,7 @@ from pipelines.run.pipeline import Pipeline
 from pipelines.stages.table import STAGES
 from pipelines.workspace.run_folder import read_run
 from stages.safe_points.checkpoints import Checkpoints
-from tests.resume.command_kills import COMMANDS, CommandKills
+from tests.resume.command_kills import COMMANDS, CommandKills, count_calls
 from tests.support.recipes import RECIPE, ROOT, metrics, results
 
 # what a run imports late; the process that is forked has it already
@@ -64,7 +63,6 @@ SETTINGS = (
 )
 EVERY = ("every_minutes=0", "every_steps=2", "every_steps=3")  # the last two leave steps to be done again
 NAMES = {stage.folder: name for name, stage in STAGES.items()}
-CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ def obey(order: Order) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     count_boundaries(order)
-    calls = count_calls(order)
+    calls = count_calls(order.run_dir, order.call)
     Pipeline.from_recipe(RECIPE, [*SETTINGS, *order.settings], run_dir=order.run_dir, inputs=order.inputs).run(
         only=order.only
     )
@@ -115,22 +113,6 @@ def count_boundaries(order: Order) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Checkpoints.safe_point = safe_point  # type: ignore[method-assign]
-
-
-def count_calls(order: Order) -> list[int]:
-    """Count what changes the run folder; before the ordered call, end this process."""
-    seen, inside = [0], order.run_dir + os.sep
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        opened = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-        path = args[0] if (opened or event in CHANGES) and isinstance(args[0], str | os.PathLike) else ""
-        if os.fspath(path).startswith(inside):
-            seen[0] += 1
-            if seen[0] == order.call:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-    return seen
 
 
 class Warm:

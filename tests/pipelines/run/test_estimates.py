@@ -116,3 +116,13 @@ def test_the_plan_names_code_of_the_users(tmp_path: Path, capsys: pytest.Capture
     assert f"code of yours that is loaded and run: mine.py:kind, sha256 {digest}" in told
     assert "estimates, within a factor of 3" in told and " MB" in told and " kB" in told
     assert not (tmp_path / "ran").exists() and not Path("ran").exists()
+
+
+def test_the_sizes_of_blocks_are_those_of_the_code() -> None:
+    """The model of memory has them itself, since commands that load no model import it."""
+    from models.backbone import logprobs
+    from models.fast import logprobs as fast
+    from pipelines.stages import memory, shapes
+
+    assert (memory.ROWS, memory.WORDS, memory.CHUNK) == (fast.ROWS, fast.WORDS, logprobs.CHUNK)
+    assert shapes.HEAD_EXTRAS == fast.EXTRAS
