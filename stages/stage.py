@@ -190,7 +190,8 @@ def settings_of_copy(context: StageContext, role: str, of: str | None) -> Adapte
     """
     if of is None or not (differ := context.base.unlike(context.adapter, of)):
         return context.adapter
-    context.warn(copy_sentence(role, of, differ))
+    name = {"reference": "sft"}.get(of, of)  # a reference is the sft stage's result, and called so before the stage
+    context.warn(copy_sentence(role, name, differ.replace(f"'{of}'", f"'{name}'")))
     return None
 
 

@@ -165,7 +165,8 @@ def _in_another_folder(
 
     recipe = run.recipe.model_copy(update={"stages": ("evaluate",), "rankings": None})
     there = {name: run.run_dir / stage.folder for name, stage in STAGES.items() if stage.role is not None}
-    inputs = {name: str(path) for name, path in there.items() if (path / MANIFEST).is_file()} | dict(given)
+    own = {name: str(path) for name, path in there.items() if (path / MANIFEST).is_file()}
+    inputs = own | {name: str(path) for name, path in run.given.items()} | dict(given)
     if isinstance(recipe.base, str):
         inputs.pop("pretrain", None)
     tag = hashlib.sha256("\n".join([*changes, *map(str, sorted(given.items()))]).encode()).hexdigest()[:8]

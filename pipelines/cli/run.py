@@ -64,7 +64,20 @@ def run_stages(
     """Run a recipe's stages, then show what came out."""
     names = [name for one in only for name in one.split(",") if name]
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
+    require_taken(pipeline, pipeline.chosen(names, start, until))
     run_pipeline(pipeline, profile, only=names, start=start, until=until, fresh=fresh)
+
+
+def require_taken(pipeline: Pipeline, chosen: Sequence[str]) -> None:
+    """Refuse results that are given and that no stage of this call takes.
+
+    Raises:
+        UserError: names the first.
+    """
+    taken = {need for name in chosen for need in pipeline.inputs_of(name)}
+    if unused := next((name for name in pipeline.given if name not in taken), None):
+        stages = f"it runs {', '.join(chosen)}" if chosen else "it runs none"
+        raise UserError(f"--input {unused}: no stage of this call takes it ({stages}): leave it out")
 
 
 def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> None:
@@ -125,12 +138,13 @@ def show_plan(
     from pipelines.stages.keys import UNKNOWN
 
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
+    require_taken(pipeline, pipeline.stages)
     plans = pipeline.plan()
     from data.storage.file_hashes import remembered
 
     findings = [found.text for found in health_of(pipeline).findings]
     print_plan(pipeline.recipe, pipeline.run_dir, plans, pipeline.corpus, pipeline.kept(), findings)
-    rehearse(pipeline, pipeline.recipe.stages, lambda text: print(f"warning: {text}"))
+    rehearse(pipeline, pipeline.stages, lambda text: print(f"warning: {text}"))
     with remembered():
         unknown = UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]
     if unknown:

@@ -94,12 +94,15 @@ def print_plan(
     out.print(f"{recipe.name}: base {base}, seed {recipe.seed}, run folder {run_dir}", markup=False)
     columns = ("stage", "status", "why", "steps", "tokens", "memory", "disk", "data")
     table = Table(*columns, box=None, header_style="bold")
-    style = {"cached": "green", "stored": "green", "new": "cyan", "stale": "yellow"}
+    style = {"cached": "green", "stored": "green", "given": "green", "new": "cyan", "stale": "yellow"}
     functions: dict[str, str] = {}
     for plan in plans:
         steps, rows, takes = (plan.details.get(name) for name in ("steps", "rows", "takes"))
         functions |= plan.details.get("functions") or {}
         status = f"[{style.get(plan.status, 'default')}]{plan.status}[/]"
+        if plan.status == "given":
+            table.add_row(plan.name, f"[{style['given']}]given[/]", escape(printable(plan.reason)))
+            continue
         sizes = [f"{takes.tokens:,}" if takes and takes.tokens is not None else "?"]
         sizes += [size(n) if n is not None else "?" for n in ((takes.memory, takes.disk) if takes else (None, None))]
         more = ", ".join(f"{count:,} {part}" for part, count in (rows or {}).items())

@@ -122,6 +122,7 @@ class Progress:
         self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
         self.current = ""  # the stage that runs, for messages when it fails
         self._bar: Bar | None = None
+        self._told: set[str] = set()  # warnings that came before the first stage
 
     @contextlib.contextmanager
     def stage(self, name: str, total_steps: int | None = None) -> Iterator[Bar]:
@@ -153,7 +154,11 @@ class Progress:
             self.console.file.flush()  # a run that is followed with tail -f
 
     def warn(self, text: str) -> None:
-        """Something that the user should see, also among many lines."""
+        """Something that the user should see, also among many lines; a stage does not repeat what came before it."""
+        if self.current and text in self._told:
+            return
+        if not self.current:
+            self._told.add(text)
         if self.active:
             text = printable(f"warning: {text}")
             self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)

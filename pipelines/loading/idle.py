@@ -6,7 +6,7 @@ is refused. Settings of a stage that an explicit ``stages`` leaves out wait for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from reward.settings import GateConfig
 from stages.settings import PPOConfig, RewardConfig
 
 Dotted = str
+Path_ = tuple[str | int, ...]
 MANY = 8  # settings named in a sentence
 OF_EVALUATION = ("reward", "standardise_scores", "score_clip", "missing_eos_penalty", "max_new_tokens")
 """Of PPO's settings, those that evaluation takes as well: its limit, and for best_of_N:ppo.reward what chooses."""
@@ -291,33 +292,56 @@ def idle(recipe: Recipe) -> list[Problem]:
     return [*found.items(), *_unused(recipe)]
 
 
-def waiting(recipe: Recipe) -> str:
-    """A sentence about settings of stages that an explicit ``stages`` leaves out; empty where there are none."""
+def waiting(recipe: Recipe, given: Collection[str] = ()) -> str:
+    """A sentence about settings of stages that an explicit ``stages`` leaves out; empty where there are none.
+
+    Those of a stage whose result is given say how it was made, and wait for nothing.
+    """
     if "stages" not in recipe.model_fields_set:
         return ""
-    called_for = recipe.model_copy()
-    called_for.model_fields_set.discard("stages")
     here = {path for path, _ in idle(recipe)}
-    names = [".".join(map(str, path)) for path, _ in idle(called_for) if path not in here]
+    names = [path for path, _ in idle(_called_for(recipe, [*recipe.stages, *given])) if path not in here]
     if not names:
         return ""
-    more = f" and {len(names) - MANY} more" if len(names) > MANY else ""
-    return (
-        f"settings that wait, since `stages` does not name the stage that takes them: {', '.join(names[:MANY])}{more}"
-    )
+    return f"settings that wait, since `stages` does not name the stage that takes them: {_some(names)}"
 
 
-def replaced_base(recipe: Recipe, given: Collection[str]) -> str:
-    """A sentence about settings of pretraining where the run is given its result; empty where there are none."""
-    if "pretrain" not in given:
+def replaced(recipe: Recipe, given: Collection[str]) -> str:
+    """A sentence about settings of the recipe's stages whose results it is given; empty where there are none."""
+    if not (stages := [name for name in recipe.stages if name in given]):
         return ""
-    group = ("base", "pretrain")
-    changed = [path for path, value, usual in leaves(recipe, defaults(recipe)) if path[:2] == group and value != usual]
-    if not changed:
+    whole = {group for name, group in WHOLE.items() if name in stages}
+    names = [p for p, value, usual in leaves(recipe, defaults(recipe)) if value != usual and _begins(p, whole)]
+    acting = {path for path, _ in idle(_called_for(recipe, recipe.stages))} | {CARD}
+    left = [name for name in recipe.stages if name not in given]
+    names += [path for path, _ in idle(_called_for(recipe, left)) if path not in acting and path not in names]
+    if not names:
         return ""
-    more = f" and {len(changed) - MANY} more" if len(changed) > MANY else ""
-    names = ", ".join(".".join(map(str, path)) for path in changed[:MANY])
-    return f"settings without effect, since the base is given (--input pretrain=...): {names}{more}"
+    options = " ".join(f"{name}=..." for name in stages)
+    are = "is" if len(stages) == 1 else "are"
+    return f"settings without effect, since {' and '.join(stages)} {are} given (--input {options}): {_some(names)}"
+
+
+WHOLE = {"pretrain": ("base", "pretrain"), "rankings": ("rankings",)}
+"""Stages all of whose settings are their own; what is needed of the others' without them, ``RULES`` says."""
+CARD = ("evaluation", "rankings")  # a given reward model is examined on them as well
+
+
+def _called_for(recipe: Recipe, stages: Sequence[str]) -> Recipe:
+    """The recipe as if its settings had called for these stages alone."""
+    made = recipe.model_copy(update={"stages": tuple(stages)})
+    made.model_fields_set.discard("stages")
+    return made
+
+
+def _begins(path: Path_, groups: Collection[tuple[str, ...]]) -> bool:
+    return any(path[: len(group)] == group for group in groups)
+
+
+def _some(paths: Sequence[Path_]) -> str:
+    """The first few of many settings."""
+    more = f" and {len(paths) - MANY} more" if len(paths) > MANY else ""
+    return ", ".join(".".join(map(str, path)) for path in paths[:MANY]) + more
 
 
 def covers(name: Dotted, path: tuple[str | int, ...]) -> bool:

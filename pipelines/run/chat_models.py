@@ -13,7 +13,6 @@ from data.common.errors import UserError, nearest
 from data.records import Message
 from data.template import Renderer
 from evaluation.systems import ROLES
-from models.backbone.artifacts import MANIFEST
 from models.backbone.settings import ADAPTER_CONFIG
 from models.hub.registry import resolve_base
 from models.roles.shared_base import SharedBase
@@ -113,17 +112,15 @@ def open_room(target: str, stage: str | None = None, compare_with: str | None = 
 
 def _of_run(path: Path, stage: str | None, compare_with: str | None) -> Room:
     from pipelines.recipe.derived import response_limit
-    from pipelines.run.open_run import find_run, open_run, stage_folder
-    from pipelines.stages.table import STAGES
+    from pipelines.run.open_run import is_done, open_run, stage_folder
 
-    run = find_run(path)
-    stage = _stage_of(path, run, stage)
-    pipeline = open_run(run)
+    pipeline = open_run(path)
+    stage = _stage_of(path, pipeline, stage)
     base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
 
     def speaker(name: str) -> Speaker:
         if name != "base" and ROLES[name] not in base.roles:
-            pipeline.loaded.load("sft", ROLES[name], stage_folder(run, name))
+            pipeline.loaded.load("sft", ROLES[name], stage_folder(pipeline, name))
         return Speaker(name=name, base=base, role=ROLES[name], renderer=renderer)
 
     speakers = [speaker(stage)]
@@ -131,18 +128,18 @@ def _of_run(path: Path, stage: str | None, compare_with: str | None) -> Room:
         speakers.append(speaker(compare_with))
     elif compare_with is not None:
         speakers.append(_guest(compare_with, base, renderer, _identity(pipeline)))
-    reward = run / STAGES["reward"].folder
-    found = pipeline.loaded.load_reward(stage_folder(run, "reward")) if (reward / MANIFEST).is_file() else None
+    found = pipeline.loaded.load_reward(stage_folder(pipeline, "reward")) if is_done(pipeline, "reward") else None
     return Room(speakers=tuple(speakers), reward=found, max_new_tokens=response_limit(pipeline.recipe))
 
 
-def _stage_of(path: Path, run: Path, asked: str | None) -> str:
+def _stage_of(path: Path, pipeline: Any, asked: str | None) -> str:
     """The stage that is asked for or that the path names, else the last one that is finished."""
+    from pipelines.run.open_run import is_done
     from pipelines.stages.table import STAGES
 
-    asked_of = [(name, run / one.folder) for name, one in STAGES.items() if one.asked_in_chat]
-    done = ["base", *(name for name, folder in asked_of if (folder / MANIFEST).is_file())]
-    stage = asked or (path.resolve().name if path.resolve() != run and path.resolve().name in done else done[-1])
+    done = ["base", *(name for name, one in STAGES.items() if one.asked_in_chat and is_done(pipeline, name))]
+    here = path.resolve()
+    stage = asked or (here.name if here != pipeline.run_dir and here.name in done else done[-1])
     if stage not in ROLES:
         raise UserError(f"--stage {stage}: no model to talk to.{nearest(stage, ROLES)} One of: {', '.join(ROLES)}")
     return stage
@@ -168,13 +165,13 @@ def _guest(compare_with: str, base: SharedBase, renderer: Renderer, identity: st
     """
     path = Path(compare_with)
     if run_of(path) is not None:
-        from pipelines.run.open_run import find_run, open_run, stage_folder
+        from pipelines.run.open_run import open_run, stage_folder
 
-        run = find_run(path)
-        stage = _stage_of(path, run, None)
-        if stage == "base" or _identity(open_run(run)) != identity:
+        other = open_run(path)
+        stage = _stage_of(path, other, None)
+        if stage == "base" or _identity(other) != identity:
             return replace(_of_run(path, stage, None).speakers[0], name=compare_with)
-        base.load_role("compared", stage_folder(run, stage))
+        base.load_role("compared", stage_folder(other, stage))
         return Speaker(name=compare_with, base=base, role="compared", renderer=renderer)
     adapter = next((f for f in (path, path / "adapter") if (f / ADAPTER_CONFIG).is_file()), None)
     if adapter is not None and _fits(adapter, identity):

@@ -55,7 +55,7 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
     else:
         raise UserError(f"{to}: exists already; choose a new folder")
     pipeline = open_run(Path(run))
-    folder = stage_folder(pipeline.run_dir, stage)
+    folder = stage_folder(pipeline, stage)
     role = roles[stage]
     with patience(f"exporting {stage} to {to}"), _written_whole(to) as partial:
         if role == "reward":

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.backbone.artifacts import MANIFEST, load_artifact
+from data.common.errors import UserError
+from models.backbone.artifacts import MANIFEST, load_artifact, problems, read_artifact
 from pipelines.run.pipeline import Pipeline
 from pipelines.stages.table import STAGES
 from pipelines.workspace.run_folder import RECIPE, find_run, read_run
 
-__all__ = ["find_run", "open_run", "stage_folder"]
+__all__ = ["find_run", "is_done", "open_run", "stage_folder"]
 
 
 def open_run(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
@@ -19,17 +20,26 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     given = {
         stage: folder
         for stage, folder in read_run(run).get("inputs", {}).items()
-        if stage in STAGES and Path(folder).is_dir() and not (run / STAGES[stage].folder / MANIFEST).is_file()
+        if stage in STAGES and Path(folder).is_dir()
     }
     return Pipeline.from_recipe(run / RECIPE, overrides, run, given, may_idle=True)
 
 
-def stage_folder(run: Path, stage: str) -> Path:
-    """A finished stage's folder, verified.
+def stage_folder(pipeline: Pipeline, stage: str) -> Path:
+    """The folder of a stage's result, verified: the one that the run was given, or its own.
 
     Raises:
         UserError: it is not finished, or altered since.
     """
-    folder = run / STAGES[stage].folder
-    load_artifact(folder, f"{stage} stage")
-    return folder
+    if stage not in pipeline.given:
+        folder = pipeline.run_dir / STAGES[stage].folder
+        load_artifact(folder, f"{stage} stage")
+        return folder
+    if (found := read_artifact(pipeline.given[stage])) is not None and (wrong := problems(found)):
+        raise UserError(f"{stage} stage, which the run was given: {wrong[0]}")
+    return pipeline.given[stage]
+
+
+def is_done(pipeline: Pipeline, stage: str) -> bool:
+    """Whether a run has a stage's result, or was given it."""
+    return stage in pipeline.given or (pipeline.run_dir / STAGES[stage].folder / MANIFEST).is_file()

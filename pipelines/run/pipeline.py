@@ -134,6 +134,11 @@ class Pipeline:
         }
         return {name: n for name, n in counts.items() if n} | {"rejected rows": len(self.corpus.rejected)}
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stages that this run computes: those of the recipe whose results it is not given."""
+        return tuple(name for name in self.recipe.stages if name not in self.given)
+
     # -- keys and plan -----------------------------------------------------------------------------------------------
 
     def inputs_of(self, name: str) -> dict[str, Path]:
@@ -180,14 +185,16 @@ class Pipeline:
     def reward_base_key(self) -> str:
         return base_key(self.recipe.reward.base, self.recipe.base_dir)
 
-    def _keys(self, again: Sequence[str] = ()) -> Iterator[StageState]:
-        """Every stage of the recipe in order, read when its turn comes.
+    def _keys(self, again: Sequence[str] = (), chosen: Sequence[str] | None = None) -> Iterator[StageState]:
+        """Every stage that is not given, in order, read when its turn comes.
 
         Args:
             again: stages that are run whatever lies there.
+            chosen: stages of this call, by default all. The others' results are taken as they lie there, so that what
+                is made of them has their own keys, not those that the recipe would give them.
         """
         known: dict[str, str] = {}
-        for name in self.recipe.stages:
+        for name in self.stages:
             keys = {}
             for need, path in self.inputs_of(name).items():
                 given = read_artifact(path)
@@ -195,6 +202,8 @@ class Pipeline:
             described, threads = self.describe(name, keys), self.processes.threads
             state = state_of(name, described, self.run_dir, self.recipe, threads, name in again)
             known[name] = state.key
+            if chosen is not None and name not in chosen and (there := read_artifact(state.folder)) is not None:
+                known[name] = there.key
             yield state
 
     def plan(self) -> list[StagePlan]:
@@ -207,8 +216,12 @@ class Pipeline:
         return found
 
     def _plan(self) -> list[StagePlan]:
-        check_start(self.recipe, self.corpus, self.recipe.stages, run_code=False)
-        out: list[StagePlan] = []
+        check_start(self.recipe, self.corpus, self.stages, run_code=False)
+        out = [
+            StagePlan(name=name, status="given", reason=f"by --input: {self.given[name]}")
+            for name in self.recipe.stages
+            if name in self.given
+        ]
         details = self.details_after(out)
         for state in self._keys():
             reason = state.reason
@@ -218,7 +231,7 @@ class Pipeline:
             done = state.remark if state.put_back else and_remark("finished and unchanged", state.remark)
             more = details.of(state.name) | {"functions": state.described["functions"]}
             out.append(StagePlan(name=state.name, status=status, reason=reason or done, details=more))
-        return out
+        return sorted(out, key=lambda plan: self.recipe.stages.index(plan.name))
 
     @property
     def details(self) -> PlanDetails:
@@ -237,14 +250,23 @@ class Pipeline:
     # -- running -----------------------------------------------------------------------------------------------------
 
     def chosen(self, only: Sequence[str], start: str | None, until: str | None) -> list[str]:
-        """Stages of this call."""
+        """Stages of this call.
+
+        Raises:
+            UserError: one is named that the recipe has not, or whose result is given.
+        """
         stages = list(self.recipe.stages)
+        for name in only:
+            if name in self.given:
+                raise UserError(
+                    f"--input {name}: gives the result of this stage, which is not run then; leave one of the two out"
+                )
         for name in [*only, *filter(None, (start, until))]:
             if name not in stages:
                 raise UserError(f"no stage '{name}' in this recipe.{nearest(name, stages)} It has: {', '.join(stages)}")
         first = stages.index(start) if start else 0
         last = stages.index(until) if until else len(stages) - 1
-        return [s for s in stages[first : last + 1] if not only or s in only]
+        return [s for s in stages[first : last + 1] if s not in self.given and (not only or s in only)]
 
     def run(
         self,
@@ -282,20 +304,34 @@ class Pipeline:
                     sources=[count.as_dict() for count in self.corpus.counts],
                     remarks=list(self.corpus.remarks),
                     data_check=found,
-                    inputs=read_run(self.run_dir).get("inputs", {}) | {k: str(v) for k, v in self.given.items()},
                 )
                 for stage in STAGES.values():
                     settle(self.run_dir / stage.folder)
             self.processes.barrier()
-            done = 0
+            for name in self.recipe.stages if chosen else ():
+                if name in self.given:
+                    progress.say(f"{name}: given by --input, not run ({self.given[name]})")
+            done, taken = 0, {need for name in chosen for need in self.inputs_of(name)}
             # generated lazily: each stage's state on disk is read when its turn comes
-            for state in self._keys(again=chosen if fresh else ()):
+            for state in self._keys(chosen if fresh else (), chosen):
                 self.processes.barrier()
                 if state.name in chosen:
                     done += self._do(state, folder, progress, fresh)
+                    self._note_inputs(state.name, folder)
+                elif state.name in taken and (otherwise := state.there_otherwise):
+                    progress.warn(
+                        f"{state.name}: not run in this call and taken as it is there, though it was made otherwise "
+                        f"than the recipe says ({otherwise}); to run it, leave out what limits this call to some stages"
+                    )
             if not done:
                 progress.say("nothing to do: every stage is finished and unchanged")
         return {name: self.run_dir / STAGES[name].folder for name in chosen}
+
+    def _note_inputs(self, name: str, folder: RunFolder) -> None:
+        """Write down which folders a finished stage was given, so that whoever opens the run finds the same ones."""
+        before, used = read_run(self.run_dir).get("inputs", {}), self.inputs_of(name)
+        kept = {need: path for need, path in before.items() if need not in used}
+        folder.note(inputs=kept | {need: str(path) for need, path in used.items() if need in self.given})
 
     def _do(self, state: StageState, folder: RunFolder, progress: Progress, fresh: bool) -> bool:
         """Skip, put back, fetch or run one stage; whether anything was done."""

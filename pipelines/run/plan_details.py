@@ -113,7 +113,7 @@ class PlanDetails:
     def opened(self) -> Opened | None:
         """Rendering and positions of the stages, or None where the base is not on this machine yet."""
         recipe = self.recipe
-        stale = any(p.name == "pretrain" and p.status != "cached" for p in self.before)
+        stale = any(p.name == "pretrain" and p.status not in ("cached", "given") for p in self.before)
         if not isinstance(recipe.base, str) and (stale or not self.pretrained.is_dir()):
             return None
         source = recipe.base if isinstance(recipe.base, str) else str(self.pretrained)

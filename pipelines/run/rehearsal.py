@@ -22,6 +22,7 @@ from data.template import Renderer
 from evaluation.prompting import asking
 from evaluation.systems import Named, parse
 from models.backbone.architecture import check_architecture, linear_layers, reach_sentence, without_weights
+from models.backbone.artifacts import read_artifact
 from models.hub.download import local_folder
 from models.hub.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder
 from models.hub.load import tokenizer_of
@@ -31,12 +32,15 @@ from models.hub.validate import check_model
 from models.roles.files import ADAPTER, CONFIG
 from models.roles.lora import differences, lora_config
 from pipelines.execution.progress import Progress
-from pipelines.loading.idle import replaced_base, waiting
+from pipelines.loading.idle import replaced, waiting
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.run.binding import check_start
 from pipelines.run.parts import RunParts
+from pipelines.stages.keys import differences as changes
+from pipelines.stages.keys import rendering_key
 from pipelines.stages.table import STAGES
+from reward.files import SCORING
 from stages.settings import check_shares
 from stages.stage import copy_sentence, prompt_rows
 
@@ -88,10 +92,12 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     if "ppo" in chosen:
         check_shares(recipe.ppo, pipeline.processes.world_size)
     check_precision(recipe, chosen)
-    if left_out := waiting(recipe):
+    if left_out := waiting(recipe, pipeline.given):
         warn(left_out)
-    if replaced := replaced_base(recipe, pipeline.given):
-        warn(replaced)
+    if without_effect := replaced(recipe, pipeline.given):
+        warn(without_effect)
+    for told in given_otherwise(pipeline, chosen):
+        warn(told)
     if "evaluate" in chosen:
         check_systems(recipe, corpus, {*recipe.stages, *pipeline.given})
     if "ppo" in chosen and (text := value_start(recipe)):
@@ -123,6 +129,33 @@ def check_precision(recipe: Recipe, chosen: Sequence[str]) -> None:
             f"runtime.dtype: float16 loses gradients of adapters without a word ({', '.join(trains)} would train "
             "some): write bfloat16, float32 or auto; a run that trains nothing, such as evaluation, takes float16"
         )
+
+
+def given_otherwise(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
+    """Sentences about results that the chosen stages are given, and that were made with another rendering or limit."""
+    recipe = pipeline.recipe
+    taken = {need for name in chosen for need in pipeline.inputs_of(name) if need in pipeline.given}
+    for stage in sorted(taken):
+        then, now = _made_with(pipeline.given[stage]), dict[str, Any]()
+        if STAGES[stage].on_base and not (stage == "reward" and recipe.reward.base != "same"):
+            now = {"file": None} | rendering_key(recipe.template, recipe.stop, recipe.base_dir)
+        if stage == "reward":
+            now["reward.max_tokens"] = recipe.reward.max_tokens
+        both = now.keys() & then.keys()
+        if differ := changes({k: then[k] for k in both}, {k: now[k] for k in both}):
+            yield f"{stage}, which is given, was made otherwise than it is used here: {', '.join(differ)}"
+
+
+def _made_with(folder: Path) -> dict[str, Any]:
+    """Rendering and limit of a stage's result, and the limit of an exported reward model; as far as they are known."""
+    found = read_artifact(folder)
+    if found is None:
+        limit = read_object(folder / SCORING).get("max_tokens") if (folder / SCORING).is_file() else None
+        return {} if limit is None else {"reward.max_tokens": limit}
+    described = found.manifest.get("described") or {}
+    settings = described.get("settings") or {}
+    limit = {"reward.max_tokens": settings["max_tokens"]} if "max_tokens" in settings else {}
+    return {"file": None} | (described.get("rendering") or {}) | limit
 
 
 def value_start(recipe: Recipe) -> str | None:

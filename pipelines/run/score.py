@@ -45,7 +45,7 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
     path = Path(run_or_model)
     if run_of(path) is not None:
         pipeline = open_run(path)
-        return _of(pipeline.loaded.load_reward(stage_folder(pipeline.run_dir, "reward")))
+        return _of(pipeline.loaded.load_reward(stage_folder(pipeline, "reward")))
     if (path / CONFIG).is_file():
         return _of(exported_reward(path))
     from models.roles.classifier import Classifier, is_classifier

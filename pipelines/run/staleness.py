@@ -26,12 +26,20 @@ class StageState:
     """
 
     name: str
+    folder: Path
     described: dict[str, Any]
     key: str
     there: Artifact | None
     reason: str
     remark: str = ""
     put_back: bool = False  # the previous artifact is the result
+
+    @property
+    def there_otherwise(self) -> str:
+        """How the result that lies there differs from what the recipe says; empty where it does not, or none is."""
+        if self.put_back:
+            return f"the one that the recipe describes is {self.remark}"
+        return self.reason if self.there is not None else ""
 
 
 def state_of(
@@ -56,7 +64,14 @@ def state_of(
     else:
         reason = _why(name, described, key, there, final, recipe)
     return StageState(
-        name=name, described=described, key=key, there=there, reason=reason, remark=remark, put_back=put_back
+        name=name,
+        folder=final,
+        described=described,
+        key=key,
+        there=there,
+        reason=reason,
+        remark=remark,
+        put_back=put_back,
     )
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from data.common.errors import UserError
 from data.source_settings import Source
-from pipelines.loading.idle import RULES, covers, leaves, replaced_base
+from pipelines.loading.idle import RULES, covers, leaves, replaced
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.errors import models_in
 from pipelines.recipe.schema import Recipe, resolved_yaml
@@ -630,12 +630,39 @@ def test_a_finished_run_is_evaluated_in_another_way(tmp_path: Path) -> None:
         load_recipe(tmp_path / "recipe.yaml", other)
 
 
-@pytest.mark.parametrize("given", [["pretrain"], [], ["sft"]])
-def test_settings_of_a_base_that_is_given_instead_are_named(given: list[str]) -> None:
-    made = load_recipe(
-        {"name": "x", "base": {"pretrain": {"steps": 7, "batch": 3}}, "data": {"documents": "demo-task?rows=20"}}
-    )
-    told = replaced_base(made, given)
-    assert told.endswith(": base.pretrain.steps, base.pretrain.batch") == ("pretrain" in given) == bool(told)
-    plain = load_recipe({"name": "x", "base": "smollm2-135m", "data": {"demonstrations": "demo-task?rows=20"}})
-    assert not replaced_base(plain, given)
+@pytest.mark.parametrize(
+    ("recipe", "settings", "given", "told"),
+    [
+        (
+            SCRATCH,
+            {"base.pretrain.steps": 7, "base.pretrain.batch": 3},
+            ["pretrain"],
+            ["base.pretrain.steps", "base.pretrain.batch"],
+        ),
+        (SCRATCH, {"base.pretrain.steps": 7}, [], []),
+        (SCRATCH, {"base.pretrain.steps": 7}, ["sft"], []),
+        (PLAIN, {"data.demonstrations": "demo-task?rows=20"}, ["pretrain"], []),
+        (PLAIN, {"sft.epochs": 2.0, "sft.batch": 8, "ppo.clip": 0.1}, ["sft"], ["sft.epochs", "sft.batch"]),
+        (PLAIN, {"sft.epochs": 2.0, "reward.epochs": 2.0}, ["sft", "reward"], ["sft.epochs", "reward.epochs"]),
+        (
+            PLAIN,
+            {"reward.max_tokens": 64, "reward.gate.accuracy": 0.6, "reward.batch": 4},
+            ["reward"],
+            ["reward.batch"],
+        ),
+        (PLAIN, {"reward.holdout": 0.2, "ppo.holdout_every": 2}, ["reward"], ["reward.holdout"]),
+        (PLAIN, {"evaluation.rankings": "r.jsonl"}, ["reward"], []),
+        (PLAIN, {"ppo.clip": 0.1, "ppo.max_new_tokens": 8}, ["ppo"], ["ppo.clip"]),
+        (SAMPLED, {"rankings.answers": 2}, ["rankings"], ["rankings.annotator", "rankings.answers"]),
+        (PLAIN, {"adapter.rank": 4}, ["sft"], []),
+        (PLAIN, {"adapter.rank": 4}, ["sft", "reward", "ppo"], ["adapter.rank"]),
+    ],
+)
+def test_settings_of_what_is_given_instead_are_named(recipe, settings, given, told) -> None:
+    made = load_recipe(with_settings(recipe, settings))
+    said = replaced(made, given)
+    assert bool(said) == bool(told)
+    if told:
+        options = " ".join(f"{name}=..." for name in given)
+        assert said.startswith(f"settings without effect, since {' and '.join(given)} ")
+        assert f"(--input {options}): " in said and said.rpartition(": ")[2].split(", ") == told

@@ -1,0 +1,141 @@
+"""Results that a run is given by ``--input`` are not made again, and whoever opens the run finds the same ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from pipelines.cli.main import main
+from pipelines.run.export import export_stage
+from pipelines.run.open_run import open_run
+from pipelines.run.pipeline import Pipeline
+from pipelines.workspace.verify import verify_run
+from tests.support.recipes import RECIPE
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def other_sft(least_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain adapter of other weights than the run's own."""
+    folder = tmp_path_factory.mktemp("other") / "sft"
+    shutil.copytree(least_run / "sft/adapter", folder)
+    save_file({name: 2 * w for name, w in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    return folder
+
+
+def recipe_at(folder: Path, **changes: object) -> str:
+    (folder / "r.yaml").write_text(yaml.safe_dump(RECIPE | changes))
+    return str(folder / "r.yaml")
+
+
+def test_what_is_given_is_not_run(least_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = {name: str(least_run / name) for name in ("pretrain", "sft", "rankings", "reward")}
+    pipeline = Pipeline.from_recipe(RECIPE, ["ppo.kl_coef=0.2"], run_dir=tmp_path / "run", inputs=inputs)
+    assert [plan.status for plan in pipeline.plan()] == ["given"] * 4 + ["new"] * 2
+    assert pipeline.plan()[1].reason == f"by --input: {least_run / 'sft'}"
+    assert pipeline.run().keys() == {"ppo", "evaluate"}
+    assert not any((tmp_path / "run" / name).exists() for name in inputs)
+    assert (tmp_path / "run/ppo/manifest.json").is_file()
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name}: given by --input, not run ({least_run / name})" in said for name in inputs)
+    assert open_run(tmp_path / "run").given == {
+        name: least_run / name for name in ("pretrain", "sft", "reward")
+    }  # what the last stage, evaluation, takes
+
+
+def test_a_given_stage_stands_before_an_own_one_that_is_there(least_run: Path, other_sft: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(least_run, tmp_path / "run"))
+    changes = ["evaluation.systems=[sft]", "evaluation.greedy=false"]
+    Pipeline.from_recipe(RECIPE, changes, run_dir=run, inputs={"sft": str(other_sft)}).run(only=["evaluate"])
+    assert open_run(run).given == {"sft": other_sft}
+    exported = load_file(export_stage(run, "sft", tmp_path / "given") / WEIGHTS)
+    given, own = load_file(other_sft / WEIGHTS), load_file(run / "sft/adapter" / WEIGHTS)
+    assert all(torch.equal(exported[name], given[name]) for name in given)
+    assert any(not torch.equal(given[name], own[name]) for name in given)
+    Pipeline.from_recipe(RECIPE, changes, run_dir=run).run(only=["evaluate"])
+    assert open_run(run).given == {} and verify_run(run) == []
+    exported = load_file(export_stage(run, "sft", tmp_path / "own") / WEIGHTS)
+    assert all(torch.equal(exported[name], own[name]) for name in own)
+
+
+def test_another_evaluation_takes_what_the_run_was_given(least_run: Path, other_sft: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(least_run, tmp_path / "run"))
+    shutil.rmtree(run / "sft")
+    changes = ["evaluation.systems=[sft]", "evaluation.greedy=false"]
+    Pipeline.from_recipe(RECIPE, changes, run_dir=run, inputs={"sft": str(other_sft)}).run(only=["evaluate"])
+    assert main(["evaluate", str(run), "--set", "evaluation.prompts=4"]) == 0
+    [results] = run.glob("evaluations/*/evaluation/results.json")
+    found = json.loads(results.read_text())
+    assert found["prompts"] == 4 and {"sft"} <= found["systems"].keys()
+    assert "reward" in found["systems"]["sft"]
+
+
+@pytest.mark.parametrize(
+    ("command", "inputs", "message"),
+    [
+        (["sft"], ["sft"], "--input sft: gives the result of this stage"),
+        (["run", "--only", "ppo", "sft"], ["sft"], "--input sft: gives the result of this stage"),
+        (["sft"], ["reward"], "--input reward: no stage of this call takes it (it runs sft)"),
+        (["run", "--until", "reward"], ["ppo"], "--input ppo: no stage of this call takes it"),
+        (["run"], ["sft", "evaluate"], "--input evaluate: no stage of this call takes it"),
+        (["plan"], ["evaluate"], "--input evaluate: no stage of this call takes it"),
+    ],
+)
+def test_what_would_not_be_taken_is_refused(
+    tmp_path: Path, command: list[str], inputs: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"{name}={tmp_path}" for name in inputs]
+    name, *rest = command
+    arguments = [name, recipe_at(tmp_path), *rest, "--run-dir", str(tmp_path / "run"), "--input", *given]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_what_was_made_otherwise_is_told_before_the_first_stage(least_run: Path, tmp_path: Path, capsys) -> None:
+    given = [f"{name}={least_run / name}" for name in ("pretrain", "sft", "reward")]
+    base = ["plan", recipe_at(tmp_path), "--run-dir", str(tmp_path / "run"), "--input", *given]
+    assert main(base) == 0
+    assert "was made otherwise" not in capsys.readouterr().out
+    assert main([*base, "--set", "reward.max_tokens=100", "template=auto"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert 'sft, which is given, was made otherwise than it is used here: template ("dialogue" -> "auto")' in said
+    assert "reward, which is given, was made otherwise than it is used here: reward.max_tokens (128 -> 100)" in said
+    rewarder = export_stage(least_run, "reward", tmp_path / "rewarder")
+    base[-1] = f"reward={rewarder}"
+    assert main([*base, "--set", "reward.max_tokens=100"]) == 0
+    assert "reward.max_tokens (128 -> 100)" in capsys.readouterr().out
+
+
+def test_a_copy_that_keeps_other_settings_is_told_once(least_run: Path, tmp_path: Path, capsys) -> None:
+    inputs = {name: str(least_run / name) for name in ("pretrain", "sft", "reward")}
+    changes = ["adapter.rank=2", "ppo.value.init=sft", "ppo.value.head=zero", "ppo.updates=1"]
+    Pipeline.from_recipe(RECIPE, changes, run_dir=tmp_path, inputs=inputs).run(only=["ppo"])
+    said = " ".join(capsys.readouterr().out.split())
+    for role in ("policy", "value"):
+        assert said.count(f"{role} starts as a copy of 'sft' and keeps its settings") == 1
+    assert "'reference'" not in said
+
+
+def test_what_is_made_of_a_stale_stage_is_known_by_that_stage(least_run: Path, tmp_path: Path, capsys) -> None:
+    run, fast = (
+        Path(shutil.copytree(least_run, tmp_path / "run")),
+        ["ppo.learning_rate=0.01", "evaluation.greedy=false"],
+    )
+    Pipeline.from_recipe(RECIPE, fast, run_dir=run).run(only=["evaluate"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "ppo: not run in this call and taken as it is there" in said and "settings.ppo.learning_rate" in said
+    assert "reward: not run in this call" not in said and verify_run(run) == []
+    parents = json.loads((run / "evaluation/manifest.json").read_text())["parents"]
+    assert parents["ppo"] == json.loads((least_run / "ppo/manifest.json").read_text())["key"]
+    before = json.loads((run / "evaluation/results.json").read_text())["systems"]["ppo"]
+    Pipeline.from_recipe(RECIPE, fast, run_dir=run).run()
+    assert verify_run(run) == []
+    after = json.loads((run / "evaluation/results.json").read_text())["systems"]["ppo"]
+    assert after != before  # of the policy that was trained since
