@@ -6,6 +6,7 @@ It works on signatures alone, of a loaded function or of a definition that was o
 from __future__ import annotations
 
 import ast
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Collection
@@ -19,6 +20,7 @@ OFFERED = ("prompts", "completions", "finished", "messages", "categories")
 
 ALIASES = {"responses": "completions"}
 P = inspect.Parameter
+CLOSE = 0.8  # similarity of two names that may be one misspelt
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,35 @@ def bind_function(fn: Callable[..., Any], offered: Collection[str], name: str) -
     while isinstance(inner, functools.partial):
         fixed |= set(inner.keywords)
         inner = inner.func
-    return bind(parameters, offered, name, fixed)
+    found = bind(parameters, offered, name, fixed)
+    _check_wrapper(fn, found, name)
+    return found
+
+
+def _check_wrapper(fn: Callable[..., Any], found: Binding, name: str) -> None:
+    """Refuse a decorator's wrapper that has the wrapped function's signature by ``functools.wraps`` and takes less.
+
+    Raises:
+        UserError: it cannot be called so.
+    """
+    try:
+        outer = inspect.signature(fn, follow_wrapped=False)
+        outer.bind(*found.positional, **dict.fromkeys(found.named))
+    except ValueError:  # no signature of its own
+        return
+    except TypeError as error:
+        raise UserError(
+            f"function {name!r}: its decorator's wrapper cannot be called by the names of the columns ({error}); let "
+            "the wrapper take `*args, **kwargs` and pass them on"
+        ) from None
+
+
+def overlooked(parameters: Collection[inspect.Parameter], offered: Collection[str]) -> list[tuple[str, str]]:
+    """Parameters that keep their default though a column on offer has nearly their name, each with that column."""
+    known = {*offered, *ALIASES}
+    kept = [p.name for p in parameters if p.default is not P.empty and p.name not in known]
+    near = [(name, difflib.get_close_matches(name, sorted(known), n=1, cutoff=CLOSE)) for name in kept]
+    return [(name, found[0]) for name, found in near if found]
 
 
 def is_async(fn: Callable[..., Any]) -> bool:

@@ -36,14 +36,19 @@ def find_sibling(root: Path, dotted: Dotted) -> Path | None:
     return None
 
 
-def source_closure(path: Path) -> dict[str, bytes]:
+def source_closure(path: Path, root: Path | None = None) -> dict[str, bytes]:
     """The sources of a file and of all files next to it that it imports, directly or through others.
 
-    Imports inside functions count; a module named by a computed text does not. Names are relative to the file's folder.
+    Imports inside functions count; a module named by a computed text does not.
+
+    Args:
+        path: the file.
+        root: the folder that imports start from and that names are relative to; by default the file's own.
     """
-    root = path.parent
-    found: dict[str, bytes] = {path.name: path.read_bytes()}
-    waiting: list[tuple[Dotted, bytes]] = [((), found[path.name])]
+    root = root or path.parent
+    own = path.relative_to(root)
+    found: dict[str, bytes] = {own.as_posix(): path.read_bytes()}
+    waiting: list[tuple[Dotted, bytes]] = [(own.parent.parts, found[own.as_posix()])]
     while waiting:
         package, source = waiting.pop()
         for dotted in imported(source, package):

@@ -13,7 +13,8 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import sysconfig
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,8 @@ from data.common.errors import UserError, nearest
 from data.common.function_binding import ALIASES, OFFERED, bind, bind_function, is_async, parameters_of
 from data.common.user_files import Importer, closure_digest, source_closure
 from data.records import Prompt
+
+TRIVET = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ class UserFunction:
     def _checked(self, result: Any, rows: int) -> list[float]:
         if hasattr(result, "tolist"):  # tensors and arrays
             result = result.tolist()
-        if isinstance(result, (str, bytes, Mapping)) or not hasattr(result, "__iter__"):
+        if isinstance(result, (str, bytes, Mapping, Set)) or not hasattr(result, "__iter__"):  # a set has no order
             raise UserError(f"{self.name} returned {type(result).__name__}; it must return a list of {rows} numbers")
         values = list(result)
         if len(values) != rows:
@@ -97,6 +100,8 @@ class UserFunction:
         for i, value in enumerate(values):
             try:
                 floats.append(float(value))
+            except OverflowError:
+                raise UserError(f"{self.name} returned a number for response {i} that no float can hold") from None
             except (TypeError, ValueError):
                 raise UserError(f"{self.name} returned {value!r} for response {i}; it must return a number") from None
             if not math.isfinite(floats[-1]):
@@ -157,12 +162,23 @@ def _instance(reference: str, made: type) -> Any:
 
 
 def _fingerprint(reference: str, path: Path | None) -> str:
-    """Of a file with those next to it that it imports; of a module's source alone, which is installed as a whole."""
+    """Of a file with those next to it that it imports, and of a package of the user's likewise; of an installed
+    module's source alone, since it is installed as a whole."""
     if path is None or not path.is_file():
         return hashlib.sha256(reference.encode()).hexdigest()
-    if not _is_file_name(reference.rpartition(":")[0]):
+    where = reference.rpartition(":")[0]
+    if _is_file_name(where):
+        return closure_digest(source_closure(path))
+    if path.suffix != ".py" or _is_installed(path):
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    return closure_digest(source_closure(path))
+    inside = where.split(".") if path.name == "__init__.py" else where.split(".")[:-1]
+    return closure_digest(source_closure(path, path.parents[len(inside)]))
+
+
+def _is_installed(path: Path) -> bool:
+    """Whether a module belongs to Python, to an installed distribution, or to trivet."""
+    places = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return any(path.resolve().is_relative_to(place) for place in (*places, TRIVET))
 
 
 RESERVED = frozenset({*OFFERED, *ALIASES, "completion_ids"})
@@ -214,18 +230,24 @@ def columns_read(reference: str, base_dir: Path | str = ".") -> set[str]:
 
     A function that cannot be read so (of a module, decorated, computed, or not there) may read all.
     """
+    if (parameters := parameters_read(reference, base_dir)) is None:
+        return {"*"}
+    return {"*" if p.kind is inspect.Parameter.VAR_KEYWORD else p.name for p in parameters}
+
+
+def parameters_read(reference: str, base_dir: Path | str = ".") -> list[inspect.Parameter] | None:
+    """The parameters of a plain function in a file, without running any code; None where they cannot be read so."""
     try:
         where, _, name = _parts(reference)
         if not _is_file_name(where):
-            return {"*"}
+            return None
         tree = ast.parse(_source_file(reference, where, base_dir).read_bytes())
     except (UserError, OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return {"*"}
+        return None
     last = [n for n in tree.body if name in _bound_by(n)][-1:]
     if not last or not isinstance(last[0], ast.FunctionDef) or last[0].decorator_list:
-        return {"*"}
-    parameters = parameters_of(last[0])
-    return {"*" if p.kind is inspect.Parameter.VAR_KEYWORD else p.name for p in parameters}
+        return None
+    return parameters_of(last[0])
 
 
 def _bound_by(node: ast.stmt) -> set[str]:

@@ -14,7 +14,9 @@ from typing import Any
 from peft import LoraConfig
 
 from data.common.errors import UserError, located
+from data.common.function_binding import overlooked
 from data.common.strict_json import read_object
+from data.common.user_functions import RESERVED, parameters_read
 from data.records import Prompt
 from data.splits import Corpus
 from data.storage.views import Chain
@@ -35,7 +37,7 @@ from pipelines.execution.progress import Progress
 from pipelines.loading.idle import replaced, waiting
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
-from pipelines.run.binding import check_start
+from pipelines.run.binding import check_start, offers
 from pipelines.run.parts import RunParts
 from pipelines.stages.keys import differences as changes
 from pipelines.stages.keys import rendering_key
@@ -96,7 +98,7 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         warn(left_out)
     if without_effect := replaced(recipe, pipeline.given):
         warn(without_effect)
-    for told in given_otherwise(pipeline, chosen):
+    for told in (*given_otherwise(pipeline, chosen), *doubtful_columns(recipe, corpus, chosen)):
         warn(told)
     if "evaluate" in chosen:
         check_systems(recipe, corpus, {*recipe.stages, *pipeline.given})
@@ -129,6 +131,19 @@ def check_precision(recipe: Recipe, chosen: Sequence[str]) -> None:
             f"runtime.dtype: float16 loses gradients of adapters without a word ({', '.join(trains)} would train "
             "some): write bfloat16, float32 or auto; a run that trains nothing, such as evaluation, takes float16"
         )
+
+
+def doubtful_columns(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[str]:
+    """Sentences about columns that a function reads and some rows lack, or that it overlooks by a letter."""
+    for reference, offered in {r: names for _, r, names in offers(recipe, corpus, chosen)}.items():
+        parameters = parameters_read(reference, recipe.base_dir) or []
+        for name, column in overlooked(parameters, offered):
+            yield f"{reference}: its parameter '{name}' keeps its default; the column is called '{column}'"
+        for name in sorted({p.name for p in parameters} & offered - RESERVED):
+            prompts = corpus.prompts.all
+            lacking = sum(p.columns.get(name) is None for p in prompts)
+            if 0 < lacking < len(prompts):
+                yield f"{reference}: {lacking:,} of {len(prompts):,} prompts have no '{name}'; it gets None for them"
 
 
 def given_otherwise(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:

@@ -97,3 +97,21 @@ def test_a_mistake_beside_the_file_is_named(tmp_path: Path) -> None:
     write(tmp_path, rewards="from .nowhere import x\n" + F.format("1"))
     with pytest.raises(UserError, match="nowhere"):
         load_function("rewards.py:f", tmp_path)
+
+
+@pytest.mark.parametrize("where", ["rewards.py", "__init__.py"])
+def test_the_fingerprint_of_a_package_follows_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    package = tmp_path / f"mine_{len(where)}"
+    package.mkdir()
+    for name in ("__init__.py", "words.py", "other.py"):
+        (package / name).write_text("X = 1\n")
+    (package / where).write_text("from .words import X\n" + F.format("X"))
+    reference = f"{package.name}{'' if where == '__init__.py' else '.rewards'}:f"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first = fingerprint_of(reference)
+    (package / "other.py").write_text("X = 2\n")
+    assert fingerprint_of(reference) == first
+    (package / "words.py").write_text("X = 2\n")
+    assert fingerprint_of(reference) != first

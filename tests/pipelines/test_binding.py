@@ -10,6 +10,7 @@ import pytest
 
 from data.common.errors import UserError
 from pipelines.run.pipeline import Pipeline
+from pipelines.run.rehearsal import doubtful_columns
 from tests.support.recipes import RECIPE as LEAST
 
 RECIPE: dict[str, Any] = LEAST
@@ -48,6 +49,18 @@ def test_a_function_that_cannot_be_bound_is_refused_before_the_first_stage(tmp_p
     assert not list(tmp_path.glob("run/pretrain*"))
     fine = "def f(completions, level, completion):\n    return [1.0] * len(completions)\n"
     pipeline(tmp_path, fine, **settings).plan()
+
+
+def test_columns_that_some_rows_lack_or_that_are_misspelt_are_told(tmp_path: Path, monkeypatch) -> None:
+    code = "def f(completions, level, hint, levels=None, mode=1):\n    return [1.0] * len(completions)\n"
+    lacking = [row | ({"hint": "a"} if row["level"] % 4 else {}) for row in ROWS]
+    monkeypatch.setattr(f"{__name__}.ROWS", lacking)
+    made = pipeline(tmp_path, code, ppo=RECIPE["ppo"] | {"reward": [own(tmp_path)]})
+    assert list(doubtful_columns(made.recipe, made.corpus, ["ppo"])) == [
+        f"{own(tmp_path)}: its parameter 'levels' keeps its default; the column is called 'level'",
+        f"{own(tmp_path)}: 10 of 40 prompts have no 'hint'; it gets None for them",
+    ]
+    assert not list(doubtful_columns(made.recipe, made.corpus, ["sft"]))
 
 
 def test_a_changed_column_makes_only_stages_with_functions_stale(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ def words(prompts, completions): return ["good"] * len(prompts)
 def one(prompts, completions): return 1.0
 def broken(prompts, completions):
     return [1 / 0]
+def unordered(prompts, completions): return {float(len(c)) for c in completions}
+def frozen(prompts, completions): return frozenset((1.0, 2.0))
+def huge(prompts, completions): return [10**400] * len(prompts)
 """
 
 
@@ -75,12 +78,15 @@ def test_passes_only_what_the_function_names(folder):
         ("nan", "returned nan for response 0"),
         ("words", "returned 'good' for response 0"),
         ("one", "returned float; it must return a list of 2 numbers"),
+        ("unordered", "returned set; it must return a list of 2 numbers"),
+        ("frozen", "returned frozenset; it must return a list of 2 numbers"),
+        ("huge", "returned a number for response 0 that no float can hold"),
         ("broken", r"failed in line \d+ of rewards.py with ZeroDivisionError"),
     ],
 )
 def test_wrong_results_name_the_function(folder, name, message):
     with pytest.raises(UserError, match=f"rewards.py:{name} .*{message}|rewards.py:{name} {message}"):
-        load_function(f"rewards.py:{name}", folder).call(["", ""], ["a", "b"])
+        load_function(f"rewards.py:{name}", folder).call(["", ""], ["a", "bc"])
 
 
 def test_mistakes_name_the_nearest(folder):
@@ -145,6 +151,12 @@ def promts(promts, completions): return marks(completions)
 def nothing(a=1, b=2): return [1.0]
 def starred(*args): return [1.0]
 wrapped = bare(swapped)
+def narrow(f):
+    @functools.wraps(f)
+    def wrapper(a, b):
+        return f(a, b)
+    return wrapper
+renaming = narrow(swapped)
 async def waiting(completions): return marks(completions)
 class Waiting:
     async def __call__(self, completions): return marks(completions)
@@ -186,6 +198,7 @@ def test_columns_are_given_by_name(tmp_path, name, expected):
         ("nothing", "no parameter of it has the name of a column"),
         ("starred", "no parameter of it"),
         ("wrapped", "functools.wraps"),
+        ("renaming", r"wrapper cannot be called by the names of the columns.*\*args, \*\*kwargs"),
         ("waiting", "is async"),
         ("Waiting", "is async"),
         ("Record", "is a class without `__call__`"),
