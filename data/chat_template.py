@@ -15,7 +15,7 @@ from data.common.errors import UserError, nearest
 from data.common.strict_json import read_text
 from data.records import Message
 from data.spoken import shown, uncarried
-from data.supervision import carries
+from data.supervision import carries, missing_in_order
 from data.template_sandbox import LARGEST, render_foreign
 
 DIALOGUE = (
@@ -84,15 +84,21 @@ class ChatTemplate:
         return text
 
     def _prove(self, turns: Sequence[Message], text: str) -> None:
-        """Refuse a rendered prompt without one of its messages; the thoughts of earlier turns may be left out."""
-        for turn in turns:
-            visible = turn.content.rpartition("</think>")[2] if turn.role == "assistant" else turn.content
-            if turn.role in ("user", "assistant") and not carries(text, visible):
-                whose = "user" if turn.role == "user" else "assistant"
-                raise UserError(
-                    f"template {self.name} leaves out the {whose}'s message {visible[:60]!r}: it writes "
-                    f"{text[:60]!r}; it may want content as a list of parts. Choose another `template:`"
-                )
+        """Refuse a rendered prompt without one of its messages, or with turns in another order.
+
+        The thoughts of earlier turns may be left out, and a system prompt may stand anywhere.
+        """
+        spoken = [turn for turn in turns if turn.role in ("user", "assistant")]
+        visible = [t.content.rpartition("</think>")[2] if t.role == "assistant" else t.content for t in spoken]
+        lost = [spoken[i] for i in missing_in_order(text, visible)]
+        lost += [turn for turn in turns if turn.role == "system" and not carries(text, turn.content)]
+        if lost:
+            turn = lost[0]
+            raise UserError(
+                f"template {self.name} leaves out the {turn.role}'s message {turn.content[:60]!r}: it writes "
+                f"{text[:60]!r}; it may want content as a list of parts, or know no such role. Choose another "
+                "`template:`"
+            )
 
 
 def template_file(path: Path) -> Path:

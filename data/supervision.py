@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.counting import Fitted
@@ -35,6 +36,17 @@ def carries(supervised: str, answer: str) -> bool:
     that drops or merges characters is judged by what its own rendering of the response decodes to.
     """
     return _bare(answer) in _bare(supervised)
+
+
+def missing_in_order(text: str, parts: Sequence[str]) -> list[int]:
+    """The first part that a text does not carry behind those before it, as a list of its number; empty without one."""
+    whole, at = _bare(text), 0
+    for number, part in enumerate(map(_bare, parts)):
+        found = whole.find(part, at)
+        if found < 0:
+            return [number]
+        at = found + len(part)
+    return []
 
 
 def _bare(text: str) -> str:

@@ -31,6 +31,7 @@ from data.counting import Fitted
 from data.records import Message
 from data.spoken import spoken
 from data.supervision import IGNORE, Encoded, around, carries, end_of_content
+from data.template_sandbox import DAY
 
 SHORTEST_PROMPT = 8
 """Ids of a prompt that an over-long response leaves standing (half of ``max_tokens`` if that is less)."""
@@ -81,6 +82,7 @@ class Renderer:
         self.stop_ids = self._find_stops(stop, extra_stop_ids)
         self._chat.stop_text = tokens.writable(tokenizer, self.stop_ids[0])
         self._closing, self._tail = self._closing_of()
+        self.opening = self._opening_of()
         self._stops = frozenset(self.stop_ids)
         self.pad_id = tokens.padding_id(tokenizer, self.stop_ids[0])
         self._anchor = tokens.anchor(tokenizer)
@@ -233,6 +235,28 @@ class Renderer:
         answered = self._chat.text([user, Message(role="assistant", content=_SAMPLE + "2")], generate=False)
         closing = answered.rpartition(_SAMPLE + "2")[2]
         return closing, len(tokens.tokenise(self.tokenizer, asked.rpartition(_SAMPLE)[2]))
+
+    def _opening_of(self) -> str:
+        """What the template writes before a response's text and not as a generation prompt, markup aside: a response
+        begins with it, in training and when it is sampled."""
+        user = Message(role="user", content=_SAMPLE)
+        asked = self._chat.text([user], generate=True)
+        answered = self._chat.text([user, Message(role="assistant", content=_SAMPLE + "2")], generate=False)
+        found = answered.removeprefix(asked).partition(_SAMPLE + "2")[0].strip() if answered.startswith(asked) else ""
+        return "" if found.startswith("<") and found.endswith(">") else found
+
+    def doubts(self) -> Iterator[str]:
+        """Sentences about what the template does that a user may not expect."""
+        if self.template_name != "'text'" and self.opening:
+            yield (
+                f"template {self.template_name} writes {self.opening[:60]!r} before a response, and not when it asks "
+                "for one: responses are trained and sampled with it, and scored so"
+            )
+        if "strftime_now" in (self.template or ""):
+            yield (
+                f"template {self.template_name} writes the date of the day: here it is always {DAY:%d %B %Y}, so that "
+                "results do not depend on the day"
+            )
 
     def _content_end(self, tail: str, answer: str) -> int:
         """Where in ``tail`` (the rendered response) the template's closing begins."""

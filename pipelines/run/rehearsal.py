@@ -111,6 +111,8 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     check_model(folder)
     config = _config_of(folder, spec)
     renderer, limits = _opened(spec, folder, config, recipe)
+    for doubt in renderer.doubts():
+        warn(doubt)
     _check_adapter(spec, config, recipe, warn)
     _tell_copies(pipeline, config, chosen, warn)
     for what, rows, places, room, cure in _rows(recipe, corpus, renderer, chosen):

@@ -67,3 +67,51 @@ def test_most_templates_render_a_plain_conversation(tokenizer) -> None:
         except UserError:
             continue
     assert rendered >= 0.6 * len(TEMPLATES)
+
+
+LOOP = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+ASKS = "{% if add_generation_prompt %}assistant: {% endif %}"
+SYSTEM = (Message(role="system", content="be kind"),)
+
+
+@pytest.mark.parametrize(
+    ("source", "turns", "lost"),
+    [
+        (LOOP.replace("%}{{ m.role", "if m.role != 'system' %}{{ m.role", 1), SYSTEM, "system's message 'be kind'"),
+        ("{% set messages = messages[1:] %}" + LOOP, SYSTEM, "system's message 'be kind'"),
+        # the first message's words are in a later one, which does not stand for it
+        (LOOP.replace("messages %}", "messages[1:] %}", 1), (), "assistant's message 'gamma'"),
+        (LOOP.replace("messages %}", "messages|reverse %}", 1), (), "message"),
+    ],
+)
+def test_a_message_that_is_left_out_is_refused(source: str, turns: tuple[Message, ...], lost: str, tokenizer) -> None:
+    spoken = [(r, c) for r, c in (("user", "alpha"), ("assistant", "gamma"), ("user", "alpha beta"))]
+    said = [*turns, *(Message(role=r, content=c) for r, c in spoken)]  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"leaves out the .*{lost}"):
+        Renderer(tokenizer, template=source + ASKS).prompt_ids(said)
+    Renderer(tokenizer, template=LOOP + ASKS).prompt_ids(said)
+
+
+def test_a_row_is_the_same_on_any_day(tokenizer) -> None:
+    dated = Renderer(tokenizer, template="{{ strftime_now('%d %b %Y %H') }}\n" + LOOP + ASKS)
+    assert tokenizer.decode(dated.prompt_ids(TURNS)).startswith("26 Jul 2024 00\n")
+    assert ["always 26 July 2024" in doubt for doubt in dated.doubts()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("source", "opening"),
+    [
+        (LOOP, "assistant:"),
+        (LOOP + ASKS, ""),
+        (
+            LOOP.replace("{{ m.content", "{{ '<think></think>' if m.role == 'assistant' else '' }}{{ m.content") + ASKS,
+            "",
+        ),
+        ("text", ""),
+        ("dialogue", ""),
+    ],
+)
+def test_what_stands_before_a_response_and_is_not_asked_for_is_told(source: str, opening: str, tokenizer) -> None:
+    made = Renderer(tokenizer, template=source)
+    assert made.opening == opening
+    assert [f"writes {opening!r} before a response" in doubt for doubt in made.doubts()] == [True] * bool(opening)

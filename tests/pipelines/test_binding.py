@@ -14,7 +14,9 @@ from pipelines.run.rehearsal import doubtful_columns
 from tests.support.recipes import RECIPE as LEAST
 
 RECIPE: dict[str, Any] = LEAST
-ROWS = [{"prompt": f"what is {i} + {i}?", "completion": str(2 * i), "level": i} for i in range(40)]
+ROWS: list[dict[str, Any]] = [
+    {"prompt": f"what is {i} + {i}?", "completion": str(2 * i), "level": i} for i in range(40)
+]
 
 
 def pipeline(tmp_path: Path, code: str, **settings: Any) -> Pipeline:
