@@ -16,15 +16,35 @@ import torch
 
 from data.common.errors import UserError
 from data.common.patience import patience
+from data.common.strict_json import read_object
 from data.template import Renderer
 from models.backbone.artifacts import read_artifact
 from models.backbone.processes import Processes, resolve_dtype
 from models.hub.limits import check_stops
+from models.hub.load import load_tokenizer
 from models.hub.registry import BaseModelSpec, resolve_base
 from models.roles.shared_base import SharedBase
 from pipelines.recipe.schema import Recipe
 from reward.files import HOLDOUT, load_reward
 from reward.model import RewardModel
+
+
+def renderer_beside(adapter: Path, base: SharedBase) -> Renderer | None:
+    """How an adapter's own tokenizer writes conversations, with the stops beside it; None where it brings no template.
+
+    Args:
+        adapter: a plain PEFT folder, such as `trivet export` writes.
+        base: what it stands on, whose stops count where the folder names none.
+    """
+    if not (adapter / "tokenizer_config.json").is_file():
+        return None
+    tokenizer, config = load_tokenizer(str(adapter)), adapter / "generation_config.json"
+    if not tokenizer.chat_template:
+        return None
+    stops = read_object(config).get("eos_token_id") if config.is_file() else None
+    renderer = Renderer(tokenizer, extra_stop_ids=base.extra_stop_ids if stops is None else stops)
+    check_stops(base.limits, renderer.stop_ids)
+    return renderer
 
 
 class LoadedModels:

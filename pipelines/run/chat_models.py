@@ -175,8 +175,11 @@ def _guest(compare_with: str, base: SharedBase, renderer: Renderer, identity: st
         return Speaker(name=compare_with, base=base, role="compared", renderer=renderer)
     adapter = next((f for f in (path, path / "adapter") if (f / ADAPTER_CONFIG).is_file()), None)
     if adapter is not None and _fits(adapter, identity):
+        from pipelines.execution.loaded_models import renderer_beside
+
         base.load_role("compared", adapter)
-        return Speaker(name=compare_with, base=base, role="compared", renderer=renderer)
+        own = renderer_beside(adapter, base)
+        return Speaker(name=compare_with, base=base, role="compared", renderer=own or renderer)
     try:
         return _of_model(str(adapter or compare_with), None).speakers[0]
     except UserError as error:
@@ -200,7 +203,7 @@ def _fits(adapter: Path, identity: str) -> bool:
 def _of_model(target: str, compare_with: str | None) -> Room:
     from data.common.strict_json import read_object
     from models.backbone.processes import Processes
-    from pipelines.execution.loaded_models import LoadedModels
+    from pipelines.execution.loaded_models import LoadedModels, renderer_beside
     from pipelines.loading.load import load_recipe
 
     adapter = Path(target) / ADAPTER_CONFIG
@@ -212,9 +215,11 @@ def _of_model(target: str, compare_with: str | None) -> Room:
     settings: dict[str, Any] = {"base": source, "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
     loaded = LoadedModels(load_recipe(settings), Processes("auto", None), None)
     base, renderer = loaded.base(), loaded.renderer()
+    first = Speaker(name=target, base=base, role="base", renderer=renderer)
     if adapter.is_file():
         base.load_role("model", Path(target))
-    speakers = [Speaker(name=target, base=base, role="model" if adapter.is_file() else "base", renderer=renderer)]
+        first = replace(first, role="model", renderer=renderer_beside(Path(target), base) or renderer)
+    speakers = [first]
     if compare_with == "base":
         speakers.append(Speaker(name="base", base=base, role="base", renderer=renderer))
     elif compare_with is not None:

@@ -151,16 +151,22 @@ def doubtful_columns(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> I
 def given_otherwise(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
     """Sentences about results that the chosen stages are given, and that were made with another rendering or limit."""
     recipe = pipeline.recipe
+    rendering = {"file": None} | rendering_key(recipe.template, recipe.stop, recipe.base_dir)
     taken = {need for name in chosen for need in pipeline.inputs_of(name) if need in pipeline.given}
     for stage in sorted(taken):
         then, now = _made_with(pipeline.given[stage]), dict[str, Any]()
         if STAGES[stage].on_base and not (stage == "reward" and recipe.reward.base != "same"):
-            now = {"file": None} | rendering_key(recipe.template, recipe.stop, recipe.base_dir)
+            now = dict(rendering)
         if stage == "reward":
             now["reward.max_tokens"] = recipe.reward.max_tokens
         both = now.keys() & then.keys()
         if differ := changes({k: then[k] for k in both}, {k: now[k] for k in both}):
             yield f"{stage}, which is given, was made otherwise than it is used here: {', '.join(differ)}"
+    named = [parse(name) for name in recipe.evaluation.systems] if "evaluate" in chosen else []
+    for folder, name in ((recipe.base_dir / Path(n.value).expanduser(), n.name) for n in named if n.kind == "path"):
+        then = {k: v for k, v in _made_with(folder).items() if k in rendering} if folder.is_dir() else {}
+        if differ := changes(then, {k: rendering[k] for k in then}):
+            yield f"evaluation.systems: {name} was made otherwise than it is asked here: {', '.join(differ)}"
 
 
 def _made_with(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -198,6 +199,21 @@ def test_plain_models_and_adapters_talk_and_stand_on_their_own_base(models, targ
         assert name is not None
         lm = AutoModelForCausalLM.from_pretrained(models / name.removesuffix("-adapter")).eval()
         greedy(speaker, PeftModel.from_pretrained(lm, models / name).eval() if "adapter" in name else lm)
+
+
+def test_an_adapter_is_asked_by_the_template_and_ends_by_the_stops_beside_it(models: Path, tmp_path: Path) -> None:
+    adapter = Path(copytree(models / "one-adapter", tmp_path / "adapter"))
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}w7 {{ m.content }}\n{% endfor %}w8 "
+    tokenizer.save_pretrained(adapter)
+    (adapter / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6]}))
+    asked = [Message(role="user", content="w1 w2")]
+    rooms = (open_room(str(adapter), None, "base"), open_room(str(models / "one"), None, str(adapter)))
+    for position, room in enumerate(rooms):
+        ours, other = room.speakers[position].renderer, room.speakers[1 - position].renderer
+        assert tokenizer.decode(ours.prompt_ids(asked)) == "w7 w1 w2 w8"
+        assert {5, 6} <= set(ours.stop_ids) and not {5, 6} & set(other.stop_ids)
+        assert tokenizer.decode(other.prompt_ids(asked)) == "user : w1 w2 assistant :"
 
 
 def test_a_second_speaker_that_is_nothing_is_named(models, tmp_path):
