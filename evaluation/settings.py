@@ -146,7 +146,7 @@ class EvaluationConfig(Config):
     max_new_tokens: int | None = Field(None, ge=1, description="longest response; default: ppo.max_new_tokens")
     batch: int = Field(128, ge=1, description="responses generated at once")
     seed: int | None = Field(None, ge=0, description="of sampling; default: the recipe's seed")
-    bootstrap: int = Field(10_000, ge=1, description="resamples behind each interval")
+    bootstrap: int = Field(10_000, ge=40, le=1_000_000, description="resamples behind each interval")
 
     @field_validator("systems")
     @classmethod

@@ -25,6 +25,7 @@ from data.common.function_binding import ALIASES, OFFERED, bind, bind_function, 
 from data.common.user_files import Importer, closure_digest, source_closure
 from data.records import Prompt
 
+FP32_MAX = 3.4028234663852886e38  # of the largest number that rewards are computed with
 TRIVET = Path(__file__).resolve().parents[2]
 
 
@@ -104,6 +105,8 @@ class UserFunction:
                 raise UserError(f"{self.name} returned a number for response {i} that no float can hold") from None
             except (TypeError, ValueError):
                 raise UserError(f"{self.name} returned {value!r} for response {i}; it must return a number") from None
+            if abs(floats[-1]) > FP32_MAX and math.isfinite(floats[-1]):
+                raise UserError(f"{self.name} returned {floats[-1]:g} for response {i}; it must lie within 3.4e38")
             if not math.isfinite(floats[-1]):
                 raise UserError(f"{self.name} returned {floats[-1]} for response {i}; rewards must be finite")
         return floats

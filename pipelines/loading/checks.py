@@ -16,6 +16,7 @@ from pipelines.recipe.errors import Problem
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.table import STAGES
 
+LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of normal numbers in single precision
 NEW_TOKENS, PROMPT_TOKENS, CONVERSATION = 64, 512, 1024  # the settings' own defaults
 
 
@@ -80,7 +81,17 @@ def _model_part(recipe: Recipe) -> bool:
 def problems_across(recipe: Recipe) -> list[Problem]:
     """Everything that does not fit together."""
     found = [*_secrets(recipe.model_dump(mode="json")), *_name(recipe), *_stages(recipe), *_needs(recipe)]
+    found += numbers_out_of_range(recipe.model_dump(mode="python", exclude={"data", "base_dir"}))
     return [*found, *_systems(recipe), *_context(recipe), *_adapter(recipe), *_four_bits(recipe)]
+
+
+def numbers_out_of_range(value: Any, path: tuple[str | int, ...] = ()) -> list[Problem]:
+    """Settings that single precision, in which everything is trained, takes for 0 or for infinity."""
+    if isinstance(value, float) and value and not SMALLEST <= abs(value) <= LARGEST:
+        taken = "0" if abs(value) < SMALLEST else "infinity"
+        return [(path, f"{value:g} is {taken} in single precision, in which it is used: write one nearer to 1")]
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return [problem for key, inner in inside for problem in numbers_out_of_range(inner, (*path, key))]
 
 
 def _four_bits(recipe: Recipe) -> list[Problem]:

@@ -666,3 +666,34 @@ def test_settings_of_what_is_given_instead_are_named(recipe, settings, given, to
         options = " ".join(f"{name}=..." for name in given)
         assert said.startswith(f"settings without effect, since {' and '.join(given)} ")
         assert f"(--input {options}): " in said and said.rpartition(": ")[2].split(", ") == told
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "taken"),
+    [
+        ("sft.learning_rate", 1e39, "infinity"),
+        ("sft.learning_rate", 1e-60, "0"),
+        ("reward.weight_decay", 3.5e38, "infinity"),
+        ("ppo.kl_coef", 1e300, "infinity"),
+        ("ppo.temperature", 1e-50, "0"),
+        ("ppo.missing_eos_penalty", 1e39, "infinity"),
+        ("ppo.reward", [{"source": "model", "weight": -1e39}], "infinity"),
+        ("adapter.alpha", 1e-39, "0"),
+        ("evaluation.temperature", 1e-44, "0"),
+    ],
+)
+def test_a_number_that_single_precision_does_not_hold_is_refused(setting, value, taken, tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(with_settings(PLAIN, {setting: value})))
+    with pytest.raises(UserError, match=rf"{setting}.* is {taken} in single precision"):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize(("resamples", "fine"), [(1, False), (39, False), (40, True), (10**6, True), (10**10, False)])
+def test_an_interval_has_enough_resamples_and_not_too_many(resamples: int, fine: bool) -> None:
+    """Of fewer than 40, 2.5 % on either side is less than one."""
+    if fine:
+        load_recipe(with_settings(PLAIN, {"evaluation.bootstrap": resamples}))
+        return
+    with pytest.raises(UserError, match=r"evaluation\.bootstrap: must be at (least 40|most 1000000)"):
+        load_recipe(with_settings(PLAIN, {"evaluation.bootstrap": resamples}))

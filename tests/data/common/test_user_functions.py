@@ -37,6 +37,7 @@ def broken(prompts, completions):
     return [1 / 0]
 def unordered(prompts, completions): return {float(len(c)) for c in completions}
 def frozen(prompts, completions): return frozenset((1.0, 2.0))
+def large(prompts, completions): return [1e39] * len(prompts)
 def huge(prompts, completions): return [10**400] * len(prompts)
 """
 
@@ -80,6 +81,7 @@ def test_passes_only_what_the_function_names(folder):
         ("one", "returned float; it must return a list of 2 numbers"),
         ("unordered", "returned set; it must return a list of 2 numbers"),
         ("frozen", "returned frozenset; it must return a list of 2 numbers"),
+        ("large", r"returned 1e\+39 for response 0; it must lie within"),
         ("huge", "returned a number for response 0 that no float can hold"),
         ("broken", r"failed in line \d+ of rewards.py with ZeroDivisionError"),
     ],
