@@ -284,11 +284,16 @@ def _warnings(
 
 
 def _over_optimised(system: SystemResponses, reference: SystemResponses) -> bool:
-    """Whether the reward went up and gold down, both beyond doubt where there are prompts enough to doubt."""
-    if system.reward is None or system.gold is None or reference.reward is None or reference.gold is None:
+    """Whether the reward went up and gold down, both beyond doubt; few prompts prove neither, and nothing optimised the
+    base."""
+    if (
+        system.name == "base"
+        or system.reward is None
+        or system.gold is None
+        or reference.reward is None
+        or reference.gold is None
+    ):
         return False
     reward = paired_difference(system.reward, reference.reward, clusters=system.units, resamples=2_000)
     gold = paired_difference(system.gold, reference.gold, clusters=system.units, resamples=2_000)
-    if reward.low is None or gold.high is None:
-        return reward.estimate > 0 > gold.estimate
-    return reward.low > 0 > gold.high
+    return reward.low is not None and gold.high is not None and reward.low > 0 > gold.high

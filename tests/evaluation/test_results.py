@@ -67,6 +67,14 @@ def test_warnings(changes: dict[str, Any], words: str):
     assert any(words in w and w.startswith("ppo") for w in results["warnings"]), results["warnings"]
 
 
+@pytest.mark.parametrize(("name", "prompts", "said"), [("ppo", 60, 1), ("base", 60, 0), ("ppo", 12, 0)])
+def test_over_optimisation_is_said_of_what_was_optimised_and_beyond_doubt(name: str, prompts: int, said: int) -> None:
+    units = [f"tell {i % prompts}" for i in range(60)]
+    system = responses_of(name, 2, gold=[-5.0] * 60, prompts=units)
+    warnings = assemble([responses_of("sft", prompts=units), system], judge="gold", resamples=300)["warnings"]
+    assert sum("over-optimised" in w for w in warnings) == said
+
+
 def test_a_judge_that_prefers_trivial_answers_is_called_unreliable():
     systems = [responses_of("sft"), responses_of("ppo", 2)]
 
