@@ -1,24 +1,29 @@
 """What nearly fits a row that no format reads: the two nearest formats and the line that makes each fit.
 
-Columns are matched by the names that people give them and otherwise by their order; a suggestion is made only if the
-row can be read with it.
+Columns are matched by the names that people give them, in several languages, and otherwise by their order; a
+suggestion is made only if the row can be read with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import Any
 
-from data.formats.columns import PICTURES, is_metadata
+from data.formats.columns import PICTURES, is_metadata, plain
 from data.formats.reading import read, under_our_names
 from data.formats.rows import Near, Reject
+from data.formats.turns import SYSTEM
 from data.formats.values import blank
 
 ALSO = {
     "prompt": "inputs question query problem instruction input ask user human request post key title source_text "
-    "utterance message context text source system_prompt",
+    "utterance message context text source frage eingabe anweisung pregunta consulta instrucción entrada pergunta "
+    "domanda istruzione instrução demande 问题 指令 提问 输入 質問 問題 질문 вопрос запрос سؤال प्रश्न",
     "completion": "targets solution answer response output reply assistant bot target value summary explanation result "
-    "label gold reference ground_truth answer_text",
+    "label gold reference ground_truth answer_text content attempt antwort ausgabe respuesta salida resposta saída "
+    "risposta réponse reponse sortie 回答 答案 输出 回复 出力 답변 대답 ответ إجابة उत्तर",
     "chosen": "better preferred winner win good positive accepted best selected response_chosen chosen_answer "
     "pos_resp positive_response good_response",
     "rejected": "worse dispreferred loser lose bad negative declined worst other response_rejected rejected_answer "
@@ -27,14 +32,18 @@ ALSO = {
     "messages": "conversations conversation dialogue dialog chat turns history thread",
     "text": "content body document article story passage raw page sentence description",
     "label": "thumb thumbs vote feedback rating approved accepted is_good",
+    "preference": "preferred winner better choice verdict vote label result answer selected best",
+    "score": "rating reward quality overall grade note bewertung puntuación 评分 分数 得分",
 }
 """Names that people give to our columns, the likeliest first."""
 
 TARGETS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("two sides", ("preference",)),
     ("prompt and completion", ("prompt", "completion")),
     ("preference", ("prompt", "chosen", "rejected")),
     ("ranked answers", ("prompt", "responses")),
     ("messages", ("messages",)),
+    ("scored completions", ("prompt", "completion", "score")),
     ("thumbs", ("prompt", "completion", "label")),
     ("prompts", ("prompt",)),
     ("text", ("text",)),
@@ -45,6 +54,9 @@ WIDEST = 60
 SHOWN = 2
 FEW = 2
 """Columns of a format up to which they may be taken by their order, where the row has at most one text more."""
+
+ALIKE = 0.8
+"""How alike two names are, of 1, that are taken for one with a slip."""
 
 
 def near_fits(given: Mapping[str, Any], known: Collection[str] = (), targets: Collection[str] = ()) -> tuple[Near, ...]:
@@ -62,6 +74,7 @@ def near_fits(given: Mapping[str, Any], known: Collection[str] = (), targets: Co
         for k, v in given.items()
         if not blank(v) and not isinstance(v, bool | int | float) and str(k).lower() not in PICTURES
     ]
+    texts = [k for k in texts if plain(str(k)) not in INSTRUCTS] or texts
     main = [k for k in texts if not is_metadata(str(k))] or texts
     ranked = []
     for order, (name, slots) in enumerate(TARGETS):
@@ -76,6 +89,10 @@ def near_fits(given: Mapping[str, Any], known: Collection[str] = (), targets: Co
     return tuple(one for _, _, one in ranked[:SHOWN])
 
 
+INSTRUCTS = frozenset({*SYSTEM, "meta_instruction", "system_instruction"})
+"""Columns that are neither asked nor answered where there are others."""
+
+
 def _mappings(
     given: Mapping[str, Any], texts: list[str], slots: tuple[str, ...]
 ) -> Iterable[tuple[dict[str, str], float]]:
@@ -87,16 +104,17 @@ def _mappings(
             if slot in given and not blank(given[slot]):
                 points += 3
                 continue
-            free = [
-                t
-                for t in [*texts, *([k for k in given if slot == "label"])]
-                if t not in found.values() and t not in slots and _may_be(slot, given[t])
-            ]
+            taken = {*found.values(), *slots}
+            free = [t for t in _candidates(given, texts, slot) if t not in taken and _may_be(slot, given[t])]
             named = sorted((place, t) for t in free if (place := _likeness(slot, str(t))) is not None)
+            if slot == "preference" and free:
+                first = [t for _, t in named] + [t for t in free if t not in {t for _, t in named}]
+                yield from (({slot: t}, 5.0) for t in first)  # two columns of responses stand there, or none of it fits
+                return
             if named:
                 found[slot] = named[0][1]
                 points += 2
-            elif by_order and free and slot != "label":
+            elif by_order and slot in _BY_ORDER and (free := [t for t in free if _BY_ORDER[slot] or _wordy(given[t])]):
                 found[slot] = free[0]
             else:
                 break
@@ -105,12 +123,32 @@ def _mappings(
                 yield found, points
 
 
+_BY_ORDER = {"prompt": False, "completion": True, "text": False, "messages": True}
+"""Columns that may be found by their order alone, and whether their value may be a single word."""
+
+
+def _candidates(given: Mapping[str, Any], texts: list[str], slot: str) -> Iterator[str]:
+    """Columns that may stand for ours: texts, and numbers where ours is a judgement."""
+    yield from texts
+    if slot in ("label", "preference", "score"):
+        yield from (k for k in given if k not in texts and not is_metadata(str(k)))
+
+
+def _wordy(value: Any) -> bool:
+    """Whether a value says something: words, or letters that are not written apart."""
+    return not isinstance(value, str) or " " in value.strip() or not value.isascii()
+
+
+@lru_cache(maxsize=4096)
 def _likeness(slot: str, name: str) -> int | None:
-    """How early a name stands among the slot's other names; those that hold one come behind."""
-    names, low = [slot, *ALSO[slot].split()], name.lower()
+    """How early a name stands among the slot's other names; those that hold one come behind, and last a slip."""
+    names, low = [slot, *ALSO[slot].split()], plain(name)
     if low in names:
         return names.index(low)
-    return next((100 + i for i, n in enumerate(names) if len(n) > 3 and n in low), None)
+    inside = next((100 + i for i, n in enumerate(names) if len(n) > 3 and n in low), None)
+    if inside is not None:
+        return inside
+    return next((200 + i for i, n in enumerate(names[:2]) if SequenceMatcher(None, n, low).ratio() >= ALIKE), None)
 
 
 def _may_be(slot: str, value: Any) -> bool:
@@ -120,8 +158,15 @@ def _may_be(slot: str, value: Any) -> bool:
         return isinstance(value, list) and len(value) > 1
     if slot == "label":
         return isinstance(value, bool | int | str)
+    if slot == "score":
+        return isinstance(value, int | float | str) and not isinstance(value, bool)
+    if slot == "preference":
+        return isinstance(value, int | str) and len(str(value)) <= LONGEST_VERDICT
     turns = isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
     return isinstance(value, str) or (turns and slot != "text")
+
+
+LONGEST_VERDICT = 40
 
 
 def _fitted(

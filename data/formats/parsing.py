@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from data.formats.columns import plain
 from data.formats.near import near_fits
+from data.formats.public_sets import set_of
 from data.formats.reading import read, under_our_names
 from data.formats.rows import Near, NoFormat, Reject, Row, Unread, quoted
 from data.formats.values import blank, encodable, string
@@ -59,19 +62,14 @@ def parse(
         UserError: there is no such format.
     """
     row = as_object(row)
-    given = under_our_names(row, columns, ignore)
+    given: Mapping[str, Any] = under_our_names(row, columns, ignore)
     known = known if group_by is None else (*known, group_by)
-    try:
-        name, rows, lost = read(given, format, known)
-    except NoFormat as error:
-        small = {str(k).strip().lower(): v for k, v in given.items()}
-        if len(small) < len(given) or small.keys() == given.keys():
-            raise _no_format(str(error), given, row, known) from None
-        try:  # the same names in capitals
-            name, rows, lost = read(small, format, known)
-        except Reject:
-            raise _no_format(str(error), given, row, known) from None
-        given = small
+    public = set_of(row, ignore) if not columns and format is None else None
+    if public is not None:
+        if public.refused:
+            raise Reject(public.refused)
+        given = under_our_names(given, public.columns, public.ignore)
+    name, rows, lost, given = _understood(given, row, format, known)
     if lost:
         raise _unread(given, name, lost, known)
     group = ""
@@ -81,10 +79,54 @@ def parse(
             raise Reject(f"it has no column '{group_by}' to group by")
         group = f"{group_by}={string(named[group_by], group_by)}"
     category = _category(given, name)
-    others = {k: v for k, v in (under_our_names(row, columns) if ignore else given).items() if k not in ASKED}
+    others = {k: v for k, v in (under_our_names(row, columns) if ignore or public else given).items() if k not in ASKED}
     return name, [
         r.placed(group or group_of(r.messages, r.answers or (r.text,)), source, category, others) for r in rows
     ]
+
+
+Understood = tuple[str, list[Row], tuple[str, ...], Mapping[str, Any]]
+
+
+def _understood(
+    given: Mapping[str, Any], row: Mapping[str, Any], form: str | None, known: Collection[str]
+) -> Understood:
+    """The format's name, the rows, columns that would be lost, and the row as it was read.
+
+    Names are read as they stand, and where that loses something in small letters with ``_`` between their words.
+
+    Raises:
+        Reject: no format fits, or the row is wrong.
+    """
+    failed: NoFormat | None = None
+    first: Understood | None = None
+    try:
+        name, rows, lost = read(given, form, known)
+        first = (name, rows, lost, given)
+        if not lost:
+            return first
+    except NoFormat as error:
+        failed = error
+    for spell in (_small, plain):
+        theirs = {spell(str(k)): k for k in given}
+        if len(theirs) < len(given) or theirs.keys() == given.keys():
+            continue
+        small = {our: given[their] for our, their in theirs.items()}
+        try:
+            name, rows, lost = read(small, form, [*known, *map(spell, known)], theirs)
+        except Reject:
+            continue
+        if not lost:
+            return name, rows, (), small
+        if first is None or len(lost) < len(first[2]):
+            first = (name, rows, tuple(str(theirs.get(column, column)) for column in lost), given)
+    if first is None:
+        raise _no_format(str(failed), given, row, known) from None
+    return first
+
+
+def _small(name: str) -> str:
+    return re.sub(r"[\s.-]+", "_", name.strip()).lower()
 
 
 def _category(given: Mapping[str, Any], name: str) -> str:

@@ -16,8 +16,10 @@ from data.records import Message, ranks_from_scores
 
 RANKS = ("ranks", "rank")
 SCORES = ("scores", "rewards", "ratings", "score", "reward", "rating")
-_TEXTS = ("text", "answer", "response", "completion", "output", "content")
-_ITEM_SCORES = ("score", "overall_score", "fine-grained_score", "rating", "reward")
+_TEXTS = ("text", "answer", "response", "completion", "output", "content", "generation", "summary", "body")
+_ITEM_SCORES = (
+    *("score", "overall_score", "fine-grained_score", "rating", "reward", "pm_score", "upvotes", "votes", "quality"),
+)
 
 
 def _cells(row: Mapping[str, Any]) -> list[Row]:
@@ -108,6 +110,23 @@ def _completions(row: Mapping[str, Any]) -> list[Row]:
     return _own_marks(row, name)
 
 
+def _annotated(row: Mapping[str, Any]) -> list[Row]:
+    """Responses, and in another list a rating of each; both name the model where they do not stand in one order."""
+    both = [listed(row[name], name) for name in ("responses", "annotations")]
+    if any(not isinstance(one, Mapping) for part in both for one in part) or len(both[0]) != len(both[1]):
+        raise Reject("responses and annotations must be as many objects")
+    texts = [string(one.get(first_of(one, _TEXTS) or "response"), "a response") for one in both[0]]
+    makers = [[one.get("model") for one in part] for part in both]
+    order = range(len(texts))
+    if makers[0] != makers[1]:
+        if len({str(m) for m in makers[0]}) < len(texts) or sorted(map(str, makers[0])) != sorted(map(str, makers[1])):
+            raise Reject("annotations cannot be matched to responses by their model")
+        order = [makers[1].index(maker) for maker in makers[0]]  # type: ignore[assignment]
+    notes = [both[1][at] for at in order]
+    marks = [number(one.get(first_of(one, ("rating", "score")) or "rating"), "rating") for one in notes]
+    return [scored(_messages(row)[0], texts, marks)]
+
+
 def _of_objects(row: Mapping[str, Any]) -> bool:
     value = next((row[name] for name in ("completions", "responses", "answers") if name in row), None)
     keys = {k for one in value if isinstance(one, Mapping) for k in one} if isinstance(value, list) else set()
@@ -181,10 +200,23 @@ RANKINGS: dict[str, Format] = {
             ],
         },
     ),
+    "responses and annotations": Format(
+        columns="instruction, responses: [{model, response}], annotations: [{model, rating}]",
+        required=(QUESTION, "responses", "annotations"),
+        optional=("input", *BEFORE, "preference", "converted_preference"),
+        read=_annotated,
+        fits=_of_objects,
+        example={
+            "instruction": "Name a river.",
+            "responses": [{"model": "m", "response": "Rain."}, {"model": "n", "response": "The Ebro."}],
+            "annotations": [{"model": "n", "rating": "5", "rationale": "Right."}, {"model": "m", "rating": "1"}],
+        },
+        note="CodeUltraFeedback's form, whose preference names what was rated",
+    ),
     "several samples": Format(
         columns="prompt, completions: [...]",
         required=(QUESTION, ("completions", "answers", "outputs", "generations", "samples")),
-        optional=("input", *_BOTH, *BEFORE, "finished"),
+        optional=("input", *_BOTH, *BEFORE, "finished", "rationales", "generation_models"),
         read=_samples,
         fits=lambda row: not _of_objects(row),
         example={"prompt": "Name a river.", "completions": ["Rain.", "The Ebro."], "scores": [0.1, 0.9]},

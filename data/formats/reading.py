@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from fnmatch import fnmatchcase
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from data.common.errors import UserError, nearest
-from data.formats.columns import check_pictures, is_metadata, judges, lost
+from data.formats.columns import check_pictures, is_metadata, judges, lost, named_by
 from data.formats.rows import NoFormat, Reject, Row
 from data.formats.table import FORMATS
 
@@ -35,11 +35,6 @@ def under_our_names(row: Mapping[str, Any], columns: Mapping[str, str], ignore: 
 def _there(name: Any, value: Any) -> bool:
     """Whether a cell says anything: tables fill what is missing with null, or a score with blank text."""
     return value is not None and not (isinstance(value, str) and value == "" and judges(str(name)))
-
-
-def named_by(name: str, patterns: Collection[str]) -> bool:
-    """Whether one of the patterns is this name or matches it."""
-    return name in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def choose(given: Mapping[str, Any], forced: str | None = None) -> tuple[str, frozenset[str]]:
@@ -94,7 +89,10 @@ def _forced(given: Mapping[str, Any], name: str) -> frozenset[str]:
 
 
 def read(
-    given: Mapping[str, Any], forced: str | None = None, known: Collection[str] = ()
+    given: Mapping[str, Any],
+    forced: str | None = None,
+    known: Collection[str] = (),
+    spelled: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[str, list[Row], tuple[str, ...]]:
     """Return the format's name, its rows, and the columns whose values would be lost.
 
@@ -102,6 +100,7 @@ def read(
         given: a row by our names.
         forced: the format to read it by.
         known: columns, or patterns of their names, that somebody else reads.
+        spelled: names as the file has them, where they are read in small letters.
 
     Raises:
         Reject: no format fits, or the row is wrong.
@@ -113,4 +112,4 @@ def read(
         return name, rows, ()
     answered = any(row.answers or row.text for row in rows)
     left = tuple(column for column in given if column in unread and not named_by(str(column), known))
-    return name, rows, tuple(lost(given, left, answered)) if left else ()
+    return name, rows, tuple(lost(given, left, answered, spelled)) if left else ()

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from data.formats.rows import MERGED, REASONING, Reject, Row
+from data.formats.transcripts import spoken
 from data.formats.values import blank, kind, listed, parsed, string, words
 from data.records import Message, Role
 
@@ -174,13 +175,16 @@ def tools_of(value: Any) -> str:
 
 
 def turns(value: Any, name: str) -> tuple[Message, ...]:
-    """A prompt: text, one turn, or a list of turns; blank text is no prompt."""
+    """A prompt: text, one turn, a list of turns, or a transcript that waits for an answer; blank text is no prompt."""
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list):
         text = string(value, name)
         if _TRANSCRIPT.match(text):
             return tuple(transcript(text, name)[:-1])
+        said = spoken(text) or []
+        if len(said) > 1 and not (said[-1].role == "assistant" and said[-1].content):
+            return tuple(said[:-1] if said[-1].role == "assistant" else said)
         return (Message(role="user", content=text),) if text.strip() else ()
     return tuple(message(turn, name) for turn in value)
 

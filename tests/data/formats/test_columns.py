@@ -110,12 +110,13 @@ def test_equal_scores_are_a_tie():
 @pytest.mark.parametrize(
     ("row", "columns"),
     [
-        ({"question": "q", "solution": "a"}, {"prompt": "question", "completion": "solution"}),
+        ({"theme": "q and more", "solution": "a"}, {"prompt": "theme", "completion": "solution"}),
         ({"key": "q", "value": "a"}, {"prompt": "key", "completion": "value"}),
         ({"frage": "q", "antwort": "a"}, {"prompt": "frage", "completion": "antwort"}),
-        ({"problem": "q", "good": "a", "bad": "b"}, {"prompt": "problem", "chosen": "good", "rejected": "bad"}),
-        ({"question": "q", "preferred": "a", "dispreferred": "b"},
-         {"prompt": "question", "chosen": "preferred", "rejected": "dispreferred"}),
+        ({"problem": "q", "good": "a", "other": "b"}, {"prompt": "problem", "chosen": "good", "rejected": "other"}),
+        ({"pergunta": "q", "resposta": "a"}, {"prompt": "pergunta", "completion": "resposta"}),
+        ({"问题": "q", "回答": "a"}, {"prompt": "问题", "completion": "回答"}),
+        ({"question": "q", "response_a": "a", "response_b": "b", "task": "A", "who": "b"}, {"preference": "who"}),
         ({"chat": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, {"messages": "chat"}),
         ({"article": "words"}, {"text": "article"}),
         ({"Problem Text": "q", "the answer: full": "a"}, {"prompt": "Problem Text", "completion": "the answer: full"}),
@@ -135,7 +136,7 @@ def test_the_line_to_paste_works(row, columns):
 
 
 def test_every_suggestion_can_be_pasted():
-    rows = [{"problem": "q", "solution": "a", "hints": "h", "level": "1"}, {"a": "x", "b": "y", "c": "z", "d": "w"},
+    rows = [{"problem": "q", "salution": "a", "hints": "h", "level": "1"}, {"a": "x", "b": "y", "c": "z", "d": "w"},
             {"prompt": "q", "completoin": "a"}, {"story": "s", "moral": "m"}]  # fmt: skip
     for row in rows:
         with pytest.raises(Reject) as caught:
