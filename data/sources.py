@@ -412,7 +412,7 @@ def _check_names(source: Source, columns: Counter[str]) -> None:
     asked = {f"columns.{ours}": theirs for ours, theirs in source.columns.items()}
     asked |= {f"where ({name})": name for name in where(source.where).columns} if source.where else {}
     for setting, name in asked.items():
-        if columns and name not in columns:
+        if columns and name not in columns and name.partition(".")[0] not in columns:
             hint = nearest(name, columns)
             raise UserError(
                 f"{source.path}: {setting}: no row has a column {name!r}.{hint} Columns found: {', '.join(columns)}"

@@ -12,7 +12,9 @@ from data.formats.ranking import pair, side
 from data.formats.rows import REASONING, Format, Reject, Row
 from data.formats.transcripts import spoken
 from data.formats.turns import (
+    CONTENT_KEYS,
     PRETRAIN,
+    ROLE_KEYS,
     ROLES,
     SYSTEM,
     asked,
@@ -23,7 +25,7 @@ from data.formats.turns import (
     with_reasoning,
     with_tools,
 )
-from data.formats.values import first_of, liked, listed, string
+from data.formats.values import first_of, kind, liked, listed, string
 from data.records import Message
 
 WHOLE = ("messages", "conversations", "conversation", "dialogue", "dialog")
@@ -224,6 +226,68 @@ def _user_and_assistant(row: Mapping[str, Any]) -> list[Row]:
     return [single(asked(row, question), string(row[reply], reply), row)]
 
 
+def _is_list(row: Mapping[str, Any]) -> bool:
+    name = first_of(row, WHOLE[1:])
+    value = None if name is None else row[name]
+    return not isinstance(value, str) or value.lstrip()[:1] == "["
+
+
+TURNS = ("chat", "turns", "contents", "chat_messages", "utterances", "thread", "chats")
+"""Less usual names of a list of turns."""
+
+
+def _are_turns(row: Mapping[str, Any]) -> bool:
+    name = first_of(row, TURNS)
+    value = None if name is None else row[name]
+    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(set(value) & set(ROLE_KEYS)) and bool(set(value) & set(CONTENT_KEYS))
+
+
+def _turns(row: Mapping[str, Any]) -> list[Row]:
+    name = first_of(row, TURNS)
+    assert name is not None
+    given = {k: v for k, v in row.items() if k not in (name, "systemInstruction")}
+    if (system := row.get("systemInstruction")) is not None:
+        parts = system.get("parts") if isinstance(system, Mapping) else system
+        given["system"] = parts
+    return _messages({**given, "messages": row[name]})
+
+
+BRANCHES = "other branches of a conversation left out"
+
+
+def _export(row: Mapping[str, Any]) -> list[Row]:
+    """ChatGPT's export of a conversation: a tree, read from its current end to its root."""
+    nodes = row["mapping"]
+    ends = [name for name, node in nodes.items() if not _part(node, "children")]
+    at, path = row.get("current_node") or (ends[-1] if ends else ""), list[Message]()
+    for _ in range(len(nodes)):
+        node = nodes.get(str(at))
+        if node is None:
+            break
+        said = _part(node, "message")
+        parts = listed(_part(_part(said, "content"), "parts") or [], "parts")
+        if any(isinstance(part, str) and part.strip() for part in parts):
+            path.append(message({**said, "content": parts}, "mapping"))
+        at = _part(node, "parent")
+    made = conversation(path[::-1], "mapping")
+    return [replace(made, notes=(*made.notes, *(BRANCHES,) * max(len(ends) - 1, 0)))]
+
+
+def _part(value: Any, name: str) -> Any:
+    """What an object has under a name; nothing of nothing.
+
+    Raises:
+        Reject: it is something else.
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise Reject(f"mapping holds {kind(value)} where an object was expected")
+    return None if value is None else value.get(name)
+
+
 _EXTRAS = (*SYSTEM, "tools", "functions", "finished", "mask", "parallel_tool_calls")
 _Q, _A = {"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Ebro."}
 
@@ -287,12 +351,53 @@ CHAT: dict[str, Format] = {
         columns="conversations: [{from, value}]",
         required=(WHOLE[1:],),
         optional=_EXTRAS,
+        fits=_is_list,
         read=_messages,
         example={
             "system": "Be brief.",
             "conversations": [{"from": "human", "value": "Name a river."}, {"from": "gpt", "value": "The Ebro."}],
         },
         note="function_call and observation turns are a call of the assistant and the tool's answer",
+    ),
+    "turns": Format(
+        columns="chat, turns, contents, chat_messages or utterances: [{role, content}]",
+        required=(TURNS,),
+        optional=(*_EXTRAS, "systemInstruction"),
+        fits=_are_turns,
+        read=_turns,
+        example={
+            "systemInstruction": {"parts": [{"text": "Be brief."}]},
+            "contents": [
+                {"role": "user", "parts": [{"text": "Name a river."}]},
+                {"role": "model", "parts": [{"text": "The Ebro."}]},
+            ],
+        },
+        note="Gemini's form and others; a turn's role may stand under role, from, speaker, sender or author, its text "
+        "under content, value, text, parts, utterance or message",
+    ),
+    "ChatGPT export": Format(
+        columns="title, mapping: {id: {message, parent, children}}",
+        required=("mapping",),
+        optional=("current_node", "conversation_template_id", "moderation_results", "is_archived", "safe_urls"),
+        fits=lambda row: isinstance(row["mapping"], Mapping),
+        read=_export,
+        example={
+            "title": "A river",
+            "mapping": {
+                "a": {"message": None, "parent": None, "children": ["b"]},
+                "b": {
+                    "message": {"author": {"role": "user"}, "content": {"parts": ["Name a river."]}},
+                    "parent": "a",
+                    "children": ["c"],
+                },
+                "c": {
+                    "message": {"author": {"role": "assistant"}, "content": {"parts": ["The Ebro."]}},
+                    "parent": "b",
+                    "children": [],
+                },
+            },
+        },
+        note="a conversation of conversations.json, from its current end to its root; other branches are counted",
     ),
     "messages with a thumb": Format(
         columns="messages: [{role, content}], label",

@@ -22,12 +22,14 @@ METADATA = {
     "*_hash *_sha256 *_uuid id_* row row_number sr_no s_no unnamed_*",
     "origin": "source data_source *_source dataset dataset_name dataset_version subset split datasplit origin url uri "
     "link *_url *_link file filename file_name path *_path license licence copyright version meta "
-    "metadata *_metadata extra extra_info info batch repo repo_name repository subreddit",
+    "metadata *_metadata extra extra_info info batch dump commit resource repo repo_name repository subreddit",
     "kind": "category *_category subcategory *_subcategory sub_category categories type *_type task *_task task_name "
     "domain topic subtopic sub_topic subject field level difficulty skill ability tag tags keywords keyword lang "
-    "language *_lang *_language lang_code language_code country_code locale kind name title motivation_app",
+    "language *_lang *_language lang_code language_code country_code locale kind name title motivation_app "
+    "*_moderation",
     "maker": "model model_name *_model *_model_name *_models model_a model_b models systems generator generator_* "
-    "*_generator author annotator annotator_* labeler labeller evaluator judge worker *_by reviewer rater username "
+    "*_generator author annotator annotator_* labeler labeller evaluator judge worker created_by labeled_by "
+    "annotated_by written_by reviewed_by reviewer rater username "
     "user_name email answer_from",
     "time": "date datetime time timestamp *_timestamp tstamp created created_at *_at *_date *_time created_utc *_utc",
     "counts": "length *_length *_len *_tokens n_* num_* *_count token_count tokens n_tokens count turns_count",
@@ -47,7 +49,9 @@ PICTURES = words("image images video videos audio audios image_path image_paths 
 _JUDGES = re.compile(
     r"(^|[^a-z])(score|scores|rank|ranks|ranking|label|labels|reward|rewards|rating|ratings|preference|preferred|winner|vote"
     r"|votes|liked|like|better|best|helpful|helpfulness|margin|quality|tag|judgement|judgment|loss|weight|upvotes|correct|correctness"
-    r"|harmful|harmless|safe|unsafe|accepted|acceptable|approved"
+    r"|harmful|harmless|safe|unsafe|accepted|acceptable|approved|chosen|rejected|selected|pick|picked|choice|verdict"
+    r"|star|stars|likert|grade|grades|points|feedback|upvote|downvote|downvotes|satisfaction|useful|usefulness|passed"
+    r"|success|accuracy|relevance"
     r"|thumb|thumbs|bewertung|punkte|puntuacion|calificacion|puntaje|nota)([^a-z]|$)|评分|分数|得分|評価|점수|оценка"
 )
 
@@ -69,12 +73,30 @@ def plain(name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def is_metadata(name: str) -> bool:
-    return bool(_METADATA.fullmatch(plain(name)))
+    return bool(_METADATA.fullmatch(plain(name))) and not _POINTS.fullmatch(plain(name))
+
+
+_POINTS = re.compile(
+    r"(.+_)?(best|better|winner|winning|preferred|chosen|rejected|selected|correct)_(index|idx|id|ids)"
+)
+"""Names of what points at one of several responses."""
 
 
 @lru_cache(maxsize=4096)
 def is_reference(name: str) -> bool:
     return bool(_REFERENCES.fullmatch(plain(name)))
+
+
+_RESPONSE = re.compile(
+    r"(^|_)(chosen|rejected|accepted|preferred|better|worse|best|worst|good|bad|winner|loser|winning|losing|positive"
+    r"|negative|selected|feedback)(_|$)"
+)
+
+
+@lru_cache(maxsize=4096)
+def may_be_missing(name: str) -> bool:
+    """Whether a blank text of this name is a judgement that nobody gave, and not an empty response."""
+    return judges(name) and not _RESPONSE.search(plain(name))
 
 
 @lru_cache(maxsize=4096)
@@ -113,20 +135,21 @@ def check_pictures(row: Mapping[str, Any]) -> None:
 
 
 def lost(
-    row: Mapping[str, Any], names: Iterable[str], answered: bool, spelled: Mapping[str, str] = MappingProxyType({})
+    row: Mapping[str, Any], names: Iterable[str], answers: int, spelled: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[str]:
     """Those of the names whose values would be lost.
 
     Args:
         row: the whole row.
         names: of columns that its format does not read.
-        answered: whether the format reads a response; a reference next to a bare prompt is there for functions.
+        answers: responses that the format reads. A reference next to a bare prompt is there for functions; numbers in
+            a list next to several responses may be their order.
         spelled: names as the file has them, where they are read in small letters.
     """
     for column in names:
         value = row[column]
         name = str(spelled.get(column, column))
-        if blank(value) or (is_reference(name) and (not answered or name in _ALWAYS_KEPT)):
+        if blank(value) or (is_reference(name) and (not answers or name in _ALWAYS_KEPT)):
             continue
         if is_metadata(name):
             if isinstance(value, str) and len(value) > LONGEST_NAME and "://" not in value[:12]:
@@ -135,7 +158,7 @@ def lost(
         if _states(name, value):
             if judges(name):
                 yield column
-        elif _holds_text(value) or (judges(name) and isinstance(value, list | tuple)):
+        elif _says_something(value) or (isinstance(value, list | tuple) and (judges(name) or answers > 1)):
             yield column
 
 
@@ -156,6 +179,17 @@ _ALWAYS_KEPT = words(
     "target expected_answer expected_output test_cases tests unit_tests rubric rubrics verifier "
     "reward_model env_config instruction_id_list kwargs"
 )
+
+
+def _says_something(value: Any) -> bool:
+    return _holds_text(value) or _holds_judgement(value)
+
+
+def _holds_judgement(value: Any) -> bool:
+    """Whether a number in it has a name that judges."""
+    if isinstance(value, Mapping):
+        return any((judges(str(k)) and isinstance(v, int | float)) or _holds_judgement(v) for k, v in value.items())
+    return isinstance(value, list) and any(map(_holds_judgement, value))
 
 
 def _holds_text(value: Any) -> bool:

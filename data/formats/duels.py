@@ -158,6 +158,8 @@ _PKU = tuple(
 _SHP = (
     "score_A",
     "score_B",
+    "metadata_A",
+    "metadata_B",
     "score_ratio",
     "seconds_difference",
     "upvote_ratio",

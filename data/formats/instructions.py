@@ -76,6 +76,8 @@ def _alpaca(row: Mapping[str, Any]) -> list[Row]:
     if "output" not in row:
         return [Row(messages=messages)] if messages else _empty()
     output = string(row["output"], "output")
+    if not blank(row.get("prompt")) and string(row["instruction"], "instruction").strip() not in str(row["prompt"]):
+        raise Reject("its prompt does not hold its instruction: they are of different rows")
     if not blank(row.get("text")) and output.strip() not in string(row["text"], "text"):
         raise Reject("its text does not hold its output: they are of different rows")
     return [single(messages, output, row)]
@@ -238,7 +240,7 @@ INSTRUCTIONS: dict[str, Format] = {
     "alpaca": Format(
         columns="instruction, input, output",
         required=("instruction",),
-        optional=("output", "input", "text", *BEFORE, *_LATE),
+        optional=("output", "input", "text", "prompt", *BEFORE, *_LATE),
         read=_alpaca,
         fits=lambda row: not isinstance(row.get("output"), list),
         example={"instruction": "Translate.", "input": "el río", "output": "the river", "history": []},

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from data.formats.columns import plain
-from data.formats.near import near_fits
+from data.formats.near import near_fits, near_inside
 from data.formats.public_sets import set_of
 from data.formats.reading import read, under_our_names
 from data.formats.rows import Near, NoFormat, Reject, Row, Unread, quoted
@@ -69,7 +69,12 @@ def parse(
         if public.refused:
             raise Reject(public.refused)
         given = under_our_names(given, public.columns, public.ignore)
-    name, rows, lost, given = _understood(given, row, format, known)
+    try:
+        name, rows, lost, given = _understood(given, row, format, known)
+    except NoFormat:
+        raise
+    except Reject as error:
+        raise Reject(f"{error}{_inside(given, known)}") from None
     if lost:
         raise _unread(given, name, lost, known)
     group = ""
@@ -123,6 +128,14 @@ def _understood(
     if first is None:
         raise _no_format(str(failed), given, row, known) from None
     return first
+
+
+def _inside(given: Mapping[str, Any], known: Collection[str]) -> str:
+    """What a recipe may take out of objects of a row that its format cannot read, in words."""
+    if not any(isinstance(v, Mapping) or (isinstance(v, list) and v and isinstance(v[0], str)) for v in given.values()):
+        return ""
+    near = near_inside(given, known)
+    return f". Nearest: {'; '.join(map(said, near))}" if near else ""
 
 
 def _small(name: str) -> str:

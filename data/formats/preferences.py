@@ -46,6 +46,12 @@ def _check_repeated(turns: list[Any], name: str, made: Row) -> None:
         raise Reject(f"{name} says something else than prompt and chosen")
 
 
+def _next_steps(row: Mapping[str, Any]) -> list[Row]:
+    """The next step of a solution: both responses begin with the steps before it."""
+    before = string(row["initial_reason_steps"], "initial_reason_steps")
+    return _preference({k: before + string(v, k) if k in ("chosen", "rejected") else v for k, v in row.items()})
+
+
 def _labelled(row: Mapping[str, Any]) -> list[Row]:
     """distilabel's: the judge's status says whether it found them equal."""
     [made] = _preference({k: v for k, v in row.items() if k != "chosen_score"})
@@ -167,6 +173,14 @@ PREFERENCES: dict[str, Format] = {
             "rejected": "Rain.",
         },
         note="the prompt under question, query, context or input: text or turns",
+    ),
+    "next steps": Format(
+        columns="prompt, initial_reason_steps, chosen, rejected",
+        required=("prompt", "initial_reason_steps", "chosen", "rejected"),
+        optional=("prompt_step_by_step", "full_chosen", "full_rejected", "answer"),
+        read=_next_steps,
+        example={"prompt": "Name a river.", "initial_reason_steps": "The ", "chosen": "Ebro.", "rejected": "Rain."},
+        note="Step-DPO's form: both responses begin with the steps before",
     ),
     "distilabel's Orca pairs": Format(
         columns="input, chosen, rejected, labelling_model, status",

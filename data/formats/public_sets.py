@@ -221,6 +221,23 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             "used_in_training": "yes",
         },
     ),
+    "FineWeb": PublicSet(
+        known_by=("text", "dump", "language_score"),
+        ignore=("score", "int_score", "language_score"),
+        read="text",
+        example={"text": "The Ebro.", "dump": "CC", "language_score": 0.9, "score": 3.2, "int_score": 3},
+    ),
+    "red team attempts": PublicSet(
+        known_by=("transcript", "task_description", "min_harmlessness_score_transcript"),
+        refused="its responses are of a model that somebody tries to harm, and its rating says how well that went; if "
+        'you mean to use them, write `ignore: [rating, "task_description*", min_harmlessness_score_transcript]`',
+        example={
+            "transcript": "\n\nHuman: Name a river.\n\nAssistant: The Ebro.",
+            "task_description": "I asked it.",
+            "min_harmlessness_score_transcript": -3.0,
+            "rating": 0.0,
+        },
+    ),
     "xLAM function calls": PublicSet(
         known_by=("query", "answers", "tools"),
         fits=lambda row: isinstance(row["answers"], str),

@@ -10,7 +10,7 @@ from data.formats.instructions import QUESTION, asked_any
 from data.formats.ranking import ranking, scored, unranked
 from data.formats.rows import NO_PROMPT, Format, Reject, Row
 from data.formats.turns import BEFORE, answer
-from data.formats.values import first_of, listed, number, string
+from data.formats.values import first_of, listed, number, string, whole
 from data.readers.rows import CELLS
 from data.records import Message, ranks_from_scores
 
@@ -127,6 +127,33 @@ def _annotated(row: Mapping[str, Any]) -> list[Row]:
     return [scored(_messages(row)[0], texts, marks)]
 
 
+_SAMPLES = ("completions", "answers", "outputs", "generations", "samples")
+LISTS = ("responses", "completions", "answers", "outputs", "generations", "samples", "candidates", "options", "choices")
+_POINTS = ("best_index", "best_idx", "chosen_index", "chosen_idx", "preferred_index", "best_response_index")
+_BEST = (*_POINTS, "best_response", "best_answer", "best", "chosen", "selected", "preferred", "winner")
+
+
+def _best_of(row: Mapping[str, Any]) -> list[Row]:
+    """Responses of which one is named, by its text or its index from 0: it is better than the others."""
+    name, best = first_of(row, LISTS), first_of(row, _BEST)
+    assert name is not None and best is not None
+    texts = [answer(one, name) for one in listed(row[name], name)]
+    value = row[best]
+    if isinstance(value, str) and value in texts:
+        at = texts.index(value)
+    elif best not in _POINTS:
+        shown = repr(value)[:40]
+        raise Reject(
+            f"{best} is {shown}, none of its {name}; if it counts them from 0, write `columns: {{best_index: {best}}}`"
+        )
+    else:
+        at = whole(value, best)
+    if not 0 <= at < len(texts):
+        raise Reject(f"{best} is {at}, and it has {len(texts)} {name}, counted from 0")
+    messages, notes = _messages(row)
+    return [ranking(messages, texts, [int(i != at) for i in range(len(texts))], notes=notes)]
+
+
 def _of_objects(row: Mapping[str, Any]) -> bool:
     value = next((row[name] for name in ("completions", "responses", "answers") if name in row), None)
     keys = {k for one in value if isinstance(one, Mapping) for k in one} if isinstance(value, list) else set()
@@ -134,7 +161,7 @@ def _of_objects(row: Mapping[str, Any]) -> bool:
 
 
 def _samples(row: Mapping[str, Any]) -> list[Row]:
-    name = first_of(row, ("completions", "answers", "outputs", "generations", "samples"))
+    name = first_of(row, _SAMPLES)
     assert name is not None
     answers = [answer(a, name) for a in listed(row[name], name)]
     by_rank, by_score = first_of(row, RANKS), first_of(row, SCORES)
@@ -213,12 +240,21 @@ RANKINGS: dict[str, Format] = {
         },
         note="CodeUltraFeedback's form, whose preference names what was rated",
     ),
+    "responses and the best": Format(
+        columns="prompt, responses, best_index (from 0) or best_response",
+        required=(QUESTION, LISTS, _BEST),
+        optional=("input", *BEFORE),
+        fits=lambda row: not _of_objects(row),
+        read=_best_of,
+        example={"prompt": "Name a river.", "responses": ["Rain.", "The Ebro."], "best_index": 1},
+        note="one response is better than the others, which tie",
+    ),
     "several samples": Format(
         columns="prompt, completions: [...]",
-        required=(QUESTION, ("completions", "answers", "outputs", "generations", "samples")),
+        required=(QUESTION, _SAMPLES),
         optional=("input", *_BOTH, *BEFORE, "finished", "rationales", "generation_models"),
         read=_samples,
-        fits=lambda row: not _of_objects(row),
+        fits=lambda row: not _of_objects(row) and not isinstance(row[first_of(row, _SAMPLES) or ""], Mapping),
         example={"prompt": "Name a river.", "completions": ["Rain.", "The Ebro."], "scores": [0.1, 0.9]},
         note="without scores or ranks nothing says which is better",
     ),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
 from data.records import Message, Role
 
-LEAD_IN = re.compile(r"(?:\s|<s>|The conversation between human and AI assistant\.)*")
+LEAD_IN = re.compile(
+    r"(?:\s|<s>|<bos>|<\|begin_of_text\|>|The conversation between human and AI assistant\."
+    r"|Below is an instruction that describes a task[^\n]*)*"
+)
 """What may stand before the first mark."""
 
-_ENDS = re.compile(r"(?:\s|<\|im_end\|>|<\|endoftext\|>|</s>|<s>|<eoh>|<eom>|<eoa>)+\Z")
+_ENDS = re.compile(
+    r"(?:\s|<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|<\|end_of_text\|>|<end_of_turn>|<eos>|</s>|<s>|<eoh>|<eom>|<eoa>)+\Z"
+)
 """What closes a turn and is no part of it."""
 
 
@@ -24,6 +29,7 @@ class Style:
     lines: bool = False
 
 
+_LLAMA: tuple[tuple[str, Role], ...] = (("user", "user"), ("assistant", "assistant"), ("system", "system"))
 STYLES = (
     Style((("Human:", "user"), ("Assistant:", "assistant")), lines=True),
     Style((("User:", "user"), ("Assistant:", "assistant"), ("System:", "system")), lines=True),
@@ -46,6 +52,10 @@ STYLES = (
         )
     ),
     Style((("[INST]", "user"), ("[/INST]", "assistant"))),
+    Style((("<human>:", "user"), ("<bot>:", "assistant")), lines=True),
+    Style((("<start_of_turn>user\n", "user"), ("<start_of_turn>model\n", "assistant"))),
+    Style(tuple((f"<|start_header_id|>{name}<|end_header_id|>", role) for name, role in _LLAMA)),
+    Style((("### Instruction:", "user"), ("### Response:", "assistant"))),
 )
 _FIRST = frozenset(mark[0] for style in STYLES for mark, _ in style.marks)
 _SYSTEM_INSIDE = re.compile(r"\A\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
@@ -87,6 +97,7 @@ def _turns(text: str, style: Style) -> list[Message] | None:
     if turns and turns[0].role == "user" and (inside := _SYSTEM_INSIDE.match(turns[0].content)):
         rest = Message(role="user", content=turns[0].content[inside.end() :].strip())
         turns = [Message(role="system", content=inside[1].strip()), rest, *turns[1:]]
+    turns = [replace(t, content=t.content.replace("### Input:\n", "", 1)) if t.role == "user" else t for t in turns]
     if turns and turns[-1].role == "user" and not turns[-1].content:
         turns.pop()
     return turns if _take_turns(turns) else None

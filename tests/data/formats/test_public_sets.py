@@ -10,6 +10,7 @@ import pytest
 from data.checks import check_files
 from data.common.errors import UserError
 from data.formats import Reject, Unread, parse
+from data.formats.chat import BRANCHES
 from data.formats.public_sets import PUBLIC_SETS
 from data.source_settings import DataConfig, Source
 from data.sources import load_records
@@ -37,7 +38,7 @@ READ: dict[str, tuple[str, ...]] = {
 
 
 def test_every_set_has_a_case():
-    assert set(READ) | {name for name, one in PUBLIC_SETS.items() if one.refused} == set(PUBLIC_SETS)
+    assert {*READ, "FineWeb"} | {name for name, one in PUBLIC_SETS.items() if one.refused} == set(PUBLIC_SETS)
 
 
 @pytest.mark.parametrize("name", READ)
@@ -53,6 +54,11 @@ def test_a_set_without_training_data_says_so(name):
     with pytest.raises(Reject) as caught:
         parse(PUBLIC_SETS[name].example)
     assert str(caught.value) == PUBLIC_SETS[name].refused
+
+
+def test_a_set_of_texts():
+    [row] = parse(PUBLIC_SETS["FineWeb"].example)[1]
+    assert row.text == GOOD
 
 
 def test_what_a_set_leaves_out_is_there_for_functions():
@@ -315,3 +321,58 @@ def test_a_question_of_another_name_is_mapped(tmp_path):
     source = Source(path="a.jsonl", columns={"preference": "who"})
     [ranking] = load_records([source], "rankings", DataConfig(), seed=0, base_dir=tmp_path).records
     assert ranking.answers == (GOOD, BAD)
+
+
+# ---- the best of several ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "first"),
+    [({"best_index": 1}, GOOD), ({"best_response": BAD}, BAD), ({"chosen_idx": "2"}, "Snow."), ({"best": GOOD}, GOOD)],
+)
+def test_the_best_of_several_is_better_than_the_others(more, first):
+    [found] = parse({"prompt": Q, "responses": [BAD, GOOD, "Snow."], **more})[1]
+    assert found.answers[0] == first and found.ranks == (0, 1, 1) and len(found.answers) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [({"best": 1}, r"`columns: {best_index: best}`"), ({"best_index": 3}, "counted from 0"), ({"chosen": 0}, "counts")],
+)
+def test_an_index_that_may_count_from_either_is_refused(more, reason):
+    with pytest.raises(Reject, match=reason):
+        parse({"prompt": Q, "responses": [BAD, GOOD, "Snow."], **more})
+
+
+def test_an_export_of_chatgpt_follows_its_current_branch():
+    def node(text, role, parent, *children):
+        said = {"author": {"role": role}, "content": {"content_type": "text", "parts": [text]}}
+        return {"message": said, "parent": parent, "children": list(children)}
+
+    tree = {"r": {"message": None, "parent": None, "children": ["a"]}, "a": node(Q, "user", "r", "b", "c"),
+            "b": node(BAD, "assistant", "a"), "c": node(GOOD, "assistant", "a")}  # fmt: skip
+    [row] = parse({"title": "T", "mapping": tree, "current_node": "c"})[1]
+    assert (turns_of(row.messages), row.answers, row.notes) == (ASKED, (GOOD,), (BRANCHES,))
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"from": "human", "value": Q}, {"from": "chatbot", "value": GOOD}],
+        [{"speaker": "USER", "utterance": Q}, {"speaker": "ASSISTANT", "utterance": GOOD}],
+        [{"sender": "human", "text": Q, "created_at": "2024"}, {"sender": "assistant", "text": GOOD}],
+        [{"author": {"role": "user"}, "content": {"parts": [Q]}},
+         {"author": {"role": "assistant"}, "content": {"parts": [GOOD]}}],
+        [{"role": "user", "parts": [{"text": Q}]}, {"role": "model", "parts": [{"text": GOOD}]}],
+        [{"sender": "user", "message": Q}, {"sender": "bot", "message": GOOD}],
+    ],
+)  # fmt: skip
+def test_other_names_of_role_and_text(turns):
+    for name in ("messages", "conversations", "chat", "turns", "contents", "chat_messages", "utterances"):
+        [row] = parse({name: turns})[1]
+        assert (turns_of(row.messages), row.answers) == (ASKED, (GOOD,))
+
+
+def test_a_speaker_called_system_is_not_taken_for_the_system_message():
+    with pytest.raises(Reject, match="role 'system'"):
+        parse({"turns": [{"speaker": "user", "text": Q}, {"speaker": "system", "text": GOOD}]})
