@@ -22,6 +22,7 @@ from data.derive import KINDS
 from data.formats import Reject, Row, assembled, hint, parse
 from data.formats.columns import named_by
 from data.formats.exports import is_export, unwrapped
+from data.formats.parsing import used_as
 from data.formats.transcripts import spoken
 from data.hub import read_hub
 from data.judgements import gathered
@@ -342,7 +343,7 @@ def _of_kind(
         into.add(records)
     _check_names(source, loaded.columns)
     if lost.columns:
-        raise UserError(lost.message(source.path))
+        raise UserError(lost.message(source.path, reading.known, source.format))
     taken = used.taken()
     into.end_source(used.records_of(taken))
     count.rejected = used.others(r.source for r in loaded.rejected)
@@ -353,7 +354,8 @@ def _of_kind(
     loaded.counts.append(count)
     loaded.read = count.read
     if not used.count(taken):
-        raise UserError(_nothing(loaded, kind, source, hint(other, kind) if other else ""))
+        cure = hint(other, kind) if other else used_as(lost.row, kind, reading.known) if lost.row else ""
+        raise UserError(_nothing(loaded, kind, source, cure, lost.why(reading.known, source.format)))
     return loaded
 
 
@@ -439,7 +441,7 @@ def _text_as_prompt(row: Row) -> Row:
     return replace(row, messages=(Message(role="user", content=row.text),), text="")
 
 
-def _nothing(loaded: Loaded, kind: str, source: Source, cure: str) -> str:
+def _nothing(loaded: Loaded, kind: str, source: Source, cure: str, why: str = "") -> str:
     count = loaded.counts[0]
     if count.dropped:
         cure = f"; {count.dropped:,} are dropped by data.clean ({'; '.join(count.cleaning.lines())}){cure}"
@@ -451,4 +453,4 @@ def _nothing(loaded: Loaded, kind: str, source: Source, cure: str) -> str:
             f"{{path: {source.path}, header: false}}"
         )
     rejected = ((r.source, r.reason) for r in loaded.rejected)
-    return nothing_usable(source.path, kind, rejected, loaded.columns, cure, rows=count.read)
+    return nothing_usable(source.path, kind, rejected, loaded.columns, cure, rows=count.read, why=why)

@@ -21,7 +21,7 @@ METADATA = {
     "identity": "id qid uid uuid guid idx index hash sha sha256 md5 seed seed_task *_id *_ids *_id_list *_idx *_index "
     "*_hash *_sha256 *_uuid id_* row row_number sr_no s_no unnamed_*",
     "origin": "source data_source *_source dataset dataset_name dataset_version subset split datasplit origin url uri "
-    "link *_url *_link file filename file_name path *_path license licence copyright version meta "
+    "link *_url *_link file filename file_name path *_path license licence copyright version *_version meta "
     "metadata *_metadata extra extra_info info batch dump commit resource repo repo_name repository subreddit",
     "kind": "category *_category subcategory *_subcategory sub_category categories type *_type task *_task task_name "
     "domain topic subtopic sub_topic subject field level difficulty skill ability tag tags keywords keyword lang "

@@ -7,6 +7,7 @@ out. What comes out has none of the tool's columns, so that it passes unchanged 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from data.formats.rows import Reject
@@ -16,7 +17,16 @@ _SUBMITTED = ("submitted", "completed", None)
 
 def is_export(row: Any) -> bool:
     """Whether a row is a record of an annotation tool."""
-    return isinstance(row, Mapping) and (_is_argilla(row) or _is_flat(row) or _is_label_studio(row))
+    if not isinstance(row, Mapping) or not _may_be(tuple(row)):
+        return False
+    return _is_argilla(row) or _is_flat(row) or _is_label_studio(row)
+
+
+@lru_cache(maxsize=4096)
+def _may_be(names: tuple[Any, ...]) -> bool:
+    """Whether a record could have these columns; asked of every row, so kept."""
+    known = {"fields", "data"} & set(names)
+    return bool(known) or any(str(name).endswith((".responses", "-suggestion")) for name in names)
 
 
 def unwrapped(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

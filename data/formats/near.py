@@ -92,7 +92,7 @@ def near_inside(
     inside = paths_of(given)
     if not inside or len(inside) > WIDEST:
         return ()
-    found = _near(given, {**given, **inside}, known, targets)
+    found = _near(given, {**given, **inside}, known, targets or tuple(name for name, _ in TARGETS if name != "text"))
     return tuple(one for one in found if any("." in their for their in one.columns.values()))
 
 
@@ -128,7 +128,8 @@ def _mappings(
     given: Mapping[str, Any], texts: list[str], slots: tuple[str, ...]
 ) -> Iterable[tuple[dict[str, str], float]]:
     """Ways to fill a format's columns, the likeliest first, with how likely each is."""
-    nested = any("." in str(text) for text in texts)
+    inside = [text for text in texts if "." in str(text)]
+    nested = bool(inside) and (len(inside) != FEW or any(isinstance(given[t], str) for t in texts if t not in inside))
     for by_order in (False, True) if len(slots) <= FEW and len(texts) <= FEW + 1 and not nested else (False,):
         found: dict[str, str] = {}
         points = 0.0

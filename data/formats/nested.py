@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+ALTERNATIVES = frozenset({"answer", "answers", "output", "response", "target", "targets", "references"})
+"""Names of lists of which each item is right."""
+
 DEEPEST = 5
 """Steps of a path."""
 
@@ -63,7 +66,8 @@ def _walk(value: Any, path: str, left: int) -> Iterator[tuple[str, Any]]:
                 yield from _walk(inner, f"{path}.{key}" if path else str(key), left - 1)
         return
     if isinstance(value, list) and value and path and left:
-        plain = isinstance(value[0], str) or (len(value) == 1 and isinstance(value[0], Mapping))
+        one_of = len(value) == 1 or path.partition(".")[0] in ALTERNATIVES
+        plain = (one_of and isinstance(value[0], str)) or (len(value) == 1 and isinstance(value[0], Mapping))
         if plain and not (isinstance(value[0], Mapping) and {"role", "from"} & set(value[0])):
             yield from _walk(value[0], f"{path}.0", left - 1)
             return

@@ -151,7 +151,7 @@ def _category(given: Mapping[str, Any], name: str) -> str:
 
 USED_AS = {
     "demonstrations": ("prompt and completion", "messages"),
-    "rankings": ("preference", "ranked answers", "thumbs"),
+    "rankings": ("two sides", "preference", "ranked answers", "responses and the best", "scored completions", "thumbs"),
     "prompts": ("prompts",),
     "documents": ("text",),
 }
@@ -165,8 +165,22 @@ def hint(row: Row, kind: str) -> str:
         given["prompt"] = row.messages[-1].content
     elif row.text:
         given["text"] = row.text
-    near = near_fits(given, targets=USED_AS[kind])
+    return used_as(given, kind)
+
+
+def used_as(row: Mapping[str, Any], kind: str, known: Collection[str] = ()) -> str:
+    """What to write so that rows like this one can be used as a kind, in words; empty where nothing helps."""
+    near = near_fits(row, known, USED_AS[kind])
     return f". To use them as {kind}: {'; '.join(map(said, near))}" if near else ""
+
+
+def why_not(row: Mapping[str, Any], known: Collection[str] = (), form: str | None = None) -> str:
+    """Why a row by our names cannot be read, with the lines that help; empty where it can."""
+    try:
+        name, _, lost, given = _understood(row, row, form, known)
+    except Reject as error:
+        return str(error)
+    return str(_unread(given, name, lost, known)) if lost else ""
 
 
 def said(near: Near) -> str:
@@ -181,7 +195,7 @@ def _no_format(message: str, given: Mapping[str, Any], row: Mapping[str, Any], k
     nulls = [str(k) for k, v in row.items() if v is None]
     message += f" (null: {', '.join(nulls[:8])})" if nulls else ""
     message += f". Nearest: {'; '.join(map(said, near))}" if near else ""
-    return NoFormat(message, near)
+    return NoFormat(message, near, given)
 
 
 def _unread(given: Mapping[str, Any], name: str, lost: tuple[str, ...], known: Collection[str]) -> Unread:
@@ -191,7 +205,7 @@ def _unread(given: Mapping[str, Any], name: str, lost: tuple[str, ...], known: C
     message = f"format {name!r} reads no column {shown}{more}; to leave it out, write `{paste}`"
     others = [near for near in near_fits(given, known) if set(near.columns.values()) & set(lost)]
     message += f", or name what it is: {'; '.join(map(said, others))}" if others else ""
-    return Unread(message, tuple(map(str, lost)), name, paste)
+    return Unread(message, tuple(map(str, lost)), name, paste, given)
 
 
 def _shown(value: Any) -> str:

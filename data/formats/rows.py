@@ -26,20 +26,23 @@ class Reject(Exception):
 class Unread(Reject):
     """A row with columns that its format does not read.
 
-    ``columns`` are their names, ``format`` is what reads the others, and ``paste`` is the line for the recipe.
+    ``columns`` are their names, ``format`` is what reads the others, ``paste`` is the line for the recipe, and ``row``
+    the row by our names.
     """
 
-    def __init__(self, message: str, columns: tuple[str, ...], format: str, paste: str) -> None:
+    def __init__(
+        self, message: str, columns: tuple[str, ...], format: str, paste: str, row: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(message)
-        self.columns, self.format, self.paste = columns, format, paste
+        self.columns, self.format, self.paste, self.row = columns, format, paste, row or {}
 
 
 class NoFormat(Reject):
-    """A row that no format fits; ``near`` are those that nearly do, the nearest first."""
+    """A row that no format fits; ``near`` are those that nearly do, the nearest first, ``row`` it is by our names."""
 
-    def __init__(self, message: str, near: tuple[Near, ...] = ()) -> None:
+    def __init__(self, message: str, near: tuple[Near, ...] = (), row: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.near = near
+        self.near, self.row = near, row or {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

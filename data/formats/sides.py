@@ -16,16 +16,16 @@ from typing import Any
 from data.formats.chat import finished_of
 from data.formats.columns import plain
 from data.formats.instructions import instruction
-from data.formats.ranking import duel, pair, side
+from data.formats.ranking import duel, pair, ranking, scored, side
 from data.formats.rows import Format, Reject, Row, quoted
-from data.formats.turns import BEFORE, asked
+from data.formats.turns import BEFORE, answer, asked
 from data.formats.values import kind, number, string, words
 from data.records import Message, ranks_from_scores
 
 ASKED = (
     *("prompt", "question", "query", "instruction", "context", "conversations", "messages", "history", "input"),
     *("inputs", "problem", "post", "user", "user_prompt", "user_input", "user_query", "prompt_text", "question_text"),
-    *("question_body", "instructions", "request", "task_prompt"),
+    *("question_body", "instructions", "request", "task_prompt", "input_text", "source_text"),
 )
 """Names of what is asked, the likeliest first."""
 
@@ -52,10 +52,9 @@ SIDES = (
 SPOKEN = (("a", "b"), ("left", "right"), ("first", "second"))
 """Words for the two that verdicts have whatever the columns are called."""
 
-NUMBERED = frozenset({("1", "2"), ("0", "1")})
 TEXT = words(
-    "response responses answer answers completion output outputs text resp reply candidate generation summary body "
-    "content message messages conversation sample result option assistant generated"
+    "response responses answer answers completion completions output outputs text resp reply candidate generation "
+    "summary body content message messages conversation sample result option assistant generated"
 )
 """Words that may stand in the name of a response besides those that tell it from the other."""
 
@@ -100,6 +99,21 @@ class Found:
         """All of them."""
         pairs = [*self.both, *(self.grades or ()), *(self.makers or ()), self.question, self.verdict]
         return frozenset(name for name in pairs if name) | self.more
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The columns of several responses, each with its rank or score, and what is asked."""
+
+    pairs: tuple[tuple[str, str], ...]
+    question: str
+    by_rank: bool
+    more: frozenset[str]
+
+    @property
+    def read(self) -> frozenset[str]:
+        """All of them."""
+        return frozenset({name for pair_ in self.pairs for name in pair_} | {self.question}) | self.more
 
 
 def _tokens(name: str) -> tuple[str, ...]:
@@ -180,6 +194,45 @@ def _describes(rest: tuple[str, ...]) -> bool:
     ) and not (set(rest) & GRADE)
 
 
+@lru_cache(maxsize=1024)
+def several_sides(names: frozenset[str]) -> Series | None:
+    """Three or more responses in numbered or lettered columns, with a rank or a score of each."""
+    found: dict[tuple[Any, ...], dict[str, str]] = {}
+    for name in sorted(names):
+        tokens = _tokens(name)
+        for at, token in enumerate(tokens):
+            if re.fullmatch(r"\d{1,2}|[a-z]", token):
+                found.setdefault((*tokens[:at], "#", *tokens[at + 1 :]), {})[token] = name
+    texts: dict[str, str] = {}
+    for key, columns in found.items():
+        rest = {word for word in key if word != "#"}
+        if len(columns) > 2 and (rest <= TEXT or (rest <= TEXT | OF_A_MODEL and rest & TEXT)):
+            texts = texts or columns
+    question = _named(names, ASKED, texts.values())
+    for key, columns in found.items():
+        rest = {word for word in key if word != "#"}
+        by_rank = bool(rest & words("rank ranking")) and rest <= TEXT | words("rank ranking")
+        marks = by_rank or (rest & GRADE and rest <= GRADE | TEXT)
+        if marks and texts and question and columns.keys() == texts.keys():
+            pairs = tuple((texts[token], columns[token]) for token in texts)
+            more = frozenset(name for other, own in found.items() if _describes(other) for name in own.values())
+            return Series(pairs, question, by_rank, _more(names, question) | more)
+    return None
+
+
+def _several(row: Mapping[str, Any]) -> list[Row]:
+    found = several_sides(frozenset(row))
+    assert found is not None
+    texts = [answer(row[text], text) for text, _ in found.pairs]
+    marks = [number(row[mark], mark) for _, mark in found.pairs]
+    messages = _asked(row, found.question)
+    if not found.by_rank:
+        return [scored(messages, texts, marks)]
+    if any(not mark.is_integer() or mark < 0 for mark in marks):
+        raise Reject("ranks must be whole numbers, the lowest is best")
+    return [ranking(messages, texts, [int(mark) for mark in marks])]
+
+
 def _asked(row: Mapping[str, Any], name: str) -> tuple[Message, ...]:
     if name == "instruction":
         return asked(row, None, instruction(row[name], row.get("input", "")))
@@ -231,7 +284,7 @@ def _won(row: Mapping[str, Any], found: Found, texts: tuple[str, str]) -> int | 
         raise Reject(f"{name} is {value}, which names no side. {_by_where(found, value)}")
     word = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
     if re.fullmatch(r"-?\d+(\.\d+)?", word):
-        if found.tokens in NUMBERED and word in found.tokens and plain(name) not in INDICES:
+        if word in found.tokens and (found.tokens == ("0", "1") or plain(name) not in INDICES):
             return found.tokens.index(word)
         raise Reject(f"{name} is {word}, which may count from 0 or from 1, or be a score. {_by_where(found, value)}")
     makers = [string(row[maker], maker) for maker in found.makers or ()]
@@ -259,9 +312,20 @@ def _side_of(word: str, name: str, tokens: tuple[str, str]) -> int | None:
 def _by_where(found: Found, value: Any) -> str:
     """How a recipe says which value stands for which side: one source for each value."""
     column = found.verdict if found.verdict.isidentifier() else f"row[{found.verdict!r}]"
-    test = json.dumps(f"{column} == {value!r}", ensure_ascii=False)
+    middle = _middle(value)
+    test = json.dumps(f"{column} == {value!r}" if middle is None else f"{column} > {middle}", ensure_ascii=False)
     lines = [f"`where: {test}, columns: {{chosen: {quoted(a)}, rejected: {quoted(b)}}}`" for a, b in _ways(found.both)]
-    return f"Write {lines[0]} if it stands for {found.both[0]}, {lines[1]} if not; one such source for each value"
+    which = f"it stands for {found.both[0]}" if middle is None else f"more of it is for {found.both[0]}"
+    other = "value" if middle is None else "side, the other with <"
+    return f"Write {lines[0]} if {which}, {lines[1]} if not; one such source for each {other}"
+
+
+def _middle(value: Any) -> float | int | None:
+    """What parts the two sides on a scale from 0 to 1 or around 0; None of a number that may be an index."""
+    found = number(value, "") if not isinstance(value, bool) else 0.0
+    if found.is_integer() and found >= 0:
+        return None
+    return 0.5 if 0 < found < 1 else 0
 
 
 def _ways(both: tuple[str, str]) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -277,6 +341,21 @@ PAIRS: dict[str, Format] = {
         note="two columns whose names differ in opposites: "
         + ", ".join(f"{one}/{other}" for one, other in OPPOSITES)
         + "; with a score of each, equal scores are a tie",
+    ),
+    "several sides": Format(
+        columns="prompt, response_1, response_2, response_3, ... and a rank or a score of each",
+        finds=lambda names: found.read if (found := several_sides(names)) else None,
+        read=_several,
+        example={
+            "prompt": "Name a river.",
+            "response_1": "Rain.",
+            "response_2": "The Ebro.",
+            "response_3": "Snow.",
+            "rank_1": 2,
+            "rank_2": 1,
+            "rank_3": 3,
+        },
+        note="three or more, numbered or lettered; the lowest rank or the highest score is best",
     ),
     "two sides": Format(
         columns="prompt, response_a, response_b, and a verdict or a score of each",

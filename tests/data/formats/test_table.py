@@ -49,6 +49,7 @@ EXAMPLES = {
     "OpenAI preference": (Q, BETTER, WORSE),
     "chosen_messages and rejected_messages": (Q, BETTER, WORSE),
     "better and worse": (Q, BETTER, WORSE),
+    "several sides": (Q, ("The Ebro.", "Rain.", "Snow."), (1, 2, 3)),
     "two sides": (Q, BETTER, WORSE),
     "transcript": ("s:Be brief.|" + Q, BETTER[:1], (0,)),
     "MOSS": ("s:Be brief.|" + Q, BETTER[:1], (0,)),
