@@ -7,17 +7,32 @@ Knows nothing of files, formats' columns or splits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from data.formats import UNRANKED, Reject, Row
-from data.records import Demonstration, Document, Prompt, RankedAnswers
+from data.formats.transcripts import spoken
+from data.records import Demonstration, Document, Prompt, RankedAnswers, group_of
 
 
 def _asked(row: Row) -> Prompt:
     return Prompt(messages=row.messages, group=row.group, source=row.source, category=row.category, columns=row.columns)
 
 
+def _as_said(row: Row) -> Row:
+    """A plain text that is a transcript as its turns, under the group of its first question; any other row as it is."""
+    turns = spoken(row.text) if row.text and not row.messages else None
+    if not turns:
+        return row
+    own = row.group == group_of((), (row.text,))
+    last = turns.pop() if turns[-1].role == "assistant" else None
+    answers = (last.content,) if last and last.content else ()
+    group = group_of(tuple(turns), answers) if own else row.group
+    return replace(row, messages=tuple(turns), answers=answers, ranks=(0,) * len(answers), text="", group=group)
+
+
 def as_prompt(row: Row) -> list[Prompt]:
+    row = _as_said(row)
     if not row.messages:
         raise Reject("it has no prompt")
     return [_asked(row)]
@@ -25,6 +40,7 @@ def as_prompt(row: Row) -> list[Prompt]:
 
 def as_demonstration(row: Row) -> list[Demonstration]:
     """The response, or the best of several (the first of those that tie)."""
+    row = _as_said(row)
     if not row.answers:
         raise Reject("it has no response")
     if not row.answers[0].strip():
@@ -77,7 +93,8 @@ def as_documents(row: Row) -> list[Document]:
         before = "\n".join(f"{m.role} : {m.content.strip()}{m.tool_calls}" for m in row.messages)
         joined = "".join(m.content for m in row.messages)
         texts = [joined + a if a[:1].isspace() else f"{before}\nassistant : {a}" for a in row.answers] or [before]
-    return [Document(text=t, group=row.group, source=row.source) for t in texts if t.strip()]
+    group = _as_said(row).group
+    return [Document(text=t, group=group, source=row.source) for t in texts if t.strip()]
 
 
 KINDS: dict[str, Callable[[Row], list[Any]]] = {

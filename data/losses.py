@@ -7,13 +7,14 @@ from typing import Any
 
 from data.checks import DataCheck
 from data.corpus import Corpus
+from data.formats.chat import BRANCHES
 from data.formats.rows import DELETED, DUPLICATE
 from data.formats.trees import UNJUDGED
 from data.readers.rows import NOT_READ
 from data.source_settings import DataConfig, Source, as_source
 from data.splits import REPEATED
 
-LOSSY = (DUPLICATE, DELETED, UNJUDGED, REPEATED)
+LOSSY = (DUPLICATE, DELETED, BRANCHES, UNJUDGED, REPEATED)
 """Notes of rows that arrive in part."""
 
 

@@ -20,7 +20,10 @@ from data.common.errors import UserError, nearest
 from data.common.patience import each
 from data.derive import KINDS
 from data.formats import Reject, Row, assembled, hint, parse
-from data.formats.reading import named_by
+from data.formats.columns import named_by
+from data.formats.exports import is_export, unwrapped
+from data.formats.parsing import used_as
+from data.formats.transcripts import spoken
 from data.hub import read_hub
 from data.judgements import gathered
 from data.local_files import local_rows
@@ -253,13 +256,26 @@ class Reading:
     known: tuple[str, ...] = ()
 
 
+def flat(raws: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """The rows; records of annotation tools as a row for each person's answers."""
+    for place, raw in raws:
+        if not is_export(raw):
+            yield place, raw
+            continue
+        try:
+            for row in unwrapped(raw):
+                yield place, row
+        except Reject as error:
+            yield place, BadLine(str(error))
+
+
 def parsed_rows(raws: Iterable[tuple[str, Any]], reading: Reading, source: Source | None = None) -> Iterator[Parsed]:
     """Yield every row as it was understood."""
     columns, ignore, form = (source.columns, source.ignore, source.format) if source else ({}, (), None)
     ignore, known = (*ignore, *reading.ignore), reading.known
     if source and source.where:
         known = (*known, *where(source.where).columns)
-    for place, raw in assembled(raws):
+    for place, raw in assembled(flat(raws)):
         if isinstance(raw, BadLine):
             yield Parsed(place, reason=raw.reason)
             continue
@@ -327,7 +343,7 @@ def _of_kind(
         into.add(records)
     _check_names(source, loaded.columns)
     if lost.columns:
-        raise UserError(lost.message(source.path))
+        raise UserError(lost.message(source.path, reading.known, source.format))
     taken = used.taken()
     into.end_source(used.records_of(taken))
     count.rejected = used.others(r.source for r in loaded.rejected)
@@ -338,7 +354,8 @@ def _of_kind(
     loaded.counts.append(count)
     loaded.read = count.read
     if not used.count(taken):
-        raise UserError(_nothing(loaded, kind, source, hint(other, kind) if other else ""))
+        cure = hint(other, kind) if other else used_as(lost.row, kind, reading.known) if lost.row else ""
+        raise UserError(_nothing(loaded, kind, source, cure, lost.why(reading.known, source.format)))
     return loaded
 
 
@@ -373,14 +390,17 @@ def _kept(
     try:
         for place, raw in raws:
             count.read += 1
-            if isinstance(raw, Mapping):
-                shapes[tuple(raw)] += 1
-                if len(shapes) > SHAPES:
-                    add_shapes()
-                if test is not None and not test(raw):
-                    count.where += 1
-                    continue
-            yield place, raw
+            left = 0
+            for _, one in flat([(place, raw)]):
+                if isinstance(one, Mapping):
+                    shapes[tuple(one)] += 1
+                    if len(shapes) > SHAPES:
+                        add_shapes()
+                    if test is not None and not test(one):
+                        continue
+                left += 1
+                yield place, one
+            count.where += not left
     finally:
         add_shapes()
 
@@ -394,7 +414,7 @@ def _check_names(source: Source, columns: Counter[str]) -> None:
     asked = {f"columns.{ours}": theirs for ours, theirs in source.columns.items()}
     asked |= {f"where ({name})": name for name in where(source.where).columns} if source.where else {}
     for setting, name in asked.items():
-        if columns and name not in columns:
+        if columns and name not in columns and name.partition(".")[0] not in columns:
             hint = nearest(name, columns)
             raise UserError(
                 f"{source.path}: {setting}: no row has a column {name!r}.{hint} Columns found: {', '.join(columns)}"
@@ -416,10 +436,12 @@ def check_ignored(setting: str, patterns: Collection[str], columns: Collection[s
 
 def _text_as_prompt(row: Row) -> Row:
     """A line of a text file is a prompt where prompts are asked for; its group is the same either way."""
-    return replace(row, messages=(Message(role="user", content=row.text),), text="") if row.text else row
+    if not row.text or spoken(row.text):
+        return row
+    return replace(row, messages=(Message(role="user", content=row.text),), text="")
 
 
-def _nothing(loaded: Loaded, kind: str, source: Source, cure: str) -> str:
+def _nothing(loaded: Loaded, kind: str, source: Source, cure: str, why: str = "") -> str:
     count = loaded.counts[0]
     if count.dropped:
         cure = f"; {count.dropped:,} are dropped by data.clean ({'; '.join(count.cleaning.lines())}){cure}"
@@ -431,4 +453,4 @@ def _nothing(loaded: Loaded, kind: str, source: Source, cure: str) -> str:
             f"{{path: {source.path}, header: false}}"
         )
     rejected = ((r.source, r.reason) for r in loaded.rejected)
-    return nothing_usable(source.path, kind, rejected, loaded.columns, cure, rows=count.read)
+    return nothing_usable(source.path, kind, rejected, loaded.columns, cure, rows=count.read, why=why)

@@ -26,6 +26,7 @@ from pydantic.fields import FieldInfo  # noqa: E402
 
 from data.formats import FORMATS  # noqa: E402
 from data.formats.columns import METADATA, REFERENCES  # noqa: E402
+from data.formats.public_sets import PUBLIC_SETS, PublicSet  # noqa: E402
 from data.readers.rows import CELLS  # noqa: E402
 from pipelines.cli.main import app  # noqa: E402
 from pipelines.recipe.errors import models_in  # noqa: E402
@@ -330,7 +331,16 @@ turns, or a number whose name says that it judges; the message names it and the 
 - `columns: {prompt: question}`: their column is read by our name;
 - a function of yours that names the column as a parameter reads it.
 
-A row that no format fits is refused with the formats that come nearest and such a line for each.
+A row that no format fits is refused with the formats that come nearest and such a line for each. Names are read as they
+stand, and where that loses something in small letters with `_` between their words (`Response A` as `response_a`). What
+is a number, an address, a time or an id is no text, whatever its column is called.
+
+Records of Argilla and of Label Studio are read as rows with a column for each field and each question, one for each
+person who answered.
+"""
+ABOUT_SETS = """\
+These have columns that would be refused, and are read by settings of their own, as if a recipe had them, if they have
+the columns that they are known by and the recipe names no `columns` or `format`.
 """
 ABOUT_PUBLIC = """\
 Small files of public repositories, as people have them, and what each becomes. A test reads them again where they are
@@ -346,6 +356,7 @@ def formats_page() -> str:
         needs = ", ".join(
             code(part) if isinstance(part, str) else " or ".join(map(code, part)) for part in one.required
         )
+        needs = needs or cell(one.columns)
         example = "best, tab, worse" if CELLS in one.required else f"`{table_code(one.example)}`"
         note = f"<br>{cell(one.note)}" if one.note else ""
         out.append(f"| {name} | {needs} | {', '.join(map(code, one.optional))} | {example}{note} |")
@@ -359,11 +370,26 @@ def formats_page() -> str:
     out += ["| what it tells | columns |", "| --- | --- |"]
     out += [f"| {what} | {', '.join(map(code, names.split()))} |" for what, names in METADATA.items()]
     out.append(f"| what answers are judged by, beside a prompt | {', '.join(map(code, REFERENCES.split()))} |")
+    out += ["", "## Data sets that many people have", "", *ABOUT_SETS.splitlines(), ""]
+    out += ["| data set | known by | how it is read |", "| --- | --- | --- |"]
+    out += [
+        f"| {name} | {', '.join(map(code, one.known_by))} | {public_set(one)} |" for name, one in PUBLIC_SETS.items()
+    ]
     out += ["", "## Public files", "", *ABOUT_PUBLIC.splitlines(), ""]
     out += ["| file | from | how it is read |", "| --- | --- | --- |"]
     for one in json.loads((ROOT / "docs" / "public_files.json").read_text(encoding="utf-8")):
         out.append(f"| {one['file']} | {one['repository']} {cell(one['path'])} | {public_file(one)} |")
     return "\n".join(out) + "\n"
+
+
+def public_set(one: PublicSet) -> str:
+    """What becomes of a row of a known set, in words, and the settings."""
+    if one.refused:
+        return f"refused: {cell(one.refused)}"
+    columns = ", ".join(f"{our}: {their}" for our, their in one.columns.items())
+    parts = [cell(one.read), f"`columns: {{{columns}}}`" if columns else ""]
+    parts.append(f"not read: {', '.join(map(code, one.ignore))}" if one.ignore else "")
+    return "; ".join(part for part in parts if part)
 
 
 def code(name: str) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from data.formats.columns import is_flag
 from data.formats.ranking import pair, side
-from data.formats.rows import Format, Reject, Row
+from data.formats.rows import REASONING, Format, Reject, Row
+from data.formats.transcripts import spoken
 from data.formats.turns import (
+    CONTENT_KEYS,
     PRETRAIN,
+    ROLE_KEYS,
     ROLES,
     SYSTEM,
     asked,
@@ -17,14 +22,20 @@ from data.formats.turns import (
     joined,
     message,
     system_of,
+    with_reasoning,
     with_tools,
 )
-from data.formats.values import first_of, liked, listed, string
+from data.formats.values import first_of, kind, liked, listed, string
 from data.records import Message
 
 WHOLE = ("messages", "conversations", "conversation", "dialogue", "dialog")
-LABELS = ("label", "kto_tag", "liked", "thumbs_up", "desirable")
+LABELS = ("label", "kto_tag", "liked", "thumbs_up", "desirable", "is_safe", "is_correct")
 SCORES = ("helpfulness", "overall_score", "quality", "rating", "score", "reward")
+THOUGHTS = (
+    *("reasoning", "reasoning_content", "reasoning_trace", "thinking", "thinking_content", "thinking_trajectory"),
+    *("thought", "thoughts", "cot", "complex_cot", "chain_of_thought"),
+)
+"""Of one response: what was thought before it was written."""
 """Of one response, the higher the better, the first that is there."""
 
 
@@ -36,7 +47,22 @@ def finished_of(row: Mapping[str, Any]) -> bool:
 
 
 def single(messages: tuple[Message, ...], text: str, row: Mapping[str, Any]) -> Row:
-    return Row(messages=messages, answers=(text,), ranks=(0,), finished=finished_of(row))
+    """One response, what was thought before it in front."""
+    name = first_of(row, THOUGHTS)
+    thought = "" if name is None or is_flag(row[name]) else _thought(row[name], name)
+    notes: tuple[str, ...] = ()
+    if thought and thought not in text:
+        if "</think>" in text:
+            raise Reject(f"its response holds reasoning of its own, and {name} other")
+        text, notes = with_reasoning(thought, text), (REASONING,)
+    return Row(messages=messages, answers=(text,), ranks=(0,), finished=finished_of(row), notes=notes)
+
+
+def _thought(value: Any, name: str) -> str:
+    """Reasoning as text, which may stand alone in a list."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return string(value, name).strip().removeprefix("<think>").removesuffix("</think>").strip()
 
 
 def judged_one(made: Row, row: Mapping[str, Any]) -> Row:
@@ -143,6 +169,56 @@ def _ends_with_assistant(row: Mapping[str, Any]) -> bool:
     return isinstance(said, str) and ROLES.get(said.lower()) == "assistant"
 
 
+WRITTEN = ("chat", "conversation", "conversations", "dialogue", "dialog", "transcript", "plain_text", "input")
+"""Columns that may hold a whole conversation as one text."""
+
+
+def _transcript(row: Mapping[str, Any]) -> list[Row]:
+    name = first_of(row, WRITTEN)
+    assert name is not None
+    given = system_of(row)
+    if given:
+        given = (replace(given[0], content=given[0].content.removeprefix("SYSTEM:").strip()),)
+    made = conversation([*given, *(spoken(string(row[name], name)) or ())], name)
+    return [replace(made, finished=finished_of(row))]
+
+
+def _is_transcript(row: Mapping[str, Any]) -> bool:
+    name = first_of(row, WRITTEN)
+    value = None if name is None else row[name]
+    said = spoken(value) if isinstance(value, str) else None
+    return said is not None and said[-1].role == "assistant" and bool(said[-1].content)
+
+
+def _moss(row: Mapping[str, Any]) -> list[Row]:
+    """Turns of MOSS, which name its thoughts and commands as well."""
+    out = list(_instructed(row))
+    for turn in row["chat"].values():
+        if not isinstance(turn, Mapping) or "Human" not in turn or "MOSS" not in turn:
+            raise Reject("chat holds no turns with Human and MOSS")
+        used = [
+            name for name in ("Commands", "Tool Responses") if _said_by_moss(turn.get(name, "")) not in ("", "None")
+        ]
+        if used:
+            raise Reject(f"a turn of MOSS has {' and '.join(used)} in a notation of its own, which nothing reads")
+        out += [
+            Message(role="user", content=_said_by_moss(turn["Human"])),
+            Message(role="assistant", content=_said_by_moss(turn["MOSS"])),
+        ]
+    return [conversation(out, "chat")]
+
+
+def _instructed(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """MOSS's instruction of itself."""
+    text = string(row["meta_instruction"], "meta_instruction").strip()
+    return (Message(role="system", content=text),) if text else ()
+
+
+def _said_by_moss(value: Any) -> str:
+    text = re.sub(r"\A\s*<\|[^|]+\|>:", "", string(value, "a turn of MOSS"))
+    return re.sub(r"(?:\s|<eo[a-z]>)+\Z", "", text).strip()
+
+
 def _user_and_assistant(row: Mapping[str, Any]) -> list[Row]:
     question = first_of(row, ("user", "human"))
     reply = first_of(row, ("assistant", "gpt", "bot"))
@@ -150,10 +226,101 @@ def _user_and_assistant(row: Mapping[str, Any]) -> list[Row]:
     return [single(asked(row, question), string(row[reply], reply), row)]
 
 
+def _is_list(row: Mapping[str, Any]) -> bool:
+    name = first_of(row, WHOLE[1:])
+    value = None if name is None else row[name]
+    return not isinstance(value, str) or value.lstrip()[:1] == "["
+
+
+TURNS = ("chat", "turns", "contents", "chat_messages", "utterances", "thread", "chats")
+"""Less usual names of a list of turns."""
+
+
+def _are_turns(row: Mapping[str, Any]) -> bool:
+    name = first_of(row, TURNS)
+    value = None if name is None else row[name]
+    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(set(value) & set(ROLE_KEYS)) and bool(set(value) & set(CONTENT_KEYS))
+
+
+def _turns(row: Mapping[str, Any]) -> list[Row]:
+    name = first_of(row, TURNS)
+    assert name is not None
+    given = {k: v for k, v in row.items() if k not in (name, "systemInstruction")}
+    if (system := row.get("systemInstruction")) is not None:
+        parts = system.get("parts") if isinstance(system, Mapping) else system
+        given["system"] = parts
+    return _messages({**given, "messages": row[name]})
+
+
+BRANCHES = "other branches of a conversation left out"
+
+
+def _export(row: Mapping[str, Any]) -> list[Row]:
+    """ChatGPT's export of a conversation: a tree, read from its current end to its root."""
+    nodes = row["mapping"]
+    ends = [name for name, node in nodes.items() if not _part(node, "children")]
+    at, path = row.get("current_node") or (ends[-1] if ends else ""), list[Message]()
+    for _ in range(len(nodes)):
+        node = nodes.get(str(at))
+        if node is None:
+            break
+        said = _part(node, "message")
+        parts = listed(_part(_part(said, "content"), "parts") or [], "parts")
+        if any(isinstance(part, str) and part.strip() for part in parts):
+            path.append(message({**said, "content": parts}, "mapping"))
+        at = _part(node, "parent")
+    made = conversation(path[::-1], "mapping")
+    return [replace(made, notes=(*made.notes, *(BRANCHES,) * max(len(ends) - 1, 0)))]
+
+
+def _part(value: Any, name: str) -> Any:
+    """What an object has under a name; nothing of nothing.
+
+    Raises:
+        Reject: it is something else.
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise Reject(f"mapping holds {kind(value)} where an object was expected")
+    return None if value is None else value.get(name)
+
+
 _EXTRAS = (*SYSTEM, "tools", "functions", "finished", "mask", "parallel_tool_calls")
 _Q, _A = {"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Ebro."}
 
 CHAT: dict[str, Format] = {
+    "transcript": Format(
+        columns="chat (one text with USER: and ASSISTANT:, or other marks)",
+        required=(WRITTEN,),
+        optional=(*SYSTEM, "finished"),
+        fits=_is_transcript,
+        read=_transcript,
+        example={"system": "SYSTEM: Be brief.", "chat": "USER: Name a river.\n\n\nASSISTANT: The Ebro. <|endoftext|>"},
+        note="turns by their marks: Human:/Assistant:, User:/Assistant:, USER:/ASSISTANT:/FUNCTION RESPONSE:, "
+        "### Human:/### Assistant:, [|Human|]/[|AI|], ChatML, [INST]; a prompt or a text may be one as well",
+    ),
+    "MOSS": Format(
+        columns="meta_instruction, chat: {turn_1: {Human, MOSS}}",
+        required=("meta_instruction", "chat"),
+        optional=("num_turns",),
+        fits=lambda row: isinstance(row["chat"], Mapping),
+        read=_moss,
+        example={
+            "meta_instruction": "Be brief.",
+            "num_turns": 1,
+            "chat": {
+                "turn_1": {
+                    "Human": "<|Human|>: Name a river.<eoh>\n",
+                    "Commands": "<|Commands|>: None<eoc>\n",
+                    "MOSS": "<|MOSS|>: The Ebro.<eom>\n",
+                }
+            },
+        },
+        note="turns with commands or their results are refused",
+    ),
     "messages": Format(
         columns="messages: [{role, content}]",
         required=("messages",),
@@ -161,6 +328,15 @@ CHAT: dict[str, Format] = {
         read=_messages,
         example={"messages": [{"role": "developer", "content": "Be brief."}, _Q, _A]},
         note="content may be text, parts of text, or null next to tool_calls; OpenAI's roles and their other names",
+    ),
+    "texts in turn": Format(
+        columns="id, data: [text, text, ...]",
+        required=("data",),
+        optional=(*SYSTEM, "finished"),
+        fits=lambda row: isinstance(row["data"], list) and all(isinstance(turn, str) for turn in row["data"]),
+        read=lambda row: _paired_turns({**row, "conversation": row["data"]}),
+        example={"id": "1", "data": ["Name a river.", "The Ebro."]},
+        note="UltraChat's form: the user and the assistant take turns",
     ),
     "paired turns": Format(
         columns="conversation: [{human, assistant}]",
@@ -175,12 +351,53 @@ CHAT: dict[str, Format] = {
         columns="conversations: [{from, value}]",
         required=(WHOLE[1:],),
         optional=_EXTRAS,
+        fits=_is_list,
         read=_messages,
         example={
             "system": "Be brief.",
             "conversations": [{"from": "human", "value": "Name a river."}, {"from": "gpt", "value": "The Ebro."}],
         },
         note="function_call and observation turns are a call of the assistant and the tool's answer",
+    ),
+    "turns": Format(
+        columns="chat, turns, contents, chat_messages or utterances: [{role, content}]",
+        required=(TURNS,),
+        optional=(*_EXTRAS, "systemInstruction"),
+        fits=_are_turns,
+        read=_turns,
+        example={
+            "systemInstruction": {"parts": [{"text": "Be brief."}]},
+            "contents": [
+                {"role": "user", "parts": [{"text": "Name a river."}]},
+                {"role": "model", "parts": [{"text": "The Ebro."}]},
+            ],
+        },
+        note="Gemini's form and others; a turn's role may stand under role, from, speaker, sender or author, its text "
+        "under content, value, text, parts, utterance or message",
+    ),
+    "ChatGPT export": Format(
+        columns="title, mapping: {id: {message, parent, children}}",
+        required=("mapping",),
+        optional=("current_node", "conversation_template_id", "moderation_results", "is_archived", "safe_urls"),
+        fits=lambda row: isinstance(row["mapping"], Mapping),
+        read=_export,
+        example={
+            "title": "A river",
+            "mapping": {
+                "a": {"message": None, "parent": None, "children": ["b"]},
+                "b": {
+                    "message": {"author": {"role": "user"}, "content": {"parts": ["Name a river."]}},
+                    "parent": "a",
+                    "children": ["c"],
+                },
+                "c": {
+                    "message": {"author": {"role": "assistant"}, "content": {"parts": ["The Ebro."]}},
+                    "parent": "b",
+                    "children": [],
+                },
+            },
+        },
+        note="a conversation of conversations.json, from its current end to its root; other branches are counted",
     ),
     "messages with a thumb": Format(
         columns="messages: [{role, content}], label",
@@ -201,7 +418,7 @@ CHAT: dict[str, Format] = {
     "user and assistant": Format(
         columns="user, assistant",
         required=(("user", "human"), ("assistant", "gpt", "bot")),
-        optional=(*SYSTEM, "history", "finished"),
+        optional=(*SYSTEM, "history", "finished", *THOUGHTS),
         read=_user_and_assistant,
         example={"user": "Name a river.", "assistant": "The Ebro."},
     ),

@@ -8,8 +8,10 @@ says that it judges.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from data.formats.rows import Reject
@@ -17,16 +19,20 @@ from data.formats.values import blank, words
 
 METADATA = {
     "identity": "id qid uid uuid guid idx index hash sha sha256 md5 seed seed_task *_id *_ids *_id_list *_idx *_index "
-    "*_hash *_sha256 id_*",
+    "*_hash *_sha256 *_uuid id_* row row_number sr_no s_no unnamed_*",
     "origin": "source data_source *_source dataset dataset_name dataset_version subset split datasplit origin url uri "
-    "link *_url file filename file_name path *_path license licence copyright version meta "
-    "metadata extra extra_info info",
-    "kind": "category *_category categories type *_type task *_task task_name domain topic subject field level "
-    "difficulty skill ability tag tags keywords keyword lang language *_lang *_language kind name title motivation_app",
-    "maker": "model model_name *_model model_a model_b models systems generator generator_* author annotator "
-    "annotator_* evaluator judge worker created_by reviewer",
-    "time": "date datetime time timestamp tstamp created created_at *_at *_date *_time",
-    "counts": "length *_length n_* num_* *_count token_count tokens n_tokens count turns_count",
+    "link *_url *_link file filename file_name path *_path license licence copyright version *_version meta "
+    "metadata *_metadata extra extra_info info batch dump commit resource repo repo_name repository subreddit",
+    "kind": "category *_category subcategory *_subcategory sub_category categories type *_type task *_task task_name "
+    "domain topic subtopic sub_topic subject field level difficulty skill ability tag tags keywords keyword lang "
+    "language *_lang *_language lang_code language_code country_code locale kind name title motivation_app "
+    "*_moderation",
+    "maker": "model model_name *_model *_model_name *_models model_a model_b models systems generator generator_* "
+    "*_generator author annotator annotator_* labeler labeller evaluator judge worker created_by labeled_by "
+    "annotated_by written_by reviewed_by reviewer rater username "
+    "user_name email answer_from",
+    "time": "date datetime time timestamp *_timestamp tstamp created created_at *_at *_date *_time created_utc *_utc",
+    "counts": "length *_length *_len *_tokens n_* num_* *_count token_count tokens n_tokens count turns_count",
     "groups": "group cluster *_cluster fold",
 }
 """Names that may stand in a row unread, with ``*`` for any text, by what they say."""
@@ -43,8 +49,10 @@ PICTURES = words("image images video videos audio audios image_path image_paths 
 _JUDGES = re.compile(
     r"(^|[^a-z])(score|scores|rank|ranks|ranking|label|labels|reward|rewards|rating|ratings|preference|preferred|winner|vote"
     r"|votes|liked|like|better|best|helpful|helpfulness|margin|quality|tag|judgement|judgment|loss|weight|upvotes|correct|correctness"
-    r"|harmful|harmless|safe|unsafe|accepted|acceptable|approved"
-    r"|thumb|thumbs)([^a-z]|$)"
+    r"|harmful|harmless|safe|unsafe|accepted|acceptable|approved|chosen|rejected|selected|pick|picked|choice|verdict"
+    r"|star|stars|likert|grade|grades|points|feedback|upvote|downvote|downvotes|satisfaction|useful|usefulness|passed"
+    r"|success|accuracy|relevance"
+    r"|thumb|thumbs|bewertung|punkte|puntuacion|calificacion|puntaje|nota)([^a-z]|$)|评分|分数|得分|評価|점수|оценка"
 )
 
 
@@ -65,7 +73,13 @@ def plain(name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def is_metadata(name: str) -> bool:
-    return bool(_METADATA.fullmatch(plain(name)))
+    return bool(_METADATA.fullmatch(plain(name))) and not _POINTS.fullmatch(plain(name))
+
+
+_POINTS = re.compile(
+    r"(.+_)?(best|better|winner|winning|preferred|chosen|rejected|selected|correct)_(index|idx|id|ids)"
+)
+"""Names of what points at one of several responses."""
 
 
 @lru_cache(maxsize=4096)
@@ -73,10 +87,44 @@ def is_reference(name: str) -> bool:
     return bool(_REFERENCES.fullmatch(plain(name)))
 
 
+_RESPONSE = re.compile(
+    r"(^|_)(chosen|rejected|accepted|preferred|better|worse|best|worst|good|bad|winner|loser|winning|losing|positive"
+    r"|negative|selected|feedback)(_|$)"
+)
+
+
+@lru_cache(maxsize=4096)
+def may_be_missing(name: str) -> bool:
+    """Whether a blank text of this name is a judgement that nobody gave, and not an empty response."""
+    return judges(name) and not _RESPONSE.search(plain(name))
+
+
 @lru_cache(maxsize=4096)
 def judges(name: str) -> bool:
     """Whether a number of this name would be a judgement."""
     return bool(_JUDGES.search(plain(name)))
+
+
+def named_by(name: str, patterns: Collection[str]) -> bool:
+    """Whether one of the patterns is this name or matches it."""
+    return name in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+FLAGS = words("on off true false yes no none null 0 1 enabled disabled")
+_STATED = re.compile(
+    r"[-+]?(\d+([.,]\d+)?|\.\d+)([eE][-+]?\d+)?%?"  # a number
+    r"|https?://\S+"
+    r"|\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d+)?)?( ?(Z|UTC|[-+]\d\d:?\d\d))?)?"
+    r"|[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|[0-9a-f]{32,128}"  # an id, a hash
+    r"|true|false",
+    re.IGNORECASE,
+)
+"""Text that is a number, an address, a time or an id, whatever its column is called: nobody learns from it."""
+
+
+def is_flag(value: Any) -> bool:
+    """Whether a value switches something on or off."""
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in FLAGS)
 
 
 def check_pictures(row: Mapping[str, Any]) -> None:
@@ -86,28 +134,44 @@ def check_pictures(row: Mapping[str, Any]) -> None:
             raise Reject(f"it needs what is in its column {name}, which a model of text cannot see or hear")
 
 
-def lost(row: Mapping[str, Any], names: Iterable[str], answered: bool) -> Iterator[str]:
+def lost(
+    row: Mapping[str, Any], names: Iterable[str], answers: int, spelled: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
     """Those of the names whose values would be lost.
 
     Args:
         row: the whole row.
         names: of columns that its format does not read.
-        answered: whether the format reads a response; a reference next to a bare prompt is there for functions.
+        answers: responses that the format reads. A reference next to a bare prompt is there for functions; numbers in
+            a list next to several responses may be their order.
+        spelled: names as the file has them, where they are read in small letters.
     """
-    for name in names:
-        value = row[name]
-        name = str(name)
-        if blank(value) or (is_reference(name) and (not answered or name in _ALWAYS_KEPT)):
+    for column in names:
+        value = row[column]
+        name = str(spelled.get(column, column))
+        if blank(value) or (is_reference(name) and (not answers or name in _ALWAYS_KEPT)):
             continue
         if is_metadata(name):
             if isinstance(value, str) and len(value) > LONGEST_NAME and "://" not in value[:12]:
-                yield name
+                yield column
             continue
-        if isinstance(value, bool | int | float):
+        if _states(name, value):
             if judges(name):
-                yield name
-        elif _holds_text(value) or (judges(name) and isinstance(value, list | tuple)):
-            yield name
+                yield column
+        elif _says_something(value) or (isinstance(value, list | tuple) and (judges(name) or answers > 1)):
+            yield column
+
+
+def _states(name: str, value: Any) -> bool:
+    """Whether a value is a number or says a thing by which nothing is learnt."""
+    if isinstance(value, bool | int | float):
+        return True
+    return isinstance(value, str) and (bool(_STATED.fullmatch(value.strip())) or _switches(name, value))
+
+
+def _switches(name: str, value: str) -> bool:
+    """Whether a column says whether there is reasoning in a text, instead of holding it."""
+    return plain(name) in ("reasoning", "thinking") and is_flag(value)
 
 
 _ALWAYS_KEPT = words(
@@ -115,6 +179,17 @@ _ALWAYS_KEPT = words(
     "target expected_answer expected_output test_cases tests unit_tests rubric rubrics verifier "
     "reward_model env_config instruction_id_list kwargs"
 )
+
+
+def _says_something(value: Any) -> bool:
+    return _holds_text(value) or _holds_judgement(value)
+
+
+def _holds_judgement(value: Any) -> bool:
+    """Whether a number in it has a name that judges."""
+    if isinstance(value, Mapping):
+        return any((judges(str(k)) and isinstance(v, int | float)) or _holds_judgement(v) for k, v in value.items())
+    return isinstance(value, list) and any(map(_holds_judgement, value))
 
 
 def _holds_text(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from data.formats.instructions import asked_any, instruction
+from data.formats.instructions import instruction
 from data.formats.ranking import conversations, duel, has, ranking, scored, texts_of, turn_about, unranked, winner
 from data.formats.rows import TIED, Format, Reject, Row
 from data.formats.turns import BEFORE, answer, asked, conversation_prompt, turns
@@ -13,7 +13,6 @@ from data.formats.values import first_of, liked, listed, number, string, whole
 from data.records import Message, ranks_from_scores
 
 _VOTES = ("annotator1", "annotator2", "annotator3")
-_WON = ("preference", "winner", "label", "choice", "preferred", "better")
 
 
 def _pku(row: Mapping[str, Any]) -> list[Row]:
@@ -44,14 +43,6 @@ def _arena_texts(row: Mapping[str, Any]) -> list[Row]:
     if both[0][0] != both[1][0]:
         raise Reject("response_a and response_b differ before their last turn: they are no responses to the same")
     return [_differ(duel(both[0][0], [text for _, text in both], (0, 1, None)[marks.index(True)]))]
-
-
-def _completions(row: Mapping[str, Any]) -> list[Row]:
-    names = [first_of(row, (f"completion_{s}", f"response_{s}", f"output_{s}", f"answer_{s}")) for s in "ab"]
-    won = first_of(row, _WON)
-    assert names[0] is not None and names[1] is not None and won is not None
-    answers = [answer(row[name], name) for name in names if name is not None]
-    return [_differ(duel(asked_any(row), answers, winner(row[won], won)))]
 
 
 def _numbered(row: Mapping[str, Any]) -> list[Row]:
@@ -104,16 +95,28 @@ def _webgpt(row: Mapping[str, Any]) -> list[Row]:
     return [_differ(made)]
 
 
-def _summaries(row: Mapping[str, Any]) -> list[Row]:
-    """OpenAI's: a post, two summaries and the index of the better one."""
-    info = row["info"]
+def _post(info: Any) -> tuple[Message, ...]:
+    """What is to be summarised, its title before it."""
     if not isinstance(info, Mapping) or not (post := info.get("post") or info.get("article")):
         raise Reject("info holds no post")
+    title = f"{string(info['title'], 'title')}\n\n" if has(info, "title") else ""
+    return (Message(role="user", content=title + string(post, "post")),)
+
+
+def _rated_summary(row: Mapping[str, Any]) -> list[Row]:
+    """OpenAI's: a post and one summary with a rating of each axis."""
+    axes = row["summary"].get("axes")
+    text = string(row["summary"].get("text"), "a summary").strip()
+    overall = number(axes.get("overall") if isinstance(axes, Mapping) else None, "overall")
+    return [Row(messages=_post(row["info"]), answers=(text,), ranks=(0,), judged="score", scores=(overall,))]
+
+
+def _summaries(row: Mapping[str, Any]) -> list[Row]:
+    """OpenAI's: a post, two summaries and the index of the better one."""
+    messages = _post(row["info"])
     summaries = listed(row["summaries"], "summaries")
     if len(summaries) != 2 or not all(isinstance(s, Mapping) and "text" in s for s in summaries):
         raise Reject("summaries must be two objects with text")
-    title = f"{string(info['title'], 'title')}\n\n" if has(info, "title") else ""
-    messages = (Message(role="user", content=title + string(post, "post")),)
     answers = [string(s["text"], "a summary").strip() for s in summaries]
     return [_differ(duel(messages, answers, winner(row["choice"], "choice", 0)))]
 
@@ -155,6 +158,8 @@ _PKU = tuple(
 _SHP = (
     "score_A",
     "score_B",
+    "metadata_A",
+    "metadata_B",
     "score_ratio",
     "seconds_difference",
     "upvote_ratio",
@@ -214,24 +219,6 @@ DUELS: dict[str, Format] = {
             "winner_model_b": 1,
             "winner_tie": 0,
         },
-    ),
-    "two completions": Format(
-        columns="prompt, completion_a, completion_b, preference",
-        required=(
-            ("prompt", "question", "query", "instruction"),
-            ("completion_a", "response_a", "output_a", "answer_a"),
-            ("completion_b", "response_b", "output_b", "answer_b"),
-            _WON,
-        ),
-        optional=(*BEFORE, "input", *_AB, "instance_quality", "comment"),
-        read=_completions,
-        example={
-            "prompt": "Name a river.",
-            "completion_a": "Rain.",
-            "completion_b": "The Ebro.",
-            "preference": "b-is-better",
-        },
-        note="a, b or tie, also inside a longer word",
     ),
     "two responses": Format(
         columns="prompt, response_1, response_2, preference_strength",
@@ -328,6 +315,18 @@ DUELS: dict[str, Format] = {
             "choice": 1,
         },
         note="the post is the prompt",
+    ),
+    "rated summaries": Format(
+        columns="info: {post}, summary: {text, axes: {overall}}",
+        required=("info", "summary"),
+        optional=("worker", "batch", "extra"),
+        fits=lambda row: isinstance(row["summary"], Mapping),
+        read=_rated_summary,
+        example={
+            "info": {"title": "A walk", "post": "I walked along the Ebro."},
+            "summary": {"text": "A walk along a river.", "axes": {"overall": 7, "coverage": 5}},
+        },
+        note="the overall rating of a summary; those of one post make a ranking",
     ),
     "stack exchange pairs": Format(
         columns="question, response_j, response_k",

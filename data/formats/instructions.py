@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from data.formats.chat import LABELS, SCORES, judged_one, single
+from data.formats.chat import LABELS, SCORES, THOUGHTS, judged_one, single
 from data.formats.ranking import unranked
 from data.formats.rows import NO_PROMPT, Format, Reject, Row
 from data.formats.turns import BEFORE, SYSTEM, answer, asked, turns
@@ -14,7 +14,7 @@ from data.formats.values import blank, first_of, listed, number, string
 from data.records import Message
 
 QUESTION = ("prompt", "question", "query", "instruction")
-ANSWER = ("completion", "response", "answer", "output", "chosen")
+ANSWER = ("completion", "response", "answer", "output", "generation", "chosen")
 
 
 def _answered(row: Mapping[str, Any], question: str, names: tuple[str, ...]) -> list[Row]:
@@ -76,6 +76,8 @@ def _alpaca(row: Mapping[str, Any]) -> list[Row]:
     if "output" not in row:
         return [Row(messages=messages)] if messages else _empty()
     output = string(row["output"], "output")
+    if not blank(row.get("prompt")) and string(row["instruction"], "instruction").strip() not in str(row["prompt"]):
+        raise Reject("its prompt does not hold its instruction: they are of different rows")
     if not blank(row.get("text")) and output.strip() not in string(row["text"], "text"):
         raise Reject("its text does not hold its output: they are of different rows")
     return [single(messages, output, row)]
@@ -97,6 +99,26 @@ def _dolly(row: Mapping[str, Any]) -> list[Row]:
     given = row.get("context") if not blank(row.get("context")) else row.get("input", "")
     messages = asked(row, None, instruction(row["instruction"], given))
     return [single(messages, answer(row[name], name), row)]
+
+
+def _source_and_target(row: Mapping[str, Any]) -> list[Row]:
+    question, reply = first_of(row, _SOURCES), first_of(row, _TARGETS)
+    assert question is not None and reply is not None
+    return [single(asked(row, question), answer(row[reply], reply), row)]
+
+
+def _asked_and_answered(row: Mapping[str, Any]) -> list[Row]:
+    question, reply = first_of(row, _ASKED), first_of(row, _REPLIES)
+    assert question is not None and reply is not None
+    made = single(asked_any(row, _ASKED), answer(row[reply], reply), row)
+    return [judged_one(made, row) if any(label in row for label in LABELS) else made]
+
+
+def _problem(row: Mapping[str, Any]) -> list[Row]:
+    question, reply = first_of(row, ("problem", "question")), first_of(row, (*_SOLUTIONS, "answer"))
+    assert question is not None and reply is not None
+    made = single(asked(row, question), answer(row[reply], reply), row)
+    return [judged_one(made, row) if any(label in row for label in LABELS) else made]
 
 
 def _input_output(row: Mapping[str, Any]) -> list[Row]:
@@ -148,8 +170,16 @@ def _sampling_report(row: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-_LATE = ("finished",)
+_LATE = ("finished", *THOUGHTS)
 _OTHER_SCORES = ("correctness", "coherence", "complexity", "verbosity")
+_SOURCES = ("inputs_pretokenized", "inputs", "source_text", "input_text")
+_TARGETS = ("targets_pretokenized", "targets", "target_text", "output_text")
+_SOLUTIONS = ("generated_solution", "generated_answer", "solution")
+_ASKED = (*QUESTION, "problem", "input", "inputs", "user_prompt", "user_input", "user_query", "prompt_text")
+_REPLIES = (
+    *("completion", "response", "answer", "output", "generation", "generated_text", "model_output", "reply"),
+    *("model_response", "assistant_response", "bot_response", "response_text", "answer_text"),
+)
 
 INSTRUCTIONS: dict[str, Format] = {
     "prompt and completion": Format(
@@ -178,10 +208,11 @@ INSTRUCTIONS: dict[str, Format] = {
     "thumbs": Format(
         columns="prompt, completion, label",
         required=(QUESTION, ANSWER, LABELS),
-        optional=(*BEFORE, *LABELS, *_LATE, "input"),
+        optional=(*BEFORE, *LABELS, *SCORES, *_LATE, "input"),
         read=_thumb,
         example={"prompt": "Name a river.", "completion": "Rain.", "label": False},
-        note="liked responses are demonstrations; a ranking takes a liked and a not liked one of the same prompt",
+        note="liked responses are demonstrations; a ranking takes a liked and a not liked one of the same prompt; "
+        "a score next to the label is kept for functions",
     ),
     "scored completions": Format(
         columns="prompt, response, helpfulness",
@@ -209,7 +240,7 @@ INSTRUCTIONS: dict[str, Format] = {
     "alpaca": Format(
         columns="instruction, input, output",
         required=("instruction",),
-        optional=("output", "input", "text", *BEFORE, *_LATE),
+        optional=("output", "input", "text", "prompt", *BEFORE, *_LATE),
         read=_alpaca,
         fits=lambda row: not isinstance(row.get("output"), list),
         example={"instruction": "Translate.", "input": "el río", "output": "the river", "history": []},
@@ -236,6 +267,22 @@ INSTRUCTIONS: dict[str, Format] = {
         },
         note="Dolly's form; the context follows the instruction",
     ),
+    "problem and solution": Format(
+        columns="problem, solution",
+        required=(("problem", "question"), (*_SOLUTIONS, "answer")),
+        optional=(*BEFORE, *LABELS, *_LATE, "answer", "expected_answer"),
+        read=_problem,
+        example={"problem": "What is 2 + 3?", "solution": "Two and three are 5.", "answer": "5", "level": 1},
+        note="MATH's form and that of its successors; `answer` next to the solution goes to your functions",
+    ),
+    "inputs and targets": Format(
+        columns="inputs, targets",
+        required=(_SOURCES, _TARGETS),
+        optional=_LATE,
+        read=_source_and_target,
+        example={"inputs": "Name a river.", "targets": "The Ebro.", "task_name": "rivers"},
+        note="FLAN's, P3's and Aya's form",
+    ),
     "input and output": Format(
         columns="input, output",
         required=("input", ("output", "target")),
@@ -250,6 +297,13 @@ INSTRUCTIONS: dict[str, Format] = {
         read=_prompt,
         example={"prompt": "What is 2 + 3?", "ground_truth": "5"},
         note="a reference answer next to it goes to your functions",
+    ),
+    "asked and answered": Format(
+        columns="prompt, output (or other names of both)",
+        required=(_ASKED, _REPLIES),
+        optional=(*BEFORE, *LABELS, *_LATE, "input"),
+        read=_asked_and_answered,
+        example={"user_query": "Name a river.", "model_output": "The Ebro."},
     ),
     "benchmark questions": Format(
         columns="question_id, turns: [...]",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from data.formats.near import near_fits
+from data.formats.columns import plain
+from data.formats.near import near_fits, near_inside
+from data.formats.public_sets import set_of
 from data.formats.reading import read, under_our_names
 from data.formats.rows import Near, NoFormat, Reject, Row, Unread, quoted
 from data.formats.values import blank, encodable, string
@@ -59,19 +62,19 @@ def parse(
         UserError: there is no such format.
     """
     row = as_object(row)
-    given = under_our_names(row, columns, ignore)
+    given: Mapping[str, Any] = under_our_names(row, columns, ignore)
     known = known if group_by is None else (*known, group_by)
+    public = set_of(row, ignore) if not columns and format is None else None
+    if public is not None:
+        if public.refused:
+            raise Reject(public.refused)
+        given = under_our_names(given, public.columns, public.ignore)
     try:
-        name, rows, lost = read(given, format, known)
-    except NoFormat as error:
-        small = {str(k).strip().lower(): v for k, v in given.items()}
-        if len(small) < len(given) or small.keys() == given.keys():
-            raise _no_format(str(error), given, row, known) from None
-        try:  # the same names in capitals
-            name, rows, lost = read(small, format, known)
-        except Reject:
-            raise _no_format(str(error), given, row, known) from None
-        given = small
+        name, rows, lost, given = _understood(given, row, format, known)
+    except NoFormat:
+        raise
+    except Reject as error:
+        raise Reject(f"{error}{_inside(given, known)}") from None
     if lost:
         raise _unread(given, name, lost, known)
     group = ""
@@ -81,10 +84,62 @@ def parse(
             raise Reject(f"it has no column '{group_by}' to group by")
         group = f"{group_by}={string(named[group_by], group_by)}"
     category = _category(given, name)
-    others = {k: v for k, v in (under_our_names(row, columns) if ignore else given).items() if k not in ASKED}
+    others = {k: v for k, v in (under_our_names(row, columns) if ignore or public else given).items() if k not in ASKED}
     return name, [
         r.placed(group or group_of(r.messages, r.answers or (r.text,)), source, category, others) for r in rows
     ]
+
+
+Understood = tuple[str, list[Row], tuple[str, ...], Mapping[str, Any]]
+
+
+def _understood(
+    given: Mapping[str, Any], row: Mapping[str, Any], form: str | None, known: Collection[str]
+) -> Understood:
+    """The format's name, the rows, columns that would be lost, and the row as it was read.
+
+    Names are read as they stand, and where that loses something in small letters with ``_`` between their words.
+
+    Raises:
+        Reject: no format fits, or the row is wrong.
+    """
+    failed: NoFormat | None = None
+    first: Understood | None = None
+    try:
+        name, rows, lost = read(given, form, known)
+        first = (name, rows, lost, given)
+        if not lost:
+            return first
+    except NoFormat as error:
+        failed = error
+    for spell in (_small, plain):
+        theirs = {spell(str(k)): k for k in given}
+        if len(theirs) < len(given) or theirs.keys() == given.keys():
+            continue
+        small = {our: given[their] for our, their in theirs.items()}
+        try:
+            name, rows, lost = read(small, form, [*known, *map(spell, known)], theirs)
+        except Reject:
+            continue
+        if not lost:
+            return name, rows, (), small
+        if first is None or len(lost) < len(first[2]):
+            first = (name, rows, tuple(str(theirs.get(column, column)) for column in lost), given)
+    if first is None:
+        raise _no_format(str(failed), given, row, known) from None
+    return first
+
+
+def _inside(given: Mapping[str, Any], known: Collection[str]) -> str:
+    """What a recipe may take out of objects of a row that its format cannot read, in words."""
+    if not any(isinstance(v, Mapping) or (isinstance(v, list) and v and isinstance(v[0], str)) for v in given.values()):
+        return ""
+    near = near_inside(given, known)
+    return f". Nearest: {'; '.join(map(said, near))}" if near else ""
+
+
+def _small(name: str) -> str:
+    return re.sub(r"[\s.-]+", "_", name.strip()).lower()
 
 
 def _category(given: Mapping[str, Any], name: str) -> str:
@@ -96,7 +151,7 @@ def _category(given: Mapping[str, Any], name: str) -> str:
 
 USED_AS = {
     "demonstrations": ("prompt and completion", "messages"),
-    "rankings": ("preference", "ranked answers", "thumbs"),
+    "rankings": ("two sides", "preference", "ranked answers", "responses and the best", "scored completions", "thumbs"),
     "prompts": ("prompts",),
     "documents": ("text",),
 }
@@ -110,8 +165,22 @@ def hint(row: Row, kind: str) -> str:
         given["prompt"] = row.messages[-1].content
     elif row.text:
         given["text"] = row.text
-    near = near_fits(given, targets=USED_AS[kind])
+    return used_as(given, kind)
+
+
+def used_as(row: Mapping[str, Any], kind: str, known: Collection[str] = ()) -> str:
+    """What to write so that rows like this one can be used as a kind, in words; empty where nothing helps."""
+    near = near_fits(row, known, USED_AS[kind])
     return f". To use them as {kind}: {'; '.join(map(said, near))}" if near else ""
+
+
+def why_not(row: Mapping[str, Any], known: Collection[str] = (), form: str | None = None) -> str:
+    """Why a row by our names cannot be read, with the lines that help; empty where it can."""
+    try:
+        name, _, lost, given = _understood(row, row, form, known)
+    except Reject as error:
+        return str(error)
+    return str(_unread(given, name, lost, known)) if lost else ""
 
 
 def said(near: Near) -> str:
@@ -126,7 +195,7 @@ def _no_format(message: str, given: Mapping[str, Any], row: Mapping[str, Any], k
     nulls = [str(k) for k, v in row.items() if v is None]
     message += f" (null: {', '.join(nulls[:8])})" if nulls else ""
     message += f". Nearest: {'; '.join(map(said, near))}" if near else ""
-    return NoFormat(message, near)
+    return NoFormat(message, near, given)
 
 
 def _unread(given: Mapping[str, Any], name: str, lost: tuple[str, ...], known: Collection[str]) -> Unread:
@@ -136,7 +205,7 @@ def _unread(given: Mapping[str, Any], name: str, lost: tuple[str, ...], known: C
     message = f"format {name!r} reads no column {shown}{more}; to leave it out, write `{paste}`"
     others = [near for near in near_fits(given, known) if set(near.columns.values()) & set(lost)]
     message += f", or name what it is: {'; '.join(map(said, others))}" if others else ""
-    return Unread(message, tuple(map(str, lost)), name, paste)
+    return Unread(message, tuple(map(str, lost)), name, paste, given)
 
 
 def _shown(value: Any) -> str:

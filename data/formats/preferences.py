@@ -10,7 +10,7 @@ from typing import Any
 from data.formats.chat import finished_of
 from data.formats.instructions import QUESTION, asked_any, instruction
 from data.formats.ranking import PAIR_SCORES, Side, pair, side
-from data.formats.rows import Format, Reject, Row
+from data.formats.rows import TIED, Format, Reject, Row
 from data.formats.turns import BEFORE, asked, conversation, conversation_prompt, message, transcript
 from data.formats.values import blank, first_of, listed, string
 from data.records import Message
@@ -44,6 +44,20 @@ def _check_repeated(turns: list[Any], name: str, made: Row) -> None:
     before = [(m.role, m.content) for m in made.messages]
     if said not in (before, [*before, ("assistant", made.answers[0])]):
         raise Reject(f"{name} says something else than prompt and chosen")
+
+
+def _next_steps(row: Mapping[str, Any]) -> list[Row]:
+    """The next step of a solution: both responses begin with the steps before it."""
+    before = string(row["initial_reason_steps"], "initial_reason_steps")
+    return _preference({k: before + string(v, k) if k in ("chosen", "rejected") else v for k, v in row.items()})
+
+
+def _labelled(row: Mapping[str, Any]) -> list[Row]:
+    """distilabel's: the judge's status says whether it found them equal."""
+    [made] = _preference({k: v for k, v in row.items() if k != "chosen_score"})
+    if row["status"] != "tie":
+        return [made]
+    return [replace(made, ranks=(0, 0), notes=(*made.notes, TIED))]
 
 
 def _instructed(row: Mapping[str, Any]) -> list[Row]:
@@ -102,6 +116,10 @@ def _is_hh(row: Mapping[str, Any]) -> bool:
     return all(isinstance(row.get(k), str) and re.search(r"(^|\n\n)Human:", row[k]) for k in ("chosen", "rejected"))
 
 
+_LABELLING = (
+    *("generations", "order", "labelling_prompt", "raw_labelling_response", "rating", "rationale", "chosen_score"),
+    *("original_chosen", "original_rejected", "in_gsm8k_train"),
+)
 _MORE = (*BEFORE, *_SCORES, "finished")
 _Q, _A, _B = (
     {"role": "user", "content": "Name a river."},
@@ -155,6 +173,33 @@ PREFERENCES: dict[str, Format] = {
             "rejected": "Rain.",
         },
         note="the prompt under question, query, context or input: text or turns",
+    ),
+    "next steps": Format(
+        columns="prompt, initial_reason_steps, chosen, rejected",
+        required=("prompt", "initial_reason_steps", "chosen", "rejected"),
+        optional=("prompt_step_by_step", "full_chosen", "full_rejected", "answer"),
+        read=_next_steps,
+        example={"prompt": "Name a river.", "initial_reason_steps": "The ", "chosen": "Ebro.", "rejected": "Rain."},
+        note="Step-DPO's form: both responses begin with the steps before",
+    ),
+    "distilabel's Orca pairs": Format(
+        columns="input, chosen, rejected, labelling_model, status",
+        required=("input", "chosen", "rejected", "labelling_model", "status"),
+        optional=(*BEFORE, *_LABELLING),
+        read=_labelled,
+        example={
+            "system": "",
+            "input": "Name a river.",
+            "chosen": "The Ebro.",
+            "rejected": "Rain.",
+            "generations": ["The Ebro.", "Rain."],
+            "labelling_model": "m",
+            "rating": [9.0, 8.0],
+            "rationale": "The first is better.",
+            "status": "unchanged",
+            "chosen_score": 9.0,
+        },
+        note="those whose status is tie are one",
     ),
     "alpaca preference": Format(
         columns="instruction, input, chosen, rejected",

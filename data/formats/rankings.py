@@ -10,14 +10,16 @@ from data.formats.instructions import QUESTION, asked_any
 from data.formats.ranking import ranking, scored, unranked
 from data.formats.rows import NO_PROMPT, Format, Reject, Row
 from data.formats.turns import BEFORE, answer
-from data.formats.values import first_of, listed, number, string
+from data.formats.values import first_of, listed, number, string, whole
 from data.readers.rows import CELLS
 from data.records import Message, ranks_from_scores
 
 RANKS = ("ranks", "rank")
 SCORES = ("scores", "rewards", "ratings", "score", "reward", "rating")
-_TEXTS = ("text", "answer", "response", "completion", "output", "content")
-_ITEM_SCORES = ("score", "overall_score", "fine-grained_score", "rating", "reward")
+_TEXTS = ("text", "answer", "response", "completion", "output", "content", "generation", "summary", "body")
+_ITEM_SCORES = (
+    *("score", "overall_score", "fine-grained_score", "rating", "reward", "pm_score", "upvotes", "votes", "quality"),
+)
 
 
 def _cells(row: Mapping[str, Any]) -> list[Row]:
@@ -108,6 +110,50 @@ def _completions(row: Mapping[str, Any]) -> list[Row]:
     return _own_marks(row, name)
 
 
+def _annotated(row: Mapping[str, Any]) -> list[Row]:
+    """Responses, and in another list a rating of each; both name the model where they do not stand in one order."""
+    both = [listed(row[name], name) for name in ("responses", "annotations")]
+    if any(not isinstance(one, Mapping) for part in both for one in part) or len(both[0]) != len(both[1]):
+        raise Reject("responses and annotations must be as many objects")
+    texts = [string(one.get(first_of(one, _TEXTS) or "response"), "a response") for one in both[0]]
+    makers = [[one.get("model") for one in part] for part in both]
+    order = range(len(texts))
+    if makers[0] != makers[1]:
+        if len({str(m) for m in makers[0]}) < len(texts) or sorted(map(str, makers[0])) != sorted(map(str, makers[1])):
+            raise Reject("annotations cannot be matched to responses by their model")
+        order = [makers[1].index(maker) for maker in makers[0]]  # type: ignore[assignment]
+    notes = [both[1][at] for at in order]
+    marks = [number(one.get(first_of(one, ("rating", "score")) or "rating"), "rating") for one in notes]
+    return [scored(_messages(row)[0], texts, marks)]
+
+
+_SAMPLES = ("completions", "answers", "outputs", "generations", "samples")
+LISTS = ("responses", "completions", "answers", "outputs", "generations", "samples", "candidates", "options", "choices")
+_POINTS = ("best_index", "best_idx", "chosen_index", "chosen_idx", "preferred_index", "best_response_index")
+_BEST = (*_POINTS, "best_response", "best_answer", "best", "chosen", "selected", "preferred", "winner")
+
+
+def _best_of(row: Mapping[str, Any]) -> list[Row]:
+    """Responses of which one is named, by its text or its index from 0: it is better than the others."""
+    name, best = first_of(row, LISTS), first_of(row, _BEST)
+    assert name is not None and best is not None
+    texts = [answer(one, name) for one in listed(row[name], name)]
+    value = row[best]
+    if isinstance(value, str) and value in texts:
+        at = texts.index(value)
+    elif best not in _POINTS:
+        shown = repr(value)[:40]
+        raise Reject(
+            f"{best} is {shown}, none of its {name}; if it counts them from 0, write `columns: {{best_index: {best}}}`"
+        )
+    else:
+        at = whole(value, best)
+    if not 0 <= at < len(texts):
+        raise Reject(f"{best} is {at}, and it has {len(texts)} {name}, counted from 0")
+    messages, notes = _messages(row)
+    return [ranking(messages, texts, [int(i != at) for i in range(len(texts))], notes=notes)]
+
+
 def _of_objects(row: Mapping[str, Any]) -> bool:
     value = next((row[name] for name in ("completions", "responses", "answers") if name in row), None)
     keys = {k for one in value if isinstance(one, Mapping) for k in one} if isinstance(value, list) else set()
@@ -115,7 +161,7 @@ def _of_objects(row: Mapping[str, Any]) -> bool:
 
 
 def _samples(row: Mapping[str, Any]) -> list[Row]:
-    name = first_of(row, ("completions", "answers", "outputs", "generations", "samples"))
+    name = first_of(row, _SAMPLES)
     assert name is not None
     answers = [answer(a, name) for a in listed(row[name], name)]
     by_rank, by_score = first_of(row, RANKS), first_of(row, SCORES)
@@ -181,12 +227,34 @@ RANKINGS: dict[str, Format] = {
             ],
         },
     ),
+    "responses and annotations": Format(
+        columns="instruction, responses: [{model, response}], annotations: [{model, rating}]",
+        required=(QUESTION, "responses", "annotations"),
+        optional=("input", *BEFORE, "preference", "converted_preference"),
+        read=_annotated,
+        fits=_of_objects,
+        example={
+            "instruction": "Name a river.",
+            "responses": [{"model": "m", "response": "Rain."}, {"model": "n", "response": "The Ebro."}],
+            "annotations": [{"model": "n", "rating": "5", "rationale": "Right."}, {"model": "m", "rating": "1"}],
+        },
+        note="CodeUltraFeedback's form, whose preference names what was rated",
+    ),
+    "responses and the best": Format(
+        columns="prompt, responses, best_index (from 0) or best_response",
+        required=(QUESTION, LISTS, _BEST),
+        optional=("input", *BEFORE),
+        fits=lambda row: not _of_objects(row),
+        read=_best_of,
+        example={"prompt": "Name a river.", "responses": ["Rain.", "The Ebro."], "best_index": 1},
+        note="one response is better than the others, which tie",
+    ),
     "several samples": Format(
         columns="prompt, completions: [...]",
-        required=(QUESTION, ("completions", "answers", "outputs", "generations", "samples")),
-        optional=("input", *_BOTH, *BEFORE, "finished"),
+        required=(QUESTION, _SAMPLES),
+        optional=("input", *_BOTH, *BEFORE, "finished", "rationales", "generation_models"),
         read=_samples,
-        fits=lambda row: not _of_objects(row),
+        fits=lambda row: not _of_objects(row) and not isinstance(row[first_of(row, _SAMPLES) or ""], Mapping),
         example={"prompt": "Name a river.", "completions": ["Rain.", "The Ebro."], "scores": [0.1, 0.9]},
         note="without scores or ranks nothing says which is better",
     ),

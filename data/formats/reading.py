@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from fnmatch import fnmatchcase
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from data.common.errors import UserError, nearest
-from data.formats.columns import check_pictures, is_metadata, judges, lost
+from data.formats.columns import check_pictures, is_metadata, lost, may_be_missing, named_by
+from data.formats.nested import lifted
 from data.formats.rows import NoFormat, Reject, Row
 from data.formats.table import FORMATS
 
@@ -20,10 +21,13 @@ def under_our_names(row: Mapping[str, Any], columns: Mapping[str, str], ignore: 
 
     Args:
         row: by its own names.
-        columns: our name -> theirs. A column of theirs that has our name but gives way to another one
-            (``prompt`` in ``{prompt: question}``) is there as ``prompt (theirs)``, so that it is not lost.
+        columns: our name -> theirs, or the path of a value inside one (``request.messages``). A column of theirs that
+            has our name but gives way to another one (``prompt`` in ``{prompt: question}``) is there as
+            ``prompt (theirs)``, so that it is not lost.
         ignore: names, or patterns of names, of the row's own.
     """
+    paths = [their for their in columns.values() if "." in their and their not in row]
+    row = lifted(row, paths) if paths else row
     if not columns and not ignore:
         return {k: v for k, v in row.items() if _there(k, v)}
     theirs = {their: our for our, their in columns.items()}
@@ -34,12 +38,7 @@ def under_our_names(row: Mapping[str, Any], columns: Mapping[str, str], ignore: 
 
 def _there(name: Any, value: Any) -> bool:
     """Whether a cell says anything: tables fill what is missing with null, or a score with blank text."""
-    return value is not None and not (isinstance(value, str) and value == "" and judges(str(name)))
-
-
-def named_by(name: str, patterns: Collection[str]) -> bool:
-    """Whether one of the patterns is this name or matches it."""
-    return name in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    return value is not None and not (isinstance(value, str) and value == "" and may_be_missing(str(name)))
 
 
 def choose(given: Mapping[str, Any], forced: str | None = None) -> tuple[str, frozenset[str]]:
@@ -94,7 +93,10 @@ def _forced(given: Mapping[str, Any], name: str) -> frozenset[str]:
 
 
 def read(
-    given: Mapping[str, Any], forced: str | None = None, known: Collection[str] = ()
+    given: Mapping[str, Any],
+    forced: str | None = None,
+    known: Collection[str] = (),
+    spelled: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[str, list[Row], tuple[str, ...]]:
     """Return the format's name, its rows, and the columns whose values would be lost.
 
@@ -102,6 +104,7 @@ def read(
         given: a row by our names.
         forced: the format to read it by.
         known: columns, or patterns of their names, that somebody else reads.
+        spelled: names as the file has them, where they are read in small letters.
 
     Raises:
         Reject: no format fits, or the row is wrong.
@@ -111,6 +114,6 @@ def read(
     rows = FORMATS[name].read(given)
     if not unread:
         return name, rows, ()
-    answered = any(row.answers or row.text for row in rows)
+    answers = max((len(row.answers) or bool(row.text) for row in rows), default=0)
     left = tuple(column for column in given if column in unread and not named_by(str(column), known))
-    return name, rows, tuple(lost(given, left, answered)) if left else ()
+    return name, rows, tuple(lost(given, left, answers, spelled)) if left else ()

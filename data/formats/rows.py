@@ -26,20 +26,23 @@ class Reject(Exception):
 class Unread(Reject):
     """A row with columns that its format does not read.
 
-    ``columns`` are their names, ``format`` is what reads the others, and ``paste`` is the line for the recipe.
+    ``columns`` are their names, ``format`` is what reads the others, ``paste`` is the line for the recipe, and ``row``
+    the row by our names.
     """
 
-    def __init__(self, message: str, columns: tuple[str, ...], format: str, paste: str) -> None:
+    def __init__(
+        self, message: str, columns: tuple[str, ...], format: str, paste: str, row: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(message)
-        self.columns, self.format, self.paste = columns, format, paste
+        self.columns, self.format, self.paste, self.row = columns, format, paste, row or {}
 
 
 class NoFormat(Reject):
-    """A row that no format fits; ``near`` are those that nearly do, the nearest first."""
+    """A row that no format fits; ``near`` are those that nearly do, the nearest first, ``row`` it is by our names."""
 
-    def __init__(self, message: str, near: tuple[Near, ...] = ()) -> None:
+    def __init__(self, message: str, near: tuple[Near, ...] = (), row: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.near = near
+        self.near, self.row = near, row or {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +123,8 @@ class Format:
 
     ``columns`` is what messages show. ``required`` are the columns that it needs; a group in brackets is one of
     several names, the first that is there. ``optional`` are those that it reads where they are there. ``fits`` looks
-    at values where keys do not decide; with ``fits`` alone a format reads every column of its rows. ``example`` is a
+    at values where keys do not decide; with ``fits`` alone a format reads every column of its rows. ``finds`` gives
+    the columns that it reads of a row's in place of both lists, where they are known by a pattern. ``example`` is a
     row, shown in the reference and read by a test; ``note`` says what becomes of it.
     """
 
@@ -129,11 +133,14 @@ class Format:
     fits: Callable[[Mapping[str, Any]], bool] | None = None
     required: tuple[str | tuple[str, ...], ...] = ()
     optional: tuple[str, ...] = ()
+    finds: Callable[[frozenset[str]], frozenset[str] | None] | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
     def reads(self, names: frozenset[str]) -> frozenset[str] | None:
         """Those of the names that it reads, or None where a required one is missing."""
+        if self.finds is not None:
+            return self.finds(names)
         if not self.required:
             return names
         found = set(self.optional) & names

@@ -8,10 +8,11 @@ from data.formats.instructions import INSTRUCTIONS
 from data.formats.preferences import PREFERENCES
 from data.formats.rankings import RANKINGS
 from data.formats.rows import Format
+from data.formats.sides import PAIRS
 from data.formats.texts import TEXTS
 from data.formats.trees import TREES
 
-FORMATS: dict[str, Format] = {**TREES, **RANKINGS, **DUELS, **PREFERENCES, **CHAT, **INSTRUCTIONS, **TEXTS}
+FORMATS: dict[str, Format] = {**TREES, **RANKINGS, **DUELS, **PREFERENCES, **PAIRS, **CHAT, **INSTRUCTIONS, **TEXTS}
 
 COMMON = ("prompt and completion", "preference", "ranked answers", "messages", "sharegpt", "alpaca", "prompts", "text")
 """Those that messages name."""

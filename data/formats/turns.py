@@ -13,15 +13,20 @@ from dataclasses import replace
 from typing import Any
 
 from data.formats.rows import MERGED, REASONING, Reject, Row
+from data.formats.transcripts import spoken
 from data.formats.values import blank, kind, listed, parsed, string, words
 from data.records import Message, Role
 
 ROLES: dict[str, Role] = {
-    **dict.fromkeys(("user", "human", "prompter", "customer", "question"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model", "ai", "answer"), "assistant"),
+    **dict.fromkeys(("user", "human", "prompter", "customer", "question", "client"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "bing", "bard", "bot", "chatbot", "model", "ai", "answer"), "assistant"
+    ),
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "tool_result", "ipython"), "tool"),
 }
+ROLE_KEYS = ("role", "from", "speaker", "sender", "author")
+CONTENT_KEYS = ("content", "value", "text", "parts", "utterance", "message")
 CALLS = frozenset({"function_call", "tool_call"})
 """Roles of a turn whose content is a call, as JSON."""
 
@@ -31,11 +36,8 @@ _PLACEHOLDER = re.compile(r"<(image|video|audio)>")
 _WEIGHTS = ("loss", "loss_weight", "weight", "train", "trainable")
 _READ = frozenset(
     {
-        "role",
-        "from",
-        "content",
-        "value",
-        "text",
+        *ROLE_KEYS,
+        *CONTENT_KEYS,
         "tool_calls",
         "function_call",
         "tool_call_id",
@@ -48,7 +50,8 @@ _READ = frozenset(
 )
 _METADATA = words(
     "id index idx model timestamp date lang language type refusal audio annotations function markdown eval_correct "
-    "redacted toxic turn_identifier country state hashed_ip header image mimeType"
+    "redacted toxic turn_identifier country state hashed_ip header image mimeType uuid created_at updated_at "
+    "attachments files message_id create_time"
 )
 
 
@@ -56,8 +59,12 @@ def message(turn: Any, name: str) -> Message:
     """One turn of a list of them."""
     if not isinstance(turn, Mapping):
         raise Reject(f"{name} holds {kind(turn)} where a turn with role and content was expected")
-    said = turn.get("role", turn.get("from"))
+    said = next((turn[k] for k in ROLE_KEYS if turn.get(k) is not None), None)
+    if isinstance(said, Mapping):
+        said = said.get("role")
     lowered = said.strip().lower() if isinstance(said, str) else ""
+    if lowered == "system" and "speaker" in turn:
+        lowered = ""  # task-oriented dialogues call the assistant so
     if lowered not in ROLES and lowered not in CALLS:
         raise Reject(
             f"{name} has a turn of role {repr(said)[:60]}; known are user, assistant, system and tool, with their "
@@ -66,7 +73,9 @@ def message(turn: Any, name: str) -> Message:
     if over := [k for k, v in turn.items() if k not in _READ and k not in _METADATA and not blank(v)]:
         raise Reject(f"a turn in {name} has {', '.join(map(repr, over))}, which nothing reads")
     role = "assistant" if lowered in CALLS else ROLES[lowered]
-    given = next((turn[k] for k in ("content", "value", "text") if turn.get(k) is not None), None)
+    given = next((turn[k] for k in CONTENT_KEYS if turn.get(k) is not None), None)
+    if isinstance(given, Mapping):
+        given = given.get("parts", given.get("text", given.get("content")))
     calls = [*_calls(turn.get("tool_calls"), name), *_calls(turn.get("function_call"), name)]
     if lowered in CALLS:
         calls, given = [*calls, *_calls(given, name)], ""
@@ -174,13 +183,16 @@ def tools_of(value: Any) -> str:
 
 
 def turns(value: Any, name: str) -> tuple[Message, ...]:
-    """A prompt: text, one turn, or a list of turns; blank text is no prompt."""
+    """A prompt: text, one turn, a list of turns, or a transcript that waits for an answer; blank text is no prompt."""
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list):
         text = string(value, name)
         if _TRANSCRIPT.match(text):
             return tuple(transcript(text, name)[:-1])
+        said = spoken(text) or []
+        if len(said) > 1 and not (said[-1].role == "assistant" and said[-1].content):
+            return tuple(said[:-1] if said[-1].role == "assistant" else said)
         return (Message(role="user", content=text),) if text.strip() else ()
     return tuple(message(turn, name) for turn in value)
 
@@ -211,8 +223,11 @@ def answer(value: Any, name: str) -> str:
         value = [value]
     if not isinstance(value, list):
         return string(value, name)
+    if len(value) == 1 and isinstance(value[0], str):
+        return string(value[0], name)
     if len(value) != 1:
-        raise Reject(f"{name} has {len(value)} turns where one was expected")
+        what = "texts" if value and all(isinstance(one, str) for one in value) else "turns"
+        raise Reject(f"{name} has {len(value)} {what} where one was expected")
     return _spoken(message(value[0], name), name)
 
 
@@ -284,7 +299,9 @@ def system_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
     """The system message that a column of its own holds."""
     for name in SYSTEM:
         if not blank(row.get(name)):
-            return (Message(role="system", content=string(row[name], name)),)
+            value = row[name]
+            text = _content(value, name)[0] if isinstance(value, list) else string(value, name)
+            return (Message(role="system", content=text),)
     return ()
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.formats.rows import Reject
+from data.formats.rows import Reject, quoted
 
 
 def words(text: str) -> frozenset[str]:
@@ -16,8 +17,14 @@ def words(text: str) -> frozenset[str]:
 
 LARGEST = 1e300  # of a number that stands where text is expected
 
-_LIKED = words("1 +1 true yes good like liked up thumbs_up desirable chosen positive")
-_NOT_LIKED = words("0 -1 false no bad dislike disliked down thumbs_down undesirable rejected negative")
+_LIKED = words(
+    "1 +1 true yes y good like liked up thumbs_up desirable chosen positive accept accepted approve approved helpful "
+    "safe correct right 👍 ✓ ✔ ✅"
+)
+_NOT_LIKED = words(
+    "0 -1 false no n bad dislike disliked down thumbs_down undesirable rejected reject negative declined unhelpful "
+    "unsafe incorrect wrong 👎 ✗ ✘ ❌"
+)
 
 
 def string(value: Any, name: str) -> str:
@@ -69,11 +76,18 @@ def liked(value: Any, name: str) -> bool:
         return True
     if word in _NOT_LIKED:
         return False
+    if re.fullmatch(r"-?\d+(\.\d+)?", word):
+        raise Reject(
+            f"{name} is {word[:60]}: neither liked (true, 1, good) nor not (false, 0, -1, bad); if it is a score, "
+            f"write `columns: {{score: {quoted(name)}}}`"
+        )
     raise Reject(f"{name} is {word[:60]!r}: neither liked (true, 1, good) nor not (false, 0, -1, bad)")
 
 
 def kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}.get(type(value), "no text")
+    return {str: "text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}.get(
+        type(value), "no text"
+    )
 
 
 def listed(value: Any, name: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Bytes to lines of text: the encoding set, marked by the first bytes, UTF-8, or found by charset-normalizer.
+"""Bytes to lines of text: the encoding set, marked by the first bytes, UTF-8, or guessed from the letters.
 
 A file in UTF-8 of which some lines are not has bad bytes, and these lines are named; a file of which hardly a line is
 UTF-8 has another encoding.
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.common.errors import UserError
+from data.readers.guessing import likeliest
 from data.readers.packed import Content
 from data.readers.rows import BadLine
 
@@ -23,6 +24,9 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+ESCAPES = {b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp", b"\x1b$)C": "iso2022_kr"}
+"""Bytes that begin a script in encodings of seven bits."""
+
 SAMPLE = 1 << 18  # bytes of lines that are not UTF-8, from which another encoding is found
 FEW = 2  # a single odd byte is damage, not an encoding
 CANDIDATES = ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1252", "cp1250", "cp1251", "cp1253")
@@ -63,10 +67,10 @@ def encoding_of(content: Content, asked: str | None) -> Encoding:
     marked = next((name for mark, name in MARKS.items() if seen.first.startswith(mark)), None)
     name = asked or marked or seen.wide()
     if name is None:
-        name = seen.found() or "utf-8"
-        remarks = _joined(
-            remarks, f"read as {name}, which was guessed; set `encoding` if it is wrong" * (name != "utf-8")
-        )
+        name, *others = seen.found() or ["utf-8"]
+        other = f" (to {others[0]}, say)" if others else ""
+        guessed = f"read as {name}, which was guessed; set `encoding` if it is wrong{other}"
+        remarks = _joined(remarks, guessed * (name != "utf-8"))
     elif not asked and marked != "utf-8":
         remarks = _joined(remarks, f"read as {name}" * (marked is None))
     return Encoding(name, ends, remarks, blank=seen.blank)
@@ -80,12 +84,13 @@ class _Seen:
     """What one pass over the bytes shows."""
 
     def __init__(self) -> None:
-        self.first, self.sample = b"", b""
+        self.first, self.sample, self.escapes = b"", b"", ""
         self.feeds = self.returns = self.good = self.bad = 0
         self.blank, self._rest = True, b""
 
     def add(self, chunk: bytes) -> None:
         self.first = (self.first + chunk[:4096])[:4096] if len(self.first) < 4096 else self.first
+        self.escapes = self.escapes or next((name for mark, name in ESCAPES.items() if mark in chunk), "")
         self.feeds += chunk.count(b"\n")
         self.returns += chunk.count(b"\r")
         self.blank = self.blank and not chunk.strip(b" \t\r\n\x00\xef\xbb\xbf\xff\xfe")
@@ -126,10 +131,14 @@ class _Seen:
             return name if error.start > len(self.first) - 5 else None  # a pair of surrogates that the sample cuts
         return name
 
-    def found(self) -> str | None:
-        """Another encoding than UTF-8, or None where UTF-8 with bad bytes is likelier."""
+    def found(self) -> list[str]:
+        """Other encodings than UTF-8, the likeliest first; none where UTF-8 with bad bytes is likelier."""
+        if self.escapes:
+            return [self.escapes]
         odd = sum(byte > 0x7F for byte in self.sample)
-        return None if self.good >= self.bad or odd < FEW else _guess(self.sample)
+        if self.good >= self.bad or odd < FEW:
+            return []
+        return likeliest(self.sample) or [name for name in (_guess(self.sample),) if name]
 
 
 def _guess(sample: bytes) -> str | None:

@@ -9,6 +9,7 @@ import yaml
 
 from data.common.errors import UserError
 from data.formats import NoFormat, Reject, Unread, parse
+from data.source_settings import Source
 from data.sources import DataConfig, load_records
 from tests.support.raw_rows import records, turns_of, understood
 
@@ -110,13 +111,15 @@ def test_equal_scores_are_a_tie():
 @pytest.mark.parametrize(
     ("row", "columns"),
     [
-        ({"question": "q", "solution": "a"}, {"prompt": "question", "completion": "solution"}),
+        ({"theme": "q and more", "solution": "a"}, {"prompt": "theme", "completion": "solution"}),
         ({"key": "q", "value": "a"}, {"prompt": "key", "completion": "value"}),
         ({"frage": "q", "antwort": "a"}, {"prompt": "frage", "completion": "antwort"}),
-        ({"problem": "q", "good": "a", "bad": "b"}, {"prompt": "problem", "chosen": "good", "rejected": "bad"}),
-        ({"question": "q", "preferred": "a", "dispreferred": "b"},
-         {"prompt": "question", "chosen": "preferred", "rejected": "dispreferred"}),
-        ({"chat": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, {"messages": "chat"}),
+        ({"problem": "q", "good": "a", "other": "b"}, {"prompt": "problem", "chosen": "good", "rejected": "other"}),
+        ({"pergunta": "q", "resposta": "a"}, {"prompt": "pergunta", "completion": "resposta"}),
+        ({"问题": "q", "回答": "a"}, {"prompt": "问题", "completion": "回答"}),
+        ({"question": "q", "response_a": "a", "response_b": "b", "task": "A", "who": "b"}, {"preference": "who"}),
+        ({"chat_log": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+         {"messages": "chat_log"}),
         ({"article": "words"}, {"text": "article"}),
         ({"Problem Text": "q", "the answer: full": "a"}, {"prompt": "Problem Text", "completion": "the answer: full"}),
     ],
@@ -135,7 +138,7 @@ def test_the_line_to_paste_works(row, columns):
 
 
 def test_every_suggestion_can_be_pasted():
-    rows = [{"problem": "q", "solution": "a", "hints": "h", "level": "1"}, {"a": "x", "b": "y", "c": "z", "d": "w"},
+    rows = [{"problem": "q", "salution": "a", "hints": "h", "level": "1"}, {"a": "x", "b": "y", "c": "z", "d": "w"},
             {"prompt": "q", "completoin": "a"}, {"story": "s", "moral": "m"}]  # fmt: skip
     for row in rows:
         with pytest.raises(Reject) as caught:
@@ -184,3 +187,74 @@ def test_prompts_with_references_say_how_they_become_demonstrations(tmp_path):
     assert prompt.columns == {"solution": "a"}
     with pytest.raises(UserError, match=r"`columns: {completion: solution}`"):
         load_records(["a.jsonl"], "demonstrations", config, seed=0, base_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["stars", "chosen", "best_index", "winner_id", "picked", "feedback", "评分"])
+def test_more_names_that_judge(name):
+    for row in ({"prompt": "q", "completion": "a"}, {"prompt": "q", "chosen": "a", "rejected": "b"}):
+        if name not in row:
+            with pytest.raises((Unread, Reject), match=name):
+                parse({**row, name: 3})
+
+
+def test_numbers_in_lists_and_objects_next_to_responses_are_not_lost():
+    several = {"prompt": "q", "responses": ["a", "b"]}
+    for more in ({"order": [1, 0]}, {"pairs": [[0, 1]]}, {"notes": {"score": 3}}, {"ranking": [2, 1]}):
+        with pytest.raises(Unread, match=next(iter(more))):
+            parse({**several, **more})
+    assert parse({"prompt": "q", "completion": "a", "tokens_of": [3, 4]})[1]
+
+
+def test_what_is_no_text_whatever_its_column_is_called():
+    stated = {"u": "https://x.org/a?b=c", "t": "2024-05-01T10:00:00Z", "n": "1,234", "p": "12%", "b": "True",
+              "i": "123e4567-e89b-12d3-a456-426614174000", "h": "d41d8cd98f00b204e9800998ecf8427e"}  # fmt: skip
+    assert parse({"prompt": "q", "completion": "a", **stated})[1]
+    for name, value in (("rating_of_it", "4"), ("u", "see https://x.org"), ("n", "4 of them"), ("t", "in 2024-05-01")):
+        with pytest.raises(Unread, match=name):
+            parse({"prompt": "q", "completion": "a", name: value})
+
+
+@pytest.mark.parametrize(
+    ("row", "line", "prompt", "answer"),
+    [
+        ({"inputs": {"question": "q"}, "outputs": {"answer": "a"}},
+         'columns: {prompt: "inputs.question", completion: "outputs.answer"}', "u:q", "a"),
+        ({"row_idx": 0, "row": {"prompt": "q", "completion": "a"}, "truncated_cells": []},
+         'columns: {prompt: "row.prompt", completion: "row.completion"}', "u:q", "a"),
+        ({"request": {"model": "m", "messages": [{"role": "user", "content": "q"}]},
+          "response": {"choices": [{"message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}]}},
+         'columns: {prompt: "request.messages", completion: "response.choices.0.message"}, ignore: [request, response]',
+         "u:q", "a"),
+        ({"question": "q", "answer": {"text": "a"}}, 'columns: {prompt: question, completion: "answer.text"}', "u:q",
+         "a"),
+        ({"question": "q", "answer": ["a", "b"]},
+         'columns: {prompt: question, completion: "answer.0"}, ignore: [answer]', "u:q", "a"),
+    ],
+)  # fmt: skip
+def test_what_stands_inside_objects_is_mapped_by_its_path(row, line, prompt, answer):
+    with pytest.raises(Reject) as caught:
+        parse(row)
+    assert f"`{line}`" in str(caught.value)
+    before = json.dumps(row)
+    [found] = parse(row, **yaml.safe_load(f"{{{line}}}"))[1]
+    assert (turns_of(found.messages), found.answers, json.dumps(row)) == (prompt, (answer,), before)
+
+
+def test_what_is_left_inside_an_object_is_not_lost():
+    row = {"example": {"question": "q", "answer": "a", "hint": "h"}}
+    with pytest.raises(Unread, match="example"):
+        parse(row, columns={"prompt": "example.question", "completion": "example.answer"})
+    with pytest.raises(NoFormat):
+        parse(row, columns={"prompt": "example.questions", "completion": "example.answer.text"})
+
+
+def test_a_path_is_checked_as_a_column_is(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"row": {"q": "what?", "a": "that"}}) + "\n")
+
+    def load(**columns):
+        source = {"path": "a.jsonl", "columns": columns}
+        return load_records([Source(**source)], "demonstrations", DataConfig(), seed=0, base_dir=tmp_path).records
+
+    assert load(prompt="row.q", completion="row.a")[0].answer == "that"
+    with pytest.raises(UserError, match=r"no row has a column 'rows\.q'"):
+        load(prompt="rows.q", completion="row.a")

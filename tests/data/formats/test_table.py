@@ -21,32 +21,44 @@ EXAMPLES = {
     "ranked answers to a question": (Q, BETTER, (1, 2)),
     "scored answers": (Q, BETTER, (1, 2)),
     "UltraFeedback": (Q, BETTER, WORSE),
+    "responses and annotations": (Q, BETTER, WORSE),
+    "responses and the best": (Q, BETTER, WORSE),
     "several samples": (Q, BETTER, WORSE),
     "PKU-SafeRLHF": (Q, BETTER, WORSE),
     "arena battle": (Q, BETTER, (0, 0)),
     "arena outcomes": (Q, BETTER, WORSE),
-    "two completions": (Q, BETTER, WORSE),
     "two responses": (Q, BETTER, WORSE),
     "PandaLM": (Q, BETTER, WORSE),
     "alpaca_farm pairs": (Q, BETTER, WORSE),
     "SHP": (Q, BETTER, WORSE),
     "WebGPT": (Q, BETTER, WORSE),
     "summaries": ("u:A walk\n\nI walked along the Ebro.", ("A walk along a river.", "Nothing."), WORSE),
+    "rated summaries": ("u:A walk\n\nI walked along the Ebro.", ("A walk along a river.",), (0,)),
     "stack exchange pairs": (Q, BETTER, WORSE),
     "completions with pass rates": ("u:Return 1.", ("return 1", "return 2"), WORSE),
     "lists of chosen and rejected": (Q, ("The Ebro.", "Rain.", "Snow."), (0, 1, 1)),
     "HH transcripts": (Q, BETTER, WORSE),
     "preference": (Q, BETTER, WORSE),
     "orca pairs": ("s:Speak like a pirate.|" + Q, BETTER, WORSE),
+    "next steps": (Q, ("The Ebro.", "The Rain."), WORSE),
+    "distilabel's Orca pairs": (Q, BETTER, WORSE),
     "alpaca preference": (Q + "\n\nIn Spain.", BETTER, WORSE),
     "chosen_response and rejected_response": (Q, BETTER, WORSE),
     "response_chosen and response_rejected": (Q, BETTER, WORSE),
     "response and rejected_response": (Q, BETTER, WORSE),
     "OpenAI preference": (Q, BETTER, WORSE),
     "chosen_messages and rejected_messages": (Q, BETTER, WORSE),
+    "better and worse": (Q, BETTER, WORSE),
+    "several sides": (Q, ("The Ebro.", "Rain.", "Snow."), (1, 2, 3)),
+    "two sides": (Q, BETTER, WORSE),
+    "transcript": ("s:Be brief.|" + Q, BETTER[:1], (0,)),
+    "MOSS": ("s:Be brief.|" + Q, BETTER[:1], (0,)),
     "messages": ("s:Be brief.|" + Q, BETTER[:1], (0,)),
+    "texts in turn": (Q, BETTER[:1], (0,)),
     "paired turns": (Q, BETTER[:1], (0,)),
     "sharegpt": ("s:Be brief.|" + Q, BETTER[:1], (0,)),
+    "turns": ("s:Be brief.|" + Q, BETTER[:1], (0,)),
+    "ChatGPT export": (Q, BETTER[:1], (0,)),
     "messages with a thumb": (Q, ("Rain.",), (0,)),
     "messages with a rejected answer": (Q, BETTER, WORSE),
     "user and assistant": (Q, BETTER[:1], (0,)),
@@ -59,8 +71,11 @@ EXAMPLES = {
     "alpaca": ("u:Translate.\n\nel río", ("the river",), (0,)),
     "alpaca with several outputs": (Q, ("The Ebro.", "The Po."), (0, 0)),
     "instruction and response": ("u:Which river?\n\nThe Ebro flows through Spain.", BETTER[:1], (0,)),
+    "problem and solution": ("u:What is 2 + 3?", ("Two and three are 5.",), (0,)),
+    "inputs and targets": (Q, BETTER[:1], (0,)),
     "input and output": (Q, BETTER[:1], (0,)),
     "prompts": ("u:What is 2 + 3?", (), ()),
+    "asked and answered": (Q, BETTER[:1], (0,)),
     "benchmark questions": (Q, (), ()),
     "sampling report": (Q, BETTER, (0, 0)),
     "text": ("", (), ()),
@@ -71,7 +86,7 @@ EXAMPLES = {
 
 def test_every_entry_has_a_case_and_an_example():
     assert list(EXAMPLES) == list(FORMATS)
-    assert all(f.example and f.columns and f.required for f in FORMATS.values())
+    assert all(f.example and f.columns and (f.required or f.finds) for f in FORMATS.values())
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -195,7 +210,7 @@ def test_files_that_are_often_met(row, prompt, answers):
     assert (turns_of(one.messages), one.answers) == (prompt, answers)
 
 
-@pytest.mark.parametrize("name", ["is_safe", "isSafe", "human-score", "Reward", "is_correct", "harmful"])
+@pytest.mark.parametrize("name", ["was_safe", "wasSafe", "human-score", "Reward", "correct", "harmful"])
 def test_a_judgement_is_not_lost_whatever_its_name_looks_like(name):
     with pytest.raises(Unread, match=name):
         parse({"prompt": "q", "response": "a", "category": {"drugs": True}, name: False})

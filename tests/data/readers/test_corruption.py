@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -95,17 +96,20 @@ def test_csv(tmp_path):
     rng = random.Random("csv")
     for case in range(CASES):
         rows, name = made(rng), tmp_path / f"{case}.csv"
+        rows = [row | {"score": str(i)} for i, row in enumerate(rows)]
         out = io.StringIO()
-        writer = csv.DictWriter(out, ["prompt", "completion"], quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer = csv.DictWriter(out, ["prompt", "completion", "score"], quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         lines = [line.encode() for line in out.getvalue().splitlines()]
-        at, kind = rng.randrange(1, len(rows) + 1), rng.choice(["cut", "byte", "quote"])
+        at, kind = rng.randrange(1, len(rows) + 1), rng.choice(["cut", "byte", "quote", "type"])
         line = lines[at].decode()
         if kind == "cut":
             lines[at] = line[: rng.randint(1, line.index('","'))].encode()
         elif kind == "byte":
             lines[at] = line[:3].encode() + b"\xff" + line[3:].encode()
+        elif kind == "type":
+            lines[at] = re.sub(r'"\d+"\Z', rng.choice(['"high"', '"[1]"', '"1e999"', '"nan"']), line).encode()
         else:
             lines[at] = line.removesuffix('"').encode()
         name.write_bytes(b"\n".join(lines) + b"\n")

@@ -19,6 +19,7 @@ from pipelines.run import data_health
 from pipelines.run.data_health import KEPT, check_data, health_of, limits_of
 from pipelines.run.pipeline import Pipeline
 from tests.conftest import tiny_lm, word_tokenizer
+from tests.support.finished_run import Tags
 
 ROWS = 40
 
@@ -132,3 +133,55 @@ def test_cleaning_is_part_of_the_key_and_told_for_each_source(recipe: Path, caps
     said = capsys.readouterr().out
     assert "sft.jsonl: 41 rows read, 1 rejected, 20 dropped by cleaning" in said
     assert "  20 rows dropped: longer than max_characters 50; the first is sft.jsonl:2" in said
+
+
+def test_strict_tells_what_a_limit_of_tokens_cuts(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand, as above: every second answer has 21 words and is cut at 12 tokens; at 28 nothing is."""
+    for name in ("sft", "rank"):
+        file = recipe.parent / f"{name}.jsonl"
+        lines = file.read_text().splitlines()[: ROWS if name == "rank" else -1]  # none that is rejected or contradicted
+        file.write_text("\n".join(lines) + "\n")
+    assert main(["data", "check", str(recipe), "--strict"]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("--strict")]
+    sides = limits_of(Pipeline.from_recipe(recipe))
+    assert said == [
+        f"--strict: {name}: of {sides[name]['rows']} {sides[name]['what']} {sides[name]['cut']} cut"
+        for name in ("sft", "sft (held out)")
+        if sides[name]["cut"]
+    ]
+    assert sum(sides[name]["cut"] for name in ("sft", "sft (held out)")) == ROWS // 2
+    recipe.write_text(recipe.read_text().replace('"max_tokens": 12', '"max_tokens": 28'))
+    assert main(["data", "check", str(recipe), "--strict"]) == 0
+
+
+def test_a_run_tells_what_became_of_each_of_two_sources(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two files of demonstrations, with what is planted in each: rejected, repeated, left out and held out."""
+    planted = {"one": (20, 3, 2), "two": (30, 1, 4)}  # good rows, rejected ones, copies of good ones
+    for name, (good, bad, copies) in planted.items():
+        rows: list[Any] = [{"prompt": f"{name[0]}{i} w{i}", "completion": f"w{i} w2"} for i in range(good)]
+        rows += [*rows[:copies], *({"prompt": f"{name} x{i}", "completion": None} for i in range(bad))]
+        (recipe.parent / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = json.loads(recipe.read_text())
+    sources = [{"path": "one.jsonl"}, {"path": "two.jsonl", "where": "prompt != 't7 w7'", "limit": 25}]
+    given |= {"stages": ["sft"], "data": {"demonstrations": sources, "held_out": 0.3, "clean": {"duplicates": "exact"}}}
+    given |= {"sft": {"epochs": 1, "batch": 16, "max_tokens": 64}}
+    for key in ("reward", "evaluation"):
+        given.pop(key)
+    recipe.write_text(json.dumps(given))
+    held = {c.source: c.held_out for c in Pipeline.from_recipe(recipe).corpus.counts}
+    kept = [Path(d.prompt.source.split(":")[0]).stem
+            for d in Pipeline.from_recipe(recipe).corpus.demonstrations.held_out]  # fmt: skip
+    assert held == {f"{name}.jsonl": kept.count(name) for name in planted} and min(held.values()) > 0
+    assert main(["run", str(recipe), "--run-dir", str(recipe.parent / "run")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    one, two = (f"demonstrations: {name}.jsonl:" for name in planted)
+    assert f"{one} 25 rows read, 3 rejected, 2 dropped by cleaning, {held['one.jsonl']} held out" in said
+    assert (
+        f"{two} 35 rows read, 1 rejected, 1 left out by where, 4 dropped by cleaning, 4 not sampled, "
+        f"{held['two.jsonl']} held out" in said
+    )
+    page = Tags((recipe.parent / "run" / "report.html").read_text()).text
+    for name, (good, bad, copies) in planted.items():
+        section = page.partition(f"Source: {name}.jsonl (demonstrations)")[2].partition("\n")[0]
+        told = {"read": good + bad + copies, "rejected": bad, "dropped": copies, "held out": held[f"{name}.jsonl"]}
+        assert all(f"{what}{number}" in section for what, number in told.items()), section
