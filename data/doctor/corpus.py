@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.doctor.duplicates import NEAR_SAMPLE, PROMPTS, Duplicates, HeldOut
+import numpy as np
+
+from data.doctor.duplicates import NEAR_SAMPLE, Duplicates, HeldOut
 from data.doctor.entry import Check, Entry, Finding, of_record
 from data.doctor.rankings import Judgements, Rankings
-from data.doctor.sampling import HashSample
+from data.doctor.sampling import Seats
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
+from data.leaks import source_of
 from data.splits import PARTS, Corpus, Split
+from data.storage.number_rows import NumberRows, same
+from data.storage.views import Chain
 
 TOKEN_SAMPLE = 2000
 """Rows of a part whose tokens are counted."""
@@ -35,10 +40,17 @@ class Health:
         return cls(findings=findings, facts=found["facts"])
 
 
-def part_checks(count_tokens: Count | None = None, near: int = NEAR_SAMPLE) -> tuple[Check, ...]:
-    """Every check of one part, new."""
+def part_checks(
+    records: Sequence[Any], count_tokens: Count | None = None, near: int = NEAR_SAMPLE
+) -> tuple[Check, ...]:
+    """Every check of one part, new; it then gets these records one after the other."""
     lengths = Lengths(count_tokens, TOKEN_SAMPLE)
-    return (Rankings(), Judgements(), lengths, Turns(), Languages(), Characters(), Duplicates(near))
+    duplicates = Duplicates(near, _seats(records))
+    return (Rankings(_seats(records)), Judgements(), lengths, Turns(), Languages(), Characters(), duplicates)
+
+
+def _seats(records: Sequence[Any]) -> Seats:
+    return Seats(lambda number: source_of(records[number]))
 
 
 def examine(corpus: Corpus, count_tokens: Count | None = None, near: int = NEAR_SAMPLE) -> Health:
@@ -52,23 +64,27 @@ def examine(corpus: Corpus, count_tokens: Count | None = None, near: int = NEAR_
     given = _given(corpus)
     findings: list[Finding] = []
     facts: dict[str, dict[str, Any]] = {}
-    held_out, shared = HeldOut(near), Shared()
+    asked = [part for part in given if part != "documents" or len(given) == 1]
+    late = [] if "prompts" in given else [corpus.prompts.held_out]  # those of a file of held-out prompts
+    held_out = HeldOut(near, _seats(Chain(*(getattr(corpus, part).all for part in asked), *late)))
+    shared = Shared() if len(asked) > 1 else None
     for part in given:
-        own = part_checks(count_tokens, near)
+        own = part_checks(getattr(corpus, part).all, count_tokens, near)
         for entry, held in _entries(getattr(corpus, part)):
             for check in own:
                 check.add(entry)
-            if part != "documents" or len(given) == 1:
+            if part in asked:
                 held_out.add(entry, held)
-                shared.add(part, entry)
+                if shared is not None:
+                    shared.add(part, entry)
         findings += [_of_part(part, f) for check in own for f in check.findings()]
         facts[part] = {name: value for check in own for name, value in check.facts().items() if value}
-    if "prompts" not in given:  # those of a file of held-out prompts
-        for record in corpus.prompts.held_out:
+    for records in late:
+        for record in records:
             held_out.add(of_record(record), True)
     return Health(
         findings=(*findings, *held_out.findings(), *_sides(corpus, given)),
-        facts=facts | ({"shared": found} if (found := shared.facts()) else {}),
+        facts=facts | ({"shared": found} if shared is not None and (found := shared.facts()) else {}),
     )
 
 
@@ -91,27 +107,23 @@ def _of_part(part: str, finding: Finding) -> Finding:
 class Shared:
     """How many prompts parts have in common: what SFT and the reward model both see."""
 
-    def __init__(self, prompts: int = PROMPTS) -> None:
-        self._parts: HashSample[frozenset[str]] = HashSample(prompts)
-        self._sets: dict[frozenset[str], frozenset[str]] = {}
+    def __init__(self) -> None:
+        self._asked = NumberRows(2)  # prompt, part
 
     def add(self, part: str, entry: Entry) -> None:
         """Note a part's prompt."""
-        if not entry.messages:
-            return
-        key = entry.asked
-        if self._parts.admits(key):
-            parts = self._parts.items.get(key, frozenset()) | {part}
-            self._parts.put(key, self._sets.setdefault(parts, parts))  # one set for all prompts of the same parts
+        if entry.messages:
+            self._asked.add(entry.asked, PARTS.index(part))
 
     def facts(self) -> dict[str, Any]:
         """Prompts by the two parts or more that have them."""
-        counts: dict[str, int] = {}
-        for parts in self._parts.items.values():
-            if len(parts) > 1:
-                names = " and ".join(part for part in PARTS if part in parts)
-                counts[names] = counts.get(names, 0) + 1
-        return counts | ({"counted": self._parts.sampled} if counts and self._parts.sampled else {})
+        counts = np.zeros(1 << len(PARTS), np.int64)
+        for rows in self._asked.grouped():
+            if len(rows):
+                having = np.bitwise_or.reduceat(np.uint64(1) << rows[:, 1], same(rows)[0])
+                counts += np.bincount(having.astype(np.int64), minlength=len(counts))
+        names = {bits: [part for i, part in enumerate(PARTS) if bits >> i & 1] for bits in range(len(counts))}
+        return {" and ".join(of): int(counts[bits]) for bits, of in names.items() if len(of) > 1 and counts[bits]}
 
 
 def _sides(corpus: Corpus, given: Iterable[str]) -> Iterator[Finding]:

@@ -85,7 +85,7 @@ class Store(Lazy[T]):
 
         self.file = new_file("records.arrow")
         schema = pa.schema([(name, pa.binary()) for name in Encoded._fields])
-        with _written():
+        with written():
             options = pa.ipc.IpcWriteOptions(compression="zstd")
             self._writer = pa.ipc.new_file(str(self.file), schema, options=options)
         weakref.finalize(self, _remove, self.file, os.getpid())
@@ -107,7 +107,7 @@ class Store(Lazy[T]):
 
         if self._encoded and self._writer is not None:
             columns = [pa.array(column, pa.binary()) for column in zip(*self._encoded, strict=True)]
-            with _written():
+            with written():
                 self._writer.write_batch(pa.record_batch(columns, names=list(Encoded._fields)))
             self._encoded = []
 
@@ -116,7 +116,7 @@ class Store(Lazy[T]):
 
         if self._reader is None:
             self._write()
-            with _written():
+            with written():
                 self._writer.close()
             self._reader = pa.ipc.open_file(pa.OSFile(str(self.file)))
         return self._reader
@@ -177,7 +177,7 @@ def _values(column: Any) -> list[bytes]:
     return [whole[start:end] for start, end in pairwise(places)]
 
 
-class _written:
+class written:
     """Turns what the disk refuses into a message."""
 
     def __enter__(self) -> None:
