@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.doctor.entry import MAX_PLACES, Entry, Finding
-from data.doctor.sampling import Earliest, Lowest, Repeats, Reservoir, Seats, sample_of
+from data.doctor.sampling import Earliest, Lowest, Repeats, Sample, Seats, sample_of
 from data.near_duplicates import near_duplicates, plain
 from data.storage.digests import digest
 from data.storage.number_rows import NumberRows, same
@@ -30,7 +30,7 @@ class Duplicates:
     def __init__(self, near: int = NEAR_SAMPLE, seats: Seats | None = None) -> None:
         self._seats = Seats() if seats is None else seats
         self.rows, self.prompts = Repeats(self._seats), Repeats(self._seats)
-        self._sample: Reservoir[tuple[int, str, str]] = Reservoir(near)
+        self._sample: Sample[tuple[int, str, str]] = Sample(near)
 
     def add(self, entry: Entry) -> None:
         """Remember one row in a few bytes."""
@@ -38,7 +38,13 @@ class Duplicates:
         self.rows.add(key, number)
         if entry.messages:
             self.prompts.add(entry.asked, number)
-        self._sample.offer(lambda: (key, entry.place, "\n".join(entry.texts)))
+        self._sample.add(number, lambda: (key, entry.place, "\n".join(entry.texts)))
+
+    def merge(self, other: Duplicates) -> None:
+        """Take over what follows."""
+        self.rows.merge(other.rows)
+        self.prompts.merge(other.prompts)
+        self._sample.merge(other._sample)
 
     def near(self) -> list[tuple[str, str]]:
         """Places of rows of the sample that are nearly, but not exactly, one before, and of that one."""
@@ -77,24 +83,31 @@ class HeldOut:
     """
 
     def __init__(self, near: int = NEAR_SAMPLE, seats: Seats | None = None) -> None:
-        self._seats = Seats() if seats is None else seats
+        self.seats = Seats() if seats is None else seats
         self._asked = NumberRows(2)  # prompt; seat, twice, and 1 more where it is held out
         self._samples = {side: Lowest[tuple[str, str]](near) for side in (False, True)}
 
     def add(self, entry: Entry, held_out: bool) -> None:
         """Note the prompt of a row of one side."""
-        number = self._seats.take(entry.place)
+        number = self.seats.take(entry.place)
         if not (words := plain(entry.question)):
             return
         key = digest(words)
         self._asked.add(key, 2 * number + held_out)
         self._samples[held_out].offer(key, lambda: (entry.place, entry.question))
 
+    def merge(self, other: HeldOut) -> None:
+        """Take over what follows."""
+        self.seats.count = other.seats.count
+        self._asked.extend(other._asked)
+        for side, sample in self._samples.items():
+            sample.merge(other._samples[side])
+
     def findings(self) -> Iterator[Finding]:
         """Prompts on both sides but for punctuation, then those of a sample that are nearly so."""
         both, unlike = self._sides()
         held = unlike[True]
-        places = [tuple(map(self._seats.place, row[1:])) for row in both.kept]
+        places = [tuple(map(self.seats.place, row[1:])) for row in both.kept]
         if n := both.count:
             text = (
                 f"{n:,} of {held:,} held-out prompts are in training but for case, width, punctuation or white space; "

@@ -10,10 +10,10 @@ from typing import Any
 import regex
 
 from data.doctor.entry import MAX_PLACES, Entry, Finding, Places, asked_of
-from data.doctor.sampling import Earliest, Frequent, Seats
+from data.doctor.sampling import Earliest, Seats
 from data.records import normalise
 from data.storage.digests import digest
-from data.storage.number_rows import NumberRows, several
+from data.storage.number_rows import NumberRows, same, several
 
 ENOUGH = 10  # rankings below which a share says nothing
 REPEATED_ANSWER = 0.2
@@ -43,7 +43,7 @@ class Rankings:
         self.empty_best, self.empty_worse, self.equal = Places(), Places(), Places()
         self._seats = Seats() if seats is None else seats
         self._pairs = NumberRows(4)  # prompt, better answer, worse answer, seat
-        self._worse = Frequent()
+        self._worse = NumberRows(1)  # once a ranking
 
     def add(self, entry: Entry) -> None:
         """Look at one ranking; what is none is left alone."""
@@ -61,6 +61,15 @@ class Rankings:
         for i, j in pairs:
             if keys[i] != keys[j]:
                 self._pairs.add(asked, keys[i], keys[j], number)
+
+    def merge(self, other: Rankings) -> None:
+        """Take over what follows."""
+        self.count += other.count
+        self.empty_best.merge(other.empty_best)
+        self.empty_worse.merge(other.empty_worse)
+        self.equal.merge(other.equal)
+        self._pairs.extend(other._pairs)
+        self._worse.extend(other._worse)
 
     def _empty_or_equal(self, place: str, answers: list[str], pairs: list[tuple[int, int]]) -> None:
         if not all(answers):
@@ -108,7 +117,7 @@ class Rankings:
             yield Finding(kind="circle", count=n, text=text, places=places)
 
     def _one_sided(self) -> Iterator[Finding]:
-        _, n = self._worse.most() or (0, 0)
+        n = max(int((ends - starts).max(initial=0)) for starts, ends in map(same, self._worse.grouped()))
         if n >= ENOUGH and n >= REPEATED_ANSWER * self.count:
             text = f"one and the same answer is the worse one in {n:,} of {self.count:,} rankings"
             yield Finding(kind="one-sided", count=n, text=f"{text}: telling it apart teaches nothing else")
@@ -188,6 +197,17 @@ class Judgements:
         asked = entry.messages[-1].content.strip() if entry.messages else ""
         if asked and best.strip() == asked and worst.strip() != asked:
             self.copied.add(entry.place)
+
+    def merge(self, other: Judgements) -> None:
+        """Take over what follows."""
+        self.rankings, self.liked, self.judged = (
+            self.rankings + other.rankings,
+            self.liked + other.liked,
+            self.judged + other.judged,
+        )
+        self.refusal.merge(other.refusal)
+        self.cut.merge(other.cut)
+        self.copied.merge(other.copied)
 
     def findings(self) -> Iterator[Finding]:
         """Suspicions, each with what it rests on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from heapq import heappush, heapreplace
@@ -16,31 +15,6 @@ from data.storage.number_rows import NumberRows, same
 from data.storage.store import Store
 
 T = TypeVar("T")
-
-
-class Reservoir(Generic[T]):
-    """``size`` of all that came, each as likely as any other, the same ones every time."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.seen = size, 0
-        self.kept: list[T] = []
-        self._random = random.Random(0)
-
-    def add(self, one: T) -> None:
-        """Look at one more."""
-        self.offer(lambda: one)
-
-    def offer(self, make: Callable[[], T]) -> None:
-        """Look at one more, which is made where it is kept."""
-        self.seen += 1
-        if len(self.kept) < self.size:
-            self.kept.append(make())
-        elif (place := int(self._random.random() * self.seen)) < self.size:  # ``randrange`` takes five times as long
-            self.kept[place] = make()
-
-    def of(self, what: str) -> str:
-        """``412 prompts``, or ``a sample of 2,000 of 31,000 prompts``."""
-        return f"{sample_of(self.kept, self.seen)} {what}"
 
 
 def sample_of(kept: Sequence[Any], count: int) -> str:
@@ -68,10 +42,48 @@ class Lowest(Generic[T]):
         else:
             del self.items[-heapreplace(self._keys, -key)]
 
+    def merge(self, other: Lowest[T]) -> None:
+        """Look at those that another one has kept, which came behind."""
+        for key, value in other.items.items():
+            self.offer(key, lambda value=value: value)  # type: ignore[misc]
+
     @property
     def kept(self) -> list[T]:
         """Values in the order in which they came."""
         return list(self.items.values())
+
+
+class Sample(Lowest[T]):
+    """``size`` of all entries, each as likely as any other, the same ones every time: their numbers decide."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.seen = 0
+
+    def add(self, number: int, make: Callable[[], T]) -> None:
+        """Look at the entry of a number, which is made where it is kept."""
+        self.seen += 1
+        self.offer(_mixed(number), make)
+
+    def merge(self, other: Lowest[T]) -> None:
+        """Look at what another one has seen."""
+        assert isinstance(other, Sample)
+        self.seen += other.seen
+        super().merge(other)
+
+    def of(self, what: str) -> str:
+        """``412 prompts``, or ``a sample of 2,000 of 31,000 prompts``."""
+        return f"{sample_of(self.kept, self.seen)} {what}"
+
+
+def _mixed(number: int) -> int:
+    """A hash of 64 bits (splitmix64), of which no two numbers share one."""
+    z = (number + 0x9E3779B97F4A7C15) * 0xBF58476D1CE4E5B9 & _ALL
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _ALL
+    return z ^ z >> 31
+
+
+_ALL = (1 << 64) - 1
 
 
 class Histogram:
@@ -88,6 +100,12 @@ class Histogram:
         self.longest = max(self.longest, length)
         step = 1 if length < 1000 else 10 ** (len(str(length)) - 3)
         self._counts[length // step * step] += 1
+
+    def merge(self, other: Histogram) -> None:
+        """Count the lengths of another one."""
+        self.count, self.total = self.count + other.count, self.total + other.total
+        self.longest = max(self.longest, other.longest)
+        self._counts.update(other._counts)
 
     @property
     def mean(self) -> float:
@@ -121,26 +139,6 @@ class Histogram:
         }
 
 
-class Frequent:
-    """Counts of what is frequent: whatever is more than one in ``size`` is surely there (Misra and Gries 1982)."""
-
-    def __init__(self, size: int = 500) -> None:
-        self.size, self.seen = size, 0
-        self.counts: dict[int, int] = {}
-
-    def add(self, key: int) -> None:
-        """Count one; its count is then too small by at most ``seen / size``."""
-        self.seen += 1
-        counts = self.counts
-        counts[key] = counts.get(key, 0) + 1
-        if len(counts) > self.size:
-            self.counts = {k: n - 1 for k, n in counts.items() if n > 1}
-
-    def most(self) -> tuple[int, int] | None:
-        """The most frequent one with its count, the first of those that share it; None where nothing is frequent."""
-        return max(self.counts.items(), key=lambda one: one[1], default=None)
-
-
 class Repeats:
     """How many came before, exactly, and the first places of those that did.
 
@@ -157,6 +155,10 @@ class Repeats:
     def add(self, key: int, number: int) -> None:
         """Note what a seat holds."""
         self._rows.add(key, number)
+
+    def merge(self, other: Repeats) -> None:
+        """Note what another one has noted, behind the own."""
+        self._rows.extend(other._rows)
 
     def _find(self) -> tuple[int, Earliest]:
         if self._looked_at == len(self._rows):
@@ -214,12 +216,20 @@ class Seats:
 
     Args:
         where: the place of a number; without it places are kept, on disk where they are many.
+        start: the first number.
     """
 
-    def __init__(self, where: Callable[[int], str] | None = None) -> None:
+    def __init__(self, where: Callable[[int], str] | None = None, start: int = 0) -> None:
         self._where = where
         self._places = Store(str, Codec(_encode, _decode))
-        self.count = 0
+        self.count = start
+
+    def __getstate__(self) -> int:
+        """The count alone: another process has the numbers, and this one knows the places."""
+        return self.count
+
+    def __setstate__(self, state: int) -> None:
+        self.__init__(elsewhere, state)  # type: ignore[misc]
 
     def take(self, place: str) -> int:
         """The number of one more entry."""
@@ -231,6 +241,11 @@ class Seats:
     def place(self, number: int) -> str:
         """Where the entry of a number lies."""
         return self._places[number] if self._where is None else self._where(number)
+
+
+def elsewhere(number: int) -> str:
+    """Refuse to say the place of an entry."""
+    raise LookupError(f"the process that started this one knows the place of entry {number}")
 
 
 def _encode(place: str) -> Encoded:

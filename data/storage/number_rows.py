@@ -41,6 +41,25 @@ class NumberRows:
         if len(self._waiting) >= IN_MEMORY:
             self._write()
 
+    def extend(self, other: NumberRows) -> None:
+        """Append the rows of another one, in their order.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        for block in other._blocks():
+            self._waiting.frombytes(np.ascontiguousarray(block).tobytes())
+            if len(self._waiting) >= IN_MEMORY:
+                self._write()
+
+    def __getstate__(self) -> tuple[int, bytes]:
+        """The width and all numbers: another process gets them by value."""
+        return self.width, b"".join(np.ascontiguousarray(block).tobytes() for block in self._blocks())
+
+    def __setstate__(self, state: tuple[int, bytes]) -> None:
+        self.__init__(state[0])  # type: ignore[misc]
+        self._waiting.frombytes(state[1])
+
     def _write(self) -> None:
         with written():
             if self._file is None:
