@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,16 @@ from data.doctor.rankings import Judgements, Rankings
 from data.doctor.sampling import Earliest, Histogram, Lowest, Seats, sample_of
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
 from data.formats import FORMATS, Reject, Row, known_formats
-from data.judgements import gathered
+from data.judgements import gathered, waiting_rows
 from data.near_duplicates import near_duplicates
 from data.readers.files import is_text
 from data.readers.rows import NOT_READ
 from data.records import group_of, normalise
 from data.source_settings import Source
-from data.sources import Parsed, Rejected, parse_file
+from data.sources import Parsed, Rejected, parse_file, rejected_rows
 from data.storage.digests import digest
 from data.storage.number_rows import NumberRows, same
+from data.storage.store import Store
 from data.tokens import bounded, check_speed
 
 EXAMPLES = 5
@@ -66,7 +67,7 @@ class FileCheck:
     columns: dict[str, int]
     unread: dict[str, int]  # columns that describe a row and are no part of prompts and answers
     usable: dict[str, int]
-    bad: tuple[Rejected, ...]
+    bad: Sequence[Rejected]  # on disk, where they are many
     notes: dict[str, int]
     remarks: tuple[str, ...]
     duplicates: tuple[tuple[str, str], ...]  # place of a row, and of the same row before it; at most 1,000
@@ -120,7 +121,8 @@ class DataCheck:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"clean": self.clean}
+        files = [asdict(replace(one, bad=())) | {"bad": [asdict(row) for row in one.bad]} for one in self.files]
+        return {"files": files, "overlaps": [asdict(one) for one in self.overlaps], "clean": self.clean}
 
 
 def check_files(
@@ -182,10 +184,10 @@ class _FileReader:
     unread: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     usable: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(KINDS, 0)))
-    bad: list[Rejected] = field(default_factory=list)
+    bad: Store[Rejected] = field(default_factory=rejected_rows)
     remarks: list[str] = field(default_factory=list)
     tied: int = 0
-    judged: list[Parsed] = field(default_factory=list)
+    judged: Store[Parsed] = field(default_factory=waiting_rows)
     seats: Seats = field(default_factory=Seats)
     keys: NumberRows = field(default_factory=lambda: NumberRows(2))  # prompt or text, seat
     asked: Lowest[tuple[int, str]] = field(default_factory=lambda: Lowest(NEAR_SAMPLE))
@@ -276,7 +278,7 @@ class _FileReader:
             columns=dict(self.columns),
             unread=dict(self.unread),
             usable=dict(self.usable),
-            bad=tuple(self.bad),
+            bad=tuple(self.bad) if self.bad.file is None else self.bad,
             notes=dict(self.notes),
             remarks=tuple(self.remarks),
             duplicates=tuple(self.duplicates.rows.places),

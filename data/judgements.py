@@ -31,7 +31,7 @@ def gathered(parsed: Iterable[Any], kind: str) -> Iterator[Any]:
         parsed: dataclasses with a ``row`` (or None).
         kind: ``rankings``, ``demonstrations`` or another, for which nothing is put together.
     """
-    waiting: Store[Any] = Store(object, Codec(_encode, _decode))
+    waiting = waiting_rows()
     keys = array("Q")
     for one in parsed:
         row = one.row
@@ -43,6 +43,11 @@ def gathered(parsed: Iterable[Any], kind: str) -> Iterator[Any]:
     for places in together(as_digests(keys)):
         same = [waiting[int(place)] for place in places]
         yield from _ranked(same) if kind == "rankings" else _best(same)
+
+
+def waiting_rows() -> Store[Any]:
+    """Dataclasses with a row, on disk from some thousands on."""
+    return Store(object, Codec(_encode, _decode))
 
 
 def is_gathered(row: Row, kind: str) -> bool:

@@ -75,10 +75,8 @@ def noted(mapped: Any, made: list[Any], *given: Any) -> Iterator[Any]:
 
 def test_helpers_make_the_records_and_findings_of_one_process(many, monkeypatch):
     write(many / "a.jsonl", [odd(i) for i in range(900)])
-    write(
-        many / "b.jsonl",
-        [{"prompt": f"q {i % 7}" if i % 5 else f"thing {i}", "completion": f"a {i}"} for i in range(300)],
-    )
+    few = [{"prompt": f"q {i % 7}" if i % 5 else f"thing {i}", "completion": f"a {i}"} for i in range(25)]
+    write(many / "b.jsonl", few)
     alone = found(many, 0, monkeypatch)
     made: list[Any] = []
     for module in (blocks, doctor):
