@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
@@ -50,9 +51,12 @@ def mapped(function: Callable[[Any], Any], blocks: Iterable[T], count: int) -> I
     if not count:
         yield from ((block, function(block)) for block in blocks)
         return
+    given = iter(blocks)
+    if (first_of_all := next(given, None)) is None:
+        return
     with _Helpers(count) as pool:
         waiting: deque[tuple[T, Future[Any]]] = deque()
-        for block in blocks:
+        for block in chain([first_of_all], given):
             waiting.append((block, pool.submit(function, block)))
             if len(waiting) >= AHEAD * count:
                 first, future = waiting.popleft()

@@ -24,7 +24,7 @@ from data.storage.views import Chain
 TOKEN_SAMPLE = 2000
 """Rows of a part whose tokens are counted."""
 
-MANY, BLOCK = 50_000, 8192
+MANY, BLOCK = 100_000, 8192
 """Records of a part from which on helper processes look at them, and so many of them at a time."""
 
 
@@ -151,7 +151,7 @@ def _see(look: _Look, start: tuple[int, int], split: Split[Any]) -> None:
     """Look at all records of a part."""
     sides = split.train, split.held_out
     stored = [found for records in sides if (found := as_stored(records)) is not None]
-    count = helpers() if len(split) >= MANY and len(stored) == len(sides) else 0
+    count = helpers() if len(split) > MANY and len(stored) == len(sides) else 0
     if not count:
         for held, records in zip((False, True), sides, strict=True):
             for record in records:
