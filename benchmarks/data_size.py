@@ -10,6 +10,7 @@ behind it, which plans a reward model; both again; and, with ``--file``, ``trive
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -21,6 +22,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 TRIVET = "import sys; from pipelines.cli.main import main; sys.exit(main())"
@@ -53,7 +56,9 @@ def rows(count: int) -> Iterator[dict[str, str]]:
 
 
 def command(arguments: list[str], folder: Path) -> dict[str, float]:
-    """Run a command in a folder: its CPU seconds, seconds, and peak of memory in bytes.
+    """Run a command in a folder: its CPU seconds and seconds, its own peak of memory, and that of its helpers, in bytes.
+
+    CPU seconds are those of all its processes.
 
     Raises:
         SystemExit: it failed.
@@ -63,13 +68,25 @@ def command(arguments: list[str], folder: Path) -> dict[str, float]:
     with (folder / "log").open("w+") as log:
         line = [sys.executable, "-c", TRIVET, *arguments]
         child = subprocess.Popen(line, cwd=folder, env=environment, stdout=log, stderr=log)
-        _, status, used = os.wait4(child.pid, 0)
+        helpers, status = 0, None
+        while status is None:
+            helpers = max(helpers, _helpers(child.pid))
+            time.sleep(0.2)
+            ended, code, used = os.wait4(child.pid, os.WNOHANG)
+            status = code if ended else None
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             log.seek(0)
             raise SystemExit(f"{' '.join(arguments)} ended with {child.returncode}:\n{log.read()}")
     seconds = time.perf_counter() - started
-    return {"cpu": used.ru_utime + used.ru_stime, "seconds": seconds, "peak": used.ru_maxrss * 1024}
+    return {"cpu": used.ru_utime + used.ru_stime, "seconds": seconds, "peak": used.ru_maxrss * 1024, "helpers": helpers}
+
+
+def _helpers(parent: int) -> int:
+    """Bytes that the processes below this one hold for themselves alone."""
+    with contextlib.suppress(psutil.Error):
+        return sum(one.memory_full_info().uss for one in psutil.Process(parent).children(recursive=True))
+    return 0
 
 
 def measure(count: int, parent: Path | None, with_file: bool) -> dict[str, Any]:
@@ -102,7 +119,12 @@ def _over(one: dict[str, Any], few: dict[str, Any]) -> float:
     return max(step["peak"] - few["steps"][name]["peak"] for name, step in one["steps"].items())
 
 
-def page(results: list[dict[str, Any]]) -> str:
+def _of_helpers(one: dict[str, Any]) -> float:
+    """Bytes that helpers held, the most of all commands."""
+    return max(step.get("helpers", 0) for step in one["steps"].values())
+
+
+def page(results: list[dict[str, Any]], machine: str) -> str:
     """The measurements as a table, with the growth between two neighbours."""
     few, *results = results
     names = list(results[-1]["steps"])
@@ -110,10 +132,13 @@ def page(results: list[dict[str, Any]]) -> str:
         "# Data of any size",
         "",
         "Preference rows (prompt, chosen, rejected; about 430 bytes each) in one file, for a reward model, by the",
-        "commands that a user runs, each one process on one core: `trivet data check RECIPE` reads, splits, and looks",
-        "for what is doubtful; `trivet plan RECIPE` behind it hashes the records, and takes the rest from the cache,",
-        "whose files are found by their bytes. Memory is the peak above that of the same command on",
-        f"{FEW} rows. Written by `benchmarks/data_size.py`.",
+        "commands that a user runs: `trivet data check RECIPE` reads, splits, and looks for what is doubtful;",
+        "`trivet plan RECIPE` behind it hashes the records, and takes the rest from the cache, whose files are found by",
+        "their bytes. CPU is that of all processes: from 100,000 rows on helper processes, one a core, share the work.",
+        f"Memory is the peak of the command itself above that of the same command on {FEW} rows; what its helpers hold",
+        "does not grow with the rows. Written by `benchmarks/data_size.py`.",
+        "",
+        machine,
         "",
         chart(
             "CPU of check and plan", "seconds per 10,000 rows", results, [1e4 * _cpu(r) / r["rows"] for r in results]
@@ -121,13 +146,14 @@ def page(results: list[dict[str, Any]]) -> str:
         "",
         chart("Peak memory above a small file's", "MB", results, [_over(r, few) / 1e6 for r in results]),
         "",
-        "| rows | file | cache | " + " | ".join(f"{n}: CPU s" for n in names) + " | memory above |",
-        "|" + "---|" * (len(names) + 4),
+        "| rows | file | cache | " + " | ".join(f"{n}: CPU s" for n in names) + " | memory above | helpers |",
+        "|" + "---|" * (len(names) + 5),
     ]
     for one in (few, *results):
         cpu = " | ".join(f"{one['steps'][n]['cpu']:,.1f}" if n in one["steps"] else "" for n in names)
         sizes = f"{one['bytes'] / 1e6:,.0f} MB | {one['cache_bytes'] / 1e6:,.0f} MB"
-        lines.append(f"| {one['rows']:,} | {sizes} | {cpu} | {_over(one, few) / 1e6:,.0f} MB |")
+        memory = f"{_over(one, few) / 1e6:,.0f} MB | {_of_helpers(one) / 1e6:,.0f} MB"
+        lines.append(f"| {one['rows']:,} | {sizes} | {cpu} | {memory} |")
     lines.append("")
     for less, more in pairwise(results):
         extra = (_over(more, few) - _over(less, few)) / (more["rows"] - less["rows"])
@@ -173,6 +199,7 @@ def main() -> None:
     parser.add_argument("--file", action="store_true", help="measure `trivet data check FILE` too")
     parser.add_argument("--write", type=Path, help="the page")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "data_size.json")
+    parser.add_argument("--machine", default="", help="a sentence about the machine, for the page")
     parser.add_argument("--folder", type=Path, help="where files are made; default: a temporary folder")
     chosen = parser.parse_args()
     results = []
@@ -180,7 +207,7 @@ def main() -> None:
         results.append(measure(count, chosen.folder, chosen.file))
         chosen.results.write_text(json.dumps(results, indent=1) + "\n")
     if chosen.write:
-        chosen.write.write_text(page(results), encoding="utf-8")
+        chosen.write.write_text(page(results, chosen.machine), encoding="utf-8")
 
 
 if __name__ == "__main__":

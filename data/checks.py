@@ -8,33 +8,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data.common.errors import UserError, nearest
 from data.derive import KINDS
 from data.doctor.duplicates import NEAR_SAMPLE, Duplicates
 from data.doctor.entry import Check, Entry, Finding, of_row
 from data.doctor.rankings import Judgements, Rankings
-from data.doctor.sampling import HashSample, Histogram, Reservoir
+from data.doctor.sampling import Earliest, Histogram, Lowest, Seats, sample_of
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
 from data.formats import FORMATS, Reject, Row, known_formats
-from data.judgements import gathered
+from data.judgements import gathered, waiting_rows
 from data.near_duplicates import near_duplicates
 from data.readers.files import is_text
 from data.readers.rows import NOT_READ
 from data.records import group_of, normalise
 from data.source_settings import Source
-from data.sources import Parsed, Rejected, parse_file
+from data.sources import Parsed, Rejected, parse_file, rejected_rows
 from data.storage.digests import digest
+from data.storage.number_rows import NumberRows, same
+from data.storage.store import Store
 from data.tokens import bounded, check_speed
 
 EXAMPLES = 5
 """Places named for each overlap of two files."""
-PROMPTS = 100_000
-"""Prompts of a file that are remembered to find overlaps; of more, those of a share of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ class FileCheck:
     columns: dict[str, int]
     unread: dict[str, int]  # columns that describe a row and are no part of prompts and answers
     usable: dict[str, int]
-    bad: tuple[Rejected, ...]
+    bad: Sequence[Rejected]  # on disk, where they are many
     notes: dict[str, int]
     remarks: tuple[str, ...]
     duplicates: tuple[tuple[str, str], ...]  # place of a row, and of the same row before it; at most 1,000
@@ -119,7 +121,8 @@ class DataCheck:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"clean": self.clean}
+        files = [asdict(replace(one, bad=())) | {"bad": [asdict(row) for row in one.bad]} for one in self.files]
+        return {"files": files, "overlaps": [asdict(one) for one in self.overlaps], "clean": self.clean}
 
 
 def check_files(
@@ -136,7 +139,7 @@ def check_files(
         UserError: a file is not there or cannot be read, no row of it fits a format, or there is no such tokenizer.
     """
     count_tokens = token_counter(tokenizer) if tokenizer is not None else None
-    readers = [_read_file(Path(file), str(file), count_tokens, reading) for file in files]
+    readers = [_read_file(Path(file), str(file), count_tokens, reading, compared=len(files) > 1) for file in files]
     overlaps = [_overlap(a, b) for a, b in combinations(readers, 2)]
     return DataCheck(
         files=tuple(reader.outcome() for reader in readers),
@@ -144,13 +147,15 @@ def check_files(
     )
 
 
-def _read_file(path: Path, name: str, count_tokens: Count | None, reading: Source | None) -> _FileReader:
+def _read_file(
+    path: Path, name: str, count_tokens: Count | None, reading: Source | None, compared: bool
+) -> _FileReader:
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         if path.exists():
             raise UserError(f"{path} is {'a folder' if path.is_dir() else 'a pipe, socket or device'}, not a file")
         raise UserError(f"{path} is not there.{nearest(path.name, names)}")
-    reader = _FileReader(name, count_tokens, reading)
+    reader = _FileReader(name, count_tokens, reading, compared)
     for parsed in parse_file(path, name, source=reading, remarks=reader.remarks):
         reader.add(parsed)
     if not reader.rows:
@@ -172,21 +177,23 @@ class _FileReader:
     file: str
     count_tokens: Count | None
     reading: Source | None = None
+    compared: bool = False  # with other files, for which prompts are remembered
     rows: int = 0
     formats: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     usable: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(KINDS, 0)))
-    bad: list[Rejected] = field(default_factory=list)
+    bad: Store[Rejected] = field(default_factory=rejected_rows)
     remarks: list[str] = field(default_factory=list)
     tied: int = 0
-    judged: list[Parsed] = field(default_factory=list)
-    keys: HashSample[str] = field(default_factory=lambda: HashSample(PROMPTS))
-    asked: Reservoir[tuple[str, str]] = field(default_factory=lambda: Reservoir(NEAR_SAMPLE))
+    judged: Store[Parsed] = field(default_factory=waiting_rows)
+    seats: Seats = field(default_factory=Seats)
+    keys: NumberRows = field(default_factory=lambda: NumberRows(2))  # prompt or text, seat
+    asked: Lowest[tuple[int, str]] = field(default_factory=lambda: Lowest(NEAR_SAMPLE))
     turns: Turns = field(default_factory=Turns)
     languages: Languages = field(default_factory=Languages)
-    duplicates: Duplicates = field(default_factory=Duplicates)
+    duplicates: Duplicates = field(init=False)
     lengths: Lengths = field(init=False)
     checks: tuple[Check, ...] = field(init=False)
     unread_by_shape: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = field(default_factory=dict)
@@ -196,8 +203,9 @@ class _FileReader:
 
     def __post_init__(self) -> None:
         self.lengths = Lengths(self.count_tokens)
+        self.duplicates = Duplicates(seats=Seats(self.seats.place))
         own = (self.lengths, self.turns, self.languages, Characters(), self.duplicates)
-        self.checks = (Rankings(), Judgements(), *own)
+        self.checks = (Rankings(Seats(self.seats.place)), Judgements(), *own)
 
     def add(self, parsed: Parsed) -> None:
         """Count one row, or one of several that a line holds."""
@@ -222,9 +230,11 @@ class _FileReader:
         else:
             self._use(parsed, tuple(KINDS))
         entry = of_row(row, parsed.place)
+        seat = self.seats.take(parsed.place)
         for check in self.checks:
             check.add(entry)
-        self._remember(row, entry)
+        if self.compared:
+            self._remember(row, entry, seat)
 
     def _use(self, parsed: Parsed, kinds: Iterable[str]) -> None:
         assert parsed.row is not None
@@ -235,16 +245,18 @@ class _FileReader:
                 lines = kind == "prompts" and is_text(Path(self.file)) and bool(parsed.row.text)
                 self.usable[kind] += lines
 
-    def _remember(self, row: Row, entry: Entry) -> None:
+    def _remember(self, row: Row, entry: Entry, seat: int) -> None:
         texts = row.answers or (row.text,)
         own = ["prompt/" + group_of(row.messages)] if row.messages else ["text/" + normalise(t) for t in texts]
-        new = False
-        for key in map(digest, own):
-            if self.keys.admits(key) and key not in self.keys.items:
-                self.keys.put(key, entry.place)
-                new = True
-        if new:
-            self.asked.add((entry.place, entry.question or "\n".join(entry.answers)))
+        keys = [digest(one) for one in own]
+        for key in keys:
+            self.keys.add(key, seat)
+        together = keys[0] if len(keys) == 1 else digest(" ".join(map(str, keys)))
+        self.asked.offer(together, lambda: (seat, entry.question or "\n".join(entry.answers)))
+
+    def sample(self) -> list[tuple[str, str]]:
+        """Place and prompt of the rows that are compared by MinHash."""
+        return [(self.seats.place(seat), text) for seat, text in self.asked.kept]
 
     def _findings(self) -> Iterator[Finding]:
         for check in self.checks:
@@ -266,7 +278,7 @@ class _FileReader:
             columns=dict(self.columns),
             unread=dict(self.unread),
             usable=dict(self.usable),
-            bad=tuple(self.bad),
+            bad=tuple(self.bad) if self.bad.file is None else self.bad,
             notes=dict(self.notes),
             remarks=tuple(self.remarks),
             duplicates=tuple(self.duplicates.rows.places),
@@ -299,21 +311,28 @@ def _unread(form: str, columns: tuple[str, ...], reading: Source | None) -> tupl
 
 
 def _overlap(a: _FileReader, b: _FileReader) -> Overlap:
-    halvings = max(a.keys.halvings, b.keys.halvings)
-    shared = [(place, b.keys.items[key]) for key, place in a.keys.items.items() if key in b.keys.items]
-    known, held = {one for _, one in shared}, a.asked.kept
-    near = [(first, second) for second, first in near_duplicates(b.asked.kept, held) if second not in known]
-    parts = [f"of one prompt in {1 << halvings:,}"] if halvings else []
-    if a.asked.seen > len(held) or b.asked.seen > len(b.asked.kept):
-        parts.append(f"near ones of {a.asked.of('prompts')} and {b.asked.of('prompts')}")
+    shared, known = Earliest(EXAMPLES), [np.empty(0, np.uint64)]
+    unlike = [0, 0]
+    parts = max(a.keys.parts(), b.keys.parts())
+    for first, second in zip(a.keys.grouped(parts), b.keys.grouped(parts), strict=True):
+        first, second = first[same(first)[0]], second[same(second)[0]]
+        unlike = [unlike[0] + len(first), unlike[1] + len(second)]
+        _, x, y = np.intersect1d(first[:, 0], second[:, 0], assume_unique=True, return_indices=True)
+        shared.extend(np.stack([first[x, 1], second[y, 1]], axis=1))
+        known.append(np.intersect1d(second[y, 1], [seat for seat, _ in b.asked.kept]))
+    one, other = a.sample(), b.sample()
+    of = {b.seats.place(int(seat)) for seat in np.concatenate(known)}
+    near = [(x, y) for y, x in near_duplicates(other, one) if y not in of]
+    all_compared = unlike[0] <= len(one) and unlike[1] <= len(other)
+    sampled = f"near ones of {sample_of(one, unlike[0])} prompts and {sample_of(other, unlike[1])} prompts"
     return Overlap(
         first=a.file,
         second=b.file,
-        shared=len(shared),
-        examples=tuple(shared[:EXAMPLES]),
+        shared=shared.count,
+        examples=tuple((a.seats.place(x), b.seats.place(y)) for x, y in shared.kept),
         nearly=len(near),
         near_examples=tuple(near[:EXAMPLES]),
-        sampled="; ".join(parts),
+        sampled="" if all_compared else sampled,
     )
 
 

@@ -31,12 +31,11 @@ def gathered(parsed: Iterable[Any], kind: str) -> Iterator[Any]:
         parsed: dataclasses with a ``row`` (or None).
         kind: ``rankings``, ``demonstrations`` or another, for which nothing is put together.
     """
-    waiting: Store[Any] = Store(object, Codec(_encode, _decode))
+    waiting = waiting_rows()
     keys = array("Q")
     for one in parsed:
         row = one.row
-        alone = row is not None and row.judged and len(row.answers) == 1
-        if alone and (kind == "rankings" or (kind == "demonstrations" and row.judged == "score")):
+        if row is not None and is_gathered(row, kind):
             waiting.append(one)
             keys.append(digest(f"{said(row.messages)} {row.judged}"))
         else:
@@ -44,6 +43,18 @@ def gathered(parsed: Iterable[Any], kind: str) -> Iterator[Any]:
     for places in together(as_digests(keys)):
         same = [waiting[int(place)] for place in places]
         yield from _ranked(same) if kind == "rankings" else _best(same)
+
+
+def waiting_rows() -> Store[Any]:
+    """Dataclasses with a row, on disk from some thousands on."""
+    return Store(object, Codec(_encode, _decode))
+
+
+def is_gathered(row: Row, kind: str) -> bool:
+    """Whether a row waits for others to the same prompt."""
+    if not row.judged or len(row.answers) != 1:
+        return False
+    return kind == "rankings" or (kind == "demonstrations" and row.judged == "score")
 
 
 _CLASSES: dict[str, type[Any]] = {}

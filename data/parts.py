@@ -107,7 +107,7 @@ def annotated(part: Part, how: str, new: Callable[[], Index]) -> Part:
         weights[order] = np.repeat(1.0 / sizes, sizes)
         return replace(part, weights=weights)  # type: ignore[arg-type]
     index = new()
-    collected = Collected("rankings", index.add)
+    collected = Collected("rankings", index)
     ranked = np.argsort(order[starts], kind="stable")  # in the order of the first of each
     for at in ranked:
         same = order[starts[at] : starts[at] + sizes[at]]

@@ -89,6 +89,11 @@ class Sample:
         self._places, self._kinds, self._records = array("q"), array("I"), array("I")
         self._known: dict[Any, int] = {}
 
+    @property
+    def draws(self) -> bool:
+        """Whether rows are drawn, which their content decides."""
+        return self._lots is not None
+
     def add(self, place: str, row: Any, kind: Any, records: int) -> None:
         """Note a row of this place, of a hashable kind, that gives so many records."""
         self._places.append(hash(place))

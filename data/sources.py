@@ -10,16 +10,18 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from data.blocks import Made, Making, made_by_helpers
 from data.cleaning.rows import RowCleaner, Tally
 from data.common.errors import UserError, nearest
 from data.common.patience import each
 from data.derive import KINDS
-from data.formats import Reject, Row, assembled, hint, parse
+from data.formats import FORMATS, Reject, Row, assembled, hint, parse
 from data.formats.columns import named_by
 from data.formats.exports import is_export, unwrapped
 from data.formats.parsing import used_as
@@ -322,8 +324,10 @@ def _of_kind(
     lost, other = Lost(), None
     used = Sample(source.weight, source.limit, seed)
     reasons: dict[str, str] = {}  # one string for all rows of a reason
-    raws = each(raws, f"reading {source.path}")
-    rows = parsed_rows(_kept(raws, source, count, loaded.columns), reading, source)
+    raws = _kept(each(raws, f"reading {source.path}"), source, count, loaded.columns)
+    if cleaner is None and not used.draws:
+        raws = _with_helpers(raws, kind, source, reading, used, into)
+    rows = parsed_rows(raws, reading, source)
     if cleaner is not None:
         rows = _cleaned(rows, cleaner, count)
     for parsed in gathered(rows, kind):
@@ -333,7 +337,7 @@ def _of_kind(
                 lost.add(parsed.place, parsed.error)
             continue
         try:
-            records = KINDS[kind](_text_as_prompt(parsed.row) if kind == "prompts" else parsed.row)
+            records = records_of(parsed.row, kind)
         except Reject as error:
             reason = str(error)
             loaded.rejected.append(Rejected(parsed.place, reasons.setdefault(reason, reason)))
@@ -357,6 +361,35 @@ def _of_kind(
         cure = hint(other, kind) if other else used_as(lost.row, kind, reading.known) if lost.row else ""
         raise UserError(_nothing(loaded, kind, source, cure, lost.why(reading.known, source.format)))
     return loaded
+
+
+def records_of(row: Row, kind: str) -> list[Any]:
+    """The records of a kind that a row gives.
+
+    Raises:
+        Reject: it gives none.
+    """
+    return KINDS[kind](_text_as_prompt(row) if kind == "prompts" else row)
+
+
+def _with_helpers(
+    raws: Iterator[tuple[str, Any]], kind: str, source: Source, reading: Reading, used: Sample, into: Collected
+) -> Iterator[tuple[str, Any]]:
+    """The rows that are read here; of many, helper processes make records of nearly all."""
+
+    def take(made: Made) -> None:
+        for place, of, records in made.rows:
+            used.add(place, None, of, records)
+        into.extend(made.records, made.numbers)
+
+    making = Making(
+        kind=kind,
+        parsed=partial(parsed_rows, reading=reading, source=source),
+        records=partial(records_of, kind=kind),
+        index=None if into.index is None else into.index.empty(),
+        formats=tuple(FORMATS),
+    )
+    return made_by_helpers(raws, making, take)
 
 
 def _cleaned(rows: Iterable[Parsed], cleaner: RowCleaner, count: SourceCount) -> Iterator[Parsed]:

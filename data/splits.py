@@ -127,7 +127,7 @@ class _Reading:
         if key is not None and sources and (found := kept(key, kind)) is not None:
             return found
         index = self._index(said=said)
-        collected = Collected(kind, index.add)
+        collected = Collected(kind, index)
         loaded = load_records(
             sources, kind, config, seed=self.seed, base_dir=self.base_dir, known=known, into=collected
         )
@@ -151,7 +151,7 @@ class _Reading:
 
     def _index(self, *, said: bool) -> Index:
         share = self.config.held_out
-        held = partial(is_held_out, share=share) if isinstance(share, float) else (lambda group: False)
+        held = partial(is_held_out, share=share if isinstance(share, float) else 0.0)
         return Index(held, named=self.config.group_by is not None, said=said)
 
     def count(self, part: str, name: str, records: Part, places: Places) -> None:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.doctor.duplicates import NEAR_SAMPLE, PROMPTS, Duplicates, HeldOut
+import numpy as np
+
+from data.common.patience import patience
+from data.common.workers import helpers, mapped
+from data.doctor.duplicates import NEAR_SAMPLE, Duplicates, HeldOut
 from data.doctor.entry import Check, Entry, Finding, of_record
 from data.doctor.rankings import Judgements, Rankings
-from data.doctor.sampling import HashSample
+from data.doctor.sampling import Seats, elsewhere
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
+from data.leaks import source_of
 from data.splits import PARTS, Corpus, Split
+from data.storage.number_rows import NumberRows, same
+from data.storage.store import as_stored
+from data.storage.views import Chain
 
 TOKEN_SAMPLE = 2000
 """Rows of a part whose tokens are counted."""
+
+MANY, BLOCK = 100_000, 8192
+"""Records of a part from which on helper processes look at them, and so many of them at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +46,71 @@ class Health:
         return cls(findings=findings, facts=found["facts"])
 
 
-def part_checks(count_tokens: Count | None = None, near: int = NEAR_SAMPLE) -> tuple[Check, ...]:
-    """Every check of one part, new."""
-    lengths = Lengths(count_tokens, TOKEN_SAMPLE)
-    return (Rankings(), Judgements(), lengths, Turns(), Languages(), Characters(), Duplicates(near))
+Where = Callable[[int], str]
+"""The place of the record of a number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What is looked at of a part.
+
+    ``near`` rows of it, and prompts of each side, are compared by MinHash; ``counted`` says that somebody counts
+    tokens, ``compared`` that its prompts are compared with those of other parts and sides.
+    """
+
+    part: str
+    near: int
+    counted: bool
+    compared: bool
+
+
+class _Look:
+    """Every check of the records of one part, which come one after the other, training first.
+
+    Args:
+        asked: what is looked at.
+        start: the number of the first record among those of its part, and among those of all parts.
+        where: the places of both.
+        count_tokens: counts the tokens of texts; without it lengths are told in characters.
+    """
+
+    def __init__(
+        self,
+        asked: _Asked,
+        start: tuple[int, int],
+        where: tuple[Where, Where] = (elsewhere, elsewhere),
+        count_tokens: Count | None = None,
+    ) -> None:
+        def seats() -> Seats:
+            return Seats(where[0], start[0])
+
+        self.asked = asked
+        lengths = Lengths(count_tokens, TOKEN_SAMPLE if asked.counted else None, start[0])
+        languages, duplicates = Languages(start=start[0]), Duplicates(asked.near, seats())
+        self.checks: tuple[Check, ...] = (
+            *(Rankings(seats()), Judgements(), lengths, Turns(), languages, Characters(), duplicates),
+        )
+        self.held_out, self.shared = HeldOut(asked.near, Seats(where[1], start[1])), Shared()
+
+    def add(self, record: Any, held: bool) -> None:
+        """Look at one record."""
+        entry = of_record(record)
+        for check in self.checks:
+            check.add(entry)
+        if self.asked.compared:
+            self.held_out.add(entry, held)
+            self.shared.add(self.asked.part, entry)
+
+    def merge(self, other: _Look) -> None:
+        """Take over what was seen of the records that follow."""
+        for check, more in zip(self.checks, other.checks, strict=True):
+            check.merge(more)
+        self.held_out.merge(other.held_out)
+        self.shared.merge(other.shared)
 
 
 def examine(corpus: Corpus, count_tokens: Count | None = None, near: int = NEAR_SAMPLE) -> Health:
-    """Look at every record once.
+    """Look at every record once; at many with helper processes, which find the same.
 
     Args:
         corpus: the records of a run.
@@ -52,19 +120,22 @@ def examine(corpus: Corpus, count_tokens: Count | None = None, near: int = NEAR_
     given = _given(corpus)
     findings: list[Finding] = []
     facts: dict[str, dict[str, Any]] = {}
-    held_out, shared = HeldOut(near), Shared()
+    compared = [part for part in given if part != "documents" or len(given) == 1]
+    late = [] if "prompts" in given else [corpus.prompts.held_out]  # those of a file of held-out prompts
+    everywhere = _places(Chain(*(getattr(corpus, part).all for part in compared), *late))
+    held_out, shared = HeldOut(near, Seats(everywhere)), Shared()
     for part in given:
-        own = part_checks(count_tokens, near)
-        for entry, held in _entries(getattr(corpus, part)):
-            for check in own:
-                check.add(entry)
-            if part != "documents" or len(given) == 1:
-                held_out.add(entry, held)
-                shared.add(part, entry)
-        findings += [_of_part(part, f) for check in own for f in check.findings()]
-        facts[part] = {name: value for check in own for name, value in check.facts().items() if value}
-    if "prompts" not in given:  # those of a file of held-out prompts
-        for record in corpus.prompts.held_out:
+        split: Split[Any] = getattr(corpus, part)
+        asked = _Asked(part=part, near=near, counted=count_tokens is not None, compared=part in compared)
+        start = 0, held_out.seats.count
+        look = _Look(asked, start, (_places(split.all), everywhere), count_tokens)
+        _see(look, start, split)
+        held_out.merge(look.held_out)
+        shared.merge(look.shared)
+        findings += [_of_part(part, f) for check in look.checks for f in check.findings()]
+        facts[part] = {name: value for check in look.checks for name, value in check.facts().items() if value}
+    for records in late:
+        for record in records:
             held_out.add(of_record(record), True)
     return Health(
         findings=(*findings, *held_out.findings(), *_sides(corpus, given)),
@@ -72,16 +143,47 @@ def examine(corpus: Corpus, count_tokens: Count | None = None, near: int = NEAR_
     )
 
 
+def _places(records: Sequence[Any]) -> Where:
+    return lambda number: source_of(records[number])
+
+
+def _see(look: _Look, start: tuple[int, int], split: Split[Any]) -> None:
+    """Look at all records of a part."""
+    sides = split.train, split.held_out
+    stored = [found for records in sides if (found := as_stored(records)) is not None]
+    count = helpers() if len(split) > MANY and len(stored) == len(sides) else 0
+    if not count:
+        for held, records in zip((False, True), sides, strict=True):
+            for record in records:
+                look.add(record, held)
+        return
+    blocks: list[_Block] = []
+    for held, some in zip((False, True), stored, strict=True):
+        for begin in range(0, len(some), BLOCK):
+            own = some[begin : begin + BLOCK]
+            blocks.append((look.asked, start, held, own))
+            start = start[0] + len(own), start[1] + len(own) * look.asked.compared
+    with patience("checking"):
+        for _, seen in mapped(_seen, blocks, count):
+            look.merge(seen)
+
+
+_Block = tuple[_Asked, tuple[int, int], bool, Sequence[Any]]
+
+
+def _seen(block: _Block) -> _Look:
+    """What a helper process sees of some records."""
+    asked, start, held, records = block
+    look = _Look(asked, start)
+    for record in records:
+        look.add(record, held)
+    return look
+
+
 def _given(corpus: Corpus) -> list[str]:
     """Parts with sources of their own; those derived from others are looked at where they come from."""
     named = {count.part for count in corpus.counts}
     return [part for part in PARTS if part in named]
-
-
-def _entries(split: Split[Any]) -> Iterator[tuple[Entry, bool]]:
-    for held, records in ((False, split.train), (True, split.held_out)):
-        for record in records:
-            yield of_record(record), held
 
 
 def _of_part(part: str, finding: Finding) -> Finding:
@@ -91,27 +193,27 @@ def _of_part(part: str, finding: Finding) -> Finding:
 class Shared:
     """How many prompts parts have in common: what SFT and the reward model both see."""
 
-    def __init__(self, prompts: int = PROMPTS) -> None:
-        self._parts: HashSample[frozenset[str]] = HashSample(prompts)
-        self._sets: dict[frozenset[str], frozenset[str]] = {}
+    def __init__(self) -> None:
+        self._asked = NumberRows(2)  # prompt, part
 
     def add(self, part: str, entry: Entry) -> None:
         """Note a part's prompt."""
-        if not entry.messages:
-            return
-        key = entry.asked
-        if self._parts.admits(key):
-            parts = self._parts.items.get(key, frozenset()) | {part}
-            self._parts.put(key, self._sets.setdefault(parts, parts))  # one set for all prompts of the same parts
+        if entry.messages:
+            self._asked.add(entry.asked, PARTS.index(part))
+
+    def merge(self, other: Shared) -> None:
+        """Take over what follows."""
+        self._asked.extend(other._asked)
 
     def facts(self) -> dict[str, Any]:
         """Prompts by the two parts or more that have them."""
-        counts: dict[str, int] = {}
-        for parts in self._parts.items.values():
-            if len(parts) > 1:
-                names = " and ".join(part for part in PARTS if part in parts)
-                counts[names] = counts.get(names, 0) + 1
-        return counts | ({"counted": self._parts.sampled} if counts and self._parts.sampled else {})
+        counts = np.zeros(1 << len(PARTS), np.int64)
+        for rows in self._asked.grouped():
+            if len(rows):
+                having = np.bitwise_or.reduceat(np.uint64(1) << rows[:, 1], same(rows)[0])
+                counts += np.bincount(having.astype(np.int64), minlength=len(counts))
+        names = {bits: [part for i, part in enumerate(PARTS) if bits >> i & 1] for bits in range(len(counts))}
+        return {" and ".join(of): int(counts[bits]) for bits, of in names.items() if len(of) > 1 and counts[bits]}
 
 
 def _sides(corpus: Corpus, given: Iterable[str]) -> Iterator[Finding]:

@@ -92,9 +92,15 @@ class Finding:
 
 
 class Check(Protocol):
-    """A look at entries one by one, in one pass and bounded memory."""
+    """A look at entries one by one, in one pass and bounded memory.
+
+    ``merge`` takes over what the same check has seen of the entries that follow: that gives what one check of all
+    entries finds.
+    """
 
     def add(self, entry: Entry) -> None: ...
+
+    def merge(self, other: Any) -> None: ...
 
     def findings(self) -> Iterable[Finding]: ...
 
@@ -115,6 +121,11 @@ class Places:
         self.count += 1
         if len(self.first) < MAX_PLACES:
             self.first.append(place)
+
+    def merge(self, other: Places) -> None:
+        """Count what was found behind."""
+        self.count += other.count
+        self.first += other.first[: MAX_PLACES - len(self.first)]
 
     def finding(self, kind: str, text: str) -> Finding:
         """The finding, ``text`` followed by where it was first."""

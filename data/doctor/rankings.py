@@ -9,13 +9,12 @@ from typing import Any
 
 import regex
 
-from data.doctor.entry import Entry, Finding, Places, asked_of
-from data.doctor.sampling import Frequent, HashSample
+from data.doctor.entry import MAX_PLACES, Entry, Finding, Places, asked_of
+from data.doctor.sampling import Earliest, Seats
 from data.records import normalise
 from data.storage.digests import digest
+from data.storage.number_rows import NumberRows, same, several
 
-PROMPTS = 100_000
-"""Prompts whose judgements are remembered; of more, those of a share of them."""
 ENOUGH = 10  # rankings below which a share says nothing
 REPEATED_ANSWER = 0.2
 
@@ -33,19 +32,22 @@ CUT_FROM = 200
 
 
 class Rankings:
-    """Empty, equal, contradictory and cyclic rankings; one answer that is always the worse one; repeated judgements."""
+    """Empty, equal, contradictory and cyclic rankings; one answer that is always the worse one; repeated judgements.
 
-    def __init__(self, prompts: int = PROMPTS) -> None:
+    Args:
+        seats: numbers the entries, and knows their places.
+    """
+
+    def __init__(self, seats: Seats | None = None) -> None:
         self.count = 0
         self.empty_best, self.empty_worse, self.equal = Places(), Places(), Places()
-        self.contradictory, self.cyclic = Places(), Places()
-        self._other: dict[str, str] = {}
-        self._graphs: HashSample[dict[tuple[int, int], str]] = HashSample(prompts)
-        self._worse = Frequent()
-        self._judged_again = self._judged_otherwise = 0
+        self._seats = Seats() if seats is None else seats
+        self._pairs = NumberRows(4)  # prompt, better answer, worse answer, seat
+        self._worse = NumberRows(1)  # once a ranking
 
     def add(self, entry: Entry) -> None:
         """Look at one ranking; what is none is left alone."""
+        number = self._seats.take(entry.place)
         if len(entry.answers) < 2:
             return
         self.count += 1
@@ -55,39 +57,25 @@ class Rankings:
         keys = [digest(a) for a in answers]
         for key in {keys[j] for _, j in pairs}:
             self._worse.add(key)
-        self._against_those_before(entry, keys, pairs)
+        asked = asked_of(entry)
+        for i, j in pairs:
+            if keys[i] != keys[j]:
+                self._pairs.add(asked, keys[i], keys[j], number)
+
+    def merge(self, other: Rankings) -> None:
+        """Take over what follows."""
+        self.count += other.count
+        self.empty_best.merge(other.empty_best)
+        self.empty_worse.merge(other.empty_worse)
+        self.equal.merge(other.equal)
+        self._pairs.extend(other._pairs)
+        self._worse.extend(other._worse)
 
     def _empty_or_equal(self, place: str, answers: list[str], pairs: list[tuple[int, int]]) -> None:
-        if any(not answers[i] for i, _ in pairs):
-            self.empty_best.add(place)
-        elif not all(answers):
-            self.empty_worse.add(place)
+        if not all(answers):
+            (self.empty_best if any(not answers[i] for i, _ in pairs) else self.empty_worse).add(place)
         if any(answers[i] == answers[j] and answers[i] for i, j in pairs):
             self.equal.add(place)
-
-    def _against_those_before(self, entry: Entry, keys: list[int], pairs: list[tuple[int, int]]) -> None:
-        asked = asked_of(entry)
-        if not self._graphs.admits(asked):
-            return
-        graph = self._graphs.items.get(asked, {})
-        against = None
-        for i, j in pairs:
-            a, b = keys[i], keys[j]
-            if a == b:
-                continue
-            if (a, b) in graph or (b, a) in graph:
-                self._judged_again += 1
-            if (b, a) in graph:
-                self._judged_otherwise += 1
-                against = against or graph[b, a]
-                continue
-            graph.setdefault((a, b), entry.place)
-        if against is not None:
-            if not self.contradictory.count:
-                self._other["contradictory"] = against
-            self.contradictory.add(entry.place)
-        if graph:
-            self._graphs.put(asked, graph)
 
     def findings(self) -> Iterator[Finding]:
         """What is wrong, the surest first."""
@@ -99,41 +87,70 @@ class Rankings:
         for places, kind, text in said:
             if places.count:
                 yield places.finding(kind, f"{places.count:,} of {self.count:,} {text}")
-        yield from self._contradictions()
-        yield from self._circles()
+        judged = _Judged()
+        for rows in self._pairs.grouped():
+            for start, end in zip(*several(rows), strict=True):
+                judged.look(rows[start:end].tolist())
+        yield from self._contradictions(judged)
+        yield from self._circles(judged)
         yield from self._one_sided()
 
-    def _contradictions(self) -> Iterator[Finding]:
-        if not (n := self.contradictory.count):
+    def _contradictions(self, judged: _Judged) -> Iterator[Finding]:
+        if not (n := judged.contradictory.count):
             return
-        again, otherwise, sampled = self._judged_again, self._judged_otherwise, self._graphs.sampled
-        share = otherwise / again
+        share = judged.otherwise / judged.again
         flips = f"; if judgements are wrong at random, about {_flipped(share):.0%} of them are" if share <= 0.5 else ""
+        kept = judged.contradictory.kept
+        first, against = map(self._seats.place, kept[0])
         text = (
-            f"{n:,} of {self.count:,} rankings contradict one before{_in(sampled)}; pairs judged again: {again:,}, the "
-            f"other way: {otherwise:,}{flips}; the first is {self.contradictory.first[0]}, against "
-            f"{self._other['contradictory']}"
+            f"{n:,} of {self.count:,} rankings contradict one before; pairs judged again: {judged.again:,}, the other "
+            f"way: {judged.otherwise:,}{flips}; the first is {first}, against {against}"
         )
-        yield Finding(kind="contradiction", count=n, text=text, places=tuple(self.contradictory.first))
+        places = tuple(self._seats.place(number) for number, _ in kept)
+        yield Finding(kind="contradiction", count=n, text=text, places=places)
 
-    def _circles(self) -> Iterator[Finding]:
-        places = Places()
-        for pairs in self._graphs.items.values():
-            if len(pairs) > 2 and (place := _in_a_circle(pairs)) is not None:
-                places.add(place)
-        if places.count:
-            text = f"prompts whose answers are preferred in a circle: {places.count:,}{_in(self._graphs.sampled)}"
-            yield places.finding("circle", text)
+    def _circles(self, judged: _Judged) -> Iterator[Finding]:
+        if n := judged.circles.count:
+            places = tuple(self._seats.place(number) for _, number in judged.circles.kept)
+            where = f"; the first is {places[0]}" if places[0] else ""
+            text = f"prompts whose answers are preferred in a circle: {n:,}{where}"
+            yield Finding(kind="circle", count=n, text=text, places=places)
 
     def _one_sided(self) -> Iterator[Finding]:
-        for _, n in self._worse.counts.most_common(1):
-            if n >= ENOUGH and n >= REPEATED_ANSWER * self.count:
-                text = f"one and the same answer is the worse one in {n:,} of {self.count:,} rankings"
-                yield Finding(kind="one-sided", count=n, text=f"{text}: telling it apart teaches nothing else")
+        n = max(int((ends - starts).max(initial=0)) for starts, ends in map(same, self._worse.grouped()))
+        if n >= ENOUGH and n >= REPEATED_ANSWER * self.count:
+            text = f"one and the same answer is the worse one in {n:,} of {self.count:,} rankings"
+            yield Finding(kind="one-sided", count=n, text=f"{text}: telling it apart teaches nothing else")
 
     def facts(self) -> dict[str, Any]:
         """Nothing: lengths and turns are counted elsewhere."""
         return {}
+
+
+class _Judged:
+    """What the judgements of one prompt after the other say of each other."""
+
+    def __init__(self) -> None:
+        self.again = self.otherwise = 0
+        self.contradictory = Earliest(MAX_PLACES)  # the seat, and that of the one before
+        self.circles = Earliest(MAX_PLACES)  # the seat of the prompt's first, and that which closes the circle
+
+    def look(self, judgements: list[list[int]]) -> None:
+        """Look at all judgements of one prompt: its number, better and worse answer, and seat, in order."""
+        graph: dict[tuple[int, int], int] = {}
+        last = -1
+        for _, a, b, seat in judgements:
+            if (a, b) in graph or (b, a) in graph:
+                self.again += 1
+            if (b, a) in graph:
+                self.otherwise += 1
+                if seat != last:
+                    self.contradictory.add(seat, graph[b, a])
+                last = seat
+                continue
+            graph.setdefault((a, b), seat)
+        if len(graph) > 2 and (found := _in_a_circle(graph)) is not None:
+            self.circles.add(judgements[0][3], found)
 
 
 def _flipped(share: float) -> float:
@@ -141,12 +158,8 @@ def _flipped(share: float) -> float:
     return (1 - (1 - 2 * share) ** 0.5) / 2
 
 
-def _in(sampled: str) -> str:
-    return f" ({sampled} of the prompts)" if sampled else ""
-
-
-def _in_a_circle(pairs: dict[tuple[int, int], str]) -> str | None:
-    """The last place among those of a circle of preferences, or None where there is no circle."""
+def _in_a_circle(pairs: dict[tuple[int, int], int]) -> int | None:
+    """The last seat among those of a circle of preferences, or None where there is no circle."""
     worse: dict[int, set[int]] = {}
     for a, b in pairs:
         worse.setdefault(a, set()).add(b)
@@ -155,7 +168,7 @@ def _in_a_circle(pairs: dict[tuple[int, int], str]) -> str | None:
     except CycleError as error:
         circle = error.args[1]
         edges = {pairs[b, a] for a, b in pairwise(circle)}
-        return [place for place in pairs.values() if place in edges][-1]
+        return [seat for seat in pairs.values() if seat in edges][-1]
     return None
 
 
@@ -184,6 +197,17 @@ class Judgements:
         asked = entry.messages[-1].content.strip() if entry.messages else ""
         if asked and best.strip() == asked and worst.strip() != asked:
             self.copied.add(entry.place)
+
+    def merge(self, other: Judgements) -> None:
+        """Take over what follows."""
+        self.rankings, self.liked, self.judged = (
+            self.rankings + other.rankings,
+            self.liked + other.liked,
+            self.judged + other.judged,
+        )
+        self.refusal.merge(other.refusal)
+        self.cut.merge(other.cut)
+        self.copied.merge(other.copied)
 
     def findings(self) -> Iterator[Finding]:
         """Suspicions, each with what it rests on."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.counting import MANY
 from data.doctor.entry import Entry, Finding, Places
-from data.doctor.sampling import Histogram, Reservoir
+from data.doctor.sampling import Histogram, Sample
 from data.languages import language_of, script_of
 from data.odd_characters import invisible, markup
 
@@ -40,6 +40,12 @@ class Turns:
         if turns := len(entry.messages) + bool(entry.answers):
             self.turns[turns] += 1
 
+    def merge(self, other: Turns) -> None:
+        """Take over what follows."""
+        self.roles.update(other.roles)
+        self.turns.update(other.turns)
+        self.answers.update(other.answers)
+
     def findings(self) -> Iterator[Finding]:
         """Nothing: any number is right."""
         yield from ()
@@ -59,32 +65,41 @@ class Lengths:
     Args:
         count_tokens: counts the tokens of texts.
         sample: rows whose tokens are counted; default: all.
+        start: the number of the first row.
     """
 
-    def __init__(self, count_tokens: Count | None = None, sample: int | None = None) -> None:
+    def __init__(self, count_tokens: Count | None = None, sample: int | None = None, start: int = 0) -> None:
         self.characters: dict[str, Histogram] = {}
         self.tokens: dict[str, Histogram] = {}
         self.longer = self.shorter = self.longer_in_tokens = self.shorter_in_tokens = 0
         self._count_tokens = count_tokens
         self._waiting: list[Entry] = []
-        self._sample: Reservoir[Entry] | None = None if sample is None else Reservoir(sample)
+        self._sample: Sample[Entry] | None = None if sample is None else Sample(sample)
+        self._number = start
 
     def add(self, entry: Entry) -> None:
         """Measure one row."""
+        self._number += 1
         for name, text in _named_texts(entry):
             if (histogram := self.characters.get(name)) is None:
                 histogram = self.characters[name] = Histogram()
             histogram.add(len(text))
         longer, shorter = _preferred(entry, [len(a) for a in entry.answers])
         self.longer, self.shorter = self.longer + longer, self.shorter + shorter
-        if self._count_tokens is None:
-            return
         if self._sample is not None:
-            self._sample.add(entry)
-        else:
+            self._sample.add(self._number, lambda: entry)
+        elif self._count_tokens is not None:
             self._waiting.append(entry)
             if len(self._waiting) >= BATCH:
                 self._count()
+
+    def merge(self, other: Lengths) -> None:
+        """Take over what follows, of which tokens are counted in a sample alone."""
+        for name, found in other.characters.items():
+            self.characters.setdefault(name, Histogram()).merge(found)
+        self.longer, self.shorter = self.longer + other.longer, self.shorter + other.shorter
+        if self._sample is not None and other._sample is not None:
+            self._sample.merge(other._sample)
 
     def _count(self) -> None:
         entries, self._waiting = self._waiting, []
@@ -161,13 +176,19 @@ def _share(part: int, rest: int) -> float | None:
 class Languages:
     """Languages and scripts of a sample, and answers in another language than their prompt."""
 
-    def __init__(self, size: int = LANGUAGE_SAMPLE) -> None:
-        self._sample: Reservoir[Entry] = Reservoir(size)
+    def __init__(self, size: int = LANGUAGE_SAMPLE, start: int = 0) -> None:
+        self._sample: Sample[Entry] = Sample(size)
+        self._number = start
 
     def add(self, entry: Entry) -> None:
         """Perhaps take this row into the sample."""
+        self._number += 1
         if entry.messages or entry.answers or entry.text:
-            self._sample.add(entry)
+            self._sample.add(self._number, lambda: entry)
+
+    def merge(self, other: Languages) -> None:
+        """Take over what follows."""
+        self._sample.merge(other._sample)
 
     def findings(self) -> Iterator[Finding]:
         """Answers in another language, where they are more than a few."""
@@ -213,6 +234,12 @@ class Characters:
             self.lost.add(entry.place)
         if any(map(markup, texts)):
             self.markup.add(entry.place)
+
+    def merge(self, other: Characters) -> None:
+        """Take over what follows."""
+        self.invisible.merge(other.invisible)
+        self.lost.merge(other.lost)
+        self.markup.merge(other.markup)
 
     def findings(self) -> Iterator[Finding]:
         """What of it there is, with the setting that cleans it."""

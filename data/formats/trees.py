@@ -13,6 +13,7 @@ from data.formats.rows import DELETED, Format, Reject, Row
 from data.formats.turns import ROLES
 from data.formats.values import number, string
 from data.records import Message
+from data.storage.branches import Branches
 
 UNJUDGED = "responses without a rank left out"
 AGAIN = "(again)"
@@ -119,35 +120,20 @@ def assembled(rows: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T | dict[str
     Args:
         rows: places and rows.
     """
-    nodes: dict[str, tuple[str, dict[str, Any]]] = {}
+    messages: Branches | None = None
     for place, row in rows:
         if isinstance(row, dict) and "message_id" not in row:  # nearly all: asked first, for speed
             yield place, row
         elif is_dump(row):
             assert isinstance(row, Mapping)
-            node = {**row, "replies": []}
-            if nodes.setdefault(str(row["message_id"]), (place, node))[1] is not node:
-                yield place, {**node, "parent_id": AGAIN}
+            messages = Branches("replies") if messages is None else messages
+            above = str(row["parent_id"]) if row.get("parent_id") else None
+            if not messages.add(str(row["message_id"]), above, place, dict(row)):
+                yield place, {**row, "replies": [], "parent_id": AGAIN}
         else:
             yield place, row
-    roots = []
-    for place, node in nodes.values():
-        parent = nodes.get(str(node.get("parent_id"))) if node.get("parent_id") else None
-        if parent is None:
-            roots.append((place, node))
-        else:
-            parent[1]["replies"].append(node)
-    reached = {id(node) for _, root in roots for node in _below(root)}
-    yield from roots
-    yield from ((place, node) for place, node in nodes.values() if id(node) not in reached)  # parents of each other
-
-
-def _below(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        yield node
-        waiting += node["replies"]
+    if messages is not None:
+        yield from messages.trees()
 
 
 def _is_tree(row: Mapping[str, Any]) -> bool:

@@ -28,6 +28,7 @@ ESCAPES = {b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp", b"\x1b$)C": "iso202
 """Bytes that begin a script in encodings of seven bits."""
 
 SAMPLE = 1 << 18  # bytes of lines that are not UTF-8, from which another encoding is found
+LINE = 1 << 19  # bytes of a line that are looked at together
 FEW = 2  # a single odd byte is damage, not an encoding
 CANDIDATES = ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1252", "cp1250", "cp1251", "cp1253")
 WESTERN = frozenset("àâäáãåæçèéêëìíîïñòóôöõøœùúûüßÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖÕØŒÙÚÛÜ«»°’‘“”–—…€£§©®¡¿·´\xa0")
@@ -97,6 +98,12 @@ class _Seen:
         *whole, self._rest = (self._rest + chunk).split(b"\n") if b"\n" in chunk else [self._rest + chunk]
         if whole:
             self._judge(b"\n".join(whole))
+        if len(self._rest) > LINE:  # a file may be one line: it is judged in pieces, cut before a character begins
+            cut = next(
+                (i for i in range(len(self._rest) - 1, len(self._rest) - 5, -1) if self._rest[i] & 0xC0 != 0x80), 0
+            )
+            piece, self._rest = self._rest[:cut], self._rest[cut:]
+            self._judge(piece)
 
     def finish(self) -> None:
         self._judge(self._rest)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from data.common.errors import UserError
 from data.readers.cells import LISTS
 from data.readers.decoding import Encoding, Line, lines_of, whole_text
+from data.readers.json_stream import Layout, Part, Window, alike, is_large, layout_of, listed, paired
 from data.readers.packed import Content
 from data.readers.rows import NOT_READ, BadLine, Names, Raw, ReadOptions, Remark
 
@@ -22,6 +23,8 @@ WRAPPERS = ("data", "train", "examples", "rows", "items", "records", "samples", 
 SPLITS = ("train", "validation", "valid", "dev", "eval", "test")
 """Keys under which one object holds the rows of a file."""
 
+COLUMNAR = "a list a column, each item a row"
+BY_ID = "an object of {:,} rows by their id; the ids are not read"
 SAMPLED = 200  # lines read to distinguish a damaged line from a value that spans many
 
 
@@ -31,6 +34,11 @@ def read_json(content: Content, encoding: Encoding, options: ReadOptions) -> Ite
     Raises:
         UserError: the file is neither JSON lines nor one JSON value.
     """
+    if is_large(content) and (layout := layout_of(lambda: Window(content, encoding))) is not None:
+        rows = _streamed(layout, lambda: Window(content, encoding), content.name, options)
+        if rows is not None:
+            yield from rows
+            return
     if _is_lines(lines_of(content, encoding)):
         for number, line in lines_of(content, encoding):
             if isinstance(line, BadLine) or line.strip():
@@ -200,6 +208,64 @@ def _skip_blank(text: str, at: int) -> int:
     return at
 
 
+# ---- one value, row by row -------------------------------------------------------------------------------------------
+
+
+def _streamed(layout: Layout, opened: Callable[[], Window], name: str, options: ReadOptions) -> Iterator[Raw] | None:
+    """The rows of a large value, as ``_whole`` gives them of a small one; None where it is one row."""
+    if layout.whole is not None:
+        return _rows_of_list(layout.whole, opened, name)
+    if layout.count <= len(layout.parts) and (rows := _rows_of_object(layout.parts, opened, name, options)) is not None:
+        return rows
+    by_id = layout.by_id and layout.count > 1 and not layout.columnar
+    return _rows_by_id(layout, opened, name) if by_id else None
+
+
+def _rows_of_list(part: Part, opened: Callable[[], Window], name: str) -> Iterator[Raw]:
+    for number, (line, row, names) in enumerate(listed(opened(), part), start=1):
+        yield (f"{name}:{line}" if part.distinct else f"{name}, item {number}"), _checked(row, names)
+
+
+def _rows_of_object(
+    parts: dict[str, Part], opened: Callable[[], Window], name: str, options: ReadOptions
+) -> Iterator[Raw] | None:
+    """The rows of an object that wraps lists, or holds a list a column; None where it does neither."""
+    rows = {k: p for k, p in parts.items() if p.kind == "list" and p.count and p.rows}
+    lists = [k for k in rows if k in (*WRAPPERS, *SPLITS) or k == options.split]
+    if "features" in parts and lists == ["rows"] and parts["rows"].viewed:
+        return _viewer((row for _, row, _ in listed(opened(), parts["rows"])), name)
+    if {"columns", "data"} <= parts.keys() and parts["data"].kind == "list" and parts["data"].lists:
+        columns = opened()
+        columns.skip_to(parts["columns"].place)
+        return _split_table(columns.value(), (row for _, row, _ in listed(opened(), parts["data"])), name)
+    if lists:
+        key = _one_list(lists, {k: parts[k].count for k in lists}, name, options)
+        left = [k for k in parts if k != key]
+        remark = Remark(f"rows are those of {key!r}; {NOT_READ}: {', '.join(left)}")
+        return chain([(name, remark)] if left else [], _rows_of_list(parts[key], opened, name))
+    return _rows_of_columns(parts, opened, name)
+
+
+def _rows_of_columns(parts: dict[str, Part], opened: Callable[[], Window], name: str) -> Iterator[Raw] | None:
+    kinds = {part.kind for part in parts.values()}
+    if len(kinds) != 1 or not alike(list(parts.values())):
+        return None
+    if kinds == {"object"} and all(p.count and p.digits for p in parts.values()):
+        columns: list[Iterator[Any]] = [(v for _, v, _ in paired(opened(), p)) for p in parts.values()]
+    elif kinds == {"list"} and len(parts) > 1 and any(p.count and p.texts and k not in LISTS for k, p in parts.items()):
+        columns = [(v for _, v, _ in listed(opened(), p)) for p in parts.values()]
+    else:
+        return None
+    rows = (dict(zip(parts, items, strict=True)) for items in zip(*columns, strict=True))
+    return chain([(name, Remark(COLUMNAR))], ((f"{name}, item {i}", row) for i, row in enumerate(rows, start=1)))
+
+
+def _rows_by_id(layout: Layout, opened: Callable[[], Window], name: str) -> Iterator[Raw]:
+    yield name, Remark(BY_ID.format(layout.count))
+    for key, row, names in paired(opened()):
+        yield f"{name}, {key[:80]!r}", _checked(row, names)
+
+
 # ---- one object ------------------------------------------------------------------------------------------------------
 
 
@@ -209,21 +275,18 @@ def _of_object(row: dict[str, Any], text: str, name: str, options: ReadOptions, 
     if "features" in row and lists == ["rows"] and all(isinstance(r, dict) and "row" in r for r in row["rows"]):
         yield from _viewer(row["rows"], name)
     elif {"columns", "data"} <= row.keys() and all(isinstance(r, list) for r in row["data"]):
-        for i, cells in enumerate(row["data"], start=1):
-            fits = len(cells) == len(row["columns"])
-            value = dict(zip(row["columns"], cells, strict=True)) if fits else BadLine(f"it has {len(cells)} cells")
-            yield f"{name}, item {i}", value
+        yield from _split_table(row["columns"], row["data"], name)
     elif lists:
-        key = _one_list(lists, row, name, options)
+        key = _one_list(lists, {k: len(row[k]) for k in lists}, name, options)
         if left := [k for k in row if k != key]:
             yield name, Remark(f"rows are those of {key!r}; {NOT_READ}: {', '.join(map(str, left))}")
         opening = re.search(rf'"{re.escape(key)}"\s*:\s*\[', text)
         yield from _items(text, opening.end(), {}, name) if opening else ()
     elif columns := _columns(row):
-        yield name, Remark("a list a column, each item a row")
+        yield name, Remark(COLUMNAR)
         yield from ((f"{name}, item {i}", one) for i, one in enumerate(columns, start=1))
     elif rows := _by_id(row):
-        yield name, Remark(f"an object of {len(rows):,} rows by their id; the ids are not read")
+        yield name, Remark(BY_ID.format(len(rows)))
         yield from ((f"{name}, {key[:80]!r}", one) for key, one in rows.items())
     else:
         yield f"{name}:1" if text.lstrip().startswith("{") else name, _checked(row, names)
@@ -233,14 +296,24 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(r, dict | list) for r in value)
 
 
-def _one_list(lists: list[str], row: dict[str, Any], name: str, options: ReadOptions) -> str:
+def _one_list(lists: list[str], lengths: dict[str, int], name: str, options: ReadOptions) -> str:
     if options.split in lists or len(lists) == 1:
         return options.split if options.split in lists else lists[0]
-    counts = ", ".join(f"{key} ({len(row[key]):,} rows)" for key in lists)
+    counts = ", ".join(f"{key} ({lengths[key]:,} rows)" for key in lists)
     raise UserError(f"{name} holds several lists: {counts}; choose one with `split`, such as split: {lists[0]}")
 
 
-def _viewer(rows: list[dict[str, Any]], name: str) -> Iterator[Raw]:
+def _split_table(columns: list[str], data: Iterable[list[Any]], name: str) -> Iterator[Raw]:
+    """pandas's ``{"columns": [...], "data": [[...], ...]}``."""
+    for i, cells in enumerate(data, start=1):
+        fits = len(cells) == len(columns)
+        yield (
+            f"{name}, item {i}",
+            dict(zip(columns, cells, strict=True)) if fits else BadLine(f"it has {len(cells)} cells"),
+        )
+
+
+def _viewer(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Raw]:
     """Rows as the hub's viewer hands them out, which cuts long cells."""
     for i, one in enumerate(rows, start=1):
         cut = one.get("truncated_cells")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.records import Demonstration, Document, Message, Prompt, RankedAnswers, group_of, normalise
-from data.storage.codec import prompt_of
+from data.storage.codec import Encoded, prompt_of
 from data.storage.digests import Digests, Places, as_digests, digest, group_digest, is_hash
 from data.storage.store import Store
 from data.storage.views import View
@@ -29,12 +29,12 @@ class Collected:
 
     Args:
         kind: ``demonstrations``, ``rankings``, ``prompts`` or ``documents``.
-        note: called with each record that is added, to keep what is needed of it (an ``Index``'s ``add``).
+        index: gets each record that is added, and keeps what is needed of it.
     """
 
-    def __init__(self, kind: str, note: Callable[[Any], None] | None = None) -> None:
+    def __init__(self, kind: str, index: Index | None = None) -> None:
         self.store: Store[Any] = Store(CLASSES[kind])
-        self._note = note
+        self.index = index
         self._ends: list[int] = []
         self._kept: list[Places | None] = []
 
@@ -42,8 +42,14 @@ class Collected:
         """Add records behind the others."""
         for record in records:
             self.store.append(record)
-            if self._note is not None:
-                self._note(record)
+            if self.index is not None:
+                self.index.add(record)
+
+    def extend(self, encoded: Sequence[Encoded], index: Index | None) -> None:
+        """Add records that are written already, with their numbers."""
+        self.store.extend_encoded(encoded)
+        if self.index is not None and index is not None:
+            self.index.extend(index)
 
     def end_source(self, kept: Places | None = None) -> None:
         """What came since the last call is one source's, and of it the records at these places are used."""
@@ -116,6 +122,26 @@ class Index:
             names = () if prompt is None else tuple(prompt.columns)
             self._shape.append(self._shapes.setdefault(names, len(self._shapes)))
         self._count += 1
+
+    def empty(self) -> Index:
+        """An index like this one, of no record yet."""
+        return Index(self._is_held, named=self._named, said=self._keeps_said)
+
+    def extend(self, other: Index) -> None:
+        """Note the records of another one behind the own."""
+        before = self._count
+        if self._asked is not None or other._asked is not None:
+            self._asked = array("Q", self._group) if self._asked is None else self._asked
+            self._asked.extend(other._group if other._asked is None else other._asked)
+        self._group.extend(other._group)
+        self._held.extend(other._held)
+        self._loose.extend(array("Q", (place + before for place in other._loose)))
+        self._texts.extend(other._texts)
+        self._said.extend(other._said)
+        codes = [self._shapes.setdefault(names, len(self._shapes)) for names in other._shapes]
+        self._shape.extend(array("I", (codes[code] for code in other._shape)))
+        self._count += len(other)
+        self.all_hashes = self.all_hashes and other.all_hashes
 
     def _note_asked(self, asked: int, group: int) -> None:
         if self._asked is None and asked != group:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +15,9 @@ import numpy as np
 
 from data.common.errors import UserError
 from data.storage.codec import Codec, Encoded, content_bytes, decode, encode
+from data.storage.digests import compact
 from data.storage.folders import new_file, scratch_folder
-from data.storage.views import Lazy
+from data.storage.views import Lazy, View
 
 T = TypeVar("T")
 IN_MEMORY = 4096
@@ -59,6 +60,12 @@ class Store(Lazy[T]):
         store._reader = pa.ipc.open_file(pa.OSFile(str(file)))
         return store
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the same file, which is sealed, and leaves it where it is."""
+        if self.file is None:
+            return _filled, (self.kind, self._codec, self._waiting)
+        return _reopened, (self.kind, self._codec, self.file, self._count, self.unwritten)
+
     def append(self, record: T) -> None:
         """Add a record behind the others.
 
@@ -80,12 +87,26 @@ class Store(Lazy[T]):
         for record in records:
             self.append(record)
 
+    def extend_encoded(self, encoded: Sequence[Encoded]) -> None:
+        """Add records that the codec has made bytes of already.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        if self._reader is not None:
+            raise RuntimeError("a store that was read takes no more records")
+        if self._writer is None:
+            self._spill()
+        self._count += len(encoded)
+        self._encoded += encoded
+        self._write_whole()
+
     def _spill(self) -> None:
         import pyarrow as pa
 
         self.file = new_file("records.arrow")
         schema = pa.schema([(name, pa.binary()) for name in Encoded._fields])
-        with _written():
+        with written():
             options = pa.ipc.IpcWriteOptions(compression="zstd")
             self._writer = pa.ipc.new_file(str(self.file), schema, options=options)
         weakref.finalize(self, _remove, self.file, os.getpid())
@@ -99,24 +120,28 @@ class Store(Lazy[T]):
         except (TypeError, ValueError):
             self.unwritten[place] = record
             self._encoded.append(Encoded(b"", b"", b""))
-        if len(self._encoded) == BATCH:
+        self._write_whole()
+
+    def _write_whole(self) -> None:
+        """Write the batches that are full."""
+        while len(self._encoded) >= BATCH:
             self._write()
 
     def _write(self) -> None:
         import pyarrow as pa
 
         if self._encoded and self._writer is not None:
-            columns = [pa.array(column, pa.binary()) for column in zip(*self._encoded, strict=True)]
-            with _written():
+            batch, self._encoded = self._encoded[:BATCH], self._encoded[BATCH:]
+            columns = [pa.array(column, pa.binary()) for column in zip(*batch, strict=True)]
+            with written():
                 self._writer.write_batch(pa.record_batch(columns, names=list(Encoded._fields)))
-            self._encoded = []
 
     def _sealed(self) -> Any:
         import pyarrow as pa
 
         if self._reader is None:
             self._write()
-            with _written():
+            with written():
                 self._writer.close()
             self._reader = pa.ipc.open_file(pa.OSFile(str(self.file)))
         return self._reader
@@ -167,6 +192,33 @@ class Store(Lazy[T]):
         return f"{type(self).__name__}({len(self):,} {self.kind.__name__})"
 
 
+def _filled(kind: type[T], codec: Codec, records: list[T]) -> Store[T]:
+    store = Store(kind, codec)
+    store.extend(records)
+    return store
+
+
+def _reopened(kind: type[T], codec: Codec, file: Path, count: int, unwritten: dict[int, T]) -> Store[T]:
+    store = _opened_once(file, count)
+    store.kind, store._codec, store.unwritten = kind, codec, unwritten
+    return store
+
+
+@lru_cache(maxsize=2)
+def _opened_once(file: Path, count: int) -> Store[Any]:
+    return Store.opened(object, file, count)
+
+
+def as_stored(records: Sequence[T]) -> View[T] | None:
+    """The records as some of those of one store, without what a split changes of them; None where they are not."""
+    if isinstance(records, Store):
+        records.seal()
+        return View(records, compact(np.arange(len(records))))
+    if not isinstance(records, View) or (base := as_stored(records.base)) is None:
+        return None
+    return View(base.base, base.places[records.places])
+
+
 def _values(column: Any) -> list[bytes]:
     """The values of a column of bytes; Arrow's own ``to_pylist`` takes ten times as long."""
     _, ends, data = column.buffers()
@@ -177,7 +229,7 @@ def _values(column: Any) -> list[bytes]:
     return [whole[start:end] for start, end in pairwise(places)]
 
 
-class _written:
+class written:
     """Turns what the disk refuses into a message."""
 
     def __enter__(self) -> None:

@@ -36,7 +36,7 @@ def merged(rankings, how):
         return Index(lambda group: False, said=True)
 
     noted = index()
-    collected = Collected("rankings", noted.add)
+    collected = Collected("rankings", noted)
     collected.add(rankings)
     collected.end_source()
     part = annotated(Part.of(collected, noted), how, index)

@@ -10,6 +10,7 @@ import pytest
 from data.checks import check_files
 from data.common.errors import UserError
 from data.source_settings import Source
+from data.storage import store
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 
@@ -120,3 +121,16 @@ def test_settings_of_how_files_are_read(tmp_path):
     assert check_files([file], reading=reading).clean
     with pytest.raises(UserError, match="no row fits a known format"):
         check_files([file])
+
+
+def test_many_bad_rows_and_judgements_lie_on_disk_and_are_all_told(tmp_path, monkeypatch):
+    thumbs = [{"prompt": f"q {i // 2}", "completion": f"a {i}", "label": i % 2 == 0} for i in range(20)]
+    rows = [{"prompt": "x", "completion": "y"}, *({"x": i} for i in range(30)), *thumbs]
+    file = write(tmp_path / "a.jsonl", rows)
+    few = check_files([file])
+    monkeypatch.setattr(store, "IN_MEMORY", 3)
+    many = check_files([file])
+    assert isinstance(many.files[0].bad, store.Store) and many.files[0].bad.file is not None
+    assert many.as_dict() == few.as_dict() and json.dumps(many.as_dict())
+    assert [row.source for row in many.files[0].bad] == [f"{file}:{i}" for i in range(2, 32)]
+    assert many.files[0].usable["rankings"] == 10

@@ -7,18 +7,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.doctor.corpus import examine
 from data.doctor.duplicates import Duplicates, HeldOut
 from data.doctor.entry import Entry
 from data.doctor.rankings import Judgements, Rankings, cut_off
-from data.doctor.sampling import Frequent, HashSample, Histogram, Repeats, Reservoir
+from data.doctor.sampling import Earliest, Histogram, Lowest, Repeats, Sample, Seats
 from data.doctor.texts import Characters, Languages, Lengths, Turns
 from data.near_duplicates import near_duplicates, plain
 from data.records import Message
 from data.source_settings import DataConfig
 from data.splits import load_corpus
+from data.storage import number_rows
 
 
 def entry(place: str, *answers: str, prompt: str = "q", **more: Any) -> Entry:
@@ -72,15 +74,22 @@ def test_one_answer_that_is_always_the_worse():
     assert found(Rankings(), rows[::2]) == {}
 
 
-def test_a_large_set_of_judgements_is_sampled_by_prompt():
-    """Both judgements of a prompt are kept or left out together, and the sentence says how many are looked at."""
-    check = Rankings(prompts=50)
-    for i in range(400):
+def test_a_large_set_of_judgements_is_looked_at_whole(monkeypatch):
+    """Judgements that lie on disk are found like others, in the order in which they came."""
+    monkeypatch.setattr(number_rows, "IN_MEMORY", 256)
+    monkeypatch.setattr(number_rows, "PART", 512)
+    check = Rankings()
+    for i in range(3000):
         check.add(entry(f"a{i}", "x", "y", prompt=str(i)))
-    for i in range(400):
+    for i in reversed(range(1500)):
         check.add(entry(f"b{i}", "y", "x", prompt=str(i)))
-    [contradiction] = [f for f in check.findings() if f.kind == "contradiction"]
-    assert 20 < contradiction.count <= 50 and "in a sample of one in 8 of the prompts" in contradiction.text
+    for i in range(7):
+        check.add(entry(f"c{i}", "y", "z", prompt=str(2000 + i)))
+        check.add(entry(f"d{i}", "z", "x", prompt=str(2000 + i)))
+    contradiction, circle, _ = check.findings()
+    assert (contradiction.count, contradiction.places) == (1500, tuple(f"b{i}" for i in range(1499, 499, -1)))
+    assert "pairs judged again: 1,500, the other way: 1,500; the first is b1499, against a1499" in contradiction.text
+    assert (circle.count, circle.places) == (7, tuple(f"d{i}" for i in range(7)))
 
 
 LONG = "This answer goes on for a while and says what there is to say about it. " * 4
@@ -155,24 +164,32 @@ def test_lengths_by_a_histogram_are_those_of_the_sorted_list():
 
 
 def test_samples_are_bounded_and_say_so():
-    reservoir: Reservoir[int] = Reservoir(10)
+    sample: Sample[int] = Sample(10)
     for i in range(1000):
-        reservoir.add(i)
-    assert len(set(reservoir.kept)) == 10 and max(reservoir.kept) > 500
-    assert reservoir.of("rows") == "a sample of 10 of 1,000 rows"
-    sample: HashSample[int] = HashSample(10)
-    for key in range(64):
-        if sample.admits(key):
-            sample.put(key, key)
-    assert list(sample.items) == list(range(0, 64, 8)) and sample.sampled == "in a sample of one in 8"
-    frequent = Frequent(size=9)
-    for i in range(1000):
-        frequent.add(7 if i % 5 == 0 else 1000 + i)
-    assert frequent.counts.most_common(1)[0][0] == 7
-    repeats = Repeats(size=4)
+        sample.add(i, lambda i=i: i)  # type: ignore[misc]
+    assert len(set(sample.kept)) == 10 and max(sample.kept) > 500 and sorted(sample.kept) == sample.kept
+    assert sample.of("rows") == "a sample of 10 of 1,000 rows"
+    lowest: Lowest[int] = Lowest(10)
+    for i in [*range(1000), *range(1000)]:
+        lowest.offer(i * 7919 % 1000, lambda i=i: i)  # type: ignore[misc]
+    assert lowest.kept == sorted(i for i in range(1000) if i * 7919 % 1000 < 10)
+    assert Lowest(0).kept == []
+
+
+def test_what_came_before_is_counted_exactly_with_its_first_places(monkeypatch):
+    monkeypatch.setattr(number_rows, "IN_MEMORY", 16)
+    monkeypatch.setattr(number_rows, "PART", 64)
+    seats = Seats()
+    repeats, numbers = Repeats(seats), [i * i * 0x9E3779B97F4A7C15 % 2**64 for i in range(40)]
+    assert repeats.count == 0 and repeats.places == []
     for i in range(100):
-        repeats.add(i % 40, str(i))
-    assert repeats.count == 60 and ("40", "0") in repeats.places
+        repeats.add(numbers[i % 40], seats.take(str(i)))
+    assert repeats.count == 60 and repeats.places == [(str(i), str(i % 40)) for i in range(40, 100)]
+    first = Earliest(3)
+    for i in reversed(range(50)):
+        first.add(i, -i)
+    first.extend(np.array([[0, 5], [60, 1]], np.uint64))
+    assert first.count == 52 and first.kept == [(0, 0), (0, 5), (1, -1)]
 
 
 def test_near_duplicates_differ_in_punctuation_or_a_few_characters():
