@@ -80,9 +80,7 @@ def _packed(module: nn.Linear, device: torch.device) -> nn.Module:
 def _parameter(weight: Tensor, device: torch.device) -> Any:
     from bitsandbytes.nn import Params4bit
 
-    made: Any = Params4bit(
-        weight, requires_grad=False, quant_type="nf4", blocksize=BLOCK, compress_statistics=False
-    )
+    made: Any = Params4bit(weight, requires_grad=False, quant_type="nf4", blocksize=BLOCK, compress_statistics=False)
     return made.to(device)
 
 

@@ -1,8 +1,8 @@
 """What one layer of a base takes on this machine: a short probe of the fast path's own code, at the base's shapes.
 
-Random weights of one layer are computed with, forward, backward and in decoding, for a few tens of milliseconds a kind of
-pass; the median of several times counts. What was measured is kept in the cache for the day, by machine, threads, precision
-and shape. Nothing is loaded.
+Random weights of one layer are computed with, forward, backward and in decoding, for a few tens of milliseconds a kind
+of pass; the median of several times counts. What was measured is kept in the cache for the day, by machine, threads,
+precision and shape. Nothing is loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from models.backbone.four_bits import pack_matrix
 from models.fast.layers import Layout, Saved, backward, forward, layout_of, start
 from models.fast.logprobs import block_logits, block_logprobs, token_statistics
 from models.fast.products import product_dtype, products_of
-from models.fast.weights import Decoder, Layer, Projection, signed
+from models.fast.weights import Decoder, Layer, Projection
 from models.sampling.decoding import decode_layers, new_storage
 from models.sampling.generate import sample_with_statistics
 from pipelines.stages.duration import Line, Rates, layer_size, lengthened, line_through
@@ -49,8 +49,8 @@ REPEATS = 7
 class Probe:
     """What is measured: a shape, how it is kept and computed with, and where.
 
-    ``lengths`` are those of rows, and ``tokens`` those of the largest pass, by kind of pass; ``rows`` are sampled at once
-    behind ``behind`` tokens each. A kind that is not named is not measured.
+    ``lengths`` are those of rows, and ``tokens`` those of the largest pass, by kind of pass; ``rows`` are sampled at
+    once behind ``behind`` tokens each. A kind that is not named is not measured.
     """
 
     shape: Shape
@@ -69,12 +69,20 @@ class Probe:
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
         machine = (platform.node(), platform.processor(), torch.backends.cpu.get_cpu_capability(), gpu)
         return {
-            "version": VERSION, "day": date.today().isoformat(), "machine": machine, "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "shape": shape, "numbers": asdict(replace(self.numbers, checkpointing=False)),
-            "rank": self.rank, "lengths": dict(self.lengths), "tokens": dict(self.tokens), "rows": self.rows,
+            "version": VERSION,
+            "day": date.today().isoformat(),
+            "machine": machine,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "shape": shape,
+            "numbers": asdict(replace(self.numbers, checkpointing=False)),
+            "rank": self.rank,
+            "lengths": dict(self.lengths),
+            "tokens": dict(self.tokens),
+            "rows": self.rows,
             "behind": self.behind,
             "pretraining": None if self.pretraining is None else self.pretraining.model_dump(mode="json"),
-        }  # fmt: skip
+        }
 
 
 def rates_of(probe: Probe) -> Rates:
@@ -104,9 +112,8 @@ def reduced(shape: Shape) -> tuple[Shape, float]:
     scale = 1.0
     while layer_size(shape) > LARGEST and min(shape.heads, shape.key_heads) > 1:
         before = layer_size(shape)
-        shape = replace(
-            shape, width=shape.width // 2, inner=shape.inner // 2, heads=shape.heads // 2, key_heads=shape.key_heads // 2
-        )
+        halves = {name: getattr(shape, name) // 2 for name in ("width", "inner", "heads", "key_heads")}
+        shape = replace(shape, **halves)
         scale *= before / layer_size(shape)
     return shape, scale
 
@@ -166,7 +173,8 @@ class OneLayer:
         weight: Any = self._random(wide, narrow)
         if self.probe.numbers.nf4:
             weight = pack_matrix(weight)
-        a, b = (self._random(*s, dtype=torch.float32).requires_grad_() for s in ((self.probe.rank, narrow), (wide, self.probe.rank)))  # fmt: skip
+        a = self._random(self.probe.rank, narrow, dtype=torch.float32).requires_grad_()
+        b = self._random(wide, self.probe.rank, dtype=torch.float32).requires_grad_()
         return Projection(weight=weight, bias=None, a=a, b=b, scale=2.0)
 
     @cached_property
@@ -178,13 +186,25 @@ class OneLayer:
             output=(self._projection(s.width, s.queries),),
             gated=tuple(self._projection(s.inner, s.width) for _ in range(2)),
             down=(self._projection(s.width, s.inner),),
-            norm=norm, second_norm=norm, post_norm=None, second_post_norm=None, q_norm=None, k_norm=None, angles="",
+            norm=norm,
+            second_norm=norm,
+            post_norm=None,
+            second_post_norm=None,
+            q_norm=None,
+            k_norm=None,
+            angles="",
             window=None,
-        )  # fmt: skip
+        )
         return Decoder(
-            embeddings=self._random(self.words, s.width), layers=(layer,), norm=norm, epsilon=1e-5, heads=s.heads,
-            key_heads=s.key_heads, head_size=s.head_size, rotary=Rotation(s.head_size),
-        )  # fmt: skip
+            embeddings=self._random(self.words, s.width),
+            layers=(layer,),
+            norm=norm,
+            epsilon=1e-5,
+            heads=s.heads,
+            key_heads=s.key_heads,
+            head_size=s.head_size,
+            rotary=Rotation(s.head_size),
+        )
 
     # -- passes ------------------------------------------------------------------------------------------------------
 
@@ -233,7 +253,8 @@ class OneLayer:
         """Through passes of few and of many tokens; nothing for a kind that no stage makes."""
         if kind not in self.probe.lengths:
             return Line()
-        make = {"train": self.train, "branches": partial(self.train, branches=True), "read": self.read}[kind]
+        makes: dict[str, Callable[[int, int], Callable[[], Any]]]
+        makes = {"train": self.train, "branches": partial(self.train, branches=True), "read": self.read}
         rate = GUESS.get(self.probe.device.type, 5e13)
         most = max(MIN_TOKENS, int(TARGET * rate / (4 * layer_size(self.probe.shape))))
         many = max(MIN_TOKENS, min(most, self.probe.tokens[kind]))
@@ -241,7 +262,7 @@ class OneLayer:
         points = []
         for tokens in (max(length, many // 4), many):
             tokens = tokens // length * length
-            points.append((float(tokens), self._seconds(make(tokens, length))))
+            points.append((float(tokens), self._seconds(makes[kind](tokens, length))))
         return lengthened(line_through(*points), self.probe.shape, length, self.probe.lengths[kind])
 
     # -- decoding ----------------------------------------------------------------------------------------------------
@@ -358,11 +379,17 @@ def _step_seconds(config: PretrainConfig, probe: Probe, layers: int, rows: int, 
 
     m = config.model
     settings = LlamaConfig(
-        vocab_size=min(WORDS, config.vocabulary), hidden_size=m.width, intermediate_size=m.feed_forward,
-        num_hidden_layers=layers, num_attention_heads=m.heads, num_key_value_heads=m.heads,
-        max_position_embeddings=m.context, tie_word_embeddings=True,
-    )  # fmt: skip
-    lm: Any = LlamaForCausalLM(settings).to(probe.device).train()
+        vocab_size=min(WORDS, config.vocabulary),
+        hidden_size=m.width,
+        intermediate_size=m.feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=m.heads,
+        num_key_value_heads=m.heads,
+        max_position_embeddings=m.context,
+        tie_word_embeddings=True,
+    )
+    lm: Any = LlamaForCausalLM(settings)
+    lm.to(probe.device)
     matrices = [p for n, p in lm.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in lm.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
     optimizers = [Muon(matrices, 0.0), torch.optim.Adam(others, lr=0.0)]

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 from evaluation.systems import parse
 from pipelines.recipe.derived import response_limit
-from pipelines.stages.duration import Effort, Passes, Sampled, without_nothing
+from pipelines.stages.duration import Effort, Kind, Passes, Sampled, without_nothing
 from pipelines.stages.estimates import CALIBRATED, HELD_OUT, SCORED, Estimator
-from pipelines.stages.memory import FP32
 from reward.tables import POOLINGS
 
 PROBES, PROBED = 6, 256  # damaged responses of the reward model's card: kinds, and rows of each
@@ -53,8 +52,8 @@ def sft(e: Estimator) -> Effort:
     rows = _micro(min(s.batch, len(corpus.train)), s.micro_batch, tokens, s.batch_tokens)
     some = min(HELD_OUT, len(corpus.held_out))
 
-    def of(kind: str, count: float, each: float) -> Passes:
-        return Passes(kind=kind, count=count, rows=each, tokens=each * tokens, read=each * read)  # type: ignore[arg-type]
+    def of(kind: Kind, count: float, each: float) -> Passes:
+        return Passes(kind=kind, count=count, rows=each, tokens=each * tokens, read=each * read)
 
     passes = (
         of("train", len(corpus.train) * s.epochs / rows, rows),
@@ -93,11 +92,16 @@ def reward(e: Estimator) -> Effort:
     calibrated = min(CALIBRATED, w.calibration_samples, len(e.corpus.prompts.train)) if "sft" in e.recipe.stages else 0
     scored = (examined + calibrated) * models + (PROBES * min(PROBED, held_out))
     passes = (
-        Passes(kind="branches" if sharing else "train", count=seen / rows, logits=False,
-               rows=rows * (1.0 if sharing else answers), tokens=rows * trees,
-               read=rows * trees if sharing else rows * (answers if last else said)),
+        Passes(
+            kind="branches" if sharing else "train",
+            count=seen / rows,
+            logits=False,
+            rows=rows * (1.0 if sharing else answers),
+            tokens=rows * trees,
+            read=rows * trees if sharing else rows * (answers if last else said),
+        ),
         _scores(scored, single, read),
-    )  # fmt: skip
+    )
     room = max((n for _, a in ranked for n in a), default=0.0)
     return Effort(
         passes=without_nothing(passes),
@@ -124,13 +128,14 @@ def ppo(e: Estimator) -> Effort:
     rows = _micro(p.rollouts / p.minibatches, p.micro_batch, tokens, p.micro_tokens)
     known = p.share_prefix_layers and e.numbers.fast
 
-    def of(kind: str, times: float, logits: bool) -> Passes:
-        count = p.updates * times * p.rollouts / rows
-        return Passes(kind=kind, count=count, rows=rows, tokens=rows * tokens, read=rows * said, logits=logits, known=known)  # type: ignore[arg-type]  # fmt: skip
+    def of(kind: Kind, times: float, logits: bool) -> Passes:
+        count, all_tokens, read = p.updates * times * p.rollouts / rows, rows * tokens, rows * said
+        return Passes(kind=kind, count=count, rows=rows, tokens=all_tokens, read=read, logits=logits, known=known)
 
     apart = p.value.init != "policy_trunk"
     asks = any(part.kind == "model" for part in p.reward)
-    again = 0 if p.old_logprobs == "sampler" or (p.old_logprobs == "auto" and e.numbers.merged and e.numbers.fast) else 1
+    sampler = p.old_logprobs == "sampler" or (p.old_logprobs == "auto" and e.numbers.merged and e.numbers.fast)
+    again = 0 if sampler else 1
     last = POOLINGS[w.pooling].last_only
     passes = (
         of("read", 1 + again, True),  # the reference, and the policy again
@@ -162,7 +167,8 @@ def evaluate(e: Estimator) -> Effort:
         scored += rows * (times + (named.kind == "best_of"))
         compared += rows * (named.kind != "best_of")
     tokens, each = mean(e.prompts) + said, min(float(v.batch), float(rows))
-    kl = Passes(kind="read", count=KL_PASSES * compared / max(1.0, each), rows=each, tokens=each * tokens, read=each * said)
+    count = KL_PASSES * compared / max(1.0, each)
+    kl = Passes(kind="read", count=count, rows=each, tokens=each * tokens, read=each * said)
     rewards = _scores(scored * e.recipe.reward.ensemble * ("reward" in e.recipe.stages), tokens, said)
     return Effort(passes=without_nothing((kl, rewards)), sampled=sampled)
 
