@@ -20,7 +20,7 @@ from evaluation.systems import parse
 from pipelines.recipe.derived import response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.stages import memory
-from pipelines.stages.memory import FIELDS, FP32, TRAINED, Memory, Numbers, Part, Rows, Sampling
+from pipelines.stages.memory import FIELDS, FP32, MOVED, Memory, Numbers, Part, Rows, Sampling
 from pipelines.stages.shapes import Shape, shape_of
 
 if TYPE_CHECKING:
@@ -319,7 +319,7 @@ class Estimator:
         if work.own_base and (other := shape_of(self.recipe, self.recipe.reward.base)) is not None:
             found["reward_base"] = memory.base_bytes(other, numbers)
         found |= {f"{name}_(frozen)": FP32 * shape.adapter for name in work.frozen}
-        found |= {f"{name}_with_gradients_and_optimizer": TRAINED * shape.adapter for name in work.trained}
+        found |= {f"{name}_with_optimizer": MOVED * shape.adapter for name in work.trained}
         return memory.parts(**found, stored_rollout=work.stored, **work.extra)
 
     def _phases(self, work: Work, shape: Shape, numbers: Numbers) -> dict[str, tuple[Part, ...]]:
@@ -328,6 +328,7 @@ class Estimator:
             plain = replace(numbers, weight=FP32, product=FP32, nf4=False) if work.whole else numbers
             held = memory.training(shape, plain, work.train, work.logits)
             held["masks"] = work.masks * (1 + FP32)
+            held["gradients"] = FP32 * shape.adapter * len(work.trained)
             if self._full and numbers.weight != FP32:
                 held["weights_in_bf16"] = shape.linear * numbers.weight
             phases["training"] = memory.parts(**held)

@@ -13,6 +13,7 @@ from pipelines.stages.shapes import HEAD_NORMED, NORMED_AFTER, Shape
 
 FP32 = 4
 TRAINED = 16  # a number that is trained: itself, its gradient and two moments, all in fp32
+MOVED = 12  # the same while it has no gradient
 MUON = 12  # a matrix of a base from scratch: one moment
 ROWS, WORDS, CHUNK = 512, 1024, 256  # blocks of logits: the fast path's, and rows of the modules'
 LOGITS, LOGITS_OF_MODULES = 3, 5  # copies of a block of logits at one time

@@ -152,7 +152,9 @@ def test_the_tokens_that_are_counted_go_through_the_passes(
     counted: tuple[Pipeline, dict[tuple[str, str], float]], stage: str
 ) -> None:
     made, tokens = counted
-    effort = STAGES[stage].effort(made.details.estimator)
+    effort_of = STAGES[stage].effort
+    assert effort_of is not None
+    effort = effort_of(made.details.estimator)
     trained = sum(one.count * one.tokens for one in effort.passes if one.kind != "read")
     assert trained == pytest.approx(tokens[stage, "train"], rel=0.1)
     read = sum(one.count * one.tokens for one in effort.passes if one.kind == "read")
