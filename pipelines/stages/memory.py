@@ -32,6 +32,7 @@ class Numbers:
     nf4: bool = False  # matrices of the blocks in 4 bits
     fast: bool = True  # trivet's own loops, not the modules
     checkpointing: bool = False
+    offload: bool = False  # whether layers' inputs wait on the host until they are computed again
 
     @property
     def merged(self) -> bool:
@@ -176,7 +177,9 @@ def training(shape: Shape, numbers: Numbers, rows: Rows, logits: bool = True) ->
     block = head_block(shape, numbers, rows) if logits else 0.0
     copies = layer_copies(shape, numbers)
     work = [copies + layer_workspace(shape, numbers, n) for n in (tokens, read)]
-    if numbers.checkpointing:
+    if numbers.checkpointing and numbers.offload:
+        saved = (entering, entering + last, entering + kept)
+    elif numbers.checkpointing:
         saved = (deep * entering, deep * entering - entering + last, (deep - 1) * entering - entering + kept)
     else:
         saved = ((deep - 1) * kept + last, (deep - 1) * kept + last, (deep - 1) * kept)

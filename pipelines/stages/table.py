@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 BOUND = ("max_skipped_steps",)  # changes no finished stage, so that another one may resume
 CHECKPOINTING = "gradient_checkpointing"
-RUNTIME_SPEED = (CHECKPOINTING, "fit")
+OFFLOAD = "offload_activations"
+RUNTIME_SPEED = (CHECKPOINTING, OFFLOAD, "fit")
 
 
 def _no_functions(recipe: Recipe) -> list[str]:
@@ -327,6 +328,7 @@ def made_with(recipe: Recipe, name: str, threads: int) -> dict[str, Any]:
     stage = STAGES[name]
     own = {f"{stage.group}.{s}": getattr(getattr(recipe, stage.group), s) for s in stage.speed_settings(recipe)}
     general = {f"runtime.{CHECKPOINTING}": getattr(recipe.runtime, CHECKPOINTING)}
+    general |= {f"runtime.{OFFLOAD}": True} if recipe.runtime.offload_activations else {}
     return own | general | ({"threads": threads} if recipe.runtime.threads is None else {})
 
 
