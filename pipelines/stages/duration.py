@@ -16,9 +16,9 @@ Kind = Literal["train", "branches", "read"]
 """A pass forward and backward, the same of responses that branch off a common prompt, and a pass forward."""
 MODULES = 1.4  # times the fast path's seconds, where Transformers' modules run
 FULL = 1.5  # times these, where every weight has a gradient: six products where four do
-LOADING = 2.5  # seconds in which a stage loads its base and its roles
-IMPORTS = 3.0  # seconds in which the first stage with Transformers' trainer imports it
-TRAINER = 0.006  # seconds of a step of Transformers' trainer besides its passes
+LOADING = 1.5  # seconds in which a stage loads its base and its roles
+IMPORTS = 2.0  # seconds in which the first stage with Transformers' trainer imports it
+TRAINER = 0.015  # seconds of a step of Transformers' trainer besides its passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -161,9 +161,10 @@ def layer_workspace(shape: Shape, numbers: Numbers, tokens: float) -> float:
 def layer_copies(shape: Shape, numbers: Numbers) -> float:
     """Weights of one layer with the adapters added in, or out of four bits."""
     each = shape.linear / max(1, shape.layers)
+    unpacked = shape.width * shape.inner * numbers.weight if numbers.nf4 else 0.0  # one matrix at a time
     if numbers.fast and numbers.merged:
-        return each * FP32
-    return each * numbers.product if numbers.nf4 else 0.0
+        return each * FP32 + unpacked
+    return unpacked
 
 
 def training(shape: Shape, numbers: Numbers, rows: Rows, logits: bool = True) -> dict[str, float]:
