@@ -37,6 +37,7 @@ def gradients(family: str, gpu: GpuDouble, offload: bool, branches: bool = False
     rows = make_rows(QUERIES, RESPONSES, 0, base.device)
     with base.training("policy") as trained, base.role("policy") as view:
         set_gradient_checkpointing(lm, True, offload)
+        assert view.head is not None
         with gpu.within("pass" if offload else "plain"):
             if branches:
                 states = branch_states(lm, [([5, 9], [[4, 5], [6]]), ([7], [[8]])], view.decoder())
