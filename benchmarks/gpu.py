@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py --write benchmarks/results/gpu.json
 
-builds models of random weights in the shapes of 0.5B, 1.5B, 3B and 8B ones, adds LoRA adapters of rank 16 to all linear
-layers, and times a step of SFT and of a reward model (8 rows of 512 tokens), decoding (64 rows), and PPO's update (64
-rollouts of 128 + 128 tokens). A size that does not fit, or for which no time is left, is named with the reason.
+builds models of random weights in the shapes of 0.5B, 1.5B, 3B and 8B ones, in bf16 and then in four bits (NF4), adds
+LoRA adapters of rank 16 to all linear layers, and times a step of SFT and of a reward model (8 rows of 512 tokens),
+decoding (64 rows), and PPO's update (64 rollouts of 128 + 128 tokens). A size that does not fit, or for which no time
+is left, is named with the reason.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from data.records import Message, Prompt
 from data.splits import Corpus, Split
 from data.template import Renderer
+from models.backbone.architecture import linear_layers
+from models.backbone.four_bits import can_quantize, quantize, scales_of
 from models.backbone.logprobs import make_rows
 from models.backbone.oom_retry import out_of_memory
 from models.backbone.processes import Processes, peak_memory
@@ -89,9 +92,9 @@ class Silent:
 
 
 class Bench:
-    """One model on one device."""
+    """One model on one device; in ``nf4`` the matrices of its blocks in four bits, and all else in bf16."""
 
-    def __init__(self, name: str, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, name: str, kind: str, device: torch.device) -> None:
         self.name, self.shape, self.device = name, SHAPES[name], device
         torch.manual_seed(0)
         positions = self.shape.length + self.shape.prompt + self.shape.new
@@ -100,18 +103,21 @@ class Bench:
             pad_token_id=0, bos_token_id=1, eos_token_id=2,
         )  # fmt: skip
         before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
+        torch.set_default_dtype(torch.bfloat16 if kind == "nf4" else getattr(torch, kind))
         try:
             with device:
                 lm: Any = LlamaForCausalLM(config)
         finally:
             torch.set_default_dtype(before)
+        parameters = sum(p.numel() for p in lm.parameters())
+        if kind == "nf4":
+            quantize(lm, linear_layers(lm), device)
         self.base = SharedBase(lm.to(device), word_tokenizer(config.vocab_size), name=f"random {name}")
         self.base.add_role("reference", ADAPTER)
         self.base.add_role("policy", ADAPTER, copy_of="reference", trainable=True)
         for role in ("reward", "value"):
             self.base.add_role(role, ADAPTER, head=True, trainable=True)
-        self.out: dict[str, Any] = {"parameters": sum(p.numel() for p in lm.parameters() if not p.requires_grad)}
+        self.out: dict[str, Any] = {"parameters": parameters}
 
     def rows(self, count: int, query: int, response: int) -> Any:
         ids = torch.randint(4, self.shape.model["vocab_size"], (count, query + response)).tolist()
@@ -194,11 +200,13 @@ class Bench:
         }  # fmt: skip
 
     def bytes_read(self, context: int) -> int:
-        """Weights once and every row's keys and values: what a step must read at least."""
+        """Weights once, as they are kept, and every row's keys and values: what a step must read at least."""
         lm, sizes = self.base.lm, self.shape.model
-        weights = sum(
-            p.numel() * p.element_size() for n, p in lm.named_parameters() if not ("embed_tokens" in n or "lora_" in n)
-        )
+        weights = 0
+        for name, p in lm.named_parameters():
+            if not ("embed_tokens" in name or "lora_" in name):
+                scales = scales_of(p)
+                weights += p.numel() * p.element_size() + (0 if scales is None else 4 * scales.numel())
         if lm.config.tie_word_embeddings:
             table = lm.get_input_embeddings().weight
             weights += table.numel() * table.element_size()
@@ -263,11 +271,13 @@ def copied_bytes(device: torch.device, size: int) -> float:
     return 2 * a.numel() * a.element_size() / min(times)
 
 
-def measure(name: str, dtype: torch.dtype, device: torch.device, bandwidth: float) -> dict[str, Any]:
+def measure(name: str, kind: str, device: torch.device, bandwidth: float) -> dict[str, Any]:
     """All phases of one size; what it has found so far where memory runs out, with the reason."""
+    if kind == "nf4" and not can_quantize():
+        return {"left_out": "bitsandbytes is not installed"}
     out: dict[str, Any] = {}
     try:
-        bench = Bench(name, dtype, device)
+        bench = Bench(name, kind, device)
         out = bench.out
         with tempfile.TemporaryDirectory() as folder:
             for phase in (bench.sft, bench.reward, lambda: bench.decode(bandwidth), lambda: bench.ppo(Path(folder))):
@@ -311,7 +321,7 @@ def table(found: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=[n for n in SHAPES if n != "tiny"])
-    parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16"])
+    parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "nf4", "float32"], default=["bfloat16", "nf4"])
     parser.add_argument("--minutes", type=float, default=25, help="no size is begun after three quarters of this")
     parser.add_argument("--write", type=Path, help="write the figures here as JSON")
     options = parser.parse_args(arguments)
@@ -322,15 +332,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(0), "torch": torch.__version__, "copy_gb_s": bandwidth / 1e9, "models": []
     }  # fmt: skip
-    for name in options.sizes:
-        for dtype in options.dtypes:
+    for dtype in options.dtypes:
+        for name in options.sizes:
             row: dict[str, Any] = {"model": name, "dtype": dtype}
             minutes = (time.perf_counter() - started) / 60
             with released(device):
                 if minutes > 0.75 * options.minutes:
                     row["left_out"] = f"no time left after {minutes:.0f} minutes"
                 else:
-                    row |= measure(name, getattr(torch, dtype), device, bandwidth)
+                    row |= measure(name, dtype, device, bandwidth)
             found["models"].append(row)
             if options.write:  # after each: what was measured is not lost
                 options.write.write_text(json.dumps(found, indent=1) + "\n")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.batching import length_bucketed, right_pad
-from models.backbone.forward import body_of, precision, recomputes, takes_positions
+from models.backbone.forward import body_of, kept_for_backward, offloads, precision, recomputes, takes_positions
 from models.backbone.logprobs import Rows
 from models.fast import hidden_states as fast_body
 from models.fast.hidden_states import usable
@@ -43,7 +43,7 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], de
         return _fast_branches(decoder, lm, *(t.to(device) for t in (ids, positions, segments >= 0, sees)))
     dtype = getattr(lm, "compute_dtype", None) or lm.get_input_embeddings().weight.dtype
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
-    with precision(lm):
+    with precision(lm), kept_for_backward(lm):
         out = body_of(lm)(
             input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False
         )
@@ -53,7 +53,7 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], de
 def _fast_branches(decoder: Decoder, lm: Any, ids: Tensor, positions: Tensor, real: Tensor, sees: Tensor) -> Tensor:
     cells = real.flatten().nonzero().squeeze(1)
     layout = Layout(positions=positions[real], cells=cells, shape=(ids.shape[0], ids.shape[1]), sees=sees[:, None])
-    flat = fast_body.states(decoder, ids[real], layout, recompute=recomputes(lm))
+    flat = fast_body.states(decoder, ids[real], layout, recompute=recomputes(lm), offload=offloads(lm))
     return flat.new_zeros((ids.numel(), flat.shape[1])).index_copy(0, cells, flat).view(*ids.shape, -1)
 
 

@@ -152,6 +152,7 @@ class StageContext:
     warn: Callable[[str], None]
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     gradient_checkpointing: bool = False
+    offload_activations: bool = False
     recipe_folder: Path = Path(".")
     generations: Path | None = None
 

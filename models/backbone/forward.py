@@ -63,7 +63,7 @@ def hidden_states(lm: Any, ids: Tensor, mask: Tensor, position_ids: Tensor | Non
         position_ids = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     extra = {"position_ids": position_ids} if takes_positions(body) else {}
     kept = {"past_key_values": cache, "use_cache": cache is not None}
-    with precision(lm):
+    with precision(lm), kept_for_backward(lm):
         out = body(input_ids=ids, attention_mask=mask.long(), **kept, **extra)
     return out.last_hidden_state
 
@@ -119,8 +119,12 @@ def switch_off_dropout(lm: nn.Module) -> None:
                     setattr(config, name, 0.0)
 
 
-def set_gradient_checkpointing(lm: Any, on: bool) -> None:
-    """Recompute layer activations in backward, or not; works in eval mode, where nothing else is in train mode."""
+def set_gradient_checkpointing(lm: Any, on: bool, offload: bool = False) -> None:
+    """Recompute layer activations in backward, or not; works in eval mode, where nothing else is in train mode.
+
+    With ``offload`` what is kept to recompute from waits for backward in pinned memory of the host.
+    """
+    lm.offloads_activations = on and offload
     if not on:
         flagged = [m for m in lm.modules() if getattr(m, "gradient_checkpointing", False)]
         if flagged:
@@ -137,6 +141,18 @@ def set_gradient_checkpointing(lm: Any, on: bool) -> None:
 def recomputes(lm: Any) -> bool:
     """Whether layers are computed again in backward (``set_gradient_checkpointing``)."""
     return any(getattr(module, "gradient_checkpointing", False) for module in body_of(lm).modules())
+
+
+def offloads(lm: Any) -> bool:
+    """Whether what layers are computed again from waits on the host (``set_gradient_checkpointing``)."""
+    return bool(getattr(lm, "offloads_activations", False)) and lm.device.type != "cpu"
+
+
+def kept_for_backward(lm: Any) -> contextlib.AbstractContextManager[Any]:
+    """What a forward pass by the modules keeps lies where it is to lie: on the host, or where it was made."""
+    if offloads(lm) and torch.is_grad_enabled():
+        return torch.autograd.graph.save_on_cpu(pin_memory=True)
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

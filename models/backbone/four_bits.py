@@ -58,7 +58,7 @@ def quantize(lm: nn.Module, names: list[str], device: torch.device) -> None:
 
 
 def _packed(module: nn.Linear, device: torch.device) -> nn.Module:
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn import Linear4bit
 
     dtype, bias = module.weight.dtype, module.bias is not None
     made = Linear4bit(
@@ -71,13 +71,22 @@ def _packed(module: nn.Linear, device: torch.device) -> nn.Module:
         device="meta",
     )
     made.support_avx512bf16_for_cpu = False  # it would lay the weight out anew in forward, under everybody's feet
-    weight: Any = Params4bit(
-        module.weight.detach(), requires_grad=False, quant_type="nf4", blocksize=BLOCK, compress_statistics=False
-    )
-    made.weight = weight.to(device)
+    made.weight = _parameter(module.weight.detach(), device)
     if bias:
         made.bias = nn.Parameter(module.bias.detach().to(device), requires_grad=False)
     return made
+
+
+def _parameter(weight: Tensor, device: torch.device) -> Any:
+    from bitsandbytes.nn import Params4bit
+
+    made: Any = Params4bit(weight, requires_grad=False, quant_type="nf4", blocksize=BLOCK, compress_statistics=False)
+    return made.to(device)
+
+
+def pack_matrix(weight: Tensor) -> PackedWeight:
+    """A matrix (out, in) in four bits, on its device."""
+    return PackedWeight(_parameter(weight, weight.device))
 
 
 def is_packed(module: Any) -> bool:

@@ -20,6 +20,13 @@ def sent(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
     return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
+def parked(x: Tensor) -> Tensor:
+    """A copy in pinned memory of the host, on its way there; of a CPU's tensor the tensor itself."""
+    if x.device.type == "cpu":
+        return x
+    return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+
+
 def received(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors of fp32 numbers or truth values on the CPU, in one message; those of a CPU themselves."""
     if all(t.device.type == "cpu" for t in tensors):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.backbone.forward import hidden_states, recomputes
+from models.backbone.forward import hidden_states, offloads, recomputes
 from models.backbone.logprobs import Packing
+from models.backbone.transfers import parked
 from models.fast.layers import Layout, Saved, backward, embed, forward, layout_of, rms_backward, rms_norm, start
 from models.fast.prefix_cache import PrefixCache, sequences_of
 from models.fast.weights import Decoder, can_train, decoder_of
@@ -33,6 +34,7 @@ def states(
     wanted: Tensor | None = None,
     recompute: bool = False,
     below: Below | None = None,
+    offload: bool = False,
 ) -> Tensor:
     """Last hidden states.
 
@@ -42,13 +44,14 @@ def states(
         wanted: flat positions (N,), each once; None for all T.
         recompute: keep only each layer's input for backward.
         below: what enters a layer that no adapter lies below, where it is known; otherwise all layers are computed.
+        offload: with ``recompute``: these inputs wait in pinned memory of the host.
 
     Returns:
         (N, D); with a graph for the adapter's tensors where gradients are enabled and they ask for them.
     """
     parameters = decoder.trainable()
     if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-        return _Body.apply(decoder, ids, layout, wanted, recompute, below, *parameters)
+        return _Body.apply(decoder, ids, layout, wanted, recompute, below, offload, *parameters)
     with torch.no_grad():
         return _through(decoder, ids, layout, wanted, None, recompute, below)
 
@@ -87,7 +90,7 @@ def fast_states(
         known = prefix_cache.find(decoder, rows)
     below = None if prefix_cache is None or known is None else Below(prefix_cache.depth, *known)
     tokens = ids.flatten() if layout.cells is None else ids.flatten()[layout.cells]
-    return states(decoder, tokens, layout, positions, recomputes(lm), below)
+    return states(decoder, tokens, layout, positions, recomputes(lm), below, offloads(lm))
 
 
 def _through(
@@ -98,6 +101,7 @@ def _through(
     saved: list[Saved] | None,
     recompute: bool,
     below: Below | None,
+    offload: bool = False,
 ) -> Tensor:
     run, last = start(decoder, layout), len(decoder.layers) - 1
     first, x, product = below or Below(0, embed(decoder, ids), None)
@@ -105,7 +109,7 @@ def _through(
         chosen = wanted if index == last else None
         save = None
         if saved is not None and index >= decoder.lowest:
-            save = Saved(x=x)
+            save = Saved(x=parked(x) if recompute and offload else x)
             saved.append(save)
         x = forward(run, index, x, chosen, None if recompute else save, product=product if index == first else None)
     if saved is not None:
@@ -125,11 +129,12 @@ class _Body(torch.autograd.Function):
         wanted: Tensor | None,
         recompute: bool,
         below: Below | None,
+        offload: bool,
         *parameters: Tensor,
     ) -> Tensor:
         ctx.saved_layers = []
         ctx.decoder, ctx.layout, ctx.wanted, ctx.count = decoder, layout, wanted, len(parameters)
-        return _through(decoder, ids, layout, wanted, ctx.saved_layers, recompute, below)
+        return _through(decoder, ids, layout, wanted, ctx.saved_layers, recompute, below, offload)
 
     @staticmethod
     @torch.profiler.record_function("trivet/states backward")
@@ -143,7 +148,8 @@ class _Body(torch.autograd.Function):
         found: list[list[Tensor]] = []
         for index in range(last, lowest - 1, -1):
             assert x is not None
-            chosen = ctx.wanted if index == last else None
-            x, parts = backward(run, index, x, chosen, saved.pop(), below=index > lowest)
+            chosen, one = ctx.wanted if index == last else None, saved.pop()
+            one.x = one.x.to(x.device, non_blocking=True)
+            x, parts = backward(run, index, x, chosen, one, below=index > lowest)
             found.append(parts)
-        return (None, None, None, None, None, None, *(g for parts in reversed(found) for g in parts))
+        return (None, None, None, None, None, None, None, *(g for parts in reversed(found) for g in parts))

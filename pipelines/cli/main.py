@@ -128,11 +128,13 @@ def plan(
     write: Annotated[
         Path | None, typer.Option("--write", metavar="FILE", help="with --fit: write the recipe that fits here")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the stages as JSON")] = False,
 ) -> None:
     """Check a recipe and show what a run would do.
 
-    Reads recipe, data and the base's configuration, and loads no weights. With --fit it shows the memory of every role
-    and phase instead, and the largest settings that fit.
+    Reads recipe, data and the base's configuration, and loads no weights. The time of stages that are not finished
+    comes from a probe of this machine, a second or two long, whose result is kept for the day. With --fit it shows the
+    memory of every role and phase instead, and the largest settings that fit.
 
     \b
     trivet plan examples/demo.yaml
@@ -146,7 +148,7 @@ def plan(
         return show_fit(recipe, set_, run_dir, input_, fit, write)
     if settings:
         return show_settings(recipe, set_)
-    show_plan(recipe, set_, run_dir, input_, store)
+    show_plan(recipe, set_, run_dir, input_, store, as_json)
 
 
 @app.command()

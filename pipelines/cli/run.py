@@ -130,9 +130,10 @@ def show_plan(
     run_dir: Path | None,
     inputs: Sequence[str] | None,
     store: Path | None = None,
+    as_json: bool = False,
 ) -> None:
-    """The stages with what would happen to them."""
-    from pipelines.cli.tables import print_plan
+    """The stages with what would happen to them, and how long those take that are not finished."""
+    from pipelines.cli.tables import console, plan_as_json, print_plan
     from pipelines.run.data_health import health_of
     from pipelines.run.rehearsal import rehearse
     from pipelines.stages.keys import UNKNOWN
@@ -141,9 +142,16 @@ def show_plan(
     require_taken(pipeline, pipeline.stages)
     plans = pipeline.plan()
     from data.storage.file_hashes import remembered
+    from pipelines.run.plan_time import PlanTime
+
+    time = PlanTime(pipeline.details_after(plans), [p.name for p in plans if p.status in ("new", "stale")])
+    seconds, assumed = time.seconds, time.assumptions()
+    if as_json:
+        return console().print_json(data=plan_as_json(pipeline.recipe, pipeline.run_dir, plans, seconds, assumed))
 
     findings = [found.text for found in health_of(pipeline).findings]
-    print_plan(pipeline.recipe, pipeline.run_dir, plans, pipeline.corpus, pipeline.kept(), findings)
+    kept = pipeline.kept()
+    print_plan(pipeline.recipe, pipeline.run_dir, plans, pipeline.corpus, kept, findings, seconds, assumed)
     rehearse(pipeline, pipeline.stages, lambda text: print(f"warning: {text}"))
     with remembered():
         unknown = UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]

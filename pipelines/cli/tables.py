@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.common.number_format import size
+from data.common.number_format import duration, size
 from data.common.redaction import printable
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.run.pipeline import StagePlan
 
 EMPTY: Mapping[Path, str] = MappingProxyType({})
+NONE: Mapping[str, float] = MappingProxyType({})
 SHOWN = 5  # examples of each kind of finding
 
 
@@ -78,12 +79,16 @@ def print_plan(
     corpus: Corpus,
     kept: Mapping[Path, str] = EMPTY,
     findings: Iterable[str] = (),
+    seconds: Mapping[str, float] = NONE,
+    assumed: str = "",
 ) -> None:
     """Stages with cached, new or stale, why, and how much work each is.
 
     Args:
         findings: what is doubtful in the data.
         kept: hidden folders that the run keeps next to its stages, and what they hold.
+        seconds: that stages will take, as far as they are known.
+        assumed: what these stand on.
     """
     from pipelines.run.plan_details import rejected_warning
     from pipelines.stages.estimates import FACTOR
@@ -92,7 +97,7 @@ def print_plan(
     out = console()
     base = recipe.base if isinstance(recipe.base, str) else "from scratch"
     out.print(f"{recipe.name}: base {base}, seed {recipe.seed}, run folder {run_dir}", markup=False)
-    columns = ("stage", "status", "why", "steps", "tokens", "memory", "disk", "data")
+    columns = ("stage", "status", "why", "steps", "tokens", "memory", "disk", "time", "data")
     table = Table(*columns, box=None, header_style="bold")
     style = {"cached": "green", "stored": "green", "given": "green", "new": "cyan", "stale": "yellow"}
     functions: dict[str, str] = {}
@@ -105,6 +110,7 @@ def print_plan(
             continue
         sizes = [f"{takes.tokens:,}" if takes and takes.tokens is not None else "?"]
         sizes += [size(n) if n is not None else "?" for n in ((takes.memory, takes.disk) if takes else (None, None))]
+        sizes.append(f"about {duration(seconds[plan.name])}" if plan.name in seconds else "")
         more = ", ".join(f"{count:,} {part}" for part, count in (rows or {}).items())
         why = escape(printable(plan.reason))
         table.add_row(plan.name, status, why, f"{steps:,}" if steps else "", *sizes, escape(more))
@@ -115,6 +121,8 @@ def print_plan(
         style="dim",
         markup=False,
     )
+    if assumed:
+        out.print(assumed, style="dim", markup=False)
     for plan in plans:
         if plan.details.get("too_large"):
             out.print(printable(f"{plan.name}: {plan.details['too_large']}"), style="yellow", markup=False)
@@ -135,6 +143,20 @@ def print_plan(
     for source, digest in functions.items():
         where = "imported" if ".py:" not in source else "loaded and run"
         out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)
+
+
+def plan_as_json(
+    recipe: Recipe, run_dir: Path, plans: Sequence[StagePlan], seconds: Mapping[str, float], assumed: str
+) -> dict[str, Any]:
+    """What ``print_plan`` says of the stages, as plain values; None is what is not known."""
+    stages = []
+    for plan in plans:
+        takes = plan.details["takes"]
+        counted = {name: plan.details[name] for name in ("steps", "rows", "counts", "warning", "too_large")}
+        sizes = {name: getattr(takes, name) for name in ("tokens", "memory", "disk")}
+        known = {"seconds": round(seconds[plan.name], 1) if plan.name in seconds else None}
+        stages.append({"name": plan.name, "status": plan.status, "why": plan.reason} | counted | sizes | known)
+    return {"name": recipe.name, "run_dir": str(run_dir), "stages": stages, "seconds_assume": assumed}
 
 
 def print_fit(fit: Fit, found: Fitted) -> None:

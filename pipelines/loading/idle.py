@@ -118,6 +118,11 @@ STAGES = (
         why="it is for the stages sft, reward and ppo, and there are none",
     ),
     rule(
+        "runtime.offload_activations",
+        acts=lambda r: r.runtime.gradient_checkpointing is not False and has(r, "sft", "reward", "ppo"),
+        why="it is for stages that compute layers again: set runtime.gradient_checkpointing to true",
+    ),
+    rule(
         *("runtime.dtype", "runtime.quantize", "runtime.fit", "runtime.engine", "template", "stop"),
         acts=lambda r: has(r, "sft", "rankings", "reward", "ppo", "evaluate"),
         why="pretraining is in fp32, of documents as they are, and there is no other stage",

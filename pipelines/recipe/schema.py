@@ -40,6 +40,11 @@ class RuntimeConfig(Config):
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto", description="less memory for more time; auto: in stages that would not fit the device's memory"
     )
+    offload_activations: bool = Field(
+        False,
+        description="on a GPU: what layers are computed again from waits in pinned memory of the host, in stages with "
+        "gradient_checkpointing",
+    )
     fit: str | None = Field(
         None,
         description="'auto' or a size such as 24GB: micro-batches and the like are chosen to fit; null: as given",

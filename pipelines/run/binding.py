@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from data.common.errors import UserError
 from data.common.user_functions import check_statically, load_function
 from data.splits import Corpus
+from models.backbone.processes import chosen_device
 from pipelines.execution.tracking import check_trackers
 from pipelines.recipe.schema import Recipe
 from pipelines.run.plan_details import rejected_warning
@@ -28,7 +29,8 @@ def check_start(
     run_code: bool,
     warn: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """What must hold before any stage starts: trackers that can be reached and functions that can be called.
+    """What must hold before any stage starts: trackers that can be reached, functions that can be called, and a device
+    for what the runtime asks for.
 
     Many rejected rows are a warning.
 
@@ -36,6 +38,11 @@ def check_start(
         UserError: one of them cannot; ``run_code`` is as for ``check_functions``.
     """
     check_trackers(recipe.tracking)
+    if recipe.runtime.offload_activations and chosen_device(recipe.runtime.device) == "cpu":
+        raise UserError(
+            "runtime.offload_activations: it moves activations from a GPU to the host's memory, and this run is on a "
+            "CPU, where they are already: remove it, or run where there is a GPU"
+        )
     if text := rejected_warning(corpus):
         warn(text)
     check_functions(recipe, corpus, stages, run_code=run_code)

@@ -153,6 +153,7 @@ def numbers_of(recipe: Recipe, device: torch.device, family: str = "llama") -> N
         product=product.itemsize,
         fast=fast,
         checkpointing=recipe.runtime.gradient_checkpointing is True,
+        offload=recipe.runtime.offload_activations,
         nf4=recipe.runtime.quantize == "nf4",
     )
 

@@ -182,6 +182,7 @@ class StageRun:
             warn=progress.warn,
             checkpoints=checkpoints,
             gradient_checkpointing=recipe.runtime.gradient_checkpointing is True,
+            offload_activations=recipe.runtime.offload_activations,
             recipe_folder=recipe.base_dir,
             generations=pipeline.generations,
         )

@@ -20,7 +20,7 @@ from evaluation.systems import parse
 from pipelines.recipe.derived import response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.stages import memory
-from pipelines.stages.memory import FIELDS, FP32, TRAINED, Memory, Numbers, Part, Rows, Sampling
+from pipelines.stages.memory import FIELDS, FP32, MOVED, Memory, Numbers, Part, Rows, Sampling
 from pipelines.stages.shapes import Shape, shape_of
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Work:
     read: Rows | None = None
     sampling: Sampling | None = None
     stored: float = 0.0
+    accumulates: bool = False  # whether a step has several passes, so that gradients are there before the last
     masks: float = 0.0  # cells of masks of attention
     logits: bool = True  # whether the trained pass ends in the vocabulary
     own_base: bool = False  # whether the reward model's other base is there too
@@ -205,7 +206,8 @@ class Estimator:
                 train, tokens=float(s.batch_tokens), count=max(1, int(count * share)), read=train.read * share
             )
         after = self._rows(lengths, read, min(HELD_OUT, len(held_out)), 1.0) if held_out else None
-        return Work(tokens=int(steps * mean), trained=("sft",), train=train, read=after)
+        several = train.count < min(s.batch, len(rows))
+        return Work(tokens=int(steps * mean), trained=("sft",), train=train, read=after, accumulates=several)
 
     def rankings(self) -> Work:
         r = self.recipe.rankings
@@ -246,6 +248,7 @@ class Estimator:
             read=self._rows(singles, [1.0] * len(singles), min(SCORED, max(rows, examined)), 1.0),
             sampling=self._sampling(self.prompts, rows, int(longest)) if centred else None,
             logits=False,
+            accumulates=count < min(w.batch, total),
             masks=train.count * train.longest**2 if sharing else 0.0,
             own_base=w.base != "same",
         )
@@ -272,6 +275,7 @@ class Estimator:
             read=self._answers_of(prompts, min(SCORED, p.rollouts), p.max_new_tokens, 1.0),
             sampling=self._sampling(prompts, at_once, p.max_new_tokens),
             stored=p.rollouts * p.max_new_tokens * (FIELDS * FP32 + 8) + cached,
+            accumulates=count < p.rollouts // p.minibatches,
             own_base=asks and w.base != "same",
         )
 
@@ -319,7 +323,7 @@ class Estimator:
         if work.own_base and (other := shape_of(self.recipe, self.recipe.reward.base)) is not None:
             found["reward_base"] = memory.base_bytes(other, numbers)
         found |= {f"{name}_(frozen)": FP32 * shape.adapter for name in work.frozen}
-        found |= {f"{name}_with_gradients_and_optimizer": TRAINED * shape.adapter for name in work.trained}
+        found |= {f"{name}_with_optimizer": MOVED * shape.adapter for name in work.trained}
         return memory.parts(**found, stored_rollout=work.stored, **work.extra)
 
     def _phases(self, work: Work, shape: Shape, numbers: Numbers) -> dict[str, tuple[Part, ...]]:
@@ -328,6 +332,7 @@ class Estimator:
             plain = replace(numbers, weight=FP32, product=FP32, nf4=False) if work.whole else numbers
             held = memory.training(shape, plain, work.train, work.logits)
             held["masks"] = work.masks * (1 + FP32)
+            held["gradients"] = FP32 * shape.adapter * (len(work.trained) - 1 + work.accumulates)
             if self._full and numbers.weight != FP32:
                 held["weights_in_bf16"] = shape.linear * numbers.weight
             phases["training"] = memory.parts(**held)

@@ -13,6 +13,7 @@ from pipelines.stages.shapes import HEAD_NORMED, NORMED_AFTER, Shape
 
 FP32 = 4
 TRAINED = 16  # a number that is trained: itself, its gradient and two moments, all in fp32
+MOVED = 12  # the same while it has no gradient
 MUON = 12  # a matrix of a base from scratch: one moment
 ROWS, WORDS, CHUNK = 512, 1024, 256  # blocks of logits: the fast path's, and rows of the modules'
 LOGITS, LOGITS_OF_MODULES = 3, 5  # copies of a block of logits at one time
@@ -31,6 +32,7 @@ class Numbers:
     nf4: bool = False  # matrices of the blocks in 4 bits
     fast: bool = True  # trivet's own loops, not the modules
     checkpointing: bool = False
+    offload: bool = False  # whether layers' inputs wait on the host until they are computed again
 
     @property
     def merged(self) -> bool:
@@ -159,9 +161,10 @@ def layer_workspace(shape: Shape, numbers: Numbers, tokens: float) -> float:
 def layer_copies(shape: Shape, numbers: Numbers) -> float:
     """Weights of one layer with the adapters added in, or out of four bits."""
     each = shape.linear / max(1, shape.layers)
+    unpacked = shape.width * shape.inner * numbers.weight if numbers.nf4 else 0.0  # one matrix at a time
     if numbers.fast and numbers.merged:
-        return each * FP32
-    return each * numbers.product if numbers.nf4 else 0.0
+        return each * FP32 + unpacked
+    return unpacked
 
 
 def training(shape: Shape, numbers: Numbers, rows: Rows, logits: bool = True) -> dict[str, float]:
@@ -175,7 +178,9 @@ def training(shape: Shape, numbers: Numbers, rows: Rows, logits: bool = True) ->
     block = head_block(shape, numbers, rows) if logits else 0.0
     copies = layer_copies(shape, numbers)
     work = [copies + layer_workspace(shape, numbers, n) for n in (tokens, read)]
-    if numbers.checkpointing:
+    if numbers.checkpointing and numbers.offload:
+        saved = (entering, entering + last, entering + kept)
+    elif numbers.checkpointing:
         saved = (deep * entering, deep * entering - entering + last, (deep - 1) * entering - entering + kept)
     else:
         saved = ((deep - 1) * kept + last, (deep - 1) * kept + last, (deep - 1) * kept)

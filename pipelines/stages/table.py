@@ -17,7 +17,8 @@ from data.splits import Corpus
 from data.template import Renderer
 from pipelines.recipe.derived import choosing, evaluation_prompts
 from pipelines.recipe.schema import Recipe, RuntimeConfig
-from pipelines.stages import curves, depends_on, starts, tallies
+from pipelines.stages import curves, depends_on, efforts, starts, tallies
+from pipelines.stages.duration import Effort
 from pipelines.stages.estimates import Estimator, Work
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 BOUND = ("max_skipped_steps",)  # changes no finished stage, so that another one may resume
 CHECKPOINTING = "gradient_checkpointing"
-RUNTIME_SPEED = (CHECKPOINTING, "fit")
+OFFLOAD = "offload_activations"
+RUNTIME_SPEED = (CHECKPOINTING, OFFLOAD, "fit")
 
 
 def _no_functions(recipe: Recipe) -> list[str]:
@@ -55,6 +57,8 @@ class Stage:
     data: tuple[str, ...]  # parts of the corpus that it reads
     steps: Callable[[Recipe, Corpus], int | None]
     estimate: Callable[[Estimator], Work]  # for the plan
+    effort: Callable[[Estimator], Effort] | None = None
+    """What it computes, for the plan's time; None: not known."""
     tally: Callable[[Renderer, Recipe, Corpus, int | None], dict[str, Tally]] | None = None
     """What it will cut or drop of its rows, for the plan, by the names of its manifest; with the base's positions."""
     asks: bool = False  # whether it samples responses to prompts
@@ -150,6 +154,7 @@ STAGES: dict[str, Stage] = {
         data=("documents",),
         steps=depends_on.pretrain_steps,
         estimate=Estimator.pretrain,
+        effort=efforts.pretrain,
         role="base",
         on_base=False,
         curves=curves.PRETRAIN,
@@ -173,6 +178,7 @@ STAGES: dict[str, Stage] = {
         data=("demonstrations",),
         steps=depends_on.sft_steps,
         estimate=Estimator.sft,
+        effort=efforts.sft,
         tally=tallies.sft,
         role="sft",
         asked_in_chat=True,
@@ -198,6 +204,7 @@ STAGES: dict[str, Stage] = {
         data=("prompts",),
         steps=depends_on.rankings_steps,
         estimate=Estimator.rankings,
+        effort=efforts.rankings,
         asks=True,
         sampled="batch",
         functions=_annotator,
@@ -222,6 +229,7 @@ STAGES: dict[str, Stage] = {
         data=("rankings", "prompts"),
         steps=depends_on.reward_steps,
         estimate=Estimator.reward,
+        effort=efforts.reward,
         tally=tallies.reward,
         role="reward",
         speed=("micro_batch",),
@@ -249,6 +257,7 @@ STAGES: dict[str, Stage] = {
         data=("prompts",),
         steps=depends_on.ppo_steps,
         estimate=Estimator.ppo,
+        effort=efforts.ppo,
         tally=tallies.ppo,
         asks=True,
         role="policy",
@@ -280,6 +289,7 @@ STAGES: dict[str, Stage] = {
         data=("prompts", "demonstrations", "rankings"),  # for worked examples, references, the reward model's card
         steps=depends_on.evaluate_steps,
         estimate=Estimator.evaluate,
+        effort=efforts.evaluate,
         asks=True,
         speed=("batch",),
         sampled="batch",
@@ -318,6 +328,7 @@ def made_with(recipe: Recipe, name: str, threads: int) -> dict[str, Any]:
     stage = STAGES[name]
     own = {f"{stage.group}.{s}": getattr(getattr(recipe, stage.group), s) for s in stage.speed_settings(recipe)}
     general = {f"runtime.{CHECKPOINTING}": getattr(recipe.runtime, CHECKPOINTING)}
+    general |= {f"runtime.{OFFLOAD}": True} if recipe.runtime.offload_activations else {}
     return own | general | ({"threads": threads} if recipe.runtime.threads is None else {})
 
 

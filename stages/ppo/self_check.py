@@ -73,7 +73,7 @@ def self_check(ppo: PPO, reward: RewardModel | None = None) -> list[Finding]:
     with ppo.base.training("policy", "value"):
         findings = [_trainable(ppo)]
         for lm in models:
-            set_gradient_checkpointing(lm, ppo.context.gradient_checkpointing)
+            set_gradient_checkpointing(lm, ppo.context.gradient_checkpointing, ppo.context.offload_activations)
         try:
             findings += [_reference(ppo, batch), _ratio(ppo, batch), _batches(ppo, batch), _greedy(ppo, batch)]
         finally:

@@ -84,7 +84,7 @@ class PPO:
         with self.base.training("policy", "value"):
             models = [self.base.lm, *self.base.copies.values()]
             for lm in models:
-                set_gradient_checkpointing(lm, self.context.gradient_checkpointing)
+                set_gradient_checkpointing(lm, self.context.gradient_checkpointing, self.context.offload_activations)
             try:
                 while self.update_index < self.config.updates:
                     yield self.step()

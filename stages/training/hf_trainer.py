@@ -242,7 +242,7 @@ def training_session(context: StageContext, base: SharedBase, role: str, key: st
     config, generation, pad = copy.deepcopy(lm.config), copy.deepcopy(lm.generation_config), base.tokenizer.pad_token
     tags = copy.copy(getattr(lm, "model_tags", None))
     with isolated_rng(derived_seed(context.seed, key)):
-        set_gradient_checkpointing(lm, context.gradient_checkpointing)
+        set_gradient_checkpointing(lm, context.gradient_checkpointing, context.offload_activations)
         try:
             yield
         finally:

@@ -201,6 +201,7 @@ class GpuDouble(TorchDispatchMode):
             formula = torch._C._current_graph_task_id() != -1 and not others
             here = torch.device(asked).type == "cuda" or formula
             kwargs["device"] = HOST
+        pinned_here = bool(kwargs.pop("pin_memory", False)) and not (here and asked is not None)
         if mine or here:
             unwaited = bool(kwargs.get("non_blocking") or kwargs.get("output_size"))
             self._check(func, args, mine, others, here, asked is not None, unwaited)
@@ -209,6 +210,8 @@ class GpuDouble(TorchDispatchMode):
                 out = func(*args, **kwargs)
             else:
                 out = self.capturing.add(func, *tree_map_only(OnGpu, plain, (args, kwargs)))
+        if pinned_here:
+            out.is_pinned_here = True
         if not (mine or here):
             return out
         arguments, results = func._schema.arguments, func._schema.returns
@@ -238,7 +241,9 @@ class GpuDouble(TorchDispatchMode):
             elif mine and moved and not here:
                 self.waits_for("copy to the host")
         elif func is aten.copy_.default:
-            if isinstance(args[0], OnGpu) != isinstance(args[1], OnGpu):
+            unwaited = unwaited or (len(args) > 2 and bool(args[2]))
+            free = unwaited and any(getattr(t, "is_pinned_here", False) for t in others)
+            if isinstance(args[0], OnGpu) != isinstance(args[1], OnGpu) and not free:
                 self.waits_for("copy to the device" if isinstance(args[0], OnGpu) else "copy to the host")
         elif func in INDEXED:
             self._check_index(func, args)

@@ -104,6 +104,26 @@ def test_the_plans_memory_is_the_measured_peak(checkpointing: bool, tmp_path: Pa
         assert said[stage] == pytest.approx(peak, rel=0.15), stage
 
 
+def test_gradients_are_there_while_training_alone(tmp_path: Path) -> None:
+    """12 bytes a number of both adapters stay between two updates; the policy's gradient is there while that of the
+    value role is made, and with several micro-batches so is the latter."""
+    data = make_data(tmp_path / "data", rows=8, answer=9)
+    recipe = recipe_of(
+        make_folder(tmp_path / "base", 64), data, ppo={"rollouts": 16, "minibatches": 2, "micro_batch": 4}
+    )
+    made = Pipeline.from_recipe(recipe, run_dir=tmp_path / "run")
+    shape, parts = shape_of(made.recipe), made.details.takes("ppo").parts
+    assert shape is not None and parts is not None
+    always = {part.what: part.bytes for part in parts.always}
+    assert always["policy with optimizer"] == always["value with optimizer"] == 12 * shape.adapter
+    gradients = {name: sum(p.bytes for p in of if p.what == "gradients") for name, of in parts.phases.items()}
+    assert gradients == {"training": 2 * 4 * shape.adapter, "sampling": 0, "scoring": 0}
+    made = Pipeline.from_recipe(recipe, ["ppo.micro_batch=8"], run_dir=tmp_path / "run")
+    parts = made.details.takes("ppo").parts
+    assert parts is not None
+    assert [p.bytes for p in parts.phases["training"] if p.what == "gradients"] == [4 * shape.adapter]
+
+
 def test_the_plan_names_code_of_the_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text("open('ran', 'w')\ndef kind(prompts, completions):\n    return [1.0]\n")
     recipe = RECIPE | {"rankings": {"annotator": "mine.py:kind"}, "name": "r"}

@@ -1,0 +1,404 @@
+"""What one layer of a base takes on this machine: a short probe of the fast path's own code, at the base's shapes.
+
+Random weights of one layer are computed with, forward, backward and in decoding, for a few tens of milliseconds a kind
+of pass; the median of several times counts. What was measured is kept in the cache for the day, by machine, threads,
+precision and shape. Nothing is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.storage.kept import Memo, key_of
+from models.backbone.four_bits import pack_matrix
+from models.fast.layers import Layout, Saved, backward, forward, layout_of, start
+from models.fast.logprobs import block_logits, block_logprobs, token_statistics
+from models.fast.products import product_dtype, products_of
+from models.fast.weights import Decoder, Layer, Projection
+from models.sampling.decoding import decode_layers, new_storage
+from models.sampling.generate import sample_with_statistics
+from pipelines.stages.duration import Line, Rates, layer_size, lengthened, line_through
+from pipelines.stages.memory import Numbers
+from pipelines.stages.shapes import Shape
+from stages.settings import PretrainConfig
+
+VERSION = 1  # of what is measured
+KINDS = ("train", "branches", "read")
+WORDS = 2048  # of the vocabulary; the output layer's time grows with it evenly
+LARGEST = 1 << 25  # numbers of the layer that is measured; a larger one is measured with every side halved, and scaled
+GUESS = {"cpu": 5e10}  # operations a second, to choose sizes by; of other devices 5e13
+TARGET, SPENT = 0.03, 0.06  # seconds that one pass should take, and that its repetitions may
+MIN_TOKENS = 96  # of a pass
+ADAM = 1 << 19  # numbers that the optimizer is measured with
+REPEATS = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What is measured: a shape, how it is kept and computed with, and where.
+
+    ``lengths`` are those of rows, and ``tokens`` those of the largest pass, by kind of pass; ``rows`` are sampled at
+    once behind ``behind`` tokens each. A kind that is not named is not measured.
+    """
+
+    shape: Shape
+    numbers: Numbers
+    device: torch.device
+    rank: int
+    lengths: Mapping[str, int]
+    tokens: Mapping[str, int]
+    rows: int = 0
+    behind: int = 0
+    pretraining: PretrainConfig | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What the numbers depend on."""
+        shape = asdict(replace(self.shape, parameters=0, adapter=0, trained_layers=0))
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        machine = (platform.node(), platform.processor(), torch.backends.cpu.get_cpu_capability(), gpu)
+        return {
+            "version": VERSION,
+            "day": date.today().isoformat(),
+            "machine": machine,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "shape": shape,
+            "numbers": asdict(replace(self.numbers, checkpointing=False)),
+            "rank": self.rank,
+            "lengths": dict(self.lengths),
+            "tokens": dict(self.tokens),
+            "rows": self.rows,
+            "behind": self.behind,
+            "pretraining": None if self.pretraining is None else self.pretraining.model_dump(mode="json"),
+        }
+
+
+def rates_of(probe: Probe) -> Rates:
+    """Measured now, or found in the cache."""
+    text = Memo(key_of(probe.described())).get("rates", lambda: json.dumps(asdict(measure(probe))))
+    found = json.loads(text)
+    adam = found.pop("adam")
+    return Rates.of({name: Line(**line) for name, line in found.items()}, adam)
+
+
+def measure(probe: Probe) -> Rates:
+    """All lines."""
+    smaller, scale = reduced(probe.shape)
+    layer = OneLayer(replace(probe, shape=smaller))
+    with torch.random.fork_rng([] if probe.device.type == "cpu" else [probe.device]):
+        torch.manual_seed(0)
+        lines = {kind: layer.line(kind).times(scale) for kind in KINDS}
+        lines["step"] = layer.steps().times(scale)
+        lines |= {name: line.times(probe.shape.vocabulary / layer.words) for name, line in layer.outputs().items()}
+        if probe.pretraining is not None:
+            lines["pretraining"] = pretraining_line(probe.pretraining, probe)
+        return Rates.of(lines, adam_seconds(probe.device))
+
+
+def reduced(shape: Shape) -> tuple[Shape, float]:
+    """A shape whose layer is small enough to be measured, and how much more a layer of the whole one computes."""
+    scale = 1.0
+    while layer_size(shape) > LARGEST and min(shape.heads, shape.key_heads) > 1:
+        before = layer_size(shape)
+        halves = {name: getattr(shape, name) // 2 for name in ("width", "inner", "heads", "key_heads")}
+        shape = replace(shape, **halves)
+        scale *= before / layer_size(shape)
+    return shape, scale
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """The median time of a few repetitions, after one that prepares kernels; of one thread on a CPU its own, whatever
+    else the processor does."""
+    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+    def once() -> float:
+        began = clock()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - began
+
+    once()
+    found = [once(), once()]
+    while len(found) < REPEATS and sum(found) < SPENT:
+        found.append(once())
+    return statistics.median(found)
+
+
+class Rotation(nn.Module):
+    """Angles as a rotary embedding gives them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        steps = torch.arange(0, self.size, 2, device=x.device) / self.size
+        angles = positions[..., None] * 10_000.0**-steps
+        both = torch.cat([angles, angles], dim=-1)
+        return both.cos(), both.sin()
+
+
+@dataclass(frozen=True)
+class OneLayer:
+    """One layer of random weights, and what is done with it."""
+
+    probe: Probe
+
+    @property
+    def words(self) -> int:
+        return min(WORDS, self.probe.shape.vocabulary)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.probe.numbers.weight == 2 else torch.float32
+
+    def _random(self, *sizes: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(*sizes, device=self.probe.device).mul_(0.02).to(dtype or self.dtype)
+
+    def _projection(self, wide: int, narrow: int) -> Projection:
+        """(out, in), with an adapter."""
+        weight: Any = self._random(wide, narrow)
+        if self.probe.numbers.nf4:
+            weight = pack_matrix(weight)
+        a = self._random(self.probe.rank, narrow, dtype=torch.float32).requires_grad_()
+        b = self._random(wide, self.probe.rank, dtype=torch.float32).requires_grad_()
+        return Projection(weight=weight, bias=None, a=a, b=b, scale=2.0)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        s = self.probe.shape
+        norm = torch.ones(s.width, device=self.probe.device)
+        layer = Layer(
+            attention=tuple(self._projection(n, s.width) for n in (s.queries, s.keys, s.keys)),
+            output=(self._projection(s.width, s.queries),),
+            gated=tuple(self._projection(s.inner, s.width) for _ in range(2)),
+            down=(self._projection(s.width, s.inner),),
+            norm=norm,
+            second_norm=norm,
+            post_norm=None,
+            second_post_norm=None,
+            q_norm=None,
+            k_norm=None,
+            angles="",
+            window=None,
+        )
+        return Decoder(
+            embeddings=self._random(self.words, s.width),
+            layers=(layer,),
+            norm=norm,
+            epsilon=1e-5,
+            heads=s.heads,
+            key_heads=s.key_heads,
+            head_size=s.head_size,
+            rotary=Rotation(s.head_size),
+        )
+
+    # -- passes ------------------------------------------------------------------------------------------------------
+
+    def _layout(self, tokens: int, length: int, branches: bool = False) -> Layout:
+        """Rows of about one length; the last is shorter, as a rule."""
+        rows = max(1, tokens // length)
+        mask = torch.ones((rows, length), dtype=torch.bool, device=self.probe.device)
+        mask[-1, -1] = False
+        layout = layout_of(mask)
+        if branches:
+            sees = torch.ones((length, length), dtype=torch.bool, device=self.probe.device).tril()
+            layout = replace(layout, sees=sees.expand(rows, 1, length, length).contiguous())
+        return layout
+
+    def _states(self, layout: Layout) -> Tensor:
+        return self._random(len(layout.positions), self.probe.shape.width, dtype=torch.float32)
+
+    def train(self, tokens: int, length: int, branches: bool = False) -> Callable[[], Any]:
+        """A pass forward and backward."""
+        layout = self._layout(tokens, length, branches)
+        x, gradient = self._states(layout), self._states(layout)
+
+        def work() -> None:
+            saved = Saved(x=x)
+            with torch.no_grad():
+                forward(start(self.decoder, layout), 0, x, None, saved)
+                backward(start(self.decoder, layout), 0, gradient.clone(), None, saved, below=True)
+
+        return work
+
+    def read(self, tokens: int, length: int) -> Callable[[], Any]:
+        """A pass forward."""
+        layout = self._layout(tokens, length)
+        x = self._states(layout)
+
+        def work() -> None:
+            with torch.no_grad():
+                forward(start(self.decoder, layout), 0, x, None, None)
+
+        return work
+
+    def _seconds(self, work: Callable[[], Any]) -> float:
+        return seconds_of(work, self.probe.device)
+
+    def line(self, kind: str) -> Line:
+        """Through passes of few and of many tokens; nothing for a kind that no stage makes."""
+        if kind not in self.probe.lengths:
+            return Line()
+        makes: dict[str, Callable[[int, int], Callable[[], Any]]]
+        makes = {"train": self.train, "branches": partial(self.train, branches=True), "read": self.read}
+        rate = GUESS.get(self.probe.device.type, 5e13)
+        most = max(MIN_TOKENS, int(TARGET * rate / (4 * layer_size(self.probe.shape))))
+        many = max(MIN_TOKENS, min(most, self.probe.tokens[kind]))
+        length = min(self.probe.lengths[kind], many // 2)
+        points = []
+        for tokens in (max(length, many // 4), many):
+            tokens = tokens // length * length
+            points.append((float(tokens), self._seconds(makes[kind](tokens, length))))
+        return lengthened(line_through(*points), self.probe.shape, length, self.probe.lengths[kind])
+
+    # -- decoding ----------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Line:
+        """A step of decoding: of few and of all rows."""
+        rows = self.probe.rows
+        if not rows:
+            return Line()
+        if self.probe.device.type == "cuda":
+            return self.read_at_bandwidth()
+        few = max(1, rows // 4)
+        return line_through((few, self._step(few)), (max(rows, few + 1), self._step(max(rows, few + 1))))
+
+    @torch.no_grad()
+    def _step(self, rows: int) -> float:
+        width = self.probe.behind
+        products = products_of(self.decoder, keep=rows)
+        storage = new_storage(self.decoder, products.dtype, rows, width, 1)
+        storage.both.normal_()
+        storage.open_column(width, rows)
+        x = self._random(rows, self.probe.shape.width, dtype=torch.float32)
+        positions = torch.full((rows,), width, device=self.probe.device)
+
+        def work() -> None:
+            decode_layers(self.decoder, products, storage, range(1), x, positions, width, width + 1)
+
+        return self._seconds(work)
+
+    def read_at_bandwidth(self) -> Line:
+        """On a GPU, where a step is one graph: weights and cache are read once at the memory's bandwidth."""
+        rate, s, size = bandwidth(self.probe.device), self.probe.shape, self.probe.numbers.product
+        return Line(start=layer_size(s) * size / rate, each=2 * self.probe.behind * s.keys * size / rate)
+
+    # -- output layer ------------------------------------------------------------------------------------------------
+
+    def outputs(self) -> dict[str, Line]:
+        """Log-probabilities with and without a gradient, and a sampled token."""
+        rows = max(4, self.probe.rows)
+        return {
+            "loss": self._through(self._loss, 128, 512),
+            "logprobs": self._through(self._logprobs, 128, 512),
+            "choice": self._through(self._choice, max(1, rows // 4), rows),
+        }
+
+    def _through(self, work_of: Callable[[int], Callable[[], Any]], few: int, many: int) -> Line:
+        return line_through(*((n, self._seconds(work_of(n))) for n in (few, many)))
+
+    def _tokens(self, count: int) -> tuple[Tensor, Tensor]:
+        hidden = self._random(count, self.probe.shape.width, dtype=torch.float32)
+        return hidden, torch.randint(self.words, (count,), device=self.probe.device)
+
+    def _loss(self, count: int) -> Callable[[], Any]:
+        hidden, targets = self._tokens(count)
+        hidden.requires_grad_()
+        return lambda: block_logprobs(hidden, targets, self.decoder.embeddings, 1.0)[0].sum().backward()
+
+    def _logprobs(self, count: int) -> Callable[[], Any]:
+        hidden, targets = self._tokens(count)
+        return lambda: token_statistics(hidden, targets, self.decoder.embeddings, 1.0, gradients=False)
+
+    def _choice(self, rows: int) -> Callable[[], Any]:
+        hidden, _ = self._tokens(rows)
+        weight = self.decoder.embeddings.to(product_dtype(self.decoder.embeddings))
+        noise = torch.rand(rows, device=self.probe.device)
+
+        def work() -> None:
+            with torch.no_grad():
+                sample_with_statistics(block_logits(hidden, weight), noise, 1.0)
+
+        return work
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second that are read, by a copy."""
+    block = torch.empty(1 << 26, dtype=torch.uint8, device=device)
+    target = torch.empty_like(block)
+    return 2 * block.numel() / seconds_of(lambda: target.copy_(block), device)
+
+
+def adam_seconds(device: torch.device) -> float:
+    """Seconds a number for clipping its gradient and one step."""
+    weights = [nn.Parameter(torch.zeros(ADAM // 32, device=device)) for _ in range(32)]
+    optimizer = torch.optim.AdamW(weights)
+
+    def work() -> None:
+        for p in weights:
+            p.grad = torch.ones_like(p)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+
+    return seconds_of(work, device) / ADAM
+
+
+# -- from scratch -----------------------------------------------------------------------------------------------------
+
+
+def pretraining_line(config: PretrainConfig, probe: Probe) -> Line:
+    """A whole step of a base from scratch, of few and of more tokens; layers beyond the second as the second."""
+    m, length = config.model, max(2, min(config.model.context, probe.lengths["pretraining"]))
+    most = TARGET * GUESS.get(probe.device.type, 5e13) / (12 * (4 * m.width**2 + 3 * m.width * m.feed_forward))
+    rows = max(4, min(config.batch, math.ceil(2 * most / length)))
+    counts = (max(1, rows // 4), rows)
+    one, two = ([_step_seconds(config, probe, layers, n, length) for n in counts] for layers in (1, 2))
+    whole = [a + (m.layers - 1) * max(0.0, b - a) for a, b in zip(one, two, strict=True)]
+    return line_through(*((n * length, seconds) for n, seconds in zip(counts, whole, strict=True)))
+
+
+def _step_seconds(config: PretrainConfig, probe: Probe, layers: int, rows: int, length: int) -> float:
+    """Of one step by the stage's own passes and optimizers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from stages.pretrain import Muon, backward
+
+    m = config.model
+    settings = LlamaConfig(
+        vocab_size=min(WORDS, config.vocabulary),
+        hidden_size=m.width,
+        intermediate_size=m.feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=m.heads,
+        num_key_value_heads=m.heads,
+        max_position_embeddings=m.context,
+        tie_word_embeddings=True,
+    )
+    lm: Any = LlamaForCausalLM(settings)
+    lm.to(probe.device)
+    matrices = [p for n, p in lm.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in lm.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
+    optimizers = [Muon(matrices, 0.0), torch.optim.Adam(others, lr=0.0)]
+    batch = [[i % settings.vocab_size for i in range(length)]] * rows
+
+    def step() -> None:
+        backward(lm, batch, rows * length, rows)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return seconds_of(step, probe.device)

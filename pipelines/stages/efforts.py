@@ -1,0 +1,194 @@
+"""What each stage computes, in passes and sampled responses: its entry in the table names one of these functions.
+
+Rows have their mean length. Responses are taken to be as long as the demonstrations' that SFT learns from, and as long
+as their limit where there are none or where the base is asked as it is.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from evaluation.systems import parse
+from pipelines.recipe.derived import response_limit
+from pipelines.stages.duration import Effort, Kind, Passes, Sampled, without_nothing
+from pipelines.stages.estimates import CALIBRATED, HELD_OUT, SCORED, Estimator
+from reward.tables import POOLINGS
+
+PROBES, PROBED = 6, 256  # damaged responses of the reward model's card: kinds, and rows of each
+EXAMINED_MIN, EXAMINED_MAX = 64, 4096  # held-out rankings that the card scores
+KL_PASSES = 2  # of a system and of the reference
+
+
+def mean(lengths: Sequence[float]) -> float:
+    return statistics.fmean(lengths) if lengths else 0.0
+
+
+def response(e: Estimator, room: int) -> tuple[float, float]:
+    """Mean and longest response of a trained policy that may say so many tokens."""
+    lengths = [min(float(room), answered) for _, answered in e.demonstrations if answered > 0]
+    if not lengths or "sft" not in e.recipe.stages:
+        return float(room), float(room)
+    return mean(lengths), max(lengths)
+
+
+def _micro(rows: float, batch: int, tokens: float, limit: int | None) -> float:
+    """Rows of a pass, by their number or by a limit of tokens."""
+    return max(1.0, min(rows, batch if limit is None else limit / max(1.0, tokens)))
+
+
+def pretrain(e: Estimator) -> Effort:
+    assert not isinstance(e.recipe.base, str)
+    p = e.recipe.base.pretrain
+    tokens = p.batch * mean([min(float(p.model.context), n) for n in e.documents])
+    return Effort(steps=p.steps, pretraining=(p.steps, tokens))
+
+
+def sft(e: Estimator) -> Effort:
+    s, corpus = e.recipe.sft, e.corpus.demonstrations
+    limit = float(s.max_tokens)
+    tokens = mean([min(limit, asked + answered) for asked, answered in e.demonstrations])
+    read = mean([min(limit, asked + answered, answered) for asked, answered in e.demonstrations])
+    rows = _micro(min(s.batch, len(corpus.train)), s.micro_batch, tokens, s.batch_tokens)
+    some = min(HELD_OUT, len(corpus.held_out))
+
+    def of(kind: Kind, count: float, each: float) -> Passes:
+        return Passes(kind=kind, count=count, rows=each, tokens=each * tokens, read=each * read)
+
+    passes = (
+        of("train", len(corpus.train) * s.epochs / rows, rows),
+        of("read", len(corpus.held_out) / max(1, some), some),
+    )
+    steps = len(corpus.train) / s.batch * s.epochs
+    return Effort(passes=without_nothing(passes), steps=steps, trained=_adapter(e), trainer=True, full=_full(e))
+
+
+def rankings(e: Estimator) -> Effort:
+    r, prompts = e.recipe.rankings, e.corpus.prompts
+    assert r is not None
+    asked = len(prompts.train[: r.prompts]) + len(prompts.held_out[: r.held_out_prompts])
+    return Effort(sampled=_sampled(e, asked * r.answers, r.batch, r.max_new_tokens, r.answers))
+
+
+def reward(e: Estimator) -> Effort:
+    w, r = e.recipe.reward, e.recipe.rankings
+    if r is not None:
+        total, held_out = len(e.corpus.prompts.train[: r.prompts]), len(e.corpus.prompts.held_out[: r.held_out_prompts])
+        ranked = [(asked, [response(e, r.max_new_tokens)[0]] * r.answers) for asked in e.prompts]
+    else:
+        total, held_out, ranked = len(e.corpus.rankings.train), len(e.corpus.rankings.held_out), e.ranked
+    limit = float(w.max_tokens)
+    ranked = [(min(q, limit), [min(a, max(0.0, limit - q)) for a in answers]) for q, answers in ranked]
+    sharing = e.shape is None or not e.shape.sliding
+    trees = mean([q + sum(a) if sharing else sum(q + n for n in a) for q, a in ranked])
+    answers, said = mean([len(a) for _, a in ranked]), mean([sum(a) for _, a in ranked])
+    last = POOLINGS[w.pooling].last_only
+    rows = min(w.micro_batch, w.batch, max(1, total))
+    models = w.ensemble + (w.holdout > 0)
+    seen = total * w.epochs * (w.ensemble * (1 - w.holdout) + w.holdout)
+    examined = min(held_out, max(EXAMINED_MIN, min(EXAMINED_MAX, total * w.epochs))) * answers
+    single = mean([q + n for q, a in ranked for n in a])
+    read = 1.0 if last else mean([n for _, a in ranked for n in a])
+    calibrated = min(CALIBRATED, w.calibration_samples, len(e.corpus.prompts.train)) if "sft" in e.recipe.stages else 0
+    scored = (examined + calibrated) * models + (PROBES * min(PROBED, held_out))
+    passes = (
+        Passes(
+            kind="branches" if sharing else "train",
+            count=seen / rows,
+            logits=False,
+            rows=rows * (1.0 if sharing else answers),
+            tokens=rows * trees,
+            read=rows * trees if sharing else rows * (answers if last else said),
+        ),
+        _scores(scored, single, read),
+    )
+    room = max((n for _, a in ranked for n in a), default=0.0)
+    return Effort(
+        passes=without_nothing(passes),
+        sampled=_sampled(e, calibrated, calibrated, int(room)),
+        steps=seen / w.batch,
+        trained=_adapter(e),
+        trainer=True,
+        full=_full(e),
+    )
+
+
+def _scores(rows: float, tokens: float, read: float) -> Passes:
+    """Responses that a reward model scores."""
+    each = min(float(SCORED), rows)
+    count = rows / max(1.0, each)
+    return Passes(kind="read", count=count, rows=each, tokens=each * tokens, read=each * read, logits=False)
+
+
+def ppo(e: Estimator) -> Effort:
+    p, w = e.recipe.ppo, e.recipe.reward
+    asked = mean([n for n in e.prompts if n <= p.max_prompt_tokens] or e.prompts)
+    said, _ = response(e, p.max_new_tokens)
+    tokens = asked + said
+    rows = _micro(p.rollouts / p.minibatches, p.micro_batch, tokens, p.micro_tokens)
+    known = p.share_prefix_layers and e.numbers.fast
+
+    def of(kind: Kind, times: float, logits: bool) -> Passes:
+        count, all_tokens, read = p.updates * times * p.rollouts / rows, rows * tokens, rows * said
+        return Passes(kind=kind, count=count, rows=rows, tokens=all_tokens, read=read, logits=logits, known=known)
+
+    apart = p.value.init != "policy_trunk"
+    asks = any(part.kind == "model" for part in p.reward)
+    sampler = p.old_logprobs == "sampler" or (p.old_logprobs == "auto" and e.numbers.merged and e.numbers.fast)
+    again = 0 if sampler else 1
+    last = POOLINGS[w.pooling].last_only
+    passes = (
+        of("read", 1 + again, True),  # the reference, and the policy again
+        of("read", apart, False),
+        _scores(p.updates * p.rollouts * w.ensemble * asks, tokens, 1.0 if last else said),
+        of("train", p.epochs, True),
+        of("train", p.epochs * apart, False),
+    )
+    at_once = p.sampling_batch or p.rollouts
+    return Effort(
+        passes=without_nothing(passes),
+        sampled=_sampled(e, p.updates * p.rollouts, min(at_once, p.rollouts), p.max_new_tokens),
+        steps=p.updates * p.epochs * p.minibatches,
+        trained=_adapter(e) * (1 + apart),
+        full=_full(e),
+    )
+
+
+def evaluate(e: Estimator) -> Effort:
+    v, room = e.recipe.evaluation, response_limit(e.recipe)
+    rows = min(v.prompts, len(e.corpus.prompts.held_out)) * v.samples_per_prompt
+    said, _ = response(e, room)
+    sampled: tuple[Sampled, ...] = ()
+    scored = compared = 0.0
+    for named in (parse(s) for s in dict.fromkeys(v.systems)):
+        times = int(named.value) if named.kind == "best_of" else 1 + v.greedy
+        trained = named.name != "base"
+        sampled += _sampled(e, rows * times, v.batch, room, trained=trained)
+        scored += rows * (times + (named.kind == "best_of"))
+        compared += rows * (named.kind != "best_of")
+    tokens, each = mean(e.prompts) + said, min(float(v.batch), float(rows))
+    count = KL_PASSES * compared / max(1.0, each)
+    kl = Passes(kind="read", count=count, rows=each, tokens=each * tokens, read=each * said)
+    rewards = _scores(scored * e.recipe.reward.ensemble * ("reward" in e.recipe.stages), tokens, said)
+    return Effort(passes=without_nothing((kl, rewards)), sampled=sampled)
+
+
+def _sampled(
+    e: Estimator, rows: float, batch: int, room: int, same: int = 1, trained: bool = True
+) -> tuple[Sampled, ...]:
+    """So many responses, ``batch`` at once, of which ``same`` are to one prompt; nothing where there are none."""
+    if rows <= 0 or room <= 0:
+        return ()
+    said, longest = response(e, room) if trained else (float(room), float(room))
+    each, prompt = min(float(batch), float(rows)), mean(e.prompts)
+    prompts = max(1.0, each / same) * prompt
+    made = Sampled(calls=rows / each, rows=each, prompt=prompt, prompts=prompts, mean=said, longest=longest)
+    return (made,)
+
+
+def _adapter(e: Estimator) -> float:
+    return float(e.shape.adapter) if e.shape is not None else 0.0
+
+
+def _full(e: Estimator) -> bool:
+    return e.recipe.adapter.method == "full"

@@ -1,0 +1,146 @@
+"""The probe of this machine, and the time that ``trivet plan`` says."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.cli import main as cli
+from pipelines.run import speed
+from pipelines.run.pipeline import Pipeline
+from pipelines.run.plan_time import PlanTime
+from pipelines.run.speed import Probe, layer_size, measure, rates_of, reduced
+from pipelines.stages.duration import Line, Rates
+from pipelines.stages.memory import Numbers
+from pipelines.stages.shapes import Shape
+from stages.settings import PretrainConfig
+from tests.support.memory_peak import make_data, make_folder, recipe_of
+from tests.support.recipes import RECIPE
+
+SHAPE = Shape(parameters=0, linear=0, adapter=0, layers=2, trained_layers=2, width=64, inner=128, heads=4, key_heads=2,
+              head_size=16, vocabulary=300)  # fmt: skip
+KINDS = {"train": 16, "read": 16, "branches": 32}
+PROBE = Probe(shape=SHAPE, numbers=Numbers(), device=torch.device("cpu"), rank=4, lengths=KINDS,
+              tokens=dict.fromkeys(KINDS, 512), rows=16, behind=32)  # fmt: skip
+
+
+def lines(rates: Rates) -> dict[str, Line]:
+    return {name: line for name in asdict(rates) if isinstance(line := getattr(rates, name), Line)}
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "nf4"])
+def test_every_pass_is_measured_in_every_precision(kind: str) -> None:
+    numbers = Numbers() if kind == "fp32" else Numbers(weight=2, product=4, nf4=kind == "nf4")
+    found = measure(replace(PROBE, numbers=numbers))
+    for name, line in lines(found).items():
+        if name != "pretraining":
+            assert line(64) > 0 and math.isfinite(line(64)), name
+    assert found.train(512) > found.read(512)  # three products where there is one
+    assert found.adam > 0 and found.pretraining == Line()
+
+
+def test_what_no_stage_does_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed.OneLayer, "train", lambda *_, **__: pytest.fail("measured"))
+    found = measure(replace(PROBE, lengths={"read": 16}, tokens={"read": 64}, rows=0))
+    assert found.train == found.step == Line() and found.read(64) > 0
+
+
+def test_a_base_from_scratch_is_measured_by_its_own_step() -> None:
+    config = PretrainConfig.model_validate(RECIPE["base"]["pretrain"])  # type: ignore[index]
+    found = measure(replace(PROBE, pretraining=config, lengths=KINDS | {"pretraining": 16}))
+    assert found.pretraining(128) > 0
+
+
+def test_a_large_layer_is_measured_at_half_its_sides() -> None:
+    large = replace(SHAPE, width=4096, inner=14336, heads=32, key_heads=8, head_size=128)
+    smaller, scale = reduced(large)
+    assert layer_size(smaller) <= speed.LARGEST < layer_size(large)
+    assert scale * layer_size(smaller) == pytest.approx(layer_size(large))
+    assert smaller.width * 4 == large.width and smaller.head_size == large.head_size
+    assert reduced(SHAPE) == (SHAPE, 1.0)
+
+
+def test_rates_are_kept_by_machine_threads_and_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIVET_CACHE", str(tmp_path))
+    asked: list[Probe] = []
+
+    def noted(probe: Probe) -> Rates:
+        asked.append(probe)
+        return Rates(train=Line(start=0.25, each=2.0), adam=0.5)
+
+    monkeypatch.setattr(speed, "measure", noted)
+    first = rates_of(PROBE)
+    assert first == Rates(train=Line(start=0.25, each=2.0), adam=0.5) == rates_of(PROBE)
+    rates_of(replace(PROBE, numbers=Numbers(checkpointing=True)))  # the same passes
+    assert len(asked) == 1
+    rates_of(replace(PROBE, numbers=Numbers(weight=2)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    rates_of(PROBE)
+    assert len(asked) == 3
+
+
+def test_measuring_leaves_the_process_as_it_was() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    measure(replace(PROBE, lengths={"read": 16}, tokens={"read": 64}, rows=0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> dict[str, Any]:
+    """A recipe of SFT, reward and PPO on a small base."""
+    data = make_data(tmp_path / "data", rows=12, prompt=9, answer=14)
+    return recipe_of(make_folder(tmp_path / "base", 64), data)
+
+
+def test_the_plan_says_the_time_of_each_stage(
+    planned: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text(json.dumps(planned))
+    given = [str(tmp_path / "r.yaml"), "--run-dir", str(tmp_path / "run")]
+    assert cli.main(["plan", *given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [stage["name"] for stage in found["stages"]] == ["sft", "reward", "ppo"]
+    assert all(stage["seconds"] > 0 and stage["memory"] > 0 for stage in found["stages"])
+    assert "probe" in found["seconds_assume"]
+    assert cli.main(["plan", *given]) == 0
+    told = capsys.readouterr().out
+    assert told.count("about ") >= 4 and "as long as the demonstrations'" in told
+
+
+def test_a_finished_run_is_planned_without_the_probe(
+    least_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speed, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setenv("TRIVET_CACHE", str(tmp_path))
+    (tmp_path / "r.yaml").write_text(json.dumps(RECIPE))
+    assert cli.main(["plan", str(tmp_path / "r.yaml"), "--run-dir", str(least_run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {(stage["status"], stage["seconds"]) for stage in found["stages"]} == {("cached", None)}
+    assert found["seconds_assume"] == ""
+
+
+def test_more_work_takes_longer(planned: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rates that are given: twice the epochs add one more pass over all, checkpointing a pass forward."""
+    each = Rates(train=Line(each=1.0), branches=Line(each=1.0), read=Line(each=0.25), step=Line(each=1.0))
+    monkeypatch.setattr("pipelines.run.plan_time.rates_of", lambda probe: each)
+
+    def of(**changes: Any) -> float:
+        made = Pipeline.from_recipe(
+            recipe_of(Path(planned["base"]), planned["data"], **changes), run_dir=tmp_path / "run"
+        )
+        return PlanTime(made.details, ["sft"]).seconds["sft"]
+
+    once, twice, thrice = (of(sft={"epochs": n}) for n in (1, 2, 3))
+    assert twice - once == pytest.approx(thrice - twice) and twice > 1.5 * (once - 6)
+    off, on = (of(runtime={"gradient_checkpointing": to}) for to in (False, True))
+    assert on - off == pytest.approx(0.25 * (twice - once), rel=0.01)
