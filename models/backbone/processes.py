@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor
 
@@ -69,14 +70,31 @@ def check_world_size(world_size: int, environment: Mapping[str, str]) -> None:
         )
 
 
+def forget_other_device(on_cpu: bool) -> None:
+    """Accelerate keeps the device of a process's first run, and would give it to one that asks for another.
+
+    Raises:
+        UserError: this process works with others, which would have to change the device with it.
+    """
+    state = PartialState._shared_state
+    if not state or (state["device"].type == "cpu") == on_cpu:
+        return
+    if state["num_processes"] > 1:
+        raise UserError(
+            f"runtime.device: this process began on {state['device']} together with others; a run on another device "
+            "needs a new start"
+        )
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 class Processes:
     """The process group seen from one process."""
 
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
         on_cpu = chosen_device(device) == "cpu"
         quiet_libraries()
-        if on_cpu:
-            os.environ["ACCELERATE_USE_CPU"] = "true"  # SFTTrainer's own Accelerator must agree
+        forget_other_device(on_cpu)
+        os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()  # SFTTrainer's own Accelerator must agree
         if threads:
             torch.set_num_threads(threads)
         self.accelerator = Accelerator(
