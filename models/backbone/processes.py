@@ -20,6 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor
 
 from data.common.errors import StageError, UserError
+from models.backbone.bf16_units import MIN_WIDTH, has_bf16_units
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=6)  # one process may ask a slow server or write much while the others wait for it
@@ -197,10 +198,18 @@ class Processes:
         return range(start, start + each + (self.rank < extra))
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """'auto' is bf16 on a GPU that has it and fp32 elsewhere."""
+def resolve_dtype(name: str, device: torch.device, width: int | None = None) -> torch.dtype:
+    """'auto' is bf16 where the device multiplies it faster, and fp32 elsewhere.
+
+    Args:
+        width: of the base's states. On a CPU it decides: small products gain nothing; None is taken for small.
+    """
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        if device.type == "cpu":
+            faster = width is not None and width >= MIN_WIDTH and has_bf16_units()
+        else:
+            faster = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if faster else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
