@@ -18,6 +18,8 @@ from models.sampling.device_steps import SYNC_EVERY, DeviceDecoding, on_device
 from models.sampling.fast import FastEngine
 from models.sampling.generate import inverse_cdf, sampling_noise
 from pipelines.run.pipeline import Pipeline
+from reward.model import pooled
+from reward.shared_prompt import can_share, shared_states
 from tests.conftest import ADAPTER, tiny_lm, word_tokenizer
 from tests.support import ppo as tiny_ppo
 from tests.support.fast import sampled
@@ -207,6 +209,21 @@ def test_an_update_of_ppo_seldom_waits_and_has_no_float64_on_the_device(gpu, dty
     assert gpu.waited("micro-batch") == 0
     assert 4 < sum(gpu.waits.values()) < 100 / 4
     assert not gpu.float64
+
+
+@DTYPES
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "modules"])
+def test_rankings_wait_for_what_they_read_and_make_their_masks_on_the_device(gpu, dtype, fast):
+    base = base_of(dtype)
+    base.fast = fast
+    rows = make_rows([[5, 9, 3]] * 3, [[4, 5, 6][: 1 + i % 3] for i in range(3)], 0, base.device)
+    with base.training("policy"), base.role("policy") as view:
+        assert can_share(view.lm)
+        gpu.waits.clear()
+        states = shared_states(view, rows, [3])
+        kinds = Counter(kind for (_, kind, where), n in gpu.waits.items() for _ in range(n) if "shared_prompt" in where)
+        torch.stack([pooled(s, view.head, "last") for s in states]).sum().backward()
+    assert kinds == {"tolist": 3}  # lengths, queries and tokens; nothing of a row squared is sent
 
 
 def pipeline_on(device: str, dtype: str, folder: Path) -> dict[str, list[dict]]:
