@@ -20,6 +20,13 @@ PAD, EOS = 0, 2
 SIZES: dict[str, dict[str, Any]] = {
     "S": {"hidden_size": 288, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 768},
     "M": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376},
+    "135M": {
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+    },
 }
 LORA: dict[str, Any] = {
     "r": 16,
@@ -68,6 +75,13 @@ def rankings(rows: int, answers: int, prompt: tuple[int, int], answer: tuple[int
     prompts = rows_of_tokens(rows, *prompt, seed=3)
     flat = [[*a[:-1], EOS] for a in rows_of_tokens(rows * answers, *answer, seed=4)]
     return [(p, flat[i * answers : (i + 1) * answers]) for i, p in enumerate(prompts)]
+
+
+def in_dtype(model: Any, case: dict[str, Any]) -> Any:
+    """The model with weights in the case's ``dtype``, fp32 where it names none."""
+    import torch
+
+    return model.to(getattr(torch, case.get("dtype", "float32")))
 
 
 # -- measures -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor
 from data.batching import length_bucketed, right_pad
 from models.backbone.forward import body_of, kept_for_backward, offloads, precision, recomputes, takes_positions
 from models.backbone.logprobs import Rows
+from models.backbone.transfers import sent
 from models.fast import hidden_states as fast_body
 from models.fast.hidden_states import usable
 from models.fast.layers import Layout
@@ -27,7 +28,6 @@ WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_w
 
 def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], decoder: Decoder | None = None) -> Tensor:
     """Last hidden states (B, L, D) of rows ``prompt, branch, branch, ...``, right-padded; by ``decoder``, if given."""
-    device = lm.device
     ids, _ = right_pad([[*p, *(t for b in branches for t in b)] for p, branches in rows], 0)
     positions, segments = torch.zeros_like(ids), torch.full_like(ids, -1)
     for i, (prompt, branches) in enumerate(rows):
@@ -37,23 +37,25 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], de
             positions[i, at : at + len(branch)] = torch.arange(len(prompt), len(prompt) + len(branch))
             segments[i, at : at + len(branch)] = number
             at += len(branch)
+    real = (segments >= 0).flatten().nonzero().squeeze(1)
+    ids, positions, segments, real = sent([ids, positions, segments, real], lm.device)
     same = segments[:, :, None] == segments[:, None, :]  # padding sees padding, so that no row of the mask is empty
-    sees = (same | (segments[:, None, :] == 0)) & torch.ones(same.shape[1:], dtype=torch.bool).tril()
+    sees = (same | (segments[:, None, :] == 0)).tril()
     if decoder is not None:
-        return _fast_branches(decoder, lm, *(t.to(device) for t in (ids, positions, segments >= 0, sees)))
+        return _fast_branches(decoder, lm, ids, positions, real, sees)
     dtype = getattr(lm, "compute_dtype", None) or lm.get_input_embeddings().weight.dtype
-    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+    mask = torch.zeros(sees.shape, dtype=dtype, device=ids.device)
+    mask = mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]
     with precision(lm), kept_for_backward(lm):
-        out = body_of(lm)(
-            input_ids=ids.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False
-        )
+        out = body_of(lm)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     return out.last_hidden_state
 
 
-def _fast_branches(decoder: Decoder, lm: Any, ids: Tensor, positions: Tensor, real: Tensor, sees: Tensor) -> Tensor:
-    cells = real.flatten().nonzero().squeeze(1)
-    layout = Layout(positions=positions[real], cells=cells, shape=(ids.shape[0], ids.shape[1]), sees=sees[:, None])
-    flat = fast_body.states(decoder, ids[real], layout, recompute=recomputes(lm), offload=offloads(lm))
+def _fast_branches(decoder: Decoder, lm: Any, ids: Tensor, positions: Tensor, cells: Tensor, sees: Tensor) -> Tensor:
+    """``cells`` (T,): flat places in (B * L) of real tokens."""
+    shape = (ids.shape[0], ids.shape[1])
+    layout = Layout(positions=positions.flatten()[cells], cells=cells, shape=shape, sees=sees[:, None])
+    flat = fast_body.states(decoder, ids.flatten()[cells], layout, recompute=recomputes(lm), offload=offloads(lm))
     return flat.new_zeros((ids.numel(), flat.shape[1])).index_copy(0, cells, flat).view(*ids.shape, -1)
 
 

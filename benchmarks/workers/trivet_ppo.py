@@ -7,7 +7,7 @@ import tempfile
 import torch
 from stage_world import context_of
 from transformers import LlamaForCausalLM
-from world import Phases, llama_config, peak_bytes, report, rows_of_tokens, settings, tokenizer
+from world import Phases, in_dtype, llama_config, peak_bytes, report, rows_of_tokens, settings, tokenizer
 
 from data.records import Message, Prompt
 from data.splits import Corpus, Split
@@ -22,7 +22,7 @@ imports = peak_bytes()
 case = settings()
 phases = Phases()
 torch.manual_seed(0)
-base = SharedBase(LlamaForCausalLM(llama_config(case["size"])), tokenizer())
+base = SharedBase(in_dtype(LlamaForCausalLM(llama_config(case["size"])), case), tokenizer())
 adapter = AdapterConfig(rank=16, alpha=32, layers=case.get("layers", "all"))
 base.add_role("reference", adapter)
 base.add_role("policy", adapter, copy_of="reference")

@@ -7,7 +7,7 @@ import tempfile
 import torch
 from stage_world import context_of
 from transformers import LlamaForCausalLM
-from world import Phases, llama_config, peak_bytes, rankings, report, settings, tokenizer
+from world import Phases, in_dtype, llama_config, peak_bytes, rankings, report, settings, tokenizer
 
 from data.splits import Corpus
 from models.backbone.settings import AdapterConfig
@@ -19,7 +19,7 @@ imports = peak_bytes()
 case = settings()
 phases = Phases()
 torch.manual_seed(0)
-base = SharedBase(LlamaForCausalLM(llama_config(case["size"])), tokenizer())
+base = SharedBase(in_dtype(LlamaForCausalLM(llama_config(case["size"])), case), tokenizer())
 adapter = AdapterConfig(rank=16, alpha=32)
 base.add_role("reward", adapter, head=True)
 found = rankings(case["batch"] * case["updates"], case["answers"], case["prompt"], case["answer"])

@@ -7,7 +7,7 @@ import tempfile
 import torch
 from stage_world import context_of
 from transformers import LlamaForCausalLM
-from world import Phases, demonstrations, llama_config, peak_bytes, report, settings, tokenizer
+from world import Phases, demonstrations, in_dtype, llama_config, peak_bytes, report, settings, tokenizer
 
 from data.splits import Corpus
 from data.template import Encoded
@@ -22,7 +22,7 @@ imports = peak_bytes()
 case = settings()
 phases = Phases()
 torch.manual_seed(0)
-base = SharedBase(LlamaForCausalLM(llama_config(case["size"])), tokenizer())
+base = SharedBase(in_dtype(LlamaForCausalLM(llama_config(case["size"])), case), tokenizer())
 adapter = AdapterConfig(rank=16, alpha=32)
 base.add_role("sft", adapter)
 rows = [

@@ -10,16 +10,16 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from trl.experimental.ppo import PPOConfig, PPOTrainer
-from world import LORA, Phases, llama_config, peak_bytes, report, rows_of_tokens, settings, tokenizer
+from world import LORA, Phases, in_dtype, llama_config, peak_bytes, report, rows_of_tokens, settings, tokenizer
 
 imports = peak_bytes()
 case = settings()
 phases = Phases()
 torch.manual_seed(0)
 rows, micro = case["rollouts"], case["micro_batch"]
-policy = LlamaForCausalLM(llama_config(case["size"]))
-reward = LlamaForSequenceClassification(llama_config(case["size"], num_labels=1))
-value = LlamaForSequenceClassification(llama_config(case["size"], num_labels=1))
+policy = in_dtype(LlamaForCausalLM(llama_config(case["size"])), case)
+reward = in_dtype(LlamaForSequenceClassification(llama_config(case["size"], num_labels=1)), case)
+value = in_dtype(LlamaForSequenceClassification(llama_config(case["size"], num_labels=1)), case)
 queries = rows_of_tokens(rows * case["updates"], *case["query"], seed=0)
 with tempfile.TemporaryDirectory() as folder:
     trainer = PPOTrainer(

@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import LlamaForSequenceClassification
 from trl import RewardConfig, RewardTrainer
-from world import LORA, Phases, llama_config, peak_bytes, rankings, report, settings, tokenizer
+from world import LORA, Phases, in_dtype, llama_config, peak_bytes, rankings, report, settings, tokenizer
 
 imports = peak_bytes()
 case = settings()
@@ -27,7 +27,7 @@ pairs = len(chosen) // len(found)
 each = case["micro_batch"] * case["answers"] // 2
 with tempfile.TemporaryDirectory() as folder:
     trainer = RewardTrainer(
-        model=LlamaForSequenceClassification(llama_config(case["size"], num_labels=1)),
+        model=in_dtype(LlamaForSequenceClassification(llama_config(case["size"], num_labels=1)), case),
         args=RewardConfig(
             output_dir=folder, per_device_train_batch_size=each,
             gradient_accumulation_steps=case["batch"] * pairs // each, num_train_epochs=1, learning_rate=1e-5,

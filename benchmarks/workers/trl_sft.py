@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import pack_dataset
-from world import LORA, Phases, demonstrations, llama_config, peak_bytes, report, settings, tokenizer
+from world import LORA, Phases, demonstrations, in_dtype, llama_config, peak_bytes, report, settings, tokenizer
 
 
 def packed_length(rows: Dataset, bins: int) -> int:
@@ -42,7 +42,7 @@ if mode == "packed":  # a packed row holds what a micro-batch holds
     way["max_length"] = packed_length(rows, case["updates"] * batch // micro)
 with tempfile.TemporaryDirectory() as folder:
     trainer = SFTTrainer(
-        model=LlamaForCausalLM(llama_config(case["size"])),
+        model=in_dtype(LlamaForCausalLM(llama_config(case["size"])), case),
         args=SFTConfig(
             output_dir=folder, per_device_train_batch_size=1 if mode == "packed" else micro,
             gradient_accumulation_steps=batch // micro, num_train_epochs=1, learning_rate=1e-5, bf16=False,

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 
+from data.storage.folders import cache_root
+
 FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # of x86 and of Arm; without any of them bf16 products are emulated
 WORTH = 1.5  # a CPU's bf16 products at least so many times as fast as its fp32 ones, or they are not used
+MIN_WIDTH = 512  # of a base: where products are smaller, what stands around them takes the time
+CAPS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")  # less of the processor than there is
 SHAPE, PAIRS = (512, 1024, 1024), 5  # rows, in, out; alternating pairs of which the median counts
 
 
@@ -20,20 +27,57 @@ def has_bf16_units() -> bool:
 
     AVX512-BF16 alone, or a library that is told to use less than there is, can be slower than fp32.
     """
-    return has_flag() and bf16_speed() >= WORTH
+    return has_flag() and remembered_speed() >= WORTH
 
 
 def has_flag() -> bool:
     """Whether the processor says that it has units for bf16; where it says nothing, no."""
+    return any(flag in _cpu_says("flags", "Features").split() for flag in FLAGS)
+
+
+def _cpu_says(*names: str) -> str:
+    """What stands behind the first of these names in the processor's description; empty where there is none."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return False
-    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return any(flag in line.split() for flag in FLAGS)
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), "")
 
 
-@functools.cache
+def remembered_speed(file: Path | None = None) -> float:
+    """``bf16_speed``, as this processor, build of torch and cap gave it first, kept in a file of the cache.
+
+    Measured again it could fall on the other side of ``WORTH``, and a run that resumes needs the precision of before.
+    """
+    file = file or cache_root().with_name("bf16_speed.json")
+    caps = [f"{name}={os.environ[name]}" for name in CAPS if name in os.environ]
+    key = " ".join(
+        [_cpu_says("model name"), _cpu_says("flags", "Features")[-200:], f"torch {torch.__version__}", *caps]
+    )
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return float(found[key])
+    except (OSError, ValueError, TypeError, LookupError):
+        speed = bf16_speed()
+        _remember(file, key, speed)
+        return speed
+
+
+def _remember(file: Path, key: str, speed: float) -> None:
+    """Add one figure; where the cache cannot be written, it is measured by each process."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as new:
+            json.dump({**(found if isinstance(found, dict) else {}), key: speed}, new)
+        os.replace(new.name, file)
+    except OSError:
+        return
+
+
 def bf16_speed() -> float:
     """How many times as fast as in fp32 a product of a model's size is in bf16, as measured here and now."""
     rows, inner, outer = SHAPE

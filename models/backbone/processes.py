@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor
 
 from data.common.errors import StageError, UserError
+from models.backbone.bf16_units import MIN_WIDTH, has_bf16_units
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=6)  # one process may ask a slow server or write much while the others wait for it
@@ -69,14 +71,31 @@ def check_world_size(world_size: int, environment: Mapping[str, str]) -> None:
         )
 
 
+def forget_other_device(on_cpu: bool) -> None:
+    """Accelerate keeps the device of a process's first run, and would give it to one that asks for another.
+
+    Raises:
+        UserError: this process works with others, which would have to change the device with it.
+    """
+    state = PartialState._shared_state
+    if not state or (state["device"].type == "cpu") == on_cpu:
+        return
+    if state["num_processes"] > 1:
+        raise UserError(
+            f"runtime.device: this process began on {state['device']} together with others; a run on another device "
+            "needs a new start"
+        )
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 class Processes:
     """The process group seen from one process."""
 
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
         on_cpu = chosen_device(device) == "cpu"
         quiet_libraries()
-        if on_cpu:
-            os.environ["ACCELERATE_USE_CPU"] = "true"  # SFTTrainer's own Accelerator must agree
+        forget_other_device(on_cpu)
+        os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()  # SFTTrainer's own Accelerator must agree
         if threads:
             torch.set_num_threads(threads)
         self.accelerator = Accelerator(
@@ -179,10 +198,18 @@ class Processes:
         return range(start, start + each + (self.rank < extra))
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """'auto' is bf16 on a GPU that has it and fp32 elsewhere."""
+def resolve_dtype(name: str, device: torch.device, width: int | None = None) -> torch.dtype:
+    """'auto' is bf16 where the device multiplies it faster, and fp32 elsewhere.
+
+    Args:
+        width: of the base's states. On a CPU it decides: small products gain nothing; None is taken for small.
+    """
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        if device.type == "cpu":
+            faster = width is not None and width >= MIN_WIDTH and has_bf16_units()
+        else:
+            faster = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if faster else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 

@@ -64,6 +64,15 @@ def limits_of_folder(folder: Path, name: str) -> Limits | None:
     return Limits(name=name, embeddings=config["vocab_size"], positions=positions, table=table)
 
 
+def width_of_folder(folder: Path) -> int | None:
+    """Width of a base's states by ``config.json``; None where that does not say."""
+    if not (folder / "config.json").is_file():
+        return None
+    raw = read_object(folder / "config.json", largest=16 << 20)
+    config: Mapping[str, Any] = raw.get("text_config") or raw
+    return next((v for n in ("hidden_size", "n_embd", "d_model") if isinstance(v := config.get(n), int)), None)
+
+
 def check_vocabulary(limits: Limits, tokenizer: Any) -> None:
     """Compare the tokenizer with the embeddings. Added tokens beyond them, which some bases have for pictures, are
     refused only where they occur (``check_rows``, ``check_stops``).

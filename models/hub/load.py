@@ -10,8 +10,9 @@ import torch
 
 from data.common.errors import UserError
 from data.tokens import check_speed
+from models.backbone.processes import resolve_dtype
 from models.hub.download import folder_of
-from models.hub.limits import check_vocabulary, limits_of_model
+from models.hub.limits import check_vocabulary, limits_of_model, width_of_folder
 from models.hub.registry import BaseModelSpec
 from models.hub.validate import check_model
 
@@ -78,6 +79,14 @@ def _readable_errors(source: str) -> Any:
             f"base {source}: cannot be loaded ({first}). If it is a hub id, check the network or download it first and "
             "name the folder; `trivet models` lists the known names."
         ) from error
+
+
+def dtype_of(spec: BaseModelSpec, asked: str, device: torch.device) -> torch.dtype:
+    """The precision of a base's weights: what is asked for, or where that is 'auto' what its entry says, or where that
+    is 'auto' too what suits the device and the base's width."""
+    name = spec.dtype if asked == "auto" else asked
+    width = width_of_folder(_folder(spec.source, spec.revision)) if name == "auto" and device.type == "cpu" else None
+    return resolve_dtype(name, device, width)
 
 
 def stop_ids_of(lm: Any) -> tuple[int, ...]:

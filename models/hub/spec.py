@@ -23,7 +23,9 @@ class BaseModelSpec(Config):
     lora_targets: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear", description="what adapter.targets 'all-linear' stands for: every linear layer of the blocks"
     )
-    dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="auto: bf16 where the device has it")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: bf16 where the device multiplies it faster"
+    )
     licence: str = Field("not stated", description="of the weights")
     note: str = Field("", description="size and use")
     chat_template: str | None = Field(None, description="instead of the tokenizer's (Jinja)")

@@ -26,13 +26,12 @@ from models.backbone.architecture import check_architecture, linear_layers, out_
 from models.backbone.artifacts import Artifact
 from models.backbone.forward import check_logit_path, full_copy, switch_off_dropout
 from models.backbone.four_bits import quantize, scales_of
-from models.backbone.processes import resolve_dtype
 from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
-from models.hub.load import load_causal_lm, load_lm_and_tokenizer, stop_ids_of
+from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import HEAD, read_role
@@ -81,7 +80,7 @@ class SharedBase:
         Args:
             spec: what it is; folders are relative to the working directory.
             device: where it goes; "auto" is the GPU that torch sees, otherwise the CPU.
-            dtype: of its weights; "auto" is the spec's, or bf16 on a GPU that has it and fp32 elsewhere.
+            dtype: of its weights; "auto" is the spec's, or bf16 where the device multiplies it faster, else fp32.
             four_bits: put the matrices of its blocks into four bits (NF4).
 
         Raises:
@@ -93,7 +92,7 @@ class SharedBase:
             device = torch.accelerator.current_accelerator() or "cpu" if torch.accelerator.is_available() else "cpu"
         place = torch.device(device)
         if not isinstance(dtype, torch.dtype):
-            dtype = resolve_dtype(spec.dtype if dtype == "auto" else dtype, place)
+            dtype = dtype_of(spec, dtype, place)
         lm, tokenizer = load_lm_and_tokenizer(spec, dtype, torch.device("cpu") if four_bits else place)
         if four_bits:
             quantize(lm, linear_layers(lm), place)

@@ -19,9 +19,9 @@ from data.common.patience import patience
 from data.common.strict_json import read_object
 from data.template import Renderer
 from models.backbone.artifacts import read_artifact
-from models.backbone.processes import Processes, resolve_dtype
+from models.backbone.processes import Processes
 from models.hub.limits import check_stops
-from models.hub.load import load_tokenizer
+from models.hub.load import dtype_of, load_tokenizer
 from models.hub.registry import BaseModelSpec, resolve_base
 from models.roles.shared_base import SharedBase
 from pipelines.recipe.schema import Recipe
@@ -86,11 +86,15 @@ class LoadedModels:
         """A base that is not kept here, on the recipe's device and in its precision; what a stage ``trained`` in fp32,
         which is how such weights are kept. ``four_bits``: quantised, as the roles of such a run stand on it."""
         asked = "float32" if trained else self.recipe.runtime.dtype
-        dtype = resolve_dtype(spec.dtype if asked == "auto" else asked, self.processes.device)
+        dtype = self._agreed(dtype_of(spec, asked, self.processes.device))
         with patience(f"loading base {spec.name} and hashing its weights"):
             base = SharedBase.load(spec, dtype=dtype, device=self.processes.device, four_bits=four_bits)
         base.fast = self.recipe.runtime.engine == "auto"
         return base
+
+    def _agreed(self, dtype: torch.dtype) -> torch.dtype:
+        """One precision for all processes: fp32 where their processors differ in what they do faster."""
+        return dtype if len(set(self.processes.gather([str(dtype)]))) == 1 else torch.float32
 
     @property
     def reward_has_own_base(self) -> bool:

@@ -98,7 +98,7 @@ class PlanDetails:
 
     @cached_property
     def estimator(self) -> Estimator:
-        numbers = numbers_of(self.recipe, self.device, "llama" if self.shape is None else self.shape.family)
+        numbers = numbers_of(self.recipe, self.device, self.shape)
         libraries = LIBRARIES if self.device.type == "cpu" else 0
         return Estimator(
             self.recipe, self.corpus, numbers, libraries, None if self.opened is None else self.opened.renderer
@@ -143,9 +143,12 @@ def value_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def numbers_of(recipe: Recipe, device: torch.device, family: str = "llama") -> Numbers:
-    """How the recipe's base is kept and computed with on this device."""
-    dtype = resolve_dtype(recipe.runtime.dtype, device)
+def numbers_of(recipe: Recipe, device: torch.device, shape: Shape | None) -> Numbers:
+    """How the recipe's base is kept and computed with on this device; a base that is not here is taken for a Llama."""
+    name, family = recipe.runtime.dtype, "llama" if shape is None else shape.family
+    if name == "auto" and isinstance(recipe.base, str):
+        name = resolve_base(recipe.base, base_dir=recipe.base_dir).dtype
+    dtype = resolve_dtype(name, device, None if shape is None else shape.width)
     fast = recipe.runtime.engine == "auto" and dtype in DTYPES and family in FAMILIES
     product = product_dtype(torch.empty(0, dtype=dtype, device="meta" if device.type == "cuda" else device))
     return Numbers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +17,14 @@ from models.sampling import device_steps
 from models.sampling.device_steps import SYNC_EVERY, DeviceDecoding, on_device
 from models.sampling.fast import FastEngine
 from models.sampling.generate import inverse_cdf, sampling_noise
+from pipelines.run.pipeline import Pipeline
+from reward.model import pooled
+from reward.shared_prompt import can_share, shared_states
 from tests.conftest import ADAPTER, tiny_lm, word_tokenizer
 from tests.support import ppo as tiny_ppo
 from tests.support.fast import sampled
 from tests.support.gpu_double import DeviceMismatch, GpuDouble
+from tests.support.recipes import RECIPE, metrics
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 QUERIES = [[5, 9], [7, 8, 9, 10, 11], [12, 13], [20]] * 2
@@ -204,6 +209,47 @@ def test_an_update_of_ppo_seldom_waits_and_has_no_float64_on_the_device(gpu, dty
     assert gpu.waited("micro-batch") == 0
     assert 4 < sum(gpu.waits.values()) < 100 / 4
     assert not gpu.float64
+
+
+@DTYPES
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "modules"])
+def test_rankings_wait_for_what_they_read_and_make_their_masks_on_the_device(gpu, dtype, fast):
+    base = base_of(dtype)
+    base.fast = fast
+    rows = make_rows([[5, 9, 3]] * 3, [[4, 5, 6][: 1 + i % 3] for i in range(3)], 0, base.device)
+    with base.training("policy"), base.role("policy") as view:
+        assert can_share(view.lm)
+        gpu.waits.clear()
+        states = shared_states(view, rows, [3])
+        kinds = Counter(kind for (_, kind, where), n in gpu.waits.items() for _ in range(n) if "shared_prompt" in where)
+        torch.stack([pooled(s, view.head, "last") for s in states]).sum().backward()
+    assert kinds == {"tolist": 3}  # lengths, queries and tokens; nothing of a row squared is sent
+
+
+def pipeline_on(device: str, dtype: str, folder: Path) -> dict[str, list[dict]]:
+    """Metrics of every stage of the least run."""
+    sizes = ["base.pretrain.steps=6", "rankings.prompts=8", "rankings.held_out_prompts=4", "evaluation.prompts=2"]
+    sizes += ["rankings.max_new_tokens=6", "ppo.max_new_tokens=6"]
+    Pipeline.from_recipe(RECIPE, [f"runtime.device={device}", f"runtime.dtype={dtype}", *sizes], run_dir=folder).run()
+    return metrics(folder)
+
+
+def test_the_whole_pipeline_on_one_of_two_devices(tmp_path, capsys):
+    """Each stage on the device in both precisions, with the CPU's numbers in fp32; the second device stays idle."""
+    found = {"cpu": pipeline_on("cpu", "float32", tmp_path / "cpu")}
+    for dtype in ("float32", "bfloat16"):
+        with GpuDouble(count=2).installed() as gpu:
+            found[dtype] = pipeline_on("cuda", dtype, tmp_path / dtype)
+        assert gpu.graphs and not gpu.float64  # decoding is captured; a mixture of devices would have raised
+        assert len(found[dtype]["ppo"]) == 2 and (tmp_path / dtype / "evaluation/manifest.json").is_file()
+        assert found[dtype]["ppo"][0]["ppo/policy/ratio"] == pytest.approx(1.0, abs=1e-2)
+    assert "2 GPUs are visible, and one process uses one of them (cuda:0)" in capsys.readouterr().out
+    for stage in ("pretrain", "sft", "reward", "ppo"):
+        for here, there in zip(found["cpu"][stage], found["float32"][stage], strict=True):
+            assert here.keys() == there.keys()
+            for name in here:
+                assert there[name] == pytest.approx(here[name], rel=1e-4, abs=1e-5), (stage, name)
+    assert found["bfloat16"]["sft"] != found["float32"]["sft"]
 
 
 def test_tokens_drawn_on_a_device_are_those_of_the_cpu_but_at_the_edges_of_rounding(gpu):

@@ -82,7 +82,7 @@ def test_an_artifact_goes_to_the_gpu_and_back_unchanged(tmp_path):
 
 def test_the_pipeline_runs_and_gives_memory_back(tmp_path):
     if torch.cuda.get_device_name() == NAME:
-        pytest.skip("gradients on the double lose their device now and then, and an optimizer meets them")
+        pytest.skip("tests/gpu/test_double.py runs it on the double, beside the CPU")
     gc.collect()
     torch.cuda.empty_cache()
     pipeline = Pipeline.from_recipe(RECIPE, ["runtime.device=cuda"], run_dir=tmp_path)

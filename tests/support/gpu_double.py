@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from tests.support.graph_double import Capture, CUDAGraph
 
 ROOT = str(Path(__file__).parents[2])
 GPU, HOST = torch.device("cuda", 0), torch.device("cpu")
 NAME = "a double of a GPU"
+GRAD: Any = torch.Tensor.grad
 aten = torch.ops.aten
 WAITS = {
     aten._local_scalar_dense.default: "item",
@@ -85,6 +86,22 @@ class OnGpu(torch.Tensor):
     is_cuda = property(lambda self: True)  # type: ignore[assignment]
     is_cpu = property(lambda self: False)  # type: ignore[assignment]
 
+    @property
+    def grad(self) -> torch.Tensor | None:  # type: ignore[override]
+        """Its gradient lies where it lies: autograd's own sums lose the subclass now and then."""
+        found = GRAD.__get__(self)
+        if found is not None and not isinstance(found, OnGpu):
+            GRAD.__set__(self, found := on_gpu(found))
+        return found
+
+    @grad.setter
+    def grad(self, value: torch.Tensor | None) -> None:
+        GRAD.__set__(self, value)
+
+    @grad.deleter
+    def grad(self) -> None:
+        GRAD.__delete__(self)
+
     def get_device(self) -> int:
         return 0
 
@@ -113,6 +130,17 @@ class OnGpu(torch.Tensor):
         if dtype is not None and dtype != self.dtype:
             return aten._to_copy(self, dtype=dtype)
         return self.clone() if kept else self
+
+
+def tensors_in(found: Any) -> Iterator[torch.Tensor]:
+    """Those among an operation's arguments or results, which are tensors, numbers, and lists and dicts of them."""
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, (tuple, list)):
+        for one in found:
+            yield from tensors_in(one)
+    elif isinstance(found, dict):
+        yield from tensors_in(tuple(found.values()))
 
 
 def plain(t: torch.Tensor) -> torch.Tensor:
@@ -191,7 +219,7 @@ class GpuDouble(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        tensors = list(tensors_in((args, kwargs)))
         mine = [t for t in tensors if isinstance(t, OnGpu)]
         others = [t for t in tensors if not isinstance(t, OnGpu)]
         asked = kwargs.get("device")
@@ -224,7 +252,7 @@ class GpuDouble(TorchDispatchMode):
             self.launches[self.phase] += 1
             self.norms[self.phase] += func is aten.rsqrt.default
         out = tree_map_only(torch.Tensor, on_gpu, out)
-        if any(t.dtype == torch.float64 for t in tree_leaves(out) if isinstance(t, torch.Tensor)):
+        if any(t.dtype == torch.float64 for t in tensors_in(out)):
             self.float64[place()] += 1
         return out
 
@@ -303,6 +331,8 @@ class GpuDouble(TorchDispatchMode):
         torch._has_compatible_shallow_copy_type = lambda a, b: isinstance(a, OnGpu) == isinstance(b, OnGpu)  # type: ignore
         torch._C._group_tensors_by_device_and_dtype = by_device(grouped)  # type: ignore[assignment]
         torch.Tensor.pin_memory = pinned  # type: ignore[method-assign,assignment]
+        apply = torch.nn.Module._apply
+        torch.nn.Module._apply = keeping_ties(apply)  # type: ignore[method-assign]
         outer, GpuDouble.active = GpuDouble.active, self
         try:
             for name, value in shown.items():
@@ -315,6 +345,7 @@ class GpuDouble(TorchDispatchMode):
             torch._has_compatible_shallow_copy_type = compatible
             torch._C._group_tensors_by_device_and_dtype = grouped  # type: ignore[assignment]
             torch.Tensor.pin_memory = pin  # type: ignore[method-assign]
+            torch.nn.Module._apply = apply  # type: ignore[method-assign]
             GpuDouble.active = outer
 
 
@@ -323,6 +354,24 @@ def pinned(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
     out = tensor.clone()
     out.is_pinned_here = True  # type: ignore[attr-defined]
     return out
+
+
+def keeping_ties(apply: Any) -> Any:
+    """A module that moves to the double gets new parameters; those that were one stay one, as on a GPU."""
+
+    def function(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        places: dict[int, list[tuple[torch.nn.Module, str]]] = {}
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None:
+                    places.setdefault(id(parameter), []).append((part, name))
+        out = apply(module, *args, **kwargs)
+        for (first, name), *others in places.values():
+            for part, other in others:
+                part._parameters[other] = first._parameters[name]
+        return out
+
+    return function
 
 
 def by_device(grouped: Any) -> Any:

@@ -44,11 +44,12 @@ class CUDAGraph:
 
     def replay(self) -> None:
         self.replays += 1
-        for func, args, kwargs, results in self.operations:
-            made = [t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)]
-            for into, new in zip(results, made, strict=True):
-                if place(into) != place(new):
-                    into.copy_(new)
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            for func, args, kwargs, results in self.operations:
+                made = [t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)]
+                for into, new in zip(results, made, strict=True):
+                    if place(into) != place(new):
+                        into.copy_(new)
 
 
 class Capture:

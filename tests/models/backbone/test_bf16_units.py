@@ -1,0 +1,109 @@
+"""Which precision "auto" is: by what the processor says, what was measured, and the base's width."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from models.backbone import bf16_units, processes
+from models.backbone.bf16_units import bf16_speed, has_bf16_units, remembered_speed
+from models.backbone.processes import resolve_dtype
+from models.hub.load import dtype_of
+from models.hub.registry import BaseModelSpec
+from models.roles.shared_base import SharedBase
+from pipelines.execution.loaded_models import LoadedModels
+from pipelines.loading.load import load_recipe
+from pipelines.run.plan_details import numbers_of
+from pipelines.stages.shapes import shape_of
+from tests.conftest import tiny_lm, word_tokenizer
+from tests.support.recipes import RECIPE
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def units(monkeypatch):
+    """Whether the processor multiplies bf16 faster, for whoever asks."""
+    return lambda found: monkeypatch.setattr(processes, "has_bf16_units", lambda: found)
+
+
+def test_auto_on_a_cpu_is_bf16_for_wide_bases_where_that_is_faster(units):
+    for faster in (False, True):
+        units(faster)
+        assert resolve_dtype("auto", CPU, 512) == (torch.bfloat16 if faster else torch.float32)
+        assert resolve_dtype("auto", CPU, 511) == resolve_dtype("auto", CPU) == torch.float32
+        assert (
+            resolve_dtype("bfloat16", CPU, 8) == torch.bfloat16 and resolve_dtype("float32", CPU, 4096) == torch.float32
+        )
+
+
+@pytest.mark.parametrize(
+    ("width", "entry", "asked", "expected"),
+    [
+        (512, "auto", "auto", torch.bfloat16),
+        (64, "auto", "auto", torch.float32),
+        (512, "float32", "auto", torch.float32),
+        (64, "bfloat16", "auto", torch.bfloat16),
+        (512, "bfloat16", "float32", torch.float32),
+    ],
+)
+def test_a_base_is_loaded_in_what_entry_width_and_recipe_say(units, tmp_path, width, entry, asked, expected):
+    units(True)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"text_config": {"hidden_size": width}} if width > 64 else {"n_embd": width})
+    )
+    spec = BaseModelSpec(name="some", source=str(tmp_path), dtype=entry)
+    assert dtype_of(spec, asked, CPU) == expected
+
+
+def test_what_was_measured_first_is_what_counts(tmp_path, monkeypatch):
+    speeds = iter([1.6, 1.4, 1.2])
+    monkeypatch.setattr(bf16_units, "bf16_speed", lambda: next(speeds))
+    file = tmp_path / "cache" / "speed.json"
+    assert remembered_speed(file) == remembered_speed(file) == 1.6
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")  # another processor, in effect
+    assert remembered_speed(file) == 1.4 and sorted(json.loads(file.read_text()).values()) == [1.4, 1.6]
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert remembered_speed(file) == 1.6
+    file.write_text("{")
+    assert remembered_speed(file) == 1.2 == remembered_speed(file)
+    (tmp_path / "file").write_text("")
+    speeds = iter([1.1, 1.3])
+    assert [remembered_speed(tmp_path / "file" / "speed.json") for _ in range(2)] == [1.1, 1.3]  # no cache can be made
+
+
+@pytest.mark.parametrize(("flag", "speed", "expected"), [(True, 1.5, True), (True, 1.49, False), (False, 9.0, False)])
+def test_units_count_where_they_are_named_and_fast(monkeypatch, flag, speed, expected):
+    monkeypatch.setattr(bf16_units, "has_flag", lambda: flag)
+    monkeypatch.setattr(bf16_units, "remembered_speed", lambda: speed)
+    assert has_bf16_units.__wrapped__() == expected
+
+
+def test_the_measurement_gives_a_ratio():
+    assert 0 < bf16_speed() < 1000
+
+
+class Ranks:
+    """Two processes, of which the other loads its base in a precision of its own."""
+
+    device = CPU
+
+    def __init__(self, other: str) -> None:
+        self.other = other
+
+    def gather(self, items: list[str]) -> list[str]:
+        return [*items, self.other]
+
+
+def test_plan_and_run_choose_alike_and_processes_agree(units, tmp_path):
+    units(True)
+    tiny_lm(hidden_size=512, intermediate_size=64, num_hidden_layers=1).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    assert SharedBase.load(tmp_path, device="cpu").dtype == torch.bfloat16
+    recipe = load_recipe({**RECIPE, "base": str(tmp_path), "data": {**RECIPE["data"], "documents": []}})
+    assert numbers_of(recipe, CPU, shape_of(recipe)).weight == 2
+    for other, expected in [("torch.bfloat16", torch.bfloat16), ("torch.float32", torch.float32)]:
+        loaded = LoadedModels(recipe, Ranks(other), None)
+        assert loaded.base().dtype == expected
