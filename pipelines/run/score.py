@@ -134,9 +134,7 @@ def left_out(loaded: Loaded, say: Callable[[str], None]) -> None:
         say(f"not scored: {row.source}: {row.reason}")
     if rejected:
         more = f", {len(rejected) - SHOWN:,} of them not shown" if len(rejected) > SHOWN else ""
-        say(
-            f"warning: {len(rejected):,} of {loaded.read:,} rows cannot be scored{more}; they have no line in the output"
-        )
+        say(f"warning: {len(rejected):,} of {loaded.read:,} rows cannot be scored{more}; the output lacks them")
     for remark in loaded.remarks:
         say(remark)
 
