@@ -150,18 +150,23 @@ def write_atomic(path: Path, text: str) -> None:
 
 def replace_text(path: Path, text: str, say: Callable[[str], None] = lambda _: None) -> None:
     """Write a text file; another one that was there becomes the previous one, which ``say`` reports."""
+    if path.is_file() and path.read_bytes() != text.encode(errors="surrogatepass"):
+        keep_previous(path, say)
+    write_atomic(path, text)
+
+
+def keep_previous(path: Path, say: Callable[[str], None] = lambda _: None) -> None:
+    """Keep a file that is about to be replaced as the previous one, which ``say`` reports."""
     before = previous_folder(path)
     aside = before.with_name(f"{before.name}.partial")
     aside.unlink(missing_ok=True)  # of a process that was killed
-    if path.is_file() and path.read_bytes() != text.encode(errors="surrogatepass"):
-        try:
-            os.link(path, aside)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, aside)
-        os.replace(aside, before)
-        aside.unlink(missing_ok=True)  # where both are links of one file, as a killed process leaves them
-        say(f"{path.name}: another one was there; it is kept as {before.name}")
-    write_atomic(path, text)
+    try:
+        os.link(path, aside)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, aside)
+    os.replace(aside, before)
+    aside.unlink(missing_ok=True)  # where both are links of one file, as a killed process leaves them
+    say(f"{path.name}: another one was there; it is kept as {before.name}")
 
 
 def write_json(path: Path, value: Any, sort_keys: bool = True) -> None:

@@ -200,7 +200,7 @@ def score(
     from pipelines.cli.data import reading
     from pipelines.run.score import score_file
 
-    rows = score_file(run, file, out, label, reading(columns, ignore))
+    rows = score_file(run, file, out, label, reading(columns, ignore), lambda text: typer.echo(text, err=True))
     typer.echo(f"{rows} responses scored" + (f", written to {out}" if out else ""), err=True)
 
 
@@ -311,7 +311,9 @@ def report(
     else:
         from pipelines.report.compare import write_comparison
 
-        typer.echo(str(write_comparison(folders, out or Path("comparison.html"))))
+        typer.echo(
+            str(write_comparison(folders, out or Path("comparison.html"), lambda text: typer.echo(text, err=True)))
+        )
 
 
 @app.command()

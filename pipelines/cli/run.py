@@ -181,7 +181,9 @@ def show_fit(
         raise UserError(
             f"--write {write}: write it next to {recipe}, since relative paths start from a recipe's folder"
         )
-    from models.backbone.artifacts import write_atomic
+    if write is not None and write.exists() and write.samefile(recipe):
+        raise UserError(f"--write {write}: is the recipe itself, whose comments would be lost; choose another name")
+    from models.backbone.artifacts import replace_text
     from pipelines.cli.tables import print_fit
     from pipelines.run.fit import with_settings
 
@@ -202,7 +204,7 @@ def show_fit(
         )
     if write is not None:
         chosen = with_settings(found.recipe, {"runtime.fit": None})
-        write_atomic(write, resolved_yaml(chosen))
+        replace_text(write, resolved_yaml(chosen), print)
         print(f"written to {write}: trivet run {write}")
 
 

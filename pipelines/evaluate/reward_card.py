@@ -34,7 +34,13 @@ def card_for(
     train, held_out = context.corpus.rankings.train, context.corpus.rankings.held_out
     if recipe.evaluation.rankings is not None:
         file = recipe.evaluation.rankings
-        held_out = load_records([file], "rankings", recipe.data, seed=recipe.seed, base_dir=recipe.base_dir).records
+        loaded_rows = load_records([file], "rankings", recipe.data, seed=recipe.seed, base_dir=recipe.base_dir)
+        held_out, rejected = loaded_rows.records, loaded_rows.rejected
+        if rejected:
+            context.warn(
+                f"evaluation.rankings: {len(rejected):,} of {loaded_rows.read:,} rows cannot be used (the first is "
+                f"{rejected[0].source}: {rejected[0].reason})"
+            )
     elif own.is_file():
         return _read(own.read_text(encoding="utf-8"))
     if not held_out:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ SYMBOLS = {"PPO": "diamond", "SFT": "square"}
 MAX_RUNS = len(COLOURS)
 
 
-def write_comparison(runs: Sequence[Path], out: Path) -> Path:
+def write_comparison(runs: Sequence[Path], out: Path, say: Callable[[str], None] = lambda text: None) -> Path:
     """Write one self-contained page about several runs and return its path.
 
     Raises:
@@ -45,7 +45,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     files = dict(zip(names(folders), map(read_run, folders), strict=True))
     made = page(files)
     try:
-        replace_text(out, made)
+        replace_text(out, made, say)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
     return out

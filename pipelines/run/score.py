@@ -12,9 +12,9 @@ from data.common.errors import RowError, UserError
 from data.common.strict_json import read_object
 from data.records import Message, Prompt
 from data.source_settings import Source
-from data.sources import DataConfig, load_records
+from data.sources import DataConfig, Loaded, load_records
 from data.template import Renderer
-from models.backbone.artifacts import atomic_file, check_destination
+from models.backbone.artifacts import atomic_file, check_destination, keep_previous
 from models.backbone.processes import Processes
 from models.hub.load import load_tokenizer
 from models.roles.files import CONFIG, HEAD
@@ -25,6 +25,7 @@ from reward.model import RewardModel, Samples
 from reward.settings import RemoteConfig
 from reward.terms.remote import RemoteReward
 
+SHOWN = 5  # rejected rows that are named
 Scoring = Callable[[Sequence[Sequence[Message]], Sequence[str], Sequence[bool]], list[float]]
 
 
@@ -97,12 +98,15 @@ def exported_reward(folder: Path) -> RewardModel:
     return load_reward(base, folder, renderer, max_tokens=limit)
 
 
-def answers_in(file: Path, reading: Source | None = None) -> list[tuple[Prompt, str, bool]]:
+def answers_in(
+    file: Path, reading: Source | None = None, say: Callable[[str], None] = lambda text: None
+) -> list[tuple[Prompt, str, bool]]:
     """Prompts and answers of a file of demonstrations or of rankings (each answer a row).
 
     Args:
         file: where they are.
         reading: how the file is read, its path aside.
+        say: hears of rows that cannot be scored.
 
     Raises:
         UserError: the file holds neither.
@@ -111,6 +115,7 @@ def answers_in(file: Path, reading: Source | None = None) -> list[tuple[Prompt, 
     source = file.name if reading is None else reading.model_copy(update={"path": file.name})
     try:
         ranked = load_records((source,), "rankings", config, seed=0, base_dir=folder)
+        left_out(ranked, say)
         return [(r.prompt, a, f) for r in ranked.records for a, f in zip(r.answers, r.finished, strict=True)]
     except UserError as error:
         first = error
@@ -118,7 +123,20 @@ def answers_in(file: Path, reading: Source | None = None) -> list[tuple[Prompt, 
         shown = load_records((source,), "demonstrations", config, seed=0, base_dir=folder)
     except UserError as error:
         raise UserError(f"{error} (as rankings: {first})") from error
+    left_out(shown, say)
     return [(d.prompt, d.answer, d.finished) for d in shown.records]
+
+
+def left_out(loaded: Loaded, say: Callable[[str], None]) -> None:
+    """Tell of rows that were rejected, the first by their places, and of what was read otherwise than it stands."""
+    rejected = loaded.rejected
+    for row in rejected[:SHOWN]:
+        say(f"not scored: {row.source}: {row.reason}")
+    if rejected:
+        more = f", {len(rejected) - SHOWN:,} of them not shown" if len(rejected) > SHOWN else ""
+        say(f"warning: {len(rejected):,} of {loaded.read:,} rows cannot be scored{more}; the output lacks them")
+    for remark in loaded.remarks:
+        say(remark)
 
 
 def score_file(
@@ -127,6 +145,7 @@ def score_file(
     out: Path | str | None = None,
     label: str | None = None,
     reading: Source | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Write one JSON line a response: ``{"prompt", "answer", "reward"}``; to ``out`` or standard output.
 
@@ -135,6 +154,7 @@ def score_file(
         file: prompts and responses in any format that ``trivet data check`` knows.
         out: a JSONL file; by default standard output.
         reading: how the file is read, its path aside.
+        say: hears of rows that cannot be scored, and of an older file that is kept.
 
     Returns:
         The number of responses scored.
@@ -144,7 +164,9 @@ def score_file(
         raise UserError(f"{file}: {'is no regular file' if file.exists() else 'no such file'}")
     if out is not None:
         check_destination(Path(out), "--out")
-    rows = answers_in(file, reading)
+        if Path(out).exists() and Path(out).samefile(file):
+            raise UserError(f"--out {out}: is the file that is scored; choose another name")
+    rows = answers_in(file, reading, say)
     score = load_scorer(run_or_model, label)
     try:
         rewards = score([p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows])
@@ -159,6 +181,8 @@ def score_file(
     if out is None:
         sys.stdout.writelines(lines())
     else:
+        if Path(out).is_file():
+            keep_previous(Path(out), say)
         with atomic_file(Path(out)) as stream:
             stream.writelines(lines())
     return len(rows)

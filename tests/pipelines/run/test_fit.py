@@ -134,6 +134,8 @@ def test_a_recipe_that_fits_is_written_and_read(
     assert made.ppo.model_dump(exclude={"micro_batch", "sampling_batch"}) == load_recipe(given).ppo.model_dump(
         exclude={"micro_batch", "sampling_batch"}
     )
+    assert cli.main(["plan", str(given), "--fit", fit, "--write", str(given)]) == 2
+    assert json.loads(given.read_text()) == recipe
     assert cli.main(["plan", str(given), "--fit", "1MB"]) == 2
     assert cli.main(["plan", str(given), "--write", str(written)]) == 2
     assert cli.main(["plan", str(given), "--fit", "9GB", "--write", "/elsewhere/small.yaml"]) == 2

@@ -73,3 +73,36 @@ def test_columns_of_other_names_are_mapped(tmp_path):
     reading = Source(path="-", columns={"prompt": "question", "completion": "reply"}, ignore=("note",))
     [(prompt, answer, finished)] = answers_in(tmp_path / "a.csv", reading)
     assert (prompt.text, answer, finished) == ("What is ice?", "Frozen water", True)
+
+
+def test_rows_that_cannot_be_scored_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "pipelines.run.score.load_scorer", lambda *_: lambda asked, answers, ended: [float(len(a)) for a in answers]
+    )
+    file, rows = (
+        tmp_path / "a.jsonl",
+        [("a", "bcd"), ("a", ""), ("c", None), ("d", "ef"), *(("e", "") for _ in range(4))],
+    )
+    lines = [json.dumps({"prompt": p, "completion": a}) for p, a in rows]
+    file.write_text("\n".join([*lines, '{"prompt": "broken']))
+    told: list[str] = []
+    assert score_file("model", file, tmp_path / "out.jsonl", say=told.append) == 2
+    assert [json.loads(line)["reward"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [3.0, 2.0]
+    assert [t.split(":")[:3] for t in told[:2]] == [["not scored", " a.jsonl", n] for n in ("2", "3")]
+    assert told[5].startswith("warning: 7 of 9 rows cannot be scored, 2 of them not shown") and len(told) == 6
+
+
+def test_a_file_that_is_there_is_kept_and_the_input_never_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "pipelines.run.score.load_scorer", lambda *_: lambda asked, answers, ended: [1.0] * len(answers)
+    )
+    file, out, told = answers_file(tmp_path), tmp_path / "out.jsonl", list[str]()
+    before = file.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(file)
+    for same in (file, tmp_path / "link.jsonl"):
+        with pytest.raises(UserError, match="is the file that is scored"):
+            score_file("model", file, same)
+    out.write_text("of yesterday")
+    score_file("model", file, out, say=told.append)
+    assert (tmp_path / ".out.jsonl.previous").read_text() == "of yesterday" and file.read_bytes() == before
+    assert told == ["out.jsonl: another one was there; it is kept as .out.jsonl.previous"]
