@@ -90,8 +90,8 @@ def _rows(records: _Records, names: list[str] | None, name: str, delimiter: str 
         if isinstance(cells, BadLine):
             yield place, cells
         elif any(c.strip() for c in cells):
-            apart = names is not None and len(names) == 1 and delimiter and not any(delimiter in c for c in cells)
-            yield place, _record(names, [delimiter.join(cells)] if apart else cells)
+            one_text = names is not None and len(names) == 1 and delimiter and not any(delimiter in c for c in cells)
+            yield place, _record(names, [delimiter.join(cells)] if one_text else cells)
 
 
 def _whole(records: Iterator[Record], width: int) -> Iterator[Record]:
