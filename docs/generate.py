@@ -328,7 +328,7 @@ turns, or a number whose name says that it judges; the message names it and the 
 
 - `ignore: [column]`, in `data` for every source: the column is no part of prompts and answers (functions of yours
   still get it);
-- `columns: {prompt: question}`: their column is read by our name;
+- `columns: {prompt: question}`: their column is read by our name; `{prompt: request.messages}` takes what is inside;
 - a function of yours that names the column as a parameter reads it.
 
 A row that no format fits is refused with the formats that come nearest and such a line for each. Names are read as they

@@ -232,7 +232,7 @@ def _is_list(row: Mapping[str, Any]) -> bool:
     return not isinstance(value, str) or value.lstrip()[:1] == "["
 
 
-TURNS = ("chat", "turns", "contents", "chat_messages", "utterances", "thread", "chats")
+TURNS = ("chat", "turns", "contents", "chat_messages", "utterances", "thread", "chats", "items")
 """Less usual names of a list of turns."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
@@ -28,10 +29,21 @@ def as_object(row: Any) -> Mapping[str, Any]:
     if isinstance(row, Mapping):
         return row
     if isinstance(row, str):
-        return {"text": row}
+        return _written(row) or {"text": row}
     if isinstance(row, list) and row and all(isinstance(t, Mapping) and ("role" in t or "from" in t) for t in row):
         return {"messages": row}
     raise Reject(f"JSON, but {type(row).__name__} instead of an object")
+
+
+def _written(text: str) -> Mapping[str, Any] | None:
+    """The object that a text is the JSON of."""
+    if text.lstrip()[:1] != "{":
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and value else None
 
 
 def parse(

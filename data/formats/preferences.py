@@ -11,7 +11,7 @@ from data.formats.chat import finished_of
 from data.formats.instructions import QUESTION, asked_any, instruction
 from data.formats.ranking import PAIR_SCORES, Side, pair, side
 from data.formats.rows import TIED, Format, Reject, Row
-from data.formats.turns import BEFORE, asked, conversation, conversation_prompt, message, transcript
+from data.formats.turns import BEFORE, answer, asked, conversation, conversation_prompt, message, transcript
 from data.formats.values import blank, first_of, listed, string
 from data.records import Message
 
@@ -32,6 +32,8 @@ def _preference(row: Mapping[str, Any]) -> list[Row]:
     """``chosen`` and ``rejected``, responses or whole conversations, with a prompt or without."""
     name = first_of(row, PROMPT)
     made = _two(row, asked(row, name))
+    if not blank(row.get("response")) and answer(row["response"], "response").strip() != made[0].answers[0].strip():
+        raise Reject("response says something else than chosen")
     for other in ("conversations", "messages"):
         if other != name and not blank(row.get(other)):
             _check_repeated(listed(row[other], other), other, made[0])
@@ -150,7 +152,7 @@ PREFERENCES: dict[str, Format] = {
     "preference": Format(
         columns="[prompt or conversations,] chosen, rejected",
         required=("chosen", "rejected"),
-        optional=("prompt", "conversations", "messages", *_MORE),
+        optional=("prompt", "conversations", "messages", "response", *_MORE),
         read=_preference,
         example={
             "prompt": "Name a river.",

@@ -99,6 +99,29 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             "messages": _MESSAGES,
         },
     ),
+    "NuminaMath": PublicSet(
+        known_by=("problem", "solution", "messages"),
+        ignore=("problem", "solution", "answer"),
+        fits=lambda row: isinstance(row["messages"], list) and len(row["messages"]) == 2,
+        read="messages, which are the problem and its solution",
+        example={"problem": "Name a river.", "solution": "The Ebro.", "messages": _MESSAGES},
+    ),
+    "distilabel's Capybara pairs": PublicSet(
+        known_by=("conversation", "original_response", "chosen", "rejected"),
+        ignore=(
+            *("conversation", "original_response", "generation_prompt", "raw_generation_responses", "new_generations"),
+            "prompt",
+        ),
+        fits=lambda row: isinstance(row["chosen"], list),
+        read="chosen and rejected, which are whole conversations",
+        example={
+            "conversation": [{"input": "Name a river.", "output": "The Ebro."}],
+            "original_response": "The Ebro.",
+            "prompt": "Name a river.",
+            "chosen": _MESSAGES,
+            "rejected": [_MESSAGES[0], {"role": "assistant", "content": "Rain."}],
+        },
+    ),
     "s1K": PublicSet(
         known_by=("question", "attempt", "thinking_trajectories"),
         columns={"prompt": "question", "completion": "attempt", "thinking": "thinking_trajectories"},

@@ -104,8 +104,11 @@ def _answers(row: Mapping[str, Any]) -> list[Row]:
     return _own_marks(row, "answers")
 
 
+_OBJECTS = ("completions", "responses", "outputs", "generations", "candidates", "samples")
+
+
 def _completions(row: Mapping[str, Any]) -> list[Row]:
-    name = first_of(row, ("completions", "responses"))
+    name = first_of(row, _OBJECTS)
     assert name is not None
     return _own_marks(row, name)
 
@@ -155,7 +158,7 @@ def _best_of(row: Mapping[str, Any]) -> list[Row]:
 
 
 def _of_objects(row: Mapping[str, Any]) -> bool:
-    value = next((row[name] for name in ("completions", "responses", "answers") if name in row), None)
+    value = next((row[name] for name in (*_OBJECTS, "answers") if name in row), None)
     keys = {k for one in value if isinstance(one, Mapping) for k in one} if isinstance(value, list) else set()
     return bool(keys & {*_ITEM_SCORES, "rank"}) or (bool(keys) and not keys & {"role", "from"})
 
@@ -215,7 +218,7 @@ RANKINGS: dict[str, Format] = {
     ),
     "UltraFeedback": Format(
         columns="instruction, completions: [{response, overall_score}]",
-        required=(QUESTION, ("completions", "responses")),
+        required=(QUESTION, _OBJECTS),
         optional=("input", "models", "correct_answers", "incorrect_answers", *BEFORE),
         read=_completions,
         fits=_of_objects,

@@ -16,7 +16,7 @@ from typing import Any
 from data.formats.chat import finished_of
 from data.formats.columns import plain
 from data.formats.instructions import instruction
-from data.formats.ranking import duel, pair, ranking, scored, side
+from data.formats.ranking import Side, duel, pair, ranking, scored, side, texts_of, turn_about
 from data.formats.rows import Format, Reject, Row, quoted
 from data.formats.turns import BEFORE, answer, asked
 from data.formats.values import kind, number, string, words
@@ -25,7 +25,18 @@ from data.records import Message, ranks_from_scores
 ASKED = (
     *("prompt", "question", "query", "instruction", "context", "conversations", "messages", "history", "input"),
     *("inputs", "problem", "post", "user", "user_prompt", "user_input", "user_query", "prompt_text", "question_text"),
-    *("question_body", "instructions", "request", "task_prompt", "input_text", "source_text"),
+    *(
+        "question_body",
+        "instructions",
+        "request",
+        "task_prompt",
+        "input_text",
+        "source_text",
+        "frage",
+        "pregunta",
+        "pergunta",
+        "domanda",
+    ),
 )
 """Names of what is asked, the likeliest first."""
 
@@ -54,12 +65,13 @@ SPOKEN = (("a", "b"), ("left", "right"), ("first", "second"))
 
 TEXT = words(
     "response responses answer answers completion completions output outputs text resp reply candidate generation "
-    "summary body content message messages conversation sample result option assistant generated"
+    "antwort respuesta resposta risposta réponse summary body content message messages conversation sample "
+    "result option assistant generated"
 )
 """Words that may stand in the name of a response besides those that tell it from the other."""
 
 OF_A_MODEL = words("model assistant system")
-GRADE = words("score scores rating ratings reward rewards grade overall quality")
+GRADE = words("score scores rating ratings reward rewards grade overall quality avg average mean")
 VERDICTS = (
     *("preference", "winner", "preferred", "better", "label", "choice", "verdict", "vote", "human_preference"),
     *("better_response", "preferred_response", "preferred_answer", "preferred_output", "better_answer"),
@@ -69,6 +81,9 @@ VERDICTS = (
         "which_response_is_better",
         "which_answer_is_better",
         "your_choice",
+        "besser",
+        "mejor",
+        "melhor",
         "pick",
         "annotation",
         "pairwise",
@@ -251,8 +266,7 @@ def _opposites(row: Mapping[str, Any]) -> list[Row]:
 def _sides(row: Mapping[str, Any]) -> list[Row]:
     found = two_sides(frozenset(row))
     assert found is not None
-    messages = _asked(row, found.question)
-    (before, first, _), (others, second, _) = (side(row[name], name, messages) for name in found.both)
+    (before, first, _), (others, second, _) = _whole_turns(row, found) or _both(row, found)
     if before != others:
         raise Reject(f"{found.both[0]} and {found.both[1]} differ before their last turn")
     if first == second:
@@ -267,6 +281,21 @@ def _sides(row: Mapping[str, Any]) -> list[Row]:
     made = duel(before, (first, second), won)
     order = scores if won != 1 else scores[::-1]
     return [Row(messages=made.messages, answers=made.answers, ranks=made.ranks, scores=order, notes=made.notes)]
+
+
+def _both(row: Mapping[str, Any], found: Found) -> list[Side]:
+    messages = _asked(row, found.question)
+    return [side(row[name], name, messages) for name in found.both]
+
+
+def _whole_turns(row: Mapping[str, Any], found: Found) -> list[Side]:
+    """Several turns of each side, where all three columns hold them as JSON lists of texts in a cell; or nothing."""
+    names = (found.question, *found.both)
+    if not all(isinstance(row[name], str) and row[name].startswith('["') for name in names):
+        return []
+    asked_for, *said = (texts_of(row[name], name) for name in names)
+    turns = [turn_about(asked_for, texts, name) for texts, name in zip(said, found.both, strict=True)]
+    return [(messages, text, ()) for messages, text in turns]
 
 
 def _won(row: Mapping[str, Any], found: Found, texts: tuple[str, str]) -> int | None:

@@ -15,6 +15,9 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+_DECIMAL = re.compile(r"[-+]?\d+,(\d{1,2}|\d{4,})")
+"""A number with a comma before its decimals; three digits behind one may be thousands."""
+
 LARGEST = 1e300  # of a number that stands where text is expected
 
 _LIKED = words(
@@ -52,6 +55,8 @@ def encodable(text: str) -> bool:
 
 
 def number(value: Any, name: str) -> float:
+    if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
+        value = value.replace(",", ".")
     try:
         found = float("nan") if isinstance(value, bool) else float(value)  # tables without types hold "0.5"
     except (TypeError, ValueError, OverflowError):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from data.common.errors import UserError
 from data.readers.columnar import read_arrow, read_parquet
-from data.readers.decoding import encoding_of
-from data.readers.json_rows import read_json
+from data.readers.decoding import encoding_of, lines_of
+from data.readers.json_rows import holds_json, read_json
 from data.readers.packed import PACKED, Content, members
 from data.readers.plain_text import read_text
 from data.readers.rows import Raw, ReadOptions, Remark
@@ -82,14 +82,18 @@ def _content(content: Content, suffix: str, options: ReadOptions) -> Iterator[Ra
     encoding = encoding_of(content, options.encoding)
     if encoding.blank:
         raise UserError(f"{content.name} is empty")
+    json = suffix in JSON or (options.text_unit != "file" and holds_json(lines_of(content, encoding)))
     rows = (
         read_json(content, encoding, options)
-        if suffix in JSON
+        if json
         else read_table(content, encoding, options, usual=TABLES[suffix])
         if suffix in TABLES
         else read_text(content, encoding, options.text_unit)
     )
-    return _with(content.name, encoding.remarks, rows)
+    remarks = "; ".join(
+        filter(None, (encoding.remarks, "read as JSON, which it holds" * (json and suffix not in JSON)))
+    )
+    return _with(content.name, remarks, rows)
 
 
 def _with(name: str, remarks: str, rows: Iterator[Raw]) -> Iterator[Raw]:

@@ -54,12 +54,18 @@ def value_of(line: str) -> Any:
         return BadLine("it holds a NUL character")
     names = Names()
     try:
-        row = json.loads(line, object_pairs_hook=names.once)
+        row = json.loads(_bare(line), object_pairs_hook=names.once)
     except json.JSONDecodeError as error:
-        return BadLine(f"not JSON: {error.msg} at column {error.colno}")
+        comment = " (JSON has no comments)" if line.lstrip().startswith(("//", "#", "/*")) else ""
+        return BadLine(f"not JSON: {error.msg} at column {error.colno}{comment}")
     except (ValueError, RecursionError) as error:
         return BadLine(f"not JSON: {_why(error)}")
     return _checked(row, names)
+
+
+def _bare(line: str) -> str:
+    """A line without the comma behind its object, as in a list whose brackets are left out."""
+    return line.rstrip().removesuffix(",") if line.rstrip().endswith("},") else line
 
 
 def _why(error: Exception) -> str:
@@ -83,7 +89,22 @@ def _is_lines(lines: Iterator[Line]) -> bool:
         return bool(seen) and isinstance(seen[0], BadLine)
     whole = [isinstance(line, str) and _is_value(line) for line in seen]
     # a value that spans lines ends with a bracket alone, so a last line that is whole speaks for lines
-    return whole[0] or (whole[-1] and len(seen) < SAMPLED) or 2 * sum(whole) > len(whole)
+    first = isinstance(seen[0], str) and _is_value(_bare(seen[0]))
+    return first or (whole[-1] and len(seen) < SAMPLED) or 2 * sum(whole) > len(whole)
+
+
+def holds_json(lines: Iterator[Line]) -> bool:
+    """Whether a file of another suffix holds JSON: a first line that is an object, or the head of one over lines."""
+    seen = [str(line).strip() for _, line in islice((n for n in lines if str(n[1]).strip()), 2)]
+    if not seen or seen[0][:1] not in ("{", "["):
+        return False
+    if seen[0] in ("[", "{", "[{"):
+        return len(seen) > 1 and seen[1][:1] in ("{", '"')
+    try:
+        value = json.loads(seen[0].removesuffix(","))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
 
 def _is_value(line: str) -> bool:

@@ -63,7 +63,7 @@ def read_table(content: Content, encoding: Encoding, options: ReadOptions, *, us
     names = header_of(header, f"{content.name}:{number}", content.name, options.names)
     if changed := [n for n, old in zip(names, header, strict=True) if n != old.strip()]:
         yield content.name, Remark(f"column names are read in lower case: {', '.join(changed)}")
-    yield from _rows(records, names, content.name)
+    yield from _rows(records, names, content.name, "" if options.delimiter else delimiter)
 
 
 class _Records(Iterator[tuple[int, "list[str] | BadLine"]]):
@@ -82,14 +82,16 @@ class Stray(BadLine):
     cells: int
 
 
-def _rows(records: _Records, names: list[str] | None, name: str) -> Iterator[Raw]:
+def _rows(records: _Records, names: list[str] | None, name: str, delimiter: str = "") -> Iterator[Raw]:
+    """The rows; with one name, what stands between delimiters is one text, since nothing was to be separated."""
     records.width = len(names) if names else None
     for number, cells in _whole(records, len(names)) if names else records:
         place = f"{name}:{number}"
         if isinstance(cells, BadLine):
             yield place, cells
         elif any(c.strip() for c in cells):
-            yield place, _record(names, cells)
+            one_text = names is not None and len(names) == 1 and delimiter and not any(delimiter in c for c in cells)
+            yield place, _record(names, [delimiter.join(cells)] if one_text else cells)
 
 
 def _whole(records: Iterator[Record], width: int) -> Iterator[Record]:

@@ -258,3 +258,17 @@ def test_a_path_is_checked_as_a_column_is(tmp_path):
     assert load(prompt="row.q", completion="row.a")[0].answer == "that"
     with pytest.raises(UserError, match=r"no row has a column 'rows\.q'"):
         load(prompt="rows.q", completion="row.a")
+
+
+def test_numbers_with_a_comma_before_their_decimals():
+    def score(value):
+        return parse({"prompt": "q", "response": "a", "score": value})[1][0].scores
+
+    assert (score("4,5"), score("-0,25"), score("3,14159"), score("4.5")) == ((4.5,), (-0.25,), (3.14159,), (4.5,))
+    with pytest.raises(Reject, match="1,234"):
+        score("1,234")
+
+
+def test_a_row_written_as_json_inside_json_is_read():
+    assert parse(json.dumps({"prompt": "q", "completion": "a"}))[1][0].answers == ("a",)
+    assert parse("{not JSON}")[1][0].text == "{not JSON}" and parse("{}")[1][0].text == "{}"

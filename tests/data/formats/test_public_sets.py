@@ -25,6 +25,8 @@ READ: dict[str, tuple[str, ...]] = {
     "Infinity-Instruct": (GOOD,),
     "WildChat": (GOOD,),
     "OpenR1-Math": (GOOD,),
+    "NuminaMath": (GOOD,),
+    "distilabel's Capybara pairs": (GOOD, BAD),
     "s1K": (THOUGHT,),
     "UltraInteract pairs": (GOOD, BAD),
     "COIG": (GOOD,),
@@ -157,6 +159,15 @@ def two_of(first: dict[str, Any], second: dict[str, Any]) -> Any:
         ({"instruction": Q, "responses": [{"model": "a", "response": BAD}, {"model": "b", "response": GOOD}],
           "annotations": [{"model": "a", "rating": "2"}, {"model": "b", "rating": "5"}], "preference": "style"},
          (GOOD, BAD), (0, 1)),
+        ({"prompt": Q, "outputs": [{"model": "a", "output": BAD, "score": 1}, {"output": GOOD, "score": 3}]},
+         (GOOD, BAD), (0, 1)),
+        ({"prompt": f"\n\nHuman: {Q}\n\nAssistant:", "response": GOOD, "chosen": GOOD, "rejected": BAD}, (GOOD, BAD),
+         (0, 1)),
+        ({"instruction": Q, "chosen_response": GOOD, "rejected_response": BAD, "chosen_avg_rating": 5.0,
+          "rejected_avg_rating": 2.0}, (GOOD, BAD), (0, 1)),
+        ({"Frage": Q, "Antwort A": BAD, "Antwort B": GOOD, "Besser": "B"}, (GOOD, BAD), (0, 1)),
+        ({"prompt": json.dumps([Q]), "response_a": json.dumps([BAD]), "response_b": json.dumps([GOOD]),
+          "winner": "model_b", "language": "English"}, (GOOD, BAD), (0, 1)),
         ({"input": Q, "chosen": GOOD, "rejected": BAD, "labelling_model": "m", "status": "tie", "chosen_score": 9},
          (GOOD, BAD), (0, 0)),
     ],
@@ -164,6 +175,11 @@ def two_of(first: dict[str, Any], second: dict[str, Any]) -> Any:
 def test_judged_responses_in_the_shape_of_public_sets(row, answers, ranks):
     [found] = parse(row)[1]
     assert (turns_of(found.messages), found.answers, found.ranks) == (ASKED, answers, ranks)
+
+
+def test_a_response_that_is_not_the_chosen_one_is_named():
+    with pytest.raises(Reject, match="something else than chosen"):
+        parse({"prompt": Q, "response": "Snow.", "chosen": GOOD, "rejected": BAD})
 
 
 def test_safe_and_unsafe_responses_are_a_ranking():

@@ -193,3 +193,47 @@ def test_arrow_is_read_batch_by_batch_and_damage_costs_what_follows(tmp_path, fo
         found = list(read_file(path, "a"))
         assert [row for _, row in found[:-1]] == rows[:1500] or [row for _, row in found[:-1]] == rows[:3000]
         assert isinstance(found[-1][1], BadLine) and found[-1][0] == f"a, row {len(found)}"
+
+
+def test_json_of_every_suffix_is_read_as_json(tmp_path):
+    """Objects, one a line or in a list over lines, whatever the file is called; a text that has brackets stays one."""
+    objects = [{"prompt": "q, one", "completion": "a"}, {"prompt": "r", "completion": "b"}]
+    lines, spread = "\n".join(map(json.dumps, objects)), json.dumps(objects, indent=1)
+    for suffix in ("txt", "csv", "tsv", "md"):
+        for text in (lines, spread, json.dumps(objects)):
+            found = read(tmp_path, f"a.{suffix}", text.encode())
+            assert rows(found) == objects, (suffix, text)
+            assert any(isinstance(row, Remark) and "read as JSON" in row.text for _, row in found)
+    for text in ("[Scene 1]\nHe speaks.", "{braces}\nand more", "[1, 2]\n[3, 4]"):
+        assert [row["text"] for row in rows(read(tmp_path, "b.txt", text.encode()))] == text.split("\n")
+
+
+def test_lines_of_a_list_without_its_brackets(tmp_path):
+    found = read(tmp_path, "a.jsonl", b'{"prompt": "q"},\n{"prompt": "r"},\n{"prompt": "s"}\n')
+    assert [row["prompt"] for row in rows(found)] == ["q", "r", "s"] and not bad(found)
+    spread = read(tmp_path, "a.json", b'[\n{"prompt": "q"},\n{"prompt": "r"},\n{"prompt": "s"}\n]\n')
+    assert [row["prompt"] for row in rows(spread)] == ["q", "r", "s"] and not bad(spread)
+
+
+def test_comments_are_named(tmp_path):
+    found = read(tmp_path, "a.jsonl", b'// mine\n{"prompt": "q"}\n# more\n{"prompt": "r"}\n')
+    assert bad(found) == ["a.jsonl:1", "a.jsonl:3"] and len(rows(found)) == 2
+    assert all("JSON has no comments" in row.reason for _, row in found if isinstance(row, BadLine))
+
+
+def test_a_table_of_one_column_has_whole_lines(tmp_path):
+    text = 'text\nOne, two, three.\n"Quoted, so; it is"\nPlain\n"He said ""x"", twice"\n'
+    found = read(tmp_path, "a.csv", text.encode())
+    assert [row["text"] for row in rows(found)] == [
+        "One, two, three.",
+        "Quoted, so; it is",
+        "Plain",
+        'He said "x", twice',
+    ]
+
+
+def test_an_index_a_mark_and_line_ends_of_windows(tmp_path):
+    found = read(tmp_path, "a.csv", "\ufeff,Prompt,Completion\r\n0,q,a\r\n\r\n1,r,b\r\n".encode())
+    assert [(row["prompt"], row["completion"]) for row in rows(found)] == [("q", "a"), ("r", "b")] and not bad(found)
+    found = read(tmp_path, "a.jsonl", '\ufeff{"prompt": "q"}\r\n\r\n{"prompt": "r", "x": NaN}\r\n'.encode())
+    assert [row["prompt"] for row in rows(found)] == ["q", "r"] and not bad(found)
