@@ -56,9 +56,9 @@ def rows(count: int) -> Iterator[dict[str, str]]:
 
 
 def command(arguments: list[str], folder: Path) -> dict[str, float]:
-    """Run a command in a folder: its CPU seconds and seconds, its own peak of memory, and that of its helpers, in bytes.
+    """Run a command in a folder: CPU seconds of all its processes, seconds, and peaks of memory in bytes.
 
-    CPU seconds are those of all its processes.
+    ``peak`` is that of the process itself, ``helpers`` what those that it starts hold for themselves.
 
     Raises:
         SystemExit: it failed.
@@ -133,10 +133,10 @@ def page(results: list[dict[str, Any]], machine: str) -> str:
         "",
         "Preference rows (prompt, chosen, rejected; about 430 bytes each) in one file, for a reward model, by the",
         "commands that a user runs: `trivet data check RECIPE` reads, splits, and looks for what is doubtful;",
-        "`trivet plan RECIPE` behind it hashes the records, and takes the rest from the cache, whose files are found by",
-        "their bytes. CPU is that of all processes: from 100,000 rows on helper processes, one a core, share the work.",
-        f"Memory is the peak of the command itself above that of the same command on {FEW} rows; what its helpers hold",
-        "does not grow with the rows. Written by `benchmarks/data_size.py`.",
+        "`trivet plan RECIPE` behind it hashes the records, and takes the rest from the cache, whose files are found",
+        "by their bytes. CPU is that of all processes: above 100,000 rows helper processes, one a core, share the",
+        f"work. Memory is the peak of the command itself above that of the same command on {FEW} rows; what its",
+        "helpers hold does not grow with the rows. Written by `benchmarks/data_size.py`.",
         "",
         machine,
         "",

@@ -14,7 +14,7 @@ from data.judgements import is_gathered
 from data.storage.codec import Encoded, encode
 from data.storage.collected import Index
 
-MANY, BLOCK = 100_000, 1000
+MANY, BLOCK = 100_000, 250
 """Rows of a source from which on helpers make records of them, and so many of them at a time."""
 
 Raw = tuple[str, Any]

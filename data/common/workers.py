@@ -106,7 +106,7 @@ class _Helper:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         with other:  # the process has a copy of its own, so that each side sees when the other is gone
             self.process = subprocess.Popen(
-                [sys.executable, "-c", f"from data.common.workers import serve; serve({other.fileno()})"],
+                [sys.executable, "-P", "-c", f"from data.common.workers import serve; serve({other.fileno()})"],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": paths},

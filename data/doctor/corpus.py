@@ -13,7 +13,7 @@ from data.common.workers import helpers, mapped
 from data.doctor.duplicates import NEAR_SAMPLE, Duplicates, HeldOut
 from data.doctor.entry import Check, Entry, Finding, of_record
 from data.doctor.rankings import Judgements, Rankings
-from data.doctor.sampling import Seats, elsewhere
+from data.doctor.sampling import Lowest, Seats, elsewhere
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
 from data.leaks import source_of
 from data.splits import PARTS, Corpus, Split
@@ -24,7 +24,7 @@ from data.storage.views import Chain
 TOKEN_SAMPLE = 2000
 """Rows of a part whose tokens are counted."""
 
-MANY, BLOCK = 100_000, 8192
+MANY, BLOCK = 100_000, 4096
 """Records of a part from which on helper processes look at them, and so many of them at a time."""
 
 
@@ -91,6 +91,8 @@ class _Look:
             *(Rankings(seats()), Judgements(), lengths, Turns(), languages, Characters(), duplicates),
         )
         self.held_out, self.shared = HeldOut(asked.near, Seats(where[1], start[1])), Shared()
+        own = (lengths.sample, languages.sample, duplicates.sample, *self.held_out.samples.values())
+        self.samples: tuple[Lowest[Any], ...] = tuple(sample for sample in own if sample is not None)
 
     def add(self, record: Any, held: bool) -> None:
         """Look at one record."""
@@ -157,24 +159,29 @@ def _see(look: _Look, start: tuple[int, int], split: Split[Any]) -> None:
             for record in records:
                 look.add(record, held)
         return
-    blocks: list[_Block] = []
-    for held, some in zip((False, True), stored, strict=True):
-        for begin in range(0, len(some), BLOCK):
-            own = some[begin : begin + BLOCK]
-            blocks.append((look.asked, start, held, own))
-            start = start[0] + len(own), start[1] + len(own) * look.asked.compared
     with patience("checking"):
-        for _, seen in mapped(_seen, blocks, count):
+        for _, seen in mapped(_seen, _blocks(look, start, stored), count):
             look.merge(seen)
 
 
-_Block = tuple[_Asked, tuple[int, int], bool, Sequence[Any]]
+_Block = tuple[_Asked, tuple[int, int], list[int], bool, Sequence[Any]]
+
+
+def _blocks(look: _Look, start: tuple[int, int], sides: Sequence[Sequence[Any]]) -> Iterator[_Block]:
+    """What helpers look at; they leave out of their samples what the samples have no place for any more."""
+    for held, records in zip((False, True), sides, strict=True):
+        for begin in range(0, len(records), BLOCK):
+            own = records[begin : begin + BLOCK]
+            yield look.asked, start, [sample.bound for sample in look.samples], held, own
+            start = start[0] + len(own), start[1] + len(own) * look.asked.compared
 
 
 def _seen(block: _Block) -> _Look:
     """What a helper process sees of some records."""
-    asked, start, held, records = block
+    asked, start, bounds, held, records = block
     look = _Look(asked, start)
+    for sample, bound in zip(look.samples, bounds, strict=True):
+        sample.below = bound
     for record in records:
         look.add(record, held)
     return look

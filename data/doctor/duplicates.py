@@ -30,7 +30,7 @@ class Duplicates:
     def __init__(self, near: int = NEAR_SAMPLE, seats: Seats | None = None) -> None:
         self._seats = Seats() if seats is None else seats
         self.rows, self.prompts = Repeats(self._seats), Repeats(self._seats)
-        self._sample: Sample[tuple[int, str, str]] = Sample(near)
+        self.sample: Sample[tuple[int, str, str]] = Sample(near)
 
     def add(self, entry: Entry) -> None:
         """Remember one row in a few bytes."""
@@ -38,18 +38,18 @@ class Duplicates:
         self.rows.add(key, number)
         if entry.messages:
             self.prompts.add(entry.asked, number)
-        self._sample.add(number, lambda: (key, entry.place, "\n".join(entry.texts)))
+        self.sample.add(number, lambda: (key, entry.place, "\n".join(entry.texts)))
 
     def merge(self, other: Duplicates) -> None:
         """Take over what follows."""
         self.rows.merge(other.rows)
         self.prompts.merge(other.prompts)
-        self._sample.merge(other._sample)
+        self.sample.merge(other.sample)
 
     def near(self) -> list[tuple[str, str]]:
         """Places of rows of the sample that are nearly, but not exactly, one before, and of that one."""
         once: dict[int, tuple[str, str]] = {}
-        for key, place, text in self._sample.kept:
+        for key, place, text in self.sample.kept:
             once.setdefault(key, (place, text))
         return list(near_duplicates(once.values()))
 
@@ -63,7 +63,7 @@ class Duplicates:
             yield Finding(kind="duplicates", count=n, text=text, places=tuple(a for a, _ in places))
         if near := self.near():
             text = (
-                f"{len(near):,} of {self._sample.of('rows')} are nearly one before; the first is {near[0][0]}, nearly "
+                f"{len(near):,} of {self.sample.of('rows')} are nearly one before; the first is {near[0][0]}, nearly "
                 f"{near[0][1]}; data.clean.duplicates: near drops them"
             )
             said = tuple(place for place, _ in near[:MAX_PLACES])
@@ -85,7 +85,7 @@ class HeldOut:
     def __init__(self, near: int = NEAR_SAMPLE, seats: Seats | None = None) -> None:
         self.seats = Seats() if seats is None else seats
         self._asked = NumberRows(2)  # prompt; seat, twice, and 1 more where it is held out
-        self._samples = {side: Lowest[tuple[str, str]](near) for side in (False, True)}
+        self.samples = {side: Lowest[tuple[str, str]](near) for side in (False, True)}
 
     def add(self, entry: Entry, held_out: bool) -> None:
         """Note the prompt of a row of one side."""
@@ -94,14 +94,14 @@ class HeldOut:
             return
         key = digest(words)
         self._asked.add(key, 2 * number + held_out)
-        self._samples[held_out].offer(key, lambda: (entry.place, entry.question))
+        self.samples[held_out].offer(key, lambda: (entry.place, entry.question))
 
     def merge(self, other: HeldOut) -> None:
         """Take over what follows."""
         self.seats.count = other.seats.count
         self._asked.extend(other._asked)
-        for side, sample in self._samples.items():
-            sample.merge(other._samples[side])
+        for side, sample in self.samples.items():
+            sample.merge(other.samples[side])
 
     def findings(self) -> Iterator[Finding]:
         """Prompts on both sides but for punctuation, then those of a sample that are nearly so."""
@@ -135,7 +135,7 @@ class HeldOut:
         return both, unlike
 
     def _nearly(self, known: set[str], unlike: dict[bool, int]) -> Iterator[Finding]:
-        train, held = self._samples[False].kept, self._samples[True].kept
+        train, held = self.samples[False].kept, self.samples[True].kept
         if not (train and held):
             return
         near = [one for one in near_duplicates(held, train) if one[0] not in known]

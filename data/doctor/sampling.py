@@ -27,12 +27,20 @@ class Lowest(Generic[T]):
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.below = 1 << 64  # keys from here on are not kept: whoever merges this has enough of smaller ones
         self.items: dict[int, T] = {}
         self._keys: list[int] = []  # negated, a heap: the largest key comes first
 
+    @property
+    def bound(self) -> int:
+        """What a key must be smaller than to be kept from now on."""
+        if not self.size:
+            return 0
+        return self.below if len(self._keys) < self.size else min(self.below, -self._keys[0])
+
     def offer(self, key: int, make: Callable[[], T]) -> None:
         """Look at one more, which is made where it is kept."""
-        if len(self._keys) >= self.size and (not self.size or key >= -self._keys[0]):
+        if key >= self.below or (len(self._keys) >= self.size and (not self.size or key >= -self._keys[0])):
             return
         if key in self.items:
             return

@@ -74,7 +74,7 @@ class Lengths:
         self.longer = self.shorter = self.longer_in_tokens = self.shorter_in_tokens = 0
         self._count_tokens = count_tokens
         self._waiting: list[Entry] = []
-        self._sample: Sample[Entry] | None = None if sample is None else Sample(sample)
+        self.sample: Sample[Entry] | None = None if sample is None else Sample(sample)
         self._number = start
 
     def add(self, entry: Entry) -> None:
@@ -86,8 +86,8 @@ class Lengths:
             histogram.add(len(text))
         longer, shorter = _preferred(entry, [len(a) for a in entry.answers])
         self.longer, self.shorter = self.longer + longer, self.shorter + shorter
-        if self._sample is not None:
-            self._sample.add(self._number, lambda: entry)
+        if self.sample is not None:
+            self.sample.add(self._number, lambda: entry)
         elif self._count_tokens is not None:
             self._waiting.append(entry)
             if len(self._waiting) >= BATCH:
@@ -98,13 +98,13 @@ class Lengths:
         for name, found in other.characters.items():
             self.characters.setdefault(name, Histogram()).merge(found)
         self.longer, self.shorter = self.longer + other.longer, self.shorter + other.shorter
-        if self._sample is not None and other._sample is not None:
-            self._sample.merge(other._sample)
+        if self.sample is not None and other.sample is not None:
+            self.sample.merge(other.sample)
 
     def _count(self) -> None:
         entries, self._waiting = self._waiting, []
-        if self._sample is not None and not self.tokens:
-            entries = self._sample.kept
+        if self.sample is not None and not self.tokens:
+            entries = self.sample.kept
         if self._count_tokens is None or not entries:
             return
         counts = iter(self._count_tokens([text for e in entries for _, text in _named_texts(e)]))
@@ -140,7 +140,7 @@ class Lengths:
         if share is None or longer + shorter < ENOUGH or 1 - ONE_SIDED < share < ONE_SIDED:
             return
         what, part, n = ("longer", share, longer) if share >= 0.5 else ("shorter", 1 - share, shorter)
-        sample = f" ({self._sample.of('rankings')})" if in_tokens and self._sample is not None else ""
+        sample = f" ({self.sample.of('rankings')})" if in_tokens and self.sample is not None else ""
         of = f"{longer + shorter:,} ranked pairs of unlike length, in {unit}{sample}"
         text = f"{part:.0%} of the {of}, prefer the {what} answer: a reward model may learn length alone"
         yield Finding(kind="length preference", count=n, text=text)
@@ -148,7 +148,7 @@ class Lengths:
     def facts(self) -> dict[str, Any]:
         """Statistics by unit and by kind of text."""
         self._count()
-        sampled = {"tokens of": self._sample.of("rows")} if self._sample is not None and self.tokens else {}
+        sampled = {"tokens of": self.sample.of("rows")} if self.sample is not None and self.tokens else {}
         return {
             "characters": {name: found.as_dict() for name, found in self.characters.items()},
             "tokens": {name: found.as_dict() for name, found in self.tokens.items()},
@@ -177,23 +177,23 @@ class Languages:
     """Languages and scripts of a sample, and answers in another language than their prompt."""
 
     def __init__(self, size: int = LANGUAGE_SAMPLE, start: int = 0) -> None:
-        self._sample: Sample[Entry] = Sample(size)
+        self.sample: Sample[Entry] = Sample(size)
         self._number = start
 
     def add(self, entry: Entry) -> None:
         """Perhaps take this row into the sample."""
         self._number += 1
         if entry.messages or entry.answers or entry.text:
-            self._sample.add(self._number, lambda: entry)
+            self.sample.add(self._number, lambda: entry)
 
     def merge(self, other: Languages) -> None:
         """Take over what follows."""
-        self._sample.merge(other._sample)
+        self.sample.merge(other.sample)
 
     def findings(self) -> Iterator[Finding]:
         """Answers in another language, where they are more than a few."""
         other, compared = Places(), 0
-        for entry in self._sample.kept:
+        for entry in self.sample.kept:
             if not (entry.messages and entry.answers):
                 continue
             asked, said = entry.messages[-1].content, entry.answers[0]
@@ -207,11 +207,11 @@ class Languages:
 
     def facts(self) -> dict[str, Any]:
         """Rows of the sample by language and by script, the most frequent first."""
-        texts = ["\n".join(entry.texts) for entry in self._sample.kept]
+        texts = ["\n".join(entry.texts) for entry in self.sample.kept]
         return {
             "languages": dict(Counter(language_of(t) or "too short to tell" for t in texts).most_common()),
             "scripts": dict(Counter(map(script_of, texts)).most_common()),
-            "languages of": self._sample.of("rows"),
+            "languages of": self.sample.of("rows"),
         }
 
 

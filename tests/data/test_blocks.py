@@ -58,7 +58,7 @@ def found(folder: Path, helpers: int, monkeypatch) -> Any:
     monkeypatch.setattr(doctor, "helpers", lambda: helpers)
     config = DataConfig(rankings="a.jsonl", demonstrations="b.jsonl", held_out=0.3)
     corpus = load_corpus(config, seed=0, base_dir=folder)
-    health = examine(corpus, lambda texts: [len(t.split()) for t in texts])
+    health = examine(corpus, lambda texts: [len(t.split()) for t in texts], near=20)
     places = [
         [(r.prompt.source, r.prompt.columns) for r in side]
         for side in (corpus.rankings.train, corpus.rankings.held_out)

@@ -195,16 +195,22 @@ CHILD = """
     sys.path.insert(0, {root!r})
     from pathlib import Path
     import pyarrow, scipy.sparse.csgraph
+    from data.doctor.corpus import examine
+    from data.languages import language_of
+    from data.near_duplicates import near_duplicates
     from data.splits import DataConfig, load_corpus
+    language_of("what is loaded when it is first used"), list(near_duplicates([("a", "so is this")]))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = load_corpus(DataConfig(rankings={file!r}), seed=0, base_dir=Path("."))
     prints = [found.fingerprint("rankings"), found.fingerprint("prompts")]
+    if {examined}:
+        examine(found, near=50)
     print(json.dumps([(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, prints]))
 """
 
 
-def child(file: Path, cache: Path) -> subprocess.Popen[str]:
-    code = textwrap.dedent(CHILD.format(root=str(ROOT), file=str(file)))
+def child(file: Path, cache: Path, examined: bool = False) -> subprocess.Popen[str]:
+    code = textwrap.dedent(CHILD.format(root=str(ROOT), file=str(file), examined=examined))
     more = {"TRIVET_CACHE": str(cache)}
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | more)
 
@@ -220,7 +226,7 @@ def test_memory_grows_by_less_than_100_bytes_a_row(tmp_path):
     peaks = []
     for count in (few, many):
         file = write(tmp_path / f"{count}.jsonl", count=count, more=" and so on" * 100)  # a kilobyte a row
-        peaks.append(result(child(file, tmp_path / "cache"))[0])
+        peaks.append(result(child(file, tmp_path / "cache", examined=True))[0])
     assert (peaks[1] - peaks[0]) / (many - few) < 100
 
 
