@@ -68,7 +68,8 @@ def test_a_large_layer_is_measured_at_half_its_sides() -> None:
 
 def test_shapes_that_are_no_decoders_are_left_out() -> None:
     assert can_measure(SHAPE)
-    for change in ({"heads": 0}, {"inner": 0}, {"vocabulary": 0}, {"key_heads": 3}, {"head_size": 21}):
+    changes: list[dict[str, Any]] = [{"heads": 0}, {"inner": 0}, {"vocabulary": 0}, {"key_heads": 3}, {"head_size": 21}]
+    for change in changes:
         assert not can_measure(replace(SHAPE, **change)), change
 
 
