@@ -107,6 +107,13 @@ def measure(probe: Probe) -> Rates:
         return Rates.of(lines, adam_seconds(probe.device))
 
 
+def can_measure(shape: Shape) -> bool:
+    """Whether a layer of this shape can be made: all sizes are known, query heads share key heads evenly, and a head's
+    coordinates are pairs."""
+    sizes = (shape.layers, shape.width, shape.inner, shape.heads, shape.key_heads, shape.head_size, shape.vocabulary)
+    return min(sizes) > 0 and shape.heads % shape.key_heads == 0 and shape.head_size % 2 == 0
+
+
 def reduced(shape: Shape) -> tuple[Shape, float]:
     """A shape whose layer is small enough to be measured, and how much more a layer of the whole one computes."""
     scale = 1.0

@@ -98,6 +98,7 @@ class Effort:
     trainer: bool = False  # whether it is Transformers' trainer that takes the steps
     pretraining: tuple[float, float] = (0.0, 0.0)  # steps from scratch, and tokens of one
     full: bool = False  # whether every weight has a gradient
+    rest: float = 0.0  # seconds besides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +153,7 @@ def seconds(effort: Effort, shape: Shape, rates: Rates, how: How) -> float:
     found += sum(one.calls * sampling_seconds(one, shape, rates) for one in effort.sampled)
     found *= (1.0 if how.fast else MODULES) * (FULL if effort.full else 1.0)
     found += effort.pretraining[0] * rates.pretraining(effort.pretraining[1])
-    return LOADING + found + effort.steps * (effort.trained * rates.adam + TRAINER * effort.trainer)
+    return LOADING + effort.rest + found + effort.steps * (effort.trained * rates.adam + TRAINER * effort.trainer)
 
 
 def without_nothing(passes: Iterable[Passes]) -> tuple[Passes, ...]:

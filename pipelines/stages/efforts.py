@@ -17,11 +17,18 @@ from reward.tables import POOLINGS
 
 PROBES, PROBED = 6, 256  # damaged responses of the reward model's card: kinds, and rows of each
 EXAMINED_MIN, EXAMINED_MAX = 64, 4096  # held-out rankings that the card scores
+UPDATE = 0.05  # seconds of an update of PPO besides its passes
 KL_PASSES = 2  # of a system and of the reference
 
 
 def mean(lengths: Sequence[float]) -> float:
     return statistics.fmean(lengths) if lengths else 0.0
+
+
+def longest_of(lengths: Sequence[float], count: int) -> float:
+    """The mean of the longest of ``count`` rows that are picked at random: what they are padded to."""
+    ranked, n = sorted(lengths), len(lengths)
+    return sum(x * (((i + 1) / n) ** count - (i / n) ** count) for i, x in enumerate(ranked))
 
 
 def response(e: Estimator, room: int) -> tuple[float, float]:
@@ -40,7 +47,7 @@ def _micro(rows: float, batch: int, tokens: float, limit: int | None) -> float:
 def pretrain(e: Estimator) -> Effort:
     assert not isinstance(e.recipe.base, str)
     p = e.recipe.base.pretrain
-    tokens = p.batch * mean([min(float(p.model.context), n) for n in e.documents])
+    tokens = p.batch * longest_of([min(float(p.model.context), n) for n in e.documents], p.batch)  # with padding
     return Effort(steps=p.steps, pretraining=(p.steps, tokens))
 
 
@@ -150,6 +157,7 @@ def ppo(e: Estimator) -> Effort:
         sampled=_sampled(e, p.updates * p.rollouts, min(at_once, p.rollouts), p.max_new_tokens),
         steps=p.updates * p.epochs * p.minibatches,
         trained=_adapter(e) * (1 + apart),
+        rest=UPDATE * p.updates,
         full=_full(e),
     )
 

@@ -16,7 +16,7 @@ from tests.support.gpu_double import NAME, GpuDouble
 from tests.support.recipes import RECIPE
 
 SHAPE = Shape(parameters=0, linear=0, adapter=0, layers=2, trained_layers=2, width=32, inner=64, heads=2, key_heads=1,
-              head_size=16, vocabulary=99)
+              head_size=16, vocabulary=99)  # fmt: skip
 KINDS = {"train": 16, "read": 16, "branches": 32, "pretraining": 16}
 
 
@@ -25,8 +25,9 @@ def test_every_pass_is_made_on_the_device(monkeypatch) -> None:
     monkeypatch.setattr(speed, "bandwidth", lambda device: 1e6)
     scratch = PretrainConfig.model_validate(RECIPE["base"]["pretrain"])  # type: ignore[index]
     with GpuDouble().installed() as gpu:
-        probe = Probe(shape=SHAPE, numbers=Numbers(weight=2, product=2), device=torch.device("cuda:0"), rank=4,
-                      lengths=KINDS, tokens=dict.fromkeys(KINDS, 128), rows=4, behind=32, pretraining=scratch)
+        numbers, tokens = Numbers(weight=2, product=2), dict.fromkeys(KINDS, 128)
+        probe = Probe(shape=SHAPE, numbers=numbers, device=torch.device("cuda:0"), rank=4, lengths=KINDS, tokens=tokens,
+                      rows=4, behind=32, pretraining=scratch)  # fmt: skip
         found = measure(probe)
         assert gpu.launches[""] > 1000 and not gpu.float64
         assert NAME in probe.described()["machine"]

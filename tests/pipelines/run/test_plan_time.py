@@ -15,7 +15,7 @@ from pipelines.cli import main as cli
 from pipelines.run import speed
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.plan_time import PlanTime
-from pipelines.run.speed import Probe, layer_size, measure, rates_of, reduced
+from pipelines.run.speed import Probe, can_measure, layer_size, measure, rates_of, reduced
 from pipelines.stages.duration import Line, Rates
 from pipelines.stages.memory import Numbers
 from pipelines.stages.shapes import Shape
@@ -66,8 +66,16 @@ def test_a_large_layer_is_measured_at_half_its_sides() -> None:
     assert reduced(SHAPE) == (SHAPE, 1.0)
 
 
+def test_shapes_that_are_no_decoders_are_left_out() -> None:
+    assert can_measure(SHAPE)
+    changes: list[dict[str, Any]] = [{"heads": 0}, {"inner": 0}, {"vocabulary": 0}, {"key_heads": 3}, {"head_size": 21}]
+    for change in changes:
+        assert not can_measure(replace(SHAPE, **change)), change
+
+
 def test_rates_are_kept_by_machine_threads_and_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIVET_CACHE", str(tmp_path))
+    (tmp_path / "data").mkdir()  # as the first user of a cache makes it
     asked: list[Probe] = []
 
     def noted(probe: Probe) -> Rates:

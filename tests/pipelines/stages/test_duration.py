@@ -112,8 +112,8 @@ def test_a_stage_is_the_sum_of_what_it_does() -> None:
     assert seconds(effort, SHAPE, RATES, How(fast=False)) == pytest.approx(LOADING + MODULES * work + steps)
     full = Effort(passes=(passes,), full=True)
     assert seconds(full, SHAPE, RATES, How(fast=False)) == pytest.approx(LOADING + MODULES * FULL * 6 * each[0])
-    scratch = Effort(steps=5, pretraining=(5, 200))
-    assert seconds(scratch, SHAPE, RATES, How()) == pytest.approx(LOADING + 5 * (1.0 + 200 * 0.01))
+    scratch = Effort(steps=5, pretraining=(5, 200), rest=7.0)
+    assert seconds(scratch, SHAPE, RATES, How()) == pytest.approx(LOADING + 7.0 + 5 * (1.0 + 200 * 0.01))
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,14 @@ def test_the_tokens_that_are_counted_go_through_the_passes(
     assert trained == pytest.approx(tokens[stage, "train"], rel=0.1)
     read = sum(one.count * one.tokens for one in effort.passes if one.kind == "read")
     assert read == pytest.approx(tokens.get((stage, "read"), 0), rel=0.35, abs=200)
+
+
+def test_rows_are_padded_to_the_longest_of_them() -> None:
+    """Of two rows picked from lengths 2 and 6 the longer is 2 once in four times."""
+    assert efforts.longest_of([6.0, 2.0], 2) == pytest.approx(0.25 * 2 + 0.75 * 6)
+    assert efforts.longest_of([6.0, 2.0], 1) == pytest.approx(4.0)
+    assert efforts.longest_of([5.0] * 7, 24) == pytest.approx(5.0)
+    assert efforts.longest_of([], 3) == 0.0
 
 
 def test_responses_are_as_long_as_the_demonstrations(tmp_path: Path) -> None:
