@@ -306,7 +306,9 @@ def _unread(form: str, columns: tuple[str, ...], reading: Source | None) -> tupl
     found = FORMATS[form].reads(frozenset(ours.values()))
     if found is None:  # the same names in capitals
         ours = {name: name.strip().lower() for name in columns}
-        found = FORMATS[form].reads(frozenset(ours.values())) or frozenset()
+        found = FORMATS[form].reads(frozenset(ours.values()))
+    if found is None:  # read by settings of their own, as a known data set
+        return ()
     return tuple(name for name, our in ours.items() if our not in found)
 
 
