@@ -90,7 +90,7 @@ class Sample:
         self._known: dict[Any, int] = {}
 
     @property
-    def draws(self) -> bool:
+    def is_partial(self) -> bool:
         """Whether rows are drawn, which their content decides."""
         return self._lots is not None
 

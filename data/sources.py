@@ -325,7 +325,7 @@ def _of_kind(
     used = Sample(source.weight, source.limit, seed)
     reasons: dict[str, str] = {}  # one string for all rows of a reason
     raws = _kept(each(raws, f"reading {source.path}"), source, count, loaded.columns)
-    if cleaner is None and not used.draws:
+    if cleaner is None and not used.is_partial:
         raws = _with_helpers(raws, kind, source, reading, used, into)
     rows = parsed_rows(raws, reading, source)
     if cleaner is not None:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from data.common.errors import UserError
 
 T = TypeVar("T")
-MOST = 4
+MAX_HELPERS = 4
 """Helpers at most: their caller can hardly feed more."""
 
 AHEAD = 2
@@ -33,7 +33,7 @@ def helpers() -> int:
     """How many helpers pay on this machine: 0 with one core, or where several processes share the work already."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = int(os.environ.get("WORLD_SIZE") or 1) > 1
-    return 0 if cores < 2 or shared else min(cores, MOST)
+    return 0 if cores < 2 or shared else min(cores, MAX_HELPERS)
 
 
 def mapped(function: Callable[[Any], Any], blocks: Iterable[T], count: int) -> Iterator[tuple[T, Any]]:

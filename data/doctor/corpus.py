@@ -64,7 +64,7 @@ class _Asked:
     compared: bool
 
 
-class _Look:
+class _Part:
     """Every check of the records of one part, which come one after the other, training first.
 
     Args:
@@ -103,7 +103,7 @@ class _Look:
             self.held_out.add(entry, held)
             self.shared.add(self.asked.part, entry)
 
-    def merge(self, other: _Look) -> None:
+    def merge(self, other: _Part) -> None:
         """Take over what was seen of the records that follow."""
         for check, more in zip(self.checks, other.checks, strict=True):
             check.merge(more)
@@ -130,12 +130,12 @@ def examine(corpus: Corpus, count_tokens: Count | None = None, near: int = NEAR_
         split: Split[Any] = getattr(corpus, part)
         asked = _Asked(part=part, near=near, counted=count_tokens is not None, compared=part in compared)
         start = 0, held_out.seats.count
-        look = _Look(asked, start, (_places(split.all), everywhere), count_tokens)
-        _see(look, start, split)
-        held_out.merge(look.held_out)
-        shared.merge(look.shared)
-        findings += [_of_part(part, f) for check in look.checks for f in check.findings()]
-        facts[part] = {name: value for check in look.checks for name, value in check.facts().items() if value}
+        part_checks = _Part(asked, start, (_places(split.all), everywhere), count_tokens)
+        _add_all(part_checks, start, split)
+        held_out.merge(part_checks.held_out)
+        shared.merge(part_checks.shared)
+        findings += [_of_part(part, f) for check in part_checks.checks for f in check.findings()]
+        facts[part] = {name: value for check in part_checks.checks for name, value in check.facts().items() if value}
     for records in late:
         for record in records:
             held_out.add(of_record(record), True)
@@ -149,7 +149,7 @@ def _places(records: Sequence[Any]) -> Where:
     return lambda number: source_of(records[number])
 
 
-def _see(look: _Look, start: tuple[int, int], split: Split[Any]) -> None:
+def _add_all(part_checks: _Part, start: tuple[int, int], split: Split[Any]) -> None:
     """Look at all records of a part."""
     sides = split.train, split.held_out
     stored = [found for records in sides if (found := as_stored(records)) is not None]
@@ -157,34 +157,34 @@ def _see(look: _Look, start: tuple[int, int], split: Split[Any]) -> None:
     if not count:
         for held, records in zip((False, True), sides, strict=True):
             for record in records:
-                look.add(record, held)
+                part_checks.add(record, held)
         return
     with patience("checking"):
-        for _, seen in mapped(_seen, _blocks(look, start, stored), count):
-            look.merge(seen)
+        for _, seen in mapped(_seen, _blocks(part_checks, start, stored), count):
+            part_checks.merge(seen)
 
 
 _Block = tuple[_Asked, tuple[int, int], list[int], bool, Sequence[Any]]
 
 
-def _blocks(look: _Look, start: tuple[int, int], sides: Sequence[Sequence[Any]]) -> Iterator[_Block]:
+def _blocks(part_checks: _Part, start: tuple[int, int], sides: Sequence[Sequence[Any]]) -> Iterator[_Block]:
     """What helpers look at; they leave out of their samples what the samples have no place for any more."""
     for held, records in zip((False, True), sides, strict=True):
         for begin in range(0, len(records), BLOCK):
             own = records[begin : begin + BLOCK]
-            yield look.asked, start, [sample.bound for sample in look.samples], held, own
-            start = start[0] + len(own), start[1] + len(own) * look.asked.compared
+            yield part_checks.asked, start, [sample.bound for sample in part_checks.samples], held, own
+            start = start[0] + len(own), start[1] + len(own) * part_checks.asked.compared
 
 
-def _seen(block: _Block) -> _Look:
+def _seen(block: _Block) -> _Part:
     """What a helper process sees of some records."""
     asked, start, bounds, held, records = block
-    look = _Look(asked, start)
-    for sample, bound in zip(look.samples, bounds, strict=True):
+    part_checks = _Part(asked, start)
+    for sample, bound in zip(part_checks.samples, bounds, strict=True):
         sample.below = bound
     for record in records:
-        look.add(record, held)
-    return look
+        part_checks.add(record, held)
+    return part_checks
 
 
 def _given(corpus: Corpus) -> list[str]:

@@ -90,7 +90,7 @@ class Rankings:
         judged = _Judged()
         for rows in self._pairs.grouped():
             for start, end in zip(*several(rows), strict=True):
-                judged.look(rows[start:end].tolist())
+                judged.count(rows[start:end].tolist())
         yield from self._contradictions(judged)
         yield from self._circles(judged)
         yield from self._one_sided()
@@ -135,7 +135,7 @@ class _Judged:
         self.contradictory = Earliest(MAX_PLACES)  # the seat, and that of the one before
         self.circles = Earliest(MAX_PLACES)  # the seat of the prompt's first, and that which closes the circle
 
-    def look(self, judgements: list[list[int]]) -> None:
+    def count(self, judgements: list[list[int]]) -> None:
         """Look at all judgements of one prompt: its number, better and worse answer, and seat, in order."""
         graph: dict[tuple[int, int], int] = {}
         last = -1

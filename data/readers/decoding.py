@@ -102,8 +102,8 @@ class _Seen:
             cut = next(
                 (i for i in range(len(self._rest) - 1, len(self._rest) - 5, -1) if self._rest[i] & 0xC0 != 0x80), 0
             )
-            piece, self._rest = self._rest[:cut], self._rest[cut:]
-            self._judge(piece)
+            block, self._rest = self._rest[:cut], self._rest[cut:]
+            self._judge(block)
 
     def finish(self) -> None:
         self._judge(self._rest)

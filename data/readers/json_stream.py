@@ -25,7 +25,7 @@ LARGE = 1 << 22
 CHUNK = 1 << 20
 """Characters that are read at a time, at least."""
 
-MOST_KEYS = 1000
+MAX_KEYS = 1000
 """Keys of an object that are told apart; with more of them it can only be rows by their id."""
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -204,7 +204,7 @@ def _object(window: Window, out: Layout) -> None:
         out.count += 1
         out.by_id = out.by_id and part.kind == "object" and part.count > 0 and part.first == out.first
         out.columnar = out.columnar and part.kind == "object" and part.count > 0 and part.digits
-        if out.count <= MOST_KEYS:
+        if out.count <= MAX_KEYS:
             out.parts[key] = part
         elif not out.by_id:
             raise NotJson

@@ -51,7 +51,7 @@ class Branches:
         except (TypeError, ValueError):
             self._unwritten[self.count] = row
         values = self.count, _bytes(name), None if above is None else _bytes(above), _bytes(place), text
-        with _told():
+        with _named():
             new = self._base.execute("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?)", values).rowcount
         if new:
             self.count += 1
@@ -67,7 +67,7 @@ class Branches:
         """
         if not self.count:
             return
-        with _told():
+        with _named():
             self._base.execute("CREATE INDEX above ON rows (above)")
             self._base.execute("CREATE TABLE reached (number INTEGER PRIMARY KEY)")
         roots = self._base.execute(
@@ -94,7 +94,7 @@ class Branches:
             number, name, row = waiting.pop()
             count += 1
             row[self._below] = below = []
-            with _told():
+            with _named():
                 self._base.execute("INSERT INTO reached VALUES (?)", (number,))
                 found = self._base.execute(
                     "SELECT number, name, row FROM rows WHERE above = ? ORDER BY number", (name,)
@@ -118,7 +118,7 @@ def _text(stored: bytes) -> str:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _named() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:

@@ -10,7 +10,7 @@ from data.common.number_format import duration
 from models.backbone.four_bits import can_quantize
 from pipelines.run.fit import CHECKPOINTING, with_settings
 from pipelines.run.plan_details import PlanDetails
-from pipelines.run.speed import Probe, can_measure, rates_of
+from pipelines.run.speed import Probe, can_probe, rates_of
 from pipelines.stages.duration import IMPORTS, Effort, How, Passes, Rates, seconds
 from pipelines.stages.estimates import Estimator
 from pipelines.stages.shapes import Shape
@@ -35,7 +35,7 @@ class PlanTime:
     def seconds(self) -> dict[str, float]:
         """By stage; a stage whose work or base is not known is left out."""
         shape = self.details.shape
-        if shape is None or not can_measure(shape) or not self.efforts:
+        if shape is None or not can_probe(shape) or not self.efforts:
             return {}
         rates = self.rates(shape)
         numbers = self.details.estimator.numbers

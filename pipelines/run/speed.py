@@ -87,13 +87,13 @@ class Probe:
 
 def rates_of(probe: Probe) -> Rates:
     """Measured now, or found in the cache."""
-    text = Memo(key_of(probe.described())).get("rates", lambda: json.dumps(asdict(measure(probe))))
+    text = Memo(key_of(probe.described())).get("rates", lambda: json.dumps(asdict(run_probe(probe))))
     found = json.loads(text)
     adam = found.pop("adam")
     return Rates.of({name: Line(**line) for name, line in found.items()}, adam)
 
 
-def measure(probe: Probe) -> Rates:
+def run_probe(probe: Probe) -> Rates:
     """All lines."""
     smaller, scale = reduced(probe.shape)
     layer = OneLayer(replace(probe, shape=smaller))
@@ -107,7 +107,7 @@ def measure(probe: Probe) -> Rates:
         return Rates.of(lines, adam_seconds(probe.device))
 
 
-def can_measure(shape: Shape) -> bool:
+def can_probe(shape: Shape) -> bool:
     """Whether a layer of this shape can be made: all sizes are known, query heads share key heads evenly, and a head's
     coordinates are pairs."""
     sizes = (shape.layers, shape.width, shape.inner, shape.heads, shape.key_heads, shape.head_size, shape.vocabulary)
@@ -263,8 +263,8 @@ class OneLayer:
         makes: dict[str, Callable[[int, int], Callable[[], Any]]]
         makes = {"train": self.train, "branches": partial(self.train, branches=True), "read": self.read}
         rate = GUESS.get(self.probe.device.type, 5e13)
-        most = max(MIN_TOKENS, int(TARGET * rate / (4 * layer_size(self.probe.shape))))
-        many = max(MIN_TOKENS, min(most, self.probe.tokens[kind]))
+        limit = max(MIN_TOKENS, int(TARGET * rate / (4 * layer_size(self.probe.shape))))
+        many = max(MIN_TOKENS, min(limit, self.probe.tokens[kind]))
         length = min(self.probe.lengths[kind], many // 2)
         points = []
         for tokens in (max(length, many // 4), many):
@@ -370,8 +370,8 @@ def adam_seconds(device: torch.device) -> float:
 def pretraining_line(config: PretrainConfig, probe: Probe) -> Line:
     """A whole step of a base from scratch, of few and of more tokens; layers beyond the second as the second."""
     m, length = config.model, max(2, min(config.model.context, probe.lengths["pretraining"]))
-    most = TARGET * GUESS.get(probe.device.type, 5e13) / (12 * (4 * m.width**2 + 3 * m.width * m.feed_forward))
-    rows = max(4, min(config.batch, math.ceil(2 * most / length)))
+    limit = TARGET * GUESS.get(probe.device.type, 5e13) / (12 * (4 * m.width**2 + 3 * m.width * m.feed_forward))
+    rows = max(4, min(config.batch, math.ceil(2 * limit / length)))
     counts = (max(1, rows // 4), rows)
     one, two = ([_step_seconds(config, probe, layers, n, length) for n in counts] for layers in (1, 2))
     whole = [a + (m.layers - 1) * max(0.0, b - a) for a, b in zip(one, two, strict=True)]

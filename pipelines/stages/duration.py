@@ -38,8 +38,8 @@ class Line:
 def line_through(few: tuple[float, float], many: tuple[float, float]) -> Line:
     """The line through two measured points, each of a number and its seconds; it passes the second, whatever noise has
     made of the first."""
-    slope = max(0.0, many[1] - few[1]) / (many[0] - few[0])
-    each = min(slope, many[1] / many[0])
+    rise = max(0.0, many[1] - few[1]) / (many[0] - few[0])
+    each = min(rise, many[1] / many[0])
     return Line(start=many[1] - each * many[0], each=each)
 
 
@@ -119,10 +119,10 @@ def layer_size(shape: Shape) -> int:
     return shape.width * (2 * shape.queries + 2 * shape.keys + 3 * shape.inner)
 
 
-def lengthened(line: Line, shape: Shape, measured: float, length: float) -> Line:
-    """A pass of rows that are longer than those measured: by the operations that attention adds, 2 L H d a token."""
+def lengthened(line: Line, shape: Shape, probed: float, length: float) -> Line:
+    """A pass of rows that are longer than those probed: by the operations that attention adds, 2 L H d a token."""
     each = 2 * layer_size(shape)
-    return line.times((each + 2 * length * shape.queries) / (each + 2 * measured * shape.queries))
+    return line.times((each + 2 * length * shape.queries) / (each + 2 * probed * shape.queries))
 
 
 def pass_seconds(one: Passes, shape: Shape, rates: Rates, how: How) -> float:

@@ -139,24 +139,24 @@ def ppo(e: Estimator) -> Effort:
         count, all_tokens, read = p.updates * times * p.rollouts / rows, rows * tokens, rows * said
         return Passes(kind=kind, count=count, rows=rows, tokens=all_tokens, read=read, logits=logits, known=known)
 
-    apart = p.value.init != "policy_trunk"
+    separate = p.value.init != "policy_trunk"
     asks = any(part.kind == "model" for part in p.reward)
     sampler = p.old_logprobs == "sampler" or (p.old_logprobs == "auto" and e.numbers.merged and e.numbers.fast)
     again = 0 if sampler else 1
     last = POOLINGS[w.pooling].last_only
     passes = (
         of("read", 1 + again, True),  # the reference, and the policy again
-        of("read", apart, False),
+        of("read", separate, False),
         _scores(p.updates * p.rollouts * w.ensemble * asks, tokens, 1.0 if last else said),
         of("train", p.epochs, True),
-        of("train", p.epochs * apart, False),
+        of("train", p.epochs * separate, False),
     )
     at_once = p.sampling_batch or p.rollouts
     return Effort(
         passes=without_nothing(passes),
         sampled=_sampled(e, p.updates * p.rollouts, min(at_once, p.rollouts), p.max_new_tokens),
         steps=p.updates * p.epochs * p.minibatches,
-        trained=_adapter(e) * (1 + apart),
+        trained=_adapter(e) * (1 + separate),
         rest=UPDATE * p.updates,
         full=_full(e),
     )

@@ -7,7 +7,7 @@ import math
 import torch
 
 from pipelines.run import speed
-from pipelines.run.speed import Probe, measure
+from pipelines.run.speed import Probe, run_probe
 from pipelines.stages.duration import Line, layer_size
 from pipelines.stages.memory import Numbers
 from pipelines.stages.shapes import Shape
@@ -28,7 +28,7 @@ def test_every_pass_is_made_on_the_device(monkeypatch) -> None:
         numbers, tokens = Numbers(weight=2, product=2), dict.fromkeys(KINDS, 128)
         probe = Probe(shape=SHAPE, numbers=numbers, device=torch.device("cuda:0"), rank=4, lengths=KINDS, tokens=tokens,
                       rows=4, behind=32, pretraining=scratch)  # fmt: skip
-        found = measure(probe)
+        found = run_probe(probe)
         assert gpu.launches[""] > 1000 and not gpu.float64
         assert NAME in probe.described()["machine"]
     assert found.step == Line(start=2 * layer_size(SHAPE) / 1e6, each=2 * 2 * 32 * 16 / 1e6)

@@ -15,7 +15,7 @@ from pipelines.cli import main as cli
 from pipelines.run import speed
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.plan_time import PlanTime
-from pipelines.run.speed import Probe, can_measure, layer_size, measure, rates_of, reduced
+from pipelines.run.speed import Probe, can_probe, layer_size, rates_of, reduced, run_probe
 from pipelines.stages.duration import Line, Rates
 from pipelines.stages.memory import Numbers
 from pipelines.stages.shapes import Shape
@@ -37,7 +37,7 @@ def lines(rates: Rates) -> dict[str, Line]:
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "nf4"])
 def test_every_pass_is_measured_in_every_precision(kind: str) -> None:
     numbers = Numbers() if kind == "fp32" else Numbers(weight=2, product=4, nf4=kind == "nf4")
-    found = measure(replace(PROBE, numbers=numbers))
+    found = run_probe(replace(PROBE, numbers=numbers))
     for name, line in lines(found).items():
         if name != "pretraining":
             assert line(64) > 0 and math.isfinite(line(64)), name
@@ -47,13 +47,13 @@ def test_every_pass_is_measured_in_every_precision(kind: str) -> None:
 
 def test_what_no_stage_does_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed.OneLayer, "train", lambda *_, **__: pytest.fail("measured"))
-    found = measure(replace(PROBE, lengths={"read": 16}, tokens={"read": 64}, rows=0))
+    found = run_probe(replace(PROBE, lengths={"read": 16}, tokens={"read": 64}, rows=0))
     assert found.train == found.step == Line() and found.read(64) > 0
 
 
 def test_a_base_from_scratch_is_measured_by_its_own_step() -> None:
     config = PretrainConfig.model_validate(RECIPE["base"]["pretrain"])  # type: ignore[index]
-    found = measure(replace(PROBE, pretraining=config, lengths=KINDS | {"pretraining": 16}))
+    found = run_probe(replace(PROBE, pretraining=config, lengths=KINDS | {"pretraining": 16}))
     assert found.pretraining(128) > 0
 
 
@@ -67,10 +67,10 @@ def test_a_large_layer_is_measured_at_half_its_sides() -> None:
 
 
 def test_shapes_that_are_no_decoders_are_left_out() -> None:
-    assert can_measure(SHAPE)
+    assert can_probe(SHAPE)
     changes: list[dict[str, Any]] = [{"heads": 0}, {"inner": 0}, {"vocabulary": 0}, {"key_heads": 3}, {"head_size": 21}]
     for change in changes:
-        assert not can_measure(replace(SHAPE, **change)), change
+        assert not can_probe(replace(SHAPE, **change)), change
 
 
 def test_rates_are_kept_by_machine_threads_and_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_rates_are_kept_by_machine_threads_and_precision(tmp_path: Path, monkeyp
 def test_measuring_leaves_the_process_as_it_was() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    measure(replace(PROBE, lengths={"read": 16}, tokens={"read": 64}, rows=0))
+    run_probe(replace(PROBE, lengths={"read": 16}, tokens={"read": 64}, rows=0))
     assert torch.equal(before, torch.get_rng_state())
 
 
