@@ -20,7 +20,7 @@ from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import ADAPTER, CONFIG, MODEL
 from models.roles.shared_base import SharedBase
-from pipelines.execution.loaded_models import LoadedModels, renderer_beside
+from pipelines.execution.loaded_models import LoadedModels, renderer_of_adapter
 from pipelines.recipe.derived import choosing
 from reward.terms.composition import compose
 from stages.settings import KEPT
@@ -104,11 +104,11 @@ def _of_path(loaded: LoadedModels, of_run: System, named: Named, folder: Path) -
         other = _other_base(loaded, adapter)
         if other is None:
             role = _add(loaded, of_run.base, str(folder), folder)
-            own = renderer_beside(adapter, of_run.base)
+            own = renderer_of_adapter(adapter, of_run.base)
             return replace(of_run, role=role, renderer=own or of_run.renderer)
         base, renderer = _load(loaded, other)
         base.load_role("model", folder)
-        renderer = renderer_beside(adapter, base) or renderer
+        renderer = renderer_of_adapter(adapter, base) or renderer
         return replace(of_run, base=base, renderer=renderer, role="model")
     if (folder / MANIFEST).is_file() and (folder / MODEL / "config.json").is_file():
         if (folder / MODEL / "tokenizer.json").is_file() and not of_run.base.copies:

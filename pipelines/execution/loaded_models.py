@@ -29,7 +29,7 @@ from reward.files import HOLDOUT, load_reward
 from reward.model import RewardModel
 
 
-def renderer_beside(adapter: Path, base: SharedBase) -> Renderer | None:
+def renderer_of_adapter(adapter: Path, base: SharedBase) -> Renderer | None:
     """How an adapter's own tokenizer writes conversations, with the stops beside it; None where it brings no template.
 
     Args:

@@ -122,7 +122,7 @@ class Progress:
         self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
         self.current = ""  # the stage that runs, for messages when it fails
         self._bar: Bar | None = None
-        self._told: set[str] = set()  # warnings that came before the first stage
+        self._warned: set[str] = set()  # warnings that came before the first stage
 
     @contextlib.contextmanager
     def stage(self, name: str, total_steps: int | None = None) -> Iterator[Bar]:
@@ -155,10 +155,10 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Something that the user should see, also among many lines; a stage does not repeat what came before it."""
-        if self.current and text in self._told:
+        if self.current and text in self._warned:
             return
         if not self.current:
-            self._told.add(text)
+            self._warned.add(text)
         if self.active:
             text = printable(f"warning: {text}")
             self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -175,10 +175,10 @@ def _guest(compare_with: str, base: SharedBase, renderer: Renderer, identity: st
         return Speaker(name=compare_with, base=base, role="compared", renderer=renderer)
     adapter = next((f for f in (path, path / "adapter") if (f / ADAPTER_CONFIG).is_file()), None)
     if adapter is not None and _fits(adapter, identity):
-        from pipelines.execution.loaded_models import renderer_beside
+        from pipelines.execution.loaded_models import renderer_of_adapter
 
         base.load_role("compared", adapter)
-        own = renderer_beside(adapter, base)
+        own = renderer_of_adapter(adapter, base)
         return Speaker(name=compare_with, base=base, role="compared", renderer=own or renderer)
     try:
         return _of_model(str(adapter or compare_with), None).speakers[0]
@@ -203,7 +203,7 @@ def _fits(adapter: Path, identity: str) -> bool:
 def _of_model(target: str, compare_with: str | None) -> Room:
     from data.common.strict_json import read_object
     from models.backbone.processes import Processes
-    from pipelines.execution.loaded_models import LoadedModels, renderer_beside
+    from pipelines.execution.loaded_models import LoadedModels, renderer_of_adapter
     from pipelines.loading.load import load_recipe
 
     adapter = Path(target) / ADAPTER_CONFIG
@@ -218,7 +218,7 @@ def _of_model(target: str, compare_with: str | None) -> Room:
     first = Speaker(name=target, base=base, role="base", renderer=renderer)
     if adapter.is_file():
         base.load_role("model", Path(target))
-        first = replace(first, role="model", renderer=renderer_beside(Path(target), base) or renderer)
+        first = replace(first, role="model", renderer=renderer_of_adapter(Path(target), base) or renderer)
     speakers = [first]
     if compare_with == "base":
         speakers.append(Speaker(name="base", base=base, role="base", renderer=renderer))
