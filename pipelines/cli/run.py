@@ -133,12 +133,12 @@ def show_plan(
     as_json: bool = False,
 ) -> None:
     """The stages with what would happen to them, and how long those take that are not finished."""
+    pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
     from pipelines.cli.tables import console, plan_as_json, print_plan
     from pipelines.run.data_health import health_of
     from pipelines.run.rehearsal import rehearse
     from pipelines.stages.keys import UNKNOWN
 
-    pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
     require_taken(pipeline, pipeline.stages)
     plans = pipeline.plan()
     from data.storage.file_hashes import remembered

@@ -98,8 +98,8 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         warn(left_out)
     if without_effect := replaced(recipe, pipeline.given):
         warn(without_effect)
-    for warning in (*given_otherwise(pipeline, chosen), *doubtful_columns(recipe, corpus, chosen)):
-        warn(warning)
+    for doubt in (*given_otherwise(pipeline, chosen), *doubtful_columns(recipe, corpus, chosen)):
+        warn(doubt)
     if "evaluate" in chosen:
         check_systems(recipe, corpus, {*recipe.stages, *pipeline.given})
     if "ppo" in chosen and (text := value_start(recipe)):
