@@ -28,7 +28,7 @@ from stages.safe_points.checkpoints import State
 from stages.settings import RankingsConfig
 from stages.stage import StageContext, StageResult, prompt_rows
 
-VERSION = 8
+VERSION = 9
 FILE = "rankings.jsonl"
 FIX = "raise rankings.max_new_tokens, or train longer by SFT so that responses end"
 

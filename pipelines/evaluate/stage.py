@@ -31,7 +31,7 @@ from reward.card.examine import FILE
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 
-VERSION = 13
+VERSION = 14
 
 
 def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:

@@ -38,7 +38,7 @@ from stages.settings import PPOConfig
 from stages.stage import StageContext, schedule_factor
 from stages.training.nonfinite import NonFiniteSteps
 
-VERSION = 11
+VERSION = 12
 
 
 class PPO:

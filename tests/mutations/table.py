@@ -403,7 +403,7 @@ REWARD_MODEL = [
         STAGES, "compared_once"),
     _of("M6", "head too wide", HE, "1.0 / math.sqrt(hidden_size + 1)", "1.0", STAGES, "head_is_initialised"),
     _of("M1", "padding has a share in learned pooling", "reward/pooling.py", "hidden, some", "hidden", SHARED, "plain_rows and llama and learned"),
-    _of("M4", "answers see those beside them", SP, "(same | (segments[:, None, :] == 0)) &", "(same | (segments[:, None, :] >= 0)) &",
+    _of("M4", "answers see those beside them", SP, "(same | (segments[:, None, :] == 0)).tril()", "(same | (segments[:, None, :] >= 0)).tril()",
         SHARED, "plain_rows and llama"),
     _of("M1", "positions go on from answer to answer", SP, "torch.arange(len(prompt), len(prompt) + len(branch))",
         "torch.arange(at, at + len(branch))", SHARED, "plain_rows and llama"),
