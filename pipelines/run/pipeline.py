@@ -340,6 +340,9 @@ class Pipeline:
         kept = f"; the finished {name} of before stays in {previous_folder(final).name}" if replaced else ""
         if not state.reason and not fresh and not state.put_back:
             progress.say(and_remark(f"{name}: finished and unchanged, skipped", state.remark))
+            if read_run(self.run_dir).get("stages", {}).get(name, {}).get("status") != "done":
+                # killed between its result and its entry, which goes without the seconds: nobody knows them
+                folder.stage(name, status="done", key=state.key, artifact=STAGES[name].folder)
             self._share(name, progress)
             return False
         if state.put_back and not fresh:

@@ -71,6 +71,18 @@ def test_a_second_run_does_nothing_and_the_base_is_unchanged(run):
     assert len(prints) == 1 and prints == {pipeline.loaded.base().base_fingerprint()}
 
 
+def test_a_stage_whose_process_died_before_it_was_noted_is_noted_by_the_next_run(run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    noted = json.loads((copy / "run.json").read_text())
+    noted["stages"]["sft"] = {"status": "running", "key": noted["stages"]["sft"]["key"]}
+    (copy / "run.json").write_text(json.dumps(noted))
+    Pipeline.from_recipe(RECIPE, run_dir=copy).run()
+    found = json.loads((copy / "run.json").read_text())["stages"]
+    assert {entry["status"] for entry in found.values()} == {"done"}
+    assert found["sft"] == {"status": "done", "key": read_artifact(copy / "sft").key, "artifact": "sft"}
+    assert found["ppo"] == noted["stages"]["ppo"]
+
+
 def test_the_same_recipe_gives_the_same_bytes(run, tmp_path):
     torch.manual_seed(123)
     Pipeline.from_recipe(RECIPE, run_dir=tmp_path / "second").run()
