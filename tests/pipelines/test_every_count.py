@@ -67,7 +67,7 @@ def written(folder: Path, name: str, rows: Sequence[Any], bad: Sequence[str] = (
     return name
 
 
-BAD = {"demonstrations": ["{broken", '{"nothing": 1}'], "rankings": ['{"prompt": "x", "chosen": 3}']}
+BAD = {"demonstrations": ["{broken", '{"nothing": 1}'], "rankings": ['{"prompt": "x", "number": 3}']}
 
 
 @pytest.fixture(scope="module")
@@ -479,7 +479,7 @@ def test_every_number_of_a_data_check_is_as_counted(made: Pipeline) -> None:
         claimed = dict(numbers(json.loads(json.dumps(asdict(one))))) | {"bad": len(one.bad)}
         if one.file == str(ranked_file):
             both = sorted(len(r["prompt"]) for r in [*rows, *extra])
-            counted["unread/chosen"] = len(extra)  # its chosen text is no answer
+            counted["unread/number"] = len(extra)  # its chosen text is no answer
             counted |= {"rows": len(both), "characters/prompt/count": len(both),
                         "characters/prompt/mean": sum(both) / len(both),
                         "characters/prompt/median": both[len(both) // 2]}  # fmt: skip

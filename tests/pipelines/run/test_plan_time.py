@@ -82,7 +82,7 @@ def test_rates_are_kept_by_machine_threads_and_precision(tmp_path: Path, monkeyp
         asked.append(probe)
         return Rates(train=Line(start=0.25, each=2.0), adam=0.5)
 
-    monkeypatch.setattr(speed, "measure", noted)
+    monkeypatch.setattr(speed, "run_probe", noted)
     first = rates_of(PROBE)
     assert first == Rates(train=Line(start=0.25, each=2.0), adam=0.5) == rates_of(PROBE)
     rates_of(replace(PROBE, numbers=Numbers(checkpointing=True)))  # the same passes
@@ -128,7 +128,7 @@ def test_the_plan_says_the_time_of_each_stage(
 def test_a_finished_run_is_planned_without_the_probe(
     least_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(speed, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(speed, "run_probe", lambda *_: pytest.fail("measured"))
     monkeypatch.setenv("TRIVET_CACHE", str(tmp_path))
     (tmp_path / "r.yaml").write_text(json.dumps(RECIPE))
     assert cli.main(["plan", str(tmp_path / "r.yaml"), "--run-dir", str(least_run), "--json"]) == 0
