@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from data.storage.folders import cache_root
+from data.storage.kept import Memo, key_of
 
 FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # of x86 and of Arm; without any of them bf16 products are emulated
 WORTH = 1.5  # a CPU's bf16 products at least so many times as fast as its fp32 ones, or they are not used
@@ -44,38 +42,16 @@ def _cpu_says(*names: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), "")
 
 
-def remembered_speed(file: Path | None = None) -> float:
-    """``bf16_speed``, as this processor, build of torch and cap gave it first, kept in a file of the cache.
+def remembered_speed() -> float:
+    """``bf16_speed``, as this processor, build of torch and cap gave it first, kept in the cache.
 
     Measured again it could fall on the other side of ``WORTH``, and a run that resumes needs the precision of before.
     """
-    file = file or cache_root().with_name("bf16_speed.json")
-    caps = [f"{name}={os.environ[name]}" for name in CAPS if name in os.environ]
-    key = " ".join(
-        [_cpu_says("model name"), _cpu_says("flags", "Features")[-200:], f"torch {torch.__version__}", *caps]
+    caps = {name: os.environ[name] for name in CAPS if name in os.environ}
+    processor = [_cpu_says("model name"), _cpu_says("flags", "Features")]
+    return float(
+        Memo(key_of(["bf16 speed", processor, torch.__version__, caps])).get("speed", lambda: str(bf16_speed()))
     )
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return float(found[key])
-    except (OSError, ValueError, TypeError, LookupError):
-        speed = bf16_speed()
-        _remember(file, key, speed)
-        return speed
-
-
-def _remember(file: Path, key: str, speed: float) -> None:
-    """Add one figure; where the cache cannot be written, it is measured by each process."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = {}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as new:
-            json.dump({**(found if isinstance(found, dict) else {}), key: speed}, new)
-        os.replace(new.name, file)
-    except OSError:
-        return
 
 
 def bf16_speed() -> float:

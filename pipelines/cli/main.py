@@ -144,6 +144,8 @@ def plan(
     """
     from pipelines.cli.run import show_fit, show_plan, show_settings
 
+    if as_json and (settings or fit is not None or write is not None):
+        raise UserError("--json: shows the stages, and goes with neither --settings nor --fit and --write")
     if fit is not None or write is not None:
         return show_fit(recipe, set_, run_dir, input_, fit, write)
     if settings:

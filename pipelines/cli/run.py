@@ -146,10 +146,12 @@ def show_plan(
 
     time = PlanTime(pipeline.details_after(plans), [p.name for p in plans if p.status in ("new", "stale")])
     seconds, assumed = time.seconds, time.assumptions()
-    if as_json:
-        return console().print_json(data=plan_as_json(pipeline.recipe, pipeline.run_dir, plans, seconds, assumed))
-
     findings = [found.text for found in health_of(pipeline).findings]
+    if as_json:
+        warnings: list[str] = []
+        rehearse(pipeline, pipeline.stages, warnings.append)
+        found = plan_as_json(pipeline.recipe, pipeline.run_dir, plans, seconds, assumed)
+        return console().print_json(data=found | {"findings": findings, "warnings": warnings})
     kept = pipeline.kept()
     print_plan(pipeline.recipe, pipeline.run_dir, plans, pipeline.corpus, kept, findings, seconds, assumed)
     rehearse(pipeline, pipeline.stages, lambda text: print(f"warning: {text}"))

@@ -151,9 +151,9 @@ def plan_as_json(
     """What ``print_plan`` says of the stages, as plain values; None is what is not known."""
     stages = []
     for plan in plans:
-        takes = plan.details["takes"]
-        counted = {name: plan.details[name] for name in ("steps", "rows", "counts", "warning", "too_large")}
-        sizes = {name: getattr(takes, name) for name in ("tokens", "memory", "disk")}
+        takes = plan.details.get("takes")  # nothing of a stage whose result is given
+        counted = {name: plan.details.get(name) for name in ("steps", "rows", "counts", "warning", "too_large")}
+        sizes = {name: getattr(takes, name, None) for name in ("tokens", "memory", "disk")}
         known = {"seconds": round(seconds[plan.name], 1) if plan.name in seconds else None}
         stages.append({"name": plan.name, "status": plan.status, "why": plan.reason} | counted | sizes | known)
     return {"name": recipe.name, "run_dir": str(run_dir), "stages": stages, "seconds_assume": assumed}

@@ -50,7 +50,7 @@ class StagePlan:
     """What would happen to a stage."""
 
     name: str
-    status: str  # cached, stored (another run's, in the store), new or stale
+    status: str  # given (by --input), cached, stored (another run's, in the store), new or stale
     reason: str
     details: dict[str, Any] = field(default_factory=dict)
 

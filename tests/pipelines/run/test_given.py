@@ -139,3 +139,27 @@ def test_what_is_made_of_a_stale_stage_is_known_by_that_stage(least_run: Path, t
     assert verify_run(run) == []
     after = json.loads((run / "evaluation/results.json").read_text())["systems"]["ppo"]
     assert after != before  # of the policy that was trained since
+
+
+def test_plan_as_json_names_what_is_given_and_says_what_the_plan_says(
+    least_run: Path, other_sft: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text(json.dumps(RECIPE))
+    words = ["plan", str(tmp_path / "r.yaml"), "--run-dir", str(least_run), "--input", f"sft={other_sft}"]
+    assert main([*words, "--set", "sft.epochs=2"]) == 0
+    shown = capsys.readouterr().out
+    assert main([*words, "--set", "sft.epochs=2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    sft = next(stage for stage in found["stages"] if stage["name"] == "sft")
+    assert sft["status"] == "given" and sft["seconds"] is sft["memory"] is None
+    assert any("sft.epochs" in text for text in found["warnings"])
+    assert all(text in shown for text in (*found["warnings"], *found["findings"]))
+
+
+@pytest.mark.parametrize("other", [["--settings"], ["--fit", "24GB"], ["--write", "small.yaml"]])
+def test_json_of_a_plan_goes_with_nothing_that_shows_something_else(
+    other: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text(json.dumps(RECIPE))
+    assert main(["plan", str(tmp_path / "r.yaml"), "--json", *other]) == 2
+    assert "--json" in capsys.readouterr().err
