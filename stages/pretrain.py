@@ -33,7 +33,7 @@ from models.backbone.seeds import derived_seed, generator, isolated_rng
 from models.backbone.tensor_files import readable
 from stages.safe_points.checkpoints import State
 from stages.safe_points.training_state import restore_training, training_tensors
-from stages.settings import PretrainConfig
+from stages.settings import PretrainConfig, PretrainModel
 from stages.stage import StageContext, StageResult, schedule_factor
 from stages.training.nonfinite import NonFiniteSteps, norm_of
 
@@ -225,10 +225,10 @@ def planned(
     }
 
 
-def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCausalLM:
-    shape = config.model
-    settings = LlamaConfig(
-        vocab_size=len(tokenizer),
+def model_settings(shape: PretrainModel, vocabulary: int, **ids: Any) -> LlamaConfig:
+    """Transformers' configuration of a base from scratch; ``ids`` are those of its special tokens."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=shape.width,
         intermediate_size=shape.feed_forward,
         num_hidden_layers=shape.layers,
@@ -237,6 +237,14 @@ def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCaus
         max_position_embeddings=shape.context,
         tie_word_embeddings=True,
         initializer_range=shape.init_std,
+        **ids,
+    )
+
+
+def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCausalLM:
+    settings = model_settings(
+        config.model,
+        len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -245,17 +253,22 @@ def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCaus
         return LlamaForCausalLM(settings)
 
 
+def optimizers_of(lm: Any, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, Adam for all else."""
+    matrices = [p for n, p in lm.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in lm.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
+    return [
+        Muon(matrices, config.matrix_learning_rate),
+        torch.optim.Adam(others, lr=config.learning_rate, betas=(0.9, 0.99), eps=1e-10),
+    ]
+
+
 def train(context: StageContext, lm: Any, rows: Sequence[list[int]], config: PretrainConfig) -> int:
     """Cosine to zero; every process takes its share of each batch, gradients are summed over global token counts.
 
     Returns the number of steps that were skipped because loss or gradient was not finite.
     """
-    matrices = [p for n, p in lm.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in lm.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
-    optimizers: list[torch.optim.Optimizer] = [
-        Muon(matrices, config.matrix_learning_rate),
-        torch.optim.Adam(others, lr=config.learning_rate, betas=(0.9, 0.99), eps=1e-10),
-    ]
+    optimizers = optimizers_of(lm, config)
     rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
     order = row_stream(len(rows), generator(context.seed, "pretrain/order") if config.shuffle else None)
     lm.train()
@@ -281,7 +294,7 @@ def train(context: StageContext, lm: Any, rows: Sequence[list[int]], config: Pre
         value = context.processes.sum(loss).item()
         norm = norm_of(lm.parameters())
         finite = math.isfinite(value) and math.isfinite(norm)
-        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        torch.nn.utils.clip_grad_norm_(optimizers[1].param_groups[0]["params"], 1.0)
         factor = schedule_factor("cosine", step / config.steps)
         for optimizer, base_rates in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):

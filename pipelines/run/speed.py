@@ -380,26 +380,15 @@ def pretraining_line(config: PretrainConfig, probe: Probe) -> Line:
 
 def _step_seconds(config: PretrainConfig, probe: Probe, layers: int, rows: int, length: int) -> float:
     """Of one step by the stage's own passes and optimizers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    from stages.pretrain import Muon, backward
+    from stages.pretrain import backward, model_settings, optimizers_of
 
-    m = config.model
-    settings = LlamaConfig(
-        vocab_size=min(WORDS, config.vocabulary),
-        hidden_size=m.width,
-        intermediate_size=m.feed_forward,
-        num_hidden_layers=layers,
-        num_attention_heads=m.heads,
-        num_key_value_heads=m.heads,
-        max_position_embeddings=m.context,
-        tie_word_embeddings=True,
-    )
+    shape = config.model.model_copy(update={"layers": layers})
+    settings = model_settings(shape, min(WORDS, config.vocabulary))
     lm: Any = LlamaForCausalLM(settings)
     lm.to(probe.device)
-    matrices = [p for n, p in lm.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in lm.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
-    optimizers = [Muon(matrices, 0.0), torch.optim.Adam(others, lr=0.0)]
+    optimizers = optimizers_of(lm, config)
     batch = [[i % settings.vocab_size for i in range(length)]] * rows
 
     def step() -> None:
