@@ -272,12 +272,12 @@ def flat(raws: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def parsed_rows(raws: Iterable[tuple[str, Any]], reading: Reading, source: Source | None = None) -> Iterator[Parsed]:
-    """Yield every row as it was understood."""
+    """Yield every row, of which none is a record of an annotation tool any more (``flat``), as it was understood."""
     columns, ignore, form = (source.columns, source.ignore, source.format) if source else ({}, (), None)
     ignore, known = (*ignore, *reading.ignore), reading.known
     if source and source.where:
         known = (*known, *where(source.where).columns)
-    for place, raw in assembled(flat(raws)):
+    for place, raw in assembled(raws):
         if isinstance(raw, BadLine):
             yield Parsed(place, reason=raw.reason)
             continue
@@ -308,7 +308,7 @@ def parse_file(
     """
     options = ReadOptions(text_unit=text_unit) if source is None else source.options(text_unit, group_by)
     raws = _without_remarks(read_file(path, name, options), [] if remarks is None else remarks)
-    return parsed_rows(raws, Reading(group_by=group_by), source)
+    return parsed_rows(flat(raws), Reading(group_by=group_by), source)
 
 
 def _of_kind(

@@ -22,7 +22,7 @@ from reward.settings import GateConfig
 from stages.settings import PPOConfig, RewardConfig
 
 Dotted = str
-Path_ = tuple[str | int, ...]
+SettingPath = tuple[str | int, ...]
 MANY = 8  # settings named in a sentence
 OF_EVALUATION = ("reward", "standardise_scores", "score_clip", "missing_eos_penalty", "max_new_tokens")
 """Of PPO's settings, those that evaluation takes as well: its limit, and for best_of_N:ppo.reward what chooses."""
@@ -339,11 +339,11 @@ def _called_for(recipe: Recipe, stages: Sequence[str]) -> Recipe:
     return made
 
 
-def _begins(path: Path_, groups: Collection[tuple[str, ...]]) -> bool:
+def _begins(path: SettingPath, groups: Collection[tuple[str, ...]]) -> bool:
     return any(path[: len(group)] == group for group in groups)
 
 
-def _some(paths: Sequence[Path_]) -> str:
+def _some(paths: Sequence[SettingPath]) -> str:
     """The first few of many settings."""
     more = f" and {len(paths) - MANY} more" if len(paths) > MANY else ""
     return ", ".join(".".join(map(str, path)) for path in paths[:MANY]) + more

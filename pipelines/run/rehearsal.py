@@ -7,6 +7,7 @@ checked. `trivet plan` does all of this but run code of the user's, which a run 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,15 +138,22 @@ def check_precision(recipe: Recipe, chosen: Sequence[str]) -> None:
 
 def doubtful_columns(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[str]:
     """Sentences about columns that a function reads and some rows lack, or that it overlooks by a letter."""
+    read: dict[str, list[str]] = {}
     for reference, offered in {r: names for _, r, names in offers(recipe, corpus, chosen)}.items():
         parameters = parameters_read(reference, recipe.base_dir) or []
         for name, column in overlooked(parameters, offered):
             yield f"{reference}: its parameter '{name}' keeps its default; the column is called '{column}'"
-        for name in sorted({p.name for p in parameters} & offered - RESERVED):
-            prompts = corpus.prompts.all
-            lacking = sum(p.columns.get(name) is None for p in prompts)
-            if 0 < lacking < len(prompts):
-                yield f"{reference}: {lacking:,} of {len(prompts):,} prompts have no '{name}'; it gets None for them"
+        read[reference] = sorted({p.name for p in parameters} & offered - RESERVED)
+    if not (names := {name for columns in read.values() for name in columns}):
+        return
+    prompts, lacking = corpus.prompts.all, Counter[str]()
+    for prompt in prompts:
+        lacking.update(name for name in names if prompt.columns.get(name) is None)
+    for reference, columns in read.items():
+        for name in columns:
+            if 0 < lacking[name] < len(prompts):
+                lack = f"{lacking[name]:,} of {len(prompts):,} prompts have no '{name}'"
+                yield f"{reference}: {lack}; it gets None for them"
 
 
 def given_otherwise(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
