@@ -251,8 +251,9 @@ def _turns(row: Mapping[str, Any]) -> list[Row]:
     assert name is not None
     given = {k: v for k, v in row.items() if k not in (name, "systemInstruction")}
     if (system := row.get("systemInstruction")) is not None:
-        parts = system.get("parts") if isinstance(system, Mapping) else system
-        given["system"] = parts
+        if other := first_of(given, SYSTEM):
+            raise Reject(f"it has systemInstruction and {other}, which say what the system says")
+        given["system"] = system.get("parts") if isinstance(system, Mapping) else system
     return _messages({**given, "messages": row[name]})
 
 

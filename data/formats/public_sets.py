@@ -106,6 +106,21 @@ PUBLIC_SETS: dict[str, PublicSet] = {
         read="messages, which are the problem and its solution",
         example={"problem": "Name a river.", "solution": "The Ebro.", "messages": _MESSAGES},
     ),
+    "Open Instruct's comparisons by people": PublicSet(
+        known_by=("completion_a", "completion_b", "completion_a_is_acceptable", "preference", "instance_quality"),
+        ignore=("completion_a_is_acceptable", "completion_b_is_acceptable", "instance_quality", "comment"),
+        read="two sides",
+        example={
+            "prompt": "Name a river.",
+            "completion_a": "The Ebro.",
+            "completion_b": "Rain.",
+            "completion_a_is_acceptable": "yes",
+            "completion_b_is_acceptable": "no",
+            "preference": "a-is-better",
+            "instance_quality": "good",
+            "comment": "Rain is no river.",
+        },
+    ),
     "distilabel's Capybara pairs": PublicSet(
         known_by=("conversation", "original_response", "chosen", "rejected"),
         ignore=(

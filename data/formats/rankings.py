@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -169,7 +170,7 @@ def _samples(row: Mapping[str, Any]) -> list[Row]:
     answers = [answer(a, name) for a in listed(row[name], name)]
     by_rank, by_score = first_of(row, RANKS), first_of(row, SCORES)
     if by_rank or by_score:
-        return _ranked({**row, "responses": row[name]})
+        return _ranked(ChainMap({"responses": row[name]}, row))  # type: ignore[arg-type]  # row is only read
     return [unranked(_messages(row)[0], answers)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +12,7 @@ from data.formats.columns import check_pictures, is_metadata, lost, may_be_missi
 from data.formats.nested import lifted
 from data.formats.rows import NoFormat, Reject, Row
 from data.formats.table import FORMATS
+from data.formats.turns import BEFORE
 
 Candidates = tuple[tuple[str, frozenset[str]], ...]
 
@@ -92,6 +93,30 @@ def _forced(given: Mapping[str, Any], name: str) -> frozenset[str]:
     return frozenset(given) - reads
 
 
+ACTING = frozenset({*BEFORE, "input"})
+"""Columns that formats may have and that are part of what is asked: one that its format did not ask for is lost."""
+
+
+class _Watched(Mapping[str, Any]):
+    """A row that knows which of its columns were asked for."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self.row, self.asked = row, set[str]()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return self.row[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.row)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.row
+
+
 def read(
     given: Mapping[str, Any],
     forced: str | None = None,
@@ -111,7 +136,11 @@ def read(
     """
     check_pictures(given)
     name, unread = choose(given, forced)
-    rows = FORMATS[name].read(given)
+    acting = {column for column in given if column in ACTING} - unread
+    row = _Watched(given) if acting else given
+    rows = FORMATS[name].read(row)
+    if isinstance(row, _Watched):
+        unread |= acting - row.asked
     if not unread:
         return name, rows, ()
     answers = max((len(row.answers) or bool(row.text) for row in rows), default=0)

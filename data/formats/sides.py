@@ -25,18 +25,8 @@ from data.records import Message, ranks_from_scores
 ASKED = (
     *("prompt", "question", "query", "instruction", "context", "conversations", "messages", "history", "input"),
     *("inputs", "problem", "post", "user", "user_prompt", "user_input", "user_query", "prompt_text", "question_text"),
-    *(
-        "question_body",
-        "instructions",
-        "request",
-        "task_prompt",
-        "input_text",
-        "source_text",
-        "frage",
-        "pregunta",
-        "pergunta",
-        "domanda",
-    ),
+    *("question_body", "instructions", "request", "task_prompt", "input_text", "source_text"),
+    *("frage", "pregunta", "pergunta", "domanda"),
 )
 """Names of what is asked, the likeliest first."""
 
@@ -49,16 +39,8 @@ OPPOSITES = (
     *(("chosen", "reject"), ("safe", "unsafe"), ("helpful", "unhelpful")),
 )
 SIDES = (
-    *(
-        ("a", "b"),
-        ("1", "2"),
-        ("0", "1"),
-        ("left", "right"),
-        ("first", "second"),
-        ("one", "two"),
-        ("i", "j"),
-        ("x", "y"),
-    ),
+    *(("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"), ("first", "second"), ("one", "two")),
+    *(("i", "j"), ("x", "y")),
 )
 SPOKEN = (("a", "b"), ("left", "right"), ("first", "second"))
 """Words for the two that verdicts have whatever the columns are called."""
@@ -77,18 +59,8 @@ VERDICTS = (
     *("better_response", "preferred_response", "preferred_answer", "preferred_output", "better_answer"),
     *("better_response_id", "best", "best_response", "best_answer", "which_is_better", "winning_response", "judgment"),
     *("judgement", "human_label", "gold_label", "overall_preference", "selected", "chosen", "won", "rank_first"),
-    *(
-        "which_response_is_better",
-        "which_answer_is_better",
-        "your_choice",
-        "besser",
-        "mejor",
-        "melhor",
-        "pick",
-        "annotation",
-        "pairwise",
-        "comparison",
-    ),
+    *("which_response_is_better", "which_answer_is_better", "your_choice", "pick", "annotation", "pairwise"),
+    *("comparison", "besser", "mejor", "melhor"),
 )
 INDICES = words("label choice gold_label human_label better_response_id annotation")
 """Verdicts whose numbers count from 0 in some files and from 1 in others."""
@@ -154,13 +126,8 @@ def _named(names: frozenset[str], wanted: Sequence[str], taken: Collection[str])
 
 
 def _more(names: frozenset[str], question: str) -> frozenset[str]:
-    return names & {
-        *BEFORE,
-        "finished",
-        "instance_quality",
-        "comment",
-        *(("input",) if question == "instruction" else ()),
-    } - {question}
+    """Columns that are read besides: turns before, whether responses ended, and an instruction's input."""
+    return names & {*BEFORE, "finished", *(("input",) if question == "instruction" else ())} - {question}
 
 
 @lru_cache(maxsize=1024)
@@ -204,9 +171,9 @@ def two_sides(names: frozenset[str]) -> Found | None:
 
 def _describes(rest: tuple[str, ...]) -> bool:
     """Whether a pair of columns says where two responses come from, or how long they are."""
-    return bool(
-        set(rest) & words("model source generator id length len tokens words num author version acceptable")
-    ) and not (set(rest) & GRADE)
+    return bool(set(rest) & words("model source generator id length len tokens words num author version")) and not (
+        set(rest) & GRADE
+    )
 
 
 @lru_cache(maxsize=1024)

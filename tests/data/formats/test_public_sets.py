@@ -33,6 +33,7 @@ READ: dict[str, tuple[str, ...]] = {
     "Arena 140k": (GOOD, BAD),
     "Hermes function calling": (GOOD,),
     "Chinese DeepSeek-R1 distillation": (THOUGHT,),
+    "Open Instruct's comparisons by people": (GOOD, BAD),
     "CAMEL": (GOOD,),
     "Nemotron post-training": (GOOD,),
     "xLAM function calls": ('[{"name": "f"}]',),

@@ -140,3 +140,12 @@ def test_a_spreadsheet_of_annotators(tmp_path):
     )
     found = load_records(["a.csv"], "rankings", DataConfig(), seed=0, base_dir=tmp_path).records
     assert [(r.prompt.text, r.answers) for r in found] == [(Q, (A, B)), ("More?", (A, B))]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("comment", "b has a mistake"), ("instance_quality", "poor"), ("response_a_acceptable", "no")]
+)
+def test_what_people_wrote_beside_two_sides_is_not_lost(column, value):
+    row = {"question": "q?", "response_a": "x", "response_b": "y", "verdict": "A", column: value}
+    with pytest.raises(Reject, match=f"reads no column '{column}'"):
+        parse(row)
