@@ -1,7 +1,8 @@
 """Scores of rankings with each prompt computed once: one row holds the prompt and, side by side, its responses.
 
-A 4-D mask lets a response see the prompt and itself only, and positions restart after the prompt, so every token has
-the states that it has in a row of its own. Knows nothing of losses or trainers.
+Positions restart after the prompt, and a response sees the prompt and itself only, so every token has the states that
+it has in a row of its own: by the fast path in rows of attention (``branch_layout``), by the modules behind a mask of
+four dimensions. Knows nothing of losses or trainers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from models.backbone.logprobs import Rows
 from models.backbone.transfers import sent
 from models.fast import hidden_states as fast_body
 from models.fast.hidden_states import usable
-from models.fast.layers import Layout
+from models.fast.layout import branch_layout
 from models.fast.weights import Decoder
 from models.roles.response_loss import cells_worth_a_pass
 from models.roles.role_view import RoleView
@@ -28,7 +29,9 @@ WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_w
 
 def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], decoder: Decoder | None = None) -> Tensor:
     """Last hidden states (B, L, D) of rows ``prompt, branch, branch, ...``, right-padded; by ``decoder``, if given."""
-    ids, _ = right_pad([[*p, *(t for b in branches for t in b)] for p, branches in rows], 0)
+    ids, real = right_pad([[*p, *(t for b in branches for t in b)] for p, branches in rows], 0)
+    if decoder is not None:
+        return _fast_branches(decoder, lm, ids, real, [(len(p), [len(b) for b in branches]) for p, branches in rows])
     positions, segments = torch.zeros_like(ids), torch.full_like(ids, -1)
     for i, (prompt, branches) in enumerate(rows):
         at = len(prompt)
@@ -37,12 +40,9 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], de
             positions[i, at : at + len(branch)] = torch.arange(len(prompt), len(prompt) + len(branch))
             segments[i, at : at + len(branch)] = number
             at += len(branch)
-    real = (segments >= 0).flatten().nonzero().squeeze(1)
-    ids, positions, segments, real = sent([ids, positions, segments, real], lm.device)
+    ids, positions, segments = sent([ids, positions, segments], lm.device)
     same = segments[:, :, None] == segments[:, None, :]  # padding sees padding, so that no row of the mask is empty
     sees = (same | (segments[:, None, :] == 0)).tril()
-    if decoder is not None:
-        return _fast_branches(decoder, lm, ids, positions, real, sees)
     dtype = getattr(lm, "compute_dtype", None) or lm.get_input_embeddings().weight.dtype
     mask = torch.zeros(sees.shape, dtype=dtype, device=ids.device)
     mask = mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]
@@ -51,16 +51,23 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], de
     return out.last_hidden_state
 
 
-def _fast_branches(decoder: Decoder, lm: Any, ids: Tensor, positions: Tensor, cells: Tensor, sees: Tensor) -> Tensor:
-    """``cells`` (T,): flat places in (B * L) of real tokens."""
-    shape = (ids.shape[0], ids.shape[1])
-    layout = Layout(positions=positions.flatten()[cells], cells=cells, shape=shape, sees=sees[:, None])
-    flat = fast_body.states(decoder, ids.flatten()[cells], layout, recompute=recomputes(lm), offload=offloads(lm))
-    return flat.new_zeros((ids.numel(), flat.shape[1])).index_copy(0, cells, flat).view(*ids.shape, -1)
+def _fast_branches(
+    decoder: Decoder, lm: Any, ids: Tensor, real: Tensor, trees: Sequence[tuple[int, Sequence[int]]]
+) -> Tensor:
+    """States of ``ids`` (B, L), of which ``real`` are tokens; ``trees`` are the lengths of prompts and branches."""
+    layout, shape = branch_layout(trees, lm.device), ids.shape
+    places = real.flatten().nonzero().squeeze(1)
+    tokens, places = sent([ids.flatten()[places], places], lm.device)
+    packed = fast_body.states(decoder, tokens, layout, recompute=recomputes(lm), offload=offloads(lm))
+    return packed.new_zeros((shape.numel(), packed.shape[1])).index_copy(0, places, packed).view(*shape, -1)
 
 
 def shared_states(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Tensor]:
-    """Last hidden states (L, D) of each response's own tokens; ``counts`` responses follow each other in a ranking."""
+    """Last hidden states (L, D) of each response's own tokens; ``counts`` responses follow each other in a ranking.
+
+    By the fast path where it can compute this pass; by the modules only of an architecture that ``can_share``.
+    """
+    decoder = usable(view.lm, view.fast)
     lengths, queries = rows.lengths.tolist(), rows.query_lengths.tolist()
     whole = [ids[:n] for ids, n in zip(rows.ids.tolist(), lengths, strict=True)]
     trees, first, at = [], [], 0
@@ -73,7 +80,7 @@ def shared_states(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Ten
     sizes = [len(p) + sum(map(len, b)) for p, b in trees]
     out: list[Tensor] = [torch.empty(0)] * at
     for group in length_bucketed(sizes, cells_worth_a_pass(view.lm)):
-        states = branch_states(view.lm, [trees[g] for g in group], usable(view.lm, view.fast))
+        states = branch_states(view.lm, [trees[g] for g in group], decoder)
         for row, g in zip(states, group, strict=True):
             prompt, branches = trees[g]
             begin = len(prompt)
@@ -91,9 +98,10 @@ def common_length(rows: Sequence[list[int]]) -> int:
 
 @torch.no_grad()
 def can_share(lm: Any) -> bool:
-    """Whether this architecture gives a branch the states that it has in a row of its own (tried on a few tokens).
+    """Whether the modules give a branch the states that it has in a row of its own (tried on a few tokens).
 
-    Needs explicit positions. Windows and chunks of attention count neighbours in the row, so such models do not share.
+    Needs explicit positions. Windows and chunks of attention count neighbours in the row, so such models do not share
+    but by the fast path.
     """
     config = lm.config.get_text_config()
     if not takes_positions(body_of(lm)) or any(getattr(config, name, None) for name in WINDOWS):

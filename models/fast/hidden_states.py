@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 from models.backbone.forward import hidden_states, offloads, recomputes
 from models.backbone.logprobs import Packing
 from models.backbone.transfers import parked
-from models.fast.layers import Layout, Saved, backward, embed, forward, layout_of, rms_backward, rms_norm, start
+from models.fast.layers import Saved, backward, embed, forward, rms_backward, rms_norm, start
+from models.fast.layout import Layout, layout_of
 from models.fast.prefix_cache import PrefixCache, sequences_of
 from models.fast.weights import Decoder, can_train, decoder_of
 

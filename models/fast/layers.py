@@ -16,41 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.fast.layout import Layout
 from models.fast.products import Products, products_of
 from models.fast.weights import Decoder, Layer, Projection
 
 KeepKeys = Callable[[Tensor, Tensor], None]
 Angles = Mapping[str | None, tuple[Tensor, Tensor]]  # ``Decoder.angles``
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Where each token stands."""
-
-    positions: Tensor  # (T,) for the rotary embedding
-    cells: Tensor | None  # (T,) place in the (B * L) grid of attention; None: rows are of one length
-    shape: tuple[int, int]  # B, L
-    sees: Tensor | None = None  # (B, 1, L, L) bool; None: every token sees its row up to itself
-
-    def grid(self, x: Tensor) -> Tensor:
-        """(T, H, d) -> (B, H, L, d), zero where there is no token."""
-        if self.cells is not None:
-            x = x.new_zeros((self.shape[0] * self.shape[1], *x.shape[1:])).index_copy_(0, self.cells, x)
-        return x.view(*self.shape, *x.shape[1:]).transpose(1, 2)
-
-    def flat(self, x: Tensor) -> Tensor:
-        """(B, H, L, d) -> (T, H * d)."""
-        x = x.transpose(1, 2).reshape(self.shape[0] * self.shape[1], -1)
-        return x if self.cells is None else x[self.cells]
-
-
-def layout_of(mask: Tensor, cells: Tensor | None = None) -> Layout:
-    """Rows padded on the right: ``mask`` (B, L) True = real; ``cells`` (T,), the flat places of these, where known."""
-    rows, width = mask.shape
-    if cells is None:
-        cells = mask.flatten().nonzero().squeeze(1)
-    full = len(cells) == rows * width
-    return Layout(positions=cells % max(1, width), cells=None if full else cells, shape=(rows, width))
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
@@ -117,10 +88,10 @@ def heads_of(decoder: Decoder, layer: Layer, qkv: Tensor, angles: Angles) -> tup
 def attend(
     q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None, scale: float | None = None, soft_cap: float | None = None
 ) -> Tensor:
-    """(B, H, L, d); fewer key heads than query heads are shared by groups.
+    """(B, H, L, d) of queries (B, H, L, d), and keys and values (B, H', W, d) that groups of heads share.
 
     Args:
-        sees: (..., L, L) bool; None: every token sees its row up to itself.
+        sees: (L, W) bool, of W columns of keys; None: every token sees its row up to itself.
         scale: times the scores; None: d ** -0.5.
         soft_cap: scores s become c tanh(s / c) (Gemma 2).
     """
@@ -160,16 +131,26 @@ class Pass:
     angles: Angles
     products: Products
 
-    def sees(self, layer: Layer) -> Tensor | None:
-        """What each token of a row sees in this layer, (..., L, L) bool; None: its row up to itself."""
-        width = self.layout.shape[1]
-        if layer.window is None or layer.window >= width:
-            return self.layout.sees
-        if self.layout.sees is not None:
-            raise ValueError("a window counts neighbours in a row, and here rows have branches")
-        steps = torch.arange(width, device=self.decoder.norm.device)
-        back = steps[:, None] - steps
-        return (back >= 0) & (back < layer.window)
+    def sees(self, layer: Layer, begin: int, end: int) -> Tensor | None:
+        """What tokens in columns ``begin`` to ``end`` see of the first ``end`` columns of their row in this layer,
+        (end - begin, end) bool, the same in every row; None: all up to themselves, from column 0 on."""
+        window = layer.window if layer.window is not None and layer.window < end else None
+        if window is None and begin == 0:
+            return None
+        steps = torch.arange(end, device=self.decoder.norm.device)
+        back = steps[begin:, None] - steps
+        return back >= 0 if window is None else (back >= 0) & (back < window)
+
+    def attended(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What the heads of all rows gather (B, H, L, d); columns that are one prompt's are computed in one row."""
+        scale, cap, copies, width = self.decoder.attention_scale, self.decoder.soft_cap, self.layout.copies, q.shape[2]
+        if copies is None or copies.dense == 0:
+            return attend(q, k, v, self.sees(layer, 0, width), scale, cap)
+        n = copies.dense
+        once = [x[:, :, :n].index_select(0, copies.first) for x in (q, k, v)]
+        prompts = attend(*once, self.sees(layer, 0, n), scale, cap)
+        prompts = prompts.new_zeros((len(q), *prompts.shape[1:])).index_copy(0, copies.first, prompts)
+        return torch.cat([prompts, attend(q[:, :, n:], k, v, self.sees(layer, n, width), scale, cap)], dim=2)
 
 
 def added(decoder: Decoder, x: Tensor, part: Tensor, post_norm: Tensor | None) -> Tensor:
@@ -253,13 +234,13 @@ def _attention(
     heads = heads_of(run.decoder, layer, qkv, run.angles)
     if keep is not None:
         keep(heads[1], heads[2])
-    q, k, v = map(run.layout.grid, heads)
+    q, k, v = map(run.layout.rows_of, heads)
     if save is not None:
         q, k, v = save.grids = q.detach().requires_grad_(), k.detach().requires_grad_(), v.detach().requires_grad_()
         save.qkv = qkv if layer.q_norm is not None else None
     del qkv, heads
     with torch.set_grad_enabled(save is not None):
-        mixed = attend(q, k, v, run.sees(layer), run.decoder.attention_scale, run.decoder.soft_cap)
+        mixed = run.attended(layer, q, k, v)
     if save is not None:
         save.mixed = mixed
     return run.layout.flat(mixed.detach())
@@ -325,7 +306,7 @@ def _gated_backward(decoder: Decoder, gate: Tensor, up: Tensor, active: Tensor, 
 def _heads_backward(run: Pass, layer: Layer, saved: Saved, by_grids: Sequence[Tensor]) -> Tensor:
     """Gradient (T, ...) of the common product of q, k, v; a rotation's transpose is the rotation back."""
     size = run.decoder.head_size
-    q, k, v = (run.layout.flat(g).unflatten(1, (-1, size)) for g in by_grids)
+    q, k, v = map(run.layout.gathered, by_grids)
     if layer.angles is not None:
         cos, sin = run.angles[layer.angles]
         q, k = (rotate(g.to(cos.dtype), cos, -sin) for g in (q, k))

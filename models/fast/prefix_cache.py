@@ -16,7 +16,8 @@ from torch import Tensor
 
 from data.batching import right_pad, token_batches
 from models.backbone.transfers import sent
-from models.fast.layers import base_product, embed, forward, layout_of, start
+from models.fast.layers import base_product, embed, forward, start
+from models.fast.layout import layout_of
 from models.fast.products import products_of
 from models.fast.weights import Decoder
 

@@ -16,19 +16,9 @@ from torch import Tensor
 
 from data.batching import right_pad
 from models.backbone.transfers import sent
-from models.fast.layers import (
-    Layout,
-    added,
-    capped_weights,
-    embed,
-    gate_and_up,
-    gated,
-    heads_of,
-    layout_of,
-    rms_norm,
-    start,
-)
+from models.fast.layers import added, capped_weights, embed, gate_and_up, gated, heads_of, rms_norm, start
 from models.fast.layers import forward as layer_forward
+from models.fast.layout import Layout, layout_of
 from models.fast.logprobs import block_logits, output_weight
 from models.fast.products import Products, product_dtype, products_of
 from models.fast.weights import Decoder

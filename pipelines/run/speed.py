@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from data.storage.kept import Memo, key_of
 from models.backbone.four_bits import pack_matrix
-from models.fast.layers import Layout, Saved, backward, forward, layout_of, start
+from models.fast.layers import Saved, backward, forward, start
+from models.fast.layout import Layout, branch_layout, layout_of
 from models.fast.logprobs import block_logits, block_logprobs, token_statistics
 from models.fast.products import product_dtype, products_of
 from models.fast.weights import Decoder, Layer, Projection
@@ -34,7 +35,7 @@ from pipelines.stages.memory import Numbers
 from pipelines.stages.shapes import Shape
 from stages.settings import PretrainConfig
 
-VERSION = 1  # of what is measured
+VERSION = 2  # of what is measured
 KINDS = ("train", "branches", "read")
 WORDS = 2048  # of the vocabulary; the output layer's time grows with it evenly
 LARGEST = 1 << 25  # numbers of the layer that is measured; a larger one is measured with every side halved, and scaled
@@ -43,6 +44,7 @@ TARGET, SPENT = 0.03, 0.06  # seconds that one pass should take, and that its re
 MIN_TOKENS = 96  # of a pass
 ADAM = 1 << 19  # numbers that the optimizer is measured with
 REPEATS = 7
+BRANCHES = 3  # responses behind one prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,15 +218,15 @@ class OneLayer:
     # -- passes ------------------------------------------------------------------------------------------------------
 
     def _layout(self, tokens: int, length: int, branches: bool = False) -> Layout:
-        """Rows of about one length; the last is shorter, as a rule."""
+        """Rows of about one length; the last is shorter, as a rule. With ``branches``, prompts and responses alike."""
         rows = max(1, tokens // length)
         mask = torch.ones((rows, length), dtype=torch.bool, device=self.probe.device)
         mask[-1, -1] = False
-        layout = layout_of(mask)
-        if branches:
-            sees = torch.ones((length, length), dtype=torch.bool, device=self.probe.device).tril()
-            layout = replace(layout, sees=sees.expand(rows, 1, length, length).contiguous())
-        return layout
+        if not branches:
+            return layout_of(mask)
+        each = length // (1 + BRANCHES)
+        trees = [(length - BRANCHES * each, [each] * BRANCHES)] * (rows - 1)
+        return branch_layout([*trees, (length - BRANCHES * each, [each] * (BRANCHES - 1) + [each - 1])], mask.device)
 
     def _states(self, layout: Layout) -> Tensor:
         return self._random(len(layout.positions), self.probe.shape.width, dtype=torch.float32)

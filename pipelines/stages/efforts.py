@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from evaluation.systems import parse
 from pipelines.recipe.derived import response_limit
 from pipelines.stages.duration import Effort, Kind, Passes, Sampled, without_nothing
-from pipelines.stages.estimates import CALIBRATED, HELD_OUT, SCORED, Estimator
+from pipelines.stages.estimates import CALIBRATED, HELD_OUT, SCORED, Estimator, shares_prompts
 from reward.tables import POOLINGS
 
 PROBES, PROBED = 6, 256  # damaged responses of the reward model's card: kinds, and rows of each
@@ -86,7 +86,7 @@ def reward(e: Estimator) -> Effort:
         total, held_out, ranked = len(e.corpus.rankings.train), len(e.corpus.rankings.held_out), e.ranked
     limit = float(w.max_tokens)
     ranked = [(min(q, limit), [min(a, max(0.0, limit - q)) for a in answers]) for q, answers in ranked]
-    sharing = e.shape is None or not e.shape.sliding
+    sharing = shares_prompts(e)
     trees = mean([q + sum(a) if sharing else sum(q + n for n in a) for q, a in ranked])
     answers, said = mean([len(a) for _, a in ranked]), mean([sum(a) for _, a in ranked])
     last = POOLINGS[w.pooling].last_only

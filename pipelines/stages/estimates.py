@@ -229,12 +229,14 @@ class Estimator:
             total, ranked = len(self.corpus.rankings.train), self.ranked
         limit = float(w.max_tokens)
         ranked = [(min(q, limit), [min(a, max(0.0, limit - q)) for a in answers]) for q, answers in ranked]
-        sharing = self.shape is None or not self.shape.sliding
+        sharing = shares_prompts(self)
         trees = [q + sum(a) if sharing else sum(q + n for n in a) for q, a in ranked]
         mean = statistics.fmean(sum(q + n for n in a) for q, a in ranked) if ranked else 0.0
         count = min(w.micro_batch, w.batch, max(1, total))
-        train = replace(self._rows(trees, trees, count, total * w.epochs / max(1, count)), uneven=True)
         singles = [q + n for q, a in ranked for n in a]
+        train = replace(self._rows(trees, trees, count, total * w.epochs / max(1, count)), uneven=True)
+        if sharing and self.numbers.fast:
+            train = replace(train, grid=count * len(singles) / max(1, len(ranked)) * max(singles, default=0.0))
         longest = max((n for _, a in ranked for n in a), default=0.0)
         examined = len(self.corpus.rankings.held_out) * len(singles) // max(1, len(ranked))
         centred = "sft" in stages and bool(self.corpus.prompts.train)
@@ -249,7 +251,7 @@ class Estimator:
             sampling=self._sampling(self.prompts, rows, int(longest)) if centred else None,
             logits=False,
             accumulates=count < min(w.batch, total),
-            masks=train.count * train.longest**2 if sharing else 0.0,
+            masks=train.count * train.longest**2 if sharing and not self.numbers.fast else 0.0,
             own_base=w.base != "same",
         )
 
@@ -347,3 +349,8 @@ class Estimator:
         assert s is not None
         weights = FP32 * s.parameters if work.whole else FP32 * s.adapter * len(work.trained)
         return int(weights + work.texts + 12_000)  # manifest, metrics, settings
+
+
+def shares_prompts(e: Estimator) -> bool:
+    """Whether a ranking's prompt is computed once: by the fast path, and by modules without windows."""
+    return e.numbers.fast or e.shape is None or not e.shape.sliding

@@ -49,6 +49,7 @@ class Rows:
     longest: float
     read: float  # tokens whose log-probability or score is computed
     uneven: bool = False  # rows are of several lengths, whatever the largest are
+    grid: float = 0.0  # cells of attention on the fast path, where they are not those of the rows
 
     @property
     def ragged(self) -> bool:
@@ -130,7 +131,7 @@ def layer_kept(shape: Shape, numbers: Numbers, rows: Rows, read: float) -> float
 
 
 def _fast_layer(shape: Shape, numbers: Numbers, rows: Rows, read: float) -> float:
-    t, g, b = rows.tokens, rows.cells, numbers.product
+    t, g, b = rows.tokens, rows.grid or rows.cells, numbers.product
     queries, keys = shape.queries, shape.keys
     kept = FP32 * shape.width * (t + read) + 2 * shape.inner * b * read + (queries * b + FP32 * shape.heads) * g
     joint = (queries + 2 * keys) * b

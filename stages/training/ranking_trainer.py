@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 from data.storage.collected import said
 from data.storage.digests import as_digests, digest, firsts
 from models.backbone.logprobs import Rows, make_rows
+from models.fast.hidden_states import usable
 from models.roles.role_view import RoleView
 from reward.losses import pair_counts, ranking_losses
 from reward.model import pooled, pooled_scores
@@ -73,14 +74,14 @@ class RewardModule(nn.Module):
         super().__init__()
         assert view.head is not None
         self.lm, self.head, self.view, self.pooling = view.lm, view.head, view, pooling
-        self.shares = can_share(view.lm)
+        self.modules_share = can_share(view.lm)
 
     def forward(
         self, ids: Tensor, mask: Tensor, query_lengths: Tensor, response_lengths: Tensor, counts: Tensor
     ) -> Tensor:
         """Scores (N,) fp32, one a row; ``counts`` (B,) rows belong to each ranking, whose prompt is computed once."""
         rows = Rows(ids=ids, mask=mask, query_lengths=query_lengths, response_lengths=response_lengths)
-        if not self.shares:
+        if not self.modules_share and usable(self.lm, self.view.fast) is None:
             return pooled_scores(self.view.hidden(ids, mask), self.head, rows, self.pooling)
         states = shared_states(self.view, rows, counts.tolist())
         return torch.stack([pooled(s, self.head, self.pooling) for s in states])

@@ -45,9 +45,10 @@ M, PM, RO, GEN, LP, SB, FW = (
     "stages/ppo/update.py", "stages/ppo_math.py", "stages/ppo/rollout.py", "models/sampling/generate.py", "models/backbone/logprobs.py",
     "models/roles/shared_base.py", "models/backbone/forward.py",
 )  # fmt: skip
-FAW, FAL, FAE, FAH = (
+FAW, FAL, FAY, FAE, FAH = (
     "models/fast/weights.py",
     "models/fast/layers.py",
+    "models/fast/layout.py",
     "models/sampling/decoding.py",
     "models/fast/logprobs.py",
 )
@@ -90,13 +91,14 @@ ROLLOUT = [
         FAST, "states_are_those and llama"),
     _of("R15", "fast path: adapter added into the base itself", FAP, "torch.addmm(own, p.b, p.a, alpha=p.scale, out=weight[part])",
         "weight[part] = own.addmm_(p.b, p.a, alpha=p.scale)", FAST, "seen_at_once"),
-    _of("L2", "fast path: rows of one length leak into each other", FAL, "else cells, shape=(rows, width))",
+    _of("L2", "fast path: rows of one length leak into each other", FAY, "else cells, shape=(rows, width))",
         "else cells, shape=(1, rows * width) if full else (rows, width))", FAST, "leak"),
     _of("L2", "fast path: dropout of the adapter ignored", FAW, "or strange or dropping or", "or strange or", FAST, "not_known and dropping"),
     _of("L2", "fast path: hooks ignored", FAW, "not any(hooks)", "True", FAST, "not_known and hooked"),
     _of("F1", "fast path: loss at the token itself", NLL, "labels.flatten()[positions + 1]",
         "labels.flatten()[positions].clamp(min=0)", RESPONSE, "plain_path and llama and None"),
-    _of("M4", "fast path: answers see those beside them", SP, "sees=sees[:, None])", "sees=None)", SHARED, "plain_rows and llama"),
+    _of("M4", "fast path: answers see those beside them", FAY, "at, row = at + n, row + 1", "at, row = at + n, row", SHARED, "plain_rows and llama"),
+    _of("M4", "fast path: responses see one token less of themselves", FAL, "return back >= 0 if", "return back > 0 if", SHARED, "plain_rows and llama"),
     _of("R5", "fast path: log-probabilities ignore the temperature", FAH, "if temperature != 1.0:", "if temperature == 0.0:", FAST,
         "by_blocks"),
     _of("C10", "fast path: gradient of B without the scale", FAL, "(parts[id(p)].T @ u).to(own).mul_(p.scale)", "(parts[id(p)].T @ u).to(own)", FAST,

@@ -20,6 +20,7 @@ FAST = [
     "models/fast/weights.py",
     "models/fast/products.py",
     "models/fast/layers.py",
+    "models/fast/layout.py",
     "models/fast/hidden_states.py",
     "models/sampling/fast.py",
     "models/sampling/decoding.py",
