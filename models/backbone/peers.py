@@ -1,30 +1,41 @@
-"""The other processes of a run on this machine: one that dies is named, for launchers do not say what it means.
+"""The other processes of a run: one that dies, is stopped, fails or is out of reach is named; nobody waits for it.
 
-Each process has a marker, a file that it removes when it leaves in order; a process that is gone and whose marker is
-there was killed.
+On this machine a process is known by its id and by a marker, a file that it removes when it leaves in order; one that
+is gone and whose marker is there was killed. Processes of other machines are known by their heartbeats.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from data.common.errors import StageError, UserError
+from data.common.number_format import duration
+from data.common.redaction import printable
+from models.backbone.heartbeat import Beat, Heartbeat, connect
 
 if TYPE_CHECKING:
     from models.backbone.processes import Processes
 
-GRACE = 20.0
+GRACE = 15.0
 """Seconds after which a process ends by itself when another has died and it still waits for it."""
+STOPPED, SILENT = 10.0, 40.0  # seconds for which one is stopped here, or silent elsewhere, until it counts as lost
+LOST = 6.0  # the same, where a connection is lost already
+SLOW, SLOW_SECONDS = 10.0, 60.0  # times its last steps, and at least so many seconds
+RESUMES = "and the others cannot continue without it; the same command resumes from the newest checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +52,34 @@ class Peer:
         """Whether it is gone without having left in order."""
         return not alive(self.pid) and Path(self.marker).exists()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal or a debugger keeps it from running."""
+        return state_of(self.pid) == psutil.STATUS_STOPPED and Path(self.marker).exists()
+
+    def __str__(self) -> str:
+        return f"process {self.rank} (pid {self.pid} on {self.host})"
+
+
+def state_of(pid: int) -> str | None:
+    """What the system says of a process; None of one that is gone."""
+    try:
+        return psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return None
+    except psutil.Error:  # somebody else's
+        return psutil.STATUS_RUNNING
+
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and that nobody has asked about does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:  # no such files on this system
-        return True
+    return state_of(pid) not in (None, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
-def death_notice(dead: list[Peer]) -> str:
-    """What is said of processes that died."""
-    who = ", ".join(f"process {p.rank} (pid {p.pid} on {p.host})" for p in dead)
-    return (
-        f"{who} died, most likely killed by a signal or for want of memory, and the others cannot continue without it; "
-        "the same command resumes from the newest checkpoint"
-    )
+def death_notice(dead: list[Peer], place: str = "") -> str:
+    """What is said of processes that died; ``place``: where the first of them was last heard."""
+    who = ", ".join(map(str, dead))
+    return f"{who} died{place}, most likely killed by a signal or for want of memory, {RESUMES}"
 
 
 def dead_among(peers: list[Peer], wait: float = 0.0) -> list[Peer]:
@@ -74,62 +91,221 @@ def dead_among(peers: list[Peer], wait: float = 0.0) -> list[Peer]:
 
 
 class Watch:
-    """Reports once, from whichever thread sees it first, that others died."""
+    """Looks after the other processes, and reports once, from whichever thread sees it first, that one is lost.
 
-    def __init__(self, peers: list[Peer]) -> None:
-        self.peers, self.done, self.lock, self.said = peers, threading.Event(), threading.Lock(), False
+    Args:
+        own: this process.
+        others: on whatever machine.
+        beats: None where there are no heartbeats.
+        end: how this process ends while its main thread waits for one that is lost.
+    """
 
-    def print_deaths(self, dead: list[Peer]) -> None:
+    def __init__(
+        self,
+        own: Peer,
+        others: list[Peer],
+        beats: Heartbeat | None = None,
+        end: Callable[[int], object] = os._exit,
+    ) -> None:
+        self.here = [p for p in others if p.host == own.host]
+        self.away = [p for p in others if p.host != own.host]
+        self.own, self.beats, self.end = own, beats, end
+        self.done, self.lock, self.said = threading.Event(), threading.Lock(), False
+        self.stopped_since: dict[int, float] = {}
+        self.named: set[tuple[int, str, int]] = set()
+
+    # -- what is seen ------------------------------------------------------------------------------------------------
+
+    def beat_of(self, peer: Peer) -> Beat | None:
+        return None if self.beats is None else self.beats.last(peer.rank)
+
+    def place(self, peer: Peer) -> str:
+        beat = self.beat_of(peer)
+        return "" if beat is None else beat.place
+
+    def lost(self, silent: float = SILENT) -> tuple[list[Peer], str]:
+        """Processes without which nothing continues, and what is to be said of them."""
+        if dead := [p for p in self.here if p.died]:
+            return dead, death_notice(dead, self.place(dead[0]))
+        if stopped := [p for p in self.here if self._stopped_for(p) >= STOPPED]:
+            who = ", ".join(map(str, stopped))
+            return stopped, f"{who} was stopped by a signal{self.place(stopped[0])} and is ended here, {RESUMES}"
+        for peer in self.away if self.beats is not None else ():
+            assert self.beats is not None
+            if (quiet := self.beats.silence(peer.rank)) >= silent:
+                text = f"cannot be reached{self.place(peer)}: nothing was heard of it for {duration(quiet)}"
+                return [peer], f"{peer} {text}, {RESUMES}"
+        for peer in [*self.here, *self.away]:
+            if (beat := self.beat_of(peer)) is not None and beat.failure:
+                return [peer], f"{peer} failed{beat.place} with {beat.failure}, {RESUMES}"
+        return [], ""
+
+    def _stopped_for(self, peer: Peer) -> float:
+        if not peer.stopped:
+            self.stopped_since.pop(peer.rank, None)
+            return 0.0
+        return time.monotonic() - self.stopped_since.setdefault(peer.rank, time.monotonic())
+
+    def slow(self) -> Iterator[str]:
+        """A sentence on each process whose step takes far longer than its last ones, and that waits for nobody.
+
+        Only one of the processes that wait for it has to say so.
+        """
+        ranks = [p.rank for p in (self.own, *self.here, *self.away)]
+        for peer in (*self.here, *self.away):
+            beat = self.beat_of(peer)
+            if self.own.rank != min(r for r in ranks if r != peer.rank):
+                continue
+            if beat is None or beat.usual is None or beat.waits or beat.left or not beat.stage:
+                continue
+            at = (peer.rank, beat.stage, beat.step)
+            if beat.taken < max(SLOW_SECONDS, SLOW * beat.usual) or at in self.named:
+                continue
+            self.named.add(at)
+            yield (
+                f"{peer} is slow{beat.place}: {duration(beat.taken)} so far, where its last steps took "
+                f"{duration(beat.usual)} each; the others wait for it"
+            )
+
+    # -- what is done ------------------------------------------------------------------------------------------------
+
+    def report(self, text: str) -> None:
         with self.lock:
-            if dead and not self.said:
-                print(f"trivet: {death_notice(dead)}", file=sys.stderr, flush=True)
+            if text and not self.said:
+                print(printable(f"trivet: {text}"), file=sys.stderr, flush=True)
                 self.said = True
 
     def run(self) -> None:
-        """End this process when another died and the main thread still waits for it after a while."""
+        """End this process when another is lost and the main thread still waits for it after a while."""
+        before = time.monotonic()
         while not self.done.wait(0.5):
-            if dead := dead_among(self.peers):
-                self.print_deaths(dead)
-                if not self.done.wait(GRACE):
-                    os._exit(3)
-                return
+            now = time.monotonic()
+            if now - before > 5.0:  # this process itself was stopped
+                self.stopped_since.clear()
+                if self.beats is not None:
+                    self.beats.forget_silence()
+            before = now
+            lost, text = self.lost()
+            if lost:
+                return self._give_up(lost, text)
+            for sentence in self.slow():
+                print(printable(f"trivet: {sentence}"), file=sys.stderr, flush=True)
+
+    def _give_up(self, lost: list[Peer], text: str) -> None:
+        failed = any((beat := self.beat_of(p)) is not None and beat.failure for p in lost)
+        if not failed:  # that one speaks for itself, and the main thread may fail of the same at this moment
+            self.report(text)
+        end_stopped(lost, self.here)
+        if not self.done.wait(GRACE):
+            self.report(text)
+            self.end(3)
 
     def asked(self) -> list[Peer]:
-        """Who died, reported; a launcher's signal to end, which comes at the same time, does not break this off."""
+        """Who is lost, reported; a launcher's signal to end, which comes at the same time, does not break this off."""
         for _ in range(3):
             with contextlib.suppress(KeyboardInterrupt):
-                dead = dead_among(self.peers, wait=3.0)
-                self.print_deaths(dead)
-                return dead
+                until = time.monotonic() + (2 * LOST if self.away else 3.0)
+                lost, text = self.lost(LOST)
+                while not lost and time.monotonic() < until:
+                    time.sleep(0.1)
+                    lost, text = self.lost(LOST)
+                self.report(text)
+                return lost
         return []
+
+
+def of_others(error: BaseException) -> bool:
+    """Whether an error was raised in a collective operation, as it is where a connection is lost."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any("/torch/distributed/" in frame.f_code.co_filename.replace("\\", "/") for frame, _ in frames)
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error's name and the beginning of what it says."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *(line[:200] for line in lines[:1])])
+
+
+def end_stopped(lost: list[Peer], here: list[Peer]) -> None:
+    """Kill those that are stopped on this machine: they would keep their memory, and wake up to a run that is over."""
+    for peer in lost:
+        if peer in here and peer.stopped:
+            with contextlib.suppress(OSError):
+                os.kill(peer.pid, signal.SIGKILL)
+
+
+class Sibling(Peer):
+    """A process of the same launcher that has not joined the others; the launcher itself tells of one that ends."""
+
+    @property
+    def died(self) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def starting(environment: Mapping[str, str]) -> Iterator[None]:
+    """Watch the launcher's other processes on this machine while the block waits until all have joined."""
+    if not environment.get("RANK", "").isdigit() or environment.get("WORLD_SIZE", "1") == "1":
+        yield
+        return
+    host, own = socket.gethostname(), int(environment["RANK"])
+    watch = Watch(Peer(own, host, os.getpid(), __file__), siblings(host))
+    threading.Thread(target=watch.run, daemon=True).start()
+    try:
+        yield
+    finally:
+        watch.done.set()
+
+
+def siblings(host: str) -> list[Peer]:
+    """This process's siblings that have a rank."""
+    found: list[Peer] = []
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(os.getppid()).children():
+            with contextlib.suppress(psutil.Error):
+                rank = child.environ().get("RANK", "")
+                if rank.isdigit() and child.pid != os.getpid():
+                    found.append(Sibling(int(rank), host, child.pid, __file__))
+    return found
 
 
 @contextlib.contextmanager
 def watching(processes: Processes) -> Iterator[None]:
-    """Watch the other processes on this machine while the block runs.
+    """Watch the other processes while the block runs.
 
     Raises:
-        StageError: instead of what a lost connection raises, where another process died.
+        StageError: instead of what a lost connection raises, where another process is lost.
     """
     if processes.world_size == 1:
         yield
         return
     handle, marker = tempfile.mkstemp(prefix="trivet-process-")
     os.close(handle)
-    host = socket.gethostname()
-    found = processes.gather([Peer(processes.rank, host, os.getpid(), marker)])
-    watch = Watch([p for p in found if p.host == host and p.rank != processes.rank])
+    own = Peer(processes.rank, socket.gethostname(), os.getpid(), marker)
+    found = processes.gather([own])
+    beats = connect(processes)
+    watch = Watch(own, [p for p in found if p.rank != own.rank], beats)
+    if beats is not None:
+        beats.start()
     threading.Thread(target=watch.run, daemon=True).start()
     try:
         yield
-    except (UserError, StageError):
+    except (UserError, StageError) as error:  # as a rule of all at once
+        if beats is not None:
+            beats.failure = in_a_line(error)
         raise
-    except (Exception, KeyboardInterrupt) as error:  # a lost connection, or the launcher's signal to the others
-        if dead := watch.asked():
-            for peer in dead:
-                Path(peer.marker).unlink(missing_ok=True)
-            raise StageError(f"process {dead[0].rank} died (see above)") from error
+    except (Exception, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)  # the launcher's signal to the others, or the user's
+        if (interrupted or of_others(error)) and (lost := watch.asked()):
+            for peer in lost:
+                if peer in watch.here and peer.died:
+                    Path(peer.marker).unlink(missing_ok=True)
+            raise StageError(f"process {lost[0].rank} is lost (see above)") from error
+        if beats is not None and not interrupted:
+            beats.fail(in_a_line(error))
         raise
     finally:
         watch.done.set()
+        if beats is not None:
+            beats.leave()
         Path(marker).unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from data.common.errors import StageError, UserError
 from models.backbone.bf16_units import MIN_WIDTH, has_bf16_units
+from models.backbone.peers import starting
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=6)  # one process may ask a slow server or write much while the others wait for it
@@ -98,9 +99,10 @@ class Processes:
         os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()  # SFTTrainer's own Accelerator must agree
         if threads:
             torch.set_num_threads(threads)
-        self.accelerator = Accelerator(
-            cpu=on_cpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
-        )
+        with starting(os.environ):
+            self.accelerator = Accelerator(
+                cpu=on_cpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+            )
         self.device = self.accelerator.device
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes

@@ -147,8 +147,8 @@ class Pass:
         if copies is None or copies.dense == 0:
             return attend(q, k, v, self.sees(layer, 0, width), scale, cap)
         n = copies.dense
-        once = [x[:, :, :n].index_select(0, copies.first) for x in (q, k, v)]
-        prompts = attend(*once, self.sees(layer, 0, n), scale, cap)
+        first_q, first_k, first_v = (x[:, :, :n].index_select(0, copies.first) for x in (q, k, v))
+        prompts = attend(first_q, first_k, first_v, self.sees(layer, 0, n), scale, cap)
         prompts = prompts.new_zeros((len(q), *prompts.shape[1:])).index_copy(0, copies.first, prompts)
         return torch.cat([prompts, attend(q[:, :, n:], k, v, self.sees(layer, n, width), scale, cap)], dim=2)
 

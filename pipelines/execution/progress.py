@@ -18,6 +18,7 @@ from rich.table import Table
 
 from data.common.number_format import duration
 from data.common.redaction import printable
+from models.backbone.whereabouts import WHEREABOUTS
 
 EVERY_SECONDS, EVERY_SHARE, MIN_SECONDS = 10.0, 0.1, 2.0
 SHOWN = 5  # metrics in a line
@@ -43,6 +44,7 @@ class Bar:
             tokens: tokens handled since the last call.
         """
         self.step, self.tokens = step, self.tokens + tokens
+        WHEREABOUTS.advance(step if self.name == self._progress.current else None)
         if self.total and step > self.total:  # planned before rows were cut or shared: no share of it is true
             self.total = None
         self.metrics.update(metrics or {})
@@ -139,12 +141,14 @@ class Progress:
     @contextlib.contextmanager
     def _shown(self, name: str, total_steps: int | None) -> Iterator[Bar]:
         bar, self.current = Bar(self, name, total_steps), name
+        WHEREABOUTS.enter(name)
         if self.active and self.console.is_terminal and not self.console.is_dumb_terminal:
             with Live(bar._row(), console=self.console, transient=True, refresh_per_second=4) as bar.live:
                 yield bar
         else:
             yield bar
         bar.live, self.current = None, ""
+        WHEREABOUTS.enter("")
         self.say(bar.summary())
 
     def say(self, text: str) -> None:

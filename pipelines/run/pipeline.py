@@ -27,6 +27,7 @@ from models.backbone.artifacts import (
     settle,
     write_atomic,
 )
+from models.backbone.peers import watching
 from models.backbone.processes import Processes
 from pipelines.execution.loaded_models import LoadedModels
 from pipelines.execution.progress import Progress
@@ -287,8 +288,16 @@ class Pipeline:
 
         Returns:
             Stage name -> its folder, for the chosen stages.
+
+        Raises:
+            StageError: another process of this run died, was stopped, failed or cannot be reached.
         """
-        progress = progress or Progress(active=self.processes.is_main)
+        with watching(self.processes):
+            return self._run(only, start, until, fresh, progress or Progress(active=self.processes.is_main))
+
+    def _run(
+        self, only: Sequence[str], start: str | None, until: str | None, fresh: bool, progress: Progress
+    ) -> dict[str, Path]:
         chosen = self.chosen(only, start, until)
         before_first_stage(self, progress, chosen)
         found = check_data(self, progress) if self.processes.is_main else {}

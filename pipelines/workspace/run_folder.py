@@ -152,11 +152,8 @@ class RunFolder:
 
         Raises:
             UserError: somebody else holds it, or it cannot be written.
-            StageError: another process of this run died.
         """
-        from models.backbone.peers import watching  # with torch, which reading a run needs not
-
-        with watching(self.processes), holding(self.path) if self.processes.is_main else contextlib.nullcontext():
+        with holding(self.path) if self.processes.is_main else contextlib.nullcontext():
             yield
 
     def note(self, **values: Any) -> None:
