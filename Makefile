@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo test test-isa test-slow test-all test-resume soak lint reference mutations mutations-generic fuzz bench bench-envs gpu-needs gpu-check gpu-bench nf4-cost clean
+.PHONY: help install demo test test-isa test-slow test-all test-resume test-ranks soak lint reference mutations mutations-generic fuzz bench bench-envs gpu-needs gpu-check gpu-bench nf4-cost clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
@@ -16,6 +16,7 @@ help:
 	@echo "make test       the tests, without the slow ones (test-slow: those alone; test-all: everything)"
 	@echo "make test-isa   the tests under each capped instruction set (SSE, AVX2, AVX512)"
 	@echo "make test-resume  kill a tiny run everywhere and compare what it ends in; about half an hour"
+	@echo "make test-ranks  take a rank out of a run of two, 60 times; about two hours"
 	@echo "make soak       5,000 PPO updates with random kills; memory, time and folders must not grow"
 	@echo "make lint       ruff and mypy"
 	@echo "make reference  write docs/reference/ again from the code"
@@ -57,6 +58,9 @@ test-all: install
 
 test-resume: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.resume.kills $(KILL_FLAGS)
+
+test-ranks: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.resume.rank_kills $(RANK_FLAGS)
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.resume.soak $(SOAK_FLAGS)
