@@ -11,18 +11,27 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from models.backbone.whereabouts import WHEREABOUTS, waits_for_others
 
-if TYPE_CHECKING:
-    from models.backbone.processes import Processes
-
 EVERY = 1.0  # seconds between beats
 CONNECTING = timedelta(seconds=20)
+
+
+class Group(Protocol):
+    """What is used of ``Processes``."""
+
+    @property
+    def is_main(self) -> bool: ...
+
+    rank: int
+    world_size: int
+
+    def gather(self, items: Sequence[Any]) -> list[Any]: ...
 
 
 class Store(Protocol):
@@ -141,7 +150,7 @@ class Heartbeat:
         self.heard = {rank: (beat, now) for rank, (beat, _) in self.heard.items()}
 
 
-def connect(processes: Processes) -> Heartbeat | None:
+def connect(processes: Group) -> Heartbeat | None:
     """Beats of this group of processes through a store of their own; None where rank 0 cannot be reached.
 
     Called by all of them at once.
@@ -149,14 +158,13 @@ def connect(processes: Processes) -> Heartbeat | None:
     from torch.distributed import TCPStore
 
     host, store = os.environ.get("MASTER_ADDR", "127.0.0.1"), None
-    settings = {"wait_for_workers": False, "timeout": CONNECTING}
     if processes.is_main:
         with contextlib.suppress(Exception):
-            store = TCPStore(host, 0, processes.world_size, True, **settings)
+            store = TCPStore(host, 0, processes.world_size, True, CONNECTING, False)
     port = processes.gather([0 if store is None else store.port])[0]
     if store is None and port:
         with contextlib.suppress(Exception):
-            store = TCPStore(host, port, processes.world_size, False, **settings)
+            store = TCPStore(host, port, processes.world_size, False, CONNECTING, False)
     if store is None:
         return None
     return Heartbeat(processes.rank, [r for r in range(processes.world_size) if r != processes.rank], store)

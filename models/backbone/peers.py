@@ -18,17 +18,13 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from data.common.errors import StageError, UserError
 from data.common.number_format import duration
 from data.common.redaction import printable
-from models.backbone.heartbeat import Beat, Heartbeat, connect
-
-if TYPE_CHECKING:
-    from models.backbone.processes import Processes
+from models.backbone.heartbeat import Beat, Group, Heartbeat, connect
 
 GRACE = 15.0
 """Seconds after which a process ends by itself when another has died and it still waits for it."""
@@ -270,7 +266,7 @@ def siblings(host: str) -> list[Peer]:
 
 
 @contextlib.contextmanager
-def watching(processes: Processes) -> Iterator[None]:
+def watching(processes: Group) -> Iterator[None]:
     """Watch the other processes while the block runs.
 
     Raises:
