@@ -177,7 +177,7 @@ class CachedEngine:
                 if len(left) == 0:
                     break
                 if len(left) <= len(rows) // 2:
-                    cache.batch_select_indices(left)
+                    cache.reorder_cache(left)  # as `batch_select_indices`, which layers with recurrent states lack
                     rows, mask, tokens = rows[left], mask[left], tokens[left]
                 mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
                 step_ids = tokens[:, None]
