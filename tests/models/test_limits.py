@@ -159,7 +159,7 @@ def test_stops_of_a_generation_config_are_numbers(value: object, ids: tuple[int,
 
 @pytest.mark.parametrize("value", ["</s>", True, [2, False], ["2"], [2.0], {"id": 2}])
 def test_other_stops_of_a_generation_config_are_refused(value: object) -> None:
-    with pytest.raises(UserError, match="^x: eos_token_id: .* is no token id and no list of them"):
+    with pytest.raises(UserError, match=r"^x: eos_token_id: .* is no token id and no list of them"):
         stop_ids_in(value, "x")
 
 

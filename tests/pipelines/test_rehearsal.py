@@ -26,7 +26,7 @@ from tests.conftest import WORDS, tiny_lm, word_tokenizer
 REFUSES = "{{ raise_exception('no system please') if messages[0].role == 'system' else '' }}"
 
 
-def rows(path: Path, made: list[dict[str, Any]]) -> None:
+def rows(path: Path, made: list[dict[str, Any]]) -> Any:
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
 
 
@@ -83,22 +83,26 @@ def named_templates(base: Path) -> Any:
     (base / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def reward_base(folder: Path, recipe: dict[str, Any], family: str = "llama", **changes: Any) -> None:
+def reward_base(folder: Path, recipe: dict[str, Any], family: str = "llama", **changes: Any) -> Any:
     save_base(folder / "rb", family, **changes)
     recipe["reward"]["base"] = "./rb"
 
 
-def asked(recipe: dict[str, Any], **how: Any) -> None:
+def asked(recipe: dict[str, Any], **how: Any) -> Any:
     recipe["evaluation"] = {"systems": ["sft", "prompted:mine"], "prompted": {"mine": {"model": "sft"} | how}}
 
 
-def other_adapter(folder: Path) -> None:
+def other_adapter(folder: Path) -> Any:
     """An adapter for a base of twice the width."""
     made = get_peft_model(tiny_lm(hidden_size=64), LoraConfig(r=4, target_modules=["q_proj"]))
     made.save_pretrained(str(folder))
 
 
-def no_references(folder: Path, recipe: dict[str, Any]) -> None:
+def empty(folder: Path) -> Any:
+    folder.mkdir()
+
+
+def no_references(folder: Path, recipe: dict[str, Any]) -> Any:
     """Held-out prompts that no demonstration and no ranking answers."""
     rows(folder / "held.jsonl", [{"prompt": f"w{i} w{i}"} for i in range(4)])
     recipe["data"]["held_out"] = "held.jsonl"
@@ -194,7 +198,7 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
         "adapter_model.safetensors is an adapter of another base: model.layers.0.self_attn.q_proj takes 32 numbers and",
     ),
     "a folder without a model": (
-        lambda f, r: ((f / "other").mkdir(), r.update(evaluation={"systems": ["sft", "path:other"]})),
+        lambda f, r: (empty(f / "other"), r.update(evaluation={"systems": ["sft", "path:other"]})),
         "path:other: ",
     ),
     "a folder's model that has too few positions": (
