@@ -82,10 +82,13 @@ def load_reward(
     Args:
         folder: as ``save_reward`` writes it; also any PEFT or Transformers folder with a head next to it.
         role: the name of its first role; the others are ``ROLE_1``, ``ROLE_2``, ...
+        max_tokens: longest prompt and response given as text; a base with a table of positions takes no more than that.
 
     Raises:
         UserError: nothing loadable there, or a member that is missing.
     """
+    if base.limits.table and base.limits.positions is not None:  # beyond which there is no state to score
+        max_tokens = min(max_tokens, base.limits.positions)
     settings: dict[str, Any] = {"renderer": renderer, "takes_ids": takes_ids, "max_tokens": max_tokens}
     numbers = base.load_role(role, folder, head=True)
     pooling = pooling_of(numbers, base.heads[role])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
+import sys
 from typing import Any
 
 import torch
@@ -18,7 +20,8 @@ OF_TOKENS = (nn.Embedding, nn.Conv1d)
 def check_architecture(lm: Any, name: str) -> None:
     """Refuse a model whose body takes no attention mask or no key-value cache, by its signature alone.
 
-    Padding would change a recurrent model's states (RWKV, Mamba), and a cache that it does not know would be ignored.
+    Padding would change a recurrent model's states (RWKV, Mamba), and a cache that it does not know would be ignored;
+    one that takes a cache of its own class alone would refuse the common one at the first sample.
 
     Raises:
         UserError: it is of such a kind.
@@ -31,9 +34,16 @@ def check_architecture(lm: Any, name: str) -> None:
             f"base {name}: '{kind}' models have no {' and no '.join(lacking or _NEEDED.values())} as transformers do: "
             "rows of unequal length would change each other's results. Choose a base with attention (`trivet models`)"
         )
+    own = set(re.findall(r"\w*Cache\b", str(takes["past_key_values"].annotation))) - COMMON_CACHES
+    if own:
+        raise UserError(
+            f"base {name}: '{kind}' models take a key-value cache of their own alone ({', '.join(sorted(own))}), and "
+            "sampling gives the common one of transformers. Choose another base (`trivet models`)"
+        )
 
 
 _NEEDED = {"attention_mask": "attention mask", "past_key_values": "key-value cache"}
+COMMON_CACHES = {"Cache", "DynamicCache", "EncoderDecoderCache"}
 RECURRENT = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "xlstm"})
 """Architectures without any attention, whatever arguments their code takes."""
 
@@ -41,8 +51,9 @@ RECURRENT = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gem
 def linear_layers(lm: Any) -> list[str]:
     """Last names of the linear layers inside the transformer's blocks, never embeddings, output layer or heads.
 
-    GPT-2's ``Conv1D`` counts as linear; the router of a mixture does not, whatever class it is, and neither does a name
-    that PEFT reads as something else (``renamed_by_peft``). Of a model that sees or hears, only the part that reads
+    GPT-2's ``Conv1D`` counts as linear; one without a name of its own (the third of a list) does not, nor does the
+    router of a mixture, whatever class it is, nor a name that PEFT reads as something else (``renamed_by_peft``), nor
+    one past which the model's code goes (``passed_over``). Of a model that sees or hears, only the part that reads
     text. Sorted, so that an adapter's configuration has the same bytes every time.
 
     Raises:
@@ -57,12 +68,13 @@ def linear_layers(lm: Any) -> list[str]:
         if (
             not isinstance(module, nn.Linear | Conv1D)
             or module is output
+            or name.isdigit()  # one of a list: PEFT would take "0" for the first block as well
             or not any(p.isdigit() for p in path.split("."))
         ):
             continue
         (others if "Router" in type(module).__name__ else names).add(name)
     plain = sorted(names - others)
-    found = sorted(set(plain) - renamed_by_peft(lm, plain))
+    found = sorted(set(plain) - passed_over(lm) - renamed_by_peft(lm, plain))
     if not found:
         raise UserError(f"adapter.targets: {type(lm).__name__} has no linear layers that LoRA could use")
     return found
@@ -83,6 +95,26 @@ def other_senses(lm: Any) -> str | None:
     others = [name for name, m in lm.named_modules() if id(m) not in inside | holders and m is not lm]
     roots = [n for n in others if not any(n.startswith(f"{o}.") for o in others)]
     return "|".join(rf"{re.escape(root)}(\..*)?" for root in sorted(roots)) or None
+
+
+def passed_over(lm: Any) -> set[str]:
+    """Last names of layers whose weight the model's own code takes without calling the layer, as mixers of the Mamba
+    kind do in some of their paths: an adapter there would train nothing and change nothing."""
+    modules = {type(module).__module__ for module in text_part(lm).modules()}
+    return set[str]().union(*(_weights_taken(name) for name in modules if not name.startswith("torch.")))
+
+
+@functools.cache
+def _weights_taken(module: str) -> frozenset[str]:
+    """Names ``x`` of ``self.x.weight`` that the source of a Python module multiplies by or hands on."""
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (OSError, TypeError, KeyError):  # made at run time: there is none
+        return frozenset()
+    return frozenset(WEIGHT_ALONE.findall(source))
+
+
+WEIGHT_ALONE = re.compile(r"(?<!isinstance\()self\.(\w+)\.weight\s*[@,]")
 
 
 def renamed_by_peft(lm: Any, names: list[str]) -> set[str]:

@@ -88,10 +88,16 @@ def logits_of(lm: Any, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_logit_path(lm: Any, name: str) -> None:
-    """Raise UserError when body + output layer differ from the model's own logits (an architecture with extras)."""
+    """Raise UserError when body + output layer differ from the model's own logits (an architecture with extras), or
+    where those are no finite numbers (damaged weights)."""
     ids = torch.arange(1, 7, device=lm.device)[None] % lm.config.get_text_config().vocab_size
     mask = torch.ones_like(ids)
     whole = lm(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    if not whole.isfinite().all():
+        raise UserError(
+            f"base {name}: its logits are not finite for six plain tokens: its weights hold numbers that are not, or "
+            f"overflow in {str(whole.dtype).removeprefix('torch.')}; take them from where they came anew"
+        )
     ours = logits_of(lm, hidden_states(lm, ids, mask))
     tolerance = 1e-4 if whole.dtype == torch.float32 else 5e-2
     if not torch.allclose(whole.float(), ours.float(), atol=tolerance * max(1.0, whole.float().abs().max().item())):

@@ -128,6 +128,14 @@ class Processes:
         """CPU threads of this process."""
         return torch.get_num_threads()
 
+    @property
+    def processor(self) -> str:
+        """What the device computes with, on which the last places of results depend: the instruction set of the CPU, or
+        the name of the GPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"CPU {torch.backends.cpu.get_cpu_capability()}"
+
     def use_threads(self, threads: int) -> None:
         if threads != self.threads:
             torch.set_num_threads(threads)

@@ -93,6 +93,18 @@ def check_vocabulary(limits: Limits, tokenizer: Any) -> None:
         )
 
 
+def stop_ids_in(value: Any, where: str) -> tuple[int, ...]:
+    """Ids of an ``eos_token_id``, which is a number, a list of them or nothing.
+
+    Raises:
+        UserError: it is anything else, such as a text or true, which Python takes for 1.
+    """
+    found = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in found):
+        raise UserError(f"{where}: eos_token_id: {value!r:.60} is no token id and no list of them; write numbers there")
+    return found
+
+
 def check_stops(limits: Limits, stop_ids: Iterable[int]) -> None:
     """Check the tokens that end a response.
 

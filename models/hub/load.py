@@ -12,7 +12,7 @@ from data.common.errors import UserError
 from data.tokens import check_speed
 from models.backbone.processes import resolve_dtype
 from models.hub.download import folder_of
-from models.hub.limits import check_vocabulary, limits_of_model, width_of_folder
+from models.hub.limits import check_vocabulary, limits_of_model, stop_ids_in, width_of_folder
 from models.hub.registry import BaseModelSpec
 from models.hub.validate import check_model
 
@@ -90,9 +90,13 @@ def dtype_of(spec: BaseModelSpec, asked: str, device: torch.device) -> torch.dty
 
 
 def stop_ids_of(lm: Any) -> tuple[int, ...]:
-    """Stop ids from the generation config, which holds an int, a list or nothing."""
+    """Stop ids from the generation config, which holds an int, a list or nothing.
+
+    Raises:
+        UserError: it holds anything else.
+    """
     eos = lm.generation_config.eos_token_id if lm.generation_config is not None else None
-    return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    return stop_ids_in(eos, f"base {lm.name_or_path}, generation config")
 
 
 def load_lm_and_tokenizer(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:

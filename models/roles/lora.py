@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor
 
 from data.common.errors import UserError, nearest
-from models.backbone.architecture import other_senses, renamed_by_peft
+from models.backbone.architecture import other_senses, passed_over, renamed_by_peft
 from models.backbone.four_bits import is_packed
 from models.backbone.settings import AdapterConfig
 
@@ -76,6 +76,11 @@ def _named(lm: Any, targets: list[str]) -> list[str]:
         raise UserError(
             f"adapter.targets: on '{lm.config.model_type}' PEFT takes {', '.join(taken)} for experts, which are one "
             "tensor here, and would adapt something else; leave them out"
+        )
+    if past := sorted(passed_over(lm) & {target.rsplit(".", 1)[-1] for target in targets}):
+        raise UserError(
+            f"adapter.targets: the code of '{lm.config.model_type}' takes the weight of {', '.join(past)} without "
+            "calling the layer, so that an adapter there would be passed over; leave it out"
         )
     return targets
 

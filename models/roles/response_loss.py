@@ -29,7 +29,8 @@ def cells_worth_a_pass(lm: Any) -> int:
     config = lm.config.get_text_config()
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * width
-    return max(1, int(OVERHEAD.get(lm.device.type, 3e11) / (6.0 * (4 * width * width + 3 * width * int(inner)))))
+    inner = max(inner) if isinstance(inner, list | tuple) else int(inner)  # some configs name each layer's own
+    return max(1, int(OVERHEAD.get(lm.device.type, 3e11) / (6.0 * (4 * width * width + 3 * width * inner))))
 
 
 def supervised_states(lm: Any, ids: Tensor, mask: Tensor, labels: Tensor, fast: bool = True) -> tuple[Tensor, Tensor]:

@@ -177,7 +177,8 @@ class CachedEngine:
                 if len(left) == 0:
                     break
                 if len(left) <= len(rows) // 2:
-                    cache.batch_select_indices(left)
+                    # `batch_select_indices` is lacking, or leaves the state out, in layers with a recurrent state
+                    cache.reorder_cache(left)  # type: ignore[arg-type]  # any integers will do
                     rows, mask, tokens = rows[left], mask[left], tokens[left]
                 mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
                 step_ids = tokens[:, None]

@@ -20,7 +20,7 @@ from data.common.strict_json import read_object
 from data.template import Renderer
 from models.backbone.artifacts import read_artifact
 from models.backbone.processes import Processes
-from models.hub.limits import check_stops
+from models.hub.limits import check_stops, stop_ids_in
 from models.hub.load import dtype_of, load_tokenizer
 from models.hub.registry import BaseModelSpec, resolve_base
 from models.roles.shared_base import SharedBase
@@ -41,8 +41,8 @@ def renderer_of_adapter(adapter: Path, base: SharedBase) -> Renderer | None:
     tokenizer, config = load_tokenizer(str(adapter)), adapter / "generation_config.json"
     if not tokenizer.chat_template:
         return None
-    stops = read_object(config).get("eos_token_id") if config.is_file() else None
-    renderer = Renderer(tokenizer, extra_stop_ids=base.extra_stop_ids if stops is None else stops)
+    stops = stop_ids_in(read_object(config).get("eos_token_id") if config.is_file() else None, str(config))
+    renderer = Renderer(tokenizer, extra_stop_ids=stops or base.extra_stop_ids)
     check_stops(base.limits, renderer.stop_ids)
     return renderer
 

@@ -201,7 +201,8 @@ class Pipeline:
                 given = read_artifact(path)
                 keys[need] = known[need] if need not in self.given else given.key if given else folder_hash(path)
             described, threads = self.describe(name, keys), self.processes.threads
-            state = state_of(name, described, self.run_dir, self.recipe, threads, name in again)
+            processor = self.processes.processor
+            state = state_of(name, described, self.run_dir, self.recipe, threads, name in again, processor)
             known[name] = state.key
             if chosen is not None and name not in chosen and (there := read_artifact(state.folder)) is not None:
                 known[name] = there.key

@@ -6,7 +6,6 @@ machine; no weights are loaded and nothing is fetched.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ import torch
 
 from data.common.errors import UserError
 from data.common.number_format import size
+from data.common.strict_json import read_object
 from data.counting import share_warning
 from data.splits import Corpus
 from data.template import Renderer
@@ -26,7 +26,7 @@ from models.backbone.processes import resolve_dtype
 from models.fast.products import product_dtype
 from models.fast.weights import DTYPES, FAMILIES
 from models.hub.download import local_folder
-from models.hub.limits import limits_of_folder
+from models.hub.limits import limits_of_folder, stop_ids_in
 from models.hub.load import tokenizer_of
 from models.hub.registry import BaseModelSpec, resolve_base
 from pipelines.recipe.schema import Recipe
@@ -183,10 +183,8 @@ def opened(spec: BaseModelSpec, template: str, stop: tuple[str | int, ...]) -> O
             limits = limits_of_folder(folder, spec.name)
     except UserError:
         return None
-    stops: Any = None
     config = folder / "generation_config.json"
-    if config.is_file():
-        stops = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id")
+    stops = stop_ids_in(read_object(config).get("eos_token_id"), str(config)) if config.is_file() else ()
     renderer = Renderer(tokenizer, template=template, stop=stop, extra_stop_ids=stops)
     return Opened(renderer, None if limits is None else limits.positions)
 

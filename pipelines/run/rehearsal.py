@@ -22,28 +22,28 @@ from data.records import Prompt
 from data.splits import Corpus
 from data.storage.views import Chain
 from data.template import Renderer
-from evaluation.prompting import asking
-from evaluation.systems import Named, parse
-from models.backbone.architecture import check_architecture, linear_layers, reach_sentence, without_weights
+from evaluation.systems import parse
+from models.backbone.architecture import linear_layers, without_weights
 from models.backbone.artifacts import read_artifact
-from models.hub.download import local_folder
-from models.hub.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder
-from models.hub.load import tokenizer_of
+from models.hub.limits import check_rows
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
-from models.hub.validate import check_model
 from models.roles.files import ADAPTER, CONFIG
 from models.roles.lora import differences, lora_config
 from pipelines.execution.progress import Progress
 from pipelines.loading.idle import replaced, waiting
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
+from pipelines.run.base_rehearsal import KnownBase, check_adapter, check_stored_adapter, known_base
 from pipelines.run.binding import check_start, offers
+from pipelines.run.endpoints import check_keys, unanswered
+from pipelines.run.evaluation_rehearsal import EvaluationRehearsal
 from pipelines.run.parts import RunParts
 from pipelines.stages.keys import differences as changes
 from pipelines.stages.keys import rendering_key
 from pipelines.stages.table import STAGES
 from reward.files import SCORING
+from stages.ppo.stage import none_fits, prompt_limit
 from stages.settings import check_shares
 from stages.stage import copy_sentence, prompt_rows
 
@@ -65,7 +65,11 @@ def before_first_stage(pipeline: RunParts, progress: Progress, chosen: Sequence[
     corpus = pipeline.corpus
     for line in [*source_lines(corpus), *corpus.remarks, *bad_rows(corpus)]:
         progress.say(line)
+    ahead = [name for name in chosen if read_artifact(pipeline.run_dir / STAGES[name].folder) is None]
+    check_keys(pipeline.recipe, ahead)
     rehearse(pipeline, chosen, progress.warn)
+    for doubt in unanswered(pipeline.recipe, ahead):
+        progress.warn(doubt)
 
 
 def source_lines(corpus: Corpus) -> list[str]:
@@ -101,24 +105,85 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         warn(without_effect)
     for doubt in (*given_otherwise(pipeline, chosen), *doubtful_columns(recipe, corpus, chosen)):
         warn(doubt)
-    if "evaluate" in chosen:
-        check_systems(recipe, corpus, {*recipe.stages, *pipeline.given})
+    evaluation = _evaluation(pipeline, chosen, warn)
+    if evaluation is not None:
+        evaluation.check()
     if "ppo" in chosen and (text := value_start(recipe)):
         warn(text)
     spec = _base_of(pipeline)
-    folder = None if spec is None else local_folder(spec.source, spec.revision)
-    if spec is None or folder is None:
+    base = None if spec is None else known_base(spec, recipe.template_source, recipe.stop)
+    if (of_reward := _reward_base(pipeline, chosen)) is not None:
+        _check_reward_base(of_reward, recipe, corpus, chosen, warn)
+    if base is None:
         return
-    check_model(folder)
-    config = _config_of(folder, spec)
-    renderer, limits = _opened(spec, folder, config, recipe)
-    for doubt in renderer.doubts():
+    for doubt in base.renderer.doubts():
         warn(doubt)
-    _check_adapter(spec, config, recipe, warn)
-    _tell_copies(pipeline, config, chosen, warn)
-    for what, rows, places, room, cure in _rows(recipe, corpus, renderer, chosen):
-        if limits is not None:
-            check_rows(limits, rows, what, cure, warn, room, places)
+    check_adapter(base, recipe.adapter, warn)
+    for stage, folder in _taken(pipeline, chosen).items():
+        on = of_reward if stage == "reward" and recipe.reward.base != "same" else base
+        if on is not None:
+            check_stored_adapter(on, folder, f"--input {stage}")
+    _tell_copies(pipeline, base.config, chosen, warn)
+    for what, rows, places, room, cure in _rows(recipe, corpus, base.renderer, chosen):
+        if base.limits is not None:
+            check_rows(base.limits, rows, what, cure, warn, room, places)
+    if "ppo" in chosen:
+        _check_room(recipe, corpus, base)
+    if evaluation is not None:
+        evaluation.check_models(base)
+
+
+def _evaluation(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], None]) -> EvaluationRehearsal | None:
+    if "evaluate" not in chosen:
+        return None
+    recipe, corpus = pipeline.recipe, pipeline.corpus
+    stages, prompts = {*recipe.stages, *pipeline.given}, _some(evaluation_prompts(recipe, corpus))
+    return EvaluationRehearsal(recipe=recipe, corpus=corpus, stages=stages, prompts=prompts, warn=warn)
+
+
+def _taken(pipeline: RunParts, chosen: Sequence[str]) -> dict[str, Path]:
+    """Results that the chosen stages are given, with their folders."""
+    needs = {need for name in chosen for need in pipeline.inputs_of(name)}
+    return {name: folder for name, folder in pipeline.given.items() if name in needs}
+
+
+def _reward_base(pipeline: RunParts, chosen: Sequence[str]) -> KnownBase | None:
+    """The reward model's base of its own, where a chosen stage trains or asks one on it."""
+    recipe = pipeline.recipe
+    there = "reward" in recipe.stages or "reward" in pipeline.given
+    if recipe.reward.base == "same" or not there or not {"reward", "ppo", "evaluate"} & set(chosen):
+        return None
+    return known_base(resolve_base(recipe.reward.base, base_dir=recipe.base_dir), "auto")
+
+
+def _check_reward_base(
+    base: KnownBase, recipe: Recipe, corpus: Corpus, chosen: Sequence[str], warn: Callable[[str], None]
+) -> None:
+    """Check a base of the reward model's own as the run's: its kind, its layers, and the rankings as it reads them."""
+    check_adapter(base, recipe.adapter, warn)
+    limits, longest = base.limits, recipe.reward.max_tokens
+    if limits is None:
+        return
+    if limits.table and limits.positions is not None and longest > limits.positions:
+        warn(
+            f"reward.max_tokens: {longest:,} is more than the {limits.positions:,} positions of base {base.name}: what "
+            f"it scores is cut to {limits.positions:,} tokens"
+        )
+    if "reward" in chosen:
+        rows, places = _ranking_rows(recipe, corpus, base.renderer)
+        check_rows(limits, rows, "data.rankings", "lower reward.max_tokens", warn, where=places)
+
+
+def _check_room(recipe: Recipe, corpus: Corpus, base: KnownBase) -> None:
+    """Refuse a PPO that would leave out every prompt.
+
+    Raises:
+        UserError: as the stage would.
+    """
+    limit = prompt_limit(recipe.ppo, None if base.limits is None else base.limits.positions)
+    prompts = corpus.prompts.train
+    if len(prompts) <= ROWS and all(len(row) > limit for row in prompt_rows(base.renderer, prompts)):
+        raise none_fits(len(prompts), limit)
 
 
 def check_precision(recipe: Recipe, chosen: Sequence[str]) -> None:
@@ -160,8 +225,7 @@ def given_otherwise(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
     """Sentences about results that the chosen stages are given, and that were made with another rendering or limit."""
     recipe = pipeline.recipe
     rendering = {"file": None} | rendering_key(recipe.template, recipe.stop, recipe.base_dir)
-    taken = {need for name in chosen for need in pipeline.inputs_of(name) if need in pipeline.given}
-    for stage in sorted(taken):
+    for stage in sorted(_taken(pipeline, chosen)):
         then, now = _made_with(pipeline.given[stage]), dict[str, Any]()
         if STAGES[stage].on_base and not (stage == "reward" and recipe.reward.base != "same"):
             now = dict(rendering)
@@ -211,54 +275,6 @@ def _base_of(pipeline: RunParts) -> BaseModelSpec | None:
     return resolve_base(str(made), base_dir=recipe.base_dir) if (made / "config.json").is_file() else None
 
 
-def _opened(spec: BaseModelSpec, folder: Path, config: Any, recipe: Recipe) -> tuple[Renderer, Limits | None]:
-    """The renderer that the stages will use, and what the base takes; both compared."""
-    tokenizer, stops = tokenizer_of(spec.model_copy(update={"source": str(folder)})), _generation_stops(folder, config)
-    limits = limits_of_folder(folder, spec.name)
-    if limits is not None:
-        check_vocabulary(limits, tokenizer)
-    renderer = Renderer(tokenizer, template=recipe.template_source, stop=recipe.stop or spec.stop, extra_stop_ids=stops)
-    if limits is not None:
-        check_stops(limits, renderer.stop_ids)
-    return renderer, limits
-
-
-def _config_of(folder: Path, spec: BaseModelSpec) -> Any:
-    """The config of a causal language model.
-
-    Raises:
-        UserError: it is of another kind, which no stage can use.
-    """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # damaged configs make the library raise anything
-        raise UserError(f"base {spec.name}: its config.json cannot be read ({str(error).splitlines()[0]})") from error
-    if config.model_type not in CAUSAL:
-        raise UserError(
-            f"base {spec.name}: '{config.model_type}' is no causal language model, which every stage needs; choose "
-            "another base (`trivet models` lists some)"
-        )
-    return config
-
-
-def _check_adapter(spec: BaseModelSpec, config: Any, recipe: Recipe, warn: Callable[[str], None]) -> None:
-    """Whether the architecture can carry roles and the adapter finds its layers, by names and shapes alone."""
-    try:
-        lm = without_weights(config)
-    except Exception as error:  # a config of impossible sizes makes the library raise anything
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"base {spec.name}: its config.json describes no model ({first})") from error
-    check_architecture(lm, spec.name)
-    if recipe.adapter.method == "lora":
-        names = linear_layers(lm)
-        lora_config(lm, names, recipe.adapter)
-        if recipe.adapter.targets == "all-linear" and (said := reach_sentence(lm, names)):
-            warn(said)
-
-
 def copied_roles(recipe: Recipe, chosen: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Roles that the chosen stages start as a copy of a finished stage's role, each with that stage."""
     shares = recipe.reward.base == "same"
@@ -298,14 +314,6 @@ def _stored_adapter(folder: Path) -> LoraConfig | None:
     return None
 
 
-def _generation_stops(folder: Path, config: Any) -> tuple[int, ...]:
-    """Stop ids of the generation config, as the loaded model will have them."""
-    file = folder / "generation_config.json"
-    # where there is no such file, the model makes one of its config
-    found = read_object(file).get("eos_token_id") if file.is_file() else config.get_text_config().eos_token_id
-    return () if found is None else (found,) if isinstance(found, int) else tuple(found)
-
-
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -330,20 +338,24 @@ def _rows(recipe: Recipe, corpus: Corpus, renderer: Renderer, chosen: Sequence[s
                 )
         yield "data.demonstrations", encoded, [d.prompt.source for d in shown], 0, "lower sft.max_tokens"
     if "reward" in chosen and recipe.reward.base == "same":
-        rankings = _some(corpus.rankings.all)
-        pairs, places = [], []
-        for r in rankings:
-            with located(r.prompt.source):
-                both = [
-                    renderer.prompt_and_answer(r.prompt.messages, a, max_tokens=recipe.reward.max_tokens)
-                    for a in r.answers
-                ]
-            pairs += [query + answer for query, answer in both]
-            places += [r.prompt.source] * len(both)
+        pairs, places = _ranking_rows(recipe, corpus, renderer)
         yield "data.rankings", pairs, places, 0, "lower reward.max_tokens"
     for what, prompts, room, cure in _asked(recipe, corpus, chosen):
         some = _some(prompts)
         yield what, prompt_rows(renderer, some), [p.source for p in some], room, cure
+
+
+def _ranking_rows(recipe: Recipe, corpus: Corpus, renderer: Renderer) -> tuple[list[list[int]], list[str]]:
+    """Every response with its prompt as ids, within the limit, and its place."""
+    pairs, places = [], []
+    for r in _some(corpus.rankings.all):
+        with located(r.prompt.source):
+            both = [
+                renderer.prompt_and_answer(r.prompt.messages, a, max_tokens=recipe.reward.max_tokens) for a in r.answers
+            ]
+        pairs += [query + answer for query, answer in both]
+        places += [r.prompt.source] * len(both)
+    return pairs, places
 
 
 def _asked(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[tuple[str, Sequence[Prompt], int, str]]:
@@ -357,37 +369,3 @@ def _asked(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[tu
     if "evaluate" in chosen:
         held_out = evaluation_prompts(recipe, corpus)
         yield "evaluation", held_out, response_limit(recipe), "lower evaluation.max_new_tokens"
-
-
-# -- systems ---------------------------------------------------------------------------------------------------------
-
-
-def check_systems(recipe: Recipe, corpus: Corpus, stages: set[str]) -> None:
-    """Check evaluation's prompts and systems, with the stages that the run has or is given.
-
-    Raises:
-        UserError: no prompt is left, or a system that cannot be.
-    """
-    if not corpus.prompts.held_out[: recipe.evaluation.prompts]:
-        raise UserError("data.held_out: no held-out prompt is left for evaluation; raise the share or name a file")
-    for name in recipe.evaluation.systems:
-        _check_system(parse(name), recipe, corpus, stages)
-
-
-def _check_system(named: Named, recipe: Recipe, corpus: Corpus, stages: set[str]) -> None:
-    text = f"evaluation.systems: {named.name}"
-    if named.kind == "checkpoint" and "ppo" in recipe.stages:
-        every, update = recipe.ppo.keep_every, int(named.value)
-        if not every or update % every or not 0 < update <= recipe.ppo.updates:
-            kept = f"every {every}th of {recipe.ppo.updates} is" if every else "none is, without ppo.keep_every,"
-            raise UserError(f"{text}: that policy will not be kept ({kept} kept); change ppo.keep_every or the system")
-    if named.kind == "checkpoint" and "ppo" not in stages:
-        raise UserError(f"{text}: there is no ppo stage in this run; add it, or give --input ppo=PATH")
-    if named.kind == "path" and not (folder := (recipe.base_dir / Path(named.value).expanduser())).is_dir():
-        raise UserError(f"{text}: no such folder ({folder})")
-    if named.kind == "prompted":
-        config = recipe.evaluation.asked(named.value)
-        assert config is not None  # the recipe's own check
-        seed = recipe.seed if recipe.evaluation.seed is None else recipe.evaluation.seed
-        asking(named.value, config, corpus.demonstrations.train, seed)
-        _check_system(parse(config.model), recipe, corpus, stages)

@@ -110,8 +110,14 @@ class StageRun:
         if isinstance(threads, int) and threads > 0 and threads != own and not fixed:
             self.progress.say(f"{self.name}: resumes with CPU threads: {threads}, as before (here it would be {own})")
             self.processes.use_threads(threads)
+        here, there = self.processes.processor, began.made_with.get("processor") if began is not None else None
+        if there not in (None, here):
+            self.progress.warn(
+                f"{self.name}: resumes on {here}, and what was done before was computed on {there}: its result will "
+                "differ in rounding from one that either would have given alone"
+            )
         try:
-            yield made_with(self.recipe, self.name, self.processes.threads)
+            yield made_with(self.recipe, self.name, self.processes.threads, here)
         finally:
             self.processes.use_threads(own)
 

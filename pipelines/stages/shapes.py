@@ -112,8 +112,9 @@ def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
     named = [pair for file in weight_files(folder) for pair in shapes_of(file)]
     if config.get("tie_word_embeddings", raw.get("tie_word_embeddings")) is True:
         named = [(n, s) for n, s in named if n != "lm_head.weight"]  # some files hold the same matrix twice
-    layers, width = _first(config, "num_hidden_layers", "n_layer"), _first(config, "hidden_size", "n_embd")
-    heads = _first(config, "num_attention_heads", "n_head") or 1
+    layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    width = _first(config, "hidden_size", "n_embd", "d_model")
+    heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads") or 1
     matrices = [(n.split("."), s) for n, s in named if len(s) == 2]
     inside = [(parts, s) for parts, s in matrices if any(p.isdigit() for p in parts)]
     adapted = set(adapted_layers(adapter, layers))
@@ -156,4 +157,6 @@ def _sliding(config: dict[str, Any], layers: int) -> int:
 
 
 def _first(config: dict[str, Any], *names: str) -> int:
-    return next((v for n in names if isinstance(v := config.get(n), int)), 0)
+    """The first of these numbers that a config has; of a list, one number a layer, the largest."""
+    found = (max(v, default=0) if isinstance(v := config.get(n), list) else v for n in names)
+    return next((v for v in found if isinstance(v, int)), 0)

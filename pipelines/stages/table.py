@@ -319,16 +319,18 @@ def group_of(name: str) -> str:
     return STAGES[name].group if name in STAGES else name
 
 
-def made_with(recipe: Recipe, name: str, threads: int) -> dict[str, Any]:
+def made_with(recipe: Recipe, name: str, threads: int, processor: str = "") -> dict[str, Any]:
     """How a stage is computed, as far as that changes rounding alone: written down, and in no key.
 
     Args:
         threads: CPU threads of this process.
+        processor: what computes: the CPU's instruction set, or the GPU's name.
     """
     stage = STAGES[name]
     own = {f"{stage.group}.{s}": getattr(getattr(recipe, stage.group), s) for s in stage.speed_settings(recipe)}
     general = {f"runtime.{CHECKPOINTING}": getattr(recipe.runtime, CHECKPOINTING)}
     general |= {f"runtime.{OFFLOAD}": True} if recipe.runtime.offload_activations else {}
+    general |= {"processor": processor} if processor else {}
     return own | general | ({"threads": threads} if recipe.runtime.threads is None else {})
 
 

@@ -172,11 +172,6 @@ def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[Sequence[
         UserError: none fit.
     """
     limit = prompt_limit(config, context.base.context_length)
-    if limit < 1:
-        raise UserError(
-            f"ppo.max_new_tokens: {config.max_new_tokens} leaves no room for a prompt in the base's "
-            f"{context.base.context_length} positions; lower it"
-        )
     prompts, tally = fitting_prompts(context.renderer, context.corpus.prompts.train, limit)
     left_out = sum(tally.dropped.values())
     kept = prompt_rows(context.renderer, prompts)
@@ -184,7 +179,7 @@ def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[Sequence[
         context.base.limits, kept, "data.prompts", "lower ppo.max_new_tokens", context.warn, config.max_new_tokens
     )
     if not prompts:
-        raise UserError(f"data.prompts: none of {left_out} training prompts has at most {limit} tokens; PPO needs some")
+        raise none_fits(left_out, limit)
     if left_out:
         context.warn(f"{left_out} prompts are longer than {limit} tokens and are left out")
         if tally.warning():
@@ -193,9 +188,23 @@ def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[Sequence[
 
 
 def prompt_limit(config: PPOConfig, positions: int | None) -> int:
-    """The longest prompt in tokens: the recipe's limit, and what a response leaves of the base's positions."""
-    limit = config.max_prompt_tokens
-    return limit if positions is None else min(limit, positions - config.max_new_tokens)
+    """The longest prompt in tokens: the recipe's limit, and what a response leaves of the base's positions.
+
+    Raises:
+        UserError: it leaves none.
+    """
+    room = config.max_prompt_tokens if positions is None else positions - config.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"ppo.max_new_tokens: {config.max_new_tokens} leaves no room for a prompt in the base's "
+            f"{positions} positions; lower it"
+        )
+    return min(config.max_prompt_tokens, room)
+
+
+def none_fits(count: int, limit: int) -> UserError:
+    """The error where no training prompt fits."""
+    return UserError(f"data.prompts: none of {count} training prompts has at most {limit} tokens; PPO needs some")
 
 
 def fitting_prompts(renderer: Renderer, prompts: Sequence[Prompt], limit: int) -> tuple[Sequence[Prompt], Tally]:

@@ -11,10 +11,18 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.common.errors import UserError
-from models.backbone.architecture import linear_layers, other_senses, out_of_reach, reach_sentence, without_weights
+from models.backbone.architecture import (
+    linear_layers,
+    other_senses,
+    out_of_reach,
+    passed_over,
+    reach_sentence,
+    without_weights,
+)
 from models.backbone.settings import AdapterConfig
 from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
+from models.sampling.generate import CachedEngine, SamplingParams
 from tests.conftest import ADAPTER, WORDS, make_base, randomise, tiny_lm, word_tokenizer
 
 SMALL = {
@@ -26,6 +34,10 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 HYBRID = {
     "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
     "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+STATES = {
+    "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_expand": 2,
+    "mamba_chunk_size": 8, "mamba_d_ssm": 64,
 }  # fmt: skip
 LATENT = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 2, "topk_group": 1,
@@ -45,7 +57,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3_5": {"text_config": SMALL | HYBRID, "vision_config": SEEING},
     "phimoe": {"num_local_experts": 4},
     "llama4_text": {"num_local_experts": 4, "head_dim": 8, "intermediate_size_mlp": 64},
-}
+    "gemma3n_text": {
+        "head_dim": 8, "vocab_size_per_layer_input": len(WORDS), "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 0, "laurel_rank": 4, "altup_num_inputs": 2,
+        "activation_sparsity_pattern": [0.0, 0.0], "layer_types": ["sliding_attention", "full_attention"],
+    },
+}  # fmt: skip
 MORE: dict[str, dict[str, Any]] = {
     "olmoe": EXPERTS, "granitemoe": {"num_local_experts": 4}, "gpt_oss": {"num_local_experts": 4, "head_dim": 8},
     "glm4_moe": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
@@ -54,6 +71,13 @@ MORE: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"]}, "gemma3_text": {"head_dim": 8}, "phi3": {}, "granite": {},
     "olmo2": {}, "smollm3": {}, "cohere": {}, "starcoder2": {}, "stablelm": {}, "falcon": {}, "nemotron": {},
     "bloom": {"n_layer": 2, "n_head": 4}, "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2}, "exaone4": {},
+    "jamba": {
+        "num_experts": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+        "expert_layer_offset": 1, "mamba_d_state": 4, "mamba_d_conv": 2, "mamba_expand": 2,
+    },
+    "falcon_h1": STATES | {"head_dim": 8}, "granitemoehybrid": STATES | {
+        "num_local_experts": 4, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 16,
+    },
     "glm4": {"head_dim": 8}, "ernie4_5": {"head_dim": 8}, "hunyuan_v1_dense": {"head_dim": 8},
 }  # fmt: skip
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
@@ -140,6 +164,50 @@ def test_a_run_and_another_in_one_process(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", MORE)
 def test_a_run_and_another_in_one_process_of_more_kinds(kind: str, tmp_path: Path) -> None:
     check(kind, tmp_path)
+
+
+WITH_STATES = ["falcon_h1", "lfm2", "qwen3_5_text"]
+
+
+@pytest.mark.parametrize("kind", WITH_STATES)
+def test_rows_that_leave_a_batch_early_change_no_others(kind: str) -> None:
+    """Layers with a state of fixed size, beside those with a key-value cache: the finished rows' states go as well."""
+    base = base_of(kind)
+    base.lm.double()
+    prompts = [[3 + (7 * i + j) % 30 for j in range(n)] for i, n in enumerate((1, 3, 9, 5))]
+    noise = torch.rand((4, 10), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    params = SamplingParams(max_new_tokens=10, stop_ids=tuple(range(16, 30)))
+    with base.role("base") as view:
+        found = CachedEngine()(view, prompts, params=params, noise=noise)
+        for i, prompt in enumerate(prompts):
+            alone = CachedEngine()(view, [prompt], params=params, noise=noise[i : i + 1])
+            assert alone.ids[0] == found.ids[i]
+    assert len({len(ids) for ids in found.ids}) > 2  # so rows left
+
+
+def test_a_cache_of_a_models_own_is_refused_by_name() -> None:
+    settings = {"num_local_experts": 4, "layer_types": ["linear_attention", "full_attention"], "head_dim": 8}
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model("minimax", **SMALL | settings, block_size=8))
+    with pytest.raises(UserError, match=r"base b: 'minimax' models take a key-value cache of their own .*MiniMaxCache"):
+        SharedBase(lm, word_tokenizer(), name="b")
+
+
+def test_layers_that_are_numbered_are_no_targets() -> None:
+    """`altup_projections.0` is a linear layer, and "0" would be the first block to PEFT."""
+    lm = AutoModelForCausalLM.from_config(config_of("gemma3n_text"))
+    names = linear_layers(lm)
+    assert "q_proj" in names and not any(name.isdigit() for name in names)
+    assert out_of_reach(lm, names)["0"] == lm.model.altup_projections[0].weight.numel() * 2  # and its counterpart
+
+
+def test_layers_past_which_the_model_goes_are_no_targets() -> None:
+    """Jamba multiplies by `dt_proj.weight` itself: an adapter on the layer would get no gradient and change nothing."""
+    base = base_of("jamba")
+    assert "dt_proj" not in base.linear_names and "in_proj" in base.linear_names
+    assert passed_over(base.lm) == {"dt_proj"} and passed_over(tiny_lm("llama")) == set()
+    assert "out_proj" in passed_over(AutoModelForCausalLM.from_config(config_of("falcon_h1")))
+    with pytest.raises(UserError, match=r"adapter.targets: the code of 'jamba' takes the weight of dt_proj"):
+        base.add_role("sft", AdapterConfig(rank=2, alpha=4, targets=("in_proj", "dt_proj")))
 
 
 @pytest.mark.parametrize("kind", ["rwkv", "mamba"])

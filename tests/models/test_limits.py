@@ -11,13 +11,24 @@ import torch
 from data.common.errors import UserError
 from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
-from models.hub.limits import Limits, check_rows, check_stops, check_vocabulary, limits_of_folder, limits_of_model
+from data.template import Renderer
+from models.hub.limits import (
+    Limits,
+    check_rows,
+    check_stops,
+    check_vocabulary,
+    limits_of_folder,
+    limits_of_model,
+    stop_ids_in,
+)
 from models.hub.spec import BaseModelSpec
+from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
+from reward.files import load_reward
 from stages import rankings, reward_model, sft
 from stages.ppo import stage as ppo_stage
 from stages.settings import PPOConfig, RankingsConfig, RewardConfig, SFTConfig
-from tests.conftest import FAMILIES, WORDS, make_base, tiny_lm, word_tokenizer
+from tests.conftest import ADAPTER, FAMILIES, WORDS, make_base, tiny_lm, word_tokenizer
 from tests.support.ppo import make_context, make_prompt
 
 TABLES = {"gpt2", "opt"}
@@ -119,3 +130,42 @@ def test_sft_on_a_rotary_base_goes_on_with_a_warning(tmp_path: Path) -> None:
     sft.run(replace(context, warn=told.append), SFTConfig(batch=2))
     assert len(told) == 1 and "2 of 2 rows are longer than the 64 positions" in told[0]
     assert "lower sft.max_tokens" in told[0]
+
+
+def test_what_a_reward_model_on_a_table_of_positions_scores_is_cut_to_them(tmp_path: Path) -> None:
+    """Responses of a policy on another base may be longer than any ranking that it was trained on."""
+    base = make_base("gpt2", n_positions=16)
+    base.add_role("reward", ADAPTER, head=True)
+    save_role(base, "reward", tmp_path, {"score_mean": 0.0, "score_std": 1.0})
+    renderer, prompt = Renderer(base.tokenizer, template="dialogue"), [make_prompt("w1").messages]
+    found = {}
+    for limit in (16, 512):
+        base.drop_roles()
+        model = load_reward(base, tmp_path, renderer, max_tokens=limit)
+        found[limit] = model.score_texts(prompt, ["w2 w3 " * 20], [True])
+        assert model.max_tokens == 16
+    assert torch.equal(found[16], found[512])
+    rotary = make_base()
+    rotary.add_role("reward", ADAPTER, head=True)
+    save_role(rotary, "reward", tmp_path / "rotary", {"score_mean": 0.0, "score_std": 1.0})
+    rotary.drop_roles()
+    assert load_reward(rotary, tmp_path / "rotary", renderer, max_tokens=512).max_tokens == 512
+
+
+@pytest.mark.parametrize(("value", "ids"), [(None, ()), (2, (2,)), ([2, 3], (2, 3)), ([], ())])
+def test_stops_of_a_generation_config_are_numbers(value: object, ids: tuple[int, ...]) -> None:
+    assert stop_ids_in(value, "x") == ids
+
+
+@pytest.mark.parametrize("value", ["</s>", True, [2, False], ["2"], [2.0], {"id": 2}])
+def test_other_stops_of_a_generation_config_are_refused(value: object) -> None:
+    with pytest.raises(UserError, match=r"^x: eos_token_id: .* is no token id and no list of them"):
+        stop_ids_in(value, "x")
+
+
+def test_weights_that_are_no_numbers_are_named_as_such(tmp_path: Path) -> None:
+    lm = tiny_lm()
+    with torch.no_grad():
+        lm.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"base x: its logits are not finite .* overflow in float32"):
+        SharedBase(lm, word_tokenizer(), name="x")

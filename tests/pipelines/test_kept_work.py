@@ -282,6 +282,21 @@ def test_threads_are_recorded_and_a_stopped_stage_resumes_with_its_own(
     assert weights(tmp_path) == weights(whole)
 
 
+def test_the_processor_is_recorded_and_another_one_is_told_by_plan_and_where_a_stage_resumes(
+    base: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last places of sums depend on the width of the instructions; no key holds them."""
+    found = read_artifact(whole / "sft")
+    own = f"CPU {torch.backends.cpu.get_cpu_capability()}"
+    assert found is not None and found.manifest["made_with"]["processor"] == own
+    stop_at(base, tmp_path, 2)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+    assert plan_of(made(base, whole)) == (f'finished and unchanged; made with processor "{own}" (now "CPU OTHER")')
+    made(base, tmp_path).run(only=["sft"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"sft: resumes on CPU OTHER, and what was done before was computed on {own}: its result will differ" in told
+
+
 def test_a_stage_of_when_the_key_held_settings_of_speed_stays_valid(base: Path, tmp_path: Path) -> None:
     from pipelines.stages.keys import hash_of
 

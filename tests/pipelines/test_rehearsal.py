@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 from data.common.errors import UserError
 from pipelines.cli import main as cli
 from pipelines.loading.idle import waiting
 from pipelines.loading.load import load_recipe
+from pipelines.run.endpoints import check_keys, unanswered
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.rehearsal import check_precision, rehearse, value_start
 from tests.conftest import WORDS, tiny_lm, word_tokenizer
@@ -24,14 +26,23 @@ from tests.conftest import WORDS, tiny_lm, word_tokenizer
 REFUSES = "{{ raise_exception('no system please') if messages[0].role == 'system' else '' }}"
 
 
-def rows(path: Path, made: list[dict[str, Any]]) -> None:
+def rows(path: Path, made: list[dict[str, Any]]) -> Any:
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
 
 
-def save_base(folder: Path, family: str = "llama", words: list[str] | None = None, **changes: Any) -> Any:
+TURNS = "{% for m in messages %}{{ m.role }} : {{ m.content }}\n{% endfor %}"
+TURNS += "{% if add_generation_prompt %}assistant : {% endif %}"
+
+
+def save_base(
+    folder: Path,
+    family: str = "llama",
+    words: list[str] | None = None,
+    template: str = REFUSES + TURNS,
+    **changes: Any,
+) -> Any:
     lm, tokenizer = tiny_lm(family, **changes), word_tokenizer(words=words)
-    tokenizer.chat_template = REFUSES + "{% for m in messages %}{{ m.role }} : {{ m.content }}\n{% endfor %}"
-    tokenizer.chat_template += "{% if add_generation_prompt %}assistant : {% endif %}"
+    tokenizer.chat_template = template
     lm.save_pretrained(folder), tokenizer.save_pretrained(folder)
 
 
@@ -70,6 +81,31 @@ def named_templates(base: Path) -> Any:
     config = json.loads((base / "tokenizer_config.json").read_text())
     config["chat_template"] = [{"name": name, "template": "{{ messages }}"} for name in ("tool_use", "rag")]
     (base / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def reward_base(folder: Path, recipe: dict[str, Any], family: str = "llama", **changes: Any) -> Any:
+    save_base(folder / "rb", family, **changes)
+    recipe["reward"]["base"] = "./rb"
+
+
+def asked(recipe: dict[str, Any], **how: Any) -> Any:
+    recipe["evaluation"] = {"systems": ["sft", "prompted:mine"], "prompted": {"mine": {"model": "sft"} | how}}
+
+
+def other_adapter(folder: Path) -> Any:
+    """An adapter for a base of twice the width."""
+    made = get_peft_model(tiny_lm(hidden_size=64), LoraConfig(r=4, target_modules=["q_proj"]))
+    made.save_pretrained(str(folder))
+
+
+def empty(folder: Path) -> Any:
+    folder.mkdir()
+
+
+def no_references(folder: Path, recipe: dict[str, Any]) -> Any:
+    """Held-out prompts that no demonstration and no ranking answers."""
+    rows(folder / "held.jsonl", [{"prompt": f"w{i} w{i}"} for i in range(4)])
+    recipe["data"]["held_out"] = "held.jsonl"
 
 
 FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
@@ -120,6 +156,89 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     "a tokenizer without a default chat template": (
         lambda f, r: (named_templates(f / "base"), r.update(template="chat")),
         "no default chat template, only rag, tool_use: name the one that is meant, such as `template: rag`",
+    ),
+    "examples that do not fit a table of positions": (
+        lambda f, r: (save_base(f / "base", "gpt2"), asked(r, examples=[{"prompt": "w1 " * 9, "answer": "w2"}] * 5)),
+        "evaluation, prompted:mine (prompts.jsonl:2): 1 of 1 rows are longer than the 64 positions",
+    ),
+    "a template that refuses examples": (
+        lambda f, r: (
+            save_base(
+                f / "base", template="{{ raise_exception('one turn') if messages | length > 2 else '' }}" + TURNS
+            ),
+            asked(r, shots=1),
+            r.update(template="chat"),
+        ),
+        "prompts.jsonl:2: template 'chat' (the tokenizer's own) cannot render a conversation of user, assistant, user",
+    ),
+    "a reward base of another kind": (
+        lambda f, r: (reward_base(f, r), (f / "rb/config.json").write_text('{"model_type": "t5", "vocab_size": 40}')),
+        "base rb: 't5' is no causal language model",
+    ),
+    "a reward base that is recurrent": (
+        lambda f, r: (
+            reward_base(f, r),
+            (f / "rb/config.json").write_text('{"model_type": "rwkv", "vocab_size": 40, "hidden_size": 8}'),
+        ),
+        "base rb: 'rwkv' models have no key-value cache",
+    ),
+    "a reward base whose tokenizer is larger": (
+        lambda f, r: reward_base(f, r, words=[*WORDS, "more"]),
+        "base rb: its tokenizer has 1 tokens without an embedding",
+    ),
+    "rankings beyond the reward base's table of positions": (
+        lambda f, r: (
+            reward_base(f, r, "gpt2", n_positions=8),
+            rows(f / "rank.jsonl", [{"prompt": "w1 " * i, "responses": ["w1", "w2 w3"]} for i in range(1, 9)]),
+        ),
+        "rows are longer than the 8 positions of base rb",
+    ),
+    "an adapter of another base": (
+        lambda f, r: (other_adapter(f / "other"), r.update(evaluation={"systems": ["sft", "path:other"]})),
+        "adapter_model.safetensors is an adapter of another base: model.layers.0.self_attn.q_proj takes 32 numbers and",
+    ),
+    "a folder without a model": (
+        lambda f, r: (empty(f / "other"), r.update(evaluation={"systems": ["sft", "path:other"]})),
+        "path:other: ",
+    ),
+    "a folder's model that has too few positions": (
+        lambda f, r: (
+            save_base(f / "other", "gpt2", n_positions=8),
+            r.update(evaluation={"systems": ["sft", "path:other"]}),
+        ),
+        "evaluation, path:other (prompts.jsonl:2): 1 of 1 rows are longer than the 8 positions of base other",
+    ),
+    "no prompt that PPO could use": (
+        lambda f, r: (
+            save_base(f / "base", "gpt2"),
+            r["ppo"].update(max_new_tokens=62),
+            r.update(stages=["sft", "reward", "ppo"]),
+        ),
+        "none of 11 training prompts has at most 2 tokens",
+    ),
+    "a metric without references": (
+        lambda f, r: (no_references(f, r), r.update(evaluation={"metrics": ["rouge"]})),
+        "evaluation.metrics: rouge needs references",
+    ),
+    "a metric's folder that is not there": (
+        lambda f, r: r.update(evaluation={"metrics": ["folder:nowhere"]}),
+        "evaluation.metrics: folder:nowhere: no such folder",
+    ),
+    "rankings of the report card that are not there": (
+        lambda f, r: r.update(evaluation={"rankings": "no.jsonl"}),
+        "there is no file no.jsonl",
+    ),
+    "a stop of the generation config that is a text": (
+        lambda f, r: (f / "base/generation_config.json").write_text('{"eos_token_id": ["</s>"]}'),
+        "generation_config.json: eos_token_id: ['</s>'] is no token id",
+    ),
+    "a stop of the generation config that is true": (
+        lambda f, r: (f / "base/generation_config.json").write_text('{"eos_token_id": true}'),
+        "generation_config.json: eos_token_id: True is no token id",
+    ),
+    "a generation config that is no JSON": (
+        lambda f, r: (f / "base/generation_config.json").write_text("{bad"),
+        "generation_config.json: damaged (not JSON",
     ),
     "a base of another kind": (
         lambda f, r: (f / "base/config.json").write_text('{"model_type": "t5", "vocab_size": 40}'),
@@ -191,6 +310,55 @@ def test_a_function_that_cannot_be_loaded_is_told_before_sft(
     assert cli.main(["plan", file]) == 0
     assert cli.main(["run", file, "--run-dir", str(tmp_path / "out")]) == 2
     assert "nowhere" in capsys.readouterr().err and not (tmp_path / "out/run.json").exists()
+
+
+SCORER = {"source": "http://127.0.0.1:9/score", "remote": {"token_env": "TRIVET_NO_KEY"}}
+JUDGE = {"name": "j", "url": "http://127.0.0.1:9/v1", "model": "m", "token_env": "TRIVET_NO_KEY"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"ppo": {"reward": [{"source": "model"}, SCORER]}}, "ppo.reward"),
+        ({"evaluation": {"judges": [JUDGE]}}, "evaluation.judges: j"),
+        (
+            {"evaluation": {"systems": ["sft", "best_of_4:mine"], "best_of_by": {"mine": [SCORER]}}},
+            "evaluation.systems: best_of_4:mine",
+        ),
+    ],
+)
+def test_a_key_that_is_not_set_is_told_before_sft_and_a_server_that_does_not_answer_as_well(
+    tmp_path: Path, recipe: dict[str, Any], settings: dict[str, Any], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plan may be made where the keys are not; a server may be started later."""
+    for group, changed in settings.items():
+        recipe[group] = recipe.get(group, {}) | changed
+    file = written(tmp_path, recipe)
+    assert cli.main(["plan", file]) == 0
+    pipeline = Pipeline.from_recipe(file, run_dir=tmp_path / "out")
+    stages = pipeline.recipe.stages
+    with pytest.raises(UserError, match=rf"^{where}: token_env: the environment variable TRIVET_NO_KEY is not set"):
+        pipeline.run()
+    assert not (tmp_path / "out/sft").exists()
+    monkeypatch.setenv("TRIVET_NO_KEY", "x")
+    check_keys(pipeline.recipe, stages)
+    assert [text.partition(" at ")[0] for text in unanswered(pipeline.recipe, stages)] == [f"{where}: nothing answers"]
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        address = f"127.0.0.1:{there.getsockname()[1]}"
+        recipe = json.loads(json.dumps(recipe).replace("127.0.0.1:9", address))
+        assert not list(unanswered(load_recipe(written(tmp_path, recipe)), stages))
+    assert not list(unanswered(pipeline.recipe, ["sft", "reward"]))
+
+
+def test_a_given_adapter_of_another_base_is_told_at_plan(
+    tmp_path: Path, recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_adapter(tmp_path / "given")
+    recipe["stages"] = ["reward"]
+    recipe = {k: v for k, v in recipe.items() if k not in ("ppo", "sft")}
+    recipe["data"] = {"rankings": "rank.jsonl", "held_out": 0.3}
+    assert cli.main(["plan", written(tmp_path, recipe), "--input", f"sft={tmp_path / 'given'}"]) == 2
+    assert "--input sft: " in (said := capsys.readouterr().err) and "is an adapter of another base" in said
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from models.backbone.settings import AdapterConfig
 from pipelines.cli import main as cli
 from pipelines.run.pipeline import Pipeline
 from pipelines.stages.estimates import FACTOR, LIBRARIES, largest_sum
 from pipelines.stages.memory import Numbers, Rows, Sampling, cache_bytes, layer_kept
-from pipelines.stages.shapes import Shape, shape_of
+from pipelines.stages.shapes import Shape, shape_of, shape_of_folder
 from pipelines.stages.table import folders
 from pipelines.workspace.gc import size_of
 from pipelines.workspace.run_folder import read_run
@@ -33,6 +34,25 @@ def test_a_tiny_run_takes_what_the_plan_said_within_the_stated_factor(tmp_path: 
         tokens = noted[stage].get("tokens")
         if tokens:
             assert takes.tokens / FACTOR <= tokens <= takes.tokens * FACTOR, (stage, takes, tokens)
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"model_type": "mpt", "d_model": 32, "n_layers": 2, "n_heads": 4}, (2, 32, 4, 128)),
+        (
+            {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": [64, 96]},
+            (2, 32, 2, 96),
+        ),
+    ],
+)
+def test_a_shape_is_read_by_every_name_of_a_size_and_of_a_list_the_largest(
+    config: dict[str, object], found: tuple[int, ...], tmp_path: Path
+) -> None:
+    tiny_lm("gpt2").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 40}))
+    shape = shape_of_folder(tmp_path, AdapterConfig())
+    assert (shape.layers, shape.width, shape.heads, shape.inner) == found
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "opt"])
