@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 MANY = 0.05
@@ -43,12 +43,30 @@ class Fitted:
         )
 
 
+SHOWN = 5
+"""Sources that a line names, those that lose most."""
+
+
+@dataclass(slots=True)
+class OfSource:
+    """What the rows of one source lose."""
+
+    rows: int = 0
+    cut: int = 0
+    dropped: int = 0
+
+    def __str__(self) -> str:
+        lost = {"cut": self.cut, "dropped": self.dropped}
+        return ", ".join(f"{n:,} {what}" for what, n in lost.items() if n) + f" of {self.rows:,}"
+
+
 @dataclass(slots=True, kw_only=True)
 class Tally:
     """Counts over the rows of one part of the data.
 
     ``unit`` is what a row is called, ``key`` the recipe's key that holds the limit of ``limit`` tokens. ``sample_of``
-    is the number of rows that those counted were sampled from, where not all were counted.
+    is the number of rows that those counted were sampled from, where not all were counted. ``sources`` has the counts
+    of each source of the recipe, where rows say which they are from.
     """
 
     unit: str
@@ -61,17 +79,22 @@ class Tally:
     cut: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     lengths: array[int] = field(default_factory=lambda: array("I"))
+    sources: dict[str, OfSource] = field(default_factory=dict)
 
-    def record(self, parts: Sequence[Fitted], dropped: str = "") -> None:
+    def record(self, parts: Sequence[Fitted], dropped: str = "", source: str = "") -> None:
         """Count one row of one or more responses; ``dropped`` is why nothing of it is used."""
         self.rows += 1
         self.lengths.append(max((p.full for p in parts), default=0))
+        cut = not dropped and any(p.cut_answer or p.cut_prompt for p in parts)
+        if source:
+            own = self.sources.setdefault(source, OfSource())
+            own.rows, own.cut, own.dropped = own.rows + 1, own.cut + cut, own.dropped + bool(dropped)
         if dropped:
             self.dropped[dropped] += 1
             return
         self.cut_answers += any(p.cut_answer for p in parts)
         self.cut_prompts += any(p.cut_prompt for p in parts)
-        self.cut += any(p.cut_answer or p.cut_prompt for p in parts)
+        self.cut += cut
 
     @property
     def lost(self) -> int:
@@ -99,6 +122,8 @@ class Tally:
             out |= {"limit": self.limit, "limit_for_95_percent": self.limit_for_95_percent()}
         if self.sample_of is not None:
             out["sample_of"] = self.sample_of
+        if self.sources:
+            out["by_source"] = {name: asdict(own) for name, own in self.sources.items()}
         return out | {f"dropped: {why}": n for why, n in sorted(self.dropped.items())}
 
     def sampled(self) -> str:
@@ -116,7 +141,7 @@ class Tally:
             parts[-1] += f" ({self.cut_answers:,} lose the end of a response, stop token included)"
         parts += [f"{n:,} dropped ({why})" for why, n in sorted(self.dropped.items())]
         sampled = "" if self.sample_of is None else f" (a sample of {self.sample_of:,})"
-        return f"of {self.rows:,} {self.unit}{sampled} " + ", ".join(parts)
+        return f"of {self.rows:,} {self.unit}{sampled} " + ", ".join(parts) + said_by_source(self.sources)
 
     def warning(self) -> str:
         """What to do where more than ``MANY`` of the rows are lost; empty otherwise."""
@@ -128,13 +153,24 @@ class Tally:
         return f"{self.summary()}; {self.key} of {needed:,} would keep 95 % whole"
 
 
+def said_by_source(sources: Mapping[str, OfSource]) -> str:
+    """What each of several sources loses, for the end of a line; empty where there is one."""
+    losing = [(name, own) for name, own in sources.items() if own.cut or own.dropped]
+    if len(sources) < 2 or not losing:
+        return ""
+    losing.sort(key=lambda pair: -(pair[1].cut + pair[1].dropped))
+    more = f", and {len(losing) - SHOWN:,} sources more" if len(losing) > SHOWN else ""
+    return f" ({'; '.join(f'{name}: {own}' for name, own in losing[:SHOWN])}{more})"
+
+
 def log_row(counts: Mapping[str, Any], part: str = "") -> dict[str, float]:
     """Counts as numbers of a metrics file, ``data/NAME`` or ``data/PART/NAME``.
 
-    What is unknown is left out, and why rows were dropped, which is a sentence.
+    What is unknown is left out, why rows were dropped, which is a sentence, and the counts of each source, which the
+    manifest has.
     """
     start = f"data/{part}/" if part else "data/"
-    return {start + name: float(n) for name, n in counts.items() if n is not None and ":" not in name}
+    return {start + name: float(n) for name, n in counts.items() if isinstance(n, (int, float)) and ":" not in name}
 
 
 def tell(tally: Tally, what: str, say: Callable[[str], None], warn: Callable[[str], None]) -> None:

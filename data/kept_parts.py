@@ -122,6 +122,7 @@ def keep(key: PartKey, part: Part, loaded: Loaded) -> None:
 
     meta = {
         "records": len(store),
+        "sources": store.sources,
         "shapes": [list(shape) for shape in part.shapes],
         "all_hashes": part.all_hashes,
         "read": loaded.read,
@@ -156,7 +157,8 @@ def kept(key: PartKey, kind: str) -> tuple[Part, Loaded] | None:
         return None
     folder, meta = found
     arrays: dict[str, Any] = load_file(folder / NUMBERS)
-    store: Sequence[Any] = Store.opened(CLASSES[kind], folder / "records.arrow", meta["records"])
+    store: Store[Any] = Store.opened(CLASSES[kind], folder / "records.arrow", meta["records"])
+    store.sources = [(int(end), str(name)) for end, name in meta["sources"]]
     part = Part(
         records=View(store, arrays["places"]) if "places" in arrays else store,
         keys=Keys(arrays.get("asked", arrays["group"]), arrays["loose"], arrays["texts"]),

@@ -39,6 +39,11 @@ def language_of(text: str) -> str | None:
     return str(_identifier().classify(words)[0])
 
 
+def load_model() -> None:
+    """Have the model in memory, where it takes 60 MB; unpacking it takes 110 MB for a moment."""
+    _identifier()
+
+
 @cache
 def known_languages() -> frozenset[str]:
     """The codes that ``language_of`` can give."""

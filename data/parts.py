@@ -18,7 +18,7 @@ from data.records import Demonstration, Document, RankedAnswers, normalise
 from data.storage.codec import prompt_of
 from data.storage.collected import Collected, Index
 from data.storage.digests import Digests, Places, as_digests, compact, digest, firsts
-from data.storage.views import Chain, Changes, Flattened, PromptsOf, View
+from data.storage.views import Chain, Changes, Flattened, PromptsOf, View, origin_of
 
 Mask = npt.NDArray[np.bool_]
 
@@ -113,7 +113,11 @@ def annotated(part: Part, how: str, new: Callable[[], Index]) -> Part:
         same = order[starts[at] : starts[at] + sizes[at]]
         collected.add([as_one([part.records[int(i)] for i in same])])
     collected.end_source()
-    return replace(Part.of(collected, index), origin=part.origin[order[starts[ranked]]])
+    firsts_of = order[starts[ranked]]
+    origin = part.origin[firsts_of]  # in order, as the firsts are
+    ends = np.flatnonzero(np.diff(origin, append=origin[-1] + 1)) + 1
+    collected.store.sources = [(int(end), origin_of(part.records, int(firsts_of[end - 1]))) for end in ends]
+    return replace(Part.of(collected, index), origin=origin)
 
 
 def joined(first: Part, second: Part) -> Part:

@@ -179,7 +179,7 @@ def load_records(
         if source.path.partition("?")[0] == DEMO_TASK:
             records = sampled(_demo_task(source.path, kind, seed), source.weight, source.limit, seed)
             into.add(records)
-            into.end_source()
+            into.end_source(name=source.path)
             used = SourceCount(part=kind, source=source.path, read=len(records), used=len(records))
             loaded.add(Loaded(counts=[used], read=len(records)))
             continue
@@ -349,7 +349,7 @@ def _of_kind(
     if lost.columns:
         raise UserError(lost.message(source.path, reading.known, source.format))
     taken = used.taken()
-    into.end_source(used.records_of(taken))
+    into.end_source(used.records_of(taken), source.path)
     count.rejected = used.others(r.source for r in loaded.rejected)
     count.used, count.not_sampled = used.places(taken), used.places(~taken, but=taken)
     for (name, notes), number in used.kinds(taken):

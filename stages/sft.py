@@ -19,7 +19,7 @@ from data.records import Demonstration
 from data.storage.folders import new_file
 from data.storage.store import IN_MEMORY
 from data.storage.token_rows import labelled_store
-from data.storage.views import Chain
+from data.storage.views import Chain, origin_of
 from data.template import Encoded, Renderer
 from models.hub.limits import check_rows
 from models.roles.export import save_role
@@ -87,14 +87,15 @@ def encode_demonstrations(
         UserError: the template refuses a conversation; its file and line are named.
     """
     kept, tally = labelled_store(), Tally(unit=unit, key="sft.max_tokens", limit=config.max_tokens)
-    for d in each(demonstrations, f"rendering {unit}"):
+    for place, d in enumerate(each(demonstrations, f"rendering {unit}")):
         with located(d.prompt.source):
             row = renderer.conversation(
                 d.prompt.messages, d.answer, d.finished, supervise=config.supervise, max_tokens=config.max_tokens
             )
         assert row.fitted is not None
         empty = all(label < 0 for label in row.labels)
-        tally.record([row.fitted], "no supervised token" if empty else "")
+        dropped = "no supervised token" if empty else ""
+        tally.record([row.fitted], dropped, origin_of(demonstrations, place))
         if not empty:
             kept.append(row)
     return kept, tally

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, TypeVar
 
 from data.common.errors import UserError
@@ -26,7 +23,7 @@ MAX_HELPERS = 4
 """Helpers at most: their caller can hardly feed more."""
 
 AHEAD = 2
-"""Blocks for each helper that wait or are being worked on."""
+"""Blocks for each helper that are being worked on, or wait for one before them."""
 
 
 def helpers() -> int:
@@ -51,40 +48,69 @@ def mapped(function: Callable[[Any], Any], blocks: Iterable[T], count: int) -> I
     if not count:
         yield from ((block, function(block)) for block in blocks)
         return
-    given = iter(blocks)
-    if (first_of_all := next(given, None)) is None:
+    given = enumerate(blocks)
+    following = next(given, None)
+    if following is None:
         return
+    waiting: deque[T] = deque()  # blocks that were given out, in order
+    first = 0  # the number of the first of them
     with _Helpers(count) as pool:
-        waiting: deque[tuple[T, Future[Any]]] = deque()
-        for block in chain([first_of_all], given):
-            waiting.append((block, pool.submit(function, block)))
-            if len(waiting) >= AHEAD * count:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+        while waiting or following is not None:
+            if following is not None and pool.has_idle and len(waiting) < AHEAD * count:
+                number, block = following
+                pool.give(number, function, block)
+                waiting.append(block)
+                following = next(given, None)
+                continue
+            pool.gather()
+            while waiting and first in pool.answers:
+                error, result = pool.answers.pop(first)
+                if error is not None:
+                    raise error
+                yield waiting.popleft(), result
+                first += 1
+
+
+Answer = tuple[Exception | None, Any]
 
 
 class _Helpers:
-    """Helper processes, each spoken to by a thread at a time; all of them end with the block of ``with``."""
+    """Helper processes, all of which end with the block of ``with``; ``answers`` are theirs by the blocks' numbers.
+
+    No thread of the caller waits for them: what threads allocate stays with them, and memory would be held twice.
+    """
 
     def __init__(self, count: int) -> None:
-        self._idle: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
-        self._all = [_Helper() for _ in range(count)]
-        for helper in self._all:
-            self._idle.put(helper)
-        self._threads = ThreadPoolExecutor(count)
+        self.answers: dict[int, Answer] = {}
+        self._idle = [_Helper() for _ in range(count)]
+        self._all = tuple(self._idle)
+        self._busy: dict[Any, tuple[int, _Helper]] = {}
 
-    def submit(self, function: Callable[[Any], Any], block: Any) -> Future[Any]:
-        return self._threads.submit(self._call, function, block)
+    @property
+    def has_idle(self) -> bool:
+        """Whether a block can be given out."""
+        return bool(self._idle)
 
-    def _call(self, function: Callable[[Any], Any], block: Any) -> Any:
-        helper = self._idle.get()
+    def give(self, number: int, function: Callable[[Any], Any], block: Any) -> None:
+        """Have a helper that is idle work on a block."""
+        helper = self._idle.pop()
         try:
-            return helper.call(function, block)
-        finally:
-            self._idle.put(helper)
+            helper.pipe.send((function, block))
+        except OSError:
+            self.answers[number] = helper.lost(), None
+        else:
+            self._busy[helper.pipe] = number, helper
+
+    def gather(self) -> None:
+        """Wait until a helper has answered, where one is at work, and take what there is."""
+        for pipe in wait(list(self._busy)) if self._busy else ():
+            number, helper = self._busy.pop(pipe)
+            try:
+                self.answers[number] = helper.pipe.recv()
+            except (OSError, EOFError):
+                self.answers[number] = helper.lost(), None
+            else:
+                self._idle.append(helper)
 
     def __enter__(self) -> _Helpers:
         return self
@@ -93,7 +119,6 @@ class _Helpers:
         if kind is not None:  # nobody waits for what they are at
             for helper in self._all:
                 helper.process.kill()
-        self._threads.shutdown(wait=True, cancel_futures=True)
         for helper in self._all:
             helper.close()
 
@@ -102,7 +127,7 @@ class _Helper:
     """One process that calls functions."""
 
     def __init__(self) -> None:
-        self._pipe, other = Pipe()
+        self.pipe, other = Pipe()
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         with other:  # the process has a copy of its own, so that each side sees when the other is gone
             self.process = subprocess.Popen(
@@ -112,28 +137,17 @@ class _Helper:
                 env=os.environ | {"PYTHONPATH": paths},
             )
 
-    def call(self, function: Callable[[Any], Any], block: Any) -> Any:
-        """What the function makes of the block.
-
-        Raises:
-            UserError: the process died.
-        """
-        try:
-            self._pipe.send((function, block))
-            error, result = self._pipe.recv()
-        except (OSError, EOFError) as lost:
-            code = self.process.wait()
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise UserError(
-                f"a helper process {how}; if memory is short, make room for it, or run on one core: taskset -c 0 trivet"
-            ) from lost
-        if error is not None:
-            raise error
-        return result
+    def lost(self) -> UserError:
+        """What to say of a process that died."""
+        code = self.process.wait()
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return UserError(
+            f"a helper process {how}; if memory is short, make room for it, or run on one core: taskset -c 0 trivet"
+        )
 
     def close(self) -> None:
         """End the process, which waits for calls or is dead."""
-        self._pipe.close()
+        self.pipe.close()
         self.process.wait()
 
 

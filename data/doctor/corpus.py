@@ -15,10 +15,11 @@ from data.doctor.entry import Check, Entry, Finding, of_record
 from data.doctor.rankings import Judgements, Rankings
 from data.doctor.sampling import Lowest, Seats, elsewhere
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
+from data.languages import load_model
 from data.leaks import source_of
 from data.splits import PARTS, Corpus, Split
 from data.storage.number_rows import NumberRows, same
-from data.storage.store import as_stored
+from data.storage.store import IN_MEMORY, as_stored
 from data.storage.views import Chain
 
 TOKEN_SAMPLE = 2000
@@ -120,6 +121,8 @@ def examine(corpus: Corpus, count_tokens: Count | None = None, near: int = NEAR_
         near: rows of each part, and prompts of each side, that are compared by MinHash.
     """
     given = _given(corpus)
+    if sum(len(getattr(corpus, part)) for part in given) > IN_MEMORY:
+        load_model()  # what unpacking it takes is gone when the checks hold the most
     findings: list[Finding] = []
     facts: dict[str, dict[str, Any]] = {}
     compared = [part for part in given if part != "documents" or len(given) == 1]

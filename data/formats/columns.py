@@ -51,7 +51,7 @@ _JUDGES = re.compile(
     r"|votes|liked|like|better|best|helpful|helpfulness|margin|quality|tag|judgement|judgment|loss|weight|upvotes|correct|correctness"
     r"|harmful|harmless|safe|unsafe|accepted|acceptable|approved|chosen|rejected|selected|pick|picked|choice|verdict"
     r"|star|stars|likert|grade|grades|points|feedback|upvote|downvote|downvotes|satisfaction|useful|usefulness|passed"
-    r"|success|accuracy|relevance"
+    r"|success|accuracy|relevance|good|bad|upvoted|downvoted|thumbsup|thumbsdown|dislike|disliked|likes|dislikes"
     r"|thumb|thumbs|bewertung|punkte|puntuacion|calificacion|puntaje|nota)([^a-z]|$)|评分|分数|得分|評価|점수|оценка"
 )
 

@@ -83,6 +83,10 @@ def _shp(row: Mapping[str, Any]) -> list[Row]:
     answers = [string(row[name], name) for name in ("human_ref_A", "human_ref_B")]
     won = winner(row["labels"], "labels", 0)
     assert won is not None
+    if "score_A" in row and "score_B" in row:
+        first, second = (number(row[name], name) for name in ("score_A", "score_B"))
+        if (first < second) if won else (first > second):
+            raise Reject("labels contradicts score_A and score_B")
     return [_differ(duel(turns(row["history"], "history"), answers, 1 - won))]
 
 
@@ -177,6 +181,7 @@ DUELS: dict[str, Format] = {
         columns="prompt, response_0, response_1, better_response_id",
         required=("prompt", "response_0", "response_1", "better_response_id"),
         optional=(*BEFORE, "safer_response_id", "prompt_source", *_PKU),
+        kept=_PKU,
         read=_pku,
         example={
             "prompt": "Name a river.",

@@ -8,9 +8,9 @@ from typing import Any
 
 from data.formats.chat import LABELS, SCORES, THOUGHTS, judged_one, single
 from data.formats.ranking import unranked
-from data.formats.rows import NO_PROMPT, Format, Reject, Row
+from data.formats.rows import NO_PROMPT, SECOND, Format, Reject, Row
 from data.formats.turns import BEFORE, SYSTEM, answer, asked, turns
-from data.formats.values import blank, first_of, listed, number, string
+from data.formats.values import blank, first_of, liked, listed, number, string
 from data.records import Message
 
 QUESTION = ("prompt", "question", "query", "instruction")
@@ -38,7 +38,22 @@ def _query(row: Mapping[str, Any]) -> list[Row]:
 
 
 def _thumb(row: Mapping[str, Any]) -> list[Row]:
-    return [judged_one(_any_answer(row), row)]
+    made = judged_one(_any_answer(row), row)
+    assert made.scores is not None
+    second = {name: _said(row[name], name) for name in SCORES if name in row}
+    if other := next((name for name, said in second.items() if said not in (None, bool(made.scores[0]))), None):
+        raise Reject(f"its labels contradict each other: {first_of(row, LABELS)}, {other}")
+    return [replace(made, notes=(*made.notes, SECOND)) if None in second.values() else made]
+
+
+def _said(value: Any, name: str) -> bool | None:
+    """Whether a word or true or false likes what it stands next to; None of a number, whose scale nobody knows."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return None
+    try:
+        return None if isinstance(value, str) and value.strip()[-1:].isdigit() else liked(value, name)
+    except Reject:
+        return None
 
 
 def _score(row: Mapping[str, Any]) -> list[Row]:
@@ -209,15 +224,17 @@ INSTRUCTIONS: dict[str, Format] = {
         columns="prompt, completion, label",
         required=(QUESTION, ANSWER, LABELS),
         optional=(*BEFORE, *LABELS, *SCORES, *_LATE, "input"),
+        kept=SCORES,
         read=_thumb,
         example={"prompt": "Name a river.", "completion": "Rain.", "label": False},
         note="liked responses are demonstrations; a ranking takes a liked and a not liked one of the same prompt; "
-        "a score next to the label is kept for functions",
+        "a score next to the label is kept for functions, which is said",
     ),
     "scored completions": Format(
         columns="prompt, response, helpfulness",
         required=(QUESTION, ANSWER, SCORES),
         optional=(*BEFORE, *_LATE, "input", *_OTHER_SCORES),
+        kept=_OTHER_SCORES,
         read=_score,
         example={
             "prompt": "Name a river.",

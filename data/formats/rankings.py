@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from data.annotators import judged
@@ -55,8 +56,29 @@ def _ranked(row: Mapping[str, Any]) -> list[Row]:
         ranks = ranks_from_scores(scores)
     if len(ranks) != len(answers) or (scores is not None and len(scores) != len(answers)):
         raise Reject("responses, ranks and scores differ in number")
+    if scores is not None and (pair_ := _contradicted(ranks, scores)) is not None:
+        one, other = pair_
+        raise Reject(
+            f"{by_score} contradict {by_rank}: of rank {ranks[one]} is {scores[one]:g}, of rank {ranks[other]} "
+            f"{scores[other]:g}, and the lowest rank and the highest score are best; to leave one out, write "
+            f"`ignore: [{by_rank}]` or `ignore: [{by_score}]`"
+        )
     messages, notes = _messages(row)
     return [ranking(messages, answers, ranks, scores, left_out + notes, ended)]
+
+
+def _contradicted(ranks: Sequence[int], scores: Sequence[float]) -> tuple[int, int] | None:
+    """Two neighbours in rank of which the worse one has the higher score; None where there are none."""
+    order = sorted(range(len(ranks)), key=lambda i: (ranks[i], -scores[i]))
+    lowest: dict[int, int] = {}
+    for at in order:
+        lowest[ranks[at]] = at  # the last of its rank has the lowest score
+    steps = sorted(lowest)
+    for rank, following in pairwise(steps):
+        best = next(at for at in order if ranks[at] == following)
+        if scores[best] > scores[lowest[rank]]:
+            return lowest[rank], best
+    return None
 
 
 def _whole_ranks(given: Sequence[float]) -> list[int]:
@@ -206,6 +228,7 @@ RANKINGS: dict[str, Format] = {
         columns="prompt, answers: [{text, score}]",
         required=(QUESTION, "answers"),
         optional=("input", "turns", "num_responses", "good_natured", *BEFORE),
+        kept=("good_natured",),
         read=_answers,
         fits=_of_objects,
         example={
@@ -235,6 +258,7 @@ RANKINGS: dict[str, Format] = {
         columns="instruction, responses: [{model, response}], annotations: [{model, rating}]",
         required=(QUESTION, "responses", "annotations"),
         optional=("input", *BEFORE, "preference", "converted_preference"),
+        kept=("preference", "converted_preference"),
         read=_annotated,
         fits=_of_objects,
         example={

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from data.common.errors import UserError, nearest
-from data.formats.columns import check_pictures, is_metadata, lost, may_be_missing, named_by
+from data.formats.columns import check_pictures, is_metadata, judges, lost, may_be_missing, named_by
 from data.formats.nested import lifted
-from data.formats.rows import NoFormat, Reject, Row
+from data.formats.rows import Format, NoFormat, Reject, Row
 from data.formats.table import FORMATS
 from data.formats.turns import BEFORE
 
@@ -97,6 +97,13 @@ ACTING = frozenset({*BEFORE, "input"})
 """Columns that formats may have and that are part of what is asked: one that its format did not ask for is lost."""
 
 
+def _acts(column: Any, format: Format) -> bool:
+    """Whether a column is lost where its format may have it and did not ask for it: it is asked, or it judges."""
+    if column in ACTING:
+        return True
+    return bool(format.required) and judges(str(column)) and column not in format.kept
+
+
 class _Watched(Mapping[str, Any]):
     """A row that knows which of its columns were asked for."""
 
@@ -136,7 +143,7 @@ def read(
     """
     check_pictures(given)
     name, unread = choose(given, forced)
-    acting = {column for column in given if column in ACTING} - unread
+    acting = {column for column in given if _acts(column, FORMATS[name])} - unread
     row = _Watched(given) if acting else given
     rows = FORMATS[name].read(row)
     if isinstance(row, _Watched):

@@ -17,6 +17,7 @@ REASONING = "reasoning put before its response, between <think> and </think>"
 NO_ANSWER = "pairs whose chosen response is empty"
 SAME = "pairs whose responses differ in white space alone"
 DELETED = "deleted messages left out"
+SECOND = "scores next to a label, which decides: kept for functions"
 
 
 class Reject(Exception):
@@ -122,10 +123,11 @@ class Format:
     """One format.
 
     ``columns`` is what messages show. ``required`` are the columns that it needs; a group in brackets is one of
-    several names, the first that is there. ``optional`` are those that it reads where they are there. ``fits`` looks
-    at values where keys do not decide; with ``fits`` alone a format reads every column of its rows. ``finds`` gives
-    the columns that it reads of a row's in place of both lists, where they are known by a pattern. ``example`` is a
-    row, shown in the reference and read by a test; ``note`` says what becomes of it.
+    several names, the first that is there. ``optional`` are those that it reads where they are there, ``kept``
+    those of them that judge and decide nothing: functions are given them. ``fits`` looks at values where keys do
+    not decide; with ``fits`` alone a format reads every column of its rows. ``finds`` gives the columns that it
+    reads of a row's in place of both lists, where they are known by a pattern. ``example`` is a row, shown in the
+    reference and read by a test; ``note`` says what becomes of it.
     """
 
     columns: str
@@ -133,6 +135,7 @@ class Format:
     fits: Callable[[Mapping[str, Any]], bool] | None = None
     required: tuple[str | tuple[str, ...], ...] = ()
     optional: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     finds: Callable[[frozenset[str]], frozenset[str] | None] | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from data.formats.chat import CHAT
 from data.formats.duels import DUELS
 from data.formats.instructions import INSTRUCTIONS
+from data.formats.multiple_choice import MULTIPLE_CHOICE
 from data.formats.preferences import PREFERENCES
 from data.formats.rankings import RANKINGS
 from data.formats.rows import Format
@@ -12,7 +13,9 @@ from data.formats.sides import PAIRS
 from data.formats.texts import TEXTS
 from data.formats.trees import TREES
 
-FORMATS: dict[str, Format] = {**TREES, **RANKINGS, **DUELS, **PREFERENCES, **PAIRS, **CHAT, **INSTRUCTIONS, **TEXTS}
+FORMATS: dict[str, Format] = (
+    TREES | RANKINGS | DUELS | PREFERENCES | PAIRS | CHAT | INSTRUCTIONS | MULTIPLE_CHOICE | TEXTS
+)
 
 COMMON = ("prompt and completion", "preference", "ranked answers", "messages", "sharegpt", "alpaca", "prompts", "text")
 """Those that messages name."""

@@ -38,6 +38,7 @@ TEXTS: dict[str, Format] = {
     "labelled text": Format(
         columns="text, label",
         required=("text", ("label", "labels")),
+        kept=("label", "labels"),
         read=_text,
         example={"text": "The Ebro flows through Spain.", "label": "geography"},
         note="the label becomes the category; to learn it, write columns: {prompt: text, completion: label}",

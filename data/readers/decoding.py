@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.common.errors import UserError
-from data.readers.guessing import likeliest
+from data.readers.guessing import likeliest, seven_bits
 from data.readers.packed import Content
 from data.readers.rows import BadLine
 
@@ -85,12 +85,13 @@ class _Seen:
     """What one pass over the bytes shows."""
 
     def __init__(self) -> None:
-        self.first, self.sample, self.escapes = b"", b"", ""
+        self.first, self.head, self.sample, self.escapes = b"", b"", b"", ""
         self.feeds = self.returns = self.good = self.bad = 0
         self.blank, self._rest = True, b""
 
     def add(self, chunk: bytes) -> None:
         self.first = (self.first + chunk[:4096])[:4096] if len(self.first) < 4096 else self.first
+        self.head = (self.head + chunk)[:SAMPLE] if len(self.head) < SAMPLE else self.head
         self.escapes = self.escapes or next((name for mark, name in ESCAPES.items() if mark in chunk), "")
         self.feeds += chunk.count(b"\n")
         self.returns += chunk.count(b"\r")
@@ -142,6 +143,8 @@ class _Seen:
         """Other encodings than UTF-8, the likeliest first; none where UTF-8 with bad bytes is likelier."""
         if self.escapes:
             return [self.escapes]
+        if not self.good and not self.bad:
+            return seven_bits(self.head)
         odd = sum(byte > 0x7F for byte in self.sample)
         if self.good >= self.bad or odd < FEW:
             return []

@@ -101,6 +101,34 @@ def likeliest(sample: bytes) -> list[str]:
     return list(texts.values())
 
 
+_SHIFTED = re.compile(rb"\+([A-Za-z0-9/+]*)(-?)")
+RUNS = 3
+"""Letters in UTF-7 from which on a file is taken for it."""
+
+
+def seven_bits(sample: bytes) -> list[str]:
+    """``hz`` or ``utf-7`` of bytes that are all ASCII, where they spell letters by signs; nothing of plain ASCII."""
+    sample = sample.rpartition(b"\n")[0] or sample
+    if b"~{" in sample:
+        signs = [c for c in _decoded(sample, "hz") or "" if c > "\u2e7f"]
+        if signs and sum(c in _FREQUENT_SIGNS["zh"] for c in signs) >= FREQUENT * len(signs):
+            return ["hz"]
+    return ["utf-7"] if _is_utf_7(sample) else []
+
+
+def _is_utf_7(sample: bytes) -> bool:
+    """Whether every plus begins letters beyond ASCII or stands for itself as ``+-``: code and sums have others."""
+    runs = _SHIFTED.findall(sample)
+    if len([run for run, _ in runs if run]) < RUNS or any(not run and not end for run, end in runs):
+        return False
+    for run, _ in runs:
+        letters = _decoded(b"+" + run + b"-", "utf-7") if run else "+"
+        if not letters or any(c.isascii() and c not in '+"\\~&<>{}[]|=*@#$%^_`!;' for c in letters):
+            return False
+    text = _decoded(sample, "utf-7")
+    return text is not None and not text.isascii()
+
+
 def _decoded(sample: bytes, name: str) -> str | None:
     """The text, unless it cannot be one: bytes of no letter, control characters, private ones."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
@@ -16,6 +17,7 @@ from data.common.errors import UserError
 from data.readers.cells import LISTS
 from data.readers.decoding import Encoding, Line, lines_of, whole_text
 from data.readers.json_stream import Layout, Part, Window, alike, is_large, layout_of, listed, paired
+from data.readers.near_json import COMMAS, COMMENTS, PYTHON, printed_by_python, remarks, without_comments
 from data.readers.packed import Content
 from data.readers.rows import NOT_READ, BadLine, Names, Raw, ReadOptions, Remark
 
@@ -40,27 +42,49 @@ def read_json(content: Content, encoding: Encoding, options: ReadOptions) -> Ite
             yield from rows
             return
     if _is_lines(lines_of(content, encoding)):
+        mended: Counter[str] = Counter()
         for number, line in lines_of(content, encoding):
-            if isinstance(line, BadLine) or line.strip():
-                yield f"{content.name}:{number}", line if isinstance(line, BadLine) else value_of(line)
+            if isinstance(line, str) and not line.strip():
+                continue
+            row = line if isinstance(line, BadLine) else value_of(line, mended)
+            if row is not None:
+                yield f"{content.name}:{number}", row
+        yield from ((content.name, Remark(text)) for text in remarks(mended))
         return
     text, bad = whole_text(content, encoding)
     yield from _whole(text, bad, content.name, options)
 
 
-def value_of(line: str) -> Any:
-    """The row on a line, or why there is none."""
+def value_of(line: str, mended: Counter[str]) -> Any:
+    """The row on a line, or why there is none; None of a comment. What had to be mended is counted."""
     if "\x00" in line:
         return BadLine("it holds a NUL character")
     names = Names()
     try:
-        row = json.loads(_bare(line), object_pairs_hook=names.once)
+        return _checked(json.loads(_bare(line), object_pairs_hook=names.once), names)
     except json.JSONDecodeError as error:
-        comment = " (JSON has no comments)" if line.lstrip().startswith(("//", "#", "/*")) else ""
-        return BadLine(f"not JSON: {error.msg} at column {error.colno}{comment}")
+        return _mended(line, mended, BadLine(f"not JSON: {error.msg} at column {error.colno}"))
     except (ValueError, RecursionError) as error:
         return BadLine(f"not JSON: {_why(error)}")
-    return _checked(row, names)
+
+
+def _mended(line: str, mended: Counter[str], bad: BadLine) -> Any:
+    """The row on a line that is nearly JSON, None of a comment, or what is bad."""
+    if (printed := printed_by_python(line)) is not None:
+        mended[PYTHON] += 1
+        return printed
+    plain, names = without_comments(line), Names()
+    try:
+        row = None if _is_comment(line) else _checked(json.loads(_bare(plain), object_pairs_hook=names.once), names)
+    except (ValueError, RecursionError):
+        return bad
+    mended[COMMENTS] += 1
+    return row
+
+
+def _is_comment(line: str) -> bool:
+    """Whether a line says nothing but a comment."""
+    return line.lstrip().startswith("#") or not without_comments(line).strip()
 
 
 def _bare(line: str) -> str:
@@ -84,7 +108,8 @@ def _kind(value: Any) -> str:
 
 def _is_lines(lines: Iterator[Line]) -> bool:
     """Whether values stand one a line: more than one line, and the first, or most of them, a whole value."""
-    seen = [line for _, line in islice((n for n in lines if isinstance(n[1], BadLine) or n[1].strip()), SAMPLED)]
+    said = (line for _, line in lines if isinstance(line, BadLine) or not _is_comment(line))
+    seen = list(islice(said, SAMPLED))
     if len(seen) < 2:
         return bool(seen) and isinstance(seen[0], BadLine)
     whole = [isinstance(line, str) and _is_value(line) for line in seen]
@@ -113,7 +138,8 @@ def _is_value(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict | list | str)
     except (ValueError, RecursionError):
-        return False
+        plain = without_comments(line)
+        return printed_by_python(line) is not None or (plain != line and _is_value(plain))
 
 
 # ---- one value -------------------------------------------------------------------------------------------------------
@@ -125,7 +151,14 @@ def _whole(text: str, bad: dict[int, str], name: str, options: ReadOptions) -> I
         try:
             loaded = json.loads(text, object_pairs_hook=names.once)
         except (ValueError, RecursionError) as error:
-            yield from _damaged(text, bad, name, error)
+            if (printed := printed_by_python(text)) is not None:
+                yield name, Remark(PYTHON.format(1))
+                yield from _whole(json.dumps(printed), bad, name, options)
+            elif (plain := without_comments(text, commas=True)) != text:
+                yield name, Remark(COMMAS)
+                yield from _whole(plain, bad, name, options)
+            else:
+                yield from _damaged(text, bad, name, error)
             return
         if isinstance(loaded, dict):
             yield from _of_object(loaded, text, name, options, names)

@@ -51,11 +51,12 @@ class Collected:
         if self.index is not None and index is not None:
             self.index.extend(index)
 
-    def end_source(self, kept: Places | None = None) -> None:
-        """What came since the last call is one source's, and of it the records at these places are used."""
+    def end_source(self, kept: Places | None = None, name: str = "") -> None:
+        """What came since the last call is that of a source, and of it the records at these places are used."""
         start, end = self._ends[-1] if self._ends else 0, len(self.store)
         self._kept.append(None if kept is None else kept + start)
         self._ends.append(end)
+        self.store.sources.append((end, name))
 
     def places(self) -> Places:
         """Of the records that are used, in the store."""

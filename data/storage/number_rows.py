@@ -18,7 +18,7 @@ Rows = npt.NDArray[np.uint64]
 IN_MEMORY = 1 << 16
 """So many numbers wait in memory."""
 
-PART = 1 << 21
+PART = 1 << 18
 """Numbers that are read back at a time, about."""
 
 

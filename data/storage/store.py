@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import weakref
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +32,8 @@ BATCH, KEPT = 256, 4
 class Store(Lazy[T]):
     """Records of one kind: appended until the first is read, then unchanged.
 
-    A record with a column that cannot be written stays in memory.
+    A record with a column that cannot be written stays in memory. ``sources`` are the names of what the records were
+    read from, where somebody says so, each with the place behind its last record.
 
     Args:
         kind: the class of the records.
@@ -42,6 +45,7 @@ class Store(Lazy[T]):
         self._codec = Codec(encode, partial(decode, kind)) if codec is None else codec
         self.file: Path | None = None
         self.unwritten: dict[int, T] = {}
+        self.sources: list[tuple[int, str]] = []
         self._waiting: list[T] = []
         self._encoded: list[Encoded] = []
         self._count = 0
@@ -162,6 +166,10 @@ class Store(Lazy[T]):
         if place in self.unwritten:
             return self.unwritten[place]
         return self._codec.decode(self._bytes(place))  # type: ignore[no-any-return]
+
+    def origin(self, place: int) -> str:
+        at = bisect_right(self.sources, place, key=itemgetter(0))
+        return self.sources[at][1] if at < len(self.sources) else ""
 
     def content(self, place: int) -> bytes:
         """What fingerprints hash of a record."""

@@ -30,6 +30,10 @@ class Lazy(Sequence[T], Generic[T]):
         """What fingerprints hash of an item."""
         return content_bytes(self.at(place))
 
+    def origin(self, place: int) -> str:
+        """The source that an item was read from; empty where nobody knows."""
+        return ""
+
     def some(self, places: Places) -> Sequence[T]:
         """The items at these places, in this order."""
         return View(self, places)
@@ -124,6 +128,9 @@ class View(Lazy[T]):
         stored = None if changed else getattr(self.base, "content", None)
         return content_bytes(self.at(place)) if stored is None else stored(inner)  # type: ignore[no-any-return]
 
+    def origin(self, place: int) -> str:
+        return origin_of(self.base, int(self.places[place]))
+
     def some(self, places: Places) -> Sequence[T]:
         return View(self.base, self.places[places], self.changes)
 
@@ -139,13 +146,19 @@ class Chain(Lazy[T]):
         return self._ends[-1] if self._ends else 0
 
     def at(self, place: int) -> T:
-        part = bisect_right(self._ends, place)
-        return self.parts[part][place - (self._ends[part - 1] if part else 0)]
+        inner, at = self._found(place)
+        return inner[at]
 
     def content(self, place: int) -> bytes:
-        part = bisect_right(self._ends, place)
-        inner, at = self.parts[part], place - (self._ends[part - 1] if part else 0)
+        inner, at = self._found(place)
         return inner.content(at) if isinstance(inner, Lazy) else content_bytes(inner[at])
+
+    def origin(self, place: int) -> str:
+        return origin_of(*self._found(place))
+
+    def _found(self, place: int) -> tuple[Sequence[T], int]:
+        part = bisect_right(self._ends, place)
+        return self.parts[part], place - (self._ends[part - 1] if part else 0)
 
     def __iter__(self) -> Iterator[T]:
         for part in self.parts:
@@ -163,6 +176,9 @@ class Mapped(Lazy[U]):
 
     def at(self, place: int) -> U:
         return self.function(self.base[place])
+
+    def origin(self, place: int) -> str:
+        return origin_of(self.base, place)
 
 
 class PromptsOf(Mapped[Prompt]):
@@ -190,3 +206,11 @@ class Flattened(Lazy[U]):
 
     def at(self, place: int) -> U:
         return self.function(self.base[int(self.records[place])])[int(self.which[place])]
+
+    def origin(self, place: int) -> str:
+        return origin_of(self.base, int(self.records[place]))
+
+
+def origin_of(records: Sequence[Any], place: int) -> str:
+    """The source that the record at a place was read from; empty where nobody knows."""
+    return records.origin(place) if isinstance(records, Lazy) else ""

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from data.common.number_format import duration, size
 from data.common.redaction import printable
+from data.counting import OfSource, said_by_source
 
 if TYPE_CHECKING:
     from data.checks import FileCheck, Overlap
@@ -240,7 +241,7 @@ def said_of_limit(counts: Mapping[str, Any]) -> str:
     text = f"{counts['what']}: {rows:,}, of which {cut:,} are cut ({share}) and {dropped:,} dropped"
     if counts.get("limit") is not None:
         text += f" at {counts['limit']:,} tokens; {counts['limit_for_95_percent']:,} keep 95 % whole"
-    return text
+    return text + said_by_source({name: OfSource(**own) for name, own in counts.get("by_source", {}).items()})
 
 
 def _show_facts(out: Console, facts: Mapping[str, Any]) -> None:

@@ -273,8 +273,17 @@ def counted(metrics: Mapping[str, Any]) -> dict[str, str]:
     for group, counts in metrics.items():
         if group.endswith(COUNTS) and isinstance(counts, dict):
             part = group.removesuffix(COUNTS).rstrip("_")
-            out |= {f"{part}: {k}".removeprefix(": ").replace("_", " "): shown(v) for k, v in counts.items()}
+            flat = {k: v for k, v in counts.items() if k != "by_source"} | _by_source(counts.get("by_source"))
+            out |= {f"{part}: {k}".removeprefix(": ").replace("_", " "): shown(v) for k, v in flat.items()}
     return out
+
+
+def _by_source(found: Any) -> dict[str, Any]:
+    """What each source lost, by ``cut of SOURCE`` and ``dropped of SOURCE``; nothing where one source gave all rows."""
+    sources = {name: n for name, n in found.items() if isinstance(n, dict)} if isinstance(found, dict) else {}
+    if len(sources) < 2:
+        return {}
+    return {f"{what} of {name}": n.get(what, "") for name, n in sources.items() for what in ("rows", "cut", "dropped")}
 
 
 def system_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:

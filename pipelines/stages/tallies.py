@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from data.counting import Tally
 from data.splits import Corpus
+from data.storage.views import View
 from data.template import Renderer
 from pipelines.recipe.schema import Recipe
 
@@ -81,7 +84,7 @@ def _some(rows: Sequence[Row]) -> Sequence[Row]:
     """All rows, or of many a sample in their order."""
     if len(rows) <= MAX_ROWS:
         return rows
-    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), MAX_ROWS))]
+    return View(rows, np.array(sorted(random.Random(0).sample(range(len(rows)), MAX_ROWS))))
 
 
 def _marked(tally: Tally, rows: Sequence[object]) -> Tally:

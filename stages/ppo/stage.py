@@ -13,7 +13,7 @@ from data.common.errors import CheckpointError, NonFiniteError, StageError, User
 from data.common.patience import each
 from data.counting import Fitted, Tally, log_row, warned
 from data.records import Prompt
-from data.storage.views import View
+from data.storage.views import View, origin_of
 from data.template import Renderer
 from models.backbone.scalar_head import ScalarHead
 from models.hub.limits import check_rows
@@ -215,7 +215,8 @@ def fitting_prompts(renderer: Renderer, prompts: Sequence[Prompt], limit: int) -
         with located(prompt.source):
             query = renderer.prompt_ids(prompt.messages)
         fits = len(query) <= limit
-        tally.record([Fitted.of(query, [], range(len(query)), 0)], "" if fits else f"longer than {limit:,} tokens")
+        why = "" if fits else f"longer than {limit:,} tokens"
+        tally.record([Fitted.of(query, [], range(len(query)), 0)], why, origin_of(prompts, place))
         if fits:
             kept.append(place)
     return View(prompts, np.array(kept, np.int64)), tally

@@ -13,6 +13,7 @@ from data.records import Message, RankedAnswers
 from data.storage.codec import Codec, Encoded
 from data.storage.store import Store
 from data.storage.token_rows import ids_bytes, ids_of
+from data.storage.views import origin_of
 from data.template import Renderer
 from stages.settings import RewardConfig
 
@@ -64,7 +65,7 @@ def encode_rankings(
     """Ids of every ranking; responses that are the same after truncation count once, rankings left without an ordered
     pair are dropped and counted."""
     kept, tally = ranking_store(), Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens)
-    for ranking in each(rankings, f"rendering {unit}"):
+    for place, ranking in enumerate(each(rankings, f"rendering {unit}")):
         rows: dict[tuple[int, ...], int] = {}
         encoded, parts = [], []
         for i, answer in enumerate(ranking.answers):
@@ -77,9 +78,10 @@ def encode_rankings(
                 encoded.append((made.query, made.response, ranking.ranks[i], score))
         if len({rank for _, _, rank, _ in encoded}) < 2:
             cut = any(p.cut_answer or p.cut_prompt for p in parts)
-            tally.record(parts, EQUAL_WHEN_CUT if cut else "no two distinct responses of different rank")
+            why = EQUAL_WHEN_CUT if cut else "no two distinct responses of different rank"
+            tally.record(parts, why, origin_of(rankings, place))
             continue
-        tally.record(parts)
+        tally.record(parts, source=origin_of(rankings, place))
         kept.append(
             EncodedRanking(
                 queries=[q for q, _, _, _ in encoded],

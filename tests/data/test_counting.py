@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 
+from data import kept_parts
 from data.common.errors import UserError
-from data.counting import Fitted, Tally, share_warning
+from data.counting import Fitted, Tally, log_row, share_warning
 from data.records import Demonstration, Message, Prompt, RankedAnswers
+from data.source_settings import DataConfig
+from data.splits import load_corpus
+from data.storage import store
 from data.template import Renderer
 from pipelines.run.pipeline import Pipeline
 from stages.ppo.stage import fitting_prompts
 from stages.pretrain import chunks, train_tokenizer
+from stages.reward_model import split_holdout
 from stages.settings import PretrainConfig, RewardConfig, SFTConfig
 from stages.sft import encode_demonstrations
 from stages.training.ranking_rows import EQUAL_WHEN_CUT, encode_rankings
@@ -101,10 +107,12 @@ def test_manifest_and_report_counts_agree_with_an_independent_count(tmp_path) ->
     rows += [{"prompt": f"tell {i}", "completion": "one two three four five " * 12} for i in range(6)]
     lines = [json.dumps(r) for r in rows] + ["{broken", json.dumps({"nothing": 1})]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    more = [{"prompt": f"ask {i}", "completion": "so it is . " * (1 + 10 * (i < 3))} for i in range(4)]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, more)) + "\n")
     (tmp_path / "long.txt").write_text("a b c d e f g h " * 100)
     settings = {
-        "data": {"demonstrations": "rows.jsonl", "documents": ["long.txt", "demo-task?rows=60"], "held_out": 0.0,
-                 "text_unit": "file"},
+        "data": {"demonstrations": ["rows.jsonl", "more.jsonl"], "documents": ["long.txt", "demo-task?rows=60"],
+                 "held_out": 0.0, "text_unit": "file"},
         "sft": RECIPE["sft"] | {"max_tokens": 32},
         "rankings": RECIPE["rankings"] | {"held_out_prompts": 256},
     }  # fmt: skip
@@ -116,9 +124,12 @@ def test_manifest_and_report_counts_agree_with_an_independent_count(tmp_path) ->
     files = {s: tmp_path / "run" / s / "manifest.json" for s in ("pretrain", "sft")}
     manifests = {s: json.loads(file.read_text())["metrics"] for s, file in files.items()}
     counts = manifests["sft"]["counts"]
-    assert (counts["rows"], counts["cut"], counts["cut_answers"], counts["dropped"]) == (36, 6, 6, 0)
+    assert (counts["rows"], counts["cut"], counts["cut_answers"], counts["dropped"]) == (40, 9, 9, 0)
+    own = {"rows.jsonl": {"rows": 36, "cut": 6, "dropped": 0}, "more.jsonl": {"rows": 4, "cut": 3, "dropped": 0}}
+    assert counts["by_source"] == own
     assert planned["sft"] == counts
-    assert "would keep 95 % whole" in manifests["sft"]["warnings"][0]["text"]
+    warning = manifests["sft"]["warnings"][0]["text"]
+    assert "would keep 95 % whole" in warning and "(rows.jsonl: 6 cut of 36; more.jsonl: 3 cut of 4)" in warning
     pretrain = manifests["pretrain"]["counts"]
     assert pretrain["documents"] == 61 and pretrain["documents_in_several_chunks"] == 1
     assert pretrain["chunks"] == 60 + -(-(8 * 100 + 1) // 127)
@@ -126,7 +137,64 @@ def test_manifest_and_report_counts_agree_with_an_independent_count(tmp_path) ->
     from pipelines.report.page import facts, read_run
 
     told = dict(facts(read_run(tmp_path / "run")))
-    assert any(k == "cut answers" and v == "6" for part in told.values() for k, v in part.items())
+    shown = {k: v for part in told.values() for k, v in part.items()}
+    assert (shown["cut answers"], shown["cut of rows.jsonl"], shown["cut of more.jsonl"]) == ("9", "6", "3")
+
+
+@pytest.mark.parametrize("annotators", ["mean", "share", "keep"])
+@pytest.mark.parametrize("large", [False, True])
+def test_lost_rows_are_counted_by_source(renderer: Renderer, tmp_path, monkeypatch, large, annotators) -> None:
+    monkeypatch.setenv("TRIVET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept_parts, "LARGE", 0 if large else 10**9)  # read, and then found in the cache
+    monkeypatch.setattr(store, "IN_MEMORY", 8 if large else 10**9)
+    lengths = {"a.jsonl": [3, 60, 3, 3, 60, 3, 3, 3, 3, 3, 3, 3], "b.jsonl": [60, 3, 60, 60] * 5}
+    asked = {"a.jsonl": [2] * 12, "b.jsonl": [2, 50, 2, 2] * 5}
+    for name, words in lengths.items():
+        pairs = zip(words, asked[name], strict=True)
+        rows = [
+            {"prompt": f"{name[0]}{i} {answer(q)}", "chosen": answer(n), "rejected": "w9 w8"}
+            for i, (n, q) in enumerate(pairs)
+        ]
+        rows += [{"prompt": "of two people", "chosen": answer(3), "rejected": "w9 w8"}]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)) + "\n")
+    config = DataConfig(rankings=["a.jsonl", "b.jsonl"], held_out=0.3, annotators=annotators)
+    for _ in range(2):
+        corpus = load_corpus(config, seed=0, base_dir=tmp_path)
+        mine, holdout = split_holdout(corpus.rankings.train, 0.5)
+        cut: Counter[str] = Counter()
+        rows_of: Counter[str] = Counter()
+        for rankings in (mine, holdout, corpus.rankings.held_out):
+            tally = encode_rankings(renderer, rankings, RewardConfig(max_tokens=40))[1]
+            found = tally.as_dict()["by_source"]
+            for name, counts in found.items():
+                place = [r for r in rankings if r.prompt.source.startswith(name)]
+                assert counts["rows"] == len(place)
+                over = [len(r.prompt.text.split()) > 40 or len(r.answers[0].split()) > 40 for r in place]
+                assert counts["cut"] == sum(over) and not counts["dropped"]
+                cut[name] += counts["cut"]
+                rows_of[name] += counts["rows"]
+        assert cut == {"a.jsonl": 2, "b.jsonl": 20} and rows_of == {
+            "a.jsonl": 13,
+            "b.jsonl": 21 - (annotators == "mean"),
+        }
+        dropped: Counter[str] = Counter()
+        for prompts in (corpus.prompts.train, corpus.prompts.held_out):
+            tally = fitting_prompts(renderer, prompts, 30)[1]
+            dropped += Counter({name: own.dropped for name, own in tally.sources.items()})
+            assert sum(own.rows for own in tally.sources.values()) == tally.rows == len(prompts)
+        assert dropped == {"b.jsonl": 5}
+
+
+def test_a_line_names_the_sources_that_lose_most() -> None:
+    tally = Tally(unit="rows", key="k", limit=3)
+    for n in range(8):
+        for _ in range(n):
+            tally.record([Fitted.of([0] * 4, [], range(3), 0)], source=f"{n}.jsonl")
+    shown = "; ".join(f"{n}.jsonl: {n} cut of {n}" for n in (7, 6, 5, 4, 3))
+    assert tally.summary().endswith(f"({shown}, and 2 sources more)")
+    tally.record([Fitted.of([0], [], [0], 0)], "empty", "0.jsonl")
+    assert tally.as_dict()["by_source"]["0.jsonl"] == {"rows": 1, "cut": 0, "dropped": 1}
+    assert not any("jsonl" in name for name in log_row(tally.as_dict())), "numbers of a metrics file are numbers"
 
 
 CLOSING_ONLY = (

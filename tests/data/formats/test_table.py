@@ -78,6 +78,8 @@ EXAMPLES = {
     "asked and answered": (Q, BETTER[:1], (0,)),
     "benchmark questions": (Q, (), ()),
     "sampling report": (Q, BETTER, (0, 0)),
+    "multiple choice": ("u:Which one is a river?\n\nA. Rain\nB. Ebro", ("Ebro",), (0,)),
+    "choices in columns": ("u:Which one is a river?\n\nA. Rain\nB. Ebro", ("Ebro",), (0,)),
     "text": ("", (), ()),
     "labelled text": ("", (), ()),
     "benchmark answers": ("", (), ()),

@@ -61,7 +61,17 @@ MANY = [
     *((name, texts) for name in ("cp1252", "iso-8859-1") for texts in (GERMAN, SPANISH)),
     *(("gb18030", CHINESE), ("gbk", CHINESE), ("big5", TAIWANESE), ("shift_jis", JAPANESE), ("cp932", JAPANESE)),
     *(("euc_jp", JAPANESE), ("iso2022_jp", JAPANESE), ("euc_kr", KOREAN), ("cp949", KOREAN)),
+    *(("hz", CHINESE), ("utf-7", CHINESE), ("utf-7", GERMAN), ("utf-7", RUSSIAN)),
 ]
+
+PLAIN = ["a+b is c++ and x+y-1", "+49123-456 +ABC- ~{x~} ~{ab~}", "1+1=2; regex [A-Z]+-", "https://x.org/?q=a+AGE-b"]
+
+
+def test_plain_text_with_signs_of_other_encodings_stays_plain(tmp_path):
+    lines = [json.dumps({"prompt": t, "completion": "yes"}) for t in PLAIN * 10]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    found = [raw for _, raw in read_file(tmp_path / "a.jsonl", "a.jsonl", ReadOptions())]
+    assert [row["prompt"] for row in found] == PLAIN * 10
 
 
 @pytest.mark.parametrize("times", [1, 30])
