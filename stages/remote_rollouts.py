@@ -16,14 +16,23 @@ import torch
 from torch import Tensor
 
 from data.common.errors import StageError, UserError
+from models.backbone.logprobs import make_rows, scatter
 from models.roles.export import save_adapter
+from models.roles.role_view import RoleView
 from models.sampling.generate import Generated, SamplingParams
 from models.sampling.remote import RemoteEngine
 from models.sampling.settings import RolloutServers
+from stages.ppo_math import response_mask
 from stages.stage import StageContext
 
+COMPARED = 4  # rows of each server, where not all are computed anyway
 SERVED = "served_adapters"
 """The folder, inside the stage's own, of the adapters that servers read."""
+
+
+def rollout_servers(context: StageContext) -> RemoteRollouts | None:
+    """The servers of ``runtime.rollouts``; None where trivet samples by itself."""
+    return RemoteRollouts(context.rollouts, context) if context.rollouts.engine == "vllm" else None
 
 
 class RemoteRollouts:
@@ -65,14 +74,21 @@ class RemoteRollouts:
         Its name is made of its bytes. What was handed over before is forgotten, here and by the servers.
 
         Raises:
+            UserError: the role is no adapter but a whole model.
             RemoteError: no server can load it.
         """
+        if role in self.context.base.copies:
+            raise UserError(
+                f"runtime.rollouts: servers are given adapters, and '{role}' is a whole model: engine 'own'"
+            )
         name, failed = self.context.processes.on_main(lambda: self._load(role))
         self.engine.model = name
         for text in failed:
             self.context.warn(f"a rollout server is left out of this rollout: {text}")
 
     def _load(self, role: str) -> tuple[str, list[str]]:
+        if role == "base":
+            return self.engine.base_model(), []
         fresh = self.folder / "fresh"
         shutil.rmtree(fresh, ignore_errors=True)
         save_adapter(self.context.base, role, fresh)
@@ -101,8 +117,35 @@ class RemoteRollouts:
         """
         self.hand_over(role)
         with self.context.base.role(role) as view:
-            work = partial(self.engine, view, prompts, params=params, noise=noise)
-            return self.context.processes.together(work)
+            return self.respond(view, prompts, params, noise)
+
+    def respond(
+        self, view: RoleView, prompts: Sequence[Sequence[int]], params: SamplingParams, noise: Tensor | None
+    ) -> Generated:
+        """Have the servers continue this process's prompts by what was handed over; errors as ``sample``."""
+        return self.context.processes.together(partial(self.engine, view, prompts, params=params, noise=noise))
+
+    @torch.no_grad()
+    def verify(self, view: RoleView, prompts: Sequence[Sequence[int]], made: Generated, params: SamplingParams) -> None:
+        """Compare a few of each server's longest rows with this role's own log-probabilities; errors as ``compare``."""
+        by = self.engine.sampled_by
+        order = sorted(range(len(by)), key=lambda row: -len(made.ids[row]))
+        chosen = [row for number in set(by) for row in [r for r in order if by[r] == number][:COMPARED]]
+
+        def judge() -> None:
+            if not chosen:
+                return
+            assert made.logprobs is not None
+            pad, device = self.context.pad_id, self.context.base.device
+            rows = make_rows([list(prompts[i]) for i in chosen], [made.ids[i] for i in chosen], pad, device)
+            states = view.states(rows.ids, rows.mask, rows.response_positions(), rows.packing)
+            flat, _ = view.logprobs(states, rows.targets(), params.temperature, False)
+            width = made.logprobs.shape[1]
+            mask = response_mask(torch.tensor([len(made.ids[i]) for i in chosen], device=device), width)
+            own = scatter(flat.float(), rows.response_lengths, width)
+            self._require(_gaps(own, made.logprobs[chosen], mask), mask, [by[i] for i in chosen])
+
+        self.context.processes.together(judge)
 
     def compare(self, logprobs: Tensor, made: Generated, mask: Tensor) -> dict[str, float]:
         """How far the servers' log-probabilities are from the policy's, in nats a token; metrics over all processes.
@@ -116,16 +159,16 @@ class RemoteRollouts:
             StageError: by more than the tolerance on average, in any process's rows of any server.
         """
         assert made.logprobs is not None
-        gaps = torch.where(mask, (logprobs - made.logprobs[:, : mask.shape[1]]).abs(), 0.0).double()
-        self.context.processes.together(lambda: self._require(gaps, mask))
+        gaps = _gaps(logprobs, made.logprobs[:, : mask.shape[1]], mask)
+        self.context.processes.together(lambda: self._require(gaps, mask, self.engine.sampled_by))
         total = self.context.processes.sum(torch.stack([gaps.sum(), mask.sum().double()])).tolist()
         widest = self.context.processes.gather([gaps.max().item() if gaps.numel() else 0.0])
         return {"rollout/server_gap": total[0] / max(total[1], 1.0), "rollout/server_gap_max": max(widest)}
 
-    def _require(self, gaps: Tensor, mask: Tensor) -> None:
+    def _require(self, gaps: Tensor, mask: Tensor, sampled_by: Sequence[int]) -> None:
         """Judge each server by the rows that it sampled."""
-        numbers = torch.tensor(self.engine.sampled_by, device=gaps.device)
-        for number in sorted(set(self.engine.sampled_by)):
+        numbers = torch.tensor(sampled_by, device=gaps.device)
+        for number in sorted(set(sampled_by)):
             rows = numbers == number
             gap = (gaps[rows].sum() / mask[rows].sum().clamp(min=1)).item()
             if not gap <= self.tolerance:
@@ -143,6 +186,10 @@ class RemoteRollouts:
             for old in sorted(self.folder.glob("trivet-*")):
                 self.engine.unload(old.name)
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _gaps(logprobs: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, (logprobs - sampled).abs(), 0.0).double()
 
 
 def importance_weights(logprobs: Tensor, sampled: Tensor, mask: Tensor, cap: float) -> Tensor:

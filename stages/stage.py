@@ -154,7 +154,7 @@ class StageContext:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     gradient_checkpointing: bool = False
     offload_activations: bool = False
-    rollouts: RolloutServers = RolloutServers()
+    rollouts: RolloutServers = field(default_factory=RolloutServers)
     recipe_folder: Path = Path(".")
     generations: Path | None = None
 

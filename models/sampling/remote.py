@@ -79,6 +79,13 @@ class RemoteEngine:
             raise RemoteError(_none_left(failed))
         return found
 
+    def base_model(self) -> str:
+        """The name by which the servers know their base; RemoteError where they do not say one."""
+        names = {name for models in self.models().values() for name, card in models.items() if not card.get("parent")}
+        if len(names) != 1:
+            raise RemoteError(f"the servers of runtime.rollouts serve bases under {len(names)} names: use one for all")
+        return names.pop()
+
     def load(self, name: str, folder: str) -> list[str]:
         """Have all servers load an adapter and sample from it; sentences about servers that cannot.
 

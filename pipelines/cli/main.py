@@ -226,9 +226,7 @@ def serve_reward(
     serve(source, port)
 
 
-@app.command(
-    "rollout-server", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)
+@app.command("rollout-server", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def rollout_server(
     context: typer.Context,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="whose base and limits it serves")],

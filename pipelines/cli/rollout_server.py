@@ -75,8 +75,11 @@ def serve(recipe: Recipe, python: str, host: str, port: int, more: Sequence[str]
         print(" ".join(f"{k}={v}" for k, v in ENVIRONMENT.items()), shlex.join(line))
         return 0
     check_python(python)
-    print(f"starting vLLM at http://{host}:{port}; in the recipe:\n\n  runtime:\n    rollouts: {{engine: vllm, "
-          f"servers: [\"http://{host}:{port}\"]}}\n", flush=True)
+    print(
+        f"starting vLLM at http://{host}:{port}; in the recipe:\n\n  runtime:\n    rollouts: {{engine: vllm, "
+        f'servers: ["http://{host}:{port}"]}}\n',
+        flush=True,
+    )
     child = subprocess.Popen(line, env=os.environ | ENVIRONMENT, cwd=Path.cwd())
     while True:
         try:

@@ -34,7 +34,7 @@ from stages.ppo.optimizer import make_optimizer
 from stages.ppo.prompt_stream import PromptStream
 from stages.ppo.rollout import Cycle, Rollout, StepRecord, policy_pass, response_states, value_pass
 from stages.ppo.shared_layers import keep_prefix_states, shared_depth
-from stages.remote_rollouts import RemoteRollouts, importance_weights
+from stages.remote_rollouts import RemoteRollouts, importance_weights, rollout_servers
 from stages.settings import PPOConfig
 from stages.stage import StageContext, schedule_factor
 from stages.training.nonfinite import NonFiniteSteps
@@ -63,8 +63,7 @@ class PPO:
     ) -> None:
         self.context, self.config, self.base, self.reward = context, config, context.base, reward
         self.stream = PromptStream(prompts, [context.renderer.prompt_ids(p.messages) for p in prompts], context.seed)
-        servers = context.rollouts.engine == "vllm" and engine is None
-        self.remote = RemoteRollouts(context.rollouts, context) if servers else None
+        self.remote = rollout_servers(context) if engine is None else None
         self.engine = engine or FastEngine(config.old_logprobs != "recompute", shared_depth(self.base, config)[0])
         self.old = OldLogprobs(config.old_logprobs, config.temperature, context)
         self.controller = make_controller(config.kl, config.kl_coef, config.kl_target, config.kl_horizon)

@@ -88,7 +88,7 @@ class VLLMDouble:
             "token_ids": ids,
             "prompt_token_ids": body["prompt"],
         }
-        return 200, self.change({"id": "cmpl-1", "object": "text_completion", "model": body["model"], "choices": [choice]})
+        return 200, self.change({"object": "text_completion", "model": body["model"], "choices": [choice]})
 
     def answer(self, path: str, body: Answer | None) -> tuple[int, Any] | None:
         """What is said to a request; None: the connection ends."""

@@ -80,13 +80,16 @@ def test_every_warper_is_neutral_and_stops_are_ids_alone(policy):
 
 def test_servers_share_the_rows_and_none_changes_them(policy):
     base, folder = policy
-    with serving_vllm(VLLMDouble(make_base())) as one, serving_vllm(VLLMDouble(make_base())) as other:
-        with base.role("policy") as role:
-            found = []
-            for servers in ((one,), (other, one)):
-                remote = engine(*servers)
-                remote.load("one", folder)
-                found.append(remote(role, PROMPTS, params=PARAMS, noise=noise()))
+    with (
+        serving_vllm(VLLMDouble(make_base())) as one,
+        serving_vllm(VLLMDouble(make_base())) as other,
+        base.role("policy") as role,
+    ):
+        found = []
+        for servers in ((one,), (other, one)):
+            remote = engine(*servers)
+            remote.load("one", folder)
+            found.append(remote(role, PROMPTS, params=PARAMS, noise=noise()))
     assert found[0] == found[1]
     torch.testing.assert_close(found[0].logprobs, found[1].logprobs)
     assert remote.sampled_by == [0, 1, 0, 1, 0]
@@ -95,14 +98,13 @@ def test_servers_share_the_rows_and_none_changes_them(policy):
 def test_a_server_that_dies_costs_nothing_but_time(policy):
     base, folder = policy
     dying = VLLMDouble(make_base(), dies_after=1)
-    with serving_vllm(dying) as one, serving_vllm(VLLMDouble(make_base())) as other:
-        with base.role("policy") as role:
-            remote = engine(one, other, retries=0, concurrency=1)
-            remote.load("one", folder)
-            made = remote(role, PROMPTS, params=PARAMS, noise=noise())
-            alone = engine(other)
-            alone.model = "one"
-            assert made == alone(role, PROMPTS, params=PARAMS, noise=noise())
+    with serving_vllm(dying) as one, serving_vllm(VLLMDouble(make_base())) as other, base.role("policy") as role:
+        remote = engine(one, other, retries=0, concurrency=1)
+        remote.load("one", folder)
+        made = remote(role, PROMPTS, params=PARAMS, noise=noise())
+        alone = engine(other)
+        alone.model = "one"
+        assert made == alone(role, PROMPTS, params=PARAMS, noise=noise())
     assert remote.sampled_by.count(0) == 1
 
 
@@ -120,11 +122,11 @@ def test_where_no_server_is_left_each_one_s_reason_is_named(policy):
 
 def test_a_slow_server_s_rows_go_to_another(policy):
     base, folder = policy
-    with serving_vllm(VLLMDouble(make_base(), seconds=3.0)) as slow, serving_vllm(VLLMDouble(make_base())) as other:
-        with base.role("policy") as role:
-            remote = engine(slow, other, retries=0, timeout=1.0)
-            remote.load("one", folder)
-            made = remote(role, PROMPTS, params=PARAMS, noise=noise())
+    delayed = VLLMDouble(make_base(), seconds=3.0)
+    with serving_vllm(delayed) as slow, serving_vllm(VLLMDouble(make_base())) as other, base.role("policy") as role:
+        remote = engine(slow, other, retries=0, timeout=1.0)
+        remote.load("one", folder)
+        made = remote(role, PROMPTS, params=PARAMS, noise=noise())
     assert set(remote.sampled_by) == {1} and len(made.ids) == len(PROMPTS)
 
 
