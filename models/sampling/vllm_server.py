@@ -121,7 +121,7 @@ def response_in(answer: Any, model: str, prompt: Sequence[int], params: Sampling
     choice = answer["choices"][0]
     ids = choice.get("token_ids") if isinstance(choice, dict) else None
     if not isinstance(ids, list) or not ids or not all(isinstance(i, int) and i >= 0 for i in ids):
-        raise Unusable('its answer has no "token_ids": it must be vLLM 0.10.2 or newer')
+        raise Unusable('it gave no "token_ids": it must be vLLM 0.10.2 or newer')
     read = choice.get("prompt_token_ids")
     if read is not None and read != list(prompt):
         raise Unusable(f"it read {len(read)} prompt tokens other than the {len(prompt)} that it was sent")
