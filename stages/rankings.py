@@ -24,6 +24,7 @@ from models.backbone.seeds import derived_seed, generator
 from models.hub.limits import check_rows
 from models.sampling.fast import FastEngine
 from models.sampling.generate import SamplingParams, generate, sampling_noise
+from stages.remote_rollouts import rollout_servers
 from stages.safe_points.checkpoints import State
 from stages.settings import RankingsConfig
 from stages.stage import StageContext, StageResult, prompt_rows
@@ -101,28 +102,31 @@ def sample(
     queries = [ids for ids in asked for _ in range(config.answers)]
     found, memory = done[split], OOMRetry("rankings.batch", context.warn)
     memory.limit = found.limit
-    with context.base.role("sft" if "sft" in context.base.roles else "base") as role:
+    params = SamplingParams(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        stop_ids=context.renderer.stop_ids,
+        pad_id=context.pad_id,
+    )
+    name = "sft" if "sft" in context.base.roles else "base"
+    if (servers := rollout_servers(context)) is not None and len(found.answers) < len(queries):
+        servers.check(max(map(len, queries)), config.max_new_tokens)
+        servers.hand_over(name)
+    with context.base.role(name) as role:
         for start in range(len(found.answers), len(queries), config.batch * 4):
             part = queries[start : start + config.batch * 4]
             rng = generator(context.seed, f"rankings/{split}/0", start)
             table = sampling_noise(len(part), config.max_new_tokens, rng)
             mine = list(context.processes.share(len(part)))
-            work = partial(
-                generate,
-                FastEngine(),
-                role,
-                [part[i] for i in mine],
-                noise=table[mine],
-                batch=config.batch,
-                params=SamplingParams(
-                    max_new_tokens=config.max_new_tokens,
-                    temperature=config.temperature,
-                    stop_ids=context.renderer.stop_ids,
-                    pad_id=context.pad_id,
-                ),
-                memory=memory,
-            )
-            made = context.processes.together(work)
+            own, noise = [part[i] for i in mine], table[mine]
+            if servers is not None:
+                made = servers.respond(role, own, params, noise)
+                servers.verify(role, own, made, params)
+            else:
+                work = partial(
+                    generate, FastEngine(), role, own, noise=noise, batch=config.batch, params=params, memory=memory
+                )
+                made = context.processes.together(work)
             new = context.processes.gather(list(zip(made.ids, made.finished, strict=True)))
             found.answers += [context.renderer.text(ids) for ids, _ in new]
             found.finished += [finished for _, finished in new]
@@ -130,6 +134,8 @@ def sample(
             number = sum(len(d.answers) for d in done.values())
             context.bar.advance(number, {}, sum(len(ids) for ids, _ in new))
             context.checkpoints.safe_point(number, partial(snapshot, done))
+    if servers is not None:
+        servers.close()
 
 
 def rank(

@@ -204,6 +204,12 @@ class PPOConfig(Config):
         description="old log-probabilities by a pass of the training forward, or as the sampler found them; auto: the "
         "sampler's where both run the fast path in fp32, which is compared",
     )
+    importance_cap: float | None = Field(
+        None,
+        ge=1,
+        description="with runtime.rollouts of servers: weigh each token by policy / sampler, at most this (truncated "
+        "importance sampling, 2 is usual); null: 1",
+    )
     share_prefix_layers: bool = Field(
         True, description="layers below all adapters are computed once a rollout for all roles and epochs, and kept"
     )

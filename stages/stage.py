@@ -23,6 +23,7 @@ from data.template import Renderer
 from models.backbone.processes import Processes
 from models.backbone.settings import AdapterConfig
 from models.roles.shared_base import SharedBase
+from models.sampling.settings import RolloutServers
 from stages.safe_points.checkpoints import Checkpoints
 
 
@@ -153,6 +154,7 @@ class StageContext:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     gradient_checkpointing: bool = False
     offload_activations: bool = False
+    rollouts: RolloutServers = field(default_factory=RolloutServers)
     recipe_folder: Path = Path(".")
     generations: Path | None = None
 

@@ -68,19 +68,31 @@ class Server:
         Raises:
             RemoteError: no usable answer after all retries, or a refusal that will not pass (such as 401 or 404).
         """
+        return self._answer(_as_json(body), lambda text: read(_parsed(text)))
+
+    def get(self, read: Callable[[Any], Answer]) -> Answer:
+        """Ask without a body; otherwise as ``post``."""
+        return self._answer(None, lambda text: read(_parsed(text)))
+
+    def tell(self, body: Any) -> None:
+        """Send JSON to a server that answers in words, which are not read; otherwise as ``post``."""
+        self._answer(_as_json(body), lambda text: None)
+
+    def _answer(self, body: bytes | None, read: Callable[[bytes], Answer]) -> Answer:
+        """``read`` of the first usable answer."""
         reason, wait = "", 0.0
         for attempt in range(self.retries + 1):
             if attempt:
                 self.sleep(wait)
             wait = min(LONGEST_WAIT, self.backoff * 2**attempt) * random.uniform(0.75, 1.25)
             try:
-                status, after, text = self._ask(json.dumps(body, ensure_ascii=False).encode())
+                status, after, text = self._ask(body)
                 if status in AGAIN:
                     wait = min(LONGEST_WAIT, max(wait, after))
                     raise Unusable(f"it answered {status}: {_excerpt(text)}")
                 if status != 200:
                     raise self._error(f"it answered {status}: {_excerpt(text)}", attempt + 1)
-                return read(_parsed(text))
+                return read(text)
             except Unusable as error:
                 reason = str(error)
         raise self._error(reason, self.retries + 1)
@@ -116,7 +128,7 @@ class Server:
     def _token(self) -> str:
         return os.environ.get(self.token_env, "") if self.token_env else ""
 
-    def _ask(self, body: bytes) -> tuple[int, float, bytes]:
+    def _ask(self, body: bytes | None) -> tuple[int, float, bytes]:
         """``(status, seconds of Retry-After, text)`` of one request."""
         import requests
 
@@ -128,7 +140,8 @@ class Server:
             session.trust_env = urlsplit(self.url).hostname not in LOOPBACK  # no proxy to this machine
             try:
                 # auth: nothing from .netrc; redirects: a token goes to the named address alone
-                found = session.post(
+                found = session.request(
+                    "GET" if body is None else "POST",
                     self.url,
                     data=body,
                     headers=headers,
@@ -152,6 +165,10 @@ class Server:
             text = f"it is at {found.headers['Location']}; name that address, for redirects are not followed".encode()
         after = found.headers.get("Retry-After", "")
         return found.status_code, float(after) if after.isdigit() else 0.0, text
+
+
+def _as_json(body: Any) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode()
 
 
 def _parsed(text: bytes) -> Any:

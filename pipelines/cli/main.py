@@ -226,6 +226,29 @@ def serve_reward(
     serve(source, port)
 
 
+@app.command("rollout-server", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def rollout_server(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="whose base and limits it serves")],
+    python: Annotated[str, typer.Option("--python", metavar="PATH", help="the interpreter that has vLLM")] = "python3",
+    host: Annotated[str, typer.Option("--host", metavar="NAME", help="where it listens")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, metavar="N", help="and its port")] = 8000,
+    show: Annotated[bool, typer.Option("--print", help="print the command and start nothing")] = False,
+) -> None:
+    """Start a vLLM server that samples a recipe's rollouts.
+
+    vLLM lives in an environment of its own. Flags that trivet does not know go to vLLM.
+
+    \b
+    trivet rollout-server recipe.yaml --python vllm-env/bin/python
+    trivet rollout-server recipe.yaml --print --tensor-parallel-size 2
+    """
+    from pipelines.cli.rollout_server import serve
+    from pipelines.loading.load import load_recipe
+
+    raise typer.Exit(serve(load_recipe(recipe), python, host, port, context.args, show))
+
+
 @app.command()
 def chat(
     run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="a run, or any model", show_default=False)],

@@ -82,7 +82,7 @@ def problems_across(recipe: Recipe) -> list[Problem]:
     """Everything that does not fit together."""
     found = [*_secrets(recipe.model_dump(mode="json")), *_name(recipe), *_stages(recipe), *_needs(recipe)]
     found += numbers_out_of_range(recipe.model_dump(mode="python", exclude={"data", "base_dir"}))
-    return [*found, *_systems(recipe), *_context(recipe), *_adapter(recipe), *_four_bits(recipe)]
+    return [*found, *_systems(recipe), *_context(recipe), *_adapter(recipe), *_four_bits(recipe), *_servers(recipe)]
 
 
 def numbers_out_of_range(value: Any, path: tuple[str | int, ...] = ()) -> list[Problem]:
@@ -105,6 +105,25 @@ def _four_bits(recipe: Recipe) -> list[Problem]:
     else:
         return []
     return [(("runtime", "quantize"), why)]
+
+
+def _servers(recipe: Recipe) -> list[Problem]:
+    """What rollouts by servers ask for."""
+    rollouts, out = recipe.runtime.rollouts, list[Problem]()
+    if rollouts.engine == "own":
+        return out
+    if recipe.adapter.method == "full":
+        why = "servers are given adapters, and adapter.method 'full' trains a whole copy: use 'lora', or engine 'own'"
+        out.append((("runtime", "rollouts", "engine"), why))
+    if recipe.ppo.old_logprobs == "sampler":
+        why = "servers sample by other kernels than those that train (runtime.rollouts): use 'auto' or 'recompute'"
+        out.append((("ppo", "old_logprobs"), why))
+    for i, url in enumerate(rollouts.servers):
+        if not re.fullmatch(r"https?://[^\s/@]+(/.*)?", url):
+            out.append((("runtime", "rollouts", "servers", i), f"{url!r} is no address: write http://host:8000"))
+    if len(set(rollouts.servers)) < len(rollouts.servers):
+        out.append((("runtime", "rollouts", "servers"), "names a server twice"))
+    return out
 
 
 def _adapter(recipe: Recipe) -> list[Problem]:

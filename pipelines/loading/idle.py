@@ -128,6 +128,13 @@ STAGES = (
         why="pretraining is in fp32, of documents as they are, and there is no other stage",
     ),
 )
+SAMPLED = (
+    rule(
+        "runtime.rollouts",
+        acts=lambda r: has(r, "rankings", "ppo"),
+        why="no stage samples: it is for the stages rankings and ppo",
+    ),
+)
 DATA = (
     rule(
         "data.documents",
@@ -228,6 +235,16 @@ PPO = (
         why="it is for the reward model's scores, and ppo.reward has no part {source: model}",
     ),
     rule(
+        "ppo.importance_cap",
+        acts=lambda r: r.runtime.rollouts.engine == "vllm",
+        why="trivet itself samples from the policy that it trains (runtime.rollouts), so that every weight is 1",
+    ),
+    rule(
+        "ppo.sampling_batch",
+        acts=lambda r: r.runtime.rollouts.engine == "own",
+        why="servers sample (runtime.rollouts), runtime.rollouts.concurrency responses at a time",
+    ),
+    rule(
         "ppo.share_prefix_layers",
         acts=lambda r: r.adapter.method == "lora" and r.adapter.layers != "all",
         why="every layer carries adapters (adapter.layers), so that there are none below them",
@@ -282,7 +299,7 @@ OTHER = (
         why="byte-level BPE has 260 tokens at least (256 bytes and 4 special ones): raise it to 260 or more",
     ),
 )
-RULES = (*STAGES, *DATA, *ADAPTER, *TRAINING, *PPO, *EVALUATION, *OTHER)
+RULES = (*STAGES, *SAMPLED, *DATA, *ADAPTER, *TRAINING, *PPO, *EVALUATION, *OTHER)
 
 
 def idle(recipe: Recipe) -> list[Problem]:

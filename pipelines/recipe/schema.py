@@ -16,6 +16,7 @@ from data.common.config import Config
 from data.sources import DataConfig
 from evaluation.settings import EvaluationConfig
 from models.backbone.settings import AdapterConfig
+from models.sampling.settings import RolloutServers
 from stages.settings import CheckpointConfig, PPOConfig, PretrainConfig, RankingsConfig, RewardConfig, SFTConfig
 
 
@@ -53,6 +54,7 @@ class RuntimeConfig(Config):
     engine: Literal["auto", "plain"] = Field(
         "auto", description="auto: trivet's own loops where they know the model; plain: always Transformers' modules"
     )
+    rollouts: RolloutServers = RolloutServers()
 
 
 class Recipe(Config):

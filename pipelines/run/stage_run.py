@@ -189,6 +189,7 @@ class StageRun:
             checkpoints=checkpoints,
             gradient_checkpointing=recipe.runtime.gradient_checkpointing is True,
             offload_activations=recipe.runtime.offload_activations,
+            rollouts=recipe.runtime.rollouts,
             recipe_folder=recipe.base_dir,
             generations=pipeline.generations,
         )

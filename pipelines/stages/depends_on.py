@@ -29,7 +29,8 @@ def sft_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
 
 
 def rankings_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
-    return dump(recipe.rankings, left_out)
+    settings = dump(recipe.rankings, left_out)
+    return settings if recipe.rankings is None else settings | _sampled_by(recipe)
 
 
 def reward_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
@@ -40,7 +41,13 @@ def ppo_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, Any]:
     """PPO's settings without those that say how a remote scorer is asked, so that a longer time-out may resume."""
     unset = () if recipe.ppo.keep_every else ("keep_every",)  # which then changes nothing
     settings = dump(recipe.ppo, (*unset, *left_out)) | {"reward": _parts(recipe.ppo.reward)}
-    return {"ppo": settings, "reward_max_tokens": recipe.reward.max_tokens}
+    return {"ppo": settings, "reward_max_tokens": recipe.reward.max_tokens, **_sampled_by(recipe)}
+
+
+def _sampled_by(recipe: Recipe) -> dict[str, str]:
+    """Servers draw other tokens from the same noise; which ones, and how they are asked, changes nothing."""
+    engine = recipe.runtime.rollouts.engine
+    return {} if engine == "own" else {"sampled_by": engine}
 
 
 def _parts(parts: Sequence[RewardPart]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BOUND = ("max_skipped_steps",)  # changes no finished stage, so that another one may resume
 CHECKPOINTING = "gradient_checkpointing"
 OFFLOAD = "offload_activations"
-RUNTIME_SPEED = (CHECKPOINTING, OFFLOAD, "fit")
+RUNTIME_SPEED = ("rollouts", CHECKPOINTING, OFFLOAD, "fit")
 
 
 def _no_functions(recipe: Recipe) -> list[str]:

@@ -44,6 +44,7 @@ class Rollout:
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R) score and KL penalty
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R)
     returns: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, R)
+    importance: Tensor | None = None  # (B, R) weights of tokens that servers sampled; in ``advantages`` already
     prefix_states: Tensor | None = None  # (T, D) the sampler's states below all adapters, of all rows packed
 
     @classmethod
@@ -118,7 +119,7 @@ class Cycle:
     """One rollout and what has been learnt from it so far."""
 
     rollout: Rollout
-    times: dict[str, float]
+    numbers: dict[str, float]  # seconds, and how the servers that sampled compare
     records: list[StepRecord] = field(default_factory=list)
 
 

@@ -54,6 +54,8 @@ def run(
     ppo = PPO(context, config, prompts, reward)
     optimised = any(part.kind == "model" for part in config.reward)
     monitor = HoldoutMonitor(ppo, judge, model if optimised else None) if judge is not None else None
+    if ppo.remote is not None:
+        ppo.remote.check(max(map(len, ppo.stream.queries)), config.max_new_tokens)
     saved = context.checkpoints.resume()
     if saved is not None:
         ppo_state.restore(ppo, saved)
@@ -63,6 +65,8 @@ def run(
         require(self_check(ppo, model))
     loop = Loop(ppo, monitor)
     last = loop.run()
+    if ppo.remote is not None:
+        ppo.remote.close()
     kept = monitor.keep_best() if monitor is not None and config.keep == "best" else ppo.update_index
     if context.processes.is_main:
         save_role(context.base, "policy", context.out)

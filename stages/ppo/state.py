@@ -35,7 +35,7 @@ def snapshot(ppo: PPO) -> State:
         numbers = {
             "responses": [list(r) for r in rollout.responses],
             "parts": list(rollout.score_parts),
-            "times": ppo.cycle.times,
+            "numbers": ppo.cycle.numbers,
             "records": [asdict(r) for r in ppo.cycle.records],
         }
     return State(
@@ -68,7 +68,7 @@ def restore(ppo: PPO, state: State) -> None:
     if state.own_numbers:
         own = state.own_numbers
         records = [StepRecord(**r) for r in own["records"]]
-        ppo.cycle = Cycle(rollout=_rollout(ppo, state), times=own["times"], records=records)
+        ppo.cycle = Cycle(rollout=_rollout(ppo, state), numbers=own["numbers"], records=records)
 
 
 def _rollout(ppo: PPO, state: State) -> Rollout:

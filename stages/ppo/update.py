@@ -34,11 +34,12 @@ from stages.ppo.optimizer import make_optimizer
 from stages.ppo.prompt_stream import PromptStream
 from stages.ppo.rollout import Cycle, Rollout, StepRecord, policy_pass, response_states, value_pass
 from stages.ppo.shared_layers import keep_prefix_states, shared_depth
+from stages.remote_rollouts import RemoteRollouts, importance_weights, rollout_servers
 from stages.settings import PPOConfig
 from stages.stage import StageContext, schedule_factor
 from stages.training.nonfinite import NonFiniteSteps
 
-VERSION = 12
+VERSION = 13
 
 
 class PPO:
@@ -62,6 +63,7 @@ class PPO:
     ) -> None:
         self.context, self.config, self.base, self.reward = context, config, context.base, reward
         self.stream = PromptStream(prompts, [context.renderer.prompt_ids(p.messages) for p in prompts], context.seed)
+        self.remote = rollout_servers(context) if engine is None else None
         self.engine = engine or FastEngine(config.old_logprobs != "recompute", shared_depth(self.base, config)[0])
         self.old = OldLogprobs(config.old_logprobs, config.temperature, context)
         self.controller = make_controller(config.kl, config.kl_coef, config.kl_target, config.kl_horizon)
@@ -97,18 +99,18 @@ class PPO:
         """One iteration: sample responses, score them, turn scores into advantages, and update on them."""
         started = time.perf_counter()
         if self.cycle is None:
-            rollout, times = self.rollout()
+            rollout, numbers = self.rollout()
             self.compute_rewards(rollout)
             self.compute_advantages(rollout)
-            self.cycle = Cycle(rollout=rollout, times=times)
+            self.cycle = Cycle(rollout=rollout, numbers=numbers)
             self.safe_point()
         elif self.base.prefix_cache is None:  # an iteration that was interrupted is resumed
             keep_prefix_states(self.base, self.cycle.rollout, self.config, self.context.warn)
-        rollout, times = self.cycle.rollout, self.cycle.times
+        rollout, numbers = self.cycle.rollout, self.cycle.numbers
         before = time.perf_counter()
         learned = self.update(rollout, self.cycle.records)
-        times["time/update"] = time.perf_counter() - before
-        metrics = self.summary(rollout) | learned | times | {"time/total": time.perf_counter() - started}
+        numbers["time/update"] = time.perf_counter() - before
+        metrics = self.summary(rollout) | learned | numbers | {"time/total": time.perf_counter() - started}
         self.controller.update(metrics["objective/kl"], self.config.rollouts)  # holds from the next rollout on
         self.update_index += 1
         self.cycle = self.base.prefix_cache = None
@@ -140,29 +142,26 @@ class PPO:
             texts=[self.context.renderer.text(ids) for ids in generated.ids],
         )
         self.evaluate(rollout, generated)
+        numbers = {} if self.remote is None else self.compare_servers(self.remote, rollout, generated)
         self.score(rollout)
-        return rollout, {"time/rollout": t1 - t0, "time/score": time.perf_counter() - t1}
+        return rollout, numbers | {"time/rollout": t1 - t0, "time/score": time.perf_counter() - t1}
 
     def sample(self, queries: Sequence[list[int]], mine: range) -> Generated:
         """One response of the policy to each query of this process, whose rows in the whole rollout are ``mine``."""
         config, context = self.config, self.context
         rng = generator(context.seed, "ppo/rollout", self.update_index)
         noise = sampling_noise(config.rollouts, config.max_new_tokens, rng)[mine.start : mine.stop]
+        params = SamplingParams(
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            stop_ids=context.renderer.stop_ids,
+            pad_id=context.pad_id,
+        )
+        if self.remote is not None:
+            return self.remote.sample("policy", queries, params, noise)
         with self.base.role("policy") as role:
             return self.sampling_retry.run(
-                lambda size: generate(
-                    self.engine,
-                    role,
-                    queries,
-                    noise=noise,
-                    batch=size,
-                    params=SamplingParams(
-                        max_new_tokens=config.max_new_tokens,
-                        temperature=config.temperature,
-                        stop_ids=context.renderer.stop_ids,
-                        pad_id=context.pad_id,
-                    ),
-                ),
+                lambda size: generate(self.engine, role, queries, noise=noise, batch=size, params=params),
                 max(1, min(len(queries), config.sampling_batch or len(queries))),
             )
 
@@ -208,6 +207,18 @@ class PPO:
         rollout.raw_scores = scores.to(self.base.device)
         rollout.score_parts = {k: v.to(self.base.device) for k, v in parts.items()}
 
+    def compare_servers(self, remote: RemoteRollouts, rollout: Rollout, generated: Generated) -> dict[str, float]:
+        """Refuse what was not sampled from the policy; otherwise, where asked, the weights that correct for the gap."""
+        found, cap = remote.compare(rollout.logprobs, generated, rollout.mask), self.config.importance_cap
+        if cap is not None:
+            assert generated.logprobs is not None
+            sampled = generated.logprobs[:, : rollout.mask.shape[1]]
+            rollout.importance = importance_weights(rollout.logprobs, sampled, rollout.mask, cap)
+            totals = torch.stack([rollout.importance[rollout.mask].double().sum(), rollout.mask.sum().double()])
+            weight, tokens = self.context.processes.sum(totals).tolist()
+            found["rollout/importance_weight"] = weight / max(tokens, 1.0)
+        return found
+
     # -- 2. scores -> token rewards -> advantages ------------------------------------------------------------------
 
     @torch.no_grad()
@@ -228,6 +239,8 @@ class PPO:
             rollout.rewards = ppo_math.whiten(rollout.rewards, mask, shift_mean=False, reduce=reduce)
         raw, rollout.returns = ppo_math.gae(rollout.rewards, rollout.values, mask, config.gamma, config.lam)
         rollout.advantages = ppo_math.whiten(raw, mask, reduce=reduce) if config.whiten_advantages else raw
+        if rollout.importance is not None:  # a positive factor of the clipped objective and of the plain one alike
+            rollout.advantages = rollout.advantages * rollout.importance
 
     # -- 3. update -------------------------------------------------------------------------------------------------
 

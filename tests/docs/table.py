@@ -64,6 +64,8 @@ NOT_RUN = {
     "python benchmarks/": "a benchmark of hours, against installations of other releases",
     "trivet serve-reward": SERVES,
     "trivet watch": SERVES,
+    "trivet rollout-server": "serves until it is stopped, by a package of its own: `make test-vllm` starts it",
+    "python3 -m venv vllm-env": "installs packages from a registry: `make vllm-env` does the same",
     "trivet score http://127.0.0.1:8791/ answers.jsonl": "needs the server of the line before: test_serving.py asks it",
     "trivet run mine.yaml --set ppo.reward=http://127.0.0.1:8791/": "needs that server: test_serving.py trains by it",
     "trivet run examples/remote_reward.yaml": "needs that server: test_serving.py trains this recipe",

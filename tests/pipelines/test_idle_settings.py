@@ -37,6 +37,7 @@ SAMPLED = {
     "data": {k: v for k, v in DATA.items() if k != "rankings"},
     "rankings": {"annotator": "data.demo.task:gold"},
 }
+SERVERS = {"runtime.rollouts.engine": "vllm", "runtime.rollouts.servers": ["http://localhost:1"]}
 JUDGE = {"name": "j", "url": "http://localhost:1/v1", "model": "m"}
 
 
@@ -232,6 +233,7 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("calibration_samples", 9, {}),
         ]
     },
+    "runtime.rollouts.engine": (PLAIN, SERVERS),
     **{
         f"ppo.{k}": (PLAIN, {f"ppo.{k}": v, **also(more)})
         for k, v, more in [
@@ -280,6 +282,7 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("kl_target", 3.0, {"ppo.kl": "adaptive"}),
             ("kl_horizon", 9.0, {"ppo.kl": "adaptive"}),
             ("share_prefix_layers", False, {"adapter.layers": "upper_half"}),
+            ("importance_cap", 2.0, SERVERS),
             ("value_coef", 0.5, {"ppo.value.init": "policy_trunk"}),
             ("holdout_every", 2, {"reward.holdout": 0.2}),
             ("holdout_prompts", 9, {"reward.holdout": 0.2}),
@@ -383,6 +386,7 @@ ACTS = {  # setting: (recipe, settings written into it)
 }
 COMPOSITION = "reward/terms/test_composition.py"
 REMOTE = ("timeout", "retries", "backoff", "concurrency", "batch", "token_env")
+OF_SERVERS = ("servers", "timeout", "retries", "backoff", "concurrency", "token_env")
 SHOWN = {  # what is in no key (or has one value yet), and the file of tests that shows it acting
     "evaluation.judges.kind": "test_extension_points.py",
     "name": "pipelines/cli/test_main.py",
@@ -394,6 +398,8 @@ SHOWN = {  # what is in no key (or has one value yet), and the file of tests tha
     "runtime.quantize": "models/roles/test_four_bits.py",
     "runtime.fit": "pipelines/run/test_fit.py",
     "runtime.engine": "pipelines/test_idle_settings.py",
+    **{f"runtime.rollouts.{k}": "models/sampling/test_remote.py" for k in OF_SERVERS},
+    "runtime.rollouts.tolerance": "stages/ppo/test_remote_rollouts.py",
     "checkpoint.every_minutes": "resume/test_resume.py",
     "checkpoint.every_steps": "resume/test_kills.py",
     "checkpoint.keep": "pipelines/test_idle_settings.py",
@@ -541,6 +547,9 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
         "PPO uses none",
     ),
     (PLAIN, {"ppo.share_prefix_layers": False}, "ppo.share_prefix_layers", "every layer"),
+    (PLAIN, {"ppo.importance_cap": 2.0}, "ppo.importance_cap", "every weight is 1"),
+    (PLAIN, SERVERS | {"ppo.sampling_batch": 4}, "ppo.sampling_batch", "servers sample"),
+    ({"base": "gpt2", "data": RANKED}, SERVERS, "runtime.rollouts.engine", "no stage samples"),
     (PLAIN, {"ppo.holdout_every": 2}, "ppo.holdout_every", "nothing watches"),
     (PLAIN, {"ppo.holdout_prompts": 9}, "ppo.holdout_prompts", "nothing watches"),
     (PLAIN, {"ppo.updates": 3, "ppo.keep_every": 4}, "ppo.keep_every", "no policy"),
