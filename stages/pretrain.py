@@ -280,7 +280,7 @@ def train(context: StageContext, lm: Any, rows: Sequence[list[int]], config: Pre
     if saved is not None:
         restore_training(parameters, optimizers, saved.tensors)
         nonfinite.restore(saved.numbers["skips"])
-        memory.limit = saved.numbers["limit"]
+        memory.limit = saved.own_numbers["limit"]
         for _ in range(first * config.batch):
             next(order)
     for step in range(first, config.steps):
@@ -316,8 +316,8 @@ def train(context: StageContext, lm: Any, rows: Sequence[list[int]], config: Pre
 def snapshot(
     parameters: dict[str, Tensor], optimizers: list[Any], nonfinite: NonFiniteSteps, done: int, limit: int | None
 ) -> State:
-    numbers = {"step": done, "skips": nonfinite.as_dict(), "limit": limit}
-    return State(tensors=training_tensors(parameters, optimizers), numbers=numbers)
+    numbers = {"step": done, "skips": nonfinite.as_dict()}
+    return State(tensors=training_tensors(parameters, optimizers), numbers=numbers, own_numbers={"limit": limit})
 
 
 def backward(lm: Any, rows: Sequence[Sequence[int]], tokens: int, size: int) -> Tensor:

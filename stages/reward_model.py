@@ -35,7 +35,7 @@ from stages.training.ranking_rows import EncodedRanking, encode_rankings
 from stages.training.ranking_trainer import fit
 from stages.training.training_run import Start
 
-VERSION = 18
+VERSION = 19
 HOLDOUT_COUNTS = "holdout_counts"
 
 

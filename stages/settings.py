@@ -231,16 +231,3 @@ class PPOConfig(Config):
                 f"rollouts {self.rollouts} is not divisible by minibatches {self.minibatches}: choose a divisor"
             )
         return self
-
-
-def check_shares(config: PPOConfig, processes: int) -> None:
-    """Refuse a rollout of which some process would have no response.
-
-    It is the only setting that depends on the number of processes: other stages share out rows, and a process without
-    any adds zeros.
-
-    Raises:
-        UserError: there are fewer responses than processes.
-    """
-    if config.rollouts < processes:
-        raise UserError(f"ppo.rollouts: {config.rollouts} cannot be shared by {processes} processes; raise it")

@@ -7,6 +7,7 @@ is no autocast to leave behind for the next stage.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,6 +57,58 @@ LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TA
 """Where launchers write how many processes they started: torchrun and accelerate, Open MPI, other MPIs, srun."""
 
 
+START = (
+    "start with `torchrun --nproc_per_node N --no-python trivet run RECIPE` on a CPU, "
+    "`accelerate launch --no_python trivet run RECIPE` on GPUs"
+)
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torch's launchers tell each process; two of them are words of torch's alone, and mean that it was launched."""
+
+
+def check_launch(environment: Mapping[str, str]) -> None:
+    """Refuse what only a part of a launcher's environment says, before anybody waits for processes that never come.
+
+    Raises:
+        UserError: a variable is missing, is no number or is out of range.
+    """
+    given = {name: environment.get(name, "") for name in RENDEZVOUS}
+    if not given["RANK"] and not given["WORLD_SIZE"]:
+        if given["LOCAL_RANK"]:
+            raise UserError(f"LOCAL_RANK={given['LOCAL_RANK']}: is set without RANK and WORLD_SIZE; {START}, or unset it")
+        return
+    if given["WORLD_SIZE"] == "1" and given["RANK"] in ("", "0") and not given["LOCAL_RANK"]:  # one, whoever said so
+        return
+    for name in RENDEZVOUS[:3]:
+        if given[name] and not re.fullmatch("[0-9]{1,9}", given[name]):
+            raise UserError(f"{name}={given[name]}: is no number of a process; {START}, or unset it")
+    missing = [name for name, value in given.items() if not value]
+    if missing:
+        there = ", ".join(f"{name}={value}" for name, value in given.items() if value)
+        raise UserError(
+            f"{there}: a launcher's environment without {', '.join(missing)}; {START}, or unset the variables to run "
+            "one process"
+        )
+    rank, count, local = (int(given[name]) for name in RENDEZVOUS[:3])
+    if rank >= count or local >= count:
+        raise UserError(
+            f"RANK={rank}, LOCAL_RANK={local}: among WORLD_SIZE={count} processes, whose ranks end at {count - 1}; {START}"
+        )
+
+
+def check_devices(on_cpu: bool, environment: Mapping[str, str]) -> None:
+    """Refuse more processes than GPUs on this machine: two of them cannot meet on one GPU.
+
+    Raises:
+        UserError: there is no GPU for this process.
+    """
+    local, count = environment.get("LOCAL_RANK", "0"), 0 if on_cpu else torch.cuda.device_count()
+    if not on_cpu and int(local or 0) >= max(1, count):
+        raise UserError(
+            f"LOCAL_RANK={local}: this machine has {count} GPUs, each for one process; start at most {count} "
+            "processes here, or set runtime.device: cpu"
+        )
+
+
 def check_world_size(world_size: int, environment: Mapping[str, str]) -> None:
     """Compare the number of processes that work together with the number that a launcher started.
 
@@ -66,8 +119,7 @@ def check_world_size(world_size: int, environment: Mapping[str, str]) -> None:
     if name is not None and int(environment[name]) != world_size:
         raise UserError(
             f"{name}={environment[name]}: the launcher speaks of {environment[name]} processes, but this one "
-            f"works with {world_size}; start with `torchrun --nproc_per_node N --no-python trivet run RECIPE` on a CPU "
-            f"`accelerate launch --no_python trivet run RECIPE` on GPUs, or unset {name}"
+            f"works with {world_size}; {START}, or unset {name}"
         )
 
 
@@ -92,7 +144,9 @@ class Processes:
     """The process group seen from one process."""
 
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
+        check_launch(os.environ)
         on_cpu = chosen_device(device) == "cpu"
+        check_devices(on_cpu, os.environ)
         quiet_libraries()
         forget_other_device(on_cpu)
         os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()  # SFTTrainer's own Accelerator must agree
@@ -144,20 +198,25 @@ class Processes:
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Add gradients up over processes in one message; a process without a gradient adds zeros.
 
-        Losses are divided by global token counts, so the sum is the gradient of the whole minibatch.
+        Losses are divided by global token counts, so the sum is the gradient of the whole minibatch. A parameter that
+        has none in any process has none afterwards, so that an optimizer leaves it alone as in one process.
         """
         if self.world_size == 1:
             return
         parameters = list(parameters)
-        for p in parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        having = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        flat = torch.cat([*(g.flatten() for g in grads), having])
         torch.distributed.all_reduce(flat)
-        start = 0
-        for p in parameters:
-            assert p.grad is not None
-            p.grad.copy_(flat[start : start + p.numel()].view_as(p))
-            start += p.numel()
+        sizes = [p.numel() for p in parameters]
+        *sums, counts = flat.split([*sizes, len(parameters)])
+        for p, total, count in zip(parameters, sums, counts.tolist(), strict=True):
+            p.grad = total.view_as(p).to(p.dtype, copy=True) if count else None
+
+    def smallest(self, number: int | None) -> int | None:
+        """The smallest number that any process gives; None where none gives one."""
+        found = [n for n in self.gather([number]) if n is not None]
+        return min(found, default=None)
 
     def gather(self, items: Sequence[Any]) -> list[Any]:
         """All processes' items, in rank order."""

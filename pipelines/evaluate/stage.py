@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,8 @@ def responses_of(
             open_name, system = named.name, None  # the one before goes first
             system = open_system(context, loaded, evaluator, named, labels[named.name])
         found = evaluator.run(system, decoding)
-        metrics, scores = compute_metrics(
+        work = partial(
+            compute_metrics,
             found,
             settings,
             references,
@@ -158,6 +160,7 @@ def responses_of(
             seed=evaluator.seed,
             columns=columns_of(evaluator.prompts),
         )
+        metrics, scores = loaded.processes.on_main(work)
         if decoding == "sampled" and references is not None and "perplexity" in settings.metrics:
             metrics |= evaluator.perplexity(system, references) if system.best_of == 1 else {}
         answers.append(replace(found, metrics=metrics, response_scores=scores))
@@ -217,6 +220,7 @@ def make_evaluator(context: StageContext, loaded: LoadedModels) -> Evaluator:
         generations=Generations(context.generations, loaded.processes.is_main),
         memory=OOMRetry("evaluation.batch", loaded.warn),
         phase=context.bar.phase,
+        processes=loaded.processes,
     )
 
 

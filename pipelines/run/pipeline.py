@@ -171,7 +171,8 @@ class Pipeline:
             **functions_in_key(recipe, name, self.corpus),
             "inputs": dict(keys),
             "runtime": dump(recipe.runtime, left_out_of_keys(recipe.runtime))
-            | {"device": self.processes.device.type, "processes": self.processes.world_size},
+            | {"device": self.processes.device.type}
+            | ({"processes": self.processes.world_size} if stage.samples_masks(recipe) else {}),
             "libraries": library_versions(),
         }
 
@@ -199,8 +200,9 @@ class Pipeline:
             for need, path in self.inputs_of(name).items():
                 given = read_artifact(path)
                 keys[need] = known[need] if need not in self.given else given.key if given else folder_hash(path)
-            described, threads = self.describe(name, keys), self.processes.threads
-            state = state_of(name, described, self.run_dir, self.recipe, threads, name in again)
+            described, processes = self.describe(name, keys), self.processes
+            here = (processes.threads, processes.world_size)
+            state = state_of(name, described, self.run_dir, self.recipe, here, name in again)
             known[name] = state.key
             if chosen is not None and name not in chosen and (there := read_artifact(state.folder)) is not None:
                 known[name] = there.key

@@ -111,7 +111,7 @@ class StageRun:
             self.progress.say(f"{self.name}: resumes with CPU threads: {threads}, as before (here it would be {own})")
             self.processes.use_threads(threads)
         try:
-            yield made_with(self.recipe, self.name, self.processes.threads)
+            yield made_with(self.recipe, self.name, self.processes.threads, self.processes.world_size)
         finally:
             self.processes.use_threads(own)
 

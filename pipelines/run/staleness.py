@@ -43,12 +43,12 @@ class StageState:
 
 
 def state_of(
-    name: str, described: dict[str, Any], run_dir: Path, recipe: Recipe, threads: int, again: bool = False
+    name: str, described: dict[str, Any], run_dir: Path, recipe: Recipe, here: tuple[int, int], again: bool = False
 ) -> StageState:
     """What lies in a run folder of a stage, compared with its description.
 
     Args:
-        threads: CPU threads of this process.
+        here: CPU threads of this process, and how many processes there are.
         again: the stage is run whatever lies there.
     """
     key, final = hash_of(in_old_words(described)), run_dir / STAGES[name].folder
@@ -58,7 +58,7 @@ def state_of(
         key = there.key  # another one where it was written when keys held settings of speed too
     reason, remark, put_back = "", "", False
     if there is not None and there.key == key:
-        reason, remark = wrong[0] if wrong else "", _made_otherwise(name, there, recipe, threads)
+        reason, remark = wrong[0] if wrong else "", _made_otherwise(name, there, recipe, here)
     elif before is not None and before.key == key and not problems(before):
         there, put_back, remark = before, True, f"finished before, and kept in {before.path.name}"
     else:
@@ -94,12 +94,12 @@ def _same_but_speed(name: str, there: Artifact, described: Mapping[str, Any], re
     return hash_of(in_old_words(old)) == hash_of(in_old_words(described))
 
 
-def _made_otherwise(name: str, there: Artifact, recipe: Recipe, threads: int) -> str:
+def _made_otherwise(name: str, there: Artifact, recipe: Recipe, here: tuple[int, int]) -> str:
     """With which settings of speed a finished stage was made, where the recipe or the machine has others."""
     noted = there.manifest.get("made_with")
     if not isinstance(noted, Mapping):
         return ""
-    now = made_with(recipe, name, threads)
+    now = made_with(recipe, name, *here)
     differ = sorted(k for k in now if k in noted and noted[k] != now[k] and now[k] != "auto")
     settings = [f"{k} {json.dumps(noted[k], default=str)} (now {json.dumps(now[k])})" for k in differ]
     return "made with " + ", ".join(settings) if settings else ""

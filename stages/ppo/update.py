@@ -203,7 +203,7 @@ class PPO:
 
     def score(self, rollout: Rollout) -> None:
         """Fill in the reward's scores; where a process cannot get its own, all of them stop with its error."""
-        own = self.context.processes.together(lambda: self.reward.scores(rollout.samples()))
+        own = self.reward.scores(rollout.samples(), self.context.processes)
         scores, parts = self.reward.combine(own)
         rollout.raw_scores = scores.to(self.base.device)
         rollout.score_parts = {k: v.to(self.base.device) for k, v in parts.items()}

@@ -96,13 +96,6 @@ def test_ppo_samples_and_trains_alike(found, case):
     assert_same_training(alone, first)
 
 
-def test_fewer_rollouts_than_processes_are_refused(tmp_path):
-    context = context_of(tmp_path, "ppo", Corpus())
-    object.__setattr__(context.processes, "world_size", 3)
-    with pytest.raises(UserError, match=r"ppo\.rollouts: 2 cannot be shared by 3 processes"):
-        ppo_stage.run(context, PPOConfig(rollouts=2, minibatches=1), None)
-
-
 def test_a_launcher_that_speaks_of_other_processes_is_an_error():
     for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
         with pytest.raises(UserError, match=f"{name}=2: .* 2 processes, but this one works with 1; .*torchrun"):
