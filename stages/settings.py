@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from data.common.config import Config
-from data.common.errors import UserError
 from data.common.tables import in_table
 from reward.settings import GateConfig, RewardPart
 from reward.tables import LOSSES, POOLINGS

@@ -7,10 +7,9 @@ is no autocast to leave behind for the next stage.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from data.common.errors import StageError, UserError
 from models.backbone.bf16_units import MIN_WIDTH, has_bf16_units
+from models.backbone.launch import check_devices, check_launch, check_world_size
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=6)  # one process may ask a slow server or write much while the others wait for it
@@ -53,76 +53,6 @@ def chosen_device(asked: str) -> str:
     return asked
 
 
-LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-"""Where launchers write how many processes they started: torchrun and accelerate, Open MPI, other MPIs, srun."""
-
-
-START = (
-    "start with `torchrun --nproc_per_node N --no-python trivet run RECIPE` on a CPU, "
-    "`accelerate launch --no_python trivet run RECIPE` on GPUs"
-)
-RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torch's launchers tell each process; two of them are words of torch's alone, and mean that it was launched."""
-
-
-def check_launch(environment: Mapping[str, str]) -> None:
-    """Refuse what only a part of a launcher's environment says, before anybody waits for processes that never come.
-
-    Raises:
-        UserError: a variable is missing, is no number or is out of range.
-    """
-    given = {name: environment.get(name, "") for name in RENDEZVOUS}
-    if not given["RANK"] and not given["WORLD_SIZE"]:
-        if given["LOCAL_RANK"]:
-            raise UserError(f"LOCAL_RANK={given['LOCAL_RANK']}: is set without RANK and WORLD_SIZE; {START}, or unset it")
-        return
-    if given["WORLD_SIZE"] == "1" and given["RANK"] in ("", "0") and not given["LOCAL_RANK"]:  # one, whoever said so
-        return
-    for name in RENDEZVOUS[:3]:
-        if given[name] and not re.fullmatch("[0-9]{1,9}", given[name]):
-            raise UserError(f"{name}={given[name]}: is no number of a process; {START}, or unset it")
-    missing = [name for name, value in given.items() if not value]
-    if missing:
-        there = ", ".join(f"{name}={value}" for name, value in given.items() if value)
-        raise UserError(
-            f"{there}: a launcher's environment without {', '.join(missing)}; {START}, or unset the variables to run "
-            "one process"
-        )
-    rank, count, local = (int(given[name]) for name in RENDEZVOUS[:3])
-    if rank >= count or local >= count:
-        raise UserError(
-            f"RANK={rank}, LOCAL_RANK={local}: among WORLD_SIZE={count} processes, whose ranks end at {count - 1}; {START}"
-        )
-
-
-def check_devices(on_cpu: bool, environment: Mapping[str, str]) -> None:
-    """Refuse more processes than GPUs on this machine: two of them cannot meet on one GPU.
-
-    Raises:
-        UserError: there is no GPU for this process.
-    """
-    local, count = environment.get("LOCAL_RANK", "0"), 0 if on_cpu else torch.cuda.device_count()
-    if not on_cpu and int(local or 0) >= max(1, count):
-        raise UserError(
-            f"LOCAL_RANK={local}: this machine has {count} GPUs, each for one process; start at most {count} "
-            "processes here, or set runtime.device: cpu"
-        )
-
-
-def check_world_size(world_size: int, environment: Mapping[str, str]) -> None:
-    """Compare the number of processes that work together with the number that a launcher started.
-
-    Raises:
-        UserError: they disagree, so that several processes would each do all of the work, in one folder.
-    """
-    name = next((n for n in LAUNCHED if environment.get(n, "").isdigit()), None)
-    if name is not None and int(environment[name]) != world_size:
-        raise UserError(
-            f"{name}={environment[name]}: the launcher speaks of {environment[name]} processes, but this one "
-            f"works with {world_size}; {START}, or unset {name}"
-        )
-
-
 def forget_other_device(on_cpu: bool) -> None:
     """Accelerate keeps the device of a process's first run, and would give it to one that asks for another.
 
@@ -146,7 +76,8 @@ class Processes:
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
         check_launch(os.environ)
         on_cpu = chosen_device(device) == "cpu"
-        check_devices(on_cpu, os.environ)
+        if not on_cpu:
+            check_devices(torch.cuda.device_count(), os.environ)
         quiet_libraries()
         forget_other_device(on_cpu)
         os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()  # SFTTrainer's own Accelerator must agree
@@ -204,19 +135,28 @@ class Processes:
         if self.world_size == 1:
             return
         parameters = list(parameters)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        having = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
-        flat = torch.cat([*(g.flatten() for g in grads), having])
-        torch.distributed.all_reduce(flat)
-        sizes = [p.numel() for p in parameters]
-        *sums, counts = flat.split([*sizes, len(parameters)])
-        for p, total, count in zip(parameters, sums, counts.tolist(), strict=True):
-            p.grad = total.view_as(p).to(p.dtype, copy=True) if count else None
+        for p, total in zip(parameters, self.sum_known([p.grad for p in parameters], parameters), strict=True):
+            p.grad = None if total is None else total.to(p.dtype, copy=True)
 
-    def smallest(self, number: int | None) -> int | None:
-        """The smallest number that any process gives; None where none gives one."""
-        found = [n for n in self.gather([number]) if n is not None]
-        return min(found, default=None)
+    def sum_known(
+        self, tensors: Sequence[Tensor | None], like: Sequence[Tensor], dtype: torch.dtype | None = None
+    ) -> list[Tensor | None]:
+        """Each tensor summed over processes, in one message; None where no process has it.
+
+        Args:
+            tensors: this process's; None where it has none.
+            like: tensors of their shapes, the same in all processes.
+            dtype: of the sums; None for that of ``like``.
+        """
+        if self.world_size == 1:
+            return list(tensors)
+        filled = [torch.zeros_like(x, dtype=dtype) if t is None else t for t, x in zip(tensors, like, strict=True)]
+        having = torch.tensor([float(t is not None) for t in tensors], device=self.device)
+        flat = torch.cat([*(t.flatten() for t in filled), having])
+        torch.distributed.all_reduce(flat)
+        *sums, counts = flat.split([*(x.numel() for x in like), len(tensors)])
+        found = zip(sums, like, counts.tolist(), strict=True)
+        return [total.view_as(x) if count else None for total, x, count in found]
 
     def gather(self, items: Sequence[Any]) -> list[Any]:
         """All processes' items, in rank order."""

@@ -32,7 +32,7 @@ from reward.card.examine import FILE
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 
-VERSION = 14
+VERSION = 15
 
 
 def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:

@@ -87,7 +87,9 @@ class OldLogprobs:
         """Tokens of the rollout's longest rows on which sampler and training forward differ, over all processes."""
         found = torch.zeros((), device=rollout.mask.device)
         own = rollout.row_ids.tolist()
-        shortness = self.context.processes.gather([(-len(r), row) for r, row in zip(rollout.responses, own, strict=True)])
+        shortness = self.context.processes.gather(
+            [(-len(r), row) for r, row in zip(rollout.responses, own, strict=True)]
+        )
         longest = {row for _, row in sorted(shortness)[:COMPARED]}
         if index := [i for i, row in enumerate(own) if row in longest]:
             rows = rollout.rows(index, self.context.pad_id)

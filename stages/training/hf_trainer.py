@@ -90,9 +90,10 @@ class OwnSteps:
 
     Every process reads the same whole batches in the same order, cuts them into the same micro-batches and computes its
     share of these, so that what a step sees does not depend on the number of processes. No wrapper stands between code
-    and model: gradients are summed here. A micro-batch that does not fit into memory can be cut again; a step without a finite loss and gradient is not taken. Batches that were
-    done before a checkpoint are skipped: the trainer's ``resume_from_checkpoint`` finds a folder with
-    ``trainer_state.json`` and nothing else; weights, optimizer, schedule and generators come from the training run.
+    and model: gradients are summed here. A micro-batch that does not fit into memory is cut again; a step without a
+    finite loss and gradient is not taken. Batches that were done before a checkpoint are skipped: the trainer's
+    ``resume_from_checkpoint`` finds a folder with ``trainer_state.json`` and nothing else; weights, optimizer, schedule
+    and generators come from the training run.
     """
 
     def __init__(self, training_run: TrainingRun, **settings: Any) -> None:
@@ -149,18 +150,20 @@ class OwnSteps:
         run, step = self.training_run, super().training_step  # type: ignore[misc]
         processes = run.processes
         wanted, minimum = self.wanted(inputs)
-        mine = self.micro_batches_of(inputs, wanted)[processes.rank :: processes.world_size]
+        cut = self.micro_batches_of(inputs, wanted)
+        mine = cut[processes.rank :: processes.world_size]
 
         def work(size: int) -> Tensor:
-            run.begin_step()
-            total = torch.zeros((), device=self.args.device)
+            total = torch.zeros((), dtype=torch.float64)
             finer = mine if size >= wanted else [part for whole in mine for part in self.micro_batches_of(whole, size)]
+            run.begin_step(max(len(cut), len(finer)))
             for part in finer:
-                total = total + step(model, part, num_items_in_batch)
+                total += step(model, part, num_items_in_batch).cpu()
+                run.gradients.add()
             return total
 
-        total = processes.sum(run.memory.run(work, wanted, minimum, run.drop_gradients))
-        processes.sum_gradients(p for p in run.parameters.values() if p.requires_grad)
+        total = processes.sum(run.memory.run(work, wanted, minimum, run.drop_gradients)).float().to(self.args.device)
+        run.gradients.finish()
         run.loss = float(total)
         self.note_step(inputs, processes.sum(run.noted))
         return total

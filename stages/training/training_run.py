@@ -16,6 +16,7 @@ from stages.safe_points.checkpoints import State
 from stages.safe_points.training_state import restore_training, training_tensors
 from stages.settings import RewardConfig, SFTConfig
 from stages.stage import StageContext
+from stages.training.gradient_sums import GradientSums
 from stages.training.nonfinite import NonFiniteSteps, norm_of
 
 
@@ -67,12 +68,14 @@ class TrainingRun:
         self.nonfinite = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
         self.memory = OOMRetry(f"{key}.micro_batch", context.warn, context.processes.together)
         self.micro_batch = config.micro_batch
+        self.gradients = GradientSums(self.parameters.values(), context.processes)
         self.noted = torch.zeros(2, dtype=torch.float64)  # by the loss, of this process's micro-batches in a step
         self.norm = self.loss = 0.0  # of the last step; the gradient's before clipping
 
-    def begin_step(self) -> None:
-        """Forget what was noted, at the first micro-batch of a step."""
+    def begin_step(self, micro_batches: int) -> None:
+        """Forget what was noted, before the first of a step's micro-batches."""
         self.noted = torch.zeros(2, dtype=torch.float64)
+        self.gradients.begin(micro_batches)
 
     def note(self, numbers: Tensor) -> None:
         """Add what the loss of one micro-batch counted (2,), for the log."""

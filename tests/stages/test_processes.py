@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 
 from data.common.errors import UserError
-from data.splits import Corpus
-from models.backbone.processes import Processes, check_world_size
-from stages.ppo import stage as ppo_stage
-from stages.settings import PPOConfig
-from tests.stages.several_processes import ALIGNED, CASES, LENGTHS, context_of
+from models.backbone.launch import check_world_size
+from models.backbone.processes import Processes
+from tests.stages.several_processes import ALIGNED, CASES, LENGTHS
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
