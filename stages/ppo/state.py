@@ -77,7 +77,7 @@ def restore(ppo: PPO, state: State) -> None:
 def shared_anew(ppo: PPO, state: State) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     """This process's part of the cycle: the one that it saved, or its share of all where another number saved them."""
     processes, cycles = ppo.context.processes, [numbers["cycle"] for _, numbers in state.parts]
-    if len(cycles) == processes.world_size:
+    if len(cycles) in (0, processes.world_size):  # 0: not from a file
         return state.own, state.own_numbers["cycle"]
     mine = processes.share(ppo.config.rollouts)
     cycle, tensors = joined_cycles(cycles, mine), [tensors for tensors, _ in state.parts]

@@ -140,7 +140,7 @@ def test_pretraining_goes_on_with_less_and_changes_no_gradient(tmp_path, monkeyp
             warn=told.append,
         )
         result = pretrain.run(context, config)
-        limits = [s.numbers["limit"] for s in states]
+        limits = [s.own_numbers["limit"] for s in states]
         found[name] = (list(models[0].parameters()), result.metrics["held_out_nll"], limits)
         states.clear()
     assert len(told) == 1 and "documents at once=8: continuing with 4" in told[0]
