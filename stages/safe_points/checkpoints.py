@@ -176,7 +176,11 @@ class Checkpoints:
         tensors = load_file(path / TENSORS)
         rank, count = (self.processes.rank, self.processes.world_size) if self.processes else (0, 1)
         saved_by = numbers["processes"]
-        more = "" if len(saved_by) == count else f", saved by {number_of(len(saved_by))}; here there are {count}"
+        more = (
+            ""
+            if len(saved_by) == count
+            else f", saved by {number_of(len(saved_by))}; here there {'is 1' if count == 1 else f'are {count}'}"
+        )
         self.say(f"resuming from checkpoint step_{steps[0]}{more}")
         parts = []
         for number, own_numbers in enumerate(saved_by):
