@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.common.errors import UserError
-from models.backbone.launch import check_world_size
 from models.backbone.processes import Processes
 from tests.stages.several_processes import ALIGNED, CASES, LENGTHS, SHORT_OF_MEMORY, everything
 
@@ -129,15 +127,6 @@ def test_evaluation_answers_and_chooses_alike(alone, several):
 def test_a_parameter_without_a_gradient_anywhere_keeps_none(alone, several):
     assert [f["untouched"] for f in several] == [[None, [1.0, 1.0], pytest.approx([1.0] * 3)]] * len(several)
     assert alone["untouched"] == [None, [1.0, 1.0], [1.0] * 3]
-
-
-def test_a_launcher_that_speaks_of_other_processes_is_an_error():
-    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
-        with pytest.raises(UserError, match=f"{name}=2: .* 2 processes, but this one works with 1; .*torchrun"):
-            check_world_size(1, {name: "2"})
-        check_world_size(2, {name: "2"})
-    check_world_size(8, {"WORLD_SIZE": "8", "SLURM_STEP_NUM_TASKS": "2"})  # torchrun once a node
-    check_world_size(1, {})
 
 
 def test_shares_are_whole_and_disjoint_for_any_count():
