@@ -64,7 +64,7 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     skipped = train(context, lm, rows, config)
-    memory = OOMRetry("documents at once", context.warn)
+    memory = OOMRetry("documents at once", context.warn_alone)
     with memory.reporting(context.bar.phase("held-out documents", len(held_out))):
         nll = held_out_nll(lm, held_out, context.processes, memory)
     if context.processes.is_main:
@@ -274,7 +274,7 @@ def train(context: StageContext, lm: Any, rows: Sequence[list[int]], config: Pre
     lm.train()
     parameters = dict(lm.named_parameters())
     nonfinite = NonFiniteSteps("base.pretrain.max_skipped_steps", config.max_skipped_steps)
-    memory = OOMRetry("documents at once", context.warn, context.processes.together)
+    memory = OOMRetry("documents at once", context.warn_alone, context.processes.together)
     saved = context.checkpoints.resume()
     first = 0 if saved is None else saved.numbers["step"]
     if saved is not None:

@@ -99,7 +99,7 @@ def sample(
     places = [p.source for p in prompts]
     check_rows(context.base.limits, asked, "data.prompts", cure, context.warn, room, places)
     queries = [ids for ids in asked for _ in range(config.answers)]
-    found, memory = done[split], OOMRetry("rankings.batch", context.warn)
+    found, memory = done[split], OOMRetry("rankings.batch", context.warn_alone)
     memory.limit = found.limit
     with context.base.role("sft" if "sft" in context.base.roles else "base") as role:
         for start in range(len(found.answers), len(queries), config.batch * 4):

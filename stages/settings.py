@@ -64,7 +64,7 @@ class SFTConfig(Config):
     epochs: float = Field(1.0, gt=0, description="passes over the demonstrations")
     learning_rate: float = Field(2e-4, ge=0, description="peak learning rate")
     batch: int = Field(16, ge=1, description="conversations an optimizer step, over all processes")
-    micro_batch: int = Field(16, ge=1, description="conversations a forward pass and process")
+    micro_batch: int = Field(16, ge=1, description="conversations a forward pass, at most")
     batch_tokens: int | None = Field(
         None, ge=8, description="padded tokens a forward pass, instead of micro_batch; changes memory, not results"
     )
@@ -123,7 +123,7 @@ class RewardConfig(Config):
     learning_rate: float = Field(1e-4, ge=0, description="peak learning rate of the adapter")
     head_learning_rate: float | None = Field(None, ge=0, description="of the scalar head; default: learning_rate")
     batch: int = Field(16, ge=1, description="rankings an optimizer step, over all processes")
-    micro_batch: int = Field(16, ge=1, description="rankings a forward pass and process")
+    micro_batch: int = Field(16, ge=1, description="rankings a forward pass, at most")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
     max_tokens: int = Field(1024, ge=8, description="longest prompt and response")

@@ -139,23 +139,23 @@ class Processes:
             p.grad = None if total is None else total.to(p.dtype, copy=True)
 
     def sum_known(
-        self, tensors: Sequence[Tensor | None], shaped: Sequence[Tensor], dtype: torch.dtype | None = None
+        self, tensors: Sequence[Tensor | None], templates: Sequence[Tensor], dtype: torch.dtype | None = None
     ) -> list[Tensor | None]:
         """Each tensor summed over processes, in one message; None where no process has it.
 
         Args:
             tensors: this process's; None where it has none.
-            shaped: tensors of their shapes, the same in all processes.
-            dtype: of the sums; None for that of ``shaped``.
+            templates: tensors of their shapes, the same in all processes.
+            dtype: of the sums; None for that of ``templates``.
         """
         if self.world_size == 1:
             return list(tensors)
-        filled = [torch.zeros_like(x, dtype=dtype) if t is None else t for t, x in zip(tensors, shaped, strict=True)]
+        filled = [torch.zeros_like(x, dtype=dtype) if t is None else t for t, x in zip(tensors, templates, strict=True)]
         having = torch.tensor([float(t is not None) for t in tensors], device=self.device)
         flat = torch.cat([*(t.flatten() for t in filled), having])
         torch.distributed.all_reduce(flat)
-        *sums, counts = flat.split([*(x.numel() for x in shaped), len(tensors)])
-        found = zip(sums, shaped, counts.tolist(), strict=True)
+        *sums, counts = flat.split([*(x.numel() for x in templates), len(tensors)])
+        found = zip(sums, templates, counts.tolist(), strict=True)
         return [total.view_as(x) if count else None for total, x, count in found]
 
     def gather(self, items: Sequence[Any]) -> list[Any]:

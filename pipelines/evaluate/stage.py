@@ -218,7 +218,7 @@ def make_evaluator(context: StageContext, loaded: LoadedModels) -> Evaluator:
         reward=loaded.load_reward(context.inputs["reward"]) if "reward" in context.inputs else None,
         gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,
         generations=Generations(context.generations, loaded.processes.is_main),
-        memory=OOMRetry("evaluation.batch", loaded.warn),
+        memory=OOMRetry("evaluation.batch", context.warn_alone),
         phase=context.bar.phase,
         processes=loaded.processes,
     )

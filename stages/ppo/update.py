@@ -38,7 +38,7 @@ from stages.settings import PPOConfig
 from stages.stage import StageContext, schedule_factor
 from stages.training.nonfinite import NonFiniteSteps
 
-VERSION = 12
+VERSION = 13
 
 
 class PPO:
@@ -72,8 +72,8 @@ class PPO:
         self.base_rates = [g["lr"] for g in self.optimizer.param_groups]
         self.nonfinite = NonFiniteSteps("ppo.max_skipped_steps", config.max_skipped_steps)
         setting = f"ppo.micro_{'batch' if config.micro_tokens is None else 'tokens'}"
-        self.micro = MicroBatching(config, OOMRetry(setting, context.warn, context.processes.together))
-        self.sampling_retry = OOMRetry("rows sampled at once", context.warn, context.processes.together)
+        self.micro = MicroBatching(config, OOMRetry(setting, context.warn_alone, context.processes.together))
+        self.sampling_retry = OOMRetry("rows sampled at once", context.warn_alone, context.processes.together)
         self.update_index = 0
         self.records: list[StepRecord] = []
         self.cycle: Cycle | None = None

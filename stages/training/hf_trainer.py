@@ -112,10 +112,10 @@ class OwnSteps:
     def wanted(self, inputs: dict[str, Any]) -> tuple[int, int]:
         """The size of a batch's micro-batches, and the smallest that makes a difference.
 
-        It is the recipe's, or less where processes would be left without any.
+        It is the recipe's, or less where processes would be left without any of a whole batch.
         """
         run = self.training_run
-        return min(run.micro_batch, math.ceil(len(inputs["labels"]) / run.processes.world_size)), 1
+        return min(run.micro_batch, math.ceil(run.batch / run.processes.world_size)), 1
 
     def note_step(self, inputs: dict[str, Any], noted: Tensor) -> None:
         """Keep for the log what ``noted`` says of a whole step, over all micro-batches and processes."""

@@ -66,8 +66,8 @@ class TrainingRun:
         self.context, self.processes, self.name = context, context.processes, name
         self.parameters, self.start, self.saved = dict(parameters), start, start.saved
         self.nonfinite = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
-        self.memory = OOMRetry(f"{key}.micro_batch", context.warn, context.processes.together)
-        self.micro_batch = config.micro_batch
+        self.memory = OOMRetry(f"{key}.micro_batch", context.warn_alone, context.processes.together)
+        self.batch, self.micro_batch = config.batch, config.micro_batch
         self.gradients = GradientSums(self.parameters.values(), context.processes)
         self.noted = torch.zeros(2, dtype=torch.float64)  # by the loss, of this process's micro-batches in a step
         self.norm = self.loss = 0.0  # of the last step; the gradient's before clipping

@@ -21,10 +21,9 @@ from tests.resume.stopped_by_two import POINTS
 from tests.support.recipes import RECIPE
 
 ROOT = Path(__file__).parents[2]
-SETTINGS: dict[str, Any] = {
-    "reward": RECIPE["reward"] | {"gate": "off"},
-    "ppo": RECIPE["ppo"] | {"minibatches": 2, "rollouts": 6},
-}
+WHOLE: dict[str, Any] = dict(RECIPE)
+WHOLE["reward"] = WHOLE["reward"] | {"gate": "off"}
+WHOLE["ppo"] = WHOLE["ppo"] | {"minibatches": 2, "rollouts": 6}
 
 
 def launched(count: int, *arguments: str) -> str:
@@ -65,7 +64,7 @@ def test_a_finished_stage_stays_finished_with_any_number_of_processes(tmp_path: 
 def test_what_two_processes_have_begun_one_and_three_end_as_one_alone_does(tmp_path: Path) -> None:
     """Each stage from the same inputs: stopped in the midst of it by two, resumed by one; PPO by three as well."""
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps(RECIPE | SETTINGS))
+    recipe.write_text(json.dumps(WHOLE))
     whole = Pipeline.from_recipe(json.loads(recipe.read_text()), run_dir=tmp_path / "whole")
     whole.run()
     begun, by_three = tmp_path / "begun", tmp_path / "three"
@@ -78,7 +77,7 @@ def test_what_two_processes_have_begun_one_and_three_end_as_one_alone_does(tmp_p
         assert not (begun / name / STAGES[name].folder).exists()
         said: list[str] = []
         progress = Progress(active=False)
-        progress.say = said.append  # type: ignore[method-assign]
+        progress.say = said.append  # type: ignore[method-assign,assignment]
         Pipeline.from_recipe(json.loads(recipe.read_text()), run_dir=begun / name).run(only=[name], progress=progress)
         assert any("saved by 2 processes; here there is 1" in text for text in said), said
         compare(tmp_path / "whole" / STAGES[name].folder, begun / name / STAGES[name].folder)
