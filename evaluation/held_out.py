@@ -6,10 +6,10 @@ It knows roles of bases but not how they were trained; statistics are in ``resul
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from evaluation.prompting import Asking
 from evaluation.settings import EvaluationConfig
 from models.backbone.logprobs import make_rows
 from models.backbone.oom_retry import OOMRetry
+from models.backbone.processes import Processes
 from models.backbone.seeds import generator
 from models.hub.limits import check_rows
 from models.roles.shared_base import SharedBase
@@ -37,6 +38,7 @@ from reward.model import RewardModel, Samples
 from stages.ppo.rollout import micro_batches, policy_pass
 
 Decoding = Literal["sampled", "greedy"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,11 @@ class Evaluator:
     engine: Engine = field(default_factory=FastEngine)
     memory: OOMRetry = field(default_factory=lambda: OOMRetry("evaluation.batch"))
     phase: Phase = silent
+    processes: Processes | None = None  # that evaluate together; each calls everything in the same order
+
+    def _on_main(self, work: Callable[[], T]) -> T:
+        """What the main process finds, for all: it alone asks the user's functions, other machines and the disk."""
+        return work() if self.processes is None else self.processes.on_main(work)
 
     def run(self, system: System, decoding: Decoding) -> SystemResponses:
         """Sample (or decode greedily) and score one system."""
@@ -114,11 +121,9 @@ class Evaluator:
     def _gold(self, texts: Sequence[str], finished: Sequence[bool]) -> list[float] | None:
         if self.gold is None:
             return None
-        return self.gold.call(
-            [p.text for p in self.prompts],
-            list(texts),
-            **columns_of(self.prompts),
-            finished=list(finished),
+        gold, prompts = self.gold, [p.text for p in self.prompts]
+        return self._on_main(
+            lambda: gold.call(prompts, list(texts), **columns_of(self.prompts), finished=list(finished))
         )
 
     def judge(self, texts: Sequence[str]) -> list[float]:
@@ -178,29 +183,43 @@ class Evaluator:
             "libraries": libraries(),
         }
         key = digest_of(settings)[:24]
-        if (found := self.generations.find(settings, len(queries))) is not None:
+        if (found := self._on_main(lambda: self.generations.find(settings, len(queries)))) is not None:
             return found, key
         noise: Tensor | None = None
         if stream != "greedy":
             noise = sampling_noise(len(queries), self.max_new_tokens, generator(self.seed, f"evaluation/{stream}"))
-        progress = self.phase(f"responses of {system.name}", len(queries))
-        with system.base.role(system.role) as view, self.memory.reporting(progress):
-            made = generate(
-                self.engine,
-                view,
-                queries,
-                noise=noise,
-                batch=self.config.batch,
-                params=SamplingParams(
-                    max_new_tokens=self.max_new_tokens,
-                    temperature=self.config.temperature,
-                    stop_ids=renderer.stop_ids,
-                    pad_id=renderer.pad_id,
-                ),
-                memory=self.memory,
-            )
+        made = self._sampled(system, queries, noise)
         self.generations.keep(settings, made, [p.text for p in self.prompts], [renderer.text(i) for i in made.ids])
         return made, key
+
+    def _sampled(self, system: System, queries: Sequence[list[int]], noise: Tensor | None) -> Generated:
+        """A response to each query; processes share the rows, and with them the noise."""
+        mine = range(len(queries)) if self.processes is None else self.processes.share(len(queries))
+        rows = slice(mine.start, mine.stop)
+
+        def work() -> Generated:
+            progress = self.phase(f"responses of {system.name}", len(mine))
+            with system.base.role(system.role) as view, self.memory.reporting(progress):
+                return generate(
+                    self.engine,
+                    view,
+                    queries[rows],
+                    noise=None if noise is None else noise[rows],
+                    batch=self.config.batch,
+                    params=SamplingParams(
+                        max_new_tokens=self.max_new_tokens,
+                        temperature=self.config.temperature,
+                        stop_ids=system.renderer.stop_ids,
+                        pad_id=system.renderer.pad_id,
+                    ),
+                    memory=self.memory,
+                )
+
+        if self.processes is None or self.processes.world_size == 1:
+            return work()
+        own = self.processes.together(work)
+        rows_of_all = self.processes.gather(list(zip(own.ids, own.finished, strict=True)))
+        return Generated(ids=[ids for ids, _ in rows_of_all], finished=[ended for _, ended in rows_of_all])
 
     def _messages(self, system: System) -> list[Sequence[Message]]:
         ask = system.asking
@@ -254,10 +273,11 @@ class Evaluator:
         """The chooser's best try of each prompt, with its progress: in rows of the reward model where that is asked."""
         assert system.chooser is not None
         name, total = f"choice of {system.name}", sum(len(t.texts) for t in tries)
-        if self.reward is None or not system.chooser.asks(self.reward):
-            return system.chooser(tries, self.phase(name, total))
-        with self.reward.memory.reporting(self.phase(name, total * max(1, len(self.reward.members)))):
-            return system.chooser(tries)
+        chooser, reward = system.chooser, self.reward
+        if reward is None or not chooser.asks(reward):
+            return self._on_main(lambda: chooser(tries, self.phase(name, total)))
+        with reward.memory.reporting(self.phase(name, total * max(1, len(reward.members)))):
+            return self._on_main(lambda: chooser(tries))
 
     @torch.no_grad()
     def perplexity(self, system: System, references: Sequence[Sequence[str]]) -> dict[str, float]:

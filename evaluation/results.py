@@ -26,6 +26,7 @@ Scorer = Callable[[list[str]], Sequence[float]]
 MANY_TRUNCATED = 0.2
 COLLAPSED = 0.6  # distinct-2 below this share of the reference system's
 MUCH_LONGER = 1.5
+ROUNDING = 1e-5  # of a reward model's fp32 scores, by their size
 NEGATIVE_KL = -0.01  # nats a response: what rounding does is no sign of anything
 
 
@@ -173,6 +174,7 @@ def _describe(system: SystemResponses, resamples: int, seed: int) -> dict[str, A
 
 def _compare(a: SystemResponses, b: SystemResponses, column: str, resamples: int, seed: int) -> dict[str, Any]:
     x, y = getattr(a, column), getattr(b, column)
+    y = without_rounding(x, y) if column == "reward" else y
     found = paired_comparison(x, y, clusters=a.units, resamples=resamples, seed=seed)
     gain = paired_difference(x, y, clusters=a.units, resamples=resamples, seed=seed)
     said = verdict(found)
@@ -183,6 +185,12 @@ def _compare(a: SystemResponses, b: SystemResponses, column: str, resamples: int
     controlled = {"win_rate": fair.estimate, "ci95": fair.ci} | ({"note": fair.note} if fair.note else {})
     said_words = {"verdict": said.word, "verdict_text": said.text}
     return head | found.as_dict() | {"difference": difference, "length_controlled": controlled} | said_words
+
+
+def without_rounding(x: Sequence[float], y: Sequence[float]) -> list[float]:
+    """Scores ``y``, those that differ from ``x`` by rounding alone made equal to it: one response scored twice, among
+    other rows, neither wins nor loses against itself."""
+    return [p if abs(p - q) <= ROUNDING * max(1.0, abs(p), abs(q)) else q for p, q in zip(x, y, strict=True)]
 
 
 def _judged(a: SystemResponses, b: SystemResponses, column: str) -> bool:

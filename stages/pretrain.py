@@ -64,7 +64,7 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     skipped = train(context, lm, rows, config)
-    memory = OOMRetry("documents at once", context.warn)
+    memory = OOMRetry("documents at once", context.warn_alone)
     with memory.reporting(context.bar.phase("held-out documents", len(held_out))):
         nll = held_out_nll(lm, held_out, context.processes, memory)
     if context.processes.is_main:
@@ -274,13 +274,13 @@ def train(context: StageContext, lm: Any, rows: Sequence[list[int]], config: Pre
     lm.train()
     parameters = dict(lm.named_parameters())
     nonfinite = NonFiniteSteps("base.pretrain.max_skipped_steps", config.max_skipped_steps)
-    memory = OOMRetry("documents at once", context.warn, context.processes.together)
+    memory = OOMRetry("documents at once", context.warn_alone, context.processes.together)
     saved = context.checkpoints.resume()
     first = 0 if saved is None else saved.numbers["step"]
     if saved is not None:
         restore_training(parameters, optimizers, saved.tensors)
         nonfinite.restore(saved.numbers["skips"])
-        memory.limit = saved.numbers["limit"]
+        memory.limit = saved.own_numbers["limit"]
         for _ in range(first * config.batch):
             next(order)
     for step in range(first, config.steps):
@@ -316,8 +316,8 @@ def train(context: StageContext, lm: Any, rows: Sequence[list[int]], config: Pre
 def snapshot(
     parameters: dict[str, Tensor], optimizers: list[Any], nonfinite: NonFiniteSteps, done: int, limit: int | None
 ) -> State:
-    numbers = {"step": done, "skips": nonfinite.as_dict(), "limit": limit}
-    return State(tensors=training_tensors(parameters, optimizers), numbers=numbers)
+    numbers = {"step": done, "skips": nonfinite.as_dict()}
+    return State(tensors=training_tensors(parameters, optimizers), numbers=numbers, own_numbers={"limit": limit})
 
 
 def backward(lm: Any, rows: Sequence[Sequence[int]], tokens: int, size: int) -> Tensor:

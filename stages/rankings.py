@@ -100,7 +100,7 @@ def sample(
     places = [p.source for p in prompts]
     check_rows(context.base.limits, asked, "data.prompts", cure, context.warn, room, places)
     queries = [ids for ids in asked for _ in range(config.answers)]
-    found, memory = done[split], OOMRetry("rankings.batch", context.warn)
+    found, memory = done[split], OOMRetry("rankings.batch", context.warn_alone)
     memory.limit = found.limit
     params = SamplingParams(
         max_new_tokens=config.max_new_tokens,

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from data.common.config import Config
-from data.common.errors import UserError
 from data.common.tables import in_table
 from reward.settings import GateConfig, RewardPart
 from reward.tables import LOSSES, POOLINGS
@@ -65,7 +64,7 @@ class SFTConfig(Config):
     epochs: float = Field(1.0, gt=0, description="passes over the demonstrations")
     learning_rate: float = Field(2e-4, ge=0, description="peak learning rate")
     batch: int = Field(16, ge=1, description="conversations an optimizer step, over all processes")
-    micro_batch: int = Field(16, ge=1, description="conversations a forward pass and process")
+    micro_batch: int = Field(16, ge=1, description="conversations a forward pass, at most")
     batch_tokens: int | None = Field(
         None, ge=8, description="padded tokens a forward pass, instead of micro_batch; changes memory, not results"
     )
@@ -124,7 +123,7 @@ class RewardConfig(Config):
     learning_rate: float = Field(1e-4, ge=0, description="peak learning rate of the adapter")
     head_learning_rate: float | None = Field(None, ge=0, description="of the scalar head; default: learning_rate")
     batch: int = Field(16, ge=1, description="rankings an optimizer step, over all processes")
-    micro_batch: int = Field(16, ge=1, description="rankings a forward pass and process")
+    micro_batch: int = Field(16, ge=1, description="rankings a forward pass, at most")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
     max_tokens: int = Field(1024, ge=8, description="longest prompt and response")
@@ -237,16 +236,3 @@ class PPOConfig(Config):
                 f"rollouts {self.rollouts} is not divisible by minibatches {self.minibatches}: choose a divisor"
             )
         return self
-
-
-def check_shares(config: PPOConfig, processes: int) -> None:
-    """Refuse a rollout of which some process would have no response.
-
-    It is the only setting that depends on the number of processes: other stages share out rows, and a process without
-    any adds zeros.
-
-    Raises:
-        UserError: there are fewer responses than processes.
-    """
-    if config.rollouts < processes:
-        raise UserError(f"ppo.rollouts: {config.rollouts} cannot be shared by {processes} processes; raise it")

@@ -30,7 +30,7 @@ from stages.stage import StageContext, StageResult
 from stages.training.hf_trainer import fit, on_one_device, trainer_settings, training_session
 from stages.training.training_run import Start, TrainingRun
 
-VERSION = 8
+VERSION = 9
 
 
 def run(context: StageContext, config: SFTConfig) -> StageResult:

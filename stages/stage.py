@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,6 +162,13 @@ class StageContext:
     @cached_property
     def _opened(self) -> tuple[SharedBase, Renderer]:
         return self.open_base()
+
+    def warn_alone(self, text: str) -> None:
+        """A warning that concerns this process and perhaps no other: all but the main one put it on standard error."""
+        if self.processes.is_main:
+            self.warn(text)
+        else:
+            print(f"trivet: process {self.processes.rank}: {text}", file=sys.stderr, flush=True)
 
     @property
     def base(self) -> SharedBase:

@@ -88,22 +88,6 @@ class OOMRetry:
         finally:
             self._progress = before
 
-    def once(self, work: Callable[[int], T], wanted: int) -> T:
-        """``work(wanted)``, where it cannot be repeated.
-
-        Raises:
-            StageError: memory ran out; the user must ask for less.
-        """
-        try:
-            return work(wanted)
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            raise StageError(
-                f"out of memory with {self.name}={wanted} ({str(error).splitlines()[0]}). With several processes it is "
-                f"not halved by itself: run again with {self.name}={max(1, wanted // 2)}"
-            ) from error
-
     def _run(
         self, work: Callable[[int], T], wanted: int, minimum: int = 1, undo: Callable[[], None] = lambda: None
     ) -> T:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from data.common.errors import StageError, UserError
 from models.backbone.bf16_units import MIN_WIDTH, has_bf16_units
+from models.backbone.launch import check_devices, check_launch, check_world_size
 from models.backbone.peers import starting
 
 T = TypeVar("T")
@@ -53,25 +54,6 @@ def chosen_device(asked: str) -> str:
     return asked
 
 
-LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-"""Where launchers write how many processes they started: torchrun and accelerate, Open MPI, other MPIs, srun."""
-
-
-def check_world_size(world_size: int, environment: Mapping[str, str]) -> None:
-    """Compare the number of processes that work together with the number that a launcher started.
-
-    Raises:
-        UserError: they disagree, so that several processes would each do all of the work, in one folder.
-    """
-    name = next((n for n in LAUNCHED if environment.get(n, "").isdigit()), None)
-    if name is not None and int(environment[name]) != world_size:
-        raise UserError(
-            f"{name}={environment[name]}: the launcher speaks of {environment[name]} processes, but this one "
-            f"works with {world_size}; start with `torchrun --nproc_per_node N --no-python trivet run RECIPE` on a CPU "
-            f"`accelerate launch --no_python trivet run RECIPE` on GPUs, or unset {name}"
-        )
-
-
 def forget_other_device(on_cpu: bool) -> None:
     """Accelerate keeps the device of a process's first run, and would give it to one that asks for another.
 
@@ -93,7 +75,10 @@ class Processes:
     """The process group seen from one process."""
 
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
+        check_launch(os.environ)
         on_cpu = chosen_device(device) == "cpu"
+        if not on_cpu:
+            check_devices(torch.cuda.device_count(), os.environ)
         quiet_libraries()
         forget_other_device(on_cpu)
         os.environ["ACCELERATE_USE_CPU"] = str(on_cpu).lower()  # SFTTrainer's own Accelerator must agree
@@ -154,20 +139,34 @@ class Processes:
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Add gradients up over processes in one message; a process without a gradient adds zeros.
 
-        Losses are divided by global token counts, so the sum is the gradient of the whole minibatch.
+        Losses are divided by global token counts, so the sum is the gradient of the whole minibatch. A parameter that
+        has none in any process has none afterwards, so that an optimizer leaves it alone as in one process.
         """
         if self.world_size == 1:
             return
         parameters = list(parameters)
-        for p in parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        for p, total in zip(parameters, self.sum_known([p.grad for p in parameters], parameters), strict=True):
+            p.grad = None if total is None else total.to(p.dtype, copy=True)
+
+    def sum_known(
+        self, tensors: Sequence[Tensor | None], templates: Sequence[Tensor], dtype: torch.dtype | None = None
+    ) -> list[Tensor | None]:
+        """Each tensor summed over processes, in one message; None where no process has it.
+
+        Args:
+            tensors: this process's; None where it has none.
+            templates: tensors of their shapes, the same in all processes.
+            dtype: of the sums; None for that of ``templates``.
+        """
+        if self.world_size == 1:
+            return list(tensors)
+        filled = [torch.zeros_like(x, dtype=dtype) if t is None else t for t, x in zip(tensors, templates, strict=True)]
+        having = torch.tensor([float(t is not None) for t in tensors], device=self.device)
+        flat = torch.cat([*(t.flatten() for t in filled), having])
         torch.distributed.all_reduce(flat)
-        start = 0
-        for p in parameters:
-            assert p.grad is not None
-            p.grad.copy_(flat[start : start + p.numel()].view_as(p))
-            start += p.numel()
+        *sums, counts = flat.split([*(x.numel() for x in templates), len(tensors)])
+        found = zip(sums, templates, counts.tolist(), strict=True)
+        return [total.view_as(x) if count else None for total, x, count in found]
 
     def gather(self, items: Sequence[Any]) -> list[Any]:
         """All processes' items, in rank order."""

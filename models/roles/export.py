@@ -48,7 +48,7 @@ def save_role(base: SharedBase, name: str, folder: Path, extra: dict[str, float]
             base.tokenizer.save_pretrained(folder / MODEL)
         readable(folder / MODEL)
         lm.generation_config = own
-    else:
+    elif base.peft is not None and name in base.peft.peft_config:  # a value role may be a head alone
         save_adapter(base, name, folder / ADAPTER)
     if name in base.heads:
         head = base.heads[name]

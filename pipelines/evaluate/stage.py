@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from reward.card.examine import FILE
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 
-VERSION = 14
+VERSION = 15
 
 
 def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
@@ -150,7 +151,8 @@ def responses_of(
             open_name, system = named.name, None  # the one before goes first
             system = open_system(context, loaded, evaluator, named, labels[named.name])
         found = evaluator.run(system, decoding)
-        metrics, scores = compute_metrics(
+        work = partial(
+            compute_metrics,
             found,
             settings,
             references,
@@ -158,6 +160,7 @@ def responses_of(
             seed=evaluator.seed,
             columns=columns_of(evaluator.prompts),
         )
+        metrics, scores = loaded.processes.on_main(work)
         if decoding == "sampled" and references is not None and "perplexity" in settings.metrics:
             metrics |= evaluator.perplexity(system, references) if system.best_of == 1 else {}
         answers.append(replace(found, metrics=metrics, response_scores=scores))
@@ -215,8 +218,9 @@ def make_evaluator(context: StageContext, loaded: LoadedModels) -> Evaluator:
         reward=loaded.load_reward(context.inputs["reward"]) if "reward" in context.inputs else None,
         gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,
         generations=Generations(context.generations, loaded.processes.is_main),
-        memory=OOMRetry("evaluation.batch", loaded.warn),
+        memory=OOMRetry("evaluation.batch", context.warn_alone),
         phase=context.bar.phase,
+        processes=loaded.processes,
     )
 
 

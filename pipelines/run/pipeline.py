@@ -40,7 +40,7 @@ from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stage_run import StageRun
 from pipelines.run.staleness import StageState, and_remark, state_of
 from pipelines.stages.keys import base_key, dump, folder_hash, library_versions, rendering_key
-from pipelines.stages.table import STAGES, functions_in_key, left_out_of_keys
+from pipelines.stages.table import STAGES, Here, functions_in_key, left_out_of_keys
 from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run
 from pipelines.workspace.store import Store
 from stages.safe_points.stopped import kept_of, read_work, work_of
@@ -172,7 +172,8 @@ class Pipeline:
             **functions_in_key(recipe, name, self.corpus),
             "inputs": dict(keys),
             "runtime": dump(recipe.runtime, left_out_of_keys(recipe.runtime))
-            | {"device": self.processes.device.type, "processes": self.processes.world_size},
+            | {"device": self.processes.device.type}
+            | ({"processes": self.processes.world_size} if stage.samples_masks(recipe) else {}),
             "libraries": library_versions(),
         }
 
@@ -200,9 +201,8 @@ class Pipeline:
             for need, path in self.inputs_of(name).items():
                 given = read_artifact(path)
                 keys[need] = known[need] if need not in self.given else given.key if given else folder_hash(path)
-            described, threads = self.describe(name, keys), self.processes.threads
-            processor = self.processes.processor
-            state = state_of(name, described, self.run_dir, self.recipe, threads, name in again, processor)
+            described, here = self.describe(name, keys), Here.of(self.processes)
+            state = state_of(name, described, self.run_dir, self.recipe, here, name in again)
             known[name] = state.key
             if chosen is not None and name not in chosen and (there := read_artifact(state.folder)) is not None:
                 known[name] = there.key

@@ -44,7 +44,6 @@ from pipelines.stages.keys import rendering_key
 from pipelines.stages.table import STAGES
 from reward.files import SCORING
 from stages.ppo.stage import none_fits, prompt_limit
-from stages.settings import check_shares
 from stages.stage import copy_sentence, prompt_rows
 
 SHOWN = 5
@@ -96,8 +95,6 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         UserError: what a stage would say of them, now.
     """
     recipe, corpus = pipeline.recipe, pipeline.corpus
-    if "ppo" in chosen:
-        check_shares(recipe.ppo, pipeline.processes.world_size)
     check_precision(recipe, chosen)
     if left_out := waiting(recipe, pipeline.given):
         warn(left_out)

@@ -19,7 +19,7 @@ from pipelines.run.parts import RunParts
 from pipelines.run.plan_details import value_text
 from pipelines.run.staleness import StageState
 from pipelines.stages.keys import library_versions
-from pipelines.stages.table import STAGES, made_with
+from pipelines.stages.table import STAGES, Here, made_with
 from pipelines.workspace.run_folder import AT_THE_GATE, RunFolder
 from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints
 from stages.safe_points.interrupts import INTERRUPTS
@@ -117,7 +117,7 @@ class StageRun:
                 "differ in rounding from one that either would have given alone"
             )
         try:
-            yield made_with(self.recipe, self.name, self.processes.threads, here)
+            yield made_with(self.recipe, self.name, Here.of(self.processes))
         finally:
             self.processes.use_threads(own)
 

@@ -12,7 +12,7 @@ from models.backbone.artifacts import Artifact, damage, previous_folder, problem
 from pipelines.recipe.renamed import in_new_words, in_old_words
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.keys import differences, hash_of
-from pipelines.stages.table import STAGES, group_of, made_with, without_speed
+from pipelines.stages.table import STAGES, Here, group_of, made_with, without_speed
 from stages.safe_points.checkpoints import CHECKPOINTS, resume_text
 from stages.safe_points.stopped import StoppedWork, newest_step, other_work, place_of, work_of
 
@@ -43,20 +43,13 @@ class StageState:
 
 
 def state_of(
-    name: str,
-    described: dict[str, Any],
-    run_dir: Path,
-    recipe: Recipe,
-    threads: int,
-    again: bool = False,
-    processor: str = "",
+    name: str, described: dict[str, Any], run_dir: Path, recipe: Recipe, here: Here, again: bool = False
 ) -> StageState:
     """What lies in a run folder of a stage, compared with its description.
 
     Args:
-        threads: CPU threads of this process.
+        here: what would compute it.
         again: the stage is run whatever lies there.
-        processor: what computes here, as ``made_with`` takes it.
     """
     key, final = hash_of(in_old_words(described)), run_dir / STAGES[name].folder
     there, before = read_artifact(final), read_artifact(previous_folder(final))
@@ -65,7 +58,7 @@ def state_of(
         key = there.key  # another one where it was written when keys held settings of speed too
     reason, remark, put_back = "", "", False
     if there is not None and there.key == key:
-        reason, remark = wrong[0] if wrong else "", _made_otherwise(there, made_with(recipe, name, threads, processor))
+        reason, remark = wrong[0] if wrong else "", _made_otherwise(there, made_with(recipe, name, here))
     elif before is not None and before.key == key and not problems(before):
         there, put_back, remark = before, True, f"finished before, and kept in {before.path.name}"
     else:

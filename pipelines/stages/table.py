@@ -22,6 +22,7 @@ from pipelines.stages.duration import Effort
 from pipelines.stages.estimates import Estimator, Work
 
 if TYPE_CHECKING:
+    from models.backbone.processes import Processes
     from pipelines.execution.loaded_models import LoadedModels
     from stages.stage import StageContext, StageResult
 
@@ -70,7 +71,7 @@ class Stage:
     """Settings that cut the same sums into other parts: they change memory and time, and nothing beyond the rounding
     of sums. They are in no key; the manifest has them under ``made_with``."""
     sampled: str | None = None  # the setting that says how many responses are sampled at once
-    random_masks: bool = False  # masks are sampled by forward pass, so that cutting batches changes the result
+    random_masks: bool = False  # masks are sampled by forward pass, so that cutting and sharing batches changes them
     functions: Callable[[Recipe], list[str]] = _no_functions
     """The user's functions that it calls: their source is part of its key."""
     offered: Callable[[Recipe, Corpus, str], set[str]] = _no_columns
@@ -89,9 +90,13 @@ class Stage:
         """That of its code, which is part of its key."""
         return int(importlib.import_module(self.code).VERSION)
 
+    def samples_masks(self, recipe: Recipe) -> bool:
+        """Whether its result depends on how batches are cut and shared out."""
+        return self.random_masks and recipe.adapter.dropout > 0
+
     def speed_settings(self, recipe: Recipe) -> tuple[str, ...]:
         """Its settings that no key holds."""
-        return () if self.random_masks and recipe.adapter.dropout > 0 else self.speed
+        return () if self.samples_masks(recipe) else self.speed
 
     def settings(self, recipe: Recipe) -> Any:
         """What its key holds of the recipe."""
@@ -319,19 +324,34 @@ def group_of(name: str) -> str:
     return STAGES[name].group if name in STAGES else name
 
 
-def made_with(recipe: Recipe, name: str, threads: int, processor: str = "") -> dict[str, Any]:
-    """How a stage is computed, as far as that changes rounding alone: written down, and in no key.
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What computes: changes of it change rounding alone.
 
-    Args:
+    Attributes:
         threads: CPU threads of this process.
-        processor: what computes: the CPU's instruction set, or the GPU's name.
+        processes: that work together; where random masks depend on their number, a key holds it instead.
+        processor: the CPU's instruction set, or the GPU's name; empty where it is not known.
     """
+
+    threads: int
+    processes: int = 1
+    processor: str = ""
+
+    @classmethod
+    def of(cls, processes: Processes) -> Here:
+        return cls(processes.threads, processes.world_size, processes.processor)
+
+
+def made_with(recipe: Recipe, name: str, here: Here) -> dict[str, Any]:
+    """How a stage is computed, as far as that changes rounding alone: written down, and in no key."""
     stage = STAGES[name]
     own = {f"{stage.group}.{s}": getattr(getattr(recipe, stage.group), s) for s in stage.speed_settings(recipe)}
     general = {f"runtime.{CHECKPOINTING}": getattr(recipe.runtime, CHECKPOINTING)}
     general |= {f"runtime.{OFFLOAD}": True} if recipe.runtime.offload_activations else {}
-    general |= {"processor": processor} if processor else {}
-    return own | general | ({"threads": threads} if recipe.runtime.threads is None else {})
+    general |= {} if stage.samples_masks(recipe) else {"processes": here.processes}
+    general |= {"processor": here.processor} if here.processor else {}
+    return own | general | ({"threads": here.threads} if recipe.runtime.threads is None else {})
 
 
 def without_speed(described: Mapping[str, Any], recipe: Recipe, name: str) -> dict[str, Any]:
@@ -344,7 +364,8 @@ def without_speed(described: Mapping[str, Any], recipe: Recipe, name: str) -> di
         if isinstance(inner := settings.get(stage.group), Mapping):
             out["settings"][stage.group] = {k: v for k, v in inner.items() if k not in left_out}
     if isinstance(out.get("runtime"), Mapping):
-        out["runtime"] = {k: v for k, v in out["runtime"].items() if k not in RUNTIME_SPEED}
+        left_out = (*RUNTIME_SPEED, *(() if stage.samples_masks(recipe) else ("processes",)))
+        out["runtime"] = {k: v for k, v in out["runtime"].items() if k not in left_out}
     return out
 
 

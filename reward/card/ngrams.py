@@ -53,6 +53,8 @@ def ngram_scores(
         offset += len(ranking.answers)
     if not weights:
         raise UserError("rankings: no two responses of the training rankings differ in rank, so nothing can be learnt")
+    if len(weights) == 1:  # the solver needs both classes
+        better, worse, weights = better * 2, worse * 2, weights * 2
     rows = hashing.transform(a for r in train for a in r.answers)
     sign = np.where(np.arange(len(weights)) % 2, -1.0, 1.0)  # both classes; the mirror image is the same example
     x = sparse.diags(sign) @ (rows[better] - rows[worse])

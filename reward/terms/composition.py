@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.common.errors import UserError
 from data.common.user_functions import columns_of, load_function
+from models.backbone.processes import Processes
 from reward.model import RewardModel, Samples
 from reward.settings import RewardPart
 from reward.tables import RULES
@@ -53,6 +54,16 @@ class FunctionReward:
             completion_ids=[list(ids) for ids in samples.responses],
         )
         return torch.tensor(values, dtype=torch.float32)
+
+
+def shared_scores(source: RewardSource, samples: Samples, processes: Processes) -> Tensor:
+    """A source's scores (B,) of this process's rows; see ``WeightedSum.scores``."""
+    if isinstance(source, FunctionReward):
+        rows = [len(samples.texts)]
+        everyone = Samples(**{f.name: processes.gather(getattr(samples, f.name)) for f in fields(samples)})
+        start = sum(processes.gather(rows)[: processes.rank])
+        return processes.on_main(lambda: source(everyone))[start : start + rows[0]]
+    return processes.together(lambda: source(samples) if samples.texts else torch.zeros(0))
 
 
 class Running:
@@ -110,9 +121,23 @@ class WeightedSum:
         """``(total (B,), scores (B,) by name)``: each part's own, and as ``NAME/transformed`` what became of them."""
         return self.combine(self.scores(samples))
 
-    def scores(self, samples: Samples) -> dict[str, Tensor]:
-        """Each part's own scores (B,) by name; running means do not take them in yet, since another part may fail."""
-        scores = {name: source(samples) for name, _, source in self.parts}
+    def scores(self, samples: Samples, processes: Processes | None = None) -> dict[str, Tensor]:
+        """Each part's own scores (B,) by name; running means do not take them in yet, since another part may fail.
+
+        Several processes call it together, each with its share of the rows: a function of the user's is called once,
+        by the main process, since what it says of a row may depend on the others. Where one fails, all stop.
+        """
+        if processes is None or processes.world_size == 1:
+            return self._checked({name: source(samples) for name, _, source in self.parts}, samples)
+        scores = {name: shared_scores(source, samples, processes) for name, _, source in self.parts}
+        return processes.together(lambda: self._checked(scores, samples))
+
+    def _checked(self, scores: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
+        """The scores themselves.
+
+        Raises:
+            UserError: they are not one number a response, or fp32 cannot compute with one.
+        """
         for name, weight, _ in self.parts:
             values = scores[name]
             if values.shape != (len(samples.texts),):

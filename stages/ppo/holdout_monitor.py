@@ -49,7 +49,8 @@ class HoldoutMonitor:
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate; what goes into the metrics."""
-        rows = self.ppo.context.processes.gather(self._rows())
+        processes = self.ppo.context.processes
+        rows = processes.gather(processes.together(self._rows))
         proxy = [p for p, _, _ in rows] if self.proxy is not None else []
         found = HoldoutEvaluation(
             update=self.ppo.update_index,
@@ -70,6 +71,8 @@ class HoldoutMonitor:
         count = min(config.holdout_prompts, len(ppo.stream.prompts))
         mine = context.processes.share(count)
         queries = [ppo.stream.queries[i] for i in mine]
+        if not queries:
+            return []
         noise = sampling_noise(count, config.max_new_tokens, generator(context.seed, "ppo/watch"))
         progress = context.bar.phase("responses for the held-out reward model", len(queries))
         with ppo.base.role("policy") as role, ppo.sampling_retry.reporting(progress):

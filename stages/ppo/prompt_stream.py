@@ -27,7 +27,11 @@ class PromptStream:
     def share(self, update: int, rows: int, processes: Processes) -> tuple[range, list[int]]:
         """Rows of this process in an update's rollout of ``rows`` rows, and the number of each one's prompt."""
         mine = processes.share(rows)
-        return mine, [self._number(update * rows + i) for i in mine]
+        return mine, self.chosen(update, rows, mine)
+
+    def chosen(self, update: int, rows: int, some: range) -> list[int]:
+        """The prompts' numbers of some rows in an update's rollout of ``rows`` rows."""
+        return [self._number(update * rows + i) for i in some]
 
     def _number(self, position: int) -> int:
         epoch, at = divmod(position, len(self.prompts))

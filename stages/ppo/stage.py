@@ -26,7 +26,7 @@ from stages.ppo.self_check import require, self_check
 from stages.ppo.update import PPO
 from stages.ppo.warning_signs import Warned, Watch
 from stages.safe_points.checkpoints import State
-from stages.settings import KEPT, PPOConfig, check_shares
+from stages.settings import KEPT, PPOConfig
 from stages.stage import StageContext, StageResult, prompt_rows, settings_of_copy
 
 
@@ -40,7 +40,6 @@ def run(
     """
     if config.keep == "best" and judge is None:
         raise UserError("ppo.keep: 'best' is chosen by a held-out reward model: set reward.holdout, for example 0.2")
-    check_shares(config, context.processes.world_size)
     prompts, tally = counted_prompts(context, config)
     context.log.note(log_row(tally.as_dict()))
     reward = compose(

@@ -74,8 +74,8 @@ class PPO:
         self.base_rates = [g["lr"] for g in self.optimizer.param_groups]
         self.nonfinite = NonFiniteSteps("ppo.max_skipped_steps", config.max_skipped_steps)
         setting = f"ppo.micro_{'batch' if config.micro_tokens is None else 'tokens'}"
-        self.micro = MicroBatching(config, OOMRetry(setting, context.warn, context.processes.together))
-        self.sampling_retry = OOMRetry("rows sampled at once", context.warn, context.processes.together)
+        self.micro = MicroBatching(config, OOMRetry(setting, context.warn_alone, context.processes.together))
+        self.sampling_retry = OOMRetry("rows sampled at once", context.warn_alone, context.processes.together)
         self.update_index = 0
         self.records: list[StepRecord] = []
         self.cycle: Cycle | None = None
@@ -202,7 +202,7 @@ class PPO:
 
     def score(self, rollout: Rollout) -> None:
         """Fill in the reward's scores; where a process cannot get its own, all of them stop with its error."""
-        own = self.context.processes.together(lambda: self.reward.scores(rollout.samples()))
+        own = self.reward.scores(rollout.samples(), self.context.processes)
         scores, parts = self.reward.combine(own)
         rollout.raw_scores = scores.to(self.base.device)
         rollout.score_parts = {k: v.to(self.base.device) for k, v in parts.items()}

@@ -20,7 +20,7 @@ from models.backbone.tensor_files import save_tensors
 TENSORS, NUMBERS = "tensors.safetensors", "state.json"
 
 
-def read_numbers(path: Path, world_size: int) -> dict[str, Any]:
+def read_numbers(path: Path) -> dict[str, Any]:
     """``state.json``, its shape checked.
 
     Raises:
@@ -30,8 +30,8 @@ def read_numbers(path: Path, world_size: int) -> dict[str, Any]:
     parts = found.get("processes")
     if not isinstance(found.get("state"), dict) or not isinstance(parts, list):
         raise UserError(f"{path / NUMBERS}: holds no state and processes")
-    if len(parts) < world_size or not all(isinstance(p, dict) for p in parts):
-        raise UserError(f"{path / NUMBERS}: is not of {world_size} processes")
+    if not parts or not all(isinstance(p, dict) for p in parts):
+        raise UserError(f"{path / NUMBERS}: holds no process's numbers")
     if not (path / TENSORS).is_file():
         raise UserError(f"{path / TENSORS}: missing")
     return found

@@ -35,13 +35,20 @@ __all__ = ["CHECKPOINTS", "Checkpoints", "State", "resume_text"]
 class State:
     """What a stage needs to resume: tensors by name and plain JSON values.
 
-    ``tensors`` and ``numbers`` are the same in every process; ``own`` and ``own_numbers`` are this process's.
+    ``tensors`` and ``numbers`` are the same in every process; ``own`` and ``own_numbers`` are this process's. A state
+    that was saved has ``parts``, those of all processes of then, in order of their ranks. Where fewer processes saved
+    it than resume, a process without a part of its own has the last one's.
     """
 
     tensors: dict[str, Tensor]
     numbers: dict[str, Any] = field(default_factory=dict)
     own: dict[str, Tensor] = field(default_factory=dict)
     own_numbers: dict[str, Any] = field(default_factory=dict)
+    parts: list[tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=list)
+
+
+def number_of(processes: int) -> str:
+    return f"{processes} process" + ("" if processes == 1 else "es")
 
 
 def resume_text(folder: Path, key: str) -> str:
@@ -138,7 +145,7 @@ class Checkpoints:
         if wrong := problems(found):
             return wrong[0].replace("since the stage finished", "since it was written")
         try:
-            read_numbers(path, self.processes.world_size if self.processes else 1)
+            read_numbers(path)
         except UserError as error:
             return str(error)
         known = found.manifest.get("metrics", {})
@@ -165,16 +172,28 @@ class Checkpoints:
         if not steps:
             return None
         path = self.folder / f"step_{steps[0]}"
-        numbers = read_numbers(path, self.processes.world_size if self.processes else 1)
+        numbers = read_numbers(path)
         tensors = load_file(path / TENSORS)
-        rank = self.processes.rank if self.processes else 0
-        prefix = f"process/{rank}/"
-        self.say(f"resuming from checkpoint step_{steps[0]}")
+        rank, count = (self.processes.rank, self.processes.world_size) if self.processes else (0, 1)
+        saved_by = numbers["processes"]
+        more = (
+            ""
+            if len(saved_by) == count
+            else f", saved by {number_of(len(saved_by))}; here there {'is 1' if count == 1 else f'are {count}'}"
+        )
+        self.say(f"resuming from checkpoint step_{steps[0]}{more}")
+        parts = []
+        for number, own_numbers in enumerate(saved_by):
+            prefix = f"process/{number}/"
+            own = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
+            parts.append((own, own_numbers))
+        own, own_numbers = parts[min(rank, len(parts) - 1)]
         return State(
             tensors={k: v.clone() for k, v in tensors.items() if not k.startswith("process/")},
             numbers=numbers["state"],
-            own={k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)},
-            own_numbers=numbers["processes"][rank],
+            own=own,
+            own_numbers=own_numbers,
+            parts=parts,
         )
 
     # -- saving --------------------------------------------------------------------------------------------------

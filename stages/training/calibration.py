@@ -30,7 +30,7 @@ def calibration_responses(
         return [q for r in chosen for q in r.queries], [a for r in chosen for a in r.responses], "training responses"
     queries = [renderer.prompt_ids(p.messages) for p in prompts]
     longest = max(len(a) for r in train for a in r.responses)
-    memory = OOMRetry("SFT samples at once", context.warn)
+    memory = OOMRetry("SFT samples at once", context.warn_alone)
     progress = context.bar.phase("SFT samples, whose mean score becomes 0", len(queries))
     with base.role("sft") as role, memory.reporting(progress):
         made = generate(

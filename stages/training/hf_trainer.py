@@ -59,7 +59,6 @@ def trainer_settings(context: StageContext, config: SFTConfig | RewardConfig, ro
         "logging_nan_inf_filter": False,
         "report_to": [],
         "disable_tqdm": True,
-        "ddp_find_unused_parameters": False,
     }
 
 
@@ -89,11 +88,12 @@ def _undivided(accelerator: Any, loader: Any, *_: Any, **__: Any) -> Any:
 class OwnSteps:
     """A trainer whose steps and checkpoints are ours; mixed in before Transformers' trainer.
 
-    Every process reads the same whole batches in the same order and computes its share of each one's rows, so that what
-    a step sees does not depend on the number of processes. Batches are cut into micro-batches here, so that one that
-    does not fit into memory can be cut again; a step without a finite loss and gradient is not taken. Batches that were
-    done before a checkpoint are skipped: the trainer's ``resume_from_checkpoint`` finds a folder with
-    ``trainer_state.json`` and nothing else; weights, optimizer, schedule and generators come from the training run.
+    Every process reads the same whole batches in the same order, cuts them into the same micro-batches and computes its
+    share of these, so that what a step sees does not depend on the number of processes. No wrapper stands between code
+    and model: gradients are summed here. A micro-batch that does not fit into memory is cut again; a step without a
+    finite loss and gradient is not taken. Batches that were done before a checkpoint are skipped: the trainer's
+    ``resume_from_checkpoint`` finds a folder with ``trainer_state.json`` and nothing else; weights, optimizer, schedule
+    and generators come from the training run.
     """
 
     def __init__(self, training_run: TrainingRun, **settings: Any) -> None:
@@ -110,17 +110,23 @@ class OwnSteps:
         raise NotImplementedError
 
     def wanted(self, inputs: dict[str, Any]) -> tuple[int, int]:
-        """The micro-batch size that the recipe asks for, and the smallest that makes a difference."""
-        return self.training_run.micro_batch, 1
+        """The size of a batch's micro-batches, and the smallest that makes a difference.
 
-    def share_of(self, inputs: dict[str, Any], rows: range) -> dict[str, Any]:
-        """These neighbouring rows of a batch."""
-        raise NotImplementedError
+        It is the recipe's, or less where processes would be left without any of a whole batch.
+        """
+        run = self.training_run
+        return min(run.micro_batch, math.ceil(run.batch / run.processes.world_size)), 1
 
     def note_step(self, inputs: dict[str, Any], noted: Tensor) -> None:
         """Keep for the log what ``noted`` says of a whole step, over all micro-batches and processes."""
 
     # -- what Transformers' trainer calls ------------------------------------------------------------------------
+
+    def _wrap_model(self: Any, model: Any, *_: Any, **__: Any) -> Any:
+        """The model as it is; Accelerate, which prepares it next, adds no wrapper of its own either."""
+        prepare = self.accelerator.prepare_model
+        self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)
+        return model
 
     def get_train_dataloader(self: Any) -> Any:
         """The trainer's own loader, with every whole batch in every process."""
@@ -132,32 +138,34 @@ class OwnSteps:
             del accelerator.prepare_data_loader
 
     def training_step(self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """This process's share of the batch by micro-batches; gradients add up before one exchange between processes.
+        """This process's micro-batches of the batch; gradients add up before one exchange between processes.
 
-        Nothing is exchanged within the micro-batches, whose number is each process's own. A process without a row,
-        where a batch has fewer rows than there are processes, computes one that counts nothing, to take part in the
-        exchange. In one process, a micro-batch for which memory is too small makes the whole step start again with
-        smaller ones.
+        The batch is cut before it is shared out, so that a micro-batch has the same rows in whichever process, and a
+        process for which there is none adds nothing. Nothing is exchanged within the micro-batches: one for which
+        memory is too small makes this process's part of the step start again with smaller ones.
+
+        Returns:
+            The loss of the whole batch, over all processes.
         """
         run, step = self.training_run, super().training_step  # type: ignore[misc]
-        share = run.processes.share(len(inputs["labels"]))
-        run.counted = float(len(share) > 0)
-        mine = self.share_of(inputs, share or range(1))
+        processes = run.processes
+        wanted, minimum = self.wanted(inputs)
+        cut = self.micro_batches_of(inputs, wanted)
+        mine = cut[processes.rank :: processes.world_size]
 
         def work(size: int) -> Tensor:
-            run.begin_step()
-            total, micro_batches = torch.zeros((), device=self.args.device), self.micro_batches_of(mine, size)
-            for i, part in enumerate(micro_batches):
-                last = i == len(micro_batches) - 1
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                    total = total + step(model, part, num_items_in_batch)
+            total = torch.zeros((), dtype=torch.float64)
+            finer = mine if size >= wanted else [part for whole in mine for part in self.micro_batches_of(whole, size)]
+            run.begin_step(max(len(cut), len(finer)))
+            for part in finer:
+                total += step(model, part, num_items_in_batch).cpu()
+                run.gradients.add()
             return total
 
-        wanted, minimum = self.wanted(mine)
-        alone = self.accelerator.num_processes == 1  # others would wait in an exchange that cannot be started again
-        total = run.memory.run(work, wanted, minimum, run.drop_gradients) if alone else run.memory.once(work, wanted)
+        total = processes.sum(run.memory.run(work, wanted, minimum, run.drop_gradients)).float().to(self.args.device)
+        run.gradients.finish()
         run.loss = float(total)
-        self.note_step(inputs, run.processes.sum(run.noted))
+        self.note_step(inputs, processes.sum(run.noted))
         return total
 
     def _clip_grad_norm(self: Any, model: Any) -> Any:
@@ -202,7 +210,7 @@ class ProgressCallback(TrainerCallback):
             return
         context, step = self.run.context, state.global_step + self.run.start.steps
         kept = {k: v for k, v in logs.items() if isinstance(v, int | float) and k != "epoch"}
-        kept["skipped_steps"] = self.run.skipped
+        kept |= {"loss": self.run.loss, "skipped_steps": self.run.skipped}
         context.log.write(step, kept)
         shown: dict[str, float] = {k: kept[k] for k in ("loss", "mean_token_accuracy", "pair_accuracy") if k in kept}
         context.bar.advance(step, shown, self._new_tokens(kept))

@@ -22,7 +22,7 @@ from stages.settings import RewardConfig
 from stages.stage import StageContext
 from stages.training import hf_trainer as trainers
 from stages.training.hf_trainer import OwnSteps, on_one_device, trainer_settings, training_session
-from stages.training.micro_batches import of_rankings, some_rankings
+from stages.training.micro_batches import of_rankings
 from stages.training.prompt_sampler import OnePromptAStep
 from stages.training.ranking_rows import EncodedRanking
 from stages.training.training_run import FROM_SCRATCH, Start, TrainingRun
@@ -43,6 +43,7 @@ def fit(
     base = context.base
     session = training_session(context, base, role, "reward")
     with base.training(role) as trainable, base.role(role) as view, session:
+        base.heads[role].bias.requires_grad_(False)  # no difference of scores knows it: its gradient is rounding
         run = TrainingRun(context, config, "reward", "reward model", trainable, start)
         trainer = RankingTrainer(
             run,
@@ -68,7 +69,7 @@ def _optimizer(trainable: Mapping[str, nn.Parameter], head: nn.Module, config: R
 
 
 class RewardModule(nn.Module):
-    """The entered reward role as one module, so that a trainer (and DDP) sees exactly what it trains."""
+    """The entered reward role as one module, so that a trainer sees exactly what it trains."""
 
     def __init__(self, view: RoleView, pooling: str) -> None:
         super().__init__()
@@ -113,9 +114,7 @@ class RankingTrainer(OwnSteps, Trainer):
         )
         losses = losses * inputs["weights"]
         count = len(losses) if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / count * self.training_run.counted
-        if num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is global
+        loss = losses.sum() / count
         with torch.no_grad():
             self.training_run.note(torch.stack([x.sum() for x in pair_counts(table, ranks, present)]))
         return (loss, scores) if return_outputs else loss
@@ -129,9 +128,6 @@ class RankingTrainer(OwnSteps, Trainer):
 
     def micro_batches_of(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
         return of_rankings(inputs, size)
-
-    def share_of(self, inputs: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
-        return some_rankings(inputs, rows)
 
     def note_step(self, inputs: dict[str, Tensor], noted: Tensor) -> None:
         right, pairs = noted.tolist()

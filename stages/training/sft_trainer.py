@@ -1,11 +1,11 @@
 """TRL's SFTTrainer with the loss of response positions only. Imported where it is used: TRL takes seconds to import.
 
-The loss goes through ``model(...)``, so that a wrapper such as DDP sees every forward pass; what changes is the
-model's ``forward``, which ``training_session`` puts back.
+The loss goes through ``model(...)``; what changes is the model's ``forward``, which ``training_session`` puts back.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -50,9 +50,7 @@ class ResponseTrainer(OwnSteps, SFTTrainer):
         """Sum of -log p over a micro-batch's supervised tokens by their number in the whole batch of all processes."""
         nll, right, count = model(**inputs)
         total = count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        loss = nll / total * self.training_run.counted
-        if num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is global
+        loss = nll / total
         self.training_run.note(torch.stack([right, count]))
         return (loss, None) if return_outputs else loss
 
@@ -61,9 +59,6 @@ class ResponseTrainer(OwnSteps, SFTTrainer):
         self._total_train_tokens += int(inputs["attention_mask"].sum())
         self._metrics["train"]["mean_token_accuracy"].append(right / max(1.0, count))
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-
-    def share_of(self, inputs: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
-        return of_rows(inputs, [rows])[0]
 
     def micro_batches_of(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
         """Of at most ``size`` rows, or padded tokens where there is a budget of them."""
@@ -74,5 +69,8 @@ class ResponseTrainer(OwnSteps, SFTTrainer):
 
     def wanted(self, inputs: dict[str, Tensor]) -> tuple[int, int]:
         if self.batch_tokens is None:
-            return self.training_run.micro_batch, 1
-        return self.batch_tokens, int(inputs["attention_mask"].sum(1).max())
+            return super().wanted(inputs)
+        lengths = inputs["attention_mask"].sum(1)
+        longest, each = int(lengths.max()), math.ceil(int(lengths.sum()) / self.training_run.processes.world_size)
+        several = self.training_run.processes.world_size > 1
+        return min(self.batch_tokens, max(longest, each)) if several else self.batch_tokens, longest

@@ -16,6 +16,7 @@ from stages.safe_points.checkpoints import State
 from stages.safe_points.training_state import restore_training, training_tensors
 from stages.settings import RewardConfig, SFTConfig
 from stages.stage import StageContext
+from stages.training.gradient_sums import GradientSums
 from stages.training.nonfinite import NonFiniteSteps, norm_of
 
 
@@ -65,19 +66,20 @@ class TrainingRun:
         self.context, self.processes, self.name = context, context.processes, name
         self.parameters, self.start, self.saved = dict(parameters), start, start.saved
         self.nonfinite = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
-        self.memory = OOMRetry(f"{key}.micro_batch", context.warn)
-        self.micro_batch = config.micro_batch
-        self.counted = 1.0  # 0 while this process computes a row only to take part
+        self.memory = OOMRetry(f"{key}.micro_batch", context.warn_alone, context.processes.together)
+        self.batch, self.micro_batch = config.batch, config.micro_batch
+        self.gradients = GradientSums(self.parameters.values(), context.processes)
         self.noted = torch.zeros(2, dtype=torch.float64)  # by the loss, of this process's micro-batches in a step
         self.norm = self.loss = 0.0  # of the last step; the gradient's before clipping
 
-    def begin_step(self) -> None:
-        """Forget what was noted, at the first micro-batch of a step."""
+    def begin_step(self, micro_batches: int) -> None:
+        """Forget what was noted, before the first of a step's micro-batches."""
         self.noted = torch.zeros(2, dtype=torch.float64)
+        self.gradients.begin(micro_batches)
 
     def note(self, numbers: Tensor) -> None:
         """Add what the loss of one micro-batch counted (2,), for the log."""
-        self.noted = self.noted + self.counted * numbers.detach().cpu().double()
+        self.noted = self.noted + numbers.detach().cpu().double()
 
     def drop_gradients(self) -> None:
         for p in self.parameters.values():
@@ -118,7 +120,8 @@ class TrainingRun:
         for group, rate in zip(optimizer.param_groups, numbers["rates"], strict=True):
             group["lr"] = rate
         self.nonfinite.restore(numbers["skips"])
-        self.memory.limit = numbers["limits"].get(self.memory.name)  # of rows or of tokens, by what the recipe counts
+        limits = self.saved.own_numbers["limits"]
+        self.memory.limit = limits.get(self.memory.name)  # of rows or of tokens, by what the recipe counts
 
     def state(self, optimizer: Any, schedule: Any, trainer_state: Any, tokens: int) -> State:
         """All of it, between two optimizer steps; ``tokens`` is TRL's count for its log."""
@@ -134,7 +137,7 @@ class TrainingRun:
                 "tokens": tokens,
                 "skips": self.nonfinite.as_dict(),
                 "skipped_before": self.start.skipped,
-                "limits": {self.memory.name: self.memory.limit},
             },
             own=global_rng(),
+            own_numbers={"limits": {self.memory.name: self.memory.limit}},
         )

@@ -86,4 +86,4 @@ def test_the_command_runs_as_it_is_written(command: str, world: Path, tmp_path: 
     assert "Traceback" not in done.stderr
     if command.startswith("torchrun"):
         made = json.loads((folder / "runs/mine/ppo/manifest.json").read_text())
-        assert made["described"]["runtime"]["processes"] == 2 and made["described"]["runtime"]["device"] == "cpu"
+        assert made["made_with"]["processes"] == 2 and made["described"]["runtime"]["device"] == "cpu"

@@ -21,7 +21,7 @@ from pipelines.loading.load import load_recipe
 from pipelines.recipe.errors import models_in
 from pipelines.recipe.schema import Recipe, resolved_yaml
 from pipelines.stages.keys import rendering_key
-from pipelines.stages.table import STAGES, made_with
+from pipelines.stages.table import STAGES, Here, made_with
 
 ROOT = Path(__file__).parents[2]
 DATA = {
@@ -56,7 +56,7 @@ def with_settings(recipe, settings):
 def described(recipe):
     """What the keys and manifests of all stages take in of a recipe, and how conversations are written."""
     stages = {name: STAGES[name].settings(recipe) for name in STAGES if name in recipe.stages}
-    made = {f"{name} made with": made_with(recipe, name, 1) for name in stages}
+    made = {f"{name} made with": made_with(recipe, name, Here(1)) for name in stages}
     return (
         stages
         | made

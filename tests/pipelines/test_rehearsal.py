@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -376,21 +375,6 @@ def test_a_value_role_that_cannot_start_as_the_reward_model_is_told(
     found = value_start(load_recipe(tmp_path / "value.yaml"))
     assert (found is not None) is told
     assert not told or str(found).startswith("ppo.value: the reward model stands on another base")
-
-
-def test_fewer_responses_than_processes_are_told_before_sft(tmp_path: Path, recipe: dict[str, Any]) -> None:
-    """A launcher's processes are known at the start; PPO comes after hours."""
-    recipe["ppo"]["rollouts"] = 3
-    pipeline = Pipeline.from_recipe(written(tmp_path, recipe), run_dir=tmp_path / "out")
-    warned: list[str] = []
-    for processes, refused in ((3, False), (4, True)):
-        pipeline.processes.world_size = processes
-        with pytest.raises(UserError, match="3 cannot be shared by 4 processes") if refused else nullcontext():
-            rehearse(pipeline, pipeline.recipe.stages, warned.append)
-    rehearse(pipeline, ["sft", "reward"], warned.append)  # PPO is not asked for
-    with pytest.raises(UserError, match=r"ppo\.rollouts"):
-        pipeline.run()
-    assert not (tmp_path / "out/sft").exists() and not warned
 
 
 def test_settings_of_stages_that_are_left_out_are_told_by_plan_and_run(

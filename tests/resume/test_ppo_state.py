@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
+from models.backbone.settings import AdapterConfig
 from stages.ppo import state as ppo_state
+from stages.ppo.state import DERIVED, FIELDS
 from stages.safe_points.checkpoints import Checkpoints, State
 from tests.support.ppo import everything, facts, make_ppo
 
@@ -48,3 +51,59 @@ def test_an_altered_checkpoint_is_refused_by_name_and_the_one_before_stays(tmp_p
     points.tidy(tmp_path / "metrics.jsonl")
     assert len(told) == 1 and "step_10 is refused" in told[0] and file.name in told[0]
     assert points.steps() == [9]
+
+
+def parts_of(whole, found: State, shares: list[range]) -> list:
+    """A state of one process as several would have saved it, each with its share of the rows."""
+    cycle, rollout, parts = found.own_numbers["cycle"], whole.cycle.rollout, []
+    lengths = [len(q) + len(r) for q, r in zip(rollout.queries, rollout.responses, strict=True)]
+    for rows in shares:
+        mine = slice(rows.start, rows.stop)
+        responses = cycle["responses"][mine]
+        width = max([1, *map(len, responses)])
+        own = {n: t[mine] if t.ndim == 1 else t[mine, :width] for n, t in found.own.items() if n != "lower"}
+        if "lower" in found.own and responses:
+            own["lower"] = torch.cat(found.own["lower"].split(lengths)[mine])
+        records = [r | {"row_ids": [i for i in r["row_ids"] if i in rows]} for r in cycle["records"]]
+        parts.append((own, {"limits": {}, "cycle": cycle | {"responses": responses, "records": records}}))
+    return parts
+
+
+@pytest.mark.parametrize("layers", ["all", [1]])
+@pytest.mark.parametrize("shares", [[range(0, 4), range(4, 8)], [range(0, 1), range(1, 8), range(8, 8)]])
+def test_a_cycle_that_several_processes_saved_is_shared_out_anew(tmp_path, layers, shares):
+    """Saved by two, or by three of which the last has no row; resumed by one to the same bits, and by four in parts."""
+    settings = SETTINGS | {"adapter": AdapterConfig(rank=4, alpha=8, layers=layers), "updates": 2}
+    whole, kept = make_ppo(tmp_path / "whole", **settings), []
+
+    def safe_point() -> None:
+        if whole.position == 2:  # after the first minibatch
+            found = ppo_state.snapshot(whole)
+            tensors = {n: t.detach().clone() for n, t in found.tensors.items()}
+            kept.append(replace(found, tensors=tensors, parts=parts_of(whole, found, shares)))
+            fields.update({n: getattr(whole.cycle.rollout, n).clone() for n in FIELDS + DERIVED})
+
+    fields: dict[str, torch.Tensor] = {}
+    whole.safe_point = safe_point
+    rows = list(whole.train())
+    state = replace(kept[0], own=kept[0].parts[0][0], own_numbers=kept[0].parts[0][1])
+    assert ("lower" in state.own) is (layers != "all")
+    again = make_ppo(tmp_path / "again", **settings)
+    ppo_state.restore(again, state)
+    assert all(torch.equal(getattr(again.cycle.rollout, n), fields[n]) for n in fields)
+    assert facts(list(again.train())) == facts(rows)
+    found, expected = everything(again), everything(whole)
+    assert [n for n in found if not torch.equal(found[n], expected[n])] == []
+
+    for rank in range(4):
+        part = make_ppo(tmp_path / str(rank), **settings)
+        part.context.processes.rank, part.context.processes.world_size = rank, 4
+        ppo_state.restore(part, state)
+        rollout, mine = part.cycle.rollout, slice(2 * rank, 2 * rank + 2)
+        width = max(map(len, rollout.responses))
+        assert rollout.row_ids.tolist() == [2 * rank, 2 * rank + 1] and rollout.mask.shape == (2, width)
+        for name, values in fields.items():
+            expected_part = values[mine] if values.ndim == 1 else values[mine, :width]
+            assert torch.equal(getattr(rollout, name), expected_part), name
+        assert sum(len(r.row_ids) for r in part.cycle.records) <= 2 == len(rollout.prompts)
+        assert (rollout.prefix_states is not None) is (layers != "all")

@@ -1,6 +1,7 @@
-"""Run by torchrun, or by itself, in test_processes: tiny stages whose numbers must not hang on how many processes run.
+"""Run by torchrun, or called by itself, in test_processes: tiny stages whose numbers must not hang on how many run.
 
 Each process writes what it ended in: weights as nested lists, metrics of every step, and the answers it sampled.
+Every process but the first is short of memory in some of the cases.
 """
 
 from __future__ import annotations
@@ -8,39 +9,85 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from data.common.user_functions import load_function
 from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
+from evaluation.best_of import Chooser
+from evaluation.generations import Generations
+from evaluation.held_out import Evaluator, System
+from evaluation.settings import EvaluationConfig
 from models.backbone.processes import Processes
-from stages import rankings, reward_model, sft
+from reward.settings import RewardPart
+from reward.terms.composition import compose
+from stages import pretrain, rankings, reward_model, sft
 from stages.ppo import stage as ppo_stage
 from stages.ppo.update import PPO
-from stages.settings import PPOConfig, RankingsConfig, RewardConfig, SFTConfig
+from stages.settings import PPOConfig, PretrainConfig, PretrainModel, RankingsConfig, RewardConfig, SFTConfig
 from stages.stage import StageContext
+from stages.training import sft_trainer
 from tests.conftest import make_base, randomise
 from tests.support.ppo import make_context, make_prompt
 
 LENGTHS = (1, 9, 2, 14, 3, 1, 11, 5, 2, 7, 1)  # 11 rows: neither batches of 4 nor two processes divide them
 CASES: dict[str, dict[str, Any]] = {
     "rows": {"batch": 4, "micro_batch": 2},
-    "one row left": {"batch": 5, "micro_batch": 5},
-    "odd micro-batches": {"batch": 6, "micro_batch": 2},
     "by tokens": {"batch": 8, "batch_tokens": 24},
     "fewer rows than processes": {"batch": 1, "micro_batch": 1},
+    "the same micro-batches": {"batch": 6, "micro_batch": 2},
 }
+SHORT_OF_MEMORY = {"by tokens": {"batch": 8, "batch_tokens": 40}}
+SHORT = {"source": "length", "max_length": 3}
+FUNCTION = {"source": "several_processes.py:longest_first", "name": "longest"}
 ALIGNED: dict[str, dict[str, Any]] = {
-    "whole": {"rollouts": 8, "minibatches": 2},
-    "odd": {"rollouts": 6, "minibatches": 2},
+    "odd": {"rollouts": 6, "minibatches": 2, "whiten_rewards": True, "kl": "adaptive", "kl_target": 0.01},
     "a row a minibatch": {"rollouts": 2, "minibatches": 2},
+    "one row": {"rollouts": 1, "reward": [FUNCTION | {"normalise": True}]},
+    "all answers cut": {"rollouts": 4, "max_new_tokens": 1, "micro_tokens": 30},
+    "a function of all rows": {
+        "rollouts": 5,
+        "reward": [FUNCTION | {"normalise": True}, {"source": "length", "max_length": 3}],
+    },
 }
 
 
 def longest_first(prompts: list[str], completions: list[str]) -> list[float]:
-    """Score by length: an annotator that sees all answers at once: what it says of one depends on the others."""
-    top = max(len(c) for c in completions)
-    return [len(c) / top for c in completions]
+    """Score by length and place: what it says of one answer depends on all that it sees at once, and it needs one."""
+    top = max(len(c) for c in completions) + 1
+    return [len(c) / top + i / len(completions) for i, c in enumerate(completions)]
+
+
+@contextmanager
+def short_of_memory(rank: int) -> Iterator[None]:
+    """SFT's losses of several rows that are not short fit into no process but the first."""
+    real = sft_trainer.response_nll
+
+    def nll(lm: Any, ids: Any, *rest: Any, **more: Any) -> Any:
+        if rank > 0 and len(ids) > 1 and ids.numel() > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(lm, ids, *rest, **more)
+
+    sft_trainer.response_nll = nll
+    try:
+        yield
+    finally:
+        sft_trainer.response_nll = real
+
+
+def untouched() -> list[Any]:
+    """Sums of gradients where no process has one, one has, and all have."""
+    processes = Processes("auto")
+    parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (1, 2, 3)]
+    parameters[1].grad = torch.ones(2) if processes.rank == processes.world_size - 1 else None
+    parameters[2].grad = torch.full((3,), 1.0 / processes.world_size)
+    processes.sum_gradients(parameters)
+    return [None if p.grad is None else p.grad.tolist() for p in parameters]
 
 
 def context_of(folder: Path, name: str, corpus: Corpus) -> StageContext:
@@ -66,7 +113,46 @@ def tuned(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return ended(context, "sft")
 
 
-def ranked(folder: Path, micro_batch: int) -> dict[str, Any]:
+def started(folder: Path) -> dict[str, Any]:
+    """A base from scratch, on documents of 1 to 9 words, in batches that no number of processes divides."""
+    context = context_of(folder, "pretrain", Corpus())
+    tokenizer = context.base.tokenizer
+    rows = [pretrain.encode(tokenizer, " ".join(f"w{(i + j) % 30}" for j in range(1 + i * 5 % 9))) for i in range(13)]
+    shape = PretrainModel(layers=1, width=16, feed_forward=16, heads=2, context=32)
+    config = PretrainConfig(steps=4, batch=5, model=shape, tokenizer="words")
+    lm = pretrain.new_model(tokenizer, config, 0)
+    pretrain.train(context, lm, rows, config)
+    log = (context.out / "metrics.jsonl").read_text().splitlines() if context.processes.is_main else []
+    weights = {n: p.detach().flatten().tolist() for n, p in lm.named_parameters()}
+    return {"weights": weights, "log": [json.loads(line) for line in log]}
+
+
+def answered(folder: Path) -> dict[str, Any]:
+    """Evaluation of 5 prompts: samples, greedy answers, the best of 3 by a function, and a gold function's scores."""
+    context = context_of(folder, "evaluation", Corpus())
+    context.base.add_role("sft", context.adapter)
+    randomise(context.base, "sft", 1)
+    here = Path(__file__).parent
+    evaluator = Evaluator(
+        base=context.base,
+        renderer=context.renderer,
+        config=EvaluationConfig(batch=2),
+        prompts=[make_prompt(f"w{i} " + "w4 " * (i % 3)) for i in range(5)],
+        max_new_tokens=6,
+        seed=0,
+        gold=load_function("several_processes.py:longest_first", here),
+        generations=Generations(folder / "generations", context.processes.is_main),
+        processes=context.processes,
+    )
+    chooser = Chooser(reward=compose([RewardPart(**FUNCTION)], None, here))
+    plain = System(name="sft", base=context.base, role="sft", renderer=context.renderer)
+    best = System(name="best", base=context.base, role="sft", renderer=context.renderer, best_of=3, chooser=chooser)
+    found = {"plain": (plain, "sampled"), "greedy": (plain, "greedy"), "best": (best, "sampled")}
+    said = {name: evaluator.run(system, decoding) for name, (system, decoding) in found.items()}  # type: ignore[arg-type]
+    return {n: {"ids": s.token_ids, "finished": s.finished, "gold": s.gold} for n, s in said.items()}
+
+
+def ranked(folder: Path, micro_batch: int, batch: int = 4) -> dict[str, Any]:
     rows = tuple(
         RankedAnswers(
             prompt=make_prompt(f"w{i % 9} w3"),
@@ -75,9 +161,9 @@ def ranked(folder: Path, micro_batch: int) -> dict[str, Any]:
         )
         for i in range(11)
     )
-    context = context_of(folder, f"reward {micro_batch}", Corpus(rankings=Split(train=rows)))
+    context = context_of(folder, f"reward {batch} {micro_batch}", Corpus(rankings=Split(train=rows)))
     context.base.add_role("sft", context.adapter)
-    settings = RewardConfig(epochs=2, learning_rate=1e-3, batch=4, micro_batch=micro_batch, calibration_samples=4)
+    settings = RewardConfig(epochs=2, learning_rate=1e-3, batch=batch, micro_batch=micro_batch, calibration_samples=4)
     parts, _ = reward_model.encode(context, rows, settings)
     reward_model.train_all(context, {"reward": parts}, settings)
     return ended(context, "reward")
@@ -115,28 +201,39 @@ def aligned(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]
         return made
 
     PPO.rollout = watched  # type: ignore[method-assign]
-    config = PPOConfig(
-        updates=2, epochs=2, learning_rate=1e-3, max_new_tokens=7, self_check=False,
-        value={"init": "sft", "head": "zero"}, reward=[{"source": "length", "max_length": 3}], **settings,
-    )  # fmt: skip
+    fixed: dict[str, Any] = {"updates": 2, "epochs": 2, "learning_rate": 1e-3, "max_new_tokens": 7, "self_check": False}
+    fixed |= {"value": {"init": "sft", "head": "zero"}, "reward": [SHORT]}
+    config = PPOConfig(**fixed | settings)
     try:
         ppo_stage.run(context, config, None)
     finally:
         PPO.rollout = rollout  # type: ignore[method-assign]
     weights = ended(context, "policy")["weights"] | ended(context, "value")["weights"]
-    return {"weights": weights, "responses": seen}
+    return {"weights": weights, "responses": seen, "log": ended(context, "policy")["log"]}
 
 
-def main(folder: Path) -> None:
+def everything(folder: Path) -> dict[str, Any]:
+    """What this process ended in."""
     processes = Processes("auto")
     found = {
         "world": processes.world_size,
+        "untouched": untouched(),
+        "pretrain": started(folder),
         "sft": {name: tuned(folder, name, settings) for name, settings in CASES.items()},
-        "reward": {str(size): ranked(folder, size) for size in (1, 4)},
+        "reward": {f"{size} of {batch}": ranked(folder, size, batch) for size, batch in ((1, 4), (4, 4))},
         "rankings": sampled(folder),
         "ppo": {name: aligned(folder, name, settings) for name, settings in ALIGNED.items()},
+        "evaluation": answered(folder),
     }
-    (folder / f"rank{processes.rank}.json").write_text(json.dumps(found))
+    with short_of_memory(processes.rank):
+        for name, settings in SHORT_OF_MEMORY.items():
+            found["sft"][f"{name}, short of memory"] = tuned(folder, f"{name} short", settings)
+    return found
+
+
+def main(folder: Path) -> None:
+    found = everything(folder)
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 
@@ -93,7 +94,7 @@ def on_a_folder(tmp_path):
 
 def test_the_server_s_command_has_what_the_recipe_asks_of_it(on_a_folder):
     line = command_line(load_recipe(on_a_folder), "py", "127.0.0.1", 8001, ["--tensor-parallel-size", "2"])
-    flags = dict(zip(line[3::1], line[4::1], strict=False))
+    flags = dict(pairwise(line))
     assert line[:3] == ["py", "-m", "vllm.entrypoints.openai.api_server"]
     assert (flags["--model"], flags["--dtype"], flags["--max-model-len"]) == (on_a_folder["base"], "float32", "40")
     assert flags["--max-lora-rank"] == "16" and "--enable-lora" in line  # vLLM takes powers of two

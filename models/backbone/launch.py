@@ -1,0 +1,83 @@
+"""What launchers tell each process by its environment, checked before the processes seek each other.
+
+Light: imports no torch. A part of a launcher's environment would otherwise be waited on for minutes, or several
+processes would each believe to be alone and do all of the work in one folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from data.common.errors import UserError
+
+LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Where launchers write how many processes they started: torchrun and accelerate, Open MPI, other MPIs, srun."""
+
+
+START = (
+    "start with `torchrun --nproc_per_node N --no-python trivet run RECIPE` on a CPU, "
+    "`accelerate launch --no_python trivet run RECIPE` on GPUs"
+)
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torch's launchers tell each process; two of them are words of torch's alone, and mean that it was launched."""
+
+
+def check_launch(environment: Mapping[str, str]) -> None:
+    """Refuse what only a part of a launcher's environment says, before anybody waits for processes that never come.
+
+    Raises:
+        UserError: a variable is missing, is no number or is out of range.
+    """
+    given = {name: environment.get(name, "") for name in RENDEZVOUS}
+    if not given["RANK"] and not given["WORLD_SIZE"]:
+        if given["LOCAL_RANK"]:
+            raise UserError(
+                f"LOCAL_RANK={given['LOCAL_RANK']}: is set without RANK and WORLD_SIZE; {START}, or unset it"
+            )
+        return
+    if given["WORLD_SIZE"] == "1" and given["RANK"] in ("", "0") and not given["LOCAL_RANK"]:  # one, whoever said so
+        return
+    for name in RENDEZVOUS[:3]:
+        if given[name] and not re.fullmatch("[0-9]{1,9}", given[name]):
+            raise UserError(f"{name}={given[name]}: is no number of a process; {START}, or unset it")
+    missing = [name for name, value in given.items() if not value]
+    if missing:
+        there = ", ".join(f"{name}={value}" for name, value in given.items() if value)
+        raise UserError(
+            f"{there}: a launcher's environment without {', '.join(missing)}; {START}, or unset the variables to run "
+            "one process"
+        )
+    rank, count, local = (int(given[name]) for name in RENDEZVOUS[:3])
+    if rank >= count or local >= count:
+        raise UserError(
+            f"RANK={rank}, LOCAL_RANK={local}: of WORLD_SIZE={count} processes, whose ranks end at {count - 1}; {START}"
+        )
+
+
+def check_devices(gpus: int, environment: Mapping[str, str]) -> None:
+    """Refuse more processes on this machine than it shows GPUs: two of them cannot meet on one.
+
+    Raises:
+        UserError: there is no GPU for this process.
+    """
+    local = environment.get("LOCAL_RANK") or "0"
+    if int(local) >= gpus:
+        raise UserError(
+            f"LOCAL_RANK={local}: this machine shows {gpus} GPUs, each for one process; start at most {gpus} "
+            "processes here, or set runtime.device: cpu"
+        )
+
+
+def check_world_size(world_size: int, environment: Mapping[str, str]) -> None:
+    """Compare the number of processes that work together with the number that a launcher started.
+
+    Raises:
+        UserError: they disagree, so that several processes would each do all of the work, in one folder.
+    """
+    name = next((n for n in LAUNCHED if environment.get(n, "").isdigit()), None)
+    if name is not None and int(environment[name]) != world_size:
+        raise UserError(
+            f"{name}={environment[name]}: the launcher speaks of {environment[name]} processes, but this one "
+            f"works with {world_size}; {START}, or unset {name}"
+        )

@@ -1,0 +1,53 @@
+"""Gradients of micro-batches added up in float64, over processes too: neither order nor grouping leaves a trace.
+
+Sums in fp32 differ in their last places with the process that has a micro-batch, and Adam divides by the size of a
+gradient: where that is next to nothing, its last places decide the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from models.backbone.processes import Processes
+
+LARGEST = 2**26
+"""Weights at most whose sums are kept in float64, half a gigabyte; the gradients of more add up as they are."""
+
+
+class GradientSums:
+    """The gradient of one optimizer step after another.
+
+    Args:
+        parameters: what is trained; those that ask for no gradient are left alone.
+        processes: that share the micro-batches of a step.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], processes: Processes) -> None:
+        self.parameters, self.processes = [p for p in parameters if p.requires_grad], processes
+        self.small = sum(p.numel() for p in self.parameters) <= LARGEST
+        self.wide = False
+        self._sums: dict[int, Tensor] = {}
+
+    def begin(self, micro_batches: int) -> None:
+        """A step begins, or begins again, with so many micro-batches over all processes; one alone is no sum."""
+        self.wide, self._sums = self.small and micro_batches > 1, {}
+
+    def add(self) -> None:
+        """Take the gradients of one micro-batch of this process from the parameters."""
+        for p in self.parameters if self.wide else ():
+            if p.grad is not None:
+                known = self._sums.get(id(p))
+                self._sums[id(p)] = p.grad.double() if known is None else known.add_(p.grad)
+                p.grad = None
+
+    def finish(self) -> None:
+        """Put the sums over micro-batches and processes where the optimizer finds them; all processes call it."""
+        if not self.wide:
+            return self.processes.sum_gradients(self.parameters)
+        own, self._sums = [self._sums.get(id(p)) for p in self.parameters], {}
+        wide = torch.float64
+        for p, total in zip(self.parameters, self.processes.sum_known(own, self.parameters, wide), strict=True):
+            p.grad = None if total is None else total.to(p.dtype)

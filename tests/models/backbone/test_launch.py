@@ -1,0 +1,89 @@
+"""What a launcher says of its processes: whole, or refused before anybody waits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.common.errors import UserError
+from models.backbone.launch import check_devices, check_launch, check_world_size
+from models.backbone.processes import Processes
+from pipelines.cli import main as cli
+
+WHOLE = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        WHOLE,
+        WHOLE | {"RANK": "2", "LOCAL_RANK": "0"},  # the second of two machines
+        WHOLE | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "1"},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},  # says nothing of processes
+        {"OMPI_COMM_WORLD_SIZE": "2"},  # mpirun has words of its own
+    ],
+)
+def test_a_whole_environment_is_taken(environment: dict[str, str]):
+    check_launch(environment)
+
+
+@pytest.mark.parametrize("missing", WHOLE)
+def test_a_part_of_an_environment_is_refused_by_what_is_missing(missing: str):
+    part = {name: value for name, value in WHOLE.items() if name != missing}
+    with pytest.raises(UserError, match=rf"without {missing}; .*torchrun.*unset"):
+        check_launch(part)
+    with pytest.raises(UserError, match=rf"without {missing}"):
+        check_launch(part | {missing: ""})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two: is no number"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE=-1: is no number"),
+        ({"RANK": "1.5"}, r"RANK=1\.5: is no number"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x: is no number"),
+        ({"RANK": "3"}, "RANK=3, LOCAL_RANK=1: of WORLD_SIZE=3 processes, whose ranks end at 2"),
+        ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3: of WORLD_SIZE=3"),
+        ({"WORLD_SIZE": "0"}, "of WORLD_SIZE=0"),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused(change: dict[str, str], words: str):
+    with pytest.raises(UserError, match=words):
+        check_launch(WHOLE | change)
+
+
+def test_a_local_rank_alone_is_refused():
+    with pytest.raises(UserError, match="LOCAL_RANK=0: is set without RANK and WORLD_SIZE"):
+        check_launch({"LOCAL_RANK": "0"})
+
+
+def test_a_launcher_that_speaks_of_other_processes_is_an_error():
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        with pytest.raises(UserError, match=f"{name}=2: .* 2 processes, but this one works with 1; .*torchrun"):
+            check_world_size(1, {name: "2"})
+        check_world_size(2, {name: "2"})
+    check_world_size(8, {"WORLD_SIZE": "8", "SLURM_STEP_NUM_TASKS": "2"})  # torchrun once a node
+    check_world_size(1, {})
+
+
+def test_every_process_needs_a_gpu_of_its_own():
+    check_devices(1, {})
+    check_devices(2, {"LOCAL_RANK": "1"})
+    with pytest.raises(UserError, match=r"LOCAL_RANK=2: this machine shows 2 GPUs, .* at most 2 processes here"):
+        check_devices(2, {"LOCAL_RANK": "2"})
+
+
+def test_a_command_under_a_part_of_a_launcher_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="RANK=0: a launcher's environment without WORLD_SIZE"):
+        Processes("auto")
+    assert cli.main(["run", "examples/tiny.yaml", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "without WORLD_SIZE, LOCAL_RANK, MASTER_ADDR" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
