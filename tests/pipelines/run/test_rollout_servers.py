@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ from tests.support.recipes import RECIPE
 from tests.support.vllm_double import VLLMDouble, serving_vllm
 
 
-def recipe(*urls: str, **changes):
-    made = deepcopy(RECIPE)
+def recipe(*urls: str, **changes: Any) -> dict[str, Any]:
+    made: dict[str, Any] = deepcopy(RECIPE)
     made["runtime"]["rollouts"] = {"engine": "vllm", "servers": list(urls), "retries": 0, "backoff": 0.0}
     for path, value in changes.items():
         group, key = path.split("__")
