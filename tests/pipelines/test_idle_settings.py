@@ -233,7 +233,6 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("calibration_samples", 9, {}),
         ]
     },
-    "runtime.rollouts.engine": (PLAIN, SERVERS),
     **{
         f"ppo.{k}": (PLAIN, {f"ppo.{k}": v, **also(more)})
         for k, v, more in [
@@ -399,6 +398,7 @@ SHOWN = {  # what is in no key (or has one value yet), and the file of tests tha
     "runtime.fit": "pipelines/run/test_fit.py",
     "runtime.engine": "pipelines/test_idle_settings.py",
     **{f"runtime.rollouts.{k}": "models/sampling/test_remote.py" for k in OF_SERVERS},
+    "runtime.rollouts.engine": "pipelines/run/test_rollout_servers.py",
     "runtime.rollouts.tolerance": "stages/ppo/test_remote_rollouts.py",
     "checkpoint.every_minutes": "resume/test_resume.py",
     "checkpoint.every_steps": "resume/test_kills.py",

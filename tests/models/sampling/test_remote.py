@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from data.common.errors import UserError
 from data.common.http_client import RemoteError, Unusable
 from models.roles.export import save_adapter
 from models.sampling.generate import CachedEngine, SamplingParams
@@ -128,6 +129,12 @@ def test_a_slow_server_s_rows_go_to_another(policy):
         remote.load("one", folder)
         made = remote(role, PROMPTS, params=PARAMS, noise=noise())
     assert set(remote.sampled_by) == {1} and len(made.ids) == len(PROMPTS)
+
+
+def test_a_key_that_is_not_set_is_refused_before_anything_is_asked(monkeypatch):
+    monkeypatch.delenv("NO_KEY", raising=False)
+    with pytest.raises(UserError, match="NO_KEY is not set"):
+        engine("http://127.0.0.1:9", token_env="NO_KEY")
 
 
 GOOD = {
