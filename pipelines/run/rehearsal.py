@@ -148,7 +148,8 @@ def _reward_base(pipeline: RunParts, chosen: Sequence[str]) -> KnownBase | None:
     """The reward model's base of its own, where a chosen stage trains or asks one on it."""
     recipe = pipeline.recipe
     there = "reward" in recipe.stages or "reward" in pipeline.given
-    if recipe.reward.base == "same" or not there or not {"reward", "ppo", "evaluate"} & set(chosen):
+    asked = any("reward" in (name, *STAGES[name].needs(recipe)) for name in chosen)
+    if recipe.reward.base == "same" or not (there and asked):
         return None
     return known_base(resolve_base(recipe.reward.base, base_dir=recipe.base_dir), "auto")
 

@@ -24,7 +24,17 @@ from pipelines.report.page import facts, read_run, write_report
 from pipelines.run.pipeline import Pipeline
 from tests.support.finished_run import Tags
 from tests.support.recipes import RECIPE
-from tests.support.recount import cells_of, checked, compared, described
+from tests.support.recount import (
+    carded,
+    cells_of,
+    checked,
+    compared,
+    described,
+    documents_of,
+    shared_prompts,
+    sizes_of,
+    uncounted,
+)
 
 LIMIT, PROMPT_LIMIT, HOLDOUT, CONTEXT, BATCH, MEMBERS = 32, 20, 0.3, 128, 8, 2
 GROUPS = {"counts": "", "held_out_counts": "held_out", "holdout_counts": "holdout"}
@@ -497,3 +507,84 @@ def test_every_number_of_a_data_check_is_as_counted(made: Pipeline) -> None:
     assert found.files[1].usable["rankings"] == found.files[1].columns["rejected"] == len(rankings())
     shared = {r["prompt"] for r in demonstrations()} & {r["prompt"] for r in rankings()}
     assert [o.shared for o in found.overlaps] == [len(shared)] and not found.clean
+
+
+def counts_of(made: Pipeline, kind: str, name: str, document: Any) -> dict[str, Any]:
+    """What this file counts of a document, by the path of the claim."""
+    folder = (made.run_dir / name).parent
+    if kind == "manifest.json":
+        return sizes_of(folder, document)
+    if kind == "metrics.jsonl":
+        return {"skipped_steps": 0} if "skipped_steps" in document else {}
+    held = [r for r in rankings() if is_held(r)]
+    if kind == "report_card.json":
+        unlike = sum(fitted(r["prompt"], r["chosen"])[1] != fitted(r["prompt"], r["rejected"])[1] for r in held)
+        probes = {name: probe["n"] for name, probe in document["probes"].items()}
+        assert all(0 < n <= len(held) for n in probes.values())
+        return carded(len(held), 8, unlike, probes)
+    if kind == "results.json":
+        adversaries = document["judges"]["reward"]["adversaries"]
+        return {f"judges/reward/adversaries/{name}/n": 3 for name in adversaries}
+    train = {"documents": len(documents()), "demonstrations": 35, "rankings": 30, "prompts": 14}
+    kept = {"demonstrations": 3, "rankings": len(held), "prompts": 3}
+    out = {f"data/{part} train": n for part, n in train.items()} | {f"data/{p} held_out": n for p, n in kept.items()}
+    tokens = {s: sum(int(row.get("tokens", 0)) for row in metrics_rows(made, s)) for s in ("pretrain", "reward")}
+    tokens["sft"] = int(metrics_rows(made, "sft")[-1]["num_tokens"])
+    tokens["ppo"] = int(sum(row["tokens/response"] for row in metrics_rows(made, "ppo")))
+    results = json.loads((made.run_dir / "evaluation" / "results.json").read_text())
+    systems = [*results["systems"].values(), *results["greedy"].values()]
+    tokens["evaluate"] = sum(round(s["length"]["mean"] * s["n"]) for s in systems)
+    return out | {"data/rejected rows": 3} | {f"stages/{stage}/tokens": n for stage, n in tokens.items()}
+
+
+def test_every_number_of_every_document_is_counted_or_listed_as_no_count(made: Pipeline) -> None:
+    """A new number in a manifest, the metrics, the card, the results or ``run.json`` needs a count, or a reason."""
+    seen = set()
+    for kind, name, document in documents_of(made.run_dir):
+        claimed, counted = dict(numbers(document)), counts_of(made, kind, name, document)
+        assert {path: claimed.get(path) for path in counted} == counted, name
+        left = [p for p in claimed if p not in counted and not uncounted(kind, p)]
+        assert not left, f"{name}: nobody counts {left}"
+        seen.add(kind)
+    assert seen == {"manifest.json", "metrics.jsonl", "report_card.json", "results.json", "run.json"}
+
+
+def test_every_number_of_the_plan_is_counted_or_listed(made: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipelines.cli.main import main
+
+    assert main(["plan", str(made.run_dir.parent / "recipe.json"), "--run-dir", str(made.run_dir), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [p for p, _ in numbers(document) if not uncounted("plan", p)] == []
+    assert {stage["status"] for stage in document["stages"]} == {"cached"}
+
+
+def test_facts_of_the_data_in_run_json_are_as_counted(made: Pipeline) -> None:
+    facts = json.loads((made.run_dir / "run.json").read_text())["data_check"]["facts"]
+    parts = {"demonstrations": demonstrations(), "rankings": rankings(), "prompts": prompts()}
+    assert facts["shared"] == shared_prompts(parts)
+    for part, answers in (("demonstrations", ("completion",)), ("rankings", ("chosen", "rejected")), ("prompts", ())):
+        counted = checked(parts[part], 0, answers) if answers else {}
+        if not answers:
+            sizes = sorted(len(row["prompt"]) for row in parts[part])
+            counted = {"characters/prompt/count": len(sizes), "characters/prompt/longest": sizes[-1],
+                       "characters/prompt/mean": sum(sizes) / len(sizes)}  # fmt: skip
+        claimed = dict(numbers(facts[part]))
+        known = {path: n for path, n in counted.items() if path.startswith(("characters/", "answers/"))}
+        assert known and {path: claimed.get(path) for path in known} == pytest.approx(known, abs=0.05)  # one place
+    assert dict(numbers(facts["documents"]))["duplicate rows"] == 19
+
+
+def test_comparisons_with_baselines_add_up(made: Pipeline) -> None:
+    results = json.loads((made.run_dir / "evaluation" / "results.json").read_text())
+    assert results["baseline_comparisons"]
+    for row in results["baseline_comparisons"]:
+        assert row["wins"] + row["ties"] + row["losses"] == row["n"] == 3
+        assert row["win_rate"] == pytest.approx((row["wins"] + row["ties"] / 2) / 3)
+    card = json.loads((made.run_dir / "reward" / "report_card.json").read_text())
+    assert results["reward_card"]["pair_accuracy"] == card["accuracy"]["share"]
+    for when in ("before", "after"):
+        bins = card["calibration"][when]["bins"]
+        assert sum(b["n"] for b in bins) == card["accuracy"]["n"]
+        assert sum(b["n"] * b["right"] for b in bins) == pytest.approx(
+            card["accuracy"]["share"] * card["accuracy"]["n"]
+        )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +76,64 @@ def checked(rows: list[dict[str, str]], bad: int, answers: tuple[str, ...]) -> d
         gaps = [len(r[answers[0]]) - len(r[answers[1]]) for r in rows]
         out["longer_is_better"] = (sum(g > 0 for g in gaps) + sum(g == 0 for g in gaps) / 2) / len(gaps)
     return out
+
+
+# -- every document of a run -------------------------------------------------------------------------------------------
+
+NO_COUNTS = {
+    "manifest.json": r"described/|made_with/|version|format|seed|metrics/",  # metrics have a walk of their own
+    "metrics.jsonl": (
+        r"data/|time/|memory/|learning_rate|loss|grad_norm|mean_token_accuracy|pair_accuracy|objective/|ppo/|reward/"
+        r"|holdout/|rollout/|tokens|num_tokens|step$"
+    ),
+    "report_card.json": (
+        r".*(share|chance|confidence|from|to|error|nll|temperature|correlation|score_per_token)$|samples/[^n]"
+        r"|calibration/\w+/bins//(n|right)"  # these must add up to the card's pairs
+    ),
+    "results.json": r"systems/|greedy/|(\w+_)?comparisons//|settings/|prompts$|baselines/|reward_card/|.*/win_rate$",
+    "run.json": r"data_check/|sources//|stages/\w+/(peak_memory|seconds)|seed",
+    "plan": r"stages//(counts|disk|memory|tokens|rows|steps)",
+}
+"""Of each document the numbers that are settings, times, what a model computed, or counted by another test."""
+
+
+def documents_of(run: Path) -> Iterator[tuple[str, str, Any]]:
+    """Kind, name and contents of every document of a run that makes claims, rows of metrics each by itself."""
+    for file in sorted(run.rglob("*.json*")):
+        name = str(file.relative_to(run))
+        if file.name == "metrics.jsonl":
+            for line in file.read_text().splitlines():
+                yield file.name, name, json.loads(line)
+        elif file.name in NO_COUNTS:
+            yield file.name, name, json.loads(file.read_text())
+
+
+def sizes_of(folder: Path, manifest: dict[str, Any]) -> dict[str, int]:
+    """Bytes of the files that a manifest lists, by the path of the claim."""
+    listed = [(group, name) for group in ("files", "logs") for name in manifest[group]]
+    return {f"{group}/{name}/bytes": (folder / name).stat().st_size for group, name in listed}
+
+
+def carded(rankings: int, samples: int, unlike: int, probes: dict[str, int]) -> dict[str, int]:
+    """The counts of a report card over rankings of two responses, ``unlike`` of which differ in length."""
+    pairs = {f"{name}/{what}": rankings for name in CARDS for what in ("n", "prompts")}
+    pairs |= {
+        f"length/{name}/{what}": unlike for name in ("longer_is_better", "longer_wins") for what in ("n", "prompts")
+    }
+    pairs |= {f"probes/{name}/{what}": n for name, n in probes.items() for what in ("n", "prompts")}
+    whole = {"rankings": rankings, "held_out/examined": rankings, "held_out/of": rankings, "samples/n": samples}
+    return pairs | whole
+
+
+CARDS = ("accuracy", "top1", "baselines/longest answer", "baselines/n-grams", "baselines/random")
+
+
+def shared_prompts(parts: dict[str, list[dict[str, str]]]) -> dict[str, int]:
+    """Prompts by the parts that have them, where those are two or more: each prompt counts once."""
+    sets = {name: {row["prompt"] for row in rows} for name, rows in parts.items()}
+    where = [" and ".join(n for n in sets if prompt in sets[n]) for prompt in set().union(*sets.values())]
+    return {group: n for group, n in Counter(where).items() if " and " in group}
+
+
+def uncounted(kind: str, path: str) -> bool:
+    return re.match(NO_COUNTS[kind], path) is not None
