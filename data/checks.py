@@ -25,11 +25,13 @@ from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
 from data.formats import FORMATS, Reject, Row, known_formats
 from data.judgements import gathered, waiting_rows
 from data.near_duplicates import near_duplicates
+from data.parsed_rows import Parsed
 from data.readers.files import is_text
 from data.readers.rows import NOT_READ
 from data.records import group_of, normalise
+from data.source_counts import Rejected, rejected_rows
 from data.source_settings import Source
-from data.sources import Parsed, Rejected, parse_file, rejected_rows
+from data.sources import parse_file
 from data.storage.digests import digest
 from data.storage.number_rows import NumberRows, same
 from data.storage.store import Store

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from data.records import Demonstration, Document, Prompt, RankedAnswers
-from data.sources import Rejected, SourceCount
+from data.source_counts import Rejected, SourceCount
 from data.storage.codec import content_bytes, prompt_of
 from data.storage.kept import Memo
 from data.storage.views import Chain

@@ -23,8 +23,9 @@ from data.common.errors import UserError
 from data.leaks import Keys
 from data.local_files import files_of
 from data.parts import Part
+from data.source_counts import Loaded, Rejected, SourceCount, rejected_rows
 from data.source_settings import DataConfig, Source, as_source
-from data.sources import DEMO_TASK, Loaded, Rejected, SourceCount, rejected_rows
+from data.sources import DEMO_TASK
 from data.storage.collected import CLASSES
 from data.storage.kept import Stamp, find, key_of, publish, sha256_of, stamp_of
 from data.storage.store import Store

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -17,27 +17,23 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from data.blocks import Made, Making, made_by_helpers
-from data.cleaning.rows import RowCleaner, Tally
+from data.cleaning.rows import RowCleaner
 from data.common.errors import UserError, nearest
 from data.common.patience import each
-from data.derive import KINDS
-from data.formats import FORMATS, Reject, Row, assembled, hint, parse
+from data.formats import FORMATS, Reject, hint
 from data.formats.columns import named_by
-from data.formats.exports import is_export, unwrapped
 from data.formats.parsing import used_as
-from data.formats.transcripts import spoken
 from data.hub import read_hub
 from data.judgements import gathered
 from data.local_files import local_rows
+from data.parsed_rows import Parsed, Reading, flat, parsed_rows, records_of
 from data.readers.files import read_file
-from data.readers.rows import CELLS, BadLine, Raw, ReadOptions, Remark, TextUnit
-from data.records import Message
+from data.readers.rows import CELLS, Raw, ReadOptions, Remark, TextUnit
 from data.refusals import Lost, nothing_usable
 from data.sampling import Sample, sampled
+from data.source_counts import Loaded, Rejected, SourceCount
 from data.source_settings import DataConfig, Source, as_source
-from data.storage.codec import Codec, Encoded
 from data.storage.collected import Collected
-from data.storage.store import Store
 from data.where import where
 
 __all__ = ["DataConfig", "Loaded", "Rejected", "Source", "SourceCount", "load_records", "parse_file", "read_source"]
@@ -48,101 +44,6 @@ DEMO_ROWS = {"demonstrations": 1500, "prompts": 4000, "documents": 12_000}
 
 MAX_DEMO_ROWS = 1_000_000
 SHAPES = 1000  # sets of column names that are counted at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A row that is not used: ``source`` is ``file:line``."""
-
-    source: str
-    reason: str
-
-
-def _encode(row: Rejected) -> Encoded:
-    return Encoded(row.reason.encode(errors="surrogatepass"), row.source.encode(errors="surrogatepass"), b"")
-
-
-def _decode(stored: Encoded) -> Rejected:
-    return Rejected(stored.source.decode(errors="surrogatepass"), stored.content.decode(errors="surrogatepass"))
-
-
-def rejected_rows(file: Path | None = None, count: int = 0) -> Store[Rejected]:
-    """Rows that are not used, on disk from some thousands on.
-
-    Args:
-        file: where such rows lie already.
-        count: how many they are.
-    """
-    codec = Codec(_encode, _decode)
-    return Store(Rejected, codec) if file is None else Store.opened(Rejected, file, count, codec)
-
-
-@dataclass(slots=True, kw_only=True)
-class SourceCount:
-    """What became of the rows of one source.
-
-    ``read`` is the sum of ``rejected``, ``where`` (left out by it), ``dropped`` (by cleaning), ``not_sampled`` (by
-    weight and limit) and ``used``; of those used, ``repeated`` prompts are dropped, and ``held_out`` records kept from
-    training. ``changed`` rows are those that cleaning mended, ``cleaning`` says how.
-    """
-
-    part: str
-    source: str
-    read: int = 0
-    rejected: int = 0
-    where: int = 0
-    not_sampled: int = 0
-    used: int = 0
-    repeated: int = 0
-    held_out: int = 0
-    changed: int = 0
-    dropped: int = 0
-    cleaning: Tally = field(default_factory=Tally, repr=False, compare=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The counts as plain values."""
-        names = ("part", "source", "read", "rejected", "where", "not_sampled", "used", "repeated", "held_out")
-        out = {name: getattr(self, name) for name in names}
-        if self.changed or self.dropped or self.cleaning.near_sample:
-            out |= {"changed": self.changed, "dropped": self.dropped, "cleaning": self.cleaning.as_dict()}
-        return out
-
-    def __str__(self) -> str:
-        shown = {
-            "rejected": self.rejected,
-            "left out by where": self.where,
-            "changed by cleaning": self.changed,
-            "dropped by cleaning": self.dropped,
-            "not sampled": self.not_sampled,
-            "repeated prompts dropped": self.repeated,
-            "held out": self.held_out,
-        }
-        more = "".join(f", {n:,} {what}" for what, n in shown.items() if n)
-        return f"{self.part}: {self.source}: {self.read:,} rows read{more}"
-
-
-@dataclass(slots=True)
-class Loaded:
-    """What sources held: records of the kind asked for, rows left out, how often each format and note came, counts."""
-
-    records: Sequence[Any] = ()
-    rejected: Store[Rejected] = field(default_factory=rejected_rows)
-    formats: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    columns: Counter[str] = field(default_factory=Counter)
-    counts: list[SourceCount] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    read: int = 0  # rows of the files, the rejected ones included
-
-    def add(self, other: Loaded) -> None:
-        """Take over what another source held, but for its records."""
-        self.rejected.extend(other.rejected)
-        self.formats += other.formats
-        self.notes += other.notes
-        self.columns += other.columns
-        self.counts += other.counts
-        self.remarks += other.remarks
-        self.read += other.read
 
 
 def load_records(
@@ -237,60 +138,6 @@ def _demo_task(source: str, kind: str, seed: int) -> list[Any]:
     return list(getattr(demo_task, kind)(rows, seed))
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """A row with its format, or why it has none (``error``, where its format says so); ``columns`` are its keys."""
-
-    place: str
-    format: str = ""
-    row: Row | None = None
-    reason: str = ""
-    columns: tuple[str, ...] = ()
-    error: Reject | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """How rows of all sources are read: the column of their group, columns to leave out, and those of functions."""
-
-    group_by: str | None = None
-    ignore: tuple[str, ...] = ()
-    known: tuple[str, ...] = ()
-
-
-def flat(raws: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """The rows; records of annotation tools as a row for each person's answers."""
-    for place, raw in raws:
-        if not is_export(raw):
-            yield place, raw
-            continue
-        try:
-            for row in unwrapped(raw):
-                yield place, row
-        except Reject as error:
-            yield place, BadLine(str(error))
-
-
-def parsed_rows(raws: Iterable[tuple[str, Any]], reading: Reading, source: Source | None = None) -> Iterator[Parsed]:
-    """Yield every row, of which none is a record of an annotation tool any more (``flat``), as it was understood."""
-    columns, ignore, form = (source.columns, source.ignore, source.format) if source else ({}, (), None)
-    ignore, known = (*ignore, *reading.ignore), reading.known
-    if source and source.where:
-        known = (*known, *where(source.where).columns)
-    for place, raw in assembled(raws):
-        if isinstance(raw, BadLine):
-            yield Parsed(place, reason=raw.reason)
-            continue
-        keys = tuple(map(str, raw)) if isinstance(raw, Mapping) else ()
-        try:
-            name, rows = parse(raw, place, reading.group_by, columns=columns, ignore=ignore, format=form, known=known)
-        except Reject as error:
-            yield Parsed(place, reason=str(error), columns=keys, error=error)
-            continue
-        for row in rows:
-            yield Parsed(place, name, row, columns=keys)
-
-
 def parse_file(
     path: Path,
     name: str,
@@ -361,15 +208,6 @@ def _of_kind(
         cure = hint(other, kind) if other else used_as(lost.row, kind, reading.known) if lost.row else ""
         raise UserError(_nothing(loaded, kind, source, cure, lost.why(reading.known, source.format)))
     return loaded
-
-
-def records_of(row: Row, kind: str) -> list[Any]:
-    """The records of a kind that a row gives.
-
-    Raises:
-        Reject: it gives none.
-    """
-    return KINDS[kind](_text_as_prompt(row) if kind == "prompts" else row)
 
 
 def _with_helpers(
@@ -465,13 +303,6 @@ def check_ignored(setting: str, patterns: Collection[str], columns: Collection[s
         if columns and not any(named_by(name, (pattern,)) for name in columns):
             hint = nearest(pattern, columns)
             raise UserError(f"{setting}: no row has a column {pattern!r}.{hint} Columns found: {', '.join(columns)}")
-
-
-def _text_as_prompt(row: Row) -> Row:
-    """A line of a text file is a prompt where prompts are asked for; its group is the same either way."""
-    if not row.text or spoken(row.text):
-        return row
-    return replace(row, messages=(Message(role="user", content=row.text),), text="")
 
 
 def _nothing(loaded: Loaded, kind: str, source: Source, cure: str, why: str = "") -> str:

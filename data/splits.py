@@ -32,8 +32,9 @@ from data.kept_parts import is_large, keep, kept, part_key
 from data.leaks import HeldPrompts, Keys, check_leaks, moved
 from data.parts import Names, Part, annotated, documents_of, joined, prompts_of
 from data.records import Document
+from data.source_counts import Loaded, Rejected, SourceCount, rejected_rows
 from data.source_settings import DataConfig, Source
-from data.sources import Loaded, Rejected, SourceCount, check_ignored, load_records, rejected_rows
+from data.sources import check_ignored, load_records
 from data.storage.collected import Collected, Index
 from data.storage.digests import Digests, Places, among, as_digests, compact, digest, first_of_each, firsts
 from data.storage.kept import Memo, joined_key

@@ -45,7 +45,13 @@ def _two_or_more(labels: Sequence[Any], texts: Sequence[Any]) -> Choices | None:
     plain = [str(text).strip() if isinstance(text, str | int | float) else "" for text in texts]
     if not 2 <= len(texts) <= len(LETTERS) or len(labels) < len(texts) or not all(plain):
         return None
-    return tuple(str(label).strip() for label in labels[: len(texts)]), tuple(plain)
+    named = [str(label).strip() for label in labels[: len(texts)]]
+    spoken = [
+        re.fullmatch(rf"\(?{re.escape(n)}[.):]\s*(\S.*)", t, re.DOTALL) for n, t in zip(named, plain, strict=True)
+    ]
+    if all(spoken):  # each text begins with its own label
+        plain = [found[1] for found in spoken if found]
+    return tuple(named), tuple(plain)
 
 
 def _of_columns(row: Mapping[str, Any]) -> Choices | None:

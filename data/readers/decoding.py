@@ -24,6 +24,18 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+PACKED_MARKS = {
+    b"\x1f\x8b": "packed by gzip (.gz behind its own extension)",
+    b"BZh": "packed by bzip2 (.bz2 behind its own extension)",
+    b"\xfd7zXZ\x00": "packed by xz (.xz behind its own extension)",
+    b"\x28\xb5\x2f\xfd": "packed by zstd (.zst behind its own extension)",
+    b"PK\x03\x04": "a zip file or a spreadsheet (.zip, .xlsx)",
+    b"PAR1": "a parquet file (.parquet)",
+    b"ARROW1": "an Arrow file (.arrow)",
+    b"\xd0\xcf\x11\xe0": "an old Excel file (save it as .xlsx)",
+}
+"""First bytes of files that are no text, and what they are."""
+
 ESCAPES = {b"\x1b$B": "iso2022_jp", b"\x1b$@": "iso2022_jp", b"\x1b$)C": "iso2022_kr"}
 """Bytes that begin a script in encodings of seven bits."""
 
@@ -63,6 +75,8 @@ def encoding_of(content: Content, asked: str | None) -> Encoding:
         for chunk in content.bounded(stream):
             seen.add(chunk)
     seen.finish()
+    if kind := next((kind for mark, kind in PACKED_MARKS.items() if seen.first.startswith(mark)), None):
+        raise UserError(f"{content.name} is no text but {kind}; give it the extension of what it is")
     ends = b"\r" if seen.returns and not seen.feeds else b"\n"
     remarks = "lines end in CR" if ends == b"\r" else ""
     marked = next((name for mark, name in MARKS.items() if seen.first.startswith(mark)), None)

@@ -17,13 +17,16 @@ from data.common.errors import UserError
 from data.readers.cells import LISTS
 from data.readers.decoding import Encoding, Line, lines_of, whole_text
 from data.readers.json_stream import Layout, Part, Window, alike, is_large, layout_of, listed, paired
-from data.readers.near_json import COMMAS, COMMENTS, PYTHON, printed_by_python, remarks, without_comments
+from data.readers.near_json import COMMAS, COMMENTS, PYTHON, like_python, printed_by_python, remarks, without_comments
 from data.readers.packed import Content
 from data.readers.rows import NOT_READ, BadLine, Names, Raw, ReadOptions, Remark
 
 WRAPPERS = ("data", "train", "examples", "rows", "items", "records", "samples", "dataset")
 SPLITS = ("train", "validation", "valid", "dev", "eval", "test")
 """Keys under which one object holds the rows of a file."""
+
+MARKS = "\x1e\ufeff"
+"""Characters in front of a line's value that are none of it: RFC 7464's mark, and that of a file put behind another."""
 
 COLUMNAR = "a list a column, each item a row"
 BY_ID = "an object of {:,} rows by their id; the ids are not read"
@@ -63,7 +66,7 @@ def value_of(line: str, mended: Counter[str]) -> Any:
     try:
         return _checked(json.loads(_bare(line), object_pairs_hook=names.once), names)
     except json.JSONDecodeError as error:
-        return _mended(line, mended, BadLine(f"not JSON: {error.msg} at column {error.colno}"))
+        return _mended(line, mended, BadLine(f"not JSON: {error.msg} at column {error.colno}{like_python(line)}"))
     except (ValueError, RecursionError) as error:
         return BadLine(f"not JSON: {_why(error)}")
 
@@ -89,6 +92,7 @@ def _is_comment(line: str) -> bool:
 
 def _bare(line: str) -> str:
     """A line without the comma behind its object, as in a list whose brackets are left out."""
+    line = line.lstrip(MARKS) if line[:1] in MARKS else line
     return line.rstrip().removesuffix(",") if line.rstrip().endswith("},") else line
 
 
@@ -133,10 +137,10 @@ def holds_json(lines: Iterator[Line]) -> bool:
 
 
 def _is_value(line: str) -> bool:
-    if line.lstrip()[:1] not in ("{", "[", '"'):
+    if line.lstrip(MARKS).lstrip()[:1] not in ("{", "[", '"'):
         return False
     try:
-        return isinstance(json.loads(line), dict | list | str)
+        return isinstance(json.loads(line.lstrip(MARKS)), dict | list | str)
     except (ValueError, RecursionError):
         plain = without_comments(line)
         return printed_by_python(line) is not None or (plain != line and _is_value(plain))
@@ -174,7 +178,7 @@ def _damaged(text: str, bad: dict[int, str], name: str, error: Exception | None)
     if opening is None or isinstance(error, RecursionError):
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else f":{min(bad, default=1)}"
         why = getattr(error, "msg", None) or (_why(error) if error else bad[min(bad)])
-        raise UserError(f"{name}{line} is not JSON: {why}") from error
+        raise UserError(f"{name}{line} is not JSON: {why}{like_python(text)}") from error
     yield from _items(text, opening.end(), bad, name)
 
 

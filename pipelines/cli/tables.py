@@ -19,8 +19,8 @@ from data.counting import OfSource, said_by_source
 if TYPE_CHECKING:
     from data.checks import FileCheck, Overlap
     from data.doctor.entry import Finding
+    from data.source_counts import Rejected
     from data.source_settings import Source
-    from data.sources import Rejected
     from data.splits import Corpus
     from pipelines.recipe.schema import Recipe
     from pipelines.run.fit import Fit, Fitted

@@ -11,8 +11,9 @@ from typing import Any
 from data.common.errors import RowError, UserError
 from data.common.strict_json import read_object
 from data.records import Message, Prompt
+from data.source_counts import Loaded
 from data.source_settings import Source
-from data.sources import DataConfig, Loaded, load_records
+from data.sources import DataConfig, load_records
 from data.template import Renderer
 from models.backbone.artifacts import atomic_file, check_destination, keep_previous
 from models.backbone.processes import Processes

@@ -12,7 +12,7 @@ from typing import Any
 from data.derive import KINDS
 from data.formats import Reject, Row, assembled, parse
 from data.judgements import gathered
-from data.sources import Parsed
+from data.parsed_rows import Parsed
 
 
 def raw_rows(path: Path) -> list[Any]:

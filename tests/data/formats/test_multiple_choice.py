@@ -16,6 +16,7 @@ SHAPES: list[Any] = [
     {"options": dict(zip("ABCD", TEXTS, strict=True))},
     {"choices": {"text": TEXTS, "label": list("ABCD")}},
     {"choices": [{"label": label, "text": text} for label, text in zip("ABCD", TEXTS, strict=True)]},
+    {"options": [f"{label}. {text}" for label, text in zip("ABCD", TEXTS, strict=True)]},
     dict(zip("ABCD", TEXTS, strict=True)),
 ]
 

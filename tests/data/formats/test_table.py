@@ -8,7 +8,7 @@ import pytest
 
 from data.formats import FORMATS, Reject, Unread, parse
 from data.judgements import gathered
-from data.sources import Parsed
+from data.parsed_rows import Parsed
 from tests.support.raw_rows import records, turns_of, understood
 
 Q = "u:Name a river."

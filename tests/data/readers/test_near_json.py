@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from data.common.errors import UserError
 from data.readers.files import read_file
 from data.readers.near_json import COMMAS, COMMENTS, PYTHON, printed_by_python, without_comments
 from data.readers.rows import BadLine, Remark
@@ -80,3 +85,24 @@ def test_no_text_inside_a_string_is_taken_for_a_comment() -> None:
         within = text[:-1] + r.choice([", ", ",/* x */", " // x\n", ',\n // " x\n']) + "}"
         assert json.loads(without_comments(within, commas=True)) == row
         assert len(without_comments(within, commas=True)) == len(within)
+
+
+def test_marks_in_front_of_a_line_are_none_of_its_value(tmp_path: Path) -> None:
+    for name, mark in (("a.jsonl", "\x1e"), ("b.jsonl", "\ufeff")):
+        rows, told = read(tmp_path, name, "\n".join(mark + json.dumps(row) for row in ROWS))
+        assert [row for _, row in rows] == ROWS and not told
+
+
+def test_a_dictionary_of_more_than_plain_values_is_named(tmp_path: Path) -> None:
+    lines = [json.dumps(ROWS[0]), "{'prompt': 'p', 'score': np.float64(0.5)}", json.dumps(ROWS[1])]
+    rows, _ = read(tmp_path, "a.jsonl", "\n".join(lines))
+    assert isinstance(rows[1][1], BadLine) and "write rows by json.dumps" in rows[1][1].reason
+    with pytest.raises(UserError, match=r"write rows by json\.dumps"):
+        read(tmp_path, "b.jsonl", f"{lines[1]}\n{lines[1]}\n")
+
+
+@pytest.mark.parametrize("pack, what", [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")])
+def test_packed_bytes_under_a_plain_name_are_named(tmp_path: Path, pack: Callable[[bytes], bytes], what: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(pack(json.dumps(ROWS).encode()))
+    with pytest.raises(UserError, match=f"no text but packed by {what}"):
+        list(read_file(tmp_path / "a.jsonl", "a.jsonl"))
