@@ -135,3 +135,16 @@ def test_samples_rows():
     assert set(rows[0]["systems"]) == {"sft", "ppo"} and set(rows[60]["systems"]) == {"ppo"}
     assert "kl" not in rows[0]["systems"]["sft"] and set(rows[0]) == {"prompt", "category", "decoding", "systems"}
     json.dumps(rows, allow_nan=False)
+
+
+def test_one_response_scored_twice_does_not_beat_itself():
+    """Among other rows a reward model's fp32 scores end in other last places; a function's scores are as given."""
+    score = [0.5 + i / 7 for i in range(60)]
+    again = [s * (1 + 3e-7 * (-1) ** i) for i, s in enumerate(score)]
+    systems = [responses_of("sft", reward=score, gold=score), responses_of("ppo", reward=again, gold=again)]
+    found = {c["by"]: c for c in assemble(systems, judge="gold", resamples=100)["comparisons"]}
+    assert (found["reward"]["ties"], found["reward"]["win_rate"]) == (60, 0.5)
+    assert (found["gold"]["wins"], found["gold"]["losses"]) == (30, 30)
+    better = [responses_of("sft", reward=score), responses_of("ppo", reward=[s + 1e-3 for s in score])]
+    by_reward = [c for c in assemble(better, judge="reward", resamples=100)["comparisons"] if c["by"] == "reward"]
+    assert by_reward[0]["wins"] == 60

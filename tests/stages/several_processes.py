@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,13 @@ def ended(context: StageContext, role: str) -> dict[str, Any]:
     return {"weights": weights, "log": rows}
 
 
-def tuned(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+def tuned(folder: Path, name: str, settings: dict[str, Any], dropout: float = 0.0) -> dict[str, Any]:
     rows = tuple(
         Demonstration(prompt=make_prompt(f"w{i} w{i + 1}"), answer=" ".join(f"w{(i * 7 + j) % 30}" for j in range(n)))
         for i, n in enumerate(LENGTHS)
     )
     context = context_of(folder, f"sft {name}", Corpus(demonstrations=Split(train=rows)))
+    context = replace(context, adapter=context.adapter.model_copy(update={"dropout": dropout}))
     sft.run(context, SFTConfig(epochs=2, learning_rate=1e-3, **settings))
     return ended(context, "sft")
 
@@ -224,6 +226,7 @@ def everything(folder: Path) -> dict[str, Any]:
         "rankings": sampled(folder),
         "ppo": {name: aligned(folder, name, settings) for name, settings in ALIGNED.items()},
         "evaluation": answered(folder),
+        "masked": tuned(folder, "dropout", {"batch": 4, "micro_batch": 1}, dropout=0.2),
     }
     with short_of_memory(processes.rank):
         for name, settings in SHORT_OF_MEMORY.items():

@@ -98,6 +98,14 @@ def test_the_reward_stage_trains_alike(alone, several, case):
     assert alone["reward"][case]["weights"]["reward.head.bias"] == [0.0]  # no difference of scores knows it
 
 
+def test_masks_of_dropout_keep_processes_together(alone, several):
+    """Masks are each process's own, so weights are others; rows, their order and the sums of gradients are not."""
+    assert all(f["masked"]["weights"] == several[0]["masked"]["weights"] for f in several)
+    assert several[0]["masked"]["weights"] != alone["masked"]["weights"]
+    for key in ("num_tokens", "learning_rate"):
+        assert [row[key] for row in several[0]["masked"]["log"]] == [row[key] for row in alone["masked"]["log"]]
+
+
 def test_pairs_are_counted_over_micro_batches(alone):
     """Whole batches count all pairs in one call; single rankings must come to the same."""
     for key in ("pair_accuracy", "tokens"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from data.common.errors import UserError
@@ -56,3 +57,13 @@ def test_an_adapter_on_a_bf16_base_is_merged_without_rounding_it_away(tmp_path):
             changed += 1
         torch.testing.assert_close(found[name].double(), expected, atol=1e-7, rtol=1e-6)
     assert merged.dtype == torch.float32 and changed == 14
+
+
+def test_a_role_that_is_a_head_alone_is_written_as_one(tmp_path):
+    """A value role on the policy's trunk, beside roles with adapters."""
+    base = make_base()
+    base.add_role("policy", ADAPTER)
+    head = base.add_head("value", 3)
+    save_role(base, "value", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [HEAD]
+    assert torch.equal(load_file(tmp_path / HEAD)["weight"], head.weight)

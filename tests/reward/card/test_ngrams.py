@@ -37,6 +37,11 @@ def test_ngrams_learn_a_good_word_whatever_the_length(analyzer):
     assert found.estimate > 0.95 and found.n == 60
 
 
+def test_one_pair_is_enough_to_learn_from():
+    found = ngram_scores([_ranking("kind words", "rude words")], [_ranking("so kind", "so rude")], "word")
+    assert found[0][0] > 0 > found[0][1]
+
+
 def test_errors():
     with pytest.raises(UserError, match="differ in rank"):
         ngram_scores([_ranking("a", "b", ranks=(0, 0))], [_ranking("a", "b")], "char")

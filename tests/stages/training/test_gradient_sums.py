@@ -1,0 +1,53 @@
+"""Gradients of micro-batches add up to one result, whatever their order and whichever step was given up before."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from models.backbone.processes import Processes
+from stages.training import gradient_sums
+from stages.training.gradient_sums import GradientSums
+
+MICRO_BATCHES = [1e8, 1.0, -1e8, 3.0]
+"""Gradients whose sum in fp32 is 0, 1, 3 or 4 by the order; it is 4."""
+
+
+def parameters() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(1), False)]
+
+
+def summed(order: tuple[float, ...], given_up: bool = False) -> list[torch.Tensor | None]:
+    """The first parameter sees all micro-batches, the second none."""
+    chosen = parameters()
+    sums = GradientSums(chosen, Processes("cpu"))
+    if given_up:
+        sums.begin(len(order))
+        chosen[0].grad = torch.full((2,), 7.0)
+        sums.add()
+    sums.begin(len(order))
+    for value in order:
+        gradient = torch.full((2,), value)
+        chosen[0].grad = gradient if chosen[0].grad is None else chosen[0].grad + gradient  # as autograd adds
+        sums.add()
+    sums.finish()
+    return [p.grad for p in chosen]
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_every_order_gives_the_exact_sum(given_up: bool):
+    for order in itertools.permutations(MICRO_BATCHES):
+        found = summed(order, given_up)
+        assert found[0] is not None and found[0].dtype == torch.float32
+        assert found[0].tolist() == [4.0, 4.0] and found[1:] == [None, None]
+
+
+def test_one_micro_batch_and_very_many_weights_stay_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    first = summed((0.1,))[0]
+    assert first is not None and torch.equal(first, torch.full((2,), 0.1))
+    monkeypatch.setattr(gradient_sums, "LARGEST", 4)
+    whole = summed((1e8, 1.0, -1e8, 3.0))[0]
+    assert whole is not None and whole.tolist() == [3.0, 3.0]  # fp32, in this order
