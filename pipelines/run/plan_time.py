@@ -10,7 +10,8 @@ from data.common.number_format import duration
 from models.backbone.four_bits import can_quantize
 from pipelines.run.fit import CHECKPOINTING, with_settings
 from pipelines.run.plan_details import PlanDetails
-from pipelines.run.speed import Probe, can_probe, rates_of
+from pipelines.run.probing import Probe
+from pipelines.run.speed import can_probe, rates_of
 from pipelines.stages.duration import IMPORTS, Effort, How, Passes, Rates, seconds
 from pipelines.stages.estimates import Estimator
 from pipelines.stages.shapes import Shape

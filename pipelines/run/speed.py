@@ -8,13 +8,8 @@ precision and shape. Nothing is loaded.
 from __future__ import annotations
 
 import json
-import math
-import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from functools import cached_property, partial
 from typing import Any
 
@@ -30,61 +25,16 @@ from models.fast.products import product_dtype, products_of
 from models.fast.weights import Decoder, Layer, Projection
 from models.sampling.decoding import decode_layers, new_storage
 from models.sampling.generate import sample_with_statistics
+from pipelines.run.pretraining_speed import pretraining_line
+from pipelines.run.probing import GUESS, TARGET, WORDS, Probe, seconds_of
 from pipelines.stages.duration import Line, Rates, layer_size, lengthened, line_through
-from pipelines.stages.memory import Numbers
 from pipelines.stages.shapes import Shape
-from stages.settings import PretrainConfig
 
-VERSION = 2  # of what is measured
 KINDS = ("train", "branches", "read")
-WORDS = 2048  # of the vocabulary; the output layer's time grows with it evenly
 LARGEST = 1 << 25  # numbers of the layer that is measured; a larger one is measured with every side halved, and scaled
-GUESS = {"cpu": 5e10}  # operations a second, to choose sizes by; of other devices 5e13
-TARGET, SPENT = 0.03, 0.06  # seconds that one pass should take, and that its repetitions may
 MIN_TOKENS = 96  # of a pass
 ADAM = 1 << 19  # numbers that the optimizer is measured with
-REPEATS = 7
 BRANCHES = 3  # responses behind one prompt
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """What is measured: a shape, how it is kept and computed with, and where.
-
-    ``lengths`` are those of rows, and ``tokens`` those of the largest pass, by kind of pass; ``rows`` are sampled at
-    once behind ``behind`` tokens each. A kind that is not named is not measured.
-    """
-
-    shape: Shape
-    numbers: Numbers
-    device: torch.device
-    rank: int
-    lengths: Mapping[str, int]
-    tokens: Mapping[str, int]
-    rows: int = 0
-    behind: int = 0
-    pretraining: PretrainConfig | None = None
-
-    def described(self) -> dict[str, Any]:
-        """What the numbers depend on."""
-        shape = asdict(replace(self.shape, parameters=0, adapter=0, trained_layers=0))
-        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-        machine = (platform.node(), platform.processor(), torch.backends.cpu.get_cpu_capability(), gpu)
-        return {
-            "version": VERSION,
-            "day": date.today().isoformat(),
-            "machine": machine,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "shape": shape,
-            "numbers": asdict(replace(self.numbers, checkpointing=False)),
-            "rank": self.rank,
-            "lengths": dict(self.lengths),
-            "tokens": dict(self.tokens),
-            "rows": self.rows,
-            "behind": self.behind,
-            "pretraining": None if self.pretraining is None else self.pretraining.model_dump(mode="json"),
-        }
 
 
 def rates_of(probe: Probe) -> Rates:
@@ -125,25 +75,6 @@ def reduced(shape: Shape) -> tuple[Shape, float]:
         shape = replace(shape, **halves)
         scale *= before / layer_size(shape)
     return shape, scale
-
-
-def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
-    """The median time of a few repetitions, after one that prepares kernels; of one thread on a CPU its own, whatever
-    else the processor does."""
-    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-
-    def once() -> float:
-        began = clock()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return clock() - began
-
-    once()
-    found = [once(), once()]
-    while len(found) < REPEATS and sum(found) < SPENT:
-        found.append(once())
-    return statistics.median(found)
 
 
 class Rotation(nn.Module):
@@ -364,39 +295,3 @@ def adam_seconds(device: torch.device) -> float:
         optimizer.step()
 
     return seconds_of(work, device) / ADAM
-
-
-# -- from scratch -----------------------------------------------------------------------------------------------------
-
-
-def pretraining_line(config: PretrainConfig, probe: Probe) -> Line:
-    """A whole step of a base from scratch, of few and of more tokens; layers beyond the second as the second."""
-    m, length = config.model, max(2, min(config.model.context, probe.lengths["pretraining"]))
-    limit = TARGET * GUESS.get(probe.device.type, 5e13) / (12 * (4 * m.width**2 + 3 * m.width * m.feed_forward))
-    rows = max(4, min(config.batch, math.ceil(2 * limit / length)))
-    counts = (max(1, rows // 4), rows)
-    one, two = ([_step_seconds(config, probe, layers, n, length) for n in counts] for layers in (1, 2))
-    whole = [a + (m.layers - 1) * max(0.0, b - a) for a, b in zip(one, two, strict=True)]
-    return line_through(*((n * length, seconds) for n, seconds in zip(counts, whole, strict=True)))
-
-
-def _step_seconds(config: PretrainConfig, probe: Probe, layers: int, rows: int, length: int) -> float:
-    """Of one step by the stage's own passes and optimizers."""
-    from transformers import LlamaForCausalLM
-
-    from stages.pretrain import backward, model_settings, optimizers_of
-
-    shape = config.model.model_copy(update={"layers": layers})
-    settings = model_settings(shape, min(WORDS, config.vocabulary))
-    lm: Any = LlamaForCausalLM(settings)
-    lm.to(probe.device)
-    optimizers = optimizers_of(lm, config)
-    batch = [[i % settings.vocab_size for i in range(length)]] * rows
-
-    def step() -> None:
-        backward(lm, batch, rows * length, rows)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    return seconds_of(step, probe.device)

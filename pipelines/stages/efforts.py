@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from evaluation.adversaries import CONSTANT, adversaries
 from evaluation.systems import parse
 from pipelines.recipe.derived import response_limit
 from pipelines.stages.duration import Effort, Kind, Passes, Sampled, without_nothing
@@ -19,6 +20,9 @@ PROBES, PROBED = 6, 256  # damaged responses of the reward model's card: kinds, 
 EXAMINED_MIN, EXAMINED_MAX = 64, 4096  # held-out rankings that the card scores
 UPDATE = 0.05  # seconds of an update of PPO besides its passes
 KL_PASSES = 2  # of a system and of the reference
+ADVERSARIES = adversaries((), ("",))
+EMPTY, CONSTANT_TOKENS = 1, len(CONSTANT.split())  # tokens of two of them, about
+INTERVALS = 0.1  # seconds of a system's metrics and intervals
 
 
 def mean(lengths: Sequence[float]) -> float:
@@ -177,8 +181,17 @@ def evaluate(e: Estimator) -> Effort:
     tokens, each = mean(e.prompts) + said, min(float(v.batch), float(rows))
     count = KL_PASSES * compared / max(1.0, each)
     kl = Passes(kind="read", count=count, rows=each, tokens=each * tokens, read=each * said)
-    rewards = _scores(scored * e.recipe.reward.ensemble * ("reward" in e.recipe.stages), tokens, said)
-    return Effort(passes=without_nothing((kl, rewards)), sampled=sampled)
+    members = e.recipe.reward.ensemble * ("reward" in e.recipe.stages)
+    rewards = _scores(scored * members, tokens, said)
+    deceiving = _scores(rows * len(ADVERSARIES) * members, *_adversaries(e, room))
+    return Effort(passes=without_nothing((kl, rewards, deceiving)), sampled=sampled, rest=INTERVALS * len(sampled))
+
+
+def _adversaries(e: Estimator, room: int) -> tuple[float, float]:
+    """Mean tokens of a row with a response that deserves nothing, and of the response alone."""
+    asked, (_, longest) = mean(e.prompts), response(e, room)
+    said = (longest + EMPTY + CONSTANT_TOKENS + asked) / len(ADVERSARIES)
+    return asked + said, said
 
 
 def _sampled(

@@ -7,7 +7,8 @@ import math
 import torch
 
 from pipelines.run import speed
-from pipelines.run.speed import Probe, run_probe
+from pipelines.run.probing import Probe
+from pipelines.run.speed import run_probe
 from pipelines.stages.duration import Line, layer_size
 from pipelines.stages.memory import Numbers
 from pipelines.stages.shapes import Shape

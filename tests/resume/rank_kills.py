@@ -140,8 +140,8 @@ class RankKills:
                 wrong.append(f"processes {left} are left")
         took = time.monotonic() - began
         text = made.log.read_text(errors="replace")
-        joined = "trivet: process " in text or (run / "run.json").exists()
-        if hit is not None and code != 0 and joined and not (NAMED.search(text) and AGAIN in text):
+        runs = (run / "run.json").exists() and "report: " not in text  # it had begun, and was not over
+        if hit is not None and code != 0 and runs and not (NAMED.search(text) and AGAIN in text):
             wrong.append("no message names the rank and the way on")
         with launched(self.recipe, run, self.settings) as again:
             if not again.ended(RUN) or again.process.returncode:

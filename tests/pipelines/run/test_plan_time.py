@@ -15,7 +15,8 @@ from pipelines.cli import main as cli
 from pipelines.run import speed
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.plan_time import PlanTime
-from pipelines.run.speed import Probe, can_probe, layer_size, rates_of, reduced, run_probe
+from pipelines.run.probing import Probe
+from pipelines.run.speed import can_probe, layer_size, rates_of, reduced, run_probe
 from pipelines.stages.duration import Line, Rates
 from pipelines.stages.memory import Numbers
 from pipelines.stages.shapes import Shape

@@ -1,0 +1,82 @@
+"""What a probe of this machine measures, and how a time is taken."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from typing import Any
+
+import torch
+
+from pipelines.stages.memory import Numbers
+from pipelines.stages.shapes import Shape
+from stages.settings import PretrainConfig
+
+VERSION = 2  # of what is measured
+WORDS = 2048  # of the vocabulary; the output layer's time grows with it evenly
+GUESS = {"cpu": 5e10}  # operations a second, to choose sizes by; of other devices 5e13
+TARGET, SPENT = 0.03, 0.06  # seconds that one pass should take, and that its repetitions may
+REPEATS = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What is measured: a shape, how it is kept and computed with, and where.
+
+    ``lengths`` are those of rows, and ``tokens`` those of the largest pass, by kind of pass; ``rows`` are sampled at
+    once behind ``behind`` tokens each. A kind that is not named is not measured.
+    """
+
+    shape: Shape
+    numbers: Numbers
+    device: torch.device
+    rank: int
+    lengths: Mapping[str, int]
+    tokens: Mapping[str, int]
+    rows: int = 0
+    behind: int = 0
+    pretraining: PretrainConfig | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What the numbers depend on."""
+        shape = asdict(replace(self.shape, parameters=0, adapter=0, trained_layers=0))
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        machine = (platform.node(), platform.processor(), torch.backends.cpu.get_cpu_capability(), gpu)
+        return {
+            "version": VERSION,
+            "day": date.today().isoformat(),
+            "machine": machine,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "shape": shape,
+            "numbers": asdict(replace(self.numbers, checkpointing=False)),
+            "rank": self.rank,
+            "lengths": dict(self.lengths),
+            "tokens": dict(self.tokens),
+            "rows": self.rows,
+            "behind": self.behind,
+            "pretraining": None if self.pretraining is None else self.pretraining.model_dump(mode="json"),
+        }
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """The median time of a few repetitions, after one that prepares kernels; of one thread on a CPU its own, whatever
+    else the processor does."""
+    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+    def once() -> float:
+        began = clock()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - began
+
+    once()
+    found = [once(), once()]
+    while len(found) < REPEATS and sum(found) < SPENT:
+        found.append(once())
+    return statistics.median(found)
