@@ -87,7 +87,12 @@ def on_a_folder(tmp_path):
     return {
         "base": str(tmp_path / "base"),
         "data": {"demonstrations": str(data), "prompts": str(data)},
-        "ppo": {"max_new_tokens": 16, "max_prompt_tokens": 24, "reward": [{"source": "length", "max_length": 9}], "value": {"init": "sft"}},
+        "ppo": {
+            "max_new_tokens": 16,
+            "max_prompt_tokens": 24,
+            "reward": [{"source": "length", "max_length": 9}],
+            "value": {"init": "sft"},
+        },
         "adapter": {"rank": 9},
         "runtime": {"device": "cpu"},
     }
