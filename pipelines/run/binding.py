@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from data.common.errors import UserError
-from data.common.http_client import RemoteError, Server
 from data.common.user_functions import check_statically, load_function
 from data.splits import Corpus
 from models.backbone.processes import chosen_device
-from models.sampling.vllm_server import VLLMServer
 from pipelines.execution.tracking import check_trackers
 from pipelines.recipe.schema import Recipe
 from pipelines.run.plan_details import rejected_warning
 from pipelines.stages.table import STAGES
-
-PATIENCE = 5.0  # seconds for a server to say what it serves
 
 
 def offers(recipe: Recipe, corpus: Corpus, stages: Sequence[str]) -> Iterator[tuple[str, str, set[str]]]:
@@ -49,29 +45,7 @@ def check_start(
         )
     if text := rejected_warning(corpus):
         warn(text)
-    if {"rankings", "ppo"} & set(stages):
-        for text in silent_servers(recipe):
-            warn(text)
     check_functions(recipe, corpus, stages, run_code=run_code)
-
-
-def silent_servers(recipe: Recipe) -> list[str]:
-    """Sentences about servers of ``runtime.rollouts`` that do not answer yet."""
-    rollouts = recipe.runtime.rollouts
-    if rollouts.engine == "own":
-        return []
-    failed = []
-    for url in rollouts.servers:
-        server = Server(url=url, timeout=PATIENCE, retries=0, token_env=rollouts.token_env)
-        server.check()
-        try:
-            VLLMServer(server).models()
-        except RemoteError as error:
-            failed.append(
-                f"runtime.rollouts: {error}; start it before its stage begins, for instance by "
-                "`trivet rollout-server RECIPE`"
-            )
-    return failed
 
 
 def check_functions(recipe: Recipe, corpus: Corpus, stages: Sequence[str], *, run_code: bool) -> None:

@@ -1,4 +1,4 @@
-"""Servers that a run will ask, judges and scorers behind an address: whether their keys are there and they answer."""
+"""Servers that a run will ask (judges, scorers, samplers): whether their keys are there and they answer."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ class Endpoint:
 
 def endpoints(recipe: Recipe, stages: Sequence[str]) -> Iterator[Endpoint]:
     """Every address that these stages ask."""
+    rollouts = recipe.runtime.rollouts
+    for stage in (stage for stage in ("rankings", "ppo") if stage in stages):
+        for url in rollouts.servers:
+            yield Endpoint(stage, "runtime.rollouts", url, rollouts.token_env)
     if "ppo" in stages:
         yield from _of_parts("ppo", "ppo.reward", recipe.ppo.reward)
     if "evaluate" in stages:
