@@ -1,4 +1,5 @@
-"""Gradients of micro-batches added up in float64, over processes too: neither order nor grouping leaves a trace.
+"""Gradients of micro-batches added up, on a CPU in float64, over processes too: neither order nor grouping leaves a
+trace.
 
 Sums in fp32 differ in their last places with the process that has a micro-batch, and Adam divides by the size of a
 gradient: where that is next to nothing, its last places decide the step.
@@ -27,7 +28,9 @@ class GradientSums:
 
     def __init__(self, parameters: Iterable[nn.Parameter], processes: Processes) -> None:
         self.parameters, self.processes = [p for p in parameters if p.requires_grad], processes
-        self.small = sum(p.numel() for p in self.parameters) <= LARGEST
+        # a GPU, whose kernels are rarely the same in two batches anyway, computes float64 slowly
+        on_cpu = all(p.device.type == "cpu" for p in self.parameters)
+        self.small = on_cpu and sum(p.numel() for p in self.parameters) <= LARGEST
         self.wide = False
         self._sums: dict[int, Tensor] = {}
 

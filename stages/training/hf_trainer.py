@@ -154,13 +154,13 @@ class OwnSteps:
         mine = cut[processes.rank :: processes.world_size]
 
         def work(size: int) -> Tensor:
-            total = torch.zeros((), dtype=torch.float64)
+            losses = [torch.zeros((), device=self.args.device)]
             finer = mine if size >= wanted else [part for whole in mine for part in self.micro_batches_of(whole, size)]
             run.begin_step(max(len(cut), len(finer)))
             for part in finer:
-                total += step(model, part, num_items_in_batch).cpu()
+                losses.append(step(model, part, num_items_in_batch).detach())
                 run.gradients.add()
-            return total
+            return torch.stack(losses).cpu().double().sum()  # waited for once
 
         total = processes.sum(run.memory.run(work, wanted, minimum, run.drop_gradients)).float().to(self.args.device)
         run.gradients.finish()
