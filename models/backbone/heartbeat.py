@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
-from models.backbone.whereabouts import WHEREABOUTS, waits_for_others
+from models.backbone.whereabouts import WHEREABOUTS, place_of, waits_for_others
 
 EVERY = 1.0  # seconds between beats
 CONNECTING = timedelta(seconds=20)
@@ -60,7 +60,7 @@ class Beat:
     @property
     def place(self) -> str:
         """Where it is, in words that follow a verb."""
-        return f" in {self.stage} at step {self.step}" if self.stage else " between stages"
+        return place_of(self.stage, self.step)
 
 
 class Heartbeat:

@@ -25,11 +25,13 @@ from data.common.errors import StageError, UserError
 from data.common.number_format import duration
 from data.common.redaction import printable
 from models.backbone.heartbeat import Beat, Group, Heartbeat, connect
+from models.backbone.whereabouts import WHEREABOUTS, waits_for_others
 
 GRACE = 15.0
 """Seconds after which a process ends by itself when another has died and it still waits for it."""
 STOPPED, SILENT = 10.0, 40.0  # seconds for which one is stopped here, or silent elsewhere, until it counts as lost
 LOST = 6.0  # the same, where a connection is lost already
+STUCK = 600.0  # seconds for which all wait for each other without a break, until it counts as an error
 SLOW, SLOW_SECONDS = 10.0, 60.0  # times its last steps, and at least so many seconds
 RESUMES = "and the others cannot continue without it; the same command resumes from the newest checkpoint"
 
@@ -109,6 +111,7 @@ class Watch:
         self.done, self.lock, self.said = threading.Event(), threading.Lock(), False
         self.stopped_since: dict[int, float] = {}
         self.named: set[tuple[int, str, int]] = set()
+        self.waiting_since: float | None = None  # all of them
 
     # -- what is seen ------------------------------------------------------------------------------------------------
 
@@ -163,6 +166,23 @@ class Watch:
                 f"{duration(beat.usual)} each; the others wait for it"
             )
 
+    def stuck(self) -> str:
+        """What is to be said where all processes have waited for each other for long: none of them will ever go on."""
+        beats = [self.beat_of(p) for p in (*self.here, *self.away)]
+        if not beats or not all(b is not None and b.waits and not b.left for b in beats) or not waits_for_others():
+            self.waiting_since = None
+            return ""
+        if self.waiting_since is None:
+            self.waiting_since = time.monotonic()
+        waited = time.monotonic() - self.waiting_since
+        if waited < STUCK:
+            return ""
+        places = ", ".join(f"{p.rank}{self.place(p)}" for p in (*self.here, *self.away))
+        return (
+            f"all processes wait for each other for {duration(waited)} ({self.own.rank}{WHEREABOUTS.place}, {places}), "
+            "which is an error of trivet or of the network; the same command resumes from the newest checkpoint"
+        )
+
     # -- what is done ------------------------------------------------------------------------------------------------
 
     def report(self, text: str) -> None:
@@ -183,7 +203,12 @@ class Watch:
             before = now
             lost, text = self.lost()
             if lost:
-                return self._give_up(lost, text)
+                self._give_up(lost, text)
+                return
+            if text := self.stuck():
+                self.report(text)
+                self.end(3)
+                return
             for sentence in self.slow():
                 print(printable(f"trivet: {sentence}"), file=sys.stderr, flush=True)
 

@@ -12,6 +12,11 @@ KEPT, ENOUGH = 20, 3  # steps whose seconds are kept, and how many of them say w
 DEPTH = 16  # frames from the innermost in which a wait for other processes shows
 
 
+def place_of(stage: str, step: int) -> str:
+    """A place in words that follow a verb."""
+    return f" in {stage} at step {step}" if stage else " between stages"
+
+
 class Whereabouts:
     """One for the process."""
 
@@ -30,6 +35,10 @@ class Whereabouts:
             self.seconds.append(now - self.since)
             self.step = step
         self.since = now
+
+    @property
+    def place(self) -> str:
+        return place_of(self.stage, self.step)
 
     def usual(self) -> float | None:
         """Median seconds of the last steps; None while there are too few."""

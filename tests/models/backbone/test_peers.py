@@ -299,3 +299,24 @@ def test_siblings_of_one_launcher_are_found_by_their_rank(tmp_path: Path) -> Non
     assert done.stdout.strip() == "[1]", done.stderr
     assert siblings("h") == [] or all(p.pid != os.getpid() for p in siblings("h"))
     assert not torch.distributed.is_initialized()
+
+
+def test_processes_that_all_wait_for_each_other_end(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zero, waits = Heartbeat(0, [1], Kept()), [True]
+    watch, ended = watch_of(zero, Peer(1, "here", os.getpid(), __file__))
+    monkeypatch.setattr(peers, "waits_for_others", lambda: waits[0])
+    fields = {name: getattr(SLOW, name) for name in SLOW.__dataclass_fields__} | {"waits": True}
+    zero.hear(1, fields)
+    assert watch.stuck() == ""
+    clock[0] += peers.STUCK - 1.0
+    waits[0] = False
+    assert watch.stuck() == ""
+    clock[0] += 2.0
+    waits[0] = True
+    assert watch.stuck() == ""  # counted anew
+    clock[0] += peers.STUCK
+    watch.run()
+    said = capsys.readouterr().err
+    assert ended == [3] and "(0 between stages, 1 in sft at step 7)" in said and RESUMES in said
