@@ -55,6 +55,11 @@ class Peer:
         """Whether a signal or a debugger keeps it from running."""
         return state_of(self.pid) == psutil.STATUS_STOPPED and Path(self.marker).exists()
 
+    @property
+    def unheard(self) -> str:
+        """Where it is while nothing was heard of it, in words that follow a verb."""
+        return ""
+
     def __str__(self) -> str:
         return f"process {self.rank} (pid {self.pid} on {self.host})"
 
@@ -120,7 +125,7 @@ class Watch:
 
     def place(self, peer: Peer) -> str:
         beat = self.beat_of(peer)
-        return "" if beat is None else beat.place
+        return peer.unheard if beat is None else beat.place
 
     def lost(self, silent: float = SILENT) -> tuple[list[Peer], str]:
         """Processes without which nothing continues, and what is to be said of them."""
@@ -261,6 +266,10 @@ class Sibling(Peer):
     @property
     def died(self) -> bool:
         return False
+
+    @property
+    def unheard(self) -> str:
+        return " before the first stage"
 
 
 @contextlib.contextmanager

@@ -178,6 +178,21 @@ def test_a_stopped_process_is_named_and_ended(
     assert f"process 1 (pid {sleeper.pid} on here) was stopped by a signal" in said and RESUMES in said
 
 
+def test_one_that_is_stopped_before_it_joins_is_said_to_be_before_the_first_stage(
+    sleeper: subprocess.Popen[bytes], clock: list[float]
+) -> None:
+    peer = peers.Sibling(1, "here", sleeper.pid, __file__)
+    watch, _ = watch_of(None, peer)
+    sleeper.send_signal(signal.SIGSTOP)
+    os.waitpid(sleeper.pid, os.WUNTRACED)
+    watch.lost()
+    clock[0] += peers.STOPPED
+    assert "was stopped by a signal before the first stage" in watch.lost()[1]
+    sleeper.kill()
+    sleeper.wait()
+    assert watch.lost() == ([], "")  # the launcher tells of one that ends
+
+
 def test_one_that_is_stopped_for_a_moment_is_left_alone(sleeper: subprocess.Popen[bytes], clock: list[float]) -> None:
     watch, _ = watch_of(None, Peer(1, "here", sleeper.pid, __file__))
     sleeper.send_signal(signal.SIGSTOP)
