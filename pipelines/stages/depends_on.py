@@ -39,7 +39,8 @@ def reward_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
 
 def ppo_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, Any]:
     """PPO's settings without those that say how a remote scorer is asked, so that a longer time-out may resume."""
-    unset = () if recipe.ppo.keep_every else ("keep_every",)  # which then changes nothing
+    # which change nothing where they are null
+    unset = tuple(name for name in ("keep_every", "importance_cap") if not getattr(recipe.ppo, name))
     settings = dump(recipe.ppo, (*unset, *left_out)) | {"reward": _parts(recipe.ppo.reward)}
     return {"ppo": settings, "reward_max_tokens": recipe.reward.max_tokens, **_sampled_by(recipe)}
 

@@ -219,22 +219,34 @@ def expected() -> dict[str, dict[str, Any]]:
             "documents": len(sizes), "vocabulary": vocabulary, "skipped_steps": 0,
         },
         "sft": {
-            **under("counts", sft), **under("held_out_counts", held_sft), "rows": sft["used"], "dropped": 0,
+            **under("counts", of_one_source("demonstrations.jsonl", sft)),
+            **under("held_out_counts", of_one_source("demonstrations.jsonl", held_sft)),
+            "rows": sft["used"], "dropped": 0,
             "supervised_tokens": sum(fitted(d["prompt"], d["completion"])[1] for d in train),
             "steps": math.ceil(len(train) / 16), "skipped_steps": 0,
         },
         "reward": {
-            **under("counts", reward), **under("held_out_counts", held_reward), **under("holdout_counts", holdout),
+            **under("counts", of_one_source("rankings.jsonl", reward)),
+            **under("held_out_counts", of_one_source("rankings.jsonl", held_reward)),
+            **under("holdout_counts", of_one_source("rankings.jsonl", holdout)),
             "rankings": reward["used"], "dropped": reward["dropped"], "held_out_rankings": held_reward["used"],
             "held_out_examined": held_reward["used"],
             "pairs": held_reward["used"], "watcher/pairs": held_reward["used"], "watcher/rankings": holdout["used"],
             "steps": steps, "skipped_steps": 0,
         },
         "ppo": {
-            **under("counts", ppo), "prompts": ppo["used"], "prompts_left_out": too_long, "updates": 2,
+            **under("counts", of_one_source("prompts.jsonl", ppo)),
+            "prompts": ppo["used"], "prompts_left_out": too_long, "updates": 2,
             "kept_update": 2, "skipped_steps": 0,
         },
     }  # fmt: skip
+
+
+def of_one_source(name: str, counts: dict[str, Any]) -> dict[str, Any]:
+    """With what the only source lost, said where it lost anything."""
+    if not counts["cut"] + counts["dropped"]:
+        return counts
+    return counts | {f"by_source/{name}/{key}": counts[key] for key in ("rows", "cut", "dropped")}
 
 
 def under(group: str, counts: dict[str, Any]) -> dict[str, Any]:
@@ -300,7 +312,7 @@ def test_the_counts_stand_once_in_the_metrics(made: Pipeline, stage: str) -> Non
     counted = {}
     for path, value in wanted(made)[stage].items():
         group, _, name = path.partition("/")
-        if group in GROUPS and ":" not in name:
+        if group in GROUPS and ":" not in name and not name.startswith("by_source/"):
             counted["/".join(filter(None, ("data", GROUPS[group], name)))] = value
     assert claimed == counted
 
@@ -382,7 +394,7 @@ def test_every_number_of_the_report_is_as_counted(made: Pipeline) -> None:
         assert {name: told[title][name] for name in rows if name in told[title]} == {
             name: n for name, n in rows.items() if name in told[title]
         }
-        missing = [p for p in counted[stage] if p.partition("/")[0] in GROUPS]
+        missing = [p for p in counted[stage] if p.partition("/")[0] in GROUPS and "/by_source/" not in p]
         assert all(len(told[title]) >= len(missing) and p.partition("/")[2] for p in missing)
         left = [n for n in told[title] if n not in rows and not MEASURED.search(n.replace(" ", "_"))]
         assert not left, f"nobody counts {left}"

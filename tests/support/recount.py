@@ -38,8 +38,12 @@ def described(cells: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def compared(a: list[dict[str, Any]], b: list[dict[str, Any]], column: str = "reward") -> dict[str, float]:
-    """Two systems side by side, each prompt once: wins, ties, losses, and the exact sign test."""
+    """Two systems side by side, each prompt once: wins, ties, losses, and the exact sign test.
+
+    Scores of one response in two batches differ by the rounding of fp32; real scores here are further apart.
+    """
     gaps = [x[column] - y[column] for x, y in zip(a, b, strict=True)]
+    gaps = [0.0 if x["response"] == y["response"] else gap for gap, x, y in zip(gaps, a, b, strict=True)]
     wins, ties = sum(g > 0 for g in gaps), sum(g == 0 for g in gaps)
     losses = len(gaps) - wins - ties
     return {

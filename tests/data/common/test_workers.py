@@ -53,7 +53,9 @@ def test_no_helpers_where_cores_or_processes_are_few(monkeypatch):
 
 
 SLEEPER = """
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from data.common.workers import mapped
 print("started", flush=True)
 list(mapped(time.sleep, [60, 60], 2))

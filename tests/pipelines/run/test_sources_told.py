@@ -27,8 +27,12 @@ def test_each_source_is_told_kept_and_shown(tmp_path: Path, monkeypatch: pytest.
     found = corpus(tmp_path)
     monkeypatch.setattr(rehearsal, "check_start", lambda *_, **__: None)
     monkeypatch.setattr(rehearsal, "rehearse", lambda *_, **__: None)
+    monkeypatch.setattr(rehearsal, "check_keys", lambda *_, **__: None)
+    monkeypatch.setattr(rehearsal, "unanswered", lambda *_, **__: [])
     told: list[str] = []
-    pipeline: Any = SimpleNamespace(recipe=None, corpus=found, processes=SimpleNamespace(unused_devices=""))
+    pipeline: Any = SimpleNamespace(
+        recipe=None, corpus=found, processes=SimpleNamespace(unused_devices=""), run_dir=tmp_path
+    )
     progress: Any = SimpleNamespace(say=told.append, warn=told.append)
     rehearsal.before_first_stage(pipeline, progress, ["sft"])
     count = found.counts[0]
