@@ -17,7 +17,15 @@ from data.common.errors import UserError
 from data.readers.cells import LISTS
 from data.readers.decoding import Encoding, Line, lines_of, whole_text
 from data.readers.json_stream import Layout, Part, Window, alike, is_large, layout_of, listed, paired
-from data.readers.near_json import COMMAS, COMMENTS, PYTHON, like_python, printed_by_python, remarks, without_comments
+from data.readers.near_json import (
+    COMMAS,
+    COMMENTS,
+    PYTHON,
+    printed_by_python,
+    remark_on_python,
+    remarks,
+    without_comments,
+)
 from data.readers.packed import Content
 from data.readers.rows import NOT_READ, BadLine, Names, Raw, ReadOptions, Remark
 
@@ -66,7 +74,7 @@ def value_of(line: str, mended: Counter[str]) -> Any:
     try:
         return _checked(json.loads(_bare(line), object_pairs_hook=names.once), names)
     except json.JSONDecodeError as error:
-        return _mended(line, mended, BadLine(f"not JSON: {error.msg} at column {error.colno}{like_python(line)}"))
+        return _mended(line, mended, BadLine(f"not JSON: {error.msg} at column {error.colno}{remark_on_python(line)}"))
     except (ValueError, RecursionError) as error:
         return BadLine(f"not JSON: {_why(error)}")
 
@@ -178,7 +186,7 @@ def _damaged(text: str, bad: dict[int, str], name: str, error: Exception | None)
     if opening is None or isinstance(error, RecursionError):
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else f":{min(bad, default=1)}"
         why = getattr(error, "msg", None) or (_why(error) if error else bad[min(bad)])
-        raise UserError(f"{name}{line} is not JSON: {why}{like_python(text)}") from error
+        raise UserError(f"{name}{line} is not JSON: {why}{remark_on_python(text)}") from error
     yield from _items(text, opening.end(), bad, name)
 
 

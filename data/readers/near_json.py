@@ -46,11 +46,11 @@ def printed_by_python(text: str) -> Any:
         return None
 
 
-def like_python(text: str) -> str:
+def remark_on_python(text: str) -> str:
     """What to say of text that looks like a dictionary of Python's and cannot be read as one; empty of other text."""
-    looks = re.match(r"\s*[\[{(]*'[^'\n]{1,99}'\s*:", text)
+    quoted = re.match(r"\s*[\[{(]*'[^'\n]{1,99}'\s*:", text)
     return " (it looks like a dictionary of Python's with more than plain values: write rows by json.dumps)" * bool(
-        looks
+        quoted
     )
 
 
