@@ -273,8 +273,10 @@ def counted(metrics: Mapping[str, Any]) -> dict[str, str]:
     for group, counts in metrics.items():
         if group.endswith(COUNTS) and isinstance(counts, dict):
             part = group.removesuffix(COUNTS).rstrip("_")
-            flat = {k: v for k, v in counts.items() if k != "by_source"} | _by_source(counts.get("by_source"))
-            out |= {f"{part}: {k}".removeprefix(": ").replace("_", " "): shown(v) for k, v in flat.items()}
+            flat = {k.replace("_", " "): v for k, v in counts.items() if k != "by_source"}
+            flat |= _by_source(counts.get("by_source"))
+            part = part.replace("_", " ")
+            out |= {f"{part}: {k}".removeprefix(": "): shown(v) for k, v in flat.items()}
     return out
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from data.common.errors import UserError
 from pipelines.report.charts import reward_against_kl
-from pipelines.report.page import read_run, view, write_report
+from pipelines.report.page import counted, read_run, view, write_report
 from pipelines.report.reward_card import training_scale
 from pipelines.report.samples import PACKED, chosen_samples, packed_samples, unpacked
 from tests.support.finished_run import RECIPE, Tags, embedded, make_run, many_rows, unpacked_part, without_packed
@@ -270,3 +270,10 @@ def test_reward_against_kl_in_one_unit_with_readable_updates():
 )
 def test_scores_of_training_are_put_into_the_units_of_evaluation(ppo: str, scale: float | None):
     assert training_scale(f"ppo: {ppo}\n", {"spread": 1.5}) == scale
+
+
+def test_what_each_source_lost_stands_under_the_source_s_own_name() -> None:
+    own = {"rows": 9, "cut": 2, "dropped": 0}
+    found = counted({"held_out_counts": {"rows": 18, "cut_answers": 3, "by_source": {"my_data.jsonl": own, "b": own}}})
+    assert found["held out: cut of my_data.jsonl"] == "2" and found["held out: cut answers"] == "3"
+    assert counted({"counts": {"rows": 9, "by_source": {"my_data.jsonl": own}}}) == {"rows": "9"}
