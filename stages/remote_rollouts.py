@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.common.errors import StageError, UserError
 from models.backbone.logprobs import make_rows, scatter
+from models.backbone.transfers import wide
 from models.roles.export import save_adapter
 from models.roles.role_view import RoleView
 from models.sampling.generate import Generated, SamplingParams
@@ -161,7 +162,7 @@ class RemoteRollouts:
         assert made.logprobs is not None
         gaps = _gaps(logprobs, made.logprobs[:, : mask.shape[1]], mask)
         self.context.processes.together(lambda: self._require(gaps, mask, self.engine.sampled_by))
-        total = self.context.processes.sum(torch.stack([gaps.sum(), mask.sum().double()])).tolist()
+        total = self.context.processes.sum(torch.stack([gaps.sum(), wide(mask.sum())])).tolist()
         widest = self.context.processes.gather([gaps.max().item() if gaps.numel() else 0.0])
         return {"rollout/server_gap": total[0] / max(total[1], 1.0), "rollout/server_gap_max": max(widest)}
 
@@ -189,7 +190,7 @@ class RemoteRollouts:
 
 
 def _gaps(logprobs: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, (logprobs - sampled).abs(), 0.0).double()
+    return wide(torch.where(mask, (logprobs - sampled).abs(), 0.0))
 
 
 def importance_weights(logprobs: Tensor, sampled: Tensor, mask: Tensor, cap: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from array import array
 from collections.abc import Iterator
@@ -18,8 +19,11 @@ Rows = npt.NDArray[np.uint64]
 IN_MEMORY = 1 << 16
 """So many numbers wait in memory."""
 
-PART = 1 << 18
+PART = 1 << 16
 """Numbers that are read back at a time, about."""
+
+PARTS = 64
+"""At most, since each is a file that is open."""
 
 
 class NumberRows:
@@ -76,7 +80,7 @@ class NumberRows:
     def parts(self) -> int:
         """How many parts ``grouped`` reads one after the other, where nobody says."""
         needed = len(self) * self.width // PART
-        return 1 << needed.bit_length() if needed else 1
+        return min(PARTS, 1 << needed.bit_length()) if needed else 1
 
     def grouped(self, parts: int | None = None) -> Iterator[Rows]:
         """All rows by their first number, rows of the same number in the order in which they came.
@@ -86,11 +90,30 @@ class NumberRows:
                 one number are in one part.
         """
         parts = self.parts() if parts is None else parts
-        shift = np.uint64(64 - (parts.bit_length() - 1))
-        for part in range(parts):
-            found = [b if parts == 1 else b[b[:, 0] >> shift == part] for b in self._blocks()]
-            rows = np.concatenate([np.empty((0, self.width), np.uint64), *found])
-            yield rows[np.argsort(rows[:, 0], kind="stable")]
+        if parts == 1:
+            yield _in_order(np.concatenate([np.empty((0, self.width), np.uint64), *self._blocks()]))
+            return
+        with contextlib.ExitStack() as stack:
+            for file in self._divided(parts, stack):
+                file.seek(0)
+                yield _in_order(np.fromfile(file, np.uint64).reshape(-1, self.width))
+                file.close()
+
+    def _divided(self, parts: int, stack: contextlib.ExitStack) -> list[IO[bytes]]:
+        """A file of each part's rows, by the highest bits of their first number, in one pass."""
+        shift, folder = np.uint64(64 - (parts.bit_length() - 1)), scratch_folder().path
+        with written():
+            files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(parts)]  # noqa: SIM115 (the stack closes them)
+            for block in self._blocks():
+                numbers = (block[:, 0] >> shift).astype(np.int64)
+                order = np.argsort(numbers, kind="stable")
+                edges = np.searchsorted(numbers[order], np.arange(parts + 1))
+                for file, begin, end in zip(files, edges[:-1], edges[1:], strict=True):
+                    if end > begin:
+                        file.write(block[order[begin:end]].tobytes())
+            for file in files:
+                file.flush()
+        return files
 
     def _blocks(self) -> Iterator[Rows]:
         if self._file is not None:
@@ -101,6 +124,11 @@ class NumberRows:
                 yield numbers.reshape(-1, self.width)
         if self._waiting:
             yield np.array(self._waiting, np.uint64).reshape(-1, self.width)
+
+
+def _in_order(rows: Rows) -> Rows:
+    """Rows by their first number, those of one number as they came."""
+    return rows[np.argsort(rows[:, 0], kind="stable")]
 
 
 def same(rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -85,14 +85,6 @@ def death_notice(dead: list[Peer], place: str = "") -> str:
     return f"{who} died{place}, most likely killed by a signal or for want of memory, {RESUMES}"
 
 
-def dead_among(peers: list[Peer], wait: float = 0.0) -> list[Peer]:
-    """Those that died; waits at most ``wait`` seconds, since a lost connection is seen before the process is."""
-    until = time.monotonic() + wait
-    while not (dead := [p for p in peers if p.died]) and time.monotonic() < until:
-        time.sleep(0.1)
-    return dead
-
-
 class Watch:
     """Looks after the other processes, and reports once, from whichever thread sees it first, that one is lost.
 

@@ -21,6 +21,7 @@ from models.backbone.logprobs import Rows, scatter
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import peak_memory
 from models.backbone.seeds import generator
+from models.backbone.transfers import wide
 from models.roles.role_view import RoleView
 from models.sampling.fast import FastEngine
 from models.sampling.generate import Engine, Generated, SamplingParams, generate, sampling_noise
@@ -214,7 +215,8 @@ class PPO:
             assert generated.logprobs is not None
             sampled = generated.logprobs[:, : rollout.mask.shape[1]]
             rollout.importance = importance_weights(rollout.logprobs, sampled, rollout.mask, cap)
-            totals = torch.stack([rollout.importance[rollout.mask].double().sum(), rollout.mask.sum().double()])
+            weights = ppo_math.masked_sum(wide(rollout.importance), rollout.mask)
+            totals = torch.stack([weights, wide(rollout.mask.sum())])
             weight, tokens = self.context.processes.sum(totals).tolist()
             found["rollout/importance_weight"] = weight / max(tokens, 1.0)
         return found
