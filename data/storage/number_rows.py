@@ -103,7 +103,9 @@ class NumberRows:
         """A file of each part's rows, by the highest bits of their first number, in one pass."""
         shift, folder = np.uint64(64 - (parts.bit_length() - 1)), scratch_folder().path
         with written():
-            files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(parts)]  # noqa: SIM115 (the stack closes them)
+            files: list[IO[bytes]] = []
+            for _ in range(parts):
+                files.append(stack.enter_context(tempfile.TemporaryFile(dir=folder)))  # noqa: SIM115 (the stack closes them)
             for block in self._blocks():
                 numbers = (block[:, 0] >> shift).astype(np.int64)
                 order = np.argsort(numbers, kind="stable")
