@@ -7,7 +7,7 @@ from typing import Any
 
 from data.checks import DataCheck
 from data.corpus import Corpus
-from data.formats.chat import BRANCHES
+from data.formats.dumps import BRANCHES
 from data.formats.rows import DELETED, DUPLICATE
 from data.formats.trees import UNJUDGED
 from data.readers.rows import NOT_READ

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from data.formats.columns import is_flag
+from data.formats.one_response import LABELS, THOUGHTS, finished_of, judged_one, single
 from data.formats.ranking import pair, side
-from data.formats.rows import REASONING, Format, Reject, Row
+from data.formats.rows import Format, Reject, Row
 from data.formats.transcripts import spoken
 from data.formats.turns import (
     CONTENT_KEYS,
@@ -22,57 +21,12 @@ from data.formats.turns import (
     joined,
     message,
     system_of,
-    with_reasoning,
     with_tools,
 )
-from data.formats.values import first_of, kind, liked, listed, string
+from data.formats.values import first_of, listed, string
 from data.records import Message
 
 WHOLE = ("messages", "conversations", "conversation", "dialogue", "dialog")
-LABELS = ("label", "kto_tag", "liked", "thumbs_up", "desirable", "is_safe", "is_correct")
-SCORES = ("helpfulness", "overall_score", "quality", "rating", "score", "reward")
-THOUGHTS = (
-    *("reasoning", "reasoning_content", "reasoning_trace", "thinking", "thinking_content", "thinking_trajectory"),
-    *("thought", "thoughts", "cot", "complex_cot", "chain_of_thought"),
-)
-"""Of one response: what was thought before it was written."""
-"""Of one response, the higher the better, the first that is there."""
-
-
-def finished_of(row: Mapping[str, Any]) -> bool:
-    finished = row.get("finished", True)
-    if not isinstance(finished, bool):
-        raise Reject(f"finished is {finished!r}, not true or false")
-    return finished
-
-
-def single(messages: tuple[Message, ...], text: str, row: Mapping[str, Any]) -> Row:
-    """One response, what was thought before it in front."""
-    name = first_of(row, THOUGHTS)
-    thought = "" if name is None or is_flag(row[name]) else _thought(row[name], name)
-    notes: tuple[str, ...] = ()
-    if thought and thought not in text:
-        if "</think>" in text:
-            raise Reject(f"its response holds reasoning of its own, and {name} other")
-        text, notes = with_reasoning(thought, text), (REASONING,)
-    return Row(messages=messages, answers=(text,), ranks=(0,), finished=finished_of(row), notes=notes)
-
-
-def _thought(value: Any, name: str) -> str:
-    """Reasoning as text, which may stand alone in a list."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return string(value, name).strip().removeprefix("<think>").removesuffix("</think>").strip()
-
-
-def judged_one(made: Row, row: Mapping[str, Any]) -> Row:
-    """The row with the label that its one response has."""
-    found = [(name, liked(row[name], name)) for name in LABELS if name in row]
-    if not made.answers or not found:
-        raise Reject("it has a label and no response that the label could be of")
-    if len({wanted for _, wanted in found}) > 1:
-        raise Reject(f"its labels contradict each other: {', '.join(name for name, _ in found)}")
-    return replace(made, judged="label", scores=(float(found[0][1]),))
 
 
 def _messages(row: Mapping[str, Any]) -> list[Row]:
@@ -190,35 +144,6 @@ def _is_transcript(row: Mapping[str, Any]) -> bool:
     return said is not None and said[-1].role == "assistant" and bool(said[-1].content)
 
 
-def _moss(row: Mapping[str, Any]) -> list[Row]:
-    """Turns of MOSS, which name its thoughts and commands as well."""
-    out = list(_instructed(row))
-    for turn in row["chat"].values():
-        if not isinstance(turn, Mapping) or "Human" not in turn or "MOSS" not in turn:
-            raise Reject("chat holds no turns with Human and MOSS")
-        used = [
-            name for name in ("Commands", "Tool Responses") if _said_by_moss(turn.get(name, "")) not in ("", "None")
-        ]
-        if used:
-            raise Reject(f"a turn of MOSS has {' and '.join(used)} in a notation of its own, which nothing reads")
-        out += [
-            Message(role="user", content=_said_by_moss(turn["Human"])),
-            Message(role="assistant", content=_said_by_moss(turn["MOSS"])),
-        ]
-    return [conversation(out, "chat")]
-
-
-def _instructed(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """MOSS's instruction of itself."""
-    text = string(row["meta_instruction"], "meta_instruction").strip()
-    return (Message(role="system", content=text),) if text else ()
-
-
-def _said_by_moss(value: Any) -> str:
-    text = re.sub(r"\A\s*<\|[^|]+\|>:", "", string(value, "a turn of MOSS"))
-    return re.sub(r"(?:\s|<eo[a-z]>)+\Z", "", text).strip()
-
-
 def _user_and_assistant(row: Mapping[str, Any]) -> list[Row]:
     question = first_of(row, ("user", "human"))
     reply = first_of(row, ("assistant", "gpt", "bot"))
@@ -257,38 +182,6 @@ def _turns(row: Mapping[str, Any]) -> list[Row]:
     return _messages({**given, "messages": row[name]})
 
 
-BRANCHES = "other branches of a conversation left out"
-
-
-def _export(row: Mapping[str, Any]) -> list[Row]:
-    """ChatGPT's export of a conversation: a tree, read from its current end to its root."""
-    nodes = row["mapping"]
-    ends = [name for name, node in nodes.items() if not _part(node, "children")]
-    at, path = row.get("current_node") or (ends[-1] if ends else ""), list[Message]()
-    for _ in range(len(nodes)):
-        node = nodes.get(str(at))
-        if node is None:
-            break
-        said = _part(node, "message")
-        parts = listed(_part(_part(said, "content"), "parts") or [], "parts")
-        if any(isinstance(part, str) and part.strip() for part in parts):
-            path.append(message({**said, "content": parts}, "mapping"))
-        at = _part(node, "parent")
-    made = conversation(path[::-1], "mapping")
-    return [replace(made, notes=(*made.notes, *(BRANCHES,) * max(len(ends) - 1, 0)))]
-
-
-def _part(value: Any, name: str) -> Any:
-    """What an object has under a name; nothing of nothing.
-
-    Raises:
-        Reject: it is something else.
-    """
-    if value is not None and not isinstance(value, Mapping):
-        raise Reject(f"mapping holds {kind(value)} where an object was expected")
-    return None if value is None else value.get(name)
-
-
 _EXTRAS = (*SYSTEM, "tools", "functions", "finished", "mask", "parallel_tool_calls")
 _Q, _A = {"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "The Ebro."}
 
@@ -302,25 +195,6 @@ CHAT: dict[str, Format] = {
         example={"system": "SYSTEM: Be brief.", "chat": "USER: Name a river.\n\n\nASSISTANT: The Ebro. <|endoftext|>"},
         note="turns by their marks: Human:/Assistant:, User:/Assistant:, USER:/ASSISTANT:/FUNCTION RESPONSE:, "
         "### Human:/### Assistant:, [|Human|]/[|AI|], ChatML, [INST]; a prompt or a text may be one as well",
-    ),
-    "MOSS": Format(
-        columns="meta_instruction, chat: {turn_1: {Human, MOSS}}",
-        required=("meta_instruction", "chat"),
-        optional=("num_turns",),
-        fits=lambda row: isinstance(row["chat"], Mapping),
-        read=_moss,
-        example={
-            "meta_instruction": "Be brief.",
-            "num_turns": 1,
-            "chat": {
-                "turn_1": {
-                    "Human": "<|Human|>: Name a river.<eoh>\n",
-                    "Commands": "<|Commands|>: None<eoc>\n",
-                    "MOSS": "<|MOSS|>: The Ebro.<eom>\n",
-                }
-            },
-        },
-        note="turns with commands or their results are refused",
     ),
     "messages": Format(
         columns="messages: [{role, content}]",
@@ -375,30 +249,6 @@ CHAT: dict[str, Format] = {
         },
         note="Gemini's form and others; a turn's role may stand under role, from, speaker, sender or author, its text "
         "under content, value, text, parts, utterance or message",
-    ),
-    "ChatGPT export": Format(
-        columns="title, mapping: {id: {message, parent, children}}",
-        required=("mapping",),
-        optional=("current_node", "conversation_template_id", "moderation_results", "is_archived", "safe_urls"),
-        fits=lambda row: isinstance(row["mapping"], Mapping),
-        read=_export,
-        example={
-            "title": "A river",
-            "mapping": {
-                "a": {"message": None, "parent": None, "children": ["b"]},
-                "b": {
-                    "message": {"author": {"role": "user"}, "content": {"parts": ["Name a river."]}},
-                    "parent": "a",
-                    "children": ["c"],
-                },
-                "c": {
-                    "message": {"author": {"role": "assistant"}, "content": {"parts": ["The Ebro."]}},
-                    "parent": "b",
-                    "children": [],
-                },
-            },
-        },
-        note="a conversation of conversations.json, from its current end to its root; other branches are counted",
     ),
     "messages with a thumb": Format(
         columns="messages: [{role, content}], label",

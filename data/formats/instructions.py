@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from data.formats.chat import LABELS, SCORES, THOUGHTS, judged_one, single
+from data.formats.one_response import LABELS, SCORES, THOUGHTS, judged_one, single
 from data.formats.ranking import unranked
 from data.formats.rows import NO_PROMPT, SECOND, Format, Reject, Row
 from data.formats.turns import BEFORE, SYSTEM, answer, asked, turns

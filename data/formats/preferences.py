@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from data.formats.chat import finished_of
 from data.formats.instructions import QUESTION, asked_any, instruction
+from data.formats.one_response import finished_of
 from data.formats.ranking import PAIR_SCORES, Side, pair, side
 from data.formats.rows import TIED, Format, Reject, Row
 from data.formats.turns import BEFORE, answer, asked, conversation, conversation_prompt, message, transcript

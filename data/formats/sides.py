@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from data.formats.chat import finished_of
 from data.formats.columns import plain
 from data.formats.instructions import instruction
+from data.formats.one_response import finished_of
 from data.formats.ranking import Side, duel, pair, ranking, scored, side, texts_of, turn_about
 from data.formats.rows import Format, Reject, Row, quoted
 from data.formats.turns import BEFORE, answer, asked

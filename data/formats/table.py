@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from data.formats.chat import CHAT
 from data.formats.duels import DUELS
+from data.formats.dumps import DUMPS
 from data.formats.instructions import INSTRUCTIONS
 from data.formats.multiple_choice import MULTIPLE_CHOICE
 from data.formats.preferences import PREFERENCES
@@ -14,7 +15,7 @@ from data.formats.texts import TEXTS
 from data.formats.trees import TREES
 
 FORMATS: dict[str, Format] = (
-    TREES | RANKINGS | DUELS | PREFERENCES | PAIRS | CHAT | INSTRUCTIONS | MULTIPLE_CHOICE | TEXTS
+    TREES | RANKINGS | DUELS | PREFERENCES | PAIRS | CHAT | DUMPS | INSTRUCTIONS | MULTIPLE_CHOICE | TEXTS
 )
 
 COMMON = ("prompt and completion", "preference", "ranked answers", "messages", "sharegpt", "alpaca", "prompts", "text")

@@ -10,7 +10,7 @@ import pytest
 from data.checks import check_files
 from data.common.errors import UserError
 from data.formats import Reject, Unread, parse
-from data.formats.chat import BRANCHES
+from data.formats.dumps import BRANCHES
 from data.formats.public_sets import PUBLIC_SETS
 from data.source_settings import DataConfig, Source
 from data.sources import load_records
