@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -76,7 +77,7 @@ def _paired_turns(row: Mapping[str, Any]) -> list[Row]:
     name = first_of(row, WHOLE)
     assert name is not None
     out = list(system_of(row))
-    for turn in listed(row[name], name):
+    for turn in listed(_in_turn(row[name]), name):
         if isinstance(turn, str):
             last = out[-1].role if out else "assistant"
             out.append(Message(role="assistant" if last == "user" else "user", content=string(turn, name)))
@@ -91,8 +92,18 @@ def _paired_turns(row: Mapping[str, Any]) -> list[Row]:
     return [replace(conversation(out, name), finished=finished_of(row))]
 
 
+def _in_turn(value: Any) -> Any:
+    """Turns as a list, where an object has them by number (``{"turn_1": {human, assistant}, ...}``)."""
+    if not isinstance(value, Mapping) or not value or not all(_NUMBERED.fullmatch(str(key)) for key in value):
+        return value
+    return [value[key] for key in sorted(value, key=lambda key: int(re.sub(r"\D", "", str(key))))]
+
+
+_NUMBERED = re.compile(r"(turn|round)?[ _-]?\d{1,6}", re.IGNORECASE)
+
+
 def _is_paired(row: Mapping[str, Any]) -> bool:
-    turns = next((row[name] for name in WHOLE if name in row), None)
+    turns = _in_turn(next((row[name] for name in WHOLE if name in row), None))
     first = turns[0] if isinstance(turns, list) and turns else None
     if isinstance(first, str):
         return True
@@ -220,7 +231,7 @@ CHAT: dict[str, Format] = {
         fits=_is_paired,
         read=_paired_turns,
         example={"conversation": [{"human": "Name a river.", "assistant": "The Ebro."}], "category": "geography"},
-        note="Firefly's form; input and output, or texts that take turns, are read as well",
+        note="Firefly's form; input and output, texts that take turns, and turns by number (turn_1) are read as well",
     ),
     "sharegpt": Format(
         columns="conversations: [{from, value}]",

@@ -156,10 +156,23 @@ def lost(
                 yield column
             continue
         if _states(name, value):
-            if judges(name):
+            if judges(name) or rules_out(name, value):
                 yield column
         elif _says_something(value) or (isinstance(value, list | tuple) and (judges(name) or answers > 1)):
             yield column
+
+
+_OUT = re.compile(r"(is_|was_|to_)?(deleted?|removed?|invalid|spam|discard(ed)?|excluded?|skip(ped)?|dropp?(ed)?)")
+_IN = re.compile(r"(is_|to_)?(valid|keep|kept|included?|usable)")
+_TURNED = re.compile(r"(is_|was_)?(tied?|ties|swap(ped)?|flip(ped)?|reversed?|invert(ed)?)")
+
+
+def rules_out(name: str, value: Any) -> bool:
+    """Whether a switch says that a row is not to be used, or that its order is another one."""
+    if not is_flag(value):
+        return False
+    on = str(value).strip().lower() in ("true", "yes", "on", "1")
+    return bool(_IN.fullmatch(plain(name)) if not on else _OUT.fullmatch(plain(name)) or _TURNED.fullmatch(plain(name)))
 
 
 def _states(name: str, value: Any) -> bool:
@@ -170,8 +183,11 @@ def _states(name: str, value: Any) -> bool:
 
 
 def _switches(name: str, value: str) -> bool:
-    """Whether a column says whether there is reasoning in a text, instead of holding it."""
-    return plain(name) in ("reasoning", "thinking") and is_flag(value)
+    """Whether a column says whether there is reasoning in a text, instead of holding it, or whether a row is used."""
+    word = plain(name)
+    return is_flag(value) and (
+        word in ("reasoning", "thinking") or any(s.fullmatch(word) for s in (_IN, _OUT, _TURNED))
+    )
 
 
 _ALWAYS_KEPT = words(

@@ -8,7 +8,7 @@ from typing import Any
 from data.formats.instructions import instruction
 from data.formats.ranking import conversations, duel, has, ranking, scored, texts_of, turn_about, unranked, winner
 from data.formats.rows import TIED, Format, Reject, Row
-from data.formats.turns import BEFORE, answer, asked, conversation_prompt, turns
+from data.formats.turns import BEFORE, answer, asked, turns
 from data.formats.values import first_of, liked, listed, number, string, whole
 from data.records import Message, ranks_from_scores
 
@@ -52,7 +52,7 @@ def _numbered(row: Mapping[str, Any]) -> list[Row]:
     assert names[0] is not None and names[1] is not None and strength is not None
     answers = [answer(row[name], name) for name in names if name is not None]
     context = row.get("context")
-    messages = asked(row, None, conversation_prompt(context, "context")) if context else asked(row, "prompt")
+    messages = asked(row, "context" if context else "prompt")
     leaning = number(row[strength], strength)
     won = None if leaning == 0 else int(leaning > 0)
     return [_differ(duel(messages, answers, won))]
@@ -82,12 +82,11 @@ def _farm(row: Mapping[str, Any]) -> list[Row]:
 def _shp(row: Mapping[str, Any]) -> list[Row]:
     answers = [string(row[name], name) for name in ("human_ref_A", "human_ref_B")]
     won = winner(row["labels"], "labels", 0)
-    assert won is not None
     if "score_A" in row and "score_B" in row:
         first, second = (number(row[name], name) for name in ("score_A", "score_B"))
-        if (first < second) if won else (first > second):
+        if won is None or ((first < second) if won else (first > second)):
             raise Reject("labels contradicts score_A and score_B")
-    return [_differ(duel(turns(row["history"], "history"), answers, 1 - won))]
+    return [_differ(duel(turns(row["history"], "history"), answers, None if won is None else 1 - won))]
 
 
 def _webgpt(row: Mapping[str, Any]) -> list[Row]:
@@ -198,6 +197,7 @@ DUELS: dict[str, Format] = {
         columns="conversation_a, conversation_b, winner",
         required=("conversation_a", "conversation_b", "winner"),
         optional=(*_AB, "turn", "anony", "openai_moderation", "toxic_chat_tag"),
+        kept=("toxic_chat_tag",),
         read=_arena,
         example={
             "question_id": 1,
@@ -240,6 +240,10 @@ DUELS: dict[str, Format] = {
             "preference_elaboration",
             "three_most_similar_preferences",
             "all_preferences_unprocessed",
+        ),
+        kept=(
+            *("individual_preference", "preference_statement", "preference_elaboration"),
+            *("three_most_similar_preferences", "all_preferences_unprocessed"),
         ),
         read=_numbered,
         example={

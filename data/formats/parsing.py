@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from data.formats.columns import plain
+from data.formats.columns import plain, rules_out
 from data.formats.near import near_fits, near_inside
 from data.formats.public_sets import set_of
 from data.formats.reading import read, under_our_names
@@ -21,7 +21,7 @@ ASKED = frozenset({CELLS, "prompt", "messages", "conversations", "text"})  # the
 
 
 def as_object(row: Any) -> Mapping[str, Any]:
-    """A row that is no object as one: a list of turns is a conversation, a text a document.
+    """A row that is no object as one: a list of turns or of texts in turn is a conversation, a text a document.
 
     Raises:
         Reject: it is neither.
@@ -32,6 +32,8 @@ def as_object(row: Any) -> Mapping[str, Any]:
         return _written(row) or {"text": row}
     if isinstance(row, list) and row and all(isinstance(t, Mapping) and ("role" in t or "from" in t) for t in row):
         return {"messages": row}
+    if isinstance(row, list) and len(row) > 1 and all(isinstance(text, str) for text in row):
+        return {"conversation": row}
     raise Reject(f"JSON, but {type(row).__name__} instead of an object")
 
 
@@ -215,6 +217,9 @@ def _unread(given: Mapping[str, Any], name: str, lost: tuple[str, ...], known: C
     more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
     paste = f"ignore: [{', '.join(quoted(str(c)) for c in lost)}]"
     message = f"format {name!r} reads no column {shown}{more}; to leave it out, write `{paste}`"
+    if switches := [column for column in lost if rules_out(column, given[column])]:
+        kept = (f"{c if c.isidentifier() else f'row[{c!r}]'} != {given[c]!r}" for c in switches)
+        message += f", and to leave such rows out `where: {' and '.join(kept)}`"
     others = [near for near in near_fits(given, known) if set(near.columns.values()) & set(lost)]
     message += f", or name what it is: {'; '.join(map(said, others))}" if others else ""
     return Unread(message, tuple(map(str, lost)), name, paste, given)

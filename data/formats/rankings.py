@@ -244,6 +244,7 @@ RANKINGS: dict[str, Format] = {
         columns="instruction, completions: [{response, overall_score}]",
         required=(QUESTION, _OBJECTS),
         optional=("input", "models", "correct_answers", "incorrect_answers", *BEFORE),
+        kept=("correct_answers", "incorrect_answers"),
         read=_completions,
         fits=_of_objects,
         example={

@@ -18,7 +18,7 @@ from data.formats.instructions import instruction
 from data.formats.one_response import finished_of
 from data.formats.ranking import Side, duel, pair, ranking, scored, side, texts_of, turn_about
 from data.formats.rows import Format, Reject, Row, quoted
-from data.formats.turns import BEFORE, answer, asked
+from data.formats.turns import BEFORE, answer, asked, turns
 from data.formats.values import kind, number, string, words
 from data.records import Message, ranks_from_scores
 
@@ -218,7 +218,9 @@ def _several(row: Mapping[str, Any]) -> list[Row]:
 def _asked(row: Mapping[str, Any], name: str) -> tuple[Message, ...]:
     if name == "instruction":
         return asked(row, None, instruction(row[name], row.get("input", "")))
-    return asked({k: v for k, v in row.items() if k != "history"} if name == "history" else row, name)
+    if name == "history":  # the prompt itself, not turns before one
+        return asked({k: v for k, v in row.items() if k != name}, None, turns(row[name], name))
+    return asked(row, name)
 
 
 def _opposites(row: Mapping[str, Any]) -> list[Row]:

@@ -73,6 +73,7 @@ def message(turn: Any, name: str) -> Message:
     if over := [k for k, v in turn.items() if k not in _READ and k not in _METADATA and not blank(v)]:
         raise Reject(f"a turn in {name} has {', '.join(map(repr, over))}, which nothing reads")
     role = "assistant" if lowered in CALLS else ROLES[lowered]
+    _check_says_one_thing(turn, name)
     given = next((turn[k] for k in CONTENT_KEYS if turn.get(k) is not None), None)
     if isinstance(given, Mapping):
         given = given.get("parts", given.get("text", given.get("content")))
@@ -96,6 +97,20 @@ def message(turn: Any, name: str) -> Message:
         name=string(turn.get("name") or "", "name") if role == "tool" else "",
         trained=_trained(turn, role, name),
     )
+
+
+def _check_says_one_thing(turn: Mapping[str, Any], name: str) -> None:
+    """Refuse a turn that has two roles, or two texts, of which only one would be read."""
+    for keys in (ROLE_KEYS, CONTENT_KEYS):
+        values = {key: turn[key] for key in keys if not blank(turn.get(key))}
+        if keys is ROLE_KEYS:
+            values = {k: ROLES[v.strip().lower()] for k, v in values.items() if _is_role(v)}
+        if any(value != next(iter(values.values())) for value in values.values()):
+            raise Reject(f"a turn in {name} has {' and '.join(values)}, which differ; keep one")
+
+
+def _is_role(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in ROLES
 
 
 def with_reasoning(thought: str, text: str) -> str:

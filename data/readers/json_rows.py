@@ -33,6 +33,9 @@ WRAPPERS = ("data", "train", "examples", "rows", "items", "records", "samples", 
 SPLITS = ("train", "validation", "valid", "dev", "eval", "test")
 """Keys under which one object holds the rows of a file."""
 
+TURNS = (frozenset({"role", "content"}), frozenset({"from", "value"}))
+"""Keys of a turn: a file that is one list of these is one conversation."""
+
 MARKS = "\x1e\ufeff"
 """Characters in front of a line's value that are none of it: RFC 7464's mark, and that of a file put behind another."""
 
@@ -177,6 +180,9 @@ def _whole(text: str, bad: dict[int, str], name: str, options: ReadOptions) -> I
             return
         if not isinstance(loaded, list):
             raise UserError(f"{name} holds {_kind(loaded)}; expected a list of objects")
+        if all(isinstance(item, dict) and any(turn <= item.keys() for turn in TURNS) for item in loaded) and loaded:
+            yield f"{name}:1", loaded
+            return
     yield from _items(text, text.find("[") + 1, bad, name) if "[" in text else _damaged(text, bad, name, None)
 
 

@@ -11,6 +11,7 @@ from data.common.errors import UserError
 from data.formats import NoFormat, Reject, Unread, parse
 from data.source_settings import Source
 from data.sources import DataConfig, load_records
+from data.where import Where
 from tests.support.raw_rows import records, turns_of, understood
 
 PAIR = {"chosen": "The Ebro.", "rejected": "Rain."}
@@ -272,3 +273,24 @@ def test_numbers_with_a_comma_before_their_decimals():
 def test_a_row_written_as_json_inside_json_is_read():
     assert parse(json.dumps({"prompt": "q", "completion": "a"}))[1][0].answers == ("a",)
     assert parse("{not JSON}")[1][0].text == "{not JSON}" and parse("{}")[1][0].text == "{}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "other", "where"),
+    [
+        ("tie", True, False, "tie != True"),
+        ("is_swapped", "yes", "no", "is_swapped != 'yes'"),
+        ("spam", "TRUE", "FALSE", "spam != 'TRUE'"),
+        ("is_valid", False, True, "is_valid != False"),
+        ("Keep", "no", "yes", "Keep != 'no'"),
+        ("to exclude", True, False, "row['to exclude'] != True"),
+    ],
+)
+def test_a_switch_that_rules_a_row_out_is_no_metadata(name, value, other, where):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    with pytest.raises(Unread) as caught:
+        parse({**row, name: value})
+    assert f"to leave such rows out `where: {where}`" in str(caught.value)
+    assert not Where(where)({**row, name: value})
+    assert Where(where)({**row, name: other})
+    assert parse({**row, name: other})[1][0].answers == ("a", "b")

@@ -37,11 +37,17 @@ READ: dict[str, tuple[str, ...]] = {
     "CAMEL": (GOOD,),
     "Nemotron post-training": (GOOD,),
     "xLAM function calls": ('[{"name": "f"}]',),
+    "pairs out of many samples": (GOOD, BAD),
+    "Natural Instructions": (GOOD,),
+    "Magicoder": (GOOD,),
+    "WebInstruct": (GOOD,),
 }
 
 
 def test_every_set_has_a_case():
-    assert {*READ, "FineWeb"} | {name for name, one in PUBLIC_SETS.items() if one.refused} == set(PUBLIC_SETS)
+    assert {*READ, "FineWeb", "CommonsenseQA", "Math-Step-DPO"} | {
+        name for name, one in PUBLIC_SETS.items() if one.refused
+    } == set(PUBLIC_SETS)
 
 
 @pytest.mark.parametrize("name", READ)
@@ -62,6 +68,13 @@ def test_a_set_without_training_data_says_so(name):
 def test_a_set_of_texts():
     [row] = parse(PUBLIC_SETS["FineWeb"].example)[1]
     assert row.text == GOOD
+
+
+def test_sets_whose_prompt_is_put_together():
+    [row] = parse(PUBLIC_SETS["CommonsenseQA"].example)[1]
+    assert (turns_of(row.messages), row.answers) == ("u:Which is a river?\n\nA. Rain\nB. Ebro", ("Ebro",))
+    [row] = parse(PUBLIC_SETS["Math-Step-DPO"].example)[1]
+    assert (turns_of(row.messages), row.answers) == (ASKED, ("Think. The Ebro.", "Think. Rain."))
 
 
 def test_what_a_set_leaves_out_is_there_for_functions():

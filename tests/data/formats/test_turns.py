@@ -110,3 +110,35 @@ def test_turns_that_cannot_be_used_are_named(turns, reason):
 
 def test_pretraining_turns_are_texts():
     assert [r.text for r in parse({"messages": [said("pretrain", "words")]})[1]] == ["words"]
+
+
+@pytest.mark.parametrize(
+    ("turn", "names"),
+    [
+        ({"role": "assistant", "content": "The Ebro.", "text": "Rain."}, "content and text"),
+        ({"from": "gpt", "value": "The Ebro.", "content": "Rain."}, "content and value"),
+        ({"role": "assistant", "from": "human", "content": "The Ebro."}, "role and from"),
+    ],
+)
+def test_a_turn_that_says_two_things_is_refused(turn, names):
+    with pytest.raises(Reject, match=f"has {names}, which differ; keep one"):
+        parse({"messages": [{"role": "user", "content": "Name a river."}, turn]})
+
+
+def test_a_turn_that_says_one_thing_twice_is_read():
+    turn = {"role": "assistant", "from": "gpt", "speaker": "Ann", "content": "The Ebro.", "text": "The Ebro."}
+    [row] = parse({"messages": [{"role": "user", "content": "Name a river."}, turn]})[1]
+    assert row.answers == ("The Ebro.",)
+
+
+def test_turns_by_number_stand_in_the_order_of_their_numbers():
+    turns = {f"turn_{n}": {"human": f"q{n}", "assistant": f"a{n}"} for n in (10, 2, 1)}
+    [row] = parse({"conversation": turns})[1]
+    assert (turns_of(row.messages), row.answers) == ("u:q1|a:a1|u:q2|a:a2|u:q10", ("a10",))
+
+
+def test_a_list_of_texts_is_a_conversation():
+    [row] = parse(["Name a river.", "The Ebro."])[1]
+    assert (turns_of(row.messages), row.answers) == ("u:Name a river.", ("The Ebro.",))
+    with pytest.raises(Reject, match="list instead of an object"):
+        parse(["Name a river."])

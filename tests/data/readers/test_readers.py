@@ -236,3 +236,15 @@ def test_an_index_a_mark_and_line_ends_of_windows(tmp_path):
     assert [(row["prompt"], row["completion"]) for row in rows(found)] == [("q", "a"), ("r", "b")] and not bad(found)
     found = read(tmp_path, "a.jsonl", '\ufeff{"prompt": "q"}\r\n\r\n{"prompt": "r", "x": NaN}\r\n'.encode())
     assert [row["prompt"] for row in rows(found)] == ["q", "r"] and not bad(found)
+
+
+@pytest.mark.parametrize("keys", [("role", "content"), ("from", "value")])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_file_of_nothing_but_turns_is_one_conversation(tmp_path, keys, indent):
+    turns = [dict(zip(keys, said, strict=True)) for said in (("user", "q"), ("assistant", "a"))]
+    (tmp_path / "chat.json").write_text(json.dumps(turns, indent=indent))
+    assert [row for _, row in read_file(tmp_path / "chat.json", "chat.json")] == [turns]
+    (tmp_path / "chats.json").write_text(json.dumps([turns, turns], indent=indent))
+    assert [row for _, row in read_file(tmp_path / "chats.json", "chats.json")] == [turns, turns]
+    (tmp_path / "table.json").write_text(json.dumps([*turns, {"other": 1}], indent=indent))
+    assert len([row for _, row in read_file(tmp_path / "table.json", "table.json")]) == 3
