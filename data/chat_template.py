@@ -7,7 +7,8 @@ It knows nothing of ids.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data.common.strict_json import read_text
 from data.records import Message
 from data.spoken import shown, uncarried
 from data.supervision import carries, missing_in_order
+from data.template_args import with_args
 from data.template_sandbox import LARGEST, render_foreign
 
 DIALOGUE = (
@@ -29,16 +31,26 @@ TEXT = "{%- for m in messages -%}{{ m.content }}{%- endfor -%}"
 PLAIN = {"dialogue": DIALOGUE, "text": TEXT}
 
 
+@dataclass(frozen=True)
+class TemplateChoice:
+    """A template by name, path or source, and the arguments that it is given (see ``data.template_args``)."""
+
+    template: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
 class ChatTemplate:
     """A template by name or source, for one tokenizer; ``stop_text`` is what it writes behind a response of ours.
 
     Raises:
-        UserError: no such template.
+        UserError: no such template, or one that does not ask for an argument.
     """
 
-    def __init__(self, tokenizer: Any, template: str) -> None:
+    def __init__(self, tokenizer: Any, template: str | TemplateChoice) -> None:
         self.tokenizer = tokenizer
-        self.name, self.source = _find_template(tokenizer, template)
+        chosen = template if isinstance(template, TemplateChoice) else TemplateChoice(template)
+        self.name, source = _find_template(tokenizer, chosen.template)
+        self.source = with_args(self.name, source, chosen.args)
         self.stop_text = ""
 
     def text(self, turns: Sequence[Message], *, generate: bool) -> str:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from data import tokens
-from data.chat_template import TEXT, ChatTemplate
+from data.chat_template import TEXT, ChatTemplate, TemplateChoice
 from data.common.errors import UserError
 from data.counting import Fitted
 from data.records import Message
@@ -56,7 +56,8 @@ class Renderer:
         tokenizer: a Transformers tokenizer; it is not changed.
         template: ``auto`` (the tokenizer's chat template, or ``dialogue`` where it has none), ``chat``, ``dialogue``
             (``user : ...``, ``assistant : ...`` in ordinary words), ``text`` (contents joined, no generation prompt:
-            for continuing texts and for responses without a prompt), a path ending in ``.jinja``, or a jinja string.
+            for continuing texts and for responses without a prompt), a path ending in ``.jinja``, or a jinja string;
+            with its arguments as a ``TemplateChoice``.
         stop: tokens or ids that end a response, the first of which is written. By default the token that the template
             closes a turn with, the tokenizer's EOS and ``extra_stop_ids``.
         extra_stop_ids: further default stop ids (those of the model's generation config).
@@ -69,7 +70,7 @@ class Renderer:
         self,
         tokenizer: Any,
         *,
-        template: str = "auto",
+        template: str | TemplateChoice = "auto",
         stop: Sequence[str | int] = (),
         extra_stop_ids: Sequence[int] | int | None = (),
     ) -> None:

@@ -21,7 +21,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import typer.main  # noqa: E402
-from pydantic import BaseModel  # noqa: E402
+from pydantic import BaseModel, JsonValue  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
 from data.formats import FORMATS  # noqa: E402
@@ -91,6 +91,8 @@ def type_of(annotation: Any) -> str:
         return f"list of {type_of(arguments[0])}"
     if origin is dict:
         return f"names, each with {type_of(arguments[1])}"
+    if annotation is JsonValue:
+        return "a value"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "settings"
     return NAMES[annotation]

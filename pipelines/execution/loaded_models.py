@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from data.chat_template import TemplateChoice
 from data.common.errors import UserError
 from data.common.patience import patience
 from data.common.strict_json import read_object
@@ -72,7 +73,7 @@ class LoadedModels:
     def renderer(self) -> Renderer:
         return self._renderer(self.base(), self.recipe.template_source, self.recipe.stop or self.spec.stop)
 
-    def _renderer(self, base: SharedBase, template: str, stop: tuple[str | int, ...]) -> Renderer:
+    def _renderer(self, base: SharedBase, template: str | TemplateChoice, stop: tuple[str | int, ...]) -> Renderer:
         renderer = Renderer(base.tokenizer, template=template, stop=stop, extra_stop_ids=base.extra_stop_ids)
         check_stops(base.limits, renderer.stop_ids)
         return renderer

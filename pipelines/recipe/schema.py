@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, JsonValue
 
+from data.chat_template import TemplateChoice
 from data.common.config import Config
 from data.sources import DataConfig
 from evaluation.settings import EvaluationConfig
@@ -64,6 +65,9 @@ class Recipe(Config):
     seed: int = Field(0, ge=0, description="of everything random")
     base: str | FromScratch = Field(description="registry name, folder, hub id, or {pretrain: ...} from scratch")
     template: str = Field("auto", description="how conversations are rendered; auto: the tokenizer's chat template")
+    template_args: dict[str, JsonValue] = Field(
+        {}, description="what a chat template asks for besides the conversation, such as {enable_thinking: false}"
+    )
     stop: tuple[str | int, ...] = Field((), description="tokens or ids that end a response, instead of the defaults")
     stages: tuple[str, ...] = Field((), description="in order; default: those that the settings call for")
     data: DataConfig = Field(description="demonstrations, rankings, prompts, documents, and what is held out")
@@ -81,10 +85,11 @@ class Recipe(Config):
     base_dir: Path = Field(default_factory=Path.cwd, exclude=True, description="relative paths start here")
 
     @property
-    def template_source(self) -> str:
+    def template_source(self) -> TemplateChoice:
         """The template as a renderer takes it: a file's path from the recipe's folder, a name or a text as it is."""
         own = self.template.endswith(".jinja") and "{" not in self.template
-        return str(self.base_dir / Path(self.template).expanduser()) if own else self.template
+        template = str(self.base_dir / Path(self.template).expanduser()) if own else self.template
+        return TemplateChoice(template, self.template_args)
 
 
 def resolved_yaml(recipe: Recipe) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from data.chat_template import TemplateChoice
 from data.common.errors import UserError
 from data.common.strict_json import read_object
 from data.template import Renderer
@@ -42,7 +43,7 @@ class KnownBase:
     limits: Limits | None
 
 
-def known_base(spec: BaseModelSpec, template: str, stop: Sequence[str | int] = ()) -> KnownBase | None:
+def known_base(spec: BaseModelSpec, template: str | TemplateChoice, stop: Sequence[str | int] = ()) -> KnownBase | None:
     """A base's files read and compared; None where it is a hub id whose files are not here yet.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from data.chat_template import TemplateChoice
 from data.common.errors import UserError
 from data.common.number_format import size
 from data.common.strict_json import read_object
@@ -169,7 +170,7 @@ class Opened:
     positions: int | None
 
 
-def opened(spec: BaseModelSpec, template: str, stop: tuple[str | int, ...]) -> Opened | None:
+def opened(spec: BaseModelSpec, template: str | TemplateChoice, stop: tuple[str | int, ...]) -> Opened | None:
     """A base whose files lie on this machine, by its tokenizer and configs alone; None where they do not.
 
     Weights without a tokenizer, and a damaged one, are None too: the run reports it when it loads the base.

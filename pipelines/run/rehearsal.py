@@ -39,8 +39,8 @@ from pipelines.run.binding import check_start, offers
 from pipelines.run.endpoints import check_keys, unanswered
 from pipelines.run.evaluation_rehearsal import EvaluationRehearsal
 from pipelines.run.parts import RunParts
+from pipelines.stages.depends_on import rendering_of
 from pipelines.stages.keys import differences as changes
-from pipelines.stages.keys import rendering_key
 from pipelines.stages.table import STAGES
 from reward.files import SCORING
 from stages.ppo.stage import none_fits, prompt_limit
@@ -222,7 +222,7 @@ def doubtful_columns(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> I
 def given_otherwise(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
     """Sentences about results that the chosen stages are given, and that were made with another rendering or limit."""
     recipe = pipeline.recipe
-    rendering = {"file": None} | rendering_key(recipe.template, recipe.stop, recipe.base_dir)
+    rendering = {"file": None, "args": {}} | rendering_of(recipe)
     for stage in sorted(_taken(pipeline, chosen)):
         then, now = _made_with(pipeline.given[stage]), dict[str, Any]()
         if STAGES[stage].on_base and not (stage == "reward" and recipe.reward.base != "same"):
@@ -248,7 +248,7 @@ def _made_with(folder: Path) -> dict[str, Any]:
     described = found.manifest.get("described") or {}
     settings = described.get("settings") or {}
     limit = {"reward.max_tokens": settings["max_tokens"]} if "max_tokens" in settings else {}
-    return {"file": None} | (described.get("rendering") or {}) | limit
+    return {"file": None, "args": {}} | (described.get("rendering") or {}) | limit
 
 
 def value_start(recipe: Recipe) -> str | None:

@@ -16,8 +16,13 @@ from evaluation.settings import OPTIMISED
 from evaluation.systems import parse
 from pipelines.recipe.derived import choosing, response_limit
 from pipelines.recipe.schema import Recipe
-from pipelines.stages.keys import dump, folder_hash
+from pipelines.stages.keys import dump, folder_hash, rendering_key
 from reward.settings import REMOTE_TRAITS, RewardPart
+
+
+def rendering_of(recipe: Recipe) -> dict[str, Any]:
+    """How the recipe's conversations are written."""
+    return rendering_key(recipe.template, recipe.stop, recipe.base_dir, recipe.template_args)
 
 
 def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data.chat_template import template_file
@@ -64,19 +65,22 @@ def base_key(name: str, base_dir: Path) -> str:
     return f"{where}+{hash_of(use)}" if use else where
 
 
-def rendering_key(template: str, stop: Sequence[str | int], base_dir: Path = Path()) -> dict[str, Any]:
+def rendering_key(
+    template: str, stop: Sequence[str | int], base_dir: Path = Path(), args: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """What decides how conversations are written; of a template that is a file, its contents too.
 
     Args:
         template: as the recipe names it.
         stop: tokens or ids that end a response.
         base_dir: what a file's relative path starts from.
+        args: what the template is given.
     """
     out: dict[str, Any] = {"template": template, "stop": list(stop)}
     if template.endswith(".jinja"):
         file = template_file(base_dir / Path(template).expanduser())
         out["file"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    return out
+    return out | ({"args": dict(args)} if args else {})
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -20,7 +20,7 @@ from pipelines.loading.idle import RULES, covers, leaves, replaced
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.errors import models_in
 from pipelines.recipe.schema import Recipe, resolved_yaml
-from pipelines.stages.keys import rendering_key
+from pipelines.stages.depends_on import rendering_of
 from pipelines.stages.table import STAGES, Here, made_with
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def described(recipe):
         | made
         | {
             "adapter": recipe.adapter.model_dump(),
-            "rendering": rendering_key(recipe.template, recipe.stop),
+            "rendering": rendering_of(recipe),
             "data": recipe.data.model_dump(),
             "base": recipe.base,
             "seed": recipe.seed,
@@ -117,6 +117,7 @@ OTHER = "distilgpt2"
 ACTS = {  # setting: (recipe, settings written into it)
     "seed": (PLAIN, {"seed": 1}),
     "template": (PLAIN, {"template": "dialogue"}),
+    "template_args": (PLAIN, {"template_args": {"enable_thinking": False}}),
     "stop": (PLAIN, {"stop": ["x"]}),
     "stages": (PLAIN, {"stages": ["sft", "reward"]}),
     **{

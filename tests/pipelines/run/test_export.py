@@ -35,6 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     (folder / "base/generation_config.json").write_text(json.dumps(config | {"temperature": 0.7, "top_p": 0.9}))
     word_tokenizer().save_pretrained(folder / "base")
     (folder / "own.jinja").write_text(
+        "{% if mood is defined %}{{ mood + ' ' }}{% endif %}"
         "{% for m in messages %}{{ m.role + ' : ' + m.content }}{% if m.role == 'assistant' %} w9{% endif %} "
         "{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
     )
@@ -45,6 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     recipe = {
         "base": "./base",
         "template": "own.jinja",
+        "template_args": {"mood": "w8"},
         "stop": ["w9"],
         "stages": ["sft", "reward"],
         "data": {"demonstrations": "d.jsonl", "rankings": "r.jsonl", "held_out": 0.0},
@@ -82,7 +84,7 @@ def test_an_exported_model_is_asked_and_ends_as_in_the_run(finished: Pipeline, t
     ids: Any = tokenizer.apply_chat_template(
         MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=False
     )
-    assert ids[0].tolist() == query
+    assert ids[0].tolist() == query and query[0] == tokenizer.convert_tokens_to_ids("w8")  # by template_args
     lm: Any
     if merge:
         lm = AutoModelForCausalLM.from_pretrained(folder)
