@@ -13,6 +13,10 @@ REMOTE_TRAITS = ("timeout", "retries", "backoff", "concurrency", "batch", "token
 """Of a remote scorer: how it is asked, which changes no score; not part of a stage's key."""
 
 
+READY = ("classifier", "remote")
+"""Terms that are somebody else's models: a reward with one of them and without the run's own is examined as a whole."""
+
+
 class RemoteConfig(Config):
     """How a scorer behind an address is asked (docs/how-to/remote_scorers.md has the two protocols)."""
 
@@ -38,11 +42,15 @@ class RemoteConfig(Config):
         return self
 
 
+_KINDS = {"remote": "an address (http://...)", "classifier": "a classifier (its folder or hub id)"}
+
+
 class RewardPart(Config):
     """One term of the reward: what gives the score, what is done to it, and its weight in the sum."""
 
     source: str = Field(
-        description="'model', 'regex', 'length', an address (http://...), 'file.py:function' or 'package:function'"
+        description="'model', 'regex', 'length', an address (http://...), 'file.py:function', 'package:function', or "
+        "the folder or hub id of a sequence classifier"
     )
     name: str | None = Field(None, description="what metrics call it; default: the source")
     weight: float = Field(1.0, description="factor of this term in the sum")
@@ -55,14 +63,17 @@ class RewardPart(Config):
     min_length: int | None = Field(None, ge=0, description="length: shorter responses lose 1 a missing unit")
     max_length: int | None = Field(None, ge=0, description="length: longer responses lose 1 a unit too many")
     unit: Literal["words", "characters", "tokens"] = Field("words", description="length: what is counted")
+    label: str | None = Field(None, description="a classifier: the label whose log-odds are the score")
     remote: RemoteConfig = Field(RemoteConfig(), description="an address: how it is asked")
 
     @property
     def kind(self) -> str:
-        """``model``, ``remote``, ``function`` or the name of a rule (``reward.tables.RULES``)."""
+        """``model``, ``remote``, ``function``, ``classifier`` or the name of a rule (``reward.tables.RULES``)."""
         if self.source == "model" or self.source in RULES:
             return self.source
-        return "remote" if self.source.startswith(("http://", "https://")) else "function"
+        if self.source.startswith(("http://", "https://")):
+            return "remote"
+        return "function" if ":" in self.source else "classifier"
 
     @property
     def title(self) -> str:
@@ -71,10 +82,10 @@ class RewardPart(Config):
     @model_validator(mode="after")
     def _fits(self) -> RewardPart:
         owned = {key: name for name, rule in RULES.items() for key in rule.settings}
-        for key, kind in (owned | {"remote": "remote"}).items():
+        for key, kind in (owned | {"remote": "remote", "label": "classifier"}).items():
             # a resolved recipe holds every key: those that are as by default say nothing
             if getattr(self, key) != type(self).model_fields[key].default and self.kind != kind:
-                what = "an address (http://...)" if kind == "remote" else f"source: {kind}"
+                what = _KINDS.get(kind, f"source: {kind}")
                 raise ValueError(f"'{key}' belongs to {what}, not to '{self.source}': remove it")
         if self.kind in RULES:
             RULES[self.kind].check(self)

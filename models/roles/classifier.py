@@ -17,6 +17,10 @@ from models.hub.load import load_tokenizer
 from models.hub.validate import check_model
 
 BATCH = 16
+OFFSET_POSITIONS = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer"}
+)
+"""Families whose positions begin at 1 above their padding id, which stays as the config has it."""
 
 
 def is_classifier(folder: Path) -> bool:
@@ -26,6 +30,31 @@ def is_classifier(folder: Path) -> bool:
     except (OSError, ValueError, AttributeError):
         return False
     return any(str(name).endswith("ForSequenceClassification") for name in named)
+
+
+def positions(config: Any) -> int | None:
+    """The longest row that a classifier takes, in tokens; RoBERTa's tables begin behind the padding's own position."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is not None and text.model_type in OFFSET_POSITIONS:
+        limit -= (text.pad_token_id or 0) + 1
+    return limit
+
+
+def label_number(config: Any, label: str | None, folder: Path) -> int:
+    """Which of a classifier's labels is scored.
+
+    Raises:
+        UserError: it has no such label, or several and none is named.
+    """
+    names = [str(config.id2label[i]) for i in range(config.num_labels)]
+    if label is not None and label not in names:
+        raise UserError(f"label {label}: {folder} has no such label.{nearest(label, names)} It has: {names}")
+    if label is None and len(names) > 1:
+        raise UserError(
+            f"{folder}: has {len(names)} labels; name the one to score by `label` (trivet score: --label): {names}"
+        )
+    return 0 if label is None else names.index(label)
 
 
 class Classifier:
@@ -46,43 +75,45 @@ class Classifier:
         except (ValueError, OSError, RuntimeError) as error:
             raise UserError(f"{folder}: cannot be loaded as a classifier ({str(error).splitlines()[0]})") from error
         self.model.eval().to(device)
+        self.limit = positions(self.model.config)
         self.model.config.get_text_config().pad_token_id = self.model.config.pad_token_id = -1  # nothing is padded
         self.tokenizer = load_tokenizer(str(folder))
         self.renderer = Renderer(self.tokenizer, template="auto") if self.tokenizer.chat_template else None
-        names = [str(self.model.config.id2label[i]) for i in range(self.model.config.num_labels)]
-        if label is not None and label not in names:
-            raise UserError(f"--label {label}: {folder} has no such label.{nearest(label, names)} It has: {names}")
-        if label is None and len(names) > 1:
-            raise UserError(f"{folder}: has {len(names)} labels; name the one to score with --label: {names}")
-        self.label = names.index(label) if label is not None else 0
+        self.label = label_number(self.model.config, label, folder)
 
-    def ids(self, messages: Sequence[Message], answer: str, finished: bool) -> list[int]:
-        """The conversation by the model's chat template; without one, prompt and response as a pair of texts."""
+    def encoded(self, messages: Sequence[Message], answer: str, finished: bool) -> dict[str, list[int]]:
+        """What the model is given: the conversation by its chat template; without one, prompt and response as a pair of
+        texts, with whatever else its tokenizer makes of a pair (such as which of the two a token is of)."""
         if self.renderer is not None:
             query, response = self.renderer.prompt_and_answer(messages, answer, finished, max_tokens=1 << 20)
-            return [*query, *response]
+            return {"input_ids": [*query, *response]}
         asked = "\n\n".join(m.content for m in messages)
         with bounded(asked + answer):
-            return list(self.tokenizer(asked, answer)["input_ids"] if asked else self.tokenizer(answer)["input_ids"])
+            made = self.tokenizer(asked, answer) if asked else self.tokenizer(answer)
+        return {name: list(made[name]) for name in ("input_ids", "token_type_ids") if name in made}
 
     @torch.no_grad()
     def __call__(
         self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
     ) -> list[float]:
         """One score a response; only rows of equal length share a pass, so that no padding is seen."""
-        rows = [self.ids(*row) for row in zip(asked, answers, finished, strict=True)]
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and (long := [i for i, r in enumerate(rows) if len(r) > limit]):
-            longest = len(rows[long[0]])
+        rows = [self.encoded(*row) for row in zip(asked, answers, finished, strict=True)]
+        limit = self.limit
+        if limit is not None and (long := [i for i, r in enumerate(rows) if len(r["input_ids"]) > limit]):
+            longest = len(rows[long[0]]["input_ids"])
             raise UserError(f"response {long[0]} and its prompt have {longest} tokens, the model takes {limit}")
         out, groups = [0.0] * len(rows), dict[int, list[int]]()
         for i, row in enumerate(rows):
-            groups.setdefault(len(row), []).append(i)
+            groups.setdefault(len(row["input_ids"]), []).append(i)
         for same in groups.values():
             for at in range(0, len(same), BATCH):
                 chosen = same[at : at + BATCH]
-                ids = torch.tensor([rows[i] for i in chosen], device=self.model.device)
-                logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.cpu().double()
+                given = {
+                    name: torch.tensor([rows[i][name] for i in chosen], device=self.model.device)
+                    for name in rows[chosen[0]]
+                }
+                mask = torch.ones_like(given["input_ids"])
+                logits = self.model(**given, attention_mask=mask).logits.cpu().double()
                 for i, row_logits in zip(chosen, logits, strict=True):
                     out[i] = self._score(row_logits)
         return out

@@ -68,6 +68,7 @@ def _chooser(loaded: LoadedModels, evaluator: Evaluator, named: Named) -> Choose
         evaluator.reward,
         recipe.base_dir,
         standardise=optimised and ppo.standardise_scores,
+        device=loaded.processes.device,
         where=OPTIMISED if optimised else f"evaluation.best_of_by.{named.by}",
     )
     if not optimised:

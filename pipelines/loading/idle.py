@@ -18,7 +18,7 @@ from evaluation.systems import parse
 from pipelines.loading.checks import fill_in
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.schema import Recipe
-from reward.settings import GateConfig
+from reward.settings import READY, GateConfig
 from stages.settings import PPOConfig, RewardConfig
 
 Dotted = str
@@ -48,6 +48,10 @@ def has(recipe: Recipe, *stages: str) -> bool:
 
 def optimises_model(recipe: Recipe) -> bool:
     return any(part.kind == "model" for part in recipe.ppo.reward)
+
+
+def asks_ready_model(recipe: Recipe) -> bool:
+    return any(part.kind in READY for part in recipe.ppo.reward)
 
 
 def on_policy_backbone(recipe: Recipe) -> bool:
@@ -92,8 +96,9 @@ STAGES = (
     ),
     rule(
         "reward.gate",
-        acts=lambda r: has(r, "ppo") and optimises_model(r),
-        why="the gate stands before a ppo stage that the reward model scores ({source: model} in ppo.reward)",
+        acts=lambda r: has(r, "ppo") and (optimises_model(r) or (asks_ready_model(r) and bool(r.data.rankings))),
+        why="the gate stands before a ppo stage that the reward model scores ({source: model} in ppo.reward), or a "
+        "ready one that data.rankings can examine",
     ),
     rule(
         *(f"reward.{key}" for key in RewardConfig.model_fields if key not in ("base", "max_tokens", "gate")),

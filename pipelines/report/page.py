@@ -20,7 +20,7 @@ from data.common.errors import UserError
 from data.common.number_format import duration, interval, number, p_value, percent, shown
 from data.common.redaction import redact, redacted
 from data.common.strict_json import read_object
-from models.backbone.artifacts import MANIFEST
+from models.backbone.artifacts import MANIFEST, partial_folder
 from pipelines.recipe.renamed import metrics_in_new_words
 from pipelines.report import charts, shapes
 from pipelines.report import evaluation as report_evaluation
@@ -389,7 +389,7 @@ def _plotly() -> str:
 
 def _first_card(path: Path, notes: list[str]) -> dict[str, Any]:
     """The reward stage's, else the one of an evaluation in a folder of its own."""
-    places = (path / folder / CARD for folder in ("reward", "evaluation"))
+    places = (path / folder / CARD for folder in ("reward", "ppo", partial_folder(Path("ppo")).name, "evaluation"))
     return next((found for place in places if (found := _json(place, notes, shapes.Shape))), {})
 
 

@@ -36,6 +36,7 @@ from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.run.base_rehearsal import KnownBase, check_adapter, check_stored_adapter, known_base
 from pipelines.run.binding import check_start, offers
+from pipelines.run.classifier_rehearsal import check_classifiers
 from pipelines.run.endpoints import check_keys, unanswered
 from pipelines.run.evaluation_rehearsal import EvaluationRehearsal
 from pipelines.run.parts import RunParts
@@ -102,6 +103,7 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         warn(without_effect)
     for doubt in (*given_otherwise(pipeline, chosen), *doubtful_columns(recipe, corpus, chosen)):
         warn(doubt)
+    check_classifiers(recipe, chosen)
     evaluation = _evaluation(pipeline, chosen, warn)
     if evaluation is not None:
         evaluation.check()

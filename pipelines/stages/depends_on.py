@@ -57,8 +57,8 @@ def _sampled_by(recipe: Recipe) -> dict[str, str]:
 
 
 def _parts(parts: Sequence[RewardPart]) -> list[dict[str, Any]]:
-    remote = {"remote": set(REMOTE_TRAITS)}
-    return [part.model_dump(mode="json", exclude=remote) for part in parts]
+    remote: dict[str, Any] = {"remote": set(REMOTE_TRAITS)}
+    return [part.model_dump(mode="json", exclude=remote | ({} if part.label else {"label": True})) for part in parts]
 
 
 def evaluation_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, Any]:

@@ -279,7 +279,16 @@ class Estimator:
             stored=p.rollouts * p.max_new_tokens * (FIELDS * FP32 + 8) + cached,
             accumulates=count < p.rollouts // p.minibatches,
             own_base=asks and w.base != "same",
+            extra={"classifiers": self._classifiers()} if any(t.kind == "classifier" for t in p.reward) else {},
         )
+
+    def _classifiers(self) -> float:
+        """Bytes of the weights of ready classifiers that pay, as far as their files lie on this machine."""
+        from reward.terms.classifier import classifier_folder
+
+        sources = {part.source for part in self.recipe.ppo.reward if part.kind == "classifier"}
+        folders = [classifier_folder(source, self.recipe.base_dir, download=False) for source in sources]
+        return sum(file.stat().st_size for folder in folders if folder for file in folder.glob("*.safetensors"))
 
     def _prefix_cache(self, tokens: float) -> float:
         """Bytes of the states and products of the layers below all adapters."""

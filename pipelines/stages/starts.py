@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from data.common.strict_json import read_object
 from data.splits import Split
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def ppo(context: StageContext, loaded: LoadedModels) -> StageResult:
 
     if "model" in {part.kind for part in loaded.recipe.ppo.reward} and "reward" in context.inputs:
         reward_gate.require(context.inputs["reward"], loaded.recipe.reward.gate)
+    examine_terms(context, loaded)
     if "sft" in context.inputs:
         loaded.load("sft", "reference", context.inputs["sft"])
     else:  # without SFT the reference is the base itself: an adapter that changes nothing
@@ -60,6 +62,47 @@ def ppo(context: StageContext, loaded: LoadedModels) -> StageResult:
     model = loaded.load_reward(context.inputs["reward"]) if "reward" in context.inputs else None
     judge = loaded.load_holdout_model(context.inputs["reward"]) if "reward" in context.inputs else None
     return ppo_stage.run(context, loaded.recipe.ppo, model, judge)
+
+
+def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
+    """Write the card of a reward that no stage has trained, and ask the gate; a resumed stage has its card already.
+
+    Raises:
+        GateStopped: the card does not pass.
+    """
+    from models.backbone.artifacts import write_json
+    from reward.card.examine import FILE
+    from reward.card.gate import require_terms
+    from reward.card.of_terms import card_of_terms, is_examined
+    from reward.terms.composition import compose
+
+    recipe, rankings = loaded.recipe, context.corpus.rankings
+    if not is_examined(recipe.ppo.reward):
+        return
+    if not rankings.held_out:
+        context.warn(
+            "ppo.reward: nobody has examined the reward that pays: there are no held-out rankings (data.rankings) for "
+            "its report card and the gate"
+        )
+        return
+    file, of = context.out / FILE, {"rankings": context.corpus.fingerprint("rankings")}
+
+    def card() -> dict[str, Any]:
+        found = read_object(file) if file.is_file() else {}
+        if found.get("examined_on") != of:
+            reward = compose(recipe.ppo.reward, None, recipe.base_dir, device=context.processes.device)
+            made = card_of_terms(
+                reward,
+                context.renderer,
+                rankings.train,
+                rankings.held_out,
+                seed=context.seed,
+                phase=context.bar.phase,
+            )
+            write_json(file, found := made | {"examined_on": of})
+        return found
+
+    require_terms(context.processes.on_main(card), file, recipe.reward.gate)
 
 
 def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:

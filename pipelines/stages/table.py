@@ -20,6 +20,7 @@ from pipelines.recipe.schema import Recipe, RuntimeConfig
 from pipelines.stages import curves, depends_on, efforts, starts, tallies
 from pipelines.stages.duration import Effort
 from pipelines.stages.estimates import Estimator, Work
+from pipelines.stages.keys import base_key
 
 if TYPE_CHECKING:
     from models.backbone.processes import Processes
@@ -74,6 +75,8 @@ class Stage:
     random_masks: bool = False  # masks are sampled by forward pass, so that cutting and sharing batches changes them
     functions: Callable[[Recipe], list[str]] = _no_functions
     """The user's functions that it calls: their source is part of its key."""
+    classifiers: Callable[[Recipe], list[str]] = _no_functions
+    """Ready classifiers that it asks: their files are part of its key."""
     offered: Callable[[Recipe, Corpus, str], set[str]] = _no_columns
     """The columns that it offers to one of them."""
     curves: curves.Curves = ()  # in the report
@@ -132,6 +135,14 @@ def _annotator(recipe: Recipe) -> list[str]:
 
 def _reward_functions(recipe: Recipe) -> list[str]:
     return [part.source for part in recipe.ppo.reward if part.kind == "function"]
+
+
+def _reward_classifiers(recipe: Recipe) -> list[str]:
+    return [part.source for part in recipe.ppo.reward if part.kind == "classifier"]
+
+
+def _choosing_classifiers(recipe: Recipe) -> list[str]:
+    return [part.source for parts in choosing(recipe).values() for part in parts if part.kind == "classifier"]
 
 
 def _evaluation_functions(recipe: Recipe) -> list[str]:
@@ -270,6 +281,7 @@ STAGES: dict[str, Stage] = {
         speed=("micro_batch", "micro_tokens", "sampling_batch", "share_prefix_layers"),
         sampled="sampling_batch",
         functions=_reward_functions,
+        classifiers=_reward_classifiers,
         offered=lambda recipe, corpus, _: offered_for(corpus.prompts.train, "completion_ids"),
         curves=curves.PPO,
         unit="update",
@@ -299,6 +311,7 @@ STAGES: dict[str, Stage] = {
         speed=("batch",),
         sampled="batch",
         functions=_evaluation_functions,
+        classifiers=_choosing_classifiers,
         offered=_offered_in_evaluation,
         facts=False,
     ),
@@ -372,4 +385,6 @@ def without_speed(described: Mapping[str, Any], recipe: Recipe, name: str) -> di
 def functions_in_key(recipe: Recipe, name: str, corpus: Corpus) -> dict[str, Any]:
     """Fingerprints of a stage's functions and, where it has any, of the data's other columns that they are given."""
     found = {source: fingerprint_of(source, recipe.base_dir) for source in STAGES[name].functions(recipe)}
-    return {"functions": found} | ({"columns": corpus.columns_fingerprint("prompts")} if found else {})
+    out = {"functions": found} | ({"columns": corpus.columns_fingerprint("prompts")} if found else {})
+    ready = {source: base_key(source, recipe.base_dir) for source in STAGES[name].classifiers(recipe)}
+    return out | ({"classifiers": ready} if ready else {})

@@ -85,14 +85,37 @@ def require(folder: Path, gate: GateConfig) -> None:
     if not gate.enabled or not (folder / FILE).is_file():
         return
     card = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    kept = f"The finished reward stage is kept; its card is {folder / FILE}."
+    _require(
+        card,
+        gate,
+        f"{kept} Check that the rankings are the right way round, give more of them, or train longer (reward.epochs, "
+        "reward.learning_rate).",
+    )
+
+
+def require_terms(card: Mapping[str, Any], file: Path, gate: GateConfig) -> None:
+    """Let a reward of somebody else's pass by its card, or stop.
+
+    Raises:
+        GateStopped: names every line that failed, and what to do.
+    """
+    if gate.enabled:
+        _require(
+            card,
+            gate,
+            f"Its card is {file}. Check that the rankings are the right way round, that ppo.reward has the label and "
+            "the sign that are meant, or take another reward.",
+        )
+
+
+def _require(card: Mapping[str, Any], gate: GateConfig, advice: str) -> None:
     if card and (failed := failures(card, gate)):
         options = " ".join(remedies(card, failed))
         lower = f"change what failed ({options}) or " if options else ""
         raise GateStopped(
             "PPO was not started: the reward model does not pass reward.gate.\n  "
             + "\n  ".join(failed)
-            + f"\nThe finished reward stage is kept; its card is {folder / FILE}. Check that the rankings are the "
-            "right way round, give more of them, or train longer (reward.epochs, reward.learning_rate). To run PPO all "
-            "the same, " + lower + "switch the gate off (--set reward.gate=off)",
+            + f"\n{advice} To run PPO all the same, {lower}switch the gate off (--set reward.gate=off)",
             failed,
         )

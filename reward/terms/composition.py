@@ -16,8 +16,10 @@ from models.backbone.processes import Processes
 from reward.model import RewardModel, Samples
 from reward.settings import RewardPart
 from reward.tables import RULES
+from reward.terms.classifier import ClassifierReward
 from reward.terms.remote import RemoteReward
 
+CPU = torch.device("cpu")
 Reduce = Callable[[Tensor], Tensor]
 
 
@@ -178,6 +180,7 @@ def compose(
     standardise: bool = False,
     reduce: Reduce = lambda x: x,
     where: str = "ppo.reward",
+    device: torch.device = CPU,
 ) -> WeightedSum:
     """Build the sum from the recipe's parts.
 
@@ -188,6 +191,7 @@ def compose(
         standardise: divide the model's scores by their standard deviation on SFT samples.
         reduce: sum over processes, for running means.
         where: the recipe's key that holds the parts, for messages.
+        device: where classifiers compute.
 
     Raises:
         UserError: the reward model is asked for and there is none, a name occurs twice, or an address, a token or a
@@ -200,13 +204,15 @@ def compose(
             raise UserError(
                 f"{where}: '{part.title}' is listed twice; add the weights up, or give each a `name` of its own"
             )
-        named.append((part.title, part.weight, _source(part, model, folder, standardise)))
+        named.append((part.title, part.weight, _source(part, model, folder, standardise, device)))
         if part.normalise or part.clip is not None:
             transforms[part.title] = RewardTransform(Running(reduce) if part.normalise else None, part.clip)
     return WeightedSum(named, transforms)
 
 
-def _source(part: RewardPart, model: RewardModel | None, folder: Path, standardise: bool) -> RewardSource:
+def _source(
+    part: RewardPart, model: RewardModel | None, folder: Path, standardise: bool, device: torch.device
+) -> RewardSource:
     if part.kind == "model":
         if model is None:
             raise UserError(
@@ -215,4 +221,6 @@ def _source(part: RewardPart, model: RewardModel | None, folder: Path, standardi
         return ModelReward(model, standardise)
     if part.kind in RULES:
         return RULES[part.kind].make(part)
+    if part.kind == "classifier":
+        return ClassifierReward(part.source, folder, device, part.label)
     return RemoteReward(part.source, part.remote) if part.kind == "remote" else FunctionReward(part.source, folder)

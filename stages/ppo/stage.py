@@ -48,6 +48,7 @@ def run(
         context.recipe_folder,
         standardise=config.standardise_scores,
         reduce=context.processes.sum,
+        device=context.processes.device,
     )
     add_roles(context, config, model)
     ppo = PPO(context, config, prompts, reward)

@@ -306,6 +306,7 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("min_length", 2, "length"),
             ("max_length", 30, "length"),
             ("unit", "tokens", "length"),
+            ("label", "good", "organisation/classifier"),
         ]
     },
     **{

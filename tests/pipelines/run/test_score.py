@@ -47,7 +47,7 @@ def test_a_classifier_scores_each_answer_as_it_does_alone(tmp_path):
 
 def test_one_of_several_labels_is_named_and_scored_by_its_odds(tmp_path):
     model = save_classifier(tmp_path, labels=3)
-    with pytest.raises(UserError, match="has 3 labels; name the one to score with --label"):
+    with pytest.raises(UserError, match="has 3 labels; name the one to score by `label`"):
         load_scorer(tmp_path)
     with pytest.raises(UserError, match=r"no such label.*class1"):
         load_scorer(tmp_path, "clas1")

@@ -1,0 +1,104 @@
+"""The report card of a reward that no stage of the run has trained: a ready classifier or a scorer behind an address,
+with whatever other terms are added to it.
+
+A card asks by token ids, such scorers by texts: ``TermsAsked`` remembers which ids stand for which response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from data.records import Message, Prompt, RankedAnswers
+from data.template import Renderer
+from reward.card.examine import examine, examined
+from reward.card.scored_once import Phase, ScoredOnce
+from reward.model import Samples
+from reward.settings import READY, RewardPart
+from reward.terms.composition import WeightedSum
+
+Ids = tuple[int, ...]
+
+
+def is_examined(parts: Sequence[RewardPart]) -> bool:
+    """Whether a reward has its card made before PPO: somebody else's model pays, and none of this run does."""
+    kinds = {part.kind for part in parts}
+    return "model" not in kinds and bool(kinds & set(READY))
+
+
+class _Progress:
+    @contextmanager
+    def reporting(self, done: Callable[[int], None]) -> Iterator[None]:
+        yield
+
+
+class TermsAsked:
+    """A sum of terms with the parts of a reward model that a card asks for.
+
+    Args:
+        reward: the terms; those that are normalised take the examined responses into their running mean.
+        renderer: writes the policy's conversations, whose tokens lengths are counted in.
+        prompts: those of the rankings, with the columns that functions are given.
+    """
+
+    max_tokens: int | None = None
+    members: tuple[Any, ...] = ()
+    memory = _Progress()
+
+    def __init__(self, reward: WeightedSum, renderer: Renderer, prompts: Sequence[Prompt]) -> None:
+        self.reward, self._renderer = reward, renderer
+        self._prompts = {p.messages: p for p in prompts}
+        self._known: dict[tuple[Ids, Ids], tuple[Prompt, str, bool]] = {}
+
+    @property
+    def renderer(self) -> TermsAsked:
+        return self
+
+    def prompt_and_answer(
+        self, messages: Sequence[Message], answer: str, finished: bool = True, max_tokens: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids of prompt and response, by which the response is known from here on."""
+        query, response = self._renderer.prompt_and_answer(messages, answer, finished, max_tokens)
+        prompt = self._prompts.get(tuple(messages)) or Prompt(messages=tuple(messages), group="")
+        self._known[tuple(query), tuple(response)] = (prompt, answer, finished)
+        return query, response
+
+    def encoded(
+        self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Ids of prompts and of responses."""
+        rows = [self.prompt_and_answer(*row) for row in zip(asked, answers, finished, strict=True)]
+        return [query for query, _ in rows], [response for _, response in rows]
+
+    def score_ids(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
+        """Scores (B,) of responses that ``prompt_and_answer`` has written."""
+        rows = [self._known[tuple(q), tuple(a)] for q, a in zip(queries, responses, strict=True)]
+        total, _ = self.reward(
+            Samples(
+                prompts=[prompt for prompt, _, _ in rows],
+                queries=queries,
+                responses=responses,
+                texts=[text for _, text, _ in rows],
+                finished=[finished for _, _, finished in rows],
+            )
+        )
+        return total
+
+
+def card_of_terms(
+    reward: WeightedSum,
+    renderer: Renderer,
+    train: Sequence[RankedAnswers],
+    held_out: Sequence[RankedAnswers],
+    *,
+    seed: int,
+    phase: Phase,
+) -> dict[str, Any]:
+    """The card (see ``reward.card.report_card.make_card``) of a sum of terms; empty without a held-out ranking."""
+    chosen = examined(held_out)
+    asked = TermsAsked(reward, renderer, [ranking.prompt for ranking in chosen])
+    model: Any = asked
+    return examine(ScoredOnce(model=model, phase=phase), train, chosen, of=len(held_out), seed=seed)

@@ -1,0 +1,132 @@
+"""A ready classifier pays a PPO run from one line of a recipe: through its report card, the probes and the gate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from data.common.errors import GateStopped, UserError
+from pipelines.report.page import read_run
+from pipelines.run.pipeline import Pipeline
+from tests.conftest import WORDS, tiny_lm, word_tokenizer
+
+GOOD, BAD = "w5 w6", "w7 w8 w9"
+PROMPTS = [f"w{a} w{b} w{c}" for a in range(1, 5) for b in range(1, 5) for c in range(1, 5)]
+
+
+def train_classifier(folder: Path, sign: int = 1, labels: int = 1) -> None:
+    """A sequence classifier that plain Transformers trains to like w5 and w6, and no other response."""
+    config = AutoConfig.for_model(
+        "llama", vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=64, num_labels=labels,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.config.pad_token_id = -1
+    tokenizer = word_tokenizer(pad_is_eos=True)
+    end = tokenizer.eos_token_id
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(150):
+        prompt = PROMPTS[step * 7 % len(PROMPTS)]
+        losses = []
+        for answer, target in ((GOOD, 1.0), (BAD, -1.0), ("", -2.0)):
+            ids = tokenizer(f"user : {prompt}\nassistant : {answer}", return_tensors="pt")["input_ids"]
+            ids = torch.cat([ids, torch.tensor([[end]])], 1)
+            losses.append((model(input_ids=ids).logits[0, -1] - sign * target) ** 2)
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+    model.config.pad_token_id = None
+    model.save_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ' : ' + m.content }}{{ '\\n' if not loop.last else '' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\\nassistant :' }}{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def make(folder: Path, sign: int = 1, **changes: Any) -> Pipeline:
+    tiny_lm().save_pretrained(folder / "base")
+    word_tokenizer().save_pretrained(folder / "base")
+    train_classifier(folder / "rm", sign)
+    shown = [{"prompt": prompt, "completion": (GOOD, BAD)[n % 2]} for n, prompt in enumerate(PROMPTS)]
+    ranked = [{"prompt": row["prompt"], "chosen": GOOD, "rejected": BAD} for row in shown]
+    for name, rows in (("d", shown), ("r", ranked)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    recipe = {
+        "base": "./base",
+        "template": "dialogue",
+        "stages": ["sft", "ppo"],
+        "data": {"demonstrations": "d.jsonl", "rankings": "r.jsonl", "held_out": 0.5},
+        "adapter": {"rank": 4, "alpha": 8},
+        "sft": {"learning_rate": 1e-2, "batch": 8},
+        "ppo": {
+            "reward": "./rm",
+            "value": {"init": "sft"},
+            "updates": 2,
+            "rollouts": 8,
+            "max_new_tokens": 6,
+            "epochs": 1,
+        },
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    recipe["ppo"] = recipe["ppo"] | changes  # type: ignore[operator]
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    return Pipeline.from_recipe(folder / "recipe.yaml", run_dir=folder / "run")
+
+
+def test_a_ready_classifier_pays_through_card_and_gate(tmp_path: Path) -> None:
+    pipeline = make(tmp_path)
+    pipeline.run()
+    card = json.loads((tmp_path / "run/ppo/report_card.json").read_text())
+    assert card["accuracy"]["share"] == 1.0 and card["rankings"] == card["held_out"]["of"] >= 20
+    assert card["probes"]["empty response"]["share"] == 1.0
+    assert (tmp_path / "run/ppo/adapter").is_dir()
+    assert read_run(tmp_path / "run").card["accuracy"]["share"] == 1.0
+    key = json.loads((tmp_path / "run/ppo/manifest.json").read_text())["described"]
+    assert list(key["classifiers"]) == ["./rm"]
+    assert all(plan.status == "cached" for plan in pipeline.plan())
+    train_classifier(tmp_path / "rm", sign=-1)  # another classifier: what it paid for is not what this one would
+    again = Pipeline.from_recipe(tmp_path / "recipe.yaml", run_dir=tmp_path / "run")
+    assert {plan.name: plan.status == "cached" for plan in again.plan()} == {"sft": True, "ppo": False}
+
+
+def test_a_classifier_that_prefers_the_worse_stops_at_the_gate(tmp_path: Path) -> None:
+    pipeline = make(tmp_path, sign=-1)
+    with pytest.raises(GateStopped, match=r"(?s)accuracy: held-out pair accuracy is 0\.000.*label and the sign"):
+        pipeline.run()
+    stages = {s["name"]: s["status"] for s in json.loads((tmp_path / "run/run.json").read_text())["stages"]}
+    assert stages["ppo"] == "stopped at the gate"
+    assert not (tmp_path / "run/ppo").exists()
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ({"source": "./rm", "label": "good"}, r"ppo\.reward: label good: .*no such label"),
+        ({"source": "./base"}, r"ppo\.reward: \./base: is no sequence classifier"),
+        ({"source": "./rn"}, r"ppo\.reward: .*there is no such folder"),
+    ],
+)
+def test_what_cannot_pay_is_told_before_the_first_stage(tmp_path: Path, reward, message) -> None:
+    pipeline = make(tmp_path, reward=[reward])
+    with pytest.raises(UserError, match=message):
+        pipeline.run()
+    assert not (tmp_path / "run/sft").exists()
+
+
+def test_a_template_that_cannot_be_used_is_told_before_the_first_stage(tmp_path: Path) -> None:
+    pipeline = make(tmp_path)
+    tokenizer = word_tokenizer(pad_is_eos=True)
+    tokenizer.chat_template = (
+        "{{ 'w1' if add_generation_prompt else 'w2' }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "rm")
+    with pytest.raises(UserError, match=r"ppo\.reward: template .*is not a prefix"):
+        pipeline.run()
+    assert not (tmp_path / "run/sft").exists()
