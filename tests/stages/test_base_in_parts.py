@@ -1,0 +1,60 @@
+"""All stages do the same on a base that two processes hold in parts as on a whole one in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stages.base_in_parts import PPO, SFT, everything
+from tests.support.launching import assert_same_training, launched
+
+CLOSE = 1e-4  # of weights; the modules round otherwise than the fast path
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process ends in, whose base is whole."""
+    found = json.loads(json.dumps(everything(tmp_path_factory.mktemp("alone"))))
+    assert found["world"] == 1 and not found["divided"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes ends in, whose base is divided."""
+    script = Path(__file__).parent / "base_in_parts.py"
+    found = launched(script, tmp_path_factory.mktemp("processes") / "run", 2)
+    assert [f["world"] for f in found] == [2, 2] and all(f["divided"] for f in found)
+    return found
+
+
+@pytest.mark.parametrize("case", SFT)
+def test_sft_trains_alike(alone, two, case):
+    """With a process that has no row, and with one whose passes break off for want of memory."""
+    assert_same_training(alone["sft"][case], [f["sft"][case] for f in two], CLOSE, CLOSE)
+
+
+def test_the_reward_model_is_trained_alike(alone, two):
+    assert_same_training(alone["reward"], [f["reward"] for f in two], CLOSE, CLOSE)
+
+
+def test_rankings_are_the_same_rows(alone, two):
+    assert len(alone["rankings"]) == 7 and two[0]["rankings"] == alone["rankings"]
+
+
+@pytest.mark.parametrize("case", PPO)
+def test_ppo_samples_and_trains_alike(alone, two, case):
+    one, others = alone["ppo"][case], [f["ppo"][case] for f in two]
+    assert all(other["responses"] == one["responses"] for other in others)
+    assert_same_training(one, others, CLOSE, 1e-3)
+
+
+def test_evaluation_answers_and_chooses_alike(alone, two):
+    assert all(f["evaluation"] == alone["evaluation"] for f in two)
+
+
+def test_the_fingerprint_is_that_of_the_whole_base(alone, two):
+    assert [f["fingerprint"] for f in two] == [alone["fingerprint"]] * 2
