@@ -41,7 +41,7 @@ def check_plugins(environment: Mapping[str, str]) -> None:
     for name, plugin in PLUGINS.items():
         if environment.get(name, "").strip().lower() in ("1", "true", "yes", "on", "y", "t"):
             raise UserError(
-                f"{name}={environment[name]}: accelerate launch is told to use {plugin}, and trivet divides the base "
+                f"{name}={environment[name]}: accelerate launch is set up for {plugin}, and trivet divides the base "
                 "itself: take that out of the launch (`accelerate config`, --config_file, --use_fsdp, --use_deepspeed) "
                 "and set runtime.sharding: fsdp2"
             )

@@ -120,7 +120,8 @@ class Shards:
     @contextlib.contextmanager
     def output_layer(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Weight (V, D) and bias (V,) of the output layer, whole while the block runs."""
-        lm, unit = self.root(), self.output_unit()
+        lm: Any = self.root()
+        unit: Any = self.output_unit()
         assert lm is not None and unit is not None
         held = is_whole(unit)
         if not held:

@@ -86,7 +86,7 @@ def _divided(folder: Path, source: str, processes: Processes) -> dict[str, Any]:
             "runtime.sharding: bases are divided among this machine's GPUs, and runtime.device is 'cpu': set "
             "runtime.sharding: none, or hide the GPUs (CUDA_VISIBLE_DEVICES=)"
         )
-    lm = without_weights(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+    lm = without_weights(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
     check_output_layer(lm, source)
     plan = unit_names(lm)
     return {"distributed_config": DistributedConfig(fsdp_size=processes.world_size, fsdp_plan=plan)}

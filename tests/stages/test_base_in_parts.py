@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.stages.base_in_parts import PPO, SFT, everything
+from tests.stages.base_in_parts import FAMILIES, PPO, SFT, everything, make_folders
 from tests.support.launching import assert_same_training, launched
 
 CLOSE = 1e-4  # of weights; the modules round otherwise than the fast path
@@ -17,7 +17,9 @@ CLOSE = 1e-4  # of weights; the modules round otherwise than the fast path
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process ends in, whose base is whole."""
-    found = json.loads(json.dumps(everything(tmp_path_factory.mktemp("alone"))))
+    folder = tmp_path_factory.mktemp("alone")
+    make_folders(folder)
+    found = json.loads(json.dumps(everything(folder)))
     assert found["world"] == 1 and not found["divided"]
     return found
 
@@ -54,6 +56,28 @@ def test_ppo_samples_and_trains_alike(alone, two, case):
 
 def test_evaluation_answers_and_chooses_alike(alone, two):
     assert all(f["evaluation"] == alone["evaluation"] for f in two)
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in FAMILIES])
+def test_passes_of_other_numbers_in_each_process_give_the_same(alone, two, name):
+    """One process passes once and the other three times; with recomputation and without, tied weights and others."""
+    whole = alone["families"][name]
+    for rank, found in enumerate(two):
+        times = str(1 + 2 * rank)
+        for mine, expected in zip(found["families"][name][times], whole[times], strict=True):
+            assert mine == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert found["families"][name]["fingerprint"] == whole["fingerprint"]
+
+
+def test_a_process_holds_its_part_and_one_gathered_layer(alone, two):
+    """0.6 of the whole base, and what a step holds beside it in one process: adapters, activations, logits."""
+    whole = alone["memory"]
+    assert whole["here"] == whole["whole"] > 60e6
+    for found in (f["memory"] for f in two):
+        assert found["whole"] == whole["whole"] and found["here"] < 0.51 * whole["whole"]
+        assert found["here"] + found["step"] < 0.6 * whole["whole"] + whole["step"]
+        assert found["here"] + found["step"] > whole["step"]
+        assert found["loading"] < 0.6 * whole["whole"]
 
 
 def test_the_fingerprint_is_that_of_the_whole_base(alone, two):
