@@ -201,6 +201,13 @@ def _own_parameters(unit: nn.Module) -> Iterator[Tensor]:
             yield from _own_parameters(child)
 
 
+def wait_for_passes(lm: Any) -> None:
+    """Wait until no process needs a layer of a divided base any more; all processes call this at the same place."""
+    shards = shards_of(lm)
+    if shards is not None:
+        shards.gathers.meet()
+
+
 def whole_of(tensor: Tensor) -> Tensor:
     """A tensor as one process would have it; all processes call this for the same ones, in the same order."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

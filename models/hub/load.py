@@ -45,6 +45,8 @@ def load_causal_lm(
     transformers_logging.disable_progress_bar()
     folder = _folder(source, revision)
     check_model(folder)
+    if divided is not None:
+        divided.barrier()  # some may still compute with another base in parts
     with _readable_errors(source):
         found: Any = AutoModelForCausalLM.from_pretrained(
             folder,

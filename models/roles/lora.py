@@ -16,7 +16,7 @@ from data.common.errors import UserError, nearest
 from models.backbone.architecture import other_senses, passed_over, renamed_by_peft
 from models.backbone.four_bits import is_packed
 from models.backbone.settings import AdapterConfig
-from models.backbone.sharding import shards_of, whole_of
+from models.backbone.sharding import shards_of, wait_for_passes, whole_of
 
 
 def adapted(lm: Any, config: LoraConfig) -> set[str]:
@@ -125,6 +125,7 @@ def own_tensors(lm: Any, base_name: str, file: Path, tensors: dict[str, Tensor])
     """
     named = lm.named_parameters(remove_duplicate=False)
     own = {_plain(name): p for name, p in named if ".lora_" not in name}
+    wait_for_passes(lm)
     for name, tensor in tensors.items():
         if ".lora_" in name or (there := own.get(_plain(name))) is None:
             continue

@@ -30,7 +30,7 @@ from models.backbone.processes import Processes
 from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
-from models.backbone.sharding import shards_of, whole_of
+from models.backbone.sharding import shards_of, wait_for_passes, whole_of
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
 from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of
@@ -149,6 +149,7 @@ class SharedBase:
         """sha256 over names, dtypes, shapes and bytes of the base; the same whatever roles stand on it, and whether or
         not it is divided: then all processes compute it together, a tensor at a time."""
         digest = hashlib.sha256()
+        wait_for_passes(self.lm)
         for name, p in sorted(self.base_tensors().items()):
             digest.update(f"{name} {p.dtype} {tuple(p.shape)}\n".encode())
             for part in (whole_of(p), scales_of(p)):

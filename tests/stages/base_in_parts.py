@@ -108,7 +108,8 @@ def memory(folder: Path, divided: Processes | None) -> dict[str, float]:
     """Bytes of a base of many layers: its weights here and in all, and the peak of a training step on top."""
     with allocations() as loading:
         base = opened(folder / "deep", divided)
-    parts = [p.to_local() if divided else p for p in base.base_tensors().values()]  # type: ignore[operator]
+    parts: list[Any] = list(base.base_tensors().values())
+    parts = [p.to_local() for p in parts] if divided else parts
     with allocations() as step:
         passed(base, 1, recompute=False)
     whole = sum(p.numel() * 4 for p in base.base_tensors().values())
