@@ -31,12 +31,13 @@ class Gathers:
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
-        self.units: list[weakref.ref[Any]] = []
+        self.units: list[Any] = []  # None: given up; the others may need one that this process has done with
+        self.given_up: list[int] = []
         self.serving: int | None = None  # the unit that is gathered now because somebody asked for it
 
     def add(self, unit: Any) -> int:
         """A part of a base that is gathered as one, the same and in the same order in all processes; its number."""
-        self.units.append(weakref.ref(unit))
+        self.units.append(unit)
         return len(self.units) - 1
 
     def meet(self) -> None:
@@ -47,6 +48,8 @@ class Gathers:
         while self.units and (asked := self._asked_for()):
             for number in asked:
                 self._serve(number)
+        while self.given_up:  # by all processes: they have come to the same place
+            self.units[self.given_up.pop()] = None
 
     def gather(self, number: int, output: Tensor, own: Tensor, group: Any) -> None:
         """Fill ``output`` with all processes' parts of a unit; the others take part, wherever they are."""
@@ -69,8 +72,7 @@ class Gathers:
 
     def _serve(self, number: int) -> None:
         """Gather a unit for others; it stays whole here only where it was."""
-        unit = self.units[number]()
-        assert unit is not None
+        unit = self.units[number]
         before, whole = self.serving, is_whole(unit)
         if whole:
             unit.reshard()
@@ -110,9 +112,11 @@ class Shards:
         self.gathers, self.root = gathers, weakref.ref(lm)
         output = lm.get_output_embeddings()
         self.output_unit = weakref.ref(output if isinstance(output, FSDPModule) else lm)  # a tied one is the root's own
+        self.numbers: list[int] = []
         for unit in lm.modules():
             if isinstance(unit, FSDPModule):
-                unit.set_custom_all_gather(_AllGather(gathers, gathers.add(unit)))  # type: ignore[arg-type]
+                self.numbers.append(gathers.add(unit))
+                unit.set_custom_all_gather(_AllGather(gathers, self.numbers[-1]))  # type: ignore[arg-type]
                 unit.set_reshard_after_forward(True, recurse=False)
                 unit.set_modules_to_backward_prefetch([unit])  # nothing is gathered that is not needed now
         _LIVE.add(self)
@@ -136,6 +140,10 @@ class Shards:
     def logits(self, hidden: Tensor) -> Tensor:
         """The product (..., V) of states (..., D) with the output layer, whose gradient asks for it again."""
         return _Product.apply(hidden, self)
+
+    def give_up(self) -> None:
+        """Let the weights go as soon as no process can need them."""
+        self.gathers.given_up += self.numbers
 
     def reset(self) -> None:
         """Forget a pass that was broken off; what it had gathered is given back."""

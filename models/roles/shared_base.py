@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class SharedBase:
         self.heads = nn.ModuleDict()
         self.prefix_cache: PrefixCache | None = None  # set by whoever reads the same rows by several roles
         self.copies: dict[str, Any] = {}  # full fine-tuning: role -> its own model
+        if (shards := shards_of(lm)) is not None:
+            weakref.finalize(self, shards.give_up)
         self.fingerprint = self.base_fingerprint()
         self._layers: list[BaseTunerLayer] = []
         self._select(None)

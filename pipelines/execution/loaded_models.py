@@ -99,8 +99,8 @@ class LoadedModels:
 
     def _divided(self, spec: BaseModelSpec, dtype: torch.dtype) -> bool:
         """Whether the processes hold a base in parts: all of them do where it is too large for one."""
-        runtime, processes = self.recipe.runtime, self.processes
-        if processes.world_size == 1 or runtime.sharding == "none":
+        asked, processes = self.recipe.runtime.sharding, self.processes
+        if processes.world_size == 1 or asked == "none" or (asked == "auto" and processes.device.type == "cpu"):
             return False
         weights = elements_of(folder_of_spec(spec)) * dtype.itemsize
         return any(processes.gather([is_divided(self.recipe, processes.device, processes.world_size, weights)]))

@@ -75,8 +75,13 @@ class PlanDetails:
         more, limit = self.fit.remedy(name), self.fit.limit
         words = f"needs about {size(needed(parts))} of memory, and {size(limit)} can be used here"
         if not more:
-            return f"{words}; no setting of memory helps: take a smaller base or shorter texts"
+            return f"{words}; no setting of memory helps: take a smaller base or shorter texts{self._parts()}"
         return f"{words}: --set {' '.join(f'{k}={value_text(v)}' for k, v in more.items())}"
+
+    def _parts(self) -> str:
+        """What several processes could do about it."""
+        whole = self.processes == 1 and self.recipe.adapter.method == "lora" and self.recipe.runtime.quantize is None
+        return ", or let several processes hold the base in parts (runtime.sharding)" if whole else ""
 
     def of(self, name: str) -> dict[str, Any]:
         """``steps``, ``rows``, ``takes`` and ``counts`` of a stage; empty counts where the base is not there yet.

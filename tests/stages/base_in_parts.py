@@ -6,6 +6,7 @@ a pass.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -23,7 +24,7 @@ from models.roles.shared_base import SharedBase
 from tests.conftest import randomise, tiny_lm, word_tokenizer
 from tests.stages import several_processes
 from tests.stages.several_processes import ALIGNED, aligned, answered, ranked, sampled, tuned
-from tests.support.memory_peak import allocations
+from tests.support.memory_peak import Peak, allocations
 
 PPO = {
     "odd": ALIGNED["odd"] | {"self_check": True},
@@ -104,9 +105,30 @@ def families(folder: Path, divided: Processes | None, times: Sequence[int]) -> d
     return found
 
 
+@contextmanager
+def resident() -> Iterator[Peak]:
+    """The peak of resident memory inside, above what there was before; 0 where the system does not say."""
+
+    def kib(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+    peak, clear = Peak(), Path("/proc/self/clear_refs")
+    gc.collect()
+    try:
+        clear.write_text("5")
+    except OSError:
+        yield peak
+        return
+    before = kib("VmRSS")
+    yield peak
+    peak.bytes = (kib("VmHWM") - before) * 1024
+
+
 def memory(folder: Path, divided: Processes | None) -> dict[str, float]:
-    """Bytes of a base of many layers: its weights here and in all, and the peak of a training step on top."""
-    with allocations() as loading:
+    """Bytes of a base of many layers: its weights here and in all, the peak of a training step on top, and that of
+    resident memory while it is loaded."""
+    with resident() as loading:
         base = opened(folder / "deep", divided)
     parts: list[Any] = list(base.base_tensors().values())
     parts = [p.to_local() for p in parts] if divided else parts
