@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data.common.errors import UserError
+from models.backbone.sharding import shards_of
 
 
 def body_of(lm: Any) -> nn.Module:
@@ -74,9 +75,10 @@ def takes_positions(body: nn.Module) -> bool:
 
 def logits_of(lm: Any, hidden: Tensor) -> Tensor:
     """Output layer with the families' own extras: Gemma's soft cap, Cohere's and Granite's scales."""
-    output = lm.get_output_embeddings()
+    output, shards = lm.get_output_embeddings(), shards_of(lm)
+    hidden = hidden.to(output.weight.dtype)
     with precision(lm):
-        logits = output(hidden.to(output.weight.dtype))
+        logits = output(hidden) if shards is None else shards.logits(hidden)
     config = lm.config
     if getattr(config, "logit_scale", None):
         logits = logits * config.logit_scale

@@ -23,12 +23,37 @@ RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torch's launchers tell each process; two of them are words of torch's alone, and mean that it was launched."""
 
 
+PLUGINS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+"""What accelerate tells processes whose models it is to wrap or divide."""
+
+
+def check_plugins(environment: Mapping[str, str]) -> None:
+    """Refuse a launcher that would divide models by its own means, under the feet of roles that share one base.
+
+    Raises:
+        UserError: names the setting that divides the base.
+    """
+    for name, plugin in PLUGINS.items():
+        if environment.get(name, "").strip().lower() in ("1", "true", "yes", "on", "y", "t"):
+            raise UserError(
+                f"{name}={environment[name]}: accelerate launch is set up for {plugin}, and trivet divides the base "
+                "itself: take that out of the launch (`accelerate config`, --config_file, --use_fsdp, --use_deepspeed) "
+                "and set runtime.sharding: fsdp2"
+            )
+
+
 def check_launch(environment: Mapping[str, str]) -> None:
     """Refuse what only a part of a launcher's environment says, before anybody waits for processes that never come.
 
     Raises:
-        UserError: a variable is missing, is no number or is out of range.
+        UserError: a variable is missing, is no number or is out of range, or asks for another way to divide models.
     """
+    check_plugins(environment)
     given = {name: environment.get(name, "") for name in RENDEZVOUS}
     if not given["RANK"] and not given["WORLD_SIZE"]:
         if given["LOCAL_RANK"]:

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from data.common.errors import StageError
+from models.backbone.sharding import reset_after_failure
 
 T = TypeVar("T")
 
@@ -106,6 +107,7 @@ class OOMRetry:
                         "(`trivet plan RECIPE --fit auto` says what fits)"
                     ) from error
             undo()  # not before the error is gone, since its traceback holds on to the tensors
+            reset_after_failure()
             self.limit = max(minimum, size // 2)
             clear_device_cache(garbage_collection=True)
             self.warn(

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,7 @@ from data.common.errors import StageError, UserError
 from models.backbone.bf16_units import MIN_WIDTH, has_bf16_units
 from models.backbone.launch import check_devices, check_launch, check_world_size
 from models.backbone.peers import starting
+from models.backbone.sharding import Gathers
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=6)  # one process may ask a slow server or write much while the others wait for it
@@ -72,7 +73,12 @@ def forget_other_device(on_cpu: bool) -> None:
 
 
 class Processes:
-    """The process group seen from one process."""
+    """The process group seen from one process.
+
+    Each collective waits until no process needs a layer of a divided base any more (``Gathers.meet``).
+    """
+
+    gathers: ClassVar[Gathers | None] = None  # of bases that the processes hold in parts; of the one process group
 
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:
         check_launch(os.environ)
@@ -125,13 +131,27 @@ class Processes:
         if threads != self.threads:
             torch.set_num_threads(threads)
 
+    def divide_bases(self) -> Gathers:
+        """What these processes gather layers of divided bases with; all of them call this at the same place."""
+        if Processes.gathers is None:
+            on_gpus = self.device.type != "cpu"  # whose own group carries nothing of the host's
+            group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if on_gpus else None
+            Processes.gathers = Gathers(group)
+        return Processes.gathers
+
+    def _meet(self) -> None:
+        if self.gathers is not None:
+            self.gathers.meet()
+
     def barrier(self) -> None:
+        self._meet()
         self.accelerator.wait_for_everyone()
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over processes (the tensor itself when there is one)."""
         if self.world_size == 1:
             return tensor
+        self._meet()
         total = tensor.detach().clone().to(self.device)  # NCCL sums on the GPU only
         torch.distributed.all_reduce(total)
         return total.to(tensor.device)
@@ -163,6 +183,7 @@ class Processes:
         filled = [torch.zeros_like(x, dtype=dtype) if t is None else t for t, x in zip(tensors, templates, strict=True)]
         having = torch.tensor([float(t is not None) for t in tensors], device=self.device)
         flat = torch.cat([*(t.flatten() for t in filled), having])
+        self._meet()
         torch.distributed.all_reduce(flat)
         *sums, counts = flat.split([*(x.numel() for x in templates), len(tensors)])
         found = zip(sums, templates, counts.tolist(), strict=True)
@@ -170,7 +191,10 @@ class Processes:
 
     def gather(self, items: Sequence[Any]) -> list[Any]:
         """All processes' items, in rank order."""
-        return list(items) if self.world_size == 1 else list(gather_object(list(items)))
+        if self.world_size == 1:
+            return list(items)
+        self._meet()
+        return list(gather_object(list(items)))
 
     def together(self, work: Callable[[], T]) -> T:
         """``work()``; where it fails in one process, all of them stop with its error instead of waiting for it.

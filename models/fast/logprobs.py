@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from models.backbone.sharding import is_part
 from models.fast.matmul import by_kernels, fits, product
 from models.fast.products import product_dtype
 from models.fast.weights import DTYPES, mixed, untouched
@@ -27,6 +28,8 @@ def output_weight(lm: Any) -> Tensor | None:
     if type(output) is not nn.Linear or output.bias is not None or not untouched(output):
         return None
     weight = output.weight
+    if is_part(weight):
+        return None
     extras = any(getattr(lm.config, name, None) for name in EXTRAS)
     fits = weight.dtype in DTYPES and not weight.requires_grad and not mixed(lm)
     return weight.detach() if fits and not extras else None

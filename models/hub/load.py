@@ -10,15 +10,31 @@ import torch
 
 from data.common.errors import UserError
 from data.tokens import check_speed
-from models.backbone.processes import resolve_dtype
+from models.backbone.architecture import without_weights
+from models.backbone.processes import Processes, resolve_dtype
+from models.backbone.sharding import Shards, check_output_layer, unit_names
 from models.hub.download import folder_of
 from models.hub.limits import check_vocabulary, limits_of_model, stop_ids_in, width_of_folder
 from models.hub.registry import BaseModelSpec
 from models.hub.validate import check_model
 
+MARKS = (
+    *("_is_distributed_loading_by_transformers", "_is_fsdp_managed_module"),
+    *("_mesh_manager", "_device_mesh", "_tp_size", "_fsdp_size"),
+)
+"""By which Transformers and PEFT know a model in parts: a trainer would sum gradients of adapters by its own hooks."""
 
-def load_causal_lm(source: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+
+def load_causal_lm(
+    source: str, revision: str | None, dtype: torch.dtype, device: torch.device, divided: Processes | None = None
+) -> Any:
     """A Transformers causal LM.
+
+    Args:
+        source: a folder, or a hub id with its ``revision``.
+        dtype: of its weights.
+        device: where it goes.
+        divided: the processes that share its weights, each of which reads its own part of every tensor alone.
 
     Raises:
         UserError: not reachable, not safetensors, or code of its own.
@@ -29,6 +45,8 @@ def load_causal_lm(source: str, revision: str | None, dtype: torch.dtype, device
     transformers_logging.disable_progress_bar()
     folder = _folder(source, revision)
     check_model(folder)
+    if divided is not None:
+        divided.barrier()  # some may still compute with another base in parts
     with _readable_errors(source):
         found: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -37,6 +55,7 @@ def load_causal_lm(source: str, revision: str | None, dtype: torch.dtype, device
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            **({} if divided is None else _divided(folder, source, divided)),
         )
     lm, loading = found
     lacking = sorted(map(str, loading["missing_keys"])) or sorted(map(str, loading["mismatched_keys"]))
@@ -46,7 +65,33 @@ def load_causal_lm(source: str, revision: str | None, dtype: torch.dtype, device
             "Transformers would fill them with random numbers"
         )
     lm.name_or_path = lm.config._name_or_path = source  # not where a cache happens to lie
-    return lm.to(device)
+    if divided is None:
+        return lm.to(device)
+    del lm.config.distributed_config
+    for name in MARKS:
+        lm.__dict__.pop(name, None)
+    lm.shards = Shards(lm.eval().requires_grad_(False), divided.divide_bases())
+    return lm
+
+
+def _divided(folder: Path, source: str, processes: Processes) -> dict[str, Any]:
+    """What Transformers is told to load a model in parts.
+
+    Raises:
+        UserError: the processes' device is not the one that Transformers would take, or the model cannot be divided.
+    """
+    from transformers import AutoConfig
+    from transformers.distributed import DistributedConfig
+
+    if torch.accelerator.is_available() and processes.device.type == "cpu":
+        raise UserError(
+            "runtime.sharding: bases are divided among this machine's GPUs, and runtime.device is 'cpu': set "
+            "runtime.sharding: none, or hide the GPUs (CUDA_VISIBLE_DEVICES=)"
+        )
+    lm = without_weights(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    check_output_layer(lm, source)
+    plan = unit_names(lm)
+    return {"distributed_config": DistributedConfig(fsdp_size=processes.world_size, fsdp_plan=plan)}
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> Any:
@@ -85,8 +130,13 @@ def dtype_of(spec: BaseModelSpec, asked: str, device: torch.device) -> torch.dty
     """The precision of a base's weights: what is asked for, or where that is 'auto' what its entry says, or where that
     is 'auto' too what suits the device and the base's width."""
     name = spec.dtype if asked == "auto" else asked
-    width = width_of_folder(_folder(spec.source, spec.revision)) if name == "auto" and device.type == "cpu" else None
+    width = width_of_folder(folder_of_spec(spec)) if name == "auto" and device.type == "cpu" else None
     return resolve_dtype(name, device, width)
+
+
+def folder_of_spec(spec: BaseModelSpec) -> Path:
+    """Where a registry entry's files lie; they are fetched first where they are not here."""
+    return _folder(spec.source, spec.revision)
 
 
 def stop_ids_of(lm: Any) -> tuple[int, ...]:
@@ -99,10 +149,12 @@ def stop_ids_of(lm: Any) -> tuple[int, ...]:
     return stop_ids_in(eos, f"base {lm.name_or_path}, generation config")
 
 
-def load_lm_and_tokenizer(spec: BaseModelSpec, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
-    """A registry entry's model and tokenizer, which fit each other."""
+def load_lm_and_tokenizer(
+    spec: BaseModelSpec, dtype: torch.dtype, device: torch.device, divided: Processes | None = None
+) -> tuple[Any, Any]:
+    """A registry entry's model and tokenizer, which fit each other; ``divided``: see ``load_causal_lm``."""
     tokenizer = tokenizer_of(spec)
-    lm = load_causal_lm(spec.source, spec.revision, dtype, device)
+    lm = load_causal_lm(spec.source, spec.revision, dtype, device, divided)
     check_vocabulary(limits_of_model(lm, spec.name), tokenizer)
     return lm, tokenizer
 

@@ -202,6 +202,11 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names.values()))]
 
 
+def elements_of(folder: Path) -> int:
+    """Numbers that a model's files hold, by their headers alone."""
+    return sum(math.prod(shape) for file in weight_files(folder) for _, shape in shapes_of(file))
+
+
 def shapes_of(file: Path) -> Iterator[tuple[str, list[int]]]:
     """Names and shapes by the header alone; safetensors itself checks its length, offsets, gaps, overlaps and types."""
     from safetensors import SafetensorError, safe_open

@@ -16,6 +16,7 @@ from data.common.errors import UserError, nearest
 from models.backbone.architecture import other_senses, passed_over, renamed_by_peft
 from models.backbone.four_bits import is_packed
 from models.backbone.settings import AdapterConfig
+from models.backbone.sharding import shards_of, wait_for_passes, whole_of
 
 
 def adapted(lm: Any, config: LoraConfig) -> set[str]:
@@ -92,6 +93,8 @@ def merged_copy(lm: Any, adapter: str | None) -> Any:
     """
     if any(map(is_packed, lm.modules())):
         raise UserError("a base in four bits has no weights to merge into: load it without runtime.quantize")
+    if shards_of(lm) is not None:
+        raise UserError("a base in parts has no weights to merge into: load it in one process")
     made = copy.deepcopy(lm)
     made = made.to(torch.promote_types(made.dtype, torch.float32))
     for name, module in list(made.named_modules()):
@@ -122,10 +125,11 @@ def own_tensors(lm: Any, base_name: str, file: Path, tensors: dict[str, Tensor])
     """
     named = lm.named_parameters(remove_duplicate=False)
     own = {_plain(name): p for name, p in named if ".lora_" not in name}
+    wait_for_passes(lm)
     for name, tensor in tensors.items():
         if ".lora_" in name or (there := own.get(_plain(name))) is None:
             continue
-        if there.shape != tensor.shape or not torch.equal(tensor.to(there.device, there.dtype), there):
+        if there.shape != tensor.shape or not torch.equal(tensor.to(there.device, there.dtype), whole_of(there)):
             raise UserError(
                 f"{file}: {name[:100]} is not what base {base_name} has there: it was trained or resized next to the "
                 "adapter, and would change the shared base. Merge the adapter into its base and give that folder"

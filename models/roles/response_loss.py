@@ -15,6 +15,7 @@ from torch import Tensor
 from data.batching import length_bucketed
 from models.backbone.forward import hidden_states, logits_of
 from models.backbone.logprobs import token_logprobs
+from models.backbone.sharding import output_held
 from models.fast.hidden_states import fast_states, usable
 from models.fast.logprobs import block_nll, output_weight
 
@@ -106,7 +107,8 @@ def response_nll(
     if weight is not None:
         return *block_nll(hidden, targets, weight), count
     if not (torch.is_grad_enabled() and any(p.requires_grad for p in lm.get_output_embeddings().parameters())):
-        total, right = _Likelihood.apply(hidden, targets, lambda h: logits_of(lm, h), chunk)
+        with output_held(lm):
+            total, right = _Likelihood.apply(hidden, targets, lambda h: logits_of(lm, h), chunk)
         return total, right, count
     # the output layer is trained as well: chunks are computed again in backward
     logprobs, _ = token_logprobs(hidden, targets, lambda h: logits_of(lm, h), chunk=chunk)

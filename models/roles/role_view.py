@@ -10,6 +10,7 @@ from torch import Tensor
 from models.backbone.forward import hidden_states, logits_of
 from models.backbone.logprobs import Packing, token_logprobs
 from models.backbone.scalar_head import ScalarHead
+from models.backbone.sharding import output_held
 from models.fast.hidden_states import fast_states
 from models.fast.logprobs import block_logprobs, output_weight
 from models.fast.prefix_cache import PrefixCache
@@ -44,7 +45,8 @@ class RoleView:
         weight = output_weight(self.lm) if self.fast and not entropy_gradient else None
         if weight is not None:
             return block_logprobs(hidden, targets, weight, temperature)
-        return token_logprobs(hidden, targets, self.logits, temperature, entropy_gradient=entropy_gradient)
+        with output_held(self.lm):
+            return token_logprobs(hidden, targets, self.logits, temperature, entropy_gradient=entropy_gradient)
 
     def hidden(self, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
         return hidden_states(self.lm, ids, mask, position_ids, cache)

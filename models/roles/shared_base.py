@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from models.backbone.architecture import check_architecture, linear_layers, out_
 from models.backbone.artifacts import Artifact
 from models.backbone.forward import check_logit_path, full_copy, switch_off_dropout
 from models.backbone.four_bits import quantize, scales_of
+from models.backbone.processes import Processes
 from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
+from models.backbone.sharding import shards_of, wait_for_passes, whole_of
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
 from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of
@@ -62,6 +65,8 @@ class SharedBase:
         self.heads = nn.ModuleDict()
         self.prefix_cache: PrefixCache | None = None  # set by whoever reads the same rows by several roles
         self.copies: dict[str, Any] = {}  # full fine-tuning: role -> its own model
+        if (shards := shards_of(lm)) is not None:
+            weakref.finalize(self, shards.give_up)
         self.fingerprint = self.base_fingerprint()
         self._layers: list[BaseTunerLayer] = []
         self._select(None)
@@ -74,6 +79,7 @@ class SharedBase:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         four_bits: bool = False,
+        divided: Processes | None = None,
     ) -> SharedBase:
         """Load a base: a registry entry or name, a folder, or a hub id.
 
@@ -82,9 +88,10 @@ class SharedBase:
             device: where it goes; "auto" is the GPU that torch sees, otherwise the CPU.
             dtype: of its weights; "auto" is the spec's, or bf16 where the device multiplies it faster, else fp32.
             four_bits: put the matrices of its blocks into four bits (NF4).
+            divided: processes that hold its weights in parts, all of which call this at the same place.
 
         Raises:
-            UserError: nothing of that name, or it cannot be loaded safely.
+            UserError: nothing of that name, or it cannot be loaded safely, or not divided.
         """
         if not isinstance(spec, BaseModelSpec):
             spec = resolve_base(str(spec), base_dir=Path.cwd())
@@ -93,7 +100,7 @@ class SharedBase:
         place = torch.device(device)
         if not isinstance(dtype, torch.dtype):
             dtype = dtype_of(spec, dtype, place)
-        lm, tokenizer = load_lm_and_tokenizer(spec, dtype, torch.device("cpu") if four_bits else place)
+        lm, tokenizer = load_lm_and_tokenizer(spec, dtype, torch.device("cpu") if four_bits else place, divided)
         if four_bits:
             quantize(lm, linear_layers(lm), place)
         return cls(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))
@@ -105,6 +112,11 @@ class SharedBase:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.lm.parameters()).dtype
+
+    @property
+    def divided(self) -> bool:
+        """Whether several processes hold it in parts."""
+        return shards_of(self.lm) is not None
 
     @property
     def hidden_size(self) -> int:
@@ -121,21 +133,29 @@ class SharedBase:
         return getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
 
     def base_tensors(self) -> dict[str, Tensor]:
-        """Parameters of the base by name, each storage once (tied weights appear under their first name)."""
+        """Parameters of the base by name, each storage once (tied weights appear under their first name).
+
+        Of a divided base they are this process's parts.
+        """
+        named = [(n.replace(".base_layer.", "."), p) for n, p in self.lm.named_parameters() if ".lora_" not in n]
+        if self.divided:
+            return {name: p for name, p in named if name not in self.lm.all_tied_weights_keys}
         seen: set[int] = set()
         out = {}
-        for name, p in self.lm.named_parameters():
-            if ".lora_" not in name and p.data_ptr() not in seen:
+        for name, p in named:
+            if p.data_ptr() not in seen:
                 seen.add(p.data_ptr())
-                out[name.replace(".base_layer.", ".")] = p
+                out[name] = p
         return out
 
     def base_fingerprint(self) -> str:
-        """sha256 over names, dtypes, shapes and bytes of the base; the same whatever roles stand on it."""
+        """sha256 over names, dtypes, shapes and bytes of the base; the same whatever roles stand on it, and whether or
+        not it is divided: then all processes compute it together, a tensor at a time."""
         digest = hashlib.sha256()
+        wait_for_passes(self.lm)
         for name, p in sorted(self.base_tensors().items()):
             digest.update(f"{name} {p.dtype} {tuple(p.shape)}\n".encode())
-            for part in (p, scales_of(p)):
+            for part in (whole_of(p), scales_of(p)):
                 if part is not None:
                     digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -188,9 +208,22 @@ class SharedBase:
         for p in self.parameters_of(name).values():
             p.requires_grad_(trainable)
 
+    def _check_copies(self, what: str) -> None:
+        """Refuse a copy of a divided base.
+
+        Raises:
+            UserError: this one is.
+        """
+        if self.divided:
+            raise UserError(
+                f"{what}, and base {self.name} is held in parts by several processes (runtime.sharding), on which "
+                "adapters stand alone: set runtime.sharding: none"
+            )
+
     def _add_fresh(self, name: str, adapter: AdapterConfig, seed: int) -> None:
         """A new adapter, or a copy of the base."""
         if adapter.method == "full":
+            self._check_copies("adapter.method: 'full' trains a whole copy of the base")
             self.copies[name] = full_copy(merged_copy(self.lm, None), self.dtype)
         else:
             self._add_adapter(name, lora_config(self.lm, self.linear_names, adapter), seed)
@@ -204,6 +237,7 @@ class SharedBase:
         if of in self.copies:
             self.copies[name] = copy.deepcopy(self.copies[of])
         elif adapter is not None and adapter.method == "full":
+            self._check_copies("adapter.method: 'full' trains a whole copy of the base")
             self.copies[name] = full_copy(merged_copy(self.lm, of), self.dtype)
         else:
             self._add_adapter(name, copy.deepcopy(self._config(of)), seed)
@@ -382,6 +416,7 @@ class SharedBase:
 
     def _load_model(self, name: str, folder: Path) -> None:
         """A role that is a whole model of this base's shape."""
+        self._check_copies(f"{folder}: is a whole model")
         lm = load_causal_lm(str(folder), None, torch.float32, self.device)
         ours, theirs = self.lm.config.get_text_config(), lm.config.get_text_config()
         if (ours.vocab_size, ours.hidden_size) != (theirs.vocab_size, theirs.hidden_size):

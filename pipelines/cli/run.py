@@ -151,9 +151,12 @@ def show_plan(
         warnings: list[str] = []
         rehearse(pipeline, pipeline.stages, warnings.append)
         found = plan_as_json(pipeline.recipe, pipeline.run_dir, plans, seconds, assumed)
+        warnings += [text] if (text := pipeline.details.sharding) else []
         return console().print_json(data=found | {"findings": findings, "warnings": warnings})
     kept = pipeline.kept()
     print_plan(pipeline.recipe, pipeline.run_dir, plans, pipeline.corpus, kept, findings, seconds, assumed)
+    if text := pipeline.details.sharding:
+        console().print(text, style="yellow", markup=False)
     rehearse(pipeline, pipeline.stages, lambda text: print(f"warning: {text}"))
     with remembered():
         unknown = UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]

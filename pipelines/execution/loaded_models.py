@@ -22,9 +22,11 @@ from data.template import Renderer
 from models.backbone.artifacts import read_artifact
 from models.backbone.processes import Processes
 from models.hub.limits import check_stops, stop_ids_in
-from models.hub.load import dtype_of, load_tokenizer
+from models.hub.load import dtype_of, folder_of_spec, load_tokenizer
 from models.hub.registry import BaseModelSpec, resolve_base
+from models.hub.validate import elements_of
 from models.roles.shared_base import SharedBase
+from pipelines.execution.sharding import is_divided
 from pipelines.recipe.schema import Recipe
 from reward.files import HOLDOUT, load_reward
 from reward.model import RewardModel
@@ -88,10 +90,21 @@ class LoadedModels:
         which is how such weights are kept. ``four_bits``: quantised, as the roles of such a run stand on it."""
         asked = "float32" if trained else self.recipe.runtime.dtype
         dtype = self._agreed(dtype_of(spec, asked, self.processes.device))
+        divided = self.processes if self._divided(spec, dtype) else None
         with patience(f"loading base {spec.name} and hashing its weights"):
-            base = SharedBase.load(spec, dtype=dtype, device=self.processes.device, four_bits=four_bits)
+            base = SharedBase.load(
+                spec, dtype=dtype, device=self.processes.device, four_bits=four_bits, divided=divided
+            )
         base.fast = self.recipe.runtime.engine == "auto"
         return base
+
+    def _divided(self, spec: BaseModelSpec, dtype: torch.dtype) -> bool:
+        """Whether the processes hold a base in parts: all of them do where it is too large for one."""
+        asked, processes = self.recipe.runtime.sharding, self.processes
+        if processes.world_size == 1 or asked == "none" or (asked == "auto" and processes.device.type == "cpu"):
+            return False
+        weights = elements_of(folder_of_spec(spec)) * dtype.itemsize
+        return any(processes.gather([is_divided(self.recipe, processes.device, processes.world_size, weights)]))
 
     def _agreed(self, dtype: torch.dtype) -> torch.dtype:
         """One precision for all processes: fp32 where their processors differ in what they do faster."""

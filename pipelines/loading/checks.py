@@ -82,7 +82,15 @@ def problems_across(recipe: Recipe) -> list[Problem]:
     """Everything that does not fit together."""
     found = [*_secrets(recipe.model_dump(mode="json")), *_name(recipe), *_stages(recipe), *_needs(recipe)]
     found += numbers_out_of_range(recipe.model_dump(mode="python", exclude={"data", "base_dir"}))
-    return [*found, *_systems(recipe), *_context(recipe), *_adapter(recipe), *_four_bits(recipe), *_servers(recipe)]
+    return [
+        *found,
+        *_systems(recipe),
+        *_context(recipe),
+        *_adapter(recipe),
+        *_four_bits(recipe),
+        *_sharding(recipe),
+        *_servers(recipe),
+    ]
 
 
 def numbers_out_of_range(value: Any, path: tuple[str | int, ...] = ()) -> list[Problem]:
@@ -105,6 +113,21 @@ def _four_bits(recipe: Recipe) -> list[Problem]:
     else:
         return []
     return [(("runtime", "quantize"), why)]
+
+
+def _sharding(recipe: Recipe) -> list[Problem]:
+    """What a base in parts asks for."""
+    if recipe.runtime.sharding != "fsdp2":
+        return []
+    if recipe.adapter.method == "full":
+        why = (
+            "'fsdp2' divides a frozen base, and adapter.method 'full' trains whole copies of it: use 'lora', or 'none'"
+        )
+    elif recipe.runtime.quantize is not None:
+        why = "'fsdp2' divides no base in four bits: use 'none', or remove runtime.quantize"
+    else:
+        return []
+    return [(("runtime", "sharding"), why)]
 
 
 def _servers(recipe: Recipe) -> list[Problem]:

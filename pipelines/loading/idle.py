@@ -128,8 +128,8 @@ STAGES = (
         why="it is for stages that compute layers again: set runtime.gradient_checkpointing to true",
     ),
     rule(
-        *("runtime.dtype", "runtime.quantize", "runtime.fit", "runtime.engine", "template", "template_args"),
-        "stop",
+        *("runtime.dtype", "runtime.quantize", "runtime.sharding", "runtime.fit", "runtime.engine"),
+        *("template", "template_args", "stop"),
         acts=lambda r: has(r, "sft", "rankings", "reward", "ppo", "evaluate"),
         why="pretraining is in fp32, of documents as they are, and there is no other stage",
     ),

@@ -40,6 +40,11 @@ class RuntimeConfig(Config):
     quantize: Literal["nf4"] | None = Field(
         None, description="nf4: the frozen base's matrices in four bits (needs the extra nf4); null: as dtype says"
     )
+    sharding: Literal["none", "fsdp2", "auto"] = Field(
+        "auto",
+        description="fsdp2: several processes hold the frozen base in parts, layer by layer; auto: on GPUs, where the "
+        "base takes more than three quarters of what can be used of a card",
+    )
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto", description="less memory for more time; auto: in stages that would not fit the device's memory"
     )

@@ -7,7 +7,7 @@ machine; no weights are loaded and nothing is fetched.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from models.hub.download import local_folder
 from models.hub.limits import limits_of_folder, stop_ids_in
 from models.hub.load import tokenizer_of
 from models.hub.registry import BaseModelSpec, resolve_base
+from pipelines.execution.sharding import is_divided, sentence
 from pipelines.recipe.schema import Recipe
 from pipelines.run.fit import Fit, needed
 from pipelines.stages.estimates import LIBRARIES, Estimate, Estimator
-from pipelines.stages.memory import Numbers
+from pipelines.stages.memory import Numbers, base_bytes, gathered_bytes
 from pipelines.stages.shapes import Shape, shape_of
 from pipelines.stages.table import STAGES
 from pipelines.stages.tallies import Count, pretrain
@@ -43,7 +44,8 @@ from pipelines.stages.tallies import Count, pretrain
 class PlanDetails:
     """Details of the stages of one recipe.
 
-    ``pretrained`` is where the run's own base lies once it is done; ``before`` the plans of the stages so far.
+    ``pretrained`` is where the run's own base lies once it is done; ``before`` the plans of the stages so far;
+    ``processes`` how many work together.
     """
 
     recipe: Recipe
@@ -51,6 +53,7 @@ class PlanDetails:
     device: torch.device
     pretrained: Path
     before: Sequence[Any] = ()
+    processes: int = 1
 
     @cached_property
     def fit(self) -> Fit:
@@ -73,8 +76,13 @@ class PlanDetails:
         more, limit = self.fit.remedy(name), self.fit.limit
         words = f"needs about {size(needed(parts))} of memory, and {size(limit)} can be used here"
         if not more:
-            return f"{words}; no setting of memory helps: take a smaller base or shorter texts"
+            return f"{words}; no setting of memory helps: take a smaller base or shorter texts{self._parts()}"
         return f"{words}: --set {' '.join(f'{k}={value_text(v)}' for k, v in more.items())}"
+
+    def _parts(self) -> str:
+        """What several processes could do about it."""
+        whole = self.processes == 1 and self.recipe.adapter.method == "lora" and self.recipe.runtime.quantize is None
+        return ", or let several processes hold the base in parts (runtime.sharding)" if whole else ""
 
     def of(self, name: str) -> dict[str, Any]:
         """``steps``, ``rows``, ``takes`` and ``counts`` of a stage; empty counts where the base is not there yet.
@@ -99,11 +107,23 @@ class PlanDetails:
 
     @cached_property
     def estimator(self) -> Estimator:
-        numbers = numbers_of(self.recipe, self.device, self.shape)
+        numbers = numbers_of(self.recipe, self.device, self.shape, self.processes)
         libraries = LIBRARIES if self.device.type == "cpu" else 0
         return Estimator(
             self.recipe, self.corpus, numbers, libraries, None if self.opened is None else self.opened.renderer
         )
+
+    @property
+    def sharding(self) -> str:
+        """A sentence on how the processes hold the base; empty where each holds all of it, as it is asked to."""
+        if self.processes == 1 and self.recipe.runtime.sharding != "fsdp2":
+            return ""
+        numbers = numbers_of(self.recipe, self.device, self.shape, self.processes)
+        said = sentence(self.recipe, numbers.parts > 1, self.processes)
+        if not said or self.shape is None or self.processes > 1:
+            return said
+        base, layer = base_bytes(self.shape, numbers), gathered_bytes(self.shape, replace(numbers, parts=2))
+        return f"{said}. Of N processes each would hold an Nth of its {size(base)}, and up to {size(layer)} gathered"
 
     @cached_property
     def shape(self) -> Shape | None:
@@ -144,7 +164,7 @@ def value_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def numbers_of(recipe: Recipe, device: torch.device, shape: Shape | None) -> Numbers:
+def numbers_of(recipe: Recipe, device: torch.device, shape: Shape | None, processes: int = 1) -> Numbers:
     """How the recipe's base is kept and computed with on this device; a base that is not here is taken for a Llama."""
     name, family = recipe.runtime.dtype, "llama" if shape is None else shape.family
     if name == "auto" and isinstance(recipe.base, str):
@@ -152,10 +172,13 @@ def numbers_of(recipe: Recipe, device: torch.device, shape: Shape | None) -> Num
     dtype = resolve_dtype(name, device, None if shape is None else shape.width)
     fast = recipe.runtime.engine == "auto" and dtype in DTYPES and family in FAMILIES
     product = product_dtype(torch.empty(0, dtype=dtype, device="meta" if device.type == "cuda" else device))
+    whole = None if shape is None else base_bytes(shape, Numbers(weight=dtype.itemsize))
+    divided = is_divided(recipe, device, processes, whole)
     return Numbers(
+        parts=processes if divided else 1,
         weight=dtype.itemsize,
         product=product.itemsize,
-        fast=fast,
+        fast=fast and not divided,
         checkpointing=recipe.runtime.gradient_checkpointing is True,
         offload=recipe.runtime.offload_activations,
         nf4=recipe.runtime.quantize == "nf4",

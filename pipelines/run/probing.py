@@ -53,7 +53,7 @@ class Probe:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "shape": shape,
-            "numbers": asdict(replace(self.numbers, checkpointing=False)),
+            "numbers": asdict(replace(self.numbers, checkpointing=False, parts=1)),
             "rank": self.rank,
             "lengths": dict(self.lengths),
             "tokens": dict(self.tokens),

@@ -60,6 +60,8 @@ def before_first_stage(pipeline: RunParts, progress: Progress, chosen: Sequence[
         UserError: whatever of it would fail later.
     """
     check_start(pipeline.recipe, pipeline.corpus, chosen, run_code=True, warn=progress.warn)
+    if text := pipeline.details.sharding:
+        progress.say(text)
     if pipeline.processes.unused_devices:
         progress.say(pipeline.processes.unused_devices)
     corpus = pipeline.corpus

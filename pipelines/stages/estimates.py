@@ -331,6 +331,8 @@ class Estimator:
     def _always(self, work: Work, shape: Shape, numbers: Numbers) -> tuple[Part, ...]:
         base = memory.scratch_bytes(shape) if work.whole else memory.base_bytes(shape, numbers)
         found = {"libraries": float(self.libraries), "base": base}
+        if not work.whole:
+            found["gathered_layer"] = memory.gathered_bytes(shape, numbers)
         if work.own_base and (other := shape_of(self.recipe, self.recipe.reward.base)) is not None:
             found["reward_base"] = memory.base_bytes(other, numbers)
         found |= {f"{name}_(frozen)": FP32 * shape.adapter for name in work.frozen}

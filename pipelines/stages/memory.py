@@ -19,6 +19,7 @@ ROWS, WORDS, CHUNK = 512, 1024, 256  # blocks of logits: the fast path's, and ro
 LOGITS, LOGITS_OF_MODULES = 3, 5  # copies of a block of logits at one time
 FIELDS = 7  # numbers that a rollout keeps a response token
 NF4 = 0.5 + 1 / 16  # bytes a weight: four bits, and a scale in fp32 for 64 of them
+GATHERED = 2  # copies of what is gathered
 BACKWARD_OF_MODULES = 2
 BACKWARD = 5  # copies of the inner states while a layer's gradients are made
 
@@ -33,6 +34,7 @@ class Numbers:
     fast: bool = True  # trivet's own loops, not the modules
     checkpointing: bool = False
     offload: bool = False  # whether layers' inputs wait on the host until they are computed again
+    parts: int = 1  # processes that hold the base in parts
 
     @property
     def merged(self) -> bool:
@@ -112,9 +114,16 @@ def parts(**bytes_of: float) -> tuple[Part, ...]:
 
 
 def base_bytes(shape: Shape, numbers: Numbers) -> float:
-    """The frozen base once, for all roles."""
+    """The frozen base once, for all roles; of one that is held in parts, this process's."""
     rest = shape.parameters - shape.linear
-    return shape.linear * (NF4 if numbers.nf4 else numbers.weight) + rest * numbers.weight
+    return (shape.linear * (NF4 if numbers.nf4 else numbers.weight) + rest * numbers.weight) / numbers.parts
+
+
+def gathered_bytes(shape: Shape, numbers: Numbers) -> float:
+    """The largest part of a divided base that is gathered at once, as it comes from the processes and as it is used."""
+    if numbers.parts == 1:
+        return 0.0
+    return GATHERED * numbers.weight * max(shape.linear / max(1, shape.layers), shape.vocabulary * shape.width)
 
 
 def scratch_bytes(shape: Shape) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from evaluation.generations import Generations
 from evaluation.held_out import Evaluator, System
 from evaluation.settings import EvaluationConfig
 from models.backbone.processes import Processes
+from models.roles.shared_base import SharedBase
 from reward.settings import RewardPart
 from reward.terms.composition import compose
 from stages import pretrain, rankings, reward_model, sft
@@ -91,10 +92,18 @@ def untouched() -> list[Any]:
     return [None if p.grad is None else p.grad.tolist() for p in parameters]
 
 
+def whole_base() -> SharedBase:
+    """The same in each process."""
+    return make_base(attention_dropout=0.0)
+
+
+BASE: list[Callable[[], SharedBase]] = [whole_base]  # the first one makes the base of each stage
+
+
 def context_of(folder: Path, name: str, corpus: Corpus) -> StageContext:
     out = folder / f"{name}-{os.environ.get('RANK', '0')}"
     out.mkdir()
-    return make_context(make_base(attention_dropout=0.0), out, corpus, recipe_folder=Path(__file__).parent)
+    return make_context(BASE[0](), out, corpus, recipe_folder=Path(__file__).parent)
 
 
 def ended(context: StageContext, role: str) -> dict[str, Any]:

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from models.backbone.processes import Processes
 from tests.stages.several_processes import ALIGNED, CASES, LENGTHS, SHORT_OF_MEMORY, everything
-
-ROOT = Path(__file__).parents[2]
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
-
-
-def launched(folder: Path, count: int) -> list[dict[str, Any]]:
-    """What each of several processes ended in; one that hangs raises TimeoutExpired."""
-    folder.mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *TORCHRUN, str(count), str(ROOT / "tests/stages/several_processes.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
+from tests.support.launching import assert_same_training, launched
 
 
 @pytest.fixture(scope="module")
@@ -40,26 +24,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=[2, 3])
 def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two and of three processes ends in."""
-    found = launched(tmp_path_factory.mktemp("processes") / "run", request.param)
+    script = Path(__file__).parent / "several_processes.py"
+    found = launched(script, tmp_path_factory.mktemp("processes") / "run", request.param)
     assert [f["world"] for f in found] == [request.param] * request.param
     return found
-
-
-def assert_same_training(
-    one: dict[str, Any], others: list[dict[str, Any]], weights: float = 1e-5, metrics: float = 3e-6
-) -> None:
-    """Weights as one process has them and the same bits in all of several; every metric but times as well."""
-    first = others[0]
-    assert one["weights"].keys() == first["weights"].keys()
-    assert all(other["weights"] == first["weights"] for other in others)
-    for name, values in one["weights"].items():
-        np.testing.assert_allclose(first["weights"][name], values, atol=weights, rtol=0, err_msg=name)
-    for row, other in zip(one["log"], first["log"], strict=True):
-        left_out = ("time/", "memory/")
-        expected = {k: v for k, v in row.items() if not k.startswith(left_out)}
-        assert {k: v for k, v in other.items() if not k.startswith(left_out)} == pytest.approx(
-            expected, rel=metrics, abs=metrics
-        )
 
 
 def test_a_base_from_scratch_is_trained_alike(alone, several):

@@ -57,6 +57,18 @@ def test_ranks_that_cannot_be_are_refused(change: dict[str, str], words: str):
         check_launch(WHOLE | change)
 
 
+@pytest.mark.parametrize(
+    ("name", "plugin"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")]
+)
+def test_a_launcher_that_would_divide_models_itself_is_refused(name: str, plugin: str, monkeypatch):
+    with pytest.raises(UserError, match=rf"{name}=true: .*{plugin}.*runtime\.sharding: fsdp2"):
+        check_launch(WHOLE | {name: "true"})
+    check_launch(WHOLE | {name: "false"})
+    monkeypatch.setenv(name, "True")
+    with pytest.raises(UserError, match=r"runtime\.sharding"):
+        Processes("cpu")
+
+
 def test_a_local_rank_alone_is_refused():
     with pytest.raises(UserError, match="LOCAL_RANK=0: is set without RANK and WORLD_SIZE"):
         check_launch({"LOCAL_RANK": "0"})

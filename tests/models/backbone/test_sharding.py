@@ -1,0 +1,78 @@
+"""What is gathered as one, and what a base in parts refuses. Several processes: tests/stages/test_base_in_parts.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from data.common.errors import UserError
+from models.backbone.architecture import without_weights
+from models.backbone.settings import AdapterConfig
+from models.backbone.sharding import check_output_layer, output_held, shards_of, unit_names
+from models.roles.lora import merged_copy
+from tests.conftest import make_base, tiny_lm
+
+FREE, KEPT = "free_full_weight", "keep_full_weight"
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "names"),
+    [
+        ("llama", False, {"model.embed_tokens", "model.layers.*", "model.norm", "lm_head"}),
+        ("llama", True, {"model.embed_tokens", "model.layers.*", "model.norm", "lm_head"}),
+        ("gpt2", True, {"transformer.wte", "transformer.wpe", "transformer.h.*", "transformer.ln_f", "lm_head"}),
+    ],
+)
+def test_blocks_embeddings_and_what_else_has_weights_are_units(family, tied, names):
+    lm = without_weights(tiny_lm(family, tie_word_embeddings=tied).config)
+    plan = unit_names(lm)
+    assert set(plan) == names
+    assert {name for name, style in plan.items() if style == KEPT} == ({"lm_head"} if tied else set())
+    assert set(plan.values()) <= {FREE, KEPT}
+
+
+def test_every_weight_is_in_one_unit():
+    """A part in which no list of blocks and no embedding lies is one unit; loose tensors are their module's."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lm_head, self.body = nn.Linear(4, 9, bias=False), nn.Module()
+            self.body.words, self.body.blocks = nn.Embedding(9, 4), nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+            self.body.tower = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+            self.body.loose = nn.Parameter(torch.zeros(4))
+
+        def get_input_embeddings(self) -> Any:
+            return self.body.words
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.lm_head
+
+    assert list(unit_names(Odd())) == ["lm_head", "body.words", "body.blocks.*", "body.tower", "body"]
+
+
+def test_an_output_layer_that_is_no_product_is_refused():
+    lm = tiny_lm()
+    check_output_layer(lm, "x")
+    lm.lm_head = nn.Sequential(nn.Linear(32, 40))
+    with pytest.raises(UserError, match=r"base x: its output layer is a Sequential.*runtime\.sharding: none"):
+        check_output_layer(lm, "x")
+
+
+def test_a_base_in_parts_carries_adapters_alone(tmp_path: Path):
+    base = make_base()
+    base.lm.save_pretrained(tmp_path / "model")
+    assert shards_of(base.lm) is None and not base.divided
+    with output_held(base.lm) as nothing:
+        assert nothing is None
+    base.lm.shards = object()
+    assert base.divided
+    for settings, words in ((AdapterConfig(method="full"), "adapter.method: 'full'"), (tmp_path, "is a whole model")):
+        with pytest.raises(UserError, match=rf"{words}.*runtime\.sharding: none"):
+            base.add_role("policy", settings)
+    with pytest.raises(UserError, match="no weights to merge into"):
+        merged_copy(base.lm, None)

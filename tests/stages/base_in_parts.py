@@ -1,0 +1,182 @@
+"""Run by torchrun in test_base_in_parts: tiny stages of ``several_processes`` on a base that processes hold in parts.
+
+Run by itself the base is whole. Every process but the first is short of memory in one of the cases, in the middle of
+a pass.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.backbone.forward import set_gradient_checkpointing
+from models.backbone.processes import Processes
+from models.backbone.settings import AdapterConfig
+from models.roles.shared_base import SharedBase
+from tests.conftest import randomise, tiny_lm, word_tokenizer
+from tests.stages import several_processes
+from tests.stages.several_processes import ALIGNED, aligned, answered, ranked, sampled, tuned
+from tests.support.memory_peak import Peak, allocations
+
+PPO = {
+    "odd": ALIGNED["odd"] | {"self_check": True},
+    "one row": {"rollouts": 1},
+}
+SFT = {"a row a step": {"batch": 1, "micro_batch": 1}, "short of memory": {"batch": 6, "micro_batch": 6}}
+
+
+FAMILIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("llama", "llama", {"tie_word_embeddings": True, "vocab_size": 41}),
+    ("gpt2", "gpt2", {"tie_word_embeddings": True}),
+    ("untied", "qwen3", {}),
+)
+
+
+def make_folder(folder: Path, family: str = "llama", **changes: Any) -> Path:
+    """A base in files; by default the one that ``several_processes`` has."""
+    tiny_lm(family, **({"attention_dropout": 0.0} if family == "llama" else {}) | changes).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def short_of_memory(base: list[SharedBase], rank: int) -> Iterator[None]:
+    """The second layer has no memory for several rows at once in any process but the first."""
+    real = several_processes.BASE[0]
+
+    def made() -> SharedBase:
+        found = real()
+
+        def fail(module: Any, given: Any) -> None:
+            if rank > 0 and len(given[0]) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        found.lm.get_submodule("model.layers.1.mlp").register_forward_pre_hook(fail)
+        base.append(found)
+        return found
+
+    several_processes.BASE[0] = made
+    try:
+        yield
+    finally:
+        several_processes.BASE[0] = real
+
+
+def opened(folder: Path, divided: Processes | None) -> SharedBase:
+    """A base with an adapter that looks trained, computed by the modules."""
+    base = SharedBase.load(folder, device="cpu", dtype="float32", divided=divided)
+    base.fast = False
+    base.add_role("policy", AdapterConfig(rank=4, alpha=8))
+    randomise(base, "policy", 1)
+    return base
+
+
+def passed(base: SharedBase, times: int, recompute: bool) -> list[float]:
+    """So many passes and one gradient after another: log-probabilities, and the sizes of the summed gradients."""
+    set_gradient_checkpointing(base.lm, recompute)
+    rows = torch.arange(3, 17).view(2, 7)
+    mask = torch.ones_like(rows, dtype=torch.bool)
+    with base.training("policy") as trained, base.role("policy") as view:
+        for _ in range(times):
+            states = view.states(rows, mask, torch.arange(14))
+            logprobs, entropy = view.logprobs(states, rows.flatten(), entropy_gradient=True)
+            (logprobs.sum() + entropy.sum()).backward()
+        sizes = [float(p.grad.norm()) for p in trained.values() if p.grad is not None]
+    set_gradient_checkpointing(base.lm, False)
+    return [*logprobs.tolist(), *sizes]
+
+
+def families(folder: Path, divided: Processes | None, times: Sequence[int]) -> dict[str, Any]:
+    """Tied weights, and rows that the processes cannot share evenly: passes of other numbers in each process."""
+    found: dict[str, Any] = {}
+    for name, _, changes in FAMILIES:
+        base = opened(folder / name, divided)
+        assert not changes or base.lm.config.tie_word_embeddings
+        found[name] = {str(n): [passed(base, n, recompute) for recompute in (False, True)] for n in times}
+        found[name]["fingerprint"] = base.fingerprint
+    return found
+
+
+@contextmanager
+def resident() -> Iterator[Peak]:
+    """The peak of resident memory inside, above what there was before; 0 where the system does not say."""
+
+    def kib(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+    peak, clear = Peak(), Path("/proc/self/clear_refs")
+    gc.collect()
+    try:
+        clear.write_text("5")
+    except OSError:
+        yield peak
+        return
+    before = kib("VmRSS")
+    yield peak
+    peak.bytes = (kib("VmHWM") - before) * 1024
+
+
+def memory(folder: Path, divided: Processes | None) -> dict[str, float]:
+    """Bytes of a base of many layers: its weights here and in all, the peak of a training step on top, and that of
+    resident memory while it is loaded."""
+    with resident() as loading:
+        base = opened(folder / "deep", divided)
+    parts: list[Any] = list(base.base_tensors().values())
+    parts = [p.to_local() for p in parts] if divided else parts
+    with allocations() as step:
+        passed(base, 1, recompute=False)
+    whole = sum(p.numel() * 4 for p in base.base_tensors().values())
+    return {"here": sum(p.numel() * 4 for p in parts), "whole": whole, "step": step.bytes, "loading": loading.bytes}
+
+
+def make_folders(folder: Path) -> None:
+    """All bases."""
+    make_folder(folder / "base")
+    for name, family, changes in FAMILIES:
+        make_folder(folder / name, family, **changes)
+    make_folder(folder / "deep", hidden_size=256, intermediate_size=704, num_hidden_layers=32, initializer_range=0.02)
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """What this process ended in."""
+    processes = Processes("auto")
+    divided = processes if processes.world_size > 1 else None
+    found: dict[str, Any] = {
+        "world": processes.world_size,
+        "families": families(folder, divided, (1 + 2 * processes.rank,) if divided else (1, 3)),
+        "memory": memory(folder, divided),
+        "sft": {"a row a step": tuned(folder, "a row a step", SFT["a row a step"])},
+        "reward": ranked(folder, 1),
+        "rankings": sampled(folder),
+        "ppo": {name: aligned(folder, name, settings) for name, settings in PPO.items()},
+        "evaluation": answered(folder),
+    }
+    bases: list[SharedBase] = []
+    with short_of_memory(bases, processes.rank):
+        found["sft"]["short of memory"] = tuned(folder, "short of memory", SFT["short of memory"])
+    found["divided"], found["fingerprint"] = bases[0].divided, bases[0].fingerprint
+    return found
+
+
+def main(folder: Path) -> None:
+    processes = Processes("auto")
+    if processes.is_main:
+        make_folders(folder)
+    processes.barrier()
+    several_processes.BASE[0] = lambda: SharedBase.load(
+        folder / "base", device="cpu", dtype="float32", divided=processes
+    )
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(everything(folder)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

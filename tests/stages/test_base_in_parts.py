@@ -1,0 +1,92 @@
+"""All stages do the same on a base that two processes hold in parts as on a whole one in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stages.base_in_parts import FAMILIES, PPO, SFT, everything, make_folders
+from tests.support.launching import assert_same_training, launched
+
+CLOSE = 1e-4  # of weights; the modules round otherwise than the fast path
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process ends in, whose base is whole."""
+    folder = tmp_path_factory.mktemp("alone")
+    make_folders(folder)
+    found = json.loads(json.dumps(everything(folder)))
+    assert found["world"] == 1 and not found["divided"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes ends in, whose base is divided."""
+    script = Path(__file__).parent / "base_in_parts.py"
+    found = launched(script, tmp_path_factory.mktemp("processes") / "run", 2)
+    assert [f["world"] for f in found] == [2, 2] and all(f["divided"] for f in found)
+    return found
+
+
+@pytest.mark.parametrize("case", SFT)
+def test_sft_trains_alike(alone, two, case):
+    """With a process that has no row, and with one whose passes break off for want of memory."""
+    assert_same_training(alone["sft"][case], [f["sft"][case] for f in two], CLOSE, CLOSE)
+
+
+def test_the_reward_model_is_trained_alike(alone, two):
+    assert_same_training(alone["reward"], [f["reward"] for f in two], CLOSE, CLOSE)
+
+
+def test_rankings_are_the_same_rows(alone, two):
+    assert len(alone["rankings"]) == 7 and two[0]["rankings"] == alone["rankings"]
+
+
+@pytest.mark.parametrize("case", PPO)
+def test_ppo_samples_and_trains_alike(alone, two, case):
+    one, others = alone["ppo"][case], [f["ppo"][case] for f in two]
+    assert all(other["responses"] == one["responses"] for other in others)
+    assert_same_training(one, others, CLOSE, 1e-3)
+
+
+def test_evaluation_answers_and_chooses_alike(alone, two):
+    assert all(f["evaluation"] == alone["evaluation"] for f in two)
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in FAMILIES])
+def test_passes_of_other_numbers_in_each_process_give_the_same(alone, two, name):
+    """One process passes once and the other three times; with recomputation and without, tied weights and others."""
+    whole = alone["families"][name]
+    for rank, found in enumerate(two):
+        times = str(1 + 2 * rank)
+        for mine, expected in zip(found["families"][name][times], whole[times], strict=True):
+            assert mine == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert found["families"][name]["fingerprint"] == whole["fingerprint"]
+
+
+def test_a_process_holds_its_part_and_one_gathered_layer(alone, two):
+    """0.6 of the whole base, and what a step holds beside it in one process: adapters, activations, logits."""
+    whole = alone["memory"]
+    assert whole["here"] == whole["whole"] > 60e6
+    for found in (f["memory"] for f in two):
+        assert found["whole"] == whole["whole"] and found["here"] < 0.51 * whole["whole"]
+        assert found["here"] + found["step"] < 0.6 * whole["whole"] + whole["step"]
+        assert found["here"] + found["step"] > whole["step"]
+
+
+def test_no_process_ever_holds_the_whole_base(alone, two):
+    """While it is read, tried and hashed; one process reads, and so maps, all of it."""
+    whole = alone["memory"]
+    if not whole["loading"]:
+        pytest.skip("this system does not say how much memory is resident")
+    assert whole["loading"] > 0.9 * whole["whole"]
+    assert all(0.4 * whole["whole"] < f["memory"]["loading"] < 0.8 * whole["whole"] for f in two)
+
+
+def test_the_fingerprint_is_that_of_the_whole_base(alone, two):
+    assert [f["fingerprint"] for f in two] == [alone["fingerprint"]] * 2
