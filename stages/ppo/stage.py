@@ -47,7 +47,6 @@ def run(
         model,
         context.recipe_folder,
         standardise=config.standardise_scores,
-        reduce=context.processes.sum,
     )
     add_roles(context, config, model)
     ppo = PPO(context, config, prompts, reward)
