@@ -84,8 +84,8 @@ class RemoteRollouts:
                 f"runtime.rollouts: servers are given adapters, and '{role}' is a whole model: engine 'own'"
             )
         found = self.context.processes.on_main(lambda: self._load(role))
-        self.engine.model, told, self.engine.failed, self.engine.refused = found
-        for text in told:
+        self.engine.model, sentences, self.engine.failed, self.engine.refused = found
+        for text in sentences:
             self.context.warn(text)
 
     def _load(self, role: str) -> tuple[str, list[str], dict[int, str], dict[int, str]]:
@@ -101,12 +101,12 @@ class RemoteRollouts:
         place = self.folder / name
         if not place.is_dir():
             fresh.rename(place)
-        told = self.engine.load(name, str(place))
+        sentences = self.engine.load(name, str(place))
         for old in sorted(self.folder.glob("trivet-*")):
             if old != place:
                 self.engine.unload(old.name)
                 shutil.rmtree(old)
-        return name, told, self.engine.failed, self.engine.refused
+        return name, sentences, self.engine.failed, self.engine.refused
 
     @torch.no_grad()
     def sample(

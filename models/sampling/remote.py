@@ -84,7 +84,7 @@ class RemoteEngine:
         Raises:
             RemoteError: none of them can.
         """
-        self.failed, told = dict(self.refused), list[str]()
+        self.failed, sentences = dict(self.refused), list[str]()
         for number, one in enumerate(self.servers):
             if number in self.refused:
                 continue
@@ -94,11 +94,11 @@ class RemoteEngine:
                 self.failed[number] = str(error)
                 lasting = "for good" if error.refused else "of this rollout"
                 self.refused |= {number: str(error)} if error.refused else {}
-                told.append(f"a rollout server is left out {lasting}: {error}")
+                sentences.append(f"a rollout server is left out {lasting}: {error}")
         if len(self.failed) == len(self.servers):
             raise RemoteError(_none_left(list(self.failed.values())))
         self.model = name
-        return told
+        return sentences
 
     def unload(self, name: str) -> None:
         """Have all servers forget an adapter; those that do not are left alone."""
