@@ -36,6 +36,7 @@ from models.sampling.generate import Engine, Generated, SamplingParams, generate
 from reward.card.scored_once import Phase, silent
 from reward.model import RewardModel, Samples
 from stages.ppo.rollout import micro_batches, policy_pass
+from stages.remote_rollouts import RemoteRollouts
 
 Decoding = Literal["sampled", "greedy"]
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class Evaluator:
     memory: OOMRetry = field(default_factory=lambda: OOMRetry("evaluation.batch"))
     phase: Phase = silent
     processes: Processes | None = None  # that evaluate together; each calls everything in the same order
+    servers: RemoteRollouts | None = None  # of ``runtime.rollouts``; they sample from adapters on the run's base
 
     def _on_main(self, work: Callable[[], T]) -> T:
         """What the main process finds, for all: it alone asks the user's functions, other machines and the disk."""
@@ -181,6 +183,7 @@ class Evaluator:
             "batch": self.config.batch,
             "fast": system.base.fast,
             "libraries": libraries(),
+            **({"sampled_by": "vllm"} if self._by_servers(system) else {}),
         }
         key = digest_of(settings)[:24]
         if (found := self._on_main(lambda: self.generations.find(settings, len(queries)))) is not None:
@@ -188,6 +191,9 @@ class Evaluator:
         noise: Tensor | None = None
         if stream != "greedy":
             noise = sampling_noise(len(queries), self.max_new_tokens, generator(self.seed, f"evaluation/{stream}"))
+        if self.servers is not None and not self._by_servers(system):
+            why = "is a model of its own, which the servers of runtime.rollouts do not have: trivet samples it"
+            self.servers.context.say(f"evaluation: {system.name} {why}")
         made = self._sampled(system, queries, noise)
         self.generations.keep(settings, made, [p.text for p in self.prompts], [renderer.text(i) for i in made.ids])
         return made, key
@@ -196,6 +202,13 @@ class Evaluator:
         """A response to each query; processes share the rows, and with them the noise."""
         mine = range(len(queries)) if self.processes is None else self.processes.share(len(queries))
         rows = slice(mine.start, mine.stop)
+        own_noise = None if noise is None else noise[rows]
+        params = SamplingParams(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.config.temperature,
+            stop_ids=system.renderer.stop_ids,
+            pad_id=system.renderer.pad_id,
+        )
 
         def work() -> Generated:
             progress = self.phase(f"responses of {system.name}", len(mine))
@@ -204,22 +217,28 @@ class Evaluator:
                     self.engine,
                     view,
                     queries[rows],
-                    noise=None if noise is None else noise[rows],
+                    noise=own_noise,
                     batch=self.config.batch,
-                    params=SamplingParams(
-                        max_new_tokens=self.max_new_tokens,
-                        temperature=self.config.temperature,
-                        stop_ids=system.renderer.stop_ids,
-                        pad_id=system.renderer.pad_id,
-                    ),
+                    params=params,
                     memory=self.memory,
                 )
 
-        if self.processes is None or self.processes.world_size == 1:
+        if self.servers is not None and self._by_servers(system):
+            self.servers.check(max(map(len, queries)), self.max_new_tokens)
+            own = self.servers.sampled(system.role, queries[rows], params, own_noise)
+        elif self.processes is None or self.processes.world_size == 1:
             return work()
-        own = self.processes.together(work)
+        else:
+            own = self.processes.together(work)
+        if self.processes is None:
+            return own
         rows_of_all = self.processes.gather(list(zip(own.ids, own.finished, strict=True)))
         return Generated(ids=[ids for ids, _ in rows_of_all], finished=[ended for _, ended in rows_of_all])
+
+    def _by_servers(self, system: System) -> bool:
+        """Whether servers sample this system: they have the run's base, and are given its adapters."""
+        mine = system.base is self.base and system.role not in self.base.copies
+        return self.servers is not None and mine
 
     def _messages(self, system: System) -> list[Sequence[Message]]:
         ask = system.asking

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.common.errors import UserError
+from data.common.errors import StageError, UserError
 from data.common.user_functions import columns_of, load_function
 from data.counting import log_row, share_warning, warned
 from data.records import Message, Prompt, RankedAnswers, ranks_from_scores
@@ -120,8 +120,12 @@ def sample(
             mine = list(context.processes.share(len(part)))
             own, noise = [part[i] for i in mine], table[mine]
             if servers is not None:
-                made = servers.respond(role, own, params, noise)
-                servers.verify(role, own, made, params)
+                try:
+                    made = servers.respond(role, own, params, noise)
+                    servers.verify(role, own, made, params)
+                except StageError:
+                    context.checkpoints.save_now(sum(len(d.answers) for d in done.values()), snapshot(done))
+                    raise
             else:
                 work = partial(
                     generate, FastEngine(), role, own, noise=noise, batch=config.batch, params=params, memory=memory

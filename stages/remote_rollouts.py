@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -82,14 +83,14 @@ class RemoteRollouts:
             raise UserError(
                 f"runtime.rollouts: servers are given adapters, and '{role}' is a whole model: engine 'own'"
             )
-        name, failed = self.context.processes.on_main(lambda: self._load(role))
-        self.engine.model = name
-        for text in failed:
-            self.context.warn(f"a rollout server is left out of this rollout: {text}")
+        found = self.context.processes.on_main(lambda: self._load(role))
+        self.engine.model, sentences, self.engine.failed, self.engine.refused = found
+        for text in sentences:
+            self.context.warn(text)
 
-    def _load(self, role: str) -> tuple[str, list[str]]:
+    def _load(self, role: str) -> tuple[str, list[str], dict[int, str], dict[int, str]]:
         if role == "base":
-            return self.engine.base_model(), []
+            return self.engine.base_model(), [], {}, self.engine.refused
         fresh = self.folder / "fresh"
         shutil.rmtree(fresh, ignore_errors=True)
         save_adapter(self.context.base, role, fresh)
@@ -100,12 +101,12 @@ class RemoteRollouts:
         place = self.folder / name
         if not place.is_dir():
             fresh.rename(place)
-        failed = self.engine.load(name, str(place))
+        sentences = self.engine.load(name, str(place))
         for old in sorted(self.folder.glob("trivet-*")):
             if old != place:
                 self.engine.unload(old.name)
                 shutil.rmtree(old)
-        return name, failed
+        return name, sentences, self.engine.failed, self.engine.refused
 
     @torch.no_grad()
     def sample(
@@ -128,7 +129,10 @@ class RemoteRollouts:
 
     @torch.no_grad()
     def verify(self, view: RoleView, prompts: Sequence[Sequence[int]], made: Generated, params: SamplingParams) -> None:
-        """Compare a few of each server's longest rows with this role's own log-probabilities; errors as ``compare``."""
+        """Compare a few of each server's longest rows with this role's own log-probabilities; errors as ``compare``.
+
+        ``params`` are those of the rows; servers tell greedy ones' log-probabilities at temperature 1.
+        """
         by = self.engine.sampled_by
         order = sorted(range(len(by)), key=lambda row: -len(made.ids[row]))
         chosen = [row for number in set(by) for row in [r for r in order if by[r] == number][:COMPARED]]
@@ -165,6 +169,19 @@ class RemoteRollouts:
         total = self.context.processes.sum(torch.stack([gaps.sum(), wide(mask.sum())])).tolist()
         widest = self.context.processes.gather([gaps.max().item() if gaps.numel() else 0.0])
         return {"rollout/server_gap": total[0] / max(total[1], 1.0), "rollout/server_gap_max": max(widest)}
+
+    def sampled(
+        self, role: str, prompts: Sequence[Sequence[int]], params: SamplingParams, noise: Tensor | None
+    ) -> Generated:
+        """As ``sample``, and compared: for rows whose log-probabilities nobody computes anyway.
+
+        Raises:
+            StageError: as ``sample`` and ``verify``.
+        """
+        made = self.sample(role, prompts, params, noise)
+        with self.context.base.role(role) as view:
+            self.verify(view, prompts, made, params if noise is not None else replace(params, temperature=1.0))
+        return made
 
     def _require(self, gaps: Tensor, mask: Tensor, sampled_by: Sequence[int]) -> None:
         """Judge each server by the rows that it sampled."""

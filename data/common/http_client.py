@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from data.common.errors import StageError, UserError
@@ -28,11 +28,28 @@ Answer = TypeVar("Answer")
 
 
 class RemoteError(StageError):
-    """A server did not give a usable answer, however often it was asked."""
+    """A server did not give a usable answer, however often it was asked; ``refused``: and it never will."""
+
+    refused = False
 
 
 class Unusable(Exception):
     """An answer that cannot be used; the message says why."""
+
+
+class Asking(Protocol):
+    """Settings of how a server is asked; ``Server`` says what they mean."""
+
+    @property
+    def timeout(self) -> float: ...
+    @property
+    def retries(self) -> int: ...
+    @property
+    def backoff(self) -> float: ...
+    @property
+    def concurrency(self) -> int: ...
+    @property
+    def token_env(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +68,24 @@ class Server:
     concurrency: int = 4
     token_env: str | None = None
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
+
+    @classmethod
+    def of(cls, url: str, how: Asking) -> Server:
+        """A server that is asked as settings say, its address and token checked.
+
+        Raises:
+            UserError: an address or token that cannot be used.
+        """
+        made = cls(
+            url=url,
+            timeout=how.timeout,
+            retries=how.retries,
+            backoff=how.backoff,
+            concurrency=how.concurrency,
+            token_env=how.token_env,
+        )
+        made.check()
+        return made
 
     def check(self) -> None:
         """Raises UserError where the address or the token cannot be used, before anything is asked."""
@@ -91,10 +126,12 @@ class Server:
                     wait = min(LONGEST_WAIT, max(wait, after))
                     raise Unusable(f"it answered {status}: {_excerpt(text)}")
                 if status != 200:
-                    raise self._error(f"it answered {status}: {_excerpt(text)}", attempt + 1)
+                    error = self._error(f"it answered {status}: {_excerpt(text)}", attempt + 1)
+                    error.refused = True
+                    raise error
                 return read(text)
-            except Unusable as error:
-                reason = str(error)
+            except Unusable as unusable:
+                reason = str(unusable)
         raise self._error(reason, self.retries + 1)
 
     def post_all(

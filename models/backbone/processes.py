@@ -196,6 +196,33 @@ class Processes:
         self._meet()
         return list(gather_object(list(items)))
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """All processes' rows (B, ...) of numbers, in rank order; they agree in all dimensions but the first."""
+        return rows if self.world_size == 1 else torch.cat(self._rows_by_rank(rows))
+
+    def gather_dealt(self, rows: Tensor) -> Tensor:
+        """All processes' rows (B, ...) in the order in which ``dealt`` gave them out, one to each process in turn."""
+        if self.world_size == 1:
+            return rows
+        parts = self._rows_by_rank(rows)
+        turns = [part[turn] for turn in range(max(map(len, parts))) for part in parts if turn < len(part)]
+        return torch.stack(turns) if turns else rows
+
+    def dealt(self, items: Sequence[T]) -> list[T]:
+        """This process's items where they are given out one to each process in turn."""
+        return list(items[self.rank :: self.world_size])
+
+    def _rows_by_rank(self, rows: Tensor) -> list[Tensor]:
+        known = torch.zeros(self.world_size, dtype=torch.long, device=self.device)
+        known[self.rank] = len(rows)
+        torch.distributed.all_reduce(known)
+        counts = known.tolist()
+        filled = rows.new_zeros((max(counts), *rows.shape[1:]), device=self.device)
+        filled[: len(rows)] = rows
+        found = [torch.empty_like(filled) for _ in counts]
+        torch.distributed.all_gather(found, filled)
+        return [part[:count].to(rows.device) for part, count in zip(found, counts, strict=True)]
+
     def together(self, work: Callable[[], T]) -> T:
         """``work()``; where it fails in one process, all of them stop with its error instead of waiting for it.
 

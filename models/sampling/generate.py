@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from data.batching import left_pad
 from models.backbone.forward import checkpointing_paused
 from models.backbone.oom_retry import OOMRetry
+from models.backbone.processes import Processes
 from models.backbone.transfers import wide
 from models.roles.role_view import RoleView
 
@@ -227,6 +228,36 @@ def generate(
     states = [x for p in parts for x in p.prefix_states or ()]
     prefix_states = [states[i] for i in back] if states and len(states) == len(order) else None
     return Generated(ids=ids, finished=finished, logprobs=logprobs, entropy=entropy, prefix_states=prefix_states)
+
+
+def gathered(made: Generated, processes: Processes) -> Generated:
+    """The responses of all processes, in rank order, of which each has made some or none."""
+    if processes.world_size == 1:
+        return made
+    rows = processes.gather(list(zip(made.ids, made.finished, strict=True)))
+    packed = None if made.prefix_states is None else torch.cat(list(made.prefix_states))
+    logprobs, entropy, states = (
+        _of_all(rows_of, not made.ids, processes) for rows_of in (made.logprobs, made.entropy, packed)
+    )
+    lengths = processes.gather([len(x) for x in made.prefix_states or ()])
+    return Generated(
+        ids=[ids for ids, _ in rows],
+        finished=[finished for _, finished in rows],
+        logprobs=logprobs,
+        entropy=entropy,
+        prefix_states=None if states is None else states.split(lengths),
+    )
+
+
+def _of_all(rows: Tensor | None, empty: bool, processes: Processes) -> Tensor | None:
+    """Rows (B, ...) of all processes, of which some have made none; None where one with responses has no numbers."""
+    mine = "empty" if empty else None if rows is None else (tuple(rows.shape[1:]), rows.dtype)
+    kinds = [kind for kind in processes.gather([mine]) if kind != "empty"]
+    if not kinds or None in kinds:
+        return None
+    shape, dtype = kinds[0]
+    none = torch.zeros((0, *shape), dtype=dtype, device=processes.device)
+    return processes.gather_rows(none if empty or rows is None else rows)
 
 
 def _joined(parts: Sequence[Tensor | None], order: Sequence[int]) -> Tensor | None:

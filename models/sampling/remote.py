@@ -6,6 +6,7 @@ An adapter is known to the servers by a name made of its bytes: vLLM keeps the o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -45,21 +46,9 @@ class RemoteEngine:
 
     def __init__(self, config: RolloutServers) -> None:
         self.config = config
-        self.servers = [
-            VLLMServer(
-                Server(
-                    url=url,
-                    timeout=config.timeout,
-                    retries=config.retries,
-                    backoff=config.backoff,
-                    concurrency=config.concurrency,
-                    token_env=config.token_env,
-                )
-            )
-            for url in config.servers
-        ]
-        for one in self.servers:
-            one.server.check()
+        self.servers = [VLLMServer(Server.of(url, config)) for url in config.servers]
+        self.refused: dict[int, str] = {}  # servers that take no adapter, and why; they are asked for nothing more
+        self.failed: dict[int, str] = {}  # servers that could not be given the present one
         self.model = ""  # the name of what the servers sample from
         self.sampled_by: list[int] = []  # the number of the server behind each row of the last call
 
@@ -87,29 +76,37 @@ class RemoteEngine:
         return names.pop()
 
     def load(self, name: str, folder: str) -> list[str]:
-        """Have all servers load an adapter and sample from it; sentences about servers that cannot.
+        """Have all servers load an adapter and sample from it; sentences about servers that now cannot.
+
+        A server that refuses one is not asked again, until the next start; one that does not answer is, with the next
+        adapter.
 
         Raises:
             RemoteError: none of them can.
         """
-        failed = []
-        for one in self.servers:
+        self.failed, sentences = dict(self.refused), list[str]()
+        for number, one in enumerate(self.servers):
+            if number in self.refused:
+                continue
             try:
                 one.load_adapter(name, folder)
             except RemoteError as error:
-                failed.append(str(error))
-        if len(failed) == len(self.servers):
-            raise RemoteError(_none_left(failed))
+                self.failed[number] = str(error)
+                lasting = "for good" if error.refused else "of this rollout"
+                self.refused |= {number: str(error)} if error.refused else {}
+                sentences.append(f"a rollout server is left out {lasting}: {error}")
+        if len(self.failed) == len(self.servers):
+            raise RemoteError(_none_left(list(self.failed.values())))
         self.model = name
-        return failed
+        return sentences
 
     def unload(self, name: str) -> None:
         """Have all servers forget an adapter; those that do not are left alone."""
-        for one in self.servers:
-            try:
-                one.unload_adapter(name)
-            except RemoteError:
+        for number, one in enumerate(self.servers):
+            if number in self.failed:
                 continue
+            with contextlib.suppress(RemoteError):
+                one.unload_adapter(name)
 
     @torch.no_grad()
     def __call__(
@@ -126,7 +123,8 @@ class RemoteEngine:
             RemoteError: a row is left, and every server has failed.
         """
         seeds = [None] * len(prompts) if noise is None else [int(x * 2**53) for x in noise[:, 0].tolist()]
-        done, alive, reasons = _Share(), list(range(len(self.servers))), list[str]()
+        alive = [number for number in range(len(self.servers)) if number not in self.failed]
+        done, reasons = _Share(), list(self.failed.values())
         while left := [row for row in range(len(prompts)) if row not in done.responses]:
             if not alive:
                 raise RemoteError(_none_left(reasons))

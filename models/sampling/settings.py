@@ -10,7 +10,7 @@ from data.common.config import Config
 
 
 class RolloutServers(Config):
-    """Who samples PPO's rollouts and rankings: trivet itself, or a pool of vLLM servers."""
+    """Who samples PPO's rollouts, rankings and an evaluation's responses: trivet itself, or a pool of vLLM servers."""
 
     engine: Literal["own", "vllm"] = Field("own", description="own: the process that trains; vllm: the servers")
     servers: tuple[str, ...] = Field((), description="vllm: their addresses (http://host:8000); they share the rows")

@@ -29,6 +29,7 @@ from pipelines.evaluate.systems import open_system
 from pipelines.execution.loaded_models import LoadedModels
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from reward.card.examine import FILE
+from stages.remote_rollouts import rollout_servers
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 
@@ -62,6 +63,8 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
     results |= {"reward_card": in_short(card)} if card else {}
     if settings.lm_eval.tasks:
         results["lm_eval"] = harness_results(context, loaded, evaluator, settings.lm_eval)
+    if evaluator.servers is not None:
+        evaluator.servers.close()
     if loaded.processes.is_main:
         write(context.out, results, answers)
         if card:
@@ -221,6 +224,7 @@ def make_evaluator(context: StageContext, loaded: LoadedModels) -> Evaluator:
         memory=OOMRetry("evaluation.batch", context.warn_alone),
         phase=context.bar.phase,
         processes=loaded.processes,
+        servers=rollout_servers(context),
     )
 
 

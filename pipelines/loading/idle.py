@@ -137,8 +137,8 @@ STAGES = (
 SAMPLED = (
     rule(
         "runtime.rollouts",
-        acts=lambda r: has(r, "rankings", "ppo"),
-        why="no stage samples: it is for the stages rankings and ppo",
+        acts=lambda r: has(r, "rankings", "ppo", "evaluate"),
+        why="no stage samples: it is for the stages rankings, ppo and evaluate",
     ),
 )
 DATA = (

@@ -32,7 +32,7 @@ class Endpoint:
 def endpoints(recipe: Recipe, stages: Sequence[str]) -> Iterator[Endpoint]:
     """Every address that these stages ask."""
     rollouts = recipe.runtime.rollouts
-    for stage in (stage for stage in ("rankings", "ppo") if stage in stages):
+    for stage in (stage for stage in ("rankings", "ppo", "evaluate") if stage in stages):
         for url in rollouts.servers:
             yield Endpoint(stage, "runtime.rollouts", url, rollouts.token_env)
     if "ppo" in stages:

@@ -47,7 +47,8 @@ def ppo_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, Any]:
     # which change nothing where they are null
     unset = tuple(name for name in ("keep_every", "importance_cap") if not getattr(recipe.ppo, name))
     settings = dump(recipe.ppo, (*unset, *left_out)) | {"reward": _parts(recipe.ppo.reward)}
-    return {"ppo": settings, "reward_max_tokens": recipe.reward.max_tokens, **_sampled_by(recipe)}
+    monitored = {f"held_out_{k}": v for k, v in _sampled_by(recipe).items()} if recipe.reward.holdout else {}
+    return {"ppo": settings, "reward_max_tokens": recipe.reward.max_tokens, **_sampled_by(recipe), **monitored}
 
 
 def _sampled_by(recipe: Recipe) -> dict[str, str]:
@@ -68,7 +69,8 @@ def evaluation_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, 
     if any(parse(name).by == OPTIMISED for name in chosen):
         chosen[OPTIMISED] = recipe.ppo.model_dump(include={"standardise_scores", "score_clip", "missing_eos_penalty"})
     settings |= {"best_of_by": chosen} if chosen else {}
-    return {"evaluation": settings, "max_new_tokens": response_limit(recipe), "files": _files_of_evaluation(recipe)}
+    rest = {"max_new_tokens": response_limit(recipe), "files": _files_of_evaluation(recipe)}
+    return {"evaluation": settings, **rest, **_sampled_by(recipe)}
 
 
 def _files_of_evaluation(recipe: Recipe) -> dict[str, str]:

@@ -43,15 +43,7 @@ class RemoteReward:
 
     def __init__(self, url: str, config: RemoteConfig) -> None:
         self.config = config
-        self.server = Server(
-            url=url,
-            timeout=config.timeout,
-            retries=config.retries,
-            backoff=config.backoff,
-            concurrency=config.concurrency,
-            token_env=config.token_env,
-        )
-        self.server.check()
+        self.server = Server.of(url, config)
 
     def __call__(self, samples: Samples) -> Tensor:
         rows, each = rows_of(samples), self.config.batch

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.backbone.logprobs import make_rows
 from models.backbone.seeds import generator
 from models.sampling.fast import FastEngine
-from models.sampling.generate import SamplingParams, generate, sampling_noise
+from models.sampling.generate import Generated, SamplingParams, generate, sampling_noise
 from reward.model import RewardModel
 from stages.ppo.overoptimisation import HoldoutEvaluation, Onset, best_of, find_onset
 from stages.ppo.rollout import micro_batches, policy_pass
@@ -50,7 +50,8 @@ class HoldoutMonitor:
     def evaluate(self) -> dict[str, float]:
         """Evaluate; what goes into the metrics."""
         processes = self.ppo.context.processes
-        rows = processes.gather(processes.together(self._rows))
+        made = self._responses()
+        rows = processes.gather(processes.together(lambda: self._rows(made)))
         proxy = [p for p, _, _ in rows] if self.proxy is not None else []
         found = HoldoutEvaluation(
             update=self.ppo.update_index,
@@ -64,32 +65,57 @@ class HoldoutMonitor:
         means = {"holdout/held_out": found.held_out, "holdout/proxy": found.proxy}
         return {"holdout/kl": found.kl} | {n: sum(x) / len(x) for n, x in means.items() if x}
 
+    @property
+    def _mine(self) -> range:
+        """The prompts, the first of the training ones, whose responses are this process's."""
+        count = min(self.ppo.config.holdout_prompts, len(self.ppo.stream.prompts))
+        return self.ppo.context.processes.share(count)
+
     @torch.no_grad()
-    def _rows(self) -> list[tuple[float, float, float]]:
-        """Proxy score, held-out score and KL of this process's responses."""
-        ppo, config, context = self.ppo, self.ppo.config, self.ppo.context
+    def _responses(self) -> Generated:
+        """The policy's responses to this process's prompts, by the servers of ``runtime.rollouts`` where there are any.
+
+        Raises:
+            StageError: memory does not suffice for one, or servers fail; in all processes.
+        """
+        ppo, config, context, mine = self.ppo, self.ppo.config, self.ppo.context, self._mine
+        queries = [ppo.stream.queries[i] for i in mine]
         count = min(config.holdout_prompts, len(ppo.stream.prompts))
-        mine = context.processes.share(count)
+        table = sampling_noise(count, config.max_new_tokens, generator(context.seed, "ppo/watch"))
+        noise = table[mine.start : mine.stop]
+        params = SamplingParams(
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            stop_ids=context.renderer.stop_ids,
+            pad_id=context.pad_id,
+        )
+        if ppo.remote is not None:
+            return ppo.remote.sampled("policy", queries, params, noise)
+        progress = context.bar.phase("responses for the held-out reward model", len(queries))
+
+        def work() -> Generated:
+            if not queries:
+                return Generated(ids=[], finished=[])
+            with ppo.base.role("policy") as role, ppo.sampling_retry.reporting(progress):
+                return generate(
+                    FastEngine(),
+                    role,
+                    queries,
+                    noise=noise,
+                    batch=len(queries),
+                    params=params,
+                    memory=ppo.sampling_retry,
+                )
+
+        return context.processes.together(work)
+
+    @torch.no_grad()
+    def _rows(self, made: Generated) -> list[tuple[float, float, float]]:
+        """Proxy score, held-out score and KL of this process's responses."""
+        ppo, config, context, mine = self.ppo, self.ppo.config, self.ppo.context, self._mine
         queries = [ppo.stream.queries[i] for i in mine]
         if not queries:
             return []
-        noise = sampling_noise(count, config.max_new_tokens, generator(context.seed, "ppo/watch"))
-        progress = context.bar.phase("responses for the held-out reward model", len(queries))
-        with ppo.base.role("policy") as role, ppo.sampling_retry.reporting(progress):
-            made = generate(
-                FastEngine(),
-                role,
-                queries,
-                noise=noise[mine.start : mine.stop],
-                batch=max(1, len(queries)),
-                params=SamplingParams(
-                    max_new_tokens=config.max_new_tokens,
-                    temperature=config.temperature,
-                    stop_ids=context.renderer.stop_ids,
-                    pad_id=context.pad_id,
-                ),
-                memory=ppo.sampling_retry,
-            )
         kl, progress = torch.zeros(len(queries)), context.bar.phase("KL of the policy that is evaluated", len(queries))
         for index in micro_batches([len(ids) for ids in made.ids], config.micro_batch):
             rows = make_rows([queries[i] for i in index], [made.ids[i] for i in index], context.pad_id, ppo.base.device)

@@ -1,10 +1,9 @@
-"""The field's metrics of one PPO update, over real tokens and all processes."""
+"""The field's metrics of one PPO update, over real tokens."""
 
 from __future__ import annotations
 
 import torch
 
-from models.backbone.processes import Processes
 from models.backbone.transfers import received
 from stages import ppo_math
 from stages.ppo.rollout import Rollout, StepRecord
@@ -13,7 +12,7 @@ STEP_METRICS = ("loss/policy", "loss/value", "policy/approxkl", "policy/clipfrac
 
 
 @torch.no_grad()
-def rollout_metrics(rollout: Rollout, kl_coef: float, processes: Processes) -> dict[str, float]:
+def rollout_metrics(rollout: Rollout, kl_coef: float) -> dict[str, float]:
     """What a rollout was like. Means of rows are means of per-row sums, so a KL is in nats a response."""
     mask, finished, logprobs, ref_logprobs, entropy, values, returns, raw_scores, scores, *parts = received(
         [
@@ -33,12 +32,11 @@ def rollout_metrics(rollout: Rollout, kl_coef: float, processes: Processes) -> d
         **{f"reward/{name}": v for name, v in zip(rollout.score_parts, parts, strict=True)},
     }
     table = torch.stack([v.double() for v in per_row.values()])
-    rows = processes.sum(torch.tensor(float(table.shape[1]), dtype=torch.float64, device=table.device))
-    means = dict(zip(per_row, (processes.sum(table.sum(1)) / rows).tolist(), strict=True))
+    means = dict(zip(per_row, (table.sum(1) / max(1, table.shape[1])).tolist(), strict=True))
     variance = max(0.0, means.pop("objective/scores_squared") - means["objective/scores"] ** 2)
     sums = torch.stack([mask.sum().double(), ppo_math.masked_sum(entropy, mask).double(), kl.double().sum()])
-    tokens, entropy, kl_total = processes.sum(sums).tolist()
-    explained = ppo_math.explained_variance(values, returns, mask, processes.sum)
+    tokens, entropy, kl_total = sums.tolist()
+    explained = ppo_math.explained_variance(values, returns, mask)
     return means | {
         "objective/scores_std": variance**0.5,
         "objective/entropy": entropy / max(tokens, 1),

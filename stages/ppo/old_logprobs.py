@@ -64,38 +64,25 @@ class OldLogprobs:
         Raises:
             UserError: the sampler's are asked for, and the engine gives none.
         """
-        if not self._given(made):
+        if made.logprobs is None or made.entropy is None:
             if self.how == "sampler":
                 raise UserError("ppo.old_logprobs: this engine gives no log-probabilities; set 'recompute' or 'auto'")
             return False
         if self.how == "recompute" or (self.how == "auto" and not same_arithmetic(policy)):
             return False
         width = rollout.mask.shape[1]
-        if made.logprobs is not None and made.entropy is not None:
-            rollout.logprobs, rollout.entropy = made.logprobs[:, :width].clone(), made.entropy[:, :width].clone()
+        rollout.logprobs, rollout.entropy = made.logprobs[:, :width].clone(), made.entropy[:, :width].clone()
         if self.how == "auto" and self.agree is None:
             self.agree = True
             self._judge(self._of_some_rows(policy, rollout))
         return self.how == "sampler" or bool(self.agree)
 
-    def _given(self, made: Generated) -> bool:
-        """Whether the engine gives log-probabilities; one that had no row in this process gives what the others do."""
-        mine = None if not made.ids else made.logprobs is not None and made.entropy is not None
-        return all(given for given in self.context.processes.gather([mine]) if given is not None)
-
     def _of_some_rows(self, policy: RoleView, rollout: Rollout) -> float:
-        """Tokens of the rollout's longest rows on which sampler and training forward differ, over all processes."""
-        found = torch.zeros((), device=rollout.mask.device)
-        own = rollout.row_ids.tolist()
-        shortness = self.context.processes.gather(
-            [(-len(r), row) for r, row in zip(rollout.responses, own, strict=True)]
-        )
-        longest = {row for _, row in sorted(shortness)[:COMPARED]}
-        if index := [i for i, row in enumerate(own) if row in longest]:
-            rows = rollout.rows(index, self.context.pad_id)
-            new = scatter(policy_pass(policy, rows, self.temperature)[0], rows.response_lengths, rollout.mask.shape[1])
-            found += mismatched(new, rollout.logprobs[rows.numbers], rollout.mask[rows.numbers])
-        return self.context.processes.sum(found).item()
+        """Tokens of the rollout's longest rows on which sampler and training forward differ."""
+        longest = sorted((-len(r), row) for row, r in enumerate(rollout.responses))[:COMPARED]
+        rows = rollout.rows(sorted(row for _, row in longest), self.context.pad_id)
+        new = scatter(policy_pass(policy, rows, self.temperature)[0], rows.response_lengths, rollout.mask.shape[1])
+        return mismatched(new, rollout.logprobs[rows.numbers], rollout.mask[rows.numbers]).item()
 
     def compare(self, new: Tensor, old: Tensor, mask: Tensor) -> None:
         """Count the tokens (B, R) of a micro-batch on which training forward and sampler differ."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from data.records import Prompt
-from models.backbone.processes import Processes
 from models.backbone.seeds import generator
 
 
@@ -24,14 +23,9 @@ class PromptStream:
         self.prompts, self.queries, self.seed = prompts, queries, seed
         self._permutation: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
-    def share(self, update: int, rows: int, processes: Processes) -> tuple[range, list[int]]:
-        """Rows of this process in an update's rollout of ``rows`` rows, and the number of each one's prompt."""
-        mine = processes.share(rows)
-        return mine, self.chosen(update, rows, mine)
-
-    def chosen(self, update: int, rows: int, some: range) -> list[int]:
-        """The prompts' numbers of some rows in an update's rollout of ``rows`` rows."""
-        return [self._number(update * rows + i) for i in some]
+    def chosen(self, update: int, rows: int) -> list[int]:
+        """The number of each row's prompt in an update's rollout of ``rows`` rows."""
+        return [self._number(update * rows + i) for i in range(rows)]
 
     def _number(self, position: int) -> int:
         epoch, at = divmod(position, len(self.prompts))

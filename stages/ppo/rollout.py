@@ -1,6 +1,7 @@
 """One rollout of PPO: what was asked, what was sampled, and every number that the update needs.
 
-Shapes: B rows of this process, R the longest response. ``mask`` True = a real response token, the stop token included.
+Shapes: B rows, those of all processes; R the longest response. ``mask`` True = a real response token, the stop token
+included.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ EVALUATED = ("logprobs", "ref_logprobs", "entropy", "values")
 class Rollout:
     """Tensors live on the training device; ids are kept as they were sampled."""
 
-    row_ids: Tensor  # (B,) number of each row in the whole rollout over all processes
     prompts: Sequence[Prompt]
     queries: Sequence[list[int]]
     responses: Sequence[list[int]]
@@ -49,7 +49,7 @@ class Rollout:
 
     @classmethod
     def of(cls, made: Generated, device: torch.device, **rows: Any) -> Rollout:
-        """What was sampled, with zeros for what is not evaluated yet; ``rows``: ids, prompts, queries and texts."""
+        """What was sampled, with zeros for what is not evaluated yet; ``rows``: prompts, queries and texts."""
         width = max(1, max(map(len, made.ids), default=1))
         lengths = torch.tensor([len(ids) for ids in made.ids], dtype=torch.long, device=device)
         zeros: dict[str, Any] = {n: torch.zeros((len(made.ids), width), device=device) for n in EVALUATED}
@@ -74,9 +74,14 @@ class Rollout:
         return make_rows(queries, responses, pad_id, self.mask.device, numbers=index)
 
     @property
+    def row_lengths(self) -> list[int]:
+        """Tokens of each row, its query included."""
+        return [len(q) + len(r) for q, r in zip(self.queries, self.responses, strict=True)]
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest row, its query included."""
-        return max((len(q) + len(r) for q, r in zip(self.queries, self.responses, strict=True)), default=1)
+        return max(self.row_lengths, default=1)
 
     def parts(self, index: Sequence[int], rows: int, tokens: int | None) -> list[list[int]]:
         """Some rows cut into micro-batches of similar length: at most ``rows`` each, or ``tokens`` padded tokens."""
@@ -87,13 +92,15 @@ class Rollout:
             found = token_batches([len(self.queries[i]) + len(self.responses[i]) for i in index], tokens)
         return [[index[i] for i in part] for part in found]
 
-    def samples(self) -> Samples:
+    def samples(self, rows: range) -> Samples:
+        """Neighbouring rows as a reward sees them."""
+        some = slice(rows.start, rows.stop)
         return Samples(
-            prompts=self.prompts,
-            queries=self.queries,
-            responses=self.responses,
-            texts=self.texts,
-            finished=self.finished.tolist(),
+            prompts=self.prompts[some],
+            queries=self.queries[some],
+            responses=self.responses[some],
+            texts=self.texts[some],
+            finished=self.finished[some].tolist(),
         )
 
 
@@ -101,8 +108,8 @@ class Rollout:
 class StepRecord:
     """What one optimizer step did, for those who want to check."""
 
-    row_ids: list[int]  # rows of the minibatch that this process handled
-    tokens: float  # the denominator: response tokens of the whole minibatch over all processes
+    row_ids: list[int]  # rows of the minibatch
+    tokens: float  # the denominator: response tokens of the minibatch
     policy_grad_norm: float  # before clipping
     value_grad_norm: float
     learning_rate: float

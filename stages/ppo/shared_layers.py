@@ -50,7 +50,7 @@ def keep_prefix_states(
     """
     base.prefix_cache = None
     depth, decoder = shared_depth(base, config)
-    if decoder is None or not rollout.queries:  # a process may have no row
+    if decoder is None:
         rollout.prefix_states = None
         return 0
     rows = [[*q, *r] for q, r in zip(rollout.queries, rollout.responses, strict=True)]

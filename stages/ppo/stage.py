@@ -47,7 +47,6 @@ def run(
         model,
         context.recipe_folder,
         standardise=config.standardise_scores,
-        reduce=context.processes.sum,
         device=context.processes.device,
     )
     add_roles(context, config, model)
@@ -147,9 +146,8 @@ class Loop:
     def saved_before(self, error: Exception) -> Exception:
         """Save what is finished; the error, saying where the run resumes once it is fixed."""
         checkpoints, words = self.context.checkpoints, ""
-        if checkpoints.folder is not None and not isinstance(error, CheckpointError | NonFiniteError):
-            checkpoints.save(self.ppo.position, self.state())
-            checkpoints.wait()
+        lasting = isinstance(error, CheckpointError | NonFiniteError)
+        if not lasting and checkpoints.save_now(self.ppo.position, self.state()):
             words = (
                 f"\n{self.ppo.update_index} of {self.ppo.config.updates} updates are done and saved; once it is "
                 "fixed, the same command resumes from there"

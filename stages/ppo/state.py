@@ -5,7 +5,7 @@ Noise has nothing to save: every generator is derived from the seed and the upda
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,13 @@ def snapshot(ppo: PPO) -> State:
     own: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     if ppo.cycle is not None:
-        rollout = ppo.cycle.rollout
-        own = {name: getattr(rollout, name) for name in (*FIELDS, *DERIVED)}
-        own |= {f"parts/{name}": v for name, v in rollout.score_parts.items()}
-        own |= {} if rollout.prefix_states is None else {"lower": rollout.prefix_states}
+        rollout, mine = ppo.cycle.rollout, slice(ppo.mine.start, ppo.mine.stop)
+        own = {name: getattr(rollout, name)[mine] for name in (*FIELDS, *DERIVED)}
+        own |= {f"parts/{name}": v[mine] for name, v in rollout.score_parts.items()}
+        if rollout.prefix_states is not None and ppo.mine:
+            own["lower"] = torch.cat(rollout.prefix_states.split(rollout.row_lengths)[mine])
         numbers = {
-            "responses": [list(r) for r in rollout.responses],
+            "responses": [list(r) for r in rollout.responses[mine]],
             "parts": list(rollout.score_parts),
             "numbers": ppo.cycle.numbers,
             "records": [asdict(r) for r in ppo.cycle.records],
@@ -69,41 +70,25 @@ def restore(ppo: PPO, state: State) -> None:
     running = {k.removeprefix("running/"): v for k, v in state.tensors.items() if k.startswith("running/")}
     ppo.reward.restore(running)
     if state.own_numbers["cycle"]:
-        own, cycle = shared_anew(ppo, state)
+        tensors, cycle = whole_cycle(state)
         records = [StepRecord(**r) for r in cycle["records"]]
-        ppo.cycle = Cycle(rollout=_rollout(ppo, own, cycle), numbers=cycle["numbers"], records=records)
+        ppo.cycle = Cycle(rollout=_rollout(ppo, tensors, cycle), numbers=cycle["numbers"], records=records)
 
 
-def shared_anew(ppo: PPO, state: State) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-    """This process's part of the cycle: the one that it saved, or its share of all where another number saved them."""
-    processes, cycles = ppo.context.processes, [numbers["cycle"] for _, numbers in state.parts]
-    if len(cycles) in (0, processes.world_size):  # 0: not from a file
-        return state.own, state.own_numbers["cycle"]
-    mine = processes.share(ppo.config.rollouts)
-    cycle, tensors = joined_cycles(cycles, mine), [tensors for tensors, _ in state.parts]
-    widest, width = max(t["logprobs"].shape[1] for t in tensors), max([1, *map(len, cycle["responses"])])
-    own = {}
-    for name in tensors[0].keys() - {"lower"}:
-        whole = torch.cat([of_width(t[name], widest) for t in tensors])
-        own[name] = of_width(whole[mine.start : mine.stop], width)
-    kept = ["lower" in t for t, c in zip(tensors, cycles, strict=True) if c["responses"]]
-    if mine and all(kept):
-        responses = [ids for c in cycles for ids in c["responses"]]
-        chosen = ppo.stream.chosen(ppo.update_index, len(responses), range(len(responses)))
-        lengths = [len(ppo.stream.queries[i]) + len(r) for i, r in zip(chosen, responses, strict=True)]
-        lower = torch.cat([t["lower"] for t in tensors if "lower" in t]).split(lengths)
-        own["lower"] = torch.cat(lower[mine.start : mine.stop])
-    return own, cycle
-
-
-def joined_cycles(cycles: Sequence[Mapping[str, Any]], mine: range) -> dict[str, Any]:
-    """The numbers of all processes' parts of a cycle as one process has them that handles the rows ``mine``."""
+def whole_cycle(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and numbers of all rows of the cycle, of which each process that saved it has a share."""
+    parts = state.parts or [(state.own, state.own_numbers)]  # without parts: not from a file
+    saved, cycles = [tensors for tensors, _ in parts], [numbers["cycle"] for _, numbers in parts]
     responses = [ids for cycle in cycles for ids in cycle["responses"]]
-    records = []
-    for step in zip(*(cycle["records"] for cycle in cycles), strict=True):
-        handled = [row for record in step for row in record["row_ids"]]
-        records.append(dict(step[0]) | {"row_ids": [row for row in handled if row in mine]})
-    return dict(cycles[0]) | {"responses": responses[mine.start : mine.stop], "records": records}
+    widest, width = max(t["logprobs"].shape[1] for t in saved), max([1, *map(len, responses)])
+    whole = {
+        name: of_width(torch.cat([of_width(t[name], widest) for t in saved]), width)
+        for name in saved[0].keys() - {"lower"}
+    }
+    kept = [t.get("lower") for t, cycle in zip(saved, cycles, strict=True) if cycle["responses"]]
+    if all(lower is not None for lower in kept):
+        whole["lower"] = torch.cat([lower for lower in kept if lower is not None])
+    return whole, dict(cycles[0]) | {"responses": responses}
 
 
 def of_width(rows: Tensor, width: int) -> Tensor:
@@ -115,17 +100,16 @@ def of_width(rows: Tensor, width: int) -> Tensor:
 
 def _rollout(ppo: PPO, saved: Mapping[str, Tensor], cycle: Mapping[str, Any]) -> Rollout:
     device, responses = ppo.base.device, cycle["responses"]
-    own = {name: tensor.to(device) for name, tensor in saved.items()}
-    rows, chosen = ppo.stream.share(ppo.update_index, ppo.config.rollouts, ppo.context.processes)
+    tensors = {name: tensor.to(device) for name, tensor in saved.items()}
+    chosen = ppo.stream.chosen(ppo.update_index, ppo.config.rollouts)
     lengths = torch.tensor([len(ids) for ids in responses], device=device)
     return Rollout(
-        row_ids=torch.tensor(list(rows)),
         prompts=[ppo.stream.prompts[i] for i in chosen],
         queries=[ppo.stream.queries[i] for i in chosen],
         responses=responses,
         texts=[ppo.context.renderer.text(ids) for ids in responses],
-        mask=ppo_math.response_mask(lengths, own["logprobs"].shape[1]),
-        prefix_states=own.get("lower"),
-        score_parts={name: own[f"parts/{name}"] for name in cycle["parts"]},
-        **{name: own[name] for name in (*FIELDS, *DERIVED)},
+        mask=ppo_math.response_mask(lengths, tensors["logprobs"].shape[1]),
+        prefix_states=tensors.get("lower"),
+        score_parts={name: tensors[f"parts/{name}"] for name in cycle["parts"]},
+        **{name: tensors[name] for name in (*FIELDS, *DERIVED)},
     )

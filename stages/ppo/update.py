@@ -24,7 +24,7 @@ from models.backbone.seeds import generator
 from models.backbone.transfers import wide
 from models.roles.role_view import RoleView
 from models.sampling.fast import FastEngine
-from models.sampling.generate import Engine, Generated, SamplingParams, generate, sampling_noise
+from models.sampling.generate import Engine, Generated, SamplingParams, gathered, generate, sampling_noise
 from reward.terms.composition import WeightedSum
 from stages import ppo_math
 from stages.ppo.kl_controller import make_controller
@@ -33,11 +33,12 @@ from stages.ppo.micro_batching import MicroBatching
 from stages.ppo.old_logprobs import OldLogprobs
 from stages.ppo.optimizer import make_optimizer
 from stages.ppo.prompt_stream import PromptStream
-from stages.ppo.rollout import Cycle, Rollout, StepRecord, policy_pass, response_states, value_pass
+from stages.ppo.rollout import EVALUATED, Cycle, Rollout, StepRecord, policy_pass, response_states, value_pass
 from stages.ppo.shared_layers import keep_prefix_states, shared_depth
 from stages.remote_rollouts import RemoteRollouts, importance_weights, rollout_servers
 from stages.settings import PPOConfig
 from stages.stage import StageContext, schedule_factor
+from stages.training.gradient_sums import OrderedSums
 from stages.training.nonfinite import NonFiniteSteps
 
 VERSION = 13
@@ -75,7 +76,10 @@ class PPO:
         self.base_rates = [g["lr"] for g in self.optimizer.param_groups]
         self.nonfinite = NonFiniteSteps("ppo.max_skipped_steps", config.max_skipped_steps)
         setting = f"ppo.micro_{'batch' if config.micro_tokens is None else 'tokens'}"
-        self.micro = MicroBatching(config, OOMRetry(setting, context.warn_alone, context.processes.together))
+        retry = OOMRetry(setting, context.warn_alone, context.processes.together)
+        self.micro = MicroBatching(config, retry, context.processes)
+        trained = [*self.policy_parameters.values(), *self.value_parameters.values()]
+        self.gradients = OrderedSums(trained, context.processes)
         self.sampling_retry = OOMRetry("rows sampled at once", context.warn_alone, context.processes.together)
         self.update_index = 0
         self.records: list[StepRecord] = []
@@ -123,27 +127,35 @@ class PPO:
         each = self.config.epochs * self.config.minibatches + 1
         return self.update_index * each + (0 if self.cycle is None else 1 + len(self.cycle.records))
 
+    @property
+    def mine(self) -> range:
+        """The rows of a rollout that this process samples, scores and saves."""
+        return self.context.processes.share(self.config.rollouts)
+
     # -- 1. rollout: queries, responses, log-probabilities, values, scores -----------------------------------------
 
     @torch.profiler.record_function("trivet/rollout")
     @torch.no_grad()
     def rollout(self) -> tuple[Rollout, dict[str, float]]:
-        """Sample responses and evaluate policy, reference, value and reward on them; nothing here has a gradient."""
-        mine, chosen = self.stream.share(self.update_index, self.config.rollouts, self.context.processes)
+        """Sample responses and evaluate policy, reference, value and reward on them; nothing here has a gradient.
+
+        Every process samples its share of the rows, and has all of them afterwards.
+        """
+        mine, chosen = self.mine, self.stream.chosen(self.update_index, self.config.rollouts)
         queries = [self.stream.queries[i] for i in chosen]
         t0 = time.perf_counter()
-        generated = self.sample(queries, mine)
+        own = self.sample(queries[mine.start : mine.stop], mine)
+        generated = gathered(own, self.context.processes)
         t1 = time.perf_counter()
         rollout = Rollout.of(
             generated,
             self.base.device,
-            row_ids=torch.tensor(list(mine), dtype=torch.long),
             prompts=[self.stream.prompts[i] for i in chosen],
             queries=queries,
             texts=[self.context.renderer.text(ids) for ids in generated.ids],
         )
         self.evaluate(rollout, generated)
-        numbers = {} if self.remote is None else self.compare_servers(self.remote, rollout, generated)
+        numbers = {} if self.remote is None else self.compare_servers(self.remote, rollout, own)
         self.score(rollout)
         return rollout, numbers | {"time/rollout": t1 - t0, "time/score": time.perf_counter() - t1}
 
@@ -167,7 +179,7 @@ class PPO:
             )
 
     def evaluate(self, rollout: Rollout, generated: Generated) -> None:
-        """Fill in the policy's and the reference's log-probabilities and the values."""
+        """Fill in the policy's and the reference's log-probabilities and the values; processes share the passes."""
         keep_prefix_states(self.base, rollout, self.config, self.context.warn)
         source = self.old.source(self.base, rollout, generated)
         temperature, width = self.config.temperature, rollout.mask.shape[1]
@@ -195,6 +207,8 @@ class PPO:
                     rollout.values[numbers] = padded(value_pass(value, rows))
 
         self.micro.each(rollout, pass_of)
+        for name in EVALUATED if source != "sampler" else ("ref_logprobs", "values"):
+            setattr(rollout, name, self.context.processes.sum(getattr(rollout, name)))
 
     def policy_value(self, policy: RoleView, rows: Rows) -> Tensor:
         """Values (N,) by the value head on the policy's own states."""
@@ -202,23 +216,26 @@ class PPO:
         return head(response_states(policy, rows))
 
     def score(self, rollout: Rollout) -> None:
-        """Fill in the reward's scores; where a process cannot get its own, all of them stop with its error."""
-        own = self.reward.scores(rollout.samples(), self.context.processes)
-        scores, parts = self.reward.combine(own)
+        """Fill in the reward's scores; where a process cannot get its share's, all of them stop with its error."""
+        processes = self.context.processes
+        own = self.reward.scores(rollout.samples(self.mine), processes)
+        scores, parts = self.reward.combine({name: processes.gather_rows(values) for name, values in own.items()})
         rollout.raw_scores = scores.to(self.base.device)
         rollout.score_parts = {k: v.to(self.base.device) for k, v in parts.items()}
 
-    def compare_servers(self, remote: RemoteRollouts, rollout: Rollout, generated: Generated) -> dict[str, float]:
-        """Refuse what was not sampled from the policy; otherwise, where asked, the weights that correct for the gap."""
-        found, cap = remote.compare(rollout.logprobs, generated, rollout.mask), self.config.importance_cap
+    def compare_servers(self, remote: RemoteRollouts, rollout: Rollout, own: Generated) -> dict[str, float]:
+        """Refuse what was not sampled from the policy; otherwise, where asked, the weights that correct for the gap.
+
+        ``own`` is what servers gave to this process.
+        """
+        mine, cap = slice(self.mine.start, self.mine.stop), self.config.importance_cap
+        found = remote.compare(rollout.logprobs[mine], own, rollout.mask[mine])
         if cap is not None:
-            assert generated.logprobs is not None
-            sampled = generated.logprobs[:, : rollout.mask.shape[1]]
+            assert own.logprobs is not None
+            sampled = self.context.processes.gather_rows(own.logprobs)[:, : rollout.mask.shape[1]]
             rollout.importance = importance_weights(rollout.logprobs, sampled, rollout.mask, cap)
             weights = ppo_math.masked_sum(wide(rollout.importance), rollout.mask)
-            totals = torch.stack([weights, wide(rollout.mask.sum())])
-            weight, tokens = self.context.processes.sum(totals).tolist()
-            found["rollout/importance_weight"] = weight / max(tokens, 1.0)
+            found["rollout/importance_weight"] = (weights / rollout.mask.sum().clamp(min=1)).item()
         return found
 
     # -- 2. scores -> token rewards -> advantages ------------------------------------------------------------------
@@ -236,11 +253,11 @@ class PPO:
     @torch.no_grad()
     def compute_advantages(self, rollout: Rollout) -> None:
         """Generalised advantage estimation over response tokens, whitened over the whole rollout."""
-        config, mask, reduce = self.config, rollout.mask, self.context.processes.sum
+        config, mask = self.config, rollout.mask
         if config.whiten_rewards:
-            rollout.rewards = ppo_math.whiten(rollout.rewards, mask, shift_mean=False, reduce=reduce)
+            rollout.rewards = ppo_math.whiten(rollout.rewards, mask, shift_mean=False)
         raw, rollout.returns = ppo_math.gae(rollout.rewards, rollout.values, mask, config.gamma, config.lam)
-        rollout.advantages = ppo_math.whiten(raw, mask, reduce=reduce) if config.whiten_advantages else raw
+        rollout.advantages = ppo_math.whiten(raw, mask) if config.whiten_advantages else raw
         if rollout.importance is not None:  # a positive factor of the clipped objective and of the plain one alike
             rollout.advantages = rollout.advantages * rollout.importance
 
@@ -254,16 +271,17 @@ class PPO:
         """
         self.records = [] if records is None else records
         rate = self._set_learning_rate()
-        minibatches = self._minibatches(rollout)
+        minibatches = self._minibatches()
         for rows in minibatches[len(self.records) :]:
-            own = torch.tensor(float(sum(len(rollout.responses[i]) for i in rows)), dtype=torch.float64)
-            tokens = self.context.processes.sum(own).clamp(min=1).item()
+            tokens = float(max(1, sum(len(rollout.responses[i]) for i in rows)))
 
             def backward(part: list[int], tokens: float = tokens) -> dict[str, Tensor]:
                 return self.backward(rollout, part, tokens)
 
-            losses = self.micro.accumulate(rollout, rows, backward, undo=self._discard_gradients)
-            record = self.optimizer_step(losses, tokens, [int(rollout.row_ids[i]) for i in rows])
+            losses = self.micro.accumulate(
+                rollout, rows, backward, STEP_METRICS, self.gradients, undo=self._discard_gradients
+            )
+            record = self.optimizer_step(losses, tokens, rows)
             self.records.append(record)
             self.nonfinite.record(record.applied, f"PPO, update {self.update_index + 1}", record.norms)
             if len(self.records) < len(minibatches):
@@ -316,13 +334,11 @@ class PPO:
 
     def optimizer_step(self, losses: dict[str, Tensor], tokens: float, row_ids: list[int]) -> StepRecord:
         """Add gradients over processes, clip each role's by its own norm, and step where all of it is finite."""
-        config, processes = self.config, self.context.processes
-        zero = torch.zeros((), dtype=torch.float64)
-        totals = processes.sum(torch.stack([losses.get(name, zero) for name in STEP_METRICS])).tolist()
+        config, totals = self.config, torch.stack([losses[name] for name in STEP_METRICS]).tolist()
         if not self.records:
             self.old.conclude()
         roles = [list(self.policy_parameters.values()), list(self.value_parameters.values())]
-        processes.sum_gradients([p for role in roles for p in role])
+        self.gradients.finish()
         norms = torch.stack([torch.nn.utils.clip_grad_norm_(p, config.max_grad_norm) for p in roles]).tolist()
         applied = all(map(math.isfinite, [*norms, *totals[:2]]))
         if applied:
@@ -344,20 +360,18 @@ class PPO:
     def summary(self, rollout: Rollout) -> dict[str, float]:
         """The rollout's metrics, and what this update took."""
         retry = self.micro.retry
-        return rollout_metrics(rollout, self.controller.coef, self.context.processes) | {
+        return rollout_metrics(rollout, self.controller.coef) | {
             "objective/kl_coef": self.controller.coef,
             "memory/peak": float(peak_memory(self.base.device)),
             retry.name.replace("ppo.", "memory/"): float(self.micro.size),
         }
 
-    def _minibatches(self, rollout: Rollout) -> list[list[int]]:
-        """This process's rows in every minibatch of all epochs, in order; an epoch is a fresh permutation."""
+    def _minibatches(self) -> list[list[int]]:
+        """The rows of every minibatch of all epochs, in order; an epoch is a fresh permutation."""
         config, out = self.config, list[list[int]]()
-        local = {int(row): i for i, row in enumerate(rollout.row_ids)}
         for epoch in range(config.epochs):
             g = generator(self.context.seed, "ppo/minibatches", self.update_index * config.epochs + epoch)
-            chunks = ppo_math.minibatches(config.rollouts, config.minibatches, g)
-            out += [[local[r] for r in chunk.tolist() if r in local] for chunk in chunks]
+            out += [chunk.tolist() for chunk in ppo_math.minibatches(config.rollouts, config.minibatches, g)]
         return out
 
     def _set_learning_rate(self) -> float:

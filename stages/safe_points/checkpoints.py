@@ -255,6 +255,12 @@ class Checkpoints:
             self._thread.start()
         self._last = time.monotonic()
 
+    def save_now(self, number: int, state: State) -> bool:
+        """Save what is finished before an error ends the stage, and wait for it; whether there is a folder for it."""
+        self.save(number, state)
+        self.wait()
+        return self.folder is not None
+
     def _write(self, number: int, tensors: dict[str, Tensor], numbers: Any, known: dict[str, Any]) -> None:
         assert self.folder is not None
         aside = self.folder / f".step_{number}.partial"

@@ -54,3 +54,56 @@ class GradientSums:
         wide = torch.float64
         for p, total in zip(self.parameters, self.processes.sum_known(own, self.parameters, wide), strict=True):
             p.grad = None if total is None else total.to(p.dtype)
+
+
+LARGEST_IN_ORDER = 2**24
+"""Numbers at most in the gradients of all micro-batches of a step that are sent one by one: 64 MB of fp32."""
+
+
+class OrderedSums:
+    """Gradients of micro-batches that were dealt out to processes, added up in fp32 in the order of one process.
+
+    One process adds each micro-batch's gradient to those before it. On a CPU, where few numbers have to travel for it,
+    several do the same, so that their sum has the bits of one process. Elsewhere each process adds up its own, and the
+    processes' sums are added in one message.
+
+    Args:
+        parameters: what is trained, in fp32.
+        processes: that share the micro-batches (``Processes.dealt``).
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], processes: Processes) -> None:
+        self.parameters, self.processes = list(parameters), processes
+        self.size = sum(p.numel() for p in self.parameters)
+        self.on_cpu = all(p.device.type == "cpu" for p in self.parameters)
+        self.in_order = False
+        self._own: list[Tensor] = []
+
+    def begin(self, micro_batches: int) -> None:
+        """A step begins, or begins again, with so many micro-batches over all processes; all of them say the same."""
+        few = micro_batches * self.size <= LARGEST_IN_ORDER
+        self.in_order, self._own = self.processes.world_size > 1 and self.on_cpu and few, []
+
+    def add(self) -> None:
+        """Take the gradients of one micro-batch of this process from the parameters."""
+        if not self.in_order:
+            return
+        known = torch.tensor([float(p.grad is not None) for p in self.parameters])
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        self._own.append(torch.cat([*(g.flatten() for g in grads), known]))
+        for p in self.parameters:
+            p.grad = None
+
+    def finish(self) -> None:
+        """Put the sums over micro-batches and processes where the optimizer finds them; all processes call it."""
+        if not self.in_order:
+            return self.processes.sum_gradients(self.parameters)
+        none = torch.zeros((0, self.size + len(self.parameters)))
+        each = self.processes.gather_dealt(torch.stack(self._own) if self._own else none)
+        self._own = []
+        total = torch.zeros(each.shape[1]) if not len(each) else each[0].clone()
+        for row in each[1:]:
+            total += row
+        *sums, known = total.split([*(p.numel() for p in self.parameters), len(self.parameters)])
+        for p, own, count in zip(self.parameters, sums, known.tolist(), strict=True):
+            p.grad = own.view_as(p).clone() if count else None

@@ -264,7 +264,7 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted_or_refused(tmp_path, m
 def test_an_epoch_visits_every_prompt_once_across_updates(tmp_path):
     """R20, C12: 5 prompts in rollouts of 4: each block of 5 in the stream of rows has every prompt once."""
     ppo = make_ppo(tmp_path, prompts=PROMPTS[:5], rollouts=4)
-    order = [i for update in range(5) for i in ppo.stream.share(update, 4, ppo.context.processes)[1]]
+    order = [i for update in range(5) for i in ppo.stream.chosen(update, 4)]
     for at in range(0, 20, 5):
         assert sorted(order[at : at + 5]) == list(range(5))
     assert order[:5] != order[5:10] or order[5:10] != order[10:15]

@@ -62,6 +62,7 @@ NOT_RUN = {
     "make": MAKE,
     "pip": "installs packages from a registry",
     "python benchmarks/": "a benchmark of hours, against installations of other releases",
+    "torchrun --nnodes 2": "needs two machines and servers: test_launch_files.py runs the files that start it",
     "trivet serve-reward": SERVES,
     "trivet watch": SERVES,
     "trivet rollout-server": "serves until it is stopped, by a package of its own: `make test-vllm` starts it",

@@ -198,8 +198,8 @@ LOGPROBS = [
     _of("L2", "sampler's lower states one position late", FAE, "storage.prefix_states[self.at, positions] = x", "storage.prefix_states[self.at, positions - 1] = x",
         LOWER, "sampler_keeps"),
     _of("L2", "sampler's lower states not compared before they are used", LL, "> TOLERANCE:", "> 1e9:", LOWER, "far_from"),
-    _of("K2", "the sampler's lower states missing in a checkpoint", STATE, 'own |= {} if rollout.prefix_states is None else {"lower": rollout.prefix_states}',
-        "pass", LOWER, "interrupted"),
+    _of("K2", "the sampler's lower states missing in a checkpoint", STATE, "if rollout.prefix_states is not None and ppo.mine:",
+        "if not ppo.mine:", LOWER, "interrupted"),
     _of("L2", "known products without the adapter's part", FAP, "part.addmm_(x @ p.a.T, p.b.T, alpha=p.scale)", "pass", LOWER,
         "states_and_gradients"),
     _of("L2", "kept lower layers used below an adapter", FAT, "or decoder.lowest < self.depth", "or decoder.lowest < 0", LOWER,
@@ -272,8 +272,8 @@ ADVANTAGES = [
     _of("A5", "whitened again per micro-batch", M, "old(rollout.advantages), mask, config.clip",
         "ppo_math.whiten(old(rollout.advantages), mask), mask, config.clip", ORACLE, PLAIN),
     _of("A6", "returns from whitened advantages", M,
-        "rollout.advantages = ppo_math.whiten(raw, mask, reduce=reduce) if config.whiten_advantages else raw",
-        "rollout.advantages = ppo_math.whiten(raw, mask, reduce=reduce) if config.whiten_advantages else raw\n"
+        "rollout.advantages = ppo_math.whiten(raw, mask) if config.whiten_advantages else raw",
+        "rollout.advantages = ppo_math.whiten(raw, mask) if config.whiten_advantages else raw\n"
         "        rollout.returns = rollout.advantages + rollout.values * mask", PPO, "returns_do_not_depend"),
     _of("A7", "no spread divides by zero", PM, "torch.where(variance > 1e-12, variance.clamp(min=1e-12).rsqrt(), torch.zeros_like(variance))",
         "variance.rsqrt()", MATHS, "too_few"),

@@ -64,15 +64,15 @@ def parts_of(whole, found: State, shares: list[range]) -> list:
         own = {n: t[mine] if t.ndim == 1 else t[mine, :width] for n, t in found.own.items() if n != "lower"}
         if "lower" in found.own and responses:
             own["lower"] = torch.cat(found.own["lower"].split(lengths)[mine])
-        records = [r | {"row_ids": [i for i in r["row_ids"] if i in rows]} for r in cycle["records"]]
-        parts.append((own, {"limits": {}, "cycle": cycle | {"responses": responses, "records": records}}))
+        parts.append((own, {"limits": {}, "cycle": cycle | {"responses": responses}}))
     return parts
 
 
 @pytest.mark.parametrize("layers", ["all", [1]])
 @pytest.mark.parametrize("shares", [[range(0, 4), range(4, 8)], [range(0, 1), range(1, 8), range(8, 8)]])
-def test_a_cycle_that_several_processes_saved_is_shared_out_anew(tmp_path, layers, shares):
-    """Saved by two, or by three of which the last has no row; resumed by one to the same bits, and by four in parts."""
+def test_a_cycle_that_several_processes_saved_is_whole_again_in_any_number(tmp_path, layers, shares):
+    """Saved by two, or by three of which the last has no row; resumed by one to the same bits; each of four
+    has all rows, and saves its share."""
     settings = SETTINGS | {"adapter": AdapterConfig(rank=4, alpha=8, layers=layers), "updates": 2}
     whole, kept = make_ppo(tmp_path / "whole", **settings), []
 
@@ -99,11 +99,15 @@ def test_a_cycle_that_several_processes_saved_is_shared_out_anew(tmp_path, layer
         part = make_ppo(tmp_path / str(rank), **settings)
         part.context.processes.rank, part.context.processes.world_size = rank, 4
         ppo_state.restore(part, state)
-        rollout, mine = part.cycle.rollout, slice(2 * rank, 2 * rank + 2)
-        width = max(map(len, rollout.responses))
-        assert rollout.row_ids.tolist() == [2 * rank, 2 * rank + 1] and rollout.mask.shape == (2, width)
-        for name, values in fields.items():
-            expected_part = values[mine] if values.ndim == 1 else values[mine, :width]
-            assert torch.equal(getattr(rollout, name), expected_part), name
-        assert sum(len(r.row_ids) for r in part.cycle.records) <= 2 == len(rollout.prompts)
-        assert (rollout.prefix_states is not None) is (layers != "all")
+        rollout = part.cycle.rollout
+        assert len(rollout.prompts) == 8 and all(torch.equal(getattr(rollout, n), fields[n]) for n in fields)
+        records = kept[0].own_numbers["cycle"]["records"]
+        assert [r.row_ids for r in part.cycle.records] == [r["row_ids"] for r in records]
+        assert len(part.cycle.records) == 1 and len(part.cycle.records[0].row_ids) == 4
+        saved, mine = ppo_state.snapshot(part), slice(2 * rank, 2 * rank + 2)
+        assert all(torch.equal(saved.own[n], fields[n][mine]) for n in fields)
+        assert saved.own_numbers["cycle"]["responses"] == [list(r) for r in rollout.responses[mine]]
+        lengths = rollout.row_lengths
+        assert ("lower" in saved.own) is (layers != "all")
+        if layers != "all":
+            assert torch.equal(saved.own["lower"], torch.cat(rollout.prefix_states.split(lengths)[mine]))

@@ -24,18 +24,21 @@ from evaluation.best_of import Chooser
 from evaluation.generations import Generations
 from evaluation.held_out import Evaluator, System
 from evaluation.settings import EvaluationConfig
+from models.backbone.logprobs import make_rows
 from models.backbone.processes import Processes
 from models.roles.shared_base import SharedBase
+from models.sampling.generate import Generated
 from reward.settings import RewardPart
 from reward.terms.composition import compose
 from stages import pretrain, rankings, reward_model, sft
 from stages.ppo import stage as ppo_stage
+from stages.ppo.rollout import policy_pass
 from stages.ppo.update import PPO
 from stages.settings import PPOConfig, PretrainConfig, PretrainModel, RankingsConfig, RewardConfig, SFTConfig
 from stages.stage import StageContext
 from stages.training import sft_trainer
-from tests.conftest import make_base, randomise
-from tests.support.ppo import make_context, make_prompt
+from tests.conftest import make_base, randomise, tiny_lm, word_tokenizer
+from tests.support.ppo import make_context, make_ppo, make_prompt
 
 LENGTHS = (1, 9, 2, 14, 3, 1, 11, 5, 2, 7, 1)  # 11 rows: neither batches of 4 nor two processes divide them
 CASES: dict[str, dict[str, Any]] = {
@@ -50,6 +53,8 @@ FUNCTION = {"source": "several_processes.py:longest_first", "name": "longest"}
 ALIGNED: dict[str, dict[str, Any]] = {
     "odd": {"rollouts": 6, "minibatches": 2, "whiten_rewards": True, "kl": "adaptive", "kl_target": 0.01},
     "a row a minibatch": {"rollouts": 2, "minibatches": 2},
+    "the same micro-batches": {"rollouts": 6, "minibatches": 2, "micro_batch": 1, "old_logprobs": "recompute"},
+    "the same micro-batches by tokens": {"rollouts": 9, "micro_tokens": 20, "old_logprobs": "recompute"},
     "one row": {"rollouts": 1, "reward": [FUNCTION | {"normalise": True}]},
     "all answers cut": {"rollouts": 4, "max_new_tokens": 1, "micro_tokens": 30},
     "a function of all rows": {
@@ -100,10 +105,10 @@ def whole_base() -> SharedBase:
 BASE: list[Callable[[], SharedBase]] = [whole_base]  # the first one makes the base of each stage
 
 
-def context_of(folder: Path, name: str, corpus: Corpus) -> StageContext:
+def context_of(folder: Path, name: str, corpus: Corpus, base: SharedBase | None = None) -> StageContext:
     out = folder / f"{name}-{os.environ.get('RANK', '0')}"
     out.mkdir()
-    return make_context(BASE[0](), out, corpus, recipe_folder=Path(__file__).parent)
+    return make_context(base or BASE[0](), out, corpus, recipe_folder=Path(__file__).parent)
 
 
 def ended(context: StageContext, role: str) -> dict[str, Any]:
@@ -113,12 +118,14 @@ def ended(context: StageContext, role: str) -> dict[str, Any]:
     return {"weights": weights, "log": rows}
 
 
-def tuned(folder: Path, name: str, settings: dict[str, Any], dropout: float = 0.0) -> dict[str, Any]:
+def tuned(
+    folder: Path, name: str, settings: dict[str, Any], dropout: float = 0.0, base: SharedBase | None = None
+) -> dict[str, Any]:
     rows = tuple(
         Demonstration(prompt=make_prompt(f"w{i} w{i + 1}"), answer=" ".join(f"w{(i * 7 + j) % 30}" for j in range(n)))
         for i, n in enumerate(LENGTHS)
     )
-    context = context_of(folder, f"sft {name}", Corpus(demonstrations=Split(train=rows)))
+    context = context_of(folder, f"sft {name}", Corpus(demonstrations=Split(train=rows)), base)
     context = replace(context, adapter=context.adapter.model_copy(update={"dropout": dropout}))
     sft.run(context, SFTConfig(epochs=2, learning_rate=1e-3, **settings))
     return ended(context, "sft")
@@ -208,7 +215,7 @@ def aligned(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]
         made = rollout(self)
         samples = made[0]
         rows = zip([p.text for p in samples.prompts], samples.responses, strict=True)
-        seen.append(context.processes.gather([(text, list(ids)) for text, ids in rows]))
+        seen.append([(text, list(ids)) for text, ids in rows])
         return made
 
     PPO.rollout = watched  # type: ignore[method-assign]
@@ -223,6 +230,41 @@ def aligned(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]
     return {"weights": weights, "responses": seen, "log": ended(context, "policy")["log"]}
 
 
+def half_base() -> SharedBase:
+    return SharedBase(tiny_lm("llama", 0, attention_dropout=0.0).bfloat16(), word_tokenizer(), name="tiny-bf16")
+
+
+def given_logprobs(base: SharedBase, role: str) -> list[float]:
+    """Log-probabilities of tokens that nobody sampled, in one batch."""
+    queries, responses = [[1, 5 + i, 9] for i in range(4)], [[3 + i, 20, 7 + 2 * i, 2][i:] for i in range(4)]
+    with base.role(role) as view, torch.no_grad():
+        return policy_pass(view, make_rows(queries, responses, 0, "cpu"), 1.0)[0].tolist()
+
+
+def given_responses(role: Any, prompts: Any, *, params: Any, noise: Any) -> Generated:
+    """An engine that takes responses from the prompts, so that rounding chooses no token."""
+    ids = [[3 + (sum(p) + j) % 20 for j in range(1 + sum(p) % 5)] + [2] for p in prompts]
+    return Generated(ids=ids, finished=[True] * len(ids))
+
+
+def in_half(folder: Path) -> dict[str, dict[str, Any]]:
+    """SFT and PPO on a bf16 base: losses, what was added to the weights, and what the result says of given tokens."""
+    base = half_base()
+    log = tuned(folder, "sft bf16", {"batch": 8, "micro_batch": 8}, base=base)["log"]
+    added = [p.flatten() for n, p in base.parameters_of("sft").items() if "lora_B" in n]  # starts as zeros
+    sft_found = {"losses": [row["loss"] for row in log], "update": torch.cat(added).tolist()}
+    sft_found["logprobs"] = given_logprobs(base, "sft")
+    out = folder / f"ppo-bf16-{os.environ.get('RANK', '0')}"
+    out.mkdir()
+    ppo = make_ppo(out, base=half_base(), engine=given_responses, minibatches=2, micro_batch=3, updates=2)
+    before = [p.detach().clone() for p in ppo.policy_parameters.values()]
+    metrics = list(ppo.train())
+    added = [(p.detach() - b).flatten() for p, b in zip(ppo.policy_parameters.values(), before, strict=True)]
+    losses = [row[name] for row in metrics for name in ("ppo/loss/policy", "ppo/loss/value")]
+    found = {"losses": losses, "update": torch.cat(added).tolist(), "logprobs": given_logprobs(ppo.base, "policy")}
+    return {"sft": sft_found, "ppo": found}
+
+
 def everything(folder: Path) -> dict[str, Any]:
     """What this process ended in."""
     processes = Processes("auto")
@@ -235,6 +277,7 @@ def everything(folder: Path) -> dict[str, Any]:
         "rankings": sampled(folder),
         "ppo": {name: aligned(folder, name, settings) for name, settings in ALIGNED.items()},
         "evaluation": answered(folder),
+        "bf16": in_half(folder),
         "masked": tuned(folder, "dropout", {"batch": 4, "micro_batch": 1}, dropout=0.2),
     }
     with short_of_memory(processes.rank):

@@ -33,7 +33,7 @@ def launched(script: Path, folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def assert_same_training(
-    one: dict[str, Any], others: list[dict[str, Any]], weights: float = 1e-5, metrics: float = 3e-6
+    one: dict[str, Any], others: list[dict[str, Any]], weights: float = 1e-5, metrics: float = 1e-6
 ) -> None:
     """Weights as one process has them and the same bits in all of several; every metric but times as well."""
     first = others[0]

@@ -121,6 +121,29 @@ def test_where_no_server_is_left_each_one_s_reason_is_named(policy):
             remote(role, PROMPTS, params=PARAMS, noise=noise())
 
 
+def test_a_server_that_takes_no_adapter_is_asked_once(policy):
+    """It refuses for good, and is said so once; it is asked for no row, and of no further adapter."""
+    base, folder = policy
+    unable, able = VLLMDouble(make_base()), VLLMDouble(make_base())
+    refusals = []
+
+    def refuse(body):
+        refusals.append(body["lora_name"])
+        return 404, {"error": {"message": "The page is not found.", "code": 404}}
+
+    unable.load = refuse
+    with serving_vllm(unable) as one, serving_vllm(able) as other, base.role("policy") as role:
+        remote = engine(one, other)
+        (told,) = remote.load("one", folder)
+        assert f"{one}/v1/load_lora_adapter" in told and told.startswith("a rollout server is left out for good")
+        made = remote(role, PROMPTS, params=PARAMS, noise=noise())
+        assert remote.load("two", folder) == [] and refusals == ["one"] and not unable.asked
+        assert set(remote.sampled_by) == {1} and len(made.ids) == len(PROMPTS)
+        alone = engine(one)
+        with pytest.raises(RemoteError, match=r"no rollout server is left:\n.*load_lora_adapter"):
+            alone.load("one", folder)
+
+
 def test_a_slow_server_s_rows_go_to_another(policy):
     base, folder = policy
     delayed = VLLMDouble(make_base(), seconds=3.0)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
-from data.common.errors import UserError
+from data.common.errors import StageError, UserError
 from models.roles.shared_base import SharedBase
 from pipelines.cli.rollout_server import command_line, serve
 from pipelines.loading.load import load_recipe
@@ -53,6 +55,61 @@ def test_rankings_and_rollouts_come_from_the_servers(trained):
     assert {status for name, status in done.items() if name != "evaluate"} == {"cached"}
     own = {s.name: s.status for s in Pipeline.from_recipe(RECIPE, run_dir=folder).plan()}
     assert (own["sft"], own["rankings"], own["ppo"]) == ("cached", "stale", "stale")
+
+
+def test_an_evaluation_s_responses_come_from_the_servers(trained, tmp_path):
+    """Base and SFT of 6 held-out prompts, sampled and greedy, each as often as it is asked; then from disk."""
+    folder, double, url = trained
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    settings = recipe(url, evaluation__greedy=True)
+    settings["evaluation"]["best_of_by"] = {"short": [{"source": "length", "max_length": 3}]}
+    settings["evaluation"]["systems"] = ["base", "sft", "best_of_3:short"]
+    before, names = len(double.asked), len(double.loaded)
+    Pipeline.from_recipe(settings, run_dir=run).run(only=["evaluate"])
+    asked = double.asked[before:]
+    # base and sft: 6 sampled, 6 greedy; best of 3: the first try is sft's own, two more
+    assert len(asked) == 6 * (2 + 2 + 2)
+    assert sum(body["model"] == "base" for body in asked) == 12
+    assert sum(body["temperature"] == 0 for body in asked) == 12
+    assert len(set(double.loaded[names:])) == 1 and not double.roles and not list(run.rglob("served_adapters"))
+    results = json.loads((run / "evaluation" / "results.json").read_text())
+    assert list(results["systems"]) == ["base", "sft", "best_of_3:short"]
+    Pipeline.from_recipe(settings | {"evaluation": settings["evaluation"] | {"bootstrap": 60}}, run_dir=run).run(
+        only=["evaluate"]
+    )
+    assert len(double.asked) == before + len(asked)
+    status = {s.name: s.status for s in Pipeline.from_recipe(RECIPE, run_dir=run).plan()}
+    assert status["evaluate"] == "stale"
+
+
+def test_a_server_that_dies_in_an_evaluation_costs_nothing_but_time(trained, tmp_path):
+    """One with the wrong weights ends it by name; the responses of systems that were finished are not sampled again."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+
+    def evaluate(url: str) -> None:
+        settings = recipe(url, evaluation__systems=["base", "sft"], evaluation__greedy=False)
+        Pipeline.from_recipe(settings, run_dir=folder).run(only=["evaluate"])
+
+    base = folder / "pretrain" / "model"
+    dying = VLLMDouble(SharedBase.load(base, device="cpu"), room=128, dies_after=9)
+    with serving_vllm(dying) as url, pytest.raises(StageError, match="no rollout server is left"):
+        evaluate(url)
+    assert [body["model"] == "base" for body in dying.asked] == [True] * 6 + [False] * 3
+    wrong = SharedBase.load(base, device="cpu")
+    with torch.no_grad():
+        for name, p in wrong.lm.named_parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+    with (
+        serving_vllm(VLLMDouble(wrong, room=128)) as url,
+        pytest.raises(StageError, match="does not sample from the p"),
+    ):
+        evaluate(url)
+    again = VLLMDouble(SharedBase.load(base, device="cpu"), room=128)
+    with serving_vllm(again) as url:
+        evaluate(url)
+    assert len(again.asked) == 6 and "base" not in {body["model"] for body in again.asked}
 
 
 def test_servers_that_do_not_answer_are_a_warning_at_the_start(trained):

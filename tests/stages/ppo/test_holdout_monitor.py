@@ -8,15 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data.common.errors import UserError
+from data.common.errors import StageError, UserError
 from models.backbone.artifacts import files_of
 from models.backbone.oom_retry import OOMRetry
+from models.sampling.settings import RolloutServers
 from stages.ppo import stage as ppo_stage
 from stages.ppo.overoptimisation import HoldoutEvaluation, Onset, best_of, find_onset
 from stages.safe_points.checkpoints import Checkpoints
 from stages.settings import PPOConfig
 from tests.conftest import make_base, randomise
 from tests.support.ppo import make_context
+from tests.support.vllm_double import VLLMDouble, serving_vllm
 
 
 def evaluation(update: int, proxy: float, held_out: float, noise: float = 0.1) -> HoldoutEvaluation:
@@ -61,7 +63,7 @@ class Judge:
         return self.score_ids(samples.queries, samples.responses)
 
 
-def run_stage(folder, holdout_model, said=None, checkpoints=None, **settings):
+def run_stage(folder, holdout_model, said=None, checkpoints=None, rollouts=None, **settings):
     folder.mkdir(exist_ok=True)
     log = folder / "metrics.jsonl"
     kept = log.read_bytes() if log.is_file() else b""
@@ -73,6 +75,7 @@ def run_stage(folder, holdout_model, said=None, checkpoints=None, **settings):
         checkpoints.metrics = type(context.log)(log, start=start or 0)
         context = replace(context, log=checkpoints.metrics)
     context = replace(context, warn=(said if said is not None else []).append)
+    context = context if rollouts is None else replace(context, rollouts=rollouts)
     base.add_role("reference", context.adapter)
     randomise(base, "reference", 1)
     config = PPOConfig(**({
@@ -106,6 +109,24 @@ def test_watching_changes_nothing_of_what_is_learnt(tmp_path):
     run_stage(tmp_path / "a", Judge(), updates=3)
     run_stage(tmp_path / "b", None, updates=3)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_the_samples_that_it_judges_come_from_the_servers(tmp_path):
+    """8 prompts at updates 0, 2 and 3, beside 3 rollouts of 16; from the adapter of that update, which is compared."""
+    double = VLLMDouble(make_base())
+    with serving_vllm(double) as url:
+        servers = RolloutServers(engine="vllm", servers=(url,), backoff=0.0, retries=0)
+        _, result = run_stage(tmp_path / "a", Judge(), rollouts=servers, updates=3)
+        assert len(double.asked) == 3 * 16 + 3 * 8
+        assert len(double.loaded) == 4  # the policies before, and after each of three updates
+        assert [body["model"] for body in double.asked[-8:]] == double.loaded[-1:] * 8
+    assert [one["update"] for one in result.metrics["holdout"]["evaluations"]] == [0, 2, 3]
+    stale = VLLMDouble(make_base(), stale=True)
+    with serving_vllm(stale) as url:
+        servers = RolloutServers(engine="vllm", servers=(url,), backoff=0.0, retries=0)
+        with pytest.raises(StageError, match="does not sample from the policy"):
+            run_stage(tmp_path / "b", Judge(), rollouts=servers, updates=1, holdout_every=1)
+    assert len(stale.asked) == 8 + 16 + 8  # found where the first updated policy is evaluated
 
 
 def test_a_watched_run_that_is_killed_keeps_the_same_policy(tmp_path):
