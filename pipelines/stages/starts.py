@@ -52,7 +52,7 @@ def ppo(context: StageContext, loaded: LoadedModels) -> StageResult:
     from stages.ppo import stage as ppo_stage
 
     if "model" in {part.kind for part in loaded.recipe.ppo.reward} and "reward" in context.inputs:
-        reward_gate.require(context.inputs["reward"], loaded.recipe.reward.gate)
+        reward_gate.require(context.inputs["reward"], loaded.recipe.reward.gate, context.warn)
     if "sft" in context.inputs:
         loaded.load("sft", "reference", context.inputs["sft"])
     else:  # without SFT the reference is the base itself: an adapter that changes nothing
