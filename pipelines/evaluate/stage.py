@@ -30,6 +30,7 @@ from pipelines.execution.loaded_models import LoadedModels
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from reward.card.examine import FILE
 from stages.remote_rollouts import rollout_servers
+from stages import lineage
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 
@@ -61,6 +62,7 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
         join(results, chat_verdicts(context, loaded, answers, against, evaluator.seed))
     card = card_for(context, loaded, evaluator, answers)
     results |= {"reward_card": in_short(card)} if card else {}
+    results["warnings"] += trained_on(context, loaded, evaluator)
     if settings.lm_eval.tasks:
         results["lm_eval"] = harness_results(context, loaded, evaluator, settings.lm_eval)
     if evaluator.servers is not None:
@@ -73,6 +75,20 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
     context.log.note(log_row(counts))
     context.log.write(len(answers), {})
     return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"]), "counts": counts})
+
+
+def trained_on(context: StageContext, loaded: LoadedModels, evaluator: Evaluator) -> list[str]:
+    """Sentences about results whose training had prompts of this evaluation."""
+    named = [parse(name) for name in loaded.recipe.evaluation.systems]
+    folders = {f"the {stage} result": folder for stage, folder in context.inputs.items()}
+    folders |= {n.name: context.recipe_folder / Path(n.value).expanduser() for n in named if n.kind == "path"}
+    found = {what: len(lineage.seen(folder, evaluator.prompts)) for what, folder in folders.items()}
+    return [
+        f"{what} was trained on {count:,} of the {len(evaluator.prompts):,} prompts of this evaluation: its "
+        "responses to them are no held-out ones"
+        for what, count in found.items()
+        if count
+    ]
 
 
 def counts_of(evaluator: Evaluator, answers: Sequence[SystemResponses]) -> dict[str, int | None]:

@@ -98,7 +98,7 @@ def read_run(path: Path) -> RunFiles:
         manifests=redacted({s: m for s, m in manifests.items() if m}),
         results=redacted(results),
         samples=redacted(samples),
-        card=_card(_first_card(path, notes), manifests["reward"], notes),
+        card=_card(_first_card(path, run, notes), manifests["reward"], notes),
         notes=redacted(notes),
     )
 
@@ -117,7 +117,7 @@ def view(files: RunFiles) -> dict[str, Any]:
     gate = report_reward.gate_outcome(files.card, files.recipe)
     found = {"share": "pair_accuracy", "ci95": "pair_accuracy_ci95", "n": "pairs"}  # where there is no card
     card = files.card or {"accuracy": {k: accuracy.get(v) for k, v in found.items()}}
-    failed = report_reward.failed_lines(files.card, files.recipe)
+    failed = report_reward.failed_lines(files.card)
     words = Words(
         results=results, card=card, gate=gate, failed=failed, command=command(files.path), seed=run.get("seed")
     )
@@ -387,9 +387,13 @@ def _plotly() -> str:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def _first_card(path: Path, notes: list[str]) -> dict[str, Any]:
-    """The reward stage's, else the one of an evaluation in a folder of its own."""
-    places = (path / folder / CARD for folder in ("reward", "ppo", partial_folder(Path("ppo")).name, "evaluation"))
+def _first_card(path: Path, run: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """That of the reward model which the run was given, or of its own, of a ready one that PPO has examined (perhaps
+    stopped at the gate), else the one of an evaluation."""
+    given = (run.get("inputs") or {}).get("reward")
+    final = path / STAGES["ppo"].folder
+    folders = (Path(given) if given else path / "reward", final, partial_folder(final), path / "evaluation")
+    places = (folder / CARD for folder in folders)
     return next((found for place in places if (found := _json(place, notes, shapes.Shape))), {})
 
 

@@ -50,8 +50,8 @@ def from_summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def gate_outcome(card: Mapping[str, Any], recipe: str) -> dict[str, Any] | None:
     """``{"state": passed | failed | off, "lines"}`` by the recipe's ``reward.gate``; None where there is no gate,
-    no whole card, or PPO does not optimise against the reward model. ``lines`` are those that the card fails, also of a
-    gate that is off."""
+    no whole card, or PPO does not optimise against the reward model. ``lines`` are those that the card fails; of a gate
+    that is off, the default ones."""
     if "rankings" not in card or not recipe:
         return None
     try:
@@ -69,26 +69,21 @@ def gate_outcome(card: Mapping[str, Any], recipe: str) -> dict[str, Any] | None:
 
     try:
         asked = GateConfig.model_validate(gate)
-        lines = failures(card, asked) if asked.enabled else card_failures(card, asked)
+        lines = failures(card, asked) if asked.enabled else card_failures(card)
     except (ValidationError, KeyError, TypeError):  # a gate or a card of another version
         return None
     state = ("failed" if lines else "passed") if asked.enabled else "off"
     return {"state": state, "lines": lines}
 
 
-def failed_lines(card: Mapping[str, Any], recipe: str) -> list[str]:
-    """The gate's lines that a card fails, by default or by the recipe, whether the gate is on, off or not there."""
+def failed_lines(card: Mapping[str, Any]) -> list[str]:
+    """The gate's default lines that a card fails, whatever the recipe's gate is."""
     from reward.card.gate import card_failures
-    from reward.settings import GateConfig
 
-    if "rankings" not in card:
-        return []
     try:
-        gate = (yaml.safe_load(recipe).get("reward") or {}).get("gate")
-        asked = GateConfig.model_validate(gate) if isinstance(gate, dict) else GateConfig()
-    except (yaml.YAMLError, AttributeError, ValidationError):  # a recipe from a third party
-        asked = GateConfig()
-    return card_failures(card, asked)
+        return card_failures(card) if "rankings" in card else []
+    except (KeyError, TypeError):  # a card of another version
+        return []
 
 
 def training_scale(recipe: str, metrics_of_stage: Mapping[str, Any]) -> float | None:
@@ -127,7 +122,7 @@ def view(card: Mapping[str, Any], gate: Mapping[str, Any] | None) -> dict[str, A
         tone, text = ("good" if round(low, 2) >= 0.8 else "open"), "Better than chance"
     else:
         tone, text = "bad", "Worse than chance" if high < 0.5 else "Not shown to be better than chance"
-    if gate and gate["lines"]:
+    if failed_lines(card):
         tone = "bad"
     among = f" of {accuracy['n']:,}" if isinstance(accuracy.get("n"), int) else " of the"
     share = percent(accuracy.get("share"))

@@ -24,7 +24,7 @@ class Words:
     results: Mapping[str, Any]
     card: Mapping[str, Any]  # the reward model's report card
     gate: Mapping[str, Any] | None  # what it means for ``reward.gate``
-    failed: Sequence[str] = ()  # the gate's lines that the card fails, whether the gate is on or off
+    failed: Sequence[str] = ()  # the gate's default lines that the card fails
     command: str
     seed: Any
 
@@ -123,7 +123,7 @@ def _trust(words: Words) -> dict[str, str]:
     marks = ("over-optimised", "judge is unreliable") if words.results.get("judge") == "reward" else ("over-optimised",)
     doubts = [w for w in words.results.get("warnings") or [] if any(m in w for m in marks)]
     gate = words.gate or {}
-    failed = [str(line) for line in words.failed or gate.get("lines") or []]
+    failed = [str(line) for line in words.failed]  # never the gate's own: no gate changes the verdict
     if share is None:
         return _card(question, "Unknown", "open", "No reward model of this run was evaluated on held-out rankings.")
     low = ci[0] if ci else 0.5
@@ -134,14 +134,16 @@ def _trust(words: Words) -> dict[str, str]:
         short, tone = "Unknown", "open"  # too few held-out rankings for an interval
     if doubts or failed:
         short, tone = "No", "bad"
+    asked = [str(line) for line in gate.get("lines") or []]
     pairs = accuracy.get("n")
     among = f" of {pairs:,} held-out pairs" if isinstance(pairs, int) else " of held-out pairs"
     simple = words.simplest
     text = [f"It orders {_percent(share)}{among} as people did{_ci(ci)}; a coin gets 50 %{simple}."]
-    sentences = {"passed": "The gate before PPO passed.", "failed": "The gate before PPO failed."}
+    passed = "passed" if ci else "did not judge its accuracy"
+    sentences = {"passed": f"The gate before PPO {passed}.", "failed": "The gate before PPO failed."}
     sentences |= {"off": "The gate before PPO was switched off; this card fails it."} if failed else {}
     text += [sentences[gate["state"]]] if gate.get("state") in sentences else []
-    return _card(question, short, tone, " ".join([*text, *(_sentence(w) for w in [*failed, *doubts][:1])]))
+    return _card(question, short, tone, " ".join([*text, *(_sentence(w) for w in [*failed, *asked, *doubts][:1])]))
 
 
 def _sentence(text: str) -> str:

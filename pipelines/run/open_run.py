@@ -9,7 +9,7 @@ from data.common.errors import UserError
 from models.backbone.artifacts import MANIFEST, load_artifact, problems, read_artifact
 from pipelines.run.pipeline import Pipeline
 from pipelines.stages.table import STAGES
-from pipelines.workspace.run_folder import RECIPE, find_run, read_run
+from pipelines.workspace.run_folder import RECIPE, find_run, read_run, stopped_at_gate
 
 __all__ = ["find_run", "is_done", "open_run", "stage_folder"]
 
@@ -33,6 +33,8 @@ def stage_folder(pipeline: Pipeline, stage: str) -> Path:
     """
     if stage not in pipeline.given:
         folder = pipeline.run_dir / STAGES[stage].folder
+        if not is_done(pipeline, stage) and (why := stopped_at_gate(pipeline.run_dir, stage)):
+            raise UserError(why)
         load_artifact(folder, f"{stage} stage")
         return folder
     if (found := read_artifact(pipeline.given[stage])) is not None and (wrong := problems(found)):

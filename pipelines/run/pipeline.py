@@ -13,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import UserError, nearest
+from data.common.errors import GateStopped, UserError, nearest
 from data.common.user_functions import columns_read
 from data.splits import Corpus, load_corpus
 from data.storage.file_hashes import remembered
 from models.backbone.artifacts import (
+    MANIFEST,
     load_artifact,
     partial_folder,
     previous_folder,
@@ -42,8 +43,9 @@ from pipelines.run.staleness import StageState, and_remark, state_of
 from pipelines.stages.depends_on import rendering_of
 from pipelines.stages.keys import base_key, dump, folder_hash, library_versions
 from pipelines.stages.table import STAGES, Here, functions_in_key, left_out_of_keys
-from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run
+from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run, stopped_at_gate
 from pipelines.workspace.store import Store
+from reward.card.gate import failures, stored_card
 from stages.safe_points.stopped import kept_of, read_work, work_of
 
 
@@ -225,16 +227,28 @@ class Pipeline:
             for name in self.recipe.stages
             if name in self.given
         ]
-        details = self.details_after(out)
+        details, finished = self.details_after(out), dict(self.given)
         for state in self._keys():
             reason = state.reason
             status = "cached" if not reason else "new" if state.there is None else "stale"
             if reason and self.store is not None and self.store.find(state.key) is not None:
                 status, reason = "stored", f"finished in the store ({reason} here)"
+            if not reason:
+                finished[state.name] = state.there.path  # type: ignore[union-attr]
+            elif state.name == "ppo" and "reward" in finished and (stop := self._gate_ahead(finished["reward"])):
+                reason = f"{reason}; {stop}"
             done = state.remark if state.put_back else and_remark("finished and unchanged", state.remark)
             more = details.of(state.name) | {"functions": state.described["functions"]}
             out.append(StagePlan(name=state.name, status=status, reason=reason or done, details=more))
         return sorted(out, key=lambda plan: self.recipe.stages.index(plan.name))
+
+    def _gate_ahead(self, reward: Path) -> str:
+        """What the gate before PPO will say of a finished reward model; '' where it lets that pass."""
+        gate = self.recipe.reward.gate
+        if not gate.enabled or "model" not in {part.kind for part in self.recipe.ppo.reward}:
+            return ""
+        failed = failures(stored_card(reward), gate) if stored_card(reward) else []
+        return f"reward.gate will stop it ({'; '.join(failed)})" if failed else ""
 
     @property
     def details(self) -> PlanDetails:
@@ -328,7 +342,11 @@ class Pipeline:
             for state in self._keys(chosen if fresh else (), chosen):
                 self.processes.barrier()
                 if state.name in chosen:
-                    done += self._do(state, folder, progress, fresh)
+                    try:
+                        done += self._do(state, folder, progress, fresh)
+                    except GateStopped:
+                        self._note_inputs(state.name, folder)  # whose card the gate has judged
+                        raise
                     self._note_inputs(state.name, folder)
                 elif state.name in taken and (otherwise := state.there_otherwise):
                     progress.warn(
@@ -392,6 +410,8 @@ class Pipeline:
         inputs = self.inputs_of(name)
         for need, path in inputs.items():
             if need not in self.given:
+                if not (path / MANIFEST).is_file() and (why := stopped_at_gate(self.run_dir, need)):
+                    raise UserError(why)
                 load_artifact(path, f"{need} stage")  # raises by name: missing, or altered since
             elif (found := read_artifact(path)) is not None and (wrong := problems(found)):
                 raise UserError(f"--input {need}: {wrong[0]}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from data.common.errors import UserError, located
 from data.common.function_binding import overlooked
 from data.common.strict_json import read_object
 from data.common.user_functions import RESERVED, parameters_read
+from data.leaks import source_of
 from data.records import Prompt
 from data.splits import Corpus
 from data.storage.views import Chain
@@ -44,6 +46,7 @@ from pipelines.stages.depends_on import rendering_of
 from pipelines.stages.keys import differences as changes
 from pipelines.stages.table import STAGES
 from reward.files import SCORING
+from stages import lineage
 from stages.ppo.stage import none_fits, prompt_limit
 from stages.stage import copy_sentence, prompt_rows
 
@@ -103,7 +106,8 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         warn(left_out)
     if without_effect := replaced(recipe, pipeline.given):
         warn(without_effect)
-    for doubt in (*given_otherwise(pipeline, chosen), *doubtful_columns(recipe, corpus, chosen)):
+    doubts = (given_otherwise(pipeline, chosen), trained_on_held_out(pipeline, chosen))
+    for doubt in (*chain(*doubts), *doubtful_columns(recipe, corpus, chosen)):
         warn(doubt)
     check_classifiers(recipe, chosen)
     evaluation = _evaluation(pipeline, chosen, warn)
@@ -241,6 +245,28 @@ def given_otherwise(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
         then = {k: v for k, v in _made_with(folder).items() if k in rendering} if folder.is_dir() else {}
         if differ := changes(then, {k: rendering[k] for k in then}):
             yield f"evaluation.systems: {name} was made otherwise than it is asked here: {', '.join(differ)}"
+
+
+def trained_on_held_out(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
+    """Sentences about results that the chosen stages take and do not make, and that were trained on prompts which this
+    run holds out, or on nobody knows what."""
+    needs = {need: folder for name in chosen for need, folder in pipeline.inputs_of(name).items()}
+    taken = {n: folder for n, folder in needs.items() if n not in chosen and STAGES[n].training_data is not None}
+    held = {part: getattr(pipeline.corpus, part).held_out for part in ("prompts", "rankings", "demonstrations")}
+    for stage, folder in sorted(taken.items()):
+        for part, records in held.items():
+            if places := lineage.seen(folder, records):
+                yield (
+                    f"leak: {stage}, which is taken from {folder}, was trained on {len(places):,} of the "
+                    f"{len(records):,} held-out records of data.{part} (the first is {source_of(records[places[0]])}): "
+                    "what is found out about it on them is too good. Hold out what it was not trained on, as with the "
+                    "data, data.held_out and data.group_by of its own run"
+                )
+        if "evaluate" in chosen and stage in pipeline.given and not lineage.is_known(folder):
+            yield (
+                f"{stage}, which is given: not all that it was trained on is known, and held-out prompts of this run "
+                "may be among it"
+            )
 
 
 def _made_with(folder: Path) -> dict[str, Any]:

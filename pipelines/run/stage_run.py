@@ -21,6 +21,7 @@ from pipelines.run.staleness import StageState
 from pipelines.stages.keys import library_versions
 from pipelines.stages.table import STAGES, Here, made_with
 from pipelines.workspace.run_folder import AT_THE_GATE, RunFolder
+from stages import lineage
 from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints
 from stages.safe_points.interrupts import INTERRUPTS
 from stages.safe_points.stopped import note_work, read_work, take_up
@@ -164,6 +165,9 @@ class StageRun:
         }
         if self.stage.on_base and self.stage.role and self.recipe.adapter.method == "lora":
             manifest["out_of_reach"] = self.pipeline.loaded.base_of(self.name)[0].out_of_reach
+        if (part := self.stage.training_data) is not None:
+            taken = {n: path for n, path in self.pipeline.inputs_of(self.name).items() if STAGES[n].training_data}
+            manifest["lineage"] = lineage.note(self.out, getattr(self.pipeline.corpus, part).train, taken)
         publish(self.out, self.final, manifest, scratch=CHECKPOINTS)
 
     def _finished(self) -> bool:

@@ -53,7 +53,7 @@ def ppo(context: StageContext, loaded: LoadedModels) -> StageResult:
     from stages.ppo import stage as ppo_stage
 
     if "model" in {part.kind for part in loaded.recipe.ppo.reward} and "reward" in context.inputs:
-        reward_gate.require(context.inputs["reward"], loaded.recipe.reward.gate)
+        reward_gate.require(context.inputs["reward"], loaded.recipe.reward.gate, context.warn)
     examine_terms(context, loaded)
     if "sft" in context.inputs:
         loaded.load("sft", "reference", context.inputs["sft"])
@@ -102,7 +102,7 @@ def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
             write_json(file, found := made | {"examined_on": of})
         return found
 
-    require_terms(context.processes.on_main(card), file, recipe.reward.gate)
+    require_terms(context.processes.on_main(card), file, recipe.reward.gate, context.warn)
 
 
 def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:

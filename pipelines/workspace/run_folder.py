@@ -47,6 +47,21 @@ class RunEntries(BaseModel):
     data: dict[str, Any] = {}
 
 
+def stopped_at_gate(path: Path, stage: str) -> str:
+    """Why a stage of a run has no result, where the gate before it stopped the run; '' where that is not so."""
+    entry = read_run(path).get("stages", {}).get(stage, {})
+    if entry.get("status") != AT_THE_GATE:
+        return ""
+    why = "; ".join(entry.get("lines", []))
+    return f"{path}: this run was {AT_THE_GATE} before {stage} ({why}), so that there is no result of that stage"
+
+
+def _after(stage: str) -> list[str]:
+    """The stages that run after one."""
+    order = list(folders())
+    return order[order.index(stage) + 1 :] if stage in order else []
+
+
 def read_run(path: Path) -> dict[str, Any]:
     """``run.json`` of a run folder, or an empty dict where there is none.
 
@@ -166,4 +181,8 @@ class RunFolder:
         if self.processes.is_main:
             run = {"stages": {}} | read_run(self.path)
             run["stages"][name] = values
+            if values.get("status") == "done":  # a gate has not seen the new result
+                for later in _after(name):
+                    if run["stages"].get(later, {}).get("status") == AT_THE_GATE:
+                        del run["stages"][later]
             write_json(self.path / RUN, redacted(run))

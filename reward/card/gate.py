@@ -6,13 +6,17 @@ It reads the card that the reward stage wrote; changing the gate trains nothing 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.common.errors import GateStopped
 from reward.settings import GateConfig
+
+UNJUDGED = (
+    "reward.gate: the accuracy of the reward model is not judged, for fewer than 20 prompts of its held-out rankings "
+    "have an order"
+)
 
 
 def failures(card: Mapping[str, Any], gate: GateConfig) -> list[str]:
@@ -22,22 +26,22 @@ def failures(card: Mapping[str, Any], gate: GateConfig) -> list[str]:
     if accuracy["ci95"]:
         low, high = accuracy["ci95"]
         found = f"held-out pair accuracy is {accuracy['share']:.3f} [{low:.3f}, {high:.3f}]"
-        if low <= gate.accuracy:
+        if not low > gate.accuracy:  # so that what is not a number does not pass either
             out.append(f"accuracy: {found}; its interval must lie above {gate.accuracy:g}")
         for key, name, asked in (
             ("beat_longest", "longest answer", gate.beat_longest),
             ("beat_ngrams", "n-grams", gate.beat_ngrams),
         ):
             reached = baselines[name]["share"] if asked and name in baselines else None
-            if reached is not None and accuracy["share"] <= reached:
+            if reached is not None and not accuracy["share"] > reached:
                 out.append(f"{key}: {found}, and '{name}' reaches {reached:.3f}")
     empty = empty_probe(card)
-    if empty and empty["ci95"] and empty["share"] < gate.empty_response:
+    if empty and empty["ci95"] and not empty["share"] >= gate.empty_response:
         out.append(
             f"empty_response: {empty['share']:.0%} of the responses beat an empty one, not {gate.empty_response:.0%}"
         )
     samples = card["samples"]
-    if samples and samples["std"] < gate.score_std:
+    if samples and not samples["std"] >= gate.score_std:
         out.append(
             f"score_std: scores of {samples['of']} differ by {samples['std']:.2g} only (minimum {gate.score_std:g})"
         )
@@ -62,40 +66,59 @@ def remedies(card: Mapping[str, Any], lines: Sequence[str]) -> list[str]:
         elif key == "score_std":
             out.append("--set reward.gate.score_std=0")
         elif key == "empty_response":
-            out.append(f"--set reward.gate.empty_response={math.floor(100 * empty_probe(card)['share']) / 100:g}")
+            share = empty_probe(card)["share"]
+            hundredths = round(100 * share)
+            out.append(f"--set reward.gate.empty_response={(hundredths - (hundredths / 100 > share)) / 100:g}")
         elif key == "accuracy" and card["accuracy"]["ci95"][0] > 0:
-            below = math.ceil(100 * card["accuracy"]["ci95"][0]) - 1  # the interval must lie above it
-            out.append(f"--set reward.gate.accuracy={below / 100:g}")
+            low = card["accuracy"]["ci95"][0]
+            hundredths = round(100 * low)  # the interval must lie above it
+            out.append(f"--set reward.gate.accuracy={(hundredths - (hundredths / 100 >= low)) / 100:g}")
     return out
 
 
-def card_failures(card: Mapping[str, Any], gate: GateConfig) -> list[str]:
-    """What a card fails of the gate's default lines and of the recipe's, whether the gate is on or off."""
-    return list(dict.fromkeys([*failures(card, gate), *failures(card, GateConfig())]))
+def card_failures(card: Mapping[str, Any]) -> list[str]:
+    """What a card fails of the gate's default lines. The recipe's gate has no part in it: the verdict on a reward model
+    is the same for every gate, and for none."""
+    return failures(card, GateConfig())
 
 
-def require(folder: Path, gate: GateConfig) -> None:
-    """Let a reward stage's folder pass, or stop. A folder without a card (made elsewhere) passes.
+def stored_card(folder: Path) -> dict[str, Any]:
+    """The card in a reward stage's folder; empty where there is none."""
+    from reward.card.examine import FILE  # here: it brings torch, which a report on the gate does without
+
+    file = folder / FILE
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+Warn = Callable[[str], None]
+
+
+def require(folder: Path, gate: GateConfig, warn: Warn = lambda _: None) -> None:
+    """Let a reward stage's folder pass, or stop. A folder without a card (made elsewhere) passes, which is reported,
+    and so is an accuracy that cannot be judged.
 
     Raises:
         GateStopped: names every line that failed, and what to do.
     """
-    from reward.card.examine import FILE  # here: it brings torch, which a report on the gate does without
-
-    if not gate.enabled or not (folder / FILE).is_file():
+    if not gate.enabled:
         return
-    card = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    from reward.card.examine import FILE
+
+    card = stored_card(folder)
+    if not card:
+        warn(f"{folder} holds no report card: reward.gate judges nothing of this reward model")
     kept = f"The finished reward stage is kept; its card is {folder / FILE}."
     _require(
         card,
         gate,
         f"{kept} Check that the rankings are the right way round, give more of them, or train longer (reward.epochs, "
         "reward.learning_rate).",
+        warn,
     )
 
 
-def require_terms(card: Mapping[str, Any], file: Path, gate: GateConfig) -> None:
-    """Let a reward of somebody else's pass by its card, or stop.
+def require_terms(card: Mapping[str, Any], file: Path, gate: GateConfig, warn: Warn = lambda _: None) -> None:
+    """Let a reward of somebody else's pass by its card, or stop; an accuracy that cannot be judged is reported.
 
     Raises:
         GateStopped: names every line that failed, and what to do.
@@ -106,10 +129,13 @@ def require_terms(card: Mapping[str, Any], file: Path, gate: GateConfig) -> None
             gate,
             f"Its card is {file}. Check that the rankings are the right way round, that ppo.reward has the label and "
             "the sign that are meant, or take another reward.",
+            warn,
         )
 
 
-def _require(card: Mapping[str, Any], gate: GateConfig, advice: str) -> None:
+def _require(card: Mapping[str, Any], gate: GateConfig, advice: str, warn: Warn) -> None:
+    if card and not card["accuracy"]["ci95"]:
+        warn(UNJUDGED)
     if card and (failed := failures(card, gate)):
         options = " ".join(remedies(card, failed))
         lower = f"change what failed ({options}) or " if options else ""

@@ -16,6 +16,8 @@ GENERATED = ROOT / "docs" / "reference"
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 """Run from its first line to its last by tests/docs/test_tutorial.py."""
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+HELP = GENERATED / "cli.md"
+"""What `--help` says of every command; tests/docs/test_reference.py compares it with the code."""
 PROGRAMS = ("trivet", "torchrun", "accelerate", "make", "python", "python3", "pip", "curl")
 INLINE = re.compile(rf"`((?:{'|'.join(PROGRAMS)}) [^`]+)`")
 
@@ -63,9 +65,15 @@ def commands_of(text: str, page: str = "") -> list[Command]:
 
 
 def all_commands() -> list[Command]:
-    """The commands of all pages that have no test of their own."""
+    """The commands of all pages that have no test of their own, and the examples of every ``--help``."""
     pages = [page for page in PAGES if page.parent != GENERATED and page != TUTORIAL]
-    return [c for page in pages for c in commands_of(page.read_text(encoding="utf-8"), page.name)]
+    return [c for page in pages for c in commands_of(page.read_text(encoding="utf-8"), page.name)] + help_examples()
+
+
+def help_examples() -> list[Command]:
+    """The commands in the shell blocks of the page that is made from ``--help``."""
+    text = HELP.read_text(encoding="utf-8")
+    return [c for block in re.findall(r"(?ms)^```sh\n.*?^```", text) for c in commands_of(block, HELP.name)]
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

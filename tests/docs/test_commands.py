@@ -7,10 +7,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.docs.commands import all_commands, commands_of, shell
+from pipelines.workspace.store import Store
+from tests.docs.commands import ROOT, all_commands, commands_of, help_examples, shell
 from tests.docs.table import FIRST, NOT_RUN, QUICK, SLOW, reason_of
 from tests.support.recipes import RECIPE
 
@@ -20,6 +23,12 @@ def test_commands_are_found_in_blocks_and_in_running_text() -> None:
     assert [(c.line, c.text) for c in commands_of(text)] == [
         (4, "trivet ls"), (4, "trivet gc"), (7, "pip install y"), (1, "trivet plan x.yaml"),
     ]  # fmt: skip
+
+
+def test_the_examples_of_every_help_are_found() -> None:
+    found = {c.text for c in help_examples()}
+    assert {"trivet ls ~/trivet-store", "trivet data fix chats.parquet", "trivet plan my.yaml --settings"} <= found
+    assert all(c.startswith("trivet ") for c in found) and len(found) > 40
 
 
 WRITTEN = sorted({c.text for c in all_commands()})
@@ -67,11 +76,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines(folder / f"{name}.jsonl", {"prompt": "write a poem"}, {"prompt": "tell a story"})
     lines(folder / "labelled.jsonl", {"prompt": "is it so", "completion": "yes"}, {"prompt": "or", "completion": "no"})
     lines(folder / "answers.jsonl", {"prompt": "w1", "response": "w2 w3"}, {"prompt": "w4", "response": "w5"})
+    lines(folder / "new.jsonl", {"prompt": "write a poem"}, {"prompt": "tell a story"})
+    lines(folder / "train.jsonl", {"question": "w1", "completion": "w2", "meta_id": 1})
+    lines(folder / "held_out.jsonl", {"prompt": "w3", "completion": "w4"})
+    pq.write_table(pa.table({"prompt": ["w1", "w3"], "completion": ["w2", "w4"]}), folder / "chats.parquet")
+    (folder / "answers.csv").write_text("prompt,reply\nw1,w2 w3\nw4,w5\n")
+    (folder / "my.py").write_text("def kindness(completions, **kwargs):\n    return [len(c) for c in completions]\n")
+    shutil.copytree(ROOT / "examples", folder / "examples")
     (folder / "store").mkdir()
     done = shell(FIRST, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("demo", "other", "less-kl"):
         shutil.copytree(folder / "runs/mine", folder / "runs" / name)
+    shutil.copytree(folder / "runs/mine/sft", folder / "adapters/sft")
+    shutil.copytree(folder / "runs/mine/pretrain/model", folder / "my-base")
     return folder
 
 
@@ -81,6 +99,10 @@ def test_the_command_runs_as_it_is_written(command: str, world: Path, tmp_path: 
     shutil.copytree(world, folder)
     if command.startswith(("torchrun", "accelerate")):
         shutil.rmtree(folder / "runs/mine")
+    if "my.yaml" in command and "--store" not in command:  # the reader has run it before
+        shutil.copytree(folder / "runs/mine", folder / "runs/my")
+    if "~/trivet-store" in command and "my.yaml" not in command:
+        Store(folder / "trivet-store")
     done = shell(command, folder)
     assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
     assert "Traceback" not in done.stderr

@@ -82,14 +82,57 @@ def test_the_verdict_is_the_same_with_the_gate_on_off_lowered_or_not_there(skill
     made = report_card(skill=skill) if skill else report_card(skill=0.0)
     (folder / "reward/report_card.json").write_text(json.dumps(made))
     seen = set()
-    lowered = "{enabled: true, accuracy: 0.0, beat_longest: false}"
-    for gate in ("{enabled: true}", "{enabled: false}", "off", lowered, ""):
-        text = "name: demo\nseed: 0\n" + (f"reward:\n  gate: {gate}\n" if gate else "") + "ppo:\n  kl_coef: 0.1\n"
-        (folder / "recipe.yaml").write_text(text)
-        found = view(read_run(folder))
-        seen.add((found["questions"][2]["short"], found["questions"][2]["tone"]))
+    lowered = "{enabled: true, accuracy: 0.0, beat_longest: false, empty_response: 0, score_std: 0}"
+    raised = "{enabled: true, accuracy: 0.95, beat_ngrams: true, empty_response: 1, score_std: 100}"
+    states = {}
+    for gate in ("{enabled: true}", "{enabled: false}", "off", lowered, raised, raised.replace("true", "false", 1), ""):
+        for reward in ("", "  reward: [{source: length}]\n"):
+            text = "name: demo\nseed: 0\n" + (f"reward:\n  gate: {gate}\n" if gate else "")
+            (folder / "recipe.yaml").write_text(text + "ppo:\n  kl_coef: 0.1\n" + reward)
+            found = view(read_run(folder))
+            trust = found["questions"][2]
+            seen.add((trust["short"], trust["tone"], found["card"]["tone"], found["card"]["text"]))
+            states[gate, reward] = (found["card"]["gate"] or {}).get("state"), trust["text"]
     assert len(seen) == 1
-    assert (seen == {("No", "bad")}) == bool(failures(made, GateConfig()))
+    assert (next(iter(seen))[:3] == ("No", "bad", "bad")) == bool(failures(made, GateConfig()))
+    assert states[lowered, ""][0] == "passed" and states[raised, ""][0] == "failed"
+    assert "The gate before PPO failed. " in states[raised, ""][1]
+
+
+def test_the_remedy_for_an_accuracy_lies_below_its_interval() -> None:
+    strict = GateConfig(accuracy=0.999, empty_response=1.0)
+    for low in [n / 1000 for n in range(1000)]:
+        bad = card(
+            accuracy={"share": 0.999, "ci95": [low, 1.0]}, probes={"empty response": {"share": low, "ci95": [0.0, 1.0]}}
+        )
+        options = dict(re.findall(r"reward\.gate\.(\w+)=(\S+)", " ".join(remedies(bad, failures(bad, strict)))))
+        left = failures(bad, GateConfig.model_validate({name: float(value) for name, value in options.items()}))
+        assert [line.partition(":")[0] for line in left] == ([] if low else ["accuracy"])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        card(accuracy={"share": float("nan"), "ci95": [float("nan")] * 2}, baselines={}),
+        card(baselines={"longest answer": {"share": float("nan")}}),
+        card(probes={"empty response": {"share": float("nan"), "ci95": [0.0, 1.0]}}),
+        card(samples={"std": float("nan"), "of": "sft samples"}),
+    ],
+)
+def test_what_is_not_a_number_passes_no_line(bad: dict[str, Any]) -> None:
+    assert len(failures(bad, GateConfig())) == 1
+
+
+def test_what_the_gate_cannot_judge_is_reported(tmp_path: Path) -> None:
+    said: list[str] = []
+    require(tmp_path, GateConfig(), said.append)
+    (tmp_path / "report_card.json").write_text(json.dumps(card(accuracy={"share": 0.9, "ci95": None})))
+    require(tmp_path, GateConfig(), said.append)
+    assert "holds no report card" in said[0] and "fewer than 20 prompts" in said[1] and len(said) == 2
+    require(tmp_path, GateConfig(enabled=False), said.append)
+    (tmp_path / "report_card.json").write_text(json.dumps(card()))
+    require(tmp_path, GateConfig(), said.append)
+    assert len(said) == 2
 
 
 @pytest.fixture
@@ -134,3 +177,50 @@ def test_a_run_that_stops_at_the_gate_says_so_everywhere(stopped_run: Path, caps
     for folder in (run, stopped_run):
         assert cli.main(["ls", str(folder)]) == 0
         assert "stopped at the gate" in capsys.readouterr().out
+
+
+def test_plan_and_who_asks_for_the_policy_are_told_of_the_gate(
+    stopped_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["plan", "recipe.yaml", "--run-dir", "run", "--json"]
+
+    def why(*more: str) -> str:
+        capsys.readouterr()
+        assert cli.main([*plan, *more]) == 0
+        return next(s["why"] for s in json.loads(capsys.readouterr().out)["stages"] if s["name"] == "ppo")
+
+    assert "reward.gate will stop it (accuracy: held-out pair accuracy is 0.550 [0.490, 0.610]" in why()
+    assert "gate" not in why("--set", "reward.gate=off") + why("--set", "reward.gate.accuracy=0.48")
+    assert cli.main(["run", "recipe.yaml", "--run-dir", "run"]) == 3
+    assert "reward.gate will stop it" in why()
+    capsys.readouterr()
+    for command in (["export", "run", "--stage", "ppo", "--to", "out"], ["chat", "run", "--stage", "ppo"]):
+        assert cli.main(command) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "stopped at the gate before ppo (accuracy: held-out pair accuracy is 0.550" in said
+
+
+def test_a_reward_model_that_is_given_is_judged_as_one_of_the_runs_own(
+    stopped_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stopped_run / "given").mkdir()
+    (stopped_run / "given/report_card.json").write_text(json.dumps(report_card(skill=0.0)))
+    assert cli.main(["run", "recipe.yaml", "--run-dir", "run", "--input", "reward=given"]) == 3
+    found = view(read_run(stopped_run / "run"))
+    assert found["headline"]["text"] == "Stopped at the gate before PPO"
+    assert (found["questions"][2]["short"], found["card"]["tone"]) == ("No", "bad")
+
+
+def test_another_reward_model_is_not_stopped_by_the_gate_of_before(tmp_path: Path) -> None:
+    from models.backbone.processes import Processes
+    from pipelines.workspace.run_folder import RunFolder, read_run
+
+    folder = RunFolder(tmp_path, Processes("cpu"))
+    for status in ("running", "done"):
+        folder.stage("reward", status="done", key="a")
+        folder.stage("ppo", status="stopped at the gate", key="b", lines=["accuracy: low"])
+        folder.stage("evaluate", status="done", key="c")
+        assert read_run(tmp_path)["stages"]["ppo"]["lines"] == ["accuracy: low"]
+        folder.stage("reward", status=status, key="d")
+        assert ("ppo" in read_run(tmp_path)["stages"]) == (status == "running")
+        assert "evaluate" in read_run(tmp_path)["stages"]

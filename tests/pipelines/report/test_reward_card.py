@@ -91,7 +91,7 @@ def test_the_gate_is_the_one_that_stops_ppo():
     assert passed == {"state": "passed", "lines": []}
     failed = report_reward.gate_outcome(report_card(skill=0.0), RECIPE)
     assert failed and failed["state"] == "failed" and failed["lines"][0].startswith("accuracy: held-out pair accuracy")
-    assert report_reward.view(report_card(), failed)["tone"] == "bad"
+    assert report_reward.view(report_card(skill=0.0), failed)["tone"] == "bad"
     off = RECIPE.replace("{enabled: true, accuracy: 0.5}", "{enabled: false}")
     assert report_reward.gate_outcome(report_card(), off) == {"state": "off", "lines": []}
     by_rule = RECIPE + "  reward: [{source: length}]\n"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from pipelines.cli.main import main
 from pipelines.run.export import export_stage
 from pipelines.run.open_run import open_run
 from pipelines.run.pipeline import Pipeline
+from pipelines.run.rehearsal import rehearse
 from pipelines.workspace.verify import verify_run
 from tests.support.recipes import RECIPE
 
@@ -163,3 +166,51 @@ def test_json_of_a_plan_goes_with_nothing_that_shows_something_else(
     (tmp_path / "r.yaml").write_text(json.dumps(RECIPE))
     assert main(["plan", str(tmp_path / "r.yaml"), "--json", *other]) == 2
     assert "--json" in capsys.readouterr().err
+
+
+def messages_of(records: Iterable[Any]) -> set[str]:
+    """The text of each record's first user message, as it would be recognised."""
+    prompts = [getattr(record, "prompt", record) for record in records]
+    return {" ".join(next(m.content for m in p.messages if m.role == "user").lower().split()) for p in prompts}
+
+
+def test_held_out_prompts_that_a_given_result_was_trained_on_are_named(
+    least_run: Path, other_sft: Path, tmp_path: Path
+) -> None:
+    inputs = {name: str(least_run / name) for name in ("pretrain", "sft")}
+    changes = ["evaluation.systems=[sft]", "evaluation.greedy=false", "stages=[evaluate]", "evaluation.prompts=40"]
+    recipe = {name: part for name, part in RECIPE.items() if name != "rankings"}
+    said: list[str] = []
+    same = Pipeline.from_recipe(recipe, changes, run_dir=tmp_path / "same", inputs=inputs)
+    rehearse(same, ["evaluate"], said.append)
+    assert not [text for text in said if "trained on" in text]
+    other = Pipeline.from_recipe(recipe, [*changes, "data.held_out=0.7"], run_dir=tmp_path / "other", inputs=inputs)
+    rehearse(other, ["evaluate"], said.append)
+    trained, held = messages_of(same.corpus.demonstrations.train), other.corpus.demonstrations.held_out
+    leaked = sum(bool(messages_of([record]) & trained) for record in held)
+    told = next(text for text in said if "data.demonstrations" in text and "trained on" in text)
+    assert leaked > 10 and told.startswith("leak: sft, which is taken from ")
+    assert f"was trained on {leaked:,} of the {len(held):,} held-out records of data.demonstrations" in told
+    other.run()
+    results = json.loads((tmp_path / "other/evaluation/results.json").read_text())
+    asked = [p for p in other.corpus.prompts.held_out[:40] if messages_of([p]) & trained]
+    sentence = f"the sft result was trained on {len(asked)} of the 40 prompts of this evaluation"
+    assert any(text.startswith(sentence) for text in results["warnings"]) == bool(asked)
+    said.clear()
+    plain = Pipeline.from_recipe(recipe, changes, run_dir=tmp_path / "p", inputs=inputs | {"sft": str(other_sft)})
+    rehearse(plain, ["evaluate"], said.append)
+    assert any("sft, which is given: not all that it was trained on is known" in text for text in said)
+
+
+def test_prompts_that_a_run_was_trained_on_are_no_held_out_ones_in_a_file_of_prompts(
+    least_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(least_run, tmp_path / "run"))
+    corpus = Pipeline.from_recipe(RECIPE).corpus
+    texts = [p.messages[0].content for p in (*corpus.prompts.train[:3], *corpus.prompts.held_out[:2])]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    command = ["evaluate", str(run), "--prompts", str(tmp_path / "asked.jsonl"), "--systems", "sft,ppo"]
+    assert main([*command, "--set", "evaluation.greedy=false"]) == 0
+    [results] = run.glob("evaluations/*/evaluation/results.json")
+    told = [text for text in json.loads(results.read_text())["warnings"] if "was trained on" in text]
+    assert any(text.startswith("the ppo result was trained on 3 of the 5 prompts") for text in told)
