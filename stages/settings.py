@@ -74,6 +74,23 @@ class SFTConfig(Config):
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns are trained on")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    held_out_every: int | None = Field(
+        None,
+        ge=0,
+        description="steps between evaluations of held-out demonstrations; null: a tenth of all steps; 0: none",
+    )
+    held_out_rows: int | None = Field(
+        None,
+        ge=1,
+        description="held-out demonstrations of such an evaluation, evenly spaced; null: as many as take about a tenth "
+        "of the time, 32 to 512",
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="the weights after the last step, or those of the evaluation with the lowest held-out loss"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations in a row without a lower held-out loss; null: never"
+    )
     max_skipped_steps: int | None = Field(
         20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
     )
@@ -129,6 +146,23 @@ class RewardConfig(Config):
     max_tokens: int = Field(1024, ge=8, description="longest prompt and response")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    held_out_every: int | None = Field(
+        None,
+        ge=0,
+        description="steps between evaluations of held-out rankings; null: a tenth of all steps; 0: none",
+    )
+    held_out_rows: int | None = Field(
+        None,
+        ge=1,
+        description="held-out rankings of such an evaluation, evenly spaced; null: as many as take about a tenth "
+        "of the time, 32 to 512",
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="the weights after the last step, or those of the evaluation with the lowest held-out loss"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations in a row without a lower held-out loss; null: never"
+    )
     max_skipped_steps: int | None = Field(
         20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
     )

@@ -64,6 +64,15 @@ def scored(recipe: Recipe) -> bool:
     return has(recipe, "ppo", "evaluate")
 
 
+def has_held_out(recipe: Recipe) -> bool:
+    """Whether rows are kept from training."""
+    return recipe.data.held_out != 0
+
+
+def has_held_out_rankings(recipe: Recipe) -> bool:
+    return has_held_out(recipe) and (recipe.rankings is None or recipe.rankings.held_out_prompts > 0)
+
+
 def files_of(recipe: Recipe) -> list[Path]:
     """Paths of all sources but the demo task."""
     data = recipe.data
@@ -179,6 +188,24 @@ TRAINING = (
         "sft.micro_batch",
         acts=lambda r: r.sft.batch_tokens is None,
         why="sft.batch_tokens cuts the batches instead",
+    ),
+    *(
+        rule(
+            *(f"{key}.{name}" for name in ("held_out_every", "held_out_rows", "keep", "patience")),
+            acts=held_out,
+            why="nothing is held out: set data.held_out, or (with sampled rankings) rankings.held_out_prompts",
+        )
+        for key, held_out in (("sft", has_held_out), ("reward", has_held_out_rankings))
+    ),
+    rule(
+        *("sft.held_out_rows", "sft.keep", "sft.patience"),
+        acts=lambda r: r.sft.held_out_every != 0,
+        why="sft.held_out_every is 0, so that held-out rows are not evaluated in training",
+    ),
+    rule(
+        *("reward.held_out_rows", "reward.keep", "reward.patience"),
+        acts=lambda r: r.reward.held_out_every != 0,
+        why="reward.held_out_every is 0, so that held-out rows are not evaluated in training",
     ),
     rule(
         "reward.init",
