@@ -62,7 +62,9 @@ class SFTConfig(Config):
     """Instruction tuning on demonstrations, run by TRL's SFTTrainer."""
 
     epochs: float = Field(1.0, gt=0, description="passes over the demonstrations")
-    learning_rate: float = Field(2e-4, ge=0, description="peak learning rate")
+    learning_rate: float = Field(
+        2e-4, ge=0, description="peak learning rate; left out, or auto: by the base's width and the method"
+    )
     batch: int = Field(16, ge=1, description="conversations an optimizer step, over all processes")
     micro_batch: int = Field(16, ge=1, description="conversations a forward pass, at most")
     batch_tokens: int | None = Field(
@@ -137,7 +139,11 @@ class RewardConfig(Config):
     )
     init: Literal["sft", "base"] = Field("sft", description="adapter to start from")
     epochs: float = Field(1.0, gt=0, description="passes over the rankings")
-    learning_rate: float = Field(1e-4, ge=0, description="peak learning rate of the adapter")
+    learning_rate: float = Field(
+        1e-4,
+        ge=0,
+        description="peak, of the adapter; left out, or auto: by the base's width and the method",
+    )
     head_learning_rate: float | None = Field(None, ge=0, description="of the scalar head; default: learning_rate")
     batch: int = Field(16, ge=1, description="rankings an optimizer step, over all processes")
     micro_batch: int = Field(16, ge=1, description="rankings a forward pass, at most")
@@ -207,7 +213,9 @@ class PPOConfig(Config):
     sampling_batch: int | None = Field(
         None, ge=1, description="responses sampled at once by a process; null: all of its rollouts"
     )
-    learning_rate: float = Field(3e-5, ge=0, description="of the policy adapter")
+    learning_rate: float = Field(
+        3e-5, ge=0, description="of the policy adapter; left out, or auto: by the base's width and the method"
+    )
     value_learning_rate: float | None = Field(None, ge=0, description="of the value adapter; default: learning_rate")
     value_head_learning_rate: float | None = Field(None, ge=0, description="of the value head; default: the adapter's")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate over the updates")

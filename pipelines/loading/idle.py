@@ -17,6 +17,7 @@ from data.source_settings import as_source
 from evaluation.systems import parse
 from pipelines.loading.checks import fill_in
 from pipelines.recipe.errors import Problem
+from pipelines.recipe.rates import SETTING
 from pipelines.recipe.schema import Recipe
 from reward.settings import GateConfig
 from stages.settings import PPOConfig, RewardConfig
@@ -329,11 +330,16 @@ OTHER = (
 RULES = (*STAGES, *SAMPLED, *DATA, *ADAPTER, *TRAINING, *PPO, *EVALUATION, *OTHER)
 
 
-def idle(recipe: Recipe) -> list[Problem]:
-    """Every setting that is not as by default and cannot act."""
+def idle(recipe: Recipe, resolved: bool = False) -> list[Problem]:
+    """Every setting that is not as by default and cannot act.
+
+    Args:
+        resolved: trivet wrote the recipe with every setting; rates that it chose, perhaps for a base that has moved,
+            are nobody's mistake.
+    """
     found: dict[tuple[str | int, ...], str] = {}
     for path, value, default in leaves(recipe, defaults(recipe)):
-        if value == default:
+        if value == default or (resolved and path[-1] == SETTING):
             continue
         for one in RULES:
             if any(covers(name, path) for name in one.settings) and not one.acts(recipe):
@@ -420,8 +426,10 @@ def defaults(recipe: Recipe) -> dict[str, Any]:
     )
     value = {"init": recipe.ppo.value.init}
     made: dict[str, Any] = {"base": base, "ppo": {"max_new_tokens": recipe.ppo.max_new_tokens, "value": value}}
-    fill_in(made)
-    kept = {k: v for k, v in made["ppo"].items() if k == "max_prompt_tokens"}
+    made |= {"adapter": {"method": recipe.adapter.method}, "reward": {"base": recipe.reward.base}}
+    fill_in(made, recipe.base_dir)
+    made["reward"].pop("base")
+    kept = {k: v for k, v in made["ppo"].items() if k in ("max_prompt_tokens", SETTING)}
     return {k: v for k, v in made.items() if k in ("sft", "reward")} | {
         "ppo": kept | {"value": {k: v for k, v in value.items() if k == "head"}}
     }
