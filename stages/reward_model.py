@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,14 @@ from reward.card.scored_once import ScoredOnce
 from reward.files import HOLDOUT, member_role, save_reward
 from reward.model import RewardModel
 from reward.tables import POOLINGS
+from stages.safe_points.checkpoints import State
 from stages.safe_points.training_state import restore_training
 from stages.settings import RewardConfig
 from stages.stage import StageContext, StageResult, settings_of_copy
 from stages.training.calibration import calibrated, calibration_responses
+from stages.training.held_out_curve import require_held_out
 from stages.training.ranking_rows import EncodedRanking, encode_rankings
-from stages.training.ranking_trainer import fit
+from stages.training.ranking_trainer import Trained, fit, name_of
 from stages.training.training_run import Start
 
 VERSION = 19
@@ -48,7 +50,8 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
     if config.holdout:
         held_back[HOLDOUT], tallies[HOLDOUT_COUNTS] = encode_held_back(context, holdout_rankings, config)
     note_counts(context, tallies)
-    steps, skipped = train_all(context, members | held_back, config)
+    require_held_out(config, "reward", "rankings", len(held_out))
+    done = train_all(context, members | held_back, config, held_out)
 
     queries, answers, source = calibration_responses(context, train, config)
     model, samples = calibrated(context, config, list(members), queries, answers)
@@ -65,11 +68,12 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
             "rankings": len(train),
             "dropped": sum(tallies["counts"].dropped.values()),
             **{name: tally.as_dict() for name, tally in tallies.items()},
-            **warned(*(tally.warning() for tally in tallies.values())),
+            **warned(*(tally.warning() for tally in tallies.values()), *done.warnings),
             "held_out_rankings": len(held_out),
             "held_out_examined": len(rows),
-            "steps": steps,
-            "skipped_steps": skipped,
+            "steps": done.steps,
+            "skipped_steps": done.skipped,
+            **({"held_out_curves": done.curves} if done.curves else {}),
             "score_mean": model.score_mean,
             "score_std": model.score_std,
             "centred_on": source,
@@ -152,17 +156,47 @@ def split_holdout(
     return View(rankings, np.flatnonzero(~out)), View(rankings, np.flatnonzero(out))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainings:
+    """Trainings of several models together: optimizer steps, how many were skipped, and what held-out rows showed."""
+
+    steps: int = 0
+    skipped: int = 0
+    curves: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, saved: State) -> Trainings:
+        """Those that were finished when a checkpoint was saved."""
+        numbers = saved.numbers
+        return cls(steps=numbers["offset"], skipped=numbers["skipped_before"], curves=numbers.get("curves", {}))
+
+    def with_one(self, role: str, trained: Trained) -> Trainings:
+        found = trained.curve.summary() if trained.curve is not None else None
+        return Trainings(
+            steps=self.steps + trained.steps,
+            skipped=self.skipped + trained.skipped,
+            curves=self.curves if found is None else {**self.curves, role: found},
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        return [f"{name_of(role)}: {curve['text']}" for role, curve in self.curves.items() if curve["learnt"] is False]
+
+
 def train_all(
-    context: StageContext, roles_rankings: Mapping[str, Sequence[EncodedRanking]], config: RewardConfig
-) -> tuple[int, int]:
-    """Train one role after another, each with its own seed; returns all steps, and how many of them were skipped.
+    context: StageContext,
+    roles_rankings: Mapping[str, Sequence[EncodedRanking]],
+    config: RewardConfig,
+    held_out: Sequence[EncodedRanking] = (),
+) -> Trainings:
+    """Train one role after another, each with its own seed.
 
     Roles start alike (the SFT adapter, or an identity) but for their heads; they see their rankings in other orders.
     """
     saved = context.checkpoints.resume()
     current = saved.numbers.get("part", 0) if saved is not None else 0  # the role that was being trained
     finished: dict[str, Tensor] = {}
-    steps = skipped = 0
+    done = Trainings()
     for number, (role, rows) in enumerate(roles_rankings.items()):
         seed = context.seed if number == 0 else derived_seed(context.seed, f"reward/{role}")
         tensors = add_untrained(context, config, role, seed)
@@ -171,12 +205,18 @@ def train_all(
         else:
             resumed = saved if number == current else None
             if resumed is not None:
-                steps, skipped = resumed.numbers["offset"], resumed.numbers["skipped_before"]
-            start = Start(number=number, steps=steps, skipped=skipped, weights=dict(finished), saved=resumed)
-            more_steps, more_skipped = fit(replace(context, seed=seed), rows, config, role, start)
-            steps, skipped = steps + more_steps, skipped + more_skipped
+                done = Trainings.of(resumed)
+            start = Start(
+                number=number,
+                steps=done.steps,
+                skipped=done.skipped,
+                weights=dict(finished),
+                curves=done.curves,
+                saved=resumed,
+            )
+            done = done.with_one(role, fit(replace(context, seed=seed), rows, config, role, start, held_out))
         finished |= {f"done/{role}/weights/{n}": p.detach().clone() for n, p in tensors.items()}
-    return steps, skipped
+    return done
 
 
 def add_untrained(context: StageContext, config: RewardConfig, role: str, seed: int) -> dict[str, nn.Parameter]:

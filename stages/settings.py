@@ -62,7 +62,9 @@ class SFTConfig(Config):
     """Instruction tuning on demonstrations, run by TRL's SFTTrainer."""
 
     epochs: float = Field(1.0, gt=0, description="passes over the demonstrations")
-    learning_rate: float = Field(2e-4, ge=0, description="peak learning rate")
+    learning_rate: float = Field(
+        2e-4, ge=0, description="peak learning rate; left out, or auto: by the base's width and the method"
+    )
     batch: int = Field(16, ge=1, description="conversations an optimizer step, over all processes")
     micro_batch: int = Field(16, ge=1, description="conversations a forward pass, at most")
     batch_tokens: int | None = Field(
@@ -74,6 +76,23 @@ class SFTConfig(Config):
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns are trained on")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    held_out_every: int | None = Field(
+        None,
+        ge=0,
+        description="steps between evaluations of held-out demonstrations; null: a tenth of all steps; 0: none",
+    )
+    held_out_rows: int | None = Field(
+        None,
+        ge=1,
+        description="held-out demonstrations of such an evaluation, evenly spaced; null: as many as take about a tenth "
+        "of the time, 32 to 512",
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="the weights after the last step, or those of the evaluation with the lowest held-out loss"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations in a row without a lower held-out loss; null: never"
+    )
     max_skipped_steps: int | None = Field(
         20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
     )
@@ -120,7 +139,11 @@ class RewardConfig(Config):
     )
     init: Literal["sft", "base"] = Field("sft", description="adapter to start from")
     epochs: float = Field(1.0, gt=0, description="passes over the rankings")
-    learning_rate: float = Field(1e-4, ge=0, description="peak learning rate of the adapter")
+    learning_rate: float = Field(
+        1e-4,
+        ge=0,
+        description="peak, of the adapter; left out, or auto: by the base's width and the method",
+    )
     head_learning_rate: float | None = Field(None, ge=0, description="of the scalar head; default: learning_rate")
     batch: int = Field(16, ge=1, description="rankings an optimizer step, over all processes")
     micro_batch: int = Field(16, ge=1, description="rankings a forward pass, at most")
@@ -129,6 +152,23 @@ class RewardConfig(Config):
     max_tokens: int = Field(1024, ge=8, description="longest prompt and response")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    held_out_every: int | None = Field(
+        None,
+        ge=0,
+        description="steps between evaluations of held-out rankings; null: a tenth of all steps; 0: none",
+    )
+    held_out_rows: int | None = Field(
+        None,
+        ge=1,
+        description="held-out rankings of such an evaluation, evenly spaced; null: as many as take about a tenth "
+        "of the time, 32 to 512",
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="the weights after the last step, or those of the evaluation with the lowest held-out loss"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations in a row without a lower held-out loss; null: never"
+    )
     max_skipped_steps: int | None = Field(
         20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
     )
@@ -173,7 +213,9 @@ class PPOConfig(Config):
     sampling_batch: int | None = Field(
         None, ge=1, description="responses sampled at once by a process; null: all of its rollouts"
     )
-    learning_rate: float = Field(3e-5, ge=0, description="of the policy adapter")
+    learning_rate: float = Field(
+        3e-5, ge=0, description="of the policy adapter; left out, or auto: by the base's width and the method"
+    )
     value_learning_rate: float | None = Field(None, ge=0, description="of the value adapter; default: learning_rate")
     value_head_learning_rate: float | None = Field(None, ge=0, description="of the value head; default: the adapter's")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate over the updates")

@@ -27,7 +27,9 @@ from models.roles.shared_base import SharedBase
 from stages.safe_points.checkpoints import State
 from stages.settings import SFTConfig
 from stages.stage import StageContext, StageResult
+from stages.training.held_out_curve import HeldOutCurve, chosen, require_held_out
 from stages.training.hf_trainer import fit, on_one_device, trainer_settings, training_session
+from stages.training.row_losses import supervised_logprobs
 from stages.training.training_run import Start, TrainingRun
 
 VERSION = 9
@@ -50,7 +52,9 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
     base.add_role("sft", context.adapter, seed=context.seed)
     with base.training("sft"), base.role("sft"), training_session(context, base, "sft", "sft"):
         trainer = make_trainer(context, rows, config, context.checkpoints.resume())
+        trainer.training_run.follow(held_out_curve(context, config, rows, held_out))
         steps = fit(trainer)
+    curve = trainer.training_run.curve
     if context.processes.is_main:
         save_role(base, "sft", context.out)
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
@@ -61,13 +65,43 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
             "dropped": sum(tally.dropped.values()),
             "counts": tally.as_dict(),
             "held_out_counts": held_out_tally.as_dict(),
-            **warned(tally.warning(), held_out_tally.warning()),
+            **warned(tally.warning(), held_out_tally.warning(), curve.warning() if curve else ""),
             "supervised_tokens": sum(sum(x >= 0 for x in r.labels) for r in rows),
             "held_out_nll": labelled_nll(base, "sft", held_out, context.pad_id, progress=progress),
             "steps": steps,
             "skipped_steps": trainer.training_run.skipped,
+            **({"held_out_curves": {"sft": curve.summary()}} if curve else {}),
         }
     )
+
+
+def held_out_curve(
+    context: StageContext, config: SFTConfig, rows: Sequence[Encoded], held_out: Sequence[Encoded]
+) -> HeldOutCurve | None:
+    """The curve of this training; None where nothing is held out, or the recipe asks for none.
+
+    Raises:
+        UserError: weights are chosen, or training stops, by held-out rows that are not there.
+    """
+    require_held_out(config, "sft", "demonstrations", len(held_out))
+    some = chosen(held_out, config, len(rows))
+    if not some:
+        return None
+    return HeldOutCurve(
+        context,
+        config,
+        "sft",
+        "SFT",
+        some,
+        len(held_out),
+        [prompt_of(row) for row in some],
+        context.base.parameters_of("sft"),
+    )
+
+
+def prompt_of(row: Encoded) -> tuple[int, ...]:
+    """Ids before the first supervised one: what rows of one prompt share."""
+    return tuple(row.ids[: next(i for i, label in enumerate(row.labels) if label >= 0)])
 
 
 def encode(
@@ -174,9 +208,7 @@ def labelled_nll(
         for start in range(0, len(rows), batch):
             part = [{"input_ids": r.ids, "labels": r.labels} for r in rows[start : start + batch]]
             ids, mask, labels = (t.to(base.device) for t in collate(part, pad_id).values())
-            chosen = labels[:, 1:] >= 0
-            where = torch.nn.functional.pad(chosen, (0, 1)).flatten().nonzero().squeeze(1)
-            logprobs, _ = view.logprobs(view.states(ids, mask, where), labels[:, 1:][chosen])
-            total, count = total - logprobs.sum().item(), count + int(chosen.sum())
+            logprobs, _ = supervised_logprobs(view, ids, mask, labels)
+            total, count = total - logprobs.sum().item(), count + len(logprobs)
             progress(len(part))
     return total / count if count else None

@@ -31,7 +31,7 @@ with tempfile.TemporaryDirectory() as folder:
     context = context_of(folder, base, adapter, Corpus())
     config = RewardConfig(batch=case["batch"], micro_batch=case["micro_batch"], learning_rate=1e-5)
     with phases.phase("train"):
-        updates, _ = fit(context, rows, config)
+        updates = fit(context, rows, config).steps
 report(
     phases, imports, updates=updates, pairs=len(rows) * case["answers"] * (case["answers"] - 1) // 2,
     tokens=sum(len(p) + sum(map(len, a)) for p, a in found),

@@ -6,6 +6,7 @@ tokens are the tokenizer's own business and are not repeated here. Knows nothing
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from models.hub.spec import BaseModelSpec
@@ -118,3 +119,50 @@ def _entries() -> Iterator[BaseModelSpec]:
 
 
 BASE_MODELS: Mapping[str, BaseModelSpec] = {spec.name: spec for spec in _entries()}
+
+WIDTHS: Mapping[str, int] = {
+    "qwen2.5-0.5b": 896,
+    "qwen2.5-1.5b": 1536,
+    "qwen2.5-3b": 2048,
+    "qwen2.5-7b": 3584,
+    "qwen3-0.6b": 1024,
+    "qwen3-1.7b": 2048,
+    "qwen3-4b": 2560,
+    "qwen3-8b": 4096,
+    "llama-3.2-1b": 2048,
+    "llama-3.2-3b": 3072,
+    "llama-3.1-8b": 4096,
+    "smollm2-135m": 576,
+    "smollm2-360m": 960,
+    "smollm2-1.7b": 2048,
+    "smollm3-3b": 2048,
+    "gemma-2-2b": 2304,
+    "gemma-3-270m": 640,
+    "gemma-3-1b": 1152,
+    "mistral-7b-v0.3": 4096,
+    "olmo2-1b": 2048,
+    "olmo2-7b": 4096,
+    "phi-3.5-mini": 3072,
+    "phi-4-mini": 3072,
+    "pythia-70m": 512,
+    "pythia-160m": 768,
+    "pythia-410m": 1024,
+    "pythia-1b": 2048,
+    "pythia-1.4b": 2048,
+    "opt-125m": 768,
+    "opt-350m": 1024,
+    "opt-1.3b": 2048,
+    "gpt2": 768,
+    "gpt2-medium": 1024,
+    "gpt2-large": 1280,
+    "gpt2-xl": 1600,
+    "tinyllama-1.1b": 2048,
+}
+"""Width of the states, as the models' own configs have it; a tuned model has its base's."""
+
+
+def width_of(name: str) -> int | None:
+    """The width of a base in the catalogue; None of another one."""
+    if name not in BASE_MODELS:
+        return None
+    return WIDTHS.get(re.sub(r"-(instruct|it|base|chat)$", "", name))

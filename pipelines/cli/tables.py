@@ -125,6 +125,9 @@ def print_plan(
     if assumed:
         out.print(assumed, style="dim", markup=False)
     for plan in plans:
+        if plan.details.get("chosen"):
+            out.print(printable(f"{plan.name}: {plan.details['chosen']}"), style="dim", markup=False)
+    for plan in plans:
         if plan.details.get("too_large"):
             out.print(printable(f"{plan.name}: {plan.details['too_large']}"), style="yellow", markup=False)
     for folder, what in kept.items():
@@ -153,7 +156,9 @@ def plan_as_json(
     stages = []
     for plan in plans:
         takes = plan.details.get("takes")  # nothing of a stage whose result is given
-        counted = {name: plan.details.get(name) for name in ("steps", "rows", "counts", "warning", "too_large")}
+        counted = {
+            name: plan.details.get(name) for name in ("steps", "rows", "chosen", "counts", "warning", "too_large")
+        }
         sizes = {name: getattr(takes, name, None) for name in ("tokens", "memory", "disk")}
         known = {"seconds": round(seconds[plan.name], 1) if plan.name in seconds else None}
         stages.append({"name": plan.name, "status": plan.status, "why": plan.reason} | counted | sizes | known)

@@ -29,8 +29,8 @@ from pipelines.evaluate.systems import open_system
 from pipelines.execution.loaded_models import LoadedModels
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from reward.card.examine import FILE
-from stages.remote_rollouts import rollout_servers
 from stages import lineage
+from stages.remote_rollouts import rollout_servers
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from data.common.errors import nearest
 from data.common.redaction import has_secret
 from evaluation.systems import problem_of, problem_of_metric
+from pipelines.recipe import rates
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.table import STAGES
@@ -29,13 +31,14 @@ def default_stages(recipe: Recipe) -> tuple[str, ...]:
     return tuple(s for s in STAGES if s in wanted)
 
 
-def fill_in(data: dict[str, Any]) -> None:
+def fill_in(data: dict[str, Any], folder: Path | None) -> None:
     """Defaults that follow from other settings, so that the resolved recipe says them.
 
     Limits shrink to the context of a base from scratch; a value role that does not start from the reward model starts
     with a zero head; ``reward: [model]`` is short for ``[{source: model}]`` (also in ``best_of_by``), ``gate: off`` for
-    ``{enabled: false}``.
-    Works on plain values, before anything is checked, so every type is possible.
+    ``{enabled: false}``. Learning rates that are not given, or ``auto``, follow from the base (``recipe.rates``).
+    Works on plain values, before anything is checked, so every type is possible. Relative paths start in ``folder``;
+    None: trivet wrote the recipe, with every rate that it chose.
     """
     ppo, choosing = _group(data, "ppo"), _group(_group(data, "evaluation"), "best_of_by")
     _spell_out_terms(ppo, "reward")
@@ -50,6 +53,21 @@ def fill_in(data: dict[str, Any]) -> None:
     context = _group(_group(_group(data, "base"), "pretrain"), "model").get("context", 256)
     if isinstance(data.get("base"), dict) and isinstance(context, int) and not isinstance(context, bool):
         _shrink_limits(data, context)
+    if folder is not None:
+        _choose_rates(data, folder)
+
+
+def _choose_rates(data: dict[str, Any], folder: Path) -> None:
+    """Learning rates that the recipe leaves open; where the base says nothing of them, the settings' own defaults."""
+    chosen = rates.chosen_rates(data, folder)
+    for stage in rates.SHARES:
+        group = data.setdefault(stage, {})
+        if not isinstance(group, dict):
+            continue
+        if group.get(rates.SETTING) in (None, "auto"):
+            group.pop(rates.SETTING, None)
+            if stage in chosen:
+                group[rates.SETTING] = chosen[stage]
 
 
 def _spell_out_terms(group: dict[str, Any], key: str) -> None:

@@ -17,6 +17,7 @@ from data.source_settings import as_source
 from evaluation.systems import parse
 from pipelines.loading.checks import fill_in
 from pipelines.recipe.errors import Problem
+from pipelines.recipe.rates import SETTING
 from pipelines.recipe.schema import Recipe
 from reward.settings import READY, GateConfig
 from stages.settings import PPOConfig, RewardConfig
@@ -66,6 +67,15 @@ def watched(recipe: Recipe) -> bool:
 def scored(recipe: Recipe) -> bool:
     """A reward model of the run is asked after its training, or may be given."""
     return has(recipe, "ppo", "evaluate")
+
+
+def has_held_out(recipe: Recipe) -> bool:
+    """Whether rows are kept from training."""
+    return recipe.data.held_out != 0
+
+
+def has_held_out_rankings(recipe: Recipe) -> bool:
+    return has_held_out(recipe) and (recipe.rankings is None or recipe.rankings.held_out_prompts > 0)
 
 
 def files_of(recipe: Recipe) -> list[Path]:
@@ -185,6 +195,24 @@ TRAINING = (
         "sft.micro_batch",
         acts=lambda r: r.sft.batch_tokens is None,
         why="sft.batch_tokens cuts the batches instead",
+    ),
+    *(
+        rule(
+            *(f"{key}.{name}" for name in ("held_out_every", "held_out_rows", "keep", "patience")),
+            acts=held_out,
+            why="nothing is held out: set data.held_out, or (with sampled rankings) rankings.held_out_prompts",
+        )
+        for key, held_out in (("sft", has_held_out), ("reward", has_held_out_rankings))
+    ),
+    rule(
+        *("sft.held_out_rows", "sft.keep", "sft.patience"),
+        acts=lambda r: r.sft.held_out_every != 0,
+        why="sft.held_out_every is 0, so that held-out rows are not evaluated in training",
+    ),
+    rule(
+        *("reward.held_out_rows", "reward.keep", "reward.patience"),
+        acts=lambda r: r.reward.held_out_every != 0,
+        why="reward.held_out_every is 0, so that held-out rows are not evaluated in training",
     ),
     rule(
         "reward.init",
@@ -308,11 +336,16 @@ OTHER = (
 RULES = (*STAGES, *SAMPLED, *DATA, *ADAPTER, *TRAINING, *PPO, *EVALUATION, *OTHER)
 
 
-def idle(recipe: Recipe) -> list[Problem]:
-    """Every setting that is not as by default and cannot act."""
+def idle(recipe: Recipe, resolved: bool = False) -> list[Problem]:
+    """Every setting that is not as by default and cannot act.
+
+    Args:
+        resolved: trivet wrote the recipe with every setting; rates that it chose, perhaps for a base that has moved,
+            are nobody's mistake.
+    """
     found: dict[tuple[str | int, ...], str] = {}
     for path, value, default in leaves(recipe, defaults(recipe)):
-        if value == default:
+        if value == default or (resolved and path[-1] == SETTING):
             continue
         for one in RULES:
             if any(covers(name, path) for name in one.settings) and not one.acts(recipe):
@@ -399,8 +432,10 @@ def defaults(recipe: Recipe) -> dict[str, Any]:
     )
     value = {"init": recipe.ppo.value.init}
     made: dict[str, Any] = {"base": base, "ppo": {"max_new_tokens": recipe.ppo.max_new_tokens, "value": value}}
-    fill_in(made)
-    kept = {k: v for k, v in made["ppo"].items() if k == "max_prompt_tokens"}
+    made |= {"adapter": {"method": recipe.adapter.method}, "reward": {"base": recipe.reward.base}}
+    fill_in(made, recipe.base_dir)
+    made["reward"].pop("base")
+    kept = {k: v for k, v in made["ppo"].items() if k in ("max_prompt_tokens", SETTING)}
     return {k: v for k, v in made.items() if k in ("sft", "reward")} | {
         "ppo": kept | {"value": {k: v for k, v in value.items() if k == "head"}}
     }

@@ -37,11 +37,13 @@ def load_recipe(
     Raises:
         UserError: names file, line and key of everything that is wrong, and the fix.
     """
+    resolved = False
     if isinstance(recipe, Mapping):
         source, folder = Source(name="recipe", data=json.loads(json.dumps(recipe, default=_plain))), Path.cwd()
     else:
         source, folder = _read(Path(recipe)), Path(recipe).resolve().parent
-        if Path(recipe).name == RECIPE and is_run(folder):  # trivet wrote it, perhaps under other names
+        resolved = Path(recipe).name == RECIPE and is_run(folder)
+        if resolved:  # trivet wrote it, perhaps under other names
             source = in_new_names(source)
     for override in overrides:
         apply_override(source, override)
@@ -50,12 +52,12 @@ def load_recipe(
     at = {path for path, _ in renamed}
     if problems := [*renamed, *(p for p in unknown_keys(source.data, [shape]) if p[0] not in at)]:
         raise recipe_error(source, problems)
-    fill_in(source.data)
+    fill_in(source.data, None if resolved else folder)
     try:
         made = with_stages(shape.model_validate(source.data | {"base_dir": folder}))
     except ValidationError as error:
         raise recipe_error(source, problems_of(error, source)) from None
-    if problems := coerced(source.data, made) or problems_across(made) or ([] if may_idle else idle(made)):
+    if problems := coerced(source.data, made) or problems_across(made) or ([] if may_idle else idle(made, resolved)):
         raise recipe_error(source, problems)
     return made
 

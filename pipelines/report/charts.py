@@ -16,6 +16,7 @@ from typing import Any
 from pipelines.stages.table import STAGES
 
 POINTS = 400  # of a curve; more cannot be seen
+BEFORE = "_before"  # ends the name of what a metric was before training
 
 
 def curves(
@@ -24,7 +25,7 @@ def curves(
     """One chart for every known key of a stage's metrics with at least two finite values; warnings at their step."""
     charts: list[dict[str, Any]] = []
     for key, title, hint in STAGES[stage].curves if stage in STAGES else ():
-        points = [(r.get("step", i + 1), r[key]) for i, r in enumerate(rows) if finite(r.get(key))]
+        points = _points(key, rows)
         if len(points) < 2 or any(c["title"] == title for c in charts):
             continue
         points = _thinned(points)
@@ -37,24 +38,42 @@ def curves(
             "hovertemplate": "step %{x}: %{y:.4g}<extra></extra>",
         }
         layout = {"xaxis": {"title": {"text": "step"}}, "height": 210}
-        if min(y for _, y in points) >= 0:
-            layout["yaxis"] = {"rangemode": "tozero"}
+        if 0 <= min(y for _, y in points) < max(y for _, y in points) / 2:
+            layout["yaxis"] = {"rangemode": "tozero"}  # elsewhere the change would be a flat line far above it
         marks = [_warning_mark(w, points) for w in warned if finite(w.get("step"))]
-        if marks:
-            layout["shapes"] = [
-                {
-                    "type": "line",
-                    "x0": m["x"][0],
-                    "x1": m["x"][0],
-                    "y0": 0,
-                    "y1": 1,
-                    "yref": "paper",
-                    "line": {"color": "@open", "width": 1.2, "dash": "dot"},
-                }
-                for m in marks
-            ]
+        lines = [*map(_upright, marks), *_before(key, rows)]
+        if lines:
+            layout["shapes"] = lines
         charts.append(make_chart(f"{stage}-{key}", title, hint, [line, *marks], layout))
     return charts
+
+
+def _points(key: str, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, float]]:
+    """Step and value of a metric; what it was before a training stands at the step before the first."""
+    points: list[tuple[Any, float]] = []
+    for i, row in enumerate(rows):
+        step, before = row.get("step", i + 1), row.get(f"{key}{BEFORE}")
+        if finite(before) and finite(step):
+            points.append((step - 1, float(before)))  # type: ignore[arg-type]
+        if finite(row.get(key)):
+            points.append((step, row[key]))
+    return points
+
+
+def _before(key: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A dashed line at what the metric was before the first training, where that is known."""
+    found = [row[f"{key}{BEFORE}"] for row in rows if finite(row.get(f"{key}{BEFORE}"))][:1]
+    dashed = {"color": "@muted", "width": 1.2, "dash": "dash"}
+    return [
+        {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": short(y), "y1": short(y), "line": dashed}
+        for y in found
+    ]
+
+
+def _upright(mark: Mapping[str, Any]) -> dict[str, Any]:
+    """A dotted line through the step of a warning."""
+    x, dotted = mark["x"][0], {"color": "@open", "width": 1.2, "dash": "dot"}
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": dotted}
 
 
 def _warning_mark(warned: Mapping[str, Any], points: Sequence[tuple[Any, float]]) -> dict[str, Any]:

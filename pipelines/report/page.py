@@ -30,7 +30,7 @@ from pipelines.report.words import Words, answers_to_newcomers, headline
 from pipelines.stages.table import STAGES, folders, title_of
 from pipelines.workspace.run_folder import RECIPE, REPORT, RUN
 
-SHOWN_ELSEWHERE = ("warnings", "probe", "report_card")  # shown elsewhere, or for machines only
+SHOWN_ELSEWHERE = ("warnings", "probe", "report_card", "held_out_curves")  # shown elsewhere, or for machines only
 COUNTS = "counts"  # ends the names of a stage's counts of its data
 CARD = "report_card.json"
 
@@ -137,7 +137,7 @@ def view(files: RunFiles) -> dict[str, Any]:
         "judge": results.get("judge", ""),
         "figures": figures,
         "curve_groups": [(s, title_of(s), figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
-        "reward_facts": {k.replace("_", " "): shown(v) for k, v in _plain(accuracy).items()},
+        "reward_facts": {k.replace("_", " "): shown(v) for k, v in (_plain(accuracy) | learnt(accuracy)).items()},
         "card": report_reward.view(files.card, gate) if files.card else None,
         "samples": samples if count else "",
         "samples_count": count,
@@ -213,7 +213,7 @@ def facts(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
     for name in STAGES:
         found = files.manifests.get(name, {}).get("metrics") or {}
         if found and STAGES[name].facts:
-            rows = {k.replace("_", " "): shown(v) for k, v in _plain(found).items()}
+            rows = {k.replace("_", " "): shown(v) for k, v in (_plain(found) | learnt(found)).items()}
             out.append((title_of(name), rows | counted(found)))
         elif rows := counted(found):
             out.append((f"{title_of(name)}: counts", rows))
@@ -265,6 +265,13 @@ def sources(files: RunFiles) -> list[tuple[str, dict[str, str]]]:
 def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics that are listed one by one: those with a section of their own and the counts are not."""
     return {k: v for k, v in metrics.items() if k not in SHOWN_ELSEWHERE and not k.endswith(COUNTS)}
+
+
+def learnt(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What held-out rows showed of each role's training, in its sentence."""
+    curves = metrics.get("held_out_curves")
+    found = curves.items() if isinstance(curves, Mapping) else ()
+    return {f"learnt: {role}": str(c["text"]) for role, c in found if isinstance(c, Mapping) and "text" in c}
 
 
 def counted(metrics: Mapping[str, Any]) -> dict[str, str]:

@@ -31,6 +31,7 @@ from models.hub.limits import limits_of_folder, stop_ids_in
 from models.hub.load import tokenizer_of
 from models.hub.registry import BaseModelSpec, resolve_base
 from pipelines.execution.sharding import is_divided, sentence
+from pipelines.recipe import rates
 from pipelines.recipe.schema import Recipe
 from pipelines.run.fit import Fit, needed
 from pipelines.stages.estimates import LIBRARIES, Estimate, Estimator
@@ -98,12 +99,25 @@ class PlanDetails:
             "rows": rows,
             "takes": self.takes(name),
             "too_large": self.too_large(name),
+            "chosen": self.chosen(name),
             "counts": {},
             **{group: tally.as_dict() for group, tally in tallies.items()},
             "counted": "; ".join(t.summary() for t in tallies.values() if t.summary()),
             "sampled": "; ".join(t.sampled() for t in tallies.values() if t.sampled()),
             "warning": "; ".join(t.warning() for t in tallies.values() if t.warning()),
         }
+
+    def chosen(self, name: str) -> str:
+        """A sentence about the stage's learning rate, where it is the one that trivet chooses; empty otherwise."""
+        if name not in rates.SHARES:
+            return ""
+        recipe, rate = self.recipe, float(getattr(self.recipe, name).learning_rate)
+        plain = recipe.model_dump(mode="json", include={"base", "adapter", "reward"})
+        usual = type(getattr(recipe, name)).model_fields[rates.SETTING].default
+        if rate != rates.chosen_rates(plain, recipe.base_dir).get(name, usual):
+            return ""
+        base, lora = rates.bases_of(plain)[name], recipe.adapter.method == "lora"
+        return f"learning_rate {rate:.1e}: {rates.why(name, base, lora, recipe.base_dir)}"
 
     @cached_property
     def estimator(self) -> Estimator:

@@ -49,6 +49,7 @@ from reward.files import SCORING
 from stages import lineage
 from stages.ppo.stage import none_fits, prompt_limit
 from stages.stage import copy_sentence, prompt_rows
+from stages.training.held_out_curve import require_held_out
 
 SHOWN = 5
 """Rejected rows that a run names."""
@@ -110,6 +111,7 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     for doubt in (*chain(*doubts), *doubtful_columns(recipe, corpus, chosen)):
         warn(doubt)
     check_classifiers(recipe, chosen)
+    _check_held_out(recipe, corpus, chosen)
     evaluation = _evaluation(pipeline, chosen, warn)
     if evaluation is not None:
         evaluation.check()
@@ -136,6 +138,19 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         _check_room(recipe, corpus, base)
     if evaluation is not None:
         evaluation.check_models(base)
+
+
+def _check_held_out(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> None:
+    """Refuse what is decided by held-out rows that are not there.
+
+    Raises:
+        UserError: as the stage would.
+    """
+    if "sft" in chosen:
+        require_held_out(recipe.sft, "sft", "demonstrations", len(corpus.demonstrations.held_out))
+    if "reward" in chosen:
+        given = corpus.rankings.held_out if recipe.rankings is None else corpus.prompts.held_out
+        require_held_out(recipe.reward, "reward", "rankings", len(given))
 
 
 def _evaluation(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], None]) -> EvaluationRehearsal | None:

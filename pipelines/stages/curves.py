@@ -10,10 +10,17 @@ Curves = tuple[tuple[str, str, str], ...]
 PRETRAIN: Curves = (("loss", "Loss", "Nats a token; falls, then flattens."),)
 SFT: Curves = (
     ("loss", "Loss", "Nats a token of the demonstrations; falls, then flattens."),
+    (
+        "held_out/loss",
+        "Held-out loss",
+        "Nats a token of held-out demonstrations; falls below its start.",
+    ),
     ("mean_token_accuracy", "Token accuracy", "Share of tokens predicted; rises."),
 )
 REWARD: Curves = (
     ("loss", "Loss", "0.69 is a coin's; falls below it."),
+    ("held_out/loss", "Held-out loss", "Of rankings that are not trained on; where it rises again, stop."),
+    ("held_out/accuracy", "Accuracy on held-out pairs", "0.5 is a coin's; what counts for PPO."),
     ("pair_accuracy", "Accuracy on training pairs", "0.5 is a coin's; near 1 is learning by heart."),
     ("accuracy", "Accuracy on training pairs", "0.5 is a coin's; near 1 is learning by heart."),
 )

@@ -18,6 +18,7 @@ from pipelines.recipe.derived import choosing, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.keys import dump, folder_hash, rendering_key
 from reward.settings import REMOTE_TRAITS, RewardPart
+from stages.settings import RewardConfig, SFTConfig
 
 
 def rendering_of(recipe: Recipe) -> dict[str, Any]:
@@ -30,7 +31,15 @@ def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
 
 
 def sft_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
-    return dump(recipe.sft, left_out)
+    return dump(recipe.sft, (*_unwatched(recipe.sft), *left_out))
+
+
+HELD_OUT = ("held_out_every", "held_out_rows", "keep", "patience")
+
+
+def _unwatched(config: SFTConfig | RewardConfig) -> tuple[str, ...]:
+    """The settings of the held-out curve, where it chooses no weights: it changes nothing then."""
+    return HELD_OUT if config.keep == "last" and config.patience is None else ()
 
 
 def rankings_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
@@ -39,7 +48,7 @@ def rankings_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
 
 
 def reward_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
-    return dump(recipe.reward, ("gate", *left_out))  # the gate comes later
+    return dump(recipe.reward, ("gate", *_unwatched(recipe.reward), *left_out))  # the gate comes later
 
 
 def ppo_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, Any]:

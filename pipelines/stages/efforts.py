@@ -6,6 +6,7 @@ as their limit where there are none or where the base is asked as it is.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from pipelines.recipe.derived import response_limit
 from pipelines.stages.duration import Effort, Kind, Passes, Sampled, without_nothing
 from pipelines.stages.estimates import CALIBRATED, HELD_OUT, SCORED, Estimator, shares_prompts
 from reward.tables import POOLINGS
+from stages.held_out_cost import evaluated, evaluations
+from stages.settings import RewardConfig, SFTConfig
 
 PROBES, PROBED = 6, 256  # damaged responses of the reward model's card: kinds, and rows of each
 EXAMINED_MIN, EXAMINED_MAX = 64, 4096  # held-out rankings that the card scores
@@ -62,6 +65,9 @@ def sft(e: Estimator) -> Effort:
     read = mean([min(limit, asked + answered, answered) for asked, answered in e.demonstrations])
     rows = _micro(min(s.batch, len(corpus.train)), s.micro_batch, tokens, s.batch_tokens)
     some = min(HELD_OUT, len(corpus.held_out))
+    steps = len(corpus.train) / s.batch * s.epochs
+    seen = _evaluated(s, len(corpus.held_out), len(corpus.train), steps)
+    each = min(float(HELD_OUT), s.micro_batch, seen)
 
     def of(kind: Kind, count: float, each: float) -> Passes:
         return Passes(kind=kind, count=count, rows=each, tokens=each * tokens, read=each * read)
@@ -69,9 +75,14 @@ def sft(e: Estimator) -> Effort:
     passes = (
         of("train", len(corpus.train) * s.epochs / rows, rows),
         of("read", len(corpus.held_out) / max(1, some), some),
+        of("read", seen / max(1, each), each),
     )
-    steps = len(corpus.train) / s.batch * s.epochs
     return Effort(passes=without_nothing(passes), steps=steps, trained=_adapter(e), trainer=True, full=_full(e))
+
+
+def _evaluated(config: SFTConfig | RewardConfig, held_out: int, trained: int, steps: float) -> float:
+    """Rows that the held-out curve of one training of so many steps computes."""
+    return evaluated(config, held_out, trained) * evaluations(config, max(1, math.ceil(steps)))
 
 
 def rankings(e: Estimator) -> Effort:
@@ -101,7 +112,8 @@ def reward(e: Estimator) -> Effort:
     single = mean([q + n for q, a in ranked for n in a])
     read = 1.0 if last else mean([n for _, a in ranked for n in a])
     calibrated = min(CALIBRATED, w.calibration_samples, len(e.corpus.prompts.train)) if "sft" in e.recipe.stages else 0
-    scored = (examined + calibrated) * models + (PROBES * min(PROBED, held_out))
+    curve = _evaluated(w, held_out, total, total * w.epochs / w.batch) * answers
+    scored = (examined + calibrated + curve) * models + (PROBES * min(PROBED, held_out))
     passes = (
         Passes(
             kind="branches" if sharing else "train",

@@ -207,7 +207,20 @@ class Estimator:
             )
         after = self._rows(lengths, read, min(HELD_OUT, len(held_out)), 1.0) if held_out else None
         several = train.count < min(s.batch, len(rows))
-        return Work(tokens=int(steps * mean), trained=("sft",), train=train, read=after, accumulates=several)
+        return Work(
+            tokens=int(steps * mean),
+            trained=("sft",),
+            train=train,
+            read=after,
+            accumulates=several,
+            extra=self._best_weights(s.keep),
+        )
+
+    def _best_weights(self, keep: str) -> dict[str, float]:
+        """The copy of what is trained that waits, in the host's memory, for a better one."""
+        if keep == "last" or self.shape is None or not self.libraries:
+            return {}
+        return {"best_weights": FP32 * self.shape.adapter}
 
     def rankings(self) -> Work:
         r = self.recipe.rankings
@@ -253,6 +266,7 @@ class Estimator:
             accumulates=count < min(w.batch, total),
             masks=train.count * train.longest**2 if sharing and not self.numbers.fast else 0.0,
             own_base=w.base != "same",
+            extra=self._best_weights(w.keep),
         )
 
     def ppo(self) -> Work:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,6 +117,10 @@ class OwnSteps:
         run = self.training_run
         return min(run.micro_batch, math.ceil(run.batch / run.processes.world_size)), 1
 
+    def held_out_values(self, rows: Sequence[Any]) -> Tensor:
+        """Of held-out rows (n, 4) in float64 on the CPU: loss, its weight, right ones, and of how many."""
+        raise NotImplementedError
+
     def note_step(self, inputs: dict[str, Any], noted: Tensor) -> None:
         """Keep for the log what ``noted`` says of a whole step, over all micro-batches and processes."""
 
@@ -194,6 +198,12 @@ class OwnSteps:
         return self.training_run.state(self.optimizer, self.lr_scheduler, self.state, tokens)
 
 
+SHOWN = {k: k for k in ("loss", "mean_token_accuracy", "pair_accuracy")} | {
+    f"held_out/{k}": f"held-out {k}" for k in ("loss", "accuracy")
+}
+"""Metrics in the terminal, and what they are called there."""
+
+
 class ProgressCallback(TrainerCallback):
     """Sends a trainer's logs to our metrics file and bar; after them the state may be saved."""
 
@@ -211,8 +221,11 @@ class ProgressCallback(TrainerCallback):
         context, step = self.run.context, state.global_step + self.run.start.steps
         kept = {k: v for k, v in logs.items() if isinstance(v, int | float) and k != "epoch"}
         kept |= {"loss": self.run.loss, "skipped_steps": self.run.skipped}
+        if (curve := self.run.curve) is not None:
+            kept |= curve.after_step(self.trainer, state.global_step, state.max_steps)
+            control.should_training_stop = control.should_training_stop or curve.stopped
         context.log.write(step, kept)
-        shown: dict[str, float] = {k: kept[k] for k in ("loss", "mean_token_accuracy", "pair_accuracy") if k in kept}
+        shown: dict[str, float] = {name: kept[k] for k, name in SHOWN.items() if k in kept}
         context.bar.advance(step, shown, self._new_tokens(kept))
         context.checkpoints.safe_point(step, self.trainer.state_now, step, self.run.nonfinite.in_a_row == 0)
 
@@ -230,8 +243,19 @@ def fit(trainer: Any) -> int:
     steps = run.finished()
     if steps is not None:
         run.restore_finished()
-        return steps
+    else:
+        steps = _train(trainer)
+    if run.curve is not None:
+        run.curve.finish()
+    return steps
+
+
+def _train(trainer: Any) -> int:
+    """The steps that are left; the number of all."""
+    run: TrainingRun = trainer.training_run
     if run.saved is None:
+        if run.curve is not None:
+            run.curve.begin(trainer)
         trainer.train()
     else:
         folder = Path(trainer.args.output_dir)

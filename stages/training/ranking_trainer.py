@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,17 +16,28 @@ from data.storage.digests import as_digests, digest, firsts
 from models.backbone.logprobs import Rows, make_rows
 from models.fast.hidden_states import usable
 from models.roles.role_view import RoleView
+from reward.files import HOLDOUT
 from reward.losses import pair_counts, ranking_losses
 from reward.model import pooled, pooled_scores
 from reward.shared_prompt import can_share, shared_states
 from stages.settings import RewardConfig
 from stages.stage import StageContext
 from stages.training import hf_trainer as trainers
+from stages.training.held_out_curve import HeldOutCurve, chosen
 from stages.training.hf_trainer import OwnSteps, on_one_device, trainer_settings, training_session
 from stages.training.micro_batches import of_rankings
 from stages.training.prompt_sampler import OnePromptAStep
 from stages.training.ranking_rows import EncodedRanking
 from stages.training.training_run import FROM_SCRATCH, Start, TrainingRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a training leaves besides weights: its optimizer steps, how many were skipped, and its held-out curve."""
+
+    steps: int
+    skipped: int
+    curve: HeldOutCurve | None
 
 
 def fit(
@@ -34,17 +46,19 @@ def fit(
     config: RewardConfig,
     role: str = "reward",
     start: Start = FROM_SCRATCH,
-) -> tuple[int, int]:
+    held_out: Sequence[EncodedRanking] = (),
+) -> Trained:
     """Train a role's adapter and head.
 
-    Returns:
-        The number of its optimizer steps, and how many of them were skipped.
+    Args:
+        held_out: rankings of which the held-out curve evaluates some.
     """
     base = context.base
     session = training_session(context, base, role, "reward")
     with base.training(role) as trainable, base.role(role) as view, session:
         base.heads[role].bias.requires_grad_(False)  # no difference of scores knows it: its gradient is rounding
         run = TrainingRun(context, config, "reward", "reward model", trainable, start)
+        run.follow(held_out_curve(context, config, role, rows, held_out, trainable))
         trainer = RankingTrainer(
             run,
             config=config,
@@ -54,7 +68,28 @@ def fit(
             data_collator=lambda batch: collate(batch, context.pad_id, config.margin > 0),
             optimizers=(_optimizer(trainable, base.heads[role], config), None),
         )
-        return trainers.fit(trainer), run.nonfinite.total
+        return Trained(steps=trainers.fit(trainer), skipped=run.nonfinite.total, curve=run.curve)
+
+
+def held_out_curve(
+    context: StageContext,
+    config: RewardConfig,
+    role: str,
+    rows: Sequence[EncodedRanking],
+    held_out: Sequence[EncodedRanking],
+    trainable: Mapping[str, nn.Parameter],
+) -> HeldOutCurve | None:
+    """The curve of a role's training; None where nothing is held out, or the recipe asks for none."""
+    some = chosen(held_out, config, len(rows))
+    if not some:
+        return None
+    prompts = [said(row.prompt) if row.prompt else i for i, row in enumerate(some)]
+    return HeldOutCurve(context, config, "reward", name_of(role), some, len(held_out), prompts, trainable)
+
+
+def name_of(role: str) -> str:
+    """What messages call a role's training."""
+    return {"reward": "reward model", HOLDOUT: "held-out reward model"}.get(role, f"reward model ({role})")
 
 
 def _optimizer(trainable: Mapping[str, nn.Parameter], head: nn.Module, config: RewardConfig) -> torch.optim.Optimizer:
@@ -100,6 +135,16 @@ class RankingTrainer(OwnSteps, Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        losses, table, scores = self._losses(model, inputs)
+        count = len(losses) if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() / count
+        with torch.no_grad():
+            counts = pair_counts(table, inputs["ranks"], inputs["present"])
+            self.training_run.note(torch.stack([x.sum() for x in counts]))
+        return (loss, scores) if return_outputs else loss
+
+    def _losses(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss (B,) and scores (B, K) of rankings, and the scores (N,) row by row."""
         ranks, present = inputs["ranks"], inputs["present"]
         rows = (inputs[k] for k in ("ids", "mask", "query_lengths", "response_lengths"))
         scores = model(*rows, present.sum(1))
@@ -112,12 +157,14 @@ class RankingTrainer(OwnSteps, Trainer):
             mask=present,
             label_smoothing=self.settings.label_smoothing,
         )
-        losses = losses * inputs["weights"]
-        count = len(losses) if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / count
-        with torch.no_grad():
-            self.training_run.note(torch.stack([x.sum() for x in pair_counts(table, ranks, present)]))
-        return (loss, scores) if return_outputs else loss
+        return losses * inputs["weights"], table, scores
+
+    def held_out_values(self, rows: Sequence[Any]) -> Tensor:
+        inputs = {k: v.to(self.args.device) for k, v in self.data_collator(list(rows)).items()}
+        losses, table, _ = self._losses(self.model, inputs)
+        right, pairs = pair_counts(table, inputs["ranks"], inputs["present"])
+        found = (losses, torch.ones_like(losses), right, pairs)
+        return torch.stack([x.cpu().double() for x in found], dim=1)
 
     def _get_train_sampler(self, *given: Any) -> Any:
         rows = enumerate(self.train_dataset)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ The loss goes through ``model(...)``; what changes is the model's ``forward``, w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from trl import SFTTrainer
 
 from data.batching import token_batches
 from models.roles.response_loss import response_nll
+from models.roles.role_view import RoleView
 from stages.training.hf_trainer import OwnSteps
 from stages.training.micro_batches import of_rows
+from stages.training.row_losses import row_nll
 from stages.training.training_run import TrainingRun
 
 
@@ -34,6 +37,7 @@ class ResponseTrainer(OwnSteps, SFTTrainer):
     ) -> None:
         super().__init__(training_run, **settings)
         self.batch_tokens = batch_tokens
+        self.view = RoleView(name="sft", lm=lm, head=None, fast=fast)
         if batch_tokens is not None:
             training_run.memory.name = "sft.batch_tokens"
 
@@ -53,6 +57,12 @@ class ResponseTrainer(OwnSteps, SFTTrainer):
         loss = nll / total
         self.training_run.note(torch.stack([right, count]))
         return (loss, None) if return_outputs else loss
+
+    def held_out_values(self, rows: Sequence[Any]) -> Tensor:
+        batch = self.data_collator([{"input_ids": row.ids, "labels": row.labels} for row in rows])
+        ids, mask, labels = (batch[k].to(self.args.device) for k in ("input_ids", "attention_mask", "labels"))
+        nll, count = row_nll(self.view, ids, mask, labels)
+        return torch.stack([nll, count, torch.zeros_like(nll), torch.zeros_like(nll)], dim=1)
 
     def note_step(self, inputs: dict[str, Tensor], noted: Tensor) -> None:
         right, count = noted.tolist()

@@ -17,6 +17,7 @@ from stages.safe_points.training_state import restore_training, training_tensors
 from stages.settings import RewardConfig, SFTConfig
 from stages.stage import StageContext
 from stages.training.gradient_sums import GradientSums
+from stages.training.held_out_curve import HeldOutCurve
 from stages.training.nonfinite import NonFiniteSteps, norm_of
 
 
@@ -29,6 +30,7 @@ class Start:
         steps: of the models before it.
         skipped: how many of those were skipped.
         weights: of the models before it, by the names that checkpoints give them.
+        curves: what the held-out curves of the models before it found, by role.
         saved: this model's own state, to resume from; None: it is trained from the start.
     """
 
@@ -36,6 +38,7 @@ class Start:
     steps: int = 0
     skipped: int = 0
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    curves: Mapping[str, Any] = field(default_factory=dict)
     saved: State | None = None
 
 
@@ -71,6 +74,14 @@ class TrainingRun:
         self.gradients = GradientSums(self.parameters.values(), context.processes)
         self.noted = torch.zeros(2, dtype=torch.float64)  # by the loss, of this process's micro-batches in a step
         self.norm = self.loss = 0.0  # of the last step; the gradient's before clipping
+        self.curve: HeldOutCurve | None = None
+
+    def follow(self, curve: HeldOutCurve | None) -> None:
+        """Evaluate held-out rows in this training; where it resumes from a state without their curve, there is none."""
+        if curve is not None and self.saved is not None and not curve.restore(self.saved):
+            self.context.say(f"{self.name}: no held-out curve, since the checkpoint that it resumes from has none")
+            curve = None
+        self.curve = curve
 
     def begin_step(self, micro_batches: int) -> None:
         """Forget what was noted, before the first of a step's micro-batches."""
@@ -103,7 +114,9 @@ class TrainingRun:
     def finished(self) -> int | None:
         """Steps of a training that the saved state shows to be complete; None: there are some left."""
         known = self.saved.numbers["trainer"] if self.saved is not None else None
-        return int(known["global_step"]) if known is not None and known["global_step"] >= known["max_steps"] else None
+        if known is None or not (known["global_step"] >= known["max_steps"] or (self.curve and self.curve.stopped)):
+            return None
+        return int(known["global_step"])
 
     def restore_finished(self) -> None:
         """Weights and counts of a training that is complete."""
@@ -126,7 +139,7 @@ class TrainingRun:
     def state(self, optimizer: Any, schedule: Any, trainer_state: Any, tokens: int) -> State:
         """All of it, between two optimizer steps; ``tokens`` is TRL's count for its log."""
         plain = {k: v for k, v in vars(trainer_state).items() if isinstance(v, int | float | str | bool)}
-        return State(
+        state = State(
             tensors=training_tensors(self.parameters, [optimizer]) | dict(self.start.weights),
             numbers={
                 "part": self.start.number,
@@ -137,7 +150,9 @@ class TrainingRun:
                 "tokens": tokens,
                 "skips": self.nonfinite.as_dict(),
                 "skipped_before": self.start.skipped,
+                "curves": dict(self.start.curves),
             },
             own=global_rng(),
             own_numbers={"limits": {self.memory.name: self.memory.limit}},
         )
+        return state if self.curve is None else self.curve.add_to(state)

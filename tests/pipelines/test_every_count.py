@@ -39,7 +39,7 @@ from tests.support.recount import (
 LIMIT, PROMPT_LIMIT, HOLDOUT, CONTEXT, BATCH, MEMBERS = 32, 20, 0.3, 128, 8, 2
 GROUPS = {"counts": "", "held_out_counts": "held_out", "holdout_counts": "holdout"}
 MEASURED = re.compile(
-    r"(held_out_nll|score_(mean|std)|pair_accuracy|longer_is_better|objective/|rollout/|probe|report_card|holdout)"
+    r"(held_out_curves/\w+/(best_step|change|.*(loss|accuracy)$)|learnt|held_out_nll|score_(mean|std)|pair_accuracy|longer_is_better|objective/|rollout/|probe|report_card|holdout)"
 )
 """What is computed by the model and no count; whole numbers among it are looked at all the same where they can be."""
 
@@ -224,6 +224,7 @@ def expected() -> dict[str, dict[str, Any]]:
             "rows": sft["used"], "dropped": 0,
             "supervised_tokens": sum(fitted(d["prompt"], d["completion"])[1] for d in train),
             "steps": math.ceil(len(train) / 16), "skipped_steps": 0,
+            **curve_of("sft", held_sft["used"], math.ceil(len(train) / 16)),
         },
         "reward": {
             **under("counts", of_one_source("rankings.jsonl", reward)),
@@ -233,6 +234,9 @@ def expected() -> dict[str, dict[str, Any]]:
             "held_out_examined": held_reward["used"],
             "pairs": held_reward["used"], "watcher/pairs": held_reward["used"], "watcher/rankings": holdout["used"],
             "steps": steps, "skipped_steps": 0,
+            **curve_of("reward", held_reward["used"], math.ceil(reward["used"] / BATCH)),
+            **curve_of("reward_1", held_reward["used"], math.ceil(reward["used"] / BATCH)),
+            **curve_of("watcher", held_reward["used"], math.ceil(holdout["used"] / BATCH)),
         },
         "ppo": {
             **under("counts", of_one_source("prompts.jsonl", ppo)),
@@ -240,6 +244,12 @@ def expected() -> dict[str, dict[str, Any]]:
             "kept_update": 2, "skipped_steps": 0,
         },
     }  # fmt: skip
+
+
+def curve_of(role: str, held_out: int, steps: int) -> dict[str, int]:
+    """Of a held-out curve: all rows, fewer than 32, from before the first step to the last."""
+    found = {"rows": held_out, "of": held_out, "kept_step": steps, "before/step": 0, "evaluations//step": steps}
+    return under(f"held_out_curves/{role}", found)
 
 
 def of_one_source(name: str, counts: dict[str, Any]) -> dict[str, Any]:

@@ -193,7 +193,14 @@ ACTS = {  # setting: (recipe, settings written into it)
             "supervise": "last",
             "max_grad_norm": 2.0,
             "weight_decay": 0.1,
+            "keep": "best",
+            "patience": 3,
         }.items()
+    },
+    **{
+        f"{group}.{k}": (PLAIN, {f"{group}.{k}": 7, f"{group}.keep": "best"})
+        for group in ("sft", "reward")
+        for k in ("held_out_every", "held_out_rows")
     },
     **{
         f"rankings.{k}": (SAMPLED, {f"rankings.{k}": v})
@@ -232,6 +239,8 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("max_grad_norm", 2.0, {}),
             ("weight_decay", 0.1, {}),
             ("calibration_samples", 9, {}),
+            ("keep", "best", {}),
+            ("patience", 3, {}),
         ]
     },
     **{
@@ -514,6 +523,17 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     (SAMPLED, {"data.annotators": "mean"}, "data.annotators", "no data.rankings"),
     (SAMPLED, {"data.held_out": 0.0, "rankings.held_out_prompts": 9}, "rankings.held_out_prompts", "held_out is 0"),
     (PLAIN, {"sft.batch_tokens": 64, "sft.micro_batch": 4}, "sft.micro_batch", "sft.batch_tokens"),
+    *(
+        (PLAIN, {"data.held_out": 0.0, f"{group}.{k}": v}, f"{group}.{k}", "nothing is held out")
+        for group in ("sft", "reward")
+        for k, v in {"held_out_every": 7, "held_out_rows": 7, "keep": "best", "patience": 3}.items()
+    ),
+    (SAMPLED, {"rankings.held_out_prompts": 0, "reward.keep": "best"}, "reward.keep", "rankings.held_out_prompts"),
+    *(
+        (PLAIN, {f"{group}.held_out_every": 0, f"{group}.{k}": v}, f"{group}.{k}", "held_out_every is 0")
+        for group in ("sft", "reward")
+        for k, v in {"held_out_rows": 7, "keep": "best", "patience": 3}.items()
+    ),
     (PLAIN, {"reward.base": OTHER, "reward.init": "base"}, "reward.init", "no SFT adapter"),
     (PLAIN, {"reward.combine": "min"}, "reward.combine", "ensemble is 1"),
     (PLAIN, {"reward.uncertainty_penalty": 2.0}, "reward.uncertainty_penalty", "mean_minus_std"),

@@ -25,6 +25,10 @@ ALWAYS = [
     "ppo.minibatches=2",
     "adapter.dropout=0.1",
     "sft.micro_batch=8",
+    "sft.keep=best",
+    "sft.patience=9",
+    "reward.keep=best",
+    "reward.held_out_every=1",
 ]
 PROMISED = ("pretrain", "sft", "rankings", "reward", "ppo", "evaluate")
 FOLDERS = {name: stage.folder for name, stage in STAGES.items()}

@@ -125,9 +125,10 @@ def tuned(
         Demonstration(prompt=make_prompt(f"w{i} w{i + 1}"), answer=" ".join(f"w{(i * 7 + j) % 30}" for j in range(n)))
         for i, n in enumerate(LENGTHS)
     )
-    context = context_of(folder, f"sft {name}", Corpus(demonstrations=Split(train=rows)), base)
+    split = Split(train=rows, held_out=rows[1:8])  # seven, in batches that no number of processes divides
+    context = context_of(folder, f"sft {name}", Corpus(demonstrations=split), base)
     context = replace(context, adapter=context.adapter.model_copy(update={"dropout": dropout}))
-    sft.run(context, SFTConfig(epochs=2, learning_rate=1e-3, **settings))
+    sft.run(context, SFTConfig(epochs=2, learning_rate=1e-3, keep="best", held_out_every=2, **settings))
     return ended(context, "sft")
 
 
@@ -181,9 +182,11 @@ def ranked(folder: Path, micro_batch: int, batch: int = 4) -> dict[str, Any]:
     )
     context = context_of(folder, f"reward {batch} {micro_batch}", Corpus(rankings=Split(train=rows)))
     context.base.add_role("sft", context.adapter)
-    settings = RewardConfig(epochs=2, learning_rate=1e-3, batch=batch, micro_batch=micro_batch, calibration_samples=4)
+    settings = RewardConfig(
+        epochs=2, learning_rate=1e-3, batch=batch, micro_batch=micro_batch, calibration_samples=4, keep="best"
+    )
     parts, _ = reward_model.encode(context, rows, settings)
-    reward_model.train_all(context, {"reward": parts}, settings)
+    reward_model.train_all(context, {"reward": parts}, settings, parts[1:8])
     return ended(context, "reward")
 
 

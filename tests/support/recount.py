@@ -88,7 +88,7 @@ NO_COUNTS = {
     "manifest.json": r"described/|made_with/|version|format|seed|metrics/",  # metrics have a walk of their own
     "metrics.jsonl": (
         r"data/|time/|memory/|learning_rate|loss|grad_norm|mean_token_accuracy|pair_accuracy|objective/|ppo/|reward/"
-        r"|holdout/|rollout/|tokens|num_tokens|step$"
+        r"|held_out/|holdout/|rollout/|tokens|num_tokens|step$"
     ),
     "report_card.json": (
         r".*(share|chance|confidence|from|to|error|nll|temperature|correlation|score_per_token)$|samples/[^n]"

@@ -1,0 +1,100 @@
+"""Learning rates by the base's width and the method, where the recipe gives none. Light: no torch, no network.
+
+The law is that of Schulman et al. 2025 ("LoRA Without Regret"; ``get_lr`` of the Tinker cookbook), fitted on Llama and
+Qwen bases of 1 to 70 billion parameters: ``5e-5 x 10 with LoRA x (2000 / width) ^ power``. The reward model takes a
+third of SFT's rate (at a width of 4,096 about TRL's 1e-4 with LoRA, 1e-5 without), PPO a tenth (about 3e-6 without
+LoRA, Huang et al. 2024, ten times that with it). None is above ``HIGHEST``, the rate with which the bases of 0.2 to 0.7
+million parameters in ``docs/measurements`` were trained.
+
+The width is known of a base from scratch, of a folder and of the catalogue. A hub id outside it keeps the settings'
+own defaults whether it is on this machine or not, so that a download changes no finished stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.common.errors import UserError
+from data.common.strict_json import read_object
+from models.hub.catalogue import width_of
+from models.hub.registry import resolve_base
+
+SETTING = "learning_rate"
+FULL, LORA = 5e-5, 10.0
+WIDTH, POWER, QWEN_POWER = 2000, 0.781, 0.0775
+SHARES = {"sft": 1.0, "reward": 1 / 3, "ppo": 1 / 10}
+HIGHEST = 3e-3
+WIDTHS = ("hidden_size", "n_embd", "d_model")  # what configs call it
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the law asks of a base: its width, and whether it is one of the Qwen family."""
+
+    width: int
+    qwen: bool = False
+
+
+def chosen_rates(data: Mapping[str, Any], folder: Path) -> dict[str, float]:
+    """The learning rate of each stage of a recipe, as plain values that nobody has checked yet; none where unknown.
+
+    Args:
+        folder: of the recipe, where relative paths start.
+    """
+    adapter = data.get("adapter")
+    lora = not (isinstance(adapter, Mapping) and adapter.get("method") == "full")
+    found = {}
+    for stage, base in bases_of(data).items():
+        if (known := known_base(base, folder)) is not None:
+            found[stage] = rate_of(stage, known, lora)
+    return found
+
+
+def bases_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The base under each stage: the reward model may have its own."""
+    reward = data.get("reward")
+    own = reward.get("base", "same") if isinstance(reward, Mapping) else "same"
+    return {stage: data.get("base") if stage != "reward" or own == "same" else own for stage in SHARES}
+
+
+def rate_of(stage: str, known: Known, lora: bool) -> float:
+    """The law's rate, to two digits."""
+    law = FULL * (LORA if lora else 1.0) * (WIDTH / known.width) ** (QWEN_POWER if known.qwen else POWER)
+    return float(f"{min(HIGHEST, SHARES[stage] * law):.1e}")
+
+
+def known_base(base: Any, folder: Path) -> Known | None:
+    """Width and family of a base; None where the recipe and this machine do not say."""
+    if isinstance(base, Mapping):
+        pretrain = base.get("pretrain")
+        model = pretrain.get("model") if isinstance(pretrain, Mapping) else None
+        width = model.get("width", 96) if isinstance(model, Mapping) else 96
+        return Known(width) if isinstance(width, int) and width > 0 else None
+    try:
+        spec = resolve_base(base, base_dir=folder) if isinstance(base, str) else None
+        if spec is None:
+            return None
+        if (width := width_of(spec.name)) is not None:
+            return Known(width, spec.family.startswith("Qwen"))
+        config = read_object(Path(spec.source) / "config.json", largest=16 << 20) if Path(spec.source).is_dir() else {}
+    except (UserError, OSError):  # whoever loads the base says what is wrong
+        return None
+    text = config.get("text_config")
+    inner = {**config, **text} if isinstance(text, Mapping) else config
+    widths = [w for w in map(inner.get, WIDTHS) if isinstance(w, int) and w > 0]
+    return Known(widths[0], str(inner.get("model_type", "")).startswith("qwen")) if widths else None
+
+
+def why(stage: str, base: Any, lora: bool, folder: Path) -> str:
+    """Where a chosen rate is from, in a few words."""
+    known = known_base(base, folder)
+    if known is None:
+        return "the default, since the width of this base is not known: see docs/how-to/recipe.md"
+    method = "LoRA" if lora else "full"
+    share = {"sft": "", "reward": " / 3", "ppo": " / 10"}[stage]
+    highest = f", at most {HIGHEST:g}" if rate_of(stage, known, lora) == HIGHEST else ""
+    law = f"{FULL * (LORA if lora else 1):g} x (2000 / {known.width}) ^ {QWEN_POWER if known.qwen else POWER}"
+    return f"chosen for {method} on a base {known.width} wide ({law}{share}{highest}; Schulman et al. 2025)"

@@ -1,0 +1,136 @@
+"""Whether a training learnt something: held-out rows before and after it, compared in pairs, and said in a sentence.
+
+Pure numpy: it knows no model, trainer or file. Rows of one prompt go together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.common.intervals import MINIMUM, by_cluster, checked, ratio_interval
+
+Values = NDArray[np.float64]
+"""(rows, 4) of held-out rows: loss, its weight (tokens, or 1 a ranking), right ones, and of how many."""
+LOSS, WEIGHT, RIGHT, OF = range(4)
+
+
+def loss_of(values: Values) -> float:
+    """Loss over all rows: the mean over tokens or rankings, not a mean of means."""
+    return float(values[:, LOSS].sum() / max(values[:, WEIGHT].sum(), 1.0))
+
+
+def accuracy_of(values: Values) -> float | None:
+    """Share of the pairs that are right; None where nothing is counted."""
+    return float(values[:, RIGHT].sum() / values[:, OF].sum()) if values[:, OF].sum() else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What training changed on the same held-out rows.
+
+    Attributes:
+        loss: after minus before.
+        ci95: of that difference; None where fewer than 20 prompts are too few for an interval, or a loss is not finite.
+        accuracy_ci95: of the accuracy after training; None likewise, and where nothing is counted.
+        prompts: that differ.
+    """
+
+    loss: float
+    ci95: tuple[float, float] | None
+    accuracy_ci95: tuple[float, float] | None
+    prompts: int
+
+    @property
+    def learnt(self) -> bool | None:
+        """True: the loss fell beyond doubt, or more than half of the pairs are right beyond doubt; None: too few rows.
+
+        A loss that falls while no more than half of the pairs are right is that of scores that shrink.
+        """
+        if self.ci95 is None:
+            return None if math.isfinite(self.loss) else False
+        if self.accuracy_ci95 is None:
+            return self.ci95[1] < 0
+        low, high = self.accuracy_ci95
+        return low > 0.5 or (self.ci95[1] < 0 and low + high > 1)
+
+    @property
+    def rose(self) -> bool:
+        """Whether the loss is higher beyond doubt, or no number any more."""
+        return not math.isfinite(self.loss) or (self.ci95 is not None and self.ci95[0] > 0)
+
+
+def change(before: Values, after: Values, prompts: Sequence[Hashable]) -> Change:
+    """Compare the same rows before and after a training.
+
+    Args:
+        before, after: (rows, 4) each, in the same order.
+        prompts: of each row; rows of one prompt are one observation.
+    """
+    difference = loss_of(after) - loss_of(before)
+    count = len(set(prompts))
+    if count < MINIMUM or not np.isfinite([*before[:, LOSS], *after[:, LOSS]]).all():
+        return Change(loss=difference, ci95=None, accuracy_ci95=None, prompts=count)
+    accuracy = _interval(after[:, RIGHT], after[:, OF], prompts) if after[:, OF].sum() else None
+    return Change(
+        loss=difference,
+        ci95=_interval(after[:, LOSS] - before[:, LOSS], after[:, WEIGHT], prompts),
+        accuracy_ci95=accuracy,
+        prompts=count,
+    )
+
+
+def _interval(top: Values, bottom: Values, prompts: Sequence[Hashable]) -> tuple[float, float]:
+    """Of sum(top) / sum(bottom), whole prompts being resampled."""
+    top, labels = checked(top, prompts)
+    low, high, _ = ratio_interval(by_cluster(top, labels)[0], by_cluster(bottom, labels)[0])
+    return low, high
+
+
+def sentence(
+    found: Change,
+    before: Values,
+    after: Values,
+    *,
+    step: int,
+    steps: int,
+    lowest: tuple[int, float],
+    key: str,
+    rate: float,
+) -> str:
+    """What is said at the end of a training, with advice where nothing was learnt.
+
+    Args:
+        found: the comparison of ``before`` and ``after``.
+        step: that of the weights that were kept, of ``steps``.
+        lowest: step and loss of the best evaluation.
+        key: of the settings, ``sft`` or ``reward``.
+        rate: the learning rate.
+    """
+    kept = f"after {steps} step{'s' if steps != 1 else ''}" if step == steps else f"at step {step} of {steps}"
+    words = f"held-out loss {loss_of(before):.4g} before, {loss_of(after):.4g} {kept}"
+    if (right := accuracy_of(after)) is not None:
+        words += f", {right:.1%} of the pairs right"
+    if found.learnt is None:
+        return f"{words}: {found.prompts} held-out prompts are too few to tell; it takes {MINIMUM} (data.held_out)"
+    if found.learnt:
+        low, high = found.ci95 or (0.0, 0.0)
+        return f"{words} (a difference of {found.loss:+.2g}, 95 % [{low:+.2g}, {high:+.2g}])"
+    if found.rose and lowest[1] < loss_of(before) and lowest[0] != step:
+        return (
+            f"{words}: trained for too long; it was {lowest[1]:.4g} at step {lowest[0]}: try {key}.keep=best, or a "
+            f"{key}.learning_rate below {rate:.1e}"
+        )
+    return f"{words}: nothing was learnt; try {_advice(found, key, rate)}"
+
+
+def _advice(found: Change, key: str, rate: float) -> str:
+    if found.rose:
+        return f"{key}.learning_rate={rate / 5:.1e} (a loss that rises is mostly that of steps that are too large)"
+    if rate == 0:
+        return f"{key}.learning_rate above 0"
+    return f"{key}.learning_rate={rate * 5:.1e}, or more {key}.epochs"
