@@ -23,7 +23,7 @@ ROWS, LENGTH = 2, 16
 
 
 def tiny_llama() -> LlamaForCausalLM:
-    config = LlamaConfig(
+    config = LlamaConfig(  # type: ignore[call-arg]
         hidden_size=32,
         intermediate_size=80,
         num_hidden_layers=3,

@@ -15,7 +15,10 @@ from stages import lineage
 
 def prompt(text: str, *before: str) -> Prompt:
     roles = [*(("system", t) for t in before), ("user", text)]
-    messages = tuple(Message(role=role, content=t) for role, t in roles)
+    messages = tuple(
+        Message(role=role, content=t)  # type: ignore[arg-type]
+        for role, t in roles
+    )
     return Prompt(messages=messages, group=group_of(messages))
 
 

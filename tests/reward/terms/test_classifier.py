@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizerFast
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertTokenizer
 
 from data.common.errors import UserError
 from data.records import Message, Prompt
@@ -26,7 +26,7 @@ def encoder(folder: Path) -> tuple[Any, Any]:
     """A BERT that tells prompt and response apart, and its WordPiece tokenizer."""
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+    tokenizer = BertTokenizer(vocab=str(folder / "vocab.txt"))
     config = AutoConfig.for_model("bert", vocab_size=len(tokenizer), max_position_embeddings=32, num_labels=1, **SMALL)
     return saved(folder, config, tokenizer)
 
