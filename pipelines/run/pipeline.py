@@ -258,7 +258,7 @@ class Pipeline:
     def details_after(self, before: Sequence[StagePlan]) -> PlanDetails:
         """The same beside the plans of the stages so far."""
         folder = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
-        return PlanDetails(self.recipe, self.corpus, self.processes.device, folder / "model", before)
+        return PlanDetails(self.recipe, self.corpus, self.processes.device, folder / "model", before, tuple(self.given))
 
     def kept(self) -> dict[Path, str]:
         """Hidden folders of the run with results that were replaced and work that was stopped, and what they are."""

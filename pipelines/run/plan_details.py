@@ -6,7 +6,7 @@ machine; no weights are loaded and nothing is fetched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,8 @@ from pipelines.stages.tallies import Count, pretrain
 class PlanDetails:
     """Details of the stages of one recipe.
 
-    ``pretrained`` is where the run's own base lies once it is done; ``before`` the plans of the stages so far.
+    ``pretrained`` is where the run's own base lies once it is done; ``before`` the plans of the stages so far,
+    ``given`` the stages whose results are given and that take nothing.
     """
 
     recipe: Recipe
@@ -50,13 +51,14 @@ class PlanDetails:
     device: torch.device
     pretrained: Path
     before: Sequence[Any] = ()
+    given: Collection[str] = ()
 
     @cached_property
     def fit(self) -> Fit:
         """What fits the memory of the device, or of ``runtime.fit``."""
         asked = self.recipe.runtime.fit
         whole = device_memory(self.device) if asked in (None, "auto") else parse_size(str(asked), "runtime.fit")
-        return Fit(self.recipe, self.estimator, int(whole * USABLE), can_quantize())
+        return Fit(self.recipe, self.estimator, int(whole * USABLE), can_quantize(), self.given)
 
     def takes(self, name: str) -> Estimate:
         """The estimate of a stage as it would run: what the recipe leaves to the device is settled."""
