@@ -15,6 +15,7 @@ import math
 import re
 import sysconfig
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from typing import Any
 
 from data.common.errors import UserError, nearest
 from data.common.function_binding import ALIASES, OFFERED, bind, bind_function, is_async, parameters_of
+from data.common.opened_files import noting
 from data.common.user_files import Importer, closure_digest, source_closure
 from data.records import Prompt
 
@@ -34,13 +36,14 @@ class UserFunction:
     """A loaded function of named columns, such as ``fn(prompts, completions)``, that returns one number a row.
 
     ``name`` is as the user wrote it, ``path`` the file it came from and ``fingerprint`` the sha256 of that file, with
-    those that it imports from its own folder.
+    those that it imports from its own folder. Files below ``folder`` that it opens are noted.
     """
 
     fn: Callable[..., Any]
     name: str
     path: Path | None
     fingerprint: str
+    folder: Path = Path(".")
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], /, **extra: Sequence[Any]) -> list[float]:
         return self.call(prompts, completions, **extra)
@@ -77,9 +80,10 @@ class UserFunction:
             taken = {*named, *binding.positional, *binding.fixed}
             named |= {name: list(values) for name, values in columns.items() if name not in taken}
         try:
-            result = self.fn(*given, **named)
-            if inspect.isgenerator(result):
-                result = list(result)  # what it raises is the function's
+            with _noting(self.name, self.path, self.folder, CALLS):
+                result = self.fn(*given, **named)
+                if inspect.isgenerator(result):
+                    result = list(result)  # what it raises is the function's
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # sys.exit() in it would end the run without a word
@@ -126,14 +130,17 @@ def load_function(reference: str, base_dir: Path | str = ".") -> UserFunction:
         )
     if _is_file_name(where):
         path: Path | None = _source_file(reference, where, base_dir)
-        module = _load_file(reference, path)  # type: ignore[arg-type]
+        with _noting(reference, path, base_dir):
+            module = _load_file(reference, path)  # type: ignore[arg-type]
     else:
-        module = _load_module(reference, where)
+        with _noting(reference, None, base_dir):
+            module = _load_module(reference, where)
         file = getattr(module, "__file__", None)
         path = Path(file) if file else None
     fn = getattr(module, name, None)
     if isinstance(fn, type):
-        fn = _instance(reference, fn)
+        with _noting(reference, path, base_dir):
+            fn = _instance(reference, fn)
     if fn is None or not callable(fn):
         known = [k for k, v in vars(module).items() if inspect.isfunction(v) and not k.startswith("_")]
         listing = f" Functions there: {', '.join(sorted(known))}." if known else ""
@@ -141,7 +148,27 @@ def load_function(reference: str, base_dir: Path | str = ".") -> UserFunction:
         raise UserError(f"function {reference!r}: {name} {what} in {where}.{nearest(name, known)}{listing}")
     if is_async(fn):
         raise UserError(ASYNC.format(reference=reference, name=name))
-    return UserFunction(fn=fn, name=reference, path=path, fingerprint=_fingerprint(reference, path))
+    fingerprint = _fingerprint(reference, path)
+    return UserFunction(fn=fn, name=reference, path=path, fingerprint=fingerprint, folder=Path(base_dir))
+
+
+CALLS = " called"
+
+
+def _noting(reference: str, path: Path | None, folder: Path | str, doing: str = "") -> AbstractContextManager[None]:
+    """Note what the code of a function opens below its own folder and the recipe's; nothing of what is installed."""
+    where = reference.rpartition(":")[0]
+    if path is not None and _is_installed(path):
+        return nullcontext()
+    owner = str(path.resolve()) if path is not None and _is_file_name(where) else where
+    return noting(owner + doing, [Path(folder), *([path.parent] if path is not None else [])])
+
+
+def owners_of(reference: str, base_dir: Path | str) -> list[str]:
+    """The names under which files are noted that a function's code opens (``opened_files``): loaded, and called."""
+    where = reference.rpartition(":")[0]
+    owner = str(Path(base_dir, Path(where).expanduser()).resolve()) if _is_file_name(where) else where
+    return [owner, owner + CALLS]
 
 
 ASYNC = "function {reference!r}: {name} is async; write a plain function, for example one that calls asyncio.run"

@@ -136,7 +136,7 @@ def show_plan(
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
     from pipelines.cli.tables import console, plan_as_json, print_plan
     from pipelines.run.data_health import health_of
-    from pipelines.run.rehearsal import rehearse
+    from pipelines.run.rehearsal import partly_rehearsed, rehearse
     from pipelines.stages.keys import UNKNOWN
 
     require_taken(pipeline, pipeline.stages)
@@ -152,12 +152,15 @@ def show_plan(
         rehearse(pipeline, pipeline.stages, warnings.append)
         found = plan_as_json(pipeline.recipe, pipeline.run_dir, plans, seconds, assumed)
         warnings += [text] if (text := pipeline.details.sharding) else []
-        return console().print_json(data=found | {"findings": findings, "warnings": warnings})
+        partly = partly_rehearsed(pipeline.corpus, pipeline.stages)
+        return console().print_json(data=found | {"findings": findings, "warnings": warnings, "rehearsed": partly})
     kept = pipeline.kept()
     print_plan(pipeline.recipe, pipeline.run_dir, plans, pipeline.corpus, kept, findings, seconds, assumed)
     if text := pipeline.details.sharding:
         console().print(text, style="yellow", markup=False)
     rehearse(pipeline, pipeline.stages, lambda text: print(f"warning: {text}"))
+    for line in partly_rehearsed(pipeline.corpus, pipeline.stages):
+        print(line)
     with remembered():
         unknown = UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]
     if unknown:
@@ -195,7 +198,7 @@ def show_fit(
     pipeline = make_pipeline(recipe, [*(overrides or ()), f"runtime.fit={memory}"], run_dir, inputs)
     fit = pipeline.details.fit
     found = fit.best()
-    unknown = [name for name in pipeline.recipe.stages if fit.takes(name, found.settings).parts is None]
+    unknown = [name for name in fit.stages if fit.takes(name, found.settings).parts is None]
     if unknown:
         raise UserError(
             f"--fit: what {', '.join(unknown)} would take is not known: base {pipeline.recipe.base} is not on this "

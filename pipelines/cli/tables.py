@@ -170,7 +170,7 @@ def print_fit(fit: Fit, found: Fitted) -> None:
     out = console()
     out.print(f"to fit {size(fit.limit)} of memory:", markup=False)
     table = Table("stage", "phase", "what", "memory", box=None, header_style="bold")
-    for name in found.recipe.stages:
+    for name in fit.stages:
         takes = fit.takes(name, found.settings)
         if takes.parts is None:
             table.add_row(name, "", "not known before the base is there", "?")

@@ -7,7 +7,7 @@ out, for they cut themselves when memory runs out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,13 +56,20 @@ class Fit:
         estimator: of that recipe.
         limit: bytes.
         four_bits: whether a base in four bits may be proposed.
+        given: stages whose results are given; they take nothing and set no limit.
     """
 
     recipe: Recipe
     estimator: Estimator
     limit: int
     four_bits: bool = False
+    given: Collection[str] = ()
     _known: dict[Any, Estimate] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that the run computes."""
+        return tuple(name for name in self.recipe.stages if name not in self.given)
 
     def takes(self, name: str, settings: Settings) -> Estimate:
         """The estimate of a stage with these settings; ``runtime.gradient_checkpointing`` 'auto' counts as off."""
@@ -133,7 +140,7 @@ class Fit:
 
     def options(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Settings of the whole run from the fastest to the smallest, each with the smallest micro-batch it takes."""
-        trains = any(STAGES[name].trains for name in self.recipe.stages)
+        trains = any(STAGES[name].trains for name in self.stages)
         lora = self.recipe.adapter.method == "lora"
         yield ({CHECKPOINTING: False} if trains else {}), SMALL
         if trains:
@@ -147,7 +154,7 @@ class Fit:
         misfits: list[str] = []
         for option, min_size in self.options():
             found, misfits = dict(option), []
-            for name in self.recipe.stages:
+            for name in self.stages:
                 sizes = self.sizes(name, option, min_size)
                 if sizes is None:
                     misfits.append(name)

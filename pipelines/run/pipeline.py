@@ -36,6 +36,7 @@ from pipelines.loading.load import load_recipe
 from pipelines.recipe.schema import Recipe, resolved_yaml
 from pipelines.run.binding import check_start
 from pipelines.run.data_health import check_data
+from pipelines.run.opened import changed_files
 from pipelines.run.plan_details import PlanDetails
 from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stage_run import StageRun
@@ -231,7 +232,7 @@ class Pipeline:
         for state in self._keys():
             reason = state.reason
             status = "cached" if not reason else "new" if state.there is None else "stale"
-            if reason and self.store is not None and self.store.find(state.key) is not None:
+            if reason and self._stored(state.key):
                 status, reason = "stored", f"finished in the store ({reason} here)"
             if not reason:
                 finished[state.name] = state.there.path  # type: ignore[union-attr]
@@ -258,8 +259,15 @@ class Pipeline:
     def details_after(self, before: Sequence[StagePlan]) -> PlanDetails:
         """The same beside the plans of the stages so far."""
         folder = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
-        processes = self.processes
-        return PlanDetails(self.recipe, self.corpus, processes.device, folder / "model", before, processes.world_size)
+        return PlanDetails(
+            self.recipe,
+            self.corpus,
+            self.processes.device,
+            folder / "model",
+            before,
+            self.processes.world_size,
+            tuple(self.given),
+        )
 
     def kept(self) -> dict[Path, str]:
         """Hidden folders of the run with results that were replaced and work that was stopped, and what they are."""
@@ -421,11 +429,16 @@ class Pipeline:
         """Whether a stage came from the store; the main process asks, and all follow."""
         found = False
         if self.store is not None and self.processes.is_main:
-            found = self.store.fetch(key, self.run_dir / STAGES[name].folder) is not None
+            found = self._stored(key) and self.store.fetch(key, self.run_dir / STAGES[name].folder) is not None
             if found:
                 self._let_go(name, key)
                 folder.stage(name, status="done", key=key, artifact=STAGES[name].folder, seconds=0.0, stored=True)
         return bool(self.processes.gather([found])[0]) if self.store is not None else False
+
+    def _stored(self, key: str) -> bool:
+        """Whether the store has a result of this key, made with the very files that functions open here."""
+        found = self.store.find(key) if self.store is not None else None
+        return found is not None and not changed_files(found.manifest, self.recipe.base_dir)
 
     def _let_go(self, name: str, key: str) -> None:
         """Remove the checkpoints of a key whose stage is finished now; those of other keys stay."""

@@ -6,7 +6,7 @@ machine; no weights are loaded and nothing is fetched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,7 @@ class PlanDetails:
     """Details of the stages of one recipe.
 
     ``pretrained`` is where the run's own base lies once it is done; ``before`` the plans of the stages so far;
-    ``processes`` how many work together.
+    ``processes`` how many work together; ``given`` the stages whose results are given and that take nothing.
     """
 
     recipe: Recipe
@@ -55,13 +55,14 @@ class PlanDetails:
     pretrained: Path
     before: Sequence[Any] = ()
     processes: int = 1
+    given: Collection[str] = ()
 
     @cached_property
     def fit(self) -> Fit:
         """What fits the memory of the device, or of ``runtime.fit``."""
         asked = self.recipe.runtime.fit
         whole = device_memory(self.device) if asked in (None, "auto") else parse_size(str(asked), "runtime.fit")
-        return Fit(self.recipe, self.estimator, int(whole * USABLE), can_quantize())
+        return Fit(self.recipe, self.estimator, int(whole * USABLE), can_quantize(), self.given)
 
     def takes(self, name: str) -> Estimate:
         """The estimate of a stage as it would run: what the recipe leaves to the device is settled."""

@@ -74,6 +74,8 @@ def before_first_stage(pipeline: RunParts, progress: Progress, chosen: Sequence[
     ahead = [name for name in chosen if read_artifact(pipeline.run_dir / STAGES[name].folder) is None]
     check_keys(pipeline.recipe, ahead)
     rehearse(pipeline, chosen, progress.warn)
+    for line in partly_rehearsed(corpus, ahead):
+        progress.say(line)
     for doubt in unanswered(pipeline.recipe, ahead):
         progress.warn(doubt)
 
@@ -362,6 +364,18 @@ def _stored_adapter(folder: Path) -> LoraConfig | None:
 
 def _some(rows: Sequence[Any]) -> Sequence[Any]:
     return rows[:: max(1, -(-len(rows) // ROWS))]
+
+
+def partly_rehearsed(corpus: Corpus, chosen: Sequence[str]) -> list[str]:
+    """Sentences about parts of the data of which only some rows are rendered before the first stage."""
+    parts = dict.fromkeys(part for name in chosen for part in STAGES[name].data if part != "documents")
+    found = {part: getattr(corpus, part).all for part in parts}
+    return [
+        f"data.{part}: {len(_some(rows)):,} of {len(rows):,} rows are rendered ahead, evenly spaced; one of the others "
+        "that the template refuses, or that is too long for the base, is found by the stage"
+        for part, rows in found.items()
+        if len(rows) > ROWS
+    ]
 
 
 Rendered = tuple[str, Sequence[list[int]], list[str], int, str]

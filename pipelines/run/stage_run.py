@@ -15,6 +15,7 @@ from models.backbone.processes import peak_memory
 from pipelines.execution.progress import Progress
 from pipelines.execution.tracking import tracked_log
 from pipelines.run.fit import with_settings
+from pipelines.run.opened import ENTRY, begin, files_read
 from pipelines.run.parts import RunParts
 from pipelines.run.plan_details import value_text
 from pipelines.run.staleness import StageState
@@ -64,6 +65,7 @@ class StageRun:
         if not fresh and self._finished():
             return self.folder.stage(self.name, status="done", key=self.key, artifact=self.stage.folder, seconds=0.0)
         progress = self.progress
+        begin(self.described["functions"], self.recipe.base_dir)
         checkpoints = Checkpoints(
             self.out / CHECKPOINTS, self.key, self.recipe.checkpoint, self.processes, progress.warn, progress.say
         )
@@ -165,6 +167,8 @@ class StageRun:
         }
         if self.stage.on_base and self.stage.role and self.recipe.adapter.method == "lora":
             manifest["out_of_reach"] = self.pipeline.loaded.base_of(self.name)[0].out_of_reach
+        if found := files_read(self.described["functions"], self.recipe.base_dir):
+            manifest[ENTRY] = found
         if (part := self.stage.training_data) is not None:
             taken = {n: path for n, path in self.pipeline.inputs_of(self.name).items() if STAGES[n].training_data}
             manifest["lineage"] = lineage.note(self.out, getattr(self.pipeline.corpus, part).train, taken)

@@ -11,6 +11,7 @@ from typing import Any
 from models.backbone.artifacts import Artifact, damage, previous_folder, problems, read_artifact
 from pipelines.recipe.renamed import in_new_words, in_old_words
 from pipelines.recipe.schema import Recipe
+from pipelines.run.opened import OPENED, changed_files
 from pipelines.stages.keys import differences, hash_of
 from pipelines.stages.table import STAGES, Here, group_of, made_with, without_speed
 from stages.safe_points.checkpoints import CHECKPOINTS, resume_text
@@ -51,15 +52,22 @@ def state_of(
         here: what would compute it.
         again: the stage is run whatever lies there.
     """
-    key, final = hash_of(in_old_words(described)), run_dir / STAGES[name].folder
+    final = run_dir / STAGES[name].folder
     there, before = read_artifact(final), read_artifact(previous_folder(final))
+    if there is not None and (changed := changed_files(there.manifest, recipe.base_dir)):
+        described = described | {OPENED: changed}  # so that what follows from it is stale too
+    key = hash_of(in_old_words(described))
     wrong = problems(there) if there is not None else []
     if there is not None and not wrong and not again and _same_but_speed(name, there, described, recipe):
         key = there.key  # another one where it was written when keys held settings of speed too
     reason, remark, put_back = "", "", False
     if there is not None and there.key == key:
         reason, remark = wrong[0] if wrong else "", _made_otherwise(there, made_with(recipe, name, here))
-    elif before is not None and before.key == key and not problems(before):
+    elif (
+        before is not None
+        and before.key == key
+        and not (problems(before) or changed_files(before.manifest, recipe.base_dir))
+    ):
         there, put_back, remark = before, True, f"finished before, and kept in {before.path.name}"
     else:
         reason = _why(name, described, key, there, final, recipe)
@@ -81,7 +89,9 @@ def _why(name: str, described: Mapping[str, Any], key: str, there: Artifact | No
     reason = damage(final)
     if there is not None:
         old = without_speed(in_new_words(there.manifest.get("described", {})), recipe, name)
-        reason = "changed: " + _some(differences(old, in_new_words(described)))
+        opened = [f"{file}, which code of yours opened" for file in described.get(OPENED, ())]
+        changed = differences(_but_opened(old), in_new_words(_but_opened(described)))
+        reason = "changed: " + _some([*opened, *changed])
     more = resume_text(own / CHECKPOINTS, key) if own is not None else ""
     if not more and other is not None:
         more = begins_again(other, final, name, described)
@@ -91,7 +101,13 @@ def _why(name: str, described: Mapping[str, Any], key: str, there: Artifact | No
 def _same_but_speed(name: str, there: Artifact, described: Mapping[str, Any], recipe: Recipe) -> bool:
     """Whether an artifact differs from a description in settings alone that no key holds."""
     old = without_speed(in_new_words(there.manifest.get("described", {})), recipe, name)
+    old = old if OPENED in described else _but_opened(old)
     return hash_of(in_old_words(old)) == hash_of(in_old_words(described))
+
+
+def _but_opened(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A description without the opened files that had changed since an earlier result."""
+    return {key: value for key, value in described.items() if key != OPENED}
 
 
 def _made_otherwise(there: Artifact, now: Mapping[str, Any]) -> str:

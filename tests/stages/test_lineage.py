@@ -14,11 +14,7 @@ from stages import lineage
 
 
 def prompt(text: str, *before: str) -> Prompt:
-    roles = [*(("system", t) for t in before), ("user", text)]
-    messages = tuple(
-        Message(role=role, content=t)  # type: ignore[arg-type]
-        for role, t in roles
-    )
+    messages = (*(Message(role="system", content=t) for t in before), Message(role="user", content=text))
     return Prompt(messages=messages, group=group_of(messages))
 
 

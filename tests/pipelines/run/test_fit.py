@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,15 @@ def test_runtime_fit_chooses_sizes_at_the_run(tmp_path: Path) -> None:
     noted = json.loads((tmp_path / "run" / "sft" / "manifest.json").read_text())["made_with"]
     assert noted["sft.micro_batch"] <= 8 and noted[CHECKPOINTING] in (True, False)
     assert {s.status for s in made.plan()} == {"cached"}
+
+
+def test_a_stage_whose_result_is_given_takes_no_memory(recipe: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "sft").mkdir()
+    pipeline = Pipeline.from_recipe(recipe, run_dir=tmp_path / "run", inputs={"sft": str(tmp_path / "sft")})
+    fit = replace(pipeline.details.fit, limit=1)
+    assert "sft" not in fit.stages and set(fit.best().misfits) == set(pipeline.stages)
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    assert cli.main(["plan", str(file), "--fit", "64GB", "--input", f"sft={tmp_path / 'sft'}"]) == 0
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert "sft" not in shown and "reward" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -349,3 +350,32 @@ def test_two_processes_take_different_prompts_and_end_with_equal_parameters(tmp_
     assert first["prompts"] and not set(first["prompts"]) & set(second["prompts"])
     assert first["hashes"] == second["hashes"] and len(first["hashes"]) == 3
     assert results(tmp_path / "run")["ppo/adapter/adapter_model.safetensors"]
+
+
+def test_a_file_that_a_function_opens_is_part_of_what_a_stage_was_made_with(least_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(least_run, tmp_path / "run"))
+    code = "    extra = len(open(HERE / 'lexicon.txt').read())\n    return [len(c) + extra for c in completions]\n"
+    head = "from pathlib import Path\nHERE = Path(__file__).parent\n"
+    (tmp_path / "gold.py").write_text(f"{head}def gold(completions):\n{code}")
+    made = json.loads(json.dumps(RECIPE))
+    made["evaluation"] |= {"gold": "gold.py:gold", "greedy": False, "systems": ["sft", "ppo"]}
+    (tmp_path / "r.json").write_text(json.dumps(made))
+
+    def evaluated(text: str) -> tuple[str, str, float]:
+        (tmp_path / "lexicon.txt").write_text(text)
+        pipeline = Pipeline.from_recipe(tmp_path / "r.json", run_dir=run)
+        plan = next(p for p in pipeline.plan() if p.name == "evaluate")
+        pipeline.run(only=["evaluate"])
+        manifest = json.loads((run / "evaluation/manifest.json").read_text())
+        assert manifest["files_read"] == {"lexicon.txt": hashlib.sha256(text.encode()).hexdigest()}
+        mean = json.loads((run / "evaluation/results.json").read_text())["systems"]["sft"]["gold"]["mean"]
+        return plan.status, plan.reason, mean
+
+    first = evaluated("12")
+    status, reason, again = evaluated("12345")
+    assert (status, reason) == ("stale", "changed: lexicon.txt, which code of yours opened")
+    assert again == pytest.approx(first[2] + 3)
+    assert evaluated("12345")[0] == "cached" and evaluated("12345")[2] == again
+    from pipelines.workspace.verify import verify_run
+
+    assert not [problem for problem in verify_run(run) if "evaluation" in problem]
