@@ -107,20 +107,21 @@ def families(folder: Path, divided: Processes | None, times: Sequence[int]) -> d
 @contextmanager
 def reading() -> Iterator[list[int]]:
     """Bytes of each part of a tensor that is read from files inside, by Transformers' own reader of parts."""
-    from transformers.distributed.sharding_utils import DtensorShardOperation
+    from transformers.distributed import sharding_utils
 
-    real, read = DtensorShardOperation.shard_tensor, list[int]()
+    reader: Any = sharding_utils.DtensorShardOperation
+    real, read = reader.shard_tensor, list[int]()
 
     def shard(self: Any, *given: Any, **more: Any) -> Any:
         part = real(self, *given, **more)
         read.append(part.numel() * part.element_size())
         return part
 
-    DtensorShardOperation.shard_tensor = shard
+    reader.shard_tensor = shard
     try:
         yield read
     finally:
-        DtensorShardOperation.shard_tensor = real
+        reader.shard_tensor = real
 
 
 @contextmanager
