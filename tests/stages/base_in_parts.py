@@ -6,7 +6,6 @@ a pass.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -20,11 +19,11 @@ import torch
 from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.processes import Processes
 from models.backbone.settings import AdapterConfig
+from models.backbone.sharding import Gathers, is_whole
 from models.roles.shared_base import SharedBase
 from tests.conftest import randomise, tiny_lm, word_tokenizer
 from tests.stages import several_processes
 from tests.stages.several_processes import ALIGNED, aligned, answered, ranked, sampled, tuned
-from tests.support.memory_peak import Peak, allocations
 
 PPO = {
     "odd": ALIGNED["odd"] | {"self_check": True},
@@ -106,36 +105,58 @@ def families(folder: Path, divided: Processes | None, times: Sequence[int]) -> d
 
 
 @contextmanager
-def resident() -> Iterator[Peak]:
-    """The peak of resident memory inside, above what there was before; 0 where the system does not say."""
+def reading() -> Iterator[list[int]]:
+    """Bytes of each part of a tensor that is read from files inside, by Transformers' own reader of parts."""
+    from transformers.distributed import sharding_utils
 
-    def kib(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    reader: Any = sharding_utils.DtensorShardOperation
+    real, read = reader.shard_tensor, list[int]()
 
-    peak, clear = Peak(), Path("/proc/self/clear_refs")
-    gc.collect()
+    def shard(self: Any, *given: Any, **more: Any) -> Any:
+        part = real(self, *given, **more)
+        read.append(part.numel() * part.element_size())
+        return part
+
+    reader.shard_tensor = shard
     try:
-        clear.write_text("5")
-    except OSError:
-        yield peak
-        return
-    before = kib("VmRSS")
-    yield peak
-    peak.bytes = (kib("VmHWM") - before) * 1024
+        yield read
+    finally:
+        reader.shard_tensor = real
+
+
+@contextmanager
+def gathering(base: SharedBase) -> Iterator[list[int]]:
+    """What is gathered at each instant of a block: units that are whole, what comes from the processes, its copies.
+
+    Counted, since gloo's own threads give memory back some time later, unseen by torch's profiler.
+    """
+    real, coming, seen = Gathers.gather, list[int](), list[int]()
+
+    def gather(self: Gathers, number: int, output: torch.Tensor, own: torch.Tensor, group: Any) -> None:
+        whole = [u for u in self.units if u is not None and u is not base.lm and is_whole(u)]
+        coming.append(output.numel() * 4)
+        seen.append(sum(coming) + coming[-1] + sum(p.numel() * 4 for u in whole for p in u.parameters()))
+        real(self, number, output, own, group)
+        coming.pop()
+
+    Gathers.gather = gather  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        Gathers.gather = real  # type: ignore[method-assign]
 
 
 def memory(folder: Path, divided: Processes | None) -> dict[str, float]:
-    """Bytes of a base of many layers: its weights here and in all, the peak of a training step on top, and that of
-    resident memory while it is loaded."""
-    with resident() as loading:
+    """Bytes of a base of many layers: its weights here and in all, what a training step gathers at most, and what was
+    read of its file."""
+    with reading() as read:
         base = opened(folder / "deep", divided)
     parts: list[Any] = list(base.base_tensors().values())
-    parts = [p.to_local() for p in parts] if divided else parts
-    with allocations() as step:
+    whole = sum(p.numel() * 4 for p in parts)
+    with gathering(base) as seen:
         passed(base, 1, recompute=False)
-    whole = sum(p.numel() * 4 for p in base.base_tensors().values())
-    return {"here": sum(p.numel() * 4 for p in parts), "whole": whole, "step": step.bytes, "loading": loading.bytes}
+    here = sum(p.to_local().numel() * 4 if divided else p.numel() * 4 for p in parts)
+    return {"here": here, "whole": whole, "gathered": max(seen, default=0), "read": sum(read)}
 
 
 def make_folders(folder: Path) -> None:
@@ -143,7 +164,7 @@ def make_folders(folder: Path) -> None:
     make_folder(folder / "base")
     for name, family, changes in FAMILIES:
         make_folder(folder / name, family, **changes)
-    make_folder(folder / "deep", hidden_size=256, intermediate_size=704, num_hidden_layers=32, initializer_range=0.02)
+    make_folder(folder / "deep", hidden_size=192, intermediate_size=528, num_hidden_layers=48, initializer_range=0.02)
 
 
 def everything(folder: Path) -> dict[str, Any]:
