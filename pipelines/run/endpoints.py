@@ -13,6 +13,7 @@ from data.common.errors import UserError
 from data.common.redaction import printable
 from pipelines.recipe.derived import choosing
 from pipelines.recipe.schema import Recipe
+from pipelines.stages.table import STAGES
 from reward.settings import RewardPart
 
 PATIENCE = 3.0  # seconds for a connection
@@ -32,7 +33,7 @@ class Endpoint:
 def endpoints(recipe: Recipe, stages: Sequence[str]) -> Iterator[Endpoint]:
     """Every address that these stages ask."""
     rollouts = recipe.runtime.rollouts
-    for stage in (stage for stage in ("rankings", "ppo", "evaluate") if stage in stages):
+    for stage in (name for name, one in STAGES.items() if one.asks and name in stages):
         for url in rollouts.servers:
             yield Endpoint(stage, "runtime.rollouts", url, rollouts.token_env)
     if "ppo" in stages:

@@ -30,8 +30,8 @@ def tiny_llama() -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=96,
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"
     return LlamaForCausalLM(config).requires_grad_(False)
 
 
