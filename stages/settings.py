@@ -5,7 +5,7 @@ Light on purpose: reading a recipe, planning a run and printing help import no t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -61,6 +61,8 @@ class PretrainConfig(Config):
 class SFTConfig(Config):
     """Instruction tuning on demonstrations, run by TRL's SFTTrainer."""
 
+    RATE_DIVISOR: ClassVar[int] = 1  # of the learning rate by width (``pipelines.recipe.rates``)
+
     epochs: float = Field(1.0, gt=0, description="passes over the demonstrations")
     learning_rate: float = Field(
         2e-4, ge=0, description="peak learning rate; left out, or auto: by the base's width and the method"
@@ -113,6 +115,8 @@ class RankingsConfig(Config):
 
 class RewardConfig(Config):
     """The reward model, trained on rankings."""
+
+    RATE_DIVISOR: ClassVar[int] = 3
 
     base: str = Field("same", description="'same' for the shared base, or a smaller base's name, folder or hub id")
     loss: Annotated[str, AfterValidator(in_table(LOSSES))] = Field(
@@ -201,6 +205,8 @@ class ValueConfig(Config):
 
 class PPOConfig(Config):
     """PPO against the reward; defaults are those of Huang et al. 2024 ("The N+ Implementation Details")."""
+
+    RATE_DIVISOR: ClassVar[int] = 10
 
     updates: int = Field(100, ge=1, description="rollout-and-update cycles")
     rollouts: int = Field(64, ge=1, description="responses a cycle, over all processes")

@@ -103,7 +103,8 @@ def polish(context: StageContext, loaded: Any, seen: Seen) -> StageResult:
 def register(patch: pytest.MonkeyPatch, seen: Seen, base: Path) -> None:
     def loss(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tensor:
         found = hinge(scores, ranks, mask)
-        seen.losses.append((found.detach(), plackett_luce_loss(scores, ranks, mask).detach()))
+        if found.requires_grad:  # not the held-out loss
+            seen.losses.append((found.detach(), plackett_luce_loss(scores, ranks, mask).detach()))
         return found
 
     def pool(states: Tensor, head: Any) -> Tensor:

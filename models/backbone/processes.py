@@ -215,6 +215,7 @@ class Processes:
     def _rows_by_rank(self, rows: Tensor) -> list[Tensor]:
         known = torch.zeros(self.world_size, dtype=torch.long, device=self.device)
         known[self.rank] = len(rows)
+        self._meet()
         torch.distributed.all_reduce(known)
         counts = known.tolist()
         filled = rows.new_zeros((max(counts), *rows.shape[1:]), device=self.device)

@@ -60,7 +60,7 @@ def fill_in(data: dict[str, Any], folder: Path | None) -> None:
 def _choose_rates(data: dict[str, Any], folder: Path) -> None:
     """Learning rates that the recipe leaves open; where the base says nothing of them, the settings' own defaults."""
     chosen = rates.chosen_rates(data, folder)
-    for stage in rates.SHARES:
+    for stage in rates.DIVISORS:
         group = data.setdefault(stage, {})
         if not isinstance(group, dict):
             continue

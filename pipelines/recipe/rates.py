@@ -21,11 +21,17 @@ from data.common.errors import UserError
 from data.common.strict_json import read_object
 from models.hub.catalogue import width_of
 from models.hub.registry import resolve_base
+from pipelines.recipe.schema import Recipe
 
 SETTING = "learning_rate"
 FULL, LORA = 5e-5, 10.0
 WIDTH, POWER, QWEN_POWER = 2000, 0.781, 0.0775
-SHARES = {"sft": 1.0, "reward": 1 / 3, "ppo": 1 / 10}
+DIVISORS: dict[str, int] = {
+    name: field.annotation.RATE_DIVISOR
+    for name, field in Recipe.model_fields.items()
+    if field.annotation is not None and hasattr(field.annotation, "RATE_DIVISOR")
+}
+"""Groups of the recipe that have a learning rate by the law, and what SFT's is divided by."""
 HIGHEST = 3e-3
 WIDTHS = ("hidden_size", "n_embd", "d_model")  # what configs call it
 
@@ -57,13 +63,13 @@ def bases_of(data: Mapping[str, Any]) -> dict[str, Any]:
     """The base under each stage: the reward model may have its own."""
     reward = data.get("reward")
     own = reward.get("base", "same") if isinstance(reward, Mapping) else "same"
-    return {stage: data.get("base") if stage != "reward" or own == "same" else own for stage in SHARES}
+    return {stage: data.get("base") if stage != "reward" or own == "same" else own for stage in DIVISORS}
 
 
 def rate_of(stage: str, known: Known, lora: bool) -> float:
     """The law's rate, to two digits."""
     law = FULL * (LORA if lora else 1.0) * (WIDTH / known.width) ** (QWEN_POWER if known.qwen else POWER)
-    return float(f"{min(HIGHEST, SHARES[stage] * law):.1e}")
+    return float(f"{min(HIGHEST, law / DIVISORS[stage]):.1e}")
 
 
 def known_base(base: Any, folder: Path) -> Known | None:
@@ -94,7 +100,7 @@ def why(stage: str, base: Any, lora: bool, folder: Path) -> str:
     if known is None:
         return "the default, since the width of this base is not known: see docs/how-to/recipe.md"
     method = "LoRA" if lora else "full"
-    share = {"sft": "", "reward": " / 3", "ppo": " / 10"}[stage]
+    share = f" / {DIVISORS[stage]}" if DIVISORS[stage] > 1 else ""
     highest = f", at most {HIGHEST:g}" if rate_of(stage, known, lora) == HIGHEST else ""
     law = f"{FULL * (LORA if lora else 1):g} x (2000 / {known.width}) ^ {QWEN_POWER if known.qwen else POWER}"
     return f"chosen for {method} on a base {known.width} wide ({law}{share}{highest}; Schulman et al. 2025)"

@@ -110,7 +110,7 @@ class PlanDetails:
 
     def chosen(self, name: str) -> str:
         """A sentence about the stage's learning rate, where it is the one that trivet chooses; empty otherwise."""
-        if name not in rates.SHARES:
+        if name not in rates.DIVISORS:
             return ""
         recipe, rate = self.recipe, float(getattr(self.recipe, name).learning_rate)
         plain = recipe.model_dump(mode="json", include={"base", "adapter", "reward"})

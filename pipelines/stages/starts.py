@@ -81,7 +81,7 @@ def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
         return
     if not rankings.held_out:
         context.warn(
-            "ppo.reward: nobody has examined the reward that pays: there are no held-out rankings (data.rankings) for "
+            "ppo.reward: nobody has examined the reward: there are no held-out rankings (data.rankings) for "
             "its report card and the gate"
         )
         return
