@@ -61,7 +61,7 @@ def _heard(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _note(owner: str, roots: tuple[Path, ...], name: Any, mode: Any, flags: Any) -> None:
-    if not isinstance(name, str | bytes | os.PathLike):
+    if not (isinstance(name, str | bytes) or hasattr(name, "__fspath__")):
         return
     path = Path(os.path.abspath(os.fsdecode(name)))
     if path.suffix in SOURCES or not any(path.is_relative_to(root) for root in roots):
