@@ -20,7 +20,7 @@ from data.storage.collected import texts_of
 from data.storage.digests import Digests, among, digest
 from models.backbone.artifacts import read_artifact
 
-FILE = "training_prompts.bin"
+FILE = "training_prompts.u64"
 _ON_DISK = np.dtype("<u8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from data.storage.store import IN_MEMORY
 from data.storage.token_rows import labelled_store
 from data.storage.views import Chain, origin_of
 from data.template import Encoded, Renderer
+from models.backbone.oom_retry import OOMRetry
 from models.hub.limits import check_rows
 from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
@@ -67,7 +69,9 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
             "held_out_counts": held_out_tally.as_dict(),
             **warned(tally.warning(), held_out_tally.warning(), curve.warning() if curve else ""),
             "supervised_tokens": sum(sum(x >= 0 for x in r.labels) for r in rows),
-            "held_out_nll": labelled_nll(base, "sft", held_out, context.pad_id, progress=progress),
+            "held_out_nll": labelled_nll(
+                base, "sft", held_out, context.pad_id, progress=progress, warn=context.warn_alone
+            ),
             "steps": steps,
             "skipped_steps": trainer.training_run.skipped,
             **({"held_out_curves": {"sft": curve.summary()}} if curve else {}),
@@ -198,17 +202,22 @@ def labelled_nll(
     pad_id: int,
     batch: int = 32,
     progress: Callable[[int], None] = lambda rows: None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> float | None:
     """Nats per supervised token over all rows (token mean, not a mean of batch means); None without rows.
 
-    ``progress`` is called with each so many rows that are done.
+    ``progress`` is called with each so many rows that are done; ``warn`` hears where memory runs out and fewer rows are
+    read at once.
     """
-    total, count = 0.0, 0
-    with base.role(role) as view:
-        for start in range(0, len(rows), batch):
-            part = [{"input_ids": r.ids, "labels": r.labels} for r in rows[start : start + batch]]
+    total, count, memory = 0.0, 0, OOMRetry("held-out rows at once", warn)
+    with base.role(role) as view, memory.reporting(progress):
+
+        def add(chosen: Sequence[int]) -> None:
+            nonlocal total, count
+            part = [{"input_ids": rows[i].ids, "labels": rows[i].labels} for i in chosen]
             ids, mask, labels = (t.to(base.device) for t in collate(part, pad_id).values())
             logprobs, _ = supervised_logprobs(view, ids, mask, labels)
             total, count = total - logprobs.sum().item(), count + len(logprobs)
-            progress(len(part))
+
+        memory.each(range(len(rows)), batch, add)
     return total / count if count else None

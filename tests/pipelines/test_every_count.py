@@ -535,7 +535,10 @@ def counts_of(made: Pipeline, kind: str, name: str, document: Any) -> dict[str, 
     """What this file counts of a document, by the path of the claim."""
     folder = (made.run_dir / name).parent
     if kind == "manifest.json":
-        return sizes_of(folder, document)
+        noted = folder / "training_prompts.u64"  # of eight bytes each; which they are is tests/stages/test_lineage.py's
+        return sizes_of(folder, document) | (
+            {"lineage/prompts": noted.stat().st_size // 8} if document.get("lineage") else {}
+        )
     if kind == "metrics.jsonl":
         return {"skipped_steps": 0} if "skipped_steps" in document else {}
     held = [r for r in rankings() if is_held(r)]

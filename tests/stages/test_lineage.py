@@ -52,5 +52,5 @@ def test_records_without_a_prompt_are_known_by_their_text(tmp_path: Path) -> Non
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / lineage.FILE).write_bytes(b"12345")
-    with pytest.raises(UserError, match=r"training_prompts.bin: damaged, 5 bytes"):
+    with pytest.raises(UserError, match=r"training_prompts.u64: damaged, 5 bytes"):
         lineage.seen(tmp_path, [prompt("one")])

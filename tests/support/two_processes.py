@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
 
     def watched_rollout(self):
         made = rollout(self)
-        seen.extend(p.group for p in made[0].prompts)
+        seen.extend(p.group for p in pipeline.processes.dealt(made[0].prompts))
         return made
 
     def watched_update(self, made, *records):

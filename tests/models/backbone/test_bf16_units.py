@@ -84,7 +84,7 @@ def test_the_measurement_gives_a_ratio():
 class Ranks:
     """Two processes, of which the other loads its base in a precision of its own."""
 
-    device = CPU
+    device, world_size = CPU, 2
 
     def __init__(self, other: str) -> None:
         self.other = other

@@ -31,7 +31,11 @@ def test_each_source_is_told_kept_and_shown(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(rehearsal, "unanswered", lambda *_, **__: [])
     told: list[str] = []
     pipeline: Any = SimpleNamespace(
-        recipe=None, corpus=found, processes=SimpleNamespace(unused_devices=""), run_dir=tmp_path
+        recipe=None,
+        corpus=found,
+        processes=SimpleNamespace(unused_devices=""),
+        run_dir=tmp_path,
+        details=SimpleNamespace(sharding=""),
     )
     progress: Any = SimpleNamespace(say=told.append, warn=told.append)
     rehearsal.before_first_stage(pipeline, progress, ["sft"])

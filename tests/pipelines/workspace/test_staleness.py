@@ -186,6 +186,7 @@ SECTIONS: dict[str, tuple[type[Config], tuple[str, ...]]] = {
 }
 GROUPS = {"gate", "value", "reward", "base", "ensemble"}  # groups of their own, and what names a file
 GROUPS |= {"max_skipped_steps"}  # decides whether a stage ends, not what it leaves
+GROUPS |= {"held_out_every", "held_out_rows"}  # watch, unless the best weights are kept
 GROUPS |= {"micro_batch", "micro_tokens", "batch_tokens", "sampling_batch", "share_prefix_layers"}
 ALSO = {("reward", "max_tokens"): FROM["reward"], ("ppo", "max_new_tokens"): FROM["ppo"]}
 
