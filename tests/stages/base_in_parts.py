@@ -184,6 +184,7 @@ def everything(folder: Path) -> dict[str, Any]:
     bases: list[SharedBase] = []
     with short_of_memory(bases, processes.rank):
         found["sft"]["short of memory"] = tuned(folder, "short of memory", SFT["short of memory"])
+    processes.barrier()  # as behind every stage of a run: the other may still need layers
     found["divided"], found["fingerprint"] = bases[0].divided, bases[0].fingerprint
     return found
 
