@@ -531,14 +531,20 @@ def test_every_number_of_a_data_check_is_as_counted(made: Pipeline) -> None:
     assert [o.shared for o in found.overlaps] == [len(shared)] and not found.clean
 
 
+def trained_on() -> dict[str, set[str]]:
+    """Stage -> the prompts that it, and the stages that it starts from, have in their training data."""
+    sft, reward, ppo = (
+        {r["prompt"] for r in rows if not is_held(r)} for rows in (demonstrations(), rankings(), prompts())
+    )
+    return {"sft": sft, "reward": sft | reward, "ppo": sft | reward | ppo}
+
+
 def counts_of(made: Pipeline, kind: str, name: str, document: Any) -> dict[str, Any]:
     """What this file counts of a document, by the path of the claim."""
     folder = (made.run_dir / name).parent
     if kind == "manifest.json":
-        noted = folder / "training_prompts.u64"  # of eight bytes each; which they are is tests/stages/test_lineage.py's
-        return sizes_of(folder, document) | (
-            {"lineage/prompts": noted.stat().st_size // 8} if document.get("lineage") else {}
-        )
+        seen = trained_on().get(document["stage"])
+        return sizes_of(folder, document) | ({} if seen is None else {"lineage/prompts": len(seen)})
     if kind == "metrics.jsonl":
         return {"skipped_steps": 0} if "skipped_steps" in document else {}
     held = [r for r in rankings() if is_held(r)]
