@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from data.records import Message, Prompt, RankedAnswers
@@ -29,10 +30,22 @@ def is_examined(parts: Sequence[RewardPart]) -> bool:
     return "model" not in kinds and bool(kinds & set(READY))
 
 
+AT_ONCE = 64  # responses between two reports of progress
+
+
 class _Progress:
+    """Who hears of so many more responses that are scored."""
+
+    def __init__(self) -> None:
+        self.done: Callable[[int], None] = lambda rows: None
+
     @contextmanager
     def reporting(self, done: Callable[[int], None]) -> Iterator[None]:
-        yield
+        before, self.done = self.done, done
+        try:
+            yield
+        finally:
+            self.done = before
 
 
 class TermsAsked:
@@ -46,10 +59,9 @@ class TermsAsked:
 
     max_tokens: int | None = None
     members: tuple[Any, ...] = ()
-    memory = _Progress()
 
     def __init__(self, reward: WeightedSum, renderer: Renderer, prompts: Sequence[Prompt]) -> None:
-        self.reward, self._renderer = reward, renderer
+        self.reward, self._renderer, self.memory = reward, renderer, _Progress()
         self._prompts = {p.messages: p for p in prompts}
         self._known: dict[tuple[Ids, Ids], tuple[Prompt, str, bool]] = {}
 
@@ -76,16 +88,19 @@ class TermsAsked:
     def score_ids(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
         """Scores (B,) of responses that ``prompt_and_answer`` has written."""
         rows = [self._known[tuple(q), tuple(a)] for q, a in zip(queries, responses, strict=True)]
-        total, _ = self.reward(
-            Samples(
-                prompts=[prompt for prompt, _, _ in rows],
-                queries=queries,
-                responses=responses,
-                texts=[text for _, text, _ in rows],
-                finished=[finished for _, _, finished in rows],
+        found: list[dict[str, Tensor]] = []
+        for start in range(0, len(rows), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            samples = Samples(
+                prompts=[prompt for prompt, _, _ in rows[part]],
+                queries=queries[part],
+                responses=responses[part],
+                texts=[text for _, text, _ in rows[part]],
+                finished=[finished for _, _, finished in rows[part]],
             )
-        )
-        return total
+            found.append(self.reward.scores(samples))
+            self.memory.done(len(rows[part]))
+        return self.reward.combine({name: torch.cat([scores[name] for scores in found]) for name in found[0]})[0]
 
 
 def card_of_terms(
