@@ -321,6 +321,74 @@ def python_page() -> str:
     return re.sub(r"[ \t]+\n", "\n", "\n".join(out)) + "\n"
 
 
+# -- methods ---------------------------------------------------------------------------------------------------------
+
+ABOUT_METHODS = """\
+`adapter.method` says how every role of a run is tuned. All of them stand on the one base, which is never changed; a
+test runs every method in every stage and asks that exactly these tensors move, in fp32 on a bf16 base as well. QLoRA is
+`lora` with `runtime.quantize: nf4`.
+
+    adapter: {method: dora, rank: 16, alpha: 32}
+    adapter: {method: freeze, layers: upper_half}
+
+Adapters of two kinds (LoRA's, of which `dora`, `pissa` and `olora` are, and (IA)3's) cannot stand on one base at a
+time.
+"""
+SHAPE = (576, 1536, 192, 30)  # width, feed-forward, keys and values, layers: of SmolLM2-135M
+
+
+def methods_page() -> str:
+    """``methods.md``: what each way of tuning trains, in which stages, and what it does not go with."""
+    from models.backbone.settings import METHODS, AdapterConfig
+    from pipelines.stages.shapes import tuned_numbers
+    from pipelines.stages.table import STAGES
+
+    out = ["# Methods of tuning", "", NOTE, *ABOUT_METHODS.splitlines(), ""]
+    out += ["| method | what it trains | settings that act | source |", "| --- | --- | --- | --- |"]
+    for name, method in METHODS.items():
+        settings = ", ".join(f"`{one}`" for one in method.settings) or "none"
+        out.append(f"| `{name}` | {cell(method.trains)} | {settings} | {method.source} |")
+    stages = [name for name, stage in STAGES.items() if stage.trains and stage.on_base]
+    out += [
+        "",
+        "## Stages",
+        "",
+        "Numbers that a role trains, on a base of SmolLM2-135M's shape, with the defaults.",
+        "",
+    ]
+    out += [f"| method | {' | '.join(stages)} |", "| --- |" + " ---: |" * len(stages)]
+    for name in METHODS:
+        count = f"{trained_numbers(AdapterConfig(method=name), tuned_numbers):,}"
+        out.append(f"| `{name}` | " + " | ".join([count] * len(stages)) + " |")
+    out += [
+        "",
+        "PPO trains two such roles, policy and value. The reward and value heads come on top, a number for each of the",
+        "base's width.",
+        "",
+    ]
+    out += ["## What goes with what", ""]
+    out += ["| method | written as | fast path | `runtime.quantize` | `runtime.sharding` | rollouts by vLLM |"]
+    out += ["| --- | --- | --- | --- | --- | --- |"]
+    for name, method in METHODS.items():
+        form = "a model" if method.copies else "a LoRA adapter" if method.plain else "an adapter of PEFT"
+        fast = "yes" if method.plain else "to sample and score" if method.copies else "no"
+        whole, servers = ("yes" if name == "lora" else "refused"), ("yes" if method.plain else "refused")
+        out.append(f"| `{name}` | {form} | {fast} | {whole} | {whole} | {servers} |")
+    return "\n".join(out) + "\n"
+
+
+def trained_numbers(adapter: Any, count: Callable[..., int]) -> int:
+    """Numbers of a role on a base of ``SHAPE``; of a residual adapter the half that is trained."""
+    width, inner, keys, layers = SHAPE
+    attention = [(width, width), (keys, width), (keys, width), (width, width)]
+    matrices = [*attention, (inner, width), (inner, width), (width, inner)]
+    if adapter.method == "ia3":  # PEFT's table for Llama: keys and values by their outputs, the last by its inputs
+        return int(layers * (2 * keys + inner))
+    parameters = 49_152 * width + layers * (sum(a * b for a, b in matrices) + 2 * width) + width
+    found = count(adapter, matrices * layers, parameters)
+    return found // 2 if adapter.written_rank != adapter.rank else found
+
+
 # -- data formats ----------------------------------------------------------------------------------------------------
 
 ABOUT_FORMATS = """\
@@ -429,6 +497,7 @@ def pages() -> dict[str, str]:
         "cli.md": cli_page(),
         "python.md": python_page(),
         "formats.md": formats_page(),
+        "methods.md": methods_page(),
     }
 
 

@@ -23,13 +23,16 @@ def body_of(lm: Any) -> nn.Module:
     return body if body is not lm else lm.model  # a class whose prefix names no part of it
 
 
-def full_copy(lm: Any, base_dtype: torch.dtype) -> Any:
-    """A model as a fully fine-tuned role: frozen fp32 weights, products in bf16 where the base is bf16.
+def full_copy(lm: Any, base_dtype: torch.dtype, keep: bool = False) -> Any:
+    """A model as a role with weights of its own: frozen fp32 weights, products in bf16 where the base is bf16.
 
     Steps of an optimizer are mostly smaller than the last place of a bf16 weight, and would be lost in it. An fp16
-    base's copies compute in fp32: without a scaled loss, fp16 gradients vanish.
+    base's copies compute in fp32: without a scaled loss, fp16 gradients vanish. ``keep``: every tensor has the dtype
+    that it is to have, since some are the base's own.
     """
-    lm = lm.to(torch.promote_types(lm.dtype, torch.float32)).eval().requires_grad_(False)
+    if not keep:
+        lm = lm.to(torch.promote_types(lm.dtype, torch.float32))
+    lm = lm.eval().requires_grad_(False)
     lm.compute_dtype = torch.bfloat16 if base_dtype == torch.bfloat16 else None
     return lm
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
@@ -11,13 +12,89 @@ from data.common.config import Config
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's file: a folder with it holds an adapter
 
 
-class AdapterConfig(Config):
-    """How a role differs from the base: a LoRA adapter, or a full copy of the model."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A way to tune a role: what it trains, and which settings of ``adapter`` act with it."""
 
-    method: Literal["lora", "full"] = Field("lora", description="LoRA adapters on one base, or full fine-tuning")
+    trains: str
+    source: str
+    settings: tuple[str, ...]
+    copies: bool = False  # a role has weights of its own, where the others stand on the base
+    plain: bool = False  # what it writes is an ordinary LoRA adapter, which the fast path and servers know
+    rate: Literal["lora", "full", "highest"] = "lora"  # which law chooses its learning rate
+
+
+_LORA = ("rank", "alpha", "dropout", "targets", "layers", "rslora")
+METHODS: dict[str, Method] = {
+    "lora": Method(
+        trains="A and B of each adapted matrix; B begins at zero",
+        source="Hu et al. 2021",
+        settings=(*_LORA, "init"),
+        plain=True,
+    ),
+    "dora": Method(
+        trains="A and B, and the length of each row of the adapted matrix",
+        source="Liu et al. 2024, arXiv:2402.09353",
+        settings=(*_LORA, "init"),
+    ),
+    "pissa": Method(
+        trains="A and B, which begin as the matrix's largest singular vectors; what they begin with is subtracted by a "
+        "frozen half, so that the base stays as it is",
+        source="Meng et al. 2024, arXiv:2404.02948",
+        settings=_LORA,
+        plain=True,
+    ),
+    "olora": Method(
+        trains="A and B, which begin as the matrix's QR decomposition; what they begin with is subtracted by a frozen "
+        "half, so that the base stays as it is",
+        source="Buyukakyuz 2024, arXiv:2406.01775",
+        settings=_LORA,
+        plain=True,
+    ),
+    "ia3": Method(
+        trains="a factor for each output of the keys and values, and for each input of the feed-forward's last matrix",
+        source="Liu et al. 2022, arXiv:2205.05638",
+        settings=("targets", "layers"),
+        rate="highest",
+    ),
+    "freeze": Method(
+        trains="the matrices themselves where adapters would stand; all others are the base's own, in memory once",
+        source="Lee et al. 2019, arXiv:1911.03090",
+        settings=("targets", "layers"),
+        copies=True,
+        rate="full",
+    ),
+    "full": Method(trains="every tensor of a copy of the base", source="", settings=(), copies=True, rate="full"),
+}
+"""Every method by its name in a recipe."""
+RESIDUAL = ("pissa", "olora")  # their adapters have twice the rank: what is trained, and what it began with
+
+
+class AdapterConfig(Config):
+    """How a role differs from the base: an adapter on it, or weights of its own."""
+
+    method: Literal["lora", "dora", "pissa", "olora", "ia3", "freeze", "full"] = Field(
+        "lora", description="how roles are tuned: see docs/reference/methods.md for what each trains"
+    )
     rank: int = Field(16, ge=1, description="LoRA rank")
     alpha: float = Field(32, gt=0, description="LoRA scaling numerator: the update is alpha / rank times B A")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout in SFT and reward training; PPO uses none")
-    targets: str | tuple[str, ...] = Field("all-linear", description="module names, or all linear layers of the blocks")
-    layers: Literal["all", "upper_half"] | tuple[int, ...] = Field("all", description="which layers carry adapters")
+    targets: str | tuple[str, ...] = Field(
+        "all-linear",
+        description="module names, or all linear layers of the blocks (with ia3: those of its paper)",
+    )
+    layers: Literal["all", "upper_half"] | tuple[int, ...] = Field(
+        "all", description="which layers carry adapters (with freeze: which are trained)"
+    )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead (Kalajdzievski 2023)")
+    init: Literal["kaiming", "gaussian"] = Field("kaiming", description="how LoRA's A begins")
+
+    @property
+    def tuning(self) -> Method:
+        """What the method trains, and how."""
+        return METHODS[self.method]
+
+    @property
+    def written_rank(self) -> int:
+        """The rank of the adapter that is written."""
+        return 2 * self.rank if self.method in RESIDUAL else self.rank

@@ -1,6 +1,6 @@
 """Model and adapter files that others made: refused where they would do more than hold weights.
 
-Adapters become plain LoRA settings: no classes or modules are named by a file, no pattern of its is run as a regular
+Adapters become plain settings: no classes or modules are named by a file, no pattern of its is run as a regular
 expression, ranks fit the weights. Model folders stay within themselves, their sizes fit the weights that are there.
 """
 
@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
@@ -19,10 +19,11 @@ from data.common.strict_json import read_object
 from models.backbone.settings import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import PeftConfig
     from torch import Tensor
 
 CONFIG, INDEX = ADAPTER_CONFIG, "model.safetensors.index.json"
+Known = TypeVar("Known", bound=BaseModel)
 NAME = re.compile(r"\^?[A-Za-z0-9_.-]{1,200}")
 # How an adapter came to be, or what PEFT itself would do with it; without meaning for weights that are given.
 IGNORED = {
@@ -58,25 +59,34 @@ class _Adapter(BaseModel):
     task_type: str | None = None
 
 
-def read_adapter_config(folder: Path, weights: Mapping[str, Tensor], *, head_copied: bool = False) -> LoraConfig:
-    """The plain LoRA settings of a folder, for the weights that lie next to it.
+class _IA3(BaseModel):
+    """What is read of (IA)3's settings."""
+
+    model_config = ConfigDict(strict=True)
+    target_modules: str | list[str] | None = None
+    feedforward_modules: str | list[str] | None = None
+    fan_in_fan_out: bool = False
+    modules_to_save: list[str] | None = None
+    task_type: str | None = None
+
+
+def read_adapter_config(folder: Path, weights: Mapping[str, Tensor], *, head_copied: bool = False) -> PeftConfig:
+    """The settings of a folder's LoRA or (IA)3 adapter, for the weights that lie next to it.
 
     ``head_copied``: a classifier's ``score`` in it is known to be the copy of our own head, and may be named.
 
     Raises:
-        UserError: no LoRA, damaged, or settings that would change the base, run patterns, or fit other weights.
+        UserError: of another kind, damaged, or settings that would change the base, run patterns, or fit other weights.
     """
     from peft import LoraConfig
 
     file = folder / CONFIG
     raw = read_object(file, largest=1 << 20)
+    if raw.get("peft_type") == "IA3":
+        return _ia3(file, raw, weights)
     if raw.get("peft_type") != "LORA":
-        raise UserError(f"{file}: peft_type is {raw.get('peft_type')!r}; trivet reads LORA adapters")
-    try:
-        known = _Adapter.model_validate({k: v for k, v in raw.items() if k in _Adapter.model_fields})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise UserError(f"{file}: {'.'.join(map(str, first['loc']))[:100]}: {first['msg']}") from error
+        raise UserError(f"{file}: peft_type is {raw.get('peft_type')!r:.60}; trivet reads LORA and IA3 adapters")
+    known = _validated(_Adapter, file, raw)
     if head_copied and known.modules_to_save == ["score"]:
         known.modules_to_save = None
     if known.modules_to_save or known.bias != "none":
@@ -98,6 +108,35 @@ def read_adapter_config(folder: Path, weights: Mapping[str, Tensor], *, head_cop
         return LoraConfig(**settings, init_lora_weights=True, inference_mode=True)
     except (ValueError, TypeError) as error:  # settings that PEFT does not take together
         raise UserError(f"{file}: not a readable LoRA configuration ({' '.join(str(error).split())[:200]})") from error
+
+
+def _validated(kind: type[Known], file: Path, raw: Mapping[str, Any]) -> Known:
+    try:
+        return kind.model_validate({k: v for k, v in raw.items() if k in kind.model_fields})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise UserError(f"{file}: {'.'.join(map(str, first['loc']))[:100]}: {first['msg']}") from error
+
+
+def _ia3(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PeftConfig:
+    """(IA)3's settings: the weights say where it stands, and their shapes which of them are factors of inputs."""
+    from peft import IA3Config
+
+    known = _validated(_IA3, file, raw)
+    if known.modules_to_save:
+        raise UserError(f"{file}: modules_to_save would change the shared base; export the adapter without it")
+    for name in sorted(set(raw) - set(_IA3.model_fields) - IGNORED - {"peft_type", "init_ia3_weights"}):
+        if raw[name]:
+            raise UserError(f"{file}: {name[:60]}: trivet reads plain (IA)3 adapters, without this setting")
+    factors = {n.removeprefix("base_model.model.").partition(".ia3_")[0]: w for n, w in weights.items() if ".ia3_" in n}
+    inputs = [n for n, w in factors.items() if w.dim() == 2 and w.shape[0] == 1]
+    return IA3Config(
+        target_modules=sorted(factors),
+        feedforward_modules=sorted(inputs),
+        fan_in_fan_out=known.fan_in_fan_out,
+        task_type="CAUSAL_LM" if known.task_type == "CAUSAL_LM" else None,
+        inference_mode=True,
+    )
 
 
 def _check_start(file: Path, start: Any) -> None:

@@ -9,28 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
-from safetensors import SafetensorError
+from peft import PeftConfig
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from data.common.errors import UserError
 from models.backbone.scalar_head import ScalarHead
-from models.backbone.settings import ADAPTER_CONFIG
+from models.backbone.settings import ADAPTER_CONFIG, RESIDUAL
 from models.hub.validate import check_tensors, read_adapter_config
 
 ADAPTER, MODEL, HEAD = "adapter", "model", "head.safetensors"
 WEIGHTS, CONFIG = "adapter_model.safetensors", ADAPTER_CONFIG
+RESIDUAL_MARK = "trivet_method"  # in the header of a residual adapter's weights
 SCORE = "base_model.model.score.weight"  # a copy of our head, which others open as a classifier's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFiles:
-    """An adapter: the file of its tensors, its configuration, and the tensors by PEFT's names."""
+    """An adapter: the file of its tensors, its configuration, the tensors by PEFT's names, and the method of a residual
+    one, whose second half is what it began with."""
 
     file: Path
-    config: LoraConfig
+    config: PeftConfig
     tensors: dict[str, Tensor]
+    residual: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +96,16 @@ def _read_adapter(folder: Path) -> AdapterFiles:
     if copied:
         _check_copy(folder, tensors.pop(SCORE))
     config = read_adapter_config(folder, tensors, head_copied=copied)
-    return AdapterFiles(file=folder / WEIGHTS, config=config, tensors=tensors)
+    return AdapterFiles(
+        file=folder / WEIGHTS, config=config, tensors=tensors, residual=_residual_method(folder / WEIGHTS)
+    )
+
+
+def _residual_method(file: Path) -> str | None:
+    """The method of a residual adapter that a run wrote; None for every other adapter."""
+    with safe_open(file, framework="pt") as opened:
+        found = (opened.metadata() or {}).get(RESIDUAL_MARK)
+    return found if found in RESIDUAL else None
 
 
 def _check_copy(folder: Path, score: Tensor) -> None:

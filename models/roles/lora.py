@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.common.errors import UserError, nearest
 from models.backbone.architecture import other_senses, passed_over, renamed_by_peft
@@ -18,10 +19,28 @@ from models.backbone.four_bits import is_packed
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import shards_of, wait_for_passes, whole_of
 
+PREFIX = "base_model.model."  # PEFT's, before the names of a base
+MARKS = (".lora_", ".ia3_")  # what PEFT calls the tensors of an adapter
 
-def adapted(lm: Any, config: LoraConfig) -> set[str]:
+
+def is_adapters(name: str) -> bool:
+    """Whether a tensor or module of this name belongs to an adapter, not to the base."""
+    return any(mark in name for mark in MARKS)
+
+
+def module_of(name: str) -> str:
+    """The module of the base on which a tensor of an adapter stands, by its name in a file."""
+    return re.split(r"\.(?:lora|ia3)_", name.removeprefix(PREFIX), maxsplit=1)[0]
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a linear layer keeps its matrix the other way round, as GPT-2's do."""
+    return type(module).__name__ == "Conv1D"
+
+
+def adapted(lm: Any, config: PeftConfig) -> set[str]:
     """Names of the base's modules that an adapter of this configuration stands on."""
-    own = (name for name, _ in lm.named_modules() if ".lora_" not in name and not name.endswith(".base_layer"))
+    own = (name for name, _ in lm.named_modules() if not is_adapters(name) and not name.endswith(".base_layer"))
     return {name for name in own if check_target_module_exists(config, name)}
 
 
@@ -45,25 +64,40 @@ def lora_config(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) ->
         exclude_modules=other_senses(lm),
         layers_to_transform=_chosen_layers(lm.config.get_text_config().num_hidden_layers, adapter),
         use_rslora=adapter.rslora,
-        fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in lm.modules()),
+        init_lora_weights="gaussian" if adapter.init == "gaussian" else True,
+        fan_in_fan_out=any(map(is_conv1d, lm.modules())),
         task_type="CAUSAL_LM",
     )
 
 
-def differences(lm: Any, asked: LoraConfig, there: LoraConfig, role: str) -> str:
+def differences(lm: Any, asked: PeftConfig, there: PeftConfig, role: str) -> str:
     """In which settings the adapter of a role, on this base, is not as asked; empty where it is."""
-    by_module = bool(there.rank_pattern or there.alpha_pattern)
-    rows = (
-        ("rank", asked.r, "one by module" if by_module else there.r),
-        ("alpha", asked.lora_alpha, "one by module" if by_module else there.lora_alpha),
-        ("dropout", asked.lora_dropout, there.lora_dropout),
-        ("rslora", asked.use_rslora, there.use_rslora),
-        ("modules", *(len(adapted(lm, config)) for config in (asked, there))),
+    rows: tuple[tuple[str, Any, Any], ...] = (
+        ("method", method_of(asked), method_of(there)),
+        *(_lora_settings(asked, there) if isinstance(asked, LoraConfig) and isinstance(there, LoraConfig) else ()),
+        ("modules", len(adapted(lm, asked)), len(adapted(lm, there))),
     )
     found = [f"{word}: {ours} is asked for, '{role}' has {theirs}" for word, ours, theirs in rows if ours != theirs]
     if not found and adapted(lm, asked) != adapted(lm, there):
         found = [f"modules: '{role}' has others than those that are asked for"]
     return "; ".join(found)
+
+
+def method_of(config: PeftConfig) -> str:
+    """The method of an adapter, as far as its configuration says: a residual one is plain LoRA in its file."""
+    if isinstance(config, LoraConfig):
+        return "dora" if config.use_dora else "lora"
+    return "ia3" if isinstance(config, IA3Config) else str(config.peft_type)
+
+
+def _lora_settings(asked: LoraConfig, there: LoraConfig) -> tuple[tuple[str, Any, Any], ...]:
+    by_module = bool(there.rank_pattern or there.alpha_pattern)
+    return (
+        ("rank", asked.r, "one by module" if by_module else there.r),
+        ("alpha", asked.lora_alpha, "one by module" if by_module else there.lora_alpha),
+        ("dropout", asked.lora_dropout, there.lora_dropout),
+        ("rslora", asked.use_rslora, there.use_rslora),
+    )
 
 
 def _named(lm: Any, targets: list[str]) -> list[str]:
@@ -86,23 +120,35 @@ def _named(lm: Any, targets: list[str]) -> list[str]:
     return targets
 
 
-def merged_copy(lm: Any, adapter: str | None) -> Any:
+def merged_copy(lm: Any, adapter: str | None, own: set[str] | None = None) -> Any:
     """A copy of the base in at least fp32, without adapters; with ``adapter`` merged into its weights.
 
-    Merged in fp32: in bf16 the sum would swallow most of what a small adapter adds.
+    Merged in fp32: in bf16 the sum would swallow most of what a small adapter adds. With ``own`` only the tensors of
+    these names are copied, and all others are the base's.
     """
     if any(map(is_packed, lm.modules())):
         raise UserError("a base in four bits has no weights to merge into: load it without runtime.quantize")
     if shards_of(lm) is not None:
         raise UserError("a base in parts has no weights to merge into: load it in one process")
-    made = copy.deepcopy(lm)
-    made = made.to(torch.promote_types(made.dtype, torch.float32))
+    made = copied(lm, own)
     for name, module in list(made.named_modules()):
         if isinstance(module, BaseTunerLayer):
             if adapter is not None:
                 module.merge(adapter_names=[adapter])
             parent, _, last = name.rpartition(".")
             setattr(made.get_submodule(parent), last, module.get_base_layer())
+    return made
+
+
+def copied(lm: Any, own: set[str] | None) -> Any:
+    """A copy of a model in at least fp32; with ``own`` of the tensors of these names, and all others are shared."""
+    if own is None:
+        made = copy.deepcopy(lm)
+        return made.to(torch.promote_types(made.dtype, torch.float32))
+    made = copy.deepcopy(lm, {id(p): p for name, p in lm.named_parameters() if plain_name(name) not in own})
+    for name, p in made.named_parameters():
+        if plain_name(name) in own:
+            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
     return made
 
 
@@ -124,19 +170,19 @@ def own_tensors(lm: Any, base_name: str, file: Path, tensors: dict[str, Tensor])
         UserError: such a tensor is not what this base has; it was trained or resized, and would change the shared base.
     """
     named = lm.named_parameters(remove_duplicate=False)
-    own = {_plain(name): p for name, p in named if ".lora_" not in name}
+    own = {plain_name(name): p for name, p in named if not is_adapters(name)}
     wait_for_passes(lm)
     for name, tensor in tensors.items():
-        if ".lora_" in name or (there := own.get(_plain(name))) is None:
+        if is_adapters(name) or (there := own.get(plain_name(name))) is None:
             continue
         if there.shape != tensor.shape or not torch.equal(tensor.to(there.device, there.dtype), whole_of(there)):
             raise UserError(
                 f"{file}: {name[:100]} is not what base {base_name} has there: it was trained or resized next to the "
                 "adapter, and would change the shared base. Merge the adapter into its base and give that folder"
             )
-    return {n: t for n, t in tensors.items() if ".lora_" in n or _plain(n) not in own}
+    return {n: t for n, t in tensors.items() if is_adapters(n) or plain_name(n) not in own}
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A tensor's name in the base, without what PEFT puts around it."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return name.removeprefix(PREFIX).replace(".base_layer.", ".")

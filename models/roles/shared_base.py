@@ -1,9 +1,9 @@
 """The one frozen base that every stage shares, and the roles that stand on it.
 
-A role is a PEFT adapter (or, with full fine-tuning, an fp32 copy of the model) and perhaps a scalar head. Entering one
-selects its adapter without touching anybody's ``requires_grad`` (PEFT's own ``set_adapter`` flips it) and is undone in
-``finally``. Hold a role through forward *and* backward: with gradient checkpointing the recomputation in backward runs
-with whichever adapter is active then. This module knows nothing of data, losses or stages.
+A role is a PEFT adapter (or an fp32 copy of the model, or of the part of it that is trained) and perhaps a scalar head.
+Entering one selects its adapter without touching anybody's ``requires_grad`` (PEFT's own ``set_adapter`` flips it) and
+is undone in ``finally``. Hold a role through forward *and* backward: with gradient checkpointing the recomputation in
+backward runs with whichever adapter is active then. This module knows nothing of data, losses or stages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, sto
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import HEAD, read_role
-from models.roles.lora import differences, lora_config, merged_copy, own_tensors
+from models.roles.lora import copied, differences, is_adapters, merged_copy, own_tensors, plain_name
+from models.roles.methods import BEGINNINGS, adapter_config, begin, first_half_alone, trained_of
 from models.roles.role_view import RoleView
 
 
@@ -64,7 +65,9 @@ class SharedBase:
         self.peft: PeftModel | None = None
         self.heads = nn.ModuleDict()
         self.prefix_cache: PrefixCache | None = None  # set by whoever reads the same rows by several roles
-        self.copies: dict[str, Any] = {}  # full fine-tuning: role -> its own model
+        self.copies: dict[str, Any] = {}  # methods that train the base's tensors: role -> its own model
+        self.partial: dict[str, set[str]] = {}  # role -> the tensors of its copy that are trained; absent: all
+        self.residual: dict[str, str] = {}  # role -> the method of a residual adapter, whose second half stays
         if (shards := shards_of(lm)) is not None:
             weakref.finalize(self, shards.give_up)
         self.fingerprint = self.base_fingerprint()
@@ -137,7 +140,7 @@ class SharedBase:
 
         Of a divided base they are this process's parts.
         """
-        named = [(n.replace(".base_layer.", "."), p) for n, p in self.lm.named_parameters() if ".lora_" not in n]
+        named = [(n.replace(".base_layer.", "."), p) for n, p in self.lm.named_parameters() if not is_adapters(n)]
         if self.divided:
             return {name: p for name, p in named if name not in self.lm.all_tied_weights_keys}
         seen: set[int] = set()
@@ -222,11 +225,24 @@ class SharedBase:
 
     def _add_fresh(self, name: str, adapter: AdapterConfig, seed: int) -> None:
         """A new adapter, or a copy of the base."""
-        if adapter.method == "full":
-            self._check_copies("adapter.method: 'full' trains a whole copy of the base")
-            self.copies[name] = full_copy(merged_copy(self.lm, None), self.dtype)
-        else:
-            self._add_adapter(name, lora_config(self.lm, self.linear_names, adapter), seed)
+        if adapter.tuning.copies:
+            self._check_copies(f"adapter.method: '{adapter.method}' trains a copy of the base's tensors")
+            own = self._trained_tensors(adapter)
+            self._own_model(name, merged_copy(self.lm, None, own), own)
+            return
+        self._add_adapter(name, adapter_config(self.lm, self.linear_names, adapter), seed)
+        if adapter.method in BEGINNINGS:
+            begin(self._layers, name, adapter.method)
+            self.residual[name] = adapter.method
+
+    def _trained_tensors(self, adapter: AdapterConfig) -> set[str] | None:
+        """Names of the tensors that a copy's method trains; None: all."""
+        return trained_of(self.lm, self.linear_names, adapter) if adapter.method == "freeze" else None
+
+    def _own_model(self, name: str, lm: Any, own: set[str] | None) -> None:
+        self.copies[name] = full_copy(lm, self.dtype, keep=own is not None)
+        if own is not None:
+            self.partial[name] = own
 
     def _add_copy(self, name: str, adapter: AdapterConfig | None, of: str, seed: int) -> None:
         """The same weights as another role's; with method "full" an adapter is merged into the copy."""
@@ -235,24 +251,31 @@ class SharedBase:
         if adapter is not None and (differ := self.unlike(adapter, of)):
             raise ValueError(f"role '{name}' is a copy of '{of}' and cannot have other settings ({differ})")
         if of in self.copies:
-            self.copies[name] = copy.deepcopy(self.copies[of])
-        elif adapter is not None and adapter.method == "full":
-            self._check_copies("adapter.method: 'full' trains a whole copy of the base")
+            own = self.partial.get(of) if adapter is None else self._trained_tensors(adapter)
+            self._own_model(name, copied(self.copies[of], own), own)
+        elif adapter is not None and adapter.tuning.copies:
+            self._check_copies(f"adapter.method: '{adapter.method}' trains a copy of the base's tensors")
             self.copies[name] = full_copy(merged_copy(self.lm, of), self.dtype)
+            if (own := self._trained_tensors(adapter)) is not None:
+                self.partial[name] = own
         else:
             self._add_adapter(name, copy.deepcopy(self._config(of)), seed)
             set_peft_model_state_dict(self.peft, self.adapter_state(of), adapter_name=name)
+            if of in self.residual:
+                self.residual[name] = self.residual[of]
 
     def unlike(self, adapter: AdapterConfig, role: str) -> str:
         """In which settings a copy of a role is not as asked; empty where it is, or is merged into a full copy."""
         if role in self.copies:
-            return (
-                "" if adapter.method == "full" else f"adapter.method: {adapter.method} is asked for, '{role}' is full"
-            )
-        if adapter.method == "full":
+            whole = f"adapter.method: {adapter.method} is asked for, '{role}' is full"
+            return "" if adapter.tuning.copies else whole
+        if adapter.tuning.copies:
             return ""
-        there, asked = self._config(role), lora_config(self.lm, self.linear_names, adapter)
-        return differences(self.lm, asked, there, role)
+        asked = adapter.method if adapter.method in BEGINNINGS else "lora"
+        if (there := self.residual.get(role, "lora")) != asked:
+            return f"method: {adapter.method} is asked for, '{role}' has {there}"
+        config = adapter_config(self.lm, self.linear_names, adapter)
+        return differences(self.lm, config, self._config(role), role)
 
     def _add_stored(self, name: str, folder: Path, head: bool) -> None:
         """What a finished stage wrote, with its head where it has one."""
@@ -272,23 +295,31 @@ class SharedBase:
             lora.unload()  # PEFT places a next adapter relative to one that it believes active
         self.peft, self._layers = None, []
         self.copies.clear()
+        self.partial.clear()
+        self.residual.clear()
         self.heads = nn.ModuleDict()
         self._select(None)
 
-    def _config(self, name: str) -> LoraConfig:
+    def _config(self, name: str) -> PeftConfig:
         if self.peft is None or name not in self.peft.peft_config:
             raise ValueError(f"no adapter role '{name}'; there are: {', '.join(self.roles) or 'none'}")
-        config = self.peft.peft_config[name]
-        assert isinstance(config, LoraConfig)
-        return config
+        return self.peft.peft_config[name]
 
-    def lora_settings(self, name: str) -> dict[str, Any] | None:
+    def adapter_settings(self, name: str) -> dict[str, Any] | None:
         """What, with its weights, makes a role's adapter; None where the role has none."""
         if self.peft is None or name not in self.peft.peft_config:
             return None
         return self._config(name).to_dict() | {"inference_mode": None}
 
-    def _add_adapter(self, name: str, config: LoraConfig, seed: int) -> None:
+    def _add_adapter(self, name: str, config: PeftConfig, seed: int) -> None:
+        if self.peft is not None:
+            there = next(iter(self.peft.peft_config.values()))
+            if there.peft_type != config.peft_type:
+                ours, theirs = (getattr(c.peft_type, "value", c.peft_type) for c in (config, there))
+                raise UserError(
+                    f"role '{name}' is a {ours} adapter, and others on base {self.name} are {theirs}: adapters of two "
+                    "kinds cannot share a base; set adapter.method to theirs, or merge one into a model first"
+                )
         trainable = self._trainable_now()
         with isolated_rng(derived_seed(seed, f"adapter/{name}")):
             try:
@@ -300,7 +331,7 @@ class SharedBase:
                 raise UserError(f"adapter.targets: PEFT cannot place the adapter on {self.name}: {error}") from error
         self._layers = [m for m in self.lm.modules() if isinstance(m, BaseTunerLayer)]
         # a sorted list instead of PEFT's set: the saved configuration has the same bytes every time
-        kept = self._config(name)
+        kept: Any = self._config(name)
         if isinstance(kept.target_modules, set):
             kept.target_modules = sorted(kept.target_modules)
         self._restore_trainable(trainable)
@@ -334,9 +365,12 @@ class SharedBase:
         """Literal names and tensors of a role: its adapter (or its model) and its head."""
         out: dict[str, nn.Parameter] = {}
         if name in self.copies:
-            out |= {f"{name}.{n}": p for n, p in self.copies[name].named_parameters()}
+            own = self.partial.get(name)
+            named = self.copies[name].named_parameters()
+            out |= {f"{name}.{n}": p for n, p in named if own is None or plain_name(n) in own}
         elif self.peft is not None and name in self.peft.peft_config:
-            out |= {n: p for n, p in self.lm.named_parameters() if ".lora_" in n and f".{name}." in n}
+            marked = ((n, p) for n, p in self.lm.named_parameters() if is_adapters(n))
+            out |= {n: p for n, p in marked if f".{name}." in f"{n}."}
         if name in self.heads:
             out |= {f"{name}.head.{n}": p for n, p in self.heads[name].named_parameters()}
         if not out:
@@ -352,13 +386,18 @@ class SharedBase:
         """Make exactly these roles trainable, and everything as it was afterwards. Yields names and tensors."""
         before = self._trainable_now()
         chosen = {n: p for name in names for n, p in self.parameters_of(name).items()}
+        stays: list[Any] = []
         try:
             for p in self._all_parameters():
                 p.requires_grad_(False)
             for p in chosen.values():
                 p.requires_grad_(True)
+            for name in set(names) & set(self.residual):
+                stays += first_half_alone(self.parameters_of(name))
             yield chosen
         finally:
+            for hook in stays:
+                hook.remove()
             self._restore_trainable(before)
             for p in self._all_parameters():
                 p.grad = None
@@ -406,6 +445,8 @@ class SharedBase:
         if found.adapter is not None:
             own = own_tensors(self.lm, self.name, found.adapter.file, found.adapter.tensors)
             self._load_adapter(name, found.adapter.config, own, str(found.adapter.file.parent))
+            if found.adapter.residual is not None:
+                self.residual[name] = found.adapter.residual
         elif found.model is not None:
             self._load_model(name, found.model)
         if found.head is None:
@@ -427,8 +468,19 @@ class SharedBase:
         lm.config = copy.deepcopy(self.lm.config)  # the base's settings, whoever wrote the folder
         lm.generation_config = copy.deepcopy(self.lm.generation_config)
         self.copies[name] = full_copy(lm, self.dtype)
+        self._share_equal(self.copies[name])
 
-    def _load_adapter(self, name: str, config: LoraConfig, state: dict[str, Tensor], source: str) -> None:
+    def _share_equal(self, lm: Any) -> None:
+        """Put the base's own tensors where a loaded model has the same: they are in memory once."""
+        named = self.lm.named_parameters(remove_duplicate=False)
+        there = {plain_name(n): p for n, p in named if not is_adapters(n)}
+        for module_name, module in lm.named_modules():
+            for part, p in list(module.named_parameters(recurse=False)):
+                base = there.get(f"{module_name}.{part}" if module_name else part)
+                if base is not None and base.shape == p.shape and torch.equal(base.to(p.dtype), p):
+                    setattr(module, part, base)
+
+    def _load_adapter(self, name: str, config: PeftConfig, state: dict[str, Tensor], source: str) -> None:
         """Add a frozen role from saved weights; every tensor must be there, and no other.
 
         Raises:

@@ -36,9 +36,9 @@ def command_line(recipe: Recipe, python: str, host: str, port: int, more: Sequen
 
     if not isinstance(recipe.base, str):
         raise UserError("base: {pretrain: ...} is made by the run, and a server needs its weights: name a folder")
-    rank = next((r for r in RANKS if r >= recipe.adapter.rank), None)
+    rank = next((r for r in RANKS if r >= recipe.adapter.written_rank), None)
     if rank is None:
-        raise UserError(f"adapter.rank: vLLM takes ranks up to {RANKS[-1]}, not {recipe.adapter.rank}")
+        raise UserError(f"adapter.rank: vLLM takes ranks up to {RANKS[-1]}, not {recipe.adapter.written_rank}")
     spec = resolve_base(recipe.base, base_dir=recipe.base_dir)
     dtype = dtype_of(spec, recipe.runtime.dtype, torch.device(chosen_device(recipe.runtime.device)))
     room = recipe.ppo.max_prompt_tokens + recipe.ppo.max_new_tokens

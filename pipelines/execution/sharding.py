@@ -26,7 +26,7 @@ def is_divided(recipe: Recipe, device: torch.device, processes: int, weights: fl
         return False
     if runtime.sharding == "fsdp2":
         return True
-    if device.type == "cpu" or weights is None or recipe.adapter.method == "full" or runtime.quantize is not None:
+    if device.type == "cpu" or weights is None or recipe.adapter.method != "lora" or runtime.quantize is not None:
         return False
     return weights > ROOM * USABLE * device_memory(device)
 

@@ -13,6 +13,7 @@ from typing import Any
 from data.common.errors import nearest
 from data.common.redaction import has_secret
 from evaluation.systems import problem_of, problem_of_metric
+from models.backbone.settings import RESIDUAL
 from pipelines.recipe import rates
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.schema import Recipe
@@ -124,8 +125,12 @@ def _four_bits(recipe: Recipe) -> list[Problem]:
     """What a base in four bits asks for."""
     if recipe.runtime.quantize is None:
         return []
-    if recipe.adapter.method == "full":
-        why = "a base in four bits is frozen, and adapter.method 'full' trains it: use 'lora', or remove this"
+    if recipe.adapter.tuning.copies:
+        method = recipe.adapter.method
+        why = f"a base in four bits is frozen, and adapter.method '{method}' trains it: use 'lora', or remove this"
+    elif recipe.adapter.method != "lora":
+        method = recipe.adapter.method
+        why = f"adapter.method '{method}' reads the base's matrices, which are in four bits: use 'lora', or remove this"
     elif find_spec("bitsandbytes") is None:
         why = "needs bitsandbytes: pip install 'trivet[nf4]'"
     else:
@@ -137,10 +142,9 @@ def _sharding(recipe: Recipe) -> list[Problem]:
     """What a base in parts asks for."""
     if recipe.runtime.sharding != "fsdp2":
         return []
-    if recipe.adapter.method == "full":
-        why = (
-            "'fsdp2' divides a frozen base, and adapter.method 'full' trains whole copies of it: use 'lora', or 'none'"
-        )
+    if recipe.adapter.method != "lora":
+        has = f"adapter.method is '{recipe.adapter.method}'"
+        why = f"'fsdp2' divides a frozen base under LoRA adapters, and {has}: use 'lora', or 'none'"
     elif recipe.runtime.quantize is not None:
         why = "'fsdp2' divides no base in four bits: use 'none', or remove runtime.quantize"
     else:
@@ -153,8 +157,10 @@ def _servers(recipe: Recipe) -> list[Problem]:
     rollouts, out = recipe.runtime.rollouts, list[Problem]()
     if rollouts.engine == "own":
         return out
-    if recipe.adapter.method == "full":
-        why = "servers are given adapters, and adapter.method 'full' trains a whole copy: use 'lora', or engine 'own'"
+    method = recipe.adapter.method
+    if not recipe.adapter.tuning.plain:
+        what = "trains a whole copy" if recipe.adapter.tuning.copies else "writes adapters that vLLM does not run"
+        why = f"servers are given adapters, and adapter.method '{method}' {what}: use 'lora', or engine 'own'"
         out.append((("runtime", "rollouts", "engine"), why))
     if recipe.ppo.old_logprobs == "sampler":
         why = "servers sample by other kernels than those that train (runtime.rollouts): use 'auto' or 'recompute'"
@@ -173,7 +179,11 @@ def _adapter(recipe: Recipe) -> list[Problem]:
     for key, named in (("layers", adapter.layers), ("targets", adapter.targets)):
         if named == ():
             out.append((("adapter", key), "names nothing that an adapter could stand on: remove it, or name some"))
-    if isinstance(recipe.base, str) or isinstance(adapter.layers, str) or adapter.method != "lora":
+    if adapter.method in RESIDUAL:
+        decays = [key for key in Recipe.model_fields if getattr(getattr(recipe, key), "weight_decay", 0.0)]
+        why = f"would shrink the half of a '{adapter.method}' adapter that is never trained: remove it, or use 'lora'"
+        out += [((key, "weight_decay"), why) for key in decays]
+    if isinstance(recipe.base, str) or isinstance(adapter.layers, str) or "layers" not in adapter.tuning.settings:
         return out
     count = recipe.base.pretrain.model.layers
     if wrong := [n for n in adapter.layers if not 0 <= n < count]:

@@ -15,6 +15,7 @@ from data.common.config import Config
 from data.readers.files import is_text
 from data.source_settings import as_source
 from evaluation.systems import parse
+from models.backbone.settings import AdapterConfig
 from pipelines.loading.checks import fill_in
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.rates import SETTING
@@ -40,6 +41,15 @@ class Rule:
 
 def rule(*settings: Dotted, acts: Callable[[Recipe], bool], why: str) -> Rule:
     return Rule(settings, acts, why)
+
+
+def tunes(setting: str) -> Rule:
+    """A setting of ``adapter`` acts with the methods that say so."""
+    return rule(
+        f"adapter.{setting}",
+        acts=lambda r: setting in r.adapter.tuning.settings,
+        why=f"adapter.method has no {setting}: docs/reference/methods.md says what each method trains",
+    )
 
 
 def has(recipe: Recipe, *stages: str) -> bool:
@@ -179,11 +189,7 @@ DATA = (
     ),
 )
 ADAPTER = (
-    rule(
-        *("adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.targets", "adapter.layers", "adapter.rslora"),
-        acts=lambda r: r.adapter.method == "lora",
-        why="adapter.method is 'full', which trains every tensor of a copy",
-    ),
+    *(tunes(name) for name in AdapterConfig.model_fields if name != "method"),
     rule(
         "adapter.dropout",
         acts=lambda r: has(r, "sft", "reward"),
@@ -280,7 +286,7 @@ PPO = (
     ),
     rule(
         "ppo.share_prefix_layers",
-        acts=lambda r: r.adapter.method == "lora" and r.adapter.layers != "all",
+        acts=lambda r: not r.adapter.tuning.copies and r.adapter.layers != "all",
         why="every layer carries adapters (adapter.layers), so that there are none below them",
     ),
     rule(

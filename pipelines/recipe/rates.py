@@ -12,6 +12,7 @@ own defaults whether it is on this machine or not, so that a download changes no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from data.common.errors import UserError
 from data.common.strict_json import read_object
+from models.backbone.settings import METHODS
 from models.hub.catalogue import width_of
 from models.hub.registry import resolve_base
 from pipelines.recipe.schema import Recipe
@@ -51,11 +53,11 @@ def chosen_rates(data: Mapping[str, Any], folder: Path) -> dict[str, float]:
         folder: of the recipe, where relative paths start.
     """
     adapter = data.get("adapter")
-    lora = not (isinstance(adapter, Mapping) and adapter.get("method") == "full")
+    method = str(adapter.get("method", "lora")) if isinstance(adapter, Mapping) else "lora"
     found = {}
     for stage, base in bases_of(data).items():
         if (known := known_base(base, folder)) is not None:
-            found[stage] = rate_of(stage, known, lora)
+            found[stage] = rate_of(stage, known, method)
     return found
 
 
@@ -66,9 +68,9 @@ def bases_of(data: Mapping[str, Any]) -> dict[str, Any]:
     return {stage: data.get("base") if stage != "reward" or own == "same" else own for stage in DIVISORS}
 
 
-def rate_of(stage: str, known: Known, lora: bool) -> float:
-    """The law's rate, to two digits."""
-    law = FULL * (LORA if lora else 1.0) * (WIDTH / known.width) ** (QWEN_POWER if known.qwen else POWER)
+def rate_of(stage: str, known: Known, method: str) -> float:
+    """The law's rate, to two digits; a method that nobody knows is taken for LoRA."""
+    law = _method_rate(method) * (WIDTH / known.width) ** (QWEN_POWER if known.qwen else POWER)
     return float(f"{min(HIGHEST, law / DIVISORS[stage]):.1e}")
 
 
@@ -94,13 +96,20 @@ def known_base(base: Any, folder: Path) -> Known | None:
     return Known(widths[0], str(inner.get("model_type", "")).startswith("qwen")) if widths else None
 
 
-def why(stage: str, base: Any, lora: bool, folder: Path) -> str:
+def _method_rate(method: str) -> float:
+    kind = METHODS[method].rate if method in METHODS else "lora"
+    return {"lora": FULL * LORA, "full": FULL, "highest": math.inf}[kind]
+
+
+def why(stage: str, base: Any, method: str, folder: Path) -> str:
     """Where a chosen rate is from, in a few words."""
     known = known_base(base, folder)
     if known is None:
         return "the default, since the width of this base is not known: see docs/how-to/recipe.md"
-    method = "LoRA" if lora else "full"
+    if math.isinf(_method_rate(method)):
+        return f"chosen for {method}, whose few numbers take the highest rate (Liu et al. 2022)"
     share = f" / {DIVISORS[stage]}" if DIVISORS[stage] > 1 else ""
-    highest = f", at most {HIGHEST:g}" if rate_of(stage, known, lora) == HIGHEST else ""
-    law = f"{FULL * (LORA if lora else 1):g} x (2000 / {known.width}) ^ {QWEN_POWER if known.qwen else POWER}"
-    return f"chosen for {method} on a base {known.width} wide ({law}{share}{highest}; Schulman et al. 2025)"
+    highest = f", at most {HIGHEST:g}" if rate_of(stage, known, method) == HIGHEST else ""
+    words = "LoRA" if method == "lora" else method
+    law = f"{_method_rate(method):g} x (2000 / {known.width}) ^ {QWEN_POWER if known.qwen else POWER}"
+    return f"chosen for {words} on a base {known.width} wide ({law}{share}{highest}; Schulman et al. 2025)"

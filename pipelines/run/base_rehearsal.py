@@ -21,9 +21,8 @@ from models.hub.load import tokenizer_of
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model
 from models.roles.files import ADAPTER, CONFIG, WEIGHTS
-from models.roles.lora import lora_config
-
-PREFIX = "base_model.model."
+from models.roles.lora import PREFIX
+from models.roles.methods import adapter_config, trained_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +81,12 @@ def model_of(base: KnownBase) -> Any:
 def check_adapter(base: KnownBase, adapter: AdapterConfig, warn: Callable[[str], None]) -> None:
     """Whether the architecture can carry roles and the adapter finds its layers, by names and shapes alone."""
     lm = model_of(base)
-    if adapter.method == "lora":
+    if "targets" in adapter.tuning.settings:
         names = linear_layers(lm)
-        lora_config(lm, names, adapter)
+        if adapter.tuning.copies:
+            trained_of(lm, names, adapter)
+        else:
+            adapter_config(lm, names, adapter)
         if adapter.targets == "all-linear" and (said := reach_sentence(lm, names)):
             warn(said)
 

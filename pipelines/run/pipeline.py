@@ -41,7 +41,7 @@ from pipelines.run.plan_details import PlanDetails
 from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stage_run import StageRun
 from pipelines.run.staleness import StageState, and_remark, state_of
-from pipelines.stages.depends_on import rendering_of
+from pipelines.stages.depends_on import adapter_settings, rendering_of
 from pipelines.stages.keys import base_key, dump, folder_hash, library_versions
 from pipelines.stages.table import STAGES, Here, functions_in_key, left_out_of_keys
 from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run, stopped_at_gate
@@ -170,7 +170,7 @@ class Pipeline:
             "base": self.base_key,
             **({"reward_base": self.reward_base_key} if own_reward_base else {}),
             "rendering": rendering_of(recipe) if stage.on_base else None,
-            "adapter": dump(recipe.adapter) if stage.on_base else None,
+            "adapter": adapter_settings(recipe) if stage.on_base else None,
             "data": {part: self.corpus.fingerprint(part) for part in stage.data},
             **({"cleaning": dump(recipe.data.clean)} if stage.data and recipe.data.clean.active else {}),
             **functions_in_key(recipe, name, self.corpus),

@@ -117,8 +117,8 @@ class PlanDetails:
         usual = type(getattr(recipe, name)).model_fields[rates.SETTING].default
         if rate != rates.chosen_rates(plain, recipe.base_dir).get(name, usual):
             return ""
-        base, lora = rates.bases_of(plain)[name], recipe.adapter.method == "lora"
-        return f"learning_rate {rate:.1e}: {rates.why(name, base, lora, recipe.base_dir)}"
+        base = rates.bases_of(plain)[name]
+        return f"learning_rate {rate:.1e}: {rates.why(name, base, recipe.adapter.method, recipe.base_dir)}"
 
     @cached_property
     def estimator(self) -> Estimator:
@@ -185,7 +185,8 @@ def numbers_of(recipe: Recipe, device: torch.device, shape: Shape | None, proces
     if name == "auto" and isinstance(recipe.base, str):
         name = resolve_base(recipe.base, base_dir=recipe.base_dir).dtype
     dtype = resolve_dtype(name, device, None if shape is None else shape.width)
-    fast = recipe.runtime.engine == "auto" and dtype in DTYPES and family in FAMILIES
+    known = recipe.adapter.tuning.plain or recipe.adapter.tuning.copies
+    fast = recipe.runtime.engine == "auto" and dtype in DTYPES and family in FAMILIES and known
     product = product_dtype(torch.empty(0, dtype=dtype, device="meta" if device.type == "cuda" else device))
     whole = None if shape is None else base_bytes(shape, Numbers(weight=dtype.itemsize))
     divided = is_divided(recipe, device, processes, whole)

@@ -95,7 +95,7 @@ class PlanTime:
         if said:
             longest = max(said, key=lambda one: one.calls * one.rows)
             parts.append(f"responses of {longest.mean:.0f} tokens, as long as the demonstrations' where there are any")
-        if not numbers.fast or self.details.recipe.adapter.method == "full":
+        if not numbers.fast or self.details.recipe.adapter.tuning.copies:
             parts.append("Transformers' modules counted as 1.4 times the fast path")
         return f"time: about {duration(sum(self.seconds.values()))} in all; " + "; ".join(parts)
 

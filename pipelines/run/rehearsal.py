@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig, PeftConfig
 
 from data.common.errors import UserError, located
 from data.common.function_binding import overlooked
@@ -31,7 +31,8 @@ from models.hub.limits import check_rows
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import ADAPTER, CONFIG
-from models.roles.lora import differences, lora_config
+from models.roles.lora import differences
+from models.roles.methods import adapter_config
 from pipelines.execution.progress import Progress
 from pipelines.loading.idle import replaced, waiting
 from pipelines.recipe.derived import evaluation_prompts, response_limit
@@ -217,7 +218,7 @@ def check_precision(recipe: Recipe, chosen: Sequence[str]) -> None:
         UserError: a chosen stage would.
     """
     trains = [name for name in chosen if STAGES[name].on_base and STAGES[name].role is not None]
-    if recipe.runtime.dtype == "float16" and recipe.adapter.method == "lora" and trains:
+    if recipe.runtime.dtype == "float16" and recipe.adapter.method != "full" and trains:
         raise UserError(
             f"runtime.dtype: float16 loses gradients of adapters without a word ({', '.join(trains)} would train "
             "some): write bfloat16, float32 or auto; a run that trains nothing, such as evaluation, takes float16"
@@ -333,10 +334,10 @@ def copied_roles(recipe: Recipe, chosen: Sequence[str]) -> Iterator[tuple[str, s
 
 def _tell_copies(pipeline: RunParts, config: Any, chosen: Sequence[str], warn: Callable[[str], None]) -> None:
     """Tell of roles that keep the settings of an adapter that the run is given, or has, and not the recipe's."""
-    if pipeline.recipe.adapter.method != "lora":
+    if pipeline.recipe.adapter.tuning.copies:
         return
     lm = without_weights(config)
-    asked = lora_config(lm, linear_layers(lm), pipeline.recipe.adapter)
+    asked = adapter_config(lm, linear_layers(lm), pipeline.recipe.adapter)
     for role, stage in copied_roles(pipeline.recipe, chosen):
         there = (
             None
@@ -347,15 +348,16 @@ def _tell_copies(pipeline: RunParts, config: Any, chosen: Sequence[str], warn: C
             warn(copy_sentence(role, stage, differ))
 
 
-def _stored_adapter(folder: Path) -> LoraConfig | None:
+def _stored_adapter(folder: Path) -> PeftConfig | None:
     """The configuration of a stage's adapter or of a plain one; None where there is none to compare."""
     found = next((f for f in (folder / ADAPTER, folder) if (f / CONFIG).is_file()), None)
     if found is None:
         return None
     with contextlib.suppress(Exception):  # what is wrong with it is told where it is loaded
         settings = read_object(found / CONFIG)
-        if settings.get("peft_type") == "LORA":
-            return LoraConfig(**{k: v for k, v in settings.items() if k in LoraConfig.__dataclass_fields__})
+        kinds: dict[Any, Any] = {"LORA": LoraConfig, "IA3": IA3Config}
+        if (kind := kinds.get(settings.get("peft_type"))) is not None:
+            return cast(PeftConfig, kind(**{k: v for k, v in settings.items() if k in kind.__dataclass_fields__}))
     return None
 
 

@@ -165,7 +165,7 @@ class StageRun:
             "metrics": dict(result.metrics),
             "base_fingerprint": self.pipeline.loaded.fingerprint(self.name) if self.stage.on_base else None,
         }
-        if self.stage.on_base and self.stage.role and self.recipe.adapter.method == "lora":
+        if self.stage.on_base and self.stage.role and "targets" in self.recipe.adapter.tuning.settings:
             manifest["out_of_reach"] = self.pipeline.loaded.base_of(self.name)[0].out_of_reach
         if found := files_read(self.described["functions"], self.recipe.base_dir):
             manifest[ENTRY] = found

@@ -26,6 +26,11 @@ def rendering_of(recipe: Recipe) -> dict[str, Any]:
     return rendering_key(recipe.template, recipe.stop, recipe.base_dir, recipe.template_args)
 
 
+def adapter_settings(recipe: Recipe) -> Any:
+    """How roles are tuned; LoRA's usual beginning goes without saying, as in keys of before it could be chosen."""
+    return dump(recipe.adapter, ("init",) if recipe.adapter.init == "kaiming" else ())
+
+
 def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
     return None if isinstance(recipe.base, str) else dump(recipe.base.pretrain, left_out)
 

@@ -224,4 +224,4 @@ def _adapter(e: Estimator) -> float:
 
 
 def _full(e: Estimator) -> bool:
-    return e.recipe.adapter.method == "full"
+    return e.recipe.adapter.tuning.copies

@@ -307,7 +307,7 @@ class Estimator:
     def _prefix_cache(self, tokens: float) -> float:
         """Bytes of the states and products of the layers below all adapters."""
         s = self.shape
-        if s is None or not self.numbers.fast or s.trained_layers == s.layers or self.recipe.adapter.method == "full":
+        if s is None or not self.numbers.fast or s.trained_layers == s.layers or self._full:
             return 0.0
         return tokens * (2 * FP32 * s.width + (s.queries + 2 * s.keys) * self.numbers.product)
 
@@ -340,7 +340,7 @@ class Estimator:
 
     @property
     def _full(self) -> bool:
-        return self.recipe.adapter.method == "full"
+        return self.recipe.adapter.tuning.copies
 
     def _always(self, work: Work, shape: Shape, numbers: Numbers) -> tuple[Part, ...]:
         base = memory.scratch_bytes(shape) if work.whole else memory.base_bytes(shape, numbers)

@@ -76,11 +76,11 @@ def _from_scratch(recipe: Recipe) -> Shape:
     linear = m.layers * sum(a * b for a, b in matrices)
     parameters = vocabulary * m.width + linear + (2 * m.layers + 1) * m.width
     layers = adapted_layers(recipe.adapter, m.layers)
-    adapter = recipe.adapter.rank * len(layers) * sum(map(sum, matrices))
+    trained = tuned_numbers(recipe.adapter, [m for _ in layers for m in matrices], parameters)
     return Shape(
         parameters=parameters,
         linear=linear,
-        adapter=adapter if recipe.adapter.method == "lora" else parameters,
+        adapter=trained,
         layers=m.layers,
         trained_layers=m.layers - min(layers),
         width=m.width,
@@ -90,6 +90,21 @@ def _from_scratch(recipe: Recipe) -> Shape:
         head_size=m.width // m.heads,
         vocabulary=vocabulary,
     )
+
+
+def tuned_numbers(adapter: AdapterConfig, matrices: Sequence[Sequence[int]], parameters: int) -> int:
+    """Numbers that a role's method keeps and trains, of matrices where it stands and of ``parameters`` in all.
+
+    (IA)3 is counted with the longer side of each, which is more than it has.
+    """
+    if adapter.method == "full":
+        return parameters
+    if adapter.method == "freeze":
+        return sum(map(math.prod, matrices))
+    if adapter.method == "ia3":
+        return sum(map(max, matrices))
+    rows = sum(m[0] for m in matrices) if adapter.method == "dora" else 0
+    return adapter.written_rank * sum(map(sum, matrices)) + rows
 
 
 def adapted_layers(adapter: AdapterConfig, layers: int) -> Sequence[int]:
@@ -125,7 +140,7 @@ def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
     return Shape(
         parameters=parameters,
         linear=sum(math.prod(s) for _, s in inside),
-        adapter=adapter.rank * sum(map(sum, chosen)) if adapter.method == "lora" else parameters,
+        adapter=tuned_numbers(adapter, chosen, parameters),
         layers=layers,
         trained_layers=layers - min(adapted, default=0),
         width=width,

@@ -112,7 +112,7 @@ class OldLogprobs:
 
 def is_reference(base: SharedBase) -> bool:
     """Whether the policy's weights are those of the reference, bit for bit."""
-    kinds = [base.lora_settings(name) for name in ("policy", "reference")]
+    kinds = [base.adapter_settings(name) for name in ("policy", "reference")]
     own, other = (list(base.parameters_of(name).values()) for name in ("policy", "reference"))
     same = kinds[0] == kinds[1] and len(own) == len(other)
     return same and bool(torch.stack([(a == b).all() for a, b in zip(own, other, strict=True)]).all())

@@ -214,12 +214,18 @@ def read_adapter(content: bytes, folder: Path) -> None:
     from models.hub.validate import read_adapter_config
 
     (folder / "adapter_config.json").write_bytes(content)
+    from peft import IA3Config, LoraConfig
+
     weights = {"base_model.model.layers.0.q_proj.lora_A.weight": torch.zeros(2, 4)}
     try:
         made = read_adapter_config(folder, weights)
     except UserError as error:
         assert str(error)
         return
+    if isinstance(made, IA3Config):
+        assert not made.modules_to_save
+        return
+    assert isinstance(made, LoraConfig)
     assert 1 <= made.r <= 2 and made.bias == "none" and not made.modules_to_save and made.megatron_config is None
     assert not isinstance(made.target_modules, str) or made.target_modules == "all-linear"
 

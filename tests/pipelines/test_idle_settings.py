@@ -16,6 +16,7 @@ import yaml
 
 from data.common.errors import UserError
 from data.source_settings import Source
+from models.backbone.settings import METHODS
 from pipelines.loading.idle import RULES, covers, leaves, replaced
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.errors import models_in
@@ -177,6 +178,7 @@ ACTS = {  # setting: (recipe, settings written into it)
             "targets": ["c_attn"],
             "layers": [0],
             "rslora": True,
+            "init": "gaussian",
         }.items()
     },
     **{
@@ -493,10 +495,17 @@ TRUNK = {"ppo.value.init": "policy_trunk"}
 GIVEN = {"demonstrations": "demo-task?rows=60"}
 RANKED = {"rankings": "demo-task?rows=60"}
 ADAPTER = {"rank": 4, "alpha": 4, "dropout": 0.1, "targets": ["c_attn"], "layers": "upper_half", "rslora": True}
+ADAPTER |= {"init": "gaussian"}
 ONLY_PRETRAIN = {"base": {"pretrain": {}}, "data": {"documents": "notes.txt"}}
 IDLE = [  # recipe, settings written into it, the setting that cannot act, what the message says
-    *((PLAIN, FULL | {f"adapter.{k}": v}, f"adapter.{k}", "adapter.method is 'full'") for k, v in ADAPTER.items()),
-    (PLAIN, FULL | {"adapter.layers": [99]}, "adapter.layers", "adapter.method is 'full'"),
+    *((PLAIN, FULL | {f"adapter.{k}": v}, f"adapter.{k}", f"adapter.method has no {k}") for k, v in ADAPTER.items()),
+    (PLAIN, FULL | {"adapter.layers": [99]}, "adapter.layers", "adapter.method has no layers"),
+    *(
+        (PLAIN, {"adapter.method": method, f"adapter.{k}": ADAPTER[k]}, f"adapter.{k}", f"adapter.method has no {k}")
+        for method, tuning in METHODS.items()
+        for k in ADAPTER
+        if k not in tuning.settings
+    ),
     ({"base": "gpt2", "data": RANKED}, {"sft.epochs": 2.0}, "sft.epochs", "no stage sft"),
     ({"base": "gpt2", "data": GIVEN}, {"reward.epochs": 2.0}, "reward.epochs", "no stage reward"),
     ({"base": "gpt2", "data": GIVEN}, {"reward.base": OTHER}, "reward.base", "no stage trains or asks"),
