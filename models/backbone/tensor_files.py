@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +22,12 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     with naming(path):
         save_file(dict(tensors), path, metadata=metadata)
     readable(path)
+
+
+def header_of(path: Path) -> dict[str, str]:
+    """What a file says of itself beside its tensors."""
+    with safe_open(path, framework="pt") as opened:
+        return opened.metadata() or {}
 
 
 def readable(path: Path) -> None:

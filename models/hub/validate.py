@@ -83,7 +83,7 @@ def read_adapter_config(folder: Path, weights: Mapping[str, Tensor], *, head_cop
     file = folder / CONFIG
     raw = read_object(file, largest=1 << 20)
     if raw.get("peft_type") == "IA3":
-        return _ia3(file, raw, weights)
+        return _ia3(file, raw, weights, head_copied)
     if raw.get("peft_type") != "LORA":
         raise UserError(f"{file}: peft_type is {raw.get('peft_type')!r:.60}; trivet reads LORA and IA3 adapters")
     known = _validated(_Adapter, file, raw)
@@ -118,12 +118,12 @@ def _validated(kind: type[Known], file: Path, raw: Mapping[str, Any]) -> Known:
         raise UserError(f"{file}: {'.'.join(map(str, first['loc']))[:100]}: {first['msg']}") from error
 
 
-def _ia3(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PeftConfig:
+def _ia3(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor], head_copied: bool) -> PeftConfig:
     """(IA)3's settings: the weights say where it stands, and their shapes which of them are factors of inputs."""
     from peft import IA3Config
 
     known = _validated(_IA3, file, raw)
-    if known.modules_to_save:
+    if known.modules_to_save and not (head_copied and known.modules_to_save == ["score"]):
         raise UserError(f"{file}: modules_to_save would change the shared base; export the adapter without it")
     for name in sorted(set(raw) - set(_IA3.model_fields) - IGNORED - {"peft_type", "init_ia3_weights"}):
         if raw[name]:

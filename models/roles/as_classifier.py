@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from models.backbone.tensor_files import save_tensors
+from models.backbone.tensor_files import header_of, save_tensors
 from models.roles.files import CONFIG, SCORE, WEIGHTS
+from models.roles.lora import module_of
 from models.roles.shared_base import SharedBase
 
 
@@ -36,7 +37,7 @@ def fits_classifier(base: SharedBase, role: str) -> bool:
     if not issubclass(type(made), GenericForSequenceClassification) or not isinstance(score, nn.Linear):
         return False
     there = {name for name, _ in made.named_modules()}
-    adapted = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in base.adapter_state(role)}
+    adapted = set(map(module_of, base.adapter_state(role)))
     return score.bias is None and score.in_features == base.hidden_size and adapted <= there
 
 
@@ -73,9 +74,9 @@ def add_score(folder: Path, weight: Tensor | None) -> None:
         folder: a PEFT folder.
         weight: (D,) of the head; None stores an empty one, which Transformers and PEFT refuse for its shape.
     """
-    tensors = load_file(folder / WEIGHTS)
+    tensors, metadata = load_file(folder / WEIGHTS), header_of(folder / WEIGHTS)
     tensors[SCORE] = torch.zeros(0) if weight is None else weight.detach().cpu().float()[None].contiguous()
-    save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, metadata=metadata)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from models.backbone.artifacts import naming
 from models.backbone.tensor_files import readable, save_tensors
-from models.roles.files import ADAPTER, CONFIG, HEAD, MODEL, RESIDUAL_MARK, WEIGHTS
+from models.roles.files import ADAPTER, CONFIG, HEAD, MAGNITUDE, MODEL, RESIDUAL_MARK, WEIGHTS
 from models.roles.lora import merged_copy
 from models.roles.shared_base import SharedBase
 
@@ -62,7 +62,8 @@ def save_adapter(base: SharedBase, name: str, folder: Path, base_path: str | Non
     folder.mkdir(parents=True, exist_ok=True)
     assert base.peft is not None
     mark = {RESIDUAL_MARK: base.residual[name]} if name in base.residual else {}
-    save_tensors(base.adapter_state(name), folder / WEIGHTS, metadata={"format": "pt"} | mark)
+    tensors = {f"{n}.weight" if n.endswith(MAGNITUDE) else n: t for n, t in base.adapter_state(name).items()}
+    save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"} | mark)
     config = base.peft.peft_config[name].to_dict()
     config |= {"base_model_name_or_path": base_path or base.name, "inference_mode": True}
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}

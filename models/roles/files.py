@@ -10,17 +10,20 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from data.common.errors import UserError
 from models.backbone.scalar_head import ScalarHead
 from models.backbone.settings import ADAPTER_CONFIG, RESIDUAL
+from models.backbone.tensor_files import header_of
 from models.hub.validate import check_tensors, read_adapter_config
 
 ADAPTER, MODEL, HEAD = "adapter", "model", "head.safetensors"
 WEIGHTS, CONFIG = "adapter_model.safetensors", ADAPTER_CONFIG
+# DoRA's; PEFT writes it without ".weight" behind and reads both, and Transformers passes over the short name in silence
+MAGNITUDE = ".lora_magnitude_vector"
 RESIDUAL_MARK = "trivet_method"  # in the header of a residual adapter's weights
 SCORE = "base_model.model.score.weight"  # a copy of our head, which others open as a classifier's
 
@@ -92,6 +95,7 @@ def read_role(folder: Path, *, head: bool = False) -> RoleFiles:
 
 def _read_adapter(folder: Path) -> AdapterFiles:
     tensors = _read(folder / WEIGHTS)
+    tensors = {name.removesuffix(".weight") if MAGNITUDE in name else name: t for name, t in tensors.items()}
     copied = SCORE in tensors and _head_file(folder).is_file()
     if copied:
         _check_copy(folder, tensors.pop(SCORE))
@@ -103,8 +107,7 @@ def _read_adapter(folder: Path) -> AdapterFiles:
 
 def _residual_method(file: Path) -> str | None:
     """The method of a residual adapter that a run wrote; None for every other adapter."""
-    with safe_open(file, framework="pt") as opened:
-        found = (opened.metadata() or {}).get(RESIDUAL_MARK)
+    found = header_of(file).get(RESIDUAL_MARK)
     return found if found in RESIDUAL else None
 
 

@@ -21,7 +21,7 @@ from models.hub.load import tokenizer_of
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model
 from models.roles.files import ADAPTER, CONFIG, WEIGHTS
-from models.roles.lora import PREFIX
+from models.roles.lora import module_of
 from models.roles.methods import adapter_config, trained_of
 
 
@@ -103,19 +103,28 @@ def check_stored_adapter(base: KnownBase, folder: Path, what: str) -> None:
     modules = dict(model_of(base).named_modules())
     other, known, matrices = f"{what}: {file} is an adapter of another base", 0, 0
     for name, shape in _shapes(file):
-        path, _, rest = name.removeprefix(PREFIX).partition(".lora_")
-        place = {"A.weight": 1, "B.weight": 0}.get(rest)
-        if place is None or len(shape) != 2:
+        path, found = module_of(name), _side(name, shape)
+        if found is None:
             continue
+        tensor, side, numbers = found
         sizes = _sizes(modules.get(path))
         matrices, known = matrices + 1, known + (path in modules)
-        if sizes is not None and shape[place] != sizes[1 - place]:
+        if sizes is not None and numbers != sizes[side]:
             raise UserError(
-                f"{other}: {path} takes {sizes[0]} numbers and gives {sizes[1]} in base {base.name}, and its lora_"
-                f"{rest[0]} is {shape[0]} x {shape[1]}"
+                f"{other}: {path} takes {sizes[0]} numbers and gives {sizes[1]} in base {base.name}, and its {tensor} "
+                f"is {shape[0]} x {shape[1]}"
             )
     if matrices and not known:
         raise UserError(f"{other}: base {base.name} has none of its modules")
+
+
+def _side(name: str, shape: Sequence[int]) -> tuple[str, int, int] | None:
+    """What an adapter's tensor is called, whether it is as long as inputs (0) or outputs (1), and that length."""
+    if len(shape) != 2:
+        return None
+    sides = {"lora_A.weight": (0, shape[1]), "lora_B.weight": (1, shape[0])}
+    sides["ia3_l"] = (0, shape[1]) if shape[0] == 1 else (1, shape[0])
+    return next(((tensor.partition(".")[0], *side) for tensor, side in sides.items() if name.endswith(tensor)), None)
 
 
 def _shapes(file: Path) -> list[tuple[str, list[int]]]:

@@ -16,7 +16,7 @@ import yaml
 
 from data.common.errors import UserError
 from data.source_settings import Source
-from models.backbone.settings import METHODS
+from models.backbone.settings import METHODS, RESIDUAL
 from pipelines.loading.idle import RULES, covers, leaves, replaced
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.errors import models_in
@@ -630,6 +630,11 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     (SCRATCH, {"adapter.layers": [0, 99]}, "adapter.layers", "[99] is outside the 2 layers (0 to 1)"),
     (SCRATCH, {"adapter.layers": [-1]}, "adapter.layers", "[-1] is outside the 2 layers"),
     (PLAIN, {"adapter.layers": []}, "adapter.layers", "names nothing"),
+    *(
+        (PLAIN, {"adapter.method": method, f"{stage}.weight_decay": 0.1}, f"{stage}.weight_decay", "never trained")
+        for method in RESIDUAL
+        for stage in ("sft", "ppo")
+    ),
     (PLAIN, {"adapter.targets": []}, "adapter.targets", "names nothing"),
 ]
 

@@ -15,6 +15,7 @@ from models.backbone.architecture import linear_layers
 from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.four_bits import PackedWeight, is_packed, quantize, whole
 from models.backbone.logprobs import make_rows
+from models.backbone.settings import METHODS
 from models.roles.shared_base import SharedBase
 from pipelines.loading.load import load_recipe
 from tests.conftest import ADAPTER, randomise, tiny_lm, word_tokenizer
@@ -149,7 +150,10 @@ def test_other_layers_than_linear_ones_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"adapter": {"method": "full"}}, "full"), ({}, r"pip install 'trivet\[nf4\]'")],
+    [
+        *(({"adapter": {"method": method}}, f"'{method}'.*use 'lora'") for method in METHODS if method != "lora"),
+        ({}, r"pip install 'trivet\[nf4\]'"),
+    ],
 )
 def test_what_cannot_be_is_refused_when_the_recipe_is_read(
     changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch

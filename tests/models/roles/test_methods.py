@@ -221,7 +221,10 @@ def test_plain_peft_opens_what_is_written_and_gives_the_same(tmp_path, method):
     save_role(base, "sft", tmp_path)
     with torch.no_grad():
         theirs = PeftModel.from_pretrained(tiny_lm().eval(), tmp_path / "adapter")(input_ids=IDS).logits
+        plain = tiny_lm().eval()
+        plain.load_adapter(str(tmp_path / "adapter"))  # Transformers' own way
     torch.testing.assert_close(theirs, logits(base, "sft"), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(plain(input_ids=IDS).logits.detach(), theirs, atol=1e-6, rtol=1e-5)
     again = make_base()
     again.add_role("sft", tmp_path)
     torch.testing.assert_close(logits(again, "sft"), logits(base, "sft"), atol=1e-6, rtol=1e-5)
@@ -288,3 +291,16 @@ def test_a_foreign_ia3_adapter_is_read_and_a_damaged_one_is_refused(tmp_path):
     file.write_text(file.read_text().replace('"modules_to_save": null', '"modules_to_save": ["lm_head"]'))
     with pytest.raises(UserError, match="modules_to_save would change the shared base"):
         read_role(tmp_path)
+
+
+def test_an_ia3_adapter_of_another_base_is_refused_by_its_shapes_alone(tmp_path):
+    from pipelines.run.base_rehearsal import KnownBase, check_stored_adapter
+
+    save_role(trained_role("ia3"), "sft", tmp_path)
+    other = tiny_lm(hidden_size=48, num_attention_heads=4).config
+    base = KnownBase(name="wider", config=other, renderer=None, limits=None)
+    with pytest.raises(
+        UserError, match=r"sft: .*k_proj takes 48 numbers and gives 24 in base wider, and its ia3_l is 16 x 1"
+    ):
+        check_stored_adapter(base, tmp_path, "sft")
+    check_stored_adapter(KnownBase(name="same", config=tiny_lm().config, renderer=None, limits=None), tmp_path, "sft")

@@ -10,6 +10,7 @@ import torch
 
 from data.common.errors import UserError
 from models.backbone.processes import Processes
+from models.backbone.settings import METHODS
 from pipelines import Pipeline
 from pipelines.execution import sharding
 from pipelines.execution.loaded_models import LoadedModels
@@ -55,8 +56,9 @@ def test_auto_leaves_bases_that_cannot_be_divided_whole(monkeypatch):
 
 
 def test_what_cannot_be_divided_is_refused_by_the_setting():
-    with pytest.raises(UserError, match=r"runtime\.sharding: .*adapter\.method 'full'.*'lora', or 'none'"):
-        recipe_with({"sharding": "fsdp2"}, adapter={"method": "full"})
+    for method in METHODS.keys() - {"lora"}:
+        with pytest.raises(UserError, match=rf"runtime\.sharding: .*adapter\.method is '{method}'.*'lora', or 'none'"):
+            recipe_with({"sharding": "fsdp2"}, adapter={"method": method})
     with pytest.raises(UserError, match=r"runtime\.sharding: .*four bits"):
         recipe_with({"sharding": "fsdp2", "quantize": "nf4"})
 

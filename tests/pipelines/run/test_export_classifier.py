@@ -14,6 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.common.errors import UserError
 from data.records import Message
+from models.backbone.settings import METHODS, RESIDUAL
+from models.roles.files import read_role
 from pipelines.run.export import export_stage
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.score import exported_reward, load_scorer
@@ -24,7 +26,17 @@ ASKED = [[Message(role="user", content="w1 w2")]] * 3
 ANSWERS = ["w5 " * 5, "w6 w7", "w8 " * 40]
 
 
-def exported(folder: Path, lm_pad: int | None = 0, pad: str = "<pad>", spare: str = "", **reward: Any) -> Path:
+ADAPTER: dict[str, Any] = {"rank": 3, "alpha": 7, "targets": ["q_proj", "up_proj"], "rslora": True}
+
+
+def exported(
+    folder: Path,
+    lm_pad: int | None = 0,
+    pad: str = "<pad>",
+    spare: str = "",
+    adapter: dict[str, Any] = ADAPTER,
+    **reward: Any,
+) -> Path:
     """The export of a reward model on a tiny base, at settings that are not the defaults.
 
     ``lm_pad`` is what the base's config pads with, ``pad`` what its tokenizer does; ``spare`` is a special token.
@@ -40,7 +52,7 @@ def exported(folder: Path, lm_pad: int | None = 0, pad: str = "<pad>", spare: st
         "base": "./base",
         "stages": ["reward"],
         "data": {"rankings": "r.jsonl", "held_out": 0.0},
-        "adapter": {"rank": 3, "alpha": 7, "targets": ["q_proj", "up_proj"], "rslora": True},
+        "adapter": adapter,
         "reward": {"learning_rate": 3e-2, "batch": 4, "max_tokens": 24, "calibration_samples": 8, **reward},
         "runtime": {"device": "cpu", "threads": 1},
     }
@@ -50,8 +62,10 @@ def exported(folder: Path, lm_pad: int | None = 0, pad: str = "<pad>", spare: st
     return export_stage(made.run_dir, "reward", folder / "out")
 
 
-def test_a_classifier_gives_the_run_s_scores_up_to_the_constant_beside_it(tmp_path: Path) -> None:
-    folder = exported(tmp_path)
+@pytest.mark.parametrize("method", [name for name, tuning in METHODS.items() if not tuning.copies])
+def test_a_classifier_gives_the_run_s_scores_up_to_the_constant_beside_it(tmp_path: Path, method: str) -> None:
+    own = {k: v for k, v in ADAPTER.items() if k in METHODS[method].settings and (k, method) != ("targets", "ia3")}
+    folder = exported(tmp_path, adapter={"method": method} | own)
     expected = torch.tensor(load_scorer(tmp_path / "run")(ASKED, ANSWERS, [True] * 3))
     torch.testing.assert_close(torch.tensor(load_scorer(folder)(ASKED, ANSWERS, [True] * 3)), expected)
     assert expected.std() > 1e-3
@@ -66,6 +80,8 @@ def test_a_classifier_gives_the_run_s_scores_up_to_the_constant_beside_it(tmp_pa
         with torch.no_grad():
             found = torch.stack([opened(torch.tensor([ids])).logits[0, 0] for ids in rows])
         torch.testing.assert_close(found + add, expected, atol=1e-5, rtol=0)
+    stored = read_role(folder).adapter
+    assert stored is not None and stored.residual == (method if method in RESIDUAL else None)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from data.common.errors import StageError, UserError
+from models.backbone.settings import METHODS
 from models.roles.shared_base import SharedBase
 from pipelines.cli.rollout_server import command_line, serve
 from pipelines.loading.load import load_recipe
@@ -121,7 +122,11 @@ def test_servers_that_do_not_answer_are_a_warning_at_the_start(trained):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"adapter__method": "full", "adapter__rank": 16, "adapter__alpha": 32}, "servers are given adapters"),
+        *(
+            ({"adapter__method": method, "adapter__rank": 16, "adapter__alpha": 32}, f"given adapters, .*'{method}'")
+            for method, tuning in METHODS.items()
+            if not tuning.plain
+        ),
         ({"ppo__old_logprobs": "sampler"}, "ppo.old_logprobs: servers sample by other kernels"),
         ({"ppo__sampling_batch": 4}, "ppo.sampling_batch: has no effect"),
         ({"runtime__rollouts": {"engine": "vllm", "servers": ["here:8000"]}}, "'here:8000' is no address"),
