@@ -182,9 +182,13 @@ class Renderer:
         Decoded behind another token, since SentencePiece decoders drop the blank of the first word. Surrounding white
         space is kept for the ``text`` template, where it separates prompt and response, and removed otherwise.
         """
-        ids = list(ids)
-        decoded = self._inner_text(ids[: self._first_stop(ids)])
+        decoded = self.raw_text(ids)
         return decoded if self.template == TEXT else decoded.strip()
+
+    def raw_text(self, ids: Sequence[int]) -> str:
+        """Text up to the first stop id with the white space around it, as it follows a text that is no conversation."""
+        ids = list(ids)
+        return self._inner_text(ids[: self._first_stop(ids)])
 
     def fit(self, prompt: Sequence[int], answer: Sequence[int], max_tokens: int | None) -> tuple[list[int], int]:
         """Return the indices of ``prompt`` and the number of response ids that are kept within ``max_tokens``.

@@ -13,7 +13,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,12 @@ BACKLOG = CONNECTIONS = 1000  # a request more waits for one of these to end
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, body and its type."""
+    """Status, body and its type; with ``parts`` the body comes as they do, and ``body`` is empty."""
 
     status: str
-    body: bytes
+    body: bytes = b""
     kind: str = "application/json"
+    parts: Iterator[bytes] | None = None
 
 
 Application = Callable[[str, str, Mapping[str, Any], bytes], Answer]
@@ -58,17 +59,21 @@ def _refused(environ: Mapping[str, Any]) -> Answer | None:
     return None
 
 
-def _wsgi(application: Application) -> Callable[..., list[bytes]]:
-    def handle(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+def _wsgi(application: Application) -> Callable[..., Iterable[bytes]]:
+    def handle(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         try:
             answer = _refused(environ) or application(
                 environ["REQUEST_METHOD"], environ["PATH_INFO"], environ, environ["wsgi.input"].read()
             )
         except Exception as error:  # a fault of ours is no reason to end the server
             answer = as_json("500 Internal Server Error", {"error": f"{type(error).__name__}: {error}"})
-        headers = {"Content-Type": answer.kind, "Content-Length": str(len(answer.body)), "Cache-Control": "no-store"}
+        headers = {"Content-Type": answer.kind, "Cache-Control": "no-store"}
+        if answer.parts is None:
+            headers["Content-Length"] = str(len(answer.body))
         start(answer.status, list(headers.items()))
-        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [answer.body]
+        if environ.get("REQUEST_METHOD") == "HEAD":
+            return []
+        return [answer.body] if answer.parts is None else answer.parts
 
     return handle
 

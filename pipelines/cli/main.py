@@ -226,6 +226,28 @@ def serve_reward(
     serve(source, port)
 
 
+@app.command()
+def serve(
+    run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="a run, or any model", show_default=False)],
+    stage: Annotated[
+        str | None, typer.Option("--stage", metavar="STAGE", help="base, sft or ppo of a run; without it, all of them")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one")] = 8790,
+) -> None:
+    """Serve a run's models by OpenAI's protocol.
+
+    Chat and completions with streaming, for programs on this machine; all models of a run stand on its one base, and
+    a request names one as its `model`.
+
+    \b
+    trivet serve runs/demo
+    trivet serve runs/demo --stage ppo --port 0
+    """
+    from pipelines.cli.serve import serve as serve_models
+
+    serve_models(run, stage, port)
+
+
 @app.command("rollout-server", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def rollout_server(
     context: typer.Context,

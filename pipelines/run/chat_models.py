@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,19 +40,25 @@ class Speaker:
         self, messages: Sequence[Message], *, temperature: float, max_new_tokens: int, generator: torch.Generator
     ) -> Iterator[tuple[str, bool]]:
         """``(text so far, finished)`` as the response grows; finished is True when it ended by itself."""
-        ids: list[int] = []
+        prompt = self.renderer.prompt_ids(messages)
         yield "", False
+        for ids in self.tokens(prompt, temperature=temperature, max_new_tokens=max_new_tokens, generator=generator):
+            yield self.renderer.text(ids), self.ended(ids)
+
+    def tokens(
+        self, prompt: Sequence[int], *, temperature: float, max_new_tokens: int, generator: torch.Generator
+    ) -> Iterator[list[int]]:
+        """The ids of a response so far, as it grows, to a prompt of ids."""
+        params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=self.renderer.stop_ids)
+        ids: list[int] = []
         with self.base.role(self.role) as view:
-            for token in stream(
-                view,
-                self.renderer.prompt_ids(messages),
-                generator=generator,
-                params=SamplingParams(
-                    max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=self.renderer.stop_ids
-                ),
-            ):
+            for token in stream(view, prompt, generator=generator, params=params):
                 ids.append(token)
-                yield self.renderer.text(ids), token in self.renderer.stop_ids
+                yield ids
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether a response of these ids ended by itself."""
+        return bool(ids) and ids[-1] in self.renderer.stop_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +116,49 @@ def open_room(target: str, stage: str | None = None, compare_with: str | None = 
     return _of_model(target, compare_with)
 
 
+def open_speakers(target: str, stage: str | None = None) -> Room:
+    """Every model of a run that can be talked to, or the one of ``stage``; a plain model is alone. The default is last.
+
+    Raises:
+        UserError: nothing loadable there, or an unknown or unfinished stage.
+    """
+    path = Path(target)
+    if stage is not None or run_of(path) is None:
+        return open_room(target, stage)
+    from pipelines.run.open_run import open_run
+
+    pipeline = open_run(path)
+    last, speaker = _stage_of(path, pipeline, None), _speaker_of(pipeline)
+    names = [*(name for name in _finished(pipeline) if name != last), last]
+    return Room(speakers=tuple(map(speaker, names)), reward=None, max_new_tokens=_longest(pipeline))
+
+
 def _of_run(path: Path, stage: str | None, compare_with: str | None) -> Room:
-    from pipelines.recipe.derived import response_limit
     from pipelines.run.open_run import is_done, open_run, stage_folder
 
     pipeline = open_run(path)
     stage = _stage_of(path, pipeline, stage)
+    base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
+    speaker = _speaker_of(pipeline)
+    speakers = [speaker(stage)]
+    if compare_with in ROLES:
+        speakers.append(speaker(compare_with))
+    elif compare_with is not None:
+        speakers.append(_guest(compare_with, base, renderer, _identity(pipeline)))
+    found = pipeline.loaded.load_reward(stage_folder(pipeline, "reward")) if is_done(pipeline, "reward") else None
+    return Room(speakers=tuple(speakers), reward=found, max_new_tokens=_longest(pipeline))
+
+
+def _longest(pipeline: Any) -> int:
+    from pipelines.recipe.derived import response_limit
+
+    return response_limit(pipeline.recipe)
+
+
+def _speaker_of(pipeline: Any) -> Callable[[str], Speaker]:
+    """Stages of a run as speakers on its one base, loaded when they are asked for."""
+    from pipelines.run.open_run import stage_folder
+
     base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
 
     def speaker(name: str) -> Speaker:
@@ -123,21 +166,20 @@ def _of_run(path: Path, stage: str | None, compare_with: str | None) -> Room:
             pipeline.loaded.load("sft", ROLES[name], stage_folder(pipeline, name))
         return Speaker(name=name, base=base, role=ROLES[name], renderer=renderer)
 
-    speakers = [speaker(stage)]
-    if compare_with in ROLES:
-        speakers.append(speaker(compare_with))
-    elif compare_with is not None:
-        speakers.append(_guest(compare_with, base, renderer, _identity(pipeline)))
-    found = pipeline.loaded.load_reward(stage_folder(pipeline, "reward")) if is_done(pipeline, "reward") else None
-    return Room(speakers=tuple(speakers), reward=found, max_new_tokens=response_limit(pipeline.recipe))
+    return speaker
+
+
+def _finished(pipeline: Any) -> list[str]:
+    """The base and the stages of a run that can be talked to."""
+    from pipelines.run.open_run import is_done
+    from pipelines.stages.table import STAGES
+
+    return ["base", *(name for name, one in STAGES.items() if one.asked_in_chat and is_done(pipeline, name))]
 
 
 def _stage_of(path: Path, pipeline: Any, asked: str | None) -> str:
     """The stage that is asked for or that the path names, else the last one that is finished."""
-    from pipelines.run.open_run import is_done
-    from pipelines.stages.table import STAGES
-
-    done = ["base", *(name for name, one in STAGES.items() if one.asked_in_chat and is_done(pipeline, name))]
+    done = _finished(pipeline)
     here = path.resolve()
     stage = asked or (here.name if here != pipeline.run_dir and here.name in done else done[-1])
     if stage not in ROLES:
