@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +31,8 @@ PLACES = {
     "DIR": "store",
     "COMMAND": "run",
     "~/": "./",
+    "sft=...": "sft=adapters/sft",
+    "ppo@20": "ppo@2",
 }
 """What stands for the reader's own, and what the test puts there."""
 
@@ -76,14 +81,44 @@ def help_examples() -> list[Command]:
     return [c for block in re.findall(r"(?ms)^```sh\n.*?^```", text) for c in commands_of(block, HELP.name)]
 
 
-def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command in a shell whose ``trivet`` is this checkout's, in a folder that holds what it names."""
+def placed(command: str) -> str:
+    """The command with the test's own in place of what stands for the reader's."""
     for word, place in PLACES.items():
         command = command.replace(word, place)
+    return command
+
+
+def around(folder: Path) -> dict[str, str]:
+    """The environment in which ``trivet`` is this checkout's."""
     path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     python = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = os.environ | {"PATH": path, "PYTHONPATH": python, "OMP_NUM_THREADS": "1"}
+    return os.environ | {"PATH": path, "PYTHONPATH": python, "OMP_NUM_THREADS": "1"}
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a shell whose ``trivet`` is this checkout's, in a folder that holds what it names."""
     return subprocess.run(
-        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=280,
+        placed(command), shell=True, cwd=folder, env=around(folder), capture_output=True, text=True, timeout=580,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+@contextmanager
+def served(command: str, folder: Path) -> Iterator[str]:
+    """The address that a server names at its start; at the end it gets Ctrl-C, and must end well."""
+    server = subprocess.Popen(
+        shlex.split(placed(command)), cwd=folder, env=around(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None and server.stderr is not None
+        found = next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in server.stdout)), None)
+        assert found is not None, server.stderr.read()
+        yield found[0]
+        os.killpg(server.pid, signal.SIGINT)
+        _, said = server.communicate(timeout=60)
+        assert server.returncode in (0, 130) and "Traceback" not in said, said
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.communicate()

@@ -21,6 +21,7 @@ QUICK = (
     "trivet report runs/mine runs/other",
     "trivet export runs/mine --stage ppo --to aligned --merge",
     "trivet models",
+    "trivet rollout-server recipe.yaml --print --tensor-parallel-size 2",
 )
 
 SLOW = (
@@ -86,40 +87,67 @@ SLOW = (
     "trivet data fix chats.parquet",
     "trivet data fix chats.jsonl --out clean.jsonl",
     "trivet data fix chats.jsonl --out clean.jsonl --clean mask=[email,phone]",
+    "trivet chat my-adapter --compare-with base",
+    "trivet score ./classifier answers.jsonl --label kind",
+    "trivet score ./some-reward-model answers.jsonl",
+    "trivet score rewarder answers.jsonl",
+    "trivet ppo mine.yaml --input sft=... reward=runs/other/reward",
+    "trivet ppo mine.yaml --input sft=my_peft_adapter reward=runs/other/reward",
+    "trivet reward mine.yaml --input sft=path/to/peft_folder",
+    "trivet evaluate ./my-model --prompts new.jsonl --systems base",
+    "trivet evaluate ./my-model --prompts new.jsonl --systems base,prompted:chain-of-thought",
+    "trivet evaluate runs/demo --systems sft,ppo@20,path:exports/mine",
+    "trivet evaluate runs/demo --systems sft,ppo@20,ppo,best-of-16",
+    "trivet evaluate runs/mine --prompts other_prompts.jsonl --systems sft,ppo,path:other_model,prompted:few-shot",
+    "trivet evaluate runs/mine --systems sft,ppo,path:exports/other,prompted:few-shot --prompts new.jsonl",
 )
 
-MAKE = "builds an environment and runs for minutes to hours: the targets' own tests are the suite and the benchmarks"
-SERVES = "serves until it is stopped: tests/pipelines/cli/test_serve_reward.py and test_watch.py ask its server"
-NEEDS = "needs a model, data or tokens that only its reader has; its parts are tested in tests/pipelines"
+SERVED = {
+    "trivet serve-reward data.demo.task:gold": "",
+    "trivet serve-reward my_rewards.py:kindness --port 0": "",
+    "trivet serve-reward runs/mine": "",
+    "trivet serve-reward runs/demo": "",
+    "trivet watch runs/mine": "mine",
+    "trivet watch runs/demo": "demo",
+    "trivet watch runs/demo --port 0": "demo",
+    "trivet watch RUN": "mine",
+}
+"""Serves until it is stopped -> what its page says; '' of a scorer, which is asked for a score."""
+
+ASK = (
+    "trivet score http://127.0.0.1:8791/ answers.jsonl",
+    "trivet run mine.yaml --set ppo.reward=http://127.0.0.1:8791/",
+    "trivet run examples/remote_reward.yaml",
+)
+"""Run while ``trivet serve-reward data.demo.task:gold`` serves, among the slow tests."""
+
+NEED_PACKAGES = {
+    "trivet evaluate runs/mine --prompts answered.jsonl --metrics rouge,bleu,chrf,meteor,exact_match,perplexity": (
+        "rouge_score", "sacrebleu", "nltk",
+    ),
+    "trivet evaluate runs/demo --prompts answered.jsonl --metrics rouge,chrf": ("rouge_score", "sacrebleu"),
+    "trivet evaluate runs/mine --metrics self_bleu,refusal_rate,my_metrics.py:rhymes,folder:metrics/mine": (
+        "sacrebleu", "evaluate",
+    ),
+}  # fmt: skip
+"""Of the extra `metrics` -> what it imports; run among the slow tests where these are installed."""
+
+LM_EVAL = "downloads the harness's tasks: tests/pipelines/evaluate/test_stage.py starts a stand-in for the harness"
+VLLM = "serves until it is stopped, by a package of its own: `make test-vllm` starts it"
 NOT_RUN = {
-    "make": MAKE,
-    "pip": "installs packages from a registry",
-    "python benchmarks/": "a benchmark of hours, against installations of other releases",
-    "torchrun --nnodes 2": "needs two machines and servers: test_launch_files.py runs the files that start it",
-    "trivet serve-reward": SERVES,
-    "trivet watch": SERVES,
-    "trivet rollout-server": "serves until it is stopped, by a package of its own: `make test-vllm` starts it",
+    "make": "builds an environment, or runs for minutes to hours: tests/docs/test_commands.py makes a dry run",
+    "pip": "installs packages from a registry: tests/docs/test_commands.py compares the extras with pyproject.toml",
+    "python benchmarks/": (
+        "a benchmark of hours, against installations of other releases: tests/docs/test_commands.py parses its options"
+    ),
+    "torchrun --nnodes 2": "needs two machines: tests/docs/test_launch_files.py runs the files that start it",
+    "trivet rollout-server mine.yaml --python": VLLM,
+    "trivet rollout-server recipe.yaml --python": VLLM,
     "python3 -m venv vllm-env": "installs packages from a registry: `make vllm-env` does the same",
-    "trivet score http://127.0.0.1:8791/ answers.jsonl": "needs the server of the line before: test_serving.py asks it",
-    "trivet run mine.yaml --set ppo.reward=http://127.0.0.1:8791/": "needs that server: test_serving.py trains by it",
-    "trivet run examples/remote_reward.yaml": "needs that server: test_serving.py trains this recipe",
-    "trivet chat qwen2.5-0.5b-instruct": "downloads a model",
-    "trivet chat my-adapter --compare-with base": NEEDS,
-    "trivet score ./classifier": NEEDS,
-    "trivet score rewarder": NEEDS,
-    "trivet ppo mine.yaml --input": NEEDS,
-    "trivet reward mine.yaml --input": NEEDS,
-    "trivet evaluate ./my-model": NEEDS,
-    "trivet evaluate runs/demo --systems sft,ppo@20": "needs a kept checkpoint of update 20; test_runner.py keeps one",
-    "trivet evaluate runs/mine --systems sft,ppo,path:exports/other": NEEDS,
-    "trivet evaluate runs/mine --prompts other_prompts.jsonl --systems sft,ppo,path:other_model": NEEDS,
-    "trivet evaluate runs/mine --prompts answered.jsonl --metrics rouge": "needs packages beside trivet's own",
-    "trivet evaluate runs/mine --metrics self_bleu": NEEDS,
-    "trivet evaluate runs/mine --lm-eval": "downloads the harness's tasks",
-    "trivet evaluate runs/demo --lm-eval": "downloads the harness's tasks",
-    "trivet evaluate runs/demo --prompts answered.jsonl --metrics rouge": "needs packages beside trivet's own",
-    "trivet run examples/demo.yaml": "the demo, in minutes: `make demo`; plan walks its recipe here",
-    "trivet score ./some-reward-model": NEEDS,
+    "trivet chat qwen2.5-0.5b-instruct": "downloads a model: tests/pipelines/cli/test_chat.py has folders talk",
+    "trivet evaluate runs/mine --lm-eval": LM_EVAL,
+    "trivet evaluate runs/demo --lm-eval": LM_EVAL,
+    "trivet run examples/demo.yaml": "the demo, in minutes: `make demo`; tests/docs/test_commands.py plans its recipe",
 }
 """Beginning of a command -> why it is not run here."""
 

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import shlex
 import shutil
+import socket
+import subprocess
 import sys
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipelines.run.pipeline import Pipeline
 from pipelines.workspace.store import Store
-from tests.docs.commands import ROOT, all_commands, commands_of, help_examples, shell
-from tests.docs.table import FIRST, NOT_RUN, QUICK, SLOW, reason_of
+from tests.docs.commands import PAGES, ROOT, all_commands, commands_of, help_examples, served, shell
+from tests.docs.table import ASK, FIRST, NEED_PACKAGES, NOT_RUN, QUICK, SERVED, SLOW, reason_of
+from tests.support.classifiers import save_classifier
 from tests.support.recipes import RECIPE
 
 
@@ -32,21 +44,51 @@ def test_the_examples_of_every_help_are_found() -> None:
 
 
 WRITTEN = sorted({c.text for c in all_commands()})
+RUN = (FIRST, *QUICK, *SLOW, *SERVED, *ASK, *NEED_PACKAGES)
 NAMES = [c for c in WRITTEN if len(c.split()) < 4 and any(other.startswith(f"{c} ") for other in WRITTEN)]
 """Commands that running text calls by name, without arguments, such as `trivet data check`."""
 
 
 @pytest.mark.parametrize("command", [c for c in WRITTEN if c not in NAMES])
 def test_every_command_is_classified(command: str) -> None:
-    assert command in (FIRST, *QUICK, *SLOW) or reason_of(command), (
+    assert command in RUN or reason_of(command), (
         f"{command}: add it to tests/docs/table.py, to be run or with the reason why it cannot be"
     )
 
 
 def test_the_table_holds_nothing_that_is_not_written() -> None:
-    assert not {FIRST, *QUICK, *SLOW} - {*WRITTEN}
+    assert not {*RUN} - {*WRITTEN}
     assert not [start for start in NOT_RUN if not any(c.startswith(start) for c in WRITTEN)]
-    assert not set(QUICK) & set(SLOW) and not [c for c in (*QUICK, *SLOW) if reason_of(c)]
+    assert len(RUN) == len({*RUN}) and not [c for c in RUN if reason_of(c)]
+
+
+@pytest.mark.parametrize("why", sorted({*NOT_RUN.values()}))
+def test_a_reason_names_a_test_that_is_there(why: str) -> None:
+    tests, targets = re.findall(r"tests/[\w/]+\.py", why), re.findall(r"`make ([\w-]+)`", why)
+    assert tests or targets, f"{why!r} names no test"
+    assert not [name for name in tests if not (ROOT / name).is_file()]
+    made = re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text())
+    assert not {*targets} - {*made}
+
+
+@pytest.mark.parametrize("command", [c for c in WRITTEN if c.startswith("make ")])
+def test_make_knows_what_the_pages_ask_of_it(command: str) -> None:
+    done = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_the_extras_that_pages_install_are_there() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    extras = {name for found in re.findall(r"trivet\[([\w,-]+)\]", text) for name in found.split(",")}
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras >= {"clean", "lm-eval", "metrics", "nf4"} and not extras - {*declared}
+
+
+@pytest.mark.parametrize("command", [c for c in WRITTEN if c.startswith("python benchmarks/")])
+def test_a_benchmark_takes_the_options_that_pages_give_it(command: str) -> None:
+    _, file, *words = shlex.split(command)
+    code = (ROOT / file).read_text()
+    assert not [word for word in words if word.startswith("--") and f'"{word}"' not in code]
 
 
 def lines(path: Path, *rows: dict) -> None:
@@ -72,40 +114,148 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"prompt": "w3", "completion": "w4"},
     )
     lines(folder / "rankings.jsonl", {"prompt": "w1", "responses": ["w2", "w3"]})
-    for name in ("prompts", "other_prompts"):
-        lines(folder / f"{name}.jsonl", {"prompt": "write a poem"}, {"prompt": "tell a story"})
-    lines(folder / "labelled.jsonl", {"prompt": "is it so", "completion": "yes"}, {"prompt": "or", "completion": "no"})
+    lines(folder / "prompts.jsonl", {"prompt": "write a poem"}, {"prompt": "tell a story"})
     lines(folder / "answers.jsonl", {"prompt": "w1", "response": "w2 w3"}, {"prompt": "w4", "response": "w5"})
-    lines(folder / "new.jsonl", {"prompt": "write a poem"}, {"prompt": "tell a story"})
+    asked = [row.messages[-1].content for row in Pipeline.from_recipe(RECIPE).corpus.prompts.held_out[:2]]
+    for name in ("new", "other_prompts"):  # the gold of the demo's task knows no other requests
+        lines(folder / f"{name}.jsonl", *({"prompt": prompt} for prompt in asked))
+    for name, completions in (("labelled", ("yes", "no")), ("answered", ("one two three", "four five"))):
+        rows = zip(asked, completions, strict=True)
+        lines(folder / f"{name}.jsonl", *({"prompt": prompt, "completion": said} for prompt, said in rows))
     lines(folder / "train.jsonl", {"question": "w1", "completion": "w2", "meta_id": 1})
     lines(folder / "held_out.jsonl", {"prompt": "w3", "completion": "w4"})
     pq.write_table(pa.table({"prompt": ["w1", "w3"], "completion": ["w2", "w4"]}), folder / "chats.parquet")
     (folder / "answers.csv").write_text("prompt,reply\nw1,w2 w3\nw4,w5\n")
     (folder / "my.py").write_text("def kindness(completions, **kwargs):\n    return [len(c) for c in completions]\n")
+    shutil.copy(folder / "my.py", folder / "my_rewards.py")
+    (folder / "my_metrics.py").write_text(
+        "def rhymes(prompts, completions, references):\n    return [float(c.endswith('ing')) for c in completions]\n"
+    )
+    (folder / "metrics/mine").mkdir(parents=True)
+    (folder / "metrics/mine/mine.py").write_text(METRIC)
+    save_classifier(folder / "classifier", ("kind", "cruel"))
     shutil.copytree(ROOT / "examples", folder / "examples")
     (folder / "store").mkdir()
     done = shell(FIRST, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("demo", "other", "less-kl"):
         shutil.copytree(folder / "runs/mine", folder / "runs" / name)
-    shutil.copytree(folder / "runs/mine/sft", folder / "adapters/sft")
-    shutil.copytree(folder / "runs/mine/pretrain/model", folder / "my-base")
+    for name in ("adapters/sft", "my_peft_adapter", "path/to/peft_folder"):
+        shutil.copytree(folder / "runs/mine/sft", folder / name)
+    shutil.copytree(folder / "runs/mine/pretrain", folder / "runs/slower/pretrain")
+    for name in ("my-base", "my-model"):
+        shutil.copytree(folder / "runs/mine/pretrain/model", folder / name)
+    served = RECIPE | {"base": "./my-base", "template": "dialogue"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(served))
     return folder
 
 
-@pytest.mark.parametrize("command", [*QUICK, *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)])
-def test_the_command_runs_as_it_is_written(command: str, world: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def exports(world: Path) -> Path:
+    """What the reader has exported: a reward model, an adapter, and merged policies."""
+    made = world.parent / f"{world.name}-exports"
+    for options in (
+        "--stage reward --to {}/reward",
+        "--stage ppo --to {}/adapter",
+        "--stage ppo --merge --to {}/merged",
+    ):
+        done = shell(f"trivet export runs/mine {options.format(made)}", world)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return made
+
+
+EXPORTED = {
+    "trivet score rewarder": ("reward", "rewarder"),
+    "trivet score ./some-reward-model": ("reward", "some-reward-model"),
+    "trivet chat my-adapter": ("adapter", "my-adapter"),
+    "path:exports/mine": ("merged", "exports/mine"),
+    "path:exports/other": ("merged", "exports/other"),
+    "path:other_model": ("merged", "other_model"),
+}
+"""What a command names -> which export it is, and where it lies."""
+METRIC = """
+import datasets
+import evaluate
+
+
+class Mine(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("string")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions):
+        return {"share": sum(p.isupper() for p in predictions) / len(predictions)}
+"""
+SLOW_ONES = [pytest.param(c, marks=pytest.mark.slow) for c in (*SLOW, *ASK)]
+WITH_PACKAGES = [
+    pytest.param(
+        command,
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(None in map(find_spec, names), reason="needs the packages of the extra 'metrics'"),
+        ],
+    )
+    for command, names in NEED_PACKAGES.items()
+]
+
+
+@contextmanager
+def scorer(command: str, folder: Path) -> Iterator[None]:
+    """The server of the page's line before, for a command that asks it."""
+    if command not in ASK:
+        yield
+        return
+    free_or_skip(8791)
+    with served("trivet serve-reward data.demo.task:gold", folder) as address:
+        assert address == "http://127.0.0.1:8791/"
+        yield
+
+
+def free_or_skip(port: int) -> None:
+    """Skips where somebody else listens at the port that a page names."""
+    with socket.socket() as other:
+        if other.connect_ex(("127.0.0.1", port)) == 0:
+            pytest.skip(f"port {port} of this machine is taken")
+
+
+@pytest.mark.parametrize("command", [*QUICK, *SLOW_ONES, *WITH_PACKAGES])
+def test_the_command_runs_as_it_is_written(
+    command: str, world: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     folder = tmp_path / "reader"
     shutil.copytree(world, folder)
+    for word, (kind, place) in EXPORTED.items():
+        if word in command:
+            shutil.copytree(request.getfixturevalue("exports") / kind, folder / place)
     if command.startswith(("torchrun", "accelerate")):
         shutil.rmtree(folder / "runs/mine")
     if "my.yaml" in command and "--store" not in command:  # the reader has run it before
         shutil.copytree(folder / "runs/mine", folder / "runs/my")
     if "~/trivet-store" in command and "my.yaml" not in command:
         Store(folder / "trivet-store")
-    done = shell(command, folder)
+    if "8791" in command and "score" in command:  # the requests that the served gold knows
+        shutil.copy(folder / "answered.jsonl", folder / "answers.jsonl")
+    with scorer(command, folder):
+        done = shell(command, folder)
     assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
     assert "Traceback" not in done.stderr
     if command.startswith("torchrun"):
         made = json.loads((folder / "runs/mine/ppo/manifest.json").read_text())
         assert made["made_with"]["processes"] == 2 and made["described"]["runtime"]["device"] == "cpu"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SERVED)
+def test_the_server_answers_and_ends_at_ctrl_c(command: str, world: Path) -> None:
+    if "serve-reward" in command and "--port" not in command:
+        free_or_skip(8791)
+    prompt = json.loads((world / "new.jsonl").read_text().splitlines()[0])["prompt"]
+    body = json.dumps({"rows": [{"prompt": prompt, "completion": "hello to you"}]}).encode()
+    with served(command, world) as address:
+        asked = urllib.request.Request(address, None if SERVED[command] else body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            said = answer.read().decode()
+    if SERVED[command]:
+        assert f"<title>{SERVED[command]}" in said
+    else:
+        assert [math.isfinite(score) for score in json.loads(said)["scores"]] == [True]

@@ -6,26 +6,13 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from data.common.errors import UserError
 from pipelines.run.score import load_scorer, score_file
-from tests.conftest import WORDS, word_tokenizer
+from tests.conftest import word_tokenizer
+from tests.support.classifiers import save_classifier
 
 ROWS = [("w1 w2", "w3"), ("w1", "w4 w5 w6 w7"), ("w2", "w8 w9"), ("w3", "w8 w1")]
-
-
-def save_classifier(folder, labels=1):
-    config = AutoConfig.for_model(
-        "llama", vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=32, num_labels=labels,
-    )  # fmt: skip
-    config.id2label = {i: f"class{i}" for i in range(labels)}
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config).eval()
-    model.save_pretrained(folder)
-    word_tokenizer(pad_is_eos=True).save_pretrained(folder)
-    return model
 
 
 def answers_file(folder):
@@ -46,7 +33,7 @@ def test_a_classifier_scores_each_answer_as_it_does_alone(tmp_path):
 
 
 def test_one_of_several_labels_is_named_and_scored_by_its_odds(tmp_path):
-    model = save_classifier(tmp_path, labels=3)
+    model = save_classifier(tmp_path, ("class0", "class1", "class2"))
     with pytest.raises(UserError, match="has 3 labels; name the one to score by `label`"):
         load_scorer(tmp_path)
     with pytest.raises(UserError, match=r"no such label.*class1"):
