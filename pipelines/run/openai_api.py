@@ -172,8 +172,8 @@ class Application:
             delta = ({"role": "assistant"} if first else {}) | ({"content": text} if text or first else {})
             return {"index": index, "delta": delta, "finish_reason": ended, "logprobs": None}
 
-        job = _Job(request, speaker, prompt, speaker.renderer.text, "chat.completion", whole, part)
-        return self._reply(job, request.max_completion_tokens)
+        reply = _Asked(request, speaker, prompt, speaker.renderer.text, "chat.completion", whole, part)
+        return self._reply(reply, request.max_completion_tokens)
 
     def _completion(self, body: Any) -> Answer:
         request = _Completion.model_validate(body)
@@ -189,53 +189,57 @@ class Application:
         def part(index: int, text: str, ended: str | None, first: bool) -> dict[str, Any]:
             return {"index": index, "text": text, "finish_reason": ended, "logprobs": None}
 
-        job = _Job(request, speaker, prompt, speaker.renderer.raw_text, "text_completion", whole, part)
-        return self._reply(job, None)
+        reply = _Asked(request, speaker, prompt, speaker.renderer.raw_text, "text_completion", whole, part)
+        return self._reply(reply, None)
 
-    def _reply(self, job: _Job, limit: int | None) -> Answer:
-        asked, positions = limit or job.request.max_tokens, job.speaker.base.context_length
+    def _reply(self, reply: _Asked, limit: int | None) -> Answer:
+        asked, positions = limit or reply.request.max_tokens, reply.speaker.base.context_length
         longest = asked or self.room.max_new_tokens
-        if positions is not None and len(job.prompt) + longest > positions:
-            room = positions - len(job.prompt)
+        if positions is not None and len(reply.prompt) + longest > positions:
+            room = positions - len(reply.prompt)
             if asked is not None or room < 1:
                 raise UserError(
-                    f"the prompt has {len(job.prompt)} tokens, and the model {positions} positions for it and a "
+                    f"the prompt has {len(reply.prompt)} tokens, and the model {positions} positions for it and a "
                     f"response{f' of {asked}' if asked else ''}: shorten it, or lower max_tokens"
                 )
             longest = room
-        head = {"id": f"{job.kind[:4]}-{secrets.token_hex(12)}", "created": int(time.time()), "model": job.speaker.name}
-        if job.request.stream:
-            return Answer(OK, kind=EVENTS, parts=self._streamed(job, longest, head))
+        head = {
+            "id": f"{reply.kind[:4]}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": reply.speaker.name,
+        }
+        if reply.request.stream:
+            return Answer(OK, kind=EVENTS, parts=self._streamed(reply, longest, head))
         with self.lock:
-            said = [list(job.said(index, longest))[-1] for index in range(job.request.n)]
-        choices = [job.whole(index, one) for index, one in enumerate(said)]
-        usage = _usage(len(job.prompt), sum(one.tokens for one in said))
-        return as_json(OK, head | {"object": job.kind, "choices": choices, "usage": usage})
+            said = [list(reply.said(index, longest))[-1] for index in range(reply.request.n)]
+        choices = [reply.whole(index, one) for index, one in enumerate(said)]
+        usage = _usage(len(reply.prompt), sum(one.tokens for one in said))
+        return as_json(OK, head | {"object": reply.kind, "choices": choices, "usage": usage})
 
-    def _streamed(self, job: _Job, longest: int, head: dict[str, Any]) -> Iterator[bytes]:
+    def _streamed(self, reply: _Asked, longest: int, head: dict[str, Any]) -> Iterator[bytes]:
         """Server-sent events: what has settled of each response, one response after the other."""
-        kind = "chat.completion.chunk" if job.kind == "chat.completion" else job.kind
+        kind = "chat.completion.chunk" if reply.kind == "chat.completion" else reply.kind
 
         def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
             return f"data: {json.dumps(head | {'object': kind, 'choices': choices} | more)}\n\n".encode()
 
         total = 0
         with self.lock:
-            for index in range(job.request.n):
+            for index in range(reply.request.n):
                 shown, said = 0, None
-                for said in job.said(index, longest):
-                    ready = said.text if said.ended else settled(said.text, job.request.stops)
+                for said in reply.said(index, longest):
+                    ready = said.text if said.ended else settled(said.text, reply.request.stops)
                     if len(ready) > shown or said.ended:
-                        yield event([job.part(index, ready[shown:], said.ended, shown == 0)])
+                        yield event([reply.part(index, ready[shown:], said.ended, shown == 0)])
                         shown = max(shown, len(ready))
                 total += said.tokens if said is not None else 0
-        if job.request.counted:
-            yield event([], usage=_usage(len(job.prompt), total))
+        if reply.request.counted:
+            yield event([], usage=_usage(len(reply.prompt), total))
         yield b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _Asked:
     """A request, who responds to which ids, how ids are written, and the two forms of a choice."""
 
     request: _Request

@@ -103,16 +103,20 @@ SLOW = (
 )
 
 SERVED = {
+    "trivet serve runs/mine": "",
+    "trivet serve runs/mine --stage ppo": "",
+    "trivet serve runs/demo": "",
+    "trivet serve runs/demo --stage ppo --port 0": "",
     "trivet serve-reward data.demo.task:gold": "",
     "trivet serve-reward my_rewards.py:kindness --port 0": "",
     "trivet serve-reward runs/mine": "",
     "trivet serve-reward runs/demo": "",
     "trivet watch runs/mine": "mine",
-    "trivet watch runs/demo": "demo",
-    "trivet watch runs/demo --port 0": "demo",
+    "trivet watch runs/demo": "mine",
+    "trivet watch runs/demo --port 0": "mine",
     "trivet watch RUN": "mine",
 }
-"""Serves until it is stopped -> what its page says; '' of a scorer, which is asked for a score."""
+"""Serves until it is stopped -> what its page says; '' of a scorer, which is asked for a score, and of models."""
 
 ASK = (
     "trivet score http://127.0.0.1:8791/ answers.jsonl",

@@ -251,7 +251,14 @@ def test_the_server_answers_and_ends_at_ctrl_c(command: str, world: Path) -> Non
         free_or_skip(8791)
     prompt = json.loads((world / "new.jsonl").read_text().splitlines()[0])["prompt"]
     body = json.dumps({"rows": [{"prompt": prompt, "completion": "hello to you"}]}).encode()
+    if command.startswith("trivet serve ") and "--port" not in command:
+        free_or_skip(8790)
     with served(command, world) as address:
+        if command.startswith("trivet serve "):
+            with urllib.request.urlopen(f"{address}v1/models", timeout=60) as answer:
+                names = [model["id"] for model in json.load(answer)["data"]]
+            assert names == (["ppo"] if "--stage" in command else ["base", "sft", "ppo"])
+            return
         asked = urllib.request.Request(address, None if SERVED[command] else body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(asked, timeout=60) as answer:
             said = answer.read().decode()
