@@ -227,6 +227,8 @@ class RankKills:
             began = time.monotonic()
             self.undisturbed(steps, "--until", stage)
             self.seconds[stage] = time.monotonic() - began
+            for report in steps.glob("*report.html*"):  # a run that is lost in a later stage has none yet
+                report.unlink()
         if differ := differences(self.whole, steps, self.stages):
             raise RuntimeError(f"the run that was made stage by stage differs: {differ}")
         self.rows: list[dict[str, Any]] = []
