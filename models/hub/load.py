@@ -70,7 +70,7 @@ def load_causal_lm(
     del lm.config.distributed_config
     for name in MARKS:
         lm.__dict__.pop(name, None)
-    lm.shards = Shards(lm.eval().requires_grad_(False), divided.divide_bases())
+    lm.shards = Shards(lm.eval().requires_grad_(False), divided.divide_bases(), divided)
     return lm
 
 

@@ -32,13 +32,14 @@ from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import shards_of, wait_for_passes, whole_of
+from models.backbone.trained_shards import divided_copy, trained_parameters
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
 from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import HEAD, read_role
-from models.roles.lora import differences, lora_config, merged_copy, own_tensors
+from models.roles.lora import delta_of, differences, lora_config, merged_copy, own_tensors
 from models.roles.role_view import RoleView
 
 
@@ -208,23 +209,21 @@ class SharedBase:
         for p in self.parameters_of(name).values():
             p.requires_grad_(trainable)
 
-    def _check_copies(self, what: str) -> None:
-        """Refuse a copy of a divided base.
-
-        Raises:
-            UserError: this one is.
-        """
+    def _full_copy(self, role: str | None) -> Any:
+        """A copy of the base in fp32, with a role's adapter merged into it; of a divided base, in parts as well."""
         if self.divided:
-            raise UserError(
-                f"{what}, and base {self.name} is held in parts by several processes (runtime.sharding), on which "
-                "adapters stand alone: set runtime.sharding: none"
-            )
+            return self._in_parts(divided_copy(self.lm, self.dtype, lambda name: delta_of(self.lm, name, role)))
+        return full_copy(merged_copy(self.lm, role), self.dtype)
+
+    def _in_parts(self, lm: Any) -> Any:
+        """A divided copy, which goes when this base does."""
+        weakref.finalize(self, lm.shards.give_up)
+        return lm
 
     def _add_fresh(self, name: str, adapter: AdapterConfig, seed: int) -> None:
         """A new adapter, or a copy of the base."""
         if adapter.method == "full":
-            self._check_copies("adapter.method: 'full' trains a whole copy of the base")
-            self.copies[name] = full_copy(merged_copy(self.lm, None), self.dtype)
+            self.copies[name] = self._full_copy(None)
         else:
             self._add_adapter(name, lora_config(self.lm, self.linear_names, adapter), seed)
 
@@ -235,10 +234,10 @@ class SharedBase:
         if adapter is not None and (differ := self.unlike(adapter, of)):
             raise ValueError(f"role '{name}' is a copy of '{of}' and cannot have other settings ({differ})")
         if of in self.copies:
-            self.copies[name] = copy.deepcopy(self.copies[of])
+            there = self.copies[of]
+            self.copies[name] = self._in_parts(divided_copy(there, self.dtype)) if self.divided else copy.deepcopy(there)
         elif adapter is not None and adapter.method == "full":
-            self._check_copies("adapter.method: 'full' trains a whole copy of the base")
-            self.copies[name] = full_copy(merged_copy(self.lm, of), self.dtype)
+            self.copies[name] = self._full_copy(of)
         else:
             self._add_adapter(name, copy.deepcopy(self._config(of)), seed)
             set_peft_model_state_dict(self.peft, self.adapter_state(of), adapter_name=name)
@@ -271,6 +270,9 @@ class SharedBase:
                 lora.delete_adapter(name)
             lora.unload()  # PEFT places a next adapter relative to one that it believes active
         self.peft, self._layers = None, []
+        for model in self.copies.values():
+            if (shards := shards_of(model)) is not None:
+                shards.give_up()
         self.copies.clear()
         self.heads = nn.ModuleDict()
         self._select(None)
@@ -334,7 +336,7 @@ class SharedBase:
         """Literal names and tensors of a role: its adapter (or its model) and its head."""
         out: dict[str, nn.Parameter] = {}
         if name in self.copies:
-            out |= {f"{name}.{n}": p for n, p in self.copies[name].named_parameters()}
+            out |= {f"{name}.{n}": p for n, p in trained_parameters(self.copies[name]).items()}
         elif self.peft is not None and name in self.peft.peft_config:
             out |= {n: p for n, p in self.lm.named_parameters() if ".lora_" in n and f".{name}." in n}
         if name in self.heads:
@@ -371,7 +373,7 @@ class SharedBase:
         yield from self.lm.parameters()
         yield from self.heads.parameters()
         for model in self.copies.values():
-            yield from model.parameters()
+            yield from trained_parameters(model).values()
 
     def _trainable_now(self) -> set[int]:
         return {id(p) for p in self._all_parameters() if p.requires_grad}
@@ -416,8 +418,9 @@ class SharedBase:
 
     def _load_model(self, name: str, folder: Path) -> None:
         """A role that is a whole model of this base's shape."""
-        self._check_copies(f"{folder}: is a whole model")
-        lm = load_causal_lm(str(folder), None, torch.float32, self.device)
+        shards = shards_of(self.lm)
+        divided = None if shards is None else shards.processes
+        lm = load_causal_lm(str(folder), None, torch.float32, self.device, divided)
         ours, theirs = self.lm.config.get_text_config(), lm.config.get_text_config()
         if (ours.vocab_size, ours.hidden_size) != (theirs.vocab_size, theirs.hidden_size):
             raise UserError(
@@ -426,7 +429,12 @@ class SharedBase:
             )
         lm.config = copy.deepcopy(self.lm.config)  # the base's settings, whoever wrote the folder
         lm.generation_config = copy.deepcopy(self.lm.generation_config)
-        self.copies[name] = full_copy(lm, self.dtype)
+        if shards is None:
+            self.copies[name] = full_copy(lm, self.dtype)
+            return
+        check_logit_path(lm, str(folder))  # FSDP learns at the first pass which module is the root
+        self.copies[name] = self._in_parts(divided_copy(lm, self.dtype))
+        lm.shards.give_up()
 
     def _load_adapter(self, name: str, config: LoraConfig, state: dict[str, Tensor], source: str) -> None:
         """Add a frozen role from saved weights; every tensor must be there, and no other.

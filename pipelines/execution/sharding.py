@@ -26,7 +26,7 @@ def is_divided(recipe: Recipe, device: torch.device, processes: int, weights: fl
         return False
     if runtime.sharding == "fsdp2":
         return True
-    if device.type == "cpu" or weights is None or recipe.adapter.method == "full" or runtime.quantize is not None:
+    if device.type == "cpu" or weights is None or runtime.quantize is not None:
         return False
     return weights > ROOM * USABLE * device_memory(device)
 
@@ -34,8 +34,10 @@ def is_divided(recipe: Recipe, device: torch.device, processes: int, weights: fl
 def sentence(recipe: Recipe, divided: bool, processes: int) -> str:
     """What is said of it before the first stage; '' where there is nothing to say."""
     if divided:
+        full = recipe.adapter.method == "full"
+        what = "the base and all models that are trained" if full else "the frozen base"
         return (
-            f"runtime.sharding: {processes} processes hold the frozen base in parts and gather a layer where it is "
+            f"runtime.sharding: {processes} processes hold {what} in parts and gather a layer where it is "
             "computed with; passes are those of Transformers' modules, without trivet's fast path"
         )
     if processes == 1 and recipe.runtime.sharding == "fsdp2":

@@ -135,16 +135,9 @@ def _four_bits(recipe: Recipe) -> list[Problem]:
 
 def _sharding(recipe: Recipe) -> list[Problem]:
     """What a base in parts asks for."""
-    if recipe.runtime.sharding != "fsdp2":
+    if recipe.runtime.sharding != "fsdp2" or recipe.runtime.quantize is None:
         return []
-    if recipe.adapter.method == "full":
-        why = (
-            "'fsdp2' divides a frozen base, and adapter.method 'full' trains whole copies of it: use 'lora', or 'none'"
-        )
-    elif recipe.runtime.quantize is not None:
-        why = "'fsdp2' divides no base in four bits: use 'none', or remove runtime.quantize"
-    else:
-        return []
+    why = "'fsdp2' divides no base in four bits: use 'none', or remove runtime.quantize"
     return [(("runtime", "sharding"), why)]
 
 
