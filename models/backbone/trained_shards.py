@@ -72,7 +72,7 @@ class TrainedShards(Shards):
         size = self.sizes(number)
         first = self.unit_parameters[number][0].to_local()
         given, output = first.new_zeros(size), first.new_empty(size // self.processes.world_size)
-        torch.distributed.reduce_scatter_tensor(output, given, group=self.group)
+        torch.distributed.reduce_scatter_single(output, given, group=self.group)
         at = 0
         for p in self.unit_parameters[number]:
             rows, own = _padded_rows(p, self.processes.world_size) // self.processes.world_size, p.to_local()
@@ -88,6 +88,8 @@ class TrainedShards(Shards):
     def take_gradients(self) -> None:
         """Put the sums over processes where the optimizer finds them; all processes call it at the same place."""
         self.gathers.meet()
+        if any(p.to_local().data_ptr() != self.parameters[name].data_ptr() for name, p in self.named.items()):
+            raise RuntimeError("a divided model was moved to other memory after its parameters were taken")
         there = torch.tensor([float(g is not None) for g in self._of_output])
         for i, known in enumerate(self.processes.sum(there).tolist()):
             if known:
@@ -105,7 +107,7 @@ class TrainedShards(Shards):
         if mine is not None:
             given[: len(mine)] = mine
         output = own.new_empty(rows // world, *p.shape[1:])
-        torch.distributed.reduce_scatter_tensor(output, given, group=self.group)
+        torch.distributed.reduce_scatter_single(output, given, group=self.group)
         self._add(p, output[: len(own)])
 
     def _add(self, parameter: Any, rows: Tensor) -> None:
@@ -187,7 +189,7 @@ class _ReduceScatter:
             )
 
         def send() -> None:
-            torch.distributed.reduce_scatter_tensor(output_tensor, input_tensor, group=group)
+            torch.distributed.reduce_scatter_single(output_tensor, input_tensor, group=group)
 
         self.shards.gathers.reduce(self.number, send)
 

@@ -130,8 +130,11 @@ class OwnSteps:
     def _wrap_model(self: Any, model: Any, *_: Any, **__: Any) -> Any:
         """The model as it is; Accelerate, which prepares it next, adds no wrapper of its own either."""
         prepare = self.accelerator.prepare_model
-        self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)
+        self.accelerator.prepare_model = partial(prepare, evaluation_mode=True, device_placement=False)
         return model
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        """It is there; moved, a divided model would have its weights in other memory than the optimizer."""
 
     def get_train_dataloader(self: Any) -> Any:
         """The trainer's own loader, with every whole batch in every process."""

@@ -125,6 +125,13 @@ class Launched:
                     found[rank] = process
         return found
 
+    def rank(self, number: int) -> psutil.Process | None:
+        """The process of a rank, as soon as it has started; None where all are over."""
+        while number not in (found := self.ranks()):
+            if self.ended(0.05):
+                return None
+        return found[number]
+
     def ended(self, seconds: float) -> bool:
         raise NotImplementedError
 
@@ -267,7 +274,7 @@ class RankKills:
         if self.before(stage).exists():
             shutil.copytree(self.before(stage), run, symlinks=True)
         with self.launched(run) as made:
-            hit = None if made.ended(after) else made.ranks().get(rank)
+            hit = made.rank(rank) if not made.ended(after) else None
             if hit is not None:
                 with contextlib.suppress(psutil.Error):
                     hit.send_signal(ACTIONS[action])

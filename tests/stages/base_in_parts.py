@@ -22,7 +22,7 @@ from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import Gathers, is_whole
 from models.roles.shared_base import SharedBase
 from tests.conftest import randomise, tiny_lm, word_tokenizer
-from tests.stages import several_processes
+from tests.stages import full_in_parts, several_processes
 from tests.stages.several_processes import ALIGNED, aligned, answered, ranked, sampled, tuned
 
 PPO = {
@@ -181,6 +181,8 @@ def everything(folder: Path) -> dict[str, Any]:
         "ppo": {name: aligned(folder, name, settings) for name, settings in PPO.items()},
         "evaluation": answered(folder),
     }
+    (folder / "full").mkdir(exist_ok=True)
+    found["full"] = full_in_parts.everything(folder / "full")
     bases: list[SharedBase] = []
     with short_of_memory(bases, processes.rank):
         found["sft"]["short of memory"] = tuned(folder, "short of memory", SFT["short of memory"])
