@@ -1,7 +1,7 @@
 """Takes one of two processes out of a tiny run at random instants: all must end within a minute, and resume.
 
 ``python -m tests.resume.rank_kills`` kills, stops, or raises an error in a random rank, at a random instant of each stage
-in turn, and asks each time that every process ends in time, that a message says which rank and that the same command
+in turn, one in ten as the processes start, and asks each time that every process ends in time, that a message says which rank and that the same command
 resumes, and that this command ends in the bytes of a run that nobody disturbed. What it did goes into
 ``benchmarks/results/rank_kills.json``; with ``--add`` behind what is there, so that it may be done in sittings.
 
@@ -125,6 +125,13 @@ class Launched:
                     found[rank] = process
         return found
 
+    def comes_to(self, stage: str) -> bool:
+        """Wait until a stage begins; False where all are over before that."""
+        while stage not in BEGUN.findall(self.log.read_text(errors="replace") if self.log.exists() else ""):
+            if self.ended(0.05):
+                return False
+        return True
+
     def rank(self, number: int) -> psutil.Process | None:
         """The process of a rank, as soon as it has started; None where all are over."""
         while number not in (found := self.ranks()):
@@ -231,9 +238,7 @@ class RankKills:
         for stage in self.stages:
             if steps.exists():
                 shutil.copytree(steps, self.before(stage), symlinks=True)
-            began = time.monotonic()
-            self.undisturbed(steps, "--until", stage)
-            self.seconds[stage] = time.monotonic() - began
+            self.seconds[stage] = self.undisturbed(steps, "--until", stage)
             for report in steps.glob("*report.html*"):  # a run that is lost in a later stage has none yet
                 report.unlink()
         if differ := differences(self.whole, steps, self.stages):
@@ -255,12 +260,18 @@ class RankKills:
         finally:
             made.clear()
 
-    def undisturbed(self, run: Path, *more: str) -> None:
+    def undisturbed(self, run: Path, *more: str) -> float:
+        """Run to the end; seconds from the beginning of the last stage of ``more``."""
         with self.launched(run, *more) as made:
+            made.comes_to(more[-1] if more else self.stages[0])
+            began = time.monotonic()
             if not made.ended(RUN) or made.code:
                 raise RuntimeError(f"the run that nobody disturbed failed: {made.log}")
+        return time.monotonic() - began
 
-    def disturb(self, number: int, action: str, rank: int, stage: str, after: float) -> list[str]:
+    def disturb(
+        self, number: int, action: str, rank: int, stage: str, after: float, from_start: bool = False
+    ) -> list[str]:
         """Send one rank a signal in the run that has finished the stages before one; what is wrong with what follows.
 
         Args:
@@ -268,13 +279,15 @@ class RankKills:
             action: what is done.
             rank: to whom.
             stage: which the run has come to.
-            after: seconds after the start.
+            after: seconds after the beginning of that stage.
+            from_start: after the start of the processes instead.
         """
         run, wrong = self.folder / f"run-{number}", list[str]()
         if self.before(stage).exists():
             shutil.copytree(self.before(stage), run, symlinks=True)
         with self.launched(run) as made:
-            hit = made.rank(rank) if not made.ended(after) else None
+            there = from_start or made.comes_to(stage)
+            hit = made.rank(rank) if there and not made.ended(after) else None
             if hit is not None:
                 with contextlib.suppress(psutil.Error):
                     hit.send_signal(ACTIONS[action])
@@ -358,7 +371,7 @@ def main() -> int:
             stage = stages[hits % len(stages)]
             action = options.actions[(hits + hits // len(stages)) % len(options.actions)]
             after = chosen.uniform(0.0, kills.seconds[stage])
-            kills.disturb(number, action, chosen.randrange(RANKS), stage, after)
+            kills.disturb(number, action, chosen.randrange(RANKS), stage, after, from_start=hits % 10 == 9)
             rows = [*earlier, *({"seed": options.seed} | row for row in kills.rows)]
             record(options.write, kills, rows)
         wrong = [row for row in rows if row["wrong"]]
