@@ -6,6 +6,7 @@ gradients are exchanged already.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from data.records import Demonstration, RankedAnswers
 from data.splits import Corpus, Split
 from models.backbone.processes import Processes
 from models.backbone.settings import AdapterConfig
-from models.backbone.sharding import shards_of
+from models.backbone.sharding import shards_of, whole_of
 from models.backbone.trained_shards import trained_parameters, whole_state
 from models.roles.export import save_role
 from models.roles.shared_base import SharedBase
@@ -31,7 +32,7 @@ from stages.ppo import stage as ppo_stage
 from stages.safe_points.checkpoints import Checkpoints
 from stages.settings import CheckpointConfig, PPOConfig, RewardConfig, SFTConfig
 from stages.stage import StageContext
-from tests.stages.several_processes import BASE, LENGTHS
+from tests.stages.several_processes import BASE, LENGTHS, given_logprobs
 from tests.support.ppo import make_context, make_prompt
 
 FULL = AdapterConfig(method="full")
@@ -161,9 +162,28 @@ def stored(folder: Path) -> dict[str, Any]:
     processes.barrier()
     base.load_role("again", out)
     first, again = (list(trained_parameters(base.copies[name]).values()) for name in ("sft", "again"))
-    here, whole = sum(p.numel() for p in first), sum(p.numel() for p in base.copies["sft"].parameters())
+    here, whole = sum(p.numel() for p in first), sum(p.numel() for p in base.lm.parameters())
     same = all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    return {"same": same, "here": here, "whole": whole, "files": sorted(f.name for f in (out / "model").iterdir())}
+    return {
+        "same": same,
+        "here": here,
+        "whole": whole,
+        "files": sorted(f.name for f in (out / "model").iterdir()),
+        "bytes": hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest(),
+    }
+
+
+def in_half(folder: Path, base: SharedBase) -> dict[str, Any]:
+    """SFT on a bf16 base: losses, what was added to the weights, and what the result says of given tokens."""
+    context = context_of(folder, "bf16", base, demonstrations=Split(train=DEMONSTRATIONS))
+    before = {f"sft.{n}": whole_of(p).detach().float().flatten() for n, p in base.base_tensors().items()}
+    sft.run(context, SFTConfig(epochs=1, learning_rate=1e-3, batch=8, micro_batch=8))
+    found = ended(context, "sft")
+    after = {n: torch.tensor(v) for n, v in found["weights"].items()}
+    update = torch.cat([v - before[n] for n, v in sorted(after.items())]).tolist() if after else []
+    dtypes = {str(p.dtype) for p in base.parameters_of("sft").values()}
+    losses = [row["loss"] for row in found["log"]]
+    return {"losses": losses, "update": update, "logprobs": given_logprobs(base, "sft"), "dtypes": sorted(dtypes)}
 
 
 def everything(folder: Path) -> dict[str, Any]:
