@@ -318,8 +318,9 @@ def divided_copy(
 ) -> Any:
     """A copy of a divided model with fp32 weights, to be trained or not; all processes call it at the same place.
 
-    No process holds more than its part, and one matrix of what is ``added``. Where the base is bf16 layers are gathered
-    in bf16, and their gradients added up in fp32.
+    No process holds more than its part, and one matrix of what is ``added``. Where the base is bf16 its products are made
+    in bf16, as those of a whole copy (``models.backbone.forward.precision``): layers are gathered in bf16, and their
+    gradients added up in fp32.
 
     Args:
         lm: the model, perhaps with adapters on it.
@@ -329,7 +330,9 @@ def divided_copy(
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     half = base_dtype == torch.bfloat16
-    precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
+    # what autocast would round comes rounded; embeddings and the norm behind the blocks do not, as in a whole copy
+    plain = MixedPrecisionPolicy(cast_forward_inputs=False)
+    rounded = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if half else plain
     shards, processes = lm.shards, lm.shards.processes
     shards.gathers.meet()
     sources = {_plain(n): p for n, p in lm.named_parameters() if ".lora_" not in n}
@@ -340,9 +343,11 @@ def divided_copy(
     for name, unit in lm.named_modules():
         if name and isinstance(unit, FSDPModule):
             own = made.get_submodule(_plain(name))
+            block = isinstance(made.get_submodule(_plain(name).rpartition(".")[0]), nn.ModuleList)
+            policy = rounded if block or own is made.get_output_embeddings() else plain
             if id(own) not in shared:
-                fully_shard(own, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
-    fully_shard(made, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
+                fully_shard(own, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    fully_shard(made, mesh=mesh, reshard_after_forward=True, mp_policy=plain)
     made.to_empty(device=next(iter(sources.values())).device)
     if tied:
         made.get_output_embeddings().weight = made.get_input_embeddings().weight
@@ -359,6 +364,7 @@ def divided_copy(
     switch_off_dropout(made)
     made.config, made.generation_config = copy.deepcopy(lm.config), copy.deepcopy(lm.generation_config)
     made.name_or_path = lm.name_or_path
+    made.compute_dtype = torch.bfloat16 if half else None
     made.shards = TrainedShards(made, processes)
     if tied:
         made.shards.gather_for(made.get_input_embeddings())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,52 @@ from tests.support.launching import assert_same_training, launched
 CLOSE = 1e-4  # of weights; the modules round otherwise than the fast path
 
 
+SCRIPT = Path(__file__).parent / "base_in_parts.py"
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one process ends in, whose base is whole."""
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What one process and two of them end in, at the same time: each waits for its imports most of it."""
     folder = tmp_path_factory.mktemp("alone")
     make_folders(folder)
-    found = json.loads(json.dumps(everything(folder)))
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(launched, SCRIPT, tmp_path_factory.mktemp("processes") / "run", 2)
+        one = json.loads(json.dumps(everything(folder)))
+        return one, others.result()
+
+
+@pytest.fixture(scope="module")
+def alone(both) -> dict[str, Any]:
+    """What one process ends in, whose base is whole."""
+    found = both[0]
     assert found["world"] == 1 and not found["divided"]
     return found
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two(both) -> list[dict[str, Any]]:
     """What each of two processes ends in, whose base is divided."""
-    script = Path(__file__).parent / "base_in_parts.py"
-    found = launched(script, tmp_path_factory.mktemp("processes") / "run", 2)
+    found = both[1]
     assert [f["world"] for f in found] == [2, 2] and all(f["divided"] for f in found)
     return found
+
+
+@pytest.mark.slow
+def test_three_processes_train_and_sample_as_one_does(alone, tmp_path):
+    """Of a width that three do not divide, so that the last has fewer rows of each tensor."""
+    found = launched(SCRIPT, tmp_path / "run", 3)
+    for case in SFT:
+        assert_same_training(alone["sft"][case], [f["sft"][case] for f in found], CLOSE, CLOSE)
+    for case in PPO:
+        assert all(f["ppo"][case]["responses"] == alone["ppo"][case]["responses"] for f in found)
+        assert_same_training(alone["ppo"][case], [f["ppo"][case] for f in found], CLOSE, 1e-3)
+    for case in ("sft", "reward", "ppo", "short of memory"):
+        one, first = alone["full"][case], found[0]["full"][case]
+        assert_same_training(one, [first], CLOSE, CLOSE if case != "ppo" else 1e-3)
+    for case in ("sft", "ppo"):
+        assert found[0]["full"][f"{case} again"]["weights"] == found[0]["full"][case]["weights"]
+    assert found[0]["full"]["stored"]["bytes"] == alone["full"]["stored"]["bytes"]
+    assert all(f["evaluation"] == alone["evaluation"] for f in found)
 
 
 @pytest.mark.parametrize("case", SFT)
