@@ -10,6 +10,8 @@ place where it exchanges anything: where it needs a layer itself, or waits for t
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.metadata
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -251,6 +253,50 @@ def wait_for_passes(lm: Any) -> None:
 def whole_of(tensor: Tensor) -> Tensor:
     """A tensor as one process would have it; all processes call this for the same ones, in the same order."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+NEEDED = {
+    "torch": (
+        ("torch.distributed", "all_gather_single", "reduce_scatter_single"),
+        (
+            *("torch.distributed.fsdp:FSDPModule", "reset_iter_state", "set_custom_all_gather"),
+            *("set_custom_reduce_scatter", "set_reduce_scatter_unused_params", "set_force_sum_reduction_for_comms"),
+        ),
+    ),
+    "transformers": (("transformers.distributed:DistributedConfig", "fsdp_size", "fsdp_plan"),),
+}
+"""What dividing a base calls, by package: a module or a class, and the names in it."""
+TESTED = {"torch": "2.13", "transformers": "5.23"}
+
+
+def check_libraries() -> None:
+    """Refuse libraries that lack what dividing a base needs, before anything is loaded.
+
+    Raises:
+        UserError: names the first that is missing, and the version that has it.
+    """
+    for package, places in NEEDED.items():
+        lacking = next((name for place, *names in places for name in _lacking(place, names)), None)
+        if lacking is not None:
+            there = importlib.metadata.version(package)
+            raise UserError(
+                f"runtime.sharding: dividing a base needs {package} {TESTED[package]} or newer, and {there} is "
+                f"installed, which lacks {lacking}: update it, or set runtime.sharding: none"
+            )
+
+
+def _lacking(place: str, names: Sequence[str]) -> Iterator[str]:
+    """Those of the names that a module or a class does not have; its own where it is not there itself."""
+    module, _, of = place.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError:
+        yield module
+        return
+    if of:
+        found = getattr(found, of, None)
+    known = getattr(found, "__dataclass_fields__", {})
+    yield from (f"{of or module}.{name}" for name in names if not hasattr(found, name) and name not in known)
 
 
 def check_output_layer(lm: Any, name: str) -> None:

@@ -304,18 +304,14 @@ def clip_gradients(parameters: Sequence[Any], largest: float) -> Tensor:
     norm = total_norm(parameters)
     with_gradient = [p for p in parameters if p.grad is not None]
     for device in {p.device for p in with_gradient}:
-        torch.nn.utils.clip_grads_with_norm_(
-            [p for p in with_gradient if p.device == device], largest, norm.to(device)
-        )
+        torch.nn.utils.clip_grads_with_norm_([p for p in with_gradient if p.device == device], largest, norm.to(device))
     return norm
 
 
 # -- copies -----------------------------------------------------------------------------------------------------------
 
 
-def divided_copy(
-    lm: Any, base_dtype: torch.dtype, added: Callable[[str], Tensor | None] = lambda name: None
-) -> Any:
+def divided_copy(lm: Any, base_dtype: torch.dtype, added: Callable[[str], Tensor | None] = lambda name: None) -> Any:
     """A copy of a divided model with fp32 weights, to be trained or not; all processes call it at the same place.
 
     No process holds more than its part, and one matrix of what is ``added``. Where the base is bf16 its products are made

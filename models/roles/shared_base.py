@@ -235,7 +235,9 @@ class SharedBase:
             raise ValueError(f"role '{name}' is a copy of '{of}' and cannot have other settings ({differ})")
         if of in self.copies:
             there = self.copies[of]
-            self.copies[name] = self._in_parts(divided_copy(there, self.dtype)) if self.divided else copy.deepcopy(there)
+            self.copies[name] = (
+                self._in_parts(divided_copy(there, self.dtype)) if self.divided else copy.deepcopy(there)
+            )
         elif adapter is not None and adapter.method == "full":
             self.copies[name] = self._full_copy(of)
         else:

@@ -185,9 +185,7 @@ class OwnSteps:
     def _clip_grad_norm(self: Any, model: Any) -> Any:
         trained = [p for p in self.training_run.parameters.values() if p.requires_grad]
         norm = (
-            clip_gradients(trained, self.args.max_grad_norm)
-            if owners(trained)
-            else super()._clip_grad_norm(model)  # type: ignore[misc]
+            clip_gradients(trained, self.args.max_grad_norm) if owners(trained) else super()._clip_grad_norm(model)  # type: ignore[misc]
         )
         self.training_run.norm = float(norm)
         return norm

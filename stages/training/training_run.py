@@ -71,7 +71,10 @@ class TrainingRun:
         self.parameters, self.start, self.saved = dict(parameters), start, start.saved
         self.nonfinite = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
         self.memory = OOMRetry(
-            f"{key}.micro_batch", context.warn_alone, context.processes.together, failed_anywhere(self.parameters.values())
+            f"{key}.micro_batch",
+            context.warn_alone,
+            context.processes.together,
+            failed_anywhere(self.parameters.values()),
         )
         self.batch, self.micro_batch = config.batch, config.micro_batch
         self.gradients = GradientSums(self.parameters.values(), context.processes)

@@ -66,7 +66,9 @@ def ended(context: StageContext, *roles: str) -> dict[str, Any]:
         state = {n: p.detach() for n, p in lm.named_parameters()} if shards_of(lm) is None else whole_state(lm)
         weights |= {f"{role}.{n}": v.flatten().tolist() for n, v in (state or {}).items()}
         if role in context.base.heads:
-            weights |= {f"{role}.head.{n}": p.flatten().tolist() for n, p in context.base.heads[role].named_parameters()}
+            weights |= {
+                f"{role}.head.{n}": p.flatten().tolist() for n, p in context.base.heads[role].named_parameters()
+            }
     rows = [json.loads(line) for line in (context.out / "metrics.jsonl").read_text().splitlines()]
     return {"weights": weights, "log": rows}
 

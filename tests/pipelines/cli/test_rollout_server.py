@@ -33,7 +33,9 @@ engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]
 Path({file!r}).write_text(str(engine.pid))
 time.sleep(600)
 """
-COMMAND = "import sys; from pipelines.cli.rollout_server import supervised; sys.exit(supervised({line!r}, {env!r}, 1.5))"
+COMMAND = (
+    "import sys; from pipelines.cli.rollout_server import supervised; sys.exit(supervised({line!r}, {env!r}, 1.5))"
+)
 
 
 def started(script: str, file: Path) -> tuple[subprocess.Popen[bytes], str]:
