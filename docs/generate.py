@@ -339,7 +339,7 @@ SHAPE = (576, 1536, 192, 30)  # width, feed-forward, keys and values, layers: of
 
 def methods_page() -> str:
     """``methods.md``: what each way of tuning trains, in which stages, and what it does not go with."""
-    from models.backbone.settings import METHODS, AdapterConfig
+    from models.backbone.settings import DIVIDED, METHODS, AdapterConfig
     from pipelines.stages.shapes import tuned_numbers
     from pipelines.stages.table import STAGES
 
@@ -373,7 +373,8 @@ def methods_page() -> str:
         form = "a model" if method.copies else "a LoRA adapter" if method.plain else "an adapter of PEFT"
         fast = "yes" if method.plain else "to sample and score" if method.copies else "no"
         whole, servers = ("yes" if name == "lora" else "refused"), ("yes" if method.plain else "refused")
-        out.append(f"| `{name}` | {form} | {fast} | {whole} | {whole} | {servers} |")
+        parts = "yes" if name in DIVIDED else "refused"
+        out.append(f"| `{name}` | {form} | {fast} | {whole} | {parts} | {servers} |")
     return "\n".join(out) + "\n"
 
 

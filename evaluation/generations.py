@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from models.backbone.artifacts import write_atomic
+from models.backbone.sharding import wait_for_passes, whole_of
 from models.roles.shared_base import SharedBase
 from models.sampling.generate import Generated
 
@@ -35,13 +36,15 @@ def weights_key(base: SharedBase, role: str) -> str:
         return base.fingerprint
     digest = hashlib.sha256(base.fingerprint.encode())
     if role in base.copies:
+        wait_for_passes(base.copies[role])
         state = base.copies[role].state_dict()
     else:
         assert base.peft is not None
         config = base.peft.peft_config[role].to_dict()
         digest.update(digest_of({k: config.get(k) for k in SCALING}).encode())
         state = base.adapter_state(role)
-    for name, tensor in sorted(state.items()):
+    for name, part in sorted(state.items()):
+        tensor = whole_of(part)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -45,17 +45,19 @@ def member_role(role: str, number: int) -> str:
     return role if number == 0 else f"{role}_{number}"
 
 
-def save_reward(model: RewardModel, folder: Path) -> None:
-    """Write a reward model."""
+def save_reward(model: RewardModel, folder: Path, main: bool = True) -> None:
+    """Write a reward model; of several processes, all of which call it, the ``main`` one."""
     pooling = pooling_numbers(model.pooling)
     if not model.members:
         numbers = {"score_mean": model.score_mean, "score_std": model.score_std}
-        save_role(model.base, model.role, folder, numbers | pooling)
+        save_role(model.base, model.role, folder, numbers | pooling, main)
         return
     for number, member in enumerate(model.members):
         place = folder if number == 0 else folder / MEMBERS / str(number)
         numbers = {"score_mean": member.score_mean, "score_std": member.score_std}
-        save_role(model.base, member.role, place, numbers | pooling)
+        save_role(model.base, member.role, place, numbers | pooling, main)
+    if not main:
+        return
     write_json(
         folder / ENSEMBLE,
         {

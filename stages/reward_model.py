@@ -20,6 +20,7 @@ from data.splits import in_holdout
 from data.storage.views import Chain, View
 from models.backbone.artifacts import write_json
 from models.backbone.seeds import derived_seed
+from models.backbone.trained_shards import whole_tensor
 from models.hub.limits import check_rows
 from reward.card import examine as reward_card
 from reward.card.accuracy import pair_accuracy, pair_outcomes
@@ -138,12 +139,12 @@ def encode_held_back(
 
 def write(context: StageContext, model: RewardModel, holdout_model: RewardModel | None) -> None:
     """The files of the reward model and of the held-out one, by the main process."""
-    if not context.processes.is_main:
-        return
-    save_reward(model, context.out)
+    main = context.processes.is_main
+    save_reward(model, context.out, main)
     if holdout_model is not None:
-        save_reward(holdout_model, context.out / HOLDOUT)
-    shutil.rmtree(context.out / "trainer", ignore_errors=True)
+        save_reward(holdout_model, context.out / HOLDOUT, main)
+    if main:
+        shutil.rmtree(context.out / "trainer", ignore_errors=True)
 
 
 def split_holdout(
@@ -215,7 +216,7 @@ def train_all(
                 saved=resumed,
             )
             done = done.with_one(role, fit(replace(context, seed=seed), rows, config, role, start, held_out))
-        finished |= {f"done/{role}/weights/{n}": p.detach().clone() for n, p in tensors.items()}
+        finished |= {f"done/{role}/weights/{n}": whole_tensor(p, p).detach().clone() for n, p in tensors.items()}
     return done
 
 

@@ -57,8 +57,8 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
         trainer.training_run.follow(held_out_curve(context, config, rows, held_out))
         steps = fit(trainer)
     curve = trainer.training_run.curve
+    save_role(base, "sft", context.out, main=context.processes.is_main)
     if context.processes.is_main:
-        save_role(base, "sft", context.out)
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
     progress = context.bar.phase("held-out demonstrations", len(held_out))
     return StageResult(

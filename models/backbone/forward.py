@@ -79,9 +79,8 @@ def takes_positions(body: nn.Module) -> bool:
 def logits_of(lm: Any, hidden: Tensor) -> Tensor:
     """Output layer with the families' own extras: Gemma's soft cap, Cohere's and Granite's scales."""
     output, shards = lm.get_output_embeddings(), shards_of(lm)
-    hidden = hidden.to(output.weight.dtype)
     with precision(lm):
-        logits = output(hidden) if shards is None else shards.logits(hidden)
+        logits = output(hidden.to(output.weight.dtype)) if shards is None else shards.logits(hidden)
     config = lm.config
     if getattr(config, "logit_scale", None):
         logits = logits * config.logit_scale

@@ -33,6 +33,8 @@ class OOMRetry:
         warn: reports each smaller batch.
         together: of several processes that meet in ``run`` (``Processes.together``): where the smallest batch does not
             fit in one of them, all stop with its error.
+        any_failed: whether in any of the processes that meet in ``run`` memory ran out, from whether it did in this one;
+            then all of them do their work again. For work whose parts are added up over processes as they come.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class OOMRetry:
         name: str,
         warn: Callable[[str], None] = warnings.warn,
         together: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+        any_failed: Callable[[bool], bool] | None = None,
     ) -> None:
-        self.name, self.warn, self.together = name, warn, together
+        self.name, self.warn, self.together, self.any_failed = name, warn, together, any_failed
         self.limit: int | None = None  # part of a stage's state: batches decide about the last bits
         self._progress: Callable[[int], None] = lambda rows: None
 
@@ -61,7 +64,13 @@ class OOMRetry:
         Raises:
             StageError: the smallest batch does not fit.
         """
-        return self.together(lambda: self._run(work, wanted, minimum, undo))
+        if self.any_failed is None:
+            return self.together(lambda: self._run(work, wanted, minimum, undo))
+        while True:
+            made: list[T] = self.together(lambda: self._attempt(work, wanted, minimum, lambda: None))
+            if not self.any_failed(not made):
+                return made[0]
+            undo()
 
     def each(self, rows: Sequence[int], wanted: int, work: Callable[[Sequence[int]], None]) -> None:
         """``work`` on at most ``wanted`` of the rows at a time; what is finished is not done again.
@@ -93,24 +102,30 @@ class OOMRetry:
         self, work: Callable[[int], T], wanted: int, minimum: int = 1, undo: Callable[[], None] = lambda: None
     ) -> T:
         while True:
-            size = self.size(wanted)
-            try:
-                return work(size)
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                if size <= minimum:
-                    undo()
-                    raise StageError(
-                        f"out of memory, even with {self.name}={size} ({str(error).splitlines()[0]}). Shorten the "
-                        "texts, take a smaller base, or set runtime.gradient_checkpointing=true "
-                        "(`trivet plan RECIPE --fit auto` says what fits)"
-                    ) from error
-            undo()  # not before the error is gone, since its traceback holds on to the tensors
-            reset_after_failure()
-            self.limit = max(minimum, size // 2)
-            clear_device_cache(garbage_collection=True)
-            self.warn(
-                f"out of memory with {self.name}={size}: continuing with {self.limit}, which is slower and changes no "
-                "result beyond rounding"
-            )
+            if made := self._attempt(work, wanted, minimum, undo):
+                return made[0]
+
+    def _attempt(self, work: Callable[[int], T], wanted: int, minimum: int, undo: Callable[[], None]) -> list[T]:
+        """What ``work`` returns; nothing where memory ran out, and the limit is lower from now on."""
+        size = self.size(wanted)
+        try:
+            return [work(size)]
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            if size <= minimum:
+                undo()
+                raise StageError(
+                    f"out of memory, even with {self.name}={size} ({str(error).splitlines()[0]}). Shorten the "
+                    "texts, take a smaller base, or set runtime.gradient_checkpointing=true "
+                    "(`trivet plan RECIPE --fit auto` says what fits)"
+                ) from error
+        undo()  # not before the error is gone, since its traceback holds on to the tensors
+        reset_after_failure()
+        self.limit = max(minimum, size // 2)
+        clear_device_cache(garbage_collection=True)
+        self.warn(
+            f"out of memory with {self.name}={size}: continuing with {self.limit}, which is slower and changes no "
+            "result beyond rounding"
+        )
+        return []

@@ -67,6 +67,7 @@ METHODS: dict[str, Method] = {
     "full": Method(trains="every tensor of a copy of the base", source="", settings=(), copies=True, rate="full"),
 }
 """Every method by its name in a recipe."""
+DIVIDED = ("lora", "full")  # methods that stand on a base in parts
 RESIDUAL = ("pissa", "olora")  # their adapters have twice the rank: what is trained, and what it began with
 
 

@@ -10,8 +10,10 @@ place where it exchanges anything: where it needs a layer itself, or waits for t
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.metadata
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,13 +34,20 @@ class Gathers:
     def __init__(self, group: Any = None) -> None:
         self.group = group
         self.units: list[Any] = []  # None: given up; the others may need one that this process has done with
+        self.trained: dict[int, Any] = {}  # by number, whose gradients are added up as well
         self.given_up: list[int] = []
         self.serving: int | None = None  # the unit that is gathered now because somebody asked for it
 
-    def add(self, unit: Any) -> int:
-        """A part of a base that is gathered as one, the same and in the same order in all processes; its number."""
+    def add(self, unit: Any, trained: Any = None) -> int:
+        """A part of a base that is gathered as one, the same and in the same order in all processes; its number.
+
+        ``trained``: takes part in adding its gradients up, by ``reduce_for_others(number)``.
+        """
         self.units.append(unit)
-        return len(self.units) - 1
+        number = len(self.units) - 1
+        if trained is not None:
+            self.trained[number] = trained
+        return number
 
     def meet(self) -> None:
         """Take part in gathering what others need, until none of the processes needs any more.
@@ -49,7 +58,9 @@ class Gathers:
             for number in asked:
                 self._serve(number)
         while self.given_up:  # by all processes: they have come to the same place
-            self.units[self.given_up.pop()] = None
+            number = self.given_up.pop()
+            self.units[number] = None
+            self.trained.pop(number, None)
 
     def gather(self, number: int, output: Tensor, own: Tensor, group: Any) -> None:
         """Fill ``output`` with all processes' parts of a unit; the others take part, wherever they are."""
@@ -62,16 +73,28 @@ class Gathers:
             else:
                 self._serve(asked)
 
+    def reduce(self, number: int, send: Callable[[], None]) -> None:
+        """``send`` this process's gradients of a unit; the others take part, wherever they are."""
+        wanted = len(self.units) + number
+        for asked in self._asked_for(wanted):
+            if asked == wanted:
+                send()
+            else:
+                self._serve(asked)
+
     def _asked_for(self, number: int | None = None) -> list[int]:
-        """The units that any process needs, in order; ``number`` is this one's."""
-        needs = torch.zeros(len(self.units), dtype=torch.int32)
+        """The units that any process needs, in order, and behind their numbers those whose gradients it has; ``number``
+        is this process's."""
+        needs = torch.zeros(2 * len(self.units), dtype=torch.int32)
         if number is not None:
             needs[number] = 1
         torch.distributed.all_reduce(needs, group=self.group)
         return [int(i) for i in needs.nonzero().flatten()]
 
     def _serve(self, number: int) -> None:
-        """Gather a unit for others; it stays whole here only where it was."""
+        """Gather a unit for others, which stays whole here only where it was; or add its gradients up with them."""
+        if number >= len(self.units):
+            return self.trained[number - len(self.units)].reduce_for_others(number - len(self.units))
         unit = self.units[number]
         before, whole = self.serving, is_whole(unit)
         if whole:
@@ -102,24 +125,35 @@ class Shards:
     """What a divided causal LM has beside its modules, as ``lm.shards``.
 
     Args:
-        lm: divided by ``fully_shard``, frozen, and not yet computed with.
+        lm: divided by ``fully_shard``, and not yet computed with.
         gathers: of this process.
+        processes: that hold it.
     """
 
-    def __init__(self, lm: Any, gathers: Gathers) -> None:
+    def __init__(self, lm: Any, gathers: Gathers, processes: Any = None) -> None:
         from torch.distributed.fsdp import FSDPModule
 
-        self.gathers, self.root = gathers, weakref.ref(lm)
+        self.gathers, self.processes, self.root = gathers, processes, weakref.ref(lm)
+        self.group = next(p.device_mesh.get_group() for p in lm.parameters() if is_part(p))
         output = lm.get_output_embeddings()
         self.output_unit = weakref.ref(output if isinstance(output, FSDPModule) else lm)  # a tied one is the root's own
         self.numbers: list[int] = []
         for unit in lm.modules():
             if isinstance(unit, FSDPModule):
-                self.numbers.append(gathers.add(unit))
-                unit.set_custom_all_gather(_AllGather(gathers, self.numbers[-1]))  # type: ignore[arg-type]
-                unit.set_reshard_after_forward(True, recurse=False)
-                unit.set_modules_to_backward_prefetch([unit])  # nothing is gathered that is not needed now
+                self.numbers.append(gathers.add(unit, self.trains))
+                self._connect(unit, self.numbers[-1])
         _LIVE.add(self)
+
+    @property
+    def trains(self) -> Any:
+        """What adds gradients up; None: nothing is trained."""
+        return None
+
+    def _connect(self, unit: Any, number: int) -> None:
+        """Let a unit be gathered by number."""
+        unit.set_custom_all_gather(_AllGather(self.gathers, number))
+        unit.set_reshard_after_forward(True, recurse=False)
+        unit.set_modules_to_backward_prefetch([unit])  # nothing is gathered that is not needed now
 
     @contextlib.contextmanager
     def output_layer(self) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -166,15 +200,15 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, shards: Shards) -> Tensor:  # type: ignore[override]
-        ctx.shards = shards
+        ctx.shards, ctx.dtype = shards, hidden.dtype
         with shards.output_layer() as (weight, bias):
-            return F.linear(hidden, weight, bias)
+            return F.linear(hidden.to(weight.dtype), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_logits: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         with ctx.shards.output_layer() as (weight, _):
-            return by_logits @ weight, None
+            return (by_logits @ weight).to(ctx.dtype), None
 
 
 def shards_of(lm: Any) -> Shards | None:
@@ -219,6 +253,50 @@ def wait_for_passes(lm: Any) -> None:
 def whole_of(tensor: Tensor) -> Tensor:
     """A tensor as one process would have it; all processes call this for the same ones, in the same order."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+NEEDED = {
+    "torch": (
+        ("torch.distributed", "all_gather_single", "reduce_scatter_single"),
+        (
+            *("torch.distributed.fsdp:FSDPModule", "reset_iter_state", "set_custom_all_gather"),
+            *("set_custom_reduce_scatter", "set_reduce_scatter_unused_params", "set_force_sum_reduction_for_comms"),
+        ),
+    ),
+    "transformers": (("transformers.distributed:DistributedConfig", "fsdp_size", "fsdp_plan"),),
+}
+"""What dividing a base calls, by package: a module or a class, and the names in it."""
+TESTED = {"torch": "2.13", "transformers": "5.23"}
+
+
+def check_libraries() -> None:
+    """Refuse libraries that lack what dividing a base needs, before anything is loaded.
+
+    Raises:
+        UserError: names the first that is missing, and the version that has it.
+    """
+    for package, places in NEEDED.items():
+        lacking = next((name for place, *names in places for name in _lacking(place, names)), None)
+        if lacking is not None:
+            there = importlib.metadata.version(package)
+            raise UserError(
+                f"runtime.sharding: dividing a base needs {package} {TESTED[package]} or newer, and {there} is "
+                f"installed, which lacks {lacking}: update it, or set runtime.sharding: none"
+            )
+
+
+def _lacking(place: str, names: Sequence[str]) -> Iterator[str]:
+    """Those of the names that a module or a class does not have; its own where it is not there itself."""
+    module, _, of = place.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError:
+        yield module
+        return
+    if of:
+        found = getattr(found, of, None)
+    known = getattr(found, "__dataclass_fields__", {})
+    yield from (f"{of or module}.{name}" for name in names if not hasattr(found, name) and name not in known)
 
 
 def check_output_layer(lm: Any, name: str) -> None:

@@ -12,7 +12,7 @@ from data.common.errors import UserError
 from data.tokens import check_speed
 from models.backbone.architecture import without_weights
 from models.backbone.processes import Processes, resolve_dtype
-from models.backbone.sharding import Shards, check_output_layer, unit_names
+from models.backbone.sharding import Shards, check_libraries, check_output_layer, unit_names
 from models.hub.download import folder_of
 from models.hub.limits import check_vocabulary, limits_of_model, stop_ids_in, width_of_folder
 from models.hub.registry import BaseModelSpec
@@ -70,7 +70,7 @@ def load_causal_lm(
     del lm.config.distributed_config
     for name in MARKS:
         lm.__dict__.pop(name, None)
-    lm.shards = Shards(lm.eval().requires_grad_(False), divided.divide_bases())
+    lm.shards = Shards(lm.eval().requires_grad_(False), divided.divide_bases(), divided)
     return lm
 
 
@@ -78,8 +78,10 @@ def _divided(folder: Path, source: str, processes: Processes) -> dict[str, Any]:
     """What Transformers is told to load a model in parts.
 
     Raises:
-        UserError: the processes' device is not the one that Transformers would take, or the model cannot be divided.
+        UserError: the libraries are too old, the processes' device is not the one that Transformers would take, or the
+            model cannot be divided.
     """
+    check_libraries()
     from transformers import AutoConfig
     from transformers.distributed import DistributedConfig
 

@@ -11,7 +11,9 @@ import torch
 from transformers import GenerationConfig
 
 from models.backbone.artifacts import naming
+from models.backbone.sharding import shards_of
 from models.backbone.tensor_files import readable, save_tensors
+from models.backbone.trained_shards import whole_state
 from models.roles.files import ADAPTER, CONFIG, HEAD, MAGNITUDE, MODEL, RESIDUAL_MARK, WEIGHTS
 from models.roles.lora import merged_copy
 from models.roles.shared_base import SharedBase
@@ -32,19 +34,26 @@ def generation_settings(base: SharedBase, stop_ids: Sequence[int]) -> Generation
     )
 
 
-def save_role(base: SharedBase, name: str, folder: Path, extra: dict[str, float] | None = None) -> None:
+def save_role(
+    base: SharedBase, name: str, folder: Path, extra: dict[str, float] | None = None, main: bool = True
+) -> None:
     """Write ``adapter/`` (or ``model/``) and, where the role has a head, ``head.safetensors``.
 
     ``extra`` numbers (a reward model's mean and std) are stored with the head, since a score means nothing
-    without them.
+    without them. Where several processes call it, the ``main`` one writes; all of them must, since a role that they hold
+    in parts is gathered for it, a tensor at a time.
     """
+    divided = name in base.copies and shards_of(base.copies[name]) is not None
+    state = whole_state(base.copies[name]) if divided else None
+    if not main:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     if name in base.copies:
         lm, own = base.copies[name], base.copies[name].generation_config
         # the base's own sampling flags may be such that Transformers refuses to save them
         lm.generation_config = generation_settings(base, base.extra_stop_ids or (base.tokenizer.eos_token_id,))
         with naming(folder / MODEL):
-            lm.save_pretrained(folder / MODEL, safe_serialization=True)
+            lm.save_pretrained(folder / MODEL, state_dict=state, safe_serialization=True)
             base.tokenizer.save_pretrained(folder / MODEL)
         readable(folder / MODEL)
         lm.generation_config = own

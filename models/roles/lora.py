@@ -152,6 +152,15 @@ def copied(lm: Any, own: set[str] | None) -> Any:
     return made
 
 
+def delta_of(lm: Any, name: str, adapter: str | None) -> Tensor | None:
+    """What an adapter adds to a tensor of the base, by its name without adapters; None where that is nothing."""
+    module, _, last = name.rpartition(".")
+    layer: Any = lm.get_submodule(module) if adapter is not None and last == "weight" else None
+    if not isinstance(layer, BaseTunerLayer) or adapter not in layer.lora_A:
+        return None
+    return layer.get_delta_weight(adapter).detach().float()
+
+
 def _chosen_layers(count: int, adapter: AdapterConfig) -> list[int] | None:
     """Indices of the layers that carry the adapter; None: all ``count`` of them."""
     layers = adapter.layers

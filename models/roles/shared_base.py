@@ -32,13 +32,14 @@ from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import shards_of, wait_for_passes, whole_of
+from models.backbone.trained_shards import divided_copy, trained_parameters
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
 from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import HEAD, read_role
-from models.roles.lora import copied, differences, is_adapters, merged_copy, own_tensors, plain_name
+from models.roles.lora import copied, delta_of, differences, is_adapters, merged_copy, own_tensors, plain_name
 from models.roles.methods import BEGINNINGS, adapter_config, begin, first_half_alone, trained_of
 from models.roles.role_view import RoleView
 
@@ -211,33 +212,37 @@ class SharedBase:
         for p in self.parameters_of(name).values():
             p.requires_grad_(trainable)
 
-    def _check_copies(self, what: str) -> None:
-        """Refuse a copy of a divided base.
-
-        Raises:
-            UserError: this one is.
-        """
+    def _full_copy(self, role: str | None) -> Any:
+        """A copy of the base in fp32, with a role's adapter merged into it; of a divided base, in parts as well."""
         if self.divided:
-            raise UserError(
-                f"{what}, and base {self.name} is held in parts by several processes (runtime.sharding), on which "
-                "adapters stand alone: set runtime.sharding: none"
-            )
+            return self._in_parts(divided_copy(self.lm, self.dtype, lambda name: delta_of(self.lm, name, role)))
+        return full_copy(merged_copy(self.lm, role), self.dtype)
+
+    def _in_parts(self, lm: Any) -> Any:
+        """A divided copy, which goes when this base does."""
+        weakref.finalize(self, lm.shards.give_up)
+        return lm
 
     def _add_fresh(self, name: str, adapter: AdapterConfig, seed: int) -> None:
         """A new adapter, or a copy of the base."""
-        if adapter.tuning.copies:
-            self._check_copies(f"adapter.method: '{adapter.method}' trains a copy of the base's tensors")
+        if adapter.method == "full":
+            self.copies[name] = self._full_copy(None)
+        elif adapter.tuning.copies:
             own = self._trained_tensors(adapter)
             self._own_model(name, merged_copy(self.lm, None, own), own)
-            return
-        self._add_adapter(name, adapter_config(self.lm, self.linear_names, adapter), seed)
-        if adapter.method in BEGINNINGS:
-            begin(self._layers, name, adapter.method)
-            self.residual[name] = adapter.method
+        else:
+            self._add_adapter(name, adapter_config(self.lm, self.linear_names, adapter), seed)
+            if adapter.method in BEGINNINGS:
+                begin(self._layers, name, adapter.method)
+                self.residual[name] = adapter.method
 
     def _trained_tensors(self, adapter: AdapterConfig) -> set[str] | None:
         """Names of the tensors that a copy's method trains; None: all."""
-        return trained_of(self.lm, self.linear_names, adapter) if adapter.method == "freeze" else None
+        if adapter.method != "freeze":
+            return None
+        if self.divided:
+            raise UserError(f"adapter.method: 'freeze' shares tensors with base {self.name}, which is held in parts")
+        return trained_of(self.lm, self.linear_names, adapter)
 
     def _own_model(self, name: str, lm: Any, own: set[str] | None) -> None:
         self.copies[name] = full_copy(lm, self.dtype, keep=own is not None)
@@ -251,11 +256,13 @@ class SharedBase:
         if adapter is not None and (differ := self.unlike(adapter, of)):
             raise ValueError(f"role '{name}' is a copy of '{of}' and cannot have other settings ({differ})")
         if of in self.copies:
-            own = self.partial.get(of) if adapter is None else self._trained_tensors(adapter)
-            self._own_model(name, copied(self.copies[of], own), own)
+            there, own = self.copies[of], self.partial.get(of) if adapter is None else self._trained_tensors(adapter)
+            if self.divided:
+                self.copies[name] = self._in_parts(divided_copy(there, self.dtype))
+            else:
+                self._own_model(name, copied(there, own), own)
         elif adapter is not None and adapter.tuning.copies:
-            self._check_copies(f"adapter.method: '{adapter.method}' trains a copy of the base's tensors")
-            self.copies[name] = full_copy(merged_copy(self.lm, of), self.dtype)
+            self.copies[name] = self._full_copy(of)
             if (own := self._trained_tensors(adapter)) is not None:
                 self.partial[name] = own
         else:
@@ -294,6 +301,9 @@ class SharedBase:
                 lora.delete_adapter(name)
             lora.unload()  # PEFT places a next adapter relative to one that it believes active
         self.peft, self._layers = None, []
+        for model in self.copies.values():
+            if (shards := shards_of(model)) is not None:
+                shards.give_up()
         self.copies.clear()
         self.partial.clear()
         self.residual.clear()
@@ -366,8 +376,8 @@ class SharedBase:
         out: dict[str, nn.Parameter] = {}
         if name in self.copies:
             own = self.partial.get(name)
-            named = self.copies[name].named_parameters()
-            out |= {f"{name}.{n}": p for n, p in named if own is None or plain_name(n) in own}
+            named = trained_parameters(self.copies[name])
+            out |= {f"{name}.{n}": p for n, p in named.items() if own is None or plain_name(n) in own}
         elif self.peft is not None and name in self.peft.peft_config:
             marked = ((n, p) for n, p in self.lm.named_parameters() if is_adapters(n))
             out |= {n: p for n, p in marked if f".{name}." in f"{n}."}
@@ -410,7 +420,7 @@ class SharedBase:
         yield from self.lm.parameters()
         yield from self.heads.parameters()
         for model in self.copies.values():
-            yield from model.parameters()
+            yield from trained_parameters(model).values()
 
     def _trainable_now(self) -> set[int]:
         return {id(p) for p in self._all_parameters() if p.requires_grad}
@@ -457,8 +467,9 @@ class SharedBase:
 
     def _load_model(self, name: str, folder: Path) -> None:
         """A role that is a whole model of this base's shape."""
-        self._check_copies(f"{folder}: is a whole model")
-        lm = load_causal_lm(str(folder), None, torch.float32, self.device)
+        shards = shards_of(self.lm)
+        divided = None if shards is None else shards.processes
+        lm = load_causal_lm(str(folder), None, torch.float32, self.device, divided)
         ours, theirs = self.lm.config.get_text_config(), lm.config.get_text_config()
         if (ours.vocab_size, ours.hidden_size) != (theirs.vocab_size, theirs.hidden_size):
             raise UserError(
@@ -467,8 +478,13 @@ class SharedBase:
             )
         lm.config = copy.deepcopy(self.lm.config)  # the base's settings, whoever wrote the folder
         lm.generation_config = copy.deepcopy(self.lm.generation_config)
-        self.copies[name] = full_copy(lm, self.dtype)
-        self._share_equal(self.copies[name])
+        if shards is None:
+            self.copies[name] = full_copy(lm, self.dtype)
+            self._share_equal(self.copies[name])
+            return
+        check_logit_path(lm, str(folder))  # FSDP learns at the first pass which module is the root
+        self.copies[name] = self._in_parts(divided_copy(lm, self.dtype))
+        lm.shards.give_up()
 
     def _share_equal(self, lm: Any) -> None:
         """Put the base's own tensors where a loaded model has the same: they are in memory once."""

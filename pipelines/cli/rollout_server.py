@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 from data.common.errors import UserError
 from pipelines.recipe.schema import Recipe
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
+PATIENCE = 10.0  # seconds that a server has to end in order
 ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
 
 
@@ -80,9 +85,44 @@ def serve(recipe: Recipe, python: str, host: str, port: int, more: Sequence[str]
         f'servers: ["http://{host}:{port}"]}}\n',
         flush=True,
     )
-    child = subprocess.Popen(line, env=os.environ | ENVIRONMENT, cwd=Path.cwd())
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # the terminal's Ctrl-C reached it as well
-            continue
+    return supervised(line, os.environ | ENVIRONMENT)
+
+
+def supervised(line: Sequence[str], environment: Mapping[str, str], patience: float = PATIENCE) -> int:
+    """Run a server until it ends, or until a signal asks this process to: then the server and whatever it has started
+    end as well.
+
+    Args:
+        line: its command.
+        environment: of it.
+        patience: seconds that it has to end in order, before it is killed.
+
+    Returns:
+        Its exit status; 128 and the signal's number where there was one.
+    """
+    asked = list[int]()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if started:
+            started[0].terminate()
+
+    started = list[subprocess.Popen[bytes]]()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    # a session of its own: the terminal's Ctrl-C would reach it a second time
+    child = subprocess.Popen(line, env=environment, cwd=Path.cwd(), start_new_session=True)
+    started.append(child)
+    if asked:  # before it was there
+        child.terminate()
+    try:
+        while child.poll() is None and not asked:
+            time.sleep(0.1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(patience)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # engines that it has left as well
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    code = child.wait()
+    return 128 + asked[0] if asked else code

@@ -6,6 +6,7 @@ import torch
 
 from models.backbone.device_memory import USABLE, device_memory
 from models.backbone.launch import START
+from models.backbone.settings import DIVIDED
 from pipelines.recipe.schema import Recipe
 
 ROOM = 0.75
@@ -26,7 +27,8 @@ def is_divided(recipe: Recipe, device: torch.device, processes: int, weights: fl
         return False
     if runtime.sharding == "fsdp2":
         return True
-    if device.type == "cpu" or weights is None or recipe.adapter.method != "lora" or runtime.quantize is not None:
+    unfit = recipe.adapter.method not in DIVIDED or runtime.quantize is not None
+    if device.type == "cpu" or weights is None or unfit:
         return False
     return weights > ROOM * USABLE * device_memory(device)
 
@@ -34,8 +36,10 @@ def is_divided(recipe: Recipe, device: torch.device, processes: int, weights: fl
 def sentence(recipe: Recipe, divided: bool, processes: int) -> str:
     """What is said of it before the first stage; '' where there is nothing to say."""
     if divided:
+        full = recipe.adapter.method == "full"
+        what = "the base and all models that are trained" if full else "the frozen base"
         return (
-            f"runtime.sharding: {processes} processes hold the frozen base in parts and gather a layer where it is "
+            f"runtime.sharding: {processes} processes hold {what} in parts and gather a layer where it is "
             "computed with; passes are those of Transformers' modules, without trivet's fast path"
         )
     if processes == 1 and recipe.runtime.sharding == "fsdp2":

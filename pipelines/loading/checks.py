@@ -13,7 +13,7 @@ from typing import Any
 from data.common.errors import nearest
 from data.common.redaction import has_secret
 from evaluation.systems import problem_of, problem_of_metric
-from models.backbone.settings import RESIDUAL
+from models.backbone.settings import DIVIDED, RESIDUAL
 from pipelines.recipe import rates
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.schema import Recipe
@@ -142,13 +142,12 @@ def _sharding(recipe: Recipe) -> list[Problem]:
     """What a base in parts asks for."""
     if recipe.runtime.sharding != "fsdp2":
         return []
-    if recipe.adapter.method != "lora":
-        has = f"adapter.method is '{recipe.adapter.method}'"
-        why = f"'fsdp2' divides a frozen base under LoRA adapters, and {has}: use 'lora', or 'none'"
-    elif recipe.runtime.quantize is not None:
-        why = "'fsdp2' divides no base in four bits: use 'none', or remove runtime.quantize"
-    else:
+    if (method := recipe.adapter.method) not in DIVIDED:
+        why = f"'fsdp2' goes with adapter.method {' and '.join(DIVIDED)}, not with '{method}': use 'none'"
+        return [(("runtime", "sharding"), why)]
+    if recipe.runtime.quantize is None:
         return []
+    why = "'fsdp2' divides no base in four bits: use 'none', or remove runtime.quantize"
     return [(("runtime", "sharding"), why)]
 
 

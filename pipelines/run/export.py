@@ -30,6 +30,20 @@ def exportable() -> dict[str, str]:
     return {name: stage.role for name, stage in STAGES.items() if stage.role is not None}
 
 
+def check_alone() -> None:
+    """Refuse to export in one of several processes: each would write the same folder.
+
+    Raises:
+        UserError: a launcher has started several.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise UserError(
+            f"trivet export: works in one process, and a launcher has started {count}: give the command without it "
+            "(torchrun, accelerate launch)"
+        )
+
+
 def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = False) -> Path:
     """Export a stage's model.
 
@@ -42,6 +56,7 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
     Raises:
         UserError: an unknown stage, an unfinished one, or a folder that exists.
     """
+    check_alone()
     roles = exportable()
     if stage not in roles:
         raise UserError(f"--stage {stage}: cannot be exported.{nearest(stage, roles)} One of: {', '.join(roles)}")

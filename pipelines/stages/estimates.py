@@ -349,9 +349,14 @@ class Estimator:
             found["gathered_layer"] = memory.gathered_bytes(shape, numbers)
         if work.own_base and (other := shape_of(self.recipe, self.recipe.reward.base)) is not None:
             found["reward_base"] = memory.base_bytes(other, numbers)
-        found |= {f"{name}_(frozen)": FP32 * shape.adapter for name in work.frozen}
-        found |= {f"{name}_with_optimizer": MOVED * shape.adapter for name in work.trained}
+        each = self._trained(shape, numbers)
+        found |= {f"{name}_(frozen)": FP32 * each for name in work.frozen}
+        found |= {f"{name}_with_optimizer": MOVED * each for name in work.trained}
         return memory.parts(**found, stored_rollout=work.stored, **work.extra)
+
+    def _trained(self, shape: Shape, numbers: Numbers) -> float:
+        """Weights of a role here; processes that hold the base in parts hold its whole copies so as well."""
+        return shape.adapter / (numbers.parts if self._full else 1)
 
     def _phases(self, work: Work, shape: Shape, numbers: Numbers) -> dict[str, tuple[Part, ...]]:
         phases: dict[str, tuple[Part, ...]] = {}
@@ -359,8 +364,11 @@ class Estimator:
             plain = replace(numbers, weight=FP32, product=FP32, nf4=False) if work.whole else numbers
             held = memory.training(shape, plain, work.train, work.logits)
             held["masks"] = work.masks * (1 + FP32)
-            held["gradients"] = FP32 * shape.adapter * (len(work.trained) - 1 + work.accumulates)
-            if self._full and numbers.weight != FP32:
+            gradients = len(work.trained) - 1 + work.accumulates
+            held["gradients"] = FP32 * self._trained(shape, numbers) * gradients
+            if self._full and numbers.parts > 1:
+                held["gradient_of_the_output_layer"] = FP32 * shape.vocabulary * shape.width
+            elif self._full and numbers.weight != FP32:
                 held["weights_in_bf16"] = shape.linear * numbers.weight
             phases["training"] = memory.parts(**held)
         if work.read is not None:

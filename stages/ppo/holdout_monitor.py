@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.backbone.logprobs import make_rows
 from models.backbone.seeds import generator
+from models.backbone.trained_shards import own_tensor, whole_tensor
 from models.sampling.fast import FastEngine
 from models.sampling.generate import Generated, SamplingParams, generate, sampling_noise
 from reward.model import RewardModel
@@ -158,13 +159,17 @@ class HoldoutMonitor:
 
     def add_to(self, state: State) -> State:
         state.numbers["looks"] = [asdict(evaluation) for evaluation in self.evaluations]
-        state.tensors |= {BEST + name: tensor for name, tensor in self.best.items()}
+        state.tensors |= {
+            BEST + name: whole_tensor(self.ppo.policy_parameters[name], tensor) for name, tensor in self.best.items()
+        }
         return state
 
     def restore(self, state: State) -> None:
         device = self.ppo.base.device
         self.evaluations = [HoldoutEvaluation(**evaluation) for evaluation in state.numbers["looks"]]
-        self.best = {k.removeprefix(BEST): v.to(device).clone() for k, v in state.tensors.items() if k.startswith(BEST)}
+        best = {k.removeprefix(BEST): v for k, v in state.tensors.items() if k.startswith(BEST)}
+        known = self.ppo.policy_parameters
+        self.best = {name: own_tensor(known[name], v).to(device, copy=True) for name, v in best.items()}
 
     def summary(self) -> dict[str, Any]:
         """For the stage's metrics: each evaluation's means, and where the scores diverged, if they did."""

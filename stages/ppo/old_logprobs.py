@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data.common.errors import UserError
 from models.backbone.logprobs import scatter
+from models.backbone.trained_shards import same_weights
 from models.fast.products import repeatable
 from models.fast.weights import can_train
 from models.roles.role_view import RoleView
@@ -113,9 +114,8 @@ class OldLogprobs:
 def is_reference(base: SharedBase) -> bool:
     """Whether the policy's weights are those of the reference, bit for bit."""
     kinds = [base.adapter_settings(name) for name in ("policy", "reference")]
-    own, other = (list(base.parameters_of(name).values()) for name in ("policy", "reference"))
-    same = kinds[0] == kinds[1] and len(own) == len(other)
-    return same and bool(torch.stack([(a == b).all() for a, b in zip(own, other, strict=True)]).all())
+    own, other = (base.parameters_of(name) for name in ("policy", "reference"))
+    return kinds[0] == kinds[1] and len(own) == len(other) and same_weights(own, other)
 
 
 def same_arithmetic(policy: RoleView) -> bool:

@@ -67,9 +67,8 @@ def run(
     if ppo.remote is not None:
         ppo.remote.close()
     kept = monitor.keep_best() if monitor is not None and config.keep == "best" else ppo.update_index
-    if context.processes.is_main:
-        save_role(context.base, "policy", context.out)
-        save_role(context.base, "value", context.out / "value")
+    for role, folder in (("policy", context.out), ("value", context.out / "value")):
+        save_role(context.base, role, folder, main=context.processes.is_main)
     return StageResult(
         metrics={
             "updates": ppo.update_index,
@@ -129,8 +128,9 @@ class Loop:
         shown = {k.split("/")[-1]: metrics[k] for k in ("objective/scores", "objective/kl", "rollout/length")}
         self.context.bar.advance(number, shown, int(metrics["tokens/response"]))
         every = self.ppo.config.keep_every
-        if every and number % every == 0 and self.context.processes.is_main:
-            save_role(self.context.base, "policy", self.context.out / KEPT / f"update_{number}")
+        if every and number % every == 0:
+            folder = self.context.out / KEPT / f"update_{number}"
+            save_role(self.context.base, "policy", folder, main=self.context.processes.is_main)
         self.safe_point(number)
 
     def state(self) -> State:

@@ -21,6 +21,7 @@ from models.backbone.logprobs import Rows, scatter
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import peak_memory
 from models.backbone.seeds import generator
+from models.backbone.trained_shards import clip_gradients, drop_parts, failed_anywhere
 from models.backbone.transfers import wide
 from models.roles.role_view import RoleView
 from models.sampling.fast import FastEngine
@@ -76,9 +77,9 @@ class PPO:
         self.base_rates = [g["lr"] for g in self.optimizer.param_groups]
         self.nonfinite = NonFiniteSteps("ppo.max_skipped_steps", config.max_skipped_steps)
         setting = f"ppo.micro_{'batch' if config.micro_tokens is None else 'tokens'}"
-        retry = OOMRetry(setting, context.warn_alone, context.processes.together)
-        self.micro = MicroBatching(config, retry, context.processes)
         trained = [*self.policy_parameters.values(), *self.value_parameters.values()]
+        retry = OOMRetry(setting, context.warn_alone, context.processes.together, failed_anywhere(trained))
+        self.micro = MicroBatching(config, retry, context.processes)
         self.gradients = OrderedSums(trained, context.processes)
         self.sampling_retry = OOMRetry("rows sampled at once", context.warn_alone, context.processes.together)
         self.update_index = 0
@@ -339,7 +340,7 @@ class PPO:
             self.old.conclude()
         roles = [list(self.policy_parameters.values()), list(self.value_parameters.values())]
         self.gradients.finish()
-        norms = torch.stack([torch.nn.utils.clip_grad_norm_(p, config.max_grad_norm) for p in roles]).tolist()
+        norms = torch.stack([clip_gradients(p, config.max_grad_norm) for p in roles]).tolist()
         applied = all(map(math.isfinite, [*norms, *totals[:2]]))
         if applied:
             if self.update_index < config.critic_warmup:
@@ -385,4 +386,5 @@ class PPO:
     def _discard_gradients(self) -> None:
         """Leave nothing of a minibatch for which memory did not suffice."""
         self.optimizer.zero_grad(set_to_none=True)
+        drop_parts(self.gradients.parameters)
         self.old.forget()

@@ -7,12 +7,13 @@ gradient: where that is next to nothing, its last places decide the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from models.backbone.processes import Processes
+from models.backbone.trained_shards import owners, shards_of_rows
 
 LARGEST = 2**26
 """Weights at most whose sums are kept in float64, half a gigabyte; the gradients of more add up as they are."""
@@ -30,7 +31,8 @@ class GradientSums:
         self.parameters, self.processes = [p for p in parameters if p.requires_grad], processes
         # a GPU, whose kernels are rarely the same in two batches anyway, computes float64 slowly
         on_cpu = all(p.device.type == "cpu" for p in self.parameters)
-        self.small = on_cpu and sum(p.numel() for p in self.parameters) <= LARGEST
+        few = sum(p.numel() for p in self.parameters) <= LARGEST
+        self.small = on_cpu and few and not owners(self.parameters)  # parts are added up layer by layer, in fp32
         self.wide = False
         self._sums: dict[int, Tensor] = {}
 
@@ -49,11 +51,18 @@ class GradientSums:
     def finish(self) -> None:
         """Put the sums over micro-batches and processes where the optimizer finds them; all processes call it."""
         if not self.wide:
-            return self.processes.sum_gradients(self.parameters)
+            return summed(self.parameters, self.processes)
         own, self._sums = [self._sums.get(id(p)) for p in self.parameters], {}
         wide = torch.float64
         for p, total in zip(self.parameters, self.processes.sum_known(own, self.parameters, wide), strict=True):
             p.grad = None if total is None else total.to(p.dtype)
+
+
+def summed(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
+    """Sums over processes of gradients as they are; all processes call it."""
+    for shards in owners(parameters):
+        shards.take_gradients()
+    processes.sum_gradients([p for p in parameters if shards_of_rows(p) is None])
 
 
 LARGEST_IN_ORDER = 2**24
@@ -82,7 +91,8 @@ class OrderedSums:
     def begin(self, micro_batches: int) -> None:
         """A step begins, or begins again, with so many micro-batches over all processes; all of them say the same."""
         few = micro_batches * self.size <= LARGEST_IN_ORDER
-        self.in_order, self._own = self.processes.world_size > 1 and self.on_cpu and few, []
+        several = self.processes.world_size > 1 and not owners(self.parameters)
+        self.in_order, self._own = several and self.on_cpu and few, []
 
     def add(self) -> None:
         """Take the gradients of one micro-batch of this process from the parameters."""
@@ -97,7 +107,7 @@ class OrderedSums:
     def finish(self) -> None:
         """Put the sums over micro-batches and processes where the optimizer finds them; all processes call it."""
         if not self.in_order:
-            return self.processes.sum_gradients(self.parameters)
+            return summed(self.parameters, self.processes)
         none = torch.zeros((0, self.size + len(self.parameters)))
         each = self.processes.gather_dealt(torch.stack(self._own) if self._own else none)
         self._own = []

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from data.common.errors import UserError
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import isolated_rng
+from models.backbone.trained_shards import own_tensor, whole_tensor
 from stages.held_out_cost import evaluated, every_steps
 from stages.safe_points.checkpoints import State
 from stages.settings import RewardConfig, SFTConfig
@@ -203,7 +204,9 @@ class HeldOutCurve:
             return state
         kept = {"before": self.before, "last": self.last, "kept": self.best}
         state.tensors |= {NAME + name: torch.from_numpy(values.copy()) for name, values in kept.items()}
-        state.tensors |= {BEST + name: tensor for name, tensor in self.best_weights.items()}
+        state.tensors |= {
+            BEST + name: whole_tensor(self.parameters[name], tensor) for name, tensor in self.best_weights.items()
+        }
         state.numbers["held_out"] = {
             "points": [list(point) for point in self.points],
             "best_step": self.best_step,
@@ -219,7 +222,8 @@ class HeldOutCurve:
             return False
         found = {name: state.tensors[NAME + name].numpy().copy() for name in ("before", "last", "kept")}
         self.before, self.last, self.best = found["before"], found["last"], found["kept"]
-        self.best_weights = {k.removeprefix(BEST): v for k, v in state.tensors.items() if k.startswith(BEST)}
+        best = {k.removeprefix(BEST): v for k, v in state.tensors.items() if k.startswith(BEST)}
+        self.best_weights = {name: own_tensor(self.parameters[name], v) for name, v in best.items()}
         self.points = [(int(step), loss, accuracy) for step, loss, accuracy in known["points"]]
         self.best_step, self.without_better, self.stopped = (
             known["best_step"],

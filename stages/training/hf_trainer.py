@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.seeds import derived_seed, isolated_rng, set_global_rng
+from models.backbone.trained_shards import clip_gradients, exchange_parameters, owners
 from models.roles.shared_base import SharedBase
 from stages.safe_points.checkpoints import State
 from stages.settings import RewardConfig, SFTConfig
@@ -129,8 +130,11 @@ class OwnSteps:
     def _wrap_model(self: Any, model: Any, *_: Any, **__: Any) -> Any:
         """The model as it is; Accelerate, which prepares it next, adds no wrapper of its own either."""
         prepare = self.accelerator.prepare_model
-        self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)
+        self.accelerator.prepare_model = partial(prepare, evaluation_mode=True, device_placement=False)
         return model
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        """It is there; moved, a divided model would have its weights in other memory than the optimizer."""
 
     def get_train_dataloader(self: Any) -> Any:
         """The trainer's own loader, with every whole batch in every process."""
@@ -172,8 +176,17 @@ class OwnSteps:
         self.note_step(inputs, processes.sum(run.noted))
         return total
 
+    def create_optimizer(self: Any, *given: Any, **more: Any) -> Any:
+        """The trainer's own, over this process's parts where the model is divided."""
+        optimizer = super().create_optimizer(*given, **more)  # type: ignore[misc]
+        exchange_parameters(optimizer, self.training_run.parameters.values())
+        return optimizer
+
     def _clip_grad_norm(self: Any, model: Any) -> Any:
-        norm = super()._clip_grad_norm(model)  # type: ignore[misc]
+        trained = [p for p in self.training_run.parameters.values() if p.requires_grad]
+        norm = (
+            clip_gradients(trained, self.args.max_grad_norm) if owners(trained) else super()._clip_grad_norm(model)  # type: ignore[misc]
+        )
         self.training_run.norm = float(norm)
         return norm
 

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import global_rng
+from models.backbone.trained_shards import drop_parts, failed_anywhere, total_norm
 from stages.safe_points.checkpoints import State
 from stages.safe_points.training_state import restore_training, training_tensors
 from stages.settings import RewardConfig, SFTConfig
 from stages.stage import StageContext
 from stages.training.gradient_sums import GradientSums
 from stages.training.held_out_curve import HeldOutCurve
-from stages.training.nonfinite import NonFiniteSteps, norm_of
+from stages.training.nonfinite import NonFiniteSteps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,12 @@ class TrainingRun:
         self.context, self.processes, self.name = context, context.processes, name
         self.parameters, self.start, self.saved = dict(parameters), start, start.saved
         self.nonfinite = NonFiniteSteps(f"{key}.max_skipped_steps", config.max_skipped_steps)
-        self.memory = OOMRetry(f"{key}.micro_batch", context.warn_alone, context.processes.together)
+        self.memory = OOMRetry(
+            f"{key}.micro_batch",
+            context.warn_alone,
+            context.processes.together,
+            failed_anywhere(self.parameters.values()),
+        )
         self.batch, self.micro_batch = config.batch, config.micro_batch
         self.gradients = GradientSums(self.parameters.values(), context.processes)
         self.noted = torch.zeros(2, dtype=torch.float64)  # by the loss, of this process's micro-batches in a step
@@ -93,13 +99,14 @@ class TrainingRun:
         self.noted = self.noted + numbers.detach().cpu().double()
 
     def drop_gradients(self) -> None:
+        drop_parts(self.parameters.values())
         for p in self.parameters.values():
             p.grad = None
 
     def judge_step(self, step: int, max_grad_norm: float) -> None:
         """Before the optimizer's step: without gradients it changes neither weights nor moments."""
         if max_grad_norm <= 0:  # nobody clips, and nobody computed it
-            self.norm = norm_of(self.parameters.values())
+            self.norm = float(total_norm(self.parameters.values()))
         mine = math.isfinite(self.norm) and math.isfinite(self.loss)
         finite = self.processes.sum(torch.tensor(float(not mine))).item() == 0
         if not finite:

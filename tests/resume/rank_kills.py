@@ -1,8 +1,12 @@
 """Takes one of two processes out of a tiny run at random instants: all must end within a minute, and resume.
 
-``python -m tests.resume.rank_kills`` kills, stops, or raises an error in a random rank, and asks each time that every
-process ends in time, that a message says which rank and that the same command resumes, and that this command ends in
-the bytes of a run that nobody disturbed. What it did goes into ``benchmarks/results/rank_kills.json``.
+``python -m tests.resume.rank_kills`` kills, stops, or raises an error in a random rank, at a random instant of each stage
+in turn, one in ten as the processes start, and asks each time that every process ends in time, that a message says which rank and that the same command
+resumes, and that this command ends in the bytes of a run that nobody disturbed. What it did goes into
+``benchmarks/results/rank_kills.json``; with ``--add`` behind what is there, so that it may be done in sittings.
+
+A disturbed run begins as a copy of one that has finished the stages before. Processes are torchrun's: its own agent
+starts and watches them, as forks of a process that has imported everything; ``--torchrun`` starts each by the command.
 """
 
 from __future__ import annotations
@@ -10,14 +14,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -27,7 +34,7 @@ import psutil
 import yaml
 
 from pipelines.stages.table import STAGES
-from tests.resume.kills import differences
+from tests.resume.kills import device, differences
 from tests.support.recipes import RECIPE, ROOT
 
 RANKS = 2
@@ -37,12 +44,13 @@ ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "raise": signal.SIGUS
 SETTINGS = ("ppo.updates=3", "checkpoint.every_minutes=0")
 NAMED = re.compile(r"trivet: process \d+ \(pid \d+ on [^)]+\) (died|was stopped|failed|cannot be reached)")
 AGAIN = "the same command resumes"
+BEGUN = re.compile(r"^(\w+): not run yet", re.MULTILINE)
 
 
 # -- one of the processes ---------------------------------------------------------------------------------------------
 
 
-def entry(arguments: Sequence[str]) -> int:
+def entry(log: str, *arguments: str) -> None:
     """``trivet`` in a process in which two signals stand for an error of a stage, and for want of memory."""
 
     def broken(number: int, frame: FrameType | None) -> None:
@@ -50,141 +58,325 @@ def entry(arguments: Sequence[str]) -> int:
 
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, broken)
+    Path(f"{log}.rank{os.environ['RANK']}").write_text(str(os.getpid()))
     from pipelines.cli import main
 
-    return main.main(list(arguments))
+    if code := main.main(list(arguments)):
+        sys.exit(code)
+
+
+def show_ranks(log: str) -> None:
+    """The system shows of a fork the environment of what it was forked from; processes seek their siblings by it."""
+    real = psutil.Process.environ
+
+    def environ(self: psutil.Process) -> dict[str, str]:
+        ids = {Path(f"{log}.rank{rank}"): str(rank) for rank in range(RANKS)}
+        own = {rank for file, rank in ids.items() if file.exists() and file.read_text() == str(self.pid)}
+        return real(self) | {"RANK": rank for rank in own}
+
+    psutil.Process.environ = environ  # type: ignore[method-assign]
+
+
+def agent(log: str, arguments: Sequence[str]) -> None:
+    """In a fork: what ``torchrun --standalone`` does, whose processes are forks as well."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.chdir(Path(log).parent)
+    show_ranks(log)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=RANKS,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(config, entry)(log, *arguments)
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
 class Launched:
-    """A run of several processes under torchrun, in a session of its own."""
+    """A run of several processes, in a session of its own."""
 
-    def __init__(self, recipe: Path, run: Path, settings: Sequence[str]) -> None:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
-        command += [str(Path(__file__).resolve()), "--entry", "run", str(recipe), "--run-dir", str(run)]
-        command += [word for text in settings for word in ("--set", text)]
-        path = os.pathsep.join([str(ROOT), *sys.path])
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        self.log = run.with_name(run.name + ".log")
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, cwd=run.parent, start_new_session=True
-            )
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        for rank in range(RANKS):
+            self.file_of(rank).unlink(missing_ok=True)
+
+    def file_of(self, rank: int) -> Path:
+        """In which a process writes its id as it starts."""
+        return Path(f"{self.log}.rank{rank}")
 
     def ranks(self) -> dict[int, psutil.Process]:
-        """The processes by rank, as far as they are started."""
+        """The processes by rank, as far as they are started and not over."""
         found = {}
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(self.process.pid).children():
-                with contextlib.suppress(psutil.Error):
-                    found[int(child.environ()["RANK"])] = child
+        for rank in range(RANKS):
+            with contextlib.suppress(FileNotFoundError, ValueError, psutil.Error):
+                process = psutil.Process(int(self.file_of(rank).read_text()))
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found[rank] = process
         return found
+
+    def comes_to(self, stage: str) -> bool:
+        """Wait until a stage begins; False where all are over before that."""
+        while stage not in BEGUN.findall(self.log.read_text(errors="replace") if self.log.exists() else ""):
+            if self.ended(0.05):
+                return False
+        return True
+
+    def rank(self, number: int) -> psutil.Process | None:
+        """The process of a rank, as soon as it has started; None where all are over."""
+        while number not in (found := self.ranks()):
+            if self.ended(0.05):
+                return None
+        return found[number]
+
+    def ended(self, seconds: float) -> bool:
+        raise NotImplementedError
+
+    @property
+    def code(self) -> int | None:
+        raise NotImplementedError
+
+    @property
+    def pid(self) -> int:
+        raise NotImplementedError
+
+    def clear(self) -> None:
+        """End whatever is left."""
+        for group in {self.pid, *(p.pid for p in self.ranks().values())}:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+        for process in self.ranks().values():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.ended(LIMIT)
+
+
+class ByTorchrun(Launched):
+    """Started as a user does."""
+
+    def __init__(self, log: Path, arguments: Sequence[str]) -> None:
+        super().__init__(log)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
+        command += [str(Path(__file__).resolve()), "--entry", str(log), *arguments]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        with open(log, "ab") as out:
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=out, env=environment, cwd=log.parent, start_new_session=True
+            )
 
     def ended(self, seconds: float) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
         return self.process.poll() is not None
 
-    def clear(self) -> None:
-        """End whatever is left."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+    @property
+    def code(self) -> int | None:
+        return self.process.poll()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
 
-@contextlib.contextmanager
-def launched(recipe: Path, run: Path, settings: Sequence[str]) -> Iterator[Launched]:
-    made = Launched(recipe, run, settings)
-    try:
-        yield made
-    finally:
-        made.clear()
+class Forked(Launched):
+    """Started by torchrun's agent in a fork of a process that has imported everything."""
+
+    def __init__(self, log: Path, arguments: Sequence[str]) -> None:
+        super().__init__(log)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process with threads is not forked
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.resume.kills", "torch.distributed.launcher.api", "pipelines.cli.main"])
+        self.process = context.Process(target=agent, args=(str(log), list(arguments)))
+        self.process.start()
+
+    def ended(self, seconds: float) -> bool:
+        self.process.join(seconds)
+        return not self.process.is_alive()
+
+    @property
+    def code(self) -> int | None:
+        return self.process.exitcode
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
 
 
 class RankKills:
-    """The run that nobody disturbs, and those that lose a rank."""
+    """The run that nobody disturbs, and those that lose a rank.
 
-    def __init__(self, folder: Path, stages: Sequence[str], settings: Sequence[str] = SETTINGS) -> None:
+    Args:
+        folder: where they lie.
+        stages: of the run.
+        settings: of its recipe.
+        torchrun: start processes by the command, and not as forks.
+    """
+
+    def __init__(
+        self, folder: Path, stages: Sequence[str], settings: Sequence[str] = SETTINGS, torchrun: bool = False
+    ) -> None:
         self.folder, self.settings, self.stages = folder, tuple(settings), tuple(stages)
+        self.start: type[ByTorchrun] | type[Forked] = ByTorchrun if torchrun else Forked
         self.recipe = folder / "recipe.yaml"
-        self.recipe.write_text(yaml.safe_dump(RECIPE | {"stages": list(stages)}))
-        self.whole = folder / "whole"
-        began = time.monotonic()
-        with launched(self.recipe, self.whole, self.settings) as run:
-            if not run.ended(RUN) or run.process.returncode:
-                raise RuntimeError(f"the run that nobody disturbs failed: {run.log}")
-        self.seconds = time.monotonic() - began
+        left_out = {STAGES[name].group for name in STAGES if name not in stages}
+        recipe = {key: value for key, value in RECIPE.items() if key not in left_out}
+        self.recipe.write_text(yaml.safe_dump(recipe | {"stages": list(stages)}))
+        self.whole, steps = folder / "whole", folder / "steps"
+        self.undisturbed(self.whole)
+        self.seconds: dict[str, float] = {}
+        for stage in self.stages:
+            if steps.exists():
+                shutil.copytree(steps, self.before(stage), symlinks=True)
+            self.seconds[stage] = self.undisturbed(steps, "--until", stage)
+            for report in steps.glob("*report.html*"):  # a run that is lost in a later stage has none yet
+                report.unlink()
+        if differ := differences(self.whole, steps, self.stages):
+            raise RuntimeError(f"the run that was made stage by stage differs: {differ}")
         self.rows: list[dict[str, Any]] = []
 
-    def disturb(self, number: int, action: str, rank: int, after: float) -> list[str]:
-        """Send one rank a signal ``after`` so many seconds; returns what is wrong with what follows."""
+    def before(self, stage: str) -> Path:
+        """A run that has finished the stages before this one."""
+        return self.folder / f"before-{stage}"
+
+    @contextlib.contextmanager
+    def launched(self, run: Path, *more: str) -> Iterator[Launched]:
+        """The command of a run, ended at the end of the block."""
+        words = ["run", str(self.recipe), "--run-dir", str(run), *more]
+        words += [word for text in self.settings for word in ("--set", text)]
+        made = self.start(run.with_name(run.name + ".log"), words)
+        try:
+            yield made
+        finally:
+            made.clear()
+
+    def undisturbed(self, run: Path, *more: str) -> float:
+        """Run to the end; seconds from the beginning of the last stage of ``more``."""
+        with self.launched(run, *more) as made:
+            made.comes_to(more[-1] if more else self.stages[0])
+            began = time.monotonic()
+            if not made.ended(RUN) or made.code:
+                raise RuntimeError(f"the run that nobody disturbed failed: {made.log}")
+        return time.monotonic() - began
+
+    def disturb(
+        self, number: int, action: str, rank: int, stage: str, after: float, from_start: bool = False
+    ) -> list[str]:
+        """Send one rank a signal in the run that has finished the stages before one; what is wrong with what follows.
+
+        Args:
+            number: of the run.
+            action: what is done.
+            rank: to whom.
+            stage: which the run has come to.
+            after: seconds after the beginning of that stage.
+            from_start: after the start of the processes instead.
+        """
         run, wrong = self.folder / f"run-{number}", list[str]()
-        began = time.monotonic()
-        with launched(self.recipe, run, self.settings) as made:
-            hit = None
-            if not made.ended(after):
-                hit = made.ranks().get(rank)
+        if self.before(stage).exists():
+            shutil.copytree(self.before(stage), run, symlinks=True)
+        with self.launched(run) as made:
+            there = from_start or made.comes_to(stage)
+            hit = made.rank(rank) if there and not made.ended(after) else None
             if hit is not None:
                 with contextlib.suppress(psutil.Error):
                     hit.send_signal(ACTIONS[action])
                 began = time.monotonic()
                 if not made.ended(LIMIT):
                     wrong.append(f"runs on {LIMIT:.0f} s later")
-            elif not made.ended(RUN):
-                wrong.append("hangs, undisturbed")
-            code = made.process.poll()
-            left = [p.pid for p in made.ranks().values()]
+            else:
+                began = time.monotonic()
+                if not made.ended(RUN):
+                    wrong.append("hangs, undisturbed")
+            took, code, left = time.monotonic() - began, made.code, [p.pid for p in made.ranks().values()]
             if code is not None and left:
                 wrong.append(f"processes {left} are left")
-        took = time.monotonic() - began
         text = made.log.read_text(errors="replace")
-        runs = (run / "run.json").exists() and "report: " not in text  # it had begun, and was not over
-        if hit is not None and code != 0 and runs and not (NAMED.search(text) and AGAIN in text):
+        stood = BEGUN.findall(text)
+        runs = bool(stood) and "report: " not in text  # it had begun, and was not over
+        said = NAMED.search(text)
+        if hit is not None and code != 0 and runs and not (said and AGAIN in text):
             wrong.append("no message names the rank and the way on")
-        with launched(self.recipe, run, self.settings) as again:
-            if not again.ended(RUN) or again.process.returncode:
+        with self.launched(run) as again:
+            if not again.ended(RUN) or again.code:
                 wrong.append("does not resume to the end")
             else:
                 wrong += [f"{name} differs" for name in differences(self.whole, run, self.stages)]
-        said = NAMED.search(text)
-        row = {"action": action, "rank": rank, "after": round(after, 1), "ended": round(took, 1), "code": code}
-        self.rows.append(row | {"hit": hit is not None, "said": said[1] if said else "", "wrong": wrong})
-        if hit is None:  # it was over already: other instants from here on
-            self.seconds = min(self.seconds, took)
+        self.rows.append(
+            {
+                "action": action,
+                "rank": rank,
+                "stage": stood[-1] if stood else "before the first",
+                "after": round(after, 1),
+                "ended": round(took, 1),
+                "code": code,
+                "hit": hit is not None,
+                "said": said[1] if said else "",
+                "wrong": wrong,
+            }
+        )
         print(self.rows[-1], flush=True)
+        if not wrong:
+            shutil.rmtree(run)
         return wrong
+
+
+def record(file: Path, kills: RankKills, rows: list[dict[str, Any]]) -> None:
+    """Write what was done, a run a line."""
+    seconds = {stage: round(s, 1) for stage, s in kills.seconds.items()}
+    lines = ",\n  ".join(map(json.dumps, rows))
+    text = json.dumps({"machine": device(), "seconds_of_stages": seconds, "runs": []}, indent=1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text.replace('"runs": []', f'"runs": [\n  {lines}\n ]') + "\n", encoding="utf-8")
 
 
 def main() -> int:
     if sys.argv[1:2] == ["--entry"]:
-        return entry(sys.argv[2:])
+        entry(*sys.argv[2:])
+        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=60, help="runs that lose a rank")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--actions", nargs="+", choices=ACTIONS, default=list(ACTIONS))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--torchrun", action="store_true", help="start each process anew; takes hours")
     parser.add_argument("--folder", type=Path, help="where the runs lie; kept")
     parser.add_argument("--write", type=Path, default=ROOT / "benchmarks/results/rank_kills.json")
+    parser.add_argument("--add", action="store_true", help="to the runs that are in that file")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends as well
-    chosen = random.Random(options.seed)
+    chosen, began = random.Random(options.seed), time.monotonic()
+    adding = options.add and options.write.exists()
+    earlier = json.loads(options.write.read_text(encoding="utf-8"))["runs"] if adding else []
     with tempfile.TemporaryDirectory() as made:
         folder = (options.folder or Path(made)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        kills = RankKills(folder, [s for s in STAGES if s in options.stages])
-        print(f"undisturbed: {kills.seconds:.0f} s", flush=True)
+        stages = [s for s in STAGES if s in options.stages]
+        kills = RankKills(folder, stages, torchrun=options.torchrun)
+        print(f"undisturbed, by stage: {kills.seconds}", flush=True)
         for number in range(2 * options.number):
             hits = sum(row["hit"] for row in kills.rows)
             if hits == options.number:
                 break
-            action = options.actions[hits % len(options.actions)]
-            kills.disturb(number, action, chosen.randrange(RANKS), chosen.uniform(0.0, kills.seconds))
-        wrong = [row for row in kills.rows if row["wrong"]]
-        found = {"seed": options.seed, "undisturbed_s": round(kills.seconds, 1), "runs": kills.rows}
-        options.write.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{sum(row['hit'] for row in kills.rows)} runs lost a rank, {len(wrong)} wrong")
+            stage = stages[hits % len(stages)]
+            action = options.actions[(hits + hits // len(stages)) % len(options.actions)]
+            after = chosen.uniform(0.0, kills.seconds[stage])
+            kills.disturb(number, action, chosen.randrange(RANKS), stage, after, from_start=hits % 10 == 9)
+            rows = [*earlier, *({"seed": options.seed} | row for row in kills.rows)]
+            record(options.write, kills, rows)
+        wrong = [row for row in rows if row["wrong"]]
+    lost = sum(row["hit"] for row in rows)
+    print(f"{lost} runs lost a rank, {len(wrong)} wrong, {(time.monotonic() - began) / 60:.0f} minutes")
     return 1 if wrong else 0
 
 

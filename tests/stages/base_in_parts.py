@@ -22,20 +22,24 @@ from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import Gathers, is_whole
 from models.roles.shared_base import SharedBase
 from tests.conftest import randomise, tiny_lm, word_tokenizer
-from tests.stages import several_processes
+from tests.stages import full_in_parts, several_processes
 from tests.stages.several_processes import ALIGNED, aligned, answered, ranked, sampled, tuned
 
 PPO = {
     "odd": ALIGNED["odd"] | {"self_check": True},
     "one row": {"rollouts": 1},
 }
-SFT = {"a row a step": {"batch": 1, "micro_batch": 1}, "short of memory": {"batch": 6, "micro_batch": 6}}
+SFT = {
+    "a row a step": {"batch": 1, "micro_batch": 1, "epochs": 1, "held_out_every": 6},
+    "short of memory": {"batch": 6, "micro_batch": 6},
+}
 
 
 FAMILIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("llama", "llama", {"tie_word_embeddings": True, "vocab_size": 41}),
     ("gpt2", "gpt2", {"tie_word_embeddings": True}),
     ("untied", "qwen3", {}),
+    ("mixture", "llama", {"model_type": "mixtral", "num_local_experts": 4}),
 )
 
 
@@ -98,7 +102,7 @@ def families(folder: Path, divided: Processes | None, times: Sequence[int]) -> d
     found: dict[str, Any] = {}
     for name, _, changes in FAMILIES:
         base = opened(folder / name, divided)
-        assert not changes or base.lm.config.tie_word_embeddings
+        assert base.lm.config.tie_word_embeddings == changes.get("tie_word_embeddings", False)
         found[name] = {str(n): [passed(base, n, recompute) for recompute in (False, True)] for n in times}
         found[name]["fingerprint"] = base.fingerprint
     return found
@@ -159,12 +163,28 @@ def memory(folder: Path, divided: Processes | None) -> dict[str, float]:
     return {"here": here, "whole": whole, "gathered": max(seen, default=0), "read": sum(read)}
 
 
+def in_bf16(folder: Path, divided: Processes | None) -> dict[str, Any]:
+    """What ``several_processes`` and ``full_in_parts`` do on a bf16 base."""
+
+    def half() -> SharedBase:
+        base = SharedBase.load(folder / "base", device="cpu", dtype="bfloat16", divided=divided)
+        base.fast = False  # the fast path rounds otherwise than the modules
+        return base
+
+    before, several_processes.half_base = several_processes.half_base, half
+    try:
+        found = several_processes.in_half(folder)
+    finally:
+        several_processes.half_base = before
+    return found | {"full": full_in_parts.in_half(folder / "full", half())}
+
+
 def make_folders(folder: Path) -> None:
     """All bases."""
     make_folder(folder / "base")
     for name, family, changes in FAMILIES:
         make_folder(folder / name, family, **changes)
-    make_folder(folder / "deep", hidden_size=192, intermediate_size=528, num_hidden_layers=48, initializer_range=0.02)
+    make_folder(folder / "deep", hidden_size=192, intermediate_size=528, num_hidden_layers=36, initializer_range=0.02)
 
 
 def everything(folder: Path) -> dict[str, Any]:
@@ -176,15 +196,18 @@ def everything(folder: Path) -> dict[str, Any]:
         "families": families(folder, divided, (1 + 2 * processes.rank,) if divided else (1, 3)),
         "memory": memory(folder, divided),
         "sft": {"a row a step": tuned(folder, "a row a step", SFT["a row a step"])},
-        "reward": ranked(folder, 1),
+        "reward": ranked(folder, 1, epochs=1),
         "rankings": sampled(folder),
         "ppo": {name: aligned(folder, name, settings) for name, settings in PPO.items()},
         "evaluation": answered(folder),
     }
+    (folder / "full").mkdir(exist_ok=True)
+    found["full"] = full_in_parts.everything(folder / "full")
     bases: list[SharedBase] = []
     with short_of_memory(bases, processes.rank):
         found["sft"]["short of memory"] = tuned(folder, "short of memory", SFT["short of memory"])
     processes.barrier()  # as behind every stage of a run: the other may still need layers
+    found["bf16"] = in_bf16(folder, divided)
     found["divided"], found["fingerprint"] = bases[0].divided, bases[0].fingerprint
     return found
 

@@ -128,7 +128,8 @@ def tuned(
     split = Split(train=rows, held_out=rows[1:8])  # seven, in batches that no number of processes divides
     context = context_of(folder, f"sft {name}", Corpus(demonstrations=split), base)
     context = replace(context, adapter=context.adapter.model_copy(update={"dropout": dropout}))
-    sft.run(context, SFTConfig(epochs=2, learning_rate=1e-3, keep="best", held_out_every=2, **settings))
+    fixed: dict[str, Any] = {"epochs": 2, "learning_rate": 1e-3, "keep": "best", "held_out_every": 2}
+    sft.run(context, SFTConfig(**fixed | settings))
     return ended(context, "sft")
 
 
@@ -171,7 +172,7 @@ def answered(folder: Path) -> dict[str, Any]:
     return {n: {"ids": s.token_ids, "finished": s.finished, "gold": s.gold} for n, s in said.items()}
 
 
-def ranked(folder: Path, micro_batch: int, batch: int = 4) -> dict[str, Any]:
+def ranked(folder: Path, micro_batch: int, batch: int = 4, epochs: int = 2) -> dict[str, Any]:
     rows = tuple(
         RankedAnswers(
             prompt=make_prompt(f"w{i % 9} w3"),
@@ -183,7 +184,7 @@ def ranked(folder: Path, micro_batch: int, batch: int = 4) -> dict[str, Any]:
     context = context_of(folder, f"reward {batch} {micro_batch}", Corpus(rankings=Split(train=rows)))
     context.base.add_role("sft", context.adapter)
     settings = RewardConfig(
-        epochs=2, learning_rate=1e-3, batch=batch, micro_batch=micro_batch, calibration_samples=4, keep="best"
+        epochs=epochs, learning_rate=1e-3, batch=batch, micro_batch=micro_batch, calibration_samples=4, keep="best"
     )
     parts, _ = reward_model.encode(context, rows, settings)
     reward_model.train_all(context, {"reward": parts}, settings, parts[1:8])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +9,9 @@ import torch
 from torch import nn
 
 from data.common.errors import UserError
+from models.backbone import sharding
 from models.backbone.architecture import without_weights
-from models.backbone.settings import AdapterConfig
-from models.backbone.sharding import check_output_layer, output_held, shards_of, unit_names
+from models.backbone.sharding import check_libraries, check_output_layer, output_held, shards_of, unit_names
 from models.roles.lora import merged_copy
 from tests.conftest import make_base, tiny_lm
 
@@ -63,16 +62,24 @@ def test_an_output_layer_that_is_no_product_is_refused():
         check_output_layer(lm, "x")
 
 
-def test_a_base_in_parts_carries_adapters_alone(tmp_path: Path):
+def test_a_base_in_parts_is_not_merged_into():
     base = make_base()
-    base.lm.save_pretrained(tmp_path / "model")
     assert shards_of(base.lm) is None and not base.divided
     with output_held(base.lm) as nothing:
         assert nothing is None
     base.lm.shards = object()
     assert base.divided
-    for settings, words in ((AdapterConfig(method="full"), "adapter.method: 'full'"), (tmp_path, "is a whole model")):
-        with pytest.raises(UserError, match=rf"{words}.*runtime\.sharding: none"):
-            base.add_role("policy", settings)
     with pytest.raises(UserError, match="no weights to merge into"):
         merged_copy(base.lm, None)
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_libraries_that_lack_something_are_refused_by_name(package, monkeypatch):
+    check_libraries()
+    (place, *names), *more = sharding.NEEDED[package]
+    monkeypatch.setitem(sharding.NEEDED, package, ((place, *names, "of_tomorrow"), *more))
+    with pytest.raises(UserError, match=rf"needs {package} .* or newer, and .*which lacks .*\.of_tomorrow: update"):
+        check_libraries()
+    monkeypatch.setitem(sharding.NEEDED, package, (("torch.no_such_module", "x"),))
+    with pytest.raises(UserError, match=r"lacks torch\.no_such_module"):
+        check_libraries()

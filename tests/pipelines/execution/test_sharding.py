@@ -10,7 +10,7 @@ import torch
 
 from data.common.errors import UserError
 from models.backbone.processes import Processes
-from models.backbone.settings import METHODS
+from models.backbone.settings import DIVIDED, METHODS
 from pipelines import Pipeline
 from pipelines.execution import sharding
 from pipelines.execution.loaded_models import LoadedModels
@@ -49,15 +49,14 @@ def test_who_holds_a_base_in_parts(asked, device, processes, weights, divided, m
 
 def test_auto_leaves_bases_that_cannot_be_divided_whole(monkeypatch):
     monkeypatch.setattr(sharding, "device_memory", lambda device: ROOM)
-    assert not is_divided(recipe_with({}, adapter={"method": "full"}), GPU, 2, 1e3)
     quantised = recipe_with({}).model_copy(deep=True)
     object.__setattr__(quantised.runtime, "quantize", "nf4")
     assert not is_divided(quantised, GPU, 2, 1e3)
 
 
 def test_what_cannot_be_divided_is_refused_by_the_setting():
-    for method in METHODS.keys() - {"lora"}:
-        with pytest.raises(UserError, match=rf"runtime\.sharding: .*adapter\.method is '{method}'.*'lora', or 'none'"):
+    for method in METHODS.keys() - set(DIVIDED):
+        with pytest.raises(UserError, match=rf"runtime\.sharding: .*'fsdp2' goes with .*not with '{method}'"):
             recipe_with({"sharding": "fsdp2"}, adapter={"method": method})
     with pytest.raises(UserError, match=r"runtime\.sharding: .*four bits"):
         recipe_with({"sharding": "fsdp2", "quantize": "nf4"})
@@ -88,6 +87,16 @@ def test_the_plan_counts_a_part_of_the_base_and_what_is_gathered(files):
     assert (two["base"], four["base"]) == (whole["base"] // 2, whole["base"] // 4)
     assert two["gathered layer"] == four["gathered layer"] == 2 * 2048 * 64 * 4
     assert always(details(files, 2)) == whole  # auto, on a CPU
+
+
+def test_the_plan_counts_parts_of_models_that_are_trained_whole(files):
+    """Weights and two moments in fp32; a base of the same size lies beside them."""
+    full = files | {"adapter": {"method": "full"}}
+    whole, two = always(details(full, 2, sharding="none")), always(details(full, 2, sharding="fsdp2"))
+    assert whole["sft with optimizer"] == 3 * whole["base"]
+    assert two["sft with optimizer"] == pytest.approx(whole["sft with optimizer"] / 2, abs=4)
+    said = details(full, 2, sharding="fsdp2").sharding
+    assert said.startswith("runtime.sharding: 2 processes hold the base and all models that are trained in parts")
 
 
 def test_what_is_said_before_the_first_stage(files):
