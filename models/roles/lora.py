@@ -155,8 +155,9 @@ def copied(lm: Any, own: set[str] | None) -> Any:
 def delta_of(lm: Any, name: str, adapter: str | None) -> Tensor | None:
     """What an adapter adds to a tensor of the base, by its name without adapters; None where that is nothing."""
     module, _, last = name.rpartition(".")
-    layer: Any = lm.get_submodule(module) if adapter is not None and last == "weight" else None
-    if not isinstance(layer, BaseTunerLayer) or adapter not in layer.lora_A:
+    found = lm.get_submodule(module) if adapter is not None and last == "weight" else None
+    layer: Any = found if isinstance(found, BaseTunerLayer) else None
+    if layer is None or adapter not in layer.lora_A:
         return None
     return layer.get_delta_weight(adapter).detach().float()
 
