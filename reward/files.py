@@ -21,7 +21,6 @@ from models.roles.shared_base import SharedBase
 from reward.model import Member, RewardModel, pooling_numbers, pooling_of
 
 ENSEMBLE, MEMBERS, HOLDOUT = "ensemble.json", "members", "watcher"
-SCORING = "scoring.json"  # of an exported reward model: the limit on tokens and the stop tokens of its run
 
 MOMENTS = ("score_mean", "score_std")
 OLD_NAMES = {

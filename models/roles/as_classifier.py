@@ -17,15 +17,18 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
 
-from models.backbone.tensor_files import header_of, save_tensors
+from models.backbone.artifacts import naming
+from models.backbone.forward import body_of
+from models.backbone.seeds import isolated_rng
+from models.backbone.tensor_files import header_of, readable, save_tensors
 from models.roles.files import CONFIG, SCORE, WEIGHTS
-from models.roles.lora import module_of
+from models.roles.lora import merged_copy, module_of
 from models.roles.shared_base import SharedBase
 
 
 def fits_classifier(base: SharedBase, role: str) -> bool:
     """Whether the base's architecture has a plain classifier that reads one linear ``score`` at the last token, and
-    the role's adapter finds its modules in it."""
+    the role's adapter, if it is one, finds its modules in it."""
     config: Any = copy.deepcopy(base.lm.config)
     config.num_labels = 1
     try:
@@ -37,7 +40,7 @@ def fits_classifier(base: SharedBase, role: str) -> bool:
     if not issubclass(type(made), GenericForSequenceClassification) or not isinstance(score, nn.Linear):
         return False
     there = {name for name, _ in made.named_modules()}
-    adapted = set(map(module_of, base.adapter_state(role)))
+    adapted = set() if role in base.copies else set(map(module_of, base.adapter_state(role)))
     return score.bias is None and score.in_features == base.hidden_size and adapted <= there
 
 
@@ -65,6 +68,32 @@ def padding_token(base: SharedBase, stop_ids: Sequence[int], template: str = "")
     own = [tokenizer.pad_token_id] if tokenizer.pad_token_id in free else []
     named = [i for i, text in free.items() if "pad" in text.lower()]
     return next((free[i] for i in (*own, *named, *sorted(free))), None)
+
+
+def write_classifier(base: SharedBase, role: str, folder: Path, pad: str | None) -> None:
+    """A whole model for sequence classification with the role's weights, in at least fp32, and its head as ``score``.
+
+    Args:
+        base: whose role.
+        role: one that ``fits_classifier``; an adapter is merged into a copy.
+        folder: where to.
+        pad: the token that rows are padded with, which the model passes over.
+    """
+    lm = base.copies[role] if role in base.copies else merged_copy(base.lm, role)
+    config: Any = copy.deepcopy(lm.config)
+    config.num_labels = 1
+    config.pad_token_id = config.get_text_config().pad_token_id = (
+        None if pad is None else base.tokenizer.convert_tokens_to_ids(pad)
+    )
+    with isolated_rng(0):
+        made: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    made.base_model.load_state_dict(body_of(lm).state_dict())
+    with torch.no_grad():
+        head: Any = base.heads[role]
+        made.score.weight.copy_(head.weight[None])
+    with naming(folder):
+        made.save_pretrained(folder)
+    readable(folder)
 
 
 def add_score(folder: Path, weight: Tensor | None) -> None:

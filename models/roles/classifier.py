@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from data.common.errors import UserError, nearest
+from data.common.strict_json import read_object
 from data.records import Message
 from data.template import Renderer
 from data.tokens import bounded
 from models.hub.load import load_tokenizer
 from models.hub.validate import check_model
+from models.roles.files import SCORING
 
 BATCH = 16
 OFFSET_POSITIONS = frozenset(
@@ -57,6 +59,22 @@ def label_number(config: Any, label: str | None, folder: Path) -> int:
     return 0 if label is None else names.index(label)
 
 
+def _exported(folder: Path) -> tuple[int, tuple[int, ...], float]:
+    """What a run's reward model depends on beside its weights: the longest row, which is cut, the tokens that end a
+    response, and what is added to the logit. Others' have no limit and nothing to add.
+
+    Raises:
+        UserError: the file that says so is damaged.
+    """
+    if not (folder / SCORING).is_file():
+        return 1 << 20, (), 0.0
+    own = read_object(folder / SCORING)
+    try:
+        return int(own["max_tokens"]), tuple(int(i) for i in own["stop_ids"]), float(own["add_to_classifier"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / SCORING}: not as `trivet export` writes it ({error!r})") from error
+
+
 class Classifier:
     """Scores responses: the logit of a model with one label, or the log-odds of one of several.
 
@@ -78,14 +96,16 @@ class Classifier:
         self.limit = positions(self.model.config)
         self.model.config.get_text_config().pad_token_id = self.model.config.pad_token_id = -1  # nothing is padded
         self.tokenizer = load_tokenizer(str(folder))
-        self.renderer = Renderer(self.tokenizer, template="auto") if self.tokenizer.chat_template else None
+        self.longest, stop, self.add = _exported(folder)
+        chat = self.tokenizer.chat_template
+        self.renderer = Renderer(self.tokenizer, template="auto", stop=stop) if chat else None
         self.label = label_number(self.model.config, label, folder)
 
     def encoded(self, messages: Sequence[Message], answer: str, finished: bool) -> dict[str, list[int]]:
         """What the model is given: the conversation by its chat template; without one, prompt and response as a pair of
         texts, with whatever else its tokenizer makes of a pair (such as which of the two a token is of)."""
         if self.renderer is not None:
-            query, response = self.renderer.prompt_and_answer(messages, answer, finished, max_tokens=1 << 20)
+            query, response = self.renderer.prompt_and_answer(messages, answer, finished, max_tokens=self.longest)
             return {"input_ids": [*query, *response]}
         asked = "\n\n".join(m.content for m in messages)
         with bounded(asked + answer):
@@ -120,6 +140,6 @@ class Classifier:
 
     def _score(self, logits: torch.Tensor) -> float:
         if len(logits) == 1:
-            return logits[0].item()
+            return logits[0].item() + self.add
         others = torch.cat([logits[: self.label], logits[self.label + 1 :]])
         return (logits[self.label] - others.logsumexp(0)).item()

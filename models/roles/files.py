@@ -25,6 +25,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", ADAPTER_CONFIG
 # DoRA's; PEFT writes it without ".weight" behind and reads both, and Transformers passes over the short name in silence
 MAGNITUDE = ".lora_magnitude_vector"
 RESIDUAL_MARK = "trivet_method"  # in the header of a residual adapter's weights
+SCORING = "scoring.json"  # of an exported reward model: the limit on tokens and the stop tokens of its run
 SCORE = "base_model.model.score.weight"  # a copy of our head, which others open as a classifier's
 
 

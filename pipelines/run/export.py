@@ -8,20 +8,27 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data.common.errors import UNWRITABLE, UserError, nearest
 from data.common.patience import patience
 from data.template import Renderer
 from models.backbone.artifacts import naming, partial_folder, write_json
 from models.backbone.scalar_head import ScalarHead
-from models.roles.as_classifier import add_score, fits_classifier, padding_token, passes_over_stops
+from models.roles.as_classifier import (
+    add_score,
+    fits_classifier,
+    padding_token,
+    passes_over_stops,
+    write_classifier,
+)
 from models.roles.export import generation_settings, save_adapter, write_model
-from models.roles.files import ADAPTER
+from models.roles.files import ADAPTER, SCORING
 from models.roles.shared_base import SharedBase
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline
 from pipelines.stages.table import STAGES
-from reward.files import MEMBERS, SCORING, save_reward
+from reward.files import MEMBERS, save_reward
 from reward.model import RewardModel
 
 
@@ -117,15 +124,15 @@ def _export_lm(pipeline: Pipeline, stage: str, role: str, folder: Path, partial:
 
 
 def _export_reward(pipeline: Pipeline, folder: Path, partial: Path, merge: bool) -> None:
-    """A PEFT folder with ``head.safetensors`` next to it, as ``trivet score`` takes it; the head is ours alone.
+    """A PEFT folder with ``head.safetensors`` next to it; merged, or of a model of its own, a whole classifier.
 
-    What else its scores depend on goes along: the run's template, the tokens that end a response, and the limit.
+    ``trivet score`` takes both. What else its scores depend on goes along: the run's template, the tokens that end a
+    response, and the limit.
     """
-    if merge:
-        raise UserError("--merge: a reward model is an adapter and a head; export it without --merge")
     model = pipeline.loaded.load_reward(folder)
-    if model.base.copies:
-        raise UserError("--stage reward: a fully fine-tuned reward model stays in its run; score with the run")
+    if merge or model.role in model.base.copies:
+        _export_classifier(model, partial)
+        return
     spec = pipeline.loaded.spec if model.takes_ids else None
     source = spec.source if spec is not None else pipeline.recipe.reward.base
     save_reward(model, partial)
@@ -133,10 +140,50 @@ def _export_reward(pipeline: Pipeline, folder: Path, partial: Path, merge: bool)
     save_adapter(model.base, model.role, partial, base_path=source)
     for number, member in enumerate(model.members[1:], 1):
         save_adapter(model.base, member.role, partial / MEMBERS / str(number) / ADAPTER, base_path=source)
-    scoring = {"max_tokens": model.max_tokens, "stop_ids": list(model.renderer.stop_ids)}
     add = _for_classifiers(model, partial)
-    write_json(partial / SCORING, scoring | add)
+    write_json(partial / SCORING, _limits(model) | add)
     _save_tokenizer(model.base, model.renderer, partial, pads_classifier=bool(add))
+
+
+def _limits(model: RewardModel) -> dict[str, Any]:
+    return {"max_tokens": model.max_tokens, "stop_ids": list(model.renderer.stop_ids)}
+
+
+def _export_classifier(model: RewardModel, folder: Path) -> None:
+    """A whole model for sequence classification.
+
+    Raises:
+        UserError: its scores are none that a plain classifier gives.
+    """
+    if (why := _no_classifier(model)) is not None:
+        raise UserError(
+            f"--stage reward: {why}, and plain Transformers has no such classifier: "
+            + ("score with the run" if model.role in model.base.copies else "export it without --merge")
+        )
+    pad = padding_token(model.base, model.renderer.stop_ids, model.renderer.template or "")
+    write_classifier(model.base, model.role, folder, pad)
+    write_json(folder / SCORING, _limits(model) | _constant(model))
+    _save_tokenizer(model.base, model.renderer, folder, pads_classifier=True)
+
+
+def _no_classifier(model: RewardModel) -> str | None:
+    """Why no plain classifier gives the scores of a reward model; None where one does."""
+    if model.members:
+        return "its scores are those of an ensemble"
+    if model.pooling != "last":
+        return f"reward.pooling is '{model.pooling}'"
+    if not fits_classifier(model.base, model.role):
+        return f"base {model.base.name} has no classifier with one linear score at the last token"
+    if passes_over_stops(model.base, model.renderer.stop_ids):
+        return f"base {model.base.name} pads with a token that ends responses, which would be passed over"
+    return None
+
+
+def _constant(model: RewardModel) -> dict[str, float]:
+    """What is to be added to a classifier's number."""
+    head = model.base.heads[model.role]
+    assert isinstance(head, ScalarHead)
+    return {"add_to_classifier": head.bias.item() - model.score_mean}
 
 
 def _for_classifiers(model: RewardModel, folder: Path) -> dict[str, float]:
@@ -145,14 +192,12 @@ def _for_classifiers(model: RewardModel, folder: Path) -> dict[str, float]:
     Other poolings, ensembles, architectures without such a classifier and bases that pad with a stop token, which it
     would pass over, cannot be opened as one: that raises.
     """
-    head = model.base.heads[model.role]
-    assert isinstance(head, ScalarHead)
-    exact = model.pooling == "last" and not model.members and fits_classifier(model.base, model.role)
-    exact = exact and not passes_over_stops(model.base, model.renderer.stop_ids)
-    add_score(folder, head.weight if exact else None)
+    exact = _no_classifier(model) is None
+    weight: Any = model.base.heads[model.role].weight
+    add_score(folder, weight if exact else None)
     for other in folder.glob(f"{MEMBERS}/*/{ADAPTER}"):
         add_score(other, None)
-    return {"add_to_classifier": head.bias.item() - model.score_mean} if exact else {}
+    return _constant(model) if exact else {}
 
 
 def _save_tokenizer(base: SharedBase, renderer: Renderer, folder: Path, pads_classifier: bool = False) -> None:

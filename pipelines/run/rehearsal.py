@@ -30,7 +30,7 @@ from models.backbone.artifacts import read_artifact
 from models.hub.limits import check_rows
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
-from models.roles.files import ADAPTER, CONFIG
+from models.roles.files import ADAPTER, CONFIG, SCORING
 from models.roles.lora import differences
 from models.roles.methods import adapter_config
 from pipelines.execution.progress import Progress
@@ -46,7 +46,6 @@ from pipelines.run.parts import RunParts
 from pipelines.stages.depends_on import rendering_of
 from pipelines.stages.keys import differences as changes
 from pipelines.stages.table import STAGES
-from reward.files import SCORING
 from stages import lineage
 from stages.ppo.stage import none_fits, prompt_limit
 from stages.stage import copy_sentence, prompt_rows

@@ -18,10 +18,10 @@ from data.template import Renderer
 from models.backbone.artifacts import atomic_file, check_destination, keep_previous
 from models.backbone.processes import Processes
 from models.hub.load import load_tokenizer
-from models.roles.files import CONFIG, HEAD
+from models.roles.files import CONFIG, HEAD, SCORING
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.workspace.run_folder import RUN, run_of
-from reward.files import SCORING, load_reward
+from reward.files import load_reward
 from reward.model import RewardModel, Samples
 from reward.settings import RemoteConfig
 from reward.terms.remote import RemoteReward

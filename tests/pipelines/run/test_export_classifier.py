@@ -35,6 +35,7 @@ def exported(
     pad: str = "<pad>",
     spare: str = "",
     adapter: dict[str, Any] = ADAPTER,
+    to: str | None = "out",
     **reward: Any,
 ) -> Path:
     """The export of a reward model on a tiny base, at settings that are not the defaults.
@@ -59,7 +60,7 @@ def exported(
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     made = Pipeline.from_recipe(folder / "recipe.yaml", run_dir=folder / "run")
     made.run()
-    return export_stage(made.run_dir, "reward", folder / "out")
+    return export_stage(made.run_dir, "reward", folder / to) if to else folder
 
 
 @pytest.mark.parametrize("method", [name for name, tuning in METHODS.items() if not tuning.copies])
@@ -82,6 +83,46 @@ def test_a_classifier_gives_the_run_s_scores_up_to_the_constant_beside_it(tmp_pa
         torch.testing.assert_close(found + add, expected, atol=1e-5, rtol=0)
     stored = read_role(folder).adapter
     assert stored is not None and stored.residual == (method if method in RESIDUAL else None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_whole_classifier_gives_the_run_s_scores(tmp_path: Path, method: str) -> None:
+    own = {k: v for k, v in ADAPTER.items() if k in METHODS[method].settings and (k, method) != ("targets", "ia3")}
+    exported(tmp_path, adapter={"method": method} | own, to=None)
+    folder = export_stage(tmp_path / "run", "reward", tmp_path / "whole", merge=not METHODS[method].copies)
+    assert not (folder / "adapter_config.json").exists()
+    expected = torch.tensor(load_scorer(tmp_path / "run")(ASKED, ANSWERS, [True] * 3))
+    ours = torch.tensor(load_scorer(folder)(ASKED, ANSWERS, [True] * 3))
+    torch.testing.assert_close(ours, expected.to(ours), atol=1e-4, rtol=0)
+    assert expected.std() > 1e-3
+    renderer, tokenizer = load_scorer(folder).renderer, AutoTokenizer.from_pretrained(str(folder))  # type: ignore[attr-defined]
+    rows = [renderer.prompt_and_answer(a, r, True, max_tokens=24) for a, r in zip(ASKED, ANSWERS, strict=True)]
+    batch = tokenizer.pad({"input_ids": [q + r for q, r in rows]}, return_tensors="pt")
+    add = json.loads((folder / "scoring.json").read_text())["add_to_classifier"]
+    with torch.no_grad():
+        plain = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval()
+        found = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+    torch.testing.assert_close(found + add, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [({"pooling": "mean"}, r"reward\.pooling is 'mean'"), ({"ensemble": 2}, "those of an ensemble")],
+    ids=["mean", "ensemble"],
+)
+def test_what_no_classifier_can_be_is_no_whole_one(tmp_path: Path, reward: dict[str, Any], words: str) -> None:
+    exported(tmp_path, to=None, **reward)
+    with pytest.raises(UserError, match=rf"--stage reward: .*{words}.*export it without --merge"):
+        export_stage(tmp_path / "run", "reward", tmp_path / "whole", merge=True)
+    assert not (tmp_path / "whole").exists()
+
+
+def test_a_damaged_note_of_the_limit_is_named(tmp_path: Path) -> None:
+    exported(tmp_path, to=None)
+    folder = export_stage(tmp_path / "run", "reward", tmp_path / "whole", merge=True)
+    (folder / "scoring.json").write_text("{}")
+    with pytest.raises(UserError, match=r"scoring\.json: not as `trivet export` writes it"):
+        load_scorer(folder)
 
 
 @pytest.mark.parametrize(
