@@ -39,7 +39,7 @@ SLOW = (
     "trivet chat runs/demo --compare-with runs/other",
     "trivet chat runs/mine --stage ppo --compare-with sft",
     "trivet export runs/mine --stage reward --to rewarder",
-    "trivet export runs/mine --stage reward --to classifier --merge",
+    "trivet export runs/mine --stage reward --to whole --merge",
     "trivet run my.yaml --store ~/trivet-store",
     "trivet run my.yaml --store ~/trivet-store --set ppo.kl_coef=0.1 --run-dir runs/less-kl",
     "trivet run my.yaml --profile",
