@@ -314,17 +314,21 @@ def export(
     stage: Annotated[str, typer.Option("--stage", metavar="STAGE", help="sft, reward, ppo or pretrain")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="a new folder")],
     merge: Annotated[bool, typer.Option("--merge", help="full weights instead of an adapter")] = False,
+    gguf: Annotated[
+        str | None, typer.Option("--gguf", metavar="TYPE", help="a file for llama.cpp: f32, f16, bf16 or q8_0")
+    ] = None,
 ) -> None:
-    """Write a stage as a plain Hugging Face folder.
+    """Write a stage as a plain Hugging Face folder, or for llama.cpp.
 
-    Transformers, PEFT and vLLM load it.
+    Transformers, PEFT and vLLM load the folder; --gguf writes model.gguf and Ollama's Modelfile instead.
 
     \b
     trivet export runs/demo --stage ppo --to aligned --merge
+    trivet export runs/demo --stage ppo --to for-ollama --gguf q8_0
     """
     from pipelines.run.export import export_stage
 
-    typer.echo(str(export_stage(run, stage, to, merge)))
+    typer.echo(str(export_stage(run, stage, to, merge, gguf)))
 
 
 @app.command()

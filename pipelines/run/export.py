@@ -6,7 +6,7 @@ import contextlib
 import copy
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from models.roles.as_classifier import (
 )
 from models.roles.export import generation_settings, save_adapter, write_model
 from models.roles.files import ADAPTER, SCORING
+from models.roles.gguf_file import check_gguf, modelfile, write_gguf
+from models.roles.lora import merged_copy
 from models.roles.shared_base import SharedBase
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline
@@ -51,7 +53,7 @@ def check_alone() -> None:
         )
 
 
-def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = False) -> Path:
+def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = False, gguf: str | None = None) -> Path:
     """Export a stage's model.
 
     Args:
@@ -59,12 +61,16 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
         stage: ``sft``, ``reward`` (with its head, and all members of an ensemble), ``ppo`` or ``pretrain``.
         to: the folder to make; it must not exist.
         merge: full weights with the adapter merged into a *copy* of the base, instead of the adapter alone.
+        gguf: a GGUF file of them in this type (``models.roles.gguf_file.TYPES``), and Ollama's Modelfile.
 
     Raises:
-        UserError: an unknown stage, an unfinished one, or a folder that exists.
+        UserError: an unknown stage, an unfinished one, a folder that exists, or what llama.cpp does not have.
     """
     check_alone()
     roles = exportable()
+    if gguf is not None and (merge or roles.get(stage) == "reward"):
+        why = "is merged anyway: leave out --merge" if merge else "is for models that respond, and reward scores"
+        raise UserError(f"--gguf: a GGUF file {why}")
     if stage not in roles:
         raise UserError(f"--stage {stage}: cannot be exported.{nearest(stage, roles)} One of: {', '.join(roles)}")
     to = Path(to).resolve()
@@ -82,6 +88,8 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
     with patience(f"exporting {stage} to {to}"), _written_whole(to) as partial:
         if role == "reward":
             _export_reward(pipeline, folder, partial, merge)
+        elif gguf is not None:
+            _export_gguf(pipeline, stage, role, folder, partial, gguf)
         else:
             _export_lm(pipeline, stage, role, folder, partial, merge)
     return to
@@ -103,6 +111,27 @@ def _written_whole(to: Path) -> Iterator[Path]:
         raise UserError(f"{to}: cannot be written ({error.strerror or error}); choose another --to") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _export_gguf(pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, kind: str) -> None:
+    """One file for llama.cpp, and Ollama's description of it."""
+    base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.chat_template = renderer.template
+    check_gguf(base.lm.config, tokenizer, kind)
+    if role != "base":
+        pipeline.loaded.load(stage, role, folder)
+    lm = base.copies[role] if role in base.copies else merged_copy(base.lm, None if role == "base" else role)
+    name = f"{pipeline.recipe.name}-{stage}"
+    write_gguf(lm, tokenizer, partial / "model.gguf", kind=kind, name=name, stops=renderer.stop_ids)
+
+    def render(messages: Sequence[Mapping[str, str]]) -> str:
+        ids = renderer.prompt_ids(messages)
+        return str(tokenizer.decode(ids[ids[0] == tokenizer.bos_token_id :], skip_special_tokens=False))
+
+    stops = [str(tokenizer.decode([i], skip_special_tokens=False)) for i in renderer.stop_ids]
+    with naming(partial):
+        (partial / "Modelfile").write_text(modelfile("model.gguf", render, stops), encoding="utf-8")
 
 
 def _export_lm(pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, merge: bool) -> None:

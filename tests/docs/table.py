@@ -40,6 +40,8 @@ SLOW = (
     "trivet chat runs/mine --stage ppo --compare-with sft",
     "trivet export runs/mine --stage reward --to rewarder",
     "trivet export runs/mine --stage reward --to whole --merge",
+    "trivet export runs/mine --stage ppo --to for-ollama --gguf q8_0",
+    "trivet export runs/demo --stage ppo --to for-ollama --gguf q8_0",
     "trivet run my.yaml --store ~/trivet-store",
     "trivet run my.yaml --store ~/trivet-store --set ppo.kl_coef=0.1 --run-dir runs/less-kl",
     "trivet run my.yaml --profile",

@@ -199,6 +199,14 @@ WITH_PACKAGES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first run, with a byte-level tokenizer."""
+    folder = tmp_path_factory.mktemp("bytes") / "run"
+    Pipeline.from_recipe(RECIPE, ["base.pretrain.tokenizer=bpe", "base.pretrain.vocabulary=400"], folder).run(until="ppo")
+    return folder
+
+
 @contextmanager
 def scorer(command: str, folder: Path) -> Iterator[None]:
     """The server of the page's line before, for a command that asks it."""
@@ -229,6 +237,10 @@ def test_the_command_runs_as_it_is_written(
             shutil.copytree(request.getfixturevalue("exports") / kind, folder / place)
     if command.startswith(("torchrun", "accelerate")):
         shutil.rmtree(folder / "runs/mine")
+    if "--gguf" in command:  # llama.cpp has no vocabularies of whole words
+        for name in ("mine", "demo"):
+            shutil.rmtree(folder / "runs" / name)
+            shutil.copytree(request.getfixturevalue("of_bytes"), folder / "runs" / name)
     if "my.yaml" in command and "--store" not in command:  # the reader has run it before
         shutil.copytree(folder / "runs/mine", folder / "runs/my")
     if "~/trivet-store" in command and "my.yaml" not in command:

@@ -1,0 +1,294 @@
+"""GGUF files: llama.cpp reads them and responds as Transformers does; what it would compute otherwise is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from data.common.errors import UserError
+from models.roles.gguf_file import (
+    FAMILIES,
+    SPLITS,
+    TYPES,
+    family_of,
+    modelfile,
+    neighbouring,
+    vocabulary,
+    write_gguf,
+)
+from pipelines.run.export import export_stage
+from pipelines.run.open_run import open_run, stage_folder
+from pipelines.run.pipeline import Pipeline
+from tests.conftest import tiny_lm, word_tokenizer
+from tests.support.recipes import ROOT
+
+TEXTS = [
+    "Once upon a time there was a little fox. It didn't like the rain, and it's said that 2 of 31 foxes do.",
+    "She sings; he dances!  Two blanks,\n\nnew lines and 12345 numbers.",
+    "user: tell a story\nassistant: once there was a whale who'd sail.",
+] * 4
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+SPLITTERS: dict[str, Any] = {
+    "gpt-2": BYTES,
+    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), BYTES]),
+    **{
+        name: pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        for pattern, name in SPLITS.items()
+    },
+}
+
+
+def byte_tokenizer(split: str = "gpt-2") -> PreTrainedTokenizerFast:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = SPLITTERS[split], decoders.ByteLevel()
+    if split == "qwen2":
+        made.normalizer = normalizers.NFC()
+    trainer: Any = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    made.add_tokens([AddedToken("<|user|>", special=True), AddedToken("<|assistant|>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<end>", chat_template=TEMPLATE)
+
+
+def sized(family: str, tokenizer: Any, **more: Any) -> Any:
+    """A tiny model of a family whose rows of embeddings are more than the tokens."""
+    settings = {"vocab_size": len(tokenizer) + 5, "eos_token_id": 0, "bos_token_id": None, "pad_token_id": 0}
+    return tiny_lm(family, **(settings | {"max_position_embeddings": 256} | more)).eval()
+
+
+def greedy(lm: Any, ids: list[int], count: int = 32) -> list[int]:
+    given = torch.tensor([ids])
+    more = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
+    out = lm.generate(given, attention_mask=torch.ones_like(given), **more)  # which is not guessed from the ids
+    return out[0, len(ids) :].tolist()
+
+
+def by_llama_cpp(file: Path, prompt: str | list[int], count: int = 32) -> tuple[str, int]:
+    """What llama.cpp says, greedily and with an fp32 cache, and how many tokens it makes of the prompt."""
+    cpp = pytest.importorskip("xllamacpp")
+    settings = cpp.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel = str(file), 256, 1
+    settings.warmup, settings.n_gpu_layers, settings.cpuparams.n_threads = False, 0, 1
+    settings.cache_type_k = settings.cache_type_v = cpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = cpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = cpp.Server(settings)
+    asked = {"prompt": prompt, "n_predict": count, "temperature": 0.0, "cache_prompt": False, "ignore_eos": True}
+    found = server.handle_completions(asked)
+    found = found if isinstance(found, dict) else json.loads(found)
+    assert "choices" in found, found
+    return found["choices"][0]["text"], found["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_first_32_tokens_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
+    """In fp32; the other types are read, and a matrix is off by no more than they say."""
+    tokenizer = byte_tokenizer()
+    lm = sized("llama", tokenizer, initializer_range=0.1)
+    write_gguf(lm, tokenizer, tmp_path / "m.gguf", kind=kind, name="tiny", stops=[0])
+    ids = tokenizer("once upon a fox")["input_ids"]
+    said, count = by_llama_cpp(tmp_path / "m.gguf", "once upon a fox")
+    assert count == len(ids) and said
+    if kind == "f32":
+        assert said == tokenizer.decode(greedy(lm, ids))
+    gguf = pytest.importorskip("gguf")
+    stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    tensor = stored["blk.0.ffn_down.weight"]
+    values = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+    expected = lm.model.layers[0].mlp.down_proj.weight.detach()
+    assert (values - expected).abs().max() <= {"f32": 0, "f16": 2**-12, "bf16": 2**-9, "q8_0": 2**-8}[kind] * 0.5
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "llama with biases", "untied"])
+def test_each_family_is_read(tmp_path: Path, family: str) -> None:
+    tokenizer = byte_tokenizer()
+    more: dict[str, Any] = {"initializer_range": 0.1}
+    if family == "llama with biases":
+        more["attention_bias"] = True
+    if family == "untied":
+        more["tie_word_embeddings"] = False
+    lm = sized(family if family in FAMILIES else "llama", tokenizer, **more)
+    with torch.no_grad():
+        for name, p in lm.named_parameters():
+            if name.endswith("bias"):
+                p.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    write_gguf(lm, tokenizer, tmp_path / "m.gguf", kind="f32", name="tiny", stops=[0])
+    text = "It didn't like"
+    said, _ = by_llama_cpp(tmp_path / "m.gguf", text)
+    assert said == tokenizer.decode(greedy(lm, tokenizer(text)["input_ids"]))
+
+
+@pytest.mark.parametrize("split", SPLITTERS)
+def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path: Path, split: str) -> None:
+    """Where a word is split elsewhere, another number of tokens comes out, and another response."""
+    tokenizer = byte_tokenizer(split)
+    assert vocabulary(tokenizer, 400).split == split
+    lm = sized("llama", tokenizer, initializer_range=0.1)
+    write_gguf(lm, tokenizer, tmp_path / "m.gguf", kind="f32", name="tiny", stops=[0])
+    for text in (TEXTS[0], TEXTS[1], "<|user|>12345 foxes<end><|assistant|>"):
+        ids = tokenizer(text)["input_ids"]
+        said, count = by_llama_cpp(tmp_path / "m.gguf", text, 8)
+        assert (said, count) == (tokenizer.decode(greedy(lm, ids, 8)), len(ids)), text
+
+
+def test_neighbours_are_interleaved() -> None:
+    rows = torch.arange(8.0)[:, None]
+    assert neighbouring(rows, 2).flatten().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert neighbouring(torch.arange(4.0), 1).tolist() == [0, 2, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "words"),
+    [
+        ("gpt2", {}, "'gpt2' cannot be written; llama, mistral, qwen2, qwen3 can"),
+        ("mistral", {"sliding_window": 8}, r"sliding_window: llama\.cpp computes this 'mistral' otherwise"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_parameters"),
+        ("llama", {"mlp_bias": True}, "mlp_bias"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused(family: str, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        family_of(tiny_lm(family, **change).config)
+
+
+def test_tokenizers_that_it_does_not_know_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match="no form for a tokenizer of kind 'WordLevel'"):
+        vocabulary(word_tokenizer(), 40)
+    odd = byte_tokenizer()
+    odd.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), BYTES])
+    with pytest.raises(UserError, match=r"no name for how this tokenizer splits text .Whitespace and ByteLevel"):
+        vocabulary(odd, 400)
+    odd.backend_tokenizer.pre_tokenizer = BYTES
+    odd.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(UserError, match="behind Lowercase"):
+        vocabulary(odd, 400)
+    bare = Tokenizer(models.BPE({"<unk>": 0, "a": 1}, [], unk_token="<unk>", byte_fallback=True))
+    bare.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    with pytest.raises(UserError, match="tokens for 0 of 256 bytes"):
+        vocabulary(PreTrainedTokenizerFast(tokenizer_object=bare), 2)
+
+
+def test_the_kinds_of_tokens() -> None:
+    found = vocabulary(byte_tokenizer(), 400)
+    assert found.model == "gpt2" and found.tokens[0] == "<end>" and found.kinds[0] == 3
+    last = max(i for i, kind in enumerate(found.kinds) if kind == 1)
+    assert found.tokens[last + 1] == "<|user|>" and found.kinds[last + 1] == 3
+    assert found.tokens[-1] == "[PAD399]" and found.kinds[-1] == 5
+    assert found.merges[0].count(" ") == 1 and not found.scores
+
+
+def test_ollamas_description_has_template_stops_and_sampling() -> None:
+    def render(messages: Any) -> str:
+        return "".join(f"<{m['role']}>{m['content']}</>" for m in messages) + "<assistant>"
+
+    text = modelfile("model.gguf", render, ["</>", 'a"b'])
+    assert text.splitlines() == [
+        "FROM ./model.gguf",
+        'TEMPLATE """{{ if .System }}<system>{{ .System }}</><user>{{ else }}<user>{{ end }}{{ .Prompt }}</><assistant>'
+        '{{ .Response }}"""',
+        'PARAMETER stop "</>"',
+        'PARAMETER stop "a\\"b"',
+        "PARAMETER temperature 1",
+        "PARAMETER top_k 0",
+        "PARAMETER top_p 1",
+        "PARAMETER repeat_penalty 1",
+    ]
+
+    def without_system(messages: Any) -> str:
+        if messages[0]["role"] == "system":
+            raise UserError("no system message here")
+        return f"Q: {messages[0]['content']}\nA:"
+
+    assert 'TEMPLATE """Q: {{ .Prompt }}\nA:{{ .Response }}"""' in modelfile("m", without_system, [])
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose base has a byte-level tokenizer, tuned for a moment."""
+    folder = tmp_path_factory.mktemp("tuned")
+    tokenizer = byte_tokenizer()
+    sized("llama", tokenizer, initializer_range=0.1).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    rows = [{"prompt": f"tell {n}", "completion": f"a fox and {n} whales"} for n in range(16)]
+    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "name": "foxes",
+        "base": str(folder / "base"),
+        "stages": ["sft"],
+        "data": {"demonstrations": str(folder / "d.jsonl"), "held_out": 0.0},
+        "adapter": {"rank": 4, "alpha": 8},
+        "sft": {"epochs": 6, "learning_rate": 3e-3, "batch": 8},
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    Pipeline.from_recipe(recipe, run_dir=folder / "run").run()
+    return folder / "run"
+
+
+def test_an_exported_stage_responds_in_llama_cpp_as_in_the_run(tmp_path: Path, tuned: Path) -> None:
+    to = export_stage(tuned, "sft", tmp_path / "out", gguf="f32")
+    assert sorted(f.name for f in to.iterdir()) == ["Modelfile", "model.gguf"]
+    pipeline = open_run(tuned)
+    base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
+    pipeline.loaded.load("sft", "sft", stage_folder(pipeline, "sft"))
+    prompt = renderer.prompt_ids([{"role": "user", "content": "tell 3"}])
+    text = base.tokenizer.decode(prompt)
+    assert text == "<|user|>tell 3<end><|assistant|>"
+    with base.role("sft") as view:
+        ids = greedy(view.lm, prompt)
+    assert by_llama_cpp(to / "model.gguf", text) == (base.tokenizer.decode(ids, skip_special_tokens=True), len(prompt))
+    template = "{{ else }}<|user|>{{ end }}{{ .Prompt }}<end><|assistant|>{{ .Response }}"
+    assert template in (to / "Modelfile").read_text()
+    assert 'PARAMETER stop "<end>"' in (to / "Modelfile").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"gguf": "q9"}, "--gguf q9: one of f32, f16, bf16, q8_0"),
+        ({"gguf": "f32", "merge": True}, "leave out --merge"),
+        ({"gguf": "f32", "stage": "reward"}, "reward scores"),
+    ],
+)
+def test_what_cannot_be_exported_so_leaves_nothing(
+    tmp_path: Path, tuned: Path, more: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        export_stage(tuned, more.pop("stage", "sft"), tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
+
+
+def test_a_real_model_of_sentencepiece_is_read(tmp_path: Path, shared: Path) -> None:
+    from transformers import AutoTokenizer
+
+    source = shared / "models" / "stories260K"
+    lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    write_gguf(lm, tokenizer, tmp_path / "m.gguf", kind="f32", name="stories", stops=[2])
+    for text in ("Once upon a time, Lily", "The  dog's 123 bones", "h\u00e9llo w\u00f6rld\n\nnew"):
+        ids = tokenizer(text)["input_ids"]
+        said, count = by_llama_cpp(tmp_path / "m.gguf", text)
+        whole, before = tokenizer.decode([*ids, *greedy(lm, ids)]), tokenizer.decode(ids)
+        assert (said, count) == (whole[len(before) :], len(ids))
+
+
+def test_the_extra_names_the_package() -> None:
+    assert 'gguf = ["gguf' in (ROOT / "pyproject.toml").read_text()
