@@ -27,6 +27,6 @@ def lock(file: IO[Any], *, shared: bool = False, wait: bool = False) -> bool:
     except OSError as error:
         raise UserError(
             f"{Path(file.name).parent}: files cannot be locked on this file system ({error.strerror}), by which "
-            "processes are kept from writing the same files at once; choose a folder on another one, or mount it with locks"
+            "processes are kept from writing the same files at once; choose a folder elsewhere, or mount it with locks"
         ) from error
     return True
