@@ -78,6 +78,29 @@ def check_launch(environment: Mapping[str, str]) -> None:
         raise UserError(
             f"RANK={rank}, LOCAL_RANK={local}: of WORLD_SIZE={count} processes, whose ranks end at {count - 1}; {START}"
         )
+    port = given["MASTER_PORT"]
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise UserError(f"MASTER_PORT={port}: is no port (1 to 65535), at which the processes meet; {START}")
+
+
+def check_alone(command: str, environment: Mapping[str, str]) -> None:
+    """Refuse a command that one process does where a launcher started several, which would all write the same files.
+
+    torchrun and accelerate set LOCAL_RANK; without it WORLD_SIZE may be that of a pod in which the user types commands.
+
+    Raises:
+        UserError: names the variable that speaks of several processes.
+    """
+    launched = environment.get("RANK") and environment.get("LOCAL_RANK")
+    for name in LAUNCHED if launched else LAUNCHED[1:]:
+        count = environment.get(name, "")
+        if re.fullmatch("[0-9]{1,9}", count) and int(count) > 1:
+            raise UserError(
+                f"trivet {command}: is the work of one process, and the launcher started {count} ({name}={count}), "
+                f"which would all do it at once; give this command without the launcher, or unset {name}"
+            )
+        if count:
+            return
 
 
 def check_devices(gpus: int, environment: Mapping[str, str]) -> None:

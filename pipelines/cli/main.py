@@ -5,6 +5,7 @@ Knows nothing of how a stage runs. Heavy libraries are imported inside commands,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from inspect import cleandoc
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 
 from data.common.errors import UserError
+from models.backbone.launch import check_alone
 from pipelines.cli import evaluate as cli_evaluate
 from pipelines.cli import folders as cli_folders
 from pipelines.cli.exit_codes import exit_code, spread_values
@@ -38,6 +40,10 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspec
 app.add_typer(data_app, name="data")
 
 
+SHARED = ("run", "evaluate", "plan", "rollout-server")
+"""Commands besides the stages' that several processes of one launcher may be given."""
+
+
 def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import PackageNotFoundError, version
@@ -51,11 +57,15 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None:
     """Options of all commands."""
+    command = context.invoked_subcommand
+    if command is not None and command not in SHARED and command not in STAGES:
+        check_alone(command, os.environ)
 
 
 @app.command()

@@ -125,14 +125,21 @@ def _words(errors: list[dict[str, Any]]) -> str:
             texts.append(str(one["msg"]).removeprefix("Value error, "))
     if kinds:
         value = errors[0]["input"]
-        given = (
-            "a group of settings" if isinstance(value, dict) else "a list" if isinstance(value, list) else repr(value)
-        )
         hint = ""
         if isinstance(value, str) and (expected := [e for e in errors if e["type"] == "literal_error"]):
             hint = nearest(value, expected[0]["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", "))
-        texts.insert(0, f"must be {' or '.join(dict.fromkeys(kinds))}, not {given}.{hint}".removesuffix("."))
+        texts.insert(0, f"must be {' or '.join(dict.fromkeys(kinds))}, not {_given(value)}.{hint}".removesuffix("."))
+        if kinds == ["text"] and isinstance(value, bool):
+            texts.append("YAML reads yes, no, on and off as true and false, so put the word in quotes")
+        elif kinds == ["text"] and isinstance(value, int | float):
+            texts.append("put it in quotes")
     return "; ".join(dict.fromkeys(texts))
+
+
+def _given(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a group of settings" if isinstance(value, dict) else "a list"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def coerced(raw: Any, valid: Any, path: Path = ()) -> list[Problem]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from data.common.errors import UserError
+from data.common.locks import lock
 from data.common.redaction import redacted
 from data.common.strict_json import read_object
 from models.backbone.artifacts import write_json
@@ -125,12 +125,10 @@ def holding(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --run-dir") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not lock(file):
             raise UserError(
                 f"{path}: another run holds this folder (process {_written(path)}); wait for it or choose --run-dir"
-            ) from error
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -141,12 +139,11 @@ def holder(path: Path) -> str:
     """The process that holds a run folder now, '' if none does. Writes nothing."""
     try:
         with (path / LOCK).open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+            return "" if lock(file, shared=True) else _written(path)
+    except (FileNotFoundError, UserError):  # without locks there is no run either
         return ""
     except OSError:
         return _written(path)
-    return ""
 
 
 def _written(path: Path) -> str:

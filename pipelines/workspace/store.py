@@ -12,7 +12,6 @@ before it is used, and a damaged one is set aside. It knows nothing of recipes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.common.errors import UserError
+from data.common.locks import lock
 from data.common.patience import patience
 from models.backbone.artifacts import (
     LOGS,
@@ -87,8 +87,8 @@ class Store:
     @contextlib.contextmanager
     def _using(self) -> Iterator[None]:
         """While entries are written or copied, nothing is removed (``alone``)."""
-        with (self.root / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+        with (self.root / ".lock").open("a") as file:
+            lock(file, shared=True, wait=True)
             yield
 
     @contextlib.contextmanager
@@ -98,11 +98,9 @@ class Store:
         Raises:
             UserError: somebody does at the moment.
         """
-        with (self.root / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"{self.root}: a run is using this store at the moment; try again later") from error
+        with (self.root / ".lock").open("a") as file:
+            if not lock(file):
+                raise UserError(f"{self.root}: a run is using this store at the moment; try again later")
             yield
 
     def put(self, artifact: Artifact) -> None:
@@ -115,8 +113,8 @@ class Store:
         if self.find(artifact.key) is not None:
             return
         partial = self.partial / f"{artifact.key}.{uuid.uuid4().hex}"
-        with partial.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with partial.with_suffix(".lock").open("w") as file:
+            lock(file, wait=True)
             try:
                 with patience(f"copying {artifact.path} to the store"):
                     copy_artifact(artifact, partial)
@@ -206,12 +204,11 @@ class Store:
 def _locked(path: Path) -> bool:
     try:
         with path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return not lock(file)
     except FileNotFoundError:
         return False
-    except OSError:
+    except (OSError, UserError):
         return True
-    return False
 
 
 def copy_artifact(artifact: Artifact, to: Path) -> None:

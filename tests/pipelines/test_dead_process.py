@@ -23,11 +23,13 @@ def test_the_others_name_the_process_that_died_and_the_way_on(tmp_path: Path) ->
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(ROOT / "tests/pipelines/dying.py"), "run", str(tmp_path / "r.yaml"), "--run-dir"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    started = time.monotonic()
+    environment["DIED_AT"] = str(tmp_path / "died")
     done = subprocess.run(
-        [*command, str(tmp_path / "run")], capture_output=True, text=True, timeout=200, env=environment, cwd=tmp_path
+        [*command, str(tmp_path / "run")], capture_output=True, text=True, timeout=580, env=environment, cwd=tmp_path
     )
-    assert done.returncode != 0 and time.monotonic() - started < 120  # of which most is the start and pretraining
+    ended = time.time()
+    # the start and pretraining, which take long on a busy machine, are no part of the minute that is promised
+    assert done.returncode != 0 and ended - float((tmp_path / "died").read_text()) < 60
     said = re.search(
         r"process 1 \(pid \d+ on .+?\) died.*the same command resumes from the newest checkpoint", done.stderr
     )

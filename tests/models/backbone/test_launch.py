@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.common.errors import UserError
-from models.backbone.launch import check_devices, check_launch, check_world_size
+from models.backbone.launch import check_alone, check_devices, check_launch, check_world_size
 from models.backbone.processes import Processes
 from pipelines.cli import main as cli
 
@@ -50,6 +50,10 @@ def test_a_part_of_an_environment_is_refused_by_what_is_missing(missing: str):
         ({"RANK": "3"}, "RANK=3, LOCAL_RANK=1: of WORLD_SIZE=3 processes, whose ranks end at 2"),
         ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3: of WORLD_SIZE=3"),
         ({"WORLD_SIZE": "0"}, "of WORLD_SIZE=0"),
+        ({"MASTER_PORT": "abc"}, r"MASTER_PORT=abc: is no port \(1 to 65535\)"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT=0: is no port"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999: is no port"),
+        ({"MASTER_PORT": "-1"}, "MASTER_PORT=-1: is no port"),
     ],
 )
 def test_ranks_that_cannot_be_are_refused(change: dict[str, str], words: str):
@@ -67,6 +71,53 @@ def test_a_launcher_that_would_divide_models_itself_is_refused(name: str, plugin
     monkeypatch.setenv(name, "True")
     with pytest.raises(UserError, match=r"runtime\.sharding"):
         Processes("cpu")
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        (WHOLE, "WORLD_SIZE=3"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_STEP_NUM_TASKS=4"),
+        ({"PMI_SIZE": "2", "WORLD_SIZE": "2"}, "PMI_SIZE=2"),  # a pod's, and mpirun's within it
+    ],
+)
+def test_what_one_process_does_is_refused_to_several(environment: dict[str, str], name: str):
+    with pytest.raises(UserError, match=f"trivet export: is the work of one process.*{name}"):
+        check_alone("export", environment)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        WHOLE | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "29500"},  # a pod; the user types in it
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        WHOLE | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "SLURM_STEP_NUM_TASKS": "2"},
+    ],
+)
+def test_one_process_may_do_it(environment: dict[str, str]):
+    check_alone("export", environment)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["export", "run", "--stage", "ppo", "--to", "out"], ["report", "run"], ["score", "run", "answers.jsonl"]),
+        *(["data", "fix", "chats.jsonl"], ["gc", "run", "--yes"], ["serve-reward", "run"], ["chat", "run"]),
+        *(["ls"], ["verify", "run"], ["watch", "run"], ["models"], ["data", "check", "chats.jsonl"]),
+    ],
+)
+def test_commands_of_one_process_say_so_under_a_launcher(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Each would write the same files as the others at once."""
+    for name, value in WHOLE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2 and not list(tmp_path.iterdir())
+    assert f"trivet {arguments[0]}: is the work of one process" in capsys.readouterr().err
 
 
 def test_a_local_rank_alone_is_refused():

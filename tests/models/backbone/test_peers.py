@@ -335,3 +335,40 @@ def test_processes_that_all_wait_for_each_other_end(
     watch.run()
     said = capsys.readouterr().err
     assert ended == [3] and "(0 between stages, 1 in sft at step 7)" in said and RESUMES in said
+
+
+class Waits:
+    """An event that is set after so many waits of any length."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.seconds = count, list[float]()
+
+    def wait(self, seconds: float) -> bool:
+        self.seconds.append(seconds)
+        return len(self.seconds) > self.count
+
+
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+
+
+def test_one_that_waits_for_others_who_never_come_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """torch waits for hours without a word."""
+    done: Any = Waits(2)
+    peers.say_who_is_missing(LAUNCHED, done)
+    assert done.seconds == [30.0, 60.0, 120.0]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("process 0 has waited" in line for line in said)
+    assert all("at 10.0.0.1:29500 for the others: WORLD_SIZE=2" in line for line in said)
+
+
+def test_it_is_said_while_processes_meet_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[Any] = []
+    monkeypatch.setattr(peers, "say_who_is_missing", lambda environment, done: waits.append((environment, done)))
+    with peers.starting(LAUNCHED | {"WORLD_SIZE": "1"}):
+        assert not waits
+    with peers.starting(LAUNCHED):
+        while not waits:
+            time.sleep(0.01)
+        (environment, done) = waits[0]
+        assert environment == LAUNCHED and not done.is_set()
+    assert done.is_set()

@@ -101,6 +101,11 @@ def test_reading_a_recipe_imports_no_heavy_library() -> None:
         (GOOD + "evaluation:\n  systems:\n  - sft\n  - bets_of_4\n", "FILE:12: evaluation.systems.1: no system"),
         ("base: gpt2\n", "FILE: data: is needed but not given"),
         ("base: 5\ndata: {demonstrations: x}\n", "FILE:1: base: must be text or a group of settings"),
+        (
+            GOOD + "evaluation: {labels: [yes, no]}\n",
+            "labels.0: must be text, not true; YAML reads yes, no, on and off as",
+        ),
+        (GOOD + "evaluation: {labels: [a, 2]}\n", "FILE:9: evaluation.labels.1: must be text, not 2; put it in quotes"),
         ("base: gpt2\ndata: {}\n", "FILE:2: data: calls for no stage"),
         ("base: gpt2\ndata: {demonstrations: x}\nstages: [reward]\n", "FILE:2: data: the reward stage needs"),
         ("base: gpt2\n\tdata: x\n", "FILE:2: not readable as YAML"),
