@@ -121,7 +121,7 @@ def finish(run_dir: Path, progress: Any) -> None:
 
 def show_settings(recipe: Path, overrides: Sequence[str] | None) -> None:
     """Every setting with its value, as the YAML of a recipe that says the same."""
-    print(resolved_yaml(load_recipe(recipe, overrides or ())), end="")
+    print(resolved_yaml(make_pipeline(recipe, overrides, None, None).recipe), end="")
 
 
 def show_plan(
