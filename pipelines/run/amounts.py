@@ -55,7 +55,7 @@ def settled(recipe: Recipe, corpus: Corpus) -> Settled:
     for stage, (count, unit) in rows.items():
         found |= (chosen := _passes(recipe, stage, count))
         if chosen:
-            named = " and ".join(f"{key.split('.')[1]} {value}" for key, value in chosen.items())
+            named = " and ".join(f"{key.split('.')[1]} {value:g}" for key, value in chosen.items())
             config = getattr(with_settings(recipe, chosen), stage)
             steps = round(amounts.steps_of(count, config.batch) * config.epochs)
             why[stage] = (
@@ -98,7 +98,7 @@ def _lengths(recipe: Recipe, corpus: Corpus) -> tuple[dict[str, int], dict[str, 
     about = "" if base else f", at {amounts.BYTES} bytes a token"
     bound = f", as far as the base's {base.positions:,} positions allow" if base and longest == room else ""
     bound = bound or (f", at most {amounts.LONGEST}" if longest == amounts.LONGEST else "")
-    text = f"max_new_tokens {longest}: chosen to hold {amounts.WHOLE:.0%} of the {unit}{about}{bound}"
+    text = f"max_new_tokens {longest}: chosen to hold {amounts.WHOLE * 100:g} % of the {unit}{about}{bound}"
     return {f"{stage}.max_new_tokens": longest for stage in stages}, dict.fromkeys(stages, text)
 
 
