@@ -17,7 +17,7 @@ from collections.abc import Sequence
 STEPS, PASSES, BATCHES = 250, 4, (16, 8)
 WHOLE, GRAIN, LONGEST = 0.95, 16, 512
 BYTES = 4
-"""UTF-8 bytes a token, where the tokenizer may not be on this machine: vocabularies of 32,000 and more have about that."""
+"""UTF-8 bytes a token, where the tokenizer may not be on this machine: large vocabularies have about that."""
 
 
 def batch_for(rows: int, passes: float | None = None) -> int:

@@ -1,8 +1,8 @@
 """Settings that a recipe leaves open and that follow from its data (``pipelines.recipe.amounts`` has the laws).
 
 They are part of the resolved recipe and of the stages' keys. Of a folder tokens are counted by its tokenizer; of a hub
-id they are estimated, whether it is on this machine or not, so that a download changes no key. A base from scratch keeps
-the settings' own lengths, which its context bounds.
+id they are estimated, whether it is on this machine or not, so that a download changes no key. A base from scratch
+keeps the settings' own lengths, which its context bounds.
 """
 
 from __future__ import annotations
@@ -85,10 +85,11 @@ def _lengths(recipe: Recipe, corpus: Corpus) -> tuple[dict[str, int], dict[str, 
     responses, unit = _responses(corpus)
     if not stages or not responses or not isinstance(recipe.base, str):
         return {}, {}
-    base = _opened(recipe)
-    if base is False:
-        return {}, {}
-    count = _counter(base or None)
+    spec = resolve_base(recipe.base, base_dir=recipe.base_dir)
+    base, folder = None, Path(spec.source).is_dir()
+    if folder and (base := opened(spec, recipe.template_source, recipe.stop or spec.stop)) is None:
+        return {}, {}  # whoever loads the base says what is wrong
+    count = _counter(base)
     lengths = [count(messages, response) for messages, response in responses]
     room = None
     if base and base.positions is not None:
@@ -111,16 +112,7 @@ def _responses(corpus: Corpus) -> tuple[list[tuple[tuple[Message, ...], str]], s
     return best, "best responses of the rankings"
 
 
-def _opened(recipe: Recipe) -> Opened | bool | None:
-    """Tokenizer and positions of a base in a folder; None of a hub id, False where the folder does not say."""
-    assert isinstance(recipe.base, str)
-    spec = resolve_base(recipe.base, base_dir=recipe.base_dir)
-    if not Path(spec.source).is_dir():
-        return None
-    return opened(spec, recipe.template_source, recipe.stop or spec.stop) or False
-
-
-def _counter(base: Any) -> Callable[[Sequence[Message], str], int]:
+def _counter(base: Opened | None) -> Callable[[Sequence[Message], str], int]:
     if base is None:
         return lambda messages, response: amounts.tokens_of(response)
     return lambda messages, response: len(base.renderer.answer_ids(messages, response))

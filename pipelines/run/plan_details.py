@@ -46,8 +46,8 @@ class PlanDetails:
     """Details of the stages of one recipe.
 
     ``pretrained`` is where the run's own base lies once it is done; ``before`` the plans of the stages so far;
-    ``processes`` how many work together; ``given`` the stages whose results are given and that take nothing; ``amounts``
-    says of stages what was chosen by their data.
+    ``processes`` how many work together; ``given`` the stages whose results are given and that take nothing;
+    ``amounts`` says of stages what was chosen by their data.
     """
 
     recipe: Recipe

@@ -1,4 +1,4 @@
-"""Passes, batches and lengths that a recipe leaves to its data: explicit ones win, and what was chosen is written down."""
+"""Passes, batches and lengths that a recipe leaves to its data: explicit ones win, and what was chosen is written."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ def test_explicit_epochs_leave_the_batch_to_them(recipe: dict[str, Any], tmp_pat
     assert chosen(recipe, sft={"epochs": 8})[:2] == (8, 16)
 
 
-def test_without_demonstrations_the_best_ranked_responses_show_the_length(recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_without_demonstrations_the_best_ranked_show_the_length(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
     ranked = [{"prompt": f"w{i} w2", "chosen": " ".join(["w1"] * 40), "rejected": "w3"} for i in range(30)]
     recipe["data"] = {"rankings": rows(tmp_path, "long.jsonl", ranked), "held_out": 0.0}
     recipe["stages"] = ["reward", "ppo"]
