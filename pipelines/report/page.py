@@ -206,6 +206,11 @@ def training_warnings(files: RunFiles) -> list[str]:
     ]
 
 
+def _at(stage: str, warned: Mapping[str, Any]) -> str:
+    """The step of a warning; nothing of one about the data, before the first."""
+    return f", {STAGES[stage].unit} {warned['step']}" if warned["step"] else ""
+
+
 def stage_warnings(files: RunFiles) -> dict[str, list[dict[str, Any]]]:
     """Stage -> its warnings, each with ``step`` and ``text``."""
     out = {}

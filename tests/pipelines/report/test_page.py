@@ -311,11 +311,11 @@ def only(run: Path, to: Path, stages: list[str], learnt: bool | None = True) -> 
 
 def test_a_run_of_sft_alone_is_asked_nothing_else(run: Path, tmp_path: Path):
     headline, answers = first_screen(only(run, tmp_path / "sft-only", ["sft"]))
-    assert (headline["tone"], headline["text"]) == ("good", "Finished: SFT")
+    assert (headline["tone"], headline["text"]) == ("good", "Finished: Instruction tuning (SFT)")
     assert "held-out loss 3.2 before, 2.9 after 20 steps." in headline["detail"]
     assert answers == {"Did SFT learn?": "Yes", "How do I run it again?": "Seed 0"}
     headline, answers = first_screen(only(run, tmp_path / "in-vain", ["sft"], learnt=False))
-    assert (headline["tone"], headline["text"]) == ("bad", "SFT: nothing was learnt")
+    assert (headline["tone"], headline["text"]) == ("bad", "Instruction tuning (SFT): nothing was learnt")
     assert answers["Did SFT learn?"] == "No"
 
 
@@ -340,7 +340,8 @@ def test_a_failed_and_a_stopped_run_say_so(run: Path, tmp_path: Path):
     headline, _ = first_screen(folder)
     assert (headline["tone"], headline["text"]) == ("bad", "Reward model failed")
     assert (
-        headline["detail"].startswith("ValueError: a bad thing.") and "Finished before it: SFT." in headline["detail"]
+        headline["detail"].startswith("ValueError: a bad thing.")
+        and "Finished before it: Instruction tuning (SFT)." in headline["detail"]
     )
     os.utime(folder / "error.log", (1, 1))  # of a failure before this start
     assert first_screen(folder)[0]["text"] == "Reward model was stopped"
@@ -368,7 +369,7 @@ def test_what_was_asked_for_and_lost_stands_up_front(run: Path, tmp_path: Path):
     other.mkdir(parents=True)
     shutil.copy(path, other / "results.json")
     seen = view(read_run(copy))
-    assert seen["metrics"] == ["rouge l: SFT 0.21 → PPO 0.25"]
+    assert seen["metrics"] == ["rouge l: SFT 0.210 → PPO 0.250"]
     assert seen["lost"] == ["SFT: of 90 rows 4 cut to 64 tokens and 2 dropped (2 empty responses)"]
     assert seen["evaluations"] == [("evaluations/ab12/evaluation/results.json", "Base, SFT, PPO on 256 prompts")]
     page = page_of(read_run(copy))
@@ -376,7 +377,7 @@ def test_what_was_asked_for_and_lost_stands_up_front(run: Path, tmp_path: Path):
     assert text.index("rouge l: SFT 0.21") < text.index("What of the data") < text.index("Results on held-out prompts")
     console = Console(width=80, file=io.StringIO())
     console.print(metrics_table(results))
-    assert re.search(r"rouge_l +│? *0\.21 +│? *0\.25", console.file.getvalue())  # type: ignore[attr-defined]
+    assert re.search(r"rouge_l +│? *0\.210 +│? *0\.250", console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def test_curves_are_a_table(run: Path, page: str):
