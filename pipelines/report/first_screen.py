@@ -60,14 +60,21 @@ def first_curves(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Mappin
     return out
 
 
-def lost_rows(run: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for everything of the data that was rejected, cut or dropped; empty where nothing was."""
+def lost_rows(
+    run: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]], warned: Sequence[str] = ()
+) -> list[str]:
+    """A sentence for everything of the data that was rejected, cut or dropped; empty where nothing was.
+
+    What a warning says already, of so many rows that it is one, is left out.
+    """
     data = run.get("data")
     rejected = data.get("rejected rows") if isinstance(data, Mapping) else None
     out = [f"{rejected:,} rows of the files were rejected"] if isinstance(rejected, int) and rejected else []
     for stage in STAGES:
         for group, found in (manifests.get(stage, {}).get("metrics") or {}).items():
             if group.endswith(COUNTS) and isinstance(found, Mapping) and (text := _lost(found)):
+                if any(text.partition(" rows ")[2] in w for w in warned):
+                    continue
                 part = group.removesuffix(COUNTS).replace("_", " ").strip()
                 out.append(f"{title_of(stage)}{f' ({part})' if part else ''}: {text}")
     return out
@@ -80,6 +87,7 @@ def _lost(counts: Mapping[str, Any]) -> str:
     limit = counts.get("limit")
     to = f" to {limit:,} tokens" if isinstance(limit, int) else ""
     parts = [f"{cut:,} cut{to}"] if cut else []
+    whys = [whys[0].partition(" ")[2]] if len(whys) == 1 else whys
     parts += [f"{dropped:,} dropped" + (f" ({', '.join(whys)})" if whys else "")] if dropped else []
     return f"of {rows:,} rows {' and '.join(parts)}" if parts else ""
 

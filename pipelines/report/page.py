@@ -129,17 +129,18 @@ def view(files: RunFiles) -> dict[str, Any]:
     figures = _figures(files, stages)
     table = as_csv(files.metrics)
     samples, count = packed_samples(files.samples)
+    warnings = [str(w) for w in results.get("warnings", [])] + training_warnings(files)
     return {
         "name": run.get("name") or files.path.resolve().name,
         "seed": run.get("seed"),
         "headline": headline(words),
         "metrics": first_screen.metrics_in_short(results, words.main),
-        "lost": first_screen.lost_rows(run, files.manifests),
+        "lost": first_screen.lost_rows(run, files.manifests, warnings),
         "evaluations": first_screen.evaluations(files.path),
         "own_files": [f for f in OWN_FILES if (files.path / f).is_file()],
         "curves_csv": packed(table) if table else "",
         "questions": answers_to_newcomers(words),
-        "warnings": [str(w) for w in results.get("warnings", [])] + training_warnings(files),
+        "warnings": warnings,
         "notes": files.notes,
         "systems": system_rows(results),
         "comparisons": comparison_rows(results),
@@ -200,7 +201,7 @@ def stage_rows(files: RunFiles) -> list[dict[str, Any]]:
 def training_warnings(files: RunFiles) -> list[str]:
     """What the stages noticed of themselves while they trained, with the step at which they did."""
     return [
-        f"{title_of(stage)}, {STAGES[stage].unit} {w['step']}: {w['text']}"
+        f"{title_of(stage)}{_at(stage, w)}: {w['text']}"
         for stage, found in stage_warnings(files).items()
         for w in found
     ]

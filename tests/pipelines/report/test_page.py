@@ -312,7 +312,7 @@ def only(run: Path, to: Path, stages: list[str], learnt: bool | None = True) -> 
 def test_a_run_of_sft_alone_is_asked_nothing_else(run: Path, tmp_path: Path):
     headline, answers = first_screen(only(run, tmp_path / "sft-only", ["sft"]))
     assert (headline["tone"], headline["text"]) == ("good", "Finished: Instruction tuning (SFT)")
-    assert "held-out loss 3.2 before, 2.9 after 20 steps." in headline["detail"]
+    assert "Held-out loss 3.2 before, 2.9 after 20 steps." in headline["detail"]
     assert answers == {"Did SFT learn?": "Yes", "How do I run it again?": "Seed 0"}
     headline, answers = first_screen(only(run, tmp_path / "in-vain", ["sft"], learnt=False))
     assert (headline["tone"], headline["text"]) == ("bad", "Instruction tuning (SFT): nothing was learnt")
@@ -348,9 +348,8 @@ def test_a_failed_and_a_stopped_run_say_so(run: Path, tmp_path: Path):
 
 
 def test_stages_stand_in_order(page: str):
-    text = Tags(page).text
-    text = text[text.index("Training\n") : text.index("Answers side by side")]
-    places = [text.index(title) for title in ("Pretraining", "SFT\n", "Reward model\n", "PPO\n")]
+    titles = {"pretrain": "Pretraining", "sft": "Instruction tuning (SFT)", "reward": "Reward model", "ppo": "PPO"}
+    places = [page.index(f'<i class="dot {stage}"></i>{title}</h3>') for stage, title in titles.items()]
     assert places == sorted(places)
 
 
@@ -370,7 +369,7 @@ def test_what_was_asked_for_and_lost_stands_up_front(run: Path, tmp_path: Path):
     shutil.copy(path, other / "results.json")
     seen = view(read_run(copy))
     assert seen["metrics"] == ["rouge l: SFT 0.210 → PPO 0.250"]
-    assert seen["lost"] == ["SFT: of 90 rows 4 cut to 64 tokens and 2 dropped (2 empty responses)"]
+    assert seen["lost"] == ["Instruction tuning (SFT): of 90 rows 4 cut to 64 tokens and 2 dropped (empty responses)"]
     assert seen["evaluations"] == [("evaluations/ab12/evaluation/results.json", "Base, SFT, PPO on 256 prompts")]
     page = page_of(read_run(copy))
     text = Tags(page).text
