@@ -63,11 +63,13 @@ class SFTConfig(Config):
 
     RATE_DIVISOR: ClassVar[int] = 1  # of the learning rate by width (``pipelines.recipe.rates``)
 
-    epochs: float = Field(1.0, gt=0, description="passes over the demonstrations")
+    epochs: float = Field(1.0, gt=0, description="passes over the demonstrations; left out, or auto: by their number")
     learning_rate: float = Field(
         2e-4, ge=0, description="peak learning rate; left out, or auto: by the base's width and the method"
     )
-    batch: int = Field(16, ge=1, description="conversations an optimizer step, over all processes")
+    batch: int = Field(
+        16, ge=1, description="conversations an optimizer step, over all processes; left out, or auto: by their number"
+    )
     micro_batch: int = Field(16, ge=1, description="conversations a forward pass, at most")
     batch_tokens: int | None = Field(
         None, ge=8, description="padded tokens a forward pass, instead of micro_batch; changes memory, not results"
@@ -109,7 +111,9 @@ class RankingsConfig(Config):
     answers: int = Field(4, ge=2, description="responses sampled for each prompt")
     noise: float = Field(0.0, ge=0, description="scale of Gumbel noise on the annotator's scores (Plackett-Luce)")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
-    max_new_tokens: int = Field(64, ge=1, description="longest response")
+    max_new_tokens: int = Field(
+        64, ge=1, description="longest response; left out, or auto: by those of the demonstrations"
+    )
     batch: int = Field(128, ge=1, description="responses generated at once")
 
 
@@ -142,14 +146,16 @@ class RewardConfig(Config):
         description="share of the training rankings for a held-out reward model, which PPO never optimises",
     )
     init: Literal["sft", "base"] = Field("sft", description="adapter to start from")
-    epochs: float = Field(1.0, gt=0, description="passes over the rankings")
+    epochs: float = Field(1.0, gt=0, description="passes over the rankings; left out, or auto: by their number")
     learning_rate: float = Field(
         1e-4,
         ge=0,
         description="peak, of the adapter; left out, or auto: by the base's width and the method",
     )
     head_learning_rate: float | None = Field(None, ge=0, description="of the scalar head; default: learning_rate")
-    batch: int = Field(16, ge=1, description="rankings an optimizer step, over all processes")
+    batch: int = Field(
+        16, ge=1, description="rankings an optimizer step, over all processes; left out, or auto: by their number"
+    )
     micro_batch: int = Field(16, ge=1, description="rankings a forward pass, at most")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
@@ -244,7 +250,9 @@ class PPOConfig(Config):
     whiten_rewards: bool = Field(False, description="token rewards to variance 1 (mean kept)")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     temperature: float = Field(1.0, gt=0, description="sampling temperature, used in every log-probability as well")
-    max_new_tokens: int = Field(64, ge=1, description="longest response")
+    max_new_tokens: int = Field(
+        64, ge=1, description="longest response; left out, or auto: by those of the demonstrations"
+    )
     max_prompt_tokens: int = Field(512, ge=1, description="longest query; longer prompts are left out and counted")
     old_logprobs: Literal["auto", "recompute", "sampler"] = Field(
         "auto",

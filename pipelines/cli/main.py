@@ -276,9 +276,9 @@ def rollout_server(
     trivet rollout-server recipe.yaml --print --tensor-parallel-size 2
     """
     from pipelines.cli.rollout_server import serve
-    from pipelines.loading.load import load_recipe
+    from pipelines.cli.run import make_pipeline
 
-    raise typer.Exit(serve(load_recipe(recipe), python, host, port, context.args, show))
+    raise typer.Exit(serve(make_pipeline(recipe, None, None, None).recipe, python, host, port, context.args, show))
 
 
 @app.command()

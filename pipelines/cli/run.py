@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.common.errors import GateStopped, StageError, UserError
+from data.common.errors import StageError, UserError
 from pipelines.cli.exit_codes import StageFailed, log_line, summary_of, write_traceback
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.schema import resolved_yaml
@@ -98,10 +99,11 @@ def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> Non
         stage = f"the {progress.current} stage failed" if progress.current else "the run failed"
         stage += ":" if isinstance(error, StageError) else " with"  # a sentence of ours, or an error's name
         log = write_traceback(pipeline.run_dir)
-        if isinstance(error, GateStopped) and pipeline.processes.is_main:
-            from pipelines.report.page import write_report
+        if pipeline.processes.is_main:
+            with contextlib.suppress(UserError, OSError):  # the failure itself is what is to be said
+                from pipelines.report.page import write_report
 
-            progress.say(f"report: {write_report(pipeline.run_dir, progress.say)}")
+                progress.say(f"report: {write_report(pipeline.run_dir, progress.say)}")
         raise StageFailed(f"{stage} {summary_of(error, bool(progress.current))}\n        {log_line(log)}") from error
     if pipeline.processes.is_main:
         for log in pipeline.run_dir.glob("error*.log"):  # of a failure that is overcome
@@ -121,7 +123,7 @@ def finish(run_dir: Path, progress: Any) -> None:
 
 def show_settings(recipe: Path, overrides: Sequence[str] | None) -> None:
     """Every setting with its value, as the YAML of a recipe that says the same."""
-    print(resolved_yaml(load_recipe(recipe, overrides or ())), end="")
+    print(resolved_yaml(make_pipeline(recipe, overrides, None, None).recipe), end="")
 
 
 def show_plan(

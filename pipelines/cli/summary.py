@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from data.common.number_format import number
 from data.common.redaction import printable
+from pipelines.report.first_screen import metric_values
 
 
 def show_summary(run_dir: Path, console: Console) -> None:
@@ -20,6 +23,8 @@ def show_summary(run_dir: Path, console: Console) -> None:
         return
     results = json.loads(path.read_text(encoding="utf-8"))
     console.print(systems_table(results))
+    if metric_values(results):
+        console.print(metrics_table(results))
     for text in results.get("warnings", []):
         console.print(Text(printable(f"warning: {text}"), style="yellow"))
     for row in some_responses(run_dir / "evaluation" / "samples.jsonl"):
@@ -39,6 +44,18 @@ def systems_table(results: dict[str, Any]) -> Table:
             cells += [_number(system, "reward"), _number(system, "kl"), _number(system, "length", 1)]
             cells += [f"{system['distinct_2']:.3f}", f"{system['truncated']:.0%}", _wins(results, name, decoding)]
             table.add_row(name + decoding, *cells)
+    return table
+
+
+def metrics_table(results: dict[str, Any]) -> Table:
+    """One row for each metric that was asked for and is one number, one column a system."""
+    found = metric_values(results)
+    systems = list(dict.fromkeys(system for values in found.values() for system in values))
+    table = Table("metric")
+    for system in systems:
+        table.add_column(escape(system), justify="right")
+    for metric, values in found.items():
+        table.add_row(escape(metric), *(number(values[s]) if s in values else "" for s in systems))
     return table
 
 

@@ -125,8 +125,8 @@ def print_plan(
     if assumed:
         out.print(assumed, style="dim", markup=False)
     for plan in plans:
-        if plan.details.get("chosen"):
-            out.print(printable(f"{plan.name}: {plan.details['chosen']}"), style="dim", markup=False)
+        for text in plan.details.get("chosen", "").splitlines():
+            out.print(printable(f"{plan.name}: {text}"), style="dim", markup=False)
     for plan in plans:
         if plan.details.get("too_large"):
             out.print(printable(f"{plan.name}: {plan.details['too_large']}"), style="yellow", markup=False)

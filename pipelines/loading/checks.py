@@ -20,6 +20,11 @@ from pipelines.recipe.schema import Recipe
 from pipelines.stages.table import STAGES
 
 LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of normal numbers in single precision
+AMOUNTS = (
+    *(f"{stage}.{name}" for stage in ("sft", "reward") for name in ("epochs", "batch")),
+    *(f"{stage}.max_new_tokens" for stage in ("rankings", "ppo")),
+)
+"""Settings that follow from the data where a recipe leaves them out, or says ``auto`` (``pipelines.run.amounts``)."""
 NEW_TOKENS, PROMPT_TOKENS, CONVERSATION = 64, 512, 1024  # the settings' own defaults
 
 
@@ -37,10 +42,15 @@ def fill_in(data: dict[str, Any], folder: Path | None) -> None:
 
     Limits shrink to the context of a base from scratch; a value role that does not start from the reward model starts
     with a zero head; ``reward: [model]`` is short for ``[{source: model}]`` (also in ``best_of_by``), ``gate: off`` for
-    ``{enabled: false}``. Learning rates that are not given, or ``auto``, follow from the base (``recipe.rates``).
+    ``{enabled: false}``. Learning rates that are not given, or ``auto``, follow from the base (``recipe.rates``);
+    what follows from the data stays out (``AMOUNTS``).
     Works on plain values, before anything is checked, so every type is possible. Relative paths start in ``folder``;
     None: trivet wrote the recipe, with every rate that it chose.
     """
+    for dotted in AMOUNTS:
+        group, name = dotted.split(".")
+        if _group(data, group).get(name, 0) in (None, "auto"):
+            _group(data, group).pop(name)
     ppo, choosing = _group(data, "ppo"), _group(_group(data, "evaluation"), "best_of_by")
     _spell_out_terms(ppo, "reward")
     for name in choosing:

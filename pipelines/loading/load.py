@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError, create_model
 
 from data.common.errors import UserError
-from pipelines.loading.checks import default_stages, fill_in, problems_across
+from pipelines.loading.checks import AMOUNTS, default_stages, fill_in, problems_across
 from pipelines.loading.idle import idle
 from pipelines.recipe.errors import coerced, problems_of, recipe_error, unknown_keys
 from pipelines.recipe.renamed import in_new_names, old_names
@@ -57,9 +57,20 @@ def load_recipe(
         made = with_stages(shape.model_validate(source.data | {"base_dir": folder}))
     except ValidationError as error:
         raise recipe_error(source, problems_of(error, source)) from None
+    if resolved:  # what a run leaves to its data is settled when it starts
+        made = closed(made)
     if problems := coerced(source.data, made) or problems_across(made) or ([] if may_idle else idle(made, resolved)):
         raise recipe_error(source, problems)
     return made
+
+
+def closed(recipe: Recipe) -> Recipe:
+    """The recipe with its own values for whatever it leaves out of what could follow from the data."""
+    for group, name in (dotted.split(".") for dotted in AMOUNTS):
+        if (config := getattr(recipe, group)) is not None:
+            own = config.model_copy(update={name: getattr(config, name)})
+            recipe = recipe.model_copy(update={group: own})
+    return recipe
 
 
 def recipe_class() -> type[Recipe]:

@@ -119,7 +119,7 @@ def win_rates(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     }
     half = {"type": "line", "x0": 50, "x1": 50, "y0": 0, "y1": 1, "yref": "paper"}
     layout = {
-        "xaxis": {"range": [0, 103], "dtick": 25, "tickangle": 0, "title": {"text": "% of prompts won, ties as half"}},
+        "xaxis": {"range": [0, 103], "dtick": 25, "tickangle": 0, "title": {"text": "% won, ties as half"}},
         "yaxis": {"autorange": "reversed", "automargin": True},
         "shapes": [half | {"line": {"color": "@muted", "width": 1.2, "dash": "dash"}}],
         "height": 90 + 38 * len(shown),

@@ -97,6 +97,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
         return {k: v for key, one in value.items() for k, v in _flat(one, f"{prefix}{key}.").items()}
     if not prefix:
         return {}
+    if isinstance(value, list | dict):
+        return {prefix[:-1]: yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()}
     return {prefix[:-1]: "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)}
 
 

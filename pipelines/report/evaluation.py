@@ -8,9 +8,9 @@ from typing import Any
 from data.common.number_format import interval, number, p_value, percent, signed
 from evaluation.adversaries import named
 from pipelines.report.charts import plain_name
+from pipelines.report.first_screen import HIDDEN
 
 JUDGES = {"gold": "the gold preference", "reward": "the reward model"}
-HIDDEN = ("references_n", "self_bleu_n")
 
 
 def view(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,18 @@ from data.common.redaction import redact, redacted
 from data.common.strict_json import read_object
 from models.backbone.artifacts import MANIFEST, partial_folder
 from pipelines.recipe.renamed import metrics_in_new_words
-from pipelines.report import charts, shapes
+from pipelines.report import charts, first_screen, shapes
 from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
+from pipelines.report.curves_csv import as_csv
+from pipelines.report.first_screen import COUNTS
 from pipelines.report.samples import dumps, packed, packed_samples
 from pipelines.report.words import Words, answers_to_newcomers, headline
 from pipelines.stages.table import STAGES, folders, title_of
 from pipelines.workspace.run_folder import RECIPE, REPORT, RUN
 
 SHOWN_ELSEWHERE = ("warnings", "probe", "report_card", "held_out_curves")  # shown elsewhere, or for machines only
-COUNTS = "counts"  # ends the names of a stage's counts of its data
+OWN_FILES = ("evaluation/results.json", "evaluation/samples.jsonl", "reward/report_card.json", "recipe.yaml")
 CARD = "report_card.json"
 
 
@@ -121,14 +123,24 @@ def view(files: RunFiles) -> dict[str, Any]:
     words = Words(
         results=results, card=card, gate=gate, failed=failed, command=command(files.path), seed=run.get("seed")
     )
+    given = run.get("inputs") or {}  # results that were not asked of this run
+    asked = tuple(s for s in first_screen.asked_for(files.recipe) if s not in given)
+    words = replace(words, asked=asked, stages=stages, learnt=first_screen.first_curves(files.manifests))
     figures = _figures(files, stages)
+    table = as_csv(files.metrics)
     samples, count = packed_samples(files.samples)
+    warnings = [str(w) for w in results.get("warnings", [])] + training_warnings(files)
     return {
         "name": run.get("name") or files.path.resolve().name,
         "seed": run.get("seed"),
-        "headline": headline(words, stages),
+        "headline": headline(words),
+        "metrics": first_screen.metrics_in_short(results, words.main),
+        "lost": first_screen.lost_rows(run, files.manifests, warnings),
+        "evaluations": first_screen.evaluations(files.path),
+        "own_files": [f for f in OWN_FILES if (files.path / f).is_file()],
+        "curves_csv": packed(table) if table else "",
         "questions": answers_to_newcomers(words),
-        "warnings": [str(w) for w in results.get("warnings", [])] + training_warnings(files),
+        "warnings": warnings,
         "notes": files.notes,
         "systems": system_rows(results),
         "comparisons": comparison_rows(results),
@@ -164,7 +176,7 @@ def stage_rows(files: RunFiles) -> list[dict[str, Any]]:
     noted = files.run.get("stages") or {}
     rows = []
     for name in [*STAGES, *(s for s in noted if s not in STAGES)]:
-        entry, manifest = noted.get(name) or {}, files.manifests.get(name) or {}
+        entry, manifest = first_screen.ended(files.path, noted.get(name) or {}), files.manifests.get(name) or {}
         if not (entry or manifest or name in files.metrics):
             continue
         seconds = entry.get("seconds")
@@ -189,10 +201,15 @@ def stage_rows(files: RunFiles) -> list[dict[str, Any]]:
 def training_warnings(files: RunFiles) -> list[str]:
     """What the stages noticed of themselves while they trained, with the step at which they did."""
     return [
-        f"{title_of(stage)}, {STAGES[stage].unit} {w['step']}: {w['text']}"
+        f"{title_of(stage)}{_at(stage, w)}: {w['text']}"
         for stage, found in stage_warnings(files).items()
         for w in found
     ]
+
+
+def _at(stage: str, warned: Mapping[str, Any]) -> str:
+    """The step of a warning; nothing of one about the data, before the first."""
+    return f", {STAGES[stage].unit} {warned['step']}" if warned["step"] else ""
 
 
 def stage_warnings(files: RunFiles) -> dict[str, list[dict[str, Any]]]:

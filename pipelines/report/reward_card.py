@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from data.common.number_format import interval, number, percent
 from pipelines.report.charts import finite, make_chart, short
 
+PAIRS = 10  # of a bin of the calibration figure, at least
 BARS = 24  # rows of the figure of slices; the table has all
 PROBES = {
     "cut short": "cut short",
@@ -249,7 +250,7 @@ def reliability(calibration: Mapping[str, Any]) -> dict[str, Any] | None:
     traces: list[dict[str, Any]] = []
     for key, name, colour in (("before", "as trained", "@reward"), ("after", "after temperature scaling", "@other")):
         bins = (calibration.get(key) or {}).get("bins") or []
-        known = [b for b in bins if finite(b.get("confidence")) and finite(b.get("right"))]
+        known = merged([b for b in bins if finite(b.get("confidence")) and finite(b.get("right"))])
         if known:
             traces.append(
                 {
@@ -285,7 +286,29 @@ def reliability(calibration: Mapping[str, Any]) -> dict[str, Any] | None:
         "showlegend": True,
     }
     hint = "On the dashed line it is as often right as it says. Below it, it is too sure."
+    hint += f" A point stands for {PAIRS} pairs or more."
     return make_chart("card-reliability", "Calibration", hint, traces, layout)
+
+
+def merged(bins: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Neighbouring bins put together until each has ``PAIRS`` pairs: a bin of one is right at 0 or 100 %.
+
+    Bins that do not say how many pairs they hold stay as they are.
+    """
+    if not all(isinstance(b.get("n"), int) and b["n"] > 0 for b in bins):
+        return list(bins)
+    out: list[Mapping[str, Any]] = []
+    for b in bins:
+        out.append(_together(out.pop(), b) if out and out[-1]["n"] < PAIRS else b)
+    if len(out) > 1 and out[-1]["n"] < PAIRS:
+        last = out.pop()
+        out.append(_together(out.pop(), last))
+    return out
+
+
+def _together(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    n = a["n"] + b["n"]
+    return {"n": n} | {k: (a[k] * a["n"] + b[k] * b["n"]) / n for k in ("confidence", "right")}
 
 
 def _examined(held_out: Mapping[str, Any]) -> str:

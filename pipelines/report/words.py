@@ -1,4 +1,4 @@
-"""The words of the report: the headline, and answers to the five questions every newcomer asks.
+"""The words of the report: the headline, and answers to the questions every newcomer asks.
 
 Works on the plain values of ``results.json`` and the reward model's measurements. This module knows nothing of files,
 charts or HTML, and never claims more than the intervals show.
@@ -7,11 +7,12 @@ charts or HTML, and never claims more than the intervals show.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.workspace.run_folder import AT_THE_GATE
 
+FAILED, STOPPED = "failed", "stopped"  # of a stage that began and does not run now
 FAR = 25.0  # nats a response; beyond this the policy has little in common with SFT
 SYSTEMS = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
 NAMES = SYSTEMS | {"gold": "the gold preference", "reward": "the reward model"}
@@ -27,6 +28,16 @@ class Words:
     failed: Sequence[str] = ()  # the gate's default lines that the card fails
     command: str
     seed: Any
+    asked: Sequence[str] = ()  # stages of the recipe, in order; none where that is not known
+    learnt: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # stage -> held-out curve of its first role
+    stages: Sequence[Mapping[str, Any]] = ()  # those that left a trace
+
+    def wants(self, stage: str) -> bool:
+        """Whether the run was asked for a stage."""
+        return stage in self.asked or not self.asked
+
+    def status(self, stage: str) -> str:
+        return next((str(s["status"]) for s in self.stages if s["name"] == stage), "")
 
     @property
     def simplest(self) -> str:
@@ -53,19 +64,18 @@ class Words:
         return (self.results.get(part) or {}).get(name) or {}
 
 
-def headline(words: Words, stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def headline(words: Words) -> dict[str, str]:
     """``tone`` (good, bad or open), ``text`` and ``detail``."""
-    stopped = [s for s in stages if s["status"] == AT_THE_GATE]
-    if stopped:
+    stages = words.stages
+    if stopped := [s for s in stages if s["status"] == AT_THE_GATE]:
         lines = [_sentence(str(line)) for line in stopped[0].get("lines") or words.failed]
         lines += ["What is shown of responses is of an earlier run."] if words.results else []
         return {"tone": "bad", "text": "Stopped at the gate before PPO", "detail": " ".join(lines)}
+    if broken := [s for s in stages if s["status"] in (FAILED, STOPPED)]:
+        return _broken(words, broken[0])
     c = words.main
     if c is None:
-        done = [s["title"] for s in stages if s["status"] == "done"]
-        detail = f"Finished so far: {', '.join(done)}." if done else "No stage has finished so far."
-        text = "No comparison in this run" if words.results else "Not evaluated yet"
-        return {"tone": "open", "text": text, "detail": detail}
+        return _without_comparison(words)
     a, b = _name(c["a"]), _name(c["b"])
     n = c.get("n", words.results.get("prompts", "the"))
     how = "" if c.get("decoding", "sampled") == "sampled" else " with greedy responses"
@@ -82,16 +92,74 @@ def headline(words: Words, stages: Sequence[Mapping[str, Any]]) -> dict[str, str
     return {"tone": "open", "text": f"It is not shown that {a} beats {b}", "detail": detail + more}
 
 
+def _broken(words: Words, stage: Mapping[str, Any]) -> dict[str, str]:
+    """A stage that failed, or was stopped before its end."""
+    failed = stage["status"] == FAILED
+    done = [s["title"] for s in words.stages if s["status"] == "done"]
+    said = [_sentence(str(line)) for line in stage.get("lines") or ()]
+    said += [f"Finished before it: {', '.join(done)}."] if done else []
+    said += ["What is shown of responses is of an earlier run."] if words.results else []
+    said += ["The same command resumes."]
+    text = f"{stage['title']} failed" if failed else f"{stage['title']} was stopped"
+    return {"tone": "bad" if failed else "open", "text": text, "detail": " ".join(said)}
+
+
+def _without_comparison(words: Words) -> dict[str, str]:
+    """What became of a run in which no systems were compared, with what was asked for in view."""
+    done = [s["title"] for s in words.stages if s["status"] == "done"]
+    left = [name for name in words.asked if words.status(name) != "done"]
+    so_far = f"Finished so far: {', '.join(done)}." if done else "No stage has finished so far."
+    if words.results:
+        return {"tone": "open", "text": "No comparison in this run", "detail": so_far}
+    if left or not done or not words.asked:
+        text = "Not evaluated yet" if words.wants("evaluate") else "Not finished yet"
+        return {"tone": "open", "text": text, "detail": so_far}
+    known = {s["name"]: s["title"] for s in words.stages}
+    found = {known.get(name, name): c for name, c in words.learnt.items() if c.get("text")}
+    nothing = [title for title, c in found.items() if c.get("learnt") is False]
+    tone = "bad" if nothing else "good" if found and all(c.get("learnt") for c in found.values()) else "open"
+    text = f"{' and '.join(nothing)}: nothing was learnt" if nothing else f"Finished: {', '.join(done)}"
+    return {
+        "tone": tone,
+        "text": text,
+        "detail": " ".join(f"{t}: {_sentence(str(c['text']))}" for t, c in found.items()),
+    }
+
+
 def answers_to_newcomers(words: Words) -> list[dict[str, str]]:
-    """Five cards: question, short answer, tone, and a sentence; a question without data says so."""
-    return [_did_it(words), _how_much(words), _trust(words), _cheating(words), _again(words)]
+    """Cards: question, short answer, tone, and a sentence. What the run was not asked for is no question."""
+    compared = words.main is not None
+    cards = [_did_it(words)] if compared or words.results or words.wants("evaluate") else []
+    cards += [_how_much(words)] if compared else []
+    cards += [] if compared else [_learnt(words, stage) for stage in ("sft", "reward") if words.learnt.get(stage)]
+    cards += [_trust(words)] if words.card.get("accuracy", {}).get("share") is not None or words.wants("reward") else []
+    cards += [_cheating(words)] if compared else []
+    return [*cards, _again(words)]
+
+
+def _learnt(words: Words, stage: str) -> dict[str, str]:
+    """What held-out rows showed of a training."""
+    found, name = words.learnt[stage], {"sft": "SFT", "reward": "the reward model"}[stage]
+    learnt = found.get("learnt")
+    short, tone = ("Too few rows", "open") if learnt is None else ("Yes", "good") if learnt else ("No", "bad")
+    return _card(f"Did {name} learn?", short, tone, _sentence(str(found.get("text", ""))))
 
 
 def _did_it(words: Words) -> dict[str, str]:
     c = words.main
     question = "Did PPO beat SFT?" if c is None else f"Did {_name(c['a'])} beat {_name(c['b'])}?"
+    if c is None and words.results:
+        return _card(question, "Not compared", "open", "The evaluation has no judge, or no system to compare with.")
     if c is None:
-        return _card(question, "Unknown", "open", "There is no held-out comparison in this run yet.")
+        status = {s["status"]: s["title"] for s in words.stages}
+        why = (
+            "The gate stopped the run before PPO."
+            if AT_THE_GATE in status
+            else f"{status[FAILED]} failed."
+            if FAILED in status
+            else "The evaluation comes last and has not run yet."
+        )
+        return _card(question, "Not yet", "open", why)
     short, tone = {"better": ("Yes", "good"), "worse": ("No", "bad")}.get(_verdict(c), ("Not shown", "open"))
     counts = f"{c.get('wins')} wins, {c.get('ties')} ties, {c.get('losses')} losses"
     adjusted = c.get("p_value_holm")
@@ -103,8 +171,7 @@ def _did_it(words: Words) -> dict[str, str]:
 
 def _how_much(words: Words) -> dict[str, str]:
     c = words.main
-    if c is None:
-        return _card("By how much?", "Unknown", "open", "Run the evaluate stage to find out.")
+    assert c is not None
     by = str(c.get("by"))
     before, after = words.system(c["b"]).get(by, {}).get("mean"), words.system(c["a"]).get(by, {}).get("mean")
     text = f"of prompts won{_ci(c.get('ci95')) or ', too few prompts for an interval'}."
@@ -124,6 +191,8 @@ def _trust(words: Words) -> dict[str, str]:
     doubts = [w for w in words.results.get("warnings") or [] if any(m in w for m in marks)]
     gate = words.gate or {}
     failed = [str(line) for line in words.failed]  # never the gate's own: no gate changes the verdict
+    if share is None and words.asked and words.status("reward") != "done":
+        return _card(question, "Not yet", "open", "The reward model is not trained yet.")
     if share is None:
         return _card(question, "Unknown", "open", "No reward model of this run was evaluated on held-out rankings.")
     low = ci[0] if ci else 0.5
@@ -153,8 +222,7 @@ def _sentence(text: str) -> str:
 def _cheating(words: Words) -> dict[str, str]:
     question = "Did it cheat?"
     c = words.main
-    if c is None:
-        return _card(question, "Unknown", "open", "Reward, length and variety are compared once there are responses.")
+    assert c is not None
     new, old = words.system(c["a"]), words.system(c["b"])
     signs, facts = [], []
     kl = new.get("kl", {}).get("mean")

@@ -34,6 +34,7 @@ from pipelines.execution.loaded_models import LoadedModels
 from pipelines.execution.progress import Progress
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.schema import Recipe, resolved_yaml
+from pipelines.run.amounts import Settled, leaves_open, settled
 from pipelines.run.binding import check_start
 from pipelines.run.data_health import check_data
 from pipelines.run.opened import changed_files
@@ -64,7 +65,7 @@ class Pipeline:
     """A recipe and its run folder.
 
     Args:
-        recipe: the resolved recipe.
+        recipe: the recipe; what it leaves to its data follows when it is asked for.
         run_dir: where stages are kept; ``runs/<name>`` by default.
         inputs: folders given by the user instead of stages of this run.
         store: a folder in which runs share finished stages.
@@ -77,7 +78,7 @@ class Pipeline:
         inputs: Mapping[str, str] | None = None,
         store: Path | str | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.asked = recipe
         self.store = Store(Path(store)) if store else None
         self.run_dir = (run_dir or Path("runs") / recipe.name).resolve()
         self.generations = self.run_dir / "generations"  # evaluation's responses, by content
@@ -120,16 +121,26 @@ class Pipeline:
         return cls(loaded, Path(run_dir) if run_dir else None, inputs, store)
 
     @cached_property
+    def settled(self) -> Settled:
+        """The recipe with what it leaves to its data, which is read only where it leaves something."""
+        return settled(self.asked, self.corpus) if leaves_open(self.asked) else Settled(self.asked, {})
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the run follows, every setting with its value."""
+        return self.settled.recipe
+
+    @cached_property
     def corpus(self) -> Corpus:
         """All records, split once for every stage."""
-        recipe = self.recipe
+        recipe = self.asked
         functions = {f for stage in STAGES.values() for f in stage.functions(recipe)}
         known = {column for function in functions for column in columns_read(function, recipe.base_dir)}
         return load_corpus(recipe.data, seed=recipe.seed, base_dir=recipe.base_dir, known=sorted(known))
 
     @cached_property
     def processes(self) -> Processes:
-        return Processes(self.recipe.runtime.device, self.recipe.runtime.threads)
+        return Processes(self.asked.runtime.device, self.asked.runtime.threads)
 
     def corpus_counts(self) -> dict[str, int]:
         """Rows of every part of the data, and how many were rejected."""
@@ -267,6 +278,7 @@ class Pipeline:
             before,
             self.processes.world_size,
             tuple(self.given),
+            self.settled.why,
         )
 
     def kept(self) -> dict[Path, str]:

@@ -7,7 +7,7 @@ machine; no weights are loaded and nothing is fetched.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,8 @@ class PlanDetails:
     """Details of the stages of one recipe.
 
     ``pretrained`` is where the run's own base lies once it is done; ``before`` the plans of the stages so far;
-    ``processes`` how many work together; ``given`` the stages whose results are given and that take nothing.
+    ``processes`` how many work together; ``given`` the stages whose results are given and that take nothing;
+    ``amounts`` says of stages what was chosen by their data.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class PlanDetails:
     before: Sequence[Any] = ()
     processes: int = 1
     given: Collection[str] = ()
+    amounts: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def fit(self) -> Fit:
@@ -109,7 +111,10 @@ class PlanDetails:
         }
 
     def chosen(self, name: str) -> str:
-        """A sentence about the stage's learning rate, where it is the one that trivet chooses; empty otherwise."""
+        """A sentence about what trivet chooses of the stage's settings, the learning rate first; empty otherwise."""
+        return "\n".join(text for text in (self._rate(name), self.amounts.get(name, "")) if text)
+
+    def _rate(self, name: str) -> str:
         if name not in rates.DIVISORS:
             return ""
         recipe, rate = self.recipe, float(getattr(self.recipe, name).learning_rate)

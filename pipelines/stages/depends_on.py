@@ -124,13 +124,19 @@ def rankings_steps(recipe: Recipe, corpus: Corpus) -> int | None:
     return r.answers * (len(prompts.train[: r.prompts]) + len(prompts.held_out[: r.held_out_prompts]))
 
 
-def reward_steps(recipe: Recipe, corpus: Corpus) -> int:
-    """Of all reward models that are trained: an ensemble's, and the one that watches."""
+def reward_rows(recipe: Recipe, corpus: Corpus) -> tuple[int, int]:
+    """Rankings that the reward models train on, and those of the one that watches."""
     settings = recipe.reward
     given: Sequence[Any] = corpus.prompts.train[: recipe.rankings.prompts] if recipe.rankings else corpus.rankings.train
     groups = (getattr(r, "prompt", r).group for r in given) if settings.holdout else ()
-    rows, held_out = len(given), sum(in_holdout(group, settings.holdout) for group in groups)
-    each = _batches(rows - held_out, settings.batch, settings.epochs)
+    held_out = sum(in_holdout(group, settings.holdout) for group in groups)
+    return len(given) - held_out, held_out
+
+
+def reward_steps(recipe: Recipe, corpus: Corpus) -> int:
+    """Of all reward models that are trained: an ensemble's, and the one that watches."""
+    settings, (rows, held_out) = recipe.reward, reward_rows(recipe, corpus)
+    each = _batches(rows, settings.batch, settings.epochs)
     return settings.ensemble * each + (_batches(held_out, settings.batch, settings.epochs) if held_out else 0)
 
 

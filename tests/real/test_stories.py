@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from data.common.user_functions import load_function
+from pipelines.execution.progress import Progress
+from pipelines.run.pipeline import Pipeline
+from reward.card.gate import failures
 from tests.support.real_runs import (
     EXAMPLES,
+    HERE,
     assert_base_as_it_was,
     base_nll,
     comparison,
@@ -122,6 +126,30 @@ def test_ppo_makes_stories_kinder_and_leaves_them_stories(shared: Path, tmp_path
     assert ppo["distinct_2"] > 0.8 * sft["distinct_2"]
     assert ppo["length"]["mean"] > 0.4 * sft["length"]["mean"]
     assert_base_as_it_was(pipeline)
+
+
+@pytest.mark.slow
+def test_base_and_data_alone_pass_the_gate(shared: Path, tmp_path: Path) -> None:
+    """The minimal recipe: passes, batches, lengths and rates are those that trivet chooses."""
+    rows = lines(need(shared, "data/ready/sft/tinystories_continue.train.jsonl.gz"))
+    rows.sort(key=lambda row: len(json.loads(row)["completion"]))
+    recipe = {
+        "base": str(need(shared, "models/TinyStories-656K")),
+        "data": {
+            "demonstrations": str(some_of(Path("stories.jsonl"), rows[:350], tmp_path)),
+            "prompts": str(need(shared, "data/ready/prompts/tinystories_openings.train.jsonl.gz")),
+            "held_out": 0.15,
+        },
+        "rankings": {"annotator": f"{EXAMPLES / 'kindness.py'}:kindness"},
+    }
+    pipeline = Pipeline.from_recipe(recipe, HERE, run_dir=tmp_path / "run")
+    pipeline.run(progress=Progress(active=False), until="reward")
+    for stage in ("sft", "reward"):
+        curves = metrics(pipeline, stage)["held_out_curves"]
+        assert all(curve["learnt"] for curve in curves.values()), curves
+    card = json.loads((pipeline.run_dir / "reward" / "report_card.json").read_text())
+    assert failures(card, pipeline.recipe.reward.gate) == []
+    assert card["accuracy"]["ci95"][0] > 0.8, card["accuracy"]
 
 
 def test_kindness_counts_kindness_and_an_end() -> None:

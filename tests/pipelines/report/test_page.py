@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from data.common.errors import UserError
+from pipelines.cli.summary import metrics_table
 from pipelines.report.charts import reward_against_kl
-from pipelines.report.page import counted, read_run, view, write_report
+from pipelines.report.page import counted, page_of, read_run, view, write_report
 from pipelines.report.reward_card import training_scale
 from pipelines.report.samples import PACKED, chosen_samples, packed_samples, unpacked
 from tests.support.finished_run import RECIPE, Tags, embedded, make_run, many_rows, unpacked_part, without_packed
@@ -40,7 +45,8 @@ def test_self_contained_and_small(run: Path, page: str):
     assert (run / "report.html").stat().st_size < 10 * 2**20
     for tag, attributes in Tags(page).tags:
         assert tag not in ("link", "iframe", "img", "object", "embed"), tag
-        assert "src" not in attributes and (attributes.get("href") or "#").startswith("#"), (tag, attributes)
+        address = attributes.get("href") or "#"
+        assert "src" not in attributes and (address[0] == "#" or (run / address).is_file()), (tag, attributes)
     from plotly.offline import get_plotlyjs
 
     assert unpacked_part(page, "plotly") == get_plotlyjs()
@@ -95,7 +101,7 @@ def test_hostile_text_stays_text(tmp_path: Path):
     page = write_report(run).read_text(encoding="utf-8")
     assert "window.evil" in page and "<script>window.evil" not in page and "<img" not in page
     tags = Tags(page).tags
-    assert sum(tag == "script" for tag, _ in tags) == 4
+    assert sum(tag == "script" for tag, _ in tags) == 5
     assert not any("onerror" in attributes for _, attributes in tags)
     assert json.loads(unpacked_part(page, "samples"))[0]["prompt"] == evil
 
@@ -119,7 +125,7 @@ def test_partial_runs_have_partial_reports(run: Path, tmp_path: Path, kept: list
     text = Tags(page).text
     evaluated = "evaluation/results.json" in kept
     assert ("Not evaluated yet" in text) != evaluated and ("PPO beat SFT\n" in text) == evaluated
-    assert "Did it cheat?" in text and "Answers side by side" not in text and "None" not in text
+    assert ("Did it cheat?" in text) == evaluated and "Answers side by side" not in text and "None" not in text
     drawn = "metrics.jsonl" in str(kept) or "sft" in kept or evaluated or "run.json" in kept
     assert bool(embedded(page, "charts")) == drawn
 
@@ -278,3 +284,103 @@ def test_what_each_source_lost_stands_under_the_source_s_own_name() -> None:
     found = counted({"held_out_counts": {"rows": 18, "cut_answers": 3, "by_source": {"my_data.jsonl": own, "b": own}}})
     assert found["held out: cut of my_data.jsonl"] == "2" and found["held out: cut answers"] == "3"
     assert counted({"counts": {"rows": 9, "by_source": {"my_data.jsonl": own}}}) == {"rows": "9"}
+
+
+def first_screen(run: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The headline, and question -> short answer."""
+    seen = view(read_run(run))
+    return seen["headline"], {q["question"]: q["short"] for q in seen["questions"]}
+
+
+CURVE = {"learnt": True, "text": "held-out loss 3.2 before, 2.9 after 20 steps"}
+
+
+def only(run: Path, to: Path, stages: list[str], learnt: bool | None = True) -> Path:
+    """A copy with some of the stages, which are all that the recipe asks for."""
+    for stage in stages:
+        shutil.copytree(run / stage, to / stage)
+        manifest = json.loads((to / stage / "manifest.json").read_text(encoding="utf-8"))
+        manifest["metrics"]["held_out_curves"] = {stage: CURVE | {"learnt": learnt}}
+        (to / stage / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    noted = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    noted["stages"] = {s: noted["stages"][s] for s in stages}
+    (to / "run.json").write_text(json.dumps(noted), encoding="utf-8")
+    (to / "recipe.yaml").write_text(f"stages: [{', '.join(stages)}]\n{RECIPE}", encoding="utf-8")
+    return to
+
+
+def test_a_run_of_sft_alone_is_asked_nothing_else(run: Path, tmp_path: Path):
+    headline, answers = first_screen(only(run, tmp_path / "sft-only", ["sft"]))
+    assert (headline["tone"], headline["text"]) == ("good", "Finished: Instruction tuning (SFT)")
+    assert "Held-out loss 3.2 before, 2.9 after 20 steps." in headline["detail"]
+    assert answers == {"Did SFT learn?": "Yes", "How do I run it again?": "Seed 0"}
+    headline, answers = first_screen(only(run, tmp_path / "in-vain", ["sft"], learnt=False))
+    assert (headline["tone"], headline["text"]) == ("bad", "Instruction tuning (SFT): nothing was learnt")
+    assert answers["Did SFT learn?"] == "No"
+
+
+def test_a_run_of_a_reward_model_alone_is_asked_about_the_reward(run: Path, tmp_path: Path):
+    headline, answers = first_screen(only(run, tmp_path / "reward-only", ["reward"]))
+    assert headline["text"] == "Finished: Reward model"
+    asked = ["Did the reward model learn?", "May I trust the reward?", "How do I run it again?"]
+    assert list(answers) == asked and "Unknown" not in answers.values()
+
+
+def test_a_failed_and_a_stopped_run_say_so(run: Path, tmp_path: Path):
+    folder = only(run, tmp_path / "failed", ["sft", "reward"])
+    noted = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    noted["stages"]["reward"] = {"status": "running", "key": "k"}
+    (folder / "run.json").write_text(json.dumps(noted), encoding="utf-8")
+    (folder / "reward" / "manifest.json").unlink()
+    (folder / "reward" / "report_card.json").unlink()
+    headline, answers = first_screen(folder)
+    assert (headline["tone"], headline["text"]) == ("open", "Reward model was stopped")
+    assert answers["May I trust the reward?"] == "Not yet"
+    (folder / "error.log").write_text("Traceback\n  File\nValueError: a bad thing\n", encoding="utf-8")
+    headline, _ = first_screen(folder)
+    assert (headline["tone"], headline["text"]) == ("bad", "Reward model failed")
+    assert (
+        headline["detail"].startswith("ValueError: a bad thing.")
+        and "Finished before it: Instruction tuning (SFT)." in headline["detail"]
+    )
+    os.utime(folder / "error.log", (1, 1))  # of a failure before this start
+    assert first_screen(folder)[0]["text"] == "Reward model was stopped"
+
+
+def test_stages_stand_in_order(page: str):
+    titles = {"pretrain": "Pretraining", "sft": "Instruction tuning (SFT)", "reward": "Reward model", "ppo": "PPO"}
+    places = [page.index(f'<i class="dot {stage}"></i>{title}</h3>') for stage, title in titles.items()]
+    assert places == sorted(places)
+
+
+def test_what_was_asked_for_and_lost_stands_up_front(run: Path, tmp_path: Path):
+    copy = shutil.copytree(run, tmp_path / "demo")
+    path = copy / "evaluation" / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in (("sft", 0.21), ("ppo", 0.25)):
+        results["systems"][name]["metrics"] = {"rouge_l": {"mean": value}, "references_n": 3, "kinds": {"a": 1}}
+    path.write_text(json.dumps(results), encoding="utf-8")
+    manifest = json.loads((copy / "sft" / "manifest.json").read_text(encoding="utf-8"))
+    lost = {"rows": 90, "cut": 4, "dropped": 2, "dropped: empty responses": 2, "limit": 64}
+    manifest["metrics"]["counts"] = lost
+    (copy / "sft" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    other = copy / "evaluations" / "ab12" / "evaluation"
+    other.mkdir(parents=True)
+    shutil.copy(path, other / "results.json")
+    seen = view(read_run(copy))
+    assert seen["metrics"] == ["rouge l: SFT 0.210 → PPO 0.250"]
+    assert seen["lost"] == ["Instruction tuning (SFT): of 90 rows 4 cut to 64 tokens and 2 dropped (empty responses)"]
+    assert seen["evaluations"] == [("evaluations/ab12/evaluation/results.json", "Base, SFT, PPO on 256 prompts")]
+    page = page_of(read_run(copy))
+    text = Tags(page).text
+    assert text.index("rouge l: SFT 0.21") < text.index("What of the data") < text.index("Results on held-out prompts")
+    console = Console(width=80, file=io.StringIO())
+    console.print(metrics_table(results))
+    assert re.search(r"rouge_l +│? *0\.210 +│? *0\.250", console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_curves_are_a_table(run: Path, page: str):
+    rows = list(csv.DictReader(io.StringIO(unpacked_part(page, "curves"))))
+    wanted = [json.loads(line) for line in (run / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = [(int(r["step"]), float(r["value"])) for r in rows if r["stage"] == "sft" and r["metric"] == "loss"]
+    assert found == [(w["step"], pytest.approx(w["loss"], rel=1e-4)) for w in wanted]

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.report import reward_card as report_reward
 from pipelines.report.page import read_run, view, write_report
+from pipelines.report.reward_card import merged
 from tests.support.finished_run import RECIPE, Tags, embedded, make_run, report_card
 
 SHARE = {"share": 0.75, "ci95": [0.7, 0.8], "n": 1200, "prompts": 200}
@@ -143,7 +144,7 @@ def test_hostile_names_in_a_card_stay_text(tmp_path: Path):
     results["comparisons"][0]["length_controlled"] = {"win_rate": 0.4, "ci95": None, "note": f'"{evil}'}
     path.write_text(json.dumps(results), encoding="utf-8")
     page = write_report(run).read_text(encoding="utf-8")
-    assert "<img" not in page and sum(tag == "script" for tag, _ in Tags(page).tags) == 4
+    assert "<img" not in page and sum(tag == "script" for tag, _ in Tags(page).tags) == 5
     assert any(evil in (a.get("title") or "") for _, a in Tags(page).tags)
     bars = next(c for c in embedded(page, "charts") if c["title"] == "Accuracy")["data"][0]
     assert bars["y"][-1].startswith("&lt;/script&gt;")  # plotly reads markup in labels
@@ -168,3 +169,18 @@ def test_comparisons_show_holm_and_equal_length(run: Path, tmp_path: Path):
     text = Tags(write_report(tmp_path / "demo").read_text(encoding="utf-8")).text
     assert "61 %[52, 69]0.0120.024" in text
     assert "70 %no interval" in text and text.count("equal lengths would be a guess") == 1
+
+
+def test_bins_of_the_calibration_hold_ten_pairs():
+    """By hand: 4 and 6 become 10, at (4 x 0.5 + 6 x 1) / 10; the last 3 go to the 20 before them."""
+    bins = [
+        {"n": 4, "confidence": 0.55, "right": 0.5},
+        {"n": 6, "confidence": 0.65, "right": 1.0},
+        {"n": 20, "confidence": 0.8, "right": 0.9},
+        {"n": 3, "confidence": 0.95, "right": 0.0},
+    ]
+    found = merged(bins)
+    assert [b["n"] for b in found] == [10, 23]
+    assert found[0]["right"] == pytest.approx(0.8) and found[0]["confidence"] == pytest.approx(0.61)
+    assert found[1]["right"] == pytest.approx(18 / 23)
+    assert [b["n"] for b in merged(bins[:1])] == [4]
