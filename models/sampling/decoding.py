@@ -16,7 +16,8 @@ from torch import Tensor
 
 from data.batching import right_pad
 from models.backbone.transfers import sent
-from models.fast.layers import added, capped_weights, embed, gate_and_up, gated, heads_of, rms_norm, start
+from models.fast.attention import capped_weights
+from models.fast.layers import added, embed, gate_and_up, gated, heads_of, rms_norm, start
 from models.fast.layers import forward as layer_forward
 from models.fast.layout import Layout, layout_of
 from models.fast.logprobs import block_logits, output_weight
@@ -319,8 +320,10 @@ def attend_to_past(
     if soft_cap is not None:
         weights = torch.softmax(capped_weights(q @ keys.transpose(2, 3), scale, soft_cap) + hidden, dim=-1)
         return weights.to(values.dtype) @ values
-    if q.device.type != "cpu" or q.dtype == torch.bfloat16:  # a score in bf16 would have three digits
+    if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=hidden, scale=scale)
+    if q.dtype == torch.bfloat16:  # a score in bf16 would have three digits
+        q, keys = q.float(), keys.float()
     scores = torch.bmm((q * scale).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
-    weights = torch.softmax(scores.unflatten(0, q.shape[:2]).add_(hidden), dim=-1)
+    weights = torch.softmax(scores.unflatten(0, q.shape[:2]).add_(hidden), dim=-1).to(values.dtype)
     return torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).unflatten(0, q.shape[:2])
