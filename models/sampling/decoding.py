@@ -21,6 +21,7 @@ from models.fast.layers import added, embed, gate_and_up, gated, heads_of, rms_n
 from models.fast.layers import forward as layer_forward
 from models.fast.layout import Layout, layout_of
 from models.fast.logprobs import block_logits, output_weight
+from models.fast.matmul import pack
 from models.fast.products import Products, product_dtype, products_of
 from models.fast.weights import Decoder
 from models.roles.role_view import RoleView
@@ -86,7 +87,7 @@ class Decoding:
     ) -> None:
         self.role, self.decoder, self.prompts, self.params, self.depth = role, decoder, prompts, params, depth
         self.products, output = products_of(decoder, keep=len(prompts)), output_weight(role.lm)
-        self.output = None if output is None else output.to(product_dtype(output))
+        self.output = None if output is None else output_of(output, len(prompts))
         device, room = role.lm.device, params.max_new_tokens
         lengths = torch.tensor([len(p) for p in prompts], dtype=torch.long)
         self.stops, self.lengths = sent([torch.tensor(list(params.stop_ids), dtype=torch.long), lengths], device)
@@ -161,6 +162,12 @@ class Decoding:
         (lengths,) = sent([torch.tensor([len(row) for row in ids], dtype=torch.long)], self.out.device)
         behind = torch.arange(self.out.shape[1], device=self.out.device) >= lengths[:, None]
         return [t.masked_fill_(behind, 0.0) for t in self.statistics]
+
+
+def output_of(weight: Tensor, rows: int) -> Tensor:
+    """The output layer as a loop over ``rows`` rows reads it; packed in bf16 alone, where a copy is half as large."""
+    weight = weight.to(product_dtype(weight))
+    return pack(weight, rows) if weight.dtype == torch.bfloat16 else weight
 
 
 def close_ranks(storage: Storage, done: Sequence[bool]) -> list[int]:
