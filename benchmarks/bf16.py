@@ -1,25 +1,35 @@
-"""bf16 beside fp32, and beside TRL in whichever of the two suits it better: SFT, reward and PPO of a 135M shape.
+"""bf16 beside the fp32 of before, and PPO beside TRL in whichever of the two suits it better: SmolLM2-135M's shape.
 
-Same tokens and updates, alternating pairs, CPU seconds of one thread. Beside the ratios stand the machine's matrix
-rates in both precisions at these shapes: a processor without bf16 units widens the weights instead, and should take
-fp32's time. ``over_fp32_before`` is fp32's time over bf16's, ``over_trl`` TRL's PPO over trivet's,
-``backward_bytes_ratio`` what a layer keeps for backward over what Transformers' modules keep.
+Same tokens and updates, random weights, pairs in alternating order, CPU seconds of one thread (other work on the
+machine makes wall time longer, and these hardly). Beside the ratios stand the machine's matrix rates in both
+precisions at these shapes: a processor without bf16 units widens the weights instead, and should take fp32's time.
 
-    python benchmarks/bf16.py --no-trl --repeats 1   trivet's two precisions alone: about ten minutes
-    make bench-envs                                the two TRL environments
-    python benchmarks/bf16.py                      three pairs a case, TRL's too: about an hour and a half
+``over_fp32_before``: time of fp32 by the commit ``BEFORE``, with which work on bf16 began, over that of bf16 now; where
+the checkout has no such commit, of fp32 now. ``over_trl``: TRL 1.12's PPO, in its faster precision, over trivet's in
+bf16. ``backward_bytes_ratio``: what a layer keeps for backward in bf16 by the fast path over what Transformers' modules
+keep. Each is the least favourable of its cases, the ratios medians of pairs.
+
+    make bench-envs                                  TRL's environments
+    python benchmarks/bf16.py --repeats 2            two pairs a case: about half an hour of a thread to itself
+    python benchmarks/bf16.py --no-trl --repeats 1   trivet alone
 """
 
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
+import tarfile
+import tempfile
 import time
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
-from pairs import TRIVET, Side, low_median_high, options, paired, run, trl, write
+from pairs import ROOT, TRIVET, Side, low_median_high, options, paired, run, trl, write
 
-PROMPTS: dict[str, Any] = {"prompt": [16, 64], "answer": [16, 240], "batch": 8, "micro_batch": 8, "updates": 2}
+BEFORE = "64870f28ddb03eaed1df19e82dd95f39a12057a9"
+PROMPTS: dict[str, Any] = {"prompt": [16, 64], "answer": [16, 240], "batch": 8, "micro_batch": 8, "updates": 1}
 SIZE = {"size": "135M"}
 CASES: dict[str, dict[str, Any]] = {
     "sft": SIZE | PROMPTS,
@@ -48,6 +58,16 @@ def matrix_rates() -> dict[str, float]:
     return found
 
 
+def unpacked(commit: str, folder: str) -> Path | None:
+    """The project as it was at a commit, written into a folder; None where this is no checkout that has it."""
+    made = subprocess.run(["git", "-C", str(ROOT), "archive", commit], capture_output=True)
+    if made.returncode:
+        return None
+    with tarfile.open(fileobj=BytesIO(made.stdout)) as files:
+        files.extractall(folder, filter="data")
+    return Path(folder)
+
+
 def ratios_of(found: dict[str, list[Any]], ours: str, theirs: list[str]) -> list[float]:
     """Least, median and greatest of the time of theirs over ours, pair by pair; of several the fastest counts."""
     best = min(theirs, key=lambda name: statistics.median(r["seconds"] for r in found[name]))
@@ -58,6 +78,11 @@ def main() -> None:
     with_trl = "--no-trl" not in sys.argv
     sys.argv = [a for a in sys.argv if a != "--no-trl"]
     chosen = options(__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(chosen, with_trl, unpacked(BEFORE, folder))
+
+
+def compare(chosen: Any, with_trl: bool, before: Path | None) -> None:
     from models.backbone.bf16_units import bf16_speed, has_flag
 
     rates, speed = matrix_rates(), bf16_speed()
@@ -67,25 +92,25 @@ def main() -> None:
         if chosen.only not in name:
             continue
         print(name, flush=True)
+        worker = f"trivet_{name}" if before is None else str(before / "benchmarks" / "workers" / f"trivet_{name}")
         sides: dict[str, Side] = {
             "trivet-bf16": (TRIVET, f"trivet_{name}", NARROW),
-            "trivet-fp32": (TRIVET, f"trivet_{name}", WIDE),
+            "trivet-fp32-before": (TRIVET, worker, WIDE),
         }
-        theirs = {"trl-bf16": NARROW, "trl-fp32": WIDE} if with_trl else {}
-        more = {"mode": "padded"} if name == "sft" else {}
-        sides |= {side: (trl("1.12"), f"trl_{name}", dtype | more) for side, dtype in theirs.items()}
+        theirs = {"trl-bf16": NARROW, "trl-fp32": WIDE} if with_trl and name == "ppo" else {}
+        sides |= {side: (trl("1.12"), f"trl_{name}", dtype) for side, dtype in theirs.items()}
         found = paired(sides, case, chosen.repeats)
         entry: dict[str, Any] = {"name": name, "case": case, "runs": found}
-        entry["over_fp32"] = ratios_of(found, "trivet-bf16", ["trivet-fp32"])
+        entry["over_fp32"] = ratios_of(found, "trivet-bf16", ["trivet-fp32-before"])
         entry["over_trl"] = ratios_of(found, "trivet-bf16", list(theirs)) if theirs else None
         print(f"  bf16 over fp32: x{entry['over_fp32'][1]:.2f}", flush=True)
         results.append(entry)
-        beside = [e["over_trl"][1] for e in results if e["name"] == "ppo" and e["over_trl"]]
         write(
             "bf16", chosen, results,
             bf16_units={"named": has_flag(), "speed": speed}, matrix_rates=rates,
+            fp32_before=None if before is None else BEFORE[:7],
             over_fp32_before=min(e["over_fp32"][1] for e in results),
-            over_trl=min(beside, default=None),
+            over_trl=min((e["over_trl"][1] for e in results if e["over_trl"]), default=None),
             backward_bytes_ratio=max(k["by_fast_path"] / k["by_modules"] for k in kept), backward_bytes=kept,
             missing=[n for n in CASES if n not in [e["name"] for e in results]],
         )  # fmt: skip

@@ -37,14 +37,19 @@ def trl(version: str) -> Path:
 
 
 def run(python: Path, worker: str, case: Mapping[str, Any]) -> dict[str, Any]:
-    """One measurement in a process of its own: its last line is JSON."""
+    """One measurement in a process of its own: its last line is JSON.
+
+    Args:
+        worker: its name; or its path without suffix, in another checkout's ``benchmarks/workers``.
+    """
+    script = HERE / "workers" / f"{worker}.py"
     env = os.environ | ALLOCATOR | {
         "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
         "TRL_EXPERIMENTAL_SILENCE": "1", "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}" if python == TRIVET else str(HERE),
+        "PYTHONPATH": f"{HERE}{os.pathsep}{script.parents[2]}" if python == TRIVET else str(HERE),
     }  # fmt: skip
     done = subprocess.run(
-        [str(python), str(HERE / "workers" / f"{worker}.py"), json.dumps(dict(case))],
+        [str(python), str(script), json.dumps(dict(case))],
         env=env, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:

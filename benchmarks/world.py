@@ -26,6 +26,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
         "intermediate_size": 1536,
+        "vocab_size": 49_152,
     },
 }
 LORA: dict[str, Any] = {
@@ -39,17 +40,22 @@ def llama_config(size: str, **more: Any) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=2048, tie_word_embeddings=True, pad_token_id=PAD,
-        bos_token_id=1, eos_token_id=EOS, **SIZES[size], **more,
+        max_position_embeddings=2048, tie_word_embeddings=True, pad_token_id=PAD,
+        bos_token_id=1, eos_token_id=EOS, **({"vocab_size": VOCABULARY} | SIZES[size]), **more,
     )  # fmt: skip
 
 
-def tokenizer(side: str = "right") -> Any:
-    """32,000 words, one token each."""
+def vocabulary(size: str) -> int:
+    """How many words a model of this size has."""
+    return SIZES[size].get("vocab_size", VOCABULARY)
+
+
+def tokenizer(side: str = "right", size: str = "S") -> Any:
+    """As many words as a model of this size has, one token each."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(4, VOCABULARY))]
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(4, vocabulary(size)))]
     made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -172,7 +178,7 @@ def forward_flops(size: str, lengths: Sequence[int], logits: int) -> float:
     s = SIZES[size]
     d, layers = s["hidden_size"], s["num_hidden_layers"]
     body = layers * (4 * d * d + 3 * d * s["intermediate_size"])
-    return 2.0 * (sum(lengths) * body + layers * d * sum(t * t for t in lengths) + logits * d * VOCABULARY)
+    return 2.0 * (sum(lengths) * body + layers * d * sum(t * t for t in lengths) + logits * d * vocabulary(size))
 
 
 def ppo_flops(size: str, queries: Sequence[int], new: int, epochs: int, full_value: bool) -> dict[str, float]:

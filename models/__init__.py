@@ -6,6 +6,7 @@ Names are imported when they are asked for: the registry needs no torch.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from trivet_names import refuse_clashes
@@ -24,6 +25,8 @@ _HOMES = {
 }
 
 refuse_clashes("models", ("data",))
+# PEFT imports it, and on some processors it misses a kernel that nothing here calls
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from stages.settings import RewardConfig
 
 case = settings()
 torch.manual_seed(0)
-base = SharedBase(LlamaForCausalLM(llama_config(case["size"])), tokenizer())
+base = SharedBase(LlamaForCausalLM(llama_config(case["size"])), tokenizer(size=case["size"]))
 before, adapter, members = psutil.Process().memory_info().rss, AdapterConfig(rank=16, alpha=32), case["members"]
 found = rankings(case["batch"] * case["updates"], case["answers"], case["prompt"], case["answer"])
 roles = [member_role("reward", i) for i in range(members)]

@@ -18,7 +18,7 @@ found: dict[tuple[bool, int], int] = {}
 for layers in (2, 3):  # the difference is one layer's
     config = llama_config(case["size"])
     config.num_hidden_layers = layers
-    base = SharedBase(in_dtype(LlamaForCausalLM(config), case), tokenizer())
+    base = SharedBase(in_dtype(LlamaForCausalLM(config), case), tokenizer(size=case["size"]))
     base.add_role("policy", AdapterConfig(rank=16, alpha=32), trainable=True)
     rows = make_rows(rows_of_tokens(4, 32, 32, seed=0), rows_of_tokens(4, 96, 96, seed=1), 0, "cpu")
     for fast in (False, True):

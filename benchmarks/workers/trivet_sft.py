@@ -22,7 +22,7 @@ imports = peak_bytes()
 case = settings()
 phases = Phases()
 torch.manual_seed(0)
-base = SharedBase(in_dtype(LlamaForCausalLM(llama_config(case["size"])), case), tokenizer())
+base = SharedBase(in_dtype(LlamaForCausalLM(llama_config(case["size"])), case), tokenizer(size=case["size"]))
 adapter = AdapterConfig(rank=16, alpha=32)
 base.add_role("sft", adapter)
 rows = [

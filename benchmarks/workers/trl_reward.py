@@ -35,7 +35,7 @@ with tempfile.TemporaryDirectory() as folder:
             gradient_checkpointing=case.get("gradient_checkpointing", False), report_to=[], save_strategy="no",
             logging_steps=1, disable_tqdm=True,
         ),
-        processing_class=tokenizer(),
+        processing_class=tokenizer(size=case["size"]),
         train_dataset=Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected}),
         peft_config=LoraConfig(task_type="SEQ_CLS", modules_to_save=["score"], **LORA),
     )  # fmt: skip

@@ -49,7 +49,8 @@ with tempfile.TemporaryDirectory() as folder:
             use_cpu=True, gradient_checkpointing=case.get("gradient_checkpointing", False), report_to=[],
             save_strategy="no", logging_steps=1, disable_tqdm=True, **way,
         ),
-        processing_class=tokenizer(), train_dataset=rows, peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
+        processing_class=tokenizer(size=case["size"]), train_dataset=rows,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
     )  # fmt: skip
     with phases.phase("train"):
         trainer.train()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.fast.attention import attend, attend_by_rows, better_by_rows
 from models.fast.layout import Layout
 from models.fast.products import Products, products_of
 from models.fast.weights import Decoder, Layer, Projection
@@ -85,33 +86,6 @@ def heads_of(decoder: Decoder, layer: Layer, qkv: Tensor, angles: Angles) -> tup
     return q, k, v
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None, scale: float | None = None, soft_cap: float | None = None
-) -> Tensor:
-    """(B, H, L, d) of queries (B, H, L, d), and keys and values (B, H', W, d) that groups of heads share.
-
-    Args:
-        sees: (L, W) bool, of W columns of keys; None: every token sees its row up to itself.
-        scale: times the scores; None: d ** -0.5.
-        soft_cap: scores s become c tanh(s / c) (Gemma 2).
-    """
-    if soft_cap is None:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=sees, is_causal=sees is None, enable_gqa=q.shape[1] != k.shape[1], scale=scale
-        )
-    if sees is None:
-        sees = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    weights = capped_weights(q @ k.transpose(2, 3), scale or q.shape[-1] ** -0.5, soft_cap)
-    return torch.softmax(weights.masked_fill(~sees, -torch.inf), dim=-1).to(v.dtype) @ v
-
-
-def capped_weights(scores: Tensor, scale: float, soft_cap: float) -> Tensor:
-    """Scores with a soft cap, in at least fp32."""
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return torch.tanh(scores * (scale / soft_cap)) * soft_cap
-
-
 def gated(decoder: Decoder, gu: Tensor) -> Tensor:
     """act(gate) * up from their common product (T, 2 I)."""
     gate, up = gu.chunk(2, dim=1)
@@ -143,14 +117,21 @@ class Pass:
 
     def attended(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What the heads of all rows gather (B, H, L, d); columns that are one prompt's are computed in one row."""
-        scale, cap, copies, width = self.decoder.attention_scale, self.decoder.soft_cap, self.layout.copies, q.shape[2]
+        copies, lengths, width = self.layout.copies, self.layout.lengths, q.shape[2]
         if copies is None or copies.dense == 0:
-            return attend(q, k, v, self.sees(layer, 0, width), scale, cap)
+            return self._attend(q, k, v, self.sees(layer, 0, width), lengths)
         n = copies.dense
         first_q, first_k, first_v = (x[:, :, :n].index_select(0, copies.first) for x in (q, k, v))
-        prompts = attend(first_q, first_k, first_v, self.sees(layer, 0, n), scale, cap)
+        prompts = self._attend(first_q, first_k, first_v, self.sees(layer, 0, n), (n,) * len(copies.first))
         prompts = prompts.new_zeros((len(q), *prompts.shape[1:])).index_copy(0, copies.first, prompts)
-        return torch.cat([prompts, attend(q[:, :, n:], k, v, self.sees(layer, n, width), scale, cap)], dim=2)
+        behind = self._attend(q[:, :, n:], k, v, self.sees(layer, n, width), lengths)
+        return torch.cat([prompts, behind], dim=2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, sees: Tensor | None, lengths: Sequence[int] | None) -> Tensor:
+        scale, cap = self.decoder.attention_scale, self.decoder.soft_cap
+        if cap is None and lengths is not None and better_by_rows(q):
+            return attend_by_rows(q, k, v, sees, scale, lengths)
+        return attend(q, k, v, sees, scale, cap)
 
 
 def added(decoder: Decoder, x: Tensor, part: Tensor, post_norm: Tensor | None) -> Tensor:

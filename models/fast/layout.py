@@ -34,6 +34,7 @@ class Layout:
     cells: Tensor | None  # (T,) place in the (B * L) grid of attention; None: rows are of one length
     shape: tuple[int, int]  # B, L
     copies: Copies | None = None  # None: every token has one cell
+    lengths: tuple[int, ...] | None = None  # (B,) tokens in each row, where they lie on the host
 
     def grid(self, x: Tensor) -> Tensor:
         """(T, H, d) -> (B, H, L, d), zero but in the one cell that each token is read from."""
@@ -72,7 +73,12 @@ def layout_of(mask: Tensor, cells: Tensor | None = None) -> Layout:
     if cells is None:
         cells = mask.flatten().nonzero().squeeze(1)
     full = len(cells) == rows * width
-    return Layout(positions=cells % max(1, width), cells=None if full else cells, shape=(rows, width))
+    return Layout(
+        positions=cells % max(1, width),
+        cells=None if full else cells,
+        shape=(rows, width),
+        lengths=tuple(mask.sum(1).tolist()) if cells.device.type == "cpu" else None,
+    )
 
 
 def branch_layout(trees: Sequence[tuple[int, Sequence[int]]], device: torch.device | str) -> Layout:
@@ -123,4 +129,5 @@ def branch_layout(trees: Sequence[tuple[int, Sequence[int]]], device: torch.devi
         first=starts,
         dense=dense,
     )
-    return Layout(positions=where, cells=places, shape=(len(rows), width), copies=copies)
+    lengths = tuple(p + n for p, n in rows) if where.device.type == "cpu" else None
+    return Layout(positions=where, cells=places, shape=(len(rows), width), copies=copies, lengths=lengths)

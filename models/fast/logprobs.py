@@ -36,8 +36,13 @@ def output_weight(lm: Any) -> Tensor | None:
 
 
 def block_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Logits (B, V) of a few rows; with BLAS by blocks of words, whose copies for the product stay in the caches."""
+    """Logits (B, V) of a few rows, by a weight as it is or as ``matmul.pack`` gives it.
+
+    With BLAS by blocks of words, whose copies for the product stay in the caches.
+    """
     dtype = product_dtype(weight)
+    if weight.is_mkldnn:
+        return by_kernels(hidden.to(dtype), weight).to(hidden.dtype)
     if weight.device.type != "cpu":
         return (hidden.to(dtype) @ weight.T).to(hidden.dtype)
     if fits(weight):

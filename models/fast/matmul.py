@@ -1,4 +1,5 @@
-"""Products with a frozen weight by oneDNN, whose kernels on a CPU beat the BLAS that torch calls for fp32.
+"""Products with a frozen weight by oneDNN, whose kernels on a CPU beat the BLAS that torch calls for fp32; in bf16 they
+are faster with a packed weight.
 
 A weight that serves many products of few rows is packed once instead of at every call. oneDNN prepares a kernel for
 each new shape (about 1 ms) and keeps it (0.6 MB), so only few shapes may come here: rows are filled up to one of a few
@@ -29,14 +30,22 @@ def fits(weight: Tensor) -> bool:
     return plain and min(weight.shape) >= MIN_SIZE and has_kernels()
 
 
+def packs(weight: Tensor) -> bool:
+    """Whether oneDNN reads a packed copy of this weight faster: one that ``fits``, or in bf16 where it can."""
+    if weight.dtype != torch.bfloat16:
+        return fits(weight)
+    plain = weight.device.type == "cpu" and not weight.is_mkldnn and min(weight.shape) >= MIN_SIZE
+    return plain and has_kernels() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x weight^T + bias`` by oneDNN, in fp32; for callers whose shapes are few."""
+    """``x weight^T + bias`` by oneDNN; for callers whose shapes are few."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def pack(weight: Tensor, rows: int) -> Tensor:
     """A copy of the weight (out, in) as ``linear`` reads it fastest, best for so many rows; or the weight itself."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight, max(1, rows)) if fits(weight) else weight
+    return torch.ops.mkldnn._reorder_linear_weight(weight, max(1, rows)) if packs(weight) else weight
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -45,7 +54,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def by_kernels(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same by oneDNN for any number of rows, for a weight that ``fits`` or is packed."""
+    """The same by oneDNN for any number of rows, for a weight that ``fits``, or that ``pack`` has packed."""
     parts = [_filled(part, weight, bias) for part in x.split(SIZES[-1])]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -51,7 +51,7 @@ def products_of(decoder: Decoder, keep: int | None = None) -> Products:
     if any(layer.packed for layer in decoder.layers):
         keep = None  # all layers unpacked would be the base that did not fit
     if dtype == torch.bfloat16:
-        return UnfoldedProducts(dtype, keep is not None)
+        return UnfoldedProducts(dtype, keep)
     return MergedProducts(dtype, keep)
 
 
@@ -152,17 +152,18 @@ class UnfoldedProducts:
 
     Args:
         dtype: of the weights.
-        keep: for a loop that comes back to every layer: a group's weights are kept in one copy, for two products.
+        keep: rows of a loop that comes back to every layer: a group's weights are kept in one copy, packed for so many
+            rows, for two products.
     """
 
-    def __init__(self, dtype: torch.dtype, keep: bool = False) -> None:
+    def __init__(self, dtype: torch.dtype, keep: int | None = None) -> None:
         self.dtype, self.keep = dtype, keep
         self._kept: dict[tuple[int, str], Joined] = {}
 
     def __call__(self, index: int, name: str, group: Sequence[Projection], x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        if self.keep:
-            return self._joined(index, name, group)(x)
+        if self.keep is not None:
+            return self._joined(index, name, group, self.keep)(x)
         return self.add_adapters(self.base(group, x), group, x)
 
     def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
@@ -182,9 +183,9 @@ class UnfoldedProducts:
         thin = _thin(group, self.dtype)
         return product if thin is None else product.addmm_(x.to(self.dtype) @ thin[0].T, thin[1].T)
 
-    def _joined(self, index: int, name: str, group: Sequence[Projection]) -> Joined:
+    def _joined(self, index: int, name: str, group: Sequence[Projection], rows: int) -> Joined:
         if (index, name) not in self._kept:
-            self._kept[index, name] = Joined.of(group, self.dtype)
+            self._kept[index, name] = Joined.of(group, self.dtype, rows)
         return self._kept[index, name]
 
 
@@ -192,25 +193,26 @@ class UnfoldedProducts:
 class Joined:
     """A group as one product with a frozen weight, in whose last columns the adapters' first product comes along."""
 
-    weight: Tensor  # (sum of out + R, in)
+    weight: Tensor  # (sum of out + R, in), or packed
     bias: Tensor | None  # (sum of out + R,)
     b: Tensor | None  # (sum of out, R)
 
     @classmethod
     @torch.no_grad()
-    def of(cls, group: Sequence[Projection], dtype: torch.dtype) -> Joined:
+    def of(cls, group: Sequence[Projection], dtype: torch.dtype, rows: int) -> Joined:
+        """A group as a loop over ``rows`` rows reads it best."""
         thin, weights = _thin(group, dtype), [whole(p.weight) for p in group]
         if thin is None and len(group) == 1:
             return cls(weight=weights[0], bias=group[0].bias, b=None)
-        rows = [*weights, *([] if thin is None else [thin[0]])]
+        below = [*weights, *([] if thin is None else [thin[0]])]
         bias = None
         if any(p.bias is not None for p in group):
             parts = [weights[0].new_zeros(len(p.weight)) if p.bias is None else p.bias for p in group]
-            bias = torch.cat([*parts, *(t.new_zeros(len(t)) for t in rows[len(group) :])])
-        return cls(weight=torch.cat(rows), bias=bias, b=None if thin is None else thin[1])
+            bias = torch.cat([*parts, *(t.new_zeros(len(t)) for t in below[len(group) :])])
+        return cls(weight=pack(torch.cat(below), rows), bias=bias, b=None if thin is None else thin[1])
 
     def __call__(self, x: Tensor) -> Tensor:
-        both = F.linear(x, self.weight, self.bias)
+        both = linear(x, self.weight, self.bias)
         if self.b is None:
             return both
         width = len(self.b)

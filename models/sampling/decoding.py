@@ -16,10 +16,12 @@ from torch import Tensor
 
 from data.batching import right_pad
 from models.backbone.transfers import sent
-from models.fast.layers import added, capped_weights, embed, gate_and_up, gated, heads_of, rms_norm, start
+from models.fast.attention import capped_weights
+from models.fast.layers import added, embed, gate_and_up, gated, heads_of, rms_norm, start
 from models.fast.layers import forward as layer_forward
 from models.fast.layout import Layout, layout_of
 from models.fast.logprobs import block_logits, output_weight
+from models.fast.matmul import pack
 from models.fast.products import Products, product_dtype, products_of
 from models.fast.weights import Decoder
 from models.roles.role_view import RoleView
@@ -85,7 +87,7 @@ class Decoding:
     ) -> None:
         self.role, self.decoder, self.prompts, self.params, self.depth = role, decoder, prompts, params, depth
         self.products, output = products_of(decoder, keep=len(prompts)), output_weight(role.lm)
-        self.output = None if output is None else output.to(product_dtype(output))
+        self.output = None if output is None else output_of(output, len(prompts))
         device, room = role.lm.device, params.max_new_tokens
         lengths = torch.tensor([len(p) for p in prompts], dtype=torch.long)
         self.stops, self.lengths = sent([torch.tensor(list(params.stop_ids), dtype=torch.long), lengths], device)
@@ -160,6 +162,12 @@ class Decoding:
         (lengths,) = sent([torch.tensor([len(row) for row in ids], dtype=torch.long)], self.out.device)
         behind = torch.arange(self.out.shape[1], device=self.out.device) >= lengths[:, None]
         return [t.masked_fill_(behind, 0.0) for t in self.statistics]
+
+
+def output_of(weight: Tensor, rows: int) -> Tensor:
+    """The output layer as a loop over ``rows`` rows reads it; packed in bf16 alone, where a copy is half as large."""
+    weight = weight.to(product_dtype(weight))
+    return pack(weight, rows) if weight.dtype == torch.bfloat16 else weight
 
 
 def close_ranks(storage: Storage, done: Sequence[bool]) -> list[int]:
@@ -319,8 +327,10 @@ def attend_to_past(
     if soft_cap is not None:
         weights = torch.softmax(capped_weights(q @ keys.transpose(2, 3), scale, soft_cap) + hidden, dim=-1)
         return weights.to(values.dtype) @ values
-    if q.device.type != "cpu" or q.dtype == torch.bfloat16:  # a score in bf16 would have three digits
+    if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=hidden, scale=scale)
+    if q.dtype == torch.bfloat16:  # a score in bf16 would have three digits
+        q, keys = q.float(), keys.float()
     scores = torch.bmm((q * scale).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
-    weights = torch.softmax(scores.unflatten(0, q.shape[:2]).add_(hidden), dim=-1)
+    weights = torch.softmax(scores.unflatten(0, q.shape[:2]).add_(hidden), dim=-1).to(values.dtype)
     return torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).unflatten(0, q.shape[:2])

@@ -200,6 +200,7 @@ def numbers_of(recipe: Recipe, device: torch.device, shape: Shape | None, proces
         weight=dtype.itemsize,
         product=product.itemsize,
         fast=fast and not divided,
+        packed_output=device.type == "cpu" and product == torch.bfloat16,
         checkpointing=recipe.runtime.gradient_checkpointing is True,
         offload=recipe.runtime.offload_activations,
         nf4=recipe.runtime.quantize == "nf4",

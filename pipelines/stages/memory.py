@@ -35,6 +35,7 @@ class Numbers:
     checkpointing: bool = False
     offload: bool = False  # whether layers' inputs wait on the host until they are computed again
     parts: int = 1  # processes that hold the base in parts
+    packed_output: bool = False  # whether sampling reads a copy of the output layer
 
     @property
     def merged(self) -> bool:
@@ -244,7 +245,7 @@ def sampled(shape: Shape, numbers: Numbers, sampling: Sampling) -> dict[str, flo
     step = sampling.rows * shape.vocabulary * FP32 * LOGITS_OF_MODULES
     cache = cache_bytes(shape, numbers, sampling)
     copies = shape.linear * numbers.product if numbers.fast and not numbers.nf4 else layer_copies(shape, numbers)
-    if numbers.fast and numbers.weight != numbers.product:
+    if numbers.fast and (numbers.packed_output or numbers.weight != numbers.product):
         copies += shape.vocabulary * shape.width * numbers.product  # the output layer
     grown = 0 if numbers.fast else 2 * cache / max(1, shape.layers)  # a layer's cache is written anew with each token
     return {"sampling_cache": cache, "weights_for_sampling": copies, "workspace": max(first, step + grown)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -21,6 +22,13 @@ def test_the_datasets_library_is_silenced_without_being_imported():
     """Its import takes 80 MB, which PPO does not need."""
     done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True)
     assert not done.returncode, done.stderr
+
+
+def test_a_kernel_that_nothing_here_calls_is_not_missed_aloud():
+    """On a CPU with AVX512-BF16 bitsandbytes, which PEFT imports, would warn of it in every command."""
+    import models  # noqa: F401
+
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
 
 
 BROKEN = """

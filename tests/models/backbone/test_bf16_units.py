@@ -93,13 +93,16 @@ class Ranks:
         return [*items, self.other]
 
 
-def test_plan_and_run_choose_alike_and_processes_agree(units, tmp_path):
+def test_plan_and_run_choose_alike_and_processes_agree(units, tmp_path, monkeypatch):
     units(True)
     tiny_lm(hidden_size=512, intermediate_size=64, num_hidden_layers=1).save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
     assert SharedBase.load(tmp_path, device="cpu").dtype == torch.bfloat16
     recipe = load_recipe({**RECIPE, "base": str(tmp_path), "data": {**RECIPE["data"], "documents": []}})
-    assert numbers_of(recipe, CPU, shape_of(recipe)).weight == 2
+    for faster in (True, False):  # whether sampling packs the output layer goes with the products
+        monkeypatch.setattr("models.fast.products.has_bf16_units", lambda faster=faster: faster)
+        numbers = numbers_of(recipe, CPU, shape_of(recipe))
+        assert numbers.weight == 2 and numbers.packed_output == (numbers.product == 2) == faster
     for other, expected in [("torch.bfloat16", torch.bfloat16), ("torch.float32", torch.float32)]:
         loaded = LoadedModels(recipe, Ranks(other), None)
         assert loaded.base().dtype == expected

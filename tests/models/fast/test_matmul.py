@@ -14,6 +14,7 @@ from models.fast.logprobs import block_logits, block_logprobs
 from models.fast.matmul import SIZES, has_kernels, linear, pack, product
 from models.sampling.fast import FastEngine
 from models.sampling.generate import CachedEngine, sampling_noise
+from tests.conftest import ADAPTER, make_base
 from tests.support.fast import QUERIES, sampled, world_size
 
 pytestmark = pytest.mark.skipif(not has_kernels(), reason="this build of torch has no oneDNN products")
@@ -50,6 +51,42 @@ def test_a_product_is_that_of_torch(rows, bias, small):
     assert {n for n, _ in small} <= set(SIZES)
     assert_close(product(x, weight, b), expected, atol=1e-4, rtol=1e-5)
     assert_close(product(expected, weight.T), F.linear(expected, weight.T), atol=2e-2, rtol=1e-4)  # backward's views
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bf16 products here")
+@pytest.mark.parametrize("rows", [1, 32, 300])
+def test_a_packed_bf16_weight_gives_what_the_weight_gives(rows, small):
+    g = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 130, generator=g).bfloat16() for n in (rows, 200))
+    bias = torch.randn(200, generator=g).bfloat16()
+    packed = pack(weight, rows)
+    assert packed.is_mkldnn and packed.dtype == torch.bfloat16
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    assert_close(linear(x, packed, bias).double(), exact, atol=1e-2, rtol=2**-7)  # one rounding of the sum
+    assert {n for n, _ in small} <= set(SIZES) and all(packed for _, packed in small)
+    logits = block_logits(x.float(), pack(weight, rows))
+    assert logits.dtype == torch.float32
+    assert_close(logits.double(), x.double() @ weight.double().T, atol=1e-2, rtol=2**-7)
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bf16 products here")
+def test_sampling_in_bf16_reads_packed_weights_the_output_layer_among_them(small, monkeypatch):
+    monkeypatch.setattr("models.fast.products.has_bf16_units", lambda: True)
+    base = make_base("llama")
+    base.lm.to(torch.bfloat16)
+    base.add_role("policy", ADAPTER)
+    noise = sampling_noise(len(QUERIES), 6, torch.Generator().manual_seed(1))
+    made = sampled(base, FastEngine(True), QUERIES, noise=noise, steps=6, temperature=0.9)
+    layers, groups = base.lm.config.num_hidden_layers, 4
+    assert all(packed for _, packed in small)
+    # each token is chosen by one product with the output layer; prompts and tokens are read by one a group and layer
+    steps = max(map(len, made.ids))
+    assert len(small) >= steps + groups * layers * steps
+    rows = make_rows(QUERIES, made.ids, 0, "cpu")
+    with base.role("policy") as view, torch.no_grad():
+        again = view.logprobs(view.states(rows.ids, rows.mask, rows.response_positions()), rows.targets(), 0.9)[0]
+    found = torch.cat([row[: len(r)] for row, r in zip(made.logprobs, made.ids, strict=True)])
+    assert (found - again).abs().max() < 0.1
 
 
 def test_what_is_small_or_in_float64_is_left_to_torch(small):

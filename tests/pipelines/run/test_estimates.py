@@ -11,7 +11,7 @@ from models.backbone.settings import AdapterConfig
 from pipelines.cli import main as cli
 from pipelines.run.pipeline import Pipeline
 from pipelines.stages.estimates import FACTOR, LIBRARIES, largest_sum
-from pipelines.stages.memory import Numbers, Rows, Sampling, cache_bytes, layer_kept
+from pipelines.stages.memory import Numbers, Rows, Sampling, cache_bytes, layer_kept, sampled
 from pipelines.stages.shapes import Shape, shape_of, shape_of_folder
 from pipelines.stages.table import folders
 from pipelines.workspace.gc import size_of
@@ -96,6 +96,17 @@ def test_the_cache_counts_key_heads_alone() -> None:
     assert cache_bytes(shape, Numbers(weight=2, product=2), sampling) == 2 * 5 * 32 * 2 * 3 * 32
     windowed = cache_bytes(shape, Numbers(weight=2, fast=False), sampling)
     assert windowed == 2 * 5 * 32 * 2 * (10 + 10 + 32)
+
+
+def test_a_copy_of_the_output_layer_is_counted_where_sampling_reads_one() -> None:
+    shape = Shape(parameters=0, linear=500, adapter=0, layers=1, trained_layers=1, width=64, inner=128, heads=8,
+                  key_heads=2, head_size=8, vocabulary=9, window=None, sliding=0)  # fmt: skip
+    one = Sampling(rows=5, prompt=20, prompts=100, room=12)
+    copies = [
+        sampled(shape, Numbers(weight=2, product=2, packed_output=packed), one)["weights_for_sampling"]
+        for packed in (False, True)
+    ]
+    assert copies == [500 * 2, 500 * 2 + 9 * 64 * 2]
 
 
 def test_the_largest_rows_are_likely_ones() -> None:
