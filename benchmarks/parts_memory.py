@@ -1,9 +1,9 @@
 """Memory of a process that holds a base in parts (``runtime.sharding: fsdp2``), beside one that holds all of it.
 
-``python benchmarks/parts_memory.py`` makes a random Llama in fp32 whose weights are most of what a training step takes,
-and trains it for two steps, with adapters and whole, in one process and in two on a CPU. Each process counts the bytes of
-its own parameters, and sees the largest part of its resident memory that is no file (``RssAnon``), less what it had
-before it loaded the base. Writes ``benchmarks/results/parts_memory.json``.
+``python benchmarks/parts_memory.py`` makes a random Llama in fp32 whose weights are the larger part of what a training
+step takes, and trains it for two steps, with adapters and whole, in one process and in two on a CPU. Each process counts
+the bytes of its own parameters, and sees the largest part of its resident memory that is no file (``RssAnon``), less
+what it had before it loaded the base. Writes ``benchmarks/results/parts_memory.json``.
 """
 
 from __future__ import annotations

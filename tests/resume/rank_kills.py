@@ -1,9 +1,10 @@
 """Takes one of two processes out of a tiny run at random instants: all must end within a minute, and resume.
 
-``python -m tests.resume.rank_kills`` kills, stops, or raises an error in a random rank, at a random instant of each stage
-in turn, one in ten as the processes start, and asks each time that every process ends in time, that a message says which rank and that the same command
-resumes, and that this command ends in the bytes of a run that nobody disturbed. What it did goes into
-``benchmarks/results/rank_kills.json``; with ``--add`` behind what is there, so that it may be done in sittings.
+``python -m tests.resume.rank_kills`` kills, stops, or raises an error in a random rank, at a random instant of each
+stage in turn and one in ten as the processes start, and asks each time that every process ends in time, that a message
+says which rank and that the same command resumes, and that this command ends in the bytes of a run that nobody
+disturbed. What it did goes into ``benchmarks/results/rank_kills.json``; with ``--add`` behind what is there, so that it
+may be done in sittings.
 
 A disturbed run begins as a copy of one that has finished the stages before. Processes are torchrun's: its own agent
 starts and watches them, as forks of a process that has imported everything; ``--torchrun`` starts each by the command.
@@ -71,8 +72,8 @@ def show_ranks(log: str) -> None:
 
     def environ(self: psutil.Process) -> dict[str, str]:
         ids = {Path(f"{log}.rank{rank}"): str(rank) for rank in range(RANKS)}
-        own = {rank for file, rank in ids.items() if file.exists() and file.read_text() == str(self.pid)}
-        return real(self) | {"RANK": rank for rank in own}
+        own = [rank for file, rank in ids.items() if file.exists() and file.read_text() == str(self.pid)]
+        return real(self) | ({"RANK": own[0]} if own else {})
 
     psutil.Process.environ = environ  # type: ignore[method-assign]
 
@@ -287,6 +288,7 @@ class RankKills:
             shutil.copytree(self.before(stage), run, symlinks=True)
         with self.launched(run) as made:
             there = from_start or made.comes_to(stage)
+            there_at = time.monotonic()
             hit = made.rank(rank) if there and not made.ended(after) else None
             if hit is not None:
                 with contextlib.suppress(psutil.Error):
@@ -298,6 +300,8 @@ class RankKills:
                 began = time.monotonic()
                 if not made.ended(RUN):
                     wrong.append("hangs, undisturbed")
+                if not from_start:  # it was over before: earlier instants from here on
+                    self.seconds[stage] = min(self.seconds[stage], began - there_at)
             took, code, left = time.monotonic() - began, made.code, [p.pid for p in made.ranks().values()]
             if code is not None and left:
                 wrong.append(f"processes {left} are left")
