@@ -227,11 +227,12 @@ class RankKills:
     def __init__(
         self, folder: Path, stages: Sequence[str], settings: Sequence[str] = SETTINGS, torchrun: bool = False
     ) -> None:
-        self.folder, self.settings, self.stages = folder, tuple(settings), tuple(stages)
+        self.folder, self.stages = folder, tuple(stages)
         self.start: type[ByTorchrun] | type[Forked] = ByTorchrun if torchrun else Forked
         self.recipe = folder / "recipe.yaml"
         left_out = {STAGES[name].group for name in STAGES if name not in stages}
         recipe = {key: value for key, value in RECIPE.items() if key not in left_out}
+        self.settings = tuple(text for text in settings if text.partition(".")[0] not in left_out)
         self.recipe.write_text(yaml.safe_dump(recipe | {"stages": list(stages)}))
         self.whole, steps = folder / "whole", folder / "steps"
         self.undisturbed(self.whole)
@@ -353,6 +354,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--actions", nargs="+", choices=ACTIONS, default=list(ACTIONS))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--set", action="append", default=[], help="settings, such as runtime.sharding=fsdp2")
     parser.add_argument("--torchrun", action="store_true", help="start each process anew; takes hours")
     parser.add_argument("--folder", type=Path, help="where the runs lie; kept")
     parser.add_argument("--write", type=Path, default=ROOT / "benchmarks/results/rank_kills.json")
@@ -366,7 +368,7 @@ def main() -> int:
         folder = (options.folder or Path(made)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         stages = [s for s in STAGES if s in options.stages]
-        kills = RankKills(folder, stages, torchrun=options.torchrun)
+        kills = RankKills(folder, stages, (*SETTINGS, *options.set), torchrun=options.torchrun)
         print(f"undisturbed, by stage: {kills.seconds}", flush=True)
         for number in range(2 * options.number):
             hits = sum(row["hit"] for row in kills.rows)
