@@ -114,6 +114,16 @@ class TrainedShards(Shards):
         known = self._sums.get(id(parameter))
         self._sums[id(parameter)] = rows.clone() if known is None else known.add_(rows)
 
+    def reset(self) -> None:
+        """Forget a pass that was broken off, with what it had added to the gradients of gathered tensors."""
+        super().reset()
+        for unit in (u for u in map(self.gathers.units.__getitem__, self.numbers) if u is not None):
+            for group in unit._get_fsdp_state()._fsdp_param_groups:
+                for parameter in group.fsdp_params:
+                    parameter.unsharded_accumulated_grad = None
+                    if hasattr(parameter, "_unsharded_param"):
+                        parameter._unsharded_param.grad = None
+
     def drop(self) -> None:
         """Forget gradients that are not taken yet; all processes call it at the same place."""
         for p in self.named.values():
