@@ -16,7 +16,7 @@ help:
 	@echo "make test       the tests, without the slow ones (test-slow: those alone; test-all: everything)"
 	@echo "make test-isa   the tests under each capped instruction set (SSE, AVX2, AVX512)"
 	@echo "make test-resume  kill a tiny run everywhere and compare what it ends in; about half an hour"
-	@echo "make test-ranks  take a rank out of a run of two, 60 times; about two hours"
+	@echo "make test-ranks  take a rank out of a run of two, 60 times; about 40 minutes"
 	@echo "make soak       5,000 PPO updates with random kills; memory, time and folders must not grow"
 	@echo "make lint       ruff and mypy"
 	@echo "make reference  write docs/reference/ again from the code"

@@ -1,9 +1,9 @@
 """Memory of a process that holds a base in parts (``runtime.sharding: fsdp2``), beside one that holds all of it.
 
-``python benchmarks/parts_memory.py`` makes a random Llama in fp32 whose weights are most of what a training step takes,
-and trains it for two steps, with adapters and whole, in one process and in two on a CPU. Each process counts the bytes of
-its own parameters, and sees the largest part of its resident memory that is no file (``RssAnon``), less what it had
-before it loaded the base. Writes ``benchmarks/results/parts_memory.json``.
+``python benchmarks/parts_memory.py`` makes a random Llama in fp32 whose weights are the larger part of what a training
+step takes, and trains it for two steps, with adapters and whole, in one process and in two on a CPU. Each counts
+the bytes of its own parameters, and sees the largest part of its resident memory that is no file (``RssAnon``), less
+what it had before it loaded the base. Writes ``benchmarks/results/parts_memory.json``.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--step"]:
         return step(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=40, help="a quarter of them where the whole model is trained")
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=32, help="a quarter of them where the whole model is trained")
     parser.add_argument("--write", type=Path, default=RESULT)
     options = parser.parse_args()
     found: dict[str, Any] = {"width": options.width, "rows": ROWS, "tokens": LENGTH}

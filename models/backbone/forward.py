@@ -96,7 +96,8 @@ def check_logit_path(lm: Any, name: str) -> None:
     where those are no finite numbers (damaged weights)."""
     ids = torch.arange(1, 7, device=lm.device)[None] % lm.config.get_text_config().vocab_size
     mask = torch.ones_like(ids)
-    whole = lm(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    with precision(lm):
+        whole = lm(input_ids=ids, attention_mask=mask, use_cache=False).logits
     if not whole.isfinite().all():
         raise UserError(
             f"base {name}: its logits are not finite for six plain tokens: its weights hold numbers that are not, or "

@@ -33,8 +33,8 @@ class OOMRetry:
         warn: reports each smaller batch.
         together: of several processes that meet in ``run`` (``Processes.together``): where the smallest batch does not
             fit in one of them, all stop with its error.
-        any_failed: whether in any of the processes that meet in ``run`` memory ran out, from whether it did in this one;
-            then all of them do their work again. For work whose parts are added up over processes as they come.
+        any_failed: whether memory ran out in any of the processes that meet in ``run``, from whether it did in this
+            one; then all of them do their work again. For work whose parts are added up over processes as they come.
     """
 
     def __init__(

@@ -339,8 +339,12 @@ def watching(processes: Group) -> Iterator[None]:
                 if peer in watch.here and peer.died:
                     Path(peer.marker).unlink(missing_ok=True)
             raise StageError(f"process {lost[0].rank} is lost (see above)") from error
-        if beats is not None and not interrupted:
-            beats.fail(in_a_line(error))
+        if not interrupted:
+            what = in_a_line(error)
+            if beats is not None:
+                beats.fail(what)
+            # itself as well: a launcher's signal may end the others before they hear of it
+            watch.report(f"{own} failed{WHEREABOUTS.place} with {what}, {RESUMES}")
         raise
     finally:
         watch.done.set()

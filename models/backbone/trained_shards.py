@@ -114,6 +114,16 @@ class TrainedShards(Shards):
         known = self._sums.get(id(parameter))
         self._sums[id(parameter)] = rows.clone() if known is None else known.add_(rows)
 
+    def reset(self) -> None:
+        """Forget a pass that was broken off, with what it had added to the gradients of gathered tensors."""
+        super().reset()
+        for unit in (u for u in map(self.gathers.units.__getitem__, self.numbers) if u is not None):
+            for group in unit._get_fsdp_state()._fsdp_param_groups:
+                for parameter in group.fsdp_params:
+                    parameter.unsharded_accumulated_grad = None
+                    if hasattr(parameter, "_unsharded_param"):
+                        parameter._unsharded_param.grad = None
+
     def drop(self) -> None:
         """Forget gradients that are not taken yet; all processes call it at the same place."""
         for p in self.named.values():
@@ -244,8 +254,10 @@ def owners(parameters: Iterable[Any]) -> list[TrainedShards]:
 
 
 def whole_tensor(parameter: Any, tensor: Tensor) -> Tensor:
-    """A tensor that goes with a parameter (its weights, a moment) as one process would have it, on the CPU; all processes
-    call this for the same ones, in the same order. Only the main one, which writes, has it afterwards."""
+    """A tensor that goes with a parameter (its weights, a moment) as one process would have it, on the CPU.
+
+    All processes call this for the same ones, in the same order. Only the main one, which writes, has it afterwards.
+    """
     shards = shards_of_rows(parameter)
     if shards is None or tensor.ndim == 0:
         return tensor
@@ -314,7 +326,7 @@ def clip_gradients(parameters: Sequence[Any], largest: float) -> Tensor:
 def divided_copy(lm: Any, base_dtype: torch.dtype, added: Callable[[str], Tensor | None] = lambda name: None) -> Any:
     """A copy of a divided model with fp32 weights, to be trained or not; all processes call it at the same place.
 
-    No process holds more than its part, and one matrix of what is ``added``. Where the base is bf16 its products are made
+    No process holds more than its part, and a matrix of what is ``added``. Where the base is bf16 its products are made
     in bf16, as those of a whole copy (``models.backbone.forward.precision``): layers are gathered in bf16, and their
     gradients added up in fp32.
 

@@ -40,8 +40,8 @@ def save_role(
     """Write ``adapter/`` (or ``model/``) and, where the role has a head, ``head.safetensors``.
 
     ``extra`` numbers (a reward model's mean and std) are stored with the head, since a score means nothing
-    without them. Where several processes call it, the ``main`` one writes; all of them must, since a role that they hold
-    in parts is gathered for it, a tensor at a time.
+    without them. Where several processes call it, the ``main`` one writes; all of them must, since a role that they
+    hold in parts is gathered for it, a tensor at a time.
     """
     divided = name in base.copies and shards_of(base.copies[name]) is not None
     state = whole_state(base.copies[name]) if divided else None

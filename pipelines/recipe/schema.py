@@ -42,8 +42,8 @@ class RuntimeConfig(Config):
     )
     sharding: Literal["none", "fsdp2", "auto"] = Field(
         "auto",
-        description="fsdp2: several processes hold the frozen base in parts, layer by layer; auto: on GPUs, where the "
-        "base takes more than three quarters of what can be used of a card",
+        description="fsdp2: several processes hold the base in parts, layer by layer, and with adapter.method full "
+        "each role's model; auto: on GPUs, where the base takes more than three quarters of what can be used of a card",
     )
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto", description="less memory for more time; auto: in stages that would not fit the device's memory"

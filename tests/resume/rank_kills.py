@@ -1,9 +1,10 @@
 """Takes one of two processes out of a tiny run at random instants: all must end within a minute, and resume.
 
-``python -m tests.resume.rank_kills`` kills, stops, or raises an error in a random rank, at a random instant of each stage
-in turn, one in ten as the processes start, and asks each time that every process ends in time, that a message says which rank and that the same command
-resumes, and that this command ends in the bytes of a run that nobody disturbed. What it did goes into
-``benchmarks/results/rank_kills.json``; with ``--add`` behind what is there, so that it may be done in sittings.
+``python -m tests.resume.rank_kills`` kills, stops, or raises an error in a random rank, at a random instant of each
+stage in turn and one in ten as the processes start, and asks each time that every process ends in time, that a message
+says which rank and that the same command resumes, and that this command ends in the bytes of a run that nobody
+disturbed. What it did goes into ``benchmarks/results/rank_kills.json``; with ``--add`` behind what is there, so that it
+may be done in sittings.
 
 A disturbed run begins as a copy of one that has finished the stages before. Processes are torchrun's: its own agent
 starts and watches them, as forks of a process that has imported everything; ``--torchrun`` starts each by the command.
@@ -71,8 +72,8 @@ def show_ranks(log: str) -> None:
 
     def environ(self: psutil.Process) -> dict[str, str]:
         ids = {Path(f"{log}.rank{rank}"): str(rank) for rank in range(RANKS)}
-        own = {rank for file, rank in ids.items() if file.exists() and file.read_text() == str(self.pid)}
-        return real(self) | {"RANK": rank for rank in own}
+        own = [rank for file, rank in ids.items() if file.exists() and file.read_text() == str(self.pid)]
+        return real(self) | ({"RANK": own[0]} if own else {})
 
     psutil.Process.environ = environ  # type: ignore[method-assign]
 
@@ -226,11 +227,12 @@ class RankKills:
     def __init__(
         self, folder: Path, stages: Sequence[str], settings: Sequence[str] = SETTINGS, torchrun: bool = False
     ) -> None:
-        self.folder, self.settings, self.stages = folder, tuple(settings), tuple(stages)
+        self.folder, self.stages = folder, tuple(stages)
         self.start: type[ByTorchrun] | type[Forked] = ByTorchrun if torchrun else Forked
         self.recipe = folder / "recipe.yaml"
         left_out = {STAGES[name].group for name in STAGES if name not in stages}
         recipe = {key: value for key, value in RECIPE.items() if key not in left_out}
+        self.settings = tuple(text for text in settings if text.partition(".")[0] not in left_out)
         self.recipe.write_text(yaml.safe_dump(recipe | {"stages": list(stages)}))
         self.whole, steps = folder / "whole", folder / "steps"
         self.undisturbed(self.whole)
@@ -287,6 +289,7 @@ class RankKills:
             shutil.copytree(self.before(stage), run, symlinks=True)
         with self.launched(run) as made:
             there = from_start or made.comes_to(stage)
+            there_at = time.monotonic()
             hit = made.rank(rank) if there and not made.ended(after) else None
             if hit is not None:
                 with contextlib.suppress(psutil.Error):
@@ -298,6 +301,8 @@ class RankKills:
                 began = time.monotonic()
                 if not made.ended(RUN):
                     wrong.append("hangs, undisturbed")
+                if not from_start:  # it was over before: earlier instants from here on
+                    self.seconds[stage] = min(self.seconds[stage], began - there_at)
             took, code, left = time.monotonic() - began, made.code, [p.pid for p in made.ranks().values()]
             if code is not None and left:
                 wrong.append(f"processes {left} are left")
@@ -349,6 +354,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--actions", nargs="+", choices=ACTIONS, default=list(ACTIONS))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--set", action="append", default=[], help="settings, such as runtime.sharding=fsdp2")
     parser.add_argument("--torchrun", action="store_true", help="start each process anew; takes hours")
     parser.add_argument("--folder", type=Path, help="where the runs lie; kept")
     parser.add_argument("--write", type=Path, default=ROOT / "benchmarks/results/rank_kills.json")
@@ -362,7 +368,7 @@ def main() -> int:
         folder = (options.folder or Path(made)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         stages = [s for s in STAGES if s in options.stages]
-        kills = RankKills(folder, stages, torchrun=options.torchrun)
+        kills = RankKills(folder, stages, (*SETTINGS, *options.set), torchrun=options.torchrun)
         print(f"undisturbed, by stage: {kills.seconds}", flush=True)
         for number in range(2 * options.number):
             hits = sum(row["hit"] for row in kills.rows)

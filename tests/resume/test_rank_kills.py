@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.resume.rank_kills import RankKills
+from tests.resume.rank_kills import SETTINGS, RankKills
 
 
 @pytest.mark.slow
@@ -23,3 +23,14 @@ def test_a_rank_that_is_lost_ends_the_run_in_a_sentence(tmp_path: Path, torchrun
         stage = ("pretrain", "sft")[number % 2]
         assert kills.disturb(number, action, rank, stage, kills.seconds[stage] * (0.5 + 0.05 * number)) == []
         assert kills.rows[-1]["hit"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["{rank: 4, alpha: 8}", "{method: full}"])
+def test_a_rank_that_is_lost_while_the_base_is_in_parts_costs_nothing(tmp_path: Path, method: str) -> None:
+    """Passes wait for each other in every layer; the run resumes to the bytes of one that nobody disturbed."""
+    settings = (*SETTINGS, "runtime.sharding=fsdp2", f"adapter={method}")
+    kills = RankKills(tmp_path, ["pretrain", "sft"], settings)
+    for number, (action, rank) in enumerate([("kill", 1), ("stop", 0)]):
+        assert kills.disturb(number, action, rank, "sft", kills.seconds["sft"] * (0.4 + 0.2 * number)) == []
+        assert kills.rows[-1]["hit"] and kills.rows[-1]["stage"] == "sft"

@@ -1,6 +1,6 @@
 """Called in test_base_in_parts by each of two processes, and by one: full fine-tuning on a base that is held in parts.
 
-Every process but the first is short of memory in SFT, once in the middle of a pass and once behind a micro-batch whose
+Every process but the first is short of memory in one SFT, once in a pass backward and once behind a micro-batch whose
 gradients are exchanged already.
 """
 
@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,46 +72,44 @@ def ended(context: StageContext, *roles: str) -> dict[str, Any]:
     return {"weights": weights, "log": rows}
 
 
-@contextmanager
-def short_of_memory(base: SharedBase, role: str) -> Iterator[None]:
-    """The third pass with gradients of any process but the first breaks off in the second layer."""
-    passes = [0]
-    copy = base.copies[role]
+def break_passes(lm: Any) -> list[int]:
+    """Any process but the first has no memory in its first pass backward, inside a layer, and in its third forward.
 
-    def fail(module: Any, given: Any) -> None:
+    Returns:
+        How many passes with gradients there were, in a list.
+    """
+    passes = [0]
+
+    def forward(module: Any, given: Any) -> None:
         passes[0] += torch.is_grad_enabled()
-        if int(RANK) > 0 and passes[0] == 3:
+        if int(RANK) > 0 and passes[0] == 3 and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    handle = copy.get_submodule("model.layers.1.mlp").register_forward_pre_hook(fail)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def backward(module: Any, given: Any) -> None:
+        if int(RANK) > 0 and passes[0] == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    lm.get_submodule("model.layers.1.mlp").register_forward_pre_hook(forward)
+    lm.get_submodule("model.layers.0.self_attn.o_proj").register_full_backward_pre_hook(backward)
+    return passes
 
 
 def tuned(folder: Path, name: str, short: bool = False) -> dict[str, Any]:
     """SFT that keeps the best weights."""
     split = Split(train=DEMONSTRATIONS, held_out=DEMONSTRATIONS[1:8])
     context = context_of(folder, name, BASE[0](), demonstrations=split)
-    config = SFTConfig(
-        epochs=1, learning_rate=1e-3, keep="best", held_out_every=1, batch=4, micro_batch=2, max_grad_norm=0.5
-    )
-    if not short:
-        sft.run(context, config)
-        return ended(context, "sft")
-    add_role = context.base.add_role
+    sizes: dict[str, int] = {"batch": 8, "micro_batch": 4} if short else {"batch": 4, "micro_batch": 2}
+    config = SFTConfig(epochs=1, learning_rate=1e-3, keep="best", held_out_every=1, max_grad_norm=0.5, **sizes)
+    passes, add_role = list[list[int]](), context.base.add_role
 
     def added(*given: Any, **more: Any) -> None:
         add_role(*given, **more)
-        breaks.append(short_of_memory(context.base, "sft"))
-        breaks[-1].__enter__()
+        passes.append(break_passes(context.base.copies["sft"]))
 
-    breaks: list[Any] = []
-    context.base.add_role = added  # type: ignore[method-assign]
+    if short:
+        context.base.add_role = added  # type: ignore[method-assign]
     sft.run(context, config)
-    breaks[-1].__exit__(None, None, None)
-    return ended(context, "sft")
+    return ended(context, "sft") | {"passes": sum(map(sum, passes))}
 
 
 def ranked(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def launched(script: Path, folder: Path, count: int) -> list[dict[str, Any]]:
     folder.mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *TORCHRUN, str(count), str(script), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
 

@@ -149,6 +149,28 @@ def test_a_failure_is_named_with_its_place_once_the_main_thread_has_waited(
     assert "process 1" in said and "failed in ppo at step 3 with MemoryError: planted" in said and RESUMES in said
 
 
+def test_the_one_that_fails_says_so_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A launcher's signal may end the others before they hear of it."""
+
+    class Two:
+        rank, world_size = 0, 2
+
+        def gather(self, items: list[Peer]) -> list[Peer]:
+            return [*items, Peer(1, items[0].host, os.getpid(), __file__)]
+
+    monkeypatch.setattr(peers, "connect", lambda processes: None)
+    try:
+        WHEREABOUTS.enter("reward")
+        WHEREABOUTS.advance(2)
+        with pytest.raises(ValueError, match="planted"), peers.watching(Two()):  # type: ignore[arg-type]
+            raise ValueError("planted")
+    finally:
+        WHEREABOUTS.enter("")
+    said = capsys.readouterr().err
+    assert f"process 0 (pid {os.getpid()} on " in said and RESUMES in said
+    assert "failed in reward at step 2 with ValueError: planted" in said
+
+
 def test_a_failure_of_all_is_told_by_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The main thread ends of its own error meanwhile: no process speaks for another."""
     monkeypatch.setattr(peers, "GRACE", 5.0)
