@@ -202,8 +202,8 @@ WITH_PACKAGES = [
 @pytest.fixture(scope="module")
 def of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first run, with a byte-level tokenizer."""
-    folder = tmp_path_factory.mktemp("bytes") / "run"
-    Pipeline.from_recipe(RECIPE, ["base.pretrain.tokenizer=bpe", "base.pretrain.vocabulary=400"], folder).run(until="ppo")
+    folder, bpe = tmp_path_factory.mktemp("bytes") / "run", "base.pretrain.tokenizer=bpe"
+    Pipeline.from_recipe(RECIPE, [bpe, "base.pretrain.vocabulary=400"], folder).run(until="ppo")
     return folder
 
 

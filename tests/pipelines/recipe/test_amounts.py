@@ -91,9 +91,7 @@ def test_explicit_epochs_leave_the_batch_to_them(recipe: dict[str, Any], tmp_pat
     assert chosen(recipe, sft={"epochs": 8})[:2] == (8, 16)
 
 
-def test_without_demonstrations_the_best_ranked_show_the_length(
-    recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_without_demonstrations_the_best_ranked_show_the_length(recipe: dict[str, Any], tmp_path: Path) -> None:
     ranked = [{"prompt": f"w{i} w2", "chosen": " ".join(["w1"] * 40), "rejected": "w3"} for i in range(30)]
     recipe["data"] = {"rankings": rows(tmp_path, "long.jsonl", ranked), "held_out": 0.0}
     recipe["stages"] = ["reward", "ppo"]
