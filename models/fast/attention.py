@@ -82,7 +82,7 @@ class _ByRows(torch.autograd.Function):
         scale: float | None,
         lengths: tuple[int, ...],
     ) -> Tensor:
-        out, sums = _like(q), list[Tensor]()
+        out, sums = _zeros_for(q), list[Tensor]()
         for row, (queries, keys) in enumerate(_spans(q, k, lengths)):
             if queries:
                 parts = _wide(q, k, v, row, queries, keys)
@@ -99,7 +99,7 @@ class _ByRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, out, *sums = ctx.saved_tensors
-        by_q, by_k, by_v = map(_like, (q, k, v))
+        by_q, by_k, by_v = map(_zeros_for, (q, k, v))
         shared = (k.shape[1], q.shape[1] // k.shape[1])
         for row, (queries, keys) in enumerate(_spans(q, k, ctx.lengths)):
             if not queries:
@@ -116,7 +116,7 @@ class _ByRows(torch.autograd.Function):
         return by_q, by_k, by_v, None, None, None
 
 
-def _like(x: Tensor) -> Tensor:
+def _zeros_for(x: Tensor) -> Tensor:
     """Zeros (B, H, L, d) that lie in memory as (B, L, H, d), as products read them."""
     rows, heads, width, size = x.shape
     return x.new_zeros((rows, width, heads, size)).transpose(1, 2)
