@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo test test-isa test-slow test-all test-resume test-ranks soak lint reference mutations mutations-generic fuzz bench bench-envs vllm-env test-vllm gpu-needs gpu-check gpu-bench nf4-cost clean
+.PHONY: help install demo tour test test-isa test-slow test-all test-resume test-ranks soak lint reference mutations mutations-generic fuzz bench bench-envs vllm-env test-vllm gpu-needs gpu-check gpu-bench nf4-cost clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
 	@echo "make demo       the whole pipeline on the embedded task, on CPU, in minutes"
+	@echo "make tour       every kind of output on a smaller task: plan, run, compare, export, verify"
 	@echo "make test       the tests, without the slow ones (test-slow: those alone; test-all: everything)"
 	@echo "make test-isa   the tests under each capped instruction set (SSE, AVX2, AVX512)"
 	@echo "make test-resume  kill a tiny run everywhere and compare what it ends in; about half an hour"
@@ -40,6 +41,19 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/trivet run examples/demo.yaml
+
+# Every kind of output on a small version of the demo's task: plan, run, a second PPO, both on one page, other
+# evaluations, scores, an exported model, and the check of every file.
+TOUR := runs/tour
+tour: install
+	$(BIN)/trivet plan examples/tour.yaml
+	$(BIN)/trivet run examples/tour.yaml
+	$(BIN)/trivet run examples/tour.yaml --set ppo.kl_coef=0.3 --run-dir $(TOUR)-more-kl \
+		--input pretrain=$(TOUR)/pretrain sft=$(TOUR)/sft rankings=$(TOUR)/rankings reward=$(TOUR)/reward
+	$(BIN)/trivet report $(TOUR) $(TOUR)-more-kl --out $(TOUR)-comparison.html
+	$(BIN)/trivet export $(TOUR) --stage ppo --to $(TOUR)-model --merge
+	$(BIN)/trivet verify $(TOUR)
+	@echo "look at $(TOUR)/report.html and $(TOUR)-comparison.html; $(TOUR)-model is a Hugging Face folder"
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)

@@ -22,8 +22,8 @@ BYTES = 4
 
 def batch_for(rows: int, passes: float | None = None) -> int:
     """Rows an optimizer step; ``passes`` where the recipe gives them."""
-    most = PASSES if passes is None else passes
-    return next((batch for batch in BATCHES if steps_of(rows, batch) * most >= STEPS), BATCHES[-1])
+    limit = PASSES if passes is None else passes
+    return next((batch for batch in BATCHES if steps_of(rows, batch) * limit >= STEPS), BATCHES[-1])
 
 
 def passes_for(rows: int, batch: int) -> int:

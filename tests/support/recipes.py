@@ -24,7 +24,7 @@ RECIPE = {
         "held_out": 0.2,
     },
     "adapter": {"rank": 4, "alpha": 8},
-    "sft": {"learning_rate": 3e-3, "batch": 16},
+    "sft": {"epochs": 1, "learning_rate": 3e-3, "batch": 16},
     "rankings": {
         "annotator": "data.demo.task:gold",
         "prompts": 16,
@@ -32,7 +32,7 @@ RECIPE = {
         "answers": 3,
         "max_new_tokens": 12,
     },
-    "reward": {"learning_rate": 3e-3, "batch": 8, "micro_batch": 8, "calibration_samples": 8},
+    "reward": {"epochs": 1, "learning_rate": 3e-3, "batch": 8, "micro_batch": 8, "calibration_samples": 8},
     "ppo": {
         "updates": 2,
         "rollouts": 8,
