@@ -27,8 +27,14 @@ def launched(script: Path, folder: Path, count: int) -> list[dict[str, Any]]:
     folder.mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *TORCHRUN, str(count), str(script), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
+    pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, cwd=ROOT, **pipes) as launcher:
+        try:
+            _, said = launcher.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            launcher.terminate()  # which ends its processes; killed, it would leave them behind
+            raise
+    assert launcher.returncode == 0, said[-3000:]
     return [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
 
 
