@@ -31,7 +31,7 @@ GRACE = 15.0
 """Seconds after which a process ends by itself when another has died and it still waits for it."""
 STOPPED, SILENT = 10.0, 40.0  # seconds for which one is stopped here, or silent elsewhere, until it counts as lost
 LOST = 6.0  # the same, where a connection is lost already
-UNMET = 30.0  # seconds until it is first said that others have not come; each time after twice as long
+MEETING = 30.0  # seconds until it is first said that others have not come; each time after twice as long
 STUCK = 600.0  # seconds for which all wait for each other without a break, until it counts as an error
 SLOW, SLOW_SECONDS = 10.0, 60.0  # times its last steps, and at least so many seconds
 RESUMES = "and the others cannot continue without it; the same command resumes from the newest checkpoint"
@@ -283,10 +283,10 @@ def starting(environment: Mapping[str, str]) -> Iterator[None]:
 
 def say_who_is_missing(environment: Mapping[str, str], done: threading.Event) -> None:
     """Says, again and again until ``done``, that this process waits for others, which torch does without a word."""
-    rank, count, begun = environment["RANK"], environment.get("WORLD_SIZE", ""), time.monotonic()
-    where, wait = f"{environment.get('MASTER_ADDR', '')}:{environment.get('MASTER_PORT', '')}", UNMET
+    rank, count, started = environment["RANK"], environment.get("WORLD_SIZE", ""), time.monotonic()
+    where, wait = f"{environment.get('MASTER_ADDR', '')}:{environment.get('MASTER_PORT', '')}", MEETING
     while not done.wait(wait):
-        waited = duration(time.monotonic() - begun)
+        waited = duration(time.monotonic() - started)
         text = (
             f"process {rank} has waited {waited} at {where} for the others: WORLD_SIZE={count} speaks of so many, and "
             "they have not all come; start them, or unset RANK, WORLD_SIZE and LOCAL_RANK to run one process"
