@@ -94,8 +94,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
             "held_out": written(folder, "held.jsonl", held),
             "text_unit": "line",
         },
-        "sft": {"learning_rate": 3e-3, "batch": 16, "max_tokens": LIMIT},
-        "reward": {"learning_rate": 3e-3, "batch": BATCH, "micro_batch": 8, "calibration_samples": 8,
+        "sft": {"epochs": 1, "learning_rate": 3e-3, "batch": 16, "max_tokens": LIMIT},
+        "reward": {"epochs": 1, "learning_rate": 3e-3, "batch": BATCH, "micro_batch": 8, "calibration_samples": 8,
                    "max_tokens": LIMIT, "holdout": HOLDOUT, "ensemble": MEMBERS},
         "ppo": RECIPE["ppo"] | {"max_prompt_tokens": PROMPT_LIMIT},  # type: ignore[operator]
         "evaluation": {"prompts": 6, "bootstrap": 50},

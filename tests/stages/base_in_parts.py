@@ -173,7 +173,7 @@ def in_bf16(folder: Path, divided: Processes | None) -> dict[str, Any]:
 
     before, several_processes.half_base = several_processes.half_base, half
     try:
-        found = several_processes.in_half(folder)
+        found = several_processes.in_half(folder, micro_batch=2)  # the same in two processes
     finally:
         several_processes.half_base = before
     return found | {"full": full_in_parts.in_half(folder / "full", half())}

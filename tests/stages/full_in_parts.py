@@ -176,7 +176,7 @@ def in_half(folder: Path, base: SharedBase) -> dict[str, Any]:
     """SFT on a bf16 base: losses, what was added to the weights, and what the result says of given tokens."""
     context = context_of(folder, "bf16", base, demonstrations=Split(train=DEMONSTRATIONS))
     before = {f"sft.{n}": whole_of(p).detach().float().flatten() for n, p in base.base_tensors().items()}
-    sft.run(context, SFTConfig(epochs=1, learning_rate=1e-3, batch=8, micro_batch=8))
+    sft.run(context, SFTConfig(epochs=1, learning_rate=1e-5, batch=8, micro_batch=4))
     found = ended(context, "sft")
     after = {n: torch.tensor(v) for n, v in found["weights"].items()}
     update = torch.cat([v - before[n] for n, v in sorted(after.items())]).tolist() if after else []

@@ -253,7 +253,7 @@ def given_responses(role: Any, prompts: Any, *, params: Any, noise: Any) -> Gene
     return Generated(ids=ids, finished=[True] * len(ids))
 
 
-def in_half(folder: Path) -> dict[str, dict[str, Any]]:
+def in_half(folder: Path, micro_batch: int = 3) -> dict[str, dict[str, Any]]:
     """SFT and PPO on a bf16 base: losses, what was added to the weights, and what the result says of given tokens."""
     base = half_base()
     log = tuned(folder, "sft bf16", {"batch": 8, "micro_batch": 8}, base=base)["log"]
@@ -262,7 +262,7 @@ def in_half(folder: Path) -> dict[str, dict[str, Any]]:
     sft_found["logprobs"] = given_logprobs(base, "sft")
     out = folder / f"ppo-bf16-{os.environ.get('RANK', '0')}"
     out.mkdir()
-    ppo = make_ppo(out, base=half_base(), engine=given_responses, minibatches=2, micro_batch=3, updates=2)
+    ppo = make_ppo(out, base=half_base(), engine=given_responses, minibatches=2, micro_batch=micro_batch, updates=2)
     with torch.no_grad():  # adapters, too, as wide as trained ones are
         for p in (p for role in ("reference", "policy", "value") for p in ppo.base.parameters_of(role).values()):
             p.mul_(0.2)
