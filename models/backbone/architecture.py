@@ -34,6 +34,12 @@ def check_architecture(lm: Any, name: str) -> None:
             f"base {name}: '{kind}' models have no {' and no '.join(lacking or _NEEDED.values())} as transformers do: "
             "rows of unequal length would change each other's results. Choose a base with attention (`trivet models`)"
         )
+    if getattr(lm.config.get_text_config(), "compress_rates", None):
+        raise UserError(
+            f"base {name}: '{kind}' models read several tokens as one, counted from the beginning of a row with its "
+            "padding, so that a row's results would depend on the rows beside it. Choose another base "
+            "(`trivet models`)"
+        )
     own = set(re.findall(r"\w*Cache\b", str(takes["past_key_values"].annotation))) - COMMON_CACHES
     if own:
         raise UserError(

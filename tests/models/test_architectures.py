@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.common.errors import UserError
 from models.backbone.architecture import (
+    check_architecture,
     linear_layers,
     other_senses,
     out_of_reach,
@@ -269,3 +270,10 @@ def test_full_copies_stand_beside_adapters() -> None:
     assert not any("lora_" in n for n in base.parameters_of("value"))
     with pytest.raises(ValueError, match="no role 'nonsense' to start 'other' from"):
         base.add_role("other", full, copy_of="nonsense")
+
+
+def test_a_model_that_reads_several_tokens_as_one_is_refused():
+    """DeepSeek V4: behind padding on the left its compressed tokens are others, and so are its logits."""
+    config = AutoConfig.for_model("deepseek_v4", num_hidden_layers=2, hidden_size=64, vocab_size=64)
+    with pytest.raises(UserError, match=r"base v4: 'deepseek_v4' models read several tokens as one"):
+        check_architecture(without_weights(config), "v4")
