@@ -106,10 +106,10 @@ class _ByRows(torch.autograd.Function):
                 continue
             parts = _wide(q, k, v, row, queries, keys)
             found, steep = (x[row : row + 1, :, :queries].float() for x in (out, gradient))
+            mask = _added(ctx.sees, queries, keys)
             one_q, one_k, one_v = getattr(torch.ops.aten, f"{_FLASH}_backward")(
-                steep, *parts, found, sums.pop(0), 0.0, ctx.sees is None,
-                attn_mask=_added(ctx.sees, queries, keys), scale=ctx.scale,
-            )  # fmt: skip
+                steep, *parts, found, sums.pop(0), 0.0, ctx.sees is None, attn_mask=mask, scale=ctx.scale
+            )
             by_q[row, :, :queries] = one_q[0]
             by_k[row, :, :keys] = one_k[0].unflatten(0, shared).sum(1)
             by_v[row, :, :keys] = one_v[0].unflatten(0, shared).sum(1)

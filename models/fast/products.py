@@ -164,7 +164,8 @@ class UnfoldedProducts:
         x = x.to(self.dtype)
         if self.keep is not None:
             return self._joined(index, name, group, self.keep)(x)
-        return self.add_adapters(self.base(group, x), group, x)
+        thin = _thin(group, self.dtype)
+        return self.base(group, x) if thin is None else Joined.of(group, self.dtype)(x)
 
     def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
         gradient = gradient.to(self.dtype)
@@ -191,32 +192,34 @@ class UnfoldedProducts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """A group as one product with a frozen weight, in whose last columns the adapters' first product comes along."""
+    """A group as one product ``[x, x A^T] [W, s B]^T``, whose sum is rounded once.
 
-    weight: Tensor  # (sum of out + R, in), or packed
-    bias: Tensor | None  # (sum of out + R,)
-    b: Tensor | None  # (sum of out, R)
+    Were the frozen weights' part rounded first, whatever an adapter adds of less than half a last place would be lost,
+    which is most of it in the first steps of training.
+    """
+
+    weight: Tensor  # (sum of out, in + R), or packed
+    bias: Tensor | None  # (sum of out,)
+    a: Tensor | None  # (R, in)
 
     @classmethod
     @torch.no_grad()
-    def of(cls, group: Sequence[Projection], dtype: torch.dtype, rows: int) -> Joined:
-        """A group as a loop over ``rows`` rows reads it best."""
+    def of(cls, group: Sequence[Projection], dtype: torch.dtype, rows: int | None = None) -> Joined:
+        """A group's product; where ``rows`` are given, as a loop over so many rows reads it best."""
         thin, weights = _thin(group, dtype), [whole(p.weight) for p in group]
         if thin is None and len(group) == 1:
-            return cls(weight=weights[0], bias=group[0].bias, b=None)
-        below = [*weights, *([] if thin is None else [thin[0]])]
+            return cls(weight=weights[0], bias=group[0].bias, a=None)
         bias = None
         if any(p.bias is not None for p in group):
-            parts = [weights[0].new_zeros(len(p.weight)) if p.bias is None else p.bias for p in group]
-            bias = torch.cat([*parts, *(t.new_zeros(len(t)) for t in below[len(group) :])])
-        return cls(weight=pack(torch.cat(below), rows), bias=bias, b=None if thin is None else thin[1])
+            bias = torch.cat([weights[0].new_zeros(len(p.weight)) if p.bias is None else p.bias for p in group])
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        if thin is not None:
+            weight = torch.cat([weight, thin[1]], dim=1)
+        weight = weight if rows is None else pack(weight, rows)
+        return cls(weight=weight, bias=bias, a=None if thin is None else thin[0])
 
     def __call__(self, x: Tensor) -> Tensor:
-        both = linear(x, self.weight, self.bias)
-        if self.b is None:
-            return both
-        width = len(self.b)
-        return torch.addmm(both[:, :width], both[:, width:], self.b.T)
+        return linear(x if self.a is None else torch.cat([x, F.linear(x, self.a)], dim=1), self.weight, self.bias)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from models.backbone.logprobs import make_rows
 from models.fast import products
+from models.fast.weights import Projection
 from models.sampling.fast import FastEngine
 from models.sampling.generate import sampling_noise
 from tests.conftest import ADAPTER, in_float64, make_base, randomise
@@ -130,6 +131,21 @@ def test_a_small_adapter_is_not_lost_in_the_sum(with_units):
         effects.append(with_adapter - bare)
     right, found = (e.flatten() for e in effects)
     assert torch.cosine_similarity(right, found, dim=0) > 0.5 and 0.5 < found.norm() / right.norm() < 2.0
+
+
+@pytest.mark.parametrize("keep", [None, 16], ids=["a pass", "a loop"])
+@pytest.mark.parametrize("size", [3e-5, 3e-4])
+def test_what_an_adapter_adds_is_rounded_with_the_sum(size, keep):
+    """Added to a rounded product, a tenth or three quarters of so small an adapter would be left."""
+    g = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(n, 256, generator=g).bfloat16() for n in (192, 512))
+    a, b = torch.randn(16, 256, generator=g) * 0.03, torch.randn(192, 16, generator=g).sign() * size
+    weight *= 0.04
+    group = (Projection(weight=weight, bias=None, a=a, b=b, scale=2.0),)
+    right = 2.0 * (x.double() @ a.double().T) @ b.double().T
+    made = products.UnfoldedProducts(torch.bfloat16, keep)(0, "output", group, x)
+    found = made.double() - x.double() @ weight.double().T
+    assert 0.9 < float((found * right).sum() / right.square().sum()) < 1.1
 
 
 def _states(base, role: str) -> torch.Tensor:
