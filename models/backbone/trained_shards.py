@@ -101,12 +101,12 @@ class TrainedShards(Shards):
 
     def _sum_output(self, i: int) -> None:
         p, mine = self.of_output[i], self._of_output[i]
-        rows, world = _padded_rows(p, self.processes.world_size), self.processes.world_size
+        rows, count = _padded_rows(p, self.processes.world_size), self.processes.world_size
         own = p.to_local()
         given = own.new_zeros(rows, *p.shape[1:])
         if mine is not None:
             given[: len(mine)] = mine
-        output = own.new_empty(rows // world, *p.shape[1:])
+        output = own.new_empty(rows // count, *p.shape[1:])
         torch.distributed.reduce_scatter_single(output, given, group=self.group)
         self._add(p, output[: len(own)])
 
@@ -224,8 +224,8 @@ def _modules(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
     yield module
 
 
-def _padded_rows(parameter: Any, world: int) -> int:
-    return -(-parameter.shape[0] // world) * world
+def _padded_rows(parameter: Any, count: int) -> int:
+    return -(-parameter.shape[0] // count) * count
 
 
 def _row(parameter: Any) -> int:
