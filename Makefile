@@ -49,7 +49,7 @@ tour: install
 	$(BIN)/trivet plan examples/tour.yaml
 	$(BIN)/trivet run examples/tour.yaml
 	$(BIN)/trivet run examples/tour.yaml --set ppo.kl_coef=0.3 --run-dir $(TOUR)-more-kl \
-		--input pretrain=$(TOUR)/pretrain sft=$(TOUR)/sft rankings=$(TOUR)/rankings reward=$(TOUR)/reward
+		--input pretrain=$(TOUR)/pretrain sft=$(TOUR)/sft reward=$(TOUR)/reward
 	$(BIN)/trivet report $(TOUR) $(TOUR)-more-kl --out $(TOUR)-comparison.html
 	$(BIN)/trivet export $(TOUR) --stage ppo --to $(TOUR)-model --merge
 	$(BIN)/trivet verify $(TOUR)
