@@ -37,7 +37,7 @@ def check_architecture(lm: Any, name: str) -> None:
     if getattr(lm.config.get_text_config(), "compress_rates", None):
         raise UserError(
             f"base {name}: '{kind}' models read several tokens as one, counted from the beginning of a row with its "
-            "padding, so that a row's results would depend on the rows beside it. Choose another base "
+            "padding, so that a row's results would depend on the other rows of its batch. Choose another base "
             "(`trivet models`)"
         )
     own = set(re.findall(r"\w*Cache\b", str(takes["past_key_values"].annotation))) - COMMON_CACHES

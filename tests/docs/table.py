@@ -145,7 +145,8 @@ NOT_RUN = {
     "make": "builds an environment, or runs for minutes to hours: tests/docs/test_commands.py makes a dry run",
     "pip": "installs packages from a registry: tests/docs/test_commands.py compares the extras with pyproject.toml",
     "python benchmarks/": (
-        "a benchmark of hours, against installations of other releases: tests/docs/test_commands.py compares its options with its text"
+        "a benchmark of hours, against installations of other releases: tests/docs/test_commands.py compares its "
+        "options with its text"
     ),
     "torchrun --nnodes 2": "needs two machines: tests/docs/test_launch_files.py runs the files that start it",
     "trivet rollout-server mine.yaml --python": VLLM,
