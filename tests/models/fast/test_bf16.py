@@ -83,10 +83,7 @@ def test_no_further_from_float64_than_the_modules(kind, units, with_units):
         found["gradients"].append([torch.stack(e) for e in errors])
     for what, pairs in found.items():
         plain, fast = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
-        assert fast.mean() <= plain.mean(), what
-        # a maximum is one number of a few hundred, and chance: those of five seeds on average, and the greatest of all
-        largest = [sum(pair[i].max() for pair in pairs) / len(pairs) for i in (0, 1)]
-        assert largest[1] <= 1.25 * largest[0] and fast.max() <= 1.5 * plain.max(), what
+        assert fast.mean() <= plain.mean() and fast.max() <= 1.25 * plain.max(), what
 
 
 def test_products_in_fp32_are_those_of_a_widened_base(with_units):
