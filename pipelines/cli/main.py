@@ -328,7 +328,7 @@ def export(
         str | None, typer.Option("--gguf", metavar="TYPE", help="a file for llama.cpp: f32, f16, bf16 or q8_0")
     ] = None,
 ) -> None:
-    """Write a stage as a plain Hugging Face folder, or for llama.cpp.
+    """Write a stage as a Hugging Face folder or a GGUF file.
 
     Transformers, PEFT and vLLM load the folder; --gguf writes model.gguf and Ollama's Modelfile instead.
 

@@ -100,7 +100,7 @@ def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> Non
         stage += ":" if isinstance(error, StageError) else " with"  # a sentence of ours, or an error's name
         log = write_traceback(pipeline.run_dir)
         if pipeline.processes.is_main:
-            with contextlib.suppress(UserError, OSError):  # the failure itself is what is to be said
+            with contextlib.suppress(Exception):  # the failure itself is what is to be said
                 from pipelines.report.page import write_report
 
                 progress.say(f"report: {write_report(pipeline.run_dir, progress.say)}")
