@@ -152,6 +152,7 @@ def test_a_failed_stage_leaves_a_log_and_exit_code_3(
 
     monkeypatch.setattr(runner.Pipeline, "run", broken)
     (recipe.parent / "d.jsonl").write_text('{"prompt": "w1", "completion": "w2"}\n')
+    (recipe.parent / "r.jsonl").write_text('{"prompt": "w1", "responses": ["w2", "w3"]}\n')
     run_dir = recipe.parent / "run"
     assert cli.main(["run", str(recipe), "--run-dir", str(run_dir), "--set", "runtime.device=cpu"]) == 3
     told = capsys.readouterr().err
