@@ -145,7 +145,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "runs/mine/pretrain", folder / "runs/slower/pretrain")
     for name in ("my-base", "my-model"):
         shutil.copytree(folder / "runs/mine/pretrain/model", folder / name)
-    served = RECIPE | {"base": "./my-base", "template": "dialogue"}
+    data = {name: source for name, source in RECIPE["data"].items() if name != "documents"}  # type: ignore[attr-defined]
+    served = RECIPE | {"base": "./my-base", "template": "dialogue", "data": data}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(served))
     return folder
 

@@ -27,8 +27,11 @@ def halves(name, tensor):
     return tensor.detach().chunk(2, dim=0 if ".lora_A." in name else 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [*((stage, torch.bfloat16) for stage in STAGES), ("sft", torch.float32)],
+    ids=[*STAGES, "sft in fp32"],
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stage_trains_what_the_method_names(tmp_path, method, stage, dtype):
     base = base_of(dtype)
