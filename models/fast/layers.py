@@ -86,10 +86,13 @@ def heads_of(decoder: Decoder, layer: Layer, qkv: Tensor, angles: Angles) -> tup
     return q, k, v
 
 
-def gated(decoder: Decoder, gu: Tensor) -> Tensor:
-    """act(gate) * up from their common product (T, 2 I)."""
+def gated(decoder: Decoder, gu: Tensor, wide: Tensor | None = None) -> Tensor:
+    """act(gate) * up from their common product (T, 2 I): new, or in the first columns of ``wide``, then returned."""
     gate, up = gu.chunk(2, dim=1)
-    return activated(decoder, gate).mul_(up)
+    if wide is None:
+        return activated(decoder, gate).mul_(up)
+    torch.mul(activated(decoder, gate), up, out=wide[:, : up.shape[1]])
+    return wide
 
 
 def activated(decoder: Decoder, gate: Tensor) -> Tensor:

@@ -33,6 +33,9 @@ class Products(Protocol):
     def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
         """Gradient by the input (N, in), of the gradient (N, sum of out) by what the call gives."""
 
+    def wide(self, index: int, name: str, group: Sequence[Projection], count: int) -> Tensor | None:
+        """Room for ``count`` rows of what enters a group of a loop, which it fills the first columns of; None: none."""
+
     def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
         """The frozen weights' part alone, (N, sum of out)."""
 
@@ -85,6 +88,10 @@ class MergedProducts:
 
     def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
         return linear(gradient, self.weights(index, name, group)[0].T)
+
+    def wide(self, index: int, name: str, group: Sequence[Projection], count: int) -> Tensor | None:
+        """None: a group takes what enters it as it is."""
+        return None
 
     def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
         own = [(whole(p.weight).to(self.dtype), None if p.bias is None else p.bias.to(self.dtype)) for p in group]
@@ -184,6 +191,12 @@ class UnfoldedProducts:
         thin = _thin(group, self.dtype)
         return product if thin is None else product.addmm_(x.to(self.dtype) @ thin[0].T, thin[1].T)
 
+    def wide(self, index: int, name: str, group: Sequence[Projection], count: int) -> Tensor | None:
+        """Room (count, in + R) for what enters a group of a loop, in the first columns, so that it is not copied to
+        stand beside ``x A^T``; None: the group takes it as it is."""
+        a = None if self.keep is None else self._joined(index, name, group, self.keep).a
+        return None if a is None else a.new_empty((count, a.shape[1] + len(a)))
+
     def _joined(self, index: int, name: str, group: Sequence[Projection], rows: int) -> Joined:
         if (index, name) not in self._kept:
             self._kept[index, name] = Joined.of(group, self.dtype, rows)
@@ -219,7 +232,14 @@ class Joined:
         return cls(weight=weight, bias=bias, a=None if thin is None else thin[0])
 
     def __call__(self, x: Tensor) -> Tensor:
-        return linear(x if self.a is None else torch.cat([x, F.linear(x, self.a)], dim=1), self.weight, self.bias)
+        """``x`` (T, in), or what ``UnfoldedProducts.wide`` made room for."""
+        if self.a is not None:
+            inner = self.a.shape[1]
+            if x.shape[1] == inner:
+                x = torch.cat([x, F.linear(x, self.a)], dim=1)
+            else:
+                torch.mm(x[:, :inner], self.a.T, out=x[:, inner:])
+        return linear(x, self.weight, self.bias)
 
 
 @torch.no_grad()

@@ -306,7 +306,8 @@ def decode_layers(
         q = q.reshape(count, decoder.key_heads, groups, decoder.head_size)
         mixed = attend_to_past(q, *past.seen(index, layer.window), decoder.attention_scale, decoder.soft_cap)
         x = added(decoder, x, products(index, "output", layer.output, mixed.reshape(count, -1)), layer.post_norm)
-        fed = products(index, "down", layer.down, gated(decoder, gate_and_up(decoder, products, index, x)))
+        gu, wide = gate_and_up(decoder, products, index, x), products.wide(index, "down", layer.down, count)
+        fed = products(index, "down", layer.down, gated(decoder, gu, wide))
         x = added(decoder, x, fed, layer.second_post_norm)
     return x
 

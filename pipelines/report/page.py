@@ -33,7 +33,7 @@ from pipelines.stages.table import STAGES, folders, title_of
 from pipelines.workspace.run_folder import RECIPE, REPORT, RUN
 
 SHOWN_ELSEWHERE = ("warnings", "probe", "report_card", "held_out_curves")  # shown elsewhere, or for machines only
-OWN_FILES = ("evaluation/results.json", "evaluation/samples.jsonl", "reward/report_card.json", "recipe.yaml")
+OWN_FILES = ("evaluation/results.json", "evaluation/samples.jsonl", "reward/report_card.json", RECIPE)
 CARD = "report_card.json"
 
 

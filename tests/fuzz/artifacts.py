@@ -178,7 +178,7 @@ def read_reported(content: bytes, name: str) -> None:
     try:
         (run / name).write_bytes(content)
         page = page_of(read_run(run))
-        assert page.rstrip().endswith("</html>") and page.count("<script") == 4
+        assert page.rstrip().endswith("</html>") and page.count("<script") == 5
         verdict(run, "evaluate")
     except UserError as error:
         assert str(error)

@@ -46,7 +46,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
                  "text_unit": "line"},
         "rankings": {"annotator": "own.py:judge", "prompts": ASKED, "held_out_prompts": ASKED_HELD, "answers": K,
                      "max_new_tokens": TOKENS, "batch": 5, "noise": 1.0},
-        "reward": {"learning_rate": 3e-3, "batch": 8, "micro_batch": 8, "max_tokens": LIMIT, "init": "base"},
+        "reward": {"epochs": 1, "learning_rate": 3e-3, "batch": 8, "micro_batch": 8, "max_tokens": LIMIT,
+                   "init": "base"},
     }  # fmt: skip
     (folder / "recipe.json").write_text(json.dumps(recipe))
     pipeline = Pipeline.from_recipe(folder / "recipe.json", run_dir=folder / "run")

@@ -208,7 +208,8 @@ def test_a_reward_model_that_is_given_is_judged_as_one_of_the_runs_own(
     assert cli.main(["run", "recipe.yaml", "--run-dir", "run", "--input", "reward=given"]) == 3
     found = view(read_run(stopped_run / "run"))
     assert found["headline"]["text"] == "Stopped at the gate before PPO"
-    assert (found["questions"][2]["short"], found["card"]["tone"]) == ("No", "bad")
+    trust = next(card for card in found["questions"] if card["question"] == "May I trust the reward?")
+    assert (trust["short"], found["card"]["tone"]) == ("No", "bad")
 
 
 def test_another_reward_model_is_not_stopped_by_the_gate_of_before(tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def test_a_recipe_of_ones_own_in_a_run_folder_sees_paths_from_where_it_lies(tmp_
     recipe = {"base": "tiny-gpt2", "data": {"demonstrations": "d.jsonl"}}
     for name in ("recipe.yaml", "mine.yaml"):
         (tmp_path / name).write_text(json.dumps(recipe))
-    assert Pipeline.from_recipe(tmp_path / "recipe.yaml").recipe.base_dir == Path("/elsewhere")
-    assert Pipeline.from_recipe(tmp_path / "mine.yaml").recipe.base_dir == tmp_path
+    assert Pipeline.from_recipe(tmp_path / "recipe.yaml").asked.base_dir == Path("/elsewhere")
+    assert Pipeline.from_recipe(tmp_path / "mine.yaml").asked.base_dir == tmp_path
 
 
 HOME = {
