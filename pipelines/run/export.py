@@ -14,6 +14,7 @@ from data.common.errors import UNWRITABLE, UserError, nearest
 from data.common.patience import patience
 from data.template import Renderer
 from models.backbone.artifacts import naming, partial_folder, write_json
+from models.backbone.launch import check_alone
 from models.backbone.scalar_head import ScalarHead
 from models.roles.as_classifier import (
     add_score,
@@ -39,20 +40,6 @@ def exportable() -> dict[str, str]:
     return {name: stage.role for name, stage in STAGES.items() if stage.role is not None}
 
 
-def check_alone() -> None:
-    """Refuse to export in one of several processes: each would write the same folder.
-
-    Raises:
-        UserError: a launcher has started several.
-    """
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count != "1":
-        raise UserError(
-            f"trivet export: works in one process, and a launcher has started {count}: give the command without it "
-            "(torchrun, accelerate launch)"
-        )
-
-
 def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = False, gguf: str | None = None) -> Path:
     """Export a stage's model.
 
@@ -66,7 +53,7 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
     Raises:
         UserError: an unknown stage, an unfinished one, a folder that exists, or what llama.cpp does not have.
     """
-    check_alone()
+    check_alone("export", os.environ)
     roles = exportable()
     if gguf is not None and (merge or roles.get(stage) == "reward"):
         why = "is merged anyway: leave out --merge" if merge else "is for models that respond, and reward scores"

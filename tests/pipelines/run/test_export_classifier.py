@@ -117,6 +117,14 @@ def test_what_no_classifier_can_be_is_no_whole_one(tmp_path: Path, reward: dict[
     assert not (tmp_path / "whole").exists()
 
 
+def test_one_of_several_processes_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="trivet export: is the work of one process, and the launcher started 2"):
+        export_stage(tmp_path / "run", "reward", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_damaged_note_of_the_limit_is_named(tmp_path: Path) -> None:
     exported(tmp_path, to=None)
     folder = export_stage(tmp_path / "run", "reward", tmp_path / "whole", merge=True)
