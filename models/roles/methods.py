@@ -8,7 +8,8 @@ so that it is nothing at first and an ordinary LoRA adapter for everybody who re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,18 +53,20 @@ def _residual(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> L
     """Twice the rank at the same scaling: what is trained, and what it began with."""
     config = lora_config(lm, linear_names, adapter)
     modules = dict(lm.named_modules())
-    if other := sorted(name for name in adapted(lm, config) if not _has_matrix(modules[name])):
-        raise UserError(
-            f"adapter.targets: adapter.method '{adapter.method}' begins with parts of a linear layer's matrix, and "
-            f"'{other[0]}' is none: leave it out"
-        )
+    for name in sorted(adapted(lm, config)):
+        base: Any = getattr(modules[name], "base_layer", modules[name])  # where adapters stand already
+        if not isinstance(base, nn.Linear) and not is_conv1d(base):
+            raise UserError(
+                f"adapter.targets: adapter.method '{adapter.method}' begins with parts of a linear layer's matrix, and "
+                f"'{name}' is none: leave it out"
+            )
+        if adapter.rank > min(base.weight.shape):
+            raise UserError(
+                f"adapter.rank: {adapter.rank} is more than the {' x '.join(map(str, base.weight.shape))} matrix of "
+                f"'{name}' has, and adapter.method '{adapter.method}' begins with as many of its vectors: lower it"
+            )
     config.r, config.lora_alpha = 2 * adapter.rank, adapter.alpha * (2**0.5 if adapter.rslora else 2)  # type: ignore[assignment]
     return config
-
-
-def _has_matrix(module: nn.Module) -> bool:
-    base: Any = getattr(module, "base_layer", module)  # where adapters stand already
-    return isinstance(base, nn.Linear) or is_conv1d(base)
 
 
 def _ia3(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> IA3Config:
@@ -138,30 +141,26 @@ BEGINNINGS: Mapping[str, Callable[[Tensor, int, float], tuple[Tensor, Tensor]]] 
 def begin(layers: Sequence[Any], role: str, method: str) -> None:
     """Fill a residual adapter on PEFT's ``layers``: its beginning, and that again with the opposite sign.
 
-    Raises:
-        UserError: the rank is larger than a matrix.
+    Parts of large matrices are found with numbers of torch's own generator.
     """
     for layer in layers:
         if role not in layer.lora_A:
             continue
         a, b, base = layer.lora_A[role].weight, layer.lora_B[role].weight, layer.get_base_layer()
-        weight, rank = base.weight.mT if is_conv1d(base) else base.weight, len(a) // 2
-        if rank > min(weight.shape):
-            raise UserError(
-                f"adapter.rank: {rank} is more than a matrix of {weight.shape[0]} x {weight.shape[1]} has, and "
-                f"adapter.method '{method}' begins with as many of its vectors: lower it"
-            )
-        first, second = BEGINNINGS[method](weight.float(), rank, layer.scaling[role])
+        weight = base.weight.mT if is_conv1d(base) else base.weight
+        first, second = BEGINNINGS[method](weight.float(), len(a) // 2, layer.scaling[role])
         a.copy_(torch.cat([first, first]))
         b.copy_(torch.cat([second, -second], dim=1))
 
 
-def first_half_alone(parameters: Mapping[str, nn.Parameter]) -> Iterator[Any]:
-    """Hooks by which the second half of a residual adapter gets no gradient; whoever asked removes them."""
+def keep_second_half(parameters: Mapping[str, nn.Parameter]) -> None:
+    """See to it that the second half of a residual adapter, what it began with, never gets a gradient."""
     for name, p in parameters.items():
-        if ".lora_A." in name:
-            yield p.register_hook(lambda g: torch.cat([g[: len(g) // 2], torch.zeros_like(g[len(g) // 2 :])]))
-        elif ".lora_B." in name:
-            yield p.register_hook(
-                lambda g: torch.cat([g[:, : g.shape[1] // 2], torch.zeros_like(g[:, g.shape[1] // 2 :])], dim=1)
-            )
+        axis = {"lora_A": 0, "lora_B": 1}.get(name.split(".")[-3])
+        if axis is not None:
+            p.requires_grad_(True).register_hook(partial(_first_half, axis))
+
+
+def _first_half(axis: int, gradient: Tensor) -> Tensor:
+    first, second = gradient.chunk(2, dim=axis)
+    return torch.cat([first, torch.zeros_like(second)], dim=axis)

@@ -40,7 +40,7 @@ from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import HEAD, read_role
 from models.roles.lora import copied, delta_of, differences, is_adapters, merged_copy, own_tensors, plain_name
-from models.roles.methods import BEGINNINGS, adapter_config, begin, first_half_alone, trained_of
+from models.roles.methods import BEGINNINGS, adapter_config, begin, keep_second_half, trained_of
 from models.roles.role_view import RoleView
 
 
@@ -209,6 +209,8 @@ class SharedBase:
             self._add_fresh(name, source, seed)
         if head and name not in self.heads:
             self.add_head(name, seed)
+        if trainable:
+            self._unshare(name)
         for p in self.parameters_of(name).values():
             p.requires_grad_(trainable)
 
@@ -233,8 +235,14 @@ class SharedBase:
         else:
             self._add_adapter(name, adapter_config(self.lm, self.linear_names, adapter), seed)
             if adapter.method in BEGINNINGS:
-                begin(self._layers, name, adapter.method)
-                self.residual[name] = adapter.method
+                with isolated_rng(derived_seed(seed, f"beginning/{name}")):
+                    begin(self._layers, name, adapter.method)
+                self._note_residual(name, adapter.method)
+
+    def _note_residual(self, name: str, method: str) -> None:
+        self.residual[name] = method
+        keep_second_half(self.parameters_of(name))
+        self.freeze(name)
 
     def _trained_tensors(self, adapter: AdapterConfig) -> set[str] | None:
         """Names of the tensors that a copy's method trains; None: all."""
@@ -269,7 +277,7 @@ class SharedBase:
             self._add_adapter(name, copy.deepcopy(self._config(of)), seed)
             set_peft_model_state_dict(self.peft, self.adapter_state(of), adapter_name=name)
             if of in self.residual:
-                self.residual[name] = self.residual[of]
+                self._note_residual(name, self.residual[of])
 
     def unlike(self, adapter: AdapterConfig, role: str) -> str:
         """In which settings a copy of a role is not as asked; empty where it is, or is merged into a full copy."""
@@ -394,20 +402,17 @@ class SharedBase:
     @contextlib.contextmanager
     def training(self, *names: str) -> Iterator[dict[str, nn.Parameter]]:
         """Make exactly these roles trainable, and everything as it was afterwards. Yields names and tensors."""
+        for name in names:
+            self._unshare(name)
         before = self._trainable_now()
         chosen = {n: p for name in names for n, p in self.parameters_of(name).items()}
-        stays: list[Any] = []
         try:
             for p in self._all_parameters():
                 p.requires_grad_(False)
             for p in chosen.values():
                 p.requires_grad_(True)
-            for name in set(names) & set(self.residual):
-                stays += first_half_alone(self.parameters_of(name))
             yield chosen
         finally:
-            for hook in stays:
-                hook.remove()
             self._restore_trainable(before)
             for p in self._all_parameters():
                 p.grad = None
@@ -456,7 +461,7 @@ class SharedBase:
             own = own_tensors(self.lm, self.name, found.adapter.file, found.adapter.tensors)
             self._load_adapter(name, found.adapter.config, own, str(found.adapter.file.parent))
             if found.adapter.residual is not None:
-                self.residual[name] = found.adapter.residual
+                self._note_residual(name, found.adapter.residual)
         elif found.model is not None:
             self._load_model(name, found.model)
         if found.head is None:
@@ -490,11 +495,20 @@ class SharedBase:
         """Put the base's own tensors where a loaded model has the same: they are in memory once."""
         named = self.lm.named_parameters(remove_duplicate=False)
         there = {plain_name(n): p for n, p in named if not is_adapters(n)}
-        for module_name, module in lm.named_modules():
-            for part, p in list(module.named_parameters(recurse=False)):
-                base = there.get(f"{module_name}.{part}" if module_name else part)
-                if base is not None and base.shape == p.shape and torch.equal(base.to(p.dtype), p):
-                    setattr(module, part, base)
+        for name, p in list(lm.named_parameters(remove_duplicate=False)):
+            base = there.get(name)
+            if base is not None and base.shape == p.shape and torch.equal(base.to(p.dtype), p):
+                _put(lm, name, base)
+
+    def _unshare(self, name: str) -> None:
+        """Give a stored model that is to be trained tensors of its own where it has the base's."""
+        if name not in self.copies or name in self.partial or self.divided:
+            return
+        lm, there, made = self.copies[name], {id(p) for p in self.lm.parameters()}, dict[int, nn.Parameter]()
+        for tensor, p in list(lm.named_parameters(remove_duplicate=False)):
+            if id(p) in there:  # tied ones stay tied
+                own = p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+                _put(lm, tensor, made.setdefault(id(p), nn.Parameter(own, requires_grad=False)))
 
     def _load_adapter(self, name: str, config: PeftConfig, state: dict[str, Tensor], source: str) -> None:
         """Add a frozen role from saved weights; every tensor must be there, and no other.
@@ -514,3 +528,9 @@ class SharedBase:
             raise UserError(f"{source}: the adapter does not fit base {self.name} ({what}; first: {first})")
         set_peft_model_state_dict(self.peft, state, adapter_name=name)
         self.freeze(name)
+
+
+def _put(lm: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Make a tensor of this name a parameter of the model."""
+    module, _, last = name.rpartition(".")
+    setattr(lm.get_submodule(module), last, parameter)

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from data.common.errors import UserError
 from models.backbone.settings import METHODS, RESIDUAL, AdapterConfig
+from models.roles import methods
 from models.roles.export import save_role, write_model
 from models.roles.files import read_role
 from tests.conftest import make_base, randomise, tiny_lm
@@ -147,8 +148,6 @@ def test_pissa_begins_with_the_best_part_of_its_rank(rslora):
 
 
 def test_pissa_of_a_large_matrix_is_close_to_the_exact_one(monkeypatch):
-    from models.roles import methods
-
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(80, 60, generator=g) @ torch.diag(0.7 ** torch.arange(60.0)) @ torch.randn(60, 60, generator=g)
     a, b = methods.BEGINNINGS["pissa"](weight, 4, 2.0)
@@ -278,8 +277,52 @@ def test_ia3_stands_where_pefts_table_says_and_elsewhere_where_it_is_told():
 
 
 def test_a_rank_larger_than_a_matrix_is_refused():
-    with pytest.raises(UserError, match=r"adapter\.rank: 4000 is more than a matrix of"):
-        make_base().add_role("sft", settings("pissa", rank=4000))
+    base = make_base()
+    with pytest.raises(UserError, match=r"adapter\.rank: 40 is more than the 32 x 64 matrix of 'model"):
+        base.add_role("sft", settings("pissa", rank=40))
+    assert base.roles == ()
+
+
+def test_a_stored_model_that_is_trained_leaves_the_base_alone(tmp_path):
+    """Its tensors that are the base's own are the base's only until somebody trains them."""
+    trained = trained_role("freeze", layers=(1,))
+    save_role(trained, "sft", tmp_path)
+    for at_once in (True, False):
+        base = make_base()
+        base.add_role("sft", tmp_path, trainable=at_once)
+        places = {p.data_ptr() for p in base.parameters_of("sft").values()}
+        assert any(p.data_ptr() in places for p in base.lm.parameters()) != at_once
+        assert not [n for n, p in base.lm.named_parameters() if p.requires_grad]
+        before = logits(base, "sft")
+        step(base, "sft")
+        assert base.base_fingerprint() == base.fingerprint and not torch.equal(logits(base, "sft"), before)
+        embeddings = base.copies["sft"].get_input_embeddings().weight
+        assert not torch.equal(embeddings, base.lm.get_input_embeddings().weight)
+
+
+def test_large_matrices_begin_alike_whatever_was_drawn_before(monkeypatch):
+    """Their parts are found with random numbers, which are the role's own."""
+    monkeypatch.setattr(methods, "EXACT", 8)
+    found = []
+    for seed in (1, 2):
+        base = make_base()
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        base.add_role("sft", settings("pissa"), seed=3)
+        assert torch.equal(torch.get_rng_state(), state)
+        found.append(torch.cat([p.detach().flatten() for p in base.parameters_of("sft").values()]))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("method", RESIDUAL)
+def test_the_half_stays_also_where_gradients_are_asked_for_at_once(method):
+    base = make_base()
+    base.add_role("sft", settings(method), trainable=True)
+    assert all(p.requires_grad for p in base.parameters_of("sft").values())
+    with base.role("sft") as view:
+        view.hidden(IDS, MASK).square().sum().backward()
+    layer = base.lm.model.layers[0].self_attn.q_proj
+    assert layer.lora_A["sft"].weight.grad[4:].abs().max() == 0 < layer.lora_A["sft"].weight.grad[:4].abs().max()
 
 
 def test_a_foreign_ia3_adapter_is_read_and_a_damaged_one_is_refused(tmp_path):
