@@ -15,7 +15,7 @@ from models.backbone.sharding import shards_of
 from models.backbone.tensor_files import readable, save_tensors
 from models.backbone.trained_shards import whole_state
 from models.roles.files import ADAPTER, CONFIG, HEAD, MAGNITUDE, MODEL, RESIDUAL_MARK, WEIGHTS
-from models.roles.lora import merged_copy
+from models.roles.own_models import merged_copy
 from models.roles.shared_base import SharedBase
 
 

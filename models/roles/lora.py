@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import Any
 
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from data.common.errors import UserError, nearest
 from models.backbone.architecture import other_senses, passed_over, renamed_by_peft
-from models.backbone.four_bits import is_packed
 from models.backbone.settings import AdapterConfig
-from models.backbone.sharding import shards_of, wait_for_passes, whole_of
+from models.backbone.sharding import wait_for_passes, whole_of
 
 PREFIX = "base_model.model."  # PEFT's, before the names of a base
 MARKS = (".lora_", ".ia3_")  # what PEFT calls the tensors of an adapter
@@ -90,6 +88,20 @@ def method_of(config: PeftConfig) -> str:
     return "ia3" if isinstance(config, IA3Config) else str(config.peft_type)
 
 
+def check_same_kind(name: str, config: PeftConfig, there: PeftConfig, base_name: str) -> None:
+    """Refuse an adapter beside one of another kind: PEFT has one kind on a model.
+
+    Raises:
+        UserError: names both kinds.
+    """
+    if config.peft_type != there.peft_type:
+        ours, theirs = (getattr(c.peft_type, "value", c.peft_type) for c in (config, there))
+        raise UserError(
+            f"role '{name}' is a {ours} adapter, and others on base {base_name} are {theirs}: adapters of two kinds "
+            "cannot share a base; set adapter.method to theirs, or merge one into a model first"
+        )
+
+
 def _lora_settings(asked: LoraConfig, there: LoraConfig) -> tuple[tuple[str, Any, Any], ...]:
     by_module = bool(there.rank_pattern or there.alpha_pattern)
     return (
@@ -118,48 +130,6 @@ def _named(lm: Any, targets: list[str]) -> list[str]:
             "calling the layer, so that an adapter there would be passed over; leave it out"
         )
     return targets
-
-
-def merged_copy(lm: Any, adapter: str | None, own: set[str] | None = None) -> Any:
-    """A copy of the base in at least fp32, without adapters; with ``adapter`` merged into its weights.
-
-    Merged in fp32: in bf16 the sum would swallow most of what a small adapter adds. With ``own`` only the tensors of
-    these names are copied, and all others are the base's.
-    """
-    if any(map(is_packed, lm.modules())):
-        raise UserError("a base in four bits has no weights to merge into: load it without runtime.quantize")
-    if shards_of(lm) is not None:
-        raise UserError("a base in parts has no weights to merge into: load it in one process")
-    made = copied(lm, own)
-    for name, module in list(made.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            if adapter is not None:
-                module.merge(adapter_names=[adapter])
-            parent, _, last = name.rpartition(".")
-            setattr(made.get_submodule(parent), last, module.get_base_layer())
-    return made
-
-
-def copied(lm: Any, own: set[str] | None) -> Any:
-    """A copy of a model in at least fp32; with ``own`` of the tensors of these names, and all others are shared."""
-    if own is None:
-        made = copy.deepcopy(lm)
-        return made.to(torch.promote_types(made.dtype, torch.float32))
-    made = copy.deepcopy(lm, {id(p): p for name, p in lm.named_parameters() if plain_name(name) not in own})
-    for name, p in made.named_parameters():
-        if plain_name(name) in own:
-            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
-    return made
-
-
-def delta_of(lm: Any, name: str, adapter: str | None) -> Tensor | None:
-    """What an adapter adds to a tensor of the base, by its name without adapters; None where that is nothing."""
-    module, _, last = name.rpartition(".")
-    found = lm.get_submodule(module) if adapter is not None and last == "weight" else None
-    layer: Any = found if isinstance(found, BaseTunerLayer) else None
-    if layer is None or adapter not in layer.lora_A:
-        return None
-    return layer.get_delta_weight(adapter).detach().float()
 
 
 def _chosen_layers(count: int, adapter: AdapterConfig) -> list[int] | None:

@@ -39,8 +39,9 @@ from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, sto
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import HEAD, read_role
-from models.roles.lora import copied, delta_of, differences, is_adapters, merged_copy, own_tensors, plain_name
+from models.roles.lora import check_same_kind, differences, is_adapters, own_tensors, plain_name
 from models.roles.methods import BEGINNINGS, adapter_config, begin, keep_second_half, trained_of
+from models.roles.own_models import copied, delta_of, merged_copy, share_equal, unshare
 from models.roles.role_view import RoleView
 
 
@@ -210,9 +211,14 @@ class SharedBase:
         if head and name not in self.heads:
             self.add_head(name, seed)
         if trainable:
-            self._unshare(name)
+            self._own_all(name)
         for p in self.parameters_of(name).values():
             p.requires_grad_(trainable)
+
+    def _own_all(self, name: str) -> None:
+        """Give a stored model that is to be trained tensors of its own where it has the base's."""
+        if name in self.copies and name not in self.partial and not self.divided:
+            unshare(self.lm, self.copies[name])
 
     def _full_copy(self, role: str | None) -> Any:
         """A copy of the base in fp32, with a role's adapter merged into it; of a divided base, in parts as well."""
@@ -331,13 +337,7 @@ class SharedBase:
 
     def _add_adapter(self, name: str, config: PeftConfig, seed: int) -> None:
         if self.peft is not None:
-            there = next(iter(self.peft.peft_config.values()))
-            if there.peft_type != config.peft_type:
-                ours, theirs = (getattr(c.peft_type, "value", c.peft_type) for c in (config, there))
-                raise UserError(
-                    f"role '{name}' is a {ours} adapter, and others on base {self.name} are {theirs}: adapters of two "
-                    "kinds cannot share a base; set adapter.method to theirs, or merge one into a model first"
-                )
+            check_same_kind(name, config, next(iter(self.peft.peft_config.values())), self.name)
         trainable = self._trainable_now()
         with isolated_rng(derived_seed(seed, f"adapter/{name}")):
             try:
@@ -403,7 +403,7 @@ class SharedBase:
     def training(self, *names: str) -> Iterator[dict[str, nn.Parameter]]:
         """Make exactly these roles trainable, and everything as it was afterwards. Yields names and tensors."""
         for name in names:
-            self._unshare(name)
+            self._own_all(name)
         before = self._trainable_now()
         chosen = {n: p for name in names for n, p in self.parameters_of(name).items()}
         try:
@@ -485,30 +485,11 @@ class SharedBase:
         lm.generation_config = copy.deepcopy(self.lm.generation_config)
         if shards is None:
             self.copies[name] = full_copy(lm, self.dtype)
-            self._share_equal(self.copies[name])
+            share_equal(self.lm, self.copies[name])
             return
         check_logit_path(lm, str(folder))  # FSDP learns at the first pass which module is the root
         self.copies[name] = self._in_parts(divided_copy(lm, self.dtype))
         lm.shards.give_up()
-
-    def _share_equal(self, lm: Any) -> None:
-        """Put the base's own tensors where a loaded model has the same: they are in memory once."""
-        named = self.lm.named_parameters(remove_duplicate=False)
-        there = {plain_name(n): p for n, p in named if not is_adapters(n)}
-        for name, p in list(lm.named_parameters(remove_duplicate=False)):
-            base = there.get(name)
-            if base is not None and base.shape == p.shape and torch.equal(base.to(p.dtype), p):
-                _put(lm, name, base)
-
-    def _unshare(self, name: str) -> None:
-        """Give a stored model that is to be trained tensors of its own where it has the base's."""
-        if name not in self.copies or name in self.partial or self.divided:
-            return
-        lm, there, made = self.copies[name], {id(p) for p in self.lm.parameters()}, dict[int, nn.Parameter]()
-        for tensor, p in list(lm.named_parameters(remove_duplicate=False)):
-            if id(p) in there:  # tied ones stay tied
-                own = p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
-                _put(lm, tensor, made.setdefault(id(p), nn.Parameter(own, requires_grad=False)))
 
     def _load_adapter(self, name: str, config: PeftConfig, state: dict[str, Tensor], source: str) -> None:
         """Add a frozen role from saved weights; every tensor must be there, and no other.
@@ -528,9 +509,3 @@ class SharedBase:
             raise UserError(f"{source}: the adapter does not fit base {self.name} ({what}; first: {first})")
         set_peft_model_state_dict(self.peft, state, adapter_name=name)
         self.freeze(name)
-
-
-def _put(lm: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Make a tensor of this name a parameter of the model."""
-    module, _, last = name.rpartition(".")
-    setattr(lm.get_submodule(module), last, parameter)

@@ -26,7 +26,7 @@ from models.roles.as_classifier import (
 from models.roles.export import generation_settings, save_adapter, write_model
 from models.roles.files import ADAPTER, SCORING
 from models.roles.gguf_file import check_gguf, modelfile, write_gguf
-from models.roles.lora import merged_copy
+from models.roles.own_models import merged_copy
 from models.roles.shared_base import SharedBase
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline

@@ -12,7 +12,7 @@ from data.common.errors import UserError
 from models.backbone import sharding
 from models.backbone.architecture import without_weights
 from models.backbone.sharding import check_libraries, check_output_layer, output_held, shards_of, unit_names
-from models.roles.lora import merged_copy
+from models.roles.own_models import merged_copy
 from tests.conftest import make_base, tiny_lm
 
 FREE, KEPT = "free_full_weight", "keep_full_weight"
