@@ -334,13 +334,20 @@ test runs every method in every stage and asks that exactly these tensors move, 
 Adapters of two kinds (LoRA's, of which `dora`, `pissa` and `olora` are, and (IA)3's) cannot stand on one base at a
 time.
 """
-SHAPE = (576, 1536, 192, 30)  # width, feed-forward, keys and values, layers: of SmolLM2-135M
+SHAPE: dict[str, Any] = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49_152,
+    "tie_word_embeddings": True,
+}
 
 
 def methods_page() -> str:
     """``methods.md``: what each way of tuning trains, in which stages, and what it does not go with."""
-    from models.backbone.settings import DIVIDED, METHODS, AdapterConfig
-    from pipelines.stages.shapes import tuned_numbers
+    from models.backbone.settings import METHODS, AdapterConfig
     from pipelines.stages.table import STAGES
 
     out = ["# Methods of tuning", "", NOTE, *ABOUT_METHODS.splitlines(), ""]
@@ -358,7 +365,7 @@ def methods_page() -> str:
     ]
     out += [f"| method | {' | '.join(stages)} |", "| --- |" + " ---: |" * len(stages)]
     for name in METHODS:
-        count = f"{trained_numbers(AdapterConfig(method=name), tuned_numbers):,}"
+        count = f"{trained_numbers(AdapterConfig(method=name)):,}"
         out.append(f"| `{name}` | " + " | ".join([count] * len(stages)) + " |")
     out += [
         "",
@@ -372,22 +379,27 @@ def methods_page() -> str:
     for name, method in METHODS.items():
         form = "a model" if method.copies else "a LoRA adapter" if method.plain else "an adapter of PEFT"
         fast = "yes" if method.plain else "to sample and score" if method.copies else "no"
-        whole, servers = ("yes" if name == "lora" else "refused"), ("yes" if method.plain else "refused")
-        parts = "yes" if name in DIVIDED else "refused"
-        out.append(f"| `{name}` | {form} | {fast} | {whole} | {parts} | {servers} |")
+        takes = ("yes" if one else "refused" for one in (method.four_bits, method.divided, method.plain))
+        out.append(f"| `{name}` | {form} | {fast} | {' | '.join(takes)} |")
     return "\n".join(out) + "\n"
 
 
-def trained_numbers(adapter: Any, count: Callable[..., int]) -> int:
-    """Numbers of a role on a base of ``SHAPE``; of a residual adapter the half that is trained."""
-    width, inner, keys, layers = SHAPE
-    attention = [(width, width), (keys, width), (keys, width), (width, width)]
-    matrices = [*attention, (inner, width), (inner, width), (width, inner)]
-    if adapter.method == "ia3":  # PEFT's table for Llama: keys and values by their outputs, the last by its inputs
-        return int(layers * (2 * keys + inner))
-    parameters = 49_152 * width + layers * (sum(a * b for a, b in matrices) + 2 * width) + width
-    found = count(adapter, matrices * layers, parameters)
-    return found // 2 if adapter.written_rank != adapter.rank else found
+def trained_numbers(adapter: Any) -> int:
+    """Numbers that a role trains on a base of SmolLM2-135M's shape, as PEFT or a copy makes it, without weights."""
+    from peft import get_peft_model
+    from transformers import LlamaConfig
+
+    from models.backbone.architecture import linear_layers, without_weights
+    from models.roles.methods import adapter_config, trained_of
+
+    lm = without_weights(LlamaConfig(**SHAPE))
+    sizes, linear = {name: p.numel() for name, p in lm.named_parameters()}, linear_layers(lm)
+    if adapter.tuning.copies:
+        chosen = sizes.keys() if adapter.method == "full" else trained_of(lm, linear, adapter)
+        return sum(sizes[name] for name in chosen)
+    made = get_peft_model(lm, adapter_config(lm, linear, adapter))
+    found = sum(p.numel() for p in made.parameters() if p.requires_grad)
+    return found // 2 if adapter.tuning.residual else found
 
 
 # -- data formats ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,9 @@ class Method:
     settings: tuple[str, ...]
     copies: bool = False  # a role has weights of its own, where the others stand on the base
     plain: bool = False  # what it writes is an ordinary LoRA adapter, which the fast path and servers know
+    residual: bool = False  # such an adapter has twice the rank: what is trained, and what it began with
+    divided: bool = False  # goes with a base in parts
+    four_bits: bool = False  # goes with a base in four bits
     rate: Literal["lora", "full", "highest"] = "lora"  # which law chooses its learning rate
 
 
@@ -31,6 +34,8 @@ METHODS: dict[str, Method] = {
         source="Hu et al. 2021",
         settings=(*_LORA, "init"),
         plain=True,
+        divided=True,
+        four_bits=True,
     ),
     "dora": Method(
         trains="A and B, and the length of each row of the adapted matrix",
@@ -43,6 +48,7 @@ METHODS: dict[str, Method] = {
         source="Meng et al. 2024, arXiv:2404.02948",
         settings=_LORA,
         plain=True,
+        residual=True,
     ),
     "olora": Method(
         trains="A and B, which begin as the matrix's QR decomposition; what they begin with is subtracted by a frozen "
@@ -50,9 +56,11 @@ METHODS: dict[str, Method] = {
         source="Buyukakyuz 2024, arXiv:2406.01775",
         settings=_LORA,
         plain=True,
+        residual=True,
     ),
     "ia3": Method(
-        trains="a factor for each output of the keys and values, and for each input of the feed-forward's last matrix",
+        trains="a factor for each output of the attention's matrices that PEFT's table names for the family (keys or "
+        "queries, and values), and for each input of the feed-forward's last",
         source="Liu et al. 2022, arXiv:2205.05638",
         settings=("targets", "layers"),
         rate="highest",
@@ -64,11 +72,12 @@ METHODS: dict[str, Method] = {
         copies=True,
         rate="full",
     ),
-    "full": Method(trains="every tensor of a copy of the base", source="", settings=(), copies=True, rate="full"),
+    "full": Method(
+        trains="every tensor of a copy of the base", source="", settings=(), copies=True, divided=True, rate="full"
+    ),
 }
 """Every method by its name in a recipe."""
-DIVIDED = ("lora", "full")  # methods that stand on a base in parts
-RESIDUAL = ("pissa", "olora")  # their adapters have twice the rank: what is trained, and what it began with
+DIVIDED, RESIDUAL = ([n for n, m in METHODS.items() if getattr(m, kind)] for kind in ("divided", "residual"))
 
 
 class AdapterConfig(Config):
@@ -98,4 +107,4 @@ class AdapterConfig(Config):
     @property
     def written_rank(self) -> int:
         """The rank of the adapter that is written."""
-        return 2 * self.rank if self.method in RESIDUAL else self.rank
+        return 2 * self.rank if self.tuning.residual else self.rank

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, INDEX = ADAPTER_CONFIG, "model.safetensors.index.json"
+PREFIX = "base_model.model."  # PEFT's, before the names of a base
 Known = TypeVar("Known", bound=BaseModel)
 NAME = re.compile(r"\^?[A-Za-z0-9_.-]{1,200}")
 # How an adapter came to be, or what PEFT itself would do with it; without meaning for weights that are given.
@@ -118,6 +119,11 @@ def _validated(kind: type[Known], file: Path, raw: Mapping[str, Any]) -> Known:
         raise UserError(f"{file}: {'.'.join(map(str, first['loc']))[:100]}: {first['msg']}") from error
 
 
+def module_of(name: str) -> str:
+    """The module of the base on which a tensor of an adapter stands, by its name in a file."""
+    return re.split(r"\.(?:lora|ia3)_", name.removeprefix(PREFIX), maxsplit=1)[0]
+
+
 def _ia3(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor], head_copied: bool) -> PeftConfig:
     """(IA)3's settings: the weights say where it stands, and their shapes which of them are factors of inputs."""
     from peft import IA3Config
@@ -128,7 +134,7 @@ def _ia3(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor], head
     for name in sorted(set(raw) - set(_IA3.model_fields) - IGNORED - {"peft_type", "init_ia3_weights"}):
         if raw[name]:
             raise UserError(f"{file}: {name[:60]}: trivet reads plain (IA)3 adapters, without this setting")
-    factors = {n.removeprefix("base_model.model.").partition(".ia3_")[0]: w for n, w in weights.items() if ".ia3_" in n}
+    factors = {module_of(n): w for n, w in weights.items() if ".ia3_" in n}
     inputs = [n for n, w in factors.items() if w.dim() == 2 and w.shape[0] == 1]
     return IA3Config(
         target_modules=sorted(factors),
@@ -179,8 +185,7 @@ def _check_ranks(file: Path, known: _Adapter, weights: Mapping[str, Tensor]) -> 
 
 def _targets(weights: Mapping[str, Tensor]) -> list[str]:
     """Full names of the modules that the weights are for."""
-    found = {n.removeprefix("base_model.model.").partition(".lora_")[0] for n in weights if ".lora_" in n}
-    return sorted(found)
+    return sorted({module_of(n) for n in weights if ".lora_" in n})
 
 
 def check_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

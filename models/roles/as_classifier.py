@@ -21,8 +21,8 @@ from models.backbone.artifacts import naming
 from models.backbone.forward import body_of
 from models.backbone.seeds import isolated_rng
 from models.backbone.tensor_files import header_of, readable, save_tensors
+from models.hub.validate import module_of
 from models.roles.files import CONFIG, SCORE, WEIGHTS
-from models.roles.lora import module_of
 from models.roles.own_models import merged_copy
 from models.roles.shared_base import SharedBase
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,14 @@ from data.common.errors import UserError, nearest
 from models.backbone.architecture import other_senses, passed_over, renamed_by_peft
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import wait_for_passes, whole_of
+from models.hub.validate import PREFIX
 
-PREFIX = "base_model.model."  # PEFT's, before the names of a base
 MARKS = (".lora_", ".ia3_")  # what PEFT calls the tensors of an adapter
 
 
 def is_adapters(name: str) -> bool:
     """Whether a tensor or module of this name belongs to an adapter, not to the base."""
     return any(mark in name for mark in MARKS)
-
-
-def module_of(name: str) -> str:
-    """The module of the base on which a tensor of an adapter stands, by its name in a file."""
-    return re.split(r"\.(?:lora|ia3)_", name.removeprefix(PREFIX), maxsplit=1)[0]
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -6,7 +6,6 @@ import torch
 
 from models.backbone.device_memory import USABLE, device_memory
 from models.backbone.launch import START
-from models.backbone.settings import DIVIDED
 from pipelines.recipe.schema import Recipe
 
 ROOM = 0.75
@@ -27,7 +26,7 @@ def is_divided(recipe: Recipe, device: torch.device, processes: int, weights: fl
         return False
     if runtime.sharding == "fsdp2":
         return True
-    unfit = recipe.adapter.method not in DIVIDED or runtime.quantize is not None
+    unfit = not recipe.adapter.tuning.divided or runtime.quantize is not None
     if device.type == "cpu" or weights is None or unfit:
         return False
     return weights > ROOM * USABLE * device_memory(device)

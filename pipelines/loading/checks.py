@@ -13,7 +13,7 @@ from typing import Any
 from data.common.errors import nearest
 from data.common.redaction import has_secret
 from evaluation.systems import problem_of, problem_of_metric
-from models.backbone.settings import DIVIDED, RESIDUAL
+from models.backbone.settings import DIVIDED
 from pipelines.recipe import rates
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.schema import Recipe
@@ -135,12 +135,13 @@ def _four_bits(recipe: Recipe) -> list[Problem]:
     """What a base in four bits asks for."""
     if recipe.runtime.quantize is None:
         return []
-    if recipe.adapter.tuning.copies:
-        method = recipe.adapter.method
-        why = f"a base in four bits is frozen, and adapter.method '{method}' trains it: use 'lora', or remove this"
-    elif recipe.adapter.method != "lora":
-        method = recipe.adapter.method
-        why = f"adapter.method '{method}' reads the base's matrices, which are in four bits: use 'lora', or remove this"
+    if not recipe.adapter.tuning.four_bits:
+        does = (
+            "trains the base, which is frozen"
+            if recipe.adapter.tuning.copies
+            else "reads the base's matrices, which are"
+        )
+        why = f"adapter.method '{recipe.adapter.method}' {does} in four bits: use 'lora', or remove this"
     elif find_spec("bitsandbytes") is None:
         why = "needs bitsandbytes: pip install 'trivet[nf4]'"
     else:
@@ -152,7 +153,8 @@ def _sharding(recipe: Recipe) -> list[Problem]:
     """What a base in parts asks for."""
     if recipe.runtime.sharding != "fsdp2":
         return []
-    if (method := recipe.adapter.method) not in DIVIDED:
+    if not recipe.adapter.tuning.divided:
+        method = recipe.adapter.method
         why = f"'fsdp2' goes with adapter.method {' and '.join(DIVIDED)}, not with '{method}': use 'none'"
         return [(("runtime", "sharding"), why)]
     if recipe.runtime.quantize is None:
@@ -188,7 +190,7 @@ def _adapter(recipe: Recipe) -> list[Problem]:
     for key, named in (("layers", adapter.layers), ("targets", adapter.targets)):
         if named == ():
             out.append((("adapter", key), "names nothing that an adapter could stand on: remove it, or name some"))
-    if adapter.method in RESIDUAL:
+    if adapter.tuning.residual:
         decays = [key for key in Recipe.model_fields if getattr(getattr(recipe, key), "weight_decay", 0.0)]
         why = f"would shrink the half of a '{adapter.method}' adapter that is never trained: remove it, or use 'lora'"
         out += [((key, "weight_decay"), why) for key in decays]

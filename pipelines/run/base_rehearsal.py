@@ -19,9 +19,8 @@ from models.hub.download import local_folder
 from models.hub.limits import Limits, check_stops, check_vocabulary, limits_of_folder, stop_ids_in
 from models.hub.load import tokenizer_of
 from models.hub.spec import BaseModelSpec
-from models.hub.validate import check_model
+from models.hub.validate import check_model, module_of
 from models.roles.files import ADAPTER, CONFIG, WEIGHTS
-from models.roles.lora import module_of
 from models.roles.methods import adapter_config, trained_of
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -54,6 +55,11 @@ def trained_role(method, family="llama", **more):
     for _ in range(2):
         step(base, "sft")
     return base
+
+
+def test_every_method_stands_in_every_table():
+    assert set(get_args(AdapterConfig.model_fields["method"].annotation)) == METHODS.keys()
+    assert set(methods.ADAPTERS) == set(ON_BASE) and set(methods.BEGINNINGS) == set(RESIDUAL) == {"pissa", "olora"}
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
