@@ -56,9 +56,9 @@ def write_gguf(lm: Any, tokenizer: Any, file: Path, *, kind: str, name: str, sto
         stops: ids that end a response.
 
     Raises:
-        UserError: a family, a setting or a tokenizer that llama.cpp does not have; or ``gguf`` is not installed.
+        UserError: a family, a setting or a tokenizer that llama.cpp does not have.
+        ImportError: there is no ``gguf``; ``check_gguf`` says so in a sentence.
     """
-    check_gguf(lm.config, tokenizer, kind)
     import gguf
 
     family, config = family_of(lm.config), lm.config

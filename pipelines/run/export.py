@@ -100,14 +100,24 @@ def _written_whole(to: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _base_with(pipeline: Pipeline, stage: str, role: str, folder: Path, whole: bool) -> SharedBase:
+    """The run's base with a stage's role; ``whole``: as it was given, where the run has it in four bits."""
+    base = pipeline.loaded.base()
+    if role != "base":
+        pipeline.loaded.load(stage, role, folder)  # which refuses what was trained on another base
+    if whole and pipeline.recipe.runtime.quantize:
+        base = pipeline.loaded.load_other(pipeline.loaded.spec)
+        if role != "base":
+            base.load_role(role, folder)
+    return base
+
+
 def _export_gguf(pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, kind: str) -> None:
     """One file for llama.cpp, and Ollama's description of it."""
-    base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
-    tokenizer = copy.deepcopy(base.tokenizer)
-    tokenizer.chat_template = renderer.template
-    check_gguf(base.lm.config, tokenizer, kind)
-    if role != "base":
-        pipeline.loaded.load(stage, role, folder)
+    renderer = pipeline.loaded.renderer()
+    tokenizer = _tokenizer(pipeline.loaded.base(), renderer)
+    check_gguf(pipeline.loaded.base().lm.config, tokenizer, kind)
+    base = _base_with(pipeline, stage, role, folder, whole=True)
     lm = base.copies[role] if role in base.copies else merged_copy(base.lm, None if role == "base" else role)
     name = f"{pipeline.recipe.name}-{stage}"
     write_gguf(lm, tokenizer, partial / "model.gguf", kind=kind, name=name, stops=renderer.stop_ids)
@@ -123,13 +133,7 @@ def _export_gguf(pipeline: Pipeline, stage: str, role: str, folder: Path, partia
 
 def _export_lm(pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, merge: bool) -> None:
     """The language model of a stage, with the run's template and the tokens that end its responses."""
-    base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
-    if role != "base":
-        pipeline.loaded.load(stage, role, folder)
-    if pipeline.recipe.runtime.quantize and (role == "base" or merge):
-        base = pipeline.loaded.load_other(pipeline.loaded.spec)  # as it was given, not in four bits
-        if role != "base":
-            base.load_role(role, folder)
+    base, renderer = _base_with(pipeline, stage, role, folder, role == "base" or merge), pipeline.loaded.renderer()
     if role == "base" or role in base.copies or merge:
         write_model(base, role, partial, renderer.stop_ids)
     else:
@@ -216,14 +220,20 @@ def _for_classifiers(model: RewardModel, folder: Path) -> dict[str, float]:
     return _constant(model) if exact else {}
 
 
+def _tokenizer(base: SharedBase, renderer: Renderer) -> Any:
+    """A copy of a base's tokenizer with the run's template."""
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.chat_template = renderer.template
+    return tokenizer
+
+
 def _save_tokenizer(base: SharedBase, renderer: Renderer, folder: Path, pads_classifier: bool = False) -> None:
     """The run's tokenizer with its template.
 
     Args:
         pads_classifier: it pads with what a plain classifier passes over, and on the right, or refuses to pad.
     """
-    tokenizer = copy.deepcopy(base.tokenizer)
-    tokenizer.chat_template = renderer.template
+    tokenizer = _tokenizer(base, renderer)
     if pads_classifier:
         tokenizer.pad_token = padding_token(base, renderer.stop_ids, renderer.template or "")
         tokenizer.padding_side = "right"

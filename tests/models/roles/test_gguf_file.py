@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -223,10 +225,13 @@ def test_ollamas_description_has_template_stops_and_sampling() -> None:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned_run(tmp_path_factory.mktemp("tuned"))
+
+
+def tuned_run(folder: Path, width: int = 32, **runtime: Any) -> Path:
     """A run whose base has a byte-level tokenizer, tuned for a moment."""
-    folder = tmp_path_factory.mktemp("tuned")
     tokenizer = byte_tokenizer()
-    sized("llama", tokenizer, initializer_range=0.1).save_pretrained(folder / "base")
+    sized("llama", tokenizer, initializer_range=0.1, hidden_size=width).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     rows = [{"prompt": f"tell {n}", "completion": f"a fox and {n} whales"} for n in range(16)]
     (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -237,7 +242,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"demonstrations": str(folder / "d.jsonl"), "held_out": 0.0},
         "adapter": {"rank": 4, "alpha": 8},
         "sft": {"epochs": 6, "learning_rate": 3e-3, "batch": 8},
-        "runtime": {"device": "cpu", "threads": 1},
+        "runtime": {"device": "cpu", "threads": 1} | runtime,
     }
     Pipeline.from_recipe(recipe, run_dir=folder / "run").run()
     return folder / "run"
@@ -258,6 +263,21 @@ def test_an_exported_stage_responds_in_llama_cpp_as_in_the_run(tmp_path: Path, t
     template = "{{ else }}<|user|>{{ end }}{{ .Prompt }}<end><|assistant|>{{ .Response }}"
     assert template in (to / "Modelfile").read_text()
     assert 'PARAMETER stop "<end>"' in (to / "Modelfile").read_text()
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes (the extra nf4)")
+def test_the_adapter_of_a_base_in_four_bits_stands_on_the_base_as_it_was_given(tmp_path: Path) -> None:
+    run = tuned_run(tmp_path, 64, quantize="nf4")
+    to = export_stage(run, "sft", tmp_path / "out", gguf="f32")
+    gguf = pytest.importorskip("gguf")
+    name, stored = "model.layers.0.mlp.up_proj", {t.name: t for t in gguf.GGUFReader(to / "model.gguf").tensors}
+    given = load_file(tmp_path / "base/model.safetensors")[f"{name}.weight"]
+    adapter = load_file(run / "sft/adapter/adapter_model.safetensors")
+    a, b = (adapter[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+    assert (b @ a).abs().max() > 1e-4
+    torch.testing.assert_close(
+        torch.tensor(stored["blk.0.ffn_up.weight"].data), given + 2.0 * b @ a, atol=1e-6, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
