@@ -150,8 +150,9 @@ def added_backward(decoder: Decoder, gradient: Tensor, part: Tensor | None, post
     return gradient if part is None else rms_backward(gradient, part, post_norm, decoder.epsilon)
 
 
-def base_product(decoder: Decoder, products: Products, index: int, x: Tensor) -> Tensor:
-    """What the frozen weights alone make of a layer's input (T, D): its queries, keys and values (T, ...) so far."""
+def base_product(decoder: Decoder, products: Products, index: int, x: Tensor) -> Tensor | None:
+    """What the frozen weights alone make of a layer's input (T, D): its queries, keys and values (T, ...) so far; None
+    where that is not to be kept (``Products.base``)."""
     layer = decoder.layers[index]
     return products.base(layer.attention, rms_norm(x, layer.norm, decoder.epsilon))
 
@@ -211,10 +212,7 @@ def _attention(
 ) -> Tensor:
     """What a layer's heads gather (T, H * d) for its input (T, D)."""
     layer, eps = run.decoder.layers[index], run.decoder.epsilon
-    if product is None:
-        qkv = run.products(index, "attention", layer.attention, rms_norm(x, layer.norm, eps))
-    else:
-        qkv = run.products.add_adapters(product, layer.attention, rms_norm(x, layer.norm, eps))
+    qkv = run.products(index, "attention", layer.attention, rms_norm(x, layer.norm, eps), product)
     heads = heads_of(run.decoder, layer, qkv, run.angles)
     if keep is not None:
         keep(heads[1], heads[2])

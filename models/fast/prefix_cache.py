@@ -1,9 +1,9 @@
 """States of the layers that no adapter touches, kept for rows that several roles and epochs read.
 
 Below its lowest adapter every role computes the same numbers from the same tokens, and in the layer of that adapter the
-same products of queries, keys and values with the frozen weights. Rows are found by their tokens, so whoever reads them
-(policy, reference, value, reward) need not say which rows they are, and a row that is not there is computed, as usual.
-Kept: tokens x (hidden size + widths of queries, keys and values) numbers.
+same products of queries, keys and values with the frozen weights, which are kept in fp32 alone. Rows are found by their
+tokens, so whoever reads them (policy, reference, value, reward) need not say which rows they are, and a row that is not
+there is computed, as usual. Kept: tokens x (hidden size + widths of queries, keys and values) numbers.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ class PrefixCache:
     depth: int  # at least 1
     embeddings: Tensor  # of the base: which one it is
     states: Tensor  # (T, D) of all rows packed
-    product: Tensor  # (T, ...) layer ``depth``'s ``base_product`` of them
+    product: Tensor | None  # (T, ...) layer ``depth``'s ``base_product`` of them
     places: dict[tuple[int, ...], slice]  # a row's ids -> its states
 
-    def find(self, decoder: Decoder, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor] | None:
-        """Copies of states (T', D) and products of rows of ids packed; None unless all are here and valid for
-        ``decoder``."""
+    def find(self, decoder: Decoder, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor | None] | None:
+        """Copies of states (T', D), and of products where they are kept, of rows of ids packed; None unless all are
+        here and valid for ``decoder``."""
         same = decoder.embeddings is self.embeddings and decoder.norm.dtype == self.states.dtype
         if not same or decoder.lowest < self.depth:
             return None
         found = [place for place in map(self.places.get, rows) if place is not None]
         if not rows or len(found) < len(rows):
             return None
-        return torch.cat([self.states[place] for place in found]), torch.cat([self.product[place] for place in found])
+        product = None if self.product is None else torch.cat([self.product[place] for place in found])
+        return torch.cat([self.states[place] for place in found]), product
 
 
 def sequences_of(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
@@ -75,7 +76,9 @@ def make_prefix_cache(
         kept = list(dict.fromkeys(kept))
         states = prefix_states_of(decoder, kept, depth)
     products = products_of(decoder)
-    product = torch.cat([base_product(decoder, products, depth, part) for part in states.split(CELLS)])
+    parts = [base_product(decoder, products, depth, part) for part in states.split(CELLS)]
+    kept_parts = [part for part in parts if part is not None]
+    product = torch.cat(kept_parts) if kept_parts else None
     places: dict[tuple[int, ...], slice] = {}
     at = 0
     for row in kept:

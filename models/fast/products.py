@@ -27,8 +27,11 @@ class Products(Protocol):
 
     dtype: torch.dtype  # of keys, values and whatever a product gives
 
-    def __call__(self, index: int, name: str, group: Sequence[Projection], x: Tensor) -> Tensor:
-        """``x (W + s B A)^T + bias`` for all projections of a group, (N, sum of out), of x (N, in)."""
+    def __call__(
+        self, index: int, name: str, group: Sequence[Projection], x: Tensor, base: Tensor | None = None
+    ) -> Tensor:
+        """``x (W + s B A)^T + bias`` for all projections of a group, (N, sum of out), of x (N, in); ``base``, where it
+        is known, is what ``base`` gave for this x, and is written over."""
 
     def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
         """Gradient by the input (N, in), of the gradient (N, sum of out) by what the call gives."""
@@ -36,11 +39,9 @@ class Products(Protocol):
     def wide(self, index: int, name: str, group: Sequence[Projection], count: int) -> Tensor | None:
         """Room for ``count`` rows of what enters a group of a loop, which it fills the first columns of; None: none."""
 
-    def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
-        """The frozen weights' part alone, (N, sum of out)."""
-
-    def add_adapters(self, product: Tensor, group: Sequence[Projection], x: Tensor) -> Tensor:
-        """``base``'s result with the adapters' part, written into it."""
+    def base(self, group: Sequence[Projection], x: Tensor) -> Tensor | None:
+        """The frozen weights' part alone, (N, sum of out), to be kept for several roles; None where it would be rounded
+        before an adapter's part is added, and most of a small one lost."""
 
 
 def products_of(decoder: Decoder, keep: int | None = None) -> Products:
@@ -83,8 +84,15 @@ class MergedProducts:
         self._buffers = dict[str, tuple[Tensor, Tensor | None]]()
         self._kept: dict[tuple[int, str], tuple[Tensor, Tensor | None]] = {}
 
-    def __call__(self, index: int, name: str, group: Sequence[Projection], x: Tensor) -> Tensor:
-        return linear(x, *self.weights(index, name, group))
+    def __call__(
+        self, index: int, name: str, group: Sequence[Projection], x: Tensor, base: Tensor | None = None
+    ) -> Tensor:
+        if base is None:
+            return linear(x, *self.weights(index, name, group))
+        for p, part in zip(group, base.split([len(p.weight) for p in group], dim=1), strict=True):
+            if p.a is not None and p.b is not None:
+                part.addmm_(x @ p.a.T, p.b.T, alpha=p.scale)
+        return base
 
     def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
         return linear(gradient, self.weights(index, name, group)[0].T)
@@ -96,12 +104,6 @@ class MergedProducts:
     def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
         own = [(whole(p.weight).to(self.dtype), None if p.bias is None else p.bias.to(self.dtype)) for p in group]
         return torch.cat([F.linear(x, weight, bias) for weight, bias in own], dim=1)
-
-    def add_adapters(self, product: Tensor, group: Sequence[Projection], x: Tensor) -> Tensor:
-        for p, part in zip(group, product.split([len(p.weight) for p in group], dim=1), strict=True):
-            if p.a is not None and p.b is not None:
-                part.addmm_(x @ p.a.T, p.b.T, alpha=p.scale)
-        return product
 
     def weights(self, index: int, name: str, group: Sequence[Projection]) -> tuple[Tensor, Tensor | None]:
         """``(weight, bias)`` of a group's one product."""
@@ -167,29 +169,26 @@ class UnfoldedProducts:
         self.dtype, self.keep = dtype, keep
         self._kept: dict[tuple[int, str], Joined] = {}
 
-    def __call__(self, index: int, name: str, group: Sequence[Projection], x: Tensor) -> Tensor:
+    def __call__(
+        self, index: int, name: str, group: Sequence[Projection], x: Tensor, base: Tensor | None = None
+    ) -> Tensor:
         x = x.to(self.dtype)
         if self.keep is not None:
             return self._joined(index, name, group, self.keep)(x)
-        thin = _thin(group, self.dtype)
-        return self.base(group, x) if thin is None else Joined.of(group, self.dtype)(x)
-
-    def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
-        gradient = gradient.to(self.dtype)
-        parts = gradient.split([len(p.weight) for p in group], dim=1)
-        out = parts[0] @ whole(group[0].weight)
-        for p, part in zip(group[1:], parts[1:], strict=True):
-            out.addmm_(part, whole(p.weight))
-        thin = _thin(group, self.dtype)
-        return out if thin is None else out.addmm_(gradient @ thin[1], thin[0])
-
-    def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
-        parts = [F.linear(x.to(self.dtype), whole(p.weight), p.bias) for p in group]
+        if any(p.a is not None for p in group):
+            return Joined.of(group, self.dtype)(x)
+        parts = [F.linear(x, whole(p.weight), p.bias) for p in group]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def add_adapters(self, product: Tensor, group: Sequence[Projection], x: Tensor) -> Tensor:
-        thin = _thin(group, self.dtype)
-        return product if thin is None else product.addmm_(x.to(self.dtype) @ thin[0].T, thin[1].T)
+    def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
+        """``[g, g s B] [W; A]``: one product as well, whose sum is rounded once."""
+        gradient, weights = gradient.to(self.dtype), [whole(p.weight) for p in group]
+        if (thin := _thin(group, self.dtype)) is not None:
+            gradient, weights = torch.cat([gradient, gradient @ thin[1]], dim=1), [*weights, thin[0]]
+        return gradient @ (weights[0] if len(weights) == 1 else torch.cat(weights))
+
+    def base(self, group: Sequence[Projection], x: Tensor) -> None:
+        return None
 
     def wide(self, index: int, name: str, group: Sequence[Projection], count: int) -> Tensor | None:
         """Room (count, in + R) for what enters a group of a loop, in the first columns, so that it is not copied to

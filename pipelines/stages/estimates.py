@@ -309,7 +309,8 @@ class Estimator:
         s = self.shape
         if s is None or not self.numbers.fast or s.trained_layers == s.layers or self._full:
             return 0.0
-        return tokens * (2 * FP32 * s.width + (s.queries + 2 * s.keys) * self.numbers.product)
+        products = (s.queries + 2 * s.keys) * FP32 if self.numbers.merged else 0
+        return tokens * (2 * FP32 * s.width + products)
 
     def evaluate(self) -> Work:
         e, longest = self.recipe.evaluation, response_limit(self.recipe)

@@ -7,7 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from models.backbone.logprobs import make_rows
+from models.backbone.settings import AdapterConfig
 from models.fast import products
+from models.fast.prefix_cache import make_prefix_cache
 from models.fast.weights import Projection
 from models.sampling.fast import FastEngine
 from models.sampling.generate import sampling_noise
@@ -143,6 +145,38 @@ def test_what_an_adapter_adds_is_rounded_with_the_sum(size, keep):
     made = products.UnfoldedProducts(torch.bfloat16, keep)(0, "output", group, x)
     found = made.double() - x.double() @ weight.double().T
     assert 0.9 < float((found * right).sum() / right.square().sum()) < 1.1
+
+
+@pytest.mark.parametrize("size", [3e-5, 3e-4])
+def test_what_an_adapter_adds_to_a_gradient_is_rounded_with_the_sum(size):
+    g = torch.Generator().manual_seed(0)
+    weights = [(torch.randn(n, 256, generator=g) * 0.04).bfloat16() for n in (128, 64)]
+    gradient = torch.randn(512, 192, generator=g).bfloat16()
+    a, b = torch.randn(16, 256, generator=g).sign() * size, torch.randn(128, 16, generator=g) * 0.03
+    group = (
+        Projection(weight=weights[0], bias=None, a=a, b=b, scale=2.0),
+        Projection(weight=weights[1], bias=None),
+    )
+    right = 2.0 * (gradient[:, :128].double() @ b.double()) @ a.double()
+    made = products.UnfoldedProducts(torch.bfloat16).transposed(0, "gated", group, gradient)
+    found = made.double() - gradient.double() @ torch.cat(weights).double()
+    assert 0.9 < float((found * right).sum() / right.square().sum()) < 1.1
+
+
+def test_layers_that_are_kept_leave_a_small_adapter_its_effect(with_units):
+    """A kept product of the frozen weights would be rounded before the adapter's part is added."""
+    with_units(True)
+    base = make_base(num_hidden_layers=3)
+    base.lm.bfloat16()
+    base.add_role("policy", AdapterConfig(rank=4, alpha=8, layers=(1, 2)))
+    randomise(base, "policy", 0, scale=1e-3)
+    plain = _states(base, "policy")
+    with base.role("policy") as view:
+        decoder = view.decoder()
+        rows = [[*q, *r] for q, r in zip(QUERIES, RESPONSES, strict=True)]
+        base.prefix_cache = make_prefix_cache(decoder, rows, 1)
+    assert base.prefix_cache.product is None and base.prefix_cache.states.abs().max() > 0
+    assert torch.equal(_states(base, "policy"), plain)
 
 
 def _states(base, role: str) -> torch.Tensor:
