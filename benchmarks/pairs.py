@@ -50,7 +50,7 @@ def run(python: Path, worker: str, case: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     done = subprocess.run(
         [str(python), str(script), json.dumps(dict(case))],
-        env=env, capture_output=True, text=True,
+        env=env, capture_output=True, encoding="utf-8",
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{worker} {dict(case)} failed:\n{done.stderr[-3000:]}")
@@ -131,7 +131,7 @@ def selected(cases: Mapping[str, Any], chosen: argparse.Namespace) -> list[str]:
 def device() -> str:
     name = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
     except (OSError, StopIteration):
         pass

@@ -43,7 +43,7 @@ class Peak:
 
 
 def anonymous() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("RssAnon:"):
             return 1024 * int(line.split()[1])
     raise RuntimeError("/proc/self/status has no RssAnon: this needs Linux")

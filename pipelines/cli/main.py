@@ -365,7 +365,9 @@ def report(
     from pipelines.cli.run import the_run
 
     folders = [the_run(run) for run in runs]
-    if len(folders) == 1 and out is None:
+    if len(folders) == 1 and out is not None:
+        raise UserError(f"--out names the page of a comparison; the report of one run is {folders[0] / 'report.html'}")
+    if len(folders) == 1:
         from pipelines.report.page import write_report
 
         typer.echo(str(write_report(folders[0], lambda text: typer.echo(text, err=True))))
@@ -476,9 +478,12 @@ def fix_data(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    import io
     import sys
 
     given = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's character set need not hold what data holds
     add_stage_commands(app)
     with exit_code() as ended:
         found = app(args=spread_values(given), prog_name="trivet", standalone_mode=False)

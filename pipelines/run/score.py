@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -174,10 +175,13 @@ def score_file(
     except RowError as error:
         raise UserError(f"{rows[error.row][0].source}: {str(error).partition(': ')[2]}") from error
 
+    # What reads standard output gets the same JSON whatever the locale's character set holds.
+    escaped = out is None and codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
+
     def lines() -> Iterator[str]:
         for (prompt, answer, _), reward in zip(rows, rewards, strict=True):
             row = {"prompt": prompt.text, "answer": answer, "reward": round(reward, 6)}
-            yield json.dumps(row, ensure_ascii=False) + "\n"
+            yield json.dumps(row, ensure_ascii=escaped) + "\n"
 
     if out is None:
         sys.stdout.writelines(lines())

@@ -87,7 +87,7 @@ class Store:
     @contextlib.contextmanager
     def _using(self) -> Iterator[None]:
         """While entries are written or copied, nothing is removed (``alone``)."""
-        with (self.root / ".lock").open("a") as file:
+        with (self.root / ".lock").open("a", encoding="utf-8") as file:
             lock(file, shared=True, wait=True)
             yield
 
@@ -98,7 +98,7 @@ class Store:
         Raises:
             UserError: somebody does at the moment.
         """
-        with (self.root / ".lock").open("a") as file:
+        with (self.root / ".lock").open("a", encoding="utf-8") as file:
             if not lock(file):
                 raise UserError(f"{self.root}: a run is using this store at the moment; try again later")
             yield
@@ -113,7 +113,7 @@ class Store:
         if self.find(artifact.key) is not None:
             return
         partial = self.partial / f"{artifact.key}.{uuid.uuid4().hex}"
-        with partial.with_suffix(".lock").open("w") as file:
+        with partial.with_suffix(".lock").open("w", encoding="utf-8") as file:
             lock(file, wait=True)
             try:
                 with patience(f"copying {artifact.path} to the store"):
@@ -203,7 +203,7 @@ class Store:
 
 def _locked(path: Path) -> bool:
     try:
-        with path.open("r+") as file:
+        with path.open("r+", encoding="utf-8") as file:
             return not lock(file)
     except FileNotFoundError:
         return False

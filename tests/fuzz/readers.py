@@ -106,7 +106,7 @@ def main(seconds: int) -> None:
     from tests.fuzz.artifacts import KINDS_OF_FILE, read_any
 
     with atheris.instrument_imports(include=["data", "pipelines", "models.backbone.artifacts", "models.hub.validate"]):
-        import data.checks
+        import data.checks  # noqa: F401
         import data.splits  # noqa: F401
         import pipelines.loading.load  # noqa: F401
     folder = Path(tempfile.mkdtemp(prefix="trivet-fuzz-"))

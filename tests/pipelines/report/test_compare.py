@@ -140,6 +140,8 @@ def test_refusals_name_what_is_wrong(run: Path, tmp_path: Path, capsys, monkeypa
         write_comparison([run], tmp_path / "c.html")
     assert main(["report", str(run), str(tmp_path / "nothing")]) == 2
     assert "no run folder" in capsys.readouterr().err
+    assert main(["report", str(run), "--out", str(tmp_path / "c.html")]) == 2
+    assert f"the report of one run is {run / 'report.html'}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 import torch
 
 from data.common.errors import UserError
+from pipelines.cli.main import main
 from pipelines.run.score import load_scorer, score_file
 from tests.conftest import word_tokenizer
 from tests.support.classifiers import save_classifier
@@ -93,3 +96,27 @@ def test_a_file_that_is_there_is_kept_and_the_input_never_replaced(tmp_path, mon
     score_file("model", file, out, say=told.append)
     assert (tmp_path / ".out.jsonl.previous").read_text() == "of yesterday" and file.read_bytes() == before
     assert told == ["out.jsonl: another one was there; it is kept as .out.jsonl.previous"]
+
+
+@pytest.mark.parametrize("charset", ["ascii", "latin-1", "utf-8"])
+def test_standard_output_is_the_same_json_in_any_character_set(tmp_path, monkeypatch, charset):
+    """A locale without the response's characters (LC_ALL=C, a Windows console) stops nothing."""
+    rows = [{"prompt": "你好", "completion": "≥ 汉字 🦊 é"}]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    monkeypatch.setattr("pipelines.run.score.load_scorer", lambda *_: lambda asked, responses, ended: [1.0])
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=charset))
+    assert main(["score", "model", str(file)]) == 0
+    sys.stdout.flush()
+    assert json.loads(raw.getvalue().decode(charset)) == {"prompt": "你好", "answer": "≥ 汉字 🦊 é", "reward": 1.0}
+
+
+def test_other_text_that_the_locale_cannot_hold_is_escaped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "汉字").mkdir()
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["ls", "汉字"]) == 0
+    sys.stdout.flush()
+    assert raw.getvalue() == b"no runs in \\u6c49\\u5b57\n"
