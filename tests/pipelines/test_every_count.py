@@ -103,6 +103,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     (folder / "recipe.json").write_text(json.dumps(recipe))
     pipeline = Pipeline.from_recipe(folder / "recipe.json", run_dir=folder / "run")
     with pytest.MonkeyPatch.context() as patched:
+        PHASES.clear()  # tests in another order make the run more than once
         patched.setattr(Bar, "phase", noted_phase)
         pipeline.run()
     return pipeline
