@@ -155,7 +155,9 @@ def _module(name: str, system: SystemResponses, references: References, base_dir
             wanted = {"references": [r[0] if r else "" for r in references]}
         found = metric.compute(predictions=list(system.responses), **wanted) or {}
     except Exception as error:  # the module's own code may raise anything
-        raise UserError(f"evaluation.metrics: {name} failed with {type(error).__name__}: {error}") from error
+        more = " (`evaluate` copies modules to HF_HOME, which must be a folder that can be written)"
+        why = f"{type(error).__name__}: {error}{more if isinstance(error, OSError) else ''}"
+        raise UserError(f"evaluation.metrics: {name} failed with {why}") from error
     label, n = Path(where).name, len(system.responses)
     scores = {f"{label}/{k}": list(v) for k, v in found.items() if isinstance(v, list | tuple) and len(v) == n}
     numbers = {f"{label}/{k}": float(v) for k, v in found.items() if isinstance(v, int | float)}

@@ -17,6 +17,9 @@ class RunParts(Protocol):
     """A recipe with its run folder, records, processes and models."""
 
     @property
+    def asked(self) -> Recipe: ...
+
+    @property
     def recipe(self) -> Recipe: ...
 
     @property

@@ -105,9 +105,9 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     """
     recipe, corpus = pipeline.recipe, pipeline.corpus
     check_precision(recipe, chosen)
-    if left_out := waiting(recipe, pipeline.given):
+    if left_out := waiting(pipeline.asked, pipeline.given):
         warn(left_out)
-    if without_effect := replaced(recipe, pipeline.given):
+    if without_effect := replaced(pipeline.asked, pipeline.given):
         warn(without_effect)
     doubts = (given_otherwise(pipeline, chosen), trained_on_held_out(pipeline, chosen))
     for doubt in (*chain(*doubts), *doubtful_columns(recipe, corpus, chosen)):

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 
 from pipelines.cli.main import main
 from pipelines.loading.load import load_recipe
 from pipelines.recipe import amounts
 from pipelines.recipe.schema import resolved_yaml
 from pipelines.run.pipeline import Pipeline
+from pipelines.run.rehearsal import rehearse
 from tests.conftest import tiny_lm, word_tokenizer
 
 
@@ -89,6 +91,16 @@ def test_explicit_epochs_leave_the_batch_to_them(recipe: dict[str, Any], tmp_pat
     recipe["data"]["demonstrations"] = rows(tmp_path, "many.jsonl", many)
     assert chosen(recipe, sft={"epochs": 1})[:2] == (1, 8)
     assert chosen(recipe, sft={"epochs": 8})[:2] == (8, 16)
+
+
+def test_what_is_chosen_is_no_setting_that_has_no_effect(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """With SFT given, its epochs are named, which the recipe has, and not the batch, which follows from the data."""
+    LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM").save_pretrained(str(tmp_path / "sft"))
+    recipe |= {"sft": {"epochs": 3}, "stages": ["sft", "reward"]}
+    pipeline = Pipeline.from_recipe(recipe, inputs={"sft": str(tmp_path / "sft")}, run_dir=tmp_path / "run")
+    told: list[str] = []
+    rehearse(pipeline, pipeline.recipe.stages, told.append)
+    assert [t.rpartition(": ")[2] for t in told if t.startswith("settings without effect")] == ["sft.epochs"]
 
 
 def test_without_demonstrations_the_best_ranked_show_the_length(recipe: dict[str, Any], tmp_path: Path) -> None:
