@@ -1,0 +1,96 @@
+"""What data files are taken for: the doctor's verdict on each, and the part of the data that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.checks import DataCheck, FileCheck, check_files
+from data.common.errors import UserError
+from data.readers.files import is_text
+from data.source_settings import Source
+
+STAGE_OF = {
+    "demonstrations": "SFT",
+    "rankings": "the reward model",
+    "prompts": "PPO and evaluation",
+    "documents": "pretraining a base",
+}
+"""Parts of the data and what learns from them, in the order in which stages run."""
+SHARE = 0.5
+"""Of the rows that a poorer part could be made of: with fewer a file is not taken for the richer one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """A file with the part of the data that it becomes, and how it is read where its columns need it."""
+
+    path: Path
+    part: str
+    found: FileCheck
+    columns: Mapping[str, str]
+
+    @property
+    def format(self) -> str:
+        """Its formats, the commonest first."""
+        return ", ".join(sorted(self.found.formats, key=lambda name: -self.found.formats[name]))
+
+    def facts(self) -> str:
+        """What was recognised and lost, in one sentence."""
+        one, kept = self.found, self.found.usable[self.part]
+        text = f"{self.format}, {one.rows:,} rows"
+        if kept != one.rows:
+            text += f", {kept:,} usable as {self.part}"
+        if one.bad:
+            text += f", {len(one.bad):,} rejected (the first is {one.bad[0].source}: {one.bad[0].reason})"
+        if one.duplicate_rows:
+            text += f", {one.duplicate_rows:,} repeated"
+        return text
+
+
+def usual_part(found: FileCheck) -> str | None:
+    """The part that a file is made for: the richest one that its rows can be; None where plain text leaves it open.
+
+    Rankings are richer than demonstrations, these than prompts, and any text is a document.
+    """
+    usable = found.usable
+    if is_text(Path(found.file)) and not (usable["demonstrations"] or usable["rankings"]):
+        return None
+    order = ("rankings", "demonstrations", "prompts", "documents")
+    for part, poorer in zip(order, order[1:], strict=False):
+        if usable[part] and usable[part] >= SHARE * usable[poorer]:
+            return part
+    return next((part for part in reversed(order) if usable[part]), None)
+
+
+def examined(
+    paths: Sequence[Path], parts: Mapping[Path, str], reading: Source | None, scratch: bool
+) -> tuple[list[Given], DataCheck]:
+    """Files with their parts, and all that the doctor found.
+
+    Args:
+        paths: of the files, each once.
+        parts: those that the caller says; the others follow from the rows.
+        reading: columns by our names, and columns to leave out.
+        scratch: whether the base is made by the run, so that plain text is a document.
+
+    Raises:
+        UserError: the doctor's verdict on a file of no known format; a file that cannot be the part that it is given
+            as, or of which nothing says what it is.
+    """
+    check = check_files(paths, reading=reading)
+    given = []
+    for path, found in zip(paths, check.files, strict=True):
+        part = parts.get(path) or usual_part(found) or ("documents" if scratch else None)
+        if part is None:
+            raise UserError(
+                f"{path}: is plain text, which may be prompts, one a line (--prompts {path}), or what a base is "
+                f"pretrained on (--documents {path} --base scratch): say which"
+            )
+        if not found.usable[part]:
+            could = [name for name in STAGE_OF if found.usable[name]]
+            raise UserError(f"--{part} {path}: no row of it can be one; its rows can be {' or '.join(could)}")
+        columns = {} if reading is None else {k: v for k, v in reading.columns.items() if v in found.columns}
+        given.append(Given(path=path, part=part, found=found, columns=columns))
+    return given, check

@@ -1,0 +1,71 @@
+"""Settings that follow from the lengths and the looks of the rows: limits of tokens, and the template of stories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from data.corpus import Corpus
+from data.counting import MANY, Tally
+from pipelines.init.text import Line
+from pipelines.recipe.schema import Recipe
+from pipelines.run.plan_details import PlanDetails
+
+GRAIN, LONGEST = 64, 4096
+"""Limits are multiples of ``GRAIN`` tokens; none is raised above ``LONGEST``, for memory grows with it."""
+SHOWN = 200
+"""Rows whose responses say whether they continue their prompts."""
+LIMITS = {"sft": "max_tokens", "reward": "max_tokens", "ppo": "max_prompt_tokens"}
+
+
+def limits_by_rows(details: PlanDetails) -> dict[str, Line]:
+    """For each stage the limit of tokens that differs from the default, with the reason.
+
+    A limit is raised where the default would cut or drop more than 5 % of the rows, and lowered to the base's positions
+    where rows are longer than these. Empty where the base's tokenizer is not on this machine.
+    """
+    found = {}
+    for stage, key in LIMITS.items():
+        tallies: Mapping[str, Any] = details.tallies(stage) if stage in details.recipe.stages else {}
+        tally = tallies.get("counts")
+        if isinstance(tally, Tally) and (line := _limit(details, stage, key, tally)) is not None:
+            found[stage] = line
+    return found
+
+
+def _limit(details: PlanDetails, stage: str, key: str, tally: Tally) -> Line | None:
+    own = int(getattr(getattr(details.recipe, stage), key))
+    base = details.opened_for_reward if stage == "reward" else details.opened
+    positions = None if base is None else base.positions
+    room = LONGEST if positions is None else positions
+    if stage == "ppo" and positions is not None:  # the response comes behind
+        room -= details.recipe.ppo.max_new_tokens
+    needed, longest = tally.limit_for_95_percent() or 0, max(tally.lengths, default=0)
+    if stage != "ppo" and longest > room and own > room:  # PPO leaves out what does not fit by itself
+        text = f"the base has {positions:,} positions; the longest of {tally.rows:,} rows has {longest:,} tokens"
+        return Line(key=key, value=room, why=text)
+    if own < longest and tally.lost > MANY * tally.rows:
+        raised = min(room, LONGEST, -(-needed // GRAIN) * GRAIN)
+        if raised > own:
+            whole = sum(n <= raised for n in tally.lengths) / tally.rows
+            return Line(key=key, value=raised, why=f"{whole:.0%} of {tally.rows:,} rows are whole; by default {own:,}")
+    return None
+
+
+def continues(corpus: Corpus) -> bool:
+    """Whether responses go on where their prompts end, as stories do: more than half begin with white space."""
+    shown = [d.answer for d in corpus.demonstrations.train[:SHOWN]]
+    shown = shown or [r.answers[0] for r in corpus.rankings.train[:SHOWN]]
+    return sum(text[:1].isspace() for text in shown) > len(shown) / 2
+
+
+def template_line(recipe: Recipe, details: PlanDetails) -> Line | None:
+    """The template where the usual one would not do, or what ``auto`` stands for; None where the base is not here."""
+    if details.opened is None:
+        return None
+    if getattr(details.opened.renderer.tokenizer, "chat_template", None):
+        return Line(key="template", value="auto", why="the tokenizer's own chat template", written=False)
+    if continues(details.corpus):
+        return Line(key="template", value="text", why="responses begin with white space: they continue their prompts")
+    why = "the tokenizer has no chat template: `user : ...`, `assistant : ...`"
+    return Line(key="template", value="dialogue", why=why, written=False)
