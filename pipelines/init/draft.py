@@ -199,8 +199,8 @@ def _source(wanted: Wanted, one: Given) -> Any:
 def _shared(wanted: Wanted) -> list[str]:
     """What files have in common."""
     return [
-        f"{Path(one.first).name} and {Path(one.second).name} share {one.shared:,} prompts: rows of one prompt stand on "
-        "one side of the split, whatever file they are from"
+        f"{Path(one.first).name} and {Path(one.second).name} share {one.shared:,} prompt{'s' * (one.shared > 1)}: rows "
+        "of one prompt stand on one side of the split, whatever file they are from"
         for one in wanted.check.overlaps
         if one.shared
     ]

@@ -93,4 +93,24 @@ def examined(
             raise UserError(f"--{part} {path}: no row of it can be one; its rows can be {' or '.join(could)}")
         columns = {} if reading is None else {k: v for k, v in reading.columns.items() if v in found.columns}
         given.append(Given(path=path, part=part, found=found, columns=columns))
+    _check_use(given, scratch)
     return given, check
+
+
+def _check_use(given: Sequence[Given], scratch: bool) -> None:
+    """Refuse files from which nothing would be learnt.
+
+    Raises:
+        UserError: names the file, and what it could be used for.
+    """
+    texts = next((one for one in given if one.part == "documents"), None)
+    if texts is not None and not scratch:
+        raise UserError(
+            f"{texts.path}: holds texts without prompts ({texts.facts()}), which pretrain a base; the base is there "
+            "already: leave the file out, or write --base scratch"
+        )
+    if not scratch and {one.part for one in given} == {"prompts"}:
+        raise UserError(
+            f"{given[0].path}: holds prompts alone ({given[0].facts()}), from which nothing is learnt: add "
+            "demonstrations or rankings; with a function as the reward, ppo.reward of docs/how-to/recipe.md needs no more"
+        )

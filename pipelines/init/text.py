@@ -67,7 +67,7 @@ def _line(line: Line, indent: str, commented: bool) -> list[str]:
     trailing = f"{rows[0]:<{COLUMN}}  # {one_line(line.why)}"
     if len(rows) == 1 and len(trailing) <= WIDTH:
         return [trailing]
-    return [*comment(line.why, "" if commented else indent), *rows]
+    return [*comment(line.why, indent), *rows]
 
 
 def comment(text: str, indent: str = "") -> list[str]:
