@@ -89,7 +89,8 @@ def _write(wanted: Wanted, made: Any, asked: Asked) -> None:
         raise UserError(f"{asked.out}: is there now; choose another --out, or replace it with --force")
     replace_text(asked.out, made.text, typer.echo)
     typer.echo(printable(f"{asked.out}: written for {wanted.machine.title}; stages: {', '.join(made.stages)}"))
-    warned = f", with {len(made.warnings)} warnings (above)" if made.warnings else ""
+    count = len(made.warnings)
+    warned = f", with {count} warning{'s' * (count > 1)} (above)" if count else ""
     typer.echo(printable(f"`trivet plan {asked.out}` passes{warned}; it says how long a run takes"))
 
 

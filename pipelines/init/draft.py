@@ -90,7 +90,8 @@ def draft(wanted: Wanted) -> Draft:
     top = [_about(wanted, recipe), _head(wanted, details, template), _data(wanted, first)]
     text = recipe_text([*top, *_stage_groups(recipe, first, limits), _runtime(memory)])
     made = _pipeline(text, wanted.file)
-    return Draft(text=text, stages=made.recipe.stages, warnings=tuple(dict.fromkeys(_warnings(made, memory))))
+    warnings = _warnings(made, memory, alone=wanted.machine.cards <= 1)
+    return Draft(text=text, stages=made.recipe.stages, warnings=tuple(dict.fromkeys(warnings)))
 
 
 def _pipeline(text: str, file: Path) -> Pipeline:
@@ -107,13 +108,13 @@ def _details(details: PlanDetails, recipe: Recipe) -> PlanDetails:
     return PlanDetails(recipe, details.corpus, details.device, details.pretrained, amounts=details.amounts)
 
 
-def _warnings(pipeline: Pipeline, memory: Memory) -> Iterator[str]:
-    """What ``trivet plan`` says beyond its table."""
+def _warnings(pipeline: Pipeline, memory: Memory, alone: bool) -> Iterator[str]:
+    """What ``trivet plan`` says beyond its table; ``alone``: one process is all that the recipe is for."""
     if memory.too_large:
         yield memory.too_large
     plans = pipeline.plan()
     for plan in plans:
-        for key in ("warning", *(() if memory.too_large else ("too_large",))):
+        for key in ("warning", *(("too_large",) if alone and not memory.too_large else ())):
             if text := plan.details.get(key):
                 yield f"{plan.name}: {text}"
     yield from (found.text for found in health_of(pipeline).findings)

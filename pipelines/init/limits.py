@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from data.corpus import Corpus
+from data.corpus import Corpus, Split
 from data.counting import MANY, Tally
 from pipelines.init.text import Line
 from pipelines.recipe.schema import Recipe
@@ -13,43 +14,52 @@ from pipelines.run.plan_details import PlanDetails
 
 GRAIN, LONGEST = 64, 4096
 """Limits are multiples of ``GRAIN`` tokens; none is raised above ``LONGEST``, for memory grows with it."""
-SHOWN = 200
-"""Rows whose responses say whether they continue their prompts."""
+SHOWN, COUNTED = 200, 512
+"""Rows whose responses say whether they continue their prompts, and rows of a part whose tokens are counted."""
 LIMITS = {"sft": "max_tokens", "reward": "max_tokens", "ppo": "max_prompt_tokens"}
 
 
 def limits_by_rows(details: PlanDetails) -> dict[str, Line]:
     """For each stage the limit of tokens that differs from the default, with the reason.
 
-    A limit is raised where the default would cut or drop more than 5 % of the rows, and lowered to the base's positions
-    where rows are longer than these. Empty where the base's tokenizer is not on this machine.
+    A limit is raised where the default would cut or drop more than 5 % of the rows, and lowered to the base's
+    positions. Empty where the base's tokenizer is not on this machine.
     """
+    some = replace(details, corpus=_some_rows(details.corpus))
     found = {}
     for stage, key in LIMITS.items():
-        tallies: Mapping[str, Any] = details.tallies(stage) if stage in details.recipe.stages else {}
+        tallies: Mapping[str, Any] = some.tallies(stage) if stage in details.recipe.stages else {}
         tally = tallies.get("counts")
-        if isinstance(tally, Tally) and (line := _limit(details, stage, key, tally)) is not None:
+        if isinstance(tally, Tally) and (line := _limit(some, stage, key, tally)) is not None:
             found[stage] = line
     return found
+
+
+def _some_rows(corpus: Corpus) -> Corpus:
+    """Evenly spaced training rows of each part."""
+    parts = ("demonstrations", "rankings", "prompts")
+    return replace(corpus, **{part: Split(_evenly(getattr(corpus, part).train)) for part in parts})
+
+
+def _evenly(rows: Sequence[Any]) -> Sequence[Any]:
+    return rows[:: max(1, -(-len(rows) // COUNTED))]
 
 
 def _limit(details: PlanDetails, stage: str, key: str, tally: Tally) -> Line | None:
     own = int(getattr(getattr(details.recipe, stage), key))
     base = details.opened_for_reward if stage == "reward" else details.opened
     positions = None if base is None else base.positions
-    room = LONGEST if positions is None else positions
-    if stage == "ppo" and positions is not None:  # the response comes behind
+    if stage != "ppo" and positions is not None and own > positions:  # PPO leaves out by itself what does not fit
+        return Line(key=key, value=positions, why=f"the base has {positions:,} positions")
+    room = LONGEST if positions is None else min(LONGEST, positions)
+    if stage == "ppo":  # the response comes behind the prompt
         room -= details.recipe.ppo.max_new_tokens
-    needed, longest = tally.limit_for_95_percent() or 0, max(tally.lengths, default=0)
-    if stage != "ppo" and longest > room and own > room:  # PPO leaves out what does not fit by itself
-        text = f"the base has {positions:,} positions; the longest of {tally.rows:,} rows has {longest:,} tokens"
-        return Line(key=key, value=room, why=text)
-    if own < longest and tally.lost > MANY * tally.rows:
-        raised = min(room, LONGEST, -(-needed // GRAIN) * GRAIN)
-        if raised > own:
-            whole = sum(n <= raised for n in tally.lengths) / tally.rows
-            return Line(key=key, value=raised, why=f"{whole:.0%} of {tally.rows:,} rows are whole; by default {own:,}")
-    return None
+    needed = -(-(tally.limit_for_95_percent() or 0) // GRAIN) * GRAIN
+    raised = min(room, needed)
+    if raised <= own or tally.lost <= MANY * tally.rows:
+        return None
+    whole = sum(n <= raised for n in tally.lengths) / tally.rows
+    return Line(key=key, value=raised, why=f"{whole:.0%} of the rows are whole; by default {own:,}")
 
 
 def continues(corpus: Corpus) -> bool:

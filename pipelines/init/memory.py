@@ -69,6 +69,7 @@ def _on_cards(machine: Machine, details: PlanDetails) -> Memory:
         lines.append(
             Line(key="sharding", value="fsdp2", why=f"one card does not hold the base ({size(whole)}): each has a part")
         )
+        about.append("A plan in one process counts the whole base, and says that it does not fit.")
     on_cards = replace(
         details,
         recipe=with_settings(details.recipe, settings),

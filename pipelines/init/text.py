@@ -14,7 +14,7 @@ from data.common.redaction import printable
 from pipelines.recipe.yaml_source import read_text
 
 WIDTH, COLUMN = 116, 32
-PLAIN = re.compile(r"[A-Za-z_./~][\w./~-]*")
+PLAIN = re.compile(r"[A-Za-z0-9_./~][\w./~-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +91,10 @@ def value(found: Any) -> str:
         return "{" + ", ".join(f"{value(k)}: {value(v)}" for k, v in found.items()) + "}"
     if isinstance(found, Sequence) and not isinstance(found, str):
         return value(found[0]) if len(found) == 1 else "[" + ", ".join(map(value, found)) + "]"
+    if found is None:
+        return "null"
     if isinstance(found, float):
-        return f"{found:.1e}" if found and abs(found) < 1e-3 else f"{found:g}"
+        return f"{found:.1e}" if found and abs(found) < 1e-3 else f"{found:g}"  # short, as 0.003 and 4.3e-04
     if isinstance(found, str) and not (PLAIN.fullmatch(found) and _reads_as_text(found)):
         quoted = yaml.safe_dump(found, default_style='"', allow_unicode=True, width=10**9)
         return quoted.removesuffix("\n").removesuffix("\n...")
