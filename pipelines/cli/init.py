@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
+from pydantic import ValidationError
 
 from data.common.errors import UserError
 from data.common.redaction import printable
+from data.source_settings import Source
 from models.backbone.artifacts import check_destination, replace_text
 
 if TYPE_CHECKING:
-    from pipelines.init.draft import Wanted
+    from pipelines.init.draft import Draft, Wanted
     from pipelines.init.files import Given
 
 T = TypeVar("T")
@@ -27,8 +29,8 @@ EXAMPLE = "trivet init instructions.jsonl rankings.jsonl --base qwen2.5-0.5b"
 class Asked:
     """What the command line says; None and empty are not said."""
 
-    files: Sequence[Path]
-    parts: dict[Path, str] = field(default_factory=dict)
+    files: Sequence[str]
+    parts: Mapping[str, str] = field(default_factory=dict)
     base: str | None = None
     machine: str | None = None
     out: Path
@@ -42,8 +44,8 @@ def write_recipe(asked: Asked, interactive: bool | None = None) -> None:
     """Write a recipe, asking in a terminal for what is missing.
 
     Raises:
-        UserError: something is missing and nobody can be asked, a recipe is there already, a file of no known format, or
-            whatever ``trivet plan`` would refuse.
+        UserError: something is missing and nobody can be asked, a recipe is there already, a file of no known
+            format, or whatever ``trivet plan`` would refuse.
     """
     check_destination(asked.out, "--out")
     if asked.out.exists() and not asked.force:
@@ -55,7 +57,7 @@ def write_recipe(asked: Asked, interactive: bool | None = None) -> None:
         _require(files, asked.base)
     base = asked.base or _answered("Base (a name of `trivet models`, a folder, a hub id, or scratch)", _base(asked))
     _base(asked)(base)
-    files = files or _answered("Data files, with blanks between them", _files)
+    sources = [source_of(file) for file in files] or _answered("Data files, with blanks between them", _files)
     from pipelines.cli.data import reading
     from pipelines.init.draft import SCRATCH, Wanted, draft
     from pipelines.init.files import examined
@@ -63,8 +65,11 @@ def write_recipe(asked: Asked, interactive: bool | None = None) -> None:
 
     held_out, machine = _held_out(asked.held_out), machine_of(asked.machine or "here")
     read_as = reading(asked.columns, asked.ignore)
-    parts = asked.parts | (_asked_parts([f for f in files if f not in asked.parts], base, read_as) if may_ask else {})
-    given, check = examined(files, parts, read_as, base == SCRATCH)
+    parts = {source_of(file).path: part for file, part in asked.parts.items()}
+    if may_ask and base != SCRATCH:
+        parts |= _asked_parts([one.path for one in sources if one.path not in parts])
+    columns = {} if read_as is None else read_as.columns
+    given, check = examined(sources, parts, base == SCRATCH, columns, asked.ignore)
     for one in given:
         typer.echo(_verdict(one))
     if asks and asked.machine is None:
@@ -82,7 +87,7 @@ def write_recipe(asked: Asked, interactive: bool | None = None) -> None:
     _write(wanted, draft(wanted), asked)
 
 
-def _write(wanted: Wanted, made: Any, asked: Asked) -> None:
+def _write(wanted: Wanted, made: Draft, asked: Asked) -> None:
     for text in made.warnings:
         typer.echo(printable(f"warning: {text}"))
     if asked.out.exists() and not asked.force:  # written by somebody else meanwhile
@@ -94,10 +99,14 @@ def _write(wanted: Wanted, made: Any, asked: Asked) -> None:
     typer.echo(printable(f"`trivet plan {asked.out}` passes{warned}; it says how long a run takes"))
 
 
-def _require(files: Sequence[Path], base: str | None) -> None:
+def _require(files: Sequence[str], base: str | None) -> None:
     missing = [
         *([] if files else ["data files"]),
-        *([] if base else ["--base (a name of `trivet models`, a folder, a hub id, or scratch for one from your texts)"]),
+        *(
+            []
+            if base
+            else ["--base (a name of `trivet models`, a folder, a hub id, or scratch for one from your texts)"]
+        ),
     ]
     if missing:
         raise UserError(f"init needs {' and '.join(missing)}. For example: {EXAMPLE}")
@@ -134,25 +143,21 @@ def _base(asked: Asked) -> Callable[[str], str]:
     return known
 
 
-def _files(text: str) -> list[Path]:
+def _files(text: str) -> list[Source]:
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise UserError(f"{text}: {error}") from None
-    found = [Path(word).expanduser() for word in words]
-    for path in found:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
+    found = [source_of(word) for word in words]
+    for source in found:
+        if not Path(source.path).is_file():
+            raise UserError(f"{source.path}: no such file")
     return found
 
 
-def _asked_parts(files: Sequence[Path], base: str, read_as: Any) -> dict[Path, str]:
+def _asked_parts(files: Sequence[str]) -> dict[str, str]:
     """What plain text is, which nothing in it says."""
     from data.readers.files import is_text
-    from pipelines.init.draft import SCRATCH
-
-    if base == SCRATCH:
-        return {}
 
     def part(text: str) -> str:
         if text not in ("prompts", "documents"):
@@ -160,10 +165,29 @@ def _asked_parts(files: Sequence[Path], base: str, read_as: Any) -> dict[Path, s
         return text
 
     question = "{}: plain text; one prompt a line (prompts), or texts to pretrain a base on (documents)"
-    return {file: _answered(question.format(file), part, "prompts") for file in files if is_text(file)}
+    return {file: _answered(question.format(file), part, "prompts") for file in files if is_text(Path(file))}
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
+
+
+def source_of(text: str) -> Source:
+    """A file by its path, or as a recipe writes one that is read by settings of its own.
+
+    Raises:
+        UserError: a mapping with a setting that no source has, or a value that it does not take.
+    """
+    if not text.lstrip().startswith("{"):
+        return Source(path=str(Path(text).expanduser()))
+    from pipelines.recipe.errors import problems_of, recipe_error
+    from pipelines.recipe.yaml_source import read_text
+
+    source = read_text(text, "FILE")
+    try:
+        found = Source.model_validate(source.data)
+    except ValidationError as error:
+        raise recipe_error(source, problems_of(error, source)) from None
+    return found.model_copy(update={"path": str(Path(found.path).expanduser())})
 
 
 def _as_recipe_names_it(base: str, out: Path) -> str:

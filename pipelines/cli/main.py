@@ -137,7 +137,8 @@ def add_stage_commands(app: typer.Typer) -> None:
 @app.command()
 def init(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE ...]", help="data files", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[FILE ...]", help="data files, or '{path: FILE, header: false}'", show_default=False),
     ] = None,
     base: Annotated[
         str | None, typer.Option("--base", metavar="BASE", help="a name, folder, hub id, or scratch: a base of its own")
@@ -156,7 +157,9 @@ def init(
     ] = None,
     ignore: Ignore = None,
     columns: Columns = None,
-    force: Annotated[bool, typer.Option("--force", help="replace a recipe that is there; it is kept next to it")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace a recipe that is there, and keep it next to it")
+    ] = False,
 ) -> None:
     """Write a first recipe from a base and data files.
 

@@ -112,6 +112,8 @@ def _warnings(pipeline: Pipeline, memory: Memory, alone: bool) -> Iterator[str]:
     """What ``trivet plan`` says beyond its table; ``alone``: one process is all that the recipe is for."""
     if memory.too_large:
         yield memory.too_large
+    if pipeline.details.shape is None:
+        yield f"base {pipeline.recipe.base} is not on this machine: download it first (`hf download`), or name a folder"
     plans = pipeline.plan()
     for plan in plans:
         for key in ("warning", *(("too_large",) if alone and not memory.too_large else ())):
@@ -161,7 +163,7 @@ def _base_facts(details: PlanDetails) -> str:
     shape, opened = details.shape, details.opened
     if not isinstance(details.recipe.base, str):
         assert shape is not None
-        return f"trained from scratch: {_count(shape.parameters)} parameters, in a minute or more on a CPU"
+        return f"trained from scratch: {_count(shape.parameters)} parameters"
     if shape is None:
         spec = resolve_base(details.recipe.base, base_dir=details.recipe.base_dir)
         return f"{spec.source}: not on this machine yet" + (f"; {spec.note}" if spec.note else "")
@@ -193,8 +195,10 @@ def _data(wanted: Wanted, pipeline: Pipeline | None) -> Group:
 
 
 def _source(wanted: Wanted, one: Given) -> Any:
+    """A source as a recipe writes it: its path, or with the settings that are not the usual ones."""
+    settings = one.source.model_dump(mode="json", exclude_defaults=True, exclude={"path"})
     path = wanted.seen_from_recipe(one.path)
-    return {"path": path, "columns": dict(one.columns)} if one.columns else path
+    return {"path": path} | settings if settings else path
 
 
 def _shared(wanted: Wanted) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 from data.checks import DataCheck, FileCheck, check_files
 from data.common.errors import UserError
@@ -18,18 +20,23 @@ STAGE_OF = {
     "documents": "pretraining a base",
 }
 """Parts of the data and what learns from them, in the order in which stages run."""
+NONE: Mapping[str, str] = MappingProxyType({})
 SHARE = 0.5
 """Of the rows that a poorer part could be made of: with fewer a file is not taken for the richer one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """A file with the part of the data that it becomes, and how it is read where its columns need it."""
+    """A file with the part of the data that it becomes, and the settings by which it is read."""
 
-    path: Path
+    source: Source
     part: str
     found: FileCheck
-    columns: Mapping[str, str]
+
+    @property
+    def path(self) -> Path:
+        """Where it lies, as it was given."""
+        return Path(self.source.path)
 
     @property
     def format(self) -> str:
@@ -39,7 +46,7 @@ class Given:
     def facts(self) -> str:
         """What was recognised and lost, in one sentence."""
         one, kept = self.found, self.found.usable[self.part]
-        text = f"{self.format}, {one.rows:,} rows"
+        text = f"{self.format}, {one.rows:,} row{'s' * (one.rows != 1)}"
         if kept != one.rows:
             text += f", {kept:,} usable as {self.part}"
         if one.bad:
@@ -58,30 +65,40 @@ def usual_part(found: FileCheck) -> str | None:
     if is_text(Path(found.file)) and not (usable["demonstrations"] or usable["rankings"]):
         return None
     order = ("rankings", "demonstrations", "prompts", "documents")
-    for part, poorer in zip(order, order[1:], strict=False):
+    for part, poorer in pairwise(order):
         if usable[part] and usable[part] >= SHARE * usable[poorer]:
             return part
     return next((part for part in reversed(order) if usable[part]), None)
 
 
 def examined(
-    paths: Sequence[Path], parts: Mapping[Path, str], reading: Source | None, scratch: bool
+    sources: Sequence[Source],
+    parts: Mapping[str, str],
+    scratch: bool,
+    columns: Mapping[str, str] = NONE,
+    ignore: Sequence[str] = (),
 ) -> tuple[list[Given], DataCheck]:
     """Files with their parts, and all that the doctor found.
 
     Args:
-        paths: of the files, each once.
-        parts: those that the caller says; the others follow from the rows.
-        reading: columns by our names, and columns to leave out.
+        sources: the files, each once, with settings of how each is read.
+        parts: by path those that the caller says; the others follow from the rows.
         scratch: whether the base is made by the run, so that plain text is a document.
+        columns: what a format's columns are called in those files that have them.
+        ignore: columns that no format has to read, whatever file they are in.
 
     Raises:
         UserError: the doctor's verdict on a file of no known format; a file that cannot be the part that it is given
             as, or of which nothing says what it is.
     """
-    check = check_files(paths, reading=reading)
+    asked = [
+        one.model_copy(update={"columns": {**columns, **one.columns}, "ignore": (*ignore, *one.ignore)})
+        for one in sources
+    ]
+    check = check_files(asked)
     given = []
-    for path, found in zip(paths, check.files, strict=True):
+    for source, found in zip(sources, check.files, strict=True):
+        path = source.path
         part = parts.get(path) or usual_part(found) or ("documents" if scratch else None)
         if part is None:
             raise UserError(
@@ -91,8 +108,9 @@ def examined(
         if not found.usable[part]:
             could = [name for name in STAGE_OF if found.usable[name]]
             raise UserError(f"--{part} {path}: no row of it can be one; its rows can be {' or '.join(could)}")
-        columns = {} if reading is None else {k: v for k, v in reading.columns.items() if v in found.columns}
-        given.append(Given(path=path, part=part, found=found, columns=columns))
+        theirs = {ours: name for ours, name in columns.items() if name in found.columns}
+        own = source.model_copy(update={"columns": {**theirs, **source.columns}})
+        given.append(Given(source=own, part=part, found=found))
     _check_use(given, scratch)
     return given, check
 
@@ -112,5 +130,5 @@ def _check_use(given: Sequence[Given], scratch: bool) -> None:
     if not scratch and {one.part for one in given} == {"prompts"}:
         raise UserError(
             f"{given[0].path}: holds prompts alone ({given[0].facts()}), from which nothing is learnt: add "
-            "demonstrations or rankings; with a function as the reward, ppo.reward of docs/how-to/recipe.md needs no more"
+            "demonstrations or rankings; or write a recipe with a function as the reward (docs/how-to/recipe.md)"
         )

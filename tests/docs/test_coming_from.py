@@ -1,4 +1,4 @@
-"""The page for people who come from other libraries names settings that are there: ours, and those of the TRL installed."""
+"""The page for people from other libraries names settings that are there: ours, and those of the TRL installed."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ def cached_base(cache: Path, hub_id: str, layers: int, width: int, inner: int, h
     shapes = {"model.embed_tokens": [32_000, width], "lm_head": [32_000, width], "model.norm": [width]}
     for layer in range(layers):
         at = f"model.layers.{layer}"
-        shapes |= {f"{at}.self_attn.{n}_proj": [s, width] for n, s in (("q", width), ("k", kv), ("v", kv), ("o", width))}
+        shapes |= {
+            f"{at}.self_attn.{n}_proj": [s, width] for n, s in (("q", width), ("k", kv), ("v", kv), ("o", width))
+        }
         shapes |= {f"{at}.mlp.{n}_proj": [inner, width] for n in ("gate", "up")} | {
             f"{at}.mlp.down_proj": [width, inner]
         }

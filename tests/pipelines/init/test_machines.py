@@ -86,13 +86,16 @@ def test_a_recipe_for_a_machine_passes_the_plan(
 def test_a_base_that_no_setting_fits_is_said(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """69 billion numbers take 138 GB in bf16 and 39 GB in four bits: no card of 24 GB holds either."""
     assert main(["init", "shown.jsonl", "ranked.jsonl", "--base", "some/seventy", "--for", "24gb"]) == 0
-    assert "warning: sft, reward, ppo, evaluate: no setting of memory makes this fit into 22.1 GB" in capsys.readouterr().out
+    assert (
+        "warning: sft, reward, ppo, evaluate: no setting of memory makes this fit into 22.1 GB"
+        in capsys.readouterr().out
+    )
 
 
 def test_four_bits_where_bf16_does_not_fit(
     hub: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """6.7 billion numbers take 13.5 GB in bf16, and sampling as much again: too much for 24 GB, but not in four bits."""
+    """6.7 billion numbers take 13.5 GB in bf16, sampling as much again: too much for 24 GB, but not in four bits."""
     from pipelines.init import memory
     from pipelines.loading import checks
 
