@@ -216,7 +216,8 @@ def _held_out(wanted: Wanted) -> float | str:
         return wanted.seen_from_recipe(wanted.held_out)
     if wanted.held_out is not None:
         return wanted.held_out
-    rows = max(one.found.rows for one in wanted.given)
+    asked = [one.found.rows for one in wanted.given if one.part == "prompts"]  # evaluation asks those held out of them
+    rows = sum(asked) or max(one.found.rows for one in wanted.given)
     if rows < FEW:
         return 2 * USUAL
     return USUAL if rows <= MANY else max(0.001, round(USUAL * MANY / rows, 3))

@@ -29,7 +29,7 @@ def lines(path: Path, made: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A base of 64 positions, 60 demonstrations in alpaca's format of which 5 have 90 words, 30 rankings, 3 texts."""
+    """A base of 64 positions, 60 demonstrations in alpaca's format of which 5 have 90 words, 30 rankings, 30 lines."""
     monkeypatch.chdir(tmp_path)
     tiny_lm().save_pretrained(tmp_path / "base")
     word_tokenizer().save_pretrained(tmp_path / "base")
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         [{"instruction": f"w{i % 33} w{i % 7}", "input": "", "output": long if i < 5 else "w2 w3"} for i in range(60)],
     )
     lines(tmp_path / "ranked.jsonl", [{"prompt": f"w{i} w5 w6", "responses": ["w1 w2", "w3"]} for i in range(30)])
-    (tmp_path / "lines.txt").write_text("w1 w2 w3\nw4 w5\nw6 w7 w8\n")
+    (tmp_path / "lines.txt").write_text("".join(f"w{i} w{i + 1} w4\n" for i in range(30)))
     return tmp_path
 
 
