@@ -247,6 +247,8 @@ def _stage_groups(recipe: Recipe, pipeline: Pipeline, limits: dict[str, Line]) -
             knobs = PPO_KNOBS.items()
             lines += [Line(key=key, value=getattr(config, key), why=why, written=False) for key, why in knobs]
         yield Group(key=stage, lines=lines, about=[f"{stage}: {text}" for text in details.chosen(stage).splitlines()])
+    if "evaluation" in limits:
+        yield Group(key="evaluation", lines=[limits["evaluation"]])
 
 
 def _runtime(memory: Memory) -> Group:

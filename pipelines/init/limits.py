@@ -8,7 +8,11 @@ from typing import Any
 
 from data.corpus import Corpus, Split
 from data.counting import MANY, Tally
+from models.hub.download import local_folder
+from models.hub.limits import limits_of_folder
+from models.hub.registry import resolve_base
 from pipelines.init.text import Line
+from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.run.plan_details import PlanDetails
 
@@ -32,7 +36,28 @@ def limits_by_rows(details: PlanDetails) -> dict[str, Line]:
         tally = tallies.get("counts")
         if isinstance(tally, Tally) and (line := _limit(some, stage, key, tally)) is not None:
             found[stage] = line
+    if (line := _response_in_evaluation(details)) is not None:
+        found["evaluation"] = line
     return found
+
+
+def _response_in_evaluation(details: PlanDetails) -> Line | None:
+    """A shorter response in evaluation, where the longest held-out prompt leaves no more of a base's table of
+    positions: it is refused there, while PPO leaves such prompts out."""
+    recipe, base = details.recipe, details.opened
+    if base is None or base.positions is None or "evaluate" not in recipe.stages or not isinstance(recipe.base, str):
+        return None
+    spec = resolve_base(recipe.base, base_dir=recipe.base_dir)
+    folder = local_folder(spec.source, spec.revision)
+    limits = None if folder is None else limits_of_folder(folder, spec.name)
+    if limits is None or not limits.table:
+        return None
+    prompts = evaluation_prompts(recipe, details.corpus)
+    room = base.positions - max((len(base.renderer.prompt_ids(p.messages)) for p in prompts), default=0)
+    if not 0 < room < response_limit(recipe):
+        return None
+    why = f"the longest held-out prompt leaves no more of the base's {base.positions:,} positions"
+    return Line(key="max_new_tokens", value=room, why=why)
 
 
 def _some_rows(corpus: Corpus) -> Corpus:

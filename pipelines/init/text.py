@@ -73,11 +73,9 @@ def _line(line: Line, indent: str, commented: bool) -> list[str]:
 def comment(text: str, indent: str = "") -> list[str]:
     """A sentence as lines of comments."""
     start = f"{indent}# "
-    found = textwrap.wrap(
-        one_line(text), WIDTH, initial_indent=start, subsequent_indent=start, break_long_words=False,
-        break_on_hyphens=False,
-    )  # fmt: skip
-    return found or ["#"]
+    whole = {"break_long_words": False, "break_on_hyphens": False}  # paths
+    lines = textwrap.wrap(one_line(text), WIDTH, initial_indent=start, subsequent_indent=start, **whole)
+    return lines or ["#"]
 
 
 def one_line(text: str) -> str:

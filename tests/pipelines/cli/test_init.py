@@ -84,6 +84,17 @@ def test_a_limit_is_raised_where_many_rows_are_longer(folder: Path) -> None:
     assert load_recipe(folder / "mine.yaml").sft.max_tokens == 1536
 
 
+def test_a_table_of_positions_is_kept_in_evaluation(folder: Path) -> None:
+    """64 positions, of which the longest held-out prompts take 45 and the words around them, of 30-word responses."""
+    tiny_lm("gpt2").save_pretrained(folder / "base")
+    texts = [" ".join([f"w{i % 33}", *["w1"] * (44 if i % 5 == 0 else 3)]) for i in range(80)]
+    lines(folder / "a.jsonl", [{"prompt": text, "completion": " ".join(["w2"] * 30)} for text in texts])
+    lines(folder / "b.jsonl", [{"prompt": text, "chosen": "w2 w2", "rejected": "w3"} for text in texts])
+    assert main(["init", "a.jsonl", "b.jsonl", "--base", "base"]) == 0
+    found = load_recipe(folder / "mine.yaml").evaluation.max_new_tokens
+    assert found is not None and 8 <= found <= 64 - 45
+
+
 def test_stories_get_the_template_that_writes_nothing_around_them(folder: Path) -> None:
     lines(folder / "stories.jsonl", [{"prompt": f"w{i}", "completion": " w1 w2"} for i in range(30)])
     assert main(["init", "stories.jsonl", "--base", "base"]) == 0

@@ -12,8 +12,8 @@ from pipelines.recipe.yaml_source import read_text
     "found",
     [
         "plain", "./a/b.jsonl", "24GB", "1e3", "2024-01-01", "yes", "null", "~", "a: b", "x # y", "ü ber.jsonl", "",
-        "7", "quote\"d\\", "-", "[a]", "{a}", "*", "&a", "!t", "%d", "@x", "`x`", "a\tb", "😀.json", 0.1, 3e-5, 0.0, 2.0,
-        7, True, None, ["a", "b: c"], {"path": "a b.csv", "columns": {"prompt": "q: 1"}}, {},
+        "7", "quote\"d\\", "-", "[a]", "{a}", "*", "&a", "!t", "%d", "@x", "`x`", "a\tb", "😀.json", 0.1, 3e-5, 0.0,
+        2.0, 7, True, None, ["a", "b: c"], {"path": "a b.csv", "columns": {"prompt": "q: 1"}}, {},
     ],
 )  # fmt: skip
 def test_values_are_read_as_they_are(found: object) -> None:
