@@ -40,7 +40,7 @@ class Asked:
     force: bool = False
 
 
-def write_recipe(asked: Asked, interactive: bool | None = None) -> None:
+def write_recipe(asked: Asked) -> None:
     """Write a recipe, asking in a terminal for what is missing.
 
     Raises:
@@ -50,7 +50,7 @@ def write_recipe(asked: Asked, interactive: bool | None = None) -> None:
     check_destination(asked.out, "--out")
     if asked.out.exists() and not asked.force:
         raise UserError(f"{asked.out}: is there already; choose another --out, or replace it with --force")
-    may_ask = (sys.stdin.isatty() and sys.stdout.isatty()) if interactive is None else interactive
+    may_ask = sys.stdin.isatty() and sys.stdout.isatty()
     files = [*dict.fromkeys([*asked.files, *asked.parts])]
     asks = may_ask and not (files and asked.base)
     if not asks:

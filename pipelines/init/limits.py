@@ -62,8 +62,12 @@ def _response_in_evaluation(details: PlanDetails) -> Line | None:
 
 def _some_rows(corpus: Corpus) -> Corpus:
     """Evenly spaced training rows of each part."""
-    parts = ("demonstrations", "rankings", "prompts")
-    return replace(corpus, **{part: Split(_evenly(getattr(corpus, part).train)) for part in parts})
+    return replace(
+        corpus,
+        demonstrations=Split(_evenly(corpus.demonstrations.train)),
+        rankings=Split(_evenly(corpus.rankings.train)),
+        prompts=Split(_evenly(corpus.prompts.train)),
+    )
 
 
 def _evenly(rows: Sequence[Any]) -> Sequence[Any]:

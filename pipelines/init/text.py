@@ -73,9 +73,14 @@ def _line(line: Line, indent: str, commented: bool) -> list[str]:
 def comment(text: str, indent: str = "") -> list[str]:
     """A sentence as lines of comments."""
     start = f"{indent}# "
-    whole = {"break_long_words": False, "break_on_hyphens": False}  # paths
-    lines = textwrap.wrap(one_line(text), WIDTH, initial_indent=start, subsequent_indent=start, **whole)
-    return lines or ["#"]
+    return textwrap.wrap(
+        one_line(text),
+        WIDTH,
+        initial_indent=start,
+        subsequent_indent=start,
+        break_long_words=False,  # paths
+        break_on_hyphens=False,
+    ) or ["#"]
 
 
 def one_line(text: str) -> str:
