@@ -57,12 +57,12 @@ def _on_cpu(machine: Machine, details: PlanDetails) -> Memory:
 
 
 def _on_cards(machine: Machine, details: PlanDetails) -> Memory:
-    lines = [
-        Line(key="dtype", value="bfloat16", why="of the frozen base; adapters and heads stay in fp32"),
-        Line(key="fit", value=machine.fit, why="micro-batches are chosen to fit a card"),
-    ]
+    lines = [Line(key="fit", value=machine.fit, why="micro-batches are chosen to fit a card")]
+    if not machine.here:  # where auto is what the card takes
+        lines.insert(0, Line(key="dtype", value="bfloat16", why="of the frozen base; adapters and heads stay in fp32"))
     about = [] if machine.cards == 1 else [started_by(machine)]
-    settings: dict[str, Any] = {"runtime.fit": machine.memory, "runtime.dtype": "bfloat16", SHARDING: "none"}
+    settings: dict[str, Any] = {"runtime.fit": machine.memory, SHARDING: "none"}
+    settings |= {} if machine.here else {"runtime.dtype": "bfloat16"}
     whole = None if details.shape is None else base_bytes(details.shape, Numbers(weight=BF16))
     if machine.cards > 1 and whole is not None and whole > ROOM * USABLE * parse_size(machine.memory, "--for"):
         settings[SHARDING] = "fsdp2"
