@@ -13,6 +13,7 @@ from pipelines.init.files import STAGE_OF, Given
 from pipelines.init.limits import limits_by_rows, template_line
 from pipelines.init.machines import Machine
 from pipelines.init.memory import Memory, memory_on
+from pipelines.init.stops import stop_line
 from pipelines.init.text import Group, Line, recipe_text
 from pipelines.loading.checks import AMOUNTS
 from pipelines.loading.load import load_text
@@ -85,9 +86,10 @@ def draft(wanted: Wanted) -> Draft:
     first = _pipeline(recipe_text([_head(wanted, None), _data(wanted, None)]), wanted.file)
     details = first.details
     template, limits = template_line(details.recipe, details), limits_by_rows(details)
-    recipe = _changed(details.recipe, template, limits)
+    rendering = [line for line in (template, stop_line(details)) if line is not None]
+    recipe = _changed(details.recipe, rendering, limits)
     memory = memory_on(wanted.machine, _details(details, recipe))
-    top = [_about(wanted, recipe), _head(wanted, details, template), _data(wanted, first)]
+    top = [_about(wanted, recipe), _head(wanted, details, rendering), _data(wanted, first)]
     text = recipe_text([*top, *_stage_groups(recipe, first, limits), _runtime(memory)])
     made = _pipeline(text, wanted.file)
     warnings = _warnings(made, memory, alone=wanted.machine.cards <= 1)
@@ -98,9 +100,9 @@ def _pipeline(text: str, file: Path) -> Pipeline:
     return Pipeline.from_loaded(load_text(text, file), file)
 
 
-def _changed(recipe: Recipe, template: Line | None, limits: dict[str, Line]) -> Recipe:
-    if template is not None and template.written:
-        recipe = recipe.model_copy(update={"template": template.value})
+def _changed(recipe: Recipe, rendering: Sequence[Line], limits: dict[str, Line]) -> Recipe:
+    written = {line.key: line.value for line in rendering if line.written}
+    recipe = recipe.model_copy(update=written | ({"stop": tuple(written["stop"])} if "stop" in written else {}))
     return with_settings(recipe, {f"{stage}.{line.key}": line.value for stage, line in limits.items()})
 
 
@@ -149,14 +151,14 @@ def _more(wanted: Wanted) -> str:
     return ""
 
 
-def _head(wanted: Wanted, details: PlanDetails | None, template: Line | None = None) -> Group:
+def _head(wanted: Wanted, details: PlanDetails | None, rendering: Sequence[Line] = ()) -> Group:
     scratch = wanted.base == SCRATCH
     why = "" if details is None else _base_facts(details)
     lines = [
         Line(key="name", value=wanted.name, why=f"results go to runs/{wanted.name}"),
         Line(key="base", value={"pretrain": {}} if scratch else wanted.base, why=why),
     ]
-    return Group(key="", lines=[*lines, *([template] if template is not None else [])])
+    return Group(key="", lines=[*lines, *rendering])
 
 
 def _base_facts(details: PlanDetails) -> str:

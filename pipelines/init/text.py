@@ -93,7 +93,7 @@ def value(found: Any) -> str:
     if isinstance(found, Mapping):
         return "{" + ", ".join(f"{value(k)}: {value(v)}" for k, v in found.items()) + "}"
     if isinstance(found, Sequence) and not isinstance(found, str):
-        return value(found[0]) if len(found) == 1 else "[" + ", ".join(map(value, found)) + "]"
+        return "[" + ", ".join(map(value, found)) + "]"
     if found is None:
         return "null"
     if isinstance(found, float):

@@ -95,6 +95,22 @@ def test_a_table_of_positions_is_kept_in_evaluation(folder: Path) -> None:
     assert found is not None and 8 <= found <= 64 - 45
 
 
+def test_a_stop_token_that_was_never_trained_gives_way_to_one_that_was(folder: Path) -> None:
+    """``<eos>`` and ``<pad>`` share one embedding; the model's configuration lists ``<bos>`` as a stop as well."""
+    lm = tiny_lm()
+    tied = lm.get_output_embeddings().weight.data
+    tied[2] = tied[0]
+    lm.generation_config.eos_token_id = [1, 2]
+    lm.save_pretrained(folder / "base")
+    assert main(["init", "shown.jsonl", "--base", "base"]) == 0
+    assert load_recipe(folder / "mine.yaml").stop == ("<bos>",)
+    lm.generation_config.eos_token_id = 2
+    lm.save_pretrained(folder / "base")
+    assert main(["init", "shown.jsonl", "--base", "base", "--force"]) == 0
+    assert load_recipe(folder / "mine.yaml").stop == ()
+    assert "never trained on its stop token <eos>" in (folder / "mine.yaml").read_text()
+
+
 def test_stories_get_the_template_that_writes_nothing_around_them(folder: Path) -> None:
     lines(folder / "stories.jsonl", [{"prompt": f"w{i}", "completion": " w1 w2"} for i in range(30)])
     assert main(["init", "stories.jsonl", "--base", "base"]) == 0
