@@ -238,8 +238,12 @@ def test_the_command_runs_as_it_is_written(
     for word, (kind, place) in EXPORTED.items():
         if word in command:
             shutil.copytree(request.getfixturevalue("exports") / kind, folder / place)
-    if command.startswith("trivet init"):  # a reader who has no recipe yet
+    if command.startswith("trivet init"):  # a reader who has no recipe yet, and enough rows to hold some out
         (folder / "mine.yaml").unlink()
+        rows = [(f"w{i} w{i + 1}", f"w{i + 2}") for i in range(30)]
+        lines(folder / "instructions.jsonl", *({"prompt": asked, "completion": said} for asked, said in rows))
+        lines(folder / "rankings.jsonl", *({"prompt": asked, "responses": [said, "w0"]} for asked, said in rows))
+        lines(folder / "prompts.jsonl", *({"prompt": asked} for asked, _ in rows))
     if command.startswith(("torchrun", "accelerate")):
         shutil.rmtree(folder / "runs/mine")
     if "--gguf" in command:  # llama.cpp has no vocabularies of whole words
