@@ -126,7 +126,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines(folder / "held_out.jsonl", {"prompt": "w3", "completion": "w4"})
     pq.write_table(pa.table({"prompt": ["w1", "w3"], "completion": ["w2", "w4"]}), folder / "chats.parquet")
     (folder / "lines.txt").write_text("".join(f"w{i} w{i + 1} w{i + 2}\n" for i in range(30)))
-    (folder / "table.tsv").write_text("".join(f"w{i} w{i + 1}\tw{i + 2}\n" for i in range(30)))
+    (folder / "table.tsv").write_text("".join(f"w{i} w{i} w1\tw{i} w{i} w2\n" for i in range(30)))
     (folder / "answers.csv").write_text("prompt,reply\nw1,w2 w3\nw4,w5\n")
     (folder / "my.py").write_text("def kindness(completions, **kwargs):\n    return [len(c) for c in completions]\n")
     shutil.copy(folder / "my.py", folder / "my_rewards.py")
