@@ -128,20 +128,21 @@ class DataCheck:
 
 
 def check_files(
-    files: Sequence[str | Path], *, tokenizer: str | Path | Any | None = None, reading: Source | None = None
+    files: Sequence[str | Path | Source], *, tokenizer: str | Path | Any | None = None, reading: Source | None = None
 ) -> DataCheck:
     """Read files and say what they hold.
 
     Args:
-        files: paths of data files.
+        files: paths of data files, or sources with the settings by which each is read.
         tokenizer: a folder with a tokenizer, or a loaded one, to count tokens as well.
-        reading: settings of how all of them are read, such as columns to leave out; its path is not used.
+        reading: settings of how files given by their path are read, such as columns to leave out; its path is not used.
 
     Raises:
         UserError: a file is not there or cannot be read, no row of it fits a format, or there is no such tokenizer.
     """
     count_tokens = token_counter(tokenizer) if tokenizer is not None else None
-    readers = [_read_file(Path(file), str(file), count_tokens, reading, compared=len(files) > 1) for file in files]
+    sources = [(file.path, file) if isinstance(file, Source) else (str(file), reading) for file in files]
+    readers = [_read_file(Path(name), name, count_tokens, own, compared=len(files) > 1) for name, own in sources]
     overlaps = [_overlap(a, b) for a, b in combinations(readers, 2)]
     return DataCheck(
         files=tuple(reader.outcome() for reader in readers),

@@ -18,7 +18,21 @@ from models.backbone.launch import check_alone
 from pipelines.cli import evaluate as cli_evaluate
 from pipelines.cli import folders as cli_folders
 from pipelines.cli.exit_codes import exit_code, spread_values
-from pipelines.cli.options import Columns, Fresh, Ignore, Input, RecipeFile, RunDir, RunFolder, Set, StoreDir
+from pipelines.cli.options import (
+    AsDemonstrations,
+    AsDocuments,
+    AsPrompts,
+    AsRankings,
+    Columns,
+    Fresh,
+    Ignore,
+    Input,
+    RecipeFile,
+    RunDir,
+    RunFolder,
+    Set,
+    StoreDir,
+)
 from pipelines.cli.run import run_stages
 from pipelines.stages.table import STAGES
 
@@ -31,6 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="RLHF from one recipe: instruction SFT, a reward model on ranked responses, PPO, held-out evaluation.\n\n"
     "\b\nStart here:\n  trivet run examples/demo.yaml     everything on a small task, on a CPU\n"
+    "  trivet init --help                a recipe for your base and your data\n"
     "  trivet plan examples/demo.yaml    what a run would do\n"
     "  trivet models                     base models by name\n"
     "  trivet COMMAND --help             one command, with examples\n\n"
@@ -117,6 +132,64 @@ def add_stage_commands(app: typer.Typer) -> None:
     for name, stage in STAGES.items():
         if stage.command is not None and name not in there:
             app.command(name)(stage_command(name))
+
+
+@app.command()
+def init(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE ...]", help="data files, or '{path: FILE, header: false}'", show_default=False),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="BASE", help="a name, folder, hub id, or scratch: a base of its own")
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option("--for", metavar="MACHINE", help="here (default), cpu, 24gb, 80gb, 8x80gb: cards x memory of one"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="the recipe")] = Path("mine.yaml"),
+    demonstrations: AsDemonstrations = None,
+    rankings: AsRankings = None,
+    prompts: AsPrompts = None,
+    documents: AsDocuments = None,
+    held_out: Annotated[
+        str | None, typer.Option("--held-out", metavar="SHARE|FILE", help="what no stage is trained on")
+    ] = None,
+    ignore: Ignore = None,
+    columns: Columns = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace a recipe that is there, and keep it next to it")
+    ] = False,
+) -> None:
+    """Write a first recipe from a base and data files.
+
+    Recognises the files, as `trivet data check` does, and says what they are used for: prompts with responses for SFT,
+    ranked or compared responses for the reward model, prompts for PPO. Sets what the rows, the base and the machine
+    call for, leaves everything else to its default and shows it in a comment, and checks the recipe as `trivet plan`
+    does. In a terminal it asks for what is missing.
+
+    \b
+    trivet init
+    trivet init instructions.jsonl rankings.jsonl --base ./my-base
+    trivet init instructions.jsonl --prompts lines.txt --base ./my-base --for 24gb
+    """
+    from pipelines.cli.init import Asked, write_recipe
+
+    said = {"demonstrations": demonstrations, "rankings": rankings, "prompts": prompts, "documents": documents}
+    parts = {path: part for part, paths in said.items() for path in paths or ()}
+    write_recipe(
+        Asked(
+            files=files or (),
+            parts=parts,
+            base=base,
+            machine=machine,
+            out=out,
+            held_out=held_out,
+            columns=columns or (),
+            ignore=ignore or (),
+            force=force,
+        )
+    )
 
 
 add_stage_commands(app)

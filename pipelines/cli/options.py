@@ -32,3 +32,21 @@ Columns = Annotated[
     list[str] | None,
     typer.Option("--columns", metavar="OURS=THEIRS", help="what a format's column is called in the file"),
 ]
+AsDemonstrations = Annotated[
+    list[str] | None,
+    typer.Option("--demonstrations", metavar="FILE", help="a file that is demonstrations, for SFT; may be repeated"),
+]
+AsRankings = Annotated[
+    list[str] | None,
+    typer.Option("--rankings", metavar="FILE", help="a file that is rankings, for the reward model; may be repeated"),
+]
+AsPrompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompts", metavar="FILE", help="a file that is prompts, for PPO and evaluation; may be repeated"),
+]
+AsDocuments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--documents", metavar="FILE", help="a file that is documents, for a base from scratch; may be repeated"
+    ),
+]

@@ -37,14 +37,29 @@ def load_recipe(
     Raises:
         UserError: names file, line and key of everything that is wrong, and the fix.
     """
-    resolved = False
     if isinstance(recipe, Mapping):
-        source, folder = Source(name="recipe", data=json.loads(json.dumps(recipe, default=_plain))), Path.cwd()
-    else:
-        source, folder = _read(Path(recipe)), Path(recipe).resolve().parent
-        resolved = Path(recipe).name == RECIPE and is_run(folder)
-        if resolved:  # trivet wrote it, perhaps under other names
-            source = in_new_names(source)
+        source = Source(name="recipe", data=json.loads(json.dumps(recipe, default=_plain)))
+        return _checked(source, Path.cwd(), overrides, may_idle=may_idle)
+    source, folder = read_text(_text_of(Path(recipe)), str(recipe)), Path(recipe).resolve().parent
+    resolved = Path(recipe).name == RECIPE and is_run(folder)
+    if resolved:  # trivet wrote it, perhaps under other names
+        source = in_new_names(source)
+    return _checked(source, folder, overrides, resolved, may_idle)
+
+
+def load_text(text: str, file: Path) -> Recipe:
+    """Read and check the text of a recipe that is to be written to ``file``, where its relative paths start.
+
+    Raises:
+        UserError: names line and key of everything that is wrong, and the fix.
+    """
+    return _checked(read_text(text, str(file)), file.resolve().parent)
+
+
+def _checked(
+    source: Source, folder: Path, overrides: Sequence[str] = (), resolved: bool = False, may_idle: bool = False
+) -> Recipe:
+    """The recipe of plain values; ``resolved``: trivet wrote them, every setting with its value."""
     for override in overrides:
         apply_override(source, override)
     shape = recipe_class()
@@ -87,11 +102,11 @@ def with_stages(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _read(path: Path) -> Source:
+def _text_of(path: Path) -> str:
     try:
         if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"{path}: is no regular file but a pipe, socket or device; write the recipe to a file")
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:5] if path.parent.is_dir() else []
         hint = f" There is: {', '.join(near)}." if near else ""
@@ -102,7 +117,6 @@ def _read(path: Path) -> Source:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return read_text(text, str(path))
 
 
 def _plain(value: Any) -> Any:

@@ -47,6 +47,18 @@ def longest_response(lengths: Sequence[int], room: int | None = None) -> int:
     return max(GRAIN, min(found, LONGEST, LONGEST if room is None else room))
 
 
+def room_for_response(positions: int, prompts: Sequence[int]) -> int:
+    """Tokens that a base's positions leave for a response: beside ``WHOLE`` of the prompts, and half of them at least.
+
+    PPO leaves out the prompts that are too long then: better than responses of a few tokens to all of them.
+
+    Args:
+        positions: of the base.
+        prompts: their lengths in tokens, perhaps none.
+    """
+    return max(positions - (quantile(prompts) if prompts else 0), positions // 2)
+
+
 def quantile(lengths: Sequence[int]) -> int:
     """The smallest length that ``WHOLE`` of them do not exceed."""
     return sorted(lengths)[max(0, math.ceil(len(lengths) * WHOLE) - 1)]

@@ -94,10 +94,10 @@ def _lengths(recipe: Recipe, corpus: Corpus) -> tuple[dict[str, int], dict[str, 
     room = None
     if base and base.positions is not None:
         prompts = [len(base.renderer.prompt_ids(p.messages)) for p in _some(corpus.prompts.train)]
-        room = base.positions - (amounts.quantile(prompts) if prompts else 0)
+        room = amounts.room_for_response(base.positions, prompts)
     longest = amounts.longest_response(lengths, room)
     about = "" if base else f", at {amounts.BYTES} bytes a token"
-    bound = f", as far as the base's {base.positions:,} positions allow" if base and longest == room else ""
+    bound = f", as far as the base's {base.positions:,} positions allow" if base and room and longest >= room else ""
     bound = bound or (f", at most {amounts.LONGEST}" if longest == amounts.LONGEST else "")
     text = f"max_new_tokens {longest}: chosen to hold {amounts.WHOLE * 100:g} % of the {unit}{about}{bound}"
     return {f"{stage}.max_new_tokens": longest for stage in stages}, dict.fromkeys(stages, text)

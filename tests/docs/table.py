@@ -21,10 +21,16 @@ QUICK = (
     "trivet report runs/mine runs/other",
     "trivet export runs/mine --stage ppo --to aligned --merge",
     "trivet models",
+    "trivet init instructions.jsonl rankings.jsonl --base ./my-base",
     "trivet rollout-server recipe.yaml --print --tensor-parallel-size 2",
 )
 
 SLOW = (
+    "trivet init instructions.jsonl rankings.jsonl --prompts prompts.jsonl --base ./my-base",
+    "trivet init instructions.jsonl --prompts lines.txt --base ./my-base --for 24gb",
+    "trivet init instructions.jsonl rankings.jsonl --base ./my-base --for 24gb --out card.yaml",
+    'trivet init "{path: table.tsv, header: false}" instructions.jsonl --base ./my-base --out table.yaml',
+    "trivet init lines.txt --base scratch --out base.yaml",
     "accelerate launch --no_python trivet run RECIPE",
     "trivet run mine.yaml --set ppo.kl_coef=0.1",
     "trivet sft mine.yaml",

@@ -125,6 +125,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines(folder / "train.jsonl", {"question": "w1", "completion": "w2", "meta_id": 1})
     lines(folder / "held_out.jsonl", {"prompt": "w3", "completion": "w4"})
     pq.write_table(pa.table({"prompt": ["w1", "w3"], "completion": ["w2", "w4"]}), folder / "chats.parquet")
+    (folder / "lines.txt").write_text("".join(f"w{i} w{i + 1} w{i + 2}\n" for i in range(30)))
+    (folder / "table.tsv").write_text("".join(f"w{i} w{i} w1\tw{i} w{i} w2\n" for i in range(30)))
     (folder / "answers.csv").write_text("prompt,reply\nw1,w2 w3\nw4,w5\n")
     (folder / "my.py").write_text("def kindness(completions, **kwargs):\n    return [len(c) for c in completions]\n")
     shutil.copy(folder / "my.py", folder / "my_rewards.py")
@@ -236,6 +238,12 @@ def test_the_command_runs_as_it_is_written(
     for word, (kind, place) in EXPORTED.items():
         if word in command:
             shutil.copytree(request.getfixturevalue("exports") / kind, folder / place)
+    if command.startswith("trivet init"):  # a reader who has no recipe yet, and enough rows to hold some out
+        (folder / "mine.yaml").unlink()
+        rows = [(f"w{i} w{i + 1}", f"w{i + 2}") for i in range(30)]
+        lines(folder / "instructions.jsonl", *({"prompt": asked, "completion": said} for asked, said in rows))
+        lines(folder / "rankings.jsonl", *({"prompt": asked, "responses": [said, "w0"]} for asked, said in rows))
+        lines(folder / "prompts.jsonl", *({"prompt": asked} for asked, _ in rows))
     if command.startswith(("torchrun", "accelerate")):
         shutil.rmtree(folder / "runs/mine")
     if "--gguf" in command:  # llama.cpp has no vocabularies of whole words

@@ -41,6 +41,9 @@ def test_lengths_hold_95_percent_of_the_responses() -> None:
     assert amounts.longest_response(lengths) == 96  # the next multiple of 16
     assert amounts.longest_response(lengths, room=90) == 90
     assert amounts.longest_response([3, 4]) == 16
+    assert amounts.room_for_response(512, [40] * 20) == 472
+    assert amounts.room_for_response(512, [1300] * 20) == 256  # prompts that are too long leave half of the positions
+    assert amounts.room_for_response(512, []) == 512
     assert amounts.longest_response([4000] * 5) == 512
     assert amounts.tokens_of("ü" * 10) == 6  # 20 bytes, 5 tokens of 4, and the stop token
 
