@@ -27,7 +27,8 @@ class Method:
     rate: Literal["lora", "full", "highest"] = "lora"  # which law chooses its learning rate
 
 
-_LORA = ("rank", "alpha", "dropout", "targets", "layers", "rslora")
+_WHOLE = ("modules_to_save", "new_tokens")
+_LORA = ("rank", "alpha", "dropout", "targets", "layers", "rslora", *_WHOLE)
 METHODS: dict[str, Method] = {
     "lora": Method(
         trains="A and B of each adapted matrix; B begins at zero",
@@ -62,7 +63,7 @@ METHODS: dict[str, Method] = {
         trains="a factor for each output of the attention's matrices that PEFT's table names for the family (keys or "
         "queries, and values), and for each input of the feed-forward's last",
         source="Liu et al. 2022, arXiv:2205.05638",
-        settings=("targets", "layers"),
+        settings=("targets", "layers", "modules_to_save"),
         rate="highest",
     ),
     "freeze": Method(
@@ -73,7 +74,7 @@ METHODS: dict[str, Method] = {
         rate="full",
     ),
     "full": Method(
-        trains="every tensor of a copy of the base", source="", settings=(), copies=True, divided=True, rate="full"
+        trains="every tensor of a copy of the base", source="", settings=("new_tokens",), copies=True, divided=True, rate="full"
     ),
 }
 """Every method by its name in a recipe."""
@@ -98,6 +99,22 @@ class AdapterConfig(Config):
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead (Kalajdzievski 2023)")
     init: Literal["kaiming", "gaussian"] = Field("kaiming", description="how LoRA's A begins")
+
+    modules_to_save: tuple[str, ...] = Field(
+        (),
+        description="trained whole beside the adapter, each role its own: the embeddings, the output layer, or both, as "
+        "the base names them (`embed_tokens`, `lm_head`); one tensor where the base ties them",
+    )
+    new_tokens: tuple[str, ...] = Field(
+        (),
+        description="tokens that the vocabulary does not have: their rows of the embeddings and of the output layer are "
+        "trained, each role its own",
+    )
+
+    @property
+    def beside(self) -> str:
+        """The first setting that trains embeddings or an output layer beside the adapter; empty where none does."""
+        return next((key for key in _WHOLE if getattr(self, key) and self.method != "full"), "")
 
     @property
     def tuning(self) -> Method:

@@ -144,7 +144,7 @@ def begin(layers: Sequence[Any], role: str, method: str) -> None:
     Parts of large matrices are found with numbers of torch's own generator.
     """
     for layer in layers:
-        if role not in layer.lora_A:
+        if role not in getattr(layer, "lora_A", ()):
             continue
         a, b, base = layer.lora_A[role].weight, layer.lora_B[role].weight, layer.get_base_layer()
         weight = base.weight.mT if is_conv1d(base) else base.weight

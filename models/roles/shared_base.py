@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ from models.hub.limits import Limits, limits_of_model
 from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
+from models.roles import embeddings
 from models.roles.files import HEAD, read_role
 from models.roles.lora import check_same_kind, differences, is_adapters, own_tensors, plain_name
 from models.roles.methods import BEGINNINGS, adapter_config, begin, keep_second_half, trained_of
@@ -74,6 +76,7 @@ class SharedBase:
             weakref.finalize(self, shards.give_up)
         self.fingerprint = self.base_fingerprint()
         self._layers: list[BaseTunerLayer] = []
+        self._wrapped: list[Any] = []  # embeddings and output layer, where roles have their own
         self._select(None)
 
     @classmethod
@@ -142,7 +145,7 @@ class SharedBase:
 
         Of a divided base they are this process's parts.
         """
-        named = [(n.replace(".base_layer.", "."), p) for n, p in self.lm.named_parameters() if not is_adapters(n)]
+        named = [(plain_name(n), p) for n, p in self.lm.named_parameters() if not is_adapters(n)]
         if self.divided:
             return {name: p for name, p in named if name not in self.lm.all_tied_weights_keys}
         seen: set[int] = set()
@@ -205,9 +208,9 @@ class SharedBase:
         if isinstance(source, Artifact | Path | str):
             self._add_stored(name, source.path if isinstance(source, Artifact) else Path(source), head)
         elif copy_of is not None:
-            self._add_copy(name, source, copy_of, seed)
+            self._add_copy(name, source, copy_of, seed, head)
         elif source is not None:
-            self._add_fresh(name, source, seed)
+            self._add_fresh(name, source, seed, head)
         if head and name not in self.heads:
             self.add_head(name, seed)
         if trainable:
@@ -231,7 +234,12 @@ class SharedBase:
         weakref.finalize(self, lm.shards.give_up)
         return lm
 
-    def _add_fresh(self, name: str, adapter: AdapterConfig, seed: int) -> None:
+    def _settings(self, adapter: AdapterConfig, head: bool) -> PeftConfig:
+        """PEFT's configuration of an adapter for a role that has a scalar head, or reads the output layer."""
+        config = adapter_config(self.lm, self.linear_names, adapter)
+        return embeddings.add(config, self.lm, self.tokenizer, adapter, head)
+
+    def _add_fresh(self, name: str, adapter: AdapterConfig, seed: int, head: bool) -> None:
         """A new adapter, or a copy of the base."""
         if adapter.method == "full":
             self.copies[name] = self._full_copy(None)
@@ -239,7 +247,7 @@ class SharedBase:
             own = self._trained_tensors(adapter)
             self._own_model(name, merged_copy(self.lm, None, own), own)
         else:
-            self._add_adapter(name, adapter_config(self.lm, self.linear_names, adapter), seed)
+            self._add_adapter(name, self._settings(adapter, head), seed)
             if adapter.method in BEGINNINGS:
                 with isolated_rng(derived_seed(seed, f"beginning/{name}")):
                     begin(self._layers, name, adapter.method)
@@ -263,7 +271,7 @@ class SharedBase:
         if own is not None:
             self.partial[name] = own
 
-    def _add_copy(self, name: str, adapter: AdapterConfig | None, of: str, seed: int) -> None:
+    def _add_copy(self, name: str, adapter: AdapterConfig | None, of: str, seed: int, head: bool) -> None:
         """The same weights as another role's; with method "full" an adapter is merged into the copy."""
         if of not in self.roles:
             raise ValueError(f"no role '{of}' to start '{name}' from; there are: {', '.join(self.roles) or 'none'}")
@@ -280,8 +288,11 @@ class SharedBase:
             if (own := self._trained_tensors(adapter)) is not None:
                 self.partial[name] = own
         else:
-            self._add_adapter(name, copy.deepcopy(self._config(of)), seed)
-            set_peft_model_state_dict(self.peft, self.adapter_state(of), adapter_name=name)
+            config = copy.deepcopy(self._config(of))
+            self._add_adapter(name, embeddings.without_output(config, self.lm) if head else config, seed)
+            there = self.adapter_state(of)
+            own = {key: there[key] for key in self.adapter_state(name)}
+            self._fill_adapter(name, own)
             if of in self.residual:
                 self._note_residual(name, self.residual[of])
 
@@ -295,7 +306,7 @@ class SharedBase:
         asked = adapter.method if adapter.method in BEGINNINGS else "lora"
         if (there := self.residual.get(role, "lora")) != asked:
             return f"method: {adapter.method} is asked for, '{role}' has {there}"
-        config = adapter_config(self.lm, self.linear_names, adapter)
+        config = self._settings(adapter, role in self.heads)
         return differences(self.lm, config, self._config(role), role)
 
     def _add_stored(self, name: str, folder: Path, head: bool) -> None:
@@ -310,11 +321,12 @@ class SharedBase:
     def drop_roles(self) -> None:
         """Remove every role and head; the base is as it was loaded."""
         if self.peft is not None:
+            embeddings.unwrap(self.lm, None)
             lora: Any = self.peft.base_model
             for name in list(self.peft.peft_config):
                 lora.delete_adapter(name)
             lora.unload()  # PEFT places a next adapter relative to one that it believes active
-        self.peft, self._layers = None, []
+        self.peft, self._layers, self._wrapped = None, [], []
         for model in self.copies.values():
             if (shards := shards_of(model)) is not None:
                 shards.give_up()
@@ -339,7 +351,9 @@ class SharedBase:
         if self.peft is not None:
             check_same_kind(name, config, next(iter(self.peft.peft_config.values())), self.name)
         trainable = self._trainable_now()
-        with isolated_rng(derived_seed(seed, f"adapter/{name}")):
+        embeddings.tie(config, self.lm)
+        with isolated_rng(derived_seed(seed, f"adapter/{name}")), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # of a role with a scalar head
             try:
                 if self.peft is None:
                     self.peft = get_peft_model(self.lm, config, adapter_name=name)
@@ -347,6 +361,8 @@ class SharedBase:
                     self.peft.add_adapter(name, config)
             except ValueError as error:
                 raise UserError(f"adapter.targets: PEFT cannot place the adapter on {self.name}: {error}") from error
+        embeddings.widen(self.lm, name, self.dtype)
+        self._wrapped = [wrapper for _, wrapper in embeddings.wrappers(self.lm)]
         self._layers = [m for m in self.lm.modules() if isinstance(m, BaseTunerLayer)]
         # a sorted list instead of PEFT's set: the saved configuration has the same bytes every time
         kept: Any = self._config(name)
@@ -376,6 +392,7 @@ class SharedBase:
         for layer in self._layers:
             layer._active_adapter = [adapter] if adapter else []
             layer._disable_adapters = adapter is None
+        embeddings.select(self._wrapped, adapter)
 
     # -- trainable parameters ------------------------------------------------------------------------------------
 
@@ -439,8 +456,13 @@ class SharedBase:
     def adapter_state(self, name: str) -> dict[str, Tensor]:
         """A role's adapter under PEFT's own file names, on the CPU."""
         self._config(name)
-        state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
+        with embeddings.passed_over(self._wrapped, name):
+            state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
         return {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
+
+    def _fill_adapter(self, name: str, state: dict[str, Tensor]) -> None:
+        with embeddings.passed_over(self._wrapped, name):
+            set_peft_model_state_dict(self.peft, state, adapter_name=name)
 
     def load_role(self, name: str, folder: Path, *, head: bool = False) -> dict[str, float]:
         """Add a frozen role from an artifact, a plain PEFT folder or a plain Transformers folder.
@@ -458,7 +480,9 @@ class SharedBase:
         """
         found = read_role(folder, head=head)
         if found.adapter is not None:
-            own = own_tensors(self.lm, self.name, found.adapter.file, found.adapter.tensors)
+            whole = embeddings.whole_modules(found.adapter.config, self.lm)
+            own = own_tensors(self.lm, self.name, found.adapter.file, found.adapter.tensors, whole)
+            embeddings.check_stored(self.lm, found.adapter.config, found.adapter.file, found.head is not None)
             self._load_adapter(name, found.adapter.config, own, str(found.adapter.file.parent))
             if found.adapter.residual is not None:
                 self._note_residual(name, found.adapter.residual)
@@ -507,5 +531,5 @@ class SharedBase:
             what = f"{len(missing)} missing, {len(unknown)} unknown, {len(wrong)} of another shape"
             first = (missing + unknown + wrong)[0]
             raise UserError(f"{source}: the adapter does not fit base {self.name} ({what}; first: {first})")
-        set_peft_model_state_dict(self.peft, state, adapter_name=name)
+        self._fill_adapter(name, state)
         self.freeze(name)

@@ -158,7 +158,7 @@ class PlanDetails:
         if not isinstance(recipe.base, str) and (stale or not self.pretrained.is_dir()):
             return None
         source = recipe.base if isinstance(recipe.base, str) else str(self.pretrained)
-        spec = resolve_base(source, base_dir=recipe.base_dir)
+        spec = resolve_base(source, base_dir=recipe.base_dir, new_tokens=recipe.adapter.new_tokens)
         return opened(spec, recipe.template_source, recipe.stop or spec.stop)
 
     @cached_property
@@ -166,7 +166,9 @@ class PlanDetails:
         """As ``opened``, of the base that the reward model stands on."""
         if self.recipe.reward.base == "same":
             return self.opened
-        return opened(resolve_base(self.recipe.reward.base, base_dir=self.recipe.base_dir), "auto", ())
+        recipe = self.recipe
+        spec = resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=recipe.adapter.new_tokens)
+        return opened(spec, "auto", ())
 
     def tallies(self, name: str) -> Mapping[str, Count]:
         """What a stage cuts and drops, by group of rows; empty where no tokenizer is there."""
