@@ -138,8 +138,9 @@ def whole_modules(config: PeftConfig, lm: Any) -> list[str]:
 
 def tie(config: PeftConfig, lm: Any) -> None:
     """Let PEFT tie what a role trains where the base is tied: by itself it does so for a model's first adapter alone."""
-    if getattr(config, "modules_to_save", None) and getattr(config, "ensure_weight_tying", False):
-        config.modules_to_tie = [ends(lm)[1]]  # type: ignore[attr-defined]
+    tied: Any = config
+    whole = getattr(config, "modules_to_save", None) and getattr(config, "ensure_weight_tying", False)
+    tied.modules_to_tie = [ends(lm)[1]] if whole else None
 
 
 def check_stored(lm: Any, config: PeftConfig, file: Path, head: bool) -> None:

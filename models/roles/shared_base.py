@@ -353,7 +353,7 @@ class SharedBase:
         trainable = self._trainable_now()
         embeddings.tie(config, self.lm)
         with isolated_rng(derived_seed(seed, f"adapter/{name}")), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # of a role with a scalar head
+            warnings.filterwarnings("ignore", ".*(tie_word_embeddings=True|ensure_weight_tying)")  # seen to: `tie`
             try:
                 if self.peft is None:
                     self.peft = get_peft_model(self.lm, config, adapter_name=name)
@@ -480,9 +480,9 @@ class SharedBase:
         """
         found = read_role(folder, head=head)
         if found.adapter is not None:
+            embeddings.check_stored(self.lm, found.adapter.config, found.adapter.file, found.head is not None)
             whole = embeddings.whole_modules(found.adapter.config, self.lm)
             own = own_tensors(self.lm, self.name, found.adapter.file, found.adapter.tensors, whole)
-            embeddings.check_stored(self.lm, found.adapter.config, found.adapter.file, found.head is not None)
             self._load_adapter(name, found.adapter.config, own, str(found.adapter.file.parent))
             if found.adapter.residual is not None:
                 self._note_residual(name, found.adapter.residual)

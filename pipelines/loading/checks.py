@@ -157,6 +157,9 @@ def _sharding(recipe: Recipe) -> list[Problem]:
         method = recipe.adapter.method
         why = f"'fsdp2' goes with adapter.method {' and '.join(DIVIDED)}, not with '{method}': use 'none'"
         return [(("runtime", "sharding"), why)]
+    if key := recipe.adapter.beside:
+        why = f"'fsdp2' has embeddings and output layer in parts, and adapter.{key} trains them: use 'none'"
+        return [(("runtime", "sharding"), why)]
     if recipe.runtime.quantize is None:
         return []
     why = "'fsdp2' divides no base in four bits: use 'none', or remove runtime.quantize"
@@ -172,6 +175,9 @@ def _servers(recipe: Recipe) -> list[Problem]:
     if not recipe.adapter.tuning.plain:
         what = "trains a whole copy" if recipe.adapter.tuning.copies else "writes adapters that vLLM does not run"
         why = f"servers are given adapters, and adapter.method '{method}' {what}: use 'lora', or engine 'own'"
+        out.append((("runtime", "rollouts", "engine"), why))
+    if key := recipe.adapter.beside:
+        why = f"servers are given LoRA adapters alone, and adapter.{key} trains more: remove it, or use engine 'own'"
         out.append((("runtime", "rollouts", "engine"), why))
     if recipe.ppo.old_logprobs == "sampler":
         why = "servers sample by other kernels than those that train (runtime.rollouts): use 'auto' or 'recompute'"

@@ -27,8 +27,9 @@ def rendering_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def adapter_settings(recipe: Recipe) -> Any:
-    """How roles are tuned; LoRA's usual beginning goes without saying, as in keys of before it could be chosen."""
-    return dump(recipe.adapter, ("init",) if recipe.adapter.init == "kaiming" else ())
+    """How roles are tuned; what is unset, and LoRA's usual beginning, goes without saying, as in keys of before."""
+    unset = tuple(name for name in ("modules_to_save", "new_tokens") if not getattr(recipe.adapter, name))
+    return dump(recipe.adapter, (*unset, *(("init",) if recipe.adapter.init == "kaiming" else ())))
 
 
 def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
