@@ -142,7 +142,6 @@ def test_every_start_that_peft_knows_has_been_judged():
 
 REFUSED = {
     "modules_to_save": ["lm_head"],
-    "trainable_token_indices": [5, 6],
     "bias": "all",
     "target_parameters": ["mlp.weight"],
     "layer_replication": [[0, 2], [1, 2]],
@@ -168,8 +167,27 @@ def test_settings_that_mean_something_else_are_refused_by_name(name, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"trainable_token_indices": [5, 6]}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"}],
-    ids=lambda s: next(iter(s)),
+    [
+        {"trainable_token_indices": [5, 6]},
+        {"trainable_token_indices": {"embed_tokens": [5], "lm_head": [7, 8]}},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+    ],
+)
+def test_embeddings_and_rows_that_peft_trained_are_read(settings, tmp_path):
+    base, adapter, _ = trained(tmp_path, **settings)
+    torch.testing.assert_close(logits_here(base, adapter), logits_in_peft(base, adapter), atol=1e-5, rtol=1e-4)
+
+
+def test_rows_without_their_weights_are_refused(tmp_path):
+    base, adapter, _ = trained(tmp_path)
+    change(adapter, trainable_token_indices=[5, 6])
+    with pytest.raises(UserError, match="does not fit base .* missing"):
+        logits_here(base, adapter)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"modules_to_save": ["norm"]}, {"bias": "lora_only"}], ids=lambda s: next(iter(s))
 )
 def test_adapters_that_peft_really_trained_so_are_refused_by_name(settings, tmp_path):
     base, adapter, _ = trained(tmp_path, "gpt2" if "bias" in settings else "llama", **settings)
