@@ -42,7 +42,7 @@ def weights_key(base: SharedBase, role: str) -> str:
         assert base.peft is not None
         config = base.peft.peft_config[role].to_dict()
         effect = {k: config.get(k) for k in SCALING}
-        effect |= {k: config[k] for k in ("trainable_token_indices",) if config.get(k)}
+        effect |= {k: config[k] for k in ("trainable_token_indices", "init_r") if config.get(k)}
         digest.update(digest_of(effect).encode())
         state = base.adapter_state(role)
     for name, part in sorted(state.items()):

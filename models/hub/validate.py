@@ -87,8 +87,10 @@ def read_adapter_config(folder: Path, weights: Mapping[str, Tensor], *, head_cop
     raw = read_object(file, largest=1 << 20)
     if raw.get("peft_type") == "IA3":
         return _ia3(file, raw, weights, head_copied)
+    if raw.get("peft_type") == "ADALORA":
+        return _adalora(file, raw, weights, head_copied)
     if raw.get("peft_type") != "LORA":
-        raise UserError(f"{file}: peft_type is {raw.get('peft_type')!r:.60}; trivet reads LORA and IA3 adapters")
+        raise UserError(f"{file}: peft_type is {raw.get('peft_type')!r:.60}; trivet reads LORA, ADALORA and IA3 adapters")
     known = _validated(_Adapter, file, raw)
     known.modules_to_save = _whole_modules(file, known.modules_to_save, weights, head_copied)
     if known.bias != "none":
@@ -141,6 +143,47 @@ def _ia3(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor], head
         fan_in_fan_out=known.fan_in_fan_out,
         modules_to_save=whole,
         task_type="CAUSAL_LM" if known.task_type == "CAUSAL_LM" else None,
+        inference_mode=True,
+    )
+
+
+class _AdaLora(BaseModel):
+    """What is read of AdaLoRA's settings; its schedule is over."""
+
+    model_config = ConfigDict(strict=True)
+    init_r: int = Field(12, ge=1)
+    target_r: int = Field(8, ge=1)
+    lora_alpha: FiniteFloat | int = 8
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    fan_in_fan_out: bool = False
+    modules_to_save: list[str] | None = None
+    ensure_weight_tying: bool = False
+    trainable_token_indices: dict[str, list[int]] | list[int] | None = None
+    task_type: str | None = None
+
+
+SCHEDULE = {"tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step", "r", "peft_type"}
+ELSEWHERE = {"target_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"}  # the weights say it
+
+
+def _adalora(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor], head_copied: bool) -> PeftConfig:
+    """AdaLoRA's settings, where every matrix has the first rank and ranks that were taken away are zeros."""
+    from peft import AdaLoraConfig
+
+    known = _validated(_AdaLora, file, raw)
+    for name in sorted(set(raw) - set(_AdaLora.model_fields) - IGNORED - SCHEDULE - ELSEWHERE):
+        if raw[name] and not (name == "bias" and raw[name] == "none"):
+            raise UserError(f"{file}: {name[:60]}: trivet reads AdaLoRA adapters of one rank, without this setting")
+    ranks = {tuple(w.shape) for n, w in weights.items() if ".lora_E" in n}
+    if ranks != {(known.init_r, 1)}:
+        raise UserError(f"{file}: init_r {known.init_r} does not fit the weights next to it ({sorted(ranks)[:3]})")
+    settings = known.model_dump(exclude_none=True, exclude={"modules_to_save", "task_type"})
+    return AdaLoraConfig(
+        **settings,
+        modules_to_save=_whole_modules(file, known.modules_to_save, weights, head_copied),
+        target_modules=_targets(weights),
+        task_type="CAUSAL_LM" if known.task_type == "CAUSAL_LM" else None,
+        total_step=1,
         inference_mode=True,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
@@ -18,7 +18,8 @@ from models.backbone.sharding import wait_for_passes, whole_of
 from models.hub.validate import PREFIX
 
 WRAPPERS = (".base_layer.", ".original_module.", ".token_adapter.")  # what PEFT puts into names of the base's tensors
-MARKS = (".lora_", ".ia3_", ".modules_to_save.", ".trainable_tokens_")  # what PEFT calls the tensors of an adapter
+CONSTANT = ".ranknum."  # AdaLoRA's first rank, which PEFT keeps as a parameter
+MARKS = (".lora_", ".ranknum.", ".ia3_", ".modules_to_save.", ".trainable_tokens_")  # what PEFT calls the tensors of an adapter
 
 
 def is_adapters(name: str) -> bool:
@@ -79,6 +80,8 @@ def differences(lm: Any, asked: PeftConfig, there: PeftConfig, role: str) -> str
 
 def method_of(config: PeftConfig) -> str:
     """The method of an adapter, as far as its configuration says: a residual one is plain LoRA in its file."""
+    if isinstance(config, AdaLoraConfig):
+        return "adalora"
     if isinstance(config, LoraConfig):
         return "dora" if config.use_dora else "lora"
     return "ia3" if isinstance(config, IA3Config) else str(config.peft_type)
@@ -113,6 +116,13 @@ def rows_of(config: PeftConfig) -> dict[str, list[int]]:
 
 
 def _lora_settings(asked: LoraConfig, there: LoraConfig) -> tuple[tuple[str, Any, Any], ...]:
+    if isinstance(asked, AdaLoraConfig) and isinstance(there, AdaLoraConfig):
+        return (
+            ("init_rank", asked.init_r, there.init_r),
+            ("rank", asked.target_r, there.target_r),
+            ("alpha", asked.lora_alpha, there.lora_alpha),
+            ("dropout", asked.lora_dropout, there.lora_dropout),
+        )
     by_module = bool(there.rank_pattern or there.alpha_pattern)
     return (
         ("rank", asked.r, "one by module" if by_module else there.r),

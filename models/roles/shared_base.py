@@ -41,7 +41,7 @@ from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles import embeddings
 from models.roles.files import HEAD, read_role
-from models.roles.lora import check_same_kind, differences, is_adapters, own_tensors, plain_name
+from models.roles.lora import CONSTANT, check_same_kind, differences, is_adapters, own_tensors, plain_name
 from models.roles.methods import BEGINNINGS, adapter_config, begin, keep_second_half, trained_of
 from models.roles.own_models import copied, delta_of, merged_copy, share_equal, unshare
 from models.roles.role_view import RoleView
@@ -404,7 +404,7 @@ class SharedBase:
             named = trained_parameters(self.copies[name])
             out |= {f"{name}.{n}": p for n, p in named.items() if own is None or plain_name(n) in own}
         elif self.peft is not None and name in self.peft.peft_config:
-            marked = ((n, p) for n, p in self.lm.named_parameters() if is_adapters(n))
+            marked = ((n, p) for n, p in self.lm.named_parameters() if is_adapters(n) and CONSTANT not in n)
             out |= {n: p for n, p in marked if f".{name}." in f"{n}."}
         if name in self.heads:
             out |= {f"{name}.head.{n}": p for n, p in self.heads[name].named_parameters()}

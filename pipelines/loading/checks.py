@@ -196,6 +196,8 @@ def _adapter(recipe: Recipe) -> list[Problem]:
     for key, named in (("layers", adapter.layers), ("targets", adapter.targets)):
         if named == ():
             out.append((("adapter", key), "names nothing that an adapter could stand on: remove it, or name some"))
+    if adapter.method == "adalora" and adapter.first_rank <= adapter.rank:
+        out.append((("adapter", "init_rank"), f"must be more than adapter.rank, {adapter.rank}, to which ranks fall"))
     if adapter.tuning.residual:
         decays = [key for key in Recipe.model_fields if getattr(getattr(recipe, key), "weight_decay", 0.0)]
         why = f"would shrink the half of a '{adapter.method}' adapter that is never trained: remove it, or use 'lora'"

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-from peft import IA3Config, LoraConfig, PeftConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
 
 from data.common.errors import UserError, located
 from data.common.function_binding import overlooked
@@ -358,7 +358,7 @@ def _stored_adapter(folder: Path) -> PeftConfig | None:
         return None
     with contextlib.suppress(Exception):  # what is wrong with it is told where it is loaded
         settings = read_object(found / CONFIG)
-        kinds: dict[Any, Any] = {"LORA": LoraConfig, "IA3": IA3Config}
+        kinds: dict[Any, Any] = {"LORA": LoraConfig, "ADALORA": AdaLoraConfig, "IA3": IA3Config}
         if (kind := kinds.get(settings.get("peft_type"))) is not None:
             return cast(PeftConfig, kind(**{k: v for k, v in settings.items() if k in kind.__dataclass_fields__}))
     return None

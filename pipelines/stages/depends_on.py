@@ -14,6 +14,7 @@ from data.source_settings import as_source
 from data.splits import Corpus, in_holdout
 from evaluation.settings import OPTIMISED
 from evaluation.systems import parse
+from models.backbone.settings import AdapterConfig
 from pipelines.recipe.derived import choosing, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.keys import dump, folder_hash, rendering_key
@@ -28,8 +29,9 @@ def rendering_of(recipe: Recipe) -> dict[str, Any]:
 
 def adapter_settings(recipe: Recipe) -> Any:
     """How roles are tuned; what is unset, and LoRA's usual beginning, goes without saying, as in keys of before."""
-    unset = tuple(name for name in ("modules_to_save", "new_tokens") if not getattr(recipe.adapter, name))
-    return dump(recipe.adapter, (*unset, *(("init",) if recipe.adapter.init == "kaiming" else ())))
+    adapter, later = recipe.adapter, ("init_rank", "orthogonality", "budget", "modules_to_save", "new_tokens")
+    unset = tuple(n for n in later if getattr(adapter, n) == AdapterConfig.model_fields[n].default)
+    return dump(adapter, (*unset, *(("init",) if adapter.init == "kaiming" else ())))
 
 
 def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:

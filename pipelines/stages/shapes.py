@@ -104,6 +104,8 @@ def tuned_numbers(adapter: AdapterConfig, matrices: Sequence[Sequence[int]], par
         return sum(map(math.prod, matrices))
     if adapter.method == "ia3":
         return sum(map(max, matrices))
+    if adapter.method == "adalora":
+        return adapter.first_rank * sum(sum(m) + 1 for m in matrices)
     rows = sum(m[0] for m in matrices) if adapter.method == "dora" else 0
     return adapter.written_rank * sum(map(sum, matrices)) + rows
 

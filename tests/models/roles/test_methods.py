@@ -92,6 +92,7 @@ def test_training_moves_what_the_method_names_and_nothing_else(method, family):
         "dora": {"lora_A", "lora_B", "lora_magnitude_vector"},
         "pissa": {"lora_A", "lora_B"},
         "olora": {"lora_A", "lora_B"},
+        "adalora": {"lora_A", "lora_B", "lora_E"},
         "ia3": {"ia3_l"},
     }
     if method in kinds:
