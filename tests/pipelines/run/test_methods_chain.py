@@ -25,6 +25,7 @@ STAGES = ("sft", "reward", "ppo")
 SHAPE = {"initializer_range": 0.2}
 TUNED: dict[str, Any] = {
     "embeddings and output layer": {"rank": 4, "alpha": 8, "modules_to_save": ["embed_tokens", "lm_head"]},
+    "adalora": {"method": "adalora", "rank": 2, "init_rank": 4, "alpha": 8},
     "new tokens": {"rank": 4, "alpha": 8, "new_tokens": ["<think>", "</think>"]},
 }
 ASKED = [[Message(role="user", content="w1 w2")]] * 3
