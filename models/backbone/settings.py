@@ -60,8 +60,8 @@ METHODS: dict[str, Method] = {
         residual=True,
     ),
     "adalora": Method(
-        trains="P, the diagonal Lambda and Q of each adapted matrix, Lambda from zero; where they matter least, entries of "
-        "Lambda become zero and stay so",
+        trains="P, the diagonal Lambda and Q of each adapted matrix, Lambda from zero; where they matter least, entries "
+        "of Lambda become zero",
         source="Zhang et al. 2023, arXiv:2303.10512",
         settings=("rank", "alpha", "dropout", "targets", "layers", "init_rank", "orthogonality", "budget", *_WHOLE),
     ),
@@ -80,7 +80,12 @@ METHODS: dict[str, Method] = {
         rate="full",
     ),
     "full": Method(
-        trains="every tensor of a copy of the base", source="", settings=("new_tokens",), copies=True, divided=True, rate="full"
+        trains="every tensor of a copy of the base",
+        source="",
+        settings=("new_tokens",),
+        copies=True,
+        divided=True,
+        rate="full",
     ),
 }
 """Every method by its name in a recipe."""
@@ -107,21 +112,24 @@ class AdapterConfig(Config):
     init: Literal["kaiming", "gaussian"] = Field("kaiming", description="how LoRA's A begins")
 
     init_rank: int | None = Field(
-        None, ge=2, description="AdaLoRA's first rank of every matrix, larger than `rank`; null: one and a half times it"
+        None,
+        ge=2,
+        description="AdaLoRA's first rank of every matrix, larger than `rank`; null: one and a half times it",
     )
     orthogonality: float = Field(0.5, ge=0, description="weight of the term that keeps AdaLoRA's factors orthogonal")
     budget: tuple[float, float] = Field(
-        (0.1, 0.7), description="shares of a stage's steps between which AdaLoRA's ranks fall from `init_rank` to `rank`"
+        (0.1, 0.7),
+        description="shares of a stage's steps between which AdaLoRA's ranks fall from `init_rank` to `rank`",
     )
     modules_to_save: tuple[str, ...] = Field(
         (),
-        description="trained whole beside the adapter, each role its own: the embeddings, the output layer, or both, as "
-        "the base names them (`embed_tokens`, `lm_head`); one tensor where the base ties them",
+        description="trained whole beside the adapter, each role its own: the embeddings, the output layer, or both, "
+        "as the base names them (`embed_tokens`, `lm_head`); one tensor where the base ties them",
     )
     new_tokens: tuple[str, ...] = Field(
         (),
-        description="tokens that the vocabulary does not have: their rows of the embeddings and of the output layer are "
-        "trained, each role its own",
+        description="tokens that the vocabulary does not have: their rows of the embeddings and of the output layer "
+        "are trained, each role its own",
     )
 
     @field_validator("budget")

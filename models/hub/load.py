@@ -158,7 +158,9 @@ def load_lm_and_tokenizer(
     """A registry entry's model and tokenizer, which fit each other; ``divided``: see ``load_causal_lm``."""
     tokenizer = tokenizer_of(spec)
     lm = load_causal_lm(spec.source, spec.revision, dtype, device, divided)
-    if spec.new_tokens and divided is None:
+    if spec.new_tokens and divided is not None:
+        raise UserError("adapter.new_tokens: a base in parts is given no rows: set runtime.sharding to 'none'")
+    if spec.new_tokens:
         add_rows(lm, len(tokenizer))
     check_vocabulary(limits_of_model(lm, spec.name), tokenizer)
     return lm, tokenizer

@@ -90,7 +90,9 @@ def read_adapter_config(folder: Path, weights: Mapping[str, Tensor], *, head_cop
     if raw.get("peft_type") == "ADALORA":
         return _adalora(file, raw, weights, head_copied)
     if raw.get("peft_type") != "LORA":
-        raise UserError(f"{file}: peft_type is {raw.get('peft_type')!r:.60}; trivet reads LORA, ADALORA and IA3 adapters")
+        raise UserError(
+            f"{file}: peft_type is {raw.get('peft_type')!r:.60}; trivet reads LORA, ADALORA and IA3 adapters"
+        )
     known = _validated(_Adapter, file, raw)
     known.modules_to_save = _whole_modules(file, known.modules_to_save, weights, head_copied)
     if known.bias != "none":

@@ -110,7 +110,7 @@ def _add_rows(config: Any, lm: Any, tokenizer: Any, adapter: AdapterConfig) -> N
         raise UserError(f"adapter.new_tokens: {missing[0]!r} has no row in the base's embeddings")
     if last is not None and not tied and getattr(_plain(lm.get_output_embeddings()), "bias", None) is not None:
         raise UserError(
-            f"adapter.new_tokens: the output layer of '{lm.config.model_type}' has a bias, which PEFT's rows leave out: "
+            f"adapter.new_tokens: the output layer of '{lm.config.model_type}' has a bias, which PEFT's rows leave out; "
             "name the embeddings and the output layer in adapter.modules_to_save"
         )
     both = [first] if tied or last is None else [first, last]
@@ -137,7 +137,7 @@ def whole_modules(config: PeftConfig, lm: Any) -> list[str]:
 
 
 def tie(config: PeftConfig, lm: Any) -> None:
-    """Let PEFT tie what a role trains where the base is tied: by itself it does so for a model's first adapter alone."""
+    """Let PEFT tie what a role trains where the base is tied: by itself it does so for the first adapter alone."""
     tied: Any = config
     whole = getattr(config, "modules_to_save", None) and getattr(config, "ensure_weight_tying", False)
     tied.modules_to_tie = [ends(lm)[1]] if whole else None
@@ -159,7 +159,12 @@ def check_stored(lm: Any, config: PeftConfig, file: Path, head: bool) -> None:
                 f"{file}: modules_to_save: {one[:60]} is neither the embeddings nor the output layer of the base, and "
                 "would change the shared base; merge the adapter into its base and give that folder"
             )
-    if tied and not head and getattr(config, "modules_to_save", None) and not getattr(config, "ensure_weight_tying", False):
+    if (
+        tied
+        and not head
+        and getattr(config, "modules_to_save", None)
+        and not getattr(config, "ensure_weight_tying", False)
+    ):
         raise UserError(
             f"{file}: modules_to_save without ensure_weight_tying: the base ties its embeddings and output layer, and "
             "this adapter unties them; merge it into its base and give that folder"
@@ -168,8 +173,8 @@ def check_stored(lm: Any, config: PeftConfig, file: Path, head: bool) -> None:
     for ids in rows_of(config).values():
         if beyond := [i for i in ids if not 0 <= i < count]:
             raise UserError(
-                f"{file}: trainable_token_indices: the base has {count} rows and no {beyond[0]}; name its new tokens in "
-                "adapter.new_tokens"
+                f"{file}: trainable_token_indices: the base has {count} rows and no {beyond[0]}; name its new tokens "
+                "in adapter.new_tokens"
             )
 
 

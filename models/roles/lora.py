@@ -19,7 +19,13 @@ from models.hub.validate import PREFIX
 
 WRAPPERS = (".base_layer.", ".original_module.", ".token_adapter.")  # what PEFT puts into names of the base's tensors
 CONSTANT = ".ranknum."  # AdaLoRA's first rank, which PEFT keeps as a parameter
-MARKS = (".lora_", ".ranknum.", ".ia3_", ".modules_to_save.", ".trainable_tokens_")  # what PEFT calls the tensors of an adapter
+MARKS = (
+    ".lora_",
+    ".ranknum.",
+    ".ia3_",
+    ".modules_to_save.",
+    ".trainable_tokens_",
+)  # what PEFT calls the tensors of an adapter
 
 
 def is_adapters(name: str) -> bool:
@@ -185,9 +191,7 @@ def own_tensors(
                 f"{file}: {name[:100]} is not what base {base_name} has there: it was trained or resized next to the "
                 "adapter, and would change the shared base. Merge the adapter into its base and give that folder"
             )
-    return {
-        n: t for n, t in tensors.items() if is_adapters(n) or trained_whole(n, whole) or plain_name(n) not in own
-    }
+    return {n: t for n, t in tensors.items() if is_adapters(n) or trained_whole(n, whole) or plain_name(n) not in own}
 
 
 def trained_whole(name: str, whole: Sequence[str]) -> bool:

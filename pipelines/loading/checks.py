@@ -157,7 +157,7 @@ def _sharding(recipe: Recipe) -> list[Problem]:
         method = recipe.adapter.method
         why = f"'fsdp2' goes with adapter.method {' and '.join(DIVIDED)}, not with '{method}': use 'none'"
         return [(("runtime", "sharding"), why)]
-    if key := recipe.adapter.beside:
+    if key := recipe.adapter.beside or ("new_tokens" if recipe.adapter.new_tokens else ""):
         why = f"'fsdp2' has embeddings and output layer in parts, and adapter.{key} trains them: use 'none'"
         return [(("runtime", "sharding"), why)]
     if recipe.runtime.quantize is None:

@@ -25,14 +25,13 @@ from data.splits import Corpus
 from data.storage.views import Chain
 from data.template import Renderer
 from evaluation.systems import parse
-from models.backbone.architecture import linear_layers, without_weights
+from models.backbone.architecture import without_weights
 from models.backbone.artifacts import read_artifact
 from models.hub.limits import check_rows
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import ADAPTER, CONFIG, SCORING
 from models.roles.lora import differences
-from models.roles.methods import adapter_config
 from pipelines.execution.progress import Progress
 from pipelines.loading.idle import replaced, waiting
 from pipelines.recipe.derived import evaluation_prompts, response_limit

@@ -1,6 +1,6 @@
 """AdaLoRA's share of a step: keep the factors of each matrix orthogonal, and take ranks away where they matter least.
 
-Zhang et al. 2023 (arXiv:2303.10512), with PEFT's allocator. Each role has a budget of its own. A stage's steps fall into
+Zhang et al. 2023 (arXiv:2303.10512), with PEFT's allocator. Each role has a budget of its own. A stage's steps have
 three parts: all ranks are trained; the budget falls by a cubic law from the first rank to the target's; what is left is
 trained on. Importance is that of the paper, a moving average of |weight x gradient| times one of its uncertainty.
 """
@@ -70,8 +70,8 @@ class RankBudget:
                 continue
             rows = p.float() if ".lora_A." in name else p.float().T
             off = rows @ rows.T - torch.eye(len(rows), device=p.device)
-            slope = 2 * (off @ rows) / off.norm().clamp(min=1e-12)
-            p.grad += weight * (slope if ".lora_A." in name else slope.T)
+            gradient = 2 * (off @ rows) / off.norm().clamp(min=1e-12)
+            p.grad += weight * (gradient if ".lora_A." in name else gradient.T)
 
     @torch.no_grad()
     def after_step(self, step: int, total: int) -> None:

@@ -9,7 +9,7 @@ from models.backbone.tensor_files import header_of, save_tensors
 
 
 def test_several_metadata_are_in_one_order(tmp_path):
-    metadata = {name: f"\"ü\n{name}\"" for name in "abcdefgh"}
+    metadata = {name: f'"ü\n{name}"' for name in "abcdefgh"}
     files = [tmp_path / str(i) for i in range(8)]
     for file in files:
         save_tensors({"x": torch.arange(3.0), "y": torch.ones(2, 2)}, file, metadata=metadata)

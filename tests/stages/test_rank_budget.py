@@ -13,7 +13,13 @@ from stages.training.rank_budget import RankBudget
 from tests.conftest import make_base, tiny_lm
 
 SETTINGS = AdapterConfig(
-    method="adalora", rank=2, init_rank=4, alpha=8, targets=("q_proj", "down_proj"), budget=(0.2, 0.7), orthogonality=0.3
+    method="adalora",
+    rank=2,
+    init_rank=4,
+    alpha=8,
+    targets=("q_proj", "down_proj"),
+    budget=(0.2, 0.7),
+    orthogonality=0.3,
 )
 IDS = torch.tensor([[5, 9, 11, 7, 20, 21]])
 STEPS = 10
@@ -85,7 +91,13 @@ def test_one_role_is_trained_as_pefts_own_model_trains_it():
     budget = RankBudget.of(base, "sft", SETTINGS)
     train(base, budget, "sft", range(1, STEPS + 1))
     config = AdaLoraConfig(
-        **{"init_r": 4, "target_r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"},
+        **{
+            "init_r": 4,
+            "target_r": 2,
+            "lora_alpha": 8,
+            "target_modules": ["q_proj", "down_proj"],
+            "task_type": "CAUSAL_LM",
+        },
         **{"tinit": 2, "tfinal": 3, "total_step": STEPS, "orth_reg_weight": 0.3},
     )
     theirs = get_peft_model(tiny_lm().eval(), config)

@@ -177,7 +177,9 @@ def test_autopeft_makes_the_rows_by_itself(tmp_path):
     save_role(base, "sft", tmp_path)
     folder = tmp_path / "adapter"
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path / "base")}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": str(tmp_path / "base")})
+    )
     base.tokenizer.save_pretrained(folder)
     opened = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
@@ -279,7 +281,12 @@ def test_spare_rows_of_the_base_are_taken_first():
 @pytest.mark.parametrize(
     ("more", "tied", "family", "says"),
     [
-        ({"modules_to_save": ("lm_heat",)}, False, "llama", r"'lm_heat' is neither the embeddings nor .* mean 'lm_head'"),
+        (
+            {"modules_to_save": ("lm_heat",)},
+            False,
+            "llama",
+            r"'lm_heat' is neither the embeddings nor .* mean 'lm_head'",
+        ),
         ({"modules_to_save": ("norm",)}, False, "llama", r"'norm' is neither .* trained by adapter.method 'freeze'"),
         ({"modules_to_save": ("lm_head",), "targets": ("lm_head",)}, False, "llama", "lm_head carries an adapter too"),
         ({**WHOLE, "new_tokens": ("w1",)}, False, "llama", "trains their rows with all others: remove one"),

@@ -1,5 +1,5 @@
-"""SFT, a reward model and PPO in one chain by each way to tune that has more to carry than an adapter: killed and resumed
-in the same bytes, and exported to plain PEFT and Transformers with the run's responses and scores."""
+"""SFT, a reward model and PPO in one chain by each way to tune that has more to carry than an adapter: killed and
+resumed in the same bytes, and exported to plain PEFT and Transformers with the run's responses and scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import tiny_lm, word_tokenizer
 from tests.support.recipes import results
 
 STAGES = ("sft", "reward", "ppo")
-SHAPE = {"initializer_range": 0.2}
+SHAPE: dict[str, Any] = {"initializer_range": 0.2}
 TUNED: dict[str, Any] = {
     "embeddings and output layer": {"rank": 4, "alpha": 8, "modules_to_save": ["embed_tokens", "lm_head"]},
     "adalora": {"method": "adalora", "rank": 2, "init_rank": 4, "alpha": 8},
