@@ -349,8 +349,8 @@ ABOUT_BESIDE = """\
 
 `modules_to_save` trains the embeddings, the output layer or both whole, beside the adapter, by PEFT. `new_tokens` adds
 tokens to the tokenizer and trains their rows alone: ids behind the vocabulary, rows that the base has to spare or,
-where it has none, new ones that begin as the mean of all others. Each role has its own, in at least fp32, and the base stays
-as it is. A role with a scalar head (reward, value) never reads the output layer, and trains the embeddings alone.
+where it has none, new ones that begin as the mean of all others. Each role has its own, in at least fp32, and the base
+stays as it is. A role with a scalar head (reward, value) never reads the output layer, and trains the embeddings alone.
 
 Where the base ties embeddings and output layer, they are one tensor for each role as well. PEFT keeps them tied for
 LoRA's kinds of adapters and embeddings called `embed_tokens`; elsewhere `modules_to_save` is refused. `new_tokens` is

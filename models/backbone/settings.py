@@ -60,8 +60,8 @@ METHODS: dict[str, Method] = {
         residual=True,
     ),
     "adalora": Method(
-        trains="P, the diagonal Lambda and Q of each adapted matrix, Lambda from zero; where they matter least, entries "
-        "of Lambda become zero",
+        trains="P, the diagonal Lambda and Q of each adapted matrix, Lambda from zero; where they matter least, its "
+        "entries become zero",
         source="Zhang et al. 2023, arXiv:2303.10512",
         settings=("rank", "alpha", "dropout", "targets", "layers", "init_rank", "orthogonality", "budget", *_WHOLE),
     ),

@@ -110,7 +110,7 @@ def _add_rows(config: Any, lm: Any, tokenizer: Any, adapter: AdapterConfig) -> N
         raise UserError(f"adapter.new_tokens: {missing[0]!r} has no row in the base's embeddings")
     if last is not None and not tied and getattr(_plain(lm.get_output_embeddings()), "bias", None) is not None:
         raise UserError(
-            f"adapter.new_tokens: the output layer of '{lm.config.model_type}' has a bias, which PEFT's rows leave out; "
+            f"adapter.new_tokens: the output layer of '{lm.config.model_type}' has a bias, which PEFT's rows lack; "
             "name the embeddings and the output layer in adapter.modules_to_save"
         )
     both = [first] if tied or last is None else [first, last]

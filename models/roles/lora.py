@@ -74,7 +74,7 @@ def differences(lm: Any, asked: PeftConfig, there: PeftConfig, role: str) -> str
     """In which settings the adapter of a role, on this base, is not as asked; empty where it is."""
     rows: tuple[tuple[str, Any, Any], ...] = (
         ("method", method_of(asked), method_of(there)),
-        ("whole modules", *(_whole(c) for c in (asked, there))),
+        ("whole modules", _whole(asked), _whole(there)),
         *(_lora_settings(asked, there) if isinstance(asked, LoraConfig) and isinstance(there, LoraConfig) else ()),
         ("modules", len(adapted(lm, asked)), len(adapted(lm, there))),
     )

@@ -290,9 +290,8 @@ class SharedBase:
         else:
             config = copy.deepcopy(self._config(of))
             self._add_adapter(name, embeddings.without_output(config, self.lm) if head else config, seed)
-            there = self.adapter_state(of)
-            own = {key: there[key] for key in self.adapter_state(name)}
-            self._fill_adapter(name, own)
+            state = self.adapter_state(of)
+            self._fill_adapter(name, {key: state[key] for key in self.adapter_state(name)})
             if of in self.residual:
                 self._note_residual(name, self.residual[of])
 

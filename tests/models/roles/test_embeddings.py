@@ -291,7 +291,7 @@ def test_spare_rows_of_the_base_are_taken_first():
         ({"modules_to_save": ("lm_head",), "targets": ("lm_head",)}, False, "llama", "lm_head carries an adapter too"),
         ({**WHOLE, "new_tokens": ("w1",)}, False, "llama", "trains their rows with all others: remove one"),
         ({"modules_to_save": ("wte",)}, True, "gpt2", "would untie them: use adapter.method 'freeze' or 'full'"),
-        ({"new_tokens": ("<never>",)}, False, "gptj", "has a bias, which PEFT's rows leave out"),
+        ({"new_tokens": ("<never>",)}, False, "gptj", "has a bias, which PEFT's rows lack"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(more, tied, family, says):
