@@ -117,13 +117,13 @@ class AdapterConfig(Config):
         description="AdaLoRA's first rank of every matrix, larger than `rank`; null: one and a half times it",
     )
     orthogonality: float = Field(0.5, ge=0, description="weight of the term that keeps AdaLoRA's factors orthogonal")
-    budget: tuple[float, float] = Field(
+    budget: tuple[float, ...] = Field(
         (0.1, 0.7),
         description="shares of a stage's steps between which AdaLoRA's ranks fall from `init_rank` to `rank`",
     )
     modules_to_save: tuple[str, ...] = Field(
         (),
-        description="trained whole beside the adapter, each role its own: the embeddings, the output layer, or both, "
+        description="trained whole next to the adapter, each role its own: the embeddings, the output layer, or both, "
         "as the base names them (`embed_tokens`, `lm_head`); one tensor where the base ties them",
     )
     new_tokens: tuple[str, ...] = Field(
@@ -134,8 +134,8 @@ class AdapterConfig(Config):
 
     @field_validator("budget")
     @classmethod
-    def _falls(cls, budget: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= budget[0] < budget[1] <= 1:
+    def _falls(cls, budget: tuple[float, ...]) -> tuple[float, ...]:
+        if len(budget) != 2 or not 0 <= budget[0] < budget[1] <= 1:
             raise ValueError("two shares of the steps, from 0 to 1, the first one smaller")
         return budget
 
@@ -145,8 +145,8 @@ class AdapterConfig(Config):
         return self.init_rank or self.rank + max(1, self.rank // 2)
 
     @property
-    def beside(self) -> str:
-        """The first setting that trains embeddings or an output layer beside the adapter; empty where none does."""
+    def embeddings_setting(self) -> str:
+        """The first setting that trains embeddings or an output layer next to the adapter; empty where none does."""
         return next((key for key in _WHOLE if getattr(self, key) and self.method != "full"), "")
 
     @property

@@ -56,7 +56,7 @@ def add(config: PeftConfig, lm: Any, tokenizer: Any, adapter: AdapterConfig, hea
     Raises:
         UserError: a module that is neither, a token without a row, or a base on which PEFT does it otherwise.
     """
-    if not adapter.beside:
+    if not adapter.embeddings_setting:
         return config
     _add_whole(config, lm, adapter)
     if adapter.new_tokens:

@@ -157,7 +157,7 @@ def _sharding(recipe: Recipe) -> list[Problem]:
         method = recipe.adapter.method
         why = f"'fsdp2' goes with adapter.method {' and '.join(DIVIDED)}, not with '{method}': use 'none'"
         return [(("runtime", "sharding"), why)]
-    if key := recipe.adapter.beside or ("new_tokens" if recipe.adapter.new_tokens else ""):
+    if key := recipe.adapter.embeddings_setting or ("new_tokens" if recipe.adapter.new_tokens else ""):
         why = f"'fsdp2' has embeddings and output layer in parts, and adapter.{key} trains them: use 'none'"
         return [(("runtime", "sharding"), why)]
     if recipe.runtime.quantize is None:
@@ -176,7 +176,7 @@ def _servers(recipe: Recipe) -> list[Problem]:
         what = "trains a whole copy" if recipe.adapter.tuning.copies else "writes adapters that vLLM does not run"
         why = f"servers are given adapters, and adapter.method '{method}' {what}: use 'lora', or engine 'own'"
         out.append((("runtime", "rollouts", "engine"), why))
-    if key := recipe.adapter.beside:
+    if key := recipe.adapter.embeddings_setting:
         why = f"servers are given LoRA adapters alone, and adapter.{key} trains more: remove it, or use engine 'own'"
         out.append((("runtime", "rollouts", "engine"), why))
     if recipe.ppo.old_logprobs == "sampler":

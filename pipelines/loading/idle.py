@@ -291,7 +291,7 @@ PPO = (
     ),
     rule(
         "ppo.share_prefix_layers",
-        acts=lambda r: not r.adapter.beside,
+        acts=lambda r: not r.adapter.embeddings_setting,
         why="every role has embeddings of its own (adapter.modules_to_save, adapter.new_tokens), so that no layer has "
         "the same input in all of them",
     ),

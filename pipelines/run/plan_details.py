@@ -192,7 +192,7 @@ def numbers_of(recipe: Recipe, device: torch.device, shape: Shape | None, proces
     if name == "auto" and isinstance(recipe.base, str):
         name = resolve_base(recipe.base, base_dir=recipe.base_dir).dtype
     dtype = resolve_dtype(name, device, None if shape is None else shape.width)
-    plain = recipe.adapter.tuning.plain and not recipe.adapter.beside
+    plain = recipe.adapter.tuning.plain and not recipe.adapter.embeddings_setting
     known = plain or recipe.adapter.tuning.copies
     fast = recipe.runtime.engine == "auto" and dtype in DTYPES and family in FAMILIES and known
     product = product_dtype(torch.empty(0, dtype=dtype, device="meta" if device.type == "cuda" else device))

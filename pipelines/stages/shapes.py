@@ -77,13 +77,13 @@ def _from_scratch(recipe: Recipe) -> Shape:
     parameters = vocabulary * m.width + linear + (2 * m.layers + 1) * m.width
     layers = adapted_layers(recipe.adapter, m.layers)
     trained = tuned_numbers(recipe.adapter, [m for _ in layers for m in matrices], parameters)
-    trained += numbers_beside(recipe.adapter, vocabulary, m.width, tied=True)
+    trained += embedding_numbers(recipe.adapter, vocabulary, m.width, tied=True)
     return Shape(
         parameters=parameters,
         linear=linear,
         adapter=trained,
         layers=m.layers,
-        trained_layers=m.layers - (0 if recipe.adapter.beside else min(layers)),
+        trained_layers=m.layers - (0 if recipe.adapter.embeddings_setting else min(layers)),
         width=m.width,
         inner=m.feed_forward,
         heads=m.heads,
@@ -110,9 +110,9 @@ def tuned_numbers(adapter: AdapterConfig, matrices: Sequence[Sequence[int]], par
     return adapter.written_rank * sum(map(sum, matrices)) + rows
 
 
-def numbers_beside(adapter: AdapterConfig, vocabulary: int, width: int, tied: bool) -> int:
+def embedding_numbers(adapter: AdapterConfig, vocabulary: int, width: int, tied: bool) -> int:
     """Numbers of embeddings and output layer that a role trains beside its adapter."""
-    if not adapter.beside:
+    if not adapter.embeddings_setting:
         return 0
     rows, modules = len(adapter.new_tokens), len(adapter.modules_to_save)
     return width * (rows * (1 if tied else 2) + vocabulary * min(modules, 1 if tied else 2))
@@ -153,9 +153,9 @@ def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
         parameters=parameters,
         linear=sum(math.prod(s) for _, s in inside),
         adapter=tuned_numbers(adapter, chosen, parameters)
-        + numbers_beside(adapter, vocabulary, width, tied=not any(n.startswith("lm_head.") for n, _ in named)),
+        + embedding_numbers(adapter, vocabulary, width, tied=not any(n.startswith("lm_head.") for n, _ in named)),
         layers=layers,
-        trained_layers=layers - (0 if adapter.beside else min(adapted, default=0)),
+        trained_layers=layers - (0 if adapter.embeddings_setting else min(adapted, default=0)),
         width=width,
         inner=_first(config, "intermediate_size", "n_inner", "ffn_dim") or 4 * width,
         heads=heads,

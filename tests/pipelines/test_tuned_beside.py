@@ -14,7 +14,7 @@ from pipelines.run.base_rehearsal import check_adapter, known_base
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.rehearsal import _base_of
 from pipelines.stages.depends_on import adapter_settings
-from pipelines.stages.shapes import numbers_beside, shape_of
+from pipelines.stages.shapes import embedding_numbers, shape_of
 from tests.conftest import tiny_lm, word_tokenizer
 
 PLAIN: dict[str, Any] = {
@@ -56,7 +56,7 @@ def test_unset_settings_are_in_no_key() -> None:
     assert "new_tokens" in adapter_settings(load_recipe(PLAIN | {"adapter": ROWS}))
 
 
-def test_numbers_beside_are_counted(tmp_path: Path) -> None:
+def test_embedding_numbers_are_counted(tmp_path: Path) -> None:
     """A vocabulary of 40, 32 wide: both whole, one of them, and one row of each."""
     tiny_lm().save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
@@ -67,7 +67,7 @@ def test_numbers_beside_are_counted(tmp_path: Path) -> None:
         sizes[name] = found.adapter
     assert sizes["both"] - sizes["plain"] == 2 * 40 * 32 and sizes["rows"] - sizes["plain"] == 2 * 32
     tied = load_recipe(PLAIN | {"adapter": {"modules_to_save": ["wte"]}}).adapter
-    assert numbers_beside(tied, 40, 32, tied=True) == 40 * 32
+    assert embedding_numbers(tied, 40, 32, tied=True) == 40 * 32
 
 
 def test_a_plan_renders_with_new_tokens_and_refuses_what_the_base_cannot_do(tmp_path: Path) -> None:
