@@ -194,6 +194,16 @@ def own_tensors(
     return {n: t for n, t in tensors.items() if is_adapters(n) or trained_whole(n, whole) or plain_name(n) not in own}
 
 
+def misfit(own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
+    """How an adapter's stored tensors differ from those that it has on a base, by names and shapes; empty: they fit."""
+    missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if not (missing or unknown or wrong):
+        return ""
+    what = f"{len(missing)} missing, {len(unknown)} unknown, {len(wrong)} of another shape"
+    return f"{what}; first: {(missing + unknown + wrong)[0]}"
+
+
 def trained_whole(name: str, whole: Sequence[str]) -> bool:
     """Whether a tensor is of a module that an adapter names in ``modules_to_save``, as PEFT finds it."""
     return any(name.rpartition(".")[0].endswith(one) for one in whole)

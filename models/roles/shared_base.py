@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
@@ -27,12 +26,12 @@ from data.common.errors import UserError
 from models.backbone.architecture import check_architecture, linear_layers, out_of_reach
 from models.backbone.artifacts import Artifact
 from models.backbone.forward import check_logit_path, full_copy, switch_off_dropout
-from models.backbone.four_bits import quantize, scales_of
+from models.backbone.four_bits import quantize
 from models.backbone.processes import Processes
 from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
-from models.backbone.sharding import shards_of, wait_for_passes, whole_of
+from models.backbone.sharding import shards_of
 from models.backbone.trained_shards import divided_copy, trained_parameters
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
@@ -41,7 +40,8 @@ from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles import embeddings
 from models.roles.files import HEAD, read_role
-from models.roles.lora import CONSTANT, check_same_kind, differences, is_adapters, own_tensors, plain_name
+from models.roles.fingerprint import fingerprint_of, tensors_of
+from models.roles.lora import CONSTANT, check_same_kind, differences, is_adapters, misfit, own_tensors, plain_name
 from models.roles.methods import BEGINNINGS, adapter_config, begin, keep_second_half, trained_of
 from models.roles.own_models import copied, delta_of, merged_copy, share_equal, unshare
 from models.roles.role_view import RoleView
@@ -145,28 +145,12 @@ class SharedBase:
 
         Of a divided base they are this process's parts.
         """
-        named = [(plain_name(n), p) for n, p in self.lm.named_parameters() if not is_adapters(n)]
-        if self.divided:
-            return {name: p for name, p in named if name not in self.lm.all_tied_weights_keys}
-        seen: set[int] = set()
-        out = {}
-        for name, p in named:
-            if p.data_ptr() not in seen:
-                seen.add(p.data_ptr())
-                out[name] = p
-        return out
+        return tensors_of(self.lm)
 
     def base_fingerprint(self) -> str:
         """sha256 over names, dtypes, shapes and bytes of the base; the same whatever roles stand on it, and whether or
         not it is divided: then all processes compute it together, a tensor at a time."""
-        digest = hashlib.sha256()
-        wait_for_passes(self.lm)
-        for name, p in sorted(self.base_tensors().items()):
-            digest.update(f"{name} {p.dtype} {tuple(p.shape)}\n".encode())
-            for part in (whole_of(p), scales_of(p)):
-                if part is not None:
-                    digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint_of(self.lm)
 
     # -- roles ---------------------------------------------------------------------------------------------------
 
@@ -522,13 +506,9 @@ class SharedBase:
         """
         self._add_adapter(name, config, seed=0)
         own = self.adapter_state(name)
-        missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-        wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-        if missing or unknown or wrong:
+        if what := misfit(own, state):
             assert self.peft is not None
             self.peft.delete_adapter(name)
-            what = f"{len(missing)} missing, {len(unknown)} unknown, {len(wrong)} of another shape"
-            first = (missing + unknown + wrong)[0]
-            raise UserError(f"{source}: the adapter does not fit base {self.name} ({what}; first: {first})")
+            raise UserError(f"{source}: the adapter does not fit base {self.name} ({what})")
         self._fill_adapter(name, state)
         self.freeze(name)

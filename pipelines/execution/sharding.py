@@ -27,7 +27,11 @@ def is_divided(recipe: Recipe, device: torch.device, processes: int, weights: fl
     if runtime.sharding == "fsdp2":
         return True
     adapter = recipe.adapter
-    unfit = not adapter.tuning.divided or bool(adapter.embeddings_setting or adapter.new_tokens) or runtime.quantize is not None
+    unfit = (
+        not adapter.tuning.divided
+        or bool(adapter.embeddings_setting or adapter.new_tokens)
+        or runtime.quantize is not None
+    )
     if device.type == "cpu" or weights is None or unfit:
         return False
     return weights > ROOM * USABLE * device_memory(device)
