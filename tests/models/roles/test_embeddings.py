@@ -12,7 +12,9 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
 from data.common.errors import UserError
+from models.backbone.architecture import linear_layers
 from models.backbone.forward import set_gradient_checkpointing
+from models.backbone.four_bits import can_quantize, quantize
 from models.backbone.logprobs import make_rows
 from models.backbone.settings import METHODS, AdapterConfig
 from models.hub.load import add_rows, add_tokens
@@ -330,3 +332,18 @@ def test_foreign_adapters_that_would_change_the_base_are_still_refused(tmp_path)
     file.write_text(json.dumps(config | {"modules_to_save": ["model.norm"]}))
     with pytest.raises(UserError, match=r"modules_to_save: 'model.norm' has no weights next to it"):
         base_with(WHOLE, tied=True).add_role("sft", tmp_path / "whole")
+
+
+@pytest.mark.skipif(not can_quantize(), reason="the extra nf4 (bitsandbytes) is not installed")
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_they_stand_on_a_base_in_four_bits(tied):
+    lm = tiny_lm(hidden_size=64, intermediate_size=128, initializer_range=0.1, tie_word_embeddings=tied)
+    quantize(lm, linear_layers(lm), torch.device("cpu"))
+    base = SharedBase(lm, word_tokenizer(), name="packed")
+    bare = logits(base, "base")
+    base.add_role("other", settings(**WHOLE))
+    base.add_role("sft", settings(**WHOLE))
+    assert torch.equal(logits(base, "sft"), bare)
+    step(base, "sft")
+    assert not torch.equal(logits(base, "sft"), bare) and torch.equal(logits(base, "other"), bare)
+    assert base.base_fingerprint() == base.fingerprint
