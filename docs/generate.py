@@ -331,8 +331,39 @@ test runs every method in every stage and asks that exactly these tensors move, 
     adapter: {method: dora, rank: 16, alpha: 32}
     adapter: {method: freeze, layers: upper_half}
 
-Adapters of two kinds (LoRA's, of which `dora`, `pissa` and `olora` are, and (IA)3's) cannot stand on one base at a
-time.
+Adapters of two kinds (LoRA's, of which `dora`, `pissa` and `olora` are, AdaLoRA's and (IA)3's) cannot stand on one base
+at a time.
+
+By `adalora` ranks fall from `init_rank` to a mean of `rank` between the two shares of a stage's steps that `budget`
+names, each role's by a budget of its own and in each stage anew: SFT, the reward stage and PPO each begin with all
+ranks, of which those that went in the stage before are zeros that may come back. `orthogonality` is part of each step's
+gradient and of no loss that is shown. Its scaling is PEFT's, `alpha` / `init_rank`.
+
+Prompt tuning, P-tuning and prefix tuning are not among the methods.
+"""
+ABOUT_BESIDE = """\
+## Embeddings, output layer and new tokens
+
+    adapter: {modules_to_save: [embed_tokens, lm_head]}
+    adapter: {new_tokens: ["<think>", "</think>"]}
+
+`modules_to_save` trains the embeddings, the output layer or both whole, beside the adapter, by PEFT. `new_tokens` adds
+tokens to the tokenizer and trains their rows alone: ids behind the vocabulary, rows that the base has to spare or,
+where it has none, new ones that begin as the mean of all others. Each role has its own, in at least fp32, and the base
+stays as it is. A role with a scalar head (reward, value) never reads the output layer, and trains the embeddings alone.
+
+Where the base ties embeddings and output layer, they are one tensor for each role as well. PEFT keeps them tied for
+LoRA's kinds of adapters and embeddings called `embed_tokens`; elsewhere `modules_to_save` is refused. `new_tokens` is
+refused where an untied output layer has a bias, which PEFT's rows leave out, and beside `modules_to_save`, which trains
+all rows.
+
+Passes are those of Transformers' modules, without trivet's fast path. `runtime.sharding: fsdp2` and rollouts by vLLM
+are refused, and so is `ppo.share_prefix_layers: false`, since no layer has the same input in all roles anyway. With
+`full`, new tokens are trained as everything is; `runtime.sharding: fsdp2` is refused there too.
+
+An exported adapter is PEFT's: its weights hold the whole modules or the rows, and its folder the tokenizer.
+`AutoPeftModelForCausalLM` gives the base the rows that it lacks; in plain PEFT call
+`model.resize_token_embeddings(len(tokenizer))` before. Merged, the model has all of it, tied where the base is.
 """
 SHAPE: dict[str, Any] = {
     "hidden_size": 576,
@@ -373,7 +404,7 @@ def methods_page() -> str:
         "base's width.",
         "",
     ]
-    out += ["## What goes with what", ""]
+    out += [*ABOUT_BESIDE.splitlines(), "", "## What goes with what", ""]
     out += ["| method | written as | fast path | `runtime.quantize` | `runtime.sharding` | rollouts by vLLM |"]
     out += ["| --- | --- | --- | --- | --- | --- |"]
     for name, method in METHODS.items():

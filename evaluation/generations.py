@@ -41,7 +41,9 @@ def weights_key(base: SharedBase, role: str) -> str:
     else:
         assert base.peft is not None
         config = base.peft.peft_config[role].to_dict()
-        digest.update(digest_of({k: config.get(k) for k in SCALING}).encode())
+        effect = {k: config.get(k) for k in SCALING}
+        effect |= {k: config[k] for k in ("trainable_token_indices", "init_r") if config.get(k)}
+        digest.update(digest_of(effect).encode())
         state = base.adapter_state(role)
     for name, part in sorted(state.items()):
         tensor = whole_of(part)

@@ -185,7 +185,8 @@ class _Direct(torch.autograd.Function):
         return out, None, None, None, None, None
 
 
-def _head_is_frozen(hidden: Tensor, logits_of: LogitsOf) -> bool:
+def head_is_frozen(hidden: Tensor, logits_of: LogitsOf) -> bool:
+    """Whether no tensor of the output layer that ``logits_of`` now reads asks for a gradient."""
     with torch.enable_grad():
         return not logits_of(hidden[:0].detach()).requires_grad
 
@@ -216,7 +217,7 @@ def token_logprobs(
         empty = hidden.new_zeros(0, dtype=torch.float32)
         return empty, empty.clone()
     training = torch.is_grad_enabled()
-    if training and hidden.requires_grad and _head_is_frozen(hidden, logits_of):
+    if training and hidden.requires_grad and head_is_frozen(hidden, logits_of):
         return _Direct.apply(hidden, targets, logits_of, temperature, chunk, entropy_gradient)
     parts = []
     for start in range(0, hidden.shape[0], chunk):

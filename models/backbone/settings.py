@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data.common.config import Config
 
@@ -27,7 +27,8 @@ class Method:
     rate: Literal["lora", "full", "highest"] = "lora"  # which law chooses its learning rate
 
 
-_LORA = ("rank", "alpha", "dropout", "targets", "layers", "rslora")
+_WHOLE = ("modules_to_save", "new_tokens")
+_LORA = ("rank", "alpha", "dropout", "targets", "layers", "rslora", *_WHOLE)
 METHODS: dict[str, Method] = {
     "lora": Method(
         trains="A and B of each adapted matrix; B begins at zero",
@@ -58,11 +59,17 @@ METHODS: dict[str, Method] = {
         plain=True,
         residual=True,
     ),
+    "adalora": Method(
+        trains="P, the diagonal Lambda and Q of each adapted matrix, Lambda from zero; where they matter least, its "
+        "entries become zero",
+        source="Zhang et al. 2023, arXiv:2303.10512",
+        settings=("rank", "alpha", "dropout", "targets", "layers", "init_rank", "orthogonality", "budget", *_WHOLE),
+    ),
     "ia3": Method(
         trains="a factor for each output of the attention's matrices that PEFT's table names for the family (keys or "
         "queries, and values), and for each input of the feed-forward's last",
         source="Liu et al. 2022, arXiv:2205.05638",
-        settings=("targets", "layers"),
+        settings=("targets", "layers", "modules_to_save"),
         rate="highest",
     ),
     "freeze": Method(
@@ -73,7 +80,12 @@ METHODS: dict[str, Method] = {
         rate="full",
     ),
     "full": Method(
-        trains="every tensor of a copy of the base", source="", settings=(), copies=True, divided=True, rate="full"
+        trains="every tensor of a copy of the base",
+        source="",
+        settings=("new_tokens",),
+        copies=True,
+        divided=True,
+        rate="full",
     ),
 }
 """Every method by its name in a recipe."""
@@ -83,10 +95,10 @@ DIVIDED, RESIDUAL = ([n for n, m in METHODS.items() if getattr(m, kind)] for kin
 class AdapterConfig(Config):
     """How a role differs from the base: an adapter on it, or weights of its own."""
 
-    method: Literal["lora", "dora", "pissa", "olora", "ia3", "freeze", "full"] = Field(
+    method: Literal["lora", "dora", "pissa", "olora", "adalora", "ia3", "freeze", "full"] = Field(
         "lora", description="how roles are tuned: see docs/reference/methods.md for what each trains"
     )
-    rank: int = Field(16, ge=1, description="LoRA rank")
+    rank: int = Field(16, ge=1, description="LoRA rank; with adalora the mean that is left at the end")
     alpha: float = Field(32, gt=0, description="LoRA scaling numerator: the update is alpha / rank times B A")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout in SFT and reward training; PPO uses none")
     targets: str | tuple[str, ...] = Field(
@@ -98,6 +110,44 @@ class AdapterConfig(Config):
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead (Kalajdzievski 2023)")
     init: Literal["kaiming", "gaussian"] = Field("kaiming", description="how LoRA's A begins")
+
+    init_rank: int | None = Field(
+        None,
+        ge=2,
+        description="AdaLoRA's first rank of every matrix, larger than `rank`; null: one and a half times it",
+    )
+    orthogonality: float = Field(0.5, ge=0, description="weight of the term that keeps AdaLoRA's factors orthogonal")
+    budget: tuple[float, ...] = Field(
+        (0.1, 0.7),
+        description="shares of a stage's steps between which AdaLoRA's ranks fall from `init_rank` to `rank`",
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (),
+        description="trained whole next to the adapter, each role its own: the embeddings, the output layer, or both, "
+        "as the base names them (`embed_tokens`, `lm_head`); one tensor where the base ties them",
+    )
+    new_tokens: tuple[str, ...] = Field(
+        (),
+        description="tokens that the vocabulary does not have: their rows of the embeddings and of the output layer "
+        "are trained, each role its own",
+    )
+
+    @field_validator("budget")
+    @classmethod
+    def _falls(cls, budget: tuple[float, ...]) -> tuple[float, ...]:
+        if len(budget) != 2 or not 0 <= budget[0] < budget[1] <= 1:
+            raise ValueError("two shares of the steps, from 0 to 1, the first one smaller")
+        return budget
+
+    @property
+    def first_rank(self) -> int:
+        """The rank that AdaLoRA begins with."""
+        return self.init_rank or self.rank + max(1, self.rank // 2)
+
+    @property
+    def embeddings_setting(self) -> str:
+        """The first setting that trains embeddings or an output layer next to the adapter; empty where none does."""
+        return next((key for key in _WHOLE if getattr(self, key) and self.method != "full"), "")
 
     @property
     def tuning(self) -> Method:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,21 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     """
     with naming(path):
         save_file(dict(tensors), path, metadata=metadata)
+        if metadata is not None and len(metadata) > 1:
+            _sort_metadata(path)
     readable(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a file's metadata in the order of their names: the library writes several in another one each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def header_of(path: Path) -> dict[str, str]:

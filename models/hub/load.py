@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import AddedToken
 
 from data.common.errors import UserError
 from data.tokens import check_speed
@@ -157,8 +158,38 @@ def load_lm_and_tokenizer(
     """A registry entry's model and tokenizer, which fit each other; ``divided``: see ``load_causal_lm``."""
     tokenizer = tokenizer_of(spec)
     lm = load_causal_lm(spec.source, spec.revision, dtype, device, divided)
+    if spec.new_tokens and divided is not None:
+        raise UserError("adapter.new_tokens: a base in parts is given no rows: set runtime.sharding to 'none'")
+    if spec.new_tokens:
+        add_rows(lm, len(tokenizer))
     check_vocabulary(limits_of_model(lm, spec.name), tokenizer)
     return lm, tokenizer
+
+
+def add_tokens(tokenizer: Any, spec: BaseModelSpec) -> None:
+    """Add an entry's new tokens to the vocabulary: plain ones, which stay in a response's text.
+
+    Raises:
+        UserError: one is there already, or is no token.
+    """
+    for token in spec.new_tokens:
+        if not token.strip() or token in tokenizer.get_vocab():
+            why = "is empty" if not token.strip() else f"is in the vocabulary of base {spec.name} already: remove it"
+            raise UserError(f"adapter.new_tokens: {token!r} {why}")
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)])
+
+
+@torch.no_grad()
+def add_rows(lm: Any, count: int) -> None:
+    """Rows of the embeddings and the output layer for ``count`` tokens, where there are fewer; new ones are the mean of
+    those that are there (as Hewitt 2021 advises), the same at every loading."""
+    had = lm.get_input_embeddings().weight.shape[0]
+    if count <= had:
+        return
+    lm.resize_token_embeddings(count, mean_resizing=False)
+    for module in (lm.get_input_embeddings(), lm.get_output_embeddings()):
+        for p in module.parameters() if module is not None else ():
+            p[had:] = p[:had].double().mean(0).to(p.dtype)
 
 
 def tokenizer_of(spec: BaseModelSpec) -> Any:
@@ -174,4 +205,5 @@ def tokenizer_of(spec: BaseModelSpec) -> Any:
         if spec.pad_token not in tokenizer.get_vocab():
             raise UserError(f"base {spec.name}: pad_token {spec.pad_token!r} is not in its vocabulary")
         tokenizer.pad_token = spec.pad_token
+    add_tokens(tokenizer, spec)
     return tokenizer

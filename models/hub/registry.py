@@ -30,8 +30,10 @@ def list_models() -> list[BaseModelSpec]:
     return list(BASE_MODELS.values())
 
 
-def resolve_base(name: str, *, base_dir: Path, extra: Path | None = None) -> BaseModelSpec:
-    """Return the spec that ``name`` means, without touching the network.
+def resolve_base(
+    name: str, *, base_dir: Path, extra: Path | None = None, new_tokens: tuple[str, ...] = ()
+) -> BaseModelSpec:
+    """Return the spec that ``name`` means, with these tokens added to it, without touching the network.
 
     In this order: an entry of the user's own YAML (``extra``, or ``models.yaml`` in ``base_dir``), a registry name
     (upper or lower case), a folder (relative to ``base_dir``), a hub id ``org/name`` or ``org/name@revision``.
@@ -39,6 +41,11 @@ def resolve_base(name: str, *, base_dir: Path, extra: Path | None = None) -> Bas
     Raises:
         UserError: nothing of that name, or a folder that cannot be loaded.
     """
+    spec = _resolved(name, base_dir, extra)
+    return spec.model_copy(update={"new_tokens": new_tokens}) if new_tokens else spec
+
+
+def _resolved(name: str, base_dir: Path, extra: Path | None) -> BaseModelSpec:
     own = _own_models(base_dir, extra)
     for known in (own, BASE_MODELS):
         if (spec := known.get(name.lower())) is not None:

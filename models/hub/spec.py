@@ -31,6 +31,7 @@ class BaseModelSpec(Config):
     chat_template: str | None = Field(None, description="instead of the tokenizer's (Jinja)")
     stop: tuple[str | int, ...] = Field((), description="further stop tokens")
     pad_token: str | None = Field(None, description="instead of the tokenizer's")
+    new_tokens: tuple[str, ...] = Field((), description="added to the vocabulary, and rows to the embeddings for them")
     override_source: str | None = Field(None, description="where the overrides are documented")
 
     @model_validator(mode="after")

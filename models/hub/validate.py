@@ -30,7 +30,7 @@ NAME = re.compile(r"\^?[A-Za-z0-9_.-]{1,200}")
 IGNORED = {
     *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "merge_weights"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_core"),
-    *("exclude_modules", "qalora_group_size", "ensure_weight_tying"),
+    *("exclude_modules", "qalora_group_size", "modules_to_tie"),
 }
 # Ways to begin that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take something out of its
 # weights, and the adapter means what it says on what is left of them alone.
@@ -53,6 +53,8 @@ class _Adapter(BaseModel):
     use_dora: bool = False
     lora_bias: bool = False
     modules_to_save: list[str] | None = None
+    ensure_weight_tying: bool = False
+    trainable_token_indices: dict[str, list[int]] | list[int] | None = None
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, FiniteFloat | int] | None = None
     layers_to_transform: list[int] | int | None = None
@@ -85,21 +87,23 @@ def read_adapter_config(folder: Path, weights: Mapping[str, Tensor], *, head_cop
     raw = read_object(file, largest=1 << 20)
     if raw.get("peft_type") == "IA3":
         return _ia3(file, raw, weights, head_copied)
+    if raw.get("peft_type") == "ADALORA":
+        return _adalora(file, raw, weights, head_copied)
     if raw.get("peft_type") != "LORA":
-        raise UserError(f"{file}: peft_type is {raw.get('peft_type')!r:.60}; trivet reads LORA and IA3 adapters")
+        raise UserError(
+            f"{file}: peft_type is {raw.get('peft_type')!r:.60}; trivet reads LORA, ADALORA and IA3 adapters"
+        )
     known = _validated(_Adapter, file, raw)
-    if head_copied and known.modules_to_save == ["score"]:
-        known.modules_to_save = None
-    if known.modules_to_save or known.bias != "none":
-        what = "modules_to_save" if known.modules_to_save else "bias"
-        raise UserError(f"{file}: {what} would change the shared base; export the adapter without it")
+    known.modules_to_save = _whole_modules(file, known.modules_to_save, weights, head_copied)
+    if known.bias != "none":
+        raise UserError(f"{file}: bias would change the shared base; export the adapter without it")
     _check_start(file, raw.get("init_lora_weights", True))
     for name in sorted(set(raw) - set(_Adapter.model_fields) - IGNORED - {"peft_type", "init_lora_weights"}):
         if raw[name]:
             raise UserError(f"{file}: {name[:60]}: trivet reads plain LoRA adapters, without this setting")
     _check_patterns(file, known)
     _check_ranks(file, known, weights)
-    settings = known.model_dump(exclude_none=True, exclude={"modules_to_save"})
+    settings = known.model_dump(exclude_none=True)
     settings["task_type"] = "CAUSAL_LM" if known.task_type == "CAUSAL_LM" else None
     if _by_weights(known, raw):
         settings["target_modules"] = _targets(weights)
@@ -121,7 +125,7 @@ def _validated(kind: type[Known], file: Path, raw: Mapping[str, Any]) -> Known:
 
 def module_of(name: str) -> str:
     """The module of the base on which a tensor of an adapter stands, by its name in a file."""
-    return re.split(r"\.(?:lora|ia3)_", name.removeprefix(PREFIX), maxsplit=1)[0]
+    return re.split(r"\.(?:lora_|ia3_|token_adapter\.|weight$|bias$)", name.removeprefix(PREFIX), maxsplit=1)[0]
 
 
 def _ia3(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor], head_copied: bool) -> PeftConfig:
@@ -129,8 +133,7 @@ def _ia3(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor], head
     from peft import IA3Config
 
     known = _validated(_IA3, file, raw)
-    if known.modules_to_save and not (head_copied and known.modules_to_save == ["score"]):
-        raise UserError(f"{file}: modules_to_save would change the shared base; export the adapter without it")
+    whole = _whole_modules(file, known.modules_to_save, weights, head_copied)
     for name in sorted(set(raw) - set(_IA3.model_fields) - IGNORED - {"peft_type", "init_ia3_weights"}):
         if raw[name]:
             raise UserError(f"{file}: {name[:60]}: trivet reads plain (IA)3 adapters, without this setting")
@@ -140,9 +143,65 @@ def _ia3(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor], head
         target_modules=sorted(factors),
         feedforward_modules=sorted(inputs),
         fan_in_fan_out=known.fan_in_fan_out,
+        modules_to_save=whole,
         task_type="CAUSAL_LM" if known.task_type == "CAUSAL_LM" else None,
         inference_mode=True,
     )
+
+
+class _AdaLora(BaseModel):
+    """What is read of AdaLoRA's settings; its schedule is over."""
+
+    model_config = ConfigDict(strict=True)
+    init_r: int = Field(12, ge=1)
+    target_r: int = Field(8, ge=1)
+    lora_alpha: FiniteFloat | int = 8
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    fan_in_fan_out: bool = False
+    modules_to_save: list[str] | None = None
+    ensure_weight_tying: bool = False
+    trainable_token_indices: dict[str, list[int]] | list[int] | None = None
+    task_type: str | None = None
+
+
+SCHEDULE = {"tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step", "r", "peft_type"}
+ELSEWHERE = {"target_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"}  # the weights say it
+
+
+def _adalora(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor], head_copied: bool) -> PeftConfig:
+    """AdaLoRA's settings, where every matrix has the first rank and ranks that were taken away are zeros."""
+    from peft import AdaLoraConfig
+
+    known = _validated(_AdaLora, file, raw)
+    for name in sorted(set(raw) - set(_AdaLora.model_fields) - IGNORED - SCHEDULE - ELSEWHERE):
+        if raw[name] and not (name == "bias" and raw[name] == "none"):
+            raise UserError(f"{file}: {name[:60]}: trivet reads AdaLoRA adapters of one rank, without this setting")
+    ranks = {tuple(w.shape) for n, w in weights.items() if ".lora_E" in n}
+    if ranks != {(known.init_r, 1)}:
+        raise UserError(f"{file}: init_r {known.init_r} does not fit the weights next to it ({sorted(ranks)[:3]})")
+    settings = known.model_dump(exclude_none=True, exclude={"modules_to_save", "task_type"})
+    return AdaLoraConfig(
+        **settings,
+        modules_to_save=_whole_modules(file, known.modules_to_save, weights, head_copied),
+        target_modules=_targets(weights),
+        task_type="CAUSAL_LM" if known.task_type == "CAUSAL_LM" else None,
+        total_step=1,
+        inference_mode=True,
+    )
+
+
+def _whole_modules(
+    file: Path, named: list[str] | None, weights: Mapping[str, Tensor], head_copied: bool
+) -> list[str] | None:
+    """Modules that an adapter has trained whole, and whose tensors lie next to it; a copy of our own head is none."""
+    whole = [name for name in named or () if not (head_copied and name == "score")]
+    for name in whole:
+        if not NAME.fullmatch(name) or not any(module_of(n).endswith(name) for n in weights if "lora_" not in n):
+            raise UserError(
+                f"{file}: modules_to_save: {name[:60]!r} has no weights next to it, and would change the shared base; "
+                "export the adapter anew"
+            )
+    return whole or None
 
 
 def _check_start(file: Path, start: Any) -> None:

@@ -108,5 +108,6 @@ def add_score(folder: Path, weight: Tensor | None) -> None:
     tensors[SCORE] = torch.zeros(0) if weight is None else weight.detach().cpu().float()[None].contiguous()
     save_tensors(tensors, folder / WEIGHTS, metadata=metadata)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    whole = [*(config.get("modules_to_save") or []), "score"]
+    config |= {"task_type": "SEQ_CLS", "modules_to_save": whole}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

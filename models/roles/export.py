@@ -14,7 +14,8 @@ from models.backbone.artifacts import naming
 from models.backbone.sharding import shards_of
 from models.backbone.tensor_files import readable, save_tensors
 from models.backbone.trained_shards import whole_state
-from models.roles.files import ADAPTER, CONFIG, HEAD, MAGNITUDE, MODEL, RESIDUAL_MARK, WEIGHTS
+from models.roles.files import ADAPTER, CONFIG, HEAD, MAGNITUDE, MODEL, RESIDUAL_MARK, TOKENS_MARK, WEIGHTS
+from models.roles.lora import rows_of
 from models.roles.own_models import merged_copy
 from models.roles.shared_base import SharedBase
 
@@ -71,6 +72,9 @@ def save_adapter(base: SharedBase, name: str, folder: Path, base_path: str | Non
     folder.mkdir(parents=True, exist_ok=True)
     assert base.peft is not None
     mark = {RESIDUAL_MARK: base.residual[name]} if name in base.residual else {}
+    if rows := rows_of(base.peft.peft_config[name]):
+        tokens = base.tokenizer.convert_ids_to_tokens(next(iter(rows.values())))
+        mark |= {TOKENS_MARK: json.dumps(tokens)}
     tensors = {f"{n}.weight" if n.endswith(MAGNITUDE) else n: t for n, t in base.adapter_state(name).items()}
     save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"} | mark)
     config = base.peft.peft_config[name].to_dict()

@@ -5,6 +5,7 @@ Our own artifacts and other people's exports are read by the same code. It knows
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", ADAPTER_CONFIG
 # DoRA's; PEFT writes it without ".weight" behind and reads both, and Transformers passes over the short name in silence
 MAGNITUDE = ".lora_magnitude_vector"
 RESIDUAL_MARK = "trivet_method"  # in the header of a residual adapter's weights
+TOKENS_MARK = "trivet_new_tokens"  # in the header of the weights: a list of the tokens that the rows are of
 SCORING = "scoring.json"  # of an exported reward model: the limit on tokens and the stop tokens of its run
 SCORE = "base_model.model.score.weight"  # a copy of our head, which others open as a classifier's
 
@@ -110,6 +112,18 @@ def _residual_method(file: Path) -> str | None:
     """The method of a residual adapter that a run wrote; None for every other adapter."""
     found = header_of(file).get(RESIDUAL_MARK)
     return found if found in RESIDUAL else None
+
+
+def new_tokens_of(folder: Path) -> tuple[str, ...]:
+    """The tokens that a run's adapter has trained rows for, and that its base is to be given; none for every other."""
+    file = next((f / WEIGHTS for f in (folder / ADAPTER, folder) if (f / CONFIG).is_file()), None)
+    if file is None or not file.is_file():
+        return ()
+    try:
+        found = json.loads(header_of(file).get(TOKENS_MARK, "[]"))
+    except (ValueError, OSError, SafetensorError):  # whoever reads the weights says what is wrong with them
+        return ()
+    return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 def _check_copy(folder: Path, score: Tensor) -> None:

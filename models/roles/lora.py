@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
@@ -17,7 +17,15 @@ from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import wait_for_passes, whole_of
 from models.hub.validate import PREFIX
 
-MARKS = (".lora_", ".ia3_")  # what PEFT calls the tensors of an adapter
+WRAPPERS = (".base_layer.", ".original_module.", ".token_adapter.")  # what PEFT puts into names of the base's tensors
+CONSTANT = ".ranknum."  # AdaLoRA's first rank, which PEFT keeps as a parameter
+MARKS = (
+    ".lora_",
+    ".ranknum.",
+    ".ia3_",
+    ".modules_to_save.",
+    ".trainable_tokens_",
+)  # what PEFT calls the tensors of an adapter
 
 
 def is_adapters(name: str) -> bool:
@@ -66,6 +74,7 @@ def differences(lm: Any, asked: PeftConfig, there: PeftConfig, role: str) -> str
     """In which settings the adapter of a role, on this base, is not as asked; empty where it is."""
     rows: tuple[tuple[str, Any, Any], ...] = (
         ("method", method_of(asked), method_of(there)),
+        ("whole modules", _whole(asked), _whole(there)),
         *(_lora_settings(asked, there) if isinstance(asked, LoraConfig) and isinstance(there, LoraConfig) else ()),
         ("modules", len(adapted(lm, asked)), len(adapted(lm, there))),
     )
@@ -77,6 +86,8 @@ def differences(lm: Any, asked: PeftConfig, there: PeftConfig, role: str) -> str
 
 def method_of(config: PeftConfig) -> str:
     """The method of an adapter, as far as its configuration says: a residual one is plain LoRA in its file."""
+    if isinstance(config, AdaLoraConfig):
+        return "adalora"
     if isinstance(config, LoraConfig):
         return "dora" if config.use_dora else "lora"
     return "ia3" if isinstance(config, IA3Config) else str(config.peft_type)
@@ -96,7 +107,28 @@ def check_same_kind(name: str, config: PeftConfig, there: PeftConfig, base_name:
         )
 
 
+def _whole(config: PeftConfig) -> str:
+    """What is trained whole or by rows beside an adapter."""
+    saved = sorted(name.rsplit(".", 1)[-1] for name in getattr(config, "modules_to_save", None) or ())
+    rows = rows_of(config)
+    more = [f"{len(ids)} rows of {name.rsplit('.', 1)[-1]}" for name, ids in sorted(rows.items())]
+    return ", ".join([*saved, *more]) or "none"
+
+
+def rows_of(config: PeftConfig) -> dict[str, list[int]]:
+    """Which rows of which modules are trained."""
+    found = getattr(config, "trainable_token_indices", None) or {}
+    return {"embed_tokens": list(found)} if isinstance(found, list) else {k: list(v) for k, v in found.items()}
+
+
 def _lora_settings(asked: LoraConfig, there: LoraConfig) -> tuple[tuple[str, Any, Any], ...]:
+    if isinstance(asked, AdaLoraConfig) and isinstance(there, AdaLoraConfig):
+        return (
+            ("init_rank", asked.init_r, there.init_r),
+            ("rank", asked.target_r, there.target_r),
+            ("alpha", asked.lora_alpha, there.lora_alpha),
+            ("dropout", asked.lora_dropout, there.lora_dropout),
+        )
     by_module = bool(there.rank_pattern or there.alpha_pattern)
     return (
         ("rank", asked.r, "one by module" if by_module else there.r),
@@ -137,8 +169,13 @@ def _chosen_layers(count: int, adapter: AdapterConfig) -> list[int] | None:
     return chosen
 
 
-def own_tensors(lm: Any, base_name: str, file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def own_tensors(
+    lm: Any, base_name: str, file: Path, tensors: dict[str, Tensor], whole: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """An adapter's own tensors, without the copies of embeddings that PEFT writes with an adapter on them.
+
+    Args:
+        whole: names, or their ends, of modules that the adapter has trained whole.
 
     Raises:
         UserError: such a tensor is not what this base has; it was trained or resized, and would change the shared base.
@@ -147,16 +184,33 @@ def own_tensors(lm: Any, base_name: str, file: Path, tensors: dict[str, Tensor])
     own = {plain_name(name): p for name, p in named if not is_adapters(name)}
     wait_for_passes(lm)
     for name, tensor in tensors.items():
-        if is_adapters(name) or (there := own.get(plain_name(name))) is None:
+        if is_adapters(name) or trained_whole(name, whole) or (there := own.get(plain_name(name))) is None:
             continue
         if there.shape != tensor.shape or not torch.equal(tensor.to(there.device, there.dtype), whole_of(there)):
             raise UserError(
                 f"{file}: {name[:100]} is not what base {base_name} has there: it was trained or resized next to the "
                 "adapter, and would change the shared base. Merge the adapter into its base and give that folder"
             )
-    return {n: t for n, t in tensors.items() if is_adapters(n) or plain_name(n) not in own}
+    return {n: t for n, t in tensors.items() if is_adapters(n) or trained_whole(n, whole) or plain_name(n) not in own}
+
+
+def misfit(own: dict[str, Tensor], state: dict[str, Tensor]) -> str:
+    """How an adapter's stored tensors differ from those that it has on a base, by names and shapes; empty: they fit."""
+    missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if not (missing or unknown or wrong):
+        return ""
+    what = f"{len(missing)} missing, {len(unknown)} unknown, {len(wrong)} of another shape"
+    return f"{what}; first: {(missing + unknown + wrong)[0]}"
+
+
+def trained_whole(name: str, whole: Sequence[str]) -> bool:
+    """Whether a tensor is of a module that an adapter names in ``modules_to_save``, as PEFT finds it."""
+    return any(name.rpartition(".")[0].endswith(one) for one in whole)
 
 
 def plain_name(name: str) -> str:
     """A tensor's name in the base, without what PEFT puts around it."""
-    return name.removeprefix(PREFIX).replace(".base_layer.", ".")
+    for part in WRAPPERS:
+        name = name.replace(part, ".")
+    return name.removeprefix(PREFIX)

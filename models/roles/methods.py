@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
 from peft.utils.constants import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as IA3_INPUTS,
 )
@@ -69,6 +69,24 @@ def _residual(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> L
     return config
 
 
+def _adalora(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> AdaLoraConfig:
+    """Its schedule is the stage's (``stages.training.rank_budget``): PEFT's own knows one role that is trained."""
+    plain = lora_config(lm, linear_names, adapter)
+    return AdaLoraConfig(
+        init_r=adapter.first_rank,
+        target_r=adapter.rank,
+        lora_alpha=plain.lora_alpha,
+        lora_dropout=plain.lora_dropout,
+        target_modules=plain.target_modules,
+        exclude_modules=plain.exclude_modules,
+        layers_to_transform=plain.layers_to_transform,
+        fan_in_fan_out=plain.fan_in_fan_out,
+        task_type="CAUSAL_LM",
+        total_step=1,
+        inference_mode=True,
+    )
+
+
 def _ia3(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> IA3Config:
     """Factors where PEFT's table puts them for the family; factors of outputs where modules are named."""
     family = lm.config.get_text_config().model_type
@@ -95,6 +113,7 @@ ADAPTERS: Mapping[str, Make] = {
     "dora": _dora,
     "pissa": _residual,
     "olora": _residual,
+    "adalora": _adalora,
     "ia3": _ia3,
 }
 
@@ -144,7 +163,7 @@ def begin(layers: Sequence[Any], role: str, method: str) -> None:
     Parts of large matrices are found with numbers of torch's own generator.
     """
     for layer in layers:
-        if role not in layer.lora_A:
+        if role not in getattr(layer, "lora_A", ()):
             continue
         a, b, base = layer.lora_A[role].weight, layer.lora_B[role].weight, layer.get_base_layer()
         weight = base.weight.mT if is_conv1d(base) else base.weight

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.batching import length_bucketed
 from models.backbone.forward import hidden_states, logits_of
-from models.backbone.logprobs import token_logprobs
+from models.backbone.logprobs import head_is_frozen, token_logprobs
 from models.backbone.sharding import output_held
 from models.fast.hidden_states import fast_states, usable
 from models.fast.logprobs import block_nll, output_weight
@@ -106,7 +106,7 @@ def response_nll(
     weight = output_weight(lm) if fast else None
     if weight is not None:
         return *block_nll(hidden, targets, weight), count
-    if not (torch.is_grad_enabled() and any(p.requires_grad for p in lm.get_output_embeddings().parameters())):
+    if not torch.is_grad_enabled() or head_is_frozen(hidden, lambda h: logits_of(lm, h)):
         with output_held(lm):
             total, right = _Likelihood.apply(hidden, targets, lambda h: logits_of(lm, h), chunk)
         return total, right, count

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,20 +26,22 @@ from data.common.errors import UserError
 from models.backbone.architecture import check_architecture, linear_layers, out_of_reach
 from models.backbone.artifacts import Artifact
 from models.backbone.forward import check_logit_path, full_copy, switch_off_dropout
-from models.backbone.four_bits import quantize, scales_of
+from models.backbone.four_bits import quantize
 from models.backbone.processes import Processes
 from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
-from models.backbone.sharding import shards_of, wait_for_passes, whole_of
+from models.backbone.sharding import shards_of
 from models.backbone.trained_shards import divided_copy, trained_parameters
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
 from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
+from models.roles import embeddings
 from models.roles.files import HEAD, read_role
-from models.roles.lora import check_same_kind, differences, is_adapters, own_tensors, plain_name
+from models.roles.fingerprint import fingerprint_of, tensors_of
+from models.roles.lora import CONSTANT, check_same_kind, differences, is_adapters, misfit, own_tensors, plain_name
 from models.roles.methods import BEGINNINGS, adapter_config, begin, keep_second_half, trained_of
 from models.roles.own_models import copied, delta_of, merged_copy, share_equal, unshare
 from models.roles.role_view import RoleView
@@ -74,6 +76,7 @@ class SharedBase:
             weakref.finalize(self, shards.give_up)
         self.fingerprint = self.base_fingerprint()
         self._layers: list[BaseTunerLayer] = []
+        self._wrapped: list[Any] = []  # embeddings and output layer, where roles have their own
         self._select(None)
 
     @classmethod
@@ -142,28 +145,12 @@ class SharedBase:
 
         Of a divided base they are this process's parts.
         """
-        named = [(n.replace(".base_layer.", "."), p) for n, p in self.lm.named_parameters() if not is_adapters(n)]
-        if self.divided:
-            return {name: p for name, p in named if name not in self.lm.all_tied_weights_keys}
-        seen: set[int] = set()
-        out = {}
-        for name, p in named:
-            if p.data_ptr() not in seen:
-                seen.add(p.data_ptr())
-                out[name] = p
-        return out
+        return tensors_of(self.lm)
 
     def base_fingerprint(self) -> str:
         """sha256 over names, dtypes, shapes and bytes of the base; the same whatever roles stand on it, and whether or
         not it is divided: then all processes compute it together, a tensor at a time."""
-        digest = hashlib.sha256()
-        wait_for_passes(self.lm)
-        for name, p in sorted(self.base_tensors().items()):
-            digest.update(f"{name} {p.dtype} {tuple(p.shape)}\n".encode())
-            for part in (whole_of(p), scales_of(p)):
-                if part is not None:
-                    digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint_of(self.lm)
 
     # -- roles ---------------------------------------------------------------------------------------------------
 
@@ -205,9 +192,9 @@ class SharedBase:
         if isinstance(source, Artifact | Path | str):
             self._add_stored(name, source.path if isinstance(source, Artifact) else Path(source), head)
         elif copy_of is not None:
-            self._add_copy(name, source, copy_of, seed)
+            self._add_copy(name, source, copy_of, seed, head)
         elif source is not None:
-            self._add_fresh(name, source, seed)
+            self._add_fresh(name, source, seed, head)
         if head and name not in self.heads:
             self.add_head(name, seed)
         if trainable:
@@ -231,7 +218,12 @@ class SharedBase:
         weakref.finalize(self, lm.shards.give_up)
         return lm
 
-    def _add_fresh(self, name: str, adapter: AdapterConfig, seed: int) -> None:
+    def _settings(self, adapter: AdapterConfig, head: bool) -> PeftConfig:
+        """PEFT's configuration of an adapter for a role that has a scalar head, or reads the output layer."""
+        config = adapter_config(self.lm, self.linear_names, adapter)
+        return embeddings.add(config, self.lm, self.tokenizer, adapter, head)
+
+    def _add_fresh(self, name: str, adapter: AdapterConfig, seed: int, head: bool) -> None:
         """A new adapter, or a copy of the base."""
         if adapter.method == "full":
             self.copies[name] = self._full_copy(None)
@@ -239,7 +231,7 @@ class SharedBase:
             own = self._trained_tensors(adapter)
             self._own_model(name, merged_copy(self.lm, None, own), own)
         else:
-            self._add_adapter(name, adapter_config(self.lm, self.linear_names, adapter), seed)
+            self._add_adapter(name, self._settings(adapter, head), seed)
             if adapter.method in BEGINNINGS:
                 with isolated_rng(derived_seed(seed, f"beginning/{name}")):
                     begin(self._layers, name, adapter.method)
@@ -263,7 +255,7 @@ class SharedBase:
         if own is not None:
             self.partial[name] = own
 
-    def _add_copy(self, name: str, adapter: AdapterConfig | None, of: str, seed: int) -> None:
+    def _add_copy(self, name: str, adapter: AdapterConfig | None, of: str, seed: int, head: bool) -> None:
         """The same weights as another role's; with method "full" an adapter is merged into the copy."""
         if of not in self.roles:
             raise ValueError(f"no role '{of}' to start '{name}' from; there are: {', '.join(self.roles) or 'none'}")
@@ -280,8 +272,10 @@ class SharedBase:
             if (own := self._trained_tensors(adapter)) is not None:
                 self.partial[name] = own
         else:
-            self._add_adapter(name, copy.deepcopy(self._config(of)), seed)
-            set_peft_model_state_dict(self.peft, self.adapter_state(of), adapter_name=name)
+            config = copy.deepcopy(self._config(of))
+            self._add_adapter(name, embeddings.without_output(config, self.lm) if head else config, seed)
+            state = self.adapter_state(of)
+            self._fill_adapter(name, {key: state[key] for key in self.adapter_state(name)})
             if of in self.residual:
                 self._note_residual(name, self.residual[of])
 
@@ -295,7 +289,7 @@ class SharedBase:
         asked = adapter.method if adapter.method in BEGINNINGS else "lora"
         if (there := self.residual.get(role, "lora")) != asked:
             return f"method: {adapter.method} is asked for, '{role}' has {there}"
-        config = adapter_config(self.lm, self.linear_names, adapter)
+        config = self._settings(adapter, role in self.heads)
         return differences(self.lm, config, self._config(role), role)
 
     def _add_stored(self, name: str, folder: Path, head: bool) -> None:
@@ -310,11 +304,12 @@ class SharedBase:
     def drop_roles(self) -> None:
         """Remove every role and head; the base is as it was loaded."""
         if self.peft is not None:
+            embeddings.unwrap(self.lm, None)
             lora: Any = self.peft.base_model
             for name in list(self.peft.peft_config):
                 lora.delete_adapter(name)
             lora.unload()  # PEFT places a next adapter relative to one that it believes active
-        self.peft, self._layers = None, []
+        self.peft, self._layers, self._wrapped = None, [], []
         for model in self.copies.values():
             if (shards := shards_of(model)) is not None:
                 shards.give_up()
@@ -339,7 +334,9 @@ class SharedBase:
         if self.peft is not None:
             check_same_kind(name, config, next(iter(self.peft.peft_config.values())), self.name)
         trainable = self._trainable_now()
-        with isolated_rng(derived_seed(seed, f"adapter/{name}")):
+        embeddings.tie(config, self.lm)
+        with isolated_rng(derived_seed(seed, f"adapter/{name}")), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*(tie_word_embeddings=True|ensure_weight_tying)")  # seen to: `tie`
             try:
                 if self.peft is None:
                     self.peft = get_peft_model(self.lm, config, adapter_name=name)
@@ -347,6 +344,8 @@ class SharedBase:
                     self.peft.add_adapter(name, config)
             except ValueError as error:
                 raise UserError(f"adapter.targets: PEFT cannot place the adapter on {self.name}: {error}") from error
+        embeddings.widen(self.lm, name, self.dtype)
+        self._wrapped = [wrapper for _, wrapper in embeddings.wrappers(self.lm)]
         self._layers = [m for m in self.lm.modules() if isinstance(m, BaseTunerLayer)]
         # a sorted list instead of PEFT's set: the saved configuration has the same bytes every time
         kept: Any = self._config(name)
@@ -376,6 +375,7 @@ class SharedBase:
         for layer in self._layers:
             layer._active_adapter = [adapter] if adapter else []
             layer._disable_adapters = adapter is None
+        embeddings.select(self._wrapped, adapter)
 
     # -- trainable parameters ------------------------------------------------------------------------------------
 
@@ -387,7 +387,7 @@ class SharedBase:
             named = trained_parameters(self.copies[name])
             out |= {f"{name}.{n}": p for n, p in named.items() if own is None or plain_name(n) in own}
         elif self.peft is not None and name in self.peft.peft_config:
-            marked = ((n, p) for n, p in self.lm.named_parameters() if is_adapters(n))
+            marked = ((n, p) for n, p in self.lm.named_parameters() if is_adapters(n) and CONSTANT not in n)
             out |= {n: p for n, p in marked if f".{name}." in f"{n}."}
         if name in self.heads:
             out |= {f"{name}.head.{n}": p for n, p in self.heads[name].named_parameters()}
@@ -439,8 +439,13 @@ class SharedBase:
     def adapter_state(self, name: str) -> dict[str, Tensor]:
         """A role's adapter under PEFT's own file names, on the CPU."""
         self._config(name)
-        state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
+        with embeddings.passed_over(self._wrapped, name):
+            state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
         return {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
+
+    def _fill_adapter(self, name: str, state: dict[str, Tensor]) -> None:
+        with embeddings.passed_over(self._wrapped, name):
+            set_peft_model_state_dict(self.peft, state, adapter_name=name)
 
     def load_role(self, name: str, folder: Path, *, head: bool = False) -> dict[str, float]:
         """Add a frozen role from an artifact, a plain PEFT folder or a plain Transformers folder.
@@ -458,7 +463,9 @@ class SharedBase:
         """
         found = read_role(folder, head=head)
         if found.adapter is not None:
-            own = own_tensors(self.lm, self.name, found.adapter.file, found.adapter.tensors)
+            embeddings.check_stored(self.lm, found.adapter.config, found.adapter.file, found.head is not None)
+            whole = embeddings.whole_modules(found.adapter.config, self.lm)
+            own = own_tensors(self.lm, self.name, found.adapter.file, found.adapter.tensors, whole)
             self._load_adapter(name, found.adapter.config, own, str(found.adapter.file.parent))
             if found.adapter.residual is not None:
                 self._note_residual(name, found.adapter.residual)
@@ -499,13 +506,9 @@ class SharedBase:
         """
         self._add_adapter(name, config, seed=0)
         own = self.adapter_state(name)
-        missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-        wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-        if missing or unknown or wrong:
+        if what := misfit(own, state):
             assert self.peft is not None
             self.peft.delete_adapter(name)
-            what = f"{len(missing)} missing, {len(unknown)} unknown, {len(wrong)} of another shape"
-            first = (missing + unknown + wrong)[0]
-            raise UserError(f"{source}: the adapter does not fit base {self.name} ({what}; first: {first})")
-        set_peft_model_state_dict(self.peft, state, adapter_name=name)
+            raise UserError(f"{source}: the adapter does not fit base {self.name} ({what})")
+        self._fill_adapter(name, state)
         self.freeze(name)

@@ -18,7 +18,7 @@ from models.backbone.artifacts import MANIFEST
 from models.hub.limits import check_stops
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
-from models.roles.files import ADAPTER, CONFIG, MODEL
+from models.roles.files import ADAPTER, CONFIG, MODEL, new_tokens_of
 from models.roles.shared_base import SharedBase
 from pipelines.execution.loaded_models import LoadedModels, renderer_of_adapter
 from pipelines.recipe.derived import choosing
@@ -129,8 +129,9 @@ def _other_base(loaded: LoadedModels, adapter: Path) -> BaseModelSpec | None:
         return None  # load_role says what is wrong with it
     if not isinstance(named, str) or not (Path(named) / "config.json").is_file():
         return None
-    same = Path(named).resolve() == Path(loaded.spec.source).resolve()
-    return None if same else _spec(Path(named))
+    tokens = new_tokens_of(adapter)
+    same = Path(named).resolve() == Path(loaded.spec.source).resolve() and tokens in ((), loaded.spec.new_tokens)
+    return None if same else _spec(Path(named)).model_copy(update={"new_tokens": tokens})
 
 
 def _spec(folder: Path) -> BaseModelSpec:

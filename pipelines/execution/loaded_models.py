@@ -58,15 +58,20 @@ class LoadedModels:
         self._bases: dict[str, SharedBase] = {}
         self.warn: Callable[[str], None] = warnings.warn
 
+    @property
+    def _new_tokens(self) -> tuple[str, ...]:
+        return self.recipe.adapter.new_tokens
+
     @cached_property
     def spec(self) -> BaseModelSpec:
         if isinstance(self.recipe.base, str):
-            return resolve_base(self.recipe.base, base_dir=self.recipe.base_dir)
+            return resolve_base(self.recipe.base, base_dir=self.recipe.base_dir, new_tokens=self._new_tokens)
         if self.pretrained is None:
             raise UserError(
                 "base.pretrain: the base is not there yet; run the pretrain stage or give --input pretrain=PATH"
             )
-        spec = resolve_base(str(self.pretrained / "model"), base_dir=self.recipe.base_dir)
+        folder = str(self.pretrained / "model")
+        spec = resolve_base(folder, base_dir=self.recipe.base_dir, new_tokens=self._new_tokens)
         return spec.model_copy(update={"name": f"pretrained/{self.recipe.name}"})
 
     def base(self) -> SharedBase:
@@ -118,7 +123,9 @@ class LoadedModels:
         """The base and rendering of the reward model: the shared one, or its own."""
         if not self.reward_has_own_base:
             return self.base(), self.renderer()
-        base = self._load("reward", resolve_base(self.recipe.reward.base, base_dir=self.recipe.base_dir))
+        recipe = self.recipe
+        spec = resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=self._new_tokens)
+        base = self._load("reward", spec)
         return base, self._renderer(base, "auto", ())
 
     def clear(self, warn: Callable[[str], None] = warnings.warn) -> None:

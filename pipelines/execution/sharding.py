@@ -26,7 +26,12 @@ def is_divided(recipe: Recipe, device: torch.device, processes: int, weights: fl
         return False
     if runtime.sharding == "fsdp2":
         return True
-    unfit = not recipe.adapter.tuning.divided or runtime.quantize is not None
+    adapter = recipe.adapter
+    unfit = (
+        not adapter.tuning.divided
+        or bool(adapter.embeddings_setting or adapter.new_tokens)
+        or runtime.quantize is not None
+    )
     if device.type == "cpu" or weights is None or unfit:
         return False
     return weights > ROOM * USABLE * device_memory(device)

@@ -157,6 +157,9 @@ def _sharding(recipe: Recipe) -> list[Problem]:
         method = recipe.adapter.method
         why = f"'fsdp2' goes with adapter.method {' and '.join(DIVIDED)}, not with '{method}': use 'none'"
         return [(("runtime", "sharding"), why)]
+    if key := recipe.adapter.embeddings_setting or ("new_tokens" if recipe.adapter.new_tokens else ""):
+        why = f"'fsdp2' has embeddings and output layer in parts, and adapter.{key} trains them: use 'none'"
+        return [(("runtime", "sharding"), why)]
     if recipe.runtime.quantize is None:
         return []
     why = "'fsdp2' divides no base in four bits: use 'none', or remove runtime.quantize"
@@ -172,6 +175,9 @@ def _servers(recipe: Recipe) -> list[Problem]:
     if not recipe.adapter.tuning.plain:
         what = "trains a whole copy" if recipe.adapter.tuning.copies else "writes adapters that vLLM does not run"
         why = f"servers are given adapters, and adapter.method '{method}' {what}: use 'lora', or engine 'own'"
+        out.append((("runtime", "rollouts", "engine"), why))
+    if key := recipe.adapter.embeddings_setting:
+        why = f"servers are given LoRA adapters alone, and adapter.{key} trains more: remove it, or use engine 'own'"
         out.append((("runtime", "rollouts", "engine"), why))
     if recipe.ppo.old_logprobs == "sampler":
         why = "servers sample by other kernels than those that train (runtime.rollouts): use 'auto' or 'recompute'"
@@ -190,6 +196,8 @@ def _adapter(recipe: Recipe) -> list[Problem]:
     for key, named in (("layers", adapter.layers), ("targets", adapter.targets)):
         if named == ():
             out.append((("adapter", key), "names nothing that an adapter could stand on: remove it, or name some"))
+    if adapter.method == "adalora" and adapter.first_rank <= adapter.rank:
+        out.append((("adapter", "init_rank"), f"must be more than adapter.rank, {adapter.rank}, to which ranks fall"))
     if adapter.tuning.residual:
         decays = [key for key in Recipe.model_fields if getattr(getattr(recipe, key), "weight_decay", 0.0)]
         why = f"would shrink the half of a '{adapter.method}' adapter that is never trained: remove it, or use 'lora'"

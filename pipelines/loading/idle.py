@@ -290,6 +290,12 @@ PPO = (
         why="every layer carries adapters (adapter.layers), so that there are none below them",
     ),
     rule(
+        "ppo.share_prefix_layers",
+        acts=lambda r: not r.adapter.embeddings_setting,
+        why="every role has embeddings of its own (adapter.modules_to_save, adapter.new_tokens), so that no layer has "
+        "the same input in all of them",
+    ),
+    rule(
         *("ppo.holdout_every", "ppo.holdout_prompts"),
         acts=watched,
         why="nothing watches: reward.holdout is 0",

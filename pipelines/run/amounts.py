@@ -85,7 +85,7 @@ def _lengths(recipe: Recipe, corpus: Corpus) -> tuple[dict[str, int], dict[str, 
     responses, unit = _responses(corpus)
     if not stages or not responses or not isinstance(recipe.base, str):
         return {}, {}
-    spec = resolve_base(recipe.base, base_dir=recipe.base_dir)
+    spec = resolve_base(recipe.base, base_dir=recipe.base_dir, new_tokens=recipe.adapter.new_tokens)
     base, folder = None, Path(spec.source).is_dir()
     if folder and (base := opened(spec, recipe.template_source, recipe.stop or spec.stop)) is None:
         return {}, {}  # whoever loads the base says what is wrong

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 
 from data.chat_template import TemplateChoice
@@ -17,9 +18,10 @@ from models.backbone.architecture import check_architecture, linear_layers, reac
 from models.backbone.settings import AdapterConfig
 from models.hub.download import local_folder
 from models.hub.limits import Limits, check_stops, check_vocabulary, limits_of_folder, stop_ids_in
-from models.hub.load import tokenizer_of
+from models.hub.load import add_rows, tokenizer_of
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model, module_of
+from models.roles.embeddings import add as add_embeddings
 from models.roles.files import ADAPTER, CONFIG, WEIGHTS
 from models.roles.methods import adapter_config, trained_of
 
@@ -55,11 +57,17 @@ def known_base(spec: BaseModelSpec, template: str | TemplateChoice, stop: Sequen
     tokenizer, stops = tokenizer_of(spec.model_copy(update={"source": str(folder)})), _generation_stops(folder, config)
     limits = limits_of_folder(folder, spec.name)
     if limits is not None:
+        limits = with_rows(limits, tokenizer) if spec.new_tokens else limits
         check_vocabulary(limits, tokenizer)
     renderer = Renderer(tokenizer, template=template, stop=stop or spec.stop, extra_stop_ids=stops)
     if limits is not None:
         check_stops(limits, renderer.stop_ids)
     return KnownBase(name=spec.name, config=config, renderer=renderer, limits=limits)
+
+
+def with_rows(limits: Limits, tokenizer: Any) -> Limits:
+    """Limits of a base that is given rows for new tokens when it is loaded."""
+    return replace(limits, embeddings=max(limits.embeddings, len(tokenizer)))
 
 
 def model_of(base: KnownBase) -> Any:
@@ -85,9 +93,17 @@ def check_adapter(base: KnownBase, adapter: AdapterConfig, warn: Callable[[str],
         if adapter.tuning.copies:
             trained_of(lm, names, adapter)
         else:
-            adapter_config(lm, names, adapter)
+            adapter_settings(base, lm, adapter)
         if adapter.targets == "all-linear" and (said := reach_sentence(lm, names)):
             warn(said)
+
+
+def adapter_settings(base: KnownBase, lm: Any, adapter: AdapterConfig, head: bool = False) -> PeftConfig:
+    """PEFT's configuration of an adapter on a base without weights, for a role with a scalar head or without one."""
+    if adapter.new_tokens:
+        add_rows(lm, len(base.renderer.tokenizer))
+    made = adapter_config(lm, linear_layers(lm), adapter)
+    return add_embeddings(made, lm, base.renderer.tokenizer, adapter, head)
 
 
 def check_stored_adapter(base: KnownBase, folder: Path, what: str) -> None:

@@ -15,6 +15,8 @@ from data.template import Renderer
 from evaluation.systems import ROLES
 from models.backbone.settings import ADAPTER_CONFIG
 from models.hub.registry import resolve_base
+from models.hub.spec import BaseModelSpec
+from models.roles.files import new_tokens_of
 from models.roles.shared_base import SharedBase
 from models.sampling.generate import SamplingParams
 from models.sampling.stream import stream
@@ -192,9 +194,15 @@ def _identity(pipeline: Any) -> str:
     from models.backbone.artifacts import read_artifact
 
     if isinstance(pipeline.recipe.base, str):
-        return resolve_base(pipeline.recipe.base, base_dir=pipeline.recipe.base_dir).source
+        return _named(pipeline.loaded.spec)
     found = read_artifact(pipeline.loaded.pretrained)
-    return found.key if found is not None else str(pipeline.loaded.pretrained)
+    made = found.key if found is not None else str(pipeline.loaded.pretrained)
+    return " ".join([made, *pipeline.recipe.adapter.new_tokens])
+
+
+def _named(spec: BaseModelSpec) -> str:
+    """A base's source, and the tokens that are added to it."""
+    return " ".join([spec.source, *spec.new_tokens])
 
 
 def _guest(compare_with: str, base: SharedBase, renderer: Renderer, identity: str) -> Speaker:
@@ -237,7 +245,7 @@ def _fits(adapter: Path, identity: str) -> bool:
     if not named:
         return True
     try:
-        return resolve_base(named, base_dir=Path.cwd()).source == identity
+        return _named(resolve_base(named, base_dir=Path.cwd(), new_tokens=new_tokens_of(adapter))) == identity
     except UserError:
         return True
 
@@ -255,6 +263,7 @@ def _of_model(target: str, compare_with: str | None) -> Room:
         if not source:
             raise UserError(f"{adapter}: names no base; give the base (or a run) and --compare-with {target}")
     settings: dict[str, Any] = {"base": source, "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
+    settings["adapter"] = {"new_tokens": list(new_tokens_of(Path(target)))}
     loaded = LoadedModels(load_recipe(settings), Processes("auto", None), None)
     base, renderer = loaded.base(), loaded.renderer()
     first = Speaker(name=target, base=base, role="base", renderer=renderer)
@@ -265,6 +274,6 @@ def _of_model(target: str, compare_with: str | None) -> Room:
     if compare_with == "base":
         speakers.append(Speaker(name="base", base=base, role="base", renderer=renderer))
     elif compare_with is not None:
-        speakers.append(_guest(compare_with, base, renderer, loaded.spec.source))
+        speakers.append(_guest(compare_with, base, renderer, _named(loaded.spec)))
     longest = min((s.base.context_length or 512) // 2 for s in speakers)
     return Room(speakers=tuple(speakers), reward=None, max_new_tokens=min(256, longest))

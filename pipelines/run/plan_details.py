@@ -158,7 +158,7 @@ class PlanDetails:
         if not isinstance(recipe.base, str) and (stale or not self.pretrained.is_dir()):
             return None
         source = recipe.base if isinstance(recipe.base, str) else str(self.pretrained)
-        spec = resolve_base(source, base_dir=recipe.base_dir)
+        spec = resolve_base(source, base_dir=recipe.base_dir, new_tokens=recipe.adapter.new_tokens)
         return opened(spec, recipe.template_source, recipe.stop or spec.stop)
 
     @cached_property
@@ -166,7 +166,9 @@ class PlanDetails:
         """As ``opened``, of the base that the reward model stands on."""
         if self.recipe.reward.base == "same":
             return self.opened
-        return opened(resolve_base(self.recipe.reward.base, base_dir=self.recipe.base_dir), "auto", ())
+        recipe = self.recipe
+        spec = resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=recipe.adapter.new_tokens)
+        return opened(spec, "auto", ())
 
     def tallies(self, name: str) -> Mapping[str, Count]:
         """What a stage cuts and drops, by group of rows; empty where no tokenizer is there."""
@@ -190,7 +192,8 @@ def numbers_of(recipe: Recipe, device: torch.device, shape: Shape | None, proces
     if name == "auto" and isinstance(recipe.base, str):
         name = resolve_base(recipe.base, base_dir=recipe.base_dir).dtype
     dtype = resolve_dtype(name, device, None if shape is None else shape.width)
-    known = recipe.adapter.tuning.plain or recipe.adapter.tuning.copies
+    plain = recipe.adapter.tuning.plain and not recipe.adapter.embeddings_setting
+    known = plain or recipe.adapter.tuning.copies
     fast = recipe.runtime.engine == "auto" and dtype in DTYPES and family in FAMILIES and known
     product = product_dtype(torch.empty(0, dtype=dtype, device="meta" if device.type == "cuda" else device))
     whole = None if shape is None else base_bytes(shape, Numbers(weight=dtype.itemsize))

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-from peft import IA3Config, LoraConfig, PeftConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
 
 from data.common.errors import UserError, located
 from data.common.function_binding import overlooked
@@ -25,19 +25,18 @@ from data.splits import Corpus
 from data.storage.views import Chain
 from data.template import Renderer
 from evaluation.systems import parse
-from models.backbone.architecture import linear_layers, without_weights
+from models.backbone.architecture import without_weights
 from models.backbone.artifacts import read_artifact
 from models.hub.limits import check_rows
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import ADAPTER, CONFIG, SCORING
 from models.roles.lora import differences
-from models.roles.methods import adapter_config
 from pipelines.execution.progress import Progress
 from pipelines.loading.idle import replaced, waiting
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
-from pipelines.run.base_rehearsal import KnownBase, check_adapter, check_stored_adapter, known_base
+from pipelines.run.base_rehearsal import KnownBase, adapter_settings, check_adapter, check_stored_adapter, known_base
 from pipelines.run.binding import check_start, offers
 from pipelines.run.classifier_rehearsal import check_classifiers
 from pipelines.run.endpoints import check_keys, unanswered
@@ -132,7 +131,7 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         on = of_reward if stage == "reward" and recipe.reward.base != "same" else base
         if on is not None:
             check_stored_adapter(on, folder, f"--input {stage}")
-    _tell_copies(pipeline, base.config, chosen, warn)
+    _tell_copies(pipeline, base, chosen, warn)
     for what, rows, places, room, cure in _rows(recipe, corpus, base.renderer, chosen):
         if base.limits is not None:
             check_rows(base.limits, rows, what, cure, warn, room, places)
@@ -176,7 +175,8 @@ def _reward_base(pipeline: RunParts, chosen: Sequence[str]) -> KnownBase | None:
     asked = any("reward" in (name, *STAGES[name].needs(recipe)) for name in chosen)
     if recipe.reward.base == "same" or not (there and asked):
         return None
-    return known_base(resolve_base(recipe.reward.base, base_dir=recipe.base_dir), "auto")
+    tokens = recipe.adapter.new_tokens
+    return known_base(resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=tokens), "auto")
 
 
 def _check_reward_base(
@@ -313,11 +313,12 @@ def value_start(recipe: Recipe) -> str | None:
 
 def _base_of(pipeline: RunParts) -> BaseModelSpec | None:
     """The base, if it is there: one that is made by the run itself is not before its stage."""
-    recipe = pipeline.recipe
+    recipe, tokens = pipeline.recipe, pipeline.recipe.adapter.new_tokens
     if isinstance(recipe.base, str):
-        return resolve_base(recipe.base, base_dir=recipe.base_dir)
+        return resolve_base(recipe.base, base_dir=recipe.base_dir, new_tokens=tokens)
     made = pipeline.given.get("pretrain", pipeline.run_dir / STAGES["pretrain"].folder) / "model"
-    return resolve_base(str(made), base_dir=recipe.base_dir) if (made / "config.json").is_file() else None
+    there = (made / "config.json").is_file()
+    return resolve_base(str(made), base_dir=recipe.base_dir, new_tokens=tokens) if there else None
 
 
 def copied_roles(recipe: Recipe, chosen: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -331,19 +332,21 @@ def copied_roles(recipe: Recipe, chosen: Sequence[str]) -> Iterator[tuple[str, s
             yield "value", "reward" if shares and recipe.ppo.value.init == "reward" else "sft"
 
 
-def _tell_copies(pipeline: RunParts, config: Any, chosen: Sequence[str], warn: Callable[[str], None]) -> None:
+def _tell_copies(pipeline: RunParts, base: KnownBase, chosen: Sequence[str], warn: Callable[[str], None]) -> None:
     """Tell of roles that keep the settings of an adapter that the run is given, or has, and not the recipe's."""
     if pipeline.recipe.adapter.tuning.copies:
         return
-    lm = without_weights(config)
-    asked = adapter_config(lm, linear_layers(lm), pipeline.recipe.adapter)
+    lm = without_weights(base.config)
     for role, stage in copied_roles(pipeline.recipe, chosen):
         there = (
             None
             if stage in chosen
             else _stored_adapter(pipeline.given.get(stage, pipeline.run_dir / STAGES[stage].folder))
         )
-        if there is not None and (differ := differences(lm, asked, there, stage)):
+        if there is None:
+            continue
+        asked = adapter_settings(base, lm, pipeline.recipe.adapter, head=stage == "reward")
+        if differ := differences(lm, asked, there, stage):
             warn(copy_sentence(role, stage, differ))
 
 
@@ -354,7 +357,7 @@ def _stored_adapter(folder: Path) -> PeftConfig | None:
         return None
     with contextlib.suppress(Exception):  # what is wrong with it is told where it is loaded
         settings = read_object(found / CONFIG)
-        kinds: dict[Any, Any] = {"LORA": LoraConfig, "IA3": IA3Config}
+        kinds: dict[Any, Any] = {"LORA": LoraConfig, "ADALORA": AdaLoraConfig, "IA3": IA3Config}
         if (kind := kinds.get(settings.get("peft_type"))) is not None:
             return cast(PeftConfig, kind(**{k: v for k, v in settings.items() if k in kind.__dataclass_fields__}))
     return None

@@ -19,7 +19,7 @@ from data.template import Renderer
 from models.backbone.artifacts import atomic_file, check_destination, keep_previous
 from models.backbone.processes import Processes
 from models.hub.load import load_tokenizer
-from models.roles.files import CONFIG, HEAD, SCORING
+from models.roles.files import CONFIG, HEAD, SCORING, new_tokens_of
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.workspace.run_folder import RUN, run_of
 from reward.files import load_reward
@@ -87,6 +87,7 @@ def exported_reward(folder: Path) -> RewardModel:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: does not say which base the adapter is for ({error!r})") from error
     settings: dict[str, Any] = {"base": str(base_name), "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
+    settings["adapter"] = {"new_tokens": list(new_tokens_of(folder))}
     loaded = LoadedModels(load_recipe(settings), Processes("auto"), None)
     base = loaded.base()
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else base.tokenizer

@@ -14,6 +14,7 @@ from data.source_settings import as_source
 from data.splits import Corpus, in_holdout
 from evaluation.settings import OPTIMISED
 from evaluation.systems import parse
+from models.backbone.settings import AdapterConfig
 from pipelines.recipe.derived import choosing, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.keys import dump, folder_hash, rendering_key
@@ -27,8 +28,10 @@ def rendering_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def adapter_settings(recipe: Recipe) -> Any:
-    """How roles are tuned; LoRA's usual beginning goes without saying, as in keys of before it could be chosen."""
-    return dump(recipe.adapter, ("init",) if recipe.adapter.init == "kaiming" else ())
+    """How roles are tuned; what is unset, and LoRA's usual beginning, goes without saying, as in keys of before."""
+    adapter, later = recipe.adapter, ("init_rank", "orthogonality", "budget", "modules_to_save", "new_tokens")
+    unset = tuple(n for n in later if getattr(adapter, n) == AdapterConfig.model_fields[n].default)
+    return dump(adapter, (*unset, *(("init",) if adapter.init == "kaiming" else ())))
 
 
 def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:

@@ -77,12 +77,13 @@ def _from_scratch(recipe: Recipe) -> Shape:
     parameters = vocabulary * m.width + linear + (2 * m.layers + 1) * m.width
     layers = adapted_layers(recipe.adapter, m.layers)
     trained = tuned_numbers(recipe.adapter, [m for _ in layers for m in matrices], parameters)
+    trained += embedding_numbers(recipe.adapter, vocabulary, m.width, tied=True)
     return Shape(
         parameters=parameters,
         linear=linear,
         adapter=trained,
         layers=m.layers,
-        trained_layers=m.layers - min(layers),
+        trained_layers=m.layers - (0 if recipe.adapter.embeddings_setting else min(layers)),
         width=m.width,
         inner=m.feed_forward,
         heads=m.heads,
@@ -103,8 +104,18 @@ def tuned_numbers(adapter: AdapterConfig, matrices: Sequence[Sequence[int]], par
         return sum(map(math.prod, matrices))
     if adapter.method == "ia3":
         return sum(map(max, matrices))
+    if adapter.method == "adalora":
+        return adapter.first_rank * sum(sum(m) + 1 for m in matrices)
     rows = sum(m[0] for m in matrices) if adapter.method == "dora" else 0
     return adapter.written_rank * sum(map(sum, matrices)) + rows
+
+
+def embedding_numbers(adapter: AdapterConfig, vocabulary: int, width: int, tied: bool) -> int:
+    """Numbers of embeddings and output layer that a role trains beside its adapter."""
+    if not adapter.embeddings_setting:
+        return 0
+    rows, modules = len(adapter.new_tokens), len(adapter.modules_to_save)
+    return width * (rows * (1 if tied else 2) + vocabulary * min(modules, 1 if tied else 2))
 
 
 def adapted_layers(adapter: AdapterConfig, layers: int) -> Sequence[int]:
@@ -130,6 +141,7 @@ def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
     layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     width = _first(config, "hidden_size", "n_embd", "d_model")
     heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads") or 1
+    vocabulary = _first(config, "vocab_size")
     matrices = [(n.split("."), s) for n, s in named if len(s) == 2]
     inside = [(parts, s) for parts, s in matrices if any(p.isdigit() for p in parts)]
     adapted = set(adapted_layers(adapter, layers))
@@ -140,15 +152,16 @@ def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
     return Shape(
         parameters=parameters,
         linear=sum(math.prod(s) for _, s in inside),
-        adapter=tuned_numbers(adapter, chosen, parameters),
+        adapter=tuned_numbers(adapter, chosen, parameters)
+        + embedding_numbers(adapter, vocabulary, width, tied=not any(n.startswith("lm_head.") for n, _ in named)),
         layers=layers,
-        trained_layers=layers - min(adapted, default=0),
+        trained_layers=layers - (0 if adapter.embeddings_setting else min(adapted, default=0)),
         width=width,
         inner=_first(config, "intermediate_size", "n_inner", "ffn_dim") or 4 * width,
         heads=heads,
         key_heads=_first(config, "num_key_value_heads") or heads,
         head_size=_first(config, "head_dim") or width // heads,
-        vocabulary=_first(config, "vocab_size"),
+        vocabulary=vocabulary,
         family=str(config.get("model_type", "")),
         window=config.get("sliding_window") if config.get("use_sliding_window", True) else None,
         sliding=_sliding(config, layers),

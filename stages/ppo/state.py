@@ -42,7 +42,8 @@ def snapshot(ppo: PPO) -> State:
         }
     return State(
         tensors=training_tensors(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer])
-        | {f"running/{name}": v for name, v in ppo.reward.state.items()},
+        | {f"running/{name}": v for name, v in ppo.reward.state.items()}
+        | {name: v for budget in ppo.budgets for name, v in budget.state().items()},
         numbers={
             "update": ppo.update_index,
             "skips": ppo.nonfinite.as_dict(),
@@ -60,6 +61,8 @@ def snapshot(ppo: PPO) -> State:
 def restore(ppo: PPO, state: State) -> None:
     """Put a fresh PPO where the saved one was."""
     restore_training(ppo.policy_parameters | ppo.value_parameters, [ppo.optimizer], state.tensors)
+    for budget in ppo.budgets:
+        budget.restore(state.tensors)
     ppo.update_index = state.numbers["update"]
     ppo.controller.coef = state.numbers["kl_coef"]
     ppo.nonfinite.restore(state.numbers["skips"])

@@ -41,6 +41,7 @@ from stages.settings import PPOConfig
 from stages.stage import StageContext, schedule_factor
 from stages.training.gradient_sums import OrderedSums
 from stages.training.nonfinite import NonFiniteSteps
+from stages.training.rank_budget import RankBudget
 
 VERSION = 13
 
@@ -81,6 +82,8 @@ class PPO:
         retry = OOMRetry(setting, context.warn_alone, context.processes.together, failed_anywhere(trained))
         self.micro = MicroBatching(config, retry, context.processes)
         self.gradients = OrderedSums(trained, context.processes)
+        budgets = (RankBudget.of(self.base, role, context.adapter) for role in ("policy", "value"))
+        self.budgets = [budget for budget in budgets if budget is not None]
         self.sampling_retry = OOMRetry("rows sampled at once", context.warn_alone, context.processes.together)
         self.update_index = 0
         self.records: list[StepRecord] = []
@@ -340,6 +343,8 @@ class PPO:
             self.old.conclude()
         roles = [list(self.policy_parameters.values()), list(self.value_parameters.values())]
         self.gradients.finish()
+        for budget in self.budgets:
+            budget.add_orthogonality()
         norms = torch.stack([clip_gradients(p, config.max_grad_norm) for p in roles]).tolist()
         applied = all(map(math.isfinite, [*norms, *totals[:2]]))
         if applied:
@@ -347,6 +352,7 @@ class PPO:
                 for p in roles[0]:
                     p.grad = None
             self.optimizer.step()
+            self.take_ranks()
         self.optimizer.zero_grad(set_to_none=True)
         return StepRecord(
             row_ids=row_ids,
@@ -357,6 +363,12 @@ class PPO:
             applied=applied,
             metrics={f"ppo/{name}": x for name, x in zip(STEP_METRICS, totals, strict=True)},
         )
+
+    def take_ranks(self) -> None:
+        """AdaLoRA's budgets after this step, of all steps of the stage."""
+        each = self.config.epochs * self.config.minibatches
+        for budget in self.budgets:
+            budget.after_step(self.update_index * each + len(self.records) + 1, self.config.updates * each)
 
     def summary(self, rollout: Rollout) -> dict[str, float]:
         """The rollout's metrics, and what this update took."""

@@ -171,7 +171,7 @@ class OwnSteps:
             return torch.stack(losses).cpu().double().sum()  # waited for once
 
         total = processes.sum(run.memory.run(work, wanted, minimum, run.drop_gradients)).float().to(self.args.device)
-        run.gradients.finish()
+        run.finish_gradients()
         run.loss = float(total)
         self.note_step(inputs, processes.sum(run.noted))
         return total
@@ -227,6 +227,10 @@ class ProgressCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.judge_step(state.global_step + 1, args.max_grad_norm)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.run.budget is not None:
+            self.run.budget.after_step(state.global_step + 1, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:

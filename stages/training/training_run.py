@@ -20,6 +20,7 @@ from stages.stage import StageContext
 from stages.training.gradient_sums import GradientSums
 from stages.training.held_out_curve import HeldOutCurve
 from stages.training.nonfinite import NonFiniteSteps
+from stages.training.rank_budget import RankBudget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +79,21 @@ class TrainingRun:
         )
         self.batch, self.micro_batch = config.batch, config.micro_batch
         self.gradients = GradientSums(self.parameters.values(), context.processes)
+        self.budget = self._budget(context)
         self.noted = torch.zeros(2, dtype=torch.float64)  # by the loss, of this process's micro-batches in a step
         self.norm = self.loss = 0.0  # of the last step; the gradient's before clipping
         self.curve: HeldOutCurve | None = None
+
+    def _budget(self, context: StageContext) -> RankBudget | None:
+        """The ranks of the adapter that is trained, where it is AdaLoRA's; checkpoints know it by its tensors."""
+        role = next((name.rpartition(".lora_E.")[2] for name in self.parameters if ".lora_E." in name), None)
+        return None if role is None else RankBudget.of(context.base, role, context.adapter)
+
+    def finish_gradients(self) -> None:
+        """Sum the step's gradients, and add what a method asks of each step; all processes call it."""
+        self.gradients.finish()
+        if self.budget is not None:
+            self.budget.add_orthogonality()
 
     def follow(self, curve: HeldOutCurve | None) -> None:
         """Evaluate held-out rows in this training; where it resumes from a state without their curve, there is none."""
@@ -136,6 +149,8 @@ class TrainingRun:
         assert self.saved is not None
         numbers = self.saved.numbers
         restore_training(self.parameters, [optimizer], self.saved.tensors)
+        if self.budget is not None:
+            self.budget.restore(self.saved.tensors)
         schedule.load_state_dict(numbers["schedule"])
         for group, rate in zip(optimizer.param_groups, numbers["rates"], strict=True):
             group["lr"] = rate
@@ -147,7 +162,9 @@ class TrainingRun:
         """All of it, between two optimizer steps; ``tokens`` is TRL's count for its log."""
         plain = {k: v for k, v in vars(trainer_state).items() if isinstance(v, int | float | str | bool)}
         state = State(
-            tensors=training_tensors(self.parameters, [optimizer]) | dict(self.start.weights),
+            tensors=training_tensors(self.parameters, [optimizer])
+            | dict(self.start.weights)
+            | ({} if self.budget is None else self.budget.state()),
             numbers={
                 "part": self.start.number,
                 "offset": self.start.steps,

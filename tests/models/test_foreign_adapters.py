@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -142,7 +142,6 @@ def test_every_start_that_peft_knows_has_been_judged():
 
 REFUSED = {
     "modules_to_save": ["lm_head"],
-    "trainable_token_indices": [5, 6],
     "bias": "all",
     "target_parameters": ["mlp.weight"],
     "layer_replication": [[0, 2], [1, 2]],
@@ -168,8 +167,27 @@ def test_settings_that_mean_something_else_are_refused_by_name(name, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"trainable_token_indices": [5, 6]}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"}],
-    ids=lambda s: next(iter(s)),
+    [
+        {"trainable_token_indices": [5, 6]},
+        {"trainable_token_indices": {"embed_tokens": [5], "lm_head": [7, 8]}},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+    ],
+)
+def test_embeddings_and_rows_that_peft_trained_are_read(settings, tmp_path):
+    base, adapter, _ = trained(tmp_path, **settings)
+    torch.testing.assert_close(logits_here(base, adapter), logits_in_peft(base, adapter), atol=1e-5, rtol=1e-4)
+
+
+def test_rows_without_their_weights_are_refused(tmp_path):
+    base, adapter, _ = trained(tmp_path)
+    change(adapter, trainable_token_indices=[5, 6])
+    with pytest.raises(UserError, match=r"does not fit base .* missing"):
+        logits_here(base, adapter)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"modules_to_save": ["norm"]}, {"bias": "lora_only"}], ids=lambda s: next(iter(s))
 )
 def test_adapters_that_peft_really_trained_so_are_refused_by_name(settings, tmp_path):
     base, adapter, _ = trained(tmp_path, "gpt2" if "bias" in settings else "llama", **settings)
@@ -207,3 +225,28 @@ def test_a_copy_that_differs_from_the_base_is_refused_by_name(name, tmp_path):
                 logits_here(base, adapter)
         else:
             logits_here(base, adapter)
+
+
+def adalora(tmp_path, **schedule):
+    """An AdaLoRA adapter that PEFT's own model has trained, and its base."""
+    base, out = tmp_path / "base", tmp_path / "adapter"
+    tiny_lm().save_pretrained(base)
+    settings = {"init_r": 4, "target_r": 2, "lora_alpha": 8, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    torch.manual_seed(1)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), AdaLoraConfig(**settings, **schedule))
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    for step in range(1, 6):
+        model(input_ids=IDS, attention_mask=MASK, labels=IDS).loss.backward()
+        optimizer.step()
+        model.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    model.save_pretrained(out)
+    return base, out
+
+
+def test_adalora_of_one_rank_is_read_and_a_resized_one_is_refused(tmp_path):
+    base, adapter = adalora(tmp_path / "whole", total_step=100, tinit=50)
+    torch.testing.assert_close(logits_here(base, adapter), logits_in_peft(base, adapter), atol=1e-5, rtol=1e-4)
+    base, adapter = adalora(tmp_path / "resized", total_step=5, tfinal=2)
+    with pytest.raises(UserError, match=r"rank_pattern: trivet reads AdaLoRA adapters of one rank"):
+        logits_here(base, adapter)

@@ -179,7 +179,13 @@ ACTS = {  # setting: (recipe, settings written into it)
             "layers": [0],
             "rslora": True,
             "init": "gaussian",
+            "modules_to_save": ["wte"],
+            "new_tokens": ["<a>"],
         }.items()
+    },
+    **{
+        f"adapter.{k}": (PLAIN, {"adapter.method": "adalora", f"adapter.{k}": v})
+        for k, v in {"init_rank": 40, "orthogonality": 0.1, "budget": [0.2, 0.6]}.items()
     },
     **{
         f"sft.{k}": (PLAIN, {f"sft.{k}": v})
@@ -495,10 +501,16 @@ TRUNK = {"ppo.value.init": "policy_trunk"}
 GIVEN = {"demonstrations": "demo-task?rows=60"}
 RANKED = {"rankings": "demo-task?rows=60"}
 ADAPTER = {"rank": 4, "alpha": 4, "dropout": 0.1, "targets": ["c_attn"], "layers": "upper_half", "rslora": True}
-ADAPTER |= {"init": "gaussian"}
+ADAPTER |= {"init_rank": 40, "orthogonality": 0.1, "budget": [0.2, 0.6]}
+ADAPTER |= {"init": "gaussian", "modules_to_save": ["wte"], "new_tokens": ["<a>"]}
 ONLY_PRETRAIN = {"base": {"pretrain": {}}, "data": {"documents": "notes.txt"}}
 IDLE = [  # recipe, settings written into it, the setting that cannot act, what the message says
-    *((PLAIN, FULL | {f"adapter.{k}": v}, f"adapter.{k}", f"adapter.method has no {k}") for k, v in ADAPTER.items()),
+    (
+        PLAIN,
+        {"adapter.modules_to_save": ["wte"], "adapter.layers": "upper_half", "ppo.share_prefix_layers": False},
+        "ppo.share_prefix_layers",
+        "every role has embeddings of its own",
+    ),
     (PLAIN, FULL | {"adapter.layers": [99]}, "adapter.layers", "adapter.method has no layers"),
     *(
         (PLAIN, {"adapter.method": method, f"adapter.{k}": ADAPTER[k]}, f"adapter.{k}", f"adapter.method has no {k}")

@@ -47,14 +47,19 @@ def test_a_stage_trains_what_the_method_names(tmp_path, method, stage, dtype):
     for role in ROLES[stage]:
         trained = {n: p for n, p in base.parameters_of(role).items() if ".head." not in n}
         assert trained and {p.dtype for p in trained.values()} == {torch.float32}
-        begins = base.parameters_of("bystander")
+        begins, taken = base.parameters_of("bystander"), 0
         for name, p in trained.items():
             first = begins[name.replace(f".{role}", ".bystander").replace(f"{role}.", "bystander.", 1)].float()
             if method in RESIDUAL:
                 (own, stays), (was, then) = halves(name, p), halves(name, first)
                 assert torch.equal(stays, then) and not torch.equal(own, was), name
+            elif ".lora_E." in name and not p.any():
+                taken += 1  # all ranks of a matrix, which others were given
             elif "lm_head" not in name or role in ("sft", "policy"):  # a scalar head passes the output layer by
                 assert not torch.equal(p, first), name
+        lambdas = [p for n, p in trained.items() if ".lora_E." in n]
+        assert taken < len(lambdas) or not lambdas
+        assert sum(int((p != 0).sum()) for p in lambdas) == 4 * len(lambdas)  # AdaLoRA's mean rank
 
 
 @pytest.mark.parametrize("method", METHODS)

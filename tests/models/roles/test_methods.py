@@ -92,6 +92,7 @@ def test_training_moves_what_the_method_names_and_nothing_else(method, family):
         "dora": {"lora_A", "lora_B", "lora_magnitude_vector"},
         "pissa": {"lora_A", "lora_B"},
         "olora": {"lora_A", "lora_B"},
+        "adalora": {"lora_A", "lora_B", "lora_E"},
         "ia3": {"ia3_l"},
     }
     if method in kinds:
@@ -338,7 +339,9 @@ def test_a_foreign_ia3_adapter_is_read_and_a_damaged_one_is_refused(tmp_path):
     assert found is not None and found.residual is None and len(found.tensors) == len(base.parameters_of("sft"))
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(file.read_text().replace('"modules_to_save": null', '"modules_to_save": ["lm_head"]'))
-    with pytest.raises(UserError, match="modules_to_save would change the shared base"):
+    with pytest.raises(
+        UserError, match="modules_to_save: 'lm_head' has no weights next to it, and would change the shared base"
+    ):
         read_role(tmp_path)
 
 
