@@ -62,6 +62,7 @@ class SFTConfig(Config):
     """Instruction tuning on demonstrations, run by TRL's SFTTrainer."""
 
     RATE_DIVISOR: ClassVar[int] = 1  # of the learning rate by width (``pipelines.recipe.rates``)
+    ROWS_LIMIT: ClassVar[str] = "max_tokens"  # the setting by which long rows are cut or left out
 
     epochs: float = Field(1.0, gt=0, description="passes over the demonstrations; left out, or auto: by their number")
     learning_rate: float = Field(
@@ -121,6 +122,7 @@ class RewardConfig(Config):
     """The reward model, trained on rankings."""
 
     RATE_DIVISOR: ClassVar[int] = 3
+    ROWS_LIMIT: ClassVar[str] = "max_tokens"
 
     base: str = Field("same", description="'same' for the shared base, or a smaller base's name, folder or hub id")
     loss: Annotated[str, AfterValidator(in_table(LOSSES))] = Field(
@@ -213,6 +215,7 @@ class PPOConfig(Config):
     """PPO against the reward; defaults are those of Huang et al. 2024 ("The N+ Implementation Details")."""
 
     RATE_DIVISOR: ClassVar[int] = 10
+    ROWS_LIMIT: ClassVar[str] = "max_prompt_tokens"
 
     updates: int = Field(100, ge=1, description="rollout-and-update cycles")
     rollouts: int = Field(64, ge=1, description="responses a cycle, over all processes")

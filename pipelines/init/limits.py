@@ -20,7 +20,12 @@ GRAIN, LONGEST = 64, 4096
 """Limits are multiples of ``GRAIN`` tokens; none is raised above ``LONGEST``, for memory grows with it."""
 SHOWN, COUNTED = 200, 512
 """Rows whose responses say whether they continue their prompts, and rows of a part whose tokens are counted."""
-LIMITS = {"sft": "max_tokens", "reward": "max_tokens", "ppo": "max_prompt_tokens"}
+LIMITS: dict[str, str] = {
+    name: field.annotation.ROWS_LIMIT
+    for name, field in Recipe.model_fields.items()
+    if field.annotation is not None and hasattr(field.annotation, "ROWS_LIMIT")
+}
+"""Groups of the recipe that have a limit of tokens for their rows, and its setting."""
 
 
 def limits_by_rows(details: PlanDetails) -> dict[str, Line]:

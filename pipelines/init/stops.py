@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from models.backbone.tensor_files import read_rows, shapes_of
 from models.hub.download import local_folder
 from models.hub.registry import resolve_base
 from models.hub.validate import weight_files
@@ -68,13 +69,11 @@ def _rows(folder: Path, ids: Sequence[int]) -> tuple[dict[int, int], torch.Tenso
     try:
         for end in OUTPUT:
             for file in weight_files(folder):
-                with safe_open(file, framework="pt") as opened:
-                    for name in (n for n in opened.keys() if n.endswith(end)):  # noqa: SIM118 (it is no mapping)
-                        part = opened.get_slice(name)
-                        count = part.get_shape()[0]
+                for name, shape in shapes_of(file).items():
+                    if name.endswith(end) and len(shape) == 2:
+                        count = shape[0]
                         wanted = sorted({i for i in ids if i < count} | {*range(0, count, max(1, count // SAMPLE))})
-                        rows = torch.cat([part[i : i + 1] for i in wanted])
-                        return {token: place for place, token in enumerate(wanted)}, rows
+                        return {token: place for place, token in enumerate(wanted)}, read_rows(file, name, wanted)
     except (SafetensorError, OSError):  # whoever loads the base says what is wrong
         return None
     return None
