@@ -43,7 +43,7 @@ LIMIT = 60.0  # seconds in which all processes must have ended
 RUN = 900.0  # seconds that no whole run takes
 ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "raise": signal.SIGUSR1, "memory": signal.SIGUSR2}
 SETTINGS = ("ppo.updates=3", "checkpoint.every_minutes=0")
-NAMED = re.compile(r"trivet: process \d+ \(pid \d+ on [^)]+\) (died|was stopped|failed|cannot be reached)")
+NAMED = re.compile(r"trivet: (?:the \w+ stage failed: )?process \d+ \(pid \d+ on [^)]+\) (died|was stopped|failed|cannot be reached)")
 AGAIN = "the same command resumes"
 BEGUN = re.compile(r"^(\w+): not run yet", re.MULTILINE)
 
