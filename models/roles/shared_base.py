@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from data.common.errors import UserError
 from models.backbone.architecture import check_architecture, linear_layers, out_of_reach
 from models.backbone.artifacts import Artifact
+from models.backbone.divided_copy import divided_copy
 from models.backbone.forward import check_logit_path, full_copy, switch_off_dropout
 from models.backbone.four_bits import quantize, scales_of
 from models.backbone.processes import Processes
@@ -32,7 +33,7 @@ from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import shards_of, wait_for_passes, whole_of
-from models.backbone.trained_shards import divided_copy, trained_parameters
+from models.backbone.trained_shards import trained_parameters
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
 from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of

@@ -176,13 +176,16 @@ def in_bf16(folder: Path, divided: Processes | None) -> dict[str, Any]:
         found = several_processes.in_half(folder, micro_batch=2)  # the same in two processes
     finally:
         several_processes.half_base = before
-    return found | {"full": full_in_parts.in_half(folder / "full", half("usual"))}
+    found["full"] = full_in_parts.in_half(folder / "full", half("usual"))
+    found["full with biases"] = full_in_parts.in_half(folder / "full", half("biases"))
+    return found
 
 
 def make_folders(folder: Path) -> None:
     """All bases."""
     make_folder(folder / "base")
     make_folder(folder / "usual", initializer_range=0.1)  # of usual sizes: bf16 rounds the base's by more than 1e-3
+    make_folder(folder / "biases", "gpt2", initializer_range=0.1)
     for name, family, changes in FAMILIES:
         make_folder(folder / name, family, **changes)
     make_folder(folder / "deep", hidden_size=192, intermediate_size=528, num_hidden_layers=36, initializer_range=0.02)

@@ -174,7 +174,7 @@ def stored(folder: Path) -> dict[str, Any]:
 
 def in_half(folder: Path, base: SharedBase) -> dict[str, Any]:
     """SFT on a bf16 base: losses, what was added to the weights, and what the result says of given tokens."""
-    context = context_of(folder, "bf16", base, demonstrations=Split(train=DEMONSTRATIONS))
+    context = context_of(folder, f"bf16-{base.lm.config.model_type}", base, demonstrations=Split(train=DEMONSTRATIONS))
     before = {f"sft.{n}": whole_of(p).detach().float().flatten() for n, p in base.base_tensors().items()}
     sft.run(context, SFTConfig(epochs=1, learning_rate=1e-5, batch=8, micro_batch=4))
     found = ended(context, "sft")

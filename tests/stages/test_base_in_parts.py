@@ -137,16 +137,18 @@ def test_a_whole_model_in_parts_is_saved_and_read_as_one_process_does(alone, two
     assert two[0]["full"]["stored"]["bytes"] == alone["full"]["stored"]["bytes"]
 
 
-@pytest.mark.parametrize("stage", ["sft", "ppo", "full"])
+@pytest.mark.parametrize("stage", ["sft", "ppo", "full", "full with biases"])
 def test_a_base_in_bf16_is_trained_alike(alone, two, stage):
-    """Of the same micro-batches; a copy in parts has the norms of its layers rounded to bf16 besides."""
-    near = 5e-3 if stage == "full" else 1e-3
+    """Of the same micro-batches. Whole models, whose norms are computed in fp32 there as here, to the last places."""
+    whole = stage.startswith("full")
     one, other = alone["bf16"][stage], two[0]["bf16"][stage]
-    assert len(one["losses"]) > 1 and other["losses"] == pytest.approx(one["losses"], abs=near)
-    assert len(one["logprobs"]) == 10 and other["logprobs"] == pytest.approx(one["logprobs"], abs=2e-2)
+    assert len(one["losses"]) > 1
+    assert other["losses"] == pytest.approx(one["losses"], abs=1e-5 if whole else 1e-3)
+    assert len(one["logprobs"]) == 10
+    assert other["logprobs"] == pytest.approx(one["logprobs"], abs=1e-3 if whole else 2e-2)
     a, b = np.array(one["update"]), np.array(other["update"])
-    assert np.abs(a).max() > (1e-6 if stage == "full" else 1e-3)
-    assert a @ b >= 0.99 * np.linalg.norm(a) * np.linalg.norm(b)
+    assert np.abs(a).max() > (1e-6 if whole else 1e-3)
+    assert a @ b >= (0.9999 if whole else 0.99) * np.linalg.norm(a) * np.linalg.norm(b)
     assert one.get("dtypes") == other.get("dtypes") and one.get("dtypes", ["torch.float32"]) == ["torch.float32"]
 
 
