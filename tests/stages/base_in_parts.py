@@ -9,23 +9,28 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from models.backbone.forward import set_gradient_checkpointing
+from models.backbone.logprobs import make_rows
 from models.backbone.processes import Processes
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import Gathers, is_whole
 from models.roles.shared_base import SharedBase
+from models.roles.together import known_states
+from stages.ppo.rollout import policy_pass, value_pass
+from stages.ppo.update import PPO
 from tests.conftest import randomise, tiny_lm, word_tokenizer
 from tests.stages import full_in_parts, several_processes
 from tests.stages.several_processes import ALIGNED, aligned, answered, ranked, sampled, tuned
 
-PPO = {
+TRAINED_BY_PPO = {
     "odd": ALIGNED["odd"] | {"self_check": True},
     "one row": {"rollouts": 1},
 }
@@ -105,7 +110,79 @@ def families(folder: Path, divided: Processes | None, times: Sequence[int]) -> d
         assert base.lm.config.tie_word_embeddings == changes.get("tie_word_embeddings", False)
         found[name] = {str(n): [passed(base, n, recompute) for recompute in (False, True)] for n in times}
         found[name]["fingerprint"] = base.fingerprint
+        found[name]["roles"] = three_roles(folder / name, divided)
     return found
+
+
+@contextmanager
+def asking(base: SharedBase) -> Iterator[Counter[str]]:
+    """How often this process asks for each unit of a divided base itself, by name."""
+    real, asked = Gathers.gather, Counter[str]()
+    names = {module: name for name, module in base.lm.named_modules()}
+
+    def gather(self: Gathers, number: int, *given: Any) -> None:
+        if self.serving != number:
+            asked[names[self.units[number]]] += 1
+        real(self, number, *given)
+
+    Gathers.gather = gather  # type: ignore[method-assign]
+    try:
+        yield asked
+    finally:
+        Gathers.gather = real  # type: ignore[method-assign]
+
+
+@torch.no_grad()
+def three_roles(folder: Path, divided: Processes | None) -> dict[str, Any]:
+    """Log-probabilities and values of the same rows by three roles, one after the other and together, and what each
+    way asks for."""
+    base = opened(folder, divided)
+    base.add_role("reference", AdapterConfig(rank=4, alpha=8))
+    base.add_role("value", AdapterConfig(rank=4, alpha=8), head=True)
+    for seed, name in enumerate(("reference", "value")):
+        randomise(base, name, 2 + seed)
+    torch.nn.init.normal_(base.heads["value"].weight, generator=torch.Generator().manual_seed(0))
+    rows = make_rows([[1, 5, 9], [1, 7]], [[3, 20, 7, 2], [4, 2]], 0, "cpu")
+    found: dict[str, Any] = {}
+    for way in ("in turn", "together"):
+        known = known_states(base, ("policy", "reference", "value"), rows.ids, rows.mask)
+        with asking(base) as asked, known if way == "together" else nullcontext():
+            numbers = list[list[float]]()
+            for name in ("policy", "reference"):
+                with base.role(name) as view:
+                    numbers.append(policy_pass(view, rows, 1.0)[0].tolist())
+            with base.role("value") as view:
+                numbers.append(value_pass(view, rows).tolist())
+        found[way] = {"numbers": numbers, "asked": dict(asked)}
+    return found
+
+
+@contextmanager
+def asking_in_ppo() -> Iterator[list[dict[str, Any]]]:
+    """What each evaluation of a rollout asks for, and in how many micro-batches of this process."""
+    real, seen = PPO.evaluate, list[dict[str, Any]]()
+
+    def evaluate(self: PPO, *given: Any) -> None:
+        each, micro_batches = self.micro.each, [0]
+
+        def counted(rollout: Any, work: Any) -> None:
+            def one(part: list[int]) -> None:
+                micro_batches[0] += 1
+                work(part)
+
+            each(rollout, one)
+
+        self.micro.each = counted  # type: ignore[method-assign]
+        with asking(self.base) as asked:
+            real(self, *given)
+        seen.append({"asked": dict(asked), "micro_batches": micro_batches[0]})
+        self.micro.each = each  # type: ignore[method-assign]
+
+    PPO.evaluate = evaluate  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        PPO.evaluate = real  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -202,9 +279,10 @@ def everything(folder: Path) -> dict[str, Any]:
         "sft": {"a row a step": tuned(folder, "a row a step", SFT["a row a step"])},
         "reward": ranked(folder, 1, epochs=1),
         "rankings": sampled(folder),
-        "ppo": {name: aligned(folder, name, settings) for name, settings in PPO.items()},
         "evaluation": answered(folder),
     }
+    with asking_in_ppo() as found["evaluated"]:
+        found["ppo"] = {name: aligned(folder, name, settings) for name, settings in TRAINED_BY_PPO.items()}
     (folder / "full").mkdir(exist_ok=True)
     found["full"] = full_in_parts.everything(folder / "full")
     bases: list[SharedBase] = []

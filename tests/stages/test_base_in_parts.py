@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.stages.base_in_parts import FAMILIES, PPO, SFT, everything, make_folders
+from tests.stages.base_in_parts import FAMILIES, SFT, TRAINED_BY_PPO, everything, make_folders
 from tests.support.launching import assert_same_training, launched
 
 CLOSE = 1e-4  # of weights; the modules round otherwise than the fast path
@@ -52,7 +52,7 @@ def test_three_processes_train_and_sample_as_one_does(alone, tmp_path):
     found = launched(SCRIPT, tmp_path / "run", 3)
     for case in SFT:
         assert_same_training(alone["sft"][case], [f["sft"][case] for f in found], CLOSE, CLOSE)
-    for case in PPO:
+    for case in TRAINED_BY_PPO:
         assert all(f["ppo"][case]["responses"] == alone["ppo"][case]["responses"] for f in found)
         assert_same_training(alone["ppo"][case], [f["ppo"][case] for f in found], CLOSE, 1e-3)
     for case in ("sft", "reward", "ppo", "short of memory"):
@@ -78,7 +78,7 @@ def test_rankings_are_the_same_rows(alone, two):
     assert len(alone["rankings"]) == 7 and two[0]["rankings"] == alone["rankings"]
 
 
-@pytest.mark.parametrize("case", PPO)
+@pytest.mark.parametrize("case", TRAINED_BY_PPO)
 def test_ppo_samples_and_trains_alike(alone, two, case):
     one, others = alone["ppo"][case], [f["ppo"][case] for f in two]
     assert all(other["responses"] == one["responses"] for other in others)
@@ -98,6 +98,30 @@ def test_passes_of_other_numbers_in_each_process_give_the_same(alone, two, name)
         for mine, expected in zip(found["families"][name][times], whole[times], strict=True):
             assert mine == pytest.approx(expected, rel=1e-5, abs=1e-5)
         assert found["families"][name]["fingerprint"] == whole["fingerprint"]
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in FAMILIES])
+def test_roles_that_follow_each_other_gather_a_layer_once(alone, two, name):
+    """With the bits of one role after the other, which gather it each for itself."""
+    whole = alone["families"][name]["roles"]
+    assert whole["in turn"] == whole["together"] and not whole["together"]["asked"]
+    for found in (f["families"][name]["roles"] for f in two):
+        apart, together = found["in turn"], found["together"]
+        assert together["numbers"] == apart["numbers"]
+        for mine, expected in zip(together["numbers"], whole["in turn"]["numbers"], strict=True):
+            assert mine == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        blocks = [unit for unit in apart["asked"] if unit.endswith((".0", ".1"))]
+        assert len(blocks) == 2 and all(apart["asked"][unit] == 3 for unit in blocks)
+        assert all(together["asked"][unit] == 1 for unit in blocks)
+        assert sum(together["asked"].values()) < sum(apart["asked"].values()) / 2
+
+
+def test_ppo_evaluates_its_roles_in_one_gathering_of_each_layer(two):
+    for found in two:
+        assert sum(len(one["asked"]) > 2 for one in found["evaluated"]) >= 4
+        for one in found["evaluated"]:
+            blocks = [count for unit, count in one["asked"].items() if unit.endswith((".0", ".1"))]
+            assert set(blocks) <= {one["micro_batches"]}, one
 
 
 def test_a_process_holds_its_part_and_few_gathered_layers(alone, two):
