@@ -6,6 +6,7 @@ a pass.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -295,6 +296,7 @@ def everything(folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    gc.freeze()  # as in conftest
     processes = Processes("auto")
     if processes.is_main:
         make_folders(folder)
