@@ -150,10 +150,11 @@ def main() -> None:
                 "layers": layers,
                 "whole": whole,
                 "two_processes": parts,
-                "beside_the_base": beside,
-                "share_of_the_base": round((peak - beside) / whole["base_bytes"], 3),
                 "share_of_all": round(peak / whole["peak"], 3),
             }
+            if method == "lora":  # of a whole model nearly all that is beside the base is divided as well
+                share = round((peak - beside) / whole["base_bytes"], 3)
+                found[method] |= {"beside_the_base": beside, "share_of_the_base": share}
             print(method, json.dumps(found[method]), flush=True)
     options.write.parent.mkdir(parents=True, exist_ok=True)
     options.write.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -49,7 +49,7 @@ NAMED = re.compile(
     r"trivet: (?:the \w+ stage failed: )?process \d+ \(pid \d+ on [^)]+\) (died|was stopped|failed|cannot be reached)"
 )
 AGAIN = "the same command resumes"
-HALVED = re.compile(r"out of memory with \S+: continuing with")  # by itself: nothing is lost
+HALVED = re.compile(r"out of memory with .+: continuing with")  # by itself: nothing is lost
 BEGUN = re.compile(r"^(\w+): not run yet", re.MULTILINE)
 
 
