@@ -45,7 +45,7 @@ FAMILIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("llama", "llama", {"tie_word_embeddings": True, "vocab_size": 41}),
     ("gpt2", "gpt2", {"tie_word_embeddings": True}),
     ("untied", "qwen3", {}),
-    ("mixture", "llama", {"model_type": "mixtral", "num_local_experts": 4}),
+    ("mixture", "llama", {"model_type": "mixtral", "num_local_experts": 6}),
 )
 
 
