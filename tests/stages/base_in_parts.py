@@ -111,7 +111,7 @@ def families(folder: Path, divided: Processes | None, times: Sequence[int]) -> d
         assert base.lm.config.tie_word_embeddings == changes.get("tie_word_embeddings", False)
         found[name] = {str(n): [passed(base, n, recompute) for recompute in (False, True)] for n in times}
         found[name]["fingerprint"] = base.fingerprint
-        found[name]["roles"] = three_roles(folder / name, divided)
+        found[name]["roles"] = three_roles(base)
     return found
 
 
@@ -134,10 +134,9 @@ def asking(base: SharedBase) -> Iterator[Counter[str]]:
 
 
 @torch.no_grad()
-def three_roles(folder: Path, divided: Processes | None) -> dict[str, Any]:
-    """Log-probabilities and values of the same rows by three roles, one after the other and together, and what each
-    way asks for."""
-    base = opened(folder, divided)
+def three_roles(base: SharedBase) -> dict[str, Any]:
+    """Log-probabilities and values of the same rows by a base's policy and two more roles, one after the other and
+    together, and what each way asks for."""
     base.add_role("reference", AdapterConfig(rank=4, alpha=8))
     base.add_role("value", AdapterConfig(rank=4, alpha=8), head=True)
     for seed, name in enumerate(("reference", "value")):
@@ -266,7 +265,7 @@ def make_folders(folder: Path) -> None:
     make_folder(folder / "biases", "gpt2", initializer_range=0.1)
     for name, family, changes in FAMILIES:
         make_folder(folder / name, family, **changes)
-    make_folder(folder / "deep", hidden_size=192, intermediate_size=528, num_hidden_layers=36, initializer_range=0.02)
+    make_folder(folder / "deep", hidden_size=192, intermediate_size=528, num_hidden_layers=32, initializer_range=0.02)
 
 
 def everything(folder: Path) -> dict[str, Any]:
