@@ -126,7 +126,7 @@ def asking(base: SharedBase) -> Iterator[Counter[str]]:
             asked[names[self.units[number]]] += 1
         real(self, number, *given)
 
-    Gathers.gather = gather  # type: ignore[method-assign]
+    Gathers.gather = gather  # type: ignore[method-assign,assignment]
     try:
         yield asked
     finally:
@@ -141,7 +141,8 @@ def three_roles(base: SharedBase) -> dict[str, Any]:
     base.add_role("value", AdapterConfig(rank=4, alpha=8), head=True)
     for seed, name in enumerate(("reference", "value")):
         randomise(base, name, 2 + seed)
-    torch.nn.init.normal_(base.heads["value"].weight, generator=torch.Generator().manual_seed(0))
+    weight = base.parameters_of("value")["value.head.weight"]
+    torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
     rows = make_rows([[1, 5, 9], [1, 7]], [[3, 20, 7, 2], [4, 2]], 0, "cpu")
     found: dict[str, Any] = {}
     for way in ("in turn", "together"):
@@ -178,7 +179,7 @@ def asking_in_ppo() -> Iterator[list[dict[str, Any]]]:
         seen.append({"asked": dict(asked), "micro_batches": micro_batches[0]})
         self.micro.each = each  # type: ignore[method-assign]
 
-    PPO.evaluate = evaluate  # type: ignore[method-assign]
+    PPO.evaluate = evaluate  # type: ignore[method-assign,assignment]
     try:
         yield seen
     finally:

@@ -73,7 +73,8 @@ def ended(context: StageContext, *roles: str) -> dict[str, Any]:
 
 
 def break_passes(lm: Any) -> list[int]:
-    """Any process but the first has no memory in its first pass backward, inside a layer, and in its third forward.
+    """Any process but the first has no memory in its first pass backward, inside a layer, and in its third forward, of
+    several rows (three processes have single ones by then).
 
     Returns:
         How many passes with gradients there were, in a list.
@@ -82,7 +83,7 @@ def break_passes(lm: Any) -> list[int]:
 
     def forward(module: Any, given: Any) -> None:
         passes[0] += torch.is_grad_enabled()
-        if int(RANK) > 0 and passes[0] == 3 and torch.is_grad_enabled():
+        if int(RANK) > 0 and passes[0] == 3 and torch.is_grad_enabled() and len(given[0]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     def backward(module: Any, given: Any) -> None:
