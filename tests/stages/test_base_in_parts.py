@@ -127,7 +127,7 @@ def test_ppo_evaluates_its_roles_in_one_gathering_of_each_layer(two):
 def test_a_process_holds_its_part_and_few_gathered_layers(alone, two):
     """Less than 0.6 of the whole base, beside the adapters, activations and logits that a process has anyway."""
     whole = alone["memory"]
-    assert whole["here"] == whole["whole"] > 55e6 and not whole["gathered"]
+    assert whole["here"] == whole["whole"] > 50e6 and not whole["gathered"]
     for found in (f["memory"] for f in two):
         assert found["whole"] == whole["whole"] and found["here"] < 0.51 * whole["whole"]
         assert whole["whole"] / 50 < found["gathered"] < 0.6 * whole["whole"] - found["here"]
