@@ -258,28 +258,31 @@ def stage_seconds(model: Model, device: Device, gpus: int, job: Job) -> dict[str
     """Seconds of a step of each stage: of an update of PPO, and of as many responses of rankings and evaluation."""
     trained = model.adapter(job.rank)
 
-    def passes(rows: float, train: bool, logits: bool = True) -> float:
+    def passes(rows: float, *logits: bool) -> float:
+        """Of roles that gather each layer together, each with logits of the responses or without."""
         mine = max(1.0, rows / gpus)
-        tokens, read = mine * job.length, mine * job.response * logits
-        count = max(1.0, mine / job.micro_batch)
-        if train:
-            flops = training_flops(model, job.rank, tokens, job.length, read)
-            return pass_seconds(model, device, gpus, flops, count * TRAIN_LAUNCHES * model.layers, 3 * count)
-        flops = forward_flops(model, tokens, job.length, read)
-        return pass_seconds(model, device, gpus, flops, count * READ_LAUNCHES * model.layers, count)
+        tokens, count = mine * job.length, max(1.0, mine / job.micro_batch)
+        flops = sum(forward_flops(model, tokens, job.length, mine * job.response * wanted) for wanted in logits)
+        return pass_seconds(model, device, gpus, flops, len(logits) * count * READ_LAUNCHES * model.layers, count)
+
+    def training(rows: float, logits: bool = True) -> float:
+        mine = max(1.0, rows / gpus)
+        tokens, count = mine * job.length, max(1.0, mine / job.micro_batch)
+        flops = training_flops(model, job.rank, tokens, job.length, mine * job.response * logits)
+        return pass_seconds(model, device, gpus, flops, count * TRAIN_LAUNCHES * model.layers, 3 * count)
 
     sampled = sampling_seconds(model, device, gpus, job.rollouts, job)
-    scored = passes(job.rollouts, False, False)
-    read = 2 * passes(job.rollouts, False) + 2 * scored  # policy, reference, value, reward
-    learnt = job.epochs * (passes(job.rollouts, True) + passes(job.rollouts, True, False))
+    scored = passes(job.rollouts, False)
+    read = passes(job.rollouts, True, True, False) + scored  # policy, reference and value together; reward
+    learnt = job.epochs * (training(job.rollouts) + training(job.rollouts, False))
     summed = job.epochs * job.minibatches * reduce_seconds(2 * trained, device, gpus)
     step = reduce_seconds(trained, device, gpus)
     return {
-        "sft": passes(job.batch, True) + step,
+        "sft": training(job.batch) + step,
         "rankings": sampled,
-        "reward": passes(job.batch * job.answers, True, False) + step,
+        "reward": training(job.batch * job.answers, False) + step,
         "ppo": sampled + read + learnt + summed,
-        "evaluate": sampled + 2 * passes(job.rollouts, False) + scored,
+        "evaluate": sampled + 2 * passes(job.rollouts, True) + scored,
     }
 
 
@@ -528,9 +531,10 @@ def page(found: dict[str, Any]) -> str:
             number and token; backward the gradient by inputs alone; layers computed once more; attention over the
             causal half; logits of responses; adapters. A step of decoding reads every weight and the rows' keys and
             values once. A base that takes more than 60 % of a GPU is sharded over all of them: each pass gathers it
-            layer by layer, beside its products, over the network where there are more than {MACHINE} GPUs.
-            Gradients are summed in one message a step, and {STEP_MESSAGES} small collectives go with it. Launches,
-            {READ_LAUNCHES} kernels a layer and forward pass and {TRAIN_LAUNCHES} with backward, are an assumption."""),
+            layer by layer, beside its products, over the network where there are more than {MACHINE} GPUs; policy,
+            reference and value of a rollout gather each layer together. Gradients are summed in one message a step,
+            and {STEP_MESSAGES} small collectives go with it. Launches, {READ_LAUNCHES} kernels a layer and forward
+            pass and {TRAIN_LAUNCHES} with backward, are an assumption."""),
         prose("""Rollouts are sampled by servers on the same GPUs, in turns with training, and every response has
             full length: there are no early stops and no waiting for the longest of uneven ones. Reading data,
             functions of the user's, checkpoints, failures and pretraining from scratch, which is for small bases,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -26,6 +27,10 @@ from models.backbone.settings import AdapterConfig
 from models.roles.shared_base import SharedBase
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # Transformers' trainer collects garbage twice a training, in all that imports have made as well
 
 
 def pytest_unconfigure(config):

@@ -86,6 +86,11 @@ def death_notice(dead: list[Peer], place: str = "") -> str:
     return f"{who} died{place}, most likely killed by a signal or for want of memory, {RESUMES}"
 
 
+def failure_notice(peer: Peer, error: BaseException) -> str:
+    """What is said of a process, this one, that raised an error which nobody foresaw."""
+    return f"{peer} failed{WHEREABOUTS.place} with {in_a_line(error)}, {RESUMES}"
+
+
 class Watch:
     """Looks after the other processes, and reports once, from whichever thread sees it first, that one is lost.
 
@@ -340,11 +345,10 @@ def watching(processes: Group) -> Iterator[None]:
                     Path(peer.marker).unlink(missing_ok=True)
             raise StageError(f"process {lost[0].rank} is lost (see above)") from error
         if not interrupted:
-            what = in_a_line(error)
             if beats is not None:
-                beats.fail(what)
+                beats.fail(in_a_line(error))
             # itself as well: a launcher's signal may end the others before they hear of it
-            watch.report(f"{own} failed{WHEREABOUTS.place} with {what}, {RESUMES}")
+            watch.report(failure_notice(own, error))
         raise
     finally:
         watch.done.set()

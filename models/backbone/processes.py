@@ -7,6 +7,7 @@ is no autocast to leave behind for the next stage.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ from torch import Tensor
 from data.common.errors import StageError, UserError
 from models.backbone.bf16_units import MIN_WIDTH, has_bf16_units
 from models.backbone.launch import check_devices, check_launch, check_world_size
-from models.backbone.peers import starting
+from models.backbone.peers import Peer, failure_notice, starting
 from models.backbone.sharding import Gathers
 
 T = TypeVar("T")
@@ -238,14 +239,19 @@ class Processes:
             made = [work()]
         except Exception as error:
             own = error
-        failure = [] if own is None else [(isinstance(own, UserError), f"process {self.rank}: {own or repr(own)}")]
-        failed = self.gather(failure)
+        failed = self.gather([] if own is None else [(isinstance(own, UserError), self._words_of(own))])
         if own is not None:
             raise own
         if failed:
             by_user, text = failed[0]
             raise (UserError if by_user else StageError)(text)
         return made[0]
+
+    def _words_of(self, error: Exception) -> str:
+        """What the other processes say of an error of this one."""
+        if isinstance(error, UserError | StageError):
+            return f"process {self.rank}: {error}"
+        return failure_notice(Peer(self.rank, socket.gethostname(), os.getpid(), ""), error)
 
     def on_main(self, work: Callable[[], T]) -> T:
         """``work()`` of the main process, for all of them; its error as well (``together``)."""

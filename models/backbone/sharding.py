@@ -313,6 +313,25 @@ def check_output_layer(lm: Any, name: str) -> None:
         )
 
 
+def check_shares(lm: Any, name: str, processes: int) -> None:
+    """Refuse experts of which a process would have none: Transformers puts each process's own together as it reads.
+
+    Raises:
+        UserError: names the tensor, and a number of processes that fits.
+    """
+
+    def fits(count: int, rows: int) -> bool:
+        return -(-rows // count) * (count - 1) < rows
+
+    for tensor, p in lm.named_parameters():
+        if p.ndim > 2 and not fits(processes, rows := p.shape[0]):
+            fewer = next(n for n in range(processes - 1, 0, -1) if fits(n, rows))
+            raise UserError(
+                f"base {name}: {processes} processes cannot share the {rows} experts of {tensor}, since the last would "
+                f"have none: start {fewer}, or set runtime.sharding: none"
+            )
+
+
 def unit_names(lm: Any) -> dict[str, str]:
     """Transformers' plan of what FSDP gathers as one: each block, embeddings, output layer, and what else has weights.
 

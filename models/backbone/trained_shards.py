@@ -3,12 +3,12 @@ gradients and of the optimizer's moments: torch's FSDP2 divides it as it divides
 
 Processes run passes of different numbers here as well (``models.backbone.sharding``): one that has the gradients of a
 layer asks for them to be added up, and each of the others takes part with zeros at the next place where it exchanges
-anything. The optimizer sees each process's rows of every tensor as plain parameters.
+anything. The optimizer sees each process's rows of every tensor as plain parameters, and those tensors that every
+process has whole as they are.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from data.common.errors import StageError
-from models.backbone.architecture import without_weights
-from models.backbone.forward import check_logit_path, switch_off_dropout
 from models.backbone.sharding import Shards, is_part, is_whole, shards_of, whole_of
 
 
@@ -28,7 +26,7 @@ class TrainedShards(Shards):
 
     Args:
         lm: divided by ``fully_shard``, and not yet computed with. A matrix that embeddings and output layer share is
-            the root's.
+            the root's. What is not divided is every process's own, and its gradients are summed as a head's are.
         processes: that hold it.
     """
 
@@ -36,7 +34,8 @@ class TrainedShards(Shards):
         self.unit_parameters: dict[int, list[Any]] = {}
         self.named: dict[str, Any] = dict(lm.requires_grad_(True).named_parameters())
         super().__init__(lm, processes.divide_bases(), processes)
-        self.parameters = {name: self._own_rows(p) for name, p in self.named.items()}
+        self.divided = {name: p for name, p in self.named.items() if is_part(p)}
+        self.parameters = self.named | {name: self._own_rows(p) for name, p in self.divided.items()}
         output = lm.get_output_embeddings()
         self.of_output = [p for p in (output.weight, output.bias) if p is not None]
         self._sums: dict[int, Tensor] = {}  # this process's rows of gradients that others asked to add up
@@ -54,7 +53,7 @@ class TrainedShards(Shards):
 
     def _connect(self, unit: Any, number: int) -> None:
         super()._connect(unit, number)
-        self.unit_parameters[number] = list(_in_order(unit))
+        self.unit_parameters[number] = [p for p in _in_order(unit) if is_part(p)]
         unit.set_custom_reduce_scatter(_ReduceScatter(self, number))
         unit.set_gradient_divide_factor(1.0)  # sums: losses are divided by the counts of the whole batch
         unit.set_force_sum_reduction_for_comms(True)
@@ -88,13 +87,13 @@ class TrainedShards(Shards):
     def take_gradients(self) -> None:
         """Put the sums over processes where the optimizer finds them; all processes call it at the same place."""
         self.gathers.meet()
-        if any(p.to_local().data_ptr() != self.parameters[name].data_ptr() for name, p in self.named.items()):
+        if any(p.to_local().data_ptr() != self.parameters[name].data_ptr() for name, p in self.divided.items()):
             raise RuntimeError("a divided model was moved to other memory after its parameters were taken")
         there = torch.tensor([float(g is not None) for g in self._of_output])
         for i, known in enumerate(self.processes.sum(there).tolist()):
             if known:
                 self._sum_output(i)
-        for name, p in self.named.items():
+        for name, p in self.divided.items():
             own, mine = self._sums.pop(id(p), None), None if p.grad is None else p.grad.to_local()
             self.parameters[name].grad = mine if own is None else own if mine is None else own.add_(mine)
         self.drop()
@@ -126,7 +125,7 @@ class TrainedShards(Shards):
 
     def drop(self) -> None:
         """Forget gradients that are not taken yet; all processes call it at the same place."""
-        for p in self.named.values():
+        for p in self.divided.values():
             p.grad = None
         self._sums, self._of_output = {}, [None] * len(self.of_output)
 
@@ -270,8 +269,13 @@ def own_tensor(parameter: Any, whole: Tensor) -> Tensor:
     shards = shards_of_rows(parameter)
     if shards is None or whole.ndim == 0:
         return whole
-    each = _padded_rows(whole, shards.processes.world_size) // shards.processes.world_size
-    return whole[shards.processes.rank * each :][:each].clone()
+    return rows_of(whole, shards.processes).clone()
+
+
+def rows_of(whole: Tensor, processes: Any) -> Tensor:
+    """The rows of a whole tensor that this process has where it is divided."""
+    each = _padded_rows(whole, processes.world_size) // processes.world_size
+    return whole[processes.rank * each :][:each]
 
 
 def failed_anywhere(parameters: Iterable[Any]) -> Callable[[bool], bool] | None:
@@ -320,69 +324,7 @@ def clip_gradients(parameters: Sequence[Any], largest: float) -> Tensor:
     return norm
 
 
-# -- copies -----------------------------------------------------------------------------------------------------------
-
-
-def divided_copy(lm: Any, base_dtype: torch.dtype, added: Callable[[str], Tensor | None] = lambda name: None) -> Any:
-    """A copy of a divided model with fp32 weights, to be trained or not; all processes call it at the same place.
-
-    No process holds more than its part, and a matrix of what is ``added``. Where the base is bf16 its products are made
-    in bf16, as those of a whole copy (``models.backbone.forward.precision``): layers are gathered in bf16, and their
-    gradients added up in fp32.
-
-    Args:
-        lm: the model, perhaps with adapters on it.
-        base_dtype: of the base.
-        added: what is added to the whole tensor of that name; None: nothing.
-    """
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-
-    half = base_dtype == torch.bfloat16
-    # what autocast would round comes rounded; embeddings and the norm behind the blocks do not, as in a whole copy
-    plain = MixedPrecisionPolicy(cast_forward_inputs=False)
-    rounded = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if half else plain
-    shards, processes = lm.shards, lm.shards.processes
-    shards.gathers.meet()
-    sources = {_plain(n): p for n, p in lm.named_parameters() if ".lora_" not in n}
-    mesh = next(p.device_mesh for p in sources.values() if is_part(p))
-    made = without_weights(copy.deepcopy(lm.config)).to(torch.float32).requires_grad_(False)
-    tied = made.get_output_embeddings().weight is made.get_input_embeddings().weight
-    shared = {id(made.get_output_embeddings()), id(made.get_input_embeddings())} if tied else set()
-    for name, unit in lm.named_modules():
-        if name and isinstance(unit, FSDPModule):
-            own = made.get_submodule(_plain(name))
-            block = isinstance(made.get_submodule(_plain(name).rpartition(".")[0]), nn.ModuleList)
-            policy = rounded if block or own is made.get_output_embeddings() else plain
-            if id(own) not in shared:
-                fully_shard(own, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-    fully_shard(made, mesh=mesh, reshard_after_forward=True, mp_policy=plain)
-    made.to_empty(device=next(iter(sources.values())).device)
-    if tied:
-        made.get_output_embeddings().weight = made.get_input_embeddings().weight
-    buffers = {_plain(n): b for n, b in lm.named_buffers()}
-    with torch.no_grad():
-        for name, p in made.named_parameters():
-            p.to_local().copy_(sources[name].to_local())
-            if (more := added(name)) is not None:
-                each = _padded_rows(p, processes.world_size) // processes.world_size
-                p.to_local().add_(more[processes.rank * each :][:each])
-        for name, b in made.named_buffers():
-            b.copy_(buffers[name])
-    made.eval()
-    switch_off_dropout(made)
-    made.config, made.generation_config = copy.deepcopy(lm.config), copy.deepcopy(lm.generation_config)
-    made.name_or_path = lm.name_or_path
-    made.compute_dtype = torch.bfloat16 if half else None
-    made.shards = TrainedShards(made, processes)
-    if tied:
-        made.shards.gather_for(made.get_input_embeddings())
-    check_logit_path(made, made.name_or_path)  # FSDP learns at the first pass which module is the root
-    return made
-
-
-def _plain(name: str) -> str:
-    """A name in a model that has no adapters."""
-    return name.replace(".base_layer", "")
+# -- whole models ------------------------------------------------------------------------------------------------------
 
 
 def whole_state(lm: Any) -> dict[str, Tensor] | None:

@@ -13,7 +13,7 @@ from data.common.errors import UserError
 from data.tokens import check_speed
 from models.backbone.architecture import without_weights
 from models.backbone.processes import Processes, resolve_dtype
-from models.backbone.sharding import Shards, check_libraries, check_output_layer, unit_names
+from models.backbone.sharding import Shards, check_libraries, check_output_layer, check_shares, unit_names
 from models.hub.download import folder_of
 from models.hub.limits import check_vocabulary, limits_of_model, stop_ids_in, width_of_folder
 from models.hub.registry import BaseModelSpec
@@ -93,6 +93,7 @@ def _divided(folder: Path, source: str, processes: Processes) -> dict[str, Any]:
         )
     lm = without_weights(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
     check_output_layer(lm, source)
+    check_shares(lm, source, processes.world_size)
     plan = unit_names(lm)
     return {"distributed_config": DistributedConfig(fsdp_size=processes.world_size, fsdp_plan=plan)}
 

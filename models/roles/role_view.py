@@ -15,6 +15,7 @@ from models.fast.hidden_states import fast_states
 from models.fast.logprobs import block_logprobs, output_weight
 from models.fast.prefix_cache import PrefixCache
 from models.fast.weights import Decoder, decoder_of
+from models.roles.together import KnownStates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class RoleView:
     head: ScalarHead | None
     fast: bool = True  # use the fast path where it knows the architecture
     prefix_cache: PrefixCache | None = None  # states of some rows below all adapters
+    known: KnownStates | None = None  # of rows that several roles have been through together
 
     def decoder(self) -> Decoder | None:
         """The weights, where they are known to be a plain Llama-like decoder; None: the modules must run."""
@@ -36,6 +38,8 @@ class RoleView:
 
         ``packing``: of the rows, where it is known; the device is asked for less.
         """
+        if self.known is not None and self.known.ids is ids:
+            return self.known.states.flatten(0, 1)[positions]
         return fast_states(self.decoder(), self.lm, ids, mask, positions, self.prefix_cache, packing)
 
     def logprobs(

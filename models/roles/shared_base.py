@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from data.common.errors import UserError
 from models.backbone.architecture import check_architecture, linear_layers, out_of_reach
 from models.backbone.artifacts import Artifact
+from models.backbone.divided_copy import divided_copy
 from models.backbone.forward import check_logit_path, full_copy, switch_off_dropout
 from models.backbone.four_bits import quantize
 from models.backbone.processes import Processes
@@ -32,7 +33,7 @@ from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import shards_of
-from models.backbone.trained_shards import divided_copy, trained_parameters
+from models.backbone.trained_shards import trained_parameters
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
 from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of
@@ -45,6 +46,7 @@ from models.roles.lora import CONSTANT, check_same_kind, differences, is_adapter
 from models.roles.methods import BEGINNINGS, adapter_config, begin, keep_second_half, trained_of
 from models.roles.own_models import copied, delta_of, merged_copy, share_equal, unshare
 from models.roles.role_view import RoleView
+from models.roles.together import KnownStates, select_adapter
 
 
 class SharedBase:
@@ -69,6 +71,7 @@ class SharedBase:
         self.peft: PeftModel | None = None
         self.heads = nn.ModuleDict()
         self.prefix_cache: PrefixCache | None = None  # set by whoever reads the same rows by several roles
+        self.known: dict[str, KnownStates] = {}  # by role, while ``models.roles.together.known_states`` is open
         self.copies: dict[str, Any] = {}  # methods that train the base's tensors: role -> its own model
         self.partial: dict[str, set[str]] = {}  # role -> the tensors of its copy that are trained; absent: all
         self.residual: dict[str, str] = {}  # role -> the method of a residual adapter, whose second half stays
@@ -365,17 +368,21 @@ class SharedBase:
         head: Any = self.heads[name] if name in self.heads else None  # noqa: SIM401 (a ModuleDict has no get)
         lm = self.copies.get(name, self.lm)
         try:
-            yield RoleView(name=name, lm=lm, head=head, fast=self.fast, prefix_cache=self.prefix_cache)
+            cache, known = self.prefix_cache, self.known.get(name)
+            yield RoleView(name=name, lm=lm, head=head, fast=self.fast, prefix_cache=cache, known=known)
         finally:
             self._select(before)
 
     def _select(self, name: str | None) -> None:
         self._active = name
-        adapter = name if self.peft is not None and name in self.peft.peft_config else None
+        adapter = self.adapter_of(name)
         for layer in self._layers:
-            layer._active_adapter = [adapter] if adapter else []
-            layer._disable_adapters = adapter is None
+            select_adapter(layer, adapter)
         embeddings.select(self._wrapped, adapter)
+
+    def adapter_of(self, name: str | None) -> str | None:
+        """The adapter of a role; None where it has none."""
+        return name if self.peft is not None and name in self.peft.peft_config else None
 
     # -- trainable parameters ------------------------------------------------------------------------------------
 

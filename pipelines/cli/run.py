@@ -11,6 +11,7 @@ from data.common.errors import StageError, UserError
 from pipelines.cli.exit_codes import StageFailed, log_line, summary_of, write_traceback
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.schema import resolved_yaml
+from pipelines.workspace.run_folder import REPORT
 
 if TYPE_CHECKING:
     from pipelines.run.pipeline import Pipeline
@@ -106,9 +107,20 @@ def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> Non
                 progress.say(f"report: {write_report(pipeline.run_dir, progress.say)}")
         raise StageFailed(f"{stage} {summary_of(error, bool(progress.current))}\n        {log_line(log)}") from error
     if pipeline.processes.is_main:
-        for log in pipeline.run_dir.glob("error*.log"):  # of a failure that is overcome
-            log.unlink()
+        forget_failure(pipeline.run_dir)
         finish(pipeline.run_dir, progress)
+
+
+def forget_failure(run_dir: Path) -> None:
+    """Remove what a failure that is overcome has left: its logs, and the report that was written right behind them.
+
+    A report of before the failure stays the previous one.
+    """
+    logs, report = list(run_dir.glob("error*.log")), run_dir / REPORT
+    if report.is_file() and any(report.stat().st_mtime_ns >= log.stat().st_mtime_ns for log in logs):
+        report.unlink()
+    for log in logs:
+        log.unlink()
 
 
 def finish(run_dir: Path, progress: Any) -> None:

@@ -24,6 +24,7 @@ from models.backbone.seeds import generator
 from models.backbone.trained_shards import clip_gradients, drop_parts, failed_anywhere
 from models.backbone.transfers import wide
 from models.roles.role_view import RoleView
+from models.roles.together import known_states
 from models.sampling.fast import FastEngine
 from models.sampling.generate import Engine, Generated, SamplingParams, gathered, generate, sampling_noise
 from reward.terms.composition import WeightedSum
@@ -187,6 +188,9 @@ class PPO:
         keep_prefix_states(self.base, rollout, self.config, self.context.warn)
         source = self.old.source(self.base, rollout, generated)
         temperature, width = self.config.temperature, rollout.mask.shape[1]
+        roles = ["reference"] if self.value_on_policy else ["reference", "value"]
+        if source == "policy" or self.value_on_policy:
+            roles.append("policy")
 
         def pass_of(index: list[int]) -> None:
             rows = rollout.rows(index, self.context.pad_id)
@@ -195,20 +199,21 @@ class PPO:
             def padded(flat: Tensor) -> Tensor:
                 return scatter(flat.float(), rows.response_lengths, width)
 
-            with self.base.role("policy") as policy:
-                if source == "policy":
-                    logprobs, entropy = policy_pass(policy, rows, temperature)
-                    rollout.logprobs[numbers], rollout.entropy[numbers] = padded(logprobs), padded(entropy)
-                if self.value_on_policy:
-                    rollout.values[numbers] = padded(self.policy_value(policy, rows))
-            with self.base.role("reference") as reference:
-                logprobs, entropy = policy_pass(reference, rows, temperature)
-                rollout.ref_logprobs[numbers] = padded(logprobs)
-                if source == "reference":
-                    rollout.logprobs[numbers], rollout.entropy[numbers] = padded(logprobs), padded(entropy)
-            if not self.value_on_policy:
-                with self.base.role("value") as value:
-                    rollout.values[numbers] = padded(value_pass(value, rows))
+            with known_states(self.base, roles, rows.ids, rows.mask):
+                with self.base.role("policy") as policy:
+                    if source == "policy":
+                        logprobs, entropy = policy_pass(policy, rows, temperature)
+                        rollout.logprobs[numbers], rollout.entropy[numbers] = padded(logprobs), padded(entropy)
+                    if self.value_on_policy:
+                        rollout.values[numbers] = padded(self.policy_value(policy, rows))
+                with self.base.role("reference") as reference:
+                    logprobs, entropy = policy_pass(reference, rows, temperature)
+                    rollout.ref_logprobs[numbers] = padded(logprobs)
+                    if source == "reference":
+                        rollout.logprobs[numbers], rollout.entropy[numbers] = padded(logprobs), padded(entropy)
+                if not self.value_on_policy:
+                    with self.base.role("value") as value:
+                        rollout.values[numbers] = padded(value_pass(value, rows))
 
         self.micro.each(rollout, pass_of)
         for name in EVALUATED if source != "sampler" else ("ref_logprobs", "values"):

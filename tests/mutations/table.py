@@ -351,7 +351,7 @@ OPTIMISATION = [
 ]  # fmt: skip
 
 ADAPTERS = [
-    _of("P1", "PEFT's own switching", SB, "layer._active_adapter = [adapter] if adapter else []",
+    _of("P1", "PEFT's own switching", "models/roles/together.py", "layer._active_adapter = [adapter] if adapter else []",
         "layer.set_adapter([adapter] if adapter else [])", ROLES, "requires_grad"),
     _of("P2", "adapter switched before backward", M, "            total.backward()\n",
         '            with self.base.role("value"):\n                total.backward()\n', ORACLE, "plain and gpt2-True"),

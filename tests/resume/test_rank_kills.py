@@ -9,6 +9,15 @@ import pytest
 from tests.resume.rank_kills import SETTINGS, RankKills
 
 
+def lose(kills: RankKills, action: str, rank: int, stage: str, share: float) -> None:
+    """Take a rank out at a share of a stage's time; earlier where the machine was faster and the run over before."""
+    for _ in range(4):
+        assert kills.disturb(len(kills.rows), action, rank, stage, kills.seconds[stage] * share) == []
+        if kills.rows[-1]["hit"]:
+            return
+    raise AssertionError(f"{stage} is over too soon: {kills.rows}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("torchrun", "actions"),
@@ -20,9 +29,7 @@ from tests.resume.rank_kills import SETTINGS, RankKills
 def test_a_rank_that_is_lost_ends_the_run_in_a_sentence(tmp_path: Path, torchrun: bool, actions: list) -> None:
     kills = RankKills(tmp_path, ["pretrain", "sft"], torchrun=torchrun)
     for number, (action, rank) in enumerate(actions):
-        stage = ("pretrain", "sft")[number % 2]
-        assert kills.disturb(number, action, rank, stage, kills.seconds[stage] * (0.5 + 0.05 * number)) == []
-        assert kills.rows[-1]["hit"]
+        lose(kills, action, rank, ("pretrain", "sft")[number % 2], 0.5 + 0.05 * number)
 
 
 @pytest.mark.slow
@@ -32,5 +39,5 @@ def test_a_rank_that_is_lost_while_the_base_is_in_parts_costs_nothing(tmp_path: 
     settings = (*SETTINGS, "runtime.sharding=fsdp2", f"adapter={method}")
     kills = RankKills(tmp_path, ["pretrain", "sft"], settings)
     for number, (action, rank) in enumerate([("kill", 1), ("stop", 0)]):
-        assert kills.disturb(number, action, rank, "sft", kills.seconds["sft"] * (0.4 + 0.2 * number)) == []
-        assert kills.rows[-1]["hit"] and kills.rows[-1]["stage"] == "sft"
+        lose(kills, action, rank, "sft", 0.4 + 0.2 * number)
+        assert kills.rows[-1]["stage"] == "sft"

@@ -6,26 +6,32 @@ a pass.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from models.backbone.forward import set_gradient_checkpointing
+from models.backbone.logprobs import make_rows
 from models.backbone.processes import Processes
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import Gathers, is_whole
 from models.roles.shared_base import SharedBase
+from models.roles.together import known_states
+from stages.ppo.rollout import policy_pass, value_pass
+from stages.ppo.update import PPO
 from tests.conftest import randomise, tiny_lm, word_tokenizer
 from tests.stages import full_in_parts, several_processes
 from tests.stages.several_processes import ALIGNED, aligned, answered, ranked, sampled, tuned
 
-PPO = {
+TRAINED_BY_PPO = {
     "odd": ALIGNED["odd"] | {"self_check": True},
     "one row": {"rollouts": 1},
 }
@@ -39,7 +45,7 @@ FAMILIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("llama", "llama", {"tie_word_embeddings": True, "vocab_size": 41}),
     ("gpt2", "gpt2", {"tie_word_embeddings": True}),
     ("untied", "qwen3", {}),
-    ("mixture", "llama", {"model_type": "mixtral", "num_local_experts": 4}),
+    ("mixture", "llama", {"model_type": "mixtral", "num_local_experts": 6}),
 )
 
 
@@ -105,7 +111,79 @@ def families(folder: Path, divided: Processes | None, times: Sequence[int]) -> d
         assert base.lm.config.tie_word_embeddings == changes.get("tie_word_embeddings", False)
         found[name] = {str(n): [passed(base, n, recompute) for recompute in (False, True)] for n in times}
         found[name]["fingerprint"] = base.fingerprint
+        found[name]["roles"] = three_roles(base)
     return found
+
+
+@contextmanager
+def asking(base: SharedBase) -> Iterator[Counter[str]]:
+    """How often this process asks for each unit of a divided base itself, by name."""
+    real, asked = Gathers.gather, Counter[str]()
+    names = {module: name for name, module in base.lm.named_modules()}
+
+    def gather(self: Gathers, number: int, *given: Any) -> None:
+        if self.serving != number:
+            asked[names[self.units[number]]] += 1
+        real(self, number, *given)
+
+    Gathers.gather = gather  # type: ignore[method-assign,assignment]
+    try:
+        yield asked
+    finally:
+        Gathers.gather = real  # type: ignore[method-assign]
+
+
+@torch.no_grad()
+def three_roles(base: SharedBase) -> dict[str, Any]:
+    """Log-probabilities and values of the same rows by a base's policy and two more roles, one after the other and
+    together, and what each way asks for."""
+    base.add_role("reference", AdapterConfig(rank=4, alpha=8))
+    base.add_role("value", AdapterConfig(rank=4, alpha=8), head=True)
+    for seed, name in enumerate(("reference", "value")):
+        randomise(base, name, 2 + seed)
+    weight = base.parameters_of("value")["value.head.weight"]
+    torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
+    rows = make_rows([[1, 5, 9], [1, 7]], [[3, 20, 7, 2], [4, 2]], 0, "cpu")
+    found: dict[str, Any] = {}
+    for way in ("in turn", "together"):
+        known = known_states(base, ("policy", "reference", "value"), rows.ids, rows.mask)
+        with asking(base) as asked, known if way == "together" else nullcontext():
+            numbers = list[list[float]]()
+            for name in ("policy", "reference"):
+                with base.role(name) as view:
+                    numbers.append(policy_pass(view, rows, 1.0)[0].tolist())
+            with base.role("value") as view:
+                numbers.append(value_pass(view, rows).tolist())
+        found[way] = {"numbers": numbers, "asked": dict(asked)}
+    return found
+
+
+@contextmanager
+def asking_in_ppo() -> Iterator[list[dict[str, Any]]]:
+    """What each evaluation of a rollout asks for, and in how many micro-batches of this process."""
+    real, seen = PPO.evaluate, list[dict[str, Any]]()
+
+    def evaluate(self: PPO, *given: Any) -> None:
+        each, micro_batches = self.micro.each, [0]
+
+        def counted(rollout: Any, work: Any) -> None:
+            def one(part: list[int]) -> None:
+                micro_batches[0] += 1
+                work(part)
+
+            each(rollout, one)
+
+        self.micro.each = counted  # type: ignore[method-assign]
+        with asking(self.base) as asked:
+            real(self, *given)
+        seen.append({"asked": dict(asked), "micro_batches": micro_batches[0]})
+        self.micro.each = each  # type: ignore[method-assign]
+
+    PPO.evaluate = evaluate  # type: ignore[method-assign,assignment]
+    try:
+        yield seen
+    finally:
+        PPO.evaluate = real  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -176,16 +254,19 @@ def in_bf16(folder: Path, divided: Processes | None) -> dict[str, Any]:
         found = several_processes.in_half(folder, micro_batch=2)  # the same in two processes
     finally:
         several_processes.half_base = before
-    return found | {"full": full_in_parts.in_half(folder / "full", half("usual"))}
+    found["full"] = full_in_parts.in_half(folder / "full", half("usual"))
+    found["full with biases"] = full_in_parts.in_half(folder / "full", half("biases"))
+    return found
 
 
 def make_folders(folder: Path) -> None:
     """All bases."""
     make_folder(folder / "base")
     make_folder(folder / "usual", initializer_range=0.1)  # of usual sizes: bf16 rounds the base's by more than 1e-3
+    make_folder(folder / "biases", "gpt2", initializer_range=0.1)
     for name, family, changes in FAMILIES:
         make_folder(folder / name, family, **changes)
-    make_folder(folder / "deep", hidden_size=192, intermediate_size=528, num_hidden_layers=36, initializer_range=0.02)
+    make_folder(folder / "deep", hidden_size=192, intermediate_size=528, num_hidden_layers=32, initializer_range=0.02)
 
 
 def everything(folder: Path) -> dict[str, Any]:
@@ -199,9 +280,10 @@ def everything(folder: Path) -> dict[str, Any]:
         "sft": {"a row a step": tuned(folder, "a row a step", SFT["a row a step"])},
         "reward": ranked(folder, 1, epochs=1),
         "rankings": sampled(folder),
-        "ppo": {name: aligned(folder, name, settings) for name, settings in PPO.items()},
         "evaluation": answered(folder),
     }
+    with asking_in_ppo() as found["evaluated"]:
+        found["ppo"] = {name: aligned(folder, name, settings) for name, settings in TRAINED_BY_PPO.items()}
     (folder / "full").mkdir(exist_ok=True)
     found["full"] = full_in_parts.everything(folder / "full")
     bases: list[SharedBase] = []
@@ -214,6 +296,7 @@ def everything(folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    gc.freeze()  # as in conftest
     processes = Processes("auto")
     if processes.is_main:
         make_folders(folder)

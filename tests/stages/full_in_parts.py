@@ -73,7 +73,8 @@ def ended(context: StageContext, *roles: str) -> dict[str, Any]:
 
 
 def break_passes(lm: Any) -> list[int]:
-    """Any process but the first has no memory in its first pass backward, inside a layer, and in its third forward.
+    """Any process but the first has no memory in its first pass backward, inside a layer, and in its third forward, of
+    several rows (three processes have single ones by then).
 
     Returns:
         How many passes with gradients there were, in a list.
@@ -82,7 +83,7 @@ def break_passes(lm: Any) -> list[int]:
 
     def forward(module: Any, given: Any) -> None:
         passes[0] += torch.is_grad_enabled()
-        if int(RANK) > 0 and passes[0] == 3 and torch.is_grad_enabled():
+        if int(RANK) > 0 and passes[0] == 3 and torch.is_grad_enabled() and len(given[0]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     def backward(module: Any, given: Any) -> None:
@@ -174,7 +175,7 @@ def stored(folder: Path) -> dict[str, Any]:
 
 def in_half(folder: Path, base: SharedBase) -> dict[str, Any]:
     """SFT on a bf16 base: losses, what was added to the weights, and what the result says of given tokens."""
-    context = context_of(folder, "bf16", base, demonstrations=Split(train=DEMONSTRATIONS))
+    context = context_of(folder, f"bf16-{base.lm.config.model_type}", base, demonstrations=Split(train=DEMONSTRATIONS))
     before = {f"sft.{n}": whole_of(p).detach().float().flatten() for n, p in base.base_tensors().items()}
     sft.run(context, SFTConfig(epochs=1, learning_rate=1e-5, batch=8, micro_batch=4))
     found = ended(context, "sft")

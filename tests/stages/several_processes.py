@@ -6,6 +6,7 @@ Every process but the first is short of memory in some of the cases.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -296,6 +297,7 @@ def everything(folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    gc.freeze()  # as in conftest
     found = everything(folder)
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
 

@@ -11,7 +11,14 @@ from torch import nn
 from data.common.errors import UserError
 from models.backbone import sharding
 from models.backbone.architecture import without_weights
-from models.backbone.sharding import check_libraries, check_output_layer, output_held, shards_of, unit_names
+from models.backbone.sharding import (
+    check_libraries,
+    check_output_layer,
+    check_shares,
+    output_held,
+    shards_of,
+    unit_names,
+)
 from models.roles.own_models import merged_copy
 from tests.conftest import make_base, tiny_lm
 
@@ -60,6 +67,18 @@ def test_an_output_layer_that_is_no_product_is_refused():
     lm.lm_head = nn.Sequential(nn.Linear(32, 40))
     with pytest.raises(UserError, match=r"base x: its output layer is a Sequential.*runtime\.sharding: none"):
         check_output_layer(lm, "x")
+
+
+@pytest.mark.parametrize(("processes", "fewer"), [(2, None), (3, 2), (4, None), (5, 4), (8, 4)])
+def test_experts_of_which_a_process_would_have_none_are_refused(processes, fewer):
+    """Four experts among three: two, two and none."""
+    lm = without_weights(tiny_lm("llama", model_type="mixtral", num_local_experts=4).config)
+    if fewer is None:
+        return check_shares(lm, "x", processes)
+    with pytest.raises(
+        UserError, match=rf"base x: {processes} processes cannot share the 4 experts of .*: start {fewer},"
+    ):
+        check_shares(lm, "x", processes)
 
 
 def test_a_base_in_parts_is_not_merged_into():

@@ -15,7 +15,7 @@ import requests
 import pipelines.cli.main as cli
 from data.common.errors import StageError, UserError
 from pipelines.cli.exit_codes import StageFailed, spread_values
-from pipelines.cli.run import parse_inputs
+from pipelines.cli.run import forget_failure, parse_inputs
 from tests.support.exits import exit_code_of
 
 ROOT = Path(__file__).parents[3]
@@ -159,6 +159,17 @@ def test_a_failed_stage_leaves_a_log_and_exit_code_3(
     assert f"the reward stage failed{said}" in told and "Traceback" not in told
     assert str(run_dir / "error.log") in told
     assert "out of luck" in (run_dir / "error.log").read_text()
+
+
+@pytest.mark.parametrize("of_failure", [True, False])
+def test_a_failure_that_is_overcome_takes_its_report_along(of_failure: bool, tmp_path: Path) -> None:
+    """A report from before the failure, which wrote none, is not its own."""
+    for place, (name, written) in enumerate({"error.log": 5, "report.html": 6 if of_failure else 4}.items()):
+        (tmp_path / name).write_text(f"{place}")
+        os.utime(tmp_path / name, (written, written))
+    (tmp_path / "error-1.log").write_text("of another process, later")
+    forget_failure(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ([] if of_failure else ["report.html"])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
