@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -69,6 +69,7 @@ class Evaluator:
     max_new_tokens: int
     seed: int
     reward: RewardModel | None = None
+    held_out_reward: RewardModel | None = None  # trained on other prompts; PPO does not optimise it
     gold: UserFunction | None = None
     generations: Generations = field(default_factory=lambda: Generations(None))
     engine: Engine = field(default_factory=FastEngine)
@@ -101,7 +102,8 @@ class Evaluator:
             responses=list(samples.texts),
             token_ids=samples.responses,  # type: ignore[arg-type]
             finished=samples.finished,
-            reward=self._rewards(samples, system.name),
+            reward=_scores(self.reward, samples, self.phase, f"rewards of {system.name}"),
+            held_out_reward=_scores(self.held_out_reward, samples, self.phase, f"held-out rewards of {system.name}"),
             gold=self._gold(samples.texts, samples.finished),
             kl=kl,
             kl_exact=exact,
@@ -109,16 +111,6 @@ class Evaluator:
             extracted=said.extracted,
             generation=said.key,
         )
-
-    def _rewards(self, samples: Samples, name: str) -> list[float] | None:
-        if self.reward is None:
-            return None
-        with self.reward.memory.reporting(self.phase(f"rewards of {name}", self._passes(samples.responses))):
-            return self.reward.score(samples).tolist()
-
-    def _passes(self, rows: Sequence[Any]) -> int:
-        """How many rows the reward model computes to score these: an ensemble's members each."""
-        return len(rows) * max(1, len(self.reward.members)) if self.reward is not None else 0
 
     def _gold(self, texts: Sequence[str], finished: Sequence[bool]) -> list[float] | None:
         if self.gold is None:
@@ -128,20 +120,23 @@ class Evaluator:
             lambda: gold.call(prompts, list(texts), **columns_of(self.prompts), finished=list(finished))
         )
 
-    def judge(self, texts: Sequence[str]) -> list[float]:
-        """Scores of arbitrary responses to the prompts, by gold or else the reward model: for the baselines."""
-        finished = [True] * len(texts)
-        gold = self._gold(texts, finished)
-        if gold is not None:
-            return gold
-        return self.rewards_of(texts)
+    def judges(self) -> dict[str, Callable[[Sequence[str]], list[float]]]:
+        """What scores single responses, the first judge first: from any responses to the prompts to their scores.
 
-    def rewards_of(self, texts: Sequence[str]) -> list[float]:
-        """The reward model's scores of arbitrary responses to the prompts."""
-        assert self.reward is not None
-        finished = [True] * len(texts)
-        with self.reward.memory.reporting(self.phase("rewards of other answers", self._passes(texts))):
-            return self.reward.score_texts([p.messages for p in self.prompts], texts, finished).tolist()
+        Gold, then the held-out reward model, then the one that PPO optimises; those that are there.
+        """
+        found: dict[str, Callable[[Sequence[str]], list[float]]] = {}
+        if self.gold is not None:
+            found["gold"] = lambda texts: self._gold(texts, [True] * len(texts)) or []
+        for name, model in (("held_out_reward", self.held_out_reward), ("reward", self.reward)):
+            if model is not None:
+                found[name] = partial(self._of_texts, model)
+        return found
+
+    def _of_texts(self, model: RewardModel, texts: Sequence[str]) -> list[float]:
+        """A reward model's scores of arbitrary responses to the prompts."""
+        with model.memory.reporting(self.phase("rewards of other answers", _passes(model, texts))):
+            return model.score_texts([p.messages for p in self.prompts], texts, [True] * len(texts)).tolist()
 
     @cached_property
     def queries(self) -> list[list[int]]:
@@ -354,3 +349,16 @@ class _Said:
     key: str
     raw: list[str] | None = None
     extracted: list[bool] | None = None
+
+
+def _scores(model: RewardModel | None, samples: Samples, phase: Phase, name: str) -> list[float] | None:
+    """A reward model's scores of a system's responses; None where there is no such model."""
+    if model is None:
+        return None
+    with model.memory.reporting(phase(name, _passes(model, samples.responses))):
+        return model.score(samples).tolist()
+
+
+def _passes(model: RewardModel, rows: Sequence[Any]) -> int:
+    """How many rows a reward model computes to score these: an ensemble's members each."""
+    return len(rows) * max(1, len(model.members))
