@@ -1,11 +1,12 @@
 """A reward model over all of its rankings, by folds, beside a linear model of the words on the same folds.
 
-    python benchmarks/reward_folds.py examples/real_model/hh.yaml --out runs/hh-folds [--folds 5] [--set KEY=VALUE ...]
+    python benchmarks/reward_folds.py examples/real_model/reward.yaml --out runs/hh-folds [--folds 5] [--set KEY=VALUE ...]
 
 Each ranking is held out once: prompts (with everything that shares their group) are dealt into folds of equal size, a
-reward model is trained on the other folds and scores the rankings of its own. Differences are paired by pair of responses,
-and intervals take prompts as units. A stopped fold goes on where it was, and finished ones are not run again; the table is
-of the folds that are there.
+reward model is trained on the other folds and scores the rankings of its own. Differences are paired by pair of
+responses, and intervals take prompts as units. A stopped fold goes on where it was, and finished ones are not run
+again; the table is of the folds that are there. Settings are written as on the command line of ``trivet``, and relative
+paths in them start at the recipe's folder.
 """
 
 from __future__ import annotations
