@@ -1,6 +1,6 @@
 """A reward model over all of its rankings, by folds, beside a linear model of the words on the same folds.
 
-    python benchmarks/reward_folds.py examples/real_model/reward.yaml --out runs/hh-folds [--folds 5] [--set KEY=VALUE ...]
+    python benchmarks/reward_folds.py examples/real_model/reward.yaml --out runs/hh-folds [--folds 5] [--set K=V ...]
 
 Each ranking is held out once: prompts (with everything that shares their group) are dealt into folds of equal size, a
 reward model is trained on the other folds and scores the rankings of its own. Differences are paired by pair of

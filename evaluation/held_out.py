@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor
 
 from data.common.errors import located
@@ -22,10 +21,10 @@ from evaluation.answers import SystemResponses
 from evaluation.best_of import Chooser
 from evaluation.divergence import kl_to_reference
 from evaluation.generations import Generations, digest_of, libraries, weights_key
+from evaluation.likelihood import log_likelihoods, under_base
 from evaluation.metrics.builtin import Perplexity
 from evaluation.prompting import Asking
 from evaluation.settings import EvaluationConfig
-from models.backbone.logprobs import make_rows
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
 from models.backbone.seeds import generator
@@ -35,7 +34,6 @@ from models.sampling.fast import FastEngine
 from models.sampling.generate import Engine, Generated, SamplingParams, generate, sampling_noise
 from reward.card.scored_once import Phase, silent
 from reward.model import RewardModel, Samples
-from stages.ppo.rollout import micro_batches, policy_pass
 from stages.remote_rollouts import RemoteRollouts
 
 Decoding = Literal["sampled", "greedy"]
@@ -293,7 +291,6 @@ class Evaluator:
         with reward.memory.reporting(self.phase(name, total * max(1, len(reward.members)))):
             return self._on_main(lambda: chooser(tries))
 
-    @torch.no_grad()
     def perplexity(self, system: System, references: Sequence[Sequence[str]]) -> dict[str, float]:
         """Of a system on the references, each behind its prompt as the system is asked; stop token included."""
         rows = [(i, text) for i, found in enumerate(references) for text in found]
@@ -307,22 +304,33 @@ class Evaluator:
         whole = [q + a for q, a in zip(queries, ids, strict=True)]
         cure = "leave out the longest references"
         check_rows(system.base.limits, whole, f"evaluation: {system.name}, perplexity", cure, self.memory.warn)
-        logprobs = [0.0] * len(rows)
-
-        def add_rows(index: Sequence[int]) -> None:
-            padded = make_rows(
-                [queries[i] for i in index], [ids[i] for i in index], system.renderer.pad_id, system.base.device
-            )
-            with system.base.role(system.role) as view:
-                values, _ = policy_pass(view, padded, 1.0)
-            for i, part in zip(index, values.split(padded.response_lengths.tolist()), strict=True):
-                logprobs[i] = part.sum().item()
-
         with self.memory.reporting(self.phase(f"perplexity of {system.name}", len(rows))):
-            for index in micro_batches([len(r) for r in ids], self.config.batch):
-                self.memory.each(index, self.config.batch, add_rows)
+            each = log_likelihoods(
+                system.base,
+                system.role,
+                queries,
+                ids,
+                pad_id=system.renderer.pad_id,
+                batch=self.config.batch,
+                memory=self.memory,
+            )
+        logprobs = [math.fsum(row) for row in each]
         characters = sum(len(text) for _, text in rows)
         return Perplexity().compute(predictions=logprobs, references=[len(r) for r in ids], characters=characters)
+
+    def base_perplexity(self, said: SystemResponses) -> dict[str, Any]:
+        """Of a system's responses under the run's frozen base (``evaluation.likelihood.under_base``)."""
+        with self.memory.reporting(self.phase(f"likelihood of {said.name} under the base", len(said.token_ids))):
+            logprobs = log_likelihoods(
+                self.base,
+                "base",
+                self.queries,
+                said.token_ids,
+                pad_id=self.renderer.pad_id,
+                batch=self.config.batch,
+                memory=self.memory,
+            )
+        return under_base(logprobs, said.finished)
 
     def _kl(self, system: System, said: _Said) -> tuple[list[float] | None, list[float] | None]:
         """Sampled and exact KL to the reference; None where the system is asked or tokenised otherwise."""

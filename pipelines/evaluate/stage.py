@@ -17,7 +17,7 @@ from evaluation.generations import Generations
 from evaluation.held_out import Decoding, Evaluator
 from evaluation.judges.judging import judged_in_pairs
 from evaluation.metrics.compare import compare_metrics
-from evaluation.metrics.registry import NO_REFERENCES, References, compute_metrics, needs_references
+from evaluation.metrics.registry import NO_REFERENCES, References, compute_metrics, needs_references, summarised
 from evaluation.results import assemble, samples_rows
 from evaluation.systems import ROLES, Named, parse
 from models.backbone.artifacts import atomic_file, write_json
@@ -184,6 +184,9 @@ def responses_of(
         metrics, scores = loaded.processes.on_main(work)
         if decoding == "sampled" and references is not None and "perplexity" in settings.metrics:
             metrics |= evaluator.perplexity(system, references) if system.best_of == 1 else {}
+        if "base_perplexity" in settings.metrics:
+            made, of_each = summarised(evaluator.base_perplexity(found), found, settings, evaluator.seed)
+            metrics, scores = metrics | made, scores | of_each
         answers.append(replace(found, metrics=metrics, response_scores=scores))
         context.bar.advance(len(answers), {}, sum(len(ids) for ids in found.token_ids))
         context.checkpoints.safe_point(len(answers), lambda: snapshot(answers), len(answers))
