@@ -50,8 +50,8 @@ def under_base(logprobs: Sequence[Sequence[float]], finished: Sequence[bool]) ->
         finished: whether a response's last token is a stop token.
 
     Returns:
-        ``base_perplexity``, exp of the nats of all tokens over their number; and ``scores`` with ``nats_under_base``, the
-        nats a token of each response, None of one without tokens. Without any token the perplexity is left out.
+        ``base_perplexity``, exp of the nats of all tokens over their number, and ``scores`` with ``nats_under_base``,
+        the nats a token of each response, None of one without tokens. Without any token there is no perplexity.
     """
     kept = [list(row[: len(row) - bool(done)]) for row, done in zip(logprobs, finished, strict=True)]
     nats, count = -math.fsum(x for row in kept for x in row), sum(map(len, kept))

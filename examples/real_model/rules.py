@@ -1,7 +1,7 @@
 """What can be checked of a response without asking anybody: rules of format and length, in the manner of IFEval.
 
-Named in a recipe as ``rules.py:FUNCTION``: as a reward, as the gold judge, as a metric. ``followed`` checks the rule that
-``constraints.py`` wrote beside each prompt (columns ``rule`` and ``value``); the others hold for any response.
+Named in a recipe as ``rules.py:FUNCTION``: as a reward, as the gold judge, as a metric. ``followed`` checks the rule
+that ``constraints.py`` wrote beside each prompt (columns ``rule`` and ``value``); the others hold for any response.
 """
 
 from __future__ import annotations
