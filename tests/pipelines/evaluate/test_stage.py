@@ -98,7 +98,7 @@ def test_any_reward_chooses_the_best_of_n(run: Path, tmp_path: Path):
 
 
 def test_a_reward_model_of_other_prompts_judges_beside_the_one_that_ppo_optimised(run: Path, tmp_path: Path):
-    """Where ``reward.holdout`` made one: its scores are its own, it judges first, and the base's perplexity is asked."""
+    """Where ``reward.holdout`` made one: its scores are its own, and it judges first; and the base's perplexity."""
     asked = RECIPE | {
         "reward": RECIPE["reward"] | {"holdout": 0.4, "gate": "off"},
         "evaluation": {"prompts": 6, "bootstrap": 50, "greedy": False, "metrics": ["base_perplexity"]},
@@ -112,10 +112,12 @@ def test_a_reward_model_of_other_prompts_judges_beside_the_one_that_ppo_optimise
     rows = [json.loads(r) for r in (tmp_path / "two" / "evaluation" / "samples.jsonl").read_text().splitlines()]
     cells = [row["systems"]["ppo"] for row in rows]
     stage, messages = tmp_path / "two" / "reward", [[Message(role="user", content=row["prompt"])] for row in rows]
+    pipeline.loaded.clear()
     for name, model in (
         ("held_out_reward", pipeline.loaded.load_holdout_model(stage)),
         ("reward", pipeline.loaded.load_reward(stage)),
     ):
+        assert model is not None
         scores = model.score_texts(messages, [c["response"] for c in cells], [c["finished"] for c in cells])
         assert [c[name] for c in cells] == pytest.approx(scores.tolist(), abs=1e-4), name
     assert [c["held_out_reward"] for c in cells] != pytest.approx([c["reward"] for c in cells], abs=1e-3)
