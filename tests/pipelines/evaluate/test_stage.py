@@ -111,15 +111,17 @@ def test_a_reward_model_of_other_prompts_judges_beside_the_one_that_ppo_optimise
     assert [c["by"] for c in found["comparisons"] if c["a"] == "ppo"] == ["held_out_reward", "reward"]
     rows = [json.loads(r) for r in (tmp_path / "two" / "evaluation" / "samples.jsonl").read_text().splitlines()]
     cells = [row["systems"]["ppo"] for row in rows]
-    stage, messages = tmp_path / "two" / "reward", [[Message(role="user", content=row["prompt"])] for row in rows]
+    said = tmp_path / "two" / "generations" / f"{found['systems']['ppo']['generation']}.jsonl"
+    ids = [json.loads(line)["ids"] for line in said.read_text(encoding="utf-8").splitlines()[1:]]
+    renderer, stage = pipeline.loaded.renderer(), tmp_path / "two" / "reward"
+    queries = [renderer.prompt_ids([Message(role="user", content=row["prompt"])]) for row in rows]
     pipeline.loaded.clear()
     for name, model in (
         ("held_out_reward", pipeline.loaded.load_holdout_model(stage)),
         ("reward", pipeline.loaded.load_reward(stage)),
     ):
         assert model is not None
-        scores = model.score_texts(messages, [c["response"] for c in cells], [c["finished"] for c in cells])
-        assert [c[name] for c in cells] == pytest.approx(scores.tolist(), abs=1e-4), name
+        assert [c[name] for c in cells] == pytest.approx(model.score_ids(queries, ids).tolist(), abs=1e-4), name
     assert [c["held_out_reward"] for c in cells] != pytest.approx([c["reward"] for c in cells], abs=1e-3)
     ppo = found["systems"]["ppo"]["metrics"]
     assert ppo["base_perplexity"] > 1 and ppo["nats_under_base"]["mean"] > 0
