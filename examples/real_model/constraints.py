@@ -1,4 +1,4 @@
-"""Prompts with a rule that can be checked: ``python examples/real_model/constraints.py INSTRUCTIONS.json OUT.jsonl``.
+"""Prompts with a rule that can be checked: ``python constraints.py INSTRUCTIONS.json OUT.jsonl``.
 
 Each instruction of an alpaca file gets one of the rules of ``rules.py``, in turn, as a sentence behind it; the columns
 ``rule`` and ``value`` say which. The instruction's hash decides the rule, so the same file gives the same prompts.
