@@ -21,7 +21,7 @@ from evaluation.metrics.base import Distinct, Truncation
 from evaluation.metrics.length_control import length_controlled_win_rate
 
 Judge = Literal["gold", "held_out_reward", "reward"]
-MODELS = ("held_out_reward", "reward")  # judges that are reward models of the run
+MODELS: tuple[Judge, ...] = ("held_out_reward", "reward")  # judges that are reward models of the run
 Scorer = Callable[[list[str]], Sequence[float]]
 
 MANY_TRUNCATED = 0.2
