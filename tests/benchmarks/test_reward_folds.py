@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_the_paired_difference_is_that_of_pairs_and_its_interval_that_of_prompts
     follows from the variance of d (0.19, with one imagined pair of each extreme): [0.01, 0.19] within a rounding.
     """
     won = [(1.0, 0.0)] * 15 + [(0.0, 1.0)] * 5 + [(1.0, 1.0)] * 50 + [(0.0, 0.0)] * 30
-    rows = [{"prompt": [f"p{i}"], MODEL: [m], "words": [w]} for i, (m, w) in enumerate(won)]
+    rows: list[dict[str, Any]] = [{"prompt": [f"p{i}"], MODEL: [m], "words": [w]} for i, (m, w) in enumerate(won)]
     parts = [{k: [row[k][0] for row in rows[i::2]] for k in rows[0]} for i in range(2)]
     found = together(parts)
     assert (found["folds"], found["pairs"], found["prompts"]) == (2, 100, 100)
@@ -65,6 +66,6 @@ def test_pairs_of_one_prompt_are_one_unit() -> None:
 
 
 def test_a_prompt_in_two_folds_is_refused() -> None:
-    part = {"prompt": ["x"], MODEL: [1.0]}
+    part: dict[str, Any] = {"prompt": ["x"], MODEL: [1.0]}
     with pytest.raises(ValueError, match="in two folds"):
         together([part, part])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,10 +59,10 @@ def test_the_converted_model_talks_ends_and_knows_its_template(model: Path) -> N
     assert lm.dtype == torch.bfloat16 and lm.config.tie_word_embeddings
     assert sum(p.numel() for p in lm.parameters()) == 134_515_008
     assert len(tokenizer("12345", add_special_tokens=False)["input_ids"]) == 5
-    asked = tokenizer.apply_chat_template(
+    said: Any = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
-    assert asked.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert said.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     sentence = "The sun rises in the east and sets in the west every single day of the year."
     nats = []
     for text in (sentence, " ".join(reversed(sentence.split()))):
