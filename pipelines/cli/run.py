@@ -167,8 +167,8 @@ def show_plan(
         unknown = UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]
     if unknown:
         name = pipeline.recipe.base
-        beside = isinstance(name, str) and (pipeline.recipe.base_dir / name).is_dir()  # a known name comes first
-        folder = f"./{name} for the folder next to the recipe" if beside else "a folder"
+        there = isinstance(name, str) and (pipeline.recipe.base_dir / name).is_dir()  # a known name comes first
+        folder = f"./{name} for the folder next to the recipe" if there else "a folder"
         print(
             f"base {name}: its commit is not known, for neither the hub nor the cache knows it; "
             f"a run would stop. Download it first, or name {folder}"
