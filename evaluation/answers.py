@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Decoding = Literal["sampled", "greedy"]
 
-SCORES = ("reward", "gold", "kl", "kl_exact")
+SCORES = ("reward", "held_out_reward", "gold", "kl", "kl_exact")
 COLUMNS = ("categories", "responses", "token_ids", "finished", *SCORES, "groups", "raw", "extracted")
 
 
@@ -16,6 +16,7 @@ COLUMNS = ("categories", "responses", "token_ids", "finished", *SCORES, "groups"
 class SystemResponses:
     """One system's n responses, row by row.
 
+    ``reward`` is the score of the reward model that PPO optimises, ``held_out_reward`` that of the one it does not.
     ``token_ids`` are the response ids as generated (the stop token included where the response finished); ``kl`` is the
     sum over a response's tokens of the log-ratio to the reference, in nats, ``kl_exact`` that of the exact KL at every
     step; ``groups`` names each row's prompt where its text does not (conversations that end alike). Rows of one prompt
@@ -34,6 +35,7 @@ class SystemResponses:
     token_ids: Sequence[Sequence[int]]
     finished: Sequence[bool]
     reward: Sequence[float] | None = None
+    held_out_reward: Sequence[float] | None = None
     gold: Sequence[float] | None = None
     kl: Sequence[float] | None = None
     groups: Sequence[str] | None = None

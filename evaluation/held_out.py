@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor
 
 from data.common.errors import located
@@ -22,10 +21,10 @@ from evaluation.answers import SystemResponses
 from evaluation.best_of import Chooser
 from evaluation.divergence import kl_to_reference
 from evaluation.generations import Generations, digest_of, libraries, weights_key
+from evaluation.likelihood import log_likelihoods, under_base
 from evaluation.metrics.builtin import Perplexity
 from evaluation.prompting import Asking
 from evaluation.settings import EvaluationConfig
-from models.backbone.logprobs import make_rows
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
 from models.backbone.seeds import generator
@@ -35,7 +34,6 @@ from models.sampling.fast import FastEngine
 from models.sampling.generate import Engine, Generated, SamplingParams, generate, sampling_noise
 from reward.card.scored_once import Phase, silent
 from reward.model import RewardModel, Samples
-from stages.ppo.rollout import micro_batches, policy_pass
 from stages.remote_rollouts import RemoteRollouts
 
 Decoding = Literal["sampled", "greedy"]
@@ -69,6 +67,7 @@ class Evaluator:
     max_new_tokens: int
     seed: int
     reward: RewardModel | None = None
+    held_out_reward: RewardModel | None = None  # trained on other prompts; PPO does not optimise it
     gold: UserFunction | None = None
     generations: Generations = field(default_factory=lambda: Generations(None))
     engine: Engine = field(default_factory=FastEngine)
@@ -101,7 +100,8 @@ class Evaluator:
             responses=list(samples.texts),
             token_ids=samples.responses,  # type: ignore[arg-type]
             finished=samples.finished,
-            reward=self._rewards(samples, system.name),
+            reward=_scores(self.reward, samples, self.phase, f"rewards of {system.name}"),
+            held_out_reward=_scores(self.held_out_reward, samples, self.phase, f"held-out rewards of {system.name}"),
             gold=self._gold(samples.texts, samples.finished),
             kl=kl,
             kl_exact=exact,
@@ -109,16 +109,6 @@ class Evaluator:
             extracted=said.extracted,
             generation=said.key,
         )
-
-    def _rewards(self, samples: Samples, name: str) -> list[float] | None:
-        if self.reward is None:
-            return None
-        with self.reward.memory.reporting(self.phase(f"rewards of {name}", self._passes(samples.responses))):
-            return self.reward.score(samples).tolist()
-
-    def _passes(self, rows: Sequence[Any]) -> int:
-        """How many rows the reward model computes to score these: an ensemble's members each."""
-        return len(rows) * max(1, len(self.reward.members)) if self.reward is not None else 0
 
     def _gold(self, texts: Sequence[str], finished: Sequence[bool]) -> list[float] | None:
         if self.gold is None:
@@ -128,20 +118,23 @@ class Evaluator:
             lambda: gold.call(prompts, list(texts), **columns_of(self.prompts), finished=list(finished))
         )
 
-    def judge(self, texts: Sequence[str]) -> list[float]:
-        """Scores of arbitrary responses to the prompts, by gold or else the reward model: for the baselines."""
-        finished = [True] * len(texts)
-        gold = self._gold(texts, finished)
-        if gold is not None:
-            return gold
-        return self.rewards_of(texts)
+    def judges(self) -> dict[str, Callable[[Sequence[str]], list[float]]]:
+        """What scores single responses, the first judge first: from any responses to the prompts to their scores.
 
-    def rewards_of(self, texts: Sequence[str]) -> list[float]:
-        """The reward model's scores of arbitrary responses to the prompts."""
-        assert self.reward is not None
-        finished = [True] * len(texts)
-        with self.reward.memory.reporting(self.phase("rewards of other answers", self._passes(texts))):
-            return self.reward.score_texts([p.messages for p in self.prompts], texts, finished).tolist()
+        Gold, then the held-out reward model, then the one that PPO optimises; those that are there.
+        """
+        found: dict[str, Callable[[Sequence[str]], list[float]]] = {}
+        if self.gold is not None:
+            found["gold"] = lambda texts: self._gold(texts, [True] * len(texts)) or []
+        for name, model in (("held_out_reward", self.held_out_reward), ("reward", self.reward)):
+            if model is not None:
+                found[name] = partial(self._of_texts, model)
+        return found
+
+    def _of_texts(self, model: RewardModel, texts: Sequence[str]) -> list[float]:
+        """A reward model's scores of arbitrary responses to the prompts."""
+        with model.memory.reporting(self.phase("rewards of other answers", _passes(model, texts))):
+            return model.score_texts([p.messages for p in self.prompts], texts, [True] * len(texts)).tolist()
 
     @cached_property
     def queries(self) -> list[list[int]]:
@@ -298,7 +291,6 @@ class Evaluator:
         with reward.memory.reporting(self.phase(name, total * max(1, len(reward.members)))):
             return self._on_main(lambda: chooser(tries))
 
-    @torch.no_grad()
     def perplexity(self, system: System, references: Sequence[Sequence[str]]) -> dict[str, float]:
         """Of a system on the references, each behind its prompt as the system is asked; stop token included."""
         rows = [(i, text) for i, found in enumerate(references) for text in found]
@@ -312,22 +304,33 @@ class Evaluator:
         whole = [q + a for q, a in zip(queries, ids, strict=True)]
         cure = "leave out the longest references"
         check_rows(system.base.limits, whole, f"evaluation: {system.name}, perplexity", cure, self.memory.warn)
-        logprobs = [0.0] * len(rows)
-
-        def add_rows(index: Sequence[int]) -> None:
-            padded = make_rows(
-                [queries[i] for i in index], [ids[i] for i in index], system.renderer.pad_id, system.base.device
-            )
-            with system.base.role(system.role) as view:
-                values, _ = policy_pass(view, padded, 1.0)
-            for i, part in zip(index, values.split(padded.response_lengths.tolist()), strict=True):
-                logprobs[i] = part.sum().item()
-
         with self.memory.reporting(self.phase(f"perplexity of {system.name}", len(rows))):
-            for index in micro_batches([len(r) for r in ids], self.config.batch):
-                self.memory.each(index, self.config.batch, add_rows)
+            each = log_likelihoods(
+                system.base,
+                system.role,
+                queries,
+                ids,
+                pad_id=system.renderer.pad_id,
+                batch=self.config.batch,
+                memory=self.memory,
+            )
+        logprobs = [math.fsum(row) for row in each]
         characters = sum(len(text) for _, text in rows)
         return Perplexity().compute(predictions=logprobs, references=[len(r) for r in ids], characters=characters)
+
+    def base_perplexity(self, said: SystemResponses) -> dict[str, Any]:
+        """Of a system's responses under the run's frozen base (``evaluation.likelihood.under_base``)."""
+        with self.memory.reporting(self.phase(f"likelihood of {said.name} under the base", len(said.token_ids))):
+            logprobs = log_likelihoods(
+                self.base,
+                "base",
+                self.queries,
+                said.token_ids,
+                pad_id=self.renderer.pad_id,
+                batch=self.config.batch,
+                memory=self.memory,
+            )
+        return under_base(logprobs, said.finished)
 
     def _kl(self, system: System, said: _Said) -> tuple[list[float] | None, list[float] | None]:
         """Sampled and exact KL to the reference; None where the system is asked or tokenised otherwise."""
@@ -354,3 +357,16 @@ class _Said:
     key: str
     raw: list[str] | None = None
     extracted: list[bool] | None = None
+
+
+def _scores(model: RewardModel | None, samples: Samples, phase: Phase, name: str) -> list[float] | None:
+    """A reward model's scores of a system's responses; None where there is no such model."""
+    if model is None:
+        return None
+    with model.memory.reporting(phase(name, _passes(model, samples.responses))):
+        return model.score(samples).tolist()
+
+
+def _passes(model: RewardModel, rows: Sequence[Any]) -> int:
+    """How many rows a reward model computes to score these: an ensemble's members each."""
+    return len(rows) * max(1, len(model.members))

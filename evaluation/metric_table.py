@@ -37,6 +37,10 @@ METRICS: dict[str, Entry] = {
 }
 
 
+OF_MODELS = ("perplexity", "base_perplexity")
+"""Metrics that need a model: they are computed where a system is loaded."""
+
+
 def metric_names() -> tuple[str, ...]:
-    """All that a recipe can name; perplexity needs the model and is computed where a system is loaded."""
-    return (*METRICS, "perplexity")
+    """All that a recipe can name."""
+    return (*METRICS, *OF_MODELS)

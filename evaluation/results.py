@@ -13,14 +13,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data.common.intervals import UNBOUNDED, Bounds
+from data.common.intervals import UNBOUNDED, Bounds, Interval
 from data.common.paired_tests import Comparison, holm, mean_interval, paired_comparison, paired_difference, verdict
 from evaluation.adversaries import adversaries, named
 from evaluation.answers import SCORES, SystemResponses
 from evaluation.metrics.base import Distinct, Truncation
 from evaluation.metrics.length_control import length_controlled_win_rate
 
-Judge = Literal["gold", "reward"]
+Judge = Literal["gold", "held_out_reward", "reward"]
+MODELS: tuple[Judge, ...] = ("held_out_reward", "reward")  # judges that are reward models of the run
 Scorer = Callable[[list[str]], Sequence[float]]
 
 MANY_TRUNCATED = 0.2
@@ -43,10 +44,10 @@ def assemble(
     """Return the content of ``results.json``.
 
     ``systems`` and ``greedy`` map names to their numbers under either decoding. ``comparisons`` holds every system
-    against the one named ``against``, by the judge first and then, where the judge is gold, by the reward as well.
+    against the one named ``against``, by the judge first and then by the run's reward models, as far as they scored.
     Without a judge nothing is compared.
     ``score`` is the judge itself, from one response a row to one number a row: with it trivial responses are judged
-    too; ``others`` are further judges that are tested so (the reward model where gold is the first).
+    too; ``others`` are further judges that are tested so (the run's other reward models).
 
     Raises:
         ValueError: no systems, one given twice, or systems that did not respond to the same prompts in the same order.
@@ -59,7 +60,7 @@ def assemble(
         compared
         for group in by.values()
         if (reference := group.get(against)) is not None
-        for column in dict.fromkeys((judge, "reward") if judge else ())
+        for column in dict.fromkeys((judge, *MODELS) if judge else ())
         for compared in _against(group, reference, column, resamples, seed)
     ]
     warnings = _incomparable(by, against)
@@ -112,8 +113,8 @@ def _about_judging(judge: Judge | None) -> list[str]:
 def samples_rows(systems: Sequence[SystemResponses]) -> list[dict[str, Any]]:
     """Rows of ``samples.jsonl``: the sampled responses first, then the greedy ones, all systems of a row side by side.
 
-    ``{"prompt", "category", "decoding", "systems": {name: {"response", "reward", "gold", "kl", "kl_exact", "raw",
-    "metrics", "finished"}}}``; what a system does not have is left out.
+    ``{"prompt", "category", "decoding", "systems": {name: {"response", "reward", "held_out_reward", "gold", "kl",
+    "kl_exact", "raw", "metrics", "finished"}}}``; what a system does not have is left out.
 
     Raises:
         ValueError: as ``assemble``.
@@ -174,7 +175,7 @@ def _describe(system: SystemResponses, resamples: int, seed: int) -> dict[str, A
 
 def _compare(a: SystemResponses, b: SystemResponses, column: str, resamples: int, seed: int) -> dict[str, Any]:
     x, y = getattr(a, column), getattr(b, column)
-    y = without_rounding(x, y) if column == "reward" else y
+    y = without_rounding(x, y) if column in MODELS else y
     found = paired_comparison(x, y, clusters=a.units, resamples=resamples, seed=seed)
     gain = paired_difference(x, y, clusters=a.units, resamples=resamples, seed=seed)
     said = verdict(found)
@@ -221,7 +222,7 @@ def _trivial(
         scores = [float(s) for s in score(answers)]
         means[name] = float(np.mean(scores))
         if reference is not None and getattr(reference, judge) is not None:
-            judged: dict[str, Any] = {"reward": None, "gold": None, "kl": None} | {judge: scores}
+            judged: dict[str, Any] = dict.fromkeys(("gold", *MODELS, "kl")) | {judge: scores}
             comparisons.append(_compare(replace(reference, name=name, **judged), reference, judge, resamples, seed))
     return means, comparisons
 
@@ -237,7 +238,8 @@ def about_judge(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def distrust(judge: str, comparisons: Sequence[Mapping[str, Any]], main: bool = True) -> list[str]:
     """A sentence for every adversary that a judge prefers to the reference system."""
-    who = "The judge" if main else "As a judge the reward model" if judge == "reward" else f"The judge '{judge}'"
+    models = {"reward": "As a judge the reward model", "held_out_reward": "As a judge the held-out reward model"}
+    who = "The judge" if main else models.get(judge, f"The judge '{judge}'")
     return [
         f"{who} is unreliable: it prefers the {named(c['a'])}, whatever the prompt, to {c['b']}'s."
         for c in comparisons
@@ -285,23 +287,22 @@ def _warnings(
         if d["length"]["mean"] > MUCH_LONGER * base["length"]["mean"] > 0:
             ratio = d["length"]["mean"] / base["length"]["mean"]
             yield f"{name}{where}: responses are {ratio:.1f} times as long as {against}'s; a win may be one by length."
-        if _over_optimised(system, reference):
-            yield f"{name}{where}: the reward rose but gold fell against {against}: the reward is over-optimised."
+        for column, said in (("gold", "gold"), ("held_out_reward", "the held-out reward model's score")):
+            if _over_optimised(system, reference, column):
+                yield f"{name}{where}: the reward rose but {said} fell against {against}: the reward is over-optimised."
     if group and len(set(next(iter(group.values())).units)) < 20:
         yield "There are too few prompts for honest intervals: use at least 20, better 200."
 
 
-def _over_optimised(system: SystemResponses, reference: SystemResponses) -> bool:
-    """Whether the reward went up and gold down, both beyond doubt; few prompts prove neither, and nothing optimised the
-    base."""
-    if (
-        system.name == "base"
-        or system.reward is None
-        or system.gold is None
-        or reference.reward is None
-        or reference.gold is None
-    ):
+def _over_optimised(system: SystemResponses, reference: SystemResponses, column: str) -> bool:
+    """Whether the reward went up and another judge's score down, both beyond doubt; few prompts prove neither, and
+    nothing optimised the base."""
+    if system.name == "base" or not (_judged(system, reference, "reward") and _judged(system, reference, column)):
         return False
-    reward = paired_difference(system.reward, reference.reward, clusters=system.units, resamples=2_000)
-    gold = paired_difference(system.gold, reference.gold, clusters=system.units, resamples=2_000)
-    return reward.low is not None and gold.high is not None and reward.low > 0 > gold.high
+
+    def gain(of: str) -> Interval:
+        x, y = getattr(system, of), getattr(reference, of)
+        return paired_difference(x, y, clusters=system.units, resamples=2_000)
+
+    reward, other = gain("reward"), gain(column)
+    return reward.low is not None and other.high is not None and reward.low > 0 > other.high

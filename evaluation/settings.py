@@ -139,7 +139,8 @@ class EvaluationConfig(Config):
     metrics: tuple[str, ...] = Field(
         ("refusal_rate",),
         description="besides reward, gold, KL, length, distinct-n and truncation: rouge, bleu, chrf, meteor, "
-        "exact_match, labels, perplexity, self_bleu, refusal_rate, file.py:function, folder:DIR, hub:NAME",
+        "exact_match, labels, perplexity, base_perplexity, self_bleu, refusal_rate, file.py:function, folder:DIR, "
+        "hub:NAME",
     )
     labels: tuple[str, ...] = Field((), description="all labels of a labelled set; default: those of its references")
     hub_metrics: bool = Field(False, description="let metrics named hub:... run code from the hub")

@@ -14,7 +14,7 @@ from data.common.errors import UserError
 from data.common.intervals import UNBOUNDED, Bounds, mean_interval, proportion_interval
 from data.common.user_functions import load_function
 from evaluation.answers import SystemResponses
-from evaluation.metric_table import METRICS, Entry
+from evaluation.metric_table import METRICS, OF_MODELS, Entry
 from evaluation.settings import EvaluationConfig
 from evaluation.systems import problem_of_metric
 
@@ -58,7 +58,7 @@ def compute_metrics(
     out: dict[str, Any] = {"references_n": len(with_one)} if with_one and needs_references(config.metrics) else {}
     scores: Scores = {}
     for name in config.metrics:
-        if name == "perplexity":  # needs the model: computed where the system is loaded
+        if name in OF_MODELS:
             continue
         entry = METRICS.get(name)
         rows = with_one if entry is not None and entry.references else list(range(len(given)))
@@ -73,6 +73,19 @@ def compute_metrics(
             at = dict(zip(rows, map(float, values), strict=True))
             scores[label] = [at.get(i) for i in range(len(given))]
     return out, scores
+
+
+def summarised(
+    found: Mapping[str, Any], system: SystemResponses, config: EvaluationConfig, seed: int
+) -> tuple[dict[str, Any], Scores]:
+    """What a metric found of a system, as ``compute_metrics`` gives it; responses without a number (None) stay out."""
+    out, scores = {k: v for k, v in found.items() if k != "scores"}, found.get("scores", {})
+    for name, values in scores.items():
+        rows = [i for i, value in enumerate(values) if value is not None]
+        if rows:
+            known = {"scores": {name: [values[i] for i in rows]}}
+            out |= _spread(known, [system.units[i] for i in rows], False, config.bootstrap, seed)
+    return out, dict(scores)
 
 
 def _ready_made(

@@ -178,9 +178,12 @@ def show_plan(
     with remembered():
         unknown = UNKNOWN in pipeline.base_key.partition("@")[2].split("+")[0]
     if unknown:
+        name = pipeline.recipe.base
+        there = isinstance(name, str) and (pipeline.recipe.base_dir / name).is_dir()  # a known name comes first
+        folder = f"./{name} for the folder next to the recipe" if there else "a folder"
         print(
-            f"base {pipeline.recipe.base}: its commit is not known, for neither the hub nor the cache knows it; "
-            "a run would stop. Download it first, or name a folder"
+            f"base {name}: its commit is not known, for neither the hub nor the cache knows it; "
+            f"a run would stop. Download it first, or name {folder}"
         )
 
 

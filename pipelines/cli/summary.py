@@ -32,15 +32,17 @@ def show_summary(run_dir: Path, console: Console) -> None:
 
 
 def systems_table(results: dict[str, Any]) -> Table:
-    """One row a system: gold, reward, KL, length, wins against SFT with their interval."""
-    gold = results.get("judge") == "gold"
+    """One row a system: independent judge, reward, KL, length, wins against SFT with their interval."""
+    judge = str(results.get("judge"))
+    first = [judge] if judge in ("gold", "held_out_reward") else []
     table = Table(title=f"{results['prompts']} held-out prompts", title_justify="left")
     table.add_column("system")
-    for name in (["gold"] if gold else []) + ["reward", "KL", "length", "distinct-2", "cut", "wins against SFT [95 %]"]:
+    others = ["reward", "KL", "length", "distinct-2", "cut", "wins against SFT [95 %]"]
+    for name in [key.replace("_", " ").replace("held out", "held-out") for key in first] + others:
         table.add_column(name, justify="right")
     for decoding, systems in (("", results["systems"]), (" greedy", results.get("greedy", {}))):
         for name, system in systems.items():
-            cells = [_number(system, "gold")] if gold else []
+            cells = [_number(system, key) for key in first]
             cells += [_number(system, "reward"), _number(system, "kl"), _number(system, "length", 1)]
             cells += [f"{system['distinct_2']:.3f}", f"{system['truncated']:.0%}", _wins(results, name, decoding)]
             table.add_row(name + decoding, *cells)

@@ -17,7 +17,7 @@ from evaluation.generations import Generations
 from evaluation.held_out import Decoding, Evaluator
 from evaluation.judges.judging import judged_in_pairs
 from evaluation.metrics.compare import compare_metrics
-from evaluation.metrics.registry import NO_REFERENCES, References, compute_metrics, needs_references
+from evaluation.metrics.registry import NO_REFERENCES, References, compute_metrics, needs_references, summarised
 from evaluation.results import assemble, samples_rows
 from evaluation.systems import ROLES, Named, parse
 from models.backbone.artifacts import atomic_file, write_json
@@ -29,12 +29,13 @@ from pipelines.evaluate.systems import open_system
 from pipelines.execution.loaded_models import LoadedModels
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from reward.card.examine import FILE
+from reward.model import RewardModel
 from stages import lineage
 from stages.remote_rollouts import rollout_servers
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 
-VERSION = 15
+VERSION = 16
 
 
 def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
@@ -43,7 +44,8 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
     systems = available(context, loaded, evaluator)
     references = _references(context, loaded, evaluator)
     answers = responses_of(context, loaded, evaluator, systems, references)
-    judge = "gold" if evaluator.gold is not None else "reward" if evaluator.reward is not None else None
+    judges = evaluator.judges()
+    judge = next(iter(judges), None)
     names = [s.name for s in answers if s.decoding == "sampled"]
     settings = loaded.recipe.evaluation
     against = "sft" if "sft" in names else names[0]
@@ -51,8 +53,8 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
         answers,
         judge=judge,  # type: ignore[arg-type]
         against=against,
-        score=evaluator.judge if judge else None,
-        others={"reward": evaluator.rewards_of} if judge == "gold" and evaluator.reward is not None else None,
+        score=judges[judge] if judge else None,
+        others={name: score for name, score in judges.items() if name != judge},
         resamples=settings.bootstrap,
         seed=evaluator.seed,
     ) | {"settings": evaluator.settings()}
@@ -182,6 +184,9 @@ def responses_of(
         metrics, scores = loaded.processes.on_main(work)
         if decoding == "sampled" and references is not None and "perplexity" in settings.metrics:
             metrics |= evaluator.perplexity(system, references) if system.best_of == 1 else {}
+        if "base_perplexity" in settings.metrics:
+            made, of_each = summarised(evaluator.base_perplexity(found), found, settings, evaluator.seed)
+            metrics, scores = metrics | made, scores | of_each
         answers.append(replace(found, metrics=metrics, response_scores=scores))
         context.bar.advance(len(answers), {}, sum(len(ids) for ids in found.token_ids))
         context.checkpoints.safe_point(len(answers), lambda: snapshot(answers), len(answers))
@@ -235,6 +240,7 @@ def make_evaluator(context: StageContext, loaded: LoadedModels) -> Evaluator:
         max_new_tokens=response_limit(recipe),
         seed=recipe.seed if settings.seed is None else settings.seed,
         reward=loaded.load_reward(context.inputs["reward"]) if "reward" in context.inputs else None,
+        held_out_reward=_independent(context, loaded),
         gold=load_function(settings.gold, recipe.base_dir) if settings.gold else None,
         generations=Generations(context.generations, loaded.processes.is_main),
         memory=OOMRetry("evaluation.batch", context.warn_alone),
@@ -242,6 +248,13 @@ def make_evaluator(context: StageContext, loaded: LoadedModels) -> Evaluator:
         processes=loaded.processes,
         servers=rollout_servers(context),
     )
+
+
+def _independent(context: StageContext, loaded: LoadedModels) -> RewardModel | None:
+    """The run's held-out reward model, where PPO chose no checkpoint by it: then it is no stranger to the policy."""
+    if "reward" not in context.inputs or loaded.recipe.ppo.keep == "best":
+        return None
+    return loaded.load_holdout_model(context.inputs["reward"])
 
 
 def available(context: StageContext, loaded: LoadedModels, evaluator: Evaluator) -> list[Named]:

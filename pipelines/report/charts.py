@@ -221,12 +221,17 @@ def _place(name: str, kl: float, reward: float, colour: str) -> dict[str, Any]:
 
 
 def proxy_and_gold(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Reward and gold of every system side by side: both should rise."""
-    known = {n: d for n, d in systems.items() if all(finite(d.get(k, {}).get("mean")) for k in ("gold", "reward"))}
+    """Reward and an independent judge's score of every system side by side: both should rise.
+
+    The judge is gold, or else the reward model that PPO does not optimise.
+    """
+    judge = "gold" if any("gold" in d for d in systems.values()) else "held_out_reward"
+    known = {n: d for n, d in systems.items() if all(finite(d.get(k, {}).get("mean")) for k in (judge, "reward"))}
     if len(known) < 2:
         return None
+    title = judge.replace("_", " ")
     traces = []
-    for key, panel in (("gold", ""), ("reward", "2")):
+    for key, panel in ((judge, ""), ("reward", "2")):
         means = [d[key]["mean"] for d in known.values()]
         limits = [d[key].get("ci95") or [m, m] for d, m in zip(known.values(), means, strict=True)]
         traces.append(
@@ -247,18 +252,19 @@ def proxy_and_gold(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] |
                     "arrayminus": [m - lo for (lo, _), m in zip(limits, means, strict=True)],
                 },
                 "marker": {"color": [_colour(n) for n in known], "size": 11},
-                "hovertemplate": "%{x}: %{y:.3g}<extra>" + key + "</extra>",
+                "hovertemplate": "%{x}: %{y:.3g}<extra>" + key.replace("_", " ") + "</extra>",
             }
         )
     layout = {
         "xaxis": {"domain": [0, 0.43], "showgrid": False},
         "xaxis2": {"domain": [0.57, 1], "showgrid": False, "anchor": "y2"},
-        "yaxis": {"title": {"text": "gold"}},
+        "yaxis": {"title": {"text": title}},
         "yaxis2": {"title": {"text": "reward"}, "anchor": "x2"},
         "height": 300,
     }
-    hint = "The reward is what PPO saw, gold is what was meant. They should rise together."
-    return make_chart("proxy-gold", "Reward and gold", hint, traces, layout)
+    what = "gold is what was meant" if judge == "gold" else "the held-out one learnt from other prompts"
+    hint = f"The reward is what PPO saw, {what}. They should rise together."
+    return make_chart("proxy-gold", f"Reward and {title}", hint, traces, layout)
 
 
 def cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -10,7 +10,11 @@ from evaluation.adversaries import named
 from pipelines.report.charts import plain_name
 from pipelines.report.first_screen import HIDDEN
 
-JUDGES = {"gold": "the gold preference", "reward": "the reward model"}
+JUDGES = {
+    "gold": "the gold preference",
+    "held_out_reward": "the held-out reward model",
+    "reward": "the reward model",
+}
 
 
 def view(results: Mapping[str, Any]) -> dict[str, Any]:

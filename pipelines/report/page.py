@@ -146,7 +146,8 @@ def view(files: RunFiles) -> dict[str, Any]:
         "comparisons": comparison_rows(results),
         "beside": report_evaluation.view(results),
         "baselines": {k.replace("_", " "): number(v) for k, v in (results.get("baselines") or {}).items()},
-        "judge": results.get("judge", ""),
+        "judge": report_evaluation.JUDGES.get(str(results.get("judge", "")), ""),
+        "watched": any("held_out_reward" in d for d in (results.get("systems") or {}).values()),
         "figures": figures,
         "curve_groups": [(s, title_of(s), figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
         "reward_facts": {k.replace("_", " "): shown(v) for k, v in (_plain(accuracy) | learnt(accuracy)).items()},
@@ -317,7 +318,10 @@ def system_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for part, decoding in (("systems", "sampled"), ("greedy", "greedy")):
         for name, d in (results.get(part) or {}).items():
-            cells = {k: _cell(d.get(k)) for k in ("reward", "gold", "kl", "length", "distinct_1", "distinct_2")}
+            cells = {
+                k: _cell(d.get(k))
+                for k in ("reward", "held_out_reward", "gold", "kl", "length", "distinct_1", "distinct_2")
+            }
             cells["truncated"] = (percent(d["truncated"]), "") if "truncated" in d else ("", "")
             rows.append(
                 {
@@ -337,7 +341,7 @@ def comparison_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "a": charts.plain_name(c["a"]),
             "b": charts.plain_name(c["b"]),
-            "by": c.get("by", ""),
+            "by": str(c.get("by", "")).replace("_", " "),
             "decoding": c.get("decoding", "sampled"),
             "counts": f"{c.get('wins', '')} / {c.get('ties', '')} / {c.get('losses', '')}",
             "win_rate": percent(c.get("win_rate")),

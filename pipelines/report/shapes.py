@@ -81,6 +81,7 @@ def _metric(value: Any) -> Any:
 
 class System(Shape):
     reward: Mean = Mean()
+    held_out_reward: Mean = Mean()
     gold: Mean = Mean()
     kl: Mean = Mean()
     length: Mean = Mean()

@@ -15,7 +15,11 @@ from pipelines.workspace.run_folder import AT_THE_GATE
 FAILED, STOPPED = "failed", "stopped"  # of a stage that began and does not run now
 FAR = 25.0  # nats a response; beyond this the policy has little in common with SFT
 SYSTEMS = {"base": "Base", "sft": "SFT", "ppo": "PPO"}
-NAMES = SYSTEMS | {"gold": "the gold preference", "reward": "the reward model"}
+NAMES = SYSTEMS | {
+    "gold": "the gold preference",
+    "held_out_reward": "the held-out reward model",
+    "reward": "the reward model",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +182,7 @@ def _how_much(words: Words) -> dict[str, str]:
     if before is not None and after is not None:
         gain = (c.get("difference") or {}).get("ci95")
         bracket = f" [{gain[0]:+.2f}, {gain[1]:+.2f}]" if gain else ""
-        text += f" Mean {by}: {before:.2f} → {after:.2f}, {after - before:+.2f}{bracket}."
+        text += f" Mean {by.replace('_', ' ')}: {before:.2f} → {after:.2f}, {after - before:+.2f}{bracket}."
     return _card("By how much?", _percent(c["win_rate"]), "plain", text)
 
 
@@ -240,13 +244,12 @@ def _cheating(words: Words) -> dict[str, str]:
     if (y := new.get("truncated")) is not None:
         facts.append(f"{_percent(y)} cut off")
         signs += ["responses cut off"] if y > 0.2 else []
-    change = {k: _gain(new, old, k) for k in ("reward", "gold")}
+    change = {k.replace("_", " "): _gain(new, old, k) for k in ("reward", "held_out_reward", "gold")}
     facts += [f"{k} {v:+.2f}" for k, v in change.items() if v is not None]
-    if change["gold"] is not None and (change["reward"] or 0) > 0 > change["gold"]:
-        signs.append("reward up, gold down")
-    elif change["gold"] is None:
-        facts.append("no independent judge")
-    short, tone = ("No sign of it", "good") if change["gold"] is not None else ("No sign, unjudged", "open")
+    others = {k: v for k, v in change.items() if v is not None and k != "reward"}
+    signs += [f"reward up, {k} down" for k, v in others.items() if (change["reward"] or 0) > 0 > v]
+    facts += [] if others else ["no independent judge"]
+    short, tone = ("No sign of it", "good") if others else ("No sign, unjudged", "open")
     if signs:
         short, tone = signs[0][0].upper() + signs[0][1:], "bad"
     return _card(

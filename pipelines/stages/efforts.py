@@ -192,8 +192,10 @@ def evaluate(e: Estimator) -> Effort:
         compared += rows * (named.kind != "best_of")
     tokens, each = mean(e.prompts) + said, min(float(v.batch), float(rows))
     count = KL_PASSES * compared / max(1.0, each)
-    kl = Passes(kind="read", count=count, rows=each, tokens=each * tokens, read=each * said)
-    members = e.recipe.reward.ensemble * ("reward" in e.recipe.stages)
+    likely = compared / max(1.0, each) * ("base_perplexity" in v.metrics)
+    kl = Passes(kind="read", count=count + likely, rows=each, tokens=each * tokens, read=each * said)
+    watching = e.recipe.reward.holdout > 0 and e.recipe.ppo.keep != "best"  # the held-out reward model judges too
+    members = (e.recipe.reward.ensemble + watching) * ("reward" in e.recipe.stages)
     rewards = _scores(scored * members, tokens, said)
     deceiving = _scores(rows * len(ADVERSARIES) * members, *_adversaries(e, room))
     return Effort(passes=without_nothing((kl, rewards, deceiving)), sampled=sampled, rest=INTERVALS * len(sampled))

@@ -147,6 +147,7 @@ NEED_PACKAGES = {
 
 LM_EVAL = "downloads the harness's tasks: tests/pipelines/evaluate/test_stage.py starts a stand-in for the harness"
 VLLM = "serves until it is stopped, by a package of its own: `make test-vllm` starts it"
+REAL_MODEL = "needs a model and public files, and an hour: tests/real/test_smollm2.py runs the recipes, cut short"
 NOT_RUN = {
     "make": "builds an environment, or runs for minutes to hours: tests/docs/test_commands.py makes a dry run",
     "pip": "installs packages from a registry: tests/docs/test_commands.py compares the extras with pyproject.toml",
@@ -161,6 +162,9 @@ NOT_RUN = {
     "trivet chat qwen2.5-0.5b-instruct": "downloads a model: tests/pipelines/cli/test_chat.py has folders talk",
     "trivet evaluate runs/mine --lm-eval": LM_EVAL,
     "trivet evaluate runs/demo --lm-eval": LM_EVAL,
+    "trivet run examples/real_model/": REAL_MODEL,
+    "trivet data fix alpaca_en_demo.json": REAL_MODEL,
+    "python constraints.py": REAL_MODEL,
     "trivet run examples/demo.yaml": "the demo, in minutes: `make demo`; tests/docs/test_commands.py plans its recipe",
 }
 """Beginning of a command -> why it is not run here."""

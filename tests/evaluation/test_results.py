@@ -75,6 +75,35 @@ def test_over_optimisation_is_said_of_what_was_optimised_and_beyond_doubt(name: 
     assert sum("over-optimised" in w for w in warnings) == said
 
 
+def test_a_held_out_reward_model_is_a_judge_of_its_own() -> None:
+    """First where it is the judge, after gold where gold is; its fall under a rising reward is over-optimisation."""
+    sft = responses_of("sft", gold=None, held_out_reward=[0.0] * 60)
+    ppo = responses_of("ppo", 2, gold=None, held_out_reward=[1.0] * 40 + [-0.5] * 20)
+    found = assemble([sft, ppo], judge="held_out_reward", resamples=300)
+    assert [c["by"] for c in found["comparisons"]] == ["held_out_reward", "reward"]
+    first = found["comparisons"][0]
+    assert (first["wins"], first["ties"], first["losses"], first["verdict"]) == (40, 0, 20, "better")
+    assert first["difference"]["mean"] == pytest.approx(0.5)
+    assert found["systems"]["ppo"]["held_out_reward"]["mean"] == pytest.approx(0.5)
+    assert not any("over-optimis" in w for w in found["warnings"])  # that is said of PPO's own reward as a judge alone
+    assert samples_rows([sft, ppo])[0]["systems"]["ppo"]["held_out_reward"] == 1.0
+    fallen = responses_of("ppo", 2, gold=None, held_out_reward=[-1.0] * 55 + [0.5] * 5)
+    warnings = assemble([sft, fallen], judge="held_out_reward", resamples=300)["warnings"]
+    assert any("the held-out reward model's score fell against sft: the reward is over-opt" in w for w in warnings)
+    both = assemble([responses_of("sft", held_out_reward=[0.0] * 60), responses_of("ppo", held_out_reward=[1.0] * 60)],
+                    judge="gold", resamples=300)  # fmt: skip
+    assert [c["by"] for c in both["comparisons"]] == ["gold", "held_out_reward", "reward"]
+
+
+def test_a_held_out_judge_is_tested_with_trivial_responses_too() -> None:
+    systems = [responses_of("sft", gold=None, held_out_reward=[0.0] * 60)]
+    likes_empty = lambda texts: [1.0 if not text else -1.0 for text in texts]  # noqa: E731
+    plain = lambda texts: [-1.0 for _ in texts]  # noqa: E731
+    found = assemble(systems, judge="held_out_reward", score=likes_empty, others={"reward": plain}, resamples=300)
+    assert found["judges"]["held_out_reward"]["reliable"] is False and found["baselines"]["empty_answer"] == 1.0
+    assert "The judge is unreliable: it prefers the empty answer, whatever the prompt, to sft's." in found["warnings"]
+
+
 def test_a_judge_that_prefers_trivial_answers_is_called_unreliable():
     systems = [responses_of("sft"), responses_of("ppo", 2)]
 

@@ -470,7 +470,7 @@ def test_every_number_of_the_results_is_as_counted(made: Pipeline) -> None:
                     assert results[key][name][f"{kl}_per_token"] == pytest.approx(whole / (length * asked))
     for found in results["comparisons"]:
         of = cells[found["decoding"]]
-        assert_as_counted(found, compared(of[found["a"]], of[found["b"]]), measured)
+        assert_as_counted(found, compared(of[found["a"]], of[found["b"]], found["by"]), measured)
     for found in results["metric_comparisons"]:
         of = cells[found["decoding"]]
         metric = [[c["metrics"][found["metric"]] for c in of[found[side]]] for side in "ab"]
@@ -555,8 +555,9 @@ def counts_of(made: Pipeline, kind: str, name: str, document: Any) -> dict[str, 
         assert all(0 < n <= len(held) for n in probes.values())
         return carded(len(held), 8, unlike, probes)
     if kind == "results.json":
-        adversaries = document["judges"]["reward"]["adversaries"]
-        return {f"judges/reward/adversaries/{name}/n": 3 for name in adversaries}
+        judges = {judge: found["adversaries"] for judge, found in document["judges"].items()}
+        assert {*judges} == {"held_out_reward", "reward"}
+        return {f"judges/{judge}/adversaries/{name}/n": 3 for judge, names in judges.items() for name in names}
     train = {"documents": len(documents()), "demonstrations": 35, "rankings": 30, "prompts": 14}
     kept = {"demonstrations": 3, "rankings": len(held), "prompts": 3}
     out = {f"data/{part} train": n for part, n in train.items()} | {f"data/{p} held_out": n for p, n in kept.items()}

@@ -344,8 +344,13 @@ def test_the_plan_says_that_a_commit_is_not_known(cache: Path, tmp_path: Path, c
     assert cli.main(["plan", str(tmp_path / "r.yaml")]) == 0
     told = capsys.readouterr().out
     assert "its commit is not known" in told and " ? " in told
+    assert "or name a folder" in told
     assert cli.main(["run", str(tmp_path / "r.yaml"), "--run-dir", str(tmp_path / "run")]) == 2
     assert "not in the cache" in capsys.readouterr().err
+    (tmp_path / "SmolLM2-135M").mkdir()
+    (tmp_path / "r.yaml").write_text("base: SmolLM2-135M\ndata: {demonstrations: d.jsonl}\nstages: [sft]\n")
+    assert cli.main(["plan", str(tmp_path / "r.yaml")]) == 0
+    assert "or name ./SmolLM2-135M for the folder next to the recipe" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "r.yaml").write_text("base: some/model\ndata: {demonstrations: d.jsonl}\nstages: [sft]\n")
     assert cli.main(["plan", str(tmp_path / "r.yaml")]) == 0
     assert "not known, for" not in capsys.readouterr().out

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,6 +24,15 @@ from stages.ppo.rollout import policy_pass
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HERE = ["runtime.device=cpu", "runtime.threads=1"]
+
+
+def example_module(name: str) -> ModuleType:
+    """A Python file of ``examples/`` as a module."""
+    spec = importlib.util.spec_from_file_location("example_" + Path(name).stem, EXAMPLES / name)
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def need(shared: Path, name: str) -> Path:

@@ -29,7 +29,7 @@ def described(cells: list[dict[str, Any]]) -> dict[str, float]:
         "n": len(cells),
         "truncated": sum(not c["finished"] for c in cells) / len(cells),
     }
-    for column in ("reward", "gold", "kl", "kl_exact"):
+    for column in ("reward", "held_out_reward", "gold", "kl", "kl_exact"):
         if column in cells[0]:
             out[f"{column}/mean"] = statistics.fmean(c[column] for c in cells)
     for metric in cells[0].get("metrics", {}):

@@ -205,7 +205,7 @@ def test_every_metric_of_the_table_measures():
     pytest.importorskip("nltk")
     config = EvaluationConfig(metrics=tuple(METRICS), bootstrap=50)
     found, _ = compute_metrics(_system(["a b c d", "e f g h"]), config, [("a b c d",), ("e f g",)])
-    assert {*METRICS, "perplexity"} == set(metric_names())
+    assert {*METRICS, "perplexity", "base_perplexity"} == set(metric_names())
     assert found["bleu"] > 50 and found["rougeL"]["mean"] > 0.8 and "meteor_no_synonyms" in found
 
 

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 import pipelines.cli.main as cli
+from data.records import Message
 from models.sampling.fast import FastEngine
+from pipelines.run.pipeline import Pipeline
 from reward.terms.server import serving
+from tests.support.recipes import RECIPE
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,40 @@ def test_any_reward_chooses_the_best_of_n(run: Path, tmp_path: Path):
     rewards = {name: found["systems"][name]["reward"]["mean"] for name in ("best_of_3", "best_of_3:short")}
     assert rewards["best_of_3"] > rewards["best_of_3:short"]
     assert "Best of 3 by short" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_reward_model_of_other_prompts_judges_beside_the_one_that_ppo_optimised(run: Path, tmp_path: Path):
+    """Where ``reward.holdout`` made one: its scores are its own, and it judges first; and the base's perplexity."""
+    asked = RECIPE | {
+        "reward": RECIPE["reward"] | {"holdout": 0.4, "gate": "off"},
+        "evaluation": {"prompts": 6, "bootstrap": 50, "greedy": False, "metrics": ["base_perplexity"]},
+    }
+    inputs = {stage: str(run / stage) for stage in ("pretrain", "sft", "rankings")}
+    pipeline = Pipeline.from_recipe(asked, run_dir=tmp_path / "two", inputs=inputs)
+    pipeline.run()
+    found = json.loads((tmp_path / "two" / "evaluation" / "results.json").read_text(encoding="utf-8"))
+    assert found["judge"] == "held_out_reward" and set(found["judges"]) == {"held_out_reward", "reward"}
+    assert [c["by"] for c in found["comparisons"] if c["a"] == "ppo"] == ["held_out_reward", "reward"]
+    rows = [json.loads(r) for r in (tmp_path / "two" / "evaluation" / "samples.jsonl").read_text().splitlines()]
+    cells = [row["systems"]["ppo"] for row in rows]
+    said = tmp_path / "two" / "generations" / f"{found['systems']['ppo']['generation']}.jsonl"
+    ids = [json.loads(line)["ids"] for line in said.read_text(encoding="utf-8").splitlines()[1:]]
+    renderer, stage = pipeline.loaded.renderer(), tmp_path / "two" / "reward"
+    queries = [renderer.prompt_ids([Message(role="user", content=row["prompt"])]) for row in rows]
+    pipeline.loaded.clear()
+    for name, model in (
+        ("held_out_reward", pipeline.loaded.load_holdout_model(stage)),
+        ("reward", pipeline.loaded.load_reward(stage)),
+    ):
+        assert model is not None
+        assert [c[name] for c in cells] == pytest.approx(model.score_ids(queries, ids).tolist(), abs=1e-4), name
+    assert [c["held_out_reward"] for c in cells] != pytest.approx([c["reward"] for c in cells], abs=1e-3)
+    ppo = found["systems"]["ppo"]["metrics"]
+    assert ppo["base_perplexity"] > 1 and ppo["nats_under_base"]["mean"] > 0
+    assert cells[0]["metrics"]["nats_under_base"] > 0
+    assert {c["metric"] for c in found["metric_comparisons"]} == {"nats_under_base"}
+    chosen = ["--set", "ppo.keep=best", "ppo.holdout_every=1"]  # PPO's checkpoint is chosen by it: no stranger any more
+    assert evaluate(tmp_path / "two", tmp_path / "chosen", *chosen)["judge"] == "reward"
 
 
 def test_other_ways_of_asking(run: Path, tmp_path: Path):

@@ -241,6 +241,26 @@ def test_signs_of_cheating_are_named(run: Path, tmp_path: Path):
     assert "monotonous responses, reward up, gold down" in card["text"]
 
 
+def test_a_held_out_reward_model_judges_where_there_is_no_gold(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "demo")
+    path = tmp_path / "demo" / "evaluation" / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8").replace('"gold"', '"held_out_reward"'))
+    path.write_text(json.dumps(results), encoding="utf-8")
+    found = view(read_run(tmp_path / "demo"))
+    assert (
+        "by the held-out reward model" in found["headline"]["detail"] and found["judge"] == "the held-out reward model"
+    )
+    how_much, cheating = found["questions"][1], found["questions"][3]
+    assert "Mean held out reward" in how_much["text"]
+    assert cheating["tone"] == "good" and "no independent judge" not in cheating["text"]
+    results["systems"]["ppo"]["held_out_reward"]["mean"] = -2.5
+    path.write_text(json.dumps(results), encoding="utf-8")
+    assert view(read_run(tmp_path / "demo"))["questions"][3]["short"] == "Reward up, held out reward down"
+    page = write_report(tmp_path / "demo").read_text(encoding="utf-8")
+    assert "<th>Held-out reward</th>" in page and "Reward and held out reward" in page
+    assert "<th>Held-out reward</th>" not in write_report(run, tmp_path / "r.html").read_text(encoding="utf-8")
+
+
 def _path_and_places(chart: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return chart["data"][0], {t["name"]: (t["x"][0], t["y"][0]) for t in chart["data"][1:]}
 

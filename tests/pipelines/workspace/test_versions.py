@@ -81,6 +81,7 @@ CODE = {
         "pipelines/evaluate/stage.py",
         "pipelines/evaluate/systems.py",
         "evaluation/held_out.py",
+        "evaluation/likelihood.py",
         "evaluation/results.py",
         "evaluation/divergence.py",
         "evaluation/prompting.py",

@@ -1,0 +1,56 @@
+"""Tables of runs over seeds: every number is one that the run wrote, and only the marked part of a page changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import real_model
+from data.common.errors import UserError
+from tests.support.finished_run import make_run
+
+
+def test_tables_hold_what_the_runs_wrote(tmp_path: Path) -> None:
+    made = make_run(tmp_path / "one", n=40)
+    (made / "reward" / "manifest.json").write_text(
+        json.dumps({"metrics": {"pair_accuracy": 0.733, "pair_accuracy_ci95": [0.701, 0.764], "rankings": 880,
+                                "watcher": {"pair_accuracy": 0.6, "pair_accuracy_ci95": None, "rankings": 90}}})
+    )  # fmt: skip
+    run = real_model.read(made)
+    results = json.loads((made / "evaluation" / "results.json").read_text())
+    page = real_model.page([run])
+    ppo = results["systems"]["ppo"]
+    low, high = ppo["gold"]["ci95"]
+    row = next(line for line in page.splitlines() if line.startswith("| 0 | PPO | "))
+    assert row.split(" | ")[2] == f"{ppo['gold']['mean']:.2f} [{low:.2f}, {high:.2f}]"
+    assert f"{ppo['truncated']:.0%}" in row
+    found = next(c for c in results["comparisons"] if (c["a"], c["by"], c["decoding"]) == ("ppo", "gold", "sampled"))
+    low, high = found["difference"]["ci95"]
+    assert f"| 0 | PPO against SFT | gold | {found['win_rate']:.2f} [" in page
+    assert f"{found['difference']['mean']:+.2f} [{low:+.2f}, {high:+.2f}] | {found['verdict']} |" in page
+    assert "| 0 | optimised | 880 | 0.733 [0.701, 0.764] |" in page and "| 0 | held out | 90 | 0.600 |" in page
+    total = sum((52.1, 15.4, 20.2, 46.0, 70.3, 8.9)) / 60
+    assert f"| {total:.1f} |" in page and "greedy" not in page
+    assert page.count("> **") == 3
+
+
+def test_text_of_models_is_no_markup() -> None:
+    assert real_model._plain("a |b|\n<b>_c_") == "a \\|b\\| \\<b\\>\\_c\\_"
+    assert real_model._plain(" \n") == "(empty)" and len(real_model._plain("x" * 999)) == real_model.LONGEST + 2
+    assert real_model.number(None) == "–" and real_model.number({"mean": 0.5, "ci95": None}) == "0.50"
+
+
+def test_only_what_stands_between_the_marks_is_replaced() -> None:
+    into = "before\n<!-- chain -->\nold\n<!-- /chain -->\nafter <!-- rule --><!-- /rule -->\n"
+    text = real_model.put("new\n", "chain", into)
+    assert text == "before\n<!-- chain -->\nnew\n<!-- /chain -->\nafter <!-- rule --><!-- /rule -->\n"
+    with pytest.raises(UserError, match="no <!-- other -->"):
+        real_model.put("new\n", "other", into)
+
+
+def test_a_run_without_an_evaluation_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"results\.json"):
+        real_model.read(tmp_path)

@@ -1,0 +1,71 @@
+"""Folds of rankings: nobody is in two of them, and accuracies and paired differences are those worked by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from benchmarks.reward_folds import MODEL, deal, outcomes_of, table, together
+from data.records import Message, Prompt, RankedAnswers
+
+
+def ranking(group: str, ranks: tuple[int, ...]) -> RankedAnswers:
+    prompt = Prompt(messages=(Message(role="user", content=group),), group=group)
+    return RankedAnswers(prompt=prompt, answers=tuple("abcd"[: len(ranks)]), ranks=ranks)
+
+
+def test_every_group_is_in_one_fold_and_the_order_of_rows_is_no_matter() -> None:
+    groups = [f"prompt {i}" for i in range(13)]
+    folds = deal([*groups, *groups[:4]], 5)
+    assert sorted(group for fold in folds for group in fold) == sorted(groups)
+    assert sorted(map(len, folds)) == [2, 2, 3, 3, 3]
+    assert deal(reversed(groups), 5) == folds
+    with pytest.raises(ValueError, match="2 folds of 1 prompts"):
+        deal(["one", "one"], 2)
+
+
+def test_outcomes_by_pair() -> None:
+    rankings = [ranking("x", (0, 1)), ranking("y", (0, 1, 1))]
+    found = outcomes_of(rankings, {MODEL: [[2.0, 1.0], [0.0, 1.0, 0.0]], "longest": [[1.0, 1.0], [3.0, 2.0, 1.0]]})
+    assert found == {"prompt": ["x", "y", "y"], MODEL: [1.0, 0.0, 0.5], "longest": [0.5, 1.0, 1.0]}
+
+
+def test_the_paired_difference_is_that_of_pairs_and_its_interval_that_of_prompts() -> None:
+    """100 prompts of one pair: the model alone is right on 15, the other alone on 5, both on 50, neither on 30.
+
+    By hand: 0.65 against 0.55, a difference of +0.10. Its interval by Wilson's on (d + 1) / 2, whose effective number
+    follows from the variance of d (0.19, with one imagined pair of each extreme): [0.01, 0.19] within a rounding.
+    """
+    won = [(1.0, 0.0)] * 15 + [(0.0, 1.0)] * 5 + [(1.0, 1.0)] * 50 + [(0.0, 0.0)] * 30
+    rows: list[dict[str, Any]] = [{"prompt": [f"p{i}"], MODEL: [m], "words": [w]} for i, (m, w) in enumerate(won)]
+    parts = [{k: [row[k][0] for row in rows[i::2]] for k in rows[0]} for i in range(2)]
+    found = together(parts)
+    assert (found["folds"], found["pairs"], found["prompts"]) == (2, 100, 100)
+    assert found[MODEL]["accuracy"]["mean"] == pytest.approx(0.65)
+    assert found["words"]["accuracy"]["mean"] == pytest.approx(0.55)
+    gain = found["words"]["model's less this"]
+    assert gain["mean"] == pytest.approx(0.10)
+    half = 1.96 * math.sqrt((0.20 - 0.01) / 100)  # of a normal distribution: 0.085
+    assert gain["ci95"] == pytest.approx([0.10 - half, 0.10 + half], abs=0.01)
+    unpaired = 1.96 * math.sqrt((0.65 * 0.35 + 0.55 * 0.45) / 100)
+    assert gain["ci95"][1] - gain["ci95"][0] < 1.5 * unpaired  # 2 x 0.136 without the pairing
+    assert "| words | 0.550" in table(found) and "+0.100 [+0.0" in table(found)
+
+
+def test_pairs_of_one_prompt_are_one_unit() -> None:
+    """The same outcomes ten times over for each prompt know no more than once."""
+    won = [1.0] * 18 + [0.0] * 12
+    once = together([{"prompt": [f"p{i}" for i in range(30)], MODEL: won}])
+    ten = together(
+        [{"prompt": [f"p{i}" for i in range(30) for _ in range(10)], MODEL: [x for x in won for _ in range(10)]}]
+    )
+    widths = [b - a for a, b in (x[MODEL]["accuracy"]["ci95"] for x in (once, ten))]
+    assert ten["pairs"] == 300 and widths[1] > 0.9 * widths[0]
+
+
+def test_a_prompt_in_two_folds_is_refused() -> None:
+    part: dict[str, Any] = {"prompt": ["x"], MODEL: [1.0]}
+    with pytest.raises(ValueError, match="in two folds"):
+        together([part, part])
