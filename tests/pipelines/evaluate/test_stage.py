@@ -100,7 +100,7 @@ def test_any_reward_chooses_the_best_of_n(run: Path, tmp_path: Path):
 def test_a_reward_model_of_other_prompts_judges_beside_the_one_that_ppo_optimised(run: Path, tmp_path: Path):
     """Where ``reward.holdout`` made one: its scores are its own, and it judges first; and the base's perplexity."""
     asked = RECIPE | {
-        "reward": RECIPE["reward"] | {"holdout": 0.4, "gate": "off"},
+        "reward": RECIPE["reward"] | {"holdout": 0.4, "gate": "off"},  # type: ignore[operator]
         "evaluation": {"prompts": 6, "bootstrap": 50, "greedy": False, "metrics": ["base_perplexity"]},
     }
     inputs = {stage: str(run / stage) for stage in ("pretrain", "sft", "rankings")}
