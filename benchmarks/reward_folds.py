@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -68,7 +68,7 @@ def outcomes_of(
 
 
 def together(parts: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, Any]:
-    """All folds in one: accuracies with intervals, and the model's paired difference to each other scorer.
+    """All folds in one: accuracies with intervals, and the model's paired differences to the others where it is there.
 
     Args:
         parts: of each fold as ``outcomes_of`` gives them.
@@ -84,7 +84,7 @@ def together(parts: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, Any]:
     found: dict[str, Any] = {"folds": len(parts), "pairs": len(units), "prompts": len(set(units))}
     for name, won in all_of.items():
         found[name] = {"accuracy": _plain(proportion_interval(won, units))}
-        if name != MODEL:
+        if MODEL in all_of and name != MODEL:
             gain = paired_difference(all_of[MODEL], won, clusters=units, bounds=(0.0, 1.0))
             found[name]["model's less this"] = _plain(gain)
     return found
@@ -108,13 +108,26 @@ def run_fold(recipe: Path, settings: Sequence[str], held_out: Path, folder: Path
     judged, kept = judge(ScoredOnce(model=model), own)
     taken = [_those(own[n], answers) for n, answers in kept]
     scores: dict[str, list[Any]] = {MODEL: [j.scores for j in judged]}
-    for kind, name in (("word", "word n-grams"), ("char", "character n-grams")):
-        linear = ngram_scores(train, own, kind)  # type: ignore[arg-type]
+    for name, linear in linear_scores(train, own).items():
         scores[name] = [[linear[n][i] for i in answers] for n, answers in kept]
     scores["longest"] = [[float(tokens) for tokens in j.lengths] for j in judged]
     found: dict[str, Any] = outcomes_of(taken, scores)
     found |= {"seconds": time.process_time() - started, "training": len(train), "left_out": len(own) - len(kept)}
     write_json(folder / OUTCOMES, found)
+
+
+def linear_scores(train: Sequence[RankedAnswers], own: Sequence[RankedAnswers]) -> dict[str, list[list[float]]]:
+    """Scores of held-out responses by linear models of words and of characters, one list a ranking, by name."""
+    kinds: tuple[tuple[Literal["word", "char"], str], ...] = (("word", "word n-grams"), ("char", "character n-grams"))
+    return {name: ngram_scores(train, own, kind) for kind, name in kinds}
+
+
+def baselines(recipe: Path, settings: Sequence[str], held_out: Path) -> dict[str, list[Any]]:
+    """What a fold's rankings are worth without a reward model: linear models, and taking the longest response."""
+    split = Pipeline.from_recipe(recipe, [*settings, f"data.held_out={held_out.resolve()}"]).corpus.rankings
+    train, own = list(split.train), list(split.held_out)
+    longest = {"longest": [[float(len(answer)) for answer in r.answers] for r in own]}
+    return outcomes_of(own, linear_scores(train, own) | longest)
 
 
 def _those(ranking: RankedAnswers, answers: Sequence[int]) -> RankedAnswers:
@@ -153,7 +166,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines = ["| scorer | pairs right | the reward model's less this |", "|---|---|---|"]
     for name, one in found.items():
         if isinstance(one, dict):
-            gain = said(one["model's less this"], "+") if name != MODEL else ""
+            gain = said(one["model's less this"], "+") if "model's less this" in one else ""
             lines.append(f"| {name} | {said(one['accuracy'])} | {gain} |")
     return head + "\n".join(lines)
 
@@ -164,9 +177,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the folds' runs")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--only", type=int, nargs="*", help="these folds alone, counted from 0")
+    parser.add_argument(
+        "--baselines", action="store_true", help="without a reward model: what it has to beat, in a minute"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the recipe")
     asked = parser.parse_args()
     files = write_folds(asked.recipe, asked.set, asked.out, asked.folds)
+    if asked.baselines:
+        print(table(together([baselines(asked.recipe, asked.set, file) for file in files])))
+        return
     for k in range(asked.folds) if asked.only is None else asked.only:
         run_fold(asked.recipe, asked.set, files[k], asked.out / f"fold_{k}")
     done = [asked.out / f"fold_{k}" / OUTCOMES for k in range(asked.folds)]
@@ -176,7 +195,7 @@ def main() -> None:
     costs = {k: [part[k] for part in parts] for k in numbers}
     write_json(asked.out / "folds.json", found | {"of_folds": costs})
     print(table(found))
-    print(f"CPU seconds of the folds: {', '.join(f'{s:,.0f}' for s in costs['seconds'])}")
+    print(f"CPU seconds of the folds, each in its last sitting: {', '.join(f'{s:,.0f}' for s in costs['seconds'])}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.reward_folds import MODEL, deal, outcomes_of, table, together
+from benchmarks.reward_folds import MODEL, baselines, deal, outcomes_of, table, together, write_folds
 from data.records import Message, Prompt, RankedAnswers
 
 
@@ -63,6 +65,28 @@ def test_pairs_of_one_prompt_are_one_unit() -> None:
     )
     widths = [b - a for a, b in (x[MODEL]["accuracy"]["ci95"] for x in (once, ten))]
     assert ten["pairs"] == 300 and widths[1] > 0.9 * widths[0]
+
+
+def test_baselines_alone_have_no_difference() -> None:
+    found = together([{"prompt": [f"p{i}" for i in range(40)], "longest": [1.0] * 30 + [0.0] * 10}])
+    assert found["longest"]["accuracy"]["mean"] == 0.75 and set(found["longest"]) == {"accuracy"}
+    assert table(found).splitlines()[-1].endswith("|  |")
+
+
+def test_linear_models_by_folds_of_a_recipe(tmp_path: Path) -> None:
+    """Every pair is scored once by models that did not see it; "good" is learnt from the other folds."""
+    rows = [{"prompt": f"ask {i}", "chosen": f"good {i % 7}", "rejected": f"bad thing {i % 5}"} for i in range(30)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    pretrain = "{pretrain: {steps: 1, model: {layers: 1, width: 8, heads: 1}}}"
+    recipe.write_text(f"base: {pretrain}\ndata: {{rankings: r.jsonl, held_out: 0.2}}\nstages: [pretrain, reward]\n")
+    files = write_folds(recipe, [], tmp_path / "folds", 3)
+    asked = [json.loads(line)["prompt"][0]["content"] for file in files for line in file.read_text().splitlines()]
+    assert sorted(asked) == sorted(row["prompt"] for row in rows)
+    parts = [baselines(recipe, [], file) for file in files]
+    found = together(parts)
+    assert (found["pairs"], found["prompts"], [len(p["prompt"]) for p in parts]) == (30, 30, [10, 10, 10])
+    assert found["word n-grams"]["accuracy"]["mean"] == 1 and found["longest"]["accuracy"]["mean"] == 0
 
 
 def test_a_prompt_in_two_folds_is_refused() -> None:
