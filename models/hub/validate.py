@@ -103,6 +103,10 @@ def read_adapter_config(folder: Path, weights: Mapping[str, Tensor], *, head_cop
             raise UserError(f"{file}: {name[:60]}: trivet reads plain LoRA adapters, without this setting")
     _check_patterns(file, known)
     _check_ranks(file, known, weights)
+    if known.trainable_token_indices and not any(".token_adapter." in name for name in weights):
+        raise UserError(
+            f"{file}: trainable_token_indices: there are no rows for these tokens next to it; export the adapter anew"
+        )
     settings = known.model_dump(exclude_none=True)
     settings["task_type"] = "CAUSAL_LM" if known.task_type == "CAUSAL_LM" else None
     if _by_weights(known, raw):

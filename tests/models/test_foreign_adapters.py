@@ -182,7 +182,7 @@ def test_embeddings_and_rows_that_peft_trained_are_read(settings, tmp_path):
 def test_rows_without_their_weights_are_refused(tmp_path):
     base, adapter, _ = trained(tmp_path)
     change(adapter, trainable_token_indices=[5, 6])
-    with pytest.raises(UserError, match=r"does not fit base .* missing"):
+    with pytest.raises(UserError, match=r"no rows for these tokens"):
         logits_here(base, adapter)
 
 

@@ -71,7 +71,7 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "not finite": ({"lora_alpha": float("nan")}, "lora_alpha"),
     "biases of the base": ({"bias": "all"}, "would change the shared base"),
     "modules of the base": ({"modules_to_save": ["lm_head"]}, "would change the shared base"),
-    "tokens of the base": ({"trainable_token_indices": [1]}, "plain LoRA"),
+    "tokens of the base": ({"trainable_token_indices": [1]}, "no rows for these tokens"),
     "layers copied": ({"layer_replication": [[0, 2], [0, 2]]}, "plain LoRA"),
     "a module to import": ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "plain LoRA"),
     "another method": ({"peft_type": "PROMPT_TUNING"}, "trivet reads LORA"),
