@@ -12,7 +12,7 @@ TESTS ?= tests
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
-	@echo "make demo       the whole pipeline on the embedded task, on CPU, in minutes"
+	@echo "make demo       the whole pipeline on the embedded task, on CPU, in minutes (DEMO_PROCESSES: 2, or 1 on one core)"
 	@echo "make tour       every kind of output on a smaller task: plan, run, compare, export, verify"
 	@echo "make real-model fetch SmolLM2-135M-Instruct (93 MB) for the recipes of examples/real_model"
 	@echo "make test       the tests, without the slow ones (test-slow: those alone; test-all: everything)"
@@ -40,8 +40,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	touch $@
 
+# Two processes where there are two cores: they share out every stage's rows, which two threads of one process do not gain
+# from at this size. Without the GPUs, of which each process would need one.
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+DEMO_PROCESSES ?= $(if $(filter-out 1,$(CORES)),2,1)
 demo: install
-	$(BIN)/trivet run examples/demo.yaml
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 TORCH_CPP_LOG_LEVEL=ERROR \
+		$(BIN)/torchrun --nproc_per_node $(DEMO_PROCESSES) --no-python $(BIN)/trivet run examples/demo.yaml
 
 # Every kind of output on a small version of the demo's task: plan, run, a second PPO, both on one page, other
 # evaluations, scores, an exported model, and the check of every file.

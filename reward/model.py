@@ -63,6 +63,16 @@ def pooled(states: Tensor, head: nn.Module, pooling: str) -> Tensor:
     return POOLINGS[pooling].function(states, head)
 
 
+def packed_scores(states: Tensor, head: nn.Module, lengths: Sequence[int], pooling: str = "last") -> Tensor:
+    """Raw scores (B,) from the states (T, D) of one response after another, which have ``lengths`` (B,) tokens.
+
+    At once where the pooling has such a way and no response is empty, else one by one: equal but for rounding.
+    """
+    if (packed := POOLINGS[pooling].packed) is not None and min(lengths) > 0:
+        return packed(states, head, lengths)
+    return _each(head, states.split(list(lengths)), pooling)
+
+
 def _each(head: nn.Module, answers: Sequence[Tensor], pooling: str) -> Tensor:
     """Scores (B,) of responses by their states; 0 for one without tokens."""
     bias: Any = head.bias

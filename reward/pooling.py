@@ -1,4 +1,5 @@
-"""Poolings: a response's hidden states (L, D) to its raw score, and the same for padded rows (B, L, D) at once.
+"""Poolings: a response's hidden states (L, D) to its raw score; the same for many at once, for padded rows (B, L, D) or
+for packed states (T, D) of one response after another.
 
 ``last`` reads the head at the last real token, the stop token of a finished response (Ouyang et al. 2022); ``mean``
 averages it over the response's tokens, which lets each token speak for itself and is easier for very small models;
@@ -8,11 +9,14 @@ Attention Networks"). An empty response scores 0 by either mean.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from models.backbone.logprobs import Rows
 from models.backbone.scalar_head import ScalarHead
+from models.backbone.transfers import sent
 
 
 def last(states: Tensor, head: nn.Module) -> Tensor:
@@ -45,6 +49,21 @@ def learned_of_padded(hidden: Tensor, head: nn.Module, rows: Rows) -> Tensor:
     values = torch.where(inside, head(hidden), 0.0)
     some = inside | ~inside.any(1, keepdim=True)  # no softmax over nothing
     return (head.weights(hidden, some) * values).sum(1)
+
+
+def last_of_packed(states: Tensor, head: nn.Module, lengths: Sequence[int]) -> Tensor:
+    ends = torch.tensor(lengths).cumsum(0) - 1
+    (ends,) = sent([ends], states.device)
+    return head(states.index_select(0, ends))
+
+
+def mean_of_packed(states: Tensor, head: nn.Module, lengths: Sequence[int]) -> Tensor:
+    sizes = torch.tensor(lengths)
+    inside = torch.arange(max(lengths))[None] < sizes[:, None]
+    cells, sizes = sent([inside.flatten().nonzero().squeeze(1), sizes], states.device)
+    values = head(states)
+    grid = values.new_zeros(inside.numel()).index_copy(0, cells, values)
+    return grid.view(inside.shape).sum(1) / sizes.clamp(min=1)
 
 
 def _inside(hidden: Tensor, rows: Rows) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from data.batching import length_bucketed, right_pad
 from models.backbone.forward import body_of, kept_for_backward, offloads, precision, recomputes, takes_positions
@@ -27,11 +28,27 @@ from models.roles.role_view import RoleView
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_window_size", "local_attention")
 
 
-def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], decoder: Decoder | None = None) -> Tensor:
+Tree = tuple[list[int], list[list[int]]]
+"""A prompt and the branches behind it, as ids."""
+
+
+def branch_states(lm: Any, rows: Sequence[Tree], decoder: Decoder | None = None) -> Tensor:
     """Last hidden states (B, L, D) of rows ``prompt, branch, branch, ...``, right-padded; by ``decoder``, if given."""
-    ids, real = right_pad([[*p, *(t for b in branches for t in b)] for p, branches in rows], 0)
-    if decoder is not None:
-        return _fast_branches(decoder, lm, ids, real, [(len(p), [len(b) for b in branches]) for p, branches in rows])
+    if decoder is None:
+        return _states_of_modules(lm, rows)
+    packed = _states_of_decoder(decoder, lm, rows)
+    return pad_sequence(packed.split([size_of(row) for row in rows]), batch_first=True)
+
+
+def size_of(tree: Tree) -> int:
+    """Tokens of a prompt and of its branches."""
+    prompt, branches = tree
+    return len(prompt) + sum(map(len, branches))
+
+
+def _states_of_modules(lm: Any, rows: Sequence[Tree]) -> Tensor:
+    """(B, L, D), behind a mask of four dimensions."""
+    ids, _ = right_pad([[*p, *(t for b in branches for t in b)] for p, branches in rows], 0)
     positions, segments = torch.zeros_like(ids), torch.full_like(ids, -1)
     for i, (prompt, branches) in enumerate(rows):
         at = len(prompt)
@@ -51,43 +68,72 @@ def branch_states(lm: Any, rows: Sequence[tuple[list[int], list[list[int]]]], de
     return out.last_hidden_state
 
 
-def _fast_branches(
-    decoder: Decoder, lm: Any, ids: Tensor, real: Tensor, trees: Sequence[tuple[int, Sequence[int]]]
-) -> Tensor:
-    """States of ``ids`` (B, L), of which ``real`` are tokens; ``trees`` are the lengths of prompts and branches."""
-    layout, shape = branch_layout(trees, lm.device), ids.shape
-    places = real.flatten().nonzero().squeeze(1)
-    tokens, places = sent([ids.flatten()[places], places], lm.device)
-    packed = fast_body.states(decoder, tokens, layout, recompute=recomputes(lm), offload=offloads(lm))
-    return packed.new_zeros((shape.numel(), packed.shape[1])).index_copy(0, places, packed).view(*shape, -1)
+def _states_of_decoder(decoder: Decoder, lm: Any, rows: Sequence[Tree]) -> Tensor:
+    """(T, D), packed: of the tokens of one row after another."""
+    layout = branch_layout([(len(p), [len(b) for b in branches]) for p, branches in rows], lm.device)
+    ids = torch.tensor([t for p, branches in rows for part in (p, *branches) for t in part], dtype=torch.long)
+    (tokens,) = sent([ids], lm.device)
+    return fast_body.states(decoder, tokens, layout, recompute=recomputes(lm), offload=offloads(lm))
 
 
-def shared_states(view: RoleView, rows: Rows, counts: Sequence[int]) -> list[Tensor]:
-    """Last hidden states (L, D) of each response's own tokens; ``counts`` responses follow each other in a ranking.
+def shared_states(view: RoleView, rows: Rows, counts: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Last hidden states (T, D) of the responses' own tokens, packed in the order of ``rows``, and tokens of each.
 
+    ``counts`` responses follow each other in a ranking.
     By the fast path where it can compute this pass; by the modules only of an architecture that ``can_share``.
     """
     decoder = usable(view.lm, view.fast)
     lengths, queries = rows.lengths.tolist(), rows.query_lengths.tolist()
     whole = [ids[:n] for ids, n in zip(rows.ids.tolist(), lengths, strict=True)]
-    trees, first, at = [], [], 0
+    trees: list[Tree] = []
+    first, at = [], 0
     for count in counts:
         mine = range(at, at + count)
         shared = common_length([whole[i][: queries[i]] for i in mine])
         trees.append((whole[at][:shared], [whole[i][shared:] for i in mine]))
         first.append(at)
         at += count
-    sizes = [len(p) + sum(map(len, b)) for p, b in trees]
     out: list[Tensor] = [torch.empty(0)] * at
-    for group in length_bucketed(sizes, cells_worth_a_pass(view.lm)):
-        states = branch_states(view.lm, [trees[g] for g in group], decoder)
-        for row, g in zip(states, group, strict=True):
-            prompt, branches = trees[g]
-            begin = len(prompt)
-            for i, branch in enumerate(branches, start=first[g]):
-                out[i] = row[begin + queries[i] - len(prompt) : begin + len(branch)]
-                begin += len(branch)
-    return out
+    for group in length_bucketed([size_of(tree) for tree in trees], cells_worth_a_pass(view.lm)):
+        chosen = [trees[g] for g in group]
+        if decoder is not None:
+            states, width = _states_of_decoder(decoder, view.lm, chosen), None
+        else:
+            states = _states_of_modules(view.lm, chosen)
+            states, width = states.flatten(0, 1), states.shape[1]
+        _place(out, states, width, [(first[g], trees[g]) for g in group], queries)
+    return torch.cat(out), [n - q for n, q in zip(lengths, queries, strict=True)]
+
+
+def _place(
+    out: list[Tensor], states: Tensor, width: int | None, trees: Sequence[tuple[int, Tree]], queries: Sequence[int]
+) -> None:
+    """Put the states of each response into its place of ``out``.
+
+    One split, whose gradient is one concatenation: each slice by itself has one as large as all ``states``.
+
+    Args:
+        out: to be filled, one a response.
+        states: (T, D) of one tree after another.
+        width: cells of each tree, padding behind it included; None: there is no padding.
+        trees: the number of each tree's first response, and the tree.
+        queries: tokens of each response's query.
+    """
+    sizes: list[int] = []
+    for begin, tree in trees:
+        prompt, branches = tree
+        sizes.append(len(prompt))
+        for i, branch in enumerate(branches, start=begin):
+            own = queries[i] - len(prompt)  # of a query that is not the same as the others
+            sizes += [own, len(branch) - own]
+        sizes.append(0 if width is None else width - size_of(tree))
+    parts = iter(states.split(sizes))
+    for begin, (_, branches) in trees:
+        next(parts)
+        for i in range(begin, begin + len(branches)):
+            next(parts)
+            out[i] = next(parts)
+        next(parts)
 
 
 def common_length(rows: Sequence[list[int]]) -> int:

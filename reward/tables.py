@@ -36,18 +36,29 @@ class Pooling:
 
     ``last_only``: it reads the last state alone, so that no other is computed. ``attention``: the head has an attention
     vector, which is trained and stored with it. ``padded`` does the same for padded rows at once, where there is such a
-    way: ``padded(hidden, head, rows)`` of (B, L, D) gives (B,).
+    way: ``padded(hidden, head, rows)`` of (B, L, D) gives (B,). ``packed`` likewise for the states of one response
+    after another: ``packed(states, head, lengths)`` of (T, D) and B lengths gives (B,).
     """
 
     function: Callable[..., Any]
     last_only: bool = False
     attention: bool = False
     padded: Callable[..., Any] | None = None
+    packed: Callable[..., Any] | None = None
 
 
 POOLINGS: dict[str, Pooling] = {
-    "last": Pooling(function=late("reward.pooling:last"), last_only=True, padded=late("reward.pooling:last_of_padded")),
-    "mean": Pooling(function=late("reward.pooling:mean"), padded=late("reward.pooling:mean_of_padded")),
+    "last": Pooling(
+        function=late("reward.pooling:last"),
+        last_only=True,
+        padded=late("reward.pooling:last_of_padded"),
+        packed=late("reward.pooling:last_of_packed"),
+    ),
+    "mean": Pooling(
+        function=late("reward.pooling:mean"),
+        padded=late("reward.pooling:mean_of_padded"),
+        packed=late("reward.pooling:mean_of_packed"),
+    ),
     "learned": Pooling(
         function=late("reward.pooling:learned"), attention=True, padded=late("reward.pooling:learned_of_padded")
     ),

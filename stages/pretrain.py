@@ -7,9 +7,10 @@ https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -38,7 +39,9 @@ from stages.stage import StageContext, StageResult, schedule_factor
 from stages.training.nonfinite import NonFiniteSteps, norm_of
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
-VERSION = 3
+VERSION = 4
+AT_ONCE = 256
+"""Documents that the tokenizer is given together."""
 HELD_OUT = 1000
 """Held-out documents of which the loss is computed, at most."""
 
@@ -115,10 +118,12 @@ def train_tokenizer(documents: Sequence[str], config: PretrainConfig) -> PreTrai
     )
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """``<bos>`` text ``<eos>``. The reward stage and SFT see the same start and stop tokens."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+def encode(tokenizer: Any, texts: Iterable[str]) -> Iterator[list[int]]:
+    """``<bos>`` text ``<eos>`` of each text. The reward stage and SFT see the same start and stop tokens."""
+    texts = iter(texts)
+    while some := list(islice(texts, AT_ONCE)):
+        for ids in tokenizer(some, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
+            yield [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
 
 
 def chunks(ids: Sequence[int], context: int) -> list[list[int]]:
@@ -191,8 +196,8 @@ def chunked(
 ) -> tuple[Sequence[list[int]], ChunkCounts]:
     """All documents' chunks, and their counts; see ``ChunkCounts`` for what is told of them."""
     rows, count, several, tokens = row_store(), 0, 0, 0
-    for document in documents:
-        cut = chunks(encode(tokenizer, document), context)
+    for ids in encode(tokenizer, documents):
+        cut = chunks(ids, context)
         rows.extend(cut)
         count += 1
         several += len(cut) > 1
@@ -390,5 +395,5 @@ class Muon(torch.optim.Optimizer):
         x = x / (x.norm() + 1e-7)
         for _ in range(5):
             square = x @ x.T
-            x = a * x + (b * square + c * square @ square) @ x
+            x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
         return x.T if tall else x

@@ -38,7 +38,7 @@ from stages.training.ranking_rows import EncodedRanking, encode_rankings
 from stages.training.ranking_trainer import Trained, fit, name_of
 from stages.training.training_run import Start
 
-VERSION = 19
+VERSION = 20
 HOLDOUT_COUNTS = "holdout_counts"
 
 

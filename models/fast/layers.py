@@ -279,9 +279,9 @@ def _gated_backward(decoder: Decoder, gate: Tensor, up: Tensor, active: Tensor, 
     torch.mul(by_h, active, out=out[:, width:])
     by_active = by_h.mul_(up)
     if decoder.activation == "silu":
-        out[:, :width] = torch.ops.aten.silu_backward(by_active, gate)
+        torch.ops.aten.silu_backward.grad_input(by_active, gate, grad_input=out[:, :width])
     else:
-        out[:, :width] = torch.ops.aten.gelu_backward(by_active, gate, approximate="tanh")
+        torch.ops.aten.gelu_backward.grad_input(by_active, gate, approximate="tanh", grad_input=out[:, :width])
     return out
 
 

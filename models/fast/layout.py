@@ -45,13 +45,13 @@ class Layout:
     def flat(self, x: Tensor) -> Tensor:
         """(B, H, L, d) -> (T, H * d), the transpose of ``grid``."""
         x = x.transpose(1, 2).reshape(self.shape[0] * self.shape[1], -1)
-        return x if self.cells is None else x[self.cells]
+        return x if self.cells is None else x.index_select(0, self.cells)
 
     def rows_of(self, x: Tensor) -> Tensor:
         """(T, H, d) -> (B, H, L, d), a token in all of its cells; what stands where there is none is finite."""
         if self.copies is None:
             return self.grid(x)
-        return x[self.copies.source].view(*self.shape, *x.shape[1:]).transpose(1, 2)
+        return x.index_select(0, self.copies.source).view(*self.shape, *x.shape[1:]).transpose(1, 2)
 
     def gathered(self, x: Tensor) -> Tensor:
         """(B, H, L, d) -> (T, H, d), the sum over a token's cells: the transpose of ``rows_of``.

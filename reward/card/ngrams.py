@@ -46,19 +46,21 @@ def ngram_scores(
     better, worse, weights = [], [], []
     offset = 0
     for ranking in train:
-        for i, j in ranking.pairs:
-            better.append(offset + i)
-            worse.append(offset + j)
-            weights.append(1 / len(ranking.pairs))
+        pairs = ranking.pairs
+        better += [offset + i for i, _ in pairs]
+        worse += [offset + j for _, j in pairs]
+        weights += [1 / max(1, len(pairs))] * len(pairs)
         offset += len(ranking.answers)
     if not weights:
         raise UserError("rankings: no two responses of the training rankings differ in rank, so nothing can be learnt")
     if len(weights) == 1:  # the solver needs both classes
         better, worse, weights = better * 2, worse * 2, weights * 2
     rows = hashing.transform(a for r in train for a in r.answers)
+    seen = np.unique(rows.indices)  # the others have no weight, and the solver would carry them along
+    rows = rows[:, seen]
     sign = np.where(np.arange(len(weights)) % 2, -1.0, 1.0)  # both classes; the mirror image is the same example
     x = sparse.diags(sign) @ (rows[better] - rows[worse])
     model = LogisticRegression(C=PENALTY, fit_intercept=False, max_iter=1000)
     model.fit(x, sign > 0, sample_weight=np.array(weights) * len(weights) / sum(weights))
-    scores = iter(hashing.transform(a for r in held_out for a in r.answers) @ model.coef_[0])
+    scores = iter(hashing.transform(a for r in held_out for a in r.answers)[:, seen] @ model.coef_[0])
     return [[float(next(scores)) for _ in r.answers] for r in held_out]

@@ -18,7 +18,7 @@ from models.fast.hidden_states import usable
 from models.roles.role_view import RoleView
 from reward.files import HOLDOUT
 from reward.losses import pair_counts, ranking_losses
-from reward.model import pooled, pooled_scores
+from reward.model import packed_scores, pooled_scores
 from reward.shared_prompt import can_share, shared_states
 from stages.settings import RewardConfig
 from stages.stage import StageContext
@@ -119,8 +119,8 @@ class RewardModule(nn.Module):
         rows = Rows(ids=ids, mask=mask, query_lengths=query_lengths, response_lengths=response_lengths)
         if not self.modules_share and usable(self.lm, self.view.fast) is None:
             return pooled_scores(self.view.hidden(ids, mask), self.head, rows, self.pooling)
-        states = shared_states(self.view, rows, counts.tolist())
-        return torch.stack([pooled(s, self.head, self.pooling) for s in states])
+        states, lengths = shared_states(self.view, rows, counts.tolist())
+        return packed_scores(states, self.head, lengths, self.pooling)
 
 
 class RankingTrainer(OwnSteps, Trainer):

@@ -18,7 +18,7 @@ from models.sampling.device_steps import SYNC_EVERY, DeviceDecoding, on_device
 from models.sampling.fast import FastEngine
 from models.sampling.generate import inverse_cdf, sampling_noise
 from pipelines.run.pipeline import Pipeline
-from reward.model import pooled
+from reward.model import packed_scores
 from reward.shared_prompt import can_share, shared_states
 from tests.conftest import ADAPTER, tiny_lm, word_tokenizer
 from tests.support import ppo as tiny_ppo
@@ -220,9 +220,9 @@ def test_rankings_wait_for_what_they_read_and_make_their_masks_on_the_device(gpu
     with base.training("policy"), base.role("policy") as view:
         assert can_share(view.lm)
         gpu.waits.clear()
-        states = shared_states(view, rows, [3])
+        states, lengths = shared_states(view, rows, [3])
         kinds = Counter(kind for (_, kind, where), n in gpu.waits.items() for _ in range(n) if "shared_prompt" in where)
-        torch.stack([pooled(s, view.head, "last") for s in states]).sum().backward()
+        packed_scores(states, view.head, lengths, "last").sum().backward()
     assert kinds == {"tolist": 3}  # lengths, queries and tokens; nothing of a row squared is sent
 
 

@@ -10,10 +10,11 @@ from torch.utils._pytree import tree_leaves
 
 from models.backbone.forward import body_of
 from models.backbone.logprobs import make_rows
+from models.backbone.scalar_head import ScalarHead
 from models.backbone.settings import AdapterConfig
 from models.fast.hidden_states import usable
 from models.fast.layout import branch_layout
-from reward.model import pooled, pooled_scores
+from reward.model import packed_scores, pooled, pooled_scores
 from reward.shared_prompt import branch_states, can_share, shared_states
 from tests.conftest import FAMILIES, in_float64, make_base, randomise
 from tests.support.fast import KINDS, world_size
@@ -54,15 +55,68 @@ def test_scores_and_gradients_equal_those_of_plain_rows(family, pooling):
         expected = {n: p.grad.clone() for n, p in trainable.items()}
         for p in trainable.values():
             p.grad = None
-        states = shared_states(view, rows, COUNTS)
-        assert [len(s) for s in states] == [len(a) for a in ANSWERS]
+        states, lengths = shared_states(view, rows, COUNTS)
+        assert lengths == [len(a) for a in ANSWERS] and len(states) == sum(lengths)
         if windows:
             assert view.decoder() is not None
-        found = torch.stack([pooled(s, view.head, pooling) for s in states])
+        found = packed_scores(states, view.head, lengths, pooling)
         (found * weights).sum().backward()
         assert_close(found, plain, atol=1e-9 * max(1.0, plain.abs().max().item()), rtol=1e-9)
         for name, p in trainable.items():
             assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-9 * max(1.0, expected[name].abs().max().item()))
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "learned"])
+def test_scores_of_packed_states_are_those_of_each_response_by_itself(pooling):
+    """Values and gradients to 1e-6 in fp32; by hand for the mean; with an empty response, which scores 0, as well."""
+    g = torch.Generator().manual_seed(0)
+    head = ScalarHead(6, g)
+    if pooling == "learned":
+        head.add_attention().attention.data.normal_(generator=g)
+    for lengths in ([3, 1, 7, 2], [4], [2, 0, 3]):
+        if pooling == "last" and 0 in lengths:
+            continue
+        states = torch.randn(sum(lengths), 6, generator=g)
+        results = []
+        for packed in (True, False):
+            head.zero_grad()
+            mine = states.clone().requires_grad_()
+            if packed:
+                scores = packed_scores(mine, head, lengths, pooling)
+            else:
+                none = torch.zeros(())
+                scores = torch.stack([pooled(s, head, pooling) if len(s) else none for s in mine.split(lengths)])
+            (scores * torch.linspace(1, 2, len(lengths))).sum().backward()
+            results.append([scores, mine.grad, *(p.grad for p in head.parameters())])
+        for found, expected in zip(*results, strict=True):
+            assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    head.weight.data[:] = torch.tensor([1.0, 2, 0, 0, 0, 0])
+    states = torch.tensor([[1.0, 1, 9, 9, 9, 9], [3, 0, 9, 9, 9, 9], [0, 5, 9, 9, 9, 9]])
+    if pooling == "mean":
+        assert packed_scores(states, head, [2, 1], pooling).tolist() == [3.0, 10.0]
+
+
+def test_the_gradient_of_a_ranking_makes_no_copy_of_all_states_a_response():
+    """Twice as many responses make twice as many numbers, not four times."""
+    made = []
+
+    class Numbers(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            out = op(*args, **(kwargs or {}))
+            made[-1] += sum(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
+            return out
+
+    base = make_base("llama")
+    base.add_role("reward", AdapterConfig(rank=2), head=True, seed=0)
+    with base.training("reward"), base.role("reward") as view:
+        for count in (64, 128):
+            rows = make_rows([[5, 6, 7]] * count, [[8, 9, 10, 11]] * count, 0, "cpu")
+            states, lengths = shared_states(view, rows, [count])
+            scores = packed_scores(states, view.head, lengths, "mean").sum()
+            made.append(0)
+            with Numbers():
+                scores.backward()
+    assert made[1] < 2.2 * made[0], made
 
 
 def test_a_window_or_a_body_without_masks_of_four_dimensions_does_not_share(monkeypatch):
@@ -95,13 +149,13 @@ def test_recomputation_keeps_less_and_changes_no_gradient():
     for checkpointing in (False, True):
         set_gradient_checkpointing(base.lm, checkpointing)
         with base.training("reward") as tensors, base.role("reward") as view:
-            states = shared_states(view, rows, [2])
-            node = states[0].grad_fn
+            states, _ = shared_states(view, rows, [2])
+            node = states.grad_fn
             while node is not None and not hasattr(node, "saved_layers"):
                 node = node.next_functions[-1][0] or node.next_functions[0][0]
             assert isinstance(node.saved_layers[0], fast_body.Saved)
             kept.append([saved.gu is not None for saved in node.saved_layers[:-1]])
-            sum(x.square().sum() for x in states).backward()
+            states.square().sum().backward()
             found.append({n: p.grad.clone() for n, p in tensors.items() if p.grad is not None})
         set_gradient_checkpointing(base.lm, False)
     assert kept == [[True] * 3, [False] * 3] and found[0].keys() == found[1].keys()

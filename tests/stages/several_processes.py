@@ -138,7 +138,8 @@ def started(folder: Path) -> dict[str, Any]:
     """A base from scratch, on documents of 1 to 9 words, in batches that no number of processes divides."""
     context = context_of(folder, "pretrain", Corpus())
     tokenizer = context.base.tokenizer
-    rows = [pretrain.encode(tokenizer, " ".join(f"w{(i + j) % 30}" for j in range(1 + i * 5 % 9))) for i in range(13)]
+    texts = (" ".join(f"w{(i + j) % 30}" for j in range(1 + i * 5 % 9)) for i in range(13))
+    rows = list(pretrain.encode(tokenizer, texts))
     shape = PretrainModel(layers=1, width=16, feed_forward=16, heads=2, context=32)
     config = PretrainConfig(steps=4, batch=5, model=shape, tokenizer="words")
     lm = pretrain.new_model(tokenizer, config, 0)
