@@ -14,12 +14,16 @@ from huggingface_hub import ModelCard
 from data.common.errors import UserError
 from data.records import Message
 from models.backbone.artifacts import read_manifest
+from models.hub.catalogue import BASE_MODELS
 from models.sampling.generate import CachedEngine, SamplingParams
 from pipelines.cli import main as cli
 from pipelines.run.export import export_stage
+from pipelines.run.model_card import Exported, write_card
 from pipelines.run.open_run import open_run
+from pipelines.run.pipeline import Pipeline
 from pipelines.run.score import load_scorer
 from pipelines.workspace.run_folder import read_run
+from tests.conftest import tiny_lm, word_tokenizer
 
 HELLO = [Message(role="user", content="Hello")]
 
@@ -148,3 +152,54 @@ def test_precision_and_shards_are_for_full_weights(least_run: Path, tmp_path: Pa
     with pytest.raises(UserError, match="--dtype and --max-shard-size are for full weights"):
         export_stage(least_run, "ppo", tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def on_a_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of SFT on a local base whose own card says a licence."""
+    folder = tmp_path_factory.mktemp("local")
+    tiny_lm().save_pretrained(folder / "base")
+    word_tokenizer().save_pretrained(folder / "base")
+    (folder / "base/README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A base\n")
+    rows = [{"prompt": f"w{n} w2", "completion": "w3 w4"} for n in range(8)]
+    (folder / "d.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    recipe = {
+        "base": "./base",
+        "stages": ["sft"],
+        "template": "dialogue",
+        "data": {"demonstrations": str(folder / "d.jsonl"), "held_out": 0.0},
+        "sft": {"batch": 4},
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    Pipeline.from_recipe(folder / "recipe.yaml", run_dir=folder / "run").run()
+    return folder / "run"
+
+
+def test_a_card_names_no_folder_of_this_machine_and_the_licence_of_the_base_s_card(
+    on_a_folder: Path, tmp_path: Path
+) -> None:
+    card = card_of(export_stage(on_a_folder, "sft", tmp_path / "out", merge=True))
+    assert card.data.to_dict()["license"] == "cc-by-4.0" and card.data.base_model is None
+    assert "cc-by-4.0 (by the base's model card)" in section(card, "Licences")
+    assert str(on_a_folder.parent) not in card.content
+    assert "| demonstrations | d.jsonl | 8 | 0 |" in section(card, "Data")
+    assert "The run has no evaluation." in section(card, "What was found of it")
+
+
+def test_a_base_without_a_card_has_no_licence_and_one_of_the_catalogue_has_its_own(
+    on_a_folder: Path, tmp_path: Path
+) -> None:
+    pipeline = open_run(on_a_folder)
+    made = Exported(form="adapter", renderer=pipeline.loaded.renderer())
+    own = pipeline.loaded.spec
+    (tmp_path / "bare").mkdir()
+    pipeline.loaded.spec = own.model_copy(update={"source": str(tmp_path / "bare")})
+    write_card(pipeline, "sft", made, tmp_path)
+    assert "license" not in card_of(tmp_path).data.to_dict()
+    assert "The licence of the base is not known." in section(card_of(tmp_path), "Licences")
+    pipeline.loaded.spec = BASE_MODELS["gpt2"]
+    write_card(pipeline, "sft", made, tmp_path)
+    stored = card_of(tmp_path).data.to_dict()
+    assert (stored["license"], stored["base_model"]) == ("mit", "openai-community/gpt2")
+    assert stored["base_model_relation"] == "adapter" and stored["library_name"] == "peft"
