@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from models.backbone.tensor_files import header_of, readable, save_tensors
 from models.hub.validate import module_of
 from models.roles.files import CONFIG, SCORE, WEIGHTS
 from models.roles.own_models import merged_copy
+from models.roles.saving import Saving
 from models.roles.shared_base import SharedBase
 
 
@@ -71,15 +72,28 @@ def padding_token(base: SharedBase, stop_ids: Sequence[int], template: str = "")
     return next((free[i] for i in (*own, *named, *sorted(free))), None)
 
 
-def write_classifier(base: SharedBase, role: str, folder: Path, pad: str | None) -> None:
-    """A whole model for sequence classification with the role's weights, in at least fp32, and its head as ``score``.
+def write_classifier(
+    base: SharedBase,
+    role: str,
+    folder: Path,
+    pad: str | None,
+    saving: Saving | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """A whole model for sequence classification with the role's weights, and its head as ``score``.
 
     Args:
         base: whose role.
         role: one that ``fits_classifier``; an adapter is merged into a copy.
         folder: where to.
         pad: the token that rows are padded with, which the model passes over.
+        saving: precision and shards; None: fp32, in Transformers' shards.
+        say: hears what rounding to another precision does to the weights.
+
+    Raises:
+        UserError: a weight is too large for the precision.
     """
+    saving = saving or Saving()
     lm = base.copies[role] if role in base.copies else merged_copy(base.lm, role)
     config: Any = copy.deepcopy(lm.config)
     config.num_labels = 1
@@ -92,8 +106,9 @@ def write_classifier(base: SharedBase, role: str, folder: Path, pad: str | None)
     with torch.no_grad():
         head: Any = base.heads[role]
         made.score.weight.copy_(head.weight[None])
+    made = saving.cast(made, base.lm, say)
     with naming(folder):
-        made.save_pretrained(folder)
+        made.save_pretrained(folder, **saving.shards)
     readable(folder)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from models.backbone.trained_shards import whole_state
 from models.roles.files import ADAPTER, CONFIG, HEAD, MAGNITUDE, MODEL, RESIDUAL_MARK, TOKENS_MARK, WEIGHTS
 from models.roles.lora import rows_of
 from models.roles.own_models import merged_copy
+from models.roles.saving import Saving
 from models.roles.shared_base import SharedBase
 
 
@@ -84,24 +85,39 @@ def save_adapter(base: SharedBase, name: str, folder: Path, base_path: str | Non
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def write_model(base: SharedBase, role: str, folder: Path, stop_ids: Sequence[int]) -> None:
+def write_model(
+    base: SharedBase,
+    role: str,
+    folder: Path,
+    stop_ids: Sequence[int],
+    saving: Saving | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
     """Full weights of a role; the shared base itself is never merged into.
 
-    A merged adapter is written in at least fp32: most of what it adds is smaller than the last place of a bf16 weight.
+    A merged adapter is written in at least fp32 unless ``saving`` says otherwise: most of what it adds is smaller than
+    the last place of a bf16 weight.
 
     Args:
         base: whose role.
         role: its name, or ``"base"``.
         folder: where to.
         stop_ids: tokens that end a response, for the folder's generation config.
+        saving: precision and shards; None: as they are held, or fp32, in Transformers' shards.
+        say: hears what rounding to another precision does to the weights.
+
+    Raises:
+        UserError: a weight is too large for the precision.
     """
+    saving = saving or Saving()
     if role in base.copies:
         lm = copy.deepcopy(base.copies[role])
     elif role == "base":
         lm = copy.deepcopy(base.lm)
     else:
         lm = merged_copy(base.lm, role)
+    lm = saving.cast(lm, base.lm, say)
     lm.generation_config = generation_settings(base, stop_ids)
     with naming(folder):
-        lm.save_pretrained(folder)
+        lm.save_pretrained(folder, **saving.shards)
     readable(folder)

@@ -400,18 +400,44 @@ def export(
     gguf: Annotated[
         str | None, typer.Option("--gguf", metavar="TYPE", help="a file for llama.cpp: f32, f16, bf16 or q8_0")
     ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="TYPE", help="of full weights: fp32, bf16 or fp16")
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option("--max-shard-size", metavar="SIZE", help="of a file of full weights, such as 5GB")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="upload it to this repository of the hub as well")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="everybody may read that repository")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="in place of what that repository holds")] = False,
 ) -> None:
-    """Write a stage as a Hugging Face folder or a GGUF file.
+    """Write a stage as a Hugging Face folder or a GGUF file, with a model card.
 
-    Transformers, PEFT and vLLM load the folder; --gguf writes model.gguf and Ollama's Modelfile instead.
+    Transformers, PEFT and vLLM load the folder; --gguf writes model.gguf and Ollama's Modelfile instead. --push uploads
+    it to a private repository of the hub, with the token of HF_TOKEN or `hf auth login`.
 
     \b
     trivet export runs/demo --stage ppo --to aligned --merge
+    trivet export runs/demo --stage ppo --to small --merge --dtype bf16 --max-shard-size 2GB
     trivet export runs/demo --stage ppo --to for-ollama --gguf q8_0
+    trivet export runs/demo --stage ppo --to aligned --push me/aligned
     """
     from pipelines.run.export import export_stage
 
-    typer.echo(str(export_stage(run, stage, to, merge, gguf)))
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    made = export_stage(
+        *(run, stage, to, merge, gguf),
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        push=push,
+        public=public,
+        overwrite=overwrite,
+        say=say,
+    )
+    typer.echo(str(made))
 
 
 @app.command()

@@ -6,16 +6,18 @@ import contextlib
 import copy
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data.common.errors import UNWRITABLE, UserError, nearest
 from data.common.patience import patience
 from data.template import Renderer
-from models.backbone.artifacts import naming, partial_folder, write_json
+from models.backbone.artifacts import naming, partial_folder, read_artifact, write_json
 from models.backbone.launch import check_alone
 from models.backbone.scalar_head import ScalarHead
+from models.backbone.settings import METHODS
 from models.roles.as_classifier import (
     add_score,
     fits_classifier,
@@ -27,9 +29,12 @@ from models.roles.export import generation_settings, save_adapter, write_model
 from models.roles.files import ADAPTER, SCORING
 from models.roles.gguf_file import check_gguf, modelfile, write_gguf
 from models.roles.own_models import merged_copy
+from models.roles.saving import Saving
 from models.roles.shared_base import SharedBase
+from pipelines.run.model_card import Exported, write_card
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline
+from pipelines.run.push import Repository
 from pipelines.stages.table import STAGES
 from reward.files import MEMBERS, save_reward
 from reward.model import RewardModel
@@ -40,8 +45,21 @@ def exportable() -> dict[str, str]:
     return {name: stage.role for name, stage in STAGES.items() if stage.role is not None}
 
 
-def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = False, gguf: str | None = None) -> Path:
-    """Export a stage's model.
+def export_stage(
+    run: Path | str,
+    stage: str,
+    to: Path | str,
+    merge: bool = False,
+    gguf: str | None = None,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+    push: str | None = None,
+    public: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Export a stage's model, with a model card.
 
     Args:
         run: a run folder.
@@ -49,11 +67,19 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
         to: the folder to make; it must not exist.
         merge: full weights with the adapter merged into a *copy* of the base, instead of the adapter alone.
         gguf: a GGUF file of them in this type (``models.roles.gguf_file.TYPES``), and Ollama's Modelfile.
+        dtype: precision of full weights (``models.roles.saving.DTYPES``); None: fp32 where an adapter was merged.
+        max_shard_size: of a file of full weights, such as ``5GB``; None: Transformers' own.
+        push: ``owner/name`` of a repository on the hub, to which the folder goes as well.
+        public: everybody may read that repository; otherwise it is private.
+        overwrite: the export takes the place of what the repository holds.
+        say: hears what rounding to ``dtype`` does to the weights, and where the repository is.
 
     Raises:
-        UserError: an unknown stage, an unfinished one, a folder that exists, or what llama.cpp does not have.
+        UserError: an unknown stage, an unfinished one, a folder that exists, what llama.cpp does not have,
+            ``dtype`` and ``max_shard_size`` where no full weights are written, or what keeps it from the hub.
     """
     check_alone("export", os.environ)
+    saving = Saving(dtype=dtype, max_shard_size=max_shard_size)
     roles = exportable()
     if gguf is not None and (merge or roles.get(stage) == "reward"):
         why = "is merged anyway: leave out --merge" if merge else "is for models that respond, and reward scores"
@@ -72,13 +98,30 @@ def export_stage(run: Path | str, stage: str, to: Path | str, merge: bool = Fals
     pipeline = open_run(Path(run))
     folder = stage_folder(pipeline, stage)
     role = roles[stage]
+    if push is None and (public or overwrite):
+        raise UserError("--public and --overwrite are for the repository that --push names")
+    whole = merge or role == "base" or METHODS[pipeline.recipe.adapter.method].copies
+    if saving != Saving() and (gguf is not None or not whole):
+        why = "--gguf names the type of its file" if gguf is not None else "an adapter is kept as it is: give --merge"
+        raise UserError(f"--dtype and --max-shard-size are for full weights of Transformers; {why}")
+    repository = None if push is None else Repository(push, public=public, overwrite=overwrite)
+    notes: list[str] = []
+
+    def noted(text: str) -> None:
+        notes.append(text)
+        say(text)
+
     with patience(f"exporting {stage} to {to}"), _written_whole(to) as partial:
         if role == "reward":
-            _export_reward(pipeline, folder, partial, merge)
+            made = _export_reward(pipeline, folder, partial, merge, saving, noted)
         elif gguf is not None:
-            _export_gguf(pipeline, stage, role, folder, partial, gguf)
+            made = _export_gguf(pipeline, stage, role, folder, partial, gguf)
         else:
-            _export_lm(pipeline, stage, role, folder, partial, merge)
+            made = _export_lm(pipeline, stage, role, folder, partial, merge, saving, noted)
+        write_card(pipeline, stage, replace(made, notes=(*made.notes, *notes)), partial)
+    if repository is not None:
+        with patience(f"uploading {to} to {push}"):
+            say(f"uploaded to {repository.upload(to)}")
     return to
 
 
@@ -112,7 +155,7 @@ def _base_with(pipeline: Pipeline, stage: str, role: str, folder: Path, whole: b
     return base
 
 
-def _export_gguf(pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, kind: str) -> None:
+def _export_gguf(pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, kind: str) -> Exported:
     """One file for llama.cpp, and Ollama's description of it."""
     renderer = pipeline.loaded.renderer()
     tokenizer = _tokenizer(pipeline.loaded.base(), renderer)
@@ -129,21 +172,35 @@ def _export_gguf(pipeline: Pipeline, stage: str, role: str, folder: Path, partia
     stops = [str(tokenizer.decode([i], skip_special_tokens=False)) for i in renderer.stop_ids]
     with naming(partial):
         (partial / "Modelfile").write_text(modelfile("model.gguf", render, stops), encoding="utf-8")
+    return Exported(form="gguf", renderer=renderer, notes=[f"The matrices are of the type `{kind}`."])
 
 
-def _export_lm(pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, merge: bool) -> None:
+def _export_lm(
+    pipeline: Pipeline,
+    stage: str,
+    role: str,
+    folder: Path,
+    partial: Path,
+    merge: bool,
+    saving: Saving,
+    say: Callable[[str], None],
+) -> Exported:
     """The language model of a stage, with the run's template and the tokens that end its responses."""
     base, renderer = _base_with(pipeline, stage, role, folder, role == "base" or merge), pipeline.loaded.renderer()
-    if role == "base" or role in base.copies or merge:
-        write_model(base, role, partial, renderer.stop_ids)
+    whole = role == "base" or role in base.copies or merge
+    if whole:
+        write_model(base, role, partial, renderer.stop_ids, saving, say)
     else:
         save_adapter(base, role, partial, base_path=pipeline.loaded.spec.source)
         with naming(partial):
             generation_settings(base, renderer.stop_ids).save_pretrained(partial)
     _save_tokenizer(base, renderer, partial)
+    return Exported(form="model" if whole else "adapter", renderer=renderer)
 
 
-def _export_reward(pipeline: Pipeline, folder: Path, partial: Path, merge: bool) -> None:
+def _export_reward(
+    pipeline: Pipeline, folder: Path, partial: Path, merge: bool, saving: Saving, say: Callable[[str], None]
+) -> Exported:
     """A PEFT folder with ``head.safetensors`` next to it; merged, or of a model of its own, a whole classifier.
 
     ``trivet score`` takes both. What else its scores depend on goes along: the run's template, the tokens that end a
@@ -151,8 +208,8 @@ def _export_reward(pipeline: Pipeline, folder: Path, partial: Path, merge: bool)
     """
     model = pipeline.loaded.load_reward(folder)
     if merge or model.role in model.base.copies:
-        _export_classifier(model, partial)
-        return
+        _export_classifier(model, partial, saving, say)
+        return _exported_reward("classifier", model, folder)
     spec = pipeline.loaded.spec if model.takes_ids else None
     source = spec.source if spec is not None else pipeline.recipe.reward.base
     save_reward(model, partial)
@@ -163,13 +220,28 @@ def _export_reward(pipeline: Pipeline, folder: Path, partial: Path, merge: bool)
     add = _for_classifiers(model, partial)
     write_json(partial / SCORING, _limits(model) | add)
     _save_tokenizer(model.base, model.renderer, partial, pads_classifier=bool(add))
+    return _exported_reward("classifier_adapter" if add else "reward", model, folder)
+
+
+def _exported_reward(form: str, model: RewardModel, folder: Path) -> Exported:
+    """What a reward's scores depend on, for the model card."""
+    artifact = read_artifact(folder)
+    score = {
+        "max_tokens": model.max_tokens,
+        "pooling": model.pooling,
+        "members": max(1, len(model.members)),
+        "score_mean": model.score_mean,
+        "mean_over": (artifact.metrics.get("centred_on") if artifact else None) or "samples",
+    }
+    add = {} if form == "reward" else _constant(model)
+    return Exported(form=form, renderer=model.renderer, score=score | add)
 
 
 def _limits(model: RewardModel) -> dict[str, Any]:
     return {"max_tokens": model.max_tokens, "stop_ids": list(model.renderer.stop_ids)}
 
 
-def _export_classifier(model: RewardModel, folder: Path) -> None:
+def _export_classifier(model: RewardModel, folder: Path, saving: Saving, say: Callable[[str], None]) -> None:
     """A whole model for sequence classification.
 
     Raises:
@@ -181,7 +253,7 @@ def _export_classifier(model: RewardModel, folder: Path) -> None:
             + ("score with the run" if model.role in model.base.copies else "export it without --merge")
         )
     pad = padding_token(model.base, model.renderer.stop_ids, model.renderer.template or "")
-    write_classifier(model.base, model.role, folder, pad)
+    write_classifier(model.base, model.role, folder, pad, saving, say)
     write_json(folder / SCORING, _limits(model) | _constant(model))
     _save_tokenizer(model.base, model.renderer, folder, pads_classifier=True)
 

@@ -47,6 +47,8 @@ SLOW = (
     "trivet export runs/mine --stage reward --to rewarder",
     "trivet export runs/mine --stage reward --to whole --merge",
     "trivet export runs/mine --stage ppo --to for-ollama --gguf q8_0",
+    "trivet export runs/mine --stage ppo --to small --merge --dtype bf16 --max-shard-size 2GB",
+    "trivet export runs/demo --stage ppo --to small --merge --dtype bf16 --max-shard-size 2GB",
     "trivet export runs/demo --stage ppo --to for-ollama --gguf q8_0",
     "trivet run my.yaml --store ~/trivet-store",
     "trivet run my.yaml --store ~/trivet-store --set ppo.kl_coef=0.1 --run-dir runs/less-kl",
@@ -145,6 +147,7 @@ NEED_PACKAGES = {
 }  # fmt: skip
 """Of the extra `metrics` -> what it imports; run among the slow tests where these are installed."""
 
+HUB = "uploads to a hub: tests/pipelines/run/test_push.py uploads to a double of one"
 LM_EVAL = "downloads the harness's tasks: tests/pipelines/evaluate/test_stage.py starts a stand-in for the harness"
 VLLM = "serves until it is stopped, by a package of its own: `make test-vllm` starts it"
 REAL_MODEL = "needs a model and public files, and an hour: tests/real/test_smollm2.py runs the recipes, cut short"
@@ -161,6 +164,8 @@ NOT_RUN = {
     "python3 -m venv vllm-env": "installs packages from a registry: `make vllm-env` does the same",
     "trivet chat qwen2.5-0.5b-instruct": "downloads a model: tests/pipelines/cli/test_chat.py has folders talk",
     "trivet evaluate runs/mine --lm-eval": LM_EVAL,
+    "trivet export runs/mine --stage ppo --to aligned --push": HUB,
+    "trivet export runs/demo --stage ppo --to aligned --push": HUB,
     "trivet evaluate runs/demo --lm-eval": LM_EVAL,
     "trivet run examples/real_model/": REAL_MODEL,
     "trivet data fix alpaca_en_demo.json": REAL_MODEL,

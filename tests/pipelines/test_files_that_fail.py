@@ -469,12 +469,17 @@ def test_kills_while_a_model_is_exported(least_run: Path, tmp_path: Path, monkey
     to = tmp_path / "exported"
     written: list[str] = []
 
-    def made(pipeline, stage, role, folder, partial, merge) -> None:
+    def made(pipeline, stage, role, folder, partial, merge, saving, say) -> export.Exported:
         for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"):
             write_atomic(partial / name, name)
             written.append(name)
+        return export.Exported(form="adapter", renderer=pipeline.loaded.renderer)
+
+    def card(pipeline, stage, exported, partial) -> None:
+        write_atomic(partial / "README.md", "a card")
 
     monkeypatch.setattr(export, "_export_lm", made)
+    monkeypatch.setattr(export, "write_card", card)
 
     def work() -> None:
         shutil.rmtree(to, ignore_errors=True)
@@ -482,9 +487,9 @@ def test_kills_while_a_model_is_exported(least_run: Path, tmp_path: Path, monkey
 
     def whole() -> None:
         if to.exists():
-            assert len(list(to.iterdir())) == 3
+            assert len(list(to.iterdir())) == 4
             shutil.rmtree(to)
         export.export_stage(least_run, "sft", to)
-        assert [p.name for p in tmp_path.iterdir()] == ["exported"] and len(list(to.iterdir())) == 3
+        assert [p.name for p in tmp_path.iterdir()] == ["exported"] and len(list(to.iterdir())) == 4
 
     assert each_kill(work, whole) >= 6
