@@ -28,7 +28,7 @@ from tests.conftest import tiny_lm, word_tokenizer
 HELLO = [Message(role="user", content="Hello")]
 
 
-def card_of(folder: Path) -> ModelCard:
+def card_of(folder: Path) -> Any:
     return ModelCard.load(folder / "README.md")
 
 
