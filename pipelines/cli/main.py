@@ -161,7 +161,7 @@ def init(
         bool, typer.Option("--force", help="replace a recipe that is there, and keep it next to it")
     ] = False,
 ) -> None:
-    """Write a first recipe from a base and data files.
+    """Write a first recipe from base and data.
 
     Recognises the files, as `trivet data check` does, and says what they are used for: prompts with responses for SFT,
     ranked or compared responses for the reward model, prompts for PPO. Sets what the rows, the base and the machine
@@ -412,14 +412,14 @@ def export(
     public: Annotated[bool, typer.Option("--public", help="everybody may read that repository")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="in place of what that repository holds")] = False,
 ) -> None:
-    """Write a stage as a Hugging Face folder or a GGUF file, with a model card.
+    """Write a stage as a folder or GGUF file, with a card.
 
     Transformers, PEFT and vLLM load the folder; --gguf writes model.gguf and Ollama's Modelfile instead. --push uploads
     it to a private repository of the hub, with the token of HF_TOKEN or `hf auth login`.
 
     \b
     trivet export runs/demo --stage ppo --to aligned --merge
-    trivet export runs/demo --stage ppo --to small --merge --dtype bf16 --max-shard-size 2GB
+    trivet export runs/demo --stage ppo --to small --merge --dtype bf16
     trivet export runs/demo --stage ppo --to for-ollama --gguf q8_0
     trivet export runs/demo --stage ppo --to aligned --push me/aligned
     """

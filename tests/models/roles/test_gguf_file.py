@@ -250,7 +250,7 @@ def tuned_run(folder: Path, width: int = 32, **runtime: Any) -> Path:
 
 def test_an_exported_stage_responds_in_llama_cpp_as_in_the_run(tmp_path: Path, tuned: Path) -> None:
     to = export_stage(tuned, "sft", tmp_path / "out", gguf="f32")
-    assert sorted(f.name for f in to.iterdir()) == ["Modelfile", "model.gguf"]
+    assert sorted(f.name for f in to.iterdir()) == ["Modelfile", "README.md", "model.gguf"]
     pipeline = open_run(tuned)
     base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
     pipeline.loaded.load("sft", "sft", stage_folder(pipeline, "sft"))
