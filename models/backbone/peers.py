@@ -9,29 +9,25 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from data.common.errors import StageError, UserError
 from data.common.number_format import duration
 from data.common.redaction import printable
-from models.backbone.heartbeat import Beat, Group, Heartbeat, connect
+from models.backbone.heartbeat import Beat, Heartbeat
 from models.backbone.whereabouts import WHEREABOUTS, waits_for_others
 
 GRACE = 15.0
 """Seconds after which a process ends by itself when another has died and it still waits for it."""
 STOPPED, SILENT = 10.0, 40.0  # seconds for which one is stopped here, or silent elsewhere, until it counts as lost
 LOST = 6.0  # the same, where a connection is lost already
-MEETING = 30.0  # seconds until it is first said that others have not come; each time after twice as long
 STUCK = 600.0  # seconds for which all wait for each other without a break, until it counts as an error
 SLOW, SLOW_SECONDS = 10.0, 60.0  # times its last steps, and at least so many seconds
 RESUMES = "and the others cannot continue without it; the same command resumes from the newest checkpoint"
@@ -224,6 +220,32 @@ class Watch:
             self.report(text)
             self.end(3)
 
+    def await_ends(self) -> None:
+        """Wait, when all is done, until the others of this machine have ended, for a launcher waits for them as well.
+
+        One that is stopped meanwhile is named and ended; one that runs on is left alone after a while.
+        """
+        until = time.monotonic() + GRACE
+        while left := [p for p in self.here if alive(p.pid)]:
+            halted = [p for p in left if state_of(p.pid) == psutil.STATUS_STOPPED]
+            since = {p.rank: self.stopped_since.get(p.rank, time.monotonic()) for p in halted}
+            self.stopped_since = since
+            for peer in halted:
+                if time.monotonic() - since[peer.rank] >= STOPPED:
+                    self.report(f"{peer} was stopped by a signal when all was done, and is ended here")
+                    kill(peer)
+            if not halted and time.monotonic() >= until:
+                return
+            time.sleep(0.05)
+
+    def leave(self) -> None:
+        """Stop, and say that this process leaves in order."""
+        if not self.done.is_set():
+            self.done.set()
+            if self.beats is not None:
+                self.beats.leave()
+            Path(self.own.marker).unlink(missing_ok=True)
+
     def asked(self) -> list[Peer]:
         """Who is lost, reported; a launcher's signal to end, which comes at the same time, does not break this off."""
         for _ in range(3):
@@ -254,104 +276,10 @@ def end_stopped(lost: list[Peer], here: list[Peer]) -> None:
     """Kill those that are stopped on this machine: they would keep their memory, and wake up to a run that is over."""
     for peer in lost:
         if peer in here and peer.stopped:
-            with contextlib.suppress(OSError):
-                os.kill(peer.pid, signal.SIGKILL)
+            kill(peer)
 
 
-class Sibling(Peer):
-    """A process of the same launcher that has not joined the others; the launcher itself tells of one that ends."""
-
-    @property
-    def died(self) -> bool:
-        return False
-
-    @property
-    def unheard(self) -> str:
-        return " before the first stage"
-
-
-@contextlib.contextmanager
-def starting(environment: Mapping[str, str]) -> Iterator[None]:
-    """Watch the launcher's other processes on this machine while the block waits until all have joined."""
-    if not environment.get("RANK", "").isdigit() or environment.get("WORLD_SIZE", "1") == "1":
-        yield
-        return
-    host, own = socket.gethostname(), int(environment["RANK"])
-    watch = Watch(Peer(own, host, os.getpid(), __file__), siblings(host))
-    for work in (watch.run, lambda: say_who_is_missing(environment, watch.done)):
-        threading.Thread(target=work, daemon=True).start()
-    try:
-        yield
-    finally:
-        watch.done.set()
-
-
-def say_who_is_missing(environment: Mapping[str, str], done: threading.Event) -> None:
-    """Says, again and again until ``done``, that this process waits for others, which torch does without a word."""
-    rank, count, started = environment["RANK"], environment.get("WORLD_SIZE", ""), time.monotonic()
-    where, wait = f"{environment.get('MASTER_ADDR', '')}:{environment.get('MASTER_PORT', '')}", MEETING
-    while not done.wait(wait):
-        waited = duration(time.monotonic() - started)
-        text = (
-            f"process {rank} has waited {waited} at {where} for the others: WORLD_SIZE={count} speaks of so many, and "
-            "they have not all come; start them, or unset RANK, WORLD_SIZE and LOCAL_RANK to run one process"
-        )
-        print(printable(f"trivet: {text}"), file=sys.stderr, flush=True)
-        wait *= 2
-
-
-def siblings(host: str) -> list[Peer]:
-    """This process's siblings that have a rank."""
-    found: list[Peer] = []
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(os.getppid()).children():
-            with contextlib.suppress(psutil.Error):
-                rank = child.environ().get("RANK", "")
-                if rank.isdigit() and child.pid != os.getpid():
-                    found.append(Sibling(int(rank), host, child.pid, __file__))
-    return found
-
-
-@contextlib.contextmanager
-def watching(processes: Group) -> Iterator[None]:
-    """Watch the other processes while the block runs.
-
-    Raises:
-        StageError: instead of what a lost connection raises, where another process is lost.
-    """
-    if processes.world_size == 1:
-        yield
-        return
-    handle, marker = tempfile.mkstemp(prefix="trivet-process-")
-    os.close(handle)
-    own = Peer(processes.rank, socket.gethostname(), os.getpid(), marker)
-    found = processes.gather([own])
-    beats = connect(processes)
-    watch = Watch(own, [p for p in found if p.rank != own.rank], beats)
-    if beats is not None:
-        beats.start()
-    threading.Thread(target=watch.run, daemon=True).start()
-    try:
-        yield
-    except (UserError, StageError) as error:  # as a rule of all at once
-        if beats is not None:
-            beats.failure = in_a_line(error)
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        interrupted = isinstance(error, KeyboardInterrupt)  # the launcher's signal to the others, or the user's
-        if (interrupted or of_others(error)) and (lost := watch.asked()):
-            for peer in lost:
-                if peer in watch.here and peer.died:
-                    Path(peer.marker).unlink(missing_ok=True)
-            raise StageError(f"process {lost[0].rank} is lost (see above)") from error
-        if not interrupted:
-            if beats is not None:
-                beats.fail(in_a_line(error))
-            # itself as well: a launcher's signal may end the others before they hear of it
-            watch.report(failure_notice(own, error))
-        raise
-    finally:
-        watch.done.set()
-        if beats is not None:
-            beats.leave()
-        Path(marker).unlink(missing_ok=True)
+def kill(peer: Peer) -> None:
+    """End a process of this machine that would not end by itself."""
+    with contextlib.suppress(OSError):
+        os.kill(peer.pid, signal.SIGKILL)

@@ -23,8 +23,9 @@ from torch import Tensor
 from data.common.errors import StageError, UserError
 from models.backbone.bf16_units import MIN_WIDTH, has_bf16_units
 from models.backbone.launch import check_devices, check_launch, check_world_size
-from models.backbone.peers import Peer, failure_notice, starting
+from models.backbone.peers import Peer, failure_notice
 from models.backbone.sharding import Gathers
+from models.backbone.watching import starting
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=6)  # one process may ask a slow server or write much while the others wait for it

@@ -88,6 +88,21 @@ def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> Non
     Raises:
         StageFailed: with the log's path.
     """
+    from models.backbone.watching import watched, watching
+
+    with watched(pipeline.processes) as watch:
+        progress = _run_logged(pipeline, profile, which)
+        with watching(pipeline.processes):  # while the first one writes the report
+            if pipeline.processes.is_main:
+                forget_failure(pipeline.run_dir)
+                finish(pipeline.run_dir, progress)
+            pipeline.processes.barrier()
+    if watch is not None and pipeline.processes.is_main:
+        watch.await_ends()
+
+
+def _run_logged(pipeline: Pipeline, profile: bool, which: dict[str, Any]) -> Any:
+    """Run, and log a failure; the run's progress."""
     from pipelines.execution.progress import Progress
 
     folder = pipeline.run_dir / "profile" if profile else None
@@ -106,9 +121,7 @@ def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> Non
 
                 progress.say(f"report: {write_report(pipeline.run_dir, progress.say)}")
         raise StageFailed(f"{stage} {summary_of(error, bool(progress.current))}\n        {log_line(log)}") from error
-    if pipeline.processes.is_main:
-        forget_failure(pipeline.run_dir)
-        finish(pipeline.run_dir, progress)
+    return progress
 
 
 def forget_failure(run_dir: Path) -> None:

@@ -28,8 +28,8 @@ from models.backbone.artifacts import (
     settle,
     write_atomic,
 )
-from models.backbone.peers import watching
 from models.backbone.processes import Processes
+from models.backbone.watching import watching
 from pipelines.execution.loaded_models import LoadedModels
 from pipelines.execution.progress import Progress
 from pipelines.loading.load import load_recipe

@@ -9,16 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from models.backbone import peers, whereabouts
 from models.backbone.heartbeat import Beat, Heartbeat, connect
-from models.backbone.peers import Peer, Watch, in_a_line, of_others, siblings, starting, watching
+from models.backbone.peers import Peer, Watch, in_a_line, of_others
 from models.backbone.whereabouts import WHEREABOUTS, Whereabouts
 
 RESUMES = "the same command resumes from the newest checkpoint"
@@ -149,28 +147,6 @@ def test_a_failure_is_named_with_its_place_once_the_main_thread_has_waited(
     assert "process 1" in said and "failed in ppo at step 3 with MemoryError: planted" in said and RESUMES in said
 
 
-def test_the_one_that_fails_says_so_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A launcher's signal may end the others before they hear of it."""
-
-    class Two:
-        rank, world_size = 0, 2
-
-        def gather(self, items: list[Peer]) -> list[Peer]:
-            return [*items, Peer(1, items[0].host, os.getpid(), __file__)]
-
-    monkeypatch.setattr(peers, "connect", lambda processes: None)
-    try:
-        WHEREABOUTS.enter("reward")
-        WHEREABOUTS.advance(2)
-        with pytest.raises(ValueError, match="planted"), peers.watching(Two()):  # type: ignore[arg-type]
-            raise ValueError("planted")
-    finally:
-        WHEREABOUTS.enter("")
-    said = capsys.readouterr().err
-    assert f"process 0 (pid {os.getpid()} on " in said and RESUMES in said
-    assert "failed in reward at step 2 with ValueError: planted" in said
-
-
 def test_a_failure_of_all_is_told_by_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The main thread ends of its own error meanwhile: no process speaks for another."""
     monkeypatch.setattr(peers, "GRACE", 5.0)
@@ -198,21 +174,6 @@ def test_a_stopped_process_is_named_and_ended(
     assert ended == [3] and sleeper.wait(10) == -signal.SIGKILL
     said = capsys.readouterr().err
     assert f"process 1 (pid {sleeper.pid} on here) was stopped by a signal" in said and RESUMES in said
-
-
-def test_one_that_is_stopped_before_it_joins_is_said_to_be_before_the_first_stage(
-    sleeper: subprocess.Popen[bytes], clock: list[float]
-) -> None:
-    peer = peers.Sibling(1, "here", sleeper.pid, __file__)
-    watch, _ = watch_of(None, peer)
-    sleeper.send_signal(signal.SIGSTOP)
-    os.waitpid(sleeper.pid, os.WUNTRACED)
-    watch.lost()
-    clock[0] += peers.STOPPED
-    assert "was stopped by a signal before the first stage" in watch.lost()[1]
-    sleeper.kill()
-    sleeper.wait()
-    assert watch.lost() == ([], "")  # the launcher tells of one that ends
 
 
 def test_one_that_is_stopped_for_a_moment_is_left_alone(sleeper: subprocess.Popen[bytes], clock: list[float]) -> None:
@@ -313,31 +274,6 @@ def test_beats_pass_through_a_store_of_rank_0() -> None:
     assert one.last(0) is not None
 
 
-def test_one_process_is_not_watched() -> None:
-    with watching(SimpleNamespace(world_size=1)), starting({"RANK": "0", "WORLD_SIZE": "1"}), starting({}):  # type: ignore[arg-type]
-        assert not [t for t in threading.enumerate() if getattr(t, "_target", None) is Watch.run]
-
-
-def test_siblings_of_one_launcher_are_found_by_their_rank(tmp_path: Path) -> None:
-    code = (
-        "import os, subprocess, sys, time\n"
-        "from models.backbone.peers import siblings\n"
-        "if os.environ.get('RANK') == '0': print(sorted(p.rank for p in siblings('h'))); sys.exit()\n"
-        "if 'RANK' in os.environ: time.sleep(60)\n"
-        "me = [sys.executable, sys.argv[0]]\n"
-        "other = subprocess.Popen(me, env=os.environ | {'RANK': '1'}); subprocess.Popen([*me[:1], '-c', 'pass'])\n"
-        "subprocess.run(me, env=os.environ | {'RANK': '0'}); other.kill(); other.wait()\n"
-    )
-    (tmp_path / "launcher.py").write_text(code)
-    environment = {k: v for k, v in os.environ.items() if k != "RANK"} | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "launcher.py")], capture_output=True, text=True, timeout=60, env=environment
-    )
-    assert done.stdout.strip() == "[1]", done.stderr
-    assert siblings("h") == [] or all(p.pid != os.getpid() for p in siblings("h"))
-    assert not torch.distributed.is_initialized()
-
-
 def test_processes_that_all_wait_for_each_other_end(
     clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -359,38 +295,25 @@ def test_processes_that_all_wait_for_each_other_end(
     assert ended == [3] and "(0 between stages, 1 in sft at step 7)" in said and RESUMES in said
 
 
-class Waits:
-    """An event that is set after so many waits of any length."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self.seconds = count, list[float]()
-
-    def wait(self, seconds: float) -> bool:
-        self.seconds.append(seconds)
-        return len(self.seconds) > self.count
-
-
-LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+def test_one_that_is_stopped_when_all_was_done_is_named_and_ended(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A launcher would wait for it for good."""
+    monkeypatch.setattr(peers, "STOPPED", 0.3)
+    watch, _ = watch_of(None, Peer(1, "here", sleeper.pid, "left"))
+    sleeper.send_signal(signal.SIGSTOP)
+    watch.await_ends()
+    assert sleeper.wait(10) == -signal.SIGKILL
+    assert f"process 1 (pid {sleeper.pid} on here) was stopped by a signal when all was done" in capsys.readouterr().err
 
 
-def test_one_that_waits_for_others_who_never_come_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    """torch waits for hours without a word."""
-    done: Any = Waits(2)
-    peers.say_who_is_missing(LAUNCHED, done)
-    assert done.seconds == [30.0, 60.0, 120.0]
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and all("process 0 has waited" in line for line in said)
-    assert all("at 10.0.0.1:29500 for the others: WORLD_SIZE=2" in line for line in said)
-
-
-def test_it_is_said_while_processes_meet_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[Any] = []
-    monkeypatch.setattr(peers, "say_who_is_missing", lambda environment, done: waits.append((environment, done)))
-    with peers.starting(LAUNCHED | {"WORLD_SIZE": "1"}):
-        assert not waits
-    with peers.starting(LAUNCHED):
-        while not waits:
-            time.sleep(0.01)
-        (environment, done) = waits[0]
-        assert environment == LAUNCHED and not done.is_set()
-    assert done.is_set()
+def test_one_that_runs_on_when_all_was_done_is_left_alone(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "GRACE", 0.2)
+    watch, _ = watch_of(None, Peer(1, "here", sleeper.pid, "left"))
+    watch.await_ends()
+    assert sleeper.poll() is None and capsys.readouterr().err == ""
+    sleeper.kill()
+    monkeypatch.setattr(peers, "GRACE", 600.0)
+    watch.await_ends()  # it has ended
