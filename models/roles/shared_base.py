@@ -340,6 +340,7 @@ class SharedBase:
         embeddings.tie(config, self.lm)
         with isolated_rng(derived_seed(seed, f"adapter/{name}")), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*(tie_word_embeddings=True|ensure_weight_tying)")  # seen to: `tie`
+            first = self.peft is None
             try:
                 if self.peft is None:
                     self.peft = get_peft_model(self.lm, config, adapter_name=name)
@@ -357,6 +358,8 @@ class SharedBase:
         self._restore_trainable(trainable)
         self.lm.eval()
         self._select(None)
+        if first:  # what is trained can be read again
+            self._fill_adapter(name, self.adapter_state(name))
 
     @contextlib.contextmanager
     def role(self, name: str) -> Iterator[RoleView]:
@@ -451,8 +454,18 @@ class SharedBase:
         return {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
 
     def _fill_adapter(self, name: str, state: dict[str, Tensor]) -> None:
+        """Fill an adapter with weights under PEFT's own file names.
+
+        Raises:
+            UserError: PEFT has no place for one of them, which it says nothing about.
+        """
         with embeddings.passed_over(self._wrapped, name):
-            set_peft_model_state_dict(self.peft, state, adapter_name=name)
+            lost = set_peft_model_state_dict(self.peft, state, adapter_name=name).unexpected_keys
+        if lost:
+            raise UserError(
+                f"base {self.name}: PEFT does not read an adapter's weights back where it wrote them, for Transformers "
+                f"renames them ({lost[0]}): name other layers in adapter.targets"
+            )
 
     def load_role(self, name: str, folder: Path, *, head: bool = False) -> dict[str, float]:
         """Add a frozen role from an artifact, a plain PEFT folder or a plain Transformers folder.

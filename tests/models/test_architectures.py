@@ -134,6 +134,19 @@ def test_a_cache_of_a_models_own_is_refused_by_name() -> None:
         SharedBase(lm, word_tokenizer(), name="b")
 
 
+def test_layers_whose_adapters_peft_does_not_read_back_are_refused_by_name() -> None:
+    """Transformers renames `weight_proj` as it loads, and PEFT drops what it has no place for without a word."""
+    more = {"layer_types": ["full_attention", "sliding_attention"], "head_dim": 8, "pad_token_id": 0}
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model("inkling2_text", **SMALL | more))
+    base = SharedBase(lm, word_tokenizer(), name="b")
+    with pytest.raises(
+        UserError, match=r"base b: PEFT does not read .*weight_proj.*: name other layers in adapter.tar"
+    ):
+        base.add_role("sft", ADAPTER)
+    one = SharedBase(AutoModelForCausalLM.from_config(lm.config), word_tokenizer(), name="b")
+    one.add_role("sft", AdapterConfig(rank=4, alpha=8, targets=("q_proj", "v_proj")))
+
+
 def test_layers_that_are_numbered_are_no_targets() -> None:
     """`altup_projections.0` is a linear layer, and "0" would be the first block to PEFT."""
     lm = AutoModelForCausalLM.from_config(config_of("gemma3n_text"))

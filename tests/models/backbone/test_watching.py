@@ -165,7 +165,11 @@ if (where, rank) == ("after", "1"):
     ("where", "rank", "said"),
     [
         ("before", 1, r"was stopped by a signal before the first stage"),  # when all have met, and nobody knows them
-        ("report", 0, r"was stopped by a signal( between stages)? and is ended here"),  # while the others have nothing left to do
+        (
+            "report",
+            0,
+            r"was stopped by a signal( between stages)? and is ended here",
+        ),  # while the others have nothing left to do
         ("after", 1, "was stopped by a signal when all was done"),  # and a launcher waits for it
     ],
 )
