@@ -35,7 +35,7 @@ from reward.card.scored_once import ScoredOnce  # noqa: E402
 
 MODEL = "reward model"
 OUTCOMES = "outcomes.json"
-ALWAYS = "reward.held_out_every=0"  # no curve: the rankings of a fold are scored once
+ALWAYS = ("reward.held_out_every=0", "reward.calibration_samples=1")  # no curve, and a mean that no order depends on
 
 
 def deal(groups: Iterable[str], folds: int) -> list[list[str]]:
@@ -99,11 +99,12 @@ def run_fold(recipe: Path, settings: Sequence[str], held_out: Path, folder: Path
     if (folder / OUTCOMES).is_file():
         return
     started = time.process_time()
-    overrides = [*settings, ALWAYS, f"data.held_out={held_out.resolve()}"]
+    overrides = [*settings, *ALWAYS, f"data.held_out={held_out.resolve()}"]
     pipeline = Pipeline.from_recipe(recipe, overrides, run_dir=folder)
     pipeline.run(until="reward")
     split = pipeline.corpus.rankings
     train, own = list(split.train), list(split.held_out)
+    pipeline.loaded.clear()
     model = pipeline.loaded.load_reward(folder / "reward")
     judged, kept = judge(ScoredOnce(model=model), own)
     taken = [_those(own[n], answers) for n, answers in kept]

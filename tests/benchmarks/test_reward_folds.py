@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from benchmarks.reward_folds import MODEL, baselines, deal, outcomes_of, table, together, write_folds
+from benchmarks.reward_folds import MODEL, baselines, deal, outcomes_of, run_fold, table, together, write_folds
 from data.records import Message, Prompt, RankedAnswers
+from tests.support.recipes import RECIPE
 
 
 def ranking(group: str, ranks: tuple[int, ...]) -> RankedAnswers:
@@ -93,3 +95,27 @@ def test_a_prompt_in_two_folds_is_refused() -> None:
     part: dict[str, Any] = {"prompt": ["x"], MODEL: [1.0]}
     with pytest.raises(ValueError, match="in two folds"):
         together([part, part])
+
+
+@pytest.mark.slow
+def test_a_reward_model_a_fold_and_none_is_trained_twice(tmp_path: Path) -> None:
+    rows = [{"prompt": f"ask {i}", "chosen": f"good {i % 7}", "rejected": f"bad thing {i % 5}"} for i in range(30)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(
+            {key: RECIPE[key] for key in ("name", "base", "template", "adapter", "reward", "runtime")}
+            | {"data": {"documents": "demo-task?rows=200", "rankings": "r.jsonl", "held_out": 0.2}}
+        )
+    )
+    files = write_folds(recipe, [], tmp_path / "folds", 3)
+    parts = []
+    for k, file in enumerate(files):
+        run_fold(recipe, [], file, folder := tmp_path / f"fold_{k}")
+        parts.append(json.loads((folder / "outcomes.json").read_text()))
+        assert len(parts[-1][MODEL]) == 10 and parts[-1]["training"] == 20
+    before = (tmp_path / "fold_0/outcomes.json").stat().st_mtime_ns
+    run_fold(recipe, [], files[0], tmp_path / "fold_0")
+    assert (tmp_path / "fold_0/outcomes.json").stat().st_mtime_ns == before
+    found = together([{k: v for k, v in part.items() if isinstance(v, list)} for part in parts])
+    assert found["pairs"] == 30 and MODEL in table(found)
