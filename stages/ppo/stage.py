@@ -112,7 +112,9 @@ class Loop:
                 self.after_update(last)
         except (StageError, UserError) as error:
             raise self.saved_before(error) from error
-        config = self.ppo.config
+        config, trained = self.ppo.config, self.ppo.policy_parameters | self.ppo.value_parameters
+        if without := self.ppo.gradients.reached.warning(trained):
+            self.context.warn(f"PPO: {without}")
         self.ppo.nonfinite.require_a_step(config.updates * config.epochs * config.minibatches, "PPO")
         return last
 

@@ -7,13 +7,42 @@ gradient: where that is next to nothing, its last places decide the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from models.backbone.processes import Processes
 from models.backbone.trained_shards import owners, shards_of_rows
+
+
+class Reached:
+    """Which of the trained tensors any step has had a gradient of.
+
+    A tensor without one stays as it began, and no optimizer says so: an expert that no token was sent to, a layer whose
+    output only chooses what others compute with.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.all = list(parameters)
+        self.without, self.steps = list(self.all), 0
+
+    def note(self) -> None:
+        """A step's gradients are where the optimizer finds them."""
+        self.steps += 1
+        self.without = [p for p in self.without if p.grad is None]
+
+    def warning(self, named: Mapping[str, nn.Parameter]) -> str:
+        """A sentence on those without any, by their names; empty where there are none."""
+        found = {id(p) for p in self.without}
+        names = [name for name, p in named.items() if id(p) in found]
+        if not names or not self.steps:
+            return ""
+        return (
+            f"{len(names)} of {len(named)} trained tensors had no gradient in {self.steps} steps and are as they were, "
+            f"for nothing that is learnt from depends on them (first: {names[0]})"
+        )
+
 
 LARGEST = 2**26
 """Weights at most whose sums are kept in float64, half a gigabyte; the gradients of more add up as they are."""
@@ -35,6 +64,7 @@ class GradientSums:
         self.small = on_cpu and few and not owners(self.parameters)  # parts are added up layer by layer, in fp32
         self.wide = False
         self._sums: dict[int, Tensor] = {}
+        self.reached = Reached(self.parameters)
 
     def begin(self, micro_batches: int) -> None:
         """A step begins, or begins again, with so many micro-batches over all processes; one alone is no sum."""
@@ -50,12 +80,14 @@ class GradientSums:
 
     def finish(self) -> None:
         """Put the sums over micro-batches and processes where the optimizer finds them; all processes call it."""
-        if not self.wide:
-            return summed(self.parameters, self.processes)
-        own, self._sums = [self._sums.get(id(p)) for p in self.parameters], {}
-        wide = torch.float64
-        for p, total in zip(self.parameters, self.processes.sum_known(own, self.parameters, wide), strict=True):
-            p.grad = None if total is None else total.to(p.dtype)
+        if self.wide:
+            own, self._sums = [self._sums.get(id(p)) for p in self.parameters], {}
+            totals = self.processes.sum_known(own, self.parameters, torch.float64)
+            for p, total in zip(self.parameters, totals, strict=True):
+                p.grad = None if total is None else total.to(p.dtype)
+        else:
+            summed(self.parameters, self.processes)
+        self.reached.note()
 
 
 def summed(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
@@ -87,6 +119,7 @@ class OrderedSums:
         self.on_cpu = all(p.device.type == "cpu" for p in self.parameters)
         self.in_order = False
         self._own: list[Tensor] = []
+        self.reached = Reached(self.parameters)
 
     def begin(self, micro_batches: int) -> None:
         """A step begins, or begins again, with so many micro-batches over all processes; all of them say the same."""
@@ -106,8 +139,13 @@ class OrderedSums:
 
     def finish(self) -> None:
         """Put the sums over micro-batches and processes where the optimizer finds them; all processes call it."""
-        if not self.in_order:
-            return summed(self.parameters, self.processes)
+        if self.in_order:
+            self._finish_in_order()
+        else:
+            summed(self.parameters, self.processes)
+        self.reached.note()
+
+    def _finish_in_order(self) -> None:
         none = torch.zeros((0, self.size + len(self.parameters)))
         each = self.processes.gather_dealt(torch.stack(self._own) if self._own else none)
         self._own = []

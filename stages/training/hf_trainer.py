@@ -280,6 +280,8 @@ def _train(trainer: Any) -> int:
         (folder / "trainer_state.json").write_text(json.dumps(run.saved.numbers["trainer"]), encoding="utf-8")
         trainer.train(resume_from_checkpoint=str(folder))
     trainer.accelerator.free_memory()
+    if without := run.gradients.reached.warning(run.parameters):
+        run.context.warn(f"{run.name}: {without}")
     run.nonfinite.require_a_step(trainer.state.global_step, run.name)
     return trainer.state.global_step
 

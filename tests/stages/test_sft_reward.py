@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,3 +257,14 @@ def test_a_given_adapter_keeps_its_settings_and_the_user_is_told(tmp_path):
     told = "adapter: reward starts as a copy of 'sft' and keeps its settings, not the recipe's"
     assert f"{told} (rank: {2 * has} is asked for, 'sft' has {has})" in said
     assert context.base.peft.peft_config["reward"].r == has
+
+
+def test_trained_tensors_that_nothing_depends_on_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second layer's feed-forward gives zeros, whatever its adapters say: they stay as they were."""
+    base, said = make_base(), []
+    base.fast = False
+    monkeypatch.setattr(base.lm.model.layers[1].mlp, "forward", torch.zeros_like)
+    context = replace(sft_context(tmp_path, base), warn=said.append)
+    sft.run(context, SFTConfig(epochs=1, batch=4, micro_batch=4))
+    assert [text for text in said if "6 of 28 trained tensors had no gradient in 3 steps" in text], said
+    assert "layers.1.mlp." in said[-1]
