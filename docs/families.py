@@ -21,8 +21,9 @@ are any good for alignment is another matter.
 
 What is refused, by name and before anything is trained: models without a key-value cache or an attention mask as
 Transformers have them (RWKV, Mamba, CPMAnt), encoders that end in more than an output layer (BERT's kind), models that
-read several tokens as one (DeepSeek V4), and encoder-decoders. An encoder can be a [ready reward
-model](../how-to/reward_models.md).
+read several tokens as one (DeepSeek V4), layers whose adapters PEFT does not read back where it wrote them (Laguna's
+shared experts, convolutions of Inkling 2: other layers of theirs go, by `adapter.targets`), and encoder-decoders. An
+encoder can be a [ready reward model](../how-to/reward_models.md).
 """
 COLUMNS = ("family (`model_type`)", "class", "mixes tokens by", "experts", "adapters reach", "passes")
 
