@@ -29,6 +29,7 @@ GRACE = 15.0
 STOPPED, SILENT = 10.0, 40.0  # seconds for which one is stopped here, or silent elsewhere, until it counts as lost
 LOST = 6.0  # the same, where a connection is lost already
 STUCK = 600.0  # seconds for which all wait for each other without a break, until it counts as an error
+ASLEEP = 20.0  # seconds between two looks, after which this process itself was stopped, and not just slow
 SLOW, SLOW_SECONDS = 10.0, 60.0  # times its last steps, and at least so many seconds
 RESUMES = "and the others cannot continue without it; the same command resumes from the newest checkpoint"
 
@@ -195,7 +196,7 @@ class Watch:
         before = time.monotonic()
         while not self.done.wait(0.5):
             now = time.monotonic()
-            if now - before > 5.0:  # this process itself was stopped
+            if now - before > ASLEEP:
                 self.stopped_since.clear()
                 if self.beats is not None:
                     self.beats.forget_silence()
