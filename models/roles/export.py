@@ -21,8 +21,10 @@ from models.roles.saving import Saving
 from models.roles.shared_base import SharedBase
 
 
-def generation_settings(base: SharedBase, stop_ids: Sequence[int]) -> GenerationConfig:
-    """Plain sampling that ends where the run's responses end.
+def generation_settings(
+    base: SharedBase, stop_ids: Sequence[int], stop_strings: Sequence[str] = ()
+) -> GenerationConfig:
+    """Plain sampling that ends where the run's responses end; with strings, ``generate`` asks for the tokenizer too.
 
     Nothing of the base's own generation config is kept: its warpers (temperature, top-p) are not those of the run, and
     Transformers refuses to save some of them.
@@ -33,6 +35,7 @@ def generation_settings(base: SharedBase, stop_ids: Sequence[int]) -> Generation
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=eos[0] if len(eos) == 1 else eos,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0],
+        **({"stop_strings": list(stop_strings)} if stop_strings else {}),
     )
 
 
@@ -53,7 +56,8 @@ def save_role(
     if name in base.copies:
         lm, own = base.copies[name], base.copies[name].generation_config
         # the base's own sampling flags may be such that Transformers refuses to save them
-        lm.generation_config = generation_settings(base, base.extra_stop_ids or (base.tokenizer.eos_token_id,))
+        stops = base.extra_stop_ids or (base.tokenizer.eos_token_id,)
+        lm.generation_config = generation_settings(base, stops, base.extra_stop_strings)
         with naming(folder / MODEL):
             lm.save_pretrained(folder / MODEL, state_dict=state, safe_serialization=True)
             base.tokenizer.save_pretrained(folder / MODEL)
@@ -92,6 +96,7 @@ def write_model(
     stop_ids: Sequence[int],
     saving: Saving | None = None,
     say: Callable[[str], None] = lambda _: None,
+    stop_strings: Sequence[str] = (),
 ) -> None:
     """Full weights of a role; the shared base itself is never merged into.
 
@@ -105,6 +110,7 @@ def write_model(
         stop_ids: tokens that end a response, for the folder's generation config.
         saving: precision and shards; None: as they are held, or fp32, in Transformers' shards.
         say: hears what rounding to another precision does to the weights.
+        stop_strings: strings that end one, for the same config.
 
     Raises:
         UserError: a weight is too large for the precision.
@@ -117,7 +123,7 @@ def write_model(
     else:
         lm = merged_copy(base.lm, role)
     lm = saving.cast(lm, base.lm, say)
-    lm.generation_config = generation_settings(base, stop_ids)
+    lm.generation_config = generation_settings(base, stop_ids, stop_strings)
     with naming(folder):
         lm.save_pretrained(folder, **saving.shards)
     readable(folder)

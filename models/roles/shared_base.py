@@ -36,7 +36,7 @@ from models.backbone.sharding import shards_of
 from models.backbone.trained_shards import trained_parameters
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
-from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of
+from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of, stop_strings_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles import embeddings
@@ -60,8 +60,16 @@ class SharedBase:
 
     fast = True  # False: every pass by Transformers' own modules
 
-    def __init__(self, lm: Any, tokenizer: Any, name: str = "base", extra_stop_ids: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        lm: Any,
+        tokenizer: Any,
+        name: str = "base",
+        extra_stop_ids: tuple[int, ...] = (),
+        extra_stop_strings: tuple[str, ...] = (),
+    ) -> None:
         self.tokenizer, self.name, self.extra_stop_ids = tokenizer, name, extra_stop_ids
+        self.extra_stop_strings = extra_stop_strings
         self.lm = lm.eval().requires_grad_(False)
         switch_off_dropout(lm)
         check_architecture(lm, name)
@@ -114,7 +122,8 @@ class SharedBase:
         lm, tokenizer = load_lm_and_tokenizer(spec, dtype, torch.device("cpu") if four_bits else place, divided)
         if four_bits:
             quantize(lm, linear_layers(lm), place)
-        return cls(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))
+        ids, strings = stop_ids_of(lm), stop_strings_of(lm)
+        return cls(lm, tokenizer, name=spec.name, extra_stop_ids=ids, extra_stop_strings=strings)
 
     @property
     def device(self) -> torch.device:

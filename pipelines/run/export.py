@@ -170,6 +170,7 @@ def _export_gguf(pipeline: Pipeline, stage: str, role: str, folder: Path, partia
         return str(tokenizer.decode(ids[ids[0] == tokenizer.bos_token_id :], skip_special_tokens=False))
 
     stops = [str(tokenizer.decode([i], skip_special_tokens=False)) for i in renderer.stop_ids]
+    stops += renderer.stop_strings.texts
     with naming(partial):
         (partial / "Modelfile").write_text(modelfile("model.gguf", render, stops), encoding="utf-8")
     return Exported(form="gguf", renderer=renderer, notes=[f"The matrices are of the type `{kind}`."])
@@ -189,11 +190,12 @@ def _export_lm(
     base, renderer = _base_with(pipeline, stage, role, folder, role == "base" or merge), pipeline.loaded.renderer()
     whole = role == "base" or role in base.copies or merge
     if whole:
-        write_model(base, role, partial, renderer.stop_ids, saving, say)
+        write_model(base, role, partial, renderer.stop_ids, saving, say, renderer.stop_strings.texts)
     else:
         save_adapter(base, role, partial, base_path=pipeline.loaded.spec.source)
         with naming(partial):
-            generation_settings(base, renderer.stop_ids).save_pretrained(partial)
+            settings = generation_settings(base, renderer.stop_ids, renderer.stop_strings.texts)
+            settings.save_pretrained(partial)
     _save_tokenizer(base, renderer, partial)
     return Exported(form="model" if whole else "adapter", renderer=renderer)
 

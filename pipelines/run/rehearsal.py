@@ -42,6 +42,7 @@ from pipelines.run.classifier_rehearsal import check_classifiers
 from pipelines.run.endpoints import check_keys, unanswered
 from pipelines.run.evaluation_rehearsal import EvaluationRehearsal
 from pipelines.run.parts import RunParts
+from pipelines.run.stops_rehearsal import doubtful_ends
 from pipelines.stages.depends_on import rendering_of
 from pipelines.stages.keys import differences as changes
 from pipelines.stages.table import STAGES
@@ -119,13 +120,16 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     if "ppo" in chosen and (text := value_start(recipe)):
         warn(text)
     spec = _base_of(pipeline)
-    base = None if spec is None else known_base(spec, recipe.template_source, recipe.stop)
+    base = None if spec is None else known_base(spec, recipe.template_source, recipe.stop, recipe.stop_strings)
     if (of_reward := _reward_base(pipeline, chosen)) is not None:
         _check_reward_base(of_reward, recipe, corpus, chosen, warn)
     if base is None:
         return
     for doubt in base.renderer.doubts():
         warn(doubt)
+    if "sft" in chosen:
+        for doubt in doubtful_ends(base.renderer.stop_strings, _some(corpus.demonstrations.all)):
+            warn(doubt)
     check_adapter(base, recipe.adapter, warn)
     for stage, folder in _taken(pipeline, chosen).items():
         on = of_reward if stage == "reward" and recipe.reward.base != "same" else base

@@ -24,7 +24,8 @@ from stages.settings import RewardConfig, SFTConfig
 
 def rendering_of(recipe: Recipe) -> dict[str, Any]:
     """How the recipe's conversations are written."""
-    return rendering_key(recipe.template, recipe.stop, recipe.base_dir, recipe.template_args)
+    made = rendering_key(recipe.template, recipe.stop, recipe.base_dir, recipe.template_args)
+    return made | ({"stop_strings": list(recipe.stop_strings)} if recipe.stop_strings else {})
 
 
 def adapter_settings(recipe: Recipe) -> Any:
