@@ -97,10 +97,12 @@ class StopStrings:
         return min(at for text in self._wanted if (at := whole.find(text)) >= 0)
 
     def settled(self, text: str) -> str:
-        """The part of a growing text that stays, whatever comes: an end that may become a string is left out."""
+        """The part of a growing text that stays, whatever comes: an end that may become a string is left out, with the
+        white space before it, which then ends the text."""
         longest = min(len(text), max((len(stop) - 1 for stop in self.texts), default=0))
         ends = (n for n in range(longest, 0, -1) if any(stop.startswith(text[-n:]) for stop in self.texts))
-        return text[: len(text) - next(ends, 0)]
+        held = next(ends, 0)
+        return text[: len(text) - held].rstrip() if held else text
 
     @cached_property
     def _after(self) -> np.ndarray:

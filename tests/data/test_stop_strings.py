@@ -9,7 +9,7 @@ import pytest
 from data.common.errors import UserError
 from data.stop_strings import MAX_BYTES, StopStrings
 from data.template import Renderer
-from tests.data.test_template import byte_tokenizer, chat, chat_tokenizer, word_tokenizer
+from tests.support.rendering import byte_tokenizer, chat, chat_tokenizer, word_tokenizer
 
 # a line break with the U that follows, and "r:" with the blank behind it: no token begins or ends where "User:" does
 MERGES = [("Ċ", "U"), ("s", "e"), ("r", ":"), ("r:", "Ġ")]

@@ -120,6 +120,7 @@ ACTS = {  # setting: (recipe, settings written into it)
     "template": (PLAIN, {"template": "dialogue"}),
     "template_args": (PLAIN, {"template_args": {"enable_thinking": False}}),
     "stop": (PLAIN, {"stop": ["x"]}),
+    "stop_strings": (PLAIN, {"stop_strings": ["x y"]}),
     "stages": (PLAIN, {"stages": ["sft", "reward"]}),
     **{
         f"base.pretrain.{k}": (SCRATCH, {f"base.pretrain.{k}": v})

@@ -17,7 +17,7 @@ from models.sampling.remote import RemoteEngine
 from models.sampling.settings import RolloutServers
 from models.sampling.stream import stream
 from tests.conftest import make_base, tiny_lm
-from tests.data.test_template import byte_tokenizer
+from tests.support.rendering import byte_tokenizer
 from tests.support.vllm_double import VLLMDouble, serving_vllm
 
 MERGES = [("Ċ", "U"), ("s", "e"), ("r", ":"), ("r:", "Ġ"), ("ç", "Ķ"), ("t", "h")]
