@@ -1,9 +1,9 @@
-"""Trained vectors that stand before every row of a role: as embeddings of virtual tokens (prompt tuning, P-tuning), or as
-keys and values of every layer (prefix tuning, P-tuning v2).
+"""Trained vectors that stand before every row of a role: as embeddings of virtual tokens (prompt tuning, P-tuning), or
+as keys and values of every layer (prefix tuning, P-tuning v2).
 
-A model holds the vectors of all its roles in ``lm.soft_prompts`` and may have one of them active. Virtual tokens take the
-first positions, before padding too, so that a row's own tokens come behind them in the positions as in the attention; what
-comes back are the states of the row's own tokens alone. Knows nothing of roles' files, losses or stages.
+A model holds the vectors of all its roles in ``lm.soft_prompts`` and may have one of them active. Virtual tokens take
+the first positions, before padding too, so that a row's own tokens come behind them in the positions as in the
+attention; what comes back are the states of the row's own tokens alone. Knows nothing of files, losses or stages.
 """
 
 from __future__ import annotations

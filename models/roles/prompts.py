@@ -1,7 +1,7 @@
 """Roles that are tuned by virtual tokens: how they begin, what they are in a file, and what a copy of one is.
 
-PEFT's modules make the vectors and PEFT's files hold them: the vectors alone, since the encoder of P-tuning is only there
-to train them (Liu et al. 2021). A role that is read from a file, or copied, has the vectors themselves as its numbers.
+PEFT's files hold the vectors alone, since the encoder of P-tuning is only there to train them (Liu et al. 2021). A role
+that is read from a file, or copied, has the vectors themselves as its numbers.
 """
 
 from __future__ import annotations
