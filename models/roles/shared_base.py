@@ -352,7 +352,6 @@ class SharedBase:
                 shards.give_up()
         remove_prompts(self.lm)
         self.prompt_configs.clear()
-        self.reserved = 0
         self.copies.clear()
         self.partial.clear()
         self.residual.clear()

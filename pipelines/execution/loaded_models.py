@@ -108,6 +108,7 @@ class LoadedModels:
     def _load(self, name: str, spec: BaseModelSpec) -> SharedBase:
         if name not in self._bases:
             self._bases[name] = self.load_other(spec, four_bits=self.recipe.runtime.quantize == "nf4")
+            self._bases[name].reserved = self.recipe.adapter.positions
         return self._bases[name]
 
     def load_other(self, spec: BaseModelSpec, trained: bool = False, four_bits: bool = False) -> SharedBase:

@@ -48,8 +48,10 @@ def known_base(
     template: str | TemplateChoice,
     stop: Sequence[str | int] = (),
     stop_strings: Sequence[str] = (),
+    reserved: int = 0,
 ) -> KnownBase | None:
-    """A base's files read and compared; None where it is a hub id whose files are not here yet.
+    """A base's files read and compared; None where it is a hub id whose files are not here yet. ``reserved``: positions
+    that virtual tokens take.
 
     Raises:
         UserError: no causal language model, damaged, or a tokenizer or stop tokens that do not fit it.
@@ -64,6 +66,7 @@ def known_base(
     limits = limits_of_folder(folder, spec.name)
     if limits is not None:
         limits = with_rows(limits, tokenizer) if spec.new_tokens else limits
+        limits = without_positions(limits, reserved)
         check_vocabulary(limits, tokenizer)
     renderer = Renderer(
         tokenizer,
@@ -75,6 +78,22 @@ def known_base(
     if limits is not None:
         check_stops(limits, renderer.stop_ids)
     return KnownBase(name=spec.name, config=config, renderer=renderer, limits=limits)
+
+
+def without_positions(limits: Limits, reserved: int) -> Limits:
+    """Limits of a base some of whose positions are taken by virtual tokens.
+
+    Raises:
+        UserError: they take all of them.
+    """
+    if not reserved or limits.positions is None:
+        return limits
+    if reserved >= limits.positions:
+        raise UserError(
+            f"adapter.virtual_tokens: {reserved} leave none of the {limits.positions} positions of base {limits.name} "
+            "for a row; lower it"
+        )
+    return replace(limits, positions=limits.positions - reserved)
 
 
 def with_rows(limits: Limits, tokenizer: Any) -> Limits:
@@ -100,6 +119,8 @@ def model_of(base: KnownBase) -> Any:
 def check_adapter(base: KnownBase, adapter: AdapterConfig, warn: Callable[[str], None]) -> None:
     """Whether the architecture can carry roles and the adapter finds its layers, by names and shapes alone."""
     lm = model_of(base)
+    if adapter.tuning.virtual:
+        adapter_settings(base, lm, adapter)
     if "targets" in adapter.tuning.settings:
         names = linear_layers(lm)
         if adapter.tuning.copies:

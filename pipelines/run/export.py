@@ -100,6 +100,13 @@ def export_stage(
     role = roles[stage]
     if push is None and (public or overwrite):
         raise UserError("--public and --overwrite are for the repository that --push names")
+    method = pipeline.recipe.adapter.method
+    if METHODS[method].virtual and role != "base" and (merge or gguf is not None):
+        asked = "--merge" if merge else "--gguf"
+        raise UserError(
+            f"{asked}: '{stage}' is tuned by adapter.method '{method}', whose virtual tokens no weights of the base "
+            f"can stand for: nothing can be merged. Export it without {asked}, as an adapter of PEFT"
+        )
     whole = merge or role == "base" or METHODS[pipeline.recipe.adapter.method].copies
     if saving != Saving() and (gguf is not None or not whole):
         why = "--gguf names the type of its file" if gguf is not None else "an adapter is kept as it is: give --merge"
