@@ -207,9 +207,10 @@ def _adapter(recipe: Recipe) -> list[Problem]:
     if adapter.tuning.past and recipe.runtime.gradient_checkpointing is True:
         why = f"layers that are computed again lose the keys and values of '{adapter.method}': use auto or false"
         out.append((("runtime", "gradient_checkpointing"), why))
-    if adapter.tuning.virtual and recipe.evaluation.lm_eval is not None:
+    asked = recipe.evaluation.lm_eval
+    if adapter.tuning.virtual and asked.tasks and set(asked.systems) != {"base"}:
         why = f"lm-eval is given whole models, and the virtual tokens of '{adapter.method}' are no weights of one"
-        out.append((("evaluation", "lm_eval"), f"{why}: remove this, or use another adapter.method"))
+        out.append((("evaluation", "lm_eval", "systems"), f"{why}: write [base], or use another adapter.method"))
     if adapter.tuning.residual:
         decays = [key for key in Recipe.model_fields if getattr(getattr(recipe, key), "weight_decay", 0.0)]
         why = f"would shrink the half of a '{adapter.method}' adapter that is never trained: remove it, or use 'lora'"

@@ -84,7 +84,7 @@ def test_the_lstm_encoder_trains_and_is_left_behind(tmp_path):
     save_role(base, "sft", tmp_path)
     base.add_role("policy", AdapterConfig(method="p_tuning", virtual_tokens=COUNT), copy_of="sft")
     assert list(base.parameters_of("policy")) == ["soft_prompts.policy.encoder.embedding.weight"]
-    torch.testing.assert_close(logits(base, "policy"), logits(base, "sft"), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits(base, "policy"), logits(base, "sft"), atol=5e-5, rtol=1e-4)
     with torch.no_grad():
         theirs = PeftModel.from_pretrained(tiny_lm().eval(), tmp_path / "adapter")(input_ids=IDS).logits
     torch.testing.assert_close(logits(base, "sft"), theirs[:, -6:], atol=1e-5, rtol=1e-5)
