@@ -26,7 +26,7 @@ class Method:
     four_bits: bool = False  # goes with a base in four bits
     virtual: bool = False  # virtual tokens before every row, which take positions; nothing can be merged
     past: bool = False  # they are keys and values of every layer, which layers that are computed again lose
-    rate: Literal["lora", "full", "highest"] = "lora"  # which law chooses its learning rate
+    rate: Literal["lora", "full", "highest", "virtual"] = "lora"  # which law chooses its learning rate
 
 
 _WHOLE = ("modules_to_save", "new_tokens")
@@ -79,7 +79,7 @@ METHODS: dict[str, Method] = {
         source="Lester et al. 2021, arXiv:2104.08691",
         settings=("virtual_tokens",),
         virtual=True,
-        rate="highest",
+        rate="virtual",
     ),
     "p_tuning": Method(
         trains="vectors and an encoder (`mlp` or `lstm`) that makes the embeddings of virtual tokens of them; what is "
@@ -95,7 +95,7 @@ METHODS: dict[str, Method] = {
         settings=("virtual_tokens",),
         virtual=True,
         past=True,
-        rate="highest",
+        rate="virtual",
     ),
     "freeze": Method(
         trains="the matrices themselves where adapters would stand; all others are the base's own, in memory once",
