@@ -4,8 +4,8 @@ The law is that of Schulman et al. 2025 ("LoRA Without Regret"; ``get_lr`` of th
 Qwen bases of 1 to 70 billion parameters: ``5e-5 x 10 with LoRA x (2000 / width) ^ power``. The reward model takes a
 third of SFT's rate (at a width of 4,096 about TRL's 1e-4 with LoRA, 1e-5 without), PPO a tenth (about 3e-6 without
 LoRA, Huang et al. 2024, ten times that with it). None is above ``HIGHEST``, the rate with which the bases of 0.2 to 0.7
-million parameters in ``docs/measurements`` were trained, but that of virtual tokens: ``VIRTUAL``, whatever the width, is
-what PEFT's examples of prompt tuning take.
+million parameters in ``docs/measurements`` were trained, but that of virtual tokens: ``VIRTUAL``, whatever the width,
+is what PEFT's examples of prompt tuning take.
 
 The width is known of a base from scratch, of a folder and of the catalogue. A hub id outside it keeps the settings'
 own defaults whether it is on this machine or not, so that a download changes no finished stage.
@@ -115,9 +115,7 @@ def why(stage: str, base: Any, method: str, folder: Path) -> str:
     """Where a chosen rate is from, in a few words."""
     if _is_virtual(method):
         share = f" / {DIVISORS[stage]}" if DIVISORS[stage] > 1 else ""
-        return (
-            f"chosen for {method}, whose few numbers take {VIRTUAL:g}{share} on every base (Lester et al. 2021; PEFT)"
-        )
+        return f"chosen for {method}, whose few numbers take {VIRTUAL:g}{share} on every base (docs/how-to/recipe.md)"
     known = known_base(base, folder)
     if known is None:
         return "the default, since the width of this base is not known: see docs/how-to/recipe.md"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from models.hub.catalogue import BASE_MODELS, width_of
 from pipelines.cli.main import main
 from pipelines.loading.load import load_recipe
+from pipelines.recipe.rates import chosen_rates, why
 from pipelines.recipe.schema import resolved_yaml
 from pipelines.stages.table import STAGES
 from tests.conftest import tiny_lm, word_tokenizer
@@ -109,4 +111,5 @@ def test_virtual_tokens_take_one_rate_whatever_the_width(method: str, tmp_path: 
     given = {"base": "nobody/knows", "adapter": {"method": method}}
     assert chosen_rates(given, tmp_path) == {"sft": 3e-2, "reward": 1e-2, "ppo": 3e-3}
     assert chosen_rates(given | {"base": {"pretrain": {"model": {"width": 64}}}}, tmp_path)["sft"] == 3e-2
-    assert "3e-02" in why("sft", "x", method, tmp_path) or "0.03 on every base" in why("sft", "x", method, tmp_path)
+    assert "take 0.03 on every base" in why("sft", "x", method, tmp_path)
+    assert "take 0.03 / 10 on every base" in why("ppo", "x", method, tmp_path)
