@@ -30,6 +30,7 @@ from data.common.errors import UserError
 from data.counting import Fitted
 from data.records import Message
 from data.spoken import spoken
+from data.stop_strings import StopStrings
 from data.supervision import IGNORE, Encoded, around, carries, end_of_content
 from data.template_sandbox import DAY
 
@@ -61,9 +62,11 @@ class Renderer:
         stop: tokens or ids that end a response, the first of which is written. By default the token that the template
             closes a turn with, the tokenizer's EOS and ``extra_stop_ids``.
         extra_stop_ids: further default stop ids (those of the model's generation config).
+        stop_strings: texts that end a response as well, wherever they stand in it. They change nothing of what is
+            rendered; the text of a sampled response ends before them.
 
     Raises:
-        UserError: no such template or token, or no stop token at all.
+        UserError: no such template or token, no stop token at all, or a string that the tokenizer cannot write.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Renderer:
         template: str | TemplateChoice = "auto",
         stop: Sequence[str | int] = (),
         extra_stop_ids: Sequence[int] | int | None = (),
+        stop_strings: Sequence[str] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self._chat = ChatTemplate(tokenizer, template)
@@ -87,6 +91,7 @@ class Renderer:
         self._stops = frozenset(self.stop_ids)
         self.pad_id = tokens.padding_id(tokenizer, self.stop_ids[0])
         self._anchor = tokens.anchor(tokenizer)
+        self.stop_strings = StopStrings(tokenizer, stop_strings)
 
     # ---- what the stages call ---------------------------------------------------------------------------------------
 
@@ -177,7 +182,7 @@ class Renderer:
         )
 
     def text(self, ids: Sequence[int]) -> str:
-        """Text of a response: up to its first stop id, without special tokens.
+        """Text of a response: up to its first stop id or stop string, without special tokens.
 
         Decoded behind another token, since SentencePiece decoders drop the blank of the first word. Surrounding white
         space is kept for the ``text`` template, where it separates prompt and response, and removed otherwise.
@@ -186,9 +191,30 @@ class Renderer:
         return decoded if self.template == TEXT else decoded.strip()
 
     def raw_text(self, ids: Sequence[int]) -> str:
-        """Text up to the first stop id with the white space around it, as it follows a text that is no conversation."""
+        """Text up to the first stop id or string with the white space around it, as it follows a text that is no
+        conversation."""
         ids = list(ids)
+        if self.ended_by_string(ids):
+            return self.stop_strings.text_before(ids)
         return self._inner_text(ids[: self._first_stop(ids)])
+
+    def ended_by_string(self, ids: Sequence[int]) -> bool:
+        """Whether a sampled response ended with a stop string, and so not with a stop token."""
+        some = bool(self.stop_strings) and self._first_stop(ids) == len(ids)
+        return some and self.stop_strings.end(ids) == len(ids) - 1
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether a sampled response ended by itself."""
+        return self._first_stop(ids) < len(ids) or self.ended_by_string(ids)
+
+    def body_length(self, ids: Sequence[int]) -> int:
+        """Tokens of a sampled response that stand wholly before the stop token or string which ended it."""
+        return self.stop_strings.tokens_before(ids) if self.ended_by_string(ids) else self._first_stop(ids)
+
+    def closed(self, messages: Sequence[Message | Mapping[str, Any]], ids: Sequence[int]) -> list[int]:
+        """A sampled response as training writes one: where a stop string ended it, the ids of its text and the stop
+        token instead of the string; otherwise its own ids."""
+        return self.answer_ids(messages, self.text(ids)) if self.ended_by_string(ids) else list(ids)
 
     def fit(self, prompt: Sequence[int], answer: Sequence[int], max_tokens: int | None) -> tuple[list[int], int]:
         """Return the indices of ``prompt`` and the number of response ids that are kept within ``max_tokens``.
@@ -215,6 +241,7 @@ class Renderer:
     def fingerprint(self) -> str:
         """sha256 over everything that decides the ids: tokenizer, template, stop, pad and BOS."""
         parts = [tokens.content_hash(self.tokenizer), self.template, self.stop_ids, self.pad_id, self._added_bos]
+        parts += [self.stop_strings.texts] if self.stop_strings else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     # ---- text -------------------------------------------------------------------------------------------------------

@@ -116,7 +116,9 @@ def named_token(tokenizer: Any, token: str | int) -> int:
         return ids[0]
     special = [str(t) for t in tokenizer.all_special_tokens]
     hint = nearest(token, special) or nearest(token, vocabulary) or f" Special tokens: {', '.join(special)}."
-    raise UserError(f"stop: the tokenizer has no token {token!r}.{hint}")
+    raise UserError(
+        f"stop: the tokenizer has no token {token!r}.{hint} A text of several tokens goes into `stop_strings`."
+    )
 
 
 def leading_special(tokenizer: Any, text: str) -> int | None:

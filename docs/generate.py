@@ -340,7 +340,8 @@ names, each role's by a budget of its own and in each stage anew: SFT, the rewar
 ranks, of which those that went in the stage before are zeros that may come back. `orthogonality` is part of each step's
 gradient and of no loss that is shown. Its scaling is PEFT's, `alpha` / `init_rank`.
 
-Prompt tuning, P-tuning and prefix tuning are not among the methods.
+By `prompt_tuning`, `p_tuning` and `prefix_tuning` every row has `virtual_tokens` before it, and nothing of the base is
+adapted: see [methods of virtual tokens](../how-to/virtual_tokens.md).
 """
 ABOUT_BESIDE = """\
 ## Embeddings, output layer and new tokens
@@ -423,12 +424,15 @@ def trained_numbers(adapter: Any) -> int:
 
     from models.backbone.architecture import linear_layers, without_weights
     from models.roles.methods import adapter_config, trained_of
+    from models.roles.prompts import numbers_of
 
     lm = without_weights(LlamaConfig(**SHAPE))
     sizes, linear = {name: p.numel() for name, p in lm.named_parameters()}, linear_layers(lm)
     if adapter.tuning.copies:
         chosen = sizes.keys() if adapter.method == "full" else trained_of(lm, linear, adapter)
         return sum(sizes[name] for name in chosen)
+    if adapter.tuning.virtual:
+        return numbers_of(lm, adapter)
     made = get_peft_model(lm, adapter_config(lm, linear, adapter))
     found = sum(p.numel() for p in made.parameters() if p.requires_grad)
     return found // 2 if adapter.tuning.residual else found

@@ -39,10 +39,11 @@ def weights_key(base: SharedBase, role: str) -> str:
         wait_for_passes(base.copies[role])
         state = base.copies[role].state_dict()
     else:
-        assert base.peft is not None
-        config = base.peft.peft_config[role].to_dict()
+        config = base.adapter_settings(role)
+        assert config is not None
         effect = {k: config.get(k) for k in SCALING}
         effect |= {k: config[k] for k in ("trainable_token_indices", "init_r") if config.get(k)}
+        effect |= {"peft_type": config["peft_type"]} if role in base.prompt_configs else {}
         digest.update(digest_of(effect).encode())
         state = base.adapter_state(role)
     for name, part in sorted(state.items()):

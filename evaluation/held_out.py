@@ -200,6 +200,7 @@ class Evaluator:
             max_new_tokens=self.max_new_tokens,
             temperature=self.config.temperature,
             stop_ids=system.renderer.stop_ids,
+            stop_strings=system.renderer.stop_strings,
             pad_id=system.renderer.pad_id,
         )
 
@@ -330,7 +331,7 @@ class Evaluator:
                 batch=self.config.batch,
                 memory=self.memory,
             )
-        return under_base(logprobs, said.finished)
+        return under_base(logprobs, [self.renderer.body_length(ids) for ids in said.token_ids])
 
     def _kl(self, system: System, said: _Said) -> tuple[list[float] | None, list[float] | None]:
         """Sampled and exact KL to the reference; None where the system is asked or tokenised otherwise."""

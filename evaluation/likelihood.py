@@ -40,20 +40,21 @@ def log_likelihoods(
     return found
 
 
-def under_base(logprobs: Sequence[Sequence[float]], finished: Sequence[bool]) -> dict[str, Any]:
+def under_base(logprobs: Sequence[Sequence[float]], lengths: Sequence[int]) -> dict[str, Any]:
     """The metric ``base_perplexity`` of responses by the base's log-probabilities of their tokens.
 
-    Stop tokens are left out, since a base that was never taught to stop finds them unlikely whatever stands before.
+    What ended a response is left out, since a base that was never taught to stop finds it unlikely whatever stands
+    before.
 
     Args:
         logprobs: a list a response.
-        finished: whether a response's last token is a stop token.
+        lengths: tokens of each response that stand before its stop token or string.
 
     Returns:
         ``base_perplexity``, exp of the nats of all tokens over their number, and ``scores`` with ``nats_under_base``,
         the nats a token of each response, None of one without tokens. Without any token there is no perplexity.
     """
-    kept = [list(row[: len(row) - bool(done)]) for row, done in zip(logprobs, finished, strict=True)]
+    kept = [list(row[:length]) for row, length in zip(logprobs, lengths, strict=True)]
     nats, count = -math.fsum(x for row in kept for x in row), sum(map(len, kept))
     each = [-math.fsum(row) / len(row) if row else None for row in kept]
     whole = {"base_perplexity": math.exp(min(700.0, nats / count))} if count else {}

@@ -169,9 +169,11 @@ class RewardModel:
         return self.score_mean + (self.members[0].score_mean if self.members else 0.0)
 
     def score(self, samples: Samples) -> Tensor:
-        """Scores (B,), less their mean, of sampled responses."""
+        """Scores (B,), less their mean, of sampled responses; of one that a stop string ended, as training wrote it:
+        without the string, and with the stop token."""
         if self.takes_ids:
-            return self.score_ids(samples.queries, samples.responses)
+            rows = zip(samples.prompts, samples.responses, strict=True)
+            return self.score_ids(samples.queries, [self.renderer.closed(p.messages, ids) for p, ids in rows])
         return self.score_texts([p.messages for p in samples.prompts], samples.texts, samples.finished)
 
     def score_ids(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data.batching import length_bucketed, right_pad
 from models.backbone.forward import body_of, kept_for_backward, offloads, precision, recomputes, takes_positions
 from models.backbone.logprobs import Rows
+from models.backbone.soft_prompts import active_prompt
 from models.backbone.transfers import sent
 from models.fast import hidden_states as fast_body
 from models.fast.hidden_states import usable
@@ -150,6 +151,8 @@ def can_share(lm: Any) -> bool:
     but by the fast path.
     """
     config = lm.config.get_text_config()
+    if active_prompt(lm) is not None:  # whose virtual tokens these passes do not have
+        return False
     if not takes_positions(body_of(lm)) or any(getattr(config, name, None) for name in WINDOWS):
         return False
     prompt, branches = [3, 4, 5], [[6, 7], [8, 9, 5, 4]]

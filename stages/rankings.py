@@ -106,6 +106,7 @@ def sample(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         stop_ids=context.renderer.stop_ids,
+        stop_strings=context.renderer.stop_strings,
         pad_id=context.pad_id,
     )
     name = "sft" if "sft" in context.base.roles else "base"

@@ -146,7 +146,7 @@ def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConf
     from stages.training.sft_trainer import ResponseTrainer
 
     base = context.base
-    model: Any = base.copies.get("sft", base.peft)
+    model: Any = base.copies.get("sft", base.lm if "sft" in base.prompt_configs else base.peft)
     if base.peft is not None:
         base.peft.active_adapter = "sft"  # what PeftModel.forward asks for; the layers themselves are selected already
     settings = trainer_settings(context, config, len(rows), "sft")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from data.common.errors import UserError
 from models.backbone.sharding import shards_of
+from models.backbone.soft_prompts import active_prompt, before_rows
 
 
 def body_of(lm: Any) -> nn.Module:
@@ -68,6 +69,9 @@ def hidden_states(lm: Any, ids: Tensor, mask: Tensor, position_ids: Tensor | Non
     extra = {"position_ids": position_ids} if takes_positions(body) else {}
     kept = {"past_key_values": cache, "use_cache": cache is not None}
     with precision(lm), kept_for_backward(lm):
+        if (prompt := active_prompt(lm)) is not None:
+            arguments, count = before_rows(lm, prompt, ids, mask, position_ids, cache)
+            return body(**arguments).last_hidden_state[:, count:]
         out = body(input_ids=ids, attention_mask=mask.long(), **kept, **extra)
     return out.last_hidden_state
 

@@ -24,7 +24,9 @@ class Method:
     residual: bool = False  # such an adapter has twice the rank: what is trained, and what it began with
     divided: bool = False  # goes with a base in parts
     four_bits: bool = False  # goes with a base in four bits
-    rate: Literal["lora", "full", "highest"] = "lora"  # which law chooses its learning rate
+    virtual: bool = False  # virtual tokens before every row, which take positions; nothing can be merged
+    past: bool = False  # they are keys and values of every layer, which layers that are computed again lose
+    rate: Literal["lora", "full", "highest", "virtual"] = "lora"  # which law chooses its learning rate
 
 
 _WHOLE = ("modules_to_save", "new_tokens")
@@ -72,6 +74,29 @@ METHODS: dict[str, Method] = {
         settings=("targets", "layers", "modules_to_save"),
         rate="highest",
     ),
+    "prompt_tuning": Method(
+        trains="the embeddings of virtual tokens before every row, which begin as those of tokens of the vocabulary",
+        source="Lester et al. 2021, arXiv:2104.08691",
+        settings=("virtual_tokens",),
+        virtual=True,
+        rate="virtual",
+    ),
+    "p_tuning": Method(
+        trains="vectors and an encoder (`mlp` or `lstm`) that makes the embeddings of virtual tokens of them; what is "
+        "written are the embeddings, which a later stage trains as they are",
+        source="Liu et al. 2021, arXiv:2103.10385",
+        settings=("virtual_tokens", "encoder", "encoder_width"),
+        virtual=True,
+    ),
+    "prefix_tuning": Method(
+        trains="keys and values of virtual tokens in every layer (P-tuning v2), which begin as those of tokens of the "
+        "vocabulary",
+        source="Li and Liang 2021, arXiv:2101.00190; Liu et al. 2022, arXiv:2110.07602",
+        settings=("virtual_tokens",),
+        virtual=True,
+        past=True,
+        rate="virtual",
+    ),
     "freeze": Method(
         trains="the matrices themselves where adapters would stand; all others are the base's own, in memory once",
         source="Lee et al. 2019, arXiv:1911.03090",
@@ -95,9 +120,19 @@ DIVIDED, RESIDUAL = ([n for n, m in METHODS.items() if getattr(m, kind)] for kin
 class AdapterConfig(Config):
     """How a role differs from the base: an adapter on it, or weights of its own."""
 
-    method: Literal["lora", "dora", "pissa", "olora", "adalora", "ia3", "freeze", "full"] = Field(
-        "lora", description="how roles are tuned: see docs/reference/methods.md for what each trains"
-    )
+    method: Literal[
+        "lora",
+        "dora",
+        "pissa",
+        "olora",
+        "adalora",
+        "ia3",
+        "prompt_tuning",
+        "p_tuning",
+        "prefix_tuning",
+        "freeze",
+        "full",
+    ] = Field("lora", description="how roles are tuned: see docs/reference/methods.md for what each trains")
     rank: int = Field(16, ge=1, description="LoRA rank; with adalora the mean that is left at the end")
     alpha: float = Field(32, gt=0, description="LoRA scaling numerator: the update is alpha / rank times B A")
     dropout: float = Field(0.0, ge=0, lt=1, description="LoRA dropout in SFT and reward training; PPO uses none")
@@ -121,6 +156,11 @@ class AdapterConfig(Config):
         (0.1, 0.7),
         description="shares of a stage's steps between which AdaLoRA's ranks fall from `init_rank` to `rank`",
     )
+    virtual_tokens: int = Field(
+        20, ge=1, le=1024, description="virtual tokens before every row; they take as many of the base's positions"
+    )
+    encoder: Literal["mlp", "lstm"] = Field("mlp", description="what makes P-tuning's virtual tokens")
+    encoder_width: int | None = Field(None, ge=1, description="of P-tuning's encoder; null: the base's width")
     modules_to_save: tuple[str, ...] = Field(
         (),
         description="trained whole next to the adapter, each role its own: the embeddings, the output layer, or both, "
@@ -148,6 +188,11 @@ class AdapterConfig(Config):
     def embeddings_setting(self) -> str:
         """The first setting that trains embeddings or an output layer next to the adapter; empty where none does."""
         return next((key for key in _WHOLE if getattr(self, key) and self.method != "full"), "")
+
+    @property
+    def positions(self) -> int:
+        """Positions of the base that a role's virtual tokens take."""
+        return self.virtual_tokens if self.tuning.virtual else 0
 
     @property
     def tuning(self) -> Method:

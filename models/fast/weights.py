@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from models.backbone.forward import body_of
 from models.backbone.four_bits import PackedWeight, is_packed
 from models.backbone.sharding import shards_of
+from models.backbone.soft_prompts import active_prompt
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3", "granite", "gemma2", "gemma3_text")
 FOLDERS = {"gemma3_text": "gemma3"}  # of Transformers, where it is not named as the configuration is
@@ -125,7 +126,7 @@ def signed(sin: Tensor) -> Tensor:
 
 def decoder_of(lm: Any) -> Decoder | None:
     """The decoder that ``lm`` now is, or None where its own modules must run."""
-    if shards_of(lm) is not None:  # hooks of its modules gather it
+    if shards_of(lm) is not None or active_prompt(lm) is not None:  # hooks of its modules gather it; virtual tokens
         return None
     kind, config = type(lm), lm.config
     folder = kind.__module__.rsplit(".", 2)[-2] if kind.__module__.startswith("transformers.models.") else ""

@@ -105,6 +105,18 @@ def stop_ids_in(value: Any, where: str) -> tuple[int, ...]:
     return found
 
 
+def stop_strings_in(value: Any, where: str) -> tuple[str, ...]:
+    """Texts of a ``stop_strings``, which is a text, a list of them or nothing.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    found = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(text, str) and text for text in found):
+        raise UserError(f"{where}: stop_strings: {value!r:.60} is no text and no list of them; write texts there")
+    return found
+
+
 def check_stops(limits: Limits, stop_ids: Iterable[int]) -> None:
     """Check the tokens that end a response.
 

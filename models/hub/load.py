@@ -15,7 +15,7 @@ from models.backbone.architecture import without_weights
 from models.backbone.processes import Processes, resolve_dtype
 from models.backbone.sharding import Shards, check_libraries, check_output_layer, check_shares, unit_names
 from models.hub.download import folder_of
-from models.hub.limits import check_vocabulary, limits_of_model, stop_ids_in, width_of_folder
+from models.hub.limits import check_vocabulary, limits_of_model, stop_ids_in, stop_strings_in, width_of_folder
 from models.hub.registry import BaseModelSpec
 from models.hub.validate import check_model
 
@@ -151,6 +151,16 @@ def stop_ids_of(lm: Any) -> tuple[int, ...]:
     """
     eos = lm.generation_config.eos_token_id if lm.generation_config is not None else None
     return stop_ids_in(eos, f"base {lm.name_or_path}, generation config")
+
+
+def stop_strings_of(lm: Any) -> tuple[str, ...]:
+    """Stop strings of the generation config.
+
+    Raises:
+        UserError: it holds anything else than texts.
+    """
+    own = getattr(lm.generation_config, "stop_strings", None)
+    return stop_strings_in(own, f"base {lm.name_or_path}, generation config")
 
 
 def load_lm_and_tokenizer(

@@ -89,9 +89,12 @@ def read_adapter_config(folder: Path, weights: Mapping[str, Tensor], *, head_cop
         return _ia3(file, raw, weights, head_copied)
     if raw.get("peft_type") == "ADALORA":
         return _adalora(file, raw, weights, head_copied)
+    if raw.get("peft_type") in PROMPTS:
+        return _prompt(file, raw, weights)
     if raw.get("peft_type") != "LORA":
         raise UserError(
-            f"{file}: peft_type is {raw.get('peft_type')!r:.60}; trivet reads LORA, ADALORA and IA3 adapters"
+            f"{file}: peft_type is {raw.get('peft_type')!r:.60}; trivet reads LORA, ADALORA and IA3 adapters, and "
+            "PROMPT_TUNING, P_TUNING and PREFIX_TUNING"
         )
     known = _validated(_Adapter, file, raw)
     known.modules_to_save = _whole_modules(file, known.modules_to_save, weights, head_copied)
@@ -151,6 +154,37 @@ def _ia3(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor], head
         task_type="CAUSAL_LM" if known.task_type == "CAUSAL_LM" else None,
         inference_mode=True,
     )
+
+
+class _Prompt(BaseModel):
+    """What is read of the settings of virtual tokens: how they were made is over."""
+
+    model_config = ConfigDict(strict=True)
+    num_virtual_tokens: int = Field(ge=1, le=1024)
+    token_dim: int = Field(ge=1)
+    num_layers: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    num_transformer_submodules: int = Field(1, ge=1, le=1)
+    task_type: str | None = None
+
+
+PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+
+
+def _prompt(file: Path, raw: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PeftConfig:
+    """The settings of virtual tokens, next to their vectors alone."""
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+
+    known = _validated(_Prompt, file, raw)
+    if set(weights) != {"prompt_embeddings"} or weights["prompt_embeddings"].dim() != 2:
+        raise UserError(
+            f"{file}: next to it lie {', '.join(sorted(weights))[:100]}, where virtual tokens are a matrix "
+            "'prompt_embeddings'"
+        )
+    kinds: Any = dict(zip(PROMPTS, (PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig), strict=True))
+    width = {} if raw["peft_type"] == "PROMPT_TUNING" else {"encoder_hidden_size": known.token_dim}
+    made: PeftConfig = kinds[raw["peft_type"]](**known.model_dump(), **width, inference_mode=True)
+    return made
 
 
 class _AdaLora(BaseModel):

@@ -25,6 +25,7 @@ MARKS = (
     ".ia3_",
     ".modules_to_save.",
     ".trainable_tokens_",
+    "soft_prompts.",
 )  # what PEFT calls the tensors of an adapter
 
 
@@ -72,8 +73,9 @@ def lora_config(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) ->
 
 def differences(lm: Any, asked: PeftConfig, there: PeftConfig, role: str) -> str:
     """In which settings the adapter of a role, on this base, is not as asked; empty where it is."""
+    if method_of(asked) != method_of(there):
+        return f"method: {method_of(asked)} is asked for, '{role}' has {method_of(there)}"
     rows: tuple[tuple[str, Any, Any], ...] = (
-        ("method", method_of(asked), method_of(there)),
         ("whole modules", _whole(asked), _whole(there)),
         *(_lora_settings(asked, there) if isinstance(asked, LoraConfig) and isinstance(there, LoraConfig) else ()),
         ("modules", len(adapted(lm, asked)), len(adapted(lm, there))),
@@ -90,7 +92,7 @@ def method_of(config: PeftConfig) -> str:
         return "adalora"
     if isinstance(config, LoraConfig):
         return "dora" if config.use_dora else "lora"
-    return "ia3" if isinstance(config, IA3Config) else str(config.peft_type)
+    return "ia3" if isinstance(config, IA3Config) else str(getattr(config.peft_type, "value", config.peft_type)).lower()
 
 
 def check_same_kind(name: str, config: PeftConfig, there: PeftConfig, base_name: str) -> None:

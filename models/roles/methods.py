@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from data.common.errors import UserError
 from models.backbone.settings import AdapterConfig
 from models.roles.lora import adapted, is_adapters, is_conv1d, lora_config, plain_name
+from models.roles.prompts import prompt_config
 
 EXACT = 1024  # matrices with a side up to this are decomposed exactly
 
@@ -108,6 +109,12 @@ def _ia3(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> IA3Con
 
 
 Make = Callable[[Any, Sequence[str], AdapterConfig], PeftConfig]
+
+
+def _prompt(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> PeftConfig:
+    return prompt_config(lm, adapter)
+
+
 ADAPTERS: Mapping[str, Make] = {
     "lora": lora_config,
     "dora": _dora,
@@ -115,6 +122,9 @@ ADAPTERS: Mapping[str, Make] = {
     "olora": _residual,
     "adalora": _adalora,
     "ia3": _ia3,
+    "prompt_tuning": _prompt,
+    "p_tuning": _prompt,
+    "prefix_tuning": _prompt,
 }
 
 

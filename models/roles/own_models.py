@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from data.common.errors import UserError
 from models.backbone.four_bits import is_packed
 from models.backbone.sharding import shards_of
+from models.backbone.soft_prompts import remove_prompts
 from models.roles.embeddings import unwrap
 from models.roles.lora import is_adapters, plain_name
 
@@ -27,6 +28,7 @@ def merged_copy(lm: Any, adapter: str | None, own: set[str] | None = None) -> An
     if shards_of(lm) is not None:
         raise UserError("a base in parts has no weights to merge into: load it in one process")
     made = copied(lm, own)
+    remove_prompts(made)
     unwrap(made, adapter)
     for name, module in list(made.named_modules()):
         if isinstance(module, BaseTunerLayer):

@@ -13,6 +13,7 @@ import copy
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,15 @@ from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import shards_of
+from models.backbone.soft_prompts import HOLDER, add_prompt, prompts_of, remove_prompts, select_prompt
 from models.backbone.trained_shards import trained_parameters
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
-from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of
+from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of, stop_strings_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles import embeddings
+from models.roles import prompts as soft
 from models.roles.files import HEAD, read_role
 from models.roles.fingerprint import fingerprint_of, tensors_of
 from models.roles.lora import CONSTANT, check_same_kind, differences, is_adapters, misfit, own_tensors, plain_name
@@ -60,8 +63,16 @@ class SharedBase:
 
     fast = True  # False: every pass by Transformers' own modules
 
-    def __init__(self, lm: Any, tokenizer: Any, name: str = "base", extra_stop_ids: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        lm: Any,
+        tokenizer: Any,
+        name: str = "base",
+        extra_stop_ids: tuple[int, ...] = (),
+        extra_stop_strings: tuple[str, ...] = (),
+    ) -> None:
         self.tokenizer, self.name, self.extra_stop_ids = tokenizer, name, extra_stop_ids
+        self.extra_stop_strings = extra_stop_strings
         self.lm = lm.eval().requires_grad_(False)
         switch_off_dropout(lm)
         check_architecture(lm, name)
@@ -74,6 +85,8 @@ class SharedBase:
         self.known: dict[str, KnownStates] = {}  # by role, while ``models.roles.together.known_states`` is open
         self.copies: dict[str, Any] = {}  # methods that train the base's tensors: role -> its own model
         self.partial: dict[str, set[str]] = {}  # role -> the tensors of its copy that are trained; absent: all
+        self.prompt_configs: dict[str, PeftConfig] = {}  # of roles with a soft prompt, which the base holds
+        self.reserved = 0  # positions that virtual tokens take, or will
         self.residual: dict[str, str] = {}  # role -> the method of a residual adapter, whose second half stays
         if (shards := shards_of(lm)) is not None:
             weakref.finalize(self, shards.give_up)
@@ -114,7 +127,8 @@ class SharedBase:
         lm, tokenizer = load_lm_and_tokenizer(spec, dtype, torch.device("cpu") if four_bits else place, divided)
         if four_bits:
             quantize(lm, linear_layers(lm), place)
-        return cls(lm, tokenizer, name=spec.name, extra_stop_ids=stop_ids_of(lm))
+        ids, strings = stop_ids_of(lm), stop_strings_of(lm)
+        return cls(lm, tokenizer, name=spec.name, extra_stop_ids=ids, extra_stop_strings=strings)
 
     @property
     def device(self) -> torch.device:
@@ -135,13 +149,15 @@ class SharedBase:
 
     @property
     def limits(self) -> Limits:
-        """Which ids and positions the base takes."""
-        return limits_of_model(self.lm, self.name)
+        """Which ids and positions the base takes; without positions that virtual tokens take."""
+        found = limits_of_model(self.lm, self.name)
+        return found if found.positions is None else replace(found, positions=found.positions - self.reserved)
 
     @property
     def context_length(self) -> int | None:
-        """Positions that the model has, where its config says so."""
-        return getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
+        """Positions that the model has for a row's own tokens, where its config says so."""
+        found = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
+        return None if found is None else found - self.reserved
 
     def base_tensors(self) -> dict[str, Tensor]:
         """Parameters of the base by name, each storage once (tied weights appear under their first name).
@@ -159,7 +175,8 @@ class SharedBase:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*(self.peft.peft_config if self.peft else ()), *self.copies, *self.heads]))
+        adapters = [*(self.peft.peft_config if self.peft else ()), *self.prompt_configs]
+        return tuple(dict.fromkeys([*adapters, *self.copies, *self.heads]))
 
     def add_role(
         self,
@@ -233,12 +250,23 @@ class SharedBase:
         elif adapter.tuning.copies:
             own = self._trained_tensors(adapter)
             self._own_model(name, merged_copy(self.lm, None, own), own)
+        elif adapter.tuning.virtual:
+            config = self._settings(adapter, head)
+            with isolated_rng(derived_seed(seed, f"adapter/{name}")):
+                self._add_prompt(name, config, soft.fresh_prompt(self.lm, self.tokenizer, config))
         else:
             self._add_adapter(name, self._settings(adapter, head), seed)
             if adapter.method in BEGINNINGS:
                 with isolated_rng(derived_seed(seed, f"beginning/{name}")):
                     begin(self._layers, name, adapter.method)
                 self._note_residual(name, adapter.method)
+
+    def _add_prompt(self, name: str, config: PeftConfig, prompt: soft.SoftPrompt) -> None:
+        if self.divided:
+            raise UserError(f"adapter.method: base {self.name} is held in parts, and virtual tokens read it whole")
+        add_prompt(self.lm, name, prompt.eval().requires_grad_(False))
+        self.prompt_configs[name] = config
+        self.reserved = max(self.reserved, prompt.count)
 
     def _note_residual(self, name: str, method: str) -> None:
         self.residual[name] = method
@@ -274,6 +302,10 @@ class SharedBase:
             self.copies[name] = self._full_copy(of)
             if (own := self._trained_tensors(adapter)) is not None:
                 self.partial[name] = own
+        elif of in self.prompt_configs:
+            config = copy.deepcopy(self.prompt_configs[of])
+            vectors = prompts_of(self.lm)[of].vectors()
+            self._add_prompt(name, config, soft.stored_prompt(self.lm, config, vectors))
         else:
             config = copy.deepcopy(self._config(of))
             self._add_adapter(name, embeddings.without_output(config, self.lm) if head else config, seed)
@@ -284,6 +316,8 @@ class SharedBase:
 
     def unlike(self, adapter: AdapterConfig, role: str) -> str:
         """In which settings a copy of a role is not as asked; empty where it is, or is merged into a full copy."""
+        if role in self.prompt_configs:
+            return soft.prompt_differences(adapter, self.prompt_configs[role], role)
         if role in self.copies:
             whole = f"adapter.method: {adapter.method} is asked for, '{role}' is full"
             return "" if adapter.tuning.copies else whole
@@ -316,6 +350,8 @@ class SharedBase:
         for model in self.copies.values():
             if (shards := shards_of(model)) is not None:
                 shards.give_up()
+        remove_prompts(self.lm)
+        self.prompt_configs.clear()
         self.copies.clear()
         self.partial.clear()
         self.residual.clear()
@@ -323,13 +359,15 @@ class SharedBase:
         self._select(None)
 
     def _config(self, name: str) -> PeftConfig:
+        if name in self.prompt_configs:
+            return self.prompt_configs[name]
         if self.peft is None or name not in self.peft.peft_config:
             raise ValueError(f"no adapter role '{name}'; there are: {', '.join(self.roles) or 'none'}")
         return self.peft.peft_config[name]
 
     def adapter_settings(self, name: str) -> dict[str, Any] | None:
         """What, with its weights, makes a role's adapter; None where the role has none."""
-        if self.peft is None or name not in self.peft.peft_config:
+        if name not in self.prompt_configs and self.adapter_of(name) is None:
             return None
         return self._config(name).to_dict() | {"inference_mode": None}
 
@@ -382,6 +420,7 @@ class SharedBase:
         for layer in self._layers:
             select_adapter(layer, adapter)
         embeddings.select(self._wrapped, adapter)
+        select_prompt(self.lm, name)
 
     def adapter_of(self, name: str | None) -> str | None:
         """The adapter of a role; None where it has none."""
@@ -396,6 +435,8 @@ class SharedBase:
             own = self.partial.get(name)
             named = trained_parameters(self.copies[name])
             out |= {f"{name}.{n}": p for n, p in named.items() if own is None or plain_name(n) in own}
+        elif name in self.prompt_configs:
+            out |= {n: p for n, p in self.lm.named_parameters() if n.startswith(f"{HOLDER}.{name}.")}
         elif self.peft is not None and name in self.peft.peft_config:
             marked = ((n, p) for n, p in self.lm.named_parameters() if is_adapters(n) and CONSTANT not in n)
             out |= {n: p for n, p in marked if f".{name}." in f"{n}."}
@@ -448,6 +489,8 @@ class SharedBase:
 
     def adapter_state(self, name: str) -> dict[str, Tensor]:
         """A role's adapter under PEFT's own file names, on the CPU."""
+        if name in self.prompt_configs:
+            return {soft.STORED: prompts_of(self.lm)[name].vectors().detach().cpu().clone().contiguous()}
         self._config(name)
         with embeddings.passed_over(self._wrapped, name):
             state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
@@ -482,7 +525,11 @@ class SharedBase:
             UserError: nothing loadable there, pickled weights, a wrong fit, or a head that is asked for and missing.
         """
         found = read_role(folder, head=head)
-        if found.adapter is not None:
+        if found.adapter is not None and soft.method_of_prompt(found.adapter.config) is not None:
+            source, config = str(found.adapter.file.parent), found.adapter.config
+            soft.check_stored_prompt(self.lm, self.name, config, found.adapter.tensors, source)
+            self._add_prompt(name, config, soft.stored_prompt(self.lm, config, found.adapter.tensors[soft.STORED]))
+        elif found.adapter is not None:
             embeddings.check_stored(self.lm, found.adapter.config, found.adapter.file, found.head is not None)
             whole = embeddings.whole_modules(found.adapter.config, self.lm)
             own = own_tensors(self.lm, self.name, found.adapter.file, found.adapter.tensors, whole)

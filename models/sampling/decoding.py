@@ -25,7 +25,7 @@ from models.fast.matmul import pack
 from models.fast.products import Products, product_dtype, products_of
 from models.fast.weights import Decoder
 from models.roles.role_view import RoleView
-from models.sampling.generate import Generated, SamplingParams, sample_with_statistics
+from models.sampling.generate import Ends, Generated, SamplingParams, sample_with_statistics
 
 MIN_GROWTH = 32  # columns
 NOTHING = -1  # where no token is written
@@ -69,7 +69,7 @@ class Storage:
 class Decoding:
     """Rows on their way: what they have written, the storage they read from, and the states that come next.
 
-    After every token rows that are done are dropped. What a row writes after its stop token is cut off in the end.
+    After every token rows that are done are dropped. What a row writes after its end is cut off at last.
 
     Args:
         depth: the layer whose input is kept for every token; 0: none.
@@ -90,7 +90,8 @@ class Decoding:
         self.output = None if output is None else output_of(output, len(prompts))
         device, room = role.lm.device, params.max_new_tokens
         lengths = torch.tensor([len(p) for p in prompts], dtype=torch.long)
-        self.stops, self.lengths = sent([torch.tensor(list(params.stop_ids), dtype=torch.long), lengths], device)
+        (self.lengths,) = sent([lengths], device)
+        self.ends = Ends(params, len(prompts), device)  # by place
         self.hidden, self.storage = read_prompts(decoder, self.products, prompts, room, device, depth)
         self.width = max(map(len, prompts), default=0)
         self.at = torch.arange(len(prompts), device=device)  # place in the batch -> prompt
@@ -114,7 +115,7 @@ class Decoding:
             assert found is not None
             into[self.at, step] = found
         self.out[self.at, step] = made.tokens
-        self.done |= torch.isin(made.tokens, self.stops)
+        self.done |= self.ends(made.tokens)
         return made.tokens
 
     def read(self, step: int, tokens: Tensor) -> bool:
@@ -134,6 +135,7 @@ class Decoding:
         if any(done):
             places = torch.tensor(close_ranks(storage, done))
             self.at, self.done, x, positions = (t[places] for t in (self.at, self.done, x, positions))
+            self.ends.keep(places)
         x = self._layers(range(self.depth, len(self.decoder.layers)), x, positions, column)
         self.hidden = rms_norm(x, self.decoder.norm, self.decoder.epsilon)
         return True
@@ -145,10 +147,9 @@ class Decoding:
     def generated(self) -> Generated:
         """All rows, in the order of their prompts."""
         ids, finished = [], []
-        stops = set(self.params.stop_ids)
-        for row in self.out.tolist():
-            end = next((i for i, token in enumerate(row) if token in stops), None)
-            ids.append([t for t in row if t != NOTHING] if end is None else row[: end + 1])
+        for row in ([t for t in row if t != NOTHING] for row in self.out.tolist()):
+            end = self.params.end(row)
+            ids.append(row if end is None else row[: end + 1])
             finished.append(end is not None)
         logprobs, entropy = self._statistics(ids) if self.statistics else (None, None)
         states = None

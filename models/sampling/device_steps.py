@@ -72,6 +72,7 @@ class DeviceDecoding(Decoding):
         if any(done):
             (places,) = sent([torch.tensor(close_ranks(self.storage, done), dtype=torch.long)], self.out.device)
             self.at, self.done, self.hidden = (t[places] for t in (self.at, self.done, self.hidden))
+            self.ends.keep(places)
         return any(done)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,19 +17,21 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from data.batching import left_pad
+from data.stop_strings import StopStrings
 from models.backbone.forward import checkpointing_paused
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
-from models.backbone.transfers import wide
+from models.backbone.transfers import sent, wide
 from models.roles.role_view import RoleView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """Sampled responses: ids include the stop token where there is one; nothing is ever written over them."""
+    """Sampled responses: ids include the stop token, or all tokens of the stop string, where there is one; nothing is
+    ever written over them."""
 
     ids: list[list[int]]
-    finished: list[bool]  # True = the row ends in a stop token that was sampled
+    finished: list[bool]  # True = the row ends in a stop token or string that was sampled
     # (B, max_new_tokens) fp32 of the tempered distribution, in nats, 0 after a row's end; None: not computed
     logprobs: Tensor | None = field(default=None, compare=False)
     entropy: Tensor | None = field(default=None, compare=False)
@@ -45,12 +48,56 @@ class SamplingParams:
         temperature: divides the logits, in fp32.
         stop_ids: any of these ends a row; it is part of the response.
         pad_id: fills the left of shorter prompts; masked, so that any id will do.
+        stop_strings: the token that completes any of these ends a row; it is part of the response, and so are those
+            that began the string.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     stop_ids: Sequence[int]
     pad_id: int = 0
+    stop_strings: StopStrings | None = None
+
+    def end(self, ids: Sequence[int]) -> int | None:
+        """Where in a response the token is that ends it; None where none does."""
+        stops = set(self.stop_ids)
+        places = [next((i for i, token in enumerate(ids) if token in stops), None)]
+        places.append(self.stop_strings.end(ids) if self.stop_strings else None)
+        return min((place for place in places if place is not None), default=None)
+
+
+class Ends:
+    """Which rows end with the token that they have just been given; knows of each how far a stop string has come.
+
+    Nothing here waits for the device.
+
+    Args:
+        params: the ids and strings.
+        rows: of the batch.
+        device: where tokens are.
+    """
+
+    def __init__(self, params: SamplingParams, rows: int, device: torch.device) -> None:
+        (self.ids,) = sent([torch.tensor(list(params.stop_ids), dtype=torch.long)], device)
+        self.table = _table(params.stop_strings, str(device)) if params.stop_strings else None
+        self.states = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """(B,) bool of the next tokens (B,); where strings are searched for, each of a batch is to be given once."""
+        done = torch.isin(tokens, self.ids)
+        if self.table is None:
+            return done
+        self.states.copy_(self.table[self.states, tokens.clamp(max=self.table.shape[1] - 1)])
+        return done | (self.states == self.table.shape[0] - 1)
+
+    def keep(self, places: Tensor) -> None:
+        """Go on with these rows of the batch alone, in this order."""
+        self.states = self.states[places]
+
+
+@lru_cache(maxsize=4)
+def _table(strings: StopStrings, device: str) -> Tensor:
+    return torch.from_numpy(strings.table).to(device)
 
 
 class Engine(Protocol):
@@ -156,7 +203,7 @@ class CachedEngine:
         """
         device, steps = role.lm.device, params.max_new_tokens
         ids, mask = (t.to(device) for t in left_pad(prompts, params.pad_id))
-        stops = torch.tensor(list(params.stop_ids), device=device)
+        ends = Ends(params, len(prompts), device)
         noise = None if noise is None else noise.to(device)
         cache = DynamicCache(config=role.lm.config)
         rows = torch.arange(len(prompts), device=device)  # batch row -> prompt
@@ -173,7 +220,7 @@ class CachedEngine:
                 out[rows[live], step] = tokens[live]
                 if made.logprobs is not None and made.entropy is not None:
                     logprobs[rows[live], step], entropy[rows[live], step] = made.logprobs[live], made.entropy[live]
-                done[rows[live]] = torch.isin(tokens[live], stops)
+                done[rows[live]] = ends(tokens)[live]
                 left = (~done[rows]).nonzero().squeeze(1)
                 if len(left) == 0:
                     break
@@ -181,6 +228,7 @@ class CachedEngine:
                     # `batch_select_indices` is lacking, or leaves the state out, in layers with a recurrent state
                     cache.reorder_cache(left)  # type: ignore[arg-type]  # any integers will do
                     rows, mask, tokens = rows[left], mask[left], tokens[left]
+                    ends.keep(left)
                 mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
                 step_ids = tokens[:, None]
         result = Generated(ids=[[t for t in row if t >= 0] for row in out.tolist()], finished=done.tolist())

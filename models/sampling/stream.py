@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from models.roles.role_view import RoleView
-from models.sampling.generate import SamplingParams, sample_tokens
+from models.sampling.generate import Ends, SamplingParams, sample_tokens
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def stream(
     params: SamplingParams,
     generator: torch.Generator,
 ) -> Iterator[int]:
-    """Yield sampled ids, the stop token last where there is one; the same noise as ``CachedEngine`` takes for one row.
+    """Yield sampled ids, the one that ends the response last; the same noise as ``CachedEngine`` takes for one row.
 
     Args:
         role: an entered role; it must stay entered until the last id.
@@ -28,6 +28,7 @@ def stream(
         generator: one uniform number a token comes from it.
     """
     device, cache = role.lm.device, DynamicCache(config=role.lm.config)
+    ends = Ends(params, 1, device)
     ids = torch.tensor([list(prompt)], device=device)
     mask = torch.ones_like(ids)
     for _ in range(params.max_new_tokens):
@@ -35,6 +36,6 @@ def stream(
         noise = None if params.temperature == 0 else torch.rand((1,), generator=generator, dtype=torch.float64)
         token = sample_tokens(role.logits(hidden), noise, params.temperature or 1.0)
         yield int(token)
-        if int(token) in params.stop_ids:
+        if ends(token).item():
             return
         ids, mask = token[:, None], torch.cat([mask, mask.new_ones((1, 1))], dim=1)

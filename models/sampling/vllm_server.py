@@ -1,8 +1,8 @@
 """One vLLM server as its OpenAI-compatible interface shows it: token ids in, token ids and log-probabilities out.
 
-A request asks for one response, since a seed holds for a whole request. Every warper is named neutral, stops are ids,
-and what comes back is checked: the prompt that was read, the adapter that answered, the number of tokens and of
-log-probabilities, and the way in which the response ended.
+A request asks for one response, since a seed holds for a whole request. Every warper is named neutral, stops are the
+request's own ids and strings, and what comes back is checked: the prompt that was read, the adapter that answered, the
+number of tokens and of log-probabilities, and the way in which the response ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.sampling.generate import SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """Sampled ids, the stop token included, and of each its log-probability in nats under the tempered distribution."""
+    """Sampled ids, with what ended them, and of each its log-probability in nats under the tempered distribution."""
 
     ids: list[int]
     logprobs: list[float]
@@ -80,6 +80,7 @@ class VLLMServer:
             "seed": seed,
             **NEUTRAL,
             "stop_token_ids": list(params.stop_ids),
+            **({"stop": list(params.stop_strings.texts)} if params.stop_strings else {}),
         }
         return self._at("completions").post(body, lambda answer: response_in(answer, model, prompt, params))
 
@@ -130,11 +131,14 @@ def response_in(answer: Any, model: str, prompt: Sequence[int], params: Sampling
         raise Unusable(f"it gave {len(numbers) if isinstance(numbers, list) else 'no'} logprobs for {len(ids)} tokens")
     if not all(isinstance(x, int | float) and math.isfinite(x) and x <= 1e-3 for x in numbers):
         raise Unusable("a log-probability is no finite number up to 0")
-    finished = ids[-1] in params.stop_ids
+    end = None if params.stop_strings is None else params.stop_strings.end(ids)
+    if end is not None:  # a server that samples several tokens in one step may give more of them
+        ids, numbers = ids[: end + 1], numbers[: end + 1]
+    finished = ids[-1] in params.stop_ids or end is not None
     early = next((i for i, token in enumerate(ids[:-1]) if token in params.stop_ids), None)
     if len(ids) > params.max_new_tokens or early is not None or (not finished and len(ids) < params.max_new_tokens):
         raise Unusable(
             f"{len(ids)} tokens ({choice.get('finish_reason')}) where at most {params.max_new_tokens} end in a stop "
-            f"token ({', '.join(map(str, params.stop_ids))}) or at the limit"
+            f"token ({', '.join(map(str, params.stop_ids))}) or string, or at the limit"
         )
     return Response(ids=ids, logprobs=[float(x) for x in numbers], finished=finished)

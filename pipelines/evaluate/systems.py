@@ -142,6 +142,11 @@ def _load(loaded: LoadedModels, spec: BaseModelSpec, trained: bool = False) -> t
     """A model of its own: its chat template if it has one, else the recipe's template."""
     base = loaded.load_other(spec, trained)
     template = "auto" if base.tokenizer.chat_template else loaded.recipe.template_source
-    renderer = Renderer(base.tokenizer, template=template, extra_stop_ids=base.extra_stop_ids)
+    renderer = Renderer(
+        base.tokenizer,
+        template=template,
+        extra_stop_ids=base.extra_stop_ids,
+        stop_strings=base.extra_stop_strings,
+    )
     check_stops(base.limits, renderer.stop_ids)
     return base, renderer

@@ -21,7 +21,7 @@ from data.common.strict_json import read_object
 from data.template import Renderer
 from models.backbone.artifacts import read_artifact
 from models.backbone.processes import Processes
-from models.hub.limits import check_stops, stop_ids_in
+from models.hub.limits import check_stops, stop_ids_in, stop_strings_in
 from models.hub.load import dtype_of, folder_of_spec, load_tokenizer
 from models.hub.registry import BaseModelSpec, resolve_base
 from models.hub.validate import elements_of
@@ -44,8 +44,14 @@ def renderer_of_adapter(adapter: Path, base: SharedBase) -> Renderer | None:
     tokenizer, config = load_tokenizer(str(adapter)), adapter / "generation_config.json"
     if not tokenizer.chat_template:
         return None
-    stops = stop_ids_in(read_object(config).get("eos_token_id") if config.is_file() else None, str(config))
-    renderer = Renderer(tokenizer, extra_stop_ids=stops or base.extra_stop_ids)
+    own = read_object(config) if config.is_file() else {}
+    stops, strings = (
+        stop_ids_in(own.get("eos_token_id"), str(config)),
+        stop_strings_in(own.get("stop_strings"), str(config)),
+    )
+    renderer = Renderer(
+        tokenizer, extra_stop_ids=stops or base.extra_stop_ids, stop_strings=strings or base.extra_stop_strings
+    )
     check_stops(base.limits, renderer.stop_ids)
     return renderer
 
@@ -78,16 +84,31 @@ class LoadedModels:
         return self._load("base", self.spec)
 
     def renderer(self) -> Renderer:
-        return self._renderer(self.base(), self.recipe.template_source, self.recipe.stop or self.spec.stop)
+        base, recipe = self.base(), self.recipe
+        strings = (*recipe.stop_strings, *base.extra_stop_strings)
+        return self._renderer(base, recipe.template_source, recipe.stop or self.spec.stop, strings)
 
-    def _renderer(self, base: SharedBase, template: str | TemplateChoice, stop: tuple[str | int, ...]) -> Renderer:
-        renderer = Renderer(base.tokenizer, template=template, stop=stop, extra_stop_ids=base.extra_stop_ids)
+    def _renderer(
+        self,
+        base: SharedBase,
+        template: str | TemplateChoice,
+        stop: tuple[str | int, ...],
+        stop_strings: tuple[str, ...] = (),
+    ) -> Renderer:
+        renderer = Renderer(
+            base.tokenizer,
+            template=template,
+            stop=stop,
+            extra_stop_ids=base.extra_stop_ids,
+            stop_strings=stop_strings,
+        )
         check_stops(base.limits, renderer.stop_ids)
         return renderer
 
     def _load(self, name: str, spec: BaseModelSpec) -> SharedBase:
         if name not in self._bases:
             self._bases[name] = self.load_other(spec, four_bits=self.recipe.runtime.quantize == "nf4")
+            self._bases[name].reserved = self.recipe.adapter.positions
         return self._bases[name]
 
     def load_other(self, spec: BaseModelSpec, trained: bool = False, four_bits: bool = False) -> SharedBase:

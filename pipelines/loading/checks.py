@@ -13,7 +13,7 @@ from typing import Any
 from data.common.errors import nearest
 from data.common.redaction import has_secret
 from evaluation.systems import problem_of, problem_of_metric
-from models.backbone.settings import DIVIDED
+from models.backbone.settings import DIVIDED, METHODS
 from pipelines.recipe import rates
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.schema import Recipe
@@ -62,6 +62,10 @@ def fill_in(data: dict[str, Any], folder: Path | None) -> None:
     if value.get("init") not in (None, "reward"):
         value.setdefault("head", "zero")
     context = _group(_group(_group(data, "base"), "pretrain"), "model").get("context", 256)
+    adapter = _group(data, "adapter")
+    method, virtual = METHODS.get(str(adapter.get("method"))), adapter.get("virtual_tokens", 20)
+    if method is not None and method.virtual and isinstance(virtual, int) and isinstance(context, int):
+        context = max(1, context - virtual)
     if isinstance(data.get("base"), dict) and isinstance(context, int) and not isinstance(context, bool):
         _shrink_limits(data, context)
     if folder is not None:
@@ -139,6 +143,8 @@ def _four_bits(recipe: Recipe) -> list[Problem]:
         does = (
             "trains the base, which is frozen"
             if recipe.adapter.tuning.copies
+            else "is not tried with a base that is"
+            if recipe.adapter.tuning.virtual
             else "reads the base's matrices, which are"
         )
         why = f"adapter.method '{recipe.adapter.method}' {does} in four bits: use 'lora', or remove this"
@@ -198,6 +204,13 @@ def _adapter(recipe: Recipe) -> list[Problem]:
             out.append((("adapter", key), "names nothing that an adapter could stand on: remove it, or name some"))
     if adapter.method == "adalora" and adapter.first_rank <= adapter.rank:
         out.append((("adapter", "init_rank"), f"must be more than adapter.rank, {adapter.rank}, to which ranks fall"))
+    if adapter.tuning.past and recipe.runtime.gradient_checkpointing is True:
+        why = f"layers that are computed again lose the keys and values of '{adapter.method}': use auto or false"
+        out.append((("runtime", "gradient_checkpointing"), why))
+    asked = recipe.evaluation.lm_eval
+    if adapter.tuning.virtual and asked.tasks and set(asked.systems) != {"base"}:
+        why = f"lm-eval is given whole models, and the virtual tokens of '{adapter.method}' are no weights of one"
+        out.append((("evaluation", "lm_eval", "systems"), f"{why}: write [base], or use another adapter.method"))
     if adapter.tuning.residual:
         decays = [key for key in Recipe.model_fields if getattr(getattr(recipe, key), "weight_decay", 0.0)]
         why = f"would shrink the half of a '{adapter.method}' adapter that is never trained: remove it, or use 'lora'"
@@ -288,8 +301,10 @@ def _systems(recipe: Recipe) -> list[Problem]:
 def _context(recipe: Recipe) -> list[Problem]:
     if isinstance(recipe.base, str):
         return []
-    context, out = recipe.base.pretrain.model.context, list[Problem]()
-    where = f"the base's context of {context} (base.pretrain.model.context)"
+    taken, out = recipe.adapter.positions, list[Problem]()
+    context = recipe.base.pretrain.model.context - taken
+    less = f", less {taken} virtual tokens," if taken else ""
+    where = f"the base's context of {context + taken}{less} (base.pretrain.model.context)"
     ppo = recipe.ppo
     if "ppo" in recipe.stages and ppo.max_prompt_tokens + ppo.max_new_tokens > context:
         key = "max_new_tokens" if ppo.max_new_tokens >= context else "max_prompt_tokens"

@@ -149,7 +149,7 @@ STAGES = (
     ),
     rule(
         *("runtime.dtype", "runtime.quantize", "runtime.sharding", "runtime.fit", "runtime.engine"),
-        *("template", "template_args", "stop"),
+        *("template", "template_args", "stop", "stop_strings"),
         acts=lambda r: has(r, "sft", "rankings", "reward", "ppo", "evaluate"),
         why="pretraining is in fp32, of documents as they are, and there is no other stage",
     ),

@@ -4,7 +4,8 @@ The law is that of Schulman et al. 2025 ("LoRA Without Regret"; ``get_lr`` of th
 Qwen bases of 1 to 70 billion parameters: ``5e-5 x 10 with LoRA x (2000 / width) ^ power``. The reward model takes a
 third of SFT's rate (at a width of 4,096 about TRL's 1e-4 with LoRA, 1e-5 without), PPO a tenth (about 3e-6 without
 LoRA, Huang et al. 2024, ten times that with it). None is above ``HIGHEST``, the rate with which the bases of 0.2 to 0.7
-million parameters in ``docs/measurements`` were trained.
+million parameters in ``docs/measurements`` were trained, but that of virtual tokens: ``VIRTUAL``, whatever the width,
+is what PEFT's examples of prompt tuning take.
 
 The width is known of a base from scratch, of a folder and of the catalogue. A hub id outside it keeps the settings'
 own defaults whether it is on this machine or not, so that a download changes no finished stage.
@@ -35,6 +36,7 @@ DIVISORS: dict[str, int] = {
 }
 """Groups of the recipe that have a learning rate by the law, and what SFT's is divided by."""
 HIGHEST = 3e-3
+VIRTUAL = 3e-2  # of virtual tokens' embeddings, keys and values: with a tenth of it they hardly move
 WIDTHS = ("hidden_size", "n_embd", "d_model")  # what configs call it
 
 
@@ -58,6 +60,8 @@ def chosen_rates(data: Mapping[str, Any], folder: Path) -> dict[str, float]:
     for stage, base in bases_of(data).items():
         if (known := known_base(base, folder)) is not None:
             found[stage] = rate_of(stage, known, method)
+        elif _is_virtual(method):  # and the width is not asked for
+            found[stage] = rate_of(stage, Known(WIDTH), method)
     return found
 
 
@@ -70,6 +74,8 @@ def bases_of(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def rate_of(stage: str, known: Known, method: str) -> float:
     """The law's rate, to two digits; a method that nobody knows is taken for LoRA."""
+    if _is_virtual(method):
+        return float(f"{VIRTUAL / DIVISORS[stage]:.1e}")
     law = _method_rate(method) * (WIDTH / known.width) ** (QWEN_POWER if known.qwen else POWER)
     return float(f"{min(HIGHEST, law / DIVISORS[stage]):.1e}")
 
@@ -96,6 +102,10 @@ def known_base(base: Any, folder: Path) -> Known | None:
     return Known(widths[0], str(inner.get("model_type", "")).startswith("qwen")) if widths else None
 
 
+def _is_virtual(method: str) -> bool:
+    return method in METHODS and METHODS[method].rate == "virtual"
+
+
 def _method_rate(method: str) -> float:
     kind = METHODS[method].rate if method in METHODS else "lora"
     return {"lora": FULL * LORA, "full": FULL, "highest": math.inf}[kind]
@@ -103,6 +113,9 @@ def _method_rate(method: str) -> float:
 
 def why(stage: str, base: Any, method: str, folder: Path) -> str:
     """Where a chosen rate is from, in a few words."""
+    if _is_virtual(method):
+        share = f" / {DIVISORS[stage]}" if DIVISORS[stage] > 1 else ""
+        return f"chosen for {method}, whose few numbers take {VIRTUAL:g}{share} on every base (docs/how-to/recipe.md)"
     known = known_base(base, folder)
     if known is None:
         return "the default, since the width of this base is not known: see docs/how-to/recipe.md"

@@ -74,6 +74,9 @@ class Recipe(Config):
         {}, description="what a chat template asks for besides the conversation, such as {enable_thinking: false}"
     )
     stop: tuple[str | int, ...] = Field((), description="tokens or ids that end a response, instead of the defaults")
+    stop_strings: tuple[str, ...] = Field(
+        (), description="texts that end a response too, wherever they stand in it, besides the stop tokens"
+    )
     stages: tuple[str, ...] = Field((), description="in order; default: those that the settings call for")
     data: DataConfig = Field(description="demonstrations, rankings, prompts, documents, and what is held out")
     adapter: AdapterConfig = AdapterConfig()

@@ -87,7 +87,8 @@ def _lengths(recipe: Recipe, corpus: Corpus) -> tuple[dict[str, int], dict[str, 
         return {}, {}
     spec = resolve_base(recipe.base, base_dir=recipe.base_dir, new_tokens=recipe.adapter.new_tokens)
     base, folder = None, Path(spec.source).is_dir()
-    if folder and (base := opened(spec, recipe.template_source, recipe.stop or spec.stop)) is None:
+    stop, reserved = recipe.stop or spec.stop, recipe.adapter.positions
+    if folder and (base := opened(spec, recipe.template_source, stop, reserved)) is None:
         return {}, {}  # whoever loads the base says what is wrong
     count = _counter(base)
     lengths = [count(messages, response) for messages, response in responses]

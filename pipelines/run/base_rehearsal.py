@@ -17,7 +17,7 @@ from data.template import Renderer
 from models.backbone.architecture import check_architecture, linear_layers, reach_sentence, without_weights
 from models.backbone.settings import AdapterConfig
 from models.hub.download import local_folder
-from models.hub.limits import Limits, check_stops, check_vocabulary, limits_of_folder, stop_ids_in
+from models.hub.limits import Limits, check_stops, check_vocabulary, limits_of_folder, stop_ids_in, stop_strings_in
 from models.hub.load import add_rows, tokenizer_of
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model, module_of
@@ -43,8 +43,15 @@ class KnownBase:
     limits: Limits | None
 
 
-def known_base(spec: BaseModelSpec, template: str | TemplateChoice, stop: Sequence[str | int] = ()) -> KnownBase | None:
-    """A base's files read and compared; None where it is a hub id whose files are not here yet.
+def known_base(
+    spec: BaseModelSpec,
+    template: str | TemplateChoice,
+    stop: Sequence[str | int] = (),
+    stop_strings: Sequence[str] = (),
+    reserved: int = 0,
+) -> KnownBase | None:
+    """A base's files read and compared; None where it is a hub id whose files are not here yet. ``reserved``: positions
+    that virtual tokens take.
 
     Raises:
         UserError: no causal language model, damaged, or a tokenizer or stop tokens that do not fit it.
@@ -54,15 +61,39 @@ def known_base(spec: BaseModelSpec, template: str | TemplateChoice, stop: Sequen
         return None
     check_model(folder)
     config = _config_of(folder, spec)
-    tokenizer, stops = tokenizer_of(spec.model_copy(update={"source": str(folder)})), _generation_stops(folder, config)
+    tokenizer = tokenizer_of(spec.model_copy(update={"source": str(folder)}))
+    stops, strings = _generation_stops(folder, config)
     limits = limits_of_folder(folder, spec.name)
     if limits is not None:
         limits = with_rows(limits, tokenizer) if spec.new_tokens else limits
+        limits = without_positions(limits, reserved)
         check_vocabulary(limits, tokenizer)
-    renderer = Renderer(tokenizer, template=template, stop=stop or spec.stop, extra_stop_ids=stops)
+    renderer = Renderer(
+        tokenizer,
+        template=template,
+        stop=stop or spec.stop,
+        extra_stop_ids=stops,
+        stop_strings=(*stop_strings, *strings),
+    )
     if limits is not None:
         check_stops(limits, renderer.stop_ids)
     return KnownBase(name=spec.name, config=config, renderer=renderer, limits=limits)
+
+
+def without_positions(limits: Limits, reserved: int) -> Limits:
+    """Limits of a base some of whose positions are taken by virtual tokens.
+
+    Raises:
+        UserError: they take all of them.
+    """
+    if not reserved or limits.positions is None:
+        return limits
+    if reserved >= limits.positions:
+        raise UserError(
+            f"adapter.virtual_tokens: {reserved} leave none of the {limits.positions} positions of base {limits.name} "
+            "for a row; lower it"
+        )
+    return replace(limits, positions=limits.positions - reserved)
 
 
 def with_rows(limits: Limits, tokenizer: Any) -> Limits:
@@ -88,6 +119,8 @@ def model_of(base: KnownBase) -> Any:
 def check_adapter(base: KnownBase, adapter: AdapterConfig, warn: Callable[[str], None]) -> None:
     """Whether the architecture can carry roles and the adapter finds its layers, by names and shapes alone."""
     lm = model_of(base)
+    if adapter.tuning.virtual:
+        adapter_settings(base, lm, adapter)
     if "targets" in adapter.tuning.settings:
         names = linear_layers(lm)
         if adapter.tuning.copies:
@@ -179,9 +212,10 @@ def _config_of(folder: Path, spec: BaseModelSpec) -> Any:
     return config
 
 
-def _generation_stops(folder: Path, config: Any) -> tuple[int, ...]:
-    """Stop ids of the generation config, as the loaded model will have them."""
+def _generation_stops(folder: Path, config: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Stop ids and strings of the generation config, as the loaded model will have them."""
     file = folder / "generation_config.json"
     # where there is no such file, the model makes one of its config
-    found = read_object(file).get("eos_token_id") if file.is_file() else config.get_text_config().eos_token_id
-    return stop_ids_in(found, str(file if file.is_file() else folder / "config.json"))
+    own = read_object(file) if file.is_file() else {"eos_token_id": config.get_text_config().eos_token_id}
+    where = str(file if file.is_file() else folder / "config.json")
+    return stop_ids_in(own.get("eos_token_id"), where), stop_strings_in(own.get("stop_strings"), where)

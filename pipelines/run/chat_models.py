@@ -45,13 +45,20 @@ class Speaker:
         prompt = self.renderer.prompt_ids(messages)
         yield "", False
         for ids in self.tokens(prompt, temperature=temperature, max_new_tokens=max_new_tokens, generator=generator):
-            yield self.renderer.text(ids), self.ended(ids)
+            text, ended = self.renderer.text(ids), self.ended(ids)
+            over = ended or len(ids) == max_new_tokens
+            yield text if over else self.renderer.stop_strings.settled(text), ended
 
     def tokens(
         self, prompt: Sequence[int], *, temperature: float, max_new_tokens: int, generator: torch.Generator
     ) -> Iterator[list[int]]:
         """The ids of a response so far, as it grows, to a prompt of ids."""
-        params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=self.renderer.stop_ids)
+        params = SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            stop_ids=self.renderer.stop_ids,
+            stop_strings=self.renderer.stop_strings,
+        )
         ids: list[int] = []
         with self.base.role(self.role) as view:
             for token in stream(view, prompt, generator=generator, params=params):
@@ -60,7 +67,7 @@ class Speaker:
 
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether a response of these ids ended by itself."""
-        return bool(ids) and ids[-1] in self.renderer.stop_ids
+        return self.renderer.ended(ids)
 
 
 @dataclass(frozen=True, kw_only=True)

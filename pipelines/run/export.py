@@ -100,6 +100,13 @@ def export_stage(
     role = roles[stage]
     if push is None and (public or overwrite):
         raise UserError("--public and --overwrite are for the repository that --push names")
+    method = pipeline.recipe.adapter.method
+    if METHODS[method].virtual and role != "base" and (merge or gguf is not None):
+        asked = "--merge" if merge else "--gguf"
+        raise UserError(
+            f"{asked}: '{stage}' is tuned by adapter.method '{method}', whose virtual tokens no weights of the base "
+            f"can stand for: nothing can be merged. Export it without {asked}, as an adapter of PEFT"
+        )
     whole = merge or role == "base" or METHODS[pipeline.recipe.adapter.method].copies
     if saving != Saving() and (gguf is not None or not whole):
         why = "--gguf names the type of its file" if gguf is not None else "an adapter is kept as it is: give --merge"
@@ -170,6 +177,7 @@ def _export_gguf(pipeline: Pipeline, stage: str, role: str, folder: Path, partia
         return str(tokenizer.decode(ids[ids[0] == tokenizer.bos_token_id :], skip_special_tokens=False))
 
     stops = [str(tokenizer.decode([i], skip_special_tokens=False)) for i in renderer.stop_ids]
+    stops += renderer.stop_strings.texts
     with naming(partial):
         (partial / "Modelfile").write_text(modelfile("model.gguf", render, stops), encoding="utf-8")
     return Exported(form="gguf", renderer=renderer, notes=[f"The matrices are of the type `{kind}`."])
@@ -189,11 +197,12 @@ def _export_lm(
     base, renderer = _base_with(pipeline, stage, role, folder, role == "base" or merge), pipeline.loaded.renderer()
     whole = role == "base" or role in base.copies or merge
     if whole:
-        write_model(base, role, partial, renderer.stop_ids, saving, say)
+        write_model(base, role, partial, renderer.stop_ids, saving, say, renderer.stop_strings.texts)
     else:
         save_adapter(base, role, partial, base_path=pipeline.loaded.spec.source)
         with naming(partial):
-            generation_settings(base, renderer.stop_ids).save_pretrained(partial)
+            settings = generation_settings(base, renderer.stop_ids, renderer.stop_strings.texts)
+            settings.save_pretrained(partial)
     _save_tokenizer(base, renderer, partial)
     return Exported(form="model" if whole else "adapter", renderer=renderer)
 

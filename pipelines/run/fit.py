@@ -193,11 +193,12 @@ class Fit:
         """What a stage runs with where the recipe leaves it to the device: checkpointing, and with ``runtime.fit``
         its sizes."""
         runtime = self.recipe.runtime
-        auto = runtime.gradient_checkpointing == "auto"
+        # layers that are computed again lose the keys and values that they are given
+        auto = runtime.gradient_checkpointing == "auto" and not self.recipe.adapter.tuning.past
         if runtime.fit is None:
             on = auto and STAGES[name].trains and not self.fits(name)
             return {CHECKPOINTING: on} if auto else {}
-        for on, min_size in ((False, SMALL), (True, 1)) if auto else ((bool(runtime.gradient_checkpointing), 1),):
+        for on, min_size in ((False, SMALL), (True, 1)) if auto else ((runtime.gradient_checkpointing is True, 1),):
             sizes = self.sizes(name, {CHECKPOINTING: on}, min_size)
             if sizes is not None:
                 free = STAGES[name].speed_settings(self.recipe)

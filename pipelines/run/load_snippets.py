@@ -47,10 +47,12 @@ def snippet(form: str, spec: BaseModelSpec, renderer: Renderer, score: Mapping[s
         return _fenced("ollama create mine -f Modelfile\nollama run mine", "bash")
     if form == "reward":
         return _fenced("trivet score . responses.jsonl", "bash")
-    if form == "model":
-        return _fenced(MODEL)
-    if form == "adapter":
-        return "The adapter names its base; put another place of it in `base`.\n\n" + _fenced(_adapter(spec))
+    if form in ("model", "adapter"):
+        code = MODEL if form == "model" else _adapter(spec)
+        if renderer.stop_strings:  # which Transformers cannot find without it
+            code = code.replace("do_sample=False)", "do_sample=False, tokenizer=tokenizer)")
+        head = "The adapter names its base; put another place of it in `base`.\n\n" if form == "adapter" else ""
+        return head + _fenced(code)
     code = SCORE.replace("STOPS", str(list(renderer.stop_ids))).replace("ADD", repr(score["add_to_classifier"]))
     head = f"""\
 import torch

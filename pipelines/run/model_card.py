@@ -132,6 +132,18 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in row) + " |" for row in lines)
 
 
+_IN_CONFIG = (
+    "They stand in `generation_config.json`: Transformers' `generate` finds them where it is given `tokenizer=`, keeps "
+    "them at the end of what it returns, and reads the prompt's end too; vLLM reads none there, so that each request "
+    "names them as `stop`."
+)
+STOP_STRINGS = {
+    "model": _IN_CONFIG,
+    "adapter": _IN_CONFIG,
+    "gguf": "GGUF has no place for them: they stand in `Modelfile`, and other programs are to be given them.",
+}
+
+
 def _depends(pipeline: Pipeline, stage: str, exported: Exported) -> list[str]:
     """Template, stops, limits and, of a reward, pooling and mean: what another use of the weights has to keep."""
     recipe, renderer = pipeline.recipe, exported.renderer
@@ -142,6 +154,9 @@ def _depends(pipeline: Pipeline, stage: str, exported: Exported) -> list[str]:
     if recipe.template_args:
         lines.append(f"The template's arguments: `{json.dumps(recipe.template_args, ensure_ascii=False)}`.")
     lines.append(f"A response ends with: {stops}.")
+    if renderer.stop_strings and stage != "reward":
+        shown = ", ".join(f"`{json.dumps(text, ensure_ascii=False)}`" for text in renderer.stop_strings.texts)
+        lines.append(f"It ends too where one of these texts is complete: {shown}. {STOP_STRINGS[exported.form]}")
     if stage == "ppo":
         lines.append(f"PPO sampled at most {recipe.ppo.max_new_tokens:,} tokens a response.")
     elif stage == "sft":

@@ -228,7 +228,8 @@ class Application:
             for index in range(reply.request.n):
                 shown, said = 0, None
                 for said in reply.said(index, longest):
-                    ready = said.text if said.ended else settled(said.text, reply.request.stops)
+                    growing = reply.speaker.renderer.stop_strings.settled(settled(said.text, reply.request.stops))
+                    ready = said.text if said.ended else growing
                     if len(ready) > shown or said.ended:
                         yield event([reply.part(index, ready[shown:], said.ended, shown == 0)])
                         shown = max(shown, len(ready))

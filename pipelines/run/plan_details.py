@@ -159,7 +159,7 @@ class PlanDetails:
             return None
         source = recipe.base if isinstance(recipe.base, str) else str(self.pretrained)
         spec = resolve_base(source, base_dir=recipe.base_dir, new_tokens=recipe.adapter.new_tokens)
-        return opened(spec, recipe.template_source, recipe.stop or spec.stop)
+        return opened(spec, recipe.template_source, recipe.stop or spec.stop, recipe.adapter.positions)
 
     @cached_property
     def opened_for_reward(self) -> Opened | None:
@@ -168,7 +168,7 @@ class PlanDetails:
             return self.opened
         recipe = self.recipe
         spec = resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=recipe.adapter.new_tokens)
-        return opened(spec, "auto", ())
+        return opened(spec, "auto", (), recipe.adapter.positions)
 
     def tallies(self, name: str) -> Mapping[str, Count]:
         """What a stage cuts and drops, by group of rows; empty where no tokenizer is there."""
@@ -218,8 +218,12 @@ class Opened:
     positions: int | None
 
 
-def opened(spec: BaseModelSpec, template: str | TemplateChoice, stop: tuple[str | int, ...]) -> Opened | None:
+def opened(
+    spec: BaseModelSpec, template: str | TemplateChoice, stop: tuple[str | int, ...], reserved: int = 0
+) -> Opened | None:
     """A base whose files lie on this machine, by its tokenizer and configs alone; None where they do not.
+
+    ``reserved``: positions that virtual tokens take.
 
     Weights without a tokenizer, and a damaged one, are None too: the run reports it when it loads the base.
     """
@@ -235,7 +239,8 @@ def opened(spec: BaseModelSpec, template: str | TemplateChoice, stop: tuple[str 
     config = folder / "generation_config.json"
     stops = stop_ids_in(read_object(config).get("eos_token_id"), str(config)) if config.is_file() else ()
     renderer = Renderer(tokenizer, template=template, stop=stop, extra_stop_ids=stops)
-    return Opened(renderer, None if limits is None else limits.positions)
+    positions = None if limits is None else limits.positions
+    return Opened(renderer, None if positions is None else max(1, positions - reserved))
 
 
 def rejected_warning(corpus: Corpus) -> str:

@@ -42,6 +42,7 @@ from pipelines.run.classifier_rehearsal import check_classifiers
 from pipelines.run.endpoints import check_keys, unanswered
 from pipelines.run.evaluation_rehearsal import EvaluationRehearsal
 from pipelines.run.parts import RunParts
+from pipelines.run.stops_rehearsal import doubtful_ends
 from pipelines.stages.depends_on import rendering_of
 from pipelines.stages.keys import differences as changes
 from pipelines.stages.table import STAGES
@@ -112,6 +113,7 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     for doubt in (*chain(*doubts), *doubtful_columns(recipe, corpus, chosen)):
         warn(doubt)
     check_classifiers(recipe, chosen)
+    _check_reference(pipeline, chosen)
     _check_held_out(recipe, corpus, chosen)
     evaluation = _evaluation(pipeline, chosen, warn)
     if evaluation is not None:
@@ -119,13 +121,20 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     if "ppo" in chosen and (text := value_start(recipe)):
         warn(text)
     spec = _base_of(pipeline)
-    base = None if spec is None else known_base(spec, recipe.template_source, recipe.stop)
+    base = (
+        None
+        if spec is None
+        else known_base(spec, recipe.template_source, recipe.stop, recipe.stop_strings, recipe.adapter.positions)
+    )
     if (of_reward := _reward_base(pipeline, chosen)) is not None:
         _check_reward_base(of_reward, recipe, corpus, chosen, warn)
     if base is None:
         return
     for doubt in base.renderer.doubts():
         warn(doubt)
+    if "sft" in chosen:
+        for doubt in doubtful_ends(base.renderer.stop_strings, _some(corpus.demonstrations.all)):
+            warn(doubt)
     check_adapter(base, recipe.adapter, warn)
     for stage, folder in _taken(pipeline, chosen).items():
         on = of_reward if stage == "reward" and recipe.reward.base != "same" else base
@@ -139,6 +148,20 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         _check_room(recipe, corpus, base)
     if evaluation is not None:
         evaluation.check_models(base)
+
+
+def _check_reference(pipeline: RunParts, chosen: Sequence[str]) -> None:
+    """Refuse a PPO whose reference would not be the base, since fresh virtual tokens change what it says.
+
+    Raises:
+        UserError: names what is missing.
+    """
+    recipe = pipeline.recipe
+    if "ppo" in chosen and recipe.adapter.tuning.virtual and "sft" not in {*recipe.stages, *pipeline.given}:
+        raise UserError(
+            f"adapter.method: PPO by '{recipe.adapter.method}' starts from SFT, since a fresh adapter of virtual "
+            "tokens is not the base: add the sft stage, or give its result by --input sft=PATH"
+        )
 
 
 def _check_held_out(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> None:
@@ -176,7 +199,8 @@ def _reward_base(pipeline: RunParts, chosen: Sequence[str]) -> KnownBase | None:
     if recipe.reward.base == "same" or not (there and asked):
         return None
     tokens = recipe.adapter.new_tokens
-    return known_base(resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=tokens), "auto")
+    spec = resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=tokens)
+    return known_base(spec, "auto", reserved=recipe.adapter.positions)
 
 
 def _check_reward_base(

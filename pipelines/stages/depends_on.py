@@ -24,12 +24,14 @@ from stages.settings import RewardConfig, SFTConfig
 
 def rendering_of(recipe: Recipe) -> dict[str, Any]:
     """How the recipe's conversations are written."""
-    return rendering_key(recipe.template, recipe.stop, recipe.base_dir, recipe.template_args)
+    made = rendering_key(recipe.template, recipe.stop, recipe.base_dir, recipe.template_args)
+    return made | ({"stop_strings": list(recipe.stop_strings)} if recipe.stop_strings else {})
 
 
 def adapter_settings(recipe: Recipe) -> Any:
     """How roles are tuned; what is unset, and LoRA's usual beginning, goes without saying, as in keys of before."""
     adapter, later = recipe.adapter, ("init_rank", "orthogonality", "budget", "modules_to_save", "new_tokens")
+    later = (*later, "virtual_tokens", "encoder", "encoder_width")
     unset = tuple(n for n in later if getattr(adapter, n) == AdapterConfig.model_fields[n].default)
     return dump(adapter, (*unset, *(("init",) if adapter.init == "kaiming" else ())))
 

@@ -77,6 +77,7 @@ def _from_scratch(recipe: Recipe) -> Shape:
     parameters = vocabulary * m.width + linear + (2 * m.layers + 1) * m.width
     layers = adapted_layers(recipe.adapter, m.layers)
     trained = tuned_numbers(recipe.adapter, [m for _ in layers for m in matrices], parameters)
+    trained += virtual_numbers(recipe.adapter, m.width, m.layers, m.width)
     trained += embedding_numbers(recipe.adapter, vocabulary, m.width, tied=True)
     return Shape(
         parameters=parameters,
@@ -98,6 +99,8 @@ def tuned_numbers(adapter: AdapterConfig, matrices: Sequence[Sequence[int]], par
 
     (IA)3 is counted with the longer side of each, which is more than it has.
     """
+    if adapter.tuning.virtual:
+        return 0
     if adapter.method == "full":
         return parameters
     if adapter.method == "freeze":
@@ -108,6 +111,19 @@ def tuned_numbers(adapter: AdapterConfig, matrices: Sequence[Sequence[int]], par
         return adapter.first_rank * sum(sum(m) + 1 for m in matrices)
     rows = sum(m[0] for m in matrices) if adapter.method == "dora" else 0
     return adapter.written_rank * sum(map(sum, matrices)) + rows
+
+
+def virtual_numbers(adapter: AdapterConfig, width: int, layers: int, keys: int) -> int:
+    """Numbers that make a role's virtual tokens, on a base of this width with so many keys a token and layer."""
+    count, inner = adapter.positions, adapter.encoder_width or width
+    if adapter.tuning.past:
+        return count * layers * 2 * keys
+    if adapter.method != "p_tuning":
+        return count * width
+    if adapter.encoder == "mlp":
+        return count * width + (width + 1) * inner + (inner + 1) * inner + (inner + 1) * width
+    lstm = 8 * inner * (width + inner + 2) + 8 * inner * (3 * inner + 2)  # two layers, both ways
+    return count * width + lstm + (2 * inner + 1) * 2 * inner + (2 * inner + 1) * width
 
 
 def embedding_numbers(adapter: AdapterConfig, vocabulary: int, width: int, tied: bool) -> int:
@@ -149,18 +165,20 @@ def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
         s for parts, s in inside if next(int(p) for p in parts if p.isdigit()) in adapted and _aimed(adapter, parts)
     ]
     parameters = sum(math.prod(shape) for _, shape in named)
+    key_heads, head_size = _first(config, "num_key_value_heads") or heads, _first(config, "head_dim") or width // heads
     return Shape(
         parameters=parameters,
         linear=sum(math.prod(s) for _, s in inside),
         adapter=tuned_numbers(adapter, chosen, parameters)
+        + virtual_numbers(adapter, width, layers, key_heads * head_size)
         + embedding_numbers(adapter, vocabulary, width, tied=not any(n.startswith("lm_head.") for n, _ in named)),
         layers=layers,
         trained_layers=layers - (0 if adapter.embeddings_setting else min(adapted, default=0)),
         width=width,
         inner=_first(config, "intermediate_size", "n_inner", "ffn_dim") or 4 * width,
         heads=heads,
-        key_heads=_first(config, "num_key_value_heads") or heads,
-        head_size=_first(config, "head_dim") or width // heads,
+        key_heads=key_heads,
+        head_size=head_size,
         vocabulary=vocabulary,
         family=str(config.get("model_type", "")),
         window=config.get("sliding_window") if config.get("use_sliding_window", True) else None,

@@ -41,7 +41,8 @@ class RegexReward:
 class LengthReward:
     """Minus the number of words, characters or tokens by which a response is too short or too long; 0 in between.
 
-    Words are separated by white space; tokens are those that were sampled, the stop token not counted.
+    Words are separated by white space; tokens are those that were sampled, the one that ended the response not counted
+    (of a stop string, those that began it are).
     """
 
     min_length: int | None = None

@@ -17,7 +17,7 @@ from models.backbone.seeds import generator
 from models.backbone.trained_shards import own_tensor, whole_tensor
 from models.sampling.fast import FastEngine
 from models.sampling.generate import Generated, SamplingParams, generate, sampling_noise
-from reward.model import RewardModel
+from reward.model import RewardModel, Samples
 from stages.ppo.overoptimisation import HoldoutEvaluation, Onset, best_of, find_onset
 from stages.ppo.rollout import micro_batches, policy_pass
 
@@ -88,6 +88,7 @@ class HoldoutMonitor:
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             stop_ids=context.renderer.stop_ids,
+            stop_strings=context.renderer.stop_strings,
             pad_id=context.pad_id,
         )
         if ppo.remote is not None:
@@ -131,15 +132,16 @@ class HoldoutMonitor:
         def scores(model: RewardModel | None, name: str) -> list[float]:
             if model is None:
                 return [0.0] * len(queries)
-            prompts = [ppo.stream.prompts[i].messages for i in mine]
-            texts = [context.renderer.text(ids) for ids in made.ids]
+            samples = Samples(
+                prompts=[ppo.stream.prompts[i] for i in mine],
+                queries=queries,
+                responses=made.ids,
+                texts=[context.renderer.text(ids) for ids in made.ids],
+                finished=made.finished,
+            )
             progress = context.bar.phase(f"scores of the {name}", len(queries) * max(1, len(model.members)))
             with model.memory.reporting(progress):
-                found = (
-                    model.score_ids(queries, made.ids)
-                    if model.takes_ids
-                    else model.score_texts(prompts, texts, made.finished)
-                )
+                found = model.score(samples)
             return (found / max(model.score_std, 1e-6)).tolist()
 
         proxy, held_out = scores(self.proxy, "reward model"), scores(self.holdout_model, "held-out reward model")

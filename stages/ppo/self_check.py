@@ -126,6 +126,7 @@ def _sample(
                 max_new_tokens=tokens,
                 temperature=temperature,
                 stop_ids=ppo.context.renderer.stop_ids,
+                stop_strings=ppo.context.renderer.stop_strings,
                 pad_id=ppo.context.pad_id,
             ),
         )

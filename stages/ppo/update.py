@@ -173,6 +173,7 @@ class PPO:
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             stop_ids=context.renderer.stop_ids,
+            stop_strings=context.renderer.stop_strings,
             pad_id=context.pad_id,
         )
         if self.remote is not None:

@@ -40,11 +40,16 @@ def calibration_responses(
             noise=sampling_noise(len(queries), longest, generator(context.seed, "reward/centre")),
             batch=128,
             params=SamplingParams(
-                max_new_tokens=longest, temperature=1.0, stop_ids=renderer.stop_ids, pad_id=renderer.pad_id
+                max_new_tokens=longest,
+                temperature=1.0,
+                stop_ids=renderer.stop_ids,
+                stop_strings=renderer.stop_strings,
+                pad_id=renderer.pad_id,
             ),
             memory=memory,
         )
-    return queries, made.ids, "sft samples"
+    responses = [renderer.closed(p.messages, ids) for p, ids in zip(prompts, made.ids, strict=True)]
+    return queries, responses, "sft samples"
 
 
 def calibrated(

@@ -170,6 +170,8 @@ NOT_RUN = {
     "trivet run examples/real_model/": REAL_MODEL,
     "trivet data fix alpaca_en_demo.json": REAL_MODEL,
     "python constraints.py": REAL_MODEL,
+    "trivet run virtual.yaml": "tests/docs/test_virtual_tokens.py runs the page",
+    "trivet export runs/virtual --stage sft --to tuned": "tests/docs/test_virtual_tokens.py runs the page",
     "trivet run examples/demo.yaml": "the demo, in minutes: `make demo`; tests/docs/test_commands.py plans its recipe",
 }
 """Beginning of a command -> why it is not run here."""

@@ -13,10 +13,10 @@ from models.backbone.oom_retry import OOMRetry
 
 def test_stop_tokens_are_left_out_and_tokens_weigh_alike() -> None:
     """1 nat over 2 tokens and 3 over 1: perplexity exp(4 / 3); the stop token's 9 nats count for nothing."""
-    found = under_base([[-0.25, -0.75, -9.0], [-3.0], [-9.0], []], [True, False, True, False])
+    found = under_base([[-0.25, -0.75, -9.0], [-3.0], [-9.0], []], [2, 1, 0, 0])
     assert found["base_perplexity"] == pytest.approx(math.exp(4 / 3))
     assert found["scores"]["nats_under_base"] == [0.5, 3.0, None, None]
-    assert under_base([[-9.0]], [True]) == {"scores": {"nats_under_base": [None]}}
+    assert under_base([[-9.0]], [0]) == {"scores": {"nats_under_base": [None]}}
 
 
 def test_log_likelihoods_are_those_of_plain_transformers(base) -> None:

@@ -120,6 +120,7 @@ ACTS = {  # setting: (recipe, settings written into it)
     "template": (PLAIN, {"template": "dialogue"}),
     "template_args": (PLAIN, {"template_args": {"enable_thinking": False}}),
     "stop": (PLAIN, {"stop": ["x"]}),
+    "stop_strings": (PLAIN, {"stop_strings": ["x y"]}),
     "stages": (PLAIN, {"stages": ["sft", "reward"]}),
     **{
         f"base.pretrain.{k}": (SCRATCH, {f"base.pretrain.{k}": v})
@@ -186,6 +187,10 @@ ACTS = {  # setting: (recipe, settings written into it)
     **{
         f"adapter.{k}": (PLAIN, {"adapter.method": "adalora", f"adapter.{k}": v})
         for k, v in {"init_rank": 40, "orthogonality": 0.1, "budget": [0.2, 0.6]}.items()
+    },
+    **{
+        f"adapter.{k}": (PLAIN, {"adapter.method": "p_tuning", f"adapter.{k}": v})
+        for k, v in {"virtual_tokens": 5, "encoder": "lstm", "encoder_width": 16}.items()
     },
     **{
         f"sft.{k}": (PLAIN, {f"sft.{k}": v})
@@ -502,6 +507,7 @@ GIVEN = {"demonstrations": "demo-task?rows=60"}
 RANKED = {"rankings": "demo-task?rows=60"}
 ADAPTER = {"rank": 4, "alpha": 4, "dropout": 0.1, "targets": ["c_attn"], "layers": "upper_half", "rslora": True}
 ADAPTER |= {"init_rank": 40, "orthogonality": 0.1, "budget": [0.2, 0.6]}
+ADAPTER |= {"virtual_tokens": 5, "encoder": "lstm", "encoder_width": 16}
 ADAPTER |= {"init": "gaussian", "modules_to_save": ["wte"], "new_tokens": ["<a>"]}
 ONLY_PRETRAIN = {"base": {"pretrain": {}}, "data": {"documents": "notes.txt"}}
 IDLE = [  # recipe, settings written into it, the setting that cannot act, what the message says

@@ -69,6 +69,11 @@ def test_a_finished_stage_is_read_back_as_it_was(tmp_path, method):
     save_role(base, "sft", tmp_path / "sft")
     again = base_of(torch.bfloat16)
     again.add_role("sft", tmp_path / "sft")
+    if METHODS[method].virtual:  # of an encoder what it makes
+        made, read = base.adapter_state("sft"), again.adapter_state("sft")
+        assert made.keys() == read.keys() == {"prompt_embeddings"}
+        torch.testing.assert_close(read["prompt_embeddings"], made["prompt_embeddings"], atol=1e-6, rtol=1e-6)
+        return
     there = again.parameters_of("sft")
     assert len(there) >= len(base.parameters_of("sft"))
     for name, p in base.parameters_of("sft").items():

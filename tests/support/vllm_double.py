@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from data.stop_strings import StopStrings
 from models.roles.shared_base import SharedBase
 from models.sampling.generate import CachedEngine, SamplingParams
 
@@ -71,6 +72,7 @@ class VLLMDouble:
             max_new_tokens=body["max_tokens"],
             temperature=body["temperature"] or 1.0,
             stop_ids=body["stop_token_ids"],
+            stop_strings=StopStrings(self.base.tokenizer, body.get("stop", [])),
         )
         g = None if greedy else torch.Generator().manual_seed(body["seed"])
         noise = None if g is None else torch.rand((1, body["max_tokens"]), generator=g, dtype=torch.float64)
@@ -84,7 +86,7 @@ class VLLMDouble:
             "text": "",
             "logprobs": {"token_logprobs": numbers, "tokens": [""] * len(ids), "top_logprobs": [], "text_offset": []},
             "finish_reason": "stop" if stopped else "length",
-            "stop_reason": ids[-1] if stopped else None,
+            "stop_reason": (ids[-1] if ids[-1] in params.stop_ids else "text") if stopped else None,
             "token_ids": ids,
             "prompt_token_ids": body["prompt"],
         }

@@ -116,6 +116,30 @@ def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
     assert "".join(p.choices[0].delta.content or "" for p in streamed) == plain[: plain.index(stop)]
 
 
+def test_the_runs_own_stop_strings_end_a_response_and_are_never_shown(room: Room) -> None:
+    """Chat, completion and stream; the tokens are counted up to the one that completes the string."""
+    first, tokenizer = room.speakers[1], room.speakers[1].base.tokenizer
+    prompt = first.renderer.prompt_ids([Message(role="user", content="w1 w2")])
+    ids, _ = greedy(room, "policy", prompt, 12)
+    words = tokenizer.convert_ids_to_tokens(ids)
+    string = " ".join(words[2:4])
+    end = next(n for n in range(1, len(words)) if " ".join(words[n - 1 : n + 1]) == string)
+    renderer = Renderer(tokenizer, template="dialogue", stop_strings=[string])
+    speaker = Speaker(name="ppo", base=first.base, role=first.role, renderer=renderer)
+    noise = {"temperature": 0.0, "max_new_tokens": 12, "generator": generator(0, "chat")}
+    grown = list(speaker.answer([Message(role="user", content="w1 w2")], **noise))
+    expected = " ".join(words[: end - 1])
+    assert grown[-1] == (expected, True) and all(expected.startswith(text) for text, _ in grown)
+    more: Any = {"model": "ppo", "messages": ASKED, "temperature": 0}
+    application = Application(Room(speakers=(speaker,), reward=None, max_new_tokens=12), "mine")
+    with loopback.serving(application) as url, openai.OpenAI(base_url=f"{url}v1", api_key="none") as made:
+        whole = made.chat.completions.create(**more)
+        assert whole.choices[0].message.content == expected and whole.choices[0].finish_reason == "stop"
+        assert whole.usage is not None and whole.usage.completion_tokens == end + 1
+        streamed = made.chat.completions.create(**more, stream=True)
+        assert "".join(p.choices[0].delta.content or "" for p in streamed) == expected
+
+
 @pytest.mark.parametrize(
     ("text", "stops", "expected"),
     [

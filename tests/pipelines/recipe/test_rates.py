@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from models.hub.catalogue import BASE_MODELS, width_of
 from pipelines.cli.main import main
 from pipelines.loading.load import load_recipe
+from pipelines.recipe.rates import chosen_rates, why
 from pipelines.recipe.schema import resolved_yaml
 from pipelines.stages.table import STAGES
 from tests.conftest import tiny_lm, word_tokenizer
@@ -102,3 +104,12 @@ def test_the_plan_says_what_was_chosen_and_why(tmp_path, capsys):
         f"sft: learning_rate 3.0e-03: chosen for LoRA on a base 96 wide ({law}, at most 0.003; Schulman et al. 2025)",
         f"reward: learning_rate 1.8e-03: chosen for LoRA on a base 96 wide ({law} / 3; Schulman et al. 2025)",
     ]
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_virtual_tokens_take_one_rate_whatever_the_width(method: str, tmp_path: Path) -> None:
+    given = {"base": "nobody/knows", "adapter": {"method": method}}
+    assert chosen_rates(given, tmp_path) == {"sft": 3e-2, "reward": 1e-2, "ppo": 3e-3}
+    assert chosen_rates(given | {"base": {"pretrain": {"model": {"width": 64}}}}, tmp_path)["sft"] == 3e-2
+    assert "take 0.03 on every base" in why("sft", "x", method, tmp_path)
+    assert "take 0.03 / 10 on every base" in why("ppo", "x", method, tmp_path)

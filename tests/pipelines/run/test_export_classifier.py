@@ -63,7 +63,11 @@ def exported(
     return export_stage(made.run_dir, "reward", folder / to) if to else folder
 
 
-@pytest.mark.parametrize("method", [name for name, tuning in METHODS.items() if not tuning.copies])
+# before whose rows no virtual tokens stand: such a reward is opened by trivet (`test_virtual_chain`)
+PLAIN = [name for name, tuning in METHODS.items() if not tuning.virtual]
+
+
+@pytest.mark.parametrize("method", [name for name in PLAIN if not METHODS[name].copies])
 def test_a_classifier_gives_the_run_s_scores_up_to_the_constant_beside_it(tmp_path: Path, method: str) -> None:
     own = {k: v for k, v in ADAPTER.items() if k in METHODS[method].settings and (k, method) != ("targets", "ia3")}
     folder = exported(tmp_path, adapter={"method": method} | own)
@@ -85,7 +89,7 @@ def test_a_classifier_gives_the_run_s_scores_up_to_the_constant_beside_it(tmp_pa
     assert stored is not None and stored.residual == (method if method in RESIDUAL else None)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PLAIN)
 def test_a_whole_classifier_gives_the_run_s_scores(tmp_path: Path, method: str) -> None:
     own = {k: v for k, v in ADAPTER.items() if k in METHODS[method].settings and (k, method) != ("targets", "ia3")}
     exported(tmp_path, adapter={"method": method} | own, to=None)

@@ -223,6 +223,7 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...], str]] = {
     "seed": (1, FROM["sft"], "seed (0 -> 1)"),
     "template": ("dialogue", FROM["sft"], "rendering.template"),
     "stop": (["x"], FROM["sft"], "rendering.stop"),
+    "stop_strings": (["x y"], FROM["sft"], "rendering.stop_strings"),
     "adapter__rank": (4, FROM["sft"], "adapter.rank (16 -> 4)"),
     "adapter__targets": (["q_proj"], FROM["sft"], "adapter.targets"),
     "runtime__dtype": ("float32", FROM["sft"], "runtime.dtype"),

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from data.records import Message, Prompt
 from models.backbone.forward import set_gradient_checkpointing
+from reward.model import RewardModel
 from stages import ppo_math as pm
 from tests.conftest import FAMILIES, make_base
 from tests.support.ppo import PROMPTS, RAGGED, Injected, make_ppo
@@ -505,3 +506,46 @@ def test_length_is_learnt_through_credit_at_the_stop_token(tmp_path):
     # some seeds stay at a length of 3. At a constant rate it may be lost again: where all scores are equal, whitened
     # advantages are noise
     assert rows[-1]["objective/scores"] > -1.2
+
+
+def test_a_stop_string_ends_a_row_for_every_number_and_is_not_scored(tmp_path, monkeypatch):
+    """R9, W9: the string's tokens are sampled ones, so all numbers have them; what is scored is the text before it,
+    closed with the stop token as training closes it."""
+    from data.template import Renderer
+
+    free = make_ppo(tmp_path / "free", max_new_tokens=12)
+    with free.base.training("policy", "value"):
+        whole, _ = free.rollout()
+    words = free.base.tokenizer.convert_ids_to_tokens
+    row = next(i for i, ids in enumerate(whole.responses) if len(ids) > 6)
+    first, second = words(whole.responses[row][3:5])
+    string = f"{first} {second}"
+    ppo = make_ppo(tmp_path / "own", max_new_tokens=12)
+    renderer = Renderer(ppo.base.tokenizer, template="dialogue", stop_strings=[string])
+    ppo.context = replace(ppo.context, open_base=lambda: (ppo.base, renderer))
+    with ppo.base.training("policy", "value"):
+        rollout, _ = ppo.rollout()
+    ppo.compute_rewards(rollout)
+    ppo.compute_advantages(rollout)
+    ids = rollout.responses[row]
+    assert ids == whole.responses[row][: len(ids)] and words(ids[-2:]) == [first, second] and len(ids) <= 5
+    assert rollout.finished[row] and rollout.texts[row] == " ".join(words(ids[:-2]))
+    assert rollout.mask.sum(1).tolist() == [len(r) for r in rollout.responses]
+    for numbers in (rollout.logprobs, rollout.ref_logprobs, rollout.values):
+        assert (numbers[row, : len(ids)] != 0).all() and (numbers[row, len(ids) :] == 0).all()
+    penalty = (~rollout.finished).float()
+    assert_close(rollout.scores, rollout.raw_scores - penalty)
+    assert penalty[row] == 0
+    kl = 0.05 * (rollout.logprobs - rollout.ref_logprobs)[row, len(ids) - 1]
+    assert rollout.rewards[row, len(ids) - 1] == pytest.approx((rollout.scores[row] - kl).item(), abs=1e-5)
+
+    asked = []
+
+    def recorded(base, role, queries, responses, *rest):
+        asked.extend(responses)
+        return torch.zeros(len(responses))
+
+    monkeypatch.setattr("reward.model.score_rows", recorded)
+    RewardModel(base=ppo.base, role="value", renderer=renderer).score(rollout.samples(range(8)))
+    assert asked[row] == [*ids[:-2], renderer.stop_ids[0]]
+    assert [a for a, r in zip(asked, rollout.responses, strict=True) if a == r], "others are scored as they are"
