@@ -58,6 +58,29 @@ class PretrainConfig(Config):
     )
 
 
+class ContinuedConfig(Config):
+    """Continued pretraining: the whole base is trained on ``data.documents``, and later stages stand on the result."""
+
+    steps: int = Field(300, ge=1, description="optimizer steps")
+    batch: int = Field(16, ge=1, description="chunks of documents a step, over all processes")
+    context: int | None = Field(
+        None, ge=8, description="tokens of a chunk; null: as many as the base has positions, at most 1,024"
+    )
+    shuffle: bool = Field(True, description="a new order each pass; false: as given")
+    learning_rate: float = Field(1e-4, gt=0, description="peak, of AdamW, for all weights")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of steps in which the rate rises again")
+    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the learning rate left at the end")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay, of matrices")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
+    added_vocabulary: int = Field(
+        0, ge=0, description="tokens that are learnt from the documents and added to the base's, each with a new row"
+    )
+    max_skipped_steps: int | None = Field(
+        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
+    )
+
+
 class SFTConfig(Config):
     """Instruction tuning on demonstrations, run by TRL's SFTTrainer."""
 

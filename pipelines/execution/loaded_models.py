@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -51,10 +51,16 @@ def renderer_of_adapter(adapter: Path, base: SharedBase) -> Renderer | None:
 
 
 class LoadedModels:
-    """Loads what is needed, once."""
+    """Loads what is needed, once.
 
-    def __init__(self, recipe: Recipe, processes: Processes, pretrained: Path | None) -> None:
-        self.recipe, self.processes, self.pretrained = recipe, processes, pretrained
+    Args:
+        recipe: whose stages.
+        processes: that work together.
+        made: folders of the stages that make a base, by stage.
+    """
+
+    def __init__(self, recipe: Recipe, processes: Processes, made: Mapping[str, Path]) -> None:
+        self.recipe, self.processes, self.made = recipe, processes, dict(made)
         self._bases: dict[str, SharedBase] = {}
         self.warn: Callable[[str], None] = warnings.warn
 
@@ -64,15 +70,36 @@ class LoadedModels:
 
     @cached_property
     def spec(self) -> BaseModelSpec:
-        if isinstance(self.recipe.base, str):
-            return resolve_base(self.recipe.base, base_dir=self.recipe.base_dir, new_tokens=self._new_tokens)
-        if self.pretrained is None:
-            raise UserError(
-                "base.pretrain: the base is not there yet; run the pretrain stage or give --input pretrain=PATH"
-            )
-        folder = str(self.pretrained / "model")
-        spec = resolve_base(folder, base_dir=self.recipe.base_dir, new_tokens=self._new_tokens)
-        return spec.model_copy(update={"name": f"pretrained/{self.recipe.name}"})
+        """The base that stages stand on, with the tokens that adapters add."""
+        recipe, tokens = self.recipe, self._new_tokens
+        if recipe.continued is None:
+            return self.first_spec.model_copy(update={"new_tokens": tokens}) if tokens else self.first_spec
+        spec = resolve_base(str(self._folder("continued")), base_dir=recipe.base_dir, new_tokens=tokens)
+        # stops, targets and the like that an entry names hold for what it became
+        kept = self.first_spec if isinstance(recipe.base, str) else spec
+        use = {n: getattr(kept, n) for n in ("lora_targets", "dtype", "chat_template", "stop", "pad_token")}
+        return spec.model_copy(update=use | {"name": f"continued/{recipe.name}"})
+
+    @cached_property
+    def first_spec(self) -> BaseModelSpec:
+        """The base as it is given or made from scratch, before pretraining is continued."""
+        recipe = self.recipe
+        if isinstance(recipe.base, str):
+            return resolve_base(recipe.base, base_dir=recipe.base_dir)
+        spec = resolve_base(str(self._folder("pretrain")), base_dir=recipe.base_dir)
+        return spec.model_copy(update={"name": f"pretrained/{recipe.name}"})
+
+    def _folder(self, stage: str) -> Path:
+        """The model that a stage made.
+
+        Raises:
+            UserError: it is not there yet.
+        """
+        folder = self.made.get(stage)
+        if folder is None:
+            setting = {"pretrain": "base.pretrain"}.get(stage, stage)
+            raise UserError(f"{setting}: the base is not there yet; run the {stage} stage or give --input {stage}=PATH")
+        return folder / "model"
 
     def base(self) -> SharedBase:
         return self._load("base", self.spec)

@@ -107,7 +107,7 @@ def _changed(recipe: Recipe, rendering: Sequence[Line], limits: dict[str, Line])
 
 
 def _details(details: PlanDetails, recipe: Recipe) -> PlanDetails:
-    return PlanDetails(recipe, details.corpus, details.device, details.pretrained, amounts=details.amounts)
+    return PlanDetails(recipe, details.corpus, details.device, details.made, amounts=details.amounts)
 
 
 def _warnings(pipeline: Pipeline, memory: Memory, alone: bool) -> Iterator[str]:
@@ -163,7 +163,7 @@ def _head(wanted: Wanted, details: PlanDetails | None, rendering: Sequence[Line]
 
 def _base_facts(details: PlanDetails) -> str:
     shape, opened = details.shape, details.opened
-    if not isinstance(details.recipe.base, str):
+    if details.recipe.base_stage is not None:
         assert shape is not None
         return f"trained from scratch: {_count(shape.parameters)} parameters"
     if shape is None:

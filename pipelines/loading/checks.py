@@ -251,6 +251,12 @@ def _needs(recipe: Recipe) -> list[Problem]:
                 "write base: {pretrain: {...}} or leave the stage out",
             )
         )
+    if recipe.continued is None and "continued" in stages:
+        out.append((("stages",), "'continued' needs the settings `continued` (continued: {} takes the defaults)"))
+    if recipe.continued is not None and "continued" not in stages:
+        out.append((("continued",), "there are settings, but stages has no 'continued': add the stage or remove them"))
+    if recipe.continued is not None and not data.documents:
+        out.append((("continued",), "trains on data.documents, and there are none: give some, or remove it"))
     if "sft" in stages and not data.demonstrations:
         out.append((("data",), "the sft stage needs data.demonstrations: give them, or leave 'sft' out of stages"))
     if "rankings" in stages and recipe.rankings is None:
@@ -301,6 +307,8 @@ def _context(recipe: Recipe) -> list[Problem]:
             )
         )
     limits = {("sft", "max_tokens"): recipe.sft.max_tokens}
+    if recipe.continued is not None:
+        limits[("continued", "context")] = recipe.continued.context or 0
     if recipe.reward.base == "same":
         limits[("reward", "max_tokens")] = recipe.reward.max_tokens
     if recipe.rankings is not None:

@@ -164,8 +164,8 @@ SAMPLED = (
 DATA = (
     rule(
         "data.documents",
-        acts=lambda r: not isinstance(r.base, str),
-        why="documents are for pretraining, and base is not {pretrain: ...}",
+        acts=lambda r: r.base_stage is not None,
+        why="documents are for pretraining, and there is neither base: {pretrain: ...} nor continued: {...}",
     ),
     rule(
         "data.text_unit",
@@ -395,7 +395,7 @@ def replaced(recipe: Recipe, given: Collection[str]) -> str:
     return f"settings without effect, since {' and '.join(stages)} {are} given (--input {options}): {_some(names)}"
 
 
-WHOLE = {"pretrain": ("base", "pretrain"), "rankings": ("rankings",)}
+WHOLE = {"pretrain": ("base", "pretrain"), "continued": ("continued",), "rankings": ("rankings",)}
 """Stages all of whose settings are their own; what is needed of the others' without them, ``RULES`` says."""
 CARD = ("evaluation", "rankings")  # a given reward model is examined on them as well
 

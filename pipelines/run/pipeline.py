@@ -44,7 +44,7 @@ from pipelines.run.stage_run import StageRun
 from pipelines.run.staleness import StageState, and_remark, state_of
 from pipelines.stages.depends_on import adapter_settings, rendering_of
 from pipelines.stages.keys import base_key, dump, folder_hash, library_versions
-from pipelines.stages.table import STAGES, Here, functions_in_key, left_out_of_keys
+from pipelines.stages.table import STAGES, Here, bases_made, functions_in_key, left_out_of_keys
 from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run, stopped_at_gate
 from pipelines.workspace.store import Store
 from reward.card.gate import failures, stored_card
@@ -165,8 +165,8 @@ class Pipeline:
                 out[need] = self.given[need]
             elif need in self.recipe.stages:
                 out[need] = self.run_dir / STAGES[need].folder
-            elif need == "pretrain":
-                raise UserError("base.pretrain: add 'pretrain' to the stages or give --input pretrain=PATH")
+            elif STAGES[need].role == "base":
+                raise UserError(f"base: its stage is missing; add '{need}' to the stages or give --input {need}=PATH")
         return out
 
     def describe(self, name: str, keys: Mapping[str, str]) -> dict[str, Any]:
@@ -269,12 +269,11 @@ class Pipeline:
 
     def details_after(self, before: Sequence[StagePlan]) -> PlanDetails:
         """The same beside the plans of the stages so far."""
-        folder = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
         return PlanDetails(
             self.recipe,
             self.corpus,
             self.processes.device,
-            folder / "model",
+            bases_made(self.run_dir, self.given),
             before,
             self.processes.world_size,
             tuple(self.given),
@@ -416,10 +415,7 @@ class Pipeline:
 
     @cached_property
     def loaded(self) -> LoadedModels:
-        pretrained = None
-        if not isinstance(self.recipe.base, str):
-            pretrained = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
-        return LoadedModels(self.recipe, self.processes, pretrained)
+        return LoadedModels(self.recipe, self.processes, bases_made(self.run_dir, self.given))
 
     def checked_inputs(self, name: str) -> dict[str, Path]:
         """Folders of the stages that ``name`` takes, their bytes verified.

@@ -8,6 +8,7 @@ from __future__ import annotations
 Curves = tuple[tuple[str, str, str], ...]
 
 PRETRAIN: Curves = (("loss", "Loss", "Nats a token; falls, then flattens."),)
+CONTINUED: Curves = (("loss", "Loss", "Nats a token; falls slowly, since the base knows most of it."),)
 SFT: Curves = (
     ("loss", "Loss", "Nats a token of the demonstrations; falls, then flattens."),
     (

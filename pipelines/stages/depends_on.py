@@ -38,6 +38,10 @@ def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
     return None if isinstance(recipe.base, str) else dump(recipe.base.pretrain, left_out)
 
 
+def continued_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
+    return dump(recipe.continued, left_out)
+
+
 def sft_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
     return dump(recipe.sft, (*_unwatched(recipe.sft), *left_out))
 
@@ -109,6 +113,10 @@ def _files_of_evaluation(recipe: Recipe) -> dict[str, str]:
 
 def pretrain_steps(recipe: Recipe, corpus: Corpus) -> int | None:
     return None if isinstance(recipe.base, str) else recipe.base.pretrain.steps
+
+
+def continued_steps(recipe: Recipe, corpus: Corpus) -> int | None:
+    return None if recipe.continued is None else recipe.continued.steps
 
 
 def sft_steps(recipe: Recipe, corpus: Corpus) -> int:

@@ -14,7 +14,7 @@ from evaluation.adversaries import CONSTANT, adversaries
 from evaluation.systems import parse
 from pipelines.recipe.derived import response_limit
 from pipelines.stages.duration import Effort, Kind, Passes, Sampled, without_nothing
-from pipelines.stages.estimates import CALIBRATED, HELD_OUT, SCORED, Estimator, shares_prompts
+from pipelines.stages.estimates import CALIBRATED, CONTEXT, HELD_OUT, SCORED, Estimator, shares_prompts
 from reward.tables import POOLINGS
 from stages.held_out_cost import evaluated, evaluations
 from stages.settings import RewardConfig, SFTConfig
@@ -56,6 +56,15 @@ def pretrain(e: Estimator) -> Effort:
     p = e.recipe.base.pretrain
     tokens = p.batch * longest_of([min(float(p.model.context), n) for n in e.documents], p.batch)  # with padding
     return Effort(steps=p.steps, pretraining=(p.steps, tokens))
+
+
+def continued(e: Estimator) -> Effort:
+    c = e.recipe.continued
+    assert c is not None
+    tokens = c.batch * longest_of([min(float(c.context or CONTEXT), n) for n in e.documents], c.batch)  # with padding
+    each = Passes(kind="train", count=c.steps, rows=c.batch, tokens=tokens, read=tokens)
+    trained = float(e.shape.parameters) if e.shape is not None else 0.0
+    return Effort(passes=without_nothing((each,)), steps=c.steps, trained=trained, full=True)
 
 
 def sft(e: Estimator) -> Effort:

@@ -31,6 +31,7 @@ SAMPLED = 500  # rows whose length is taken
 TURN = 5  # tokens that a template writes around a turn
 LIBRARIES = 450 << 20  # bytes of Python, torch and the rest on a CPU
 FACTOR = 3
+CONTEXT = 1024  # tokens of a chunk where continued pretraining names no context
 SCORED, HELD_OUT, CALIBRATED = 64, 32, 128  # rows of a pass that scores, that measures a loss, that is centred on
 
 
@@ -192,6 +193,14 @@ class Estimator:
         rows = self._rows(lengths, lengths, p.batch, p.steps)
         mean = statistics.fmean(lengths) if lengths else 0.0
         return Work(tokens=int(p.steps * p.batch * mean), whole=True, train=rows)
+
+    def continued(self) -> Work:
+        c = self.recipe.continued
+        assert c is not None
+        lengths = [min(float(c.context or CONTEXT), n) for n in self.documents]
+        rows = self._rows(lengths, lengths, c.batch, c.steps)
+        mean = statistics.fmean(lengths) if lengths else 0.0
+        return Work(tokens=int(c.steps * c.batch * mean), whole=True, train=rows)
 
     def sft(self) -> Work:
         s, rows, held_out = self.recipe.sft, self.corpus.demonstrations.train, self.corpus.demonstrations.held_out

@@ -19,6 +19,15 @@ def pretrain(context: StageContext, loaded: LoadedModels) -> StageResult:
     return stage.run(context, loaded.recipe.base.pretrain)  # type: ignore[union-attr]
 
 
+def continued(context: StageContext, loaded: LoadedModels) -> StageResult:
+    from models.hub.load import dtype_of
+    from stages import continued as stage
+
+    settings, spec = loaded.recipe.continued, loaded.first_spec
+    assert settings is not None
+    return stage.run(context, settings, spec, dtype_of(spec, loaded.recipe.runtime.dtype, context.processes.device))
+
+
 def sft(context: StageContext, loaded: LoadedModels) -> StageResult:
     from stages import sft as stage
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.common.config import Config
@@ -109,7 +110,11 @@ class Stage:
 
 
 def _base(recipe: Recipe) -> tuple[str, ...]:
-    return () if isinstance(recipe.base, str) else ("pretrain",)
+    return () if recipe.base_stage is None else (recipe.base_stage,)
+
+
+def _first_base(recipe: Recipe) -> tuple[str, ...]:
+    return () if recipe.first_base_stage is None else (recipe.first_base_stage,)
 
 
 def _reward_asks_model(recipe: Recipe) -> bool:
@@ -182,6 +187,30 @@ STAGES: dict[str, Stage] = {
 
         \b
         trivet pretrain my.yaml --set base.pretrain.steps=2000
+        """,
+    ),
+    "continued": Stage(
+        title="Continued pretraining",
+        folder="continued",
+        group="continued",
+        code="stages.continued",
+        run=starts.continued,
+        wanted=lambda recipe, before: recipe.continued is not None,
+        needs=_first_base,
+        depends_on=depends_on.continued_settings,
+        data=("documents",),
+        steps=depends_on.continued_steps,
+        estimate=Estimator.continued,
+        effort=efforts.continued,
+        role="base",
+        on_base=False,
+        curves=curves.CONTINUED,
+        command="""Train a base further on documents, all of its weights.
+
+        Later stages stand on the result. The recipe needs `continued: {...}` and `data.documents`.
+
+        \b
+        trivet continued my.yaml --set continued.steps=1000
         """,
     ),
     "sft": Stage(
@@ -332,6 +361,11 @@ def left_out_of_keys(runtime: RuntimeConfig) -> tuple[str, ...]:
 def folders() -> dict[str, str]:
     """Where a run folder keeps each stage."""
     return {name: stage.folder for name, stage in STAGES.items()}
+
+
+def bases_made(run_dir: Path, given: Mapping[str, Path]) -> dict[str, Path]:
+    """Where a run has each base that it makes, or was given: the folder by the stage's name."""
+    return {n: given.get(n, run_dir / stage.folder) for n, stage in STAGES.items() if stage.role == "base"}
 
 
 def title_of(name: str) -> str:

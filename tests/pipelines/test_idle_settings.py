@@ -476,7 +476,7 @@ def test_the_engine_is_the_plain_one_where_it_is_asked_for(tmp_path: Path) -> No
     word_tokenizer().save_pretrained(tmp_path)
     for engine, fast in (("auto", True), ("plain", False)):
         recipe = load_recipe(PLAIN | {"base": str(tmp_path), "runtime": {"engine": engine}})
-        assert LoadedModels(recipe, Processes("cpu"), None).base().fast is fast
+        assert LoadedModels(recipe, Processes("cpu"), {}).base().fast is fast
 
 
 @pytest.mark.parametrize("keep", [1, 3])

@@ -37,7 +37,7 @@ from stages.ppo.rollout import policy_pass
 from stages.ppo.update import PPO
 from stages.settings import PPOConfig, PretrainConfig, PretrainModel, RankingsConfig, RewardConfig, SFTConfig
 from stages.stage import StageContext
-from stages.training import sft_trainer
+from stages.training import chunks, next_token, sft_trainer
 from tests.conftest import make_base, randomise, tiny_lm, word_tokenizer
 from tests.support.ppo import make_context, make_ppo, make_prompt
 
@@ -139,11 +139,11 @@ def started(folder: Path) -> dict[str, Any]:
     context = context_of(folder, "pretrain", Corpus())
     tokenizer = context.base.tokenizer
     texts = (" ".join(f"w{(i + j) % 30}" for j in range(1 + i * 5 % 9)) for i in range(13))
-    rows = list(pretrain.encode(tokenizer, texts))
+    rows = list(chunks.encode(tokenizer, texts))
     shape = PretrainModel(layers=1, width=16, feed_forward=16, heads=2, context=32)
     config = PretrainConfig(steps=4, batch=5, model=shape, tokenizer="words")
     lm = pretrain.new_model(tokenizer, config, 0)
-    pretrain.train(context, lm, rows, config)
+    next_token.train(context, lm, rows, pretrain.steps_of(lm, config))
     log = (context.out / "metrics.jsonl").read_text().splitlines() if context.processes.is_main else []
     weights = {n: p.detach().flatten().tolist() for n, p in lm.named_parameters()}
     return {"weights": weights, "log": [json.loads(line) for line in log]}

@@ -109,4 +109,4 @@ def test_what_is_said_before_the_first_stage(files):
 def test_one_process_holds_the_whole_base(files):
     """So that exports with ``--merge``, scoring and chat work on a run whose recipe divides the base."""
     recipe = Pipeline.from_recipe(files | {"runtime": files["runtime"] | {"sharding": "fsdp2"}}).recipe
-    assert not LoadedModels(recipe, Processes("cpu"), None).base().divided
+    assert not LoadedModels(recipe, Processes("cpu"), {}).base().divided
