@@ -7,8 +7,8 @@ made of (Gee et al. 2022, https://arxiv.org/abs/2402.09977). Knows nothing of pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -24,7 +24,7 @@ from models.backbone.artifacts import naming
 from models.backbone.forward import check_logit_path, full_copy, set_gradient_checkpointing
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.tensor_files import readable
-from models.hub.limits import check_rows, limits_of_model
+from models.hub.limits import Limits, check_rows, limits_of_model
 from models.hub.load import add_rows, load_lm_and_tokenizer, load_tokenizer
 from models.hub.spec import BaseModelSpec
 from stages.settings import ContinuedConfig
@@ -57,7 +57,9 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
     lm, tokenizer = load_lm_and_tokenizer(spec, torch.float32, context.processes.device)
     lm = full_copy(lm, dtype)
     check_logit_path(lm, spec.name)
-    length = context_of(config, limits_of_model(lm, spec.name).positions)
+    limits = limits_of_model(lm, spec.name)
+    length = context_of(config, limits.positions)
+    check_context(length, limits, context.warn)
     before = losses(context, lm, tokenizer, held_out, length)
 
     added = Learnt((), {})
@@ -81,7 +83,7 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
         if text := count.summary():
             context.say(f"continued pretraining: {text}")
     context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
-    check_rows(limits_of_model(lm, spec.name), rows, "data.documents", "lower continued.context", context.warn)
+    check_ids(lm, lm.name_or_path, rows)
 
     lm.requires_grad_(True)
     set_gradient_checkpointing(lm, context.gradient_checkpointing, context.offload_activations)
@@ -112,6 +114,30 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
 def context_of(config: ContinuedConfig, positions: int | None) -> int:
     """Tokens of a chunk: the recipe's, or the base's positions as far as ``LONGEST``."""
     return config.context or min(LONGEST, positions or LONGEST)
+
+
+def check_context(length: int, limits: Limits, warn: Callable[[str], None]) -> None:
+    """Compare the length of a chunk with the base's positions.
+
+    Raises:
+        UserError: it is beyond a table of them.
+    """
+    if limits.positions is None or length <= limits.positions:
+        return
+    text = f"continued.context: chunks of {length} tokens are longer than the {limits.positions} positions of base"
+    if limits.table:
+        raise UserError(f"{text} {limits.name}: lower it")
+    warn(f"{text} {limits.name}: beyond them it has not been trained, and learns them here")
+
+
+def check_ids(lm: Any, name: str, rows: Sequence[Sequence[int]]) -> None:
+    """Refuse rows with an id that has no embedding.
+
+    Raises:
+        UserError: some tokenizers have added tokens beyond them.
+    """
+    limits = replace(limits_of_model(lm, name), positions=None)
+    check_rows(limits, rows, "data.documents", "", lambda text: None)
 
 
 def planned(
@@ -193,6 +219,7 @@ def losses(context: StageContext, lm: Any, tokenizer: Any, texts: Sequence[str],
         cut = chunks(ids, length)
         rows += cut
         of += [number] * len(cut)
+    check_ids(lm, lm.name_or_path, rows)
     memory = OOMRetry("documents at once", context.warn_alone)
     with memory.reporting(context.bar.phase("held-out documents", len(rows))):
         found = row_nlls(lm, rows, memory)

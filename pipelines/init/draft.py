@@ -163,7 +163,7 @@ def _head(wanted: Wanted, details: PlanDetails | None, rendering: Sequence[Line]
 
 def _base_facts(details: PlanDetails) -> str:
     shape, opened = details.shape, details.opened
-    if details.recipe.base_stage is not None:
+    if not isinstance(details.recipe.base, str):
         assert shape is not None
         return f"trained from scratch: {_count(shape.parameters)} parameters"
     if shape is None:

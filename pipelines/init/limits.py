@@ -50,7 +50,7 @@ def _response_in_evaluation(details: PlanDetails) -> Line | None:
     """A shorter response in evaluation, where the longest held-out prompt leaves no more of a base's table of
     positions: it is refused there, while PPO leaves such prompts out."""
     recipe, base = details.recipe, details.opened
-    if base is None or base.positions is None or "evaluate" not in recipe.stages or recipe.base_stage is not None:
+    if base is None or base.positions is None or "evaluate" not in recipe.stages or not isinstance(recipe.base, str):
         return None
     spec = resolve_base(recipe.base, base_dir=recipe.base_dir)
     folder = local_folder(spec.source, spec.revision)

@@ -31,7 +31,7 @@ def stop_line(details: PlanDetails) -> Line | None:
     all is well, or the base is not on this machine.
     """
     base, recipe = details.opened, details.recipe
-    if base is None or recipe.base_stage is not None:
+    if base is None or not isinstance(recipe.base, str):
         return None
     spec = resolve_base(recipe.base, base_dir=recipe.base_dir)
     folder = local_folder(spec.source, spec.revision)

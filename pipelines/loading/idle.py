@@ -139,16 +139,21 @@ STAGES = (
     rule("adapter", acts=lambda r: has(r, "sft", "reward", "ppo"), why="no stage trains an adapter"),
     rule(
         "runtime.gradient_checkpointing",
-        acts=lambda r: has(r, "sft", "reward", "ppo"),
-        why="it is for the stages sft, reward and ppo, and there are none",
+        acts=lambda r: has(r, "continued", "sft", "reward", "ppo"),
+        why="it is for the stages continued, sft, reward and ppo, and there are none",
     ),
     rule(
         "runtime.offload_activations",
-        acts=lambda r: r.runtime.gradient_checkpointing is not False and has(r, "sft", "reward", "ppo"),
+        acts=lambda r: r.runtime.gradient_checkpointing is not False and has(r, "continued", "sft", "reward", "ppo"),
         why="it is for stages that compute layers again: set runtime.gradient_checkpointing to true",
     ),
     rule(
-        *("runtime.dtype", "runtime.quantize", "runtime.sharding", "runtime.fit", "runtime.engine"),
+        "runtime.dtype",
+        acts=lambda r: has(r, "continued", "sft", "rankings", "reward", "ppo", "evaluate"),
+        why="pretraining is in fp32, and there is no other stage",
+    ),
+    rule(
+        *("runtime.quantize", "runtime.sharding", "runtime.fit", "runtime.engine"),
         *("template", "template_args", "stop"),
         acts=lambda r: has(r, "sft", "rankings", "reward", "ppo", "evaluate"),
         why="pretraining is in fp32, of documents as they are, and there is no other stage",

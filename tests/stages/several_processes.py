@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from data.common.user_functions import load_function
-from data.records import Demonstration, RankedAnswers
+from data.records import Demonstration, Document, RankedAnswers
 from data.splits import Corpus, Split
 from evaluation.best_of import Chooser
 from evaluation.generations import Generations
@@ -27,15 +28,24 @@ from evaluation.held_out import Evaluator, System
 from evaluation.settings import EvaluationConfig
 from models.backbone.logprobs import make_rows
 from models.backbone.processes import Processes
+from models.hub.spec import BaseModelSpec
 from models.roles.shared_base import SharedBase
 from models.sampling.generate import Generated
 from reward.settings import RewardPart
 from reward.terms.composition import compose
-from stages import pretrain, rankings, reward_model, sft
+from stages import continued, pretrain, rankings, reward_model, sft
 from stages.ppo import stage as ppo_stage
 from stages.ppo.rollout import policy_pass
 from stages.ppo.update import PPO
-from stages.settings import PPOConfig, PretrainConfig, PretrainModel, RankingsConfig, RewardConfig, SFTConfig
+from stages.settings import (
+    ContinuedConfig,
+    PPOConfig,
+    PretrainConfig,
+    PretrainModel,
+    RankingsConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from stages.stage import StageContext
 from stages.training import chunks, next_token, sft_trainer
 from tests.conftest import make_base, randomise, tiny_lm, word_tokenizer
@@ -147,6 +157,24 @@ def started(folder: Path) -> dict[str, Any]:
     log = (context.out / "metrics.jsonl").read_text().splitlines() if context.processes.is_main else []
     weights = {n: p.detach().flatten().tolist() for n, p in lm.named_parameters()}
     return {"weights": weights, "log": [json.loads(line) for line in log]}
+
+
+def trained_further(folder: Path) -> dict[str, Any]:
+    """A base trained further, and its loss on held-out documents before and after."""
+    given = folder / f"given-{os.environ.get('RANK', '0')}"
+    tiny_lm("llama", 0, initializer_range=0.1).save_pretrained(given)
+    word_tokenizer().save_pretrained(given)
+    texts = [" ".join(f"w{(i + j) % 30}" for j in range(1 + i * 5 % 9)) for i in range(20)]
+    documents = tuple(Document(text=text, group=text) for text in texts)
+    context = context_of(folder, "continued", Corpus(documents=Split(train=documents[:13], held_out=documents[13:])))
+    config = ContinuedConfig(steps=4, batch=5, context=8, learning_rate=1e-3)
+    result = continued.run(context, config, BaseModelSpec(name="tiny", source=str(given)), torch.float32)
+    log = (context.out / "metrics.jsonl").read_text().splitlines() if context.processes.is_main else []
+    file = context.out / "model" / "model.safetensors"
+    made = load_file(file) if file.is_file() else {}
+    weights = {n: p.flatten().tolist() for n, p in made.items()}
+    losses = {k: v for k, v in result.metrics.items() if k.startswith("held_out_nll")}
+    return {"weights": weights, "log": [json.loads(line) for line in log], "losses": losses}
 
 
 def answered(folder: Path) -> dict[str, Any]:
@@ -283,6 +311,7 @@ def everything(folder: Path) -> dict[str, Any]:
         "world": processes.world_size,
         "untouched": untouched(),
         "pretrain": started(folder),
+        "continued": trained_further(folder),
         "sft": {name: tuned(folder, name, settings) for name, settings in CASES.items()},
         "reward": {f"{size} of {batch}": ranked(folder, size, batch) for size, batch in ((1, 4), (4, 4))},
         "rankings": sampled(folder),

@@ -35,6 +35,15 @@ def test_a_base_from_scratch_is_trained_alike(alone, several):
     assert_same_training(alone["pretrain"], [f["pretrain"] for f in several])
 
 
+def test_a_base_is_trained_further_alike(alone, several):
+    """The main process alone writes the base; the losses before and after are every process's."""
+    written = several[0]["continued"]
+    assert all(not f["continued"]["weights"] for f in several[1:])
+    assert_same_training(alone["continued"], [written])
+    for found in several:
+        assert found["continued"]["losses"] == pytest.approx(alone["continued"]["losses"], rel=1e-5)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_sft_trains_on_the_same_batches(alone, several, case):
     assert_same_training(alone["sft"][case], [f["sft"][case] for f in several])

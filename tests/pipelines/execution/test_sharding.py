@@ -71,7 +71,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def details(files: dict[str, Any], processes: int, **runtime: Any) -> PlanDetails:
     pipeline = Pipeline.from_recipe(files | {"runtime": files["runtime"] | runtime})
-    return PlanDetails(pipeline.recipe, pipeline.corpus, CPU, Path("none"), (), processes)
+    return PlanDetails(pipeline.recipe, pipeline.corpus, CPU, {}, (), processes)
 
 
 def always(found: PlanDetails) -> dict[str, int]:
