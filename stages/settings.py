@@ -126,6 +126,40 @@ class SFTConfig(Config):
     )
 
 
+class DistilConfig(SFTConfig):
+    """Distillation: the run's base learns from a larger model, on that one's responses or by its distributions."""
+
+    teacher: str = Field(
+        description="the stage of another run (its folder), an adapter's or a model's folder, a name or a hub id"
+    )
+    loss: Literal["sequence", "logits"] = Field(
+        "sequence",
+        description="sequence: -log p of the teacher's tokens; logits: forward KL to its distribution, which needs the "
+        "same tokenizer",
+    )
+    temperature: float = Field(1.0, gt=0, description="of both distributions, with loss logits")
+    responses: Literal["teacher", "demonstrations"] = Field(
+        "teacher", description="what is learnt on: the teacher's responses to prompts, or the demonstrations (logits)"
+    )
+    init: Literal["sft", "base"] = Field("sft", description="adapter to start from, where the run has one")
+    prompts: int | None = Field(None, ge=1, description="training prompts that the teacher responds to; null: all")
+    held_out_prompts: int = Field(256, ge=0, description="held-out prompts likewise, for the held-out loss")
+    sampling_temperature: float = Field(
+        0.0, ge=0, description="of the teacher's responses; 0: its highest token each time"
+    )
+    max_new_tokens: int = Field(64, ge=1, description="longest response of the teacher")
+    sampling_batch: int = Field(64, ge=1, description="responses of the teacher that are sampled at once")
+
+    @model_validator(mode="after")
+    def _learns_from_the_teacher(self) -> DistilConfig:
+        if self.loss == "sequence" and self.responses == "demonstrations":
+            raise ValueError(
+                "loss 'sequence' on responses 'demonstrations' takes nothing from the teacher: use loss 'logits', "
+                "responses 'teacher', or the sft stage"
+            )
+        return self
+
+
 class RankingsConfig(Config):
     """Ranked responses made by sampling from the SFT model and asking an annotator (a Python function)."""
 

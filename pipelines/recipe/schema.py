@@ -21,6 +21,7 @@ from models.sampling.settings import RolloutServers
 from stages.settings import (
     CheckpointConfig,
     ContinuedConfig,
+    DistilConfig,
     PPOConfig,
     PretrainConfig,
     RankingsConfig,
@@ -87,6 +88,7 @@ class Recipe(Config):
     adapter: AdapterConfig = AdapterConfig()
     continued: ContinuedConfig | None = Field(None, description="continued pretraining of the base, before the rest")
     sft: SFTConfig = SFTConfig()
+    distil: DistilConfig | None = Field(None, description="distillation of a larger model into this base")
     rankings: RankingsConfig | None = Field(None, description="ranked responses sampled from the SFT model")
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()

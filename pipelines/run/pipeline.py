@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from pipelines.run.amounts import Settled, leaves_open, settled
 from pipelines.run.binding import check_start
 from pipelines.run.data_health import check_data
 from pipelines.run.opened import changed_files
+from pipelines.run.other_runs import open_stage
 from pipelines.run.plan_details import PlanDetails
 from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stage_run import StageRun
@@ -415,7 +416,13 @@ class Pipeline:
 
     @cached_property
     def loaded(self) -> LoadedModels:
-        return LoadedModels(self.recipe, self.processes, bases_made(self.run_dir, self.given))
+        made = LoadedModels(self.recipe, self.processes, bases_made(self.run_dir, self.given))
+        made.open_stage = partial(open_stage, make=Pipeline._of_run, processes=self.processes)
+        return made
+
+    @classmethod
+    def _of_run(cls, run: Path, given: Mapping[str, str]) -> Pipeline:
+        return cls.from_recipe(run / RECIPE, (), run, given, may_idle=True)
 
     def checked_inputs(self, name: str) -> dict[str, Path]:
         """Folders of the stages that ``name`` takes, their bytes verified.

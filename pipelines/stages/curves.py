@@ -18,6 +18,11 @@ SFT: Curves = (
     ),
     ("mean_token_accuracy", "Token accuracy", "Share of tokens predicted; rises."),
 )
+DISTIL: Curves = (
+    ("loss", "Loss", "Nats a token: -log p of the teacher's tokens, or the KL to its distribution; falls."),
+    ("held_out/loss", "Held-out loss", "Of held-out prompts; falls below its start."),
+    ("mean_token_accuracy", "Agreement", "Share of tokens that both models find the likeliest; rises."),
+)
 REWARD: Curves = (
     ("loss", "Loss", "0.69 is a coin's; falls below it."),
     ("held_out/loss", "Held-out loss", "Of rankings that are not trained on; where it rises again, stop."),

@@ -17,7 +17,7 @@ from evaluation.systems import parse
 from models.backbone.settings import AdapterConfig
 from pipelines.recipe.derived import choosing, response_limit
 from pipelines.recipe.schema import Recipe
-from pipelines.stages.keys import dump, folder_hash, rendering_key
+from pipelines.stages.keys import base_key, dump, folder_hash, rendering_key
 from reward.settings import REMOTE_TRAITS, RewardPart
 from stages.settings import RewardConfig, SFTConfig
 
@@ -44,6 +44,16 @@ def continued_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
 
 def sft_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
     return dump(recipe.sft, (*_unwatched(recipe.sft), *left_out))
+
+
+def distil_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
+    """With the teacher's contents: of a folder every byte, and so its manifest, which knows its base's fingerprint."""
+    config = recipe.distil
+    if config is None:
+        return None
+    folder = recipe.base_dir / Path(config.teacher).expanduser()
+    teacher = folder_hash(folder) if folder.is_dir() else base_key(config.teacher, recipe.base_dir)
+    return dump(config, (*_unwatched(config), *left_out)) | {"teacher_files": teacher}
 
 
 HELD_OUT = ("held_out_every", "held_out_rows", "keep", "patience")
@@ -125,6 +135,16 @@ def sft_steps(recipe: Recipe, corpus: Corpus) -> int:
 
 def _batches(rows: int, batch: int, epochs: float) -> int:
     return max(1, round(-(-rows // batch) * epochs))
+
+
+def distil_steps(recipe: Recipe, corpus: Corpus) -> int | None:
+    """Blocks of prompts that the teacher responds to, and optimizer steps."""
+    from stages.distil_cost import blocks, learnt_on
+
+    config = recipe.distil
+    if config is None:
+        return None
+    return blocks(config, corpus) + _batches(learnt_on(config, corpus), config.batch, config.epochs)
 
 
 def rankings_steps(recipe: Recipe, corpus: Corpus) -> int | None:

@@ -16,6 +16,7 @@ from pipelines.recipe.derived import response_limit
 from pipelines.stages.duration import Effort, Kind, Passes, Sampled, without_nothing
 from pipelines.stages.estimates import CALIBRATED, CONTEXT, HELD_OUT, SCORED, Estimator, shares_prompts
 from reward.tables import POOLINGS
+from stages.distil_cost import asked, learnt_on
 from stages.held_out_cost import evaluated, evaluations
 from stages.settings import RewardConfig, SFTConfig
 
@@ -92,6 +93,34 @@ def sft(e: Estimator) -> Effort:
 def _evaluated(config: SFTConfig | RewardConfig, held_out: int, trained: int, steps: float) -> float:
     """Rows that the held-out curve of one training of so many steps computes."""
     return evaluated(config, held_out, trained) * evaluations(config, max(1, math.ceil(steps)))
+
+
+def distil(e: Estimator) -> Effort:
+    """The teacher's part is counted as if it were as large as the student: its shape is not known here."""
+    d = e.recipe.distil
+    assert d is not None
+    rows, prompts = learnt_on(d, e.corpus), asked(d, e.corpus)
+    if d.responses == "teacher":
+        prompt, read = mean(e.prompts), response(e, d.max_new_tokens)[0]
+    else:
+        prompt, read = mean([n for n, _ in e.demonstrations]), mean([n for _, n in e.demonstrations])
+    tokens = min(float(d.max_tokens), prompt + read)
+    each = _micro(min(d.batch, rows), d.micro_batch, tokens, d.batch_tokens)
+
+    def of(kind: Kind, times: float) -> Passes:
+        return Passes(
+            kind=kind, count=times * rows * d.epochs / each, rows=each, tokens=each * tokens, read=each * read
+        )
+
+    steps = rows / d.batch * d.epochs
+    return Effort(
+        passes=without_nothing((of("train", 1), of("read", float(d.loss == "logits")))),
+        sampled=_sampled(e, prompts, d.sampling_batch, d.max_new_tokens),
+        steps=steps,
+        trained=_adapter(e),
+        trainer=True,
+        full=_full(e),
+    )
 
 
 def rankings(e: Estimator) -> Effort:

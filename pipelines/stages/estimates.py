@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from data.records import Message
@@ -22,6 +23,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.stages import memory
 from pipelines.stages.memory import FIELDS, FP32, MOVED, Memory, Numbers, Part, Rows, Sampling
 from pipelines.stages.shapes import Shape, shape_of
+from stages.distil_cost import asked, learnt_on
 
 if TYPE_CHECKING:
     from data.template import Renderer
@@ -230,6 +232,35 @@ class Estimator:
         if keep == "last" or self.shape is None or not self.libraries:
             return {}
         return {"best_weights": FP32 * self.shape.adapter}
+
+    def distil(self) -> Work:
+        d = self.recipe.distil
+        assert d is not None
+        rows, prompts = learnt_on(d, self.corpus), asked(d, self.corpus)
+        if d.responses == "teacher":
+            lengths = [min(float(d.max_tokens), n + d.max_new_tokens) for n in self.prompts]
+            read = [float(d.max_new_tokens)] * len(lengths)
+        else:
+            lengths = [min(float(d.max_tokens), sum(pair)) for pair in self.demonstrations]
+            read = [min(n, answered) for n, (_, answered) in zip(lengths, self.demonstrations, strict=True)]
+        mean = statistics.fmean(lengths) if lengths else 0.0
+        count = min(d.micro_batch, d.batch, max(1, rows))
+        return Work(
+            tokens=int(rows * d.epochs * mean) + prompts * d.max_new_tokens,
+            frozen=("sft",) if "sft" in self.recipe.stages else (),
+            trained=("distilled",),
+            train=self._rows(lengths, read, count, rows * d.epochs / max(1, count)),
+            sampling=self._sampling(self.prompts, min(d.sampling_batch, prompts), d.max_new_tokens)
+            if prompts
+            else None,
+            accumulates=count < min(d.batch, rows),
+            extra=self._best_weights(d.keep) | {"teacher": self._files(d.teacher)},
+        )
+
+    def _files(self, source: str) -> float:
+        """Bytes of the weights of a model, or of an adapter without its base, as far as they lie on this machine."""
+        folder = self.recipe.base_dir / Path(source).expanduser()
+        return float(sum(f.stat().st_size for f in folder.rglob("*.safetensors"))) if folder.is_dir() else 0.0
 
     def rankings(self) -> Work:
         r = self.recipe.rankings

@@ -34,6 +34,18 @@ def sft(context: StageContext, loaded: LoadedModels) -> StageResult:
     return stage.run(context, loaded.recipe.sft)
 
 
+def distil(context: StageContext, loaded: LoadedModels) -> StageResult:
+    from stages import distil as stage
+
+    settings = loaded.recipe.distil
+    assert settings is not None
+    if "sft" in context.inputs:
+        loaded.load("sft", "sft", context.inputs["sft"])
+    opened = loaded.open_model(settings.teacher)
+    teacher = stage.Teacher(name=settings.teacher, base=opened.base, role=opened.role, renderer=opened.renderer)
+    return stage.run(context, settings, teacher)
+
+
 def rankings(context: StageContext, loaded: LoadedModels) -> StageResult:
     from stages import rankings as stage
 
