@@ -334,6 +334,16 @@ class PPOConfig(Config):
     score_clip: float | None = Field(None, gt=0, description="clip the score (never the KL) to plus or minus this")
     value: ValueConfig = ValueConfig()
     value_coef: float = Field(0.1, ge=0, description="weight of the value loss where it shares the policy's trunk")
+    ptx_coef: float = Field(
+        0.0, ge=0, description="weight of a pretraining loss beside PPO's (InstructGPT's gamma, 27.8 there); 0: none"
+    )
+    ptx_data: Literal["documents", "demonstrations"] = Field(
+        "documents", description="what that loss is of: data.documents, or the responses of data.demonstrations"
+    )
+    ptx_batch: int | None = Field(None, ge=1, description="rows of it a step; null: as many as a minibatch has")
+    ptx_max_tokens: int = Field(
+        512, ge=8, description="tokens of such a row: documents come in chunks, demonstrations are cut"
+    )
     critic_warmup: int = Field(0, ge=0, description="first updates that train the value role only")
     holdout_every: int = Field(
         5, ge=1, description="updates between evaluations by the held-out reward model (reward.holdout)"

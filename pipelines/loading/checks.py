@@ -258,6 +258,8 @@ def _needs(recipe: Recipe) -> list[Problem]:
         out.append((("continued",), "there are settings, but stages has no 'continued': add the stage or remove them"))
     if recipe.continued is not None and not data.documents:
         out.append((("continued",), "trains on data.documents, and there are none: give some, or remove it"))
+    if "ppo" in stages and recipe.ppo.ptx_coef and not getattr(data, recipe.ppo.ptx_data):
+        out.append((("ppo", "ptx_data"), f"there are no data.{recipe.ppo.ptx_data}: give some, or leave out ptx_coef"))
     if recipe.distil is None and "distil" in stages:
         out.append((("stages",), "'distil' needs the settings `distil` (at least distil.teacher)"))
     if recipe.distil is not None and "distil" not in stages:

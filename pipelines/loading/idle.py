@@ -171,8 +171,9 @@ SAMPLED = (
 DATA = (
     rule(
         "data.documents",
-        acts=lambda r: r.base_stage is not None,
-        why="documents are for pretraining, and there is neither base: {pretrain: ...} nor continued: {...}",
+        acts=lambda r: r.base_stage is not None or (r.ppo.ptx_coef > 0 and r.ppo.ptx_data == "documents"),
+        why="documents are for pretraining, and there is neither base: {pretrain: ...} nor continued: {...} nor "
+        "ppo.ptx_coef",
     ),
     rule(
         "data.text_unit",
@@ -338,6 +339,13 @@ EVALUATION = (
         why="it is for the reward model's report card, and no stage trains one",
     ),
 )
+PTX = (
+    rule(
+        *(f"ppo.{key}" for key in ("ptx_data", "ptx_batch", "ptx_max_tokens")),
+        acts=lambda r: r.ppo.ptx_coef > 0,
+        why="ppo.ptx_coef is 0, so that no pretraining loss is mixed in",
+    ),
+)
 DISTIL = (
     rule(
         "distil.temperature",
@@ -375,7 +383,7 @@ OTHER = (
         why="byte-level BPE has 260 tokens at least (256 bytes and 4 special ones): raise it to 260 or more",
     ),
 )
-RULES = (*STAGES, *SAMPLED, *DISTIL, *DATA, *ADAPTER, *TRAINING, *PPO, *EVALUATION, *OTHER)
+RULES = (*STAGES, *SAMPLED, *DISTIL, *PTX, *DATA, *ADAPTER, *TRAINING, *PPO, *EVALUATION, *OTHER)
 
 
 def idle(recipe: Recipe, resolved: bool = False) -> list[Problem]:

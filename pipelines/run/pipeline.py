@@ -183,7 +183,7 @@ class Pipeline:
             **({"reward_base": self.reward_base_key} if own_reward_base else {}),
             "rendering": rendering_of(recipe) if stage.on_base else None,
             "adapter": adapter_settings(recipe) if stage.on_base else None,
-            "data": {part: self.corpus.fingerprint(part) for part in stage.data},
+            "data": {part: self.corpus.fingerprint(part) for part in stage.parts(recipe)},
             **({"cleaning": dump(recipe.data.clean)} if stage.data and recipe.data.clean.active else {}),
             **functions_in_key(recipe, name, self.corpus),
             "inputs": dict(keys),

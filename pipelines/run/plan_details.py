@@ -94,7 +94,7 @@ class PlanDetails:
         Raises:
             UserError: the template refuses a row; its file and line are named.
         """
-        rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}
+        rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].parts(self.recipe)}
         steps = STAGES[name].steps(self.recipe, self.corpus)
         tallies = self.tallies(name)
         return {

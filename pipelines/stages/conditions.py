@@ -37,6 +37,11 @@ def evaluation_wanted(recipe: Recipe, before: set[str]) -> bool:
     )
 
 
+def ppo_data(recipe: Recipe) -> tuple[str, ...]:
+    """What PPO reads besides prompts."""
+    return (recipe.ppo.ptx_data,) if recipe.ppo.ptx_coef else ()
+
+
 def annotator(recipe: Recipe) -> list[str]:
     return [recipe.rankings.annotator] if recipe.rankings is not None else []
 

@@ -45,5 +45,6 @@ PPO: Curves = (
     ("rollout/truncated_fraction", "Cut off", "Share of responses at the length limit; stays low."),
     ("ppo/value/explained_variance", "Value: explained variance", "1 is perfect, 0 is useless; rises."),
     ("ppo/policy/clipfrac", "Clipped steps", "Share of tokens at the clip; below 0.3 is usual."),
+    ("ppo/loss/ptx", "Pretraining loss (PTX)", "Nats a token of documents or demonstrations; stays low."),
     ("ppo/policy/approxkl", "Policy change an update", "Nats a token; small and steady."),
 )

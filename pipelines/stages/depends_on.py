@@ -77,6 +77,7 @@ def ppo_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, Any]:
     """PPO's settings without those that say how a remote scorer is asked, so that a longer time-out may resume."""
     # which change nothing where they are null
     unset = tuple(name for name in ("keep_every", "importance_cap") if not getattr(recipe.ppo, name))
+    unset += () if recipe.ppo.ptx_coef else tuple(n for n in type(recipe.ppo).model_fields if n.startswith("ptx_"))
     settings = dump(recipe.ppo, (*unset, *left_out)) | {"reward": _parts(recipe.ppo.reward)}
     monitored = {f"held_out_{k}": v for k, v in _sampled_by(recipe).items()} if recipe.reward.holdout else {}
     return {"ppo": settings, "reward_max_tokens": recipe.reward.max_tokens, **_sampled_by(recipe), **monitored}

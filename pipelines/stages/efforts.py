@@ -204,6 +204,7 @@ def ppo(e: Estimator) -> Effort:
         _scores(p.updates * p.rollouts * w.ensemble * asks, tokens, 1.0 if last else said),
         of("train", p.epochs, True),
         of("train", p.epochs * separate, False),
+        *_ptx(e),
     )
     at_once = p.sampling_batch or p.rollouts
     return Effort(
@@ -214,6 +215,22 @@ def ppo(e: Estimator) -> Effort:
         rest=UPDATE * p.updates,
         full=_full(e),
     )
+
+
+def _ptx(e: Estimator) -> tuple[Passes, ...]:
+    """The pretraining loss that is mixed into PPO."""
+    p = e.recipe.ppo
+    if not p.ptx_coef:
+        return ()
+    if p.ptx_data == "documents":
+        tokens = read = mean([min(float(p.ptx_max_tokens), n) for n in e.documents])
+    else:
+        tokens = mean([min(float(p.ptx_max_tokens), asked + said) for asked, said in e.demonstrations])
+        read = mean([min(tokens, said) for _, said in e.demonstrations])
+    batch = p.ptx_batch or p.rollouts // p.minibatches
+    rows = min(batch, p.micro_batch)
+    count = p.updates * p.epochs * p.minibatches * batch / rows
+    return (Passes(kind="train", count=count, rows=rows, tokens=rows * tokens, read=rows * read),)
 
 
 def evaluate(e: Estimator) -> Effort:

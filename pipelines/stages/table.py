@@ -74,6 +74,8 @@ class Stage:
     """Settings that cut the same sums into other parts: they change memory and time, and nothing beyond the rounding
     of sums. They are in no key; the manifest has them under ``made_with``."""
     sampled: str | None = None  # the setting that says how many responses are sampled at once
+    more_data: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
+    """Parts that it reads where settings say so."""
     random_masks: bool = False  # masks are sampled by forward pass, so that cutting and sharing batches changes them
     functions: Callable[[Recipe], list[str]] = _no_functions
     """The user's functions that it calls: their source is part of its key."""
@@ -90,6 +92,10 @@ class Stage:
     def trains(self) -> bool:
         """Whether it trains a role on a base."""
         return self.role is not None and self.on_base
+
+    def parts(self, recipe: Recipe) -> tuple[str, ...]:
+        """Parts of the corpus that its result depends on."""
+        return (*self.data, *self.more_data(recipe))
 
     def version(self) -> int:
         """That of its code, which is part of its key."""
@@ -278,6 +284,7 @@ STAGES: dict[str, Stage] = {
         needs=conditions.ppo_needs,
         depends_on=depends_on.ppo_settings,
         data=("prompts",),
+        more_data=conditions.ppo_data,
         training_data="prompts",
         steps=depends_on.ppo_steps,
         estimate=Estimator.ppo,

@@ -33,12 +33,13 @@ from models.roles.shared_base import SharedBase
 from models.sampling.generate import Generated
 from reward.settings import RewardPart
 from reward.terms.composition import compose
-from stages import continued, pretrain, rankings, reward_model, sft
+from stages import continued, distil, pretrain, rankings, reward_model, sft
 from stages.ppo import stage as ppo_stage
 from stages.ppo.rollout import policy_pass
 from stages.ppo.update import PPO
 from stages.settings import (
     ContinuedConfig,
+    DistilConfig,
     PPOConfig,
     PretrainConfig,
     PretrainModel,
@@ -66,6 +67,7 @@ ALIGNED: dict[str, dict[str, Any]] = {
     "a row a minibatch": {"rollouts": 2, "minibatches": 2},
     "the same micro-batches": {"rollouts": 6, "minibatches": 2, "micro_batch": 1, "old_logprobs": "recompute"},
     "the same micro-batches by tokens": {"rollouts": 9, "micro_tokens": 20, "old_logprobs": "recompute"},
+    "with a pretraining loss": {"rollouts": 5, "ptx_coef": 2.0, "ptx_batch": 5, "ptx_max_tokens": 8, "micro_batch": 2},
     "one row": {"rollouts": 1, "reward": [FUNCTION | {"normalise": True}]},
     "all answers cut": {"rollouts": 4, "max_new_tokens": 1, "micro_tokens": 30},
     "a function of all rows": {
@@ -177,6 +179,17 @@ def trained_further(folder: Path) -> dict[str, Any]:
     return {"weights": weights, "log": [json.loads(line) for line in log], "losses": losses}
 
 
+def distilled(folder: Path) -> dict[str, Any]:
+    """A student of a teacher on another base, by distributions of what that one says to five prompts."""
+    prompts = tuple(make_prompt(f"w{i} " + "w4 " * (i % 3)) for i in range(7))
+    context = context_of(folder, "distil", Corpus(prompts=Split(train=prompts[:5], held_out=prompts[5:])))
+    base = make_base(seed=5)
+    teacher = distil.Teacher(name="t", base=base, role="base", renderer=context.renderer)
+    settings = {"teacher": "t", "loss": "logits", "epochs": 2, "batch": 3, "micro_batch": 1, "learning_rate": 1e-3}
+    result = distil.run(context, DistilConfig(**settings | {"max_new_tokens": 5, "sampling_temperature": 1.0}), teacher)
+    return ended(context, "distilled") | {"agreement": result.metrics["agreement"]}
+
+
 def answered(folder: Path) -> dict[str, Any]:
     """Evaluation of 5 prompts: samples, greedy answers, the best of 3 by a function, and a gold function's scores."""
     context = context_of(folder, "evaluation", Corpus())
@@ -239,7 +252,9 @@ def sampled(folder: Path) -> list[str]:
 def aligned(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Weights of policy and value, and every response of every rollout, by its prompt."""
     prompts = tuple(make_prompt(f"w{i} w{i + 1} " + "w4 " * (i % 3)) for i in range(9))
-    context = context_of(folder, f"ppo {name}", Corpus(prompts=Split(train=prompts)))
+    documents = tuple(Document(text=" ".join(["w7"] * n), group=str(n)) for n in LENGTHS)
+    corpus = Corpus(prompts=Split(train=prompts), documents=Split(train=documents))
+    context = context_of(folder, f"ppo {name}", corpus)
     context.base.add_role("reference", context.adapter)
     randomise(context.base, "reference", 1)
     seen: list[Any] = []
@@ -312,6 +327,7 @@ def everything(folder: Path) -> dict[str, Any]:
         "untouched": untouched(),
         "pretrain": started(folder),
         "continued": trained_further(folder),
+        "distil": distilled(folder),
         "sft": {name: tuned(folder, name, settings) for name, settings in CASES.items()},
         "reward": {f"{size} of {batch}": ranked(folder, size, batch) for size, batch in ((1, 4), (4, 4))},
         "rankings": sampled(folder),

@@ -170,7 +170,5 @@ def test_without_documents_it_is_refused(tmp_path: Path) -> None:
 def test_chunks_beyond_a_table_of_positions_are_refused(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"context": 99})
     texts = [" ".join(["w1"] * 90)] * 30
-    with pytest.raises(
-        UserError, match=r"continued\.context: chunks of 99 tokens .* 64 positions of base tiny: lower"
-    ):
+    with pytest.raises(UserError, match=r"continued\.context: chunks of 99 tokens .* 64 positions of base tiny: lower"):
         ran(tmp_path, given(tmp_path / "given", "gpt2"), config, texts)

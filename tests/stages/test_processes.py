@@ -44,6 +44,11 @@ def test_a_base_is_trained_further_alike(alone, several):
         assert found["continued"]["losses"] == pytest.approx(alone["continued"]["losses"], rel=1e-5)
 
 
+def test_a_student_is_taught_alike(alone, several):
+    assert_same_training(alone["distil"], [f["distil"] for f in several])
+    assert all(f["distil"]["agreement"] == alone["distil"]["agreement"] for f in several)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_sft_trains_on_the_same_batches(alone, several, case):
     assert_same_training(alone["sft"][case], [f["sft"][case] for f in several])
