@@ -372,7 +372,7 @@ def _some(rows: Sequence[Any]) -> Sequence[Any]:
 
 def partly_rehearsed(corpus: Corpus, chosen: Sequence[str]) -> list[str]:
     """Sentences about parts of the data of which only some rows are rendered before the first stage."""
-    parts = dict.fromkeys(part for name in chosen for part in STAGES[name].parts(recipe) if part != "documents")
+    parts = dict.fromkeys(part for name in chosen for part in STAGES[name].data if part != "documents")
     found = {part: getattr(corpus, part).all for part in parts}
     return [
         f"data.{part}: {len(_some(rows)):,} of {len(rows):,} rows are rendered ahead, evenly spaced; one of the others "

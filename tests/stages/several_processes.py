@@ -67,7 +67,14 @@ ALIGNED: dict[str, dict[str, Any]] = {
     "a row a minibatch": {"rollouts": 2, "minibatches": 2},
     "the same micro-batches": {"rollouts": 6, "minibatches": 2, "micro_batch": 1, "old_logprobs": "recompute"},
     "the same micro-batches by tokens": {"rollouts": 9, "micro_tokens": 20, "old_logprobs": "recompute"},
-    "with a pretraining loss": {"rollouts": 5, "ptx_coef": 2.0, "ptx_batch": 5, "ptx_max_tokens": 8, "micro_batch": 2},
+    "with a pretraining loss": {
+        "rollouts": 5,
+        "micro_batch": 2,
+        "old_logprobs": "recompute",
+        "ptx_coef": 2.0,
+        "ptx_batch": 5,
+        "ptx_max_tokens": 8,
+    },
     "one row": {"rollouts": 1, "reward": [FUNCTION | {"normalise": True}]},
     "all answers cut": {"rollouts": 4, "max_new_tokens": 1, "micro_tokens": 30},
     "a function of all rows": {

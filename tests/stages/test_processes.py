@@ -63,7 +63,8 @@ def test_a_process_short_of_memory_takes_its_part_of_a_step_in_smaller_ones(alon
 def test_the_same_micro_batches_give_the_same_bits(alone, several):
     """11 rows by 6, and then 5: twos, and one left, in one process, in two and in three. The weights are one base's."""
     case = "the same micro-batches"
-    for stage, name in (("sft", case), ("reward", "1 of 4"), ("ppo", case), ("ppo", f"{case} by tokens")):
+    ppo = (case, f"{case} by tokens", "with a pretraining loss")
+    for stage, name in (("sft", case), ("reward", "1 of 4"), *(("ppo", name) for name in ppo)):
         assert_same_training(alone[stage][name], [f[stage][name] for f in several], weights=0.0, metrics=0.0)
 
 
