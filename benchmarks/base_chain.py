@@ -1,6 +1,6 @@
 """A base pretrained, trained further, taught by a larger one, and exported: what each step does to held-out text.
 
-Usage: ``python benchmarks/base_chain.py TEXT --folder DIR [--quick]``. ``TEXT`` is a file of plain text, about a million
+Usage: ``python benchmarks/base_chain.py TEXT --folder DIR [--quick]``. ``TEXT`` is a file of text, about a million
 characters for the numbers of docs/measurements/base_chain.md; DIR takes the runs, the export and result.json.
 
 The text is cut into passages. Three fifths are documents; three tenths are cut in two, a prompt and its continuation,
@@ -30,9 +30,9 @@ from stages.training.chunks import chunks, encode
 PASSAGE = 600  # characters, about
 CONTEXT = 128
 SHARES = (0.6, 0.3)  # of passages: documents, continuations; the rest is held out
-SMALL = {"layers": 2, "width": 64, "feed_forward": 160, "heads": 4, "context": CONTEXT}
-LARGE = {"layers": 3, "width": 128, "feed_forward": 320, "heads": 4, "context": CONTEXT}
-FULL = {"pretrain": 200, "large": 400, "continued": 150, "epochs": 2.0, "added": 128, "vocabulary": 512}
+SMALL = {"layers": 2, "width": 48, "feed_forward": 120, "heads": 4, "context": CONTEXT}
+LARGE = {"layers": 2, "width": 128, "feed_forward": 320, "heads": 4, "context": CONTEXT}
+FULL = {"pretrain": 150, "large": 250, "continued": 100, "epochs": 2.0, "added": 96, "vocabulary": 400}
 QUICK = {"pretrain": 20, "large": 40, "continued": 20, "epochs": 0.5, "added": 16, "vocabulary": 320}
 BATCH = 8
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.common.errors import UserError
 from data.source_settings import as_source
 from data.splits import Corpus, in_holdout
 from evaluation.settings import OPTIMISED
@@ -52,7 +53,10 @@ def distil_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
     if config is None:
         return None
     folder = recipe.base_dir / Path(config.teacher).expanduser()
-    teacher = folder_hash(folder) if folder.is_dir() else base_key(config.teacher, recipe.base_dir)
+    try:
+        teacher = folder_hash(folder) if folder.is_dir() else base_key(config.teacher, recipe.base_dir)
+    except UserError as error:
+        raise UserError(f"distil.teacher: {error}") from None
     return dump(config, (*_unwatched(config), *left_out)) | {"teacher_files": teacher}
 
 

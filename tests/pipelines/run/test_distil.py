@@ -125,7 +125,7 @@ def test_other_kinds_of_teacher(done: Path, tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ("nothing", r"base 'nothing' is not a known name"),
+        ("nothing", r"distil\.teacher: base 'nothing' is not a known name"),
         ("large", r"large: is a run; name the folder of one of its stages pretrain, continued, sft, distil, ppo"),
     ],
 )
