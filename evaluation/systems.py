@@ -12,8 +12,13 @@ from evaluation.metric_table import metric_names
 from evaluation.settings import OPTIMISED, PROMPTED, EvaluationConfig
 
 Kind = Literal["role", "checkpoint", "best_of", "path", "prompted"]
-KNOWN = "base, sft, ppo, ppo@N (a kept checkpoint), best_of_N, best_of_N:NAME, prompted:NAME, path:DIR"
-ROLES = {"base": "base", "sft": "reference", "ppo": "policy"}  # a stage's model -> its role on the shared base
+KNOWN = "base, sft, distil, ppo, ppo@N (a kept checkpoint), best_of_N, best_of_N:NAME, prompted:NAME, path:DIR"
+ROLES = {
+    "base": "base",
+    "sft": "reference",
+    "distil": "distilled",
+    "ppo": "policy",
+}  # a stage's model -> its role on the shared base
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,29 @@ class PretrainConfig(Config):
     )
 
 
+class ContinuedConfig(Config):
+    """Continued pretraining: the whole base is trained on ``data.documents``, and later stages stand on the result."""
+
+    steps: int = Field(300, ge=1, description="optimizer steps")
+    batch: int = Field(16, ge=1, description="chunks of documents a step, over all processes")
+    context: int | None = Field(
+        None, ge=8, description="tokens of a chunk; null: as many as the base has positions, at most 1,024"
+    )
+    shuffle: bool = Field(True, description="a new order each pass; false: as given")
+    learning_rate: float = Field(1e-4, gt=0, description="peak, of AdamW, for all weights")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of steps in which the rate rises again")
+    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the learning rate left at the end")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay, of matrices")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
+    added_vocabulary: int = Field(
+        0, ge=0, description="tokens that are learnt from the documents and added to the base's, each with a new row"
+    )
+    max_skipped_steps: int | None = Field(
+        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
+    )
+
+
 class SFTConfig(Config):
     """Instruction tuning on demonstrations, run by TRL's SFTTrainer."""
 
@@ -101,6 +124,40 @@ class SFTConfig(Config):
     max_skipped_steps: int | None = Field(
         20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
     )
+
+
+class DistilConfig(SFTConfig):
+    """Distillation: the run's base learns from a larger model, on that one's responses or by its distributions."""
+
+    teacher: str = Field(
+        description="the stage of another run (its folder), an adapter's or a model's folder, a name or a hub id"
+    )
+    loss: Literal["sequence", "logits"] = Field(
+        "sequence",
+        description="sequence: -log p of the teacher's tokens; logits: forward KL to its distribution, which needs the "
+        "same tokenizer",
+    )
+    temperature: float = Field(1.0, gt=0, description="of both distributions, with loss logits")
+    responses: Literal["teacher", "demonstrations"] = Field(
+        "teacher", description="what is learnt on: the teacher's responses to prompts, or the demonstrations (logits)"
+    )
+    init: Literal["sft", "base"] = Field("sft", description="adapter to start from, where the run has one")
+    prompts: int | None = Field(None, ge=1, description="training prompts that the teacher responds to; null: all")
+    held_out_prompts: int = Field(256, ge=0, description="held-out prompts likewise, for the held-out loss")
+    sampling_temperature: float = Field(
+        0.0, ge=0, description="of the teacher's responses; 0: its highest token each time"
+    )
+    max_new_tokens: int = Field(64, ge=1, description="longest response of the teacher")
+    sampling_batch: int = Field(64, ge=1, description="responses of the teacher that are sampled at once")
+
+    @model_validator(mode="after")
+    def _learns_from_the_teacher(self) -> DistilConfig:
+        if self.loss == "sequence" and self.responses == "demonstrations":
+            raise ValueError(
+                "loss 'sequence' on responses 'demonstrations' takes nothing from the teacher: use loss 'logits', "
+                "responses 'teacher', or the sft stage"
+            )
+        return self
 
 
 class RankingsConfig(Config):
@@ -277,6 +334,16 @@ class PPOConfig(Config):
     score_clip: float | None = Field(None, gt=0, description="clip the score (never the KL) to plus or minus this")
     value: ValueConfig = ValueConfig()
     value_coef: float = Field(0.1, ge=0, description="weight of the value loss where it shares the policy's trunk")
+    ptx_coef: float = Field(
+        0.0, ge=0, description="weight of a pretraining loss beside PPO's (InstructGPT's gamma, 27.8 there); 0: none"
+    )
+    ptx_data: Literal["documents", "demonstrations"] = Field(
+        "documents", description="what that loss is of: data.documents, or the responses of data.demonstrations"
+    )
+    ptx_batch: int | None = Field(None, ge=1, description="rows of it a step; null: as many as a minibatch has")
+    ptx_max_tokens: int = Field(
+        512, ge=8, description="tokens of such a row: documents come in chunks, demonstrations are cut"
+    )
     critic_warmup: int = Field(0, ge=0, description="first updates that train the value role only")
     holdout_every: int = Field(
         5, ge=1, description="updates between evaluations by the held-out reward model (reward.holdout)"

@@ -80,26 +80,33 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
 
 
 def held_out_curve(
-    context: StageContext, config: SFTConfig, rows: Sequence[Encoded], held_out: Sequence[Encoded]
+    context: StageContext,
+    config: SFTConfig,
+    rows: Sequence[Encoded],
+    held_out: Sequence[Encoded],
+    role: str = "sft",
+    key: str = "sft",
+    name: str = "SFT",
 ) -> HeldOutCurve | None:
-    """The curve of this training; None where nothing is held out, or the recipe asks for none.
+    """The curve of a role's training; None where nothing is held out, or the recipe asks for none. ``key`` and ``name``
+    are what messages call the settings and the training.
 
     Raises:
         UserError: weights are chosen, or training stops, by held-out rows that are not there.
     """
-    require_held_out(config, "sft", "demonstrations", len(held_out))
+    require_held_out(config, key, "demonstrations" if role == "sft" else "prompts", len(held_out))
     some = chosen(held_out, config, len(rows))
     if not some:
         return None
     return HeldOutCurve(
         context,
         config,
-        "sft",
-        "SFT",
+        key,
+        name,
         some,
         len(held_out),
         [prompt_of(row) for row in some],
-        context.base.parameters_of("sft"),
+        context.base.parameters_of(role),
     )
 
 
@@ -117,14 +124,18 @@ def encode(
 
 
 def encode_demonstrations(
-    renderer: Renderer, demonstrations: Sequence[Demonstration], config: SFTConfig, unit: str = "demonstrations"
+    renderer: Renderer,
+    demonstrations: Sequence[Demonstration],
+    config: SFTConfig,
+    unit: str = "demonstrations",
+    key: str = "sft",
 ) -> tuple[Sequence[Encoded], Tally]:
-    """Rows with at least one supervised token, and the count of all.
+    """Rows with at least one supervised token, and the count of all; ``key`` is what messages call the settings.
 
     Raises:
         UserError: the template refuses a conversation; its file and line are named.
     """
-    kept, tally = labelled_store(), Tally(unit=unit, key="sft.max_tokens", limit=config.max_tokens)
+    kept, tally = labelled_store(), Tally(unit=unit, key=f"{key}.max_tokens", limit=config.max_tokens)
     for place, d in enumerate(each(demonstrations, f"rendering {unit}")):
         with located(d.prompt.source):
             row = renderer.conversation(
@@ -139,21 +150,42 @@ def encode_demonstrations(
     return kept, tally
 
 
-def make_trainer(context: StageContext, rows: Sequence[Encoded], config: SFTConfig, saved: State | None = None) -> Any:
-    """TRL's trainer of the entered role, with nothing left to its own preparation; ``saved``: where it resumes."""
+def make_trainer(
+    context: StageContext,
+    rows: Sequence[Encoded],
+    config: SFTConfig,
+    saved: State | None = None,
+    role: str = "sft",
+    key: str = "sft",
+    name: str = "SFT",
+    start: Start | None = None,
+    make: Callable[..., Any] | None = None,
+) -> Any:
+    """TRL's trainer of the entered role, with nothing left to its own preparation.
+
+    Args:
+        context: of the stage.
+        rows: to train on.
+        config: the stage's settings.
+        saved: where it resumes.
+        role: that is entered.
+        key, name: what messages call the settings and the training.
+        start: where training starts, instead of ``saved``.
+        make: another trainer than ``ResponseTrainer``.
+    """
     from trl import SFTConfig as TrlConfig
 
     from stages.training.sft_trainer import ResponseTrainer
 
     base = context.base
-    model: Any = base.copies.get("sft", base.lm if "sft" in base.prompt_configs else base.peft)
+    model: Any = base.copies.get(role, base.lm if role in base.prompt_configs else base.peft)
     if base.peft is not None:
-        base.peft.active_adapter = "sft"  # what PeftModel.forward asks for; the layers themselves are selected already
-    settings = trainer_settings(context, config, len(rows), "sft")
-    run = TrainingRun(context, config, "sft", "SFT", base.parameters_of("sft"), Start(saved=saved))
-    return ResponseTrainer(
+        base.peft.active_adapter = role  # what PeftModel.forward asks for; the layers themselves are selected already
+    settings = trainer_settings(context, config, len(rows), key)
+    run = TrainingRun(context, config, key, name, base.parameters_of(role), start or Start(saved=saved))
+    return (make or ResponseTrainer)(
         run,
-        lm=base.copies.get("sft", base.lm),
+        lm=base.copies.get(role, base.lm),
         fast=base.fast,
         batch_tokens=config.batch_tokens,
         model=model,

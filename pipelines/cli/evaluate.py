@@ -167,8 +167,8 @@ def _in_another_folder(
     there = {name: run.run_dir / stage.folder for name, stage in STAGES.items() if stage.role is not None}
     own = {name: str(path) for name, path in there.items() if (path / MANIFEST).is_file()}
     inputs = own | {name: str(path) for name, path in run.given.items()} | dict(given)
-    if isinstance(recipe.base, str):
-        inputs.pop("pretrain", None)
+    for name in (n for n, stage in STAGES.items() if stage.role == "base" and n != recipe.base_stage):
+        inputs.pop(name, None)
     tag = hashlib.sha256("\n".join([*changes, *map(str, sorted(given.items()))]).encode()).hexdigest()[:8]
     pipeline = Pipeline(recipe, run_dir or run.run_dir / "evaluations" / tag, inputs)
     pipeline.generations = run.generations  # what the run's systems said already

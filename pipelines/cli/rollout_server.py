@@ -39,8 +39,8 @@ def command_line(recipe: Recipe, python: str, host: str, port: int, more: Sequen
     from models.hub.load import dtype_of
     from models.hub.registry import resolve_base
 
-    if not isinstance(recipe.base, str):
-        raise UserError("base: {pretrain: ...} is made by the run, and a server needs its weights: name a folder")
+    if not isinstance(recipe.base, str) or recipe.continued is not None:
+        raise UserError("base: is made by the run, and a server needs its weights: name the folder that it was made in")
     rank = next((r for r in RANKS if r >= recipe.adapter.written_rank), None)
     if rank is None:
         raise UserError(f"adapter.rank: vLLM takes ranks up to {RANKS[-1]}, not {recipe.adapter.written_rank}")

@@ -230,6 +230,8 @@ def make_evaluator(context: StageContext, loaded: LoadedModels) -> Evaluator:
     base = loaded.base()
     if "sft" in context.inputs:
         loaded.load("sft", "reference", context.inputs["sft"])
+    if "distil" in context.inputs:
+        loaded.load("distil", "distilled", context.inputs["distil"])
     if "ppo" in context.inputs:
         loaded.load("ppo", "policy", context.inputs["ppo"])
     return Evaluator(

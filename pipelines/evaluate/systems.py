@@ -113,7 +113,7 @@ def _of_path(loaded: LoadedModels, of_run: System, named: Named, folder: Path) -
         return replace(of_run, base=base, renderer=renderer, role="model")
     if (folder / MANIFEST).is_file() and (folder / MODEL / "config.json").is_file():
         if (folder / MODEL / "tokenizer.json").is_file() and not of_run.base.copies:
-            trained = read_object(folder / MANIFEST).get("stage") != "pretrain"
+            trained = read_object(folder / MANIFEST).get("stage") not in ("pretrain", "continued")
             base, renderer = _load(loaded, _spec(folder / MODEL), trained)
             return replace(of_run, base=base, renderer=renderer)
         return replace(of_run, role=_add(loaded, of_run.base, str(folder), folder))

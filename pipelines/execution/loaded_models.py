@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from models.hub.limits import check_stops, stop_ids_in, stop_strings_in
 from models.hub.load import dtype_of, folder_of_spec, load_tokenizer
 from models.hub.registry import BaseModelSpec, resolve_base
 from models.hub.validate import elements_of
+from models.roles.files import CONFIG, new_tokens_of
 from models.roles.shared_base import SharedBase
 from pipelines.execution.sharding import is_divided
 from pipelines.recipe.schema import Recipe
@@ -56,13 +58,29 @@ def renderer_of_adapter(adapter: Path, base: SharedBase) -> Renderer | None:
     return renderer
 
 
-class LoadedModels:
-    """Loads what is needed, once."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedModel:
+    """A model on a base of its own: the role that it is there, and how it is asked."""
 
-    def __init__(self, recipe: Recipe, processes: Processes, pretrained: Path | None) -> None:
-        self.recipe, self.processes, self.pretrained = recipe, processes, pretrained
+    base: SharedBase
+    role: str
+    renderer: Renderer
+
+
+class LoadedModels:
+    """Loads what is needed, once.
+
+    Args:
+        recipe: whose stages.
+        processes: that work together.
+        made: folders of the stages that make a base, by stage.
+    """
+
+    def __init__(self, recipe: Recipe, processes: Processes, made: Mapping[str, Path]) -> None:
+        self.recipe, self.processes, self.made = recipe, processes, dict(made)
         self._bases: dict[str, SharedBase] = {}
         self.warn: Callable[[str], None] = warnings.warn
+        self.open_stage: Callable[[Path], OpenedModel | None] = lambda folder: None  # of other runs; the runner knows
 
     @property
     def _new_tokens(self) -> tuple[str, ...]:
@@ -70,15 +88,36 @@ class LoadedModels:
 
     @cached_property
     def spec(self) -> BaseModelSpec:
-        if isinstance(self.recipe.base, str):
-            return resolve_base(self.recipe.base, base_dir=self.recipe.base_dir, new_tokens=self._new_tokens)
-        if self.pretrained is None:
-            raise UserError(
-                "base.pretrain: the base is not there yet; run the pretrain stage or give --input pretrain=PATH"
-            )
-        folder = str(self.pretrained / "model")
-        spec = resolve_base(folder, base_dir=self.recipe.base_dir, new_tokens=self._new_tokens)
-        return spec.model_copy(update={"name": f"pretrained/{self.recipe.name}"})
+        """The base that stages stand on, with the tokens that adapters add."""
+        recipe, tokens = self.recipe, self._new_tokens
+        if recipe.continued is None:
+            return self.first_spec.model_copy(update={"new_tokens": tokens}) if tokens else self.first_spec
+        spec = resolve_base(str(self._folder("continued")), base_dir=recipe.base_dir, new_tokens=tokens)
+        # stops, targets and the like that an entry names hold for what it became
+        kept = self.first_spec if isinstance(recipe.base, str) else spec
+        use = {n: getattr(kept, n) for n in ("lora_targets", "dtype", "chat_template", "stop", "pad_token")}
+        return spec.model_copy(update=use | {"name": f"continued/{recipe.name}"})
+
+    @cached_property
+    def first_spec(self) -> BaseModelSpec:
+        """The base as it is given or made from scratch, before pretraining is continued."""
+        recipe = self.recipe
+        if isinstance(recipe.base, str):
+            return resolve_base(recipe.base, base_dir=recipe.base_dir)
+        spec = resolve_base(str(self._folder("pretrain")), base_dir=recipe.base_dir)
+        return spec.model_copy(update={"name": f"pretrained/{recipe.name}"})
+
+    def _folder(self, stage: str) -> Path:
+        """The model that a stage made.
+
+        Raises:
+            UserError: it is not there yet.
+        """
+        folder = self.made.get(stage)
+        if folder is None:
+            setting = {"pretrain": "base.pretrain"}.get(stage, stage)
+            raise UserError(f"{setting}: the base is not there yet; run the {stage} stage or give --input {stage}=PATH")
+        return folder / "model"
 
     def base(self) -> SharedBase:
         return self._load("base", self.spec)
@@ -148,6 +187,31 @@ class LoadedModels:
         spec = resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=self._new_tokens)
         base = self._load("reward", spec)
         return base, self._renderer(base, "auto", ())
+
+    def open_model(self, source: str) -> OpenedModel:
+        """Any model on a base of its own, which nobody else holds: a stage of a run, an adapter, or a whole model.
+
+        Args:
+            source: its folder, from the recipe's; or a name or hub id of a whole model.
+
+        Raises:
+            UserError: there is nothing that can be loaded.
+        """
+        folder = (self.recipe.base_dir / Path(source).expanduser()).resolve()
+        if (found := self.open_stage(folder) if folder.is_dir() else None) is not None:
+            return found
+        adapter = folder if (folder / CONFIG).is_file() else None
+        named = str(read_object(folder / CONFIG).get("base_model_name_or_path") or "") if adapter else source
+        if adapter is not None and not named:
+            raise UserError(f"{folder / CONFIG}: names no base; give the stage's folder in its run, or a merged export")
+        tokens = () if adapter is None else new_tokens_of(adapter)
+        base = self.load_other(resolve_base(named, base_dir=self.recipe.base_dir, new_tokens=tokens))
+        own = renderer_of_adapter(adapter, base) if adapter is not None else None
+        template = "auto" if base.tokenizer.chat_template else self.recipe.template_source
+        renderer = own or self._renderer(base, template, ())
+        if adapter is not None:
+            base.load_role("model", adapter)
+        return OpenedModel(base=base, role="base" if adapter is None else "model", renderer=renderer)
 
     def clear(self, warn: Callable[[str], None] = warnings.warn) -> None:
         """Drop every role and give memory back before a stage, whose warnings go to ``warn``."""

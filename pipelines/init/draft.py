@@ -107,7 +107,7 @@ def _changed(recipe: Recipe, rendering: Sequence[Line], limits: dict[str, Line])
 
 
 def _details(details: PlanDetails, recipe: Recipe) -> PlanDetails:
-    return PlanDetails(recipe, details.corpus, details.device, details.pretrained, amounts=details.amounts)
+    return PlanDetails(recipe, details.corpus, details.device, details.made, amounts=details.amounts)
 
 
 def _warnings(pipeline: Pipeline, memory: Memory, alone: bool) -> Iterator[str]:

@@ -94,7 +94,7 @@ def _spell_out_terms(group: dict[str, Any], key: str) -> None:
 
 def _shrink_limits(data: dict[str, Any], context: int) -> None:
     """Limits that are not given fit into the ``context`` of a base from scratch."""
-    for stage in ("sft", "reward"):
+    for stage in ("sft", "reward", *(("distil",) if data.get("distil") else ())):
         if isinstance(data.setdefault(stage, {}), dict):
             data[stage].setdefault("max_tokens", max(8, min(CONVERSATION, context)))
     new = _group(data, "ppo").get("max_new_tokens", NEW_TOKENS)
@@ -212,7 +212,8 @@ def _adapter(recipe: Recipe) -> list[Problem]:
         why = f"lm-eval is given whole models, and the virtual tokens of '{adapter.method}' are no weights of one"
         out.append((("evaluation", "lm_eval", "systems"), f"{why}: write [base], or use another adapter.method"))
     if adapter.tuning.residual:
-        decays = [key for key in Recipe.model_fields if getattr(getattr(recipe, key), "weight_decay", 0.0)]
+        trained = [key for key in Recipe.model_fields if key != "continued"]  # which trains no adapter
+        decays = [key for key in trained if getattr(getattr(recipe, key), "weight_decay", 0.0)]
         why = f"would shrink the half of a '{adapter.method}' adapter that is never trained: remove it, or use 'lora'"
         out += [((key, "weight_decay"), why) for key in decays]
     if isinstance(recipe.base, str) or isinstance(adapter.layers, str) or "layers" not in adapter.tuning.settings:
@@ -264,6 +265,20 @@ def _needs(recipe: Recipe) -> list[Problem]:
                 "write base: {pretrain: {...}} or leave the stage out",
             )
         )
+    if recipe.continued is None and "continued" in stages:
+        out.append((("stages",), "'continued' needs the settings `continued` (continued: {} takes the defaults)"))
+    if recipe.continued is not None and "continued" not in stages:
+        out.append((("continued",), "there are settings, but stages has no 'continued': add the stage or remove them"))
+    if recipe.continued is not None and not data.documents:
+        out.append((("continued",), "trains on data.documents, and there are none: give some, or remove it"))
+    if "ppo" in stages and recipe.ppo.ptx_coef and not getattr(data, recipe.ppo.ptx_data):
+        out.append((("ppo", "ptx_data"), f"there are no data.{recipe.ppo.ptx_data}: give some, or leave out ptx_coef"))
+    if recipe.distil is None and "distil" in stages:
+        out.append((("stages",), "'distil' needs the settings `distil` (at least distil.teacher)"))
+    if recipe.distil is not None and "distil" not in stages:
+        out.append((("distil",), "there are settings, but stages has no 'distil': add the stage or remove them"))
+    if recipe.distil is not None and recipe.distil.responses == "demonstrations" and not data.demonstrations:
+        out.append((("distil", "responses"), "there are no data.demonstrations: give some, or use 'teacher'"))
     if "sft" in stages and not data.demonstrations:
         out.append((("data",), "the sft stage needs data.demonstrations: give them, or leave 'sft' out of stages"))
     if "rankings" in stages and recipe.rankings is None:
@@ -316,6 +331,10 @@ def _context(recipe: Recipe) -> list[Problem]:
             )
         )
     limits = {("sft", "max_tokens"): recipe.sft.max_tokens}
+    if recipe.distil is not None:
+        limits[("distil", "max_tokens")] = recipe.distil.max_tokens
+    if recipe.continued is not None:
+        limits[("continued", "context")] = recipe.continued.context or 0
     if recipe.reward.base == "same":
         limits[("reward", "max_tokens")] = recipe.reward.max_tokens
     if recipe.rankings is not None:

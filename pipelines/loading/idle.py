@@ -136,21 +136,28 @@ STAGES = (
         why="no stage ppo: add it to stages",
     ),
     rule("evaluation", acts=lambda r: has(r, "evaluate"), why="no stage evaluate: add it to stages"),
-    rule("adapter", acts=lambda r: has(r, "sft", "reward", "ppo"), why="no stage trains an adapter"),
+    rule("adapter", acts=lambda r: has(r, "sft", "distil", "reward", "ppo"), why="no stage trains an adapter"),
     rule(
         "runtime.gradient_checkpointing",
-        acts=lambda r: has(r, "sft", "reward", "ppo"),
-        why="it is for the stages sft, reward and ppo, and there are none",
+        acts=lambda r: has(r, "continued", "sft", "distil", "reward", "ppo"),
+        why="it is for the stages continued, sft, distil, reward and ppo, and there are none",
     ),
     rule(
         "runtime.offload_activations",
-        acts=lambda r: r.runtime.gradient_checkpointing is not False and has(r, "sft", "reward", "ppo"),
+        acts=lambda r: (
+            r.runtime.gradient_checkpointing is not False and has(r, "continued", "sft", "distil", "reward", "ppo")
+        ),
         why="it is for stages that compute layers again: set runtime.gradient_checkpointing to true",
     ),
     rule(
-        *("runtime.dtype", "runtime.quantize", "runtime.sharding", "runtime.fit", "runtime.engine"),
+        "runtime.dtype",
+        acts=lambda r: has(r, "continued", "sft", "distil", "rankings", "reward", "ppo", "evaluate"),
+        why="pretraining is in fp32, and there is no other stage",
+    ),
+    rule(
+        *("runtime.quantize", "runtime.sharding", "runtime.fit", "runtime.engine"),
         *("template", "template_args", "stop", "stop_strings"),
-        acts=lambda r: has(r, "sft", "rankings", "reward", "ppo", "evaluate"),
+        acts=lambda r: has(r, "sft", "distil", "rankings", "reward", "ppo", "evaluate"),
         why="pretraining is in fp32, of documents as they are, and there is no other stage",
     ),
 )
@@ -164,8 +171,9 @@ SAMPLED = (
 DATA = (
     rule(
         "data.documents",
-        acts=lambda r: not isinstance(r.base, str),
-        why="documents are for pretraining, and base is not {pretrain: ...}",
+        acts=lambda r: r.base_stage is not None or (r.ppo.ptx_coef > 0 and r.ppo.ptx_data == "documents"),
+        why="documents are for pretraining, and there is neither base: {pretrain: ...} nor continued: {...} nor "
+        "ppo.ptx_coef",
     ),
     rule(
         "data.text_unit",
@@ -331,6 +339,36 @@ EVALUATION = (
         why="it is for the reward model's report card, and no stage trains one",
     ),
 )
+PTX = (
+    rule(
+        *(f"ppo.{key}" for key in ("ptx_data", "ptx_batch", "ptx_max_tokens")),
+        acts=lambda r: r.ppo.ptx_coef > 0,
+        why="ppo.ptx_coef is 0, so that no pretraining loss is mixed in",
+    ),
+)
+DISTIL = (
+    rule(
+        "distil.temperature",
+        acts=lambda r: r.distil is None or r.distil.loss == "logits",
+        why="it softens distributions, and distil.loss 'sequence' compares none",
+    ),
+    rule(
+        *(f"distil.{key}" for key in ("prompts", "held_out_prompts", "sampling_temperature", "max_new_tokens")),
+        "distil.sampling_batch",
+        acts=lambda r: r.distil is None or r.distil.responses == "teacher",
+        why="the teacher does not respond: distil.responses is 'demonstrations'",
+    ),
+    rule(
+        "distil.supervise",
+        acts=lambda r: r.distil is None or r.distil.responses == "demonstrations",
+        why="the teacher responds once to a prompt: distil.responses is 'teacher'",
+    ),
+    rule(
+        "distil.init",
+        acts=lambda r: r.distil is None or has(r, "sft"),
+        why="there is no stage sft, so that it starts from the base",
+    ),
+)
 OTHER = (
     rule(
         "checkpoint.keep",
@@ -345,7 +383,7 @@ OTHER = (
         why="byte-level BPE has 260 tokens at least (256 bytes and 4 special ones): raise it to 260 or more",
     ),
 )
-RULES = (*STAGES, *SAMPLED, *DATA, *ADAPTER, *TRAINING, *PPO, *EVALUATION, *OTHER)
+RULES = (*STAGES, *SAMPLED, *DISTIL, *PTX, *DATA, *ADAPTER, *TRAINING, *PPO, *EVALUATION, *OTHER)
 
 
 def idle(recipe: Recipe, resolved: bool = False) -> list[Problem]:
@@ -395,7 +433,7 @@ def replaced(recipe: Recipe, given: Collection[str]) -> str:
     return f"settings without effect, since {' and '.join(stages)} {are} given (--input {options}): {_some(names)}"
 
 
-WHOLE = {"pretrain": ("base", "pretrain"), "rankings": ("rankings",)}
+WHOLE = {"pretrain": ("base", "pretrain")} | {name: (name,) for name in ("continued", "distil", "rankings")}
 """Stages all of whose settings are their own; what is needed of the others' without them, ``RULES`` says."""
 CARD = ("evaluation", "rankings")  # a given reward model is examined on them as well
 

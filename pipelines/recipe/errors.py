@@ -51,6 +51,12 @@ def known_keys(models: Iterable[type[BaseModel]]) -> dict[str, Any]:
     return {k: f.annotation for m in models for k, f in m.model_fields.items() if not f.exclude}
 
 
+ELSEWHERE: dict[Path, str] = {
+    ("pretrain",): " Pretraining from scratch is base: {pretrain: {...}}, and of a base that is there continued: {...}."
+}
+"""What to write instead of settings that are called otherwise in other projects."""
+
+
 def unknown_keys(data: Any, models: Sequence[type[BaseModel]], path: Path = ()) -> list[Problem]:
     """Every key that no settings class has, with the nearest one that is there."""
     if isinstance(data, list):
@@ -61,7 +67,7 @@ def unknown_keys(data: Any, models: Sequence[type[BaseModel]], path: Path = ()) 
     for key, value in data.items():
         if key not in known:
             where = f" in {_dotted(path)}" if path else ""
-            hint = nearest(str(key), known) or f" Known{where}: {', '.join(known)}."
+            hint = ELSEWHERE.get((*path, key)) or nearest(str(key), known) or f" Known{where}: {', '.join(known)}."
             out.append(((*path, key), f"no such setting.{hint}"))
         elif typing.get_origin(known[key]) is dict and isinstance(value, dict):  # names that the user chooses
             inner = models_in(known[key])

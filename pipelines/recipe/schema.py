@@ -18,7 +18,16 @@ from data.sources import DataConfig
 from evaluation.settings import EvaluationConfig
 from models.backbone.settings import AdapterConfig
 from models.sampling.settings import RolloutServers
-from stages.settings import CheckpointConfig, PPOConfig, PretrainConfig, RankingsConfig, RewardConfig, SFTConfig
+from stages.settings import (
+    CheckpointConfig,
+    ContinuedConfig,
+    DistilConfig,
+    PPOConfig,
+    PretrainConfig,
+    RankingsConfig,
+    RewardConfig,
+    SFTConfig,
+)
 
 
 class FromScratch(Config):
@@ -80,7 +89,9 @@ class Recipe(Config):
     stages: tuple[str, ...] = Field((), description="in order; default: those that the settings call for")
     data: DataConfig = Field(description="demonstrations, rankings, prompts, documents, and what is held out")
     adapter: AdapterConfig = AdapterConfig()
+    continued: ContinuedConfig | None = Field(None, description="continued pretraining of the base, before the rest")
     sft: SFTConfig = SFTConfig()
+    distil: DistilConfig | None = Field(None, description="distillation of a larger model into this base")
     rankings: RankingsConfig | None = Field(None, description="ranked responses sampled from the SFT model")
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()
@@ -91,6 +102,16 @@ class Recipe(Config):
         ("tensorboard",), description="where metrics go besides metrics.jsonl; [] for nowhere"
     )
     base_dir: Path = Field(default_factory=Path.cwd, exclude=True, description="relative paths start here")
+
+    @property
+    def base_stage(self) -> str | None:
+        """The stage whose result is the base of those behind it; None where that is ``base`` itself."""
+        return "continued" if self.continued is not None else self.first_base_stage
+
+    @property
+    def first_base_stage(self) -> str | None:
+        """The stage that makes a base from scratch; None where one is given."""
+        return None if isinstance(self.base, str) else "pretrain"
 
     @property
     def template_source(self) -> TemplateChoice:

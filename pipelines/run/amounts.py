@@ -83,7 +83,7 @@ def _lengths(recipe: Recipe, corpus: Corpus) -> tuple[dict[str, int], dict[str, 
     """``max_new_tokens`` of rankings and PPO, where they are open and some responses show how long one is."""
     stages = [stage for stage in ("rankings", "ppo") if is_open(recipe, stage, "max_new_tokens")]
     responses, unit = _responses(corpus)
-    if not stages or not responses or not isinstance(recipe.base, str):
+    if not stages or not responses or not isinstance(recipe.base, str) or recipe.continued:
         return {}, {}
     spec = resolve_base(recipe.base, base_dir=recipe.base_dir, new_tokens=recipe.adapter.new_tokens)
     base, folder = None, Path(spec.source).is_dir()

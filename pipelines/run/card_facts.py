@@ -170,8 +170,10 @@ def steps_of(artifact: Artifact) -> str:
 
 def base_in_words(pipeline: Pipeline) -> str:
     """The base of a run without the folders of the machine that it lay on."""
-    spec = pipeline.loaded.spec
-    if not isinstance(pipeline.recipe.base, str):
-        return f"a base that the run `{pipeline.recipe.name}` pretrained from scratch"
+    recipe = pipeline.recipe
+    further = f", trained further by the run `{recipe.name}` (continued pretraining)" if recipe.continued else ""
+    if not isinstance(recipe.base, str):
+        return f"a base that the run `{recipe.name}` pretrained from scratch{further}"
+    spec = pipeline.loaded.first_spec
     at = f" at revision `{spec.revision}`" if spec.revision else ""
-    return f"`{spec.name}`, a local folder" if Path(spec.source).is_dir() else f"`{spec.source}`{at}"
+    return (f"`{spec.name}`, a local folder" if Path(spec.source).is_dir() else f"`{spec.source}`{at}") + further

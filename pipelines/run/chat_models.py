@@ -200,10 +200,11 @@ def _identity(pipeline: Any) -> str:
     """What says whether two runs stand on the same base."""
     from models.backbone.artifacts import read_artifact
 
-    if isinstance(pipeline.recipe.base, str):
+    if (stage := pipeline.recipe.base_stage) is None:
         return _named(pipeline.loaded.spec)
-    found = read_artifact(pipeline.loaded.pretrained)
-    made = found.key if found is not None else str(pipeline.loaded.pretrained)
+    folder = pipeline.loaded.made[stage]
+    found = read_artifact(folder)
+    made = found.key if found is not None else str(folder)
     return " ".join([made, *pipeline.recipe.adapter.new_tokens])
 
 
@@ -271,7 +272,7 @@ def _of_model(target: str, compare_with: str | None) -> Room:
             raise UserError(f"{adapter}: names no base; give the base (or a run) and --compare-with {target}")
     settings: dict[str, Any] = {"base": source, "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
     settings["adapter"] = {"new_tokens": list(new_tokens_of(Path(target)))}
-    loaded = LoadedModels(load_recipe(settings), Processes("auto", None), None)
+    loaded = LoadedModels(load_recipe(settings), Processes("auto", None), {})
     base, renderer = loaded.base(), loaded.renderer()
     first = Speaker(name=target, base=base, role="base", renderer=renderer)
     if adapter.is_file():

@@ -14,7 +14,7 @@ from data.doctor.entry import Finding
 from pipelines.execution.progress import Progress
 from pipelines.run.parts import RunParts
 from pipelines.run.plan_details import PlanDetails
-from pipelines.stages.table import STAGES
+from pipelines.stages.table import STAGES, bases_made
 
 KEPT = 20
 """Places of a finding that ``run.json`` keeps."""
@@ -59,8 +59,8 @@ def limits_of(pipeline: RunParts) -> dict[str, dict[str, Any]]:
 
 
 def _details(pipeline: RunParts) -> PlanDetails:
-    folder = pipeline.given.get("pretrain", pipeline.run_dir / STAGES["pretrain"].folder)
-    return PlanDetails(pipeline.recipe, pipeline.corpus, pipeline.processes.device, folder / "model")
+    made = bases_made(pipeline.run_dir, pipeline.given)
+    return PlanDetails(pipeline.recipe, pipeline.corpus, pipeline.processes.device, made)
 
 
 def _named(tokenizer: Any) -> str | None:

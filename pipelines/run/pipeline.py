@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,14 @@ from pipelines.run.amounts import Settled, leaves_open, settled
 from pipelines.run.binding import check_start
 from pipelines.run.data_health import check_data
 from pipelines.run.opened import changed_files
+from pipelines.run.other_runs import open_stage
 from pipelines.run.plan_details import PlanDetails
 from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stage_run import StageRun
 from pipelines.run.staleness import StageState, and_remark, state_of
 from pipelines.stages.depends_on import adapter_settings, rendering_of
 from pipelines.stages.keys import base_key, dump, folder_hash, library_versions
-from pipelines.stages.table import STAGES, Here, functions_in_key, left_out_of_keys
+from pipelines.stages.table import STAGES, Here, bases_made, functions_in_key, left_out_of_keys
 from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run, stopped_at_gate
 from pipelines.workspace.store import Store
 from reward.card.gate import failures, stored_card
@@ -165,8 +166,8 @@ class Pipeline:
                 out[need] = self.given[need]
             elif need in self.recipe.stages:
                 out[need] = self.run_dir / STAGES[need].folder
-            elif need == "pretrain":
-                raise UserError("base.pretrain: add 'pretrain' to the stages or give --input pretrain=PATH")
+            elif STAGES[need].role == "base":
+                raise UserError(f"base: its stage is missing; add '{need}' to the stages or give --input {need}=PATH")
         return out
 
     def describe(self, name: str, keys: Mapping[str, str]) -> dict[str, Any]:
@@ -182,7 +183,7 @@ class Pipeline:
             **({"reward_base": self.reward_base_key} if own_reward_base else {}),
             "rendering": rendering_of(recipe) if stage.on_base else None,
             "adapter": adapter_settings(recipe) if stage.on_base else None,
-            "data": {part: self.corpus.fingerprint(part) for part in stage.data},
+            "data": {part: self.corpus.fingerprint(part) for part in stage.parts(recipe)},
             **({"cleaning": dump(recipe.data.clean)} if stage.data and recipe.data.clean.active else {}),
             **functions_in_key(recipe, name, self.corpus),
             "inputs": dict(keys),
@@ -269,12 +270,11 @@ class Pipeline:
 
     def details_after(self, before: Sequence[StagePlan]) -> PlanDetails:
         """The same beside the plans of the stages so far."""
-        folder = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
         return PlanDetails(
             self.recipe,
             self.corpus,
             self.processes.device,
-            folder / "model",
+            bases_made(self.run_dir, self.given),
             before,
             self.processes.world_size,
             tuple(self.given),
@@ -416,10 +416,13 @@ class Pipeline:
 
     @cached_property
     def loaded(self) -> LoadedModels:
-        pretrained = None
-        if not isinstance(self.recipe.base, str):
-            pretrained = self.given.get("pretrain", self.run_dir / STAGES["pretrain"].folder)
-        return LoadedModels(self.recipe, self.processes, pretrained)
+        made = LoadedModels(self.recipe, self.processes, bases_made(self.run_dir, self.given))
+        made.open_stage = partial(open_stage, make=Pipeline._of_run, processes=self.processes)
+        return made
+
+    @classmethod
+    def _of_run(cls, run: Path, given: Mapping[str, str]) -> Pipeline:
+        return cls.from_recipe(run / RECIPE, (), run, given, may_idle=True)
 
     def checked_inputs(self, name: str) -> dict[str, Path]:
         """Folders of the stages that ``name`` takes, their bytes verified.

@@ -38,14 +38,14 @@ from pipelines.stages.estimates import LIBRARIES, Estimate, Estimator
 from pipelines.stages.memory import Numbers, base_bytes, gathered_bytes
 from pipelines.stages.shapes import Shape, shape_of
 from pipelines.stages.table import STAGES
-from pipelines.stages.tallies import Count, pretrain
+from pipelines.stages.tallies import Count, continued, pretrain
 
 
 @dataclass(frozen=True)
 class PlanDetails:
     """Details of the stages of one recipe.
 
-    ``pretrained`` is where the run's own base lies once it is done; ``before`` the plans of the stages so far;
+    ``made`` is where each base lies that the run makes, once it is done; ``before`` the plans of the stages so far;
     ``processes`` how many work together; ``given`` the stages whose results are given and that take nothing;
     ``amounts`` says of stages what was chosen by their data.
     """
@@ -53,7 +53,7 @@ class PlanDetails:
     recipe: Recipe
     corpus: Corpus
     device: torch.device
-    pretrained: Path
+    made: Mapping[str, Path]
     before: Sequence[Any] = ()
     processes: int = 1
     given: Collection[str] = ()
@@ -94,7 +94,7 @@ class PlanDetails:
         Raises:
             UserError: the template refuses a row; its file and line are named.
         """
-        rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].data}
+        rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].parts(self.recipe)}
         steps = STAGES[name].steps(self.recipe, self.corpus)
         tallies = self.tallies(name)
         return {
@@ -154,12 +154,20 @@ class PlanDetails:
     def opened(self) -> Opened | None:
         """Rendering and positions of the stages, or None where the base is not on this machine yet."""
         recipe = self.recipe
-        stale = any(p.name == "pretrain" and p.status not in ("cached", "given") for p in self.before)
-        if not isinstance(recipe.base, str) and (stale or not self.pretrained.is_dir()):
+        source = self._source(recipe.base_stage)
+        if source is None:
             return None
-        source = recipe.base if isinstance(recipe.base, str) else str(self.pretrained)
         spec = resolve_base(source, base_dir=recipe.base_dir, new_tokens=recipe.adapter.new_tokens)
-        return opened(spec, recipe.template_source, recipe.stop or spec.stop, recipe.adapter.positions)
+        given = resolve_base(recipe.base, base_dir=recipe.base_dir) if isinstance(recipe.base, str) else spec
+        return opened(spec, recipe.template_source, recipe.stop or given.stop, recipe.adapter.positions)
+
+    def _source(self, stage: str | None) -> str | None:
+        """The base that a stage makes, or that the recipe names; None where it is not on this machine yet."""
+        if stage is None:
+            return str(self.recipe.base)
+        stale = any(p.name == stage and p.status not in ("cached", "given") for p in self.before)
+        folder = self.made[stage] / "model"
+        return None if stale or not folder.is_dir() else str(folder)
 
     @cached_property
     def opened_for_reward(self) -> Opened | None:
@@ -172,13 +180,28 @@ class PlanDetails:
 
     def tallies(self, name: str) -> Mapping[str, Count]:
         """What a stage cuts and drops, by group of rows; empty where no tokenizer is there."""
-        if STAGES[name].role == "base":
+        if name == "pretrain":
             return pretrain(self.recipe, self.corpus)
+        if name == "continued":
+            return self._continued()
         tally = STAGES[name].tally
         found = None if tally is None else self.opened_for_reward if STAGES[name].role == "reward" else self.opened
         if tally is None or found is None:
             return {}
         return tally(found.renderer, self.recipe, self.corpus, found.positions)
+
+    def _continued(self) -> Mapping[str, Count]:
+        """Chunks by the tokenizer of the base that is trained further, before further tokens are learnt."""
+        source = self._source(self.recipe.first_base_stage)
+        if source is None or self.recipe.continued is None:
+            return {}
+        spec = resolve_base(source, base_dir=self.recipe.base_dir)
+        folder = local_folder(spec.source, spec.revision)
+        if folder is None:
+            return {}
+        spec = spec.model_copy(update={"source": str(folder)})
+        limits = limits_of_folder(folder, spec.name)
+        return continued(tokenizer_of(spec), None if limits is None else limits.positions, self.recipe, self.corpus)
 
 
 def value_text(value: Any) -> str:

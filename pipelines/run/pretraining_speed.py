@@ -25,7 +25,8 @@ def _step_seconds(config: PretrainConfig, probe: Probe, layers: int, rows: int, 
     """Of one step by the stage's own passes and optimizers."""
     from transformers import LlamaForCausalLM
 
-    from stages.pretrain import backward, model_settings, optimizers_of
+    from stages.pretrain import model_settings, optimizers_of
+    from stages.training.next_token import backward
 
     shape = config.model.model_copy(update={"layers": layers})
     settings = model_settings(shape, min(WORDS, config.vocabulary))

@@ -45,7 +45,7 @@ from pipelines.run.parts import RunParts
 from pipelines.run.stops_rehearsal import doubtful_ends
 from pipelines.stages.depends_on import rendering_of
 from pipelines.stages.keys import differences as changes
-from pipelines.stages.table import STAGES
+from pipelines.stages.table import STAGES, bases_made
 from stages import lineage
 from stages.ppo.stage import none_fits, prompt_limit
 from stages.stage import copy_sentence, prompt_rows
@@ -337,10 +337,10 @@ def value_start(recipe: Recipe) -> str | None:
 
 def _base_of(pipeline: RunParts) -> BaseModelSpec | None:
     """The base, if it is there: one that is made by the run itself is not before its stage."""
-    recipe, tokens = pipeline.recipe, pipeline.recipe.adapter.new_tokens
-    if isinstance(recipe.base, str):
-        return resolve_base(recipe.base, base_dir=recipe.base_dir, new_tokens=tokens)
-    made = pipeline.given.get("pretrain", pipeline.run_dir / STAGES["pretrain"].folder) / "model"
+    recipe, tokens, stage = pipeline.recipe, pipeline.recipe.adapter.new_tokens, pipeline.recipe.base_stage
+    if stage is None:
+        return resolve_base(str(recipe.base), base_dir=recipe.base_dir, new_tokens=tokens)
+    made = bases_made(pipeline.run_dir, pipeline.given)[stage] / "model"
     there = (made / "config.json").is_file()
     return resolve_base(str(made), base_dir=recipe.base_dir, new_tokens=tokens) if there else None
 

@@ -88,7 +88,7 @@ def exported_reward(folder: Path) -> RewardModel:
         raise UserError(f"{folder / CONFIG}: does not say which base the adapter is for ({error!r})") from error
     settings: dict[str, Any] = {"base": str(base_name), "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
     settings["adapter"] = {"new_tokens": list(new_tokens_of(folder))}
-    loaded = LoadedModels(load_recipe(settings), Processes("auto"), None)
+    loaded = LoadedModels(load_recipe(settings), Processes("auto"), {})
     base = loaded.base()
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else base.tokenizer
     own = read_object(folder / SCORING) if (folder / SCORING).is_file() else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 Curves = tuple[tuple[str, str, str], ...]
 
 PRETRAIN: Curves = (("loss", "Loss", "Nats a token; falls, then flattens."),)
+CONTINUED: Curves = (("loss", "Loss", "Nats a token; falls slowly, since the base knows most of it."),)
 SFT: Curves = (
     ("loss", "Loss", "Nats a token of the demonstrations; falls, then flattens."),
     (
@@ -16,6 +17,11 @@ SFT: Curves = (
         "Nats a token of held-out demonstrations; falls below its start.",
     ),
     ("mean_token_accuracy", "Token accuracy", "Share of tokens predicted; rises."),
+)
+DISTIL: Curves = (
+    ("loss", "Loss", "Nats a token: -log p of the teacher's tokens, or the KL to its distribution; falls."),
+    ("held_out/loss", "Held-out loss", "Of held-out prompts; falls below its start."),
+    ("mean_token_accuracy", "Agreement", "Share of tokens that both models find the likeliest; rises."),
 )
 REWARD: Curves = (
     ("loss", "Loss", "0.69 is a coin's; falls below it."),
@@ -39,5 +45,6 @@ PPO: Curves = (
     ("rollout/truncated_fraction", "Cut off", "Share of responses at the length limit; stays low."),
     ("ppo/value/explained_variance", "Value: explained variance", "1 is perfect, 0 is useless; rises."),
     ("ppo/policy/clipfrac", "Clipped steps", "Share of tokens at the clip; below 0.3 is usual."),
+    ("ppo/loss/ptx", "Pretraining loss (PTX)", "Nats a token of documents or demonstrations; stays low."),
     ("ppo/policy/approxkl", "Policy change an update", "Nats a token; small and steady."),
 )

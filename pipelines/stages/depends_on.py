@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.common.errors import UserError
 from data.source_settings import as_source
 from data.splits import Corpus, in_holdout
 from evaluation.settings import OPTIMISED
@@ -17,7 +18,7 @@ from evaluation.systems import parse
 from models.backbone.settings import AdapterConfig
 from pipelines.recipe.derived import choosing, response_limit
 from pipelines.recipe.schema import Recipe
-from pipelines.stages.keys import dump, folder_hash, rendering_key
+from pipelines.stages.keys import base_key, dump, folder_hash, rendering_key
 from reward.settings import REMOTE_TRAITS, RewardPart
 from stages.settings import RewardConfig, SFTConfig
 
@@ -40,8 +41,25 @@ def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
     return None if isinstance(recipe.base, str) else dump(recipe.base.pretrain, left_out)
 
 
+def continued_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
+    return dump(recipe.continued, left_out)
+
+
 def sft_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
     return dump(recipe.sft, (*_unwatched(recipe.sft), *left_out))
+
+
+def distil_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
+    """With the teacher's contents: of a folder every byte, and so its manifest, which knows its base's fingerprint."""
+    config = recipe.distil
+    if config is None:
+        return None
+    folder = recipe.base_dir / Path(config.teacher).expanduser()
+    try:
+        teacher = folder_hash(folder) if folder.is_dir() else base_key(config.teacher, recipe.base_dir)
+    except UserError as error:
+        raise UserError(f"distil.teacher: {error}") from None
+    return dump(config, (*_unwatched(config), *left_out)) | {"teacher_files": teacher}
 
 
 HELD_OUT = ("held_out_every", "held_out_rows", "keep", "patience")
@@ -65,6 +83,7 @@ def ppo_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, Any]:
     """PPO's settings without those that say how a remote scorer is asked, so that a longer time-out may resume."""
     # which change nothing where they are null
     unset = tuple(name for name in ("keep_every", "importance_cap") if not getattr(recipe.ppo, name))
+    unset += () if recipe.ppo.ptx_coef else tuple(n for n in type(recipe.ppo).model_fields if n.startswith("ptx_"))
     settings = dump(recipe.ppo, (*unset, *left_out)) | {"reward": _parts(recipe.ppo.reward)}
     monitored = {f"held_out_{k}": v for k, v in _sampled_by(recipe).items()} if recipe.reward.holdout else {}
     return {"ppo": settings, "reward_max_tokens": recipe.reward.max_tokens, **_sampled_by(recipe), **monitored}
@@ -113,12 +132,26 @@ def pretrain_steps(recipe: Recipe, corpus: Corpus) -> int | None:
     return None if isinstance(recipe.base, str) else recipe.base.pretrain.steps
 
 
+def continued_steps(recipe: Recipe, corpus: Corpus) -> int | None:
+    return None if recipe.continued is None else recipe.continued.steps
+
+
 def sft_steps(recipe: Recipe, corpus: Corpus) -> int:
     return _batches(len(corpus.demonstrations.train), recipe.sft.batch, recipe.sft.epochs)
 
 
 def _batches(rows: int, batch: int, epochs: float) -> int:
     return max(1, round(-(-rows // batch) * epochs))
+
+
+def distil_steps(recipe: Recipe, corpus: Corpus) -> int | None:
+    """Blocks of prompts that the teacher responds to, and optimizer steps."""
+    from stages.distil_cost import blocks, learnt_on
+
+    config = recipe.distil
+    if config is None:
+        return None
+    return blocks(config, corpus) + _batches(learnt_on(config, corpus), config.batch, config.epochs)
 
 
 def rankings_steps(recipe: Recipe, corpus: Corpus) -> int | None:

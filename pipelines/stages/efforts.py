@@ -14,8 +14,9 @@ from evaluation.adversaries import CONSTANT, adversaries
 from evaluation.systems import parse
 from pipelines.recipe.derived import response_limit
 from pipelines.stages.duration import Effort, Kind, Passes, Sampled, without_nothing
-from pipelines.stages.estimates import CALIBRATED, HELD_OUT, SCORED, Estimator, shares_prompts
+from pipelines.stages.estimates import CALIBRATED, CONTEXT, HELD_OUT, SCORED, Estimator, shares_prompts
 from reward.tables import POOLINGS
+from stages.distil_cost import asked, learnt_on
 from stages.held_out_cost import evaluated, evaluations
 from stages.settings import RewardConfig, SFTConfig
 
@@ -58,6 +59,15 @@ def pretrain(e: Estimator) -> Effort:
     return Effort(steps=p.steps, pretraining=(p.steps, tokens))
 
 
+def continued(e: Estimator) -> Effort:
+    c = e.recipe.continued
+    assert c is not None
+    tokens = c.batch * longest_of([min(float(c.context or CONTEXT), n) for n in e.documents], c.batch)  # with padding
+    each = Passes(kind="train", count=c.steps, rows=c.batch, tokens=tokens, read=tokens)
+    trained = float(e.shape.parameters) if e.shape is not None else 0.0
+    return Effort(passes=without_nothing((each,)), steps=c.steps, trained=trained, full=True)
+
+
 def sft(e: Estimator) -> Effort:
     s, corpus = e.recipe.sft, e.corpus.demonstrations
     limit = float(s.max_tokens)
@@ -83,6 +93,34 @@ def sft(e: Estimator) -> Effort:
 def _evaluated(config: SFTConfig | RewardConfig, held_out: int, trained: int, steps: float) -> float:
     """Rows that the held-out curve of one training of so many steps computes."""
     return evaluated(config, held_out, trained) * evaluations(config, max(1, math.ceil(steps)))
+
+
+def distil(e: Estimator) -> Effort:
+    """The teacher's part is counted as if it were as large as the student: its shape is not known here."""
+    d = e.recipe.distil
+    assert d is not None
+    rows, prompts = learnt_on(d, e.corpus), asked(d, e.corpus)
+    if d.responses == "teacher":
+        prompt, read = mean(e.prompts), response(e, d.max_new_tokens)[0]
+    else:
+        prompt, read = mean([n for n, _ in e.demonstrations]), mean([n for _, n in e.demonstrations])
+    tokens = min(float(d.max_tokens), prompt + read)
+    each = _micro(min(d.batch, rows), d.micro_batch, tokens, d.batch_tokens)
+
+    def of(kind: Kind, times: float) -> Passes:
+        return Passes(
+            kind=kind, count=times * rows * d.epochs / each, rows=each, tokens=each * tokens, read=each * read
+        )
+
+    steps = rows / d.batch * d.epochs
+    return Effort(
+        passes=without_nothing((of("train", 1), of("read", float(d.loss == "logits")))),
+        sampled=_sampled(e, prompts, d.sampling_batch, d.max_new_tokens),
+        steps=steps,
+        trained=_adapter(e),
+        trainer=True,
+        full=_full(e),
+    )
 
 
 def rankings(e: Estimator) -> Effort:
@@ -166,6 +204,7 @@ def ppo(e: Estimator) -> Effort:
         _scores(p.updates * p.rollouts * w.ensemble * asks, tokens, 1.0 if last else said),
         of("train", p.epochs, True),
         of("train", p.epochs * separate, False),
+        *_ptx(e),
     )
     at_once = p.sampling_batch or p.rollouts
     return Effort(
@@ -176,6 +215,22 @@ def ppo(e: Estimator) -> Effort:
         rest=UPDATE * p.updates,
         full=_full(e),
     )
+
+
+def _ptx(e: Estimator) -> tuple[Passes, ...]:
+    """The pretraining loss that is mixed into PPO."""
+    p = e.recipe.ppo
+    if not p.ptx_coef:
+        return ()
+    if p.ptx_data == "documents":
+        tokens = read = mean([min(float(p.ptx_max_tokens), n) for n in e.documents])
+    else:
+        tokens = mean([min(float(p.ptx_max_tokens), asked + said) for asked, said in e.demonstrations])
+        read = mean([min(tokens, said) for _, said in e.demonstrations])
+    batch = p.ptx_batch or p.rollouts // p.minibatches
+    rows = min(batch, p.micro_batch)
+    count = p.updates * p.epochs * p.minibatches * batch / rows
+    return (Passes(kind="train", count=count, rows=rows, tokens=rows * tokens, read=rows * read),)
 
 
 def evaluate(e: Estimator) -> Effort:

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from data.records import Message
@@ -22,6 +23,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.stages import memory
 from pipelines.stages.memory import FIELDS, FP32, MOVED, Memory, Numbers, Part, Rows, Sampling
 from pipelines.stages.shapes import Shape, shape_of
+from stages.distil_cost import asked, learnt_on
 
 if TYPE_CHECKING:
     from data.template import Renderer
@@ -31,6 +33,7 @@ SAMPLED = 500  # rows whose length is taken
 TURN = 5  # tokens that a template writes around a turn
 LIBRARIES = 450 << 20  # bytes of Python, torch and the rest on a CPU
 FACTOR = 3
+CONTEXT = 1024  # tokens of a chunk where continued pretraining names no context
 SCORED, HELD_OUT, CALIBRATED = 64, 32, 128  # rows of a pass that scores, that measures a loss, that is centred on
 
 
@@ -193,6 +196,14 @@ class Estimator:
         mean = statistics.fmean(lengths) if lengths else 0.0
         return Work(tokens=int(p.steps * p.batch * mean), whole=True, train=rows)
 
+    def continued(self) -> Work:
+        c = self.recipe.continued
+        assert c is not None
+        lengths = [min(float(c.context or CONTEXT), n) for n in self.documents]
+        rows = self._rows(lengths, lengths, c.batch, c.steps)
+        mean = statistics.fmean(lengths) if lengths else 0.0
+        return Work(tokens=int(c.steps * c.batch * mean), whole=True, train=rows)
+
     def sft(self) -> Work:
         s, rows, held_out = self.recipe.sft, self.corpus.demonstrations.train, self.corpus.demonstrations.held_out
         lengths = [min(float(s.max_tokens), asked + answered) for asked, answered in self.demonstrations]
@@ -221,6 +232,35 @@ class Estimator:
         if keep == "last" or self.shape is None or not self.libraries:
             return {}
         return {"best_weights": FP32 * self.shape.adapter}
+
+    def distil(self) -> Work:
+        d = self.recipe.distil
+        assert d is not None
+        rows, prompts = learnt_on(d, self.corpus), asked(d, self.corpus)
+        if d.responses == "teacher":
+            lengths = [min(float(d.max_tokens), n + d.max_new_tokens) for n in self.prompts]
+            read = [float(d.max_new_tokens)] * len(lengths)
+        else:
+            lengths = [min(float(d.max_tokens), sum(pair)) for pair in self.demonstrations]
+            read = [min(n, answered) for n, (_, answered) in zip(lengths, self.demonstrations, strict=True)]
+        mean = statistics.fmean(lengths) if lengths else 0.0
+        count = min(d.micro_batch, d.batch, max(1, rows))
+        return Work(
+            tokens=int(rows * d.epochs * mean) + prompts * d.max_new_tokens,
+            frozen=("sft",) if "sft" in self.recipe.stages else (),
+            trained=("distilled",),
+            train=self._rows(lengths, read, count, rows * d.epochs / max(1, count)),
+            sampling=self._sampling(self.prompts, min(d.sampling_batch, prompts), d.max_new_tokens)
+            if prompts
+            else None,
+            accumulates=count < min(d.batch, rows),
+            extra=self._best_weights(d.keep) | {"teacher": self._files(d.teacher)},
+        )
+
+    def _files(self, source: str) -> float:
+        """Bytes of the weights of a model, or of an adapter without its base, as far as they lie on this machine."""
+        folder = self.recipe.base_dir / Path(source).expanduser()
+        return float(sum(f.stat().st_size for f in folder.rglob("*.safetensors"))) if folder.is_dir() else 0.0
 
     def rankings(self) -> Work:
         r = self.recipe.rankings

@@ -19,10 +19,31 @@ def pretrain(context: StageContext, loaded: LoadedModels) -> StageResult:
     return stage.run(context, loaded.recipe.base.pretrain)  # type: ignore[union-attr]
 
 
+def continued(context: StageContext, loaded: LoadedModels) -> StageResult:
+    from models.hub.load import dtype_of
+    from stages import continued as stage
+
+    settings, spec = loaded.recipe.continued, loaded.first_spec
+    assert settings is not None
+    return stage.run(context, settings, spec, dtype_of(spec, loaded.recipe.runtime.dtype, context.processes.device))
+
+
 def sft(context: StageContext, loaded: LoadedModels) -> StageResult:
     from stages import sft as stage
 
     return stage.run(context, loaded.recipe.sft)
+
+
+def distil(context: StageContext, loaded: LoadedModels) -> StageResult:
+    from stages import distil as stage
+
+    settings = loaded.recipe.distil
+    assert settings is not None
+    if "sft" in context.inputs:
+        loaded.load("sft", "sft", context.inputs["sft"])
+    opened = loaded.open_model(settings.teacher)
+    teacher = stage.Teacher(name=settings.teacher, base=opened.base, role=opened.role, renderer=opened.renderer)
+    return stage.run(context, settings, teacher)
 
 
 def rankings(context: StageContext, loaded: LoadedModels) -> StageResult:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.common.config import Config
@@ -15,9 +16,8 @@ from data.common.user_functions import fingerprint_of, offered_for
 from data.counting import Tally
 from data.splits import Corpus
 from data.template import Renderer
-from pipelines.recipe.derived import choosing, evaluation_prompts
 from pipelines.recipe.schema import Recipe, RuntimeConfig
-from pipelines.stages import curves, depends_on, efforts, starts, tallies
+from pipelines.stages import conditions, curves, depends_on, efforts, starts, tallies
 from pipelines.stages.duration import Effort
 from pipelines.stages.estimates import Estimator, Work
 from pipelines.stages.keys import base_key
@@ -74,6 +74,8 @@ class Stage:
     """Settings that cut the same sums into other parts: they change memory and time, and nothing beyond the rounding
     of sums. They are in no key; the manifest has them under ``made_with``."""
     sampled: str | None = None  # the setting that says how many responses are sampled at once
+    more_data: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
+    """Parts that it reads where settings say so."""
     random_masks: bool = False  # masks are sampled by forward pass, so that cutting and sharing batches changes them
     functions: Callable[[Recipe], list[str]] = _no_functions
     """The user's functions that it calls: their source is part of its key."""
@@ -91,6 +93,10 @@ class Stage:
         """Whether it trains a role on a base."""
         return self.role is not None and self.on_base
 
+    def parts(self, recipe: Recipe) -> tuple[str, ...]:
+        """Parts of the corpus that its result depends on."""
+        return (*self.data, *self.more_data(recipe))
+
     def version(self) -> int:
         """That of its code, which is part of its key."""
         return int(importlib.import_module(self.code).VERSION)
@@ -106,57 +112,6 @@ class Stage:
     def settings(self, recipe: Recipe) -> Any:
         """What its key holds of the recipe."""
         return self.depends_on(recipe, (*BOUND, *self.speed_settings(recipe)))
-
-
-def _base(recipe: Recipe) -> tuple[str, ...]:
-    return () if isinstance(recipe.base, str) else ("pretrain",)
-
-
-def _reward_asks_model(recipe: Recipe) -> bool:
-    return any(part.kind == "model" for part in recipe.ppo.reward)
-
-
-def _ppo_needs(recipe: Recipe) -> tuple[str, ...]:
-    watched = recipe.ppo.keep == "best" or recipe.reward.holdout > 0
-    asks = _reward_asks_model(recipe) or recipe.ppo.value.init == "reward" or watched
-    return (*_base(recipe), "sft", *(("reward",) if asks else ()))
-
-
-def _ppo_wanted(recipe: Recipe, before: set[str]) -> bool:
-    asked_for = "ppo" in recipe.model_fields_set and not _reward_asks_model(recipe)
-    return bool(recipe.data.prompts or recipe.data.demonstrations) and ("reward" in before or asked_for)
-
-
-def _evaluation_wanted(recipe: Recipe, before: set[str]) -> bool:
-    return "ppo" in before or ("sft" in before and ("reward" in before or bool(recipe.evaluation.gold)))
-
-
-def _annotator(recipe: Recipe) -> list[str]:
-    return [recipe.rankings.annotator] if recipe.rankings is not None else []
-
-
-def _reward_functions(recipe: Recipe) -> list[str]:
-    return [part.source for part in recipe.ppo.reward if part.kind == "function"]
-
-
-def _reward_classifiers(recipe: Recipe) -> list[str]:
-    return [part.source for part in recipe.ppo.reward if part.kind == "classifier"]
-
-
-def _choosing_classifiers(recipe: Recipe) -> list[str]:
-    return [part.source for parts in choosing(recipe).values() for part in parts if part.kind == "classifier"]
-
-
-def _evaluation_functions(recipe: Recipe) -> list[str]:
-    own = [name for name in recipe.evaluation.metrics if ":" in name and not name.startswith(("hub:", "folder:"))]
-    own += [part.source for parts in choosing(recipe).values() for part in parts if part.kind == "function"]
-    return [*([recipe.evaluation.gold] if recipe.evaluation.gold else []), *own]
-
-
-def _offered_in_evaluation(recipe: Recipe, corpus: Corpus, reference: str) -> set[str]:
-    more = ["references"] if reference in recipe.evaluation.metrics else []
-    chosen_by = [reference] if reference not in (recipe.evaluation.gold, *recipe.evaluation.metrics) else []
-    return offered_for(evaluation_prompts(recipe, corpus), *more, *("completion_ids" for _ in chosen_by))
 
 
 STAGES: dict[str, Stage] = {
@@ -184,6 +139,30 @@ STAGES: dict[str, Stage] = {
         trivet pretrain my.yaml --set base.pretrain.steps=2000
         """,
     ),
+    "continued": Stage(
+        title="Continued pretraining",
+        folder="continued",
+        group="continued",
+        code="stages.continued",
+        run=starts.continued,
+        wanted=lambda recipe, before: recipe.continued is not None,
+        needs=conditions.first_base,
+        depends_on=depends_on.continued_settings,
+        data=("documents",),
+        steps=depends_on.continued_steps,
+        estimate=Estimator.continued,
+        effort=efforts.continued,
+        role="base",
+        on_base=False,
+        curves=curves.CONTINUED,
+        command="""Train a base further on documents, all of its weights.
+
+        Later stages stand on the result. The recipe needs `continued: {...}` and `data.documents`.
+
+        \b
+        trivet continued my.yaml --set continued.steps=1000
+        """,
+    ),
     "sft": Stage(
         title="Instruction tuning (SFT)",
         folder="sft",
@@ -191,7 +170,7 @@ STAGES: dict[str, Stage] = {
         code="stages.sft",
         run=starts.sft,
         wanted=lambda recipe, before: bool(recipe.data.demonstrations),
-        needs=_base,
+        needs=conditions.base,
         depends_on=depends_on.sft_settings,
         data=("demonstrations",),
         training_data="demonstrations",
@@ -211,6 +190,35 @@ STAGES: dict[str, Stage] = {
         trivet sft my.yaml --set sft.learning_rate=1e-4 --run-dir runs/slower
         """,
     ),
+    "distil": Stage(
+        title="Distillation",
+        folder="distil",
+        group="distil",
+        code="stages.distil",
+        run=starts.distil,
+        wanted=lambda recipe, before: recipe.distil is not None,
+        needs=lambda recipe: (*conditions.base(recipe), "sft"),
+        depends_on=depends_on.distil_settings,
+        data=("prompts", "demonstrations"),
+        training_data="prompts",
+        steps=depends_on.distil_steps,
+        estimate=Estimator.distil,
+        effort=efforts.distil,
+        asks=True,
+        role="distilled",
+        asked_in_chat=True,
+        speed=("micro_batch", "batch_tokens", "sampling_batch"),
+        sampled="sampling_batch",
+        random_masks=True,
+        curves=curves.DISTIL,
+        command="""Train the base on the responses, or by the distributions, of a larger model.
+
+        The recipe names that one: `distil: {teacher: runs/large/ppo}`.
+
+        \b
+        trivet distil my.yaml --set distil.loss=logits
+        """,
+    ),
     "rankings": Stage(
         title="Rankings",
         folder="rankings",
@@ -218,7 +226,7 @@ STAGES: dict[str, Stage] = {
         code="stages.rankings",
         run=starts.rankings,
         wanted=lambda recipe, before: recipe.rankings is not None,
-        needs=lambda recipe: (*_base(recipe), "sft"),
+        needs=lambda recipe: (*conditions.base(recipe), "sft"),
         depends_on=depends_on.rankings_settings,
         data=("prompts",),
         training_data="prompts",
@@ -227,7 +235,7 @@ STAGES: dict[str, Stage] = {
         effort=efforts.rankings,
         asks=True,
         sampled="batch",
-        functions=_annotator,
+        functions=conditions.annotator,
         offered=lambda recipe, corpus, _: offered_for(corpus.prompts.all),
         command="""Sample responses of the SFT model and have them ranked.
 
@@ -244,7 +252,7 @@ STAGES: dict[str, Stage] = {
         code="stages.reward_model",
         run=starts.reward,
         wanted=lambda recipe, before: bool(recipe.rankings or recipe.data.rankings),
-        needs=lambda recipe: (*_base(recipe), "sft", *(("rankings",) if recipe.rankings else ())),
+        needs=lambda recipe: (*conditions.base(recipe), "sft", *(("rankings",) if recipe.rankings else ())),
         depends_on=depends_on.reward_settings,
         data=("rankings", "prompts"),
         training_data="rankings",
@@ -272,10 +280,11 @@ STAGES: dict[str, Stage] = {
         group="ppo",
         code="stages.ppo.update",
         run=starts.ppo,
-        wanted=_ppo_wanted,
-        needs=_ppo_needs,
+        wanted=conditions.ppo_wanted,
+        needs=conditions.ppo_needs,
         depends_on=depends_on.ppo_settings,
         data=("prompts",),
+        more_data=conditions.ppo_data,
         training_data="prompts",
         steps=depends_on.ppo_steps,
         estimate=Estimator.ppo,
@@ -286,8 +295,8 @@ STAGES: dict[str, Stage] = {
         asked_in_chat=True,
         speed=("micro_batch", "micro_tokens", "sampling_batch", "share_prefix_layers"),
         sampled="sampling_batch",
-        functions=_reward_functions,
-        classifiers=_reward_classifiers,
+        functions=conditions.reward_functions,
+        classifiers=conditions.reward_classifiers,
         offered=lambda recipe, corpus, _: offered_for(corpus.prompts.train, "completion_ids"),
         curves=curves.PPO,
         unit="update",
@@ -306,8 +315,8 @@ STAGES: dict[str, Stage] = {
         group="evaluation",
         code="pipelines.evaluate.stage",
         run=starts.evaluate,
-        wanted=_evaluation_wanted,
-        needs=lambda recipe: (*_base(recipe), "sft", "reward", "ppo"),
+        wanted=conditions.evaluation_wanted,
+        needs=lambda recipe: (*conditions.base(recipe), "sft", "distil", "reward", "ppo"),
         depends_on=depends_on.evaluation_settings,
         data=("prompts", "demonstrations", "rankings"),  # for worked examples, references, the reward model's card
         steps=depends_on.evaluate_steps,
@@ -316,9 +325,9 @@ STAGES: dict[str, Stage] = {
         asks=True,
         speed=("batch",),
         sampled="batch",
-        functions=_evaluation_functions,
-        classifiers=_choosing_classifiers,
-        offered=_offered_in_evaluation,
+        functions=conditions.evaluation_functions,
+        classifiers=conditions.choosing_classifiers,
+        offered=conditions.offered_in_evaluation,
         facts=False,
     ),
 }
@@ -332,6 +341,11 @@ def left_out_of_keys(runtime: RuntimeConfig) -> tuple[str, ...]:
 def folders() -> dict[str, str]:
     """Where a run folder keeps each stage."""
     return {name: stage.folder for name, stage in STAGES.items()}
+
+
+def bases_made(run_dir: Path, given: Mapping[str, Path]) -> dict[str, Path]:
+    """Where a run has each base that it makes, or was given: the folder by the stage's name."""
+    return {n: given.get(n, run_dir / stage.folder) for n, stage in STAGES.items() if stage.role == "base"}
 
 
 def title_of(name: str) -> str:

@@ -22,6 +22,7 @@ from reward.model import RewardModel
 from reward.terms.composition import compose
 from stages.ppo import state as ppo_state
 from stages.ppo.holdout_monitor import HoldoutMonitor
+from stages.ppo.ptx import ptx_rows
 from stages.ppo.self_check import require, self_check
 from stages.ppo.update import PPO
 from stages.ppo.warning_signs import Warned, Watch
@@ -50,7 +51,7 @@ def run(
         device=context.processes.device,
     )
     add_roles(context, config, model)
-    ppo = PPO(context, config, prompts, reward)
+    ppo = PPO(context, config, prompts, reward, ptx_rows=ptx_rows(context, config) if config.ptx_coef else ())
     optimised = any(part.kind == "model" for part in config.reward)
     monitor = HoldoutMonitor(ppo, judge, model if optimised else None) if judge is not None else None
     if ppo.remote is not None:
@@ -75,6 +76,7 @@ def run(
             "prompts": len(prompts),
             "prompts_left_out": sum(tally.dropped.values()),
             "counts": tally.as_dict(),
+            **({} if ppo.ptx is None else {"ptx_rows": len(ppo.ptx.rows)}),
             "skipped_steps": ppo.nonfinite.total,
             "kept_update": kept,
             **({"holdout": monitor.summary()} if monitor is not None else {}),

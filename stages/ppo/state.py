@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from models.backbone.oom_retry import OOMRetry
 from stages import ppo_math
 from stages.ppo.rollout import Cycle, Rollout, StepRecord
 from stages.safe_points.checkpoints import State
@@ -52,10 +53,15 @@ def snapshot(ppo: PPO) -> State:
         },
         own=own,
         own_numbers={
-            "limits": {retry.name: retry.limit for retry in (ppo.micro.retry, ppo.sampling_retry)},
+            "limits": {retry.name: retry.limit for retry in retries(ppo)},
             "cycle": numbers,
         },
     )
+
+
+def retries(ppo: PPO) -> list[OOMRetry]:
+    """Whatever knows how much fits into memory."""
+    return [ppo.micro.retry, ppo.sampling_retry, *([] if ppo.ptx is None else [ppo.ptx.retry])]
 
 
 def restore(ppo: PPO, state: State) -> None:
@@ -68,7 +74,7 @@ def restore(ppo: PPO, state: State) -> None:
     ppo.nonfinite.restore(state.numbers["skips"])
     ppo.old.agree = state.numbers["sampler_agrees"]
     limits = state.own_numbers["limits"]
-    for retry in (ppo.micro.retry, ppo.sampling_retry):  # a limit on rows says nothing of tokens, if those count here
+    for retry in retries(ppo):  # a limit on rows says nothing of tokens, if those count here
         retry.limit = limits.get(retry.name)
     running = {k.removeprefix("running/"): v for k, v in state.tensors.items() if k.startswith("running/")}
     ppo.reward.restore(running)

@@ -35,6 +35,7 @@ from stages.ppo.micro_batching import MicroBatching
 from stages.ppo.old_logprobs import OldLogprobs
 from stages.ppo.optimizer import make_optimizer
 from stages.ppo.prompt_stream import PromptStream
+from stages.ppo.ptx import PTX, Row
 from stages.ppo.rollout import EVALUATED, Cycle, Rollout, StepRecord, policy_pass, response_states, value_pass
 from stages.ppo.shared_layers import keep_prefix_states, shared_depth
 from stages.remote_rollouts import RemoteRollouts, importance_weights, rollout_servers
@@ -56,6 +57,7 @@ class PPO:
         prompts: queries are taken from these; each once before any comes again.
         reward: scores whole responses.
         engine: samples responses; inject your own to roll out elsewhere.
+        ptx_rows: of the pretraining loss that is mixed in; none without ``ppo.ptx_coef``.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class PPO:
         prompts: Sequence[Prompt],
         reward: WeightedSum,
         engine: Engine | None = None,
+        ptx_rows: Sequence[Row] = (),
     ) -> None:
         self.context, self.config, self.base, self.reward = context, config, context.base, reward
         self.stream = PromptStream(prompts, [context.renderer.prompt_ids(p.messages) for p in prompts], context.seed)
@@ -83,6 +86,7 @@ class PPO:
         retry = OOMRetry(setting, context.warn_alone, context.processes.together, failed_anywhere(trained))
         self.micro = MicroBatching(config, retry, context.processes)
         self.gradients = OrderedSums(trained, context.processes)
+        self.ptx = PTX(context, config, ptx_rows, list(self.policy_parameters.values())) if config.ptx_coef else None
         budgets = (RankBudget.of(self.base, role, context.adapter) for role in ("policy", "value"))
         self.budgets = [budget for budget in budgets if budget is not None]
         self.sampling_retry = OOMRetry("rows sampled at once", context.warn_alone, context.processes.together)
@@ -349,12 +353,13 @@ class PPO:
             self.old.conclude()
         roles = [list(self.policy_parameters.values()), list(self.value_parameters.values())]
         self.gradients.finish()
+        ptx = {} if self.ptx is None or self.warming_up else {"ppo/loss/ptx": self.ptx.add(self.steps_done)}
         for budget in self.budgets:
             budget.add_orthogonality()
         norms = torch.stack([clip_gradients(p, config.max_grad_norm) for p in roles]).tolist()
-        applied = all(map(math.isfinite, [*norms, *totals[:2]]))
+        applied = all(map(math.isfinite, [*norms, *totals[:2], *ptx.values()]))
         if applied:
-            if self.update_index < config.critic_warmup:
+            if self.warming_up:
                 for p in roles[0]:
                     p.grad = None
             self.optimizer.step()
@@ -367,14 +372,24 @@ class PPO:
             value_grad_norm=norms[1],
             learning_rate=self.optimizer.param_groups[0]["lr"],
             applied=applied,
-            metrics={f"ppo/{name}": x for name, x in zip(STEP_METRICS, totals, strict=True)},
+            metrics={f"ppo/{name}": x for name, x in zip(STEP_METRICS, totals, strict=True)} | ptx,
         )
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether this update trains the value role alone."""
+        return self.update_index < self.config.critic_warmup
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps of the stage before this one."""
+        return self.update_index * self.config.epochs * self.config.minibatches + len(self.records)
 
     def take_ranks(self) -> None:
         """AdaLoRA's budgets after this step, of all steps of the stage."""
         each = self.config.epochs * self.config.minibatches
         for budget in self.budgets:
-            budget.after_step(self.update_index * each + len(self.records) + 1, self.config.updates * each)
+            budget.after_step(self.steps_done + 1, self.config.updates * each)
 
     def summary(self, rollout: Rollout) -> dict[str, float]:
         """The rollout's metrics, and what this update took."""

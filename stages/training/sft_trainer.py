@@ -37,9 +37,9 @@ class ResponseTrainer(OwnSteps, SFTTrainer):
     ) -> None:
         super().__init__(training_run, **settings)
         self.batch_tokens = batch_tokens
-        self.view = RoleView(name="sft", lm=lm, head=None, fast=fast)
+        self.view = RoleView(name=training_run.key, lm=lm, head=None, fast=fast)
         if batch_tokens is not None:
-            training_run.memory.name = "sft.batch_tokens"
+            training_run.memory.name = f"{training_run.key}.batch_tokens"
 
         def forward(
             input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: Any

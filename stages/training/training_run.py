@@ -34,6 +34,7 @@ class Start:
         weights: of the models before it, by the names that checkpoints give them.
         curves: what the held-out curves of the models before it found, by role.
         saved: this model's own state, to resume from; None: it is trained from the start.
+        kept: what a checkpoint is to hold besides.
     """
 
     number: int = 0
@@ -42,6 +43,7 @@ class Start:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     curves: Mapping[str, Any] = field(default_factory=dict)
     saved: State | None = None
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 FROM_SCRATCH = Start()
@@ -77,6 +79,7 @@ class TrainingRun:
             context.processes.together,
             failed_anywhere(self.parameters.values()),
         )
+        self.key = key
         self.batch, self.micro_batch = config.batch, config.micro_batch
         self.gradients = GradientSums(self.parameters.values(), context.processes)
         self.budget = self._budget(context)
@@ -164,6 +167,7 @@ class TrainingRun:
         state = State(
             tensors=training_tensors(self.parameters, [optimizer])
             | dict(self.start.weights)
+            | dict(self.start.kept)
             | ({} if self.budget is None else self.budget.state()),
             numbers={
                 "part": self.start.number,

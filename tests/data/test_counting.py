@@ -17,10 +17,11 @@ from data.storage import store
 from data.template import Renderer
 from pipelines.run.pipeline import Pipeline
 from stages.ppo.stage import fitting_prompts
-from stages.pretrain import chunks, train_tokenizer
+from stages.pretrain import train_tokenizer
 from stages.reward_model import split_holdout
 from stages.settings import PretrainConfig, RewardConfig, SFTConfig
 from stages.sft import encode_demonstrations
+from stages.training.chunks import chunks
 from stages.training.ranking_rows import EQUAL_WHEN_CUT, encode_rankings
 from tests.support.recipes import RECIPE as LEAST
 

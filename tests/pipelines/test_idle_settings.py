@@ -38,6 +38,8 @@ SAMPLED = {
     "data": {k: v for k, v in DATA.items() if k != "rankings"},
     "rankings": {"annotator": "data.demo.task:gold"},
 }
+FURTHER = {"base": "gpt2", "data": DATA | {"documents": ["notes.txt"]}, "continued": {}}
+TAUGHT = {"base": "gpt2", "data": DATA, "distil": {"teacher": "gpt2"}}
 SERVERS = {"runtime.rollouts.engine": "vllm", "runtime.rollouts.servers": ["http://localhost:1"]}
 JUDGE = {"name": "j", "url": "http://localhost:1/v1", "model": "m"}
 
@@ -214,6 +216,59 @@ ACTS = {  # setting: (recipe, settings written into it)
         f"{group}.{k}": (PLAIN, {f"{group}.{k}": 7, f"{group}.keep": "best"})
         for group in ("sft", "reward")
         for k in ("held_out_every", "held_out_rows")
+    },
+    **{
+        f"continued.{k}": (FURTHER, {f"continued.{k}": v})
+        for k, v in {
+            "steps": 9,
+            "batch": 5,
+            "context": 64,
+            "shuffle": False,
+            "learning_rate": 0.5,
+            "warmup": 0.3,
+            "schedule": "linear",
+            "final_learning_rate": 0.5,
+            "weight_decay": 0.1,
+            "max_grad_norm": 0.5,
+            "added_vocabulary": 9,
+        }.items()
+    },
+    **{
+        f"distil.{k}": (TAUGHT, {f"distil.{k}": v})
+        for k, v in {
+            "teacher": "smollm2-135m",
+            "loss": "logits",
+            "init": "base",
+            "prompts": 9,
+            "held_out_prompts": 9,
+            "sampling_temperature": 0.5,
+            "max_new_tokens": 9,
+            "sampling_batch": 9,
+            "epochs": 2.0,
+            "learning_rate": 1e-3,
+            "batch": 8,
+            "micro_batch": 4,
+            "batch_tokens": 64,
+            "warmup": 0.1,
+            "schedule": "linear",
+            "max_tokens": 64,
+            "max_grad_norm": 0.5,
+            "weight_decay": 0.1,
+            "keep": "best",
+            "patience": 3,
+        }.items()
+    },
+    **{f"distil.{k}": (TAUGHT, {"distil.keep": "best", f"distil.{k}": 7}) for k in ("held_out_every", "held_out_rows")},
+    "distil.temperature": (TAUGHT, {"distil.loss": "logits", "distil.temperature": 2.0}),
+    "distil.responses": (TAUGHT, {"distil.loss": "logits", "distil.responses": "demonstrations"}),
+    "distil.supervise": (
+        TAUGHT,
+        {"distil.loss": "logits", "distil.responses": "demonstrations", "distil.supervise": "last"},
+    ),
+    "ppo.ptx_coef": (FURTHER, {"ppo.ptx_coef": 2.0}),
+    **{
+        f"ppo.{k}": (FURTHER, {"ppo.ptx_coef": 2.0, f"ppo.{k}": v})
+        for k, v in {"ptx_data": "demonstrations", "ptx_batch": 9, "ptx_max_tokens": 64}.items()
     },
     **{
         f"rankings.{k}": (SAMPLED, {f"rankings.{k}": v})
@@ -431,6 +486,8 @@ SHOWN = {  # what is in no key (or has one value yet), and the file of tests tha
     "tracking": "pipelines/execution/test_tracking.py",
     "base.pretrain.max_skipped_steps": "resume/test_bad_steps.py",
     **{f"{s}.max_skipped_steps": "resume/test_bad_steps.py" for s in ("sft", "reward", "ppo")},
+    "continued.max_skipped_steps": "pipelines/run/test_continued.py",
+    "distil.max_skipped_steps": "resume/test_bad_steps.py",
     **{
         f"reward.gate.{k}": "reward/card/test_gate.py"
         for k in ("enabled", "accuracy", "beat_longest", "beat_ngrams", "empty_response", "score_std")
@@ -481,7 +538,7 @@ def test_the_engine_is_the_plain_one_where_it_is_asked_for(tmp_path: Path) -> No
     word_tokenizer().save_pretrained(tmp_path)
     for engine, fast in (("auto", True), ("plain", False)):
         recipe = load_recipe(PLAIN | {"base": str(tmp_path), "runtime": {"engine": engine}})
-        assert LoadedModels(recipe, Processes("cpu"), None).base().fast is fast
+        assert LoadedModels(recipe, Processes("cpu"), {}).base().fast is fast
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -532,7 +589,12 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     ({"base": "gpt2", "data": GIVEN}, {"evaluation.prompts": 9}, "evaluation.prompts", "no stage evaluate"),
     ({"base": "gpt2", "data": RANKED}, {"ppo.clip": 0.1}, "ppo.clip", "no stage ppo"),
     (ONLY_PRETRAIN, {"adapter.rank": 4}, "adapter.rank", "no stage trains an adapter"),
-    (ONLY_PRETRAIN, {"runtime.gradient_checkpointing": True}, "runtime.gradient_checkpointing", "sft, reward and ppo"),
+    (
+        ONLY_PRETRAIN,
+        {"runtime.gradient_checkpointing": True},
+        "runtime.gradient_checkpointing",
+        "sft, distil, reward and",
+    ),
     (
         PLAIN,
         {"runtime.offload_activations": True, "runtime.gradient_checkpointing": False},
@@ -544,7 +606,22 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     (ONLY_PRETRAIN, {"runtime.fit": "24GB"}, "runtime.fit", "pretraining is in fp32"),
     (ONLY_PRETRAIN, {"runtime.quantize": "nf4"}, "runtime.quantize", "pretraining is in fp32"),
     (ONLY_PRETRAIN, {"runtime.sharding": "fsdp2"}, "runtime.sharding", "pretraining is in fp32"),
-    (PLAIN, {"data.documents": "notes.txt"}, "data.documents", "base is not"),
+    (PLAIN, {"data.documents": "notes.txt"}, "data.documents", "neither base"),
+    (FURTHER, {"ppo.ptx_data": "demonstrations"}, "ppo.ptx_data", "ptx_coef is 0"),
+    (TAUGHT, {"distil.temperature": 2.0}, "distil.temperature", "compares none"),
+    (TAUGHT, {"distil.supervise": "last"}, "distil.supervise", "responds once"),
+    (
+        TAUGHT,
+        {"distil.loss": "logits", "distil.responses": "demonstrations", "distil.prompts": 9},
+        "distil.prompts",
+        "does not respond",
+    ),
+    (
+        {"base": "gpt2", "data": {"prompts": "demo-task?rows=80"}, "distil": {"teacher": "gpt2"}},
+        {"distil.init": "base"},
+        "distil.init",
+        "no stage sft",
+    ),
     (PLAIN, {"data.text_unit": "line"}, "data.text_unit", "names none"),
     (PLAIN, {"data.clean.control": True}, "data.clean.control", "data names none"),
     (SAMPLED, {"data.annotators": "mean"}, "data.annotators", "no data.rankings"),

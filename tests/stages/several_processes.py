@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from data.common.user_functions import load_function
-from data.records import Demonstration, RankedAnswers
+from data.records import Demonstration, Document, RankedAnswers
 from data.splits import Corpus, Split
 from evaluation.best_of import Chooser
 from evaluation.generations import Generations
@@ -27,17 +28,27 @@ from evaluation.held_out import Evaluator, System
 from evaluation.settings import EvaluationConfig
 from models.backbone.logprobs import make_rows
 from models.backbone.processes import Processes
+from models.hub.spec import BaseModelSpec
 from models.roles.shared_base import SharedBase
 from models.sampling.generate import Generated
 from reward.settings import RewardPart
 from reward.terms.composition import compose
-from stages import pretrain, rankings, reward_model, sft
+from stages import continued, distil, pretrain, rankings, reward_model, sft
 from stages.ppo import stage as ppo_stage
 from stages.ppo.rollout import policy_pass
 from stages.ppo.update import PPO
-from stages.settings import PPOConfig, PretrainConfig, PretrainModel, RankingsConfig, RewardConfig, SFTConfig
+from stages.settings import (
+    ContinuedConfig,
+    DistilConfig,
+    PPOConfig,
+    PretrainConfig,
+    PretrainModel,
+    RankingsConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from stages.stage import StageContext
-from stages.training import sft_trainer
+from stages.training import chunks, next_token, sft_trainer
 from tests.conftest import make_base, randomise, tiny_lm, word_tokenizer
 from tests.support.ppo import make_context, make_ppo, make_prompt
 
@@ -56,6 +67,14 @@ ALIGNED: dict[str, dict[str, Any]] = {
     "a row a minibatch": {"rollouts": 2, "minibatches": 2},
     "the same micro-batches": {"rollouts": 6, "minibatches": 2, "micro_batch": 1, "old_logprobs": "recompute"},
     "the same micro-batches by tokens": {"rollouts": 9, "micro_tokens": 20, "old_logprobs": "recompute"},
+    "with a pretraining loss": {
+        "rollouts": 5,
+        "micro_batch": 2,
+        "old_logprobs": "recompute",
+        "ptx_coef": 2.0,
+        "ptx_batch": 5,
+        "ptx_max_tokens": 8,
+    },
     "one row": {"rollouts": 1, "reward": [FUNCTION | {"normalise": True}]},
     "all answers cut": {"rollouts": 4, "max_new_tokens": 1, "micro_tokens": 30},
     "a function of all rows": {
@@ -139,14 +158,43 @@ def started(folder: Path) -> dict[str, Any]:
     context = context_of(folder, "pretrain", Corpus())
     tokenizer = context.base.tokenizer
     texts = (" ".join(f"w{(i + j) % 30}" for j in range(1 + i * 5 % 9)) for i in range(13))
-    rows = list(pretrain.encode(tokenizer, texts))
+    rows = list(chunks.encode(tokenizer, texts))
     shape = PretrainModel(layers=1, width=16, feed_forward=16, heads=2, context=32)
     config = PretrainConfig(steps=4, batch=5, model=shape, tokenizer="words")
     lm = pretrain.new_model(tokenizer, config, 0)
-    pretrain.train(context, lm, rows, config)
+    next_token.train(context, lm, rows, pretrain.steps_of(lm, config))
     log = (context.out / "metrics.jsonl").read_text().splitlines() if context.processes.is_main else []
     weights = {n: p.detach().flatten().tolist() for n, p in lm.named_parameters()}
     return {"weights": weights, "log": [json.loads(line) for line in log]}
+
+
+def trained_further(folder: Path) -> dict[str, Any]:
+    """A base trained further, and its loss on held-out documents before and after."""
+    given = folder / f"given-{os.environ.get('RANK', '0')}"
+    tiny_lm("llama", 0, initializer_range=0.1).save_pretrained(given)
+    word_tokenizer().save_pretrained(given)
+    texts = [" ".join(f"w{(i + j) % 30}" for j in range(1 + i * 5 % 9)) for i in range(20)]
+    documents = tuple(Document(text=text, group=text) for text in texts)
+    context = context_of(folder, "continued", Corpus(documents=Split(train=documents[:13], held_out=documents[13:])))
+    config = ContinuedConfig(steps=4, batch=5, context=8, learning_rate=1e-3)
+    result = continued.run(context, config, BaseModelSpec(name="tiny", source=str(given)), torch.float32)
+    log = (context.out / "metrics.jsonl").read_text().splitlines() if context.processes.is_main else []
+    file = context.out / "model" / "model.safetensors"
+    made = load_file(file) if file.is_file() else {}
+    weights = {n: p.flatten().tolist() for n, p in made.items()}
+    losses = {k: v for k, v in result.metrics.items() if k.startswith("held_out_nll")}
+    return {"weights": weights, "log": [json.loads(line) for line in log], "losses": losses}
+
+
+def distilled(folder: Path) -> dict[str, Any]:
+    """A student of a teacher on another base, by distributions of what that one says to five prompts."""
+    prompts = tuple(make_prompt(f"w{i} " + "w4 " * (i % 3)) for i in range(7))
+    context = context_of(folder, "distil", Corpus(prompts=Split(train=prompts[:5], held_out=prompts[5:])))
+    base = make_base(seed=5)
+    teacher = distil.Teacher(name="t", base=base, role="base", renderer=context.renderer)
+    settings = {"teacher": "t", "loss": "logits", "epochs": 2, "batch": 3, "micro_batch": 1, "learning_rate": 1e-3}
+    result = distil.run(context, DistilConfig(**settings | {"max_new_tokens": 5, "sampling_temperature": 1.0}), teacher)
+    return ended(context, "distilled") | {"agreement": result.metrics["agreement"]}
 
 
 def answered(folder: Path) -> dict[str, Any]:
@@ -211,7 +259,9 @@ def sampled(folder: Path) -> list[str]:
 def aligned(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Weights of policy and value, and every response of every rollout, by its prompt."""
     prompts = tuple(make_prompt(f"w{i} w{i + 1} " + "w4 " * (i % 3)) for i in range(9))
-    context = context_of(folder, f"ppo {name}", Corpus(prompts=Split(train=prompts)))
+    documents = tuple(Document(text=" ".join(["w7"] * n), group=str(n)) for n in LENGTHS)
+    corpus = Corpus(prompts=Split(train=prompts), documents=Split(train=documents))
+    context = context_of(folder, f"ppo {name}", corpus)
     context.base.add_role("reference", context.adapter)
     randomise(context.base, "reference", 1)
     seen: list[Any] = []
@@ -283,6 +333,8 @@ def everything(folder: Path) -> dict[str, Any]:
         "world": processes.world_size,
         "untouched": untouched(),
         "pretrain": started(folder),
+        "continued": trained_further(folder),
+        "distil": distilled(folder),
         "sft": {name: tuned(folder, name, settings) for name, settings in CASES.items()},
         "reward": {f"{size} of {batch}": ranked(folder, size, batch) for size, batch in ((1, 4), (4, 4))},
         "rankings": sampled(folder),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from stages.pretrain import ChunkCounts, planned
+from stages.pretrain import planned
 from stages.settings import PretrainConfig
+from stages.training.chunks import ChunkCounts
 
 
 def config(steps: int = 2, batch: int = 3, context: int = 16, tokenizer: str = "words") -> PretrainConfig:

@@ -8,13 +8,14 @@ from torch.testing import assert_close
 
 from stages import pretrain
 from stages.settings import PretrainConfig, PretrainModel
+from stages.training import chunks
 
 
 def test_documents_encoded_together_are_those_encoded_one_by_one():
-    texts = [" ".join(f"w{(i * j) % 13}" for j in range(i % 11)) for i in range(2 * pretrain.AT_ONCE + 3)]
+    texts = [" ".join(f"w{(i * j) % 13}" for j in range(i % 11)) for i in range(2 * chunks.AT_ONCE + 3)]
     shape = PretrainModel(layers=1, width=16, feed_forward=16, heads=2, context=8)
     tokenizer = pretrain.train_tokenizer(texts, PretrainConfig(tokenizer="words", vocabulary=16, model=shape))
-    found = list(pretrain.encode(tokenizer, iter(texts)))
+    found = list(chunks.encode(tokenizer, iter(texts)))
     alone = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     assert found == [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in alone]
     assert len({len(ids) for ids in found}) == 11 and tokenizer.unk_token_id in {i for ids in found for i in ids}

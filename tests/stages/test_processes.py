@@ -35,6 +35,20 @@ def test_a_base_from_scratch_is_trained_alike(alone, several):
     assert_same_training(alone["pretrain"], [f["pretrain"] for f in several])
 
 
+def test_a_base_is_trained_further_alike(alone, several):
+    """The main process alone writes the base; the losses before and after are every process's."""
+    written = several[0]["continued"]
+    assert all(not f["continued"]["weights"] for f in several[1:])
+    assert_same_training(alone["continued"], [written])
+    for found in several:
+        assert found["continued"]["losses"] == pytest.approx(alone["continued"]["losses"], rel=1e-5)
+
+
+def test_a_student_is_taught_alike(alone, several):
+    assert_same_training(alone["distil"], [f["distil"] for f in several])
+    assert all(f["distil"]["agreement"] == alone["distil"]["agreement"] for f in several)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_sft_trains_on_the_same_batches(alone, several, case):
     assert_same_training(alone["sft"][case], [f["sft"][case] for f in several])
@@ -49,7 +63,8 @@ def test_a_process_short_of_memory_takes_its_part_of_a_step_in_smaller_ones(alon
 def test_the_same_micro_batches_give_the_same_bits(alone, several):
     """11 rows by 6, and then 5: twos, and one left, in one process, in two and in three. The weights are one base's."""
     case = "the same micro-batches"
-    for stage, name in (("sft", case), ("reward", "1 of 4"), ("ppo", case), ("ppo", f"{case} by tokens")):
+    ppo = (case, f"{case} by tokens", "with a pretraining loss")
+    for stage, name in (("sft", case), ("reward", "1 of 4"), *(("ppo", name) for name in ppo)):
         assert_same_training(alone[stage][name], [f[stage][name] for f in several], weights=0.0, metrics=0.0)
 
 

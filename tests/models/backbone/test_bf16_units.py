@@ -106,5 +106,5 @@ def test_plan_and_run_choose_alike_and_processes_agree(units, tmp_path, monkeypa
         numbers = numbers_of(recipe, CPU, shape_of(recipe))
         assert numbers.weight == 2 and numbers.packed_output == (numbers.product == 2) == faster
     for other, expected in [("torch.bfloat16", torch.bfloat16), ("torch.float32", torch.float32)]:
-        loaded = LoadedModels(recipe, Ranks(other), None)
+        loaded = LoadedModels(recipe, Ranks(other), {})
         assert loaded.base().dtype == expected

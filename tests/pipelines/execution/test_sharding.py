@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,7 +70,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def details(files: dict[str, Any], processes: int, **runtime: Any) -> PlanDetails:
     pipeline = Pipeline.from_recipe(files | {"runtime": files["runtime"] | runtime})
-    return PlanDetails(pipeline.recipe, pipeline.corpus, CPU, Path("none"), (), processes)
+    return PlanDetails(pipeline.recipe, pipeline.corpus, CPU, {}, (), processes)
 
 
 def always(found: PlanDetails) -> dict[str, int]:
@@ -109,4 +108,4 @@ def test_what_is_said_before_the_first_stage(files):
 def test_one_process_holds_the_whole_base(files):
     """So that exports with ``--merge``, scoring and chat work on a run whose recipe divides the base."""
     recipe = Pipeline.from_recipe(files | {"runtime": files["runtime"] | {"sharding": "fsdp2"}}).recipe
-    assert not LoadedModels(recipe, Processes("cpu"), None).base().divided
+    assert not LoadedModels(recipe, Processes("cpu"), {}).base().divided

@@ -29,8 +29,18 @@ FAST = [
     "models/fast/matmul.py",
     "models/fast/prefix_cache.py",
 ]
+NEXT_TOKEN = ["stages/training/next_token.py", "stages/training/chunks.py"]
+TRAINER = [
+    "stages/training/sft_trainer.py",
+    "stages/training/hf_trainer.py",
+    "stages/training/training_run.py",
+    "stages/training/micro_batches.py",
+    "stages/training/held_out_curve.py",
+    "stages/held_out_cost.py",
+]
 CODE = {
-    "pretrain": ["stages/pretrain.py"],
+    "pretrain": ["stages/pretrain.py", *NEXT_TOKEN],
+    "continued": ["stages/continued.py", "data/vocabulary.py", *NEXT_TOKEN],
     "sft": [
         "stages/sft.py",
         "stages/training/sft_trainer.py",
@@ -40,6 +50,16 @@ CODE = {
         "stages/training/micro_batches.py",
         "stages/training/held_out_curve.py",
         "stages/held_out_cost.py",
+        *FAST,
+    ],
+    "distil": [
+        "stages/distil.py",
+        "stages/distil_math.py",
+        "stages/training/distil_losses.py",
+        "stages/training/distil_trainer.py",
+        "stages/sft.py",
+        "models/sampling/generate.py",
+        *TRAINER,
         *FAST,
     ],
     "rankings": ["stages/rankings.py", "models/sampling/generate.py", *FAST],
@@ -69,6 +89,7 @@ CODE = {
         "stages/ppo/micro_batching.py",
         "stages/ppo/optimizer.py",
         "stages/ppo/prompt_stream.py",
+        "stages/ppo/ptx.py",
         "stages/ppo_math.py",
         "stages/ppo/rollout.py",
         "stages/ppo/old_logprobs.py",

@@ -1,0 +1,256 @@
+"""Continued pretraining: the whole of a base that is there, trained on further documents into a new base.
+
+Weights are kept in fp32; learning rates rise again and fall, without which a base learns little more (Ibrahim et al.
+2024, https://arxiv.org/abs/2403.08763). New tokens' rows start as the mean of the rows of the old tokens that they are
+made of (Gee et al. 2022, https://arxiv.org/abs/2402.09977). Knows nothing of prompts and responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any
+
+import torch
+
+from data.common.errors import UserError
+from data.common.intervals import MINIMUM, ratio_interval
+from data.common.patience import each, patience
+from data.counting import log_row
+from data.storage.views import Mapped
+from data.vocabulary import KEY, Learnt, extended
+from models.backbone.artifacts import naming
+from models.backbone.forward import check_logit_path, full_copy, set_gradient_checkpointing
+from models.backbone.oom_retry import OOMRetry
+from models.backbone.tensor_files import readable
+from models.hub.limits import Limits, check_rows, limits_of_model
+from models.hub.load import add_rows, load_lm_and_tokenizer, load_tokenizer
+from models.hub.spec import BaseModelSpec
+from stages.settings import ContinuedConfig
+from stages.stage import StageContext, StageResult, schedule_factor
+from stages.training.chunks import ChunkCounts, chunked, chunks, encode
+from stages.training.next_token import Steps, row_nlls, train
+
+VERSION = 1
+HELD_OUT = 1000
+"""Held-out documents of which the loss is computed, at most."""
+LONGEST = 1024
+"""Tokens of a chunk where the recipe names no context, at most."""
+BETAS = (0.9, 0.95)
+
+
+def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dtype: torch.dtype) -> StageResult:
+    """Train the whole base on documents; write a plain Transformers folder ``model/``, on which later stages stand.
+
+    Args:
+        context: of the stage; it opens no base, since it trains the whole of one.
+        config: its settings.
+        spec: the base to go on from.
+        dtype: of the products; weights are fp32.
+    """
+    documents = Mapped(attrgetter("text"), context.corpus.documents.train)
+    if not documents:
+        raise UserError("data.documents: continued needs training documents, and there are none")
+    given = context.corpus.documents.held_out
+    held_out = Mapped(attrgetter("text"), given[:HELD_OUT])
+    lm, tokenizer = load_lm_and_tokenizer(spec, torch.float32, context.processes.device)
+    lm = full_copy(lm, dtype)
+    check_logit_path(lm, spec.name)
+    limits = limits_of_model(lm, spec.name)
+    length = context_of(config, limits.positions)
+    check_context(length, limits, context.warn)
+    before = losses(context, lm, tokenizer, held_out, length)
+
+    added = Learnt((), {})
+    if config.added_vocabulary:
+        old = tokenizer
+        with patience(f"learning tokens on {len(documents):,} documents"):
+            tokenizer, added = extended(old, documents, config.added_vocabulary, load_tokenizer)
+        start_rows(lm, old.get_vocab(), tokenizer.get_vocab(), added.parts)
+        if len(added.parts) < config.added_vocabulary:
+            context.warn(f"{KEY}: the documents gave {len(added.parts)} tokens and no more: no pair of tokens is left")
+
+    rows, counts = chunked(
+        tokenizer,
+        each(documents, "cutting into chunks", "documents"),
+        length,
+        read=config.steps * config.batch,
+        key="continued",
+    )
+    _, held_out_counts = chunked(tokenizer, held_out, length, "held-out documents", there=len(given), key="continued")
+    for count in (counts, held_out_counts):
+        if text := count.summary():
+            context.say(f"continued pretraining: {text}")
+    context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
+    check_ids(lm, lm.name_or_path, rows)
+
+    lm.requires_grad_(True)
+    set_gradient_checkpointing(lm, context.gradient_checkpointing, context.offload_activations)
+    skipped = train(context, lm, rows, steps_of(lm, config))
+    set_gradient_checkpointing(lm, False)
+    lm.requires_grad_(False)
+
+    after = losses(context, lm, tokenizer, held_out, length)
+    if context.processes.is_main:
+        with naming(context.out / "model"):
+            lm.save_pretrained(context.out / "model")
+            readable(context.out / "model")
+            tokenizer.save_pretrained(context.out / "model")
+    return StageResult(
+        metrics={
+            **compared(before, after),
+            "documents": len(documents),
+            "counts": counts.as_dict(),
+            "held_out_counts": held_out_counts.as_dict(),
+            "vocabulary": len(tokenizer),
+            "added_tokens": len(added.parts),
+            "skipped_steps": skipped,
+            "parameters": sum(p.numel() for p in lm.parameters()),
+        }
+    )
+
+
+def context_of(config: ContinuedConfig, positions: int | None) -> int:
+    """Tokens of a chunk: the recipe's, or the base's positions as far as ``LONGEST``."""
+    return config.context or min(LONGEST, positions or LONGEST)
+
+
+def check_context(length: int, limits: Limits, warn: Callable[[str], None]) -> None:
+    """Compare the length of a chunk with the base's positions.
+
+    Raises:
+        UserError: it is beyond a table of them.
+    """
+    if limits.positions is None or length <= limits.positions:
+        return
+    text = f"continued.context: chunks of {length} tokens are longer than the {limits.positions} positions of base"
+    if limits.table:
+        raise UserError(f"{text} {limits.name}: lower it")
+    warn(f"{text} {limits.name}: beyond them it has not been trained, and learns them here")
+
+
+def check_ids(lm: Any, name: str, rows: Sequence[Sequence[int]]) -> None:
+    """Refuse rows with an id that has no embedding.
+
+    Raises:
+        UserError: some tokenizers have added tokens beyond them.
+    """
+    limits = replace(limits_of_model(lm, name), positions=None)
+    check_rows(limits, rows, "data.documents", "", lambda text: None)
+
+
+def planned(
+    tokenizer: Any,
+    positions: int | None,
+    documents: Sequence[str],
+    held_out: Sequence[str],
+    config: ContinuedConfig,
+    there: int,
+) -> dict[str, ChunkCounts]:
+    """The counts before training, by the tokenizer of the base; ``documents`` may be a sample of ``there``."""
+    length, read = context_of(config, positions), config.steps * config.batch
+    random = there > len(documents)
+    mine = chunked(tokenizer, documents, length, read=read, there=there, random=random, key="continued")
+    theirs = chunked(tokenizer, held_out[:HELD_OUT], length, "held-out documents", there=len(held_out), key="continued")
+    return {"counts": mine[1], "held_out_counts": theirs[1]}
+
+
+@torch.no_grad()
+def start_rows(lm: Any, old: Mapping[str, int], new: Mapping[str, int], parts: Mapping[str, Sequence[str]]) -> None:
+    """Give each new token the mean of the rows of the old tokens that it is made of, in embeddings and output layer.
+
+    Args:
+        lm: gets further rows where it has too few.
+        old, new: ids by token, before and after.
+        parts: of each new token.
+    """
+    add_rows(lm, max(new.values()) + 1)
+    modules = (lm.get_input_embeddings(), lm.get_output_embeddings())
+    tables = {id(p): p for module in modules if module is not None for p in module.parameters()}
+    for table in tables.values():
+        for token, made_of in parts.items():
+            table[new[token]] = table[[old[part] for part in made_of]].double().mean(0).to(table.dtype)
+
+
+def steps_of(lm: Any, config: ContinuedConfig) -> Steps:
+    """AdamW on all weights; norms and biases do not decay. The rate rises linearly, then follows the schedule."""
+    named = dict(lm.named_parameters())
+    groups = [
+        {"params": [p for p in named.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    rising = round(config.warmup * config.steps)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        done = (step - rising) / (config.steps - rising)
+        return schedule_factor(config.schedule, done, config.final_learning_rate)
+
+    return Steps(
+        key="continued",
+        name="continued pretraining",
+        seed="continued/order",
+        steps=config.steps,
+        batch=config.batch,
+        shuffle=config.shuffle,
+        max_skipped_steps=config.max_skipped_steps,
+        optimizers=[torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=BETAS)],
+        factor=factor,
+        clipped=list(named.values()),
+        max_grad_norm=config.max_grad_norm,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Of held-out documents, each (n,): nats, predicted tokens, and bytes of the text."""
+
+    nats: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
+    bytes: tuple[int, ...] = ()
+
+
+def losses(context: StageContext, lm: Any, tokenizer: Any, texts: Sequence[str], length: int) -> Losses:
+    """The base's loss of each held-out document that has a token to predict."""
+    rows, of = list[list[int]](), list[int]()
+    for number, ids in enumerate(encode(tokenizer, texts)):
+        cut = chunks(ids, length)
+        rows += cut
+        of += [number] * len(cut)
+    check_ids(lm, lm.name_or_path, rows)
+    memory = OOMRetry("documents at once", context.warn_alone)
+    with memory.reporting(context.bar.phase("held-out documents", len(rows))):
+        found = row_nlls(lm, rows, memory)
+    nats, tokens = [0.0] * len(texts), [0] * len(texts)
+    for number, row, value in zip(of, rows, found, strict=True):
+        nats[number] += value
+        tokens[number] += len(row) - 1
+    there = [i for i, text in enumerate(texts) if tokens[i] and text]
+    sizes = [len(texts[i].encode(errors="surrogatepass")) for i in there]
+    return Losses(tuple(nats[i] for i in there), tuple(tokens[i] for i in there), tuple(sizes))
+
+
+def compared(before: Losses, after: Losses) -> dict[str, Any]:
+    """Held-out loss before and after: nats a token, and nats a byte, which further tokens leave comparable.
+
+    ``held_out_change`` is the difference of the latter with an interval of 95 %, over documents; empty without any.
+    """
+    if not before.nats or len(before.nats) != len(after.nats):
+        return {"held_out_nll_before": None, "held_out_nll": None}
+    each_byte = [sum(one.nats) / sum(one.bytes) for one in (before, after)]
+    found: dict[str, Any] = {
+        "held_out_nll_before": sum(before.nats) / sum(before.tokens),
+        "held_out_nll": sum(after.nats) / sum(after.tokens),
+        "held_out_nll_per_byte_before": each_byte[0],
+        "held_out_nll_per_byte": each_byte[1],
+        "held_out_change": each_byte[1] - each_byte[0],
+    }
+    if len(before.nats) < MINIMUM:
+        return found
+    import numpy as np
+
+    changes = np.array(after.nats) - np.array(before.nats)
+    low, high, _ = ratio_interval(changes, np.array(before.bytes, dtype=np.float64))
+    return found | {"held_out_change_ci95": [low, high]}
