@@ -17,6 +17,7 @@ from data.common.errors import UserError
 from models.backbone.launch import check_alone
 from pipelines.cli import evaluate as cli_evaluate
 from pipelines.cli import folders as cli_folders
+from pipelines.cli import import_base as cli_import
 from pipelines.cli.exit_codes import exit_code, spread_values
 from pipelines.cli.options import (
     AsDemonstrations,
@@ -389,6 +390,9 @@ def chat(
         preferences=preferences,
         seed=seed,
     )
+
+
+app.command("import")(cli_import.import_base)
 
 
 @app.command()

@@ -50,6 +50,8 @@ SLOW = (
     "trivet export runs/mine --stage ppo --to small --merge --dtype bf16",
     "trivet export runs/demo --stage ppo --to small --merge --dtype bf16",
     "trivet export runs/demo --stage ppo --to for-ollama --gguf q8_0",
+    "trivet import SmolLM2-135M-Instruct.Q8_0.gguf --to smollm2",
+    "trivet import model.gguf --to small --dtype bf16",
     "trivet run my.yaml --store ~/trivet-store",
     "trivet run my.yaml --store ~/trivet-store --set ppo.kl_coef=0.1 --run-dir runs/less-kl",
     "trivet run my.yaml --profile",
