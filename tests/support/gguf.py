@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,11 @@ def sized(family: str, tokenizer: Any, **more: Any) -> Any:
     return tiny_lm(family, **(settings | {"max_position_embeddings": 256} | more)).eval()
 
 
-def greedy(lm: Any, ids: list[int], count: int = 32) -> list[int]:
+def greedy(lm: Any, ids: list[int], count: int = 32, without: Sequence[int] = ()) -> list[int]:
+    """Greedy tokens, without some; llama.cpp that ignores ends never says one."""
     given = torch.tensor([ids])
-    more = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
+    more: dict[str, Any] = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
+    more |= {"suppress_tokens": list(without)} if without else {}
     out = lm.generate(given, attention_mask=torch.ones_like(given), **more)  # which is not guessed from the ids
     return out[0, len(ids) :].tolist()
 
