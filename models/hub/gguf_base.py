@@ -28,7 +28,6 @@ from models.backbone.artifacts import naming
 from models.backbone.tensor_files import readable
 from models.hub.gguf_format import ROPE_FACTORS, in_halves, rope_factors
 from models.hub.gguf_tokenizer import special_ids, stops_of, tokenizer_of_gguf
-from models.hub.licences import CARD
 
 READ = ("llama", "qwen2", "qwen3")
 """llama.cpp's names of the families that can be read; Mistral's and many others are its llama."""
@@ -158,7 +157,7 @@ def _convert(file: Path, folder: Path, cast: torch.dtype | None) -> str:
         lm.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if licence := fields.get("general.license"):
-            (folder / CARD).write_text(f"---\nlicense: {json.dumps(str(licence))}\n---\n", encoding="utf-8")
+            (folder / "README.md").write_text(f"---\nlicense: {json.dumps(str(licence))}\n---\n", encoding="utf-8")
     _check_tokenizer(folder, tokenizer)
     readable(folder)
     kinds = ", ".join(sorted({one.tensor_type.name for one in reader.tensors if len(one.shape) > 1}))

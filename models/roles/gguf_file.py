@@ -34,19 +34,26 @@ from models.hub.gguf_format import (
     rope_factors,
 )
 
-TYPES = ("f32", "f16", "bf16", "q8_0")
+TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+QUANTISED = TYPES[3:]
+"""Types of whole numbers with a scale for each block of 32."""
+BLOCK = 32
 
 
-def write_gguf(lm: Any, tokenizer: Any, file: Path, *, kind: str, name: str, stops: Sequence[int]) -> None:
+def write_gguf(lm: Any, tokenizer: Any, file: Path, *, kind: str, name: str, stops: Sequence[int]) -> list[str]:
     """Write a causal model, without adapters, with its tokenizer and template.
 
     Args:
         lm: the model, at least fp32.
         tokenizer: its own, with the template that the file is to have.
         file: where to.
-        kind: one of ``TYPES``: of the matrices; vectors stay fp32.
+        kind: one of ``TYPES``: of the matrices; vectors stay fp32, and embeddings and output layer have eight bits
+            where the others have four or five.
         name: what the file calls the model.
         stops: ids that end a response.
+
+    Returns:
+        Names of matrices that are in fp16 instead, since their rows are no multiple of a block.
 
     Raises:
         UserError: a family, a setting or a tokenizer that llama.cpp does not have.
@@ -63,19 +70,22 @@ def write_gguf(lm: Any, tokenizer: Any, file: Path, *, kind: str, name: str, sto
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.name.upper()], config.num_hidden_layers)
     if (config.rope_parameters or {}).get("rope_type") == "llama3":
         writer.add_tensor(ROPE_FACTORS, _factors(config).numpy())
+    whole = []
     for tensor, values in _tensors(lm, family):
         found = names.get_name(tensor, try_suffixes=(".weight", ".bias"))
         if found is None:
             raise UserError(f"--gguf: llama.cpp's '{family.name}' has no tensor '{tensor}'")
-        _add_tensor(writer, gguf, found, values, kind)
+        if _add_tensor(writer, gguf, found, values, kind):
+            whole.append(found)
     with naming(file):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+    return whole
 
 
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+_FILE_TYPES = {"f32": "ALL_F32"} | {kind: f"MOSTLY_{kind.upper()}" for kind in TYPES[1:]}
 
 
 def check_gguf(config: Any, tokenizer: Any, kind: str) -> None:
@@ -192,15 +202,22 @@ def _tensors(lm: Any, family: Family) -> Iterator[tuple[str, Tensor]]:
         yield name, values if count is None else neighbouring(values, count)
 
 
-def _add_tensor(writer: Any, gguf: Any, name: str, values: Tensor, kind: str) -> None:
+ENDS = ("token_embd.weight", "output.weight")  # what every token goes through; llama.cpp's own files spare them too
+
+
+def _add_tensor(writer: Any, gguf: Any, name: str, values: Tensor, kind: str) -> bool:
+    """Add a tensor; whether it is in fp16 since its rows are no multiple of a block."""
     types = gguf.GGMLQuantizationType
-    own = types.F32 if values.dim() == 1 or kind == "f32" else types[kind.upper()]
-    if own == types.Q8_0 and values.shape[-1] % 32:
+    named = "q8_0" if kind in QUANTISED and name in ENDS else kind
+    own = types.F32 if values.dim() == 1 or kind == "f32" else types[named.upper()]
+    odd = values.dim() > 1 and kind in QUANTISED and values.shape[-1] % BLOCK > 0
+    if odd:
         own = types.F16
     if own in (types.F32, types.F16):
         writer.add_tensor(name, values.to(torch.float32 if own == types.F32 else torch.float16).numpy())
-        return
+        return odd
     writer.add_tensor(name, gguf.quants.quantize(values.numpy(), own), raw_dtype=own)
+    return odd
 
 
 # -- the tokenizer ---------------------------------------------------------------------------------------------------

@@ -402,7 +402,10 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="a new folder")],
     merge: Annotated[bool, typer.Option("--merge", help="full weights instead of an adapter")] = False,
     gguf: Annotated[
-        str | None, typer.Option("--gguf", metavar="TYPE", help="a file for llama.cpp: f32, f16, bf16 or q8_0")
+        str | None,
+        typer.Option(
+            "--gguf", metavar="TYPE", help="a file for llama.cpp: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0"
+        ),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="TYPE", help="of full weights: fp32, bf16 or fp16")
@@ -418,8 +421,9 @@ def export(
 ) -> None:
     """Write a stage as a folder or GGUF file, with a card.
 
-    Transformers, PEFT and vLLM load the folder; --gguf writes model.gguf and Ollama's Modelfile instead. --push uploads
-    it to a private repository of the hub, with the token of HF_TOKEN or `hf auth login`.
+    Transformers, PEFT and vLLM load the folder; --gguf writes model.gguf and Ollama's Modelfile instead. What its types
+    of whole numbers (q8_0 to q4_0) lose on held-out prompts is evaluated, printed and written into the card. --push
+    uploads it to a private repository of the hub, with the token of HF_TOKEN or `hf auth login`.
 
     \b
     trivet export runs/demo --stage ppo --to aligned --merge

@@ -24,6 +24,19 @@ from tests.support.gguf import BYTES, SPLITTERS, TEXTS, by_llama_cpp, byte_token
 from tests.support.recipes import ROOT
 
 
+def largest_error(weight: torch.Tensor, kind: str) -> torch.Tensor:
+    """By each number's place: half a step of the levels of its block of 32, or a whole one where the levels reach
+    farther on one side of zero than on the other. Scales are fp16."""
+    if kind[0] != "q":
+        return weight.abs() * {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8}[kind] + (kind == "f16") * 2**-24
+    blocks = weight.reshape(-1, 32)
+    largest = blocks.abs().amax(1, keepdim=True)
+    wide = blocks.amax(1, keepdim=True) - blocks.amin(1, keepdim=True)
+    steps = {"q8_0": largest / 127 / 2, "q5_0": largest / 16, "q4_0": largest / 8, "q5_1": wide / 62, "q4_1": wide / 30}
+    slack = largest * 2**-9  # of the scale and of the smallest number
+    return (steps[kind] + slack).expand_as(blocks).reshape(weight.shape)
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_first_32_tokens_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
     """In fp32; the other types are read, and a matrix is off by no more than they say."""
@@ -40,7 +53,9 @@ def test_the_first_32_tokens_are_those_of_transformers(tmp_path: Path, kind: str
     tensor = stored["blk.0.ffn_down.weight"]
     values = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
     expected = lm.model.layers[0].mlp.down_proj.weight.detach()
-    assert (values - expected).abs().max() <= {"f32": 0, "f16": 2**-12, "bf16": 2**-9, "q8_0": 2**-8}[kind] * 0.5
+    assert (values - expected).abs().le(largest_error(expected, kind)).all()
+    assert stored["token_embd.weight"].tensor_type.name == ("Q8_0" if kind[0] == "q" else kind.upper())
+    assert stored["blk.0.ffn_down.weight"].tensor_type.name == kind.upper()
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "llama with biases", "untied"])
@@ -234,7 +249,7 @@ def test_the_adapter_of_a_base_in_four_bits_stands_on_the_base_as_it_was_given(t
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"gguf": "q9"}, "--gguf q9: one of f32, f16, bf16, q8_0"),
+        ({"gguf": "q9"}, "--gguf q9: one of f32, f16, bf16, q8_0, q5_1"),
         ({"gguf": "f32", "merge": True}, "leave out --merge"),
         ({"gguf": "f32", "stage": "reward"}, "reward scores"),
     ],
