@@ -37,6 +37,7 @@ SLOW = (
     "trivet evaluate runs/demo",
     "trivet evaluate runs/demo --systems sft,best-of-16,best-of-16:ppo.reward,ppo",
     "trivet evaluate runs/mine --prompts other_prompts.jsonl --systems sft,ppo",
+    "trivet evaluate runs/mine --rankings reward-bench-2.parquet",
     "trivet evaluate runs/mine --prompts labelled.jsonl --metrics labels --set \"evaluation.labels=['yes', 'no']\"",
     "trivet report runs/demo runs/less-kl --out less-kl.html",
     "trivet report RUN",
