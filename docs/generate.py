@@ -28,6 +28,7 @@ from data.formats import FORMATS  # noqa: E402
 from data.formats.columns import METADATA, REFERENCES  # noqa: E402
 from data.formats.public_sets import PUBLIC_SETS, PublicSet  # noqa: E402
 from data.readers.rows import CELLS  # noqa: E402
+from docs.exports import exports_page  # noqa: E402
 from docs.families import families_page  # noqa: E402
 from pipelines.cli.main import app  # noqa: E402
 from pipelines.recipe.errors import models_in  # noqa: E402
@@ -548,6 +549,7 @@ def pages() -> dict[str, str]:
         "formats.md": formats_page(),
         "methods.md": methods_page(),
         "families.md": families_page(NOTE),
+        "exports.md": exports_page(NOTE),
     }
 
 

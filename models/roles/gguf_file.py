@@ -19,41 +19,41 @@ from torch import Tensor
 
 from data.common.errors import UserError, nearest
 from models.backbone.artifacts import naming
+from models.hub.gguf_format import (
+    BYTE,
+    CONTROL,
+    FAMILIES,
+    NORMAL,
+    ROPE_FACTORS,
+    SPLITS,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Family,
+    neighbouring,
+    rope_factors,
+)
 
-TYPES = ("f32", "f16", "bf16", "q8_0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Family:
-    """How llama.cpp calls a family, and whether it turns neighbouring numbers of queries and keys, not halves."""
-
-    name: str
-    neighbours: bool = False
-
-
-FAMILIES = {
-    "llama": _Family(name="llama", neighbours=True),
-    "mistral": _Family(name="llama", neighbours=True),
-    "qwen2": _Family(name="qwen2"),
-    "qwen3": _Family(name="qwen3"),
-}
-"""Transformers' model types that can be written."""
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPLITS = {_WORDS + r"\p{N}{1,3}" + _REST: "llama-bpe", _WORDS + r"\p{N}" + _REST: "qwen2"}
-"""Regular expressions by which byte-level tokenizers split text, and llama.cpp's names of them."""
+TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+QUANTISED = TYPES[3:]
+"""Types of whole numbers with a scale for each block of 32."""
+BLOCK = 32
 
 
-def write_gguf(lm: Any, tokenizer: Any, file: Path, *, kind: str, name: str, stops: Sequence[int]) -> None:
+def write_gguf(lm: Any, tokenizer: Any, file: Path, *, kind: str, name: str, stops: Sequence[int]) -> list[str]:
     """Write a causal model, without adapters, with its tokenizer and template.
 
     Args:
         lm: the model, at least fp32.
         tokenizer: its own, with the template that the file is to have.
         file: where to.
-        kind: one of ``TYPES``: of the matrices; vectors stay fp32.
+        kind: one of ``TYPES``: of the matrices; vectors stay fp32, and embeddings and output layer have eight bits
+            where the others have four or five.
         name: what the file calls the model.
         stops: ids that end a response.
+
+    Returns:
+        Names of matrices that are in fp16 instead, since their rows are no multiple of a block.
 
     Raises:
         UserError: a family, a setting or a tokenizer that llama.cpp does not have.
@@ -68,19 +68,24 @@ def write_gguf(lm: Any, tokenizer: Any, file: Path, *, kind: str, name: str, sto
     _add_shape(writer, config, getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
     _add_vocabulary(writer, words, tokenizer, stops)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.name.upper()], config.num_hidden_layers)
+    if (config.rope_parameters or {}).get("rope_type") == "llama3":
+        writer.add_tensor(ROPE_FACTORS, _factors(config).numpy())
+    whole = []
     for tensor, values in _tensors(lm, family):
         found = names.get_name(tensor, try_suffixes=(".weight", ".bias"))
         if found is None:
             raise UserError(f"--gguf: llama.cpp's '{family.name}' has no tensor '{tensor}'")
-        _add_tensor(writer, gguf, found, values, kind)
+        if _add_tensor(writer, gguf, found, values, kind):
+            whole.append(found)
     with naming(file):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+    return whole
 
 
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+_FILE_TYPES = {"f32": "ALL_F32"} | {kind: f"MOSTLY_{kind.upper()}" for kind in TYPES[1:]}
 
 
 def check_gguf(config: Any, tokenizer: Any, kind: str) -> None:
@@ -129,7 +134,7 @@ def modelfile(file: str, render: Callable[[Sequence[Mapping[str, str]]], str], s
 # -- the model -------------------------------------------------------------------------------------------------------
 
 
-def family_of(config: Any) -> _Family:
+def family_of(config: Any) -> Family:
     """llama.cpp's family of a model.
 
     Raises:
@@ -142,7 +147,8 @@ def family_of(config: Any) -> _Family:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     odd = {
         "hidden_act": config.hidden_act != "silu",
-        "rope_parameters": rope.get("rope_type", "default") != "default",
+        "rope_parameters": rope.get("rope_type", "default")
+        not in ("default", *(["llama3"] if FAMILIES[kind].name == "llama" else [])),
         "sliding_window": window is not None and window < config.max_position_embeddings,
         "mlp_bias": bool(getattr(config, "mlp_bias", False)),
         "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0) != 1.0,
@@ -171,7 +177,20 @@ def _add_shape(writer: Any, config: Any, file_type: int) -> None:
     writer.add_file_type(file_type)
 
 
-def _tensors(lm: Any, family: _Family) -> Iterator[tuple[str, Tensor]]:
+def _factors(config: Any) -> Tensor:
+    """What llama.cpp divides the frequencies by, where they are scaled as Llama 3.1's are: (size of a head / 2,)."""
+    rope = config.rope_parameters
+    return rope_factors(
+        rope["rope_theta"],
+        _head_size(config),
+        rope["factor"],
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+        rope["original_max_position_embeddings"],
+    )
+
+
+def _tensors(lm: Any, family: Family) -> Iterator[tuple[str, Tensor]]:
     """Every tensor once; an output layer that is the embeddings is not written, as llama.cpp has it."""
     config, tied = lm.config, lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -183,22 +202,22 @@ def _tensors(lm: Any, family: _Family) -> Iterator[tuple[str, Tensor]]:
         yield name, values if count is None else neighbouring(values, count)
 
 
-def neighbouring(weight: Tensor, heads: int) -> Tensor:
-    """Rows of queries or keys in the order in which neighbours are turned together: (heads x size, ...), each head's
-    first half between its second."""
-    halves = weight.view(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-    return halves.transpose(1, 2).reshape(weight.shape)
+ENDS = ("token_embd.weight", "output.weight")  # what every token goes through; llama.cpp's own files spare them too
 
 
-def _add_tensor(writer: Any, gguf: Any, name: str, values: Tensor, kind: str) -> None:
+def _add_tensor(writer: Any, gguf: Any, name: str, values: Tensor, kind: str) -> bool:
+    """Add a tensor; whether it is in fp16 since its rows are no multiple of a block."""
     types = gguf.GGMLQuantizationType
-    own = types.F32 if values.dim() == 1 or kind == "f32" else types[kind.upper()]
-    if own == types.Q8_0 and values.shape[-1] % 32:
+    named = "q8_0" if kind in QUANTISED and name in ENDS else kind
+    own = types.F32 if values.dim() == 1 or kind == "f32" else types[named.upper()]
+    odd = values.dim() > 1 and kind in QUANTISED and values.shape[-1] % BLOCK > 0
+    if odd:
         own = types.F16
     if own in (types.F32, types.F16):
         writer.add_tensor(name, values.to(torch.float32 if own == types.F32 else torch.float16).numpy())
-        return
+        return odd
     writer.add_tensor(name, gguf.quants.quantize(values.numpy(), own), raw_dtype=own)
+    return odd
 
 
 # -- the tokenizer ---------------------------------------------------------------------------------------------------
@@ -214,9 +233,6 @@ class Vocabulary:
     kinds: Sequence[int]
     merges: Sequence[str] = ()
     scores: Sequence[float] = ()
-
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 def vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
@@ -245,6 +261,7 @@ def vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
             raise UserError(
                 f"--gguf: the tokenizer has tokens for {found} of 256 bytes, and llama.cpp needs all of them"
             )
+        _check_joins(own, {left + right for left, right in pairs})
         ranks: dict[str, int] = {}
         for rank, (left, right) in enumerate(pairs):
             ranks.setdefault(left + right, rank)
@@ -259,13 +276,31 @@ def _is_byte(text: str) -> bool:
 
 
 def _is_sentencepiece(raw: Mapping[str, Any]) -> bool:
-    """Blanks as U+2581, one before the text, and bytes for what has no token: Llama 2's way."""
+    """Blanks as U+2581, one before all texts between special tokens, and bytes for what has no token: Llama 2's way.
+
+    One before the first of them alone is another way, in which llama.cpp would split what follows a special token
+    otherwise.
+    """
     normal, before = raw.get("normalizer") or {}, raw.get("pre_tokenizer") or {}
     steps = [step.get("type") for step in normal.get("normalizers", ())]
     by_normalizer = steps == ["Prepend", "Replace"] and not before
     whole = before.get("type") == "Metaspace" and not before.get("split", True)
-    by_split = not normal and whole and before.get("prepend_scheme") in ("first", "always")
+    by_split = not normal and whole and before.get("prepend_scheme") == "always"
     return bool(raw["model"].get("byte_fallback")) and (by_normalizer or by_split)
+
+
+def _check_joins(own: Mapping[str, int], joined: set[str]) -> None:
+    """Refuse a vocabulary in which llama.cpp, which joins whatever makes a token, would join what no merge does.
+
+    Raises:
+        UserError: names the token.
+    """
+    for token in own:
+        parts = ((token[:i], token[i:]) for i in range(1, len(token)))
+        if token not in joined and not _is_byte(token) and any(a in own and b in own for a, b in parts):
+            raise UserError(
+                f"--gguf: llama.cpp would join neighbours to the token {token!r}, and the tokenizer does not"
+            )
 
 
 def _split_of(raw: Mapping[str, Any]) -> str:

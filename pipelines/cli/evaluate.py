@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data.common.errors import UserError
-from models.backbone.artifacts import MANIFEST
 from models.backbone.settings import ADAPTER_CONFIG
 from pipelines.cli.options import Fresh, Input, Set
 from pipelines.cli.run import make_pipeline, parse_inputs, run_pipeline
@@ -161,12 +160,11 @@ def _in_another_folder(
 ) -> Pipeline:
     """A pipeline that evaluates a run's finished stages in another folder; the run stays as it is."""
     from pipelines.run.pipeline import Pipeline
+    from pipelines.run.quantised_loss import inputs_of_finished
     from pipelines.stages.table import STAGES
 
     recipe = run.recipe.model_copy(update={"stages": ("evaluate",), "rankings": None})
-    there = {name: run.run_dir / stage.folder for name, stage in STAGES.items() if stage.role is not None}
-    own = {name: str(path) for name, path in there.items() if (path / MANIFEST).is_file()}
-    inputs = own | {name: str(path) for name, path in run.given.items()} | dict(given)
+    inputs = inputs_of_finished(run) | dict(given)
     for name in (n for n, stage in STAGES.items() if stage.role == "base" and n != recipe.base_stage):
         inputs.pop(name, None)
     tag = hashlib.sha256("\n".join([*changes, *map(str, sorted(given.items()))]).encode()).hexdigest()[:8]

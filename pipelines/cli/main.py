@@ -17,6 +17,7 @@ from data.common.errors import UserError
 from models.backbone.launch import check_alone
 from pipelines.cli import evaluate as cli_evaluate
 from pipelines.cli import folders as cli_folders
+from pipelines.cli import import_base as cli_import
 from pipelines.cli.exit_codes import exit_code, spread_values
 from pipelines.cli.options import (
     AsDemonstrations,
@@ -391,6 +392,9 @@ def chat(
     )
 
 
+app.command("import")(cli_import.import_base)
+
+
 @app.command()
 def export(
     run: RunFolder,
@@ -398,7 +402,10 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="a new folder")],
     merge: Annotated[bool, typer.Option("--merge", help="full weights instead of an adapter")] = False,
     gguf: Annotated[
-        str | None, typer.Option("--gguf", metavar="TYPE", help="a file for llama.cpp: f32, f16, bf16 or q8_0")
+        str | None,
+        typer.Option(
+            "--gguf", metavar="TYPE", help="a file for llama.cpp: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0"
+        ),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="TYPE", help="of full weights: fp32, bf16 or fp16")
@@ -414,8 +421,9 @@ def export(
 ) -> None:
     """Write a stage as a folder or GGUF file, with a card.
 
-    Transformers, PEFT and vLLM load the folder; --gguf writes model.gguf and Ollama's Modelfile instead. --push uploads
-    it to a private repository of the hub, with the token of HF_TOKEN or `hf auth login`.
+    Transformers, PEFT and vLLM load the folder; --gguf writes model.gguf and Ollama's Modelfile instead. What its types
+    of whole numbers (q8_0 to q4_0) lose on held-out prompts is evaluated, printed and written into the card. --push
+    uploads it to a private repository of the hub, with the token of HF_TOKEN or `hf auth login`.
 
     \b
     trivet export runs/demo --stage ppo --to aligned --merge

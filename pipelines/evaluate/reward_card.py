@@ -12,8 +12,11 @@ from evaluation.answers import SystemResponses
 from evaluation.held_out import Evaluator
 from pipelines.execution.loaded_models import LoadedModels
 from reward.card.examine import FILE, examine, examined, summary
+from reward.card.rewardbench import bench_rows, in_its_shape, in_words, rewardbench2
 from reward.card.scored_once import ScoredOnce
 from stages.stage import StageContext
+
+BENCH = "rewardbench2"
 
 
 def card_for(
@@ -45,9 +48,10 @@ def card_for(
         return _read(own.read_text(encoding="utf-8"))
     if not held_out:
         return {}
+    scored = ScoredOnce(model=evaluator.reward, phase=context.bar.phase)
     sampled = next((a for a in answers if a.name == "sft" and a.decoding == "sampled"), None)
-    return examine(
-        ScoredOnce(model=evaluator.reward, phase=context.bar.phase),
+    card = examine(
+        scored,
         train,
         examined(held_out),
         of=len(held_out),
@@ -55,6 +59,10 @@ def card_for(
         sampled_from="SFT responses to the held-out prompts" if sampled is not None else "",
         seed=recipe.seed,
     )
+    if card and recipe.evaluation.rankings is not None and in_its_shape(held_out):
+        card[BENCH] = rewardbench2(bench_rows(scored, held_out))
+        context.say(f"RewardBench 2: {in_words(card[BENCH]) or 'no subset has a score'}")
+    return card
 
 
 def _read(text: str) -> dict[str, Any]:
@@ -70,4 +78,5 @@ def in_short(card: dict[str, Any]) -> dict[str, Any]:
     if not card:
         return {}
     accuracy = card.get("accuracy") or {}
-    return {"pair_accuracy": accuracy.get("share"), "ci95": accuracy.get("ci95")} | summary(card)
+    bench = {BENCH: card[BENCH]} if BENCH in card else {}
+    return {"pair_accuracy": accuracy.get("share"), "ci95": accuracy.get("ci95")} | summary(card) | bench

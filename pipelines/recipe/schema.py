@@ -77,7 +77,7 @@ class Recipe(Config):
 
     name: str = Field("run", description="the run folder is runs/<name> unless --run-dir says otherwise")
     seed: int = Field(0, ge=0, description="of everything random")
-    base: str | FromScratch = Field(description="registry name, folder, hub id, or {pretrain: ...} from scratch")
+    base: str | FromScratch = Field(description="registry name, folder, GGUF file, hub id, or {pretrain: ...}")
     template: str = Field("auto", description="how conversations are rendered; auto: the tokenizer's chat template")
     template_args: dict[str, JsonValue] = Field(
         {}, description="what a chat template asks for besides the conversation, such as {enable_thinking: false}"

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from data.common.number_format import interval, number, percent
 from pipelines.report.charts import finite, make_chart, short
+from reward.card.rewardbench import in_words
 
 PAIRS = 10  # of a bin of the calibration figure, at least
 BARS = 24  # rows of the figure of slices; the table has all
@@ -151,6 +152,7 @@ def facts(card: Mapping[str, Any]) -> dict[str, str]:
         "Pair accuracy": _share(card["accuracy"]),
         "Labels that agree with the annotator's scores": _share(ceiling),
         "Accuracy as a share of those": percent(ceiling.get("reached")),
+        "RewardBench 2": in_words(card.get("rewardbench2") or {}),
         "Best response scored highest": _share(top1) + _compared_with("chance", percent(top1.get("chance"))),
         "Calibration error, before → after scaling" if after else "Calibration error": error,
         "Temperature": number(calibration.get("temperature")),

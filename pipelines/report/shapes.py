@@ -177,6 +177,16 @@ class Ceiling(Share):
     reached: Finite | None = None
 
 
+class BenchSubset(Shape):
+    score: Finite | None = None
+    n: Count = 0
+
+
+class Bench(Shape):
+    score: Finite | None = None
+    subsets: dict[str, BenchSubset] = {}
+
+
 class Card(Shape):
     accuracy: Share
     baselines: dict[str, Share]
@@ -187,6 +197,7 @@ class Card(Shape):
     calibration: Calibration | None = None
     samples: Samples | None = None
     ceiling: Ceiling | None = None
+    rewardbench2: Bench | None = None
     warnings: list[Any] = []
 
 

@@ -27,7 +27,7 @@ from models.roles.as_classifier import (
 )
 from models.roles.export import generation_settings, save_adapter, write_model
 from models.roles.files import ADAPTER, SCORING
-from models.roles.gguf_file import check_gguf, modelfile, write_gguf
+from models.roles.gguf_file import QUANTISED, check_gguf, modelfile, write_gguf
 from models.roles.own_models import merged_copy
 from models.roles.saving import Saving
 from models.roles.shared_base import SharedBase
@@ -35,6 +35,7 @@ from pipelines.run.model_card import Exported, write_card
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.push import Repository
+from pipelines.run.quantised_loss import quantised_loss
 from pipelines.stages.table import STAGES
 from reward.files import MEMBERS, save_reward
 from reward.model import RewardModel
@@ -67,13 +68,14 @@ def export_stage(
             ``continued``.
         to: the folder to make; it must not exist.
         merge: full weights with the adapter merged into a *copy* of the base, instead of the adapter alone.
-        gguf: a GGUF file of them in this type (``models.roles.gguf_file.TYPES``), and Ollama's Modelfile.
+        gguf: a GGUF file of them in this type (``models.roles.gguf_file.TYPES``), and Ollama's Modelfile. What a type
+            of whole numbers loses is found by the run's evaluation.
         dtype: precision of full weights (``models.roles.saving.DTYPES``); None: fp32 where an adapter was merged.
         max_shard_size: of a file of full weights, such as ``5GB``; None: Transformers' own.
         push: ``owner/name`` of a repository on the hub, to which the folder goes as well.
         public: everybody may read that repository; otherwise it is private.
         overwrite: the export takes the place of what the repository holds.
-        say: hears what rounding to ``dtype`` does to the weights, and where the repository is.
+        say: hears what rounding to ``dtype`` or quantising does, and where the repository is.
 
     Raises:
         UserError: an unknown stage, an unfinished one, a folder that exists, what llama.cpp does not have,
@@ -123,7 +125,7 @@ def export_stage(
         if role == "reward":
             made = _export_reward(pipeline, folder, partial, merge, saving, noted)
         elif gguf is not None:
-            made = _export_gguf(pipeline, stage, role, folder, partial, gguf)
+            made = _export_gguf(pipeline, stage, role, folder, partial, gguf, say)
         else:
             made = _export_lm(pipeline, stage, role, folder, partial, merge, saving, noted)
         write_card(pipeline, stage, replace(made, notes=(*made.notes, *notes)), partial)
@@ -163,7 +165,9 @@ def _base_with(pipeline: Pipeline, stage: str, role: str, folder: Path, whole: b
     return base
 
 
-def _export_gguf(pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, kind: str) -> Exported:
+def _export_gguf(
+    pipeline: Pipeline, stage: str, role: str, folder: Path, partial: Path, kind: str, say: Callable[[str], None]
+) -> Exported:
     """One file for llama.cpp, and Ollama's description of it."""
     renderer = pipeline.loaded.renderer()
     tokenizer = _tokenizer(pipeline.loaded.base(), renderer)
@@ -171,7 +175,12 @@ def _export_gguf(pipeline: Pipeline, stage: str, role: str, folder: Path, partia
     base = _base_with(pipeline, stage, role, folder, whole=True)
     lm = base.copies[role] if role in base.copies else merged_copy(base.lm, None if role == "base" else role)
     name = f"{pipeline.recipe.name}-{stage}"
-    write_gguf(lm, tokenizer, partial / "model.gguf", kind=kind, name=name, stops=renderer.stop_ids)
+    odd = write_gguf(lm, tokenizer, partial / "model.gguf", kind=kind, name=name, stops=renderer.stop_ids)
+    notes = [f"The matrices are of the type `{kind}`."]
+    if odd:
+        notes.append(f"{len(odd)} matrices have rows that are no multiple of 32 numbers, and are fp16 ({odd[0]}, ...).")
+    if kind in QUANTISED[1:]:
+        notes.append("Embeddings and output layer are of the type `q8_0`.")
 
     def render(messages: Sequence[Mapping[str, str]]) -> str:
         ids = renderer.prompt_ids(messages)
@@ -181,7 +190,10 @@ def _export_gguf(pipeline: Pipeline, stage: str, role: str, folder: Path, partia
     stops += renderer.stop_strings.texts
     with naming(partial):
         (partial / "Modelfile").write_text(modelfile("model.gguf", render, stops), encoding="utf-8")
-    return Exported(form="gguf", renderer=renderer, notes=[f"The matrices are of the type `{kind}`."])
+    found = quantised_loss(pipeline, stage, partial / "model.gguf", kind) if kind in QUANTISED else []
+    for text in [*notes[1:], *found]:
+        say(text)
+    return Exported(form="gguf", renderer=renderer, notes=notes, lost=found)
 
 
 def _export_lm(

@@ -48,12 +48,14 @@ SCORED = {"reward": "reward", "gold": "gold preference", "kl": "KL to SFT, nats 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was exported: its form, how its conversations are written, what a reward's score depends on, and remarks."""
+    """What was exported: its form, how its conversations are written, what a reward's score depends on, remarks, and
+    what quantising lost."""
 
     form: str
     renderer: Renderer
     notes: Sequence[str] = ()
     score: Mapping[str, Any] = field(default_factory=dict)
+    lost: Sequence[str] = ()
 
 
 def write_card(pipeline: Pipeline, stage: str, exported: Exported, folder: Path) -> None:
@@ -93,6 +95,7 @@ def write_card(pipeline: Pipeline, stage: str, exported: Exported, folder: Path)
         _bullets(_depends(pipeline, stage, exported)),
         "## What was found of it",
         _reward_found(card) if stage == "reward" else _policy_found(stage, results, why_not),
+        *([f"What quantising lost, evaluated at the export:\n\n{_bullets(exported.lost)}"] if exported.lost else []),
         "## Training",
         _training(pipeline, stages),
         "## Data",

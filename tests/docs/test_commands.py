@@ -22,11 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from models.roles.gguf_file import write_gguf
 from pipelines.run.pipeline import Pipeline
 from pipelines.workspace.store import Store
 from tests.docs.commands import PAGES, ROOT, all_commands, commands_of, help_examples, served, shell
 from tests.docs.table import ASK, FIRST, NEED_PACKAGES, NOT_RUN, QUICK, SERVED, SLOW, reason_of
 from tests.support.classifiers import save_classifier
+from tests.support.gguf import byte_tokenizer, sized
 from tests.support.recipes import RECIPE
 
 
@@ -114,6 +116,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"prompt": "w3", "completion": "w4"},
     )
     lines(folder / "rankings.jsonl", {"prompt": "w1", "responses": ["w2", "w3"]})
+    rows = [
+        {"id": f"{kind}{n}", "prompt": f"w{n}", "chosen": ["w1 w2"], "rejected": ["w3", "w4", "w5"], "subset": subset}
+        for kind, subset in (("", "Math"), ("tied:", "Ties"), ("ref:", "Ties"))
+        for n in range(1, 4)
+    ]
+    table = pa.Table.from_pylist([row | {"num_correct": 1} for row in rows])
+    pq.write_table(table, folder / "reward-bench-2.parquet")
     lines(folder / "prompts.jsonl", {"prompt": "write a poem"}, {"prompt": "tell a story"})
     lines(folder / "answers.jsonl", {"prompt": "w1", "response": "w2 w3"}, {"prompt": "w4", "response": "w5"})
     asked = [row.messages[-1].content for row in Pipeline.from_recipe(RECIPE).corpus.prompts.held_out[:2]]
@@ -250,6 +259,10 @@ def test_the_command_runs_as_it_is_written(
         for name in ("mine", "demo"):
             shutil.rmtree(folder / "runs" / name)
             shutil.copytree(request.getfixturevalue("of_bytes"), folder / "runs" / name)
+    if command.startswith("trivet import"):
+        tokenizer = byte_tokenizer()
+        lm, file = sized("llama", tokenizer), folder / command.split()[2]
+        write_gguf(lm, tokenizer, file, kind="q8_0", name="tiny", stops=[0])
     if "my.yaml" in command and "--store" not in command:  # the reader has run it before
         shutil.copytree(folder / "runs/mine", folder / "runs/my")
     if "~/trivet-store" in command and "my.yaml" not in command:

@@ -10,94 +10,31 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from data.common.errors import UserError
-from models.roles.gguf_file import (
-    FAMILIES,
-    SPLITS,
-    TYPES,
-    family_of,
-    modelfile,
-    neighbouring,
-    vocabulary,
-    write_gguf,
-)
+from models.hub.gguf_format import FAMILIES, neighbouring
+from models.roles.gguf_file import TYPES, family_of, modelfile, vocabulary, write_gguf
 from pipelines.run.export import export_stage
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline
 from tests.conftest import tiny_lm, word_tokenizer
+from tests.support.gguf import BYTES, SPLITTERS, TEXTS, by_llama_cpp, byte_tokenizer, greedy, sized
 from tests.support.recipes import ROOT
 
-TEXTS = [
-    "Once upon a time there was a little fox. It didn't like the rain, and it's said that 2 of 31 foxes do.",
-    "She sings; he dances!  Two blanks,\n\nnew lines and 12345 numbers.",
-    "user: tell a story\nassistant: once there was a whale who'd sail.",
-] * 4
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<end>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-SPLITTERS: dict[str, Any] = {
-    "gpt-2": BYTES,
-    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), BYTES]),
-    **{
-        name: pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        for pattern, name in SPLITS.items()
-    },
-}
 
-
-def byte_tokenizer(split: str = "gpt-2") -> PreTrainedTokenizerFast:
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = SPLITTERS[split], decoders.ByteLevel()
-    if split == "qwen2":
-        made.normalizer = normalizers.NFC()
-    trainer: Any = trainers.BpeTrainer(
-        vocab_size=340,
-        special_tokens=["<end>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator(TEXTS, trainer)
-    made.add_tokens([AddedToken("<|user|>", special=True), AddedToken("<|assistant|>", special=True)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<end>", chat_template=TEMPLATE)
-
-
-def sized(family: str, tokenizer: Any, **more: Any) -> Any:
-    """A tiny model of a family whose rows of embeddings are more than the tokens."""
-    settings = {"vocab_size": len(tokenizer) + 5, "eos_token_id": 0, "bos_token_id": None, "pad_token_id": 0}
-    return tiny_lm(family, **(settings | {"max_position_embeddings": 256} | more)).eval()
-
-
-def greedy(lm: Any, ids: list[int], count: int = 32) -> list[int]:
-    given = torch.tensor([ids])
-    more = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
-    out = lm.generate(given, attention_mask=torch.ones_like(given), **more)  # which is not guessed from the ids
-    return out[0, len(ids) :].tolist()
-
-
-def by_llama_cpp(file: Path, prompt: str | list[int], count: int = 32) -> tuple[str, int]:
-    """What llama.cpp says, greedily and with an fp32 cache, and how many tokens it makes of the prompt."""
-    cpp = pytest.importorskip("xllamacpp")
-    settings = cpp.CommonParams()
-    settings.model.path, settings.n_ctx, settings.n_parallel = str(file), 256, 1
-    settings.warmup, settings.n_gpu_layers, settings.cpuparams.n_threads = False, 0, 1
-    settings.cache_type_k = settings.cache_type_v = cpp.ggml_type.GGML_TYPE_F32
-    settings.flash_attn_type = cpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    server = cpp.Server(settings)
-    asked = {"prompt": prompt, "n_predict": count, "temperature": 0.0, "cache_prompt": False, "ignore_eos": True}
-    found = server.handle_completions(asked)
-    found = found if isinstance(found, dict) else json.loads(found)
-    assert "choices" in found, found
-    return found["choices"][0]["text"], found["usage"]["prompt_tokens"]
+def largest_error(weight: torch.Tensor, kind: str) -> torch.Tensor:
+    """By each number's place: half a step of the levels of its block of 32, or a whole one where the levels reach
+    farther on one side of zero than on the other. Scales are fp16."""
+    if kind[0] != "q":
+        return weight.abs() * {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8}[kind] + (kind == "f16") * 2**-24
+    blocks = weight.reshape(-1, 32)
+    largest = blocks.abs().amax(1, keepdim=True)
+    wide = blocks.amax(1, keepdim=True) - blocks.amin(1, keepdim=True)
+    steps = {"q8_0": largest / 127 / 2, "q5_0": largest / 16, "q4_0": largest / 8, "q5_1": wide / 62, "q4_1": wide / 30}
+    slack = largest * 2**-9  # of the scale and of the smallest number
+    return (steps[kind] + slack).expand_as(blocks).reshape(weight.shape)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -116,7 +53,9 @@ def test_the_first_32_tokens_are_those_of_transformers(tmp_path: Path, kind: str
     tensor = stored["blk.0.ffn_down.weight"]
     values = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
     expected = lm.model.layers[0].mlp.down_proj.weight.detach()
-    assert (values - expected).abs().max() <= {"f32": 0, "f16": 2**-12, "bf16": 2**-9, "q8_0": 2**-8}[kind] * 0.5
+    assert (values - expected).abs().le(largest_error(expected, kind)).all()
+    assert stored["token_embd.weight"].tensor_type.name == ("Q8_0" if kind[0] == "q" else kind.upper())
+    assert stored["blk.0.ffn_down.weight"].tensor_type.name == kind.upper()
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "llama with biases", "untied"])
@@ -187,6 +126,33 @@ def test_tokenizers_that_it_does_not_know_are_refused_by_name() -> None:
     bare.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     with pytest.raises(UserError, match="tokens for 0 of 256 bytes"):
         vocabulary(PreTrainedTokenizerFast(tokenizer_object=bare), 2)
+
+
+def sentencepiece(normalizer: Any = None, split: Any = None, more: Any = ()) -> Any:
+    """Bytes, a few letters and what is joined of them."""
+    own = ["<unk>", "<s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", "a", "b", "ab", *more]
+    words = {text: i for i, text in enumerate(own)}
+    made = Tokenizer(models.BPE(words, [("a", "b")], unk_token="<unk>", byte_fallback=True))
+    if normalizer is not None:
+        made.normalizer = normalizer
+    if split is not None:
+        made.pre_tokenizer = split
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+def test_a_blank_before_the_first_text_alone_is_refused_and_before_all_is_written() -> None:
+    """llama.cpp puts one before whatever follows a special token as well."""
+    every = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    assert vocabulary(sentencepiece(split=every), 270).model == "llama"
+    with pytest.raises(UserError, match=r"no name for how this tokenizer splits text .Metaspace"):
+        vocabulary(sentencepiece(split=pre_tokenizers.Metaspace(prepend_scheme="first", split=False)), 270)
+
+
+def test_a_token_that_llama_cpp_would_join_and_the_tokenizer_does_not_is_refused() -> None:
+    blanks = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    assert vocabulary(sentencepiece(blanks), 270).scores[261] == 0.0
+    with pytest.raises(UserError, match=r"would join .* the token 'ba', and the tokenizer does not"):
+        vocabulary(sentencepiece(blanks, more=["ba"]), 270)
 
 
 def test_the_kinds_of_tokens() -> None:
@@ -283,7 +249,7 @@ def test_the_adapter_of_a_base_in_four_bits_stands_on_the_base_as_it_was_given(t
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"gguf": "q9"}, "--gguf q9: one of f32, f16, bf16, q8_0"),
+        ({"gguf": "q9"}, "--gguf q9: one of f32, f16, bf16, q8_0, q5_1"),
         ({"gguf": "f32", "merge": True}, "leave out --merge"),
         ({"gguf": "f32", "stage": "reward"}, "reward scores"),
     ],
