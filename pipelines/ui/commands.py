@@ -155,5 +155,9 @@ class Talk:
             "--seed": self.seed,
         }
         given = {name: value for name, value in options.items() if value not in ("", None)}
-        words = [word for name, value in given.items() for word in (name, f"{value:g}" if name == "--temperature" else str(value))]
+        words = [
+            word
+            for name, value in given.items()
+            for word in (name, f"{value:g}" if name == "--temperature" else str(value))
+        ]
         return ["chat", path_of(self.target), *words]

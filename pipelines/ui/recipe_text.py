@@ -75,7 +75,9 @@ def _checked(text: str, wanted: Any, path: Sequence[str]) -> str:
     except UserError:
         right = False
     if not right:
-        raise UserError(f"{'.'.join(path)}: stands in a form that only an editor can change; edit the text of the recipe")
+        raise UserError(
+            f"{'.'.join(path)}: stands in a form that only an editor can change; edit the text of the recipe"
+        )
     return text
 
 
@@ -156,7 +158,11 @@ def _end(node: yaml.Node, key: yaml.Node) -> int:
         last = node.value[-1]
         inner_key, inner = last if isinstance(last, tuple) else (key, last)
         return _end(inner, inner_key)
-    return max(node.end_mark.index, key.end_mark.index) if node.start_mark.index == node.end_mark.index else node.end_mark.index
+    return (
+        max(node.end_mark.index, key.end_mark.index)
+        if node.start_mark.index == node.end_mark.index
+        else node.end_mark.index
+    )
 
 
 def _line_end(text: str, at: int) -> int:

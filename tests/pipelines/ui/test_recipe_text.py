@@ -65,7 +65,11 @@ def test_a_block_becomes_a_line() -> None:
 
 def test_a_setting_is_taken_out_and_an_empty_group_with_it() -> None:
     assert changed(TEXT, without(TEXT, ("ppo", "kl_coef"))) == (["  kl_coef: 0.05       # weight"], [])
-    assert changed(TEXT, without(TEXT, ("data", "rankings")))[0] == ["  rankings:", "    - b.jsonl   # one", "    - c.jsonl"]
+    assert changed(TEXT, without(TEXT, ("data", "rankings")))[0] == [
+        "  rankings:",
+        "    - b.jsonl   # one",
+        "    - c.jsonl",
+    ]
     assert changed(TEXT, without(TEXT, ("sft", "epochs"))) == (["sft: {epochs: 2}      # short"], [])
     assert without(TEXT, ("reward", "epochs")) == TEXT and without(TEXT, ("name", "deeper")) == TEXT
 
@@ -80,10 +84,15 @@ def test_what_only_a_person_can_change_is_refused() -> None:
 
 KEYS = st.sampled_from(["a", "b", "c"])
 SCALARS = st.one_of(
-    st.integers(-5, 5), st.booleans(), st.none(), st.sampled_from(["x", "", "on", "1e3", "a: b", "# c", "- d", "ü", "two\nlines"])
+    st.integers(-5, 5),
+    st.booleans(),
+    st.none(),
+    st.sampled_from(["x", "", "on", "1e3", "a: b", "# c", "- d", "ü", "two\nlines"]),
 )
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)), max_leaves=8
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)),
+    max_leaves=8,
 )
 MAPPINGS = st.dictionaries(KEYS, VALUES, min_size=1, max_size=3)
 PATHS = st.lists(KEYS, min_size=1, max_size=3)
