@@ -1,4 +1,4 @@
-"""Runs that the page has started: child processes that go on when the page or its server ends, and how they are stopped.
+"""Runs that a page has started: child processes that outlive the page and its server, and how they are stopped.
 
 Each has a process group of its own and writes what a terminal would show into ``RUN.log`` next to its run folder.
 """

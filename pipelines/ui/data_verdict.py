@@ -12,6 +12,7 @@ PARTS = {
     "prompts": "PPO and evaluation",
     "documents": "pretraining a base",
 }
+KINDS = {"answer": "response"}
 SHOWN = 3
 """Bad rows and doubtful places of each kind that are shown; the command line has them all."""
 
@@ -49,12 +50,12 @@ def _verdict(one: Mapping[str, Any], overlaps: Sequence[Mapping[str, Any]]) -> V
     formats = ", ".join(sorted(one["formats"], key=lambda name: -one["formats"][name])) or "no format that is known"
     usable = [f"{one['usable'][part]:,} as {part} ({use})" for part, use in PARTS.items() if one["usable"].get(part)]
     lengths = [
-        f"{kind}: median {n['median']:,.0f} characters, 95 % up to {n['p95']:,.0f}, longest {n['longest']:,}"
+        f"{KINDS.get(kind, kind)}: median {n['median']:,.0f} characters, 95 % up to {n['p95']:,.0f}, longest {n['longest']:,}"
         for kind, n in one["characters"].items()
     ]
     doubts = [f"{len(one['bad']):,} of {rows:,} rows cannot be used"] if one["bad"] else []
     doubts += [f"{bad['source']}: {bad['reason']}" for bad in one["bad"][:SHOWN]]
-    doubts += [f"{one['duplicate_rows']:,} rows are there twice"] if one["duplicate_rows"] else []
+    doubts += [f"{one['duplicate_rows']:,} of {rows:,} rows repeat one before"] if one["duplicate_rows"] else []
     doubts += [found["text"] for found in one["findings"] if found["kind"] != "duplicates"]
     for overlap in overlaps:
         if file == overlap["second"]:

@@ -71,6 +71,7 @@ class Seen:
         live: whether a process holds the folder.
         curves: title of a stage -> its charts.
         warnings: what stages noticed of themselves.
+        verdict: what the evaluation showed, or else the reward model; '' where there is none yet.
     """
 
     title: str
@@ -78,6 +79,7 @@ class Seen:
     live: bool = False
     curves: Mapping[str, Sequence[Mapping[str, Any]]]
     warnings: Sequence[str] = ()
+    verdict: str = ""
 
     @property
     def finished(self) -> bool:
@@ -109,6 +111,7 @@ def seen(folder: Path) -> Seen:
         live=bool(holder(folder)),
         curves={title: found for title, found in curves.items() if found},
         warnings=[f"{title_of(stage)}: {w['text']}" for stage, found in warned.items() for w in found],
+        verdict=verdict(folder, "evaluate") or verdict(folder, "reward"),
     )
 
 

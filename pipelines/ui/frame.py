@@ -33,8 +33,7 @@ body { background: var(--ground) !important; }
 .log { font-family: ui-monospace, monospace; font-size: .78rem; line-height: 1.45; background: var(--soft);
   border-radius: 8px; padding: .6rem .75rem; width: 100%; max-height: 24rem; overflow: auto; white-space: pre-wrap;
   overflow-wrap: anywhere; }
-.yaml textarea { font-family: ui-monospace, monospace; font-size: .8rem; line-height: 1.45; white-space: pre;
-  overflow-x: auto; }
+.yaml textarea { font-family: ui-monospace, monospace; font-size: .8rem; line-height: 1.45; }
 .wide { overflow-x: auto; width: 100%; }
 .wide table td, .wide table th { white-space: normal; }
 .q-table__card { background: transparent !important; box-shadow: none !important; color: inherit !important; }

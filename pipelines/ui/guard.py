@@ -1,7 +1,7 @@
 """Who may speak with the pages: this machine's browser that was given the address, and no page of another site.
 
-The same checks as ``data.common.loopback`` makes (host, origin), for requests and websockets, and a token besides: these
-pages start processes, which other users of this machine must not.
+The same checks as ``data.common.loopback`` makes (host, origin), for requests and websockets, and a token besides:
+these pages start processes, which other users of this machine must not.
 """
 
 from __future__ import annotations

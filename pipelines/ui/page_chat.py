@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nicegui import run, ui
 
@@ -13,8 +14,10 @@ from data.common.redaction import printable
 from evaluation.systems import ROLES
 from pipelines.ui import frame
 from pipelines.ui.commands import Talk
-from pipelines.ui.conversation import Conversation
 from pipelines.ui.server import State
+
+if TYPE_CHECKING:
+    from pipelines.ui.conversation import Conversation
 
 LAST = ""
 """Of a run's stages: the one that was finished last."""
@@ -36,6 +39,7 @@ def opened(talk: Talk) -> Conversation:
         UserError: nothing to talk to there, or an unknown or unfinished stage.
     """
     from pipelines.run.chat_models import open_room
+    from pipelines.ui.conversation import Conversation
 
     room = open_room(talk.target, talk.stage or None, talk.compare_with or None)
     return Conversation(
@@ -123,7 +127,7 @@ class _Page:
             found = await run.io_bound(self._opened, self.asked)
         finally:
             self.load_button.props(remove="loading")
-        if not isinstance(found, Conversation):
+        if found is None or isinstance(found, str):
             with self.said:
                 frame.error(found or "the server is ending")
             return
@@ -232,5 +236,5 @@ class _Growing:
 
     def run(self, alone: object) -> None:
         with alone:  # type: ignore[attr-defined]
-            for self.text in self.speaking:
-                pass
+            for text in self.speaking:
+                self.text = text

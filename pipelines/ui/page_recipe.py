@@ -35,8 +35,7 @@ def add(state: State) -> None:
                 frame.error(str(error))
                 ui.link("Draft a recipe", "/")
                 return
-            with ui.grid().classes("w-full gap-4 grid-cols-1 lg:grid-cols-2 items-start"):
-                _Page(state, file, edited).build()
+            _Page(state, file, edited).build()
 
 
 class _Page:
@@ -47,38 +46,39 @@ class _Page:
         self.planned: tuple[str, str] | None = None  # the text and the folder that the plan is of
 
     def build(self) -> None:
-        with ui.column().classes("w-full gap-4 min-w-0"):
+        with ui.grid().classes("w-full gap-4 grid-cols-1 lg:grid-cols-2 items-start"):
             with frame.sheet("Settings"):
-                ui.input("search", placeholder="kl coef", on_change=lambda e: self.search(e.value or "")).props(
-                    "dense clearable"
-                ).classes("w-full search")
-                self.results = ui.column().classes("w-full gap-3")
-                with ui.column().classes("w-full gap-0") as self.groups:
-                    for group, settings in recipe_form.settings().items():
-                        self.group(group, settings)
-        with ui.column().classes("w-full gap-4 min-w-0"):
+                self.build_form()
             with frame.sheet(self.name):
-                self.text = (
-                    ui.textarea(value=self.edited.text, on_change=lambda e: self.typed(e.value or ""))
-                    .props("autogrow outlined dense debounce=400 spellcheck=false")
-                    .classes("w-full yaml")
-                )
-                self.problem = ui.label().classes("bad small lines problem")
-                with ui.row().classes("items-center gap-3"):
-                    self.save_button = ui.button("Save", on_click=self.save).props("no-caps outline")
-                    self.state_of_file = ui.label().classes("small muted")
-            with frame.sheet("Plan"):
-                self.folder = ui.input(
-                    "run folder", value=f"runs/{self.recipe_name()}", on_change=lambda: self.show_lines()
-                ).classes("w-full run-folder")
-                self.plan_button = ui.button("Save and plan", on_click=self.make_plan).props("no-caps")
-                self.plan_line = frame.command_line()
-                self.plan_view = ui.column().classes("w-full gap-2 plan")
-            with frame.sheet("Run"):
-                self.start_button = ui.button("Save and start", on_click=self.start).props("no-caps").classes("start")
-                self.run_line = frame.command_line()
-                self.start_view = ui.column().classes("w-full gap-1")
+                self.build_text()
+        with frame.sheet("Plan"):
+            self.folder = ui.input("run folder", value=f"runs/{self.recipe_name()}", on_change=self.show_lines)
+            self.folder.classes("w-full run-folder")
+            self.plan_button = ui.button("Save and plan", on_click=self.make_plan).props("no-caps")
+            self.plan_line = frame.command_line()
+            self.plan_view = ui.column().classes("w-full gap-2 plan")
+        with frame.sheet("Run"):
+            self.start_button = ui.button("Save and start", on_click=self.start).props("no-caps").classes("start")
+            self.run_line = frame.command_line()
+            self.start_view = ui.column().classes("w-full gap-1")
         self.show()
+
+    def build_form(self) -> None:
+        searched = ui.input("search", placeholder="kl coef", on_change=lambda e: self.search(e.value or ""))
+        searched.props("dense clearable").classes("w-full search")
+        self.results = ui.column().classes("w-full gap-3")
+        with ui.column().classes("w-full gap-0") as self.groups:
+            for group, settings in recipe_form.settings().items():
+                self.group(group, settings)
+
+    def build_text(self) -> None:
+        self.text = ui.textarea(value=self.edited.text, on_change=lambda e: self.typed(e.value or ""))
+        self.text.props("outlined dense debounce=400 spellcheck=false input-style='height: 32rem'")
+        self.text.classes("w-full yaml")
+        self.problem = ui.label().classes("bad small lines problem")
+        with ui.row().classes("items-center gap-3"):
+            self.save_button = ui.button("Save", on_click=self.save).props("no-caps outline")
+            self.state_of_file = ui.label().classes("small muted")
 
     def recipe_name(self) -> str:
         return self.edited.recipe.name if self.edited.recipe is not None else "run"

@@ -24,6 +24,7 @@ from pipelines.workspace.run_folder import is_run
 
 EVERY = 1.0  # seconds
 TONES = {"done": "good", "running": "open", "failed": "bad", "stopped": "bad"}
+SCROLL = "requestAnimationFrame(() => { const e = getHtmlElement(%d); if (e) e.scrollTop = e.scrollHeight })"
 SANDBOX = "sandbox allow-scripts allow-downloads allow-popups"
 """A report that is served here stands on its own: what is in it cannot use these pages."""
 
@@ -76,6 +77,7 @@ class _Page:
             self.bar = ui.linear_progress(0, show_value=False, size="8px").props("rounded")
             self.far = ui.label().classes("small muted lines")
             self.stages = ui.row().classes("w-full gap-x-5 gap-y-1 stages")
+            self.verdict = ui.label().classes("font-medium lines verdict")
             self.warnings = ui.column().classes("w-full gap-0")
             self.said = ui.label().classes("small open lines")
             self.line = frame.command_line()
@@ -121,6 +123,8 @@ class _Page:
         self.bar.set_value(far.share if far else 0)
         self.bar.props(add="" if far else "indeterminate", remove="indeterminate" if far else "")
         self.far.set_text(printable(far.text) if far else "")
+        self.verdict.set_text(printable(found.verdict))
+        self.verdict.set_visibility(bool(found.verdict))
         self.show_stages(found)
         self.warnings.clear()
         with self.warnings:
@@ -135,7 +139,7 @@ class _Page:
         if log != self.log:
             self.log = log
             self.log_view.set_text(printable(log.replace("\r", "")))
-            ui.run_javascript(f"(e => {{ if (e) e.scrollTop = e.scrollHeight }})(getElement({self.log_view.id})?.$el)")
+            ui.run_javascript(SCROLL % self.log_view.id)
 
     def show_stages(self, found: Seen) -> None:
         self.stages.clear()

@@ -77,7 +77,7 @@ def open_recipe(file: str) -> None:
 
 class _Page:
     def __init__(self, chosen: Start) -> None:
-        self.chosen = chosen
+        self.chosen, self.problem = chosen, ""
 
     def build(self) -> None:
         with frame.sheet("1 · Base"):
@@ -98,16 +98,14 @@ class _Page:
             self.check_line = frame.command_line()
         with frame.sheet("3 · Recipe"):
             with ui.row().classes("w-full items-center gap-4"):
-                ui.select(list(COMMON), label="machine", value="here", on_change=self.changed).bind_value(
-                    self.chosen, "machine"
-                ).classes("w-32").tooltip("here: this machine; or cards x memory of one")
-                ui.input("held out", placeholder="share or file", on_change=self.changed).bind_value(
-                    self.chosen, "held_out"
-                ).classes("w-32").tooltip("what no stage is trained on; empty: by the number of rows")
-                ui.input("write it to", on_change=self.changed).bind_value(self.chosen, "out").classes("grow out-input")
-            ui.checkbox(
-                "replace a recipe that is there (it is kept as the previous one)", on_change=self.changed
-            ).bind_value(self.chosen, "replace").classes("small")
+                self.machine = ui.select(list(COMMON), label="machine", value="here", on_change=self.changed)
+                self.machine.classes("w-32").tooltip("here: this machine; or cards x memory of one")
+                self.held_out = ui.input("held out", placeholder="share or file", on_change=self.changed)
+                self.held_out.classes("w-32").tooltip("what no stage is trained on; empty: by the number of rows")
+                self.out = ui.input("write it to", value=self.chosen.out, on_change=self.changed)
+                self.out.classes("grow out-input")
+            self.replace = ui.checkbox("replace a recipe that is there (it is kept as the previous one)")
+            self.replace.on_value_change(self.changed).classes("small")
             self.draft_button = ui.button("Draft the recipe", on_click=self.draft).props("no-caps").classes("draft")
             self.draft_line = frame.command_line()
             self.drafted = ui.column().classes("w-full gap-1")
@@ -115,7 +113,9 @@ class _Page:
 
     def changed(self) -> None:
         """Show the lines of what is chosen now."""
-        self.chosen.base = self.base.value.strip()
+        chosen = self.chosen
+        chosen.base, chosen.out = self.base.value.strip(), self.out.value.strip()
+        chosen.machine, chosen.held_out, chosen.replace = self.machine.value, self.held_out.value, self.replace.value
         frame.show_line(self.base_line, ["models", self.chosen.base] if self.chosen.base not in ("", SCRATCH) else "")
         frame.show_line(self.check_line, commands.check([*self.chosen.files]) if self.chosen.files else "")
         frame.show_line(self.draft_line, self.chosen.arguments if self.chosen.files and self.chosen.base else "")
@@ -176,7 +176,7 @@ class _Page:
             self.problem = outcome.message
             return False
         found = await run.io_bound(lambda: verdicts(outcome.json()))
-        self.chosen.found = {name: one for name, one in zip(names, found or [], strict=True)}
+        self.chosen.found = dict(zip(names, found or [], strict=True))
         return True
 
     async def remove(self, name: str) -> None:

@@ -9,11 +9,15 @@ from typing import Any
 
 from data.common.errors import UserError
 from models.backbone.artifacts import check_destination, replace_text
+from pipelines.loading.checks import AMOUNTS
 from pipelines.loading.load import load_text
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.yaml_source import read_text
 from pipelines.ui.recipe_form import Setting
 from pipelines.ui.recipe_text import with_value, without
+
+BY_DATA = "auto"
+"""What the form shows of a setting that follows from the data; the plan says what it comes to."""
 
 
 @dataclass
@@ -82,6 +86,8 @@ class Edited:
 
     def shown(self, setting: Setting) -> str:
         """The value of a setting as the form shows it."""
+        if setting.dotted in AMOUNTS and not self.written(setting.path):
+            return BY_DATA
         return "" if self.recipe is None else setting.text(self.recipe)
 
     def written(self, path: Sequence[str]) -> bool:
