@@ -50,7 +50,8 @@ def _verdict(one: Mapping[str, Any], overlaps: Sequence[Mapping[str, Any]]) -> V
     formats = ", ".join(sorted(one["formats"], key=lambda name: -one["formats"][name])) or "no format that is known"
     usable = [f"{one['usable'][part]:,} as {part} ({use})" for part, use in PARTS.items() if one["usable"].get(part)]
     lengths = [
-        f"{KINDS.get(kind, kind)}: median {n['median']:,.0f} characters, 95 % up to {n['p95']:,.0f}, longest {n['longest']:,}"
+        f"{KINDS.get(kind, kind)}: median {n['median']:,.0f} characters, 95 % up to {n['p95']:,.0f}, "
+        f"longest {n['longest']:,}"
         for kind, n in one["characters"].items()
     ]
     doubts = [f"{len(one['bad']):,} of {rows:,} rows cannot be used"] if one["bad"] else []

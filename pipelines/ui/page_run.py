@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -46,14 +45,13 @@ def add(state: State) -> None:
             return page_response(f"<!doctype html><p>{escape(printable(str(error)))}</p>", 404)
 
     @ui.page("/run")
-    async def one_run(folder: str = "") -> None:
+    def one_run(folder: str = "") -> None:
         with frame.page(Path(folder).name or "run"):
             if not folder.strip():
                 frame.error("name a run folder")
                 return
             page = _Page(state, folder)
             page.build()
-            await page.refresh()
         ui.timer(EVERY, page.refresh)
 
 
@@ -62,6 +60,7 @@ class _Page:
         self.state, self.name, self.folder = state, name, Path(name)
         self.version: tuple[Any, ...] = ()
         self.curves: dict[str, ui.plotly] = {}
+        self.grids: dict[str, ui.grid] = {}
         self.log = ""
 
     def build(self) -> None:
@@ -94,15 +93,18 @@ class _Page:
         now = (version(self.folder), log.stat().st_size if log.is_file() else 0, alive)
         if now == self.version:
             return
-        text, found = await run.io_bound(self._read, log)
         self.version = now
-        self.show(found, redact(text), alive)
+        read = await run.io_bound(self._read, log)
+        if read is not None:  # the server ends
+            text, found = read
+            self.show(found, text, alive)
 
     def _read(self, log: Path) -> tuple[str, Seen | str]:
+        text = redact(tail_of(log))
         try:
-            return tail_of(log), seen(self.folder)
+            return text, seen(self.folder)
         except UserError as error:
-            return tail_of(log), str(error)
+            return text, str(error)
 
     def show(self, found: Seen | str, log: str, alive: bool) -> None:
         if isinstance(found, str):
@@ -157,26 +159,22 @@ class _Page:
 
     def show_curves(self, found: Seen) -> None:
         """Draw new charts, and give those that are there their new points."""
-        known = {chart["id"] for charts in found.curves.values() for chart in charts}
-        if known != set(self.curves):
-            self.charts.clear()
-            self.curves = {}
-            with self.charts:
-                for title, charts in found.curves.items():
-                    self.draw_stage(title, charts)
-            return
-        for charts in found.curves.values():
+        for title, charts in found.curves.items():
             for chart in charts:
                 figure = figure_of(chart)
-                if self.curves[chart["id"]].figure != figure:
-                    self.curves[chart["id"]].update_figure(figure)
+                if (drawn := self.curves.get(chart["id"])) is None:
+                    with self.stage_grid(title), ui.column().classes("w-full gap-0 min-w-0"):
+                        ui.label(chart["title"]).classes("small font-medium")
+                        self.curves[chart["id"]] = ui.plotly(figure).classes("chart")
+                elif drawn.figure != figure:
+                    drawn.update_figure(figure)
 
-    def draw_stage(self, title: str, charts: Sequence[Any]) -> None:
-        with frame.sheet(title), ui.grid().classes("w-full gap-3 grid-cols-1 sm:grid-cols-2 lg:grid-cols-3"):
-            for chart in charts:
-                with ui.column().classes("w-full gap-0 min-w-0"):
-                    ui.label(chart["title"]).classes("small font-medium")
-                    self.curves[chart["id"]] = ui.plotly(figure_of(chart)).classes("chart")
+    def stage_grid(self, title: str) -> ui.grid:
+        """Where the charts of a stage stand."""
+        if title not in self.grids:
+            with self.charts, frame.sheet(title):
+                self.grids[title] = ui.grid().classes("w-full gap-3 grid-cols-1 sm:grid-cols-2 lg:grid-cols-3")
+        return self.grids[title]
 
     # -- actions ------------------------------------------------------------------------------------------------------
 

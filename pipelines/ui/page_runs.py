@@ -33,11 +33,11 @@ def add(state: State) -> None:
             return page_response(f"<!doctype html><p>{escape(printable(text))}</p>", 404)
 
     @ui.page("/runs")
-    async def runs(folder: str = "runs") -> None:
+    def runs(folder: str = "runs") -> None:
         with frame.page("Runs", "/runs"):
             page = _Page(state.children, folder, written)
             page.build()
-            await page.show()
+            ui.timer(0, page.show, once=True)
 
 
 class _Page:

@@ -18,6 +18,8 @@ from pipelines.ui.guard import Guard, new_token
 
 MISSING = "trivet ui needs NiceGUI: pip install 'trivet[ui]'"
 PATIENCE = 60  # seconds for the framework to be ready
+RECONNECT = 60.0
+"""Seconds for which a page that has lost its connection is kept: a busy machine may take long to make the first."""
 
 
 @dataclass
@@ -88,5 +90,5 @@ def _pages(state: State) -> Any:
     for page in (page_start, page_recipe, page_runs, page_run, page_chat):
         page.add(state)
     app = FastAPI(openapi_url=None)
-    ui.run_with(app, title="trivet", dark=None, show_welcome_message=False, reconnect_timeout=10.0)
+    ui.run_with(app, title="trivet", dark=None, show_welcome_message=False, reconnect_timeout=RECONNECT)
     return app
