@@ -48,35 +48,33 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        refused = self.refused(scope)
-        if refused and scope["type"] == "websocket":
-            return await send({"type": "websocket.close", "code": 1008, "reason": refused})
-        if self._has_token(scope):
-            return await self._let_in(send)
-        if refused:
-            return await _text(send, 403, refused)
-        await self.app(scope, receive, _framed(send) if scope["type"] == "http" else send)
-
-    def refused(self, scope: Scope) -> str:
-        """Why a request is refused; '' where it may pass."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        refused = self._foreign(headers)
+        if not refused and self._carries_token(scope):
+            return await self._let_in(send)
+        if not refused and not hmac.compare_digest(_cookie(headers, self.cookie).encode(), self.token.encode()):
+            refused = "open the address that `trivet ui` has printed, with its token"
+        if not refused:
+            return await self.app(scope, receive, _framed(send) if scope["type"] == "http" else send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008, "reason": refused})
+        await _text(send, 403, refused)
+
+    def _foreign(self, headers: dict[bytes, str]) -> str:
+        """Why a request is none of our pages'; '' where it is."""
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if host not in self.hosts:
             return "only 127.0.0.1 and localhost"
         if origin is not None and origin != f"http://{host}":
             return "no requests from pages of other sites"
-        if self._has_token(scope) or hmac.compare_digest(_cookie(headers, self.cookie), self.token):
-            return ""
-        return "open the address that `trivet ui` has printed, with its token"
+        return ""
 
-    def _has_token(self, scope: Scope) -> bool:
+    def _carries_token(self, scope: Scope) -> bool:
         """Whether the page is opened by the address that was printed."""
         if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] != "/":
             return False
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
-        right = hmac.compare_digest(given.encode(), self.token.encode())
-        return right and headers.get(b"host", "") in self.hosts
+        return hmac.compare_digest(given.encode(), self.token.encode())
 
     async def _let_in(self, send: Send) -> None:
         """Give the cookie, and the page's address without the token."""
@@ -90,7 +88,7 @@ def _cookie(headers: dict[bytes, str], name: str) -> str:
         found = SimpleCookie(headers.get(b"cookie", "")).get(name)
     except CookieError:
         return ""
-    return found.value if found is not None and found.value.isascii() else ""
+    return found.value if found is not None else ""
 
 
 async def _text(send: Send, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:

@@ -30,11 +30,11 @@ def test_rows_and_sums_by_hand() -> None:
         "why": "not run yet",
         "steps": "1,200",
         "tokens": "5,000",
-        "memory": "2 MB",
-        "disk": "1 kB",
+        "memory": "2.0 MB",
+        "disk": "1.0 kB",
         "time": "about 1 min 00 s",
     }
-    assert plan_table.headline(found) == "2 stages to run: about 2 min 05 s, at most about 4 MB of memory."
+    assert plan_table.headline(found) == "2 stages to run: about 2 min 05 s, at most about 4.0 MB of memory."
     assert plan_table.warnings(found) == ["ppo: short", "a finding"]
     assert plan_table.reasons(found)[:2] == ["sft: rate: by width", "sft: batch: by rows"]
 

@@ -21,7 +21,9 @@ def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
     """Settings of the classes; a list of groups, or a group in place of a word, is one setting."""
     for key, field in model.model_fields.items():
         inner = models_in(field.annotation)
-        whole = getattr(field.annotation, "__origin__", None) in (tuple, dict) or str(field.annotation).startswith("str |")
+        whole = getattr(field.annotation, "__origin__", None) in (tuple, dict) or str(field.annotation).startswith(
+            "str |"
+        )
         if field.exclude:
             continue
         if inner and not whole:

@@ -35,7 +35,7 @@ def test_a_change_is_checked_as_a_recipe(edited: Edited) -> None:
     edited.set(EVERY["sft.epochs"], "3")
     assert edited.problem == "" and edited.shown(EVERY["sft.epochs"]) == "3" and "# a base of its own" in edited.text
     edited.reset(EVERY["sft.epochs"])
-    assert "sft" not in edited.text and not edited.written(("sft", "epochs"))
+    assert "sft:" not in edited.text and not edited.written(("sft", "epochs"))
     edited.rewrite("name: [")
     assert "not readable as YAML" in edited.problem and not edited.written(("name",))
 
