@@ -170,7 +170,8 @@ def runs_in(folder: Path) -> list[Listed]:
         except UserError as error:
             found.append(Listed(folder=path, name="", stages=str(error), verdict="", age=age, live=live))
             continue
-        noted = {name: ended(path, entry) for name, entry in run.get("stages", {}).items()}
+        stages = run.get("stages", {})
+        noted = {name: ended(path, stages[name]) for name in (*STAGES, *stages) if name in stages}
         words = [
             name if one.get("status") == "done" else f"{name} ({one.get('status')})" for name, one in noted.items()
         ]

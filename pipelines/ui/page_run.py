@@ -16,7 +16,7 @@ from data.common.redaction import printable, redact
 from pipelines.report.live import version
 from pipelines.report.page import page_of, read_run
 from pipelines.ui import commands, frame
-from pipelines.ui.children import log_of, tail_of
+from pipelines.ui.children import Child, log_of, tail_of
 from pipelines.ui.following import Seen, figure_of, how_far, resolved_recipe, seen
 from pipelines.ui.server import State
 from pipelines.workspace.run_folder import is_run
@@ -131,17 +131,29 @@ class _Page:
         self.warnings.clear()
         with self.warnings:
             frame.texts(found.warnings, "small open")
-        if found.live and not alive:
-            self.said.set_text("This run was started elsewhere: it is followed here, and stopped in its own terminal.")
-        else:
-            self.said.set_text("")
-        frame.show_line(self.line, child.line if child else f"trivet watch {shlex.quote(self.name)}")
+        self.said.set_text("This run was started elsewhere: it is followed here, and stopped in its own terminal.")
+        self.said.set_visibility(found.live and not alive)
+        frame.show_line(self.line, self.line_of(child, running or word == "finished"))
         self.show_curves(found)
         self.log_name.set_text(f"{log_of(self.folder)}" if log else "no lines: only runs that a page starts leave some")
         if log != self.log:
             self.log = log
             self.log_view.set_text(printable(log.replace("\r", "")))
             ui.run_javascript(SCROLL % self.log_view.id)
+
+    def line_of(self, child: Child | None, over: bool) -> str:
+        """The command that was started here, that resumes, or that follows."""
+        if child is not None:
+            return child.line
+        arguments = self.resuming()
+        return f"trivet watch {shlex.quote(self.name)}" if over or not arguments else commands.shown(arguments)
+
+    def resuming(self) -> tuple[str, ...]:
+        """The command that resumes: the one that was started here, or one by the recipe that the run keeps."""
+        child, kept = self.state.children.of(self.folder), resolved_recipe(self.folder)
+        if child is not None:
+            return child.arguments
+        return tuple(commands.run(str(kept), self.name)) if kept is not None else ()
 
     def show_stages(self, found: Seen) -> None:
         self.stages.clear()
@@ -187,13 +199,11 @@ class _Page:
             ui.notify(str(error), type="warning")
 
     def resume(self) -> None:
-        """Start the same command again, or one by the recipe that the run keeps."""
-        child = self.state.children.of(self.folder)
-        kept = resolved_recipe(self.folder)
-        if child is None and kept is None:
+        """Start the command that resumes."""
+        arguments = self.resuming()
+        if not arguments:
             ui.notify("this folder keeps no recipe by which the run could be resumed", type="warning")
             return
-        arguments = child.arguments if child is not None else tuple(commands.run(str(kept), self.name))
         try:
             self.state.children.start(arguments, self.folder)
         except UserError as error:

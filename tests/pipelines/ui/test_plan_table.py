@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli.main import main
-from pipelines.recipe.schema import resolved_yaml
 from pipelines.loading.load import load_recipe
+from pipelines.recipe.schema import resolved_yaml
 from pipelines.ui import plan_table
 from tests.support.recipes import RECIPE
 

@@ -88,7 +88,7 @@ def _same(found: object, own: object) -> bool:
 
 
 def test_a_search_finds_by_name_first() -> None:
-    assert [one.dotted for one in named("kl coef")][0] == "ppo.kl_coef"
+    assert named("kl coef")[0].dotted == "ppo.kl_coef"
     assert named("") == [] and named("no such thing at all") == []
     assert "ppo.gamma" in [one.dotted for one in named("discount")]
 
