@@ -21,9 +21,12 @@ def serve(port: int = PORT, browser: bool = False) -> None:
     """
     state = State()
     with serving(state, port) as address:
-        typer.echo(f"open {address} in this machine's browser; Ctrl-C ends the pages, runs go on")
-        if browser:
-            webbrowser.open(address)
-        until_stopped()
+
+        def say() -> None:
+            typer.echo(f"open {address} in this machine's browser; Ctrl-C ends the pages, and runs keep running")
+            if browser:
+                webbrowser.open(address)
+
+        until_stopped(say)
     for line in state.children.farewell():
         typer.echo(printable(line))

@@ -57,13 +57,13 @@ class Conversation:
         Raises:
             UserError: it is too long for a model; it is not added.
         """
-        before = list(self.turns)
+        before, waiting = list(self.turns), self.responses
         self._settle(0)
         self.turns.append(Message(role="user", content=text))
         try:
             self.asked = self.room.fitting(self.messages(), self.max_new_tokens)
         except UserError:
-            self.turns = before
+            self.turns, self.responses = before, waiting
             raise
         left_out = len(self.messages()) - len(self.asked)
         del self.turns[:left_out]

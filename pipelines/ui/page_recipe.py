@@ -66,14 +66,15 @@ class _Page:
     def build_form(self) -> None:
         searched = ui.input("search", placeholder="kl coef", on_change=lambda e: self.search(e.value or ""))
         searched.props("dense clearable").classes("w-full search")
-        self.results = ui.column().classes("w-full gap-3")
-        with ui.column().classes("w-full gap-0") as self.groups:
-            for group, settings in recipe_form.settings().items():
-                self.group(group, settings)
+        with ui.column().classes("w-full gap-0 form"):
+            self.results = ui.column().classes("w-full gap-3")
+            with ui.column().classes("w-full gap-0") as self.groups:
+                for group, settings in recipe_form.settings().items():
+                    self.group(group, settings)
 
     def build_text(self) -> None:
         self.text = ui.textarea(value=self.edited.text, on_change=lambda e: self.typed(e.value or ""))
-        self.text.props("outlined dense debounce=400 spellcheck=false input-style='height: 32rem'")
+        self.text.props("outlined dense debounce=400 spellcheck=false input-style='height: 34rem'")
         self.text.classes("w-full yaml")
         self.problem = ui.label().classes("bad small lines problem")
         with ui.row().classes("items-center gap-3"):
@@ -247,7 +248,7 @@ class _Field:
             self.field.set_value(now)
         written = self.page.edited.written(self.setting.path)
         self.name.classes(add="font-semibold" if written else "", remove="" if written else "font-semibold")
-        self.back.set_visibility(written)
+        self.back.classes(add="" if written else "invisible", remove="invisible" if written else "")
 
     def chosen(self) -> None:
         if self.field.value is not None:
