@@ -61,8 +61,8 @@ def test_a_vote_is_a_ranking_and_the_better_response_stays(room: Room, tmp_path:
     first, second = load_records((name,), "rankings", DataConfig(), seed=0, base_dir=tmp_path).records
     assert dict(zip(first.answers, first.ranks, strict=True)) == {found[1]: 0, found[0]: 1}
     assert dict(zip(second.answers, second.ranks, strict=True)) == {later[0]: 0, later[1]: 1}
-    assert [m.content for m in first.messages] == ["w9", "w1 w2"]
-    assert [m.content for m in second.messages] == ["w9", "w1 w2", found[1], "w3"]
+    assert [m.content for m in first.prompt.messages] == ["w9", "w1 w2"]
+    assert [m.content for m in second.prompt.messages] == ["w9", "w1 w2", found[1], "w3"]
     with pytest.raises(UserError, match="no two different responses"):
         one.vote(0)
 
