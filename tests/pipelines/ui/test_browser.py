@@ -41,7 +41,7 @@ def lines(path: Path, rows: list[dict]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A base of 64 positions, 40 demonstrations and 40 rankings, one row of which is none."""
+    """A base of 64 positions, 40 demonstrations, and 40 rankings of which one is there twice."""
     tiny_lm().save_pretrained(tmp_path / "base")
     word_tokenizer().save_pretrained(tmp_path / "base")
     shown = [{"prompt": f"w{i % 33} w{i % 7} w{i % 5}", "completion": f"w{i % 3} w{i % 11}"} for i in range(40)]
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
         {"prompt": f"w{i % 31} w{i % 6} w9", "chosen": f"w1 w{i % 13}", "rejected": f"w{i % 4}"} for i in range(40)
     ]
     lines(tmp_path / "shown.jsonl", shown)
-    lines(tmp_path / "ranked.jsonl", [*ranked, {"prompt": "w1", "chosen": "w2"}])
+    lines(tmp_path / "ranked.jsonl", [*ranked, ranked[0]])
     return tmp_path
 
 
@@ -62,6 +62,8 @@ def address(folder: Path) -> Iterator[str]:
 def test_data_are_judged_and_a_recipe_is_changed(folder: Path, address: str) -> None:
     """What needs no model: the doctor's verdict, the form, the text, and what is wrong with it."""
     (folder / "mine.yaml").write_text(RECIPE)
+    with (folder / "ranked.jsonl").open("a") as file:
+        file.write("{no json\n")
     with visit(address, width=390, scheme="dark") as user:
         user.fill("base", "nothing", end="Tab")
         assert "is not a known name" in user.wait(".about-base.bad").inner_text()
@@ -69,7 +71,7 @@ def test_data_are_judged_and_a_recipe_is_changed(folder: Path, address: str) -> 
         user.wait(".about-base.muted:has-text('not in the registry')")
         user.fill("data file", "ranked.jsonl")
         verdict = user.wait(".verdict").inner_text()
-        assert "41 rows" in verdict and "40 as rankings (the reward model)" in verdict and "ranked.jsonl:41" in verdict
+        assert "42 rows" in verdict and "41 as rankings (the reward model)" in verdict and "ranked.jsonl:42" in verdict
         user.fill("data file", "none.jsonl")
         assert "none.jsonl" in user.wait(".error-text").inner_text()
         assert user.page.get_by_text("$ trivet data check ranked.jsonl", exact=True).is_visible()
@@ -131,10 +133,10 @@ def drafted(user: Visit) -> None:
     for count, name in enumerate(("shown.jsonl", "ranked.jsonl"), 1):
         user.fill("data file", name)
         user.wait(f".verdict >> nth={count - 1}")
-    assert "1 of 41 rows cannot be used" in user.page.locator(".verdict").nth(1).inner_text()
+    assert "1 of 41 rows repeat one before" in user.page.locator(".verdict").nth(1).inner_text()
     user.click("Draft the recipe")
-    user.page.wait_for_url("**/recipe?file=mine.yaml")
-    assert "demonstrations: shown.jsonl" in user.wait(".yaml textarea").input_value()
+    user.wait(".yaml textarea, .error-text")
+    assert "demonstrations: shown.jsonl" in user.page.locator(".yaml textarea").input_value(timeout=5_000)
 
 
 def stopped_and_resumed(user: Visit) -> None:
