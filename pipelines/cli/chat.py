@@ -6,10 +6,10 @@ knows nothing of how models are loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console
@@ -21,6 +21,7 @@ from data.common.errors import UserError
 from data.records import Message
 from models.backbone.seeds import generator
 from pipelines.run.chat_models import Room
+from pipelines.run.votes import append_votes, vote_row
 
 HELP = """/system TEXT       a system prompt for what follows; without TEXT, none
 /temperature T     0 is greedy, 1 as trained
@@ -51,7 +52,7 @@ class Chat:
     seed: int = 0
     system: str = ""
     turns: list[Message] = field(default_factory=list)
-    votes: list[str] = field(default_factory=list)
+    votes: list[dict[str, Any]] = field(default_factory=list)
     saved: int = 0
     count: int = 0
 
@@ -195,17 +196,13 @@ class Chat:
             vote = self.ask("better: 1, 2 or Enter > ").strip()
         except EOFError:
             vote = ""
-        ranks = {"1": [0, 1], "2": [1, 0]}.get(vote)  # a tie of two says nothing to a reward model
-        if ranks is None:
+        better = {"1": 0, "2": 1}.get(vote)  # a tie of two says nothing to a reward model
+        if better is None:
             return 0
-        row = {
-            "prompt": [m.as_dict() for m in asked],
-            "responses": [a for a, _ in answers],
-            "ranks": ranks,
-            "systems": [s.name for s in self.room.speakers],
-        }
-        self.votes.append(json.dumps(row, ensure_ascii=False))
-        return 1 if vote == "2" else 0
+        row = vote_row(asked, [a for a, _ in answers], [s.name for s in self.room.speakers], better)
+        if row is not None:
+            self.votes.append(row)
+        return better
 
     def save(self, path: Path) -> None:
         """Append the votes that are not saved yet."""
@@ -214,10 +211,9 @@ class Chat:
             self._say("no new preferences to save" + ("" if self.votes else "; votes need --compare-with"))
             return
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(row + "\n" for row in new)
-        except OSError as error:
-            self._say(f"{path}: cannot be written ({error.strerror}); try /save OTHER_FILE")
+            append_votes(path, new)
+        except UserError as error:
+            self._say(f"{error}; try /save OTHER_FILE")
             return
         self.saved = len(self.votes)
         self._say(f"{len(new)} preferences appended to {path}; train on them with data.rankings: {path}")

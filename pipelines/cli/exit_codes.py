@@ -131,14 +131,19 @@ class _Ended(Exception):
     """A server was asked to end."""
 
 
-def until_stopped() -> None:
-    """Wait for Ctrl-C or SIGTERM: to a server they are no failure, so nothing is said and the exit code is 0."""
+def until_stopped(ready: Callable[[], None] = lambda: None) -> None:
+    """Wait for Ctrl-C or SIGTERM: to a server they are no failure, so nothing is said and the exit code is 0.
+
+    Args:
+        ready: called once signals end the waiting.
+    """
 
     def end(*_: object) -> None:
         raise _Ended
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        ready()
         threading.Event().wait()
     except _Ended:
         pass

@@ -14,6 +14,7 @@ from data.common.errors import UserError
 from data.common.number_format import size
 from data.common.redaction import printable
 from pipelines.cli.tables import console
+from pipelines.report.verdicts import verdict
 
 
 def verify(
@@ -212,23 +213,3 @@ def _entries(folder: Path) -> Table:
         path = store.entries / key
         table.add_row(*map(escape, (printable(stage), key[:12], size(size_of(path)), age(path), printable(users))))
     return table
-
-
-def verdict(run: Path, stage: str) -> str:
-    """What a finished stage showed, in a few words; '' where it says nothing."""
-    from data.common.strict_json import read_object
-    from models.backbone.artifacts import read_artifact
-    from pipelines.stages.table import folders
-
-    try:
-        if stage == "evaluate":
-            from pipelines.report.words import Words
-
-            results = read_object(run / folders()[stage] / "results.json")
-            found = Words(results=results, card={}, gate=None, command="", seed=None).main
-            return f"{found['a']} against {found['b']}: {found['verdict_text']}" if found else ""
-        made = read_artifact(run / folders()[stage])
-        accuracy = made.metrics.get("pair_accuracy") if made and stage == "reward" else None
-        return f"orders {accuracy:.0%} of the held-out pairs" if accuracy is not None else ""
-    except (UserError, KeyError, TypeError, ValueError, AttributeError):  # nothing, or results from a third party
-        return ""

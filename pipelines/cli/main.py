@@ -47,6 +47,7 @@ app = typer.Typer(
     help="RLHF from one recipe: instruction SFT, a reward model on ranked responses, PPO, held-out evaluation.\n\n"
     "\b\nStart here:\n  trivet run examples/demo.yaml     everything on a small task, on a CPU\n"
     "  trivet init --help                a recipe for your base and your data\n"
+    "  trivet ui                         all of it in a browser, on this machine\n"
     "  trivet plan examples/demo.yaml    what a run would do\n"
     "  trivet models                     base models by name\n"
     "  trivet COMMAND --help             one command, with examples\n\n"
@@ -502,6 +503,30 @@ def watch(
     from pipelines.cli.watch import watch as serve
 
     serve(run, port)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one")] = 8780,
+    browser: Annotated[bool, typer.Option("--open", help="open the page in the browser as well")] = False,
+) -> None:
+    """Serve pages to start from, to this machine's browser.
+
+    Choose a base and data, with the doctor's verdict; draft a recipe and change it in a form; plan, start, follow, stop
+    and resume runs; compare them; chat with two models side by side and vote. Every page shows the command line that
+    does the same. Needs the extra: pip install 'trivet[ui]'.
+
+    The address that is printed has a token, so that no other user of this machine can use the pages. Runs that are
+    started there go on when the page is closed or this command ends, which says how to follow and stop them.
+
+    \b
+    trivet ui
+    trivet ui --open
+    trivet ui --port 0
+    """
+    from pipelines.cli.ui import serve
+
+    serve(port, browser)
 
 
 for command in (cli_folders.verify, cli_folders.ls, cli_folders.gc):

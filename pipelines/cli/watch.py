@@ -6,7 +6,6 @@ It reads the run's files and writes nothing.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,55 +14,10 @@ from typing import Any
 from data.common import loopback
 from data.common.errors import UserError
 from data.common.loopback import Answer
-from models.backbone.artifacts import MANIFEST
 from pipelines.cli.exit_codes import until_stopped
-from pipelines.workspace.run_folder import RECIPE, RUN
+from pipelines.report.live import live_page, version, waiting_page
 
-PORT, EVERY = 8790, 3  # the latter in seconds
-CSP = "default-src 'none'"
-REFRESH = """<script>
-(() => {
-  const place = "trivet-scroll", version = "%s";
-  try { scrollTo(0, +sessionStorage.getItem(place) || 0); } catch {}
-  const ask = async () => {
-    try {
-      const now = await (await fetch("/version")).text();
-      const typing = document.activeElement && document.activeElement.matches("input, select");
-      if (now !== version && !typing) {
-        try { sessionStorage.setItem(place, scrollY); } catch {}
-        location.reload();
-        return;
-      }
-    } catch {}
-    setTimeout(ask, %d);
-  };
-  setTimeout(ask, %d);
-})();
-</script>
-</body>"""
-
-
-def version(run: Path) -> str:
-    """Changes whenever a file that the report reads does."""
-    names = (RUN, RECIPE, "*/metrics.jsonl", f"*/{MANIFEST}", "evaluation/*.json*")
-    files = sorted({f for name in names for f in run.glob(name)})
-    stats = []
-    for file in files:
-        with contextlib.suppress(OSError):  # a stage that was just published
-            found = file.stat()
-            stats.append(f"{file.relative_to(run)} {found.st_size} {found.st_mtime_ns}")
-    return hashlib.sha256("\n".join(stats).encode()).hexdigest()[:16]
-
-
-def live_page(run: Path) -> tuple[str, str]:
-    """``(version, page)``: the report with a script that asks for a newer one."""
-    from pipelines.report.page import page_of, read_run
-
-    now = version(run)
-    page = page_of(read_run(run))
-    page = page.replace(CSP, CSP + "; connect-src 'self'", 1)
-    head, _, _ = page.rpartition("</body>")
-    return now, head + REFRESH % (now, 1000 * EVERY, 1000 * EVERY) + "\n</html>\n"
+PORT = 8790
 
 
 class Application:
@@ -85,8 +39,7 @@ class Application:
                 try:
                     self.made = live_page(self.run)
                 except UserError:  # a run that has only just started
-                    wait = REFRESH % (version(self.run), 1000 * EVERY, 1000 * EVERY)
-                    return f"<!doctype html><html><body><p>No stage has started yet.</p>{wait}</html>"
+                    return waiting_page(self.run)
             return self.made[1]
 
 

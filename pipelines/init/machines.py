@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import torch
-
 from data.common.errors import UserError
-from models.backbone.device_memory import device_memory
 
 COMMON = ("here", "cpu", "24gb", "80gb", "8x80gb")
 """Names that help and messages show; any number of cards of any size is understood."""
@@ -56,6 +53,10 @@ def machine_of(name: str) -> Machine:
 
 
 def _this_machine() -> Machine:
+    import torch
+
+    from models.backbone.device_memory import device_memory
+
     if not torch.cuda.is_available():
         return Machine(title="this machine's CPU", here=True)
     cards, memory = torch.cuda.device_count(), device_memory(torch.device("cuda"))

@@ -1,0 +1,1 @@
+"""``trivet ui``: pages on loopback from which everything is started that the command line can do."""

@@ -1,0 +1,115 @@
+"""A server of ``trivet ui`` and a headless Chromium that clicks through its pages. Not a test file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+WAIT = 300_000
+"""Milliseconds that a page may take for what a command does, on a machine that is busy besides."""
+
+
+@contextlib.contextmanager
+def ui_server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """``trivet ui`` in a folder; yields the address that it prints, and its process."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-m", "pipelines", "ui", "--port", "0"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.search(r"http://\S+", line)
+            assert found, line + process.stdout.read()
+            yield found[0], process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.communicate(timeout=60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+@dataclass
+class Visit:
+    """An open page, and what went wrong in it."""
+
+    page: Any
+    root: str
+    complaints: list[str] = field(default_factory=list)
+
+    def go(self, path: str) -> None:
+        self.page.goto(self.root + path)
+
+    def fill(self, label: str, text: str, end: str = "Enter") -> None:
+        """Type into a field and leave it."""
+        where = self.page.get_by_label(label, exact=True)
+        where.fill(text)
+        where.press(end)
+
+    def click(self, name: str) -> None:
+        """Press a button."""
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def wait(self, selector: str, hidden: bool = False) -> Any:
+        """Wait until something is shown, or no longer."""
+        self.page.wait_for_selector(selector, timeout=WAIT, state="hidden" if hidden else "visible")
+        return self.page.locator(selector)
+
+    def set(self, setting: str, value: str) -> None:
+        """Change a setting in the form, as a user finds it: by a search."""
+        self.page.get_by_label("search", exact=True).fill(setting.replace(".", " ").replace("_", " "))
+        there = self.page.locator(f".set-{setting.replace('.', '-')}")
+        there.wait_for(timeout=WAIT)
+        typed = there.locator("input:not([readonly])")
+        if there.get_attribute("role") == "combobox" or there.locator("[role=combobox]").count():
+            there.click()
+            self.page.get_by_role("option", name=value, exact=True).click()
+        else:
+            typed.fill(value)
+            typed.press("Enter")
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than its window."""
+        return int(self.page.evaluate("document.documentElement.scrollWidth - innerWidth"))
+
+
+@contextlib.contextmanager
+def visit(address: str, width: int = 1280, scheme: Any = "light") -> Iterator[Visit]:
+    """The page behind an address; what a browser complains of, or asks of other machines, is noted."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+        page.set_default_timeout(WAIT)
+        found = Visit(page=page, root=address.split("?")[0])
+
+        def said(message: Any) -> None:
+            if message.type in ("error", "warning"):
+                found.complaints.append(message.text)
+
+        def asked(request: Any) -> None:
+            if not request.url.startswith((found.root, "data:", "blob:")):
+                found.complaints.append(f"asks {request.url}")
+
+        page.on("console", said)
+        page.on("request", asked)
+        page.on("pageerror", lambda error: found.complaints.append(str(error)))
+        page.goto(address)
+        yield found
+        browser.close()
