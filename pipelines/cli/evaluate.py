@@ -161,12 +161,9 @@ def _in_another_folder(
     """A pipeline that evaluates a run's finished stages in another folder; the run stays as it is."""
     from pipelines.run.pipeline import Pipeline
     from pipelines.run.quantised_loss import inputs_of_finished
-    from pipelines.stages.table import STAGES
 
     recipe = run.recipe.model_copy(update={"stages": ("evaluate",), "rankings": None})
-    inputs = inputs_of_finished(run) | dict(given)
-    for name in (n for n, stage in STAGES.items() if stage.role == "base" and n != recipe.base_stage):
-        inputs.pop(name, None)
+    inputs = inputs_of_finished(run, given)
     tag = hashlib.sha256("\n".join([*changes, *map(str, sorted(given.items()))]).encode()).hexdigest()[:8]
     pipeline = Pipeline(recipe, run_dir or run.run_dir / "evaluations" / tag, inputs)
     pipeline.generations = run.generations  # what the run's systems said already

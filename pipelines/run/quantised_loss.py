@@ -21,14 +21,16 @@ from pipelines.stages.table import STAGES
 PROMPTS = 64  # held-out prompts, at most: a few minutes of a small model on a CPU
 
 
-def inputs_of_finished(run: Pipeline) -> dict[str, str]:
-    """Folders of what a run has finished or was given, for a pipeline that evaluates them elsewhere."""
+def inputs_of_finished(run: Pipeline, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Folders of what a run has finished or was given, for a pipeline that evaluates them elsewhere.
+
+    Bases that others of them were trained into are left out: the run's own is enough.
+    """
     there = {name: run.run_dir / stage.folder for name, stage in STAGES.items() if stage.role is not None}
     own = {name: str(path) for name, path in there.items() if (path / MANIFEST).is_file()}
-    inputs = own | {name: str(path) for name, path in run.given.items()}
-    if isinstance(run.recipe.base, str):
-        inputs.pop("pretrain", None)
-    return inputs
+    inputs = own | {name: str(path) for name, path in run.given.items()} | dict(given or {})
+    unused = [name for name, stage in STAGES.items() if stage.role == "base" and name != run.recipe.base_stage]
+    return {name: path for name, path in inputs.items() if name not in unused}
 
 
 def quantised_loss(pipeline: Pipeline, stage: str, file: Path, kind: str) -> list[str]:
