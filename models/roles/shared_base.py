@@ -503,7 +503,8 @@ class SharedBase:
             UserError: PEFT has no place for one of them, which it says nothing about.
         """
         with embeddings.passed_over(self._wrapped, name):
-            lost = set_peft_model_state_dict(self.peft, state, adapter_name=name).unexpected_keys
+            found: Any = set_peft_model_state_dict(self.peft, state, adapter_name=name)
+        lost = found.unexpected_keys
         if lost:
             raise UserError(
                 f"base {self.name}: PEFT does not read an adapter's weights back where it wrote them, for Transformers "

@@ -261,7 +261,8 @@ def test_a_given_adapter_keeps_its_settings_and_the_user_is_told(tmp_path):
 
 def test_trained_tensors_that_nothing_depends_on_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second layer's feed-forward gives zeros, whatever its adapters say: they stay as they were."""
-    base, said = make_base(), []
+    said: list[str] = []
+    base = make_base()
     base.fast = False
     monkeypatch.setattr(base.lm.model.layers[1].mlp, "forward", torch.zeros_like)
     context = replace(sft_context(tmp_path, base), warn=said.append)
