@@ -51,6 +51,11 @@ def add_prompt(lm: Any, role: str, prompt: SoftPrompt) -> None:
     getattr(lm, HOLDER)[role] = prompt
 
 
+def remove_prompt(lm: Any, role: str) -> None:
+    """Take the soft prompt of a role from a model."""
+    del getattr(lm, HOLDER)[role]
+
+
 def remove_prompts(lm: Any) -> None:
     """Take all soft prompts from a model."""
     lm._modules.pop(HOLDER, None)

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from data.common.errors import UserError
 from data.tokens import special_ids
-from models.backbone.forward import body_of, precision, takes_positions
+from models.backbone.forward import body_of, hidden_states, precision, takes_positions
 from models.backbone.settings import AdapterConfig
 from models.backbone.soft_prompts import SoftPrompt, keys_shape
 
@@ -78,10 +78,30 @@ def check_places(lm: Any, method: str) -> None:
             f"adapter.method: '{method}' shifts positions, and the code of '{config.model_type}' takes none: use 'lora'"
         )
     kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
-    if kinds and method == "prefix_tuning":
+    if kinds:
         raise UserError(
-            f"adapter.method: 'prefix_tuning' gives every layer keys and values, and '{config.model_type}' has layers "
-            f"without any ({', '.join(sorted(kinds))}): use 'prompt_tuning'"
+            f"adapter.method: '{method}' has virtual tokens before padding, and '{config.model_type}' has layers that "
+            f"are not attention to all of a row or its end ({', '.join(sorted(kinds))}): use 'lora'"
+        )
+
+
+@torch.no_grad()
+def check_padding(lm: Any, base_name: str) -> None:
+    """Refuse a base on whose states padding between the virtual tokens, which are active, and a row has an effect, such
+    as one that keeps a recurrent state.
+
+    Raises:
+        UserError: names the base.
+    """
+    ids = torch.arange(1, 4, device=lm.device)[None] % lm.get_input_embeddings().weight.shape[0]
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    plain = hidden_states(lm, ids, mask)
+    padded = hidden_states(lm, torch.cat([ids, ids], 1), torch.cat([~mask, mask], 1))[:, ids.shape[1] :]
+    tolerance = 1e-3 if plain.dtype == torch.float32 else 5e-2
+    if not torch.allclose(padded, plain, atol=tolerance * max(1.0, plain.abs().max().item()), rtol=0):
+        raise UserError(
+            f"adapter.method: on base {base_name} padding between virtual tokens and a row changes the row's states "
+            f"('{lm.config.model_type}' has layers that are not attention): use 'lora'"
         )
 
 
@@ -166,5 +186,5 @@ def numbers_of(lm: Any, adapter: AdapterConfig) -> int:
     config: Any = prompt_config(lm, adapter)
     if isinstance(config, PromptEncoderConfig):
         return sum(p.numel() for p in PromptEncoder(config).parameters())
-    each = config.num_layers * 2 * config.token_dim if isinstance(config, PrefixTuningConfig) else config.token_dim
-    return int(config.num_virtual_tokens * each)
+    width, layers = int(config.token_dim), int(config.num_layers)
+    return int(config.num_virtual_tokens) * width * (2 * layers if adapter.tuning.past else 1)

@@ -34,7 +34,7 @@ from models.backbone.scalar_head import ScalarHead
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import shards_of
-from models.backbone.soft_prompts import HOLDER, add_prompt, prompts_of, remove_prompts, select_prompt
+from models.backbone.soft_prompts import HOLDER, add_prompt, prompts_of, remove_prompt, remove_prompts, select_prompt
 from models.backbone.trained_shards import trained_parameters
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
@@ -265,6 +265,14 @@ class SharedBase:
         if self.divided:
             raise UserError(f"adapter.method: base {self.name} is held in parts, and virtual tokens read it whole")
         add_prompt(self.lm, name, prompt.eval().requires_grad_(False))
+        try:
+            select_prompt(self.lm, name)
+            soft.check_padding(self.lm, self.name)
+        except UserError:
+            remove_prompt(self.lm, name)
+            raise
+        finally:
+            self._select(self._active)
         self.prompt_configs[name] = config
         self.reserved = max(self.reserved, prompt.count)
 

@@ -31,8 +31,9 @@ def rendering_of(recipe: Recipe) -> dict[str, Any]:
 
 def adapter_settings(recipe: Recipe) -> Any:
     """How roles are tuned; what is unset, and LoRA's usual beginning, goes without saying, as in keys of before."""
-    adapter, later = recipe.adapter, ("init_rank", "orthogonality", "budget", "modules_to_save", "new_tokens")
-    later = (*later, "virtual_tokens", "encoder", "encoder_width")
+    adapter = recipe.adapter
+    later = [*("init_rank", "orthogonality", "budget", "modules_to_save", "new_tokens")]
+    later += ["virtual_tokens", "encoder", "encoder_width"]
     unset = tuple(n for n in later if getattr(adapter, n) == AdapterConfig.model_fields[n].default)
     return dump(adapter, (*unset, *(("init",) if adapter.init == "kaiming" else ())))
 

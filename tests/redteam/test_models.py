@@ -74,7 +74,13 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "tokens of the base": ({"trainable_token_indices": [1]}, "no rows for these tokens"),
     "layers copied": ({"layer_replication": [[0, 2], [0, 2]]}, "plain LoRA"),
     "a module to import": ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "plain LoRA"),
-    "another method": ({"peft_type": "PROMPT_TUNING"}, "trivet reads LORA"),
+    "another method": ({"peft_type": "OFT"}, "trivet reads LORA"),
+    "virtual tokens without a number": ({"peft_type": "PROMPT_TUNING"}, "num_virtual_tokens: Field required"),
+    "virtual tokens without vectors": (
+        {"peft_type": "PREFIX_TUNING"}
+        | dict.fromkeys(("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"), 2),
+        "virtual tokens are a matrix 'prompt_embeddings'",
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -202,12 +203,29 @@ def test_files_that_do_not_fit_are_refused(method, tmp_path):
         make_base().add_role("sft", tmp_path)
 
 
-def test_prefix_tuning_refuses_layers_without_keys():
+@pytest.mark.parametrize("method", VIRTUAL)
+def test_bases_that_are_not_attention_alone_are_refused(method, monkeypatch):
+    """By what their config says of layers, or by what padding does to their states."""
     base = make_base()
     base.lm.config.layer_types = ["linear_attention", "full_attention"]
-    with pytest.raises(UserError, match=r"'llama' has layers without any \(linear_attention\): use 'prompt_tuning'"):
-        base.add_role("sft", AdapterConfig(method="prefix_tuning"))
+    with pytest.raises(
+        UserError, match=r"'llama' has layers that are not attention .* \(linear_attention\): use 'lora'"
+    ):
+        base.add_role("sft", AdapterConfig(method=method))
     assert base.roles == ()
+    base = make_base()
+    inner = base.lm.model.forward
+
+    @functools.wraps(inner)
+    def recurrent(*args, **kwargs):  # a state that every column, padding too, has a part in
+        out = inner(*args, **kwargs)
+        out.last_hidden_state = out.last_hidden_state.cumsum(1)
+        return out
+
+    monkeypatch.setattr(base.lm.model, "forward", recurrent)
+    with pytest.raises(UserError, match="on base tiny-llama padding between virtual tokens and a row changes"):
+        base.add_role("sft", AdapterConfig(method=method))
+    assert base.roles == () and not prompts_of(base.lm)
 
 
 def test_only_layers_that_are_computed_again_lose_a_prefix():

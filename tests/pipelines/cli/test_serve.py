@@ -126,7 +126,7 @@ def test_the_runs_own_stop_strings_end_a_response_and_are_never_shown(room: Room
     end = next(n for n in range(1, len(words)) if " ".join(words[n - 1 : n + 1]) == string)
     renderer = Renderer(tokenizer, template="dialogue", stop_strings=[string])
     speaker = Speaker(name="ppo", base=first.base, role=first.role, renderer=renderer)
-    noise = {"temperature": 0.0, "max_new_tokens": 12, "generator": generator(0, "chat")}
+    noise: Any = {"temperature": 0.0, "max_new_tokens": 12, "generator": generator(0, "chat")}
     grown = list(speaker.answer([Message(role="user", content="w1 w2")], **noise))
     expected = " ".join(words[: end - 1])
     assert grown[-1] == (expected, True) and all(expected.startswith(text) for text, _ in grown)
