@@ -394,7 +394,9 @@ def chat(
 @app.command()
 def export(
     run: RunFolder,
-    stage: Annotated[str, typer.Option("--stage", metavar="STAGE", help="sft, distil, reward, ppo, pretrain or continued")],
+    stage: Annotated[
+        str, typer.Option("--stage", metavar="STAGE", help="sft, distil, reward, ppo, pretrain or continued")
+    ],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="a new folder")],
     merge: Annotated[bool, typer.Option("--merge", help="full weights instead of an adapter")] = False,
     gguf: Annotated[
