@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from benchmarks.base_chain import QUICK, halves, measure, passages
 from tests.conftest import SHARED
 
+ROOT = Path(__file__).parents[2]
 TEXT = SHARED / "data/raw/tinyshakespeare.txt"
 
 
@@ -32,3 +34,15 @@ def test_each_step_helps(tmp_path: Path) -> None:
     assert models["teacher"]["parameters"] > 2 * models["distil"]["parameters"]
     distil = found["manifests"]["distil"]
     assert distil["curve"]["change_ci95"][1] < 0 and distil["agreement"] > distil["agreement_before"]
+
+
+def test_the_page_says_what_was_measured() -> None:
+    found = json.loads((ROOT / "benchmarks/results/base_chain.json").read_text())
+    page = (ROOT / "docs/measurements/base_chain.md").read_text()
+    for name, model in found["models"].items():
+        assert f"| {model['nats_per_byte']:.3f} |" in page, name
+        if "change" in model and name != "export":
+            low, high = model["ci95"]
+            assert f"| {model['change']:+.3f} [{low:+.3f}, {high:+.3f}] |" in page, name
+    taught = found["distil_less_control"]
+    assert f"{-taught['change']:.3f}" in page and f"({taught['ci95'][0]:+.3f} to {taught['ci95'][1]:+.3f})" in page
