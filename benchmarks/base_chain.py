@@ -7,7 +7,8 @@ The text is cut into passages. Three fifths are documents; three tenths are cut 
 and are never documents; the rest is held out. One recipe makes the student: ``pretrain``, ``continued`` (with tokens
 learnt from the documents) and ``distil`` (by logits, on the continuations). The teacher is the same recipe with a wider
 base and without ``distil``. Losses are nats a byte of whole held-out passages, which tokens of any length leave
-comparable, by plain Transformers from the folders that the stages and the export wrote.
+comparable, by plain Transformers from the folders that the stages and the export wrote. A control is trained on the
+same continuations as often and at the same rates without a teacher (``sft``).
 """
 
 from __future__ import annotations
@@ -113,6 +114,13 @@ def recipe(folder: Path, sizes: dict[str, Any], teacher: bool) -> dict[str, Any]
     return made
 
 
+def control(student: dict[str, Any]) -> dict[str, Any]:
+    """The student's recipe with SFT on the continuations instead of the teacher."""
+    taught = {k: v for k, v in student["distil"].items() if k not in ("teacher", "loss", "responses")}
+    made = {k: v for k, v in student.items() if k != "distil"}
+    return made | {"name": "control", "stages": ["pretrain", "continued", "sft"], "sft": taught}
+
+
 @torch.no_grad()
 def losses(model: Path, texts: Sequence[str]) -> tuple[list[float], int]:
     """Nats of each text by plain Transformers, in chunks of the context, and the parameters."""
@@ -130,6 +138,14 @@ def losses(model: Path, texts: Sequence[str]) -> tuple[list[float], int]:
     return out, sum(p.numel() for p in lm.parameters())
 
 
+def by_frequency(folder: Path, texts: Sequence[str]) -> list[float]:
+    """Nats of each text by how often each byte occurs in the documents: what knows nothing of order."""
+    documents = [json.loads(line)["text"] for line in (folder / "documents.jsonl").read_text("utf-8").splitlines()]
+    counts = 1 + np.bincount(np.frombuffer("".join(documents).encode(), np.uint8), minlength=256)
+    nats = -np.log(counts / counts.sum())
+    return [float(nats[np.frombuffer(text.encode(), np.uint8)].sum()) for text in texts]
+
+
 def compared(before: Sequence[float], after: Sequence[float], sizes: Sequence[int]) -> dict[str, Any]:
     """Nats a byte of a model, and its difference to the one before with an interval of 95 % over passages."""
     change = np.array(after) - np.array(before)
@@ -141,7 +157,10 @@ def measure(text: str, folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
     """Run both recipes, export the student, and compare each step with the one before on the held-out passages."""
     held_out = write_data(text, folder)
     Pipeline.from_recipe(recipe(folder, sizes, teacher=True), run_dir=folder / "large").run()
-    Pipeline.from_recipe(recipe(folder, sizes, teacher=False), run_dir=folder / "small").run()
+    student = recipe(folder, sizes, teacher=False)
+    Pipeline.from_recipe(student, run_dir=folder / "small").run()
+    given = {stage: str(folder / "small" / stage) for stage in ("pretrain", "continued")}
+    Pipeline.from_recipe(control(student), run_dir=folder / "control", inputs=given).run()
     exported = folder / "exported"
     if not exported.is_dir():
         export_stage(folder / "small", "distil", exported)
@@ -150,17 +169,21 @@ def measure(text: str, folder: Path, sizes: dict[str, Any]) -> dict[str, Any]:
         "continued": folder / "small/continued/model",
         "distil": folder / "small/distil/model",
         "export": exported,
+        "control": folder / "control/sft/model",
         "teacher": folder / "large/continued/model",
     }
     sizes_of = [len(t.encode()) for t in held_out]
-    found = {name: losses(model, held_out) for name, model in models.items()}
-    steps = list(models)[:4]
+    found = {"bytes by frequency": (by_frequency(folder, held_out), 256)}
+    found |= {name: losses(model, held_out) for name, model in models.items()}
+    steps = list(found)[:5]
     out: dict[str, Any] = {"passages": len(held_out), "bytes": sum(sizes_of), "settings": sizes, "models": {}}
     for name, (nats, parameters) in found.items():
         out["models"][name] = {"nats_per_byte": sum(nats) / sum(sizes_of), "parameters": parameters}
-    for before, after in pairwise(steps):
+    for before, after in (*pairwise(steps), ("continued", "control")):
         out["models"][after] |= compared(found[before][0], found[after][0], sizes_of)
-    manifests = {s: json.loads((folder / f"small/{s}/manifest.json").read_text())["metrics"] for s in steps[:3]}
+    taught = compared(found["control"][0], found["distil"][0], sizes_of)
+    out["distil_less_control"] = taught
+    manifests = {s: json.loads((folder / f"small/{s}/manifest.json").read_text())["metrics"] for s in steps[1:4]}
     kept = ("held_out_nll", "held_out_change", "held_out_change_ci95", "agreement_before", "agreement", "added_tokens")
     out["manifests"] = {s: {k: v for k, v in m.items() if k in kept} for s, m in manifests.items()}
     out["manifests"]["distil"]["curve"] = manifests["distil"]["held_out_curves"]["distilled"]

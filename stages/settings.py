@@ -335,7 +335,9 @@ class PPOConfig(Config):
     value: ValueConfig = ValueConfig()
     value_coef: float = Field(0.1, ge=0, description="weight of the value loss where it shares the policy's trunk")
     ptx_coef: float = Field(
-        0.0, ge=0, description="weight of a pretraining loss beside PPO's (InstructGPT's gamma, 27.8 there); 0: none"
+        0.0,
+        ge=0,
+        description="weight of a pretraining loss that is added to PPO's (InstructGPT's gamma, 27.8 there); 0: none",
     )
     ptx_data: Literal["documents", "demonstrations"] = Field(
         "documents", description="what that loss is of: data.documents, or the responses of data.demonstrations"

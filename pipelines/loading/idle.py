@@ -433,7 +433,8 @@ def replaced(recipe: Recipe, given: Collection[str]) -> str:
     return f"settings without effect, since {' and '.join(stages)} {are} given (--input {options}): {_some(names)}"
 
 
-WHOLE = {"pretrain": ("base", "pretrain")} | {name: (name,) for name in ("continued", "distil", "rankings")}
+OPTIONAL = [name for name, field in Recipe.model_fields.items() if field.default is None]
+WHOLE = {"pretrain": ("base", "pretrain")} | {name: (name,) for name in OPTIONAL}
 """Stages all of whose settings are their own; what is needed of the others' without them, ``RULES`` says."""
 CARD = ("evaluation", "rankings")  # a given reward model is examined on them as well
 

@@ -157,7 +157,7 @@ STAGES: dict[str, Stage] = {
         curves=curves.CONTINUED,
         command="""Train a base further on documents, all of its weights.
 
-        Later stages stand on the result. The recipe needs `continued: {...}` and `data.documents`.
+        Later stages stand on the result. The recipe needs the settings `continued` and `data.documents`.
 
         \b
         trivet continued my.yaml --set continued.steps=1000

@@ -154,7 +154,13 @@ HUB = "uploads to a hub: tests/pipelines/run/test_push.py uploads to a double of
 LM_EVAL = "downloads the harness's tasks: tests/pipelines/evaluate/test_stage.py starts a stand-in for the harness"
 VLLM = "serves until it is stopped, by a package of its own: `make test-vllm` starts it"
 REAL_MODEL = "needs a model and public files, and an hour: tests/real/test_smollm2.py runs the recipes, cut short"
+FURTHER = "needs a recipe with `continued`: tests/pipelines/run/test_continued.py runs the stage"
+TAUGHT = "needs another run to learn from: tests/pipelines/run/test_distil.py runs the stage and exports it"
 NOT_RUN = {
+    "trivet continued my.yaml": FURTHER,
+    "trivet distil my.yaml": TAUGHT,
+    "trivet chat RUN --stage distil": TAUGHT,
+    "trivet export runs/NAME --stage distil": TAUGHT,
     "make": "builds an environment, or runs for minutes to hours: tests/docs/test_commands.py makes a dry run",
     "pip": "installs packages from a registry: tests/docs/test_commands.py compares the extras with pyproject.toml",
     "python benchmarks/": (
