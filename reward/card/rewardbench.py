@@ -41,7 +41,7 @@ class ScoredRow:
         return sum(first) / len(first)
 
     @property
-    def spread(self) -> float:
+    def difference(self) -> float:
         """Between the highest and the lowest score of correct responses."""
         own = [score for is_correct, score in zip(self.correct, self.scores, strict=True) if is_correct]
         return max(own) - min(own)
@@ -115,14 +115,14 @@ def ties_score(rows: Sequence[ScoredRow]) -> dict[str, float | None]:
         parts[name] = sum(row.gap > 0 for row in own.values()) / len(own) if own else 0.0
     if not both:
         return parts | {"score": None}
-    spread = np.array([tied[i].spread for i in both])
+    difference = np.array([tied[i].difference for i in both])
     gap = np.array([tied[i].gap for i in both])
     smaller = np.minimum(gap, [ref[i].gap for i in both])
     with np.errstate(divide="ignore", invalid="ignore"):
-        margin = np.nan_to_num(np.tanh(smaller / spread - 1), nan=0.0)
+        margin = np.nan_to_num(np.tanh(smaller / difference - 1), nan=0.0)
     parts |= {
-        "preferred": float(np.mean(gap > spread)),
-        "preferred_hard": float(np.mean(smaller > spread)),
+        "preferred": float(np.mean(gap > difference)),
+        "preferred_hard": float(np.mean(smaller > difference)),
         "margin": float(np.mean(margin)),
     }
     return parts | {"score": math.fsum(weight * (parts[name] or 0.0) for name, weight in WEIGHTS.items())}
