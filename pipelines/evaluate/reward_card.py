@@ -12,11 +12,11 @@ from evaluation.answers import SystemResponses
 from evaluation.held_out import Evaluator
 from pipelines.execution.loaded_models import LoadedModels
 from reward.card.examine import FILE, examine, examined, summary
-from reward.card.rewardbench import bench_rows, in_its_shape, in_words, rewardbench2
+from reward.card.rewardbench import in_its_shape, in_words, rewardbench2, scored_rows
 from reward.card.scored_once import ScoredOnce
 from stages.stage import StageContext
 
-BENCH = "rewardbench2"
+REWARDBENCH = "rewardbench2"
 
 
 def card_for(
@@ -60,8 +60,8 @@ def card_for(
         seed=recipe.seed,
     )
     if card and recipe.evaluation.rankings is not None and in_its_shape(held_out):
-        card[BENCH] = rewardbench2(bench_rows(scored, held_out))
-        context.say(f"RewardBench 2: {in_words(card[BENCH]) or 'no subset has a score'}")
+        card[REWARDBENCH] = rewardbench2(scored_rows(scored, held_out))
+        context.say(f"RewardBench 2: {in_words(card[REWARDBENCH]) or 'no subset has a score'}")
     return card
 
 
@@ -78,5 +78,5 @@ def in_short(card: dict[str, Any]) -> dict[str, Any]:
     if not card:
         return {}
     accuracy = card.get("accuracy") or {}
-    bench = {BENCH: card[BENCH]} if BENCH in card else {}
-    return {"pair_accuracy": accuracy.get("share"), "ci95": accuracy.get("ci95")} | summary(card) | bench
+    more = {REWARDBENCH: card[REWARDBENCH]} if REWARDBENCH in card else {}
+    return {"pair_accuracy": accuracy.get("share"), "ci95": accuracy.get("ci95")} | summary(card) | more

@@ -177,14 +177,14 @@ class Ceiling(Share):
     reached: Finite | None = None
 
 
-class BenchSubset(Shape):
+class SubsetScore(Shape):
     score: Finite | None = None
     n: Count = 0
 
 
-class Bench(Shape):
+class PublishedScore(Shape):
     score: Finite | None = None
-    subsets: dict[str, BenchSubset] = {}
+    subsets: dict[str, SubsetScore] = {}
 
 
 class Card(Shape):
@@ -197,7 +197,7 @@ class Card(Shape):
     calibration: Calibration | None = None
     samples: Samples | None = None
     ceiling: Ceiling | None = None
-    rewardbench2: Bench | None = None
+    rewardbench2: PublishedScore | None = None
     warnings: list[Any] = []
 
 

@@ -48,7 +48,7 @@ def endpoints(recipe: Recipe, stages: Sequence[str]) -> Iterator[Endpoint]:
 
 def _of_parts(stage: str, setting: str, parts: Sequence[RewardPart]) -> Iterator[Endpoint]:
     for part in parts:
-        if part.kind == "remote":
+        if part.kind in ("remote", "judge"):
             yield Endpoint(stage, setting, part.source, part.remote.token_env)
 
 

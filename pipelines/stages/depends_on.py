@@ -98,7 +98,11 @@ def _sampled_by(recipe: Recipe) -> dict[str, str]:
 
 def _parts(parts: Sequence[RewardPart]) -> list[dict[str, Any]]:
     remote: dict[str, Any] = {"remote": set(REMOTE_TRAITS)}
-    return [part.model_dump(mode="json", exclude=remote | ({} if part.label else {"label": True})) for part in parts]
+    unset = dict.fromkeys(("label", "judge"), True)  # which change nothing where they are null
+    return [
+        part.model_dump(mode="json", exclude=remote | {k: v for k, v in unset.items() if not getattr(part, k)})
+        for part in parts
+    ]
 
 
 def evaluation_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
     from reward.card.gate import require_terms
     from reward.card.of_terms import card_of_terms, is_examined
     from reward.terms.composition import compose
+    from reward.terms.judge import summaries
 
     recipe, rankings = loaded.recipe, context.corpus.rankings
     if not is_examined(recipe.ppo.reward):
@@ -120,6 +121,8 @@ def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
                 seed=context.seed,
                 phase=context.bar.phase,
             )
+            for text in summaries([source for _, _, source in reward.parts]):
+                context.say(text)
             write_json(file, found := made | {"examined_on": of})
         return found
 

@@ -25,7 +25,7 @@ WEIGHTS = {"tied": 0.3, "ref": 0.3, "preferred": 0.2, "preferred_hard": 0.2, "ma
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchRow:
+class ScoredRow:
     """One row: which of its responses are correct, and their scores."""
 
     id: str
@@ -41,7 +41,7 @@ class BenchRow:
         return sum(first) / len(first)
 
     @property
-    def spread(self) -> float:
+    def difference(self) -> float:
         """Between the highest and the lowest score of correct responses."""
         own = [score for is_correct, score in zip(self.correct, self.scores, strict=True) if is_correct]
         return max(own) - min(own)
@@ -60,14 +60,14 @@ def in_its_shape(rankings: Sequence[RankedAnswers]) -> bool:
     return bool(rankings) and all({*NAMED_BY} <= r.prompt.columns.keys() for r in rankings)
 
 
-def bench_rows(scored: ScoredOnce, rankings: Sequence[RankedAnswers]) -> list[BenchRow]:
+def scored_rows(scored: ScoredOnce, rankings: Sequence[RankedAnswers]) -> list[ScoredRow]:
     """Rows with the model's scores; rows in which all responses are correct or all are wrong say nothing."""
     kept = [r for r in rankings if len({rank == 0 for rank in r.ranks}) == 2]
     flat = [(r, text, done) for r in kept for text, done in zip(r.answers, r.finished, strict=True)]
     asked, texts, ended = ([r.prompt.messages for r, _, _ in flat], [t for _, t, _ in flat], [d for _, _, d in flat])
     numbers = iter(scored.score_ids(*scored.model.encoded(asked, texts, ended), "RewardBench 2").tolist())
     return [
-        BenchRow(
+        ScoredRow(
             id=str(r.prompt.columns["id"]),
             subset=str(r.prompt.columns["subset"]),
             correct=[rank == 0 for rank in r.ranks],
@@ -77,7 +77,7 @@ def bench_rows(scored: ScoredOnce, rankings: Sequence[RankedAnswers]) -> list[Be
     ]
 
 
-def rewardbench2(rows: Sequence[BenchRow]) -> dict[str, Any]:
+def rewardbench2(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     """``{"score", "subsets": {name: {"score", "n"}}, "ties"}``: the mean of the subsets' scores, and each of them.
 
     ``ties`` holds the parts of that subset's score, or None without it. A subset of Ties in which no ``tied`` row has
@@ -96,7 +96,7 @@ def rewardbench2(rows: Sequence[BenchRow]) -> dict[str, Any]:
     return {"score": math.fsum(known) / len(known) if known else None, "subsets": subsets, "ties": ties}
 
 
-def ties_score(rows: Sequence[BenchRow]) -> dict[str, float | None]:
+def ties_score(rows: Sequence[ScoredRow]) -> dict[str, float | None]:
     """The score of the subset Ties and its parts, as shares of rows or of pairs of a ``tied`` and its ``ref`` row.
 
     Returns:
@@ -104,7 +104,7 @@ def ties_score(rows: Sequence[BenchRow]) -> dict[str, float | None]:
         differ; ``preferred_hard``: in the ``ref`` row as well; ``margin``: tanh of how much more, the mean; ``score``:
         their sum by ``WEIGHTS``.
     """
-    by_kind: dict[str, dict[str, BenchRow]] = {"tied": {}, "ref": {}}
+    by_kind: dict[str, dict[str, ScoredRow]] = {"tied": {}, "ref": {}}
     for row in rows:
         kind, _, number = row.id.partition(":")
         by_kind["ref" if kind == "ref" else "tied"][number or kind] = row
@@ -115,24 +115,23 @@ def ties_score(rows: Sequence[BenchRow]) -> dict[str, float | None]:
         parts[name] = sum(row.gap > 0 for row in own.values()) / len(own) if own else 0.0
     if not both:
         return parts | {"score": None}
-    spread = np.array([tied[i].spread for i in both])
+    difference = np.array([tied[i].difference for i in both])
     gap = np.array([tied[i].gap for i in both])
     smaller = np.minimum(gap, [ref[i].gap for i in both])
     with np.errstate(divide="ignore", invalid="ignore"):
-        margin = np.nan_to_num(np.tanh(smaller / spread - 1), nan=0.0)
+        margin = np.nan_to_num(np.tanh(smaller / difference - 1), nan=0.0)
     parts |= {
-        "preferred": float(np.mean(gap > spread)),
-        "preferred_hard": float(np.mean(smaller > spread)),
+        "preferred": float(np.mean(gap > difference)),
+        "preferred_hard": float(np.mean(smaller > difference)),
         "margin": float(np.mean(margin)),
     }
     return parts | {"score": math.fsum(weight * (parts[name] or 0.0) for name, weight in WEIGHTS.items())}
 
 
-def in_words(bench: Mapping[str, Any]) -> str:
+def in_words(found: Mapping[str, Any]) -> str:
     """The score and those of the subsets, in a line; '' without a score."""
-    if bench.get("score") is None:
+    if found.get("score") is None:
         return ""
-    each = ", ".join(
-        f"{name} {100 * found['score']:.1f} %" for name, found in bench["subsets"].items() if found["score"] is not None
-    )
-    return f"{100 * bench['score']:.1f} % ({each})"
+    known = {name: subset["score"] for name, subset in found["subsets"].items() if subset["score"] is not None}
+    each = ", ".join(f"{name} {100 * score:.1f} %" for name, score in known.items())
+    return f"{100 * found['score']:.1f} % ({each})"

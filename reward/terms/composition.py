@@ -17,6 +17,7 @@ from reward.model import RewardModel, Samples
 from reward.settings import RewardPart
 from reward.tables import RULES
 from reward.terms.classifier import ClassifierReward
+from reward.terms.judge import JudgeReward
 from reward.terms.remote import RemoteReward
 
 CPU = torch.device("cpu")
@@ -221,6 +222,8 @@ def _source(
         return ModelReward(model, standardise)
     if part.kind in RULES:
         return RULES[part.kind].make(part)
+    if part.judge is not None:
+        return JudgeReward(part.source, part.judge, part.remote)
     if part.kind == "classifier":
         return ClassifierReward(part.source, folder, device, part.label)
     return RemoteReward(part.source, part.remote) if part.kind == "remote" else FunctionReward(part.source, folder)

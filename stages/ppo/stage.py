@@ -20,6 +20,7 @@ from models.hub.limits import check_rows
 from models.roles.export import save_role
 from reward.model import RewardModel
 from reward.terms.composition import compose
+from reward.terms.judge import summaries
 from stages.ppo import state as ppo_state
 from stages.ppo.holdout_monitor import HoldoutMonitor
 from stages.ppo.ptx import ptx_rows
@@ -67,6 +68,8 @@ def run(
     last = loop.run()
     if ppo.remote is not None:
         ppo.remote.close()
+    for text in summaries([source for _, _, source in reward.parts]):
+        context.say(text)
     kept = monitor.keep_best() if monitor is not None and config.keep == "best" else ppo.update_index
     for role, folder in (("policy", context.out), ("value", context.out / "value")):
         save_role(context.base, role, folder, main=context.processes.is_main)

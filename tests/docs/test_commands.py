@@ -116,12 +116,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"prompt": "w3", "completion": "w4"},
     )
     lines(folder / "rankings.jsonl", {"prompt": "w1", "responses": ["w2", "w3"]})
-    rows = [
+    published = [
         {"id": f"{kind}{n}", "prompt": f"w{n}", "chosen": ["w1 w2"], "rejected": ["w3", "w4", "w5"], "subset": subset}
         for kind, subset in (("", "Math"), ("tied:", "Ties"), ("ref:", "Ties"))
         for n in range(1, 4)
     ]
-    table = pa.Table.from_pylist([row | {"num_correct": 1} for row in rows])
+    table = pa.Table.from_pylist([row | {"num_correct": 1} for row in published])
     pq.write_table(table, folder / "reward-bench-2.parquet")
     lines(folder / "prompts.jsonl", {"prompt": "write a poem"}, {"prompt": "tell a story"})
     lines(folder / "answers.jsonl", {"prompt": "w1", "response": "w2 w3"}, {"prompt": "w4", "response": "w5"})

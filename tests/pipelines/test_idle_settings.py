@@ -392,6 +392,18 @@ ACTS = {  # setting: (recipe, settings written into it)
         for k, v in {"protocol": "classify", "model": "m", "index": 1}.items()
     },
     **{
+        f"{group}.judge.{k}": (PLAIN, make("judge", {"model": "m", k: v}, "http://localhost:1/v1"))
+        for group, make in (("ppo.reward", of_part), ("evaluation.best_of_by", of_chooser))
+        for k, v in {
+            "model": "n",
+            "instruction": "Rate it as [[5]].",
+            "lowest": 0.0,
+            "highest": 5.0,
+            "temperature": 0.5,
+            "max_tokens": 64,
+        }.items()
+    },
+    **{
         f"evaluation.{k}": (PLAIN, {f"evaluation.{k}": v, **also(more)})
         for k, v, more in [
             *(

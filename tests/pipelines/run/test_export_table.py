@@ -201,7 +201,8 @@ def trl_scores(made: Made, folder: Path) -> torch.Tensor:
         args=settings,
         train_dataset=Dataset.from_list([{"prompt": one} for one in asked]),
     )
-    trainer.reward_funcs[0].eval()
+    model: Any = trainer.reward_funcs[0]
+    model.eval()
     rows = [{"prompt": one} for one in asked]
     found = trainer._calculate_rewards(rows, asked, said, [[0]] * 3)
     return found[:, 0].double() + constant(folder)

@@ -14,13 +14,13 @@ from pipelines.cli.main import main
 from pipelines.report.reward_card import facts
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.score import load_scorer
-from reward.card.rewardbench import BenchRow, in_words, rewardbench2, ties_score
+from reward.card.rewardbench import ScoredRow, in_words, rewardbench2, ties_score
 from tests.conftest import tiny_lm, word_tokenizer
 
 
-def row(name: str, subset: str, right: list[float], wrong: list[float]) -> BenchRow:
+def row(name: str, subset: str, right: list[float], wrong: list[float]) -> ScoredRow:
     correct = [True] * len(right) + [False] * len(wrong)
-    return BenchRow(id=name, subset=subset, correct=correct, scores=[*right, *wrong])
+    return ScoredRow(id=name, subset=subset, correct=correct, scores=[*right, *wrong])
 
 
 MATH = [row("1", "Math", [3], [1, 2, 0]), row("2", "Math", [2], [2, 1, 0]), row("3", "Math", [0], [1, -1, -2])]
@@ -67,7 +67,7 @@ def test_ties_without_pairs_have_no_score_and_are_left_out() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench")
+    folder = tmp_path_factory.mktemp("ranked")
     tiny_lm().save_pretrained(folder / "base")
     word_tokenizer().save_pretrained(folder / "base")
     ranked = [{"prompt": f"w{n}", "chosen": "w5 w7", "rejected": f"w6 w{n}"} for n in range(12)]
@@ -111,8 +111,8 @@ def test_an_evaluation_scores_rankings_in_its_shape(
         )
     for one in rows:
         one |= {"num_correct": len(one["chosen"]), "num_rejected": len(one["rejected"])}
-    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    line = ["evaluate", str(run), "--rankings", str(tmp_path / "bench.jsonl"), "--run-dir", str(tmp_path / "out")]
+    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    line = ["evaluate", str(run), "--rankings", str(tmp_path / "ranked.jsonl"), "--run-dir", str(tmp_path / "out")]
     assert main(line) == 0
     told = capsys.readouterr()
     card = json.loads((tmp_path / "out/evaluation/report_card.json").read_text())
@@ -135,10 +135,10 @@ def test_an_evaluation_scores_rankings_in_its_shape(
     ties = 0.3 * sum(gap(a) > 0 for a, _ in pairs) / 4 + 0.3 * sum(gap(b) > 0 for _, b in pairs) / 4
     ties += 0.2 * sum(gap(a) > spread(a) for a, _ in pairs) / 4 + 0.2 * hard
     ties += 0.01 * sum(math.tanh(min(gap(a), gap(b)) / spread(a) - 1) for a, b in pairs) / 4
-    bench = card["rewardbench2"]
-    assert bench["subsets"]["Math"]["score"] == pytest.approx(maths)
-    assert bench["subsets"]["Ties"]["score"] == pytest.approx(ties, abs=1e-5)
-    assert bench["score"] == pytest.approx((maths + ties) / 2, abs=1e-5)
-    assert results["reward_card"]["rewardbench2"] == bench
-    assert f"RewardBench 2: {in_words(bench)}" in told.out + told.err
-    assert facts(card)["RewardBench 2"] == in_words(bench)
+    found = card["rewardbench2"]
+    assert found["subsets"]["Math"]["score"] == pytest.approx(maths)
+    assert found["subsets"]["Ties"]["score"] == pytest.approx(ties, abs=1e-5)
+    assert found["score"] == pytest.approx((maths + ties) / 2, abs=1e-5)
+    assert results["reward_card"]["rewardbench2"] == found
+    assert f"RewardBench 2: {in_words(found)}" in told.out + told.err
+    assert facts(card)["RewardBench 2"] == in_words(found)
