@@ -13,12 +13,8 @@ from evaluation.settings import OPTIMISED, PROMPTED, EvaluationConfig
 
 Kind = Literal["role", "checkpoint", "best_of", "path", "prompted"]
 KNOWN = "base, sft, distil, ppo, ppo@N (a kept checkpoint), best_of_N, best_of_N:NAME, prompted:NAME, path:DIR"
-ROLES = {
-    "base": "base",
-    "sft": "reference",
-    "distil": "distilled",
-    "ppo": "policy",
-}  # a stage's model -> its role on the shared base
+ROLES = {"base": "base", "distil": "distilled"} | {"sft": "reference", "ppo": "policy"}
+"""A stage's model -> its role on the shared base; of several the last one is what a run is about."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,7 +292,7 @@ def cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def plain_name(name: Any) -> str:
     """A system's name as people write it: "PPO", "Best of 4"."""
-    known = {"base": "Base", "sft": "SFT", "distil": "Distilled", "ppo": "PPO"}
+    known = {"base": "Base", "distil": "Distilled"} | {"sft": "SFT", "ppo": "PPO"}
     if best := re.fullmatch(r"best_of_(\d+)(?::(.+))?", str(name)):
         return f"Best of {best[1]}" + (f" by {best[2]}" if best[2] else "")
     return known.get(str(name)) or str(name)

@@ -14,7 +14,7 @@ from pipelines.workspace.run_folder import AT_THE_GATE
 
 FAILED, STOPPED = "failed", "stopped"  # of a stage that began and does not run now
 FAR = 25.0  # nats a response; beyond this the policy has little in common with SFT
-SYSTEMS = {"base": "Base", "sft": "SFT", "distil": "Distilled", "ppo": "PPO"}
+SYSTEMS = {"base": "Base", "distil": "Distilled"} | {"sft": "SFT", "ppo": "PPO"}
 NAMES = SYSTEMS | {
     "gold": "the gold preference",
     "held_out_reward": "the held-out reward model",

@@ -174,6 +174,6 @@ def base_in_words(pipeline: Pipeline) -> str:
     further = f", trained further by the run `{recipe.name}` (continued pretraining)" if recipe.continued else ""
     if not isinstance(recipe.base, str):
         return f"a base that the run `{recipe.name}` pretrained from scratch{further}"
-    spec = pipeline.loaded.first_spec
+    spec = pipeline.loaded.first_spec if recipe.continued else pipeline.loaded.spec
     at = f" at revision `{spec.revision}`" if spec.revision else ""
     return (f"`{spec.name}`, a local folder" if Path(spec.source).is_dir() else f"`{spec.source}`{at}") + further

@@ -65,7 +65,11 @@ def write_card(pipeline: Pipeline, stage: str, exported: Exported, folder: Path)
     spec = _spec_of(pipeline, stage)
     trained_base = stage != "reward" or not pipeline.loaded.reward_has_own_base
     pretrained = trained_base and not isinstance(pipeline.recipe.base, str)
-    licence = None if pretrained else licence_of(pipeline.loaded.first_spec if trained_base else spec)
+    licence = (
+        None
+        if pretrained
+        else licence_of(pipeline.loaded.first_spec if trained_base and pipeline.recipe.continued else spec)
+    )
     results, why_not = evaluation_of(pipeline, stage, artifact) if stage != "reward" else ({}, "")
     card = stored_card(artifact.path) if stage == "reward" and artifact is not None else {}
     rows = data_rows(pipeline, stages)
