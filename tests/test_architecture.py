@@ -19,7 +19,9 @@ FLOORS = {
     "reward": ["terms", "card"],
     "stages": ["safe_points", "training", "ppo"],
     "evaluation": ["metrics", "judges"],
-    "pipelines": ["recipe", "execution", "evaluate", "stages", "workspace", "loading", "run", "init", "report", "ui", "cli"],
+    "pipelines": [
+        *("recipe", "execution", "evaluate", "stages", "workspace", "loading", "run", "init", "report", "ui", "cli"),
+    ],
 }
 """The folders inside each room, from the ground up: each may import those before it. Loose files may stand between."""
 LONG_FILE, LONG_FUNCTION, COMPLEX = 350, 60, 14  # from here on a file or function is pointed out, not refused
