@@ -143,11 +143,11 @@ def stopped_and_resumed(user: Visit) -> None:
     """Another run, long enough to be stopped: stopped at a safe point, resumed, stopped again."""
     user.go("recipe?file=mine.yaml")
     user.wait(".yaml")
-    user.set("ppo.updates", "500")
+    user.set("ppo.updates", "20000")  # more than any machine does before the click
     user.fill("run folder", "runs/long", end="Tab")
     user.click("Save and start")
     user.page.wait_for_url("**/run?folder=runs/long")
-    user.wait(".log:has-text('ppo 1')")
+    user.wait(".log:has-text('/20000')")
     user.click("Stop")
     user.wait(".run-status:has-text('not finished')")
     user.wait(".stage-ppo:has-text('stopped')")
