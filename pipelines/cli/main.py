@@ -519,7 +519,7 @@ def ui(
     does the same. Needs the extra: pip install 'trivet[ui]'.
 
     The address that is printed has a token, so that no other user of this machine can use the pages. Runs that are
-    started there go on when the page is closed or this command ends, which says how to follow and stop them.
+    started there outlive the page and this command, which says at its end how to follow and stop them.
 
     \b
     trivet ui

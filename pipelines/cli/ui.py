@@ -8,7 +8,8 @@ import typer
 
 from data.common.redaction import printable
 from pipelines.cli.exit_codes import until_stopped
-from pipelines.ui.server import State, serving
+from pipelines.ui.server import serving
+from pipelines.ui.state import State
 
 PORT = 8780
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def browse(chosen: Callable[[str], Any], folders: bool = False) -> None:
         with rows:
             _row("..", True, lambda: entered(here[0].parent))
             for name, is_folder in entries(here[0], folders):
-                _row(name, is_folder, lambda name=name: entered(here[0] / name))
+                _row(name, is_folder, partial(entered, here[0] / name))
 
     take.on_click(lambda: done(here[0]))
     show()

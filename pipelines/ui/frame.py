@@ -23,9 +23,8 @@ body { background: var(--ground) !important; }
 .bar a { color: var(--muted); text-decoration: none; padding: .2rem .1rem; }
 .bar a.here { color: inherit; border-bottom: 2px solid var(--q-primary); }
 a.nicegui-link:not(.bar a) { color: var(--q-primary); } .body--dark a.nicegui-link:not(.bar a) { color: #79aee3; }
-.body--dark .q-btn--outline.text-primary, .body--dark .q-btn--flat.text-primary,
-.body--dark .q-badge--outline.text-primary { color: #9cc3ea !important; }
-.body--dark .q-btn--outline.text-negative { color: #ef8d83 !important; }
+.body--dark .q-btn--outline, .body--dark .q-btn--flat, .body--dark .q-badge--outline {
+  --q-primary: #9cc3ea; --q-negative: #ef8d83; }
 .form { max-height: 36rem; overflow: auto; flex-wrap: nowrap; }
 .sheet { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 1rem 1.15rem;
   width: 100%; min-width: 0; gap: .6rem; box-shadow: none; }

@@ -14,7 +14,7 @@ from data.common.redaction import printable
 from evaluation.systems import ROLES
 from pipelines.ui import frame
 from pipelines.ui.commands import Talk
-from pipelines.ui.server import State
+from pipelines.ui.state import State
 
 if TYPE_CHECKING:
     from pipelines.ui.conversation import Conversation

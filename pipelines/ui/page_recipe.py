@@ -14,7 +14,7 @@ from data.common.redaction import printable
 from pipelines.ui import commands, frame, plan_table, recipe_form
 from pipelines.ui.recipe_form import Setting
 from pipelines.ui.recipe_state import Edited
-from pipelines.ui.server import State
+from pipelines.ui.state import State
 from pipelines.workspace.run_folder import is_run
 
 FOUND = 25

@@ -18,7 +18,7 @@ from pipelines.report.page import page_of, read_run
 from pipelines.ui import commands, frame
 from pipelines.ui.children import Child, log_of, tail_of
 from pipelines.ui.following import Seen, figure_of, how_far, resolved_recipe, seen
-from pipelines.ui.server import State
+from pipelines.ui.state import State
 from pipelines.workspace.run_folder import is_run
 
 EVERY = 1.0  # seconds
@@ -174,12 +174,12 @@ class _Page:
         for title, charts in found.curves.items():
             for chart in charts:
                 figure = figure_of(chart)
-                if (drawn := self.curves.get(chart["id"])) is None:
+                if (shown := self.curves.get(chart["id"])) is None:
                     with self.stage_grid(title), ui.column().classes("w-full gap-0 min-w-0"):
                         ui.label(chart["title"]).classes("small font-medium")
                         self.curves[chart["id"]] = ui.plotly(figure).classes("chart")
-                elif drawn.figure != figure:
-                    drawn.update_figure(figure)
+                elif shown.figure != figure:
+                    shown.update_figure(figure)
 
     def stage_grid(self, title: str) -> ui.grid:
         """Where the charts of a stage stand."""

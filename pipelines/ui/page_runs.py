@@ -15,7 +15,7 @@ from pipelines.ui import commands, frame
 from pipelines.ui.children import Children
 from pipelines.ui.following import Listed, runs_in
 from pipelines.ui.page_run import page_response
-from pipelines.ui.server import State
+from pipelines.ui.state import State
 
 COMPARISON = "comparison.html"
 
@@ -68,13 +68,13 @@ class _Page:
     async def show(self) -> None:
         """The list, the newest first."""
         found = await run.io_bound(runs_in, Path(self.folder)) or []
-        begun = [c for c in self.children.alive() if not any(c.folder.resolve() == r.folder.resolve() for r in found)]
+        started = [c for c in self.children.alive() if not any(c.folder.resolve() == r.folder.resolve() for r in found)]
         with self.list:
-            for child in begun:
+            for child in started:
                 self.show_started(child.folder)
             for one in found:
                 self.show_run(one)
-            if not found and not begun:
+            if not found and not started:
                 ui.label(f"no runs in {self.folder}").classes("muted small")
         self.marked()
 

@@ -15,7 +15,7 @@ from pipelines.init.machines import COMMON
 from pipelines.ui import commands, frame
 from pipelines.ui.browse import browse
 from pipelines.ui.data_verdict import PARTS, Verdict, verdicts
-from pipelines.ui.server import State
+from pipelines.ui.state import State
 
 SCRATCH = "scratch"
 AS_ROWS_SAY = ""

@@ -51,7 +51,7 @@ def without(text: str, path: Sequence[str]) -> str:
             break
         path = path[:-1]
     del here[path[-1]]
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     parent, _ = _found(root, path[:-1])
     if not isinstance(parent, yaml.MappingNode) or parent.flow_style:
         return _checked(_changed(text, path[:-1], here), wanted, path)
@@ -83,7 +83,7 @@ def _checked(text: str, wanted: Any, path: Sequence[str]) -> str:
 
 def _changed(text: str, path: Sequence[str], new: Any) -> str:
     """The text with a value written over the old one, or a line added for it; not yet compared with what is wanted."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     node, depth = _found(root, path)
     rest = path[depth:]
     if not path:

@@ -8,27 +8,17 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from data.common.errors import UserError
 from data.common.loopback import HOST
-from pipelines.ui.children import Children
 from pipelines.ui.guard import Guard, new_token
+from pipelines.ui.state import State
 
 MISSING = "trivet ui needs NiceGUI: pip install 'trivet[ui]'"
 PATIENCE = 60  # seconds for the framework to be ready
 RECONNECT = 60.0
 """Seconds for which a page that has lost its connection is kept: a busy machine may take long to make the first."""
-
-
-@dataclass
-class State:
-    """What all pages of a server share."""
-
-    children: Children = field(default_factory=Children)
-    talk: Any = None  # the conversation whose models are loaded
-    talking: threading.Lock = field(default_factory=threading.Lock)
 
 
 def check_installed() -> None:

@@ -176,7 +176,7 @@ NOT_RUN = {
     "trivet export runs/mine --stage ppo --to aligned --push": HUB,
     "trivet export runs/demo --stage ppo --to aligned --push": HUB,
     "trivet evaluate runs/demo --lm-eval": LM_EVAL,
-    "trivet ui": "pages for a browser: tests/pipelines/cli/test_ui.py starts it, tests/pipelines/ui clicks",
+    "trivet ui": "serves until stopped: tests/pipelines/cli/test_ui.py, tests/pipelines/ui/test_browser.py start it",
     "trivet run examples/real_model/": REAL_MODEL,
     "trivet data fix alpaca_en_demo.json": REAL_MODEL,
     "python constraints.py": REAL_MODEL,

@@ -40,9 +40,12 @@ def ui_server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
                 try:
-                    process.communicate(timeout=60)
+                    said, _ = process.communicate(timeout=60)
                 except subprocess.TimeoutExpired:
                     process.kill()
+                    raise
+                for group in re.findall(r"kill -INT -(\d+)", said):  # runs outlive the server: a test that failed
+                    os.killpg(int(group), signal.SIGKILL)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from data.checks import check_files
 from models.backbone.artifacts import previous_folder
 from tests.conftest import tiny_lm, word_tokenizer
-from tests.support.browser import Visit, needs_browser, ui_server, visit
+from tests.support.browser import WAIT, Visit, needs_browser, ui_server, visit
 
 pytestmark = needs_browser
 RECIPE = """\
@@ -98,7 +98,7 @@ def test_data_are_judged_and_a_recipe_is_changed(folder: Path, address: str) -> 
 
 @pytest.mark.slow
 def test_the_whole_way(folder: Path, address: str) -> None:
-    """From base and data to votes that are rankings; ordinary users read on the way what is asserted here."""
+    """From base and data to a vote that is read as a ranking."""
     with visit(address) as user:
         drafted(user)
         for setting, value in QUICK.items():
@@ -143,11 +143,11 @@ def stopped_and_resumed(user: Visit) -> None:
     """Another run, long enough to be stopped: stopped at a safe point, resumed, stopped again."""
     user.go("recipe?file=mine.yaml")
     user.wait(".yaml")
-    user.set("ppo.updates", "500")
+    user.set("ppo.updates", "20000")  # more than any machine does before the click
     user.fill("run folder", "runs/long", end="Tab")
     user.click("Save and start")
     user.page.wait_for_url("**/run?folder=runs/long")
-    user.wait(".log:has-text('ppo 1')")
+    user.wait(".log:has-text('/20000')")
     user.click("Stop")
     user.wait(".run-status:has-text('not finished')")
     user.wait(".stage-ppo:has-text('stopped')")
@@ -164,10 +164,11 @@ def compared(user: Visit) -> None:
     for name in ("mine", "long"):
         user.page.get_by_label(f"compare {name}").click()
     user.click("Compare")
-    with user.page.context.expect_page() as opened:
-        user.wait(".comparison").click()
+    link = user.wait(".comparison")
+    with user.page.context.expect_page(timeout=WAIT) as opened:
+        link.click()
     opened.value.wait_for_load_state()
-    assert "ppo.updates" in opened.value.inner_text("body")
+    opened.value.get_by_text("ppo.updates").first.wait_for(timeout=WAIT)
     opened.value.close()
 
 

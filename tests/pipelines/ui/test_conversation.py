@@ -30,7 +30,8 @@ def room() -> Room:
 
 
 def talk(room: Room, folder: Path, **changes: Any) -> Conversation:
-    return Conversation(**({"room": room, "preferences": folder / "votes.jsonl", "max_new_tokens": 8} | changes))
+    usual: dict[str, Any] = {"room": room, "preferences": folder / "votes.jsonl", "max_new_tokens": 8}
+    return Conversation(**(usual | changes))
 
 
 def said(talk: Conversation, text: str) -> list[str]:

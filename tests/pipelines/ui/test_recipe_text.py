@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import yaml
@@ -114,7 +115,7 @@ def test_any_change_gives_the_data_that_were_wanted(data, path, new, flow) -> No
     assert read_text(after, "text").data == wanted and "# the end" in after
     if len(data) > 1:  # a recipe of one setting cannot lose it
         after = without(text, path)
-        there = read_text(after, "text").data
+        there: Any = read_text(after, "text").data
         for key in path:
             there = there.get(key) if isinstance(there, dict) else None
         assert there is None and "# the end" in after
