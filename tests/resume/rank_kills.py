@@ -131,6 +131,11 @@ class Launched:
                     found[rank] = process
         return found
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all stages are done and the report is written."""
+        return self.log.exists() and "report: " in self.log.read_text(errors="replace")
+
     def comes_to(self, stage: str) -> bool:
         """Wait until a stage begins; False where all are over before that."""
         while stage not in BEGUN.findall(self.log.read_text(errors="replace") if self.log.exists() else ""):
@@ -301,7 +306,12 @@ class RankKills:
                     hit.send_signal(ACTIONS[action])
                 began = time.monotonic()
                 if not made.ended(LIMIT):
-                    if not HALVED.search(made.log.read_text(errors="replace")):
+                    if made.is_over and list(made.ranks()) == [rank]:  # nobody is left to watch it, or to wait for it
+                        hit.resume()
+                        hit = None
+                        if not made.ended(LIMIT):
+                            wrong.append("hangs, continued")
+                    elif not HALVED.search(made.log.read_text(errors="replace")):
                         wrong.append(f"runs on {LIMIT:.0f} s later")
                     elif not made.ended(RUN):
                         wrong.append("hangs in smaller micro-batches")
@@ -316,7 +326,7 @@ class RankKills:
                 wrong.append(f"processes {left} are left")
         text = made.log.read_text(errors="replace")
         stood = BEGUN.findall(text)
-        runs = bool(stood) and "report: " not in text  # it had begun, and was not over
+        runs = bool(stood) and not made.is_over  # it had begun
         said = NAMED.search(text)
         overcome = code == 0 and HALVED.search(text) is not None
         if hit is not None and code != 0 and runs and not (said and AGAIN in text):
