@@ -115,7 +115,7 @@ def test_an_optimizer_that_holds_the_reference(tmp_path):
 def test_stop_tokens_that_cannot_be_reached(tmp_path):
     ppo = make_ppo(tmp_path)
     for stops in ((2, 99), (0,)):
-        renderer = types.SimpleNamespace(stop_ids=stops, pad_id=0)
+        renderer = types.SimpleNamespace(stop_ids=stops, stop_strings=None, pad_id=0)
         ppo.context = replace(ppo.context, open_base=lambda renderer=renderer: (ppo.base, renderer))
         assert "stop tokens" in failed(ppo)
 

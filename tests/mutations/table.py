@@ -140,7 +140,7 @@ ROLLOUT = [
         "dropout_of_the_adapters and llama"),
     _of("R7", "sampling loses its cache under checkpointing", GEN, "with checkpointing_paused(role.lm):", "if True:", FAMILIES,
         "generation_is_the_same and llama"),
-    _of("R8", "only the first stop id ends a row", GEN, "torch.isin(tokens[live], stops)", "tokens[live] == stops[0]", SAMPLING,
+    _of("R8", "only the first stop id ends a row", GEN, "torch.isin(tokens, self.ids)", "tokens == self.ids[0]", SAMPLING,
         "rows_end_with"),
     _of("R9", "mask without the stop token", PM, "[None] < lengths[:, None]", "[None] < lengths[:, None] - 1", PATH,
         "sampled_ids"),
@@ -235,8 +235,8 @@ REWARDS = [
         "        self.update_index += 1\n        for p in self.base.parameters_of('reward').values() "
         "if 'reward' in self.base.roles else ():\n            p.data.mul_(0.999)\n", PPO, "exactly_policy"),
     _of("W8", "score without its centre", RM, "return raw - self.score_mean", "return raw", PATH, "reward_models_score_in_ppo"),
-    _of("W8", "reward model does not see the stop token", RM, "return self.score_ids(samples.queries, samples.responses)",
-        "return self.score_ids(samples.queries, [r[: len(r) - f] for r, f in zip(samples.responses, samples.finished)])",
+    _of("W8", "reward model does not see the stop token", RM, "[self.renderer.closed(p.messages, ids) for p, ids in rows])",
+        "[r[: len(r) - f] for r, f in zip(samples.responses, samples.finished)])",
         PATH, "reward_models_score_in_ppo"),
     _of("W9", "finished rows are penalised", M, "(~rollout.finished).to(scores.dtype)", "(rollout.finished).to(scores.dtype)", PPO,
         "rewards_are"),
@@ -310,7 +310,7 @@ POLICY_LOSS = [
         "mean_of_means"),
     _of("O8", "ratio overflows", PM, "torch.exp(log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))", "torch.exp(log_ratio)",
         MATHS, "huge_ratio"),
-    _of("O8", "steps with non-finite gradients are taken", M, "applied = all(map(math.isfinite, [*norms, *totals[:2]]))",
+    _of("O8", "steps with non-finite gradients are taken", M, "applied = all(map(math.isfinite, [*norms, *totals[:2], *ptx.values()]))",
         "applied = bool(norms)", PPO, "non_finite"),
 ]  # fmt: skip
 
