@@ -211,7 +211,7 @@ STAGES: dict[str, Stage] = {
         sampled="sampling_batch",
         random_masks=True,
         curves=curves.DISTIL,
-        command="""Train the base on the responses, or by the distributions, of a larger model.
+        command="""Train the base to answer as a larger model does.
 
         The recipe names that one: `distil: {teacher: runs/large/ppo}`.
 

@@ -218,7 +218,7 @@ def test_an_adapter_is_asked_by_the_template_and_ends_by_the_stops_beside_it(mod
 
 def test_a_second_speaker_that_is_nothing_is_named(models, tmp_path):
     with pytest.raises(
-        UserError, match=r"--compare-with .*nothing: cannot be opened as a stage \(base, sft, ppo\), a run"
+        UserError, match=r"--compare-with .*nothing: cannot be opened as a stage \(base, distil, sft, ppo\), a run"
     ):
         open_room(str(models / "one"), None, str(tmp_path / "nothing"))
 
