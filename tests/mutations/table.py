@@ -18,6 +18,12 @@ ACCURACY, SHARED, RESPONSE = (
     "tests/reward/test_shared_prompt.py",
     "tests/models/roles/test_response_loss.py",
 )
+STOPS, PTX = "tests/models/sampling/test_stop_strings.py", "tests/stages/ppo/test_ptx.py"
+SOFT, VIRTUAL, DISTIL = (
+    "models/backbone/soft_prompts.py",
+    "tests/models/roles/test_virtual_tokens.py",
+    "tests/stages/test_distil.py",
+)
 BATCHES, TEMPLATE = "tests/data/test_batching.py", "tests/data/test_template.py"
 
 PLAIN = "plain and llama-False"
@@ -142,6 +148,9 @@ ROLLOUT = [
         "generation_is_the_same and llama"),
     _of("R8", "only the first stop id ends a row", GEN, "torch.isin(tokens, self.ids)", "tokens == self.ids[0]", SAMPLING,
         "rows_end_with"),
+    _of("R8", "no stop string ends a row", GEN, "return done | (self.states == self.table.shape[0] - 1)", "return done", STOPS, "all_loops"),
+    _of("R8", "stop strings searched for in rows that have left", GEN, "self.states = self.states[places]",
+        "self.states = self.states[: len(places)]", STOPS, "all_loops"),
     _of("R9", "mask without the stop token", PM, "[None] < lengths[:, None]", "[None] < lengths[:, None] - 1", PATH,
         "sampled_ids"),
     _of("R9", "sampler drops the stop token", GEN, "[t for t in row if t >= 0]", "[t for t in row if t >= 0 and t != params.stop_ids[0]]",
@@ -321,6 +330,8 @@ OPTIMISATION = [
         "however_the_minibatch_is_cut and float64-llama"),
     _of("C1", "each micro-batch's own ranking count", RTR, "count = len(losses) if num_items_in_batch is None else num_items_in_batch",
         "count = len(losses)", TRAINING, "reward_gradients"),
+    _of("C1", "each micro-batch's own token count, PTX", "stages/ppo/ptx.py", "/ tokens\n", "/ max(1, sum(learnt(row) for row in part))\n", PTX, "sum_of_both"),
+    _of("C2", "PTX replaces the policy's gradient", "stages/ppo/ptx.py", "else own + p.grad", "else p.grad", PTX, "sum_of_both"),
     _of("C2", "one step an epoch", M, "minibatches(config.rollouts, config.minibatches, g)", "minibatches(config.rollouts, 1, g)",
         PPO, "epochs_times_minibatches"),
     _of("C2", "gradients are never zeroed", M, "        self.optimizer.zero_grad(set_to_none=True)\n        return StepRecord", "        return StepRecord", ORACLE, PLAIN),
@@ -351,6 +362,12 @@ OPTIMISATION = [
 ]  # fmt: skip
 
 ADAPTERS = [
+    _of("P12", "rows begin where virtual tokens stand", SOFT, '{"position_ids": torch.cat([first, positions + count], dim=1)}',
+        '{"position_ids": torch.cat([first, positions], dim=1)}', VIRTUAL, "plain_peft and llama"),
+    _of("P12", "keys of a prefix in the place of values", SOFT, "[(pair[0], pair[1]) for pair in both]",
+        "[(pair[1], pair[0]) for pair in both]", VIRTUAL, "plain_peft and llama"),
+    _of("P14", "weights that PEFT has no place for are dropped", SB, "        if lost:\n", "        if not lost and self.peft is None:\n",
+        "tests/models/test_architectures.py", "read_back"),
     _of("P1", "PEFT's own switching", "models/roles/together.py", "layer._active_adapter = [adapter] if adapter else []",
         "layer.set_adapter([adapter] if adapter else [])", ROLES, "requires_grad"),
     _of("P2", "adapter switched before backward", M, "            total.backward()\n",
@@ -410,6 +427,8 @@ REWARD_MODEL = [
     _of("M1", "positions go on from answer to answer", SP, "torch.arange(len(prompt), len(prompt) + len(branch))",
         "torch.arange(at, at + len(branch))", SHARED, "plain_rows and llama"),
     _of("M7", "centred on the median", "stages/training/calibration.py", "mean, std = samples.mean().item()", "mean, std = samples.median().item()", TRAINING, "calibration"),
+    _of("M9", "ties of RewardBench 2 by the easier row", "reward/card/rewardbench.py", "smaller = np.minimum(gap, [ref[i].gap for i in both])",
+        "smaller = np.maximum(gap, [ref[i].gap for i in both])", "tests/reward/card/test_rewardbench.py", "by_hand"),
     _of("M9", "ties are right", RL, "0.5 * wide(difference == 0)", "1.0 * wide(difference == 0)", LOSSES, "ties_as_half"),
     _of("M9", "mean of means", "reward/card/accuracy.py", "return proportion_interval(outcomes, owners.tolist())",
         "return proportion_interval([outcomes[owners == i].mean() for i in np.unique(owners)])", ACCURACY, "by_hand"),
@@ -421,6 +440,9 @@ REWARD_MODEL = [
 ]  # fmt: skip
 
 INSTRUCTION = [
+    _of("F7", "the teacher learns from the student", "stages/distil_math.py", "log_p.exp() * (log_p - log_q)", "log_q.exp() * (log_q - log_p)",
+        DISTIL, "by_hand or loop"),
+    _of("F7", "distillation shrinks with the temperature", "stages/distil_math.py", "return temperature**2 * (", "return (", DISTIL, "loop"),
     _of("F1", "prompt supervised", TE, "labels = [IGNORE] * len(prompt.ids)", "labels = list(prompt.ids)", TEMPLATE, "labels_are"),
     _of("F2", "padding id never supervised", SFT, '    labels, _ = right_pad([row["labels"] for row in batch], -100)\n',
         '    labels, _ = right_pad([row["labels"] for row in batch], -100)\n    labels = labels.masked_fill(ids == pad_id, -100)\n',
