@@ -170,12 +170,14 @@ def started(folder: Path) -> dict[str, Any]:
 
 def trained_further(folder: Path) -> dict[str, Any]:
     """A base trained further, and its loss on held-out documents before and after."""
-    given = folder / f"given-{os.environ.get('RANK', '0')}"
-    tiny_lm("llama", 0, initializer_range=0.1).save_pretrained(given)
-    word_tokenizer().save_pretrained(given)
+    given = folder / "given"
     texts = [" ".join(f"w{(i + j) % 30}" for j in range(1 + i * 5 % 9)) for i in range(20)]
     documents = tuple(Document(text=text, group=text) for text in texts)
     context = context_of(folder, "continued", Corpus(documents=Split(train=documents[:13], held_out=documents[13:])))
+    if context.processes.is_main:
+        tiny_lm("llama", 0, initializer_range=0.1).save_pretrained(given)
+        word_tokenizer().save_pretrained(given)
+    context.processes.barrier()
     config = ContinuedConfig(steps=4, batch=5, context=8, learning_rate=1e-3)
     result = continued.run(context, config, BaseModelSpec(name="tiny", source=str(given)), torch.float32)
     log = (context.out / "metrics.jsonl").read_text().splitlines() if context.processes.is_main else []

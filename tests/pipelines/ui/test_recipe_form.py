@@ -60,7 +60,7 @@ def test_settings_by_hand(name, kinds, choices, limits, default) -> None:
 
 
 def test_groups_stand_in_the_order_of_the_classes() -> None:
-    assert list(settings())[:4] == ["run", "data", "adapter", "sft"]
+    assert list(settings())[:5] == ["run", "data", "adapter", "continued", "sft"]
     assert settings()["run"][0].dotted == "name" and EVERY["reward.gate.enabled"].group == "reward"
 
 
