@@ -16,8 +16,10 @@ import typer
 from data.common.errors import UserError
 from models.backbone.launch import check_alone
 from pipelines.cli import evaluate as cli_evaluate
+from pipelines.cli import export as cli_export
 from pipelines.cli import folders as cli_folders
 from pipelines.cli import import_base as cli_import
+from pipelines.cli.data_commands import data_app
 from pipelines.cli.exit_codes import exit_code, spread_values
 from pipelines.cli.options import (
     AsDemonstrations,
@@ -53,7 +55,6 @@ app = typer.Typer(
     "  trivet COMMAND --help             one command, with examples\n\n"
     "Exit codes: 0 done; 2 the input is wrong; 3 a stage failed; 130 and 143 stopped by a signal.",
 )
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect data files, and clean them.")
 app.add_typer(data_app, name="data")
 
 
@@ -396,59 +397,7 @@ def chat(
 app.command("import")(cli_import.import_base)
 
 
-@app.command()
-def export(
-    run: RunFolder,
-    stage: Annotated[
-        str, typer.Option("--stage", metavar="STAGE", help="sft, distil, reward, ppo, pretrain or continued")
-    ],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="a new folder")],
-    merge: Annotated[bool, typer.Option("--merge", help="full weights instead of an adapter")] = False,
-    gguf: Annotated[
-        str | None,
-        typer.Option(
-            "--gguf", metavar="TYPE", help="a file for llama.cpp: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0"
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="TYPE", help="of full weights: fp32, bf16 or fp16")
-    ] = None,
-    max_shard_size: Annotated[
-        str | None, typer.Option("--max-shard-size", metavar="SIZE", help="of a file of full weights, such as 5GB")
-    ] = None,
-    push: Annotated[
-        str | None, typer.Option("--push", metavar="OWNER/NAME", help="upload it to this repository of the hub as well")
-    ] = None,
-    public: Annotated[bool, typer.Option("--public", help="everybody may read that repository")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="in place of what that repository holds")] = False,
-) -> None:
-    """Write a stage as a folder or GGUF file, with a card.
-
-    Transformers, PEFT and vLLM load the folder; --gguf writes model.gguf and Ollama's Modelfile instead. What its types
-    of whole numbers (q8_0 to q4_0) lose on held-out prompts is evaluated, printed and written into the card. --push
-    uploads it to a private repository of the hub, with the token of HF_TOKEN or `hf auth login`.
-
-    \b
-    trivet export runs/demo --stage ppo --to aligned --merge
-    trivet export runs/demo --stage ppo --to small --merge --dtype bf16
-    trivet export runs/demo --stage ppo --to for-ollama --gguf q8_0
-    trivet export runs/demo --stage ppo --to aligned --push me/aligned
-    """
-    from pipelines.run.export import export_stage
-
-    def say(text: str) -> None:
-        typer.echo(text, err=True)
-
-    made = export_stage(
-        *(run, stage, to, merge, gguf),
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        push=push,
-        public=public,
-        overwrite=overwrite,
-        say=say,
-    )
-    typer.echo(str(made))
+app.command()(cli_export.export)
 
 
 @app.command()
@@ -533,81 +482,6 @@ def ui(
 
 for command in (cli_folders.verify, cli_folders.ls, cli_folders.gc):
     app.command()(command)
-
-
-@data_app.command("check")
-def check_data(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE... | RECIPE", help="data files, or a recipe", show_default=False)
-    ],
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", metavar="DIR", help="count tokens with this tokenizer")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    every: Annotated[bool, typer.Option("--all", help="show every bad row and every doubtful place")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="exit code 1 where anything is lost or shared")] = False,
-    ignore: Ignore = None,
-    columns: Columns = None,
-) -> None:
-    """Show what is in data files or behind a recipe, and what is wrong.
-
-    Format, counts by role and turn, lengths, languages, bad rows, duplicates and near ones, doubtful rankings, and
-    prompts that files share; of a recipe the rows of every source, what limits cut, and held-out prompts in training.
-
-    \b
-    trivet data check train.jsonl held_out.jsonl
-    trivet data check train.jsonl --columns prompt=question --ignore 'meta_*'
-    trivet data check my.yaml --all
-    """
-    from data.common.redaction import printable
-    from pipelines.cli.data import is_recipe, reading
-    from pipelines.cli.tables import show_data, show_recipe_data
-
-    if len(files) > 1 and (recipe := next(filter(is_recipe, files), None)):
-        raise UserError(f"{recipe}: is a recipe, which is checked alone: trivet data check {recipe}")
-
-    if len(files) == 1 and is_recipe(files[0]):
-        given = {"--tokenizer": tokenizer, "--ignore": ignore, "--columns": columns}
-        if wrong := next((name for name, value in given.items() if value), None):
-            raise UserError(f"{wrong} is for files; the recipe says it")
-        lost = show_recipe_data(files[0], as_json, every)
-    else:
-        lost = show_data(files, tokenizer, reading(columns, ignore), as_json=as_json, every=every)
-    if strict and lost:
-        typer.echo("\n".join(f"--strict: {printable(what)}" for what in lost), err=True)
-    raise typer.Exit(1 if strict and lost else 0)
-
-
-@data_app.command("fix")
-def fix_data(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="a data file", show_default=False)],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="COPY", help="the copy: jsonl, json, csv, tsv, txt or parquet"),
-    ] = None,
-    clean: Annotated[
-        list[str] | None,
-        typer.Option("--clean", metavar="KEY=VALUE ...", help="what is done, as in data.clean; default: see above"),
-    ] = None,
-    ignore: Ignore = None,
-    columns: Columns = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a copy that is there")] = False,
-) -> None:
-    """Write a cleaned copy of a data file.
-
-    COPY.changes.jsonl next to it lists every row that was changed or dropped, with file and line. By default characters
-    get their normal form (NFC), invisible ones and repeated rows go, and the copy of chats.csv is chats.fixed.csv:
-    parquet of parquet, csv of csv, jsonl of all else.
-
-    \b
-    trivet data fix chats.parquet
-    trivet data fix chats.jsonl --out clean.jsonl
-    trivet data fix chats.jsonl --out clean.jsonl --clean mask=[email,phone]
-    """
-    from data.fix import usual_copy
-    from pipelines.cli.data import cleaning, fix, reading
-
-    fix(file, usual_copy(file) if out is None else out, cleaning(clean), reading(columns, ignore), overwrite)
 
 
 def main(arguments: list[str] | None = None) -> int:
