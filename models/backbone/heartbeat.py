@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from models.backbone.whereabouts import WHEREABOUTS, place_of, waits_for_others
 
 EVERY = 1.0  # seconds between beats
+ANSWER = 3.0  # seconds in which a store answers
 CONNECTING = timedelta(seconds=20)
 
 
@@ -118,15 +119,24 @@ class Heartbeat:
     def fail(self, failure: str) -> None:
         """Say that this process fails, and leave the others time to hear it."""
         self.failure = failure
-        with contextlib.suppress(Exception):
-            self.exchange()
+        self._say(left=False)
         time.sleep(2.5 * EVERY)
 
     def leave(self) -> None:
         """Say that this process leaves in order, and stop."""
         self.done.set()
-        with contextlib.suppress(Exception):
-            self.exchange(left=not self.failure)
+        self._say(left=not self.failure)
+
+    def _say(self, left: bool) -> None:
+        """Send a last beat, unless the store does not answer: where rank 0 is stopped it never does."""
+
+        def send() -> None:
+            with contextlib.suppress(Exception):
+                self.exchange(left)
+
+        sending = threading.Thread(target=send, daemon=True)
+        sending.start()
+        sending.join(ANSWER)
 
     def last(self, rank: int) -> Beat | None:
         """The last beat of a process; None where none was heard."""

@@ -114,6 +114,32 @@ def test_one_elsewhere_that_is_silent_is_lost_unless_it_left(clock: list[float])
     assert watch.lost() == ([], "")
 
 
+class Silent(Kept):
+    """The store of a process that is stopped: whoever asks waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = threading.Event()
+
+    def set(self, key: str, value: str) -> None:
+        self.answers.wait(60)
+        super().set(key, value)
+
+
+def test_nobody_waits_for_the_store_of_a_stopped_process_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for its own last beat, nor for one on the way, which holds the lock."""
+    monkeypatch.setattr("models.backbone.heartbeat.ANSWER", 0.1)
+    monkeypatch.setattr("models.backbone.heartbeat.EVERY", 0.0)
+    store = Silent()
+    one = Heartbeat(1, [0], store)
+    one.start()
+    started = time.monotonic()
+    one.leave()
+    one.fail("planted")
+    assert time.monotonic() - started < 30.0 and not store.values
+    store.answers.set()
+
+
 def test_while_rank_0_does_not_answer_only_rank_0_is_silent(clock: list[float]) -> None:
     store = Kept()
     two = Heartbeat(2, [0, 1], store)
