@@ -306,7 +306,7 @@ class RankKills:
                     hit.send_signal(ACTIONS[action])
                 began = time.monotonic()
                 if not made.ended(LIMIT):
-                    if made.is_over and list(made.ranks()) == [rank]:  # nobody is left to watch it, or to wait for it
+                    if made.is_over and rank == 0:  # it sees the others end, and nobody is left to watch it
                         hit.resume()
                         hit = None
                         if not made.ended(LIMIT):
