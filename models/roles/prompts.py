@@ -29,7 +29,7 @@ class Vectors(nn.Module):
 
     def __init__(self, vectors: Tensor) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(*vectors.shape, _weight=vectors.detach().clone().float())
+        self.embedding = nn.Embedding(len(vectors), vectors.shape[1], _weight=vectors.detach().clone().float())
 
     def forward(self, numbers: Tensor) -> Tensor:
         """(1, V, N) of the virtual tokens (1, V)."""
