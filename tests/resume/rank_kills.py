@@ -308,7 +308,7 @@ class RankKills:
                 if not made.ended(LIMIT):
                     if made.is_over and rank == 0:  # it sees the others end, and nobody is left to watch it
                         hit.resume()
-                        hit = None
+                        hit, self.seconds[stage] = None, min(self.seconds[stage], after)  # earlier from here on
                         if not made.ended(LIMIT):
                             wrong.append("hangs, continued")
                     elif not HALVED.search(made.log.read_text(errors="replace")):
