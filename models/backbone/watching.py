@@ -121,23 +121,32 @@ def watching(processes: Group) -> Iterator[None]:
             return
         try:
             yield
-        except (UserError, StageError) as error:  # as a rule of all at once
-            if watch.beats is not None:
-                watch.beats.failure = in_a_line(error)
-            watch.leave()
-            raise
         except (Exception, KeyboardInterrupt) as error:
-            interrupted = isinstance(error, KeyboardInterrupt)  # the launcher's signal to the others, or the user's
-            if (interrupted or of_others(error)) and (lost := watch.asked()):
-                for peer in lost:
-                    if peer in watch.here and peer.died:
-                        Path(peer.marker).unlink(missing_ok=True)
+            try:
+                _tell(watch, error)
+            finally:
                 watch.leave()
-                raise StageError(f"process {lost[0].rank} is lost (see above)") from error
-            if not interrupted:
-                if watch.beats is not None:
-                    watch.beats.fail(in_a_line(error))
-                # itself as well: a launcher's signal may end the others before they hear of it
-                watch.report(failure_notice(watch.own, error))
-            watch.leave()
             raise
+
+
+def _tell(watch: Watch, error: Exception | KeyboardInterrupt) -> None:
+    """Let the others hear of an error that ends this process.
+
+    Raises:
+        StageError: it is another process that is lost.
+    """
+    if isinstance(error, UserError | StageError):  # as a rule of all at once
+        if watch.beats is not None:
+            watch.beats.failure = in_a_line(error)
+        return
+    interrupted = isinstance(error, KeyboardInterrupt)  # the launcher's signal to the others, or the user's
+    if (interrupted or of_others(error)) and (lost := watch.asked()):
+        for peer in lost:
+            if peer in watch.here and peer.died:
+                Path(peer.marker).unlink(missing_ok=True)
+        raise StageError(f"process {lost[0].rank} is lost (see above)") from error
+    if not interrupted:
+        if watch.beats is not None:
+            watch.beats.fail(in_a_line(error))
+        # itself as well: a launcher's signal may end the others before they hear of it
+        watch.report(failure_notice(watch.own, error))
