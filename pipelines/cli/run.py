@@ -180,11 +180,13 @@ def show_plan(
         found = plan_as_json(pipeline.recipe, pipeline.run_dir, plans, seconds, assumed)
         warnings += [text] if (text := pipeline.details.sharding) else []
         partly = partly_rehearsed(pipeline.corpus, pipeline.stages)
-        return console().print_json(data=found | {"findings": findings, "warnings": warnings, "rehearsed": partly})
+        more = {"findings": findings, "warnings": warnings, "rehearsed": partly, "first_look": time.first_look()}
+        return console().print_json(data=found | more)
     kept = pipeline.kept()
     print_plan(pipeline.recipe, pipeline.run_dir, plans, pipeline.corpus, kept, findings, seconds, assumed)
-    if text := pipeline.details.sharding:
-        console().print(text, style="yellow", markup=False)
+    for text in (pipeline.details.sharding, time.first_look()):
+        if text:
+            console().print(text, style="yellow", markup=False)
     rehearse(pipeline, pipeline.stages, lambda text: print(f"warning: {text}"))
     for line in partly_rehearsed(pipeline.corpus, pipeline.stages):
         print(line)
