@@ -150,7 +150,7 @@ def _values(ppo: PPO, queries: list[list[int]], responses: list[list[int]]) -> T
 def _trainable(ppo: PPO) -> Finding:
     """What asks for a gradient, what the optimizer holds and what the roles are made of must be one set."""
     base = ppo.base
-    asking = {id(p) for p in base._all_parameters() if p.requires_grad}
+    asking = {id(p) for p in base.all_parameters() if p.requires_grad}
     held = [id(p) for group in ppo.optimizer.param_groups for p in group["params"]]
     named = {id(p) for role in ("policy", "value") for p in base.parameters_of(role).values()}
     others = {
