@@ -15,7 +15,8 @@ from data.common.errors import GateStopped
 from models.backbone.artifacts import publish
 from pipelines.cli import main as cli
 from pipelines.loading.load import load_recipe
-from pipelines.report.page import read_run, view
+from pipelines.report.page import view
+from pipelines.report.run_files import read_run
 from reward.card.gate import failures, remedies, require
 from reward.settings import GateConfig
 from tests.conftest import tiny_lm, word_tokenizer
