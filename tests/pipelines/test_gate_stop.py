@@ -153,7 +153,7 @@ def stopped_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(runner.Pipeline, "base_key", "base")
     pipeline = runner.Pipeline.from_recipe(tmp_path / "recipe.yaml", run_dir=tmp_path / "run")
-    described = next(iter(pipeline._keys())).described
+    described = next(iter(pipeline.states())).described
     part = tmp_path / "run/.reward.partial"
     part.mkdir(parents=True)
     (part / "report_card.json").write_text(json.dumps(BAD[0]))

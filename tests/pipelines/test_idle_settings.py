@@ -23,7 +23,8 @@ from pipelines.loading.needs import RULES
 from pipelines.recipe.errors import models_in
 from pipelines.recipe.schema import Recipe, resolved_yaml
 from pipelines.stages.depends_on import rendering_of
-from pipelines.stages.table import STAGES, Here, made_with
+from pipelines.stages.described import Here, made_with
+from pipelines.stages.table import STAGES
 
 ROOT = Path(__file__).parents[2]
 DATA = {
