@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from data.common.errors import UserError
+from pipelines.run.binding import doubtful_columns
 from pipelines.run.pipeline import Pipeline
-from pipelines.run.rehearsal import doubtful_columns
 from tests.support.recipes import RECIPE as LEAST
 
 RECIPE: dict[str, Any] = LEAST
