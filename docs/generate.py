@@ -424,7 +424,7 @@ def trained_numbers(adapter: Any) -> int:
     from transformers import LlamaConfig
 
     from models.backbone.architecture import linear_layers, without_weights
-    from models.roles.methods import adapter_config, trained_of
+    from models.roles.methods import role_config, trained_of
     from models.roles.prompts import numbers_of
 
     lm = without_weights(LlamaConfig(**SHAPE))
@@ -434,7 +434,7 @@ def trained_numbers(adapter: Any) -> int:
         return sum(sizes[name] for name in chosen)
     if adapter.tuning.virtual:
         return numbers_of(lm, adapter)
-    made = get_peft_model(lm, adapter_config(lm, linear, adapter))
+    made = get_peft_model(lm, role_config(lm, linear, None, adapter))
     found = sum(p.numel() for p in made.parameters() if p.requires_grad)
     return found // 2 if adapter.tuning.residual else found
 

@@ -43,7 +43,7 @@ def weights_key(base: SharedBase, role: str) -> str:
         assert config is not None
         effect = {k: config.get(k) for k in SCALING}
         effect |= {k: config[k] for k in ("trainable_token_indices", "init_r") if config.get(k)}
-        effect |= {"peft_type": config["peft_type"]} if role in base.prompt_configs else {}
+        effect |= {"peft_type": config["peft_type"]} if role in base.virtual_tokens else {}
         digest.update(digest_of(effect).encode())
         state = base.adapter_state(role)
     for name, part in sorted(state.items()):

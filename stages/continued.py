@@ -19,18 +19,16 @@ from data.common.intervals import MINIMUM, ratio_interval
 from data.common.patience import each, patience
 from data.counting import log_row
 from data.storage.views import Mapped
-from data.vocabulary import KEY, Learnt, extended
-from models.backbone.artifacts import naming
+from data.vocabulary import KEY, extended
 from models.backbone.forward import check_logit_path, full_copy, set_gradient_checkpointing
 from models.backbone.oom_retry import OOMRetry
-from models.backbone.tensor_files import readable
 from models.hub.limits import Limits, check_rows, limits_of_model
 from models.hub.load import add_rows, load_lm_and_tokenizer, load_tokenizer
 from models.hub.spec import BaseModelSpec
 from stages.settings import ContinuedConfig
 from stages.stage import StageContext, StageResult, schedule_factor
 from stages.training.chunks import ChunkCounts, chunked, chunks, encode
-from stages.training.next_token import Steps, row_nlls, train
+from stages.training.next_token import Steps, row_nlls, save_base, train
 
 VERSION = 1
 HELD_OUT = 1000
@@ -62,15 +60,9 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
     check_context(length, limits, context.warn)
     before = losses(context, lm, tokenizer, held_out, length)
 
-    added = Learnt((), {})
+    added = 0
     if config.added_vocabulary:
-        old = tokenizer
-        with patience(f"learning tokens on {len(documents):,} documents"):
-            tokenizer, added = extended(old, documents, config.added_vocabulary, load_tokenizer)
-        start_rows(lm, old.get_vocab(), tokenizer.get_vocab(), added.parts)
-        if len(added.parts) < config.added_vocabulary:
-            context.warn(f"{KEY}: the documents gave {len(added.parts)} tokens and no more: no pair of tokens is left")
-
+        tokenizer, added = learn_tokens(context, config, lm, tokenizer, documents)
     rows, counts = chunked(
         tokenizer,
         each(documents, "cutting into chunks", "documents"),
@@ -92,11 +84,7 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
     lm.requires_grad_(False)
 
     after = losses(context, lm, tokenizer, held_out, length)
-    if context.processes.is_main:
-        with naming(context.out / "model"):
-            lm.save_pretrained(context.out / "model")
-            readable(context.out / "model")
-            tokenizer.save_pretrained(context.out / "model")
+    save_base(context, lm, tokenizer)
     return StageResult(
         metrics={
             **compared(before, after),
@@ -104,11 +92,27 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
             "counts": counts.as_dict(),
             "held_out_counts": held_out_counts.as_dict(),
             "vocabulary": len(tokenizer),
-            "added_tokens": len(added.parts),
+            "added_tokens": added,
             "skipped_steps": skipped,
             "parameters": sum(p.numel() for p in lm.parameters()),
         }
     )
+
+
+def learn_tokens(
+    context: StageContext, config: ContinuedConfig, lm: Any, tokenizer: Any, documents: Sequence[str]
+) -> tuple[Any, int]:
+    """Learn further tokens from the documents, and give the base a row for each.
+
+    Returns:
+        The tokenizer that has them, and how many they are.
+    """
+    with patience(f"learning tokens on {len(documents):,} documents"):
+        made, added = extended(tokenizer, documents, config.added_vocabulary, load_tokenizer)
+    start_rows(lm, tokenizer.get_vocab(), made.get_vocab(), added.parts)
+    if len(added.parts) < config.added_vocabulary:
+        context.warn(f"{KEY}: the documents gave {len(added.parts)} tokens and no more: no pair of tokens is left")
+    return made, len(added.parts)
 
 
 def context_of(config: ContinuedConfig, positions: int | None) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data.common.errors import UserError
-from data.counting import log_row, share_warning, tell, warned
+from data.counting import Tally, log_row, share_warning, tell, warned
 from data.records import Demonstration, Prompt
 from data.template import Encoded, Renderer
 from models.backbone.oom_retry import OOMRetry
@@ -75,32 +75,17 @@ def run(context: StageContext, config: DistilConfig, teacher: Teacher) -> StageR
     if config.loss == "logits":
         check_tokenizers(context.renderer.tokenizer, teacher, context.base.name)
 
-    # 1. the responses: the teacher's own, or those of the demonstrations
     saved = context.checkpoints.resume()
-    counts: dict[str, Any] = {}
     if config.responses == "teacher":
         said = responses_of(context, config, teacher, [*prompts, *held_out], saved)
         shown, held_out_shown = said.demonstrations[: len(prompts)], said.demonstrations[len(prompts) :]
-        counts = {"responses": len(said.demonstrations), "unfinished": said.unfinished, "limit": config.max_new_tokens}
     else:
         said = Said([], [], [])
         shown = list(context.corpus.demonstrations.train)
         held_out_shown = list(context.corpus.demonstrations.held_out)
+    shown_rows = student_rows(context, config, shown, held_out_shown)
 
-    # 2. as ids of the student
-    rows, tally = encode_demonstrations(context.renderer, shown, config, "responses", key="distil")
-    held_out_rows, held_out_tally = encode_demonstrations(
-        context.renderer, held_out_shown, config, "held-out responses", key="distil"
-    )
-    tell(tally, "distillation", context.say, context.warn)
-    tell(held_out_tally, "distillation", context.say, context.warn)
-    if not rows:
-        raise UserError("distil: no response has a token to learn from")
-    context.log.note(log_row(tally.as_dict()) | log_row(held_out_tally.as_dict(), "held_out"))
-    check_rows(context.base.limits, (r.ids for r in rows), "distil", "lower distil.max_tokens", context.warn)
-
-    # 3. the student learns them
-    base = context.base
+    base, rows, held_out_rows = context.base, shown_rows.rows, shown_rows.held_out
     start = "sft" if "sft" in base.roles and config.init == "sft" else None
     base.add_role(ROLE, settings_of_copy(context, ROLE, start), copy_of=start, seed=context.seed)
     with (
@@ -122,16 +107,18 @@ def run(context: StageContext, config: DistilConfig, teacher: Teacher) -> StageR
     save_role(base, ROLE, context.out, main=context.processes.is_main)
     if context.processes.is_main:
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
-    cut = share_warning(counts.get("unfinished", 0), counts.get("responses", 0), "responses were cut at the limit", FIX)
+    sampled = said.counts(config.max_new_tokens) if config.responses == "teacher" else {}
+    cut = share_warning(said.unfinished, len(said.finished), "responses were cut at the limit", FIX)
+    tallies = (shown_rows.tally, shown_rows.held_out_tally)
     return StageResult(
         metrics={
             "teacher_fingerprint": teacher.base.fingerprint,
             "rows": len(rows),
-            "dropped": sum(tally.dropped.values()),
-            **({"sampled": counts} if counts else {}),
-            "counts": tally.as_dict(),
-            "held_out_counts": held_out_tally.as_dict(),
-            **warned(cut, tally.warning(), held_out_tally.warning(), curve.warning() if curve else ""),
+            "dropped": sum(shown_rows.tally.dropped.values()),
+            **({"sampled": sampled} if sampled else {}),
+            "counts": shown_rows.tally.as_dict(),
+            "held_out_counts": shown_rows.held_out_tally.as_dict(),
+            **warned(cut, *(tally.warning() for tally in tallies), curve.warning() if curve else ""),
             "supervised_tokens": sum(sum(x >= 0 for x in r.labels) for r in rows),
             "agreement_before": before,
             "agreement": after,
@@ -140,6 +127,35 @@ def run(context: StageContext, config: DistilConfig, teacher: Teacher) -> StageR
             **({"held_out_curves": {ROLE: curve.summary()}} if curve else {}),
         }
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentRows:
+    """Responses as ids of the student, to be trained on and held out, and what was cut or dropped of either."""
+
+    rows: Sequence[Encoded]
+    held_out: Sequence[Encoded]
+    tally: Tally
+    held_out_tally: Tally
+
+
+def student_rows(
+    context: StageContext, config: DistilConfig, shown: Sequence[Demonstration], held_out: Sequence[Demonstration]
+) -> StudentRows:
+    """Render the responses for the student, and say what became of them.
+
+    Raises:
+        UserError: none of them has a token to learn from, or one is too long for the base.
+    """
+    rows, tally = encode_demonstrations(context.renderer, shown, config, "responses", key="distil")
+    others, others_tally = encode_demonstrations(context.renderer, held_out, config, "held-out responses", key="distil")
+    tell(tally, "distillation", context.say, context.warn)
+    tell(others_tally, "distillation", context.say, context.warn)
+    if not rows:
+        raise UserError("distil: no response has a token to learn from")
+    context.log.note(log_row(tally.as_dict()) | log_row(others_tally.as_dict(), "held_out"))
+    check_rows(context.base.limits, (r.ids for r in rows), "distil", "lower distil.max_tokens", context.warn)
+    return StudentRows(rows=rows, held_out=others, tally=tally, held_out_tally=others_tally)
 
 
 def check_tokenizers(mine: Any, teacher: Teacher, base: str) -> None:
@@ -168,7 +184,12 @@ class Said:
 
     @property
     def unfinished(self) -> int:
+        """Responses that the limit has cut."""
         return len(self.finished) - sum(self.finished)
+
+    def counts(self, limit: int) -> dict[str, int]:
+        """How many there are, how many were cut, and at which limit of tokens."""
+        return {"responses": len(self.finished), "unfinished": self.unfinished, "limit": limit}
 
     @property
     def demonstrations(self) -> list[Demonstration]:

@@ -19,14 +19,12 @@ from data.common.errors import UserError
 from data.common.patience import each, patience
 from data.counting import log_row
 from data.storage.views import Mapped
-from models.backbone.artifacts import naming
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, isolated_rng
-from models.backbone.tensor_files import readable
 from stages.settings import PretrainConfig, PretrainModel
 from stages.stage import StageContext, StageResult, schedule_factor
 from stages.training.chunks import ChunkCounts, chunked
-from stages.training.next_token import Steps, held_out_nll, train
+from stages.training.next_token import Steps, held_out_nll, save_base, train
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 VERSION = 4
@@ -58,11 +56,7 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     memory = OOMRetry("documents at once", context.warn_alone)
     with memory.reporting(context.bar.phase("held-out documents", len(held_out))):
         nll = held_out_nll(lm, held_out, context.processes, memory)
-    if context.processes.is_main:
-        with naming(context.out / "model"):
-            lm.save_pretrained(context.out / "model")
-            readable(context.out / "model")
-            tokenizer.save_pretrained(context.out / "model")
+    save_base(context, lm, tokenizer)
     return StageResult(
         metrics={
             "held_out_nll": nll,

@@ -23,7 +23,7 @@ from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, generator
 from models.hub.limits import check_rows
 from models.sampling.fast import FastEngine
-from models.sampling.generate import SamplingParams, generate, sampling_noise
+from models.sampling.generate import generate, sampling_noise
 from stages.remote_rollouts import rollout_servers
 from stages.safe_points.checkpoints import State
 from stages.settings import RankingsConfig
@@ -102,13 +102,7 @@ def sample(
     queries = [ids for ids in asked for _ in range(config.answers)]
     found, memory = done[split], OOMRetry("rankings.batch", context.warn_alone)
     memory.limit = found.limit
-    params = SamplingParams(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        stop_ids=context.renderer.stop_ids,
-        stop_strings=context.renderer.stop_strings,
-        pad_id=context.pad_id,
-    )
+    params = context.sampling(config.max_new_tokens, config.temperature)
     name = "sft" if "sft" in context.base.roles else "base"
     if (servers := rollout_servers(context)) is not None and len(found.answers) < len(queries):
         servers.check(max(map(len, queries)), config.max_new_tokens)

@@ -17,6 +17,25 @@ from reward.tables import LOSSES, POOLINGS
 KEPT = "policies"  # folder of the ppo stage: policies kept on the way, for evaluation
 
 
+WarmUp = Annotated[float, Field(ge=0, lt=1, description="share of steps of linear warm-up")]
+AfterWarmUp = Annotated[Literal["linear", "cosine", "constant"], Field(description="learning rate after warm-up")]
+ClipNorm = Annotated[float, Field(gt=0, description="gradient norm clip")]
+WeightDecay = Annotated[float, Field(ge=0, description="AdamW weight decay")]
+KeptWeights = Annotated[
+    Literal["last", "best"],
+    Field(description="the weights after the last step, or those of the evaluation with the lowest held-out loss"),
+]
+Patience = Annotated[
+    int | None,
+    Field(ge=1, description="stop after so many evaluations in a row without a lower held-out loss; null: never"),
+]
+SkippedSteps = Annotated[
+    int | None,
+    Field(ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"),
+]
+"""Settings that several stages have, with what they say of themselves."""
+
+
 class CheckpointConfig(Config):
     """How often a running stage is saved, so that the same command resumes after a kill. Changes no result."""
 
@@ -53,9 +72,7 @@ class PretrainConfig(Config):
     shuffle: bool = Field(True, description="a new order each pass; false: as given, so that a lesson can come first")
     learning_rate: float = Field(1e-2, gt=0, description="Adam, for embeddings, norms and biases")
     matrix_learning_rate: float = Field(0.03, gt=0, description="Muon, for weight matrices")
-    max_skipped_steps: int | None = Field(
-        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
-    )
+    max_skipped_steps: SkippedSteps = 20
 
 
 class ContinuedConfig(Config):
@@ -69,16 +86,14 @@ class ContinuedConfig(Config):
     shuffle: bool = Field(True, description="a new order each pass; false: as given")
     learning_rate: float = Field(1e-4, gt=0, description="peak, of AdamW, for all weights")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of steps in which the rate rises again")
-    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+    schedule: AfterWarmUp = "cosine"
     final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the learning rate left at the end")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay, of matrices")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
+    max_grad_norm: ClipNorm = 1.0
     added_vocabulary: int = Field(
         0, ge=0, description="tokens that are learnt from the documents and added to the base's, each with a new row"
     )
-    max_skipped_steps: int | None = Field(
-        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
-    )
+    max_skipped_steps: SkippedSteps = 20
 
 
 class SFTConfig(Config):
@@ -98,12 +113,12 @@ class SFTConfig(Config):
     batch_tokens: int | None = Field(
         None, ge=8, description="padded tokens a forward pass, instead of micro_batch; changes memory, not results"
     )
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of steps of linear warm-up")
-    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+    warmup: WarmUp = 0.03
+    schedule: AfterWarmUp = "cosine"
     max_tokens: int = Field(1024, ge=8, description="longest conversation; longer ones are cut")
     supervise: Literal["all", "last"] = Field("all", description="which assistant turns are trained on")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_grad_norm: ClipNorm = 1.0
+    weight_decay: WeightDecay = 0.0
     held_out_every: int | None = Field(
         None,
         ge=0,
@@ -115,15 +130,9 @@ class SFTConfig(Config):
         description="held-out demonstrations of such an evaluation, evenly spaced; null: as many as take about a tenth "
         "of the time, 32 to 512",
     )
-    keep: Literal["last", "best"] = Field(
-        "last", description="the weights after the last step, or those of the evaluation with the lowest held-out loss"
-    )
-    patience: int | None = Field(
-        None, ge=1, description="stop after so many evaluations in a row without a lower held-out loss; null: never"
-    )
-    max_skipped_steps: int | None = Field(
-        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
-    )
+    keep: KeptWeights = "last"
+    patience: Patience = None
+    max_skipped_steps: SkippedSteps = 20
 
 
 class DistilConfig(SFTConfig):
@@ -216,11 +225,11 @@ class RewardConfig(Config):
         16, ge=1, description="rankings an optimizer step, over all processes; left out, or auto: by their number"
     )
     micro_batch: int = Field(16, ge=1, description="rankings a forward pass, at most")
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of steps of linear warm-up")
-    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+    warmup: WarmUp = 0.03
+    schedule: AfterWarmUp = "cosine"
     max_tokens: int = Field(1024, ge=8, description="longest prompt and response")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_grad_norm: ClipNorm = 1.0
+    weight_decay: WeightDecay = 0.0
     held_out_every: int | None = Field(
         None,
         ge=0,
@@ -232,15 +241,9 @@ class RewardConfig(Config):
         description="held-out rankings of such an evaluation, evenly spaced; null: as many as take about a tenth "
         "of the time, 32 to 512",
     )
-    keep: Literal["last", "best"] = Field(
-        "last", description="the weights after the last step, or those of the evaluation with the lowest held-out loss"
-    )
-    patience: int | None = Field(
-        None, ge=1, description="stop after so many evaluations in a row without a lower held-out loss; null: never"
-    )
-    max_skipped_steps: int | None = Field(
-        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
-    )
+    keep: KeptWeights = "last"
+    patience: Patience = None
+    max_skipped_steps: SkippedSteps = 20
     calibration_samples: int = Field(256, ge=1, description="SFT responses whose mean score becomes 0")
     gate: GateConfig = GateConfig()
 
@@ -293,11 +296,9 @@ class PPOConfig(Config):
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate over the updates")
     final_learning_rate: float = Field(0.0, ge=0, le=1, description="share of the learning rate left at the end")
     adam_epsilon: float = Field(1e-5, gt=0, description="Adam's epsilon")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    weight_decay: WeightDecay = 0.0
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip, for policy and value separately")
-    max_skipped_steps: int | None = Field(
-        20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
-    )
+    max_skipped_steps: SkippedSteps = 20
     kl_coef: float = Field(0.05, ge=0, description="weight of the KL penalty in the reward")
     kl: Literal["fixed", "adaptive"] = Field("fixed", description="KL coefficient: fixed or Ziegler's controller")
     kl_target: float = Field(6.0, gt=0, description="target KL per response of the adaptive controller, in nats")

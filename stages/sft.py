@@ -178,9 +178,10 @@ def make_trainer(
     from stages.training.sft_trainer import ResponseTrainer
 
     base = context.base
-    model: Any = base.copies.get(role, base.lm if role in base.prompt_configs else base.peft)
-    if base.peft is not None:
-        base.peft.active_adapter = role  # what PeftModel.forward asks for; the layers themselves are selected already
+    peft = base.adapters.peft
+    model: Any = base.copies.get(role, base.lm if role in base.virtual_tokens else peft)
+    if peft is not None:
+        peft.active_adapter = role  # what PeftModel.forward asks for; the layers themselves are selected already
     settings = trainer_settings(context, config, len(rows), key)
     run = TrainingRun(context, config, key, name, base.parameters_of(role), start or Start(saved=saved))
     return (make or ResponseTrainer)(

@@ -24,6 +24,7 @@ from data.template import Renderer
 from models.backbone.processes import Processes
 from models.backbone.settings import AdapterConfig
 from models.roles.shared_base import SharedBase
+from models.sampling.generate import SamplingParams
 from models.sampling.settings import RolloutServers
 from stages.safe_points.checkpoints import Checkpoints
 
@@ -185,6 +186,16 @@ class StageContext:
         """The tokenizer's padding id, or 0 where that is outside the embeddings; masks never depend on ids."""
         pad = self.renderer.pad_id
         return pad if pad < self.base.lm.get_input_embeddings().weight.shape[0] else 0
+
+    def sampling(self, max_new_tokens: int, temperature: float) -> SamplingParams:
+        """How a role on that base responds, until what ends a response in its rendering."""
+        return SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            stop_ids=self.renderer.stop_ids,
+            stop_strings=self.renderer.stop_strings,
+            pad_id=self.pad_id,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

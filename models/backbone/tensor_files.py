@@ -33,13 +33,16 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put a file's metadata in the order of their names: the library writes several in another one each time."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:
+    """Put a file's metadata in the order of their names: the library writes several in another one each time.
+
+    The sorted header has the same entries in as many bytes, which the library pads with spaces. One that a library
+    writes at greater length is left: the file is whole, and its bytes alone differ from one writing to the next.
+    """
+    header, size = _header(path)
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) <= size:
+        with path.open("r+b") as file:
             file.seek(8)
             file.write(text.ljust(size))
 
@@ -79,6 +82,17 @@ def read_rows(path: Path, name: str, rows: Sequence[int]) -> Tensor:
 
 def _floats(path: Path) -> tuple[dict[str, Any], int]:
     """Dtype, shape and place of each tensor of floating point numbers, and where in the file places begin."""
+    header, size = _header(path)
+    tensors = {name: one for name, one in header.items() if name != "__metadata__" and one["dtype"] in FLOATS}
+    return tensors, 8 + size
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """A file's header, and how many bytes it takes behind the eight that say so.
+
+    Raises:
+        SafetensorError: it is none.
+    """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         try:
@@ -87,8 +101,7 @@ def _floats(path: Path) -> tuple[dict[str, Any], int]:
             header = None
     if not isinstance(header, dict):
         raise SafetensorError(f"{path}: no header of a safetensors file")
-    tensors = {name: one for name, one in header.items() if name != "__metadata__" and one["dtype"] in FLOATS}
-    return tensors, 8 + size
+    return header, size
 
 
 def readable(path: Path) -> None:

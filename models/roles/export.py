@@ -79,8 +79,8 @@ def save_adapter(base: SharedBase, name: str, folder: Path, base_path: str | Non
     folder.mkdir(parents=True, exist_ok=True)
     settings = base.adapter_settings(name)
     assert settings is not None
-    mark = {RESIDUAL_MARK: base.residual[name]} if name in base.residual else {}
-    if base.peft is not None and name in base.peft.peft_config and (rows := rows_of(base.peft.peft_config[name])):
+    mark = {RESIDUAL_MARK: base.adapters.residual[name]} if name in base.adapters.residual else {}
+    if name in base.adapters and (rows := rows_of(base.adapters[name])):
         tokens = base.tokenizer.convert_ids_to_tokens(next(iter(rows.values())))
         mark |= {TOKENS_MARK: json.dumps(tokens)}
     tensors = {f"{n}.weight" if n.endswith(MAGNITUDE) else n: t for n, t in base.adapter_state(name).items()}
@@ -118,7 +118,7 @@ def write_model(
         UserError: a weight is too large for the precision, or the role has virtual tokens.
     """
     saving = saving or Saving()
-    if role in base.prompt_configs:
+    if role in base.virtual_tokens:
         raise UserError(
             f"'{role}' is tuned by virtual tokens, which no weights of the base can stand for: nothing can be merged; "
             "keep it as an adapter"

@@ -24,24 +24,30 @@ from torch import Tensor, nn
 
 from data.common.errors import UserError
 from models.backbone.settings import AdapterConfig
+from models.roles.embeddings import add as add_embeddings
 from models.roles.lora import adapted, is_adapters, is_conv1d, lora_config, plain_name
 from models.roles.prompts import prompt_config
 
 EXACT = 1024  # matrices with a side up to this are decomposed exactly
 
 
-def adapter_config(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> PeftConfig:
-    """PEFT's configuration for these settings, of a method that is an adapter.
+def role_config(
+    lm: Any, linear_names: Sequence[str], tokenizer: Any, adapter: AdapterConfig, head: bool = False
+) -> PeftConfig:
+    """PEFT's configuration for these settings, with what is trained beside the adapter of embeddings and output layer.
 
     Args:
-        lm: the base.
-        linear_names: of its linear layers, without those that adapters bring.
-        adapter: the settings.
+        lm: the base, perhaps without weights.
+        linear_names: its linear layers, without those that adapters bring.
+        tokenizer: its tokenizer.
+        adapter: the settings, of a method that is no copy.
+        head: the role has a scalar head, and never reads the output layer.
 
     Raises:
-        UserError: a layer or a module that the base does not have, or on which the method cannot stand.
+        UserError: a layer, a module or a token that the base does not have, or on which the method cannot stand.
     """
-    return ADAPTERS[adapter.method](lm, linear_names, adapter)
+    config = ADAPTERS[adapter.method](lm, linear_names, adapter)
+    return add_embeddings(config, lm, tokenizer, adapter, head)
 
 
 def _dora(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> LoraConfig:

@@ -1,16 +1,14 @@
 """The one frozen base that every stage shares, and the roles that stand on it.
 
-A role is a PEFT adapter (or an fp32 copy of the model, or of the part of it that is trained) and perhaps a scalar head.
-Entering one selects its adapter without touching anybody's ``requires_grad`` (PEFT's own ``set_adapter`` flips it) and
-is undone in ``finally``. Hold a role through forward *and* backward: with gradient checkpointing the recomputation in
-backward runs with whichever adapter is active then. This module knows nothing of data, losses or stages.
+A role is a PEFT adapter (``adapters``), virtual tokens (``virtual_tokens``) or a model of its own (``copies``), and
+perhaps a scalar head. Entering one selects it without touching anybody's ``requires_grad``, and is undone in
+``finally``. Hold a role through forward *and* backward: with gradient checkpointing the recomputation in backward runs
+with whichever adapter is active then. This module knows nothing of data, losses or stages.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -18,38 +16,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from data.common.errors import UserError
 from models.backbone.architecture import check_architecture, linear_layers, out_of_reach
 from models.backbone.artifacts import Artifact
-from models.backbone.divided_copy import divided_copy
-from models.backbone.forward import check_logit_path, full_copy, switch_off_dropout
+from models.backbone.forward import check_logit_path, switch_off_dropout
 from models.backbone.four_bits import quantize
 from models.backbone.processes import Processes
 from models.backbone.scalar_head import ScalarHead
-from models.backbone.seeds import derived_seed, isolated_rng
+from models.backbone.seeds import derived_seed
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import shards_of
-from models.backbone.soft_prompts import HOLDER, add_prompt, prompts_of, remove_prompt, remove_prompts, select_prompt
 from models.backbone.trained_shards import trained_parameters
 from models.fast.prefix_cache import PrefixCache
 from models.hub.limits import Limits, limits_of_model
-from models.hub.load import dtype_of, load_causal_lm, load_lm_and_tokenizer, stop_ids_of, stop_strings_of
+from models.hub.load import dtype_of, load_lm_and_tokenizer, stop_ids_of, stop_strings_of
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
-from models.roles import embeddings
-from models.roles import prompts as soft
-from models.roles.files import HEAD, read_role
+from models.roles.adapters import Adapters
+from models.roles.copies import Copies
+from models.roles.files import HEAD, AdapterFiles, HeadFile, read_role
 from models.roles.fingerprint import fingerprint_of, tensors_of
-from models.roles.lora import CONSTANT, check_same_kind, differences, is_adapters, misfit, own_tensors, plain_name
-from models.roles.methods import BEGINNINGS, adapter_config, begin, keep_second_half, trained_of
-from models.roles.own_models import copied, delta_of, merged_copy, share_equal, unshare
+from models.roles.prompts import method_of_prompt
 from models.roles.role_view import RoleView
-from models.roles.together import KnownStates, select_adapter
+from models.roles.together import KnownStates
+from models.roles.virtual_tokens import VirtualTokens
 
 
 class SharedBase:
@@ -79,20 +70,16 @@ class SharedBase:
         check_logit_path(lm, name)
         self.linear_names = linear_layers(lm)  # before adapters bring linear layers of their own
         self.out_of_reach = out_of_reach(lm, self.linear_names)
-        self.peft: PeftModel | None = None
+        self.adapters = Adapters(lm, tokenizer, name, self.linear_names)
+        self.virtual_tokens = VirtualTokens(lm, tokenizer, name)
+        self.copies = Copies(lm, name, self.linear_names)
         self.heads = nn.ModuleDict()
         self.prefix_cache: PrefixCache | None = None  # set by whoever reads the same rows by several roles
         self.known: dict[str, KnownStates] = {}  # by role, while ``models.roles.together.known_states`` is open
-        self.copies: dict[str, Any] = {}  # methods that train the base's tensors: role -> its own model
-        self.partial: dict[str, set[str]] = {}  # role -> the tensors of its copy that are trained; absent: all
-        self.prompt_configs: dict[str, PeftConfig] = {}  # of roles with a soft prompt, which the base holds
         self.reserved = 0  # positions that virtual tokens take, or will
-        self.residual: dict[str, str] = {}  # role -> the method of a residual adapter, whose second half stays
         if (shards := shards_of(lm)) is not None:
             weakref.finalize(self, shards.give_up)
         self.fingerprint = self.base_fingerprint()
-        self._layers: list[BaseTunerLayer] = []
-        self._wrapped: list[Any] = []  # embeddings and output layer, where roles have their own
         self._select(None)
 
     @classmethod
@@ -175,8 +162,8 @@ class SharedBase:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        adapters = [*(self.peft.peft_config if self.peft else ()), *self.prompt_configs]
-        return tuple(dict.fromkeys([*adapters, *self.copies, *self.heads]))
+        """Names of all roles."""
+        return tuple(dict.fromkeys([*self.adapters, *self.virtual_tokens, *self.copies, *self.heads]))
 
     def add_role(
         self,
@@ -210,202 +197,105 @@ class SharedBase:
         if (source is None and copy_of is None) or (source is not None and not is_settings and copy_of is not None):
             raise ValueError(f"role '{name}': give an AdapterConfig, a finished stage, or copy_of; one of them")
         if isinstance(source, Artifact | Path | str):
-            self._add_stored(name, source.path if isinstance(source, Artifact) else Path(source), head)
-        elif copy_of is not None:
-            self._add_copy(name, source, copy_of, seed, head)
-        elif source is not None:
-            self._add_fresh(name, source, seed, head)
+            folder = source.path if isinstance(source, Artifact) else Path(source)
+            self.load_role(name, folder, head=head or (folder / HEAD).is_file())
+        else:
+            with self._selection_kept():
+                if copy_of is not None:
+                    self._add_copy(name, source, copy_of, seed, head)
+                elif source is not None:
+                    self._add_fresh(name, source, seed, head)
         if head and name not in self.heads:
             self.add_head(name, seed)
         if trainable:
-            self._own_all(name)
+            self.copies.make_own(name)
         for p in self.parameters_of(name).values():
             p.requires_grad_(trainable)
 
-    def _own_all(self, name: str) -> None:
-        """Give a stored model that is to be trained tensors of its own where it has the base's."""
-        if name in self.copies and name not in self.partial and not self.divided:
-            unshare(self.lm, self.copies[name])
-
-    def _full_copy(self, role: str | None) -> Any:
-        """A copy of the base in fp32, with a role's adapter merged into it; of a divided base, in parts as well."""
-        if self.divided:
-            return self._in_parts(divided_copy(self.lm, self.dtype, lambda name: delta_of(self.lm, name, role)))
-        return full_copy(merged_copy(self.lm, role), self.dtype)
-
-    def _in_parts(self, lm: Any) -> Any:
-        """A divided copy, which goes when this base does."""
-        weakref.finalize(self, lm.shards.give_up)
-        return lm
-
-    def _settings(self, adapter: AdapterConfig, head: bool) -> PeftConfig:
-        """PEFT's configuration of an adapter for a role that has a scalar head, or reads the output layer."""
-        config = adapter_config(self.lm, self.linear_names, adapter)
-        return embeddings.add(config, self.lm, self.tokenizer, adapter, head)
-
     def _add_fresh(self, name: str, adapter: AdapterConfig, seed: int, head: bool) -> None:
-        """A new adapter, or a copy of the base."""
-        if adapter.method == "full":
-            self.copies[name] = self._full_copy(None)
-        elif adapter.tuning.copies:
-            own = self._trained_tensors(adapter)
-            self._own_model(name, merged_copy(self.lm, None, own), own)
+        if adapter.tuning.copies:
+            self.copies.add_fresh(name, adapter)
         elif adapter.tuning.virtual:
-            config = self._settings(adapter, head)
-            with isolated_rng(derived_seed(seed, f"adapter/{name}")):
-                self._add_prompt(name, config, soft.fresh_prompt(self.lm, self.tokenizer, config))
+            self.virtual_tokens.add_fresh(name, adapter, seed, head)
         else:
-            self._add_adapter(name, self._settings(adapter, head), seed)
-            if adapter.method in BEGINNINGS:
-                with isolated_rng(derived_seed(seed, f"beginning/{name}")):
-                    begin(self._layers, name, adapter.method)
-                self._note_residual(name, adapter.method)
-
-    def _add_prompt(self, name: str, config: PeftConfig, prompt: soft.SoftPrompt) -> None:
-        if self.divided:
-            raise UserError(f"adapter.method: base {self.name} is held in parts, and virtual tokens read it whole")
-        add_prompt(self.lm, name, prompt.eval().requires_grad_(False))
-        try:
-            select_prompt(self.lm, name)
-            soft.check_padding(self.lm, self.name)
-        except UserError:
-            remove_prompt(self.lm, name)
-            raise
-        finally:
-            self._select(self._active)
-        self.prompt_configs[name] = config
-        self.reserved = max(self.reserved, prompt.count)
-
-    def _note_residual(self, name: str, method: str) -> None:
-        self.residual[name] = method
-        keep_second_half(self.parameters_of(name))
-        self.freeze(name)
-
-    def _trained_tensors(self, adapter: AdapterConfig) -> set[str] | None:
-        """Names of the tensors that a copy's method trains; None: all."""
-        if adapter.method != "freeze":
-            return None
-        if self.divided:
-            raise UserError(f"adapter.method: 'freeze' shares tensors with base {self.name}, which is held in parts")
-        return trained_of(self.lm, self.linear_names, adapter)
-
-    def _own_model(self, name: str, lm: Any, own: set[str] | None) -> None:
-        self.copies[name] = full_copy(lm, self.dtype, keep=own is not None)
-        if own is not None:
-            self.partial[name] = own
+            self.adapters.add_fresh(name, adapter, seed, head)
 
     def _add_copy(self, name: str, adapter: AdapterConfig | None, of: str, seed: int, head: bool) -> None:
-        """The same weights as another role's; with method "full" an adapter is merged into the copy."""
+        """The same weights as another role's; with a method that makes copies an adapter is merged into the copy."""
         if of not in self.roles:
             raise ValueError(f"no role '{of}' to start '{name}' from; there are: {', '.join(self.roles) or 'none'}")
         if adapter is not None and (differ := self.unlike(adapter, of)):
             raise ValueError(f"role '{name}' is a copy of '{of}' and cannot have other settings ({differ})")
         if of in self.copies:
-            there, own = self.copies[of], self.partial.get(of) if adapter is None else self._trained_tensors(adapter)
-            if self.divided:
-                self.copies[name] = self._in_parts(divided_copy(there, self.dtype))
-            else:
-                self._own_model(name, copied(there, own), own)
+            self.copies.add_copy(name, of, adapter)
         elif adapter is not None and adapter.tuning.copies:
-            self.copies[name] = self._full_copy(of)
-            if (own := self._trained_tensors(adapter)) is not None:
-                self.partial[name] = own
-        elif of in self.prompt_configs:
-            config = copy.deepcopy(self.prompt_configs[of])
-            vectors = prompts_of(self.lm)[of].vectors()
-            self._add_prompt(name, config, soft.stored_prompt(self.lm, config, vectors))
+            self.copies.add_merged(name, of, adapter)
+        elif of in self.virtual_tokens:
+            self.virtual_tokens.add_copy(name, of)
         else:
-            config = copy.deepcopy(self._config(of))
-            self._add_adapter(name, embeddings.without_output(config, self.lm) if head else config, seed)
-            state = self.adapter_state(of)
-            self._fill_adapter(name, {key: state[key] for key in self.adapter_state(name)})
-            if of in self.residual:
-                self._note_residual(name, self.residual[of])
+            self._check_adapter(of)
+            self.adapters.add_copy(name, of, seed, head)
+
+    def load_role(self, name: str, folder: Path, *, head: bool = False) -> dict[str, float]:
+        """Add a frozen role from an artifact, a plain PEFT folder or a plain Transformers folder.
+
+        Args:
+            name: its name here.
+            folder: what ``models.roles.files.read_role`` reads.
+            head: load its head too.
+
+        Returns:
+            The numbers stored with the head (``score_mean`` and ``score_std`` of a reward model), or an empty dict.
+
+        Raises:
+            UserError: nothing loadable there, pickled weights, a wrong fit, or a head that is asked for and missing.
+        """
+        found = read_role(folder, head=head)
+        with self._selection_kept():
+            if found.adapter is not None:
+                self._add_stored(name, found.adapter, found.head is not None)
+            elif found.model is not None:
+                self.copies.add_stored(name, found.model)
+        return {} if found.head is None else self._add_stored_head(name, found.head)
+
+    def _add_stored(self, name: str, stored: AdapterFiles, head: bool) -> None:
+        if method_of_prompt(stored.config) is not None:
+            self.virtual_tokens.add_stored(name, stored)
+        else:
+            self.adapters.add_stored(name, stored, head)
+
+    def _add_stored_head(self, name: str, stored: HeadFile) -> dict[str, float]:
+        made, numbers = stored.build(self.hidden_size)
+        self.heads[name] = made.to(self.device).requires_grad_(False)
+        return numbers
+
+    def add_head(self, name: str, seed: int = 0) -> ScalarHead:
+        """Give a role a fresh, frozen scalar head."""
+        g = torch.Generator().manual_seed(derived_seed(seed, f"head/{name}"))
+        self.heads[name] = ScalarHead(self.hidden_size, g).to(self.device).requires_grad_(False)
+        return self.heads[name]  # type: ignore[return-value]
 
     def unlike(self, adapter: AdapterConfig, role: str) -> str:
         """In which settings a copy of a role is not as asked; empty where it is, or is merged into a full copy."""
-        if role in self.prompt_configs:
-            return soft.prompt_differences(adapter, self.prompt_configs[role], role)
+        if role in self.virtual_tokens:
+            return self.virtual_tokens.unlike(adapter, role)
         if role in self.copies:
             whole = f"adapter.method: {adapter.method} is asked for, '{role}' is full"
             return "" if adapter.tuning.copies else whole
         if adapter.tuning.copies:
             return ""
-        asked = adapter.method if adapter.method in BEGINNINGS else "lora"
-        if (there := self.residual.get(role, "lora")) != asked:
-            return f"method: {adapter.method} is asked for, '{role}' has {there}"
-        config = self._settings(adapter, role in self.heads)
-        return differences(self.lm, config, self._config(role), role)
-
-    def _add_stored(self, name: str, folder: Path, head: bool) -> None:
-        """What a finished stage wrote, with its head where it has one."""
-        self.load_role(name, folder, head=head or (folder / HEAD).is_file())
-
-    def add_head(self, name: str, seed: int = 0) -> ScalarHead:
-        g = torch.Generator().manual_seed(derived_seed(seed, f"head/{name}"))
-        self.heads[name] = ScalarHead(self.hidden_size, g).to(self.device).requires_grad_(False)
-        return self.heads[name]  # type: ignore[return-value]
+        self._check_adapter(role)
+        return self.adapters.unlike(adapter, role, head=role in self.heads)
 
     def drop_roles(self) -> None:
         """Remove every role and head; the base is as it was loaded."""
-        if self.peft is not None:
-            embeddings.unwrap(self.lm, None)
-            lora: Any = self.peft.base_model
-            for name in list(self.peft.peft_config):
-                lora.delete_adapter(name)
-            lora.unload()  # PEFT places a next adapter relative to one that it believes active
-        self.peft, self._layers, self._wrapped = None, [], []
-        for model in self.copies.values():
-            if (shards := shards_of(model)) is not None:
-                shards.give_up()
-        remove_prompts(self.lm)
-        self.prompt_configs.clear()
+        self.adapters.clear()
+        self.virtual_tokens.clear()
         self.copies.clear()
-        self.partial.clear()
-        self.residual.clear()
         self.heads = nn.ModuleDict()
         self._select(None)
 
-    def _config(self, name: str) -> PeftConfig:
-        if name in self.prompt_configs:
-            return self.prompt_configs[name]
-        if self.peft is None or name not in self.peft.peft_config:
-            raise ValueError(f"no adapter role '{name}'; there are: {', '.join(self.roles) or 'none'}")
-        return self.peft.peft_config[name]
-
-    def adapter_settings(self, name: str) -> dict[str, Any] | None:
-        """What, with its weights, makes a role's adapter; None where the role has none."""
-        if name not in self.prompt_configs and self.adapter_of(name) is None:
-            return None
-        return self._config(name).to_dict() | {"inference_mode": None}
-
-    def _add_adapter(self, name: str, config: PeftConfig, seed: int) -> None:
-        if self.peft is not None:
-            check_same_kind(name, config, next(iter(self.peft.peft_config.values())), self.name)
-        trainable = self._trainable_now()
-        embeddings.tie(config, self.lm)
-        with isolated_rng(derived_seed(seed, f"adapter/{name}")), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*(tie_word_embeddings=True|ensure_weight_tying)")  # seen to: `tie`
-            first = self.peft is None
-            try:
-                if self.peft is None:
-                    self.peft = get_peft_model(self.lm, config, adapter_name=name)
-                else:
-                    self.peft.add_adapter(name, config)
-            except ValueError as error:
-                raise UserError(f"adapter.targets: PEFT cannot place the adapter on {self.name}: {error}") from error
-        embeddings.widen(self.lm, name, self.dtype)
-        self._wrapped = [wrapper for _, wrapper in embeddings.wrappers(self.lm)]
-        self._layers = [m for m in self.lm.modules() if isinstance(m, BaseTunerLayer)]
-        # a sorted list instead of PEFT's set: the saved configuration has the same bytes every time
-        kept: Any = self._config(name)
-        if isinstance(kept.target_modules, set):
-            kept.target_modules = sorted(kept.target_modules)
-        self._restore_trainable(trainable)
-        self.lm.eval()
-        self._select(None)
-        if first:  # what is trained can be read again
-            self._fill_adapter(name, self.adapter_state(name))
+    # -- entering a role -----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def role(self, name: str) -> Iterator[RoleView]:
@@ -424,32 +314,48 @@ class SharedBase:
 
     def _select(self, name: str | None) -> None:
         self._active = name
-        adapter = self.adapter_of(name)
-        for layer in self._layers:
-            select_adapter(layer, adapter)
-        embeddings.select(self._wrapped, adapter)
-        select_prompt(self.lm, name)
+        self.adapters.select(name)
+        self.virtual_tokens.select(name)
+
+    @contextlib.contextmanager
+    def _selection_kept(self) -> Iterator[None]:
+        """Add a role, which selects others meanwhile; positions of its virtual tokens are no row's own from then on."""
+        try:
+            yield
+        finally:
+            self._select(self._active)
+        self.reserved = max([self.reserved, *map(self.virtual_tokens.positions, self.virtual_tokens)])
+
+    # -- its adapter ---------------------------------------------------------------------------------------------
 
     def adapter_of(self, name: str | None) -> str | None:
         """The adapter of a role; None where it has none."""
-        return name if self.peft is not None and name in self.peft.peft_config else None
+        return name if name in self.adapters else None
+
+    def adapter_settings(self, name: str) -> dict[str, Any] | None:
+        """What, with its weights, makes a role's adapter; None where the role has none."""
+        config = self.virtual_tokens.get(name) or self.adapters.get(name)
+        return None if config is None else config.to_dict() | {"inference_mode": None}
+
+    def adapter_state(self, name: str) -> dict[str, Tensor]:
+        """A role's adapter under PEFT's own file names, on the CPU."""
+        if name in self.virtual_tokens:
+            return self.virtual_tokens.state(name)
+        self._check_adapter(name)
+        return self.adapters.state(name)
+
+    def _check_adapter(self, name: str) -> None:
+        if name not in self.adapters:
+            raise ValueError(f"no adapter role '{name}'; there are: {', '.join(self.roles) or 'none'}")
 
     # -- trainable parameters ------------------------------------------------------------------------------------
 
     def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
         """Literal names and tensors of a role: its adapter (or its model) and its head."""
-        out: dict[str, nn.Parameter] = {}
-        if name in self.copies:
-            own = self.partial.get(name)
-            named = trained_parameters(self.copies[name])
-            out |= {f"{name}.{n}": p for n, p in named.items() if own is None or plain_name(n) in own}
-        elif name in self.prompt_configs:
-            out |= {n: p for n, p in self.lm.named_parameters() if n.startswith(f"{HOLDER}.{name}.")}
-        elif self.peft is not None and name in self.peft.peft_config:
-            marked = ((n, p) for n, p in self.lm.named_parameters() if is_adapters(n) and CONSTANT not in n)
-            out |= {n: p for n, p in marked if f".{name}." in f"{n}."}
-        if name in self.heads:
-            out |= {f"{name}.head.{n}": p for n, p in self.heads[name].named_parameters()}
+        kinds = (self.copies, self.virtual_tokens, self.adapters)
+        weights = next((kind.parameters(name) for kind in kinds if name in kind), {})
+        head = self.heads[name].named_parameters() if name in self.heads else ()
+        out = weights | {f"{name}.head.{n}": p for n, p in head}
         if not out:
             raise ValueError(f"role '{name}' has no parameters; roles: {', '.join(self.roles)}")
         return out
@@ -462,129 +368,23 @@ class SharedBase:
     def training(self, *names: str) -> Iterator[dict[str, nn.Parameter]]:
         """Make exactly these roles trainable, and everything as it was afterwards. Yields names and tensors."""
         for name in names:
-            self._own_all(name)
-        before = self._trainable_now()
+            self.copies.make_own(name)
+        before = {id(p) for p in self.all_parameters() if p.requires_grad}
         chosen = {n: p for name in names for n, p in self.parameters_of(name).items()}
         try:
-            for p in self._all_parameters():
+            for p in self.all_parameters():
                 p.requires_grad_(False)
             for p in chosen.values():
                 p.requires_grad_(True)
             yield chosen
         finally:
-            self._restore_trainable(before)
-            for p in self._all_parameters():
+            for p in self.all_parameters():
+                p.requires_grad_(id(p) in before)
                 p.grad = None
 
-    def freeze(self, name: str) -> None:
-        for p in self.parameters_of(name).values():
-            p.requires_grad_(False)
-
-    def _all_parameters(self) -> Iterable[nn.Parameter]:
+    def all_parameters(self) -> Iterable[nn.Parameter]:
+        """The tensors of the base, of all roles and of their heads."""
         yield from self.lm.parameters()
         yield from self.heads.parameters()
         for model in self.copies.values():
             yield from trained_parameters(model).values()
-
-    def _trainable_now(self) -> set[int]:
-        return {id(p) for p in self._all_parameters() if p.requires_grad}
-
-    def _restore_trainable(self, ids: set[int]) -> None:
-        for p in self._all_parameters():
-            p.requires_grad_(id(p) in ids)
-
-    # -- state ---------------------------------------------------------------------------------------------------
-
-    def adapter_state(self, name: str) -> dict[str, Tensor]:
-        """A role's adapter under PEFT's own file names, on the CPU."""
-        if name in self.prompt_configs:
-            return {soft.STORED: prompts_of(self.lm)[name].vectors().detach().cpu().clone().contiguous()}
-        self._config(name)
-        with embeddings.passed_over(self._wrapped, name):
-            state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
-        return {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
-
-    def _fill_adapter(self, name: str, state: dict[str, Tensor]) -> None:
-        """Fill an adapter with weights under PEFT's own file names.
-
-        Raises:
-            UserError: PEFT has no place for one of them, which it says nothing about.
-        """
-        with embeddings.passed_over(self._wrapped, name):
-            found: Any = set_peft_model_state_dict(self.peft, state, adapter_name=name)
-        lost = found.unexpected_keys
-        if lost:
-            raise UserError(
-                f"base {self.name}: PEFT does not read an adapter's weights back where it wrote them, for Transformers "
-                f"renames them ({lost[0]}): name other layers in adapter.targets"
-            )
-
-    def load_role(self, name: str, folder: Path, *, head: bool = False) -> dict[str, float]:
-        """Add a frozen role from an artifact, a plain PEFT folder or a plain Transformers folder.
-
-        Args:
-            name: its name here.
-            folder: what ``models.roles.files.read_role`` reads.
-            head: load its head too.
-
-        Returns:
-            The numbers stored with the head (``score_mean`` and ``score_std`` of a reward model), or an empty dict.
-
-        Raises:
-            UserError: nothing loadable there, pickled weights, a wrong fit, or a head that is asked for and missing.
-        """
-        found = read_role(folder, head=head)
-        if found.adapter is not None and soft.method_of_prompt(found.adapter.config) is not None:
-            source, config = str(found.adapter.file.parent), found.adapter.config
-            soft.check_stored_prompt(self.lm, self.name, config, found.adapter.tensors, source)
-            self._add_prompt(name, config, soft.stored_prompt(self.lm, config, found.adapter.tensors[soft.STORED]))
-        elif found.adapter is not None:
-            embeddings.check_stored(self.lm, found.adapter.config, found.adapter.file, found.head is not None)
-            whole = embeddings.whole_modules(found.adapter.config, self.lm)
-            own = own_tensors(self.lm, self.name, found.adapter.file, found.adapter.tensors, whole)
-            self._load_adapter(name, found.adapter.config, own, str(found.adapter.file.parent))
-            if found.adapter.residual is not None:
-                self._note_residual(name, found.adapter.residual)
-        elif found.model is not None:
-            self._load_model(name, found.model)
-        if found.head is None:
-            return {}
-        made, numbers = found.head.build(self.hidden_size)
-        self.heads[name] = made.to(self.device).requires_grad_(False)
-        return numbers
-
-    def _load_model(self, name: str, folder: Path) -> None:
-        """A role that is a whole model of this base's shape."""
-        shards = shards_of(self.lm)
-        divided = None if shards is None else shards.processes
-        lm = load_causal_lm(str(folder), None, torch.float32, self.device, divided)
-        ours, theirs = self.lm.config.get_text_config(), lm.config.get_text_config()
-        if (ours.vocab_size, ours.hidden_size) != (theirs.vocab_size, theirs.hidden_size):
-            raise UserError(
-                f"{folder}: vocabulary {theirs.vocab_size} and width {theirs.hidden_size} differ from base {self.name} "
-                f"({ours.vocab_size}, {ours.hidden_size})"
-            )
-        lm.config = copy.deepcopy(self.lm.config)  # the base's settings, whoever wrote the folder
-        lm.generation_config = copy.deepcopy(self.lm.generation_config)
-        if shards is None:
-            self.copies[name] = full_copy(lm, self.dtype)
-            share_equal(self.lm, self.copies[name])
-            return
-        check_logit_path(lm, str(folder))  # FSDP learns at the first pass which module is the root
-        self.copies[name] = self._in_parts(divided_copy(lm, self.dtype))
-        lm.shards.give_up()
-
-    def _load_adapter(self, name: str, config: PeftConfig, state: dict[str, Tensor], source: str) -> None:
-        """Add a frozen role from saved weights; every tensor must be there, and no other.
-
-        Raises:
-            UserError: names or shapes do not fit this base, naming ``source``.
-        """
-        self._add_adapter(name, config, seed=0)
-        own = self.adapter_state(name)
-        if what := misfit(own, state):
-            assert self.peft is not None
-            self.peft.delete_adapter(name)
-            raise UserError(f"{source}: the adapter does not fit base {self.name} ({what})")
-        self._fill_adapter(name, state)
-        self.freeze(name)

@@ -14,6 +14,7 @@ Set = Annotated[
     typer.Option("--set", metavar="A.B=C ...", help="change settings of the recipe; the value is YAML"),
 ]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="instead of runs/<name of the recipe>")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="run again what is finished and unchanged")]
 StoreDir = Annotated[
     Path | None, typer.Option("--store", metavar="DIR", help="a folder in which runs share finished stages")

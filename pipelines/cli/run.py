@@ -163,7 +163,8 @@ def show_plan(
     pipeline = make_pipeline(recipe, overrides, run_dir, inputs, store)
     from pipelines.cli.tables import console, plan_as_json, print_plan
     from pipelines.run.data_health import health_of
-    from pipelines.run.rehearsal import partly_rehearsed, rehearse
+    from pipelines.run.rehearsal import rehearse
+    from pipelines.run.rehearsed_rows import partly_rehearsed
     from pipelines.stages.keys import UNKNOWN
 
     require_taken(pipeline, pipeline.stages)

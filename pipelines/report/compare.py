@@ -18,7 +18,10 @@ from data.common.errors import UserError
 from data.common.number_format import duration
 from pipelines.report import charts
 from pipelines.report import reward_card as report_reward
-from pipelines.report.page import RunFiles, fill, frontier, read_run, stage_rows, system_rows, view
+from pipelines.report.evaluation import system_rows
+from pipelines.report.page import fill, frontier, view
+from pipelines.report.run_files import RunFiles, read_run
+from pipelines.report.stage_facts import stage_rows
 from pipelines.stages.table import STAGES, title_of
 
 COLOURS = ("@ppo", "@sft", "@reward", "@other", "@base", "@pretrain")

@@ -1,4 +1,4 @@
-"""The report's section on metrics, judges and the harness: plain rows from ``results.json``. Computes nothing."""
+"""The report's tables of ``results.json``: systems, comparisons, metrics, judges and the harness. Computes nothing."""
 
 from __future__ import annotations
 
@@ -111,3 +111,48 @@ def _harness(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                         }
                     )
     return rows
+
+
+def system_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a system and decoding, every cell as (value, interval)."""
+    rows = []
+    for part, decoding in (("systems", "sampled"), ("greedy", "greedy")):
+        for name, d in (results.get(part) or {}).items():
+            cells = {
+                k: _cell(d.get(k))
+                for k in ("reward", "held_out_reward", "gold", "kl", "length", "distinct_1", "distinct_2")
+            }
+            cells["truncated"] = (percent(d["truncated"]), "") if "truncated" in d else ("", "")
+            rows.append(
+                {
+                    "name": plain_name(name),
+                    "key": name,
+                    "decoding": decoding,
+                    "n": d.get("n", ""),
+                    "cells": cells,
+                }
+            )
+    return rows
+
+
+def comparison_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every comparison with its verdict, numbers as text."""
+    return [
+        {
+            "a": plain_name(c["a"]),
+            "b": plain_name(c["b"]),
+            "by": str(c.get("by", "")).replace("_", " "),
+            "decoding": c.get("decoding", "sampled"),
+            "counts": f"{c.get('wins', '')} / {c.get('ties', '')} / {c.get('losses', '')}",
+            "win_rate": percent(c.get("win_rate")),
+            "ci": interval(c.get("ci95"), 100, 0),
+            "p": p_value(c.get("p_value")),
+            "p_holm": p_value(c.get("p_value_holm")),
+            "fair": percent((c.get("length_controlled") or {}).get("win_rate")),
+            "fair_ci": interval((c.get("length_controlled") or {}).get("ci95"), 100, 0),
+            "fair_note": str((c.get("length_controlled") or {}).get("note") or ""),
+            "detectable": f"±{percent(c['minimum_detectable'])}" if "minimum_detectable" in c else "",
+            "verdict": c.get("verdict", ""),
+        }
+        for c in results.get("comparisons") or []
+    ]

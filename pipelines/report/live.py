@@ -47,7 +47,8 @@ def version(run: Path) -> str:
 
 def live_page(run: Path) -> tuple[str, str]:
     """``(version, page)``: the report with a script that asks for a newer one."""
-    from pipelines.report.page import page_of, read_run
+    from pipelines.report.page import page_of
+    from pipelines.report.run_files import read_run
 
     now = version(run)
     page = page_of(read_run(run))

@@ -21,9 +21,8 @@ from models.hub.limits import Limits, check_stops, check_vocabulary, limits_of_f
 from models.hub.load import add_rows, tokenizer_of
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model, module_of
-from models.roles.embeddings import add as add_embeddings
 from models.roles.files import ADAPTER, CONFIG, WEIGHTS
-from models.roles.methods import adapter_config, trained_of
+from models.roles.methods import role_config, trained_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +134,7 @@ def adapter_settings(base: KnownBase, lm: Any, adapter: AdapterConfig, head: boo
     """PEFT's configuration of an adapter on a base without weights, for a role with a scalar head or without one."""
     if adapter.new_tokens:
         add_rows(lm, len(base.renderer.tokenizer))
-    made = adapter_config(lm, linear_layers(lm), adapter)
-    return add_embeddings(made, lm, base.renderer.tokenizer, adapter, head)
+    return role_config(lm, linear_layers(lm), base.renderer.tokenizer, adapter, head)
 
 
 def check_stored_adapter(base: KnownBase, folder: Path, what: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from data.common.errors import UserError
-from data.common.user_functions import check_statically, load_function
+from data.common.function_binding import overlooked
+from data.common.user_functions import RESERVED, check_statically, load_function, parameters_read
 from data.splits import Corpus
 from models.backbone.processes import chosen_device
 from pipelines.execution.tracking import check_trackers
@@ -70,3 +72,23 @@ def _check(stage: str, reference: str, offered: Collection[str], recipe: Recipe,
             check_statically(reference, offered, recipe.base_dir)
     except UserError as error:
         raise UserError(f"{stage}: {error}") from error
+
+
+def doubtful_columns(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[str]:
+    """Sentences about columns that a function reads and some rows lack, or that it overlooks by a letter."""
+    read: dict[str, list[str]] = {}
+    for reference, offered in {r: names for _, r, names in offers(recipe, corpus, chosen)}.items():
+        parameters = parameters_read(reference, recipe.base_dir) or []
+        for name, column in overlooked(parameters, offered):
+            yield f"{reference}: its parameter '{name}' keeps its default; the column is called '{column}'"
+        read[reference] = sorted({p.name for p in parameters} & offered - RESERVED)
+    if not (names := {name for columns in read.values() for name in columns}):
+        return
+    prompts, lacking = corpus.prompts.all, Counter[str]()
+    for prompt in prompts:
+        lacking.update(name for name in names if prompt.columns.get(name) is None)
+    for reference, columns in read.items():
+        for name in columns:
+            if 0 < lacking[name] < len(prompts):
+                lack = f"{lacking[name]:,} of {len(prompts):,} prompts have no '{name}'"
+                yield f"{reference}: {lack}; it gets None for them"

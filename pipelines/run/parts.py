@@ -1,8 +1,8 @@
-"""What a stage that runs, and the rehearsal before the first stage, take of a pipeline."""
+"""What the runner, a stage that runs, and the rehearsal before the first stage take of a pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,8 @@ from models.backbone.processes import Processes
 from pipelines.execution.loaded_models import LoadedModels
 from pipelines.recipe.schema import Recipe
 from pipelines.run.plan_details import PlanDetails
+from pipelines.run.sharing import SharedStages
+from pipelines.run.staleness import StageState
 
 
 class RunParts(Protocol):
@@ -42,6 +44,13 @@ class RunParts(Protocol):
 
     @property
     def details(self) -> PlanDetails: ...
+
+    @property
+    def shared(self) -> SharedStages: ...
+
+    def corpus_counts(self) -> dict[str, int]: ...
+
+    def states(self, again: Sequence[str] = (), chosen: Sequence[str] | None = None) -> Iterator[StageState]: ...
 
     def inputs_of(self, name: str) -> dict[str, Path]: ...
 

@@ -1,55 +1,42 @@
-"""Order, skipping, hand-over: runs the stages of a recipe into a run folder.
+"""A recipe with its run folder: its records, what its stages depend on, what lies there of them, what a run would do.
 
-A stage whose key and bytes agree with what lies there is skipped; everything else is run anew. The runner knows
-nothing of what stages compute.
+How stages are run is in ``runner``; what they compute this module does not know.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import GateStopped, UserError, nearest
+from data.common.errors import UserError, nearest
 from data.common.user_functions import columns_read
 from data.splits import Corpus, load_corpus
 from data.storage.file_hashes import remembered
-from models.backbone.artifacts import (
-    MANIFEST,
-    load_artifact,
-    partial_folder,
-    previous_folder,
-    problems,
-    put_back,
-    read_artifact,
-    settle,
-    write_atomic,
-)
+from models.backbone.artifacts import MANIFEST, load_artifact, problems, read_artifact
 from models.backbone.processes import Processes
 from models.backbone.watching import watching
 from pipelines.execution.loaded_models import LoadedModels
 from pipelines.execution.progress import Progress
 from pipelines.loading.load import load_recipe
-from pipelines.recipe.schema import Recipe, resolved_yaml
+from pipelines.recipe.schema import Recipe
 from pipelines.run.amounts import Settled, leaves_open, settled
 from pipelines.run.binding import check_start
-from pipelines.run.data_health import check_data
-from pipelines.run.opened import changed_files
 from pipelines.run.other_runs import open_stage
 from pipelines.run.plan_details import PlanDetails
-from pipelines.run.rehearsal import before_first_stage
-from pipelines.run.stage_run import StageRun
+from pipelines.run.runner import Runner
+from pipelines.run.sharing import SharedStages
 from pipelines.run.staleness import StageState, and_remark, state_of
 from pipelines.stages.depends_on import adapter_settings, rendering_of
+from pipelines.stages.described import Here, functions_in_key, left_out_of_keys
 from pipelines.stages.keys import base_key, dump, folder_hash, library_versions
-from pipelines.stages.table import STAGES, Here, bases_made, functions_in_key, left_out_of_keys
-from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run, stopped_at_gate
+from pipelines.stages.table import STAGES, bases_made
+from pipelines.workspace.run_folder import RECIPE, read_run, stopped_at_gate
 from pipelines.workspace.store import Store
 from reward.card.gate import failures, stored_card
-from stages.safe_points.stopped import kept_of, read_work, work_of
+from stages.safe_points.stopped import kept_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +128,13 @@ class Pipeline:
 
     @cached_property
     def processes(self) -> Processes:
+        """This process and those that a launcher has started with it."""
         return Processes(self.asked.runtime.device, self.asked.runtime.threads)
+
+    @cached_property
+    def shared(self) -> SharedStages:
+        """The stages that it shares with other runs."""
+        return SharedStages(self.store, self.run_dir, self.asked.base_dir, self.processes)
 
     def corpus_counts(self) -> dict[str, int]:
         """Rows of every part of the data, and how many were rejected."""
@@ -201,9 +194,10 @@ class Pipeline:
 
     @cached_property
     def reward_base_key(self) -> str:
+        """The key of a base that the reward model has of its own."""
         return base_key(self.recipe.reward.base, self.recipe.base_dir)
 
-    def _keys(self, again: Sequence[str] = (), chosen: Sequence[str] | None = None) -> Iterator[StageState]:
+    def states(self, again: Sequence[str] = (), chosen: Sequence[str] | None = None) -> Iterator[StageState]:
         """Every stage that is not given, in order, read when its turn comes.
 
         Args:
@@ -241,10 +235,10 @@ class Pipeline:
             if name in self.given
         ]
         details, finished = self.details_after(out), dict(self.given)
-        for state in self._keys():
+        for state in self.states():
             reason = state.reason
             status = "cached" if not reason else "new" if state.there is None else "stale"
-            if reason and self._stored(state.key):
+            if reason and self.shared.holds(state.key):
                 status, reason = "stored", f"finished in the store ({reason} here)"
             if not reason:
                 finished[state.name] = state.there.path  # type: ignore[union-attr]
@@ -330,92 +324,13 @@ class Pipeline:
             StageError: another process of this run died, was stopped, failed or cannot be reached.
         """
         with watching(self.processes):
-            return self._run(only, start, until, fresh, progress or Progress(active=self.processes.is_main))
-
-    def _run(
-        self, only: Sequence[str], start: str | None, until: str | None, fresh: bool, progress: Progress
-    ) -> dict[str, Path]:
-        chosen = self.chosen(only, start, until)
-        before_first_stage(self, progress, chosen)
-        found = check_data(self, progress) if self.processes.is_main else {}
-        folder = RunFolder(self.run_dir, self.processes)
-        with folder.held():
-            if self.processes.is_main:
-                write_atomic(self.run_dir / RECIPE, resolved_yaml(self.recipe))
-                folder.note(
-                    name=self.recipe.name,
-                    seed=self.recipe.seed,
-                    recipe_folder=str(self.recipe.base_dir),
-                    data=self.corpus_counts(),
-                    sources=[count.as_dict() for count in self.corpus.counts],
-                    remarks=list(self.corpus.remarks),
-                    data_check=found,
-                )
-                for stage in STAGES.values():
-                    settle(self.run_dir / stage.folder)
-            self.processes.barrier()
-            for name in self.recipe.stages if chosen else ():
-                if name in self.given:
-                    progress.say(f"{name}: given by --input, not run ({self.given[name]})")
-            done, taken = 0, {need for name in chosen for need in self.inputs_of(name)}
-            # generated lazily: each stage's state on disk is read when its turn comes
-            for state in self._keys(chosen if fresh else (), chosen):
-                self.processes.barrier()
-                if state.name in chosen:
-                    try:
-                        done += self._do(state, folder, progress, fresh)
-                    except GateStopped:
-                        self._note_inputs(state.name, folder)  # whose card the gate has judged
-                        raise
-                    self._note_inputs(state.name, folder)
-                elif state.name in taken and (otherwise := state.there_otherwise):
-                    progress.warn(
-                        f"{state.name}: not run in this call and taken as it is there, though it was made otherwise "
-                        f"than the recipe says ({otherwise}); to run it, leave out what limits this call to some stages"
-                    )
-            if not done:
-                progress.say("nothing to do: every stage is finished and unchanged")
+            chosen = self.chosen(only, start, until)
+            Runner(self, progress or Progress(active=self.processes.is_main), fresh).run(chosen)
         return {name: self.run_dir / STAGES[name].folder for name in chosen}
-
-    def _note_inputs(self, name: str, folder: RunFolder) -> None:
-        """Write down which folders a finished stage was given, so that whoever opens the run finds the same ones."""
-        before, used = read_run(self.run_dir).get("inputs", {}), self.inputs_of(name)
-        kept = {need: path for need, path in before.items() if need not in used}
-        folder.note(inputs=kept | {need: str(path) for need, path in used.items() if need in self.given})
-
-    def _do(self, state: StageState, folder: RunFolder, progress: Progress, fresh: bool) -> bool:
-        """Skip, put back, fetch or run one stage; whether anything was done."""
-        name, final = state.name, self.run_dir / STAGES[state.name].folder
-        replaced = read_artifact(final)
-        kept = f"; the finished {name} of before stays in {previous_folder(final).name}" if replaced else ""
-        if not state.reason and not fresh and not state.put_back:
-            progress.say(and_remark(f"{name}: finished and unchanged, skipped", state.remark))
-            if read_run(self.run_dir).get("stages", {}).get(name, {}).get("status") != "done":
-                # killed between its result and its entry, which goes without the seconds: nobody knows them
-                folder.stage(name, status="done", key=state.key, artifact=STAGES[name].folder)
-            self._share(name, progress)
-            return False
-        if state.put_back and not fresh:
-            self._put_back(state, folder)
-            progress.say(f"{name}: {state.remark}, is put back{kept}")
-        elif not fresh and self._taken(name, state.key, folder):
-            progress.say(f"{name}: taken from the store{kept}")
-        else:
-            progress.say(f"{name}: {state.reason or 'asked for again'}{kept}")
-            StageRun(self, state, folder, progress).run(fresh)
-            self._share(name, progress)
-        return True
-
-    def _put_back(self, state: StageState, folder: RunFolder) -> None:
-        """The previous artifact becomes the stage's result again."""
-        final = self.run_dir / STAGES[state.name].folder
-        if self.processes.is_main:
-            put_back(final)
-            folder.stage(state.name, status="done", key=state.key, artifact=STAGES[state.name].folder, seconds=0.0)
-        self.processes.barrier()
 
     @cached_property
     def loaded(self) -> LoadedModels:
+        """The bases in memory, and the roles on them."""
         made = LoadedModels(self.recipe, self.processes, bases_made(self.run_dir, self.given))
         made.open_stage = partial(open_stage, make=Pipeline._of_run, processes=self.processes)
         return made
@@ -439,34 +354,3 @@ class Pipeline:
             elif (found := read_artifact(path)) is not None and (wrong := problems(found)):
                 raise UserError(f"--input {need}: {wrong[0]}")
         return inputs
-
-    def _taken(self, name: str, key: str, folder: RunFolder) -> bool:
-        """Whether a stage came from the store; the main process asks, and all follow."""
-        found = False
-        if self.store is not None and self.processes.is_main:
-            found = self._stored(key) and self.store.fetch(key, self.run_dir / STAGES[name].folder) is not None
-            if found:
-                self._let_go(name, key)
-                folder.stage(name, status="done", key=key, artifact=STAGES[name].folder, seconds=0.0, stored=True)
-        return bool(self.processes.gather([found])[0]) if self.store is not None else False
-
-    def _stored(self, key: str) -> bool:
-        """Whether the store has a result of this key, made with the very files that functions open here."""
-        found = self.store.find(key) if self.store is not None else None
-        return found is not None and not changed_files(found.manifest, self.recipe.base_dir)
-
-    def _let_go(self, name: str, key: str) -> None:
-        """Remove the checkpoints of a key whose stage is finished now; those of other keys stay."""
-        final = self.run_dir / STAGES[name].folder
-        for folder in (work_of(final, key), partial_folder(final)):
-            if folder is not None and ((work := read_work(folder)) is None or work.key == key):
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _share(self, name: str, progress: Progress) -> None:
-        done = read_artifact(self.run_dir / STAGES[name].folder)
-        if self.store is None or not self.processes.is_main or done is None:
-            return
-        try:
-            self.store.put(done)
-        except OSError as error:  # the stage itself is finished and safe
-            progress.warn(f"{name}: not shared, {self.store.root} cannot be written ({error.strerror or error})")

@@ -6,55 +6,32 @@ checked. `trivet plan` does all of this but run code of the user's, which a run 
 
 from __future__ import annotations
 
-import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
-from pathlib import Path
-from typing import Any, cast
 
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
-
-from data.common.errors import UserError, located
-from data.common.function_binding import overlooked
-from data.common.strict_json import read_object
-from data.common.user_functions import RESERVED, parameters_read
-from data.leaks import source_of
-from data.records import Prompt
+from data.common.errors import UserError
 from data.splits import Corpus
-from data.storage.views import Chain
-from data.template import Renderer
-from evaluation.systems import parse
-from models.backbone.architecture import without_weights
 from models.backbone.artifacts import read_artifact
 from models.hub.limits import check_rows
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
-from models.roles.files import ADAPTER, CONFIG, SCORING
-from models.roles.lora import differences
 from pipelines.execution.progress import Progress
 from pipelines.loading.idle import replaced, waiting
-from pipelines.recipe.derived import evaluation_prompts, response_limit
+from pipelines.recipe.derived import evaluation_prompts
 from pipelines.recipe.schema import Recipe
-from pipelines.run.base_rehearsal import KnownBase, adapter_settings, check_adapter, check_stored_adapter, known_base
-from pipelines.run.binding import check_start, offers
+from pipelines.run.base_rehearsal import KnownBase, check_adapter, check_stored_adapter, known_base
+from pipelines.run.binding import check_start, doubtful_columns
 from pipelines.run.classifier_rehearsal import check_classifiers
 from pipelines.run.endpoints import check_keys, unanswered
 from pipelines.run.evaluation_rehearsal import EvaluationRehearsal
+from pipelines.run.given_results import given_otherwise, results_taken, trained_on_held_out, warn_of_copies
 from pipelines.run.parts import RunParts
+from pipelines.run.rehearsed_rows import check_room, evenly_spaced, partly_rehearsed, ranking_rows, rendered_rows
 from pipelines.run.stops_rehearsal import doubtful_ends
-from pipelines.stages.depends_on import rendering_of
-from pipelines.stages.keys import differences as changes
 from pipelines.stages.table import STAGES, bases_made
-from stages import lineage
-from stages.ppo.stage import none_fits, prompt_limit
-from stages.stage import copy_sentence, prompt_rows
 from stages.training.held_out_curve import require_held_out
 
 SHOWN = 5
 """Rejected rows that a run names."""
-ROWS = 2000
-"""Rows of a part that are rendered: all of a small one, every n-th of a large one."""
 
 
 def before_first_stage(pipeline: RunParts, progress: Progress, chosen: Sequence[str]) -> None:
@@ -105,12 +82,7 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
     """
     recipe, corpus = pipeline.recipe, pipeline.corpus
     check_precision(recipe, chosen)
-    if left_out := waiting(pipeline.asked, pipeline.given):
-        warn(left_out)
-    if without_effect := replaced(pipeline.asked, pipeline.given):
-        warn(without_effect)
-    doubts = (given_otherwise(pipeline, chosen), trained_on_held_out(pipeline, chosen))
-    for doubt in (*chain(*doubts), *doubtful_columns(recipe, corpus, chosen)):
+    for doubt in _doubts(pipeline, chosen):
         warn(doubt)
     check_classifiers(recipe, chosen)
     _check_reference(pipeline, chosen)
@@ -120,34 +92,51 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         evaluation.check()
     if "ppo" in chosen and (text := value_start(recipe)):
         warn(text)
-    spec = _base_of(pipeline)
-    base = (
-        None
-        if spec is None
-        else known_base(spec, recipe.template_source, recipe.stop, recipe.stop_strings, recipe.adapter.positions)
-    )
-    if (of_reward := _reward_base(pipeline, chosen)) is not None:
+    base, of_reward = _own_base(pipeline), _reward_base(pipeline, chosen)
+    if of_reward is not None:
         _check_reward_base(of_reward, recipe, corpus, chosen, warn)
-    if base is None:
-        return
+    if base is not None:
+        _check_base(base, of_reward, pipeline, chosen, warn)
+        if evaluation is not None:
+            evaluation.check_models(base)
+
+
+def _doubts(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
+    """Sentences about settings, results that are given, and columns, which a run goes on with."""
+    if left_out := waiting(pipeline.asked, pipeline.given):
+        yield left_out
+    if without_effect := replaced(pipeline.asked, pipeline.given):
+        yield without_effect
+    yield from given_otherwise(pipeline, chosen)
+    yield from trained_on_held_out(pipeline, chosen)
+    yield from doubtful_columns(pipeline.recipe, pipeline.corpus, chosen)
+
+
+def _check_base(
+    base: KnownBase,
+    of_reward: KnownBase | None,
+    pipeline: RunParts,
+    chosen: Sequence[str],
+    warn: Callable[[str], None],
+) -> None:
+    """Check the run's base: what its template says, the adapters that are to stand on it, and rows as it reads them."""
+    recipe, corpus = pipeline.recipe, pipeline.corpus
     for doubt in base.renderer.doubts():
         warn(doubt)
     if "sft" in chosen:
-        for doubt in doubtful_ends(base.renderer.stop_strings, _some(corpus.demonstrations.all)):
+        for doubt in doubtful_ends(base.renderer.stop_strings, evenly_spaced(corpus.demonstrations.all)):
             warn(doubt)
     check_adapter(base, recipe.adapter, warn)
-    for stage, folder in _taken(pipeline, chosen).items():
+    for stage, folder in results_taken(pipeline, chosen).items():
         on = of_reward if stage == "reward" and recipe.reward.base != "same" else base
         if on is not None:
             check_stored_adapter(on, folder, f"--input {stage}")
-    _tell_copies(pipeline, base, chosen, warn)
-    for what, rows, places, room, cure in _rows(recipe, corpus, base.renderer, chosen):
+    warn_of_copies(pipeline, base, chosen, warn)
+    for what, rows, places, room, cure in rendered_rows(recipe, corpus, base.renderer, chosen):
         if base.limits is not None:
             check_rows(base.limits, rows, what, cure, warn, room, places)
     if "ppo" in chosen:
-        _check_room(recipe, corpus, base)
-    if evaluation is not None:
-        evaluation.check_models(base)
+        check_room(recipe, corpus, base)
 
 
 def _check_reference(pipeline: RunParts, chosen: Sequence[str]) -> None:
@@ -181,14 +170,16 @@ def _evaluation(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str],
     if "evaluate" not in chosen:
         return None
     recipe, corpus = pipeline.recipe, pipeline.corpus
-    stages, prompts = {*recipe.stages, *pipeline.given}, _some(evaluation_prompts(recipe, corpus))
+    stages, prompts = {*recipe.stages, *pipeline.given}, evenly_spaced(evaluation_prompts(recipe, corpus))
     return EvaluationRehearsal(recipe=recipe, corpus=corpus, stages=stages, prompts=prompts, warn=warn)
 
 
-def _taken(pipeline: RunParts, chosen: Sequence[str]) -> dict[str, Path]:
-    """Results that the chosen stages are given, with their folders."""
-    needs = {need for name in chosen for need in pipeline.inputs_of(name)}
-    return {name: folder for name, folder in pipeline.given.items() if name in needs}
+def _own_base(pipeline: RunParts) -> KnownBase | None:
+    """The run's base, if it is there."""
+    recipe, spec = pipeline.recipe, _base_of(pipeline)
+    if spec is None:
+        return None
+    return known_base(spec, recipe.template_source, recipe.stop, recipe.stop_strings, recipe.adapter.positions)
 
 
 def _reward_base(pipeline: RunParts, chosen: Sequence[str]) -> KnownBase | None:
@@ -217,20 +208,8 @@ def _check_reward_base(
             f"it scores is cut to {limits.positions:,} tokens"
         )
     if "reward" in chosen:
-        rows, places = _ranking_rows(recipe, corpus, base.renderer)
+        rows, places = ranking_rows(recipe, corpus, base.renderer)
         check_rows(limits, rows, "data.rankings", "lower reward.max_tokens", warn, where=places)
-
-
-def _check_room(recipe: Recipe, corpus: Corpus, base: KnownBase) -> None:
-    """Refuse a PPO that would leave out every prompt.
-
-    Raises:
-        UserError: as the stage would.
-    """
-    limit = prompt_limit(recipe.ppo, None if base.limits is None else base.limits.positions)
-    prompts = corpus.prompts.train
-    if len(prompts) <= ROWS and all(len(row) > limit for row in prompt_rows(base.renderer, prompts)):
-        raise none_fits(len(prompts), limit)
 
 
 def check_precision(recipe: Recipe, chosen: Sequence[str]) -> None:
@@ -248,80 +227,6 @@ def check_precision(recipe: Recipe, chosen: Sequence[str]) -> None:
         )
 
 
-def doubtful_columns(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[str]:
-    """Sentences about columns that a function reads and some rows lack, or that it overlooks by a letter."""
-    read: dict[str, list[str]] = {}
-    for reference, offered in {r: names for _, r, names in offers(recipe, corpus, chosen)}.items():
-        parameters = parameters_read(reference, recipe.base_dir) or []
-        for name, column in overlooked(parameters, offered):
-            yield f"{reference}: its parameter '{name}' keeps its default; the column is called '{column}'"
-        read[reference] = sorted({p.name for p in parameters} & offered - RESERVED)
-    if not (names := {name for columns in read.values() for name in columns}):
-        return
-    prompts, lacking = corpus.prompts.all, Counter[str]()
-    for prompt in prompts:
-        lacking.update(name for name in names if prompt.columns.get(name) is None)
-    for reference, columns in read.items():
-        for name in columns:
-            if 0 < lacking[name] < len(prompts):
-                lack = f"{lacking[name]:,} of {len(prompts):,} prompts have no '{name}'"
-                yield f"{reference}: {lack}; it gets None for them"
-
-
-def given_otherwise(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
-    """Sentences about results that the chosen stages are given, and that were made with another rendering or limit."""
-    recipe = pipeline.recipe
-    rendering = {"file": None, "args": {}} | rendering_of(recipe)
-    for stage in sorted(_taken(pipeline, chosen)):
-        then, now = _made_with(pipeline.given[stage]), dict[str, Any]()
-        if STAGES[stage].on_base and not (stage == "reward" and recipe.reward.base != "same"):
-            now = dict(rendering)
-        if stage == "reward":
-            now["reward.max_tokens"] = recipe.reward.max_tokens
-        both = now.keys() & then.keys()
-        if differ := changes({k: then[k] for k in both}, {k: now[k] for k in both}):
-            yield f"{stage}, which is given, was made otherwise than it is used here: {', '.join(differ)}"
-    named = [parse(name) for name in recipe.evaluation.systems] if "evaluate" in chosen else []
-    for folder, name in ((recipe.base_dir / Path(n.value).expanduser(), n.name) for n in named if n.kind == "path"):
-        then = {k: v for k, v in _made_with(folder).items() if k in rendering} if folder.is_dir() else {}
-        if differ := changes(then, {k: rendering[k] for k in then}):
-            yield f"evaluation.systems: {name} was made otherwise than it is asked here: {', '.join(differ)}"
-
-
-def trained_on_held_out(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
-    """Sentences about results that the chosen stages take and do not make, and that were trained on prompts which this
-    run holds out, or on nobody knows what."""
-    needs = {need: folder for name in chosen for need, folder in pipeline.inputs_of(name).items()}
-    taken = {n: folder for n, folder in needs.items() if n not in chosen and STAGES[n].training_data is not None}
-    held = {part: getattr(pipeline.corpus, part).held_out for part in ("prompts", "rankings", "demonstrations")}
-    for stage, folder in sorted(taken.items()):
-        for part, records in held.items():
-            if places := lineage.seen(folder, records):
-                yield (
-                    f"leak: {stage}, which is taken from {folder}, was trained on {len(places):,} of the "
-                    f"{len(records):,} held-out records of data.{part} (the first is {source_of(records[places[0]])}): "
-                    "what is found out about it on them is too good. Hold out what it was not trained on, as with the "
-                    "data, data.held_out and data.group_by of its own run"
-                )
-        if "evaluate" in chosen and stage in pipeline.given and not lineage.is_known(folder):
-            yield (
-                f"{stage}, which is given: not all that it was trained on is known, and held-out prompts of this run "
-                "may be among it"
-            )
-
-
-def _made_with(folder: Path) -> dict[str, Any]:
-    """Rendering and limit of a stage's result, and the limit of an exported reward model; as far as they are known."""
-    found = read_artifact(folder)
-    if found is None:
-        limit = read_object(folder / SCORING).get("max_tokens") if (folder / SCORING).is_file() else None
-        return {} if limit is None else {"reward.max_tokens": limit}
-    described = found.manifest.get("described") or {}
-    settings = described.get("settings") or {}
-    limit = {"reward.max_tokens": settings["max_tokens"]} if "max_tokens" in settings else {}
-    return {"file": None, "args": {}} | (described.get("rendering") or {}) | limit
-
-
 def value_start(recipe: Recipe) -> str | None:
     """A sentence where the value role cannot start as the reward model, because that stands on another base."""
     if recipe.reward.base == "same" or recipe.ppo.value.init != "reward":
@@ -332,11 +237,8 @@ def value_start(recipe: Recipe) -> str | None:
     )
 
 
-# -- the base --------------------------------------------------------------------------------------------------------
-
-
 def _base_of(pipeline: RunParts) -> BaseModelSpec | None:
-    """The base, if it is there: one that is made by the run itself is not before its stage."""
+    """Where the base is, if it is there: one that is made by the run itself is not before its stage."""
     recipe, tokens, stage = pipeline.recipe, pipeline.recipe.adapter.new_tokens, pipeline.recipe.base_stage
     if stage is None:
         return resolve_base(str(recipe.base), base_dir=recipe.base_dir, new_tokens=tokens)
@@ -345,112 +247,4 @@ def _base_of(pipeline: RunParts) -> BaseModelSpec | None:
     return resolve_base(str(made), base_dir=recipe.base_dir, new_tokens=tokens) if there else None
 
 
-def copied_roles(recipe: Recipe, chosen: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Roles that the chosen stages start as a copy of a finished stage's role, each with that stage."""
-    shares = recipe.reward.base == "same"
-    if "reward" in chosen and shares and recipe.reward.init == "sft":
-        yield "reward", "sft"
-    if "ppo" in chosen:
-        yield "policy", "sft"
-        if recipe.ppo.value.init != "policy_trunk":
-            yield "value", "reward" if shares and recipe.ppo.value.init == "reward" else "sft"
-
-
-def _tell_copies(pipeline: RunParts, base: KnownBase, chosen: Sequence[str], warn: Callable[[str], None]) -> None:
-    """Tell of roles that keep the settings of an adapter that the run is given, or has, and not the recipe's."""
-    if pipeline.recipe.adapter.tuning.copies:
-        return
-    lm = without_weights(base.config)
-    for role, stage in copied_roles(pipeline.recipe, chosen):
-        there = (
-            None
-            if stage in chosen
-            else _stored_adapter(pipeline.given.get(stage, pipeline.run_dir / STAGES[stage].folder))
-        )
-        if there is None:
-            continue
-        asked = adapter_settings(base, lm, pipeline.recipe.adapter, head=stage == "reward")
-        if differ := differences(lm, asked, there, stage):
-            warn(copy_sentence(role, stage, differ))
-
-
-def _stored_adapter(folder: Path) -> PeftConfig | None:
-    """The configuration of a stage's adapter or of a plain one; None where there is none to compare."""
-    found = next((f for f in (folder / ADAPTER, folder) if (f / CONFIG).is_file()), None)
-    if found is None:
-        return None
-    with contextlib.suppress(Exception):  # what is wrong with it is told where it is loaded
-        settings = read_object(found / CONFIG)
-        kinds: dict[Any, Any] = {"LORA": LoraConfig, "ADALORA": AdaLoraConfig, "IA3": IA3Config}
-        if (kind := kinds.get(settings.get("peft_type"))) is not None:
-            return cast(PeftConfig, kind(**{k: v for k, v in settings.items() if k in kind.__dataclass_fields__}))
-    return None
-
-
 # -- rows ------------------------------------------------------------------------------------------------------------
-
-
-def _some(rows: Sequence[Any]) -> Sequence[Any]:
-    return rows[:: max(1, -(-len(rows) // ROWS))]
-
-
-def partly_rehearsed(corpus: Corpus, chosen: Sequence[str]) -> list[str]:
-    """Sentences about parts of the data of which only some rows are rendered before the first stage."""
-    parts = dict.fromkeys(part for name in chosen for part in STAGES[name].data if part != "documents")
-    found = {part: getattr(corpus, part).all for part in parts}
-    return [
-        f"data.{part}: {len(_some(rows)):,} of {len(rows):,} rows are rendered ahead, evenly spaced; one of the others "
-        "that the template refuses, or that is too long for the base, is found by the stage"
-        for part, rows in found.items()
-        if len(rows) > ROWS
-    ]
-
-
-Rendered = tuple[str, Sequence[list[int]], list[str], int, str]
-
-
-def _rows(recipe: Recipe, corpus: Corpus, renderer: Renderer, chosen: Sequence[str]) -> Iterator[Rendered]:
-    """Rendered rows of each chosen stage: what they are, ids, places, new tokens behind them, what makes them fit."""
-    if "sft" in chosen:
-        shown = _some(corpus.demonstrations.all)
-        encoded = []
-        for d in shown:
-            with located(d.prompt.source):
-                encoded.append(
-                    renderer.conversation(
-                        d.prompt.messages, d.answer, d.finished, recipe.sft.supervise, recipe.sft.max_tokens
-                    ).ids
-                )
-        yield "data.demonstrations", encoded, [d.prompt.source for d in shown], 0, "lower sft.max_tokens"
-    if "reward" in chosen and recipe.reward.base == "same":
-        pairs, places = _ranking_rows(recipe, corpus, renderer)
-        yield "data.rankings", pairs, places, 0, "lower reward.max_tokens"
-    for what, prompts, room, cure in _asked(recipe, corpus, chosen):
-        some = _some(prompts)
-        yield what, prompt_rows(renderer, some), [p.source for p in some], room, cure
-
-
-def _ranking_rows(recipe: Recipe, corpus: Corpus, renderer: Renderer) -> tuple[list[list[int]], list[str]]:
-    """Every response with its prompt as ids, within the limit, and its place."""
-    pairs, places = [], []
-    for r in _some(corpus.rankings.all):
-        with located(r.prompt.source):
-            both = [
-                renderer.prompt_and_answer(r.prompt.messages, a, max_tokens=recipe.reward.max_tokens) for a in r.answers
-            ]
-        pairs += [query + answer for query, answer in both]
-        places += [r.prompt.source] * len(both)
-    return pairs, places
-
-
-def _asked(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[tuple[str, Sequence[Prompt], int, str]]:
-    """Prompts that are responded to: of rankings and evaluation; PPO leaves out by itself those that do not fit."""
-    if "rankings" in chosen and recipe.rankings is not None:
-        r = recipe.rankings
-        prompts = Chain(corpus.prompts.train[: r.prompts], corpus.prompts.held_out[: r.held_out_prompts])
-        yield "data.prompts", prompts, r.max_new_tokens, "lower rankings.max_new_tokens"
-    if "ppo" in chosen:
-        yield "data.prompts", corpus.prompts.train, 0, "leave out the longest prompts"
-    if "evaluate" in chosen:
-        held_out = evaluation_prompts(recipe, corpus)
-        yield "evaluation", held_out, response_limit(recipe), "lower evaluation.max_new_tokens"

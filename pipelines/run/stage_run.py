@@ -19,8 +19,9 @@ from pipelines.run.opened import ENTRY, begin, files_read
 from pipelines.run.parts import RunParts
 from pipelines.run.plan_details import value_text
 from pipelines.run.staleness import StageState
+from pipelines.stages.described import Here, made_with
 from pipelines.stages.keys import library_versions
-from pipelines.stages.table import STAGES, Here, made_with
+from pipelines.stages.table import STAGES
 from pipelines.workspace.run_folder import AT_THE_GATE, RunFolder
 from stages import lineage
 from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints

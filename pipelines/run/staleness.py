@@ -12,8 +12,9 @@ from models.backbone.artifacts import Artifact, damage, previous_folder, problem
 from pipelines.recipe.renamed import in_new_words, in_old_words
 from pipelines.recipe.schema import Recipe
 from pipelines.run.opened import OPENED, changed_files
+from pipelines.stages.described import Here, made_with, without_speed
 from pipelines.stages.keys import differences, hash_of
-from pipelines.stages.table import STAGES, Here, group_of, made_with, without_speed
+from pipelines.stages.table import STAGES, group_of
 from stages.safe_points.checkpoints import CHECKPOINTS, resume_text
 from stages.safe_points.stopped import StoppedWork, newest_step, other_work, place_of, work_of
 

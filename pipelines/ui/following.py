@@ -15,7 +15,8 @@ from typing import Any
 from data.common.errors import UserError
 from pipelines.report import charts
 from pipelines.report.first_screen import ended
-from pipelines.report.page import read_run, stage_rows, stage_warnings
+from pipelines.report.run_files import read_run
+from pipelines.report.stage_facts import stage_rows, stage_warnings
 from pipelines.report.verdicts import verdict
 from pipelines.stages.table import STAGES, title_of
 from pipelines.workspace import run_folder

@@ -14,7 +14,8 @@ from nicegui import app, run, ui
 from data.common.errors import UserError
 from data.common.redaction import printable, redact
 from pipelines.report.live import version
-from pipelines.report.page import page_of, read_run
+from pipelines.report.page import page_of
+from pipelines.report.run_files import read_run
 from pipelines.ui import commands, frame
 from pipelines.ui.children import Child, log_of, tail_of
 from pipelines.ui.following import Seen, figure_of, how_far, resolved_recipe, seen

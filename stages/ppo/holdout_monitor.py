@@ -16,7 +16,7 @@ from models.backbone.logprobs import make_rows
 from models.backbone.seeds import generator
 from models.backbone.trained_shards import own_tensor, whole_tensor
 from models.sampling.fast import FastEngine
-from models.sampling.generate import Generated, SamplingParams, generate, sampling_noise
+from models.sampling.generate import Generated, generate, sampling_noise
 from reward.model import RewardModel, Samples
 from stages.ppo.overoptimisation import HoldoutEvaluation, Onset, best_of, find_onset
 from stages.ppo.rollout import micro_batches, policy_pass
@@ -84,13 +84,7 @@ class HoldoutMonitor:
         count = min(config.holdout_prompts, len(ppo.stream.prompts))
         table = sampling_noise(count, config.max_new_tokens, generator(context.seed, "ppo/watch"))
         noise = table[mine.start : mine.stop]
-        params = SamplingParams(
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            stop_ids=context.renderer.stop_ids,
-            stop_strings=context.renderer.stop_strings,
-            pad_id=context.pad_id,
-        )
+        params = context.sampling(config.max_new_tokens, config.temperature)
         if ppo.remote is not None:
             return ppo.remote.sampled("policy", queries, params, noise)
         progress = context.bar.phase("responses for the held-out reward model", len(queries))

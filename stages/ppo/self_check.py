@@ -19,7 +19,7 @@ from models.backbone.forward import set_gradient_checkpointing
 from models.backbone.logprobs import make_rows
 from models.backbone.seeds import generator
 from models.roles.role_view import RoleView
-from models.sampling.generate import SamplingParams, generate, sampling_noise
+from models.sampling.generate import generate, sampling_noise
 from reward.model import RewardModel
 from stages.ppo.rollout import policy_pass, response_states, value_pass
 from stages.ppo.update import PPO
@@ -122,13 +122,7 @@ def _sample(
             queries,
             noise=noise,
             batch=len(queries),
-            params=SamplingParams(
-                max_new_tokens=tokens,
-                temperature=temperature,
-                stop_ids=ppo.context.renderer.stop_ids,
-                stop_strings=ppo.context.renderer.stop_strings,
-                pad_id=ppo.context.pad_id,
-            ),
+            params=ppo.context.sampling(tokens, temperature),
         )
     return made.ids
 
@@ -150,7 +144,7 @@ def _values(ppo: PPO, queries: list[list[int]], responses: list[list[int]]) -> T
 def _trainable(ppo: PPO) -> Finding:
     """What asks for a gradient, what the optimizer holds and what the roles are made of must be one set."""
     base = ppo.base
-    asking = {id(p) for p in base._all_parameters() if p.requires_grad}
+    asking = {id(p) for p in base.all_parameters() if p.requires_grad}
     held = [id(p) for group in ppo.optimizer.param_groups for p in group["params"]]
     named = {id(p) for role in ("policy", "value") for p in base.parameters_of(role).values()}
     others = {

@@ -26,7 +26,7 @@ from models.backbone.transfers import wide
 from models.roles.role_view import RoleView
 from models.roles.together import known_states
 from models.sampling.fast import FastEngine
-from models.sampling.generate import Engine, Generated, SamplingParams, gathered, generate, sampling_noise
+from models.sampling.generate import Engine, Generated, gathered, generate, sampling_noise
 from reward.terms.composition import WeightedSum
 from stages import ppo_math
 from stages.ppo.kl_controller import make_controller
@@ -173,13 +173,7 @@ class PPO:
         config, context = self.config, self.context
         rng = generator(context.seed, "ppo/rollout", self.update_index)
         noise = sampling_noise(config.rollouts, config.max_new_tokens, rng)[mine.start : mine.stop]
-        params = SamplingParams(
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            stop_ids=context.renderer.stop_ids,
-            stop_strings=context.renderer.stop_strings,
-            pad_id=context.pad_id,
-        )
+        params = context.sampling(config.max_new_tokens, config.temperature)
         if self.remote is not None:
             return self.remote.sample("policy", queries, params, noise)
         with self.base.role("policy") as role:

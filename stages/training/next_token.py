@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from data.batching import right_pad
+from models.backbone.artifacts import naming
 from models.backbone.forward import hidden_states, logits_of
 from models.backbone.logprobs import token_logprobs
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.processes import Processes
 from models.backbone.seeds import generator
+from models.backbone.tensor_files import readable
 from stages.safe_points.checkpoints import State
 from stages.safe_points.training_state import restore_training, training_tensors
 from stages.stage import StageContext
@@ -101,9 +103,20 @@ def train(context: StageContext, lm: Any, rows: Sequence[list[int]], how: Steps)
     return nonfinite.total
 
 
+def save_base(context: StageContext, lm: Any, tokenizer: Any) -> None:
+    """Write the plain Transformers folder ``model/``, on which later stages stand; the main process does."""
+    folder = context.out / "model"
+    if context.processes.is_main:
+        with naming(folder):
+            lm.save_pretrained(folder)
+            readable(folder)
+            tokenizer.save_pretrained(folder)
+
+
 def snapshot(
     parameters: dict[str, Tensor], optimizers: Sequence[Any], nonfinite: NonFiniteSteps, done: int, limit: int | None
 ) -> State:
+    """What a checkpoint holds after ``done`` steps; ``limit``: documents that memory has room for at once."""
     numbers = {"step": done, "skips": nonfinite.as_dict()}
     return State(tensors=training_tensors(parameters, optimizers), numbers=numbers, own_numbers={"limit": limit})
 
@@ -125,11 +138,23 @@ def row_stream(count: int, g: torch.Generator | None) -> Any:
 
 
 def nll_sum(lm: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Summed next-token loss over real tokens."""
+    """Summed next-token loss () over real tokens, in nats."""
+    return -next_token_logprobs(lm, rows, device)[0].sum()
+
+
+def next_token_logprobs(lm: Any, rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (N,) in nats of all real tokens but the first of each row, and which they are: bool (B, L - 1).
+
+    Args:
+        lm: a causal LM.
+        rows: B rows of ids, padded to the longest, L.
+        device: of the model.
+    """
     ids, mask = (t.to(device) for t in right_pad(rows, 0))
+    predicted = mask[:, 1:]
     hidden = hidden_states(lm, ids, mask)[:, :-1]
-    logprobs, _ = token_logprobs(hidden[mask[:, 1:]], ids[:, 1:][mask[:, 1:]], lambda h: logits_of(lm, h), chunk=2048)
-    return -logprobs.sum()
+    logprobs, _ = token_logprobs(hidden[predicted], ids[:, 1:][predicted], lambda h: logits_of(lm, h), chunk=2048)
+    return logprobs, predicted
 
 
 @torch.no_grad()
@@ -155,10 +180,7 @@ def row_nlls(lm: Any, rows: Sequence[Sequence[int]], memory: OOMRetry, batch: in
     found = [0.0] * len(rows)
 
     def add_losses(part: Sequence[int]) -> None:
-        ids, mask = (t.to(lm.device) for t in right_pad([rows[i] for i in part], 0))
-        predicted = mask[:, 1:]
-        hidden = hidden_states(lm, ids, mask)[:, :-1]
-        logprobs, _ = token_logprobs(hidden[predicted], ids[:, 1:][predicted], lambda h: logits_of(lm, h), chunk=2048)
+        logprobs, predicted = next_token_logprobs(lm, [rows[i] for i in part], lm.device)
         where = predicted.nonzero()[:, 0].cpu()
         sums = torch.zeros(len(part), dtype=torch.float64).index_add(0, where, -logprobs.cpu().double())
         for i, nats in zip(part, sums.tolist(), strict=True):

@@ -52,7 +52,7 @@ class RankBudget:
     @classmethod
     def of(cls, base: SharedBase, role: str, settings: AdapterConfig) -> RankBudget | None:
         """The budget of a role; None where it has no such adapter."""
-        config = base.peft.peft_config.get(role) if base.peft is not None else None
+        config = base.adapters.get(role)
         if not isinstance(config, AdaLoraConfig):
             return None
         if settings.method != "adalora":  # a copy of one that the run was given keeps its own settings

@@ -55,16 +55,16 @@ def test_it_leaves_weights_generators_gradients_and_flags_alone(tmp_path):
     for check in (False, True):
         ppo = make_ppo(tmp_path, updates=2, gradient_checkpointing=True)
         flags = {n: m.training for n, m in ppo.base.lm.named_modules()}
-        asking = [p.requires_grad for p in ppo.base._all_parameters()]
+        asking = [p.requires_grad for p in ppo.base.all_parameters()]
         if check:
             state = torch.get_rng_state()
             self_check(ppo)
             assert torch.equal(state, torch.get_rng_state())
             assert flags == {n: m.training for n, m in ppo.base.lm.named_modules()}
-            assert asking == [p.requires_grad for p in ppo.base._all_parameters()]
-            assert all(p.grad is None for p in ppo.base._all_parameters())
+            assert asking == [p.requires_grad for p in ppo.base.all_parameters()]
+            assert all(p.grad is None for p in ppo.base.all_parameters())
         list(ppo.train())
-        found.append(torch.cat([p.detach().flatten() for p in ppo.base._all_parameters()]))
+        found.append(torch.cat([p.detach().flatten() for p in ppo.base.all_parameters()]))
     assert torch.equal(*found)
 
 

@@ -135,7 +135,8 @@ def test_manifest_and_report_counts_agree_with_an_independent_count(tmp_path) ->
     assert pretrain["documents"] == 61 and pretrain["documents_in_several_chunks"] == 1
     assert pretrain["chunks"] == 60 + -(-(8 * 100 + 1) // 127)
     assert json.loads((tmp_path / "run/run.json").read_text())["data"]["rejected rows"] == 2
-    from pipelines.report.page import facts, read_run
+    from pipelines.report.run_files import read_run
+    from pipelines.report.stage_facts import facts
 
     told = dict(facts(read_run(tmp_path / "run")))
     shown = {k: v for part in told.values() for k, v in part.items()}

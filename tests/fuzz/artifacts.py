@@ -171,7 +171,8 @@ def read_reported(content: bytes, name: str) -> None:
     """The report of a run one of whose files is ``content``: a page, with a note where something was left out."""
     from data.common.errors import UserError
     from pipelines.cli.folders import verdict
-    from pipelines.report.page import page_of, read_run
+    from pipelines.report.page import page_of
+    from pipelines.report.run_files import read_run
 
     run, _ = _good_report()
     before = (run / name).read_bytes()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from data.common.errors import UserError
+from pipelines.run.binding import doubtful_columns
 from pipelines.run.pipeline import Pipeline
-from pipelines.run.rehearsal import doubtful_columns
 from tests.support.recipes import RECIPE as LEAST
 
 RECIPE: dict[str, Any] = LEAST
@@ -68,10 +68,10 @@ def test_columns_that_some_rows_lack_or_that_are_misspelt_are_told(tmp_path: Pat
 def test_a_changed_column_makes_only_stages_with_functions_stale(tmp_path: Path) -> None:
     code = "def f(completions, level):\n    return [float(x) for x in level]\n"
     settings = {"ppo": RECIPE["ppo"] | {"reward": [own(tmp_path)]}}
-    before = {s.name: s.described for s in pipeline(tmp_path, code, **settings)._keys()}
+    before = {s.name: s.described for s in pipeline(tmp_path, code, **settings).states()}
     ROWS[3]["level"] = -1
     try:
-        after = {s.name: s.described for s in pipeline(tmp_path, code, **settings)._keys()}
+        after = {s.name: s.described for s in pipeline(tmp_path, code, **settings).states()}
     finally:
         ROWS[3]["level"] = 3
     assert before["pretrain"] == after["pretrain"] and before["sft"] == after["sft"]

@@ -20,7 +20,9 @@ import pytest
 from safetensors import safe_open
 
 from pipelines.execution.progress import Bar
-from pipelines.report.page import facts, read_run, write_report
+from pipelines.report.page import write_report
+from pipelines.report.run_files import read_run
+from pipelines.report.stage_facts import facts
 from pipelines.run.pipeline import Pipeline
 from tests.support.finished_run import Tags
 from tests.support.recipes import RECIPE

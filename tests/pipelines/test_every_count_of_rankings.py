@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.report.page import facts, read_run, write_report
+from pipelines.report.page import write_report
+from pipelines.report.run_files import read_run
+from pipelines.report.stage_facts import facts
 from pipelines.run.pipeline import Pipeline
 from stages import rankings
 from tests.support.finished_run import Tags

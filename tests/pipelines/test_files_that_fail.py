@@ -465,20 +465,21 @@ def test_kills_while_gc_removes(tmp_path: Path) -> None:
 
 def test_kills_while_a_model_is_exported(least_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.run import export
+    from pipelines.run.model_card import Exported
 
     to = tmp_path / "exported"
     written: list[str] = []
 
-    def made(pipeline, stage, role, folder, partial, merge, saving, say) -> export.Exported:
+    def made(model, partial, merge, saving, say) -> Exported:
         for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"):
             write_atomic(partial / name, name)
             written.append(name)
-        return export.Exported(form="adapter", renderer=pipeline.loaded.renderer)
+        return Exported(form="adapter", renderer=model.pipeline.loaded.renderer)
 
     def card(pipeline, stage, exported, partial) -> None:
         write_atomic(partial / "README.md", "a card")
 
-    monkeypatch.setattr(export, "_export_lm", made)
+    monkeypatch.setattr(export, "export_lm", made)
     monkeypatch.setattr(export, "write_card", card)
 
     def work() -> None:

@@ -15,7 +15,8 @@ from data.common.errors import GateStopped
 from models.backbone.artifacts import publish
 from pipelines.cli import main as cli
 from pipelines.loading.load import load_recipe
-from pipelines.report.page import read_run, view
+from pipelines.report.page import view
+from pipelines.report.run_files import read_run
 from reward.card.gate import failures, remedies, require
 from reward.settings import GateConfig
 from tests.conftest import tiny_lm, word_tokenizer
@@ -152,7 +153,7 @@ def stopped_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(runner.Pipeline, "base_key", "base")
     pipeline = runner.Pipeline.from_recipe(tmp_path / "recipe.yaml", run_dir=tmp_path / "run")
-    described = next(iter(pipeline._keys())).described
+    described = next(iter(pipeline.states())).described
     part = tmp_path / "run/.reward.partial"
     part.mkdir(parents=True)
     (part / "report_card.json").write_text(json.dumps(BAD[0]))

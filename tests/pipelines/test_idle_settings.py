@@ -17,12 +17,14 @@ import yaml
 from data.common.errors import UserError
 from data.source_settings import Source
 from models.backbone.settings import METHODS, RESIDUAL
-from pipelines.loading.idle import RULES, covers, leaves, replaced
+from pipelines.loading.idle import covers, leaves, replaced
 from pipelines.loading.load import load_recipe
+from pipelines.loading.needs import RULES
 from pipelines.recipe.errors import models_in
 from pipelines.recipe.schema import Recipe, resolved_yaml
 from pipelines.stages.depends_on import rendering_of
-from pipelines.stages.table import STAGES, Here, made_with
+from pipelines.stages.described import Here, made_with
+from pipelines.stages.table import STAGES
 
 ROOT = Path(__file__).parents[2]
 DATA = {

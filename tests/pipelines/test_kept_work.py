@@ -251,8 +251,8 @@ def test_a_finished_stage_stays_when_memory_and_speed_alone_change(
 
 
 def test_with_dropout_the_cut_of_a_batch_changes_the_result(base: Path, whole: Path) -> None:
-    first = [s.key for s in made(base, whole, "adapter.dropout=0.1")._keys()]
-    assert first != [s.key for s in made(base, whole, "adapter.dropout=0.1", "sft.micro_batch=2")._keys()]
+    first = [s.key for s in made(base, whole, "adapter.dropout=0.1").states()]
+    assert first != [s.key for s in made(base, whole, "adapter.dropout=0.1", "sft.micro_batch=2").states()]
 
 
 def test_threads_are_recorded_and_a_stopped_stage_resumes_with_its_own(
@@ -301,7 +301,7 @@ def test_a_stage_of_when_the_key_held_settings_of_speed_stays_valid(base: Path, 
     from pipelines.stages.keys import hash_of
 
     pipeline = made(base, tmp_path)
-    described = next(iter(s for s in pipeline._keys() if s.name == "sft")).described
+    described = next(iter(s for s in pipeline.states() if s.name == "sft")).described
     old = described | {
         "settings": described["settings"] | {"micro_batch": 8, "batch_tokens": None},
         "runtime": described["runtime"] | {"gradient_checkpointing": False},

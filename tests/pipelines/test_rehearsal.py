@@ -19,7 +19,8 @@ from pipelines.loading.idle import waiting
 from pipelines.loading.load import load_recipe
 from pipelines.run.endpoints import check_keys, unanswered
 from pipelines.run.pipeline import Pipeline
-from pipelines.run.rehearsal import check_precision, partly_rehearsed, rehearse, value_start
+from pipelines.run.rehearsal import check_precision, rehearse, value_start
+from pipelines.run.rehearsed_rows import partly_rehearsed
 from tests.conftest import WORDS, tiny_lm, word_tokenizer
 
 REFUSES = "{{ raise_exception('no system please') if messages[0].role == 'system' else '' }}"
@@ -470,12 +471,12 @@ def test_a_copy_of_a_given_adapter_that_has_other_settings_is_told_at_plan(
 def test_a_part_of_which_only_some_rows_are_rendered_is_named(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import pipelines.run.rehearsal as rehearsal
+    import pipelines.run.rehearsed_rows as rehearsed_rows
 
     pipeline = Pipeline.from_recipe(
         recipe | {"data": {k: v if isinstance(v, float) else str(tmp_path / v) for k, v in recipe["data"].items()}}
     )
     assert partly_rehearsed(pipeline.corpus, pipeline.stages) == []
-    monkeypatch.setattr(rehearsal, "ROWS", 5)
+    monkeypatch.setattr(rehearsed_rows, "ROWS", 5)
     lines = partly_rehearsed(pipeline.corpus, ["ppo"])
     assert len(lines) == 1 and lines[0].startswith("data.prompts: 4 of 12 rows are rendered ahead")

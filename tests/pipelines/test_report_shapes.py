@@ -14,7 +14,8 @@ import pytest
 
 from pipelines.report import page as report
 from pipelines.report import words as report_words
-from pipelines.report.page import page_of, read_run, view, write_report
+from pipelines.report.page import page_of, view, write_report
+from pipelines.report.run_files import read_run
 
 FILES = ["run.json", "evaluation/results.json", "reward/report_card.json", "reward/manifest.json", "ppo/manifest.json"]
 OTHERS: list[Any] = [None, True, -1, 0.5, 10**400, "x", [], ["x"], [None, 1], {}, {"mean": "x"}, {"x": 1}]

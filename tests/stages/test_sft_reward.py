@@ -256,7 +256,7 @@ def test_a_given_adapter_keeps_its_settings_and_the_user_is_told(tmp_path):
     reward_model.run(context, RewardConfig(batch=6, micro_batch=6, calibration_samples=4))
     told = "adapter: reward starts as a copy of 'sft' and keeps its settings, not the recipe's"
     assert f"{told} (rank: {2 * has} is asked for, 'sft' has {has})" in said
-    assert context.base.peft.peft_config["reward"].r == has
+    assert context.base.adapters["reward"].r == has
 
 
 def test_trained_tensors_that_nothing_depends_on_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

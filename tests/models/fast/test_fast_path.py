@@ -228,7 +228,7 @@ def off_loaded(base):
 
 
 def dropping(base):
-    base.peft.peft_config["policy"].lora_dropout = 0.5
+    base.adapters["policy"].lora_dropout = 0.5
     for module in base.lm.modules():
         if isinstance(module, nn.ModuleDict) and "policy" in module and isinstance(module["policy"], nn.Identity):
             module["policy"] = nn.Dropout(0.5)

@@ -175,7 +175,7 @@ def test_a_failure_that_is_overcome_takes_its_report_along(of_failure: bool, tmp
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_with_their_exit_code(number: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(number)
-    monkeypatch.setattr("pipelines.cli.main.run_stages", lambda *_, **__: os.kill(os.getpid(), number))
+    monkeypatch.setattr("pipelines.cli.run_commands.run_stages", lambda *_, **__: os.kill(os.getpid(), number))
     assert cli.main(["sft", "recipe.yaml"]) == code
     assert signal.getsignal(number) is before
 

@@ -17,9 +17,11 @@ from rich.console import Console
 from data.common.errors import UserError
 from pipelines.cli.summary import metrics_table
 from pipelines.report.charts import reward_against_kl
-from pipelines.report.page import counted, page_of, read_run, view, write_report
+from pipelines.report.page import page_of, view, write_report
 from pipelines.report.reward_card import training_scale
+from pipelines.report.run_files import read_run
 from pipelines.report.samples import PACKED, chosen_samples, packed_samples, unpacked
+from pipelines.report.stage_facts import counted
 from tests.support.finished_run import RECIPE, Tags, embedded, make_run, many_rows, unpacked_part, without_packed
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pipelines.report import reward_card as report_reward
-from pipelines.report.page import read_run, view, write_report
+from pipelines.report.page import view, write_report
 from pipelines.report.reward_card import merged
+from pipelines.report.run_files import read_run
 from tests.support.finished_run import RECIPE, Tags, embedded, make_run, report_card
 
 SHARE = {"share": 0.75, "ci95": [0.7, 0.8], "n": 1200, "prompts": 200}

@@ -14,7 +14,7 @@ from data import kept_parts
 from data.doctor.corpus import examine
 from data.storage import folders
 from pipelines.cli.main import main
-from pipelines.report.page import data_check
+from pipelines.report.stage_facts import data_check
 from pipelines.run import data_health
 from pipelines.run.data_health import KEPT, check_data, health_of, limits_of
 from pipelines.run.pipeline import Pipeline

@@ -113,7 +113,7 @@ def test_an_export_that_fails_leaves_nothing(finished: Pipeline, tmp_path: Path,
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.run.export._save_tokenizer", full)
+    monkeypatch.setattr("pipelines.run.export_lm.save_tokenizer", full)
     with pytest.raises(UserError, match=r"cannot be written .No space left on device.*another --to"):
         export_stage(finished.run_dir, "sft", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

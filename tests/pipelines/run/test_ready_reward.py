@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from data.common.errors import GateStopped, UserError
-from pipelines.report.page import read_run
+from pipelines.report.run_files import read_run
 from pipelines.run.pipeline import Pipeline
 from tests.conftest import WORDS, tiny_lm, word_tokenizer
 

@@ -11,7 +11,7 @@ import pytest
 
 from data.sources import DataConfig
 from data.splits import load_corpus
-from pipelines.report.page import sources
+from pipelines.report.stage_facts import sources
 from pipelines.run import rehearsal
 
 

@@ -27,7 +27,7 @@ def keys(folder: Path, **recipe: object) -> dict[str, str]:
     data = {"demonstrations": demo, "prompts": demo, "rankings": str(folder / "ranked.jsonl")}
     whole: dict[str, object] = {"name": "k", "data": data}
     pipeline = Pipeline.from_recipe(whole | {"runtime": {"device": "cpu"}} | recipe, run_dir=folder / "run")
-    return {state.name: state.key for state in pipeline._keys()}
+    return {state.name: state.key for state in pipeline.states()}
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:

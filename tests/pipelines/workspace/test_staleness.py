@@ -75,7 +75,7 @@ def pipeline(world_size: Path, inputs: dict[str, str] | None = None, **changes: 
 
 def finish(made: Pipeline) -> None:
     """Every stage as if it had been run: its key and description over a file."""
-    for state in made._keys():
+    for state in made.states():
         name, described, key = state.name, state.described, state.key
         part = made.run_dir / f".{STAGES[name].folder}.partial"
         part.mkdir(parents=True)

@@ -106,7 +106,7 @@ def test_while_the_policy_is_the_reference_one_pass_serves_both(tmp_path, monkey
 def test_other_settings_or_weights_are_another_policy(tmp_path):
     ppo = ppo_world.make_ppo(tmp_path)
     assert old_logprobs.is_reference(ppo.base)
-    settings = ppo.base.peft.peft_config["policy"]
+    settings = ppo.base.adapters["policy"]
     settings.lora_alpha *= 2
     assert not old_logprobs.is_reference(ppo.base)
     settings.lora_alpha /= 2
