@@ -197,7 +197,9 @@ def check_plain(parts: Collection[str], name: str, word: str) -> None:
         Reject: one of its words may turn it around.
     """
     if turning := sorted(_TURNING.intersection(parts)):
-        raise Reject(f"{name} is {word[:60]!r}: by {turning[0]!r} it may speak for either side; name the better one alone")
+        raise Reject(
+            f"{name} is {word[:60]!r}: by {turning[0]!r} it may speak for either side; name the better one alone"
+        )
 
 
 def texts_of(value: Any, name: str) -> list[str]:

@@ -27,7 +27,16 @@ def row_of(shape: str, verdict: Any) -> Any:
 @pytest.mark.parametrize("shape", ["sides", "arena"])
 @pytest.mark.parametrize(
     "verdict",
-    ["B is worse", "not B", "model_b lost", "B loses", "A is not better", "b: weaker", "B (rejected)", "B isn't better"],
+    [
+        "B is worse",
+        "not B",
+        "model_b lost",
+        "B loses",
+        "A is not better",
+        "b: weaker",
+        "B (rejected)",
+        "B isn't better",
+    ],
 )
 def test_a_verdict_that_may_speak_for_either_side_is_refused(shape: str, verdict: str) -> None:
     with pytest.raises(Reject, match="may speak for either side; name the better one alone"):
