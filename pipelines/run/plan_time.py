@@ -115,8 +115,8 @@ class PlanTime:
         return (
             f"ppo takes about {duration(whole)} here; for a first look, --set "
             + " ".join(f"{name}={value}" for name, value in settings.items())
-            + f" takes about {duration(shorter.seconds['ppo'])}; responses of at most {ppo.max_new_tokens:,} tokens "
-            "(ppo.max_new_tokens) are the rest of it"
+            + f" takes about {duration(shorter.seconds['ppo'])}; a ppo.max_new_tokens below {ppo.max_new_tokens:,} "
+            "shortens both"
         )
 
 
