@@ -178,12 +178,12 @@ def show_plan(
         warnings: list[str] = []
         rehearse(pipeline, pipeline.stages, warnings.append)
         found = plan_as_json(pipeline.recipe, pipeline.run_dir, plans, seconds, assumed)
-        warnings += [text for text in (pipeline.details.sharding, time.first_look()) if text]
+        warnings += [text for text in (pipeline.details.sharding, time.shorter_run()) if text]
         partly = partly_rehearsed(pipeline.corpus, pipeline.stages)
         return console().print_json(data=found | {"findings": findings, "warnings": warnings, "rehearsed": partly})
     kept = pipeline.kept()
     print_plan(pipeline.recipe, pipeline.run_dir, plans, pipeline.corpus, kept, findings, seconds, assumed)
-    for text in (pipeline.details.sharding, time.first_look()):
+    for text in (pipeline.details.sharding, time.shorter_run()):
         if text:
             console().print(text, style="yellow", markup=False)
     rehearse(pipeline, pipeline.stages, lambda text: print(f"warning: {text}"))
