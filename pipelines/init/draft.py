@@ -94,7 +94,7 @@ def draft(wanted: Wanted) -> Draft:
     text = recipe_text([*top, *_stage_groups(recipe, first, limits), _runtime(memory)])
     made = _pipeline(text, wanted.file)
     warnings = [*_warnings(made, memory, alone=wanted.machine.cards <= 1)]
-    if wanted.machine.here and (long := PlanTime(made.details, made.stages).first_look()):
+    if wanted.machine.here and (long := PlanTime(made.details, made.stages).shorter_run()):
         warnings.append(long)
     return Draft(text=text, stages=made.recipe.stages, warnings=tuple(dict.fromkeys(warnings)))
 

@@ -19,7 +19,7 @@ from pipelines.stages.shapes import Shape
 from pipelines.stages.table import STAGES
 
 ROUNDED = 16  # lengths and rows of what is measured, so that small changes find the cache
-LONG, A_LOOK = 3 * 3600.0, 3600.0
+LONG, SHORT = 3 * 3600.0, 3600.0
 """Seconds of PPO from which on a shorter first run is named, and about how long that one is to take."""
 
 
@@ -102,12 +102,12 @@ class PlanTime:
             parts.append("Transformers' modules counted as 1.4 times the fast path")
         return f"time: about {duration(sum(self.seconds.values()))} in all; " + "; ".join(parts)
 
-    def first_look(self) -> str:
+    def shorter_run(self) -> str:
         """Where PPO takes hours: how much of it shows within about one whether a run goes as meant; else empty."""
         whole, ppo = self.seconds.get("ppo", 0.0), self.details.recipe.ppo
         if whole < LONG:
             return ""
-        share = A_LOOK / whole * ppo.updates * ppo.rollouts
+        share = SHORT / whole * ppo.updates * ppo.rollouts
         smaller = list(_smaller(ppo.updates, ppo.rollouts, ppo.minibatches))
         updates, rollouts = next((pair for pair in smaller if math.prod(pair) <= share), smaller[-1])
         settings = {"ppo.updates": updates, "ppo.rollouts": rollouts}
@@ -115,8 +115,8 @@ class PlanTime:
         return (
             f"ppo takes about {duration(whole)} here; for a first look, --set "
             + " ".join(f"{name}={value}" for name, value in settings.items())
-            + f" takes about {duration(shorter.seconds['ppo'])}; responses of at most {ppo.max_new_tokens:,} tokens "
-            "(ppo.max_new_tokens) are the rest of it"
+            + f" takes about {duration(shorter.seconds['ppo'])}; a ppo.max_new_tokens below {ppo.max_new_tokens:,} "
+            "shortens both"
         )
 
 

@@ -168,13 +168,13 @@ def test_hours_of_ppo_come_with_a_shorter_first_run(
         recipe = recipe_of(Path(planned["base"]), planned["data"], ppo=ppo)
         return PlanTime(Pipeline.from_recipe(recipe, run_dir=tmp_path / "run").details, ["ppo"])
 
-    text = of(updates=100, rollouts=64).first_look()
+    text = of(updates=100, rollouts=64).shorter_run()
     named = re.search(r"--set ppo.updates=(\d+) ppo.rollouts=(\d+) takes about (.*?);", text)
     assert named is not None and "ppo takes about" in text
     shorter = of(updates=int(named[1]), rollouts=int(named[2]))
     assert duration(shorter.seconds["ppo"]) == named[3]
     assert shorter.seconds["ppo"] < of(updates=100, rollouts=64).seconds["ppo"] / 4
-    assert of(updates=1, rollouts=4).first_look() == ""  # an hour or two need no other run
+    assert of(updates=1, rollouts=4).shorter_run() == ""  # an hour or two need no other run
 
 
 @pytest.mark.parametrize(("rollouts", "minibatches"), [(64, 1), (60, 3), (8, 8), (7, 7)])
