@@ -276,6 +276,7 @@ class PPOConfig(Config):
 
     RATE_DIVISOR: ClassVar[int] = 10
     ROWS_LIMIT: ClassVar[str] = "max_prompt_tokens"
+    ROOM_BEHIND: ClassVar[str] = "max_new_tokens"  # of a row; one that leaves less before the base's end is left out
 
     updates: int = Field(100, ge=1, description="rollout-and-update cycles")
     rollouts: int = Field(64, ge=1, description="responses a cycle, over all processes")

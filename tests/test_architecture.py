@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 import warnings
 from collections.abc import Iterator, Mapping
@@ -109,6 +110,14 @@ def test_every_folder_has_its_floor() -> None:
     for room, floors in FLOORS.items():
         folders = {p.name for p in (ROOT / room).iterdir() if p.is_dir() and (p / "__init__.py").is_file()}
         assert folders == set(floors)
+
+
+def test_the_map_names_every_floor_in_order() -> None:
+    rows = [line.split("|") for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()]
+    shown = {row[1].strip(" `"): re.findall(r"`(\w+)`", row[3]) for row in rows if len(row) == 5 and "`" in row[1]}
+    assert {room: shown[room] for room in ROOMS} == FLOORS
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert " -> ".join(reversed(ROOMS)) in text and " -> ".join(reversed(FLOORS["pipelines"])) in text
 
 
 def test_no_import_runs_in_a_circle() -> None:

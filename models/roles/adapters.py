@@ -21,13 +21,14 @@ from data.common.errors import UserError
 from models.backbone.seeds import derived_seed, isolated_rng
 from models.backbone.settings import AdapterConfig
 from models.roles import embeddings
+from models.roles.by_role import ByRole
 from models.roles.files import AdapterFiles
 from models.roles.lora import CONSTANT, check_same_kind, differences, is_adapters, misfit, own_tensors
 from models.roles.methods import BEGINNINGS, begin, keep_second_half, role_config
 from models.roles.together import select_adapter
 
 
-class Adapters(Mapping[str, PeftConfig]):
+class Adapters(ByRole[PeftConfig]):
     """PEFT's configuration of each role with an adapter. A new adapter is frozen and not selected.
 
     Args:
@@ -45,17 +46,8 @@ class Adapters(Mapping[str, PeftConfig]):
         self._wrapped: list[Any] = []  # embeddings and output layer, where roles have their own
 
     @property
-    def _configs(self) -> Mapping[str, PeftConfig]:
+    def held(self) -> Mapping[str, PeftConfig]:
         return {} if self.peft is None else self.peft.peft_config
-
-    def __getitem__(self, role: str) -> PeftConfig:
-        return self._configs[role]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._configs)
-
-    def __len__(self) -> int:
-        return len(self._configs)
 
     def add_fresh(self, role: str, adapter: AdapterConfig, seed: int, head: bool) -> None:
         """An adapter that is an identity at first.

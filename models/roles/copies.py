@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import shards_of
 from models.backbone.trained_shards import trained_parameters
 from models.hub.load import load_causal_lm
+from models.roles.by_role import ByRole
 from models.roles.lora import plain_name
 from models.roles.methods import trained_of
 from models.roles.own_models import copied, delta_of, merged_copy, share_equal, unshare
 
 
-class Copies(Mapping[str, Any]):
+class Copies(ByRole[Any]):
     """The model of each such role, with fp32 weights where they are trained.
 
     With ``adapter.method: full`` all of its tensors are its own; with ``freeze`` those that are trained, and the others
@@ -40,14 +41,9 @@ class Copies(Mapping[str, Any]):
         self._models: dict[str, Any] = {}
         self._trained: dict[str, set[str]] = {}  # role -> the tensors of its copy that are trained; absent: all
 
-    def __getitem__(self, role: str) -> Any:
-        return self._models[role]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._models)
-
-    def __len__(self) -> int:
-        return len(self._models)
+    @property
+    def held(self) -> Mapping[str, Any]:
+        return self._models
 
     def add_fresh(self, role: str, adapter: AdapterConfig) -> None:
         """A copy of the base.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from peft import PeftConfig
@@ -22,6 +22,7 @@ from models.backbone.soft_prompts import (
     remove_prompts,
     select_prompt,
 )
+from models.roles.by_role import ByRole
 from models.roles.files import AdapterFiles
 from models.roles.methods import role_config
 from models.roles.prompts import (
@@ -34,7 +35,7 @@ from models.roles.prompts import (
 )
 
 
-class VirtualTokens(Mapping[str, PeftConfig]):
+class VirtualTokens(ByRole[PeftConfig]):
     """PEFT's configuration of each role with virtual tokens. New ones are frozen.
 
     Args:
@@ -47,14 +48,9 @@ class VirtualTokens(Mapping[str, PeftConfig]):
         self.lm, self.tokenizer, self.name = lm, tokenizer, name
         self._configs: dict[str, PeftConfig] = {}
 
-    def __getitem__(self, role: str) -> PeftConfig:
-        return self._configs[role]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._configs)
-
-    def __len__(self) -> int:
-        return len(self._configs)
+    @property
+    def held(self) -> Mapping[str, PeftConfig]:
+        return self._configs
 
     def add_fresh(self, role: str, adapter: AdapterConfig, seed: int, head: bool) -> None:
         """Virtual tokens that begin as ordinary ones of the vocabulary, or as an encoder makes them.

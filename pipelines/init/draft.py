@@ -31,12 +31,14 @@ SCRATCH = "scratch"
 """The base that the run pretrains itself."""
 FEW, MANY, USUAL = 500, 20_000, 0.1
 """Rows below which a fifth is held out, from which on it is about 2,000 of them, and the share between."""
-PPO_KNOBS = {
-    "updates": "rollouts and updates of the policy",
-    "rollouts": "responses an update",
-    "kl_coef": "weight of the KL penalty: raise it where responses drift",
+KNOBS = {
+    "ppo": {
+        "updates": "rollouts and updates of the policy",
+        "rollouts": "responses an update",
+        "kl_coef": "weight of the KL penalty: raise it where responses drift",
+    },
 }
-"""Settings of PPO that are changed the first: shown with the values that they have anyway."""
+"""Settings of a stage that are changed the first: shown with the values that they have anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,9 +250,8 @@ def _stage_groups(recipe: Recipe, pipeline: Pipeline, limits: dict[str, Line]) -
         for key in chosen:
             if key == rates.SETTING or is_open(pipeline.asked, stage, key):
                 lines.append(Line(key=key, value=getattr(config, key), written=False))
-        if stage == "ppo":
-            knobs = PPO_KNOBS.items()
-            lines += [Line(key=key, value=getattr(config, key), why=why, written=False) for key, why in knobs]
+        knobs = KNOBS.get(stage, {}).items()
+        lines += [Line(key=key, value=getattr(config, key), why=why, written=False) for key, why in knobs]
         yield Group(key=stage, lines=lines, about=[f"{stage}: {text}" for text in details.chosen(stage).splitlines()])
     if "evaluation" in limits:
         yield Group(key="evaluation", lines=[limits["evaluation"]])

@@ -80,14 +80,15 @@ def _evenly(rows: Sequence[Any]) -> Sequence[Any]:
 
 
 def _limit(details: PlanDetails, stage: str, key: str, tally: Tally) -> Line | None:
-    own = int(getattr(getattr(details.recipe, stage), key))
-    base = details.opened_for_reward if stage == "reward" else details.opened
+    """The limit ``key`` of a stage whose rows ``tally`` counts; None where the default does."""
+    config, base = getattr(details.recipe, stage), details.opened_for(stage)
+    own, behind = int(getattr(config, key)), getattr(config, "ROOM_BEHIND", None)
     positions = None if base is None else base.positions
-    if stage != "ppo" and positions is not None and own > positions:  # PPO leaves out by itself what does not fit
+    if behind is None and positions is not None and own > positions:
         return Line(key=key, value=positions, why=f"the base has {positions:,} positions")
     room = LONGEST if positions is None else min(LONGEST, positions)
-    if stage == "ppo":  # the response comes behind the prompt
-        room -= details.recipe.ppo.max_new_tokens
+    if behind is not None:
+        room -= getattr(config, behind)
     needed = -(-(tally.limit_for_95_percent() or 0) // GRAIN) * GRAIN
     raised = min(room, needed)
     if raised <= own or tally.lost <= MANY * tally.rows:

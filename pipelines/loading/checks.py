@@ -6,6 +6,7 @@ Each problem is a path and a sentence that names the setting to change.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def _model_part(recipe: Recipe) -> bool:
 
 def problems_across(recipe: Recipe) -> list[Problem]:
     """Everything that does not fit together."""
-    found = [*_secrets(recipe.model_dump(mode="json")), *_name(recipe), *_stages(recipe), *_needs(recipe)]
+    found = [*_secrets(recipe.model_dump(mode="json")), *_name(recipe), *_stages(recipe), *_missing(recipe)]
     found += numbers_out_of_range(recipe.model_dump(mode="python", exclude={"data", "base_dir"}))
     return [
         *found,
@@ -255,54 +256,67 @@ def _stages(recipe: Recipe) -> list[Problem]:
     return []
 
 
-def _needs(recipe: Recipe) -> list[Problem]:
-    stages, data, out = recipe.stages, recipe.data, list[Problem]()
-    if "pretrain" in stages and isinstance(recipe.base, str):
-        out.append(
-            (
-                ("stages",),
-                f"'pretrain' makes a base, but base is '{recipe.base}': "
-                "write base: {pretrain: {...}} or leave the stage out",
-            )
+def _missing(recipe: Recipe) -> list[Problem]:
+    return [*_own_settings(recipe), *_sources(recipe), *_of_ppo(recipe)]
+
+
+WITH_SETTINGS = {
+    "continued": "`continued` (continued: {} takes the defaults)",
+    "distil": "`distil` (at least distil.teacher)",
+    "rankings": "`rankings` (at least rankings.annotator)",
+}
+"""Stages that run where their settings are there, and which those are."""
+
+
+def _own_settings(recipe: Recipe) -> Iterator[Problem]:
+    """Stages without the settings that call for them, and settings without their stage."""
+    if "pretrain" in recipe.stages and isinstance(recipe.base, str):
+        yield (
+            ("stages",),
+            f"'pretrain' makes a base, but base is '{recipe.base}': "
+            "write base: {pretrain: {...}} or leave the stage out",
         )
-    if recipe.continued is None and "continued" in stages:
-        out.append((("stages",), "'continued' needs the settings `continued` (continued: {} takes the defaults)"))
-    if recipe.continued is not None and "continued" not in stages:
-        out.append((("continued",), "there are settings, but stages has no 'continued': add the stage or remove them"))
+    for stage, settings in WITH_SETTINGS.items():
+        there = getattr(recipe, stage) is not None
+        if stage in recipe.stages and not there:
+            yield ("stages",), f"'{stage}' needs the settings {settings}"
+        if stage not in recipe.stages and there:
+            yield (stage,), f"there are settings, but stages has no '{stage}': add the stage or remove them"
+
+
+def _sources(recipe: Recipe) -> Iterator[Problem]:
+    """Stages without the data that they are trained on."""
+    stages, data = recipe.stages, recipe.data
     if recipe.continued is not None and not data.documents:
-        out.append((("continued",), "trains on data.documents, and there are none: give some, or remove it"))
-    if "ppo" in stages and recipe.ppo.ptx_coef and not getattr(data, recipe.ppo.ptx_data):
-        out.append((("ppo", "ptx_data"), f"there are no data.{recipe.ppo.ptx_data}: give some, or leave out ptx_coef"))
-    if recipe.distil is None and "distil" in stages:
-        out.append((("stages",), "'distil' needs the settings `distil` (at least distil.teacher)"))
-    if recipe.distil is not None and "distil" not in stages:
-        out.append((("distil",), "there are settings, but stages has no 'distil': add the stage or remove them"))
+        yield ("continued",), "trains on data.documents, and there are none: give some, or remove it"
     if recipe.distil is not None and recipe.distil.responses == "demonstrations" and not data.demonstrations:
-        out.append((("distil", "responses"), "there are no data.demonstrations: give some, or use 'teacher'"))
+        yield ("distil", "responses"), "there are no data.demonstrations: give some, or use 'teacher'"
     if "sft" in stages and not data.demonstrations:
-        out.append((("data",), "the sft stage needs data.demonstrations: give them, or leave 'sft' out of stages"))
-    if "rankings" in stages and recipe.rankings is None:
-        out.append((("stages",), "'rankings' needs the settings `rankings` (at least rankings.annotator)"))
-    if recipe.rankings is not None and "rankings" not in stages:
-        out.append((("rankings",), "there are settings, but stages has no 'rankings': add the stage or remove them"))
+        yield ("data",), "the sft stage needs data.demonstrations: give them, or leave 'sft' out of stages"
     if recipe.rankings is not None and data.rankings:
-        out.append((("rankings",), "the reward model would have two sources: remove `rankings` or data.rankings"))
+        yield ("rankings",), "the reward model would have two sources: remove `rankings` or data.rankings"
     if "reward" in stages and recipe.rankings is None and not data.rankings:
-        out.append((("data",), "the reward stage needs data.rankings, or `rankings` to sample and rank answers"))
+        yield ("data",), "the reward stage needs data.rankings, or `rankings` to sample and rank answers"
     evaluates_a_file = not isinstance(data.held_out, float) and not {"ppo", "rankings"} & set(stages)
     if (
         any(stage.asks for name, stage in STAGES.items() if name in stages)
         and not (data.prompts or data.demonstrations or data.rankings)
         and not evaluates_a_file
     ):
-        out.append((("data",), "ppo and evaluation need data.prompts (or demonstrations, whose prompts they take)"))
-    if "ppo" in stages and "reward" not in stages and not _model_part(recipe) and recipe.ppo.value.init == "reward":
-        out.append(
-            (("ppo", "value"), "there is no reward model to start the value role from: set ppo.value.init to 'sft'")
-        )
-    if "ppo" in stages and "reward" in stages and recipe.ppo.keep == "best" and not recipe.reward.holdout:
-        out.append((("ppo", "keep"), "'best' is chosen by a held-out reward model: set reward.holdout, such as 0.2"))
-    return out
+        yield ("data",), "ppo and evaluation need data.prompts (or demonstrations, whose prompts they take)"
+
+
+def _of_ppo(recipe: Recipe) -> Iterator[Problem]:
+    """What PPO's settings name and the run does not have."""
+    if "ppo" not in recipe.stages:
+        return
+    config, data = recipe.ppo, recipe.data
+    if config.ptx_coef and not getattr(data, config.ptx_data):
+        yield ("ppo", "ptx_data"), f"there are no data.{config.ptx_data}: give some, or leave out ptx_coef"
+    if "reward" not in recipe.stages and not _model_part(recipe) and config.value.init == "reward":
+        yield ("ppo", "value"), "there is no reward model to start the value role from: set ppo.value.init to 'sft'"
+    if "reward" in recipe.stages and config.keep == "best" and not recipe.reward.holdout:
+        yield ("ppo", "keep"), "'best' is chosen by a held-out reward model: set reward.holdout, such as 0.2"
 
 
 def _systems(recipe: Recipe) -> list[Problem]:

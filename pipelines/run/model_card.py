@@ -58,57 +58,72 @@ class Exported:
     lost: Sequence[str] = ()
 
 
+class _Facts:
+    """What the run's files say of the model of a stage."""
+
+    def __init__(self, pipeline: Pipeline, stage: str) -> None:
+        self.pipeline, self.stage, self.stages = pipeline, stage, lineage(pipeline, stage)
+        self.name, self.spec = f"{pipeline.recipe.name}-{stage}", _spec_of(pipeline, stage)
+        artifact = self.stages[stage]
+        on_run_base = stage != "reward" or not pipeline.loaded.reward_has_own_base
+        self.base = base_in_words(pipeline) if on_run_base else f"`{self.spec.name}`"
+        self.pretrained = on_run_base and not isinstance(pipeline.recipe.base, str)
+        first = pipeline.loaded.first_spec if on_run_base and pipeline.recipe.continued else self.spec
+        self.licence = None if self.pretrained else licence_of(first)
+        self.results, self.why_not = evaluation_of(pipeline, stage, artifact) if stage != "reward" else ({}, "")
+        self.card = stored_card(artifact.path) if stage == "reward" and artifact is not None else {}
+        self.rows = data_rows(pipeline, self.stages)
+
+
 def write_card(pipeline: Pipeline, stage: str, exported: Exported, folder: Path) -> None:
     """Write the card of a stage's export into its folder."""
-    stages = lineage(pipeline, stage)
-    artifact = stages[stage]
-    spec = _spec_of(pipeline, stage)
-    trained_base = stage != "reward" or not pipeline.loaded.reward_has_own_base
-    pretrained = trained_base and not isinstance(pipeline.recipe.base, str)
-    licence = (
-        None
-        if pretrained
-        else licence_of(pipeline.loaded.first_spec if trained_base and pipeline.recipe.continued else spec)
-    )
-    results, why_not = evaluation_of(pipeline, stage, artifact) if stage != "reward" else ({}, "")
-    card = stored_card(artifact.path) if stage == "reward" and artifact is not None else {}
-    rows = data_rows(pipeline, stages)
-    kind, library, relation = FORMS[exported.form]
-    name = f"{pipeline.recipe.name}-{stage}"
-    on_hub = not pretrained and not Path(spec.source).is_dir()
-    data = ModelCardData(
-        model_name=name,
-        base_model=spec.source if on_hub else None,
+    facts = _Facts(pipeline, stage)
+    head, parts = _front_matter(facts, exported).to_yaml(), _sections(facts, exported)
+    with naming(folder):
+        ModelCard(f"---\n{head}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / CARD)
+
+
+def _front_matter(facts: _Facts, exported: Exported) -> ModelCardData:
+    """What the hub reads."""
+    _, library, relation = FORMS[exported.form]
+    licence, stage = facts.licence, facts.stage
+    on_hub = not facts.pretrained and not Path(facts.spec.source).is_dir()
+    return ModelCardData(
+        model_name=facts.name,
+        base_model=facts.spec.source if on_hub else None,
         base_model_relation=relation if on_hub else None,
         license=licence.hub_id if licence else None,
         license_name=licence.name if licence else None,
         library_name=library,
         pipeline_tag="text-classification" if stage == "reward" else "text-generation",
         tags=["trivet", stage],
-        datasets=hub_sets(rows) or None,
-        eval_results=_evaluations(stage, pipeline.recipe.name, card, results) or None,
+        datasets=hub_sets(facts.rows) or None,
+        eval_results=_evaluations(stage, facts.pipeline.recipe.name, facts.card, facts.results) or None,
     )
-    base = base_in_words(pipeline) if trained_base else f"`{spec.name}`"
-    parts = [
-        f"# {name}",
-        f"{_a(kind)} exported by trivet {_trivet()}: the stage `{stage}` ({STAGES[stage].title}) of the run "
-        f"`{pipeline.recipe.name}`, on {base}.",
+
+
+def _sections(facts: _Facts, exported: Exported) -> list[str]:
+    """Headings and paragraphs."""
+    pipeline, stage = facts.pipeline, facts.stage
+    found = _reward_found(facts.card) if stage == "reward" else _policy_found(stage, facts.results, facts.why_not)
+    return [
+        f"# {facts.name}",
+        f"{_a(FORMS[exported.form][0])} exported by trivet {_trivet()}: the stage `{stage}` ({STAGES[stage].title}) of "
+        f"the run `{pipeline.recipe.name}`, on {facts.base}.",
         "## Load it",
-        snippet(exported.form, spec, exported.renderer, exported.score),
+        snippet(exported.form, facts.spec, exported.renderer, exported.score),
         "## What it depends on",
         _bullets(_depends(pipeline, stage, exported)),
         "## What was found of it",
-        _reward_found(card) if stage == "reward" else _policy_found(stage, results, why_not),
+        found,
         *([f"What quantising lost, evaluated at the export:\n\n{_bullets(exported.lost)}"] if exported.lost else []),
         "## Training",
-        _training(pipeline, stages),
+        _training(pipeline, facts.stages),
         "## Data",
-        _data(rows, bool(set(pipeline.given) & set(stages))),
+        _data(facts.rows, bool(set(pipeline.given) & set(facts.stages))),
         "## Licences",
-        _licences(licence, pretrained),
+        _licences(facts.licence, facts.pretrained),
     ]
-    with naming(folder):
-        ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / CARD)
 
 
 def _spec_of(pipeline: Pipeline, stage: str) -> BaseModelSpec:

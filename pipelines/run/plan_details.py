@@ -178,15 +178,17 @@ class PlanDetails:
         spec = resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=recipe.adapter.new_tokens)
         return opened(spec, "auto", (), recipe.adapter.positions)
 
+    def opened_for(self, stage: str) -> Opened | None:
+        """As ``opened``, of the base that a stage's role stands on."""
+        return self.opened_for_reward if STAGES[stage].role == "reward" else self.opened
+
     def tallies(self, name: str) -> Mapping[str, Count]:
         """What a stage cuts and drops, by group of rows; empty where no tokenizer is there."""
         if name == "pretrain":
             return pretrain(self.recipe, self.corpus)
         if name == "continued":
             return self._continued()
-        tally = STAGES[name].tally
-        found = None if tally is None else self.opened_for_reward if STAGES[name].role == "reward" else self.opened
-        if tally is None or found is None:
+        if (tally := STAGES[name].tally) is None or (found := self.opened_for(name)) is None:
             return {}
         return tally(found.renderer, self.recipe, self.corpus, found.positions)
 

@@ -41,7 +41,7 @@ def longest_of(lengths: Sequence[float], count: int) -> float:
 
 def response(e: Estimator, room: int) -> tuple[float, float]:
     """Mean and longest response of a trained policy that may say so many tokens."""
-    lengths = [min(float(room), answered) for _, answered in e.demonstrations if answered > 0]
+    lengths = [min(float(room), answered) for _, answered in e.lengths.demonstrations if answered > 0]
     if not lengths or "sft" not in e.recipe.stages:
         return float(room), float(room)
     return mean(lengths), max(lengths)
@@ -55,14 +55,16 @@ def _micro(rows: float, batch: int, tokens: float, limit: int | None) -> float:
 def pretrain(e: Estimator) -> Effort:
     assert not isinstance(e.recipe.base, str)
     p = e.recipe.base.pretrain
-    tokens = p.batch * longest_of([min(float(p.model.context), n) for n in e.documents], p.batch)  # with padding
+    lengths = [min(float(p.model.context), n) for n in e.lengths.documents]
+    tokens = p.batch * longest_of(lengths, p.batch)  # with padding
     return Effort(steps=p.steps, pretraining=(p.steps, tokens))
 
 
 def continued(e: Estimator) -> Effort:
     c = e.recipe.continued
     assert c is not None
-    tokens = c.batch * longest_of([min(float(c.context or CONTEXT), n) for n in e.documents], c.batch)  # with padding
+    lengths = [min(float(c.context or CONTEXT), n) for n in e.lengths.documents]
+    tokens = c.batch * longest_of(lengths, c.batch)  # with padding
     each = Passes(kind="train", count=c.steps, rows=c.batch, tokens=tokens, read=tokens)
     trained = float(e.shape.parameters) if e.shape is not None else 0.0
     return Effort(passes=without_nothing((each,)), steps=c.steps, trained=trained, full=True)
@@ -71,8 +73,8 @@ def continued(e: Estimator) -> Effort:
 def sft(e: Estimator) -> Effort:
     s, corpus = e.recipe.sft, e.corpus.demonstrations
     limit = float(s.max_tokens)
-    tokens = mean([min(limit, asked + answered) for asked, answered in e.demonstrations])
-    read = mean([min(limit, asked + answered, answered) for asked, answered in e.demonstrations])
+    tokens = mean([min(limit, asked + answered) for asked, answered in e.lengths.demonstrations])
+    read = mean([min(limit, asked + answered, answered) for asked, answered in e.lengths.demonstrations])
     rows = _micro(min(s.batch, len(corpus.train)), s.micro_batch, tokens, s.batch_tokens)
     some = min(HELD_OUT, len(corpus.held_out))
     steps = len(corpus.train) / s.batch * s.epochs
@@ -87,7 +89,7 @@ def sft(e: Estimator) -> Effort:
         of("read", len(corpus.held_out) / max(1, some), some),
         of("read", seen / max(1, each), each),
     )
-    return Effort(passes=without_nothing(passes), steps=steps, trained=_adapter(e), trainer=True, full=_full(e))
+    return Effort(passes=without_nothing(passes), steps=steps, trained=_adapter(e), trainer=True, full=e.whole_copies)
 
 
 def _evaluated(config: SFTConfig | RewardConfig, held_out: int, trained: int, steps: float) -> float:
@@ -101,9 +103,9 @@ def distil(e: Estimator) -> Effort:
     assert d is not None
     rows, prompts = learnt_on(d, e.corpus), asked(d, e.corpus)
     if d.responses == "teacher":
-        prompt, read = mean(e.prompts), response(e, d.max_new_tokens)[0]
+        prompt, read = mean(e.lengths.prompts), response(e, d.max_new_tokens)[0]
     else:
-        prompt, read = mean([n for n, _ in e.demonstrations]), mean([n for _, n in e.demonstrations])
+        prompt, read = mean([n for n, _ in e.lengths.demonstrations]), mean([n for _, n in e.lengths.demonstrations])
     tokens = min(float(d.max_tokens), prompt + read)
     each = _micro(min(d.batch, rows), d.micro_batch, tokens, d.batch_tokens)
 
@@ -119,7 +121,7 @@ def distil(e: Estimator) -> Effort:
         steps=steps,
         trained=_adapter(e),
         trainer=True,
-        full=_full(e),
+        full=e.whole_copies,
     )
 
 
@@ -134,9 +136,9 @@ def reward(e: Estimator) -> Effort:
     w, r = e.recipe.reward, e.recipe.rankings
     if r is not None:
         total, held_out = len(e.corpus.prompts.train[: r.prompts]), len(e.corpus.prompts.held_out[: r.held_out_prompts])
-        ranked = [(asked, [response(e, r.max_new_tokens)[0]] * r.answers) for asked in e.prompts]
+        ranked = [(asked, [response(e, r.max_new_tokens)[0]] * r.answers) for asked in e.lengths.prompts]
     else:
-        total, held_out, ranked = len(e.corpus.rankings.train), len(e.corpus.rankings.held_out), e.ranked
+        total, held_out, ranked = len(e.corpus.rankings.train), len(e.corpus.rankings.held_out), e.lengths.ranked
     limit = float(w.max_tokens)
     ranked = [(min(q, limit), [min(a, max(0.0, limit - q)) for a in answers]) for q, answers in ranked]
     sharing = shares_prompts(e)
@@ -170,7 +172,7 @@ def reward(e: Estimator) -> Effort:
         steps=seen / w.batch,
         trained=_adapter(e),
         trainer=True,
-        full=_full(e),
+        full=e.whole_copies,
     )
 
 
@@ -183,7 +185,7 @@ def _scores(rows: float, tokens: float, read: float) -> Passes:
 
 def ppo(e: Estimator) -> Effort:
     p, w = e.recipe.ppo, e.recipe.reward
-    asked = mean([n for n in e.prompts if n <= p.max_prompt_tokens] or e.prompts)
+    asked = mean([n for n in e.lengths.prompts if n <= p.max_prompt_tokens] or e.lengths.prompts)
     said, _ = response(e, p.max_new_tokens)
     tokens = asked + said
     rows = _micro(p.rollouts / p.minibatches, p.micro_batch, tokens, p.micro_tokens)
@@ -213,7 +215,7 @@ def ppo(e: Estimator) -> Effort:
         steps=p.updates * p.epochs * p.minibatches,
         trained=_adapter(e) * (1 + separate),
         rest=UPDATE * p.updates,
-        full=_full(e),
+        full=e.whole_copies,
     )
 
 
@@ -223,10 +225,10 @@ def _ptx(e: Estimator) -> tuple[Passes, ...]:
     if not p.ptx_coef:
         return ()
     if p.ptx_data == "documents":
-        tokens = read = mean([min(float(p.ptx_max_tokens), n) for n in e.documents])
+        tokens = read = mean([min(float(p.ptx_max_tokens), n) for n in e.lengths.documents])
     else:
-        tokens = mean([min(float(p.ptx_max_tokens), asked + said) for asked, said in e.demonstrations])
-        read = mean([min(tokens, said) for _, said in e.demonstrations])
+        tokens = mean([min(float(p.ptx_max_tokens), asked + said) for asked, said in e.lengths.demonstrations])
+        read = mean([min(tokens, said) for _, said in e.lengths.demonstrations])
     batch = p.ptx_batch or p.rollouts // p.minibatches
     rows = min(batch, p.micro_batch)
     count = p.updates * p.epochs * p.minibatches * batch / rows
@@ -245,7 +247,7 @@ def evaluate(e: Estimator) -> Effort:
         sampled += _sampled(e, rows * times, v.batch, room, trained=trained)
         scored += rows * (times + (named.kind == "best_of"))
         compared += rows * (named.kind != "best_of")
-    tokens, each = mean(e.prompts) + said, min(float(v.batch), float(rows))
+    tokens, each = mean(e.lengths.prompts) + said, min(float(v.batch), float(rows))
     count = KL_PASSES * compared / max(1.0, each)
     likely = compared / max(1.0, each) * ("base_perplexity" in v.metrics)
     kl = Passes(kind="read", count=count + likely, rows=each, tokens=each * tokens, read=each * said)
@@ -258,7 +260,7 @@ def evaluate(e: Estimator) -> Effort:
 
 def _adversaries(e: Estimator, room: int) -> tuple[float, float]:
     """Mean tokens of a row with a response that deserves nothing, and of the response alone."""
-    asked, (_, longest) = mean(e.prompts), response(e, room)
+    asked, (_, longest) = mean(e.lengths.prompts), response(e, room)
     said = (longest + EMPTY + CONSTANT_TOKENS + asked) / len(ADVERSARIES)
     return asked + said, said
 
@@ -270,7 +272,7 @@ def _sampled(
     if rows <= 0 or room <= 0:
         return ()
     said, longest = response(e, room) if trained else (float(room), float(room))
-    each, prompt = min(float(batch), float(rows)), mean(e.prompts)
+    each, prompt = min(float(batch), float(rows)), mean(e.lengths.prompts)
     prompts = max(1.0, each / same) * prompt
     made = Sampled(calls=rows / each, rows=each, prompt=prompt, prompts=prompts, mean=said, longest=longest)
     return (made,)
@@ -278,7 +280,3 @@ def _sampled(
 
 def _adapter(e: Estimator) -> float:
     return float(e.shape.adapter) if e.shape is not None else 0.0
-
-
-def _full(e: Estimator) -> bool:
-    return e.recipe.adapter.tuning.copies

@@ -17,7 +17,7 @@ from data.counting import Tally
 from data.splits import Corpus
 from data.template import Renderer
 from pipelines.recipe.schema import Recipe
-from pipelines.stages import conditions, curves, depends_on, efforts, starts, tallies
+from pipelines.stages import conditions, curves, depends_on, efforts, starts, tallies, workloads
 from pipelines.stages.duration import Effort
 from pipelines.stages.estimates import Estimator, Work
 
@@ -121,7 +121,7 @@ STAGES: dict[str, Stage] = {
         depends_on=depends_on.pretrain_settings,
         data=("documents",),
         steps=depends_on.pretrain_steps,
-        estimate=Estimator.pretrain,
+        estimate=workloads.pretrain,
         effort=efforts.pretrain,
         role="base",
         on_base=False,
@@ -145,7 +145,7 @@ STAGES: dict[str, Stage] = {
         depends_on=depends_on.continued_settings,
         data=("documents",),
         steps=depends_on.continued_steps,
-        estimate=Estimator.continued,
+        estimate=workloads.continued,
         effort=efforts.continued,
         role="base",
         on_base=False,
@@ -170,7 +170,7 @@ STAGES: dict[str, Stage] = {
         data=("demonstrations",),
         training_data="demonstrations",
         steps=depends_on.sft_steps,
-        estimate=Estimator.sft,
+        estimate=workloads.sft,
         effort=efforts.sft,
         tally=tallies.sft,
         role="sft",
@@ -197,7 +197,7 @@ STAGES: dict[str, Stage] = {
         data=("prompts", "demonstrations"),
         training_data="prompts",
         steps=depends_on.distil_steps,
-        estimate=Estimator.distil,
+        estimate=workloads.distil,
         effort=efforts.distil,
         asks=True,
         role="distilled",
@@ -226,7 +226,7 @@ STAGES: dict[str, Stage] = {
         data=("prompts",),
         training_data="prompts",
         steps=depends_on.rankings_steps,
-        estimate=Estimator.rankings,
+        estimate=workloads.rankings,
         effort=efforts.rankings,
         asks=True,
         sampled="batch",
@@ -252,7 +252,7 @@ STAGES: dict[str, Stage] = {
         data=("rankings", "prompts"),
         training_data="rankings",
         steps=depends_on.reward_steps,
-        estimate=Estimator.reward,
+        estimate=workloads.reward,
         effort=efforts.reward,
         tally=tallies.reward,
         role="reward",
@@ -282,7 +282,7 @@ STAGES: dict[str, Stage] = {
         more_data=conditions.ppo_data,
         training_data="prompts",
         steps=depends_on.ppo_steps,
-        estimate=Estimator.ppo,
+        estimate=workloads.ppo,
         effort=efforts.ppo,
         tally=tallies.ppo,
         asks=True,
@@ -315,7 +315,7 @@ STAGES: dict[str, Stage] = {
         depends_on=depends_on.evaluation_settings,
         data=("prompts", "demonstrations", "rankings"),  # for worked examples, references, the reward model's card
         steps=depends_on.evaluate_steps,
-        estimate=Estimator.evaluate,
+        estimate=workloads.evaluate,
         effort=efforts.evaluate,
         asks=True,
         speed=("batch",),

@@ -57,13 +57,7 @@ def run(
     monitor = HoldoutMonitor(ppo, judge, model if optimised else None) if judge is not None else None
     if ppo.remote is not None:
         ppo.remote.check(max(map(len, ppo.stream.queries)), config.max_new_tokens)
-    saved = context.checkpoints.resume()
-    if saved is not None:
-        ppo_state.restore(ppo, saved)
-        if monitor is not None:
-            monitor.restore(saved)
-    elif config.self_check:
-        require(self_check(ppo, model))
+    resume_or_check(ppo, monitor, model)
     loop = Loop(ppo, monitor)
     last = loop.run()
     if ppo.remote is not None:
@@ -91,6 +85,22 @@ def run(
             **{name: last[name] for name in ("objective/kl", "objective/scores", "rollout/length") if name in last},
         }
     )
+
+
+def resume_or_check(ppo: PPO, monitor: HoldoutMonitor | None, model: RewardModel | None) -> None:
+    """Go on from the newest checkpoint; at the beginning, compare what PPO takes for equal.
+
+    Raises:
+        UserError: it is not equal.
+    """
+    saved = ppo.context.checkpoints.resume()
+    if saved is None:
+        if ppo.config.self_check:
+            require(self_check(ppo, model))
+        return
+    ppo_state.restore(ppo, saved)
+    if monitor is not None:
+        monitor.restore(saved)
 
 
 class Loop:

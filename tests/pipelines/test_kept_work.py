@@ -21,6 +21,7 @@ from pipelines.workspace.gc import leftovers, remove
 from pipelines.workspace.verify import verify_run
 from stages.safe_points.checkpoints import Checkpoints
 from stages.safe_points.stopped import CHECKPOINTS, note_work, read_work, take_up
+from tests.support.killed import Killed, killed_at
 from tests.support.recipes import RECIPE
 
 SFT: dict[str, Any] = copy.deepcopy(RECIPE) | {"stages": ["pretrain", "sft"], "checkpoint": {"every_minutes": 0}}
@@ -28,10 +29,6 @@ for unused in ("rankings", "reward", "ppo", "evaluation"):
     SFT.pop(unused)
 SFT["sft"] = {"learning_rate": 3e-3, "batch": 8, "micro_batch": 8}
 SFT["runtime"] = {"device": "cpu"}
-
-
-class Killed(BaseException):
-    """Nothing may catch it and tidy up, as nothing could after a kill."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,20 +63,8 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stop_at(base: Path, folder: Path, step: int, *changes: str) -> None:
     """Run SFT until its ``step``-th safe point is saved, and kill it there."""
-    seen: list[int] = []
-    real = Checkpoints.safe_point
-
-    def safe_point(self: Checkpoints, *args: Any, **kwargs: Any) -> None:
-        real(self, *args, **kwargs)
-        seen.append(args[0])
-        if len(seen) == step:
-            self.wait()
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "safe_point", safe_point)
-        with pytest.raises(Killed):
-            made(base, folder, *changes).run(only=["sft"])
+    with killed_at(step):
+        made(base, folder, *changes).run(only=["sft"])
 
 
 def plan_of(pipeline: Pipeline) -> str:

@@ -16,6 +16,7 @@ from pipelines.run.pipeline import Pipeline
 from pipelines.stages.table import STAGES
 from stages.safe_points.checkpoints import Checkpoints
 from stages.safe_points.interrupts import INTERRUPTS
+from tests.support.killed import killed_at
 from tests.support.recipes import RECIPE, metrics, results
 
 ALWAYS = [
@@ -42,10 +43,6 @@ OTHER_STOPS = [("pretrain", 5), ("sft", 1), ("rankings", 1), ("reward", 1), ("pp
 STOPS = [("sft", 3), ("ppo", 4), *(slowly(*stop) for stop in OTHER_STOPS)]
 
 
-class Killed(BaseException):
-    """Not an Exception: nothing may catch it and tidy up, as nothing could after a kill."""
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """The run that nobody stops, and how often each stage could have been."""
@@ -63,22 +60,6 @@ def go(whole: Path, folder: Path, stage: str, *changes: str, fresh: bool = False
     Pipeline.from_recipe(RECIPE, [*ALWAYS, *changes], run_dir=folder, inputs=inputs_from(whole, stage)).run(
         only=[stage], fresh=fresh
     )
-
-
-def kill_at(monkeypatch, number: int) -> list[int]:
-    """End the stage at its ``number``-th safe point, after it has been saved; the safe points that were seen."""
-    seen: list[int] = []
-    real = Checkpoints.safe_point
-
-    def safe_point(self, *args, **kwargs):
-        real(self, *args, **kwargs)
-        seen.append(args[0])
-        if len(seen) == number:
-            self.wait()
-            raise Killed
-
-    monkeypatch.setattr(Checkpoints, "safe_point", safe_point)
-    return seen
 
 
 def same(whole: Path, folder: Path, stage: str) -> None:
@@ -103,10 +84,8 @@ def test_a_stage_that_is_killed_ends_in_the_same_bytes(whole, tmp_path, monkeypa
 
     for module, name in [(torch, "load"), (torch, "save"), *((pickle, n) for n in ("load", "loads", "dump", "dumps"))]:
         monkeypatch.setattr(module, name, refuse)
-    with monkeypatch.context() as patch:
-        kill_at(patch, number)
-        with pytest.raises(Killed):
-            go(whole, tmp_path, stage)
+    with killed_at(number):
+        go(whole, tmp_path, stage)
     assert len(list((tmp_path / f".{FOLDERS[stage]}.partial/checkpoints").glob("step_*"))) == min(number, 2)
     assert not [f for f in tmp_path.rglob("*") if f.suffix in (".pt", ".pth", ".bin", ".pkl")]
     told: list[str] = []
@@ -132,10 +111,8 @@ def resumed(real, told):
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
     whole, tmp_path, monkeypatch, capsys, damage
 ):
-    with monkeypatch.context() as patch:
-        kill_at(patch, 6)
-        with pytest.raises(Killed):
-            go(whole, tmp_path, "ppo")
+    with killed_at(6):
+        go(whole, tmp_path, "ppo")
     partial = tmp_path / ".ppo.partial"
     newest = sorted((partial / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))[-1]
     file = {"manifest": newest / "manifest.json", "missing": newest / "state.json"}.get(
@@ -157,10 +134,8 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
 
 @pytest.mark.slow
 def test_checkpoints_of_other_settings_and_with_fresh_are_left(whole, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        kill_at(patch, 5)
-        with pytest.raises(Killed):
-            go(whole, tmp_path, "ppo", "ppo.kl_coef=0.3")
+    with killed_at(5):
+        go(whole, tmp_path, "ppo", "ppo.kl_coef=0.3")
     go(whole, tmp_path, "ppo")
     assert "resuming" not in capsys.readouterr().out
     same(whole, tmp_path, "ppo")

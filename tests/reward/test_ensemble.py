@@ -19,6 +19,7 @@ from stages.ppo import stage as ppo_stage
 from stages.safe_points.checkpoints import Checkpoints
 from stages.settings import PPOConfig, RewardConfig
 from tests.conftest import ADAPTER, make_base, randomise
+from tests.support.killed import Killed, Stops
 from tests.support.ppo import make_context
 from tests.support.training import reward_context
 
@@ -117,22 +118,11 @@ def test_the_stage_trains_members_apart_and_a_watcher_on_other_prompts(tmp_path)
 def test_a_stage_that_is_killed_in_any_member_ends_in_the_same_bytes(tmp_path, number, monkeypatch):
     trained(tmp_path / "whole")
 
-    class Killed(BaseException):
-        pass
-
-    class Stops(Checkpoints):
-        left = number
-
-        def safe_point(self, at, snapshot, step=None, good=True):
-            self.save(at, snapshot())
-            self.wait()
-            self.left -= 1
-            if not self.left:
-                raise Killed
-
     folder = tmp_path / "again" / "checkpoints"
+    checkpoints = Stops(folder, "key")
+    checkpoints.left = number
     with pytest.raises(Killed):
-        trained(tmp_path / "again", Stops(folder, "key"))
+        trained(tmp_path / "again", checkpoints)
     trained(tmp_path / "again", Checkpoints(folder, "key"))
     found = {k: v for k, v in files_of(tmp_path / "again").items() if not k.startswith("checkpoints/")}
     assert found == files_of(tmp_path / "whole") and len(found) >= 9

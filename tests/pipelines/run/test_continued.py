@@ -17,6 +17,7 @@ from pipelines.run.export import export_stage
 from pipelines.run.pipeline import Pipeline
 from stages.safe_points.checkpoints import Checkpoints
 from tests.conftest import tiny_lm, word_tokenizer
+from tests.support.killed import killed_at
 from tests.support.recipes import RECIPE
 
 SETTINGS = {"steps": 8, "batch": 4, "context": 16, "learning_rate": 1e-3}
@@ -88,22 +89,11 @@ def test_the_plan_counts_by_the_tokenizer_of_the_base(done: Path, tmp_path: Path
 
 
 def test_it_resumes_where_it_was_stopped(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(BaseException):
-        pass
-
     recipe, run = recipe_on(done / "base") | {"checkpoint": {"every_minutes": 0}}, tmp_path / "run"
     real = Checkpoints.safe_point
 
-    def safe_point(self: Checkpoints, step: int, *args: Any, **kwargs: Any) -> None:
-        real(self, step, *args, **kwargs)
-        if step == 5:
-            self.wait()
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "safe_point", safe_point)
-        with pytest.raises(Killed):
-            Pipeline.from_recipe(recipe, run_dir=run).run(only=["continued"])
+    with killed_at(5):
+        Pipeline.from_recipe(recipe, run_dir=run).run(only=["continued"])
     first: list[int] = []
 
     def noted(self: Checkpoints, step: int, *args: Any, **kwargs: Any) -> None:

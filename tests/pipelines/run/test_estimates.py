@@ -10,7 +10,8 @@ import pytest
 from models.backbone.settings import AdapterConfig
 from pipelines.cli import main as cli
 from pipelines.run.pipeline import Pipeline
-from pipelines.stages.estimates import FACTOR, LIBRARIES, largest_sum
+from pipelines.stages.estimates import FACTOR, LIBRARIES
+from pipelines.stages.lengths import largest_sum
 from pipelines.stages.memory import Numbers, Rows, Sampling, cache_bytes, layer_kept, sampled
 from pipelines.stages.shapes import Shape, shape_of, shape_of_folder
 from pipelines.stages.table import folders

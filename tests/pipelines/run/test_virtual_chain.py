@@ -12,17 +12,13 @@ import torch
 from peft import AutoPeftModelForCausalLM
 
 from data.common.errors import UserError
-from data.records import Message
 from models.backbone.settings import METHODS
-from models.sampling.generate import CachedEngine, SamplingParams
 from pipelines.loading.load import load_recipe
 from pipelines.run.export import export_stage
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.rehearsal import rehearse
 from pipelines.run.score import load_scorer
-from stages.safe_points.checkpoints import Checkpoints
-from tests.conftest import tiny_lm, word_tokenizer
-from tests.support.recipes import results
+from tests.support.tuned_chain import ASKED, NEW_TOKENS, chain_recipe, check_killed, greedy, opened
 
 STAGES = ("sft", "reward", "ppo", "evaluate")
 TUNED: dict[str, Any] = {
@@ -30,46 +26,14 @@ TUNED: dict[str, Any] = {
     "p_tuning": {"method": "p_tuning", "virtual_tokens": 3, "encoder": "lstm", "encoder_width": 8},
     "prefix_tuning": {"method": "prefix_tuning", "virtual_tokens": 3},
 }
-ASKED = [[Message(role="user", content="w1 w2")]] * 3
+RATES = {"sft": 3e-2, "reward": 3e-2, "ppo": 1e-2}
 ANSWERS = ["w5 w5 w5", "w6 w7", "w8 " * 12]
-
-
-class Killed(BaseException):
-    """Nothing may catch it and tidy up."""
-
-
-def recipe_in(folder: Path, adapter: dict[str, Any]) -> dict[str, Any]:
-    tiny_lm(initializer_range=0.2).save_pretrained(folder / "base")
-    word_tokenizer().save_pretrained(folder / "base")
-    shown = [{"prompt": f"w{n} w2", "completion": f"w{n} w3 w4"} for n in range(12)]
-    ranked = [{"prompt": f"w{n}", "chosen": "w5 w5", "rejected": f"w6 w{n}"} for n in range(12)]
-    for name, rows in (("d", shown), ("r", ranked)):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    recipe: dict[str, Any] = {
-        "base": "./base",
-        "template": "dialogue",
-        "stages": list(STAGES),
-        "data": {"demonstrations": "d.jsonl", "rankings": "r.jsonl", "prompts": "d.jsonl", "held_out": 0.2},
-        "adapter": adapter,
-        "sft": {"learning_rate": 3e-2, "batch": 4, "epochs": 2},
-        "reward": {"learning_rate": 3e-2, "batch": 4, "epochs": 1, "max_tokens": 24, "calibration_samples": 8},
-        "ppo": {
-            **{"updates": 2, "rollouts": 8, "epochs": 1, "minibatches": 2, "learning_rate": 1e-2},
-            **{"max_new_tokens": 8, "max_prompt_tokens": 16},
-        },
-        "evaluation": {"max_new_tokens": 8, "systems": ["base", "sft", "ppo"]},
-        "runtime": {"device": "cpu", "threads": 1, "dtype": "float32"},
-        "checkpoint": {"every_minutes": 0},
-    }
-    recipe["reward"]["gate"] = "off"
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    return recipe
 
 
 @pytest.fixture(scope="module", params=TUNED)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     folder = tmp_path_factory.mktemp("virtual")
-    recipe_in(folder, TUNED[request.param])
+    chain_recipe(folder, STAGES, TUNED[request.param], rates=RATES)
     made = Pipeline.from_recipe(folder / "recipe.yaml", run_dir=folder / "run")
     made.run()
     return made
@@ -82,9 +46,7 @@ def test_the_chain_learns_scores_and_evaluates(whole: Pipeline) -> None:
     found = json.loads((whole.run_dir / "evaluation/results.json").read_text())
     assert {"base", "sft", "ppo"} <= found["systems"].keys()
     for stage, role in (("sft", "sft"), ("reward", "reward"), ("ppo", "policy")):
-        whole.loaded.clear()
-        whole.loaded.load(stage, role, whole.run_dir / stage)
-        base = whole.loaded.base()
+        base, _ = opened(whole, stage, role)
         named = [n for n in base.parameters_of(role) if ".head." not in n]
         assert named == [f"soft_prompts.{role}.encoder.embedding.weight"]
         assert base.base_fingerprint() == base.fingerprint
@@ -93,18 +55,14 @@ def test_the_chain_learns_scores_and_evaluates(whole: Pipeline) -> None:
 def test_an_export_gives_the_run_s_greedy_responses_in_plain_peft(whole: Pipeline, tmp_path: Path) -> None:
     for stage, role in (("sft", "sft"), ("ppo", "policy")):
         folder = export_stage(whole.run_dir, stage, tmp_path / stage)
-        whole.loaded.clear()
-        whole.loaded.load(stage, role, whole.run_dir / stage)
-        base, renderer = whole.loaded.base(), whole.loaded.renderer()
-        query = renderer.prompt_ids([Message(role="user", content="w1 w2")])
-        with base.role(role) as view, torch.no_grad():
-            params = SamplingParams(max_new_tokens=10, stop_ids=renderer.stop_ids)
-            (expected,) = CachedEngine()(view, [query], params=params, noise=None).ids
-            ids = torch.tensor([[*query, *expected]])
-            ours = view.logits(view.hidden(ids, torch.ones_like(ids)))
+        base, renderer = opened(whole, stage, role)
+        query, expected, ours = greedy(base, renderer, role)
+        ids = torch.tensor([[*query, *expected]])
         lm: Any = AutoPeftModelForCausalLM.from_pretrained(str(folder)).eval()
         asked = torch.tensor([query])
-        made = lm.generate(input_ids=asked, attention_mask=torch.ones_like(asked), max_new_tokens=10, do_sample=False)
+        made = lm.generate(
+            input_ids=asked, attention_mask=torch.ones_like(asked), max_new_tokens=NEW_TOKENS, do_sample=False
+        )
         assert made[0, len(query) :].tolist()[: len(expected)] == expected
         with torch.no_grad():
             theirs = lm(input_ids=ids).logits[:, -ids.shape[1] :]
@@ -127,36 +85,15 @@ def test_an_exported_reward_model_gives_the_run_s_scores(whole: Pipeline, tmp_pa
 
 
 @pytest.mark.parametrize(("stage", "number"), [("sft", 2), ("ppo", 3)])
-def test_a_killed_stage_ends_in_the_same_bytes(
-    whole: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, number: int
-) -> None:
-    before = {name: str(whole.run_dir / name) for name in STAGES[: STAGES.index(stage)]}
-
-    def go() -> None:
-        file = whole.recipe.base_dir / "recipe.yaml"
-        Pipeline.from_recipe(file, run_dir=tmp_path / "run", inputs=before).run(only=[stage])
-
-    real, seen = Checkpoints.safe_point, []
-
-    def safe_point(self: Checkpoints, *args: Any, **kwargs: Any) -> None:
-        real(self, *args, **kwargs)
-        seen.append(args[0])
-        if len(seen) == number:
-            self.wait()
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "safe_point", safe_point)
-        with pytest.raises(Killed):
-            go()
-    go()
-    mine = {k: v for k, v in results(whole.run_dir).items() if k.startswith(f"{stage}/")}
-    assert mine and results(tmp_path / "run") == mine
+def test_a_killed_stage_ends_in_the_same_bytes(whole: Pipeline, tmp_path: Path, stage: str, number: int) -> None:
+    check_killed(whole, tmp_path / "run", stage, number)
 
 
 @pytest.mark.parametrize("method", [name for name, tuning in METHODS.items() if tuning.virtual])
 def test_pairs_that_make_no_sense_are_refused_before_anything_runs(method: str, tmp_path: Path) -> None:
-    recipe = recipe_in(tmp_path, {"method": method, "virtual_tokens": 3}) | {"base": str(tmp_path / "base")}
+    recipe = chain_recipe(tmp_path, STAGES, {"method": method, "virtual_tokens": 3}, rates=RATES) | {
+        "base": str(tmp_path / "base")
+    }
     recipe["data"] = {k: str(tmp_path / v) if isinstance(v, str) else v for k, v in recipe["data"].items()}
     for path, value, words in (
         ("evaluation.lm_eval", {"tasks": ["x"]}, f"lm_eval.systems: .*'{method}' are no weights"),

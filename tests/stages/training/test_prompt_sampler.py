@@ -15,6 +15,7 @@ from stages.settings import RewardConfig
 from stages.training import ranking_trainer
 from stages.training.prompt_sampler import OnePromptAStep, packed
 from tests.conftest import make_base
+from tests.support.killed import Killed, Stops
 from tests.support.ppo import make_context, make_prompt
 
 
@@ -72,22 +73,11 @@ def test_training_sees_both_rankings_of_a_prompt_in_one_step(tmp_path, monkeypat
 def test_a_training_that_goes_on_sees_the_rest_of_the_same_order(tmp_path, monkeypatch):
     whole = seen_steps(tmp_path / "whole", monkeypatch)
 
-    class Killed(BaseException):
-        pass
-
-    class Stops(Checkpoints):
-        left = 6
-
-        def safe_point(self, at, snapshot, step=None, good=True):
-            self.save(at, snapshot())
-            self.wait()
-            self.left -= 1
-            if not self.left:
-                raise Killed
-
     folder = tmp_path / "checkpoints"
+    checkpoints = Stops(folder, "key")
+    checkpoints.left = 6
     with pytest.raises(Killed):
-        seen_steps(tmp_path / "first", monkeypatch, Stops(folder, "key"))
+        seen_steps(tmp_path / "first", monkeypatch, checkpoints)
     monkeypatch.undo()
     rest = seen_steps(tmp_path / "second", monkeypatch, Checkpoints(folder, "key"))
     assert rest[-2:] == whole[-2:]
