@@ -1,4 +1,4 @@
-"""Lists of a recipe in which an item does nothing: a name that stands there twice, a term of a reward without weight."""
+"""Lists of a recipe in which an item does nothing: a name given twice, a term of a reward without weight."""
 
 from __future__ import annotations
 
