@@ -130,7 +130,7 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         _check_reward_base(of_reward, recipe, corpus, chosen, warn)
     if base is None:
         return
-    for doubt in base.renderer.doubts():
+    for doubt in base.doubts():
         warn(doubt)
     if "sft" in chosen:
         for doubt in doubtful_ends(base.renderer.stop_strings, _some(corpus.demonstrations.all)):
