@@ -25,10 +25,10 @@ SHOWN = 5  # metrics in a line
 
 
 class Bar:
-    """One stage's progress."""
+    """One stage's progress; ``begun`` steps of it were done before this process, and say nothing of its pace."""
 
-    def __init__(self, progress: Progress, name: str, total: int | None) -> None:
-        self.name, self.total = name, total
+    def __init__(self, progress: Progress, name: str, total: int | None, begun: int = 0) -> None:
+        self.name, self.total, self.begun = name, total, begun
         self.step, self.tokens, self.metrics = 0, 0, dict[str, float]()
         self.started = self._reported_at = time.monotonic()
         self._reported_step = 0
@@ -85,8 +85,9 @@ class Bar:
         parts = []
         if self.tokens and self.seconds > 0:
             parts.append(f"{self.tokens / self.seconds:,.0f} tokens/s")
-        if self.total and 0 < self.step < self.total:
-            parts.append(f"{duration(self.seconds / self.step * (self.total - self.step))} left")
+        if self.total and self.begun < self.step < self.total:
+            pace = self.seconds / (self.step - self.begun)
+            parts.append(f"{duration(pace * (self.total - self.step))} left")
         return parts + [f"{name} {number(value)}" for name, value in list(self.metrics.items())[:SHOWN]]
 
     def _count(self) -> str:
@@ -127,9 +128,12 @@ class Progress:
         self._warned: set[str] = set()  # warnings that came before the first stage
 
     @contextlib.contextmanager
-    def stage(self, name: str, total_steps: int | None = None) -> Iterator[Bar]:
-        """Show a stage while it runs, and profile it if asked; its last numbers stay when it ends without an error."""
-        with self._shown(name, total_steps) as bar:
+    def stage(self, name: str, total_steps: int | None = None, begun: int = 0) -> Iterator[Bar]:
+        """Show a stage while it runs, and profile it if asked; its last numbers stay when it ends without an error.
+
+        ``begun``: its steps that a checkpoint holds.
+        """
+        with self._shown(name, total_steps, begun) as bar:
             if self.profile is None or not self.active:
                 yield bar
                 return
@@ -139,8 +143,8 @@ class Progress:
                 yield watched
 
     @contextlib.contextmanager
-    def _shown(self, name: str, total_steps: int | None) -> Iterator[Bar]:
-        bar, self.current = Bar(self, name, total_steps), name
+    def _shown(self, name: str, total_steps: int | None, begun: int) -> Iterator[Bar]:
+        bar, self.current = Bar(self, name, total_steps, begun), name
         WHEREABOUTS.enter(name)
         if self.active and self.console.is_terminal and not self.console.is_dumb_terminal:
             with Live(bar._row(), console=self.console, transient=True, refresh_per_second=4) as bar.live:

@@ -25,6 +25,17 @@ def test_a_file_gets_plain_lines_at_every_tenth(monkeypatch: pytest.MonkeyPatch)
     assert lines[-1].startswith("ppo: done in 50 s  kl 14.29")
 
 
+def test_the_time_left_of_a_resumed_stage_counts_its_own_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Progress(console=Console(file=out)).stage("sft", 100, begun=50) as bar:
+        for step in (50, 55, 60):  # the first says what is there, and takes no time of this process's steps
+            now[0] += 10.0 * (step > 50)
+            bar.advance(step)
+    assert out.getvalue().splitlines()[:2] == ["sft 55/100 (55%)  1 min 30 s left", "sft 60/100 (60%)  1 min 20 s left"]
+
+
 def test_slow_steps_are_told_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
