@@ -115,8 +115,9 @@ def _data_files(source: Source, path: Path) -> list[Path]:
             raise UserError(f"{source.path}: no file of it is of split {source.split!r}; it holds {names}")
         data = chosen
     elif len(splits := _saved_splits(root)) > 1:
+        there = ", ".join(splits)
         raise UserError(
-            f"{source.path} holds several splits: {', '.join(splits)}; choose one with `split`, such as split: {splits[0]}"
+            f"{source.path} holds several splits: {there}; choose one with `split`, such as split: {splits[0]}"
         )
     if not data:
         inside = ", ".join(sorted(p.name for p in path.iterdir())[:SHOWN]) or "nothing"

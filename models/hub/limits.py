@@ -132,6 +132,50 @@ def check_stops(limits: Limits, stop_ids: Iterable[int]) -> None:
         )
 
 
+NEUTRAL: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+    "guidance_scale": 1.0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+}
+"""Settings of a generation config that change which tokens come, with the value that changes nothing."""
+
+
+def shaping_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a generation config would change the model's own distribution; no stage and no export uses it."""
+    found = {key: config[key] for key in NEUTRAL if config.get(key) is not None}
+    return {key: value for key, value in found.items() if value != NEUTRAL[key] and value not in ([], {})}
+
+
+def shaping_sentence(shaping: Mapping[str, Any], name: str) -> str:
+    """What a user of the base is told of it; empty where there is nothing."""
+    if not shaping:
+        return ""
+    shown = ", ".join(f"{key} {str(value)[:40]}" for key, value in shaping.items())
+    return (
+        f"base {name}: its generation_config.json sets {shown}: nothing here uses it. Responses come from the model's "
+        "own distribution, in training, evaluation, chat and exports"
+    )
+
+
 def check_rows(
     limits: Limits,
     rows: Iterable[Sequence[int]],

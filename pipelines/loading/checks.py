@@ -15,6 +15,7 @@ from data.common.errors import nearest
 from data.common.redaction import has_secret
 from evaluation.systems import problem_of, problem_of_metric
 from models.backbone.settings import DIVIDED, METHODS
+from pipelines.loading.lists import idle_terms, repeated_names
 from pipelines.recipe import rates
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.schema import Recipe
@@ -119,6 +120,8 @@ def problems_across(recipe: Recipe) -> list[Problem]:
     return [
         *found,
         *_systems(recipe),
+        *repeated_names(recipe),
+        *idle_terms(recipe),
         *_context(recipe),
         *_adapter(recipe),
         *_four_bits(recipe),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,16 @@ from data.template import Renderer
 from models.backbone.architecture import check_architecture, linear_layers, reach_sentence, without_weights
 from models.backbone.settings import AdapterConfig
 from models.hub.download import local_folder
-from models.hub.limits import Limits, check_stops, check_vocabulary, limits_of_folder, stop_ids_in, stop_strings_in
+from models.hub.limits import (
+    Limits,
+    check_stops,
+    check_vocabulary,
+    limits_of_folder,
+    shaping_in,
+    shaping_sentence,
+    stop_ids_in,
+    stop_strings_in,
+)
 from models.hub.load import add_rows, tokenizer_of
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model, module_of
@@ -34,12 +43,20 @@ class KnownBase:
         config: of its model.
         renderer: as the stages will use it.
         limits: ids and positions that it takes; None where its config names no vocabulary.
+        shaping: what of its generation config no stage uses (``models.hub.limits.shaping_in``).
     """
 
     name: str
     config: Any
     renderer: Renderer
     limits: Limits | None
+    shaping: dict[str, Any] = field(default_factory=dict)
+
+    def doubts(self) -> Iterator[str]:
+        """Sentences about what the base's files say that a user may not expect."""
+        yield from self.renderer.doubts()
+        if text := shaping_sentence(self.shaping, self.name):
+            yield text
 
 
 def known_base(
@@ -76,7 +93,9 @@ def known_base(
     )
     if limits is not None:
         check_stops(limits, renderer.stop_ids)
-    return KnownBase(name=spec.name, config=config, renderer=renderer, limits=limits)
+    file = folder / "generation_config.json"
+    shaping = shaping_in(read_object(file)) if file.is_file() else {}
+    return KnownBase(name=spec.name, config=config, renderer=renderer, limits=limits, shaping=shaping)
 
 
 def without_positions(limits: Limits, reserved: int) -> Limits:

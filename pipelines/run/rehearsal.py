@@ -121,7 +121,7 @@ def _check_base(
 ) -> None:
     """Check the run's base: what its template says, the adapters that are to stand on it, and rows as it reads them."""
     recipe, corpus = pipeline.recipe, pipeline.corpus
-    for doubt in base.renderer.doubts():
+    for doubt in base.doubts():
         warn(doubt)
     if "sft" in chosen:
         for doubt in doubtful_ends(base.renderer.stop_strings, evenly_spaced(corpus.demonstrations.all)):

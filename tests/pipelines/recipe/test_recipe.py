@@ -106,6 +106,17 @@ def test_reading_a_recipe_imports_no_heavy_library() -> None:
             "labels.0: must be text, not true; YAML reads yes, no, on and off as",
         ),
         (GOOD + "evaluation: {labels: [a, 2]}\n", "FILE:9: evaluation.labels.1: must be text, not 2; put it in quotes"),
+        (GOOD + "  reward: []\n", "FILE:9: ppo.reward: names no term of the reward"),
+        (GOOD + "  reward: [{source: model, weight: 0}]\n", "FILE:9: ppo.reward.0.weight: has no effect: it is 0"),
+        (GOOD + "  reward: [model, model]\n", "FILE:9: ppo.reward.1: 'model' is listed twice; add the weights up"),
+        (
+            GOOD + "evaluation: {best_of_by: {short: [{source: length, max_length: 3, weight: 0.0}]}}\n",
+            "FILE:9: evaluation.best_of_by.short.0.weight: has no effect",
+        ),
+        (GOOD + "evaluation: {systems: [sft, base, sft]}\n", "FILE:9: evaluation.systems.2: 'sft' is listed twice"),
+        (GOOD + "evaluation: {systems: [best_of_4, best-of-4]}\n", "evaluation.systems.1: 'best_of_4' is listed twice"),
+        (GOOD + "evaluation: {metrics: [rouge, rouge]}\n", "FILE:9: evaluation.metrics.1: 'rouge' is listed twice"),
+        (GOOD + "evaluation: {lm_eval: {tasks: [a, a]}}\n", "evaluation.lm_eval.tasks.1: 'a' is listed twice"),
         ("base: gpt2\ndata: {}\n", "FILE:2: data: calls for no stage"),
         ("base: gpt2\ndata: {demonstrations: x}\nstages: [reward]\n", "FILE:2: data: the reward stage needs"),
         ("base: gpt2\n\tdata: x\n", "FILE:2: not readable as YAML"),
@@ -148,10 +159,15 @@ def test_overrides(tmp_path: Path) -> None:
     [
         ("ppo.kl_ceof=1", "--set ppo.kl_ceof=1: ppo.kl_ceof: no such setting. Did you mean 'kl_coef'"),
         ("ppo.kl_coef=high", "--set ppo.kl_coef=high: ppo.kl_coef: must be a number, not 'high'"),
+        ("runtime.threads=100000", "runtime.threads: must be at most 1024, not 100000"),
         ("ppo.kl_coef", "must have the form key.subkey=value"),
         ("base.pretrain.steps=3", "base is 'gpt2', not a group"),
         ("data.rankings.7=x", "data.rankings is a list of 2"),
         ("ppo.kl_coef=[1", "not readable as YAML"),
+        (
+            "seed=99999999999999999999999",
+            "the number 99999999999999999999... is too large (at most 9223372036854775807)",
+        ),
     ],
 )
 def test_wrong_overrides_name_themselves(tmp_path: Path, override: str, message: str) -> None:

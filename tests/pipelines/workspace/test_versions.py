@@ -106,6 +106,7 @@ CODE = {
         "evaluation/results.py",
         "evaluation/divergence.py",
         "evaluation/prompting.py",
+        *(f"evaluation/metrics/{name}.py" for name in ("base", "builtin", "compare", "length_control", "text")),
         *FAST,
     ],
 }
