@@ -11,12 +11,11 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.common.errors import UserError
-from data.common.patience import each, patience
+from data.common.patience import each
 from data.counting import log_row
 from data.storage.views import Mapped
 from models.backbone.artifacts import naming
@@ -26,9 +25,9 @@ from models.backbone.tensor_files import readable
 from stages.settings import PretrainConfig, PretrainModel
 from stages.stage import StageContext, StageResult, schedule_factor
 from stages.training.chunks import ChunkCounts, chunked
+from stages.training.new_tokenizer import train_tokenizer
 from stages.training.next_token import Steps, held_out_nll, train
 
-PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 VERSION = 4
 HELD_OUT = 1000
 """Held-out documents of which the loss is computed, at most."""
@@ -73,36 +72,6 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
             "skipped_steps": skipped,
             "parameters": sum(p.numel() for p in lm.parameters()),
         }
-    )
-
-
-def train_tokenizer(documents: Sequence[str], config: PretrainConfig) -> PreTrainedTokenizerFast:
-    """Words split on white space, byte-level BPE, or single characters."""
-    special = [PAD, BOS, EOS, UNKNOWN]
-    if config.tokenizer == "bpe":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer: Any = trainers.BpeTrainer(
-            vocab_size=max(config.vocabulary, len(special) + len(alphabet)),
-            special_tokens=special,
-            initial_alphabet=sorted(alphabet),
-            show_progress=False,
-        )
-    else:
-        tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-        if config.tokenizer == "words":
-            tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        else:
-            tokenizer.normalizer = normalizers.NFKC()
-            tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-            tokenizer.decoder = decoders.Fuse()
-        trainer = trainers.WordLevelTrainer(vocab_size=config.vocabulary, special_tokens=special, show_progress=False)
-    with patience(f"training a tokenizer on {len(documents):,} documents"):
-        tokenizer.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN
     )
 
 

@@ -14,6 +14,7 @@ from data.common.tables import in_table
 from reward.settings import GateConfig, RewardPart
 from reward.tables import LOSSES, POOLINGS
 
+SMALLEST_UNIGRAM = 300  # tokens, most of which are bytes
 KEPT = "policies"  # folder of the ppo stage: policies kept on the way, for evaluation
 
 
@@ -45,7 +46,10 @@ class PretrainModel(Config):
 class PretrainConfig(Config):
     """A base model from scratch, for the demo and for data in languages without a small base."""
 
-    tokenizer: Literal["words", "bpe", "characters"] = Field("bpe", description="words, byte-level BPE or characters")
+    tokenizer: Literal["words", "bpe", "wordpiece", "unigram", "characters"] = Field(
+        "bpe",
+        description="words, byte-level BPE, WordPiece, SentencePiece's unigram model (trivet[unigram]), or characters",
+    )
     vocabulary: int = Field(2048, ge=16, description="largest vocabulary, special tokens included")
     model: PretrainModel = PretrainModel()
     steps: int = Field(450, ge=1, description="optimizer steps")
@@ -56,6 +60,15 @@ class PretrainConfig(Config):
     max_skipped_steps: int | None = Field(
         20, ge=1, description="stop after so many steps in a row without finite loss and gradient; null: never"
     )
+
+    @model_validator(mode="after")
+    def _has_room(self) -> PretrainConfig:
+        if self.tokenizer == "unigram" and self.vocabulary < SMALLEST_UNIGRAM:
+            raise ValueError(
+                "tokenizer 'unigram' has 260 tokens before it learns any (256 bytes and 4 special ones), and "
+                f"vocabulary is {self.vocabulary}: raise it to {SMALLEST_UNIGRAM} or more"
+            )
+        return self
 
 
 class ContinuedConfig(Config):

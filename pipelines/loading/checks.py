@@ -121,6 +121,7 @@ def problems_across(recipe: Recipe) -> list[Problem]:
         *_context(recipe),
         *_adapter(recipe),
         *_four_bits(recipe),
+        *_tokenizer(recipe),
         *_sharding(recipe),
         *_servers(recipe),
     ]
@@ -153,6 +154,18 @@ def _four_bits(recipe: Recipe) -> list[Problem]:
     else:
         return []
     return [(("runtime", "quantize"), why)]
+
+
+def _tokenizer(recipe: Recipe) -> list[Problem]:
+    """What a tokenizer of the run's own asks for."""
+    kind, out = "" if isinstance(recipe.base, str) else recipe.base.pretrain.tokenizer, list[Problem]()
+    if kind == "unigram" and find_spec("sentencepiece") is None:
+        why = "'unigram' needs SentencePiece: pip install 'trivet[unigram]', or use 'bpe'"
+        out.append((("base", "pretrain", "tokenizer"), why))
+    if kind in ("wordpiece", "unigram") and recipe.continued is not None and recipe.continued.added_vocabulary:
+        why = f"base.pretrain.tokenizer '{kind}' takes no further tokens (bpe, words and characters do): set it to 0"
+        out.append((("continued", "added_vocabulary"), why))
+    return out
 
 
 def _sharding(recipe: Recipe) -> list[Problem]:
