@@ -1,4 +1,5 @@
-"""A base model from scratch: tokenizer, a small Llama, next-token training on documents, in chunks of the context.
+"""A base model from scratch: tokenizer, a small Llama, next-token training on documents, in chunks of the context; or a
+small encoder that learns to predict hidden tokens, on which reward models stand.
 
 For the demo and for data in languages without a small base. Matrices are trained with Muon (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing of prompts and responses.
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, ModernBertForMaskedLM
 
 from data.common.errors import UserError
 from data.common.patience import each
@@ -25,8 +26,9 @@ from models.backbone.tensor_files import readable
 from stages.settings import PretrainConfig, PretrainModel
 from stages.stage import StageContext, StageResult, schedule_factor
 from stages.training.chunks import ChunkCounts, chunked
+from stages.training.masked import MaskedTokens, encoder_settings, masked_nll
 from stages.training.new_tokenizer import train_tokenizer
-from stages.training.next_token import Steps, held_out_nll, train
+from stages.training.next_token import NEXT_TOKENS, Objective, Steps, held_out_nll, train
 
 VERSION = 4
 HELD_OUT = 1000
@@ -53,10 +55,11 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
             context.say(f"pretraining: {text}")
     context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
-    skipped = train(context, lm, rows, steps_of(lm, config))
+    masking = MaskedTokens.of(tokenizer, context.seed) if config.objective == "masked" else None
     memory = OOMRetry("documents at once", context.warn_alone)
-    with memory.reporting(context.bar.phase("held-out documents", len(held_out))):
-        nll = held_out_nll(lm, held_out, context.processes, memory)
+    before = held_out_loss(context, lm, held_out, masking, memory) if masking is not None else None
+    skipped = train(context, lm, rows, steps_of(lm, config, masking or NEXT_TOKENS))
+    found = held_out_loss(context, lm, held_out, masking, memory)
     if context.processes.is_main:
         with naming(context.out / "model"):
             lm.save_pretrained(context.out / "model")
@@ -64,7 +67,11 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
             tokenizer.save_pretrained(context.out / "model")
     return StageResult(
         metrics={
-            "held_out_nll": nll,
+            **(
+                {"held_out_nll": found}
+                if masking is None
+                else {"held_out_masked_nll_before": before, "held_out_masked_nll": found}
+            ),
             "documents": len(documents),
             "counts": counts.as_dict(),
             "held_out_counts": held_out_counts.as_dict(),
@@ -107,16 +114,29 @@ def model_settings(shape: PretrainModel, vocabulary: int, **ids: Any) -> LlamaCo
     )
 
 
-def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCausalLM:
-    settings = model_settings(
-        config.model,
-        len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+def untrained(config: PretrainConfig, vocabulary: int, **ids: Any) -> LlamaForCausalLM | ModernBertForMaskedLM:
+    """A model of the recipe's shape with random weights; ``ids`` are those of its special tokens."""
+    if config.objective == "masked":
+        return ModernBertForMaskedLM(encoder_settings(config.model, vocabulary, **ids))
+    return LlamaForCausalLM(model_settings(config.model, vocabulary, **ids))
+
+
+def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> Any:
+    """A model for this tokenizer, with the weights that the seed gives it."""
+    names = ("pad", "bos", "eos", "cls", "sep") if config.objective == "masked" else ("pad", "bos", "eos")
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
     with isolated_rng(derived_seed(seed, "pretrain/init")):
-        return LlamaForCausalLM(settings)
+        return untrained(config, len(tokenizer), **ids)
+
+
+def held_out_loss(
+    context: StageContext, lm: Any, rows: Sequence[list[int]], masking: MaskedTokens | None, memory: OOMRetry
+) -> float | None:
+    """Nats a token of held-out documents: of each but the first, or of those that are hidden, the same ones each time."""
+    with memory.reporting(context.bar.phase("held-out documents", len(rows))):
+        if masking is None:
+            return held_out_nll(lm, rows, context.processes, memory)
+        return masked_nll(lm, masking.held_out(rows), context.processes.device, memory)
 
 
 def optimizers_of(lm: Any, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -129,7 +149,7 @@ def optimizers_of(lm: Any, config: PretrainConfig) -> list[torch.optim.Optimizer
     ]
 
 
-def steps_of(lm: Any, config: PretrainConfig) -> Steps:
+def steps_of(lm: Any, config: PretrainConfig, objective: Objective = NEXT_TOKENS) -> Steps:
     """The training of a base from scratch: cosine to zero; the norm is clipped of what Adam trains."""
     optimizers = optimizers_of(lm, config)
     return Steps(
@@ -143,6 +163,7 @@ def steps_of(lm: Any, config: PretrainConfig) -> Steps:
         optimizers=optimizers,
         factor=lambda step: schedule_factor("cosine", step / config.steps),
         clipped=optimizers[1].param_groups[0]["params"],
+        objective=objective,
     )
 
 

@@ -27,7 +27,7 @@ class CheckpointConfig(Config):
 
 
 class PretrainModel(Config):
-    """Shape of a base trained from scratch (a Llama with tied embeddings)."""
+    """Shape of a base trained from scratch (a Llama, or a ModernBERT, with tied embeddings)."""
 
     layers: int = Field(2, ge=1, description="transformer layers")
     width: int = Field(96, ge=8, description="hidden size; a multiple of heads")
@@ -46,6 +46,10 @@ class PretrainModel(Config):
 class PretrainConfig(Config):
     """A base model from scratch, for the demo and for data in languages without a small base."""
 
+    objective: Literal["causal", "masked"] = Field(
+        "causal",
+        description="causal: a Llama predicts next tokens; masked: an encoder predicts hidden ones, for reward.base",
+    )
     tokenizer: Literal["words", "bpe", "wordpiece", "unigram", "characters"] = Field(
         "bpe",
         description="words, byte-level BPE, WordPiece, SentencePiece's unigram model (trivet[unigram]), or characters",

@@ -24,6 +24,11 @@ def body_of(lm: Any) -> nn.Module:
     return body if body is not lm else lm.model  # a class whose prefix names no part of it
 
 
+def is_encoder(lm: Any) -> bool:
+    """Whether a model predicts hidden tokens, so that each position sees the whole row, and writes no text."""
+    return type(lm).__name__.endswith("ForMaskedLM")
+
+
 def full_copy(lm: Any, base_dtype: torch.dtype, keep: bool = False) -> Any:
     """A model as a role with weights of its own: frozen fp32 weights, products in bf16 where the base is bf16.
 
@@ -68,6 +73,8 @@ def hidden_states(lm: Any, ids: Tensor, mask: Tensor, position_ids: Tensor | Non
         position_ids = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     extra = {"position_ids": position_ids} if takes_positions(body) else {}
     kept = {"past_key_values": cache, "use_cache": cache is not None}
+    if is_encoder(lm):  # counts positions by itself, each family in its way
+        extra, kept = {}, {}
     with precision(lm), kept_for_backward(lm):
         if (prompt := active_prompt(lm)) is not None:
             arguments, count = before_rows(lm, prompt, ids, mask, position_ids, cache)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import regex
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from data.common.errors import UserError
@@ -21,6 +21,7 @@ from data.common.patience import patience
 from stages.settings import PretrainConfig
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
+MASK = "<mask>"
 SPECIAL = [PAD, BOS, EOS, UNKNOWN]
 
 CONTINUES = "##"
@@ -48,6 +49,8 @@ SENTENCE = 4000
 def train_tokenizer(documents: Sequence[str], config: PretrainConfig) -> PreTrainedTokenizerFast:
     """A tokenizer of the kind ``config.tokenizer`` with at most ``config.vocabulary`` tokens, special ones included.
 
+    For masked language modelling it has a mask token, and puts ``<bos>`` and ``<eos>`` around a text by itself.
+
     Text comes back by ``decode``: from ``bpe`` and ``unigram`` all of it, from ``wordpiece`` all but words with a
     character that has no token (each is ``<unk>``), from ``characters`` in Unicode's form NFKC and without such
     characters, from ``words`` known words with one space between them.
@@ -55,26 +58,32 @@ def train_tokenizer(documents: Sequence[str], config: PretrainConfig) -> PreTrai
     Raises:
         UserError: ``unigram`` without SentencePiece, or on documents from which that learns nothing.
     """
+    special = [*SPECIAL, MASK] if config.objective == "masked" else SPECIAL
     with patience(f"training a tokenizer on {len(documents):,} documents"):
-        tokenizer = _trained(documents, config.tokenizer, config.vocabulary)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN
-    )
+        tokenizer = _trained(documents, config.tokenizer, config.vocabulary, special)
+    named = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": UNKNOWN}
+    if config.objective == "masked":
+        named |= {"mask_token": MASK, "cls_token": BOS, "sep_token": EOS}
+        ends = [(token, special.index(token)) for token in (BOS, EOS)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A {EOS}", pair=f"{BOS} $A {EOS} $B {EOS}", special_tokens=ends
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
 
 
-def _trained(documents: Sequence[str], kind: str, vocabulary: int) -> Tokenizer:
+def _trained(documents: Sequence[str], kind: str, vocabulary: int, special: Sequence[str]) -> Tokenizer:
     if kind == "wordpiece":
-        return _wordpiece(documents, vocabulary)
+        return _wordpiece(documents, vocabulary, special)
     if kind == "unigram":
-        return _unigram(documents, vocabulary)
+        return _unigram(documents, vocabulary, special)
     if kind == "bpe":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer: Any = trainers.BpeTrainer(
-            vocab_size=max(vocabulary, len(SPECIAL) + len(alphabet)),
-            special_tokens=SPECIAL,
+            vocab_size=max(vocabulary, len(special) + len(alphabet)),
+            special_tokens=list(special),
             initial_alphabet=sorted(alphabet),
             show_progress=False,
         )
@@ -86,24 +95,24 @@ def _trained(documents: Sequence[str], kind: str, vocabulary: int) -> Tokenizer:
             tokenizer.normalizer = normalizers.NFKC()
             tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
             tokenizer.decoder = decoders.Fuse()
-        trainer = trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False)
+        trainer = trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=list(special), show_progress=False)
     tokenizer.train_from_iterator(documents, trainer)
     return tokenizer
 
 
-def _wordpiece(documents: Sequence[str], vocabulary: int) -> Tokenizer:
+def _wordpiece(documents: Sequence[str], vocabulary: int, special: Sequence[str]) -> Tokenizer:
     """WordPiece: the most frequent neighbours are merged as in BPE, and words are read by their longest tokens.
 
     Each character has a token as a word's first and one as a later one, the most frequent characters first where the
     vocabulary does not hold all.
     """
-    forms = _forms(_counts(documents), vocabulary - len(SPECIAL))
+    forms = _forms(_counts(documents), vocabulary - len(special))
     words = pre_tokenizers.Split(Regex(WORDS), "isolated")
     training = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     training.pre_tokenizer = words
     # as special tokens they get their ids before anything is counted; no further characters are let in
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=[*SPECIAL, *forms], limit_alphabet=0, show_progress=False
+        vocab_size=vocabulary, special_tokens=[*special, *forms], limit_alphabet=0, show_progress=False
     )
     training.train_from_iterator(documents, trainer)
     longest = LONGEST_WORD + 1  # with its space
@@ -111,7 +120,7 @@ def _wordpiece(documents: Sequence[str], vocabulary: int) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = words
     tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex(rf"\A{CONTINUES}"), ""), decoders.Fuse()])
-    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.add_special_tokens(list(special))
     return tokenizer
 
 
@@ -128,7 +137,7 @@ def _forms(counts: Counter[str], room: int) -> list[str]:
     return [*sorted(first), *sorted(later)]
 
 
-def _unigram(documents: Sequence[str], vocabulary: int) -> Tokenizer:
+def _unigram(documents: Sequence[str], vocabulary: int, special: Sequence[str]) -> Tokenizer:
     """SentencePiece's unigram model: text as it is, spaces included; characters without a token are their bytes.
 
     Characters have up to half of the tokens, the most frequent first.
@@ -141,7 +150,7 @@ def _unigram(documents: Sequence[str], vocabulary: int) -> Tokenizer:
         ) from error
     counts = _counts(documents)
     ranked = sorted(set(counts) - set(ENDS), key=lambda c: (-counts[c], c))
-    left_out = ranked[(vocabulary - len(SPECIAL) - BYTES) // 2 :]
+    left_out = ranked[(vocabulary - len(special) - BYTES) // 2 :]
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -165,6 +174,7 @@ def _unigram(documents: Sequence[str], vocabulary: int) -> Tokenizer:
             bos_piece=BOS,
             eos_piece=EOS,
             unk_piece=UNKNOWN,
+            control_symbols=list(special[len(SPECIAL) :]),
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -174,7 +184,7 @@ def _unigram(documents: Sequence[str], vocabulary: int) -> Tokenizer:
         ) from error
     model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
     found = [(model.id_to_piece(i).replace("\u2581", " "), model.get_score(i)) for i in range(len(model))]
-    tokenizer = Tokenizer(models.Unigram(found, unk_id=SPECIAL.index(UNKNOWN), byte_fallback=True))
+    tokenizer = Tokenizer(models.Unigram(found, unk_id=special.index(UNKNOWN), byte_fallback=True))
     # a word has its space before it; text that is spelt like a token of one byte is no such token
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -183,7 +193,7 @@ def _unigram(documents: Sequence[str], vocabulary: int) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.add_special_tokens(list(special))
     return tokenizer
 
 
