@@ -132,7 +132,7 @@ def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> Any:
 def held_out_loss(
     context: StageContext, lm: Any, rows: Sequence[list[int]], masking: MaskedTokens | None, memory: OOMRetry
 ) -> float | None:
-    """Nats a token of held-out documents: of each but the first, or of those that are hidden, the same ones each time."""
+    """Nats a token of held-out documents: of all but the first, or of hidden ones, which are the same each time."""
     with memory.reporting(context.bar.phase("held-out documents", len(rows))):
         if masking is None:
             return held_out_nll(lm, rows, context.processes, memory)

@@ -1,5 +1,5 @@
-"""Masked language modelling (Devlin et al. 2019, https://arxiv.org/abs/1810.04805): which tokens are hidden, the loss of
-those, and the encoder that is trained by it.
+"""Masked language modelling (Devlin et al. 2019, https://arxiv.org/abs/1810.04805): which tokens are hidden, their
+loss, and the encoder that is trained by it.
 
 15 % of a row's own tokens are to be predicted; of these 80 % are replaced by the mask token, 10 % by another token at
 random, and 10 % stay as they are. Special tokens are never chosen, and a row is one document's, so that no token is

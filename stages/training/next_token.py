@@ -107,7 +107,9 @@ def train(context: StageContext, lm: Any, rows: Sequence[list[int]], how: Steps)
         tokens = sum(map(how.objective.predicted, batch))
         mine = [batch[i] for i in context.processes.share(len(batch))]
         loss = memory.run(
-            partial(backward, lm, mine, tokens, objective=how.objective), max(1, len(mine)), undo=lambda: lm.zero_grad(set_to_none=True)
+            partial(backward, lm, mine, tokens, objective=how.objective),
+            max(1, len(mine)),
+            undo=lambda: lm.zero_grad(set_to_none=True),
         )
         context.processes.sum_gradients(p for p in lm.parameters())
         value = context.processes.sum(loss).item()
