@@ -198,7 +198,11 @@ class RewardConfig(Config):
     RATE_DIVISOR: ClassVar[int] = 3
     ROWS_LIMIT: ClassVar[str] = "max_tokens"
 
-    base: str = Field("same", description="'same' for the shared base, or a smaller base's name, folder or hub id")
+    base: str = Field(
+        "same",
+        description="'same' for the shared base, or another base's name, folder or hub id: a smaller one, or an encoder "
+        "(BERT, ModernBERT)",
+    )
     loss: Annotated[str, AfterValidator(in_table(LOSSES))] = Field(
         "pairs", description="pairs (all-pairs logistic), plackett_luce, or another name in reward.tables.LOSSES"
     )
