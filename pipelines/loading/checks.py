@@ -125,6 +125,7 @@ def problems_across(recipe: Recipe) -> list[Problem]:
         *_context(recipe),
         *_adapter(recipe),
         *_four_bits(recipe),
+        *_pretraining(recipe),
         *_sharding(recipe),
         *_servers(recipe),
     ]
@@ -157,6 +158,25 @@ def _four_bits(recipe: Recipe) -> list[Problem]:
     else:
         return []
     return [(("runtime", "quantize"), why)]
+
+
+def _pretraining(recipe: Recipe) -> list[Problem]:
+    """What a base of the run's own, and its tokenizer, ask for."""
+    kind, out = "" if isinstance(recipe.base, str) else recipe.base.pretrain.tokenizer, list[Problem]()
+    if kind == "unigram" and find_spec("sentencepiece") is None:
+        why = "'unigram' needs SentencePiece: pip install 'trivet[unigram]', or use 'bpe'"
+        out.append((("base", "pretrain", "tokenizer"), why))
+    if kind in ("wordpiece", "unigram") and recipe.continued is not None and recipe.continued.added_vocabulary:
+        why = f"base.pretrain.tokenizer '{kind}' takes no further tokens (bpe, words and characters do): set it to 0"
+        out.append((("continued", "added_vocabulary"), why))
+    others = [name for name in recipe.stages if name != "pretrain"]
+    if not isinstance(recipe.base, str) and recipe.base.pretrain.objective == "masked" and others:
+        why = (
+            f"'masked' makes an encoder, on which {', '.join(others)} cannot stand: write stages: [pretrain], and give "
+            "its folder to another recipe as reward.base"
+        )
+        out.append((("base", "pretrain", "objective"), why))
+    return out
 
 
 def _sharding(recipe: Recipe) -> list[Problem]:

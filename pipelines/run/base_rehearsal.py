@@ -15,6 +15,7 @@ from data.common.errors import UserError
 from data.common.strict_json import read_object
 from data.template import Renderer
 from models.backbone.architecture import check_architecture, linear_layers, reach_sentence, without_weights
+from models.backbone.encoders import names_encoder, refusal
 from models.backbone.settings import AdapterConfig
 from models.hub.download import local_folder
 from models.hub.limits import (
@@ -65,18 +66,20 @@ def known_base(
     stop: Sequence[str | int] = (),
     stop_strings: Sequence[str] = (),
     reserved: int = 0,
+    writes: bool = True,
 ) -> KnownBase | None:
     """A base's files read and compared; None where it is a hub id whose files are not here yet. ``reserved``: positions
-    that virtual tokens take.
+    that virtual tokens take; ``writes``: text, which an encoder does not.
 
     Raises:
-        UserError: no causal language model, damaged, or a tokenizer or stop tokens that do not fit it.
+        UserError: no causal language model (or, where it is not to write, no encoder either), damaged, or a tokenizer
+            or stop tokens that do not fit it.
     """
     folder = local_folder(spec.source, spec.revision)
     if folder is None:
         return None
     check_model(folder)
-    config = _config_of(folder, spec)
+    config = _config_of(folder, spec, writes)
     tokenizer = tokenizer_of(spec.model_copy(update={"source": str(folder)}))
     stops, strings = _generation_stops(folder, config)
     limits = limits_of_folder(folder, spec.name)
@@ -208,8 +211,8 @@ def _sizes(module: Any) -> tuple[int, int] | None:
     return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)
 
 
-def _config_of(folder: Path, spec: BaseModelSpec) -> Any:
-    """The config of a causal language model.
+def _config_of(folder: Path, spec: BaseModelSpec, writes: bool) -> Any:
+    """The config of a causal language model, or of an encoder where it is not to write.
 
     Raises:
         UserError: it is of another kind, which no stage can use.
@@ -221,6 +224,10 @@ def _config_of(folder: Path, spec: BaseModelSpec) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # damaged configs make the library raise anything
         raise UserError(f"base {spec.name}: its config.json cannot be read ({str(error).splitlines()[0]})") from error
+    if names_encoder(config.to_dict()):
+        if writes:
+            raise refusal(spec.name)
+        return config
     if config.model_type not in CAUSAL:
         raise UserError(
             f"base {spec.name}: '{config.model_type}' is no causal language model, which every stage needs; choose "

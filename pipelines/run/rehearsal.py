@@ -191,7 +191,7 @@ def _reward_base(pipeline: RunParts, chosen: Sequence[str]) -> KnownBase | None:
         return None
     tokens = recipe.adapter.new_tokens
     spec = resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=tokens)
-    return known_base(spec, "auto", reserved=recipe.adapter.positions)
+    return known_base(spec, "auto", reserved=recipe.adapter.positions, writes=False)
 
 
 def _check_reward_base(

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from data.common.errors import UserError
+from pipelines.loading import checks
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.schema import Recipe, resolved_yaml
 
@@ -181,6 +182,25 @@ def test_limits_follow_the_context_of_a_base_from_scratch() -> None:
         load_recipe(SCRATCH, ["base.pretrain.model.context=100", "ppo.max_new_tokens=40", "ppo.max_prompt_tokens=90"])
     with pytest.raises(UserError, match=r"sft\.max_tokens: 500 tokens do not fit"):
         load_recipe(SCRATCH, ["sft.max_tokens=500"])
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_tokenizers_that_take_no_further_tokens_are_refused_before_they_are_made(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: object())
+    changes = [f"base.pretrain.tokenizer={kind}", "continued={added_vocabulary: 5}"]
+    recipe = SCRATCH | {"data": SCRATCH["data"] | {"documents": "d.txt"}}
+    with pytest.raises(UserError, match=rf"added_vocabulary: base\.pretrain\.tokenizer '{kind}' takes no further"):
+        load_recipe(recipe, changes)
+    load_recipe(recipe, [changes[0]])
+
+
+def test_a_unigram_tokenizer_asks_for_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pretrain\.tokenizer: 'unigram' needs .* pip install 'trivet\[unigram\]'"):
+        load_recipe(SCRATCH, ["base.pretrain.tokenizer=unigram"])
+    load_recipe(SCRATCH, ["base.pretrain.tokenizer=wordpiece"])
 
 
 def test_short_forms_and_dependent_defaults() -> None:

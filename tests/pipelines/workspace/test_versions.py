@@ -39,7 +39,7 @@ TRAINER = [
     "stages/held_out_cost.py",
 ]
 CODE = {
-    "pretrain": ["stages/pretrain.py", *NEXT_TOKEN],
+    "pretrain": ["stages/pretrain.py", "stages/training/new_tokenizer.py", "stages/training/masked.py", *NEXT_TOKEN],
     "continued": ["stages/continued.py", "data/vocabulary.py", *NEXT_TOKEN],
     "sft": [
         "stages/sft.py",
