@@ -177,6 +177,7 @@ class RewardModel:
         return self.score_texts([p.messages for p in samples.prompts], samples.texts, samples.finished)
 
     def score_ids(self, queries: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
+        """Scores (B,), less their mean, of responses by ids; the stop token of a finished one is among them."""
         raw = self.raw_scores(queries, responses)
         return raw - self.score_mean
 

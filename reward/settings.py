@@ -108,6 +108,7 @@ class RewardPart(Config):
 
     @property
     def title(self) -> str:
+        """What reports and metrics call it."""
         return self.name or self.source
 
     @model_validator(mode="after")

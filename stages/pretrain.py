@@ -133,6 +133,7 @@ def model_settings(shape: PretrainModel, vocabulary: int, **ids: Any) -> LlamaCo
 
 
 def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCausalLM:
+    """A Llama of this shape with random weights, the same for the same seed."""
     settings = model_settings(
         config.model,
         len(tokenizer),

@@ -84,6 +84,7 @@ class Sampled:
 
 
 def snapshot(done: dict[str, Sampled]) -> State:
+    """What a checkpoint holds: the responses so far."""
     return State(tensors={}, own_numbers={split: asdict(found) for split, found in done.items()})
 
 

@@ -172,6 +172,7 @@ class Trainings:
         return cls(steps=numbers["offset"], skipped=numbers["skipped_before"], curves=numbers.get("curves", {}))
 
     def with_one(self, role: str, trained: Trained) -> Trainings:
+        """The same and one more training, of ``role``."""
         found = trained.curve.summary() if trained.curve is not None else None
         return Trainings(
             steps=self.steps + trained.steps,
@@ -181,6 +182,7 @@ class Trainings:
 
     @property
     def warnings(self) -> list[str]:
+        """Sentences about roles that learnt nothing on held-out rows."""
         return [f"{name_of(role)}: {curve['text']}" for role, curve in self.curves.items() if curve["learnt"] is False]
 
 

@@ -32,17 +32,21 @@ from stages.safe_points.checkpoints import Checkpoints
 class Bar(Protocol):
     """Live progress of one stage."""
 
-    def advance(self, step: int, metrics: Mapping[str, float] | None = None, tokens: int = 0) -> None: ...
+    def advance(self, step: int, metrics: Mapping[str, float] | None = None, tokens: int = 0) -> None:
+        """Show that ``step`` is done, with some metrics and the tokens that it took."""
 
-    def phase(self, name: str, total: int) -> Callable[[int], None]: ...
+    def phase(self, name: str, total: int) -> Callable[[int], None]:
+        """A part of ``total`` units that are no steps; call what is returned with how many more are done."""
 
 
 class Tracker(Protocol):
     """Where metrics go besides ``metrics.jsonl``."""
 
-    def log(self, values: Mapping[str, float], step: int) -> None: ...
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Take the metrics of a step."""
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """No more come."""
 
 
 class MetricsLog:
@@ -77,6 +81,7 @@ class MetricsLog:
             self._first |= counts
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the row of a step, with what ``note`` was given and the seconds so far."""
         row = {
             "step": step,
             **{k: float(v) for k, v in values.items()},

@@ -71,10 +71,12 @@ class Artifact:
 
     @property
     def key(self) -> str:
+        """What its stage depended on, as a hash."""
         return str(self.manifest["key"])
 
     @property
     def metrics(self) -> Mapping[str, Any]:
+        """What its stage has found."""
         return self.manifest.get("metrics", {})
 
 
@@ -170,6 +172,7 @@ def keep_previous(path: Path, say: Callable[[str], None] = lambda _: None) -> No
 
 
 def write_json(path: Path, value: Any, sort_keys: bool = True) -> None:
+    """Write a file whole or not at all, indented."""
     write_atomic(path, json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n")
 
 

@@ -77,6 +77,7 @@ def hidden_states(lm: Any, ids: Tensor, mask: Tensor, position_ids: Tensor | Non
 
 
 def takes_positions(body: nn.Module) -> bool:
+    """Whether the body of a model can be called with positions."""
     return "position_ids" in inspect.signature(body.forward).parameters
 
 

@@ -108,6 +108,7 @@ class PackedWeight:
 
     @property
     def shape(self) -> torch.Size:
+        """That of the matrix, (out, in)."""
         return torch.Size(self.weight.quant_state.shape)
 
     @property
@@ -118,11 +119,13 @@ class PackedWeight:
 
     @property
     def device(self) -> torch.device:
+        """Where it lies."""
         found: torch.device = self.weight.device
         return found
 
     @property
     def requires_grad(self) -> bool:
+        """False: it is frozen."""
         return False
 
     def __len__(self) -> int:

@@ -81,6 +81,7 @@ class Heartbeat:
         self.done = threading.Event()
 
     def start(self) -> None:
+        """Beat and listen, in a thread, until ``done`` is set."""
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -112,6 +113,7 @@ class Heartbeat:
             self.round = time.monotonic()
 
     def hear(self, rank: int, said: Mapping[str, object]) -> None:
+        """Note the beat of another process, and when its number has changed."""
         beat = Beat(**said)  # type: ignore[arg-type]
         if rank not in self.heard or self.heard[rank][0].number != beat.number:
             self.heard[rank] = (beat, time.monotonic())

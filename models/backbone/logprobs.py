@@ -50,6 +50,7 @@ class Rows:
 
     @property
     def lengths(self) -> Tensor:
+        """(B,) real tokens."""
         return self.query_lengths + self.response_lengths
 
     @property

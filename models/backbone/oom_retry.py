@@ -49,6 +49,7 @@ class OOMRetry:
         self._progress: Callable[[int], None] = lambda rows: None
 
     def size(self, wanted: int) -> int:
+        """So many of ``wanted`` rows as memory is known to have room for."""
         return wanted if self.limit is None else min(wanted, self.limit)
 
     def run(

@@ -116,9 +116,11 @@ class Watch:
     # -- what is seen ------------------------------------------------------------------------------------------------
 
     def beat_of(self, peer: Peer) -> Beat | None:
+        """The newest beat of a process; None before the first."""
         return None if self.beats is None else self.beats.last(peer.rank)
 
     def place(self, peer: Peer) -> str:
+        """Where a process is, in words."""
         beat = self.beat_of(peer)
         return peer.unheard if beat is None else beat.place
 
@@ -186,6 +188,7 @@ class Watch:
     # -- what is done ------------------------------------------------------------------------------------------------
 
     def report(self, text: str) -> None:
+        """Say it on standard error, once."""
         with self.lock:
             if text and not self.said:
                 print(printable(f"trivet: {text}"), file=sys.stderr, flush=True)

@@ -114,6 +114,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     @property
@@ -130,6 +131,7 @@ class Processes:
         return f"CPU {torch.backends.cpu.get_cpu_capability()}"
 
     def use_threads(self, threads: int) -> None:
+        """Compute with so many CPU threads."""
         if threads != self.threads:
             torch.set_num_threads(threads)
 
@@ -146,6 +148,7 @@ class Processes:
             self.gathers.meet()
 
     def barrier(self) -> None:
+        """Wait until all processes are here."""
         self._meet()
         self.accelerator.wait_for_everyone()
 

@@ -43,6 +43,7 @@ class TrainedShards(Shards):
 
     @property
     def trains(self) -> Any:
+        """Itself: a divided model that is trained."""
         return self
 
     def _own_rows(self, parameter: Any) -> nn.Parameter:
@@ -130,6 +131,7 @@ class TrainedShards(Shards):
         self._sums, self._of_output = {}, [None] * len(self.of_output)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D), by the output layer that all processes hold in parts."""
         asks = [hidden.new_zeros((), requires_grad=True)] if torch.is_grad_enabled() else []
         return _TrainedProduct.apply(hidden, self, *asks)
 

@@ -28,10 +28,12 @@ class Sibling(Peer):
 
     @property
     def died(self) -> bool:
+        """False: of one that ends the launcher itself says so."""
         return False
 
     @property
     def unheard(self) -> str:
+        """Where it is before its first beat, in words."""
         return " before the first stage"
 
 

@@ -38,6 +38,7 @@ class Whereabouts:
 
     @property
     def place(self) -> str:
+        """The stage and its step, in words."""
         return place_of(self.stage, self.step)
 
     def usual(self) -> float | None:

@@ -96,6 +96,7 @@ def gated(decoder: Decoder, gu: Tensor, wide: Tensor | None = None) -> Tensor:
 
 
 def activated(decoder: Decoder, gate: Tensor) -> Tensor:
+    """The activation of a gate (..., F), as the family has it."""
     return F.silu(gate) if decoder.activation == "silu" else F.gelu(gate, approximate="tanh")
 
 

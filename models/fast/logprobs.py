@@ -74,6 +74,8 @@ def block_nll(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, 
 
 
 class TokenStatistics(NamedTuple):
+    """What is known of N tokens by their states; log-probabilities and entropies in nats."""
+
     logprobs: Tensor  # (N,)
     entropy: Tensor  # (N,)
     likeliest: Tensor  # (N,) bool: no token has a larger logit

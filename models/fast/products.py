@@ -95,6 +95,7 @@ class MergedProducts:
         return base
 
     def transposed(self, index: int, name: str, group: Sequence[Projection], gradient: Tensor) -> Tensor:
+        """Gradient by the input (N, in), of the gradient (N, sum of out) by what the call gives."""
         return linear(gradient, self.weights(index, name, group)[0].T)
 
     def wide(self, index: int, name: str, group: Sequence[Projection], count: int) -> Tensor | None:
@@ -102,6 +103,7 @@ class MergedProducts:
         return None
 
     def base(self, group: Sequence[Projection], x: Tensor) -> Tensor:
+        """The frozen weights' part alone, (N, sum of out), of x (N, in)."""
         own = [(whole(p.weight).to(self.dtype), None if p.bias is None else p.bias.to(self.dtype)) for p in group]
         return torch.cat([F.linear(x, weight, bias) for weight, bias in own], dim=1)
 
@@ -188,6 +190,7 @@ class UnfoldedProducts:
         return gradient @ (weights[0] if len(weights) == 1 else torch.cat(weights))
 
     def base(self, group: Sequence[Projection], x: Tensor) -> None:
+        """None: what a small adapter adds would be lost in the rounded sum."""
         return None
 
     def wide(self, index: int, name: str, group: Sequence[Projection], count: int) -> Tensor | None:

@@ -61,9 +61,11 @@ class Layer:
     window: int | None  # keys that a token sees, itself among them; None: all before it
 
     def projections(self) -> Iterator[Projection]:
+        """Every matrix of the layer, in the order in which they are multiplied with."""
         yield from (*self.attention, *self.output, *self.gated, *self.down)
 
     def norms(self) -> list[Tensor]:
+        """The weights of its norms."""
         norms = (self.norm, self.second_norm, self.post_norm, self.second_post_norm, self.q_norm, self.k_norm)
         return [t for t in norms if t is not None]
 
@@ -115,6 +117,7 @@ class Decoder:
         return next((i for i, layer in enumerate(self.layers) if layer.parameters()), len(self.layers))
 
     def trainable(self) -> list[Tensor]:
+        """Tensors of the adapters, layer by layer."""
         return [p for layer in self.layers for p in layer.parameters()]
 
 

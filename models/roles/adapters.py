@@ -47,6 +47,7 @@ class Adapters(ByRole[PeftConfig]):
 
     @property
     def held(self) -> Mapping[str, PeftConfig]:
+        """Empty before the first adapter."""
         return {} if self.peft is None else self.peft.peft_config
 
     def add_fresh(self, role: str, adapter: AdapterConfig, seed: int, head: bool) -> None:

@@ -53,7 +53,9 @@ class RoleView:
             return token_logprobs(hidden, targets, self.logits, temperature, entropy_gradient=entropy_gradient)
 
     def hidden(self, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
+        """Last hidden states (B, L, D) by Transformers' own modules; see ``models.backbone.forward.hidden_states``."""
         return hidden_states(self.lm, ids, mask, position_ids, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
         return logits_of(self.lm, hidden)

@@ -119,10 +119,12 @@ class SharedBase:
 
     @property
     def device(self) -> torch.device:
+        """Where the base is."""
         return next(self.lm.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the base's weights."""
         return next(self.lm.parameters()).dtype
 
     @property
@@ -132,6 +134,7 @@ class SharedBase:
 
     @property
     def hidden_size(self) -> int:
+        """Width D of the hidden states."""
         return self.lm.config.get_text_config().hidden_size
 
     @property

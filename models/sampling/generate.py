@@ -117,6 +117,8 @@ BLOCK = 128  # tokens whose probabilities are added up at once
 
 
 class Sampled(NamedTuple):
+    """One token of each row."""
+
     tokens: Tensor  # (B,)
     logprobs: Tensor | None  # (B,) of the tempered distribution, in nats, where they are computed
     entropy: Tensor | None  # (B,)

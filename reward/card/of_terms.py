@@ -67,6 +67,7 @@ class TermsAsked:
 
     @property
     def renderer(self) -> TermsAsked:
+        """What responses are rendered with: it remembers whose ids they are."""
         return self
 
     def prompt_and_answer(

@@ -168,6 +168,7 @@ class WeightedSum:
         return {n: s.running.state.clone() for n, s in self.transforms.items() if s.running is not None}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the running means that ``state`` has kept."""
         for name, shape in self.transforms.items():
             if shape.running is not None:
                 shape.running.state = state[name].double().cpu().clone()

@@ -14,10 +14,12 @@ from reward.settings import RewardPart
 
 
 def regex(part: RewardPart) -> RegexReward:
+    """The rule ``regex`` by its settings."""
     return RegexReward(part.pattern or "", part.count)
 
 
 def length(part: RewardPart) -> LengthReward:
+    """The rule ``length`` by its settings."""
     return LengthReward(part.min_length, part.max_length, part.unit)
 
 

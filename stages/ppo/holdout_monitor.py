@@ -44,6 +44,7 @@ class HoldoutMonitor:
 
     @property
     def due(self) -> bool:
+        """Whether the policy of now is to be evaluated, and has not been."""
         at, config = self.ppo.update_index, self.ppo.config
         last = self.evaluations[-1].update if self.evaluations else -1
         return at != last and (at % config.holdout_every == 0 or at == config.updates)
@@ -142,6 +143,7 @@ class HoldoutMonitor:
         return list(zip(proxy, held_out, kl.tolist(), strict=True))
 
     def onset(self) -> Onset | None:
+        """Where over-optimisation began by the evaluations so far; None where it did not."""
         return find_onset(self.evaluations)
 
     @torch.no_grad()
@@ -154,6 +156,7 @@ class HoldoutMonitor:
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def add_to(self, state: State) -> State:
+        """A checkpoint's state with the evaluations and the best policy."""
         state.numbers["looks"] = [asdict(evaluation) for evaluation in self.evaluations]
         state.tensors |= {
             BEST + name: whole_tensor(self.ppo.policy_parameters[name], tensor) for name, tensor in self.best.items()
@@ -161,6 +164,7 @@ class HoldoutMonitor:
         return state
 
     def restore(self, state: State) -> None:
+        """Take over what ``add_to`` has kept."""
         device = self.ppo.base.device
         self.evaluations = [HoldoutEvaluation(**evaluation) for evaluation in state.numbers["looks"]]
         best = {k.removeprefix(BEST): v for k, v in state.tensors.items() if k.startswith(BEST)}

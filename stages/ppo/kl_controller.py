@@ -7,9 +7,12 @@ from typing import Protocol
 
 
 class KLController(Protocol):
+    """A coefficient, and what is said to it after each rollout."""
+
     coef: float
 
-    def update(self, kl: float, samples: int) -> None: ...
+    def update(self, kl: float, samples: int) -> None:
+        """Hear of the KL in nats, summed over each of ``samples`` responses and averaged over them."""
 
 
 @dataclass(slots=True)
@@ -36,9 +39,11 @@ class AdaptiveKL:
     horizon: float
 
     def update(self, kl: float, samples: int) -> None:
+        """Raise the coefficient where ``kl`` is above the target, and lower it where it is below."""
         error = max(-0.2, min(0.2, kl / self.target - 1.0))
         self.coef *= 1.0 + error * samples / self.horizon
 
 
 def make_controller(kind: str, coef: float, target: float, horizon: float) -> KLController:
+    """The controller of ``ppo.kl``: ``fixed`` or ``adaptive``."""
     return AdaptiveKL(coef, target, horizon) if kind == "adaptive" else FixedKL(coef)

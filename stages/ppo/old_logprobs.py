@@ -99,6 +99,7 @@ class OldLogprobs:
         self.forget()
 
     def forget(self) -> None:
+        """Leave nothing of comparisons that were begun."""
         self._mismatched = None
 
     def _judge(self, tokens: float) -> None:

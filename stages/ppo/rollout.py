@@ -66,6 +66,7 @@ class Rollout:
 
     @property
     def lengths(self) -> Tensor:
+        """(B,) response tokens."""
         return self.mask.sum(1)
 
     def rows(self, index: Sequence[int], pad_id: int) -> Rows:
@@ -118,6 +119,7 @@ class StepRecord:
 
     @property
     def norms(self) -> str:
+        """The norms before clipping, for messages."""
         return f"gradient norms: policy {self.policy_grad_norm:g}, value {self.value_grad_norm:g}"
 
 

@@ -63,6 +63,7 @@ class Batch:
 
     @property
     def width(self) -> int:
+        """Tokens of the longest response."""
         return max(map(len, self.responses))
 
 

@@ -39,6 +39,7 @@ class History:
     updates: int = 0
 
     def add(self, metrics: Mapping[str, float]) -> None:
+        """Note the metrics of an update."""
         self.updates += 1
         self.rows = [*self.rows, metrics][-max(LONG, PATIENCE) :]
         self.first = {**metrics, **self.first}
@@ -75,29 +76,35 @@ def negative_kl(history: History) -> bool:
 
 
 def runaway_kl(history: History) -> bool:
+    """The KL to the reference is large and still grows."""
     values = history.last("objective/kl")
     return bool(values) and min(values) > RUNAWAY_KL and values[-1] > values[0]
 
 
 def entropy_collapse(history: History) -> bool:
+    """The entropy has fallen far below that of the first update."""
     start = history.first.get("objective/entropy", 0.0)
     return history.lasts("objective/entropy", lambda x: x < COLLAPSED_ENTROPY * start)
 
 
 def useless_critic(history: History) -> bool:
+    """The value role explains less than a constant would."""
     return history.lasts("ppo/value/explained_variance", lambda x: x < 0.0, LONG)
 
 
 def flat_scores(history: History) -> bool:
+    """The scores of a rollout hardly differ, compared with the first one."""
     start = history.first.get("objective/scores_std", 0.0)
     return history.lasts("objective/scores_std", lambda x: x < max(FLAT_SCORES * start, 1e-6))
 
 
 def truncation(history: History) -> bool:
+    """Most responses are cut at the limit."""
     return history.lasts("rollout/truncated_fraction", lambda x: x > TRUNCATED)
 
 
 def growing_length(history: History) -> bool:
+    """Responses are much longer than in the first updates."""
     lengths, firsts = history.last("rollout/length"), history.first_lengths
     if history.updates < 4 * PATIENCE or not lengths or len(firsts) < PATIENCE:
         return False
@@ -106,6 +113,7 @@ def growing_length(history: History) -> bool:
 
 
 def skipped_steps(history: History) -> bool:
+    """A step was skipped, since loss or gradient was not finite."""
     return history.rows[-1].get("ppo/skipped_steps", 0.0) > 0
 
 

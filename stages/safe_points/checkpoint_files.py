@@ -69,4 +69,5 @@ def _sync(path: Path) -> None:
 
 
 def digest(data: bytes) -> str:
+    """sha256, in hex."""
     return hashlib.sha256(data).hexdigest()

@@ -48,6 +48,7 @@ class State:
 
 
 def number_of(processes: int) -> str:
+    """A number of processes in words."""
     return f"{processes} process" + ("" if processes == 1 else "es")
 
 

@@ -17,6 +17,7 @@ class Interrupts:
         self.listening = True
 
     def clear(self) -> None:
+        """No safe points come, and no stop is asked for."""
         self.listening = self.asked = False
 
     def ask(self) -> bool:

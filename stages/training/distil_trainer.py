@@ -36,6 +36,7 @@ class DistilTrainer(ResponseTrainer):
         view.lm.forward = forward
 
     def held_out_values(self, rows: Sequence[Any]) -> Tensor:
+        """(B, 4) of held-out rows: loss in nats, tokens, and two zeros."""
         batch = self.data_collator([{"input_ids": row.ids, "labels": row.labels} for row in rows])
         ids, mask, labels = (batch[k].to(self.args.device) for k in ("input_ids", "attention_mask", "labels"))
         nats, _, count = row_sums(self.token_loss, self.view, ids, mask, labels)

@@ -59,9 +59,11 @@ class NonFiniteSteps:
             )
 
     def as_dict(self) -> dict[str, int]:
+        """For checkpoints."""
         return {"total": self.total, "in_a_row": self.in_a_row}
 
     def restore(self, saved: dict[str, int]) -> None:
+        """Take over what ``as_dict`` has kept."""
         self.total, self.in_a_row = saved["total"], saved["in_a_row"]
 
 

@@ -160,6 +160,7 @@ class RankingTrainer(OwnSteps, Trainer):
         return losses * inputs["weights"], table, scores
 
     def held_out_values(self, rows: Sequence[Any]) -> Tensor:
+        """(B, 4) of held-out rankings: loss, 1, pairs that are right, and pairs."""
         inputs = {k: v.to(self.args.device) for k, v in self.data_collator(list(rows)).items()}
         losses, table, _ = self._losses(self.model, inputs)
         right, pairs = pair_counts(table, inputs["ranks"], inputs["present"])

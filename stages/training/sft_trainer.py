@@ -59,6 +59,7 @@ class ResponseTrainer(OwnSteps, SFTTrainer):
         return (loss, None) if return_outputs else loss
 
     def held_out_values(self, rows: Sequence[Any]) -> Tensor:
+        """(B, 4) of held-out rows: loss in nats, supervised tokens, and two zeros."""
         batch = self.data_collator([{"input_ids": row.ids, "labels": row.labels} for row in rows])
         ids, mask, labels = (batch[k].to(self.args.device) for k in ("input_ids", "attention_mask", "labels"))
         nll, count = row_nll(self.view, ids, mask, labels)

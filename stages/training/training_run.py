@@ -115,6 +115,7 @@ class TrainingRun:
         self.noted = self.noted + numbers.detach().cpu().double()
 
     def drop_gradients(self) -> None:
+        """Leave nothing of a step whose memory did not suffice, or that is skipped."""
         drop_parts(self.parameters.values())
         for p in self.parameters.values():
             p.grad = None
