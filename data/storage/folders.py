@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import IO
 
 SCRATCH = "scratch-"
+DATA, BASES, RATINGS = "data", "bases", "ratings"
+"""Parts of the cache: records of files that were read, bases that GGUF files were read into, and judges' ratings."""
 
 
-def cache_root(part: str = "data") -> Path:
+def cache_root(part: str = DATA) -> Path:
     """The folder of a part of the cache, whether it is there or not."""
     if named := os.environ.get("TRIVET_CACHE"):
         return Path(named).expanduser() / part

@@ -23,7 +23,7 @@ from torch import Tensor
 from data.common.errors import UserError
 from data.common.patience import patience, tell
 from data.storage.file_hashes import sha256_of
-from data.storage.folders import cache_root
+from data.storage.folders import BASES, cache_root
 from models.backbone.artifacts import naming
 from models.backbone.tensor_files import readable
 from models.hub.gguf_format import ROPE_FACTORS, in_halves, rope_factors
@@ -90,8 +90,10 @@ def folder_of_gguf(file: Path) -> Path:
         UserError: it cannot be read, or the cache cannot be written.
     """
     stamp = file.stat()
-    to = cache_root("bases") / f"{file.stem}-{_hash(file.resolve(), stamp.st_size, stamp.st_mtime_ns)[:16]}"
+    to = cache_root(BASES) / f"{file.stem}-{_hash(file.resolve(), stamp.st_size, stamp.st_mtime_ns)[:16]}"
     if (to / "config.json").is_file():
+        with contextlib.suppress(OSError):
+            os.utime(to)  # it is used: `trivet gc --cache` counts the days from now
         return to
     try:
         import_gguf(file, to, say=lambda text: tell(f"{text}; kept in {to}"))

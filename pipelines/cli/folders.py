@@ -79,14 +79,15 @@ def gc(
     In runs: checkpoints of finished stages, the results and reports that newer ones replaced, and what killed processes
     left. In a store: entries that no run holds and nobody used for --days, damaged and half-written ones. Finished
     stages of runs, and whatever a live process holds, are never removed. With --cache: what the data cache
-    ($TRIVET_CACHE) keeps of files that were read; it is made again when it is needed, and --days 0 empties it.
+    ($TRIVET_CACHE) keeps of files that were read, and bases that GGUF files were read into; both are made again when
+    they are needed, and --days 0 empties it.
 
     \b
     trivet gc
     trivet gc runs/demo --unfinished --yes
     trivet gc ~/trivet-store --days 7 --yes
     """
-    from pipelines.workspace.data_cache import cache_size, cached, clean_cache
+    from pipelines.workspace.data_cache import cache_size, cached, clean_cache, ratings_size
     from pipelines.workspace.gc import leftovers, remove
 
     root, kept_bytes = cache_size()
@@ -103,6 +104,11 @@ def gc(
         more = "; nothing was removed, --yes removes it" if free else ""
         typer.echo(f"{folder}: {size(sum(one.bytes for one in free))} in {len(free)} places can go{more}")
         typer.echo(printable(f"{root}: the data cache holds {size(kept_bytes)}" + "; see --cache" * (not cache)))
+        where, ratings = ratings_size()
+        if cache and ratings:
+            typer.echo(
+                printable(f"{where}: {size(ratings)} of judges' ratings stay; without them judges are asked again")
+            )
         return
     gone, errors = clean_cache(days) if cache else remove(free, days, unfinished)
     for text in errors:

@@ -179,13 +179,14 @@ def show_plan(
         warnings: list[str] = []
         rehearse(pipeline, pipeline.stages, warnings.append)
         found = plan_as_json(pipeline.recipe, pipeline.run_dir, plans, seconds, assumed)
-        warnings += [text] if (text := pipeline.details.sharding) else []
+        warnings += [text for text in (pipeline.details.sharding, time.shorter_run()) if text]
         partly = partly_rehearsed(pipeline.corpus, pipeline.stages)
         return console().print_json(data=found | {"findings": findings, "warnings": warnings, "rehearsed": partly})
     kept = pipeline.kept()
     print_plan(pipeline.recipe, pipeline.run_dir, plans, pipeline.corpus, kept, findings, seconds, assumed)
-    if text := pipeline.details.sharding:
-        console().print(text, style="yellow", markup=False)
+    for text in (pipeline.details.sharding, time.shorter_run()):
+        if text:
+            console().print(text, style="yellow", markup=False)
     rehearse(pipeline, pipeline.stages, lambda text: print(f"warning: {text}"))
     for line in partly_rehearsed(pipeline.corpus, pipeline.stages):
         print(line)

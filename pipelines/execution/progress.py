@@ -32,6 +32,8 @@ class Bar:
         self.step, self.tokens, self.metrics = 0, 0, dict[str, float]()
         self.started = self._reported_at = time.monotonic()
         self._reported_step = 0
+        # rates are counted from the first step on: what comes before is loading, or the steps of a run that was stopped
+        self._first: tuple[float, int, int] | None = None  # seconds, step, tokens
         self._progress = progress
         self.live: Live | None = None
 
@@ -44,6 +46,7 @@ class Bar:
             tokens: tokens handled since the last call.
         """
         self.step, self.tokens = step, self.tokens + tokens
+        self._first = self._first or (time.monotonic(), self.step, self.tokens)
         WHEREABOUTS.advance(step if self.name == self._progress.current else None)
         if self.total and step > self.total:  # planned before rows were cut or shared: no share of it is true
             self.total = None
@@ -65,7 +68,7 @@ class Bar:
             A function that is told of so many more units that are done.
         """
         part = Bar(self._progress, f"{self.name}, {name}", total)
-        part.live = self.live
+        part.live, part._first = self.live, (part.started, 0, 0)
 
         def done(count: int) -> None:
             part.advance(part.step + count)
@@ -83,10 +86,12 @@ class Bar:
 
     def _parts(self) -> list[str]:
         parts = []
-        if self.tokens and self.seconds > 0:
-            parts.append(f"{self.tokens / self.seconds:,.0f} tokens/s")
-        if self.total and 0 < self.step < self.total:
-            parts.append(f"{duration(self.seconds / self.step * (self.total - self.step))} left")
+        began, step, tokens = self._first or (self.started, self.step, self.tokens)
+        seconds = time.monotonic() - began
+        if self.tokens > tokens and seconds > 0:
+            parts.append(f"{(self.tokens - tokens) / seconds:,.0f} tokens/s")
+        if self.total and step < self.step < self.total:
+            parts.append(f"{duration(seconds / (self.step - step) * (self.total - self.step))} left")
         return parts + [f"{name} {number(value)}" for name, value in list(self.metrics.items())[:SHOWN]]
 
     def _count(self) -> str:

@@ -24,6 +24,7 @@ from pipelines.run.data_health import health_of
 from pipelines.run.fit import with_settings
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.plan_details import PlanDetails
+from pipelines.run.plan_time import PlanTime
 from pipelines.run.rehearsal import rehearse
 
 SCRATCH = "scratch"
@@ -94,7 +95,9 @@ def draft(wanted: Wanted) -> Draft:
     top = [_about(wanted, recipe), _head(wanted, details, rendering), _data(wanted, first)]
     text = recipe_text([*top, *_stage_groups(recipe, first, limits), _runtime(memory)])
     made = _pipeline(text, wanted.file)
-    warnings = _warnings(made, memory, alone=wanted.machine.cards <= 1)
+    warnings = [*_warnings(made, memory, alone=wanted.machine.cards <= 1)]
+    if wanted.machine.here and (long := PlanTime(made.details, made.stages).shorter_run()):
+        warnings.append(long)
     return Draft(text=text, stages=made.recipe.stages, warnings=tuple(dict.fromkeys(warnings)))
 
 

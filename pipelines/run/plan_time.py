@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from data.common.number_format import duration
 from models.backbone.four_bits import can_quantize
-from pipelines.run.fit import CHECKPOINTING, with_settings
+from pipelines.run.fit import CHECKPOINTING, halves, with_settings
 from pipelines.run.plan_details import PlanDetails
 from pipelines.run.probing import Probe
 from pipelines.run.speed import can_probe, rates_of
@@ -18,6 +19,8 @@ from pipelines.stages.shapes import Shape
 from pipelines.stages.table import STAGES
 
 ROUNDED = 16  # lengths and rows of what is measured, so that small changes find the cache
+LONG, SHORT = 3 * 3600.0, 3600.0
+"""Seconds of PPO from which on a shorter first run is named, and about how long that one is to take."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,30 @@ class PlanTime:
         if not numbers.fast or self.details.recipe.adapter.tuning.copies:
             parts.append("Transformers' modules counted as 1.4 times the fast path")
         return f"time: about {duration(sum(self.seconds.values()))} in all; " + "; ".join(parts)
+
+    def shorter_run(self) -> str:
+        """Where PPO takes hours: how much of it shows within about one whether a run goes as meant; else empty."""
+        whole, ppo = self.seconds.get("ppo", 0.0), self.details.recipe.ppo
+        if whole < LONG:
+            return ""
+        share = SHORT / whole * ppo.updates * ppo.rollouts
+        smaller = list(_smaller(ppo.updates, ppo.rollouts, ppo.minibatches))
+        updates, rollouts = next((pair for pair in smaller if math.prod(pair) <= share), smaller[-1])
+        settings = {"ppo.updates": updates, "ppo.rollouts": rollouts}
+        shorter = PlanTime(replace(self.details, recipe=with_settings(self.details.recipe, settings)), ["ppo"])
+        return (
+            f"ppo takes about {duration(whole)} here; for a first look, --set "
+            + " ".join(f"{name}={value}" for name, value in settings.items())
+            + f" takes about {duration(shorter.seconds['ppo'])}; a ppo.max_new_tokens below {ppo.max_new_tokens:,} "
+            "shortens both"
+        )
+
+
+def _smaller(updates: int, rollouts: int, minibatches: int) -> Iterator[tuple[int, int]]:
+    """Fewer updates and responses an update, the largest amount of work first."""
+    counts = [n for n in halves(rollouts, 16) if n % minibatches == 0]
+    pairs = {(min(updates, n), m) for n in (50, 20, 10) for m in (counts or [rollouts])}
+    yield from sorted(pairs, key=lambda pair: (-math.prod(pair), -pair[1]))
 
 
 def rounded(n: float) -> int:

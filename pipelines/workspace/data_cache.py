@@ -1,7 +1,7 @@
-"""What ``trivet gc --cache`` may remove of the data cache: all of it is made again when it is asked for.
+"""What ``trivet gc --cache`` may remove of the cache: records and bases that are made again when they are asked for.
 
 What a live process uses stays: it holds its own scratch folder by a lock, and what it has read from the cache was
-touched after that folder was made.
+touched after that folder was made. Ratings of judges stay: whoever asks for them again pays for them again.
 """
 
 from __future__ import annotations
@@ -12,41 +12,66 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.storage.folders import SCRATCH, cache_root
+import psutil
+
+from data.storage.folders import BASES, RATINGS, SCRATCH, cache_root
 from pipelines.workspace.gc import Leftover, size_of
 
 DAY = 24 * 3600
+PARTIAL = ".partial"  # of a base that is being read: .NAME.PROCESS.partial
 
 
 def cache_size() -> tuple[Path, int]:
-    """Where the data cache is, and its bytes."""
-    root = cache_root()
+    """Where the cache is, and the bytes of what it keeps of data and bases."""
+    roots = [cache_root(), cache_root(BASES)]
+    return roots[0].parent, sum(size_of(root) for root in roots if root.is_dir())
+
+
+def ratings_size() -> tuple[Path, int]:
+    """Where judges' ratings are kept, and their bytes."""
+    root = cache_root(RATINGS)
     return root, size_of(root) if root.is_dir() else 0
 
 
 def cached(days: float) -> list[Leftover]:
-    """What of the data cache could go: what dead processes left, and what nobody used for so many days."""
-    root = cache_root()
-    if not root.is_dir():
-        return []
-    return list(_found(root, days))
+    """What of the cache could go: what dead processes left, and what nobody used for so many days."""
+    root, bases = cache_root(), cache_root(BASES)
+    since = min(map(_made, _live(root)), default=None)
+    found = list(_records(root, days, since)) if root.is_dir() else []
+    return found + (list(_bases(bases, days, since)) if bases.is_dir() else [])
 
 
-def _found(root: Path, days: float) -> Iterator[Leftover]:
-    scratch = sorted(root.glob(f"{SCRATCH}*"))
-    live = {path for path in scratch if _is_held(path)}
-    since = min(map(_made, live), default=None)
-    for path in scratch:
+def _records(root: Path, days: float, since: float | None) -> Iterator[Leftover]:
+    live = _live(root)
+    for path in sorted(root.glob(f"{SCRATCH}*")):
         if path not in live:
             yield Leftover(path=path, owner=root, why="left by a process that is gone", bytes=size_of(path))
     for path in sorted(root.iterdir()):
-        if path.name.startswith(SCRATCH):
-            continue
-        used = path.stat().st_mtime
-        if used <= time.time() - days * DAY:
-            held = "using the cache" if since is not None and used >= since else ""
-            why = f"records of a file, made again when needed; last used {(time.time() - used) / DAY:.0f} days ago"
-            yield Leftover(path=path, owner=root, why=why, bytes=size_of(path), held=held)
+        if not path.name.startswith(SCRATCH):
+            yield from _unused(path, root, "records of a file", days, since)
+
+
+def _bases(root: Path, days: float, since: float | None) -> Iterator[Leftover]:
+    for path in sorted(root.iterdir()):
+        if path.name.startswith(".") and path.suffix == PARTIAL:
+            if not psutil.pid_exists(int(path.name.split(".")[-2])):
+                yield Leftover(path=path, owner=root, why="left by a process that is gone", bytes=size_of(path))
+        else:
+            yield from _unused(path, root, "a base that a GGUF file was read into", days, since)
+
+
+def _unused(path: Path, root: Path, what: str, days: float, since: float | None) -> Iterator[Leftover]:
+    """It, where nobody used it for so many days."""
+    used = path.stat().st_mtime
+    if used <= time.time() - days * DAY:
+        held = "using the cache" if since is not None and used >= since else ""
+        why = f"{what}, made again when needed; last used {(time.time() - used) / DAY:.0f} days ago"
+        yield Leftover(path=path, owner=root, why=why, bytes=size_of(path), held=held)
+
+
+def _live(root: Path) -> set[Path]:
+    """Scratch folders of processes that run."""
+    return {path for path in root.glob(f"{SCRATCH}*") if _is_held(path)}
 
 
 def _made(scratch: Path) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data.common.http_client import Server, Unusable
 from data.common.redaction import printable
-from data.storage.folders import cache_root
+from data.storage.folders import RATINGS, cache_root
 from reward.model import Samples
 from reward.settings import RatingConfig, RemoteConfig
 
@@ -57,7 +57,7 @@ class JudgeReward:
         self.server = Server.of(url.rstrip("/") + "/chat/completions", how)
         described = json.dumps([self.server.url, rating.model_dump(mode="json")], sort_keys=True)
         name = hashlib.sha256(described.encode()).hexdigest()[:24]
-        self.file = (folder or cache_root("ratings")) / f"{name}.jsonl"
+        self.file = (folder or cache_root(RATINGS)) / f"{name}.jsonl"
         self._lock, self._known = threading.Lock(), self._read()
 
     def __call__(self, samples: Samples) -> Tensor:

@@ -25,6 +25,23 @@ def test_a_file_gets_plain_lines_at_every_tenth(monkeypatch: pytest.MonkeyPatch)
     assert lines[-1].startswith("ppo: done in 50 s  kl 14.29")
 
 
+@pytest.mark.parametrize("first", [1, 138])
+def test_rates_leave_out_loading_and_the_steps_of_before(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """Ten seconds and 3,000 tokens a step, behind ten minutes of loading; resumed at step 138 it is no faster."""
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Progress(console=Console(file=out)).stage("reward", 191) as bar:
+        now[0] += 600
+        for step in range(first, first + 3):
+            now[0] += 10
+            bar.advance(step, {}, tokens=3000)
+    rest = [duration(10 * (191 - step)) for step in range(first + 1, first + 3)]
+    lines = out.getvalue().splitlines()[:3]
+    assert "left" not in lines[0] and "tokens/s" not in lines[0]  # of one step nobody knows how long it took
+    assert [line.split("  ")[1:] for line in lines[1:]] == [["300 tokens/s", f"{left} left"] for left in rest]
+
+
 def test_slow_steps_are_told_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])

@@ -127,7 +127,7 @@ def test_partial_runs_have_partial_reports(run: Path, tmp_path: Path, kept: list
     text = Tags(page).text
     evaluated = "evaluation/results.json" in kept
     assert ("Not evaluated yet" in text) != evaluated and ("PPO beat SFT\n" in text) == evaluated
-    assert ("Did it cheat?" in text) == evaluated and "Answers side by side" not in text and "None" not in text
+    assert ("Did it cheat?" in text) == evaluated and "Responses side by side" not in text and "None" not in text
     drawn = "metrics.jsonl" in str(kept) or "sft" in kept or evaluated or "run.json" in kept
     assert bool(embedded(page, "charts")) == drawn
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from data.common.number_format import duration
 from pipelines.cli import main as cli
 from pipelines.run import speed
 from pipelines.run.pipeline import Pipeline
-from pipelines.run.plan_time import PlanTime
+from pipelines.run.plan_time import PlanTime, _smaller
 from pipelines.run.probing import Probe
 from pipelines.run.speed import can_probe, layer_size, rates_of, reduced, run_probe
 from pipelines.stages.duration import Line, Rates
@@ -153,3 +155,30 @@ def test_more_work_takes_longer(planned: dict[str, Any], tmp_path: Path, monkeyp
     assert twice - once == pytest.approx(thrice - twice) and twice > 1.5 * (once - 6)
     off, on = (of(sft={"epochs": 1}, runtime={"gradient_checkpointing": to}) for to in (False, True))
     assert on - off == pytest.approx(0.25 * (twice - once), rel=0.01)
+
+
+def test_hours_of_ppo_come_with_a_shorter_first_run(
+    planned: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 updates of 64 responses at a rate that is given; what is named takes what a plan of it says."""
+    each = Rates(**{name: Line(each=2.0) for name in ("train", "branches", "read", "step")})
+    monkeypatch.setattr("pipelines.run.plan_time.rates_of", lambda probe: each)
+
+    def of(**ppo: int) -> PlanTime:
+        recipe = recipe_of(Path(planned["base"]), planned["data"], ppo=ppo)
+        return PlanTime(Pipeline.from_recipe(recipe, run_dir=tmp_path / "run").details, ["ppo"])
+
+    text = of(updates=100, rollouts=64).shorter_run()
+    named = re.search(r"--set ppo.updates=(\d+) ppo.rollouts=(\d+) takes about (.*?);", text)
+    assert named is not None and "ppo takes about" in text
+    shorter = of(updates=int(named[1]), rollouts=int(named[2]))
+    assert duration(shorter.seconds["ppo"]) == named[3]
+    assert shorter.seconds["ppo"] < of(updates=100, rollouts=64).seconds["ppo"] / 4
+    assert of(updates=1, rollouts=4).shorter_run() == ""  # an hour or two need no other run
+
+
+@pytest.mark.parametrize(("rollouts", "minibatches"), [(64, 1), (60, 3), (8, 8), (7, 7)])
+def test_a_shorter_run_is_one_that_ppo_takes(rollouts: int, minibatches: int) -> None:
+    found = list(_smaller(100, rollouts, minibatches))
+    assert found and all(m % minibatches == 0 and m <= rollouts and n <= 50 for n, m in found)
+    assert [n * m for n, m in found] == sorted((n * m for n, m in found), reverse=True)
