@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,6 +11,8 @@ import pytest
 import typer.main
 import yaml
 
+from docs.cli_page import commands, parts_of
+from docs.generate import pages
 from pipelines.cli.exit_codes import spread_values
 from pipelines.cli.main import app
 from pipelines.loading.load import load_recipe
@@ -19,17 +20,7 @@ from pipelines.recipe.schema import Recipe, resolved_yaml
 from tests.docs.commands import ROOT
 from tests.support.recipes import RECIPE
 
-
-def generator() -> Any:
-    spec = importlib.util.spec_from_file_location("reference_pages", ROOT / "docs" / "generate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-GENERATE = generator()
-PAGES = GENERATE.pages()
+PAGES = pages()
 SCHEMA = json.loads(PAGES["recipe.schema.json"])
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
@@ -165,12 +156,12 @@ def test_a_recipe_needs_base_and_data() -> None:
 
 # -- the command line and Python -------------------------------------------------------------------------------------
 
-COMMANDS = dict(GENERATE.commands(typer.main.get_command(app)))
+COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_examples_of_help_are_calls_of_their_command(words: tuple[str, ...]) -> None:
-    _, examples = GENERATE.parts_of(COMMANDS[words].help)
+    _, examples = parts_of(COMMANDS[words].help)
     assert examples
     for example in examples:
         program, *arguments = re.split(r"\s+#", example)[0].split()

@@ -286,7 +286,7 @@ def _state() -> list[object]:
         torch.are_deterministic_algorithms_enabled(),
         torch.get_rng_state().tolist(),
         random.getstate(),
-        np.random.get_state()[1].tolist(),
+        np.random.get_state(legacy=True)[1].tolist(),  # type: ignore[index]
         np.geterr(),
         os.getcwd(),
     ]
