@@ -200,8 +200,8 @@ class RewardConfig(Config):
 
     base: str = Field(
         "same",
-        description="'same' for the shared base, or another base's name, folder or hub id: a smaller one, or an encoder "
-        "(BERT, ModernBERT)",
+        description="'same' for the shared base, or another base's name, folder or hub id: a smaller one, or an "
+        "encoder (BERT, ModernBERT)",
     )
     loss: Annotated[str, AfterValidator(in_table(LOSSES))] = Field(
         "pairs", description="pairs (all-pairs logistic), plackett_luce, or another name in reward.tables.LOSSES"
