@@ -39,3 +39,16 @@ def refusal(name: str) -> UserError:
         f"base {name} is an encoder, which predicts hidden tokens and writes no text: choose a causal base, and give "
         "this one to the reward model (reward.base)"
     )
+
+
+def check_method(name: str, method: str, virtual: bool) -> None:
+    """Whether a method of tuning goes with an encoder.
+
+    Raises:
+        UserError: it puts virtual tokens before rows, which these passes do not have.
+    """
+    if virtual:
+        raise UserError(
+            f"reward.base: {name} is an encoder, whose rows take no virtual tokens here: use adapter.method 'lora' or "
+            f"another one, instead of '{method}'"
+        )

@@ -237,7 +237,8 @@ def tokenizer_of(spec: BaseModelSpec) -> Any:
         UserError: it cannot be loaded, or does not know the padding token.
     """
     tokenizer = load_tokenizer(spec.source, spec.revision)
-    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+    alone = tokenizer.eos_token is None and tokenizer.sep_token is not None
+    if alone and encoder_in(folder_of_spec(spec)):
         tokenizer.eos_token = tokenizer.sep_token
         tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
     if spec.chat_template:

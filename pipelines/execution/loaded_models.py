@@ -21,7 +21,7 @@ from data.common.patience import patience
 from data.common.strict_json import read_object
 from data.template import Renderer
 from models.backbone.artifacts import read_artifact
-from models.backbone.encoders import is_encoder, refusal
+from models.backbone.encoders import check_method, is_encoder, refusal
 from models.backbone.processes import Processes
 from models.hub.limits import check_stops, stop_ids_in, stop_strings_in
 from models.hub.load import dtype_of, encoder_in, folder_of_spec, load_tokenizer
@@ -197,11 +197,8 @@ class LoadedModels:
         recipe = self.recipe
         spec = resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=self._new_tokens)
         base = self._load("reward", spec)
-        if is_encoder(base.lm) and recipe.adapter.tuning.virtual:
-            raise UserError(
-                f"reward.base: {base.name} is an encoder, whose rows take no virtual tokens here: use adapter.method "
-                f"'lora' or another one, instead of '{recipe.adapter.method}'"
-            )
+        if is_encoder(base.lm):
+            check_method(base.name, recipe.adapter.method, recipe.adapter.tuning.virtual)
         return base, self._renderer(base, "auto", ())
 
     def open_model(self, source: str) -> OpenedModel:

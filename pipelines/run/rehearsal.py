@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from data.common.errors import UserError
 from data.splits import Corpus
 from models.backbone.artifacts import read_artifact
+from models.backbone.encoders import check_method, names_encoder
 from models.hub.limits import check_rows
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
@@ -198,6 +199,8 @@ def _check_reward_base(
     base: KnownBase, recipe: Recipe, corpus: Corpus, chosen: Sequence[str], warn: Callable[[str], None]
 ) -> None:
     """Check a base of the reward model's own as the run's: its kind, its layers, and the rankings as it reads them."""
+    if names_encoder(base.config.to_dict()):
+        check_method(base.name, recipe.adapter.method, recipe.adapter.tuning.virtual)
     check_adapter(base, recipe.adapter, warn)
     limits, longest = base.limits, recipe.reward.max_tokens
     if limits is None:

@@ -338,7 +338,7 @@ def everything(folder: Path) -> dict[str, Any]:
         "world": processes.world_size,
         "untouched": untouched(),
         "pretrain": started(folder),
-        "masked pretraining": started(folder, "masked"),
+        "encoder": started(folder, "masked"),
         "continued": trained_further(folder),
         "distil": distilled(folder),
         "sft": {name: tuned(folder, name, settings) for name, settings in CASES.items()},

@@ -36,7 +36,7 @@ def test_a_base_from_scratch_is_trained_alike(alone, several):
 
 
 def test_an_encoder_is_trained_alike(alone, several):
-    assert_same_training(alone["masked pretraining"], [f["masked pretraining"] for f in several])
+    assert_same_training(alone["encoder"], [f["encoder"] for f in several])
 
 
 def test_a_base_is_trained_further_alike(alone, several):

@@ -171,8 +171,20 @@ def test_an_encoder_writes_nothing_and_is_refused_before_anything_is_run(family:
 def test_virtual_tokens_are_refused(tmp_path: Path) -> None:
     save_encoder(tmp_path / "encoder")
     settings = recipe(tmp_path, adapter={"method": "prompt_tuning"})
+    pipeline = Pipeline.from_recipe(settings, run_dir=tmp_path / "run")
     with pytest.raises(UserError, match=r"reward\.base: .* is an encoder, whose rows take no virtual tokens here"):
-        Pipeline.from_recipe(settings, run_dir=tmp_path / "run").run()
+        pipeline.run()
+    assert not (tmp_path / "run/reward").exists()
+    with pytest.raises(UserError, match="takes? no virtual tokens here"):
+        pipeline.loaded.reward_base()
+
+
+def test_an_encoder_whose_states_hang_on_padding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_encoder(tmp_path, "bert")
+    real = model.bert.forward
+    monkeypatch.setattr(model.bert, "forward", lambda input_ids, attention_mask: real(input_ids=input_ids))
+    with pytest.raises(UserError, match="BertForMaskedLM gives a row other states where padding follows it"):
+        SharedBase(model, word_tokenizer(), name="odd")
 
 
 def test_which_configs_are_encoders() -> None:
