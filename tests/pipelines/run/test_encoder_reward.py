@@ -175,7 +175,7 @@ def test_virtual_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"reward\.base: .* is an encoder, whose rows take no virtual tokens here"):
         pipeline.run()
     assert not (tmp_path / "run/reward").exists()
-    with pytest.raises(UserError, match="takes? no virtual tokens here"):
+    with pytest.raises(UserError, match=r"takes? no virtual tokens here"):
         pipeline.loaded.reward_base()
 
 
