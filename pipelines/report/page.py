@@ -27,6 +27,7 @@ from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
 from pipelines.report.curves_csv import as_csv
 from pipelines.report.first_screen import COUNTS
+from pipelines.report.outdated import outdated
 from pipelines.report.samples import dumps, packed, packed_samples
 from pipelines.report.words import Words, answers_to_newcomers, headline
 from pipelines.stages.table import STAGES, folders, title_of
@@ -129,7 +130,7 @@ def view(files: RunFiles) -> dict[str, Any]:
     figures = _figures(files, stages)
     table = as_csv(files.metrics)
     samples, count = packed_samples(files.samples)
-    warnings = [str(w) for w in results.get("warnings", [])] + training_warnings(files)
+    warnings = [*outdated(files.path).values(), *map(str, results.get("warnings", [])), *training_warnings(files)]
     return {
         "name": run.get("name") or files.path.resolve().name,
         "seed": run.get("seed"),
