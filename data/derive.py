@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from data.formats import UNRANKED, Reject, Row
+from data.formats import BOTH_BAD, UNRANKED, Reject, Row
 from data.formats.transcripts import spoken
 from data.records import Demonstration, Document, Prompt, RankedAnswers, group_of
 
@@ -52,7 +52,9 @@ def as_demonstration(row: Row) -> list[Demonstration]:
 
 
 def _check_wanted(row: Row) -> None:
-    """Refuse a response that its label says is not wanted: it must not be learnt."""
+    """Refuse a response that its label or verdict says is not wanted: it must not be learnt."""
+    if BOTH_BAD in row.notes:
+        raise Reject("its verdict says that both responses are bad")
     if row.judged == "label" and row.scores == (0.0,):
         raise Reject("its label says that the response is not wanted")
 

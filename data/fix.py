@@ -6,6 +6,7 @@ Rows keep their own columns. The copy and its list appear together and whole, or
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 import os
 from collections import Counter
@@ -186,10 +187,10 @@ def _why(fixed: Fixed) -> list[str]:
 def _write(rows: Iterator[Any], path: Path, suffix: str) -> None:
     with path.open("w", encoding="utf-8", newline="" if suffix in (".csv", ".tsv") else "\n") as stream:
         if suffix == ".jsonl":
-            stream.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            stream.writelines(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows)
         elif suffix == ".json":
             for i, row in enumerate(rows):
-                stream.write(("[\n" if not i else ",\n") + json.dumps(row, ensure_ascii=False, default=str))
+                stream.write(("[\n" if not i else ",\n") + json.dumps(row, ensure_ascii=False, default=_plain))
             stream.write("\n]\n")
         elif suffix == ".txt":
             _write_text(rows, stream)
@@ -238,4 +239,17 @@ def _write_table(rows: Iterator[Any], stream: IO[str], delimiter: str) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, datetime.date | datetime.time):
+        return str(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> str:
+    """A value of a typed table that JSON has no type for (a time, a decimal number) as text.
+
+    Raises:
+        UserError: bytes, which no text stands for.
+    """
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise UserError("--out: a row holds bytes, which no text can; write .parquet")
+    return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ from data.readers.files import BINARY, JSON, KNOWN, TABLES, TEXT, extension, rea
 from data.readers.rows import Raw, ReadOptions, Remark
 from data.source_settings import Source
 
-NOT_DATA = re.compile(r"(readme|licen[cs]e|notice|changelog|contributing)\b.*|dataset_infos?\.json|state\.json", re.I)
+NOT_DATA = re.compile(
+    r"(readme|licen[cs]e|notice|changelog|contributing)\b.*|dataset_(infos?|dict)\.json|state\.json", re.I
+)
 """Files that stand next to data and are none."""
 
 SHOWN = 6
@@ -111,10 +114,24 @@ def _data_files(source: Source, path: Path) -> list[Path]:
             names = ", ".join(str(p.relative_to(root)) for p in data[:SHOWN])
             raise UserError(f"{source.path}: no file of it is of split {source.split!r}; it holds {names}")
         data = chosen
+    elif len(splits := _saved_splits(root)) > 1:
+        there = ", ".join(splits)
+        raise UserError(
+            f"{source.path} holds several splits: {there}; choose one with `split`, such as split: {splits[0]}"
+        )
     if not data:
         inside = ", ".join(sorted(p.name for p in path.iterdir())[:SHOWN]) or "nothing"
         raise UserError(f"{source.path} is a folder without a data file that can be read (it holds {inside})")
     return data
+
+
+def _saved_splits(root: Path) -> list[str]:
+    """The splits of a ``DatasetDict`` that ``save_to_disk`` wrote; none of any other folder."""
+    try:
+        found = json.loads((root / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def _all_files(name: str, paths: list[Path]) -> None:
@@ -179,6 +196,8 @@ def _matching(source: Source, base_dir: Path) -> list[Path]:
 
 
 def _missing(source: str, path: Path) -> str:
+    if path.is_symlink():
+        return f"{source} is a link to {path.readlink()}, which is not there; put the file there, or remove the link"
     folder = path.parent
     while not folder.is_dir():
         folder = folder.parent

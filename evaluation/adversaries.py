@@ -26,4 +26,4 @@ def adversaries(prompts: Sequence[str], answers: Sequence[str]) -> dict[str, lis
 
 def named(adversary: str) -> str:
     """As sentences call it."""
-    return "prompt repeated" if adversary == "repeated_prompt" else adversary.replace("_", " ")
+    return "prompt repeated" if adversary == "repeated_prompt" else adversary.replace("_answer", " response")

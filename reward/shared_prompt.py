@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data.batching import length_bucketed, right_pad
+from models.backbone.encoders import is_encoder
 from models.backbone.forward import body_of, kept_for_backward, offloads, precision, recomputes, takes_positions
 from models.backbone.logprobs import Rows
 from models.backbone.soft_prompts import active_prompt
@@ -151,6 +152,8 @@ def can_share(lm: Any) -> bool:
     but by the fast path.
     """
     config = lm.config.get_text_config()
+    if is_encoder(lm):  # whose prompts see the responses
+        return False
     if active_prompt(lm) is not None:  # whose virtual tokens these passes do not have
         return False
     if not takes_positions(body_of(lm)) or any(getattr(config, name, None) for name in WINDOWS):

@@ -1,4 +1,5 @@
-"""A base model from scratch: tokenizer, a small Llama, next-token training on documents, in chunks of the context.
+"""A base model from scratch: tokenizer, a small Llama, next-token training on documents, in chunks of the context; or a
+small encoder that learns to predict hidden tokens, on which reward models stand.
 
 For the demo and for data in languages without a small base. Matrices are trained with Muon (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon/), the rest with Adam. Knows nothing of prompts and responses.
@@ -11,12 +12,11 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, ModernBertForMaskedLM
 
 from data.common.errors import UserError
-from data.common.patience import each, patience
+from data.common.patience import each
 from data.counting import log_row
 from data.storage.views import Mapped
 from models.backbone.oom_retry import OOMRetry
@@ -24,9 +24,10 @@ from models.backbone.seeds import derived_seed, isolated_rng
 from stages.settings import PretrainConfig, PretrainModel
 from stages.stage import StageContext, StageResult, schedule_factor
 from stages.training.chunks import ChunkCounts, chunked
-from stages.training.next_token import Steps, held_out_nll, save_base, train
+from stages.training.masked import MaskedTokens, encoder_settings, masked_nll
+from stages.training.new_tokenizer import train_tokenizer
+from stages.training.next_token import NEXT_TOKENS, Objective, Steps, held_out_nll, save_base, train
 
-PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 VERSION = 4
 HELD_OUT = 1000
 """Held-out documents of which the loss is computed, at most."""
@@ -52,14 +53,19 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
             context.say(f"pretraining: {text}")
     context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
-    skipped = train(context, lm, rows, steps_of(lm, config))
+    masking = MaskedTokens.of(tokenizer, context.seed) if config.objective == "masked" else None
     memory = OOMRetry("documents at once", context.warn_alone)
-    with memory.reporting(context.bar.phase("held-out documents", len(held_out))):
-        nll = held_out_nll(lm, held_out, context.processes, memory)
+    before = held_out_loss(context, lm, held_out, masking, memory) if masking is not None else None
+    skipped = train(context, lm, rows, steps_of(lm, config, masking or NEXT_TOKENS))
+    found = held_out_loss(context, lm, held_out, masking, memory)
     save_base(context, lm, tokenizer)
     return StageResult(
         metrics={
-            "held_out_nll": nll,
+            **(
+                {"held_out_nll": found}
+                if masking is None
+                else {"held_out_masked_nll_before": before, "held_out_masked_nll": found}
+            ),
             "documents": len(documents),
             "counts": counts.as_dict(),
             "held_out_counts": held_out_counts.as_dict(),
@@ -67,36 +73,6 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
             "skipped_steps": skipped,
             "parameters": sum(p.numel() for p in lm.parameters()),
         }
-    )
-
-
-def train_tokenizer(documents: Sequence[str], config: PretrainConfig) -> PreTrainedTokenizerFast:
-    """Words split on white space, byte-level BPE, or single characters."""
-    special = [PAD, BOS, EOS, UNKNOWN]
-    if config.tokenizer == "bpe":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer: Any = trainers.BpeTrainer(
-            vocab_size=max(config.vocabulary, len(special) + len(alphabet)),
-            special_tokens=special,
-            initial_alphabet=sorted(alphabet),
-            show_progress=False,
-        )
-    else:
-        tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-        if config.tokenizer == "words":
-            tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        else:
-            tokenizer.normalizer = normalizers.NFKC()
-            tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-            tokenizer.decoder = decoders.Fuse()
-        trainer = trainers.WordLevelTrainer(vocab_size=config.vocabulary, special_tokens=special, show_progress=False)
-    with patience(f"training a tokenizer on {len(documents):,} documents"):
-        tokenizer.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN
     )
 
 
@@ -132,17 +108,29 @@ def model_settings(shape: PretrainModel, vocabulary: int, **ids: Any) -> LlamaCo
     )
 
 
-def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> LlamaForCausalLM:
-    """A Llama of this shape with random weights, the same for the same seed."""
-    settings = model_settings(
-        config.model,
-        len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+def untrained(config: PretrainConfig, vocabulary: int, **ids: Any) -> LlamaForCausalLM | ModernBertForMaskedLM:
+    """A model of the recipe's shape with random weights; ``ids`` are those of its special tokens."""
+    if config.objective == "masked":
+        return ModernBertForMaskedLM(encoder_settings(config.model, vocabulary, **ids))
+    return LlamaForCausalLM(model_settings(config.model, vocabulary, **ids))
+
+
+def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> Any:
+    """A model for this tokenizer, with the weights that the seed gives it."""
+    names = ("pad", "bos", "eos", "cls", "sep") if config.objective == "masked" else ("pad", "bos", "eos")
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
     with isolated_rng(derived_seed(seed, "pretrain/init")):
-        return LlamaForCausalLM(settings)
+        return untrained(config, len(tokenizer), **ids)
+
+
+def held_out_loss(
+    context: StageContext, lm: Any, rows: Sequence[list[int]], masking: MaskedTokens | None, memory: OOMRetry
+) -> float | None:
+    """Nats a token of held-out documents: of all but the first, or of hidden ones, which are the same each time."""
+    with memory.reporting(context.bar.phase("held-out documents", len(rows))):
+        if masking is None:
+            return held_out_nll(lm, rows, context.processes, memory)
+        return masked_nll(lm, masking.held_out(rows), context.processes.device, memory)
 
 
 def optimizers_of(lm: Any, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -155,7 +143,7 @@ def optimizers_of(lm: Any, config: PretrainConfig) -> list[torch.optim.Optimizer
     ]
 
 
-def steps_of(lm: Any, config: PretrainConfig) -> Steps:
+def steps_of(lm: Any, config: PretrainConfig, objective: Objective = NEXT_TOKENS) -> Steps:
     """The training of a base from scratch: cosine to zero; the norm is clipped of what Adam trains."""
     optimizers = optimizers_of(lm, config)
     return Steps(
@@ -169,6 +157,7 @@ def steps_of(lm: Any, config: PretrainConfig) -> Steps:
         optimizers=optimizers,
         factor=lambda step: schedule_factor("cosine", step / config.steps),
         clipped=optimizers[1].param_groups[0]["params"],
+        objective=objective,
     )
 
 

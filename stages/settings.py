@@ -14,6 +14,7 @@ from data.common.tables import in_table
 from reward.settings import GateConfig, RewardPart
 from reward.tables import LOSSES, POOLINGS
 
+SMALLEST_UNIGRAM = 300  # tokens, most of which are bytes
 KEPT = "policies"  # folder of the ppo stage: policies kept on the way, for evaluation
 
 
@@ -45,7 +46,7 @@ class CheckpointConfig(Config):
 
 
 class PretrainModel(Config):
-    """Shape of a base trained from scratch (a Llama with tied embeddings)."""
+    """Shape of a base trained from scratch (a Llama, or a ModernBERT, with tied embeddings)."""
 
     layers: int = Field(2, ge=1, description="transformer layers")
     width: int = Field(96, ge=8, description="hidden size; a multiple of heads")
@@ -64,7 +65,14 @@ class PretrainModel(Config):
 class PretrainConfig(Config):
     """A base model from scratch, for the demo and for data in languages without a small base."""
 
-    tokenizer: Literal["words", "bpe", "characters"] = Field("bpe", description="words, byte-level BPE or characters")
+    objective: Literal["causal", "masked"] = Field(
+        "causal",
+        description="causal: a Llama predicts next tokens; masked: an encoder predicts hidden ones, for reward.base",
+    )
+    tokenizer: Literal["words", "bpe", "wordpiece", "unigram", "characters"] = Field(
+        "bpe",
+        description="words, byte-level BPE, WordPiece, SentencePiece's unigram model (trivet[unigram]), or characters",
+    )
     vocabulary: int = Field(2048, ge=16, description="largest vocabulary, special tokens included")
     model: PretrainModel = PretrainModel()
     steps: int = Field(450, ge=1, description="optimizer steps")
@@ -73,6 +81,15 @@ class PretrainConfig(Config):
     learning_rate: float = Field(1e-2, gt=0, description="Adam, for embeddings, norms and biases")
     matrix_learning_rate: float = Field(0.03, gt=0, description="Muon, for weight matrices")
     max_skipped_steps: SkippedSteps = 20
+
+    @model_validator(mode="after")
+    def _has_room(self) -> PretrainConfig:
+        if self.tokenizer == "unigram" and self.vocabulary < SMALLEST_UNIGRAM:
+            raise ValueError(
+                "tokenizer 'unigram' has 260 tokens before it learns any (256 bytes and 4 special ones), and "
+                f"vocabulary is {self.vocabulary}: raise it to {SMALLEST_UNIGRAM} or more"
+            )
+        return self
 
 
 class ContinuedConfig(Config):
@@ -190,7 +207,11 @@ class RewardConfig(Config):
     RATE_DIVISOR: ClassVar[int] = 3
     ROWS_LIMIT: ClassVar[str] = "max_tokens"
 
-    base: str = Field("same", description="'same' for the shared base, or a smaller base's name, folder or hub id")
+    base: str = Field(
+        "same",
+        description="'same' for the shared base, or another base's name, folder or hub id: a smaller one, or an "
+        "encoder (BERT, ModernBERT)",
+    )
     loss: Annotated[str, AfterValidator(in_table(LOSSES))] = Field(
         "pairs", description="pairs (all-pairs logistic), plackett_luce, or another name in reward.tables.LOSSES"
     )

@@ -8,14 +8,15 @@ by name (``binding``) and results are checked row by row. Knows nothing of model
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import importlib
 import inspect
 import math
 import re
 import sysconfig
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ from typing import Any
 from data.common.errors import UserError, nearest
 from data.common.function_binding import ALIASES, OFFERED, bind, bind_function, is_async, parameters_of
 from data.common.opened_files import noting
+from data.common.process_state import kept
 from data.common.user_files import Importer, closure_digest, source_closure
 from data.records import Prompt
 
@@ -72,15 +74,15 @@ class UserFunction:
         binding = bind_function(self.fn, columns, self.name)
 
         def column(name: str) -> list[Any]:
-            return list(columns[name] if name in columns else columns[ALIASES[name]])
+            return _copied(columns[name] if name in columns else columns[ALIASES[name]])
 
         given = [column(name) for name in binding.positional]
         named = {name: column(name) for name in binding.named}
         if binding.rest:
             taken = {*named, *binding.positional, *binding.fixed}
-            named |= {name: list(values) for name, values in columns.items() if name not in taken}
+            named |= {name: _copied(values) for name, values in columns.items() if name not in taken}
         try:
-            with _noting(self.name, self.path, self.folder, CALLS):
+            with _running(self.name, self.path, self.folder, CALLS, (*prompts, *completions)):
                 result = self.fn(*given, **named)
                 if inspect.isgenerator(result):
                     result = list(result)  # what it raises is the function's
@@ -130,16 +132,16 @@ def load_function(reference: str, base_dir: Path | str = ".") -> UserFunction:
         )
     if _is_file_name(where):
         path: Path | None = _source_file(reference, where, base_dir)
-        with _noting(reference, path, base_dir):
+        with _running(reference, path, base_dir):
             module = _load_file(reference, path)  # type: ignore[arg-type]
     else:
-        with _noting(reference, None, base_dir):
+        with _running(reference, None, base_dir):
             module = _load_module(reference, where)
         file = getattr(module, "__file__", None)
         path = Path(file) if file else None
     fn = getattr(module, name, None)
     if isinstance(fn, type):
-        with _noting(reference, path, base_dir):
+        with _running(reference, path, base_dir):
             fn = _instance(reference, fn)
     if fn is None or not callable(fn):
         known = [k for k, v in vars(module).items() if inspect.isfunction(v) and not k.startswith("_")]
@@ -152,16 +154,30 @@ def load_function(reference: str, base_dir: Path | str = ".") -> UserFunction:
     return UserFunction(fn=fn, name=reference, path=path, fingerprint=fingerprint, folder=Path(base_dir))
 
 
+def _copied(values: Sequence[Any]) -> list[Any]:
+    """A column that a function may change in place: the rows, and what other functions are given, stay as they are."""
+    return [copy.deepcopy(value) if isinstance(value, list | dict) else value for value in values]
+
+
 CALLS = " called"
 
 
-def _noting(reference: str, path: Path | None, folder: Path | str, doing: str = "") -> AbstractContextManager[None]:
-    """Note what the code of a function opens below its own folder and the recipe's; nothing of what is installed."""
+@contextmanager
+def _running(
+    reference: str, path: Path | None, folder: Path | str, doing: str = "", texts: Sequence[str] = ()
+) -> Iterator[None]:
+    """Run code of a function's: seeded by its name and the texts that it is given, and without lasting effects.
+
+    What it opens below its own folder and the recipe's is noted; nothing of what is installed.
+    """
     where = reference.rpartition(":")[0]
-    if path is not None and _is_installed(path):
-        return nullcontext()
-    owner = str(path.resolve()) if path is not None and _is_file_name(where) else where
-    return noting(owner + doing, [Path(folder), *([path.parent] if path is not None else [])])
+    seed = hashlib.sha256("\x1f".join((reference, *texts)).encode(errors="surrogatepass")).digest()
+    with ExitStack() as stack:
+        stack.enter_context(kept(int.from_bytes(seed[:8], "big") >> 1))
+        if path is None or not _is_installed(path):
+            owner = str(path.resolve()) if path is not None and _is_file_name(where) else where
+            stack.enter_context(noting(owner + doing, [Path(folder), *([path.parent] if path is not None else [])]))
+        yield
 
 
 def owners_of(reference: str, base_dir: Path | str) -> list[str]:

@@ -80,9 +80,9 @@ class Rankings:
     def findings(self) -> Iterator[Finding]:
         """What is wrong, the surest first."""
         said = (
-            (self.empty_best, "empty answer preferred", "rankings prefer an empty answer"),
-            (self.empty_worse, "empty answer", "rankings hold an empty answer"),
-            (self.equal, "equal answers", "rankings order answers that differ in white space, case or width alone"),
+            (self.empty_best, "empty response preferred", "rankings prefer an empty response"),
+            (self.empty_worse, "empty response", "rankings hold an empty response"),
+            (self.equal, "equal responses", "rankings order responses that differ in white space, case or width alone"),
         )
         for places, kind, text in said:
             if places.count:
@@ -113,13 +113,13 @@ class Rankings:
         if n := judged.circles.count:
             places = tuple(self._seats.place(number) for _, number in judged.circles.kept)
             where = f"; the first is {places[0]}" if places[0] else ""
-            text = f"prompts whose answers are preferred in a circle: {n:,}{where}"
+            text = f"prompts whose responses are preferred in a circle: {n:,}{where}"
             yield Finding(kind="circle", count=n, text=text, places=places)
 
     def _one_sided(self) -> Iterator[Finding]:
         n = max(int((ends - starts).max(initial=0)) for starts, ends in map(same, self._worse.grouped()))
         if n >= ENOUGH and n >= REPEATED_ANSWER * self.count:
-            text = f"one and the same answer is the worse one in {n:,} of {self.count:,} rankings"
+            text = f"one and the same response is the worse one in {n:,} of {self.count:,} rankings"
             yield Finding(kind="one-sided", count=n, text=f"{text}: telling it apart teaches nothing else")
 
     def facts(self) -> dict[str, Any]:
@@ -212,9 +212,9 @@ class Judgements:
     def findings(self) -> Iterator[Finding]:
         """Suspicions, each with what it rests on."""
         said = (
-            (self.refusal, "prefer an answer that begins like a refusal to one that does not"),
-            (self.cut, "prefer an answer that ends inside a sentence to one that does not"),
-            (self.copied, "prefer an answer that repeats the prompt"),
+            (self.refusal, "prefer a response that begins like a refusal to one that does not"),
+            (self.cut, "prefer a response that ends inside a sentence to one that does not"),
+            (self.copied, "prefer a response that repeats the prompt"),
         )
         for places, text in said:
             if places.count:

@@ -142,7 +142,7 @@ class Lengths:
         what, part, n = ("longer", share, longer) if share >= 0.5 else ("shorter", 1 - share, shorter)
         sample = f" ({self.sample.of('rankings')})" if in_tokens and self.sample is not None else ""
         of = f"{longer + shorter:,} ranked pairs of unlike length, in {unit}{sample}"
-        text = f"{part:.0%} of the {of}, prefer the {what} answer: a reward model may learn length alone"
+        text = f"{part:.0%} of the {of}, prefer the {what} response: a reward model may learn length alone"
         yield Finding(kind="length preference", count=n, text=text)
 
     def facts(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class Languages:
             if script_of(asked) != script_of(said) and _unlike(language_of(asked), language_of(said)):
                 other.add(entry.place)
         if other.count > MANY * max(compared, ENOUGH):
-            of = f"{other.count:,} of {compared:,} answers looked at"
+            of = f"{other.count:,} of {compared:,} responses compared"
             text = f"{of} are in another language and script than their prompt"
             yield other.finding("language", text)
 

@@ -7,13 +7,14 @@ cannot read raises ``Reject`` with the reason. Knows nothing of files, records o
 from data.formats.parsing import ASKED, hint, parse
 from data.formats.ranking import MAX_ANSWERS
 from data.formats.reading import names_a_format
-from data.formats.rows import DUPLICATE, MERGED, UNRANKED, Format, Near, NoFormat, Reject, Row, Unread
+from data.formats.rows import BOTH_BAD, DUPLICATE, MERGED, UNRANKED, Format, Near, NoFormat, Reject, Row, Unread
 from data.formats.table import FORMATS, known_formats
 from data.formats.trees import assembled
 from data.readers.rows import CELLS
 
 __all__ = [
     "ASKED",
+    "BOTH_BAD",
     "CELLS",
     "DUPLICATE",
     "FORMATS",

@@ -30,7 +30,7 @@ def _arena(row: Mapping[str, Any]) -> list[Row]:
     names = ("conversation_a", "conversation_b")
     won = winner(row["winner"], "winner")
     both = conversations(row[names[0]], row[names[1]], names, row)
-    return [_differ(duel(both[0][0], [both[0][1], both[1][1]], won))]
+    return [_differ(duel(both[0][0], [both[0][1], both[1][1]], won, row["winner"]))]
 
 
 def _arena_texts(row: Mapping[str, Any]) -> list[Row]:
@@ -171,9 +171,8 @@ _SHP = (
     "created_at_utc_A",
     "created_at_utc_B",
 )
-_AB = tuple(
-    f"{a}_{s}{b}" for s in "ab" for a, b in (("completion", "_is_acceptable"), ("model", ""), ("response", "_model"))
-)
+_ACCEPTABLE = ("completion_a_is_acceptable", "completion_b_is_acceptable")
+_AB = (*_ACCEPTABLE, *(f"{a}_{s}{b}" for s in "ab" for a, b in (("model", ""), ("response", "_model"))))
 
 DUELS: dict[str, Format] = {
     "PKU-SafeRLHF": Format(
@@ -197,7 +196,7 @@ DUELS: dict[str, Format] = {
         columns="conversation_a, conversation_b, winner",
         required=("conversation_a", "conversation_b", "winner"),
         optional=(*_AB, "turn", "anony", "openai_moderation", "toxic_chat_tag"),
-        kept=("toxic_chat_tag",),
+        kept=("toxic_chat_tag", *_ACCEPTABLE),
         read=_arena,
         example={
             "question_id": 1,
@@ -213,6 +212,7 @@ DUELS: dict[str, Format] = {
         columns="prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie",
         required=("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"),
         optional=_AB,
+        kept=_ACCEPTABLE,
         read=_arena_texts,
         example={
             "model_a": "x",
@@ -288,6 +288,7 @@ DUELS: dict[str, Format] = {
         columns="history, human_ref_A, human_ref_B, labels",
         required=("history", "human_ref_A", "human_ref_B", "labels"),
         optional=_SHP,
+        kept=("score_ratio", "upvote_ratio"),
         read=_shp,
         example={
             "history": "Name a river.",

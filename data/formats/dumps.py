@@ -97,6 +97,7 @@ DUMPS: dict[str, Format] = {
         columns="title, mapping: {id: {message, parent, children}}",
         required=("mapping",),
         optional=("current_node", "conversation_template_id", "moderation_results", "is_archived", "safe_urls"),
+        kept=("safe_urls",),
         fits=lambda row: isinstance(row["mapping"], Mapping),
         read=_export,
         example={

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from data.formats.rows import DUPLICATE, NO_ANSWER, NO_PROMPT, SAME, TIED, UNRANKED, Reject, Row
+from data.formats.rows import BOTH_BAD, DUPLICATE, NO_ANSWER, NO_PROMPT, SAME, TIED, UNRANKED, Reject, Row
 from data.formats.turns import answer, check, conversation, message
 from data.formats.values import blank, number, parsed, string, words
 from data.records import Message, ranks_from_scores
@@ -29,6 +29,11 @@ PAIR_SCORES = (
 )
 _SCORED = frozenset(("margin", *(name for names in PAIR_SCORES for name in names)))
 _TIES = words("tie tied draw equal same both bothbad neither")
+_TURNING = words(
+    "not no never worse worst weaker inferior bad poor lose loses loser lost losing reject rejects rejected disagree "
+    "dislike disliked less lower isn doesn wasn cannot against wrong incorrect"
+)
+"""Words with which a verdict that names one side may speak for the other."""
 
 
 def ranking(
@@ -141,10 +146,12 @@ def _pair_scores(row: Mapping[str, Any]) -> tuple[tuple[float, float] | None, st
     return scores, " and ".join(names)
 
 
-def duel(messages: tuple[Message, ...], answers: Sequence[str], won: int | None) -> Row:
-    """Two responses of which the first (0), the second (1) or neither (None) won."""
+def duel(messages: tuple[Message, ...], answers: Sequence[str], won: int | None, verdict: Any = "") -> Row:
+    """Two responses of which the first (0), the second (1) or neither (None) won; ``verdict`` says so in words."""
     if won is None:
-        return replace(ranking(messages, answers, (0, 0)), notes=(TIED,))
+        said = re.split(r"[^a-z]+", str(verdict).lower())
+        both_bad = "bothbad" in said or ("bad" in said and not _TIES.isdisjoint(said))
+        return replace(ranking(messages, answers, (0, 0)), notes=(BOTH_BAD if both_bad else TIED,))
     return ranking(messages, answers, (won, 1 - won))
 
 
@@ -178,8 +185,21 @@ def winner(value: Any, name: str, low: int | None = None) -> int | None:
         return None
     sides = {p for p in parts if p in ("a", "b")}
     if len(sides) == 1:
+        check_plain(parts, name, word)
         return 0 if sides == {"a"} else 1
     raise Reject(f"{name} is {word[:60]!r}, which names neither side nor a tie")
+
+
+def check_plain(parts: Collection[str], name: str, word: str) -> None:
+    """Refuse a verdict that names a side and may mean the other: "B is worse", "not A".
+
+    Raises:
+        Reject: one of its words may turn it around.
+    """
+    if turning := sorted(_TURNING.intersection(parts)):
+        raise Reject(
+            f"{name} is {word[:60]!r}: by {turning[0]!r} it may speak for either side; name the better one alone"
+        )
 
 
 def texts_of(value: Any, name: str) -> list[str]:

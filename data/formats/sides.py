@@ -16,7 +16,7 @@ from typing import Any
 from data.formats.columns import plain
 from data.formats.instructions import instruction
 from data.formats.one_response import finished_of
-from data.formats.ranking import Side, duel, pair, ranking, scored, side, texts_of, turn_about
+from data.formats.ranking import Side, check_plain, duel, pair, ranking, scored, side, texts_of, turn_about
 from data.formats.rows import Format, Reject, Row, quoted
 from data.formats.turns import BEFORE, answer, asked, turns
 from data.formats.values import kind, number, string, words
@@ -241,13 +241,13 @@ def _sides(row: Mapping[str, Any]) -> list[Row]:
     if first == second:
         raise Reject("its two responses are the same")
     if found.grades is None:
-        return [duel(before, (first, second), _won(row, found, (first, second)))]
+        return [duel(before, (first, second), _won(row, found, (first, second)), row[found.verdict])]
     scores = tuple(number(row[name], name) for name in found.grades)
     ranks = ranks_from_scores(scores)
     won = None if ranks[0] == ranks[1] else int(ranks[1] < ranks[0])
     if found.verdict and _won(row, found, (first, second)) != won:
         raise Reject(f"{found.verdict} contradicts {found.grades[0]} and {found.grades[1]}")
-    made = duel(before, (first, second), won)
+    made = duel(before, (first, second), won, row[found.verdict] if found.verdict else "")
     order = scores if won != 1 else scores[::-1]
     return [Row(messages=made.messages, answers=made.answers, ranks=made.ranks, scores=order, notes=made.notes)]
 
@@ -304,6 +304,7 @@ def _side_of(word: str, name: str, tokens: tuple[str, str]) -> int | None:
         named = named or [at for at, token in enumerate(pair_) if token in parts]
     if len(named) != 1:
         raise Reject(f"{name} is {word[:60]!r}, which names neither side nor a tie")
+    check_plain(parts, name, word)
     return named[0]
 
 

@@ -161,6 +161,7 @@ TREES: dict[str, Format] = {
         columns="text, role, replies",
         required=("text", "role", "replies"),
         optional=_NODE,
+        kept=("rank", "labels"),  # of the first message alone, which stands in no ranking
         read=_node,
         example={"message_id": "1", "text": "Name a river.", "role": "prompter", "replies": [_LEAF, _OTHER]},
         note="also what the lines of a dump (message_id, parent_id, text, role, rank) are put together to",

@@ -62,7 +62,8 @@ def number(value: Any, name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         found = float("nan")
     if not math.isfinite(found):
-        shown = repr(value)[:60] if isinstance(value, str | float) else kind(value)
+        too_large = isinstance(value, int) and not isinstance(value, bool)
+        shown = repr(value)[:60] if isinstance(value, str | float) else "too large" if too_large else kind(value)
         raise Reject(f"{name} is {shown}, not a finite number")
     return found
 
@@ -90,9 +91,9 @@ def liked(value: Any, name: str) -> bool:
 
 
 def kind(value: Any) -> str:
-    return {str: "text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}.get(
-        type(value), "no text"
-    )
+    names = {str: "text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+    names |= {bytes: "bytes", int: "a number", float: "a number"}
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def listed(value: Any, name: str) -> list[Any]:

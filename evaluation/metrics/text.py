@@ -12,6 +12,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import datasets
@@ -159,11 +160,21 @@ class Meteor(LocalMetric):
         return {"meteor_no_synonyms": math.fsum(scores) / len(scores), "scores": {"meteor_no_synonyms": scores}}
 
 
+ARTICLES = ("a", "an", "the")
+_SIGN = re.compile(r"(?<![\w)\]])[-−](?=\.?\d)")  # of a number, and not between two
+
+
 def normalised(text: str) -> str:
-    """NFKC, lower case, without punctuation, articles and runs of white space (Rajpurkar et al. 2016)."""
-    plain = unicodedata.normalize("NFKC", text).lower()
-    plain = "".join(" " if unicodedata.category(c)[0] == "P" else c for c in plain)
-    return " ".join(w for w in plain.split() if w not in ("a", "an", "the"))
+    """NFKC, lower case, without punctuation, articles and runs of white space (Rajpurkar et al. 2016).
+
+    Unlike SQuAD's own, a number keeps its sign, and what is all article or punctuation stays as it is: -5 is not 5, the
+    choice A is not an empty response, and + is not -.
+    """
+    bare = unicodedata.normalize("NFKC", text).lower().strip()
+    signed = _SIGN.sub("\0", bare)
+    spaced = "".join(" " if unicodedata.category(c)[0] == "P" else c for c in signed).replace("\0", "-")
+    words = spaced.split()
+    return " ".join([w for w in words if w not in ARTICLES] or words) or bare
 
 
 class ExactMatch(LocalMetric):
@@ -220,12 +231,29 @@ class Labels(LocalMetric):
 def label_in(text: str, labels: Sequence[str]) -> str:
     """The known label that a response names first, the longest of those that begin there; '' for none.
 
-    Labels and text normalised; words are matched whole, CJK labels anywhere.
+    Args:
+        text: the response.
+        labels: ``normalised`` ones. Words are matched whole, CJK labels anywhere, whatever their case. A label that is
+            an article, as the choice A, is found alone, before a closing mark as in ``(a)``, and as a capital letter
+            that is not a sentence's first word.
     """
-    plain = normalised(text)
+    plain = unicodedata.normalize("NFKC", text)
     places = []
     for label in labels:
-        edge = r"" if _CHARACTER.search(label) else r"\b"
-        if label and (found := re.search(edge + re.escape(label) + edge, plain)):
+        if label and (found := _pattern_of(label).search(plain)):
             places.append((found.start(), -len(label), label))
     return min(places)[2] if places else ""
+
+
+@lru_cache(maxsize=1024)
+def _pattern_of(label: str) -> re.Pattern[str]:
+    """What finds a label in a text: its words with punctuation, blanks and articles between them."""
+    before, behind = r"(?<![^\W_])", r"(?![^\W_])"
+    if label in ARTICLES:
+        capital = rf"{label.upper()}{behind}"
+        inside = rf"(?<=[^\s.!?]\s){capital}|{before}{capital}(?!\s+[a-z])"
+        return re.compile(rf"{inside}|{before}{label}(?=[)\].:])|^\W*{label}\W*$")
+    between = rf"[\W_]+(?:(?:{'|'.join(ARTICLES)})[\W_]+)*"
+    words = between.join(map(re.escape, label.split()))
+    before, behind = ("", "") if _CHARACTER.search(label) else (before, behind)
+    return re.compile(before + words + behind, re.IGNORECASE)

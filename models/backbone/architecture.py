@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from data.common.errors import UserError
+from models.backbone.encoders import is_encoder, names_encoder
 from models.backbone.forward import body_of
 
 OF_TOKENS = (nn.Embedding, nn.Conv1d)
@@ -27,7 +28,8 @@ def check_architecture(lm: Any, name: str) -> None:
         UserError: it is of such a kind.
     """
     takes = inspect.signature(body_of(lm).forward).parameters
-    lacking = [what for key, what in _NEEDED.items() if key not in takes]
+    encoder = is_encoder(lm)  # samples nothing, and so keeps no cache
+    lacking = [what for key, what in _NEEDED.items() if key not in takes and not (encoder and key == CACHE)]
     kind = getattr(lm.config, "model_type", type(lm).__name__)
     if lacking or kind in RECURRENT:
         raise UserError(
@@ -40,6 +42,8 @@ def check_architecture(lm: Any, name: str) -> None:
             "padding, so that a row's results would depend on the other rows of its batch. Choose another base "
             "(`trivet models`)"
         )
+    if encoder:
+        return
     own = set(re.findall(r"\w*Cache\b", str(takes["past_key_values"].annotation))) - COMMON_CACHES
     if own:
         raise UserError(
@@ -48,7 +52,8 @@ def check_architecture(lm: Any, name: str) -> None:
         )
 
 
-_NEEDED = {"attention_mask": "attention mask", "past_key_values": "key-value cache"}
+CACHE = "past_key_values"
+_NEEDED = {"attention_mask": "attention mask", CACHE: "key-value cache"}
 COMMON_CACHES = {"Cache", "DynamicCache", "EncoderDecoderCache"}
 RECURRENT = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "xlstm"})
 """Architectures without any attention, whatever arguments their code takes."""
@@ -180,8 +185,9 @@ SHARE = 0.01
 
 
 def without_weights(config: Any) -> Any:
-    """The causal LM of a config on the meta device: names and shapes, no memory."""
-    from transformers import AutoModelForCausalLM
+    """The causal LM or encoder of a config on the meta device: names and shapes, no memory."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+    kind: Any = AutoModelForMaskedLM if names_encoder(config.to_dict()) else AutoModelForCausalLM
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return kind.from_config(config)

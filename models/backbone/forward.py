@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data.common.errors import UserError
+from models.backbone.encoders import is_encoder
 from models.backbone.sharding import shards_of
 from models.backbone.soft_prompts import active_prompt, before_rows
 
@@ -68,6 +69,8 @@ def hidden_states(lm: Any, ids: Tensor, mask: Tensor, position_ids: Tensor | Non
         position_ids = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     extra = {"position_ids": position_ids} if takes_positions(body) else {}
     kept = {"past_key_values": cache, "use_cache": cache is not None}
+    if is_encoder(lm):  # counts positions by itself, each family in its way
+        extra, kept = {}, {}
     with precision(lm), kept_for_backward(lm):
         if (prompt := active_prompt(lm)) is not None:
             arguments, count = before_rows(lm, prompt, ids, mask, position_ids, cache)
@@ -98,7 +101,10 @@ def logits_of(lm: Any, hidden: Tensor) -> Tensor:
 @torch.no_grad()
 def check_logit_path(lm: Any, name: str) -> None:
     """Raise UserError when body + output layer differ from the model's own logits (an architecture with extras), or
-    where those are no finite numbers (damaged weights)."""
+    where those are no finite numbers (damaged weights). Of an encoder, states alone are read."""
+    if is_encoder(lm):
+        _check_padding(lm, name)
+        return
     ids = torch.arange(1, 7, device=lm.device)[None] % lm.config.get_text_config().vocab_size
     mask = torch.ones_like(ids)
     with precision(lm):
@@ -114,6 +120,26 @@ def check_logit_path(lm: Any, name: str) -> None:
         raise UserError(
             f"base {name}: {type(lm).__name__} does more between its last hidden state and its logits than an output "
             "layer; trivet does not know this architecture. Choose one of `trivet models`."
+        )
+
+
+@torch.no_grad()
+def _check_padding(lm: Any, name: str) -> None:
+    """Raise UserError where padding changes the states of an encoder's rows, or those are no finite numbers."""
+    ids = torch.arange(1, 7, device=lm.device)[None] % lm.config.get_text_config().vocab_size
+    alone = hidden_states(lm, ids, torch.ones_like(ids))
+    if not alone.isfinite().all():
+        raise UserError(
+            f"base {name}: its states are not finite for six plain tokens: its weights hold numbers that are not, or "
+            f"overflow in {str(alone.dtype).removeprefix('torch.')}; take them from where they came anew"
+        )
+    mask = torch.cat([torch.ones_like(ids), torch.zeros_like(ids[:, :3])], 1)
+    padded = hidden_states(lm, torch.cat([ids, ids[:, :3]], 1), mask)[:, : ids.shape[1]]
+    tolerance = 1e-4 if alone.dtype == torch.float32 else 5e-2
+    if not torch.allclose(alone.float(), padded.float(), atol=tolerance * max(1.0, alone.float().abs().max().item())):
+        raise UserError(
+            f"base {name}: {type(lm).__name__} gives a row other states where padding follows it; trivet does not know "
+            "this encoder: choose a BERT, RoBERTa, DeBERTa or ModernBERT"
         )
 
 

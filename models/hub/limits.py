@@ -20,6 +20,19 @@ from models.hub.validate import shapes_of, weight_files
 TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|positions_embed)(\.weight)?$")
 BUFFERED = ("gptj", "codegen", "ctrl")
 """Families whose table of positions is computed and in no file."""
+OFFSET_POSITIONS = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer"}
+)
+"""Families whose positions begin at 1 above their padding id, which stays as the config has it."""
+
+
+def positions_in(config: Mapping[str, Any]) -> int | None:
+    """The longest row that a config's model has positions for; RoBERTa's tables begin behind the padding's own one."""
+    names = ("max_position_embeddings", "n_positions")
+    found = next((v for n in names if isinstance(v := config.get(n), int)), None)
+    if found is not None and config.get("model_type") in OFFSET_POSITIONS:
+        found -= (config.get("pad_token_id") or 0) + 1
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +59,9 @@ def limits_of_model(lm: Any, name: str) -> Limits:
     return Limits(
         name=name,
         embeddings=lm.get_input_embeddings().weight.shape[0],
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=positions_in(
+            {n: getattr(config, n, None) for n in ("max_position_embeddings", "model_type", "pad_token_id")}
+        ),
         table=any(TABLE.search(n.replace(".base_layer", "")) for n, _ in named) or config.model_type in BUFFERED,
     )
 
@@ -55,8 +70,7 @@ def limits_of_folder(folder: Path, name: str) -> Limits | None:
     """Limits by ``config.json`` and the headers of the weights; None where the config names no vocabulary."""
     raw = read_object(folder / "config.json", largest=16 << 20)
     config: Mapping[str, Any] = raw.get("text_config") or raw
-    names = ("max_position_embeddings", "n_positions")
-    positions = next((v for n in names if isinstance(v := config.get(n), int)), None)
+    positions = positions_in(config)
     if not isinstance(config.get("vocab_size"), int):
         return None
     stored = [n for file in weight_files(folder) for n, _ in shapes_of(file)]
@@ -130,6 +144,50 @@ def check_stops(limits: Limits, stop_ids: Iterable[int]) -> None:
             "never write it (it comes from `stop:`, the chat template, the tokenizer's EOS or the model's generation "
             'config); name a token that the model has, e.g. `stop: ["</s>"]`'
         )
+
+
+NEUTRAL: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+    "guidance_scale": 1.0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+}
+"""Settings of a generation config that change which tokens come, with the value that changes nothing."""
+
+
+def shaping_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a generation config would change the model's own distribution; no stage and no export uses it."""
+    found = {key: config[key] for key in NEUTRAL if config.get(key) is not None}
+    return {key: value for key, value in found.items() if value != NEUTRAL[key] and value not in ([], {})}
+
+
+def shaping_sentence(shaping: Mapping[str, Any], name: str) -> str:
+    """What a user of the base is told of it; empty where there is nothing."""
+    if not shaping:
+        return ""
+    shown = ", ".join(f"{key} {str(value)[:40]}" for key, value in shaping.items())
+    return (
+        f"base {name}: its generation_config.json sets {shown}: nothing here uses it. Responses come from the model's "
+        "own distribution, in training, evaluation, chat and exports"
+    )
 
 
 def check_rows(

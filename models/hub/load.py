@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from tokenizers import AddedToken
 
 from data.common.errors import UserError
+from data.common.strict_json import read_object
 from data.tokens import check_speed
 from models.backbone.architecture import without_weights
+from models.backbone.encoders import names_encoder
 from models.backbone.processes import Processes, resolve_dtype
 from models.backbone.sharding import Shards, check_libraries, check_output_layer, check_shares, unit_names
 from models.hub.download import folder_of
@@ -29,27 +32,31 @@ MARKS = (
 def load_causal_lm(
     source: str, revision: str | None, dtype: torch.dtype, device: torch.device, divided: Processes | None = None
 ) -> Any:
-    """A Transformers causal LM.
+    """A Transformers causal LM, or an encoder as a model that predicts hidden tokens.
 
     Args:
         source: a folder, or a hub id with its ``revision``.
         dtype: of its weights.
         device: where it goes.
-        divided: the processes that share its weights, each of which reads its own part of every tensor alone.
+        divided: the processes that share its weights, each of which reads its own part of every tensor alone; each
+            has an encoder whole.
 
     Raises:
         UserError: not reachable, not safetensors, or code of its own.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     folder = _folder(source, revision)
     check_model(folder)
+    encoder = encoder_in(folder)
+    divided = None if encoder else divided
     if divided is not None:
         divided.barrier()  # some may still compute with another base in parts
     with _readable_errors(source):
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        kind: Any = AutoModelForMaskedLM if encoder else AutoModelForCausalLM
+        found: Any = kind.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -59,6 +66,9 @@ def load_causal_lm(
             **({} if divided is None else _divided(folder, source, divided)),
         )
     lm, loading = found
+    if encoder:
+        loading["missing_keys"] = _without_head(lm, loading["missing_keys"])
+        lm.generation_config = None  # such as every causal one has
     lacking = sorted(map(str, loading["missing_keys"])) or sorted(map(str, loading["mismatched_keys"]))
     if lacking:
         raise UserError(
@@ -73,6 +83,22 @@ def load_causal_lm(
         lm.__dict__.pop(name, None)
     lm.shards = Shards(lm.eval().requires_grad_(False), divided.divide_bases(), divided)
     return lm
+
+
+def encoder_in(folder: Path) -> bool:
+    """Whether a folder's config describes an encoder."""
+    return names_encoder(read_object(folder / "config.json", largest=16 << 20))
+
+
+@torch.no_grad()
+def _without_head(lm: Any, missing: Iterable[str]) -> list[str]:
+    """Of the tensors that an encoder's files lack those of its body; the head, which no stage reads, becomes zeros."""
+    inside, parameters = f"{lm.base_model_prefix}.", dict(lm.named_parameters(remove_duplicate=False))
+    of_body = {id(p) for name, p in parameters.items() if name.startswith(inside)}
+    for name in missing:
+        if name in parameters and id(parameters[name]) not in of_body:
+            parameters[name].zero_()
+    return [name for name in missing if name.startswith(inside)]
 
 
 def _divided(folder: Path, source: str, processes: Processes) -> dict[str, Any]:
@@ -204,12 +230,17 @@ def add_rows(lm: Any, count: int) -> None:
 
 
 def tokenizer_of(spec: BaseModelSpec) -> Any:
-    """A registry entry's tokenizer, with the entry's own template and padding token.
+    """A registry entry's tokenizer, with the entry's own template and padding token. Where an encoder's has a class and
+    a separator token alone, these begin and end its rows.
 
     Raises:
         UserError: it cannot be loaded, or does not know the padding token.
     """
     tokenizer = load_tokenizer(spec.source, spec.revision)
+    alone = tokenizer.eos_token is None and tokenizer.sep_token is not None
+    if alone and encoder_in(folder_of_spec(spec)):
+        tokenizer.eos_token = tokenizer.sep_token
+        tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
     if spec.chat_template:
         tokenizer.chat_template = spec.chat_template
     if spec.pad_token:

@@ -14,15 +14,12 @@ from data.common.strict_json import read_object
 from data.records import Message
 from data.template import Renderer
 from data.tokens import bounded
+from models.hub.limits import OFFSET_POSITIONS
 from models.hub.load import load_tokenizer
 from models.hub.validate import check_model
 from models.roles.files import SCORING
 
 BATCH = 16
-OFFSET_POSITIONS = frozenset(
-    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer"}
-)
-"""Families whose positions begin at 1 above their padding id, which stays as the config has it."""
 
 
 def is_classifier(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data.common.errors import UserError, nearest
 from models.backbone.architecture import other_senses, passed_over, renamed_by_peft
+from models.backbone.encoders import task_of
 from models.backbone.settings import AdapterConfig
 from models.backbone.sharding import wait_for_passes, whole_of
 from models.hub.validate import PREFIX
@@ -67,7 +68,7 @@ def lora_config(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) ->
         use_rslora=adapter.rslora,
         init_lora_weights="gaussian" if adapter.init == "gaussian" else True,
         fan_in_fan_out=any(map(is_conv1d, lm.modules())),
-        task_type="CAUSAL_LM",
+        task_type=task_of(lm),
     )
 
 

@@ -23,6 +23,7 @@ from peft.utils.constants import (
 from torch import Tensor, nn
 
 from data.common.errors import UserError
+from models.backbone.encoders import task_of
 from models.backbone.settings import AdapterConfig
 from models.roles.embeddings import add as add_embeddings
 from models.roles.lora import adapted, is_adapters, is_conv1d, lora_config, plain_name
@@ -88,7 +89,7 @@ def _adalora(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> Ad
         exclude_modules=plain.exclude_modules,
         layers_to_transform=plain.layers_to_transform,
         fan_in_fan_out=plain.fan_in_fan_out,
-        task_type="CAUSAL_LM",
+        task_type=task_of(lm),
         total_step=1,
         inference_mode=True,
     )
@@ -110,7 +111,7 @@ def _ia3(lm: Any, linear_names: Sequence[str], adapter: AdapterConfig) -> IA3Con
         target_modules=where,
         feedforward_modules=[name for name in where if any(name.endswith(f".{one}") for one in inputs)],
         fan_in_fan_out=any(map(is_conv1d, lm.modules())),
-        task_type="CAUSAL_LM",
+        task_type=task_of(lm),
     )
 
 

@@ -35,7 +35,7 @@ from stages.remote_rollouts import rollout_servers
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 
-VERSION = 17
+VERSION = 18
 
 
 def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:

@@ -21,9 +21,10 @@ from data.common.patience import patience
 from data.common.strict_json import read_object
 from data.template import Renderer
 from models.backbone.artifacts import read_artifact
+from models.backbone.encoders import check_method, is_encoder, refusal
 from models.backbone.processes import Processes
 from models.hub.limits import check_stops, stop_ids_in, stop_strings_in
-from models.hub.load import dtype_of, folder_of_spec, load_tokenizer
+from models.hub.load import dtype_of, encoder_in, folder_of_spec, load_tokenizer
 from models.hub.registry import BaseModelSpec, resolve_base
 from models.hub.validate import elements_of
 from models.roles.files import CONFIG, new_tokens_of
@@ -119,7 +120,17 @@ class LoadedModels:
             raise UserError(f"{setting}: the base is not there yet; run the {stage} stage or give --input {stage}=PATH")
         return folder / "model"
 
-    def base(self) -> SharedBase:
+    def base(self, writes: bool = True) -> SharedBase:
+        """The base that stages stand on.
+
+        Args:
+            writes: text; an encoder can be scored with alone.
+
+        Raises:
+            UserError: it cannot be loaded, or is an encoder and is to write.
+        """
+        if writes and "base" not in self._bases and encoder_in(folder_of_spec(self.spec)):
+            raise refusal(self.spec.name)
         return self._load("base", self.spec)
 
     def renderer(self) -> Renderer:
@@ -186,6 +197,8 @@ class LoadedModels:
         recipe = self.recipe
         spec = resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=self._new_tokens)
         base = self._load("reward", spec)
+        if is_encoder(base.lm):
+            check_method(base.name, recipe.adapter.method, recipe.adapter.tuning.virtual)
         return base, self._renderer(base, "auto", ())
 
     def open_model(self, source: str) -> OpenedModel:
@@ -206,6 +219,8 @@ class LoadedModels:
             raise UserError(f"{folder / CONFIG}: names no base; give the stage's folder in its run, or a merged export")
         tokens = () if adapter is None else new_tokens_of(adapter)
         base = self.load_other(resolve_base(named, base_dir=self.recipe.base_dir, new_tokens=tokens))
+        if is_encoder(base.lm):
+            raise refusal(base.name)
         own = renderer_of_adapter(adapter, base) if adapter is not None else None
         template = "auto" if base.tokenizer.chat_template else self.recipe.template_source
         renderer = own or self._renderer(base, template, ())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from models.backbone.whereabouts import WHEREABOUTS
 
 EVERY_SECONDS, EVERY_SHARE, MIN_SECONDS = 10.0, 0.1, 2.0
 SHOWN = 5  # metrics in a line
+LAST_SECONDS = 20.0  # of a part, by which its time left is counted
 
 
 class Bar:
@@ -34,6 +36,7 @@ class Bar:
         self._reported_step = 0
         # rates are counted from the first step on: what comes before is loading, or the steps of a run that was stopped
         self._first: tuple[float, int, int] | None = None  # seconds, step, tokens
+        self._marks: deque[tuple[float, int]] | None = None  # of a part: seconds and step, of the last while alone
         self._progress = progress
         self.live: Live | None = None
 
@@ -51,11 +54,20 @@ class Bar:
         if self.total and step > self.total:  # planned before rows were cut or shared: no share of it is true
             self.total = None
         self.metrics.update(metrics or {})
+        self._mark()
         if self.live is not None:
             self.live.update(self._row())
         elif self._due():
             self._reported_at, self._reported_step = time.monotonic(), step
             self._progress.say(self.line())
+
+    def _mark(self) -> None:
+        if self._marks is None:
+            return
+        now = time.monotonic()
+        self._marks.append((now, self.step))
+        while len(self._marks) > 2 and self._marks[1][0] <= now - LAST_SECONDS:
+            self._marks.popleft()
 
     def phase(self, name: str, total: int) -> Callable[[int], None]:
         """Show one more part of the stage, with its own total and time left.
@@ -69,6 +81,7 @@ class Bar:
         """
         part = Bar(self._progress, f"{self.name}, {name}", total)
         part.live, part._first = self.live, (part.started, 0, 0)
+        part._marks = deque([(part.started, 0)])
 
         def done(count: int) -> None:
             part.advance(part.step + count)
@@ -90,6 +103,9 @@ class Bar:
         seconds = time.monotonic() - began
         if self.tokens > tokens and seconds > 0:
             parts.append(f"{(self.tokens - tokens) / seconds:,.0f} tokens/s")
+        if self._marks is not None:  # rows of a part come by length: the last ones say more than the mean
+            began, step = self._marks[0]
+            seconds = time.monotonic() - began
         if self.total and step < self.step < self.total:
             parts.append(f"{duration(seconds / (self.step - step) * (self.total - self.step))} left")
         return parts + [f"{name} {number(value)}" for name, value in list(self.metrics.items())[:SHOWN]]

@@ -73,7 +73,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 {HEAD}base = PeftConfig.from_pretrained(folder).base_model_name_or_path
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base{revision}), folder)
-settings = GenerationConfig.from_pretrained(folder)
+settings = model.generation_config = GenerationConfig.from_pretrained(folder)  # instead of the base's own
 {GENERATE}"""
 
 

@@ -216,7 +216,9 @@ def _reward_found(card: Mapping[str, Any]) -> str:
     judged = "It passes trivet's gate." if accuracy["ci95"] else "Too few held-out prompts to judge its accuracy."
     verdict = "It fails trivet's gate: " + "; ".join(failed) + "." if failed else judged
     rows = [("held-out pairs ordered as labelled", accuracy), ("best response scored highest", card["top1"])]
-    rows += [(f"trivial rule: {name}", found) for name, found in card["baselines"].items()]
+    rows += [
+        (f"trivial rule: {name.replace('answer', 'response')}", found) for name, found in card["baselines"].items()
+    ]
     rows += [(f"whole response beats one {name}", found) for name, found in card["probes"].items()]
     table = [
         (name, percent(found["share"]), interval(found.get("ci95"), 100, 1), str(found.get("n", "")))

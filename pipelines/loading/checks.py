@@ -15,6 +15,7 @@ from data.common.errors import nearest
 from data.common.redaction import has_secret
 from evaluation.systems import problem_of, problem_of_metric
 from models.backbone.settings import DIVIDED, METHODS
+from pipelines.loading.lists import idle_terms, repeated_names
 from pipelines.recipe import rates
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.schema import Recipe
@@ -119,9 +120,12 @@ def problems_across(recipe: Recipe) -> list[Problem]:
     return [
         *found,
         *_systems(recipe),
+        *repeated_names(recipe),
+        *idle_terms(recipe),
         *_context(recipe),
         *_adapter(recipe),
         *_four_bits(recipe),
+        *_pretraining(recipe),
         *_sharding(recipe),
         *_servers(recipe),
     ]
@@ -154,6 +158,25 @@ def _four_bits(recipe: Recipe) -> list[Problem]:
     else:
         return []
     return [(("runtime", "quantize"), why)]
+
+
+def _pretraining(recipe: Recipe) -> list[Problem]:
+    """What a base of the run's own, and its tokenizer, ask for."""
+    kind, out = "" if isinstance(recipe.base, str) else recipe.base.pretrain.tokenizer, list[Problem]()
+    if kind == "unigram" and find_spec("sentencepiece") is None:
+        why = "'unigram' needs SentencePiece: pip install 'trivet[unigram]', or use 'bpe'"
+        out.append((("base", "pretrain", "tokenizer"), why))
+    if kind in ("wordpiece", "unigram") and recipe.continued is not None and recipe.continued.added_vocabulary:
+        why = f"base.pretrain.tokenizer '{kind}' takes no further tokens (bpe, words and characters do): set it to 0"
+        out.append((("continued", "added_vocabulary"), why))
+    others = [name for name in recipe.stages if name != "pretrain"]
+    if not isinstance(recipe.base, str) and recipe.base.pretrain.objective == "masked" and others:
+        why = (
+            f"'masked' makes an encoder, on which {', '.join(others)} cannot stand: write stages: [pretrain], and give "
+            "its folder to another recipe as reward.base"
+        )
+        out.append((("base", "pretrain", "objective"), why))
+    return out
 
 
 def _sharding(recipe: Recipe) -> list[Problem]:

@@ -45,7 +45,7 @@ class RuntimeConfig(Config):
         description="of the frozen base; auto: bf16 on a GPU that has it, and on a CPU whose bf16 products are found "
         "to be 1.5 times as fast, for bases at least 512 wide; else float32. float16 trains no adapter",
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves it to torch")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null leaves it to torch")
     quantize: Literal["nf4"] | None = Field(
         None, description="nf4: the frozen base's matrices in four bits (needs the extra nf4); null: as dtype says"
     )

@@ -223,7 +223,9 @@ def apply_override(source: Source, override: str) -> None:
         raise UserError(f"--set {override}: must have the form key.subkey=value, for example --set ppo.kl_coef=0.1")
     try:
         value = read_value(text)
-    except (yaml.YAMLError, UserError, RecursionError) as error:
+    except UserError as error:
+        raise UserError(f"--set {override}: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--set {override}: the value is not readable as YAML; quote it") from error
     here: Any = source.data
     path: Path = ()

@@ -183,7 +183,7 @@ def figures(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Accuracy and the baselines, probes, slices and the reliability diagram: those that the card has."""
     if not card:
         return []
-    baselines = [(n, s, "@base") for n, s in card["baselines"].items()]
+    baselines = [(n.replace("answer", "response"), s, "@base") for n, s in card["baselines"].items()]
     model = [("this model", card["accuracy"], "@reward")]
     probes = [(PROBES.get(n, n), s, "@reward") for n, s in card["probes"].items()]
     cut = [(f"{name} ({by})", s, "@reward") for by, group in card["slices"].items() for name, s in group.items()]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,19 @@ from data.common.errors import UserError
 from data.common.strict_json import read_object
 from data.template import Renderer
 from models.backbone.architecture import check_architecture, linear_layers, reach_sentence, without_weights
+from models.backbone.encoders import names_encoder, refusal
 from models.backbone.settings import AdapterConfig
 from models.hub.download import local_folder
-from models.hub.limits import Limits, check_stops, check_vocabulary, limits_of_folder, stop_ids_in, stop_strings_in
+from models.hub.limits import (
+    Limits,
+    check_stops,
+    check_vocabulary,
+    limits_of_folder,
+    shaping_in,
+    shaping_sentence,
+    stop_ids_in,
+    stop_strings_in,
+)
 from models.hub.load import add_rows, tokenizer_of
 from models.hub.spec import BaseModelSpec
 from models.hub.validate import check_model, module_of
@@ -34,12 +44,20 @@ class KnownBase:
         config: of its model.
         renderer: as the stages will use it.
         limits: ids and positions that it takes; None where its config names no vocabulary.
+        shaping: what of its generation config no stage uses (``models.hub.limits.shaping_in``).
     """
 
     name: str
     config: Any
     renderer: Renderer
     limits: Limits | None
+    shaping: dict[str, Any] = field(default_factory=dict)
+
+    def doubts(self) -> Iterator[str]:
+        """Sentences about what the base's files say that a user may not expect."""
+        yield from self.renderer.doubts()
+        if text := shaping_sentence(self.shaping, self.name):
+            yield text
 
 
 def known_base(
@@ -48,18 +66,20 @@ def known_base(
     stop: Sequence[str | int] = (),
     stop_strings: Sequence[str] = (),
     reserved: int = 0,
+    writes: bool = True,
 ) -> KnownBase | None:
     """A base's files read and compared; None where it is a hub id whose files are not here yet. ``reserved``: positions
-    that virtual tokens take.
+    that virtual tokens take; ``writes``: text, which an encoder does not.
 
     Raises:
-        UserError: no causal language model, damaged, or a tokenizer or stop tokens that do not fit it.
+        UserError: no causal language model (or, where it is not to write, no encoder either), damaged, or a tokenizer
+            or stop tokens that do not fit it.
     """
     folder = local_folder(spec.source, spec.revision)
     if folder is None:
         return None
     check_model(folder)
-    config = _config_of(folder, spec)
+    config = _config_of(folder, spec, writes)
     tokenizer = tokenizer_of(spec.model_copy(update={"source": str(folder)}))
     stops, strings = _generation_stops(folder, config)
     limits = limits_of_folder(folder, spec.name)
@@ -76,7 +96,9 @@ def known_base(
     )
     if limits is not None:
         check_stops(limits, renderer.stop_ids)
-    return KnownBase(name=spec.name, config=config, renderer=renderer, limits=limits)
+    file = folder / "generation_config.json"
+    shaping = shaping_in(read_object(file)) if file.is_file() else {}
+    return KnownBase(name=spec.name, config=config, renderer=renderer, limits=limits, shaping=shaping)
 
 
 def without_positions(limits: Limits, reserved: int) -> Limits:
@@ -189,8 +211,8 @@ def _sizes(module: Any) -> tuple[int, int] | None:
     return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)
 
 
-def _config_of(folder: Path, spec: BaseModelSpec) -> Any:
-    """The config of a causal language model.
+def _config_of(folder: Path, spec: BaseModelSpec, writes: bool) -> Any:
+    """The config of a causal language model, or of an encoder where it is not to write.
 
     Raises:
         UserError: it is of another kind, which no stage can use.
@@ -202,6 +224,10 @@ def _config_of(folder: Path, spec: BaseModelSpec) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # damaged configs make the library raise anything
         raise UserError(f"base {spec.name}: its config.json cannot be read ({str(error).splitlines()[0]})") from error
+    if names_encoder(config.to_dict()):
+        if writes:
+            raise refusal(spec.name)
+        return config
     if config.model_type not in CAUSAL:
         raise UserError(
             f"base {spec.name}: '{config.model_type}' is no causal language model, which every stage needs; choose "

@@ -23,20 +23,21 @@ def pretraining_line(config: PretrainConfig, probe: Probe) -> Line:
 
 def _step_seconds(config: PretrainConfig, probe: Probe, layers: int, rows: int, length: int) -> float:
     """Of one step by the stage's own passes and optimizers."""
-    from transformers import LlamaForCausalLM
+    from stages.pretrain import optimizers_of, untrained
+    from stages.training.masked import MaskedTokens
+    from stages.training.next_token import NEXT_TOKENS, Objective, backward
 
-    from stages.pretrain import model_settings, optimizers_of
-    from stages.training.next_token import backward
-
-    shape = config.model.model_copy(update={"layers": layers})
-    settings = model_settings(shape, min(WORDS, config.vocabulary))
-    lm: Any = LlamaForCausalLM(settings)
+    shape, vocabulary = config.model.model_copy(update={"layers": layers}), min(WORDS, config.vocabulary)
+    lm: Any = untrained(config.model_copy(update={"model": shape}), vocabulary)
     lm.to(probe.device)
     optimizers = optimizers_of(lm, config)
-    batch = [[i % settings.vocab_size for i in range(length)]] * rows
+    objective: Objective = NEXT_TOKENS
+    if config.objective == "masked":
+        objective = MaskedTokens(seed=0, special=frozenset(), mask_id=0, ordinary=range(vocabulary))
+    batch = objective.examples([[i % vocabulary for i in range(length)]] * rows, 0)
 
     def step() -> None:
-        backward(lm, batch, rows * length, rows)
+        backward(lm, batch, rows * length, rows, objective)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

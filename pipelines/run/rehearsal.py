@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from data.common.errors import UserError
 from data.splits import Corpus
 from models.backbone.artifacts import read_artifact
+from models.backbone.encoders import check_method, names_encoder
 from models.hub.limits import check_rows
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
@@ -121,7 +122,7 @@ def _check_base(
 ) -> None:
     """Check the run's base: what its template says, the adapters that are to stand on it, and rows as it reads them."""
     recipe, corpus = pipeline.recipe, pipeline.corpus
-    for doubt in base.renderer.doubts():
+    for doubt in base.doubts():
         warn(doubt)
     if "sft" in chosen:
         for doubt in doubtful_ends(base.renderer.stop_strings, evenly_spaced(corpus.demonstrations.all)):
@@ -191,13 +192,15 @@ def _reward_base(pipeline: RunParts, chosen: Sequence[str]) -> KnownBase | None:
         return None
     tokens = recipe.adapter.new_tokens
     spec = resolve_base(recipe.reward.base, base_dir=recipe.base_dir, new_tokens=tokens)
-    return known_base(spec, "auto", reserved=recipe.adapter.positions)
+    return known_base(spec, "auto", reserved=recipe.adapter.positions, writes=False)
 
 
 def _check_reward_base(
     base: KnownBase, recipe: Recipe, corpus: Corpus, chosen: Sequence[str], warn: Callable[[str], None]
 ) -> None:
     """Check a base of the reward model's own as the run's: its kind, its layers, and the rankings as it reads them."""
+    if names_encoder(base.config.to_dict()):
+        check_method(base.name, recipe.adapter.method, recipe.adapter.tuning.virtual)
     check_adapter(base, recipe.adapter, warn)
     limits, longest = base.limits, recipe.reward.max_tokens
     if limits is None:

@@ -89,7 +89,7 @@ def exported_reward(folder: Path) -> RewardModel:
     settings: dict[str, Any] = {"base": str(base_name), "stages": ["sft"], "data": {"demonstrations": ["none.jsonl"]}}
     settings["adapter"] = {"new_tokens": list(new_tokens_of(folder))}
     loaded = LoadedModels(load_recipe(settings), Processes("auto"), {})
-    base = loaded.base()
+    base = loaded.base(writes=False)
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer_config.json").is_file() else base.tokenizer
     own = read_object(folder / SCORING) if (folder / SCORING).is_file() else {}
     try:

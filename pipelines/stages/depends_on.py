@@ -39,7 +39,11 @@ def adapter_settings(recipe: Recipe) -> Any:
 
 
 def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
-    return None if isinstance(recipe.base, str) else dump(recipe.base.pretrain, left_out)
+    """What is predicted goes without saying where it is the next token, as in keys of before."""
+    if isinstance(recipe.base, str):
+        return None
+    usual = ("objective",) if recipe.base.pretrain.objective == "causal" else ()
+    return dump(recipe.base.pretrain, (*usual, *left_out))
 
 
 def continued_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:

@@ -37,7 +37,7 @@ class ChunkCounts:
 
     ``read`` is how many chunks training asks for, each once before any comes again; None where all are read once.
     ``there`` is the number of documents of which those counted are the first ones, or a sample. ``key`` is what
-    messages call the stage's settings.
+    messages call the stage's settings. ``unknown`` tokens are the tokenizer's sign for text that it has no tokens for.
     """
 
     unit: str
@@ -49,6 +49,7 @@ class ChunkCounts:
     there: int | None = None
     random: bool = False
     key: str = "base.pretrain"
+    unknown: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Plain numbers for manifests, plans and reports."""
@@ -59,6 +60,7 @@ class ChunkCounts:
             "tokens": self.tokens,
         }
         out |= {} if self.read is None else {"chunks_read": min(self.chunks, self.read)}
+        out |= {"unknown_tokens": self.unknown} if self.unknown else {}
         return out | ({} if self.there is None else {"sample_of" if self.random else "first_of": self.there})
 
     def sampled(self) -> str:
@@ -73,6 +75,8 @@ class ChunkCounts:
             parts.append(
                 f"{unread:,} of {self.chunks:,} chunks are not read ({self.key}.steps x batch is {self.read:,})"
             )
+        if self.unknown:
+            parts.append(f"{self.unknown:,} of {self.tokens:,} tokens stand for text that the tokenizer does not know")
         if self.there is not None and not self.random:
             parts.append(f"the first {self.documents:,} are measured")
         many = self.documents if self.there is None else self.there
@@ -95,12 +99,16 @@ def chunked(
     key: str = "base.pretrain",
 ) -> tuple[Sequence[list[int]], ChunkCounts]:
     """All documents' chunks, and their counts; see ``ChunkCounts`` for what is told of them."""
-    rows, count, several, tokens = row_store(), 0, 0, 0
+    rows, count, several, tokens, unknown = row_store(), 0, 0, 0, 0
+    sign = tokenizer.unk_token_id
+    if sign in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        sign = None  # a name for a token that means something else
     for ids in encode(tokenizer, documents):
         cut = chunks(ids, context)
         rows.extend(cut)
         count += 1
         several += len(cut) > 1
+        unknown += 0 if sign is None else ids.count(sign)
         tokens += sum(len(row) - 1 for row in cut)
     return rows, ChunkCounts(
         unit=unit,
@@ -112,4 +120,5 @@ def chunked(
         there=there if there is not None and there > count else None,
         random=random,
         key=key,
+        unknown=unknown,
     )

@@ -1,4 +1,4 @@
-"""Next-token training of a whole base on chunks of documents, and its loss on held-out ones.
+"""Training of a whole base on chunks of documents, by default on their next tokens, and its loss on held-out ones.
 
 What pretraining from scratch and continued pretraining share: batches, processes, skipped steps and checkpoints.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,35 @@ from stages.stage import StageContext
 from stages.training.nonfinite import NonFiniteSteps, norm_of
 
 
+class Objective(Protocol):
+    """What a step predicts of its rows."""
+
+    def examples(self, rows: Sequence[Sequence[int]], step: int) -> Sequence[Any]:
+        """What is made of all rows of a step, one of each, the same on every process."""
+
+    def predicted(self, row: Any) -> int:
+        """Tokens of an example whose loss counts."""
+
+    def loss(self, lm: Any, rows: Sequence[Any], device: torch.device) -> Tensor:
+        """Their summed loss, in nats."""
+
+
+class NextTokens:
+    """Each token but the first is predicted from those before it."""
+
+    def examples(self, rows: Sequence[Sequence[int]], step: int) -> Sequence[Sequence[int]]:
+        return rows
+
+    def predicted(self, row: Sequence[int]) -> int:
+        return len(row) - 1
+
+    def loss(self, lm: Any, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+        return nll_sum(lm, rows, device)
+
+
+NEXT_TOKENS = NextTokens()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
     """How a base is trained, as far as stages differ in it.
@@ -39,6 +68,7 @@ class Steps:
         optimizers: over all parameters, at their highest rates.
         factor: of the rates in a step, counted from 0.
         clipped: parameters whose gradients' norm is at most ``max_grad_norm``, all together.
+        objective: what is predicted.
     """
 
     key: str
@@ -52,6 +82,7 @@ class Steps:
     factor: Callable[[int], float]
     clipped: Sequence[Tensor]
     max_grad_norm: float = 1.0
+    objective: Objective = NEXT_TOKENS
 
 
 def train(context: StageContext, lm: Any, rows: Sequence[list[int]], how: Steps) -> int:
@@ -74,11 +105,13 @@ def train(context: StageContext, lm: Any, rows: Sequence[list[int]], how: Steps)
         for _ in range(first * how.batch):
             next(order)
     for step in range(first, how.steps):
-        batch = [rows[next(order)] for _ in range(how.batch)]
-        tokens = sum(len(r) - 1 for r in batch)
+        batch = how.objective.examples([rows[next(order)] for _ in range(how.batch)], step)
+        tokens = sum(map(how.objective.predicted, batch))
         mine = [batch[i] for i in context.processes.share(len(batch))]
         loss = memory.run(
-            partial(backward, lm, mine, tokens), max(1, len(mine)), undo=lambda: lm.zero_grad(set_to_none=True)
+            partial(backward, lm, mine, tokens, objective=how.objective),
+            max(1, len(mine)),
+            undo=lambda: lm.zero_grad(set_to_none=True),
         )
         context.processes.sum_gradients(p for p in lm.parameters())
         value = context.processes.sum(loss).item()
@@ -121,11 +154,11 @@ def snapshot(
     return State(tensors=training_tensors(parameters, optimizers), numbers=numbers, own_numbers={"limit": limit})
 
 
-def backward(lm: Any, rows: Sequence[Sequence[int]], tokens: int, size: int) -> Tensor:
+def backward(lm: Any, rows: Sequence[Any], tokens: int, size: int, objective: Objective = NEXT_TOKENS) -> Tensor:
     """Loss of the rows (of ``tokens`` in the whole batch), ``size`` of them at a time, and its gradient."""
     total = torch.zeros((), device=lm.device)
     for start in range(0, len(rows), size):
-        loss = nll_sum(lm, rows[start : start + size], lm.device) / tokens
+        loss = objective.loss(lm, rows[start : start + size], lm.device) / max(1, tokens)
         loss.backward()
         total = total + loss.detach()
     return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,27 @@ def test_rows_of_other_columns_are_no_parquet(tmp_path):
     assert not (tmp_path / "b.parquet").exists()
     write(file, [{"prompt": "p", "completion": "c", "id": 1}, {"prompt": "q", "completion": "c", "id": 3}])
     assert fix_file(file, tmp_path / "b.parquet").written == 2
+
+
+@pytest.mark.parametrize("name", ["copy.jsonl", "copy.json", "copy.csv", "copy.tsv"])
+def test_bytes_of_a_parquet_file_are_no_text(tmp_path: Path, name: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"prompt": ["a"], "completion": ["b"], "raw": [b"\x00\xff"]}
+    pq.write_table(pa.table(row), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"a row holds bytes, which no text can; write \.parquet"):
+        fix_file(tmp_path / "rows.parquet", tmp_path / name)
+    assert not (tmp_path / name).exists()
+    fix_file(tmp_path / "rows.parquet", tmp_path / "copy.parquet")
+    assert pq.read_table(tmp_path / "copy.parquet").to_pydict() == row
+
+
+def test_a_time_is_written_to_a_table_as_it_is_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    when = datetime.datetime(2020, 1, 2, 3, 4, 5)
+    pq.write_table(pa.table({"prompt": ["a"], "completion": ["b"], "created_at": [when]}), tmp_path / "rows.parquet")
+    fix_file(tmp_path / "rows.parquet", tmp_path / "copy.csv")
+    assert (tmp_path / "copy.csv").read_text() == "prompt,completion,created_at\na,b,2020-01-02 03:04:05\n"

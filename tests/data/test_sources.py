@@ -7,11 +7,13 @@ import gzip
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from data.common.errors import UserError
+from data.formats import Reject, parse
 from data.source_settings import Source
 from data.sources import DataConfig, load_records
 
@@ -284,3 +286,36 @@ def test_a_folder_that_a_pattern_matches_is_told(tmp_path):
     with pytest.raises(UserError, match=r"no file matches b\* .*only folders: .*b\.jsonl"):
         load(tmp_path, "b*")
     assert len(load(tmp_path, "**/*.jsonl").records) == 4
+
+
+def test_splits_that_save_to_disk_wrote_are_not_mixed(tmp_path: Path) -> None:
+    import datasets
+
+    rows = {split: datasets.Dataset.from_list([{"prompt": split, "completion": "c"}]) for split in ("train", "test")}
+    datasets.DatasetDict(rows).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=r"holds several splits: train, test; choose one with `split`"):
+        load_records(["saved"], "demonstrations", DataConfig(), seed=0, base_dir=tmp_path)
+    chosen = Source(path="saved", split="test")
+    found = load_records([chosen], "demonstrations", DataConfig(), seed=0, base_dir=tmp_path)
+    assert [r.prompt.text for r in found.records] == ["test"] and found.read == 1 and not found.rejected
+    datasets.DatasetDict({"train": rows["train"]}).save_to_disk(str(tmp_path / "one"))
+    found = load_records(["one"], "demonstrations", DataConfig(), seed=0, base_dir=tmp_path)
+    assert [r.prompt.text for r in found.records] == ["train"] and found.read == 1
+
+
+def test_a_link_to_nothing_is_named_with_its_target(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").symlink_to("gone/rows.jsonl")
+    with pytest.raises(UserError, match=r"^rows\.jsonl is a link to gone/rows\.jsonl, which is not there"):
+        load_records(["rows.jsonl"], "prompts", DataConfig(), seed=0, base_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ({"prompt": "p", "completion": b"raw"}, "completion is bytes, not text"),
+        ({"prompt": "p", "completion": "c", "score": 10**400}, "score is too large, not a finite number"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_by_its_kind(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(Reject, match=said):
+        parse(row, "x:1")

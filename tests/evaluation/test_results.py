@@ -101,7 +101,7 @@ def test_a_held_out_judge_is_tested_with_trivial_responses_too() -> None:
     plain = lambda texts: [-1.0 for _ in texts]  # noqa: E731
     found = assemble(systems, judge="held_out_reward", score=likes_empty, others={"reward": plain}, resamples=300)
     assert found["judges"]["held_out_reward"]["reliable"] is False and found["baselines"]["empty_answer"] == 1.0
-    assert "The judge is unreliable: it prefers the empty answer, whatever the prompt, to sft's." in found["warnings"]
+    assert "The judge is unreliable: it prefers the empty response, whatever the prompt, to sft's." in found["warnings"]
 
 
 def test_a_judge_that_prefers_trivial_answers_is_called_unreliable():
@@ -114,7 +114,7 @@ def test_a_judge_that_prefers_trivial_answers_is_called_unreliable():
 
     results = assemble(systems, judge="gold", score=by_length, resamples=200)
     assert results["baselines"]["empty_answer"] == 0 < results["baselines"]["longest_answer"]
-    assert any("prefers the longest answer" in w for w in results["warnings"])
+    assert any("prefers the longest response" in w for w in results["warnings"])
     assert not any("prefers the empty" in w for w in results["warnings"])
     names = ["longest_answer", "empty_answer", "constant_answer", "repeated_prompt"]
     assert [c["a"] for c in results["baseline_comparisons"]] == names == list(results["baselines"])

@@ -144,6 +144,10 @@ ACTS = {  # setting: (recipe, settings written into it)
             "matrix_learning_rate": 0.5,
         }.items()
     },
+    "base.pretrain.objective": (
+        {"base": {"pretrain": {}}, "data": {"documents": "notes.txt"}},
+        {"base.pretrain.objective": "masked"},
+    ),
     **{
         f"data.{k}": (recipe, {f"data.{k}": v})
         for k, recipe, v in [

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -49,6 +49,7 @@ from stages.settings import (
 )
 from stages.stage import StageContext
 from stages.training import chunks, next_token, sft_trainer
+from stages.training.masked import MaskedTokens
 from tests.conftest import make_base, randomise, tiny_lm, word_tokenizer
 from tests.support.ppo import make_context, make_ppo, make_prompt
 
@@ -153,16 +154,18 @@ def tuned(
     return ended(context, "sft")
 
 
-def started(folder: Path) -> dict[str, Any]:
+def started(folder: Path, objective: Literal["causal", "masked"] = "causal") -> dict[str, Any]:
     """A base from scratch, on documents of 1 to 9 words, in batches that no number of processes divides."""
-    context = context_of(folder, "pretrain", Corpus())
-    tokenizer = context.base.tokenizer
+    context = context_of(folder, f"pretrain_{objective}", Corpus())
+    tokenizer = word_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "<mask>", "cls_token": "<bos>", "sep_token": "<eos>"})
     texts = (" ".join(f"w{(i + j) % 30}" for j in range(1 + i * 5 % 9)) for i in range(13))
     rows = list(chunks.encode(tokenizer, texts))
     shape = PretrainModel(layers=1, width=16, feed_forward=16, heads=2, context=32)
-    config = PretrainConfig(steps=4, batch=5, model=shape, tokenizer="words")
+    config = PretrainConfig(steps=4, batch=5, model=shape, tokenizer="words", objective=objective)
     lm = pretrain.new_model(tokenizer, config, 0)
-    next_token.train(context, lm, rows, pretrain.steps_of(lm, config))
+    predicted = MaskedTokens.of(tokenizer, 0) if objective == "masked" else next_token.NEXT_TOKENS
+    next_token.train(context, lm, rows, pretrain.steps_of(lm, config, predicted))
     log = (context.out / "metrics.jsonl").read_text().splitlines() if context.processes.is_main else []
     weights = {n: p.detach().flatten().tolist() for n, p in lm.named_parameters()}
     return {"weights": weights, "log": [json.loads(line) for line in log]}
@@ -335,6 +338,7 @@ def everything(folder: Path) -> dict[str, Any]:
         "world": processes.world_size,
         "untouched": untouched(),
         "pretrain": started(folder),
+        "encoder": started(folder, "masked"),
         "continued": trained_further(folder),
         "distil": distilled(folder),
         "sft": {name: tuned(folder, name, settings) for name, settings in CASES.items()},

@@ -35,6 +35,10 @@ def test_a_base_from_scratch_is_trained_alike(alone, several):
     assert_same_training(alone["pretrain"], [f["pretrain"] for f in several])
 
 
+def test_an_encoder_is_trained_alike(alone, several):
+    assert_same_training(alone["encoder"], [f["encoder"] for f in several])
+
+
 def test_a_base_is_trained_further_alike(alone, several):
     """The main process alone writes the base; the losses before and after are every process's."""
     written = several[0]["continued"]

@@ -246,3 +246,81 @@ def test_a_changed_column_is_another_fingerprint_of_the_columns_alone(tmp_path):
     one, other = load("4"), load("5")
     assert one.fingerprint("prompts") == other.fingerprint("prompts")
     assert one.columns_fingerprint("prompts") != other.columns_fingerprint("prompts")
+
+
+LASTING = """
+import os, random
+import numpy as np
+import torch
+
+torch.set_grad_enabled(False)
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(torch.get_num_threads() + 1)
+torch.manual_seed(7)
+random.seed(7)
+np.random.seed(7)
+np.seterr(all="raise")
+os.chdir("/")
+
+def f(completions):
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.use_deterministic_algorithms(True)
+    os.chdir("/")
+    torch.manual_seed(7), random.seed(7), np.random.seed(7), np.seterr(all="raise")
+    return [0.0] * len(completions)
+"""
+
+
+def _state() -> list[object]:
+    import os
+    import random
+
+    import numpy as np
+    import torch
+
+    return [
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state(legacy=True)[1].tolist(),  # type: ignore[index]
+        np.geterr(),
+        os.getcwd(),
+    ]
+
+
+def test_what_a_function_sets_for_the_whole_process_ends_with_it(tmp_path):
+    (tmp_path / "rewards.py").write_text(LASTING)
+    before = _state()
+    fn = load_function("rewards.py:f", tmp_path)
+    assert _state() == before
+    fn(["p"], ["c"])
+    assert _state() == before
+
+
+def test_a_function_that_takes_chance_gives_the_same_for_the_same_rows(tmp_path):
+    """A run that is stopped and resumed calls it after other calls than one that never stopped."""
+    (tmp_path / "rewards.py").write_text(
+        "import random, numpy, torch\n"
+        "def f(completions):\n"
+        "    return [random.random() + numpy.random.rand() + torch.rand(()).item() for _ in completions]\n"
+    )
+    fn = load_function("rewards.py:f", tmp_path)
+    first, other = fn(["p", "p"], ["a", "b"]), fn(["p", "p"], ["a", "c"])
+    assert fn(["p", "p"], ["a", "b"]) == first and len({*first, *other}) == 4
+
+
+def test_a_function_that_changes_what_it_is_given_changes_no_row(tmp_path):
+    (tmp_path / "rewards.py").write_text(
+        "def f(completions, messages, tags, **kwargs):\n"
+        "    completions.clear(), messages[0].clear(), tags[0].append(1), kwargs['meta'][0].clear()\n"
+        "    return [1.0]\n"
+    )
+    columns = {"messages": [[{"role": "user", "content": "q"}]], "tags": [["a"]], "meta": [{"b": 1}]}
+    completions = ["c"]
+    assert load_function("rewards.py:f", tmp_path)(["p"], completions, **columns) == [1.0]
+    assert (completions, columns["tags"], columns["meta"]) == (["c"], [["a"]], [{"b": 1}])
+    assert columns["messages"] == [[{"role": "user", "content": "q"}]]

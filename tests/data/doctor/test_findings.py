@@ -36,9 +36,9 @@ def found(check: Any, entries: Iterable[Entry]) -> dict[str, tuple[int, tuple[st
 
 def test_each_kind_of_doubtful_ranking_is_named_at_its_place():
     assert found(Rankings(), [entry("1", "a", "b"), entry("2", "b", "c")]) == {}
-    assert found(Rankings(), [entry("1", "a", " ")]) == {"empty answer": (1, ("1",))}
-    assert found(Rankings(), [entry("1", "\n", "a")]) == {"empty answer preferred": (1, ("1",))}
-    assert found(Rankings(), [entry("1", "a b", "a  B"), entry("2", "Ａ", "a")]) == {"equal answers": (2, ("1", "2"))}
+    assert found(Rankings(), [entry("1", "a", " ")]) == {"empty response": (1, ("1",))}
+    assert found(Rankings(), [entry("1", "\n", "a")]) == {"empty response preferred": (1, ("1",))}
+    assert found(Rankings(), [entry("1", "a b", "a  B"), entry("2", "Ａ", "a")]) == {"equal responses": (2, ("1", "2"))}
     assert found(Rankings(), [entry("1", "a", "b"), entry("2", "b", "a")]) == {"contradiction": (1, ("2",))}
     assert found(Rankings(), [entry("1", "a", "b"), entry("2", "b", "a", prompt="other")]) == {}
     circle = [entry("1", "a", "b"), entry("2", "b", "c"), entry("3", "c", "a"), entry("4", "c", "d")]

@@ -218,7 +218,7 @@ def test_systems_before_a_judge_with_adversaries_beside_them(tmp_path: Path):
     about = found["judges"]["by-length"]
     assert about["reliable"] is False and about["adversaries"]["longest_answer"]["verdict"] == "better"
     assert about["adversaries"]["empty_answer"]["win_rate"] == 0 and about["adversaries"]["empty_answer"]["n"] == 32
-    told = "The judge 'by-length' is unreliable: it prefers the longest answer, whatever the prompt, to sft's."
+    told = "The judge 'by-length' is unreliable: it prefers the longest response, whatever the prompt, to sft's."
     assert told in found["warnings"]
     json.dumps(found, allow_nan=False)
 

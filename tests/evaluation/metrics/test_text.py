@@ -102,6 +102,64 @@ def test_exact_match_after_normalisation():
     assert found["scores"]["exact_match"] == [1.0, 1.0, 0.0] and found["exact_match"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize(
+    ("response", "reference", "equal"),
+    [
+        ("-5", "5", False),
+        ("The result is -5.", "result is -5", True),
+        ("5", "5", True),
+        ("3-5", "3 5", True),
+        ("−0.5", "-.5", False),
+        ("A", "a", True),
+        ("A.", "A", True),
+        ("", "A", False),
+        ("the", "A", False),
+        ("+", "-", False),
+        ("+", "+", True),
+        ("A cat", "the cat", True),
+    ],
+)
+def test_a_sign_a_choice_and_a_mark_are_responses(response: str, reference: str, equal: bool) -> None:
+    assert ExactMatch().compute(predictions=[response], references=[[reference]])["exact_match"] == equal
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("A", "a"),
+        ("A.", "a"),
+        ("(A)", "a"),
+        ("a) the first", "a"),
+        ("The answer is A because it is short", "a"),
+        ("Answer: A", "a"),
+        ("**A** it is", "a"),
+        ("A dog would choose B", "b"),
+        ("It is a B", "b"),
+        ("B, not A", "b"),
+        ("I choose (c)", "c"),
+        ("the", ""),
+        ("", ""),
+        ("!?", ""),
+    ],
+)
+def test_the_choice_a_is_a_label_and_the_article_is_none(text: str, label: str) -> None:
+    assert label_in(text, ["a", "b", "c", "d"]) == label
+
+
+def test_a_response_without_a_label_is_wrong_whatever_the_labels() -> None:
+    said, truth = ["A", "", "the dog", "B"], [["A"], ["A"], ["A"], ["B"]]
+    found = Labels().compute(predictions=said, references=truth, labels=["A", "B"])
+    assert (found["accuracy"], found["unlabelled"], set(found["by_label"])) == (0.5, 0.5, {"a", "b"})
+    assert found["by_label"]["a"] == pytest.approx({"precision": 1.0, "recall": 1 / 3, "f1": 0.5, "n": 3})
+    signs = Labels().compute(predictions=["+", "-", "?"], references=[["+"], ["-"], ["+"]], labels=["+", "-"])
+    assert (signs["accuracy"], signs["unlabelled"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize("text", ["not entailment", "Not-entailment.", "not an entailment", "NOT ENTAILMENT"])
+def test_a_label_of_several_words_is_found_whatever_stands_between_them(text: str) -> None:
+    assert label_in(text, [normalised("not_entailment"), "entailment"]) == "not entailment"
+
+
 def test_labels_equal_scikit_learn_and_by_hand():
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 

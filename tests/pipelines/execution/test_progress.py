@@ -95,6 +95,20 @@ def test_more_steps_than_planned_are_no_share_above_the_whole() -> None:
     assert "%" not in bar.line() and "4" in bar.line()
 
 
+def test_the_time_left_of_rows_that_grow_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 5, 5, 20, 20 and 40 s: what is left is counted by those of the last twenty seconds."""
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Progress(console=Console(file=out)).stage("reward", 3) as bar:
+        done = bar.phase("damaged responses", 50)
+        for seconds in (5, 5, 20, 20, 40):
+            now[0] += seconds
+            done(10)
+    left = [line.split("  ")[1:] for line in out.getvalue().splitlines()[:5]]
+    assert left == [["20 s left"], ["15 s left"], ["40 s left"], ["20 s left"], []]
+
+
 def test_a_phase_has_a_total_and_a_time_left_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.common.errors import UserError
+from data.records import Message
 from models.backbone.tensor_files import save_tensors
+from models.hub.limits import shaping_in
 from models.sampling.generate import CachedEngine, SamplingParams
 from pipelines.cli import main as cli
 from pipelines.export.stage import export_stage
 from pipelines.run.pipeline import Pipeline
+from pipelines.run.rehearsal import rehearse
 from pipelines.run.score import load_scorer
 from tests.conftest import tiny_lm, word_tokenizer
 
 LIMIT = 24  # of the reward model, below the length of some answers
+SHAPING = {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 5.0, "suppress_tokens": [12], "min_new_tokens": 9}
+"""Of the base's generation config: a greedy response by it is another one, whatever the weights."""
 MESSAGES = [{"role": "user", "content": "w1 w2"}]
 
 
@@ -32,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     tiny_lm().save_pretrained(folder / "base")
     # sampling flags without do_sample, as public checkpoints have them, which Transformers refuses to save again
     config = json.loads((folder / "base/generation_config.json").read_text())
-    (folder / "base/generation_config.json").write_text(json.dumps(config | {"temperature": 0.7, "top_p": 0.9}))
+    (folder / "base/generation_config.json").write_text(json.dumps(config | SHAPING))
     word_tokenizer().save_pretrained(folder / "base")
     (folder / "own.jinja").write_text(
         "{% if mood is defined %}{{ mood + ' ' }}{% endif %}"
@@ -93,10 +99,47 @@ def test_an_exported_model_is_asked_and_ends_as_in_the_run(finished: Pipeline, t
         from transformers import GenerationConfig
 
         lm = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(finished.loaded.spec.source), folder)
-        settings = GenerationConfig.from_pretrained(folder)
+        settings = lm.generation_config = GenerationConfig.from_pretrained(folder)
     made = lm.generate(ids, generation_config=settings, max_new_tokens=12, do_sample=False)
     assert made[0, len(query) :].tolist() == expected
     assert expected[-1] == tokenizer.convert_tokens_to_ids("w9")  # it has learnt its end, which is not the base's
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
+def test_the_program_of_the_card_keeps_nothing_of_the_base_s_generation_config(
+    finished: Pipeline, tmp_path: Path, merge: bool, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    folder = export_stage(finished.run_dir, "sft", tmp_path / "out", merge=merge)
+    finished.loaded.clear()
+    finished.loaded.load("sft", "sft", finished.run_dir / "sft")
+    renderer = finished.loaded.renderer()
+    with finished.loaded.base().role("sft") as role:
+        query = renderer.prompt_ids([Message(role="user", content="Hello")])
+        params = SamplingParams(max_new_tokens=64, stop_ids=renderer.stop_ids)
+        ids = CachedEngine()(role, [query], params=params, noise=None).ids[0]
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    program = re.search(r"(?s)```python\n(.*?)\n```", (folder / "README.md").read_text())
+    assert program is not None
+    exec(compile(program[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out == renderer.tokenizer.decode(ids, skip_special_tokens=True) + "\n"
+
+
+def test_what_no_stage_uses_of_a_generation_config_is_told(finished: Pipeline) -> None:
+    warned: list[str] = []
+    rehearse(finished, ["sft"], warned.append)
+    assert [text for text in warned if "generation_config" in text] == [
+        "base base: its generation_config.json sets temperature 0.7, top_p 0.9, repetition_penalty 5.0, "
+        "min_new_tokens 9, suppress_tokens [12]: nothing here uses it. Responses come from the model's own "
+        "distribution, in training, evaluation, chat and exports"
+    ]
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"temperature": 1.0, "top_k": 0, "suppress_tokens": []}, {"do_sample": True, "eos_token_id": 2}]
+)
+def test_a_generation_config_that_changes_nothing_is_not_told(config: dict[str, Any]) -> None:
+    assert shaping_in(config) == {}
 
 
 def test_an_exported_reward_model_scores_as_in_the_run(finished: Pipeline, tmp_path: Path) -> None:

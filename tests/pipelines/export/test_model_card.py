@@ -110,7 +110,7 @@ def test_a_reward_s_numbers_are_those_of_its_report_card(least_run: Path, tmp_pa
     assert stored[0].metric_value == found["accuracy"]["share"]
     assert stored[0].metric_args == stated({"ci95": found["accuracy"]["ci95"], "n": found["accuracy"]["n"]})
     for name, baseline in found["baselines"].items():
-        assert f"| trivial rule: {name} | {100 * baseline['share']:.0f} % |" in card.text
+        assert f"| trivial rule: {name.replace('answer', 'response')} | {100 * baseline['share']:.0f} % |" in card.text
     assert card.data.to_dict()["pipeline_tag"] == "text-classification"
     assert "trivet's gate" in section(card, "What was found of it") or found["accuracy"]["ci95"] is None
 

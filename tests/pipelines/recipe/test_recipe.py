@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from data.common.errors import UserError
+from pipelines.loading import checks
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.schema import Recipe, resolved_yaml
 
@@ -106,6 +107,17 @@ def test_reading_a_recipe_imports_no_heavy_library() -> None:
             "labels.0: must be text, not true; YAML reads yes, no, on and off as",
         ),
         (GOOD + "evaluation: {labels: [a, 2]}\n", "FILE:9: evaluation.labels.1: must be text, not 2; put it in quotes"),
+        (GOOD + "  reward: []\n", "FILE:9: ppo.reward: names no term of the reward"),
+        (GOOD + "  reward: [{source: model, weight: 0}]\n", "FILE:9: ppo.reward.0.weight: has no effect: it is 0"),
+        (GOOD + "  reward: [model, model]\n", "FILE:9: ppo.reward.1: 'model' is listed twice; add the weights up"),
+        (
+            GOOD + "evaluation: {best_of_by: {short: [{source: length, max_length: 3, weight: 0.0}]}}\n",
+            "FILE:9: evaluation.best_of_by.short.0.weight: has no effect",
+        ),
+        (GOOD + "evaluation: {systems: [sft, base, sft]}\n", "FILE:9: evaluation.systems.2: 'sft' is listed twice"),
+        (GOOD + "evaluation: {systems: [best_of_4, best-of-4]}\n", "evaluation.systems.1: 'best_of_4' is listed twice"),
+        (GOOD + "evaluation: {metrics: [rouge, rouge]}\n", "FILE:9: evaluation.metrics.1: 'rouge' is listed twice"),
+        (GOOD + "evaluation: {lm_eval: {tasks: [a, a]}}\n", "evaluation.lm_eval.tasks.1: 'a' is listed twice"),
         ("base: gpt2\ndata: {}\n", "FILE:2: data: calls for no stage"),
         ("base: gpt2\ndata: {demonstrations: x}\nstages: [reward]\n", "FILE:2: data: the reward stage needs"),
         ("base: gpt2\n\tdata: x\n", "FILE:2: not readable as YAML"),
@@ -148,10 +160,15 @@ def test_overrides(tmp_path: Path) -> None:
     [
         ("ppo.kl_ceof=1", "--set ppo.kl_ceof=1: ppo.kl_ceof: no such setting. Did you mean 'kl_coef'"),
         ("ppo.kl_coef=high", "--set ppo.kl_coef=high: ppo.kl_coef: must be a number, not 'high'"),
+        ("runtime.threads=100000", "runtime.threads: must be at most 1024, not 100000"),
         ("ppo.kl_coef", "must have the form key.subkey=value"),
         ("base.pretrain.steps=3", "base is 'gpt2', not a group"),
         ("data.rankings.7=x", "data.rankings is a list of 2"),
         ("ppo.kl_coef=[1", "not readable as YAML"),
+        (
+            "seed=99999999999999999999999",
+            "the number 99999999999999999999... is too large (at most 9223372036854775807)",
+        ),
     ],
 )
 def test_wrong_overrides_name_themselves(tmp_path: Path, override: str, message: str) -> None:
@@ -165,6 +182,25 @@ def test_limits_follow_the_context_of_a_base_from_scratch() -> None:
         load_recipe(SCRATCH, ["base.pretrain.model.context=100", "ppo.max_new_tokens=40", "ppo.max_prompt_tokens=90"])
     with pytest.raises(UserError, match=r"sft\.max_tokens: 500 tokens do not fit"):
         load_recipe(SCRATCH, ["sft.max_tokens=500"])
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_tokenizers_that_take_no_further_tokens_are_refused_before_they_are_made(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: object())
+    changes = [f"base.pretrain.tokenizer={kind}", "continued={added_vocabulary: 5}"]
+    recipe = SCRATCH | {"data": SCRATCH["data"] | {"documents": "d.txt"}}
+    with pytest.raises(UserError, match=rf"added_vocabulary: base\.pretrain\.tokenizer '{kind}' takes no further"):
+        load_recipe(recipe, changes)
+    load_recipe(recipe, [changes[0]])
+
+
+def test_a_unigram_tokenizer_asks_for_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pretrain\.tokenizer: 'unigram' needs .* pip install 'trivet\[unigram\]'"):
+        load_recipe(SCRATCH, ["base.pretrain.tokenizer=unigram"])
+    load_recipe(SCRATCH, ["base.pretrain.tokenizer=wordpiece"])
 
 
 def test_short_forms_and_dependent_defaults() -> None:

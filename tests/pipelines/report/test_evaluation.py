@@ -65,7 +65,9 @@ def test_tables():
     assert (match["mean"], match["ci"], match["p"]) == ("+0.125", "[0.030, 0.220]", "0.012")
     assert (bleu["mean"], bleu["ci"], bleu["verdict"]) == ("-1.50", "", "not shown")
     gold, gpt = found["judges"]
-    assert gold["name"] == "the gold preference" and gold["adversaries"][0][0] == "empty answer" and not gold["tokens"]
+    assert (
+        gold["name"] == "the gold preference" and gold["adversaries"][0][0] == "empty response" and not gold["tokens"]
+    )
     assert gpt["flip_rate"] == "25 %" and gpt["tokens"] == "4,510" and gpt["adversaries"][0][0] == "prompt repeated"
     (row,) = found["harness"]
     assert (row["system"], row["task"], row["metric"], row["n"]) == ("PPO", "arc", "acc", 40) and "±" in row["error"]

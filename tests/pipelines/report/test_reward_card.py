@@ -66,7 +66,7 @@ def test_the_figures_hold_the_cards_shares_and_intervals():
     charts = {c["title"]: c for c in report_reward.figures(HAND)}
     assert list(charts) == ["Accuracy", "Damaged responses", "Calibration", "Accuracy by kind of pair"]
     bars = charts["Accuracy"]["data"][0]
-    assert bars["y"] == ["this model ", "longest answer "] and bars["x"] == [75.0, 51.0]
+    assert bars["y"] == ["this model ", "longest response "] and bars["x"] == [75.0, 51.0]
     assert bars["error_x"]["array"][0] == pytest.approx(5) and bars["error_x"]["arrayminus"][0] == pytest.approx(5)
     assert charts["Damaged responses"]["data"][0]["error_x"]["array"] == [0.0]  # no interval, no bar
     (only,) = charts["Calibration"]["data"]  # nothing to draw after scaling

@@ -161,8 +161,7 @@ def test_hours_of_ppo_come_with_a_shorter_first_run(
     planned: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """100 updates of 64 responses at a rate that is given; what is named takes what a plan of it says."""
-    line = Line(each=2.0)
-    each = Rates(train=line, branches=line, read=line, step=line)
+    each = Rates.of({name: Line(each=2.0) for name in ("train", "branches", "read", "step")})
     monkeypatch.setattr("pipelines.run.plan_time.rates_of", lambda probe: each)
 
     def of(**ppo: int) -> PlanTime:

@@ -39,7 +39,7 @@ TRAINER = [
     "stages/held_out_cost.py",
 ]
 CODE = {
-    "pretrain": ["stages/pretrain.py", *NEXT_TOKEN],
+    "pretrain": ["stages/pretrain.py", "stages/training/new_tokenizer.py", "stages/training/masked.py", *NEXT_TOKEN],
     "continued": ["stages/continued.py", "data/vocabulary.py", *NEXT_TOKEN],
     "sft": [
         "stages/sft.py",
@@ -106,6 +106,7 @@ CODE = {
         "evaluation/results.py",
         "evaluation/divergence.py",
         "evaluation/prompting.py",
+        *(f"evaluation/metrics/{name}.py" for name in ("base", "builtin", "compare", "length_control", "text")),
         *FAST,
     ],
 }

@@ -1,0 +1,76 @@
+"""Verdicts in words: one that may speak for either side is refused, and what both sides did badly is never learnt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from data.derive import as_demonstration, as_documents, as_ranking
+from data.formats import FORMATS, Reject, parse
+from data.formats.reading import read
+
+SIDES = {"prompt": "Name a river.", "response_a": "The Ebro.", "response_b": "Rain."}
+Q, A, B = (
+    {"role": "user", "content": "Name a river."},
+    {"role": "assistant", "content": "The Ebro."},
+    {"role": "assistant", "content": "Rain."},
+)
+ARENA = {"conversation_a": [Q, A], "conversation_b": [Q, B]}
+
+
+def row_of(shape: str, verdict: Any) -> Any:
+    row = SIDES | {"preference": verdict} if shape == "sides" else ARENA | {"winner": verdict}
+    return parse(row, "rows.jsonl:1")[1][0]
+
+
+@pytest.mark.parametrize("shape", ["sides", "arena"])
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        "B is worse",
+        "not B",
+        "model_b lost",
+        "B loses",
+        "A is not better",
+        "b: weaker",
+        "B (rejected)",
+        "B isn't better",
+    ],
+)
+def test_a_verdict_that_may_speak_for_either_side_is_refused(shape: str, verdict: str) -> None:
+    with pytest.raises(Reject, match="may speak for either side; name the better one alone"):
+        row_of(shape, verdict)
+
+
+@pytest.mark.parametrize("shape", ["sides", "arena"])
+@pytest.mark.parametrize("verdict", ["b", "model_b", "B is much better", "strongly prefer B", "B wins"])
+def test_a_verdict_that_speaks_for_one_side_is_read(shape: str, verdict: str) -> None:
+    assert row_of(shape, verdict).answers == ("Rain.", "The Ebro.")
+
+
+@pytest.mark.parametrize("shape", ["sides", "arena"])
+@pytest.mark.parametrize("verdict", ["tie (bothbad)", "both bad", "both_bad", "Tie: both are bad"])
+def test_responses_that_are_both_bad_are_no_demonstration(shape: str, verdict: str) -> None:
+    row = row_of(shape, verdict)
+    assert row.ranks == (0, 0)
+    for derive in (as_demonstration, as_documents):
+        with pytest.raises(Reject, match="both responses are bad"):
+            derive(row)
+    with pytest.raises(Reject, match="all its responses tie"):
+        as_ranking(row)
+    assert as_demonstration(row_of(shape, "tie"))[0].answer == "The Ebro."
+
+
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("SHP", {"upvote_ratio": 0.98, "score_ratio": 1.8, "seconds_difference": 1.0, "post_id": "a"}),
+        ("arena battle", {"completion_a_is_acceptable": True, "completion_b_is_acceptable": False}),
+        ("message tree without a head", {"rank": 0, "labels": {"name": ["quality"], "value": [0.8], "count": [3]}}),
+        ("ChatGPT export", {"safe_urls": ["https://example.org"]}),
+    ],
+)
+def test_columns_of_a_public_set_that_rank_nothing_are_read(name: str, more: dict[str, Any]) -> None:
+    found, rows, lost = read({**FORMATS[name].example, **more})
+    assert (found, lost) == (name, ()) and rows
