@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from data.common.intervals import ratio_interval
-from pipelines.run.export import export_stage
+from pipelines.export.stage import export_stage
 from pipelines.run.pipeline import Pipeline
 from stages.training.chunks import chunks, encode
 

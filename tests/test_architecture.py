@@ -22,7 +22,7 @@ FLOORS = {
     "evaluation": ["metrics", "judges"],
     "pipelines": [
         *("recipe", "execution", "evaluate", "stages", "workspace", "loading"),
-        *("run", "init", "report", "ui", "cli"),
+        *("run", "export", "init", "report", "ui", "cli"),
     ],
 }
 """The folders inside each room, from the ground up: each may import those before it. Loose files may stand between."""

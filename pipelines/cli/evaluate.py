@@ -159,8 +159,8 @@ def _in_another_folder(
     run: Pipeline, changes: Sequence[str], run_dir: Path | None, given: Mapping[str, str]
 ) -> Pipeline:
     """A pipeline that evaluates a run's finished stages in another folder; the run stays as it is."""
+    from pipelines.export.quantised_loss import inputs_of_finished
     from pipelines.run.pipeline import Pipeline
-    from pipelines.run.quantised_loss import inputs_of_finished
 
     recipe = run.recipe.model_copy(update={"stages": ("evaluate",), "rankings": None})
     inputs = inputs_of_finished(run, given)

@@ -47,7 +47,7 @@ def export(
     trivet export runs/demo --stage ppo --to for-ollama --gguf q8_0
     trivet export runs/demo --stage ppo --to aligned --push me/aligned
     """
-    from pipelines.run.export import export_stage
+    from pipelines.export.stage import export_stage
 
     def say(text: str) -> None:
         typer.echo(text, err=True)

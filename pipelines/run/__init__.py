@@ -1,1 +1,1 @@
-"""The stage table and the pipeline; opening a finished run again."""
+"""The pipeline: a recipe in its run folder, what is known ahead, its stages in turn, and finished runs opened again."""

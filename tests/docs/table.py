@@ -150,7 +150,7 @@ NEED_PACKAGES = {
 }  # fmt: skip
 """Of the extra `metrics` -> what it imports; run among the slow tests where these are installed."""
 
-HUB = "uploads to a hub: tests/pipelines/run/test_push.py uploads to a double of one"
+HUB = "uploads to a hub: tests/pipelines/export/test_push.py uploads to a double of one"
 LM_EVAL = "downloads the harness's tasks: tests/pipelines/evaluate/test_stage.py starts a stand-in for the harness"
 VLLM = "serves until it is stopped, by a package of its own: `make test-vllm` starts it"
 REAL_MODEL = "needs a model and public files, and an hour: tests/real/test_smollm2.py runs the recipes, cut short"

@@ -464,8 +464,8 @@ def test_kills_while_gc_removes(tmp_path: Path) -> None:
 
 
 def test_kills_while_a_model_is_exported(least_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.run import export
-    from pipelines.run.model_card import Exported
+    from pipelines.export import stage as export
+    from pipelines.export.model_card import Exported
 
     to = tmp_path / "exported"
     written: list[str] = []

@@ -11,8 +11,8 @@ import pytest
 
 from data.common.errors import UserError
 from pipelines.cli.evaluate import Asked, run_evaluation
+from pipelines.export.stage import export_stage
 from pipelines.run.chat_models import open_room
-from pipelines.run.export import export_stage
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.score import load_scorer
 from pipelines.workspace.gc import runs_below

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import Pipeline
-from pipelines.run.export import export_stage
+from pipelines.export.stage import export_stage
 from tests.support.recipes import RECIPE
 
 

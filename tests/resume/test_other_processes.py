@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from pipelines.execution.progress import Progress
-from pipelines.run.export import export_stage
+from pipelines.export.stage import export_stage
 from pipelines.run.pipeline import Pipeline
 from pipelines.stages.table import STAGES
 from tests.resume.stopped_by_two import POINTS

@@ -1,6 +1,6 @@
 """Which form of export is loaded in which tool by a test, what it gives there, and what is refused. Not a test file.
 
-``docs/exports_page.py`` makes the page of it, ``tests/pipelines/run/test_export_table.py`` runs every cell.
+``docs/exports_page.py`` makes the page of it, ``tests/pipelines/export/test_export_table.py`` runs every cell.
 """
 
 from __future__ import annotations

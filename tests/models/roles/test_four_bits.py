@@ -169,7 +169,7 @@ def test_what_cannot_be_is_refused_when_the_recipe_is_read(
 def test_a_run_in_four_bits_and_its_export(tmp_path: Path) -> None:
     """SFT to PPO on one packed base; merged, the adapter stands on the base as it was given."""
     from pipelines import Pipeline
-    from pipelines.run.export import export_stage
+    from pipelines.export.stage import export_stage
     from tests.support.memory_peak import make_data, make_folder, recipe_of
 
     folder = make_folder(tmp_path / "base", 64, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=2)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from data.common.errors import UserError
 from models.hub.gguf_format import FAMILIES, neighbouring
 from models.roles.gguf_file import TYPES, family_of, modelfile, vocabulary, write_gguf
-from pipelines.run.export import export_stage
+from pipelines.export.stage import export_stage
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.run.pipeline import Pipeline
 from tests.conftest import tiny_lm, word_tokenizer

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.common.errors import UserError
 from models.backbone.artifacts import read_artifact
+from pipelines.export.stage import export_stage
 from pipelines.loading.load import load_recipe
 from pipelines.report.page import write_report
-from pipelines.run.export import export_stage
 from pipelines.run.pipeline import Pipeline
 from stages.safe_points.checkpoints import Checkpoints
 from tests.conftest import tiny_lm, word_tokenizer

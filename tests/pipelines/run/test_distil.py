@@ -10,10 +10,10 @@ import pytest
 
 from data.common.errors import UserError
 from evaluation.systems import parse
+from pipelines.export.stage import export_stage
 from pipelines.loading.load import load_recipe
 from pipelines.report.page import write_report
 from pipelines.run.chat_models import open_room
-from pipelines.run.export import export_stage
 from pipelines.run.pipeline import Pipeline
 from tests.conftest import tiny_lm, word_tokenizer
 

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from pipelines.cli.main import main
-from pipelines.run.export import export_stage
+from pipelines.export.stage import export_stage
 from pipelines.run.open_run import open_run
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.rehearsal import rehearse

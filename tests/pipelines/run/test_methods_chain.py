@@ -12,7 +12,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from pipelines.run.export import export_stage
+from pipelines.export.stage import export_stage
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.score import load_scorer
 from tests.support.tuned_chain import ASKED, NEW_TOKENS, chain_recipe, check_killed, greedy, opened

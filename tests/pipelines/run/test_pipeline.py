@@ -144,7 +144,7 @@ def test_ppo_from_an_exported_plain_peft_folder_gives_the_same_bytes(run, tmp_pa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from pipelines.run.export import export_stage
+    from pipelines.export.stage import export_stage
 
     plain = export_stage(run, "sft", tmp_path / "plain")
     lm = AutoModelForCausalLM.from_pretrained(run / "pretrain/model")
@@ -159,7 +159,7 @@ def test_merged_export_is_the_policy(run, tmp_path):
     """P10: merged weights in a copy; logits equal those of the adapter, and the base is untouched."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pipelines.run.export import export_stage
+    from pipelines.export.stage import export_stage
     from pipelines.run.open_run import open_run
 
     merged = export_stage(run, "ppo", tmp_path / "merged", merge=True)
@@ -205,7 +205,7 @@ def test_scoring_a_file_gives_the_rewards_of_evaluation(run, tmp_path):
     assert score_file(run, file, out) == len(rows)
     found = [json.loads(line)["reward"] for line in out.read_text().splitlines()]
     assert found == pytest.approx([r["systems"]["sft"]["reward"] for r in rows], abs=1e-3)
-    from pipelines.run.export import export_stage
+    from pipelines.export.stage import export_stage
 
     score_file(export_stage(run, "reward", tmp_path / "exported"), file, tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_text() == out.read_text()
@@ -317,7 +317,7 @@ def test_tracking_writes_tensorboard_events_and_changes_nothing_else(run, tmp_pa
 def test_full_fine_tuning_runs_the_chain(run, tmp_path):
     changes = ["adapter={method: full}", "sft.learning_rate=1e-3", "ppo.learning_rate=1e-4", "evaluation.prompts=4"]
     Pipeline.from_recipe(RECIPE, changes, run_dir=tmp_path, inputs={"pretrain": str(run / "pretrain")}).run(start="sft")
-    from pipelines.run.export import export_stage
+    from pipelines.export.stage import export_stage
 
     plain = export_stage(tmp_path, "sft", tmp_path.parent / "plain")
     assert (plain / "model.safetensors").is_file() and (plain / "tokenizer.json").is_file()

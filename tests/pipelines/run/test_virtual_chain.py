@@ -13,8 +13,8 @@ from peft import AutoPeftModelForCausalLM
 
 from data.common.errors import UserError
 from models.backbone.settings import METHODS
+from pipelines.export.stage import export_stage
 from pipelines.loading.load import load_recipe
-from pipelines.run.export import export_stage
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.rehearsal import rehearse
 from pipelines.run.score import load_scorer

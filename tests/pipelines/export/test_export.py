@@ -19,7 +19,7 @@ from models.backbone.tensor_files import save_tensors
 from models.hub.limits import shaping_in
 from models.sampling.generate import CachedEngine, SamplingParams
 from pipelines.cli import main as cli
-from pipelines.run.export import export_stage
+from pipelines.export.stage import export_stage
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.rehearsal import rehearse
 from pipelines.run.score import load_scorer
@@ -156,7 +156,7 @@ def test_an_export_that_fails_leaves_nothing(finished: Pipeline, tmp_path: Path,
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.run.export_lm.save_tokenizer", full)
+    monkeypatch.setattr("pipelines.export.language_model.save_tokenizer", full)
     with pytest.raises(UserError, match=r"cannot be written .No space left on device.*another --to"):
         export_stage(finished.run_dir, "sft", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

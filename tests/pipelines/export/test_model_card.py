@@ -17,8 +17,8 @@ from models.backbone.artifacts import read_manifest
 from models.hub.catalogue import BASE_MODELS
 from models.sampling.generate import CachedEngine, SamplingParams
 from pipelines.cli import main as cli
-from pipelines.run.export import export_stage
-from pipelines.run.model_card import Exported, write_card
+from pipelines.export.model_card import Exported, write_card
+from pipelines.export.stage import export_stage
 from pipelines.run.open_run import open_run
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.score import load_scorer

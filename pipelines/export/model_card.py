@@ -19,7 +19,7 @@ from data.template import Renderer
 from models.backbone.artifacts import Artifact, naming
 from models.hub.licences import CARD, Licence, licence_of
 from models.hub.registry import BaseModelSpec, resolve_base
-from pipelines.run.card_facts import (
+from pipelines.export.card_facts import (
     base_in_words,
     data_rows,
     evaluation_of,
@@ -28,7 +28,7 @@ from pipelines.run.card_facts import (
     settings_off_default,
     steps_of,
 )
-from pipelines.run.load_snippets import snippet
+from pipelines.export.load_snippets import snippet
 from pipelines.run.pipeline import Pipeline
 from pipelines.stages.table import STAGES
 from reward.card.gate import card_failures, stored_card

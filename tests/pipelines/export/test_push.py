@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from data.common.errors import UserError
 from pipelines.cli import main as cli
-from pipelines.run.push import Repository
+from pipelines.export.push import Repository
 from tests.support.hub_double import TOKEN, Hub, Repo, hub_double
 
 FILES = {"README.md": b"---\ntags: [trivet]\n---\n# x\n", "config.json": b"{}", "model.safetensors": b"12345678" * 9}

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from models.hub.gguf_base import import_gguf
 from pipelines.cli.main import main
-from pipelines.run.export import export_stage
+from pipelines.export.quantised_loss import sentences
+from pipelines.export.stage import export_stage
 from pipelines.run.pipeline import Pipeline
-from pipelines.run.quantised_loss import sentences
 from tests.support.gguf import byte_tokenizer, sized
 
 pytest.importorskip("gguf")

@@ -11,8 +11,8 @@ import pytest
 from data.records import Demonstration, Message, Prompt
 from data.stop_strings import StopStrings
 from models.sampling.generate import CachedEngine, SamplingParams
+from pipelines.export.stage import export_stage
 from pipelines.run.chat_models import open_room
-from pipelines.run.export import export_stage
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.rehearsal import rehearse
 from pipelines.run.stops_rehearsal import doubtful_ends

@@ -20,8 +20,8 @@ from models.roles.as_classifier import (
 from models.roles.export import save_adapter
 from models.roles.files import ADAPTER, SCORING
 from models.roles.saving import Saving
-from pipelines.run.export_lm import StageModel, run_tokenizer, save_tokenizer
-from pipelines.run.model_card import Exported
+from pipelines.export.language_model import StageModel, run_tokenizer, save_tokenizer
+from pipelines.export.model_card import Exported
 from reward.files import MEMBERS, save_reward
 from reward.model import RewardModel
 

@@ -16,7 +16,7 @@ from data.common.errors import UserError
 from data.records import Message
 from models.backbone.settings import METHODS, RESIDUAL
 from models.roles.files import read_role
-from pipelines.run.export import export_stage
+from pipelines.export.stage import export_stage
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.score import exported_reward, load_scorer
 from tests.conftest import tiny_lm, word_tokenizer

@@ -15,9 +15,9 @@ from models.roles.gguf_file import QUANTISED, check_gguf, modelfile, write_gguf
 from models.roles.own_models import merged_copy
 from models.roles.saving import Saving
 from models.roles.shared_base import SharedBase
-from pipelines.run.model_card import Exported
+from pipelines.export.model_card import Exported
+from pipelines.export.quantised_loss import quantised_loss
 from pipelines.run.pipeline import Pipeline
-from pipelines.run.quantised_loss import quantised_loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from models.backbone.artifacts import partial_folder
 from models.backbone.launch import check_alone
 from models.backbone.settings import METHODS
 from models.roles.saving import Saving
-from pipelines.run.export_lm import StageModel, export_gguf, export_lm
-from pipelines.run.export_reward import export_reward
-from pipelines.run.model_card import write_card
+from pipelines.export.language_model import StageModel, export_gguf, export_lm
+from pipelines.export.model_card import write_card
+from pipelines.export.push import Repository
+from pipelines.export.reward_model import export_reward
 from pipelines.run.open_run import open_run, stage_folder
-from pipelines.run.push import Repository
 from pipelines.stages.table import STAGES
 
 
