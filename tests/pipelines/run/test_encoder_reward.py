@@ -40,7 +40,8 @@ def test_scores_are_those_of_the_encoder_alone(family: str, tmp_path: Path) -> N
     base.add_role("reward", ADAPTER, head=True)
     randomise(base, "reward", 1)
     with torch.no_grad():
-        weight = base.heads["reward"].weight.normal_(0, 1, generator=torch.Generator().manual_seed(2))
+        head: Any = base.heads["reward"]
+        weight = head.weight.normal_(0, 1, generator=torch.Generator().manual_seed(2))
     rows = make_rows(QUERIES, RESPONSES, 0, torch.device("cpu"))
     plain = AutoModel.from_pretrained(tmp_path / "encoder").eval()
     with base.role("base") as view, torch.no_grad():
@@ -57,7 +58,7 @@ def test_scores_are_those_of_the_encoder_alone(family: str, tmp_path: Path) -> N
         whole = [torch.tensor([[*query, *response]]) for query, response in zip(QUERIES, RESPONSES, strict=True)]
         alone = torch.stack([view.hidden(ids, torch.ones_like(ids))[0, -1] for ids in whole]).detach()
         (gradient,) = torch.autograd.grad(found.sum(), [weight])
-    assert_close(found.detach(), alone @ weight.detach() + base.heads["reward"].bias.detach(), atol=1e-4, rtol=1e-4)
+    assert_close(found.detach(), alone @ weight.detach() + head.bias.detach(), atol=1e-4, rtol=1e-4)
     assert_close(gradient, alone.sum(0), atol=1e-4, rtol=1e-4)
     assert found.std() > 1e-3
 
@@ -113,7 +114,7 @@ def test_it_learns_rankings_is_examined_exported_and_scores_the_same(tmp_path: P
     folder = export_stage(tmp_path / "run", "reward", tmp_path / "out")
     assert_close(torch.tensor(load_scorer(folder)(ASKED, ANSWERS, [True] * 3)), scores, atol=1e-6, rtol=0)
     assert "add_to_classifier" not in json.loads((folder / "scoring.json").read_text())
-    lm = PeftModel.from_pretrained(AutoModelForMaskedLM.from_pretrained(tmp_path / "encoder"), str(folder)).eval()
+    lm: Any = PeftModel.from_pretrained(AutoModelForMaskedLM.from_pretrained(tmp_path / "encoder"), str(folder)).eval()
     tokenizer, head = AutoTokenizer.from_pretrained(folder), load_file(folder / "head.safetensors")
     mean = metrics["score_mean"]
     renderer = exported_reward(folder).renderer
@@ -174,7 +175,7 @@ def test_virtual_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"reward\.base: .* is an encoder, whose rows take no virtual tokens here"):
         pipeline.run()
     assert not (tmp_path / "run/reward").exists()
-    with pytest.raises(UserError, match="takes? no virtual tokens here"):
+    with pytest.raises(UserError, match="take no virtual tokens here"):
         pipeline.loaded.reward_base()
 
 
