@@ -130,7 +130,8 @@ STAGES: dict[str, Stage] = {
         curves=curves.PRETRAIN,
         command="""Train a small base model from scratch.
 
-        For the demo, or where no base knows the language. The recipe needs `base: {pretrain: ...}`.
+        For the demo, or where no base knows the language. The recipe needs `base: {pretrain: ...}`. With
+        `objective: masked` it is an encoder, for `reward.base` of another recipe.
 
         \b
         trivet pretrain my.yaml --set base.pretrain.steps=2000
