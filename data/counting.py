@@ -66,13 +66,15 @@ class Tally:
 
     ``unit`` is what a row is called, ``key`` the recipe's key that holds the limit of ``limit`` tokens. ``sample_of``
     is the number of rows that those counted were sampled from, where not all were counted. ``sources`` has the counts
-    of each source of the recipe, where rows say which they are from.
+    of each source of the recipe, where rows say which they are from. ``room`` is what the base's positions leave for
+    a row: no limit above it helps.
     """
 
     unit: str
     key: str
     limit: int | None = None
     sample_of: int | None = None
+    room: int | None = None
     rows: int = 0
     cut_answers: int = 0
     cut_prompts: int = 0
@@ -150,6 +152,10 @@ class Tally:
         needed = self.limit_for_95_percent()
         if self.limit is None or needed is None or needed <= self.limit:
             return self.summary()
+        if self.room is not None and needed > self.room:
+            return (
+                f"{self.summary()}; 95 % of them take {needed:,}, and the base's positions leave room for {self.room:,}"
+            )
         return f"{self.summary()}; {self.key} of {needed:,} would keep 95 % whole"
 
 

@@ -147,8 +147,11 @@ def student_rows(
     Raises:
         UserError: none of them has a token to learn from, or one is too long for the base.
     """
-    rows, tally = encode_demonstrations(context.renderer, shown, config, "responses", key="distil")
-    others, others_tally = encode_demonstrations(context.renderer, held_out, config, "held-out responses", key="distil")
+    room = context.base.limits.positions
+    rows, tally = encode_demonstrations(context.renderer, shown, config, "responses", "distil", room)
+    others, others_tally = encode_demonstrations(
+        context.renderer, held_out, config, "held-out responses", "distil", room
+    )
     tell(tally, "distillation", context.say, context.warn)
     tell(others_tally, "distillation", context.say, context.warn)
     if not rows:

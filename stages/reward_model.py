@@ -98,9 +98,10 @@ def encode_all(
     Raises:
         UserError: there is nothing to learn from, a row does not fit the base, or a margin has no scores to stand on.
     """
-    train, tally = encode_rankings(context.renderer, rankings, config)
+    positions = context.base.limits.positions
+    train, tally = encode_rankings(context.renderer, rankings, config, positions=positions)
     given = context.corpus.rankings.held_out
-    held_out, held_out_tally = encode_rankings(context.renderer, given, config, "held-out rankings")
+    held_out, held_out_tally = encode_rankings(context.renderer, given, config, "held-out rankings", positions)
     if not train:
         why = f": {tally.warning() or tally.summary()}" if tally.rows else ""
         raise UserError(
@@ -128,7 +129,8 @@ def encode_held_back(
     Raises:
         UserError: there are none, or one does not fit the base.
     """
-    kept, tally = encode_rankings(context.renderer, rankings, config, "rankings of the held-out reward model")
+    unit, positions = "rankings of the held-out reward model", context.base.limits.positions
+    kept, tally = encode_rankings(context.renderer, rankings, config, unit, positions)
     if not kept:
         why = f" ({tally.summary()})" if tally.rows else ""
         raise UserError(f"reward.holdout: no training ranking of this share can be used{why}; raise it, or set 0")

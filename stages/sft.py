@@ -39,13 +39,14 @@ VERSION = 9
 
 def run(context: StageContext, config: SFTConfig) -> StageResult:
     """Train the ``sft`` role on demonstrations; write its adapter alone."""
-    base = context.base
-    rows, tally = encode_demonstrations(context.renderer, context.corpus.demonstrations.train, config)
+    base, corpus = context.base, context.corpus.demonstrations
+    positions = base.limits.positions
+    rows, tally = encode_demonstrations(context.renderer, corpus.train, config, positions=positions)
     tell(tally, "SFT", context.say, context.warn)
     if not rows:
         raise UserError("data.demonstrations: no row has a supervised token; SFT has nothing to learn")
     held_out, held_out_tally = encode_demonstrations(
-        context.renderer, context.corpus.demonstrations.held_out, config, "held-out demonstrations"
+        context.renderer, corpus.held_out, config, "held-out demonstrations", positions=positions
     )
     tell(held_out_tally, "SFT", context.say, context.warn)
     context.log.note(log_row(tally.as_dict()) | log_row(held_out_tally.as_dict(), "held_out"))
@@ -129,13 +130,16 @@ def encode_demonstrations(
     config: SFTConfig,
     unit: str = "demonstrations",
     key: str = "sft",
+    positions: int | None = None,
 ) -> tuple[Sequence[Encoded], Tally]:
-    """Rows with at least one supervised token, and the count of all; ``key`` is what messages call the settings.
+    """Rows with at least one supervised token, and the count of all; ``key`` is what messages call the settings,
+    ``positions`` how many the base has.
 
     Raises:
         UserError: the template refuses a conversation; its file and line are named.
     """
-    kept, tally = labelled_store(), Tally(unit=unit, key=f"{key}.max_tokens", limit=config.max_tokens)
+    kept = labelled_store()
+    tally = Tally(unit=unit, key=f"{key}.max_tokens", limit=config.max_tokens, room=positions)
     for place, d in enumerate(each(demonstrations, f"rendering {unit}")):
         with located(d.prompt.source):
             row = renderer.conversation(

@@ -61,7 +61,7 @@ def sft(renderer: Renderer, recipe: Recipe, corpus: Corpus, positions: int | Non
         "held_out_counts": (corpus.demonstrations.held_out, "held-out demonstrations"),
     }
     return {
-        name: _marked(encode_demonstrations(renderer, _some(rows), recipe.sft, unit)[1], rows)
+        name: _marked(encode_demonstrations(renderer, _some(rows), recipe.sft, unit, positions=positions)[1], rows)
         for name, (rows, unit) in parts.items()
     }
 
@@ -78,16 +78,16 @@ def reward(renderer: Renderer, recipe: Recipe, corpus: Corpus, positions: int | 
     if recipe.reward.holdout:
         parts[HOLDOUT_COUNTS] = (holdout, "rankings of the held-out reward model")
     return {
-        name: _marked(encode_rankings(renderer, _some(rows), recipe.reward, unit)[1], rows)
+        name: _marked(encode_rankings(renderer, _some(rows), recipe.reward, unit, positions)[1], rows)
         for name, (rows, unit) in parts.items()
     }
 
 
 def ppo(renderer: Renderer, recipe: Recipe, corpus: Corpus, positions: int | None) -> dict[str, Tally]:
-    from stages.ppo.stage import fitting_prompts, prompt_limit
+    from stages.ppo.stage import fitting_prompts
 
     rows = corpus.prompts.train
-    return {"counts": _marked(fitting_prompts(renderer, _some(rows), prompt_limit(recipe.ppo, positions))[1], rows)}
+    return {"counts": _marked(fitting_prompts(renderer, _some(rows), recipe.ppo, positions)[1], rows)}
 
 
 def _some(rows: Sequence[Row]) -> Sequence[Row]:

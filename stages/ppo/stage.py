@@ -190,17 +190,17 @@ def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[Sequence[
     Raises:
         UserError: none fit.
     """
-    limit = prompt_limit(config, context.base.context_length)
-    prompts, tally = fitting_prompts(context.renderer, context.corpus.prompts.train, limit)
+    positions = context.base.context_length
+    prompts, tally = fitting_prompts(context.renderer, context.corpus.prompts.train, config, positions)
     left_out = sum(tally.dropped.values())
     kept = prompt_rows(context.renderer, prompts)
     check_rows(
         context.base.limits, kept, "data.prompts", "lower ppo.max_new_tokens", context.warn, config.max_new_tokens
     )
     if not prompts:
-        raise none_fits(left_out, limit)
+        raise none_fits(left_out, prompt_limit(config, positions))
     if left_out:
-        context.warn(f"{left_out} prompts are longer than {limit} tokens and are left out")
+        context.warn(f"{left_out} prompts are longer than {tally.limit} tokens and are left out")
         if tally.warning():
             context.warn(f"PPO: {tally.warning()}")
     return prompts, tally
@@ -226,9 +226,13 @@ def none_fits(count: int, limit: int) -> UserError:
     return UserError(f"data.prompts: none of {count} training prompts has at most {limit} tokens; PPO needs some")
 
 
-def fitting_prompts(renderer: Renderer, prompts: Sequence[Prompt], limit: int) -> tuple[Sequence[Prompt], Tally]:
-    """Prompts of at most ``limit`` tokens, and the count of all."""
-    tally = Tally(unit="prompts", key="ppo.max_prompt_tokens", limit=limit)
+def fitting_prompts(
+    renderer: Renderer, prompts: Sequence[Prompt], config: PPOConfig, positions: int | None
+) -> tuple[Sequence[Prompt], Tally]:
+    """Prompts that the settings and the base's positions leave room for, and the count of all; see ``prompt_limit``."""
+    limit = prompt_limit(config, positions)
+    room = None if positions is None else positions - config.max_new_tokens
+    tally = Tally(unit="prompts", key="ppo.max_prompt_tokens", limit=limit, room=room)
     kept = array("Q")
     for place, prompt in enumerate(each(prompts, "rendering prompts")):
         with located(prompt.source):

@@ -60,11 +60,16 @@ def _decode(stored: Encoded) -> EncodedRanking:
 
 
 def encode_rankings(
-    renderer: Renderer, rankings: Sequence[RankedAnswers], config: RewardConfig, unit: str = "rankings"
+    renderer: Renderer,
+    rankings: Sequence[RankedAnswers],
+    config: RewardConfig,
+    unit: str = "rankings",
+    positions: int | None = None,
 ) -> tuple[Sequence[EncodedRanking], Tally]:
     """Ids of every ranking; responses that are the same after truncation count once, rankings left without an ordered
-    pair are dropped and counted."""
-    kept, tally = ranking_store(), Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens)
+    pair are dropped and counted. ``positions`` are those of the base."""
+    kept = ranking_store()
+    tally = Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens, room=positions)
     for place, ranking in enumerate(each(rankings, f"rendering {unit}")):
         rows: dict[tuple[int, ...], int] = {}
         encoded, parts = [], []

@@ -19,7 +19,7 @@ from pipelines.run.pipeline import Pipeline
 from stages.ppo.stage import fitting_prompts
 from stages.pretrain import train_tokenizer
 from stages.reward_model import split_holdout
-from stages.settings import PretrainConfig, RewardConfig, SFTConfig
+from stages.settings import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from stages.sft import encode_demonstrations
 from stages.training.chunks import chunks
 from stages.training.ranking_rows import EQUAL_WHEN_CUT, encode_rankings
@@ -79,10 +79,26 @@ def test_rankings_that_the_cut_makes_equal_are_dropped_and_counted(renderer: Ren
 
 def test_prompts_that_do_not_fit_are_counted(renderer: Renderer) -> None:
     prompts = [prompt(3, n) for n in range(8)] + [prompt(40, n) for n in range(2)]
-    kept, tally = fitting_prompts(renderer, prompts, 20)
+    kept, tally = fitting_prompts(renderer, prompts, PPOConfig(max_prompt_tokens=20), None)
     needed = len(renderer.prompt_ids(prompts[-1].messages))
     assert kept == prompts[:8] and tally.as_dict()["dropped"] == 2
     assert f"ppo.max_prompt_tokens of {needed} would keep 95 % whole" in tally.warning()
+
+
+def test_no_limit_is_named_that_the_base_has_no_room_for(renderer: Renderer) -> None:
+    """Rows of more than 40 tokens on a base of 30 positions, prompts of 40 on one of 50 less a response of 24."""
+    ppo, prompts = PPOConfig(max_prompt_tokens=20, max_new_tokens=24), [prompt(40, n) for n in range(4)]
+    rows = [Demonstration(prompt=prompt(3, n), answer=answer(50)) for n in range(4)]
+    pairs = [RankedAnswers(prompt=prompt(2, n), answers=(answer(50), "w7 w8"), ranks=(0, 1)) for n in range(4)]
+    found = [
+        (encode_demonstrations(renderer, rows, SFTConfig(max_tokens=24), positions=30)[1], 30),
+        (encode_rankings(renderer, pairs, RewardConfig(max_tokens=24), positions=30)[1], 30),
+        (fitting_prompts(renderer, prompts, ppo, 50)[1], 50 - 24),
+    ]
+    for tally, room in found:
+        needed = tally.limit_for_95_percent()
+        assert needed is not None and needed > room
+        assert f"95 % of them take {needed}, and the base's positions leave room for {room}" in tally.warning()
 
 
 def test_the_limit_for_95_percent_by_hand() -> None:
@@ -181,7 +197,7 @@ def test_lost_rows_are_counted_by_source(renderer: Renderer, tmp_path, monkeypat
         }
         dropped: Counter[str] = Counter()
         for prompts in (corpus.prompts.train, corpus.prompts.held_out):
-            tally = fitting_prompts(renderer, prompts, 30)[1]
+            tally = fitting_prompts(renderer, prompts, PPOConfig(max_prompt_tokens=30), None)[1]
             dropped += Counter({name: own.dropped for name, own in tally.sources.items()})
             assert sum(own.rows for own in tally.sources.values()) == tally.rows == len(prompts)
         assert dropped == {"b.jsonl": 5}
