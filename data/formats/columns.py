@@ -162,13 +162,18 @@ def lost(
             yield column
 
 
-_OUT = re.compile(r"(is_|was_|to_)?(deleted?|removed?|invalid|spam|discard(ed)?|excluded?|skip(ped)?|dropp?(ed)?)")
-_IN = re.compile(r"(is_|to_)?(valid|keep|kept|included?|usable)")
+_OUT = re.compile(
+    r"(is_|was_|to_)?(deleted?|removed?|invalid|spam|discard(ed)?|excluded?|skip(ped)?|dropp?(ed)?"
+    r"|((response|answer|output|completion|text)_)?(truncated?|cut|cut_off|cutoff|incomplete|unfinished|aborted))"
+)
+_IN = re.compile(
+    r"(is_|to_)?(valid|keep|kept|included?|usable|((response|answer|output|completion|text)_)?(completed?|finished))"
+)
 _TURNED = re.compile(r"(is_|was_)?(tied?|ties|swap(ped)?|flip(ped)?|reversed?|invert(ed)?)")
 
 
 def rules_out(name: str, value: Any) -> bool:
-    """Whether a switch says that a row is not to be used, or that its order is another one."""
+    """Whether a switch says that a row is not to be used, that its response was cut, or that its order is another."""
     if not is_flag(value):
         return False
     on = str(value).strip().lower() in ("true", "yes", "on", "1")

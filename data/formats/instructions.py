@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -77,11 +78,15 @@ def asked_any(row: Mapping[str, Any], names: tuple[str, ...] = QUESTION) -> tupl
     return asked(row, name)
 
 
+NO_INPUT = re.compile(r"<\s*no[ _-]?input\s*>|\[\s*no[ _-]?input\s*\]", re.IGNORECASE)
+
+
 def instruction(text: Any, given: Any) -> tuple[Message, ...]:
-    """An instruction and, behind an empty line, its input."""
+    """An instruction and, behind an empty line, its input; ``<noinput>`` of self-instruct is none."""
     if isinstance(text, list | dict):
         return turns(text, "instruction")
     parts = [string(text, "instruction"), string(given, "input")]
+    parts[1] = "" if NO_INPUT.fullmatch(parts[1].strip()) else parts[1]
     return turns("\n\n".join(p.strip() for p in parts if p.strip()), "instruction")
 
 

@@ -24,6 +24,8 @@ THOUGHTS = (
 
 def finished_of(row: Mapping[str, Any]) -> bool:
     finished = row.get("finished", True)
+    if isinstance(finished, str) and finished.strip().lower() in ("true", "false"):  # a table holds texts alone
+        return finished.strip().lower() == "true"
     if not isinstance(finished, bool):
         raise Reject(f"finished is {finished!r}, not true or false")
     return finished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -74,3 +75,38 @@ def test_responses_that_are_both_bad_are_no_demonstration(shape: str, verdict: s
 def test_columns_of_a_public_set_that_rank_nothing_are_read(name: str, more: dict[str, Any]) -> None:
     found, rows, lost = read({**FORMATS[name].example, **more})
     assert (found, lost) == (name, ()) and rows
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("truncated", True, "where: truncated != True"),
+        ("is_truncated", "true", "where: is_truncated != 'true'"),
+        ("response_cut_off", True, "where: response_cut_off != True"),
+        ("is_complete", False, "where: is_complete != False"),
+        ("completed", "no", "where: completed != 'no'"),
+        ("truncated", False, ""),
+        ("is_complete", True, ""),
+    ],
+)
+def test_a_response_that_a_switch_calls_cut_is_not_taken_for_a_whole_one(name: str, value: Any, named: str) -> None:
+    row = {"prompt": "Name a river.", "completion": "The Eb", name: value}
+    if not named:
+        assert parse(row, "rows.jsonl:1")[1][0].answers == ("The Eb",)
+        return
+    with pytest.raises(Reject, match=re.escape(named)):
+        parse(row, "rows.jsonl:1")
+
+
+@pytest.mark.parametrize(("value", "whole"), [("true", True), ("False", False), (True, True), (False, False)])
+def test_whether_a_response_is_finished_may_be_a_word(value: Any, whole: bool) -> None:
+    row = {"prompt": "Name a river.", "completion": "The Eb", "finished": value}
+    assert parse(row, "rows.jsonl:1")[1][0].finished == whole
+
+
+@pytest.mark.parametrize("given", ["<noinput>", "<noInput>", "<no input>", "[No input]", "", " <noinput>\n"])
+def test_a_word_that_stands_for_no_input_is_no_part_of_a_prompt(given: str) -> None:
+    row = {"instruction": "Name a river.", "input": given, "output": "The Ebro."}
+    assert [m.content for m in parse(row, "rows.jsonl:1")[1][0].messages] == ["Name a river."]
+    kept = {"instruction": "Is it <noinput>?", "input": "no input", "output": "No."}
+    assert parse(kept, "rows.jsonl:1")[1][0].messages[0].content == "Is it <noinput>?\n\nno input"
