@@ -22,6 +22,8 @@ ORDERS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.GtE: operator.ge,
 }
 LONGEST = 1000
+FALSE = frozenset(("", "false", "0", "no", "off", "null", "none"))
+"""Texts that a column which stands alone does not hold for."""
 
 
 class WhereError(ValueError):
@@ -50,7 +52,7 @@ class Where:
 
     def __call__(self, row: Mapping[str, Any]) -> bool:
         """Whether a row is used; a column that it lacks is null, which no order holds for."""
-        return bool(_value(self._tree, row))
+        return _true(_value(self._tree, row))
 
 
 @lru_cache(maxsize=256)
@@ -95,10 +97,12 @@ def _value(node: ast.AST, row: Mapping[str, Any]) -> Any:
         return row.get(_subscript(node) or "")
     if isinstance(node, ast.BoolOp):
         every = isinstance(node.op, ast.And)
-        return (all if every else any)(_value(value, row) for value in node.values)
+        return (all if every else any)(_true(_value(value, row)) for value in node.values)
     if isinstance(node, ast.UnaryOp):
         value = _value(node.operand, row)
-        return (not value) if isinstance(node.op, ast.Not) else -value if isinstance(value, int | float) else None
+        return (
+            (not _true(value)) if isinstance(node.op, ast.Not) else -value if isinstance(value, int | float) else None
+        )
     if isinstance(node, ast.List | ast.Tuple | ast.Set):
         return [_value(value, row) for value in node.elts]
     assert isinstance(node, ast.Compare)
@@ -114,7 +118,9 @@ def _holds(op: ast.cmpop, a: Any, b: Any) -> bool:
         return _equal(a, b)
     if isinstance(op, ast.NotEq | ast.IsNot):
         return not _equal(a, b)
-    a, b = _alike(a, b)
+    a, b = _numbers(a, b)
+    if isinstance(a, bool) or isinstance(b, bool):
+        return False
     kinds = (str, str) if isinstance(a, str) else (int | float, int | float)
     return isinstance(a, kinds[0]) and isinstance(b, kinds[1]) and ORDERS[type(op)](a, b)
 
@@ -137,6 +143,19 @@ def _alike(a: Any, b: Any) -> tuple[Any, Any]:
     if isinstance(b, str) and isinstance(a, bool | int | float):
         return a, _typed(b, a)
     return a, b
+
+
+def _numbers(a: Any, b: Any) -> tuple[Any, Any]:
+    """``_alike``, and two texts that are both numbers as those: '10' is more than '9'."""
+    if isinstance(a, str) and isinstance(b, str):
+        one, other = _typed(a, 0), _typed(b, 0)
+        return (a, b) if isinstance(one, str) or isinstance(other, str) else (one, other)
+    return _alike(a, b)
+
+
+def _true(value: Any) -> bool:
+    """Whether a value that stands alone holds: a table without types writes its truth values as words."""
+    return value.strip().lower() not in FALSE if isinstance(value, str) else bool(value)
 
 
 def _typed(text: str, kind: Any) -> Any:

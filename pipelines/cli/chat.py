@@ -18,6 +18,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from data.common.errors import UserError
+from data.formats.values import encodable
 from data.records import Message
 from models.backbone.seeds import generator
 from pipelines.run.chat_models import Room
@@ -69,6 +70,8 @@ class Chat:
                 break
             if line.startswith("/"):
                 self.command(line)
+            elif line and not encodable(line):
+                self._say("that holds bytes that are no text in UTF-8; type it again")
             elif line:
                 self.turn(line)
         self._say("")
@@ -232,12 +235,15 @@ class _Quiet:
 
 def talk(target: str, stage: str | None, compare_with: str | None, **settings: object) -> None:
     """Open the room and talk on standard input and output."""
+    import io
     import sys
 
     from pipelines.run.chat_models import open_room
 
     room = open_room(target, stage, compare_with)
     console = Console(highlight=False)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no text is refused, and ends no conversation
     if sys.stdin.isatty():
         import readline  # noqa: F401 (editing and history of what is typed)
     given = {k: v for k, v in settings.items() if v is not None}

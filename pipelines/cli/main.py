@@ -108,9 +108,13 @@ add_commands(app)
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code."""
     import io
+    import os
     import sys
 
     given = sys.argv[1:] if arguments is None else arguments
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's character set need not hold what data holds
     add_stage_commands(app)

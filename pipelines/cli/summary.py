@@ -14,6 +14,7 @@ from rich.text import Text
 from data.common.number_format import number
 from data.common.redaction import printable
 from pipelines.report.first_screen import metric_values
+from pipelines.report.outdated import outdated
 
 
 def show_summary(run_dir: Path, console: Console) -> None:
@@ -22,6 +23,8 @@ def show_summary(run_dir: Path, console: Console) -> None:
     if not path.is_file():
         return
     results = json.loads(path.read_text(encoding="utf-8"))
+    for text in outdated(run_dir).values():
+        console.print(Text(printable(f"warning: {text}"), style="yellow"))
     console.print(systems_table(results))
     if metric_values(results):
         console.print(metrics_table(results))
@@ -77,7 +80,7 @@ def _wins(results: dict[str, Any], name: str, decoding: str) -> str:
 
 
 def some_responses(path: Path, count: int = 3) -> list[Text]:
-    """The first prompts with the responses of SFT and PPO."""
+    """The first prompts with the responses of SFT and PPO; where neither was evaluated, with those of all."""
     out: list[Text] = []
     if not path.is_file():
         return out
@@ -85,11 +88,7 @@ def some_responses(path: Path, count: int = 3) -> list[Text]:
         for line in list(file)[:count]:
             row = json.loads(line)
             out.append(Text(printable(f"\n{row['prompt'].strip() or '(no prompt)'}"), style="bold"))
-            for name in ("sft", "ppo"):
-                if name in row["systems"]:
-                    out.append(
-                        Text(f"  {name}: ", style="cyan").append(
-                            printable(" ".join(row["systems"][name]["response"].split())), style="default"
-                        )
-                    )
+            for name in [name for name in ("sft", "ppo") if name in row["systems"]] or row["systems"]:
+                said = printable(" ".join(row["systems"][name]["response"].split()))
+                out.append(Text(printable(f"  {name}: "), style="cyan").append(said, style="default"))
     return out

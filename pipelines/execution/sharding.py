@@ -42,9 +42,11 @@ def sentence(recipe: Recipe, divided: bool, processes: int) -> str:
     if divided:
         full = recipe.adapter.method == "full"
         what = "the base and all models that are trained" if full else "the frozen base"
+        maker = recipe.base_stage
+        whole = f"; {maker} is not divided: each process trains a whole base in fp32" if maker else ""
         return (
             f"runtime.sharding: {processes} processes hold {what} in parts and gather a layer where it is "
-            "computed with; passes are those of Transformers' modules, without trivet's fast path"
+            f"computed with; passes are those of Transformers' modules, without trivet's fast path{whole}"
         )
     if processes == 1 and recipe.runtime.sharding == "fsdp2":
         return f"runtime.sharding: 'fsdp2' has no effect in one process, which holds the whole base; {START}"

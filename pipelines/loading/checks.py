@@ -283,14 +283,6 @@ def _missing(recipe: Recipe) -> list[Problem]:
     return [*_own_settings(recipe), *_sources(recipe), *_of_ppo(recipe)]
 
 
-WITH_SETTINGS = {
-    "continued": "`continued` (continued: {} takes the defaults)",
-    "distil": "`distil` (at least distil.teacher)",
-    "rankings": "`rankings` (at least rankings.annotator)",
-}
-"""Stages that run where their settings are there, and which those are."""
-
-
 def _own_settings(recipe: Recipe) -> Iterator[Problem]:
     """Stages without the settings that call for them, and settings without their stage."""
     if "pretrain" in recipe.stages and isinstance(recipe.base, str):
@@ -299,12 +291,14 @@ def _own_settings(recipe: Recipe) -> Iterator[Problem]:
             f"'pretrain' makes a base, but base is '{recipe.base}': "
             "write base: {pretrain: {...}} or leave the stage out",
         )
-    for stage, settings in WITH_SETTINGS.items():
-        there = getattr(recipe, stage) is not None
-        if stage in recipe.stages and not there:
-            yield ("stages",), f"'{stage}' needs the settings {settings}"
-        if stage not in recipe.stages and there:
-            yield (stage,), f"there are settings, but stages has no '{stage}': add the stage or remove them"
+    for name, stage in STAGES.items():
+        if stage.least_settings is None:
+            continue
+        there = getattr(recipe, stage.group) is not None
+        if name in recipe.stages and not there:
+            yield ("stages",), f"'{name}' needs the settings `{stage.group}` ({stage.least_settings})"
+        if name not in recipe.stages and there:
+            yield (stage.group,), f"there are settings, but stages has no '{name}': add the stage or remove them"
 
 
 def _sources(recipe: Recipe) -> Iterator[Problem]:

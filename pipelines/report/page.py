@@ -18,6 +18,7 @@ from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
 from pipelines.report.curves_csv import as_csv
 from pipelines.report.evaluation import comparison_rows, system_rows
+from pipelines.report.outdated import outdated
 from pipelines.report.run_files import RunFiles, read_run
 from pipelines.report.samples import dumps, packed, packed_samples
 from pipelines.report.stage_facts import facts, found_in, stage_rows, stage_warnings, training_warnings
@@ -58,7 +59,7 @@ def view(files: RunFiles) -> dict[str, Any]:
     figures = _figures(files, stages)
     table = as_csv(files.metrics)
     samples, count = packed_samples(files.samples)
-    warnings = [str(w) for w in results.get("warnings", [])] + training_warnings(files)
+    warnings = [*outdated(files.path).values(), *map(str, results.get("warnings", [])), *training_warnings(files)]
     return {
         "name": run.get("name") or files.path.resolve().name,
         "seed": run.get("seed"),

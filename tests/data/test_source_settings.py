@@ -62,6 +62,32 @@ def test_where(tmp_path, text, kept):
     assert (loaded.counts[0].read, loaded.counts[0].where, loaded.counts[0].used) == (20, 20 - len(kept), len(kept))
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("keep", "acf"),
+        ("not keep", "bdeg"),
+        ("keep and score > 8", "ac"),
+        ("score > '9'", "c"),
+        ("score >= '9' or keep", "abcf"),
+        ("day > '2024-01-09'", "ceg"),
+    ],
+)
+def test_where_reads_the_words_of_tables_as_truth_values_and_numbers(tmp_path, text, kept):
+    table = [
+        "prompt,completion,keep,score,day",
+        *("q,a,True,9,2024-01-09", "q,b,False,9,2024-01-02", "q,c,yes,10,2024-01-10", "q,d,no,8,2024-01-01"),
+        *("q,e,0,,2024-02-01", "q,f,1,,2023-12-31", "q,g,,7,2025-01-01"),
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(table) + "\n")
+    found = load(tmp_path, path="a.csv", where=text, ignore=["keep", "score", "day"])
+    assert "".join(sorted(answers(found))) == kept
+
+
+def test_a_truth_value_is_no_number_to_an_order(tmp_path):
+    assert where("s > -1")({"s": 1}) and not where("s > -1")({"s": True}) and where("s")({"s": True})
+
+
 def test_where_reads_the_text_of_tables_as_numbers(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,completion,score,ok\nq,a,10,True\nr,b,9,False\ns,c,,true\n")
     assert answers(load(tmp_path, path="a.csv", where="score > 9", ignore=["ok"])) == ["a"]

@@ -101,10 +101,12 @@ def test_loss_and_gradient_are_those_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("kind", ["words", "bpe", "wordpiece", "unigram", "characters"])
-def test_each_kind_of_tokenizer_has_a_mask_token_and_marks_the_ends(kind: str) -> None:
+def test_each_kind_of_tokenizer_has_a_mask_token_and_marks_the_ends(kind: str, tmp_path: Path) -> None:
     if kind == "unigram":
         pytest.importorskip("sentencepiece", reason="SentencePiece is not installed: pip install 'trivet[unigram]'")
-    made = pretrain.train_tokenizer([*DOCUMENTS, "the cat sat"], config(tokenizer=kind, vocabulary=310))
+    settings = config(tokenizer=kind, vocabulary=310)
+    pretrain.train_tokenizer([*DOCUMENTS, "the cat sat"], settings).save_pretrained(tmp_path)
+    made = AutoTokenizer.from_pretrained(tmp_path)
     assert (made.mask_token, made.mask_token_id) == ("<mask>", 4) and len(made) <= 310
     own = made("w1", add_special_tokens=False)["input_ids"]
     assert made("w1")["input_ids"] == [1, *own, 2] and made("w1", "w1")["input_ids"] == [1, *own, 2, *own, 2]

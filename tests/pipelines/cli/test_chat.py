@@ -251,3 +251,9 @@ def test_the_loop_closes(tmp_path: Path):
     again.run(only=["reward"])
     manifest = json.loads((tmp_path / "again" / "reward" / "manifest.json").read_text())
     assert manifest["metrics"]["rankings"] >= 8
+
+
+def test_bytes_that_are_no_text_end_no_conversation(tmp_path: Path) -> None:
+    made, said = chat(a_room(), tmp_path, "w1 \udcff", "w1 w2", "/quit")
+    assert "that holds bytes that are no text in UTF-8; type it again" in said
+    assert [turn.content for turn in made.turns if turn.role == "user"] == ["w1 w2"]

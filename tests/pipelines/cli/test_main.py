@@ -290,3 +290,16 @@ def test_a_recipe_in_json_is_looked_at_as_a_recipe(change: str, tmp_path: Path, 
     assert cli.main(["data", "check", str(rows), str(file)]) == 2
     assert f"{file}: is a recipe, which is checked alone" in capsys.readouterr().err.replace("\n", "")
     assert cli.main(["data", "check", str(one)]) == 2 and "known format" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+def test_closed_outputs_are_no_failure(closed: str, tmp_path: Path) -> None:
+    """As a scheduler starts it that keeps no output."""
+    (tmp_path / "recipe.yaml").write_text(GOOD)
+    code = "import sys; from pipelines.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    for arguments, expected in (("models", 0), ("plan recipe.yaml", 2)):
+        line = f'"$0" -c "$1" {arguments} {closed}'
+        ended = subprocess.run(
+            ["bash", "-c", line, sys.executable, code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        assert ended.returncode == expected

@@ -103,6 +103,13 @@ def test_what_is_said_before_the_first_stage(files):
     alone, two = details(files, 1, sharding="fsdp2").sharding, details(files, 2, sharding="fsdp2").sharding
     assert "'fsdp2' has no effect in one process" in alone and "torchrun" in alone and "1.0 MB gathered" in alone
     assert two.startswith("runtime.sharding: 2 processes hold the frozen base in parts")
+    assert "is not divided" not in two
+    further = files | {
+        "stages": ["continued", *files["stages"]],
+        "continued": {"steps": 2},
+        "data": files["data"] | {"documents": files["data"]["prompts"]},
+    }
+    assert "; continued is not divided: each process" in details(further, 2, sharding="fsdp2").sharding
 
 
 def test_one_process_holds_the_whole_base(files):
