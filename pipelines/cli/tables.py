@@ -98,24 +98,7 @@ def print_plan(
     out = console()
     base = recipe.base if isinstance(recipe.base, str) else "from scratch"
     out.print(f"{recipe.name}: base {base}, seed {recipe.seed}, run folder {run_dir}", markup=False)
-    columns = ("stage", "status", "why", "steps", "tokens", "memory", "disk", "time", "data")
-    table = Table(*columns, box=None, header_style="bold")
-    style = {"cached": "green", "stored": "green", "given": "green", "new": "cyan", "stale": "yellow"}
-    functions: dict[str, str] = {}
-    for plan in plans:
-        steps, rows, takes = (plan.details.get(name) for name in ("steps", "rows", "takes"))
-        functions |= plan.details.get("functions") or {}
-        status = f"[{style.get(plan.status, 'default')}]{plan.status}[/]"
-        if plan.status == "given":
-            table.add_row(plan.name, f"[{style['given']}]given[/]", escape(printable(plan.reason)))
-            continue
-        sizes = [f"{takes.tokens:,}" if takes and takes.tokens is not None else "?"]
-        sizes += [size(n) if n is not None else "?" for n in ((takes.memory, takes.disk) if takes else (None, None))]
-        sizes.append(f"about {duration(seconds[plan.name])}" if plan.name in seconds else "")
-        more = ", ".join(f"{count:,} {part}" for part, count in (rows or {}).items())
-        why = escape(printable(plan.reason))
-        table.add_row(plan.name, status, why, f"{steps:,}" if steps else "", *sizes, escape(more))
-    out.print(table)
+    out.print(_plan_table(plans, seconds))
     out.print(
         f"tokens (trained on, or generated at most) and disk are estimates, within a factor of {FACTOR}; memory "
         "is that of the longest rows; ? is not known before the base is there",
@@ -137,6 +120,35 @@ def print_plan(
         out.print(printable(rejected), style="yellow", markup=False)
     _show_bad(out, corpus.rejected, every=False)
     _show_sources(out, corpus, findings)
+    _show_rows_of_stages(out, plans)
+    functions = {source: found for plan in plans for source, found in (plan.details.get("functions") or {}).items()}
+    for source, digest in functions.items():
+        where = "imported" if ".py:" not in source else "loaded and run"
+        out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)
+
+
+def _plan_table(plans: Sequence[StagePlan], seconds: Mapping[str, float]) -> Table:
+    """A row a stage: what would happen to it, why, and how much work it is."""
+    columns = ("stage", "status", "why", "steps", "tokens", "memory", "disk", "time", "data")
+    table = Table(*columns, box=None, header_style="bold")
+    style = {"cached": "green", "stored": "green", "given": "green", "new": "cyan", "stale": "yellow"}
+    for plan in plans:
+        status = f"[{style.get(plan.status, 'default')}]{plan.status}[/]"
+        why = escape(printable(plan.reason))
+        if plan.status == "given":
+            table.add_row(plan.name, status, why)
+            continue
+        steps, rows, takes = (plan.details.get(name) for name in ("steps", "rows", "takes"))
+        sizes = [f"{takes.tokens:,}" if takes and takes.tokens is not None else "?"]
+        sizes += [size(n) if n is not None else "?" for n in ((takes.memory, takes.disk) if takes else (None, None))]
+        sizes.append(f"about {duration(seconds[plan.name])}" if plan.name in seconds else "")
+        more = ", ".join(f"{count:,} {part}" for part, count in (rows or {}).items())
+        table.add_row(plan.name, status, why, f"{steps:,}" if steps else "", *sizes, escape(more))
+    return table
+
+
+def _show_rows_of_stages(out: Console, plans: Sequence[StagePlan]) -> None:
+    """What each stage samples, cuts and drops."""
     for plan in plans:
         if plan.details.get("sampled"):
             out.print(printable(f"{plan.name}: {plan.details['sampled']}"), style="dim", markup=False)
@@ -144,9 +156,6 @@ def print_plan(
         if of_rows:
             style_of = "yellow" if plan.details.get("warning") else "default"
             out.print(printable(f"{plan.name}: {of_rows}"), style=style_of, markup=False)
-    for source, digest in functions.items():
-        where = "imported" if ".py:" not in source else "loaded and run"
-        out.print(printable(f"code of yours that is {where}: {source}, sha256 {digest}"), markup=False)
 
 
 def plan_as_json(
