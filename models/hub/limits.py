@@ -159,17 +159,17 @@ NEUTRAL: dict[str, Any] = {
 """Settings of a generation config that change which tokens come, with the value that changes nothing."""
 
 
-def shaping_in(config: Mapping[str, Any]) -> dict[str, Any]:
+def unused_in(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a generation config would change the model's own distribution; no stage and no export uses it."""
     found = {key: config[key] for key in NEUTRAL if config.get(key) is not None}
     return {key: value for key, value in found.items() if value != NEUTRAL[key] and value not in ([], {})}
 
 
-def shaping_sentence(shaping: Mapping[str, Any], name: str) -> str:
+def unused_sentence(unused: Mapping[str, Any], name: str) -> str:
     """What a user of the base is told of it; empty where there is nothing."""
-    if not shaping:
+    if not unused:
         return ""
-    shown = ", ".join(f"{key} {str(value)[:40]}" for key, value in shaping.items())
+    shown = ", ".join(f"{key} {str(value)[:40]}" for key, value in unused.items())
     return (
         f"base {name}: its generation_config.json sets {shown}: nothing here uses it. Responses come from the model's "
         "own distribution, in training, evaluation, chat and exports"

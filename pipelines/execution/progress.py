@@ -25,10 +25,10 @@ SHOWN = 5  # metrics in a line
 
 
 class Bar:
-    """One stage's progress; ``begun`` steps of it were done before this process, and say nothing of its pace."""
+    """One stage's progress; ``resumed_at`` steps of it were done before this process, and say nothing of its pace."""
 
-    def __init__(self, progress: Progress, name: str, total: int | None, begun: int = 0) -> None:
-        self.name, self.total, self.begun = name, total, begun
+    def __init__(self, progress: Progress, name: str, total: int | None, resumed_at: int = 0) -> None:
+        self.name, self.total, self.resumed_at = name, total, resumed_at
         self.step, self.tokens, self.metrics = 0, 0, dict[str, float]()
         self.started = self._reported_at = time.monotonic()
         self._reported_step = 0
@@ -85,8 +85,8 @@ class Bar:
         parts = []
         if self.tokens and self.seconds > 0:
             parts.append(f"{self.tokens / self.seconds:,.0f} tokens/s")
-        if self.total and self.begun < self.step < self.total:
-            pace = self.seconds / (self.step - self.begun)
+        if self.total and self.resumed_at < self.step < self.total:
+            pace = self.seconds / (self.step - self.resumed_at)
             parts.append(f"{duration(pace * (self.total - self.step))} left")
         return parts + [f"{name} {number(value)}" for name, value in list(self.metrics.items())[:SHOWN]]
 
@@ -128,12 +128,12 @@ class Progress:
         self._warned: set[str] = set()  # warnings that came before the first stage
 
     @contextlib.contextmanager
-    def stage(self, name: str, total_steps: int | None = None, begun: int = 0) -> Iterator[Bar]:
+    def stage(self, name: str, total_steps: int | None = None, resumed_at: int = 0) -> Iterator[Bar]:
         """Show a stage while it runs, and profile it if asked; its last numbers stay when it ends without an error.
 
-        ``begun``: its steps that a checkpoint holds.
+        ``resumed_at``: its steps that a checkpoint holds.
         """
-        with self._shown(name, total_steps, begun) as bar:
+        with self._shown(name, total_steps, resumed_at) as bar:
             if self.profile is None or not self.active:
                 yield bar
                 return
@@ -143,8 +143,8 @@ class Progress:
                 yield watched
 
     @contextlib.contextmanager
-    def _shown(self, name: str, total_steps: int | None, begun: int) -> Iterator[Bar]:
-        bar, self.current = Bar(self, name, total_steps, begun), name
+    def _shown(self, name: str, total_steps: int | None, resumed_at: int) -> Iterator[Bar]:
+        bar, self.current = Bar(self, name, total_steps, resumed_at), name
         WHEREABOUTS.enter(name)
         if self.active and self.console.is_terminal and not self.console.is_dumb_terminal:
             with Live(bar._row(), console=self.console, transient=True, refresh_per_second=4) as bar.live:

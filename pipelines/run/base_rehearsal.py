@@ -22,10 +22,10 @@ from models.hub.limits import (
     check_stops,
     check_vocabulary,
     limits_of_folder,
-    shaping_in,
-    shaping_sentence,
     stop_ids_in,
     stop_strings_in,
+    unused_in,
+    unused_sentence,
 )
 from models.hub.load import add_rows, tokenizer_of
 from models.hub.spec import BaseModelSpec
@@ -44,19 +44,19 @@ class KnownBase:
         config: of its model.
         renderer: as the stages will use it.
         limits: ids and positions that it takes; None where its config names no vocabulary.
-        shaping: what of its generation config no stage uses (``models.hub.limits.shaping_in``).
+        unused: what of its generation config no stage uses (``models.hub.limits.unused_in``).
     """
 
     name: str
     config: Any
     renderer: Renderer
     limits: Limits | None
-    shaping: dict[str, Any] = field(default_factory=dict)
+    unused: dict[str, Any] = field(default_factory=dict)
 
     def doubts(self) -> Iterator[str]:
         """Sentences about what the base's files say that a user may not expect."""
         yield from self.renderer.doubts()
-        if text := shaping_sentence(self.shaping, self.name):
+        if text := unused_sentence(self.unused, self.name):
             yield text
 
 
@@ -95,8 +95,8 @@ def known_base(
     if limits is not None:
         check_stops(limits, renderer.stop_ids)
     file = folder / "generation_config.json"
-    shaping = shaping_in(read_object(file)) if file.is_file() else {}
-    return KnownBase(name=spec.name, config=config, renderer=renderer, limits=limits, shaping=shaping)
+    unused = unused_in(read_object(file)) if file.is_file() else {}
+    return KnownBase(name=spec.name, config=config, renderer=renderer, limits=limits, unused=unused)
 
 
 def without_positions(limits: Limits, reserved: int) -> Limits:

@@ -143,8 +143,8 @@ class StageRun:
             settings=settings,
             warn=progress.warn,
         )
-        begun = next(iter(checkpoints.steps()), 0)
-        bars = progress.stage(self.name, self.stage.steps(self.recipe, self.pipeline.corpus), begun)
+        resumed_at = next(iter(checkpoints.steps()), 0)
+        bars = progress.stage(self.name, self.stage.steps(self.recipe, self.pipeline.corpus), resumed_at)
         with contextlib.closing(log), bars as bar, contextlib.closing(checkpoints):
             result = self.stage.run(self._context(inputs, log, bar, checkpoints), self.pipeline.loaded)
             checkpoints.wait()

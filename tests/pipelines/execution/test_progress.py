@@ -29,7 +29,7 @@ def test_the_time_left_of_a_resumed_stage_counts_its_own_steps_alone(monkeypatch
     now = [0.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     out = io.StringIO()
-    with Progress(console=Console(file=out)).stage("sft", 100, begun=50) as bar:
+    with Progress(console=Console(file=out)).stage("sft", 100, resumed_at=50) as bar:
         for step in (50, 55, 60):  # the first says what is there, and takes no time of this process's steps
             now[0] += 10.0 * (step > 50)
             bar.advance(step)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data.common.errors import UserError
 from data.records import Message
 from models.backbone.tensor_files import save_tensors
-from models.hub.limits import shaping_in
+from models.hub.limits import unused_in
 from models.sampling.generate import CachedEngine, SamplingParams
 from pipelines.cli import main as cli
 from pipelines.run.export import export_stage
@@ -139,7 +139,7 @@ def test_what_no_stage_uses_of_a_generation_config_is_told(finished: Pipeline) -
     "config", [{}, {"temperature": 1.0, "top_k": 0, "suppress_tokens": []}, {"do_sample": True, "eos_token_id": 2}]
 )
 def test_a_generation_config_that_changes_nothing_is_not_told(config: dict[str, Any]) -> None:
-    assert shaping_in(config) == {}
+    assert unused_in(config) == {}
 
 
 def test_an_exported_reward_model_scores_as_in_the_run(finished: Pipeline, tmp_path: Path) -> None:
