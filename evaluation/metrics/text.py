@@ -193,24 +193,32 @@ class ExactMatch(LocalMetric):
 
 
 class Labels(LocalMetric):
-    """Accuracy, precision, recall and F1 for labelled sets (by scikit-learn); a reference is the right label.
+    """Accuracy, precision, recall and F1 for labelled sets (by scikit-learn); a reference is a right label.
 
     A response's label is the first known label in it, as a whole word; a response without one is wrong, and is counted.
+    Where several labels are right, the one that the response names is the right one, else the first.
     """
 
     about = "Accuracy, and macro-averaged precision, recall and F1 over the labels, also each label's own."
-    inputs = "predictions: texts; references: for each, a list of one label; labels: all labels."
+    inputs = "predictions: texts; references: for each, a list of right labels; labels: all labels."
     columns: ClassVar = {"default": _TEXTS}
 
     def _compute(
         self, predictions: Sequence[str], references: Sequence[Sequence[str]], labels: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Return ``accuracy``, ``precision``, ``recall``, ``f1``, ``unlabelled``, ``by_label`` and ``scores``."""
+        """Return ``accuracy``, ``precision``, ``recall``, ``f1``, ``unlabelled``, ``by_label`` and ``scores``.
+
+        Raises:
+            UserError: a reference is none of the labels.
+        """
         from sklearn.metrics import precision_recall_fscore_support
 
-        truth = [normalised(r[0]) for r in references]
-        known = sorted({normalised(label) for label in labels} or set(truth))
+        if other := no_labels(references, labels):
+            raise UserError(f"evaluation.labels: the reference {other[0]!r} is none of them; add it, or fix the data")
+        right = [[normalised(one) for one in r] for r in references]
+        known = sorted({normalised(label) for label in labels} or {one for r in right for one in r})
         found = [label_in(text, known) for text in predictions]
+        truth = [named if named in r else r[0] for named, r in zip(found, right, strict=True)]
         by_label = precision_recall_fscore_support(truth, found, labels=known, zero_division=0.0)
         scores = [float(a == b) for a, b in zip(truth, found, strict=True)]
         precision, recall, f1 = (float(by_label[i].mean()) for i in range(3))
@@ -226,6 +234,12 @@ class Labels(LocalMetric):
             },
             "scores": {"accuracy": scores},
         }
+
+
+def no_labels(references: Sequence[Sequence[str]], labels: Sequence[str]) -> list[str]:
+    """Those of the references that are none of the labels, where labels are named at all."""
+    known = {normalised(label) for label in labels}
+    return [one for r in references for one in r if known and normalised(one) not in known]
 
 
 def label_in(text: str, labels: Sequence[str]) -> str:

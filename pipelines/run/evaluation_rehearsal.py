@@ -151,9 +151,22 @@ class EvaluationRehearsal:
                 raise UserError(f"evaluation.metrics: {name}: no such folder ({folder})")
         if needs_references(config.metrics):
             prompts = evaluation_prompts(self.recipe, self.corpus)
-            if not any(references_for(self.recipe, self.corpus, prompts)):
+            references = references_for(self.recipe, self.corpus, prompts)
+            if not any(references):
                 first = next(name for name in config.metrics if needs_references([name]))
                 raise UserError(f"evaluation.metrics: {NO_REFERENCES.format(name=first)}")
+            if "labels" in config.metrics:
+                self._check_labels(prompts, references)
+
+    def _check_labels(self, prompts: Sequence[Prompt], references: Sequence[Sequence[str]]) -> None:
+        from evaluation.metrics.text import no_labels
+
+        for prompt, right in zip(prompts, references, strict=True):
+            if other := no_labels([right], self.recipe.evaluation.labels):
+                raise UserError(
+                    f"evaluation.labels: the reference {other[0][:60]!r} ({prompt.source}) is none of them; add it, or "
+                    "fix the data"
+                )
 
     def _check_harness(self) -> None:
         config, where = self.recipe.evaluation.lm_eval, "evaluation.lm_eval"

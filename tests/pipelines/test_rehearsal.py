@@ -220,6 +220,10 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
         lambda f, r: (no_references(f, r), r.update(evaluation={"metrics": ["rouge"]})),
         "evaluation.metrics: rouge needs references",
     ),
+    "a reference that is none of the labels": (
+        lambda f, r: r.update(evaluation={"metrics": ["labels"], "labels": ["yes", "no"]}),
+        "is none of them; add it, or fix the data",
+    ),
     "a metric's folder that is not there": (
         lambda f, r: r.update(evaluation={"metrics": ["folder:nowhere"]}),
         "evaluation.metrics: folder:nowhere: no such folder",

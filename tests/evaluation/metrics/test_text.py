@@ -160,6 +160,14 @@ def test_a_label_of_several_words_is_found_whatever_stands_between_them(text: st
     assert label_in(text, [normalised("not_entailment"), "entailment"]) == "not entailment"
 
 
+def test_any_of_several_right_labels_is_right_and_one_that_is_none_is_refused() -> None:
+    found = Labels().compute(predictions=["B", "A", "C"], references=[["A", "B"], ["A"], ["A", "B"]])
+    assert found["scores"]["accuracy"] == [1.0, 1.0, 0.0] and found["unlabelled"] == pytest.approx(1 / 3)
+    assert {name: one["n"] for name, one in found["by_label"].items()} == {"a": 2, "b": 1}
+    with pytest.raises(UserError, match="the reference 'perhaps' is none of them; add it, or fix the data"):
+        Labels().compute(predictions=["yes"], references=[["perhaps"]], labels=["yes", "no"])
+
+
 def test_labels_equal_scikit_learn_and_by_hand():
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
