@@ -206,13 +206,20 @@ def counted_prompts(context: StageContext, config: PPOConfig) -> tuple[Sequence[
     return prompts, tally
 
 
+def prompt_room(config: PPOConfig, positions: int | None) -> int | None:
+    """What a response leaves of the base's positions for its prompt; None where nothing says how many those are."""
+    return None if positions is None else positions - config.max_new_tokens
+
+
 def prompt_limit(config: PPOConfig, positions: int | None) -> int:
     """The longest prompt in tokens: the recipe's limit, and what a response leaves of the base's positions.
 
     Raises:
         UserError: it leaves none.
     """
-    room = config.max_prompt_tokens if positions is None else positions - config.max_new_tokens
+    room = prompt_room(config, positions)
+    if room is None:
+        return config.max_prompt_tokens
     if room < 1:
         raise UserError(
             f"ppo.max_new_tokens: {config.max_new_tokens} leaves no room for a prompt in the base's "
@@ -231,8 +238,7 @@ def fitting_prompts(
 ) -> tuple[Sequence[Prompt], Tally]:
     """Prompts that the settings and the base's positions leave room for, and the count of all; see ``prompt_limit``."""
     limit = prompt_limit(config, positions)
-    room = None if positions is None else positions - config.max_new_tokens
-    tally = Tally(unit="prompts", key="ppo.max_prompt_tokens", limit=limit, room=room)
+    tally = Tally(unit="prompts", key="ppo.max_prompt_tokens", limit=limit, room=prompt_room(config, positions))
     kept = array("Q")
     for place, prompt in enumerate(each(prompts, "rendering prompts")):
         with located(prompt.source):
