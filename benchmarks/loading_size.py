@@ -52,7 +52,7 @@ def load(stage: str, count: int, folder: Path) -> dict[str, float]:
     elif stage == "reward":
         kept, _ = encode_rankings(renderer, corpus.rankings.train, RewardConfig())
     else:
-        kept, _ = fitting_prompts(renderer, corpus.prompts.train, 512)
+        kept, _ = fitting_prompts(renderer, corpus.prompts.train, PPOConfig(max_prompt_tokens=512), None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"rows": len(kept), "cpu": time.process_time() - started, "split": split, "peak": peak}
 
