@@ -35,7 +35,7 @@ def load(stage: str, count: int, folder: Path) -> dict[str, float]:
     from data.template import Renderer
     from stages.ppo.stage import fitting_prompts
     from stages.pretrain import train_tokenizer
-    from stages.settings import PretrainConfig, RewardConfig, SFTConfig
+    from stages.settings import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
     from stages.sft import encode_demonstrations
     from stages.training.ranking_rows import encode_rankings
 
