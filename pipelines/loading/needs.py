@@ -176,6 +176,12 @@ DATA = (
         why="it cleans rows of files and hub data sets, and data names none",
     ),
     rule(
+        "data.ignore",
+        "data.group_by",
+        acts=lambda r: bool(files_of(r) or r.evaluation.rankings),
+        why="it names columns of files and hub data sets, and data names none",
+    ),
+    rule(
         "data.annotators",
         acts=lambda r: bool(r.data.rankings or r.evaluation.rankings),
         why="it joins several people's rankings, and there are no data.rankings",
