@@ -18,7 +18,7 @@ from data.records import Message
 from models.backbone.encoders import names_encoder
 from models.backbone.logprobs import make_rows
 from models.roles.shared_base import SharedBase
-from pipelines.run.export import export_stage
+from pipelines.export.stage import export_stage
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.score import exported_reward, load_scorer
 from reward.shared_prompt import can_share
