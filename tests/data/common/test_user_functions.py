@@ -303,6 +303,11 @@ def test_what_a_function_sets_for_the_whole_process_ends_with_it(tmp_path):
 
 def test_a_function_that_takes_chance_gives_the_same_for_the_same_rows(tmp_path):
     """A run that is stopped and resumed calls it after other calls than one that never stopped."""
+    import random
+
+    import numpy as np
+    import torch
+
     (tmp_path / "rewards.py").write_text(
         "import random, numpy, torch\n"
         "def f(completions):\n"
@@ -310,6 +315,7 @@ def test_a_function_that_takes_chance_gives_the_same_for_the_same_rows(tmp_path)
     )
     fn = load_function("rewards.py:f", tmp_path)
     first, other = fn(["p", "p"], ["a", "b"]), fn(["p", "p"], ["a", "c"])
+    random.random(), np.random.rand(), torch.rand(())  # the process goes on by itself
     assert fn(["p", "p"], ["a", "b"]) == first and len({*first, *other}) == 4
 
 
