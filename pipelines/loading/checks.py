@@ -292,11 +292,11 @@ def _own_settings(recipe: Recipe) -> Iterator[Problem]:
             "write base: {pretrain: {...}} or leave the stage out",
         )
     for name, stage in STAGES.items():
-        if stage.least_settings is None:
+        if stage.required_settings is None:
             continue
         there = getattr(recipe, stage.group) is not None
         if name in recipe.stages and not there:
-            yield ("stages",), f"'{name}' needs the settings `{stage.group}` ({stage.least_settings})"
+            yield ("stages",), f"'{name}' needs the settings `{stage.group}` ({stage.required_settings})"
         if name not in recipe.stages and there:
             yield (stage.group,), f"there are settings, but stages has no '{name}': add the stage or remove them"
 

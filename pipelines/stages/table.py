@@ -61,7 +61,7 @@ class Stage:
     asks: bool = False  # whether it samples responses to prompts
     training_data: str | None = None
     """The part whose training prompts its result must not meet again as held-out ones (``stages.lineage``)."""
-    least_settings: str | None = None
+    required_settings: str | None = None
     """Of a stage that runs where the recipe has its group of settings: what that must hold, for a message."""
     config: type[Config] | None = None  # the settings' class, where ``Recipe`` has no such group of its own
     role: str | None = None  # what it makes on a base: a role, or "base" itself
@@ -144,7 +144,7 @@ STAGES: dict[str, Stage] = {
         code="stages.continued",
         run=starts.continued,
         wanted=lambda recipe, before: recipe.continued is not None,
-        least_settings="continued: {} takes the defaults",
+        required_settings="continued: {} takes the defaults",
         needs=conditions.first_base,
         depends_on=depends_on.continued_settings,
         data=("documents",),
@@ -196,7 +196,7 @@ STAGES: dict[str, Stage] = {
         code="stages.distil",
         run=starts.distil,
         wanted=lambda recipe, before: recipe.distil is not None,
-        least_settings="at least distil.teacher",
+        required_settings="at least distil.teacher",
         needs=lambda recipe: (*conditions.base(recipe), "sft"),
         depends_on=depends_on.distil_settings,
         data=("prompts", "demonstrations"),
@@ -226,7 +226,7 @@ STAGES: dict[str, Stage] = {
         code="stages.rankings",
         run=starts.rankings,
         wanted=lambda recipe, before: recipe.rankings is not None,
-        least_settings="at least rankings.annotator",
+        required_settings="at least rankings.annotator",
         needs=lambda recipe: (*conditions.base(recipe), "sft"),
         depends_on=depends_on.rankings_settings,
         data=("prompts",),
