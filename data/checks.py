@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data.common.errors import UserError, nearest
+from data.common.errors import UserError
 from data.derive import KINDS
 from data.doctor.duplicates import NEAR_SAMPLE, Duplicates
 from data.doctor.entry import Check, Entry, Finding, of_row
@@ -24,6 +24,7 @@ from data.doctor.sampling import Earliest, Histogram, Lowest, Seats, sample_of
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
 from data.formats import FORMATS, Reject, Row, known_formats
 from data.judgements import gathered, waiting_rows
+from data.local_files import why_absent
 from data.near_duplicates import near_duplicates
 from data.parsed_rows import Parsed
 from data.readers.files import is_text
@@ -154,10 +155,7 @@ def _read_file(
     path: Path, name: str, count_tokens: Count | None, reading: Source | None, compared: bool
 ) -> _FileReader:
     if not path.is_file():
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        if path.exists():
-            raise UserError(f"{path} is {'a folder' if path.is_dir() else 'a pipe, socket or device'}, not a file")
-        raise UserError(f"{path} is not there.{nearest(path.name, names)}")
+        raise UserError(f"{path} {why_absent(path)}")
     reader = _FileReader(name, count_tokens, reading, compared)
     for parsed in parse_file(path, name, source=reading, remarks=reader.remarks):
         reader.add(parsed)

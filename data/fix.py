@@ -19,8 +19,9 @@ from typing import IO, Any
 
 from data.cleaning.rows import RowCleaner, Tally
 from data.cleaning.settings import CleanConfig
-from data.common.errors import UserError, nearest
+from data.common.errors import UserError
 from data.formats import Reject, parse
+from data.local_files import why_absent
 from data.readers.columnar import ParquetCopy, parquet_schema
 from data.readers.files import extension, read_file
 from data.readers.rows import CELLS, BadLine, ReadOptions, Remark
@@ -74,9 +75,7 @@ def fix_file(
         UserError: the file cannot be read, or the copy must not or cannot be written; nothing is left half-written.
     """
     if not file.is_file():
-        names = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
-        what = "is no regular file" if file.exists() else "is not there"
-        raise UserError(f"{file}: {what}.{nearest(file.name, names)}")
+        raise UserError(f"{file} {why_absent(file)}")
     changes = out.with_name(out.name + LIST)
     _check_place(file, out, changes, overwrite)
     fixed = Fixed(out=out, changes=changes)

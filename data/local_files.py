@@ -195,9 +195,20 @@ def _matching(source: Source, base_dir: Path) -> list[Path]:
     return matched
 
 
+def why_absent(path: Path) -> str:
+    """Why there is no file at a path, behind its name: a link to nothing, another kind of file, or none; with names
+    that are near."""
+    if path.is_symlink() and not path.exists():
+        return f"is a link to {path.readlink()}, which is not there"
+    if path.exists():
+        return f"is {'a folder' if path.is_dir() else 'a pipe, socket or device'}, not a file"
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    return f"is not there.{nearest(path.name, names)}"
+
+
 def _missing(source: str, path: Path) -> str:
     if path.is_symlink():
-        return f"{source} is a link to {path.readlink()}, which is not there; put the file there, or remove the link"
+        return f"{source} {why_absent(path)}; put the file there, or remove the link"
     folder = path.parent
     while not folder.is_dir():
         folder = folder.parent

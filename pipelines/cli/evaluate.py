@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data.common.errors import UserError
+from data.local_files import why_absent
 from models.backbone.settings import ADAPTER_CONFIG
 from pipelines.cli.options import Fresh, Input, Set
 from pipelines.cli.run import make_pipeline, parse_inputs, run_pipeline
@@ -131,7 +132,7 @@ def settings_of(asked: Asked, overrides: Sequence[str] | None) -> list[str]:
         ("evaluation.rankings", "rankings", asked.rankings),
     ):
         if file is not None and not file.is_file():
-            raise UserError(f"--{option} {file}: no such file")
+            raise UserError(f"--{option} {file} {why_absent(file)}")
         changes += [f"{key}={file.resolve()}"] if file is not None else []
     for key, listed in (("systems", asked.systems), ("metrics", asked.metrics)):
         if listed is not None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from data.common.errors import UserError
 from data.common.redaction import printable
+from data.local_files import why_absent
 from data.source_settings import Source
 from models.backbone.artifacts import check_destination, replace_text
 
@@ -151,7 +152,7 @@ def _files(text: str) -> list[Source]:
     found = [source_of(word) for word in words]
     for source in found:
         if not Path(source.path).is_file():
-            raise UserError(f"{source.path}: no such file")
+            raise UserError(f"{source.path} {why_absent(Path(source.path))}")
     return found
 
 

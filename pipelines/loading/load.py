@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError, create_model
 
 from data.common.errors import UserError
+from data.local_files import why_absent
 from pipelines.loading.checks import AMOUNTS, default_stages, fill_in, problems_across
 from pipelines.loading.idle import idle
 from pipelines.recipe.errors import coerced, problems_of, recipe_error, unknown_keys
@@ -108,6 +109,8 @@ def _text_of(path: Path) -> str:
             raise UserError(f"{path}: is no regular file but a pipe, socket or device; write the recipe to a file")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        if path.is_symlink():
+            raise UserError(f"{path} {why_absent(path)}") from None
         near = sorted(p.name for p in path.parent.glob("*.y*ml"))[:5] if path.parent.is_dir() else []
         hint = f" There is: {', '.join(near)}." if near else ""
         raise UserError(f"{path}: no such recipe.{hint}") from None

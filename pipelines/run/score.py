@@ -11,6 +11,7 @@ from typing import Any
 
 from data.common.errors import RowError, UserError
 from data.common.strict_json import read_object
+from data.local_files import why_absent
 from data.records import Message, Prompt
 from data.source_counts import Loaded
 from data.source_settings import Source
@@ -164,7 +165,7 @@ def score_file(
     """
     file = Path(file)
     if not file.is_file():
-        raise UserError(f"{file}: {'is no regular file' if file.exists() else 'no such file'}")
+        raise UserError(f"{file} {why_absent(file)}")
     if out is not None:
         check_destination(Path(out), "--out")
         if Path(out).exists() and Path(out).samefile(file):

@@ -134,3 +134,22 @@ def test_many_bad_rows_and_judgements_lie_on_disk_and_are_all_told(tmp_path, mon
     assert many.as_dict() == few.as_dict() and json.dumps(many.as_dict())
     assert [row.source for row in many.files[0].bad] == [f"{file}:{i}" for i in range(2, 32)]
     assert many.files[0].usable["rankings"] == 10
+
+
+def test_a_link_to_nothing_is_named_with_its_target_wherever_a_file_is_given(tmp_path, capsys):
+    from pipelines.cli.main import main
+
+    link = tmp_path / "rows.jsonl"
+    link.symlink_to("gone.jsonl")
+    recipe = tmp_path / "r.yaml"
+    recipe.symlink_to("gone.yaml")
+    for command in (
+        ["data", "check", str(link)],
+        ["data", "fix", str(link), "--out", str(tmp_path / "out.jsonl")],
+        ["init", str(link), "--base", "gpt2", "--out", str(tmp_path / "new.yaml")],
+        ["score", str(tmp_path), str(link)],
+    ):
+        assert main(command) == 2
+        assert f"{link} is a link to gone.jsonl, which is not there" in capsys.readouterr().err, command
+    assert main(["plan", str(recipe)]) == 2
+    assert "is a link to gone.yaml, which is not there" in capsys.readouterr().err

@@ -233,7 +233,7 @@ def test_questions_in_a_terminal(folder: Path) -> None:
         ],
     )  # fmt: skip
     assert code == 0, shown
-    assert "base 'bse' is not a known name" in shown and "nothing.jsonl: no such file" in shown
+    assert "base 'bse' is not a known name" in shown and "nothing.jsonl is not there" in shown
     assert "'poems': write prompts or documents" in shown
     recipe = load_recipe(folder / "mine.yaml")
     assert recipe.base == "./base" and recipe.data.prompts == ("lines.txt",)

@@ -70,7 +70,7 @@ def test_help_is_quick_and_imports_no_heavy_library() -> None:
         (["plan", "{recipe}", "--set", "ppo.clip=x"], "ppo.clip: must be a number"),
         (["run", "{recipe}", "--input", "sft"], "must have the form stage=path"),
         (["evaluate", "{folder}/nothing"], "no such run folder or recipe"),
-        (["evaluate", "{folder}", "--prompts", "none.jsonl"], "--prompts none.jsonl: no such file"),
+        (["evaluate", "{folder}", "--prompts", "none.jsonl"], "--prompts none.jsonl is not there"),
         (["report", "{folder}/no/run"], "no run folder"),
         (["verify", "{folder}/no/run"], "no run folder"),
         (["models", "qwen2.5-05b"], "Did you mean 'qwen2.5-0.5b'"),
