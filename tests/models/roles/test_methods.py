@@ -70,7 +70,7 @@ def test_a_fresh_role_is_the_base(method, family):
     base = make_base(family)
     plain = logits(base, "base")
     base.add_role("sft", settings(method))
-    torch.testing.assert_close(logits(base, "sft"), plain, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(logits(base, "sft"), plain, atol=1e-5, rtol=1e-5)  # a residual's halves are rounded
     assert torch.equal(logits(base, "base"), plain)
 
 

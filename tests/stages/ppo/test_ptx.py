@@ -90,10 +90,11 @@ def test_the_gradient_is_the_sum_of_both_parts(tmp_path: Path, family: str, micr
         (NATS * total / count).backward()
         own = gradients(fresh)
     assert own.keys() == found["both"].keys() == found["ppo"].keys()
+    near = 2e-4 if kinds["double"] else 1e-3  # sums in fp32, of products that a processor rounds in its own order
     for name, grad in own.items():
         expected = grad.double() + found["ppo"][name].double()
-        assert_close(found["both"][name].double(), expected, atol=2e-4, rtol=1e-3)
-        assert grad.abs().max() > 10 * 2e-4 or "lora_A" in name
+        assert_close(found["both"][name].double(), expected, atol=near, rtol=1e-3)
+        assert grad.abs().max() > 10 * near or "lora_A" in name
 
 
 def test_the_loss_is_a_metric_of_its_own_in_nats_a_token(tmp_path: Path) -> None:
