@@ -1,7 +1,8 @@
-"""The process's own state, kept from a user's code: generators, PyTorch's and NumPy's global settings, the folder.
+"""The process's own state, kept from code that changes it: generators, settings of PyTorch and NumPy, the folder.
 
 A reward's file that says ``torch.set_grad_enabled(False)`` or ``torch.manual_seed(0)`` means its own model; left as it
-is, that would stop or change the training around it. Knows nothing of functions or files.
+is, that would stop or change the training around it. Knows nothing of functions or files. PyTorch is not imported here,
+but may be by the code that is run.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ NUMPY_SEEDS = 2**32
 
 
 @contextlib.contextmanager
-def kept(seed: int) -> Iterator[None]:
-    """Run code with seeded global generators, and put back afterwards what it changed of the process's state.
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Seed the global generators for code that uses them, and put them back afterwards.
 
     Args:
-        seed: of Python's, NumPy's and, where it is loaded, PyTorch's generators for this code.
+        seed: of Python's, NumPy's and, where it is loaded, PyTorch's generators.
     """
-    folder = os.getcwd()
-    python, numpy, errors = random.getstate(), np.random.get_state(), np.geterr()
-    torch = sys.modules.get("torch")
-    before = None if torch is None else _torch_state(torch)
+    python, numpy, torch = random.getstate(), np.random.get_state(), sys.modules.get("torch")
+    cpu = None if torch is None else torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch is not None and torch.cuda.is_initialized() else []
     try:
         random.seed(seed)
         np.random.seed(seed % NUMPY_SEEDS)
@@ -38,32 +38,54 @@ def kept(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+        if torch is not None:
+            torch.set_rng_state(cpu)
+        if torch is not None and cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextlib.contextmanager
+def kept(seed: int) -> Iterator[None]:
+    """Run code in ``isolated_rng``, and put back afterwards what else it changed of the process's state."""
+    folder, errors = _folder(), np.geterr()
+    before = _settings_of(sys.modules.get("torch"))
+    try:
+        with isolated_rng(seed):
+            yield
+    finally:
         np.seterr(**errors)
-        if os.getcwd() != folder:
+        if folder is not None and _folder() != folder:
             os.chdir(folder)
-        if torch is not None and before is not None:
-            _set_torch_state(torch, before)
+        _set(sys.modules.get("torch"), before)
 
 
-def _torch_state(torch: Any) -> dict[str, Any]:
-    """What PyTorch holds for the whole process and computations depend on."""
+def _folder() -> str | None:
+    """The folder that the process is in; None where it is gone."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
+def _settings_of(torch: Any) -> dict[str, Any]:
+    """What PyTorch holds for the whole process and computations depend on; as it begins, where it is not loaded yet."""
+    if torch is None:
+        return {"dtype": "float32", "grad": True, "threads": None, "precision": "highest", "deterministic": 0}
     return {
-        "rng": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "dtype": torch.get_default_dtype(),
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "grad": torch.is_grad_enabled(),
         "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.get_deterministic_debug_mode(),
     }
 
 
-def _set_torch_state(torch: Any, state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["rng"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    torch.set_default_dtype(state["dtype"])
-    torch.set_grad_enabled(state["grad"])
-    if torch.get_num_threads() != state["threads"]:
-        torch.set_num_threads(state["threads"])
-    if torch.are_deterministic_algorithms_enabled() != state["deterministic"]:
-        torch.use_deterministic_algorithms(state["deterministic"])
+def _set(torch: Any, wanted: dict[str, Any]) -> None:
+    if torch is None or (now := _settings_of(torch)) == wanted:
+        return
+    torch.set_default_dtype(getattr(torch, wanted["dtype"]))
+    torch.set_grad_enabled(wanted["grad"])
+    torch.set_float32_matmul_precision(wanted["precision"])
+    torch.set_deterministic_debug_mode(wanted["deterministic"])
+    if wanted["threads"] not in (None, now["threads"]):
+        torch.set_num_threads(wanted["threads"])

@@ -5,13 +5,15 @@ So printing samples, evaluating more often or resuming changes nobody else's noi
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import torch
+
+from data.common.process_state import isolated_rng
+
+__all__ = ["derived_seed", "generator", "global_rng", "isolated_rng", "set_global_rng"]
 
 
 def derived_seed(seed: int, purpose: str, step: int = 0) -> int:
@@ -23,24 +25,6 @@ def derived_seed(seed: int, purpose: str, step: int = 0) -> int:
 def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
     """A CPU generator of its own: noise is made on the CPU so that every device sees the same ones."""
     return torch.Generator().manual_seed(derived_seed(seed, purpose, step))
-
-
-@contextlib.contextmanager
-def isolated_rng(seed: int) -> Iterator[None]:
-    """Seed the global generators for libraries that use them, and put them back afterwards."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 def global_rng() -> dict[str, torch.Tensor]:

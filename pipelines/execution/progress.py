@@ -6,6 +6,7 @@ Knows nothing of stages but their name, step, tokens and a few numbers. Processe
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections import deque
@@ -34,9 +35,9 @@ class Bar:
         self.step, self.tokens, self.metrics = 0, 0, dict[str, float]()
         self.started = self._reported_at = time.monotonic()
         self._reported_step = 0
-        # rates are counted from the first step on: what comes before is loading, or the steps of a run that was stopped
-        self._first: tuple[float, int, int] | None = None  # seconds, step, tokens
-        self._marks: deque[tuple[float, int]] | None = None  # of a part: seconds and step, of the last while alone
+        # rates are counted from the first mark on (seconds, step, tokens): of a stage that is its first step, for what
+        # comes before is loading, or the steps of a run that was stopped; of a part what was some seconds ago
+        self._marks, self._window = deque[tuple[float, int, int]](), math.inf
         self._progress = progress
         self.live: Live | None = None
 
@@ -49,7 +50,6 @@ class Bar:
             tokens: tokens handled since the last call.
         """
         self.step, self.tokens = step, self.tokens + tokens
-        self._first = self._first or (time.monotonic(), self.step, self.tokens)
         WHEREABOUTS.advance(step if self.name == self._progress.current else None)
         if self.total and step > self.total:  # planned before rows were cut or shared: no share of it is true
             self.total = None
@@ -62,11 +62,10 @@ class Bar:
             self._progress.say(self.line())
 
     def _mark(self) -> None:
-        if self._marks is None:
-            return
         now = time.monotonic()
-        self._marks.append((now, self.step))
-        while len(self._marks) > 2 and self._marks[1][0] <= now - LAST_SECONDS:
+        if not self._marks or math.isfinite(self._window):
+            self._marks.append((now, self.step, self.tokens))
+        while len(self._marks) > 2 and self._marks[1][0] <= now - self._window:
             self._marks.popleft()
 
     def phase(self, name: str, total: int) -> Callable[[int], None]:
@@ -80,8 +79,8 @@ class Bar:
             A function that is told of so many more units that are done.
         """
         part = Bar(self._progress, f"{self.name}, {name}", total)
-        part.live, part._first = self.live, (part.started, 0, 0)
-        part._marks = deque([(part.started, 0)])
+        part.live, part._window = self.live, LAST_SECONDS  # rows come by length: the last ones say more than the mean
+        part._marks.append((part.started, 0, 0))
 
         def done(count: int) -> None:
             part.advance(part.step + count)
@@ -99,13 +98,10 @@ class Bar:
 
     def _parts(self) -> list[str]:
         parts = []
-        began, step, tokens = self._first or (self.started, self.step, self.tokens)
+        began, step, tokens = self._marks[0] if self._marks else (self.started, self.step, self.tokens)
         seconds = time.monotonic() - began
         if self.tokens > tokens and seconds > 0:
             parts.append(f"{(self.tokens - tokens) / seconds:,.0f} tokens/s")
-        if self._marks is not None:  # rows of a part come by length: the last ones say more than the mean
-            began, step = self._marks[0]
-            seconds = time.monotonic() - began
         if self.total and step < self.step < self.total:
             parts.append(f"{duration(seconds / (self.step - step) * (self.total - self.step))} left")
         return parts + [f"{name} {number(value)}" for name, value in list(self.metrics.items())[:SHOWN]]

@@ -46,8 +46,7 @@ def export_stage(
 
     Args:
         run: a run folder.
-        stage: ``sft``, ``reward`` (with its head, and all members of an ensemble), ``ppo``, ``pretrain`` or
-            ``continued``.
+        stage: one of ``exportable``; ``reward`` with its head, and all members of an ensemble.
         to: the folder to make; it must not exist.
         merge: full weights with the adapter merged into a *copy* of the base, instead of the adapter alone.
         gguf: a GGUF file of them in this type (``models.roles.gguf_file.TYPES``), and Ollama's Modelfile. What a type

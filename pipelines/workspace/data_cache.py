@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import psutil
@@ -36,13 +36,13 @@ def ratings_size() -> tuple[Path, int]:
 def cached(days: float) -> list[Leftover]:
     """What of the cache could go: what dead processes left, and what nobody used for so many days."""
     root, bases = cache_root(), cache_root(BASES)
-    since = min(map(_made, _live(root)), default=None)
-    found = list(_records(root, days, since)) if root.is_dir() else []
+    live = {path for path in root.glob(f"{SCRATCH}*") if _is_held(path)}
+    since = min(map(_made, live), default=None)
+    found = list(_records(root, days, live, since)) if root.is_dir() else []
     return found + (list(_bases(bases, days, since)) if bases.is_dir() else [])
 
 
-def _records(root: Path, days: float, since: float | None) -> Iterator[Leftover]:
-    live = _live(root)
+def _records(root: Path, days: float, live: Collection[Path], since: float | None) -> Iterator[Leftover]:
     for path in sorted(root.glob(f"{SCRATCH}*")):
         if path not in live:
             yield Leftover(path=path, owner=root, why="left by a process that is gone", bytes=size_of(path))
@@ -54,7 +54,8 @@ def _records(root: Path, days: float, since: float | None) -> Iterator[Leftover]
 def _bases(root: Path, days: float, since: float | None) -> Iterator[Leftover]:
     for path in sorted(root.iterdir()):
         if path.name.startswith(".") and path.suffix == PARTIAL:
-            if not psutil.pid_exists(int(path.name.split(".")[-2])):
+            process = path.name.split(".")[-2]
+            if not process.isdecimal() or not psutil.pid_exists(int(process)):
                 yield Leftover(path=path, owner=root, why="left by a process that is gone", bytes=size_of(path))
         else:
             yield from _unused(path, root, "a base that a GGUF file was read into", days, since)
@@ -67,11 +68,6 @@ def _unused(path: Path, root: Path, what: str, days: float, since: float | None)
         held = "using the cache" if since is not None and used >= since else ""
         why = f"{what}, made again when needed; last used {(time.time() - used) / DAY:.0f} days ago"
         yield Leftover(path=path, owner=root, why=why, bytes=size_of(path), held=held)
-
-
-def _live(root: Path) -> set[Path]:
-    """Scratch folders of processes that run."""
-    return {path for path in root.glob(f"{SCRATCH}*") if _is_held(path)}
 
 
 def _made(scratch: Path) -> float:

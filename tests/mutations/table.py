@@ -339,7 +339,7 @@ OPTIMISATION = [
     _of("K2", "chance in a user's function is the process's", "data/common/process_state.py", "        random.seed(seed)\n", "",
         "tests/data/common/test_user_functions.py", "takes_chance"),
     _of("H8", "a user's function switches gradients off for all", "data/common/process_state.py",
-        '    torch.set_grad_enabled(state["grad"])\n', "", "tests/data/common/test_user_functions.py", "whole_process"),
+        '    torch.set_grad_enabled(wanted["grad"])\n', "", "tests/data/common/test_user_functions.py", "whole_process"),
     _of("E6", "an empty response is right for the label A", "evaluation/metrics/text.py",
         "[w for w in words if w not in ARTICLES] or words) or bare", "[w for w in words if w not in ARTICLES])",
         "tests/evaluation/metrics/test_text.py", "label or choice"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from data.common.user_functions import check_statically, columns_of, load_functi
 from data.sources import DataConfig
 from data.splits import load_corpus
 
+ROOT = Path(__file__).resolve().parents[3]
 SOURCE = """
 from dataclasses import dataclass
 
@@ -273,7 +277,6 @@ def f(completions):
 
 
 def _state() -> list[object]:
-    import os
     import random
 
     import numpy as np
@@ -330,3 +333,35 @@ def test_a_function_that_changes_what_it_is_given_changes_no_row(tmp_path):
     assert load_function("rewards.py:f", tmp_path)(["p"], completions, **columns) == [1.0]
     assert (completions, columns["tags"], columns["meta"]) == (["c"], [["a"]], [{"b": 1}])
     assert columns["messages"] == [[{"role": "user", "content": "q"}]]
+
+
+FIRST = """
+import torch
+torch.set_grad_enabled(False), torch.set_default_dtype(torch.float64), torch.set_float32_matmul_precision("medium")
+def f(completions):
+    return [0.0]
+"""
+
+
+def test_a_function_that_is_the_first_to_import_torch_changes_nothing_either(tmp_path):
+    (tmp_path / "rewards.py").write_text(FIRST)
+    script = (
+        "import sys\n"
+        "from data.common.user_functions import load_function\n"
+        "assert 'torch' not in sys.modules\n"
+        "load_function('rewards.py:f', '.')(['p'], ['c'])\n"
+        "import torch\n"
+        "print(torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.split() == ["True", "torch.float32", "highest"]
+
+
+def test_a_function_runs_where_the_folder_of_the_process_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "rewards.py").write_text("def f(completions):\n    return [1.0]\n")
+    fn, gone = load_function("rewards.py:f", tmp_path), tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert fn(["p"], ["c"]) == [1.0]

@@ -56,7 +56,12 @@ def test_bases_that_gguf_files_were_read_into_go_and_ratings_stay(root, capsys):
     bases, ratings = cache_root(BASES), cache_root(RATINGS)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    for name in ("m.Q8_0-0123", f".m.Q8_0-4567.{gone.pid}.partial", f".m.Q8_0-89ab.{os.getpid()}.partial"):
+    for name in (
+        "m.Q8_0-0123",
+        f".m.Q8_0-4567.{gone.pid}.partial",
+        f".m.Q8_0-89ab.{os.getpid()}.partial",
+        ".x.partial",
+    ):
         (bases / name).mkdir(parents=True)
         (bases / name / "model.safetensors").write_bytes(b"x" * 3000)
         os.utime(bases / name, (time.time() - 40 * 86400,) * 2)
@@ -64,7 +69,7 @@ def test_bases_that_gguf_files_were_read_into_go_and_ratings_stay(root, capsys):
     (ratings / "judge.jsonl").write_bytes(b"x" * 500)
     assert main(["gc", "--cache"]) == 0
     out = capsys.readouterr().out
-    assert "7.0 kB in 4 places can go" in out and "the data cache holds 11.0 kB" in out
+    assert "10.0 kB in 5 places can go" in out and "the data cache holds 14.0 kB" in out
     assert "a base that a GGUF file was read into" in out and "500 B of judges' ratings stay" in out
     assert main(["gc", "--cache", "--yes"]) == 0
     assert there(bases) == [f".m.Q8_0-89ab.{os.getpid()}.partial"] and there(ratings) == ["judge.jsonl"]
