@@ -76,10 +76,10 @@ test-isa: install
 		$(BIN)/python -m pytest -q -n 2 $(TESTS); done
 
 test-slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -o faulthandler_timeout=0 -m slow $(TESTS)
 
 test-all: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "" $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -o faulthandler_timeout=0 -m "" $(TESTS)
 
 test-resume: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.resume.kills $(KILL_FLAGS)
