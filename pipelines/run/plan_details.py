@@ -34,6 +34,7 @@ from pipelines.execution.sharding import is_divided, sentence
 from pipelines.recipe import rates
 from pipelines.recipe.schema import Recipe
 from pipelines.run.fit import Fit, needed
+from pipelines.run.teachers import teacher_shape
 from pipelines.stages.estimates import LIBRARIES, Estimate, Estimator
 from pipelines.stages.memory import Numbers, base_bytes, gathered_bytes
 from pipelines.stages.shapes import Shape, shape_of
@@ -129,9 +130,8 @@ class PlanDetails:
     def estimator(self) -> Estimator:
         numbers = numbers_of(self.recipe, self.device, self.shape, self.processes)
         libraries = LIBRARIES if self.device.type == "cpu" else 0
-        return Estimator(
-            self.recipe, self.corpus, numbers, libraries, None if self.opened is None else self.opened.renderer
-        )
+        renderer = None if self.opened is None else self.opened.renderer
+        return Estimator(self.recipe, self.corpus, numbers, libraries, renderer, teacher_shape(self.recipe))
 
     @property
     def sharding(self) -> str:

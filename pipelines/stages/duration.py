@@ -7,7 +7,7 @@ reading data and files, metrics, judges and functions of the user's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipelines.stages.shapes import Shape
@@ -73,6 +73,7 @@ class Passes:
     read: float  # tokens whose state leaves the last layer
     logits: bool = True  # whether their log-probability is computed
     known: bool = False  # whether what enters the lowest adapted layer is known
+    by: Shape | None = None  # the base that computes them, where it is another than the stage's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,7 @@ class Sampled:
     prompts: float  # tokens of all that differ
     mean: float  # tokens of a response
     longest: float
+    by: Shape | None = None  # the base that samples them, where it is another than the stage's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,11 +149,26 @@ def sampling_seconds(one: Sampled, shape: Shape, rates: Rates) -> float:
     return shape.layers * rates.read(one.prompts) + one.longest * always + one.rows * one.mean * each
 
 
+def rates_of_another(rates: Rates, shape: Shape, other: Shape) -> Rates:
+    """Of a base that was not measured: those of ``shape``, by a layer's matrices and the output layer's."""
+    layer = layer_size(other) / layer_size(shape)
+    output = other.width * other.vocabulary / (shape.width * shape.vocabulary)
+    scales = dict.fromkeys(("train", "branches", "read", "step"), layer)
+    scales |= dict.fromkeys(("loss", "logprobs", "choice"), output)
+    return replace(rates, **{name: getattr(rates, name).times(factor) for name, factor in scales.items()})
+
+
 def seconds(effort: Effort, shape: Shape, rates: Rates, how: How) -> float:
     """Seconds of a stage."""
-    found = sum(one.count * pass_seconds(one, shape, rates, how) for one in effort.passes)
-    found += sum(one.calls * sampling_seconds(one, shape, rates) for one in effort.sampled)
-    found *= (1.0 if how.fast else MODULES) * (FULL if effort.full else 1.0)
+
+    def at(one: Passes | Sampled) -> tuple[Shape, Rates]:
+        return (shape, rates) if one.by is None else (one.by, rates_of_another(rates, shape, one.by))
+
+    def slower(one: Passes | Sampled) -> float:
+        return (1.0 if how.fast else MODULES) * (FULL if effort.full and one.by is None else 1.0)
+
+    found = sum(one.count * pass_seconds(one, *at(one), how) * slower(one) for one in effort.passes)
+    found += sum(one.calls * sampling_seconds(one, *at(one)) * slower(one) for one in effort.sampled)
     found += effort.pretraining[0] * rates.pretraining(effort.pretraining[1])
     return LOADING + effort.rest + found + effort.steps * (effort.trained * rates.adam + TRAINER * effort.trainer)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 from evaluation.adversaries import CONSTANT, adversaries
 from evaluation.systems import parse
@@ -98,7 +99,7 @@ def _evaluated(config: SFTConfig | RewardConfig, held_out: int, trained: int, st
 
 
 def distil(e: Estimator) -> Effort:
-    """The teacher's part is counted as if it were as large as the student: its shape is not known here."""
+    """The teacher's part is its own base's, and the student's where that is not on this machine."""
     d = e.recipe.distil
     assert d is not None
     rows, prompts = learnt_on(d, e.corpus), asked(d, e.corpus)
@@ -109,15 +110,13 @@ def distil(e: Estimator) -> Effort:
     tokens = min(float(d.max_tokens), prompt + read)
     each = _micro(min(d.batch, rows), d.micro_batch, tokens, d.batch_tokens)
 
-    def of(kind: Kind, times: float) -> Passes:
-        return Passes(
-            kind=kind, count=times * rows * d.epochs / each, rows=each, tokens=each * tokens, read=each * read
-        )
-
+    student = Passes(kind="train", count=rows * d.epochs / each, rows=each, tokens=each * tokens, read=each * read)
+    compared = (replace(student, kind="read", by=e.teacher),) if d.loss == "logits" else ()
+    said = _sampled(e, prompts, d.sampling_batch, d.max_new_tokens)
     steps = rows / d.batch * d.epochs
     return Effort(
-        passes=without_nothing((of("train", 1), of("read", float(d.loss == "logits")))),
-        sampled=_sampled(e, prompts, d.sampling_batch, d.max_new_tokens),
+        passes=without_nothing((student, *compared)),
+        sampled=tuple(replace(one, by=e.teacher) for one in said),
         steps=steps,
         trained=_adapter(e),
         trainer=True,

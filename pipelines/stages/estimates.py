@@ -60,6 +60,7 @@ class Work:
     masks: float = 0.0  # cells of masks of attention
     logits: bool = True  # whether the trained pass ends in the vocabulary
     own_base: bool = False  # whether the reward model's other base is there too
+    sampler: Shape | None = None  # the base that samples, where it is another
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -72,6 +73,7 @@ class Estimator:
         numbers: how the base is kept and computed with.
         libraries: bytes beside what torch allocates.
         renderer: gives the rows' lengths in tokens; without it they are guessed from characters.
+        teacher: the base of the model that distillation learns from, where it is known.
     """
 
     def __init__(
@@ -81,8 +83,9 @@ class Estimator:
         numbers: Numbers | None = None,
         libraries: int = LIBRARIES,
         renderer: Renderer | None = None,
+        teacher: Shape | None = None,
     ) -> None:
-        self.recipe, self.corpus, self.libraries = recipe, corpus, libraries
+        self.recipe, self.corpus, self.libraries, self.teacher = recipe, corpus, libraries, teacher
         self.lengths = Lengths(recipe, corpus, renderer)
         self.numbers = numbers or Numbers()
         self.shape = shape_of(recipe)
@@ -142,7 +145,7 @@ class Estimator:
         if work.read is not None:
             phases["scoring"] = memory.parts(**memory.reading(shape, numbers, work.read, work.logits))
         if work.sampling is not None:
-            phases["sampling"] = memory.parts(**memory.sampled(shape, numbers, work.sampling))
+            phases["sampling"] = memory.parts(**memory.sampled(work.sampler or shape, numbers, work.sampling))
         return phases
 
     def _disk(self, work: Work) -> int:

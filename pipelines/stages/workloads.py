@@ -10,7 +10,7 @@ from evaluation.systems import parse
 from pipelines.recipe.derived import response_limit
 from pipelines.stages.estimates import CALIBRATED, CONTEXT, HELD_OUT, SCORED, Estimator, Work, shares_prompts
 from pipelines.stages.lengths import CHARACTERS
-from pipelines.stages.memory import FIELDS, FP32
+from pipelines.stages.memory import FIELDS, FP32, base_bytes
 from stages.distil_cost import asked, learnt_on
 
 
@@ -82,12 +82,15 @@ def distil(e: Estimator) -> Work:
         if prompts
         else None,
         accumulates=count < min(d.batch, rows),
-        extra=_best_weights(e, d.keep) | {"teacher": _files(e, d.teacher)},
+        sampler=e.teacher,
+        extra=_best_weights(e, d.keep) | {"teacher": _teacher(e, d.teacher)},
     )
 
 
-def _files(e: Estimator, source: str) -> float:
-    """Bytes of the weights of a model, or of an adapter without its base, as far as they lie on this machine."""
+def _teacher(e: Estimator, source: str) -> float:
+    """Bytes of a teacher: of its base as it is kept here; where that is not known, of the files on this machine."""
+    if e.teacher is not None:
+        return base_bytes(e.teacher, replace(e.numbers, nf4=False))
     folder = e.recipe.base_dir / Path(source).expanduser()
     return float(sum(f.stat().st_size for f in folder.rglob("*.safetensors"))) if folder.is_dir() else 0.0
 

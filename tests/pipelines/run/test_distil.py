@@ -15,9 +15,12 @@ from pipelines.loading.load import load_recipe
 from pipelines.report.page import write_report
 from pipelines.run.chat_models import open_room
 from pipelines.run.pipeline import Pipeline
+from pipelines.run.teachers import teacher_shape
+from pipelines.stages import efforts, workloads
+from pipelines.stages.estimates import Estimator
 from tests.conftest import tiny_lm, word_tokenizer
 
-WIDE = {"hidden_size": 48, "intermediate_size": 96}
+WIDE: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 96}
 DATA = {"demonstrations": "demo-task?rows=60", "prompts": "demo-task?rows=80", "held_out": 0.25}
 PLAIN: dict[str, Any] = {
     "template": "dialogue", "data": DATA, "adapter": {"rank": 4, "alpha": 8},
@@ -105,6 +108,33 @@ def test_the_plan_knows_its_steps_and_memory(done: Path, tmp_path: Path) -> None
     assert plan.status == "new"
     assert plan.details["steps"] == 1 + -(-len(prompts.train) // 16)  # all prompts are one block
     assert plan.details["takes"].memory > 0 and plan.details["takes"].tokens > 8 * len(prompts.train)
+
+
+@pytest.mark.parametrize("teacher", ["large/sft", "large-base", "adapter"])
+def test_the_plan_counts_the_teacher_by_its_own_base(done: Path, tmp_path: Path, teacher: str) -> None:
+    """It is 48 wide where the student is 32; its base lies in memory, samples, and is compared with."""
+    if teacher == "adapter":
+        export_stage(done / "large", "sft", done / "adapter")
+    recipe = load_recipe(student(done, teacher, loss="logits"))
+    pipeline = Pipeline(recipe, tmp_path / "new")
+    shape = teacher_shape(recipe)
+    assert shape is not None and (shape.width, shape.inner, shape.parameters) == (
+        48,
+        96,
+        tiny_lm(**WIDE).num_parameters(),
+    )
+    assert pipeline.details.estimator.teacher == shape
+    estimator = Estimator(recipe, pipeline.corpus, teacher=shape)
+    work, effort, own = workloads.distil(estimator), efforts.distil(estimator), estimator.shape
+    assert own is not None
+    parts = {part.what: part.bytes for part in estimator.memory(work, own).always}
+    assert parts["teacher"] == 4 * shape.parameters > parts["base"]
+    assert work.sampler == shape and [one.by for one in (*effort.passes, *effort.sampled)] == [None, shape, shape]
+
+
+def test_a_teacher_that_is_not_here_has_no_shape(done: Path) -> None:
+    assert teacher_shape(load_recipe(student(done, "nothing"))) is None
+    assert teacher_shape(load_recipe(PLAIN | {"base": "gpt2", "stages": ["sft"]})) is None
 
 
 @pytest.mark.parametrize("kind", ["base", "adapter", "merged"])

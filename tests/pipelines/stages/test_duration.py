@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pipelines.stages.duration import (
     lengthened,
     line_through,
     pass_seconds,
+    rates_of_another,
     sampling_seconds,
     seconds,
 )
@@ -114,6 +116,24 @@ def test_a_stage_is_the_sum_of_what_it_does() -> None:
     assert seconds(full, SHAPE, RATES, How(fast=False)) == pytest.approx(LOADING + MODULES * FULL * 6 * each[0])
     scratch = Effort(steps=5, pretraining=(5, 200), rest=7.0)
     assert seconds(scratch, SHAPE, RATES, How()) == pytest.approx(LOADING + 7.0 + 5 * (1.0 + 200 * 0.01))
+
+
+def test_what_another_base_computes_is_counted_by_its_size() -> None:
+    """Its layer has 2 x 168 numbers, as it is as wide and its inner width 24 adds 14 x 12; its vocabulary is twice as
+    large. Of a copy that is trained whole, the factor is the stage's own, not the other base's."""
+    other = replace(SHAPE, layers=5, inner=24, vocabulary=18)
+    assert layer_size(other) == 168 * 2
+    its = rates_of_another(RATES, SHAPE, other)
+    assert its.read == Line(start=2.0, each=0.5) and its.step == Line(start=1.0, each=0.25)
+    assert its.logprobs == Line(each=0.25) and its.choice == Line(start=0.5, each=1.0)
+    own, one = (
+        Passes(kind="train", count=2, rows=2, tokens=10, read=10),
+        Sampled(calls=3, rows=4, prompt=3, prompts=12, mean=5, longest=8, by=other),
+    )
+    expected = 2 * pass_seconds(own, SHAPE, RATES, How()) * FULL + 3 * sampling_seconds(one, other, its)
+    effort = Effort(passes=(own,), sampled=(one,), full=True)
+    assert seconds(effort, SHAPE, RATES, How()) == pytest.approx(LOADING + expected)
+    assert sampling_seconds(one, other, its) > 2 * sampling_seconds(one, SHAPE, RATES)
 
 
 @pytest.fixture(scope="module")
