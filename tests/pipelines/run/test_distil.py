@@ -129,7 +129,8 @@ def test_the_plan_counts_the_teacher_by_its_own_base(done: Path, tmp_path: Path,
     assert own is not None
     parts = {part.what: part.bytes for part in estimator.memory(work, own).always}
     assert parts["teacher"] == 4 * shape.parameters > parts["base"]
-    assert work.sampler == shape and [one.by for one in (*effort.passes, *effort.sampled)] == [None, shape, shape]
+    assert [one.by for one in effort.passes] == [None, shape] and [one.by for one in effort.sampled] == [shape]
+    assert work.sampler == shape
 
 
 def test_a_teacher_that_is_not_here_has_no_shape(done: Path) -> None:
