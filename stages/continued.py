@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.common.errors import UserError
-from data.common.intervals import MINIMUM, ratio_interval
 from data.common.patience import each, patience
-from data.counting import log_row
+from data.counting import log_row, warned
 from data.storage.views import Mapped
 from data.vocabulary import KEY, extended
 from models.backbone.forward import check_logit_path, full_copy, set_gradient_checkpointing
@@ -28,6 +28,7 @@ from models.hub.spec import BaseModelSpec
 from stages.settings import ContinuedConfig
 from stages.stage import StageContext, StageResult, schedule_factor
 from stages.training.chunks import ChunkCounts, chunked, chunks, encode
+from stages.training.learnt import Values, change, loss_of, sentence
 from stages.training.next_token import Steps, row_nlls, save_base, train
 
 VERSION = 1
@@ -36,6 +37,7 @@ HELD_OUT = 1000
 LONGEST = 1024
 """Tokens of a chunk where the recipe names no context, at most."""
 BETAS = (0.9, 0.95)
+UNIT = "nats a byte"
 
 
 def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dtype: torch.dtype) -> StageResult:
@@ -88,6 +90,7 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
     return StageResult(
         metrics={
             **compared(before, after),
+            **outcome(context, judged(before, after, config)),
             "documents": len(documents),
             "counts": counts.as_dict(),
             "held_out_counts": held_out_counts.as_dict(),
@@ -215,6 +218,12 @@ class Losses:
     tokens: tuple[int, ...] = ()
     bytes: tuple[int, ...] = ()
 
+    @property
+    def values(self) -> Values:
+        """As rows to compare, weighted by their bytes: tokens may not be the same before and after."""
+        none = [0.0] * len(self.nats)
+        return np.array([self.nats, self.bytes, none, none], dtype=np.float64).T
+
 
 def losses(context: StageContext, lm: Any, tokenizer: Any, texts: Sequence[str], length: int) -> Losses:
     """The base's loss of each held-out document that has a token to predict."""
@@ -243,18 +252,50 @@ def compared(before: Losses, after: Losses) -> dict[str, Any]:
     """
     if not before.nats or len(before.nats) != len(after.nats):
         return {"held_out_nll_before": None, "held_out_nll": None}
-    each_byte = [sum(one.nats) / sum(one.bytes) for one in (before, after)]
-    found: dict[str, Any] = {
+    found = change(before.values, after.values, range(len(before.nats)))
+    return {
         "held_out_nll_before": sum(before.nats) / sum(before.tokens),
         "held_out_nll": sum(after.nats) / sum(after.tokens),
-        "held_out_nll_per_byte_before": each_byte[0],
-        "held_out_nll_per_byte": each_byte[1],
-        "held_out_change": each_byte[1] - each_byte[0],
+        "held_out_nll_per_byte_before": loss_of(before.values),
+        "held_out_nll_per_byte": loss_of(after.values),
+        "held_out_change": found.loss,
+        **({} if found.ci95 is None else {"held_out_change_ci95": list(found.ci95)}),
     }
-    if len(before.nats) < MINIMUM:
-        return found
-    import numpy as np
 
-    changes = np.array(after.nats) - np.array(before.nats)
-    low, high, _ = ratio_interval(changes, np.array(before.bytes, dtype=np.float64))
-    return found | {"held_out_change_ci95": [low, high]}
+
+def outcome(context: StageContext, curve: dict[str, Any]) -> dict[str, Any]:
+    """Say what held-out documents showed, as a warning where nothing was learnt; and metrics of it."""
+    if not curve:
+        return {}
+    text, in_vain = f"continued pretraining: {curve['text']}", curve["learnt"] is False
+    (context.warn if in_vain else context.say)(text)
+    return {"held_out_curves": {"base": curve}, **warned(text if in_vain else "")}
+
+
+def judged(before: Losses, after: Losses, config: ContinuedConfig) -> dict[str, Any]:
+    """What held-out documents showed of the training, as of the roles of other stages; empty without any."""
+    if not before.nats or len(before.nats) != len(after.nats):
+        return {}
+    found, last = change(before.values, after.values, range(len(before.nats))), loss_of(after.values)
+    text = sentence(
+        found,
+        before.values,
+        after.values,
+        step=config.steps,
+        steps=config.steps,
+        lowest=(config.steps, last),
+        key="continued",
+        rate=config.learning_rate,
+        unit=f" {UNIT}",
+        rows="documents",
+        amount="steps",
+    )
+    return {
+        "documents": found.prompts,
+        "unit": UNIT,
+        "before": {"step": 0, "loss": loss_of(before.values)},
+        "change": found.loss,
+        "change_ci95": None if found.ci95 is None else list(found.ci95),
+        "learnt": found.learnt,
+        "text": text,
+    }

@@ -58,6 +58,10 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     before = held_out_loss(context, lm, held_out, masking, memory) if masking is not None else None
     skipped = train(context, lm, rows, steps_of(lm, config, masking or NEXT_TOKENS))
     found = held_out_loss(context, lm, held_out, masking, memory)
+    if found is not None:
+        was = "" if before is None else f"{before:.4g} before, "
+        unit = "a token" if masking is None else "a hidden token"
+        context.say(f"pretraining: held-out loss {was}{found:.4g} nats {unit} after {config.steps:,} steps")
     save_base(context, lm, tokenizer)
     return StageResult(
         metrics={

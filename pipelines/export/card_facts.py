@@ -157,11 +157,12 @@ def steps_of(artifact: Artifact) -> str:
         **{name: metrics.get(name) for name in ("updates", "steps")},
     }
     facts = [f"{value:,} {name}" for name, value in named.items() if isinstance(value, int)]
-    curve = (metrics.get("held_out_curves") or {}).get(artifact.manifest.get("stage")) or {}
+    curve: Mapping[str, Any] = next(iter((metrics.get("held_out_curves") or {}).values()), {})
     before, change = (curve.get("before") or {}).get("loss"), curve.get("change")
     if isinstance(before, float) and isinstance(change, float):
         certain = interval(curve.get("change_ci95"))
-        facts.append(f"held-out loss {number(before)} before and {number(before + change)} after")
+        unit = f" {curve['unit']}" if curve.get("unit") else ""
+        facts.append(f"held-out loss {number(before)}{unit} before and {number(before + change)} after")
         facts += [f"a change of {number(change)} {certain}"] if certain else []
     elif isinstance(metrics.get("held_out_nll"), float):
         facts.append(f"held-out loss {number(metrics['held_out_nll'])} nats a token")

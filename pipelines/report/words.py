@@ -21,6 +21,8 @@ NAMES = SYSTEMS | {
     "reward": "the reward model",
 }
 
+LEARNERS = {"continued": "the base", "sft": "SFT", "distil": "the student", "reward": "the reward model"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
@@ -135,7 +137,7 @@ def answers_to_newcomers(words: Words) -> list[dict[str, str]]:
     compared = words.main is not None
     cards = [_did_it(words)] if compared or words.results or words.wants("evaluate") else []
     cards += [_how_much(words)] if compared else []
-    cards += [] if compared else [_learnt(words, stage) for stage in ("sft", "reward") if words.learnt.get(stage)]
+    cards += [] if compared else [_learnt(words, stage) for stage in words.learnt]
     cards += [_trust(words)] if words.card.get("accuracy", {}).get("share") is not None or words.wants("reward") else []
     cards += [_cheating(words)] if compared else []
     return [*cards, _again(words)]
@@ -143,7 +145,7 @@ def answers_to_newcomers(words: Words) -> list[dict[str, str]]:
 
 def _learnt(words: Words, stage: str) -> dict[str, str]:
     """What held-out rows showed of a training."""
-    found, name = words.learnt[stage], {"sft": "SFT", "reward": "the reward model"}[stage]
+    found, name = words.learnt[stage], LEARNERS.get(stage, stage)
     learnt = found.get("learnt")
     short, tone = ("Too few rows", "open") if learnt is None else ("Yes", "good") if learnt else ("No", "bad")
     return _card(f"Did {name} learn?", short, tone, _sentence(str(found.get("text", ""))))

@@ -101,6 +101,9 @@ def sentence(
     lowest: tuple[int, float],
     key: str,
     rate: float,
+    unit: str = "",
+    rows: str = "prompts",
+    amount: str = "epochs",
 ) -> str:
     """What is said at the end of a training, with advice where nothing was learnt.
 
@@ -110,13 +113,16 @@ def sentence(
         lowest: step and loss of the best evaluation.
         key: of the settings, ``sft`` or ``reward``.
         rate: the learning rate.
+        unit: of the loss, where it is to be said.
+        rows: what the comparison counts.
+        amount: the setting that trains more.
     """
     kept = f"after {steps} step{'s' if steps != 1 else ''}" if step == steps else f"at step {step} of {steps}"
-    words = f"held-out loss {loss_of(before):.4g} before, {loss_of(after):.4g} {kept}"
+    words = f"held-out loss {loss_of(before):.4g}{unit} before, {loss_of(after):.4g} {kept}"
     if (right := accuracy_of(after)) is not None:
         words += f", {right:.1%} of the pairs right"
     if found.learnt is None:
-        return f"{words}: {found.prompts} held-out prompts are too few to tell; it takes {MINIMUM} (data.held_out)"
+        return f"{words}: {found.prompts} held-out {rows} are too few to tell; it takes {MINIMUM} (data.held_out)"
     if found.learnt:
         low, high = found.ci95 or (0.0, 0.0)
         return f"{words} (a difference of {found.loss:+.2g}, 95 % [{low:+.2g}, {high:+.2g}])"
@@ -125,12 +131,12 @@ def sentence(
             f"{words}: trained for too long; it was {lowest[1]:.4g} at step {lowest[0]}: try {key}.keep=best, or a "
             f"{key}.learning_rate below {rate:.1e}"
         )
-    return f"{words}: nothing was learnt; try {_advice(found, key, rate)}"
+    return f"{words}: nothing was learnt; try {_advice(found, key, rate, amount)}"
 
 
-def _advice(found: Change, key: str, rate: float) -> str:
+def _advice(found: Change, key: str, rate: float, amount: str) -> str:
     if found.rose:
         return f"{key}.learning_rate={rate / 5:.1e} (a loss that rises is mostly that of steps that are too large)"
     if rate == 0:
         return f"{key}.learning_rate above 0"
-    return f"{key}.learning_rate={rate * 5:.1e}, or more {key}.epochs"
+    return f"{key}.learning_rate={rate * 5:.1e}, or more {key}.{amount}"

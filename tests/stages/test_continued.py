@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data.common.errors import UserError
 from models.hub.spec import BaseModelSpec
 from stages import continued
-from stages.continued import Losses, compared, start_rows, steps_of
+from stages.continued import Losses, compared, judged, start_rows, steps_of
 from stages.settings import ContinuedConfig
 from tests.conftest import tiny_lm, word_tokenizer
 from tests.support.training import pretrain_context
@@ -160,6 +160,37 @@ def test_losses_are_compared_by_hand() -> None:
         "held_out_nll_per_byte": 0.25, "held_out_change": -0.25,
     }  # fmt: skip
     assert compared(Losses(), Losses()) == {"held_out_nll_before": None, "held_out_nll": None}
+
+
+def test_what_came_of_it_is_said() -> None:
+    """Of 20 documents 0.5 nats a byte became 0.25; a loss that rose names smaller steps."""
+    config = ContinuedConfig(steps=30, learning_rate=1e-4)
+    before, after = Losses((8.0,) * 20, (4,) * 20, (16,) * 20), Losses((4.0,) * 20, (3,) * 20, (16,) * 20)
+    found = judged(before, after, config)
+    assert (found["before"]["loss"], found["change"], found["unit"]) == (0.5, -0.25, "nats a byte")
+    assert found["text"].startswith("held-out loss 0.5 nats a byte before, 0.25 after 30 steps (a difference of")
+    assert found["learnt"] is True
+    found = judged(after, before, config)
+    assert not found["learnt"] and "nothing was learnt; try continued.learning_rate=2.0e-05" in found["text"]
+    found = judged(before, before, config)
+    assert not found["learnt"] and "continued.learning_rate=5.0e-04, or more continued.steps" in found["text"]
+    few = [Losses(one.nats[:3], one.tokens[:3], one.bytes[:3]) for one in (before, after)]
+    found = judged(few[0], few[1], config)
+    assert found["learnt"] is None and "3 held-out documents are too few to tell" in found["text"]
+    assert judged(Losses(), Losses(), config) == {}
+
+
+@pytest.mark.parametrize(("rate", "learnt"), [(3e-3, True), (3.0, False)])
+def test_it_is_said_in_the_terminal_and_kept_where_nothing_was_learnt(
+    tmp_path: Path, rate: float, learnt: bool
+) -> None:
+    said: list[str] = []
+    config = ContinuedConfig(steps=10, batch=8, context=8, learning_rate=rate)
+    found = ran(tmp_path, given(tmp_path / "given"), config, say=said.append, warn=said.append)
+    assert said[-1].startswith("continued pretraining: held-out loss ") and " nats a byte before, " in said[-1]
+    assert ("nothing was learnt" in said[-1]) != learnt
+    assert [w["text"] for w in found.get("warnings", [])] == ([] if learnt else [said[-1]])
+    assert found["held_out_curves"]["base"]["learnt"] is learnt
 
 
 def test_without_documents_it_is_refused(tmp_path: Path) -> None:

@@ -115,11 +115,16 @@ def test_each_kind_of_tokenizer_has_a_mask_token_and_marks_the_ends(kind: str, t
 
 def test_an_encoder_learns_and_is_opened_by_transformers(tmp_path: Path) -> None:
     """Each word of a document comes twice in a row, so that a hidden one stands beside its like."""
-    context = pretrain_context(tmp_path, DOCUMENTS, DOCUMENTS[::4])
+    said: list[str] = []
+    context = pretrain_context(tmp_path, DOCUMENTS, DOCUMENTS[::4], say=said.append)
     found = pretrain.run(context, config(steps=80, batch=16, learning_rate=3e-3)).metrics
     assert found["held_out_masked_nll"] < 0.5 * found["held_out_masked_nll_before"]
     assert found["held_out_masked_nll_before"] == pytest.approx(torch.tensor(12.0).log(), abs=1.0)  # 7 words, 5 special
     assert "held_out_nll" not in found and found["vocabulary"] == 12
+    assert said[-1] == (
+        f"pretraining: held-out loss {found['held_out_masked_nll_before']:.4g} before, "
+        f"{found['held_out_masked_nll']:.4g} nats a hidden token after 80 steps"
+    )
     lm: Any = AutoModelForMaskedLM.from_pretrained(tmp_path / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     masking = MaskedTokens.of(tokenizer, context.seed)
