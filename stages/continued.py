@@ -20,6 +20,7 @@ from data.common.patience import each, patience
 from data.counting import log_row, warned
 from data.storage.views import Mapped
 from data.vocabulary import KEY, extended
+from models.backbone.encoders import is_encoder
 from models.backbone.forward import check_logit_path, full_copy, set_gradient_checkpointing
 from models.backbone.oom_retry import OOMRetry
 from models.hub.limits import Limits, check_rows, limits_of_model
@@ -27,9 +28,10 @@ from models.hub.load import add_rows, load_lm_and_tokenizer, load_tokenizer
 from models.hub.spec import BaseModelSpec
 from stages.settings import ContinuedConfig
 from stages.stage import StageContext, StageResult, schedule_factor
-from stages.training.chunks import ChunkCounts, chunked, chunks, encode
+from stages.training.chunks import ChunkCounts, chunked, document_rows
 from stages.training.learnt import Values, change, loss_of, sentence
-from stages.training.next_token import Steps, row_nlls, save_base, train
+from stages.training.masked import MaskedTokens, masked_nlls
+from stages.training.next_token import NEXT_TOKENS, Objective, Steps, row_nlls, save_base, train
 
 VERSION = 1
 HELD_OUT = 1000
@@ -37,7 +39,6 @@ HELD_OUT = 1000
 LONGEST = 1024
 """Tokens of a chunk where the recipe names no context, at most."""
 BETAS = (0.9, 0.95)
-UNIT = "nats a byte"
 
 
 def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dtype: torch.dtype) -> StageResult:
@@ -60,19 +61,16 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
     limits = limits_of_model(lm, spec.name)
     length = context_of(config, limits.positions)
     check_context(length, limits, context.warn)
-    before = losses(context, lm, tokenizer, held_out, length)
+    masking = masking_of(spec.name, tokenizer, config, context.seed) if is_encoder(lm) else None
+    before = losses(context, lm, tokenizer, held_out, length, masking)
 
     added = 0
     if config.added_vocabulary:
         tokenizer, added = learn_tokens(context, config, lm, tokenizer, documents)
-    rows, counts = chunked(
-        tokenizer,
-        each(documents, "cutting into chunks", "documents"),
-        length,
-        read=config.steps * config.batch,
-        key="continued",
-    )
-    _, held_out_counts = chunked(tokenizer, held_out, length, "held-out documents", there=len(given), key="continued")
+    shared: Any = {"key": "continued", "encoder": masking is not None}
+    read = config.steps * config.batch
+    rows, counts = chunked(tokenizer, each(documents, "cutting into chunks", "documents"), length, read=read, **shared)
+    _, held_out_counts = chunked(tokenizer, held_out, length, "held-out documents", there=len(given), **shared)
     for count in (counts, held_out_counts):
         if text := count.summary():
             context.say(f"continued pretraining: {text}")
@@ -81,11 +79,11 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
 
     lm.requires_grad_(True)
     set_gradient_checkpointing(lm, context.gradient_checkpointing, context.offload_activations)
-    skipped = train(context, lm, rows, steps_of(lm, config))
+    skipped = train(context, lm, rows, steps_of(lm, config, masking or NEXT_TOKENS))
     set_gradient_checkpointing(lm, False)
     lm.requires_grad_(False)
 
-    after = losses(context, lm, tokenizer, held_out, length)
+    after = losses(context, lm, tokenizer, held_out, length, masking)
     save_base(context, lm, tokenizer)
     return StageResult(
         metrics={
@@ -100,6 +98,21 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
             "parameters": sum(p.numel() for p in lm.parameters()),
         }
     )
+
+
+def masking_of(name: str, tokenizer: Any, config: ContinuedConfig, seed: int) -> MaskedTokens:
+    """What is predicted of an encoder's rows.
+
+    Raises:
+        UserError: its tokenizer has no mask token, or is to learn further tokens.
+    """
+    if tokenizer.mask_token_id is None:
+        raise UserError(
+            f"continued: base {name} is an encoder, which predicts hidden tokens, and its tokenizer has no mask token"
+        )
+    if config.added_vocabulary:
+        raise UserError(f"{KEY}: base {name} is an encoder, whose vocabulary is not extended here: set it to 0")
+    return MaskedTokens.of(tokenizer, seed)
 
 
 def learn_tokens(
@@ -154,12 +167,14 @@ def planned(
     held_out: Sequence[str],
     config: ContinuedConfig,
     there: int,
+    encoder: bool = False,
 ) -> dict[str, ChunkCounts]:
     """The counts before training, by the tokenizer of the base; ``documents`` may be a sample of ``there``."""
+    shared: Any = {"key": "continued", "encoder": encoder}
     length, read = context_of(config, positions), config.steps * config.batch
     random = there > len(documents)
-    mine = chunked(tokenizer, documents, length, read=read, there=there, random=random, key="continued")
-    theirs = chunked(tokenizer, held_out[:HELD_OUT], length, "held-out documents", there=len(held_out), key="continued")
+    mine = chunked(tokenizer, documents, length, read=read, there=there, random=random, **shared)
+    theirs = chunked(tokenizer, held_out[:HELD_OUT], length, "held-out documents", there=len(held_out), **shared)
     return {"counts": mine[1], "held_out_counts": theirs[1]}
 
 
@@ -180,7 +195,7 @@ def start_rows(lm: Any, old: Mapping[str, int], new: Mapping[str, int], parts: M
             table[new[token]] = table[[old[part] for part in made_of]].double().mean(0).to(table.dtype)
 
 
-def steps_of(lm: Any, config: ContinuedConfig) -> Steps:
+def steps_of(lm: Any, config: ContinuedConfig, objective: Objective = NEXT_TOKENS) -> Steps:
     """AdamW on all weights; norms and biases do not decay. The rate rises linearly, then follows the schedule."""
     named = dict(lm.named_parameters())
     groups = [
@@ -207,57 +222,76 @@ def steps_of(lm: Any, config: ContinuedConfig) -> Steps:
         factor=factor,
         clipped=list(named.values()),
         max_grad_norm=config.max_grad_norm,
+        objective=objective,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Of held-out documents, each (n,): nats, predicted tokens, and bytes of the text."""
+    """Of held-out documents, each (n,): nats, predicted tokens, and bytes of the text.
+
+    ``hidden``: the tokens are those that an encoder does not see, which are the same before and after.
+    """
 
     nats: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
     bytes: tuple[int, ...] = ()
+    hidden: bool = False
+
+    @property
+    def unit(self) -> str:
+        """Of the loss that is compared: a byte's where tokens may not be the same before and after."""
+        return "nats a hidden token" if self.hidden else "nats a byte"
 
     @property
     def values(self) -> Values:
-        """As rows to compare, weighted by their bytes: tokens may not be the same before and after."""
+        """As rows to compare."""
         none = [0.0] * len(self.nats)
-        return np.array([self.nats, self.bytes, none, none], dtype=np.float64).T
+        weights = self.tokens if self.hidden else self.bytes
+        return np.array([self.nats, weights, none, none], dtype=np.float64).T
 
 
-def losses(context: StageContext, lm: Any, tokenizer: Any, texts: Sequence[str], length: int) -> Losses:
+def losses(
+    context: StageContext, lm: Any, tokenizer: Any, texts: Sequence[str], length: int, masking: MaskedTokens | None
+) -> Losses:
     """The base's loss of each held-out document that has a token to predict."""
     rows, of = list[list[int]](), list[int]()
-    for number, ids in enumerate(encode(tokenizer, texts)):
-        cut = chunks(ids, length)
+    for number, cut in enumerate(document_rows(tokenizer, texts, length, masking is not None)):
         rows += cut
         of += [number] * len(cut)
     check_ids(lm, lm.name_or_path, rows)
     memory = OOMRetry("documents at once", context.warn_alone)
     with memory.reporting(context.bar.phase("held-out documents", len(rows))):
-        found = row_nlls(lm, rows, memory)
+        if masking is None:
+            found, predicted = row_nlls(lm, rows, memory), [len(row) - 1 for row in rows]
+        else:
+            masked = masking.held_out(rows)
+            found, predicted = masked_nlls(lm, masked, lm.device, memory), [masking.predicted(row) for row in masked]
     nats, tokens = [0.0] * len(texts), [0] * len(texts)
-    for number, row, value in zip(of, rows, found, strict=True):
+    for number, count, value in zip(of, predicted, found, strict=True):
         nats[number] += value
-        tokens[number] += len(row) - 1
+        tokens[number] += count
     there = [i for i, text in enumerate(texts) if tokens[i] and text]
     sizes = [len(texts[i].encode(errors="surrogatepass")) for i in there]
-    return Losses(tuple(nats[i] for i in there), tuple(tokens[i] for i in there), tuple(sizes))
+    own = tuple(nats[i] for i in there), tuple(tokens[i] for i in there), tuple(sizes)
+    return Losses(*own, hidden=masking is not None)
 
 
 def compared(before: Losses, after: Losses) -> dict[str, Any]:
-    """Held-out loss before and after: nats a token, and nats a byte, which further tokens leave comparable.
+    """Held-out loss before and after: nats a token, and nats a byte, which further tokens leave comparable; of an
+    encoder nats a hidden token.
 
-    ``held_out_change`` is the difference of the latter with an interval of 95 %, over documents; empty without any.
+    ``held_out_change`` is the difference of the last with an interval of 95 %, over documents; empty without any.
     """
+    name = "held_out_masked_nll" if after.hidden else "held_out_nll"
     if not before.nats or len(before.nats) != len(after.nats):
-        return {"held_out_nll_before": None, "held_out_nll": None}
+        return {f"{name}_before": None, name: None}
     found = change(before.values, after.values, range(len(before.nats)))
+    bytewise = {f"{name}_per_byte_before": loss_of(before.values), f"{name}_per_byte": loss_of(after.values)}
     return {
-        "held_out_nll_before": sum(before.nats) / sum(before.tokens),
-        "held_out_nll": sum(after.nats) / sum(after.tokens),
-        "held_out_nll_per_byte_before": loss_of(before.values),
-        "held_out_nll_per_byte": loss_of(after.values),
+        f"{name}_before": sum(before.nats) / sum(before.tokens),
+        name: sum(after.nats) / sum(after.tokens),
+        **({} if after.hidden else bytewise),
         "held_out_change": found.loss,
         **({} if found.ci95 is None else {"held_out_change_ci95": list(found.ci95)}),
     }
@@ -286,13 +320,13 @@ def judged(before: Losses, after: Losses, config: ContinuedConfig) -> dict[str, 
         lowest=(config.steps, last),
         key="continued",
         rate=config.learning_rate,
-        unit=f" {UNIT}",
+        unit=f" {after.unit}",
         rows="documents",
         amount="steps",
     )
     return {
         "documents": found.prompts,
-        "unit": UNIT,
+        "unit": after.unit,
         "before": {"step": 0, "loss": loss_of(before.values)},
         "change": found.loss,
         "change_ci95": None if found.ci95 is None else list(found.ci95),

@@ -93,7 +93,10 @@ class PretrainConfig(Config):
 
 
 class ContinuedConfig(Config):
-    """Continued pretraining: the whole base is trained on ``data.documents``, and later stages stand on the result."""
+    """Continued pretraining: the whole base is trained on ``data.documents``, and later stages stand on the result.
+
+    A causal base learns next tokens; an encoder learns hidden ones, and reward models of other recipes stand on it.
+    """
 
     steps: int = Field(300, ge=1, description="optimizer steps")
     batch: int = Field(16, ge=1, description="chunks of documents a step, over all processes")

@@ -37,7 +37,7 @@ def refusal(name: str) -> UserError:
     """What is said where an encoder is to write text."""
     return UserError(
         f"base {name} is an encoder, which predicts hidden tokens and writes no text: choose a causal base, and give "
-        "this one to the reward model (reward.base)"
+        "this one to the reward model (reward.base), or train it further alone (stages: [continued])"
     )
 
 

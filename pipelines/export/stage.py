@@ -14,6 +14,7 @@ from data.common.patience import patience
 from models.backbone.artifacts import partial_folder
 from models.backbone.launch import check_alone
 from models.backbone.settings import METHODS
+from models.hub.load import encoder_in
 from models.roles.saving import Saving
 from pipelines.export.language_model import StageModel, export_gguf, export_lm
 from pipelines.export.model_card import write_card
@@ -116,6 +117,11 @@ def _new_folder(to: Path | str) -> Path:
 
 def _check_method(model: StageModel, merge: bool, gguf: str | None, saving: Saving) -> None:
     """Whether what was tuned can be written as it is asked for."""
+    if model.role == "base" and encoder_in(model.folder / "model"):
+        raise UserError(
+            f"{model.folder / 'model'}: is an encoder, to which an export has neither template nor stops to add; it "
+            "is a plain Transformers folder (AutoModelForMaskedLM): take it as it is"
+        )
     method = model.pipeline.recipe.adapter.method
     if METHODS[method].virtual and model.role != "base" and (merge or gguf is not None):
         asked = "--merge" if merge else "--gguf"

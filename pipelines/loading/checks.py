@@ -169,7 +169,7 @@ def _pretraining(recipe: Recipe) -> list[Problem]:
     if kind in ("wordpiece", "unigram") and recipe.continued is not None and recipe.continued.added_vocabulary:
         why = f"base.pretrain.tokenizer '{kind}' takes no further tokens (bpe, words and characters do): set it to 0"
         out.append((("continued", "added_vocabulary"), why))
-    others = [name for name in recipe.stages if name != "pretrain"]
+    others = [name for name in recipe.stages if name not in ("pretrain", "continued")]
     if not isinstance(recipe.base, str) and recipe.base.pretrain.objective == "masked" and others:
         why = (
             f"'masked' makes an encoder, on which {', '.join(others)} cannot stand: write stages: [pretrain], and give "

@@ -21,8 +21,6 @@ NAMES = SYSTEMS | {
     "reward": "the reward model",
 }
 
-LEARNERS = {"continued": "the base", "sft": "SFT", "distil": "the student", "reward": "the reward model"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
@@ -145,7 +143,8 @@ def answers_to_newcomers(words: Words) -> list[dict[str, str]]:
 
 def _learnt(words: Words, stage: str) -> dict[str, str]:
     """What held-out rows showed of a training."""
-    found, name = words.learnt[stage], LEARNERS.get(stage, stage)
+    titles = {s["name"]: str(s["title"]).lower() for s in words.stages} | {"sft": "SFT", "reward": "the reward model"}
+    found, name = words.learnt[stage], titles.get(stage, stage)
     learnt = found.get("learnt")
     short, tone = ("Too few rows", "open") if learnt is None else ("Yes", "good") if learnt else ("No", "bad")
     return _card(f"Did {name} learn?", short, tone, _sentence(str(found.get("text", ""))))

@@ -28,7 +28,7 @@ from models.fast.products import product_dtype
 from models.fast.weights import DTYPES, FAMILIES
 from models.hub.download import local_folder
 from models.hub.limits import limits_of_folder, stop_ids_in
-from models.hub.load import tokenizer_of
+from models.hub.load import encoder_in, tokenizer_of
 from models.hub.registry import BaseModelSpec, resolve_base
 from pipelines.execution.sharding import is_divided, sentence
 from pipelines.recipe import rates
@@ -203,7 +203,8 @@ class PlanDetails:
             return {}
         spec = spec.model_copy(update={"source": str(folder)})
         limits = limits_of_folder(folder, spec.name)
-        return continued(tokenizer_of(spec), None if limits is None else limits.positions, self.recipe, self.corpus)
+        positions = None if limits is None else limits.positions
+        return continued(tokenizer_of(spec), positions, self.recipe, self.corpus, encoder_in(folder))
 
 
 def value_text(value: Any) -> str:

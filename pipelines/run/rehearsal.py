@@ -180,7 +180,8 @@ def _own_base(pipeline: RunParts) -> KnownBase | None:
     recipe, spec = pipeline.recipe, _base_of(pipeline)
     if spec is None:
         return None
-    return known_base(spec, recipe.template_source, recipe.stop, recipe.stop_strings, recipe.adapter.positions)
+    writes, reserved = set(recipe.stages) != {"continued"}, recipe.adapter.positions
+    return known_base(spec, recipe.template_source, recipe.stop, recipe.stop_strings, reserved, writes)
 
 
 def _reward_base(pipeline: RunParts, chosen: Sequence[str]) -> KnownBase | None:

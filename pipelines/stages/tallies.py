@@ -43,14 +43,16 @@ def pretrain(recipe: Recipe, corpus: Corpus) -> dict[str, Count]:
     return dict(planned([d.text for d in _some(rows)], [d.text for d in held_out], recipe.base.pretrain, len(rows)))
 
 
-def continued(tokenizer: Any, positions: int | None, recipe: Recipe, corpus: Corpus) -> dict[str, Count]:
+def continued(
+    tokenizer: Any, positions: int | None, recipe: Recipe, corpus: Corpus, encoder: bool
+) -> dict[str, Count]:
     """Documents in chunks, by the tokenizer of the base that is trained further."""
     from stages.continued import planned
 
     assert recipe.continued is not None
     rows, held_out = corpus.documents.train, corpus.documents.held_out
     texts, others = [d.text for d in _some(rows)], [d.text for d in held_out]
-    return dict(planned(tokenizer, positions, texts, others, recipe.continued, len(rows)))
+    return dict(planned(tokenizer, positions, texts, others, recipe.continued, len(rows), encoder))
 
 
 def sft(renderer: Renderer, recipe: Recipe, corpus: Corpus, positions: int | None) -> dict[str, Tally]:

@@ -13,10 +13,11 @@ AT_ONCE = 256
 """Documents that the tokenizer is given together."""
 
 
-def encode(tokenizer: Any, texts: Iterable[str]) -> Iterator[list[int]]:
+def encode(tokenizer: Any, texts: Iterable[str], ends: bool = True) -> Iterator[list[int]]:
     """``<bos>`` text ``<eos>`` of each text, as far as the tokenizer has these two: the start and stop tokens that the
-    reward stage and SFT see."""
-    before, after = ([] if i is None else [i] for i in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+    reward stage and SFT see. Without ``ends`` the text alone."""
+    ids_of_ends = (tokenizer.bos_token_id, tokenizer.eos_token_id) if ends else (None, None)
+    before, after = ([] if i is None else [i] for i in ids_of_ends)
     texts = iter(texts)
     while some := list(islice(texts, AT_ONCE)):
         for ids in tokenizer(some, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
@@ -29,6 +30,20 @@ def chunks(ids: Sequence[int], context: int) -> list[list[int]]:
     A chunk begins with the last id of the one before; no chunk holds two documents, so none attends to another.
     """
     return [list(ids[i : i + context]) for i in range(0, len(ids) - 1, context - 1)]
+
+
+def document_rows(
+    tokenizer: Any, texts: Iterable[str], context: int, encoder: bool = False
+) -> Iterator[list[list[int]]]:
+    """Each document's rows: its chunks; of an ``encoder`` parts of its text, each between the tokens that its tokenizer
+    puts around a text (BERT's ``[CLS]`` and ``[SEP]``)."""
+    if not encoder:
+        yield from (chunks(ids, context) for ids in encode(tokenizer, texts))
+        return
+    before, after = ([] if i is None else [i] for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))
+    room = context - len(before) - len(after)
+    for ids in encode(tokenizer, texts, ends=False):
+        yield [[*before, *ids[i : i + room], *after] for i in range(0, len(ids), room)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,19 +112,21 @@ def chunked(
     there: int | None = None,
     random: bool = False,
     key: str = "base.pretrain",
+    encoder: bool = False,
 ) -> tuple[Sequence[list[int]], ChunkCounts]:
-    """All documents' chunks, and their counts; see ``ChunkCounts`` for what is told of them."""
+    """All documents' rows, and their counts; see ``ChunkCounts`` for what is told of them."""
     rows, count, several, tokens, unknown = row_store(), 0, 0, 0, 0
     sign = tokenizer.unk_token_id
     if sign in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         sign = None  # a name for a token that means something else
-    for ids in encode(tokenizer, documents):
-        cut = chunks(ids, context)
+    ends = 1 if not encoder else (tokenizer.cls_token_id is not None) + (tokenizer.sep_token_id is not None)
+    for cut in document_rows(tokenizer, documents, context, encoder):
         rows.extend(cut)
         count += 1
         several += len(cut) > 1
-        unknown += 0 if sign is None else ids.count(sign)
-        tokens += sum(len(row) - 1 for row in cut)
+        again = 0 if encoder else 1  # a chunk begins with the last token of the one before
+        unknown += 0 if sign is None else sum(row[again * (i > 0) :].count(sign) for i, row in enumerate(cut))
+        tokens += sum(len(row) - ends for row in cut)
     return rows, ChunkCounts(
         unit=unit,
         documents=count,

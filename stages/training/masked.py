@@ -8,7 +8,7 @@ predicted from another document. Masks are made anew each time that a row is rea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data.batching import right_pad
-from models.backbone.forward import hidden_states
+from models.backbone.forward import hidden_states, precision
 from models.backbone.logprobs import token_logprobs
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import generator
@@ -104,29 +104,58 @@ class MaskedTokens:
         return -masked_logprobs(lm, rows, device).sum()
 
 
+HEADS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "ModernBertForMaskedLM": lambda lm, states: lm.decoder(lm.head(states)),
+    "BertForMaskedLM": lambda lm, states: lm.cls(states),
+    "RobertaForMaskedLM": lambda lm, states: lm.lm_head(states),
+    "XLMRobertaForMaskedLM": lambda lm, states: lm.lm_head(states),
+    "CamembertForMaskedLM": lambda lm, states: lm.lm_head(states),
+}
+"""From an encoder's states (N, H) to logits (N, V); of a family that is not here all positions' logits are made."""
+
+
 def masked_logprobs(lm: Any, rows: Sequence[MaskedRow], device: torch.device) -> Tensor:
-    """Log-probabilities of the hidden tokens of all rows, one after another; logits are made at their places alone."""
+    """Log-probabilities (N,) in nats of the hidden tokens of all rows, one after another; of the families in ``HEADS``
+    logits are made at their places alone."""
     ids, mask = (t.to(device) for t in right_pad([row.ids for row in rows], 0))
     width = ids.shape[1]
     places = torch.tensor([i * width + p for i, row in enumerate(rows) for p in row.places], dtype=torch.long)
-    targets = torch.tensor([t for row in rows for t in row.targets], dtype=torch.long)
+    targets = torch.tensor([t for row in rows for t in row.targets], dtype=torch.long).to(device)
+    if (head := HEADS.get(type(lm).__name__)) is None:
+        with precision(lm):
+            logits = lm(input_ids=ids, attention_mask=mask.long()).logits.flatten(0, 1)[places.to(device)]
+        return token_logprobs(logits, targets, lambda h: h, chunk=2048)[0]
+
+    def logits_of(states: Tensor) -> Tensor:
+        with precision(lm):
+            return head(lm, states)
+
     states = hidden_states(lm, ids, mask).flatten(0, 1)[places.to(device)]
-    logprobs, _ = token_logprobs(states, targets.to(device), lambda h: lm.decoder(lm.head(h)), chunk=2048)
-    return logprobs
+    return token_logprobs(states, targets, logits_of, chunk=2048)[0]
 
 
 @torch.no_grad()
+def masked_nlls(
+    lm: Any, rows: Sequence[MaskedRow], device: torch.device, memory: OOMRetry, batch: int = 64
+) -> list[float]:
+    """Summed loss of each row's hidden tokens, in nats; ``memory`` says how many are read at once."""
+    found = [0.0] * len(rows)
+
+    def add_losses(part: Sequence[int]) -> None:
+        logprobs = masked_logprobs(lm, [rows[i] for i in part], device).double().cpu()
+        for i, own in zip(part, logprobs.split([len(rows[i].places) for i in part]), strict=True):
+            found[i] = -own.sum().item()
+
+    memory.each(range(len(rows)), batch, add_losses)
+    return found
+
+
 def masked_nll(
     lm: Any, rows: Sequence[MaskedRow], device: torch.device, memory: OOMRetry, batch: int = 64
 ) -> float | None:
     """Nats a hidden token, over all rows; None where none is hidden."""
-    some, found = [row for row in rows if row.places], list[float]()
-
-    def add_loss(part: Sequence[int]) -> None:
-        found.append(-masked_logprobs(lm, [some[i] for i in part], device).double().sum().item())
-
-    memory.each(range(len(some)), batch, add_loss)
-    return sum(found) / sum(len(row.places) for row in some) if some else None
+    some = [row for row in rows if row.places]
+    return sum(masked_nlls(lm, some, device, memory, batch)) / sum(len(r.places) for r in some) if some else None
 
 
 def encoder_settings(shape: PretrainModel, vocabulary: int, **ids: Any) -> Any:

@@ -334,6 +334,8 @@ OPTIMISATION = [
         "tests/stages/test_masked.py", "special_tokens_never"),
     _of("K2", "the masks of a step are those of every step", "stages/training/masked.py", '"pretrain/masks", step)', '"pretrain/masks")',
         "tests/stages/test_masked.py", "masks_are_those_of_the_step"),
+    _of("F1", "parts of a text leave no room for an encoder's ends", "stages/training/chunks.py",
+        "room = context - len(before) - len(after)", "room = context", "tests/stages/test_continued_encoder.py", "own_ends"),
     _of("M8", "an encoder's rows are read as a decoder reads them", FW, "if is_encoder(lm):  # counts", "if False:  # counts",
         "tests/pipelines/run/test_encoder_reward.py", "encoder_alone"),
     _of("K2", "chance in a user's function is the process's", "data/common/process_state.py", "        random.seed(seed)\n", "",

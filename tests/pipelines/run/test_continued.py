@@ -124,7 +124,7 @@ def test_the_report_shows_the_loss_before_and_after(done: Path) -> None:
     metrics = manifest(done / "run", "continued")["metrics"]
     assert metrics["held_out_nll_per_byte"] < metrics["held_out_nll_per_byte_before"]
     assert "held out nll per byte before" in page.replace("_", " ")
-    assert "Did the base learn?" in page and "nats a byte before" in page
+    assert "Did continued pretraining learn?" in page and "nats a byte before" in page
 
 
 def test_a_base_from_scratch_is_trained_further_in_one_recipe(tmp_path: Path) -> None:
