@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from data.common.number_format import number
 from data.common.redaction import printable
 from pipelines.report.first_screen import metric_values
+from pipelines.report.main_comparison import main_comparison
 from pipelines.report.outdated import outdated
 
 
@@ -30,7 +32,8 @@ def show_summary(run_dir: Path, console: Console) -> None:
         console.print(metrics_table(results))
     for text in results.get("warnings", []):
         console.print(Text(printable(f"warning: {text}"), style="yellow"))
-    for row in some_responses(run_dir / "evaluation" / "samples.jsonl"):
+    compared = main_comparison(results) or {"b": "sft", "a": "ppo"}
+    for row in some_responses(run_dir / "evaluation" / "samples.jsonl", (str(compared["b"]), str(compared["a"]))):
         console.print(row)
 
 
@@ -40,13 +43,15 @@ def systems_table(results: dict[str, Any]) -> Table:
     first = [judge] if judge in ("gold", "held_out_reward") else []
     table = Table(title=f"{results['prompts']} held-out prompts", title_justify="left")
     table.add_column("system")
-    others = ["reward", "KL", "length", "distinct-2", "cut", "wins against SFT [95 %]"]
+    every = [*results["systems"].values(), *results.get("greedy", {}).values()]
+    first += ["reward"] if any(_number(system, "reward") for system in every) else []
+    others = ["KL", "length", "distinct-2", "cut", "wins against SFT [95 %]"]
     for name in [key.replace("_", " ").replace("held out", "held-out") for key in first] + others:
         table.add_column(name, justify="right")
     for decoding, systems in (("", results["systems"]), (" greedy", results.get("greedy", {}))):
         for name, system in systems.items():
             cells = [_number(system, key) for key in first]
-            cells += [_number(system, "reward"), _number(system, "kl"), _number(system, "length", 1)]
+            cells += [_number(system, "kl"), _number(system, "length", 1)]
             cells += [f"{system['distinct_2']:.3f}", f"{system['truncated']:.0%}", _wins(results, name, decoding)]
             table.add_row(name + decoding, *cells)
     return table
@@ -79,8 +84,8 @@ def _wins(results: dict[str, Any], name: str, decoding: str) -> str:
     return ""
 
 
-def some_responses(path: Path, count: int = 3) -> list[Text]:
-    """The first prompts with the responses of SFT and PPO; where neither was evaluated, with those of all."""
+def some_responses(path: Path, compared: Sequence[str], count: int = 3) -> list[Text]:
+    """The first prompts with the responses of the systems compared; where neither was evaluated, with those of all."""
     out: list[Text] = []
     if not path.is_file():
         return out
@@ -88,7 +93,7 @@ def some_responses(path: Path, count: int = 3) -> list[Text]:
         for line in list(file)[:count]:
             row = json.loads(line)
             out.append(Text(printable(f"\n{row['prompt'].strip() or '(no prompt)'}"), style="bold"))
-            for name in [name for name in ("sft", "ppo") if name in row["systems"]] or row["systems"]:
+            for name in [name for name in compared if name in row["systems"]] or row["systems"]:
                 said = printable(" ".join(row["systems"][name]["response"].split()))
                 out.append(Text(printable(f"  {name}: "), style="cyan").append(said, style="default"))
     return out

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.report.main_comparison import main_comparison
 from pipelines.workspace.run_folder import AT_THE_GATE
 
 FAILED, STOPPED = "failed", "stopped"  # of a stage that began and does not run now
@@ -58,10 +59,8 @@ class Words:
 
     @property
     def main(self) -> Mapping[str, Any] | None:
-        """The comparison that the headline is about: PPO (else the last system), sampled, by the judge."""
-        known = list(self.results.get("comparisons") or [])
-        known.sort(key=lambda c: (c.get("a") != "ppo", c.get("decoding", "sampled") != "sampled"))
-        return known[0] if known else None
+        """The comparison that the headline is about."""
+        return main_comparison(self.results)
 
     def system(self, name: str) -> Mapping[str, Any]:
         part = "greedy" if (self.main or {}).get("decoding") == "greedy" else "systems"

@@ -64,7 +64,7 @@ def test_responses_of_a_model_alone_are_shown(tmp_path: Path) -> None:
 
     row = {"prompt": "Name a river.", "systems": {"base": {"response": "The Ebro."}}}
     (tmp_path / "samples.jsonl").write_text(json.dumps(row) + "\n")
-    assert [str(text) for text in some_responses(tmp_path / "samples.jsonl")] == [
+    assert [str(text) for text in some_responses(tmp_path / "samples.jsonl", ("sft", "ppo"))] == [
         "\nName a river.",
         "  base: The Ebro.",
     ]

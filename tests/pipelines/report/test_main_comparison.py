@@ -1,0 +1,79 @@
+"""Which comparison a run is about, and what the terminal and the report say of runs without PPO."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipelines.cli.summary import show_summary
+from pipelines.report.main_comparison import main_comparison, turned
+from pipelines.report.words import Words, headline
+
+C: dict[str, Any] = {
+    "by": "gold", "decoding": "sampled", "n": 10, "wins": 2, "ties": 1, "losses": 7, "win_rate": 0.25,
+    "ci95": [0.125, 0.5],
+    "difference": {"mean": -1.5, "ci95": [-2.0, -0.5]}, "length_controlled": {"win_rate": 0.25, "ci95": None},
+    "verdict": "worse",
+}  # fmt: skip
+
+
+def results(*systems: str, **more: Any) -> dict[str, Any]:
+    """Each system but SFT against it, sampled and greedy."""
+    numbers = {"distinct_2": 0.5, "truncated": 0.0, "length": {"mean": 4.0}}
+    pairs = [C | {"a": s, "b": "sft", "decoding": how} for how in ("greedy", "sampled") for s in systems if s != "sft"]
+    return {
+        "systems": dict.fromkeys(systems, numbers), "comparisons": pairs, "prompts": 10,
+        "judge": "gold", "against": "sft",
+    } | more  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("systems", "pair"),
+    [
+        (("base", "sft", "best_of_4", "ppo"), ("ppo", "sft")),
+        (("ppo", "base", "sft", "best_of_4"), ("ppo", "sft")),
+        (("base", "sft", "distil"), ("distil", "sft")),
+        (("distil", "sft", "base"), ("distil", "sft")),
+        (("base", "sft"), ("sft", "base")),  # which lost by 2 to 7, so that SFT won
+    ],
+)
+def test_it_is_that_of_the_runs_last_model(systems: tuple[str, ...], pair: tuple[str, str]) -> None:
+    found = main_comparison(results(*systems))
+    assert found is not None and (found["a"], found["b"], found["decoding"]) == (*pair, "sampled")
+    assert found["verdict"] == ("better" if pair == ("sft", "base") else "worse")
+
+
+def test_without_comparisons_there_is_none() -> None:
+    assert main_comparison({}) is None and main_comparison(results("sft")) is None
+
+
+def test_a_comparison_is_turned_round_by_hand() -> None:
+    found = turned(C | {"a": "base", "b": "sft"})
+    assert (found["a"], found["b"], found["wins"], found["ties"], found["losses"]) == ("sft", "base", 7, 1, 2)
+    assert (found["win_rate"], found["ci95"], found["verdict"]) == (0.75, [0.5, 0.875], "better")
+    assert found["difference"] == {"mean": 1.5, "ci95": [0.5, 2.0]}
+    assert found["length_controlled"] == {"win_rate": 0.75, "ci95": None}
+    assert turned(found) == C | {"a": "base", "b": "sft"}
+
+
+def test_the_headline_of_a_run_of_sft_alone_is_that_it_beat_the_base() -> None:
+    words = Words(results=results("base", "sft"), card={}, gate=None, command="", seed=0)
+    assert headline(words)["tone"] == "good" and headline(words)["text"] == "SFT beat Base"
+    distilled = Words(results=results("base", "sft", "distil"), card={}, gate=None, command="", seed=0)
+    assert headline(distilled)["text"] == "Distilled lost to SFT"
+
+
+def test_the_terminal_shows_the_responses_that_are_compared(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/results.json").write_text(json.dumps(results("base", "sft", "distil")))
+    row = {"prompt": "Hi.", "systems": {name: {"response": f"I am {name}."} for name in ("base", "sft", "distil")}}
+    (tmp_path / "evaluation/samples.jsonl").write_text(json.dumps(row) + "\n")
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    show_summary(tmp_path, console)
+    shown = console.export_text()
+    assert "  sft: I am sft.\n  distil: I am distil." in shown and "I am base" not in shown
+    assert "reward" not in shown  # no system has one
