@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.common.number_format import interval, number, p_value, percent, signed
@@ -113,15 +113,29 @@ def _harness(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+COLUMNS = {
+    "gold": "Gold",
+    "reward": "Reward",
+    "held_out_reward": "Held-out reward",
+    "kl": "KL, nats",
+    "length": "Length, tokens",
+    "distinct_1": "Distinct-1",
+    "distinct_2": "Distinct-2",
+    "truncated": "Cut off",
+}
+
+
+def shown_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Keys and titles of the table of systems: those of which a system has a value."""
+    return {key: title for key, title in COLUMNS.items() if any(row["cells"][key][0] for row in rows)}
+
+
 def system_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a system and decoding, every cell as (value, interval)."""
     rows = []
     for part, decoding in (("systems", "sampled"), ("greedy", "greedy")):
         for name, d in (results.get(part) or {}).items():
-            cells = {
-                k: _cell(d.get(k))
-                for k in ("reward", "held_out_reward", "gold", "kl", "length", "distinct_1", "distinct_2")
-            }
+            cells = {key: _cell(d.get(key)) for key in COLUMNS if key != "truncated"}
             cells["truncated"] = (percent(d["truncated"]), "") if "truncated" in d else ("", "")
             rows.append(
                 {

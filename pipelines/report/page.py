@@ -17,7 +17,7 @@ from pipelines.report import charts, first_screen
 from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
 from pipelines.report.curves_csv import as_csv
-from pipelines.report.evaluation import comparison_rows, system_rows
+from pipelines.report.evaluation import comparison_rows, shown_columns, system_rows
 from pipelines.report.outdated import outdated
 from pipelines.report.run_files import RunFiles, read_run
 from pipelines.report.samples import dumps, packed, packed_samples
@@ -58,6 +58,7 @@ def view(files: RunFiles) -> dict[str, Any]:
     words = _words(files, stages, gate)
     figures = _figures(files, stages)
     table = as_csv(files.metrics)
+    systems = system_rows(results)
     samples, count = packed_samples(files.samples)
     warnings = [*outdated(files.path).values(), *map(str, results.get("warnings", [])), *training_warnings(files)]
     return {
@@ -72,12 +73,12 @@ def view(files: RunFiles) -> dict[str, Any]:
         "questions": answers_to_newcomers(words),
         "warnings": warnings,
         "notes": files.notes,
-        "systems": system_rows(results),
+        "systems": systems,
+        "columns": shown_columns(systems),
         "comparisons": comparison_rows(results),
         "beside": report_evaluation.view(results),
         "baselines": {k.replace("_", " "): number(v) for k, v in (results.get("baselines") or {}).items()},
         "judge": report_evaluation.JUDGES.get(str(results.get("judge", "")), ""),
-        "watched": any("held_out_reward" in d for d in (results.get("systems") or {}).values()),
         "figures": figures,
         "curve_groups": [(s, title_of(s), figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
         "reward_facts": found_in(reward_metrics(files)),

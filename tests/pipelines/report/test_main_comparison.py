@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.cli.summary import show_summary
+from pipelines.report.evaluation import shown_columns, system_rows
 from pipelines.report.main_comparison import main_comparison, turned
 from pipelines.report.words import Words, headline
 
@@ -77,3 +78,8 @@ def test_the_terminal_shows_the_responses_that_are_compared(tmp_path: Path) -> N
     shown = console.export_text()
     assert "  sft: I am sft.\n  distil: I am distil." in shown and "I am base" not in shown
     assert "reward" not in shown  # no system has one
+
+
+def test_columns_without_a_value_are_left_out() -> None:
+    rows = system_rows({"systems": {"base": {"kl": {"mean": 0.0}, "truncated": 0.5}, "sft": {"truncated": 0.0}}})
+    assert shown_columns(rows) == {"kl": "KL, nats", "truncated": "Cut off"}
