@@ -10,7 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 MANY = 0.05
 """The share of rows from which on a loss is worth a warning, and that a proposed limit may still cut."""
@@ -43,6 +43,15 @@ class Fitted:
         )
 
 
+NO_TOKEN = "; take a base whose tokenizer writes them, or spells all text (such as one by bytes)"
+"""What to do about text that the tokenizer does not know, for the end of a line."""
+
+
+def unknown_text(count: int, of: int) -> str:
+    """How many tokens are the tokenizer's sign for text that it has no token for."""
+    return f"{count:,} of {of:,} tokens stand for text that the tokenizer does not know"
+
+
 SHOWN = 5
 """Sources that a line names, those that lose most."""
 
@@ -67,7 +76,8 @@ class Tally:
     ``unit`` is what a row is called, ``key`` the recipe's key that holds the limit of ``limit`` tokens. ``sample_of``
     is the number of rows that those counted were sampled from, where not all were counted. ``sources`` has the counts
     of each source of the recipe, where rows say which they are from. ``room`` is what the base's positions leave for
-    a row: no limit above it helps.
+    a row: no limit above it helps. ``sign`` is the id that stands for text without a token: ``unknown`` counts those
+    among the ``tokens`` that are used.
     """
 
     unit: str
@@ -75,7 +85,10 @@ class Tally:
     limit: int | None = None
     sample_of: int | None = None
     room: int | None = None
+    sign: int | None = None
     rows: int = 0
+    tokens: int = 0
+    unknown: int = 0
     cut_answers: int = 0
     cut_prompts: int = 0
     cut: int = 0
@@ -94,6 +107,9 @@ class Tally:
         if dropped:
             self.dropped[dropped] += 1
             return
+        for ids in (ids for p in parts for ids in (p.query, p.response) if self.sign is not None):
+            self.tokens += len(ids)
+            self.unknown += ids.count(self.sign)  # type: ignore[arg-type]
         self.cut_answers += any(p.cut_answer for p in parts)
         self.cut_prompts += any(p.cut_prompt for p in parts)
         self.cut += cut
@@ -122,6 +138,8 @@ class Tally:
         }
         if self.limit is not None:
             out |= {"limit": self.limit, "limit_for_95_percent": self.limit_for_95_percent()}
+        if self.unknown:
+            out |= {"tokens": self.tokens, "unknown_tokens": self.unknown}
         if self.sample_of is not None:
             out["sample_of"] = self.sample_of
         if self.sources:
@@ -135,7 +153,19 @@ class Tally:
         )
 
     def summary(self) -> str:
-        """One line for the terminal; empty where nothing was lost."""
+        """One line for the terminal; empty where nothing was lost and every token is known."""
+        return "; ".join(text for text in (self._lost_text(), self._unknown_text()) if text)
+
+    def warning(self) -> str:
+        """What to do where more than ``MANY`` of the rows are lost, or of the tokens unknown; empty otherwise."""
+        lost, unknown = self.lost > MANY * self.rows, self.unknown > MANY * self.tokens
+        if not lost and not unknown:
+            return ""
+        rows = self._lost_text() + (self._cure() if lost else "")
+        tokens = self._unknown_text() + (NO_TOKEN if unknown else "")
+        return "; ".join(text for text in (rows, tokens) if text)
+
+    def _lost_text(self) -> str:
         if not self.lost:
             return ""
         parts = [f"{self.cut:,} cut to {self.limit:,} tokens"] if self.cut else []
@@ -145,18 +175,16 @@ class Tally:
         sampled = "" if self.sample_of is None else f" (a sample of {self.sample_of:,})"
         return f"of {self.rows:,} {self.unit}{sampled} " + ", ".join(parts) + said_by_source(self.sources)
 
-    def warning(self) -> str:
-        """What to do where more than ``MANY`` of the rows are lost; empty otherwise."""
-        if self.lost <= MANY * self.rows:
-            return ""
+    def _unknown_text(self) -> str:
+        return f"in {self.unit} {unknown_text(self.unknown, self.tokens)}" if self.unknown else ""
+
+    def _cure(self) -> str:
         needed = self.limit_for_95_percent()
         if self.limit is None or needed is None or needed <= self.limit:
-            return self.summary()
+            return ""
         if self.room is not None and needed > self.room:
-            return (
-                f"{self.summary()}; 95 % of them take {needed:,}, and the base's positions leave room for {self.room:,}"
-            )
-        return f"{self.summary()}; {self.key} of {needed:,} would keep 95 % whole"
+            return f"; 95 % of them take {needed:,}, and the base's positions leave room for {self.room:,}"
+        return f"; {self.key} of {needed:,} would keep 95 % whole"
 
 
 def said_by_source(sources: Mapping[str, OfSource]) -> str:
@@ -179,8 +207,16 @@ def log_row(counts: Mapping[str, Any], part: str = "") -> dict[str, float]:
     return {start + name: float(n) for name, n in counts.items() if isinstance(n, (int, float)) and ":" not in name}
 
 
-def tell(tally: Tally, what: str, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
-    """Say what ``what`` has lost of its rows, as a warning where it is much; nothing where nothing is lost."""
+class Counted(Protocol):
+    """Counts with something to say."""
+
+    def summary(self) -> str: ...
+
+    def warning(self) -> str: ...
+
+
+def tell(tally: Counted, what: str, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    """Say what ``what`` has lost of its rows and does not know of its tokens, as a warning where it is much."""
     if text := tally.warning() or tally.summary():
         (warn if tally.warning() else say)(f"{what}: {text}")
 

@@ -90,6 +90,7 @@ class Renderer:
         self.opening = self._opening_of()
         self._stops = frozenset(self.stop_ids)
         self.pad_id = tokens.padding_id(tokenizer, self.stop_ids[0])
+        self.unknown_id = tokens.unknown_id(tokenizer)
         self._anchor = tokens.anchor(tokenizer)
         self.stop_strings = StopStrings(tokenizer, stop_strings)
 

@@ -91,6 +91,12 @@ def added_bos(tokenizer: Any) -> tuple[int, ...]:
     return () if with_special[:1] == tokenise(tokenizer, "a")[:1] else tuple(with_special[:1])
 
 
+def unknown_id(tokenizer: Any) -> int | None:
+    """The id that stands for text without a token; None where there is none, or where it means something else too."""
+    sign = tokenizer.unk_token_id
+    return None if sign in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) else sign
+
+
 def padding_id(tokenizer: Any, otherwise: int) -> int:
     """The tokenizer's own padding token, else one that exists: no token is added, and masks do not depend on ids."""
     candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)

@@ -17,7 +17,7 @@ import torch
 
 from data.common.errors import UserError
 from data.common.patience import each, patience
-from data.counting import log_row, warned
+from data.counting import log_row, tell, warned
 from data.storage.views import Mapped
 from data.vocabulary import KEY, extended
 from models.backbone.encoders import is_encoder
@@ -72,8 +72,7 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
     rows, counts = chunked(tokenizer, each(documents, "cutting into chunks", "documents"), length, read=read, **shared)
     _, held_out_counts = chunked(tokenizer, held_out, length, "held-out documents", there=len(given), **shared)
     for count in (counts, held_out_counts):
-        if text := count.summary():
-            context.say(f"continued pretraining: {text}")
+        tell(count, "continued pretraining", context.say, context.warn)
     context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
     check_ids(lm, lm.name_or_path, rows)
 
@@ -88,7 +87,7 @@ def run(context: StageContext, config: ContinuedConfig, spec: BaseModelSpec, dty
     return StageResult(
         metrics={
             **compared(before, after),
-            **outcome(context, judged(before, after, config)),
+            **outcome(context, judged(before, after, config), counts.warning(), held_out_counts.warning()),
             "documents": len(documents),
             "counts": counts.as_dict(),
             "held_out_counts": held_out_counts.as_dict(),
@@ -297,13 +296,14 @@ def compared(before: Losses, after: Losses) -> dict[str, Any]:
     }
 
 
-def outcome(context: StageContext, curve: dict[str, Any]) -> dict[str, Any]:
-    """Say what held-out documents showed, as a warning where nothing was learnt; and metrics of it."""
+def outcome(context: StageContext, curve: dict[str, Any], *warnings: str) -> dict[str, Any]:
+    """Say what held-out documents showed, as a warning where nothing was learnt; and metrics of it and of ``warnings``
+    before it."""
     if not curve:
-        return {}
+        return warned(*warnings)
     text, in_vain = f"continued pretraining: {curve['text']}", curve["learnt"] is False
     (context.warn if in_vain else context.say)(text)
-    return {"held_out_curves": {"base": curve}, **warned(text if in_vain else "")}
+    return {"held_out_curves": {"base": curve}, **warned(*warnings, text if in_vain else "")}
 
 
 def judged(before: Losses, after: Losses, config: ContinuedConfig) -> dict[str, Any]:

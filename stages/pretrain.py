@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, ModernBertForMaskedLM
 
 from data.common.errors import UserError
 from data.common.patience import each
-from data.counting import log_row
+from data.counting import log_row, tell, warned
 from data.storage.views import Mapped
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, isolated_rng
@@ -49,8 +49,7 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     first = Mapped(attrgetter("text"), given[:HELD_OUT])
     held_out, held_out_counts = chunked(tokenizer, first, config.model.context, "held-out documents", there=len(given))
     for count in (counts, held_out_counts):
-        if text := count.summary():
-            context.say(f"pretraining: {text}")
+        tell(count, "pretraining", context.say, context.warn)
     context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
     lm = new_model(tokenizer, config, context.seed).to(context.processes.device)
     masking = MaskedTokens.of(tokenizer, context.seed) if config.objective == "masked" else None
@@ -70,6 +69,7 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
                 if masking is None
                 else {"held_out_masked_nll_before": before, "held_out_masked_nll": found}
             ),
+            **warned(counts.warning(), held_out_counts.warning()),
             "documents": len(documents),
             "counts": counts.as_dict(),
             "held_out_counts": held_out_counts.as_dict(),

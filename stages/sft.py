@@ -139,7 +139,7 @@ def encode_demonstrations(
         UserError: the template refuses a conversation; its file and line are named.
     """
     kept = labelled_store()
-    tally = Tally(unit=unit, key=f"{key}.max_tokens", limit=config.max_tokens, room=positions)
+    tally = Tally(unit=unit, key=f"{key}.max_tokens", limit=config.max_tokens, room=positions, sign=renderer.unknown_id)
     for place, d in enumerate(each(demonstrations, f"rendering {unit}")):
         with located(d.prompt.source):
             row = renderer.conversation(

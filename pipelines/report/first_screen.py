@@ -16,6 +16,7 @@ from data.common.errors import UserError
 from data.common.number_format import number
 from data.common.redaction import redact
 from data.common.strict_json import read_object
+from data.counting import unknown_text
 from pipelines.report.charts import plain_name
 from pipelines.report.words import FAILED, STOPPED
 from pipelines.stages.table import STAGES, title_of
@@ -73,7 +74,7 @@ def lost_rows(
     for stage in STAGES:
         for group, found in (manifests.get(stage, {}).get("metrics") or {}).items():
             if group.endswith(COUNTS) and isinstance(found, Mapping) and (text := _lost(found)):
-                if any(text.partition(" rows ")[2] in w for w in warned):
+                if any((text.partition(" rows ")[2] or text) in w for w in warned):
                     continue
                 part = group.removesuffix(COUNTS).replace("_", " ").strip()
                 out.append(f"{title_of(stage)}{f' ({part})' if part else ''}: {text}")
@@ -89,7 +90,9 @@ def _lost(counts: Mapping[str, Any]) -> str:
     parts = [f"{cut:,} cut{to}"] if cut else []
     whys = [whys[0].partition(" ")[2]] if len(whys) == 1 else whys
     parts += [f"{dropped:,} dropped" + (f" ({', '.join(whys)})" if whys else "")] if dropped else []
-    return f"of {rows:,} rows {' and '.join(parts)}" if parts else ""
+    text = f"of {rows:,} rows {' and '.join(parts)}" if parts else ""
+    unknown, tokens = (n if isinstance(n := counts.get(k), int) else 0 for k in ("unknown_tokens", "tokens"))
+    return "; ".join(part for part in (text, unknown_text(unknown, tokens) if unknown else "") if part)
 
 
 def metric_values(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:

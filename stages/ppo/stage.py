@@ -238,7 +238,8 @@ def fitting_prompts(
 ) -> tuple[Sequence[Prompt], Tally]:
     """Prompts that the settings and the base's positions leave room for, and the count of all; see ``prompt_limit``."""
     limit = prompt_limit(config, positions)
-    tally = Tally(unit="prompts", key="ppo.max_prompt_tokens", limit=limit, room=prompt_room(config, positions))
+    room = prompt_room(config, positions)
+    tally = Tally(unit="prompts", key="ppo.max_prompt_tokens", limit=limit, room=room, sign=renderer.unknown_id)
     kept = array("Q")
     for place, prompt in enumerate(each(prompts, "rendering prompts")):
         with located(prompt.source):

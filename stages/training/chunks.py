@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from data.counting import MANY, NO_TOKEN, unknown_text
 from data.storage.token_rows import row_store
+from data.tokens import unknown_id
 
 AT_ONCE = 256
 """Documents that the tokenizer is given together."""
@@ -91,15 +93,18 @@ class ChunkCounts:
                 f"{unread:,} of {self.chunks:,} chunks are not read ({self.key}.steps x batch is {self.read:,})"
             )
         if self.unknown:
-            parts.append(f"{self.unknown:,} of {self.tokens:,} tokens stand for text that the tokenizer does not know")
+            parts.append(unknown_text(self.unknown, self.tokens))
         if self.there is not None and not self.random:
             parts.append(f"the first {self.documents:,} are measured")
         many = self.documents if self.there is None else self.there
         return f"of {many:,} {self.unit} " + ", ".join(parts) if parts else ""
 
     def warning(self) -> str:
-        """Nothing is lost but by the number of steps, which is the recipe's."""
-        return ""
+        """Where many tokens are unknown; nothing else is lost but by the number of steps, which is the recipe's."""
+        if self.unknown <= MANY * self.tokens:
+            return ""
+        cure = "; raise base.pretrain.vocabulary, or train a tokenizer that spells all text (bpe)"
+        return self.summary() + (cure if self.key == "base.pretrain" else NO_TOKEN)
 
 
 def chunked(
@@ -116,9 +121,7 @@ def chunked(
 ) -> tuple[Sequence[list[int]], ChunkCounts]:
     """All documents' rows, and their counts; see ``ChunkCounts`` for what is told of them."""
     rows, count, several, tokens, unknown = row_store(), 0, 0, 0, 0
-    sign = tokenizer.unk_token_id
-    if sign in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
-        sign = None  # a name for a token that means something else
+    sign = unknown_id(tokenizer)
     ends = 1 if not encoder else (tokenizer.cls_token_id is not None) + (tokenizer.sep_token_id is not None)
     for cut in document_rows(tokenizer, documents, context, encoder):
         rows.extend(cut)

@@ -69,7 +69,7 @@ def encode_rankings(
     """Ids of every ranking; responses that are the same after truncation count once, rankings left without an ordered
     pair are dropped and counted. ``positions`` are those of the base."""
     kept = ranking_store()
-    tally = Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens, room=positions)
+    tally = Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens, room=positions, sign=renderer.unknown_id)
     for place, ranking in enumerate(each(rankings, f"rendering {unit}")):
         rows: dict[tuple[int, ...], int] = {}
         encoded, parts = [], []

@@ -15,6 +15,7 @@ from data.source_settings import DataConfig
 from data.splits import load_corpus
 from data.storage import store
 from data.template import Renderer
+from data.tokens import unknown_id
 from pipelines.run.pipeline import Pipeline
 from stages.ppo.stage import fitting_prompts
 from stages.pretrain import train_tokenizer
@@ -23,6 +24,7 @@ from stages.settings import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from stages.sft import encode_demonstrations
 from stages.training.chunks import chunks
 from stages.training.ranking_rows import EQUAL_WHEN_CUT, encode_rankings
+from tests.conftest import word_tokenizer
 from tests.support.recipes import RECIPE as LEAST
 
 WORDS = [f"w{i}" for i in range(60)]
@@ -108,6 +110,44 @@ def test_the_limit_for_95_percent_by_hand() -> None:
     assert tally.limit_for_95_percent() == 95 and tally.cut == 90
     assert not Tally(unit="rows", key="k").warning() and Tally(unit="rows", key="k").limit_for_95_percent() is None
     assert share_warning(5, 100, "a", "b") == "" and "6 of 100 a (6%); b" in share_warning(6, 100, "a", "b")
+
+
+def test_unknown_tokens_are_counted_among_those_that_are_used() -> None:
+    """Of 20 tokens two are the sign 3: a tenth, which is a warning; a dropped row's ids do not count."""
+    tally = Tally(unit="rows", key="k", limit=30, sign=3)
+    tally.record([Fitted.of([7, 3, 8], [4, 5], range(3), 2), Fitted.of([7, 8, 9], [3, 4], range(3), 2)])
+    tally.record([Fitted.of([7] * 10, [], range(10), 0)])
+    tally.record([Fitted.of([3] * 40, [], range(40), 0)], "empty")
+    assert (tally.tokens, tally.unknown) == (20, 2)
+    assert {k: tally.as_dict()[k] for k in ("tokens", "unknown_tokens")} == {"tokens": 20, "unknown_tokens": 2}
+    words = "in rows 2 of 20 tokens stand for text that the tokenizer does not know"
+    assert tally.summary() == f"of 3 rows 1 dropped (empty); {words}"
+    assert (
+        tally.warning().startswith("of 3 rows 1 dropped (empty)") and f"{words}; take a base whose" in tally.warning()
+    )
+    few = Tally(unit="rows", key="k", sign=3)
+    few.record([Fitted.of([3, *[7] * 30], [], range(31), 0)])
+    assert (
+        few.summary() == "in rows 1 of 31 tokens stand for text that the tokenizer does not know" and not few.warning()
+    )
+    none = Tally(unit="rows", key="k")
+    none.record([Fitted.of([3], [], [0], 0)])
+    assert none.summary() == "" and "unknown_tokens" not in none.as_dict()
+
+
+def test_every_stage_counts_what_the_tokenizer_does_not_know() -> None:
+    """``zz`` is no word of the tokenizer; its end of a turn and its padding are no unknown text."""
+    renderer = Renderer(word_tokenizer(), template="dialogue")
+    prompts = [Prompt(messages=(Message(role="user", content="w1 zz w2"),), group="g")] * 2
+    shown = encode_demonstrations(renderer, [Demonstration(prompt=p, answer="w3 zz") for p in prompts], SFTConfig())[1]
+    pairs = [RankedAnswers(prompt=p, answers=("w3 zz", "w4"), ranks=(0, 1)) for p in prompts]
+    ranked = encode_rankings(renderer, pairs, RewardConfig())[1]
+    asked = fitting_prompts(renderer, prompts, PPOConfig(), None)[1]
+    assert [tally.unknown for tally in (shown, ranked, asked)] == [4, 6, 2]  # a ranking's prompt is read twice
+    assert all("does not know; take a base" in tally.warning() for tally in (shown, ranked, asked))
+    gpt2 = word_tokenizer()
+    gpt2.unk_token = gpt2.eos_token
+    assert unknown_id(gpt2) is None and unknown_id(word_tokenizer()) == 3
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 9, 15, 16, 17, 100])

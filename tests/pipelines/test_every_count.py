@@ -46,12 +46,17 @@ MEASURED = re.compile(
 """What is computed by the model and no count; whole numbers among it are looked at all the same where they can be."""
 
 
+UNKNOWN = "zz"
+"""A word of no document, so that the tokenizer has no token for it."""
+
+
 def words(count: int) -> str:
     return " ".join(f"w{i % 40}" for i in range(count))
 
 
 def demonstrations() -> list[dict[str, str]]:
     rows = [{"prompt": f"say w{i} {words(3)}", "completion": words(4)} for i in range(30)]
+    rows[5]["completion"] = rows[7]["completion"] = f"{words(2)} {UNKNOWN} {UNKNOWN}"
     rows += [{"prompt": f"tell w{i} {words(3)}", "completion": words(50)} for i in range(3)]
     rows += [{"prompt": f"long w{i} {words(40)}", "completion": words(4)} for i in range(2)]
     return rows + [{"prompt": f"held w{i}", "completion": words(60 if i == 0 else 4)} for i in range(3)]
@@ -59,6 +64,7 @@ def demonstrations() -> list[dict[str, str]]:
 
 def rankings() -> list[dict[str, str]]:
     rows = [{"prompt": f"say w{i} {words(3)}", "chosen": words(4), "rejected": words(6)} for i in range(24)]
+    rows[3]["prompt"] += f" {UNKNOWN}"
     rows += [{"prompt": f"same w{i}", "chosen": words(50) + " w1", "rejected": words(50)} for i in range(3)]
     rows += [{"prompt": f"half w{i}", "chosen": words(50) + " w1", "rejected": "w2"} for i in range(3)]
     return rows + [{"prompt": f"held w{i}", "chosen": words(4), "rejected": words(70)} for i in range(2)]
@@ -66,12 +72,13 @@ def rankings() -> list[dict[str, str]]:
 
 def prompts() -> list[dict[str, str]]:
     rows = [{"prompt": f"ask w{i}"} for i in range(12)]
-    rows += [{"prompt": f"ask w{i} {words(50)}"} for i in range(2)]
+    rows[4]["prompt"] += f" {UNKNOWN}"
+    rows += [{"prompt": f"ask w{i} {words(50)} {UNKNOWN}"} for i in range(2)]
     return rows + [{"prompt": f"held w{i}"} for i in range(3)]
 
 
 def documents() -> list[str]:
-    return [words(60)] * 20 + [words(300)]
+    return [words(60)] * 20 + [words(300), "user : assistant : say tell long held ask same half"]
 
 
 def written(folder: Path, name: str, rows: Sequence[Any], bad: Sequence[str] = ()) -> str:
@@ -153,7 +160,7 @@ def limit_for_95(totals: Sequence[int]) -> int | None:
 def count(rows: Sequence[tuple[str, list[str]]], dropped: str = "") -> dict[str, Any]:
     """Counts of rows, each a prompt and its answers; ``dropped`` where equal answers are."""
     out: dict[str, Any] = {"rows": len(rows), "cut": 0, "cut_answers": 0, "cut_prompts": 0, "dropped": 0}
-    totals = []
+    totals, tokens, unknown = [], 0, 0
     for prompt, answers in rows:
         before, after = [lengths(prompt, a) for a in answers], [fitted(prompt, a) for a in answers]
         totals.append(max(map(sum, before)))
@@ -166,6 +173,9 @@ def count(rows: Sequence[tuple[str, list[str]]], dropped: str = "") -> dict[str,
         out["cut_prompts"] += cut_prompt
         out["cut_answers"] += cut_answer
         out["cut"] += cut_prompt or cut_answer
+        tokens += sum(map(sum, after))
+        unknown += sum(f"{prompt} {a}".split().count(UNKNOWN) for a in answers)
+    out |= {"tokens": tokens, "unknown_tokens": unknown} if unknown else {}
     out |= {"used": len(rows) - out["dropped"], "limit": LIMIT, "limit_for_95_percent": limit_for_95(totals)}
     return out | ({f"dropped: {dropped}": out["dropped"]} if out["dropped"] else {})
 
@@ -204,11 +214,15 @@ def expected() -> dict[str, dict[str, Any]]:
     assert len(theirs) > 1 and len(mine) > 1
     reward, holdout = count(ranked(mine), EQUAL), count(ranked(theirs), EQUAL)
     held_reward = count(ranked([r for r in rankings() if is_held(r)]), EQUAL)
-    asked = [4 + len(p["prompt"].split()) for p in prompts() if not is_held(p)]
+    there = [p["prompt"] for p in prompts() if not is_held(p)]
+    asked = [4 + len(prompt.split()) for prompt in there]
+    fit = [prompt for prompt, n in zip(there, asked, strict=True) if n <= PROMPT_LIMIT]
     too_long = sum(n > PROMPT_LIMIT for n in asked)
     ppo = {"rows": len(asked), "used": len(asked) - too_long, "cut": 0, "cut_answers": 0, "cut_prompts": 0,
            "dropped": too_long, "limit": PROMPT_LIMIT, "limit_for_95_percent": limit_for_95(asked),
+           "tokens": sum(n for n in asked if n <= PROMPT_LIMIT), "unknown_tokens": " ".join(fit).split().count(UNKNOWN),
            f"dropped: longer than {PROMPT_LIMIT} tokens": too_long}  # fmt: skip
+    assert ppo["unknown_tokens"] == 1
     sizes = [len(d.split()) + 2 for d in documents()]
     pieces = [math.ceil((n - 1) / (CONTEXT - 1)) for n in sizes]
     pretrain = {"documents": len(sizes), "documents_in_several_chunks": sum(p > 1 for p in pieces),
@@ -368,12 +382,12 @@ def test_the_plan_counts_the_same(made: Pipeline) -> None:
 def test_every_number_of_the_report_is_as_counted(made: Pipeline) -> None:
     told = dict(facts(read_run(made.run_dir)))
     data = {"demonstrations train": 35, "demonstrations held out": 3, "rankings train": 30, "rankings held out": 2,
-            "prompts train": 14, "prompts held out": 3, "documents train": 21, "rejected rows": 3}  # fmt: skip
+            "prompts train": 14, "prompts held out": 3, "documents train": 22, "rejected rows": 3}  # fmt: skip
     assert told.pop("Data") == {name: str(n) for name, n in data.items()}
     assert data["rejected rows"] == sum(map(len, BAD.values()))
     held = {row["prompt"] for row in demonstrations() if is_held(row)}
     sources = {
-        "documents.txt (documents)": (21, 0, 0),
+        "documents.txt (documents)": (22, 0, 0),
         "demonstrations.jsonl (demonstrations)": (len(demonstrations()), 2, sum(map(is_held, demonstrations()))),
         "rankings.jsonl (rankings)": (len(rankings()), 1, sum(map(is_held, rankings()))),
         "prompts.jsonl (prompts)": (len(prompts()), 0, sum(is_held(row) for row in prompts())),
