@@ -317,7 +317,7 @@ class PPOConfig(Config):
     value_head_learning_rate: float | None = Field(None, ge=0, description="of the value head; default: the adapter's")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate over the updates")
     final_learning_rate: float = Field(0.0, ge=0, le=1, description="share of the learning rate left at the end")
-    adam_epsilon: float = Field(1e-5, gt=0, description="Adam's epsilon")
+    adam_epsilon: float = Field(1e-5, gt=0, le=1, description="Adam's epsilon")
     weight_decay: WeightDecay = 0.0
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip, for policy and value separately")
     max_skipped_steps: SkippedSteps = 20
