@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.common.errors import UserError
+from data.common.stand_ins import refuse_stand_in
 from data.readers.columnar import read_arrow, read_parquet
 from data.readers.decoding import encoding_of, lines_of
 from data.readers.json_rows import holds_json, read_json
@@ -54,6 +55,8 @@ def read_file(path: Path, name: str, options: ReadOptions = ReadOptions()) -> It
         raise UserError(f"{name}: files of type '{suffix or 'none'}' cannot be read; known are {', '.join(EXTENSIONS)}")
     if path.stat().st_size == 0:
         raise UserError(f"{name} is empty")
+    if suffix not in TEXT:  # such a text may be data
+        refuse_stand_in(path, name)
     return _zip(path, name, options) if suffix == ".zip" else _content(Content(path, name), suffix, options)
 
 

@@ -303,3 +303,15 @@ def test_closed_outputs_are_no_failure(closed: str, tmp_path: Path) -> None:
             ["bash", "-c", line, sys.executable, code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
         )
         assert ended.returncode == expected
+
+
+@pytest.mark.parametrize("command", [["data", "fix"], ["init"], ["data", "check"], ["plan"]])
+def test_a_name_whose_bytes_are_no_text_is_the_users_to_change(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It could be written into no recipe, list of changes or manifest: before, a fault of ours with a log."""
+    file = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.jsonl")
+    Path(file).write_text(json.dumps({"prompt": "q", "completion": "a"}))
+    assert cli.main([*command, file]) == 2
+    assert r"bad\udcff.jsonl: its bytes are no UTF-8 text; rename" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 1
