@@ -6,12 +6,10 @@ Knows nothing of how a stage runs. Heavy libraries are imported inside commands,
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from data.common.errors import UserError
 from models.backbone.launch import check_alone
 from pipelines.cli.data_commands import data_app
 from pipelines.cli.evaluate import evaluate
@@ -23,6 +21,7 @@ from pipelines.cli.result_commands import report, score, watch
 from pipelines.cli.run_commands import plan, run, stage_command
 from pipelines.cli.serving_commands import chat, rollout_server, serve, serve_reward
 from pipelines.cli.start_commands import init, models, ui
+from pipelines.cli.words import plain_words
 from pipelines.stages.table import STAGES
 
 app = typer.Typer(
@@ -107,18 +106,6 @@ def add_commands(app: typer.Typer) -> None:
 add_commands(app)
 
 
-def _refuse_no_text(given: Sequence[str]) -> None:
-    """Refuse a name whose bytes are no text: it could be written into no recipe, manifest or report.
-
-    Raises:
-        UserError: names it.
-    """
-    for word in given:
-        if any("\ud800" <= character <= "\udfff" for character in word):
-            name = word.encode("utf-8", "backslashreplace").decode()
-            raise UserError(f"{name}: its bytes are no UTF-8 text; rename the file or folder, and name it anew")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code."""
     import io
@@ -133,7 +120,6 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's character set need not hold what data holds
     add_stage_commands(app)
     with exit_code() as ended:
-        _refuse_no_text(given)
-        found = app(args=spread_values(given), prog_name="trivet", standalone_mode=False)
+        found = app(args=spread_values(plain_words(given)), prog_name="trivet", standalone_mode=False)
         ended.code = found if isinstance(found, int) else 0
     return ended.code

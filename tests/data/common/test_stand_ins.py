@@ -14,8 +14,10 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12
 PAGE = b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><title>404</title></html>\n"
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.zip", "a.arrow", "a.xlsx", "a.json"])
-@pytest.mark.parametrize(("held", "words"), [(POINTER, "pointer of Git LFS.*git lfs pull"), (PAGE, "web page.*resolve")])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.zip", "a.arrow", "a.xlsx", "a.json"]
+)
+@pytest.mark.parametrize(("held", "words"), [(POINTER, "pointer of Git LFS"), (PAGE, "web page.*resolve")])
 def test_a_data_file_that_was_not_fetched_is_named(tmp_path: Path, name: str, held: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(held)
     with pytest.raises(UserError, match=f"{name} is a {words}"):
@@ -27,7 +29,9 @@ def test_a_text_about_pages_is_data(tmp_path: Path) -> None:
     assert len(load_records(["a.txt"], "documents", DataConfig(), seed=0, base_dir=tmp_path).records) == 2
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "merges.txt"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "merges.txt"]
+)
 def test_a_file_of_a_base_that_was_not_fetched_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / name).write_bytes(POINTER)

@@ -16,6 +16,7 @@ import pipelines.cli.main as cli
 from data.common.errors import StageError, UserError
 from pipelines.cli.exit_codes import StageFailed, spread_values
 from pipelines.cli.run import forget_failure, parse_inputs
+from pipelines.cli.words import plain_words
 from tests.support.exits import exit_code_of
 
 ROOT = Path(__file__).parents[3]
@@ -315,3 +316,36 @@ def test_a_name_whose_bytes_are_no_text_is_the_users_to_change(
     assert cli.main([*command, file]) == 2
     assert r"bad\udcff.jsonl: its bytes are no UTF-8 text; rename" in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--run-dir", ""], "--run-dir: its value is empty"),
+        (["--run-dir="], "--run-dir: its value is empty"),
+        ([""], "argument 3 is empty"),
+        (["--run-dir", "loop"], "is a link that leads back to itself"),
+        (["--run-dir", "x" * 300], "cannot be a name here (File name too long)"),
+    ],
+)
+def test_names_that_cannot_be_are_the_users_to_change(
+    words: list[str], said: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, an empty --run-dir was the folder that one is in, and the others were faults of ours with a log."""
+    monkeypatch.chdir(recipe.parent)
+    rows = "demo-task?rows=20"
+    recipe.write_text(
+        f"base: {{pretrain: {{}}}}\nstages: [pretrain, sft]\ndata: {{documents: {rows}, demonstrations: {rows}}}"
+    )
+    os.symlink("loop", "loop")
+    assert cli.main(["plan", str(recipe), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(os.listdir()) == ["loop", "recipe.yaml"]
+
+
+def test_the_sign_of_the_home_folder_is_read_where_a_shell_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell does so behind `=` and in quotes; a folder called ~ would be made, which nobody should remove by name."""
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["run", "~/r.yaml", "--run-dir=~/a b", "--out", "~", "--set", "name=~/x", "~x", "./~/y", "--system", ""]
+    read = ["run", "/home/me/r.yaml", "--run-dir=/home/me/a b", "--out", "/home/me", *given[5:]]
+    assert plain_words(given) == read
