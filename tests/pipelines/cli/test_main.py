@@ -333,7 +333,7 @@ def test_names_that_cannot_be_are_the_users_to_change(
 ) -> None:
     """Before, an empty --run-dir was the folder that one is in, and the others were faults of ours with a log."""
     monkeypatch.chdir(recipe.parent)
-    rows = "demo-task?rows=20"
+    rows = '"demo-task?rows=20"'
     recipe.write_text(
         f"base: {{pretrain: {{}}}}\nstages: [pretrain, sft]\ndata: {{documents: {rows}, demonstrations: {rows}}}"
     )
