@@ -41,6 +41,8 @@ Write = Callable[[list[float]], Any]
 class Application:
     """``POST /`` is trivet's protocol, ``POST /classify`` the classifier's, ``GET /health`` an "ok".
 
+    A scorer with ``cut(rows)`` says of which rows only a part was scored; they stand in the reply under ``cut``.
+
     Only ``application/json`` is read, which pages of other sites cannot send without asking first.
     """
 
@@ -72,9 +74,11 @@ class Application:
         try:
             with self.lock:
                 scores = [float(s) for s in self.scorer(rows)] if rows else []
+                find = getattr(self.scorer, "cut", None)  # of a model with a limit
+                cut = find(rows) if find is not None and rows else []
             if odd := [i for i, s in enumerate(scores) if not math.isfinite(s)]:
                 return as_json(FAILED, {"error": f"row {odd[0]} was scored {scores[odd[0]]}, which is no number"})
-            return as_json(OK, write(scores))
+            return as_json(OK, write(scores) | ({"cut": cut} if cut else {}))
         except RowError as error:
             return as_json(BAD, {"error": f"row {error.row}: {str(error).partition(': ')[2]}"})
         except UserError as error:
