@@ -110,8 +110,8 @@ class Chat:
         except ValueError:
             value = None
         if value is None or not minimum <= value < 1e6 or (kind is float and 0 < value < COOLEST):
-            least = f"of at least {minimum:g}" if kind is int else f"of at least {COOLEST:g}, or 0"
-            self._say(f"{name} {text}: give a number {least}")
+            right = f"of at least {minimum:g}" if kind is int else f"of at least {COOLEST:g}, or 0"
+            self._say(f"{name} {text}: give a number {right}")
             return
         setattr(self, what, value)
         self._say(f"{what.replace('_', ' ')}: {value:g}")

@@ -12,15 +12,14 @@ from pipelines.recipe.schema import Recipe
 def nothing_learnt(recipe: Recipe) -> list[Problem]:
     """Each of the recipe's stages that would train at a rate of 0."""
     found: list[Problem] = []
-    for stage in ("sft", "distil", "ppo"):
-        if stage in recipe.stages and getattr(recipe, stage).learning_rate == 0:
-            what = "the policy would stay" if stage == "ppo" else "its result would be"
-            found.append(((stage, "learning_rate"), f"at 0 nothing is learnt: {what} what it begins with. {MEND}"))
-    reward = recipe.reward
-    if "reward" in recipe.stages and reward.learning_rate == 0 and not reward.head_learning_rate:
-        why = "at 0 nothing is learnt, not even by the head, whose rate (reward.head_learning_rate) is 0 as well"
-        found.append((("reward", "learning_rate"), f"{why}. {MEND}"))
+    for stage in recipe.stages:
+        settings = getattr(recipe, stage, None)
+        if getattr(settings, "learning_rate", None) != 0 or getattr(settings, "head_learning_rate", None):
+            continue
+        has_head = hasattr(settings, "head_learning_rate")
+        also = f", not even by the head, whose rate ({stage}.head_learning_rate) is 0 as well" if has_head else ""
+        found.append(((stage, "learning_rate"), f"at 0 nothing is learnt{also}: {FIX}"))
     return found
 
 
-MEND = "Leave it out for the rate that follows from the base, or give one above 0"
+FIX = "leave it out for the rate that follows from the base, or give one above 0"

@@ -28,7 +28,7 @@ def taken_rows(name: str, recipe: Recipe, corpus: Corpus) -> dict[str, Taken]:
         count = len(of.held_out if held_out else of.train)
         what = f"held-out {part}" if held_out else part
         if part == "prompts":
-            count = min(count, _most_prompts(name, recipe, count))
+            count = min(count, _max_prompts(name, recipe, count))
         elif part == "rankings" and (sampled := recipe.rankings) is not None:
             prompts = corpus.prompts.held_out if held_out else corpus.prompts.train
             count = min(sampled.held_out_prompts if held_out else sampled.prompts, len(prompts))
@@ -37,7 +37,7 @@ def taken_rows(name: str, recipe: Recipe, corpus: Corpus) -> dict[str, Taken]:
     return found
 
 
-def _most_prompts(name: str, recipe: Recipe, there: int) -> int:
+def _max_prompts(name: str, recipe: Recipe, there: int) -> int:
     """How many prompts a stage's settings let it take at most."""
     if name == "rankings" and recipe.rankings is not None:
         return recipe.rankings.prompts
