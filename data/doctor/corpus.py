@@ -12,6 +12,7 @@ from data.common.patience import patience
 from data.common.workers import helpers, mapped
 from data.doctor.duplicates import NEAR_SAMPLE, Duplicates, HeldOut
 from data.doctor.entry import Check, Entry, Finding, of_record
+from data.doctor.meant import Meant
 from data.doctor.rankings import Judgements, Rankings
 from data.doctor.sampling import Lowest, Seats, elsewhere
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
@@ -89,7 +90,7 @@ class _Part:
         lengths = Lengths(count_tokens, TOKEN_SAMPLE if asked.counted else None, start[0])
         languages, duplicates = Languages(start=start[0]), Duplicates(asked.near, seats())
         self.checks: tuple[Check, ...] = (
-            *(Rankings(seats()), Judgements(), lengths, Turns(), languages, Characters(), duplicates),
+            *(Rankings(seats()), Judgements(), lengths, Turns(), languages, Characters(), Meant(), duplicates),
         )
         self.held_out, self.shared = HeldOut(asked.near, Seats(where[1], start[1])), Shared()
         own = (lengths.sample, languages.sample, duplicates.sample, *self.held_out.samples.values())
