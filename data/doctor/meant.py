@@ -6,7 +6,7 @@ Each looks like data and is learnt as it stands. All are found by patterns, so w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.counting import MANY
@@ -84,6 +84,43 @@ class Meant:
             yield self.repeats.finding(
                 "repeated prompt", f"responses of {self.repeats.count:,} of {self.rows:,} rows {text}"
             )
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing besides."""
+        return {}
+
+
+class Specials:
+    """Rows whose texts hold special tokens as they are written: they become the tokens themselves.
+
+    Args:
+        names: of the tokenizer's special tokens.
+    """
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        longest_first = sorted(names, key=len, reverse=True)
+        self._names = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self.places: dict[str, Places] = {}
+
+    def add(self, entry: Entry) -> None:
+        """Look for them in all texts of a row."""
+        if self._names is None:
+            return
+        for name in {name for text in entry.texts for name in self._names.findall(text)}:
+            self.places.setdefault(name, Places()).add(entry.place)
+
+    def merge(self, other: Specials) -> None:
+        """Take over what follows."""
+        for name, places in other.places.items():
+            self.places.setdefault(name, Places()).merge(places)
+
+    def findings(self) -> Iterator[Finding]:
+        """Each token by itself."""
+        for name, places in sorted(self.places.items()):
+            text = (
+                f"{places.count:,} rows hold `{name}` in a text, which becomes that special token: it may part turns, "
+            )
+            yield places.finding("special token", text + "and a response ends where it is a stop")
 
     def facts(self) -> dict[str, Any]:
         """Nothing besides."""
