@@ -96,10 +96,12 @@ def exit_code() -> Iterator[Ended]:
 
 
 def _unusable_name(error: Exception) -> str:
-    """A sentence about a path that no file can have; empty of any other error."""
+    """A sentence about a path that no file can have, or that must not be used; empty of any other error."""
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP) and error.filename:
         name = str(error.filename)
         return f"{name[:100]}{'...' * (len(name) > 100)}: cannot be a name here ({error.strerror}); choose another"
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES) and error.filename:
+        return f"{error.filename}: cannot be written or read ({error.strerror}); choose another, or change its rights"
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib before Python 3.13
         return f"{str(error).partition(' from ')[2]}: is a link that leads back to itself; choose another name"
     return ""

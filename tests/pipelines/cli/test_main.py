@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import requests
 
 import pipelines.cli.main as cli
 from data.common.errors import StageError, UserError
-from pipelines.cli.exit_codes import StageFailed, spread_values
+from pipelines.cli.exit_codes import StageFailed, exit_code, spread_values
 from pipelines.cli.run import forget_failure, parse_inputs
 from pipelines.cli.words import plain_words
 from tests.support.exits import exit_code_of
@@ -349,3 +350,12 @@ def test_the_sign_of_the_home_folder_is_read_where_a_shell_leaves_it(monkeypatch
     given = ["run", "~/r.yaml", "--run-dir=~/a b", "--out", "~", "--set", "name=~/x", "~x", "./~/y", "--system", ""]
     read = ["run", "/home/me/r.yaml", "--run-dir=/home/me/a b", "--out", "/home/me", *given[5:]]
     assert plain_words(given) == read
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP])
+def test_a_place_that_cannot_be_used_is_the_users_to_change(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with exit_code() as ended:
+        raise OSError(number, os.strerror(number), "/some/export")
+    said = capsys.readouterr().err
+    assert ended.code == 2 and said.startswith("trivet: /some/export: cannot be ") and "choose another" in said
+    assert "log" not in said
