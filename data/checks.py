@@ -19,6 +19,7 @@ from data.common.errors import UserError
 from data.derive import KINDS
 from data.doctor.duplicates import NEAR_SAMPLE, Duplicates
 from data.doctor.entry import Check, Entry, Finding, of_row
+from data.doctor.meant import Meant
 from data.doctor.rankings import Judgements, Rankings
 from data.doctor.sampling import Earliest, Histogram, Lowest, Seats, sample_of
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
@@ -205,7 +206,7 @@ class _FileReader:
     def __post_init__(self) -> None:
         self.lengths = Lengths(self.count_tokens)
         self.duplicates = Duplicates(seats=Seats(self.seats.place))
-        own = (self.lengths, self.turns, self.languages, Characters(), self.duplicates)
+        own = (self.lengths, self.turns, self.languages, Characters(), Meant(), self.duplicates)
         self.checks = (Rankings(Seats(self.seats.place)), Judgements(), *own)
 
     def add(self, parsed: Parsed) -> None:

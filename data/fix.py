@@ -89,6 +89,8 @@ def fix_file(
                     _write_parquet(rows, copy, file)
                 else:
                     _write(rows, copy, out.suffix.lower())
+            if not fixed.read:
+                raise UserError(f"{file}: holds no row, only a header or blank lines")
             if not fixed.written:
                 raise UserError(f"{file}: none of its {fixed.read:,} rows is left; {'; '.join(_why(fixed))}")
             os.replace(listed, changes)

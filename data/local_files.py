@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data.common.errors import UserError, nearest
 from data.hub import HUB_ID
 from data.readers.files import BINARY, JSON, KNOWN, TABLES, TEXT, extension, read_file
+from data.readers.named_splits import chosen
 from data.readers.rows import Raw, ReadOptions, Remark
 from data.source_settings import Source
 
@@ -29,7 +32,7 @@ def local_rows(source: Source, base_dir: Path, options: ReadOptions) -> Iterator
     """
     name, path = source.path, _path(source.path, base_dir)
     if path.is_dir() or path.is_file():
-        _only_local(source, folder=path.is_dir())
+        _only_local(source, "folder" if path.is_dir() else "file")
     if path.is_file():
         _acts(source, path)
         return read_file(path, name, options)
@@ -38,6 +41,7 @@ def local_rows(source: Source, base_dir: Path, options: ReadOptions) -> Iterator
     if path.exists():
         raise UserError(f"{name} is no regular file but a pipe, socket or device; write its rows to a file")
     if any(c in name for c in "*?["):
+        _only_local(source, "pattern")
         return _several(source, base_dir, options)
     if HUB_ID.fullmatch(name) is None or name[0] in "./~" or extension(path) or path.parent.is_dir():
         raise UserError(_missing(name, path))
@@ -57,7 +61,7 @@ def files_of(source: Source, base_dir: Path) -> list[Path] | None:
         return _data_files(source, path)
     if not any(c in source.path for c in "*?["):
         return None
-    return [p for p in _matching(source, base_dir) if not p.is_dir()]
+    return _of_split(source, _matching(source, base_dir))
 
 
 def _path(source: str, base_dir: Path) -> Path:
@@ -71,10 +75,10 @@ def _path(source: str, base_dir: Path) -> Path:
     return path
 
 
-def _only_local(source: Source, *, folder: bool) -> None:
-    hub = {"config": source.config, "revision": source.revision} | ({} if folder else {"data_dir": source.data_dir})
+def _only_local(source: Source, what: str) -> None:
+    hub = {"config": source.config, "revision": source.revision}
+    hub |= {} if what == "folder" else {"data_dir": source.data_dir}
     if given := [key for key, value in hub.items() if value is not None]:
-        what = "folder" if folder else "file"
         raise UserError(f"{source.path}: {', '.join(given)} is for hub data sets, and this is a {what}; remove it")
 
 
@@ -93,12 +97,17 @@ def _acts(source: Source, path: Path) -> None:
 
 
 def _folder(source: Source, path: Path, options: ReadOptions) -> Iterator[Raw]:
-    """The data files of a folder and those below it, of one split where there is one; text only where all is text."""
     data = _data_files(source, path)
-    yield from _files(source.path, [(p, f"{source.path.rstrip('/')}/{p.relative_to(path)}") for p in data], options)
+    files = [(p, f"{source.path.rstrip('/')}/{p.relative_to(path)}") for p in data]
+    yield from _files(source.path, files, replace(options, split=None))  # it has chosen the files
 
 
 def _data_files(source: Source, path: Path) -> list[Path]:
+    """The data files of a folder and those below it, of one split where there are several; text only where all is.
+
+    Raises:
+        UserError: there are none, or several splits of which none is chosen.
+    """
     root = path / source.data_dir if source.data_dir else path
     if not root.is_dir():
         raise UserError(f"{source.path}: data_dir: there is no folder {source.data_dir} in it")
@@ -107,18 +116,13 @@ def _data_files(source: Source, path: Path) -> list[Path]:
     _all_files(source.path, data)
     if any(extension(p) not in TEXT for p in data):
         data = [p for p in data if extension(p) not in TEXT]
-    if source.split:
-        token = re.compile(rf"(^|[/_.-]){re.escape(source.split)}([/_.-]|$)")
-        chosen = [p for p in data if token.search(str(p.relative_to(root)))]
-        if data and not chosen:
-            names = ", ".join(str(p.relative_to(root)) for p in data[:SHOWN])
-            raise UserError(f"{source.path}: no file of it is of split {source.split!r}; it holds {names}")
-        data = chosen
-    elif len(splits := _saved_splits(root)) > 1:
+    if source.split is None and len(splits := _saved_splits(root)) > 1:
         there = ", ".join(splits)
         raise UserError(
             f"{source.path} holds several splits: {there}; choose one with `split`, such as split: {splits[0]}"
         )
+    names = {p.relative_to(root).as_posix(): p for p in data}
+    data = [names[name] for name in chosen(list(names), source.split, source.path)]
     if not data:
         inside = ", ".join(sorted(p.name for p in path.iterdir())[:SHOWN]) or "nothing"
         raise UserError(f"{source.path} is a folder without a data file that can be read (it holds {inside})")
@@ -161,9 +165,18 @@ def _files(name: str, files: list[tuple[Path, str]], options: ReadOptions) -> It
 
 def _several(source: Source, base_dir: Path, options: ReadOptions) -> Iterator[Raw]:
     matched = _matching(source, base_dir)
-    paths = [p for p in matched if not p.is_dir()]
+    paths = _of_split(source, matched)
     files = [(p, str(p.relative_to(base_dir) if p.is_relative_to(base_dir) else p)) for p in paths]
-    return _matched(source.path, files, [p for p in matched if p.is_dir() and "**" not in source.path], options)
+    folders = [p for p in matched if p.is_dir() and "**" not in source.path]
+    return _matched(source.path, files, folders, replace(options, split=None))  # it has chosen the files
+
+
+def _of_split(source: Source, matched: Sequence[Path]) -> list[Path]:
+    """The files among what a pattern matches that are of the split; folders above all of them name none."""
+    paths = [p for p in matched if not p.is_dir()]
+    root = os.path.commonpath([p.parent for p in paths])
+    names = {p.relative_to(root).as_posix(): p for p in paths}
+    return [names[name] for name in chosen(list(names), source.split, source.path)]
 
 
 def _matched(name: str, files: list[tuple[Path, str]], folders: list[Path], options: ReadOptions) -> Iterator[Raw]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from data.common.config import Config
+from data.common.config import COOLEST, Config
 from data.common.regex_timeout import compiled
 from data.common.tables import in_table
 from data.source_settings import Source
@@ -120,7 +120,7 @@ class EvaluationConfig(Config):
     prompts: int = Field(256, ge=1, description="held-out prompts")
     gold: str | None = Field(None, description="'file.py:function' or 'package.module:function': a programmatic judge")
     samples_per_prompt: int = Field(1, ge=1, description="sampled responses a prompt and system")
-    temperature: float = Field(1.0, gt=0, description="of the sampled responses")
+    temperature: float = Field(1.0, ge=COOLEST, description="of the sampled responses")
     greedy: bool = Field(True, description="evaluate greedy responses as well")
     systems: tuple[str, ...] = Field(
         ("base", "sft", "best_of_4", "ppo"),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data.common.errors import RowError, UserError
+from data.counting import Fitted
 from data.records import Message, Prompt
 from data.template import Renderer
 from models.backbone.logprobs import Rows, make_rows
@@ -217,12 +218,21 @@ class RewardModel:
         prove: bool = False,
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Queries and responses as ids within the model's limit; arguments and errors as of ``score_texts``."""
-        queries, responses = [], []
+        made = self._fitted(messages, answers, finished, prove)
+        return [one.query for one in made], [one.response for one in made]
+
+    def cut(self, messages: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]) -> list[int]:
+        """The rows (from 0) of which the model's limit leaves a part: their scores are those of that part."""
+        made = self._fitted(messages, answers, finished, prove=False)
+        return [i for i, one in enumerate(made) if one.cut_answer or one.cut_prompt]
+
+    def _fitted(
+        self, messages: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool], prove: bool
+    ) -> list[Fitted]:
+        made = []
         for i, (m, a, f) in enumerate(zip(messages, answers, finished, strict=True)):
             try:
-                made = self.renderer.fitted(m, a, f, max_tokens=self.max_tokens, prove=prove)
+                made.append(self.renderer.fitted(m, a, f, max_tokens=self.max_tokens, prove=prove))
             except UserError as error:
                 raise RowError(f"row {i + 1}: {error}", i) from error
-            queries.append(made.query)
-            responses.append(made.response)
-        return queries, responses
+        return made

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from data.common.config import Config
+from data.common.config import COOLEST, Config, greedy_or_warm
 from data.common.tables import in_table
 from reward.settings import GateConfig, RewardPart
 from reward.tables import LOSSES, POOLINGS
@@ -166,14 +166,14 @@ class DistilConfig(SFTConfig):
         description="sequence: -log p of the teacher's tokens; logits: forward KL to its distribution, which needs the "
         "same tokenizer",
     )
-    temperature: float = Field(1.0, gt=0, description="of both distributions, with loss logits")
+    temperature: float = Field(1.0, ge=COOLEST, description="of both distributions, with loss logits")
     responses: Literal["teacher", "demonstrations"] = Field(
         "teacher", description="what is learnt on: the teacher's responses to prompts, or the demonstrations (logits)"
     )
     init: Literal["sft", "base"] = Field("sft", description="adapter to start from, where the run has one")
     prompts: int | None = Field(None, ge=1, description="training prompts that the teacher responds to; null: all")
     held_out_prompts: int = Field(256, ge=0, description="held-out prompts likewise, for the held-out loss")
-    sampling_temperature: float = Field(
+    sampling_temperature: Annotated[float, AfterValidator(greedy_or_warm)] = Field(
         0.0, ge=0, description="of the teacher's responses; 0: its highest token each time"
     )
     max_new_tokens: int = Field(64, ge=1, description="longest response of the teacher")
@@ -197,7 +197,7 @@ class RankingsConfig(Config):
     held_out_prompts: int = Field(256, ge=0, description="held-out prompts likewise, for the reward model's accuracy")
     answers: int = Field(4, ge=2, description="responses sampled for each prompt")
     noise: float = Field(0.0, ge=0, description="scale of Gumbel noise on the annotator's scores (Plackett-Luce)")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    temperature: float = Field(1.0, ge=COOLEST, description="sampling temperature")
     max_new_tokens: int = Field(
         64, ge=1, description="longest response; left out, or auto: by those of the demonstrations"
     )
@@ -320,7 +320,7 @@ class PPOConfig(Config):
     value_head_learning_rate: float | None = Field(None, ge=0, description="of the value head; default: the adapter's")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate over the updates")
     final_learning_rate: float = Field(0.0, ge=0, le=1, description="share of the learning rate left at the end")
-    adam_epsilon: float = Field(1e-5, gt=0, description="Adam's epsilon")
+    adam_epsilon: float = Field(1e-5, gt=0, le=1, description="Adam's epsilon")
     weight_decay: WeightDecay = 0.0
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm clip, for policy and value separately")
     max_skipped_steps: SkippedSteps = 20
@@ -335,7 +335,9 @@ class PPOConfig(Config):
     whiten_advantages: bool = Field(True, description="advantages to mean 0 and variance 1 over each rollout")
     whiten_rewards: bool = Field(False, description="token rewards to variance 1 (mean kept)")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature, used in every log-probability as well")
+    temperature: float = Field(
+        1.0, ge=COOLEST, description="sampling temperature, used in every log-probability as well"
+    )
     max_new_tokens: int = Field(
         64, ge=1, description="longest response; left out, or auto: by those of the demonstrations"
     )

@@ -127,6 +127,7 @@ def serving(application: Application, port: int = 0, patience: int = 30) -> Iter
         cleanup_interval=max(1, patience // 4),
         max_request_body_size=LARGEST,
         asyncore_use_poll=True,
+        channel_request_lookahead=1,  # without it nobody hears of a client that leaves
         ident="trivet",
     )
     server.channel_class = Channel

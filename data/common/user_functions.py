@@ -173,9 +173,9 @@ def _running(
     where = reference.rpartition(":")[0]
     seed = hashlib.sha256("\x1f".join((reference, *texts)).encode(errors="surrogatepass")).digest()
     with ExitStack() as stack:
-        stack.enter_context(kept(int.from_bytes(seed[:8], "big") >> 1))
+        owner = str(path.resolve()) if path is not None and _is_file_name(where) else where
+        stack.enter_context(kept(int.from_bytes(seed[:8], "big") >> 1, owner))
         if path is None or not _is_installed(path):
-            owner = str(path.resolve()) if path is not None and _is_file_name(where) else where
             stack.enter_context(noting(owner + doing, [Path(folder), *([path.parent] if path is not None else [])]))
         yield
 

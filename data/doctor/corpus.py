@@ -12,6 +12,7 @@ from data.common.patience import patience
 from data.common.workers import helpers, mapped
 from data.doctor.duplicates import NEAR_SAMPLE, Duplicates, HeldOut
 from data.doctor.entry import Check, Entry, Finding, of_record
+from data.doctor.meant import Meant, Specials
 from data.doctor.rankings import Judgements, Rankings
 from data.doctor.sampling import Lowest, Seats, elsewhere
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
@@ -56,13 +57,15 @@ class _Asked:
     """What is looked at of a part.
 
     ``near`` rows of it, and prompts of each side, are compared by MinHash; ``counted`` says that somebody counts
-    tokens, ``compared`` that its prompts are compared with those of other parts and sides.
+    tokens, ``compared`` that its prompts are compared with those of other parts and sides; ``special`` tokens are
+    looked for in its texts.
     """
 
     part: str
     near: int
     counted: bool
     compared: bool
+    special: tuple[str, ...] = ()
 
 
 class _Part:
@@ -89,7 +92,8 @@ class _Part:
         lengths = Lengths(count_tokens, TOKEN_SAMPLE if asked.counted else None, start[0])
         languages, duplicates = Languages(start=start[0]), Duplicates(asked.near, seats())
         self.checks: tuple[Check, ...] = (
-            *(Rankings(seats()), Judgements(), lengths, Turns(), languages, Characters(), duplicates),
+            *(Rankings(seats()), Judgements(), lengths, Turns(), languages, Characters(), Meant()),
+            *(Specials(asked.special), duplicates),
         )
         self.held_out, self.shared = HeldOut(asked.near, Seats(where[1], start[1])), Shared()
         own = (lengths.sample, languages.sample, duplicates.sample, *self.held_out.samples.values())
@@ -112,13 +116,16 @@ class _Part:
         self.shared.merge(other.shared)
 
 
-def examine(corpus: Corpus, count_tokens: Count | None = None, near: int = NEAR_SAMPLE) -> Health:
+def examine(
+    corpus: Corpus, count_tokens: Count | None = None, near: int = NEAR_SAMPLE, special: Sequence[str] = ()
+) -> Health:
     """Look at every record once; at many with helper processes, which find the same.
 
     Args:
         corpus: the records of a run.
         count_tokens: counts the tokens of texts; without it lengths are told in characters.
         near: rows of each part, and prompts of each side, that are compared by MinHash.
+        special: the tokenizer's special tokens, as they are written.
     """
     given = _given(corpus)
     if sum(len(getattr(corpus, part)) for part in given) > IN_MEMORY:
@@ -131,7 +138,13 @@ def examine(corpus: Corpus, count_tokens: Count | None = None, near: int = NEAR_
     held_out, shared = HeldOut(near, Seats(everywhere)), Shared()
     for part in given:
         split: Split[Any] = getattr(corpus, part)
-        asked = _Asked(part=part, near=near, counted=count_tokens is not None, compared=part in compared)
+        asked = _Asked(
+            part=part,
+            near=near,
+            counted=count_tokens is not None,
+            compared=part in compared,
+            special=tuple(special),
+        )
         start = 0, held_out.seats.count
         part_checks = _Part(asked, start, (_places(split.all), everywhere), count_tokens)
         _add_all(part_checks, start, split)

@@ -7,12 +7,15 @@ found out about the file is a ``Remark``, and a file that cannot be read at all 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from data.common.errors import UserError
+from data.common.stand_ins import refuse_stand_in
 from data.readers.columnar import read_arrow, read_parquet
 from data.readers.decoding import encoding_of, lines_of
 from data.readers.json_rows import holds_json, read_json
+from data.readers.named_splits import chosen, is_of
 from data.readers.packed import PACKED, Content, members
 from data.readers.plain_text import read_text
 from data.readers.rows import Raw, ReadOptions, Remark
@@ -52,6 +55,8 @@ def read_file(path: Path, name: str, options: ReadOptions = ReadOptions()) -> It
         raise UserError(f"{name}: files of type '{suffix or 'none'}' cannot be read; known are {', '.join(EXTENSIONS)}")
     if path.stat().st_size == 0:
         raise UserError(f"{name} is empty")
+    if suffix not in TEXT:  # such a text may be data
+        refuse_stand_in(path, name)
     return _zip(path, name, options) if suffix == ".zip" else _content(Content(path, name), suffix, options)
 
 
@@ -65,6 +70,11 @@ def _zip(path: Path, name: str, options: ReadOptions) -> Iterator[Raw]:
         raise UserError(f"{name} holds no data file that can be read (it holds {held})")
     if left := [m.filename for m in inside if m not in data]:
         yield name, Remark(f"not read: {', '.join(left[:6])}{' and more' * (len(left) > 6)}")
+    names = [m.filename for m in data]
+    inner = all(extension(Path(one)) in (*JSON, ".xlsx") for one in names)  # lists or sheets of that name
+    if options.split is None or not inner or any(is_of(one, options.split) for one in names):
+        here = set(chosen(names, options.split, name, "member"))
+        data, options = [m for m in data if m.filename in here], replace(options, split=None)
     if len(data) > 1:
         yield name, Remark(f"holds {len(data)} files: {', '.join(m.filename for m in data[:6])}")
     for member in data:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
-from data.common.errors import UserError
+from data.common.errors import UserError, nearest
 from data.readers.cells import LISTS
 from data.readers.decoding import Encoding, Line, lines_of, whole_text
 from data.readers.json_stream import Layout, Part, Window, alike, is_large, layout_of, listed, paired
@@ -56,6 +56,7 @@ def read_json(content: Content, encoding: Encoding, options: ReadOptions) -> Ite
             yield from rows
             return
     if _is_lines(lines_of(content, encoding)):
+        _without_lists(content.name, options)
         mended: Counter[str] = Counter()
         for number, line in lines_of(content, encoding):
             if isinstance(line, str) and not line.strip():
@@ -178,6 +179,7 @@ def _whole(text: str, bad: dict[int, str], name: str, options: ReadOptions) -> I
         if isinstance(loaded, dict):
             yield from _of_object(loaded, text, name, options, names)
             return
+        _without_lists(name, options)
         if not isinstance(loaded, list):
             raise UserError(f"{name} holds {_kind(loaded)}; expected a list of objects")
         if all(isinstance(item, dict) and any(turn <= item.keys() for turn in TURNS) for item in loaded) and loaded:
@@ -286,6 +288,7 @@ def _skip_blank(text: str, at: int) -> int:
 def _streamed(layout: Layout, opened: Callable[[], Window], name: str, options: ReadOptions) -> Iterator[Raw] | None:
     """The rows of a large value, as ``_whole`` gives them of a small one; None where it is one row."""
     if layout.whole is not None:
+        _without_lists(name, options)
         return _rows_of_list(layout.whole, opened, name)
     if layout.count <= len(layout.parts) and (rows := _rows_of_object(layout.parts, opened, name, options)) is not None:
         return rows
@@ -315,6 +318,7 @@ def _rows_of_object(
         left = [k for k in parts if k != key]
         remark = Remark(f"rows are those of {key!r}; {NOT_READ}: {', '.join(left)}")
         return chain([(name, remark)] if left else [], _rows_of_list(parts[key], opened, name))
+    _without_lists(name, options)
     return _rows_of_columns(parts, opened, name)
 
 
@@ -354,6 +358,8 @@ def _of_object(row: dict[str, Any], text: str, name: str, options: ReadOptions, 
             yield name, Remark(f"rows are those of {key!r}; {NOT_READ}: {', '.join(map(str, left))}")
         opening = re.search(rf'"{re.escape(key)}"\s*:\s*\[', text)
         yield from _items(text, opening.end(), {}, name) if opening else ()
+    elif options.split is not None:
+        _without_lists(name, options)
     elif columns := _columns(row):
         yield name, Remark(COLUMNAR)
         yield from ((f"{name}, item {i}", one) for i, one in enumerate(columns, start=1))
@@ -369,10 +375,18 @@ def _is_rows(value: Any) -> bool:
 
 
 def _one_list(lists: list[str], lengths: dict[str, int], name: str, options: ReadOptions) -> str:
-    if options.split in lists or len(lists) == 1:
+    if options.split in lists or (len(lists) == 1 and options.split is None):
         return options.split if options.split in lists else lists[0]
     counts = ", ".join(f"{key} ({lengths[key]:,} rows)" for key in lists)
+    if options.split is not None:
+        raise UserError(f"{name} holds no list {options.split!r}; it holds {counts}.{nearest(options.split, lists)}")
     raise UserError(f"{name} holds several lists: {counts}; choose one with `split`, such as split: {lists[0]}")
+
+
+def _without_lists(name: str, options: ReadOptions) -> None:
+    """Refuse a split of what holds no lists by name."""
+    if options.split is not None:
+        raise UserError(f"{name}: split {options.split!r} has no effect: it holds no lists by name; remove it")
 
 
 def _split_table(columns: list[str], data: Iterable[list[Any]], name: str) -> Iterator[Raw]:

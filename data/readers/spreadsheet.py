@@ -9,6 +9,7 @@ from typing import Any
 
 from data.common.errors import UserError
 from data.readers.cells import cell
+from data.readers.named_splits import chosen
 from data.readers.packed import MAX_UNPACKED, SMALL_UNPACKED, Content, in_memory
 from data.readers.rows import CELLS, BadLine, Raw, ReadOptions
 from data.readers.table import header_of
@@ -34,7 +35,7 @@ def read_xlsx(content: Content, options: ReadOptions) -> Iterator[Raw]:
     names = book.sheetnames
     if options.split is not None and options.split not in names:
         raise UserError(f"{content.name} has no sheet {options.split!r}; its sheets are {', '.join(names)}")
-    for sheet in [options.split] if options.split else names:
+    for sheet in [options.split] if options.split else chosen(names, None, content.name, "sheet"):
         rows = book[sheet].iter_rows(values_only=True)
         yield from _sheet(rows, f"{content.name}, sheet {sheet}" if len(names) > 1 else content.name, options)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from data.common.errors import UserError
+from data.common.stand_ins import refuse_stand_in
 from data.common.strict_json import read_object
 from models.backbone.settings import ADAPTER_CONFIG
 
@@ -301,18 +302,24 @@ def check_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 # -- model folders ----------------------------------------------------------------------------------------------------
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
+
+
 def check_model(folder: Path) -> None:
     """Refuse a model folder whose files point outside, whose headers are damaged or whose sizes are made up.
 
     Raises:
         UserError: names the file.
     """
+    refuse_stand_in(folder / "config.json", str(folder / "config.json"))
     config = read_object(folder / "config.json", largest=16 << 20)
     for part in _parts(config):
         for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
             if "/" in str(part.get(key) or ""):
                 raise UserError(f"{folder / 'config.json'}: {key}: {part[key]!r} is code from elsewhere; remove it")
     files = weight_files(folder)
+    for file in (folder / name for name in TOKENIZER_FILES):
+        refuse_stand_in(file, str(file))
     count, elements = 0, 0
     for file in files:
         for _, shape in shapes_of(file):
@@ -352,6 +359,7 @@ def shapes_of(file: Path) -> Iterator[tuple[str, list[int]]]:
     """Names and shapes by the header alone; safetensors itself checks its length, offsets, gaps, overlaps and types."""
     from safetensors import SafetensorError, safe_open
 
+    refuse_stand_in(file, str(file))
     try:
         with safe_open(file, framework="np") as opened:
             for name in opened.keys():  # noqa: SIM118 (it is no mapping)

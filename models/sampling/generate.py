@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from data.batching import left_pad
+from data.common.config import greedy_or_warm
+from data.common.errors import UserError
 from data.stop_strings import StopStrings
 from models.backbone.forward import checkpointing_paused
 from models.backbone.oom_retry import OOMRetry
@@ -57,6 +59,17 @@ class SamplingParams:
     stop_ids: Sequence[int]
     pad_id: int = 0
     stop_strings: StopStrings | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature that logits cannot be divided by.
+
+        Raises:
+            UserError: it is neither 0 nor at least ``COOLEST``.
+        """
+        try:
+            greedy_or_warm(self.temperature)
+        except ValueError as error:
+            raise UserError(f"temperature {self.temperature:g}: {error}") from None
 
     def end(self, ids: Sequence[int]) -> int | None:
         """Where in a response the token is that ends it; None where none does."""

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from data.common.config import COOLEST
 from data.common.errors import UserError
 from data.formats.values import encodable
 from data.records import Message
@@ -108,8 +109,9 @@ class Chat:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not minimum <= value < 1e6:
-            self._say(f"{name} {text}: give a number of at least {minimum:g}")
+        if value is None or not minimum <= value < 1e6 or (kind is float and 0 < value < COOLEST):
+            right = f"of at least {minimum:g}" if kind is int else f"of at least {COOLEST:g}, or 0"
+            self._say(f"{name} {text}: give a number {right}")
             return
         setattr(self, what, value)
         self._say(f"{what.replace('_', ' ')}: {value:g}")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -84,11 +85,26 @@ def exit_code() -> Iterator[Ended]:
     except (KeyboardInterrupt, Abort):
         ended.code = _stopped(caught)
     except Exception as error:
+        if unusable := _unusable_name(error):
+            ended.code = _report(f"trivet: {unusable}", 2)
+            return
         text = f"trivet: {summary_of(error, resumes=False)}\ntrivet: {log_line(write_traceback(None))}"
         ended.code = _report(text, 3)
     else:
         if caught or ended.code == 130:  # typer turns the interrupt into a plain 130
             ended.code = _stopped(caught)
+
+
+def _unusable_name(error: Exception) -> str:
+    """A sentence about a path that no file can have, or that must not be used; empty of any other error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP) and error.filename:
+        name = str(error.filename)
+        return f"{name[:100]}{'...' * (len(name) > 100)}: cannot be a name here ({error.strerror}); choose another"
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES) and error.filename:
+        return f"{error.filename}: cannot be written or read ({error.strerror}); choose another, or change its rights"
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib before Python 3.13
+        return f"{str(error).partition(' from ')[2]}: is a link that leads back to itself; choose another name"
+    return ""
 
 
 def _stopped(caught: Sequence[int]) -> int:

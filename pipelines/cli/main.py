@@ -21,6 +21,7 @@ from pipelines.cli.result_commands import report, score, watch
 from pipelines.cli.run_commands import plan, run, stage_command
 from pipelines.cli.serving_commands import chat, rollout_server, serve, serve_reward
 from pipelines.cli.start_commands import init, models, ui
+from pipelines.cli.words import plain_words
 from pipelines.stages.table import STAGES
 
 app = typer.Typer(
@@ -119,6 +120,6 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's character set need not hold what data holds
     add_stage_commands(app)
     with exit_code() as ended:
-        found = app(args=spread_values(given), prog_name="trivet", standalone_mode=False)
+        found = app(args=spread_values(plain_words(given)), prog_name="trivet", standalone_mode=False)
         ended.code = found if isinstance(found, int) else 0
     return ended.code

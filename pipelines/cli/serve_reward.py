@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,30 @@ MESSAGE = """{source} scores at {address}, for this machine only; Ctrl-C ends it
   ppo:
     reward: [{{source: "{address}"}}]
 """
+
+
+class ByModel:
+    """Scores rows by a model, and says which of them its limit cuts.
+
+    Args:
+        score: from conversations, responses and whether they ended to one number each.
+    """
+
+    def __init__(self, score: Callable[[Any, Any, Any], list[float]]) -> None:
+        self.score = score
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        return self.score(*_columns(rows))
+
+    def cut(self, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The rows (from 0) of which only a part is scored."""
+        find = getattr(self.score, "cut", None)
+        return find(*_columns(rows)) if find is not None else []
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[Message]], list[str], list[bool]]:
+    asked = [[Message.from_dict(m) for m in row["messages"]] for row in rows]
+    return asked, [row["completion"] for row in rows], [row["finished"] for row in rows]
 
 
 def scorer_of(source: str) -> Scorer:
@@ -38,13 +62,7 @@ def scorer_of(source: str) -> Scorer:
         return by_function
     from pipelines.run.score import load_scorer
 
-    model = load_scorer(source)
-
-    def by_model(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        asked = [[Message.from_dict(m) for m in row["messages"]] for row in rows]
-        return model(asked, [row["completion"] for row in rows], [row["finished"] for row in rows])
-
-    return by_model
+    return ByModel(load_scorer(source))
 
 
 def serve(source: str, port: int) -> None:

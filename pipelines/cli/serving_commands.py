@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from data.common.config import greedy_or_warm
 from data.common.errors import UserError
 from pipelines.cli.options import Port
 
@@ -102,6 +103,10 @@ def chat(
 
     if old_name is not None:
         raise UserError(f"--beside is called --compare-with: trivet chat {run} --compare-with {old_name}")
+    try:
+        greedy_or_warm(0 if temperature is None else temperature)
+    except ValueError as error:
+        raise UserError(f"--temperature {temperature:g}: {error}") from None
     talk(
         *(run, stage, compare_with),
         system=system,

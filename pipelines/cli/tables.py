@@ -139,10 +139,11 @@ def _plan_table(plans: Sequence[StagePlan], seconds: Mapping[str, float]) -> Tab
             table.add_row(plan.name, status, why)
             continue
         steps, rows, takes = (plan.details.get(name) for name in ("steps", "rows", "takes"))
+        what = plan.details.get("rows_are", {})
         sizes = [f"{takes.tokens:,}" if takes and takes.tokens is not None else "?"]
         sizes += [size(n) if n is not None else "?" for n in ((takes.memory, takes.disk) if takes else (None, None))]
         sizes.append(f"about {duration(seconds[plan.name])}" if plan.name in seconds else "")
-        more = ", ".join(f"{count:,} {part}" for part, count in (rows or {}).items())
+        more = ", ".join(f"{count:,} {what[part]}" for part, count in (rows or {}).items())
         table.add_row(plan.name, status, why, f"{steps:,}" if steps else "", *sizes, escape(more))
     return table
 
@@ -165,9 +166,8 @@ def plan_as_json(
     stages = []
     for plan in plans:
         takes = plan.details.get("takes")  # nothing of a stage whose result is given
-        counted = {
-            name: plan.details.get(name) for name in ("steps", "rows", "chosen", "counts", "warning", "too_large")
-        }
+        names = ("steps", "rows", "rows_are", "chosen", "counts", "warning", "too_large")
+        counted = {name: plan.details.get(name) for name in names}
         sizes = {name: getattr(takes, name, None) for name in ("tokens", "memory", "disk")}
         known = {"seconds": round(seconds[plan.name], 1) if plan.name in seconds else None}
         stages.append({"name": plan.name, "status": plan.status, "why": plan.reason} | counted | sizes | known)

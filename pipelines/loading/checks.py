@@ -16,6 +16,7 @@ from data.common.redaction import has_secret
 from evaluation.systems import problem_of, problem_of_metric
 from models.backbone.settings import DIVIDED, METHODS
 from pipelines.loading.lists import idle_terms, repeated_names
+from pipelines.loading.nothing_learnt import nothing_learnt
 from pipelines.recipe import rates
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.schema import Recipe
@@ -122,6 +123,7 @@ def problems_across(recipe: Recipe) -> list[Problem]:
         *_systems(recipe),
         *repeated_names(recipe),
         *idle_terms(recipe),
+        *nothing_learnt(recipe),
         *_context(recipe),
         *_adapter(recipe),
         *_four_bits(recipe),
@@ -224,7 +226,7 @@ def _adapter(recipe: Recipe) -> list[Problem]:
     """Where adapters go, as far as the recipe alone can say."""
     adapter, out = recipe.adapter, list[Problem]()
     for key, named in (("layers", adapter.layers), ("targets", adapter.targets)):
-        if named == ():
+        if named in ((), ""):
             out.append((("adapter", key), "names nothing that an adapter could stand on: remove it, or name some"))
     if adapter.method == "adalora" and adapter.first_rank <= adapter.rank:
         out.append((("adapter", "init_rank"), f"must be more than adapter.rank, {adapter.rank}, to which ranks fall"))

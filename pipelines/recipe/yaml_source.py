@@ -221,6 +221,8 @@ def apply_override(source: Source, override: str) -> None:
     steps = [s.strip() for s in dotted.split(".")]
     if not equals or not all(steps):
         raise UserError(f"--set {override}: must have the form key.subkey=value, for example --set ppo.kl_coef=0.1")
+    if not text.strip():
+        raise UserError(f"--set {override}: the value is empty; write null for none, or give one (a shell's variable?)")
     try:
         value = read_value(text)
     except UserError as error:

@@ -11,11 +11,14 @@ from data.checks import token_counter
 from data.counting import Tally
 from data.doctor.corpus import Health, examine
 from data.doctor.entry import Finding
+from data.tokens import special_ids
 from pipelines.execution.progress import Progress
 from pipelines.run.parts import RunParts
 from pipelines.run.plan_details import PlanDetails
 from pipelines.stages.table import STAGES, bases_made
 
+CHECKS = 2
+"""Raised when the checks find something else in the same rows: what was remembered before is then not taken."""
 KEPT = 20
 """Places of a finding that ``run.json`` keeps."""
 
@@ -29,7 +32,10 @@ def health_of(pipeline: RunParts) -> Health:
     tokenizer = None if opened is None else opened.renderer.tokenizer
 
     def examined() -> str:
-        return json.dumps(examine(corpus, None if tokenizer is None else token_counter(tokenizer)).as_dict())
+        if tokenizer is None:
+            return json.dumps(examine(corpus).as_dict())
+        special = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
+        return json.dumps(examine(corpus, token_counter(tokenizer), special=special).as_dict())
 
     name = _named(tokenizer)
     found = Health.from_dict(json.loads(examined() if name is None else corpus.memo.get(name, examined)))
@@ -66,9 +72,9 @@ def _details(pipeline: RunParts) -> PlanDetails:
 def _named(tokenizer: Any) -> str | None:
     """The name of what is found with this tokenizer's counts; None where it cannot be told from another one."""
     if tokenizer is None:
-        return "findings"
+        return f"findings {CHECKS}"
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None else f"findings by {hashlib.sha256(backend.to_str().encode()).hexdigest()}"
+    return None if backend is None else f"findings {CHECKS} by {hashlib.sha256(backend.to_str().encode()).hexdigest()}"
 
 
 def _too_few(pipeline: RunParts) -> Iterator[Finding]:

@@ -1,8 +1,8 @@
 """OpenAI's protocol for the models of a run: chat and plain completions, whole or as they are sampled.
 
-Requests and replies are those of the public API reference (platform.openai.com/docs/api-reference). A field that would
-have no effect here is refused unless its value is the one by which it does nothing. One response is sampled at a time,
-since all models share one base. It knows nothing of how models are loaded.
+Requests (``openai_requests``) and replies are those of the public API reference
+(platform.openai.com/docs/api-reference). One response is sampled at a time, since all models share one base; nothing
+more is sampled for a client that has left. It knows nothing of how models are loaded.
 """
 
 from __future__ import annotations
@@ -13,79 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any, Literal
 
 from data.common.errors import UserError, nearest
 from data.common.loopback import Answer, as_json
-from data.records import Message
 from models.backbone.seeds import generator
 from pipelines.run.chat_models import Room, Speaker
+from pipelines.run.openai_requests import Asked, BadRequest, Chat, Completion, read
 
 OK, BAD, MISSING = "200 OK", "400 Bad Request", "404 Not Found"
 EVENTS = "text/event-stream; charset=utf-8"
-
-
-class _Request(BaseModel):
-    """What both kinds of request have; fields that have no effect here take the value by which they do nothing."""
-
-    model_config = ConfigDict(extra="forbid")
-    model: str = ""
-    temperature: float = Field(1.0, ge=0, le=2)
-    n: int = Field(1, ge=1, le=16)
-    stream: bool = False
-    stream_options: dict[str, bool] | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    store: bool | None = None
-    top_p: Literal[1, None] = None
-    presence_penalty: Literal[0, None] = None
-    frequency_penalty: Literal[0, None] = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-
-    @property
-    def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
-
-    @property
-    def counted(self) -> bool:
-        """Whether a stream ends with the counts of its tokens."""
-        return bool((self.stream_options or {}).get("include_usage"))
-
-
-class _Turn(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    role: Literal["system", "user", "assistant", "developer"]
-    content: str | list[dict[str, str]]
-    name: str | None = None
-
-    def as_message(self) -> Message:
-        text = self.content
-        if not isinstance(text, str):
-            if odd := [part for part in text if part.keys() != {"type", "text"} or part["type"] != "text"]:
-                raise UserError(f"messages: a part of a content is no text: {str(odd[0])[:60]}")
-            text = "".join(part["text"] for part in text)
-        return Message(role="system" if self.role == "developer" else self.role, content=text)
-
-
-class _Chat(_Request):
-    messages: list[_Turn] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: Literal[False, None] = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
-
-
-class _Completion(_Request):
-    prompt: str | list[int]
-    echo: Literal[False, None] = None
-    best_of: Literal[1, None] = None
-    logprobs: Literal[None] = None
-    suffix: Literal["", None] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,15 +71,9 @@ class Application:
         if str(environ.get("CONTENT_TYPE") or "").partition(";")[0].strip().lower() != "application/json":
             return _error("415 Unsupported Media Type", "send JSON with Content-Type: application/json")
         try:
-            return routes[path](json.loads(body))
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in first["loc"][:2])
-            return _error(BAD, f"{field}: {_reason(first)}", field)
+            return routes[path](body, environ.get("waitress.client_disconnected") or (lambda: False))
         except UserError as error:
-            return _error(BAD, str(error))
-        except (ValueError, RecursionError) as error:
-            return _error(BAD, f"not JSON: {error}")
+            return _error(BAD, str(error), getattr(error, "field", None))
 
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "trivet"}
@@ -152,17 +83,16 @@ class Application:
         if asked in ("", self.name):
             return self.room.speakers[-1]
         if asked not in names:
-            raise UserError(f"model: there is no '{asked[:80]}'; there are {', '.join(names)}.{nearest(asked, names)}")
+            there = f"there are {', '.join(names)}.{nearest(asked, names)}"
+            raise BadRequest(f"model: there is no '{asked[:80]}'; {there}", "model")
         return self.room.speakers[names.index(asked)]
 
     # -- the two kinds of request --------------------------------------------------------------------------------------
 
-    def _chat(self, body: Any) -> Answer:
-        request = _Chat.model_validate(body)
+    def _chat(self, body: bytes, left: Callable[[], bool]) -> Answer:
+        request = read(Chat, body)
         speaker = self._speaker(request.model)
-        if request.messages[-1].role == "assistant":
-            raise UserError("messages: the last one is the assistant's; end with what it is to respond to")
-        prompt = speaker.renderer.prompt_ids([turn.as_message() for turn in request.messages])
+        prompt = speaker.renderer.prompt_ids(request.conversation)
 
         def whole(index: int, said: _Said) -> dict[str, Any]:
             message = {"role": "assistant", "content": said.text, "refusal": None}
@@ -172,16 +102,17 @@ class Application:
             delta = ({"role": "assistant"} if first else {}) | ({"content": text} if text or first else {})
             return {"index": index, "delta": delta, "finish_reason": ended, "logprobs": None}
 
-        reply = _Asked(request, speaker, prompt, speaker.renderer.text, "chat.completion", whole, part)
-        return self._reply(reply, request.max_completion_tokens)
+        return self._reply(
+            _Reply(request, speaker, prompt, speaker.renderer.text, "chat.completion", whole, part, left)
+        )
 
-    def _completion(self, body: Any) -> Answer:
-        request = _Completion.model_validate(body)
+    def _completion(self, body: bytes, left: Callable[[], bool]) -> Answer:
+        request = read(Completion, body)
         speaker = self._speaker(request.model)
         tokenizer, given = speaker.base.tokenizer, request.prompt
         prompt = tokenizer(given)["input_ids"] if isinstance(given, str) else list(given)
         if not prompt or not all(0 <= i < len(tokenizer) for i in prompt):
-            raise UserError("prompt: is empty" if not prompt else "prompt: holds ids outside the vocabulary")
+            raise BadRequest(f"prompt: {'holds ids outside the vocabulary' if prompt else 'is empty'}", "prompt")
 
         def whole(index: int, said: _Said) -> dict[str, Any]:
             return {"index": index, "text": said.text, "finish_reason": said.ended, "logprobs": None}
@@ -189,11 +120,11 @@ class Application:
         def part(index: int, text: str, ended: str | None, first: bool) -> dict[str, Any]:
             return {"index": index, "text": text, "finish_reason": ended, "logprobs": None}
 
-        reply = _Asked(request, speaker, prompt, speaker.renderer.raw_text, "text_completion", whole, part)
-        return self._reply(reply, None)
+        text = speaker.renderer.raw_text
+        return self._reply(_Reply(request, speaker, prompt, text, "text_completion", whole, part, left))
 
-    def _reply(self, reply: _Asked, limit: int | None) -> Answer:
-        asked, positions = limit or reply.request.max_tokens, reply.speaker.base.context_length
+    def _reply(self, reply: _Reply) -> Answer:
+        asked, positions = reply.request.limit, reply.speaker.base.context_length
         longest = asked or self.room.max_new_tokens
         if positions is not None and len(reply.prompt) + longest > positions:
             room = positions - len(reply.prompt)
@@ -209,14 +140,14 @@ class Application:
             "model": reply.speaker.name,
         }
         if reply.request.stream:
-            return Answer(OK, kind=EVENTS, parts=self._streamed(reply, longest, head))
+            return Answer(OK, kind=EVENTS, parts=_ended_by_a_word(self._streamed(reply, longest, head)))
         with self.lock:
-            said = [list(reply.said(index, longest))[-1] for index in range(reply.request.n)]
+            said = [_last(reply.said(index, longest)) for index in range(reply.request.n)]
         choices = [reply.whole(index, one) for index, one in enumerate(said)]
         usage = _usage(len(reply.prompt), sum(one.tokens for one in said))
         return as_json(OK, head | {"object": reply.kind, "choices": choices, "usage": usage})
 
-    def _streamed(self, reply: _Asked, longest: int, head: dict[str, Any]) -> Iterator[bytes]:
+    def _streamed(self, reply: _Reply, longest: int, head: dict[str, Any]) -> Iterator[bytes]:
         """Server-sent events: what has settled of each response, one response after the other."""
         kind = "chat.completion.chunk" if reply.kind == "chat.completion" else reply.kind
 
@@ -228,7 +159,7 @@ class Application:
             for index in range(reply.request.n):
                 shown, said = 0, None
                 for said in reply.said(index, longest):
-                    growing = reply.speaker.renderer.stop_strings.settled(settled(said.text, reply.request.stops))
+                    growing = reply.speaker.renderer.stop_strings.settled(settled(said.text, reply.request.stop))
                     ready = said.text if said.ended else growing
                     if len(ready) > shown or said.ended:
                         yield event([reply.part(index, ready[shown:], said.ended, shown == 0)])
@@ -240,16 +171,17 @@ class Application:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A request, who responds to which ids, how ids are written, and the two forms of a choice."""
+class _Reply:
+    """A request, who responds to which ids, how ids are written, the two forms of a choice, whether the client left."""
 
-    request: _Request
+    request: Asked
     speaker: Speaker
     prompt: Sequence[int]
     text: Callable[[Sequence[int]], str]
     kind: str
     whole: Callable[[int, _Said], dict[str, Any]]
     part: Callable[[int, str, str | None, bool], dict[str, Any]]
+    left: Callable[[], bool]
 
     def said(self, index: int, longest: int) -> Iterator[_Said]:
         """The response of this number as it grows; the last one says why it ended."""
@@ -260,10 +192,25 @@ class _Asked:
             self.prompt, temperature=request.temperature, max_new_tokens=longest, generator=noise
         ):
             count = len(ids)
-            text, stopped = cut(self.text(ids), request.stops)
+            text, stopped = cut(self.text(ids), request.stop)
             yield _Said(text=text, tokens=count, ended=_end(stopped or speaker.ended(ids), count == longest))
-            if stopped:
+            if stopped or self.left():
                 return
+
+
+def _ended_by_a_word(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """A stream whose failure is its last event: the status was sent before."""
+    try:
+        yield from parts
+    except Exception as error:
+        said = {"message": f"{type(error).__name__}: {error}", "type": "server_error", "param": None, "code": None}
+        yield f"data: {json.dumps({'error': said})}\n\n".encode()
+
+
+def _last(grown: Iterator[_Said]) -> _Said:
+    """A response when nothing more comes of it."""
+    *_, last = grown
+    return last
 
 
 def _end(by_itself: bool, at_the_limit: bool) -> Literal["stop", "length"] | None:
@@ -272,14 +219,6 @@ def _end(by_itself: bool, at_the_limit: bool) -> Literal["stop", "length"] | Non
 
 def _usage(prompt: int, response: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": response, "total_tokens": prompt + response}
-
-
-def _reason(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "nothing reads this here"
-    if error["type"] in ("literal_error", "too_long", "none_required"):
-        return f"has no effect here; leave it out ({error['msg'].lower()})"
-    return str(error["msg"])
 
 
 def _error(status: str, message: str, field: str | None = None) -> Answer:

@@ -39,6 +39,7 @@ from pipelines.stages.estimates import LIBRARIES, Estimate, Estimator
 from pipelines.stages.memory import Numbers, base_bytes, gathered_bytes
 from pipelines.stages.shapes import Shape, shape_of
 from pipelines.stages.table import STAGES
+from pipelines.stages.taken_rows import taken_rows
 from pipelines.stages.tallies import Count, continued, pretrain
 
 
@@ -92,15 +93,18 @@ class PlanDetails:
     def of(self, name: str) -> dict[str, Any]:
         """``steps``, ``rows``, ``takes`` and ``counts`` of a stage; empty counts where the base is not there yet.
 
+        ``rows_are`` says which rows those of each part are.
+
         Raises:
             UserError: the template refuses a row; its file and line are named.
         """
-        rows = {p: len(getattr(self.corpus, p).train) for p in STAGES[name].parts(self.recipe)}
+        taken = taken_rows(name, self.recipe, self.corpus)
         steps = STAGES[name].steps(self.recipe, self.corpus)
         tallies = self.tallies(name)
         return {
             "steps": steps,
-            "rows": rows,
+            "rows": {part: one.rows for part, one in taken.items()},
+            "rows_are": {part: one.what for part, one in taken.items()},
             "takes": self.takes(name),
             "too_large": self.too_large(name),
             "chosen": self.chosen(name),

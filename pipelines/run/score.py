@@ -6,6 +6,7 @@ import codecs
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,9 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
     path = Path(run_or_model)
     if run_of(path) is not None:
         pipeline = open_run(path)
-        return _of(pipeline.loaded.load_reward(stage_folder(pipeline, "reward")))
+        return OfRewardModel(pipeline.loaded.load_reward(stage_folder(pipeline, "reward")))
     if (path / CONFIG).is_file():
-        return _of(exported_reward(path))
+        return OfRewardModel(exported_reward(path))
     from models.roles.classifier import Classifier, is_classifier
 
     if is_classifier(path):
@@ -62,8 +63,20 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
     )
 
 
-def _of(model: RewardModel) -> Scoring:
-    return lambda asked, answers, finished: model.score_texts(asked, answers, finished, prove=True).tolist()
+@dataclass(frozen=True, slots=True)
+class OfRewardModel:
+    """A reward model as ``Scoring``, which can say what of the rows its limit cuts."""
+
+    model: RewardModel
+
+    def __call__(
+        self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
+    ) -> list[float]:
+        return self.model.score_texts(asked, answers, finished, prove=True).tolist()
+
+    def cut(self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]) -> list[int]:
+        """See ``RewardModel.cut``."""
+        return self.model.cut(asked, answers, finished)
 
 
 def _remote(address: str) -> Scoring:
@@ -153,12 +166,14 @@ def score_file(
 ) -> int:
     """Write one JSON line a response: ``{"prompt", "answer", "reward"}``; to ``out`` or standard output.
 
+    A line has ``"cut": true`` besides where the model's limit left only a part of the row to score.
+
     Args:
         run_or_model, label: see ``load_scorer``.
         file: prompts and responses in any format that ``trivet data check`` knows.
         out: a JSONL file; by default standard output.
         reading: how the file is read, its path aside.
-        say: hears of rows that cannot be scored, and of an older file that is kept.
+        say: hears of rows that cannot be scored or are cut, and of an older file that is kept.
 
     Returns:
         The number of responses scored.
@@ -172,17 +187,27 @@ def score_file(
             raise UserError(f"--out {out}: is the file that is scored; choose another name")
     rows = answers_in(file, reading, say)
     score = load_scorer(run_or_model, label)
+    asked, answers, finished = [p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows]
     try:
-        rewards = score([p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows])
+        rewards = score(asked, answers, finished)
     except RowError as error:
         raise UserError(f"{rows[error.row][0].source}: {str(error).partition(': ')[2]}") from error
+
+    cut = set(score.cut(asked, answers, finished)) if isinstance(score, OfRewardModel) else set()
+    if cut and isinstance(score, OfRewardModel):
+        say(
+            f"warning: {len(cut):,} of {len(rows):,} rows are longer than the {score.model.max_tokens:,} tokens that "
+            f"the reward model reads, and what is left of them is scored; the first is {rows[min(cut)][0].source}"
+        )
 
     # What reads standard output gets the same JSON whatever the locale's character set holds.
     escaped = out is None and codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
 
     def lines() -> Iterator[str]:
-        for (prompt, answer, _), reward in zip(rows, rewards, strict=True):
-            row = {"prompt": prompt.text, "answer": answer, "reward": round(reward, 6)}
+        for i, ((prompt, answer, _), reward) in enumerate(zip(rows, rewards, strict=True)):
+            row = {"prompt": prompt.text, "answer": answer, "reward": round(reward, 6)} | (
+                {"cut": True} if i in cut else {}
+            )
             yield json.dumps(row, ensure_ascii=escaped) + "\n"
 
     if out is None:

@@ -7,15 +7,16 @@ of what gives the scores.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data.common import loopback
-from data.common.errors import UserError
+from data.common.errors import RowError, UserError
 from data.common.loopback import Answer, as_json
+from data.common.strict_json import object_of
+from data.records import Message, Prompt
 
 ROW = {"prompt": str, "completion": str, "messages": list, "finished": bool}
 MESSAGE = {
@@ -40,6 +41,8 @@ Write = Callable[[list[float]], Any]
 class Application:
     """``POST /`` is trivet's protocol, ``POST /classify`` the classifier's, ``GET /health`` an "ok".
 
+    A scorer with ``cut(rows)`` says of which rows only a part was scored; they stand in the reply under ``cut``.
+
     Only ``application/json`` is read, which pages of other sites cannot send without asking first.
     """
 
@@ -55,37 +58,53 @@ class Application:
             return NOT_JSON
         if path in ("/", "/score"):
             return self._scored(body, _rows, lambda scores: {"scores": scores})
-        return self._scored(body, _inputs, self._classes)
+        return self._scored(body, self._inputs, self._classes)
 
     def _scored(self, body: bytes, read: Callable[[Any], list[dict[str, Any]]], write: Write) -> Answer:
         try:
-            rows = read(json.loads(body))
+            rows = read(object_of(body.decode("utf-8-sig"), "the request"))
         except UserError as error:
             return as_json(BAD, {"error": f"{error}"})
-        except (ValueError, RecursionError) as error:
-            return as_json(BAD, {"error": f"not JSON: {error}"})
+        except UnicodeDecodeError as error:
+            return as_json(BAD, {"error": f"the request: is no UTF-8 text (byte {error.start})"})
         return self._result(rows, write)
 
     def _result(self, rows: list[dict[str, Any]], write: Write) -> Answer:
-        """Whatever the scorer fails with is the server's failure, which may pass."""
+        """A row that the scorer refuses is the sender's mistake; what else it fails with is ours, which may pass."""
         try:
             with self.lock:
                 scores = [float(s) for s in self.scorer(rows)] if rows else []
+                find = getattr(self.scorer, "cut", None)  # of a model with a limit
+                cut = find(rows) if find is not None and rows else []
             if odd := [i for i, s in enumerate(scores) if not math.isfinite(s)]:
                 return as_json(FAILED, {"error": f"row {odd[0]} was scored {scores[odd[0]]}, which is no number"})
-            return as_json(OK, write(scores))
+            return as_json(OK, write(scores) | ({"cut": cut} if cut else {}))
+        except RowError as error:
+            return as_json(BAD, {"error": f"row {error.row}: {str(error).partition(': ')[2]}"})
         except UserError as error:
             return as_json(FAILED, {"error": f"{error}"})
         except Exception as error:
             return as_json(FAILED, {"error": f"{type(error).__name__}: {error}"})
+
+    def _inputs(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Texts of the classifier's protocol: what stands before the last empty line is the prompt."""
+        texts = body.get("input")
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise UserError('send {"input": ["text", ...]}')
+        _known(body, ("input", "model"), "the request")
+        if (model := body.get("model")) not in (None, self.name):
+            raise UserError(f"the request: there is no model {str(model)[:80]!r}; leave it out, or name {self.name!r}")
+        parts = [t.rpartition("\n\n") for t in texts]
+        return _rows({"rows": [{"prompt": before, "completion": after} for before, _, after in parts]})
 
     def _classes(self, scores: list[float]) -> dict[str, Any]:
         rows = [{"index": i, "label": "reward", "probs": [s], "num_classes": 1} for i, s in enumerate(scores)]
         return {"object": "list", "model": self.name, "data": rows}
 
 
-def _rows(body: Any) -> list[dict[str, Any]]:
-    rows = body.get("rows") if isinstance(body, dict) else None
+def _rows(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = body.get("rows")
     if not isinstance(rows, list):
         raise UserError('send {"rows": [{"prompt": "...", "completion": "..."}, ...]}')
     _known(body, ("rows",), "the request")
@@ -102,7 +121,10 @@ def _rows(body: Any) -> list[dict[str, Any]]:
         messages = [_message(m, f"row {i}") for m in messages]
         if any("\ud800" <= c <= "\udfff" for text in _texts([prompt, row["completion"], messages]) for c in text):
             raise UserError(f"row {i}: holds half of a surrogate pair, which is no text")
-        made.append({"prompt": prompt, "finished": True, **row, "messages": messages})
+        asked = Prompt(messages=tuple(map(Message.from_dict, messages)), group="").text
+        if prompt and prompt != asked:
+            raise UserError(f"row {i}: `prompt` is not the text of its `messages`; give one of them")
+        made.append({"finished": True, **row, "prompt": asked, "messages": messages})
     return made
 
 
@@ -131,16 +153,6 @@ def _texts(value: Any) -> Iterator[str]:
         yield from (text for pair in value.items() for one in pair for text in _texts(one))
     elif isinstance(value, list):
         yield from (text for one in value for text in _texts(one))
-
-
-def _inputs(body: Any) -> list[dict[str, Any]]:
-    """Texts of the classifier's protocol: what stands before the last empty line is the prompt."""
-    texts = body.get("input") if isinstance(body, dict) else None
-    texts = [texts] if isinstance(texts, str) else texts
-    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-        raise UserError('send {"input": ["text", ...]}')
-    parts = [t.rpartition("\n\n") for t in texts]
-    return _rows({"rows": [{"prompt": before, "completion": after} for before, _, after in parts]})
 
 
 @contextlib.contextmanager

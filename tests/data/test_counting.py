@@ -322,7 +322,7 @@ def test_an_answer_that_is_left_out_is_not_scored(renderer: Renderer, tmp_path, 
     asked = [prompt(3).messages] * 2
     with pytest.raises(UserError, match=r"row 2: template .*t\.jinja.* leaves out"):
         model.score_texts(asked, ["", "w1 w2"], [True, True], prove=True)
-    monkeypatch.setattr(score, "load_scorer", lambda *_: score._of(model))
+    monkeypatch.setattr(score, "load_scorer", lambda *_: score.OfRewardModel(model))
     rows = [{"prompt": "w1", "completion": "w2"}] * 2
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     with pytest.raises(UserError, match=r"rows\.jsonl:1: template .*t\.jinja.* leaves out"):

@@ -211,3 +211,11 @@ def test_a_time_is_written_to_a_table_as_it_is_read(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["a"], "completion": ["b"], "created_at": [when]}), tmp_path / "rows.parquet")
     fix_file(tmp_path / "rows.parquet", tmp_path / "copy.csv")
     assert (tmp_path / "copy.csv").read_text() == "prompt,completion,created_at\na,b,2020-01-02 03:04:05\n"
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.json", "[]"), ("a.csv", "prompt,completion\n")])
+def test_a_file_without_a_row_says_so_and_leaves_no_copy(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name}: holds no row, only a header or blank lines$"):
+        fix_file(tmp_path / name, tmp_path / "b.jsonl")
+    assert [p.name for p in tmp_path.iterdir()] == [name]

@@ -138,9 +138,12 @@ def test_folders_read_their_data_files_of_one_split(tmp_path):
     rows(tmp_path / "set" / "data", "train-0.jsonl", some(3))
     rows(tmp_path / "set" / "data", "test-0.jsonl", some(5)[3:])
     (tmp_path / "set" / "README.md").write_text("# about\n")
-    everything = load(tmp_path, path="set")
-    assert len(everything.records) == 5 and everything.remarks == ["set: 2 files: test-0.jsonl, train-0.jsonl"]
-    assert answers(load(tmp_path, path="set", split="train")) == ["a0", "a1", "a2"]
+    rows(tmp_path / "set" / "data", "train-1.jsonl", some(6)[5:])
+    with pytest.raises(UserError, match="set holds several splits: test, train; choose one"):
+        load(tmp_path, path="set")
+    training = load(tmp_path, path="set", split="train")
+    assert len(training.records) == 4 and training.remarks == ["set: 2 files: train-0.jsonl, train-1.jsonl"]
+    assert answers(load(tmp_path, path="set", split="train")) == ["a0", "a1", "a2", "a5"]
     assert answers(load(tmp_path, path="set", data_dir="data", split="test")) == ["a3", "a4"]
     with pytest.raises(UserError, match="no file of it is of split 'dev'"):
         load(tmp_path, path="set", split="dev")

@@ -844,11 +844,11 @@ def test_settings_of_what_is_given_instead_are_named(recipe, settings, given, to
         ("sft.learning_rate", 1e-60, "0"),
         ("reward.weight_decay", 3.5e38, "infinity"),
         ("ppo.kl_coef", 1e300, "infinity"),
-        ("ppo.temperature", 1e-50, "0"),
+        ("ppo.clip", 1e-50, "0"),
         ("ppo.missing_eos_penalty", 1e39, "infinity"),
         ("ppo.reward", [{"source": "model", "weight": -1e39}], "infinity"),
         ("adapter.alpha", 1e-39, "0"),
-        ("evaluation.temperature", 1e-44, "0"),
+        ("ppo.entropy_coef", 1e-44, "0"),
     ],
 )
 def test_a_number_that_single_precision_does_not_hold_is_refused(setting, value, taken, tmp_path: Path) -> None:

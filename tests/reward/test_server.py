@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from data.common.errors import RowError
 from data.records import Message
 from reward.terms.server import serving
 
@@ -188,6 +189,10 @@ def test_tools_of_messages_reach_the_scorer_and_what_nothing_reads_is_refused() 
             ({"rows": [], "system": "be kind"}, "the request: nothing reads `system`"),
             ({"rows": [{"completion": "b", "messages": [TOOLS[0] | {"image": "x"}]}]}, "nothing reads `image`"),
             (
+                {"rows": [{"completion": "b", "prompt": "c", "messages": TOOLS[:1]}]},
+                "row 0: `prompt` is not the text of its `messages`",
+            ),
+            (
                 {"rows": [{"completion": "b", "messages": [TOOLS[1] | {"tool_calls": "x"}]}]},
                 "`tool_calls` of a message",
             ),
@@ -210,3 +215,35 @@ def test_a_served_model_renders_the_tools_of_messages(monkeypatch: pytest.Monkey
     monkeypatch.setattr(scoring, "load_scorer", lambda _: noted)
     serve_reward.scorer_of("run")([{"messages": TOOLS, "completion": "4", "finished": True}])
     assert seen == [[[Message.from_dict(m) for m in TOOLS]]] and seen[0][0][1].tool_calls
+
+
+def test_a_function_is_given_the_prompt_of_messages_that_came_without_one() -> None:
+    with serving(lambda rows: [float(len(row["prompt"])) for row in rows]) as address:
+        turns = [{"role": "user", "content": "four"}, {"role": "assistant", "content": "sixsix"}]
+        rows = [{"completion": "b", "messages": [*turns, {"role": "user", "content": "two"}]}, {"completion": "b"}]
+        assert score(address, {"rows": rows}) == (200, {"scores": [3.0, 0.0]})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/", b'{"rows": [], "rows": [{"completion": "b"}]}', "the key 'rows' is given twice"),
+        ("/", b'{"rows": [{"completion": "a", "completion": "b"}]}', "the key 'completion' is given twice"),
+        ("/", b'{"rows": "\xff"}', "no UTF-8 text"),
+        ("/classify", b'{"input": ["a"], "truncate_prompt_tokens": 5}', "nothing reads `truncate_prompt_tokens`"),
+        ("/classify", b'{"input": ["a"], "model": "other"}', "there is no model 'other'; leave it out, or name 'mine'"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(path: str, body: bytes, words: str) -> None:
+    with serving(lengths, name="mine") as address:
+        status, said = ask(address, body, JSON, path=path)
+        assert status == 400 and words in said["error"]
+        assert ask(address, b'{"input": ["ab"], "model": "mine"}', JSON, path="/classify")[0] == 200
+
+
+def test_a_row_that_the_scorer_refuses_is_the_senders_mistake() -> None:
+    def refuses(rows: Any) -> list[float]:
+        raise RowError("row 2: the template takes no system turn", 1)
+
+    with serving(refuses) as address:
+        assert score(address) == (400, {"error": "row 1: the template takes no system turn"})

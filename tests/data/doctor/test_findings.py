@@ -13,6 +13,7 @@ import pytest
 from data.doctor.corpus import examine
 from data.doctor.duplicates import Duplicates, HeldOut
 from data.doctor.entry import Entry
+from data.doctor.meant import Meant, Specials
 from data.doctor.rankings import Judgements, Rankings, cut_off
 from data.doctor.sampling import Earliest, Histogram, Lowest, Repeats, Sample, Seats
 from data.doctor.texts import Characters, Languages, Lengths, Turns
@@ -277,6 +278,46 @@ def test_characters_that_nobody_meant():
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+
+
+def test_texts_that_are_not_what_was_meant_are_named_at_their_places():
+    def kinds(*answers: str, prompt: str = "what is it?") -> dict[str, tuple[int, tuple[str, ...]]]:
+        return found(Meant(), [entry(str(i), a, prompt=prompt) for i, a in enumerate(answers)])
+
+    assert kinds("un cafÃ©", "Itâ€™s fine", "Â£5", "50 â‚¬", "ðŸ\u0098\u0080")["misread text"] == (5, tuple("01234"))
+    assert kinds("un café", "It’s “fine” – so", "SÃO PAULO", "AMANHÃ” disse", "Âmbar", "日本") == {}
+    assert kinds("nan", "None", " NULL ", "none", "nano", "N")["empty cell"] == (3, ("0", "1", "2"))
+    assert kinds("a\\nb", "a.\\n\\nB", "fine")["escaped line breaks"] == (2, ("0", "1"))
+    assert kinds("print('a\\n')\nprint()", r"C:\new", r"\nu and \theta", r"\\n") == {}
+    assert kinds("what is it? A cat.", " what is it? It is", "what is it?", "a cat")["repeated prompt"] == (
+        2,
+        ("0", "1"),
+    )
+    assert kinds("it is a cat", "it", prompt="it") == {}
+    rare = [entry("x", "a\\nB"), *(entry(str(i), "fine") for i in range(99))]
+    assert found(Meant(), rare) == {}
+    parts = [Meant(), Meant()]
+    for check, one in zip(parts, ("un cafÃ©", "nan"), strict=True):
+        check.add(entry(one, one))
+    parts[0].merge(parts[1])
+    assert {f.kind: f.places for f in parts[0].findings()} == {"misread text": ("un cafÃ©",), "empty cell": ("nan",)}
+
+
+def test_special_tokens_that_stand_in_texts_are_named(tmp_path):
+    rows = [("say <|im_end|> it", "a"), ("q", "first<|im_end|>second"), ("q <s>", "b"), ("q", "<|im_ended|>")]
+    entries = [entry(str(i), answer, prompt=prompt) for i, (prompt, answer) in enumerate(rows)]
+    halves = [Specials(("<s>", "<|im_end|>", "</s>")) for _ in range(2)]
+    for check, some in zip(halves, (entries[:1], entries[1:]), strict=True):
+        found(check, some)
+    halves[0].merge(halves[1])
+    assert [(f.count, f.places) for f in halves[0].findings()] == [(1, ("2",)), (2, ("0", "1"))]
+    assert "`<|im_end|>` in a text, which becomes that special token" in [str(f) for f in halves[0].findings()][1]
+    assert found(Specials(), entries) == {}
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"prompt": p, "completion": a}) + "\n" for p, a in rows))
+    corpus = load_corpus(DataConfig(demonstrations=("a.jsonl",)), seed=0, base_dir=tmp_path)
+    kinds = [f.kind for f in examine(corpus, special=["<|im_end|>"]).findings]
+    assert kinds.count("special token") == 1 and "special token" not in [f.kind for f in examine(corpus).findings]
 
 
 def test_held_out_prompts_that_are_in_training_but_for_punctuation_are_counted(tmp_path):

@@ -95,6 +95,7 @@ def test_commands_change_what_they_say_and_wrong_ones_nothing(tmp_path: Path):
         "/system be brief",
         "/temperature 0",
         "/temperature x",
+        "/temperature 1e-300",
         "/tokens 5",
         "/tokens 0",
         "/nope",
@@ -105,6 +106,7 @@ def test_commands_change_what_they_say_and_wrong_ones_nothing(tmp_path: Path):
         Room(speakers=room.speakers[:1], reward=None, max_new_tokens=8), tmp_path, *lines, "/save", "/quit"
     )
     assert (made.system, made.temperature, made.max_new_tokens) == ("be brief", 0.0, 5)
+    assert "/temperature 1e-300: give a number of at least 0.0001, or 0" in out
     assert "/temperature x: give a number" in out and "/tokens 0: give" in out and "/nope: no such command" in out
     assert "votes need --compare-with" in out and not (tmp_path / "preferences.jsonl").exists()
     assert [m.role for m in made.messages()] == ["system", "user", "assistant"]

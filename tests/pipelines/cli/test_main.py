@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,8 +15,9 @@ import requests
 
 import pipelines.cli.main as cli
 from data.common.errors import StageError, UserError
-from pipelines.cli.exit_codes import StageFailed, spread_values
+from pipelines.cli.exit_codes import StageFailed, exit_code, spread_values
 from pipelines.cli.run import forget_failure, parse_inputs
+from pipelines.cli.words import plain_words
 from tests.support.exits import exit_code_of
 
 ROOT = Path(__file__).parents[3]
@@ -303,3 +305,57 @@ def test_closed_outputs_are_no_failure(closed: str, tmp_path: Path) -> None:
             ["bash", "-c", line, sys.executable, code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
         )
         assert ended.returncode == expected
+
+
+@pytest.mark.parametrize("command", [["data", "fix"], ["init"], ["data", "check"], ["plan"]])
+def test_a_name_whose_bytes_are_no_text_is_the_users_to_change(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It could be written into no recipe, list of changes or manifest: before, a fault of ours with a log."""
+    file = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.jsonl")
+    Path(file).write_text(json.dumps({"prompt": "q", "completion": "a"}))
+    assert cli.main([*command, file]) == 2
+    assert r"bad\udcff.jsonl: its bytes are no UTF-8 text; rename" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--run-dir", ""], "--run-dir: its value is empty"),
+        (["--run-dir="], "--run-dir: its value is empty"),
+        ([""], "argument 3 is empty"),
+        (["--run-dir", "loop"], "is a link that leads back to itself"),
+        (["--run-dir", "x" * 300], "cannot be a name here (File name too long)"),
+    ],
+)
+def test_names_that_cannot_be_are_the_users_to_change(
+    words: list[str], said: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, an empty --run-dir was the folder that one is in, and the others were faults of ours with a log."""
+    monkeypatch.chdir(recipe.parent)
+    rows = '"demo-task?rows=20"'
+    recipe.write_text(
+        f"base: {{pretrain: {{}}}}\nstages: [pretrain, sft]\ndata: {{documents: {rows}, demonstrations: {rows}}}"
+    )
+    os.symlink("loop", "loop")
+    assert cli.main(["plan", str(recipe), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(os.listdir()) == ["loop", "recipe.yaml"]
+
+
+def test_the_sign_of_the_home_folder_is_read_where_a_shell_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell does so behind `=` and in quotes; a folder called ~ would be made, which nobody should remove by name."""
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["run", "~/r.yaml", "--run-dir=~/a b", "--out", "~", "--set", "name=~/x", "~x", "./~/y", "--system", ""]
+    read = ["run", "/home/me/r.yaml", "--run-dir=/home/me/a b", "--out", "/home/me", *given[5:]]
+    assert plain_words(given) == read
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP])
+def test_a_place_that_cannot_be_used_is_the_users_to_change(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with exit_code() as ended:
+        raise OSError(number, os.strerror(number), "/some/export")
+    said = capsys.readouterr().err
+    assert ended.code == 2 and said.startswith("trivet: /some/export: cannot be ") and "choose another" in said
+    assert "log" not in said

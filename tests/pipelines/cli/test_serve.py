@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -173,6 +177,19 @@ def test_the_first_of_the_stop_strings_counts() -> None:
         ({"messages": []}, "messages: List should have at least 1 item"),
         ({"messages": [*ASKED, {"role": "assistant", "content": "w3"}]}, "the last one is the assistant's"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "is no text"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages.0.content: is no text"),
+        ({"messages": [{"role": "tool", "content": "w1"}]}, "messages.0.role: there are system, developer, user"),
+        ({"messages": [{"role": "user", "content": "w1", "name": "bo"}]}, "messages.0.name: has no effect"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content: is missing"),
+        ({"temperature": 1e-300}, "temperature: give 0, which is greedy decoding, or at least 0.0001"),
+        ({"temperature": "0.5"}, "temperature: Input should be a valid number"),
+        ({"n": True}, "n: Input should be a valid integer"),
+        ({"seed": 1.0}, "seed: Input should be a valid integer"),
+        ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens: is another number than max_completion_tokens"),
+        ({"stop": ["w9", ""]}, "stop: an empty text would end every response"),
+        ({"stream_options": {"include_usage": True}}, "stream_options: has no effect without stream"),
+        ({"stream": True, "stream_options": {"include_cost": True}}, "stream_options: nothing reads this here"),
         ({"max_tokens": 60}, "positions for it and a response of 60"),
         ({"messages": [{"role": "user", "content": "w1 " * 80}]}, "shorten it"),
     ],
@@ -198,6 +215,17 @@ def test_other_addresses_and_kinds_of_body_are_refused(address: str) -> None:
     kind = {"Content-Type": "application/json"}
     assert "not JSON" in status("v1/chat/completions", b"{", **kind)[1]["error"]["message"]
     assert status("v1/chat/completions", b"[]", **kind)[0] == 400
+    for body, words in (
+        (b'{"prompt": "w1", "prompt": "w2"}', "the key 'prompt' is given twice"),
+        (b'{"prompt": "\\ud800"}', "prompt: holds half of a surrogate pair"),
+        (b'{"prompt": "w1", "stop": "\\udc00"}', "stop: holds half of a surrogate pair"),
+        (b'{"prompt": "\xff"}', "no UTF-8 text"),
+        (b'{"prompt": ["w1", "w2"]}', "prompt: one prompt a request"),
+        (b'{"prompt": [true]}', "prompt: one prompt a request"),
+        (b'{"prompt": []}', "prompt: is empty"),
+    ):
+        code, said = status("v1/completions", body, **kind)
+        assert code == 400 and words in said["error"]["message"]
     assert status("v1/models", None, Origin="http://elsewhere")[0] == 403
 
 
@@ -209,6 +237,63 @@ def test_a_client_that_leaves_in_the_middle_leaves_the_model_free(client: openai
     made = client.chat.completions.create(model="ppo", messages=ASKED, temperature=0)
     assert made.choices[0].message.content
     assert (torch.get_num_threads(), room.speakers[0].base._active) == before
+
+
+def test_nothing_more_is_sampled_for_a_client_that_left(room: Room) -> None:
+    """A client that gives up would else hold the model for the whole of a response that nobody reads."""
+    asked = b'{"prompt": "w1", "max_tokens": 12, "temperature": 0, "n": 2}'
+    environ = {"CONTENT_TYPE": "application/json"}
+    application = Application(room, "mine")
+    stayed = application("POST", "/v1/completions", environ, asked)
+    left = application("POST", "/v1/completions", environ | {"waitress.client_disconnected": lambda: True}, asked)
+    counts = [json.loads(answer.body)["usage"]["completion_tokens"] for answer in (stayed, left)]
+    assert counts[1] == 2 < counts[0]
+
+
+def test_the_server_hears_of_a_client_that_left() -> None:
+    heard: list[bool] = []
+    over = threading.Event()
+
+    def slow(method: str, path: str, environ: Any, body: bytes) -> loopback.Answer:
+        end = time.monotonic() + 10
+        while not environ["waitress.client_disconnected"]() and time.monotonic() < end:
+            time.sleep(0.01)
+        heard.append(environ["waitress.client_disconnected"]())
+        over.set()
+        return loopback.as_json("200 OK", {})
+
+    with loopback.serving(slow) as url:
+        place = urlsplit(url)
+        with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+            connection.sendall(b"GET /x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert over.wait(15) and heard == [True]
+
+
+def test_null_is_the_default_as_clients_send_it(address: str) -> None:
+    body = {"messages": [{"role": "user", "content": "w1 w2", "refusal": None}], "max_tokens": 3, "seed": 4}
+    nulls = dict.fromkeys(("temperature", "n", "stream", "stop", "stream_options", "model", "top_p"))
+
+    def reply(asked: dict[str, Any]) -> Any:
+        kind = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{address}v1/chat/completions", json.dumps(asked).encode(), kind)
+        with urllib.request.urlopen(request) as found:
+            return json.load(found)["choices"]
+
+    assert reply(body | nulls) == reply(body)
+
+
+def test_a_stream_that_fails_says_so_in_its_last_event(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Iterator[list[int]]:
+        yield [5]
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Speaker, "tokens", fails)
+    with (
+        loopback.serving(Application(room, "mine")) as url,
+        openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=0) as made,
+        pytest.raises(openai.APIError, match="RuntimeError: out of memory"),
+    ):
+        list(made.completions.create(model="ppo", prompt="w1", stream=True))
 
 
 def test_the_noise_is_that_of_the_seed_and_the_number_of_the_response(client: openai.OpenAI, room: Room) -> None:

@@ -65,8 +65,8 @@ def test_auto_is_the_same_as_nothing(written):
 
 
 def test_explicit_rates_win():
-    settings = {"sft": {"learning_rate": 1e-5}, "ppo": {"learning_rate": 0}}
-    assert rates_of("smollm2-135m", **settings) == {"sft": 1e-5, "reward": 4.4e-4, "ppo": 0}
+    settings = {"sft": {"learning_rate": 1e-5}, "ppo": {"learning_rate": 1e-9}}
+    assert rates_of("smollm2-135m", **settings) == {"sft": 1e-5, "reward": 4.4e-4, "ppo": 1e-9}
 
 
 def test_a_reward_model_on_its_own_base_has_that_bases_rate():

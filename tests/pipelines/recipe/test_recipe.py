@@ -162,6 +162,8 @@ def test_overrides(tmp_path: Path) -> None:
         ("ppo.kl_coef=high", "--set ppo.kl_coef=high: ppo.kl_coef: must be a number, not 'high'"),
         ("runtime.threads=100000", "runtime.threads: must be at most 1024, not 100000"),
         ("ppo.kl_coef", "must have the form key.subkey=value"),
+        ("sft.batch=", "--set sft.batch=: the value is empty; write null for none"),
+        ("sft.batch= ", "the value is empty; write null for none"),
         ("base.pretrain.steps=3", "base is 'gpt2', not a group"),
         ("data.rankings.7=x", "data.rankings is a list of 2"),
         ("ppo.kl_coef=[1", "not readable as YAML"),

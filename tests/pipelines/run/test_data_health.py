@@ -66,15 +66,25 @@ def test_findings_have_tokens_places_and_what_evaluation_lacks(recipe: Path) -> 
     assert health.facts["shared"] == {"demonstrations and rankings": ROWS}
 
 
+def test_special_tokens_of_the_base_in_texts_are_told_before_the_first_stage(recipe: Path) -> None:
+    """They become the tokens: a response with a stop token in its text would end there without a word."""
+    token = word_tokenizer().eos_token
+    file = recipe.parent / "sft.jsonl"
+    file.write_text(file.read_text() + json.dumps({"prompt": "w1", "completion": f"w2 {token} w3"}) + "\n")
+    told = [f for f in health_of(Pipeline.from_recipe(recipe)).findings if f.kind == "special token"]
+    assert [(f.count, f.places) for f in told] == [(1, (f"sft.jsonl:{ROWS + 2}",))]
+    assert told[0].text.startswith(f"data.demonstrations: 1 rows hold `{token}` in a text")
+
+
 def test_the_look_is_remembered_by_content(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIVET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(folders, "_held", {})
     monkeypatch.setattr(kept_parts, "LARGE", 1)
     first, looks = health_of(Pipeline.from_recipe(recipe)), list[Any]()
 
-    def looked(*args: Any) -> Any:
+    def looked(*args: Any, **more: Any) -> Any:
         looks.append(args)
-        return examine(*args)
+        return examine(*args, **more)
 
     monkeypatch.setattr(data_health, "examine", looked)
     again = health_of(Pipeline.from_recipe(recipe))

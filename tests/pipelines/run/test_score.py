@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 import json
 import sys
+import urllib.request
 
 import pytest
 import torch
 
 from data.common.errors import UserError
+from data.template import Renderer
 from pipelines.cli.main import main
-from pipelines.run.score import load_scorer, score_file
-from tests.conftest import word_tokenizer
+from pipelines.cli.serve_reward import scorer_of
+from pipelines.run.score import OfRewardModel, load_scorer, score_file
+from reward.model import RewardModel
+from reward.terms.server import serving
+from tests.conftest import ADAPTER, make_base, randomise, word_tokenizer
 from tests.support.classifiers import save_classifier
 
 ROWS = [("w1 w2", "w3"), ("w1", "w4 w5 w6 w7"), ("w2", "w8 w9"), ("w3", "w8 w1")]
@@ -80,6 +85,31 @@ def test_rows_that_cannot_be_scored_are_told(tmp_path, monkeypatch):
     assert [json.loads(line)["reward"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [3.0, 2.0]
     assert [t.split(":")[:3] for t in told[:2]] == [["not scored", " a.jsonl", n] for n in ("2", "3")]
     assert told[5].startswith("warning: 7 of 9 rows cannot be scored, 2 of them not shown") and len(told) == 6
+
+
+def test_rows_that_the_models_limit_cuts_are_told_and_marked(tmp_path, monkeypatch):
+    """In the terminal, in the file, and by a server: their scores are those of what is left of them."""
+    base = make_base()
+    base.add_role("reward", ADAPTER, head=True)
+    randomise(base, "reward", 1)
+    model = RewardModel(base=base, role="reward", renderer=Renderer(base.tokenizer, template="dialogue"), max_tokens=12)
+    monkeypatch.setattr("pipelines.run.score.load_scorer", lambda *_: OfRewardModel(model))
+    rows = [("w1", "w2 w3"), ("w1", "w2 " * 20), ("w1 " * 20, "w2"), ("w1", "w4")]
+    file, told = tmp_path / "a.jsonl", list[str]()
+    file.write_text("".join(json.dumps({"prompt": p, "completion": a.strip()}) + "\n" for p, a in rows))
+    score_file("model", file, tmp_path / "out.jsonl", say=told.append)
+    assert [json.loads(line).get("cut", False) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
+        False, True, True, False
+    ]  # fmt: skip
+    assert len(told) == 1 and told[0].startswith("warning: 2 of 4 rows are longer than the 12 tokens that the reward")
+    assert told[0].endswith("the first is a.jsonl:2")
+    with serving(scorer_of("model")) as address:
+        for some, cut in ((rows, {"cut": [1, 2]}), (rows[:1], {})):
+            sent = json.dumps({"rows": [{"prompt": p, "completion": a} for p, a in some]}).encode()
+            request = urllib.request.Request(address, sent, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request) as found:
+                said = json.load(found)
+            assert len(said.pop("scores")) == len(some) and said == cut
 
 
 def test_a_file_that_is_there_is_kept_and_the_input_never_replaced(tmp_path, monkeypatch):
