@@ -179,6 +179,7 @@ NOT_RUN = {
     "trivet ui": "serves until stopped: tests/pipelines/cli/test_ui.py, tests/pipelines/ui/test_browser.py start it",
     "trivet run examples/real_model/": REAL_MODEL,
     "trivet data fix alpaca_en_demo.json": REAL_MODEL,
+    "trivet data fix dpo_en_demo.json": REAL_MODEL,
     "python constraints.py": REAL_MODEL,
     "trivet run virtual.yaml": "tests/docs/test_virtual_tokens.py runs the page",
     "trivet export runs/virtual --stage sft --to tuned": "tests/docs/test_virtual_tokens.py runs the page",
