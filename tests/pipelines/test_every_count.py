@@ -457,9 +457,15 @@ def test_the_plans_own_rows_and_steps_are_as_counted(made: Pipeline) -> None:
           (("demonstrations", demonstrations()), ("rankings", rankings()), ("prompts", prompts()))}  # fmt: skip
     of["documents"] = len(documents())
     parts = {"pretrain": ["documents"], "sft": ["demonstrations"], "reward": ["rankings", "prompts"],
-             "ppo": ["prompts"], "evaluate": ["prompts", "demonstrations", "rankings"]}  # fmt: skip
+             "ppo": ["prompts"]}  # fmt: skip
     for stage, names in parts.items():
         assert planned[stage]["rows"] == {name: of[name] for name in names}
+    held = {
+        "prompts": 3,
+        "demonstrations": sum(map(is_held, demonstrations())),
+        "rankings": sum(map(is_held, rankings())),
+    }
+    assert planned["evaluate"]["rows"] == held
     systems = 4 + 3  # sampled, and greedy but for best-of-n
     counted = {"pretrain": 12, "sft": math.ceil(of["demonstrations"] / 16), "ppo": 2, "evaluate": systems}
     assert {stage: planned[stage]["steps"] for stage in counted} == counted

@@ -30,6 +30,10 @@ def judge(prompts, completions, finished):
 """
 
 
+KNOWN = ("w0", "w1", "w2")
+"""The words of the documents, and so of the tokenizer; of template and prompts it knows no other."""
+
+
 def words(count: int) -> str:
     return " ".join(f"w{i % 3}" for i in range(count))
 
@@ -115,7 +119,7 @@ def test_every_number_of_the_rankings_is_as_counted(made: Pipeline) -> None:
     assert least <= sampled <= TOKENS * len(ended)  # special tokens are sampled, and in no text
     planned = next(p.details for p in made.plan() if p.name == "rankings")
     assert planned["steps"] == len(ended) and planned["takes"].tokens == TOKENS * len(ended)
-    assert planned["rows"] == {"prompts": SHORT + LONG}
+    assert planned["rows"] == {"prompts": ASKED}
 
 
 def fitted(prompt: str, response: str, ended: bool) -> tuple[int, int]:
@@ -128,7 +132,7 @@ def fitted(prompt: str, response: str, ended: bool) -> tuple[int, int]:
 def counted(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What the reward stage can use of sampled rankings."""
     out: dict[str, Any] = {"rows": len(rows), "cut": 0, "cut_answers": 0, "cut_prompts": 0, "dropped": 0}
-    equal, cut_equal, totals = 0, 0, []
+    equal, cut_equal, totals, tokens, unknown = 0, 0, [], 0, 0
     for row in rows:
         prompt = row["prompt"][-1]["content"]
         kept: dict[tuple[Any, ...], int] = {}
@@ -147,11 +151,17 @@ def counted(rows: list[dict[str, Any]]) -> dict[str, Any]:
             cut_equal += cut_prompt or cut_answer
             equal += not (cut_prompt or cut_answer)
             continue
+        for response, ended in zip(row["responses"], row["finished"], strict=True):
+            query, said = fitted(prompt, response, ended)
+            tokens += query + said
+            asked = f"user : {prompt} assistant :".split()[-query:]  # a prompt loses its beginning
+            unknown += sum(word not in KNOWN for word in [*asked, *response.split()[:said]])
         out["cut_prompts"] += cut_prompt
         out["cut_answers"] += cut_answer
         out["cut"] += cut_prompt or cut_answer
     whole = next(t for t in sorted(totals) if sum(x <= t for x in totals) >= 0.95 * len(totals))
     out |= {"used": len(rows) - out["dropped"], "limit": LIMIT, "limit_for_95_percent": whole}
+    out |= {"tokens": tokens, "unknown_tokens": unknown}
     reasons = {"its responses are equal once cut": cut_equal, "no two distinct responses of different rank": equal}
     return out | {f"dropped: {why}": n for why, n in reasons.items() if n}
 

@@ -252,9 +252,10 @@ def test_nothing_more_is_sampled_for_a_client_that_left(room: Room) -> None:
 
 def test_the_server_hears_of_a_client_that_left() -> None:
     heard: list[bool] = []
-    over = threading.Event()
+    began, over = threading.Event(), threading.Event()
 
     def slow(method: str, path: str, environ: Any, body: bytes) -> loopback.Answer:
+        began.set()
         end = time.monotonic() + 10
         while not environ["waitress.client_disconnected"]() and time.monotonic() < end:
             time.sleep(0.01)
@@ -266,6 +267,7 @@ def test_the_server_hears_of_a_client_that_left() -> None:
         place = urlsplit(url)
         with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
             connection.sendall(b"GET /x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert began.wait(60)  # one that left before is not served at all
         assert over.wait(15) and heard == [True]
 
 

@@ -177,7 +177,7 @@ def test_the_example_server_says_what_it_was_told_wrongly():
         request = urllib.request.Request(address, b'{"rows": [', {"Content-Type": "application/json"}, method="POST")
         with pytest.raises(urllib.error.HTTPError, match="400") as error:
             urllib.request.urlopen(request)
-        assert json.loads(error.value.read())["error"].startswith("not JSON: ")
+        assert json.loads(error.value.read())["error"].startswith("the request: damaged (not JSON")
         with pytest.raises(urllib.error.HTTPError, match="404") as error:
             urllib.request.urlopen(urllib.request.Request(address, method="PUT"))
         assert "there is POST /" in json.loads(error.value.read())["error"]
