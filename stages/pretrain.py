@@ -33,21 +33,27 @@ HELD_OUT = 1000
 """Held-out documents of which the loss is computed, at most."""
 
 
-def run(context: StageContext, config: PretrainConfig) -> StageResult:
-    """Train tokenizer and base; write a plain Transformers folder ``model/``. There is no base to stand on yet."""
+def run(context: StageContext, config: PretrainConfig, given: Any = None) -> StageResult:
+    """Train tokenizer and base; write a plain Transformers folder ``model/``. There is no base to stand on yet.
+
+    Args:
+        context: of the stage.
+        config: its settings.
+        given: a tokenizer, instead of one that is trained.
+    """
     documents = Mapped(attrgetter("text"), context.corpus.documents.train)
     if not documents:
         raise UserError("data.documents: base.pretrain needs training documents, and there are none")
-    tokenizer = train_tokenizer(documents, config)
+    tokenizer = tokenizer_for(documents, config, given)
     rows, counts = chunked(
         tokenizer,
         each(documents, "cutting into chunks", "documents"),
         config.model.context,
         read=config.steps * config.batch,
     )
-    given = context.corpus.documents.held_out
-    first = Mapped(attrgetter("text"), given[:HELD_OUT])
-    held_out, held_out_counts = chunked(tokenizer, first, config.model.context, "held-out documents", there=len(given))
+    others = context.corpus.documents.held_out
+    first = Mapped(attrgetter("text"), others[:HELD_OUT])
+    held_out, held_out_counts = chunked(tokenizer, first, config.model.context, "held-out documents", there=len(others))
     for count in (counts, held_out_counts):
         tell(count, "pretraining", context.say, context.warn)
     context.log.note(log_row(counts.as_dict()) | log_row(held_out_counts.as_dict(), "held_out"))
@@ -80,13 +86,33 @@ def run(context: StageContext, config: PretrainConfig) -> StageResult:
     )
 
 
+def tokenizer_for(documents: Sequence[str], config: PretrainConfig, given: Any) -> Any:
+    """The tokenizer that is given, or one that is trained on the documents.
+
+    Raises:
+        UserError: the given one has no mask token, where hidden tokens are to be predicted.
+    """
+    if given is None:
+        return train_tokenizer(documents, config)
+    if config.objective == "masked" and given.mask_token_id is None:
+        raise UserError(
+            f"base.pretrain.given_tokenizer: {config.given_tokenizer} has no mask token, which objective 'masked' needs"
+        )
+    return given
+
+
 def planned(
-    documents: Sequence[str], held_out: Sequence[str], config: PretrainConfig, there: int | None = None
+    documents: Sequence[str],
+    held_out: Sequence[str],
+    config: PretrainConfig,
+    there: int | None = None,
+    given: Any = None,
 ) -> dict[str, ChunkCounts]:
-    """The counts before training, by a tokenizer trained on these documents, which may be a sample of ``there``."""
+    """The counts before training, by the ``given`` tokenizer or one trained on these documents, which may be a sample
+    of ``there``."""
     if not documents:
         return {}
-    tokenizer, context = train_tokenizer(documents, config), config.model.context
+    tokenizer, context = tokenizer_for(documents, config, given), config.model.context
     read, random = config.steps * config.batch, there is not None and there > len(documents)
     mine = chunked(tokenizer, documents, context, read=read, there=there, random=random)
     theirs = chunked(tokenizer, held_out[:HELD_OUT], context, "held-out documents", there=len(held_out))
@@ -124,7 +150,7 @@ def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> Any:
     names = ("pad", "bos", "eos", "cls", "sep") if config.objective == "masked" else ("pad", "bos", "eos")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
     with isolated_rng(derived_seed(seed, "pretrain/init")):
-        return untrained(config, len(tokenizer), **ids)
+        return untrained(config, max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())), **ids)
 
 
 def held_out_loss(

@@ -74,6 +74,9 @@ class PretrainConfig(Config):
         description="words, byte-level BPE, WordPiece, SentencePiece's unigram model (trivet[unigram]), or characters",
     )
     vocabulary: int = Field(2048, ge=16, description="largest vocabulary, special tokens included")
+    given_tokenizer: str | None = Field(
+        None, description="a folder, a name or a hub id whose tokenizer is taken as it is; null: one is trained"
+    )
     model: PretrainModel = PretrainModel()
     steps: int = Field(450, ge=1, description="optimizer steps")
     batch: int = Field(24, ge=1, description="documents a step")

@@ -19,7 +19,7 @@ from models.backbone.processes import Processes, resolve_dtype
 from models.backbone.sharding import Shards, check_libraries, check_output_layer, check_shares, unit_names
 from models.hub.download import folder_of
 from models.hub.limits import check_vocabulary, limits_of_model, stop_ids_in, stop_strings_in, width_of_folder
-from models.hub.registry import BaseModelSpec
+from models.hub.registry import BaseModelSpec, resolve_base
 from models.hub.validate import check_model
 
 MARKS = (
@@ -227,6 +227,22 @@ def add_rows(lm: Any, count: int) -> None:
     for module in (lm.get_input_embeddings(), lm.get_output_embeddings()):
         for p in module.parameters() if module is not None else ():
             p[had:] = p[:had].double().mean(0).to(p.dtype)
+
+
+def given_tokenizer(source: str, base_dir: Path) -> Any:
+    """A tokenizer for a base that is made: of a folder, with or without a model, of a name or a hub id.
+
+    Raises:
+        UserError: it cannot be loaded, or has no token that ends a text.
+    """
+    folder = base_dir / Path(source).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        tokenizer = load_tokenizer(str(folder))
+    else:
+        tokenizer = tokenizer_of(resolve_base(source, base_dir=base_dir))
+    if tokenizer.eos_token is None:
+        raise UserError(f"base.pretrain.given_tokenizer: {source} has no token that ends a text (eos_token)")
+    return tokenizer
 
 
 def tokenizer_of(spec: BaseModelSpec) -> Any:

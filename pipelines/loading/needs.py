@@ -370,6 +370,11 @@ OTHER = (
         why="neither checkpoint.every_minutes nor every_steps is set, so that nothing is saved",
     ),
     rule(
+        *("base.pretrain.tokenizer", "base.pretrain.vocabulary"),
+        acts=lambda r: isinstance(r.base, str) or r.base.pretrain.given_tokenizer is None,
+        why="no tokenizer is trained: base.pretrain.given_tokenizer names one",
+    ),
+    rule(
         "base.pretrain.vocabulary",
         acts=lambda r: (
             isinstance(r.base, str) or r.base.pretrain.tokenizer != "bpe" or r.base.pretrain.vocabulary >= 260

@@ -39,11 +39,21 @@ def adapter_settings(recipe: Recipe) -> Any:
 
 
 def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
-    """What is predicted goes without saying where it is the next token, as in keys of before."""
+    """What is predicted goes without saying where it is the next token, and so does a tokenizer that is trained, as in
+    keys of before; a given one is known by its files."""
     if isinstance(recipe.base, str):
         return None
-    usual = ("objective",) if recipe.base.pretrain.objective == "causal" else ()
-    return dump(recipe.base.pretrain, (*usual, *left_out))
+    config = recipe.base.pretrain
+    usual = (
+        *(("objective",) if config.objective == "causal" else ()),
+        *(("given_tokenizer",) if config.given_tokenizer is None else ()),
+    )
+    found = dump(config, (*usual, *left_out))
+    if config.given_tokenizer is None:
+        return found
+    folder = recipe.base_dir / Path(config.given_tokenizer).expanduser()
+    files = folder_hash(folder) if folder.is_dir() else base_key(config.given_tokenizer, recipe.base_dir)
+    return found | {"tokenizer_files": files}
 
 
 def continued_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:

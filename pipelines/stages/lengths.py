@@ -51,7 +51,8 @@ class Lengths:
         self.recipe, self.corpus, self.renderer = recipe, corpus, renderer
 
     def _tokens(self, text: str) -> float:
-        kind = "" if isinstance(self.recipe.base, str) else self.recipe.base.pretrain.tokenizer
+        p = None if isinstance(self.recipe.base, str) else self.recipe.base.pretrain
+        kind = "" if p is None or p.given_tokenizer is not None else p.tokenizer
         if kind == "words":
             return float(len(text.split()))
         return len(text) / (1.0 if kind == "characters" else CHARACTERS)

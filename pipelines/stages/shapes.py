@@ -15,6 +15,7 @@ from models.hub.download import local_folder
 from models.hub.registry import resolve_base
 from models.hub.validate import shapes_of, weight_files
 from pipelines.recipe.schema import Recipe
+from stages.settings import PretrainConfig
 
 HEAD_EXTRAS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 HEAD_NORMED = ("qwen3", "gemma3_text", "olmo2")  # families that norm queries and keys
@@ -71,7 +72,7 @@ def shape_of(recipe: Recipe, base: str | None = None) -> Shape | None:
 
 def _from_scratch(recipe: Recipe) -> Shape:
     assert not isinstance(recipe.base, str)
-    m, vocabulary = recipe.base.pretrain.model, recipe.base.pretrain.vocabulary
+    m, vocabulary = recipe.base.pretrain.model, _vocabulary(recipe.base.pretrain, recipe.base_dir)
     matrices = [(m.width, m.width)] * 4 + [(m.width, m.feed_forward)] * 3
     linear = m.layers * sum(a * b for a, b in matrices)
     parameters = vocabulary * m.width + linear + (2 * m.layers + 1) * m.width
@@ -92,6 +93,18 @@ def _from_scratch(recipe: Recipe) -> Shape:
         head_size=m.width // m.heads,
         vocabulary=vocabulary,
     )
+
+
+def _vocabulary(config: PretrainConfig, base_dir: Path) -> int:
+    """Tokens of the base that is made: of a given tokenizer its own, where it is here."""
+    if config.given_tokenizer is None:
+        return config.vocabulary
+    from models.hub.load import given_tokenizer
+
+    try:
+        return len(given_tokenizer(config.given_tokenizer, base_dir))
+    except UserError:  # which the stage says
+        return config.vocabulary
 
 
 def tuned_numbers(adapter: AdapterConfig, matrices: Sequence[Sequence[int]], parameters: int) -> int:

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
 
 
 def pretrain(context: StageContext, loaded: LoadedModels) -> StageResult:
+    from models.hub.load import given_tokenizer
     from stages import pretrain as stage
 
-    return stage.run(context, loaded.recipe.base.pretrain)  # type: ignore[union-attr]
+    recipe = loaded.recipe
+    assert not isinstance(recipe.base, str)
+    source = recipe.base.pretrain.given_tokenizer
+    given = None if source is None else given_tokenizer(source, recipe.base_dir)
+    return stage.run(context, recipe.base.pretrain, given)
 
 
 def continued(context: StageContext, loaded: LoadedModels) -> StageResult:

@@ -34,18 +34,19 @@ class Count(Protocol):
 
 
 def pretrain(recipe: Recipe, corpus: Corpus) -> dict[str, Count]:
-    """Documents in chunks of the context, by a tokenizer that is trained as the stage trains it."""
+    """Documents in chunks of the context, by the given tokenizer, or one that is trained as the stage trains it."""
     if isinstance(recipe.base, str):
         return {}
+    from models.hub.load import given_tokenizer
     from stages.pretrain import planned
 
-    rows, held_out = corpus.documents.train, corpus.documents.held_out
-    return dict(planned([d.text for d in _some(rows)], [d.text for d in held_out], recipe.base.pretrain, len(rows)))
+    source, rows = recipe.base.pretrain.given_tokenizer, corpus.documents.train
+    given = None if source is None else given_tokenizer(source, recipe.base_dir)
+    texts, others = [d.text for d in _some(rows)], [d.text for d in corpus.documents.held_out]
+    return dict(planned(texts, others, recipe.base.pretrain, len(rows), given))
 
 
-def continued(
-    tokenizer: Any, positions: int | None, recipe: Recipe, corpus: Corpus, encoder: bool
-) -> dict[str, Count]:
+def continued(tokenizer: Any, positions: int | None, recipe: Recipe, corpus: Corpus, encoder: bool) -> dict[str, Count]:
     """Documents in chunks, by the tokenizer of the base that is trained further."""
     from stages.continued import planned
 
