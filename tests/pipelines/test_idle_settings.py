@@ -503,6 +503,7 @@ SHOWN = {  # what is in no key (or has one value yet), and the file of tests tha
     "checkpoint.keep": "pipelines/test_idle_settings.py",
     "tracking": "pipelines/execution/test_tracking.py",
     "base.pretrain.max_skipped_steps": "resume/test_bad_steps.py",
+    "base.pretrain.given_tokenizer": "stages/test_given_tokenizer.py",
     **{f"{s}.max_skipped_steps": "resume/test_bad_steps.py" for s in ("sft", "reward", "ppo")},
     "continued.max_skipped_steps": "pipelines/run/test_continued.py",
     "distil.max_skipped_steps": "resume/test_bad_steps.py",
@@ -725,6 +726,10 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     (PLAIN, {"evaluation.prompted": {"mine": {"system": "s"}}}, "evaluation.prompted.mine", "prompted:mine"),
     (PLAIN, {"checkpoint.every_minutes": None, "checkpoint.keep": 3}, "checkpoint.keep", "nothing is saved"),
     (SCRATCH, {"base.pretrain.vocabulary": 100}, "base.pretrain.vocabulary", "260"),
+    *(
+        (SCRATCH, {"base.pretrain.given_tokenizer": "x", name: value}, name, "no tokenizer is trained")
+        for name, value in (("base.pretrain.tokenizer", "words"), ("base.pretrain.vocabulary", 400))
+    ),
     (PLAIN, of_remote("model", "m"), "remote", "belongs to protocol 'classify'"),
     (PLAIN, of_remote("index", 1), "remote", "belongs to protocol 'classify'"),
     *(
