@@ -107,9 +107,9 @@ class Tally:
         if dropped:
             self.dropped[dropped] += 1
             return
-        for ids in (ids for p in parts for ids in (p.query, p.response) if self.sign is not None):
-            self.tokens += len(ids)
-            self.unknown += ids.count(self.sign)  # type: ignore[arg-type]
+        if self.sign is not None:
+            self.tokens += sum(len(p.query) + len(p.response) for p in parts)
+            self.unknown += sum(p.query.count(self.sign) + p.response.count(self.sign) for p in parts)
         self.cut_answers += any(p.cut_answer for p in parts)
         self.cut_prompts += any(p.cut_prompt for p in parts)
         self.cut += cut

@@ -21,6 +21,7 @@ from data.counting import log_row, tell, warned
 from data.storage.views import Mapped
 from models.backbone.oom_retry import OOMRetry
 from models.backbone.seeds import derived_seed, isolated_rng
+from models.hub.load import rows_for
 from stages.settings import PretrainConfig, PretrainModel
 from stages.stage import StageContext, StageResult, schedule_factor
 from stages.training.chunks import ChunkCounts, chunked
@@ -150,7 +151,7 @@ def new_model(tokenizer: Any, config: PretrainConfig, seed: int) -> Any:
     names = ("pad", "bos", "eos", "cls", "sep") if config.objective == "masked" else ("pad", "bos", "eos")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
     with isolated_rng(derived_seed(seed, "pretrain/init")):
-        return untrained(config, max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())), **ids)
+        return untrained(config, rows_for(tokenizer), **ids)
 
 
 def held_out_loss(

@@ -17,7 +17,7 @@ from models.backbone.architecture import without_weights
 from models.backbone.encoders import names_encoder
 from models.backbone.processes import Processes, resolve_dtype
 from models.backbone.sharding import Shards, check_libraries, check_output_layer, check_shares, unit_names
-from models.hub.download import folder_of
+from models.hub.download import folder_of, local_folder
 from models.hub.limits import check_vocabulary, limits_of_model, stop_ids_in, stop_strings_in, width_of_folder
 from models.hub.registry import BaseModelSpec, resolve_base
 from models.hub.validate import check_model
@@ -229,8 +229,14 @@ def add_rows(lm: Any, count: int) -> None:
             p[had:] = p[:had].double().mean(0).to(p.dtype)
 
 
-def given_tokenizer(source: str, base_dir: Path) -> Any:
-    """A tokenizer for a base that is made: of a folder, with or without a model, of a name or a hub id.
+def given_tokenizer(source: str, base_dir: Path, fetch: bool = True) -> Any:
+    """A tokenizer for a base that is made: of a folder, with or without a model, of a name or a hub id. Where it has a
+    class and a separator token alone, these begin and end a text.
+
+    Args:
+        source: as the recipe names it.
+        base_dir: where relative paths start.
+        fetch: it may come from the hub; else None is given where it is not on this machine.
 
     Raises:
         UserError: it cannot be loaded, or has no token that ends a text.
@@ -239,10 +245,20 @@ def given_tokenizer(source: str, base_dir: Path) -> Any:
     if folder.is_dir() and not (folder / "config.json").is_file():
         tokenizer = load_tokenizer(str(folder))
     else:
-        tokenizer = tokenizer_of(resolve_base(source, base_dir=base_dir))
+        spec = resolve_base(source, base_dir=base_dir)
+        if not fetch and local_folder(spec.source, spec.revision) is None:
+            return None
+        tokenizer = tokenizer_of(spec)
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token, tokenizer.bos_token = tokenizer.sep_token, tokenizer.bos_token or tokenizer.cls_token
     if tokenizer.eos_token is None:
         raise UserError(f"base.pretrain.given_tokenizer: {source} has no token that ends a text (eos_token)")
     return tokenizer
+
+
+def rows_for(tokenizer: Any) -> int:
+    """Rows of embeddings that a tokenizer needs: ids may leave gaps."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
 
 
 def tokenizer_of(spec: BaseModelSpec) -> Any:

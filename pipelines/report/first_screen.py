@@ -64,7 +64,7 @@ def first_curves(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Mappin
 def lost_rows(
     run: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]], warned: Sequence[str] = ()
 ) -> list[str]:
-    """A sentence for everything of the data that was rejected, cut or dropped; empty where nothing was.
+    """A sentence for everything of the data that was rejected, cut, dropped or not known; empty where nothing was.
 
     What a warning says already, of so many rows that it is one, is left out.
     """
@@ -73,11 +73,11 @@ def lost_rows(
     out = [f"{rejected:,} rows of the files were rejected"] if isinstance(rejected, int) and rejected else []
     for stage in STAGES:
         for group, found in (manifests.get(stage, {}).get("metrics") or {}).items():
-            if group.endswith(COUNTS) and isinstance(found, Mapping) and (text := _lost(found)):
-                if any((text.partition(" rows ")[2] or text) in w for w in warned):
-                    continue
+            if group.endswith(COUNTS) and isinstance(found, Mapping):
                 part = group.removesuffix(COUNTS).replace("_", " ").strip()
-                out.append(f"{title_of(stage)}{f' ({part})' if part else ''}: {text}")
+                for text in (_lost(found), _unknown(found)):
+                    if text and not any((text.partition(" rows ")[2] or text) in w for w in warned):
+                        out.append(f"{title_of(stage)}{f' ({part})' if part else ''}: {text}")
     return out
 
 
@@ -90,9 +90,13 @@ def _lost(counts: Mapping[str, Any]) -> str:
     parts = [f"{cut:,} cut{to}"] if cut else []
     whys = [whys[0].partition(" ")[2]] if len(whys) == 1 else whys
     parts += [f"{dropped:,} dropped" + (f" ({', '.join(whys)})" if whys else "")] if dropped else []
-    text = f"of {rows:,} rows {' and '.join(parts)}" if parts else ""
+    return f"of {rows:,} rows {' and '.join(parts)}" if parts else ""
+
+
+def _unknown(counts: Mapping[str, Any]) -> str:
+    """How many tokens of a stage's rows its tokenizer does not know; empty where it knows all."""
     unknown, tokens = (n if isinstance(n := counts.get(k), int) else 0 for k in ("unknown_tokens", "tokens"))
-    return "; ".join(part for part in (text, unknown_text(unknown, tokens) if unknown else "") if part)
+    return unknown_text(unknown, tokens) if unknown else ""
 
 
 def metric_values(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -51,9 +51,22 @@ def pretrain_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
     found = dump(config, (*usual, *left_out))
     if config.given_tokenizer is None:
         return found
-    folder = recipe.base_dir / Path(config.given_tokenizer).expanduser()
-    files = folder_hash(folder) if folder.is_dir() else base_key(config.given_tokenizer, recipe.base_dir)
-    return found | {"tokenizer_files": files}
+    return found | {
+        "tokenizer_files": _contents(config.given_tokenizer, recipe.base_dir, "base.pretrain.given_tokenizer")
+    }
+
+
+def _contents(source: str, base_dir: Path, key: str) -> str:
+    """Every byte of a folder, or what a base is known by.
+
+    Raises:
+        UserError: there is no such base; the recipe's key is named.
+    """
+    folder = base_dir / Path(source).expanduser()
+    try:
+        return folder_hash(folder) if folder.is_dir() else base_key(source, base_dir)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def continued_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
@@ -69,11 +82,7 @@ def distil_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
     config = recipe.distil
     if config is None:
         return None
-    folder = recipe.base_dir / Path(config.teacher).expanduser()
-    try:
-        teacher = folder_hash(folder) if folder.is_dir() else base_key(config.teacher, recipe.base_dir)
-    except UserError as error:
-        raise UserError(f"distil.teacher: {error}") from None
+    teacher = _contents(config.teacher, recipe.base_dir, "distil.teacher")
     return dump(config, (*_unwatched(config), *left_out)) | {"teacher_files": teacher}
 
 

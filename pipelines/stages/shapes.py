@@ -99,12 +99,13 @@ def _vocabulary(config: PretrainConfig, base_dir: Path) -> int:
     """Tokens of the base that is made: of a given tokenizer its own, where it is here."""
     if config.given_tokenizer is None:
         return config.vocabulary
-    from models.hub.load import given_tokenizer
+    from models.hub.load import given_tokenizer, rows_for
 
     try:
-        return len(given_tokenizer(config.given_tokenizer, base_dir))
+        tokenizer = given_tokenizer(config.given_tokenizer, base_dir, fetch=False)
     except UserError:  # which the stage says
         return config.vocabulary
+    return config.vocabulary if tokenizer is None else rows_for(tokenizer)
 
 
 def tuned_numbers(adapter: AdapterConfig, matrices: Sequence[Sequence[int]], parameters: int) -> int:

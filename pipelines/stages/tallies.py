@@ -34,14 +34,17 @@ class Count(Protocol):
 
 
 def pretrain(recipe: Recipe, corpus: Corpus) -> dict[str, Count]:
-    """Documents in chunks of the context, by the given tokenizer, or one that is trained as the stage trains it."""
+    """Documents in chunks of the context, by the given tokenizer, or one that is trained as the stage trains it; none
+    where the given one is not on this machine."""
     if isinstance(recipe.base, str):
         return {}
     from models.hub.load import given_tokenizer
     from stages.pretrain import planned
 
     source, rows = recipe.base.pretrain.given_tokenizer, corpus.documents.train
-    given = None if source is None else given_tokenizer(source, recipe.base_dir)
+    given = None if source is None else given_tokenizer(source, recipe.base_dir, fetch=False)
+    if source is not None and given is None:
+        return {}
     texts, others = [d.text for d in _some(rows)], [d.text for d in corpus.documents.held_out]
     return dict(planned(texts, others, recipe.base.pretrain, len(rows), given))
 

@@ -14,6 +14,7 @@ from models.hub.load import given_tokenizer
 from pipelines.loading.load import load_recipe
 from pipelines.run.pipeline import Pipeline
 from pipelines.stages.shapes import shape_of
+from pipelines.stages.tallies import pretrain
 from tests.conftest import tiny_lm, word_tokenizer
 from tests.support.encoders import save_encoder
 
@@ -69,14 +70,25 @@ def test_other_files_of_it_make_the_base_stale(given: Path, tmp_path: Path) -> N
     assert status() == "stale"
 
 
-def test_an_encoder_takes_that_of_a_bert(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_encoder_takes_that_of_a_bert(tmp_path: Path, alone: bool) -> None:
+    """Whose ends of a text are its class and separator tokens."""
     save_encoder(tmp_path / "bert", "bert")
+    if alone:
+        (tmp_path / "bert/config.json").unlink()
     asked = recipe(tmp_path, tmp_path / "bert", objective="masked")
     Pipeline.from_recipe(asked, run_dir=tmp_path / "run").run()
     folder = tmp_path / "run/pretrain/model"
     lm: Any = AutoModelForMaskedLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("w1")["input_ids"][0] == tokenizer.cls_token_id and lm.config.vocab_size > tokenizer.mask_token_id
+
+
+def test_a_plan_fetches_none(tmp_path: Path) -> None:
+    asked = load_recipe(recipe(tmp_path, Path("someone/elsewhere")))
+    assert given_tokenizer("someone/elsewhere", tmp_path, fetch=False) is None
+    pipeline = Pipeline(asked, tmp_path / "run")
+    assert pretrain(asked, pipeline.corpus) == {} and shape_of(asked) is not None
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
@@ -90,6 +102,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         given_tokenizer("endless", tmp_path)
     with pytest.raises(UserError, match="nothing-there"):
         given_tokenizer("nothing-there", tmp_path)
+    with pytest.raises(UserError, match=r"base\.pretrain\.given_tokenizer: .*nothing-there"):
+        Pipeline.from_recipe(recipe(tmp_path, Path("nothing-there")), run_dir=tmp_path / "run").plan()
     for setting in ({"tokenizer": "words"}, {"vocabulary": 400}):
         with pytest.raises(UserError, match=r"has no effect: no tokenizer is trained: base\.pretrain\.given_tokenizer"):
             load_recipe(recipe(tmp_path, tmp_path / "plain", **setting))

@@ -17,6 +17,7 @@ from rich.console import Console
 from data.common.errors import UserError
 from pipelines.cli.summary import metrics_table
 from pipelines.report.charts import reward_against_kl
+from pipelines.report.first_screen import lost_rows
 from pipelines.report.page import page_of, view, write_report
 from pipelines.report.reward_card import training_scale
 from pipelines.report.run_files import read_run
@@ -407,3 +408,13 @@ def test_curves_are_a_table(run: Path, page: str):
     wanted = [json.loads(line) for line in (run / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     found = [(int(r["step"]), float(r["value"])) for r in rows if r["stage"] == "sft" and r["metric"] == "loss"]
     assert found == [(w["step"], pytest.approx(w["loss"], rel=1e-4)) for w in wanted]
+
+
+def test_what_was_cut_and_what_is_unknown_are_said_apart_and_each_once():
+    counts = {"rows": 9, "cut": 2, "dropped": 0, "limit": 8, "tokens": 40, "unknown_tokens": 4}
+    manifests = {"sft": {"metrics": {"counts": counts}}}
+    cut, unknown = "Instruction tuning (SFT): of 9 rows 2 cut to 8 tokens", "4 of 40 tokens stand for text that the"
+    assert lost_rows({}, manifests)[0] == cut and unknown in lost_rows({}, manifests)[1]
+    warning = "SFT: of 9 demonstrations 2 cut to 8 tokens; in demonstrations 4 of 40 tokens stand for text that the "
+    assert lost_rows({}, manifests, [f"{warning}tokenizer does not know; take another"]) == []
+    assert lost_rows({}, manifests, ["SFT: of 9 demonstrations 2 cut to 8 tokens"]) == lost_rows({}, manifests)[1:]
