@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help install demo tour real-model test test-isa test-slow test-all test-resume test-ranks soak lint reference mutations mutations-generic fuzz bench bench-envs vllm-env test-vllm gpu-needs gpu-check gpu-bench nf4-cost clean
+.PHONY: help install demo tour real-model test test-isa test-slow test-all test-resume test-ranks test-ui soak lint reference mutations mutations-generic fuzz bench bench-envs vllm-env test-vllm gpu-needs gpu-check gpu-bench nf4-cost clean
 
 help:
 	@echo "make install    create $(VENV) and install trivet with the tested versions into it"
@@ -23,6 +23,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make reference  write docs/reference/ again from the code"
 	@echo "make mutations  plant known defects one at a time; the tests must catch each"
+	@echo "make test-ui    trivet ui as a process, and a browser that clicks through its pages"
 	@echo "make fuzz       hostile data and recipes, coverage-guided, for FUZZ_SECONDS (600)"
 	@echo "make bench      the benchmarks against TRL (BENCH_FLAGS=--quick for a short look)"
 	@echo "make test-vllm  a whole pipeline whose rollouts a real vLLM samples, on CPU (make vllm-env builds its environment)"
@@ -86,6 +87,10 @@ test-resume: install
 
 test-ranks: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.resume.rank_kills $(RANK_FLAGS)
+
+test-ui: TESTS = tests/pipelines/cli/test_ui.py tests/pipelines/ui/test_browser.py
+test-ui: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -o faulthandler_timeout=0 -m "" $(TESTS)
 
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.resume.soak $(SOAK_FLAGS)

@@ -62,6 +62,7 @@ def serving(state: State, port: int = 0) -> Iterator[str]:
     while not server.started and thread.is_alive() and time.monotonic() < end:
         time.sleep(0.02)
     if not server.started:
+        server.should_exit = True
         raise UserError("trivet ui: the pages did not start; try `pip install --upgrade 'trivet[ui]'`")
     try:
         yield f"http://{HOST}:{there}/?token={token}"

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,29 +25,72 @@ WAIT = 300_000
 """Milliseconds that a page may take for what a command does, on a machine that is busy besides."""
 
 
-@contextlib.contextmanager
-def ui_server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """``trivet ui`` in a folder; yields the address that it prints, and its process."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-m", "pipelines", "ui", "--port", "0"]
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
+START = 120
+"""Seconds that the server may take until it prints its address."""
+
+
+@dataclass
+class Served:
+    """A server of ``trivet ui``: its address, its process, and the files that take what it says."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    out: Path
+    errors: Path
+
+    def end(self) -> None:
+        """Press Ctrl-C and wait.
+
+        Raises:
+            AssertionError: it does not end, with the stacks of its threads.
+        """
+        self.process.send_signal(signal.SIGINT)
         try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            found = re.search(r"http://\S+", line)
-            assert found, line + process.stdout.read()
-            yield found[0], process
-        finally:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the server did not end:\n{_stacks(self.process, self.errors)}") from None
+
+
+@contextlib.contextmanager
+def ui_server(folder: Path) -> Iterator[Served]:
+    """``trivet ui`` in a folder, until the test ends."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    command = [sys.executable, "-P", "-m", "pipelines", "ui", "--port", "0"]
+    with tempfile.TemporaryDirectory() as place:
+        out, errors = Path(place, "out"), Path(place, "errors")
+        with out.open("wb") as said, errors.open("wb") as complaints:
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=complaints)
+        try:
+            served = Served(_address(process, out, errors), process, out, errors)
+            yield served
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                try:
-                    said, _ = process.communicate(timeout=60)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    raise
-                for group in re.findall(r"kill -INT -(\d+)", said):  # runs outlive the server: a test that failed
-                    os.killpg(int(group), signal.SIGKILL)
+                served.end()
+        finally:
+            process.kill()
+            process.wait()
+            for group in re.findall(r"kill -INT -(\d+)", out.read_text()):  # runs outlive it: a test that failed
+                os.killpg(int(group), signal.SIGKILL)
+
+
+def _address(process: subprocess.Popen[bytes], out: Path, errors: Path) -> str:
+    """What the server prints once it can be asked; other lines, as an environment may cause, are passed over.
+
+    Raises:
+        AssertionError: it prints none, with what it said instead and the stacks of its threads.
+    """
+    end = time.monotonic() + START
+    while not (found := re.search(r"http://\S+(?=.*\n)", out.read_text())):
+        if process.poll() is not None or time.monotonic() > end:
+            raise AssertionError(f"no address:\n{out.read_text()}{_stacks(process, errors)}")
+        time.sleep(0.05)
+    return found[0]
+
+
+def _stacks(process: subprocess.Popen[bytes], errors: Path) -> str:
+    """End a process that hangs; what it wrote to standard error, where its threads stand last."""
+    process.send_signal(signal.SIGABRT)
+    process.wait()
+    return errors.read_text(errors="replace")
 
 
 @dataclass

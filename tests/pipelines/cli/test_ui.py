@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import socket
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -38,11 +35,11 @@ def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[str], Path]]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     pytest.importorskip("nicegui")
     folder = tmp_path_factory.mktemp("ui")
-    with ui_server(folder) as (address, process):
-        yield address, process, folder
+    with ui_server(folder) as served:
+        yield served.address, folder
 
 
 def status(address: str, **headers: str) -> tuple[int, str]:
@@ -53,8 +50,9 @@ def status(address: str, **headers: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
+@pytest.mark.slow
 def test_only_who_has_the_address_is_let_in(server) -> None:
-    address, _, folder = server
+    address, folder = server
     root = address.split("?")[0]
     jar = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     with jar.open(address, timeout=60) as page:
@@ -75,9 +73,10 @@ def test_only_who_has_the_address_is_let_in(server) -> None:
     assert [*folder.iterdir()] == []  # nothing is written for being there
 
 
+@pytest.mark.slow
 def test_a_report_cannot_use_the_pages(server, run: Path) -> None:
     """Whatever stands in a report: it is served in a sandbox, and only what is a run or was written is served."""
-    address, _, _ = server
+    address, _ = server
     root = address.split("?")[0]
     jar = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     jar.open(address, timeout=60).close()
@@ -88,10 +87,12 @@ def test_a_report_cannot_use_the_pages(server, run: Path) -> None:
             jar.open(root + path, timeout=60)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_without_a_complaint(tmp_path: Path) -> None:
     pytest.importorskip("nicegui")
-    with ui_server(tmp_path) as (address, process):
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32}", address)
-        os.kill(process.pid, signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
-        assert process.returncode == 0 and out == ""
+    with ui_server(tmp_path) as served:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32}", served.address)
+        before = served.out.read_text(), served.errors.read_text()
+        served.end()
+        assert served.process.returncode == 0
+        assert (served.out.read_text(), served.errors.read_text()) == before

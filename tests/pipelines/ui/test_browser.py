@@ -55,10 +55,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def address(folder: Path) -> Iterator[str]:
-    with ui_server(folder) as (found, _):
-        yield found
+    with ui_server(folder) as served:
+        yield served.address
 
 
+@pytest.mark.slow
 def test_data_are_judged_and_a_recipe_is_changed(folder: Path, address: str) -> None:
     """What needs no model: the doctor's verdict, the form, the text, and what is wrong with it."""
     (folder / "mine.yaml").write_text(RECIPE)
