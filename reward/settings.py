@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -14,7 +15,7 @@ REMOTE_TRAITS = ("timeout", "retries", "backoff", "concurrency", "batch", "token
 
 
 READY = ("classifier", "remote", "judge")
-"""Terms that are somebody else's models: a reward with one of them and without the run's own is examined as a whole."""
+"""Terms that are somebody else's models."""
 
 
 class RemoteConfig(Config):
@@ -128,6 +129,15 @@ class RewardPart(Config):
         if self.kind in RULES:
             RULES[self.kind].check(self)
         return self
+
+
+def is_examined(parts: Sequence[RewardPart]) -> bool:
+    """Whether a reward is examined before PPO, where there are rankings: somebody else's model or a function pays.
+
+    A model of the run has its card already, and what a rule pays stands in the recipe.
+    """
+    kinds = {part.kind for part in parts}
+    return "model" not in kinds and bool(kinds & {*READY, "function"})
 
 
 class GateConfig(Config):

@@ -13,7 +13,7 @@ from data.readers.files import is_text
 from data.source_settings import as_source
 from models.backbone.settings import AdapterConfig
 from pipelines.recipe.schema import Recipe
-from reward.settings import READY, GateConfig
+from reward.settings import GateConfig, is_examined
 from stages.settings import PPOConfig, RewardConfig
 
 Dotted = str
@@ -52,8 +52,8 @@ def optimises_model(recipe: Recipe) -> bool:
     return any(part.kind == "model" for part in recipe.ppo.reward)
 
 
-def asks_ready_model(recipe: Recipe) -> bool:
-    return any(part.kind in READY for part in recipe.ppo.reward)
+def examines_terms(recipe: Recipe) -> bool:
+    return is_examined(recipe.ppo.reward) and bool(recipe.data.rankings)
 
 
 def on_policy_backbone(recipe: Recipe) -> bool:
@@ -107,9 +107,9 @@ WHOLE_STAGES = (
     ),
     rule(
         "reward.gate",
-        acts=lambda r: has(r, "ppo") and (optimises_model(r) or (asks_ready_model(r) and bool(r.data.rankings))),
+        acts=lambda r: has(r, "ppo") and (optimises_model(r) or examines_terms(r)),
         why="the gate stands before a ppo stage that the reward model scores ({source: model} in ppo.reward), or a "
-        "ready one that data.rankings can examine",
+        "ready one or a function that data.rankings can examine",
     ),
     rule(
         *(f"reward.{key}" for key in RewardConfig.model_fields if key not in ("base", "max_tokens", "gate")),

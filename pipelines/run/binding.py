@@ -14,6 +14,8 @@ from pipelines.execution.tracking import check_trackers
 from pipelines.recipe.schema import Recipe
 from pipelines.run.plan_details import rejected_warning
 from pipelines.stages.table import STAGES
+from reward.card.of_terms import unasked
+from reward.settings import is_examined
 
 
 def offers(recipe: Recipe, corpus: Corpus, stages: Sequence[str]) -> Iterator[tuple[str, str, set[str]]]:
@@ -76,6 +78,9 @@ def _check(stage: str, reference: str, offered: Collection[str], recipe: Recipe,
 
 def doubtful_columns(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[str]:
     """Sentences about columns that a function reads and some rows lack, or that it overlooks by a letter."""
+    examined = corpus.rankings.held_out if "ppo" in chosen and is_examined(recipe.ppo.reward) else ()
+    if examined and (why := unasked(recipe.ppo.reward, examined, recipe.base_dir)):
+        yield f"ppo.reward: gets no report card on data.rankings, and the gate is not asked: {why}"
     read: dict[str, list[str]] = {}
     for reference, offered in {r: names for _, r, names in offers(recipe, corpus, chosen)}.items():
         parameters = parameters_read(reference, recipe.base_dir) or []

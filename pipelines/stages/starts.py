@@ -90,27 +90,35 @@ def ppo(context: StageContext, loaded: LoadedModels) -> StageResult:
     return ppo_stage.run(context, loaded.recipe.ppo, model, judge)
 
 
+UNEXAMINED = "ppo.reward: nobody has examined the reward"
+NO_RANKINGS = "there are no held-out rankings (data.rankings) for its report card and the gate"
+
+
 def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
     """Write the card of a reward that no stage has trained, and ask the gate; a resumed stage has its card already.
 
     Raises:
         GateStopped: the card does not pass.
     """
+    from data.common.errors import UserError
     from models.backbone.artifacts import write_json
     from reward.card.examine import FILE
     from reward.card.gate import require_terms
-    from reward.card.of_terms import card_of_terms, is_examined
+    from reward.card.of_terms import card_of_terms, unasked
+    from reward.settings import READY, is_examined
     from reward.terms.composition import compose
     from reward.terms.judge import summaries
 
     recipe, rankings = loaded.recipe, context.corpus.rankings
+    ready = any(part.kind in READY for part in recipe.ppo.reward)
     if not is_examined(recipe.ppo.reward):
         return
     if not rankings.held_out:
-        context.warn(
-            "ppo.reward: nobody has examined the reward: there are no held-out rankings (data.rankings) for "
-            "its report card and the gate"
-        )
+        if ready:
+            context.warn(f"{UNEXAMINED}: {NO_RANKINGS}")
+        return
+    if why := unasked(recipe.ppo.reward, rankings.held_out, recipe.base_dir, run_code=True):
+        context.warn(f"{UNEXAMINED} on data.rankings, and the gate is not asked: {why}")
         return
     file, of = context.out / FILE, {"rankings": context.corpus.fingerprint("rankings")}
 
@@ -118,14 +126,20 @@ def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
         found = read_object(file) if file.is_file() else {}
         if found.get("examined_on") != of:
             reward = compose(recipe.ppo.reward, None, recipe.base_dir, device=context.processes.device)
-            made = card_of_terms(
-                reward,
-                context.renderer,
-                rankings.train,
-                rankings.held_out,
-                seed=context.seed,
-                phase=context.bar.phase,
-            )
+            try:
+                made = card_of_terms(
+                    reward,
+                    context.renderer,
+                    rankings.train,
+                    rankings.held_out,
+                    seed=context.seed,
+                    phase=context.bar.phase,
+                )
+            except UserError as error:
+                if ready:
+                    raise
+                context.warn(f"{UNEXAMINED} on data.rankings, and the gate is not asked: {error}")
+                return {}
             for text in summaries([source for _, _, source in reward.parts]):
                 context.say(text)
             write_json(file, found := made | {"examined_on": of})

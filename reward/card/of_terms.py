@@ -1,5 +1,5 @@
-"""The report card of a reward that no stage of the run has trained: a ready classifier or a scorer behind an address,
-with whatever other terms are added to it.
+"""The report card of a reward that no stage of the run has trained: a ready classifier, a scorer behind an address or
+a function, with whatever other terms are added to it.
 
 A card asks by token ids, such scorers by texts: ``TermsAsked`` remembers which ids stand for which response.
 """
@@ -8,26 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from data.common.errors import UserError
+from data.common.user_functions import check_statically, load_function, offered_for
 from data.records import Message, Prompt, RankedAnswers
 from data.template import Renderer
 from reward.card.examine import examine, examined
 from reward.card.scored_once import Phase, ScoredOnce
 from reward.model import Samples
-from reward.settings import READY, RewardPart
+from reward.settings import RewardPart
 from reward.terms.composition import WeightedSum
 
 Ids = tuple[int, ...]
-
-
-def is_examined(parts: Sequence[RewardPart]) -> bool:
-    """Whether a reward has its card made before PPO: somebody else's model pays, and none of this run does."""
-    kinds = {part.kind for part in parts}
-    return "model" not in kinds and bool(kinds & set(READY))
 
 
 AT_ONCE = 64  # responses between two reports of progress
@@ -102,6 +99,28 @@ class TermsAsked:
             found.append(self.reward.scores(samples))
             self.memory.done(len(rows[part]))
         return self.reward.combine({name: torch.cat([scores[name] for scores in found]) for name in found[0]})[0]
+
+
+def unasked(
+    parts: Sequence[RewardPart], rankings: Sequence[RankedAnswers], folder: Path, *, run_code: bool = False
+) -> str:
+    """Why a function among the terms cannot be asked of rankings: they lack a column that it takes. '' where all can.
+
+    Args:
+        folder: what a function's relative path starts from.
+        run_code: load the functions, which runs their files; otherwise only what can be read is judged.
+    """
+    offered = offered_for((ranking.prompt for ranking in rankings), "completion_ids")
+    for part in parts:
+        if part.kind == "function":
+            try:
+                if run_code:
+                    load_function(part.source, folder).check(offered)
+                else:
+                    check_statically(part.source, offered, folder)
+            except UserError as error:
+                return str(error)
+    return ""
 
 
 def card_of_terms(

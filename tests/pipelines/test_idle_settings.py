@@ -578,6 +578,7 @@ def test_so_many_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
 
 FULL = {"adapter.method": "full"}
 FUNCTION = {"ppo.reward": ["data.demo.task:gold"]}
+RULE = {"ppo.reward": [{"source": "length", "max_length": 9}]}
 TRUNK = {"ppo.value.init": "policy_trunk"}
 GIVEN = {"demonstrations": "demo-task?rows=60"}
 RANKED = {"rankings": "demo-task?rows=60"}
@@ -673,7 +674,7 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
             "score_std": 0.1,
         }.items()
     ),
-    (PLAIN, FUNCTION | {"reward.gate.accuracy": 0.6}, "reward.gate.accuracy", "scores"),
+    (PLAIN, RULE | {"reward.gate.accuracy": 0.6}, "reward.gate.accuracy", "scores"),
     (PLAIN, {"ppo.micro_tokens": 64, "ppo.micro_batch": 4}, "ppo.micro_batch", "ppo.micro_tokens"),
     (PLAIN, {"ppo.kl_target": 3.0}, "ppo.kl_target", "'fixed'"),
     (PLAIN, {"ppo.kl_horizon": 3.0}, "ppo.kl_horizon", "'fixed'"),

@@ -1,8 +1,9 @@
-"""A ready classifier pays a PPO run from one line of a recipe: through its report card, the probes and the gate."""
+"""A ready classifier or a function pays a PPO run from one line of a recipe: through report card, probes and gate."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,70 @@ def test_a_template_that_cannot_be_used_is_told_before_the_first_stage(tmp_path:
     with pytest.raises(UserError, match=r"ppo\.reward: template .*is not a prefix"):
         pipeline.run()
     assert not (tmp_path / "run/sft").exists()
+
+
+FUNCTIONS = """
+def liked(prompts, completions):
+    return [float(text == "w5 w6") - (not text) for text in completions]
+
+def disliked(prompts, completions):
+    return [-value for value in liked(prompts, completions)]
+
+def known(prompts, completions, answer):
+    return [float(text == right) for text, right in zip(completions, answer)]
+
+def known_of_all(prompts, completions, **columns):
+    return [float(text == right) for text, right in zip(completions, columns["answer"])]
+"""
+
+
+def paid_by(folder: Path, function: str, **changes: Any) -> Pipeline:
+    """PPO paid by a function alone; prompts have a column that rankings lack."""
+    make(folder, reward=f"pays.py:{function}")
+    (folder / "pays.py").write_text(FUNCTIONS)
+    asked = [{"prompt": f"{prompt} w9", "answer": GOOD} for prompt in PROMPTS]
+    (folder / "p.jsonl").write_text("\n".join(map(json.dumps, asked)) + "\n")
+    recipe = json.loads((folder / "recipe.yaml").read_text())
+    recipe["data"] |= {"prompts": "p.jsonl"}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe | changes))
+    return Pipeline.from_recipe(folder / "recipe.yaml", run_dir=folder / "run")
+
+
+def test_a_function_pays_through_card_and_gate(tmp_path: Path) -> None:
+    paid_by(tmp_path, "liked").run()
+    card = json.loads((tmp_path / "run/ppo/report_card.json").read_text())
+    assert card["accuracy"]["share"] == 1.0 and card["rankings"] == card["held_out"]["of"] >= 20
+    assert card["probes"]["empty response"]["share"] == 1.0
+    assert read_run(tmp_path / "run").card["accuracy"]["share"] == 1.0
+    assert (tmp_path / "run/ppo/adapter").is_dir()
+
+
+def test_a_function_that_prefers_the_worse_stops_at_the_gate(tmp_path: Path) -> None:
+    with pytest.raises(GateStopped, match=r"accuracy: held-out pair accuracy is 0\.000"):
+        paid_by(tmp_path, "disliked").run()
+    assert not (tmp_path / "run/ppo").exists()
+    paid_by(tmp_path, "disliked", reward={"gate": {"enabled": False}}).run()
+    assert (tmp_path / "run/ppo/adapter").is_dir()
+
+
+@pytest.mark.parametrize("function", ["known", "known_of_all"])
+def test_a_function_of_columns_that_rankings_lack_pays_unexamined_and_says_so(
+    tmp_path: Path, function: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = paid_by(tmp_path, function)
+    pipeline.run()
+    told = capsys.readouterr().out
+    assert ("ppo.reward: gets no report card on data.rankings" in told) == (function == "known")  # before any stage
+    assert re.search(r"nobody has examined the reward on data\.rankings, and the gate is not asked: .*'answer'", told)
+    assert not (tmp_path / "run/ppo/report_card.json").exists() and (tmp_path / "run/ppo/adapter").is_dir()
+
+
+def test_a_classifier_without_rankings_pays_unexamined_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path)
+    recipe = json.loads((tmp_path / "recipe.yaml").read_text())
+    del recipe["data"]["rankings"]
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    Pipeline.from_recipe(tmp_path / "recipe.yaml", run_dir=tmp_path / "run").run()
+    assert "nobody has examined the reward: there are no held-out rankings" in capsys.readouterr().out
