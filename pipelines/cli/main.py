@@ -89,9 +89,9 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(models)
     app.command()(score)
     app.command("serve-reward")(serve_reward)
-    app.command()(serve)
-    takes_flags_of_vllm = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("rollout-server", context_settings=takes_flags_of_vllm)(rollout_server)
+    takes_flags_of_servers = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command(context_settings=takes_flags_of_servers)(serve)
+    app.command("rollout-server", context_settings=takes_flags_of_servers)(rollout_server)
     app.command()(chat)
     app.command("import")(import_base)
     app.command()(export)

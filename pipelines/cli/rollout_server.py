@@ -88,7 +88,9 @@ def serve(recipe: Recipe, python: str, host: str, port: int, more: Sequence[str]
     return supervised(line, os.environ | ENVIRONMENT)
 
 
-def supervised(line: Sequence[str], environment: Mapping[str, str], patience: float = PATIENCE) -> int:
+def supervised(
+    line: Sequence[str], environment: Mapping[str, str], patience: float = PATIENCE, folder: Path | None = None
+) -> int:
     """Run a server until it ends, or until a signal asks this process to: then the server and whatever it has started
     end as well.
 
@@ -96,6 +98,7 @@ def supervised(line: Sequence[str], environment: Mapping[str, str], patience: fl
         line: its command.
         environment: of it.
         patience: seconds that it has to end in order, before it is killed.
+        folder: where it runs; None: here.
 
     Returns:
         Its exit status; 128 and the signal's number where there was one.
@@ -110,7 +113,7 @@ def supervised(line: Sequence[str], environment: Mapping[str, str], patience: fl
     started = list[subprocess.Popen[bytes]]()
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     # a session of its own: the terminal's Ctrl-C would reach it a second time
-    child = subprocess.Popen(line, env=environment, cwd=Path.cwd(), start_new_session=True)
+    child = subprocess.Popen(line, env=environment, cwd=folder or Path.cwd(), start_new_session=True)
     started.append(child)
     if asked:  # before it was there
         child.terminate()

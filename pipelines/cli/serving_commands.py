@@ -35,24 +35,37 @@ def serve_reward(
 
 
 def serve(
+    context: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="a run, or any model", show_default=False)],
     stage: Annotated[
         str | None, typer.Option("--stage", metavar="STAGE", help="base, sft or ppo of a run; without it, all of them")
     ] = None,
     port: Port = 8790,
+    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="trivet, transformers or vllm")] = "trivet",
+    python: Annotated[
+        str | None, typer.Option("--python", metavar="PATH", help="the interpreter that has vLLM; default: this one")
+    ] = None,
 ) -> None:
     """Serve a run's models by OpenAI's protocol.
 
     Chat and completions with streaming, for programs on this machine; all models of a run stand on its one base, and
-    a request names one as its `model`.
+    a request names one as its `model`. With --engine one stage is exported, merged, and served by `transformers serve`
+    or vLLM, which are quicker with many requests; flags that trivet does not know go to them.
 
     \b
     trivet serve runs/demo
     trivet serve runs/demo --stage ppo --port 0
+    trivet serve runs/demo --stage ppo --engine transformers
+    trivet serve runs/demo --stage ppo --engine vllm --python vllm-env/bin/python --max-model-len 4096
     """
-    from pipelines.cli.serve import serve as serve_models
+    from pipelines.cli import serve as own
+    from pipelines.cli import serve_engines as engines
 
-    serve_models(run, stage, port)
+    if engine != engines.OWN:
+        raise typer.Exit(engines.serve(engine, run, stage, port, python, context.args))
+    for flag in (*context.args, *(["--python"] if python is not None else [])):
+        raise UserError(f"{flag}: is for --engine vllm or transformers, and trivet's own server has no such option")
+    own.serve(run, stage, port)
 
 
 def rollout_server(

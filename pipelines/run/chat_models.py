@@ -137,7 +137,7 @@ def open_speakers(target: str, stage: str | None = None) -> Room:
     from pipelines.run.open_run import open_run
 
     pipeline = open_run(path)
-    last, speaker = _stage_of(path, pipeline, None), _speaker_of(pipeline)
+    last, speaker = stage_of(path, pipeline, None), _speaker_of(pipeline)
     names = [*(name for name in _finished(pipeline) if name != last), last]
     return Room(speakers=tuple(map(speaker, names)), reward=None, max_new_tokens=_longest(pipeline))
 
@@ -146,7 +146,7 @@ def _of_run(path: Path, stage: str | None, compare_with: str | None) -> Room:
     from pipelines.run.open_run import is_done, open_run, stage_folder
 
     pipeline = open_run(path)
-    stage = _stage_of(path, pipeline, stage)
+    stage = stage_of(path, pipeline, stage)
     base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
     speaker = _speaker_of(pipeline)
     speakers = [speaker(stage)]
@@ -186,7 +186,7 @@ def _finished(pipeline: Any) -> list[str]:
     return ["base", *(name for name, one in STAGES.items() if one.asked_in_chat and is_done(pipeline, name))]
 
 
-def _stage_of(path: Path, pipeline: Any, asked: str | None) -> str:
+def stage_of(path: Path, pipeline: Any, asked: str | None) -> str:
     """The stage that is asked for or that the path names, else the last one that is finished."""
     done = _finished(pipeline)
     here = path.resolve()
@@ -226,7 +226,7 @@ def _guest(compare_with: str, base: SharedBase, renderer: Renderer, identity: st
         from pipelines.run.open_run import open_run, stage_folder
 
         other = open_run(path)
-        stage = _stage_of(path, other, None)
+        stage = stage_of(path, other, None)
         if stage == "base" or _identity(other) != identity:
             return replace(_of_run(path, stage, None).speakers[0], name=compare_with)
         base.load_role("compared", stage_folder(other, stage))

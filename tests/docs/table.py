@@ -152,11 +152,13 @@ NEED_PACKAGES = {
 
 HUB = "uploads to a hub: tests/pipelines/export/test_push.py uploads to a double of one"
 LM_EVAL = "downloads the harness's tasks: tests/pipelines/evaluate/test_stage.py starts a stand-in for the harness"
+ELSEWHERE = "serves until it is stopped: tests/pipelines/cli/test_serve_engines.py starts it"
 VLLM = "serves until it is stopped, by a package of its own: `make test-vllm` starts it"
 REAL_MODEL = "needs a model and public files, and an hour: tests/real/test_smollm2.py runs the recipes, cut short"
 FURTHER = "needs a recipe with `continued`: tests/pipelines/run/test_continued.py runs the stage"
 TAUGHT = "needs another run to learn from: tests/pipelines/run/test_distil.py runs the stage and exports it"
 NOT_RUN = {
+    **{f"trivet serve runs/{run} --stage ppo --engine": ELSEWHERE for run in ("mine", "demo")},
     "trivet continued my.yaml": FURTHER,
     "trivet distil my.yaml": TAUGHT,
     "trivet chat RUN --stage distil": TAUGHT,
