@@ -138,11 +138,13 @@ def _export(run: str, stage: str, folder: Path, dtype: str) -> None:
         [*COMMAND, "export", run, "--stage", stage, "--to", str(folder), "--merge", "--dtype", dtype],
         env=environment(),
         check=False,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
     )
     if made.returncode:
         raise UserError(made.stderr.strip().removeprefix("trivet: ") or f"the export of '{stage}' failed")
+    print(made.stderr, end="", file=sys.stderr, flush=True)
 
 
 def _from_anywhere(python: str) -> str:
