@@ -516,6 +516,8 @@ GUARDS = [
     _of("G2", "warning: truncation never told", WA, "lambda x: x > TRUNCATED", "lambda x: x > 1 + TRUNCATED", SIGNS, "sign"),
     _of("G2", "warning: length never told", WA, "> LONGER * start", "> 10 * LONGER * start", SIGNS, "sign"),
     _of("G2", "warning: skipped steps told too late", WA, '"ppo/skipped_steps", 0.0) > 0', '"ppo/skipped_steps", 0.0) > 1', SIGNS, "sign"),
+    _of("G2", "a function pays without card and gate", "reward/settings.py", 'bool(kinds & {*READY, "function"})', "bool(kinds & set(READY))",
+        "tests/pipelines/run/test_ready_reward.py", "function_that_prefers"),
     _of("G2", "warning: told at every update", WA, "self._given.add(sign.name)", "self._given.discard(sign.name)", SIGNS, "sign"),
     _of("G2", "warning: believed too early", WA, "PATIENCE = 3  #", "PATIENCE = 2  #", SIGNS,
         "sign or what_passes"),
