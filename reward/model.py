@@ -7,7 +7,7 @@ ids go in as they were sampled; a reward model on another base has its own token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -138,6 +138,27 @@ def combined(scores: Tensor, how: str, uncertainty_penalty: float = 1.0) -> Tens
     return mean if how == "mean" else mean - uncertainty_penalty * scores.std(0, correction=0)
 
 
+@dataclass(slots=True)
+class TextsRead:
+    """What a reward model was given as text so far: rows, those that its limit cut, tokens, and those unknown to it."""
+
+    rows: int = 0
+    cut: int = 0
+    tokens: int = 0
+    unknown: int = 0
+
+    def add(self, row: Fitted, sign: int | None) -> None:
+        """Count a row; ``sign`` is the id that stands for text without a token."""
+        ids = (*row.query, *row.response)
+        self.rows, self.cut = self.rows + 1, self.cut + (row.cut_answer or row.cut_prompt)
+        self.tokens, self.unknown = self.tokens + len(ids), self.unknown + ids.count(sign)
+
+    def since(self, before: TextsRead) -> Tensor:
+        """What came after ``before``: rows, cut rows, tokens and unknown ones (4,)."""
+        counts = zip(astuple(self), astuple(before), strict=True)
+        return torch.tensor([now - then for now, then in counts], dtype=torch.float64)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
     """A trained reward role, or an ensemble of them, ready to score.
@@ -163,6 +184,7 @@ class RewardModel:
     combine: str = "mean"
     uncertainty_penalty: float = 1.0
     memory: OOMRetry = field(default_factory=lambda: OOMRetry(SCORED), compare=False, repr=False)
+    texts: TextsRead = field(default_factory=TextsRead, compare=False, repr=False)
 
     @property
     def head_mean(self) -> float:
@@ -218,21 +240,22 @@ class RewardModel:
         prove: bool = False,
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Queries and responses as ids within the model's limit; arguments and errors as of ``score_texts``."""
-        made = self._fitted(messages, answers, finished, prove)
+        made = self.fitted(messages, answers, finished, prove)
         return [one.query for one in made], [one.response for one in made]
 
-    def cut(self, messages: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]) -> list[int]:
-        """The rows (from 0) of which the model's limit leaves a part: their scores are those of that part."""
-        made = self._fitted(messages, answers, finished, prove=False)
-        return [i for i, one in enumerate(made) if one.cut_answer or one.cut_prompt]
-
-    def _fitted(
-        self, messages: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool], prove: bool
+    def fitted(
+        self,
+        messages: Sequence[Sequence[Message]],
+        answers: Sequence[str],
+        finished: Sequence[bool],
+        prove: bool = False,
     ) -> list[Fitted]:
+        """Rows within the model's limit, which say what it cut; arguments and errors as of ``score_texts``."""
         made = []
         for i, (m, a, f) in enumerate(zip(messages, answers, finished, strict=True)):
             try:
                 made.append(self.renderer.fitted(m, a, f, max_tokens=self.max_tokens, prove=prove))
             except UserError as error:
                 raise RowError(f"row {i + 1}: {error}", i) from error
+            self.texts.add(made[-1], self.renderer.unknown_id)
         return made

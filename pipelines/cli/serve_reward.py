@@ -34,10 +34,10 @@ class ByModel:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
         return self.score(*_columns(rows))
 
-    def cut(self, rows: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The rows (from 0) of which only a part is scored."""
-        find = getattr(self.score, "cut", None)
-        return find(*_columns(rows)) if find is not None else []
+    def with_cuts(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[int]]:
+        """The scores, and the rows (from 0) of which only a part is scored."""
+        of_model = getattr(self.score, "with_cuts", None)
+        return (self(rows), []) if of_model is None else of_model(*_columns(rows))
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[Message]], list[str], list[bool]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.common.errors import RowError, UserError
 from data.common.strict_json import read_object
+from data.counting import MANY, NO_TOKEN, unknown_text
 from data.local_files import why_absent
 from data.records import Message, Prompt
 from data.source_counts import Loaded
@@ -65,18 +66,22 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
 
 @dataclass(frozen=True, slots=True)
 class OfRewardModel:
-    """A reward model as ``Scoring``, which can say what of the rows its limit cuts."""
+    """A reward model as ``Scoring``, which can also say what of the rows its limit cuts."""
 
     model: RewardModel
 
     def __call__(
         self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
     ) -> list[float]:
-        return self.model.score_texts(asked, answers, finished, prove=True).tolist()
+        return self.with_cuts(asked, answers, finished)[0]
 
-    def cut(self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]) -> list[int]:
-        """See ``RewardModel.cut``."""
-        return self.model.cut(asked, answers, finished)
+    def with_cuts(
+        self, asked: Sequence[Sequence[Message]], answers: Sequence[str], finished: Sequence[bool]
+    ) -> tuple[list[float], list[int]]:
+        """The scores, and the rows (from 0) of which the model's limit leaves a part: their scores are those of it."""
+        rows = self.model.fitted(asked, answers, finished, prove=True)
+        scores = self.model.score_ids([row.query for row in rows], [row.response for row in rows]).tolist()
+        return scores, [i for i, row in enumerate(rows) if row.cut_answer or row.cut_prompt]
 
 
 def _remote(address: str) -> Scoring:
@@ -188,25 +193,33 @@ def score_file(
     rows = answers_in(file, reading, say)
     score = load_scorer(run_or_model, label)
     asked, answers, finished = [p.messages for p, _, _ in rows], [a for _, a, _ in rows], [f for _, _, f in rows]
+    cut: list[int] = []
     try:
-        rewards = score(asked, answers, finished)
+        if isinstance(score, OfRewardModel):
+            rewards, cut = score.with_cuts(asked, answers, finished)
+        else:
+            rewards = score(asked, answers, finished)
     except RowError as error:
         raise UserError(f"{rows[error.row][0].source}: {str(error).partition(': ')[2]}") from error
-
-    cut = set(score.cut(asked, answers, finished)) if isinstance(score, OfRewardModel) else set()
-    if cut and isinstance(score, OfRewardModel):
-        say(
-            f"warning: {len(cut):,} of {len(rows):,} rows are longer than the {score.model.max_tokens:,} tokens that "
-            f"the reward model reads, and what is left of them is scored; the first is {rows[min(cut)][0].source}"
-        )
+    if isinstance(score, OfRewardModel):
+        texts = score.model.texts
+        if cut:
+            say(
+                f"warning: {len(cut):,} of {len(rows):,} rows are longer than the {score.model.max_tokens:,} tokens "
+                "that the reward model reads, and what is left of them is scored; the first is "
+                f"{rows[cut[0]][0].source}"
+            )
+        if texts.unknown > MANY * texts.tokens:
+            say(f"warning: in the rows {unknown_text(texts.unknown, texts.tokens)}{NO_TOKEN}")
 
     # What reads standard output gets the same JSON whatever the locale's character set holds.
     escaped = out is None and codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
 
     def lines() -> Iterator[str]:
+        parts = set(cut)
         for i, ((prompt, answer, _), reward) in enumerate(zip(rows, rewards, strict=True)):
             row = {"prompt": prompt.text, "answer": answer, "reward": round(reward, 6)} | (
-                {"cut": True} if i in cut else {}
+                {"cut": True} if i in parts else {}
             )
             yield json.dumps(row, ensure_ascii=escaped) + "\n"
 

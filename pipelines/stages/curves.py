@@ -43,6 +43,8 @@ PPO: Curves = (
     ("objective/entropy", "Entropy", "Nats a token; falls a little. Near 0 all responses are alike."),
     ("rollout/length", "Response length", "Tokens; should not run away."),
     ("rollout/truncated_fraction", "Cut off", "Share of responses at the length limit; stays low."),
+    ("rollout/scored_cut_fraction", "Scored in part", "Share of responses beyond the reward model's limit; stays 0."),
+    ("rollout/scored_unknown_fraction", "Unread by the reward model", "Share of its tokens that it has none for; low."),
     ("ppo/value/explained_variance", "Value: explained variance", "1 is perfect, 0 is useless; rises."),
     ("ppo/policy/clipfrac", "Clipped steps", "Share of tokens at the clip; below 0.3 is usual."),
     ("ppo/loss/ptx", "Pretraining loss (PTX)", "Nats a token of documents or demonstrations; stays low."),

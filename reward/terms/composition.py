@@ -13,7 +13,7 @@ from torch import Tensor
 from data.common.errors import UserError
 from data.common.user_functions import columns_of, load_function
 from models.backbone.processes import Processes
-from reward.model import RewardModel, Samples
+from reward.model import RewardModel, Samples, TextsRead
 from reward.settings import RewardPart
 from reward.tables import RULES
 from reward.terms.classifier import ClassifierReward
@@ -161,6 +161,12 @@ class WeightedSum:
         transformed = {name: shape(scores[name]) for name, shape in self.transforms.items()}
         total = torch.stack([weight * transformed.get(name, scores[name]) for name, weight, _ in self.parts]).sum(0)
         return total, {**scores} | {f"{name}/transformed": values for name, values in transformed.items()}
+
+    @property
+    def texts(self) -> TextsRead | None:
+        """What a reward model on another base has been given as text so far; None where no part is one."""
+        models = [source.model for _, _, source in self.parts if isinstance(source, ModelReward)]
+        return next((model.texts for model in models if not model.takes_ids), None)
 
     @property
     def state(self) -> dict[str, Tensor]:

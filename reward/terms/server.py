@@ -41,7 +41,8 @@ Write = Callable[[list[float]], Any]
 class Application:
     """``POST /`` is trivet's protocol, ``POST /classify`` the classifier's, ``GET /health`` an "ok".
 
-    A scorer with ``cut(rows)`` says of which rows only a part was scored; they stand in the reply under ``cut``.
+    A scorer with ``with_cuts(rows)`` gives with the scores the rows of which only a part was scored; they stand in the
+    reply under ``cut``.
 
     Only ``application/json`` is read, which pages of other sites cannot send without asking first.
     """
@@ -73,9 +74,7 @@ class Application:
         """A row that the scorer refuses is the sender's mistake; what else it fails with is ours, which may pass."""
         try:
             with self.lock:
-                scores = [float(s) for s in self.scorer(rows)] if rows else []
-                find = getattr(self.scorer, "cut", None)  # of a model with a limit
-                cut = find(rows) if find is not None and rows else []
+                scores, cut = self._with_cuts(rows) if rows else ([], [])
             if odd := [i for i, s in enumerate(scores) if not math.isfinite(s)]:
                 return as_json(FAILED, {"error": f"row {odd[0]} was scored {scores[odd[0]]}, which is no number"})
             return as_json(OK, write(scores) | ({"cut": cut} if cut else {}))
@@ -85,6 +84,11 @@ class Application:
             return as_json(FAILED, {"error": f"{error}"})
         except Exception as error:
             return as_json(FAILED, {"error": f"{type(error).__name__}: {error}"})
+
+    def _with_cuts(self, rows: list[dict[str, Any]]) -> tuple[list[float], list[int]]:
+        of_model = getattr(self.scorer, "with_cuts", None)
+        scores, cut = (self.scorer(rows), []) if of_model is None else of_model(rows)
+        return [float(s) for s in scores], cut
 
     def _inputs(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Texts of the classifier's protocol: what stands before the last empty line is the prompt."""

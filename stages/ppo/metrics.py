@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from models.backbone.transfers import received
 from stages import ppo_math
@@ -43,6 +44,19 @@ def rollout_metrics(rollout: Rollout, kl_coef: float) -> dict[str, float]:
         "objective/kl_per_token": kl_total / max(tokens, 1),
         "ppo/value/explained_variance": explained.item(),
         "tokens/response": tokens,
+    }
+
+
+def texts_metrics(counts: Tensor) -> dict[str, float]:
+    """What a reward model on another base could not read as it was sampled, as shares.
+
+    Args:
+        counts: rows, cut rows, tokens and unknown tokens (4,), as of ``reward.model.TextsRead``.
+    """
+    rows, cut, tokens, unknown = counts.tolist()
+    return {
+        "rollout/scored_cut_fraction": cut / max(1.0, rows),
+        "rollout/scored_unknown_fraction": unknown / max(1.0, tokens),
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,10 +28,11 @@ from models.roles.role_view import RoleView
 from models.roles.together import known_states
 from models.sampling.fast import FastEngine
 from models.sampling.generate import Engine, Generated, gathered, generate, sampling_noise
+from reward.model import TextsRead
 from reward.terms.composition import WeightedSum
 from stages import ppo_math
 from stages.ppo.kl_controller import make_controller
-from stages.ppo.metrics import STEP_METRICS, rollout_metrics, update_metrics
+from stages.ppo.metrics import STEP_METRICS, rollout_metrics, texts_metrics, update_metrics
 from stages.ppo.micro_batching import MicroBatching
 from stages.ppo.old_logprobs import OldLogprobs
 from stages.ppo.optimizer import make_optimizer
@@ -165,7 +167,7 @@ class PPO:
         )
         self.evaluate(rollout, generated)
         numbers = {} if self.remote is None else self.compare_servers(self.remote, rollout, own)
-        self.score(rollout)
+        numbers |= self.score(rollout)
         return rollout, numbers | {"time/rollout": t1 - t0, "time/score": time.perf_counter() - t1}
 
     def sample(self, queries: Sequence[list[int]], mine: range) -> Generated:
@@ -223,13 +225,19 @@ class PPO:
         head = self.base.heads["value"]
         return head(response_states(policy, rows))
 
-    def score(self, rollout: Rollout) -> None:
-        """Fill in the reward's scores; where a process cannot get its share's, all of them stop with its error."""
-        processes = self.context.processes
+    def score(self, rollout: Rollout) -> dict[str, float]:
+        """Fill in the reward's scores; where a process cannot get its share's, all of them stop with its error.
+
+        Returns:
+            Of a reward model on another base, the shares of responses and of tokens that it could not read as they are.
+        """
+        processes, texts = self.context.processes, self.reward.texts
+        before = TextsRead() if texts is None else replace(texts)
         own = self.reward.scores(rollout.samples(self.mine), processes)
         scores, parts = self.reward.combine({name: processes.gather_rows(values) for name, values in own.items()})
         rollout.raw_scores = scores.to(self.base.device)
         rollout.score_parts = {k: v.to(self.base.device) for k, v in parts.items()}
+        return {} if texts is None else texts_metrics(processes.sum(texts.since(before)))
 
     def compare_servers(self, remote: RemoteRollouts, rollout: Rollout, own: Generated) -> dict[str, float]:
         """Refuse what was not sampled from the policy; otherwise, where asked, the weights that correct for the gap.

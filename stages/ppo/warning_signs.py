@@ -18,6 +18,7 @@ RUNAWAY_KL = 25.0  # nats a response: far outside what a reward model was traine
 COLLAPSED_ENTROPY = 0.2  # share of the first update's
 FLAT_SCORES = 0.02  # share of the first update's standard deviation
 TRUNCATED = 0.9  # share of responses
+UNREAD = 0.05  # share of responses, or of tokens, that a reward model on another base does not read as they are
 LONGER = 1.5  # times the first updates' length
 
 
@@ -103,6 +104,16 @@ def truncation(history: History) -> bool:
     return history.lasts("rollout/truncated_fraction", lambda x: x > TRUNCATED)
 
 
+def scored_in_part(history: History) -> bool:
+    """A reward model on another base is given more than its limit takes."""
+    return history.lasts("rollout/scored_cut_fraction", lambda x: x > UNREAD)
+
+
+def scored_unread(history: History) -> bool:
+    """A reward model on another base has no tokens for what it scores."""
+    return history.lasts("rollout/scored_unknown_fraction", lambda x: x > UNREAD)
+
+
 def growing_length(history: History) -> bool:
     """Responses are much longer than in the first updates."""
     lengths, firsts = history.last("rollout/length"), history.first_lengths
@@ -153,6 +164,19 @@ SIGNS = (
         shows=truncation,
         advice="nearly all responses reach ppo.max_new_tokens without a stop token. Raise it, check `stop`, or check "
         "that the demonstrations end their responses.",
+    ),
+    Sign(
+        name="scored in part",
+        shows=scored_in_part,
+        advice=f"more than {UNREAD:.0%} of prompts and responses are longer than reward.max_tokens in the tokens of "
+        "the reward model's own base: their scores are those of the part that is left. Raise reward.max_tokens or "
+        "lower ppo.max_new_tokens.",
+    ),
+    Sign(
+        name="unread tokens",
+        shows=scored_unread,
+        advice=f"more than {UNREAD:.0%} of the tokens that the reward model reads stand for text that its tokenizer "
+        "does not know: it scores what it cannot see. Take a reward.base whose tokenizer spells all text.",
     ),
     Sign(
         name="length",

@@ -144,6 +144,25 @@ def test_a_reward_model_on_another_base_gets_text_in_its_own_ids(tmp_path):
     assert_close(model.score(samples), model.score_ids([q for q, _ in own], [r for _, r in own]))
 
 
+def test_what_a_reward_model_on_another_base_cannot_read_is_counted(tmp_path):
+    """M11: its limit cuts rows in its own tokens, and its vocabulary lacks words; PPO's metrics have the shares."""
+    base = SharedBase(tiny_lm(seed=3), word_tokenizer(words=WORDS[:-20] + [f"z{i}" for i in range(20)]), name="other")
+    base.add_role("reward", ADAPTER, head=True)
+    renderer = Renderer(base.tokenizer, template="dialogue")
+    model = RewardModel(base=base, role="reward", renderer=renderer, takes_ids=False, max_tokens=9)
+    ppo = make_ppo(tmp_path, rollouts=8, reward=ModelReward(model))
+    for _ in range(2):  # of each rollout by itself
+        rollout, numbers = ppo.rollout()
+        rows = [
+            renderer.fitted(p.messages, t, f, max_tokens=9)
+            for p, t, f in zip(rollout.prompts, rollout.texts, rollout.finished.tolist(), strict=True)
+        ]
+        ids = [i for row in rows for i in (*row.query, *row.response)]
+        cut = sum(row.cut_answer or row.cut_prompt for row in rows)
+        assert numbers["rollout/scored_cut_fraction"] == cut / 8 > 0
+        assert numbers["rollout/scored_unknown_fraction"] == ids.count(renderer.unknown_id) / len(ids) > 0
+
+
 # -- rollouts ----------------------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,8 @@ def test_a_healthy_run_says_nothing():
         ("objective/scores_std", [1.0, 0.01, 0.01, 0.01, 0.01], 4, "hardly differ"),
         ("objective/scores_std", [0.0] * 5, PATIENCE, "hardly differ"),
         ("rollout/truncated_fraction", [1.0] * 5, PATIENCE, "max_new_tokens"),
+        ("rollout/scored_cut_fraction", [0.06] * 5, PATIENCE, "reward.max_tokens"),
+        ("rollout/scored_unknown_fraction", [0.06] * 5, PATIENCE, "reward.base"),
         ("rollout/length", [10.0] * 9 + [20.0] * 9, 12, "length"),
         ("ppo/skipped_steps", [0.0, 1.0, 1.0], 2, "not finite"),
     ],
@@ -51,6 +53,8 @@ def test_each_sign_once_with_its_remedy(name, values, step, words):
         ("objective/kl", [40.0, 35.0, 30.0, 28.0]),
         ("ppo/value/explained_variance", [-0.5] * (LONG - 1) + [0.1]),
         ("objective/entropy", [2.0, 0.3, 0.3, 1.0, 0.3, 0.3]),
+        ("rollout/scored_cut_fraction", [0.06, 0.04] * 5),
+        ("rollout/scored_unknown_fraction", [0.05] * 5),
     ],
 )
 def test_what_passes_is_not_told(name, values):
