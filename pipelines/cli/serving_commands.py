@@ -56,7 +56,7 @@ def serve(
     trivet serve runs/demo
     trivet serve runs/demo --stage ppo --port 0
     trivet serve runs/demo --stage ppo --engine transformers
-    trivet serve runs/demo --stage ppo --engine vllm --python vllm-env/bin/python --max-model-len 4096
+    trivet serve runs/demo --engine vllm --python vllm-env/bin/python
     """
     from pipelines.cli import serve as own
     from pipelines.cli import serve_engines as engines
