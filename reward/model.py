@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data.common.errors import RowError, UserError
-from data.counting import Fitted
+from data.counting import MANY, Fitted, unknown_text
 from data.records import Message, Prompt
 from data.template import Renderer
 from models.backbone.logprobs import Rows, make_rows
@@ -152,6 +152,15 @@ class TextsRead:
         ids = (*row.query, *row.response)
         self.rows, self.cut = self.rows + 1, self.cut + (row.cut_answer or row.cut_prompt)
         self.tokens, self.unknown = self.tokens + len(ids), self.unknown + ids.count(sign)
+
+    def warning(self) -> str:
+        """That much was not read as it is; '' where more than 95 % of rows and of tokens were."""
+        parts = []
+        if self.cut > MANY * self.rows:
+            parts.append(f"of {self.cut:,} of {self.rows:,} responses only a part is scored (reward.max_tokens)")
+        if self.unknown > MANY * self.tokens:
+            parts.append(unknown_text(self.unknown, self.tokens))
+        return "; ".join(parts)
 
     def since(self, before: TextsRead) -> Tensor:
         """What came after ``before``: rows, cut rows, tokens and unknown ones (4,)."""

@@ -44,6 +44,7 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
     systems = available(context, loaded, evaluator)
     references = _references(context, loaded, evaluator)
     answers = responses_of(context, loaded, evaluator, systems, references)
+    doubts = unread(evaluator)
     judges = evaluator.judges()
     judge = next(iter(judges), None)
     names = [s.name for s in answers if s.decoding == "sampled"]
@@ -64,7 +65,7 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
         join(results, chat_verdicts(context, loaded, answers, against, evaluator.seed))
     card = card_for(context, loaded, evaluator, answers)
     results |= {"reward_card": in_short(card)} if card else {}
-    results["warnings"] += trained_on(context, loaded, evaluator)
+    results["warnings"] += [*doubts, *trained_on(context, loaded, evaluator)]
     if settings.lm_eval.tasks:
         results["lm_eval"] = harness_results(context, loaded, evaluator, settings.lm_eval)
     if evaluator.servers is not None:
@@ -77,6 +78,16 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
     context.log.note(log_row(counts))
     context.log.write(len(answers), {})
     return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"]), "counts": counts})
+
+
+def unread(evaluator: Evaluator) -> list[str]:
+    """Sentences about reward models on another base that could not read the responses as they are."""
+    models = {"the reward model": evaluator.reward, "the held-out reward model": evaluator.held_out_reward}
+    return [
+        f"{what}, on a base of its own: {text}"
+        for what, model in models.items()
+        if model is not None and not model.takes_ids and (text := model.texts.warning())
+    ]
 
 
 def trained_on(context: StageContext, loaded: LoadedModels, evaluator: Evaluator) -> list[str]:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ import pytest
 import pipelines.cli.main as cli
 from data.records import Message
 from models.sampling.fast import FastEngine
+from pipelines.evaluate.stage import unread
 from pipelines.run.pipeline import Pipeline
+from reward.model import TextsRead
 from reward.terms.server import serving
 from tests.support.recipes import RECIPE
 
@@ -252,3 +255,17 @@ def test_the_harness_runs_local_tasks_on_the_exported_model(run: Path, tmp_path:
 
 def _refuse(*_: Any) -> None:
     raise AssertionError("network")
+
+
+def test_a_reward_model_on_another_base_that_cannot_read_the_responses_is_told() -> None:
+    def model(takes_ids: bool, cut: int, unknown: int) -> Any:
+        return SimpleNamespace(takes_ids=takes_ids, texts=TextsRead(rows=100, cut=cut, tokens=1000, unknown=unknown))
+
+    few, many = model(False, 5, 50), model(False, 6, 51)
+    assert unread(SimpleNamespace(reward=few, held_out_reward=None)) == []  # type: ignore[arg-type]
+    assert unread(SimpleNamespace(reward=None, held_out_reward=model(True, 90, 900))) == []  # type: ignore[arg-type]
+    told = unread(SimpleNamespace(reward=few, held_out_reward=many))  # type: ignore[arg-type]
+    assert told == [
+        "the held-out reward model, on a base of its own: of 6 of 100 responses only a part is scored "
+        "(reward.max_tokens); 51 of 1,000 tokens stand for text that the tokenizer does not know"
+    ]

@@ -112,6 +112,18 @@ def test_rows_that_the_models_limit_cuts_are_told_and_marked(tmp_path, monkeypat
             assert len(said.pop("scores")) == len(some) and said == cut
 
 
+def test_words_that_the_model_has_no_token_for_are_told(tmp_path, monkeypatch):
+    base = make_base()
+    base.add_role("reward", ADAPTER, head=True)
+    model = RewardModel(base=base, role="reward", renderer=Renderer(base.tokenizer, template="dialogue"))
+    monkeypatch.setattr("pipelines.run.score.load_scorer", lambda *_: OfRewardModel(model))
+    for words, said in (("w2 w3 w4", False), ("Wort w3 w4", True)):
+        file, told = tmp_path / "a.jsonl", list[str]()
+        file.write_text(json.dumps({"prompt": "w1", "completion": words}) + "\n")
+        score_file("model", file, tmp_path / f"{said}.jsonl", say=told.append)
+        assert told == [] if not said else told[0].startswith("warning: in the rows 1 of ")
+
+
 def test_a_file_that_is_there_is_kept_and_the_input_never_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "pipelines.run.score.load_scorer", lambda *_: lambda asked, answers, ended: [1.0] * len(answers)
