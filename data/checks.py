@@ -19,7 +19,7 @@ from data.common.errors import UserError
 from data.derive import KINDS
 from data.doctor.duplicates import NEAR_SAMPLE, Duplicates
 from data.doctor.entry import Check, Entry, Finding, of_row
-from data.doctor.meant import Meant
+from data.doctor.meant import Meant, Specials
 from data.doctor.rankings import Judgements, Rankings
 from data.doctor.sampling import Earliest, Histogram, Lowest, Seats, sample_of
 from data.doctor.texts import Characters, Count, Languages, Lengths, Turns
@@ -37,7 +37,7 @@ from data.sources import parse_file
 from data.storage.digests import digest
 from data.storage.number_rows import NumberRows, same
 from data.storage.store import Store
-from data.tokens import bounded, check_speed
+from data.tokens import bounded, check_speed, special_texts
 
 EXAMPLES = 5
 """Places named for each overlap of two files."""
@@ -136,15 +136,17 @@ def check_files(
 
     Args:
         files: paths of data files, or sources with the settings by which each is read.
-        tokenizer: a folder with a tokenizer, or a loaded one, to count tokens as well.
+        tokenizer: a folder with a tokenizer, or a loaded one, to count tokens as well, and to look for its special
+            tokens in texts.
         reading: settings of how files given by their path are read, such as columns to leave out; its path is not used.
 
     Raises:
         UserError: a file is not there or cannot be read, no row of it fits a format, or there is no such tokenizer.
     """
-    count_tokens = token_counter(tokenizer) if tokenizer is not None else None
+    loaded = None if tokenizer is None else tokenizer_of(tokenizer)
+    counted = None if loaded is None else _Counted(token_counter(loaded), special_texts(loaded))
     sources = [(file.path, file) if isinstance(file, Source) else (str(file), reading) for file in files]
-    readers = [_read_file(Path(name), name, count_tokens, own, compared=len(files) > 1) for name, own in sources]
+    readers = [_read_file(Path(name), name, counted, own, compared=len(files) > 1) for name, own in sources]
     overlaps = [_overlap(a, b) for a, b in combinations(readers, 2)]
     return DataCheck(
         files=tuple(reader.outcome() for reader in readers),
@@ -152,12 +154,18 @@ def check_files(
     )
 
 
-def _read_file(
-    path: Path, name: str, count_tokens: Count | None, reading: Source | None, compared: bool
-) -> _FileReader:
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What is found by a tokenizer: how many tokens texts have, and which of them hold its special ones."""
+
+    count: Count
+    special: Sequence[str]
+
+
+def _read_file(path: Path, name: str, counted: _Counted | None, reading: Source | None, compared: bool) -> _FileReader:
     if not path.is_file():
         raise UserError(f"{path} {why_absent(path)}")
-    reader = _FileReader(name, count_tokens, reading, compared)
+    reader = _FileReader(name, counted, reading, compared)
     for parsed in parse_file(path, name, source=reading, remarks=reader.remarks):
         reader.add(parsed)
     if not reader.rows:
@@ -177,7 +185,7 @@ class _FileReader:
     """What is counted of one file while its rows go by."""
 
     file: str
-    count_tokens: Count | None
+    counted: _Counted | None
     reading: Source | None = None
     compared: bool = False  # with other files, for which prompts are remembered
     rows: int = 0
@@ -204,10 +212,11 @@ class _FileReader:
     one_group: bool = True
 
     def __post_init__(self) -> None:
-        self.lengths = Lengths(self.count_tokens)
+        self.lengths = Lengths(None if self.counted is None else self.counted.count)
         self.duplicates = Duplicates(seats=Seats(self.seats.place))
         own = (self.lengths, self.turns, self.languages, Characters(), Meant(), self.duplicates)
-        self.checks = (Rankings(Seats(self.seats.place)), Judgements(), *own)
+        special = Specials(() if self.counted is None else self.counted.special)
+        self.checks = (Rankings(Seats(self.seats.place)), Judgements(), *own, special)
 
     def add(self, parsed: Parsed) -> None:
         """Count one row, or one of several that a line holds."""
@@ -340,8 +349,8 @@ def _overlap(a: _FileReader, b: _FileReader) -> Overlap:
     )
 
 
-def token_counter(tokenizer: str | Path | Any) -> Count:
-    """A function that counts the tokens of texts.
+def tokenizer_of(tokenizer: str | Path | Any) -> Any:
+    """The tokenizer of a folder, or the one that is given.
 
     Raises:
         UserError: the folder is not there, or holds no tokenizer that loads.
@@ -357,11 +366,15 @@ def token_counter(tokenizer: str | Path | Any) -> Count:
         except Exception as error:
             first = (str(error).splitlines() or [""])[0][:200]
             raise UserError(f"tokenizer: {folder} holds none that loads ({first})") from error
-    loaded = tokenizer
-    check_speed(loaded)
+    return tokenizer
+
+
+def token_counter(tokenizer: Any) -> Count:
+    """A function that counts the tokens of texts."""
+    check_speed(tokenizer)
 
     def count(texts: list[str]) -> list[int]:
         with bounded("".join(texts)):
-            return [len(ids) for ids in loaded(texts, add_special_tokens=False, verbose=False).input_ids]
+            return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False).input_ids]
 
     return count

@@ -84,6 +84,11 @@ def special_ids(tokenizer: Any) -> set[int]:
     return {*tokenizer.all_special_ids, *(i for i, t in added_tokens(tokenizer).items() if t.special)}
 
 
+def special_texts(tokenizer: Any) -> list[str]:
+    """The special tokens as they are written in a text."""
+    return list(tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer))))
+
+
 def added_bos(tokenizer: Any) -> tuple[int, ...]:
     """The id that the tokenizer puts before a text by itself; empty if it puts none."""
     with bounded("a"):

@@ -11,7 +11,7 @@ from data.checks import token_counter
 from data.counting import Tally
 from data.doctor.corpus import Health, examine
 from data.doctor.entry import Finding
-from data.tokens import special_ids
+from data.tokens import special_texts
 from pipelines.execution.progress import Progress
 from pipelines.run.parts import RunParts
 from pipelines.run.plan_details import PlanDetails
@@ -34,7 +34,7 @@ def health_of(pipeline: RunParts) -> Health:
     def examined() -> str:
         if tokenizer is None:
             return json.dumps(examine(corpus).as_dict())
-        special = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
+        special = special_texts(tokenizer)
         return json.dumps(examine(corpus, token_counter(tokenizer), special=special).as_dict())
 
     name = _named(tokenizer)

@@ -11,6 +11,7 @@ from data.checks import check_files
 from data.common.errors import UserError
 from data.source_settings import Source
 from data.storage import store
+from tests.conftest import word_tokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 
@@ -153,3 +154,15 @@ def test_a_link_to_nothing_is_named_with_its_target_wherever_a_file_is_given(tmp
         assert f"{link} is a link to gone.jsonl, which is not there" in capsys.readouterr().err, command
     assert main(["plan", str(recipe)]) == 2
     assert "is a link to gone.yaml, which is not there" in capsys.readouterr().err
+
+
+def test_special_tokens_in_texts_are_found_by_the_tokenizer(tmp_path):
+    tokenizer = word_tokenizer()
+    rows = [{"prompt": "w1 <eos> w2", "completion": "w3"}, {"prompt": "w4", "completion": "w5"}]
+    file = write(tmp_path / "a.jsonl", rows)
+
+    def told(**more):
+        return [f for f in check_files([file], **more).files[0].findings if f.kind == "special token"]
+
+    assert [(f.count, f.places) for f in told(tokenizer=tokenizer)] == [(1, (f"{file}:1",))]
+    assert told() == []
