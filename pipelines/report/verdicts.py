@@ -17,9 +17,10 @@ def verdict(run: Path, stage: str) -> str:
     try:
         if stage == "evaluate":
             results = read_object(run / folders()[stage] / "results.json")
-            found = Words(results=results, card={}, gate=None, command="", seed=None).main
+            words = Words(results=results, card={}, gate=None, command="", seed=None)
+            found, doubt = words.main, ", by an unreliable judge" if words.doubt else ""
             of_before = "of other models than are there now: " if stage in outdated(run) else ""
-            return f"{of_before}{found['a']} against {found['b']}: {found['verdict_text']}" if found else ""
+            return f"{of_before}{found['a']} against {found['b']}: {found['verdict_text']}{doubt}" if found else ""
         made = read_artifact(run / folders()[stage])
         accuracy = made.metrics.get("pair_accuracy") if made and stage == "reward" else None
         return f"orders {accuracy:.0%} of the held-out pairs" if accuracy is not None else ""

@@ -22,6 +22,14 @@ NAMES = SYSTEMS | {
     "reward": "the reward model",
 }
 
+TRIVIAL = {
+    "empty_answer": "an empty response",
+    "constant_answer": "always the same response",
+    "repeated_prompt": "the prompt itself",
+    "longest_answer": "the longest response of another prompt",
+}
+"""What no judge should prefer, by the names of ``evaluation.adversaries``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
@@ -62,6 +70,16 @@ class Words:
         """The comparison that the headline is about."""
         return main_comparison(self.results)
 
+    @property
+    def doubt(self) -> str:
+        """What the judge of the headline's comparison prefers that it should not; '' where nothing of it is known."""
+        judge = (self.results.get("judges") or {}).get((self.main or {}).get("by")) or {}
+        if judge.get("reliable") is not False:
+            return ""
+        fooled = [n for n, one in (judge.get("adversaries") or {}).items() if one.get("verdict") == "better"]
+        said = " and ".join(TRIVIAL.get(name, name.replace("_", " ")) for name in fooled) or "what deserves nothing"
+        return f"That judge is unreliable: whatever the prompt, it prefers {said}."
+
     def system(self, name: str) -> Mapping[str, Any]:
         part = "greedy" if (self.main or {}).get("decoding") == "greedy" else "systems"
         return (self.results.get(part) or {}).get(name) or {}
@@ -86,10 +104,11 @@ def headline(words: Words) -> dict[str, str]:
     wins = f"wins {_percent(c['win_rate'])} of {n} held-out prompts{_ci(c.get('ci95'))} {judged}{how}"
     said = _verdict(c)
     detail = f"{a} {wins}; ties count half, brackets are 95 % intervals."
-    if said == "better":
-        return {"tone": "good", "text": f"{a} beat {b}", "detail": detail}
-    if said == "worse":
-        return {"tone": "bad", "text": f"{a} lost to {b}", "detail": detail}
+    if said in ("better", "worse"):
+        text = f"{a} beat {b}" if said == "better" else f"{a} lost to {b}"
+        if words.doubt:
+            return {"tone": "open", "text": f"{text}, by an unreliable judge", "detail": f"{detail} {words.doubt}"}
+        return {"tone": "good" if said == "better" else "bad", "text": text, "detail": detail}
     why = str(c.get("verdict_text") or "")
     more = f" A difference is {why}." if why.startswith("not shown") else ""
     return {"tone": "open", "text": f"It is not shown that {a} beats {b}", "detail": detail + more}
@@ -165,12 +184,15 @@ def _did_it(words: Words) -> dict[str, str]:
         )
         return _card(question, "Not yet", "open", why)
     short, tone = {"better": ("Yes", "good"), "worse": ("No", "bad")}.get(_verdict(c), ("Not shown", "open"))
+    if words.doubt and tone != "open":
+        short, tone = f"{short}, if one trusts the judge", "open"
     counts = f"{c.get('wins')} wins, {c.get('ties')} ties, {c.get('losses')} losses"
     adjusted = c.get("p_value_holm")
     p = c.get("p_value") if adjusted is None else adjusted
     test = "" if p is None else ", sign test p < 0.001" if p < 0.001 else f", sign test p = {p:.3f}"
     test += " after Holm" if adjusted is not None else ""
-    return _card(question, short, tone, f"{counts} by {NAMES.get(str(c.get('by')), str(c.get('by')))}{test}.")
+    by = NAMES.get(str(c.get("by")), str(c.get("by")))
+    return _card(question, short, tone, f"{counts} by {by}{test}. {words.doubt}".strip())
 
 
 def _how_much(words: Words) -> dict[str, str]:

@@ -126,9 +126,11 @@ def sentence(
     if found.learnt:
         low, high = found.ci95 or (0.0, 0.0)
         return f"{words} (a difference of {found.loss:+.2g}, 95 % [{low:+.2g}, {high:+.2g}])"
-    if found.rose and lowest[1] < loss_of(before) and lowest[0] != step:
+    higher = found.rose or loss_of(after) > loss_of(before)
+    if higher and lowest[1] < loss_of(before) and lowest[0] != step:
+        what = "trained for too long" if found.rose else "nothing was learnt that is left at the end"
         return (
-            f"{words}: trained for too long; it was {lowest[1]:.4g} at step {lowest[0]}: try {key}.keep=best, or a "
+            f"{words}: {what}; it was {lowest[1]:.4g} at step {lowest[0]}: try {key}.keep=best, or a "
             f"{key}.learning_rate below {rate:.1e}"
         )
     return f"{words}: nothing was learnt; try {_advice(found, key, rate, amount)}"

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from pipelines.cli.summary import show_summary
+from pipelines.report import verdicts
 from pipelines.report.evaluation import shown_columns, system_rows
 from pipelines.report.main_comparison import main_comparison, turned
-from pipelines.report.words import Words, headline
+from pipelines.report.words import Words, answers_to_newcomers, headline
 
 C: dict[str, Any] = {
     "by": "gold", "decoding": "sampled", "n": 10, "wins": 2, "ties": 1, "losses": 7, "win_rate": 0.25,
@@ -83,3 +84,22 @@ def test_the_terminal_shows_the_responses_that_are_compared(tmp_path: Path) -> N
 def test_columns_without_a_value_are_left_out() -> None:
     rows = system_rows({"systems": {"base": {"kl": {"mean": 0.0}, "truncated": 0.5}, "sft": {"truncated": 0.0}}})
     assert shown_columns(rows) == {"kl": "KL, nats", "truncated": "Cut off"}
+
+
+@pytest.mark.parametrize(("verdict", "said"), [("better", "PPO beat SFT"), ("worse", "PPO lost to SFT")])
+def test_what_an_unreliable_judge_says_is_no_verdict(verdict: str, said: str, tmp_path: Path) -> None:
+    """The words say what that judge prefers, and neither praise nor blame."""
+    fooled = {"longest_answer": {"verdict": "better"}, "empty_answer": {"verdict": "not shown"}}
+    found = results("sft", "ppo", judges={"gold": {"reliable": False, "adversaries": fooled}})
+    for c in found["comparisons"]:
+        c |= {"verdict": verdict, "verdict_text": verdict}
+    for results_of, doubted in ((found, True), (found | {"judges": {"gold": {"reliable": True}}}, False)):
+        words = Words(results=results_of, card={}, gate=None, command="", seed=0)
+        top, card = headline(words), answers_to_newcomers(words)[0]
+        assert top["text"] == said + ", by an unreliable judge" * doubted
+        assert (top["tone"] == "open", card["tone"] == "open") == (doubted, doubted)
+        for text in (top["detail"], card["text"]):
+            assert ("whatever the prompt, it prefers the longest response of another prompt." in text) == doubted
+        (tmp_path / "evaluation").mkdir(exist_ok=True)
+        (tmp_path / "evaluation/results.json").write_text(json.dumps(results_of))
+        assert verdicts.verdict(tmp_path, "evaluate").endswith(f"{verdict}{', by an unreliable judge' * doubted}")

@@ -66,6 +66,14 @@ def test_a_loss_that_fell_first_says_where():
     assert "it was 2.9 at step 9: try sft.keep=best" in text and "nothing was learnt" not in text
 
 
+def test_a_loss_that_fell_first_and_ends_higher_by_chance_is_not_told_to_take_larger_steps():
+    base = 0.69 + noise(0)
+    found, text = said(values(base), values(base + 0.05 + 4 * noise(1)), lowest=(9, 0.6))
+    assert found.learnt is False and not found.rose and found.loss > 0
+    assert "nothing was learnt that is left at the end; it was 0.6 at step 9: try sft.keep=best, or a " in text
+    assert "below 2.0e-04" in text and "or more sft.epochs" not in text
+
+
 def test_few_prompts_tell_nothing_however_many_rows_they_have():
     base = np.full(60, 3.0)
     found, text = said(values(base), values(base - 0.5), [i % 19 for i in range(60)])
