@@ -70,10 +70,14 @@ class Words:
         """The comparison that the headline is about."""
         return main_comparison(self.results)
 
+    def judge(self, name: Any) -> Mapping[str, Any]:
+        """What was found of a judge; empty where nothing is known."""
+        return (self.results.get("judges") or {}).get(name) or {}
+
     @property
     def doubt(self) -> str:
         """What the judge of the headline's comparison prefers that it should not; '' where nothing of it is known."""
-        judge = (self.results.get("judges") or {}).get((self.main or {}).get("by")) or {}
+        judge = self.judge((self.main or {}).get("by"))
         if judge.get("reliable") is not False:
             return ""
         fooled = [n for n, one in (judge.get("adversaries") or {}).items() if one.get("verdict") == "better"]
@@ -270,8 +274,10 @@ def _cheating(words: Words) -> dict[str, str]:
     facts += [f"{k} {v:+.2f}" for k, v in change.items() if v is not None]
     others = {k: v for k, v in change.items() if v is not None and k != "reward"}
     signs += [f"reward up, {k} down" for k, v in others.items() if (change["reward"] or 0) > 0 > v]
-    facts += [] if others else ["no independent judge"]
-    short, tone = ("No sign of it", "good") if others else ("No sign, unjudged", "open")
+    trusted = [k for k in ("held_out_reward", "gold") if _gain(new, old, k) is not None]
+    trusted = [k for k in trusted if words.judge(k).get("reliable") is not False]
+    facts += [] if trusted else ["no independent judge that can be trusted" if others else "no independent judge"]
+    short, tone = ("No sign of it", "good") if trusted else ("No sign, unjudged", "open")
     if signs:
         short, tone = signs[0][0].upper() + signs[0][1:], "bad"
     return _card(

@@ -93,11 +93,14 @@ def test_what_an_unreliable_judge_says_is_no_verdict(verdict: str, said: str, tm
     found = results("sft", "ppo", judges={"gold": {"reliable": False, "adversaries": fooled}})
     for c in found["comparisons"]:
         c |= {"verdict": verdict, "verdict_text": verdict}
+    found["systems"] = {name: system | {"gold": {"mean": 0.5}} for name, system in found["systems"].items()}
     for results_of, doubted in ((found, True), (found | {"judges": {"gold": {"reliable": True}}}, False)):
         words = Words(results=results_of, card={}, gate=None, command="", seed=0)
         top, card = headline(words), answers_to_newcomers(words)[0]
         assert top["text"] == said + ", by an unreliable judge" * doubted
         assert (top["tone"] == "open", card["tone"] == "open") == (doubted, doubted)
+        cheat = next(c for c in answers_to_newcomers(words) if c["question"] == "Did it cheat?")
+        assert (cheat["tone"], "can be trusted" in cheat["text"]) == (("open", True) if doubted else ("good", False))
         for text in (top["detail"], card["text"]):
             assert ("whatever the prompt, it prefers the longest response of another prompt." in text) == doubted
         (tmp_path / "evaluation").mkdir(exist_ok=True)
