@@ -96,13 +96,19 @@ def systems_table(runs: Sequence[Run]) -> str:
     return _table(head, rows)
 
 
+def judge_of(run: Run, name: str) -> str:
+    """A judge's name, and whether it was found to prefer responses that deserve nothing."""
+    reliable = (run.results.get("judges") or {}).get(name, {}).get("reliable")
+    return name.replace("_", " ") + " (unreliable)" * (reliable is False)
+
+
 def comparisons_table(runs: Sequence[Run]) -> str:
     """Every system against the reference one by every judge: wins and mean difference with their intervals."""
     rows = [
         [
             str(run.seed),
             f"{NAMES.get(c['a'], c['a'].replace('_', ' '))} against {NAMES.get(c['b'], c['b'])}",
-            str(c["by"]).replace("_", " "),
+            judge_of(run, str(c["by"])),
             number({"mean": c["win_rate"], "ci95": c.get("ci95")}),
             number(c.get("difference"), sign="+"),
             str(c.get("verdict", "")),

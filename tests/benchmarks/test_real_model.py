@@ -36,6 +36,16 @@ def test_tables_hold_what_the_runs_wrote(tmp_path: Path) -> None:
     assert page.count("> **") == 3
 
 
+def test_a_judge_that_was_found_unreliable_is_marked(tmp_path: Path) -> None:
+    made = make_run(tmp_path / "one", n=40)
+    file = made / "evaluation" / "results.json"
+    results = json.loads(file.read_text())
+    for reliable in (False, True, None):
+        file.write_text(json.dumps(results | {"judges": {"gold": {"reliable": reliable}}}))
+        page = real_model.page([real_model.read(made)])
+        assert ("| gold (unreliable) |" in page, "| gold |" in page) == (reliable is False, reliable is not False)
+
+
 def test_text_of_models_is_no_markup() -> None:
     assert real_model._plain("a |b|\n<b>_c_") == "a \\|b\\| \\<b\\>\\_c\\_"
     assert real_model._plain(" \n") == "(empty)" and len(real_model._plain("x" * 999)) == real_model.LONGEST + 2
