@@ -43,7 +43,8 @@ def test_a_judge_that_was_found_unreliable_is_marked(tmp_path: Path) -> None:
     for reliable in (False, True, None):
         file.write_text(json.dumps(results | {"judges": {"gold": {"reliable": reliable}}}))
         page = real_model.page([real_model.read(made)])
-        assert ("| gold (unreliable) |" in page, "| gold |" in page) == (reliable is False, reliable is not False)
+        found = "SFT | gold (unreliable) |" in page, "SFT | gold |" in page
+        assert found == (reliable is False, reliable is not False)
 
 
 def test_text_of_models_is_no_markup() -> None:
