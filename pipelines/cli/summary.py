@@ -14,6 +14,7 @@ from rich.text import Text
 
 from data.common.number_format import number
 from data.common.redaction import printable
+from pipelines.report.charts import plain_name
 from pipelines.report.first_screen import metric_values
 from pipelines.report.main_comparison import main_comparison
 from pipelines.report.outdated import outdated
@@ -38,20 +39,22 @@ def show_summary(run_dir: Path, console: Console) -> None:
 
 
 def systems_table(results: dict[str, Any]) -> Table:
-    """One row a system: independent judge, reward, KL, length, wins against SFT with their interval."""
+    """One row a system: independent judge, reward, KL, length, wins against the reference one with their interval."""
     judge = str(results.get("judge"))
     first = [judge] if judge in ("gold", "held_out_reward") else []
     table = Table(title=f"{results['prompts']} held-out prompts", title_justify="left")
     table.add_column("system")
     every = [*results["systems"].values(), *results.get("greedy", {}).values()]
     first += ["reward"] if any(_number(system, "reward") for system in every) else []
-    others = ["KL", "length", "distinct-2", "cut", "wins against SFT [95 %]"]
+    moved = any(_number(system, "kl") for system in every)
+    against = plain_name(str(results.get("against", "sft")))
+    others = [*(["KL"] if moved else []), "length", "distinct-2", "cut", f"wins against {against} [95 %]"]
     for name in [key.replace("_", " ").replace("held out", "held-out") for key in first] + others:
         table.add_column(name, justify="right")
     for decoding, systems in (("", results["systems"]), (" greedy", results.get("greedy", {}))):
         for name, system in systems.items():
             cells = [_number(system, key) for key in first]
-            cells += [_number(system, "kl"), _number(system, "length", 1)]
+            cells += [*([_number(system, "kl")] if moved else []), _number(system, "length", 1)]
             cells += [f"{system['distinct_2']:.3f}", f"{system['truncated']:.0%}", _wins(results, name, decoding)]
             table.add_row(name + decoding, *cells)
     return table

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines.cli.summary import show_summary
+from pipelines.cli.summary import show_summary, systems_table
 from pipelines.report import verdicts
 from pipelines.report.evaluation import shown_columns, system_rows
 from pipelines.report.main_comparison import main_comparison, turned
@@ -106,3 +106,13 @@ def test_what_an_unreliable_judge_says_is_no_verdict(verdict: str, said: str, tm
         (tmp_path / "evaluation").mkdir(exist_ok=True)
         (tmp_path / "evaluation/results.json").write_text(json.dumps(results_of))
         assert verdicts.verdict(tmp_path, "evaluate").endswith(f"{verdict}{', by an unreliable judge' * doubted}")
+
+
+@pytest.mark.parametrize(("against", "called"), [("sft", "SFT"), ("base", "Base")])
+def test_the_terminals_table_names_what_wins_are_against(against: str, called: str) -> None:
+    """And has no column that nothing stands in."""
+    heads = [str(c.header) for c in systems_table(results("base", "sft", "ppo", against=against)).columns]
+    assert heads[-1] == f"wins against {called} [95 %]" and "KL" not in heads and "reward" not in heads
+    moved = results("sft", "ppo")
+    moved["systems"] = {name: system | {"kl": {"mean": 1.0}} for name, system in moved["systems"].items()}
+    assert "KL" in [str(c.header) for c in systems_table(moved).columns]
