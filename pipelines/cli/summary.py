@@ -47,7 +47,7 @@ def systems_table(results: dict[str, Any]) -> Table:
     every = [*results["systems"].values(), *results.get("greedy", {}).values()]
     first += ["reward"] if any(_number(system, "reward") for system in every) else []
     moved = any(_number(system, "kl") for system in every)
-    against = plain_name(str(results.get("against", "sft")))
+    against = escape(printable(plain_name(results.get("against", "sft"))))
     others = [*(["KL"] if moved else []), "length", "distinct-2", "cut", f"wins against {against} [95 %]"]
     for name in [key.replace("_", " ").replace("held out", "held-out") for key in first] + others:
         table.add_column(name, justify="right")
