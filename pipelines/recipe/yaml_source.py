@@ -213,7 +213,7 @@ def apply_override(source: Source, override: str) -> None:
     """Set one ``a.b=c``; groups on the way are made, list items are named by number.
 
     Raises:
-        UserError: no ``=``, a path through something that is no group, or one before it would have no effect.
+        UserError: no ``=``, or a path through something that is no group.
     """
     dotted, equals, text = override.partition("=")
     if _depth(text) > DEEPEST:
@@ -235,8 +235,6 @@ def apply_override(source: Source, override: str) -> None:
         last = n == len(steps) - 1
         index = _step(here, step, ".".join(steps[:n]), override)
         path = (*path, index)
-        if last:
-            _once(source, path, override)
         source.places[path] = f"--set {override}"
         if last:
             here[index] = value
@@ -246,13 +244,6 @@ def apply_override(source: Source, override: str) -> None:
             if isinstance(here, dict) and here.get(step) is None:
                 here[index] = {}
             here = here[index]
-
-
-def _once(source: Source, path: Path, override: str) -> None:
-    """Refuse to set again what an override has set, at this path or below."""
-    for known, place in source.places.items():
-        if known[: len(path)] == path and place.startswith("--set "):
-            raise UserError(f"--set {override}: sets again what {place} sets; keep one of them")
 
 
 def _step(here: Any, step: str, above: str, override: str) -> str | int:

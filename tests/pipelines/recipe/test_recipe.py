@@ -155,19 +155,6 @@ def test_overrides(tmp_path: Path) -> None:
     assert (scratch.base.pretrain.steps, scratch.base.pretrain.model.width) == (7, 32)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["sft.batch=4", "sft.batch=8"], r"--set sft\.batch=8: sets again what --set sft\.batch=4 sets"),
-        (["sft.batch=4", "sft={epochs: 2}"], r"--set sft={epochs: 2}: sets again what --set sft\.batch=4 sets"),
-        (["sft={epochs: 2}", "sft={epochs: 3}"], r"sets again"),
-    ],
-)
-def test_a_setting_is_set_once(overrides, message):
-    with pytest.raises(UserError, match=message):
-        load_recipe(SCRATCH, overrides)
-
-
 def test_a_group_is_set_and_then_a_part_of_it():
     made = load_recipe(SCRATCH, ["sft={epochs: 2}", "sft.batch=4", "ppo.updates=3"])
     assert (made.sft.epochs, made.sft.batch, made.ppo.updates) == (2, 4, 3)
