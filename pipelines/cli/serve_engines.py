@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data.common.errors import UserError, nearest
 from data.common.loopback import HOST
+from data.storage.folders import scratch_folder
 from pipelines.cli.rollout_server import check_python, supervised
 from pipelines.ui.commands import COMMAND, environment
 
@@ -69,8 +70,7 @@ def engine_named(name: str) -> Engine:
 
 
 def serve(engine: str, run: str, stage: str | None, port: int, python: str | None, more: Sequence[str]) -> int:
-    """Export a stage with its adapter merged and serve the folder until the server ends; its exit status, 0 where a
-    signal asked for the end.
+    """Export a stage with its adapter merged and serve the folder until the server ends.
 
     Args:
         engine: one of ``ENGINES``.
@@ -80,16 +80,18 @@ def serve(engine: str, run: str, stage: str | None, port: int, python: str | Non
         python: the interpreter that has the server; None: this one.
         more: further flags of the server.
 
+    Returns:
+        The exit status of the export where that fails, else of the server; 0 where a signal asked for its end.
+
     Raises:
         UserError: no such engine, stage or run, or the server is not installed.
     """
     chosen, python = engine_named(engine), python or sys.executable
     chosen.check(python)
-    from data.storage.folders import scratch_folder
-
     name, exported, dtype = _stage(run, stage)
     folder = scratch_folder().path / "served"
-    _export(run, exported, folder / name, dtype)
+    if failed := _export(run, exported, folder / name, dtype):
+        return failed
     port = port or _free_port()
     print(
         f"starting {engine}: '{name}' of {run} at http://{HOST}:{port}/v1, as model '{name}', for this machine only; "
@@ -128,23 +130,10 @@ def _stage(run: str, stage: str | None) -> tuple[str, str, str]:
     return name, exported, next(key for key, value in DTYPES.items() if value == dtype)
 
 
-def _export(run: str, stage: str, folder: Path, dtype: str) -> None:
-    """Write the folder in a process of its own: what it takes of memory is free when the server starts.
-
-    Raises:
-        UserError: what the export said.
-    """
-    made = subprocess.run(
-        [*COMMAND, "export", run, "--stage", stage, "--to", str(folder), "--merge", "--dtype", dtype],
-        env=environment(),
-        check=False,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if made.returncode:
-        raise UserError(made.stderr.strip().removeprefix("trivet: ") or f"the export of '{stage}' failed")
-    print(made.stderr, end="", file=sys.stderr, flush=True)
+def _export(run: str, stage: str, folder: Path, dtype: str) -> int:
+    """Write the folder in a process of its own, whose exit code it is: what that takes of memory is free afterwards."""
+    line = [*COMMAND, "export", run, "--stage", stage, "--to", str(folder), "--merge", "--dtype", dtype]
+    return subprocess.run(line, env=environment(), check=False, stdout=subprocess.DEVNULL).returncode
 
 
 def _from_anywhere(python: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from data.common.errors import UserError
 from data.common.strict_json import read_object
 from data.splits import Split
 
@@ -100,7 +101,6 @@ def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
     Raises:
         GateStopped: the card does not pass.
     """
-    from data.common.errors import UserError
     from models.backbone.artifacts import write_json
     from reward.card.examine import FILE
     from reward.card.gate import require_terms

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +97,17 @@ def test_what_cannot_be_served_so_is_told(run: Path, arguments: list[str], messa
     pytest.importorskip("fastapi")
     assert main(["serve", str(run), *arguments]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_export_that_fails_says_why_and_starts_no_server(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").write_text("")  # a file where the folder would be
+    monkeypatch.setattr(serve_engines, "scratch_folder", lambda: SimpleNamespace(path=tmp_path / "cache"))
+    monkeypatch.setattr(serve_engines, "supervised", lambda *_, **__: pytest.fail("a server was started"))
+    monkeypatch.setitem(serve_engines.ENGINES, "double", Engine(lambda *_: [], lambda _: None, {}))
+    assert main(["serve", str(run), "--engine", "double"]) == 2
+    assert "cannot be written" in capfd.readouterr().err
 
 
 def test_a_model_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
