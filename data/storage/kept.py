@@ -114,30 +114,35 @@ class Memo:
 
     def get(self, name: str, make: Callable[[], str]) -> str:
         """The text that is remembered, or is made now."""
-        if self._file is None:
-            return make()
-        found = self._read()
-        if name not in found:
-            made = make()
-            found = self._read() | {name: made}
-            self._write(found)
-        return found[name]
+        found = self.find(name)
+        return self.keep(name, make()) if found is None else found
+
+    def find(self, name: str) -> str | None:
+        """The text that is remembered; None where there is none."""
+        return self._read().get(name)
+
+    def keep(self, name: str, text: str) -> str:
+        """Remember a text, and return it."""
+        if self._file is not None:
+            self._write(self._file, self._read() | {name: text})
+        return text
 
     def _read(self) -> dict[str, str]:
-        assert self._file is not None
+        if self._file is None:
+            return {}
         try:
             found = json.loads(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _write(self, found: dict[str, str]) -> None:
-        assert self._file is not None
+    @staticmethod
+    def _write(file: Path, found: dict[str, str]) -> None:
         folder = scratch_folder()
-        aside = folder.path / f"{self._file.name}-{folder.next_number()}"
+        aside = folder.path / f"{file.name}-{folder.next_number()}"
         try:
             aside.write_text(json.dumps(found), encoding="utf-8")
-            aside.replace(self._file)
+            aside.replace(file)
         except OSError:
             aside.unlink(missing_ok=True)
 

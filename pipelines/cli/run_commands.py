@@ -76,8 +76,9 @@ def plan(
     """Check a recipe and show what a run would do.
 
     Reads recipe, data and the base's configuration, and loads no weights. The time of stages that are not finished
-    comes from a probe of this machine, a second or two long, whose result is kept for the day. With --fit it shows the
-    memory of every role and phase instead, and the largest settings that fit.
+    comes from a probe of this machine, a second or two long, whose result is kept for the day unless other
+    work was in its way. With --fit it shows the memory of every role and phase instead, and the largest settings
+    that fit.
 
     \b
     trivet plan examples/demo.yaml

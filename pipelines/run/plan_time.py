@@ -11,11 +11,10 @@ from data.common.number_format import duration
 from models.backbone.four_bits import can_quantize
 from pipelines.run.fit import CHECKPOINTING, halves, with_settings
 from pipelines.run.plan_details import PlanDetails
-from pipelines.run.probing import Probe
+from pipelines.run.probing import Crowd, Probe
 from pipelines.run.speed import can_probe, rates_of
 from pipelines.stages.duration import IMPORTS, Effort, How, Passes, Rates, seconds
 from pipelines.stages.estimates import Estimator
-from pipelines.stages.shapes import Shape
 from pipelines.stages.table import STAGES
 
 ROUNDED = 16  # lengths and rows of what is measured, so that small changes find the cache
@@ -41,7 +40,7 @@ class PlanTime:
         shape = self.details.shape
         if shape is None or not can_probe(shape) or not self.efforts:
             return {}
-        rates = self.rates(shape)
+        rates, _ = self.rates
         numbers = self.details.estimator.numbers
         found = {}
         for name, effort in self.efforts.items():
@@ -60,8 +59,11 @@ class PlanTime:
         estimator, settings = self.details.estimator, self.details.fit.settled(name)
         return estimator.changed(with_settings(self.details.recipe, settings), estimator.numbers)
 
-    def rates(self, shape: Shape) -> Rates:
-        """Measured for the lengths and the rows of these stages."""
+    @cached_property
+    def rates(self) -> tuple[Rates, Crowd]:
+        """Measured for the lengths and the rows of these stages; and what stood in the way of measuring."""
+        shape = self.details.shape
+        assert shape is not None
         recipe, numbers = self.details.recipe, self.details.estimator.numbers
         efforts = list(self.efforts.values())
         sampled = [one for effort in efforts for one in effort.sampled]
@@ -94,7 +96,11 @@ class PlanTime:
         numbers, device = self.details.estimator.numbers, self.details.device
         kind = {2: "bf16", 4: "fp32"}.get(numbers.product, "") + (" from four bits" if numbers.nf4 else "")
         said = [one for effort in self.efforts.values() for one in effort.sampled]
-        parts = [f"by a short probe of one layer here ({device.type}, products in {kind}), kept for the day"]
+        _, others = self.rates
+        kept = f"beside other work ({others.cores:.1f} cores): shorter on a quiet machine" if others.matters else ""
+        parts = [
+            f"by a short probe of one layer here ({device.type}, products in {kind}), {kept or 'kept for the day'}"
+        ]
         if said:
             longest = max(said, key=lambda one: one.calls * one.rows)
             parts.append(f"responses of {longest.mean:.0f} tokens, as long as the demonstrations' where there are any")

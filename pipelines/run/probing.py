@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any
 
+import psutil
 import torch
 
 from pipelines.stages.memory import Numbers
@@ -21,6 +24,7 @@ WORDS = 2048  # of the vocabulary; the output layer's time grows with it evenly
 GUESS = {"cpu": 5e10}  # operations a second, to choose sizes by; of other devices 5e13
 TARGET, SPENT = 0.03, 0.06  # seconds that one pass should take, and that its repetitions may
 REPEATS = 7
+CROWDED = 0.25  # cores in the way of a probe's threads, from which on its times say little of this machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,3 +84,42 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     while len(found) < REPEATS and sum(found) < SPENT:
         found.append(once())
     return statistics.median(found)
+
+
+@dataclass
+class Crowd:
+    """Cores that other processes kept busy in the way of a probe's threads; 0 before the probe has ended."""
+
+    cores: float = 0.0
+
+    @property
+    def matters(self) -> bool:
+        """Whether the times are those of a busy machine."""
+        return self.cores >= CROWDED
+
+
+def in_the_way(others: float, cores: int, threads: int) -> float:
+    """Of ``others`` busy cores those that ``threads`` threads on ``cores`` cores had to share with them. One thread
+    counts its own time alone."""
+    return 0.0 if threads == 1 else max(0.0, others - max(0, cores - threads))
+
+
+@contextmanager
+def crowd() -> Iterator[Crowd]:
+    """What other processes do on this process's cores while the block runs, where the system tells."""
+    found, before, began, own = Crowd(), _busy(), time.perf_counter(), time.process_time()
+    yield found
+    after, seconds = _busy(), time.perf_counter() - began
+    if before is None or after is None or seconds <= 0:
+        return
+    others = (sum(after) - sum(before) - (time.process_time() - own)) / seconds
+    found.cores = in_the_way(others, len(after), torch.get_num_threads())
+
+
+def _busy() -> list[float] | None:
+    """Seconds that each of this process's cores has been busy for; None where that is not told."""
+    try:
+        mine = os.sched_getaffinity(0)
+        return [t.user + t.nice + t.system for n, t in enumerate(psutil.cpu_times(percpu=True)) if n in mine]
+    except (AttributeError, OSError, psutil.Error):
+        return None

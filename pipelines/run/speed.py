@@ -2,7 +2,7 @@
 
 Random weights of one layer are computed with, forward, backward and in decoding, for a few tens of milliseconds a kind
 of pass; the median of several times counts. What was measured is kept in the cache for the day, by machine, threads,
-precision and shape. Nothing is loaded.
+precision and shape, unless other processes were in the way. Nothing is loaded.
 """
 
 from __future__ import annotations
@@ -26,23 +26,31 @@ from models.fast.weights import Decoder, Layer, Projection
 from models.sampling.decoding import decode_layers, new_storage
 from models.sampling.generate import sample_with_statistics
 from pipelines.run.pretraining_speed import pretraining_line
-from pipelines.run.probing import GUESS, TARGET, WORDS, Probe, seconds_of
+from pipelines.run.probing import GUESS, TARGET, WORDS, Crowd, Probe, crowd, seconds_of
 from pipelines.stages.duration import Line, Rates, layer_size, lengthened, line_through
 from pipelines.stages.shapes import Shape
 
 KINDS = ("train", "branches", "read")
+KEPT = "rates"  # their name in the cache
 LARGEST = 1 << 25  # numbers of the layer that is measured; a larger one is measured with every side halved, and scaled
 MIN_TOKENS = 96  # of a pass
 ADAM = 1 << 19  # numbers that the optimizer is measured with
 BRANCHES = 3  # responses behind one prompt
 
 
-def rates_of(probe: Probe) -> Rates:
-    """Measured now, or found in the cache."""
-    text = Memo(key_of(probe.described())).get("rates", lambda: json.dumps(asdict(run_probe(probe))))
+def rates_of(probe: Probe) -> tuple[Rates, Crowd]:
+    """Measured now, or found in the cache; and what stood in the way. A crowded machine's rates are not kept."""
+    memo = Memo(key_of(probe.described()))
+    text, others = memo.find(KEPT), Crowd()
+    if text is None:
+        with crowd() as others:
+            rates = run_probe(probe)
+        if others.matters:
+            return rates, others
+        text = memo.keep(KEPT, json.dumps(asdict(rates)))
     found = json.loads(text)
     adam = found.pop("adam")
-    return Rates.of({name: Line(**line) for name, line in found.items()}, adam)
+    return Rates.of({name: Line(**line) for name, line in found.items()}, adam), others
 
 
 def run_probe(probe: Probe) -> Rates:

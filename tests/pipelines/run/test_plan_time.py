@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import torch
 
 from data.common.number_format import duration
 from pipelines.cli import main as cli
-from pipelines.run import speed
+from pipelines.run import probing, speed
 from pipelines.run.pipeline import Pipeline
 from pipelines.run.plan_time import PlanTime, _smaller
-from pipelines.run.probing import Probe
+from pipelines.run.probing import Crowd, Probe, crowd, in_the_way
 from pipelines.run.speed import can_probe, layer_size, rates_of, reduced, run_probe
 from pipelines.stages.duration import Line, Rates
 from pipelines.stages.memory import Numbers
@@ -86,14 +87,70 @@ def test_rates_are_kept_by_machine_threads_and_precision(tmp_path: Path, monkeyp
         return Rates(train=Line(start=0.25, each=2.0), adam=0.5)
 
     monkeypatch.setattr(speed, "run_probe", noted)
-    first = rates_of(PROBE)
-    assert first == Rates(train=Line(start=0.25, each=2.0), adam=0.5) == rates_of(PROBE)
+    monkeypatch.setattr(speed, "crowd", lambda: nullcontext(Crowd()))
+    first, _ = rates_of(PROBE)
+    assert first == Rates(train=Line(start=0.25, each=2.0), adam=0.5) == rates_of(PROBE)[0]
     rates_of(replace(PROBE, numbers=Numbers(checkpointing=True)))  # the same passes
     assert len(asked) == 1
     rates_of(replace(PROBE, numbers=Numbers(weight=2)))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     rates_of(PROBE)
     assert len(asked) == 3
+
+
+def test_a_crowded_machine_s_rates_are_used_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIVET_CACHE", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    made = [Rates(adam=9.0), Rates(adam=0.5)]
+    others = [Crowd(cores=1.2), Crowd(cores=0.1)]
+    monkeypatch.setattr(speed, "run_probe", lambda _: made.pop(0))
+    monkeypatch.setattr(speed, "crowd", lambda: nullcontext(others.pop(0)))
+    found, said = rates_of(PROBE)
+    assert (found.adam, said.cores, said.matters) == (9.0, 1.2, True)
+    assert [rates_of(PROBE)[0].adam for _ in range(2)] == [0.5, 0.5] and not made  # the second from the cache
+
+
+@pytest.mark.parametrize(
+    "others, cores, threads, expected",
+    [
+        (1.0, 2, 2, 1.0),  # every core is the probe's
+        (1.0, 4, 2, 0.0),  # two are free
+        (3.0, 4, 2, 1.0),
+        (4.0, 4, 1, 0.0),  # one thread counts its own time
+        (0.5, 2, 8, 0.5),  # more threads than cores
+        (-0.01, 2, 2, 0.0),  # clocks of two kinds
+    ],
+)
+def test_cores_that_the_probe_had_to_share(others: float, cores: int, threads: int, expected: float) -> None:
+    assert in_the_way(others, cores, threads) == expected
+
+
+def test_other_processes_are_seen_and_the_own_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two cores of which another process had 1.5 seconds in 2, and this one 1."""
+    busy, clock, own = iter([[10.0, 20.0], [11.0, 21.5]]), iter([5.0, 7.0]), iter([3.0, 4.0])
+    monkeypatch.setattr(probing, "_busy", lambda: next(busy))
+    monkeypatch.setattr(probing.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(probing.time, "process_time", lambda: next(own))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with crowd() as found:
+        assert found.cores == 0
+    assert found.cores == 0.75 and found.matters
+    monkeypatch.undo()
+    monkeypatch.setattr(probing, "_busy", lambda: None)  # a system that does not tell
+    with crowd() as found:
+        pass
+    assert not found.matters
+
+
+def test_the_plan_says_that_it_measured_a_crowded_machine(
+    planned: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIVET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(speed, "crowd", lambda: nullcontext(Crowd(cores=1.04)))
+    (tmp_path / "r.yaml").write_text(json.dumps(planned))
+    assert cli.main(["plan", str(tmp_path / "r.yaml"), "--run-dir", str(tmp_path / "run"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["seconds_assume"]
+    assert "beside other work (1.0 cores): shorter on a quiet machine" in said and "kept for the day" not in said
 
 
 def test_measuring_leaves_the_process_as_it_was() -> None:
@@ -143,7 +200,7 @@ def test_a_finished_run_is_planned_without_the_probe(
 def test_more_work_takes_longer(planned: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With rates that are given: twice the epochs add one more pass over all, checkpointing a pass forward."""
     each = Rates(train=Line(each=1.0), branches=Line(each=1.0), read=Line(each=0.25), step=Line(each=1.0))
-    monkeypatch.setattr("pipelines.run.plan_time.rates_of", lambda probe: each)
+    monkeypatch.setattr("pipelines.run.plan_time.rates_of", lambda probe: (each, Crowd()))
 
     def of(**changes: Any) -> float:
         made = Pipeline.from_recipe(
@@ -162,7 +219,7 @@ def test_hours_of_ppo_come_with_a_shorter_first_run(
 ) -> None:
     """100 updates of 64 responses at a rate that is given; what is named takes what a plan of it says."""
     each = Rates.of({name: Line(each=2.0) for name in ("train", "branches", "read", "step")})
-    monkeypatch.setattr("pipelines.run.plan_time.rates_of", lambda probe: each)
+    monkeypatch.setattr("pipelines.run.plan_time.rates_of", lambda probe: (each, Crowd()))
 
     def of(**ppo: int) -> PlanTime:
         recipe = recipe_of(Path(planned["base"]), planned["data"], ppo=ppo)
