@@ -1,4 +1,5 @@
-"""Texts that are not what somebody meant to write: misread, escaped twice, an empty cell's name, a prompt again.
+"""Texts that are not what somebody meant to write: misread, escaped twice, an empty cell's name, a prompt again, a
+speaker's name or further turns inside one turn.
 
 Each looks like data and is learnt as it stands. All are found by patterns, so what is said is a doubt.
 """
@@ -25,6 +26,10 @@ _ESCAPED = re.compile(r"(?<!\\)\\(?:n(?!u\b|i\b|eq|abla|eg\b|ot\b|ewcommand|oind
 _OTHER = re.compile(r"\$|\b[A-Za-z]:\\")
 """Marks of formulas and of Windows's paths, in which a backslash is one."""
 
+_SPEAKER = r"(?:Human|User|Assistant|AI|Bot|Chatbot|HUMAN|USER|ASSISTANT|BOT|ChatGPT|GPT|用户|助手|问|答)\s?[:：]"
+_NAMED = re.compile(rf"\s*(?:#+ *)?{_SPEAKER}")
+_FURTHER = re.compile(rf"\S\s*\n\s*(?:#+ *)?{_SPEAKER}|<\|(?:im_start|start_header_id|user|assistant)\|>|\[/?INST\]")
+
 
 def misread(text: str) -> bool:
     """Whether a text's bytes were read in another encoding than they were written in."""
@@ -44,6 +49,7 @@ class Meant:
     def __init__(self) -> None:
         self.rows = 0
         self.misread, self.escaped, self.empty, self.repeats = Places(), Places(), Places(), Places()
+        self.named, self.further = Places(), Places()
 
     def add(self, entry: Entry) -> None:
         """Look at all texts of a row."""
@@ -58,11 +64,16 @@ class Meant:
         asked = entry.messages[-1].content.strip() if entry.messages else ""
         if len(asked) >= LONG and any(a.lstrip().startswith(asked) and a.strip() != asked for a in entry.answers):
             self.repeats.add(entry.place)
+        said = [*entry.answers, *(m.content for m in entry.messages if m.role in ("user", "assistant"))]
+        if any(map(_NAMED.match, said)):
+            self.named.add(entry.place)
+        if any(map(_FURTHER.search, said)):
+            self.further.add(entry.place)
 
     def merge(self, other: Meant) -> None:
         """Take over what follows."""
         self.rows += other.rows
-        for name in ("misread", "escaped", "empty", "repeats"):
+        for name in ("misread", "escaped", "empty", "repeats", "named", "further"):
             getattr(self, name).merge(getattr(other, name))
 
     def findings(self) -> Iterator[Finding]:
@@ -84,6 +95,12 @@ class Meant:
             yield self.repeats.finding(
                 "repeated prompt", f"responses of {self.repeats.count:,} of {self.rows:,} rows {text}"
             )
+        if self.named.count > few:
+            text = "begin a turn with a speaker's name, such as ‘User:’: the template says who speaks, take it out"
+            yield self.named.finding("speaker's name", f"{self.named.count:,} of {self.rows:,} rows {text}")
+        if self.further.count > few:
+            text = "hold marks of further turns inside one turn, such as ‘User:’ on a line: a model learns to go on"
+            yield self.further.finding("turns in a turn", f"{self.further.count:,} of {self.rows:,} rows {text}")
 
     def facts(self) -> dict[str, Any]:
         """Nothing besides."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +13,8 @@ from data.formats.columns import plain, rules_out
 from data.formats.near import near_fits, near_inside
 from data.formats.public_sets import set_of
 from data.formats.reading import read, under_our_names
-from data.formats.rows import Near, NoFormat, Reject, Row, Unread, quoted
+from data.formats.rows import CLOSED, Near, NoFormat, Reject, Row, Unread, quoted
+from data.formats.transcripts import unclosed
 from data.formats.values import blank, encodable, string
 from data.readers.rows import CELLS
 from data.records import group_of
@@ -99,9 +101,22 @@ def parse(
         group = f"{group_by}={string(named[group_by], group_by)}"
     category = _category(given, name)
     others = {k: v for k, v in (under_our_names(row, columns) if ignore or public else given).items() if k not in ASKED}
+    whole = map(_unclosed, rows)
     return name, [
-        r.placed(group or group_of(r.messages, r.answers or (r.text,)), source, category, others) for r in rows
+        r.placed(group or group_of(r.messages, r.answers or (r.text,)), source, category, others) for r in whole
     ]
+
+
+def _unclosed(row: Row) -> Row:
+    """Turns without a template's marks behind them: the run's own template would set them twice."""
+    answers = tuple(map(unclosed, row.answers))
+    said = [unclosed(m.content) for m in row.messages]
+    before = (*row.answers, *(m.content for m in row.messages))
+    changed = sum(a != b for a, b in zip((*answers, *said), before, strict=True))
+    if not changed:
+        return row
+    messages = tuple(replace(m, content=text) for m, text in zip(row.messages, said, strict=True))
+    return replace(row, messages=messages, answers=answers, notes=(*row.notes, *(CLOSED,) * changed))
 
 
 Understood = tuple[str, list[Row], tuple[str, ...], Mapping[str, Any]]

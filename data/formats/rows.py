@@ -18,6 +18,7 @@ REASONING = "reasoning put before its response, between <think> and </think>"
 NO_ANSWER = "pairs whose chosen response is empty"
 SAME = "pairs whose responses differ in white space alone"
 DELETED = "deleted messages left out"
+CLOSED = "marks that close a turn, such as </s> or <|im_end|>, taken off ends of turns: a template sets its own"
 SECOND = "scores next to a label, which decides: kept for functions"
 
 

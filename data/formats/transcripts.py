@@ -21,6 +21,16 @@ _ENDS = re.compile(
 """What closes a turn and is no part of it."""
 
 
+CLOSING = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>", "</s>")
+
+
+def unclosed(text: str) -> str:
+    """A turn without the marks that close it; ``</s>`` stays where it closes an ``<s>``, or stands alone."""
+    if not text.rstrip().endswith(CLOSING) or "<s>" in text:
+        return text
+    return _ENDS.sub("", text) or text
+
+
 @dataclass(frozen=True, slots=True)
 class Style:
     """Marks by role; with ``lines`` they count at the beginning of a line alone."""

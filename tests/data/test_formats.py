@@ -6,6 +6,7 @@ import pytest
 
 from data.derive import as_demonstration, as_documents, as_prompt, as_ranking
 from data.formats import CELLS, DUPLICATE, FORMATS, MERGED, Reject, parse
+from data.formats.rows import CLOSED
 from data.records import group_of
 
 USER = {"role": "user", "content": "q"}
@@ -160,3 +161,22 @@ def test_wrong_rows_say_why(row, reason):
 def test_every_format_is_listed_with_its_columns():
     assert all(f.columns for f in FORMATS.values())
     assert len({f.columns for f in FORMATS.values()}) == len(FORMATS)
+
+
+@pytest.mark.parametrize("mark", ["</s>", " </s>\n", "<|im_end|>", "<|im_end|>\n<|endoftext|>", "<|eot_id|>", "<eos>"])
+def test_marks_that_close_a_turn_are_taken_off_and_counted(mark: str) -> None:
+    """The run's own template sets one; with the data's the response would end twice."""
+    _, [row] = parse({"prompt": "Name a river.", "completion": f"The Ebro.{mark}"}, "f:1")
+    assert (row.answers, row.notes) == (("The Ebro.",), (CLOSED,))
+    _, [row] = parse({"prompt": "Name a river.", "chosen": f"The Ebro.{mark}", "rejected": f"Rain.{mark}"}, "f:1")
+    assert (row.answers, row.notes) == (("The Ebro.", "Rain."), (CLOSED, CLOSED))
+    turns = [("user", "Name one."), ("assistant", f"The Ebro.{mark}"), ("user", "One more."), ("assistant", "The Po.")]
+    _, [row] = parse({"messages": [{"role": role, "content": text} for role, text in turns]}, "f:1")
+    assert [m.content for m in row.messages] + list(row.answers) == ["Name one.", "The Ebro.", "One more.", "The Po."]
+    assert row.notes == (CLOSED,)
+
+
+@pytest.mark.parametrize("text", ["<s>wrong</s>", "a </s> b", "</s>", "an <eos> b", "The Ebro.\n"])
+def test_marks_that_are_text_stay(text: str) -> None:
+    _, [row] = parse({"prompt": "Name a river.", "completion": text}, "f:1")
+    assert (row.answers, row.notes) == ((text,), ())

@@ -294,6 +294,12 @@ def test_texts_that_are_not_what_was_meant_are_named_at_their_places():
         ("0", "1"),
     )
     assert kinds("it is a cat", "it", prompt="it") == {}
+    named = {"speaker's name": (3, ("0", "1", "2"))}
+    assert kinds("Assistant: A cat.", "AI : a cat", "\n### Bot: a cat", "Aid: none", "Users: two") == named
+    assert kinds("A cat.", "A dog.", prompt="User: what is it?") == {"speaker's name": (2, ("0", "1"))}
+    assert kinds("A cat.\n\nHuman: and that?", "A cat.<|im_start|>user", "A cat.\n用户：那个？", "a Human: b") == {
+        "turns in a turn": (3, ("0", "1", "2"))
+    }
     rare = [entry("x", "a\\nB"), *(entry(str(i), "fine") for i in range(99))]
     assert found(Meant(), rare) == {}
     parts = [Meant(), Meant()]
