@@ -42,6 +42,11 @@ class Fitted:
             cut_prompt=len(kept) < len(prompt),
         )
 
+    @property
+    def cut(self) -> bool:
+        """Whether a part of either is missing."""
+        return self.cut_answer or self.cut_prompt
+
 
 NO_TOKEN = "; take a base whose tokenizer writes them, or spells all text (such as one by bytes)"
 """What to do about text that the tokenizer does not know, for the end of a line."""
@@ -100,7 +105,7 @@ class Tally:
         """Count one row of one or more responses; ``dropped`` is why nothing of it is used."""
         self.rows += 1
         self.lengths.append(max((p.full for p in parts), default=0))
-        cut = not dropped and any(p.cut_answer or p.cut_prompt for p in parts)
+        cut = not dropped and any(p.cut for p in parts)
         if source:
             own = self.sources.setdefault(source, OfSource())
             own.rows, own.cut, own.dropped = own.rows + 1, own.cut + cut, own.dropped + bool(dropped)

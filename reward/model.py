@@ -150,7 +150,7 @@ class TextsRead:
     def add(self, row: Fitted, sign: int | None) -> None:
         """Count a row; ``sign`` is the id that stands for text without a token."""
         ids = (*row.query, *row.response)
-        self.rows, self.cut = self.rows + 1, self.cut + (row.cut_answer or row.cut_prompt)
+        self.rows, self.cut = self.rows + 1, self.cut + row.cut
         self.tokens, self.unknown = self.tokens + len(ids), self.unknown + ids.count(sign)
 
     def warning(self) -> str:

@@ -150,7 +150,7 @@ class Chat:
                 self._say(ready[shown:], end="")
                 shown = len(ready)
         self._say(text[shown:])
-        self._say(self._note(text, finished), style="dim")
+        self._say(self.room.note(self.messages(), text, finished), style="dim")
         return text, finished
 
     def _side_by_side(self) -> list[tuple[str, bool]]:
@@ -176,17 +176,12 @@ class Chat:
                     answers[i] = said
                     if live is not None:
                         live.update(panels())
-                notes[i] = self._note(*answers[i])
+                notes[i] = self.room.note(self.messages(), *answers[i])
                 if live is not None:
                     live.update(panels())
                 else:
                     self._say(f"{i + 1} {speakers[i].name} ({notes[i]}): {answers[i][0]}")
         return answers
-
-    def _note(self, text: str, finished: bool) -> str:
-        reward = self.room.score(self.messages(), text, finished)
-        parts = [f"reward {reward:+.2f}"] if reward is not None else []
-        return ", ".join(parts + ([] if finished else ["cut off"])) or "no reward model"
 
     def _vote(self, asked: list[Message], answers: list[tuple[str, bool]]) -> int:
         """Ask which is better and note it; equal responses need no vote.

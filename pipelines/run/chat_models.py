@@ -99,11 +99,14 @@ class Room:
                 )
             turns = turns[later[0] :]
 
-    def score(self, messages: Sequence[Message], answer: str, finished: bool) -> float | None:
-        """The reward, less its mean, of a response, or None without a reward model (or without a response)."""
-        if self.reward is None or not answer.strip():
-            return None
-        return float(self.reward.score_texts([messages], [answer], [finished])[0])
+    def note(self, messages: Sequence[Message], answer: str, finished: bool) -> str:
+        """What stands beside a response: its reward, less its mean and rendered once, and whether it was cut off."""
+        parts = []
+        if self.reward is not None and answer.strip():
+            [row] = self.reward.fitted([messages], [answer], [finished])
+            part = " of a part, longer than reward.max_tokens" * row.cut
+            parts.append(f"reward {float(self.reward.score_ids([row.query], [row.response])[0]):+.2f}{part}")
+        return ", ".join(parts + ([] if finished else ["cut off"])) or "no reward model"
 
 
 def open_room(target: str, stage: str | None = None, compare_with: str | None = None) -> Room:

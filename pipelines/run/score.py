@@ -81,7 +81,7 @@ class OfRewardModel:
         """The scores, and the rows (from 0) of which the model's limit leaves a part: their scores are those of it."""
         rows = self.model.fitted(asked, answers, finished, prove=True)
         scores = self.model.score_ids([row.query for row in rows], [row.response for row in rows]).tolist()
-        return scores, [i for i, row in enumerate(rows) if row.cut_answer or row.cut_prompt]
+        return scores, [i for i, row in enumerate(rows) if row.cut]
 
 
 def _remote(address: str) -> Scoring:

@@ -85,10 +85,7 @@ class Conversation:
 
     def note(self, i: int) -> str:
         """The reward of a response, and whether it was cut off."""
-        text, finished = self.responses[i]
-        reward = self.room.score(self.asked, text, finished)
-        parts = [f"reward {reward:+.2f}"] if reward is not None else []
-        return ", ".join(parts + ([] if finished else ["cut off"])) or "no reward model"
+        return self.room.note(self.asked, *self.responses[i])
 
     def vote(self, better: int) -> None:
         """Append a vote for one of two responses to the file; the better one stays in the conversation.

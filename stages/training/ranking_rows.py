@@ -82,7 +82,7 @@ def encode_rankings(
                 score = ranking.scores[i] if ranking.scores else None
                 encoded.append((made.query, made.response, ranking.ranks[i], score))
         if len({rank for _, _, rank, _ in encoded}) < 2:
-            cut = any(p.cut_answer or p.cut_prompt for p in parts)
+            cut = any(p.cut for p in parts)
             why = EQUAL_WHEN_CUT if cut else "no two distinct responses of different rank"
             tally.record(parts, why, origin_of(rankings, place))
             continue

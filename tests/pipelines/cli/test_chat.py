@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -23,6 +24,7 @@ from models.sampling.generate import CachedEngine, SamplingParams
 from models.sampling.stream import stream
 from pipelines.cli.chat import Chat
 from pipelines.run.chat_models import Room, Speaker, open_room
+from reward.model import RewardModel
 from tests.conftest import ADAPTER, make_base, randomise, tiny_lm, word_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -259,3 +261,19 @@ def test_bytes_that_are_no_text_end_no_conversation(tmp_path: Path) -> None:
     made, said = chat(a_room(), tmp_path, "w1 \udcff", "w1 w2", "/quit")
     assert "that holds bytes that are no text in UTF-8; type it again" in said
     assert [turn.content for turn in made.turns if turn.role == "user"] == ["w1 w2"]
+
+
+def test_the_reward_beside_a_response_says_where_it_is_of_a_part(tmp_path: Path) -> None:
+    room = a_room()
+    base = room.speakers[0].base
+    base.add_role("reward", ADAPTER, head=True)
+    randomise(base, "reward", 3)
+    model = RewardModel(base=base, role="reward", renderer=room.speakers[0].renderer, max_tokens=12)
+    room = replace(room, reward=model)
+    asked = [Message(role="user", content="w1")]
+    fits, long = "w2 w3", "w2 " * 20
+    scores = [float(model.score_texts([asked], [text], [True])[0]) for text in (fits, long)]
+    assert room.note(asked, fits, True) == f"reward {scores[0]:+.2f}"
+    assert room.note(asked, long, False).endswith(" of a part, longer than reward.max_tokens, cut off")
+    assert room.note(asked, " ", True) == "no reward model"
+    assert f"reward {scores[1]:+.2f} of a part" in room.note(asked, long, True)
