@@ -4,13 +4,15 @@
     python benchmarks/real_model.py runs/real-chain-1 runs/real-chain-2 runs/real-chain-3 [--write FILE --mark chain]
 
 A run that was stopped goes on by the same command; the tables are of runs whose evaluation is there. With ``--write``
-they take the place of what stands between ``<!-- MARK -->`` and ``<!-- /MARK -->`` in FILE.
+they take the place of what stands between ``<!-- MARK -->`` and ``<!-- /MARK -->`` in FILE. Rows of seeds that are not
+given stay there: seeds may be had at different times and places.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from data.common.strict_json import read_object  # noqa: E402
 
 SHOWN = 3  # prompts whose responses are shown of each run
 LONGEST = 240  # characters of a response in the table
+SAMPLED = "The first prompts of seed "
 NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
 
 
@@ -170,22 +173,62 @@ def page(runs: Sequence[Run]) -> str:
         ("Sampled responses to held-out prompts; brackets are 95 % intervals over prompts:", systems_table(runs)),
         ("Paired by prompt; ties count half:", comparisons_table(runs)),
         ("Minutes by the clock:", costs_table(runs)),
-        (f"The first prompts of seed {runs[0].seed}:", samples_list(runs[0])),
+        (f"{SAMPLED}{runs[0].seed}:", samples_list(runs[0])),
     ]
     return "\n".join(f"{title}\n\n{text}" for title, text in parts if text)
 
 
-def put(text: str, mark: str, into: str) -> str:
-    """A page with ``text`` between the marks.
+def parts_of(text: str) -> dict[str, str]:
+    """Titles of a page of tables, each with what stands below it."""
+    return {m[1]: m[2] for m in re.finditer(r"^([^|>\n].*:)\n\n((?:.|\n)*?)(?=^[^|>\n].*:\n\n|\Z)", text, re.MULTILINE)}
+
+
+def merged(new: str, old: str) -> str:
+    """The new tables with the old rows of seeds that are not among them, and samples of the lowest seed.
 
     Raises:
-        UserError: the page lacks them.
+        UserError: a table has other columns than before.
+    """
+    before, out = parts_of(old), []
+    sampled = {title: text for title, text in before.items() if title.startswith(SAMPLED)}
+    for title, text in parts_of(new).items():
+        if title.startswith(SAMPLED):
+            title, text = min(((t, x) for t, x in [*sampled.items(), (title, text)]), key=lambda one: _seed(one[0]))
+        elif title in before:
+            text = _rows_of_both(title, text, before[title])
+        out.append(f"{title}\n\n{text.strip()}\n")
+    return "\n".join(out)
+
+
+def _seed(title: str) -> int:
+    return int(title.removeprefix(SAMPLED).rstrip(":"))
+
+
+def _rows_of_both(title: str, new: str, old: str) -> str:
+    (head, line, *rows), (old_head, _, *old_rows) = new.strip().splitlines(), old.strip().splitlines()
+    if head != old_head:
+        raise UserError(f"'{title}' has other columns than the rows that stand there: {head} and {old_head}")
+
+    def seed(row: str) -> int:
+        return int(row.split("|")[1])
+
+    seeds = {seed(row) for row in rows}
+    kept = [row for row in old_rows if seed(row) not in seeds]
+    return "\n".join([head, line, *sorted([*kept, *rows], key=seed)])
+
+
+def put(text: str, mark: str, into: str) -> str:
+    """A page with ``text`` between the marks, and with rows of other seeds that stood there.
+
+    Raises:
+        UserError: the page lacks the marks, or the tables that stand there have other columns.
     """
     start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     if start not in into or end not in into.partition(start)[2]:
         raise UserError(f"the page has no {start} ... {end}")
     before, _, rest = into.partition(start)
-    return f"{before}{start}\n{text}{end}{rest.partition(end)[2]}"
+    old, _, after = rest.partition(end)
+    return f"{before}{start}\n{merged(text, old)}{end}{after}"
 
 
 def main() -> None:

@@ -55,10 +55,34 @@ def test_text_of_models_is_no_markup() -> None:
 
 def test_only_what_stands_between_the_marks_is_replaced() -> None:
     into = "before\n<!-- chain -->\nold\n<!-- /chain -->\nafter <!-- rule --><!-- /rule -->\n"
-    text = real_model.put("new\n", "chain", into)
-    assert text == "before\n<!-- chain -->\nnew\n<!-- /chain -->\nafter <!-- rule --><!-- /rule -->\n"
+    text = real_model.put("Paired:\n\n| seed | a |\n| --- | --- |\n| 1 | 2 |\n", "chain", into)
+    new = "Paired:\n\n| seed | a |\n| --- | --- |\n| 1 | 2 |\n"
+    assert text == f"before\n<!-- chain -->\n{new}<!-- /chain -->\nafter <!-- rule --><!-- /rule -->\n"
     with pytest.raises(UserError, match="no <!-- other -->"):
-        real_model.put("new\n", "other", into)
+        real_model.put(new, "other", into)
+
+
+def test_rows_of_seeds_that_are_not_given_stay() -> None:
+    def page(*rows: str, sampled: int, head: str = "| seed | a |") -> str:
+        table = "\n".join([head, "| --- | --- |", *rows])
+        samples = f"The first prompts of seed {sampled}:\n\n> **{sampled}?**\n> - x: y\n"
+        return f"Paired; ties count half:\n\n{table}\n\n{samples}"
+
+    old = page("| 1 | one |", "| 3 | old |", "| 3 | older |", sampled=1)
+    found = real_model.merged(page("| 2 | two |", "| 3 | new |", sampled=2), old)
+    assert found == page("| 1 | one |", "| 2 | two |", "| 3 | new |", sampled=1)
+    assert real_model.merged(page("| 0 | zero |", sampled=0), old).endswith("of seed 0:\n\n> **0?**\n> - x: y\n")
+    assert real_model.merged(old, "") == old
+    with pytest.raises(UserError, match="other columns"):
+        real_model.merged(page("| 2 | two |", sampled=2, head="| seed | b |"), old)
+
+
+def test_the_page_of_this_project_is_merged_into_itself() -> None:
+    """What the marked parts hold is read whole, so that no row or sample of it would be lost."""
+    text = (real_model.ROOT / "docs" / "measurements" / "real_model.md").read_text(encoding="utf-8")
+    for mark in ("chain", "rule"):
+        held = text.partition(f"<!-- {mark} -->\n")[2].partition(f"<!-- /{mark} -->")[0]
+        assert real_model.merged(held, held) == held and held.count("| 1 |") > 3
 
 
 def test_a_run_without_an_evaluation_is_told(tmp_path: Path) -> None:
