@@ -2,8 +2,8 @@
 
 A request must name this machine as its host (a page of another site can point a name of its own here) and must not
 come from a page of another site. Bodies are read before a reply is started, and connections that stay silent are
-closed, so that half-sent requests hold nothing. Errors are JSON, those of a request that is no HTTP too. Knows nothing
-of what is served.
+closed, so that half-sent requests hold nothing. What only reads (``GET /health``) waits for no request that computes.
+Errors are JSON, those of a request that is no HTTP too. Knows nothing of what is served.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from data.common.errors import UserError
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
 LARGEST = 64 * 2**20  # bytes of a request
+THREADS = 8  # requests that compute at once, as far as their application lets them
 BACKLOG = CONNECTIONS = 1000  # a request more waits for one of these to end
 
 
@@ -90,7 +91,7 @@ def serving(application: Application, port: int = 0, patience: int = 30) -> Iter
     """
     from waitress import create_server, wasyncore
     from waitress.channel import HTTPChannel
-    from waitress.task import ErrorTask
+    from waitress.task import ErrorTask, ThreadedTaskDispatcher
 
     class JsonError(ErrorTask):
         """What waitress says of a request that no application sees."""
@@ -120,7 +121,7 @@ def serving(application: Application, port: int = 0, patience: int = 30) -> Iter
         _wsgi(application),
         map=channels,
         sockets=[listening],
-        threads=8,
+        threads=THREADS,
         backlog=BACKLOG,
         connection_limit=CONNECTIONS,
         channel_timeout=patience,
@@ -131,6 +132,15 @@ def serving(application: Application, port: int = 0, patience: int = 30) -> Iter
         ident="trivet",
     )
     server.channel_class = Channel
+    others, reading = server.task_dispatcher, ThreadedTaskDispatcher()
+    reading.set_thread_count(1)
+
+    def add_task(channel: Any) -> None:
+        request = channel.requests[0]
+        quick = request.error is not None or request.command in ("GET", "HEAD")
+        (reading if quick else others).add_task(channel)
+
+    server.add_task = add_task
     stopping = threading.Event()
 
     def loop() -> None:
@@ -144,5 +154,6 @@ def serving(application: Application, port: int = 0, patience: int = 30) -> Iter
     finally:
         stopping.set()
         thread.join(5)
-        server.task_dispatcher.shutdown(timeout=1)
+        for dispatcher in (others, reading):
+            dispatcher.shutdown(timeout=1)
         wasyncore.close_all(channels, ignore_all=True)
