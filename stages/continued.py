@@ -331,5 +331,6 @@ def judged(before: Losses, after: Losses, config: ContinuedConfig) -> dict[str, 
         "change": found.loss,
         "change_ci95": None if found.ci95 is None else list(found.ci95),
         "learnt": found.learnt,
+        "within_chance": found.within_chance,
         "text": text,
     }

@@ -142,7 +142,7 @@ def _without_comparison(words: Words) -> dict[str, str]:
         return {"tone": "open", "text": text, "detail": so_far}
     known = {s["name"]: s["title"] for s in words.stages}
     found = {known.get(name, name): c for name, c in words.learnt.items() if c.get("text")}
-    nothing = [title for title, c in found.items() if c.get("learnt") is False]
+    nothing = [title for title, c in found.items() if c.get("learnt") is False and not c.get("within_chance")]
     tone = "bad" if nothing else "good" if found and all(c.get("learnt") for c in found.values()) else "open"
     text = f"{' and '.join(nothing)}: nothing was learnt" if nothing else f"Finished: {', '.join(done)}"
     return {
@@ -169,6 +169,8 @@ def _learnt(words: Words, stage: str) -> dict[str, str]:
     found, name = words.learnt[stage], titles.get(stage, stage)
     learnt = found.get("learnt")
     short, tone = ("Too few rows", "open") if learnt is None else ("Yes", "good") if learnt else ("No", "bad")
+    if found.get("within_chance"):
+        short, tone = "Not shown", "open"
     return _card(f"Did {name} learn?", short, tone, _sentence(str(found.get("text", ""))))
 
 

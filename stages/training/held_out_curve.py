@@ -193,6 +193,7 @@ class HeldOutCurve:
             "change": _plain(found.loss),
             "change_ci95": None if found.ci95 is None else list(found.ci95),
             "learnt": found.learnt,
+            "within_chance": found.within_chance,
             "text": self._sentence(),
         }
 

@@ -59,6 +59,12 @@ class Change:
         return low > 0.5 or (self.ci95[1] < 0 and low + high > 1)
 
     @property
+    def within_chance(self) -> bool:
+        """Whether nothing is shown, though the loss fell and not most pairs are wrong: more rows might show it."""
+        few = self.accuracy_ci95 is not None and sum(self.accuracy_ci95) <= 1
+        return self.learnt is False and self.ci95 is not None and self.loss < 0 <= self.ci95[1] and not few
+
+    @property
     def rose(self) -> bool:
         """Whether the loss is higher beyond doubt, or no number any more."""
         return not math.isfinite(self.loss) or (self.ci95 is not None and self.ci95[0] > 0)
@@ -132,6 +138,12 @@ def sentence(
         return (
             f"{words}: {what}; it was {lowest[1]:.4g} at step {lowest[0]}: try {key}.keep=best, or a "
             f"{key}.learning_rate below {rate:.1e}"
+        )
+    if found.within_chance:
+        low, high = found.ci95 or (0.0, 0.0)
+        return (
+            f"{words}: within chance for {found.prompts} {rows} (a difference of {found.loss:+.2g}, 95 % [{low:+.2g}, "
+            f"{high:+.2g}]); more held-out rows would tell, or try {_advice(found, key, rate, amount)}"
         )
     return f"{words}: nothing was learnt; try {_advice(found, key, rate, amount)}"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,22 @@ def test_sft_reward_model_and_ppo_on_public_files(shared: Path, tmp_path: Path) 
         assert 1 < system["metrics"]["base_perplexity"] < 200  # English to the base, cut as it is
         assert math.isfinite(system["held_out_reward"]["mean"])
     assert found["systems"]["sft"]["kl"]["mean"] == 0 and found["systems"]["base"]["kl"]["mean"] > 0
+    assert_base_as_it_was(pipeline)
+
+
+def test_reward_model_and_ppo_on_dialogues_of_hh(shared: Path, tmp_path: Path) -> None:
+    """Dialogues as rankings and as prompts, no SFT: the base is what PPO starts from and is compared with."""
+    with gzip.open(need(shared, "data/raw/hh_harmless_base.jsonl.gz"), "rt", encoding="utf-8") as lines:
+        rows = sorted(islice(lines, 400), key=len)[:80]
+    (tmp_path / "hh.jsonl").write_text("".join(rows), encoding="utf-8")
+    kept = [setting for setting in CUT if not setting.startswith(("sft.", "evaluation.systems"))]
+    sources = [f"data.{part}={tmp_path / 'hh.jsonl'}" for part in ("rankings", "prompts")]
+    pipeline = run("real_model/harmless.yaml", [*sources, *kept, "evaluation.systems=[base, ppo]"], tmp_path)
+    found, reward = results(pipeline), metrics(pipeline, "reward")
+    assert list(found["systems"]) == ["base", "ppo"] and found["judge"] == "held_out_reward"
+    assert reward["rankings"] > 0 and reward["watcher"]["rankings"] > 0
+    assert_measured(reward)
+    assert found["systems"]["base"]["kl"]["mean"] == 0
     assert_base_as_it_was(pipeline)
 
 

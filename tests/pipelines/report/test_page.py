@@ -319,12 +319,12 @@ def first_screen(run: Path) -> tuple[dict[str, str], dict[str, str]]:
 CURVE = {"learnt": True, "text": "held-out loss 3.2 before, 2.9 after 20 steps"}
 
 
-def only(run: Path, to: Path, stages: list[str], learnt: bool | None = True) -> Path:
+def only(run: Path, to: Path, stages: list[str], learnt: bool | None = True, within_chance: bool = False) -> Path:
     """A copy with some of the stages, which are all that the recipe asks for."""
     for stage in stages:
         shutil.copytree(run / stage, to / stage)
         manifest = json.loads((to / stage / "manifest.json").read_text(encoding="utf-8"))
-        manifest["metrics"]["held_out_curves"] = {stage: CURVE | {"learnt": learnt}}
+        manifest["metrics"]["held_out_curves"] = {stage: CURVE | {"learnt": learnt, "within_chance": within_chance}}
         (to / stage / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     noted = json.loads((run / "run.json").read_text(encoding="utf-8"))
     noted["stages"] = {s: noted["stages"][s] for s in stages}
@@ -341,6 +341,9 @@ def test_a_run_of_sft_alone_is_asked_nothing_else(run: Path, tmp_path: Path):
     headline, answers = first_screen(only(run, tmp_path / "in-vain", ["sft"], learnt=False))
     assert (headline["tone"], headline["text"]) == ("bad", "Instruction tuning (SFT): nothing was learnt")
     assert answers["Did SFT learn?"] == "No"
+    headline, answers = first_screen(only(run, tmp_path / "unclear", ["sft"], learnt=False, within_chance=True))
+    assert (headline["tone"], headline["text"]) == ("open", "Finished: Instruction tuning (SFT)")
+    assert answers["Did SFT learn?"] == "Not shown"
 
 
 def test_a_run_of_a_reward_model_alone_is_asked_about_the_reward(run: Path, tmp_path: Path):

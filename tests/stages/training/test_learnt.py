@@ -46,7 +46,10 @@ def test_a_fall_that_noise_explains_is_not():
     after = base + shift - shift.mean() - 0.002
     found, text = said(values(base), values(after))
     assert found.loss < 0 and found.learnt is False and not found.rose
-    assert "nothing was learnt; try sft.learning_rate=1.0e-03, or more sft.epochs" in text
+    assert "nothing was learnt" not in text and "within chance for 64 prompts (a difference of -0.002, 95 % [" in text
+    assert text.endswith("more held-out rows would tell, or try sft.learning_rate=1.0e-03, or more sft.epochs")
+    _, text = said(values(base), values(base))
+    assert text.endswith("nothing was learnt; try sft.learning_rate=1.0e-03, or more sft.epochs")
 
 
 def test_pairs_show_what_the_spread_of_rows_would_hide():
@@ -88,6 +91,18 @@ def test_rows_of_one_prompt_are_one_observation():
     together = change(values(base), values(np.repeat(some, 10)), [i // 10 for i in range(200)])
     width = [c.ci95[1] - c.ci95[0] for c in (single, together)]
     assert width[1] > 2.5 * width[0]
+
+
+@pytest.mark.parametrize(("right", "within"), [(0.55, True), (0.4, False)])
+def test_a_fall_within_chance_is_none_where_most_pairs_are_wrong(right, within):
+    """A loss of shrinking scores falls too."""
+    rows = 64
+    outcomes = [1.0 if i < right * rows else 0.0 for i in range(rows)]
+    start = values(0.75 + noise(0), None, [0.5] * rows, [1.0] * rows)
+    after = values(0.745 + noise(1), None, outcomes, [1.0] * rows)
+    found, text = said(start, after, key="reward")
+    assert found.loss < 0 and found.learnt is False
+    assert found.within_chance is within is ("within chance" in text)
 
 
 @pytest.mark.parametrize(("right", "shift", "expected"), [(0.8, 0.3, True), (0.5, -0.1, False), (0.5, 0.3, False)])
