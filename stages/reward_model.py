@@ -63,11 +63,12 @@ def run(context: StageContext, config: RewardConfig) -> StageResult:
     scored = ScoredOnce(model=model, phase=context.bar.phase)
     rows, given = examined_rankings(context, train, held_out, config)
     found = evaluate_rankings(scored, rows)
-    card = write_card(context, scored, given, samples, source)
+    card = write_card(context, scored, given, samples, source, config.negatives)
     return StageResult(
         metrics={
             "rankings": len(train),
             "dropped": sum(tallies["counts"].dropped.values()),
+            **({"negatives": sum(row.made for row in train)} if config.negatives else {}),
             **{name: tally.as_dict() for name, tally in tallies.items()},
             **warned(*(tally.warning() for tally in tallies.values()), *done.warnings),
             "held_out_rankings": len(held_out),
@@ -99,7 +100,7 @@ def encode_all(
         UserError: there is nothing to learn from, a row does not fit the base, or a margin has no scores to stand on.
     """
     positions = context.base.limits.positions
-    train, tally = encode_rankings(context.renderer, rankings, config, positions=positions)
+    train, tally = encode_rankings(context.renderer, rankings, config, positions=positions, negatives=config.negatives)
     given = context.corpus.rankings.held_out
     held_out, held_out_tally = encode_rankings(context.renderer, given, config, "held-out rankings", positions)
     if not train:
@@ -130,7 +131,7 @@ def encode_held_back(
         UserError: there are none, or one does not fit the base.
     """
     unit, positions = "rankings of the held-out reward model", context.base.limits.positions
-    kept, tally = encode_rankings(context.renderer, rankings, config, unit, positions)
+    kept, tally = encode_rankings(context.renderer, rankings, config, unit, positions, config.negatives)
     if not kept:
         why = f" ({tally.summary()})" if tally.rows else ""
         raise UserError(f"reward.holdout: no training ranking of this share can be used{why}; raise it, or set 0")
@@ -250,9 +251,14 @@ def examined_rankings(
 
 
 def write_card(
-    context: StageContext, scored: ScoredOnce, held_out: Sequence[RankedAnswers], samples: Tensor, source: str
+    context: StageContext,
+    scored: ScoredOnce,
+    held_out: Sequence[RankedAnswers],
+    samples: Tensor,
+    source: str,
+    negatives: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """``report_card.json`` on these held-out rankings, and what is in it."""
+    """``report_card.json`` on these held-out rankings, and what is in it; ``negatives`` are those of training."""
     given, scores = context.corpus.rankings, samples.tolist()
     card = reward_card.examine(
         scored,
@@ -263,6 +269,8 @@ def write_card(
         sampled_from=source,
         seed=context.seed,
     )
+    if card and negatives:
+        card |= {"negatives": list(negatives)}
     if context.processes.is_main:
         write_json(context.out / reward_card.FILE, card, sort_keys=False)
     return card

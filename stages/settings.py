@@ -207,6 +207,10 @@ class RankingsConfig(Config):
     batch: int = Field(128, ge=1, description="responses generated at once")
 
 
+Damage = Literal["empty response", "cut short", "end token missing", "sentences repeated", "answer to another prompt"]
+"""Names of ``reward.card.probes.PROBES``."""
+
+
 class RewardConfig(Config):
     """The reward model, trained on rankings."""
 
@@ -233,6 +237,11 @@ class RewardConfig(Config):
     )
     uncertainty_penalty: float = Field(
         1.0, ge=0, description="standard deviations that are subtracted by mean_minus_std"
+    )
+    negatives: tuple[Damage, ...] = Field(
+        (),
+        description="each training ranking gets one response more, below all of its own: its worst one, damaged in one "
+        "of these ways, which its prompt decides",
     )
     holdout: float = Field(
         0.0,
@@ -280,6 +289,8 @@ class RewardConfig(Config):
             if not LOSSES[self.loss].pairwise and getattr(self, key):
                 owners = " or ".join(f"'{name}'" for name, loss in LOSSES.items() if loss.pairwise)
                 raise ValueError(f"{key} belongs to loss {owners}, not to '{self.loss}': remove it")
+        if len(set(self.negatives)) < len(self.negatives):
+            raise ValueError("negatives names one twice: each is taken as often as the others")
         return self
 
 

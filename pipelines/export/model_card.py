@@ -219,7 +219,11 @@ def _reward_found(card: Mapping[str, Any]) -> str:
     rows += [
         (f"trivial rule: {name.replace('answer', 'response')}", found) for name, found in card["baselines"].items()
     ]
-    rows += [(f"whole response beats one {name}", found) for name, found in card["probes"].items()]
+    taught = card.get("negatives") or ()
+    rows += [
+        (f"whole response beats one {name}" + " (in training, too)" * (name in taught), found)
+        for name, found in card["probes"].items()
+    ]
     table = [
         (name, percent(found["share"]), interval(found.get("ci95"), 100, 1), str(found.get("n", "")))
         for name, found in rows

@@ -185,7 +185,8 @@ def figures(card: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     baselines = [(n.replace("answer", "response"), s, "@base") for n, s in card["baselines"].items()]
     model = [("this model", card["accuracy"], "@reward")]
-    probes = [(PROBES.get(n, n), s, "@reward") for n, s in card["probes"].items()]
+    taught = card.get("negatives") or ()
+    probes = [(PROBES.get(n, n) + " (taught)" * (n in taught), s, "@reward") for n, s in card["probes"].items()]
     cut = [(f"{name} ({by})", s, "@reward") for by, group in card["slices"].items() for name, s in group.items()]
     made = [
         bars(
@@ -197,7 +198,8 @@ def figures(card: Mapping[str, Any]) -> list[dict[str, Any]]:
         bars(
             "card-probes",
             "Damaged responses",
-            "How often the whole response scores above itself damaged; near 100 %.",
+            "How often the whole response scores above itself damaged; near 100 %."
+            + " Taught: its training rankings had such ones (reward.negatives)." * bool(taught),
             probes,
         ),
         reliability(card.get("calibration") or {}),

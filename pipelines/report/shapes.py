@@ -198,6 +198,7 @@ class Card(Shape):
     samples: Samples | None = None
     ceiling: Ceiling | None = None
     rewardbench2: PublishedScore | None = None
+    negatives: list[Any] = []
     warnings: list[Any] = []
 
 

@@ -16,6 +16,7 @@ from evaluation.systems import parse
 from pipelines.recipe.derived import response_limit
 from pipelines.stages.duration import Effort, Kind, Passes, Sampled, without_nothing
 from pipelines.stages.estimates import CALIBRATED, CONTEXT, HELD_OUT, SCORED, Estimator, shares_prompts
+from pipelines.stages.lengths import with_negatives, within
 from reward.tables import POOLINGS
 from stages.distil_cost import asked, learnt_on
 from stages.held_out_cost import evaluated, evaluations
@@ -138,11 +139,12 @@ def reward(e: Estimator) -> Effort:
         ranked = [(asked, [response(e, r.max_new_tokens)[0]] * r.answers) for asked in e.lengths.prompts]
     else:
         total, held_out, ranked = len(e.corpus.rankings.train), len(e.corpus.rankings.held_out), e.lengths.ranked
-    limit = float(w.max_tokens)
-    ranked = [(min(q, limit), [min(a, max(0.0, limit - q)) for a in answers]) for q, answers in ranked]
+    ranked = within(ranked, w.max_tokens)
+    trained = within(with_negatives(ranked, w.negatives, mean), w.max_tokens)
     sharing = shares_prompts(e)
-    trees = mean([q + sum(a) if sharing else sum(q + n for n in a) for q, a in ranked])
-    answers, said = mean([len(a) for _, a in ranked]), mean([sum(a) for _, a in ranked])
+    trees = mean([q + sum(a) if sharing else sum(q + n for n in a) for q, a in trained])
+    answers, seats = mean([len(a) for _, a in ranked]), mean([len(a) for _, a in trained])
+    said = mean([sum(a) for _, a in trained])
     last = POOLINGS[w.pooling].last_only
     rows = min(w.micro_batch, w.batch, max(1, total))
     models = w.ensemble + (w.holdout > 0)
@@ -158,9 +160,9 @@ def reward(e: Estimator) -> Effort:
             kind="branches" if sharing else "train",
             count=seen / rows,
             logits=False,
-            rows=rows * (1.0 if sharing else answers),
+            rows=rows * (1.0 if sharing else seats),
             tokens=rows * trees,
-            read=rows * trees if sharing else rows * (answers if last else said),
+            read=rows * trees if sharing else rows * (seats if last else said),
         ),
         _scores(scored, single, read),
     )

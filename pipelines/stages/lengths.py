@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -110,3 +110,30 @@ class Lengths:
     def sampling(self, prompts: Sequence[float], rows: int, room: int) -> Sampling:
         """``rows`` responses at once, of at most ``room`` tokens each."""
         return Sampling(rows=rows, prompt=max(prompts, default=0.0), prompts=largest_sum(prompts, rows, 1.0), room=room)
+
+
+NEGATIVES = {
+    "empty response": 0.0,
+    "cut short": 0.5,
+    "end token missing": 1.0,
+    "sentences repeated": 2.0,
+    "answer to another prompt": 1.0,
+}
+"""Length of a damaged response (``reward.negatives``) by that of the whole one."""
+
+
+Ranked = list[tuple[float, list[float]]]
+"""Lengths of prompts, each with those of its responses."""
+
+
+def within(ranked: Ranked, limit: float) -> Ranked:
+    """The same once cut to a limit of tokens, which a response loses first."""
+    return [(min(q, limit), [min(a, max(0.0, limit - q)) for a in answers]) for q, answers in ranked]
+
+
+def with_negatives(ranked: Ranked, kinds: Sequence[str], length: Callable[[list[float]], float]) -> Ranked:
+    """The same with one response more to each prompt, as long as ``length`` of the kinds' makes it."""
+    if not kinds:
+        return ranked
+    factor = length([NEGATIVES[kind] for kind in kinds])
+    return [(q, [*answers, factor * max(answers, default=0.0) + 1]) for q, answers in ranked]

@@ -9,7 +9,7 @@ from pathlib import Path
 from evaluation.systems import parse
 from pipelines.recipe.derived import response_limit
 from pipelines.stages.estimates import CALIBRATED, CONTEXT, HELD_OUT, SCORED, Estimator, Work, shares_prompts
-from pipelines.stages.lengths import CHARACTERS
+from pipelines.stages.lengths import CHARACTERS, with_negatives, within
 from pipelines.stages.memory import FIELDS, FP32, base_bytes
 from stages.distil_cost import asked, learnt_on
 
@@ -114,16 +114,17 @@ def reward(e: Estimator) -> Work:
         ranked = [(asked, [float(r.max_new_tokens)] * r.answers) for asked in e.lengths.prompts]
     else:
         total, ranked = len(e.corpus.rankings.train), e.lengths.ranked
-    limit = float(w.max_tokens)
-    ranked = [(min(q, limit), [min(a, max(0.0, limit - q)) for a in answers]) for q, answers in ranked]
+    ranked = within(ranked, w.max_tokens)
+    trained = within(with_negatives(ranked, w.negatives, max), w.max_tokens)
     sharing = shares_prompts(e)
-    trees = [q + sum(a) if sharing else sum(q + n for n in a) for q, a in ranked]
-    mean = statistics.fmean(sum(q + n for n in a) for q, a in ranked) if ranked else 0.0
+    trees = [q + sum(a) if sharing else sum(q + n for n in a) for q, a in trained]
+    mean = statistics.fmean(sum(q + n for n in a) for q, a in trained) if trained else 0.0
     count = min(w.micro_batch, w.batch, max(1, total))
     singles = [q + n for q, a in ranked for n in a]
     train = replace(e.lengths.rows(trees, trees, count, total * w.epochs / max(1, count)), uneven=True)
     if sharing and e.numbers.fast:
-        train = replace(train, grid=count * len(singles) / max(1, len(ranked)) * max(singles, default=0.0))
+        each = len(singles) / max(1, len(ranked)) + bool(w.negatives)
+        train = replace(train, grid=count * each * max(singles, default=0.0))
     longest = max((n for _, a in ranked for n in a), default=0.0)
     examined = len(e.corpus.rankings.held_out) * len(singles) // max(1, len(ranked))
     centred = "sft" in stages and bool(e.corpus.prompts.train)

@@ -60,7 +60,7 @@ def remedies(card: Mapping[str, Any], lines: Sequence[str]) -> list[str]:
         lines: as ``failures`` gives them.
     """
     out = []
-    for key in (line.partition(":")[0] for line in lines):
+    for key in map(_line, lines):
         if key in ("beat_longest", "beat_ngrams"):
             out.append(f"--set reward.gate.{key}=false")
         elif key == "score_std":
@@ -74,6 +74,11 @@ def remedies(card: Mapping[str, Any], lines: Sequence[str]) -> list[str]:
             hundredths = round(100 * low)  # the interval must lie above it
             out.append(f"--set reward.gate.accuracy={(hundredths - (hundredths / 100 >= low)) / 100:g}")
     return out
+
+
+def _line(failure: str) -> str:
+    """The gate's key that a failure begins with."""
+    return failure.partition(":")[0]
 
 
 def card_failures(card: Mapping[str, Any]) -> list[str]:
@@ -90,6 +95,14 @@ def stored_card(folder: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
+LEARN = (
+    "Check that the rankings are the right way round, give more of them, or train longer (reward.epochs, "
+    "reward.learning_rate)."
+)
+TEACH = (
+    'Show it responses that are bad by construction (reward.negatives: ["empty response", "cut short", '
+    '"end token missing"]): rankings hold none.'
+)
 Warn = Callable[[str], None]
 
 
@@ -108,13 +121,9 @@ def require(folder: Path, gate: GateConfig, warn: Warn = lambda _: None) -> None
     if not card:
         warn(f"{folder} holds no report card: reward.gate judges nothing of this reward model")
     kept = f"The finished reward stage is kept; its card is {folder / FILE}."
-    _require(
-        card,
-        gate,
-        f"{kept} Check that the rankings are the right way round, give more of them, or train longer (reward.epochs, "
-        "reward.learning_rate).",
-        warn,
-    )
+    empty_alone = list(map(_line, failures(card, gate) if card else ())) == ["empty_response"]
+    advice = TEACH if empty_alone and not card.get("negatives") else LEARN
+    _require(card, gate, f"{kept} {advice}", warn)
 
 
 def require_terms(card: Mapping[str, Any], file: Path, gate: GateConfig, warn: Warn = lambda _: None) -> None:

@@ -26,10 +26,10 @@ def calibration_responses(
     base, renderer = context.base, context.renderer
     prompts = context.corpus.prompts.train[: config.calibration_samples]
     if "sft" not in base.roles or not prompts:
-        chosen = train[: config.calibration_samples]
-        return [q for r in chosen for q in r.queries], [a for r in chosen for a in r.responses], "training responses"
+        chosen = [pair for r in train[: config.calibration_samples] for pair in r.given]
+        return [q for q, _ in chosen], [a for _, a in chosen], "training responses"
     queries = [renderer.prompt_ids(p.messages) for p in prompts]
-    longest = max(len(a) for r in train for a in r.responses)
+    longest = max(len(a) for r in train for _, a in r.given)
     memory = OOMRetry("SFT samples at once", context.warn_alone)
     progress = context.bar.phase("SFT samples, whose mean score becomes 0", len(queries))
     with base.role("sft") as role, memory.reporting(progress):

@@ -16,6 +16,7 @@ from data.storage.token_rows import ids_bytes, ids_of
 from data.storage.views import origin_of
 from data.template import Renderer
 from stages.settings import RewardConfig
+from stages.training.negatives import negative
 
 TURN = tuple(field.name for field in fields(Message))
 EQUAL_WHEN_CUT = "its responses are equal once cut"
@@ -23,7 +24,10 @@ EQUAL_WHEN_CUT = "its responses are equal once cut"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedRanking:
-    """One ranking as ids: K queries (the same, unless truncated differently), K responses, ranks, scores."""
+    """One ranking as ids: K queries (the same, unless truncated differently), K responses, ranks, scores.
+
+    The last ``made`` responses are not of the data (``reward.negatives``).
+    """
 
     queries: list[list[int]]
     responses: list[list[int]]
@@ -31,6 +35,12 @@ class EncodedRanking:
     scores: list[float] | None
     weight: float = 1.0
     prompt: tuple[Message, ...] = ()
+    made: int = 0
+
+    @property
+    def given(self) -> list[tuple[list[int], list[int]]]:
+        """Queries and responses that the data hold."""
+        return list(zip(self.queries, self.responses, strict=True))[: len(self.ranks) - self.made]
 
 
 def ranking_store() -> Store[EncodedRanking]:
@@ -42,12 +52,12 @@ def _encode(row: EncodedRanking) -> Encoded:
     lengths = [list(map(len, row.queries)), list(map(len, row.responses))]
     turns = [[getattr(m, name) for name in TURN] for m in row.prompt]
     ids = [i for ids in (*row.queries, *row.responses) for i in ids]
-    head = json.dumps([lengths, row.ranks, row.scores, row.weight]).encode()
+    head = json.dumps([lengths, row.ranks, row.scores, row.weight, row.made]).encode()
     return Encoded(head, ids_bytes(ids), json.dumps(turns, ensure_ascii=False).encode(errors="surrogatepass"))
 
 
 def _decode(stored: Encoded) -> EncodedRanking:
-    lengths, ranks, scores, weight = json.loads(stored.content)
+    lengths, ranks, scores, weight, made = json.loads(stored.content)
     ids, at = ids_of(stored.source), 0
     rows: tuple[list[list[int]], list[list[int]]] = ([], [])
     for side, own in zip(rows, lengths, strict=True):
@@ -56,7 +66,9 @@ def _decode(stored: Encoded) -> EncodedRanking:
             at += length
     turns = json.loads(stored.rest.decode(errors="surrogatepass"))
     prompt = tuple(Message(**dict(zip(TURN, turn, strict=True))) for turn in turns)
-    return EncodedRanking(queries=rows[0], responses=rows[1], ranks=ranks, scores=scores, weight=weight, prompt=prompt)
+    return EncodedRanking(
+        queries=rows[0], responses=rows[1], ranks=ranks, scores=scores, weight=weight, prompt=prompt, made=made
+    )
 
 
 def encode_rankings(
@@ -65,9 +77,11 @@ def encode_rankings(
     config: RewardConfig,
     unit: str = "rankings",
     positions: int | None = None,
+    negatives: Sequence[str] = (),
 ) -> tuple[Sequence[EncodedRanking], Tally]:
     """Ids of every ranking; responses that are the same after truncation count once, rankings left without an ordered
-    pair are dropped and counted. ``positions`` are those of the base."""
+    pair are dropped and counted. ``positions`` are those of the base; with ``negatives`` each ranking that is kept gets
+    a worse response of one of these kinds (``stages.training.negatives``), which is not counted."""
     kept = ranking_store()
     tally = Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens, room=positions, sign=renderer.unknown_id)
     for place, ranking in enumerate(each(rankings, f"rendering {unit}")):
@@ -87,6 +101,10 @@ def encode_rankings(
             tally.record(parts, why, origin_of(rankings, place))
             continue
         tally.record(parts, source=origin_of(rankings, place))
+        worse = _worse(renderer, rankings, place, config, negatives) if negatives else None
+        added = worse is not None and (*worse[0], -1, *worse[1]) not in rows
+        if worse is not None and added:
+            encoded.append((*worse, max(ranking.ranks) + 1, min(ranking.scores) if ranking.scores else None))
         kept.append(
             EncodedRanking(
                 queries=[q for q, _, _, _ in encoded],
@@ -95,6 +113,18 @@ def encode_rankings(
                 scores=[s for _, _, _, s in encoded if s is not None] if ranking.scores else None,
                 weight=ranking.weight,
                 prompt=ranking.prompt.messages,
+                made=int(added),
             )
         )
     return kept, tally
+
+
+def _worse(
+    renderer: Renderer, rankings: Sequence[RankedAnswers], place: int, config: RewardConfig, kinds: Sequence[str]
+) -> tuple[list[int], list[int]] | None:
+    """Query and response of a worse response within the limit; None where no kind applies, or nothing fits."""
+    found = negative(rankings, place, kinds)
+    if found is None:
+        return None
+    made = renderer.fitted(rankings[place].prompt.messages, *found, max_tokens=config.max_tokens)
+    return (made.query, made.response) if made.response else None

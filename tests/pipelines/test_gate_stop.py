@@ -67,6 +67,29 @@ def test_the_remedy_names_what_failed_and_lets_it_pass(bad: dict[str, Any], tmp_
     assert failures(bad, gate_with(" ".join(remedies(bad, lines)))) == []
 
 
+@pytest.mark.parametrize(
+    "more, told",
+    [
+        ({}, True),
+        ({"negatives": ["empty response"]}, False),  # taught already
+        ({"samples": {"std": 1e-5, "of": "sft samples"}}, False),  # not the empty response alone
+    ],
+)
+def test_where_empty_responses_alone_fail_it_says_how_to_teach_them(
+    more: dict[str, Any], told: bool, tmp_path: Path
+) -> None:
+    bad = card(probes={"empty response": {"share": 0.09, "ci95": [0.05, 0.1]}}, **more)
+    (tmp_path / "report_card.json").write_text(json.dumps(bad))
+    with pytest.raises(GateStopped) as stopped:
+        require(tmp_path, GateConfig())
+    text = str(stopped.value)
+    assert ("reward.negatives: [" in text) is told and ("Check that the rankings" in text) is not told
+    if told:
+        line = text[text.index("reward.negatives: ") :].partition(")")[0].removeprefix("reward.negatives: ")
+        recipe = {"base": "tiny-gpt2", "data": {"rankings": "r.jsonl"}, "stages": ["reward"]}
+        assert len(load_recipe(recipe, [f"reward.negatives={line}"]).reward.negatives) == 3
+
+
 def test_a_line_that_nothing_passes_has_no_remedy_but_the_switch(tmp_path: Path) -> None:
     bad = card(accuracy={"share": 0.1, "ci95": [0.0, 0.2]}, baselines={})
     (tmp_path / "report_card.json").write_text(json.dumps(bad))

@@ -300,6 +300,7 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("ensemble", 2, {}),
             ("combine", "min", {"reward.ensemble": 2}),
             ("uncertainty_penalty", 2.0, {"reward.ensemble": 2, "reward.combine": "mean_minus_std"}),
+            ("negatives", ["cut short"], {}),
             ("holdout", 0.2, {}),
             ("init", "base", {}),
             ("epochs", 2.0, {}),
@@ -744,6 +745,7 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
             "remote": {"batch": 2},
         }.items()
     ),
+    (PLAIN, {"reward.negatives": ["cut short", "cut short"]}, "reward", "negatives names one twice"),
     (PLAIN, {"reward.loss": "plackett_luce", "reward.margin": 0.1}, "reward", "margin belongs to"),
     (PLAIN, {"reward.loss": "plackett_luce", "reward.label_smoothing": 0.1}, "reward", "label_smoothing belongs to"),
     (PLAIN, {"ppo.value": {"init": "sft", "head": "copy"}}, "ppo.value", "needs value.init 'reward'"),
