@@ -100,7 +100,8 @@ def rankings_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
 
 
 def reward_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
-    return dump(recipe.reward, ("gate", *_unwatched(recipe.reward), *left_out))  # the gate comes later
+    unset = () if recipe.reward.negatives else ("negatives",)  # as keys were before there was any
+    return dump(recipe.reward, ("gate", *unset, *_unwatched(recipe.reward), *left_out))  # the gate comes later
 
 
 def ppo_settings(recipe: Recipe, left_out: tuple[str, ...]) -> dict[str, Any]:

@@ -172,7 +172,9 @@ def other_values(name: str, config: type[Config]) -> list[Any]:
     """Values that a setting could have instead of its default."""
     field = config.model_fields[name]
     now, kind = field.default, field.annotation
-    choices = [v for part in (kind, *get_args(kind)) if get_origin(part) is Literal for v in get_args(part)]
+    choices: list[Any] = [v for part in (kind, *get_args(kind)) if get_origin(part) is Literal for v in get_args(part)]
+    if get_origin(kind) is tuple:
+        choices = [[v] for v in choices]
     numbers = [now + 1, now * 2, now / 2] if isinstance(now, int | float) and not isinstance(now, bool) else []
     options = [not now] if isinstance(now, bool) else [c for c in choices if c != now] + numbers
     return [*options, 64, 1, 0.5, 0.25, "x", "gold.py:gold", ["sft"], ["q_proj"]]
