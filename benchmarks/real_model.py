@@ -193,10 +193,12 @@ def merged(new: str, old: str) -> str:
     sampled = {title: text for title, text in before.items() if title.startswith(SAMPLED)}
     for title, text in parts_of(new).items():
         if title.startswith(SAMPLED):
-            title, text = min(((t, x) for t, x in [*sampled.items(), (title, text)]), key=lambda one: _seed(one[0]))
+            title, text = min([(title, text), *sampled.items()], key=lambda one: _seed(one[0]))  # of one seed the new
         elif title in before:
             text = _rows_of_both(title, text, before[title])
         out.append(f"{title}\n\n{text.strip()}\n")
+    if lost := [title for title in before if title not in parts_of(new) and not title.startswith(SAMPLED)]:
+        raise UserError(f"'{lost[0]}' stands there, and the runs that are given have no such table")
     return "\n".join(out)
 
 

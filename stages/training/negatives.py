@@ -13,6 +13,7 @@ from data.records import RankedAnswers
 from data.storage.digests import digest
 from reward.card.probes import PROBES, ProbedAnswer
 
+ANOTHER = "answer to another prompt"
 OTHERS = 8  # rankings that follow, among whose responses one to another prompt is looked for
 
 
@@ -29,7 +30,8 @@ def negative(rankings: Sequence[RankedAnswers], place: int, kinds: Sequence[str]
     first = digest(f"negative {ranking.prompt.group} {ranking.prompt.text}") % len(kinds)
     worst = max(range(len(ranking.answers)), key=lambda i: (ranking.ranks[i], -i))
     whole = ProbedAnswer(prompt=ranking.prompt.text, text=ranking.answers[worst])
-    following = [rankings[(place + 1 + i) % len(rankings)] for i in range(min(OTHERS, len(rankings) - 1))]
+    count = min(OTHERS, len(rankings) - 1) if ANOTHER in kinds else 0  # nothing else reads them, perhaps from a disk
+    following = [rankings[(place + 1 + i) % len(rankings)] for i in range(count)]
     others = [ProbedAnswer(prompt=one.prompt.text, text=one.answers[0]) for one in following]
     for kind in (*kinds[first:], *kinds[:first]):
         made = PROBES[kind](whole, others)

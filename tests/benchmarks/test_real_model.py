@@ -73,6 +73,9 @@ def test_rows_of_seeds_that_are_not_given_stay() -> None:
     assert found == page("| 1 | one |", "| 2 | two |", "| 3 | new |", sampled=1)
     assert real_model.merged(page("| 0 | zero |", sampled=0), old).endswith("of seed 0:\n\n> **0?**\n> - x: y\n")
     assert real_model.merged(old, "") == old
+    assert "z: new" in real_model.merged(old.replace("x: y", "z: new"), old)  # of one seed the new samples
+    with pytest.raises(UserError, match="no such table"):
+        real_model.merged(page("| 2 | two |", sampled=2), "The reward models:\n\n| seed |\n| --- |\n| 1 |\n\n" + old)
     with pytest.raises(UserError, match="other columns"):
         real_model.merged(page("| 2 | two |", sampled=2, head="| seed | b |"), old)
 

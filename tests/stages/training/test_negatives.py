@@ -12,6 +12,7 @@ import pytest
 from data.records import RankedAnswers
 from data.splits import Split
 from data.template import Renderer
+from pipelines.stages.lengths import NEGATIVES
 from reward.card.probes import PROBES
 from stages import reward_model
 from stages.settings import RewardConfig
@@ -41,7 +42,7 @@ def encoded(renderer: Renderer, rows: list[RankedAnswers], *kinds: str, **config
 
 
 def test_the_setting_names_the_card_s_damages() -> None:
-    assert set(KINDS) == set(PROBES)
+    assert set(KINDS) == set(PROBES) == set(NEGATIVES)
 
 
 @pytest.mark.parametrize(
