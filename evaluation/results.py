@@ -28,6 +28,7 @@ MANY_TRUNCATED = 0.2
 COLLAPSED = 0.6  # distinct-2 below this share of the reference system's
 MUCH_LONGER = 1.5
 ROUNDING = 1e-5  # of a reward model's fp32 scores, by their size
+COIN = 0.5  # of pairs in the right order
 NEGATIVE_KL = -0.01  # nats a response: what rounding does is no sign of anything
 
 
@@ -38,6 +39,7 @@ def assemble(
     against: str = "sft",
     score: Scorer | None = None,
     others: Mapping[str, Scorer] | None = None,
+    accuracy: Mapping[str, Mapping[str, Any]] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -47,7 +49,8 @@ def assemble(
     against the one named ``against``, by the judge first and then by the run's reward models, as far as they scored.
     Without a judge nothing is compared.
     ``score`` is the judge itself, from one response a row to one number a row: with it trivial responses are judged
-    too; ``others`` are further judges that are tested so (the run's other reward models).
+    too; ``others`` are further judges that are tested so (the run's other reward models). ``accuracy`` is what is known
+    of a judge's order of held-out pairs: ``share`` right, its ``ci95`` and ``n`` pairs, by the judge's name.
 
     Raises:
         ValueError: no systems, one given twice, or systems that did not respond to the same prompts in the same order.
@@ -81,8 +84,9 @@ def assemble(
             scores, extra = _trivial(main, scorer, name, against, resamples, seed)
             if name == judge:
                 results |= {"baselines": scores, "baseline_comparisons": extra}
-            results["judges"][name] = about_judge(extra)
-            warnings += distrust(name, extra, main=name == judge)
+            known = (accuracy or {}).get(name)
+            results["judges"][name] = about_judge(extra, known)
+            warnings += distrust(name, extra, known, main=name == judge)
     return results | {"warnings": list(dict.fromkeys(warnings))}
 
 
@@ -227,24 +231,51 @@ def _trivial(
     return means, comparisons
 
 
-def about_judge(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How adversaries did before a judge, and whether it may be relied on: no adversary may be shown better."""
+def about_judge(comparisons: Sequence[Mapping[str, Any]], accuracy: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """How adversaries did before a judge, how it orders held-out pairs, and whether it may be relied on.
+
+    ``reliable`` is False where an adversary is shown better than the reference system, or where the interval of
+    ``accuracy`` (``share``, ``ci95``, ``n``; a judge that learnt has one) does not lie above a coin's half; None where
+    one of the two is not known.
+    """
     kept = ("win_rate", "ci95", "n", "verdict")
+    fooled = any(c["verdict"] == "better" for c in comparisons)
+    unknown = not comparisons or (accuracy is not None and not accuracy.get("ci95"))
     return {
-        "reliable": all(c["verdict"] != "better" for c in comparisons) if comparisons else None,
+        "reliable": False if fooled or as_a_coin(accuracy) else None if unknown else True,
+        **({"accuracy": dict(accuracy)} if accuracy is not None else {}),
         "adversaries": {c["a"]: {k: c[k] for k in kept} for c in comparisons},
     }
 
 
-def distrust(judge: str, comparisons: Sequence[Mapping[str, Any]], main: bool = True) -> list[str]:
-    """A sentence for every adversary that a judge prefers to the reference system."""
+def as_a_coin(accuracy: Mapping[str, Any] | None) -> bool:
+    """Whether a share of pairs in the right order has an interval that is not above one half."""
+    ci = (accuracy or {}).get("ci95")
+    return ci is not None and ci[0] <= COIN
+
+
+def distrust(
+    judge: str,
+    comparisons: Sequence[Mapping[str, Any]],
+    accuracy: Mapping[str, Any] | None = None,
+    main: bool = True,
+) -> list[str]:
+    """A sentence for every adversary that a judge prefers to the reference system, and one where it orders held-out
+    pairs as a coin does."""
     models = {"reward": "As a judge the reward model", "held_out_reward": "As a judge the held-out reward model"}
     who = "The judge" if main else models.get(judge, f"The judge '{judge}'")
-    return [
+    said = [
         f"{who} is unreliable: it prefers the {named(c['a'])}, whatever the prompt, to {c['b']}'s."
         for c in comparisons
         if c["verdict"] == "better"
     ]
+    if accuracy is not None and as_a_coin(accuracy):
+        share, (low, high) = accuracy["share"], accuracy["ci95"]
+        said.append(
+            f"{who} is unreliable: it orders {100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}] of "
+            f"{accuracy['n']:,} held-out pairs right, which a coin may do as well."
+        )
+    return said
 
 
 def compare_outcomes(

@@ -124,8 +124,9 @@ class EvaluationConfig(Config):
     greedy: bool = Field(True, description="evaluate greedy responses as well")
     systems: tuple[str, ...] = Field(
         ("base", "sft", "best_of_4", "ppo"),
-        description="base, sft, ppo, ppo@N, best_of_N (of SFT, by the reward model), best_of_N:NAME (by a reward of "
-        "best_of_by, or best_of_N:ppo.reward), prompted:NAME, path:DIR",
+        description="base, sft, ppo, ppo@N, best_of_N (of SFT, without it of the base, by the reward model), "
+        "best_of_N:NAME (by a reward of best_of_by, or best_of_N:ppo.reward), prompted:NAME, path:DIR; of the default "
+        "those that the run has, one that is named must be there",
     )
     best_of_by: dict[str, tuple[RewardPart, ...]] = Field(
         {}, description="rewards that choose for best_of_N:NAME, by name; each as ppo.reward is written"

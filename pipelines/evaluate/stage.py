@@ -19,15 +19,15 @@ from evaluation.judges.judging import judged_in_pairs
 from evaluation.metrics.compare import compare_metrics
 from evaluation.metrics.registry import NO_REFERENCES, References, compute_metrics, needs_references, summarised
 from evaluation.results import assemble, samples_rows
-from evaluation.systems import ROLES, Named, parse
-from models.backbone.artifacts import atomic_file, write_json
+from evaluation.systems import Named, parse
+from models.backbone.artifacts import atomic_file, read_artifact, write_json
 from models.backbone.oom_retry import OOMRetry
 from pipelines.evaluate.lm_eval import harness_results
 from pipelines.evaluate.references import references_for
 from pipelines.evaluate.reward_card import card_for, in_short
 from pipelines.evaluate.systems import open_system
 from pipelines.execution.loaded_models import LoadedModels
-from pipelines.recipe.derived import evaluation_prompts, response_limit
+from pipelines.recipe.derived import evaluation_prompts, lacking, names_systems, response_limit
 from reward.card.examine import FILE
 from reward.model import RewardModel
 from stages import lineage
@@ -35,7 +35,7 @@ from stages.remote_rollouts import rollout_servers
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 
-VERSION = 18
+VERSION = 19
 
 
 def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
@@ -56,6 +56,7 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
         against=against,
         score=judges[judge] if judge else None,
         others={name: score for name, score in judges.items() if name != judge},
+        accuracy=accuracy_of(context),
         resamples=settings.bootstrap,
         seed=evaluator.seed,
     ) | {"settings": evaluator.settings()}
@@ -78,6 +79,18 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
     context.log.note(log_row(counts))
     context.log.write(len(answers), {})
     return StageResult(metrics={"prompts": results["prompts"], "systems": list(results["systems"]), "counts": counts})
+
+
+def accuracy_of(context: StageContext) -> dict[str, dict[str, Any]]:
+    """How the run's reward models order held-out pairs, by the names that they have as judges."""
+    made = read_artifact(context.inputs["reward"]) if "reward" in context.inputs else None
+    own = dict(made.metrics) if made else {}
+    known = {"reward": own, "held_out_reward": own.get("watcher") or {}}
+    return {
+        judge: {"share": m["pair_accuracy"], "ci95": m.get("pair_accuracy_ci95"), "n": m.get("pairs", 0)}
+        for judge, m in known.items()
+        if m.get("pair_accuracy") is not None
+    }
 
 
 def unread(evaluator: Evaluator) -> list[str]:
@@ -271,20 +284,17 @@ def _independent(context: StageContext, loaded: LoadedModels) -> RewardModel | N
 
 
 def available(context: StageContext, loaded: LoadedModels, evaluator: Evaluator) -> list[Named]:
-    """Systems of the recipe whose stages are there, in the recipe's order.
+    """Systems of the recipe, in its order; of the default ones those whose stages are there.
 
     Raises:
-        UserError: there is none.
+        UserError: a stage of one that the recipe names is not in this run, or none is left.
     """
-    roles = {name: name == "base" or role in evaluator.base.roles for name, role in ROLES.items()}
-    systems = [parse(name) for name in dict.fromkeys(loaded.recipe.evaluation.systems)]
-
-    def there(named: Named) -> bool:
-        if named.kind == "best_of" and named.by == "model":
-            return roles["sft"] and evaluator.reward is not None
-        return roles[named.value] if named.kind == "role" else True
-
-    found = [named for named in systems if there(named)]
+    there = {stage for stage in context.inputs if stage != "reward" or evaluator.reward is not None}
+    recipe = loaded.recipe
+    missing = lacking(recipe, there)
+    if missing and names_systems(recipe):
+        raise UserError(f"evaluation.systems: {next(iter(missing.values()))}")
+    found = [parse(name) for name in dict.fromkeys(recipe.evaluation.systems) if name not in missing]
     if not found:
         raise UserError("evaluation.systems: none of them is in this run")
     return found

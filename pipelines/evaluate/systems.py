@@ -40,7 +40,8 @@ def open_system(context: StageContext, loaded: LoadedModels, evaluator: Evaluato
             raise UserError(f"evaluation.systems: {named.value} is not in this run")
         return replace(of_run, role=role)
     if named.kind == "best_of":
-        return replace(of_run, role="reference", best_of=int(named.value), chooser=_chooser(loaded, evaluator, named))
+        sampled = "reference" if "reference" in evaluator.base.roles else "base"
+        return replace(of_run, role=sampled, best_of=int(named.value), chooser=_chooser(loaded, evaluator, named))
     if named.kind == "checkpoint":
         folder = _kept(context, int(named.value))
         return replace(of_run, role=_add(loaded, evaluator.base, named.name, folder))
@@ -55,11 +56,9 @@ def open_system(context: StageContext, loaded: LoadedModels, evaluator: Evaluato
 
 
 def _chooser(loaded: LoadedModels, evaluator: Evaluator, named: Named) -> Chooser:
-    """What chooses among samples of SFT: the reward model, a reward of ``best_of_by``, or what PPO optimises."""
+    """What chooses among the samples: the reward model, a reward of ``best_of_by``, or what PPO optimises."""
     recipe = loaded.recipe
     parts, ppo = choosing(recipe)[named.name], recipe.ppo
-    if "reference" not in evaluator.base.roles:
-        raise UserError(f"evaluation.systems: {named.name} samples from sft, which is not in this run")
     if any(part.kind == "model" for part in parts) and evaluator.reward is None:
         raise UserError(f"evaluation.systems: {named.name} is chosen by a reward model, and there is none in this run")
     optimised = named.by == OPTIMISED

@@ -76,11 +76,14 @@ def _judges(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     out = []
     for name, judge in (results.get("judges") or {}).items():
         tokens = judge.get("tokens") or {}
+        known = judge.get("accuracy") or {}
         spent = sum(tokens.values()) + sum((judge.get("adversary_tokens") or {}).values())
         out.append(
             {
                 "name": JUDGES.get(name, name),
                 "reliable": judge.get("reliable"),
+                "accuracy": percent(known.get("share")) if known else "",
+                "accuracy_ci": interval(known.get("ci95"), 100, 0),
                 "flip_rate": percent(judge["flip_rate"]) if "flip_rate" in judge else "",
                 "tokens": f"{spent:,}" if tokens else "",
                 "adversaries": [

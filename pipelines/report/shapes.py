@@ -118,6 +118,7 @@ class MetricComparison(Shape):
 
 
 class Judge(Shape):
+    accuracy: Share | None = None
     tokens: dict[str, Count] | None = None
     adversary_tokens: dict[str, Count] | None = None
     flip_rate: Number | None = None

@@ -76,13 +76,18 @@ class Words:
 
     @property
     def doubt(self) -> str:
-        """What the judge of the headline's comparison prefers that it should not; '' where nothing of it is known."""
+        """Why the judge of the headline's comparison may not be relied on; '' where it may, or nothing is known."""
         judge = self.judge((self.main or {}).get("by"))
         if judge.get("reliable") is not False:
             return ""
         fooled = [n for n, one in (judge.get("adversaries") or {}).items() if one.get("verdict") == "better"]
-        said = " and ".join(TRIVIAL.get(name, name.replace("_", " ")) for name in fooled) or "what deserves nothing"
-        return f"That judge is unreliable: whatever the prompt, it prefers {said}."
+        liked = " and ".join(TRIVIAL.get(name, name.replace("_", " ")) for name in fooled)
+        why = [f"whatever the prompt, it prefers {liked}"] if fooled else []
+        known = judge.get("accuracy") or {}
+        ci = known.get("ci95")
+        if ci and ci[0] <= 0.5:
+            why.append(f"it orders {_percent(known['share'])}{_ci(ci)} of held-out pairs right, as a coin may")
+        return f"That judge is unreliable: {'; '.join(why) or 'it prefers what deserves nothing'}."
 
     def system(self, name: str) -> Mapping[str, Any]:
         part = "greedy" if (self.main or {}).get("decoding") == "greedy" else "systems"

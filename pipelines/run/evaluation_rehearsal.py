@@ -20,7 +20,7 @@ from models.hub.limits import check_rows
 from models.hub.registry import resolve_base
 from models.roles.files import ADAPTER, CONFIG, MODEL
 from pipelines.evaluate.references import references_for
-from pipelines.recipe.derived import evaluation_prompts, response_limit
+from pipelines.recipe.derived import evaluation_prompts, lacking, names_systems, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.run.base_rehearsal import KnownBase, check_stored_adapter, known_base, model_of
 
@@ -58,6 +58,8 @@ class EvaluationRehearsal:
             raise UserError("data.held_out: no held-out prompt is left for evaluation; raise the share or name a file")
         for name in config.systems:
             self._check_system(parse(name), f"evaluation.systems: {name}")
+        if names_systems(recipe) and (missing := lacking(recipe, self.stages)):
+            raise UserError(f"evaluation.systems: {next(iter(missing.values()))}")
         self._check_metrics()
         self._check_harness()
         if config.rankings is not None and "reward" in self.stages:

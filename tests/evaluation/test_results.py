@@ -122,6 +122,26 @@ def test_a_judge_that_prefers_trivial_answers_is_called_unreliable():
     assert judge["reliable"] is False and judge["adversaries"]["empty_answer"]["verdict"] != "better"
 
 
+@pytest.mark.parametrize(
+    ("ci", "reliable"), [([0.5, 0.7], False), ([0.4, 0.49], False), ([0.501, 0.7], True), (None, None)]
+)
+def test_a_judge_that_orders_held_out_pairs_as_a_coin_does_is_unreliable(
+    ci: list[float] | None, reliable: bool | None
+) -> None:
+    """Though no adversary deceives it; with too few pairs for an interval nothing is known."""
+    systems = [responses_of("sft", gold=None, held_out_reward=[0.0] * 60)]
+    known = {"held_out_reward": {"share": 0.6, "ci95": ci, "n": 1404}}
+    plain = lambda texts: [-9.0] * len(texts)  # noqa: E731
+    found = assemble(
+        systems, judge="held_out_reward", score=plain, others={"reward": plain}, accuracy=known, resamples=300
+    )
+    judges = found["judges"]
+    assert judges["held_out_reward"]["reliable"] is reliable and judges["reward"]["reliable"] is True
+    assert judges["held_out_reward"]["accuracy"] == known["held_out_reward"] and "accuracy" not in judges["reward"]
+    told = [w for w in found["warnings"] if "of 1,404 held-out pairs right, which a coin may do as well" in w]
+    assert [w.startswith("The judge is unreliable: it orders 60 % [") for w in told] == [True] * (reliable is False)
+
+
 def test_the_reward_model_is_tested_beside_gold():
     systems = [responses_of("sft"), responses_of("ppo", 2)]
     others = {"reward": lambda texts: [5.0 if t in systems[0].prompts else -9.0 for t in texts]}

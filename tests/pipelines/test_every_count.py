@@ -579,7 +579,8 @@ def counts_of(made: Pipeline, kind: str, name: str, document: Any) -> dict[str, 
     if kind == "results.json":
         judges = {judge: found["adversaries"] for judge, found in document["judges"].items()}
         assert {*judges} == {"held_out_reward", "reward"}
-        return {f"judges/{judge}/adversaries/{name}/n": 3 for judge, names in judges.items() for name in names}
+        deceiving = {f"judges/{judge}/adversaries/{name}/n": 3 for judge, names in judges.items() for name in names}
+        return deceiving | {f"judges/{judge}/accuracy/n": len(held) for judge in judges}
     train = {"documents": len(documents()), "demonstrations": 35, "rankings": 30, "prompts": 14}
     kept = {"demonstrations": 3, "rankings": len(held), "prompts": 3}
     out = {f"data/{part} train": n for part, n in train.items()} | {f"data/{p} held_out": n for p, n in kept.items()}

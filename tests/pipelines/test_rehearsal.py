@@ -137,6 +137,22 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
         lambda f, r: (r["ppo"].update(keep_every=2), r.update(evaluation={"systems": ["sft", "ppo@3"]})),
         "ppo@3: that policy will not be kept",
     ),
+    "a system of a stage that the run does not have": (
+        lambda f, r: r.update(stages=["reward", "ppo", "evaluate"], evaluation={"systems": ["base", "sft", "ppo"]}),
+        "sft: there is no sft stage in this run; add it, give --input sft=PATH, or leave it out: [base, ppo]",
+    ),
+    "a way of asking a model that the run does not have": (
+        lambda f, r: (
+            asked(r),
+            r.update(stages=["reward", "ppo", "evaluate"]),
+            r["evaluation"].update(systems=["base", "prompted:mine"]),
+        ),
+        "prompted:mine: there is no sft stage in this run",
+    ),
+    "the best by a reward that the run does not have": (
+        lambda f, r: r.update(stages=["sft", "evaluate"], evaluation={"systems": ["sft", "best_of_2:ppo.reward"]}),
+        "best_of_2:ppo.reward: there is no reward stage in this run",
+    ),
     "a folder that is not there": (
         lambda f, r: r.update(evaluation={"systems": ["sft", "path:nowhere"]}),
         "path:nowhere: no such folder",

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import pipelines.cli.main as cli
+from data.common.errors import UserError
 from data.records import Message
 from models.sampling.fast import FastEngine
 from pipelines.evaluate.stage import unread
@@ -100,6 +101,25 @@ def test_any_reward_chooses_the_best_of_n(run: Path, tmp_path: Path):
     assert "Best of 3 by short" in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
 
 
+def test_without_sft_the_best_are_chosen_of_the_bases_samples(run: Path, tmp_path: Path) -> None:
+    """Of the default systems those that are there; one that is named and is not there is refused."""
+    inputs = {stage: str(run / stage) for stage in ("pretrain", "reward")}
+
+    def evaluated(name: str, **settings: Any) -> Pipeline:
+        asked = {"prompts": 6, "bootstrap": 50, "greedy": False} | settings
+        recipe = {k: v for k, v in RECIPE.items() if k != "rankings"} | {"stages": ["evaluate"], "evaluation": asked}
+        return Pipeline.from_recipe(recipe, run_dir=tmp_path / name, inputs=inputs)
+
+    evaluated("default").run()
+    found = json.loads((tmp_path / "default" / "evaluation" / "results.json").read_text(encoding="utf-8"))
+    assert [*found["systems"]] == ["base", "best_of_4"] and found["against"] == "base"
+    base, best = (found["systems"][name] for name in ("base", "best_of_4"))
+    assert best["reward"]["mean"] > base["reward"]["mean"] and best["kl"]["mean"] == pytest.approx(math.log(4) - 3 / 4)
+    with pytest.raises(UserError, match=r"systems: ppo: there is no ppo stage in this run; .*: \[base, best_of_2\]"):
+        evaluated("named", systems=["base", "best_of_2", "ppo"]).run()
+    assert not (tmp_path / "named" / "evaluation").exists()
+
+
 def test_a_reward_model_of_other_prompts_judges_beside_the_one_that_ppo_optimised(run: Path, tmp_path: Path):
     """Where ``reward.holdout`` made one: its scores are its own, and it judges first; and the base's perplexity."""
     asked = RECIPE | {
@@ -111,6 +131,11 @@ def test_a_reward_model_of_other_prompts_judges_beside_the_one_that_ppo_optimise
     pipeline.run()
     found = json.loads((tmp_path / "two" / "evaluation" / "results.json").read_text(encoding="utf-8"))
     assert found["judge"] == "held_out_reward" and set(found["judges"]) == {"held_out_reward", "reward"}
+    own = json.loads((tmp_path / "two" / "reward" / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    for judge, measured in (("reward", own), ("held_out_reward", own["watcher"])):
+        known = found["judges"][judge]["accuracy"]
+        assert [known["share"], known["n"]] == [measured["pair_accuracy"], measured["pairs"]]
+        assert known["ci95"] == measured.get("pair_accuracy_ci95") and known["n"] > 0
     assert [c["by"] for c in found["comparisons"] if c["a"] == "ppo"] == ["held_out_reward", "reward"]
     rows = [json.loads(r) for r in (tmp_path / "two" / "evaluation" / "samples.jsonl").read_text().splitlines()]
     cells = [row["systems"]["ppo"] for row in rows]

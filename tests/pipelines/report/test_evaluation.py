@@ -46,6 +46,7 @@ RESULTS: dict[str, Any] = {
         "gold": {"reliable": True, "adversaries": {"empty_answer": {"win_rate": 0.1, "ci95": [0.05, 0.2]}}},
         "gpt": {
             "reliable": False,
+            "accuracy": {"share": 0.541, "ci95": [0.47, 0.61], "n": 205},
             "flip_rate": 0.25,
             "tokens": {"prompt": 4000, "completion": 300},
             "adversary_tokens": {"prompt": 200, "completion": 10},
@@ -69,6 +70,7 @@ def test_tables():
         gold["name"] == "the gold preference" and gold["adversaries"][0][0] == "empty response" and not gold["tokens"]
     )
     assert gpt["flip_rate"] == "25 %" and gpt["tokens"] == "4,510" and gpt["adversaries"][0][0] == "prompt repeated"
+    assert (gpt["accuracy"], gpt["accuracy_ci"]) == ("54 %", "[47, 61]") and not gold["accuracy"]
     (row,) = found["harness"]
     assert (row["system"], row["task"], row["metric"], row["n"]) == ("PPO", "arc", "acc", 40) and "±" in row["error"]
     assert view({}) == {"metrics": {"columns": [], "rows": []}, "differences": [], "judges": [], "harness": []}
@@ -85,6 +87,14 @@ def test_they_are_in_the_page(run: Path, tmp_path: Path):
     results["systems"]["sft"]["metrics"] = RESULTS["systems"]["sft"]["metrics"]
     path.write_text(json.dumps(results), encoding="utf-8")
     text = Tags(write_report(folder).read_text(encoding="utf-8")).text
-    shown = ("More metrics", "rougeL", "exact match", "lm-evaluation-harness", "arc", "May the judges be trusted?")
+    shown = (
+        "More metrics",
+        "rougeL",
+        "exact match",
+        "lm-evaluation-harness",
+        "arc",
+        "May the judges be trusted?",
+        "54 %",
+    )
     for words in (*shown, "unreliable"):
         assert words in text, words

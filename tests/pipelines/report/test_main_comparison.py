@@ -116,3 +116,18 @@ def test_the_terminals_table_names_what_wins_are_against(against: str, called: s
     moved = results("sft", "ppo")
     moved["systems"] = {name: system | {"kl": {"mean": 1.0}} for name, system in moved["systems"].items()}
     assert "KL" in [str(c.header) for c in systems_table(moved).columns]
+
+
+def test_a_judge_that_orders_pairs_as_a_coin_does_makes_no_verdict_either() -> None:
+    """Both reasons are told where both hold."""
+    known = {"share": 0.541, "ci95": [0.47, 0.61], "n": 205}
+    found = results("sft", "ppo", judges={"gold": {"reliable": False, "accuracy": known, "adversaries": {}}})
+    for c in found["comparisons"]:
+        c |= {"verdict": "better", "verdict_text": "better"}
+    words = Words(results=found, card={}, gate=None, command="", seed=0)
+    told = "That judge is unreliable: it orders 54 % [47, 61] of held-out pairs right, as a coin may."
+    assert words.doubt == told and headline(words)["text"] == "PPO beat SFT, by an unreliable judge"
+    found["judges"]["gold"]["adversaries"] = {"empty_answer": {"verdict": "better"}}
+    assert words.doubt.startswith(
+        "That judge is unreliable: whatever the prompt, it prefers an empty response; it orders"
+    )
