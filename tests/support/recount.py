@@ -94,7 +94,10 @@ NO_COUNTS = {
         r".*(share|chance|confidence|from|to|error|nll|temperature|correlation|score_per_token)$|samples/[^n]"
         r"|calibration/\w+/bins//(n|right)"  # these must add up to the card's pairs
     ),
-    "results.json": r"systems/|greedy/|(\w+_)?comparisons//|settings/|prompts$|baselines/|reward_card/|.*/win_rate$",
+    "results.json": (
+        r"systems/|greedy/|(\w+_)?comparisons//|settings/|prompts$|baselines/|reward_card/"
+        r"|.*/(win_rate|accuracy/share)$"
+    ),
     "run.json": r"data_check/|sources//|stages/\w+/(peak_memory|seconds)|seed",
     "plan": r"stages//(counts|disk|memory|tokens|rows|steps)",
 }
