@@ -14,9 +14,9 @@ from rich.text import Text
 
 from data.common.number_format import number
 from data.common.redaction import printable
-from pipelines.report.charts import plain_name
 from pipelines.report.first_screen import metric_values
 from pipelines.report.main_comparison import main_comparison
+from pipelines.report.names import plain_name
 from pipelines.report.outdated import outdated
 
 

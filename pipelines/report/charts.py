@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import html
 import math
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.report.names import plain_name, score_name
 from pipelines.stages.table import STAGES
 
 POINTS = 400  # of a curve; more cannot be seen
@@ -229,7 +229,7 @@ def proxy_and_gold(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] |
     known = {n: d for n, d in systems.items() if all(finite(d.get(k, {}).get("mean")) for k in (judge, "reward"))}
     if len(known) < 2:
         return None
-    title = judge.replace("_", " ")
+    title = score_name(judge)
     traces = []
     for key, panel in ((judge, ""), ("reward", "2")):
         means = [d[key]["mean"] for d in known.values()]
@@ -252,7 +252,7 @@ def proxy_and_gold(systems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] |
                     "arrayminus": [m - lo for (lo, _), m in zip(limits, means, strict=True)],
                 },
                 "marker": {"color": [_colour(n) for n in known], "size": 11},
-                "hovertemplate": "%{x}: %{y:.3g}<extra>" + key.replace("_", " ") + "</extra>",
+                "hovertemplate": "%{x}: %{y:.3g}<extra>" + score_name(key) + "</extra>",
             }
         )
     layout = {
@@ -290,16 +290,8 @@ def cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return make_chart("cost", "Time", hint, [bars], layout)
 
 
-def plain_name(name: Any) -> str:
-    """A system's name as people write it: "PPO", "Best of 4"."""
-    known = {"base": "Base", "distil": "Distilled"} | {"sft": "SFT", "ppo": "PPO"}
-    if best := re.fullmatch(r"best_of_(\d+)(?::(.+))?", str(name)):
-        return f"Best of {best[1]}" + (f" by {best[2]}" if best[2] else "")
-    return known.get(str(name)) or str(name)
-
-
 def display(name: str) -> str:
-    """The same, safe inside plotly's markup."""
+    """A system's name, safe inside plotly's markup."""
     return html.escape(plain_name(name))
 
 

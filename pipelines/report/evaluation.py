@@ -7,14 +7,8 @@ from typing import Any
 
 from data.common.number_format import interval, number, p_value, percent, signed
 from evaluation.adversaries import named
-from pipelines.report.charts import plain_name
 from pipelines.report.first_screen import HIDDEN
-
-JUDGES = {
-    "gold": "the gold preference",
-    "held_out_reward": "the held-out reward model",
-    "reward": "the reward model",
-}
+from pipelines.report.names import judge_name, plain_name, score_name
 
 
 def view(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +74,7 @@ def _judges(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         spent = sum(tokens.values()) + sum((judge.get("adversary_tokens") or {}).values())
         out.append(
             {
-                "name": JUDGES.get(name, name),
+                "name": judge_name(name),
                 "reliable": judge.get("reliable"),
                 "accuracy": percent(known.get("share")) if known else "",
                 "accuracy_ci": interval(known.get("ci95"), 100, 0),
@@ -158,7 +152,7 @@ def comparison_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "a": plain_name(c["a"]),
             "b": plain_name(c["b"]),
-            "by": str(c.get("by", "")).replace("_", " "),
+            "by": score_name(c.get("by", "")),
             "decoding": c.get("decoding", "sampled"),
             "counts": f"{c.get('wins', '')} / {c.get('ties', '')} / {c.get('losses', '')}",
             "win_rate": percent(c.get("win_rate")),

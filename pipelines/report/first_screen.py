@@ -17,7 +17,7 @@ from data.common.number_format import number
 from data.common.redaction import redact
 from data.common.strict_json import read_object
 from data.counting import unknown_text
-from pipelines.report.charts import plain_name
+from pipelines.report.names import plain_name
 from pipelines.report.words import FAILED, STOPPED
 from pipelines.stages.table import STAGES, title_of
 from pipelines.workspace.run_folder import REPORT, RUN, holder

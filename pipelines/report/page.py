@@ -18,6 +18,7 @@ from pipelines.report import evaluation as report_evaluation
 from pipelines.report import reward_card as report_reward
 from pipelines.report.curves_csv import as_csv
 from pipelines.report.evaluation import comparison_rows, shown_columns, system_rows
+from pipelines.report.names import judge_name
 from pipelines.report.outdated import outdated
 from pipelines.report.run_files import RunFiles, read_run
 from pipelines.report.samples import dumps, packed, packed_samples
@@ -78,7 +79,7 @@ def view(files: RunFiles) -> dict[str, Any]:
         "comparisons": comparison_rows(results),
         "beside": report_evaluation.view(results),
         "baselines": {k.replace("_", " "): number(v) for k, v in (results.get("baselines") or {}).items()},
-        "judge": report_evaluation.JUDGES.get(str(results.get("judge", "")), ""),
+        "judge": judge_name(results["judge"]) if results.get("judge") else "",
         "figures": figures,
         "curve_groups": [(s, title_of(s), figures["curves"][s]) for s in STAGES if figures["curves"].get(s)],
         "reward_facts": found_in(reward_metrics(files)),

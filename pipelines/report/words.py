@@ -11,17 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.report.main_comparison import main_comparison
+from pipelines.report.names import SCORES, judge_name, plain_name, score_name
 from pipelines.workspace.run_folder import AT_THE_GATE
 
 FAILED, STOPPED = "failed", "stopped"  # of a stage that began and does not run now
 FAR = 25.0  # nats a response; beyond this the policy has little in common with SFT
-SYSTEMS = {"base": "Base", "distil": "Distilled"} | {"sft": "SFT", "ppo": "PPO"}
-NAMES = SYSTEMS | {
-    "gold": "the gold preference",
-    "held_out_reward": "the held-out reward model",
-    "reward": "the reward model",
-}
-
 TRIVIAL = {
     "empty_answer": "an empty response",
     "constant_answer": "always the same response",
@@ -106,10 +100,10 @@ def headline(words: Words) -> dict[str, str]:
     c = words.main
     if c is None:
         return _without_comparison(words)
-    a, b = _name(c["a"]), _name(c["b"])
+    a, b = plain_name(c["a"]), plain_name(c["b"])
     n = c.get("n", words.results.get("prompts", "the"))
     how = "" if c.get("decoding", "sampled") == "sampled" else " with greedy responses"
-    judged = f"by {NAMES.get(str(c.get('by')), str(c.get('by')))}"
+    judged = f"by {judge_name(c.get('by'))}"
     wins = f"wins {_percent(c['win_rate'])} of {n} held-out prompts{_ci(c.get('ci95'))} {judged}{how}"
     said = _verdict(c)
     detail = f"{a} {wins}; ties count half, brackets are 95 % intervals."
@@ -181,7 +175,7 @@ def _learnt(words: Words, stage: str) -> dict[str, str]:
 
 def _did_it(words: Words) -> dict[str, str]:
     c = words.main
-    question = "Did PPO beat SFT?" if c is None else f"Did {_name(c['a'])} beat {_name(c['b'])}?"
+    question = "Did PPO beat SFT?" if c is None else f"Did {plain_name(c['a'])} beat {plain_name(c['b'])}?"
     if c is None and words.results:
         return _card(question, "Not compared", "open", "The evaluation has no judge, or no system to compare with.")
     if c is None:
@@ -202,7 +196,7 @@ def _did_it(words: Words) -> dict[str, str]:
     p = c.get("p_value") if adjusted is None else adjusted
     test = "" if p is None else ", sign test p < 0.001" if p < 0.001 else f", sign test p = {p:.3f}"
     test += " after Holm" if adjusted is not None else ""
-    by = NAMES.get(str(c.get("by")), str(c.get("by")))
+    by = judge_name(c.get("by"))
     return _card(question, short, tone, f"{counts} by {by}{test}. {words.doubt}".strip())
 
 
@@ -215,7 +209,7 @@ def _how_much(words: Words) -> dict[str, str]:
     if before is not None and after is not None:
         gain = (c.get("difference") or {}).get("ci95")
         bracket = f" [{gain[0]:+.2f}, {gain[1]:+.2f}]" if gain else ""
-        text += f" Mean {by.replace('_', ' ')}: {before:.2f} → {after:.2f}, {after - before:+.2f}{bracket}."
+        text += f" Mean {score_name(by)}: {before:.2f} → {after:.2f}, {after - before:+.2f}{bracket}."
     return _card("By how much?", _percent(c["win_rate"]), "plain", text)
 
 
@@ -253,7 +247,9 @@ def _trust(words: Words) -> dict[str, str]:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".") + "."
+    """With a full stop, and a capital where it does not begin with a setting's name."""
+    first = text.split(":", 1)[0]
+    return (text if "_" in first and " " not in first else text[:1].upper() + text[1:]).rstrip(".") + "."
 
 
 def _cheating(words: Words) -> dict[str, str]:
@@ -277,7 +273,7 @@ def _cheating(words: Words) -> dict[str, str]:
     if (y := new.get("truncated")) is not None:
         facts.append(f"{_percent(y)} cut off")
         signs += ["responses cut off"] if y > 0.2 else []
-    change = {k.replace("_", " "): _gain(new, old, k) for k in ("reward", "held_out_reward", "gold")}
+    change = {SCORES[k]: _gain(new, old, k) for k in SCORES}
     facts += [f"{k} {v:+.2f}" for k, v in change.items() if v is not None]
     others = {k: v for k, v in change.items() if v is not None and k != "reward"}
     signs += [f"reward up, {k} down" for k, v in others.items() if (change["reward"] or 0) > 0 > v]
@@ -313,10 +309,6 @@ def _verdict(c: Mapping[str, Any]) -> str:
 def _gain(new: Mapping[str, Any], old: Mapping[str, Any], key: str) -> float | None:
     x, y = old.get(key, {}).get("mean"), new.get(key, {}).get("mean")
     return None if x is None or y is None else y - x
-
-
-def _name(system: Any) -> str:
-    return SYSTEMS.get(str(system), str(system))
 
 
 def _percent(value: float) -> str:

@@ -254,13 +254,13 @@ def test_a_held_out_reward_model_judges_where_there_is_no_gold(run: Path, tmp_pa
         "by the held-out reward model" in found["headline"]["detail"] and found["judge"] == "the held-out reward model"
     )
     how_much, cheating = found["questions"][1], found["questions"][3]
-    assert "Mean held out reward" in how_much["text"]
+    assert "Mean held-out reward" in how_much["text"]
     assert cheating["tone"] == "good" and "no independent judge" not in cheating["text"]
     results["systems"]["ppo"]["held_out_reward"]["mean"] = -2.5
     path.write_text(json.dumps(results), encoding="utf-8")
-    assert view(read_run(tmp_path / "demo"))["questions"][3]["short"] == "Reward up, held out reward down"
+    assert view(read_run(tmp_path / "demo"))["questions"][3]["short"] == "Reward up, held-out reward down"
     page = write_report(tmp_path / "demo").read_text(encoding="utf-8")
-    assert "<th>Held-out reward</th>" in page and "Reward and held out reward" in page
+    assert "<th>Held-out reward</th>" in page and "Reward and held-out reward" in page
     shutil.copytree(run, tmp_path / "other")
     assert "<th>Held-out reward</th>" not in write_report(tmp_path / "other").read_text(encoding="utf-8")
 
