@@ -47,6 +47,44 @@ CHECKS: dict[str, Callable[[str, str], bool]] = {
 """Rules by name: from a response and the rule's value to whether the response follows it."""
 
 
+def _near(found: int, asked: int) -> float:
+    return 1 / (1 + abs(found - asked))
+
+
+def _tail(text: str, value: str) -> float:
+    """The share of a text's asked end that it ends with; half at least where it stands somewhere."""
+    shared = next((i for i in range(len(value), 0, -1) if text.rstrip().endswith(value[-i:])), 0)
+    return max(shared / len(value), 0.5 * (value in text))
+
+
+DEGREES: dict[str, Callable[[str, str], float]] = {
+    "at_most_words": lambda text, value: min(1.0, int(value) / max(1, words(text))),
+    "at_least_words": lambda text, value: min(1.0, words(text) / int(value)),
+    "sentences": lambda text, value: _near(sentences(text), int(value)),
+    "bullets": lambda text, value: _near(bullets(text), int(value)),
+    "lowercase": lambda text, value: _near(sum(c.isupper() for c in text), 0),
+    "uppercase": lambda text, value: _near(sum(c.islower() for c in text), 0),
+    "no_comma": lambda text, value: _near(text.count(","), 0),
+    "ends_with": _tail,
+    "quoted": lambda text, value: (text.lstrip()[:1] == '"') / 2 + (text.rstrip()[-1:] == '"') / 2,
+}
+"""How nearly a rule is followed: 1 where it is, less the more is missing."""
+
+UNFINISHED = 0.5  # of the degree; as it stands it follows nothing
+
+
+def nearly(
+    completions: Sequence[str], rule: Sequence[str], value: Sequence[str], finished: Sequence[bool]
+) -> list[float]:
+    """1 where ``followed`` is, else how much of the rule is followed, below 1: something to climb where a model never
+    follows a rule as it is."""
+    out = []
+    for text, name, given, done in zip(completions, rule, value, finished, strict=True):
+        degree = DEGREES[name](text, given) * (1.0 if done else UNFINISHED) if WORD.search(text) else 0.0
+        out.append(degree)
+    return out
+
+
 def followed(
     completions: Sequence[str], rule: Sequence[str], value: Sequence[str], finished: Sequence[bool]
 ) -> list[float]:

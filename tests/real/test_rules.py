@@ -39,6 +39,53 @@ def test_checks(rule: str, value: str, follows: str, does_not: str) -> None:
     assert not RULES.CHECKS[rule](does_not, value)
 
 
+@pytest.mark.parametrize(
+    ("rule", "value", "text", "degree"),
+    [
+        ("at_most_words", "20", "word " * 50, 0.4),
+        ("at_least_words", "40", "word " * 10, 0.25),
+        ("sentences", "1", "One. Two. Three.", 1 / 3),
+        ("bullets", "3", "no bullet", 1 / 4),
+        ("lowercase", "", "A Big day", 1 / 3),
+        ("uppercase", "", "LOUd", 1 / 2),
+        ("no_comma", "", "one, two, and three", 1 / 3),
+        ("ends_with", "Bye now", "Here you know", 3 / 7),
+        ("ends_with", "Bye now", "Bye now, then", 1 / 2),
+        ("ends_with", "Bye now", "nothing!", 0),
+        ("quoted", "", '"only" the first', 1 / 2),
+    ],
+)
+def test_degrees_by_hand(rule: str, value: str, text: str, degree: float) -> None:
+    def nearly(completion: str, finished: bool = True) -> float:
+        return RULES.nearly([completion], [rule], [value], [finished])[0]
+
+    assert nearly(text) == pytest.approx(degree) and nearly(text, finished=False) == pytest.approx(degree / 2)
+    assert nearly("") == 0
+
+
+def test_a_degree_is_one_where_the_rule_is_followed_and_nowhere_else() -> None:
+    texts = [
+        "",
+        "...",
+        "One.",
+        "one two three. ",
+        "A, b. C! D?",
+        '"a b c."',
+        "- a\n- b\n- c",
+        "x Bye now",
+        "UP 1",
+        "a " * 60,
+    ]
+    asked = [
+        (name, value) for name in RULES.CHECKS for value in (("3",) if name not in ("ends_with",) else ("Bye now",))
+    ]
+    for name, value in asked:
+        for text in texts:
+            for done in (True, False):
+                followed, nearly = (f([text], [name], [value], [done])[0] for f in (RULES.followed, RULES.nearly))
+                assert (nearly == 1) == (followed == 1) and 0 <= nearly <= 1, (name, text, done)
+
+
 def test_functions_as_a_recipe_names_them() -> None:
     def scores(name: str, *texts: str, **columns: list) -> list[float]:
         function = load_function(f"rules.py:{name}", FOLDER)
