@@ -64,9 +64,9 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
     results |= {"metric_comparisons": compared} if compared else {}
     if settings.judges:
         join(results, chat_verdicts(context, loaded, answers, against, evaluator.seed))
-    card = card_for(context, loaded, evaluator, answers)
+    card, cut = card_for(context, loaded, evaluator, answers)
     results |= {"reward_card": in_short(card)} if card else {}
-    results["warnings"] += [*doubts, *trained_on(context, loaded, evaluator)]
+    results["warnings"] += [*doubts, *cut, *trained_on(context, loaded, evaluator)]
     if settings.lm_eval.tasks:
         results["lm_eval"] = harness_results(context, loaded, evaluator, settings.lm_eval)
     if evaluator.servers is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import shutil
@@ -223,8 +224,27 @@ def test_metrics_against_a_files_answers_and_the_reward_models_card(run: Path, t
     assert 0 <= found["reward_card"]["pair_accuracy"] <= 1
     card = json.loads((tmp_path / "out" / "evaluation" / "report_card.json").read_text())
     assert card["accuracy"]["share"] == found["reward_card"]["pair_accuracy"]
+    counts = {"rows": 6, "used": 6, "cut": 0, "cut_answers": 0, "cut_prompts": 0, "dropped": 0}
+    assert {name: card["counts"][name] for name in counts} == counts
     own = json.loads((run / "reward" / "report_card.json").read_text())
     assert json.loads((run / "evaluation" / "report_card.json").read_text()) == own
+
+
+def test_rankings_that_the_reward_models_limit_cuts_are_counted_and_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the terminal, the card, the results and the report, with the limit that would keep them."""
+    limit = json.loads((run / "reward" / "manifest.json").read_text())["metrics"]["counts"]["limit"]
+    long = {"prompt": "tell a story", "responses": ["a fox " * limit, "a dog", "no"]}
+    ranked = [long, *({"prompt": f"tell {n}", "responses": ["a fox and a dog .", f"{n}"]} for n in range(3))]
+    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ranked))
+    found = evaluate(run, tmp_path / "out", "--systems", "sft", "--rankings", str(tmp_path / "ranked.jsonl"))
+    card = json.loads((tmp_path / "out" / "evaluation" / "report_card.json").read_text())
+    assert [card["counts"][name] for name in ("rows", "cut", "cut_answers", "limit")] == [4, 1, 1, limit]
+    told = f"reward model's card: of 4 rankings 1 cut to {limit:,} tokens"
+    assert [w.startswith(told) for w in found["warnings"] if "card" in w] == [True]
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert told in html.unescape((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
 
 
 def test_what_metrics_and_tasks_need_is_told(
