@@ -243,6 +243,9 @@ class RewardConfig(Config):
         description="each training ranking gets one response more, below all of its own: its worst one, damaged in one "
         "of these ways, which its prompt decides",
     )
+    negatives_share: float = Field(
+        1.0, gt=0, le=1, description="share of the training rankings that get one; prompts decide which"
+    )
     holdout: float = Field(
         0.0,
         ge=0,

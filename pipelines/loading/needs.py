@@ -236,6 +236,11 @@ TRAINING = (
         why="it belongs to reward.combine 'mean_minus_std' of a reward.ensemble of two or more",
     ),
     rule(
+        "reward.negatives_share",
+        acts=lambda r: bool(r.reward.negatives),
+        why="it is a share of the rankings that get reward.negatives, and there are none",
+    ),
+    rule(
         *(f"reward.gate.{key}" for key in GateConfig.model_fields if key != "enabled"),
         acts=lambda r: r.reward.gate.enabled,
         why="reward.gate is off",

@@ -100,7 +100,7 @@ def rankings_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
 
 
 def reward_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
-    unset = () if recipe.reward.negatives else ("negatives",)  # as keys were before there was any
+    unset = () if recipe.reward.negatives else ("negatives", "negatives_share")  # as keys were before there was any
     return dump(recipe.reward, ("gate", *unset, *_unwatched(recipe.reward), *left_out))  # the gate comes later
 
 

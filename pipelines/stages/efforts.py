@@ -140,7 +140,7 @@ def reward(e: Estimator) -> Effort:
     else:
         total, held_out, ranked = len(e.corpus.rankings.train), len(e.corpus.rankings.held_out), e.lengths.ranked
     ranked = within(ranked, w.max_tokens)
-    trained = within(with_negatives(ranked, w.negatives, mean), w.max_tokens)
+    trained = within(with_negatives(ranked, w.negatives, mean, w.negatives_share), w.max_tokens)
     sharing = shares_prompts(e)
     trees = mean([q + sum(a) if sharing else sum(q + n for n in a) for q, a in trained])
     answers, seats = mean([len(a) for _, a in ranked]), mean([len(a) for _, a in trained])

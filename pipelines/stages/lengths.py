@@ -131,9 +131,14 @@ def within(ranked: Ranked, limit: float) -> Ranked:
     return [(min(q, limit), [min(a, max(0.0, limit - q)) for a in answers]) for q, answers in ranked]
 
 
-def with_negatives(ranked: Ranked, kinds: Sequence[str], length: Callable[[list[float]], float]) -> Ranked:
-    """The same with one response more to each prompt, as long as ``length`` of the kinds' makes it."""
+def with_negatives(
+    ranked: Ranked, kinds: Sequence[str], length: Callable[[list[float]], float], share: float = 1.0
+) -> Ranked:
+    """The same with one response more to a share of the prompts, as long as ``length`` of the kinds' makes it."""
     if not kinds:
         return ranked
     factor = length([NEGATIVES[kind] for kind in kinds])
-    return [(q, [*answers, factor * max(answers, default=0.0) + 1]) for q, answers in ranked]
+    return [
+        (q, [*answers, factor * max(answers, default=0.0) + 1] if int((i + 1) * share) > int(i * share) else answers)
+        for i, (q, answers) in enumerate(ranked)
+    ]

@@ -17,16 +17,22 @@ ANOTHER = "answer to another prompt"
 OTHERS = 8  # rankings that follow, among whose responses one to another prompt is looked for
 
 
-def negative(rankings: Sequence[RankedAnswers], place: int, kinds: Sequence[str]) -> tuple[str, bool] | None:
-    """The text of a worse response to a ranking's prompt, and whether it ended; None where no kind applies.
+def negative(
+    rankings: Sequence[RankedAnswers], place: int, kinds: Sequence[str], share: float = 1.0
+) -> tuple[str, bool] | None:
+    """The text of a worse response to a ranking's prompt, and whether it ended; None where no kind applies, or the
+    ranking is not among those that get one.
 
     Args:
         rankings: all of a training.
         place: of the ranking among them.
         kinds: names of ``reward.card.probes``; the prompt decides on one, the same in every run; where it does not
             apply, the next is taken.
+        share: of the rankings that get one, which the prompt decides as well.
     """
     ranking = rankings[place]
+    if digest(f"negatives_share {ranking.prompt.group} {ranking.prompt.text}") >= share * 2**64:
+        return None
     first = digest(f"negative {ranking.prompt.group} {ranking.prompt.text}") % len(kinds)
     worst = max(range(len(ranking.answers)), key=lambda i: (ranking.ranks[i], -i))
     whole = ProbedAnswer(prompt=ranking.prompt.text, text=ranking.answers[worst])

@@ -80,8 +80,9 @@ def encode_rankings(
     negatives: Sequence[str] = (),
 ) -> tuple[Sequence[EncodedRanking], Tally]:
     """Ids of every ranking; responses that are the same after truncation count once, rankings left without an ordered
-    pair are dropped and counted. ``positions`` are those of the base; with ``negatives`` each ranking that is kept gets
-    a worse response of one of these kinds (``stages.training.negatives``), which is not counted."""
+    pair are dropped and counted. ``positions`` are those of the base; with ``negatives`` the share of the rankings that
+    are kept that ``config`` names get a worse response of one of these kinds (``stages.training.negatives``), which is
+    not counted."""
     kept = ranking_store()
     tally = Tally(unit=unit, key="reward.max_tokens", limit=config.max_tokens, room=positions, sign=renderer.unknown_id)
     for place, ranking in enumerate(each(rankings, f"rendering {unit}")):
@@ -123,7 +124,7 @@ def _worse(
     renderer: Renderer, rankings: Sequence[RankedAnswers], place: int, config: RewardConfig, kinds: Sequence[str]
 ) -> tuple[list[int], list[int]] | None:
     """Query and response of a worse response within the limit; None where no kind applies, or nothing fits."""
-    found = negative(rankings, place, kinds)
+    found = negative(rankings, place, kinds, config.negatives_share)
     if found is None:
         return None
     made = renderer.fitted(rankings[place].prompt.messages, *found, max_tokens=config.max_tokens)

@@ -301,6 +301,7 @@ ACTS = {  # setting: (recipe, settings written into it)
             ("combine", "min", {"reward.ensemble": 2}),
             ("uncertainty_penalty", 2.0, {"reward.ensemble": 2, "reward.combine": "mean_minus_std"}),
             ("negatives", ["cut short"], {}),
+            ("negatives_share", 0.5, {"reward.negatives": ["cut short"]}),
             ("holdout", 0.2, {}),
             ("init", "base", {}),
             ("epochs", 2.0, {}),
@@ -663,6 +664,7 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     ),
     (PLAIN, {"reward.base": OTHER, "reward.init": "base"}, "reward.init", "no SFT adapter"),
     (PLAIN, {"reward.combine": "min"}, "reward.combine", "ensemble is 1"),
+    (PLAIN, {"reward.negatives_share": 0.5}, "reward.negatives_share", "it is a share of the rankings that get"),
     (PLAIN, {"reward.uncertainty_penalty": 2.0}, "reward.uncertainty_penalty", "mean_minus_std"),
     (PLAIN, {"reward.uncertainty_penalty": 2.0, "reward.ensemble": 2}, "reward.uncertainty_penalty", "mean_minus_std"),
     *(

@@ -12,7 +12,7 @@ import pytest
 from data.records import RankedAnswers
 from data.splits import Split
 from data.template import Renderer
-from pipelines.stages.lengths import NEGATIVES
+from pipelines.stages.lengths import NEGATIVES, with_negatives
 from reward.card.probes import PROBES
 from stages import reward_model
 from stages.settings import RewardConfig
@@ -77,6 +77,28 @@ def test_kinds_are_drawn_by_the_prompt_and_evenly() -> None:
     assert found == [negative(rows[: i + 1], i, ["empty response", "cut short"]) for i in range(400)]
     counts = Counter(made[0] for made in found if made is not None)
     assert set(counts) == {"", "w5 w6"} and 160 < counts[""] < 240  # four standard deviations
+
+
+def test_a_share_of_the_rankings_gets_one_and_the_prompt_says_which() -> None:
+    rows = [ranking(f"prompt {i}", "w2 w3", "w5 w6 w7 w8") for i in range(400)]
+    kinds = ["empty response", "cut short"]
+    whole = [negative(rows, i, kinds) for i in range(400)]
+    found = [negative(rows, i, kinds, share=0.25) for i in range(400)]
+    assert 65 < sum(made is not None for made in found) < 135  # four standard deviations
+    assert all(made is None or made == one for made, one in zip(found, whole, strict=True)) and None not in whole
+    more = [negative(rows, i, kinds, share=0.5) for i in range(400)]
+    assert all(few is None or many is not None for few, many in zip(found, more, strict=True))
+    counts = Counter(made[0] for made in more if made is not None)
+    assert 0.5 < counts[""] / counts["w5 w6"] < 2  # the share does not decide on the kind
+
+
+def test_the_stage_and_its_estimate_know_the_share(renderer: Renderer) -> None:
+    rows = [ranking(f"w{i % 9} w{i // 9}", "w2 w3", "w5 w6 w7 w8") for i in range(81)]
+    kept = encoded(renderer, rows, "cut short", negatives_share=0.3)
+    assert [row.made for row in kept] == [int(negative(rows, i, ["cut short"], 0.3) is not None) for i in range(81)]
+    ranked = [(4.0, [8.0, 6.0])] * 10
+    more = with_negatives(ranked, ["cut short", "empty response"], max, 0.3)
+    assert [len(a) for _, a in more] == [2, 2, 2, 3, 2, 2, 3, 2, 2, 3] and more[3] == (4.0, [8.0, 6.0, 5.0])
 
 
 def test_it_ranks_below_all_and_is_told_from_what_was_given(renderer: Renderer) -> None:
