@@ -107,7 +107,8 @@ class Loop:
     """PPO's updates with what happens around them: the held-out reward model, warnings, logs, checkpoints."""
 
     def __init__(self, ppo: PPO, monitor: HoldoutMonitor | None) -> None:
-        self.ppo, self.context, self.monitor, self.watch = ppo, ppo.context, monitor, Watch()
+        self.ppo, self.context, self.monitor = ppo, ppo.context, monitor
+        self.watch = Watch(critic_warmup=ppo.config.critic_warmup)
         ppo.safe_point = self.safe_point
 
     def run(self) -> dict[str, float]:

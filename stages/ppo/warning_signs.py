@@ -20,6 +20,8 @@ FLAT_SCORES = 0.02  # share of the first update's standard deviation
 TRUNCATED = 0.9  # share of responses
 UNREAD = 0.05  # share of responses, or of tokens, that a reward model on another base does not read as they are
 LONGER = 1.5  # times the first updates' length
+STILL = 10  # updates of the policy after the first, whose steps Adam makes large
+SMALL_STEPS = 0.01  # share of tokens whose ratio is clipped; policies that learn have some percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class History:
     first: dict[str, float] = field(default_factory=dict)  # each metric's first value
     first_lengths: list[float] = field(default_factory=list)
     updates: int = 0
+    critic_warmup: int = 0  # first updates that leave the policy as it is
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Note the metrics of an update."""
@@ -123,6 +126,19 @@ def growing_length(history: History) -> bool:
     return min(lengths) > LONGER * start
 
 
+def small_steps(history: History) -> bool:
+    """The first updates hardly change the policy, and scores do not rise with a slope that is shown (one-sided 95 %).
+
+    Later updates are no sign: rates that fall make small steps, and a policy that has learnt has no more to gain.
+    """
+    clipped, scores = history.last("ppo/policy/clipfrac", STILL), history.last("objective/scores", STILL)
+    if history.updates != history.critic_warmup + 1 + STILL or not clipped or not scores:
+        return False
+    if max(clipped) >= SMALL_STEPS:
+        return False
+    return len(set(scores)) == 1 or stats.linregress(range(STILL), scores, alternative="greater").pvalue > 0.05
+
+
 def skipped_steps(history: History) -> bool:
     """A step was skipped, since loss or gradient was not finite."""
     return history.rows[-1].get("ppo/skipped_steps", 0.0) > 0
@@ -185,6 +201,12 @@ SIGNS = (
         "equal length in the report, and see whether the longer response wins in your rankings.",
     ),
     Sign(
+        name="small steps",
+        shows=small_steps,
+        advice=f"the policy hardly moves: in each of {STILL} updates the clip touched less than {SMALL_STEPS:.0%} of "
+        "the tokens, and scores did not rise. Raise ppo.learning_rate, three to ten times.",
+    ),
+    Sign(
         name="skipped steps",
         shows=skipped_steps,
         advice="an optimizer step was skipped because a gradient was not finite. Check for infinite or huge rewards, "
@@ -196,8 +218,8 @@ SIGNS = (
 class Watch:
     """Compares every update's metrics with the signs; ``record`` returns what is new."""
 
-    def __init__(self, signs: Sequence[Sign] = SIGNS) -> None:
-        self.signs, self.history = signs, History()
+    def __init__(self, signs: Sequence[Sign] = SIGNS, critic_warmup: int = 0) -> None:
+        self.signs, self.history = signs, History(critic_warmup=critic_warmup)
         self.given: list[Warned] = []
         self._given: set[str] = set()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.ppo.warning_signs import LONG, PATIENCE, Watch
+from stages.ppo.warning_signs import LONG, PATIENCE, STILL, Watch
 
 HEALTHY = {
     "objective/kl": 1.0, "objective/entropy": 2.0, "objective/scores_std": 1.0, "ppo/value/explained_variance": 0.3,
@@ -12,8 +12,8 @@ HEALTHY = {
 }  # fmt: skip
 
 
-def feed(changes: list[dict[str, float]]) -> list[tuple[int, str]]:
-    watch = Watch()
+def feed(changes: list[dict[str, float]], critic_warmup: int = 0) -> list[tuple[int, str]]:
+    watch = Watch(critic_warmup=critic_warmup)
     out = [(step, text) for step, change in enumerate(changes, 1) for text in watch.record(step, HEALTHY | change)]
     assert [(w.step, w.text) for w in watch.given] == out
     return out
@@ -59,6 +59,31 @@ def test_each_sign_once_with_its_remedy(name, values, step, words):
 )
 def test_what_passes_is_not_told(name, values):
     assert feed([{name: v} for v in values]) == []
+
+
+MOVES = {"ppo/policy/clipfrac": 0.004, "objective/scores": 0.3}
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_small_steps_without_gain_are_told_after_ten_of_them(warmup: int) -> None:
+    """The first one is larger, by Adam; while the critic alone is trained the policy has none."""
+    warm, first = MOVES | {"ppo/policy/clipfrac": 0.0}, MOVES | {"ppo/policy/clipfrac": 0.2}
+    told = feed([*[warm] * warmup, first, *[MOVES] * 25], critic_warmup=warmup)
+    assert [step for step, _ in told] == [warmup + 1 + STILL] and "Raise ppo.learning_rate" in told[0][1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"ppo/policy/clipfrac": 0.01 if i == 7 else 0.004} for i in range(30)], False),  # one that is not small
+        ([{"ppo/policy/clipfrac": 0.05 if i < 9 else 0.001} for i in range(40)], False),  # rates that fall
+        ([{"objective/scores": 0.3 + 0.01 * i + 0.02 * (-1) ** i} for i in range(30)], False),  # scores rise
+        ([{"objective/scores": 0.3 + 0.04 * (-1) ** i} for i in range(30)], True),
+        ([{"objective/scores": 0.3 - 0.01 * i} for i in range(30)], True),
+    ],
+)
+def test_steps_that_are_large_once_or_bring_something_are_no_sign(rows: list[dict[str, float]], told: bool) -> None:
+    assert len(feed([MOVES | row for row in rows])) == told
 
 
 def test_metrics_that_are_missing_are_no_sign():
