@@ -334,9 +334,13 @@ class Evaluator:
         return under_base(logprobs, [self.renderer.body_length(ids) for ids in said.token_ids])
 
     def _kl(self, system: System, said: _Said) -> tuple[list[float] | None, list[float] | None]:
-        """Sampled and exact KL to the reference; None where the system is asked or tokenised otherwise."""
-        if system.base is not self.base or system.asking is not None or "reference" not in self.base.roles:
+        """Sampled and exact KL to SFT, or the base without it; None where a system is asked or tokenised otherwise."""
+        if system.base is not self.base or system.asking is not None:
             return None, None
+        reference = "reference" if "reference" in self.base.roles else "base"
+        if system.role == reference:
+            none = [0.0] * len(self.queries)
+            return none, none
         with self.memory.reporting(self.phase(f"KL of {system.name}", len(self.queries))):
             return kl_to_reference(
                 self.base,
@@ -346,6 +350,7 @@ class Evaluator:
                 pad_id=self.renderer.pad_id,
                 temperature=self.config.temperature,
                 batch=self.config.batch,
+                reference=reference,
                 memory=self.memory,
             )
 

@@ -43,7 +43,12 @@ FORMS = {
 }
 """Forms of an export: in words, the hub's name of the library that loads it, and how it is related to its base."""
 LONGEST = 200  # characters of a setting
-SCORED = {"reward": "reward", "gold": "gold preference", "kl": "KL to SFT, nats a response", "length": "tokens"}
+SCORED = {
+    "reward": "reward",
+    "gold": "gold preference",
+    "kl": "KL to the reference, nats a response",
+    "length": "tokens",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

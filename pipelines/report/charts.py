@@ -165,7 +165,7 @@ def reward_against_kl(
     if not traces:
         return None
     layout = {
-        "xaxis": {"title": {"text": "KL to SFT, nats a response"}},
+        "xaxis": {"title": {"text": "KL to the reference, nats a response"}},
         "yaxis": {"title": {"text": "reward"}},
         "height": 300,
         "showlegend": True,

@@ -15,7 +15,7 @@ from pipelines.report.names import SCORES, judge_name, plain_name, score_name
 from pipelines.workspace.run_folder import AT_THE_GATE
 
 FAILED, STOPPED = "failed", "stopped"  # of a stage that began and does not run now
-FAR = 25.0  # nats a response; beyond this the policy has little in common with SFT
+FAR = 25.0  # nats a response; beyond this the policy has little in common with where it began
 TRIVIAL = {
     "empty_answer": "an empty response",
     "constant_answer": "always the same response",
@@ -261,7 +261,8 @@ def _cheating(words: Words) -> dict[str, str]:
     kl = new.get("kl", {}).get("mean")
     if kl is not None:
         facts.append(f"KL {kl:.1f} nats")
-        signs += ["far from SFT"] if kl > FAR else ["negative KL"] if (new["kl"].get("ci95") or [0, kl])[1] < 0 else []
+        below = (new["kl"].get("ci95") or [0, kl])[1] < 0
+        signs += ["far from the reference"] if kl > FAR else ["negative KL"] if below else []
     x, y = (s.get("length", {}).get("mean") for s in (old, new))
     if x is not None and y is not None:
         facts.append(f"length {x:.0f} → {y:.0f} tokens")

@@ -33,7 +33,7 @@ REWARD: Curves = (
 PPO: Curves = (
     ("objective/scores", "Reward", "The reward model's score; rises."),
     ("holdout/held_out", "Held-out reward model", "In spreads of SFT's scores. PPO never sees it; rises as well."),
-    ("objective/kl", "KL to SFT", "Nats a response; grows slowly. A sudden rise is a warning."),
+    ("objective/kl", "KL to the reference", "Nats a response; grows slowly. A sudden rise is a warning."),
     ("holdout/held_out", "Held-out reward model", "A score that PPO does not see; where it falls, stop."),
     (
         "holdout/proxy",

@@ -10,9 +10,11 @@ import torch
 
 from data.common.errors import UserError
 from data.records import Demonstration, Message, Prompt
+from data.template import Renderer
 from evaluation.best_of import Chooser
 from evaluation.divergence import kl_to_reference
 from evaluation.generations import Generations, weights_key
+from evaluation.held_out import Evaluator, System
 from evaluation.prompting import Asking, asking
 from evaluation.settings import PROMPTED, EvaluationConfig, PromptedConfig, Shot
 from evaluation.systems import parse, problem_of
@@ -22,6 +24,7 @@ from reward.model import Samples
 from reward.settings import RewardPart
 from reward.terms.composition import RewardTransform, Running, WeightedSum
 from tests.conftest import make_base, randomise
+from tests.support.ppo import PROMPTS
 
 
 @pytest.mark.parametrize(
@@ -203,3 +206,26 @@ def test_kl_by_samples_and_by_step_equal_a_naive_loop():
             want_exact += (logs["policy"].exp() * ratio).sum().item()
         assert found == pytest.approx(want, abs=1e-4) and by_step == pytest.approx(want_exact, abs=1e-4)
         assert by_step > 0 or not r
+
+
+@pytest.mark.parametrize("reference", ["reference", "base"])
+def test_the_kl_is_to_sft_and_without_it_to_the_base(reference: str) -> None:
+    """A system that is the reference itself has none."""
+    base = make_base("llama")
+    for seed, name in enumerate(dict.fromkeys(("policy", reference))):
+        if name != "base":
+            base.add_role(name, AdapterConfig(rank=4, alpha=8))
+            randomise(base, name, seed)
+    renderer = Renderer(base.tokenizer, template="dialogue")
+    evaluator = Evaluator(
+        base=base, renderer=renderer, config=EvaluationConfig(), prompts=PROMPTS[:3], max_new_tokens=5, seed=0
+    )
+    ppo, own = (
+        evaluator.run(System(name=role, base=base, role=role, renderer=renderer), "sampled")
+        for role in ("policy", reference)
+    )
+    want = kl_to_reference(
+        base, "policy", evaluator.queries, ppo.token_ids, pad_id=renderer.pad_id, reference=reference
+    )
+    assert (ppo.kl, ppo.kl_exact) == want and min(want[1]) > 0
+    assert own.kl == own.kl_exact == [0.0] * 3

@@ -115,6 +115,7 @@ def test_without_sft_the_best_are_chosen_of_the_bases_samples(run: Path, tmp_pat
     found = json.loads((tmp_path / "default" / "evaluation" / "results.json").read_text(encoding="utf-8"))
     assert [*found["systems"]] == ["base", "best_of_4"] and found["against"] == "base"
     base, best = (found["systems"][name] for name in ("base", "best_of_4"))
+    assert base["kl"]["mean"] == base["kl_exact"]["mean"] == 0  # to itself, since it is the reference
     assert best["reward"]["mean"] > base["reward"]["mean"] and best["kl"]["mean"] == pytest.approx(math.log(4) - 3 / 4)
     with pytest.raises(UserError, match=r"systems: ppo: there is no ppo stage in this run; .*: \[base, best_of_2\]"):
         evaluated("named", systems=["base", "best_of_2", "ppo"]).run()

@@ -62,7 +62,7 @@ def test_every_chart_is_there(page: str):
     charts = {c["id"]: c for c in embedded(page, "charts")}
     titles = {c["title"] for c in charts.values()}
     assert {"Win rates", "Reward and gold", "Reward against KL", "Time", "Loss", "Token accuracy"} <= titles
-    assert {"Reward", "KL to SFT", "Entropy", "Response length", "Cut off", "Clipped steps"} <= titles
+    assert {"Reward", "KL to the reference", "Entropy", "Response length", "Cut off", "Clipped steps"} <= titles
     places = {a.get("id") for tag, a in Tags(page).tags if tag == "div"}
     assert set(charts) <= places
     assert all(c["data"][0]["x"] and c["data"][0]["y"] for c in charts.values())
@@ -240,7 +240,7 @@ def test_signs_of_cheating_are_named(run: Path, tmp_path: Path):
     ppo["gold"]["mean"], ppo["kl"]["mean"], ppo["distinct_2"] = -2.5, 124.0, 0.001
     path.write_text(json.dumps(results), encoding="utf-8")
     card = view(read_run(tmp_path / "demo"))["questions"][3]
-    assert card["tone"] == "bad" and card["short"] == "Far from SFT"
+    assert card["tone"] == "bad" and card["short"] == "Far from the reference"
     assert "monotonous responses, reward up, gold down" in card["text"]
 
 
