@@ -1,9 +1,7 @@
-"""The figure of over-optimisation: plotly's page, photographed by a headless Chromium."""
+"""The figure of over-optimisation."""
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 from gao_forms import NAMES, by_arm, curve, fit, gains, interval
+from photograph import photograph
 from plotly.subplots import make_subplots
 
 WIDTH, HEIGHT = 1280, 470
@@ -22,17 +21,7 @@ COLOURS = {
 
 def draw_figure(rows: Sequence[Mapping[str, Any]], target: Path, chromium: str) -> None:
     """Write the figure as a PNG file."""
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "figure.html"
-        page.write_text(figure(rows).to_html(include_plotlyjs=True, config={"displayModeBar": False}), encoding="utf-8")
-        subprocess.run(
-            [
-                chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu",
-                f"--window-size={WIDTH},{HEIGHT}", "--force-device-scale-factor=1.5", "--virtual-time-budget=15000",
-                f"--user-data-dir={folder}/profile", f"--screenshot={target.resolve()}", page.as_uri(),
-            ],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
+    photograph(figure(rows), target, chromium)
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:

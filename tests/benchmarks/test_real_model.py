@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -45,6 +46,29 @@ def test_a_judge_that_was_found_unreliable_is_marked(tmp_path: Path) -> None:
         page = real_model.page([real_model.read(made)])
         found = "SFT | gold (unreliable) |" in page, "SFT | gold |" in page
         assert found == (reliable is False, reliable is not False)
+
+
+def test_the_figure_draws_what_the_runs_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A curve of every seed's updates, and its held-out shares with their intervals."""
+    monkeypatch.syspath_prepend(str(Path(real_model.__file__).parent))
+    drawing = importlib.import_module("real_model_figure")
+    folders = [make_run(tmp_path / name, n=40) for name in ("one", "two")]
+    runs, paid = [drawing.read(f) for f in folders], [drawing.scores(f) for f in folders]
+    assert paid[0] and paid[0] == [
+        r["objective/scores"] for r in map(json.loads, (folders[0] / "ppo/metrics.jsonl").read_text().splitlines())
+    ]
+    assert drawing.smooth([3.0, 1.0, 2.0, 6.0]) == [3.0, 2.0, 2.0, 3.0]
+    made = drawing.figure(runs, paid)
+    assert len(made.data) == 6 and list(made.data[0].y) == paid[0] and list(made.data[1].y) == drawing.smooth(paid[0])
+    share = made.data[2]
+    gold = [runs[0].results["systems"][name]["gold"] for name in ("base", "ppo")]
+    assert list(share.y) == [g["mean"] for g in gold]
+    assert [y + e for y, e in zip(share.y, share.error_y.array, strict=True)] == pytest.approx(
+        [g["ci95"][1] for g in gold]
+    )
+    assert [y - e for y, e in zip(share.y, share.error_y.arrayminus, strict=True)] == pytest.approx(
+        [g["ci95"][0] for g in gold]
+    )
 
 
 def test_text_of_models_is_no_markup() -> None:
