@@ -241,17 +241,18 @@ def evaluate(e: Estimator) -> Effort:
     rows = min(v.prompts, len(e.corpus.prompts.held_out)) * v.samples_per_prompt
     said, _ = response(e, room)
     sampled: tuple[Sampled, ...] = ()
-    scored = compared = 0.0
+    scored = compared = likely = 0.0
+    reference = "sft" if "sft" in e.recipe.stages else "base"  # whose KL to itself is not computed
     for named in (parse(s) for s in dict.fromkeys(v.systems)):
         times = int(named.value) if named.kind == "best_of" else 1 + v.greedy
         trained = named.name != "base"
         sampled += _sampled(e, rows * times, v.batch, room, trained=trained)
         scored += rows * (times + (named.kind == "best_of"))
-        compared += rows * (named.kind != "best_of")
+        compared += rows * (named.kind != "best_of" and named.name != reference)
+        likely += rows * ("base_perplexity" in v.metrics)
     tokens, each = mean(e.lengths.prompts) + said, min(float(v.batch), float(rows))
-    count = KL_PASSES * compared / max(1.0, each)
-    likely = compared / max(1.0, each) * ("base_perplexity" in v.metrics)
-    kl = Passes(kind="read", count=count + likely, rows=each, tokens=each * tokens, read=each * said)
+    count = (KL_PASSES * compared + likely) / max(1.0, each)
+    kl = Passes(kind="read", count=count, rows=each, tokens=each * tokens, read=each * said)
     watching = e.recipe.reward.holdout > 0 and e.recipe.ppo.keep != "best"  # the held-out reward model judges too
     members = (e.recipe.reward.ensemble + watching) * ("reward" in e.recipe.stages)
     rewards = _scores(scored * members, tokens, said)

@@ -227,7 +227,7 @@ def test_a_full_disk_at_an_export_names_the_file_and_leaves_nothing(
     assert cli.main(command) == 0 and (tmp_path / "out").is_dir()
 
 
-EVALUATIONS = {"recipe.yaml": 1_000, "evaluation": 4_400, "report.html": 60_000}
+EVALUATIONS = {"recipe.yaml": 1_000, "evaluation": 4_600, "report.html": 60_000}
 
 
 @pytest.mark.parametrize("file", EVALUATIONS)
