@@ -100,7 +100,9 @@ def rankings_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
 
 
 def reward_settings(recipe: Recipe, left_out: tuple[str, ...]) -> Any:
-    unset = () if recipe.reward.negatives else ("negatives", "negatives_share")  # as keys were before there was any
+    # keys are as they were before there were negatives, or a share of them
+    share = ("negatives_share",) if recipe.reward.negatives_share == 1 else ()
+    unset = share if recipe.reward.negatives else ("negatives", "negatives_share")
     return dump(recipe.reward, ("gate", *unset, *_unwatched(recipe.reward), *left_out))  # the gate comes later
 
 

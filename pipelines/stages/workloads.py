@@ -115,10 +115,11 @@ def reward(e: Estimator) -> Work:
     else:
         total, ranked = len(e.corpus.rankings.train), e.lengths.ranked
     ranked = within(ranked, w.max_tokens)
-    trained = within(with_negatives(ranked, w.negatives, max), w.max_tokens)
+    trained = within(with_negatives(ranked, w.negatives, max), w.max_tokens)  # the largest rows may have one
+    seen = within(with_negatives(ranked, w.negatives, max, w.negatives_share), w.max_tokens)
     sharing = shares_prompts(e)
     trees = [q + sum(a) if sharing else sum(q + n for n in a) for q, a in trained]
-    mean = statistics.fmean(sum(q + n for n in a) for q, a in trained) if trained else 0.0
+    mean = statistics.fmean(sum(q + n for n in a) for q, a in seen) if seen else 0.0
     count = min(w.micro_batch, w.batch, max(1, total))
     singles = [q + n for q, a in ranked for n in a]
     train = replace(e.lengths.rows(trees, trees, count, total * w.epochs / max(1, count)), uneven=True)
