@@ -214,7 +214,8 @@ def test_every_setting_of_a_stage(section: str, world_size: Path) -> None:
             break
         else:  # only together with another setting: changed behind the checks
             made = pipeline(world_size)
-            needed = {"ptx_coef": 1.0} if name.startswith("ptx_") else {}  # without which these are in no key
+            needed: dict[str, object] = {}  # without which these are in no key
+            needed |= {"ptx_coef": 1.0} if name.startswith("ptx_") else {}
             needed |= {"negatives": ("empty response",)} if name == "negatives_share" else {}
             group = getattr(made.recipe, section).model_copy(update=needed | {name: other_values(name, config)[0]})
             made = Pipeline(made.recipe.model_copy(update={section: group}), world_size / "run")
