@@ -27,7 +27,7 @@ from pipelines.evaluate.references import references_for
 from pipelines.evaluate.reward_card import card_for, in_short
 from pipelines.evaluate.systems import open_system
 from pipelines.execution.loaded_models import LoadedModels
-from pipelines.recipe.derived import evaluation_prompts, lacking, names_systems, response_limit
+from pipelines.recipe.derived import evaluation_prompts, lacking, names_systems, offered, response_limit
 from reward.card.examine import FILE
 from reward.model import RewardModel
 from stages import lineage
@@ -294,7 +294,6 @@ def available(context: StageContext, loaded: LoadedModels, evaluator: Evaluator)
     missing = lacking(recipe, there)
     if missing and names_systems(recipe):
         raise UserError(f"evaluation.systems: {next(iter(missing.values()))}")
-    found = [parse(name) for name in dict.fromkeys(recipe.evaluation.systems) if name not in missing]
-    if not found:
+    if not (found := offered(recipe, there)):
         raise UserError("evaluation.systems: none of them is in this run")
     return found

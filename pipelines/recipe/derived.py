@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from data.records import Prompt
 from data.splits import Corpus
 from evaluation.settings import OPTIMISED, EvaluationConfig
-from evaluation.systems import parse
+from evaluation.systems import Named, parse
 from pipelines.recipe.schema import Recipe
 from reward.settings import RewardPart
 
@@ -49,6 +49,12 @@ def stage_of(system: str, recipe: Recipe) -> str:
         return "reward"
     asked = recipe.evaluation.asked(named.value) if named.kind == "prompted" else None
     return stage_of(asked.model, recipe) if asked is not None else ""
+
+
+def offered(recipe: Recipe, stages: Collection[str]) -> list[Named]:
+    """Systems that a run with results of these stages evaluates, in the recipe's order: those named that it has."""
+    missing = lacking(recipe, stages)
+    return [parse(name) for name in dict.fromkeys(recipe.evaluation.systems) if name not in missing]
 
 
 def names_systems(recipe: Recipe) -> bool:

@@ -16,7 +16,7 @@ from data.splits import Corpus, in_holdout
 from evaluation.settings import OPTIMISED
 from evaluation.systems import parse
 from models.backbone.settings import AdapterConfig
-from pipelines.recipe.derived import choosing, response_limit
+from pipelines.recipe.derived import choosing, offered, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.stages.keys import base_key, dump, folder_hash, rendering_key
 from reward.settings import REMOTE_TRAITS, RewardPart
@@ -215,6 +215,6 @@ def ppo_steps(recipe: Recipe, corpus: Corpus) -> int:
 
 def evaluate_steps(recipe: Recipe, corpus: Corpus) -> int:
     """Systems, each sampled and (but for best-of-N) greedy where that is asked for."""
-    systems = [parse(name) for name in dict.fromkeys(recipe.evaluation.systems)]
+    systems = offered(recipe, recipe.stages)
     greedy = sum(named.kind != "best_of" for named in systems) if recipe.evaluation.greedy else 0
     return len(systems) + greedy

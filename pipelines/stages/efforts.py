@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from evaluation.adversaries import CONSTANT, adversaries
-from evaluation.systems import parse
-from pipelines.recipe.derived import response_limit
+from pipelines.recipe.derived import offered, response_limit
 from pipelines.stages.duration import Effort, Kind, Passes, Sampled, without_nothing
 from pipelines.stages.estimates import CALIBRATED, CONTEXT, HELD_OUT, SCORED, Estimator, shares_prompts
 from pipelines.stages.lengths import with_negatives, within
@@ -243,7 +242,7 @@ def evaluate(e: Estimator) -> Effort:
     sampled: tuple[Sampled, ...] = ()
     scored = compared = likely = 0.0
     reference = "sft" if "sft" in e.recipe.stages else "base"  # whose KL to itself is not computed
-    for named in (parse(s) for s in dict.fromkeys(v.systems)):
+    for named in offered(e.recipe, e.recipe.stages):
         times = int(named.value) if named.kind == "best_of" else 1 + v.greedy
         trained = named.name != "base"
         sampled += _sampled(e, rows * times, v.batch, room, trained=trained)

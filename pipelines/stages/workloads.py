@@ -6,8 +6,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from evaluation.systems import parse
-from pipelines.recipe.derived import response_limit
+from pipelines.recipe.derived import offered, response_limit
 from pipelines.stages.estimates import CALIBRATED, CONTEXT, HELD_OUT, SCORED, Estimator, Work, shares_prompts
 from pipelines.stages.lengths import CHARACTERS, with_negatives, within
 from pipelines.stages.memory import FIELDS, FP32, base_bytes
@@ -195,9 +194,9 @@ def _prefix_cache(e: Estimator, tokens: float) -> float:
 def evaluate(e: Estimator) -> Work:
     v, longest = e.recipe.evaluation, response_limit(e.recipe)
     prompts = min(v.prompts, len(e.corpus.prompts.held_out))
-    named = [parse(s) for s in v.systems]
+    named = offered(e.recipe, e.recipe.stages)
     kinds = sum(int(s.value) if s.kind == "best_of" else 1 for s in named)
-    kept = len(v.systems) * v.samples_per_prompt
+    kept = len(named) * v.samples_per_prompt
     if v.greedy:
         plain = sum(s.kind != "best_of" for s in named)
         kinds, kept = kinds + plain, kept + plain

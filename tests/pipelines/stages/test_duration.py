@@ -200,3 +200,22 @@ def test_responses_are_as_long_as_the_demonstrations(tmp_path: Path) -> None:
     assert efforts.response(with_sft, 10) == (10.0, 10.0)
     (asked,) = efforts.ppo(with_sft).sampled
     assert (asked.rows, asked.calls, asked.mean, asked.longest) == (16.0, 1.0, 15.0, 15.0)
+
+
+def test_default_systems_that_a_run_lacks_are_not_counted(tmp_path: Path) -> None:
+    """Without SFT and reward model evaluation has the base and PPO, whatever counts its systems."""
+    data = {"prompts": make_data(tmp_path / "data", rows=12, prompt=9, answer=14)["prompts"]}
+    recipe = recipe_of(
+        make_folder(tmp_path / "base", 64),
+        data,
+        stages=["ppo", "evaluate"],
+        ppo={"reward": [{"source": "length", "max_length": 5}], "value": {"init": "sft"}},
+        evaluation={"prompts": 3},
+    )
+    recipe["data"]["held_out"] = 0.25
+    made = Pipeline.from_recipe({k: v for k, v in recipe.items() if k not in ("sft", "reward")})
+    stage, e = STAGES["evaluate"], made.details.estimator
+    assert stage.effort is not None
+    assert stage.steps(made.recipe, made.corpus) == 2 * 2  # sampled and greedy
+    assert stage.estimate(e).tokens == 3 * 2 * 2 * 64
+    assert len(stage.effort(e).sampled) == 2
