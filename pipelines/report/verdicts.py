@@ -18,7 +18,7 @@ def verdict(run: Path, stage: str) -> str:
         if stage == "evaluate":
             results = read_object(run / folders()[stage] / "results.json")
             words = Words(results=results, card={}, gate=None, command="", seed=None)
-            found, doubt = words.main, ", by an unreliable judge" if words.doubt else ""
+            found, doubt = words.main, words.judged_by
             of_before = "of other models than are there now: " if stage in outdated(run) else ""
             return f"{of_before}{found['a']} against {found['b']}: {found['verdict_text']}{doubt}" if found else ""
         made = read_artifact(run / folders()[stage])

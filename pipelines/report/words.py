@@ -68,12 +68,29 @@ class Words:
         """What was found of a judge; empty where nothing is known."""
         return (self.results.get("judges") or {}).get(name) or {}
 
+    def standing(self, name: Any) -> str:
+        """``unreliable``, ``untested`` (a reward model with too few held-out pairs for an interval) or ''."""
+        judge = self.judge(name)
+        if judge.get("reliable") is False:
+            return "unreliable"
+        return "untested" if judge.get("accuracy") and not judge["accuracy"].get("ci95") else ""
+
+    @property
+    def judged_by(self) -> str:
+        """What a verdict ends with that the judge of the headline's comparison does not carry; '' where it does."""
+        standing = self.standing((self.main or {}).get("by"))
+        return f", by an {standing} judge" if standing else ""
+
     @property
     def doubt(self) -> str:
         """Why the judge of the headline's comparison may not be relied on; '' where it may, or nothing is known."""
-        judge = self.judge((self.main or {}).get("by"))
-        if judge.get("reliable") is not False:
+        by = (self.main or {}).get("by")
+        judge, standing = self.judge(by), self.standing(by)
+        if not standing:
             return ""
+        if standing == "untested":
+            pairs = f"{judge['accuracy'].get('n', 0):,} held-out pairs"
+            return f"Nothing shows that this judge is better than a coin: {pairs} are too few for an interval."
         fooled = [n for n, one in (judge.get("adversaries") or {}).items() if one.get("verdict") == "better"]
         liked = " and ".join(TRIVIAL.get(name, name.replace("_", " ")) for name in fooled)
         why = [f"whatever the prompt, it prefers {liked}"] if fooled else []
@@ -110,7 +127,7 @@ def headline(words: Words) -> dict[str, str]:
     if said in ("better", "worse"):
         text = f"{a} beat {b}" if said == "better" else f"{a} lost to {b}"
         if words.doubt:
-            return {"tone": "open", "text": f"{text}, by an unreliable judge", "detail": f"{detail} {words.doubt}"}
+            return {"tone": "open", "text": f"{text}{words.judged_by}", "detail": f"{detail} {words.doubt}"}
         return {"tone": "good" if said == "better" else "bad", "text": text, "detail": detail}
     why = str(c.get("verdict_text") or "")
     more = f" A difference is {why}." if why.startswith("not shown") else ""
@@ -279,7 +296,7 @@ def _cheating(words: Words) -> dict[str, str]:
     others = {k: v for k, v in change.items() if v is not None and k != "reward"}
     signs += [f"reward up, {k} down" for k, v in others.items() if (change["reward"] or 0) > 0 > v]
     trusted = [k for k in ("held_out_reward", "gold") if _gain(new, old, k) is not None]
-    trusted = [k for k in trusted if words.judge(k).get("reliable") is not False]
+    trusted = [k for k in trusted if not words.standing(k)]
     facts += [] if trusted else ["no independent judge that can be trusted" if others else "no independent judge"]
     short, tone = ("No sign of it", "good") if trusted else ("No sign, unjudged", "open")
     if signs:

@@ -131,3 +131,22 @@ def test_a_judge_that_orders_pairs_as_a_coin_does_makes_no_verdict_either() -> N
     assert words.doubt.startswith(
         "That judge is unreliable: whatever the prompt, it prefers an empty response; it orders"
     )
+
+
+@pytest.mark.parametrize("ci", [None, [0.51, 0.99]])
+def test_a_judge_with_too_few_pairs_for_an_interval_makes_no_verdict(ci: list[float] | None) -> None:
+    """Nothing is known of it, which is neither praise nor blame; and the same judge with an interval does judge."""
+    known = {"share": 1.0, "ci95": ci, "n": 2}
+    judge = {"reliable": True if ci else None, "accuracy": known, "adversaries": {"empty_answer": {"verdict": "worse"}}}
+    found = results("sft", "ppo", judges={"gold": judge})
+    for c in found["comparisons"]:
+        c |= {"verdict": "better", "verdict_text": "better"}
+    found["systems"] = {name: system | {"gold": {"mean": 0.5}} for name, system in found["systems"].items()}
+    words = Words(results=found, card={}, gate=None, command="", seed=0)
+    top, cards = headline(words), {c["question"]: c for c in answers_to_newcomers(words)}
+    assert top["text"] == "PPO beat SFT" + ("" if ci else ", by an untested judge")
+    told = "Nothing shows that this judge is better than a coin: 2 held-out pairs are too few for an interval."
+    assert (told in top["detail"], top["tone"]) == ((False, "good") if ci else (True, "open"))
+    assert (cards["Did PPO beat SFT?"]["tone"], cards["Did it cheat?"]["tone"]) == (
+        ("good",) * 2 if ci else ("open",) * 2
+    )
