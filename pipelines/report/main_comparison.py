@@ -39,7 +39,12 @@ def turned(c: Mapping[str, Any]) -> dict[str, Any]:
         mean, ci = difference.get("mean"), difference.get("ci95")
         turned_ci = None if not ci else [-ci[1], -ci[0]]
         out["difference"] = dict(difference) | {"mean": None if mean is None else -mean, "ci95": turned_ci}
-    return out | {"verdict": OPPOSITE.get(str(c.get("verdict")), c.get("verdict"))}
+    out |= {"verdict": OPPOSITE.get(str(c.get("verdict")), c.get("verdict"))}
+    if c.get("verdict") in OPPOSITE and c.get("verdict_text") and out["ci95"]:
+        low, high = out["ci95"]
+        shown = f"{100 * out['win_rate']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+        out["verdict_text"] = f"{out['verdict']}: wins {shown} of {c.get('n')} prompts"
+    return out
 
 
 def _share(found: Mapping[str, Any]) -> dict[str, Any]:

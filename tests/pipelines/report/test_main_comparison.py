@@ -60,6 +60,11 @@ def test_a_comparison_is_turned_round_by_hand() -> None:
     assert found["difference"] == {"mean": 1.5, "ci95": [0.5, 2.0]}
     assert found["length_controlled"] == {"win_rate": 0.75, "ci95": None}
     assert turned(found) == C | {"a": "base", "b": "sft"}
+    told = turned(C | {"a": "base", "b": "sft", "verdict_text": "worse: wins 25 % [12, 50] of 10 prompts"})
+    assert told["verdict_text"] == "better: wins 75 % [50, 88] of 10 prompts"
+    assert (
+        turned(C | {"verdict": "not shown", "verdict_text": "not shown with 10"})["verdict_text"] == "not shown with 10"
+    )
 
 
 def test_the_headline_of_a_run_of_sft_alone_is_that_it_beat_the_base() -> None:
