@@ -47,22 +47,21 @@ class Change:
 
     @property
     def learnt(self) -> bool | None:
-        """True: the loss fell beyond doubt, or more than half of the pairs are right beyond doubt; None: too few rows.
+        """True: the loss fell or, where pairs are counted, more than half are right, beyond doubt; None: too few rows.
 
-        A loss that falls while no more than half of the pairs are right is that of scores that shrink.
+        The loss of pairs shows nothing by itself: it falls as well where scores merely shrink.
         """
         if self.ci95 is None:
             return None if math.isfinite(self.loss) else False
         if self.accuracy_ci95 is None:
             return self.ci95[1] < 0
-        low, high = self.accuracy_ci95
-        return low > 0.5 or (self.ci95[1] < 0 and low + high > 1)
+        return self.accuracy_ci95[0] > 0.5
 
     @property
     def within_chance(self) -> bool:
         """Whether nothing is shown, though the loss fell and not most pairs are wrong: more rows might show it."""
         few = self.accuracy_ci95 is not None and sum(self.accuracy_ci95) <= 1
-        return self.learnt is False and self.ci95 is not None and self.loss < 0 <= self.ci95[1] and not few
+        return self.learnt is False and self.ci95 is not None and self.loss < 0 and not few
 
     @property
     def rose(self) -> bool:
@@ -141,6 +140,12 @@ def sentence(
         )
     if found.within_chance:
         low, high = found.ci95 or (0.0, 0.0)
+        if high < 0 and found.accuracy_ci95 is not None:
+            right = "[{:.1%}, {:.1%}]".format(*found.accuracy_ci95)
+            return (
+                f"{words} (95 % {right}): within chance for {found.prompts} {rows}, since a coin has half of them right; "
+                f"more held-out rows would tell, or try {_advice(found, key, rate, amount)}"
+            )
         return (
             f"{words}: within chance for {found.prompts} {rows} (a difference of {found.loss:+.2g}, 95 % [{low:+.2g}, "
             f"{high:+.2g}]); more held-out rows would tell, or try {_advice(found, key, rate, amount)}"

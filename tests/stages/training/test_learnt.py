@@ -115,6 +115,17 @@ def test_a_reward_model_has_learnt_where_pairs_are_right(right, shift, expected)
     assert said(start, after, key="reward")[0].learnt is expected
 
 
+def test_a_loss_that_fell_beyond_doubt_shows_nothing_of_a_coins_pairs():
+    """0.7377 before and 0.7375 after, both worse than a coin's 0.693, with 52 % of the pairs right."""
+    rows = 96
+    before = 0.7377 + noise(0, rows)
+    outcomes = [1.0 if i < 50 else 0.0 for i in range(rows)]
+    after = values(before - 0.0002 + noise(1, rows) / 1000, None, outcomes, [1.0] * rows)
+    found, text = said(values(before, None, [0.5] * rows, [1.0] * rows), after, key="reward")
+    assert found.ci95[1] < 0 and found.learnt is False and found.within_chance
+    assert "52.1% of the pairs right (95 % [" in text and "within chance for 96 prompts, since a coin has half" in text
+
+
 def test_a_loss_that_is_no_number_is_nothing_learnt():
     base = values(3 + noise(0))
     found, text = said(base, values(np.full(64, np.nan)))
