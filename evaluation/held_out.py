@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
+from data import tokens
 from data.common.errors import located
 from data.common.user_functions import UserFunction, columns_of
 from data.records import Message, Prompt
@@ -247,12 +248,12 @@ class Evaluator:
     def _said(self, system: System, stream: str) -> _Said:
         """A system's responses as samples of the run's own base.
 
-        Ids are those that were sampled, unless another tokenizer made them or only a part of the text is the response:
-        then the response's text is rendered again.
+        Ids are those that were sampled, unless another tokenizer or template made them or only a part of the text is
+        the response: then the response's text is rendered again.
         """
         made, key = self._generate(system, stream)
         texts, finished = [system.renderer.text(ids) for ids in made.ids], made.finished
-        if system.base is self.base and system.asking is None:
+        if self._rendered_alike(system):
             return _Said(self._samples(made.ids, texts, finished), key)
         raw = extracted = None
         if system.asking is not None:
@@ -262,6 +263,17 @@ class Evaluator:
         rows = zip(self.prompts, texts, finished, strict=True)
         ids = [self.renderer.answer_ids(p.messages, text, done) for p, text, done in rows]
         return _Said(self._samples(ids, texts, finished), key, raw, extracted)
+
+    def _rendered_alike(self, system: System) -> bool:
+        """Whether a system is asked by the run's own ids and ends where the run's do, whoever's base it stands on."""
+        own, other = self.renderer, system.renderer
+        if system.asking is not None:
+            return False
+        if own is other:
+            return True
+        return _same_tokens(own, other) and all(
+            other.prompt_ids(p.messages) == ids for p, ids in zip(self.prompts, self.queries, strict=True)
+        )
 
     def _samples(self, ids: list[list[int]], texts: Sequence[str], finished: Sequence[bool]) -> Samples:
         return Samples(prompts=self.prompts, queries=self.queries, responses=ids, texts=texts, finished=finished)
@@ -334,8 +346,8 @@ class Evaluator:
         return under_base(logprobs, [self.renderer.body_length(ids) for ids in said.token_ids])
 
     def _kl(self, system: System, said: _Said) -> tuple[list[float] | None, list[float] | None]:
-        """Sampled and exact KL to SFT, or the base without it; None where a system is asked or tokenised otherwise."""
-        if system.base is not self.base or system.asking is not None:
+        """Sampled and exact KL to SFT, or the base without it; None on another base, or where it is asked otherwise."""
+        if system.base is not self.base or not self._rendered_alike(system):
             return None, None
         reference = "reference" if "reference" in self.base.roles else "base"
         if system.role == reference:
@@ -353,6 +365,12 @@ class Evaluator:
                 reference=reference,
                 memory=self.memory,
             )
+
+
+def _same_tokens(a: Renderer, b: Renderer) -> bool:
+    """Whether two renderers write the same text with the same ids, and end responses alike."""
+    ends = [(frozenset(r.stop_ids), tuple(r.stop_strings.texts)) for r in (a, b)]
+    return ends[0] == ends[1] and tokens.content_hash(a.tokenizer) == tokens.content_hash(b.tokenizer)
 
 
 @dataclass(frozen=True)

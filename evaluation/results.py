@@ -40,6 +40,7 @@ def assemble(
     score: Scorer | None = None,
     others: Mapping[str, Scorer] | None = None,
     accuracy: Mapping[str, Mapping[str, Any]] | None = None,
+    optimised: bool = True,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def assemble(
     ``score`` is the judge itself, from one response a row to one number a row: with it trivial responses are judged
     too; ``others`` are further judges that are tested so (the run's other reward models). ``accuracy`` is what is known
     of a judge's order of held-out pairs: ``share`` right, its ``ci95`` and ``n`` pairs, by the judge's name.
+    ``optimised`` says whether a system was trained on the judge ``reward``.
 
     Raises:
         ValueError: no systems, one given twice, or systems that did not respond to the same prompts in the same order.
@@ -69,7 +71,7 @@ def assemble(
     warnings = _incomparable(by, against)
     for decoding in by:
         warnings += _warnings(by[decoding], described[decoding], against, "" if by[decoding] is main else " (greedy)")
-    warnings += _about_judging(judge)
+    warnings += _about_judging(judge, optimised)
     results: dict[str, Any] = {
         "prompts": len(set(systems[0].units)),
         "judge": judge,
@@ -106,10 +108,10 @@ def _incomparable(by: Mapping[str, Mapping[str, SystemResponses]], against: str)
     ]
 
 
-def _about_judging(judge: Judge | None) -> list[str]:
+def _about_judging(judge: Judge | None, optimised: bool) -> list[str]:
     if judge is None:
         return ["There is neither gold nor a reward model: systems are described, not compared."]
-    if judge == "reward":
+    if judge == "reward" and optimised:
         return ["The judge is the reward that PPO was trained on: wins by it may be over-optimisation."]
     return []
 

@@ -35,7 +35,7 @@ from stages.remote_rollouts import rollout_servers
 from stages.safe_points.checkpoints import State
 from stages.stage import StageContext, StageResult
 
-VERSION = 19
+VERSION = 20
 
 
 def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
@@ -57,6 +57,7 @@ def evaluate(context: StageContext, loaded: LoadedModels) -> StageResult:
         score=judges[judge] if judge else None,
         others={name: score for name, score in judges.items() if name != judge},
         accuracy=accuracy_of(context),
+        optimised=paid_by_judge(context, loaded),
         resamples=settings.bootstrap,
         seed=evaluator.seed,
     ) | {"settings": evaluator.settings()}
@@ -91,6 +92,16 @@ def accuracy_of(context: StageContext) -> dict[str, dict[str, Any]]:
         for judge, m in known.items()
         if m.get("pair_accuracy") is not None
     }
+
+
+def paid_by_judge(context: StageContext, loaded: LoadedModels) -> bool:
+    """Whether the policy was trained on the reward model that judges here; so it is held to be where nothing says."""
+    if "ppo" not in context.inputs or all(part.kind != "model" for part in loaded.recipe.ppo.reward):
+        return False
+    policy = read_artifact(context.inputs["ppo"])
+    judge = read_artifact(context.inputs["reward"]) if "reward" in context.inputs else None
+    paid = (policy.manifest.get("parents") or {}).get("reward") if policy is not None else None
+    return paid is None or judge is None or paid == judge.key
 
 
 def unread(evaluator: Evaluator) -> list[str]:

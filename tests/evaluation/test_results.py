@@ -95,6 +95,13 @@ def test_a_held_out_reward_model_is_a_judge_of_its_own() -> None:
     assert [c["by"] for c in both["comparisons"]] == ["gold", "held_out_reward", "reward"]
 
 
+@pytest.mark.parametrize("optimised", [True, False])
+def test_that_ppo_was_trained_on_the_judge_is_said_where_it_was(optimised: bool) -> None:
+    systems = [responses_of("sft", gold=None, reward=[0.0] * 60)]
+    found = assemble(systems, judge="reward", optimised=optimised, resamples=300)
+    assert any("reward that PPO was trained on" in w for w in found["warnings"]) is optimised
+
+
 def test_a_held_out_judge_is_tested_with_trivial_responses_too() -> None:
     systems = [responses_of("sft", gold=None, held_out_reward=[0.0] * 60)]
     likes_empty = lambda texts: [1.0 if not text else -1.0 for text in texts]  # noqa: E731

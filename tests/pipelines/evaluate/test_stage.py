@@ -16,9 +16,11 @@ import pytest
 
 import pipelines.cli.main as cli
 from data.common.errors import UserError
-from data.records import Message
+from data.records import Message, Prompt
+from data.template import Renderer
+from evaluation.held_out import Evaluator
 from models.sampling.fast import FastEngine
-from pipelines.evaluate.stage import unread
+from pipelines.evaluate.stage import paid_by_judge, unread
 from pipelines.run.pipeline import Pipeline
 from reward.model import TextsRead
 from reward.terms.server import serving
@@ -71,11 +73,46 @@ def test_checkpoints_adapters_and_exports_say_what_the_stage_says(run: Path, tmp
         for decoding in ("sampled", "greedy"):
             assert answers(tmp_path / "out", decoding, system) == answers(tmp_path / "out", decoding, "ppo"), system
     ppo = found["systems"]["ppo"]
+    rewards = [round(found["systems"][name]["reward"]["mean"], 4) for name in ("ppo", "path:merged")]
+    assert rewards[0] == rewards[1], "the same ids, whose base they were sampled from"
     for system in ("ppo@2", "path:ppo"):
         same = {k: v for k, v in found["systems"][system].items() if k != "generation"}
         assert same == {k: v for k, v in ppo.items() if k != "generation"}
     assert found["systems"]["ppo@1"]["generation"] != ppo["generation"] and "kl" not in found["systems"]["path:merged"]
     assert found["systems"]["sft"]["kl"]["mean"] == 0 == found["systems"]["sft"]["kl_exact"]["mean"]
+
+
+def test_ids_are_taken_as_sampled_where_they_are_the_runs_own(run: Path) -> None:
+    """Whoever's base a system stands on, by tokenizer, prompts and stops: else its text is rendered again."""
+    renderer = Pipeline.from_recipe(run / "recipe.yaml", run_dir=run).loaded.renderer()
+    prompts = [Prompt(messages=(Message(role="user", content=text),), group=text) for text in ("a", "b c")]
+    evaluator = SimpleNamespace(
+        renderer=renderer, prompts=prompts, queries=[renderer.prompt_ids(p.messages) for p in prompts]
+    )
+
+    def alike(asking: Any = None, **changes: Any) -> bool:
+        stop = {"stop": renderer.stop_ids, "template": renderer.template} | changes
+        system = SimpleNamespace(renderer=Renderer(renderer.tokenizer, **stop), asking=asking)
+        return Evaluator._rendered_alike(evaluator, system)  # type: ignore[arg-type]
+
+    assert alike() and not alike(asking=object())
+    assert not alike(template="text") and not alike(stop_strings=["."]) and not alike(stop=[*renderer.stop_ids, 3])
+
+
+def test_the_judge_is_what_ppo_optimised_only_where_it_is(run: Path, tmp_path: Path) -> None:
+    """Not without a policy, nor with another reward model than the one that paid, nor where a rule alone paid."""
+    shutil.copytree(run / "reward", tmp_path / "reward")
+    manifest = tmp_path / "reward" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"key": "another"}))
+
+    def paid(kind: str = "model", **inputs: Path) -> bool:
+        reward = [SimpleNamespace(kind=kind)]
+        loaded = SimpleNamespace(recipe=SimpleNamespace(ppo=SimpleNamespace(reward=reward)))
+        return paid_by_judge(SimpleNamespace(inputs=inputs), loaded)  # type: ignore[arg-type]
+
+    assert paid(ppo=run / "ppo", reward=run / "reward")
+    assert not paid(reward=run / "reward") and not paid(ppo=run / "ppo", reward=tmp_path / "reward")
+    assert not paid("length", ppo=run / "ppo", reward=run / "reward")
 
 
 def test_any_reward_chooses_the_best_of_n(run: Path, tmp_path: Path):

@@ -8,7 +8,8 @@ from pipelines.stages.table import STAGES
 
 
 def steps(**evaluation: object) -> int | None:
-    given = {"base": "b", "data": {"demonstrations": ["d.jsonl"]}, "evaluation": evaluation}
+    stages = ["sft", "reward", "ppo", "evaluate"]
+    given = {"base": "b", "data": {"demonstrations": ["d.jsonl"]}, "evaluation": evaluation, "stages": stages}
     return STAGES["evaluate"].steps(Recipe.model_validate(given), Corpus())
 
 
