@@ -117,8 +117,8 @@ def _stage(run: str, stage: str | None) -> tuple[str, str, str]:
     path = Path(run)
     if run_of(path) is None:
         raise UserError(f"{run}: is no run folder; --engine serves a stage of a run")
-    pipeline = open_run(path)
-    name = stage_of(path, pipeline, stage)
+    name = stage_of(path, open_run(path), stage)
+    pipeline = open_run(path, stage=name)
     exported = (pipeline.recipe.base_stage or "base") if name == "base" else name
     if exported == "base":
         raise UserError(

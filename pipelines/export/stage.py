@@ -67,7 +67,7 @@ def export_stage(
     saving = Saving(dtype=dtype, max_shard_size=max_shard_size)
     _check_stage(stage, merge, gguf)
     to = _new_folder(to)
-    pipeline = open_run(Path(run))
+    pipeline = open_run(Path(run), stage=stage)
     model = StageModel(pipeline, stage, exportable()[stage], stage_folder(pipeline, stage))
     if push is None and (public or overwrite):
         raise UserError("--public and --overwrite are for the repository that --push names")

@@ -22,6 +22,7 @@ from pipelines.recipe.renamed import in_new_names, old_names
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.yaml_source import Source, apply_override, read_text
 from pipelines.stages.table import STAGES
+from pipelines.workspace.kept_recipes import FOLDER, kept
 from pipelines.workspace.run_folder import RECIPE, is_run
 
 
@@ -46,6 +47,18 @@ def load_recipe(
     if resolved:  # trivet wrote it, perhaps under other names
         source = in_new_names(source)
     return _checked(source, folder, overrides, resolved, may_idle)
+
+
+def load_kept(run: Path, stage: str) -> Recipe | None:
+    """The recipe that a stage's result in a run was made with; None where it was not kept, as in runs of before.
+
+    Raises:
+        UserError: what is there is no recipe.
+    """
+    if (found := kept(run, stage)) is None:
+        return None
+    source = in_new_names(Source(name=str(run / FOLDER), data=found.get("recipe") or {}))
+    return _checked(source, Path(found.get("recipe_folder") or run), resolved=True, may_idle=True)
 
 
 def load_text(text: str, file: Path) -> Recipe:

@@ -139,8 +139,9 @@ def open_speakers(target: str, stage: str | None = None) -> Room:
         return open_room(target, stage)
     from pipelines.run.open_run import open_run
 
-    pipeline = open_run(path)
-    last, speaker = stage_of(path, pipeline, None), _speaker_of(pipeline)
+    last = stage_of(path, open_run(path), None)
+    pipeline = open_run(path, stage=last)
+    speaker = _speaker_of(pipeline)
     names = [*(name for name in _finished(pipeline) if name != last), last]
     return Room(speakers=tuple(map(speaker, names)), reward=None, max_new_tokens=_longest(pipeline))
 
@@ -148,8 +149,8 @@ def open_speakers(target: str, stage: str | None = None) -> Room:
 def _of_run(path: Path, stage: str | None, compare_with: str | None) -> Room:
     from pipelines.run.open_run import is_done, open_run, stage_folder
 
-    pipeline = open_run(path)
-    stage = stage_of(path, pipeline, stage)
+    stage = stage_of(path, open_run(path), stage)
+    pipeline = open_run(path, stage=stage)
     base, renderer = pipeline.loaded.base(), pipeline.loaded.renderer()
     speaker = _speaker_of(pipeline)
     speakers = [speaker(stage)]
@@ -228,8 +229,8 @@ def _guest(compare_with: str, base: SharedBase, renderer: Renderer, identity: st
     if run_of(path) is not None:
         from pipelines.run.open_run import open_run, stage_folder
 
-        other = open_run(path)
-        stage = stage_of(path, other, None)
+        stage = stage_of(path, open_run(path), None)
+        other = open_run(path, stage=stage)
         if stage == "base" or _identity(other) != identity:
             return replace(_of_run(path, stage, None).speakers[0], name=compare_with)
         base.load_role("compared", stage_folder(other, stage))

@@ -25,6 +25,8 @@ from pipelines.stages.table import STAGES
 from stages import lineage
 from stages.stage import copy_sentence
 
+UNSET: dict[str, Any] = {"file": None, "args": {}, "stop_strings": []}  # what goes without saying in a rendering
+
 
 def results_taken(pipeline: RunParts, chosen: Sequence[str]) -> dict[str, Path]:
     """Results that the chosen stages are given, with their folders."""
@@ -35,21 +37,30 @@ def results_taken(pipeline: RunParts, chosen: Sequence[str]) -> dict[str, Path]:
 def given_otherwise(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
     """Sentences about results that the chosen stages are given, and that were made with another rendering or limit."""
     recipe = pipeline.recipe
-    rendering = {"file": None, "args": {}} | rendering_of(recipe)
+    rendering = _rendering(recipe)
     for stage in sorted(results_taken(pipeline, chosen)):
-        then, now = _made_with(pipeline.given[stage]), dict[str, Any]()
-        if STAGES[stage].on_base and not (stage == "reward" and recipe.reward.base != "same"):
-            now = dict(rendering)
-        if stage == "reward":
-            now["reward.max_tokens"] = recipe.reward.max_tokens
-        both = now.keys() & then.keys()
-        if differ := changes({k: then[k] for k in both}, {k: now[k] for k in both}):
+        if differ := otherwise(recipe, stage, pipeline.given[stage]):
             yield f"{stage}, which is given, was made otherwise than it is used here: {', '.join(differ)}"
     named = [parse(name) for name in recipe.evaluation.systems] if "evaluate" in chosen else []
     for folder, name in ((recipe.base_dir / Path(n.value).expanduser(), n.name) for n in named if n.kind == "path"):
         then = {k: v for k, v in _made_with(folder).items() if k in rendering} if folder.is_dir() else {}
         if differ := changes(then, {k: rendering[k] for k in then}):
             yield f"evaluation.systems: {name} was made otherwise than it is asked here: {', '.join(differ)}"
+
+
+def otherwise(recipe: Recipe, stage: str, folder: Path) -> list[str]:
+    """How the rendering or limit with which a stage's result was made differs from the recipe's; as far as known."""
+    then, now = _made_with(folder), dict[str, Any]()
+    if STAGES[stage].on_base and not (stage == "reward" and recipe.reward.base != "same"):
+        now = _rendering(recipe)
+    if stage == "reward":
+        now["reward.max_tokens"] = recipe.reward.max_tokens
+    both = now.keys() & then.keys()
+    return changes({k: then[k] for k in both}, {k: now[k] for k in both})
+
+
+def _rendering(recipe: Recipe) -> dict[str, Any]:
+    return UNSET | rendering_of(recipe)
 
 
 def trained_on_held_out(pipeline: RunParts, chosen: Sequence[str]) -> Iterator[str]:
@@ -83,7 +94,7 @@ def _made_with(folder: Path) -> dict[str, Any]:
     described = found.manifest.get("described") or {}
     settings = described.get("settings") or {}
     limit = {"reward.max_tokens": settings["max_tokens"]} if "max_tokens" in settings else {}
-    return {"file": None, "args": {}} | (described.get("rendering") or {}) | limit
+    return UNSET | (described.get("rendering") or {}) | limit
 
 
 def copied_roles(recipe: Recipe, chosen: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from data.common.errors import UserError
 from models.backbone.artifacts import MANIFEST, load_artifact, problems, read_artifact
+from pipelines.loading.load import load_kept
+from pipelines.run.given_results import otherwise
 from pipelines.run.pipeline import Pipeline
 from pipelines.stages.table import STAGES
 from pipelines.workspace.run_folder import RECIPE, find_run, read_run, stopped_at_gate
@@ -14,14 +16,22 @@ from pipelines.workspace.run_folder import RECIPE, find_run, read_run, stopped_a
 __all__ = ["find_run", "is_done", "open_run", "stage_folder"]
 
 
-def open_run(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
-    """The pipeline of a run folder: relative paths as from its recipe's folder, inputs as they were given to it."""
+def open_run(path: Path, overrides: Sequence[str] = (), stage: str | None = None) -> Pipeline:
+    """The pipeline of a run folder: relative paths as from its recipe's folder, inputs as they were given to it.
+
+    Args:
+        path: the run folder, or one in it.
+        overrides: settings that take the place of the recipe's.
+        stage: whose result is wanted, with the recipe that it was made with; by default the recipe of the newest call.
+    """
     run = find_run(path)
     given = {
         stage: folder
         for stage, folder in read_run(run).get("inputs", {}).items()
         if stage in STAGES and Path(folder).is_dir()
     }
+    if stage in STAGES and stage not in given and not overrides and (recipe := load_kept(run, str(stage))) is not None:
+        return Pipeline.from_loaded(recipe, run, run, given)
     return Pipeline.from_recipe(run / RECIPE, overrides, run, given, may_idle=True)
 
 
@@ -29,13 +39,19 @@ def stage_folder(pipeline: Pipeline, stage: str) -> Path:
     """The folder of a stage's result, verified: the one that the run was given, or its own.
 
     Raises:
-        UserError: it is not finished, or altered since.
+        UserError: it is not finished, altered since, or of another template, stops or limit than the pipeline's.
     """
     if stage not in pipeline.given:
         folder = pipeline.run_dir / STAGES[stage].folder
         if not is_done(pipeline, stage) and (why := stopped_at_gate(pipeline.run_dir, stage)):
             raise UserError(why)
         load_artifact(folder, f"{stage} stage")
+        if differ := otherwise(pipeline.recipe, stage, folder):
+            raise UserError(
+                f"{stage} was made otherwise than the recipe says that it is opened with: {', '.join(differ)}. Run the "
+                f"recipe that it was made with once more (finished stages are skipped), or finish the run as "
+                f"{pipeline.run_dir / RECIPE} says it now"
+            )
         return folder
     if (found := read_artifact(pipeline.given[stage])) is not None and (wrong := problems(found)):
         raise UserError(f"{stage} stage, which the run was given: {wrong[0]}")

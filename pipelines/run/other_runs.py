@@ -15,13 +15,13 @@ from pipelines.workspace.run_folder import read_run, run_of
 
 
 def open_stage(
-    folder: Path, make: Callable[[Path, Mapping[str, str]], Any], processes: Processes
+    folder: Path, make: Callable[[Path, Mapping[str, str], str], Any], processes: Processes
 ) -> OpenedModel | None:
     """The model of a stage with its own run's base and rendering; None where the folder is of no run.
 
     Args:
         folder: of the stage.
-        make: gives the pipeline of a run folder and of the folders that it was given.
+        make: gives the pipeline of a run folder, of the folders that it was given and of the stage that is wanted.
         processes: that work together here.
 
     Raises:
@@ -37,7 +37,7 @@ def open_stage(
         raise UserError(f"{folder}: {what}; name the folder of one of its stages {', '.join(responds)}")
     load_artifact(folder, f"{name} stage")
     inputs = read_run(run).get("inputs", {})
-    other = make(run, {n: path for n, path in inputs.items() if n in STAGES and Path(path).is_dir()})
+    other = make(run, {n: path for n, path in inputs.items() if n in STAGES and Path(path).is_dir()}, str(name))
     other.__dict__["processes"] = processes
     role, loaded = str(STAGES[name].role), other.loaded
     if role == "base" and name != other.recipe.base_stage:  # a base that was trained further afterwards

@@ -20,7 +20,7 @@ from models.backbone.processes import Processes
 from models.backbone.watching import watching
 from pipelines.execution.loaded_models import LoadedModels
 from pipelines.execution.progress import Progress
-from pipelines.loading.load import load_recipe
+from pipelines.loading.load import load_kept, load_recipe
 from pipelines.recipe.schema import Recipe
 from pipelines.run.amounts import Settled, leaves_open, settled
 from pipelines.run.binding import check_start
@@ -336,7 +336,9 @@ class Pipeline:
         return made
 
     @classmethod
-    def _of_run(cls, run: Path, given: Mapping[str, str]) -> Pipeline:
+    def _of_run(cls, run: Path, given: Mapping[str, str], stage: str) -> Pipeline:
+        if (recipe := load_kept(run, stage)) is not None:
+            return cls.from_loaded(recipe, run, run, given)
         return cls.from_recipe(run / RECIPE, (), run, given, may_idle=True)
 
     def checked_inputs(self, name: str) -> dict[str, Path]:

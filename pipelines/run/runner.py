@@ -19,6 +19,7 @@ from pipelines.run.rehearsal import before_first_stage
 from pipelines.run.stage_run import StageRun
 from pipelines.run.staleness import StageState, and_remark
 from pipelines.stages.table import STAGES
+from pipelines.workspace.kept_recipes import keep
 from pipelines.workspace.run_folder import RECIPE, RunFolder, read_run
 
 
@@ -85,6 +86,8 @@ class Runner:
                     self._note_inputs(state.name)  # whose card the gate has judged
                     raise
                 self._note_inputs(state.name)
+                if self.pipeline.processes.is_main:
+                    keep(self.pipeline.run_dir, state.name, self.pipeline.recipe)
             elif state.name in taken and (otherwise := state.there_otherwise):
                 self.progress.warn(
                     f"{state.name}: not run in this call and taken as it is there, though it was made otherwise "

@@ -50,7 +50,7 @@ def load_scorer(run_or_model: Path | str, label: str | None = None) -> Scoring:
         return _remote(str(run_or_model))
     path = Path(run_or_model)
     if run_of(path) is not None:
-        pipeline = open_run(path)
+        pipeline = open_run(path, stage="reward")
         return OfRewardModel(pipeline.loaded.load_reward(stage_folder(pipeline, "reward")))
     if (path / CONFIG).is_file():
         return OfRewardModel(exported_reward(path))
