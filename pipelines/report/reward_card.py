@@ -72,9 +72,10 @@ def gate_outcome(card: Mapping[str, Any], recipe: str) -> dict[str, Any] | None:
     try:
         asked = GateConfig.model_validate(gate)
         lines = failures(card, asked) if asked.enabled else card_failures(card)
-    except (ValidationError, KeyError, TypeError):  # a gate or a card of another version
+    except (ValidationError, KeyError, TypeError, AttributeError):  # a gate or a card of another version
         return None
-    state = ("failed" if lines else "passed") if asked.enabled else "off"
+    judged = "passed" if card["accuracy"].get("ci95") else "accuracy not judged"  # of too few prompts
+    state = ("failed" if lines else judged) if asked.enabled else "off"
     return {"state": state, "lines": lines}
 
 

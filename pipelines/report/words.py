@@ -256,8 +256,8 @@ def _trust(words: Words) -> dict[str, str]:
     among = f" of {pairs:,} held-out pairs" if isinstance(pairs, int) else " of held-out pairs"
     simple = words.simplest
     text = [f"It orders {_percent(share)}{among} as people did{_ci(ci)}; a coin gets 50 %{simple}."]
-    passed = "passed" if ci else "did not judge its accuracy"
-    sentences = {"passed": f"The gate before PPO {passed}.", "failed": "The gate before PPO failed."}
+    sentences = {"passed": "The gate before PPO passed.", "failed": "The gate before PPO failed."}
+    sentences |= {"accuracy not judged": "The gate before PPO did not judge its accuracy."}
     sentences |= {"off": "The gate before PPO was switched off; this card fails it."} if failed else {}
     text += [sentences[gate["state"]]] if gate.get("state") in sentences else []
     return _card(question, short, tone, " ".join([*text, *(_sentence(w) for w in [*failed, *asked, *doubts][:1])]))

@@ -97,9 +97,23 @@ def useless_critic(history: History) -> bool:
 
 
 def flat_scores(history: History) -> bool:
-    """The scores of a rollout hardly differ, compared with the first one."""
+    """The scores of a rollout hardly differ, compared with the first one, and are not better than those."""
+    return _alike(history) and not _met(history)
+
+
+def reward_met(history: History) -> bool:
+    """The scores of a rollout hardly differ, for all are better than those of the first by more than its spread."""
+    return _alike(history) and _met(history)
+
+
+def _alike(history: History) -> bool:
     start = history.first.get("objective/scores_std", 0.0)
     return history.lasts("objective/scores_std", lambda x: x < max(FLAT_SCORES * start, 1e-6))
+
+
+def _met(history: History) -> bool:
+    start, spread = (history.first.get(f"objective/{name}", 0.0) for name in ("scores", "scores_std"))
+    return spread > 0 and history.lasts("objective/scores", lambda x: x > start + spread)
 
 
 def truncation(history: History) -> bool:
@@ -174,6 +188,12 @@ SIGNS = (
         shows=flat_scores,
         advice="scores of different responses hardly differ, so there is nothing to learn from. Check the reward "
         "(a constant function? a score_clip that is too narrow?) and that responses differ.",
+    ),
+    Sign(
+        name="reward met",
+        shows=reward_met,
+        advice="all responses have nearly the same score, far above the first ones': the reward is met, and further "
+        "updates learn nothing from it. Read the samples; stop here, or ask for more (harder prompts, a finer reward).",
     ),
     Sign(
         name="truncation",

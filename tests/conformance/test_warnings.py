@@ -91,6 +91,15 @@ def test_metrics_that_are_missing_are_no_sign():
     assert all(watch.record(i, {}) == [] for i in range(40))
 
 
+@pytest.mark.parametrize(("last", "words"), [(7.9, "the reward is met"), (-0.5, "nothing to learn from")])
+def test_scores_that_are_alike_are_a_fault_or_the_end(last: float, words: str) -> None:
+    """Alike since all are far better than the first ones', or alike as they were."""
+    rows = [{"objective/scores_std": 1.0, "objective/scores": -1.0}]
+    rows += [{"objective/scores_std": 0.01, "objective/scores": last}] * 5
+    told = feed(rows)
+    assert len(told) == 1 and words in told[0][1]
+
+
 def test_a_long_run_keeps_no_more_than_the_signs_need():
     """And they still show: the first values are remembered, however long ago they were."""
     watch = Watch()

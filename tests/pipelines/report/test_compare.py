@@ -13,6 +13,7 @@ from data.common.errors import UserError
 from data.common.number_format import interval, number
 from pipelines.cli.main import main
 from pipelines.report.compare import names, recipe_differences, write_comparison
+from pipelines.stages.table import STAGES
 from tests.support.finished_run import Tags, embedded
 
 
@@ -96,6 +97,12 @@ def test_curves_lie_over_each_other(run: Path, page: str):
     assert len(path) == 2 and min(path[1]["y"]) > max(path[0]["y"])
     places = {a.get("id") for tag, a in Tags(page).tags if tag == "div"}
     assert set(charts) <= places
+
+
+def test_training_is_shown_in_the_order_of_the_stages(page: str) -> None:
+    shown = re.findall("<h3>(.*?)</h3>", page[page.index('id="training"') :])
+    titles = [STAGES[name].title for name in STAGES if STAGES[name].title in shown]
+    assert len(titles) > 1 and shown[: len(titles)] == titles
 
 
 def test_self_contained_and_names_are_text(page: str):

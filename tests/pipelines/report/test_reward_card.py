@@ -91,6 +91,8 @@ def test_words_claim_no_more_than_the_interval(ci: Any, tone: str, text: str):
 def test_the_gate_is_the_one_that_stops_ppo():
     passed = report_reward.gate_outcome(report_card(), RECIPE)
     assert passed == {"state": "passed", "lines": []}
+    few = report_card() | {"accuracy": report_card()["accuracy"] | {"ci95": None}}
+    assert report_reward.gate_outcome(few, RECIPE) == {"state": "accuracy not judged", "lines": []}
     failed = report_reward.gate_outcome(report_card(skill=0.0), RECIPE)
     assert failed and failed["state"] == "failed" and failed["lines"][0].startswith("accuracy: held-out pair accuracy")
     assert report_reward.view(report_card(skill=0.0), failed)["tone"] == "bad"
