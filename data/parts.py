@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data.annotators import as_one, together
+from data.annotators import as_one
+from data.annotators import together as number_of
+from data.common.user_functions import RESERVED
 from data.derive import as_documents
 from data.formats import Row
 from data.leaks import Keys
 from data.records import Demonstration, Document, RankedAnswers, normalise
 from data.storage.codec import prompt_of
 from data.storage.collected import Collected, Index
-from data.storage.digests import Digests, Places, as_digests, compact, digest, firsts
-from data.storage.views import Chain, Changes, Flattened, PromptsOf, View, origin_of
+from data.storage.digests import Digests, Places, among, as_digests, compact, digest, firsts, repeated, together
+from data.storage.views import Chain, Changes, Fills, Flattened, PromptsOf, View, origin_of
 
 Mask = npt.NDArray[np.bool_]
 
@@ -79,10 +81,12 @@ class Part:
             shape=self.shape[places] if len(self.shape) else self.shape,
         )
 
-    def once(self) -> Part:
-        """Each prompt once, the first of its kind."""
+    def once(self, read: Collection[str] | None = None) -> tuple[Part, Differing]:
+        """Each prompt once, the first of its kind; see ``merged``."""
         places = firsts(self.said)
-        return self if len(places) == len(self) else self.some(places)
+        if len(places) == len(self):
+            return self, Differing()
+        return merged(self, places, self.records, read, read)
 
     def per_source(self, places: Places, sources: int) -> list[int]:
         """How many of these records are from each source."""
@@ -97,7 +101,7 @@ def annotated(part: Part, how: str, new: Callable[[], Index]) -> Part:
     """Several people's rankings of the same answers, treated as ``data.annotators`` says."""
     if how == "keep" or not len(part):
         return part
-    numbers = array("Q", (together(r) for r in part.records))
+    numbers = array("Q", (number_of(r) for r in part.records))
     order = np.argsort(as_digests(numbers), kind="stable")
     starts = np.flatnonzero(np.diff(as_digests(numbers)[order], prepend=np.uint64(0)))
     starts = starts if len(starts) and starts[0] == 0 else np.array([0, *starts])
@@ -141,15 +145,99 @@ def joined(first: Part, second: Part) -> Part:
     )
 
 
-def prompts_of(answered: Part) -> Part:
-    """The prompts of demonstrations and rankings, each once."""
+def prompts_of(answered: Part, read: Collection[str] | None = None) -> tuple[Part, Differing]:
+    """The prompts of demonstrations and rankings, each once; see ``merged``. Such rows differ in their responses, so
+    that only columns that somebody names are said to differ."""
     if answered.said.all():
         places = firsts(answered.said)
     else:
         prompted = np.flatnonzero(answered.said)
         places = prompted[firsts(answered.said[prompted])]
-    made = answered.some(compact(places), PromptsOf(answered.records))
-    return replace(made, said=np.empty(0, np.uint64))
+    told = [] if read is None else [name for name in read if name != "*"]
+    made, differing = merged(answered, compact(places), PromptsOf(answered.records), read, told)
+    return replace(made, said=np.empty(0, np.uint64)), differing
+
+
+@dataclass(frozen=True, slots=True)
+class Differing:
+    """Prompts whose rows have different values in a column: how many, and where the first is, in words."""
+
+    count: int = 0
+    first: str = ""
+
+
+def merged(
+    part: Part, places: Places, prompts: Sequence[Any], read: Collection[str] | None, told: Collection[str] | None
+) -> tuple[Part, Differing]:
+    """The first rows of each prompt, with the columns that they lack and later rows of that prompt have.
+
+    Args:
+        part: all rows.
+        places: those of the first rows, sorted.
+        prompts: of all rows.
+        read: columns that functions read; None, or ``*`` among them: all.
+        told: likewise those of which it is counted where rows of one prompt differ; the first value is used.
+    """
+    kept = part.some(places, prompts)
+    named = {name for shape in part.shapes for name in shape} - RESERVED
+    used, counted = (named if own is None or "*" in own else named & {*own} for own in (read, told))
+    if not used or not len(part.shape):
+        return kept, Differing()
+    carries = np.array([not used.isdisjoint(shape) for shape in part.shapes])[part.shape]
+    rows = np.flatnonzero(among(part.said, repeated(part.said)) & (part.said != 0))
+    at, names, sources, differing = array("q"), list[str](), array("q"), Differing()
+    for same in together(part.said[rows]):
+        own = rows[same]
+        found, differs = _columns_of_all(prompts, own[carries[own]].tolist(), used, counted)
+        for name, row in found.items():
+            if row != own[0]:
+                at.append(int(own[0]))
+                names.append(name)
+                sources.append(row)
+        if differs:
+            differing = Differing(differing.count + 1, differing.first or differs)
+    if not names:
+        return kept, differing
+    fills = Fills(prompts, np.array(at, np.int64), names, np.array(sources, np.int64))
+    shape, shapes = _filled_shapes(kept, np.searchsorted(places, fills.at).tolist(), names)
+    return replace(kept, records=View(prompts, places, Changes(fills=fills)), shape=shape, shapes=shapes), differing
+
+
+def _columns_of_all(
+    prompts: Sequence[Any], rows: Sequence[int], used: Collection[str], counted: Collection[str]
+) -> tuple[dict[str, int], str]:
+    """Of the rows of one prompt the first that has each column, and where two of them first differ, in words."""
+    found: dict[str, int] = {}
+    values: dict[str, Any] = {}
+    differs = ""
+    for row in rows:
+        for name, value in prompts[row].columns.items():
+            if name not in used or value is None:
+                continue
+            if name not in found:
+                found[name], values[name] = row, value
+            elif not differs and name in counted and not _equal(values[name], value):
+                differs = f"'{name}' of {prompts[found[name]].source} and of {prompts[row].source}"
+    return found, differs
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(one == other) or repr(one) == repr(other)  # what is no number is not equal to itself
+
+
+def _filled_shapes(part: Part, places: Sequence[int], names: Sequence[str]) -> tuple[Any, list[tuple[str, ...]]]:
+    """``shape`` and ``shapes`` of a part whose records at these places get one column each."""
+    codes, shape = {own: code for code, own in enumerate(part.shapes)}, part.shape.copy()
+    shapes = list(part.shapes)
+    for place, name in zip(places, names, strict=True):
+        own = shapes[shape[place]]
+        if name not in own:
+            wider = (*own, name)
+            if wider not in codes:
+                codes[wider] = len(shapes)
+                shapes.append(wider)
+            shape[place] = codes[wider]
+    return shape, shapes
 
 
 def documents_of(answered: Part) -> Part:

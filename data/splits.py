@@ -30,7 +30,7 @@ from data.corpus import PARTS, Corpus, LateSplit, Split, in_holdout, is_held_out
 from data.grouping import joined_groups, renamed
 from data.kept_parts import is_large, keep, kept, part_key
 from data.leaks import HeldPrompts, Keys, check_leaks, moved
-from data.parts import Names, Part, annotated, documents_of, joined, prompts_of
+from data.parts import Differing, Names, Part, annotated, documents_of, joined, prompts_of
 from data.records import Document
 from data.source_counts import Loaded, Rejected, SourceCount, rejected_rows
 from data.source_settings import DataConfig, Source
@@ -45,6 +45,7 @@ __all__ = ["PARTS", "Corpus", "Split", "in_holdout", "is_held_out", "load_corpus
 
 MOVED = "documents held out because they contain a held-out prompt"
 REPEATED = "repeated prompts dropped"
+DIFFERING = "repeated prompts whose rows differ in a column"
 
 
 def load_corpus(config: DataConfig, *, seed: int, base_dir: Path, known: Collection[str] | None = None) -> Corpus:
@@ -139,10 +140,19 @@ class _Reading:
 
     def once(self, prompts: Part) -> Part:
         """Each prompt once; how many are dropped is noted."""
-        unique = prompts.once()
+        unique, differing = prompts.once(self.known)
         if len(unique) < len(prompts):
             self.notes[REPEATED] += len(prompts) - len(unique)
+        self.tell(differing)
         return unique
+
+    def tell(self, found: Differing) -> None:
+        """Note prompts whose rows differ in a column."""
+        if found.count:
+            self.notes[DIFFERING] += found.count
+            self.remarks.append(
+                f"{DIFFERING}, of which the first row's value is used: {found.count:,}, the first in {found.first}"
+            )
 
     def _take(self, loaded: Any, counts: Sequence[SourceCount]) -> None:
         self.rejected.extend(loaded.rejected)
@@ -237,7 +247,8 @@ def _split(config: DataConfig, parts: dict[str, Part], held_file: Part | None, r
     answered = joined(parts["demonstrations"], parts["rankings"])
     late = not len(parts["documents"]) and not any(len(p.keys.loose) for p in parts.values())
     if not len(parts["prompts"]):
-        parts["prompts"] = prompts_of(answered)
+        parts["prompts"], differing = prompts_of(answered, reading.known)
+        reading.tell(differing)
     if not len(parts["documents"]) and not late:
         parts["documents"] = documents_of(answered)
     decision = _Decision(parts, held_file, config.held_out)

@@ -241,6 +241,10 @@ class RewardModel:
         """
         return self.score_ids(*self.encoded(messages, answers, finished, prove))
 
+    def ids_of(self, prompt: Prompt, answer: str, finished: bool = True) -> tuple[list[int], list[int]]:
+        """Query and response as ids within the model's limit."""
+        return self.renderer.prompt_and_answer(prompt.messages, answer, finished, max_tokens=self.max_tokens)
+
     def encoded(
         self,
         messages: Sequence[Sequence[Message]],

@@ -8,6 +8,7 @@ student's distribution is drawn to the teacher's by their forward KL.
 from __future__ import annotations
 
 import shutil
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -78,9 +79,14 @@ def run(context: StageContext, config: DistilConfig, teacher: Teacher) -> StageR
     saved = context.checkpoints.resume()
     if config.responses == "teacher":
         said = responses_of(context, config, teacher, [*prompts, *held_out], saved)
+        sampled = said.counts(config.max_new_tokens)
+        cut = share_warning(said.unfinished, len(said.finished), "responses were cut at the limit", FIX)
+        if cut:  # now: there is time to stop before the student learns them
+            context.warn(f"distillation: {cut}")
+        context.log.note(log_row(sampled, "sampled"))
         shown, held_out_shown = said.demonstrations[: len(prompts)], said.demonstrations[len(prompts) :]
     else:
-        said = Said([], [], [])
+        said, sampled, cut = Said([], [], []), {}, ""
         shown = list(context.corpus.demonstrations.train)
         held_out_shown = list(context.corpus.demonstrations.held_out)
     shown_rows = student_rows(context, config, shown, held_out_shown)
@@ -98,7 +104,9 @@ def run(context: StageContext, config: DistilConfig, teacher: Teacher) -> StageR
         before = agreement(context, student, loss, held_out_rows)
         trainer = trainer_of(context, config, loss, rows, said, saved)
         trainer.training_run.follow(
-            held_out_curve(context, config, rows, held_out_rows, ROLE, "distil", "distillation")
+            held_out_curve(
+                context, config, rows, held_out_rows, shown_rows.held_out_asked, ROLE, "distil", "distillation"
+            )
         )
         steps = fit(trainer)
         after = agreement(context, student, loss, held_out_rows)
@@ -107,8 +115,6 @@ def run(context: StageContext, config: DistilConfig, teacher: Teacher) -> StageR
     save_role(base, ROLE, context.out, main=context.processes.is_main)
     if context.processes.is_main:
         shutil.rmtree(context.out / "trainer", ignore_errors=True)
-    sampled = said.counts(config.max_new_tokens) if config.responses == "teacher" else {}
-    cut = share_warning(said.unfinished, len(said.finished), "responses were cut at the limit", FIX)
     tallies = (shown_rows.tally, shown_rows.held_out_tally)
     return StageResult(
         metrics={
@@ -122,7 +128,7 @@ def run(context: StageContext, config: DistilConfig, teacher: Teacher) -> StageR
             "supervised_tokens": sum(sum(x >= 0 for x in r.labels) for r in rows),
             "agreement_before": before,
             "agreement": after,
-            "steps": steps,
+            "steps": trainer.training_run.start.steps + steps,  # as plan and bar count: blocks of responses first
             "skipped_steps": trainer.training_run.skipped,
             **({"held_out_curves": {ROLE: curve.summary()}} if curve else {}),
         }
@@ -131,12 +137,14 @@ def run(context: StageContext, config: DistilConfig, teacher: Teacher) -> StageR
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentRows:
-    """Responses as ids of the student, to be trained on and held out, and what was cut or dropped of either."""
+    """Responses as ids of the student, to be trained on and held out, and what was cut or dropped of either;
+    ``held_out_asked`` are numbers of the held-out rows' prompts."""
 
     rows: Sequence[Encoded]
     held_out: Sequence[Encoded]
     tally: Tally
     held_out_tally: Tally
+    held_out_asked: Sequence[int] = ()
 
 
 def student_rows(
@@ -149,8 +157,9 @@ def student_rows(
     """
     room = context.base.limits.positions
     rows, tally = encode_demonstrations(context.renderer, shown, config, "responses", "distil", room)
+    asked = array("Q")
     others, others_tally = encode_demonstrations(
-        context.renderer, held_out, config, "held-out responses", "distil", room
+        context.renderer, held_out, config, "held-out responses", "distil", room, asked
     )
     tell(tally, "distillation", context.say, context.warn)
     tell(others_tally, "distillation", context.say, context.warn)
@@ -158,7 +167,7 @@ def student_rows(
         raise UserError("distil: no response has a token to learn from")
     context.log.note(log_row(tally.as_dict()) | log_row(others_tally.as_dict(), "held_out"))
     check_rows(context.base.limits, (r.ids for r in rows), "distil", "lower distil.max_tokens", context.warn)
-    return StudentRows(rows=rows, held_out=others, tally=tally, held_out_tally=others_tally)
+    return StudentRows(rows=rows, held_out=others, tally=tally, held_out_tally=others_tally, held_out_asked=asked)
 
 
 def check_tokenizers(mine: Any, teacher: Teacher, base: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from data.common.errors import UserError, located
 from data.common.patience import each
 from data.counting import Tally, log_row, tell, warned
 from data.records import Demonstration
+from data.storage.collected import said
+from data.storage.digests import digest
 from data.storage.folders import new_file
 from data.storage.store import IN_MEMORY
 from data.storage.token_rows import labelled_store
@@ -45,8 +48,9 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
     tell(tally, "SFT", context.say, context.warn)
     if not rows:
         raise UserError("data.demonstrations: no row has a supervised token; SFT has nothing to learn")
+    asked = array("Q")
     held_out, held_out_tally = encode_demonstrations(
-        context.renderer, corpus.held_out, config, "held-out demonstrations", positions=positions
+        context.renderer, corpus.held_out, config, "held-out demonstrations", positions=positions, asked=asked
     )
     tell(held_out_tally, "SFT", context.say, context.warn)
     context.log.note(log_row(tally.as_dict()) | log_row(held_out_tally.as_dict(), "held_out"))
@@ -55,7 +59,7 @@ def run(context: StageContext, config: SFTConfig) -> StageResult:
     base.add_role("sft", context.adapter, seed=context.seed)
     with base.training("sft"), base.role("sft"), training_session(context, base, "sft", "sft"):
         trainer = make_trainer(context, rows, config, context.checkpoints.resume())
-        trainer.training_run.follow(held_out_curve(context, config, rows, held_out))
+        trainer.training_run.follow(held_out_curve(context, config, rows, held_out, asked))
         steps = fit(trainer)
     curve = trainer.training_run.curve
     save_role(base, "sft", context.out, main=context.processes.is_main)
@@ -85,12 +89,13 @@ def held_out_curve(
     config: SFTConfig,
     rows: Sequence[Encoded],
     held_out: Sequence[Encoded],
+    asked: Sequence[Hashable],
     role: str = "sft",
     key: str = "sft",
     name: str = "SFT",
 ) -> HeldOutCurve | None:
-    """The curve of a role's training; None where nothing is held out, or the recipe asks for none. ``key`` and ``name``
-    are what messages call the settings and the training.
+    """The curve of a role's training; None where nothing is held out, or the recipe asks for none. ``asked`` says of
+    each held-out row which prompt it has; ``key`` and ``name`` are what messages call settings and training.
 
     Raises:
         UserError: weights are chosen, or training stops, by held-out rows that are not there.
@@ -106,14 +111,20 @@ def held_out_curve(
         name,
         some,
         len(held_out),
-        [prompt_of(row) for row in some],
+        chosen(asked, config, len(rows)),
         context.base.parameters_of(role),
     )
 
 
-def prompt_of(row: Encoded) -> tuple[int, ...]:
-    """Ids before the first supervised one: what rows of one prompt share."""
-    return tuple(row.ids[: next(i for i, label in enumerate(row.labels) if label >= 0)])
+def number_of_prompt(demonstration: Demonstration, supervise: str, row: int) -> int:
+    """A number that rows share whose turns before the first supervised one are the same; a row without any is alone.
+
+    Texts say it: a tokenizer may write different prompts with the same ids.
+    """
+    turns = demonstration.prompt.messages
+    if supervise == "all":
+        turns = turns[: next((i for i, turn in enumerate(turns) if turn.role == "assistant" and turn.trained), None)]
+    return said(turns) if turns else digest(f"row {row}")
 
 
 def encode(
@@ -131,9 +142,10 @@ def encode_demonstrations(
     unit: str = "demonstrations",
     key: str = "sft",
     positions: int | None = None,
+    asked: array[int] | None = None,
 ) -> tuple[Sequence[Encoded], Tally]:
     """Rows with at least one supervised token, and the count of all; ``key`` is what messages call the settings,
-    ``positions`` how many the base has.
+    ``positions`` how many the base has; ``asked`` gets the ``number_of_prompt`` of each row.
 
     Raises:
         UserError: the template refuses a conversation; its file and line are named.
@@ -151,6 +163,8 @@ def encode_demonstrations(
         tally.record([row.fitted], dropped, origin_of(demonstrations, place))
         if not empty:
             kept.append(row)
+            if asked is not None:
+                asked.append(number_of_prompt(d, config.supervise, place))
     return kept, tally
 
 

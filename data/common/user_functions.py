@@ -84,7 +84,7 @@ class UserFunction:
         try:
             with _running(self.name, self.path, self.folder, CALLS, (*prompts, *completions)):
                 result = self.fn(*given, **named)
-                if inspect.isgenerator(result):
+                if isinstance(result, Iterator):  # a generator, map, zip: what it does is done here
                     result = list(result)  # what it raises is the function's
         except UserError:
             raise

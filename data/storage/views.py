@@ -68,17 +68,38 @@ class Lazy(Sequence[T], Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class Fills:
+    """Columns of prompts that another row of the same prompt has: of the prompt at ``at``, sorted places, the column
+    ``names`` is that of ``records`` at ``rows``; all three (n,)."""
+
+    records: Sequence[Any]
+    at: Places
+    names: Sequence[str]
+    rows: Places
+
+    def made(self, prompt: Prompt, place: int) -> Prompt:
+        """The prompt with the columns that it gets."""
+        start, end = np.searchsorted(self.at, [place, place + 1])
+        if start == end:
+            return prompt
+        names, rows = self.names[start:end], self.rows[start:end].tolist()
+        given = {n: self.records[row].columns[n] for n, row in zip(names, rows, strict=True)}
+        return replace(prompt, columns={**prompt.columns, **given})
+
+
+@dataclass(frozen=True, slots=True)
 class Changes:
     """What differs of some records from how they are stored.
 
     ``groups`` are new names at ``regrouped``, sorted places; ``weights`` are those of all; ``columns`` are the names
-    that every prompt has, None where it has no value.
+    that every prompt has, None where it has no value; ``fills`` are columns that a prompt gets of other rows.
     """
 
     regrouped: Places = field(default_factory=lambda: np.empty(0, np.int64))
     groups: Callable[[int], str] = str
     weights: Sequence[float] | None = None
     columns: Mapping[str, None] | None = None
+    fills: Fills | None = None
 
     def of(self, place: int) -> bool:
         """Whether a record has another content than the stored one."""
@@ -96,6 +117,8 @@ class Changes:
             record = regrouped(record, self.groups(at))
         if self.weights is not None and self.weights[place] != record.weight:
             record = replace(record, weight=float(self.weights[place]))
+        if self.fills is not None:
+            record = self.fills.made(record, place)
         if self.columns is not None and len(record.columns) != len(self.columns):
             record = replace(record, columns={**self.columns, **record.columns})
         return record

@@ -14,7 +14,7 @@ from data.common.errors import UserError
 from data.common.intervals import UNBOUNDED, Bounds, mean_interval, proportion_interval
 from data.common.user_functions import load_function
 from evaluation.answers import SystemResponses
-from evaluation.metric_table import METRICS, OF_MODELS, Entry
+from evaluation.metric_table import METRICS, OF_MODELS, Entry, collision
 from evaluation.settings import EvaluationConfig
 from evaluation.systems import problem_of_metric
 
@@ -51,12 +51,15 @@ def compute_metrics(
     given ``columns`` by name as well.
 
     Raises:
-        UserError: an unknown metric, one that needs references where there are none, or one's own that fails.
+        UserError: an unknown metric, one that needs references where there are none, one's own that fails, or two that
+            call a number the same.
     """
     given = references if references is not None else [()] * len(system.prompts)
     with_one = [i for i, r in enumerate(given) if r]
     out: dict[str, Any] = {"references_n": len(with_one)} if with_one and needs_references(config.metrics) else {}
     scores: Scores = {}
+    given_by = {column: name for name in OF_MODELS if name in config.metrics for column in OF_MODELS[name]}
+    given_by |= dict.fromkeys(out, "the count of references")
     for name in config.metrics:
         if name in OF_MODELS:
             continue
@@ -66,6 +69,9 @@ def compute_metrics(
             found = _ready_made(name, entry, system, config, given, rows)
         else:
             found = _own(name, system, given, config, base_dir, columns)
+        for column in [key for key in found if key != "scores"] + list(found.get("scores", {})):
+            if (other := given_by.setdefault(column, name)) != name:
+                raise UserError(f"evaluation.metrics: {collision(name, other, column)}")
         outcomes = entry is not None and entry.outcomes
         units = [system.units[i] for i in rows]
         out |= _spread(found, units, outcomes, config.bootstrap, seed, ready_made=entry is not None)
@@ -143,12 +149,9 @@ def _own(
         raise UserError(f"evaluation.metrics: {problem}")
     if name.startswith(("hub:", "folder:")):
         return _module(name, system, references, base_dir)
-    scores = load_function(name, base_dir).call(
-        list(system.prompts),
-        list(system.responses),
-        **{**(columns or {}), "finished": list(system.finished), "categories": list(system.categories)},
-        references=[list(r) for r in references],
-    )
+    given: dict[str, Any] = {**(columns or {}), "finished": list(system.finished), "categories": list(system.categories)}
+    given["references"] = [list(r) for r in references]  # whatever the data calls a column of its own
+    scores = load_function(name, base_dir).call(list(system.prompts), list(system.responses), **given)
     return {"scores": {name.rpartition(":")[2]: scores}}
 
 

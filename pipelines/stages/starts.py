@@ -93,6 +93,7 @@ def ppo(context: StageContext, loaded: LoadedModels) -> StageResult:
 
 UNEXAMINED = "ppo.reward: nobody has examined the reward"
 NO_RANKINGS = "there are no held-out rankings (data.rankings) for its report card and the gate"
+NO_PAIR = "no held-out ranking has two responses of different rank that are not the same tokens"
 
 
 def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
@@ -124,7 +125,7 @@ def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
 
     def card() -> dict[str, Any]:
         found = read_object(file) if file.is_file() else {}
-        if found.get("examined_on") != of:
+        if found.get("examined_on") != of or "accuracy" not in found:
             reward = compose(recipe.ppo.reward, None, recipe.base_dir, device=context.processes.device)
             try:
                 made = card_of_terms(
@@ -142,6 +143,9 @@ def examine_terms(context: StageContext, loaded: LoadedModels) -> None:
                 return {}
             for text in summaries([source for _, _, source in reward.parts]):
                 context.say(text)
+            if not made:
+                context.warn(f"{UNEXAMINED} on data.rankings, and the gate is not asked: {NO_PAIR}")
+                return {}
             write_json(file, found := made | {"examined_on": of})
         return found
 

@@ -97,9 +97,7 @@ def judge(scored: ScoredOnce, rankings: Sequence[RankedAnswers]) -> tuple[list[J
     for n, r in enumerate(rankings):
         seen: set[tuple[int, ...]] = set()
         for i, answer in enumerate(r.answers):
-            query, response = model.renderer.prompt_and_answer(
-                r.prompt.messages, answer, r.finished[i], max_tokens=model.max_tokens
-            )
+            query, response = model.ids_of(r.prompt, answer, r.finished[i])
             if response and (*query, -1, *response) not in seen:
                 seen.add((*query, -1, *response))
                 rows.append((n, i, query, response))
@@ -141,10 +139,10 @@ def probe(
             chosen.append((r, r.answers[min(finished, key=lambda i: r.ranks[i])]))
     made = damage([ProbedAnswer(r.prompt.group if r.prompt.messages else "", text) for r, text in chosen])
     flat = [(i, text, done) for rows in made.values() for i, (text, done) in rows]
-    texts = [text for _, text in chosen] + [text for _, text, _ in flat]
-    asked = [r.prompt.messages for r, _ in chosen] + [chosen[i][0].prompt.messages for i, _, _ in flat]
-    done = [True] * len(chosen) + [finished for _, _, finished in flat]
-    scores = scored.score_ids(*scored.model.encoded(asked, texts, done), "damaged responses").tolist()
+    asked = [(r.prompt, text, True) for r, text in chosen]
+    asked += [(chosen[i][0].prompt, text, finished) for i, text, finished in flat]
+    rows = [scored.model.ids_of(*one) for one in asked]
+    scores = scored.score_ids([q for q, _ in rows], [a for _, a in rows], "damaged responses").tolist()
     whole, rest = scores[: len(chosen)], iter(scores[len(chosen) :])
     return {
         name: (

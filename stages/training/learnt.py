@@ -141,10 +141,10 @@ def sentence(
     if found.within_chance:
         low, high = found.ci95 or (0.0, 0.0)
         if high < 0 and found.accuracy_ci95 is not None:
-            right = "[{:.1%}, {:.1%}]".format(*found.accuracy_ci95)
+            of_pairs = "[{:.1%}, {:.1%}]".format(*found.accuracy_ci95)
             return (
-                f"{words} (95 % {right}): within chance for {found.prompts} {rows}, since a coin has half of them right; "
-                f"more held-out rows would tell, or try {_advice(found, key, rate, amount)}"
+                f"{words} (95 % {of_pairs}): within chance for {found.prompts} {rows}, since a coin has half of them "
+                f"right; more held-out rows would tell, or try {_advice(found, key, rate, amount)}"
             )
         return (
             f"{words}: within chance for {found.prompts} {rows} (a difference of {found.loss:+.2g}, 95 % [{low:+.2g}, "

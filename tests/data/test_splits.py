@@ -164,6 +164,67 @@ def test_prompts_are_distinct_and_default_to_the_others(tmp_path):
     assert found.notes == {"repeated prompts dropped": 1}
 
 
+def one_of_each(count: int, **columns) -> list[dict]:
+    return [{"prompt": f"question number {i}"} | {k: f"{v} {i}" for k, v in columns.items()} for i in range(count)]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("derived", [False, True])
+def test_a_repeated_prompt_has_the_columns_of_all_its_rows(tmp_path, derived, turned):
+    """Of two files with the same prompts one has an answer, null in one row, and the other a level."""
+    with_answer, with_level = one_of_each(9, answer="a"), one_of_each(9, level="l")
+    with_answer[4]["answer"] = with_level[4]["answer"] = None
+    for name, rows in (("a", with_answer), ("l", with_level)):
+        more = {"responses": ["x", "y"]} if name == "a" else {"completion": "x"}
+        write(tmp_path, f"{name}.jsonl", [row | (more if derived else {}) for row in rows])
+    if derived:
+        parts = {"rankings": "a.jsonl", "demonstrations": "l.jsonl"}
+    else:
+        parts = {"prompts": ["l.jsonl", "a.jsonl"] if turned else ["a.jsonl", "l.jsonl"]}
+    config = DataConfig(**parts, held_out=0.0)
+    for known in (["answer", "level"], *([] if derived else [["*"], None])):
+        found = load_corpus(config, seed=0, base_dir=tmp_path, known=known)
+        columns = [p.columns for p in found.prompts.train]
+        assert [c["answer"] for c in columns] == [None if i == 4 else f"a {i}" for i in range(9)]
+        assert [c["level"] for c in columns] == [f"l {i}" for i in range(9)]
+        assert all(c.keys() == columns[0].keys() for c in columns)
+        assert not any("differ" in remark for remark in found.remarks)
+
+
+def test_columns_that_nobody_reads_change_no_key(tmp_path):
+    """What is taken of other rows is what a function asks for: the columns of a run without one stay as they were."""
+    plain, more = one_of_each(9), one_of_each(9, answer="a")
+    config = DataConfig(prompts=(write(tmp_path, "p.jsonl", plain), write(tmp_path, "q.jsonl", more)), held_out=0.0)
+    alone = DataConfig(prompts=("p.jsonl",), held_out=0.0)
+    both = [load_corpus(config, seed=0, base_dir=tmp_path, known=known) for known in ([], ["level"], ["answer"])]
+    before = load_corpus(alone, seed=0, base_dir=tmp_path)
+    assert {c.fingerprint("prompts") for c in both} == {before.fingerprint("prompts")}
+    prints = [c.columns_fingerprint("prompts") for c in both]
+    assert prints[0] == prints[1] == before.columns_fingerprint("prompts") != prints[2]
+
+
+def test_rows_of_one_prompt_that_differ_in_a_column_are_counted_and_the_first_is_told(tmp_path):
+    rows = [row for pair in zip(one_of_each(9, answer="a"), one_of_each(9, answer="b"), strict=True) for row in pair]
+    rows[0] = rows[1]  # the first prompt's rows are the same
+    config = DataConfig(prompts=(write(tmp_path, "p.jsonl", rows),), held_out=0.0)
+    found = load_corpus(config, seed=0, base_dir=tmp_path, known=["answer"])
+    assert found.prompts.train[1].columns["answer"] == "a 1"
+    assert found.notes == {"repeated prompts dropped": 9, "repeated prompts whose rows differ in a column": 8}
+    assert found.remarks == (
+        "repeated prompts whose rows differ in a column, of which the first row's value is used: 8, "
+        "the first in 'answer' of p.jsonl:3 and of p.jsonl:4",
+    )
+    assert not load_corpus(config, seed=0, base_dir=tmp_path, known=["level"]).remarks
+    ranked = [row | {"responses": ["x", f"y {n}"]} for n, row in enumerate(rows)]
+    config = DataConfig(rankings=(write(tmp_path, "r.jsonl", ranked),), held_out=0.0)
+    assert load_corpus(config, seed=0, base_dir=tmp_path, known=["answer"]).notes == {
+        "repeated prompts whose rows differ in a column": 8
+    }
+    ranked = [{"prompt": row["prompt"], "responses": row["responses"]} for row in ranked]
+    write(tmp_path, "r.jsonl", ranked)
+    assert not load_corpus(config, seed=0, base_dir=tmp_path, known=["*"]).remarks  # responses differ, as they must
+
+
 def test_demo_world_holds_out_combinations(tmp_path):
     found = corpus(
         tmp_path,

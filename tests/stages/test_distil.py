@@ -207,6 +207,28 @@ def test_responses_are_kept_in_checkpoints_and_restored(tmp_path: Path) -> None:
     assert (other.ids, other.finished) == (said.ids, said.finished)
 
 
+def test_responses_that_the_limit_cuts_are_told_before_the_student_learns_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, told = context_of(tmp_path), list[str]()
+    context = replace(context, warn=told.append)
+    fit, before = distil.fit, list[str]()
+
+    def watched(trainer: Any) -> int:
+        before.extend(told)
+        return fit(trainer)
+
+    monkeypatch.setattr(distil, "fit", watched)
+    metrics = distil.run(context, DistilConfig(**SETTINGS | {"max_new_tokens": 2, "epochs": 1}), teacher_of()).metrics
+    cut = metrics["sampled"]["unfinished"]
+    assert cut > 10 and metrics["sampled"] == {"responses": 48, "unfinished": cut, "limit": 2}
+    [text] = [t for t in before if "responses were cut at the limit" in t]
+    assert text.startswith(f"distillation: {cut} of 48 ") and text.endswith("raise distil.max_new_tokens")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["data/sampled/unfinished"] == cut and rows[0]["data/sampled/responses"] == 48
+    assert rows[-1]["step"] == metrics["steps"]
+
+
 def copied(state: State) -> State:
     """What a checkpoint writes; the tensors themselves are trained further."""
     return replace(state, tensors={n: t.detach().clone() for n, t in state.tensors.items()})
@@ -228,5 +250,5 @@ def test_it_resumes_from_any_safe_point(tmp_path: Path, monkeypatch: pytest.Monk
     pairs = zip(*(c.base.parameters_of("distilled").values() for c in (whole, context)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert (
-        json.dumps(found["agreement"]) == json.dumps(expected["agreement"]) and found["steps"] == expected["steps"] == 3
+        json.dumps(found["agreement"]) == json.dumps(expected["agreement"]) and found["steps"] == expected["steps"] == 4
     )

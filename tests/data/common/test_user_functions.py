@@ -242,6 +242,25 @@ def test_the_datas_columns_are_carried_to_functions(tmp_path):
     assert truth.call([p.text for p in prompts], ["4", "5"], **columns_of(prompts)) == [1.0, 0.0]
 
 
+LAZY = """
+import random
+
+def lazy(completions):
+    return map(lambda text: random.random(), completions)
+
+def broken(completions):
+    return map(lambda text: 1 / 0, completions)
+"""
+
+
+def test_an_iterator_is_drained_where_chance_is_seeded_and_errors_are_named(tmp_path):
+    (tmp_path / "lazy.py").write_text(LAZY)
+    texts = ["p", "q"], ["a", "b"]
+    assert load_function("lazy.py:lazy", tmp_path).call(*texts) == load_function("lazy.py:lazy", tmp_path).call(*texts)
+    with pytest.raises(UserError, match=r"lazy\.py:broken failed in line 8 of lazy\.py with ZeroDivisionError"):
+        load_function("lazy.py:broken", tmp_path).call(*texts)
+
+
 def test_a_changed_column_is_another_fingerprint_of_the_columns_alone(tmp_path):
     def load(answer: str):
         (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "2 + 2?", "answer": answer}) + "\n")

@@ -301,3 +301,11 @@ def test_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     )
     config = EvaluationConfig(metrics=(f"folder:{folder}",))
     assert compute_metrics(_system(["A", "b"]), config)[0]["shouting/share"] == 0.5
+
+
+def test_a_column_called_references_gives_way_to_those_that_evaluation_finds(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text("def m(completions, references, level):\n    return [len(r) for r in references]\n")
+    columns = {"references": ["x", "y"], "finished": [0, 0], "level": [1, 2]}
+    config = EvaluationConfig(metrics=("m.py:m",))
+    _, scores = compute_metrics(_system(["a", "b"]), config, [("a", "b"), ()], base_dir=tmp_path, columns=columns)
+    assert scores == {"m": [2.0, 0.0]}

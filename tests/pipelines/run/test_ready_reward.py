@@ -189,6 +189,19 @@ def test_a_function_of_columns_that_rankings_lack_pays_unexamined_and_says_so(
     assert not (tmp_path / "run/ppo/report_card.json").exists() and (tmp_path / "run/ppo/adapter").is_dir()
 
 
+def test_rankings_of_which_no_pair_is_left_let_ppo_go_on_unexamined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both responses are the same tokens: there is a held-out ranking, and nothing to judge the reward by."""
+    paid_by(tmp_path, "liked")
+    alike = [{"prompt": prompt, "chosen": GOOD, "rejected": GOOD.replace(" ", "  ")} for prompt in PROMPTS]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, alike)) + "\n")
+    Pipeline.from_recipe(tmp_path / "recipe.yaml", run_dir=tmp_path / "run").run()
+    told = capsys.readouterr().out
+    assert re.search(r"nobody has examined the reward on data\.rankings, and the gate is not asked: no held-out", told)
+    assert not (tmp_path / "run/ppo/report_card.json").exists() and (tmp_path / "run/ppo/adapter").is_dir()
+
+
 def test_a_classifier_without_rankings_pays_unexamined_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

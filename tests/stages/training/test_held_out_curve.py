@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.common.errors import UserError
-from data.records import Demonstration
+from data.records import Demonstration, Message, Prompt
 from data.splits import Corpus, Split
 from reward.model import score_rows
 from stages import reward_model, sft
@@ -164,3 +164,22 @@ def test_rows_in_proportion_to_training():
     assert pytest.approx(0.1 * 3_000, rel=0.01) == 11 * 82 / 3
     assert evaluated(SFTConfig(held_out_every=0), 10_000, 3_000) == 0
     assert evaluated(SFTConfig(held_out_rows=700), 600, 10) == 600
+
+
+def test_prompts_that_the_tokenizer_writes_alike_are_different_ones(tmp_path):
+    """None of their words is known, so that all have the same ids; two of the nine rows share their prompt."""
+    asked = [*(f"unknown{i}" for i in range(8)), "unknown7"]
+    held_out = tuple(Demonstration(prompt=make_prompt(text), answer="w1 w2") for text in asked)
+    curve = tuned(tmp_path / "run", held_out=held_out)[1]["held_out_curves"]["sft"]
+    assert "8 held-out prompts are too few to tell" in curve["text"]
+
+
+def test_turns_before_the_first_supervised_one_are_a_rows_prompt():
+    def said(*texts: str) -> Prompt:
+        turns = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(texts)]
+        return Prompt(messages=tuple(turns), group="")
+
+    prompts = [said("a"), said("a", "b", "c"), said("a", "d", "c"), said(), said()]
+    rows = [Demonstration(prompt=prompt, answer="w1") for prompt in prompts]
+    every, last = ([sft.number_of_prompt(r, how, i) for i, r in enumerate(rows)] for how in ("all", "last"))
+    assert every[0] == every[1] == every[2] and len(set(every)) == 3 and len(set(last)) == 5
