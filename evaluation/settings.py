@@ -53,6 +53,13 @@ class PromptedConfig(Config):
             raise ValueError("must hold {prompt}, where the prompt's text goes")
         return value
 
+    @field_validator("until")
+    @classmethod
+    def _ends_no_empty_text(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in value:
+            raise ValueError("an empty string would end every response at once; leave it out")
+        return value
+
     @field_validator("answer")
     @classmethod
     def _is_a_pattern(cls, value: str | None) -> str | None:
@@ -170,6 +177,10 @@ class EvaluationConfig(Config):
     @field_validator("prompted")
     @classmethod
     def _plain_names(cls, value: dict[str, PromptedConfig]) -> dict[str, PromptedConfig]:
+        plain: dict[str, str] = {}
+        for name in value:
+            if (other := plain.setdefault(name.replace("-", "_"), name)) != name:
+                raise ValueError(f"'{other}' and '{name}' are one name, as a dash is an underscore: rename one")
         return {name.replace("-", "_"): asked for name, asked in value.items()}
 
     def asked(self, name: str) -> PromptedConfig | None:

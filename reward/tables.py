@@ -84,6 +84,8 @@ class Rule:
 def _check_regex(part: Any) -> None:
     if part.pattern is None:
         raise ValueError("source 'regex' needs a `pattern`, such as pattern: '\\bplease\\b'")
+    if not part.pattern and not part.count:
+        raise ValueError("pattern '' is found in every response, so that each scores 1: write what is searched for")
     try:
         compiled(part.pattern)
     except ValueError as error:
@@ -93,6 +95,8 @@ def _check_regex(part: Any) -> None:
 def _check_length(part: Any) -> None:
     if part.min_length is None and part.max_length is None:
         raise ValueError("source 'length' needs `min_length`, `max_length` or both")
+    if part.min_length == 0 and part.max_length is None:
+        raise ValueError("min_length 0 is kept by every response, so that each scores 0: raise it, or give max_length")
     if part.min_length is not None and part.max_length is not None and part.min_length > part.max_length:
         raise ValueError(f"min_length {part.min_length} is more than max_length {part.max_length}: exchange them")
 

@@ -24,7 +24,7 @@ from pipelines.stages.table import STAGES
 
 LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of normal numbers in single precision
 AMOUNTS = (
-    *(f"{stage}.{name}" for stage in ("sft", "reward") for name in ("epochs", "batch")),
+    *(f"{stage}.{name}" for stage in ("sft", "distil", "reward") for name in ("epochs", "batch")),
     *(f"{stage}.max_new_tokens" for stage in ("rankings", "ppo")),
 )
 """Settings that follow from the data where a recipe leaves them out, or says ``auto`` (``pipelines.run.amounts``)."""
@@ -79,8 +79,8 @@ def _choose_rates(data: dict[str, Any], folder: Path) -> None:
     """Learning rates that the recipe leaves open; where the base says nothing of them, the settings' own defaults."""
     chosen = rates.chosen_rates(data, folder)
     for stage in rates.DIVISORS:
-        group = data.setdefault(stage, {})
-        if not isinstance(group, dict):
+        wanted = Recipe.model_fields[stage].default is not None or data.get(stage)
+        if not wanted or not isinstance(group := data.setdefault(stage, {}), dict):
             continue
         if group.get(rates.SETTING) in (None, "auto"):
             group.pop(rates.SETTING, None)
@@ -171,8 +171,12 @@ def _pretraining(recipe: Recipe) -> list[Problem]:
     if kind in ("wordpiece", "unigram") and recipe.continued is not None and recipe.continued.added_vocabulary:
         why = f"base.pretrain.tokenizer '{kind}' takes no further tokens (bpe, words and characters do): set it to 0"
         out.append((("continued", "added_vocabulary"), why))
+    masked = not isinstance(recipe.base, str) and recipe.base.pretrain.objective == "masked"
+    if masked and recipe.continued is not None and recipe.continued.added_vocabulary:
+        why = "base.pretrain.objective 'masked' makes an encoder, whose vocabulary is not extended here: set it to 0"
+        out.append((("continued", "added_vocabulary"), why))
     others = [name for name in recipe.stages if name not in ("pretrain", "continued")]
-    if not isinstance(recipe.base, str) and recipe.base.pretrain.objective == "masked" and others:
+    if masked and others:
         why = (
             f"'masked' makes an encoder, on which {', '.join(others)} cannot stand: write stages: [pretrain], and give "
             "its folder to another recipe as reward.base"
@@ -341,6 +345,9 @@ def _of_ppo(recipe: Recipe) -> Iterator[Problem]:
 def _systems(recipe: Recipe) -> list[Problem]:
     out: list[Problem] = []
     config = recipe.evaluation
+    if not config.systems:
+        why = "names no system to evaluate: remove it for those that the run has, or name some, such as [base, sft]"
+        out.append((("evaluation", "systems"), why))
     for key, names, check in (("systems", config.systems, problem_of), ("metrics", config.metrics, problem_of_metric)):
         out += [(("evaluation", key, i), problem) for i, name in enumerate(names) if (problem := check(name, config))]
     return out

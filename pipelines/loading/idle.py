@@ -119,10 +119,13 @@ def defaults(recipe: Recipe) -> dict[str, Any]:
     value = {"init": recipe.ppo.value.init}
     made: dict[str, Any] = {"base": base, "ppo": {"max_new_tokens": recipe.ppo.max_new_tokens, "value": value}}
     made |= {"adapter": {"method": recipe.adapter.method}, "reward": {"base": recipe.reward.base}}
+    if recipe.distil is not None:
+        made["distil"] = {"teacher": recipe.distil.teacher}
     fill_in(made, recipe.base_dir)
     made["reward"].pop("base")
+    made.get("distil", {}).pop("teacher", None)  # which no recipe has by default
     kept = {k: v for k, v in made["ppo"].items() if k in ("max_prompt_tokens", SETTING)}
-    return {k: v for k, v in made.items() if k in ("sft", "reward")} | {
+    return {k: v for k, v in made.items() if k in ("sft", "distil", "reward")} | {
         "ppo": kept | {"value": {k: v for k, v in value.items() if k == "head"}}
     }
 

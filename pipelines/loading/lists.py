@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evaluation.metric_table import collision, columns_of_metric
 from pipelines.recipe.errors import Problem
 from pipelines.recipe.schema import Recipe
 from reward.settings import RewardPart
+
+OWN_JUDGES = ("gold", "held_out_reward", "reward")  # as results call those that score single responses
 
 
 def repeated_names(recipe: Recipe) -> list[Problem]:
@@ -24,6 +27,15 @@ def repeated_names(recipe: Recipe) -> list[Problem]:
         for i, name in enumerate(names):
             if name in names[:i]:
                 out.append((("evaluation", *keys, i), f"{name!r} is listed twice; remove one"))
+    for i, name in enumerate(config.metrics):
+        for other in config.metrics[:i]:
+            both = [column for column in columns_of_metric(other) if column in columns_of_metric(name)]
+            if both and other != name:
+                out.append((("evaluation", "metrics", i), collision(name, other, both[0])))
+    for i, judge in enumerate(config.judges):
+        if judge.name in OWN_JUDGES:
+            why = f"'{judge.name}' is what results call a judge of their own; choose another name"
+            out.append((("evaluation", "judges", i, "name"), why))
     return out
 
 
@@ -39,6 +51,9 @@ def idle_terms(recipe: Recipe) -> list[Problem]:
             if part.title in [other.title for other in parts[:i]]:
                 how = "add the weights up, or give each a `name` of its own"
                 out.append(((*path, i), f"'{part.title}' is listed twice; {how}"))
+            if any(part.title == f"{other.title}/transformed" for other in parts if other.normalise or other.clip):
+                why = f"'{part.title}' is what metrics call another term after `normalise` and `clip`; change this name"
+                out.append(((*path, i), why))
             if part.weight == 0:
                 out.append(((*path, i, "weight"), "has no effect: it is 0. Remove the term, or give it a weight"))
     return out

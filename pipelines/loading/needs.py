@@ -79,6 +79,22 @@ def has_held_out_rankings(recipe: Recipe) -> bool:
     return has_held_out(recipe) and (recipe.rankings is None or recipe.rankings.held_out_prompts > 0)
 
 
+def has_held_out_responses(recipe: Recipe) -> bool:
+    """Whether distillation keeps responses from training."""
+    config = recipe.distil
+    return config is None or (
+        has_held_out(recipe) and (config.responses == "demonstrations" or config.held_out_prompts > 0)
+    )
+
+
+def trains_value(recipe: Recipe) -> bool:
+    """Whether the value role has a rate above 0, as ``stages.ppo.optimizer`` gives it."""
+    config = recipe.ppo
+    rate = config.learning_rate if config.value_learning_rate is None else config.value_learning_rate
+    head = rate if config.value_head_learning_rate is None else config.value_head_learning_rate
+    return head > 0 or (rate > 0 and not on_policy_backbone(recipe))
+
+
 def files_of(recipe: Recipe) -> list[Path]:
     """Paths of all sources but the demo task."""
     data = recipe.data
@@ -187,7 +203,7 @@ DATA = (
         why="it joins several people's rankings, and there are no data.rankings",
     ),
     rule(
-        "rankings.held_out_prompts",
+        *("rankings.held_out_prompts", "distil.held_out_prompts"),
         acts=lambda r: r.data.held_out != 0,
         why="data.held_out is 0, so that there are no held-out prompts",
     ),
@@ -196,33 +212,53 @@ ADAPTER = (
     *(tunes(name) for name in AdapterConfig.model_fields if name != "method"),
     rule(
         "adapter.dropout",
-        acts=lambda r: has(r, "sft", "reward"),
-        why="dropout is for the stages sft and reward, and there are none; PPO uses none",
+        acts=lambda r: has(r, "sft", "distil", "reward"),
+        why="dropout is for the stages sft, distil and reward, and there are none; PPO uses none",
     ),
 )
+WATCHED = ("held_out_rows", "keep", "patience")  # of the evaluations of held-out rows in training
 TRAINING = (
     rule(
         "sft.micro_batch",
         acts=lambda r: r.sft.batch_tokens is None,
         why="sft.batch_tokens cuts the batches instead",
     ),
+    rule(
+        "distil.micro_batch",
+        acts=lambda r: r.distil is None or r.distil.batch_tokens is None,
+        why="distil.batch_tokens cuts the batches instead",
+    ),
     *(
         rule(
-            *(f"{key}.{name}" for name in ("held_out_every", "held_out_rows", "keep", "patience")),
+            *(f"{key}.{name}" for name in ("held_out_every", *WATCHED)),
             acts=held_out,
-            why="nothing is held out: set data.held_out, or (with sampled rankings) rankings.held_out_prompts",
+            why=f"nothing is held out: set data.held_out{more}",
         )
-        for key, held_out in (("sft", has_held_out), ("reward", has_held_out_rankings))
+        for key, held_out, more in (
+            ("sft", has_held_out, ""),
+            ("distil", has_held_out_responses, " and (with the teacher's responses) distil.held_out_prompts"),
+            ("reward", has_held_out_rankings, ", or (with sampled rankings) rankings.held_out_prompts"),
+        )
     ),
     rule(
-        *("sft.held_out_rows", "sft.keep", "sft.patience"),
+        *(f"sft.{name}" for name in WATCHED),
         acts=lambda r: r.sft.held_out_every != 0,
         why="sft.held_out_every is 0, so that held-out rows are not evaluated in training",
     ),
     rule(
-        *("reward.held_out_rows", "reward.keep", "reward.patience"),
+        *(f"distil.{name}" for name in WATCHED),
+        acts=lambda r: r.distil is None or r.distil.held_out_every != 0,
+        why="distil.held_out_every is 0, so that held-out rows are not evaluated in training",
+    ),
+    rule(
+        *(f"reward.{name}" for name in WATCHED),
         acts=lambda r: r.reward.held_out_every != 0,
         why="reward.held_out_every is 0, so that held-out rows are not evaluated in training",
+    ),
+    rule(
+        "continued.final_learning_rate",
+        acts=lambda r: r.continued is None or r.continued.schedule != "constant",
+        why="continued.schedule is 'constant', so that the rate never falls",
     ),
     rule(
         "reward.init",
@@ -341,6 +377,12 @@ PPO = (
         "ppo.critic_warmup",
         acts=lambda r: r.ppo.critic_warmup < r.ppo.updates,
         why="all ppo.updates would train the value role only and the policy never: lower it",
+    ),
+    rule(
+        "ppo.critic_warmup",
+        acts=trains_value,
+        why="the value role's rate is 0 (ppo.value_learning_rate, ppo.value_head_learning_rate), so that these updates "
+        "would train nothing",
     ),
     rule(
         *(f"ppo.{key}" for key in ("ptx_data", "ptx_batch", "ptx_max_tokens")),

@@ -24,15 +24,17 @@ from data.common.strict_json import read_object
 from models.backbone.settings import METHODS
 from models.hub.catalogue import width_of
 from models.hub.registry import resolve_base
+from pipelines.recipe.errors import models_in
 from pipelines.recipe.schema import Recipe
 
 SETTING = "learning_rate"
 FULL, LORA = 5e-5, 10.0
 WIDTH, POWER, QWEN_POWER = 2000, 0.781, 0.0775
 DIVISORS: dict[str, int] = {
-    name: field.annotation.RATE_DIVISOR
+    name: config.RATE_DIVISOR  # type: ignore[attr-defined]
     for name, field in Recipe.model_fields.items()
-    if field.annotation is not None and hasattr(field.annotation, "RATE_DIVISOR")
+    for config in models_in(field.annotation)
+    if hasattr(config, "RATE_DIVISOR")
 }
 """Groups of the recipe that have a learning rate by the law, and what SFT's is divided by."""
 HIGHEST = 3e-3

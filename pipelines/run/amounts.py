@@ -21,6 +21,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.run.fit import with_settings
 from pipelines.run.plan_details import Opened, opened
 from pipelines.stages.depends_on import reward_rows
+from stages.distil_cost import learnt_on
 
 SAMPLE = 256  # rows whose tokens are counted, evenly spaced
 
@@ -50,6 +51,7 @@ def settled(recipe: Recipe, corpus: Corpus) -> Settled:
     why: dict[str, str] = {}
     rows = {
         "sft": (len(corpus.demonstrations.train), "demonstrations"),
+        "distil": (learnt_on(recipe.distil, corpus) if recipe.distil is not None else 0, "responses"),
         "reward": (reward_rows(recipe, corpus)[0], "rankings"),
     }
     for stage, (count, unit) in rows.items():

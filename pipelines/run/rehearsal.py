@@ -25,11 +25,12 @@ from pipelines.run.classifier_rehearsal import check_classifiers
 from pipelines.run.endpoints import check_keys, unanswered
 from pipelines.run.evaluation_rehearsal import EvaluationRehearsal
 from pipelines.run.given_results import given_otherwise, results_taken, trained_on_held_out, warn_of_copies
+from pipelines.run.learning_rehearsal import check_continued, check_records, check_rendered
 from pipelines.run.parts import RunParts
 from pipelines.run.rehearsed_rows import check_room, evenly_spaced, partly_rehearsed, ranking_rows, rendered_rows
 from pipelines.run.stops_rehearsal import doubtful_ends
 from pipelines.stages.table import STAGES, bases_made
-from stages.training.held_out_curve import require_held_out
+from reward.files import HOLDOUT
 
 SHOWN = 5
 """Rejected rows that a run names."""
@@ -87,13 +88,16 @@ def rehearse(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], No
         warn(doubt)
     check_classifiers(recipe, chosen)
     _check_reference(pipeline, chosen)
-    _check_held_out(recipe, corpus, chosen)
+    _check_judge(pipeline, chosen)
+    check_records(recipe, corpus, chosen)
+    check_continued(recipe, chosen, warn)
     evaluation = _evaluation(pipeline, chosen, warn)
     if evaluation is not None:
         evaluation.check()
     if "ppo" in chosen and (text := value_start(recipe)):
         warn(text)
     base, of_reward = _own_base(pipeline), _reward_base(pipeline, chosen)
+    check_rendered(recipe, corpus, chosen, base, of_reward)
     if of_reward is not None:
         _check_reward_base(of_reward, recipe, corpus, chosen, warn)
     if base is not None:
@@ -154,17 +158,20 @@ def _check_reference(pipeline: RunParts, chosen: Sequence[str]) -> None:
         )
 
 
-def _check_held_out(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> None:
-    """Refuse what is decided by held-out rows that are not there.
+def _check_judge(pipeline: RunParts, chosen: Sequence[str]) -> None:
+    """Refuse a PPO whose best policy is to be chosen by a held-out reward model that the given result does not have.
 
     Raises:
         UserError: as the stage would.
     """
-    if "sft" in chosen:
-        require_held_out(recipe.sft, "sft", "demonstrations", len(corpus.demonstrations.held_out))
-    if "reward" in chosen:
-        given = corpus.rankings.held_out if recipe.rankings is None else corpus.prompts.held_out
-        require_held_out(recipe.reward, "reward", "rankings", len(given))
+    config, given = pipeline.recipe.ppo, pipeline.given.get("reward")
+    if "ppo" not in chosen:
+        return
+    if config.keep == "best" and given is not None and not (given / HOLDOUT).is_dir():
+        raise UserError(
+            f"ppo.keep: 'best' is chosen by a held-out reward model, and {given}, which is given, has none: use "
+            "'last', or train that one with reward.holdout, for example 0.2"
+        )
 
 
 def _evaluation(pipeline: RunParts, chosen: Sequence[str], warn: Callable[[str], None]) -> EvaluationRehearsal | None:

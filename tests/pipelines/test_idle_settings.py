@@ -644,6 +644,30 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
         "distil.init",
         "no stage sft",
     ),
+    (TAUGHT, {"distil.batch_tokens": 64, "distil.micro_batch": 4}, "distil.micro_batch", "distil.batch_tokens"),
+    *(
+        (TAUGHT, settings | {f"distil.{k}": v}, f"distil.{k}", why)
+        for settings, why in (
+            ({"data.held_out": 0.0}, "nothing is held out"),
+            ({"distil.held_out_prompts": 0}, "nothing is held out"),
+            ({"distil.held_out_every": 0}, "distil.held_out_every is 0"),
+        )
+        for k, v in {"held_out_rows": 7, "keep": "best", "patience": 3}.items()
+    ),
+    (TAUGHT, {"data.held_out": 0.0, "distil.held_out_every": 7}, "distil.held_out_every", "nothing is held out"),
+    (TAUGHT, {"data.held_out": 0.0, "distil.held_out_prompts": 9}, "distil.held_out_prompts", "held_out is 0"),
+    (
+        FURTHER,
+        {"continued.schedule": "constant", "continued.final_learning_rate": 0.5},
+        "continued.final_learning_rate",
+        "never falls",
+    ),
+    (
+        {"base": {"pretrain": {"objective": "masked"}}, "data": {"documents": "notes.txt"}, "continued": {}},
+        {"continued.added_vocabulary": 9},
+        "continued.added_vocabulary",
+        "whose vocabulary is not extended here",
+    ),
     (PLAIN, {"data.text_unit": "line"}, "data.text_unit", "names none"),
     (PLAIN, {"data.clean.control": True}, "data.clean.control", "data names none"),
     (PLAIN, {"data.ignore": ["note"]}, "data.ignore", "it names columns of files"),
@@ -707,6 +731,18 @@ IDLE = [  # recipe, settings written into it, the setting that cannot act, what 
     (PLAIN, {"ppo.holdout_prompts": 9}, "ppo.holdout_prompts", "nothing watches"),
     (PLAIN, {"ppo.updates": 3, "ppo.keep_every": 4}, "ppo.keep_every", "no policy"),
     (PLAIN, {"ppo.updates": 3, "ppo.critic_warmup": 3}, "ppo.critic_warmup", "policy never"),
+    *(
+        (PLAIN, settings | {"ppo.critic_warmup": 2}, "ppo.critic_warmup", "would train nothing")
+        for settings in (
+            {"ppo.value_learning_rate": 0.0},
+            {"ppo.value_learning_rate": 0.0, "ppo.value_head_learning_rate": 0.0},
+            TRUNK | {"ppo.value_head_learning_rate": 0.0},
+        )
+    ),
+    (PLAIN, of_part("min_length", 0, max_length=None), "ppo.reward", "each scores 0"),
+    (PLAIN, of_part("pattern", "", "regex"), "ppo.reward", "is found in every response"),
+    (PLAIN, of_asking("until", ["x", ""]), "until", "an empty string would end every response at once"),
+    (PLAIN, {"evaluation.systems": []}, "evaluation.systems", "names no system to evaluate"),
     (PLAIN, {"evaluation.labels": ["a"]}, "evaluation.labels", "no 'labels'"),
     (PLAIN, {"evaluation.hub_metrics": True}, "evaluation.hub_metrics", "no 'hub:NAME'"),
     *(
@@ -783,7 +819,35 @@ def test_every_rule_has_a_refusal() -> None:
             assert any(covers(name, path) for path in names), f"{name}: no setting of that name"
 
 
-@pytest.mark.parametrize("recipe", [PLAIN, SCRATCH, SAMPLED, ONLY_PRETRAIN, PLAIN | {"adapter": {"method": "full"}}])
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        (PLAIN, {"ppo.value_learning_rate": 0.0, "ppo.value_head_learning_rate": 1e-4, "ppo.critic_warmup": 2}),
+        (PLAIN, {"ppo.value_head_learning_rate": 0.0, "ppo.critic_warmup": 2}),
+        (PLAIN, of_part("min_length", 0)),
+        (PLAIN, of_part("count", True, "regex", pattern="")),
+        (TAUGHT | {"stages": ["distil"]}, {"adapter.dropout": 0.1}),
+        (
+            {"base": "gpt2", "data": {"prompts": DATA["prompts"]}, "distil": {"teacher": "gpt2"}},
+            {"adapter.dropout": 0.1},
+        ),
+        (
+            TAUGHT,
+            {
+                "distil.loss": "logits",
+                "distil.responses": "demonstrations",
+                "distil.keep": "best",
+            },
+        ),
+    ],
+)
+def test_what_acts_after_all_is_taken(recipe, settings) -> None:
+    load_recipe(with_settings(recipe, settings))
+
+
+@pytest.mark.parametrize(
+    "recipe", [PLAIN, SCRATCH, SAMPLED, TAUGHT, ONLY_PRETRAIN, PLAIN | {"adapter": {"method": "full"}}]
+)
 def test_a_resolved_recipe_writes_every_setting_and_is_taken(recipe, tmp_path: Path) -> None:
     made = load_recipe(recipe)
     (tmp_path / "recipe.yaml").write_text(resolved_yaml(made))
@@ -833,6 +897,8 @@ def test_a_finished_run_is_evaluated_in_another_way(tmp_path: Path) -> None:
         (PLAIN, {"evaluation.rankings": "r.jsonl"}, ["reward"], []),
         (PLAIN, {"ppo.clip": 0.1, "ppo.max_new_tokens": 8}, ["ppo"], ["ppo.clip"]),
         (SAMPLED, {"rankings.answers": 2}, ["rankings"], ["rankings.annotator", "rankings.answers"]),
+        (TAUGHT, {"distil.warmup": 0.1}, ["distil"], ["distil.warmup", "distil.teacher"]),
+        (TAUGHT | {"base": "smollm2-135m"}, {"distil.batch": 4}, ["distil"], ["distil.batch", "distil.teacher"]),
         (PLAIN, {"adapter.rank": 4}, ["sft"], []),
         (PLAIN, {"adapter.rank": 4}, ["sft", "reward", "ppo"], ["adapter.rank"]),
     ],

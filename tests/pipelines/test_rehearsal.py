@@ -14,6 +14,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 from data.common.errors import UserError
+from data.corpus import in_holdout, is_held_out
 from pipelines.cli import main as cli
 from pipelines.loading.idle import waiting
 from pipelines.loading.load import load_recipe
@@ -22,6 +23,7 @@ from pipelines.run.pipeline import Pipeline
 from pipelines.run.rehearsal import check_precision, rehearse, value_start
 from pipelines.run.rehearsed_rows import partly_rehearsed
 from tests.conftest import WORDS, tiny_lm, word_tokenizer
+from tests.support.encoders import save_encoder
 
 REFUSES = "{{ raise_exception('no system please') if messages[0].role == 'system' else '' }}"
 
@@ -100,6 +102,9 @@ def other_adapter(folder: Path) -> Any:
 
 def empty(folder: Path) -> Any:
     folder.mkdir()
+
+
+ALONE = next(f"w{i} w1" for i in range(40) if in_holdout(f"w{i} w1", 0.5) and not is_held_out(f"w{i} w1", 0.3))
 
 
 def no_references(folder: Path, recipe: dict[str, Any]) -> Any:
@@ -231,6 +236,43 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
             r.update(stages=["sft", "reward", "ppo"]),
         ),
         "none of 11 training prompts has at most 2 tokens",
+    ),
+    "a margin without scores": (
+        lambda f, r: r["reward"].update(margin=1.0),
+        "reward.margin: needs rankings with scores, whose differences it is, and no training ranking has any",
+    ),
+    "a held-out reward model without a ranking": (
+        lambda f, r: r["reward"].update(holdout=1e-9),
+        "reward.holdout: none of the 11 training rankings is in this share",
+    ),
+    "a held-out reward model with every ranking": (
+        lambda f, r: (
+            r["reward"].update(holdout=0.5),
+            rows(f / "rank.jsonl", [{"prompt": ALONE, "responses": ["w1", "w2"]}]),
+        ),
+        "reward.holdout: all 1 training rankings are in this share; lower it, or set 0",
+    ),
+    "rankings that are equal as tokens": (
+        lambda f, r: rows(f / "rank.jsonl", [{"prompt": f"w{i}", "responses": ["w1", "w1 "]} for i in range(12)]),
+        "data.rankings: no ranking has two distinct responses of different rank once they are tokens",
+    ),
+    "the best of a distillation whose prompts are all trained on": (
+        lambda f, r: (
+            rows(f / "none.jsonl", [{"prompt": "w1 w2 w3", "completion": "w1"}]),
+            r["data"].update(held_out="none.jsonl"),
+            r.update(
+                distil={"teacher": "./base", "loss": "logits", "responses": "demonstrations", "keep": "best"},
+            ),
+        ),
+        "distil.keep: goes by the loss of held-out demonstrations, and there are none",
+    ),
+    "chunks beyond the positions of a base that is trained further": (
+        lambda f, r: (
+            save_base(f / "base", "gpt2"),
+            r["data"].update(documents="sft.jsonl"),
+            r.update(continued={"context": 128}),
+        ),
+        "continued.context: chunks of 128 tokens are longer than the 64 positions of base base: lower it",
     ),
     "a metric without references": (
         lambda f, r: (no_references(f, r), r.update(evaluation={"metrics": ["rouge"]})),
@@ -379,6 +421,44 @@ def test_a_given_adapter_of_another_base_is_told_at_plan(
     recipe["data"] = {"rankings": "rank.jsonl", "held_out": 0.3}
     assert cli.main(["plan", written(tmp_path, recipe), "--input", f"sft={tmp_path / 'given'}"]) == 2
     assert "--input sft: " in (said := capsys.readouterr().err) and "is an adapter of another base" in said
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_the_best_policy_needs_a_held_out_reward_model_in_the_result_that_is_given(
+    tmp_path: Path, recipe: dict[str, Any], watched: bool
+) -> None:
+    recipe["stages"], recipe["base"] = ["ppo"], str(tmp_path / "base")
+    recipe["data"] = {key: str(tmp_path / name) for key, name in (("prompts", "prompts.jsonl"),)} | {"held_out": 0.3}
+    recipe["ppo"] |= {"keep": "best"}
+    get_peft_model(tiny_lm(), LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(str(tmp_path / "given"))
+    if watched:
+        (tmp_path / "given/watcher").mkdir()
+    inputs = {"sft": str(tmp_path / "given"), "reward": str(tmp_path / "given")}
+    pipeline = Pipeline.from_recipe(recipe, inputs=inputs, run_dir=tmp_path / "run")
+    if watched:
+        rehearse(pipeline, ["ppo"], lambda text: None)
+    else:
+        with pytest.raises(UserError, match=r"ppo\.keep: 'best' is chosen by a held-out reward model, and .* has none"):
+            rehearse(pipeline, ["ppo"], lambda text: None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"added_vocabulary": 4}, "is an encoder, whose vocabulary is not extended here"),
+        ({"context": 4096}, "lower it"),
+    ],
+)
+def test_an_encoder_that_cannot_be_trained_further_so_is_told(
+    tmp_path: Path, settings: dict[str, Any], told: str
+) -> None:
+    save_encoder(tmp_path / "base", "bert")
+    rows(tmp_path / "documents.jsonl", [{"text": f"w{i} w2"} for i in range(12)])
+    data = {"documents": str(tmp_path / "documents.jsonl"), "held_out": 0.3}
+    recipe = {"name": "r", "base": str(tmp_path / "base"), "data": data, "continued": settings}
+    pipeline = Pipeline.from_recipe(recipe, run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=told):
+        rehearse(pipeline, ["continued"], lambda text: None)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,27 @@ def test_what_is_chosen_is_no_setting_that_has_no_effect(recipe: dict[str, Any],
     assert [t.rpartition(": ")[2] for t in told if t.startswith("settings without effect")] == ["sft.epochs"]
 
 
+@pytest.mark.parametrize("written", [{}, {"epochs": "auto", "batch": None}])
+def test_a_distillation_leaves_passes_and_batch_to_its_responses(
+    recipe: dict[str, Any], written: dict[str, Any]
+) -> None:
+    """60 prompts, or demonstrations, are 8 steps of 8: four passes."""
+    recipe |= {"stages": ["distil"]}
+    recipe["data"] = {
+        "demonstrations": recipe["data"]["demonstrations"],
+        "prompts": recipe["data"]["demonstrations"],
+        "held_out": 0.0,
+    }
+    for more in ({}, {"loss": "logits", "responses": "demonstrations"}):
+        found = Pipeline.from_recipe(recipe | {"distil": {"teacher": recipe["base"]} | more | written})
+        assert (found.recipe.distil.epochs, found.recipe.distil.batch) == (4, 8)  # type: ignore[union-attr]
+        chosen_for = "epochs 4 and batch 8: chosen for 60 responses: 32 steps"
+        assert chosen_for in found.details.chosen("distil") and "learning_rate" in found.details.chosen("distil")
+    own = {"teacher": recipe["base"], "epochs": 2, "batch": 4}
+    made = Pipeline.from_recipe(recipe | {"distil": own}).recipe.distil
+    assert made is not None and (made.epochs, made.batch) == (2, 4)
+
+
 def test_without_demonstrations_the_best_ranked_show_the_length(recipe: dict[str, Any], tmp_path: Path) -> None:
     ranked = [{"prompt": f"w{i} w2", "chosen": " ".join(["w1"] * 40), "rejected": "w3"} for i in range(30)]
     recipe["data"] = {"rankings": rows(tmp_path, "long.jsonl", ranked), "held_out": 0.0}

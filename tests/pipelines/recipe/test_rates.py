@@ -106,10 +106,20 @@ def test_the_plan_says_what_was_chosen_and_why(tmp_path, capsys):
     ]
 
 
+@pytest.mark.parametrize("written", [{}, {"learning_rate": "auto"}, {"learning_rate": None}])
+def test_distillation_has_the_rate_of_sft_which_it_is_on_other_responses(written: dict[str, Any]) -> None:
+    taught = {"data": DATA, "distil": {"teacher": "gpt2"} | written}
+    assert load_recipe({"base": "smollm2-135m"} | taught).distil.learning_rate == 1.3e-3  # type: ignore[union-attr]
+    assert load_recipe({"base": "someone/some-model"} | taught).distil.learning_rate == 2e-4  # type: ignore[union-attr]
+    own = {"base": "smollm2-135m", "data": DATA, "distil": {"teacher": "gpt2", "learning_rate": 1e-5}}
+    assert load_recipe(own).distil.learning_rate == 1e-5  # type: ignore[union-attr]
+    assert load_recipe({"base": "smollm2-135m", "data": DATA}).distil is None
+
+
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
 def test_virtual_tokens_take_one_rate_whatever_the_width(method: str, tmp_path: Path) -> None:
     given = {"base": "nobody/knows", "adapter": {"method": method}}
-    assert chosen_rates(given, tmp_path) == {"sft": 3e-2, "reward": 1e-2, "ppo": 3e-3}
+    assert chosen_rates(given, tmp_path) == {"sft": 3e-2, "distil": 3e-2, "reward": 1e-2, "ppo": 3e-3}
     assert chosen_rates(given | {"base": {"pretrain": {"model": {"width": 64}}}}, tmp_path)["sft"] == 3e-2
     assert "take 0.03 on every base" in why("sft", "x", method, tmp_path)
     assert "take 0.03 / 10 on every base" in why("ppo", "x", method, tmp_path)

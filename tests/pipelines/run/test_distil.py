@@ -26,7 +26,7 @@ PLAIN: dict[str, Any] = {
     "template": "dialogue", "data": DATA, "adapter": {"rank": 4, "alpha": 8},
     "sft": {"epochs": 1, "learning_rate": 3e-3, "batch": 16}, "runtime": {"device": "cpu", "threads": 1},
 }  # fmt: skip
-DISTIL = {"learning_rate": 3e-3, "batch": 16, "max_new_tokens": 8}
+DISTIL = {"learning_rate": 3e-3, "batch": 16, "epochs": 1, "max_new_tokens": 8}
 
 
 def base_in(folder: Path, **changes: Any) -> str:
