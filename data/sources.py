@@ -20,9 +20,9 @@ from data.blocks import Made, Making, made_by_helpers
 from data.cleaning.rows import RowCleaner
 from data.common.errors import UserError, nearest
 from data.common.patience import each
-from data.formats import FORMATS, Reject, hint
+from data.formats import FORMATS, Reject, Unread, hint
 from data.formats.columns import named_by
-from data.formats.parsing import used_as
+from data.formats.parsing import used_as, why_not
 from data.hub import read_hub
 from data.judgements import gathered
 from data.local_files import local_rows
@@ -155,7 +155,28 @@ def parse_file(
     """
     options = ReadOptions(text_unit=text_unit) if source is None else source.options(text_unit, group_by)
     raws = _without_remarks(read_file(path, name, options), [] if remarks is None else remarks)
-    return parsed_rows(flat(raws), Reading(group_by=group_by), source)
+    reading = Reading(group_by=group_by)
+    for parsed in parsed_rows(flat(raws), reading, source):
+        lacking = _lacking(parsed, reading, source or as_source(name))
+        yield replace(parsed, reason=LACKING.format(lacking)) if lacking else parsed
+
+
+LACKING = "nothing stands in its column {}, without which its other columns make no row"
+
+
+def _lacking(parsed: Parsed, reading: Reading, source: Source) -> str:
+    """The blank columns of a row that would be read whole with a value in them; empty where that does not help."""
+    error = parsed.error
+    if not isinstance(error, Unread):
+        return ""
+    ours = {their: our for our, their in source.columns.items()}
+    ignored = (*source.ignore, *reading.ignore)
+    missing = [k for k in parsed.columns if ours.get(k, k) not in error.row and not named_by(k, ignored)]
+    for value in ("(some text)", error.row[error.columns[0]]) if missing else ():  # or what the other side holds
+        whole = {**error.row, **{ours.get(k, k): value for k in missing}}
+        if not why_not(whole, reading.known, source.format):
+            return ", ".join(map(repr, missing))
+    return ""
 
 
 def _of_kind(
@@ -169,6 +190,7 @@ def _of_kind(
 ) -> Loaded:
     loaded, count = Loaded(), SourceCount(part=kind, source=source.path)
     lost, other = Lost(), None
+    alone: list[tuple[str, Reject]] = []  # rows that lack a value, and not a reader of their columns
     used = Sample(source.weight, source.limit, seed)
     reasons: dict[str, str] = {}  # one string for all rows of a reason
     raws = _kept(each(raws, f"reading {source.path}"), source, count, loaded.columns)
@@ -179,8 +201,12 @@ def _of_kind(
         rows = _cleaned(rows, cleaner, count)
     for parsed in gathered(rows, kind):
         if parsed.row is None:
-            loaded.rejected.append(Rejected(parsed.place, reasons.setdefault(parsed.reason, parsed.reason)))
-            if parsed.error is not None:
+            lacking = _lacking(parsed, reading, source)
+            reason = LACKING.format(lacking) if lacking else parsed.reason
+            loaded.rejected.append(Rejected(parsed.place, reasons.setdefault(reason, reason)))
+            if lacking and parsed.error is not None:
+                alone.append((parsed.place, parsed.error))
+            elif parsed.error is not None:
                 lost.add(parsed.place, parsed.error)
             continue
         try:
@@ -193,9 +219,12 @@ def _of_kind(
         used.add(parsed.place, parsed.row, (parsed.format, parsed.row.notes), len(records))
         into.add(records)
     _check_names(source, loaded.columns)
+    taken = used.taken()
+    if not used.count(taken):
+        for place, why in alone:
+            lost.add(place, why)
     if lost.columns:
         raise UserError(lost.message(source.path, reading.known, source.format))
-    taken = used.taken()
     into.end_source(used.records_of(taken), source.path)
     count.rejected = used.others(r.source for r in loaded.rejected)
     count.used, count.not_sampled = used.places(taken), used.places(~taken, but=taken)

@@ -31,7 +31,7 @@ from data.counting import Fitted
 from data.records import Message
 from data.spoken import spoken
 from data.stop_strings import StopStrings
-from data.supervision import IGNORE, Encoded, around, carries, end_of_content
+from data.supervision import IGNORE, Encoded, around, carries, changed_spaces, end_of_content, spells
 from data.template_sandbox import DAY
 
 SHORTEST_PROMPT = 8
@@ -108,7 +108,10 @@ class Renderer:
         Raises:
             UserError: the template writes the prompt differently once a response follows.
         """
-        turns = spoken(messages)
+        return self._answer(spoken(messages), answer, finished)[0]
+
+    def _answer(self, turns: tuple[Message, ...], answer: str, finished: bool) -> tuple[list[int], str]:
+        """``answer_ids``, and the text that the template writes behind the prompt."""
         prompt = self._prompt(turns)
         whole = self._chat.text([*turns, Message(role="assistant", content=answer)], generate=False)
         if not whole.startswith(prompt.text):
@@ -121,10 +124,10 @@ class Renderer:
             ids = self._continuation(prompt, tail)
             end = self._first_stop(ids)
             if end < len(ids):
-                return ids[: end + 1]
+                return ids[: end + 1], tail
         ids = self._continuation(prompt, tail[: self._content_end(tail, answer)])
         ids = ids[: self._first_stop(ids)]
-        return [*ids, self.stop_ids[0]] if finished else ids
+        return ([*ids, self.stop_ids[0]] if finished else ids), tail
 
     def prompt_and_answer(
         self,
@@ -145,10 +148,13 @@ class Renderer:
         max_tokens: int | None = None,
         prove: bool = False,
     ) -> Fitted:
-        """``prompt_and_answer``, with what was cut; ``prove`` refuses a response whose text is not in its ids."""
-        prompt, ids = self.prompt_ids(messages), self.answer_ids(messages, answer, finished)
+        """``prompt_and_answer``, with what was cut; ``prove`` refuses a response whose text is not in its ids, or that
+        the template writes with other white space."""
+        turns = spoken(messages)
+        prompt = self.prompt_ids(turns)
+        ids, tail = self._answer(turns, answer, finished)
         if prove:
-            self._prove(ids, answer)
+            self._prove(ids, answer, tail)
         return Fitted.of(prompt, ids, *self.fit(prompt, ids, max_tokens))
 
     def conversation(
@@ -278,12 +284,30 @@ class Renderer:
         found = answered.removeprefix(asked).partition(_SAMPLE + "2")[0].strip() if answered.startswith(asked) else ""
         return "" if found.startswith("<") and found.endswith(">") else found
 
+    def _ending(self) -> str:
+        """What the template writes between a response's text and its stop token, markup aside; empty where no stop
+        token follows, since nothing behind the text is supervised then."""
+        user = Message(role="user", content=_SAMPLE)
+        asked = self._chat.text([user], generate=True)
+        answered = self._chat.text([user, Message(role="assistant", content=_SAMPLE + "2")], generate=False)
+        if not answered.startswith(asked):
+            return ""
+        ids = tokens.tokenise(self.tokenizer, answered.removeprefix(asked).partition(_SAMPLE + "2")[2])
+        end = self._first_stop(ids)
+        found = self._inner_text(ids[:end]).strip() if end < len(ids) else ""
+        return "" if found.startswith("<") and found.endswith(">") else found.replace(_SAMPLE + "2", "...")
+
     def doubts(self) -> Iterator[str]:
         """Sentences about what the template does that a user may not expect."""
         if self.template_name != "'text'" and self.opening:
             yield (
                 f"template {self.template_name} writes {self.opening[:60]!r} before a response, and not when it asks "
                 "for one: responses are trained and sampled with it, and scored so"
+            )
+        if ending := self._ending():
+            yield (
+                f"template {self.template_name} writes {ending[:60]!r} behind a response and before its stop token: "
+                "responses are trained with it, so they are sampled and scored with it"
             )
         if "strftime_now" in (self.template or ""):
             yield (
@@ -320,8 +344,15 @@ class Renderer:
         return alone
 
     def _supervised(self, turns: Sequence[Message], prompt: _Prompt) -> Iterator[int]:
-        """Positions in ``prompt.ids`` of the assistant's turns and of the stop tokens that close them."""
-        starts, ends = tokens.offsets(self.tokenizer, prompt.text, len(prompt.ids) - prompt.start)
+        """Positions in ``prompt.ids`` of the assistant's turns and of the stop tokens that close them.
+
+        A token that holds white space of the template and the first letters of a turn is the turn's.
+
+        Raises:
+            UserError: a turn cannot be found in the rendered text, or its tokens not told from those around it.
+        """
+        own = prompt.ids[prompt.start :]
+        offsets = tokens.Offsets(self.tokenizer, prompt.text, len(own))
         for n, turn in enumerate(turns):
             if turn.role != "assistant" or not turn.trained:
                 continue
@@ -333,20 +364,71 @@ class Renderer:
                     f"template {self.template_name} rewrites earlier turns of the assistant, so turn {n + 1} cannot be "
                     "found in the rendered conversation; set `sft.supervise: last` or choose another `template:`"
                 )
-            waiting: list[int] = []  # white space behind the content: the turn's own only if its stop token follows
-            for i, (start, end) in enumerate(zip(starts, ends, strict=True), start=prompt.start):
-                if start < at or end <= at:
-                    continue
-                is_stop = prompt.ids[i] in self._stops
-                if start < close or is_stop:
-                    yield from waiting
-                    yield i
-                elif prompt.text[start:end].strip():
+            ways = [self._by_offsets, self._by_pieces]
+            first: list[int] = []
+            for way in ways if offsets.count_all(prompt.text) else ways[::-1]:
+                found = way(own, prompt.text, offsets, at, close)
+                if self._spells([own[i] for i in found], prompt.text[at:close]):
+                    yield from (i + prompt.start for i in found)
                     break
-                else:
-                    waiting.append(i)
-                if is_stop:
-                    break
+                first = first or found
+            else:
+                raise UserError(
+                    f"template {self.template_name} leaves out some of the response of turn {n + 1}: of "
+                    f"{prompt.text[at:close][:60]!r} it supervises {self._inner_text([own[i] for i in first])[:60]!r}, "
+                    "for want of a border between tokens there; set `sft.supervise: last` or choose another "
+                    "`template:` (dialogue, text, or a .jinja file)"
+                )
+
+    def _by_offsets(self, own: Sequence[int], text: str, offsets: tokens.Offsets, at: int, close: int) -> list[int]:
+        """Places in ``own`` of the turn from ``at`` to ``close`` in ``text``, and of its stop token."""
+        found: list[int] = []
+        waiting: list[int] = []  # white space behind the content: the turn's own only if its stop token follows
+        for i, (start, end) in enumerate(zip(offsets.starts, offsets.ends, strict=True)):
+            if end <= at or (start < at and (text[start:at].strip() or not text[at : min(end, close)].strip())):
+                continue
+            is_stop = own[i] in self._stops
+            if start < close or is_stop:
+                found += [*waiting, i]
+                waiting = []
+            elif text[start:end].strip():
+                break
+            else:
+                waiting.append(i)
+            if is_stop:
+                break
+        return found
+
+    def _by_pieces(self, own: Sequence[int], text: str, offsets: tokens.Offsets, at: int, close: int) -> list[int]:
+        """The same by the ids of the text before each border, for a tokenizer whose offsets do not count characters
+        that it drops."""
+        before, inside = (tokens.tokenise(self.tokenizer, text[:border]) for border in (at, close))
+        apart, other = _common(before, own), _common(inside, own)
+        over = len(before) - apart  # the ids before the border that are others once the turn follows
+        begins = [apart + 1, apart, *range(apart + 2, apart + over + 1)] if over else [apart]
+        tries = ((b, e) for b in begins for e in range(max(b, other), max(b, other, len(inside)) + 2))
+        spelled = ((b, e) for b, e in tries if e <= len(own) and self._spells(own[b:e], text[at:close]))
+        begin, end = next(spelled, (apart, max(apart, other)))
+        stop = begin + self._first_stop(own[begin:end])
+        if stop < end:
+            return [*range(begin, stop + 1)]
+        behind = end
+        while behind < len(own) and own[behind] not in self._stops:
+            if tokens.token_text(self.tokenizer, own[behind]).strip():
+                return [*range(begin, end)]
+            behind += 1
+        return [*range(begin, behind + 1 if behind < len(own) else end)]
+
+    def _spells(self, ids: Sequence[int], body: str) -> bool:
+        """Whether ids, up to a stop token, are those of a turn's text and of nothing else."""
+        ids = ids[: self._first_stop(ids)]
+        found = self._inner_text(ids)
+        if spells(found, found, body):
+            return True
+        shorter = self._inner_text(ids[:-1])
+        known = tokens.tokenise(self.tokenizer, body)  # perhaps characters that the tokenizer has no token for
+        bodies = (body, self._inner_text(known[: self._first_stop(known)]))
+        return any(spells(found, shorter, one) for one in bodies)
 
     def _end_of_turn(self, turns: Sequence[Message], n: int, text: str, at: int) -> int | None:
         """Where the content of turn ``n`` ends in ``text``; behind its calls where it has some."""
@@ -357,8 +439,9 @@ class Renderer:
         own = whole.removesuffix(self._closing.strip()) if self._closing.strip() else whole
         return len(own) if text.startswith(own) and len(own) > at else None
 
-    def _prove(self, ids: Sequence[int], answer: str) -> None:
-        """Refuse ids that do not hold the response's text, up to a stop token of its own."""
+    def _prove(self, ids: Sequence[int], answer: str, tail: str) -> None:
+        """Refuse ids that do not hold the response's text, up to a stop token of its own, and a rendered text that
+        has lost white space of it."""
         found = self._inner_text(ids[: self._first_stop(ids)])
         if not carries(found, answer):  # perhaps a word that the tokenizer does not know, or a stop token in the text
             own = tokens.tokenise(self.tokenizer, answer)
@@ -367,6 +450,12 @@ class Renderer:
                     f"template {self.template_name} leaves out some of the response: of {expected[:60]!r} it "
                     f"supervises {found[:60]!r}; choose another `template:` (dialogue, text, or a .jinja file)"
                 )
+        if changed := changed_spaces(tail, answer):
+            raise UserError(
+                f"template {self.template_name} changes white space inside the response: it writes {changed!r} in "
+                "another way; take out what does so, such as a filter `replace`, or choose another `template:` "
+                "(dialogue, text, or a .jinja file)"
+            )
 
     def _first_stop(self, ids: Sequence[int]) -> int:
         return next((i for i, t in enumerate(ids) if t in self._stops), len(ids))
@@ -395,3 +484,9 @@ class Renderer:
                 'response, e.g. `stop: ["</s>"]`'
             )
         return tuple(dict.fromkeys(found))
+
+
+def _common(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many ids two lists begin with alike."""
+    pairs = enumerate(zip(some, others, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(some), len(others)))

@@ -184,6 +184,22 @@ def offsets(tokenizer: Any, text: str, count: int) -> tuple[list[int], list[int]
     return [0, *ends[:-1]], ends
 
 
+class Offsets:
+    """Where in ``text`` each of its ``count`` ids begins (``starts``) and ends (``ends``), as the tokenizer says."""
+
+    def __init__(self, tokenizer: Any, text: str, count: int) -> None:
+        self.starts, self.ends = offsets(tokenizer, text, count)
+
+    def count_all(self, text: str) -> bool:
+        """Whether no character but white space lies between tokens.
+
+        Some tokenizers leave characters that they drop out of the count, up to the next special token: the tokens
+        behind them seem to stand further left, and the count ends before the text does.
+        """
+        borders = zip([0, *self.ends], [*self.starts, len(text)], strict=True)
+        return not any(text[end:start].strip() for end, start in borders)
+
+
 def content_hash(tokenizer: Any) -> str:
     """sha256 of the vocabulary and the tokenisation rules."""
     content: Any = sorted(tokenizer.get_vocab().items())

@@ -37,7 +37,7 @@ from stages.training.hf_trainer import fit, on_one_device, trainer_settings, tra
 from stages.training.row_losses import supervised_logprobs
 from stages.training.training_run import Start, TrainingRun
 
-VERSION = 9
+VERSION = 10
 
 
 def run(context: StageContext, config: SFTConfig) -> StageResult:

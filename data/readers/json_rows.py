@@ -191,11 +191,32 @@ def _whole(text: str, bad: dict[int, str], name: str, options: ReadOptions) -> I
 def _damaged(text: str, bad: dict[int, str], name: str, error: Exception | None) -> Iterator[Raw]:
     """The items of a list that is not JSON as a whole; the list may be wrapped in an object."""
     opening = re.match(rf'\s*(\{{[^\[{{]*?"({"|".join(WRAPPERS)})"\s*:\s*)?\[', text)
+    if opening is None and not bad and (rows := _in_turn(text)):
+        yield from ((f"{name}:{line}", row) for line, row in rows)
+        return
     if opening is None or isinstance(error, RecursionError):
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else f":{min(bad, default=1)}"
         why = getattr(error, "msg", None) or (_why(error) if error else bad[min(bad)])
         raise UserError(f"{name}{line} is not JSON: {why}{remark_on_python(text)}") from error
     yield from _items(text, opening.end(), bad, name)
+
+
+def _in_turn(text: str) -> list[tuple[int, Any]]:
+    """Objects that stand one behind another, each perhaps over many lines (what ``jq .`` writes), with the line on
+    which each begins; empty where the text holds anything else."""
+    found: list[tuple[int, Any]] = []
+    begin, line, at = _skip_blank(text, 0), 1, 0
+    while begin < len(text):
+        line, at, names = line + text.count("\n", at, begin), begin, Names()
+        try:
+            row, end = json.JSONDecoder(object_pairs_hook=names.once).raw_decode(text, begin)
+        except (ValueError, RecursionError):
+            return []
+        if not isinstance(row, dict):
+            return []
+        found.append((line, _checked(row, names)))
+        begin = _skip_blank(text, end)
+    return found
 
 
 def _items(text: str, start: int, bad: dict[int, str], name: str) -> Iterator[Raw]:

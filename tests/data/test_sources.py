@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from data.common.errors import UserError
 from data.formats import Reject, parse
 from data.source_settings import Source
-from data.sources import DataConfig, load_records
+from data.sources import DataConfig, load_records, parse_file
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 ROWS = [{"prompt": "q1", "completion": "a1"}, {"prompt": "q2", "completion": 'ä,2\t"x"\nnext'}]
@@ -319,3 +319,33 @@ def test_a_link_to_nothing_is_named_with_its_target(tmp_path: Path) -> None:
 def test_a_value_of_the_wrong_kind_is_named_by_its_kind(row: dict[str, Any], said: str) -> None:
     with pytest.raises(Reject, match=said):
         parse(row, "x:1")
+
+
+SIDES = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(3)]
+
+
+def as_csv(rows) -> str:
+    return "".join(",".join(row[k] or "" for k in SIDES[0]) + "\n" for row in ({k: k for k in SIDES[0]}, *rows))
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.parametrize(("name", "written"), [("a.jsonl", lines), ("a.csv", as_csv)])
+def test_a_row_without_one_of_its_sides_is_rejected_alone(tmp_path, name, written, side):
+    kept, lacking = [SIDES[0], SIDES[2]], SIDES[1] | {side: None}
+    loaded = load(tmp_path, write(tmp_path / name, written([kept[0], lacking, kept[1]])), "rankings")
+    assert [r.answers for r in loaded.records] == [(row["chosen"], row["rejected"]) for row in kept]
+    [bad] = loaded.rejected
+    assert bad.source == f"{name}:{3 if name.endswith('csv') else 2}" and f"column '{side}'" in bad.reason
+    [checked] = [p for p in parse_file(tmp_path / name, name) if p.row is None]
+    assert (checked.place, checked.reason) == (bad.source, bad.reason)
+
+
+def test_a_column_that_no_row_fills_leaves_the_others_unread(tmp_path):
+    name = write(tmp_path / "a.jsonl", lines(row | {"rejected": None} for row in SIDES))
+    with pytest.raises(UserError, match=r"columns that nothing reads: chosen \(3 rows\)"):
+        load(tmp_path, name, "rankings")
+
+
+def test_an_empty_response_in_json_is_one(tmp_path):
+    loaded = load(tmp_path, write(tmp_path / "a.jsonl", lines([SIDES[0], SIDES[1] | {"rejected": ""}])), "rankings")
+    assert [r.answers[1] for r in loaded.records] == ["bad 0", ""]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from data.common.errors import UserError
 from data.formats import parse
@@ -244,6 +247,98 @@ def test_stories_with_their_own_tokenizers(model):
             known = "".join(c for c in record["completion"] if c.isascii())
             if known == record["completion"]:
                 assert render.text(answer) == (known if template == "text" else known.strip())
+
+
+# ---- which tokens of earlier turns are supervised --------------------------------------------------------------------
+
+PLAIN = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+TIGHT = PLAIN.replace(": ", ":")
+
+
+def blank_tokenizer(words: Sequence[str], **kwargs: bool) -> PreTrainedTokenizerFast:
+    """A SentencePiece-like BPE of whole ``words``, with ``▁`` for a blank; characters without a token are dropped."""
+    letters = sorted({c for word in words for c in word})
+    merges = {(w[:n], w[n]): None for w in words for n in range(1, len(w))}
+    vocab = {t: i for i, t in enumerate(dict.fromkeys([*letters, *(a + b for a, b in merges), "</s>"]))}
+    inner = Tokenizer(models.BPE(vocab, list(merges), **kwargs))
+    inner.normalizer = normalizers.Replace(" ", "▁")
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>")
+
+
+def spans(tokenizer, row) -> list[str]:
+    """The texts of the supervised stretches."""
+    runs = itertools.groupby(zip(row.ids, row.labels, strict=True), key=lambda pair: pair[1] != IGNORE)
+    return [tokenizer.decode([i for i, _ in run]) for supervised, run in runs if supervised]
+
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:?.\n▁"
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        blank_tokenizer([*ALPHABET, "▁He", "▁the"]),
+        byte_tokenizer(merges=[("Ġ", "H"), ("ĠH", "e"), ("Ġ", "t")]),
+    ],
+    ids=["sentencepiece", "bytes"],
+)
+def test_a_token_of_a_blank_and_first_letters_is_supervised(tokenizer):
+    turns = chat("the one", "Hello there", "more", "yes", "so")
+    row = Renderer(tokenizer, template=PLAIN).conversation(turns, "end")
+    assert spans(tokenizer, row)[:2] == [" Hello there", "yes"]
+
+
+@pytest.mark.parametrize("drops", ["日本語のテキスト", "a 日 b", ""])
+def test_labels_are_right_where_the_tokenizer_drops_characters(drops):
+    tokenizer = blank_tokenizer([*ALPHABET, "▁He", ":▁"])
+    offsets = tokenizer("日本 Yes", return_offsets_mapping=True).offset_mapping
+    assert offsets[-1][1] < len("日本 Yes")  # the fault of the tokenizer that is dealt with
+    turns = chat(drops, "Yes I do", "and? I like big cats a lot", "Hello 日 there", "so")
+    row = Renderer(tokenizer, template=PLAIN).conversation(turns, "end")
+    assert [s.strip() for s in spans(tokenizer, row)] == ["Yes I do", "Hello  there", "end</s>"]
+
+
+def test_an_earlier_turn_without_a_border_between_tokens_is_refused():
+    tokenizer = byte_tokenizer(merges=[(":", "H")])
+    render = Renderer(tokenizer, template=TIGHT)
+    turns = chat("hi", "Hello", "more")
+    with pytest.raises(
+        UserError, match=r"jinja string.*leaves out some of the response of turn 2: of 'Hello' it super"
+    ):
+        render.conversation(turns, "Hello")
+    assert spans(tokenizer, render.conversation(turns, "Hello", supervise="last")) == ["Hello<|end|>"]
+
+
+# ---- white space and text around a response --------------------------------------------------------------------------
+
+CODE = "def f(x):\n    return x"
+
+
+@pytest.mark.parametrize("change", ["replace('\n', ' ')", "replace(' ', '')", "replace('    ', ' ')"])
+def test_a_template_that_changes_white_space_inside_a_response_is_refused(change):
+    render = Renderer(chat_tokenizer(CHATML.replace("m.content", f"m.content|{change}")))
+    with pytest.raises(UserError, match=r"changes white space inside the response: it writes '.*' in another way"):
+        render.conversation(chat("hi"), CODE)
+
+
+@pytest.mark.parametrize("written", ["m.content|trim", "m.content", "m.content|replace('<think>', '<think>\n')"])
+def test_white_space_at_the_ends_and_around_markup_is_the_templates(written):
+    render = Renderer(chat_tokenizer(CHATML.replace("m.content", f"({written})")))
+    for answer in (CODE, f"\n {CODE} ", f"<think>why</think>{CODE}"):
+        assert CODE in spans(render.tokenizer, render.conversation(chat("hi"), answer))[0]
+
+
+def test_text_that_a_template_writes_behind_a_response_is_told():
+    closing = CHATML.replace("+ '<|im_end|>", "+ (' (end)' if m.role == 'assistant' else '') + '<|im_end|>")
+    assert "writes '(end)' behind a response" in "".join(
+        Renderer(chat_tokenizer(closing), stop=["<|im_end|>"]).doubts()
+    )
+    for told in (CHATML, PLAIN, "dialogue", "text"):
+        assert not list(Renderer(chat_tokenizer(), template=told).doubts())
 
 
 # ---- tools -----------------------------------------------------------------------------------------------------------

@@ -248,3 +248,16 @@ def test_a_file_of_nothing_but_turns_is_one_conversation(tmp_path, keys, indent)
     assert [row for _, row in read_file(tmp_path / "chats.json", "chats.json")] == [turns, turns]
     (tmp_path / "table.json").write_text(json.dumps([*turns, {"other": 1}], indent=indent))
     assert len([row for _, row in read_file(tmp_path / "table.json", "table.json")]) == 3
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("between", ["\n", "\n\n", ""])
+def test_objects_over_several_lines_one_behind_another(tmp_path, name, between):
+    found = read(tmp_path, name, between.join(json.dumps(row, indent=2) for row in ROWS))
+    assert rows(found) == ROWS
+    assert [place for place, _ in found] == [f"{name}:1", f"{name}:{4 + len(between)}"]
+
+
+def test_an_object_that_is_not_json_among_others_is_refused_with_its_line(tmp_path):
+    with pytest.raises(UserError, match=r"a\.json:5 is not JSON: Extra data"):
+        read(tmp_path, "a.json", json.dumps(ROWS[0], indent=2) + "\n{\n  nothing\n}")
