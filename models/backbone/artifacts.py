@@ -319,6 +319,11 @@ def problems(artifact: Artifact) -> list[str]:
 
 
 def _problems(artifact: Artifact) -> list[str]:
+    return [*_damaged(artifact), *_extra(artifact)]
+
+
+def _damaged(artifact: Artifact) -> list[str]:
+    """What is missing or altered of what the manifest lists."""
     out = []
     listed = listed_files(artifact)
     for name, entry in listed.items():
@@ -329,15 +334,21 @@ def _problems(artifact: Artifact) -> list[str]:
             out.append(f"{file}: missing")
         elif file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
             out.append(f"{file}: altered since the stage finished")
+    return out
+
+
+def _extra(artifact: Artifact) -> list[str]:
+    """What lies in the folder and is no part of the artifact, which is whole without it."""
+    listed = listed_files(artifact)
     found = {str(f.relative_to(artifact.path)): f for f in sorted(artifact.path.rglob("*"))}
-    out += [
-        f"{f}: a link to outside its folder ({f.readlink()})"
+    out = [
+        f"{f}: a link to outside its folder ({f.readlink()}); remove it"
         for name, f in found.items()
         if f.is_symlink() and name not in listed and not _inside(f, artifact.path)
     ]
     known = {*listed, MANIFEST, *LOGS}
-    out += [f"{f}: not in the manifest" for name, f in found.items() if f.is_file() and name not in known]
-    return out
+    unlisted = (f for name, f in found.items() if f.is_file() and name not in known)
+    return out + [f"{f}: not in the manifest; move it elsewhere, or remove it" for f in unlisted]
 
 
 def _inside(file: Path, folder: Path) -> bool:
@@ -362,5 +373,8 @@ def load_artifact(path: Path, what: str) -> Artifact:
         raise UserError(f"{error}; remove {path} and run the stage again") from error
     wrong = problems(artifact)
     if wrong:
-        raise UserError(f"{wrong[0]} ({len(wrong)} problem(s)); remove {path} and run the stage again")
+        more = f" ({len(wrong)} problem(s))" if len(wrong) > 1 else ""
+        whole = len(wrong) == len(_extra(artifact))  # once those are gone
+        mend = "" if whole else f"; remove {path} and run the stage again"
+        raise UserError(f"{wrong[0]}{more}{mend}")
     return artifact

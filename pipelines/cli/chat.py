@@ -24,7 +24,9 @@ from data.records import Message
 from models.backbone.seeds import generator
 from pipelines.run.chat_models import Room
 from pipelines.run.votes import append_votes, vote_row
+from pipelines.workspace.run_folder import check_outside
 
+VOTES = "preferences.jsonl"  # where they go unless somebody says otherwise
 HELP = """/system TEXT       a system prompt for what follows; without TEXT, none
 /temperature T     0 is greedy, 1 as trained
 /tokens N          longest response
@@ -48,7 +50,7 @@ class Chat:
     room: Room
     console: Console
     ask: Callable[[str], str]
-    preferences: Path = Path("preferences.jsonl")
+    preferences: Path = Path(VOTES)
     temperature: float = 1.0
     max_new_tokens: int = 256
     seed: int = 0
@@ -237,6 +239,8 @@ def talk(target: str, stage: str | None, compare_with: str | None, **settings: o
 
     from pipelines.run.chat_models import open_room
 
+    if compare_with is not None:  # there will be votes
+        check_outside(Path(str(settings.get("preferences") or VOTES)), "--preferences")
     room = open_room(target, stage, compare_with)
     console = Console(highlight=False)
     if isinstance(sys.stdin, io.TextIOWrapper):

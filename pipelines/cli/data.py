@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ from data.common.errors import UserError, nearest
 from data.common.redaction import printable
 from data.fix import DEFAULT, fix_file
 from data.source_settings import DataConfig, Source
+from pipelines.workspace.run_folder import check_outside
 
+PASTE = re.compile(r"`((?:columns: \{|ignore: \[)[^`]*)`")
+"""What a message says is to be written into a recipe."""
 LARGEST = 1_000_000
 """Bytes beyond which a JSON file is no recipe."""
 
@@ -47,6 +53,36 @@ def reading(columns: Sequence[str] | None, ignore: Sequence[str] | None) -> Sour
             raise UserError(f"--columns {one}: must have the form OURS=THEIRS, each of ours once: prompt=question")
         mapping[ours] = theirs
     return Source(path="-", columns=mapping, ignore=tuple(ignore or ())) if mapping or ignore else None
+
+
+@contextlib.contextmanager
+def naming_options() -> Iterator[None]:
+    """Errors of reading files name the options next to what a recipe would say of columns.
+
+    Raises:
+        UserError: the one that was raised within.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = PASTE.sub(_with_options, str(error))
+        if text == str(error):
+            raise
+        raise UserError(text) from error
+
+
+def _with_options(found: re.Match[str]) -> str:
+    """A recipe's ``columns`` and ``ignore``, and behind it the options that say the same."""
+    try:
+        said = yaml.safe_load(f"{{{found[1]}}}")
+    except yaml.YAMLError:
+        return found[0]
+    if not said.keys() <= {"columns", "ignore"}:
+        return found[0]
+    columns = [shlex.quote(f"{ours}={theirs}") for ours, theirs in said.get("columns", {}).items()]
+    words = ["--columns", *columns] if columns else []
+    words += [word for name in said.get("ignore", ()) for word in ("--ignore", shlex.quote(str(name)))]
+    return f"{found[0]} (here: `{' '.join(words)}`)"
 
 
 def cleaning(settings: Sequence[str] | None) -> CleanConfig:
@@ -85,6 +121,7 @@ def cleaning(settings: Sequence[str] | None) -> CleanConfig:
 
 def fix(file: Path, out: Path, config: CleanConfig, reading: Source | None, overwrite: bool) -> None:
     """Write the copy and say what became of the rows."""
+    check_outside(out, "--out")
     fixed = fix_file(file, out, config, reading=reading, overwrite=overwrite)
     for line in fixed.remarks:
         print(printable(line))

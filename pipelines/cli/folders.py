@@ -131,9 +131,10 @@ def age(path: Path) -> str:
 
 def _runs(folder: Path) -> Table:
     from pipelines.execution.progress import duration
+    from pipelines.report.first_screen import ended
     from pipelines.stages.table import STAGES
     from pipelines.workspace.gc import size_of
-    from pipelines.workspace.run_folder import RUN, holder, is_run, read_run
+    from pipelines.workspace.run_folder import RUN, is_run, read_run
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; runs lie in ./runs unless --run-dir says otherwise")
@@ -146,8 +147,8 @@ def _runs(folder: Path) -> Table:
             continue
         noted: dict[str, Any] = run.get("stages", {})
         stages = {s: noted[s] for s in (*STAGES, *noted) if s in noted}
-        live = holder(path)
-        shown = [s if e.get("status") == "done" else f"{s} ({_status(e, live)})" for s, e in stages.items()]
+        became = {s: ended(path, e).get("status", "") for s, e in stages.items()}
+        shown = [s if status == "done" else f"{s} ({status})" for s, status in became.items()]
         took = sum(s.get("seconds", 0) for s in stages.values())
         cells = [path.name, run.get("name", ""), run.get("seed", ""), " ".join(shown), duration(took) if took else ""]
         cells += [size(size_of(path)), age(path / RUN), verdict(path, "evaluate")]
@@ -155,20 +156,16 @@ def _runs(folder: Path) -> Table:
     return table
 
 
-def _status(entry: dict[str, Any], live: str) -> str:
-    status = entry.get("status", "")
-    return "stopped" if status == "running" and not live else status
-
-
 def _stages(run: Path) -> Table:
     from models.backbone.artifacts import MANIFEST, partial_folder, read_artifact, read_manifest
     from pipelines.execution.progress import duration
+    from pipelines.report.first_screen import ended
     from pipelines.stages.table import folders
     from pipelines.workspace.gc import size_of
-    from pipelines.workspace.run_folder import holder, read_run
+    from pipelines.workspace.run_folder import read_run
     from stages.safe_points.stopped import kept_of, read_work
 
-    noted, live = read_run(run).get("stages", {}), holder(run)
+    noted = read_run(run).get("stages", {})
     table = Table("stage", "status", "key", "size", "took", "age", "verdict", box=None, header_style="bold")
     for stage, name in folders().items():
         entry, path = noted.get(stage, {}), run / name
@@ -186,7 +183,7 @@ def _stages(run: Path) -> Table:
             table.add_row(*(escape(printable(c)) for c in cells))
         if not (entry or path.is_dir()):
             continue
-        status, key = _status(entry, live), entry.get("key", "")
+        status, key = ended(run, entry).get("status", ""), entry.get("key", "")
         if path.is_dir():
             try:
                 found = read_manifest(path)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from data.common.errors import UserError, nearest
+from pipelines.workspace.run_folder import check_outside
 
 
 def import_base(
@@ -40,5 +41,6 @@ def import_base(
     to = to.resolve()
     if to.exists():
         raise UserError(f"{to}: exists already; choose a new folder")
+    check_outside(to, "--to")
     import_gguf(found, to, None if dtype is None else DTYPES[dtype], lambda text: typer.echo(text, err=True))
     typer.echo(str(to))

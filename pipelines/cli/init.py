@@ -17,6 +17,7 @@ from data.common.redaction import printable
 from data.local_files import why_absent
 from data.source_settings import Source
 from models.backbone.artifacts import check_destination, replace_text
+from pipelines.workspace.run_folder import check_outside
 
 if TYPE_CHECKING:
     from pipelines.init.draft import Draft, Wanted
@@ -49,6 +50,7 @@ def write_recipe(asked: Asked) -> None:
             format, or whatever ``trivet plan`` would refuse.
     """
     check_destination(asked.out, "--out")
+    check_outside(asked.out, "--out")
     if asked.out.exists() and not asked.force:
         raise UserError(f"{asked.out}: is there already; choose another --out, or replace it with --force")
     may_ask = sys.stdin.isatty() and sys.stdout.isatty()
@@ -59,7 +61,7 @@ def write_recipe(asked: Asked) -> None:
     base = asked.base or _answered("Base (a name of `trivet models`, a folder, a hub id, or scratch)", _base(asked))
     _base(asked)(base)
     sources = [source_of(file) for file in files] or _answered("Data files, with blanks between them", _files)
-    from pipelines.cli.data import reading
+    from pipelines.cli.data import naming_options, reading
     from pipelines.init.draft import SCRATCH, Wanted, draft
     from pipelines.init.files import examined
     from pipelines.init.machines import COMMON, machine_of
@@ -70,7 +72,8 @@ def write_recipe(asked: Asked) -> None:
     if may_ask and base != SCRATCH:
         parts |= _asked_parts([one.path for one in sources if one.path not in parts])
     columns = {} if read_as is None else read_as.columns
-    given, check = examined(sources, parts, base == SCRATCH, columns, asked.ignore)
+    with naming_options():
+        given, check = examined(sources, parts, base == SCRATCH, columns, asked.ignore)
     for one in given:
         typer.echo(_verdict(one))
     if asks and asked.machine is None:

@@ -11,7 +11,7 @@ from data.common.errors import StageError, UserError
 from pipelines.cli.exit_codes import StageFailed, log_line, summary_of, write_traceback
 from pipelines.loading.load import load_recipe
 from pipelines.recipe.schema import resolved_yaml
-from pipelines.workspace.run_folder import REPORT
+from pipelines.workspace.run_folder import REPORT, check_outside
 
 if TYPE_CHECKING:
     from pipelines.run.pipeline import Pipeline
@@ -87,6 +87,7 @@ def run_pipeline(pipeline: Pipeline, profile: bool = False, **which: Any) -> Non
 
     Raises:
         StageFailed: with the log's path.
+        UserError: of what the user gave; it is logged too where a stage had begun.
     """
     from models.backbone.watching import watched, watching
 
@@ -109,9 +110,11 @@ def _run_logged(pipeline: Pipeline, profile: bool, which: dict[str, Any]) -> Any
     progress = Progress(active=pipeline.processes.is_main, profile=folder)
     try:
         pipeline.run(**which, progress=progress)
-    except (UserError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:
+        if isinstance(error, UserError) and not progress.current:
+            raise  # nothing had begun that could fail
         stage = f"the {progress.current} stage failed" if progress.current else "the run failed"
         stage += ":" if isinstance(error, StageError) else " with"  # a sentence of ours, or an error's name
         log = write_traceback(pipeline.run_dir)
@@ -120,6 +123,9 @@ def _run_logged(pipeline: Pipeline, profile: bool, which: dict[str, Any]) -> Any
                 from pipelines.report.page import write_report
 
                 progress.say(f"report: {write_report(pipeline.run_dir, progress.say)}")
+        if isinstance(error, UserError):
+            progress.say(log_line(log))
+            raise
         raise StageFailed(f"{stage} {summary_of(error, bool(progress.current))}\n        {log_line(log)}") from error
     return progress
 
@@ -223,6 +229,8 @@ def show_fit(
         )
     if write is not None and write.exists() and write.samefile(recipe):
         raise UserError(f"--write {write}: is the recipe itself, whose comments would be lost; choose another name")
+    if write is not None:
+        check_outside(write, "--write")
     from models.backbone.artifacts import replace_text
     from pipelines.cli.tables import print_fit
     from pipelines.run.fit import with_settings

@@ -22,6 +22,7 @@ from pipelines.export.push import Repository
 from pipelines.export.reward_model import export_reward
 from pipelines.run.open_run import open_run, stage_folder
 from pipelines.stages.table import STAGES
+from pipelines.workspace.run_folder import check_outside
 
 
 def exportable() -> dict[str, str]:
@@ -67,6 +68,7 @@ def export_stage(
     saving = Saving(dtype=dtype, max_shard_size=max_shard_size)
     _check_stage(stage, merge, gguf)
     to = _new_folder(to)
+    check_outside(to, "--to")
     pipeline = open_run(Path(run), stage=stage)
     model = StageModel(pipeline, stage, exportable()[stage], stage_folder(pipeline, stage))
     if push is None and (public or overwrite):

@@ -18,9 +18,9 @@ from data.common.redaction import redact
 from data.common.strict_json import read_object
 from data.counting import unknown_text
 from pipelines.report.names import plain_name
-from pipelines.report.words import FAILED, STOPPED
+from pipelines.report.words import STOPPED
 from pipelines.stages.table import STAGES, title_of
-from pipelines.workspace.run_folder import REPORT, RUN, holder
+from pipelines.workspace.run_folder import FAILED, REPORT, RUN, holder
 
 COUNTS = "counts"  # ends the names of a stage's counts of its data
 LOG = "error.log"  # of the last failure
@@ -38,16 +38,21 @@ def asked_for(recipe: str) -> tuple[str, ...]:
 
 
 def ended(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of a stage that runs by its own account, but in a folder that no process holds: failed, or stopped."""
-    if entry.get("status") != "running" or holder(path):
+    """The entry of a stage that has failed, with where the log is, or of any other.
+
+    One that runs by its own account, but in a folder that no process holds, has failed or was stopped.
+    """
+    said = [str(line) for line in entry.get("lines") or ()]
+    failed = entry.get("status") == FAILED
+    if not failed and (entry.get("status") != "running" or holder(path)):
         return dict(entry)
     log, noted = path / LOG, path / RUN
-    failed = log.is_file() and noted.is_file() and log.stat().st_mtime >= noted.stat().st_mtime
+    if not (log.is_file() and noted.is_file() and log.stat().st_mtime >= noted.stat().st_mtime):
+        return dict(entry) if failed else {**entry, "status": STOPPED}
     if not failed:
-        return {**entry, "status": STOPPED}
-    lines = [x for x in log.read_text(encoding="utf-8", errors="replace").splitlines() if x.strip()]
-    last = redact(lines[-1])[:SHOWN_LOG] if lines else ""
-    return {**entry, "status": FAILED, "lines": [*([last] if last else []), f"The log is {LOG} in the run folder"]}
+        lines = [x for x in log.read_text(encoding="utf-8", errors="replace").splitlines() if x.strip()]
+        said = [redact(line)[:SHOWN_LOG] for line in lines[-1:]]
+    return {**entry, "status": FAILED, "lines": [*said, f"The log is {LOG} in the run folder"]}
 
 
 def first_curves(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from pipelines.report.main_comparison import main_comparison
 from pipelines.report.names import SCORES, judge_name, plain_name, score_name
-from pipelines.workspace.run_folder import AT_THE_GATE
+from pipelines.workspace.run_folder import AT_THE_GATE, FAILED
 
-FAILED, STOPPED = "failed", "stopped"  # of a stage that began and does not run now
+STOPPED = "stopped"  # of a stage that began and does not run now
 FAR = 25.0  # nats a response; beyond this the policy has little in common with where it began
 TRIVIAL = {
     "empty_answer": "an empty response",
@@ -141,7 +141,7 @@ def _broken(words: Words, stage: Mapping[str, Any]) -> dict[str, str]:
     said = [_sentence(str(line)) for line in stage.get("lines") or ()]
     said += [f"Finished before it: {', '.join(done)}."] if done else []
     said += ["What is shown of responses is of an earlier run."] if words.results else []
-    said += ["The same command resumes."]
+    said += ["Once that is mended, the same command resumes." if failed else "The same command resumes."]
     text = f"{stage['title']} failed" if failed else f"{stage['title']} was stopped"
     return {"tone": "bad" if failed else "open", "text": text, "detail": " ".join(said)}
 

@@ -33,7 +33,7 @@ from pipelines.stages.depends_on import adapter_settings, rendering_of
 from pipelines.stages.described import Here, functions_in_key, left_out_of_keys
 from pipelines.stages.keys import base_key, dump, folder_hash, library_versions
 from pipelines.stages.table import STAGES, bases_made
-from pipelines.workspace.run_folder import RECIPE, read_run, stopped_at_gate
+from pipelines.workspace.run_folder import RECIPE, check_outside, read_run, stopped_at_gate
 from pipelines.workspace.store import Store
 from reward.card.gate import failures, stored_card
 from stages.safe_points.stopped import kept_of
@@ -285,7 +285,8 @@ class Pipeline:
         """Stages of this call.
 
         Raises:
-            UserError: one is named that the recipe has not, or whose result is given.
+            UserError: one is named that the recipe has not, or whose result is given, or that another of the three
+                leaves out.
         """
         stages = list(self.recipe.stages)
         for name in only:
@@ -298,6 +299,14 @@ class Pipeline:
                 raise UserError(f"no stage '{name}' in this recipe.{nearest(name, stages)} It has: {', '.join(stages)}")
         first = stages.index(start) if start else 0
         last = stages.index(until) if until else len(stages) - 1
+        if first > last:
+            raise UserError(
+                f"--from {start} and --until {until}: no stage lies between, for {until} comes before {start}; "
+                "exchange them, or leave one out"
+            )
+        if outside := [name for name in only if name not in stages[first : last + 1]]:
+            limit = f"--from {start}" if stages.index(outside[0]) < first else f"--until {until}"
+            raise UserError(f"--only {outside[0]} and {limit}: the second leaves out what the first names; drop one")
         return [s for s in stages[first : last + 1] if s not in self.given and (not only or s in only)]
 
     def run(
@@ -323,6 +332,7 @@ class Pipeline:
         Raises:
             StageError: another process of this run died, was stopped, failed or cannot be reached.
         """
+        check_outside(self.run_dir, "--run-dir")
         with watching(self.processes):
             chosen = self.chosen(only, start, until)
             Runner(self, progress or Progress(active=self.processes.is_main), fresh).run(chosen)

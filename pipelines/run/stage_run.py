@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.common.errors import GateStopped
+from data.common.errors import GateStopped, UserError
 from data.common.number_format import size
 from models.backbone.artifacts import finish_publishing, partial_folder, publish
 from models.backbone.processes import peak_memory
@@ -22,7 +22,7 @@ from pipelines.run.staleness import StageState
 from pipelines.stages.described import Here, made_with
 from pipelines.stages.keys import library_versions
 from pipelines.stages.table import STAGES
-from pipelines.workspace.run_folder import AT_THE_GATE, RunFolder
+from pipelines.workspace.run_folder import AT_THE_GATE, FAILED, RunFolder
 from stages import lineage
 from stages.safe_points.checkpoints import CHECKPOINTS, Checkpoints
 from stages.safe_points.interrupts import INTERRUPTS
@@ -55,6 +55,7 @@ class StageRun:
 
         Raises:
             KeyboardInterrupt: a signal came; what is done is saved.
+            UserError: something of the user's fails in the midst of it, which ``run.json`` then says of the stage.
         """
         started = time.perf_counter()
         inputs = self.pipeline.checked_inputs(self.name)
@@ -79,6 +80,10 @@ class StageRun:
                 result, log, tokens = self._compute(checkpoints, start, inputs)
             except GateStopped as stop:
                 self.folder.stage(self.name, status=AT_THE_GATE, key=self.key, lines=list(stop.lines))
+                raise
+            except UserError as error:  # of code or settings of the user's, which none of the checks before met
+                with contextlib.suppress(OSError):  # the error is what is to be said
+                    self.folder.stage(self.name, status=FAILED, key=self.key, lines=str(error).splitlines())
                 raise
             self._publish(result, made)
         seconds = round(log.before + time.perf_counter() - started, 3)  # those of stopped processes as well

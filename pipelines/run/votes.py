@@ -9,6 +9,7 @@ from typing import Any
 
 from data.common.errors import UserError
 from data.records import Message
+from pipelines.workspace.run_folder import check_outside
 
 
 def vote_row(
@@ -39,8 +40,9 @@ def append_votes(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rankings to a file, which is made if it is not there.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or lies where a run keeps a stage.
     """
+    check_outside(path, "file")
     try:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

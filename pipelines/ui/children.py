@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data.common.errors import UserError
 from pipelines.ui.commands import COMMAND, environment, shown
-from pipelines.workspace.run_folder import holder
+from pipelines.workspace.run_folder import check_outside, holder
 
 TAIL = 40_000
 """Bytes of a log that a page shows."""
@@ -73,8 +73,9 @@ class Children:
         """Start ``trivet run`` and leave it alone.
 
         Raises:
-            UserError: somebody runs into this folder already, or its log cannot be written.
+            UserError: somebody runs into this folder already, it is a stage's, or its log cannot be written.
         """
+        check_outside(folder, "run folder")
         with self.lock:
             here = folder.resolve()
             before = self.found.get(here)

@@ -15,6 +15,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.recipe.yaml_source import read_text
 from pipelines.ui.recipe_form import Setting
 from pipelines.ui.recipe_text import with_value, without
+from pipelines.workspace.run_folder import check_outside
 
 BY_DATA = "auto"
 """What the form shows of a setting that follows from the data; the plan says what it comes to."""
@@ -111,6 +112,7 @@ class Edited:
         if not self.changed:
             return
         check_destination(self.file, "name")
+        check_outside(self.file, "name")
         if self.file.is_file() and self.file.read_text(encoding="utf-8", errors="replace") != self.saved:
             raise UserError(f"{self.file}: was changed by somebody else since it was opened here; open it again")
         replace_text(self.file, self.text, say)

@@ -14,14 +14,14 @@ from data.common.errors import UserError
 from data.common.locks import lock
 from data.common.redaction import redacted
 from data.common.strict_json import read_object
-from models.backbone.artifacts import write_json
+from models.backbone.artifacts import read_artifact, write_json
 from pipelines.stages.table import folders
 
 if TYPE_CHECKING:
     from models.backbone.processes import Processes
 
 RUN, LOCK, RECIPE, REPORT = "run.json", ".lock", "recipe.yaml", "report.html"
-AT_THE_GATE = "stopped at the gate"  # a stage's status in run.json
+AT_THE_GATE, FAILED = "stopped at the gate", "failed"  # a stage's status in run.json
 
 
 class _Stage(BaseModel):
@@ -110,6 +110,33 @@ def find_run(path: Path) -> Path:
         where = path.resolve()
         raise UserError(f"{where}: no run folder ({RUN}) and no stage of one; `trivet ls` lists the runs")
     return run
+
+
+def check_outside(path: Path, option: str) -> None:
+    """Check whether a place to write to lies outside the results of stages, before the work that fills it.
+
+    One file more in a finished result is damage to it, and what lies in a stage's folder goes with the stage.
+
+    Raises:
+        UserError: it lies in a folder that has trivet's manifest or in which a run keeps a stage, or it is ``run.json``
+            or the lock of a run.
+    """
+    path = path.absolute()
+    for place in (path.parent.resolve() / path.name, path.resolve()):  # a link may be replaced, or written through
+        if place.name in (RUN, LOCK) and is_run(place.parent):
+            raise UserError(f"{path}: is trivet's own file of a run; choose another {option}")
+        for folder in (place, *place.parents):
+            if _keeps_stage(folder) or read_artifact(folder) is not None:
+                raise UserError(
+                    f"{path}: lies in {folder}, where trivet keeps a stage's result and nothing else may be written; "
+                    f"choose another {option}"
+                )
+
+
+def _keeps_stage(folder: Path) -> bool:
+    """Whether a folder is a stage's place in a run, or a hidden one next to it, finished or not."""
+    names = folders().values()
+    return (folder.name in names or folder.name.startswith(tuple(f".{n}." for n in names))) and is_run(folder.parent)
 
 
 @contextlib.contextmanager

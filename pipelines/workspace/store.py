@@ -37,6 +37,7 @@ from models.backbone.artifacts import (
     read_manifest,
     write_json,
 )
+from pipelines.workspace.run_folder import check_outside
 
 KEY = re.compile(r"[0-9a-f]{64}")
 MARK = "trivet-store.json"
@@ -55,6 +56,7 @@ class Store:
         if not self._is_marked(root):
             if not make or (self.root.is_dir() and any(self.root.iterdir()) and not self.entries.is_dir()):
                 raise UserError(f"--store {root}: is no store of trivet; name one, or a new or empty folder")
+            check_outside(self.root, "--store")
             try:
                 for folder in (self.entries, self.used, self.partial):
                     folder.mkdir(parents=True, exist_ok=True)

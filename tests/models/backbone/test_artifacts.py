@@ -48,3 +48,16 @@ def test_links_within_and_a_link_to_the_whole_folder_are_fine(made: Artifact, tm
     assert problems(made) == []
     (tmp_path / "elsewhere").symlink_to(made.path)
     assert load_artifact(tmp_path / "elsewhere", "sft stage").key == "k"
+
+
+def test_what_is_only_too_much_is_to_be_moved_and_the_stage_stays(made: Artifact) -> None:
+    (made.path / "merged").mkdir()
+    for name in ("a", "b"):
+        (made.path / "merged" / name).write_text("x")
+    with pytest.raises(UserError) as error:
+        load_artifact(made.path, "sft stage")
+    place = made.path / "merged/a"
+    assert str(error.value) == f"{place}: not in the manifest; move it elsewhere, or remove it (2 problem(s))"
+    (made.path / "adapter/a.json").write_text("[]")  # as well: the stage itself is damaged
+    with pytest.raises(UserError, match=r"altered since.* \(3 problem\(s\)\); remove .*sft and run the stage again"):
+        load_artifact(made.path, "sft stage")

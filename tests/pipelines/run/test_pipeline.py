@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,11 @@ import torch
 
 from data.common.errors import UserError
 from models.backbone.artifacts import read_artifact
+from pipelines.cli.main import main
+from pipelines.report.page import view
+from pipelines.report.run_files import read_run as files_of_run
 from pipelines.run.pipeline import Pipeline
+from pipelines.workspace.run_folder import read_run
 from tests.support.recipes import RECIPE, ROOT, STAGES, metrics, results
 
 PROMISED = {
@@ -379,3 +384,70 @@ def test_a_file_that_a_function_opens_is_part_of_what_a_stage_was_made_with(leas
     from pipelines.workspace.verify import verify_run
 
     assert not [problem for problem in verify_run(run) if "evaluation" in problem]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--from ppo --until sft", ("--from ppo", "--until sft")),
+        ("--only sft --from ppo", ("--only sft", "--from ppo")),
+        ("--only sft ppo --from reward", ("--only sft", "--from reward")),
+        ("--only ppo --until sft", ("--only ppo", "--until sft")),
+        ("--from sft --until sft --input sft=given", ("--input sft",)),
+    ],
+)
+def test_flags_that_leave_each_other_nothing_are_refused_by_name(
+    flags: str, named: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given").mkdir()
+    (tmp_path / "r.json").write_text(json.dumps(RECIPE))
+    assert main(["run", "r.json", "--run-dir", "new", *flags.split()]) == 2
+    told = capsys.readouterr()
+    assert all(name in told.err for name in named) and not (tmp_path / "new").exists()
+
+
+def test_flags_that_agree_choose_what_they_name() -> None:
+    chosen = Pipeline.from_recipe(RECIPE).chosen
+    assert chosen(["reward", "sft"], "sft", "reward") == ["sft", "reward"]
+    assert chosen([], "reward", "reward") == ["reward"] and chosen(["ppo"], "sft", None) == ["ppo"]
+
+
+def test_a_fault_of_the_users_code_within_a_stage_is_that_stages_failure(
+    least_run: Path, tmp_path: Path, capsys
+) -> None:
+    run, code = Path(shutil.copytree(least_run, tmp_path / "run")), tmp_path / "own.py"
+    made = json.loads(json.dumps(RECIPE))
+    made["ppo"] |= {"reward": [{"source": "own.py:kind"}], "value": {"init": "sft"}}
+    (tmp_path / "r.json").write_text(json.dumps(made))
+    command = ["ppo", str(tmp_path / "r.json"), "--run-dir", str(run)]
+
+    def status() -> str:
+        capsys.readouterr()
+        assert main(["ls", str(run.parent)]) == 0
+        return re.search(r"ppo \(([^)]*)\)", capsys.readouterr().out)[1]
+
+    code.write_text("def other(completions):\n    return 0\n")
+    assert main(command) == 2 and not (run / "error.log").exists()  # found before the stage: nothing has failed
+    assert read_run(run)["stages"]["ppo"]["status"] == "done"
+
+    code.write_text("def kind(completions):\n    raise RuntimeError('my scorer is broken')\n")
+    capsys.readouterr()
+    assert main(command) == 2
+    told = capsys.readouterr()
+    message = told.err.strip().removeprefix("trivet: ")
+    assert "my scorer is broken" in message and f"the log is {run / 'error.log'}" in told.out
+    assert read_run(run)["stages"]["ppo"]["lines"] == message.splitlines() and status() == "failed"
+    assert "RuntimeError: my scorer is broken" in (run / "error.log").read_text()
+    seen = view(files_of_run(run))["headline"]
+    assert seen["text"] == "PPO failed" and "my scorer is broken" in seen["detail"]
+    assert "The log is error.log" in seen["detail"]
+
+    assert main(["sft", *command[1:]]) == 0 and not (run / "error.log").exists()  # which says nothing of PPO
+    seen = view(files_of_run(run))["headline"]
+    assert seen["text"] == "PPO failed" and "my scorer is broken" in seen["detail"] and status() == "failed"
+    assert "The log is error.log" not in seen["detail"]
+
+    code.write_text("def kind(completions):\n    return [float(len(c)) for c in completions]\n")
+    assert main(command) == 0 and not (run / "error.log").exists()
+    assert read_run(run)["stages"]["ppo"]["status"] == "done" and "lines" not in read_run(run)["stages"]["ppo"]

@@ -154,7 +154,8 @@ def test_verify_names_every_kind_of_damage(run: Path, capsys: pytest.CaptureFixt
     (run / "ppo/w.safetensors").unlink()
     wrong = verify_run(run)
     told = sorted(w.partition(": ")[2] for w in wrong)
-    assert told == ["altered since the stage finished", "missing", "not in the manifest"]
+    extra = "not in the manifest; move it elsewhere, or remove it"
+    assert told == ["altered since the stage finished", "missing", extra]
     assert cli.main(["verify", str(run)]) == 2
     shutil.rmtree(run / "sft")
     assert any("made from sft" in w and "not there" in w for w in verify_run(run))
@@ -183,6 +184,17 @@ def test_parents_that_were_given_are_followed(tmp_path: Path) -> None:
     assert any("not there" in w for w in verify_run(run))
     (run / "run.json").write_text(json.dumps({"inputs": {"sft": str(other / "sft")}}))
     assert verify_run(run) == []
+
+
+def test_ls_says_that_a_stage_failed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noted = (run / "run.json").read_text()
+    (run / "error.log").write_text("ValueError: odd\n")  # newer than the last start: of the stage that was running
+    assert cli.main(["ls", str(run.parent)]) == 0 and "reward (failed)" in capsys.readouterr().out
+    os.utime(run / "error.log", (1, 1))
+    assert cli.main(["ls", str(run.parent)]) == 0 and "reward (stopped)" in capsys.readouterr().out
+    (run / "run.json").write_text(noted.replace("running", "failed"))
+    for folder in (run.parent, run):
+        assert cli.main(["ls", str(folder)]) == 0 and "failed" in capsys.readouterr().out
 
 
 def test_ls_of_runs_of_a_run_and_of_a_store(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
