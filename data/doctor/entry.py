@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from data.storage.digests import digest
 
 MAX_PLACES = 1000
 """Places that a finding keeps; it counts all."""
+LAST_NUMBER = re.compile(r"(.*?)(\d+)\D*$", re.DOTALL)
+"""Of a place: its file, and its row there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,5 +132,18 @@ class Places:
 
     def finding(self, kind: str, text: str) -> Finding:
         """The finding, ``text`` followed by where it was first."""
-        where = f"; the first is {self.first[0]}" if self.first and self.first[0] else ""
-        return Finding(kind=kind, count=self.count, text=text + where, places=tuple(self.first))
+        places = by_number(self.first)
+        where = f"; the first is {places[0]}" if places and places[0] else ""
+        return Finding(kind=kind, count=self.count, text=text + where, places=tuple(places))
+
+
+def by_number(places: Sequence[str]) -> list[str]:
+    """Places, those of each file in the order of its rows: a split has taken some of them out to stand behind."""
+    files: dict[str, int] = {}
+
+    def order(place: str) -> tuple[int, int]:
+        found = LAST_NUMBER.match(place)
+        file, number = (found[1], int(found[2])) if found else (place, 0)
+        return files.setdefault(file, len(files)), number
+
+    return sorted(places, key=order)

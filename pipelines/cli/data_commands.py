@@ -38,7 +38,7 @@ def check_data(
     trivet data check my.yaml --all
     """
     from data.common.redaction import printable
-    from pipelines.cli.data import is_recipe, reading
+    from pipelines.cli.data import is_recipe, naming_options, reading
     from pipelines.cli.tables import show_data, show_recipe_data
 
     if len(files) > 1 and (recipe := next(filter(is_recipe, files), None)):
@@ -50,7 +50,8 @@ def check_data(
             raise UserError(f"{wrong} is for files; the recipe says it")
         lost = show_recipe_data(files[0], as_json, every)
     else:
-        lost = show_data(files, tokenizer, reading(columns, ignore), as_json=as_json, every=every)
+        with naming_options():
+            lost = show_data(files, tokenizer, reading(columns, ignore), as_json=as_json, every=every)
     if strict and lost:
         typer.echo("\n".join(f"--strict: {printable(what)}" for what in lost), err=True)
     raise typer.Exit(1 if strict and lost else 0)

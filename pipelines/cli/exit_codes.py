@@ -31,6 +31,7 @@ SEVERAL: dict[str, Callable[[str], Any]] = {
     "--set": SETTING.fullmatch,
     "--input": SETTING.fullmatch,
     "--clean": SETTING.fullmatch,
+    "--columns": SETTING.fullmatch,
     "--only": lambda word: word in STAGES,
 }
 """Options that take several values, and what is one more of them."""
@@ -41,7 +42,7 @@ class StageFailed(Exception):
 
 
 def spread_values(arguments: Sequence[str]) -> list[str]:
-    """``--set a=1 b=2`` becomes ``--set a=1 --set b=2``; the same for ``--input`` and ``--only``."""
+    """``--set a=1 b=2`` becomes ``--set a=1 --set b=2``; the same for all of ``SEVERAL``."""
     out: list[str] = []
     option = ""
     wants_value = False

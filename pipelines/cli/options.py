@@ -27,11 +27,17 @@ Input = Annotated[
 ]
 Ignore = Annotated[
     list[str] | None,
-    typer.Option("--ignore", metavar="COLUMN", help="a column, or pattern of columns, that need not be read"),
+    typer.Option(
+        "--ignore", metavar="COLUMN", help="a column, or pattern of columns, that need not be read; may be repeated"
+    ),
 ]
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--columns", metavar="OURS=THEIRS", help="what a format's column is called in the file"),
+    typer.Option(
+        "--columns",
+        metavar="OURS=THEIRS ...",
+        help="what a format's column is called in the file; several, or repeated",
+    ),
 ]
 AsDemonstrations = Annotated[
     list[str] | None,

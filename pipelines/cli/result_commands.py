@@ -39,10 +39,11 @@ def score(
     trivet score runs/demo answers.csv --columns completion=reply
     trivet score ./some-reward-model answers.jsonl
     """
-    from pipelines.cli.data import reading
+    from pipelines.cli.data import naming_options, reading
     from pipelines.run.score import score_file
 
-    rows = score_file(run, file, out, label, reading(columns, ignore), lambda text: typer.echo(text, err=True))
+    with naming_options():
+        rows = score_file(run, file, out, label, reading(columns, ignore), lambda text: typer.echo(text, err=True))
     typer.echo(f"{rows} responses scored" + (f", written to {out}" if out else ""), err=True)
 
 

@@ -53,7 +53,8 @@ def show_models() -> None:
 
 
 def show_model(name: str) -> None:
-    """Every field of one entry, folder or hub id."""
+    """Every field of one entry, folder or hub id, and what its own files say where they are on this machine."""
+    from models.hub.download import local_folder
     from models.hub.registry import resolve_base
 
     table = Table(box=None, show_header=False)
@@ -67,7 +68,12 @@ def show_model(name: str) -> None:
         "stop": "the tokenizer's",
         "override_source": "nothing is overridden",
     }
-    for key, value in spec.model_dump().items():
+    told = spec.model_dump()
+    if local_folder(spec.source, spec.revision) is not None:
+        from pipelines.run.plan_details import own_facts
+
+        told |= own_facts(spec)
+    for key, value in told.items():
         shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
         table.add_row(key.replace("_", " "), escape(str(shown or empty.get(key, "not stated"))))
     console().print(table)

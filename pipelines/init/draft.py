@@ -26,6 +26,7 @@ from pipelines.run.pipeline import Pipeline
 from pipelines.run.plan_details import PlanDetails
 from pipelines.run.plan_time import PlanTime
 from pipelines.run.rehearsal import rehearse
+from pipelines.stages.shapes import parameters_text
 
 SCRATCH = "scratch"
 """The base that the run pretrains itself."""
@@ -170,17 +171,12 @@ def _base_facts(details: PlanDetails) -> str:
     shape, opened = details.shape, details.opened
     if not isinstance(details.recipe.base, str):
         assert shape is not None
-        return f"trained from scratch: {_count(shape.parameters)} parameters"
+        return f"trained from scratch: {parameters_text(shape.parameters)} parameters"
     if shape is None:
         spec = resolve_base(details.recipe.base, base_dir=details.recipe.base_dir)
         return f"{spec.source}: not on this machine yet" + (f"; {spec.note}" if spec.note else "")
     positions = f", {opened.positions:,} positions" if opened is not None and opened.positions else ""
-    return f"{_count(shape.parameters)} parameters, {shape.layers} layers, {shape.width} wide{positions}"
-
-
-def _count(number: int) -> str:
-    """A number of parameters, as bases are called by it."""
-    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.{0 if number >= 1e8 else 2}f} M"
+    return f"{shape.size}{positions}"
 
 
 def _data(wanted: Wanted, pipeline: Pipeline | None) -> Group:

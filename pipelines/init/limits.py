@@ -14,7 +14,7 @@ from models.hub.registry import resolve_base
 from pipelines.init.text import Line
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
-from pipelines.run.plan_details import PlanDetails
+from pipelines.run.plan_details import NO_TEMPLATE, PlanDetails
 
 GRAIN, LONGEST = 64, 4096
 """Limits are multiples of ``GRAIN`` tokens; none is raised above ``LONGEST``, for memory grows with it."""
@@ -112,5 +112,4 @@ def template_line(recipe: Recipe, details: PlanDetails) -> Line | None:
         return Line(key="template", value="auto", why="the tokenizer's own chat template", written=False)
     if continues(details.corpus):
         return Line(key="template", value="text", why="responses begin with white space: they continue their prompts")
-    why = "the tokenizer has no chat template: `user : ...`, `assistant : ...`"
-    return Line(key="template", value="dialogue", why=why, written=False)
+    return Line(key="template", value="dialogue", why=NO_TEMPLATE, written=False)

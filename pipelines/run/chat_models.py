@@ -14,6 +14,7 @@ from data.records import Message
 from data.template import Renderer
 from evaluation.systems import ROLES
 from models.backbone.settings import ADAPTER_CONFIG
+from models.hub.download import local_folder
 from models.hub.registry import resolve_base
 from models.hub.spec import BaseModelSpec
 from models.roles.files import new_tokens_of
@@ -125,7 +126,23 @@ def open_room(target: str, stage: str | None = None, compare_with: str | None = 
         return _of_run(path, stage, compare_with)
     if stage is not None:
         raise UserError(f"--stage {stage}: {target} is no run folder; leave --stage out for a plain model")
+    _check_there(target)
     return _of_model(target, compare_with)
+
+
+def _check_there(target: str) -> None:
+    """Refuse a path below a folder of this machine, where nothing is, which would be asked for on the hub.
+
+    Raises:
+        UserError: names the path.
+    """
+    path, spec = Path(target), resolve_base(target, base_dir=Path.cwd())
+    if spec.family == "hub" and Path(path.parts[0]).is_dir() and local_folder(spec.source, spec.revision) is None:
+        there = sorted(one.name for one in Path(path.parts[0]).iterdir() if one.is_dir())
+        raise UserError(
+            f"{target}: there is no such run or folder.{nearest(path.name, there)} `trivet ls {path.parts[0]}` lists "
+            "the runs there; a model of the hub is fetched by this name where no folder of its first part is"
+        )
 
 
 def open_speakers(target: str, stage: str | None = None) -> Room:

@@ -17,7 +17,7 @@ from pipelines.run.parts import RunParts
 from pipelines.run.plan_details import PlanDetails
 from pipelines.stages.table import STAGES, bases_made
 
-CHECKS = 2
+CHECKS = 3
 """Raised when the checks find something else in the same rows: what was remembered before is then not taken."""
 KEPT = 20
 """Places of a finding that ``run.json`` keeps."""

@@ -6,6 +6,7 @@ machine; no weights are loaded and nothing is fetched.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from data.template import Renderer
 from models.backbone.device_memory import USABLE, device_memory, parse_size
 from models.backbone.four_bits import can_quantize
 from models.backbone.processes import resolve_dtype
+from models.backbone.settings import AdapterConfig
 from models.fast.products import product_dtype
 from models.fast.weights import DTYPES, FAMILIES
 from models.hub.download import local_folder
@@ -37,10 +39,12 @@ from pipelines.run.fit import Fit, needed
 from pipelines.run.teachers import teacher_shape
 from pipelines.stages.estimates import LIBRARIES, Estimate, Estimator
 from pipelines.stages.memory import Numbers, base_bytes, gathered_bytes
-from pipelines.stages.shapes import Shape, shape_of
+from pipelines.stages.shapes import Shape, shape_of, shape_of_folder
 from pipelines.stages.table import STAGES
 from pipelines.stages.taken_rows import taken_rows
 from pipelines.stages.tallies import Count, continued, pretrain
+
+NO_TEMPLATE = "the tokenizer has no chat template: `user : ...`, `assistant : ...`"
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,25 @@ def opened(
     renderer = Renderer(tokenizer, template=template, stop=stop, extra_stop_ids=stops)
     positions = None if limits is None else limits.positions
     return Opened(renderer, None if positions is None else max(1, positions - reserved))
+
+
+def own_facts(spec: BaseModelSpec) -> dict[str, str]:
+    """What a base's files say of it where they lie on this machine: size, positions and chat template, as far as they
+    can be read; empty where they do not.
+    """
+    folder, found = local_folder(spec.source, spec.revision), {}
+    if folder is None:
+        return {}
+    with contextlib.suppress(UserError):
+        found["size"] = shape_of_folder(folder, AdapterConfig()).size
+    with contextlib.suppress(UserError):
+        limits = limits_of_folder(folder, spec.name)
+        if limits is not None and limits.positions is not None:
+            found["positions"] = f"{limits.positions:,}"
+    with contextlib.suppress(UserError):
+        own = tokenizer_of(spec.model_copy(update={"source": str(folder)})).chat_template
+        found["chat_template"] = spec.chat_template or ("the tokenizer's" if own else NO_TEMPLATE)
+    return found
 
 
 def rejected_warning(corpus: Corpus) -> str:

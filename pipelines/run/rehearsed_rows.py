@@ -10,6 +10,7 @@ from data.records import Prompt
 from data.splits import Corpus
 from data.storage.views import Chain
 from data.template import Renderer
+from models.hub.limits import check_rows
 from pipelines.recipe.derived import evaluation_prompts, response_limit
 from pipelines.recipe.schema import Recipe
 from pipelines.run.base_rehearsal import KnownBase
@@ -19,18 +20,25 @@ from stages.stage import prompt_rows
 
 ROWS = 2000
 """Rows of a part that are rendered: all of a small one, every n-th of a large one."""
+SHORTER = ", or leave out the longest prompts"
 
 
 def check_room(recipe: Recipe, corpus: Corpus, base: KnownBase) -> None:
-    """Refuse a PPO that would leave out every prompt.
+    """Refuse a PPO that would leave out every prompt, or whose base cannot read one that it takes.
 
     Raises:
         UserError: as the stage would.
     """
     limit = prompt_limit(recipe.ppo, None if base.limits is None else base.limits.positions)
     prompts = corpus.prompts.train
-    if len(prompts) <= ROWS and all(len(row) > limit for row in prompt_rows(base.renderer, prompts)):
+    some = evenly_spaced(prompts)
+    rendered = zip(prompt_rows(base.renderer, some), some, strict=True)
+    kept = [(row, p.source) for row, p in rendered if len(row) <= limit]
+    if not kept and len(prompts) <= ROWS:
         raise none_fits(len(prompts), limit)
+    if base.limits is not None:  # none that is kept is too long
+        rows, places = [row for row, _ in kept], [place for _, place in kept]
+        check_rows(base.limits, rows, "data.prompts", "", lambda _: None, where=places)
 
 
 def evenly_spaced(rows: Sequence[Any]) -> Sequence[Any]:
@@ -87,13 +95,11 @@ def ranking_rows(recipe: Recipe, corpus: Corpus, renderer: Renderer) -> tuple[li
 
 
 def _asked(recipe: Recipe, corpus: Corpus, chosen: Sequence[str]) -> Iterator[tuple[str, Sequence[Prompt], int, str]]:
-    """Prompts that are responded to: of rankings and evaluation; PPO leaves out by itself those that do not fit."""
+    """Prompts that are responded to: of rankings and evaluation; those of PPO, which leaves some out, are elsewhere."""
     if "rankings" in chosen and recipe.rankings is not None:
         r = recipe.rankings
         prompts = Chain(corpus.prompts.train[: r.prompts], corpus.prompts.held_out[: r.held_out_prompts])
-        yield "data.prompts", prompts, r.max_new_tokens, "lower rankings.max_new_tokens"
-    if "ppo" in chosen:
-        yield "data.prompts", corpus.prompts.train, 0, "leave out the longest prompts"
+        yield "data.prompts", prompts, r.max_new_tokens, f"lower rankings.max_new_tokens{SHORTER}"
     if "evaluate" in chosen:
         held_out = evaluation_prompts(recipe, corpus)
-        yield "evaluation", held_out, response_limit(recipe), "lower evaluation.max_new_tokens"
+        yield "evaluation", held_out, response_limit(recipe), f"lower evaluation.max_new_tokens{SHORTER}"

@@ -15,7 +15,7 @@ from pipelines.run.opened import OPENED, changed_files
 from pipelines.stages.described import Here, made_with, without_speed
 from pipelines.stages.keys import differences, hash_of
 from pipelines.stages.table import STAGES, group_of
-from stages.safe_points.checkpoints import CHECKPOINTS, resume_text
+from stages.safe_points.checkpoints import CHECKPOINTS, newest_state
 from stages.safe_points.stopped import StoppedWork, newest_step, other_work, place_of, work_of
 
 
@@ -93,10 +93,40 @@ def _why(name: str, described: Mapping[str, Any], key: str, there: Artifact | No
         opened = [f"{file}, which code of yours opened" for file in described.get(OPENED, ())]
         changed = differences(_but_opened(old), in_new_words(_but_opened(described)))
         reason = "changed: " + _some([*opened, *changed])
-    more = resume_text(own / CHECKPOINTS, key) if own is not None else ""
+    more = resumes_at(own / CHECKPOINTS, key, name, recipe) if own is not None else ""
     if not more and other is not None:
         more = begins_again(other, final, name, described)
     return "; ".join(filter(None, (reason, more))) or "not run yet"
+
+
+UNITS = {"ppo": "update", "rankings": "response"}
+"""What a stage's progress counts, where it is not steps."""
+
+
+def resumes_at(folder: Path, key: str, name: str, recipe: Recipe) -> str:
+    """Where a stopped stage resumes, in what its progress counts; '' where it has no checkpoint."""
+    found = newest_state(folder, key)
+    if found is None:
+        return ""
+    number, state = found
+    done: Any = number
+    total: int | None = None
+    if name == "ppo":  # whose checkpoints are numbered by safe points, several an update
+        done, total = state.get("update"), recipe.ppo.updates
+    elif isinstance(trainer := state.get("trainer"), Mapping) and not (name == "reward" and _several(recipe)):
+        offset, steps = state.get("offset"), trainer.get("max_steps")
+        total = offset + steps if isinstance(offset, int) and isinstance(steps, int) else None
+    if not isinstance(done, int):
+        return f"resumes from checkpoint step_{number}"
+    unit = UNITS.get(name, "step")
+    if total is None:
+        return f"resumes at {unit} {done + 1:,}"
+    return f"resumes {f'at {unit} {done + 1:,}' if done < total else f'after {unit} {done:,}'} of {total:,}"
+
+
+def _several(recipe: Recipe) -> bool:
+    """Whether several reward models are trained one after another: a checkpoint knows the end of the present one."""
+    return recipe.reward.ensemble > 1 or recipe.reward.holdout > 0
 
 
 def _same_but_speed(name: str, there: Artifact, described: Mapping[str, Any], recipe: Recipe) -> bool:

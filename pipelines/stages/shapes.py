@@ -17,6 +17,7 @@ from models.hub.validate import shapes_of, weight_files
 from pipelines.recipe.schema import Recipe
 from stages.settings import PretrainConfig
 
+HEAD = "lm_head.weight"
 HEAD_EXTRAS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 HEAD_NORMED = ("qwen3", "gemma3_text", "olmo2")  # families that norm queries and keys
 NORMED_AFTER = ("gemma2", "gemma3_text", "olmo2")  # families with norms behind attention and the rest
@@ -43,6 +44,11 @@ class Shape:
     plain_head: bool = True  # logits are the product with the output layer and nothing else
 
     @property
+    def size(self) -> str:
+        """Parameters, layers and width in words."""
+        return f"{parameters_text(self.parameters)} parameters, {self.layers} layers, {self.width} wide"
+
+    @property
     def queries(self) -> int:
         return self.heads * self.head_size
 
@@ -50,6 +56,11 @@ class Shape:
     def keys(self) -> int:
         """Width of keys, which is that of values."""
         return self.key_heads * self.head_size
+
+
+def parameters_text(number: int) -> str:
+    """A number of parameters, as bases are called by it."""
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.{0 if number >= 1e8 else 2}f} M"
 
 
 def shape_of(recipe: Recipe, base: str | None = None) -> Shape | None:
@@ -166,8 +177,9 @@ def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
     raw = read_object(folder / "config.json")
     config: dict[str, Any] = raw.get("text_config") or raw
     named = [pair for file in weight_files(folder) for pair in shapes_of(file)]
-    if config.get("tie_word_embeddings", raw.get("tie_word_embeddings")) is True:
-        named = [(n, s) for n, s in named if n != "lm_head.weight"]  # some files hold the same matrix twice
+    tied = config.get("tie_word_embeddings", raw.get("tie_word_embeddings")) is True
+    if tied:
+        named = _once(named)
     layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     width = _first(config, "hidden_size", "n_embd", "d_model")
     heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads") or 1
@@ -185,7 +197,9 @@ def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
         linear=sum(math.prod(s) for _, s in inside),
         adapter=tuned_numbers(adapter, chosen, parameters)
         + virtual_numbers(adapter, width, layers, key_heads * head_size)
-        + embedding_numbers(adapter, vocabulary, width, tied=not any(n.startswith("lm_head.") for n, _ in named)),
+        + embedding_numbers(
+            adapter, vocabulary, width, tied=tied or not any(n.startswith("lm_head.") for n, _ in named)
+        ),
         layers=layers,
         trained_layers=layers - (0 if adapter.embeddings_setting else min(adapted, default=0)),
         width=width,
@@ -199,6 +213,12 @@ def shape_of_folder(folder: Path, adapter: AdapterConfig) -> Shape:
         sliding=_sliding(config, layers),
         plain_head=not any(config.get(name) for name in HEAD_EXTRAS),
     )
+
+
+def _once(named: Sequence[tuple[str, list[int]]]) -> list[tuple[str, list[int]]]:
+    """Matrices of a base with tied embeddings, the tied one once: files hold it by either name, or by both."""
+    embeddings = [s for n, s in named if n != HEAD and not any(p.isdigit() for p in n.split("."))]
+    return [(n, s) for n, s in named if n != HEAD or s not in embeddings]
 
 
 def _aimed(adapter: AdapterConfig, parts: Sequence[str]) -> bool:

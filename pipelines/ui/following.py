@@ -67,7 +67,8 @@ class Seen:
     """A run as its page shows it.
 
     Attributes:
-        title: its name.
+        title: its folder's name, as the list of runs has it.
+        there: whether the folder is a run, or a process is about to make one there.
         stages: ``name, title, status, time, lines`` of every stage that left a trace.
         live: whether a process holds the folder.
         curves: title of a stage -> its charts.
@@ -76,6 +77,7 @@ class Seen:
     """
 
     title: str
+    there: bool = True
     stages: Sequence[Mapping[str, Any]] = ()
     live: bool = False
     curves: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -94,12 +96,14 @@ def seen(folder: Path) -> Seen:
     Raises:
         UserError: ``run.json`` is damaged.
     """
+    title = folder.resolve().name
     try:
         files = read_run(folder)
     except UserError:
         if is_run(folder):
             raise
-        return Seen(title=folder.name, live=bool(holder(folder)), curves={})
+        live = bool(holder(folder))
+        return Seen(title=title, there=live, live=live, curves={})
     warned = stage_warnings(files)
     curves = {
         title_of(stage): [themed(one) for one in charts.curves(stage, files.metrics[stage], warned.get(stage, ()))]
@@ -107,7 +111,7 @@ def seen(folder: Path) -> Seen:
         if stage in files.metrics
     }
     return Seen(
-        title=str(files.run.get("name") or folder.name),
+        title=title,
         stages=stage_rows(files),
         live=bool(holder(folder)),
         curves={title: found for title, found in curves.items() if found},

@@ -114,11 +114,13 @@ class _Page:
         child = self.state.children.of(self.folder)
         running = alive or found.live
         ended_badly = child is not None and not alive and child.process.poll() != 0
+        none = child is None and not found.there
         word = "running" if running else "finished" if found.finished and not ended_badly else "not finished"
+        word = "no such run" if none else word
         self.status.set_text(word)
         self.title.set_text(printable(found.title))
         self.stop_button.set_visibility(alive)
-        self.resume_button.set_visibility(not running and word != "finished")
+        self.resume_button.set_visibility(word == "not finished")
         self.report.set_visibility(is_run(self.folder))
         self.chat.set_visibility(any(stage["status"] == "done" for stage in found.stages))
         far = how_far(log) if running else None
@@ -134,7 +136,7 @@ class _Page:
             frame.texts(found.warnings, "small open")
         self.said.set_text("This run was started elsewhere: it is followed here, and stopped in its own terminal.")
         self.said.set_visibility(found.live and not alive)
-        frame.show_line(self.line, self.line_of(child, running or word == "finished"))
+        frame.show_line(self.line, "" if none else self.line_of(child, running or word == "finished"))
         self.show_curves(found)
         self.log_name.set_text(f"{log_of(self.folder)}" if log else "no lines: only runs that a page starts leave some")
         if log != self.log:

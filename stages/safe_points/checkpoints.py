@@ -28,7 +28,7 @@ from stages.safe_points.interrupts import INTERRUPTS
 from stages.safe_points.stopped import CHECKPOINTS, NAME
 from stages.settings import KEPT, CheckpointConfig
 
-__all__ = ["CHECKPOINTS", "Checkpoints", "State", "resume_text"]
+__all__ = ["CHECKPOINTS", "Checkpoints", "State", "newest_state"]
 
 
 @dataclass(kw_only=True)
@@ -52,10 +52,17 @@ def number_of(processes: int) -> str:
     return f"{processes} process" + ("" if processes == 1 else "es")
 
 
-def resume_text(folder: Path, key: str) -> str:
-    """Where a stage of this key will resume, in words; '' where no checkpoint of it is there."""
+def newest_state(folder: Path, key: str) -> tuple[int, dict[str, Any]] | None:
+    """The number of the newest checkpoint of this key and its state's plain values, none where they cannot be read;
+    None where no checkpoint of it is there.
+    """
     found = [int(m[1]) for p in folder.glob("step_*") if (m := NAME.fullmatch(p.name)) and _belongs(p, key)]
-    return f"resumes from checkpoint step_{max(found)}" if found else ""
+    if not found:
+        return None
+    try:
+        return max(found), dict(read_numbers(folder / f"step_{max(found)}")["state"])
+    except UserError:
+        return max(found), {}
 
 
 def _belongs(path: Path, key: str) -> bool:
@@ -177,12 +184,9 @@ class Checkpoints:
         tensors = load_file(path / TENSORS)
         rank, count = (self.processes.rank, self.processes.world_size) if self.processes else (0, 1)
         saved_by = numbers["processes"]
-        more = (
-            ""
-            if len(saved_by) == count
-            else f", saved by {number_of(len(saved_by))}; here there {'is 1' if count == 1 else f'are {count}'}"
-        )
-        self.say(f"resuming from checkpoint step_{steps[0]}{more}")
+        if len(saved_by) != count:
+            here = "is 1" if count == 1 else f"are {count}"
+            self.say(f"checkpoint step_{steps[0]} was saved by {number_of(len(saved_by))}; here there {here}")
         parts = []
         for number, own_numbers in enumerate(saved_by):
             prefix = f"process/{number}/"

@@ -71,6 +71,10 @@ def plan_of(pipeline: Pipeline) -> str:
     return next(p.reason for p in pipeline.plan() if p.name == "sft")
 
 
+def steps_of(pipeline: Pipeline) -> int:
+    return int(next(p.details["steps"] for p in pipeline.plan() if p.name == "sft"))
+
+
 def test_other_settings_tried_in_between_cost_no_checkpoint(
     base: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,20 +86,21 @@ def test_other_settings_tried_in_between_cost_no_checkpoint(
     assert "starts again because sft.batch (8 -> 4) changed" in " ".join(capsys.readouterr().out.split())
     stop_at(base, tmp_path, 1, "sft.learning_rate=0.001")
     assert len(list(tmp_path.glob(".sft.stopped-*"))) == 2
-    assert plan_of(made(base, tmp_path)) == "resumes from checkpoint step_3"
-    assert "step_2" in plan_of(other)
+    assert plan_of(made(base, tmp_path)) == f"resumes at step 4 of {steps_of(made(base, tmp_path))}"
+    assert "resumes at step 3 of " in plan_of(other)
     assert leftovers(tmp_path) == []  # nothing goes unasked
     kept = made(base, tmp_path).kept()
     assert len(kept) == 2 and all("stopped at step_" in what for what in kept.values())
     made(base, tmp_path).run(only=["sft"])
-    assert "resuming from checkpoint step_3" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "resumes at step 4 of " in told and "checkpoint step_" not in told
     assert weights(tmp_path) == weights(whole)
     assert len(list(tmp_path.glob(".sft.stopped-*"))) == 2 and not (tmp_path / ".sft.partial").exists()
     assert cli.main(["ls", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count(".sft.stopped-") == 2
     assert {one.path.name[:12] for one in leftovers(tmp_path, unfinished=True)} == {".sft.stopped"}
     other.run(only=["sft"])
-    assert "resuming from checkpoint step_2" in capsys.readouterr().out
+    assert "resumes at step 3 of " in capsys.readouterr().out
 
 
 def test_fresh_takes_its_own_checkpoints_alone(base: Path, whole: Path, tmp_path: Path) -> None:
@@ -103,7 +108,7 @@ def test_fresh_takes_its_own_checkpoints_alone(base: Path, whole: Path, tmp_path
     stop_at(base, tmp_path, 3)
     made(base, tmp_path).run(only=["sft"], fresh=True)
     assert weights(tmp_path) == weights(whole)
-    assert plan_of(made(base, tmp_path, "sft.learning_rate=0.001")).endswith("resumes from checkpoint step_2")
+    assert plan_of(made(base, tmp_path, "sft.learning_rate=0.001")).count("resumes at step 3 of ") == 1
 
 
 def test_a_damaged_checkpoint_is_set_aside(
@@ -228,7 +233,7 @@ def test_a_finished_stage_stays_when_memory_and_speed_alone_change(
     assert plan_of(made(base, whole)) == "finished and unchanged"
     stop_at(base, tmp_path, 3)
     made(base, tmp_path, *other).run(only=["sft"])
-    assert "resuming from checkpoint step_3" in capsys.readouterr().out
+    assert "resumes at step 4 of " in capsys.readouterr().out
     from safetensors.torch import load_file
 
     ours, theirs = (load_file(f / "sft/adapter/adapter_model.safetensors") for f in (tmp_path, whole))

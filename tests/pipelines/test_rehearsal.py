@@ -128,7 +128,7 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], str]] = {
     ),
     "prompts and new tokens beyond it": (
         lambda f, r: (save_base(f / "base", "gpt2"), r.update(evaluation={"max_new_tokens": 63})),
-        "63 of them new); lower evaluation.max_new_tokens",
+        "63 of them new); lower evaluation.max_new_tokens, or leave out the longest prompts",
     ),
     "a template that refuses": (lambda f, r: (system_row(f), r.update(template="chat")), "sft.jsonl:13"),
     "no held-out prompt": (lambda f, r: r["data"].update(held_out=0.0), "data.held_out: no held-out prompt is left"),
@@ -566,6 +566,23 @@ def test_a_copy_of_a_given_adapter_that_has_other_settings_is_told_at_plan(
         name, _, rest = role.partition(" of ")
         of, _, differ = rest.partition(": ")
         assert sentence.startswith(f"{name} starts as a copy of '{of}'") and differ in sentence
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_prompts_that_ppo_leaves_out_anyway_are_neither_warned_of_nor_refused(
+    family: str, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    save_base(tmp_path / "base", family)
+    long = [{"prompt": f"w{i} " * 90} for i in range(4)]
+    rows(tmp_path / "prompts.jsonl", [*long, *({"prompt": f"w{i}"} for i in range(4, 12))])
+    rows(tmp_path / "held.jsonl", [{"prompt": "w20"}])
+    recipe["data"]["held_out"] = "held.jsonl"
+    pipeline = Pipeline.from_recipe(written(tmp_path, recipe), run_dir=tmp_path / "run")
+    left_out = next(p for p in pipeline.plan() if p.name == "ppo").details["counts"]["dropped"]
+    assert left_out == 4
+    told: list[str] = []
+    rehearse(pipeline, ["sft", "reward", "ppo"], told.append)
+    assert not [text for text in told if "data.prompts" in text]
 
 
 def test_a_part_of_which_only_some_rows_are_rendered_is_named(

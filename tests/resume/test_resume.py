@@ -171,10 +171,11 @@ def test_a_signal_saves_at_the_next_safe_point(whole, tmp_path, monkeypatch, cap
         given = {"run_dir": tmp_path, "inputs": inputs_from(whole, "ppo")}
         return {p.name: p.reason for p in Pipeline.from_recipe(RECIPE, [*ALWAYS, *settings], **given).plan()}["ppo"]
 
-    assert planned(never) == f"resumes from checkpoint step_{seen[-1]}"
+    each = 2 * 2 + 1  # safe points of an update: after its rollout, and behind each minibatch
+    assert planned(never) == f"resumes at update {seen[-1] // each + 1} of {RECIPE['ppo']['updates']}"
     assert planned(never, "ppo.learning_rate=0.5") == "not run yet"
     go(whole, tmp_path, "ppo", never)
-    assert "resuming from checkpoint" in capfd.readouterr().out
+    assert "ppo: resumes at update" in capfd.readouterr().out
     same(whole, tmp_path, "ppo")
 
 

@@ -350,6 +350,16 @@ def test_held_out_prompts_that_are_nearly_in_training_are_counted():
     assert near.text.startswith("10 of 11 held-out prompts are nearly one of 30 prompts of training; the first is h0")
 
 
+def test_the_first_place_is_the_first_of_its_file_also_where_rows_are_held_out(tmp_path):
+    write(tmp_path / "a.jsonl", [{"prompt": f"p{i}", "completion": "a\u200b"} for i in range(40)])
+    corpus = load_corpus(DataConfig(demonstrations="a.jsonl", held_out=0.3), seed=0, base_dir=tmp_path)
+    lines = [int(d.prompt.source.rpartition(":")[2]) for d in corpus.demonstrations.all]
+    assert sorted(lines) == list(range(1, 41)) and lines[0] != 1, "the first row is held out"
+    [invisible] = [f for f in examine(corpus).findings if f.kind == "invisible characters"]
+    assert invisible.text.endswith("the first is a.jsonl:1")
+    assert invisible.places == tuple(f"a.jsonl:{i}" for i in range(1, 41))
+
+
 def test_sides_without_a_row_or_of_one_group_are_told(tmp_path):
     write(tmp_path / "a.jsonl", [{"prompt": f"p{i}", "completion": "a"} for i in range(40)])
     whole = load_corpus(DataConfig(demonstrations="a.jsonl", held_out=0.0), seed=0, base_dir=tmp_path)

@@ -23,7 +23,7 @@ from data.template import Renderer
 from models.sampling.generate import CachedEngine, SamplingParams
 from models.sampling.stream import stream
 from pipelines.cli.chat import Chat
-from pipelines.run.chat_models import Room, Speaker, open_room
+from pipelines.run.chat_models import Room, Speaker, open_room, open_speakers
 from reward.model import RewardModel
 from tests.conftest import ADAPTER, make_base, randomise, tiny_lm, word_tokenizer
 
@@ -225,6 +225,14 @@ def test_a_second_speaker_that_is_nothing_is_named(models, tmp_path):
         UserError, match=r"--compare-with .*nothing: cannot be opened as a stage \(base, distil, sft, ppo\), a run"
     ):
         open_room(str(models / "one"), None, str(tmp_path / "nothing"))
+
+
+def test_a_run_that_is_not_there_is_not_asked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    for opened in (open_room, open_speakers):
+        with pytest.raises(UserError, match=r"^runs/mime: there is no such run or folder\. Did you mean 'mine'\?"):
+            opened("runs/mime")
 
 
 def test_wrong_rooms_are_named(tmp_path: Path):

@@ -18,6 +18,7 @@ from data.common.errors import StageError, UserError
 from pipelines.cli.exit_codes import StageFailed, exit_code, spread_values
 from pipelines.cli.run import forget_failure, parse_inputs
 from pipelines.cli.words import plain_words
+from tests.conftest import tiny_lm, word_tokenizer
 from tests.support.exits import exit_code_of
 
 ROOT = Path(__file__).parents[3]
@@ -96,6 +97,26 @@ def test_models_lists_without_a_network(capsys: pytest.CaptureFixture[str]) -> N
     assert "refs/pr/35" in out and "lora targets" in out and "override source" in out
 
 
+def test_models_says_of_a_folder_what_its_files_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lm, tokenizer = tiny_lm(), word_tokenizer()
+    lm.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    def said() -> dict[str, str]:
+        assert cli.main(["models", str(tmp_path)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return {line[:18].strip(): line[18:].strip() for line in lines}
+
+    found = said()
+    assert found["chat template"].startswith("the tokenizer has no chat template")
+    assert found["positions"] == "64"
+    count = sum(p.numel() for p in lm.parameters())
+    assert found["size"] == f"{count / 1e6:.2f} M parameters, 2 layers, 32 wide"
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(tmp_path)
+    assert said()["chat template"] == "the tokenizer's"
+
+
 def test_ls_shows_finished_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "one"
     run.mkdir()
@@ -115,6 +136,21 @@ def test_data_check_counts_rows_and_tells_bad_ones(tmp_path: Path, capsys: pytes
     assert cli.main(["data", "check", str(file), "--strict"]) == 1
 
 
+def test_an_error_about_columns_gives_the_options_that_mend_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"my_q": f"question {i}", "my a": f"answer {i}"}) + "\n" for i in range(5)))
+    columns = ["--columns", "prompt=my_q", "completion=my a"]
+    for command in (["data", "check", str(file)], ["init", str(file), "--base", "gpt2"]):
+        assert cli.main(command) == 2
+        told = capsys.readouterr().err
+        assert "`columns: {prompt: my_q, completion: my a}` (here: `--columns prompt=my_q 'completion=my a'`)" in told
+        assert "`columns: {prompt: my_q}, ignore: [my a]` (here: `--columns prompt=my_q --ignore 'my a'`)" in told
+    assert cli.main(["data", "check", *columns, str(file)]) == 0
+    assert "demonstrations (5)" in capsys.readouterr().out
+
+
 def test_strict_counts_parts_of_a_file_that_are_not_read(tmp_path: Path) -> None:
     recipe, rows = tmp_path / "r.yaml", "".join(f"q{i},a{i}\n" for i in range(30))
     recipe.write_text("base: gpt2\ndata: {demonstrations: a.csv, held_out: 0.2}\nstages: [sft]\n")
@@ -132,6 +168,10 @@ def test_several_values_after_one_option() -> None:
     assert spread_values(given) == [
         *["run", "--set", "a.b=1", "--set", "c=2", "recipe.yaml", "--only", "sft", "--only", "ppo"],
         *["--input", "sft=x", "--input", "reward=y"],
+    ]
+    given = ["data", "check", "--columns", "prompt=my_q", "completion=my_a", "rows.jsonl", "--json"]
+    assert spread_values(given) == [
+        *["data", "check", "--columns", "prompt=my_q", "--columns", "completion=my_a", "rows.jsonl", "--json"]
     ]
     assert parse_inputs(["sft=a=b"]) == {"sft": "a=b"}
     with pytest.raises(UserError, match="given twice"):

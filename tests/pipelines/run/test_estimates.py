@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from models.backbone.settings import AdapterConfig
 from pipelines.cli import main as cli
@@ -54,6 +56,18 @@ def test_a_shape_is_read_by_every_name_of_a_size_and_of_a_list_the_largest(
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 40}))
     shape = shape_of_folder(tmp_path, AdapterConfig())
     assert (shape.layers, shape.width, shape.heads, shape.inner) == found
+
+
+@pytest.mark.parametrize("names", [["lm_head"], ["model.embed_tokens"], ["lm_head", "model.embed_tokens"]])
+def test_a_tied_matrix_counts_once_by_whatever_name_a_file_holds_it(names: list[str], tmp_path: Path) -> None:
+    rows = {f"{name}.weight": torch.zeros(40, 8) for name in names}
+    save_file(rows | {"model.layers.0.mlp.up_proj.weight": torch.zeros(16, 8)}, tmp_path / "model.safetensors")
+    config = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 40, "tie_word_embeddings": True}))
+    shape = shape_of_folder(tmp_path, AdapterConfig(rank=4, modules_to_save=["embed_tokens"]))
+    assert (shape.parameters, shape.linear) == (40 * 8 + 16 * 8, 16 * 8)
+    assert shape.adapter == 4 * (16 + 8) + 40 * 8
+    assert shape.size == "0.00 M parameters, 1 layers, 8 wide"
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "opt"])

@@ -153,7 +153,7 @@ def stopped_and_resumed(user: Visit) -> None:
     user.wait(".run-status:has-text('not finished')")
     user.wait(".stage-ppo:has-text('stopped')")
     user.click("Resume")
-    user.wait(".log:has-text('resuming from checkpoint')")
+    user.wait(".log:has-text('resumes at update')")
     user.click("Stop")
     user.wait(".run-status:has-text('not finished')")
 

@@ -29,13 +29,17 @@ def test_how_far_is_the_last_count_of_the_last_command() -> None:
 
 
 def test_a_run_at_any_moment(run: Path, tmp_path: Path) -> None:
-    assert not seen(tmp_path / "none").stages and not seen(tmp_path / "none").live
+    none = seen(tmp_path / "none")
+    assert not none.stages and not none.live and not none.there
+    with holding(tmp_path / "soon"):
+        assert seen(tmp_path / "soon").there
     whole = seen(run)
-    assert whole.title == "demo" and whole.finished and not whole.live and whole.verdict
+    assert whole.title == "demo" and whole.there and whole.finished and not whole.live and whole.verdict
     assert [stage["name"] for stage in whole.stages] == ["pretrain", "sft", "rankings", "reward", "ppo", "evaluate"]
     assert "PPO" in whole.curves and len(whole.curves["PPO"]) > 3
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     noted = json.loads((copy / "run.json").read_text())
+    assert seen(copy).title == "copy" and noted["name"] == "demo"  # as the list of runs calls it
     noted["stages"]["evaluate"]["status"] = "running"
     (copy / "run.json").write_text(json.dumps(noted))
     assert seen(copy).stages[-1]["status"] == "stopped" and not seen(copy).finished

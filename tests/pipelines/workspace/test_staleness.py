@@ -13,16 +13,49 @@ from safetensors.numpy import save_file
 from data.common.config import Config
 from data.common.errors import UserError
 from models.backbone.artifacts import publish
-from pipelines.recipe.schema import RuntimeConfig
+from pipelines.recipe.schema import Recipe, RuntimeConfig
 from pipelines.run.pipeline import Pipeline
+from pipelines.run.staleness import resumes_at
 from pipelines.stages.table import STAGES
 from reward.settings import GateConfig
 from stages import settings as configs
+from stages.safe_points.checkpoints import Checkpoints, State
 from stages.settings import CheckpointConfig
 
 ALL = ("sft", "rankings", "reward", "ppo", "evaluate")
 FROM = {stage: ALL[n:] for n, stage in enumerate(ALL)}
 FUNCTION = "def {name}(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
+
+
+TRAINER: dict[str, Any] = {"trainer": {"global_step": 3, "max_steps": 9}, "offset": 0}
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "state", "changes", "said"),
+    [
+        ("ppo", 90, {"update": 17}, {}, "resumes at update 18 of 40"),
+        ("ppo", 200, {"update": 40}, {}, "resumes after update 40 of 40"),
+        ("ppo", 90, {}, {}, "resumes from checkpoint step_90"),  # damaged: the run will refuse it
+        ("sft", 3, TRAINER, {}, "resumes at step 4 of 9"),
+        ("sft", 9, TRAINER, {}, "resumes after step 9 of 9"),
+        ("distil", 5, TRAINER | {"offset": 2}, {}, "resumes at step 6 of 11"),
+        ("reward", 3, TRAINER, {}, "resumes at step 4 of 9"),
+        ("reward", 3, TRAINER, {"ensemble": 2}, "resumes at step 4"),
+        ("rankings", 96, {}, {}, "resumes at response 97"),
+    ],
+)
+def test_a_stopped_stage_resumes_at_what_its_progress_counts(
+    stage: str, number: int, state: dict[str, Any], changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    made = Recipe.model_validate(
+        {"name": "r", "base": "b", "data": {"demonstrations": "d.jsonl"}, "ppo": {"updates": 40}, "reward": changes}
+    )
+    points = Checkpoints(tmp_path, "key")
+    points.save(1, State(tensors={}, numbers=state | {"update": 1}))
+    points.save(number, State(tensors={}, numbers=state))
+    points.wait()
+    assert resumes_at(tmp_path, "key", stage, made) == said
+    assert resumes_at(tmp_path, "other", stage, made) == resumes_at(tmp_path / "none", "key", stage, made) == ""
 
 
 def lines(*rows: dict[str, Any]) -> str:
